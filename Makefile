@@ -1,0 +1,47 @@
+# Every habit of the project. `make help` lists them.
+PYTHON ?= python3
+PYTEST := .venv/bin/python -m pytest
+# uv reads no pip configuration; where a machine offers local wheels to pip, offer them to uv too.
+UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+export UV_FIND_LINKS
+export PYTHONHASHSEED ?= 0
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast lint bench clean constraints
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: .venv/.ready .venv-triton/.ready ## both environments: the package, and the serving one
+
+.venv/.ready: pyproject.toml constraints/package.txt
+	$(PYTHON) scripts/setup_env.py package
+	@touch $@
+
+.venv-triton/.ready: pyproject.toml constraints/serving.txt
+	$(PYTHON) scripts/setup_env.py serving
+	@touch $@
+
+demo: setup ## the whole pipeline on a year of grocery transactions
+	.venv/bin/python scripts/demo.py
+
+test: setup lint ## every test, on real components
+	$(PYTEST)
+
+test-fast: setup ## the tests that take seconds
+	$(PYTEST) -m "not slow"
+
+lint: setup ## ruff, mypy --strict, import contracts
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+bench: setup ## each stage beside its limit
+	.venv/bin/python -m benchmarks
+
+constraints: setup ## renew the pinned constraint files
+	.venv/bin/python scripts/constraints.py
+
+clean: ## remove both environments and all that the demo made
+	rm -rf .venv .venv-triton .scalr

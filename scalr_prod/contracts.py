@@ -1,0 +1,163 @@
+"""The columns of every table, and nothing else: no other module spells a column's name in a schema.
+
+All timestamps are UTC with microsecond resolution. Two clocks run through every table: ``event_timestamp`` says when it
+happened, ``created_timestamp`` from when on it may be known. Ids keep the type they came with: int64 or string.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final, Literal
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = [
+    "CREATED_TIMESTAMP",
+    "EVENT_TIMESTAMP",
+    "ITEM_ID",
+    "PROVENANCE_COLUMNS",
+    "USER_ID",
+    "Domain",
+    "IdType",
+    "Table",
+    "id_type_of",
+    "schema_of",
+]
+
+USER_ID: Final = "user_id"
+ITEM_ID: Final = "item_id"
+EVENT_TIMESTAMP: Final = "event_timestamp"
+CREATED_TIMESTAMP: Final = "created_timestamp"
+
+#: Columns that tell a synthetic row from a real one: never offered to a model as features.
+PROVENANCE_COLUMNS: Final = (
+    "event_id",
+    "probability",
+    "source_item_id",
+    "source_event_timestamp",
+    "translator_version",
+    "run_id",
+    "is_synthetic",
+)
+
+IdType = Literal["int64", "string"]
+Domain = Literal["source", "target"]
+
+
+class Table(StrEnum):
+    """The lake's tables; those that are Feast feature views bear the same name there."""
+
+    SOURCE_EVENTS = "source_events"
+    TARGET_EVENTS = "target_events"
+    SOURCE_ITEMS = "source_items"
+    TARGET_ITEMS = "target_items"
+    SOURCE_USER_HISTORY = "source_user_history"
+    TARGET_USER_HISTORY = "target_user_history"
+    TARGET_ITEM_STATS = "target_item_stats"
+    SYNTHETIC_TARGET_EVENTS = "synthetic_target_events"
+    SYNTHETIC_QUARANTINE = "synthetic_quarantine"
+
+    @staticmethod
+    def events(domain: Domain) -> Table:
+        """The events table of a domain."""
+        return Table.SOURCE_EVENTS if domain == "source" else Table.TARGET_EVENTS
+
+    @staticmethod
+    def items(domain: Domain) -> Table:
+        """The item catalogue of a domain."""
+        return Table.SOURCE_ITEMS if domain == "source" else Table.TARGET_ITEMS
+
+    @staticmethod
+    def history(domain: Domain) -> Table:
+        """The user-history table of a domain."""
+        return Table.SOURCE_USER_HISTORY if domain == "source" else Table.TARGET_USER_HISTORY
+
+
+def schema_of(table: Table, *, user: IdType, item: IdType, source_item: IdType | None = None) -> pa.Schema:
+    """The Arrow schema of a table, for the given id types.
+
+    Args:
+        table: Which table.
+        user: Type of ``user_id``.
+        item: Type of ``item_id`` in the table's own domain.
+        source_item: Type of ``source_item_id`` (synthetic tables only; default: that of ``item``).
+    """
+    import pyarrow as pa
+
+    timestamp = pa.timestamp("us", tz="UTC")
+    types = {"int64": pa.int64(), "string": pa.string()}
+    user_t, item_t, source_t = types[user], types[item], types[source_item or item]
+
+    def required(name: str, kind: pa.DataType) -> pa.Field:
+        return pa.field(name, kind, nullable=False)
+
+    clocks = [required(EVENT_TIMESTAMP, timestamp)]
+    created = [required(CREATED_TIMESTAMP, timestamp)]
+    match table:
+        case Table.SOURCE_EVENTS | Table.TARGET_EVENTS:
+            fields = [
+                required(USER_ID, user_t),
+                required(ITEM_ID, item_t),
+                *clocks,
+                *created,
+                required("weight", pa.float32()),
+            ]
+        case Table.SOURCE_ITEMS | Table.TARGET_ITEMS:
+            fields = [
+                required(ITEM_ID, item_t),
+                pa.field("title", pa.string()),
+                pa.field("category", pa.string()),
+                pa.field("value", pa.float64()),
+            ]
+        case Table.SOURCE_USER_HISTORY | Table.TARGET_USER_HISTORY:
+            fields = [
+                required(USER_ID, user_t),
+                *clocks,
+                required("item_ids", pa.list_(item_t)),
+                required("event_timestamps", pa.list_(timestamp)),
+                required("event_count", pa.int64()),
+                *created,
+            ]
+        case Table.TARGET_ITEM_STATS:
+            fields = [
+                required(ITEM_ID, item_t),
+                *clocks,
+                required("first_seen", timestamp),
+                required("event_count", pa.int64()),
+                required("trailing_event_count", pa.int64()),
+                *created,
+            ]
+        case Table.SYNTHETIC_TARGET_EVENTS | Table.SYNTHETIC_QUARANTINE:
+            fields = [
+                required("event_id", pa.string()),
+                required(USER_ID, user_t),
+                required(ITEM_ID, item_t),
+                *clocks,
+                required("probability", pa.float32()),
+                required("weight", pa.float32()),
+                required("source_item_id", source_t),
+                required("source_event_timestamp", timestamp),
+                required("translator_version", pa.int64()),
+                required("run_id", pa.string()),
+                *created,
+            ]
+            if table is Table.SYNTHETIC_QUARANTINE:
+                fields = [*(f.with_nullable(True) for f in fields), required("reason", pa.string())]
+    return pa.schema(fields)
+
+
+def id_type_of(schema: pa.Schema, column: str) -> IdType:
+    """Whether an id column holds int64 or string.
+
+    Raises:
+        TypeError: It holds neither, which the ingest never lets in.
+    """
+    import pyarrow as pa
+
+    kind = schema.field(column).type
+    if pa.types.is_int64(kind):
+        return "int64"
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return "string"
+    raise TypeError(f"{column} holds {kind}, expected int64 or string")

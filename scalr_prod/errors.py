@@ -1,0 +1,258 @@
+"""Every error a user can meet. One look at the tree:
+
+ScalrError                      exit code 1; names where, what was found, what to do next
+├── SettingsError               scalr.toml or SCALR_*: unknown key, impossible value
+├── InputError                  foreign data refused at the edge; nothing was written
+│   ├── UnreadableInput         no such file, truncated, not the format it claims to be, a query that fails
+│   ├── EmptyInput              it can be read, but holds no row
+│   ├── ColumnNotFound          a mapped column is not there; lists those that are
+│   └── BadValue                null or empty id, wrong type, naive or unparsable timestamp, bad weight
+├── LakeError
+│   ├── TableNotFound           a stage was skipped; names the command that makes the table
+│   ├── CommitFailed            nothing was written; safe to repeat
+│   └── CommitOutcomeUnknown    the commit may have landed; read the log before repeating
+├── LedgerError
+│   └── RunNotFound
+├── FeatureStoreError           Feast could not be opened, applied or read
+├── TranslatorError
+│   ├── NoCommonUsers           source and target share no user: nothing to learn a translation from
+│   ├── TranslatorNotFound      no such version; none trained or none promoted yet
+│   └── TrainedPastWindow       it has seen what the window is about to ask of it
+├── ServingError                the local Triton could not be started, stopped, or asked to load
+├── ScoringError
+│   ├── ServerUnreachable       nothing answers at the address
+│   ├── ModelNotReady           the server is there, the model is not
+│   ├── ModelVersionMismatch    another version answers than the one the run pinned
+│   ├── MalformedResponse       wrong shape, dtype or byte size, NaN, index out of range
+│   ├── RequestTooLarge         refused before it was sent
+│   └── DeadlineExceeded        the deadline over all attempts has passed
+├── GenerationError
+│   ├── EmptyWindow             no source event in the window
+│   └── SchedulerUnreachable    the Dask address does not answer
+├── PublicationError            the run is not in a state that can be published or rolled back
+├── TrainingSetError            the training set could not be built
+└── QualityGateFailed           exit code 3; names the failed expectations and the report
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BadValue",
+    "ColumnNotFound",
+    "CommitFailed",
+    "CommitOutcomeUnknown",
+    "DeadlineExceeded",
+    "EmptyInput",
+    "EmptyWindow",
+    "FeatureStoreError",
+    "GenerationError",
+    "InputError",
+    "LakeError",
+    "LedgerError",
+    "MalformedResponse",
+    "ModelNotReady",
+    "ModelVersionMismatch",
+    "NoCommonUsers",
+    "PublicationError",
+    "QualityGateFailed",
+    "RequestTooLarge",
+    "RunNotFound",
+    "ScalrError",
+    "SchedulerUnreachable",
+    "ScoringError",
+    "ServerUnreachable",
+    "ServingError",
+    "SettingsError",
+    "TableNotFound",
+    "TrainedPastWindow",
+    "TrainingSetError",
+    "TranslatorError",
+    "TranslatorNotFound",
+    "UnreadableInput",
+]
+
+
+class ScalrError(Exception):
+    """What went wrong, where, and what to do next.
+
+    Args:
+        found: What was found, in one sentence.
+        where: The file, column, row, table, key or address it was found at.
+        next_step: The command or change that gets the user further.
+    """
+
+    exit_code = 1
+
+    def __init__(self, found: str, *, where: str | None = None, next_step: str | None = None) -> None:
+        super().__init__(found)
+        self.found = found
+        self.where = where
+        self.next_step = next_step
+        self.run_id: str | None = None
+        self.stage: str | None = None
+
+    def __str__(self) -> str:
+        origin = ", ".join(
+            part
+            for part in (
+                self.where,
+                f"stage {self.stage}" if self.stage else None,
+                f"run {self.run_id}" if self.run_id else None,
+            )
+            if part
+        )
+        head = f"{origin}: {self.found}" if origin else self.found
+        return f"{head}\n  next: {self.next_step}" if self.next_step else head
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Errors cross process borders (Dask workers): rebuild with the keyword arguments kept.
+        return _rebuild, (type(self), self.found, self.where, self.next_step, self.run_id, self.stage)
+
+    def at(self, *, stage: str | None = None, run_id: str | None = None) -> ScalrError:
+        """Add the stage and run that it happened in, where not known yet; returns itself."""
+        self.stage = self.stage or stage
+        self.run_id = self.run_id or run_id
+        return self
+
+    def to_json(self) -> dict[str, str | None]:
+        """The same facts as one JSON object, for ``--json``."""
+        return {
+            "error": type(self).__name__,
+            "found": self.found,
+            "where": self.where,
+            "next_step": self.next_step,
+            "stage": self.stage,
+            "run_id": self.run_id,
+        }
+
+
+def _rebuild(
+    kind: type[ScalrError], found: str, where: str | None, next_step: str | None, run_id: str | None, stage: str | None
+) -> ScalrError:
+    return kind(found, where=where, next_step=next_step).at(stage=stage, run_id=run_id)
+
+
+class SettingsError(ScalrError):
+    """scalr.toml or the environment holds an unknown key or an impossible value."""
+
+
+class InputError(ScalrError):
+    """Foreign data was refused at the edge; nothing was written."""
+
+
+class UnreadableInput(InputError):
+    """The input does not exist or cannot be decoded."""
+
+
+class EmptyInput(InputError):
+    """The input can be read, but holds no row."""
+
+
+class ColumnNotFound(InputError):
+    """A mapped column is missing; the message lists those that are there."""
+
+
+class BadValue(InputError):
+    """A cell cannot be accepted; the message names column and row."""
+
+
+class LakeError(ScalrError):
+    """A Delta table could not be read or written."""
+
+
+class TableNotFound(LakeError):
+    """The table does not exist yet; names the command that makes it."""
+
+
+class CommitFailed(LakeError):
+    """The commit did not land: nothing changed, and it is safe to repeat."""
+
+
+class CommitOutcomeUnknown(LakeError):
+    """The commit may have landed; the table's log tells."""
+
+
+class LedgerError(ScalrError):
+    """The ledger's database could not be reached, read or written."""
+
+
+class RunNotFound(LedgerError):
+    """No run with this id."""
+
+
+class FeatureStoreError(ScalrError):
+    """Feast could not be opened, applied or read."""
+
+
+class TranslatorError(ScalrError):
+    """The translator could not be trained, loaded or evaluated."""
+
+
+class NoCommonUsers(TranslatorError):
+    """Source and target domain share no user."""
+
+
+class TranslatorNotFound(TranslatorError):
+    """No translator version fits the request."""
+
+
+class TrainedPastWindow(TranslatorError):
+    """The translator was trained on events from after what the run may know."""
+
+
+class ServingError(ScalrError):
+    """The local Triton could not be started, stopped, or asked to load a model."""
+
+
+class ScoringError(ScalrError):
+    """A scoring request failed."""
+
+
+class ServerUnreachable(ScoringError):
+    """Nothing answers at the scorer's address."""
+
+
+class ModelNotReady(ScoringError):
+    """The server answers, but does not hold the model."""
+
+
+class ModelVersionMismatch(ScoringError):
+    """Another model version answers than the one pinned."""
+
+
+class MalformedResponse(ScoringError):
+    """The answer's shape, dtype, byte size or values are wrong."""
+
+
+class RequestTooLarge(ScoringError):
+    """The request exceeds the limit; it was not sent."""
+
+
+class DeadlineExceeded(ScoringError):
+    """The deadline over all attempts has passed."""
+
+
+class GenerationError(ScalrError):
+    """Synthetic events could not be generated."""
+
+
+class EmptyWindow(GenerationError):
+    """The window holds no source event."""
+
+
+class SchedulerUnreachable(GenerationError):
+    """The Dask scheduler does not answer."""
+
+
+class PublicationError(ScalrError):
+    """The run is not in a state in which it can be published or rolled back."""
+
+
+class TrainingSetError(ScalrError):
+    """The training set could not be built."""
+
+
+class QualityGateFailed(ScalrError):
+    """The gate said no; the message names the failed expectations and the report."""
+
+    exit_code = 3

@@ -1,0 +1,202 @@
+"""The lake: one Delta table per name of `contracts.Table`, on disk or at any object-store URL.
+
+Every commit carries a *key* as a Delta app transaction, so that repeating it changes nothing. A commit that fails is told apart
+from one whose outcome is unknown.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from scalr_prod.contracts import EVENT_TIMESTAMP, Table
+from scalr_prod.errors import CommitFailed, CommitOutcomeUnknown, TableNotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from datetime import datetime
+
+    import pyarrow as pa
+    import pyarrow.dataset as ds
+    from deltalake import DeltaTable
+
+    from scalr_prod.settings import Settings
+
+    Rows = pa.Table | pa.RecordBatchReader
+
+__all__ = ["Commit", "Lake"]
+
+_MADE_BY = {
+    Table.SOURCE_EVENTS: "scalr ingest",
+    Table.TARGET_EVENTS: "scalr ingest",
+    Table.SOURCE_ITEMS: "scalr ingest",
+    Table.TARGET_ITEMS: "scalr ingest",
+    Table.SOURCE_USER_HISTORY: "scalr histories",
+    Table.TARGET_USER_HISTORY: "scalr histories",
+    Table.TARGET_ITEM_STATS: "scalr histories",
+    Table.SYNTHETIC_TARGET_EVENTS: "scalr publish",
+    Table.SYNTHETIC_QUARANTINE: "scalr validate",
+}
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What a write came to.
+
+    Attributes:
+        table: The table's name.
+        version: Its Delta version afterwards.
+        written: False when the same key had been committed before, and nothing was done.
+    """
+
+    table: str
+    version: int
+    written: bool
+
+
+class Lake:
+    """The Delta tables below one folder or URL."""
+
+    def __init__(self, root: str, storage_options: dict[str, str] | None = None) -> None:
+        self.root = root.rstrip("/")
+        self.storage_options = storage_options or {}
+
+    @classmethod
+    def open(cls, settings: Settings) -> Lake:
+        """The lake of a project: ``[project] lake``, or ``<home>/lake``."""
+        return cls(settings.lake_url, dict(settings.project.storage_options))
+
+    def uri(self, table: Table) -> str:
+        """Where a table is."""
+        return f"{self.root}/{table.value}"
+
+    def exists(self, table: Table) -> bool:
+        """Whether a table is there."""
+        from deltalake import DeltaTable
+
+        return DeltaTable.is_deltatable(self.uri(table), storage_options=self.storage_options)
+
+    def create(self, table: Table, schema: pa.Schema) -> None:
+        """Make an empty table where there is none."""
+        from deltalake import DeltaTable
+
+        DeltaTable.create(self.uri(table), schema=schema, mode="ignore", name=table.value, storage_options=self.storage_options)
+
+    def open_table(self, table: Table, *, version: int | None = None) -> DeltaTable:
+        """The Delta table itself.
+
+        Raises:
+            TableNotFound: It is not there; names the command that makes it.
+        """
+        from deltalake import DeltaTable
+        from deltalake.exceptions import TableNotFoundError
+
+        try:
+            return DeltaTable(self.uri(table), version=version, storage_options=self.storage_options)
+        except TableNotFoundError as error:
+            raise TableNotFound(
+                "the table does not exist yet", where=self.uri(table), next_step=f"run: {_MADE_BY[table]}"
+            ) from error
+
+    def version(self, table: Table) -> int:
+        """The table's current Delta version."""
+        return self.open_table(table).version()
+
+    def schema(self, table: Table) -> pa.Schema:
+        """The table's Arrow schema, in pyarrow's types."""
+        return self.dataset(table).schema
+
+    def dataset(self, table: Table, *, version: int | None = None) -> ds.Dataset:
+        """The table as a pyarrow dataset: lazily read, with filters pushed down; DuckDB and Polars scan it."""
+        return self.open_table(table, version=version).to_pyarrow_dataset()
+
+    def read(
+        self,
+        table: Table,
+        *,
+        columns: Sequence[str] | None = None,
+        where: ds.Expression | None = None,
+        version: int | None = None,
+    ) -> pa.Table:
+        """Rows in memory; for tables or slices known to be small."""
+        return self.dataset(table, version=version).to_table(columns=list(columns) if columns else None, filter=where)
+
+    def committed(self, table: Table, key: str) -> bool:
+        """Whether a commit with this key has landed."""
+        return self.exists(table) and self.open_table(table).transaction_version(key) is not None
+
+    def append(self, table: Table, rows: Rows, *, key: str) -> Commit:
+        """Add rows once per key."""
+        return self._commit(table, rows, key=key, mode="append")
+
+    def replace(self, table: Table, rows: Rows, *, key: str) -> Commit:
+        """Replace the whole table once per key."""
+        return self._commit(table, rows, key=key, mode="overwrite")
+
+    def replace_window(self, table: Table, rows: Rows, *, start: datetime, end: datetime, key: str) -> Commit:
+        """Replace the rows with ``start <= event_timestamp < end`` by these, in one commit, once per key.
+
+        Raises:
+            CommitFailed: Nothing changed: a row lies outside of the window, another writer won, or the disk is full.
+            CommitOutcomeUnknown: The table's log could not be read after the failure.
+        """
+        return self._commit(table, rows, key=key, mode="overwrite", predicate=_window(start, end))
+
+    def delete(self, table: Table, predicate: str, *, key: str) -> Commit:
+        """Delete the rows that a SQL predicate names, once per key."""
+        from deltalake import CommitProperties, Transaction
+
+        properties = CommitProperties(app_transactions=[Transaction(key, 1)])
+        return self._once(table, key, lambda delta: delta.delete(predicate, commit_properties=properties))
+
+    def _commit(self, table: Table, rows: Rows, *, key: str, mode: Any, predicate: str | None = None) -> Commit:
+        from deltalake import CommitProperties, Transaction, write_deltalake
+
+        properties = CommitProperties(app_transactions=[Transaction(key, 1)])
+        return self._once(
+            table,
+            key,
+            lambda delta: write_deltalake(delta, rows, mode=mode, predicate=predicate, commit_properties=properties),
+        )
+
+    def _once(self, table: Table, key: str, write: Callable[[DeltaTable], object]) -> Commit:
+        delta = self.open_table(table)
+        if delta.transaction_version(key) is not None:
+            return Commit(table.value, delta.version(), written=False)
+        try:
+            write(delta)
+        except Exception as error:
+            # deltalake raises plain exceptions of many kinds (DeltaError, OSError, pyarrow's); the log alone tells what happened.
+            self._settle(table, key, error)
+        return Commit(table.value, self.version(table), written=True)
+
+    def _settle(self, table: Table, key: str, error: Exception) -> None:
+        """Read the log after a failed write: landed after all, not landed, or not to be known."""
+        try:
+            landed = self.committed(table, key)
+        except Exception as unreadable:
+            raise CommitOutcomeUnknown(
+                f"the commit may have landed, and the log cannot be read ({_first_line(unreadable)}); the write said: {_first_line(error)}",
+                where=self.uri(table),
+                next_step="when the lake can be reached, repeat the command: a landed commit is recognised",
+            ) from error
+        if not landed:
+            raise CommitFailed(
+                f"nothing was written: {_first_line(error)}",
+                where=self.uri(table),
+                next_step="mend the cause and repeat the command",
+            ) from error
+
+
+def _window(start: datetime, end: datetime) -> str:
+    return f"{EVENT_TIMESTAMP} >= '{_literal(start)}' AND {EVENT_TIMESTAMP} < '{_literal(end)}'"
+
+
+def _literal(moment: datetime) -> str:
+    from datetime import UTC
+
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,0 +1,121 @@
+"""Shared by every test: a small pair of domains with a known translation, and projects made from it.
+
+In the made data each user has a taste (one of eight). Source items and target items belong to tastes; target events follow the
+user's taste most of the time. So a translator that works beats popularity by a wide margin, also for users without target history.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+DATA = Path(os.environ.get("SCALR_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+START = pd.Timestamp("2024-01-01", tz="UTC")
+DAYS = 200
+TASTES = 8
+
+
+@dataclass(frozen=True)
+class TwoDomains:
+    """Paths of the made logs, in one folder."""
+
+    folder: Path
+    source: Path
+    target: Path
+    source_items: Path
+    target_items: Path
+
+
+def make_two_domains(
+    folder: Path, *, users: int = 300, source_items: int = 160, target_items: int = 120, seed: int = 7, ids: str = "string"
+) -> TwoDomains:
+    """Write a source log (about 20 events a user) and a target log (about 5) as Parquet; a fifth of the users have no target event."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    taste = rng.integers(0, TASTES, users)
+    source, target = [], []
+    for user in range(users):
+        for _ in range(int(rng.integers(10, 30))):
+            own = taste[user] if rng.random() < 0.8 else rng.integers(0, TASTES)
+            item = int(rng.zipf(1.6) % (source_items // TASTES)) * TASTES + int(own)
+            source.append((user, item, rng.random() * DAYS))
+        if user % 5:
+            for _ in range(int(rng.integers(2, 9))):
+                own = taste[user] if rng.random() < 0.8 else rng.integers(0, TASTES)
+                item = int(rng.zipf(1.6) % (target_items // TASTES)) * TASTES + int(own)
+                target.append((user, item, rng.random() * DAYS))
+
+    def frame(rows: list, prefix: str) -> pd.DataFrame:
+        table = pd.DataFrame(rows, columns=["user_id", "item_id", "day"])
+        table["timestamp"] = (START + pd.to_timedelta(table.pop("day"), unit="D")).astype("datetime64[us, UTC]")
+        if ids == "string":
+            table["user_id"] = "u" + table["user_id"].astype(str)
+            table["item_id"] = prefix + table["item_id"].astype(str)
+        return table.sort_values("timestamp", ignore_index=True)
+
+    def items(count: int, prefix: str, noun: str) -> pd.DataFrame:
+        number = np.arange(count)
+        return pd.DataFrame(
+            {
+                "item_id": [f"{prefix}{n}" for n in number] if ids == "string" else number,
+                "title": [f"{noun} {n // TASTES} of taste {n % TASTES}" for n in number],
+                "category": [f"taste {n % TASTES}" for n in number],
+                "value": np.round(1 + 20 * rng.random(count), 2),
+            }
+        )
+
+    made = TwoDomains(folder, *(folder / name for name in ("s.parquet", "t.parquet", "si.parquet", "ti.parquet")))
+    frame(source, "s").to_parquet(made.source)
+    frame(target, "t").to_parquet(made.target)
+    items(source_items, "s", "gadget").to_parquet(made.source_items)
+    items(target_items, "t", "dish").to_parquet(made.target_items)
+    return made
+
+
+def write_toml(domains: TwoDomains, extra: str = "", *, items: bool = True) -> Path:
+    """A scalr.toml beside the logs, small enough for tests: two folds, short training."""
+    source_items = 'items = "si.parquet"' if items else ""
+    target_items = 'items = "ti.parquet"' if items else ""
+    path = domains.folder / "scalr.toml"
+    path.write_text(f"""
+[domains.source]
+name = "gadgets"
+events = "s.parquet"
+{source_items}
+[domains.target]
+name = "dishes"
+events = "t.parquet"
+{target_items}
+[translator]
+folds = 2
+dim = 16
+epochs = 2
+threads = 2
+{extra}
+""")
+    return path
+
+
+@pytest.fixture
+def two_domains(tmp_path: Path) -> TwoDomains:
+    return make_two_domains(tmp_path / "logs")
+
+
+@pytest.fixture
+def settings(two_domains: TwoDomains):
+    from scalr_prod.settings import load_settings
+
+    return load_settings(write_toml(two_domains))
+
+
+@pytest.fixture(scope="session")
+def amazon() -> Path:
+    folder = DATA / "amazon_food_kitchen"
+    if not (folder / "food.parquet").exists():
+        pytest.skip(f"the data set is not at {folder}; set SCALR_TEST_DATA")
+    return folder
