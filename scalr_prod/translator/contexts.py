@@ -1,0 +1,135 @@
+"""What a scorer is asked, and what it answers: arrays that travel unchanged from Dask through gRPC into the module.
+
+A *context* is one source event to translate, with the history that leads up to it. Only numpy is imported: this file also
+runs in the serving environment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+__all__ = ["NO_ITEM", "PADDING", "Contexts", "Samples"]
+
+#: Source vocabulary index of "nothing here, or an item that was not known in training".
+PADDING: Final = 0
+#: Target vocabulary index of "no item".
+NO_ITEM: Final = -1
+
+_RowIndex: TypeAlias = "slice | NDArray[Any]"
+
+
+class _Rows:
+    """Row-wise behaviour of a frozen dataclass of arrays whose first axis is the batch."""
+
+    def __len__(self) -> int:
+        return len(getattr(self, fields(self)[0].name))  # type: ignore[arg-type]  # every subclass is a dataclass
+
+    def slice(self, start: int, stop: int) -> Self:
+        """Rows ``start`` to ``stop`` (half-open), as views."""
+        return self.take(np.s_[start:stop])
+
+    def take(self, rows: _RowIndex) -> Self:
+        """The named rows, in that order."""
+        names = [field.name for field in fields(self)]  # type: ignore[arg-type]  # as above
+        return type(self)(**{name: getattr(self, name)[rows] for name in names})
+
+
+@dataclass(frozen=True)
+class Contexts(_Rows):
+    """A batch of B source events to translate; L is the length of histories, E the width of the exclusion list (may be 0).
+
+    Attributes:
+        history_items: int32 [B, L]. Source vocabulary indices from 1, ``PADDING`` on the left; the translated event is last.
+        history_ages: float32 [B, L]. Days from each event to the translated one; 0 for that one and for padding.
+        event_time: int64 [B]. Microseconds since the epoch; a target item is eligible iff it was first seen strictly before.
+        fold: int32 [B]. Parameters that never saw the target events of this fold's users; -1: those trained on every user.
+        noise_key: int64 [B]. Sampling noise is a pure function of this key and the target item's index.
+        exclude: int32 [B, E]. Target indices never to propose, ``NO_ITEM`` as padding.
+
+    Raises:
+        ValueError: A wrong shape or dtype.
+    """
+
+    history_items: NDArray[np.int32]
+    history_ages: NDArray[np.float32]
+    event_time: NDArray[np.int64]
+    fold: NDArray[np.int32]
+    noise_key: NDArray[np.int64]
+    exclude: NDArray[np.int32]
+
+    def __post_init__(self) -> None:
+        rows = len(self.history_items)
+        _check("history_items", self.history_items, np.int32, (rows, None))
+        _check("history_ages", self.history_ages, np.float32, self.history_items.shape)
+        _check("event_time", self.event_time, np.int64, (rows,))
+        _check("fold", self.fold, np.int32, (rows,))
+        _check("noise_key", self.noise_key, np.int64, (rows,))
+        _check("exclude", self.exclude, np.int32, (rows, None))
+
+    @classmethod
+    def concat(cls, parts: Sequence[Contexts]) -> Contexts:
+        """All rows of all parts, in order; histories are padded on the left, exclusions on the right, to the widest part."""
+        length = max(part.history_items.shape[1] for part in parts)
+        width = max(part.exclude.shape[1] for part in parts)
+        return cls(
+            history_items=np.concatenate([_pad(part.history_items, length, PADDING, left=True) for part in parts]),
+            history_ages=np.concatenate([_pad(part.history_ages, length, 0, left=True) for part in parts]),
+            event_time=np.concatenate([part.event_time for part in parts]),
+            fold=np.concatenate([part.fold for part in parts]),
+            noise_key=np.concatenate([part.noise_key for part in parts]),
+            exclude=np.concatenate([_pad(part.exclude, width, NO_ITEM, left=False) for part in parts]),
+        )
+
+
+@dataclass(frozen=True)
+class Samples(_Rows):
+    """K items drawn without replacement for each of B contexts, in order of their perturbed log-probabilities.
+
+    Attributes:
+        items: int32 [B, K]. Target indices; ``NO_ITEM`` where the draw fell below ``min_lift`` (its probability is kept) or
+            where no eligible item was left (probability 0).
+        probabilities: float32 [B, K]. Calibrated P(item | context) over the eligible items, before the temperature.
+        prior: float32 [B, K]. The popularity estimator's P(item) over the same items.
+
+    Raises:
+        ValueError: A wrong shape or dtype.
+    """
+
+    items: NDArray[np.int32]
+    probabilities: NDArray[np.float32]
+    prior: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        _check("items", self.items, np.int32, (len(self.items), None))
+        _check("probabilities", self.probabilities, np.float32, self.items.shape)
+        _check("prior", self.prior, np.float32, self.items.shape)
+
+    @classmethod
+    def concat(cls, parts: Sequence[Samples]) -> Samples:
+        """All rows of all parts, in order; every part must hold the same number of draws."""
+        return cls(
+            items=np.concatenate([part.items for part in parts]),
+            probabilities=np.concatenate([part.probabilities for part in parts]),
+            prior=np.concatenate([part.prior for part in parts]),
+        )
+
+
+def _check(name: str, array: NDArray[Any], dtype: type[np.generic], shape: tuple[int | None, ...]) -> None:
+    if array.dtype != dtype:
+        raise ValueError(f"{name} holds {array.dtype}, expected {np.dtype(dtype)}")
+    if array.ndim != len(shape) or any(want not in {None, got} for want, got in zip(shape, array.shape, strict=True)):
+        raise ValueError(f"{name} has shape {array.shape}, expected {shape}")
+
+
+def _pad(array: NDArray[Any], width: int, filler: int, *, left: bool) -> NDArray[Any]:
+    missing = width - array.shape[1]
+    sides = (missing, 0) if left else (0, missing)
+    return np.pad(array, ((0, 0), sides), constant_values=filler)
