@@ -1,0 +1,74 @@
+"""One stable hash of an id, the same in Python and in DuckDB, on any machine and in any process.
+
+It is the low 64 bits of the md5 of the id's text: ``md5_number_lower(CAST(id AS VARCHAR))`` in DuckDB, so the int 7 and the
+string '7' hash alike. Low bits choose the bucket and high bits the fold, so the two are independent of each other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+    import pyarrow as pa
+
+__all__ = ["bucket_of", "fold_of", "stable_hash", "stable_hash_sql", "user_bucket_sql", "user_fold_sql"]
+
+_HIGH = 2**32
+
+
+def stable_hash(ids: Sequence[int | str] | npt.NDArray[Any] | pa.Array | pa.ChunkedArray) -> npt.NDArray[np.uint64]:
+    """Hash of each id.
+
+    Args:
+        ids: [N] int64 or string ids: a sequence, a numpy array, or a pyarrow array.
+
+    Returns:
+        uint64 [N].
+
+    Raises:
+        TypeError: An id is neither an int nor a string (a null, a float, bytes): its text would not be the same everywhere.
+    """
+    to_pylist = getattr(ids, "to_pylist", None)
+    values = to_pylist() if to_pylist else ids.tolist() if isinstance(ids, np.ndarray) else ids
+    md5 = hashlib.md5
+    low = b"".join(md5(_text(value), usedforsecurity=False).digest()[8:] for value in values)
+    return np.frombuffer(low, dtype="<u8").astype(np.uint64)
+
+
+def bucket_of(ids: Sequence[int | str] | npt.NDArray[Any] | pa.Array | pa.ChunkedArray, buckets: int) -> npt.NDArray[np.int64]:
+    """Bucket of each id: int64 [N] in ``0 … buckets - 1``."""
+    return (stable_hash(ids) % np.uint64(buckets)).astype(np.int64)
+
+
+def fold_of(ids: Sequence[int | str] | npt.NDArray[Any] | pa.Array | pa.ChunkedArray, folds: int) -> npt.NDArray[np.int32]:
+    """Fold of each id: int32 [N] in ``0 … folds - 1``."""
+    return (stable_hash(ids) // np.uint64(_HIGH) % np.uint64(folds)).astype(np.int32)
+
+
+def stable_hash_sql(column: str) -> str:
+    """DuckDB expression (UBIGINT) that equals `stable_hash` of a column or expression."""
+    return f"md5_number_lower(CAST({column} AS VARCHAR))"
+
+
+def user_bucket_sql(column: str, buckets: int) -> str:
+    """DuckDB expression (BIGINT) that equals `bucket_of`."""
+    return f"CAST({stable_hash_sql(column)} % {int(buckets)} AS BIGINT)"
+
+
+def user_fold_sql(column: str, folds: int) -> str:
+    """DuckDB expression (INTEGER) that equals `fold_of`."""
+    return f"CAST({stable_hash_sql(column)} // {_HIGH} % {int(folds)} AS INTEGER)"
+
+
+def _text(value: object) -> bytes:
+    if isinstance(value, str):
+        return value.encode()
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+        return str(int(value)).encode()
+    raise TypeError(f"an id is an int or a string, not {type(value).__name__}")

@@ -1,0 +1,44 @@
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scalr_prod.hashing import bucket_of, fold_of, stable_hash, stable_hash_sql, user_bucket_sql, user_fold_sql
+
+INTS = st.lists(st.integers(-(2**63), 2**63 - 1), max_size=20)
+TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12), max_size=20)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.one_of(INTS, TEXTS), st.integers(1, 1000))
+def test_python_and_duckdb_agree(ids, n):
+    texts = ids and isinstance(ids[0], str)
+    rows = pa.table({"id": pa.array(ids, pa.string() if texts else pa.int64())})
+    columns = f"{stable_hash_sql('id')}, {user_bucket_sql('id', n)}, {user_fold_sql('id', n)}"
+    with duckdb.connect() as db:
+        db.register("rows_", rows)
+        found = db.sql(f"SELECT {columns} FROM rows_").fetchnumpy()
+    by_sql = [np.asarray(column) for column in found.values()]
+    for ours, theirs in zip((stable_hash(ids), bucket_of(ids, n), fold_of(ids, n)), by_sql, strict=True):
+        assert ours.tolist() == theirs.tolist()
+
+
+def test_a_known_value_never_changes():
+    assert stable_hash(["abc"]).tolist() == [8250560606382298838]
+
+
+def test_every_container_gives_the_same():
+    expected = stable_hash([3, 1]).tolist()
+    assert stable_hash(np.array([3, 1])).tolist() == expected
+    assert stable_hash(pa.array([3, 1])).tolist() == expected
+    assert stable_hash(pa.chunked_array([[3], [1]])).tolist() == expected
+    assert stable_hash(["3", "1"]).tolist() == expected
+    assert stable_hash([]).tolist() == []
+
+
+@pytest.mark.parametrize("bad", [None, 1.0, b"a", True])
+def test_what_is_no_id_is_refused(bad):
+    with pytest.raises(TypeError, match="int or a string"):
+        stable_hash([bad])
