@@ -1,0 +1,54 @@
+"""Run state: what was planned, made, audited and published, by which translator, into which version of the lake.
+
+`Ledger` is loaded on first use, so that values such as `RunSpec` can be imported without SQLAlchemy.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from scalr_prod.ledger.records import (
+    DatasetRecord,
+    ModelVersion,
+    Partition,
+    Promotion,
+    Publication,
+    PublicationStatus,
+    Run,
+    RunState,
+    Transition,
+)
+from scalr_prod.ledger.spec import RunSpec, check_run_id, run_folder
+
+if TYPE_CHECKING:
+    from scalr_prod.ledger.lease import Lease
+    from scalr_prod.ledger.store import Ledger
+
+__all__ = [
+    "DatasetRecord",
+    "Lease",
+    "Ledger",
+    "ModelVersion",
+    "Partition",
+    "Promotion",
+    "Publication",
+    "PublicationStatus",
+    "Run",
+    "RunSpec",
+    "RunState",
+    "Transition",
+    "check_run_id",
+    "run_folder",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Ledger":
+        from scalr_prod.ledger.store import Ledger
+
+        return Ledger
+    if name == "Lease":
+        from scalr_prod.ledger.lease import Lease
+
+        return Lease
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,178 @@
+"""The values that the ledger hands out, and the states a run can be in."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from scalr_prod.ledger.spec import RunSpec
+
+__all__ = [
+    "TRANSITIONS",
+    "DatasetRecord",
+    "ModelVersion",
+    "Partition",
+    "Promotion",
+    "Publication",
+    "PublicationStatus",
+    "Run",
+    "RunState",
+    "Transition",
+]
+
+
+class RunState(StrEnum):
+    """Where a run stands. See docs/adr/0010."""
+
+    PLANNED = "planned"
+    GENERATING = "generating"
+    GENERATED = "generated"
+    VALIDATED = "validated"
+    REJECTED = "rejected"
+    PUBLISHED = "published"
+    ROLLED_BACK = "rolled_back"
+
+
+#: From each state, those that may follow. Staying in a state is no transition, and always allowed.
+#: Until it is published, a run may be generated or audited again (lost files, other quality settings).
+TRANSITIONS: Final[Mapping[RunState, frozenset[RunState]]] = {
+    RunState.PLANNED: frozenset({RunState.GENERATING}),
+    RunState.GENERATING: frozenset({RunState.GENERATED}),
+    RunState.GENERATED: frozenset({RunState.GENERATING, RunState.VALIDATED, RunState.REJECTED}),
+    RunState.VALIDATED: frozenset({RunState.GENERATING, RunState.REJECTED, RunState.PUBLISHED}),
+    RunState.REJECTED: frozenset({RunState.GENERATING, RunState.VALIDATED}),
+    RunState.PUBLISHED: frozenset({RunState.ROLLED_BACK}),
+    RunState.ROLLED_BACK: frozenset({RunState.PUBLISHED}),
+}
+
+
+class PublicationStatus(StrEnum):
+    """Where a publication stands: written down before the commit, confirmed after it."""
+
+    PENDING = "pending"
+    PUBLISHED = "published"
+    ROLLED_BACK = "rolled_back"
+
+
+class _Record:
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; times as ISO 8601 in UTC."""
+        return {key: _plain(value) for key, value in asdict(self).items()}  # type: ignore[call-overload]  # subclasses are dataclasses
+
+
+@dataclass(frozen=True)
+class Run(_Record):
+    """One run. ``created`` is False where `Ledger.begin_run` found it already there."""
+
+    run_id: str
+    spec: RunSpec
+    state: RunState
+    created_at: datetime
+    updated_at: datetime
+    lease_owner: str | None = None
+    lease_expires_at: datetime | None = None
+    created: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; times as ISO 8601 in UTC."""
+        return super().to_json() | {"spec": self.spec.to_json()}
+
+
+@dataclass(frozen=True)
+class Transition(_Record):
+    """A run went from one state to another; ``from_state`` is None for its first."""
+
+    run_id: str
+    from_state: RunState | None
+    to_state: RunState
+    at: datetime
+    cause: str
+
+
+@dataclass(frozen=True)
+class Partition(_Record):
+    """One part of a run: ``rows`` in the file at ``path`` with this checksum; ``manifest`` is all that its task reported."""
+
+    run_id: str
+    partition: int
+    state: str
+    rows: int
+    sha256: str | None
+    path: str | None
+    updated_at: datetime
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Publication(_Record):
+    """One attempt to publish a run.
+
+    Attributes:
+        key: App transaction of its commit in the lake.
+        base_version: The table's Delta version before it.
+        delta_version: The Delta version that holds it; None while pending.
+        rows: Rows committed.
+        replaced: Rows that it removed from the window, by the run that they came from.
+    """
+
+    run_id: str
+    attempt: int
+    key: str
+    status: PublicationStatus
+    start: datetime
+    end: datetime
+    base_version: int
+    delta_version: int | None
+    rows: int
+    replaced: Mapping[str, int]
+    created_at: datetime
+    published_at: datetime | None
+    rolled_back_at: datetime | None
+    rollback_version: int | None
+
+
+@dataclass(frozen=True)
+class ModelVersion(_Record):
+    """One trained model."""
+
+    name: str
+    version: int
+    path: str
+    sha256: str
+    fingerprint: str
+    trained_until: datetime
+    created_at: datetime
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Promotion(_Record):
+    """From ``at`` on, this version was the one to be served."""
+
+    name: str
+    version: int
+    at: datetime
+    cause: str
+
+
+@dataclass(frozen=True)
+class DatasetRecord(_Record):
+    """One version of a training set."""
+
+    name: str
+    version: int
+    path: str
+    fingerprint: str
+    rows: int
+    cutoff: datetime | None
+    created_at: datetime
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _plain(value: object) -> object:
+    return value.isoformat() if isinstance(value, datetime) else value
