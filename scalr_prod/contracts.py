@@ -143,7 +143,7 @@ def schema_of(table: Table, *, user: IdType, item: IdType, source_item: IdType |
                 *created,
             ]
             if table is Table.SYNTHETIC_QUARANTINE:
-                fields = [*(f.with_nullable(True) for f in fields), required("reason", pa.string())]
+                fields = [*(f.with_nullable(nullable=True) for f in fields), required("reason", pa.string())]
     return pa.schema(fields)
 
 

@@ -1,4 +1,4 @@
-"""Every error a user can meet. One look at the tree:
+"""Every error a user can meet, at one look.
 
 ScalrError                      exit code 1; names where, what was found, what to do next
 ├── SettingsError               scalr.toml or SCALR_*: unknown key, impossible value
@@ -126,7 +126,7 @@ class ScalrError(Exception):
         }
 
 
-def _rebuild(
+def _rebuild(  # noqa: PLR0917 - pickle passes by position
     kind: type[ScalrError], found: str, where: str | None, next_step: str | None, run_id: str | None, stage: str | None
 ) -> ScalrError:
     return kind(found, where=where, next_step=next_step).at(stage=stage, run_id=run_id)

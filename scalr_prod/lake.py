@@ -15,6 +15,7 @@ from scalr_prod.errors import CommitFailed, CommitOutcomeUnknown, TableNotFound
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from datetime import datetime
+    from typing import TypeAlias
 
     import pyarrow as pa
     import pyarrow.dataset as ds
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-    Rows = pa.Table | pa.RecordBatchReader
+    Rows: TypeAlias = "pa.Table | pa.RecordBatchReader"
 
 __all__ = ["Commit", "Lake"]
 
@@ -166,7 +167,7 @@ class Lake:
         try:
             write(delta)
         except Exception as error:
-            # deltalake raises plain exceptions of many kinds (DeltaError, OSError, pyarrow's); the log alone tells what happened.
+            # deltalake raises exceptions of many kinds (DeltaError, OSError, pyarrow's); the log alone tells what happened.
             self._settle(table, key, error)
         return Commit(table.value, self.version(table), written=True)
 
@@ -176,7 +177,8 @@ class Lake:
             landed = self.committed(table, key)
         except Exception as unreadable:
             raise CommitOutcomeUnknown(
-                f"the commit may have landed, and the log cannot be read ({_first_line(unreadable)}); the write said: {_first_line(error)}",
+                f"the commit may have landed, and the log cannot be read ({_first_line(unreadable)}); "
+                f"the write said: {_first_line(error)}",
                 where=self.uri(table),
                 next_step="when the lake can be reached, repeat the command: a landed commit is recognised",
             ) from error

@@ -12,15 +12,16 @@ import re
 import tomllib
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
-from typing_extensions import Annotated
 
-from scalr_prod.contracts import Domain
 from scalr_prod.errors import SettingsError
+
+if TYPE_CHECKING:
+    from scalr_prod.contracts import Domain
 
 __all__ = ["DomainSettings", "Settings", "load_settings"]
 
@@ -193,6 +194,7 @@ class TrainingSetSettings(_Section):
     start: Instant | None = None
     cutoff: Instant | None = Field(default=None, description="no row, feature or label from after it; default: the data's end")
     negatives_per_event: int = Field(default=0, ge=0, le=1000)
+    negative_sampling: Literal["uniform", "popularity"] = "uniform"
     synthetic_weight: float = Field(default=1.0, ge=0, description="λ: multiplies the weight of synthetic rows")
     seed: int = Field(default=0, ge=0, lt=2**63)
 
@@ -267,10 +269,10 @@ class Settings(BaseSettings):
     @classmethod
     def settings_customise_sources(
         cls,
-        settings_cls: type[BaseSettings],
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - pydantic-settings passes it by name
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic-settings passes it by name
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - as above
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - as above
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The environment wins over what `load_settings` read from the file."""

@@ -35,7 +35,7 @@ def main(name: str) -> None:
         run(*install, "--editable", f"{ROOT}[all]", *groups["dev"])
     else:
         run(*install, *groups["serving"])
-        # The server runs the package's own torch module; its other dependencies would pull numpy 2, which the server cannot use.
+        # The server runs the package's own torch module; its other dependencies would pull numpy 2, unfit for the server.
         run(*install, "--no-deps", "--editable", ROOT)
 
 

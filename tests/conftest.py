@@ -1,7 +1,8 @@
 """Shared by every test: a small pair of domains with a known translation, and projects made from it.
 
-In the made data each user has a taste (one of eight). Source items and target items belong to tastes; target events follow the
-user's taste most of the time. So a translator that works beats popularity by a wide margin, also for users without target history.
+In the made data each user has a taste (one of eight). Source items and target items belong to tastes; target events follow
+the user's taste most of the time. So a translator that works beats popularity by a wide margin, also for users without
+target history.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class TwoDomains:
 def make_two_domains(
     folder: Path, *, users: int = 300, source_items: int = 160, target_items: int = 120, seed: int = 7, ids: str = "string"
 ) -> TwoDomains:
-    """Write a source log (about 20 events a user) and a target log (about 5) as Parquet; a fifth of the users have no target event."""
+    """Write a source log (about 20 events a user) and a target log (about 5); a fifth of the users have no target event."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     taste = rng.integers(0, TASTES, users)
