@@ -1,0 +1,89 @@
+"""The door: exit codes, one JSON object, errors on stderr."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from scalr_prod import __version__
+from scalr_prod.cli import app
+
+runner = CliRunner()
+
+COMMANDS = [
+    "run",
+    "ingest",
+    "histories",
+    "generate",
+    "validate",
+    "publish",
+    "doctor",
+    "translator train",
+    "translator evaluate",
+    "translator promote",
+    "translator rollback",
+    "translator list",
+    "triton start",
+    "triton stop",
+    "triton status",
+    "dataset build",
+    "runs list",
+    "runs show",
+    "runs resume",
+    "runs rollback",
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_takes_a_config_and_gives_json(command):
+    shown = runner.invoke(app, [*command.split(), "--help"])
+    assert shown.exit_code == 0
+    assert "--config" in shown.stdout
+    assert "--json" in shown.stdout
+
+
+def test_version():
+    assert runner.invoke(app, ["--version"]).stdout.strip() == __version__
+
+
+def test_wrong_usage_exits_with_2():
+    assert runner.invoke(app, ["ingest", "--domain", "sideways"]).exit_code == 2
+    assert runner.invoke(app, ["validate"]).exit_code == 2
+    assert runner.invoke(app, ["fly"]).exit_code == 2
+
+
+def test_an_error_is_one_json_object_and_exit_code_1(tmp_path):
+    result = runner.invoke(app, ["ingest", "--config", str(tmp_path / "none.toml"), "--json"])
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["error"] == "SettingsError"
+    assert "next:" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_a_missing_input_names_it_and_writes_nothing(tmp_path, two_domains, settings):
+    two_domains.source.unlink()
+    result = runner.invoke(app, ["ingest", "--config", str(two_domains.folder / "scalr.toml")])
+    assert result.exit_code == 1
+    assert str(two_domains.source) in result.stderr
+    assert not (settings.home / "lake").exists()
+
+
+def test_reports_are_printed_for_people_and_for_machines(two_domains, settings):
+    config = ["--config", str(two_domains.folder / "scalr.toml")]
+    text = runner.invoke(app, ["ingest", *config])
+    assert text.exit_code == 0, text.output
+    assert "source_events" in text.stdout
+    again = runner.invoke(app, ["ingest", *config, "--json"])
+    assert json.loads(again.stdout)
+    listed = runner.invoke(app, ["runs", "list", *config, "--json"])
+    assert json.loads(listed.stdout) == {"runs": []}
+
+
+def test_an_unknown_run_is_a_clear_error(two_domains, settings):
+    config = ["--config", str(two_domains.folder / "scalr.toml")]
+    for command in (["runs", "show"], ["runs", "resume"], ["runs", "rollback"], ["validate"], ["publish"]):
+        result = runner.invoke(app, [*command, "run_0123456789abcdef", *config, "--json"])
+        assert result.exit_code == 1, command
+        assert json.loads(result.stdout)["error"] == "RunNotFound", command

@@ -1,0 +1,105 @@
+"""The lake on real Delta tables: commits happen once, windows are replaced whole, failures change nothing."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pyarrow as pa
+import pytest
+
+from scalr_prod.contracts import Table, schema_of
+from scalr_prod.errors import CommitFailed, CommitOutcomeUnknown, TableNotFound
+from scalr_prod.lake import Lake
+
+T0 = datetime(2024, 1, 1, tzinfo=UTC)
+SCHEMA = schema_of(Table.TARGET_EVENTS, user="string", item="int64")
+
+
+def rows(first_day: int, count: int, user: str = "u") -> pa.Table:
+    moments = [T0 + timedelta(days=first_day + day) for day in range(count)]
+    return pa.table(
+        {
+            "user_id": [user] * count,
+            "item_id": list(range(count)),
+            "event_timestamp": moments,
+            "created_timestamp": moments,
+            "weight": [1.0] * count,
+        }
+    ).cast(SCHEMA)
+
+
+@pytest.fixture
+def lake(tmp_path):
+    lake = Lake(str(tmp_path / "lake"))
+    lake.create(Table.TARGET_EVENTS, SCHEMA)
+    return lake
+
+
+def days(lake: Lake, user: str = "u") -> list[int]:
+    table = lake.read(Table.TARGET_EVENTS).to_pylist()
+    return sorted((row["event_timestamp"] - T0).days for row in table if row["user_id"] == user)
+
+
+def test_a_key_is_committed_once(lake):
+    first = lake.append(Table.TARGET_EVENTS, rows(0, 3), key="a")
+    second = lake.append(Table.TARGET_EVENTS, rows(0, 3), key="a")
+    assert (first.written, second.written) == (True, False)
+    assert first.version == second.version
+    assert days(lake) == [0, 1, 2]
+    assert lake.committed(Table.TARGET_EVENTS, "a")
+    assert not lake.committed(Table.TARGET_EVENTS, "b")
+
+
+def test_a_window_is_replaced_and_its_neighbours_are_not(lake):
+    lake.append(Table.TARGET_EVENTS, rows(0, 10, "old"), key="a")
+    replaced = lake.replace_window(
+        Table.TARGET_EVENTS,
+        rows(3, 2, "new").to_reader(),
+        start=T0 + timedelta(days=3),
+        end=T0 + timedelta(days=6),
+        key="w",
+    )
+    assert replaced.written
+    assert days(lake, "old") == [0, 1, 2, 6, 7, 8, 9]
+    assert days(lake, "new") == [3, 4]
+
+
+def test_a_row_outside_of_the_window_fails_the_commit_and_changes_nothing(lake):
+    lake.append(Table.TARGET_EVENTS, rows(0, 10), key="a")
+    before = lake.version(Table.TARGET_EVENTS)
+    with pytest.raises(CommitFailed, match="nothing was written"):
+        lake.replace_window(Table.TARGET_EVENTS, rows(3, 5), start=T0 + timedelta(days=3), end=T0 + timedelta(days=6), key="w")
+    assert lake.version(Table.TARGET_EVENTS) == before
+    assert days(lake) == list(range(10))
+
+
+def test_deleting_and_reading_an_earlier_version(lake):
+    lake.append(Table.TARGET_EVENTS, rows(0, 2, "x"), key="a")
+    lake.append(Table.TARGET_EVENTS, rows(0, 2, "y"), key="b")
+    version = lake.version(Table.TARGET_EVENTS)
+    lake.delete(Table.TARGET_EVENTS, "user_id = 'x'", key="d")
+    assert days(lake, "x") == []
+    assert days(lake, "y") == [0, 1]
+    assert lake.read(Table.TARGET_EVENTS, version=version).num_rows == 4
+
+
+def test_a_missing_table_names_the_command_that_makes_it(lake):
+    with pytest.raises(TableNotFound, match="scalr histories"):
+        lake.read(Table.SOURCE_USER_HISTORY)
+
+
+def test_a_log_that_cannot_be_read_after_a_failure_is_another_error(lake, monkeypatch):
+    bad = rows(0, 1).drop_columns(["weight"])
+
+    def unreadable(*_args):
+        raise OSError("gone")
+
+    monkeypatch.setattr(lake, "committed", unreadable)
+    with pytest.raises(CommitOutcomeUnknown, match="may have landed"):
+        lake.append(Table.TARGET_EVENTS, bad, key="a")
+
+
+def test_a_string_id_keeps_quotes_and_a_table_keeps_its_types(lake):
+    lake.append(Table.TARGET_EVENTS, rows(0, 1, "o'brien; DROP TABLE x"), key="a")
+    assert days(lake, "o'brien; DROP TABLE x") == [0]
+    assert lake.schema(Table.TARGET_EVENTS).types == SCHEMA.types

@@ -1,0 +1,114 @@
+"""scalr.toml and the environment: what is accepted, and how it is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scalr_prod.errors import ScalrError, SettingsError
+from scalr_prod.settings import load_settings
+
+DOMAINS = """
+[domains.source]
+name = "a"
+events = "s.parquet"
+[domains.target]
+name = "b"
+events = "t.parquet"
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "scalr.toml"
+    path.write_text(text)
+    return path
+
+
+def test_two_domains_are_enough(tmp_path):
+    settings = load_settings(write(tmp_path, DOMAINS))
+    assert settings.generation.mode == "backfill"
+    assert settings.home == tmp_path / ".scalr"
+    assert settings.lake_url == str(tmp_path / ".scalr" / "lake")
+    assert settings.ledger_url == f"sqlite:///{tmp_path / '.scalr' / 'ledger.db'}"
+
+
+def test_environment_wins_over_the_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("SCALR_LEDGER__URL", "postgresql+psycopg://u:secret@db/x")
+    monkeypatch.setenv("SCALR_GENERATION__SEED", "5")
+    settings = load_settings(write(tmp_path, DOMAINS + '[ledger]\nurl = "sqlite:///x.db"\n[generation]\nmode = "causal"\n'))
+    assert settings.ledger_url.endswith("@db/x")
+    assert (settings.generation.seed, settings.generation.mode) == (5, "causal")
+    assert "secret" not in repr(settings)
+
+
+def test_settings_are_frozen(tmp_path):
+    settings = load_settings(write(tmp_path, DOMAINS))
+    with pytest.raises(ValueError, match="frozen"):
+        settings.generation.seed = 3
+
+
+@pytest.mark.parametrize(
+    ("addition", "where", "next_step"),
+    [
+        ("[generation]\nsed = 1", "[generation] sed", "did you mean 'seed'?"),
+        ("[genration]\nseed = 1", "[genration]", "did you mean 'generation'?"),
+        ('[generation]\nmode = "cusal"', "[generation] mode", "[generation] mode"),
+        ("[generation]\nseed = -1", "[generation] seed", "[generation] seed"),
+        ("[generation]\ntemperature = 0", "[generation] temperature", "temperature"),
+        ("[generation]\nstart = 2024-01-01T00:00:00", "[generation] start", "start"),
+        ("[generation]\nstart = 2024-02-01T00:00:00Z\nend = 2024-01-01T00:00:00Z", "is not before end", "generation"),
+        ("[generation]\nend = 2024-02-01T00:00:00Z\nas_of = 2024-01-01T00:00:00Z", "before the window's end", "generation"),
+        ('[compute]\ndask = "somewhere"', "[compute] dask", "dask"),
+        ('[training_set]\nname = "../../etc"', "[training_set] name", "name"),
+        ('[serving]\nmodel_name = "../x"', "[serving] model_name", "model_name"),
+        ('[translator]\nestimators = ["linear", "linear"]', "each once", "estimators"),
+        ('base = "/"', "unknown key 'base'", "remove it"),
+        ("[domains.source.columns]\nusr = 'u'", "unknown key [domains.source.columns] usr", "did you mean 'user'?"),
+    ],
+)
+def test_bad_settings_name_the_key_and_the_next_step(tmp_path, addition, where, next_step):
+    text = addition + "\n" + DOMAINS if addition.startswith("base") else DOMAINS + addition
+    with pytest.raises(SettingsError) as caught:
+        load_settings(write(tmp_path, text))
+    assert where in str(caught.value)
+    assert next_step in str(caught.value.next_step)
+    assert str(tmp_path / "scalr.toml") == caught.value.where
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ('name = "a"', "needs either 'events'"),
+        ('name = "a"\nevents = "x"\nquery = "SELECT 1"\nurl = "sqlite://"', "needs either 'events'"),
+        ('name = "a"\nquery = "SELECT 1"', "has a 'query' but no 'url'"),
+        ('name = "a"\nevents = "x"\ntimezone = "Mars/Olympus"', "no IANA time zone"),
+        ('name = "../a"\nevents = "x"', "must be 1 to 64 letters"),
+        ('events = "x"', "is required"),
+    ],
+)
+def test_a_domain_needs_a_name_and_one_origin(tmp_path, source, message):
+    text = f'[domains.source]\n{source}\n[domains.target]\nname = "b"\nevents = "t.parquet"\n'
+    with pytest.raises(SettingsError, match=message):
+        load_settings(write(tmp_path, text))
+
+
+def test_missing_and_broken_files(tmp_path):
+    with pytest.raises(SettingsError, match="no such file"):
+        load_settings(tmp_path / "absent.toml")
+    with pytest.raises(SettingsError, match="cannot be read as TOML"):
+        load_settings(write(tmp_path, "[domains"))
+    (tmp_path / "scalr.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(SettingsError, match="cannot be read as TOML"):
+        load_settings(tmp_path / "scalr.toml")
+
+
+@given(section=st.text(max_size=12), key=st.text(max_size=12), value=st.one_of(st.integers(), st.text(max_size=20), st.none()))
+def test_whatever_is_passed_in_gives_settings_or_a_clear_error(tmp_path_factory, section, key, value):
+    path = write(tmp_path_factory.mktemp("fuzz"), DOMAINS)
+    try:
+        load_settings(path, **{section: {key: value}})
+    except ScalrError as error:
+        assert error.next_step  # noqa: PT017 - settings are as good an outcome as an error
