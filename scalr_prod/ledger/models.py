@@ -5,7 +5,19 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, DateTime, Dialect, ForeignKey, Index, Integer, String, Text, TypeDecorator, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    String,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 __all__ = [
@@ -91,7 +103,10 @@ class PublicationRow(Base):
     """An attempt to publish a run: intent first, then the commit that fulfilled it."""
 
     __tablename__ = "publications"
-    __table_args__ = (UniqueConstraint("run_id", "attempt", name="uq_publications_run_attempt"), Index("ix_publications_window", "start", "end"))
+    __table_args__ = (
+        UniqueConstraint("run_id", "attempt", name="uq_publications_run_attempt"),
+        Index("ix_publications_window", "start", "end"),
+    )
 
     id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.run_id"))

@@ -7,7 +7,7 @@ import json
 import re
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from scalr_prod.errors import LedgerError, RunNotFound
 
@@ -115,7 +115,7 @@ class RunSpec:
         try:
             for name in _INSTANTS:
                 values[name] = _utc(datetime.fromisoformat(values[name]))
-            return cls(**cast("dict[str, Any]", values))
+            return cls(**values)
         except (KeyError, TypeError, ValueError) as error:
             raise LedgerError(
                 f"this is no run's specification ({error})",

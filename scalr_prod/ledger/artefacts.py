@@ -1,0 +1,169 @@
+"""Model versions, which of them is promoted, and data sets."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
+from scalr_prod.errors import LedgerError, TranslatorNotFound
+from scalr_prod.ledger.database import Database
+from scalr_prod.ledger.models import DatasetRow, ModelVersionRow, PromotionRow
+from scalr_prod.ledger.records import DatasetRecord, ModelVersion, Promotion
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from sqlalchemy.orm import Session
+
+__all__ = ["Artefacts"]
+
+_TRANSLATOR = "translator"
+Row = TypeVar("Row", ModelVersionRow, DatasetRow)
+
+
+class Artefacts(Database):
+    """The part of the ledger that lists what was made. A version, once recorded, never changes."""
+
+    def record_model_version(
+        self,
+        version: int,
+        *,
+        path: str,
+        sha256: str,
+        fingerprint: str,
+        trained_until: datetime,
+        metrics: Mapping[str, Any],
+        name: str = _TRANSLATOR,
+    ) -> ModelVersion:
+        """Record a trained model; the same one again changes nothing.
+
+        Raises:
+            LedgerError: The version is taken by another model.
+        """
+        row = ModelVersionRow(
+            name=name,
+            version=version,
+            path=path,
+            sha256=sha256,
+            fingerprint=fingerprint,
+            trained_until=trained_until,
+            metrics=_json(metrics),
+        )
+        with self._writing() as session:
+            row.created_at = self._now(session)
+            found = self._insert_once(session, row, (name, version), sha256=sha256, fingerprint=fingerprint)
+            return _model_version(found)
+
+    def model_versions(self, name: str = _TRANSLATOR) -> list[ModelVersion]:
+        """Every version of a model, the oldest first."""
+        query = sa.select(ModelVersionRow).where(ModelVersionRow.name == name).order_by(ModelVersionRow.version)
+        with self._reading() as session:
+            return [_model_version(row) for row in session.scalars(query)]
+
+    def promote_version(self, version: int, *, cause: str, name: str = _TRANSLATOR) -> Promotion:
+        """From now on this is the version to be served. Promoting the promoted one changes nothing.
+
+        Raises:
+            TranslatorNotFound: No such version was recorded.
+        """
+        with self._writing() as session:
+            if session.get(ModelVersionRow, (name, version)) is None:
+                raise TranslatorNotFound(
+                    f"{name} has no version {version}", where=self.address, next_step="list them: scalr translator list"
+                )
+            last = self._last_promotion(session, name)
+            if last is None or last.version != version:
+                last = PromotionRow(name=name, version=version, at=self._now(session), cause=cause)
+                session.add(last)
+            return _promotion(last)
+
+    def promoted_version(self, name: str = _TRANSLATOR) -> int | None:
+        """The version to be served; None where none was promoted."""
+        with self._reading() as session:
+            last = self._last_promotion(session, name)
+            return None if last is None else last.version
+
+    def promotions(self, name: str = _TRANSLATOR) -> list[Promotion]:
+        """Which versions were to be served, in order."""
+        query = sa.select(PromotionRow).where(PromotionRow.name == name).order_by(PromotionRow.id)
+        with self._reading() as session:
+            return [_promotion(row) for row in session.scalars(query)]
+
+    def record_dataset(
+        self,
+        name: str,
+        version: int,
+        *,
+        path: str,
+        fingerprint: str,
+        rows: int,
+        cutoff: datetime | None,
+        manifest: Mapping[str, Any],
+    ) -> DatasetRecord:
+        """Record a version of a training set; the same one again changes nothing.
+
+        Raises:
+            LedgerError: The version is taken by another set.
+        """
+        row = DatasetRow(
+            name=name, version=version, path=path, fingerprint=fingerprint, rows=rows, cutoff=cutoff, manifest=_json(manifest)
+        )
+        with self._writing() as session:
+            row.created_at = self._now(session)
+            return _dataset(self._insert_once(session, row, (name, version), fingerprint=fingerprint))
+
+    def datasets(self, name: str | None = None) -> list[DatasetRecord]:
+        """Every data set, or one's versions, the oldest version first."""
+        query = sa.select(DatasetRow).order_by(DatasetRow.name, DatasetRow.version)
+        if name is not None:
+            query = query.where(DatasetRow.name == name)
+        with self._reading() as session:
+            return [_dataset(row) for row in session.scalars(query)]
+
+    def _insert_once(self, session: Session, row: Row, key: tuple[str, int], **identity: str) -> Row:
+        kind = type(row)
+        found = session.get(kind, key)
+        if found is None:
+            try:
+                with session.begin_nested():
+                    session.add(row)
+            except IntegrityError:  # another driver was faster
+                found = session.get_one(kind, key)
+            else:
+                return row
+        differing = [name for name, value in identity.items() if getattr(found, name) != value]
+        if differing:
+            raise LedgerError(
+                f"{key[0]} version {key[1]} is recorded already, with another {' and '.join(differing)}",
+                where=self.address,
+                next_step="record it under the next version",
+            )
+        return found
+
+    @staticmethod
+    def _last_promotion(session: Session, name: str) -> PromotionRow | None:
+        query = sa.select(PromotionRow).where(PromotionRow.name == name).order_by(PromotionRow.id.desc()).limit(1)
+        return session.scalars(query).one_or_none()
+
+
+def _json(content: Mapping[str, Any]) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(json.dumps(dict(content), default=str))
+    return plain
+
+
+def _model_version(row: ModelVersionRow) -> ModelVersion:
+    return ModelVersion(
+        row.name, row.version, row.path, row.sha256, row.fingerprint, row.trained_until, row.created_at, row.metrics
+    )
+
+
+def _promotion(row: PromotionRow) -> Promotion:
+    return Promotion(row.name, row.version, row.at, row.cause)
+
+
+def _dataset(row: DatasetRow) -> DatasetRecord:
+    return DatasetRecord(row.name, row.version, row.path, row.fingerprint, row.rows, row.cutoff, row.created_at, row.manifest)

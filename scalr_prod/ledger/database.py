@@ -1,0 +1,224 @@
+"""The ledger's database: opened, brought to the current schema, and its errors told in our words."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import sqlalchemy as sa
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, OperationalError, SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from scalr_prod.errors import LedgerError
+from scalr_prod.ledger.migrations import HEAD
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
+    from scalr_prod.settings import Settings
+
+__all__ = ["Database"]
+
+logger = logging.getLogger(__name__)
+
+_BUSY_TIMEOUT_S: Final = 30
+_CONNECT_TIMEOUT_S: Final = 10
+#: Any fixed number: two processes that migrate the same PostgreSQL database meet at this advisory lock.
+_MIGRATION_LOCK: Final = 0x5CA1_4001
+_WRITES: Final = "scalr_writes"
+
+
+class Database:
+    """One connected database with the current schema. Each process opens its own; that is cheap once it is migrated."""
+
+    def __init__(self, url: str) -> None:
+        self._url = _parse(url)
+        #: The address without its password.
+        self.address = self._url.render_as_string(hide_password=True)
+        self._engine = self._connect()
+        try:
+            self._migrate()
+        except BaseException:
+            self._engine.dispose()
+            raise
+
+    @classmethod
+    def open(cls, settings: Settings) -> Self:
+        """The project's ledger (``[ledger] url``, or SQLite below home), migrated to the current schema.
+
+        Raises:
+            LedgerError: It cannot be reached, its driver is missing, or a newer version of this package made it.
+        """
+        return cls(settings.ledger_url)
+
+    def close(self) -> None:
+        """Let go of every connection."""
+        self._engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[Session]:
+        with self._translated(), Session(self._engine, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[Session]:
+        """One transaction: all of it lands, or nothing does."""
+        engine = self._engine.execution_options(**{_WRITES: True})
+        with self._translated(), Session(engine, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    def _now(self, session: Session) -> datetime:
+        """The database's clock, which all drivers share (SQLite's is the machine's own)."""
+        if self._url.get_backend_name() == "sqlite":
+            return datetime.now(UTC)
+        now: datetime = session.scalar(sa.select(sa.func.clock_timestamp(type_=sa.DateTime(timezone=True))))  # type: ignore[assignment]  # never null
+        return now.astimezone(UTC)
+
+    def _connect(self) -> sa.Engine:
+        sqlite = self._url.get_backend_name() == "sqlite"
+        options: dict[str, Any] = {"connect_args": {"timeout": _BUSY_TIMEOUT_S}} if sqlite else {"pool_pre_ping": True}
+        if sqlite:
+            options["poolclass"] = sa.NullPool
+        else:
+            options["connect_args"] = {"connect_timeout": _CONNECT_TIMEOUT_S}
+        try:
+            engine = sa.create_engine(self._url, **options)
+        except ImportError as error:
+            raise LedgerError(
+                f"the driver of this database is not installed ({error.name})",
+                where=self.address,
+                next_step="pip install 'scalr-prod[postgres]'",
+            ) from error
+        if sqlite:
+            _prepare_sqlite(engine)
+        return engine
+
+    def _migrate(self) -> None:
+        with self._translated():
+            if self._schema_version() == HEAD:
+                return
+            if self._url.get_backend_name() == "sqlite":
+                self._migrate_sqlite(Path(self._url.database or ""))
+            else:
+                with self._engine.begin() as connection:
+                    connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+                    self._upgrade(connection)
+
+    def _migrate_sqlite(self, path: Path) -> None:
+        from filelock import FileLock, Timeout
+
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{path}.lock", timeout=_BUSY_TIMEOUT_S):
+                _write_ahead(self._engine)
+                with self._engine.execution_options(**{_WRITES: True}).begin() as connection:
+                    self._upgrade(connection)
+        except Timeout as error:
+            raise LedgerError(
+                f"another process has held the migration lock for {_BUSY_TIMEOUT_S} s",
+                where=f"{path}.lock",
+                next_step="wait for the other command to end, then repeat",
+            ) from error
+        except OSError as error:
+            raise LedgerError(
+                f"the ledger's file cannot be made: {error.strerror or error}",
+                where=str(path),
+                next_step="make its folder writable, or name another with [ledger] url",
+            ) from error
+
+    def _upgrade(self, connection: sa.Connection) -> None:
+        from scalr_prod.ledger.migrations import upgrade
+
+        found = self._schema_version(connection)
+        if found == HEAD:
+            return
+        logger.info("migrating the ledger from schema %s to %s at %s", found, HEAD, self.address)
+        upgrade(connection)
+
+    def _schema_version(self, connection: sa.Connection | None = None) -> str | None:
+        if connection is None:
+            if self._url.get_backend_name() == "sqlite" and not Path(self._url.database or "").exists():
+                return None
+            with self._engine.connect() as own:
+                return self._schema_version(own)
+        if not sa.inspect(connection).has_table("alembic_version"):
+            return None
+        found: str | None = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
+        if found is not None and found > HEAD:
+            raise LedgerError(
+                f"its schema is {found}; this version of the package knows it up to {HEAD}",
+                where=self.address,
+                next_step="upgrade scalr-prod, or name another ledger with [ledger] url",
+            )
+        return found
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except IntegrityError as error:
+            raise LedgerError(f"the ledger refused the row: {self._plain(error)}", where=self.address) from error
+        except OperationalError as error:
+            raise LedgerError(
+                f"the ledger cannot be reached: {self._plain(error)}",
+                where=self.address,
+                next_step="see that the database runs and that [ledger] url names it; then repeat: nothing is done twice",
+            ) from error
+        except SQLAlchemyError as error:
+            raise LedgerError(f"the ledger failed: {self._plain(error)}", where=self.address) from error
+
+    def _plain(self, error: SQLAlchemyError) -> str:
+        text = str(error.orig) if isinstance(error, DBAPIError) and error.orig else str(error)
+        if self._url.password:
+            text = text.replace(str(self._url.password), "***")
+        return " ".join(text.split()) or type(error).__name__
+
+
+def _parse(url: str) -> sa.URL:
+    step = "write it as sqlite:////folder/ledger.db or postgresql://user:password@host/database"
+    try:
+        parsed = sa.make_url(url)
+        if parsed.drivername in {"postgresql", "postgres"}:
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        backend = parsed.get_backend_name()
+    except (ArgumentError, NoSuchModuleError, ValueError) as error:
+        # The text may hold a password: it is not repeated.
+        raise LedgerError("this is no database URL", where="[ledger] url", next_step=step) from error
+    if backend not in {"sqlite", "postgresql"}:
+        raise LedgerError(f"the ledger cannot be kept in {backend}", where="[ledger] url", next_step=step)
+    if backend == "sqlite" and parsed.database in {None, "", ":memory:"}:
+        raise LedgerError("a ledger in memory would be forgotten when the command ends", where="[ledger] url", next_step=step)
+    return parsed
+
+
+def _write_ahead(engine: sa.Engine) -> None:
+    """Readers and the one writer no longer wait for each other. The file keeps this; it cannot be set inside a transaction."""
+    connection = engine.raw_connection()
+    try:
+        connection.cursor().execute("PRAGMA journal_mode = WAL")
+    finally:
+        connection.close()
+
+
+def _prepare_sqlite(engine: sa.Engine) -> None:
+    @sa.event.listens_for(engine, "connect")
+    def on_connect(connection: Any, _record: object) -> None:
+        # Leave BEGIN to the handler below: the driver's own begins too late for a transaction that first reads.
+        connection.isolation_level = None
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA synchronous = NORMAL")
+
+    @sa.event.listens_for(engine, "begin")
+    def on_begin(connection: sa.Connection) -> None:
+        writes = connection.get_execution_options().get(_WRITES, False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -1,0 +1,129 @@
+"""A lease on a run: two drivers never work on the same one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import uuid
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
+
+import sqlalchemy as sa
+
+from scalr_prod.errors import LedgerError
+from scalr_prod.ledger.models import RunRow
+from scalr_prod.ledger.runs import Runs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import datetime
+
+    from sqlalchemy.orm import Session
+
+__all__ = ["Lease", "Leases"]
+
+_TTL_S: Final = 60.0
+
+
+class Lease:
+    """A run that is ours until the lease expires; `check` says whether it still is."""
+
+    def __init__(self, run_id: str, owner: str) -> None:
+        self.run_id = run_id
+        self.owner = owner
+        self._lost: LedgerError | None = None
+
+    def check(self) -> None:
+        """Call before a step that must not be done twice.
+
+        Raises:
+            LedgerError: The lease could not be renewed: another driver may have taken the run.
+        """
+        if self._lost is not None:
+            raise self._lost
+
+
+class Leases(Runs):
+    """The part of the ledger that gives leases. Times are the database's, so drivers' clocks need not agree."""
+
+    @contextlib.contextmanager
+    def lease(self, run_id: str, *, owner: str | None = None, ttl_s: float = _TTL_S) -> Iterator[Lease]:
+        """Hold a run while the block lasts, renewing in the background; a driver that dies loses it after ``ttl_s`` seconds.
+
+        Raises:
+            LedgerError: Another driver holds it; says who, and until when.
+        """
+        held = Lease(run_id, owner or _me())
+        self.acquire_lease(run_id, held.owner, ttl_s=ttl_s)
+        stop = threading.Event()
+        keeper = threading.Thread(target=self._keep, args=(held, ttl_s, stop), name=f"lease {run_id}", daemon=True)
+        keeper.start()
+        try:
+            yield held
+        finally:
+            stop.set()
+            keeper.join()
+            self.release_lease(run_id, held.owner)
+
+    def acquire_lease(self, run_id: str, owner: str, *, ttl_s: float = _TTL_S) -> datetime:
+        """Take the run if it is free, expired, or the owner's already; returns until when (UTC).
+
+        Raises:
+            LedgerError: Another driver holds it.
+        """
+        with self._writing() as session:
+            row = self._row(session, run_id, lock=True)
+            now = self._now(session)
+            if row.lease_owner not in {None, owner} and row.lease_expires_at is not None and row.lease_expires_at > now:
+                raise LedgerError(
+                    f"{row.lease_owner} works on this run, until {row.lease_expires_at.isoformat(timespec='seconds')} at least",
+                    where=self.address,
+                    next_step="wait for it to end; if it died, the lease runs out by itself",
+                ).at(run_id=run_id)
+            row.lease_owner, row.lease_expires_at = owner, now + timedelta(seconds=ttl_s)
+            return row.lease_expires_at
+
+    def renew_lease(self, run_id: str, owner: str, *, ttl_s: float = _TTL_S) -> datetime:
+        """Hold on to a run; also after the lease expired, as long as nobody else took it.
+
+        Raises:
+            LedgerError: It is no longer the owner's.
+        """
+        with self._writing() as session:
+            until = self._now(session) + timedelta(seconds=ttl_s)
+            if not self._set_lease(session, run_id, owner, owner, until):
+                raise LedgerError(
+                    "the lease on this run was lost: another driver may work on it",
+                    where=self.address,
+                    next_step=f"see who holds it: scalr runs show {run_id}",
+                ).at(run_id=run_id)
+            return until
+
+    def release_lease(self, run_id: str, owner: str) -> bool:
+        """Give the run back; False where it was not the owner's any more."""
+        with self._writing() as session:
+            return self._set_lease(session, run_id, owner, None, None)
+
+    @staticmethod
+    def _set_lease(session: Session, run_id: str, held_by: str, owner: str | None, until: datetime | None) -> bool:
+        change = (
+            sa.update(RunRow)
+            .where(RunRow.run_id == run_id, RunRow.lease_owner == held_by)
+            .values(lease_owner=owner, lease_expires_at=until)
+        )
+        result = session.execute(change)
+        return bool(result.rowcount)  # type: ignore[attr-defined]  # an update's result is a CursorResult
+
+    def _keep(self, held: Lease, ttl_s: float, stop: threading.Event) -> None:
+        while not stop.wait(ttl_s / 3):
+            try:
+                self.renew_lease(held.run_id, held.owner, ttl_s=ttl_s)
+            except LedgerError as error:
+                held._lost = error  # noqa: SLF001 - the two classes are one mechanism
+                return
+
+
+def _me() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"

@@ -1,0 +1,35 @@
+"""Alembic migrations of the ledger, shipped inside the package and run when a ledger is opened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+    from sqlalchemy import Connection
+
+__all__ = ["HEAD", "config", "upgrade"]
+
+#: The newest revision. Revisions are numbers as text, so that a newer schema is told from an older one.
+HEAD: Final = "0001"
+
+
+def upgrade(connection: Connection) -> None:
+    """Bring the schema to `HEAD` in the connection's transaction; the caller holds the lock and commits."""
+    from alembic import command
+
+    command.upgrade(config(connection), HEAD)
+
+
+def config(connection: Connection) -> Config:
+    """Alembic's configuration for these scripts, on an open connection; prints nothing."""
+    import io
+
+    from alembic.config import Config
+
+    made = Config(stdout=io.StringIO())
+    made.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    made.set_main_option("path_separator", "os")
+    made.attributes["connection"] = connection
+    return made

@@ -1,0 +1,135 @@
+"""Publications: the intent is written before the lake's commit, its outcome after; so a crash between the two can be told."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+
+from scalr_prod.errors import LedgerError
+from scalr_prod.ledger.models import PublicationRow
+from scalr_prod.ledger.records import Publication, PublicationStatus, RunState
+from scalr_prod.ledger.runs import Runs
+from scalr_prod.ledger.spec import RunSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sqlalchemy.orm import Session
+
+__all__ = ["Publications"]
+
+
+class Publications(Runs):
+    """The part of the ledger that knows what the feature view holds."""
+
+    def intend_publication(self, run_id: str, *, base_version: int, rows: int, replaced: Mapping[str, int]) -> Publication:
+        """Write down that a run is about to be committed; a pending attempt is taken up again, with the new figures.
+
+        Args:
+            run_id: A validated run, or one rolled back or replaced since.
+            base_version: The table's Delta version.
+            rows: How many will be committed.
+            replaced: Rows that the commit will remove, by run.
+        """
+        with self._writing() as session:
+            spec = RunSpec.from_json(self._row(session, run_id, lock=True).spec)
+            now = self._now(session)
+            last = self._last(session, run_id)
+            if last is None or last.status != PublicationStatus.PENDING:
+                attempt = 1 if last is None else last.attempt + 1
+                last = PublicationRow(run_id=run_id, attempt=attempt, key=f"publish:{run_id}:{attempt}")
+                last.status, last.start, last.end = PublicationStatus.PENDING.value, spec.start, spec.end
+            last.base_version, last.rows, last.replaced, last.created_at = base_version, rows, dict(replaced), now
+            session.add(last)
+            session.flush()
+            return _publication(last)
+
+    def record_publication(self, run_id: str, *, attempt: int, delta_version: int, rows: int, cause: str) -> Publication:
+        """Confirm a pending publication, and the run with it, in one transaction. Repeating it changes nothing.
+
+        Raises:
+            LedgerError: There is no such attempt, or the run cannot become published.
+        """
+        with self._writing() as session:
+            row = self._attempt(session, run_id, attempt)
+            if row.status == PublicationStatus.PENDING:
+                row.status, row.delta_version, row.rows = PublicationStatus.PUBLISHED.value, delta_version, rows
+                row.published_at = self._now(session)
+            self._move(session, run_id, RunState.PUBLISHED, cause)
+            return _publication(row)
+
+    def record_rollback(self, run_id: str, *, attempt: int, delta_version: int, cause: str) -> Publication:
+        """Record that a publication was taken out of the feature view, and the run with it."""
+        with self._writing() as session:
+            row = self._attempt(session, run_id, attempt)
+            if row.status == PublicationStatus.PUBLISHED:
+                row.status, row.rollback_version = PublicationStatus.ROLLED_BACK.value, delta_version
+                row.rolled_back_at = self._now(session)
+            self._move(session, run_id, RunState.ROLLED_BACK, cause)
+            return _publication(row)
+
+    def publications(self, run_id: str | None = None) -> list[Publication]:
+        """Every publication, or a run's, the oldest first."""
+        query = sa.select(PublicationRow).order_by(PublicationRow.id)
+        if run_id is not None:
+            query = query.where(PublicationRow.run_id == run_id)
+        with self._reading() as session:
+            return [_publication(row) for row in session.scalars(query)]
+
+    def last_publication(self, run_id: str) -> Publication | None:
+        """A run's latest attempt."""
+        with self._reading() as session:
+            row = self._last(session, run_id)
+            return None if row is None else _publication(row)
+
+    def replaced_since(self, publication: Publication) -> list[Publication]:
+        """Later publications, by any run, whose windows overlap this one's: what it held there is gone."""
+        version = publication.delta_version
+        if version is None:
+            return []
+        query = (
+            sa.select(PublicationRow)
+            .where(
+                PublicationRow.run_id != publication.run_id,
+                PublicationRow.delta_version > version,
+                PublicationRow.start < publication.end,
+                PublicationRow.end > publication.start,
+            )
+            .order_by(PublicationRow.delta_version)
+        )
+        with self._reading() as session:
+            return [_publication(row) for row in session.scalars(query)]
+
+    @staticmethod
+    def _last(session: Session, run_id: str) -> PublicationRow | None:
+        query = (
+            sa.select(PublicationRow).where(PublicationRow.run_id == run_id).order_by(PublicationRow.attempt.desc()).limit(1)
+        )
+        return session.scalars(query).one_or_none()
+
+    def _attempt(self, session: Session, run_id: str, attempt: int) -> PublicationRow:
+        query = sa.select(PublicationRow).where(PublicationRow.run_id == run_id, PublicationRow.attempt == attempt)
+        row = session.scalars(query.with_for_update()).one_or_none()
+        if row is None:
+            raise LedgerError(f"no attempt {attempt} to publish it is recorded", where=self.address).at(run_id=run_id)
+        return row
+
+
+def _publication(row: PublicationRow) -> Publication:
+    return Publication(
+        run_id=row.run_id,
+        attempt=row.attempt,
+        key=row.key,
+        status=PublicationStatus(row.status),
+        start=row.start,
+        end=row.end,
+        base_version=row.base_version,
+        delta_version=row.delta_version,
+        rows=row.rows,
+        replaced=row.replaced,
+        created_at=row.created_at,
+        published_at=row.published_at,
+        rolled_back_at=row.rolled_back_at,
+        rollback_version=row.rollback_version,
+    )

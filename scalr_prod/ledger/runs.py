@@ -1,0 +1,177 @@
+"""Runs, their states, and their partitions."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
+from scalr_prod.errors import LedgerError, RunNotFound
+from scalr_prod.ledger.database import Database
+from scalr_prod.ledger.models import PartitionRow, RunRow, TransitionRow
+from scalr_prod.ledger.records import TRANSITIONS, Partition, Run, RunState, Transition
+from scalr_prod.ledger.spec import RunSpec, check_run_id
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from sqlalchemy.orm import Session
+
+__all__ = ["Runs"]
+
+
+class Runs(Database):
+    """The part of the ledger that follows a run."""
+
+    def begin_run(self, spec: RunSpec, *, cause: str = "planned") -> Run:
+        """Write the run down as planned, or find it: the same spec any number of times is one run.
+
+        Raises:
+            LedgerError: The id is taken by a run with another spec.
+        """
+        check_run_id(spec.run_id)
+        content = spec.to_json()
+        with self._writing() as session:
+            created = False
+            row = session.get(RunRow, spec.run_id)
+            if row is None:
+                row, created = self._insert_run(session, spec.run_id, content, cause)
+            if RunSpec.from_json(row.spec) != spec:
+                differing = sorted(key for key in content if content[key] != row.spec.get(key))
+                raise LedgerError(
+                    f"another run has this id; they differ in {', '.join(differing)}",
+                    where=self.address,
+                    next_step=f"see it with: scalr runs show {spec.run_id}",
+                ).at(run_id=spec.run_id)
+            return _run(row, created=created)
+
+    def run(self, run_id: str) -> Run:
+        """One run.
+
+        Raises:
+            RunNotFound: There is none with this id.
+        """
+        with self._reading() as session:
+            return _run(self._row(session, run_id))
+
+    def runs(self, *, state: RunState | str | None = None, limit: int | None = None) -> list[Run]:
+        """All runs, the newest first."""
+        query = sa.select(RunRow).order_by(RunRow.created_at.desc(), RunRow.run_id)
+        if state is not None:
+            query = query.where(RunRow.state == RunState(state).value)
+        if limit is not None:
+            query = query.limit(limit)
+        with self._reading() as session:
+            return [_run(row) for row in session.scalars(query)]
+
+    def set_stage(self, run_id: str, state: RunState | str, *, cause: str) -> Run:
+        """Move a run to a state and record when and why. Where it is there already, nothing changes.
+
+        Raises:
+            RunNotFound: There is no such run.
+            LedgerError: The state does not follow the one that the run is in.
+        """
+        with self._writing() as session:
+            return self._move(session, run_id, RunState(state), cause)
+
+    def transitions(self, run_id: str) -> list[Transition]:
+        """How a run came to its state, the oldest first."""
+        query = sa.select(TransitionRow).where(TransitionRow.run_id == run_id).order_by(TransitionRow.id)
+        with self._reading() as session:
+            self._row(session, run_id)
+            return [
+                Transition(
+                    row.run_id, RunState(row.from_state) if row.from_state else None, RunState(row.to_state), row.at, row.cause
+                )
+                for row in session.scalars(query)
+            ]
+
+    def record_partition(self, run_id: str, partition: int, manifest: Mapping[str, Any]) -> None:
+        """Record what a partition's task reported; a repeated task replaces what was there. See `record_partitions`."""
+        self.record_partitions(run_id, [(partition, manifest)])
+
+    def record_partitions(self, run_id: str, manifests: Iterable[tuple[int, Mapping[str, Any]]]) -> None:
+        """Record several partitions in one transaction.
+
+        Args:
+            run_id: The run.
+            manifests: Partition number, and plain JSON values, among them (all optional) ``state`` (default ``done``),
+                ``rows``, ``sha256``, ``path``.
+        """
+        with self._writing() as session:
+            self._row(session, run_id)
+            now = self._now(session)
+            for partition, manifest in manifests:
+                content = json.loads(json.dumps(dict(manifest), default=str))
+                session.merge(
+                    PartitionRow(
+                        run_id=run_id,
+                        partition=int(partition),
+                        state=str(content.get("state", "done")),
+                        rows=int(content.get("rows", 0)),
+                        sha256=content.get("sha256"),
+                        path=content.get("path"),
+                        updated_at=now,
+                        manifest=content,
+                    )
+                )
+
+    def partitions(self, run_id: str) -> list[Partition]:
+        """The run's partitions that were recorded, by number."""
+        query = sa.select(PartitionRow).where(PartitionRow.run_id == run_id).order_by(PartitionRow.partition)
+        with self._reading() as session:
+            self._row(session, run_id)
+            return [
+                Partition(row.run_id, row.partition, row.state, row.rows, row.sha256, row.path, row.updated_at, row.manifest)
+                for row in session.scalars(query)
+            ]
+
+    def _insert_run(self, session: Session, run_id: str, content: dict[str, Any], cause: str) -> tuple[RunRow, bool]:
+        now = self._now(session)
+        row = RunRow(run_id=run_id, spec=content, state=RunState.PLANNED.value, created_at=now, updated_at=now)
+        try:
+            with session.begin_nested():
+                session.add(row)
+        except IntegrityError:  # another driver was faster (PostgreSQL; SQLite lets in one writer at a time)
+            return self._row(session, run_id), False
+        session.add(TransitionRow(run_id=run_id, from_state=None, to_state=RunState.PLANNED.value, at=now, cause=cause))
+        return row, True
+
+    def _move(self, session: Session, run_id: str, state: RunState, cause: str) -> Run:
+        row = self._row(session, run_id, lock=True)
+        found = RunState(row.state)
+        if found is not state:
+            if state not in TRANSITIONS[found]:
+                allowed = ", ".join(sorted(TRANSITIONS[found]))
+                raise LedgerError(
+                    f"a {found.value} run cannot become {state.value}; from {found.value} it can become: {allowed}",
+                    where=self.address,
+                    next_step=f"see how it came there: scalr runs show {run_id}",
+                ).at(run_id=run_id)
+            now = self._now(session)
+            session.add(TransitionRow(run_id=run_id, from_state=found.value, to_state=state.value, at=now, cause=cause))
+            row.state, row.updated_at = state.value, now
+        return _run(row)
+
+    def _row(self, session: Session, run_id: str, *, lock: bool = False) -> RunRow:
+        row = session.get(RunRow, check_run_id(run_id), with_for_update=True if lock else None)
+        if row is None:
+            raise RunNotFound(
+                "there is no run with this id", where=self.address, next_step="list the runs: scalr runs list"
+            ).at(run_id=run_id)
+        return row
+
+
+def _run(row: RunRow, *, created: bool = False) -> Run:
+    return Run(
+        run_id=row.run_id,
+        spec=RunSpec.from_json(row.spec),
+        state=RunState(row.state),
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        lease_owner=row.lease_owner,
+        lease_expires_at=row.lease_expires_at,
+        created=created,
+    )

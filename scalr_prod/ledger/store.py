@@ -1,0 +1,18 @@
+"""The ledger: what every run, publication, model version and data set came to."""
+
+from __future__ import annotations
+
+from scalr_prod.ledger.artefacts import Artefacts
+from scalr_prod.ledger.lease import Leases
+from scalr_prod.ledger.publications import Publications
+
+__all__ = ["Ledger"]
+
+
+class Ledger(Leases, Publications, Artefacts):
+    """All of the project's run state, in SQLite or PostgreSQL.
+
+    >>> with Ledger.open(settings) as ledger:  # doctest: +SKIP
+    ...     run = ledger.begin_run(spec)
+    ...     ledger.set_stage(run.run_id, "generating", cause="scalr generate")
+    """
