@@ -1,0 +1,1 @@
+"""Each stage measured beside its limit: `python -m benchmarks [NAME …]`."""

@@ -1,0 +1,48 @@
+"""Run the benchmarks and keep their figures under `benchmarks/results/`.
+
+Usage: python -m benchmarks [point_in_time scoring generation run]
+
+Each is a module `bench_NAME` with a `main() -> dict`. Ratios come from one run on one machine, medians of several rounds.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import platform
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+
+NAMES = ("point_in_time", "scoring", "generation", "run")
+RESULTS = Path(__file__).parent / "results"
+PARTS = ("torch", "feast", "deltalake", "duckdb", "distributed", "great-expectations", "tritonclient", "numpy")
+
+
+def main(names: list[str]) -> None:
+    """Run the named benchmarks, or all of them."""
+    unknown = sorted(set(names) - set(NAMES))
+    if unknown:
+        sys.exit(f"no such benchmark: {', '.join(unknown)}; there are: {', '.join(NAMES)}")
+    RESULTS.mkdir(exist_ok=True)
+    machine = {"cores": os.cpu_count(), "python": platform.python_version(), "system": platform.system()}
+    for name in names or NAMES:
+        print(f"── {name}", flush=True)
+        started = time.perf_counter()
+        figures = importlib.import_module(f"benchmarks.bench_{name}").main()
+        record = {
+            "benchmark": name,
+            "figures": figures,
+            "machine": machine,
+            "versions": {part: metadata.version(part) for part in PARTS},
+            "seconds": round(time.perf_counter() - started, 1),
+        }
+        (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
+        for key, value in figures.items():
+            print(f"  {key}: {value}", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

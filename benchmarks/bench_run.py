@@ -1,0 +1,102 @@
+"""`scalr run` on two real domains, both directions: seconds, and the peak memory of all its processes together.
+
+Needs the food and kitchen logs (SCALR_TEST_DATA, or ../shared/data beside the checkout); says so where they are absent.
+Limits: 600 s and 4 GiB a direction, on two cores.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import psutil
+
+DATA = Path(os.environ.get("SCALR_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+DIRECTIONS = (("kitchen", "food"), ("food", "kitchen"))
+
+
+def main() -> dict:
+    folder = DATA / "amazon_food_kitchen"
+    if not folder.exists():
+        return {"skipped": f"the data set is not at {folder}; set SCALR_TEST_DATA"}
+    figures = {}
+    for source, target in DIRECTIONS:
+        with tempfile.TemporaryDirectory() as scratch:
+            figures[f"{target}_from_{source}"] = run_direction(folder, source, target, Path(scratch))
+    return figures
+
+
+def write_settings(data: Path, source: str, target: str, folder: Path, extra: str = "") -> Path:
+    """A whole scalr.toml for this data."""
+    items = f'items = "{data / "items.parquet"}"'
+    config = folder / "scalr.toml"
+    config.write_text(
+        f'[domains.source]\nname = "{source}"\nevents = "{data / source}.parquet"\n{items}\n'
+        f'[domains.target]\nname = "{target}"\nevents = "{data / target}.parquet"\n{items}\n{extra}'
+    )
+    return config
+
+
+def run_direction(data: Path, source: str, target: str, scratch: Path) -> dict:
+    """One direction in a fresh home: seconds by stage, peak memory, and what was published."""
+    config = write_settings(data, source, target, scratch)
+    command = [str(Path(sys.executable).with_name("scalr")), "--quiet", "run", "--config", str(config), "--json"]
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    peak = PeakMemory(process.pid)
+    output, _ = process.communicate()
+    seconds = time.perf_counter() - started
+    peak.stop()
+    if process.returncode:
+        raise SystemExit(f"scalr run failed with {process.returncode}")
+    report = json.loads(output)
+    return {
+        "seconds": round(seconds, 1),
+        "seconds_limit": 600,
+        "peak_gib": round(peak.bytes / 2**30, 2),
+        "peak_gib_limit": 4,
+        "seconds_by_stage": report["seconds"],
+        "published": report["stages"]["publish"],
+    }
+
+
+class PeakMemory:
+    """The largest sum of proportional set sizes over a process and its descendants, sampled four times a second."""
+
+    def __init__(self, pid: int) -> None:
+        self.bytes = 0
+        self._root = psutil.Process(pid)
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.25):
+            self.bytes = max(self.bytes, self._sample())
+
+    def _sample(self) -> int:
+        try:
+            family = [self._root, *self._root.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return 0
+        total = 0
+        for process in family:
+            try:
+                total += process.memory_full_info().pss
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+        return total
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(), indent=2))
