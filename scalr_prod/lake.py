@@ -39,6 +39,9 @@ _MADE_BY = {
     Table.SYNTHETIC_QUARANTINE: "scalr validate",
 }
 
+#: App id shared by all commits that depend on the version they were computed from.
+_GUARD = "expected-version"
+
 
 @dataclass(frozen=True)
 class Commit:
@@ -126,9 +129,20 @@ class Lake:
         """Whether a commit with this key has landed."""
         return self.exists(table) and self.open_table(table).transaction_version(key) is not None
 
-    def append(self, table: Table, rows: Rows, *, key: str) -> Commit:
-        """Add rows once per key."""
-        return self._commit(table, rows, key=key, mode="append")
+    def append(self, table: Table, rows: Rows, *, key: str, expected_version: int | None = None) -> Commit:
+        """Add rows once per key.
+
+        Args:
+            table: Which table.
+            rows: A table, or a reader that is streamed.
+            key: Names this write.
+            expected_version: The version that the rows were computed from. Where it is given, the rows are added to that
+                version or not at all: of several writers that started from one version, one lands.
+
+        Raises:
+            CommitFailed: Nothing changed; with ``expected_version``, the table may have moved on.
+        """
+        return self._commit(table, rows, key=key, mode="append", expected_version=expected_version)
 
     def replace(self, table: Table, rows: Rows, *, key: str) -> Commit:
         """Replace the whole table once per key."""
@@ -150,15 +164,28 @@ class Lake:
         properties = CommitProperties(app_transactions=[Transaction(key, 1)])
         return self._once(table, key, lambda delta: delta.delete(predicate, commit_properties=properties))
 
-    def _commit(self, table: Table, rows: Rows, *, key: str, mode: Any, predicate: str | None = None) -> Commit:
+    def _commit(
+        self,
+        table: Table,
+        rows: Rows,
+        *,
+        key: str,
+        mode: Any,
+        predicate: str | None = None,
+        expected_version: int | None = None,
+    ) -> Commit:
         from deltalake import CommitProperties, Transaction, write_deltalake
 
-        properties = CommitProperties(app_transactions=[Transaction(key, 1)])
-        return self._once(
-            table,
-            key,
-            lambda delta: write_deltalake(delta, rows, mode=mode, predicate=predicate, commit_properties=properties),
-        )
+        # Two commits that share an app id and started from one version conflict: that is what makes one of two writers lose.
+        guard = [] if expected_version is None else [Transaction(_GUARD, expected_version)]
+        properties = CommitProperties(app_transactions=[Transaction(key, 1), *guard])
+
+        def write(delta: DeltaTable) -> None:
+            if expected_version is not None and delta.version() != expected_version:
+                raise RuntimeError(f"the table is at version {delta.version()}, the rows were computed from {expected_version}")
+            write_deltalake(delta, rows, mode=mode, predicate=predicate, commit_properties=properties)
+
+        return self._once(table, key, write)
 
     def _once(self, table: Table, key: str, write: Callable[[DeltaTable], object]) -> Commit:
         delta = self.open_table(table)

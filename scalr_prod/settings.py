@@ -210,6 +210,7 @@ class ComputeSettings(_Section):
     workers: int = Field(default_factory=lambda: min(os.cpu_count() or 1, 8), ge=1, le=1024)
     threads_per_worker: int = Field(default=1, ge=1, le=64)
     connect_timeout_s: float = Field(default=10.0, gt=0)
+    memory_mb: int = Field(default=1024, ge=64, description="what DuckDB may hold in ingest and histories; beyond it, it spills")
 
 
 class ServingSettings(_Section):

@@ -1,0 +1,239 @@
+"""Parquet, CSV and JSON lines at any path, glob or fsspec URL → Arrow batches of the columns asked for, streamed."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import IO, TYPE_CHECKING, Any
+
+from scalr_prod.errors import BadValue, UnreadableInput
+from scalr_prod.ingest.columns import pick
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    import pyarrow as pa
+
+    from scalr_prod.ingest.columns import Wanted
+    from scalr_prod.settings import Settings
+
+__all__ = ["Batch", "read_files"]
+
+_FORMATS = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+_COMPRESSED = {".gz", ".bz2", ".xz", ".zst"}
+_DELIMITERS = (",", ";", "\t", "|")
+_ROWS = 65_536
+_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some rows of one file or query.
+
+    Attributes:
+        origin: The file's URL, or the database.
+        row: Number of rows of the origin before these.
+        rows: The columns asked for, under their foreign names.
+        untyped: Whether all is text because the format carries no types.
+    """
+
+    origin: str
+    row: int
+    rows: pa.RecordBatch
+    untyped: bool = False
+
+
+def read_files(
+    settings: Settings,
+    pattern: str,
+    wanted: Wanted,
+    *,
+    format: str | None = None,  # noqa: A002 - named as in the settings
+    storage_options: dict[str, str] | None = None,
+) -> Iterator[Batch]:
+    """Stream the files that a path, glob, folder or URL names, in the order of their names.
+
+    Args:
+        settings: Relative paths start from its folder.
+        pattern: Path, glob, folder or fsspec URL; ``.gz``, ``.bz2``, ``.xz`` and ``.zst`` are decompressed (text formats).
+        wanted: The columns to read.
+        format: ``parquet``, ``csv`` or ``jsonl``; default: by each file's name.
+        storage_options: Passed to fsspec.
+
+    Raises:
+        UnreadableInput: No such file, no match, truncated, or not of its format.
+        ColumnNotFound: A required column is missing; lists those that are there.
+        BadValue: A wanted column is there twice.
+    """
+    for url, filesystem, path in _expand(settings, pattern, storage_options or {}):
+        kind = format or _format_of(url)
+        with _readable(url, kind):
+            reader = {"parquet": _parquet, "csv": _csv, "jsonl": _jsonl}[kind]
+            row = 0
+            for rows in reader(filesystem, path, url, wanted):
+                yield Batch(url, row, rows, untyped=kind == "csv")
+                row += rows.num_rows
+
+
+def _expand(settings: Settings, pattern: str, storage_options: dict[str, str]) -> list[tuple[str, Any, str]]:
+    import fsspec
+
+    url = pattern if "://" in pattern else str(settings.resolve(pattern))
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url, **storage_options)
+        if _has_magic(path) and not filesystem.exists(path):
+            paths = sorted(filesystem.glob(path))
+        elif filesystem.isdir(path):
+            paths = sorted(name for name in filesystem.find(path) if _known(name))
+        else:
+            paths = [path] if filesystem.exists(path) else []
+    except Exception as error:
+        # fsspec's file systems raise what their client libraries raise (botocore, aiohttp, ImportError for a missing extra).
+        raise UnreadableInput(
+            f"cannot be opened: {_short(error)}", where=url, next_step="check the URL, storage_options and credentials"
+        ) from error
+    if not paths:
+        raise UnreadableInput(
+            "no file matches" if _has_magic(path) else "no such file", where=url, next_step="correct the path under [domains] in scalr.toml"
+        )
+    prefix = url.split("://", 1)[0] + "://" if "://" in url else ""
+    return [(prefix + name.lstrip("/") if prefix and prefix != "file://" else prefix + name, filesystem, name) for name in paths]
+
+
+def _has_magic(path: str) -> bool:
+    return any(sign in path for sign in "*?[")
+
+
+def _known(name: str) -> bool:
+    path = PurePosixPath(name)
+    hidden = any(part.startswith((".", "_")) for part in path.parts[-1:])
+    return not hidden and any(suffix in _FORMATS for suffix in path.suffixes[-2:])
+
+
+def _format_of(url: str) -> str:
+    suffixes = [suffix.lower() for suffix in PurePosixPath(url).suffixes]
+    while suffixes and suffixes[-1] in _COMPRESSED:
+        suffixes.pop()
+    if not suffixes or suffixes[-1] not in _FORMATS:
+        raise UnreadableInput(
+            "its name does not tell its format", where=url, next_step='set format = "parquet", "csv" or "jsonl" for the domain'
+        )
+    return _FORMATS[suffixes[-1]]
+
+
+@contextmanager
+def _readable(url: str, kind: str) -> Iterator[None]:
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise UnreadableInput(
+            f"cannot be read as {kind}: {_short(error)}",
+            where=url,
+            next_step="check that the file is complete and of this format (setting: format)",
+        ) from error
+
+
+def _short(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:300]
+
+
+def _parquet(filesystem: Any, path: str, url: str, wanted: Wanted) -> Iterator[pa.RecordBatch]:
+    import pyarrow.parquet as pq
+
+    with filesystem.open(path, "rb") as stream, pq.ParquetFile(stream, buffer_size=_BYTES) as file:
+        names = pick(file.schema_arrow.names, wanted, url)
+        for batch in file.iter_batches(batch_size=_ROWS, columns=names):
+            yield batch.select(names)
+
+
+def _csv(filesystem: Any, path: str, url: str, wanted: Wanted) -> Iterator[pa.RecordBatch]:
+    import pyarrow as pa
+    from pyarrow import csv
+
+    delimiter, names = _csv_header(filesystem, path, url, wanted)
+    if not names:
+        return
+    with filesystem.open(path, "rb", compression="infer") as stream:
+        # newlines_in_values: a quoted title may hold a line break, and a break must not split a row between two blocks.
+        reader = csv.open_csv(
+            stream,
+            read_options=csv.ReadOptions(block_size=_BYTES, use_threads=False),
+            parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+            convert_options=csv.ConvertOptions(
+                include_columns=names, column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
+            ),
+        )
+        yield from reader
+
+
+def _csv_header(filesystem: Any, path: str, url: str, wanted: Wanted) -> tuple[str, list[str]]:
+    """The delimiter under which the wanted columns are there, and their names."""
+    import csv
+
+    with filesystem.open(path, "rt", compression="infer", encoding="utf-8-sig", newline="") as stream:
+        line = stream.readline(1 << 20)
+    if not line.strip():
+        return ",", []
+    headers = {delimiter: next(csv.reader([line], delimiter=delimiter), []) for delimiter in _DELIMITERS}
+    fitting = [sign for sign, names in headers.items() if set(wanted.required) <= set(names)]
+    sign = fitting[0] if fitting else max(_DELIMITERS, key=lambda delimiter: len(headers[delimiter]))
+    return sign, pick(headers[sign], wanted, url)
+
+
+def _jsonl(filesystem: Any, path: str, url: str, wanted: Wanted) -> Iterator[pa.RecordBatch]:
+    with filesystem.open(path, "rt", compression="infer", encoding="utf-8-sig") as stream:
+        row = 0
+        while lines := stream.readlines(_BYTES):
+            objects = [_object(line, row + at, url) for at, line in enumerate(lines) if not line.isspace()]
+            if objects:
+                names = _json_names(objects, wanted, url)
+                yield to_batch(names, ([found.get(name) for found in objects] for name in names), url, row)
+            row += len(lines)
+
+
+def _object(line: str, row: int, url: str) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UnreadableInput(
+            f"not valid JSON: {error.msg}", where=f"{url}, row {row + 1}", next_step="give one JSON object a line"
+        ) from error
+    if not isinstance(found, dict):
+        raise UnreadableInput(
+            f"holds a {type(found).__name__}, not an object", where=f"{url}, row {row + 1}", next_step="give one JSON object a line"
+        )
+    return found
+
+
+def _json_names(objects: list[dict[str, Any]], wanted: Wanted, url: str) -> list[str]:
+    there: dict[str, None] = {}
+    for found in objects:
+        there.update(dict.fromkeys(found))
+    return pick(list(there), wanted, url)
+
+
+def to_batch(names: Sequence[str], columns: Iterable[Sequence[Any]], origin: str, row: int) -> pa.RecordBatch:
+    """Python values → Arrow, each column with the type its values have.
+
+    Raises:
+        BadValue: The values of one column are of several types.
+    """
+    import pyarrow as pa
+
+    arrays = []
+    for name, values in zip(names, columns, strict=True):
+        try:
+            arrays.append(pa.array(values))
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
+            kinds = sorted({type(value).__name__ for value in values if value is not None})
+            raise BadValue(
+                f"holds values of several types ({', '.join(kinds)}) or none that can be taken: {_short(error)}",
+                where=f"{origin}, column '{name}', rows {row + 1} to {row + len(values)}",
+                next_step="give one type in all rows",
+            ) from error
+    return pa.RecordBatch.from_arrays(arrays, names=list(names))

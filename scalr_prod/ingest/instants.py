@@ -1,0 +1,170 @@
+"""Foreign timestamps → UTC microseconds. Naive ones are refused unless the settings name their zone; nothing is guessed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from scalr_prod.ingest.cells import first_failure, first_true, is_text
+
+if TYPE_CHECKING:
+    from scalr_prod.ingest.cells import Place
+
+__all__ = ["UTC", "Instants"]
+
+UTC = pa.timestamp("us", tz="UTC")
+_NAIVE = pa.timestamp("us")
+
+_ISO = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}(:\d{2}(:\d{2}(\.\d+)?)?)?(Z|[+-]\d{2}(:?\d{2})?)?)?$"
+_ZONED = r"[T ]\d{2}.*(Z|[+-]\d{2}(:?\d{2})?)$"
+_NUMBER = r"^-?\d+(\.\d*)?$"
+
+#: Magnitudes of epoch numbers; each range begins in 1973 and ends in 5138. Below it nothing tells days from seconds.
+_UNITS = (("s", 1e8, 1_000_000.0), ("ms", 1e11, 1_000.0), ("us", 1e14, 1.0), ("ns", 1e17, 1e-3))
+_TOP = 1e20
+
+#: What pandas (and so Feast) can hold at nanosecond resolution.
+_EARLIEST, _LATEST = -9_214_560_000_000_000, 9_214_560_000_000_000
+
+
+@dataclass
+class Instants:
+    """Reads a timestamp column batch by batch.
+
+    Attributes:
+        zone: IANA zone of naive timestamps, or None to refuse them.
+        key: The setting that names the zone, for the error.
+        unit: Unit of epoch numbers, once seen; it may not change.
+    """
+
+    zone: str | None
+    key: str
+    unit: str | None = None
+
+    def read(self, values: pa.Array, place: Place) -> pa.Array:
+        """A batch as ``timestamp[us, UTC]``; sub-microseconds are cut off.
+
+        Local times that occur twice or not at all (clocks put back or forward) are taken as the later instant, so that nothing
+        is known before it can have been.
+
+        Raises:
+            BadValue: Null, unparsable, naive without a zone, an epoch number of unclear unit, or outside of 1678 … 2261.
+        """
+        if pa.types.is_dictionary(values.type):
+            values = values.dictionary_decode()
+        at = first_true(pc.is_null(values, nan_is_null=True))
+        if at is not None:
+            raise place.bad("null timestamp", at=at, next_step="remove the row or give it a time")
+        kind = values.type
+        if pa.types.is_timestamp(kind):
+            instants = _to_us(values, place) if kind.tz else self._localise(_to_us(values, place), place)
+        elif pa.types.is_date(kind):
+            instants = self._localise(values.cast(pa.timestamp("s")).cast(_NAIVE), place)
+        elif is_text(kind):
+            instants = self._parse(pc.utf8_trim_whitespace(values.cast(pa.string())), place)
+        elif pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+            instants = self._from_epoch(values, place)
+        else:
+            raise place.bad(f"holds {kind}, which is no timestamp", next_step="map a column of timestamps, dates or epoch numbers")
+        micros = instants.cast(pa.int64())
+        at = first_true(pc.or_(pc.less(micros, _EARLIEST), pc.greater(micros, _LATEST)))
+        if at is not None:
+            raise place.bad(
+                f"{values[at].as_py()} lies outside of the years 1678 to 2261", at=at, next_step="correct the value, or leave the row out"
+            )
+        return instants
+
+    def _localise(self, naive: pa.Array, place: Place) -> pa.Array:
+        if self.zone is None:
+            raise place.bad(
+                f"naive timestamp ({naive[0].as_py() if len(naive) else 'no zone'}): its time zone is not known",
+                at=0,
+                next_step=f"set {self.key}, for example {self.key} = \"UTC\"",
+            )
+        if self.zone.upper() in {"UTC", "ETC/UTC"}:
+            return naive.cast(UTC)
+        try:
+            return pc.assume_timezone(naive, self.zone, ambiguous="latest", nonexistent="latest").cast(UTC)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise place.bad(
+                f"cannot be localised in {self.zone}: {error}", next_step="install the system's time zone data (tzdata)"
+            ) from error
+
+    def _parse(self, text: pa.Array, place: Place) -> pa.Array:
+        if not len(text):
+            return text.cast(UTC)
+        if pc.all(pc.match_substring_regex(text, _NUMBER)).as_py():
+            fraction = pc.any(pc.match_substring(text, ".")).as_py()
+            return self._from_epoch(text.cast(pa.float64() if fraction else pa.int64()), place)
+        text = pc.replace_substring_regex(text, r"\s*(UTC|GMT)$", "Z")
+        text = pc.replace_substring_regex(text, r"\s+([+-]\d{2}(:?\d{2})?)$", r"\1")
+        text = pc.replace_substring_regex(text, r"(\.\d{6})\d+", r"\1")
+        at = first_true(pc.invert(pc.match_substring_regex(text, _ISO)))
+        if at is not None:
+            raise _unparsable(text, at, place)
+        zoned = pc.match_substring_regex(text, _ZONED)
+        naive_at = first_true(pc.invert(zoned))
+        if naive_at is None:
+            return _cast(text, UTC, place)
+        if self.zone is None:
+            raise place.bad(
+                f"naive timestamp '{text[naive_at].as_py()}': its time zone is not known",
+                at=naive_at,
+                next_step=f"set {self.key}, for example {self.key} = \"UTC\"",
+            )
+        aware = _cast(pc.if_else(zoned, text, None), UTC, place)
+        local = self._localise(_cast(pc.if_else(zoned, None, text), _NAIVE, place), place)
+        return pc.coalesce(aware, local)
+
+    def _from_epoch(self, values: pa.Array, place: Place) -> pa.Array:
+        size = pc.abs(values.cast(pa.float64(), safe=False))
+        for unit, least, factor in _UNITS:
+            if first_true(pc.or_(pc.less(size, least), pc.greater_equal(size, least * 1000))) is None:
+                break
+        else:
+            low, high = pc.min_max(size).as_py().values()
+            at = first_true(pc.or_(pc.less(size, _UNITS[0][1]), pc.greater_equal(size, _TOP)))
+            raise place.bad(
+                f"epoch numbers of unclear unit (magnitudes {low:g} to {high:g})",
+                at=at,
+                next_step="give ISO timestamps, or epoch numbers in one unit from 1973 on",
+            )
+        if len(values) and self.unit not in {None, unit}:
+            raise place.bad(
+                f"epoch numbers change from {self.unit} to {unit}", at=0, next_step="give all of the column in one unit"
+            )
+        if len(values):
+            self.unit = unit
+        if pa.types.is_integer(values.type):
+            whole = values.cast(pa.int64())
+            micros = pc.divide(whole, 1000) if unit == "ns" else pc.multiply(whole, int(factor))
+        else:
+            micros = pc.round(pc.multiply(values.cast(pa.float64(), safe=False), factor)).cast(pa.int64())
+        return micros.cast(UTC)
+
+
+def _to_us(values: pa.Array, place: Place) -> pa.Array:
+    target = pa.timestamp("us", tz=values.type.tz)
+    try:
+        micros = values.cast(target, safe=values.type.unit != "ns")
+    except pa.ArrowInvalid as error:
+        raise place.bad(f"holds timestamps out of range ({error})", next_step="correct the values") from error
+    return micros.cast(UTC) if values.type.tz else micros
+
+
+def _cast(text: pa.Array, kind: pa.DataType, place: Place) -> pa.Array:
+    try:
+        return text.cast(kind)
+    except pa.ArrowInvalid:
+        raise _unparsable(text, first_failure(text, kind), place) from None
+
+
+def _unparsable(text: pa.Array, at: int, place: Place) -> Exception:
+    return place.bad(
+        f"'{text[at].as_py()}' is no timestamp",
+        at=at,
+        next_step="give ISO 8601 (2024-05-01T12:30:00Z), dates, or epoch seconds, milliseconds or microseconds",
+    )

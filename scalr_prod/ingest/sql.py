@@ -1,0 +1,89 @@
+"""A SQL query on any SQLAlchemy URL → Arrow batches, through a server-side cursor where the database has one."""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, quote_plus
+
+from scalr_prod.errors import UnreadableInput
+from scalr_prod.ingest.columns import pick
+from scalr_prod.ingest.files import Batch, to_batch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from sqlalchemy import URL
+
+    from scalr_prod.ingest.columns import Wanted
+
+__all__ = ["read_query"]
+
+_ROWS = 20_000
+
+
+def read_query(url: str, query: str, wanted: Wanted) -> Iterator[Batch]:
+    """Stream a query's rows. No part of the URL but driver, host and database ever reaches a message.
+
+    Raises:
+        UnreadableInput: The URL or its driver is unknown, the database cannot be reached, or the query fails.
+        ColumnNotFound: The query does not give a required column.
+        BadValue: It gives one twice, or one with values of several types.
+    """
+    import sqlalchemy as sa
+
+    try:
+        parsed = sa.make_url(url)
+        engine = sa.create_engine(parsed, poolclass=sa.NullPool)
+    except (sa.exc.ArgumentError, ImportError, ValueError) as error:
+        # from None: SQLAlchemy's own message may repeat the URL.
+        reason = f"its driver is not installed ({error.name})" if isinstance(error, ImportError) else "it is no SQLAlchemy URL"
+        raise UnreadableInput(
+            f"the database URL cannot be used: {reason}",
+            where="SQL url",
+            next_step="write it as dialect+driver://user:password@host/database and install the driver",
+        ) from None
+    origin = _public(parsed)
+    try:
+        with engine.connect() as connection:
+            # exec_driver_sql: a ':' or '%' of the query is the query's own, no parameter of ours.
+            result = connection.execution_options(stream_results=True, yield_per=_ROWS).exec_driver_sql(query)
+            names = list(result.keys())
+            columns = [names.index(name) for name in pick(names, wanted, origin)]
+            row = 0
+            for rows in result.partitions(_ROWS):
+                values = ([_plain(found[at]) for found in rows] for at in columns)
+                batch = to_batch([names[at] for at in columns], values, origin, row)
+                yield Batch(origin, row, batch)
+                row += len(rows)
+    except sa.exc.SQLAlchemyError as error:
+        raise UnreadableInput(
+            f"the query failed: {_scrubbed(error, parsed)}",
+            where=origin,
+            next_step="check that the database can be reached and run the query by hand",
+        ) from None
+    finally:
+        engine.dispose()
+
+
+def _public(url: URL) -> str:
+    host = f"{url.host or ''}{f':{url.port}' if url.port else ''}"
+    return f"{url.get_backend_name()}://{host}/{url.database or ''}"
+
+
+def _scrubbed(error: Exception, url: URL) -> str:
+    """The driver's first line without any secret of the URL."""
+    message = (str(getattr(error, "orig", None) or error).splitlines() or [""])[0]
+    secrets = [url.password, *_flat(url.query.values())]
+    for secret in filter(None, secrets):
+        for spelling in {str(secret), quote(str(secret)), quote_plus(str(secret))}:
+            message = message.replace(spelling, "***")
+    return message[:300]
+
+
+def _flat(values: Any) -> Sequence[str]:
+    return [text for value in values for text in ((value,) if isinstance(value, str) else value)]
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, uuid.UUID) else value
