@@ -1,0 +1,48 @@
+"""The Triton server: started and stopped here when the settings name no address, and told which version to serve.
+
+Only what is asked for is imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from scalr_prod.serving.check import Check
+
+if TYPE_CHECKING:
+    from scalr_prod.serving.checks import serving_checks
+    from scalr_prod.serving.ensure import ensure_serving
+    from scalr_prod.serving.process import ServerStatus, start_triton, stop_triton, triton_status
+    from scalr_prod.serving.versions import promote, rollback, served_version
+
+__all__ = [
+    "Check",
+    "ServerStatus",
+    "ensure_serving",
+    "promote",
+    "rollback",
+    "served_version",
+    "serving_checks",
+    "start_triton",
+    "stop_triton",
+    "triton_status",
+]
+
+_HOMES = {
+    "ServerStatus": "process",
+    "ensure_serving": "ensure",
+    "promote": "versions",
+    "rollback": "versions",
+    "served_version": "versions",
+    "serving_checks": "checks",
+    "start_triton": "process",
+    "stop_triton": "process",
+    "triton_status": "process",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,29 @@
+"""One thing that `scalr doctor` looked at."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+__all__ = ["Check"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        name: What was looked at.
+        ok: Whether it can be used.
+        found: What was found, in one sentence.
+        next_step: What to do, where it cannot be used.
+    """
+
+    name: str
+    ok: bool
+    found: str
+    next_step: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The check as JSON values."""
+        return asdict(self)
