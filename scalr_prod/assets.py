@@ -1,0 +1,30 @@
+"""Where the template folders lie: beside the package in a checkout, inside it when it was installed from a wheel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from scalr_prod.errors import ScalrError
+
+__all__ = ["folder"]
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def folder(name: Literal["feature_repo", "triton_models", "airflow_dags"]) -> Path:
+    """The folder of templates with this name.
+
+    Raises:
+        ScalrError: It is neither in the checkout nor in the installed package.
+    """
+    # The wheel's copy first: beside an installed package there may lie an unrelated folder of the same name.
+    places = (_PACKAGE / "_assets" / name, _PACKAGE.parent / name)
+    for place in places:
+        if place.is_dir():
+            return place
+    raise ScalrError(
+        f"the templates {name!r} are missing",
+        where=str(places[0]),
+        next_step="install the package again (pip install --force-reinstall scalr-prod), or run from a checkout",
+    )
