@@ -144,9 +144,9 @@ class Lake:
         """
         return self._commit(table, rows, key=key, mode="append", expected_version=expected_version)
 
-    def replace(self, table: Table, rows: Rows, *, key: str) -> Commit:
-        """Replace the whole table once per key."""
-        return self._commit(table, rows, key=key, mode="overwrite")
+    def replace(self, table: Table, rows: Rows, *, key: str, expected_version: int | None = None) -> Commit:
+        """Replace the whole table once per key; ``expected_version`` as for `append`."""
+        return self._commit(table, rows, key=key, mode="overwrite", expected_version=expected_version)
 
     def replace_window(self, table: Table, rows: Rows, *, start: datetime, end: datetime, key: str) -> Commit:
         """Replace the rows with ``start <= event_timestamp < end`` by these, in one commit, once per key.
