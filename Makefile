@@ -35,7 +35,7 @@ lint: setup ## ruff, mypy --strict, import contracts
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	.venv/bin/lint-imports
+	.venv/bin/lint-imports --no-logo
 
 bench: setup ## each stage beside its limit
 	.venv/bin/python -m benchmarks
