@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
     import pyarrow.dataset as ds
-    from deltalake import DeltaTable
+    from deltalake import CommitProperties, DeltaTable
 
     from scalr_prod.settings import Settings
 
@@ -41,6 +41,8 @@ _MADE_BY = {
 
 #: App id shared by all commits that depend on the version they were computed from.
 _GUARD = "expected-version"
+#: The key again, where a table's history shows it.
+_KEY = "scalr.key"
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Commit:
 
     Attributes:
         table: The table's name.
-        version: Its Delta version afterwards.
+        version: The Delta version that the commit made.
         written: False when the same key had been committed before, and nothing was done.
     """
 
@@ -129,6 +131,10 @@ class Lake:
         """Whether a commit with this key has landed."""
         return self.exists(table) and self.open_table(table).transaction_version(key) is not None
 
+    def commit_version(self, table: Table, key: str) -> int | None:
+        """The Delta version that the commit with this key made; None where the table's history does not reach back to it."""
+        return _version_of(self.open_table(table), key)
+
     def append(self, table: Table, rows: Rows, *, key: str, expected_version: int | None = None) -> Commit:
         """Add rows once per key.
 
@@ -148,21 +154,34 @@ class Lake:
         """Replace the whole table once per key; ``expected_version`` as for `append`."""
         return self._commit(table, rows, key=key, mode="overwrite", expected_version=expected_version)
 
-    def replace_window(self, table: Table, rows: Rows, *, start: datetime, end: datetime, key: str) -> Commit:
+    def replace_window(
+        self, table: Table, rows: Rows, *, start: datetime, end: datetime, key: str, expected_version: int | None = None
+    ) -> Commit:
         """Replace the rows with ``start <= event_timestamp < end`` by these, in one commit, once per key.
+
+        With ``expected_version``, the commit follows that version or does not land: see `append`.
 
         Raises:
             CommitFailed: Nothing changed: a row lies outside of the window, another writer won, or the disk is full.
             CommitOutcomeUnknown: The table's log could not be read after the failure.
         """
-        return self._commit(table, rows, key=key, mode="overwrite", predicate=_window(start, end))
+        return self.replace_where(table, rows, _window(start, end), key=key, expected_version=expected_version)
 
-    def delete(self, table: Table, predicate: str, *, key: str) -> Commit:
-        """Delete the rows that a SQL predicate names, once per key."""
-        from deltalake import CommitProperties, Transaction
+    def replace_where(
+        self, table: Table, rows: Rows, predicate: str, *, key: str, expected_version: int | None = None
+    ) -> Commit:
+        """Replace the rows that a SQL predicate names by these, all of which it must name too, in one commit, once per key."""
+        return self._commit(table, rows, key=key, mode="overwrite", predicate=predicate, expected_version=expected_version)
 
-        properties = CommitProperties(app_transactions=[Transaction(key, 1)])
-        return self._once(table, key, lambda delta: delta.delete(predicate, commit_properties=properties))
+    def delete(self, table: Table, predicate: str, *, key: str, expected_version: int | None = None) -> Commit:
+        """Delete the rows that a SQL predicate names, once per key. Where it names none, there is no commit."""
+        properties = _properties(key, expected_version)
+
+        def write(delta: DeltaTable) -> None:
+            _must_be_at(delta, expected_version)
+            delta.delete(predicate, commit_properties=properties)
+
+        return self._once(table, key, write)
 
     def _commit(
         self,
@@ -174,15 +193,12 @@ class Lake:
         predicate: str | None = None,
         expected_version: int | None = None,
     ) -> Commit:
-        from deltalake import CommitProperties, Transaction, write_deltalake
+        from deltalake import write_deltalake
 
-        # Two commits that share an app id and started from one version conflict: that is what makes one of two writers lose.
-        guard = [] if expected_version is None else [Transaction(_GUARD, expected_version)]
-        properties = CommitProperties(app_transactions=[Transaction(key, 1), *guard])
+        properties = _properties(key, expected_version)
 
         def write(delta: DeltaTable) -> None:
-            if expected_version is not None and delta.version() != expected_version:
-                raise RuntimeError(f"the table is at version {delta.version()}, the rows were computed from {expected_version}")
+            _must_be_at(delta, expected_version)
             write_deltalake(delta, rows, mode=mode, predicate=predicate, commit_properties=properties)
 
         return self._once(table, key, write)
@@ -190,13 +206,18 @@ class Lake:
     def _once(self, table: Table, key: str, write: Callable[[DeltaTable], object]) -> Commit:
         delta = self.open_table(table)
         if delta.transaction_version(key) is not None:
-            return Commit(table.value, delta.version(), written=False)
+            known = _version_of(delta, key)
+            return Commit(table.value, delta.version() if known is None else known, written=False)
         try:
             write(delta)
         except Exception as error:
             # deltalake raises exceptions of many kinds (DeltaError, OSError, pyarrow's); the log alone tells what happened.
             self._settle(table, key, error)
-        return Commit(table.value, self.version(table), written=True)
+            delta = self.open_table(table)
+            known = _version_of(delta, key)
+            return Commit(table.value, delta.version() if known is None else known, written=True)
+        # The handle stands at the version that its own commit made, whatever others have added since.
+        return Commit(table.value, delta.version(), written=True)
 
     def _settle(self, table: Table, key: str, error: Exception) -> None:
         """Read the log after a failed write: landed after all, not landed, or not to be known."""
@@ -215,6 +236,23 @@ class Lake:
                 where=self.uri(table),
                 next_step="mend the cause and repeat the command",
             ) from error
+
+
+def _properties(key: str, expected_version: int | None) -> CommitProperties:
+    from deltalake import CommitProperties, Transaction
+
+    # Two commits that share an app id and started from one version conflict: that is what makes one of two writers lose.
+    guard = [] if expected_version is None else [Transaction(_GUARD, expected_version)]
+    return CommitProperties(custom_metadata={_KEY: key}, app_transactions=[Transaction(key, 1), *guard])
+
+
+def _must_be_at(delta: DeltaTable, expected_version: int | None) -> None:
+    if expected_version is not None and delta.version() != expected_version:
+        raise RuntimeError(f"the table is at version {delta.version()}, the rows were computed from {expected_version}")
+
+
+def _version_of(delta: DeltaTable, key: str) -> int | None:
+    return next((int(entry["version"]) for entry in delta.history() if entry.get(_KEY) == key), None)
 
 
 def _window(start: datetime, end: datetime) -> str:
