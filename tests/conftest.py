@@ -108,6 +108,21 @@ def two_domains(tmp_path: Path) -> TwoDomains:
 
 
 @pytest.fixture
+def settings_with(two_domains: TwoDomains):
+    """A scalr.toml beside the made logs, with more lines."""
+
+    def make(extra: str = "") -> Path:
+        return write_toml(two_domains, extra)
+
+    return make
+
+
+@pytest.fixture
+def project(settings_with) -> Path:
+    return settings_with()
+
+
+@pytest.fixture
 def settings(two_domains: TwoDomains):
     from scalr_prod.settings import load_settings
 

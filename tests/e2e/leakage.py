@@ -24,11 +24,14 @@ def micros(column: pd.Series) -> np.ndarray:
     return pd.to_datetime(column, utc=True).astype("datetime64[us, UTC]").astype("int64").to_numpy()
 
 
+def low_bits(key: object) -> int:
+    """Bytes 8 to 16 of the md5 of an id's text as a little-endian number."""
+    return int.from_bytes(hashlib.md5(str(key).encode(), usedforsecurity=False).digest()[8:], "little")
+
+
 def fold(user: object, folds: int) -> int:
-    """The fold of a user: bytes 8 to 16 of the md5 of the id's text as a little-endian number, upper half, modulo the folds."""
-    digest = hashlib.md5(str(user).encode(), usedforsecurity=False).digest()
-    low = int.from_bytes(digest[8:], "little")
-    return (low >> 32) % folds
+    """The fold of a user: the upper half of that number, modulo the folds."""
+    return (low_bits(user) >> 32) % folds
 
 
 def check_run(home: Path, run_id: str) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -13,9 +14,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 import leakage
 
-from scalr_prod.contracts import Table
-from scalr_prod.lake import Lake
 from scalr_prod.settings import load_settings
+from scalr_prod.translator import load_version
+from scalr_prod.translator.contexts import Contexts
+from scalr_prod.translator.module import TranslatorModule
 
 pytestmark = [pytest.mark.slow, pytest.mark.triton, pytest.mark.data, pytest.mark.timeout(1500)]
 DIRECTIONS = [("kitchen", "food"), ("food", "kitchen")]
@@ -39,11 +41,9 @@ def test_a_run_publishes_and_nothing_leaks(tmp_path, amazon, scalr, source, targ
     assert code == 0, stderr
     assert "Traceback" not in stderr
     home = tmp_path / ".scalr"
-    print(json.dumps(report["seconds"]))
 
     counted = leakage.check_run(home, report["run_id"])
     dataset = leakage.check_training_set(Path(report["stages"]["dataset"]["path"]), home)
-    print(counted, dataset)
     real = pd.read_parquet(amazon / f"{target}.parquet")
     assert len(leakage.table(home, "target_events")) == len(real), "the real-events view holds exactly the real events"
     assert dataset["synthetic"] == counted["synthetic"]
@@ -52,11 +52,45 @@ def test_a_run_publishes_and_nothing_leaks(tmp_path, amazon, scalr, source, targ
 
 
 def every_probability_comes_from_the_fold_that_held_the_user_out(config: Path, home: Path, run_id: str) -> None:
-    """Score every published event again with its user's held-out fold (computed here), and with another fold."""
-    from scalr_prod.generation.partition import contexts_of_bucket  # noqa: F401 - replaced below when the rooms are joined
-
+    """Score published events again from the raw log, with the user's held-out fold (computed here) and with another one."""
+    spec = json.loads((home / "runs" / run_id / "run.json").read_text())
     settings = load_settings(config)
-    assert Lake.open(settings).exists(Table.SYNTHETIC_TARGET_EVENTS)
-    assert np is not None
-    assert home
-    assert run_id
+    version = load_version(settings, spec["translator_version"])
+    manifest = json.loads((Path(version.path) / "manifest.json").read_text())
+    folds, length = manifest["folds"], settings.histories.length
+    published = leakage.table(home, "synthetic_target_events")
+    sample = published[published["run_id"] == run_id].sample(600, random_state=0)
+    log = leakage.table(home, "source_events")
+    contexts, own = contexts_from_the_log(sample, log, version.vocabulary(), length, folds)
+    module = TranslatorModule.load(version.path)
+    candidates = version.vocabulary().target_index(sample["item_id"].to_numpy())[:, None]
+    held_out, _ = module.score(contexts, candidates)
+    np.testing.assert_allclose(held_out[:, 0], sample["probability"], atol=1e-5)
+    other, _ = module.score(dataclasses.replace(contexts, fold=((own + 1) % folds).astype(np.int32)), candidates)
+    assert (np.abs(other - held_out) > 1e-5).mean() > 0.5, "the folds must differ, or this test shows nothing"
+
+
+def contexts_from_the_log(sample: pd.DataFrame, log: pd.DataFrame, vocabulary, length: int, folds: int):
+    events = log.assign(us=leakage.micros(log["event_timestamp"]), order=[leakage.low_bits(item) for item in log["item_id"]])
+    by_user = {user: rows.sort_values(["us", "order"]) for user, rows in events.groupby("user_id")}
+    items = np.zeros((len(sample), length), np.int32)
+    ages = np.zeros((len(sample), length), np.float32)
+    when = leakage.micros(sample["source_event_timestamp"])
+    for row, (user, item) in enumerate(zip(sample["user_id"], sample["source_item_id"], strict=True)):
+        past = by_user[user][by_user[user]["us"] <= when[row]].tail(length)
+        own = np.flatnonzero((past["item_id"] == item).to_numpy() & (past["us"] == when[row]).to_numpy())
+        rest = np.delete(np.arange(len(past)), own[-1:]) if len(own) else np.arange(len(past))[-(length - 1) :]
+        index = vocabulary.source_index([*past["item_id"].to_numpy()[rest], item])
+        days = np.append((when[row] - past["us"].to_numpy()[rest]) / 86_400e6, 0.0)
+        items[row, length - len(index) :] = index
+        ages[row, length - len(index) :] = np.where(index == 0, 0, days)
+    own_fold = np.array([leakage.fold(user, folds) for user in sample["user_id"]], np.int32)
+    contexts = Contexts(
+        history_items=items,
+        history_ages=ages,
+        event_time=when,
+        fold=own_fold,
+        noise_key=np.zeros(len(sample), np.int64),
+        exclude=np.zeros((len(sample), 0), np.int32),
+    )
+    return contexts, own_fold
