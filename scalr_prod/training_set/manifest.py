@@ -1,0 +1,101 @@
+"""What a version of a training set is made of, and whether its files are still the ones that were written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+from scalr_prod.errors import TrainingSetError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+__all__ = ["MANIFEST", "ROWS", "describe_files", "fingerprint_of", "latest_version", "read_manifest", "verify", "versions"]
+
+MANIFEST: Final = "manifest.json"
+#: Folder of a version that holds Parquet files and nothing else, so that any engine can be pointed at it.
+ROWS: Final = "rows"
+
+_VERSION: Final = re.compile(r"v([1-9]\d*)")
+_BUILD: Final = "scalr dataset build"
+
+
+def fingerprint_of(content: Mapping[str, Any]) -> str:
+    """SHA-256 of the canonical JSON of everything that decides the rows."""
+    text = json.dumps(dict(content), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Rows, bytes and SHA-256 of every Parquet file below a folder, by relative path."""
+    import pyarrow.parquet as pq
+
+    return {
+        path.relative_to(folder).as_posix(): {
+            "rows": pq.read_metadata(path).num_rows,
+            "bytes": path.stat().st_size,
+            "sha256": _sha256(path),
+        }
+        for path in sorted(folder.rglob("*.parquet"))
+    }
+
+
+def versions(folder: Path) -> dict[int, Path]:
+    """The complete versions below a training set's folder, by number."""
+    found = {}
+    for path in folder.glob("v*"):
+        match = _VERSION.fullmatch(path.name)
+        if match and (path / MANIFEST).is_file():
+            found[int(match[1])] = path
+    return dict(sorted(found.items()))
+
+
+def latest_version(folder: Path) -> int | None:
+    """The highest version; None where there is none."""
+    return max(versions(folder), default=None)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a version.
+
+    Raises:
+        TrainingSetError: It is not there, or not JSON.
+    """
+    path = folder / MANIFEST
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise TrainingSetError("there is no training set here", where=str(folder), next_step=f"build it: {_BUILD}") from error
+    except (OSError, ValueError) as error:
+        raise TrainingSetError(
+            f"the manifest cannot be read: {error}", where=str(path), next_step=f"build anew: {_BUILD}"
+        ) from error
+    return content
+
+
+def verify(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """See that the files are those that the manifest names, byte for byte.
+
+    Raises:
+        TrainingSetError: One is missing, was added, or differs; names it.
+    """
+    named = manifest["files"]
+    there = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.parquet")}
+    for name in sorted(named.keys() | there.keys()):
+        if name not in there:
+            problem = "the file is missing"
+        elif name not in named:
+            problem = "the manifest does not name this file"
+        elif there[name].stat().st_size != named[name]["bytes"] or _sha256(there[name]) != named[name]["sha256"]:
+            problem = "the file is not the one that the manifest names: its SHA-256 differs"
+        else:
+            continue
+        raise TrainingSetError(problem, where=str(folder / name), next_step=f"remove {folder} and build anew: {_BUILD}")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,261 @@
+"""Negatives: items that a user could have chosen at a real event's time, and had not.
+
+Eligible for an event at t is an item first seen strictly before t that the user has not consumed by t. Each draw is a pure
+function of the seed, the event and the number of the draw, so that the same events give the same negatives in any order, batch
+or bucket. Synthetic events play no part: a set with them and one without share their real and negative rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID
+from scalr_prod.hashing import user_bucket_sql
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from scalr_prod.settings import Settings
+
+__all__ = ["Events", "Pool", "draw_negatives", "stage_negatives"]
+
+#: Draws by rejection before what is left over is enumerated.
+_ROUNDS: Final = 24
+_ROWS_AT_ONCE: Final = 2_000_000
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What is drawn from: the entries whose time is before t, each alike.
+
+    Attributes:
+        items: int32 [E] item codes. Uniform: every item once, at its first event; popularity: once for every event.
+        times: int64 [E] microseconds, ascending.
+    """
+
+    items: NDArray[np.int32]
+    times: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Events:
+    """Real events of some users, all that are known, ordered by (user, time, item, occurrence).
+
+    Attributes:
+        users: int64 [P] user codes.
+        items: int32 [P] item codes.
+        times: int64 [P] microseconds.
+        keys: uint64 [P] stable hash of (user, item, time, occurrence).
+        labelled: bool [P] whether negatives are asked for.
+    """
+
+    users: NDArray[np.int64]
+    items: NDArray[np.int32]
+    times: NDArray[np.int64]
+    keys: NDArray[np.uint64]
+    labelled: NDArray[np.bool_]
+
+
+def stage_negatives(connection: Any, settings: Settings, real: Path, path: Path, *, start: int) -> int:
+    """Write the negatives of all real events from ``start`` (microseconds) on, and tell how many could not be drawn.
+
+    Args:
+        connection: A DuckDB connection.
+        settings: ``[training_set]`` negatives_per_event, negative_sampling, seed.
+        real: Parquet file of every real event that is known.
+        path: Parquet file to write, with the columns of the spine.
+        start: Events before it are consumed, but get no negatives.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from scalr_prod.training_set.spine import spine_schema
+
+    options = settings.training_set
+    connection.execute(
+        f"CREATE TEMP VIEW real_events AS SELECT * FROM read_parquet('{str(real).replace(chr(39), chr(39) * 2)}')"
+    )
+    connection.execute(f"""
+        CREATE TEMP TABLE item_codes AS
+        SELECT {ITEM_ID}, seen, (row_number() OVER (ORDER BY seen, {ITEM_ID}) - 1)::INTEGER AS code
+        FROM (SELECT {ITEM_ID}, epoch_us(min({EVENT_TIMESTAMP})) AS seen FROM real_events GROUP BY ALL)""")
+    item_ids = connection.execute(f"SELECT {ITEM_ID} FROM item_codes ORDER BY code").to_arrow_table().column(0)
+    pool = _pool(connection, popularity=options.negative_sampling == "popularity")
+    events = connection.execute("SELECT count(*) FROM real_events").fetchone()[0]
+    buckets = 1 + events * options.negatives_per_event // _ROWS_AT_ONCE
+    schema = spine_schema(pq.read_schema(real).field(USER_ID).type, pq.read_schema(real).field(ITEM_ID).type)
+    missing = 0
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for bucket in range(buckets):
+            user_ids, some = _events_of(connection, bucket, buckets, start)
+            rows, items = draw_negatives(some, pool, options.negatives_per_event, seed=options.seed)
+            missing += int(some.labelled.sum()) * options.negatives_per_event - len(rows)
+            columns = [
+                user_ids.take(pa.array(rows)),
+                item_ids.take(pa.array(items)),
+                pa.array(some.times[rows]).cast(schema.field(EVENT_TIMESTAMP).type),
+                pa.array(np.zeros(len(rows), np.int8)),
+                pa.array(np.ones(len(rows), np.float32)),
+                pa.array(np.zeros(len(rows), np.bool_)),
+                pa.nulls(len(rows), pa.string()),
+            ]
+            writer.write_table(pa.table(columns, names=schema.names).cast(schema))
+    return missing
+
+
+def draw_negatives(events: Events, pool: Pool, count: int, *, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Draw up to ``count`` negatives for every labelled event, distinct among all events of one user at one time.
+
+    Args:
+        events: All known real events of the users.
+        pool: What is drawn from.
+        count: Negatives for each labelled event.
+        seed: Of the draws.
+
+    Returns:
+        (int64 [M] positions in ``events``, int32 [M] item codes), ordered by position, then by draw. M falls short of
+        ``count`` for each only where no eligible item is left.
+    """
+    draws = _Draws(events, pool, count, seed)
+    opened = np.flatnonzero(draws.before > 0)
+    for number in range(_ROUNDS):
+        if not len(opened):
+            break
+        opened = draws.reject(opened, number)
+    draws.enumerate(opened)
+    found = draws.items >= 0
+    return draws.rows[found], draws.items[found].astype(np.int32)
+
+
+class _Draws:
+    """One slot for every negative that is asked for, filled round by round.
+
+    Attributes:
+        rows: int64 [M] position of the event.
+        items: int64 [M] item code; -1 while open.
+        before: int64 [M] how many entries of the pool are from before the event.
+    """
+
+    def __init__(self, events: Events, pool: Pool, count: int, seed: int) -> None:
+        self.events, self.pool, self.seed = events, pool, seed
+        self.rows = np.repeat(np.flatnonzero(events.labelled), count)
+        self.slots = np.tile(np.arange(count, dtype=np.uint64), int(events.labelled.sum()))
+        self.before = np.searchsorted(pool.times, events.times[self.rows], side="left")
+        self.groups = _groups(events)[self.rows]
+        self.items = np.full(len(self.rows), -1, np.int64)
+        self.consumed = _Consumed(events)
+        self.width = int(pool.items.max(initial=-1)) + 1
+        #: group x item of all that is drawn, so that a user has no item twice at one time.
+        self.taken = np.empty(0, np.int64)
+
+    def reject(self, opened: NDArray[np.int64], number: int) -> NDArray[np.int64]:
+        """Draw for the open slots, keep what is eligible and new, and give back the slots that are still open."""
+        rows = self.rows[opened]
+        uniform = _uniform(self.events.keys[rows], self.slots[opened], number, self.seed)
+        items = self.pool.items[(uniform * self.before[opened]).astype(np.int64)].astype(np.int64)
+        marks = self.groups[opened] * self.width + items
+        good = np.flatnonzero(~self.consumed.by(rows, items) & ~np.isin(marks, self.taken))
+        kept = np.zeros(len(opened), np.bool_)
+        kept[good[np.unique(marks[good], return_index=True)[1]]] = True
+        self.items[opened[kept]] = items[kept]
+        self.taken = np.concatenate([self.taken, marks[kept]])
+        return opened[~kept]
+
+    def enumerate(self, opened: NDArray[np.int64]) -> None:
+        """What rejection did not find: list what is eligible for a user at a time, and draw from that, weighted as the pool is."""
+        order = np.argsort(self.groups, kind="stable")
+        ordered = self.groups[order]
+        for group in np.unique(self.groups[opened]):
+            members = order[np.searchsorted(ordered, group) : np.searchsorted(ordered, group, side="right")]
+            waiting = members[self.items[members] < 0]
+            row = self.rows[waiting[0]]
+            items, weights = np.unique(self.pool.items[: self.before[waiting[0]]], return_counts=True)
+            items = items.astype(np.int64)
+            free = ~self.consumed.by(np.full(len(items), row), items) & ~np.isin(items, self.items[members])
+            items, weights = items[free], weights[free]
+            uniform = _uniform(np.full(len(items), self.events.keys[row]), items.astype(np.uint64), _ROUNDS, self.seed)
+            # The largest of u^(1/w) is a weighted draw without replacement (Efraimidis and Spirakis, 2006).
+            best = np.lexsort((items, -np.log(uniform + 2.0**-54) / weights))[: len(waiting)]
+            self.items[waiting[: len(best)]] = items[best]
+
+
+class _Consumed:
+    """When each user first consumed each item."""
+
+    def __init__(self, events: Events) -> None:
+        self.events = events
+        self.width = int(events.items.max(initial=-1)) + 1
+        pairs = events.users * self.width + events.items
+        order = np.lexsort((events.times, pairs))
+        self.pairs, first = np.unique(pairs[order], return_index=True)
+        self.times = events.times[order][first]
+
+    def by(self, rows: NDArray[np.int64], items: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether the row's user has consumed the item by the row's time: bool [M]."""
+        wanted = self.events.users[rows] * self.width + items
+        where = np.minimum(np.searchsorted(self.pairs, wanted), len(self.pairs) - 1)
+        found: NDArray[np.bool_] = (self.pairs[where] == wanted) & (self.times[where] <= self.events.times[rows])
+        return found & (items < self.width)
+
+
+def _groups(events: Events) -> NDArray[np.int64]:
+    """int64 [P]: equal for the events of one user at one time (events are ordered by both)."""
+    changed = (np.diff(events.users, prepend=-1) != 0) | (np.diff(events.times, prepend=-1) != 0)
+    return np.cumsum(changed)
+
+
+def _uniform(keys: NDArray[np.uint64], slots: NDArray[np.uint64], number: int, seed: int) -> NDArray[np.float64]:
+    """Uniform numbers of [0, 1): splitmix64 over the event's key, the draw and the seed (Steele et al., 2014)."""
+    salt = np.uint64((seed * 0x9E3779B97F4A7C15 + number * 0xD1B54A32D192ED03) % 2**64)
+    with np.errstate(over="ignore"):
+        mixed = _mix(_mix(keys ^ salt) + slots * np.uint64(0x9E3779B97F4A7C15))
+    return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    with np.errstate(over="ignore"):
+        value = value + np.uint64(0x9E3779B97F4A7C15)
+        value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return value ^ (value >> np.uint64(31))
+
+
+def _pool(connection: Any, *, popularity: bool) -> Pool:
+    query = "SELECT code, seen AS time FROM item_codes ORDER BY code"
+    if popularity:
+        query = f"""
+            SELECT code, epoch_us({EVENT_TIMESTAMP}) AS time
+            FROM real_events JOIN item_codes USING ({ITEM_ID}) ORDER BY time, code"""
+    found = connection.execute(query).fetchnumpy()
+    return Pool(np.asarray(found["code"], np.int32), np.asarray(found["time"], np.int64))
+
+
+def _events_of(connection: Any, bucket: int, buckets: int, start: int) -> tuple[Any, Events]:
+    """User ids (Arrow) and events of the users of a bucket."""
+    occurrence = f"row_number() OVER (PARTITION BY {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP})"
+    found = connection.execute(f"""
+        SELECT *, md5_number_lower(concat_ws('|', time, occurrence, {ITEM_ID}, {USER_ID})) AS key
+        FROM (
+            SELECT {USER_ID}, {ITEM_ID}, dense_rank() OVER (ORDER BY {USER_ID}) AS user_code, code,
+                   epoch_us({EVENT_TIMESTAMP}) AS time, {occurrence} AS occurrence
+            FROM real_events JOIN item_codes USING ({ITEM_ID})
+            WHERE {user_bucket_sql(USER_ID, buckets)} = {bucket})
+        ORDER BY {USER_ID}, time, code, occurrence""").to_arrow_table()
+
+    def column(name: str, kind: type[np.generic]) -> NDArray[Any]:
+        return np.asarray(found.column(name).to_numpy(), kind)
+
+    times = column("time", np.int64)
+    events = Events(
+        users=column("user_code", np.int64),
+        items=column("code", np.int32),
+        times=times,
+        keys=column("key", np.uint64),
+        labelled=times >= start,
+    )
+    return found.column(USER_ID), events

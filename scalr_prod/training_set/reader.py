@@ -1,0 +1,114 @@
+"""A version of a training set, opened: Arrow, pandas, Polars, or torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scalr_prod.errors import TrainingSetError
+from scalr_prod.training_set.manifest import MANIFEST, ROWS, read_manifest, verify, versions
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pyarrow as pa
+    import pyarrow.dataset as ds
+
+__all__ = ["TrainingSet"]
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """One version on disk.
+
+    Attributes:
+        path: Folder of the version.
+        manifest: What it was made from, its columns, counts and checksums.
+    """
+
+    path: Path
+    manifest: dict[str, Any] = field(repr=False)
+
+    @classmethod
+    def open(cls, folder: str | Path, version: int | None = None, *, check: bool = False) -> TrainingSet:
+        """Open a version.
+
+        Args:
+            folder: Folder of a training set (``<home>/datasets/<name>``) or of one of its versions.
+            version: Which one; default: the latest.
+            check: Also compare every file with its checksum.
+
+        Raises:
+            TrainingSetError: There is no such version, or a file is not the one that the manifest names.
+        """
+        path = Path(folder)
+        if not (path / MANIFEST).is_file():
+            path = _version(path, version)
+        elif version is not None and read_manifest(path).get("version") != version:
+            path = _version(path.parent, version)
+        manifest = read_manifest(path)
+        if check:
+            verify(path, manifest)
+        return cls(path, manifest)
+
+    @property
+    def version(self) -> int:
+        """Its version."""
+        return int(self.manifest["version"])
+
+    @property
+    def files(self) -> list[Path]:
+        """The Parquet files, in the order of the rows."""
+        return [self.path / name for name in sorted(self.manifest["files"]) if name.startswith(f"{ROWS}/")]
+
+    @property
+    def features(self) -> list[str]:
+        """Columns that a model may read: point-in-time features, no label, no provenance."""
+        return list(self.manifest["features"])
+
+    def __len__(self) -> int:
+        return int(self.manifest["rows"])
+
+    def dataset(self) -> ds.Dataset:
+        """The files as a pyarrow dataset, lazily read."""
+        import pyarrow.dataset as ds
+
+        return ds.dataset([str(path) for path in self.files], format="parquet")
+
+    def to_arrow(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Every row, in order; all columns, or some."""
+        return self.dataset().to_table(columns=list(columns) if columns is not None else None)
+
+    def to_pandas(self, columns: Sequence[str] | None = None) -> Any:
+        """Every row, in order, as a pandas frame."""
+        return self.to_arrow(columns).to_pandas()
+
+    def to_polars(self, columns: Sequence[str] | None = None) -> Any:
+        """Every row, in order, as a Polars frame.
+
+        Raises:
+            TrainingSetError: Polars is not installed.
+        """
+        try:
+            import polars as pl
+        except ImportError as error:
+            raise TrainingSetError(
+                "Polars is not installed", where="to_polars", next_step="pip install 'scalr-prod[polars]'"
+            ) from error
+        return pl.read_parquet(self.files, columns=list(columns) if columns is not None else None)
+
+
+def _version(folder: Path, version: int | None) -> Path:
+    found = versions(folder)
+    if not found:
+        raise TrainingSetError("there is no training set here", where=str(folder), next_step="build it: scalr dataset build")
+    if version is None:
+        return found[max(found)]
+    if version not in found:
+        raise TrainingSetError(
+            f"there is no version {version}; there are {', '.join(map(str, found))}",
+            where=str(folder),
+            next_step="open one of them",
+        )
+    return found[version]

@@ -1,0 +1,202 @@
+"""The spine: which labelled rows a training set has, before any feature is joined.
+
+The union of real target events, synthetic target events (both label 1) and, on request, negatives (label 0): all of them from
+before the cutoff and known by it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
+from scalr_prod.errors import TrainingSetError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import pyarrow as pa
+
+    from scalr_prod.settings import Settings
+
+__all__ = ["KEYS", "LABEL_COLUMNS", "Spine", "Window", "spine_schema", "stage_spine", "to_micros"]
+
+KEYS: Final = (USER_ID, ITEM_ID, EVENT_TIMESTAMP)
+LABEL_COLUMNS: Final = ("label", "weight", "is_synthetic", "run_id")
+
+#: Before every event: what an open start means to a store. (Feast's own paths use nanoseconds, which begin in 1677.)
+_BEGINNING: Final = datetime(1700, 1, 1, tzinfo=UTC)
+#: Rows with equal keys are ordered to the last column, so that the same rows give the same files.
+_ORDER: Final = f"{EVENT_TIMESTAMP}, {USER_ID}, {ITEM_ID}, is_synthetic, label DESC, run_id, weight"
+
+
+@dataclass(frozen=True)
+class Window:
+    """Labels of ``[start, cutoff)``, known by the cutoff.
+
+    Attributes:
+        start: First instant of a label (UTC); None: from the first event on.
+        cutoff: No label from then on, and nothing that became known after it (UTC).
+    """
+
+    start: datetime | None
+    cutoff: datetime
+
+
+@dataclass(frozen=True)
+class Spine:
+    """The staged spine.
+
+    Attributes:
+        path: One Parquet file, ordered by label time, then by every other column.
+        real: Positive real rows.
+        synthetic: Synthetic rows.
+        negatives: Negative rows.
+        missing_negatives: Negatives asked for that no eligible item was left for.
+    """
+
+    path: Path
+    real: int
+    synthetic: int
+    negatives: int
+    missing_negatives: int
+
+    @property
+    def rows(self) -> int:
+        """All rows."""
+        return self.real + self.synthetic + self.negatives
+
+    def chunks(self, rows: int) -> Iterator[pa.Table]:
+        """The rows in order, in tables of exactly this many (the last one may hold fewer)."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        with pq.ParquetFile(self.path) as file:
+            kept: list[pa.RecordBatch] = []
+            held = 0
+            for batch in file.iter_batches(batch_size=rows):
+                rest = batch
+                while held + rest.num_rows >= rows:
+                    yield pa.Table.from_batches([*kept, rest.slice(0, rows - held)])
+                    rest, kept, held = rest.slice(rows - held), [], 0
+                if rest.num_rows:
+                    kept.append(rest)
+                    held += rest.num_rows
+            if held:
+                yield pa.Table.from_batches(kept)
+
+
+def spine_schema(user: pa.DataType, item: pa.DataType) -> pa.Schema:
+    """Columns of the spine, which are also the first columns of the training set."""
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            pa.field(USER_ID, user, nullable=False),
+            pa.field(ITEM_ID, item, nullable=False),
+            pa.field(EVENT_TIMESTAMP, pa.timestamp("us", tz="UTC"), nullable=False),
+            pa.field("label", pa.int8(), nullable=False),
+            pa.field("weight", pa.float32(), nullable=False),
+            pa.field("is_synthetic", pa.bool_(), nullable=False),
+            pa.field("run_id", pa.string()),
+        ]
+    )
+
+
+def stage_spine(settings: Settings, window: Window, folder: Path) -> Spine:
+    """Read the events through Feast, draw the negatives, and write all rows in their canonical order.
+
+    Args:
+        settings: ``[training_set]`` tells negatives, λ and seed.
+        window: Which labels.
+        folder: An empty folder to write to.
+
+    Raises:
+        TrainingSetError: There is no real event in the window.
+    """
+    from scalr_prod.duck import open_duckdb
+    from scalr_prod.training_set.negatives import stage_negatives
+
+    options = settings.training_set
+    real, synthetic, negative = (folder / f"{name}.parquet" for name in ("real", "synthetic", "negatives"))
+    schema = _stage_events(settings, Table.TARGET_EVENTS, window.cutoff, ("weight",), real)
+    _stage_events(settings, Table.SYNTHETIC_TARGET_EVENTS, window.cutoff, ("weight", "run_id"), synthetic)
+    output = spine_schema(schema.field(USER_ID).type, schema.field(ITEM_ID).type)
+    start = to_micros(window.start or _BEGINNING)
+    with open_duckdb(settings, folder) as connection:
+        counted = {path: _count(connection, path, start) for path in (real, synthetic)}
+        if not counted[real]:
+            raise _no_real_events(connection, settings, window, real)
+        missing = 0
+        if options.negatives_per_event:
+            missing = stage_negatives(connection, settings, real, negative, start=start)
+        else:
+            _write(iter(()), output, negative)
+        path = folder / "spine.parquet"
+        query = f"""
+            SELECT {", ".join(KEYS)}, 1 AS label, weight, false AS is_synthetic, NULL AS run_id
+            FROM {_scan(real)} WHERE epoch_us({EVENT_TIMESTAMP}) >= {start}
+            UNION ALL
+            SELECT {", ".join(KEYS)}, 1, weight * {float(options.synthetic_weight)!r}::DOUBLE, true, run_id
+            FROM {_scan(synthetic)} WHERE epoch_us({EVENT_TIMESTAMP}) >= {start}
+            UNION ALL
+            SELECT {", ".join(KEYS)}, label, weight, is_synthetic, run_id FROM {_scan(negative)}
+            ORDER BY {_ORDER}"""
+        reader = connection.execute(query).to_arrow_reader(65_536)
+        rows = _write(reader, output, path)
+    return Spine(path, counted[real], counted[synthetic], rows - counted[real] - counted[synthetic], missing)
+
+
+def to_micros(moment: datetime) -> int:
+    """Microseconds since the epoch, exactly."""
+    delta = moment.astimezone(UTC) - datetime(1970, 1, 1, tzinfo=UTC)
+    return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
+
+
+def _stage_events(settings: Settings, table: Table, cutoff: datetime, more: tuple[str, ...], path: Path) -> pa.Schema:
+    """Every event of a view from before the cutoff and known by it, in one file."""
+    from scalr_prod.feast_store import read_window
+
+    columns = [*KEYS, *more]
+    found = read_window(settings, table.value, start=_BEGINNING, end=cutoff, known_by=cutoff, columns=columns)
+    reader = found.to_reader() if hasattr(found, "to_reader") else found
+    import pyarrow as pa
+
+    schema = pa.schema([reader.schema.field(name) for name in columns])
+    _write((batch.select(columns) for batch in reader), schema, path)
+    return schema
+
+
+def _write(batches: Iterator[pa.RecordBatch], schema: pa.Schema, path: Path) -> int:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = 0
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for batch in batches:
+            writer.write_table(pa.Table.from_batches([batch]).cast(schema))
+            rows += batch.num_rows
+    return rows
+
+
+def _count(connection: Any, path: Path, start: int) -> int:
+    query = f"SELECT count(*) FROM {_scan(path)} WHERE epoch_us({EVENT_TIMESTAMP}) >= {start}"
+    return int(connection.execute(query).fetchone()[0])
+
+
+def _no_real_events(connection: Any, settings: Settings, window: Window, real: Path) -> TrainingSetError:
+    first, last = connection.execute(f"SELECT min({EVENT_TIMESTAMP}), max({EVENT_TIMESTAMP}) FROM {_scan(real)}").fetchone()
+    since = f" from {window.start.isoformat()} on" if window.start else ""
+    known = f"; known by then are events from {first.isoformat()} to {last.isoformat()}" if first else ""
+    return TrainingSetError(
+        f"there is no real target event{since} before the cutoff {window.cutoff.isoformat()} that was known by it{known}",
+        where=f"{settings.lake_url}/{Table.TARGET_EVENTS.value}",
+        next_step="choose an earlier [training_set] start" if first else "choose a later [training_set] cutoff",
+    )
+
+
+def _scan(path: Path) -> str:
+    quoted = str(path).replace("'", "''")
+    return f"read_parquet('{quoted}')"
