@@ -14,7 +14,7 @@ from scalr_prod.errors import BadValue
 if TYPE_CHECKING:
     from scalr_prod.contracts import IdType
 
-__all__ = ["Ids", "Place", "first_failure", "first_true", "is_text", "numbers"]
+__all__ = ["Ids", "Place", "first_failure", "first_true", "is_text", "numbers", "texts"]
 
 _INT64_TEXT = r"^(0|-?[1-9][0-9]{0,18})$"
 
@@ -161,6 +161,24 @@ def numbers(values: pa.Array, place: Place) -> pa.Array:
     if pa.types.is_null(values.type):
         return values.cast(pa.float64())
     raise place.bad(f"holds {values.type}, expected numbers", next_step="map a numeric column")
+
+
+def texts(values: pa.Array, place: Place) -> pa.Array:
+    """Text, or plain values as text; blank becomes null.
+
+    Raises:
+        BadValue: Lists, structures or bytes, or text that is not UTF-8.
+    """
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    if pa.types.is_nested(values.type) or pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type):
+        raise place.bad(f"holds {values.type}, expected text", next_step="map a column of text, or join its parts before")
+    text = values.cast(pa.string())
+    try:
+        text.validate(full=True)
+    except pa.ArrowInvalid as error:
+        raise place.bad(f"holds text that is not UTF-8 ({error})", next_step="write the file again as UTF-8") from error
+    return pc.if_else(pc.equal(pc.utf8_trim_whitespace(text), ""), None, text)
 
 
 def is_text(kind: pa.DataType) -> bool:

@@ -43,7 +43,8 @@ def pick(there: Sequence[str], wanted: Wanted, origin: str) -> list[str]:
             raise ColumnNotFound(
                 f"no column '{name}'; there are: {listed}",
                 where=origin,
-                next_step=(f"did you mean '{close[0]}'? " if close else "") + f"map the column under [{wanted.setting}] in scalr.toml",
+                next_step=(f"did you mean '{close[0]}'? " if close else "")
+                + f"map the column under [{wanted.setting}] in scalr.toml",
             )
     names = [name for name in dict.fromkeys((*wanted.required, *wanted.optional)) if name in there]
     for name in names:

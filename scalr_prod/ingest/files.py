@@ -97,10 +97,14 @@ def _expand(settings: Settings, pattern: str, storage_options: dict[str, str]) -
         ) from error
     if not paths:
         raise UnreadableInput(
-            "no file matches" if _has_magic(path) else "no such file", where=url, next_step="correct the path under [domains] in scalr.toml"
+            "no file matches" if _has_magic(path) else "no such file",
+            where=url,
+            next_step="correct the path under [domains] in scalr.toml",
         )
     prefix = url.split("://", 1)[0] + "://" if "://" in url else ""
-    return [(prefix + name.lstrip("/") if prefix and prefix != "file://" else prefix + name, filesystem, name) for name in paths]
+    return [
+        (prefix + name.lstrip("/") if prefix and prefix != "file://" else prefix + name, filesystem, name) for name in paths
+    ]
 
 
 def _has_magic(path: str) -> bool:
@@ -205,7 +209,9 @@ def _object(line: str, row: int, url: str) -> dict[str, Any]:
         ) from error
     if not isinstance(found, dict):
         raise UnreadableInput(
-            f"holds a {type(found).__name__}, not an object", where=f"{url}, row {row + 1}", next_step="give one JSON object a line"
+            f"holds a {type(found).__name__}, not an object",
+            where=f"{url}, row {row + 1}",
+            next_step="give one JSON object a line",
         )
     return found
 

@@ -68,12 +68,16 @@ class Instants:
         elif pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
             instants = self._from_epoch(values, place)
         else:
-            raise place.bad(f"holds {kind}, which is no timestamp", next_step="map a column of timestamps, dates or epoch numbers")
+            raise place.bad(
+                f"holds {kind}, which is no timestamp", next_step="map a column of timestamps, dates or epoch numbers"
+            )
         micros = instants.cast(pa.int64())
         at = first_true(pc.or_(pc.less(micros, _EARLIEST), pc.greater(micros, _LATEST)))
         if at is not None:
             raise place.bad(
-                f"{values[at].as_py()} lies outside of the years 1678 to 2261", at=at, next_step="correct the value, or leave the row out"
+                f"{values[at].as_py()} lies outside of the years 1678 to 2261",
+                at=at,
+                next_step="correct the value, or leave the row out",
             )
         return instants
 
@@ -82,7 +86,7 @@ class Instants:
             raise place.bad(
                 f"naive timestamp ({naive[0].as_py() if len(naive) else 'no zone'}): its time zone is not known",
                 at=0,
-                next_step=f"set {self.key}, for example {self.key} = \"UTC\"",
+                next_step=f'set {self.key}, for example {self.key} = "UTC"',
             )
         if self.zone.upper() in {"UTC", "ETC/UTC"}:
             return naive.cast(UTC)
@@ -113,7 +117,7 @@ class Instants:
             raise place.bad(
                 f"naive timestamp '{text[naive_at].as_py()}': its time zone is not known",
                 at=naive_at,
-                next_step=f"set {self.key}, for example {self.key} = \"UTC\"",
+                next_step=f'set {self.key}, for example {self.key} = "UTC"',
             )
         aware = _cast(pc.if_else(zoned, text, None), UTC, place)
         local = self._localise(_cast(pc.if_else(zoned, None, text), _NAIVE, place), place)

@@ -1,0 +1,49 @@
+"""Which type the ids of one kind have, when several inputs and the lake must agree."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scalr_prod.errors import BadValue
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from scalr_prod.contracts import IdType
+    from scalr_prod.ingest.cells import Ids
+
+__all__ = ["agreed_type"]
+
+
+def agreed_type(what: str, inputs: Sequence[Ids], *, kept: tuple[IdType, str] | None = None) -> IdType:
+    """The one type of several id columns.
+
+    What the lake holds decides, then what a typed input holds; untyped text follows. Where all is untyped text, it is int64 if
+    every value is a canonical int64, else string.
+
+    Args:
+        what: ``user`` or ``item``, for the error.
+        inputs: The columns, read to their ends.
+        kept: The type that the lake holds already, and where.
+
+    Raises:
+        BadValue: Two of them cannot be one type; names both.
+    """
+    fixed = kept or next(((ids.typed, ids.typed_at.file) for ids in inputs if ids.typed and ids.typed_at), None)
+    if fixed is None:
+        return "string" if any(ids.odd_text for ids in inputs) else "int64"
+    kind, holder = fixed
+    next_step = f"give the {what} ids of both as {kind}, or cast one of them before"
+    if kept:
+        next_step = f"write the log with {kind} {what} ids as before, or start a new project home"
+    for ids in inputs:
+        if ids.typed_at is not None and ids.typed != kind:
+            raise BadValue(
+                f"holds {ids.typed} {what} ids, but {holder} holds {kind} ones",
+                where=f"{ids.typed_at.file}, column '{ids.typed_at.column}'",
+                next_step=next_step,
+            )
+        if kind == "int64" and ids.odd_text is not None:
+            text, place = ids.odd_text
+            raise place.bad(f"'{text}' is no int64, but {holder} holds int64 {what} ids", at=0, next_step=next_step)
+    return kind

@@ -1,0 +1,71 @@
+"""What an ingest came to."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from scalr_prod.contracts import Domain, IdType
+
+__all__ = ["DomainReport", "IngestReport"]
+
+
+@dataclass(frozen=True)
+class DomainReport:
+    """What was read of one domain's log, and what it added.
+
+    Attributes:
+        name: The domain's name in the settings.
+        rows_read: Rows of the log.
+        rows_added: Rows that were not in the lake yet.
+        rows: Rows in the lake afterwards.
+        users: Distinct users of the log.
+        items: Distinct items of the log.
+        first_event: Its earliest event.
+        last_event: Its latest event.
+        created_lifted: Rows that claimed to be known before they happened; they count as known when they happened.
+        catalogue: Rows of the item catalogue afterwards.
+        catalogue_duplicates: Rows of the item file that a later row with the same id replaced.
+        user_id: Type of the user ids.
+        item_id: Type of the item ids.
+        version: Delta version of the events table afterwards.
+    """
+
+    name: str
+    rows_read: int
+    rows_added: int
+    rows: int
+    users: int
+    items: int
+    first_event: datetime
+    last_event: datetime
+    created_lifted: int
+    catalogue: int
+    catalogue_duplicates: int
+    user_id: IdType
+    item_id: IdType
+    version: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return {**asdict(self), "first_event": self.first_event.isoformat(), "last_event": self.last_event.isoformat()}
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    """What was read and added.
+
+    Attributes:
+        domains: By domain, those that were read.
+        common_users: Users with events in both domains; None where only one domain is there.
+    """
+
+    domains: dict[Domain, DomainReport]
+    common_users: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return {**{domain: report.to_json() for domain, report in self.domains.items()}, "common_users": self.common_users}

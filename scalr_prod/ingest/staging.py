@@ -1,0 +1,207 @@
+"""A domain's log and item file → Parquet under the project's home, every cell checked on the way. Nothing reaches the lake here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID
+from scalr_prod.errors import EmptyInput
+from scalr_prod.ingest.cells import Ids, Place, first_true, numbers, texts
+from scalr_prod.ingest.columns import Wanted
+from scalr_prod.ingest.files import read_files
+from scalr_prod.ingest.instants import Instants
+from scalr_prod.ingest.sql import read_query
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from scalr_prod.contracts import Domain
+    from scalr_prod.ingest.files import Batch
+    from scalr_prod.settings import Settings
+
+__all__ = ["StagedEvents", "StagedItems", "stage_events", "stage_items"]
+
+_LARGEST_FLOAT32 = 3.4028234663852886e38
+
+
+@dataclass
+class StagedEvents:
+    """A domain's log as Parquet files of one schema each; ids that were untyped text are strings still.
+
+    Attributes:
+        origin: Where it came from, for errors.
+        users: What was learned of the user ids.
+        items: What was learned of the item ids.
+        files: The Parquet files.
+        rows: Rows in all.
+        lifted: Rows known before they happened.
+    """
+
+    origin: str
+    users: Ids = field(default_factory=Ids)
+    items: Ids = field(default_factory=Ids)
+    files: list[Path] = field(default_factory=list)
+    rows: int = 0
+    lifted: int = 0
+
+
+@dataclass
+class StagedItems:
+    """An item file as Parquet; ``row`` is the position in the input, by which the last of several rows is found."""
+
+    origin: str
+    items: Ids = field(default_factory=Ids)
+    files: list[Path] = field(default_factory=list)
+    rows: int = 0
+
+
+def stage_events(settings: Settings, domain: Domain, folder: Path, *, count: Callable[[int], None]) -> StagedEvents:
+    """Read a domain's log once, batch by batch.
+
+    Args:
+        settings: The project's settings.
+        domain: Which domain.
+        folder: Where the Parquet files go.
+        count: Called with the number of rows of each batch.
+
+    Raises:
+        InputError: The log cannot be read, is empty, lacks a column, or holds a cell that cannot be taken.
+    """
+    chosen = settings.domains[domain]
+    names = chosen.columns
+    wanted = Wanted(
+        (names.user, names.item, names.timestamp, *filter(None, (names.created, names.weight))), f"domains.{domain}.columns"
+    )
+    if chosen.query is not None and chosen.url is not None:
+        batches, origin = read_query(chosen.url, chosen.query, wanted), f"the query of [domains.{domain}]"
+    else:
+        origin = chosen.events or ""
+        batches = read_files(settings, origin, wanted, format=chosen.format, storage_options=chosen.storage_options)
+    staged = StagedEvents(origin)
+    key = f"[domains.{domain}] timezone"
+    happened, known = Instants(chosen.timezone, key), Instants(chosen.timezone, key)
+    with _Parts(folder, f"{domain}-events") as parts:
+        for batch in batches:
+            users = staged.users.read(_cells(batch, names.user), _place(batch, names.user), untyped=batch.untyped)
+            items = staged.items.read(_cells(batch, names.item), _place(batch, names.item), untyped=batch.untyped)
+            times = happened.read(_cells(batch, names.timestamp), _place(batch, names.timestamp))
+            created = times
+            if names.created is not None:
+                created = known.read(_cells(batch, names.created), _place(batch, names.created))
+                staged.lifted += pc.sum(pc.less(created, times)).as_py() or 0
+                created = pc.max_element_wise(created, times)
+            weights = _weights(batch, names.weight)
+            columns = [users, items, times, created, weights]
+            parts.write(pa.RecordBatch.from_arrays(columns, [USER_ID, ITEM_ID, EVENT_TIMESTAMP, CREATED_TIMESTAMP, "weight"]))
+            staged.rows += len(times)
+            count(len(times))
+    staged.files = parts.files
+    staged.users.refuse_nulls()
+    staged.items.refuse_nulls()
+    if not staged.rows:
+        raise EmptyInput("holds no row", where=origin, next_step=f"check what [domains.{domain}] names")
+    return staged
+
+
+def stage_items(settings: Settings, domain: Domain, folder: Path) -> StagedItems | None:
+    """Read a domain's item file once; None where the settings name none.
+
+    Columns that the settings map explicitly must be there; those known by their default names are read where they are there.
+
+    Raises:
+        InputError: As for `stage_events`.
+    """
+    chosen = settings.domains[domain]
+    if chosen.items is None:
+        return None
+    names = chosen.item_columns
+    mapped = {key: getattr(names, key) for key in ("title", "category", "value")}
+    asked = tuple(name for key, name in mapped.items() if name and key in names.model_fields_set)
+    others = tuple(name for name in mapped.values() if name and name not in asked)
+    wanted = Wanted((names.item, *asked), f"domains.{domain}.item_columns", others)
+    staged = StagedItems(chosen.items)
+    with _Parts(folder, f"{domain}-items") as parts:
+        for batch in read_files(settings, chosen.items, wanted, storage_options=chosen.storage_options):
+            size = batch.rows.num_rows
+            items = staged.items.read(_cells(batch, names.item), _place(batch, names.item), untyped=batch.untyped)
+            title, category = (_optional(batch, mapped[key], texts, pa.string()) for key in ("title", "category"))
+            value = _optional(batch, mapped["value"], _finite, pa.float64())
+            row = pa.array(range(staged.rows, staged.rows + size), pa.int64())
+            columns = [items, title, category, value, row]
+            parts.write(pa.RecordBatch.from_arrays(columns, [ITEM_ID, "title", "category", "value", "row"]))
+            staged.rows += size
+    staged.files = parts.files
+    staged.items.refuse_nulls()
+    if not staged.rows:
+        raise EmptyInput("holds no row", where=chosen.items, next_step=f"check or leave out [domains.{domain}] items")
+    return staged
+
+
+def _weights(batch: Batch, name: str | None) -> pa.Array:
+    if name is None:
+        return pa.repeat(pa.scalar(1.0, pa.float32()), batch.rows.num_rows)
+    place = _place(batch, name)
+    weights = numbers(_cells(batch, name), place)
+    good = pc.and_(pc.greater_equal(weights, 0.0), pc.less_equal(weights, _LARGEST_FLOAT32))
+    at = first_true(pc.invert(pc.fill_null(good, fill_value=False)))
+    if at is not None:
+        found = weights[at].as_py()
+        raise place.bad(
+            "null weight" if found is None else f"weight {found}",
+            at=at,
+            next_step="give finite weights of at least 0, or leave the column out (each event then weighs 1)",
+        )
+    return weights.cast(pa.float32(), safe=False)
+
+
+def _finite(values: pa.Array, place: Place) -> pa.Array:
+    found = numbers(values, place)
+    found = pc.if_else(pc.is_nan(found), None, found)
+    at = first_true(pc.is_inf(found))
+    if at is not None:
+        raise place.bad("infinite value", at=at, next_step="correct the value or leave it empty")
+    return found
+
+
+def _optional(batch: Batch, name: str | None, read: Callable[[pa.Array, Place], pa.Array], kind: pa.DataType) -> pa.Array:
+    if name is None or name not in batch.rows.schema.names:
+        return pa.nulls(batch.rows.num_rows, kind)
+    return read(_cells(batch, name), _place(batch, name))
+
+
+def _cells(batch: Batch, name: str) -> pa.Array:
+    return batch.rows.column(name)
+
+
+def _place(batch: Batch, name: str) -> Place:
+    return Place(batch.origin, name, batch.row)
+
+
+class _Parts:
+    """One open Parquet file for each schema that comes along: the schemas differ where ids do."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder, self.name = folder, name
+        self.files: list[Path] = []
+        self._writers: dict[tuple[str, ...], Any] = {}
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        import pyarrow.parquet as pq
+
+        key = tuple(str(kind) for kind in batch.schema.types)
+        if key not in self._writers:
+            self.files.append(self.folder / f"{self.name}-{len(self.files)}.parquet")
+            self._writers[key] = pq.ParquetWriter(self.files[-1], batch.schema, compression="zstd")
+        self._writers[key].write_batch(batch)
+
+    def __enter__(self) -> _Parts:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for writer in self._writers.values():
+            writer.close()
