@@ -1,0 +1,34 @@
+"""Ask the translator: through Triton, or in this process.
+
+Only the names asked for are imported: `protocol` also runs inside the server, where tritonclient and pydantic are absent.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scalr_prod.scoring.local import LocalScorer
+    from scalr_prod.scoring.opening import open_scorer
+    from scalr_prod.scoring.policy import Deadline, Limits, RetryPolicy
+    from scalr_prod.scoring.scorer import Scorer
+    from scalr_prod.scoring.triton import TritonScorer
+
+__all__ = ["Deadline", "Limits", "LocalScorer", "RetryPolicy", "Scorer", "TritonScorer", "open_scorer"]
+
+_HOMES = {
+    "Deadline": "policy",
+    "Limits": "policy",
+    "LocalScorer": "local",
+    "RetryPolicy": "policy",
+    "Scorer": "scorer",
+    "TritonScorer": "triton",
+    "open_scorer": "opening",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,186 @@
+"""The request and the answer as tensors: their names, types and shapes, and how the server answers many requests at once.
+
+Both ends import this file, so only numpy and the contexts are imported here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import numpy as np
+
+from scalr_prod.translator.contexts import NO_ITEM, Contexts, Samples
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    Tensors = dict[str, NDArray[Any]]
+
+__all__ = ["INPUTS", "OUTPUTS", "SAMPLE_OUTPUTS", "SCORE_OUTPUTS", "Identity", "answer", "digest_of", "encode"]
+
+#: Input tensors and their dtypes; the first axis of each is the batch. One value a row has shape [B, 1].
+INPUTS: Final[Mapping[str, type[np.generic]]] = {
+    "history_items": np.int32,
+    "history_ages": np.float32,
+    "event_time": np.int64,
+    "fold": np.int32,
+    "noise_key": np.int64,
+    "exclude": np.int32,
+    "k": np.int32,
+    "temperature": np.float32,
+    "min_lift": np.float32,
+    "candidates": np.int32,
+}
+#: Output tensors and their dtypes.
+OUTPUTS: Final[Mapping[str, type[np.generic]]] = {
+    "items": np.int32,
+    "probabilities": np.float32,
+    "prior": np.float32,
+    "candidate_probabilities": np.float32,
+    "candidate_prior": np.float32,
+    "model_version": np.int64,
+    "model_digest": np.int64,
+    "catalogue_size": np.int32,
+}
+SAMPLE_OUTPUTS: Final = ("items", "probabilities", "prior")
+SCORE_OUTPUTS: Final = ("candidate_probabilities", "candidate_prior")
+_ONE_A_ROW: Final = ("event_time", "fold", "noise_key")
+_DEFAULTS: Final[Mapping[str, float]] = {"k": 1, "temperature": 1.0, "min_lift": 0.0}
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which model answers.
+
+    Attributes:
+        version: Its version.
+        digest: `digest_of` its parameters' checksum: another model under the same number has another.
+        catalogue_size: Number of target items; indices in answers lie below it.
+    """
+
+    version: int
+    digest: int
+    catalogue_size: int
+
+
+class Module(Protocol):
+    """The part of the translator's module that answers requests."""
+
+    def sample(self, contexts: Contexts, k: int, *, temperature: float = 1.0, min_lift: float = 0.0) -> Samples:
+        """See `scalr_prod.scoring.Scorer`."""
+
+    def score(
+        self, contexts: Contexts, candidates: NDArray[np.int32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """See `scalr_prod.scoring.Scorer`."""
+
+
+def digest_of(sha256: str) -> int:
+    """The first 63 bits of a hexadecimal checksum, as they fit into an int64."""
+    return int(sha256[:16], 16) >> 1
+
+
+def encode(
+    contexts: Contexts,
+    *,
+    k: int = 1,
+    temperature: float = 1.0,
+    min_lift: float = 0.0,
+    candidates: NDArray[np.int32] | None = None,
+) -> Tensors:
+    """The input tensors of one request: *score these* where candidates are named, else *sample from all*."""
+    rows = len(contexts)
+    tensors: Tensors = {"history_items": contexts.history_items, "history_ages": contexts.history_ages}
+    tensors |= {name: getattr(contexts, name)[:, None] for name in _ONE_A_ROW}
+    # A tensor without bytes is not a tensor to the server: an empty list travels as one filler.
+    empty = np.full((rows, 1), NO_ITEM, np.int32)
+    tensors["exclude"] = contexts.exclude if contexts.exclude.shape[1] else empty
+    if candidates is not None:
+        return tensors | {"candidates": candidates}
+    values = {"k": k, "temperature": temperature, "min_lift": min_lift}
+    return tensors | {name: np.full((rows, 1), value, INPUTS[name]) for name, value in values.items()}
+
+
+def answer(module: Module, identity: Identity, requests: Sequence[Mapping[str, NDArray[Any]]]) -> list[Tensors | ValueError]:
+    """Answer requests that wait together with as few forward passes as can be, each as if it had come alone.
+
+    Requests of one kind, with the same parameters and widths, are joined into one batch; exclusion lists are padded to the
+    widest.
+
+    Args:
+        module: The translator.
+        identity: Its own account of itself, sent with every answer.
+        requests: Input tensors of each.
+
+    Returns:
+        For each request its output tensors, or what is wrong with it.
+    """
+    answers: list[Tensors | ValueError] = [ValueError("not answered")] * len(requests)
+    groups: dict[tuple[Any, ...], list[tuple[int, Contexts]]] = {}
+    for number, request in enumerate(requests):
+        try:
+            contexts, key = _decode(request)
+        except ValueError as error:
+            answers[number] = error
+        else:
+            groups.setdefault(key, []).append((number, contexts))
+    for key, members in groups.items():
+        contexts = Contexts.concat([part for _, part in members]) if len(members) > 1 else members[0][1]
+        candidates = [requests[number]["candidates"] for number, _ in members] if key[0] == "score" else None
+        outputs = _forward(module, contexts, key, candidates)
+        start = 0
+        for number, part in members:
+            stop = start + len(part)
+            answers[number] = {name: array[start:stop] for name, array in outputs.items()} | _account(identity, len(part))
+            start = stop
+    return answers
+
+
+def _decode(request: Mapping[str, NDArray[Any]]) -> tuple[Contexts, tuple[Any, ...]]:
+    """The contexts, and what a batch must have in common to be answered in one pass."""
+    contexts = Contexts(
+        history_items=request["history_items"],
+        history_ages=request["history_ages"],
+        exclude=request["exclude"],
+        **{name: request[name].reshape(-1) for name in _ONE_A_ROW},
+    )
+    width = contexts.history_items.shape[1]
+    candidates = request.get("candidates")
+    if candidates is not None:
+        if candidates.ndim != 2 or len(candidates) != len(contexts):  # noqa: PLR2004 - rows and candidates
+            raise ValueError(f"candidates has shape {candidates.shape}, expected ({len(contexts)}, C)")
+        return contexts, ("score", width, candidates.shape[1])
+    k, temperature, min_lift = (_common(request, name) for name in _DEFAULTS)
+    if k < 1 or temperature <= 0 or min_lift < 0:
+        raise ValueError(f"k = {k}, temperature = {temperature}, min_lift = {min_lift}: must be ≥ 1, > 0, ≥ 0")
+    return contexts, ("sample", width, int(k), temperature, min_lift)
+
+
+def _common(request: Mapping[str, NDArray[Any]], name: str) -> float:
+    values = request.get(name)
+    if values is None:
+        return _DEFAULTS[name]
+    first = values.flat[0] if values.size else _DEFAULTS[name]
+    if (values != first).any():
+        raise ValueError(f"{name} differs within one request")
+    return float(first)
+
+
+def _forward(module: Module, contexts: Contexts, key: tuple[Any, ...], candidates: list[NDArray[Any]] | None) -> Tensors:
+    if candidates is not None:
+        probabilities, prior = module.score(contexts, np.concatenate(candidates))
+        return {"candidate_probabilities": probabilities, "candidate_prior": prior}
+    _, _, k, temperature, min_lift = key
+    samples = module.sample(contexts, k, temperature=temperature, min_lift=min_lift)
+    return {name: getattr(samples, name) for name in SAMPLE_OUTPUTS}
+
+
+def _account(identity: Identity, rows: int) -> Tensors:
+    return {
+        "model_version": np.full((rows, 1), identity.version, np.int64),
+        "model_digest": np.full((rows, 1), identity.digest, np.int64),
+        "catalogue_size": np.full((rows, 1), identity.catalogue_size, np.int32),
+    }

@@ -1,0 +1,60 @@
+"""Triton's door to the translator: tensors in, tensors out. What happens in between is the package's own module.
+
+The version's folder holds this file, translator.safetensors and manifest.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+import triton_python_backend_utils as pb_utils
+
+from scalr_prod.scoring.protocol import INPUTS, OUTPUTS, Identity, answer, digest_of
+from scalr_prod.translator.module import TranslatorModule
+
+
+class TritonPythonModel:
+    """One instance of one version."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the version that this folder holds."""
+        if int(np.__version__.split(".")[0]) > 1:
+            raise pb_utils.TritonModelException(
+                f"numpy {np.__version__} is installed; this server needs numpy < 2, or its outputs arrive empty"
+            )
+        folder = Path(args["model_repository"]) / args["model_version"]
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        if manifest["version"] != int(args["model_version"]):
+            raise pb_utils.TritonModelException(f"{folder} holds version {manifest['version']}")
+        if "OMP_NUM_THREADS" in os.environ:
+            torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        on_gpu = args["model_instance_kind"] == "GPU" and torch.cuda.is_available()
+        device = f"cuda:{args['model_instance_device_id']}" if on_gpu else "cpu"
+        self.module = TranslatorModule.load(folder, device=device)
+        self.identity = Identity(manifest["version"], digest_of(manifest["sha256"]), manifest["n_target"])
+
+    def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
+        """Answer all that waits, in as few forward passes as can be."""
+        answers = answer(self.module, self.identity, [_read(request) for request in requests])
+        return [_reply(request, found) for request, found in zip(requests, answers, strict=True)]
+
+
+def _read(request: pb_utils.InferenceRequest) -> dict[str, np.ndarray]:
+    tensors = {name: pb_utils.get_input_tensor_by_name(request, name) for name in INPUTS}
+    return {name: tensor.as_numpy() for name, tensor in tensors.items() if tensor is not None}
+
+
+def _reply(request: pb_utils.InferenceRequest, found: dict[str, np.ndarray] | ValueError) -> pb_utils.InferenceResponse:
+    if isinstance(found, ValueError):
+        return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(found), pb_utils.TritonError.INVALID_ARG))
+    asked = request.requested_output_names()
+    tensors = [
+        pb_utils.Tensor(name, np.ascontiguousarray(array, dtype=OUTPUTS[name]))
+        for name, array in found.items()
+        if not asked or name in asked
+    ]
+    return pb_utils.InferenceResponse(output_tensors=tensors)
