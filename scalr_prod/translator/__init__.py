@@ -10,10 +10,39 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scalr_prod.translator.contexts import Contexts, Samples
+    from scalr_prod.translator.evaluation import EvaluationReport, evaluate
+    from scalr_prod.translator.log import data_end
+    from scalr_prod.translator.module import TranslatorModule
+    from scalr_prod.translator.training import TrainReport, train
+    from scalr_prod.translator.versions import TranslatorVersion, Vocabulary, load_version
 
-__all__ = ["Contexts", "Samples"]
+__all__ = [
+    "Contexts",
+    "EvaluationReport",
+    "Samples",
+    "TrainReport",
+    "TranslatorModule",
+    "TranslatorVersion",
+    "Vocabulary",
+    "data_end",
+    "evaluate",
+    "load_version",
+    "train",
+]
 
-_HOMES = {"Contexts": "contexts", "Samples": "contexts"}
+_HOMES = {
+    "Contexts": "contexts",
+    "EvaluationReport": "evaluation",
+    "Samples": "contexts",
+    "TrainReport": "training",
+    "TranslatorModule": "module",
+    "TranslatorVersion": "versions",
+    "Vocabulary": "versions",
+    "data_end": "log",
+    "evaluate": "evaluation",
+    "load_version": "versions",
+    "train": "training",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,43 @@
+"""Contexts as tensors on the module's device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from scalr_prod.translator.contexts import Contexts
+
+__all__ = ["Batch"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What estimators see of a batch of contexts.
+
+    Attributes:
+        items: int64 [B, L]. Source vocabulary indices, 0 = padding or unknown, the translated event last.
+        ages: float32 [B, L]. Days from each event to the translated one.
+        eligible: int64 [B]. Target items 0 … eligible - 1 had been seen before the event.
+    """
+
+    items: torch.Tensor
+    ages: torch.Tensor
+    eligible: torch.Tensor
+
+    @classmethod
+    def of(cls, contexts: Contexts, first_seen: torch.Tensor) -> Batch:
+        """The tensors of a batch, on the device of ``first_seen`` (int64 [N], ascending)."""
+        device = first_seen.device
+        time = torch.from_numpy(contexts.event_time).to(device)
+        return cls(
+            items=torch.from_numpy(contexts.history_items).to(device, torch.int64),
+            ages=torch.from_numpy(contexts.history_ages).to(device),
+            eligible=torch.searchsorted(first_seen, time),
+        )
+
+    def take(self, rows: torch.Tensor) -> Batch:
+        """The named rows."""
+        return Batch(self.items[rows], self.ages[rows], self.eligible[rows])

@@ -1,0 +1,88 @@
+"""The paper's estimator: how often the users of a source item also had a target item, smoothed towards popularity.
+
+``P(i | j) = (n(j, i) + α P(i)) / (n(j) + α)`` with n(j, i) the number of users who had both. A context is the translated item
+and, with weights that halve at every step back, the few items before it: ``P(i | context) = Σ_h w_h P(i | j_h)``. The score is
+its logarithm.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import torch
+
+if TYPE_CHECKING:
+    from scalr_prod.translator.batch import Batch
+    from scalr_prod.translator.pairs import Pairs, Parameters
+
+__all__ = ["fit", "score"]
+
+#: Pseudo-users who follow popularity.
+SMOOTHING: Final = 20.0
+#: Most frequent target items kept for each source item.
+KEPT: Final = 256
+#: Items of the history that are looked at, and the weight of each relative to the one after it.
+DEPTH: Final = 8
+DECAY: Final = 0.7
+
+
+def fit(pairs: Pairs) -> Parameters:
+    """Count users, over the training users of a parameter set.
+
+    Returns:
+        ``start`` int64 [n_source + 2], where the entries of each source item begin (item 0 has none); ``item`` int32 [M] and
+        ``share`` float32 [M]: n(j, i) / (n(j) + α); ``rest`` float32 [n_source + 1]: α / (n(j) + α).
+    """
+    import numpy as np
+    from scipy import sparse
+
+    source, target = pairs.source_matrix(), pairs.target_matrix()
+    both = np.asarray(target.sum(axis=1)).ravel() > 0
+    source, target = source[both], target[both]
+    source.data[:] = 1
+    target.data[:] = 1
+    counts = sparse.csr_matrix(source.T @ target)
+    users = np.asarray(source.sum(axis=0)).ravel()
+    start, item, share = _keep_most(counts, KEPT)
+    total = users + SMOOTHING
+    share = share / np.repeat(total, np.diff(start))
+    return {
+        "start": torch.from_numpy(start.astype(np.int64)),
+        "item": torch.from_numpy(item.astype(np.int32)),
+        "share": torch.from_numpy(share.astype(np.float32)),
+        "rest": torch.from_numpy((SMOOTHING / total).astype(np.float32)),
+    }
+
+
+def score(parameters: Parameters, batch: Batch, log_prior: torch.Tensor) -> torch.Tensor:
+    """log P(i | context): [B, N] in the dtype of ``log_prior``."""
+    dtype = log_prior.dtype
+    history = batch.items[:, -DEPTH:]
+    steps = torch.arange(history.shape[1] - 1, -1, -1, dtype=dtype, device=history.device)
+    weight = torch.where(history > 0, DECAY**steps, 0.0)
+    total = weight.sum(1, keepdim=True)
+    weight = weight / total.clamp(min=torch.finfo(dtype).tiny)
+    start = parameters["start"]
+    begin, count = start[history], start[history + 1] - start[history]
+    flat = count.reshape(-1)
+    entry = torch.repeat_interleave(begin.reshape(-1) - (flat.cumsum(0) - flat), flat) + torch.arange(
+        int(flat.sum()), device=history.device
+    )
+    row = torch.arange(len(history), device=history.device)[:, None].expand_as(history).reshape(-1)
+    where = torch.repeat_interleave(row * len(log_prior), flat) + parameters["item"][entry]
+    mass = parameters["share"][entry].to(dtype) * torch.repeat_interleave(weight.reshape(-1), flat)
+    found = torch.zeros(len(history) * len(log_prior), dtype=dtype, device=history.device).index_add_(0, where, mass)
+    rest = (weight * parameters["rest"][history].to(dtype)).sum(1, keepdim=True) + (total == 0)
+    return found.view(len(history), -1).add_(rest * log_prior.exp()).log_()
+
+
+def _keep_most(counts, kept: int):  # type: ignore[no-untyped-def]
+    """The ``kept`` largest entries of each row, ties by column: (row starts [rows + 1], columns, values)."""
+    import numpy as np
+
+    rows = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
+    order = np.lexsort((counts.indices, -counts.data, rows))
+    place = np.arange(len(order)) - counts.indptr[rows]  # rows stay together and in order
+    order = order[place < kept]
+    start = np.concatenate([[0], np.cumsum(np.minimum(np.diff(counts.indptr), kept))])
+    return start, counts.indices[order], counts.data[order]

@@ -1,0 +1,162 @@
+"""What a translator may learn from: both domains' events known by its ``trained_until``, as integer arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
+from scalr_prod.errors import NoCommonUsers, TranslatorError
+from scalr_prod.hashing import fold_of, stable_hash
+from scalr_prod.lake import Lake
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    from scalr_prod.settings import Settings
+
+__all__ = ["Events", "Log", "data_end", "micros", "read_log"]
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Events:
+    """One domain's events, in order of (user, time, hash of the item).
+
+    Attributes:
+        user: int32 [M]. Position in `Log.users`.
+        item: int32 [M]. Position in ``ids``.
+        time: int64 [M]. Microseconds since the epoch.
+        ids: The item ids, sorted.
+    """
+
+    user: NDArray[np.int32]
+    item: NDArray[np.int32]
+    time: NDArray[np.int64]
+    ids: pa.Array
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+
+@dataclass(frozen=True)
+class Log:
+    """Both domains.
+
+    Attributes:
+        users: Ids of all users of either domain, sorted.
+        fold: int32 [U]. Each user's fold.
+        source: Source events.
+        target: Target events.
+        history: int32 [len(target), L]. For each target event the last source events strictly before it, as positions in
+            ``source``, -1 on the left where there are fewer.
+    """
+
+    users: pa.Array
+    fold: NDArray[np.int32]
+    source: Events
+    target: Events
+    history: NDArray[np.int32]
+
+
+def data_end(settings: Settings) -> datetime:
+    """The first instant by which everything in both domains has happened and is known (UTC).
+
+    Raises:
+        TableNotFound: Nothing was ingested yet.
+        TranslatorError: Both logs are empty.
+    """
+    import pyarrow.compute as pc
+
+    lake = Lake.open(settings)
+    latest: list[datetime] = []
+    for table in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS):
+        for batch in lake.dataset(table).to_batches(columns=[EVENT_TIMESTAMP, CREATED_TIMESTAMP]):
+            latest += [end for column in batch.columns if (end := pc.max(column).as_py()) is not None]
+    if not latest:
+        raise TranslatorError("there is no event in either domain", where=lake.root, next_step="read the logs: scalr ingest")
+    return max(latest).astimezone(UTC) + timedelta(microseconds=1)
+
+
+def micros(moment: datetime) -> int:
+    """Microseconds since the epoch."""
+    return (moment - EPOCH) // timedelta(microseconds=1)
+
+
+def read_log(settings: Settings, trained_until: datetime) -> Log:
+    """Read what had happened before ``trained_until`` and was known by then.
+
+    Raises:
+        NoCommonUsers: No user has events in both domains.
+        TranslatorError: A domain has no event that early.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    tables = {domain: _read(settings, Table.events(domain), trained_until) for domain in ("source", "target")}  # type: ignore[arg-type]
+    for domain, table in tables.items():
+        if not len(table):
+            raise TranslatorError(
+                f"no {domain} event happened and was known before {trained_until.isoformat()}",
+                where=str(Table.events(domain)),  # type: ignore[arg-type]
+                next_step="train later, or ingest older events",
+            )
+    source_users, target_users = (pc.unique(tables[domain][USER_ID]) for domain in ("source", "target"))
+    if not pc.any(pc.is_in(target_users, source_users)).as_py():
+        raise NoCommonUsers(
+            f"none of {len(source_users)} source users and {len(target_users)} target users is the same",
+            where="domains.source.columns.user, domains.target.columns.user",
+            next_step="map the columns that hold the same kind of user id in both logs",
+        )
+    users = _sorted_unique(pa.concat_arrays([source_users.cast(target_users.type), target_users]))
+    source, target = (_events(tables[domain], users) for domain in ("source", "target"))
+    return Log(
+        users=users,
+        fold=fold_of(users, settings.translator.folds),
+        source=source,
+        target=target,
+        history=_histories(source, target, settings.histories.length),
+    )
+
+
+def _read(settings: Settings, table: Table, until: datetime) -> Any:
+    import pyarrow.dataset as ds
+
+    known = (ds.field(EVENT_TIMESTAMP) < until) & (ds.field(CREATED_TIMESTAMP) <= until)
+    return Lake.open(settings).read(table, columns=[USER_ID, ITEM_ID, EVENT_TIMESTAMP], where=known)
+
+
+def _sorted_unique(array: Any) -> Any:
+    import pyarrow.compute as pc
+
+    unique = pc.unique(array)
+    return unique.take(pc.array_sort_indices(unique))
+
+
+def _events(table: Any, users: Any) -> Events:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    ids = _sorted_unique(table[ITEM_ID].combine_chunks())
+    user = pc.index_in(table[USER_ID].combine_chunks().cast(users.type), users).to_numpy().astype(np.int32)
+    item = pc.index_in(table[ITEM_ID].combine_chunks(), ids).to_numpy().astype(np.int32)
+    time = table[EVENT_TIMESTAMP].combine_chunks().cast(pa.int64()).to_numpy()
+    order = np.lexsort((stable_hash(ids)[item], time, user))
+    return Events(user[order], item[order], time[order], ids)
+
+
+def _histories(source: Events, target: Events, length: int) -> NDArray[np.int32]:
+    """Positions of the last ``length`` source events strictly before each target event."""
+    is_source = np.concatenate([np.zeros(len(target), bool), np.ones(len(source), bool)])
+    order = np.lexsort((is_source, np.concatenate([target.time, source.time]), np.concatenate([target.user, source.user])))
+    stop = np.empty(len(target), dtype=np.int64)
+    queries = ~is_source[order]
+    stop[order[queries]] = np.cumsum(is_source[order])[queries]
+    begin = np.searchsorted(source.user, target.user)
+    place = stop[:, None] + np.arange(-length, 0)
+    return np.where(place >= begin[:, None], place, -1).astype(np.int32)

@@ -1,0 +1,207 @@
+"""The translator as one torch module: the same in training, in-process and inside Triton.
+
+For every context it gives ``P(i | context)`` over the target items that had been seen before the event, samples from it without
+replacement, and scores named candidates. Sets of parameters: ``-1`` was trained on every user; ``0, 1, …`` on all but
+the target events of that fold's users. Only torch, numpy and safetensors are imported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+
+from scalr_prod.errors import TranslatorError, TranslatorNotFound
+from scalr_prod.translator import noise
+from scalr_prod.translator.batch import Batch
+from scalr_prod.translator.contexts import NO_ITEM, Contexts, Samples
+from scalr_prod.translator.mixture import Mixture
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+__all__ = ["TranslatorModule"]
+
+#: Elements of a [rows, items] tensor that are worked on at a time: they stay near the processor's cache.
+_CHUNK: Final = 2**20
+#: Two perturbed log-probabilities nearer than this are compared again in float64.
+_MARGIN: Final = 2e-3
+
+
+class TranslatorModule(torch.nn.Module):
+    """All parameter sets of one translator version; made with `load`."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor], metadata: dict[str, str], device: str = "cpu") -> None:
+        super().__init__()
+        self.device = torch.device(device)
+        self.folds = int(metadata["folds"])
+        self.history_length = int(metadata["history_length"])
+        self.estimators: list[str] = json.loads(metadata["estimators"])
+        tensors = {name: tensor.to(self.device) for name, tensor in tensors.items()}
+        self.first_seen = tensors["shared/first_seen"]
+        self.n_target = len(self.first_seen)
+        self.n_source = int(metadata["n_source"])
+        self._numbers = noise.item_numbers(self.n_target).to(self.device)
+        self._sets = {fold: Mixture.of(tensors, fold, self.estimators) for fold in range(-1, self.folds)}
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str = "cpu") -> TranslatorModule:
+        """Read a version's folder.
+
+        Args:
+            folder: Holds ``translator.safetensors`` and ``manifest.json``.
+            device: Where the parameters live: ``cpu``, ``cuda``, ``cuda:1``.
+
+        Raises:
+            TranslatorNotFound: There is no such folder, or it is not a translator's.
+            TranslatorError: The file is not the one that was written (its checksum differs), or cannot be read.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        path = Path(folder) / "translator.safetensors"
+        try:
+            manifest = json.loads((Path(folder) / "manifest.json").read_text(encoding="utf-8"))
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError as error:
+            raise TranslatorNotFound(
+                f"there is no translator here ({Path(error.filename).name} is missing)",
+                where=str(folder),
+                next_step="train one: scalr translator train",
+            ) from error
+        except (OSError, ValueError) as error:
+            raise _unreadable(folder, str(error)) from error
+        if found != manifest.get("sha256"):
+            raise _unreadable(folder, f"its checksum is {found[:12]}…, the manifest says {str(manifest.get('sha256'))[:12]}…")
+        try:
+            with safe_open(path, framework="pt") as file:
+                return cls({name: file.get_tensor(name) for name in file.keys()}, file.metadata(), device)  # noqa: SIM118
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise _unreadable(folder, str(error)) from error
+
+    @torch.inference_mode()
+    def sample(self, contexts: Contexts, k: int, *, temperature: float = 1.0, min_lift: float = 0.0) -> Samples:
+        """Draw k items for each context without replacement, in proportion to P^(1 / temperature).
+
+        The draw is a pure function of (context, noise key, k, temperature): the batch it travels in changes nothing.
+
+        Args:
+            contexts: B of them.
+            k: Draws for each.
+            temperature: 1 draws from P itself; towards 0 it becomes the k most probable.
+            min_lift: A draw with P(i | context) < min_lift × P(i) comes back as ``NO_ITEM``, with its probability.
+
+        Returns:
+            [B, k] each; see `Samples`.
+
+        Raises:
+            ValueError: k < 1 or temperature <= 0.
+        """
+        if k < 1 or temperature <= 0:
+            raise ValueError(f"k is {k} and temperature {temperature}: both must be positive")
+        items = np.full((len(contexts), k), NO_ITEM, dtype=np.int32)
+        probabilities, prior = np.zeros((2, len(contexts), k), dtype=np.float32)
+        for rows, mixture in self._groups(contexts):
+            part = contexts.take(rows)
+            drawn = self._draw(mixture, part, k, temperature, min_lift, torch.float32)
+            unsure = np.flatnonzero(drawn[3])
+            if len(unsure):
+                again = self._draw(mixture, part.take(unsure), k, temperature, min_lift, torch.float64)
+                for kept, new in zip(drawn[:3], again[:3], strict=True):
+                    kept[unsure] = new
+            items[rows], probabilities[rows], prior[rows] = drawn[:3]
+        return Samples(items=items, probabilities=probabilities, prior=prior)
+
+    @torch.inference_mode()
+    def score(
+        self, contexts: Contexts, candidates: NDArray[np.int32], *, member: str = "mixture"
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """P(i | context) and the prior P(i) of named candidates.
+
+        Args:
+            contexts: B of them.
+            candidates: int32 [B, C], target indices; ``NO_ITEM`` and items that were not yet there get 0.
+            member: ``mixture``, or one estimator alone.
+
+        Returns:
+            Two float32 arrays [B, C].
+        """
+        probabilities, prior = np.zeros((2, *candidates.shape), dtype=np.float32)
+        for rows, mixture in self._groups(contexts):
+            batch = Batch.of(contexts.take(rows), self.first_seen)
+            chosen = torch.from_numpy(candidates[rows]).to(self.device, torch.int64)
+            named = (chosen >= 0) & (chosen < batch.eligible[:, None])
+            p, q = mixture.probabilities(batch, member=member)
+            chosen = chosen.clamp(min=0)
+            probabilities[rows] = torch.where(named, p.gather(1, chosen), 0).cpu().numpy()
+            prior[rows] = torch.where(named, q.gather(1, chosen), 0).cpu().numpy()
+        return probabilities, prior
+
+    @torch.inference_mode()
+    def distributions(self, contexts: Contexts, *, member: str = "mixture") -> Iterator[tuple[NDArray[np.int64], torch.Tensor]]:
+        """Whole distributions, a few rows at a time: (row numbers [R], float32 [R, N] probabilities, 0 if not eligible)."""
+        for rows, mixture in self._groups(contexts):
+            yield rows, mixture.probabilities(Batch.of(contexts.take(rows), self.first_seen), member=member)[0]
+
+    def _groups(self, contexts: Contexts) -> Iterator[tuple[NDArray[np.int64], Mixture]]:
+        """Rows of one fold at a time, not too many at once."""
+        step = max(1, _CHUNK // self.n_target)
+        for fold in np.unique(contexts.fold).tolist():
+            if fold not in self._sets:
+                raise TranslatorError(
+                    f"a context asks for fold {fold}; this translator has {self.folds}",
+                    where="Contexts.fold",
+                    next_step="use the fold count of the version's manifest",
+                )
+            rows = np.flatnonzero(contexts.fold == fold)
+            for start in range(0, len(rows), step):
+                yield rows[start : start + step], self._sets[fold]
+
+    def _draw(
+        self, mixture: Mixture, contexts: Contexts, k: int, temperature: float, min_lift: float, dtype: Any
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
+        """The draws, and in which rows rounding may have decided one: two keys, or a lift and its limit, are too near."""
+        batch = Batch.of(contexts, self.first_seen)
+        probabilities, prior = mixture.probabilities(batch, dtype=dtype)
+        low, high = noise.key_words(contexts.noise_key)
+        race = noise.exponential((low.to(self.device), high.to(self.device)), self._numbers, dtype)
+        keys = torch.log(probabilities) / temperature - torch.log(race)
+        if contexts.exclude.shape[1]:
+            exclude = torch.from_numpy(contexts.exclude).to(self.device, torch.int64)
+            keys = torch.cat([keys, keys.new_empty(len(keys), 1)], 1).scatter_(
+                1, torch.where(exclude >= 0, exclude, self.n_target), -torch.inf
+            )[:, :-1]
+        best, chosen = keys.topk(min(k + 1, self.n_target), dim=1)
+        gaps = best[:, :-1] - best[:, 1:]
+        close = ((gaps < _MARGIN / min(temperature, 1.0)) & best[:, 1:].isfinite()).any(1)
+        best, chosen = best[:, :k], chosen[:, :k]
+        there = best.isfinite()
+        p = torch.where(there, probabilities.gather(1, chosen), 0)
+        q = torch.where(there, prior.gather(1, chosen), 0)
+        close |= (there & ((p - min_lift * q).abs() < _MARGIN * p)).any(1)
+        chosen = torch.where(there & (p >= min_lift * q), chosen, NO_ITEM)
+        return (
+            _padded(chosen, k, NO_ITEM).astype(np.int32),
+            _padded(p, k, 0).astype(np.float32),
+            _padded(q, k, 0).astype(np.float32),
+            close.cpu().numpy(),
+        )
+
+
+def _padded(tensor: torch.Tensor, k: int, filler: int) -> NDArray[Any]:
+    array: NDArray[Any] = tensor.cpu().numpy()
+    return np.pad(array, ((0, 0), (0, k - array.shape[1])), constant_values=filler)
+
+
+def _unreadable(folder: str | Path, reason: str) -> TranslatorError:
+    return TranslatorError(
+        f"the translator's file cannot be used: {reason}",
+        where=str(folder),
+        next_step="restore the folder from a copy, or remove it and train again: scalr translator train",
+    )

@@ -1,0 +1,80 @@
+"""Noise that depends on nothing but (key, item): the same on any machine, in any batch, with any number of threads.
+
+Drawing without replacement in proportion to p^(1/T) is an exponential race: with E ~ Exp(1) independent for each item, the k
+largest of ``p^(1/T) / E`` are such a draw (Gumbel top-k in other words: log E is a negated Gumbel variate). E comes from a
+64-bit key and a 32-bit item number through a multiply-xor-shift hash on int32 tensors, which wrap around alike on CPU and GPU.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["exponential", "item_numbers", "key_words"]
+
+_HALF: Final = 2**31
+_MASK_15: Final = (1 << 17) - 1
+_MASK_16: Final = (1 << 16) - 1
+_UNIT: Final = 2.0**-31
+
+
+def _signed(word: int) -> int:
+    return word - 2 * _HALF if word >= _HALF else word
+
+
+_M1: Final = _signed(0x7FEB352D)
+_M2: Final = _signed(0x846CA68B)
+_M3: Final = _signed(0x9E3779B1)
+
+
+def _splitmix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finaliser of splitmix64: neighbouring inputs come out unlike each other."""
+    with np.errstate(over="ignore"):
+        words = words + np.uint64(0x9E3779B97F4A7C15)
+        words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return words ^ (words >> np.uint64(31))
+
+
+def item_numbers(count: int) -> torch.Tensor:
+    """A fixed pseudo-random word for each item index: int32 [count]."""
+    words = _splitmix(np.arange(count, dtype=np.uint64))
+    return torch.from_numpy((words >> np.uint64(32)).astype(np.uint32).view(np.int32).copy())
+
+
+def key_words(keys: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two words of each key: int32 [B, 1] each."""
+    words = _splitmix(np.ascontiguousarray(keys).view(np.uint64))
+    low = (words & np.uint64(0xFFFFFFFF)).astype(np.uint32).view(np.int32).copy()
+    high = (words >> np.uint64(32)).astype(np.uint32).view(np.int32).copy()
+    return torch.from_numpy(low)[:, None], torch.from_numpy(high)[:, None]
+
+
+def exponential(words: tuple[torch.Tensor, torch.Tensor], items: torch.Tensor, dtype: Any = torch.float32) -> torch.Tensor:
+    """Standard exponential variates.
+
+    Args:
+        words: From `key_words`, int32 [B, 1] each.
+        items: From `item_numbers`, int32 [N] (or [B, C] for chosen items).
+        dtype: Of the result. The uniform variate below is the same in both, up to rounding.
+
+    Returns:
+        [B, N], greater than 0.
+    """
+    low, high = words
+    bits = items ^ low
+    bits.mul_(_M1)
+    bits.bitwise_xor_((bits >> 15).bitwise_and_(_MASK_15))
+    bits.add_(high)
+    bits.mul_(_M2)
+    bits.bitwise_xor_((bits >> 16).bitwise_and_(_MASK_16))
+    bits.mul_(_M3)
+    bits.bitwise_and_(_HALF - 1)
+    # Small variates decide a race: -log1p(-v) keeps their relative precision, where -log(u) near u = 1 would not.
+    uniform = bits.to(dtype).add_(0.5).mul_(_UNIT).clamp_(max=1 - 2.0**-24)
+    return uniform.neg_().log1p_().neg_()

@@ -1,0 +1,154 @@
+"""One training slice of a log: its vocabularies, its users, its matrices, and contexts at its target events."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from scalr_prod.errors import TranslatorError
+from scalr_prod.translator.contexts import Contexts
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+
+    from scalr_prod.settings import TranslatorSettings
+    from scalr_prod.translator.log import Events, Log
+
+__all__ = ["Pairs", "Parameters", "contexts_at"]
+
+#: An estimator's tensors, by name.
+Parameters: TypeAlias = "dict[str, torch.Tensor]"
+
+_DAY_US = 86_400_000_000
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What one parameter set is fitted on.
+
+    Attributes:
+        log: The whole log.
+        until: Only events before this instant (µs) count.
+        source_index: int32 [source ids]. Vocabulary index, 1 … n_source; 0 for items that are not in it.
+        target_index: int32 [target ids]. Vocabulary index, 0 … n_target - 1 in order of first appearance; -1 likewise.
+        first_seen: int64 [n_target]. Microseconds; ascending.
+        held_out: bool [U]. Users whose target events do not count.
+        seed: Of everything random.
+    """
+
+    log: Log
+    until: int
+    source_index: NDArray[np.int32]
+    target_index: NDArray[np.int32]
+    first_seen: NDArray[np.int64]
+    held_out: NDArray[np.bool_]
+    settings: TranslatorSettings
+
+    @classmethod
+    def of(cls, log: Log, until: int, settings: TranslatorSettings) -> Pairs:
+        """The slice before ``until``, with nobody held out.
+
+        Raises:
+            TranslatorError: It has too few target items or no event to learn from.
+        """
+        source_index, _ = _vocabulary(log.source, until, settings.max_source_items)
+        target_index, first_seen = _vocabulary(log.target, until, settings.max_target_items)
+        if source_index.max(initial=-1) < 0 or len(first_seen) < 2:  # noqa: PLR2004 - one item is no choice
+            raise TranslatorError(
+                f"too little to learn from: {source_index.max(initial=-1) + 1} source and {len(first_seen)} target items before "
+                f"{np.datetime64(until, 'us')}",
+                where="the training slice",
+                next_step="train later, ingest more, or lower translator.validation_fraction",
+            )
+        nobody = np.zeros(len(log.users), dtype=bool)
+        return cls(log, until, source_index + np.int32(1), target_index, first_seen, nobody, settings)
+
+    def without(self, held_out: NDArray[np.bool_]) -> Pairs:
+        """The same slice and vocabularies without the target events of some users."""
+        return replace(self, held_out=held_out)
+
+    @property
+    def n_source(self) -> int:
+        """Source items, not counting the padding."""
+        return int(self.source_index.max(initial=0))
+
+    @property
+    def n_target(self) -> int:
+        """Target items."""
+        return len(self.first_seen)
+
+    def source_events(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """(user, vocabulary index) of every source event that counts."""
+        events = self.log.source
+        index = self.source_index[events.item]
+        counts = (events.time < self.until) & (index > 0)
+        return events.user[counts], index[counts]
+
+    def target_rows(self) -> NDArray[np.int64]:
+        """Positions in ``log.target`` of the events that count."""
+        events = self.log.target
+        counts = (events.time < self.until) & (self.target_index[events.item] >= 0) & ~self.held_out[events.user]
+        return np.flatnonzero(counts)
+
+    def source_matrix(self) -> Any:
+        """scipy CSR float32 [U, n_source + 1]: number of source events; column 0 is empty."""
+        user, item = self.source_events()
+        return _matrix(user, item, (len(self.log.users), self.n_source + 1))
+
+    def target_matrix(self) -> Any:
+        """scipy CSR float32 [U, n_target]: number of target events; rows of held-out users are empty."""
+        rows = self.target_rows()
+        events = self.log.target
+        return _matrix(events.user[rows], self.target_index[events.item[rows]], (len(self.log.users), self.n_target))
+
+
+def contexts_at(
+    pairs: Pairs, rows: NDArray[np.int64], fold: NDArray[np.int32] | int = -1
+) -> tuple[Contexts, NDArray[np.int32]]:
+    """Contexts strictly before target events, and the target index of each (-1 where the vocabulary lacks it).
+
+    Args:
+        pairs: Gives the vocabularies; the events may be later than its slice.
+        rows: [R] positions in ``log.target``.
+        fold: The parameter set to ask, for all or each.
+    """
+    log = pairs.log
+    history = log.history[rows]
+    there = history >= 0
+    items = np.where(there, pairs.source_index[log.source.item[history]], 0).astype(np.int32)
+    # An event's age is counted from the last one, as it is when that one is translated.
+    last = log.source.time[history[:, -1]]
+    ages = np.where(there, (last[:, None] - log.source.time[history]) / _DAY_US, 0).astype(np.float32)
+    made = Contexts(
+        history_items=items,
+        history_ages=ages,
+        event_time=log.target.time[rows],
+        fold=np.broadcast_to(np.asarray(fold, dtype=np.int32), len(rows)).copy(),
+        noise_key=rows.astype(np.int64),
+        exclude=np.empty((len(rows), 0), dtype=np.int32),
+    )
+    return made, pairs.target_index[log.target.item[rows]]
+
+
+def _vocabulary(events: Events, until: int, most: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Index of each id (-1: not in the vocabulary) and first time of each index; in order of first appearance, then id."""
+    before = events.time < until
+    item, time = events.item[before], events.time[before]
+    count = np.bincount(item, minlength=len(events.ids))
+    first = np.full(len(events.ids), np.iinfo(np.int64).max)
+    np.minimum.at(first, item, time)
+    kept = np.lexsort((np.arange(len(count)), -count))[:most]
+    kept = kept[count[kept] > 0]
+    kept = kept[np.lexsort((kept, first[kept]))]
+    index = np.full(len(events.ids), -1, dtype=np.int32)
+    index[kept] = np.arange(len(kept), dtype=np.int32)
+    return index, first[kept]
+
+
+def _matrix(user: NDArray[Any], item: NDArray[Any], shape: tuple[int, int]) -> Any:
+    from scipy import sparse
+
+    return sparse.csr_matrix((np.ones(len(user), dtype=np.float32), (user, item)), shape=shape)

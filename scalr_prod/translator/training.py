@@ -1,0 +1,230 @@
+"""Train a translator version: fit on what came first, calibrate on what came next, then fit every parameter set on all of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from scalr_prod.contracts import Table
+from scalr_prod.lake import Lake
+from scalr_prod.translator.estimators import SCORED, module_of
+from scalr_prod.translator.log import Log, data_end, micros, read_log
+from scalr_prod.translator.mixture import MEMBERS
+from scalr_prod.translator.pairs import Pairs
+from scalr_prod.translator.versions import TranslatorVersion, Vocabulary, find_version, write_version
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    import torch
+
+    from scalr_prod.settings import Settings
+
+__all__ = ["TrainReport", "train"]
+
+logger = logging.getLogger(__name__)
+
+#: Changes whenever the same data and settings would give other tensors.
+RECIPE: Final = 1
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What training came to.
+
+    Attributes:
+        version: Number of the version.
+        path: Its folder.
+        sha256: Of its weights.
+        trained_until: ISO 8601, UTC.
+        reused: It was there already, trained from the same inputs.
+        seconds: Wall-clock time.
+        metrics: Slice → member → metric.
+    """
+
+    version: int
+    path: str
+    sha256: str
+    trained_until: str
+    reused: bool
+    seconds: float
+    metrics: dict[str, Any] = field(repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return dict(vars(self))
+
+
+def train(settings: Settings, *, trained_until: datetime | None = None, progress: bool = False) -> TrainReport:
+    """Train a version, or find the one that was trained from the same inputs.
+
+    Args:
+        settings: The project's settings.
+        trained_until: Nothing that happened or became known from this instant on is read. Default: what the run
+            of these settings would ask for, see `default_trained_until`.
+        progress: Show a progress bar on stderr.
+
+    Raises:
+        NoCommonUsers: The domains share no user.
+        TranslatorError: Too little to learn from.
+        TableNotFound: Nothing was ingested yet.
+    """
+    import torch
+
+    started = time.perf_counter()
+    until = (trained_until or default_trained_until(settings)).astimezone(UTC)
+    fingerprint, data_versions = _fingerprint(settings, until)
+    version = find_version(settings, fingerprint)
+    reused = version is not None
+    if version is None:
+        torch.set_num_threads(settings.translator.threads)
+        version = _train(settings, until, fingerprint, data_versions)
+    _record(settings, version)
+    return TrainReport(
+        version=version.version,
+        path=str(version.path),
+        sha256=version.sha256,
+        trained_until=version.trained_until.isoformat(),
+        reused=reused,
+        seconds=round(time.perf_counter() - started, 2),
+        metrics=version.manifest["metrics"],
+    )
+
+
+def default_trained_until(settings: Settings) -> datetime:
+    """``backfill``: the run's as_of, or its end, or the data's end. ``causal``: the window's start, or a day before the data's end."""
+    generation = settings.generation
+    if generation.mode == "causal":
+        return generation.start or data_end(settings) - timedelta(days=1)
+    return generation.as_of or generation.end or data_end(settings)
+
+
+def _train(settings: Settings, until: datetime, fingerprint: str, data_versions: dict[str, int]) -> TranslatorVersion:
+    log = read_log(settings, until)
+    scored = [name for name in SCORED if name in settings.translator.estimators]
+    pairs = Pairs.of(log, micros(until), settings.translator)
+    tensors = fit_sets(pairs, scored, range(-1, settings.translator.folds))
+    calibration = torch_table(scored)
+    tensors |= {"shared/calibration/all": calibration, "shared/calibration/held_out": calibration.clone()}
+    metadata = {
+        "folds": str(settings.translator.folds),
+        "history_length": str(settings.histories.length),
+        "estimators": json.dumps(scored),
+        "n_source": str(pairs.n_source),
+    }
+    manifest = {
+        "fingerprint": fingerprint,
+        "trained_until": until.isoformat(),
+        "folds": settings.translator.folds,
+        "history_length": settings.histories.length,
+        "n_source": pairs.n_source,
+        "n_target": pairs.n_target,
+        "estimators": list(settings.translator.estimators),
+        "metrics": {},
+        "data_versions": data_versions,
+    }
+    return write_version(
+        settings, tensors=tensors, metadata=metadata, manifest=manifest, vocabulary=_vocabulary(settings, log, pairs)
+    )
+
+
+def fit_sets(pairs: Pairs, estimators: Sequence[str], folds: Sequence[int]) -> dict[str, torch.Tensor]:
+    """Fit the named parameter sets; see `Mixture.of` for the tensors' names."""
+    import torch
+
+    tensors = {"shared/first_seen": torch.from_numpy(pairs.first_seen)}
+    for fold in folds:
+        learn = pairs.without(pairs.log.fold == fold)
+        for name in ("popularity", *estimators):
+            fitted = module_of(name).fit(learn)
+            tensors |= {f"{fold}/{name}/{key}": tensor for key, tensor in fitted.items()}
+    return tensors
+
+
+def torch_table(estimators: Sequence[str]) -> torch.Tensor:
+    """Every estimator as it comes."""
+    import torch
+
+    table = torch.zeros(len(MEMBERS), len(SCORED) + 2)
+    table[MEMBERS.index("popularity"), -2] = 1
+    for name in estimators:
+        table[MEMBERS.index(name), SCORED.index(name)] = 1
+        table[0, SCORED.index(name)] = 1 / len(estimators)
+    if not estimators:
+        table[0] = table[1]
+    return table
+
+
+def _vocabulary(settings: Settings, log: Log, pairs: Pairs) -> Vocabulary:
+    source = np.argsort(np.where(pairs.source_index > 0, pairs.source_index, np.iinfo(np.int32).max), kind="stable")
+    target = np.argsort(np.where(pairs.target_index >= 0, pairs.target_index, np.iinfo(np.int32).max), kind="stable")
+    ids = log.target.ids.take(target[: pairs.n_target])
+    count = np.asarray(pairs.target_matrix().sum(axis=0)).ravel().astype(np.int64)
+    return Vocabulary(
+        source_ids=log.source.ids.take(source[: pairs.n_source]),
+        target_ids_all=ids,
+        first_seen=pairs.first_seen,
+        count=count,
+        value=_values(settings, ids, count),
+    )
+
+
+def _values(settings: Settings, ids: Any, count: Any) -> Any:
+    """The catalogue's values where it has them for nearly all items, else how often each was chosen."""
+    import pyarrow.compute as pc
+
+    lake = Lake.open(settings)
+    if lake.exists(Table.TARGET_ITEMS):
+        items = lake.read(Table.TARGET_ITEMS, columns=["item_id", "value"])
+        found = items["value"].combine_chunks().take(pc.index_in(ids, items["item_id"].combine_chunks().cast(ids.type)))
+        if found.null_count <= 0.05 * len(ids) and len(found) > found.null_count:
+            middle = pc.quantile(found, 0.5)[0].as_py()
+            return pc.fill_null(found, middle).to_numpy(zero_copy_only=False)
+    return count.astype(np.float64)
+
+
+def _fingerprint(settings: Settings, until: datetime) -> tuple[str, dict[str, int]]:
+    """A hash of everything that decides the tensors, and the tables' Delta versions."""
+    lake = Lake.open(settings)
+    versions: dict[str, int] = {}
+    content: dict[str, Any] = {"recipe": RECIPE, "until": until.isoformat(), "length": settings.histories.length}
+    content["settings"] = settings.translator.model_dump(mode="json", exclude={"threads"})
+    for table in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS):
+        versions[table.value] = lake.version(table)
+        content[table.value] = _digest(settings, lake, table, until)
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(), versions
+
+
+def _digest(settings: Settings, lake: Lake, table: Table, until: datetime) -> list[str]:
+    """Number of known rows and the sum of their hashes: the same rows in any order and any number of commits."""
+    from scalr_prod.duck import open_duckdb, staging_folder
+
+    row = "concat_ws('|', user_id, item_id, epoch_us(event_timestamp), epoch_us(created_timestamp))"
+    query = f"SELECT count(*), sum(md5_number_lower({row})::HUGEINT) FROM events WHERE event_timestamp < $1 AND created_timestamp <= $1"
+    with staging_folder(settings, "translator") as folder, open_duckdb(settings, folder) as duck:
+        events = lake.dataset(table)  # noqa: F841 - DuckDB finds it by its name
+        duck.register("events", lake.dataset(table))
+        found = duck.execute(query, [until]).fetchone()
+    return [str(value) for value in found]
+
+
+def _record(settings: Settings, version: TranslatorVersion) -> None:
+    from scalr_prod.ledger import Ledger
+
+    with Ledger.open(settings) as ledger:
+        ledger.record_model_version(
+            version.version,
+            path=str(version.path),
+            sha256=version.sha256,
+            fingerprint=version.manifest["fingerprint"],
+            trained_until=version.trained_until,
+            metrics=version.manifest["metrics"],
+        )

@@ -1,0 +1,241 @@
+"""A translator version: the folder ``<home>/models/translator/<N>/``, written once and never changed.
+
+``translator.safetensors`` holds every tensor, ``manifest.json`` what it is, and two Parquet files the vocabularies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from scalr_prod.duck import staging_folder
+from scalr_prod.errors import TranslatorError, TranslatorNotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pyarrow as pa
+    import torch
+    from numpy.typing import NDArray
+
+    from scalr_prod.settings import Settings
+
+__all__ = ["TranslatorVersion", "Vocabulary", "find_version", "load_version", "models_folder", "write_version"]
+
+WEIGHTS: Final = "translator.safetensors"
+MANIFEST: Final = "manifest.json"
+SOURCE_ITEMS: Final = "source_items.parquet"
+TARGET_ITEMS: Final = "target_items.parquet"
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Item ids and the indices that the module knows them by.
+
+    Attributes:
+        source_ids: [n_source], index 1 first.
+        target_ids_all: [n_target], index 0 first, in order of first appearance.
+        first_seen: int64 [n_target]. Microseconds since the epoch, ascending.
+        count: int64 [n_target]. Target events known in training.
+        value: float64 [n_target]. The catalogue's value of each item; where the catalogue gives none, its count.
+    """
+
+    source_ids: pa.Array
+    target_ids_all: pa.Array
+    first_seen: NDArray[np.int64]
+    count: NDArray[np.int64]
+    value: NDArray[np.float64]
+
+    def source_index(self, ids: pa.Array | Sequence[int | str] | NDArray[Any]) -> NDArray[np.int32]:
+        """Index of each source item id: int32 [N], 0 where it is unknown."""
+        return _index_in(ids, self.source_ids) + np.int32(1)
+
+    def target_index(self, ids: pa.Array | Sequence[int | str] | NDArray[Any]) -> NDArray[np.int32]:
+        """Index of each target item id: int32 [N], -1 where it is unknown."""
+        return _index_in(ids, self.target_ids_all)
+
+    def target_ids(self, index: NDArray[np.int32]) -> pa.Array:
+        """Ids of target indices; null for -1."""
+        import pyarrow as pa
+
+        return self.target_ids_all.take(pa.array(index, mask=np.asarray(index) < 0))
+
+
+@dataclass(frozen=True)
+class TranslatorVersion:
+    """What is known of a version without loading its weights.
+
+    Attributes:
+        version: Its number.
+        path: Its folder.
+        sha256: Of its weights' file.
+        trained_until: Nothing from this instant on, or known only later, has shaped it (UTC).
+        folds: Parameter sets besides ``-1``.
+        manifest: All of manifest.json.
+    """
+
+    version: int
+    path: Path
+    sha256: str
+    trained_until: datetime
+    folds: int
+    manifest: dict[str, Any] = field(repr=False)
+
+    def vocabulary(self) -> Vocabulary:
+        """Read the vocabularies."""
+        import pyarrow.parquet as pq
+
+        try:
+            source = pq.read_table(self.path / SOURCE_ITEMS)
+            target = pq.read_table(self.path / TARGET_ITEMS)
+        except OSError as error:
+            raise TranslatorError(
+                f"a vocabulary cannot be read: {error}",
+                where=str(self.path),
+                next_step="restore the folder from a copy, or remove it and train again: scalr translator train",
+            ) from error
+        return Vocabulary(
+            source_ids=source["item_id"].combine_chunks(),
+            target_ids_all=target["item_id"].combine_chunks(),
+            **{name: target[name].to_numpy() for name in ("first_seen", "count", "value")},
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest, with the folder."""
+        return self.manifest | {"path": str(self.path)}
+
+
+def models_folder(settings: Settings) -> Path:
+    """Folder of all versions."""
+    return settings.home / "models" / "translator"
+
+
+def load_version(settings: Settings, version: int | None = None) -> TranslatorVersion:
+    """A version's manifest.
+
+    Args:
+        settings: The project's settings.
+        version: Its number; default: the latest.
+
+    Raises:
+        TranslatorNotFound: There is none, or not this one; lists those that are there.
+        TranslatorError: Its manifest cannot be read.
+    """
+    numbers = _numbers(settings)
+    if not numbers:
+        raise TranslatorNotFound(
+            "no translator has been trained yet", where=str(models_folder(settings)), next_step="run: scalr translator train"
+        )
+    version = numbers[-1] if version is None else version
+    if version not in numbers:
+        raise TranslatorNotFound(
+            f"there is no translator version {version}; there are: {', '.join(map(str, numbers))}",
+            where=str(models_folder(settings)),
+            next_step="name one of those with --version",
+        )
+    return _read(models_folder(settings) / str(version))
+
+
+def find_version(settings: Settings, fingerprint: str) -> TranslatorVersion | None:
+    """The version that was trained from the same inputs, if there is one."""
+    for number in reversed(_numbers(settings)):
+        found = _read(models_folder(settings) / str(number))
+        if found.manifest.get("fingerprint") == fingerprint:
+            return found
+    return None
+
+
+def write_version(
+    settings: Settings,
+    *,
+    tensors: dict[str, torch.Tensor],
+    metadata: dict[str, str],
+    manifest: dict[str, Any],
+    vocabulary: Vocabulary,
+) -> TranslatorVersion:
+    """Write the next version, whole or not at all, and record it in the ledger.
+
+    Args:
+        settings: The project's settings.
+        tensors: By name.
+        metadata: Travels in the weights' file.
+        manifest: Without ``version`` and ``sha256``, which are added.
+        vocabulary: Written beside it.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from filelock import FileLock
+    from safetensors.torch import save_file
+
+    root = models_folder(settings)
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / ".lock"), staging_folder(settings, "translator") as staged:
+        there = find_version(settings, manifest["fingerprint"])
+        if there is not None:  # another process trained the same one meanwhile
+            return there
+        folder = staged / "version"
+        folder.mkdir()
+        save_file({name: tensor.contiguous() for name, tensor in sorted(tensors.items())}, folder / WEIGHTS, metadata)
+        with (folder / WEIGHTS).open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        pq.write_table(pa.table({"item_id": vocabulary.source_ids}), folder / SOURCE_ITEMS)
+        columns = {"item_id": vocabulary.target_ids_all} | {
+            name: getattr(vocabulary, name) for name in ("first_seen", "count", "value")
+        }
+        pq.write_table(pa.table(columns), folder / TARGET_ITEMS)
+        version = max([*_numbers(settings), *_recorded(settings)], default=0) + 1
+        content = {"version": version, **manifest, "sha256": sha256}
+        (folder / MANIFEST).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        folder.rename(root / str(version))
+    return _read(root / str(version))
+
+
+def _recorded(settings: Settings) -> list[int]:
+    from scalr_prod.ledger import Ledger
+
+    with Ledger.open(settings) as ledger:
+        return [row.version for row in ledger.model_versions()]
+
+
+def _numbers(settings: Settings) -> list[int]:
+    root = models_folder(settings)
+    if not root.is_dir():
+        return []
+    return sorted(int(path.name) for path in root.iterdir() if path.name.isdecimal() and (path / MANIFEST).is_file())
+
+
+def _read(folder: Path) -> TranslatorVersion:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return TranslatorVersion(
+            version=int(manifest["version"]),
+            path=folder,
+            sha256=str(manifest["sha256"]),
+            trained_until=datetime.fromisoformat(manifest["trained_until"]),
+            folds=int(manifest["folds"]),
+            manifest=manifest,
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TranslatorError(
+            f"its manifest cannot be read: {error}",
+            where=str(folder / MANIFEST),
+            next_step="restore the folder from a copy, or remove it and train again: scalr translator train",
+        ) from error
+
+
+def _index_in(ids: Any, known: pa.Array) -> NDArray[np.int32]:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if isinstance(ids, pa.ChunkedArray):
+        ids = ids.combine_chunks()
+    values = ids if isinstance(ids, pa.Array) else pa.array(ids, type=known.type)
+    found = pc.fill_null(pc.index_in(values.cast(known.type), known), -1)
+    index: NDArray[np.int32] = found.to_numpy(zero_copy_only=False).astype(np.int32)
+    return index
