@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, PROVENANCE_COLUMNS, Table
 from scalr_prod.errors import TrainingSetError
+from scalr_prod.progress import counting
 from scalr_prod.training_set.manifest import (
     MANIFEST,
     ROWS,
@@ -24,7 +24,6 @@ from scalr_prod.training_set.manifest import (
 from scalr_prod.training_set.spine import KEYS, LABEL_COLUMNS, Window
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from scalr_prod.settings import Settings
@@ -200,7 +199,7 @@ def _stage(settings: Settings, window: Window, inputs: dict[str, Any], folder: P
     rows = folder / "version" / ROWS
     rows.mkdir(parents=True)
     spine = stage_spine(settings, window, folder / "spine")
-    with _bar(spine.rows, progress=progress) as advance:
+    with counting("training set", show=progress, total=spine.rows) as advance:
         write_parts(settings, spine, rows, advance=advance)
     lake = Lake.open(settings)
     moved = [name for name, version in inputs["versions"].items() if lake.version(Table(name)) != version]
@@ -308,16 +307,3 @@ def _register(settings: Settings, folder: Path, manifest: dict[str, Any]) -> Non
             manifest={key: value for key, value in manifest.items() if key != "files"},
         )
     save_dataset(settings, f"{manifest['name']}_v{manifest['version']}", path=folder / ROWS)
-
-
-@contextmanager
-def _bar(total: int, *, progress: bool) -> Iterator[Callable[[int], None]]:
-    if not progress:
-        yield lambda _: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task("training set", total=total)
-        yield lambda rows: bar.advance(task, rows)

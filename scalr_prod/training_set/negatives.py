@@ -167,17 +167,17 @@ class _Draws:
         return opened[~kept]
 
     def enumerate(self, opened: NDArray[np.int64]) -> None:
-        """What rejection did not find: list what is eligible for a user at a time, and draw from that, weighted as the pool is."""
+        """List what is eligible for a user at a time, where rejection found too little, and draw from that as the pool does."""
         order = np.argsort(self.groups, kind="stable")
         ordered = self.groups[order]
         for group in np.unique(self.groups[opened]):
             members = order[np.searchsorted(ordered, group) : np.searchsorted(ordered, group, side="right")]
             waiting = members[self.items[members] < 0]
             row = self.rows[waiting[0]]
-            items, weights = np.unique(self.pool.items[: self.before[waiting[0]]], return_counts=True)
-            items = items.astype(np.int64)
+            listed, counts = np.unique(self.pool.items[: self.before[waiting[0]]], return_counts=True)
+            items = listed.astype(np.int64)
             free = ~self.consumed.by(np.full(len(items), row), items) & ~np.isin(items, self.items[members])
-            items, weights = items[free], weights[free]
+            items, weights = items[free], counts[free]
             uniform = _uniform(np.full(len(items), self.events.keys[row]), items.astype(np.uint64), _ROUNDS, self.seed)
             # The largest of u^(1/w) is a weighted draw without replacement (Efraimidis and Spirakis, 2006).
             best = np.lexsort((items, -np.log(uniform + 2.0**-54) / weights))[: len(waiting)]

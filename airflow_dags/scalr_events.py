@@ -1,0 +1,108 @@
+"""scalr_events: each day's source events become published synthetic target events.
+
+ingest → histories → generate → validate → publish, for the run's data interval (or its params start and end). A run reads
+nothing that became known after its window's end, so that a day run late gives what it would have given in time. Publishing
+emits the asset ``synthetic_target_events``.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from airflow.sdk import Asset, CronDataIntervalTimetable, Param, dag, get_current_context, task
+
+ASSET = Asset("synthetic_target_events")
+_INSTANT = {"type": ["null", "string"], "format": "date-time"}
+
+
+@dag(
+    schedule=CronDataIntervalTimetable(os.environ.get("SCALR_EVENTS_CRON", "0 3 * * *"), timezone="UTC"),
+    start_date=datetime(2024, 1, 1, tzinfo=UTC),
+    catchup=False,
+    max_active_runs=1,
+    default_args={
+        "owner": "scalr",
+        "retries": 2,
+        "retry_delay": timedelta(minutes=5),
+        "retry_exponential_backoff": True,
+        "execution_timeout": timedelta(hours=6),
+        "pool": os.environ.get("SCALR_AIRFLOW_POOL", "default_pool"),
+    },
+    params={
+        "config": Param(None, type=["null", "string"], description="scalr.toml; default: Variable scalr_config, SCALR_CONFIG"),
+        "start": Param(None, **_INSTANT, description="window's first instant; default: the data interval's"),
+        "end": Param(None, **_INSTANT, description="the instant after the window; default: the data interval's"),
+        "mode": Param("causal", enum=["causal", "backfill"], description="what the translator may have learned from"),
+    },
+    tags=["scalr"],
+    doc_md=__doc__,
+)
+def scalr_events() -> None:
+    """Ingest, histories, generation, gate, publication."""
+
+    def project() -> Any:
+        from scalr_prod.orchestration import open_project, window_of
+
+        context = get_current_context()
+        start, end = window_of(context)
+        window = {"mode": context["params"]["mode"], "start": start, "end": end, "as_of": end}
+        return open_project(context, generation=window)
+
+    @task
+    def ingest() -> dict[str, Any]:
+        from scalr_prod.ingest import ingest as work
+        from scalr_prod.orchestration import scheduler_errors
+
+        with scheduler_errors():
+            return work(project()).to_json()
+
+    @task
+    def histories() -> dict[str, Any]:
+        from scalr_prod.histories import build_histories
+        from scalr_prod.orchestration import scheduler_errors
+
+        with scheduler_errors():
+            return build_histories(project()).to_json()
+
+    @task
+    def generate() -> str:
+        from scalr_prod.orchestration import scheduler_errors
+        from scalr_prod.pipeline import generate_run
+
+        with scheduler_errors():
+            return generate_run(project()).run_id
+
+    @task
+    def validate(run_id: str) -> str:
+        from scalr_prod.orchestration import scheduler_errors
+        from scalr_prod.quality import validate_run
+
+        with scheduler_errors():
+            validate_run(project(), run_id)
+        return run_id
+
+    @task(outlets=[ASSET])
+    def publish(run_id: str, *, outlet_events: Any = None) -> dict[str, Any]:
+        from scalr_prod.publication import publish as work
+
+        from scalr_prod.orchestration import scheduler_errors
+
+        with scheduler_errors():
+            settings = project()
+            report = work(settings, run_id).to_json()
+        window = settings.generation
+        outlet_events[ASSET].extra = {
+            "run_id": run_id,
+            **{name: getattr(window, name).isoformat() for name in ("start", "end", "as_of")},
+        }
+        return report
+
+    ready = histories()
+    run_id = generate()
+    ingest() >> ready >> run_id
+    publish(validate(run_id))
+
+
+scalr_events()
