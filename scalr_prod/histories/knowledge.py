@@ -1,0 +1,208 @@
+"""Which (key, t, c) rows there are, and which events each of them sees. All in numpy, over a chunk of whole keys.
+
+A chunk's events are sorted by (key, time, …). A *group* is the events of one key at one time. A row is a group and a knowledge
+time; knowledge times are ranks among the chunk's distinct created times.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scalr_prod.histories.dominance import Dominance
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy.typing as npt
+
+    Ints = npt.NDArray[np.int64]
+
+__all__ = ["Chunk", "Rows", "ragged"]
+
+#: Positions that are looked at together; bounds memory.
+_AT_ONCE = 1 << 21
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a chunk.
+
+    Attributes:
+        group: int64 [R], the group of each.
+        known: int64 [R], the knowledge time of each, as a rank.
+    """
+
+    group: Ints
+    known: Ints
+
+    def __len__(self) -> int:
+        return len(self.group)
+
+    def slice(self, start: int, stop: int) -> Rows:
+        """Rows ``start … stop - 1``."""
+        return Rows(self.group[start:stop], self.known[start:stop])
+
+
+class Chunk:
+    """Events of whole keys, sorted by key and time.
+
+    Args:
+        new_key: bool [N], whether an event is the first of its key.
+        times: int64 [N], µs.
+        created: int64 [N], µs.
+    """
+
+    def __init__(self, new_key: npt.NDArray[np.bool_], times: Ints, created: Ints) -> None:
+        self.times = times
+        self.created_times, rank = np.unique(created, return_inverse=True)
+        self.rank = rank.astype(np.int64)
+        # Every composite below is key * span + something smaller than span: one sorted array stands for one a key.
+        self.span = len(self.created_times) + 1
+        key = np.cumsum(new_key) - 1
+        new_group = new_key.copy()
+        new_group[1:] |= times[1:] != times[:-1]
+        self.group_start = np.flatnonzero(new_group)
+        self.group_end = np.append(self.group_start[1:], len(times))
+        self.group_of = np.cumsum(new_group) - 1
+        self.group_key = key[self.group_start]
+        self.key = key
+        self.key_start = np.flatnonzero(new_key)
+        self.first_known = np.minimum.reduceat(self.rank, self.group_start)
+        #: Rank of the latest created time among a key's events up to and with each event.
+        self.latest_known = np.maximum.accumulate(key * self.span + self.rank) - key * self.span
+
+    def start_of(self, rows: Rows) -> Ints:
+        """Position of the first event of each row's key: int64 [R]."""
+        return self.key_start[self.group_key[rows.group]]
+
+    def end_of(self, rows: Rows) -> Ints:
+        """Position after the last event at each row's time: int64 [R]."""
+        return self.group_end[rows.group]
+
+    def rows(self) -> Iterator[Rows]:
+        """All rows, some at a time: one for each group, then one for each time at which a late event became known."""
+        yield Rows(np.arange(len(self.group_start)), self.first_known)
+        late = self.latest_known[self.group_end - 1] > self.first_known
+        if late.any():
+            yield from self._later_rows(late)
+
+    def _later_rows(self, late: npt.NDArray[np.bool_]) -> Iterator[Rows]:
+        # A created time x of a key concerns the groups from the first event known at x on, as far as a group first known before x
+        # follows. The suffix minimum of first_known bounds where that can be; what it lets through is checked below.
+        of_late_key = np.zeros(len(self.key_start), bool)
+        of_late_key[self.group_key[late]] = True
+        at = np.flatnonzero(of_late_key[self.key])
+        composite, first = np.unique(self.key[at] * self.span + self.rank[at], return_index=True)
+        known, begin = composite % self.span, self.group_of[at[first]]
+        backwards = (self.group_key * self.span + self.first_known)[::-1]
+        ahead = np.minimum.accumulate(backwards)[::-1]
+        # Keys ascend, so that the minimum over all that follows in the chunk is the minimum over what follows in the key.
+        stop = np.searchsorted(ahead, composite, side="left")
+        sizes = np.maximum(stop - begin, 0)
+        for low, high in _spans(sizes):
+            which, group = ragged(begin[low:high], sizes[low:high])
+            ranks = known[low:high][which]
+            keep = self.first_known[group] < ranks
+            if keep.any():
+                yield Rows(group[keep], ranks[keep])
+
+    def settled(self, rows: Rows) -> npt.NDArray[np.bool_]:
+        """Whether a row knows all events of its key up to its time: bool [R]."""
+        return self.latest_known[self.end_of(rows) - 1] <= rows.known
+
+    @cached_property
+    def _dominance(self) -> Dominance:
+        return Dominance(self.rank)
+
+    def count(self, rows: Rows, start: Ints) -> Ints:
+        """Events from position ``start`` up to each row's time that the row knows: int64 [R]."""
+        counts = self.end_of(rows) - start
+        open_ = np.flatnonzero(~self.settled(rows))
+        if len(open_):
+            counts[open_] = self._dominance.count(start[open_], self.end_of(rows)[open_], rows.known[open_])
+        return counts
+
+    def last_known(self, rows: Rows, length: int) -> tuple[Ints, Ints, Ints]:
+        """The last events that each row sees.
+
+        Args:
+            rows: R rows.
+            length: How many at most.
+
+        Returns:
+            Number of events seen in all [R], offsets [R + 1], and positions [offsets[R]], oldest first.
+        """
+        start, end = self.start_of(rows), self.end_of(rows)
+        count = self.count(rows, start)
+        taken = np.minimum(count, length)
+        offsets = np.concatenate(([0], np.cumsum(taken)))
+        positions = np.empty(offsets[-1], np.int64)
+        settled = self.settled(rows)
+        which, found = ragged((end - taken)[settled], taken[settled])
+        into = offsets[:-1][settled][which] + found - (end - taken)[settled][which]
+        positions[into] = found
+        window = 2 * length
+        open_ = np.flatnonzero(~settled)
+        while len(open_):
+            left = []
+            for low, high in _spans(np.minimum(end[open_] - start[open_], window)):
+                left.append(self._search(rows, open_[low:high], window, taken, offsets, positions))
+            open_ = np.concatenate(left)
+            window *= 4
+        return count, offsets, positions
+
+    def _search(self, rows: Rows, at: Ints, window: int, taken: Ints, offsets: Ints, positions: Ints) -> Ints:
+        """Look for the last known events in the last ``window`` ones; returns the rows that need a longer look."""
+        chosen = Rows(rows.group[at], rows.known[at])
+        end = self.end_of(chosen)
+        begin = np.maximum(self.start_of(chosen), end - window)
+        which, found = ragged(begin, end - begin)
+        seen = self.rank[found] <= chosen.known[which]
+        which, found = which[seen], found[seen]
+        seen_by = np.bincount(which, minlength=len(at))
+        enough = seen_by >= taken[at]
+        from_end = np.cumsum(seen_by)[which] - 1 - np.arange(len(which))
+        keep = enough[which] & (from_end < taken[at][which])
+        which, found, from_end = which[keep], found[keep], from_end[keep]
+        positions[offsets[at + 1][which] - 1 - from_end] = found
+        return at[~enough]
+
+    def first_seen(self, rows: Rows) -> Ints:
+        """Position of the earliest event that each row knows: int64 [R]."""
+        # The running minimum of created falls within a key; turned round it rises, and over all keys it is one sorted array.
+        turned = self.span - 1 - self._earliest_known
+        wanted = self.group_key[rows.group] * self.span + self.span - 1 - rows.known
+        return np.searchsorted(self.key * self.span + turned, wanted, side="left")
+
+    @cached_property
+    def _earliest_known(self) -> Ints:
+        return np.minimum.accumulate(self.rank - self.key * self.span) + self.key * self.span
+
+    def start_after(self, rows: Rows, ago: int) -> Ints:
+        """Position of the first event of each row's key in ``(t - ago, t]`` (µs): int64 [R]."""
+        distinct, rank = np.unique(self.times, return_inverse=True)
+        span = len(distinct) + 1
+        wanted = np.searchsorted(distinct, self.times[self.group_start[rows.group]] - ago, side="right")
+        return np.searchsorted(self.key * span + rank, self.group_key[rows.group] * span + wanted, side="left")
+
+
+def ragged(start: Ints, size: Ints) -> tuple[Ints, Ints]:
+    """``start … start + size - 1`` for each of [R], joined: the row of each, and the number itself, int64 [sum(size)]."""
+    which = np.repeat(np.arange(len(start)), size)
+    before = np.cumsum(size) - size
+    return which, np.arange(len(which)) - (before - start)[which]
+
+
+def _spans(sizes: Ints) -> Iterator[tuple[int, int]]:
+    """Cut rows into spans whose sizes sum up to about `_AT_ONCE`."""
+    total = np.cumsum(sizes)
+    low = 0
+    while low < len(sizes):
+        done = total[low - 1] if low else 0
+        high = max(int(np.searchsorted(total, done + _AT_ONCE, side="right")), low + 1)
+        yield low, high
+        low = high
