@@ -72,9 +72,7 @@ class Module(Protocol):
     def sample(self, contexts: Contexts, k: int, *, temperature: float = 1.0, min_lift: float = 0.0) -> Samples:
         """See `scalr_prod.scoring.Scorer`."""
 
-    def score(
-        self, contexts: Contexts, candidates: NDArray[np.int32]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def score(self, contexts: Contexts, candidates: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """See `scalr_prod.scoring.Scorer`."""
 
 

@@ -45,9 +45,7 @@ class Scorer(Protocol):
             ScoringError: No valid answer could be had.
         """
 
-    def score(
-        self, contexts: Contexts, candidates: NDArray[np.int32]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def score(self, contexts: Contexts, candidates: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """P(item | context) and P(item) of named candidates.
 
         Args:
@@ -66,6 +64,4 @@ class Scorer(Protocol):
 
     def __enter__(self) -> Self: ...
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...

@@ -1,0 +1,39 @@
+"""Where the server is: the settings' address, or what the local server wrote down when it was started."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from scalr_prod.errors import ServerUnreachable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from scalr_prod.settings import Settings
+
+__all__ = ["server_file", "server_url"]
+
+
+def server_file(settings: Settings) -> Path:
+    """The file in which the local server's address, process and ports are written down."""
+    return settings.home / "triton" / "server.json"
+
+
+def server_url(settings: Settings) -> str:
+    """host:port of the gRPC endpoint.
+
+    Raises:
+        ServerUnreachable: The settings name none, and no local server was started.
+    """
+    if settings.serving.url is not None:
+        return settings.serving.url.removeprefix("grpc://")
+    path = server_file(settings)
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["url"])
+    except (OSError, ValueError, KeyError) as error:
+        raise ServerUnreachable(
+            "no local Triton is running, and [serving] url names none",
+            where=str(path),
+            next_step='run: scalr triton start (or set [serving] url, or scorer = "local")',
+        ) from error

@@ -1,0 +1,130 @@
+"""Requests to protobuf messages, and answers back to arrays: nothing of an answer is believed before it was checked."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from scalr_prod.errors import MalformedResponse, ModelVersionMismatch
+from scalr_prod.scoring.protocol import OUTPUTS
+from scalr_prod.translator.contexts import NO_ITEM
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from scalr_prod.scoring.transport import Message
+
+__all__ = ["build_request", "check_items", "check_shares", "check_version", "read_tensors", "row_bytes"]
+
+_DATATYPES: Final[Mapping[str, str]] = {"int32": "INT32", "int64": "INT64", "float32": "FP32"}
+#: Sums of float32 terms may end a little above 1.
+_SLACK: Final = 1e-3
+_NEXT: Final = "the server runs another program than this one: compare numpy (< 2) and scalr-prod in both environments"
+
+
+def row_bytes(tensors: Mapping[str, NDArray[Any]]) -> int:
+    """Bytes that one row of these input tensors takes on the wire."""
+    return sum(array[:1].nbytes for array in tensors.values())
+
+
+def build_request(
+    model: str, version: int, tensors: Mapping[str, NDArray[Any]], outputs: Sequence[str], *, timeout_s: float
+) -> Message:
+    """The message; it can be sent any number of times.
+
+    Args:
+        model: The model's name in the server.
+        version: Its version; no other may answer.
+        tensors: Input tensors.
+        outputs: Output tensors to send back.
+        timeout_s: The server drops the request if it has waited for longer in its queue.
+    """
+    from tritonclient.grpc import service_pb2
+
+    request = service_pb2.ModelInferRequest(model_name=model, model_version=str(version))
+    request.parameters["timeout"].int64_param = max(1, int(timeout_s * 1e6))
+    for name, array in tensors.items():
+        request.inputs.add(name=name, datatype=_DATATYPES[array.dtype.name], shape=array.shape)
+        request.raw_input_contents.append(array.tobytes())
+    for name in outputs:
+        request.outputs.add(name=name)
+    return request
+
+
+def read_tensors(response: Message, shapes: Mapping[str, tuple[int, int]], *, where: str) -> dict[str, NDArray[Any]]:
+    """The named output tensors.
+
+    Args:
+        response: The answer.
+        shapes: Each tensor's expected shape.
+        where: The server's address, for errors.
+
+    Raises:
+        MalformedResponse: A tensor is missing, has another dtype or shape, or other bytes than its shape needs.
+    """
+    if len(response.raw_output_contents) != len(response.outputs):
+        raise _malformed(f"{len(response.outputs)} tensors announced, {len(response.raw_output_contents)} sent", where)
+    found = {output.name: (output, raw) for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)}
+    tensors = {}
+    for name, shape in shapes.items():
+        if name not in found:
+            raise _malformed(f"output {name!r} is missing; there are: {', '.join(found) or 'none'}", where)
+        output, raw = found[name]
+        dtype = np.dtype(OUTPUTS[name])
+        if output.datatype != _DATATYPES[dtype.name] or tuple(output.shape) != shape:
+            raise _malformed(
+                f"output {name!r} is {output.datatype} {tuple(output.shape)}, expected {_DATATYPES[dtype.name]} {shape}", where
+            )
+        expected = int(np.prod(shape)) * dtype.itemsize
+        if len(raw) != expected:
+            raise _malformed(f"output {name!r} holds {len(raw)} bytes, its shape needs {expected}", where)
+        tensors[name] = np.frombuffer(raw, dtype).reshape(shape)
+    return tensors
+
+
+def check_version(versions: NDArray[np.int64], expected: int, *, where: str) -> None:
+    """Every row was answered by the expected version.
+
+    Raises:
+        ModelVersionMismatch: One was not.
+    """
+    if (versions != expected).any():
+        raise version_mismatch(int(versions[versions != expected][0]), expected, where)
+
+
+def version_mismatch(found: int, expected: int, where: str) -> ModelVersionMismatch:
+    """The error: version ``found`` answers where ``expected`` was asked."""
+    return ModelVersionMismatch(
+        f"version {found} answers, the run is pinned to version {expected}",
+        where=where,
+        next_step=f"run: scalr translator promote --version {expected}",
+    )
+
+
+def check_items(items: NDArray[np.int32], catalogue_size: int, *, where: str) -> None:
+    """Every item is an index into the catalogue, or none.
+
+    Raises:
+        MalformedResponse: One is not.
+    """
+    outside = (items < NO_ITEM) | (items >= catalogue_size)
+    if outside.any():
+        raise _malformed(f"item {items[outside][0]} lies outside of the catalogue of {catalogue_size}", where)
+
+
+def check_shares(name: str, shares: NDArray[np.float32], *, where: str) -> None:
+    """Every value is a probability.
+
+    Raises:
+        MalformedResponse: One is not, or is not a number.
+    """
+    wrong = ~((shares >= 0) & (shares <= 1 + _SLACK))
+    if wrong.any():
+        raise _malformed(f"{name} holds {shares[wrong][0]}, which is no probability", where)
+
+
+def _malformed(found: str, where: str) -> MalformedResponse:
+    return MalformedResponse(found, where=where, next_step=_NEXT)

@@ -1,0 +1,68 @@
+"""The translator in this process: the same module that runs inside Triton."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+    from types import TracebackType
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from scalr_prod.translator.contexts import Contexts, Samples
+
+__all__ = ["LocalScorer"]
+
+
+class LocalScorer:
+    """Asks the module directly; see `scalr_prod.scoring.Scorer`.
+
+    Args:
+        folder: The version's folder.
+        version: The version.
+        threads: Threads of torch, in this whole process.
+
+    Raises:
+        TranslatorError: The folder holds no usable model.
+    """
+
+    def __init__(self, folder: Path, version: int, *, threads: int) -> None:
+        import torch
+
+        from scalr_prod.translator.module import TranslatorModule
+
+        torch.set_num_threads(threads)
+        self._module = TranslatorModule.load(folder)
+        self._version = version
+
+    @property
+    def version(self) -> int:
+        """The version that answers."""
+        return self._version
+
+    def sample(self, contexts: Contexts, k: int, *, temperature: float = 1.0, min_lift: float = 0.0) -> Samples:
+        """Draw ``k`` items without replacement for each context; see `Scorer.sample`."""
+        return self._module.sample(contexts, k, temperature=temperature, min_lift=min_lift)
+
+    def sample_stream(
+        self, batches: Iterable[Contexts], k: int, *, temperature: float = 1.0, min_lift: float = 0.0
+    ) -> Iterator[Samples]:
+        """The answer to each batch, in order; see `Scorer.sample_stream`."""
+        for contexts in batches:
+            yield self.sample(contexts, k, temperature=temperature, min_lift=min_lift)
+
+    def score(self, contexts: Contexts, candidates: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """P(item | context) and P(item) of named candidates; see `Scorer.score`."""
+        return self._module.score(contexts, candidates)
+
+    def close(self) -> None:
+        """Nothing is held that the process itself does not give back."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()

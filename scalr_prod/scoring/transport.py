@@ -1,0 +1,198 @@
+"""One gRPC channel to one Triton server: the only file that speaks gRPC.
+
+Requests are built once as messages and sent as often as needed. tritonclient's own client would build them again for every
+attempt, knows no deadline by default, and decodes an empty tensor without complaint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeAlias
+
+from scalr_prod.errors import ModelNotReady, ScoringError, ServerUnreachable
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["Channel", "Failure", "Message", "Reply", "Transport"]
+
+#: A protobuf message of Triton's service.
+Message: TypeAlias = "Any"
+_OPTIONS: Final = (
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    # A lost server is looked for again at our own pace; the channel's own pauses grow to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    # Two scorers of one process must not share a connection that one of them may have to give up.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+_ABSENT: Final = ("is not found", "unknown model", "not at ready state", "is not ready", "no available versions")
+
+
+@dataclass
+class Failure(Exception):
+    """An attempt that failed: gRPC's status and what the server said.
+
+    Attributes:
+        code: Name of the gRPC status, such as ``UNAVAILABLE``.
+        detail: The server's words.
+    """
+
+    code: str
+    detail: str
+
+    @property
+    def model_absent(self) -> bool:
+        """The server answers, but does not hold the model (yet)."""
+        return self.code in {"NOT_FOUND", "UNAVAILABLE", "INVALID_ARGUMENT"} and any(words in self.detail for words in _ABSENT)
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether the same request may succeed later: nothing is wrong with the request itself."""
+        # A backend process that was killed is started anew by the server, at the next request.
+        return self.code in {"UNAVAILABLE", "ABORTED", "CANCELLED"} or "Stub process" in self.detail
+
+    def explain(self, url: str, model: str) -> ScoringError:
+        """As an error for the user."""
+        if self.model_absent:
+            return ModelNotReady(
+                f"the server does not hold {model}: {self.detail}",
+                where=url,
+                next_step="run: scalr translator promote (or see what it holds: scalr triton status)",
+            )
+        if self.code in {"UNAVAILABLE", "DEADLINE_EXCEEDED"}:
+            return ServerUnreachable(
+                f"no answer: {self.detail}",
+                where=url,
+                next_step="look with: scalr triton status; start one with: scalr triton start; or correct [serving] url",
+            )
+        return ScoringError(
+            f"the server refused ({self.code}): {self.detail}", where=url, next_step="see the server's log: scalr triton status"
+        )
+
+
+class Reply(Protocol):
+    """An answer on its way."""
+
+    def result(self) -> Message:
+        """Wait for it; at most until the deadline that it was sent with.
+
+        Raises:
+            Failure: None came.
+        """
+
+    def cancel(self) -> None:
+        """Nobody waits for it any more."""
+
+
+class Transport(Protocol):
+    """What a scorer needs of a channel; tests put another in its place."""
+
+    @property
+    def url(self) -> str:
+        """Where it leads to."""
+
+    def infer(self, request: Message, timeout: float) -> Reply:
+        """Send a request; returns at once."""
+
+    def model_config(self, model: str, version: str, timeout: float) -> Message:
+        """The model's configuration.
+
+        Raises:
+            Failure: It could not be had.
+        """
+
+    def close(self) -> None:
+        """Close the channel."""
+
+
+class Channel:
+    """A channel to the server at ``url``. Nothing is sent before the first call. It belongs to one process and is never pickled."""
+
+    def __init__(self, url: str) -> None:
+        import grpc
+        from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+        self.url = url
+        self._pb = service_pb2
+        self._channel = grpc.insecure_channel(url, options=_OPTIONS)
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._error = grpc.RpcError
+
+    def infer(self, request: Message, timeout: float) -> Reply:
+        """Send a request; returns at once."""
+        return _GrpcReply(self._stub.ModelInfer.future(request, timeout=timeout), self._error)
+
+    def server_name(self, timeout: float) -> str:
+        """What the server calls itself; an answer shows that it lives.
+
+        Raises:
+            Failure: Nothing answers.
+        """
+        return str(self._call("ServerMetadata", self._pb.ServerMetadataRequest(), timeout).name)
+
+    def model_config(self, model: str, version: str, timeout: float) -> Message:
+        """The model's configuration.
+
+        Raises:
+            Failure: It could not be had.
+        """
+        return self._call("ModelConfig", self._pb.ModelConfigRequest(name=model, version=version), timeout).config
+
+    def ready_versions(self, model: str, timeout: float) -> list[int]:
+        """The versions of a model that are loaded, the lowest first.
+
+        Raises:
+            Failure: Nothing answers.
+        """
+        index = self._call("RepositoryIndex", self._pb.RepositoryIndexRequest(), timeout).models
+        return sorted(int(entry.version) for entry in index if entry.name == model and entry.state == "READY")
+
+    def load(self, model: str, timeout: float) -> None:
+        """Load the versions that the model's configuration in the repository names; those loaded already stay until then.
+
+        Raises:
+            Failure: The server could not, and says why.
+        """
+        self._call("RepositoryModelLoad", self._pb.RepositoryModelLoadRequest(model_name=model), timeout)
+
+    def close(self) -> None:
+        """Close the channel."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        raise TypeError("a channel belongs to one process: open another in each")
+
+    def _call(self, method: str, request: Message, timeout: float) -> Message:
+        try:
+            return getattr(self._stub, method)(request, timeout=timeout)
+        except self._error as error:
+            raise Failure(error.code().name, error.details() or "") from error
+
+
+class _GrpcReply:
+    def __init__(self, future: Any, error: type[Exception]) -> None:
+        self._future = future
+        self._error = error
+
+    def result(self) -> Message:
+        import grpc
+
+        try:
+            return self._future.result()
+        except grpc.FutureCancelledError as error:
+            raise Failure("CANCELLED", "cancelled") from error
+        except self._error as error:
+            raise Failure(self._future.code().name, self._future.details() or "") from error
+
+    def cancel(self) -> None:
+        self._future.cancel()

@@ -1,0 +1,290 @@
+"""The translator behind a Triton server."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import numpy as np
+
+from scalr_prod.errors import DeadlineExceeded, ModelVersionMismatch, ScoringError, ServerUnreachable
+from scalr_prod.scoring import codec
+from scalr_prod.scoring.policy import Deadline, Limits, RetryPolicy
+from scalr_prod.scoring.protocol import OUTPUTS, SAMPLE_OUTPUTS, SCORE_OUTPUTS, Identity, encode
+from scalr_prod.scoring.transport import Channel, Failure
+from scalr_prod.translator.contexts import NO_ITEM, Contexts, Samples
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+
+    from scalr_prod.scoring.transport import Message, Reply, Transport
+
+__all__ = ["TritonScorer"]
+
+logger = logging.getLogger(__name__)
+
+#: How long an unreachable server, or a model that is being loaded, is waited for before the first answer ever came.
+_PATIENCE_S: Final = 10.0
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """One request: a batch, or a part of one; ``last`` marks the end of its batch."""
+
+    tensors: Mapping[str, NDArray[Any]]
+    shapes: Mapping[str, tuple[int, int]]
+    last: bool
+
+
+@dataclass
+class _Pending:
+    """One request on its way, with all that is needed to send it again."""
+
+    piece: _Piece
+    message: Message
+    deadline: Deadline
+    reply: Reply | None
+
+
+class TritonScorer:
+    """Asks one version of the translator, over one channel; see `scalr_prod.scoring.Scorer`.
+
+    Args:
+        address: Gives host:port of the gRPC endpoint. It is asked again after a lost connection, since a local server that
+            was started anew has another port.
+        version: The version that must answer.
+        model: The model's name in the server.
+        deadline_s: Seconds for one request, over all of its attempts.
+        in_flight: Requests on their way at once, in a stream.
+        max_request_mb: Limit of one request's input tensors, MiB.
+        digest: The model's expected `digest_of`, where it is known.
+        retries: Waits between attempts.
+        connect: Opens a channel to an address.
+
+    Raises:
+        ServerUnreachable: Nothing answers.
+        ModelNotReady: The server does not hold the model's version.
+        ModelVersionMismatch: Another model answers.
+    """
+
+    def __init__(
+        self,
+        address: Callable[[], str],
+        version: int,
+        *,
+        model: str = "translator",
+        deadline_s: float = 60.0,
+        in_flight: int = 2,
+        max_request_mb: float = 64.0,
+        digest: int | None = None,
+        retries: RetryPolicy | None = None,
+        connect: Callable[[str], Transport] = Channel,
+    ) -> None:
+        self._address, self._connect, self._model, self._version = address, connect, model, version
+        self._deadline_s, self._in_flight = deadline_s, in_flight
+        self._retries = retries if retries is not None else RetryPolicy()
+        self._channel = connect(address())
+        try:
+            patience = Deadline.after(min(_PATIENCE_S, deadline_s))
+            self._limits = Limits(int(max_request_mb * 2**20), self._ask_rows(patience))
+            self.identity = self._ask_identity(patience, digest)
+        except BaseException:
+            self._channel.close()
+            raise
+
+    @property
+    def version(self) -> int:
+        """The version that answers."""
+        return self._version
+
+    def sample(self, contexts: Contexts, k: int, *, temperature: float = 1.0, min_lift: float = 0.0) -> Samples:
+        """Draw ``k`` items without replacement for each context; see `Scorer.sample`."""
+        return next(self.sample_stream([contexts], k, temperature=temperature, min_lift=min_lift))
+
+    def sample_stream(
+        self, batches: Iterable[Contexts], k: int, *, temperature: float = 1.0, min_lift: float = 0.0
+    ) -> Iterator[Samples]:
+        """The answer to each batch, in order, with several requests in flight; see `Scorer.sample_stream`."""
+        encoded = (encode(batch, k=k, temperature=temperature, min_lift=min_lift) for batch in batches)
+        for answer in self._stream(encoded, SAMPLE_OUTPUTS, k):
+            codec.check_items(answer["items"], self.identity.catalogue_size, where=self._channel.url)
+            yield Samples(**answer)
+
+    def score(self, contexts: Contexts, candidates: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """P(item | context) and P(item) of named candidates; see `Scorer.score`."""
+        if candidates.dtype != np.int32 or candidates.ndim != 2 or len(candidates) != len(contexts):  # noqa: PLR2004
+            raise ScoringError(
+                f"candidates are {candidates.dtype} {candidates.shape}, expected int32 ({len(contexts)}, C)",
+                next_step="name the candidates of each context in one row",
+            )
+        if not candidates.size:
+            return np.empty(candidates.shape, np.float32), np.empty(candidates.shape, np.float32)
+        encoded = encode(contexts, candidates=candidates)
+        answer = next(self._stream([encoded], SCORE_OUTPUTS, candidates.shape[1]))
+        probabilities, prior = (answer[name] for name in SCORE_OUTPUTS)
+        return probabilities, prior
+
+    def close(self) -> None:
+        """Close the channel; what is in flight is dropped."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        raise TypeError("a scorer belongs to one process: open another in each with open_scorer(settings, version)")
+
+    def _stream(
+        self, encoded: Iterable[Mapping[str, NDArray[Any]]], outputs: Sequence[str], width: int
+    ) -> Iterator[dict[str, NDArray[Any]]]:
+        """Each batch's checked output tensors, in order; a batch larger than a request travels as several."""
+        pieces = (piece for tensors in encoded for piece in self._cut(tensors, outputs, width))
+        waiting: deque[_Pending] = deque()
+        parts: list[dict[str, NDArray[Any]]] = []
+        try:
+            while True:
+                while len(waiting) < self._in_flight and (piece := next(pieces, None)) is not None:
+                    waiting.append(self._send(piece))
+                if not waiting:
+                    return
+                parts.append(self._wait(waiting[0]))
+                if not waiting.popleft().piece.last:
+                    continue
+                whole = {name: np.concatenate([part[name] for part in parts]) for name in outputs}
+                parts.clear()
+                paused = time.monotonic()
+                yield whole
+                # While the caller works on one answer, the clock of the others stands still.
+                for pending in waiting:
+                    pending.deadline = pending.deadline.extended(time.monotonic() - paused)
+        finally:
+            for pending in waiting:
+                if pending.reply is not None:
+                    pending.reply.cancel()
+
+    def _cut(self, tensors: Mapping[str, NDArray[Any]], outputs: Sequence[str], width: int) -> Iterator[_Piece]:
+        total = len(tensors["event_time"])
+        step = self._limits.rows_per_request(codec.row_bytes(tensors))
+        for start in range(0, max(total, 1), step):
+            stop = min(start + step, total)
+            shapes = dict.fromkeys(outputs, (stop - start, width)) | {"model_version": (stop - start, 1)}
+            yield _Piece({name: array[start:stop] for name, array in tensors.items()}, shapes, last=stop == total)
+
+    def _send(self, piece: _Piece) -> _Pending:
+        """Build the message, once, and send it."""
+        message = codec.build_request(
+            self._model, self._version, piece.tensors, tuple(piece.shapes), timeout_s=self._deadline_s
+        )
+        deadline = Deadline.after(self._deadline_s)
+        # A batch without rows needs no answer from anybody.
+        reply = self._channel.infer(message, deadline.remaining) if len(piece.tensors["event_time"]) else None
+        return _Pending(piece, message, deadline, reply)
+
+    def _wait(self, pending: _Pending) -> dict[str, NDArray[Any]]:
+        """The checked answer, after as many attempts as the deadline allows."""
+        shapes = pending.piece.shapes
+        if pending.reply is None:
+            return {name: np.empty(shape, OUTPUTS[name]) for name, shape in shapes.items()}
+        response = self._persist(
+            lambda left: self._channel.infer(pending.message, left).result(), pending.deadline, first=pending.reply.result
+        )
+        where = self._channel.url
+        tensors = codec.read_tensors(response, shapes, where=where)
+        codec.check_version(tensors.pop("model_version"), self._version, where=where)
+        for name, array in tensors.items():
+            if array.dtype == np.float32:
+                codec.check_shares(name, array, where=where)
+        return tensors
+
+    def _persist(
+        self,
+        attempt: Callable[[float], Message],
+        deadline: Deadline,
+        *,
+        first: Callable[[], Message] | None = None,
+        await_model: bool = True,
+    ) -> Message:
+        """Try until there is an answer, a failure that will not pass, or no time left.
+
+        Args:
+            attempt: Makes one attempt, which may take the given seconds.
+            deadline: Of all attempts.
+            first: The first attempt, where it is on its way already.
+            await_model: A model that is absent may be on its way back: the server was started anew.
+        """
+        pauses = self._retries.waits()
+        attempts = 1
+        while True:
+            try:
+                return first() if first is not None else attempt(deadline.remaining)
+            except Failure as failure:
+                pause = next(pauses)
+                hopeless = not (failure.may_pass or failure.model_absent) or (failure.model_absent and not await_model)
+                if hopeless or pause >= deadline.remaining:
+                    raise self._explain(failure, attempts, deadline) from failure
+                logger.warning("%s, attempt %d: %s %s", self._channel.url, attempts, failure.code, failure.detail)
+            first = None
+            attempts += 1
+            time.sleep(pause)
+            self._follow()
+
+    def _follow(self) -> None:
+        """Go to where the server is now: one that was started anew may have another port."""
+        try:
+            url = self._address()
+        except ServerUnreachable:  # none is there now; one may come until the deadline
+            return
+        if url != self._channel.url:
+            self._channel.close()
+            self._channel = self._connect(url)
+
+    def _explain(self, failure: Failure, attempts: int, deadline: Deadline) -> ScoringError:
+        if failure.code == "DEADLINE_EXCEEDED":
+            return DeadlineExceeded(
+                f"no answer within {deadline.seconds:g} s ({attempts} attempts)",
+                where=self._channel.url,
+                next_step="see how busy the server is: scalr triton status; or raise [serving] deadline_s",
+            )
+        return failure.explain(self._channel.url, f"{self._model} version {self._version}")
+
+    def _ask_rows(self, deadline: Deadline) -> int:
+        """The most rows that the server takes in one request."""
+        config = self._persist(
+            lambda left: self._channel.model_config(self._model, str(self._version), left), deadline, await_model=False
+        )
+        return max(1, int(config.max_batch_size))
+
+    def _ask_identity(self, deadline: Deadline, digest: int | None) -> Identity:
+        """Who answers: asked with a real request, so that a model that loads but cannot answer is found out now."""
+        contexts = Contexts(
+            history_items=np.zeros((1, 1), np.int32),
+            history_ages=np.zeros((1, 1), np.float32),
+            event_time=np.full(1, np.iinfo(np.int64).max, np.int64),
+            fold=np.full(1, -1, np.int32),
+            noise_key=np.zeros(1, np.int64),
+            exclude=np.full((1, 1), NO_ITEM, np.int32),
+        )
+        shapes = dict.fromkeys(("model_version", "model_digest", "catalogue_size"), (1, 1)) | {"items": (1, 1)}
+        message = codec.build_request(self._model, self._version, encode(contexts), tuple(shapes), timeout_s=self._deadline_s)
+        response = self._persist(lambda left: self._channel.infer(message, left).result(), deadline, await_model=False)
+        where = self._channel.url
+        found = codec.read_tensors(response, shapes, where=where)
+        codec.check_version(found["model_version"], self._version, where=where)
+        identity = Identity(self._version, int(found["model_digest"][0, 0]), int(found["catalogue_size"][0, 0]))
+        codec.check_items(found["items"], identity.catalogue_size, where=where)
+        if digest is not None and identity.digest != digest:
+            raise ModelVersionMismatch(
+                f"version {self._version} there is another model than version {self._version} here",
+                where=where,
+                next_step=f"install this one: scalr translator promote --version {self._version}",
+            )
+        return identity
