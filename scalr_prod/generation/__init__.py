@@ -1,0 +1,21 @@
+"""Source events of a window → staged synthetic target events: the plan, one partition's task, alignment, and the driver."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scalr_prod.generation.driver import generate
+    from scalr_prod.generation.plan import plan_run
+    from scalr_prod.generation.report import GenerationReport
+
+__all__ = ["GenerationReport", "generate", "plan_run"]
+
+_HOMES = {"generate": "driver", "plan_run": "plan", "GenerationReport": "report"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

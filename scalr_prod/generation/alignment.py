@@ -1,0 +1,240 @@
+"""Downsample the synthetic events so that their items' values are distributed as the real events' are.
+
+An item's *value* is its popularity: the number of real target events on it known by the run's ``as_of``. Buckets of equal mass
+of real events cut the values; in each bucket as many synthetic events are kept as brings the buckets' shares nearest to the
+real ones, while at least half of all events stay. Which ones stay is decided by a hash, the event's own id: any number of
+parts gives the same choice. After the bucket-wise downsampling of SCALR (arXiv 2606.00282).
+
+Two passes over the staged parts, each one part at a time: memory does not grow with the run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from scalr_prod.contracts import CREATED_TIMESTAMP, ITEM_ID, Table
+from scalr_prod.duck import open_duckdb, staging_folder
+from scalr_prod.generation.parts import part_path, remove_others, seal, writing
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    from scalr_prod.ledger import RunSpec
+    from scalr_prod.settings import Settings
+
+__all__ = ["KEEP_AT_LEAST", "Aligned", "align_parts", "bucket_targets", "keep_counts", "value_buckets"]
+
+#: Closeness is not bought with more than half of the events.
+KEEP_AT_LEAST: Final = 0.5
+
+#: The choice is made by the first 12 bits of an event's id: fine enough that a bucket's share is met to 1/4096.
+_CELLS: Final = 4096
+_CELL_SQL: Final = "CAST('0x' || substr(event_id, 1, 3) AS INTEGER)"
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """What the alignment came to.
+
+    Attributes:
+        manifests: Of the candidate files, by partition.
+        events: Rows kept.
+        dropped: Rows not kept.
+        users: Distinct users among the rows kept.
+        items: Distinct items among them.
+        bucket_distance: Total variation from the real events' buckets, ``before`` and ``after``.
+    """
+
+    manifests: list[dict[str, Any]]
+    events: int
+    dropped: int
+    users: int
+    items: int
+    bucket_distance: dict[str, float]
+
+
+def value_buckets(counts: NDArray[np.int64], buckets: int) -> NDArray[np.int64]:
+    """Bucket of each item, so that every bucket holds about the same number of real events.
+
+    Items of one popularity share a bucket, so an item of many events makes its bucket wide, and others may stay empty.
+
+    Args:
+        counts: int64 [N], real events of each item.
+        buckets: How many to cut at most.
+
+    Returns:
+        int64 [N] in ``0 … buckets - 1``, rising with popularity.
+    """
+    values, which = np.unique(counts, return_inverse=True)
+    mass = np.bincount(which, weights=counts, minlength=len(values))
+    middle = np.cumsum(mass) - mass / 2
+    total = mass.sum()
+    cut = np.minimum(buckets - 1, (buckets * middle / total).astype(np.int64)) if total else np.zeros(len(values), np.int64)
+    return cut[which]
+
+
+def bucket_targets(counts: NDArray[np.int64], bucket: NDArray[np.int64], buckets: int) -> NDArray[np.float64]:
+    """Share of real events in each bucket: float64 [buckets], summing to 1 where there are any."""
+    mass = np.bincount(bucket, weights=counts, minlength=buckets)
+    return mass / max(mass.sum(), 1)  # type: ignore[no-any-return]
+
+
+def keep_counts(
+    counts: NDArray[np.int64], shares: NDArray[np.float64], *, at_least: float = KEEP_AT_LEAST
+) -> NDArray[np.int64]:
+    """How many events to keep in each bucket.
+
+    ``min(count, c * share)`` for the largest c at which the shares are met exactly; where that would keep less than
+    ``at_least`` of all, the smallest c that keeps as much. For a given number kept no other choice is nearer in total
+    variation: what a bucket lacks nobody can add, and the surplus is spread in proportion to the shares.
+
+    Args:
+        counts: int64 [B], events to choose from.
+        shares: float64 [B], of the real events; sums to 1.
+        at_least: Share of all events that stays.
+
+    Returns:
+        int64 [B], each at most its count.
+    """
+    total = int(counts.sum())
+    floor = int(np.ceil(at_least * total))
+    if not total or not shares.sum():
+        return counts.copy()
+    wanted = shares > 0
+    scale = float((counts[wanted] / shares[wanted]).min())
+    if np.minimum(counts, scale * shares).sum() < floor:
+        scale = _scale_that_keeps(counts, shares, floor)
+    kept = np.minimum(counts, np.ceil(scale * shares - 1e-9).astype(np.int64))
+    # Buckets without a real event fill up what the others cannot give, in order of their number.
+    for bucket in np.flatnonzero(~wanted):
+        kept[bucket] = min(int(counts[bucket]), max(0, floor - int(kept.sum())))
+    return kept
+
+
+def _scale_that_keeps(counts: NDArray[np.int64], shares: NDArray[np.float64], floor: int) -> float:
+    """The smallest c with ``sum(min(count, c * share)) >= floor``, or that at which every bucket is full."""
+    full = np.sort(counts[shares > 0] / shares[shares > 0])  # the c at which each bucket is used up
+    held = np.minimum(counts[None, :], full[:, None] * shares[None, :]).sum(1)
+    step = int(np.searchsorted(held, floor))
+    if step == len(full):
+        return float(full[-1])
+    below, kept = (full[step - 1], held[step - 1]) if step else (0.0, 0.0)
+    slope = (held[step] - kept) / (full[step] - below) if full[step] > below else 0.0
+    return float(below + (floor - kept) / slope) if slope else float(full[step])
+
+
+def align_parts(
+    settings: Settings, spec: RunSpec, *, parts: Path, candidates: Path, partitions: int, schema: pa.Schema
+) -> Aligned:
+    """Both passes: count the staged rows by bucket, then write those that stay.
+
+    Args:
+        settings: The project's settings.
+        spec: The run; its ``align`` says whether anything is dropped.
+        parts: Folder of the staged parts.
+        candidates: Folder to write to.
+        partitions: Number of parts.
+        schema: Of ``synthetic_target_events``.
+    """
+    wanted = spec.settings["generation"]
+    buckets = int(wanted["align_buckets"])
+    staged = [part_path(parts, number) for number in range(partitions)]
+    with staging_folder(settings, "align") as folder, open_duckdb(settings, folder) as connection:
+        shares = _register_buckets(connection, settings, spec, buckets)
+        found = _count(connection, staged, buckets)
+        counts = found.sum(1)
+        keep = keep_counts(counts, shares) if wanted["align"] else counts
+        # A bucket keeps the ids up to its first cell at which enough are held.
+        limits = [
+            int(np.searchsorted(np.cumsum(found[bucket]), keep[bucket])) + 1 if keep[bucket] else 0 for bucket in range(buckets)
+        ]
+        _register_limits(connection, limits)
+        manifests = [
+            _write(
+                connection,
+                path,
+                part_path(candidates, number),
+                schema,
+                {"run_id": spec.run_id, "partition": number, "partitions": partitions},
+            )
+            for number, path in enumerate(staged)
+        ]
+        remove_others(candidates, partitions)
+        kept = np.array([found[bucket, : limits[bucket]].sum() for bucket in range(buckets)], dtype=np.int64)
+        users, items = connection.sql(
+            "SELECT count(DISTINCT user_id), count(DISTINCT item_id) FROM read_parquet($files)",
+            params={"files": [str(part_path(candidates, number)) for number in range(partitions)]},
+        ).fetchone()
+    events = int(kept.sum())
+    return Aligned(
+        manifests=manifests,
+        events=events,
+        dropped=int(counts.sum()) - events,
+        users=int(users),
+        items=int(items),
+        bucket_distance={"before": _distance(counts, shares), "after": _distance(kept, shares)},
+    )
+
+
+def _register_buckets(connection: Any, settings: Settings, spec: RunSpec, buckets: int) -> NDArray[np.float64]:
+    """Make the view ``value_buckets`` (item_id, bucket); returns the real events' shares."""
+    import pyarrow as pa
+
+    from scalr_prod.lake import Lake
+
+    version = spec.table_versions[Table.TARGET_EVENTS]
+    connection.register("real_events", Lake.open(settings).dataset(Table.TARGET_EVENTS, version=version))
+    items = connection.sql(
+        f"""SELECT {ITEM_ID}, count(*) AS events FROM real_events WHERE {CREATED_TIMESTAMP} <= $as_of
+            GROUP BY {ITEM_ID}""",
+        params={"as_of": spec.as_of},
+    ).to_arrow_table()
+    counts = items["events"].to_numpy()
+    bucket = value_buckets(counts, buckets)
+    connection.register("value_buckets", pa.table({ITEM_ID: items[ITEM_ID], "bucket": bucket}))
+    return bucket_targets(counts, bucket, buckets)
+
+
+def _count(connection: Any, staged: list[Path], buckets: int) -> NDArray[np.int64]:
+    """int64 [buckets, cells]: staged rows by bucket and by the cell of their id."""
+    found = np.zeros((buckets, _CELLS), dtype=np.int64)
+    for path in staged:
+        table = connection.sql(
+            f"""SELECT coalesce(bucket, 0) AS bucket, {_CELL_SQL} AS cell, count(*) AS events
+                FROM read_parquet($path) LEFT JOIN value_buckets USING ({ITEM_ID}) GROUP BY ALL""",
+            params={"path": str(path)},
+        ).to_arrow_table()
+        np.add.at(found, (table["bucket"].to_numpy(), table["cell"].to_numpy()), table["events"].to_numpy())
+    return found
+
+
+def _register_limits(connection: Any, limits: list[int]) -> None:
+    import pyarrow as pa
+
+    connection.register("limits", pa.table({"bucket": np.arange(len(limits)), "cells": np.array(limits, dtype=np.int64)}))
+
+
+def _write(connection: Any, source: Path, path: Path, schema: pa.Schema, facts: dict[str, Any]) -> dict[str, Any]:
+    columns = ", ".join(f"staged.{name}" for name in schema.names)
+    rows = connection.sql(
+        f"""SELECT {columns} FROM read_parquet($path) AS staged LEFT JOIN value_buckets USING ({ITEM_ID})
+            JOIN limits ON limits.bucket = coalesce(value_buckets.bucket, 0)
+            WHERE {_CELL_SQL} < limits.cells
+            ORDER BY staged.user_id, staged.event_timestamp, staged.{ITEM_ID}""",
+        params={"path": str(source)},
+    ).to_arrow_table()
+    with writing(path, schema) as write:
+        write(rows.cast(schema))
+    return seal(path, facts | {"rows": len(rows)})
+
+
+def _distance(counts: NDArray[np.int64], shares: NDArray[np.float64]) -> float:
+    """Total variation between the buckets of some events and the real ones' shares: 0 to 1."""
+    total = counts.sum()
+    return round(float(np.abs(counts / total - shares).sum() / 2), 6) if total else 0.0

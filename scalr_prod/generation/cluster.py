@@ -1,0 +1,181 @@
+"""Dask: a local cluster of processes, or any scheduler's address; a bounded number of tasks in flight."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from scalr_prod.duck import staging_folder
+from scalr_prod.errors import GenerationError, ScalrError, SchedulerUnreachable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import NoReturn
+
+    from scalr_prod.settings import Settings
+
+__all__ = ["Cluster", "open_cluster", "tell_driver"]
+
+#: Tasks that wait on each worker thread beside the one that runs: enough that none idles, few enough to stay small.
+_WAITING: Final = 1
+
+
+class Cluster:
+    """A Dask client that keeps few tasks in flight."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    @property
+    def threads(self) -> int:
+        """Worker threads that there are now; at least 1."""
+        workers = self._client.scheduler_info(n_workers=-1)["workers"]
+        return max(1, sum(int(worker["nthreads"]) for worker in workers.values()))
+
+    def listen(self, topic: str, handler: Callable[[Any], None]) -> None:
+        """Call the handler with everything that workers tell on a topic (`tell_driver`)."""
+        self._client.subscribe_topic(topic, lambda event: handler(event[1]))
+
+    def map(self, task: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+        """Results as they come. A lost worker's tasks are repeated elsewhere; a task's own error ends it all, unchanged.
+
+        Args:
+            task: A pure function that can be pickled.
+            arguments: Of each call.
+
+        Raises:
+            GenerationError: Workers died on one task again and again, the scheduler went away, or a task failed in a way that
+                it does not know itself.
+        """
+        from distributed import as_completed
+
+        queue = iter(arguments)
+        running = as_completed()
+        pending = set()
+
+        def submit_next() -> None:
+            given = next(queue, None)
+            if given is not None:
+                future = self._client.submit(task, *given, pure=False)
+                pending.add(future)
+                running.add(future)
+
+        try:
+            for _ in range(self.threads * (1 + _WAITING)):
+                submit_next()
+            for future in running:
+                outcome = self._result(future)
+                pending.discard(future)
+                future.release()
+                submit_next()
+                yield outcome
+        finally:
+            self._client.cancel(list(pending))
+
+    def _result(self, future: Any) -> Any:
+        from distributed.scheduler import KilledWorker
+
+        try:
+            return future.result()
+        except ScalrError:
+            raise
+        except KilledWorker as error:
+            raise GenerationError(
+                f"worker processes died on the same task again and again ({error.task}), most likely out of memory",
+                where=f"Dask at {self._client.scheduler.address}",
+                next_step="lower [compute] workers or raise [generation] partitions, then go on: scalr runs resume",
+            ) from error
+        except Exception as error:  # the border of another process: whatever it met becomes one clear sentence
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> NoReturn:
+        raise GenerationError(
+            f"a task failed: {type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}",
+            where=f"Dask at {self._client.scheduler.address}",
+            next_step="mend the cause, then go on: scalr runs resume",
+        ) from error
+
+
+@contextmanager
+def open_cluster(settings: Settings, *, tasks: int) -> Iterator[Cluster]:
+    """The cluster of ``[compute] dask``: ``local`` starts worker processes for as long as the block lasts.
+
+    Args:
+        settings: The project's settings.
+        tasks: How many tasks there will be; no more local workers are started than that.
+
+    Raises:
+        SchedulerUnreachable: Nothing answers at the address, or it has no worker.
+    """
+    if settings.compute.dask == "local":
+        with _local_client(settings, tasks) as client:
+            yield Cluster(client)
+    else:
+        with _remote_client(settings) as client:
+            yield Cluster(client)
+
+
+def tell_driver(topic: str, message: Any) -> None:
+    """From within a task: a small message to whoever listens."""
+    from distributed import get_worker
+
+    get_worker().log_event(topic, message)
+
+
+@contextmanager
+def _local_client(settings: Settings, tasks: int) -> Iterator[Any]:
+    import dask
+    from distributed import Client, LocalCluster
+
+    compute = settings.compute
+    # The package reports errors itself; Dask's own log lines on closing workers would only blur them.
+    quiet = {"distributed.logging.distributed": "critical", "distributed.comm.timeouts.connect": "60s"}
+    with (
+        staging_folder(settings, "dask") as folder,
+        dask.config.set(quiet),
+        LocalCluster(
+            n_workers=min(compute.workers, max(tasks, 1)),
+            threads_per_worker=compute.threads_per_worker,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address=None,
+            silence_logs=logging.CRITICAL,
+            # Tasks are bounded by their slices; Dask's own limit would pause workers on imports alone where memory is small.
+            memory_limit=0,
+            local_directory=str(folder),
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+@contextmanager
+def _remote_client(settings: Settings) -> Iterator[Any]:
+    from distributed import Client
+
+    address, patience = settings.compute.dask, settings.compute.connect_timeout_s
+    logger = logging.getLogger("distributed")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        try:
+            client = Client(address, timeout=patience, set_as_default=False)
+        except (OSError, ValueError) as error:
+            raise SchedulerUnreachable(
+                f"the Dask scheduler does not answer within {patience:g} s",
+                where=f"[compute] dask = {address}",
+                next_step='start it (dask scheduler), correct the address, or set dask = "local"',
+            ) from error
+        with client:
+            try:
+                client.wait_for_workers(1, timeout=patience)
+            except TimeoutError as error:
+                raise SchedulerUnreachable(
+                    f"the Dask scheduler has no worker, after {patience:g} s",
+                    where=f"[compute] dask = {address}",
+                    next_step=f"start one: dask worker {address}",
+                ) from error
+            yield client
+    finally:
+        logger.setLevel(before)

@@ -1,0 +1,220 @@
+"""Rows to arrays: source events with their histories and what their users had consumed → `Contexts`.
+
+Everything is done on whole columns; no Python loop runs over rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID
+from scalr_prod.translator.contexts import NO_ITEM, PADDING, Contexts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    from scalr_prod.translator.versions import Vocabulary
+
+__all__ = ["HISTORY_ITEMS", "HISTORY_TIMES", "Consumed", "batches", "encode_histories", "user_slices"]
+
+#: Columns of the point-in-time join that hold a history.
+HISTORY_ITEMS: Final = "source_user_history__item_ids"
+HISTORY_TIMES: Final = "source_user_history__event_timestamps"
+
+_DAY_US: Final = 86_400_000_000
+
+
+def micros(column: pa.ChunkedArray | pa.Array) -> NDArray[np.int64]:
+    """Microseconds since the epoch, UTC."""
+    import pyarrow as pa
+
+    return _flat(column).cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+
+
+def user_slices(users: pa.ChunkedArray, most: int) -> list[tuple[int, int]]:
+    """Cut rows that are sorted by user into slices of about ``most`` rows, never through a user.
+
+    Returns:
+        Half-open row ranges.
+    """
+    import pyarrow.compute as pc
+
+    rows = len(users)
+    if rows <= most:
+        return [(0, rows)] if rows else []
+    changes = pc.not_equal(users.slice(1), users.slice(0, rows - 1)).to_numpy()
+    borders = np.append(np.flatnonzero(changes) + 1, rows)
+    slices, start = [], 0
+    while start < rows:
+        # The last border within reach, or the first one beyond where a single user has more rows than that.
+        reach = int(np.searchsorted(borders, start + most, side="right")) - 1
+        stop = int(borders[reach]) if reach >= 0 and borders[reach] > start else int(borders[reach + 1])
+        slices.append((start, stop))
+        start = stop
+    return slices
+
+
+def encode_histories(joined: pa.Table, vocabulary: Vocabulary, length: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Histories as index arrays, padded on the left, each with its own translated event last.
+
+    The event stands among its ties in some order, or was cut from a full history by them: it is moved to the end, or put there.
+
+    Args:
+        joined: B contexts (``item_id``, ``event_timestamp``) with the list columns of their histories, oldest event first.
+        vocabulary: Of the translator.
+        length: L.
+
+    Returns:
+        int32 [B, L] source indices and float32 [B, L] ages in days before the translated event.
+    """
+    rows = len(joined)
+    own_item, own_time = _flat(joined[ITEM_ID]), micros(joined[EVENT_TIMESTAMP])
+    items, counts = _flatten(joined[HISTORY_ITEMS])
+    times = micros(_flatten(joined[HISTORY_TIMES])[0])
+    row = np.repeat(np.arange(rows), counts)
+    place = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+
+    own = _equal(items, own_item.take(_as_arrow(row))) & (times == own_time[row])
+    found = np.full(rows, -1)
+    found[row[own]] = place[own]  # of several, the last assignment stays: that nearest to the end
+    # Everything behind the event that moves, and all of a history that lacks it, steps one place to the left.
+    steps = np.where(found[row] < 0, 1, (place > found[row]).astype(np.int64))
+    column = length - counts[row] + place - steps
+    kept = (column >= 0) & ~((found[row] >= 0) & (place == found[row]))
+
+    indices = np.full((rows, length), PADDING, dtype=np.int32)
+    ages = np.zeros((rows, length), dtype=np.float32)
+    indices[row[kept], column[kept]] = vocabulary.source_index(items)[kept]
+    ages[row[kept], column[kept]] = (own_time[row] - times)[kept] / _DAY_US
+    indices[:, -1] = vocabulary.source_index(own_item)
+    return indices, ages
+
+
+@dataclass(frozen=True)
+class Consumed:
+    """Which target items each user had consumed, and since when: what a context must not propose.
+
+    Attributes:
+        users: Distinct users [U].
+        starts: int64 [U + 1]. Where each user's items begin in the arrays below; the last is where they end.
+        times: int64 [N]. First time of consumption, ascending within a user.
+        items: int32 [N]. Target indices.
+    """
+
+    users: pa.Array
+    starts: NDArray[np.int64]
+    times: NDArray[np.int64]
+    items: NDArray[np.int32]
+
+    @classmethod
+    def of(cls, rows: pa.Table, vocabulary: Vocabulary) -> Consumed:
+        """From (user, item, first time), sorted by user and time; items that the translator does not know fall away."""
+        index = vocabulary.target_index(_flat(rows[ITEM_ID]))
+        known = index >= 0
+        rows = rows.filter(_as_arrow(known))
+        encoded = _flat(rows[USER_ID]).dictionary_encode()  # in order of appearance, which is sorted
+        users = encoded.dictionary
+        codes = encoded.indices.to_numpy(zero_copy_only=False)
+        starts = np.searchsorted(codes, np.arange(len(users) + 1))
+        return cls(users, starts.astype(np.int64), micros(rows[EVENT_TIMESTAMP]), index[known].astype(np.int32))
+
+    def before(self, users: pa.Array, times: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """For each context: where its user's items begin, and how many of them were consumed strictly before its time."""
+        import pyarrow.compute as pc
+
+        code = pc.fill_null(pc.index_in(users, value_set=self.users), -1).to_numpy(zero_copy_only=False).astype(np.int64)
+        known = code >= 0
+        # One sorted key of (user, rank of time) finds all places with a single search.
+        distinct = np.unique(self.times)
+        width = len(distinct) + 1
+        owner = np.repeat(np.arange(len(self.users)), np.diff(self.starts))
+        keys = owner * width + np.searchsorted(distinct, self.times)
+        places = np.searchsorted(keys, code * width + np.searchsorted(distinct, times, side="left"), side="left")
+        begins = self.starts[np.maximum(code, 0)]
+        return begins, np.where(known, places - begins, 0)
+
+    def matrix(self, begins: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int32]:
+        """int32 [B, E]: each context's items, ``NO_ITEM`` on the right; E is the widest one's number."""
+        exclude = np.full((len(counts), int(counts.max(initial=0))), NO_ITEM, dtype=np.int32)
+        row = np.repeat(np.arange(len(counts)), counts)
+        place = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+        exclude[row, place] = self.items[begins[row] + place]
+        return exclude
+
+
+def batches(
+    histories: tuple[NDArray[np.int32], NDArray[np.float32]],
+    *,
+    times: NDArray[np.int64],
+    folds: NDArray[np.int32],
+    noise_keys: NDArray[np.int64],
+    consumed: Consumed | None,
+    users: pa.Array,
+    size: int,
+    most_bytes: int,
+) -> Iterator[Contexts]:
+    """Contexts in their order, ``size`` at a time, fewer where long exclusion lists would make a request too large.
+
+    Args:
+        histories: Indices and ages, [B, L] each.
+        times: Event times [B], microseconds.
+        folds: User folds [B]; -1 in causal runs.
+        noise_keys: [B].
+        consumed: What not to propose; None excludes nothing.
+        users: [B].
+        size: Contexts in a batch.
+        most_bytes: Upper limit of a batch's arrays.
+    """
+    indices, ages = histories
+    rows = len(times)
+    begins, counts = consumed.before(users, times) if consumed else (np.zeros(rows, np.int64), np.zeros(rows, np.int64))
+    fixed = 8 * indices.shape[1] + 20
+    start = 0
+    while start < rows:
+        stop = min(start + size, rows)
+        while stop - start > 1 and (stop - start) * (fixed + 4 * int(counts[start:stop].max())) > most_bytes:
+            stop = start + (stop - start) // 2
+        here = np.s_[start:stop]
+        none = np.empty((stop - start, 0), dtype=np.int32)
+        yield Contexts(
+            history_items=indices[here],
+            history_ages=ages[here],
+            event_time=times[here],
+            fold=folds[here],
+            noise_key=noise_keys[here],
+            exclude=consumed.matrix(begins[here], counts[here]) if consumed else none,
+        )
+        start = stop
+
+
+def _flat(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    import pyarrow as pa
+
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def _flatten(column: pa.ChunkedArray) -> tuple[pa.Array, NDArray[np.int64]]:
+    """All elements of a list column, and each row's number of them (0 for a null)."""
+    import pyarrow.compute as pc
+
+    lists = _flat(column)
+    counts = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    return lists.flatten(), counts
+
+
+def _equal(left: pa.Array, right: pa.Array) -> NDArray[np.bool_]:
+    import pyarrow.compute as pc
+
+    return pc.equal(left, right.cast(left.type)).to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+
+
+def _as_arrow(array: NDArray[Any]) -> pa.Array:
+    import pyarrow as pa
+
+    return pa.array(array)

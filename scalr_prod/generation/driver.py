@@ -1,0 +1,228 @@
+"""Generate a run: tasks over user buckets, then the alignment; the driver alone keeps the ledger.
+
+Parts that are there and whole are kept, so that a run goes on from where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from scalr_prod.contracts import Table
+from scalr_prod.errors import GenerationError
+from scalr_prod.generation.alignment import align_parts
+from scalr_prod.generation.cluster import open_cluster, tell_driver
+from scalr_prod.generation.partition import REASONS, candidate_schema, kept_part, make_part, parts_folder
+from scalr_prod.generation.parts import part_path, read_manifest, remove_others, write_json
+from scalr_prod.generation.report import GenerationReport
+from scalr_prod.ledger import Ledger, RunState, run_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from scalr_prod.generation.alignment import Aligned
+    from scalr_prod.ledger import RunSpec
+    from scalr_prod.settings import Settings
+
+__all__ = ["generate"]
+
+#: Topic on which workers report how many contexts they have translated.
+_TRANSLATED: Final = "scalr-translated"
+
+#: Runs in these states are past generation: making lost files again does not move them back.
+_PAST: Final = frozenset({RunState.PUBLISHED, RunState.ROLLED_BACK})
+
+
+def generate(settings: Settings, spec: RunSpec, *, progress: bool = False) -> GenerationReport:
+    """Translate every context of the run and stage the candidates in ``<home>/runs/<run_id>/candidates``.
+
+    A run that has been generated and whose files are whole is left as it is.
+
+    Args:
+        settings: The project's settings; the translator must be served (`serving.ensure_serving`).
+        spec: The run, from `plan_run` or the ledger.
+        progress: Show a progress bar on stderr.
+
+    Raises:
+        LedgerError: Another driver works on this run.
+        SchedulerUnreachable: The Dask scheduler does not answer.
+        GenerationError: A table has moved on since the run was planned, or a task failed.
+        ScalrError: Of the lake, the feature store or the scorer.
+    """
+    started = time.perf_counter()
+    with Ledger.open(settings) as ledger, ledger.lease(spec.run_id) as lease:
+        done = _finished(settings, spec)
+        state = ledger.run(spec.run_id).state
+        if done is not None and state not in {RunState.PLANNED, RunState.GENERATING}:
+            return done
+        if state not in _PAST:
+            ledger.set_stage(spec.run_id, RunState.GENERATING, cause="generate")
+        write_json(run_folder(settings, spec.run_id) / "run.json", spec.to_json())
+        manifests, made = _make_parts(settings, spec, ledger, progress=progress)
+        lease.check()
+        aligned = _align(settings, spec)
+        lease.check()
+        report = _report(settings, spec, manifests, made, aligned, seconds=time.perf_counter() - started)
+        write_json(_report_path(settings, spec.run_id), {"partitions": len(manifests), "report": report.to_json()})
+        if state not in _PAST:
+            ledger.set_stage(spec.run_id, RunState.GENERATED, cause=f"{report.events} events staged")
+    return report
+
+
+def _make_parts(settings: Settings, spec: RunSpec, ledger: Ledger, *, progress: bool) -> tuple[list[dict[str, Any]], list[int]]:
+    """The manifests of all parts, and which of them were made now."""
+    partitions = settings.generation.partitions
+    folder = parts_folder(settings, spec.run_id)
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_others(folder, partitions)
+    kept = {number: kept_part(settings, spec, number, partitions) for number in range(partitions)}
+    manifests = {number: manifest for number, manifest in kept.items() if manifest is not None}
+    ledger.record_partitions(spec.run_id, sorted(manifests.items()))
+    missing = [number for number in range(partitions) if number not in manifests]
+    if missing:
+        _check_tables(settings, spec)
+        with (
+            open_cluster(settings, tasks=len(missing)) as cluster,
+            _progress_bar(show=progress, total=_count_contexts(settings, spec) if progress else 0) as advance,
+        ):
+            advance(sum(manifest["contexts"] for manifest in manifests.values()))
+            cluster.listen(_TRANSLATED, advance)
+            lean = _for_worker(settings)
+            for manifest in cluster.map(_task, ((lean, spec, number, partitions) for number in missing)):
+                manifests[manifest["partition"]] = manifest
+                ledger.record_partition(spec.run_id, manifest["partition"], manifest)
+    return [manifests[number] for number in range(partitions)], missing
+
+
+def _task(settings: Settings, spec: RunSpec, partition: int, partitions: int) -> dict[str, Any]:
+    """What a worker runs."""
+    return make_part(settings, spec, partition, partitions, translated=lambda contexts: tell_driver(_TRANSLATED, contexts))
+
+
+def _for_worker(settings: Settings) -> Settings:
+    """The settings with the processor's threads shared out between the workers of this machine."""
+    if settings.compute.dask != "local":
+        return settings
+    threads = max(1, settings.serving.threads // settings.compute.workers)
+    return settings.model_copy(update={"serving": settings.serving.model_copy(update={"threads": threads})})
+
+
+def _check_tables(settings: Settings, spec: RunSpec) -> None:
+    """Events are read at the run's version; histories come through Feast, which reads the latest: it must be the run's.
+
+    Raises:
+        GenerationError: It is not.
+    """
+    from scalr_prod.lake import Lake
+
+    table = Table.SOURCE_USER_HISTORY
+    found, planned = Lake.open(settings).version(table), spec.table_versions[table]
+    if found != planned:
+        raise GenerationError(
+            f"histories were rebuilt since the run was planned (version {planned} then, {found} now)",
+            where=table.value,
+            next_step="plan a new run over the same window: scalr generate",
+        )
+
+
+def _count_contexts(settings: Settings, spec: RunSpec) -> int:
+    from scalr_prod.duck import open_duckdb, staging_folder
+    from scalr_prod.lake import Lake
+
+    table = Table.SOURCE_EVENTS
+    with staging_folder(settings, "count") as folder, open_duckdb(settings, folder) as connection:
+        connection.register("events", Lake.open(settings).dataset(table, version=spec.table_versions[table]))
+        row = connection.sql(
+            """SELECT count(*) FROM (SELECT DISTINCT user_id, item_id, event_timestamp FROM events
+               WHERE event_timestamp >= $start AND event_timestamp < $end AND created_timestamp <= $as_of)""",
+            params={"start": spec.start, "end": spec.end, "as_of": spec.as_of},
+        ).fetchone()
+    return int(row[0])
+
+
+def _align(settings: Settings, spec: RunSpec) -> Aligned:
+    partitions = settings.generation.partitions
+    parts = parts_folder(settings, spec.run_id)
+    return align_parts(
+        settings,
+        spec,
+        parts=parts,
+        candidates=_candidates(settings, spec.run_id),
+        partitions=partitions,
+        schema=candidate_schema(settings),
+    )
+
+
+def _candidates(settings: Settings, run_id: str) -> Path:
+    return run_folder(settings, run_id) / "candidates"
+
+
+def _report_path(settings: Settings, run_id: str) -> Path:
+    return run_folder(settings, run_id) / "generation.json"
+
+
+def _finished(settings: Settings, spec: RunSpec) -> GenerationReport | None:
+    """The report of an earlier call whose candidates are all there and whole."""
+    try:
+        content = json.loads(_report_path(settings, spec.run_id).read_text(encoding="utf-8"))
+        partitions, report = int(content["partitions"]), GenerationReport.from_json(content["report"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    folder = _candidates(settings, spec.run_id)
+    for number in range(partitions):
+        path = part_path(folder, number)
+        if read_manifest(path, run_id=spec.run_id, partition=number, partitions=partitions) is None:
+            return None
+    return report
+
+
+def _report(
+    settings: Settings, spec: RunSpec, manifests: list[dict[str, Any]], made: list[int], aligned: Aligned, *, seconds: float
+) -> GenerationReport:
+    from scalr_prod.translator import load_version
+
+    catalogue = len(load_version(settings, spec.translator_version).vocabulary().first_seen)
+    translated = sum(manifests[number]["contexts"] for number in made)
+    dropped = {reason: sum(manifest["dropped"][reason] for manifest in manifests) for reason in REASONS}
+    return GenerationReport(
+        run_id=spec.run_id,
+        contexts=sum(manifest["contexts"] for manifest in manifests),
+        drawn=sum(manifest["drawn"] for manifest in manifests),
+        dropped=dropped | {"alignment": aligned.dropped},
+        events=aligned.events,
+        users=aligned.users,
+        items=aligned.items,
+        coverage=round(aligned.items / catalogue, 6) if catalogue else 0.0,
+        bucket_distance=aligned.bucket_distance,
+        seconds=round(seconds, 3),
+        contexts_per_s=round(translated / seconds, 1),
+        events_per_s=round(aligned.events / seconds, 1) if made else 0.0,
+        parts_made=len(made),
+        parts_kept=len(manifests) - len(made),
+    )
+
+
+@contextmanager
+def _progress_bar(*, show: bool, total: int) -> Iterator[Callable[[int], None]]:
+    """Contexts done, contexts/s and the time left, on stderr."""
+    if not show:
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("contexts, {task.speed:,.0f}/s"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("translating", total=total)
+        yield lambda done: bar.advance(task, done)

@@ -1,0 +1,299 @@
+"""One partition's task: the window's contexts of one user bucket → a part on disk. Pure: the same run gives the same rows.
+
+What is read is pinned: tables at the run's versions, rows known by its ``as_of``. What is written depends neither on the number
+of partitions, workers or batches, nor on where the translator runs.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table, id_type_of, schema_of
+from scalr_prod.generation import contexts as encoding
+from scalr_prod.generation.parts import part_path, read_manifest, seal, writing
+from scalr_prod.hashing import fold_of, user_bucket_sql
+from scalr_prod.ledger import run_folder
+from scalr_prod.translator.contexts import Samples
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+    import pyarrow as pa
+
+    from scalr_prod.ledger import RunSpec
+    from scalr_prod.scoring import Scorer
+    from scalr_prod.settings import Settings
+    from scalr_prod.translator.versions import Vocabulary
+
+__all__ = ["REASONS", "candidate_schema", "kept_part", "make_part", "parts_folder"]
+
+#: Why a draw became no event, as far as one partition can tell.
+REASONS: Final = ("below_lift", "none_eligible", "duplicate")
+
+#: Contexts that are held in memory at a time, with their histories.
+_SLICE: Final = 50_000
+
+#: Of what a request may weigh, the share that a batch may take up.
+_REQUEST_SHARE: Final = 0.5
+
+
+def parts_folder(settings: Settings, run_id: str) -> Path:
+    """``<home>/runs/<run_id>/parts``."""
+    return run_folder(settings, run_id) / "parts"
+
+
+def kept_part(settings: Settings, spec: RunSpec, partition: int, partitions: int) -> dict[str, Any] | None:
+    """The manifest of a part that is there already and whole, else None."""
+    path = part_path(parts_folder(settings, spec.run_id), partition)
+    return read_manifest(path, run_id=spec.run_id, partition=partition, partitions=partitions)
+
+
+def candidate_schema(settings: Settings) -> pa.Schema:
+    """The schema of ``synthetic_target_events`` for this project's ids."""
+    from scalr_prod.lake import Lake
+
+    lake = Lake.open(settings)
+    source, target = lake.schema(Table.SOURCE_EVENTS), lake.schema(Table.TARGET_EVENTS)
+    return schema_of(
+        Table.SYNTHETIC_TARGET_EVENTS,
+        user=id_type_of(target, USER_ID),
+        item=id_type_of(target, ITEM_ID),
+        source_item=id_type_of(source, ITEM_ID),
+    )
+
+
+def make_part(
+    settings: Settings,
+    spec: RunSpec,
+    partition: int,
+    partitions: int,
+    *,
+    translated: Callable[[int], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Translate the contexts of one user bucket and write them as a part.
+
+    Args:
+        settings: The project's settings.
+        spec: The run.
+        partition: The bucket.
+        partitions: How many there are.
+        translated: Called with the number of contexts translated since the last call.
+
+    Returns:
+        The part's manifest: plain JSON values.
+
+    Raises:
+        ScalrError: Of the lake, the feature store or the scorer.
+    """
+    from scalr_prod.duck import open_duckdb, staging_folder
+
+    started = time.perf_counter()
+    tools = _tools(settings, spec)
+    tally = _Tally()
+    path = part_path(parts_folder(settings, spec.run_id), partition)
+    with staging_folder(settings, "generate") as folder, open_duckdb(settings, folder) as connection:
+        connection.execute("SET threads = 1")  # one task, one core: the other cores have tasks of their own
+        bucket = f"{user_bucket_sql(USER_ID, partitions)} = {int(partition)}"
+        rows, consumed = _read(connection, settings, spec, tools.vocabulary, bucket)
+        with writing(path, tools.schema) as write:
+            for start, stop in encoding.user_slices(rows[USER_ID], _SLICE):
+                part = rows.slice(start, stop - start)
+                answers = []
+                for answer in _translate(settings, spec, tools, part, consumed):
+                    answers.append(answer)
+                    translated(len(answer))
+                drawn = Samples.concat(answers)
+                table = _events(connection, spec, tools, part, drawn)
+                tally.add(part, drawn, table)
+                write(table)
+    facts = {"run_id": spec.run_id, "partition": partition, "partitions": partitions, **tally.facts()}
+    return seal(path, facts | {"seconds": round(time.perf_counter() - started, 3)})
+
+
+@dataclass(frozen=True)
+class _Tools:
+    """What a worker opens once and keeps for all its tasks of a run."""
+
+    scorer: Scorer
+    vocabulary: Vocabulary
+    folds: int
+    schema: pa.Schema
+
+
+_opened = threading.local()
+
+
+def _tools(settings: Settings, spec: RunSpec) -> _Tools:
+    """Open the scorer and the vocabulary, or find those that this thread opened before: they never travel between processes."""
+    from scalr_prod.scoring import open_scorer
+    from scalr_prod.translator import load_version
+
+    key = (settings.model_dump_json(), spec.translator_version, spec.translator_sha256)
+    if getattr(_opened, "key", None) != key:
+        close_tools()
+        version = load_version(settings, spec.translator_version)
+        scorer = open_scorer(settings, spec.translator_version)
+        _opened.tools = _Tools(scorer, version.vocabulary(), version.folds, candidate_schema(settings))
+        _opened.key = key
+    tools: _Tools = _opened.tools
+    return tools
+
+
+def close_tools() -> None:
+    """Close what this thread opened."""
+    if getattr(_opened, "key", None) is not None:
+        _opened.key = None
+        _opened.tools.scorer.close()
+        del _opened.tools
+
+
+def _read(
+    connection: Any, settings: Settings, spec: RunSpec, vocabulary: Vocabulary, bucket: str
+) -> tuple[pa.Table, encoding.Consumed | None]:
+    """The bucket's distinct contexts, sorted by user, time and item, each with its noise key; and what its users consumed."""
+    from scalr_prod.lake import Lake
+
+    lake = Lake.open(settings)
+    for table in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS):
+        connection.register(table.value, lake.dataset(table, version=spec.table_versions[table]))
+    rows = connection.sql(
+        f"""SELECT {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP},
+                   md5_number_lower(concat($seed, ':', {_context_text(ITEM_ID)})) AS noise_key
+            FROM (SELECT DISTINCT {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP} FROM {Table.SOURCE_EVENTS}
+                  WHERE {EVENT_TIMESTAMP} >= $start AND {EVENT_TIMESTAMP} < $end
+                    AND {CREATED_TIMESTAMP} <= $as_of AND {bucket})
+            ORDER BY {USER_ID}, {EVENT_TIMESTAMP}, {ITEM_ID}""",
+        params={"seed": spec.seed, "start": spec.start, "end": spec.end, "as_of": spec.as_of},
+    ).to_arrow_table()
+    if not spec.settings["generation"]["exclude_consumed"]:
+        return rows, None
+    consumed = connection.sql(
+        f"""SELECT {USER_ID}, {ITEM_ID}, min({EVENT_TIMESTAMP}) AS {EVENT_TIMESTAMP} FROM {Table.TARGET_EVENTS}
+            WHERE {EVENT_TIMESTAMP} < $end AND {CREATED_TIMESTAMP} <= $as_of AND {bucket}
+            GROUP BY {USER_ID}, {ITEM_ID} ORDER BY {USER_ID}, {EVENT_TIMESTAMP}, {ITEM_ID}""",
+        params={"end": spec.end, "as_of": spec.as_of},
+    ).to_arrow_table()
+    return rows, encoding.Consumed.of(consumed, vocabulary)
+
+
+def _translate(
+    settings: Settings, spec: RunSpec, tools: _Tools, rows: pa.Table, consumed: encoding.Consumed | None
+) -> Iterator[Samples]:
+    """Histories as of each event, through Feast; then draws for each, with several requests in flight."""
+    from scalr_prod.feast_store import point_in_time
+
+    wanted: Mapping[str, Any] = spec.settings["generation"]
+    spine = rows.select([USER_ID, ITEM_ID, EVENT_TIMESTAMP])
+    joined = point_in_time(
+        settings,
+        spine,
+        ["source_user_history:item_ids", "source_user_history:event_timestamps"],
+        known_by=spec.as_of,
+    )
+    users = rows[USER_ID].combine_chunks()
+    causal = spec.mode == "causal"
+    asked = encoding.batches(
+        encoding.encode_histories(joined, tools.vocabulary, spec.settings["histories"]["length"]),
+        times=encoding.micros(rows[EVENT_TIMESTAMP]),
+        folds=np.full(len(rows), -1, dtype=np.int32) if causal else fold_of(users, tools.folds),
+        noise_keys=rows["noise_key"].to_numpy().view(np.int64),
+        consumed=consumed,
+        users=users,
+        size=settings.generation.batch_size,
+        most_bytes=int(settings.serving.max_request_mb * 2**20 * _REQUEST_SHARE),
+    )
+    return tools.scorer.sample_stream(
+        asked, wanted["events_per_source_event"], temperature=wanted["temperature"], min_lift=wanted["min_lift"]
+    )
+
+
+def _events(connection: Any, spec: RunSpec, tools: _Tools, rows: pa.Table, drawn: Samples) -> pa.Table:
+    """Draws as rows of the feature view: one a user, item and time, in canonical order."""
+    import pyarrow as pa
+
+    row, place = np.nonzero(drawn.items >= 0)
+    probability = drawn.probabilities[row, place].astype(np.float64)
+    prior = drawn.prior[row, place].astype(np.float64)
+    of = rows.take(pa.array(row))
+    connection.register(
+        "drawn",
+        pa.table(
+            {
+                USER_ID: of[USER_ID],
+                ITEM_ID: tools.vocabulary.target_ids(drawn.items[row, place]),
+                EVENT_TIMESTAMP: of[EVENT_TIMESTAMP],
+                "probability": probability.astype(np.float32),
+                "weight": (probability / (probability + prior)).astype(np.float32),
+                "source_item_id": of[ITEM_ID],
+            }
+        ),
+    )
+    # Scorers agree to about 1e-7: compare probabilities to a thousandth, so that rounding never decides which draw is kept.
+    table = connection.sql(
+        f"""SELECT event_id, {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP}, probability, weight, source_item_id,
+                   {EVENT_TIMESTAMP} AS source_event_timestamp, CAST($version AS BIGINT) AS translator_version,
+                   $run_id AS run_id, CAST($as_of AS TIMESTAMPTZ) AS {CREATED_TIMESTAMP}
+            FROM (SELECT *, md5(concat($sha, ':', $seed, ':', {_context_text("source_item_id")}, ':', {ITEM_ID})) AS event_id
+                  FROM drawn)
+            QUALIFY row_number() OVER (PARTITION BY {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP}
+                                       ORDER BY round(1000 * ln(greatest(probability, 1e-30))) DESC, event_id) = 1
+            ORDER BY {USER_ID}, {EVENT_TIMESTAMP}, {ITEM_ID}""",
+        params={
+            "version": spec.translator_version,
+            "run_id": spec.run_id,
+            "as_of": spec.as_of,
+            "sha": spec.translator_sha256,
+            "seed": spec.seed,
+        },
+    ).to_arrow_table()
+    connection.unregister("drawn")
+    return table.cast(tools.schema)
+
+
+def _context_text(source_item: str) -> str:
+    """SQL: a context as text that no other context has; lengths keep ids that hold the separator apart."""
+    return (
+        f"epoch_us({EVENT_TIMESTAMP}), ':', length(CAST({USER_ID} AS VARCHAR)), ':', {USER_ID}, "
+        f"':', length(CAST({source_item} AS VARCHAR)), ':', {source_item}"
+    )
+
+
+@dataclass
+class _Tally:
+    """What became of a partition's draws, slice by slice."""
+
+    contexts: int = 0
+    drawn: int = 0
+    rows: int = 0
+    users: int = 0
+    dropped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
+
+    def add(self, part: pa.Table, drawn: Samples, table: pa.Table) -> None:
+        """Count one slice."""
+        import pyarrow.compute as pc
+
+        absent = drawn.items < 0
+        below = int((absent & (drawn.probabilities > 0)).sum())
+        self.contexts += len(part)
+        self.drawn += drawn.items.size
+        self.rows += len(table)
+        self.users += pc.count_distinct(table[USER_ID]).as_py()
+        self.dropped["below_lift"] += below
+        self.dropped["none_eligible"] += int(absent.sum()) - below
+        self.dropped["duplicate"] += drawn.items.size - int(absent.sum()) - len(table)
+
+    def facts(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "contexts": self.contexts,
+            "drawn": self.drawn,
+            "rows": self.rows,
+            "users": self.users,
+            "dropped": dict(self.dropped),
+        }

@@ -1,0 +1,88 @@
+"""A part on disk: a Parquet file under a name that follows from the run, and a manifest beside it that vouches for it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+    import pyarrow as pa
+
+__all__ = ["part_path", "read_manifest", "remove_others", "seal", "sha256_of", "write_json", "writing"]
+
+_CHUNK: Final = 1 << 20
+
+
+def part_path(folder: Path, partition: int) -> Path:
+    """Where a partition's rows are; its manifest bears the same name with ``.json``."""
+    return folder / f"part-{partition:05d}.parquet"
+
+
+@contextmanager
+def writing(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
+    """Write a Parquet file row group by row group; it appears under its name only once it is whole.
+
+    Args:
+        path: Its name in the end.
+        schema: Of every table that is given to the function yielded.
+    """
+    import pyarrow.parquet as pq
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The process id keeps two workers apart that were given the same task (one of them thought lost).
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with pq.ParquetWriter(unfinished, schema, compression="zstd") as writer:
+            yield writer.write_table
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def seal(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the manifest of a finished part: the facts, its file's name and its SHA-256."""
+    manifest = {**facts, "path": path.name, "sha256": sha256_of(path)}
+    write_json(path.with_suffix(".json"), manifest)
+    return manifest
+
+
+def read_manifest(path: Path, **expected: Any) -> dict[str, Any] | None:
+    """The manifest of a part that is there, whole, and has these facts; None otherwise: it has to be made."""
+    try:
+        manifest: dict[str, Any] = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        if any(manifest.get(key) != value for key, value in expected.items()) or manifest.get("sha256") != sha256_of(path):
+            return None
+    except (OSError, ValueError, AttributeError):
+        return None
+    return manifest
+
+
+def remove_others(folder: Path, partitions: int) -> None:
+    """Remove parts of another cut of the same run, and what a killed worker left unfinished."""
+    kept = {part_path(folder, number).with_suffix(suffix) for number in range(partitions) for suffix in (".parquet", ".json")}
+    for path in folder.glob("*"):
+        if path not in kept:
+            path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON so that a reader sees all of it or the file as it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    unfinished.write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
+    unfinished.replace(path)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

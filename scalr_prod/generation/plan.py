@@ -1,0 +1,149 @@
+"""Which run this is: its window, what it may know, which translator it asks. Every default is resolved here, once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, Table
+from scalr_prod.errors import EmptyWindow, TrainedPastWindow
+from scalr_prod.ledger import Ledger, RunSpec
+
+if TYPE_CHECKING:
+    from scalr_prod.settings import GenerationSettings, Settings
+    from scalr_prod.translator.versions import TranslatorVersion
+
+__all__ = ["TABLES_READ", "plan_run"]
+
+#: Every table that generation reads; their versions are part of the run.
+TABLES_READ: Final = (Table.SOURCE_EVENTS, Table.TARGET_EVENTS, Table.SOURCE_USER_HISTORY)
+
+#: A causal run without a start covers the last day: it is the daily one.
+_CAUSAL_WINDOW: Final = timedelta(days=1)
+
+_TRAIN_AGAIN = "train one that has not: scalr translator train --trained-until {limit}"
+
+
+@dataclass(frozen=True)
+class _Range:
+    """The source events that may be known: the first instant, the last, and how many lie in the window."""
+
+    first: datetime | None
+    last: datetime | None
+    in_window: int
+
+
+def plan_run(settings: Settings, *, version: int | None = None) -> RunSpec:
+    """Resolve the run of the settings' window and write it down in the ledger; the same plan again is the same run.
+
+    Defaults: the window ends with the data; it starts at the first source event (``backfill``) or a day before its end
+    (``causal``); ``as_of`` is the window's end; the translator is the latest version that may be asked.
+
+    Args:
+        settings: The project's settings.
+        version: Translator version.
+
+    Raises:
+        EmptyWindow: No source event of the window was known by ``as_of``.
+        TrainedPastWindow: The translator has learned from what came after the window's start (``causal``) or ``as_of``
+            (``backfill``).
+        TranslatorNotFound: No such version, or none at all.
+        TableNotFound: A stage was skipped.
+    """
+    from scalr_prod.lake import Lake
+    from scalr_prod.translator import data_end
+
+    wanted = settings.generation
+    lake = Lake.open(settings)
+    versions = {table.value: lake.version(table) for table in TABLES_READ}
+    end = wanted.end or data_end(settings)
+    as_of = wanted.as_of or end
+    start = wanted.start or (end - _CAUSAL_WINDOW if wanted.mode == "causal" else None)
+    found = _known_range(settings, lake.dataset(Table.SOURCE_EVENTS, version=versions[Table.SOURCE_EVENTS]), start, end, as_of)
+    if found.first is None or found.last is None or not found.in_window:
+        raise _empty(start, end, as_of, found)
+    start = start or found.first
+    translator = _choose(settings, version, start if wanted.mode == "causal" else as_of)
+    spec = RunSpec.make(
+        mode=wanted.mode,
+        start=start,
+        end=end,
+        as_of=as_of,
+        seed=wanted.seed,
+        translator_version=translator.version,
+        translator_sha256=translator.sha256,
+        translator_trained_until=translator.trained_until,
+        table_versions=versions,
+        settings={"generation": _row_settings(wanted), "histories": {"length": settings.histories.length}},
+    )
+    with Ledger.open(settings) as ledger:
+        ledger.begin_run(spec)
+    return spec
+
+
+def _row_settings(wanted: GenerationSettings) -> dict[str, Any]:
+    """Those settings of generation that change rows; how the work is cut (partitions, batches) does not."""
+    return {
+        "events_per_source_event": wanted.events_per_source_event,
+        "temperature": wanted.temperature,
+        "min_lift": wanted.min_lift,
+        "exclude_consumed": wanted.exclude_consumed,
+        "align": wanted.align,
+        "align_buckets": wanted.align_buckets,
+    }
+
+
+def _known_range(settings: Settings, events: Any, start: datetime | None, end: datetime, as_of: datetime) -> _Range:
+    from scalr_prod.duck import open_duckdb, staging_folder
+
+    with staging_folder(settings, "plan") as folder, open_duckdb(settings, folder) as connection:
+        connection.register("events", events)
+        row = connection.sql(
+            f"""SELECT epoch_us(min({EVENT_TIMESTAMP})), epoch_us(max({EVENT_TIMESTAMP})),
+                       count(*) FILTER ({EVENT_TIMESTAMP} < $end AND ($start IS NULL OR {EVENT_TIMESTAMP} >= $start))
+                FROM events WHERE {CREATED_TIMESTAMP} <= $as_of""",
+            params={"start": start, "end": end, "as_of": as_of},
+        ).fetchone()
+    return _Range(_instant(row[0]), _instant(row[1]), int(row[2]))
+
+
+def _instant(micros: int | None) -> datetime | None:
+    from datetime import UTC
+
+    # Not fromtimestamp: its float would round microseconds.
+    return None if micros is None else datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=micros)
+
+
+def _empty(start: datetime | None, end: datetime, as_of: datetime, found: _Range) -> EmptyWindow:
+    if found.first is None:
+        known = f"no source event was known by {as_of.isoformat()}"
+    else:
+        known = f"those known by {as_of.isoformat()} range from {found.first} to {found.last}"
+    window = f"[{start.isoformat() if start else 'first event'}, {end.isoformat()})"
+    return EmptyWindow(
+        f"no source event lies in the window {window}; {known}",
+        where="[generation] start, end, as_of",
+        next_step="choose a window inside the data, or leave start, end and as_of out",
+    )
+
+
+def _choose(settings: Settings, version: int | None, limit: datetime) -> TranslatorVersion:
+    """The version asked for, or the latest that has learned from nothing past the limit."""
+    from scalr_prod.translator import load_version
+
+    wanted = settings.generation
+    if version is None:
+        with Ledger.open(settings) as ledger:
+            fitting = [record.version for record in ledger.model_versions() if record.trained_until <= limit]
+        version = max(fitting, default=None)
+    translator = load_version(settings, version)
+    if translator.trained_until > limit:
+        edge = "the window's start" if wanted.mode == "causal" else "as_of"
+        raise TrainedPastWindow(
+            f"translator version {translator.version} has learned from events up to {translator.trained_until.isoformat()}, "
+            f"past {edge} {limit.isoformat()} (mode = {wanted.mode})",
+            where="[generation] mode, start, as_of",
+            next_step=_TRAIN_AGAIN.format(limit=limit.isoformat()),
+        )
+    return translator

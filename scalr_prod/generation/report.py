@@ -1,0 +1,59 @@
+"""What a generation came to."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["GenerationReport"]
+
+
+@dataclass(frozen=True)
+class GenerationReport:
+    """What became of a window's source events.
+
+    Attributes:
+        run_id: The run.
+        contexts: Distinct source events (user, item, time) of the window that were translated.
+        drawn: Draws asked for: contexts times ``events_per_source_event``.
+        dropped: Draws that became no event, by reason: ``below_lift``, ``none_eligible`` (no item left to propose),
+            ``duplicate`` (the user got the item at that time already) and ``alignment`` (downsampled).
+        events: Synthetic events staged as candidates.
+        users: Distinct users among them.
+        items: Distinct target items among them.
+        coverage: Share of the translator's target items among them.
+        bucket_distance: Total variation between the value buckets of the real and of the staged events, before and after the
+            alignment.
+        seconds: Wall-clock seconds of this call.
+        contexts_per_s: Contexts translated by this call, per second of it.
+        events_per_s: Events staged, per second of it.
+        parts_made: Parts that this call made.
+        parts_kept: Parts that were there, whole and verified.
+    """
+
+    run_id: str
+    contexts: int
+    drawn: int
+    dropped: Mapping[str, int]
+    events: int
+    users: int
+    items: int
+    coverage: float
+    bucket_distance: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    contexts_per_s: float = 0.0
+    events_per_s: float = 0.0
+    parts_made: int = 0
+    parts_kept: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """The report that `to_json` gave."""
+        return cls(**content)
