@@ -190,17 +190,21 @@ def _all_known(settings: Settings) -> datetime:
 
 def _stage(settings: Settings, window: Window, inputs: dict[str, Any], folder: Path, *, progress: bool) -> dict[str, Any]:
     """Make the whole version in the staging folder, put it before the gate, and describe it."""
+    from scalr_prod.duck import open_duckdb
     from scalr_prod.lake import Lake
     from scalr_prod.quality import validate_training_set
     from scalr_prod.training_set.features import write_parts
     from scalr_prod.training_set.spine import stage_spine
+    from scalr_prod.training_set.vocabulary import write_vocabulary
 
     (folder / "spine").mkdir()
     rows = folder / "version" / ROWS
     rows.mkdir(parents=True)
     spine = stage_spine(settings, window, folder / "spine")
     with counting("training set", show=progress, total=spine.rows) as advance:
-        write_parts(settings, spine, rows, advance=advance)
+        parts = write_parts(settings, spine, rows, advance=advance)
+    with open_duckdb(settings, folder) as connection:
+        write_vocabulary(connection, parts, folder / "version")
     lake = Lake.open(settings)
     moved = [name for name, version in inputs["versions"].items() if lake.version(Table(name)) != version]
     if moved:
@@ -234,6 +238,7 @@ def _describe(settings: Settings, window: Window, inputs: dict[str, Any], folder
         "feature_service": FEATURE_SERVICE,
         "columns": {field.name: str(field.type) for field in schema},
         "features": features,
+        "history_length": settings.histories.length,
         "rows": spine.rows,
         "real": spine.real,
         "synthetic": spine.synthetic,

@@ -23,7 +23,8 @@ FEATURE_SERVICE: Final = "downstream_training_v1"
 
 #: List elements that one part's histories may hold; bounds the memory of a join, whatever the length of histories.
 _ELEMENTS: Final = 10_000_000
-_ROW_GROUP: Final = 32_768
+#: What a torch stream reads, shuffles and shares out at once.
+_ROW_GROUP: Final = 8_192
 
 
 def part_rows(settings: Settings) -> int:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.dataset as ds
 
+    from scalr_prod.training_set.vocabulary import Vocabulary
+
 __all__ = ["TrainingSet"]
 
 
@@ -97,6 +99,50 @@ class TrainingSet:
                 "Polars is not installed", where="to_polars", next_step="pip install 'scalr-prod[polars]'"
             ) from error
         return pl.read_parquet(self.files, columns=list(columns) if columns is not None else None)
+
+    def vocabulary(self) -> Vocabulary:
+        """Numbers of its users and items, for embedding tables."""
+        from scalr_prod.training_set.vocabulary import Vocabulary
+
+        return Vocabulary.read(self.path)
+
+    def torch(
+        self,
+        *,
+        history_length: int | None = None,
+        vocabulary: Vocabulary | None = None,
+        stream: bool = False,
+        batch_size: int | None = None,
+        shuffle: bool = False,
+        seed: int = 0,
+    ) -> Any:
+        """A torch data set for a ``DataLoader``; `scalr_prod.training_set.torch_data` tells what a row holds.
+
+        Args:
+            history_length: L, the latest events of a history that are kept; default: all that were stored.
+            vocabulary: Of another training set, so that numbers agree; default: its own.
+            stream: Read row groups as they are needed, shared out among workers, instead of holding every row in memory
+                (then a ``Dataset`` with random access, where sampler and batches are the ``DataLoader``'s).
+            batch_size: Only for a stream: yield whole batches, for ``DataLoader(…, batch_size=None)``; default: single rows.
+            shuffle: Only for a stream: mix the rows; `set_epoch` mixes them differently.
+            seed: Only for a stream: of the shuffle.
+
+        Raises:
+            TrainingSetError: An argument of a stream without ``stream=True``.
+        """
+        from scalr_prod.training_set.torch_data import COLUMNS, RowDataset, StreamDataset, encode
+
+        length = history_length or int(self.manifest["history_length"])
+        numbers = vocabulary or self.vocabulary()
+        if stream:
+            return StreamDataset(self.files, numbers, length, batch_size=batch_size, shuffle=shuffle, seed=seed)
+        if batch_size is not None or shuffle:
+            raise TrainingSetError(
+                "batches and their order are the DataLoader's for rows in memory",
+                where="TrainingSet.torch",
+                next_step="give batch_size and shuffle to the DataLoader, or set stream=True",
+            )
+        return RowDataset(encode(self.to_arrow(COLUMNS), numbers, length))
 
 
 def _version(folder: Path, version: int | None) -> Path:

@@ -1,0 +1,91 @@
+"""Which number stands for which user and item when a training set goes into embedding tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from scalr_prod.contracts import ITEM_ID, USER_ID
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import numpy as np
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+__all__ = ["SOURCE_HISTORY", "TARGET_HISTORY", "VOCABULARY", "Kind", "Vocabulary", "write_vocabulary"]
+
+#: Folder of a version that holds one Parquet file of sorted ids for each kind.
+VOCABULARY: Final = "vocabulary"
+SOURCE_HISTORY: Final = "source_user_history__item_ids"
+TARGET_HISTORY: Final = "target_user_history__item_ids"
+
+Kind = Literal["users", "target_items", "source_items"]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Sorted ids; an id's number is its position from 1 on, and 0 means padding, null or unknown.
+
+    Take the one of the training set for validation and serving as well, so that numbers agree.
+    """
+
+    users: pa.Array
+    target_items: pa.Array
+    source_items: pa.Array
+
+    @classmethod
+    def read(cls, version: Path) -> Vocabulary:
+        """The vocabulary of a training set's version."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        def ids(kind: Kind) -> pa.Array:
+            column = pq.read_table(version / VOCABULARY / f"{kind}.parquet").column("id").combine_chunks()
+            return pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
+
+        return cls(ids("users"), ids("target_items"), ids("source_items"))
+
+    def size(self, kind: Kind) -> int:
+        """Rows that an embedding table needs: one for each id, and one for 0."""
+        return len(getattr(self, kind)) + 1
+
+    def encode(self, kind: Kind, ids: Any) -> NDArray[np.int64]:
+        """Numbers of ids: int64 [N] in ``0 … size - 1``.
+
+        Args:
+            kind: Whose ids they are.
+            ids: [N] ids, an Arrow array or a sequence.
+        """
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        known = getattr(self, kind)
+        array = ids if isinstance(ids, pa.Array | pa.ChunkedArray) else pa.array(ids)
+        found = pc.index_in(array.cast(known.type), value_set=known)
+        return pc.fill_null(found.cast(pa.int64()), -1).to_numpy() + 1  # type: ignore[no-any-return]  # pyarrow is untyped
+
+
+def write_vocabulary(connection: Any, parts: Sequence[Path], folder: Path) -> None:
+    """Write every id that the parts hold, sorted, one Parquet file for each kind.
+
+    Args:
+        connection: A DuckDB connection.
+        parts: Parquet files of the training set.
+        folder: The version's folder.
+    """
+    import pyarrow.parquet as pq
+
+    listed = ", ".join("'" + str(part).replace("'", "''") + "'" for part in parts)
+    scan = f"read_parquet([{listed}])"
+    queries: dict[Kind, str] = {
+        "users": f"SELECT {USER_ID} AS id FROM {scan}",
+        "target_items": f"SELECT {ITEM_ID} AS id FROM {scan} UNION ALL SELECT unnest({TARGET_HISTORY}) FROM {scan}",
+        "source_items": f"SELECT unnest({SOURCE_HISTORY}) AS id FROM {scan}",
+    }
+    (folder / VOCABULARY).mkdir()
+    for kind, query in queries.items():
+        ids = connection.execute(f"SELECT DISTINCT id FROM ({query}) WHERE id IS NOT NULL ORDER BY id").to_arrow_table()
+        pq.write_table(ids, folder / VOCABULARY / f"{kind}.parquet", compression="zstd")
