@@ -1,10 +1,10 @@
 """Events → what was known of each user and each item as of every event: the tables that point-in-time joins read.
 
-A *user history* row (user, t, c) holds the user's last L events that happened by t and were known by c. An *item statistics* row
-(item, t, c) says when the item was first seen and how often, over the events that happened by t and were known by c. There is
-one row for each time t at which something happened, with c the earliest time at which an event at t was known, and one more for
-each later time at which an earlier event became known. To read as of T with the knowledge of K: the greatest t ≤ T among the
-rows with c ≤ K, then the greatest c ≤ K.
+A *user history* row (user, t, c) holds the user's last L events that happened by t and were known by c. An *item statistics*
+row (item, t, c) says when the item was first seen and how often, over the events that happened by t and were known by c. There
+is one row for each time t at which something happened, with c the earliest time at which an event at t was known, and one more
+for each later time at which an event of up to t became known. To read as of T with the knowledge of K: the greatest t ≤ T among
+the rows with c ≤ K, then the greatest c ≤ K.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ def build_table(settings: Settings, lake: Lake, table: Table, *, progress: bool)
             open_duckdb(settings, folder) as db,
             counting(table.value, show=progress, total=count, unit="events") as tell,
         ):
-            rows = _compute(settings, lake, table, db, events.version(), tell)
+            rows = _compute(settings, lake, table, db, version=events.version(), tell=tell)
             try:
                 lake.replace(table, rows, key=f"{made_from}@{version}", expected_version=version)
             except CommitFailed:
@@ -85,7 +85,7 @@ def _is_fresh(lake: Lake, table: Table, made_from: str, version: int) -> bool:
 
 
 def _compute(
-    settings: Settings, lake: Lake, table: Table, db: Any, version: int, tell: Callable[[int], None]
+    settings: Settings, lake: Lake, table: Table, db: Any, *, version: int, tell: Callable[[int], None]
 ) -> pa.RecordBatchReader:
     key = ITEM_ID if table is Table.TARGET_ITEM_STATS else USER_ID
     scanner = lake.dataset(_EVENTS[table], version=version).scanner(
@@ -95,9 +95,11 @@ def _compute(
         fragment_readahead=1,
     )
     db.register("events", scanner.to_reader())
+    ties = "" if key == ITEM_ID else f"{stable_hash_sql(ITEM_ID)}, {ITEM_ID}, "
+    item = "" if key == ITEM_ID else f"{ITEM_ID} AS item, "
     ordered = db.sql(
-        f"SELECT {key} AS key, {ITEM_ID} AS item, epoch_us({EVENT_TIMESTAMP}) AS time, epoch_us({CREATED_TIMESTAMP}) AS created "
-        f"FROM events ORDER BY {key}, {EVENT_TIMESTAMP}, {stable_hash_sql(ITEM_ID)}, {ITEM_ID}, {CREATED_TIMESTAMP}"
+        f"SELECT {key} AS key, {item}epoch_us({EVENT_TIMESTAMP}) AS time, epoch_us({CREATED_TIMESTAMP}) AS created "
+        f"FROM events ORDER BY {key}, {EVENT_TIMESTAMP}, {ties}{CREATED_TIMESTAMP}"
     ).to_arrow_reader(_BATCH)
     schema = lake.schema(table)
 

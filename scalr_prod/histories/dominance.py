@@ -66,4 +66,5 @@ class _Rank:
     def __call__(self, position: Ints) -> Ints:
         word, bit = position // _WORD, (position % _WORD).astype(np.uint64)
         mask = (np.uint64(1) << bit) - np.uint64(1)
-        return self._before[word] + np.bitwise_count(self._words[word] & mask).astype(np.int64)
+        before: Ints = self._before[word] + np.bitwise_count(self._words[word] & mask).astype(np.int64)
+        return before

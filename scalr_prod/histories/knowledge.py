@@ -47,6 +47,15 @@ class Rows:
         return Rows(self.group[start:stop], self.known[start:stop])
 
 
+@dataclass(frozen=True)
+class _Lists:
+    """Lists of different lengths in one array: lengths, where each begins, and the elements."""
+
+    taken: Ints
+    offsets: Ints
+    positions: Ints
+
+
 class Chunk:
     """Events of whole keys, sorted by key and time.
 
@@ -77,7 +86,8 @@ class Chunk:
 
     def start_of(self, rows: Rows) -> Ints:
         """Position of the first event of each row's key: int64 [R]."""
-        return self.key_start[self.group_key[rows.group]]
+        start: Ints = self.key_start[self.group_key[rows.group]]
+        return start
 
     def end_of(self, rows: Rows) -> Ints:
         """Position after the last event at each row's time: int64 [R]."""
@@ -91,8 +101,8 @@ class Chunk:
             yield from self._later_rows(late)
 
     def _later_rows(self, late: npt.NDArray[np.bool_]) -> Iterator[Rows]:
-        # A created time x of a key concerns the groups from the first event known at x on, as far as a group first known before x
-        # follows. The suffix minimum of first_known bounds where that can be; what it lets through is checked below.
+        # A created time x of a key concerns the groups from the first event known at x on, as far as a group first known before
+        # x follows. The suffix minimum of first_known bounds where that can be; what it lets through is checked below.
         of_late_key = np.zeros(len(self.key_start), bool)
         of_late_key[self.group_key[late]] = True
         at = np.flatnonzero(of_late_key[self.key])
@@ -112,7 +122,8 @@ class Chunk:
 
     def settled(self, rows: Rows) -> npt.NDArray[np.bool_]:
         """Whether a row knows all events of its key up to its time: bool [R]."""
-        return self.latest_known[self.end_of(rows) - 1] <= rows.known
+        knows_all: npt.NDArray[np.bool_] = self.latest_known[self.end_of(rows) - 1] <= rows.known
+        return knows_all
 
     @cached_property
     def _dominance(self) -> Dominance:
@@ -140,22 +151,22 @@ class Chunk:
         count = self.count(rows, start)
         taken = np.minimum(count, length)
         offsets = np.concatenate(([0], np.cumsum(taken)))
-        positions = np.empty(offsets[-1], np.int64)
+        lists = _Lists(taken, offsets, np.empty(offsets[-1], np.int64))
         settled = self.settled(rows)
         which, found = ragged((end - taken)[settled], taken[settled])
         into = offsets[:-1][settled][which] + found - (end - taken)[settled][which]
-        positions[into] = found
+        lists.positions[into] = found
         window = 2 * length
         open_ = np.flatnonzero(~settled)
         while len(open_):
             left = []
             for low, high in _spans(np.minimum(end[open_] - start[open_], window)):
-                left.append(self._search(rows, open_[low:high], window, taken, offsets, positions))
+                left.append(self._search(rows, open_[low:high], window, lists))
             open_ = np.concatenate(left)
             window *= 4
-        return count, offsets, positions
+        return count, offsets, lists.positions
 
-    def _search(self, rows: Rows, at: Ints, window: int, taken: Ints, offsets: Ints, positions: Ints) -> Ints:
+    def _search(self, rows: Rows, at: Ints, window: int, lists: _Lists) -> Ints:
         """Look for the last known events in the last ``window`` ones; returns the rows that need a longer look."""
         chosen = Rows(rows.group[at], rows.known[at])
         end = self.end_of(chosen)
@@ -164,11 +175,11 @@ class Chunk:
         seen = self.rank[found] <= chosen.known[which]
         which, found = which[seen], found[seen]
         seen_by = np.bincount(which, minlength=len(at))
-        enough = seen_by >= taken[at]
+        enough = seen_by >= lists.taken[at]
         from_end = np.cumsum(seen_by)[which] - 1 - np.arange(len(which))
-        keep = enough[which] & (from_end < taken[at][which])
+        keep = enough[which] & (from_end < lists.taken[at][which])
         which, found, from_end = which[keep], found[keep], from_end[keep]
-        positions[offsets[at + 1][which] - 1 - from_end] = found
+        lists.positions[lists.offsets[at + 1][which] - 1 - from_end] = found
         return at[~enough]
 
     def first_seen(self, rows: Rows) -> Ints:
@@ -180,7 +191,8 @@ class Chunk:
 
     @cached_property
     def _earliest_known(self) -> Ints:
-        return np.minimum.accumulate(self.rank - self.key * self.span) + self.key * self.span
+        fallen: Ints = np.minimum.accumulate(self.rank - self.key * self.span) + self.key * self.span
+        return fallen
 
     def start_after(self, rows: Rows, ago: int) -> Ints:
         """Position of the first event of each row's key in ``(t - ago, t]`` (µs): int64 [R]."""

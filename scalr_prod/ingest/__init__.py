@@ -49,6 +49,7 @@ def ingest(settings: Settings, *, domain: Domain | None = None, progress: bool =
         db = stack.enter_context(open_duckdb(settings, folder))
         work = Work(db, Lake.open(settings), events, items)
         common = work.common_users(settings)
+        work.compare()
         work.create_tables()
         reports = {one: work.commit(one, settings.domains[one].name, progress=progress) for one in domains}
     return IngestReport(reports, common)

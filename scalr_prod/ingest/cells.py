@@ -43,8 +43,8 @@ class Place:
 class Ids:
     """Reads an id column batch by batch and learns its type.
 
-    Text files carry no types, so an id column of theirs is int64 where every value is a canonical int64 ('7', not '007'), unless
-    what it must match holds strings. Typed inputs keep their type; narrower integers are widened.
+    Text files carry no types, so an id column of theirs is int64 where every value is a canonical int64 ('7', not '007'),
+    unless what it must match holds strings. Typed inputs keep their type; narrower integers are widened.
 
     Attributes:
         typed: The type that a typed input came with.

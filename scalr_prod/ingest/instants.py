@@ -125,10 +125,12 @@ class Instants:
 
     def _from_epoch(self, values: pa.Array, place: Place) -> pa.Array:
         size = pc.abs(values.cast(pa.float64(), safe=False))
-        for unit, least, factor in _UNITS:
-            if first_true(pc.or_(pc.less(size, least), pc.greater_equal(size, least * 1000))) is None:
-                break
-        else:
+        fitting = [
+            (unit, factor)
+            for unit, least, factor in _UNITS
+            if first_true(pc.or_(pc.less(size, least), pc.greater_equal(size, least * 1000))) is None
+        ]
+        if not fitting:
             low, high = pc.min_max(size).as_py().values()
             at = first_true(pc.or_(pc.less(size, _UNITS[0][1]), pc.greater_equal(size, _TOP)))
             raise place.bad(
@@ -136,6 +138,7 @@ class Instants:
                 at=at,
                 next_step="give ISO timestamps, or epoch numbers in one unit from 1973 on",
             )
+        unit, factor = fitting[0]
         if len(values) and self.unit not in {None, unit}:
             raise place.bad(
                 f"epoch numbers change from {self.unit} to {unit}", at=0, next_step="give all of the column in one unit"

@@ -1,9 +1,9 @@
-"""A domain's log and item file → Parquet under the project's home, every cell checked on the way. Nothing reaches the lake here."""
+"""A domain's log and item file → Parquet under the project's home, each cell checked on the way; nothing reaches the lake yet."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -199,7 +199,7 @@ class _Parts:
             self._writers[key] = pq.ParquetWriter(self.files[-1], batch.schema, compression="zstd")
         self._writers[key].write_batch(batch)
 
-    def __enter__(self) -> _Parts:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table, id_type_of, schema_of
 from scalr_prod.errors import NoCommonUsers
-from scalr_prod.ingest.commit import Log, add_events, scan, staged_sql, update_catalogue
+from scalr_prod.ingest.catalogue import update_catalogue
+from scalr_prod.ingest.commit import Addition, Log, scan, staged_sql
 from scalr_prod.ingest.idtypes import agreed_type
 from scalr_prod.ingest.report import DomainReport
 from scalr_prod.progress import counting
@@ -42,6 +43,7 @@ class Work:
         self.there = tuple(domain for domain in _BOTH if lake.exists(Table.events(domain)))
         self.user, self.item = self._agree()
         self.logs = {domain: self._view(domain) for domain in events}
+        self.additions = {domain: Addition(db, lake, log) for domain, log in self.logs.items()}
 
     def _agree(self) -> tuple[IdType, dict[Domain, IdType]]:
         users = next((self._kept(domain, USER_ID) for domain in self.there), None)
@@ -68,7 +70,8 @@ class Work:
         first, last = self.db.sql(
             f"SELECT epoch_us(min({EVENT_TIMESTAMP})), epoch_us(max({EVENT_TIMESTAMP})) FROM {view}"
         ).fetchall()[0]
-        return Log(view, _instant(first), _instant(last))
+        staged = self.events[domain]
+        return Log(domain, staged.origin, view, staged.rows, _instant(first), _instant(last))
 
     def common_users(self, settings: Settings) -> int | None:
         """Users that the two domains share, counted over what was read (or, for a domain that was not, over the lake).
@@ -117,6 +120,15 @@ class Work:
     def _example(self, domain: Domain) -> str:
         return repr(self.db.sql(f"SELECT min({USER_ID}) FROM {domain}_users").fetchall()[0][0])
 
+    def compare(self) -> None:
+        """Find what each domain adds.
+
+        Raises:
+            BadValue: A log is in the lake already, but with other created times or weights.
+        """
+        for addition in self.additions.values():
+            addition.compare()
+
     def create_tables(self) -> None:
         """Make every table that is missing and whose id types are known."""
         for domain, item in self.item.items():
@@ -136,9 +148,9 @@ class Work:
             CommitFailed: The lake refused; what was committed before is found again when the ingest is repeated.
         """
         staged, log, table = self.events[domain], self.logs[domain], Table.events(domain)
-        size, duplicates = update_catalogue(self.db, self.lake, Table.items(domain), log, self.items[domain], self.item[domain])
+        size, duplicates = update_catalogue(self.db, self.lake, log, self.items[domain], self.item[domain])
         with counting(f"add {domain}", show=progress, total=staged.rows) as count:
-            added, version = add_events(self.db, self.lake, table, log, count=count)
+            added, version = self.additions[domain].commit(count)
         users, items = self.db.sql(f"SELECT count(DISTINCT {USER_ID}), count(DISTINCT {ITEM_ID}) FROM {log.view}").fetchall()[0]
         return DomainReport(
             name=name,

@@ -1,0 +1,146 @@
+"""Histories and statistics against an oracle that reads the rules row by row and shares no code with the package."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from scalr_prod.contracts import Table, schema_of
+from scalr_prod.histories import build, build_histories
+from scalr_prod.histories.dominance import Dominance
+from scalr_prod.lake import Lake
+from scalr_prod.settings import Settings
+
+EPOCH = datetime(2024, 1, 1, tzinfo=UTC)
+STEP = timedelta(hours=7)
+DOMAINS = {"source": {"name": "a", "events": "a"}, "target": {"name": "b", "events": "b"}}
+
+#: user, item, time, delay: few of each, so that ties, repeats and late events abound.
+EVENTS = st.lists(
+    st.tuples(st.integers(0, 3), st.integers(0, 5), st.integers(0, 12), st.one_of(st.just(0), st.integers(0, 15))), max_size=40
+)
+
+
+def low_md5(value) -> int:
+    return int.from_bytes(hashlib.md5(str(value).encode(), usedforsecurity=False).digest()[8:], "little")
+
+
+def named(events, ids: str):
+    """Numbers → ids of a type, instants and knowledge times."""
+    user, item = (int, int) if ids == "int64" else ("u{}".format, "i{}".format)
+    return [(user(u), item(i), EPOCH + t * STEP, EPOCH + (t + d) * STEP) for u, i, t, d in events]
+
+
+def states(events, key: int):
+    """All (key, t, c) that there must be, with the events of the key visible in each."""
+    for name in {event[key] for event in events}:
+        own = [event for event in events if event[key] == name]
+        for time in {event[2] for event in own}:
+            first = min(event[3] for event in own if event[2] == time)
+            later = {event[3] for event in own if event[2] <= time and event[3] > first}
+            for known in {first, *later}:
+                yield name, time, known, [event for event in own if event[2] <= time and event[3] <= known]
+
+
+def expected_histories(events, length: int):
+    rows = []
+    for user, time, known, seen in states(events, 0):
+        last = sorted(seen, key=lambda event: (event[2], low_md5(event[1])))[-length:]
+        rows.append((user, time, known, [event[1] for event in last], [event[2] for event in last], len(seen)))
+    return sorted(rows, key=repr)
+
+
+def expected_statistics(events, days: int):
+    rows = []
+    for item, time, known, seen in states(events, 1):
+        trailing = sum(event[2] > time - timedelta(days=days) for event in seen)
+        rows.append((item, time, known, min(event[2] for event in seen), len(seen), trailing))
+    return sorted(rows, key=repr)
+
+
+def project(folder, events, ids: str, length: int, days: int) -> Settings:
+    made = Settings(domains=DOMAINS, histories={"length": length, "trailing_days": days}, base=folder)
+    lake = Lake.open(made)
+    for table in (*Table,):
+        lake.create(table, schema_of(table, user=ids, item=ids))
+    schema = lake.schema(Table.TARGET_EVENTS)
+    columns = list(zip(*events, strict=True)) or [(), (), (), ()]
+    arrays = [pa.array(column, field.type) for column, field in zip((*columns, [1.0] * len(events)), schema, strict=True)]
+    for table in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS):
+        lake.append(table, pa.Table.from_arrays(arrays, schema=schema), key="made")
+    return made
+
+
+def found_histories(lake: Lake, table: Table):
+    columns = ("user_id", "event_timestamp", "created_timestamp", "item_ids", "event_timestamps", "event_count")
+    return sorted((tuple(row[name] for name in columns) for row in lake.read(table).to_pylist()), key=repr)
+
+
+def found_statistics(lake: Lake):
+    columns = ("item_id", "event_timestamp", "created_timestamp", "first_seen", "event_count", "trailing_event_count")
+    rows = lake.read(Table.TARGET_ITEM_STATS).to_pylist()
+    return sorted((tuple(row[name] for name in columns) for row in rows), key=repr)
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(EVENTS, st.sampled_from(["int64", "string"]), st.integers(1, 4), st.integers(1, 3), st.sampled_from([1, 2, 5, 1000]))
+def test_every_row_is_what_the_rules_say(  # noqa: PLR0917 - hypothesis passes by position
+    tmp_path_factory, raw, ids, length, days, at_once
+):
+    events = named(raw, ids)
+    made = project(tmp_path_factory.mktemp("project"), events, ids, length, days)
+    with pytest.MonkeyPatch.context() as patch:
+        # Small pieces everywhere, so that their seams are tested as well.
+        patch.setattr(build, "_CHUNK", at_once)
+        patch.setattr(build, "_BATCH", at_once)
+        patch.setattr(build, "_ELEMENTS", at_once * 3)
+        patch.setattr("scalr_prod.histories.knowledge._AT_ONCE", at_once)
+        build_histories(made)
+    lake = Lake.open(made)
+    expected = expected_histories(events, length)
+    assert found_histories(lake, Table.SOURCE_USER_HISTORY) == expected
+    assert found_histories(lake, Table.TARGET_USER_HISTORY) == expected
+    assert found_statistics(lake) == expected_statistics(events, days)
+
+
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(EVENTS, st.integers(1, 3), st.lists(st.tuples(st.integers(-1, 14), st.integers(-1, 30)), min_size=1, max_size=8))
+def test_reading_as_of_a_time_and_a_knowledge_gives_what_was_visible(tmp_path_factory, raw, length, asked):
+    events = named(raw, "int64")
+    made = project(tmp_path_factory.mktemp("project"), events, "int64", length, 1)
+    build_histories(made)
+    rows = Lake.open(made).read(Table.SOURCE_USER_HISTORY).to_pylist()
+    for at, knowledge in asked:
+        time, known = EPOCH + at * STEP, EPOCH + knowledge * STEP
+        for user in {event[0] for event in events}:
+            seen = [event for event in events if event[0] == user and event[2] <= time and event[3] <= known]
+            seen.sort(key=lambda event: (event[2], low_md5(event[1])))
+            readable = [
+                row
+                for row in rows
+                if row["user_id"] == user and row["event_timestamp"] <= time and row["created_timestamp"] <= known
+            ]
+            if not seen:
+                assert not readable
+                continue
+            row = max(readable, key=lambda row: (row["event_timestamp"], row["created_timestamp"]))
+            assert row["item_ids"] == [event[1] for event in seen[-length:]]
+            assert row["event_count"] == len(seen)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.data())
+def test_dominance_counts_what_a_loop_counts(data):
+    size = data.draw(st.integers(1, 200))
+    values = np.array(data.draw(st.lists(st.integers(0, size), min_size=size, max_size=size)), np.int64)
+    asked = data.draw(st.lists(st.tuples(st.integers(0, size), st.integers(0, size), st.integers(0, size + 70)), min_size=1))
+    start, end, bound = (np.array(column, np.int64) for column in zip(*asked, strict=True))
+    start, end = np.minimum(start, end), np.maximum(start, end)
+    expected = [int((values[s:e] <= b).sum()) for s, e, b in zip(start, end, bound, strict=True)]
+    assert Dominance(values).count(start, end, bound).tolist() == expected
