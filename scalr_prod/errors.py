@@ -12,7 +12,8 @@ ScalrError                      exit code 1; names where, what was found, what t
 │   ├── CommitFailed            nothing was written; safe to repeat
 │   └── CommitOutcomeUnknown    the commit may have landed; read the log before repeating
 ├── LedgerError
-│   └── RunNotFound
+│   ├── RunNotFound
+│   └── LeaseHeld               another driver works on the run
 ├── FeatureStoreError           Feast could not be opened, applied or read
 ├── TranslatorError
 │   ├── NoCommonUsers           source and target share no user: nothing to learn a translation from
@@ -48,6 +49,7 @@ __all__ = [
     "GenerationError",
     "InputError",
     "LakeError",
+    "LeaseHeld",
     "LedgerError",
     "MalformedResponse",
     "ModelNotReady",
@@ -178,6 +180,10 @@ class LedgerError(ScalrError):
 
 class RunNotFound(LedgerError):
     """No run with this id."""
+
+
+class LeaseHeld(LedgerError):
+    """Another driver works on the run; the message says which, and until when."""
 
 
 class FeatureStoreError(ScalrError):

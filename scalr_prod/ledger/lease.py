@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import socket
 import threading
+import time
 import uuid
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import sqlalchemy as sa
 
-from scalr_prod.errors import LedgerError
+from scalr_prod.errors import LeaseHeld, LedgerError
 from scalr_prod.ledger.models import RunRow
 from scalr_prod.ledger.runs import Runs
 
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Lease", "Leases"]
 
 _TTL_S: Final = 60.0
+_POLL_S: Final = 0.2
 
 
 class Lease:
@@ -49,14 +53,30 @@ class Leases(Runs):
     """The part of the ledger that gives leases. Times are the database's, so drivers' clocks need not agree."""
 
     @contextlib.contextmanager
-    def lease(self, run_id: str, *, owner: str | None = None, ttl_s: float = _TTL_S) -> Iterator[Lease]:
+    def lease(self, run_id: str, *, owner: str | None = None, ttl_s: float = _TTL_S, wait_s: float = 0.0) -> Iterator[Lease]:
         """Hold a run while the block lasts, renewing in the background; a driver that dies loses it after ``ttl_s`` seconds.
+
+        A driver that died on this machine loses it at once.
+
+        Args:
+            run_id: The run.
+            owner: Who holds it; default: this process, by host, process id and a token of its own.
+            ttl_s: Seconds until it runs out where it is not renewed.
+            wait_s: Seconds to wait for another driver to let go.
 
         Raises:
             LedgerError: Another driver holds it; says who, and until when.
         """
         held = Lease(run_id, owner or _me())
-        self.acquire_lease(run_id, held.owner, ttl_s=ttl_s)
+        give_up = time.monotonic() + wait_s
+        while True:
+            try:
+                self.acquire_lease(run_id, held.owner, ttl_s=ttl_s)
+                break
+            except LeaseHeld:
+                if time.monotonic() >= give_up:
+                    raise
+                time.sleep(_POLL_S)
         stop = threading.Event()
         keeper = threading.Thread(target=self._keep, args=(held, ttl_s, stop), name=f"lease {run_id}", daemon=True)
         keeper.start()
@@ -76,8 +96,9 @@ class Leases(Runs):
         with self._writing() as session:
             row = self._row(session, run_id, lock=True)
             now = self._now(session)
-            if row.lease_owner not in {None, owner} and row.lease_expires_at is not None and row.lease_expires_at > now:
-                raise LedgerError(
+            others = row.lease_owner is not None and row.lease_owner != owner and not _is_dead(row.lease_owner)
+            if others and row.lease_expires_at is not None and row.lease_expires_at > now:
+                raise LeaseHeld(
                     f"{row.lease_owner} works on this run, until {row.lease_expires_at.isoformat(timespec='seconds')} at least",
                     where=self.address,
                     next_step="wait for it to end; if it died, the lease runs out by itself",
@@ -126,4 +147,28 @@ class Leases(Runs):
 
 
 def _me() -> str:
-    return f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+    return f"{socket.gethostname()}:{os.getpid()}:{_machine()}:{uuid.uuid4().hex[:8]}"
+
+
+def _machine() -> str:
+    """Names this boot of this machine and its space of process ids (a container has its own); "-" where that is not known."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        space = Path("/proc/self/ns/pid").readlink()
+    except OSError:
+        return "-"
+    return hashlib.sha256(f"{boot} {space}".encode()).hexdigest()[:8]
+
+
+def _is_dead(owner: str) -> bool:
+    """Whether an owner was a process of this machine that is no more. Of others, and in doubt, it is not known: False."""
+    parts = owner.rsplit(":", 3)
+    if len(parts) != 4 or parts[2] == "-" or parts[2] != _machine() or not parts[1].isdigit():  # noqa: PLR2004 - the parts of `_me`
+        return False
+    try:
+        os.kill(int(parts[1]), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False

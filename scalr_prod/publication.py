@@ -1,0 +1,294 @@
+"""An audited run → the feature view, exactly once: one atomic commit replaces the run's window.
+
+The ledger holds the intent before the commit and the outcome after it. A crash between the two is told by the commit's key:
+the lake's log holds it or does not.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import time
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from scalr_prod.contracts import EVENT_TIMESTAMP, Table
+from scalr_prod.errors import CommitFailed, PublicationError
+from scalr_prod.lake import Lake
+from scalr_prod.ledger import Ledger, PublicationStatus, RunState, run_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    import pyarrow as pa
+
+    from scalr_prod.lake import Commit
+    from scalr_prod.ledger import Lease, Publication
+    from scalr_prod.settings import Settings
+
+__all__ = ["PublicationReport", "publish", "rollback_run"]
+
+Outcome = TypeVar("Outcome")
+
+logger = logging.getLogger(__name__)
+
+_VIEW: Final = Table.SYNTHETIC_TARGET_EVENTS
+_PUBLISHABLE: Final = frozenset({RunState.VALIDATED, RunState.PUBLISHED, RunState.ROLLED_BACK})
+#: Attempts of one commit against other publishers; each time, at least one of them got through.
+_ATTEMPTS: Final = 50
+_LEASE_WAIT_S: Final = 90.0
+
+
+@dataclass(frozen=True)
+class PublicationReport:
+    """What a publication or a rollback came to.
+
+    Attributes:
+        run_id: The run.
+        outcome: ``published``, ``already_published``, ``recovered`` (an earlier call committed it and died before it could say
+            so), ``rolled_back``, ``already_rolled_back`` or ``replaced`` (nothing to take out: other runs hold its window).
+        attempt: Which publication of the run this is.
+        table: The feature view's table.
+        delta_version: The Delta version that the commit made.
+        rows: Rows published, or taken out.
+        replaced: Rows that the publication removed from its window, by the run they came from.
+        replaced_by: Runs that have since been published over this one's window.
+        online: Whether the online store was brought up to date.
+    """
+
+    run_id: str
+    outcome: str
+    attempt: int
+    table: str
+    delta_version: int | None
+    rows: int
+    replaced: Mapping[str, int] = field(default_factory=dict)
+    replaced_by: Sequence[str] = ()
+    online: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self) | {"replaced_by": list(self.replaced_by)}
+
+
+def publish(settings: Settings, run_id: str) -> PublicationReport:
+    """Put a validated run's accepted rows into the feature view, in place of whatever its window held.
+
+    Publishing a published run changes nothing; one that was rolled back, or replaced since, is put back.
+
+    Args:
+        settings: The project's settings.
+        run_id: A validated run.
+
+    Raises:
+        PublicationError: The run was not validated, was rejected, or its accepted files are not the audited ones.
+        CommitFailed: Nothing was written; safe to repeat.
+        CommitOutcomeUnknown: The commit may have landed; repeating finds out.
+        LedgerError: Another driver works on the run.
+    """
+    lake = Lake.open(settings)
+    with Ledger.open(settings) as ledger, ledger.lease(run_id, wait_s=_LEASE_WAIT_S) as lease:
+        report = _settled(lake, ledger, run_id)
+        if report is None:
+            report = _commit_run(settings, lake, ledger, lease, run_id)
+    logger.info("%s: %s, %d rows in version %s", run_id, report.outcome, report.rows, report.delta_version)
+    return _materialised(settings, report)
+
+
+def rollback_run(settings: Settings, run_id: str) -> PublicationReport:
+    """Take a run's rows out of the feature view, in one commit. What it had replaced does not come back by itself.
+
+    Raises:
+        PublicationError: The run was never published.
+        CommitFailed: Nothing was written; safe to repeat.
+        LedgerError: Another driver works on the run.
+    """
+    lake = Lake.open(settings)
+    with Ledger.open(settings) as ledger, ledger.lease(run_id, wait_s=_LEASE_WAIT_S) as lease:
+        _settled(lake, ledger, run_id)
+        last = ledger.last_publication(run_id)
+        if last is None or last.status is PublicationStatus.PENDING:
+            raise PublicationError(
+                f"the run is {ledger.run(run_id).state.value}: it was never published",
+                where=lake.uri(_VIEW),
+                next_step=f"see how it stands: scalr runs show {run_id}",
+            ).at(run_id=run_id)
+        if last.status is PublicationStatus.ROLLED_BACK:
+            return _report(last, "already_rolled_back", version=last.rollback_version, rows=0)
+        report = _take_out(lake, ledger, lease, last)
+    logger.info("%s: %s, %d rows", run_id, report.outcome, report.rows)
+    return _materialised(settings, report)
+
+
+def _settled(lake: Lake, ledger: Ledger, run_id: str) -> PublicationReport | None:
+    """The report where nothing is left to do; an attempt that landed without its confirmation is confirmed first."""
+    state = ledger.run(run_id).state
+    if state not in _PUBLISHABLE:
+        raise _not_validated(run_id, state)
+    last = ledger.last_publication(run_id)
+    if last is None or last.status is PublicationStatus.ROLLED_BACK:
+        return None
+    if last.status is PublicationStatus.PENDING:
+        if not lake.committed(_VIEW, last.key):
+            return None
+        version = lake.commit_version(_VIEW, last.key)
+        last = ledger.record_publication(
+            run_id,
+            attempt=last.attempt,
+            delta_version=lake.version(_VIEW) if version is None else version,
+            rows=last.rows,
+            cause="publish: found in the lake's log after an interruption",
+        )
+        return _report(last, "recovered")
+    if ledger.replaced_since(last) and _rows_by_run(lake, last.start, last.end).get(run_id, 0) != last.rows:
+        return None
+    return _report(last, "already_published")
+
+
+def _commit_run(settings: Settings, lake: Lake, ledger: Ledger, lease: Lease, run_id: str) -> PublicationReport:
+    spec = ledger.run(run_id).spec
+    files, rows = _accepted_files(settings, run_id)
+    schema = lake.schema(_VIEW)
+
+    def attempt(version: int) -> tuple[Publication, Commit]:
+        replaced = _rows_by_run(lake, spec.start, spec.end, version=version)
+        intent = ledger.intend_publication(run_id, base_version=version, rows=rows, replaced=replaced)
+        lease.check()
+        commit = lake.replace_window(
+            _VIEW, _reader(files, schema), start=spec.start, end=spec.end, key=intent.key, expected_version=version
+        )
+        return intent, commit
+
+    intent, commit = _against_others(lake, attempt)
+    replaced = ", ".join(f"{count} of {name}" for name, count in sorted(intent.replaced.items())) or "nothing"
+    done = ledger.record_publication(
+        run_id,
+        attempt=intent.attempt,
+        delta_version=commit.version,
+        rows=rows,
+        cause=f"publish: {rows} rows in version {commit.version}, replacing {replaced}",
+    )
+    return _report(done, "published")
+
+
+def _take_out(lake: Lake, ledger: Ledger, lease: Lease, last: Publication) -> PublicationReport:
+    run_id = last.run_id
+    key = f"rollback:{run_id}:{last.attempt}"
+    replaced_by = sorted({later.run_id for later in ledger.replaced_since(last)})
+    held = 0
+
+    def attempt(version: int) -> Commit:
+        nonlocal held
+        held = _rows_by_run(lake, last.start, last.end, version=version).get(run_id, 0)
+        lease.check()
+        return lake.delete(_VIEW, f"run_id = '{run_id}'", key=key, expected_version=version)
+
+    recovered = lake.committed(_VIEW, key)
+    commit = _against_others(lake, attempt)
+    if recovered:  # an earlier call took them out and died before it could say so
+        held = _rows_by_run(lake, last.start, last.end, version=commit.version - 1).get(run_id, 0)
+    outcome = "rolled_back" if held else "replaced"
+    cause = f"rollback: {held} rows in version {commit.version}"
+    if replaced_by:
+        cause += f"; its window had been published again by {', '.join(replaced_by)}"
+    done = ledger.record_rollback(run_id, attempt=last.attempt, delta_version=commit.version, cause=cause)
+    return _report(done, outcome, version=commit.version, rows=held, replaced_by=replaced_by)
+
+
+def _against_others(lake: Lake, attempt: Callable[[int], Outcome]) -> Outcome:
+    """Try a commit that follows the table's current version, again from the next one when another writer was faster."""
+    for tried in range(1, _ATTEMPTS + 1):
+        version = lake.version(_VIEW)
+        try:
+            return attempt(version)
+        except CommitFailed:
+            # The table stands where it stood: it was no conflict, and trying again would not help.
+            if tried == _ATTEMPTS or lake.version(_VIEW) == version:
+                raise
+            time.sleep(random.uniform(0.0, 0.02 * tried))  # noqa: S311 - jitter, not a secret
+    raise AssertionError("unreachable")
+
+
+def _accepted_files(settings: Settings, run_id: str) -> tuple[list[Path], int]:
+    """The files that the gate accepted, each with the checksum that it wrote down."""
+    folder = run_folder(settings, run_id)
+    again = f"audit the run again: scalr validate {run_id}"
+    try:
+        report = json.loads((folder / "gate.json").read_text(encoding="utf-8"))["report"]
+    except (OSError, ValueError, KeyError) as error:
+        raise PublicationError("the gate's verdict is not there", where=str(folder / "gate.json"), next_step=again) from error
+    if not report["passed"]:
+        raise PublicationError("the gate's verdict is no", where=str(folder / "gate.json"), next_step=again).at(run_id=run_id)
+    from scalr_prod.generation.parts import sha256_of
+
+    paths = []
+    for file in report["files"]:
+        path = folder / file["path"]
+        if not path.exists() or sha256_of(path) != file["sha256"]:
+            raise PublicationError("this file is not the one that the gate accepted", where=str(path), next_step=again).at(
+                run_id=run_id
+            )
+        paths.append(path)
+    return paths, int(report["accepted"])
+
+
+def _reader(files: Sequence[Path], schema: pa.Schema) -> pa.RecordBatchReader:
+    import pyarrow as pa
+    import pyarrow.dataset as ds
+
+    batches = ds.dataset([str(path) for path in files], format="parquet", schema=schema).to_batches()
+    return pa.RecordBatchReader.from_batches(schema, (batch.cast(schema) for batch in batches))
+
+
+def _rows_by_run(lake: Lake, start: Any, end: Any, *, version: int | None = None) -> dict[str, int]:
+    """How many rows of each run the view holds in a window."""
+    import pyarrow.compute as pc
+
+    moment = pc.field(EVENT_TIMESTAMP)
+    runs = lake.read(_VIEW, columns=["run_id"], where=(moment >= start) & (moment < end), version=version)
+    counted = runs.group_by("run_id").aggregate([([], "count_all")]).to_pydict()
+    return dict(zip(counted["run_id"], counted["count_all"], strict=True))
+
+
+def _report(
+    publication: Publication,
+    outcome: str,
+    *,
+    version: int | None = None,
+    rows: int | None = None,
+    replaced_by: Sequence[str] = (),
+) -> PublicationReport:
+    return PublicationReport(
+        run_id=publication.run_id,
+        outcome=outcome,
+        attempt=publication.attempt,
+        table=_VIEW.value,
+        delta_version=publication.delta_version if version is None else version,
+        rows=publication.rows if rows is None else rows,
+        replaced=dict(publication.replaced),
+        replaced_by=list(replaced_by),
+    )
+
+
+def _not_validated(run_id: str, state: RunState) -> PublicationError:
+    if state is RunState.REJECTED:
+        return PublicationError("the gate rejected this run", where="ledger", next_step=f"see why: scalr validate {run_id}")
+    return PublicationError(
+        f"the run is {state.value}, not validated",
+        where="ledger",
+        next_step=f"go on with it: scalr runs resume {run_id}",
+    )
+
+
+def _materialised(settings: Settings, report: PublicationReport) -> PublicationReport:
+    """Bring the online store up to date, where the settings ask for it."""
+    if not settings.publication.online:
+        return report
+    from dataclasses import replace
+
+    from scalr_prod.feast_store import materialize
+
+    materialize(settings)
+    return replace(report, online=True)

@@ -1,0 +1,152 @@
+"""Great Expectations, opened below home: suites, results and data docs on disk, nothing sent anywhere."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import pandas as pd
+
+    from scalr_prod.settings import Settings
+
+__all__ = ["Check", "Finding", "Inspector", "inspecting"]
+
+_STORES: Final = {
+    "expectations_store": ("ExpectationsStore", "expectations"),
+    "validation_results_store": ("ValidationResultsStore", "validations"),
+    "validation_definition_store": ("ValidationDefinitionStore", None),
+    "checkpoint_store": ("CheckpointStore", None),
+}
+_LOCK_TIMEOUT_S: Final = 300
+
+
+@dataclass(frozen=True)
+class Check:
+    """One expectation: its name, a sentence, GX's class and arguments."""
+
+    rule: str
+    says: str
+    expectation: str
+    arguments: Mapping[str, Any]
+    severity: Literal["critical", "warning"] = "critical"
+
+    @classmethod
+    def all_true(cls, rule: str, says: str, *, severity: Literal["critical", "warning"] = "critical") -> Check:
+        """Every value of the boolean column ``rule`` is True."""
+        return cls(rule, says, "ExpectColumnValuesToBeInSet", {"column": rule, "value_set": [True]}, severity)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What GX found for one check."""
+
+    rule: str
+    success: bool
+    checked: int
+    failed: int
+
+
+class Inspector:
+    """An open data context. Held by one process at a time: `inspecting` locks the folder."""
+
+    def __init__(self, context: Any, docs: str) -> None:
+        self._context = context
+        self.docs = docs
+
+    def inspect(self, suite: str, subject: str, frame: pd.DataFrame, checks: Sequence[Check]) -> list[Finding]:
+        """Validate one frame once, store the result, and bring the data docs up to date.
+
+        Args:
+            suite: Name of the suite; it is stored with these checks.
+            subject: What the frame holds (a run's id); names the result in the data docs.
+            frame: [N] rows.
+            checks: What to expect.
+
+        Returns:
+            One finding per check, in order.
+        """
+        import great_expectations as gx
+        import great_expectations.expectations as library
+
+        context = self._context
+        expectations = [
+            getattr(library, check.expectation)(
+                **check.arguments,
+                severity=check.severity,
+                meta={"rule": check.rule, "notes": {"format": "markdown", "content": [f"**{check.rule}**: {check.says}"]}},
+            )
+            for check in checks
+        ]
+        stored = context.suites.add_or_update(gx.ExpectationSuite(name=suite, expectations=expectations))
+        batch = context.data_sources.add_or_update_pandas("scalr").add_dataframe_asset(suite)
+        definition = gx.ValidationDefinition(
+            name=suite, data=batch.add_batch_definition_whole_dataframe("all_rows"), suite=stored
+        )
+        checkpoint = gx.Checkpoint(
+            name=suite,
+            validation_definitions=[context.validation_definitions.add_or_update(definition)],
+            actions=[gx.checkpoint.UpdateDataDocsAction(name="data docs")],
+            result_format={"result_format": "BASIC", "partial_unexpected_count": 0},
+        )
+        outcome = context.checkpoints.add_or_update(checkpoint).run(
+            batch_parameters={"dataframe": frame}, run_id=gx.RunIdentifier(run_name=subject)
+        )
+        (result,) = outcome.run_results.values()
+        found = {entry.expectation_config.meta["rule"]: entry for entry in result.results}
+        return [_finding(check.rule, found[check.rule], len(frame)) for check in checks]
+
+
+@contextmanager
+def inspecting(settings: Settings) -> Iterator[Inspector]:
+    """Open the project's data context: suites and results in ``<home>/gx``, data docs in ``<home>/data_docs``."""
+    # Read when the library is imported: it would send usage events otherwise.
+    os.environ["GX_ANALYTICS_ENABLED"] = "false"
+    import great_expectations as gx
+    from filelock import FileLock
+    from great_expectations.data_context.types.base import DataContextConfig
+
+    root, docs = settings.home / "gx", settings.home / "data_docs"
+    root.mkdir(parents=True, exist_ok=True)
+    config = DataContextConfig(
+        config_version=4.0,
+        stores={
+            name: {"class_name": kind, "store_backend": _backend(root, folder)} for name, (kind, folder) in _STORES.items()
+        },
+        expectations_store_name="expectations_store",
+        validation_results_store_name="validation_results_store",
+        checkpoint_store_name="checkpoint_store",
+        data_docs_sites={
+            "gate": {
+                "class_name": "SiteBuilder",
+                "show_how_to_buttons": False,
+                "store_backend": _backend(docs, ""),
+                "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+            }
+        },
+        analytics_enabled=False,
+        progress_bars={"globally": False},
+    )
+    with FileLock(root / ".lock", timeout=_LOCK_TIMEOUT_S):
+        context = gx.get_context(mode="ephemeral", project_config=config)
+        yield Inspector(context, str(docs / "index.html"))
+
+
+def _backend(root: Any, folder: str | None) -> dict[str, str]:
+    if folder is None:
+        return {"class_name": "InMemoryStoreBackend"}
+    return {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(root / folder)}
+
+
+def _finding(rule: str, entry: Any, rows: int) -> Finding:
+    exception = entry.exception_info or {}
+    if exception.get("raised_exception") or "unexpected_count" not in entry.result:
+        return Finding(rule, bool(entry.success), rows, 0 if entry.success else rows)
+    # GX leaves nulls out of its count; a null verdict cannot occur, and a null figure is a failure.
+    missing = int(entry.result.get("missing_count") or 0)
+    failed = int(entry.result["unexpected_count"]) + missing
+    return Finding(rule, bool(entry.success) and not missing, rows, failed)

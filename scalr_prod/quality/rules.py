@@ -1,0 +1,164 @@
+"""The rules that a run's events must keep, each with its name, a sentence, and how it is computed.
+
+A row rule is a SQL condition over the candidates ``c``, joined to what the lake knew by the run's ``as_of`` (see `audit`).
+A run rule is a bound on a figure of the accepted rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from scalr_prod.ledger import RunSpec
+    from scalr_prod.settings import QualitySettings
+
+__all__ = ["COLUMNS", "RowRule", "RunRule", "instant_sql", "row_rules", "run_rules"]
+
+#: Of a synthetic event, in order.
+COLUMNS = (
+    "event_id",
+    USER_ID,
+    ITEM_ID,
+    EVENT_TIMESTAMP,
+    "probability",
+    "weight",
+    "source_item_id",
+    "source_event_timestamp",
+    "translator_version",
+    "run_id",
+    CREATED_TIMESTAMP,
+)
+
+
+@dataclass(frozen=True)
+class RowRule:
+    """A condition that every row must meet.
+
+    Attributes:
+        name: Names the rule in reports, and its column in the audited frame.
+        says: What it asks for, in a sentence.
+        holds: DuckDB expression over the joined candidates; null counts as broken.
+    """
+
+    name: str
+    says: str
+    holds: str
+
+
+@dataclass(frozen=True)
+class RunRule:
+    """A bound on one figure of the run: ``low <= figure <= high`` where given."""
+
+    name: str
+    says: str
+    figure: str
+    low: float | None = None
+    high: float | None = None
+
+
+def row_rules(spec: RunSpec, *, exclude_consumed: bool) -> list[RowRule]:
+    """The rules for every row of a run."""
+    rules = [RowRule(f"{column}_is_present", f"{column} is not null", f"c.{column} IS NOT NULL") for column in COLUMNS]
+    rules += [
+        RowRule("event_id_is_a_hash", "event_id is 32 hex digits", "regexp_full_match(c.event_id, '[0-9a-f]{32}')"),
+        RowRule("event_id_is_unique", "no other row has this event_id", "c.same_event_id = 1"),
+        RowRule("user_item_time_is_unique", "no other row has this user, item and time", "c.same_user_item_time = 1"),
+        RowRule("probability_is_in_range", "0 < probability <= 1", "c.probability > 0 AND c.probability <= 1"),
+        RowRule("weight_is_in_range", "0 <= weight <= 1", "c.weight >= 0 AND c.weight <= 1"),
+        RowRule(
+            "event_is_in_the_window",
+            f"{spec.start.isoformat()} <= {EVENT_TIMESTAMP} < {spec.end.isoformat()}",
+            f"c.{EVENT_TIMESTAMP} >= {instant_sql(spec.start)} AND c.{EVENT_TIMESTAMP} < {instant_sql(spec.end)}",
+        ),
+        RowRule(
+            "known_from_as_of_on",
+            f"{CREATED_TIMESTAMP} is the run's as_of, {spec.as_of.isoformat()}",
+            f"c.{CREATED_TIMESTAMP} = {instant_sql(spec.as_of)}",
+        ),
+        RowRule(
+            "event_is_at_the_source_event",
+            f"{EVENT_TIMESTAMP} is source_event_timestamp",
+            f"c.{EVENT_TIMESTAMP} = c.source_event_timestamp",
+        ),
+        RowRule(
+            "source_event_is_real_and_known",
+            "the user's source event is in source_events and was known by as_of",
+            "s.found",
+        ),
+        RowRule("item_is_in_the_catalogue", "the item is one of the target domain known by as_of", "i.found"),
+        RowRule(
+            "item_was_seen_before",
+            "a target event of the item, known by as_of, is strictly before this event",
+            f"i.first_seen < c.{EVENT_TIMESTAMP}",
+        ),
+    ]
+    if exclude_consumed:
+        rules.append(
+            RowRule(
+                "user_had_not_consumed_it",
+                "no target event of this user and item, known by as_of, is before this event",
+                f"u.first_consumed IS NULL OR u.first_consumed >= c.{EVENT_TIMESTAMP}",
+            )
+        )
+    return [
+        *rules,
+        RowRule(
+            "translator_is_the_runs",
+            f"translator_version is {spec.translator_version}",
+            f"c.translator_version = {spec.translator_version}",
+        ),
+        RowRule("run_is_this_one", f"run_id is {spec.run_id}", f"c.run_id = '{spec.run_id}'"),
+    ]
+
+
+def run_rules(spec: RunSpec, quality: QualitySettings, *, events_per_source_event: int) -> list[RunRule]:
+    """The rules for a run as a whole."""
+    limit = "start" if spec.mode == "causal" else "as_of"
+    rules = [
+        RunRule("run_holds_events", "at least one row is accepted", "accepted", low=1),
+        RunRule(
+            "translator_had_not_seen_the_window",
+            f"the translator's trained_until is no later than the run's {limit} (mode = {spec.mode})",
+            "seconds_trained_past_limit",
+            high=0,
+        ),
+        RunRule(
+            "volume_per_source_event",
+            f"no source event became more than {events_per_source_event} events",
+            "max_events_per_source_event",
+            high=events_per_source_event,
+        ),
+        RunRule(
+            "source_coverage",
+            f"at least {quality.min_source_coverage:.2%} of the window's source events became an event",
+            "source_coverage",
+            low=quality.min_source_coverage,
+        ),
+        RunRule(
+            "popularity_is_like_the_real_one",
+            f"total variation between the popularity buckets of accepted and of real events is at most "
+            f"{quality.max_bucket_distance:g}",
+            "bucket_distance",
+            high=quality.max_bucket_distance,
+        ),
+    ]
+    if quality.policy == "quarantine":
+        rules.append(
+            RunRule(
+                "quarantined_share",
+                f"at most {quality.max_quarantine_share:.2%} of the rows broke a rule",
+                "quarantined_share",
+                high=quality.max_quarantine_share,
+            )
+        )
+    return rules
+
+
+def instant_sql(moment: datetime) -> str:
+    """A moment as a DuckDB literal."""
+    return f"TIMESTAMPTZ '{moment.isoformat()}'"

@@ -1,0 +1,168 @@
+"""A small project made by hand, for the rooms that come after generation: a lake, a planned run, and candidates that keep every rule.
+
+Source events: user ``u<k>`` on ``s<j>`` at hour ``k + 10 j``. Target items ``t0 … t9`` are seen at the very first instant by the
+user ``first``, so that each may be proposed later. Candidates: for every source event of the window two different items.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from scalr_prod.contracts import Table, schema_of
+from scalr_prod.lake import Lake
+from scalr_prod.ledger import Ledger, RunSpec, run_folder
+from scalr_prod.settings import Settings, load_settings
+
+START = datetime(2024, 1, 1, tzinfo=UTC)
+USERS, SOURCE_EVENTS, ITEMS = 20, 10, 10
+IDS: dict[str, Any] = {"user": "string", "item": "string", "source_item": "string"}
+
+
+def hour(number: float) -> datetime:
+    return START + timedelta(hours=number)
+
+
+def events(rows: list[tuple[str, str, float, float]]) -> pa.Table:
+    """Rows of user, item, hour of the event, hour from which on it is known."""
+    schema = schema_of(Table.TARGET_EVENTS, user="string", item="string")
+    columns = list(zip(*rows, strict=True))
+    arrays = [list(columns[0]), list(columns[1]), [hour(h) for h in columns[2]], [hour(h) for h in columns[3]]]
+    return pa.table(dict(zip(schema.names, [*arrays, [1.0] * len(rows)], strict=True))).cast(schema)
+
+
+def source_rows() -> list[tuple[str, str, float, float]]:
+    return [(f"u{k}", f"s{j}", k + 10 * j, k + 10 * j) for k in range(USERS) for j in range(SOURCE_EVENTS)]
+
+
+def target_rows() -> list[tuple[str, str, float, float]]:
+    return [("first", f"t{i}", -1000, -1000) for i in range(ITEMS)]
+
+
+def make_lake(lake: Lake, source: list | None = None, target: list | None = None, items: list[str] = ()) -> None:
+    """All tables that the gate and the publication read or write."""
+    for table in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS, Table.TARGET_ITEMS, Table.SOURCE_USER_HISTORY):
+        lake.create(table, schema_of(table, user="string", item="string"))
+    for table in (Table.SYNTHETIC_TARGET_EVENTS, Table.SYNTHETIC_QUARANTINE):
+        lake.create(table, schema_of(table, **IDS))
+    lake.append(Table.SOURCE_EVENTS, events(source_rows() if source is None else source), key="source")
+    lake.append(Table.TARGET_EVENTS, events(target_rows() if target is None else target), key="target")
+    if items:
+        schema = lake.schema(Table.TARGET_ITEMS)
+        none = [None] * len(items)
+        lake.append(Table.TARGET_ITEMS, pa.table([list(items), none, none, none], schema=schema), key="items")
+
+
+@dataclass
+class Handmade:
+    """A project and the means to make runs in it."""
+
+    folder: Path
+    extra: str = ""
+    source: list | None = None
+    target: list | None = None
+    items: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.config = self.folder / "scalr.toml"
+        self.configure(self.extra)
+        make_lake(self.lake, self.source, self.target, self.items)
+
+    def configure(self, extra: str) -> Settings:
+        """Other settings from now on."""
+        self.config.write_text(
+            '[domains.source]\nname = "source"\nevents = "s.parquet"\n'
+            f'[domains.target]\nname = "target"\nevents = "t.parquet"\n{extra}\n'
+        )
+        self.settings = load_settings(self.config)
+        return self.settings
+
+    @property
+    def lake(self) -> Lake:
+        return Lake.open(self.settings)
+
+    def run(
+        self,
+        *,
+        start: float = 50,
+        end: float = 100,
+        as_of: float | None = None,
+        mode: str = "backfill",
+        trained_until: float | None = None,
+        seed: int = 0,
+        generated: bool = True,
+        candidates: pd.DataFrame | None = None,
+        **generation: Any,
+    ) -> RunSpec:
+        """A run in the ledger, with run.json and candidates on disk."""
+        versions = {t.value: self.lake.version(t) for t in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS, Table.SOURCE_USER_HISTORY)}
+        wanted = {"events_per_source_event": 2, "exclude_consumed": True, "align": True, "align_buckets": 10, **generation}
+        spec = RunSpec.make(
+            mode=mode,
+            start=hour(start),
+            end=hour(end),
+            as_of=hour(end if as_of is None else as_of),
+            seed=seed,
+            translator_version=1,
+            translator_sha256="0" * 64,
+            translator_trained_until=hour(start if trained_until is None else trained_until),
+            table_versions=versions,
+            settings={"generation": wanted, "histories": {"length": 50}},
+        )
+        with Ledger.open(self.settings) as ledger:
+            ledger.begin_run(spec)
+            folder = run_folder(self.settings, spec.run_id)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "run.json").write_text(json.dumps(spec.to_json()))
+            if generated:
+                self.write(spec, self.candidates(spec) if candidates is None else candidates)
+                ledger.set_stage(spec.run_id, "generating", cause="test")
+                ledger.set_stage(spec.run_id, "generated", cause="test")
+        return spec
+
+    def candidates(self, spec: RunSpec, source: list | None = None) -> pd.DataFrame:
+        """Two events for every source event of the window; as many for every target item."""
+        rows = []
+        for user, item, when, _ in source_rows() if source is None else source:
+            if not spec.start <= hour(when) < spec.end:
+                continue
+            for _ in range(2):
+                target = f"t{len(rows) % ITEMS}"
+                text = f"{spec.seed}|{user}|{item}|{when}|{target}"
+                rows.append((hashlib.md5(text.encode(), usedforsecurity=False).hexdigest(), user, target, hour(when), item))
+        frame = pd.DataFrame(rows, columns=["event_id", "user_id", "item_id", "event_timestamp", "source_item_id"])
+        frame["probability"] = np.float32(0.2)
+        frame["weight"] = np.float32(0.5)
+        frame["source_event_timestamp"] = frame["event_timestamp"]
+        frame["translator_version"] = spec.translator_version
+        frame["run_id"] = spec.run_id
+        frame["created_timestamp"] = spec.as_of
+        return frame
+
+    def write(self, spec: RunSpec, frame: pd.DataFrame, *, schema: pa.Schema | None = None, parts: int = 2) -> Path:
+        """Candidates as the generation leaves them, in several parts."""
+        schema = schema or schema_of(Table.SYNTHETIC_TARGET_EVENTS, **IDS)
+        schema = pa.schema([column.with_nullable(True) for column in schema])
+        folder = run_folder(self.settings, spec.run_id) / "candidates"
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.glob("*"):
+            path.unlink()
+        for part in range(parts):
+            table = pa.Table.from_pandas(frame.iloc[part::parts], schema=schema, preserve_index=False)
+            pq.write_table(table, folder / f"part-{part:05d}.parquet")
+        return folder
+
+    def view(self) -> pd.DataFrame:
+        """What the feature view's table holds."""
+        frame = self.lake.read(Table.SYNTHETIC_TARGET_EVENTS).to_pandas()
+        return frame.sort_values(["user_id", "event_timestamp", "item_id"], ignore_index=True)
