@@ -167,9 +167,9 @@ def align_parts(
         ]
         remove_others(candidates, partitions)
         kept = np.array([found[bucket, : limits[bucket]].sum() for bucket in range(buckets)], dtype=np.int64)
-        users, items = connection.sql(
+        users, items = connection.execute(
             "SELECT count(DISTINCT user_id), count(DISTINCT item_id) FROM read_parquet($files)",
-            params={"files": [str(part_path(candidates, number)) for number in range(partitions)]},
+            {"files": [str(part_path(candidates, number)) for number in range(partitions)]},
         ).fetchone()
     events = int(kept.sum())
     return Aligned(

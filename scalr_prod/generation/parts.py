@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import uuid
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,14 +14,19 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-__all__ = ["part_path", "read_manifest", "remove_others", "seal", "sha256_of", "write_json", "writing"]
+__all__ = ["manifest_path", "part_path", "read_manifest", "remove_others", "seal", "sha256_of", "write_json", "writing"]
 
 _CHUNK: Final = 1 << 20
 
 
 def part_path(folder: Path, partition: int) -> Path:
-    """Where a partition's rows are; its manifest bears the same name with ``.json``."""
+    """Where a partition's rows are."""
     return folder / f"part-{partition:05d}.parquet"
+
+
+def manifest_path(path: Path) -> Path:
+    """The manifest of a part; the underscore hides it from what reads a folder of Parquet files."""
+    return path.with_name(f"_{path.stem}.json")
 
 
 @contextmanager
@@ -35,8 +40,7 @@ def writing(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None
     import pyarrow.parquet as pq
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The process id keeps two workers apart that were given the same task (one of them thought lost).
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    unfinished = _unfinished(path)
     try:
         with pq.ParquetWriter(unfinished, schema, compression="zstd") as writer:
             yield writer.write_table
@@ -48,14 +52,14 @@ def writing(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None
 def seal(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Write the manifest of a finished part: the facts, its file's name and its SHA-256."""
     manifest = {**facts, "path": path.name, "sha256": sha256_of(path)}
-    write_json(path.with_suffix(".json"), manifest)
+    write_json(manifest_path(path), manifest)
     return manifest
 
 
 def read_manifest(path: Path, **expected: Any) -> dict[str, Any] | None:
     """The manifest of a part that is there, whole, and has these facts; None otherwise: it has to be made."""
     try:
-        manifest: dict[str, Any] = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = json.loads(manifest_path(path).read_text(encoding="utf-8"))
         if any(manifest.get(key) != value for key, value in expected.items()) or manifest.get("sha256") != sha256_of(path):
             return None
     except (OSError, ValueError, AttributeError):
@@ -65,7 +69,8 @@ def read_manifest(path: Path, **expected: Any) -> dict[str, Any] | None:
 
 def remove_others(folder: Path, partitions: int) -> None:
     """Remove parts of another cut of the same run, and what a killed worker left unfinished."""
-    kept = {part_path(folder, number).with_suffix(suffix) for number in range(partitions) for suffix in (".parquet", ".json")}
+    wanted = [part_path(folder, number) for number in range(partitions)]
+    kept = {*wanted, *map(manifest_path, wanted)}
     for path in folder.glob("*"):
         if path not in kept:
             path.unlink(missing_ok=True)
@@ -74,9 +79,14 @@ def remove_others(folder: Path, partitions: int) -> None:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON so that a reader sees all of it or the file as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    unfinished = _unfinished(path)
     unfinished.write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
     unfinished.replace(path)
+
+
+def _unfinished(path: Path) -> Path:
+    """A name of its own for every writer: two workers may have been given one task, when one of them was thought lost."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
 
 
 def sha256_of(path: Path) -> str:

@@ -99,11 +99,11 @@ def _known_range(settings: Settings, events: Any, start: datetime | None, end: d
 
     with staging_folder(settings, "plan") as folder, open_duckdb(settings, folder) as connection:
         connection.register("events", events)
-        row = connection.sql(
+        row = connection.execute(
             f"""SELECT epoch_us(min({EVENT_TIMESTAMP})), epoch_us(max({EVENT_TIMESTAMP})),
                        count(*) FILTER ({EVENT_TIMESTAMP} < $end AND ($start IS NULL OR {EVENT_TIMESTAMP} >= $start))
                 FROM events WHERE {CREATED_TIMESTAMP} <= $as_of""",
-            params={"start": start, "end": end, "as_of": as_of},
+            {"start": start, "end": end, "as_of": as_of},
         ).fetchone()
     return _Range(_instant(row[0]), _instant(row[1]), int(row[2]))
 
