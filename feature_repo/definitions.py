@@ -1,0 +1,115 @@
+"""Entities, sources, views and services over the lake's tables.
+
+`lake.json` beside this file, written when the repository is laid, says where the lake is and which types its ids have.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from pathlib import Path
+
+from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
+from feast.data_format import DeltaFormat
+from feast.types import Array, Float32, Int64, String, UnixTimestamp
+
+LAKE = json.loads((Path(__file__).parent / "lake.json").read_text(encoding="utf-8"))
+TYPES = {"int64": Int64, "string": String}
+USER, SOURCE_ITEM, TARGET_ITEM = (TYPES[LAKE[name]] for name in ("user", "source_item", "target_item"))
+
+user = Entity(
+    name="user",
+    join_keys=["user_id"],
+    value_type=ValueType.INT64 if LAKE["user"] == "int64" else ValueType.STRING,
+    description="A person, known in both domains by one id.",
+)
+item = Entity(
+    name="item",
+    join_keys=["item_id"],
+    value_type=ValueType.INT64 if LAKE["target_item"] == "int64" else ValueType.STRING,
+    description="An item of the target domain.",
+)
+
+
+def table(name: str) -> FileSource:
+    """One Delta table of the lake, with both of its clocks."""
+    return FileSource(
+        name=name,
+        path=f"{LAKE['root']}/{name}",
+        file_format=DeltaFormat(),
+        timestamp_field="event_timestamp",
+        created_timestamp_column="created_timestamp",
+    )
+
+
+def view(name: str, entity: Entity, key: Field, fields: list[Field], description: str, *, online: bool = True) -> FeatureView:
+    """A feature view over the table of the same name; its rows never go stale."""
+    return FeatureView(
+        name=name,
+        entities=[entity],
+        ttl=timedelta(0),
+        schema=[key, *fields],
+        source=table(name),
+        online=online,
+        description=description,
+    )
+
+
+def history(name: str, item_type: object, description: str) -> FeatureView:
+    """A user's last events as of each of their events."""
+    fields = [
+        Field(name="item_ids", dtype=Array(item_type)),
+        Field(name="event_timestamps", dtype=Array(UnixTimestamp)),
+        Field(name="event_count", dtype=Int64),
+    ]
+    return view(name, user, Field(name="user_id", dtype=USER), fields, description)
+
+
+def events(name: str, item_type: object, description: str) -> FeatureView:
+    """A log of real events; read by window, so it needs no place in the online store."""
+    fields = [Field(name="item_id", dtype=item_type), Field(name="weight", dtype=Float32)]
+    return view(name, user, Field(name="user_id", dtype=USER), fields, description, online=False)
+
+
+source_events = events("source_events", SOURCE_ITEM, "Real events of the source domain.")
+target_events = events("target_events", TARGET_ITEM, "Real events of the target domain.")
+source_user_history = history("source_user_history", SOURCE_ITEM, "A user's last source events.")
+target_user_history = history("target_user_history", TARGET_ITEM, "A user's last target events.")
+target_item_stats = view(
+    "target_item_stats",
+    item,
+    Field(name="item_id", dtype=TARGET_ITEM),
+    [
+        Field(name="first_seen", dtype=UnixTimestamp),
+        Field(name="event_count", dtype=Int64),
+        Field(name="trailing_event_count", dtype=Int64),
+    ],
+    "When a target item was first seen, and how often since and lately.",
+)
+synthetic_target_events = view(
+    "synthetic_target_events",
+    user,
+    Field(name="user_id", dtype=USER),
+    [
+        Field(name="event_id", dtype=String),
+        Field(name="item_id", dtype=TARGET_ITEM),
+        Field(name="probability", dtype=Float32),
+        Field(name="weight", dtype=Float32),
+        Field(name="source_item_id", dtype=SOURCE_ITEM),
+        Field(name="source_event_timestamp", dtype=UnixTimestamp),
+        Field(name="translator_version", dtype=Int64),
+        Field(name="run_id", dtype=String),
+    ],
+    "Published synthetic target events, translated from source events.",
+)
+
+translator_inputs_v1 = FeatureService(
+    name="translator_inputs_v1",
+    features=[source_user_history, target_user_history],
+    description="What the translator learns from and translates.",
+)
+downstream_training_v1 = FeatureService(
+    name="downstream_training_v1",
+    features=[source_user_history, target_user_history, target_item_stats],
+    description="Features of a training set; none of them tells a synthetic row from a real one.",
+)

@@ -1,0 +1,12 @@
+"""Features, point in time: Feast over the lake's Delta tables.
+
+`apply_feature_repo` lays the repository and registers the views; `point_in_time` and `read_window` are what the other rooms read
+through; `open_feature_store` gives Feast's own SDK. Only this room imports Feast, and only when it is asked for something.
+"""
+
+from __future__ import annotations
+
+from scalr_prod.feast_store.access import open_feature_store, point_in_time, read_window
+from scalr_prod.feast_store.repository import RepositoryReport, apply_feature_repo
+
+__all__ = ["RepositoryReport", "apply_feature_repo", "open_feature_store", "point_in_time", "read_window"]

@@ -1,0 +1,165 @@
+"""The doors to Feast for the other rooms: open it, join point in time, read a window, save a dataset, fill the online store."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
+from scalr_prod.errors import FeatureStoreError, ScalrError
+from scalr_prod.feast_store.repository import registry_url
+from scalr_prod.lake import Lake
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import pyarrow as pa
+    from feast import FeatureStore
+
+    from scalr_prod.settings import Settings
+
+__all__ = ["open_feature_store", "point_in_time", "read_window"]
+
+
+def open_feature_store(settings: Settings, *, known_by: datetime | None = None) -> FeatureStore:
+    """The project's Feast store; any method of Feast's SDK works on it.
+
+    Args:
+        settings: The project's settings.
+        known_by: Read only what was known by then; default: by each spine row's own time.
+
+    Raises:
+        FeatureStoreError: The repository has not been laid, or Feast cannot open it.
+    """
+    os.environ.setdefault("FEAST_USAGE", "False")
+    from feast import FeatureStore
+    from feast.repo_config import load_repo_config
+
+    yaml = settings.feast_repo / "feature_store.yaml"
+    if not yaml.is_file():
+        raise FeatureStoreError("there is no feature repository yet", where=str(yaml.parent), next_step="run: scalr histories")
+    try:
+        config = load_repo_config(settings.feast_repo, yaml)
+        # What the file may not hold comes from the settings.
+        config.registry.path = registry_url(settings)
+        config.offline_store.storage_options = dict(settings.project.storage_options)
+        config.offline_store.known_by = known_by
+        if settings.feast.online_store == "redis":
+            config.online_store.connection_string = settings.feast.redis
+        return FeatureStore(config=config, repo_path=str(settings.feast_repo))
+    except Exception as error:
+        # A broken file, an unknown driver, an address that does not answer: Feast lets them all through.
+        raise FeatureStoreError(
+            f"Feast cannot be opened: {error}",
+            where=str(yaml),
+            next_step="check [feast] in scalr.toml, then run: scalr histories",
+        ) from error
+
+
+def point_in_time(
+    settings: Settings, spine: pa.Table, features: str | Sequence[str], *, known_by: datetime | None = None
+) -> pa.Table:
+    """Join features to each row of a spine, as they were known at its time.
+
+    A feature row is visible if its event time is not after the spine row's, and it was created by ``known_by`` (default: by the
+    spine row's time). Of the visible rows the one with the greatest event time counts, then the greatest creation time.
+
+    Args:
+        settings: The project's settings.
+        spine: Rows with ``event_timestamp`` and the keys (``user_id``, ``item_id``) of the features.
+        features: The name of a feature service, or ``view:feature`` references.
+        known_by: Fixed knowledge time.
+
+    Returns:
+        All spine rows in their order, with their columns, then one column ``view__feature`` for each feature, null where no
+        feature row is visible.
+
+    Raises:
+        FeatureStoreError: No such service, view or feature; a missing key; a table that cannot be read.
+    """
+    with _explained(settings):
+        store = open_feature_store(settings, known_by=known_by)
+        wanted = store.get_feature_service(features) if isinstance(features, str) else list(features)
+        job = store.get_historical_features(entity_df=spine, features=wanted, full_feature_names=True)
+        return job.to_arrow()
+
+
+def read_window(
+    settings: Settings,
+    view: str,
+    *,
+    start: datetime | None = None,
+    end: datetime | None = None,
+    known_by: datetime | None = None,
+    columns: Sequence[str] | None = None,
+) -> pa.Table:
+    """Rows of a feature view with ``start <= event_timestamp < end``, with no spine.
+
+    Args:
+        settings: The project's settings.
+        view: The feature view.
+        start: Default: from the beginning.
+        end: Default: to the end.
+        known_by: Leave out what was created after.
+        columns: Which columns; default: all of the table's.
+
+    Returns:
+        The rows, in the order and the types of the table.
+
+    Raises:
+        FeatureStoreError: No such view or column, or its table cannot be read.
+    """
+    with _explained(settings):
+        job, names = _window_job(settings, view, start, end, known_by, columns)
+        return job.to_arrow().select(names)
+
+
+def _window_job(
+    settings: Settings,
+    view: str,
+    start: datetime | None,
+    end: datetime | None,
+    known_by: datetime | None,
+    columns: Sequence[str] | None,
+) -> tuple[Any, list[str]]:
+    store = open_feature_store(settings, known_by=known_by)
+    definition = store.get_feature_view(view)
+    keys = [column.name for column in definition.entity_columns]
+    features = [feature.name for feature in definition.features]
+    there = Lake.open(settings).schema(Table(view)).names
+    names = list(columns) if columns is not None else there
+    unknown = sorted(set(names) - set(there))
+    if unknown:
+        raise FeatureStoreError(
+            f"no column {', '.join(unknown)}; there are: {', '.join(there)}", where=view, next_step="name columns of the view"
+        )
+    # Feast wants at least one feature.
+    wanted = [name for name in names if name in features] or features[:1]
+    job = store.get_historical_features(
+        features=[f"{view}:{name}" for name in wanted],
+        start_date=start or datetime(1, 1, 2, tzinfo=UTC),
+        # Feast's windows hold their end, ours do not.
+        end_date=(end - timedelta(microseconds=1)) if end else datetime(9999, 12, 30, tzinfo=UTC),
+    )
+    del keys
+    return job, names
+
+
+@contextmanager
+def _explained(settings: Settings) -> Iterator[None]:
+    """Turn what Feast raises into a `FeatureStoreError`, and keep its warnings about experimental methods quiet."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            yield
+    except ScalrError:
+        raise
+    except Exception as error:
+        raise FeatureStoreError(
+            f"Feast says: {error or type(error).__name__}",
+            where=str(settings.feast_repo),
+            next_step="check the names of views, features and columns; run: scalr histories",
+        ) from error

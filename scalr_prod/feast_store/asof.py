@@ -1,0 +1,128 @@
+"""The point-in-time join: for each spine row, the newest feature row that had happened and was known by then.
+
+A feature row is visible to a spine row at time T if ``event <= T`` and ``created <= K``, where K is a fixed knowledge time or, by
+default, T itself. Of the visible rows the one with the greatest (event, created) counts. One ASOF join cannot say that: the
+latest row may not be known yet, and must not hide an older one that is. So the feature rows are first reduced to those that
+can ever be an answer, each from the moment at which it becomes visible, ``seen = greatest(event, created)``:
+
+* of all rows of an entity with the same ``seen``, the one with the greatest (event, created);
+* of these, only those whose event is not older than that of any row seen before: an older row that becomes known late never
+  replaces a newer one that is known already.
+
+After that an ASOF join on ``seen`` is exact. Where no row is late (``created <= event`` everywhere), the second step falls away. With a
+fixed K the rows created after K are left out, and ``seen`` is the event's time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from scalr_prod.feast_store.scan import quote
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from scalr_prod.feast_store.scan import Scan
+
+__all__ = ["ROW", "SPINE", "TIME", "ViewJoin", "join_sql", "match"]
+
+#: The spine's table in the connection and its row number.
+SPINE = "spine"
+ROW = "__spine_row"
+#: The spine's time in microseconds, whatever the resolution and type of its own column.
+TIME = "__spine_time"
+
+
+@dataclass(frozen=True)
+class ViewJoin:
+    """One feature view's part in a join; column names are those of its table.
+
+    Attributes:
+        scan: Where its rows are.
+        keys: (column, SQL of the spine's key, where the spine is called ``s``) of each join key.
+        event: Column of the event's time.
+        created: Column of the knowledge time, if there is one.
+        features: (column, name in the result).
+        ttl_us: A row older than this at the spine's time counts as absent; 0: never.
+    """
+
+    scan: Scan
+    keys: tuple[tuple[str, str], ...]
+    event: str
+    created: str | None
+    features: tuple[tuple[str, str], ...]
+    ttl_us: int = 0
+
+
+def match(connection: Any, view: ViewJoin, number: int, known_by_us: int | None) -> None:
+    """Find each spine row's feature row: makes the table ``match_<number>`` (spine row, row id), without rows that find none.
+
+    Args:
+        connection: DuckDB connection that holds the spine as `SPINE`, with columns `ROW` and `TIME`.
+        view: The feature view.
+        number: Names the tables made here.
+        known_by_us: Fixed knowledge time, µs since 1970; None: each spine row's own time.
+    """
+    rows = _rows_sql(view, known_by_us)
+    late = (
+        view.created is not None and known_by_us is None and _exists(connection, f"SELECT 1 FROM ({rows}) WHERE seen > event")
+    )
+    _reduce(connection, view, rows, number, late=late)
+    equal = [f"{spine} = f.k{i}" for i, (_, spine) in enumerate(view.keys)]
+    fresh = f" WHERE f.event >= s.{TIME} - {view.ttl_us}" if view.ttl_us else ""
+    connection.execute(
+        f"CREATE TEMP TABLE match_{number} AS SELECT s.{ROW} AS spine_row, f.rid FROM {SPINE} s"
+        f" ASOF JOIN reduced_{number} f ON {' AND '.join([*equal, f's.{TIME} >= f.seen'])}{fresh}"
+    )
+    connection.execute(f"DROP TABLE reduced_{number}")
+
+
+def join_sql(spine_columns: Sequence[str], views: Sequence[ViewJoin]) -> str:
+    """The whole result, in spine order, once `match` has been run for each view (numbered from 0)."""
+    selected = [f"s.{quote(column)}" for column in spine_columns]
+    joins = []
+    for number, view in enumerate(views):
+        columns = list(dict.fromkeys(column for column, _ in view.features))
+        payload = ", ".join(f"{quote(column)} AS c{i}" for i, column in enumerate(columns))
+        selected += [f"v{number}.c{columns.index(column)} AS {quote(name)}" for column, name in view.features]
+        if columns:
+            joins.append(
+                f" LEFT JOIN (SELECT m.spine_row, p.* EXCLUDE (rid) FROM match_{number} m"
+                f" JOIN (SELECT {view.scan.row_id} AS rid, {payload} FROM {view.scan.relation}) p ON p.rid = m.rid) v{number}"
+                f" ON v{number}.spine_row = s.{ROW}"
+            )
+    return f"SELECT {', '.join(selected)} FROM {SPINE} s{''.join(joins)} ORDER BY s.{ROW}"
+
+
+def _rows_sql(view: ViewJoin, known_by_us: int | None) -> str:
+    """The rows that can matter to any spine row: keys, event, created, seen (all µs), row id."""
+    event = f"epoch_us({quote(view.event)})"
+    # A row without a knowledge time counts as known when it happened.
+    created = f"coalesce(epoch_us({quote(view.created)}), {event})" if view.created else "0::BIGINT"
+    by_row = view.created is not None and known_by_us is None
+    keys = [f"{quote(column)} AS k{i}" for i, (column, _) in enumerate(view.keys)]
+    seen = f"greatest({event}, {created})" if by_row else event
+    selected = ", ".join([*keys, f"{event} AS event", f"{created} AS created", f"{seen} AS seen", f"{view.scan.row_id} AS rid"])
+    limits = [f"{seen} <= (SELECT max({TIME}) FROM {SPINE})"]
+    if view.ttl_us:
+        limits.append(f"{event} >= (SELECT min({TIME}) FROM {SPINE}) - {view.ttl_us}")
+    if view.created and known_by_us is not None:
+        limits.append(f"{created} <= {known_by_us}")
+    return f"SELECT {selected} FROM {view.scan.relation} WHERE {' AND '.join(limits)}"
+
+
+def _reduce(connection: Any, view: ViewJoin, rows: str, number: int, *, late: bool) -> None:
+    """Make ``reduced_<number>``: for each entity and ``seen``, the row that counts from then on."""
+    keys = [f"k{i}" for i in range(len(view.keys))]
+    group = ", ".join([*keys, "seen"])
+    partition = f"PARTITION BY {', '.join(keys)} " if keys else ""
+    qualify = f" QUALIFY event >= max(event) OVER ({partition}ORDER BY seen)" if late else ""
+    connection.execute(
+        f"CREATE TEMP TABLE reduced_{number} AS SELECT * FROM (SELECT {group}, max(event) AS event,"
+        f" arg_max(rid, (event, created, rid)) AS rid FROM ({rows}) GROUP BY {group}){qualify}"
+    )
+
+
+def _exists(connection: Any, query: str) -> bool:
+    return connection.execute(f"SELECT EXISTS ({query})").fetchone() == (True,)

@@ -1,0 +1,167 @@
+"""What a retrieval hands back: nothing is read before it is asked for, and it can be asked for as a stream."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+from feast.data_format import DeltaFormat
+from feast.errors import SavedDatasetLocationAlreadyExists
+from feast.infra.offline_stores.file_source import FileSource, SavedDatasetFileStorage
+from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMetadata
+
+from scalr_prod.errors import FeatureStoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+    import pandas as pd
+    from feast.on_demand_feature_view import OnDemandFeatureView
+    from feast.saved_dataset import SavedDatasetStorage
+
+__all__ = ["DeltaRetrievalJob", "normalised"]
+
+_BATCH_ROWS = 65_536
+
+
+class DeltaRetrievalJob(RetrievalJob):
+    """A query that runs when its result is asked for, each time anew.
+
+    Args:
+        run: Opens a DuckDB connection and gives the result as a lazy relation in it.
+        full_feature_names: Whether features are called ``view__feature``.
+        metadata: Features, keys and time range of a historical retrieval.
+        on_demand_feature_views: Transformations that Feast applies to the result.
+        repo_path: What relative paths of saved datasets start from.
+        storage_options: Access to an object store.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[], AbstractContextManager[Any]],
+        *,
+        full_feature_names: bool = False,
+        metadata: RetrievalMetadata | None = None,
+        on_demand_feature_views: list[OnDemandFeatureView] | None = None,
+        repo_path: str | None = None,
+        storage_options: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__()
+        self._run = run
+        self._full_feature_names = full_feature_names
+        self._metadata = metadata
+        self._on_demand_feature_views = on_demand_feature_views or []
+        self._repo_path = repo_path
+        self._storage_options = storage_options or {}
+
+    @property
+    def full_feature_names(self) -> bool:
+        """Whether features are called ``view__feature``."""
+        return self._full_feature_names
+
+    @property
+    def on_demand_feature_views(self) -> list[OnDemandFeatureView]:
+        """Transformations that Feast applies to the result."""
+        return self._on_demand_feature_views
+
+    @property
+    def metadata(self) -> RetrievalMetadata | None:
+        """Features, keys and time range; None for a plain read of a table."""
+        return self._metadata
+
+    @contextmanager
+    def stream(self, batch_rows: int = _BATCH_ROWS) -> Iterator[pa.RecordBatchReader]:
+        """The result batch by batch, without on-demand features; memory does not grow with it.
+
+        Args:
+            batch_rows: Rows a batch.
+        """
+        with self._run() as relation:
+            reader = relation.to_arrow_reader(batch_rows)
+            schema = normalised(reader.schema)
+            batches = (pa.RecordBatch.from_struct_array(batch.to_struct_array()).cast(schema) for batch in reader)
+            yield pa.RecordBatchReader.from_batches(schema, batches)
+
+    def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:  # noqa: ARG002 - Feast's signature
+        with self._run() as relation:
+            table = relation.to_arrow_table()
+        return table.cast(normalised(table.schema))
+
+    def _to_df_internal(self, timeout: int | None = None) -> pd.DataFrame:
+        return self._to_arrow_internal(timeout).to_pandas()
+
+    def persist(
+        self,
+        storage: SavedDatasetStorage,
+        allow_overwrite: bool = False,
+        timeout: int | None = None,  # noqa: ARG002 - Feast's signature
+    ) -> None:
+        """Write the result to Parquet (a file or a folder) or Delta, batch by batch.
+
+        Raises:
+            SavedDatasetLocationAlreadyExists: Something is there already, and may not be overwritten.
+            FeatureStoreError: The storage is of another kind than file storage.
+        """
+        if not isinstance(storage, SavedDatasetFileStorage):
+            raise FeatureStoreError(
+                f"a saved dataset cannot be stored as {type(storage).__name__}",
+                next_step="use feast.infra.offline_stores.file_source.SavedDatasetFileStorage",
+            )
+        options = storage.file_options
+        path = str(FileSource.get_uri_for_file_path(self._repo_path, options.uri))
+        if self.on_demand_feature_views:
+            _write(self.to_arrow().to_reader(), path, options.file_format, self._storage_options, overwrite=allow_overwrite)
+            return
+        with self.stream() as reader:
+            _write(reader, path, options.file_format, self._storage_options, overwrite=allow_overwrite)
+
+
+def normalised(schema: pa.Schema) -> pa.Schema:
+    """The schema in the types of the lake: DuckDB calls a list's child ``l``, pyarrow ``item``."""
+    return pa.schema([field.with_type(_plain(field.type)) for field in schema])
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return pa.list_(_plain(kind.value_type))
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return pa.string()
+    return kind
+
+
+def _write(
+    reader: pa.RecordBatchReader, path: str, file_format: Any, storage_options: dict[str, str], *, overwrite: bool
+) -> None:
+    import pyarrow.dataset as ds
+    import pyarrow.parquet as pq
+
+    if isinstance(file_format, DeltaFormat):
+        from deltalake import DeltaTable, write_deltalake
+
+        if not overwrite and DeltaTable.is_deltatable(path, storage_options=storage_options or None):
+            raise SavedDatasetLocationAlreadyExists(location=path)
+        write_deltalake(path, reader, mode="overwrite", schema_mode="overwrite", storage_options=storage_options or None)
+        return
+    if "://" in path:
+        from pyarrow.fs import FileSystem
+
+        filesystem, inner = FileSystem.from_uri(path)
+        exists = filesystem.get_file_info(inner).type.name != "NotFound"
+    else:
+        filesystem, inner = None, path
+        exists = Path(path).exists()
+    if exists and not overwrite:
+        raise SavedDatasetLocationAlreadyExists(location=path)
+    if path.endswith(".parquet"):
+        if filesystem is None:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with pq.ParquetWriter(inner, reader.schema, filesystem=filesystem) as writer:
+            for batch in reader:
+                writer.write_batch(batch)
+        return
+    ds.write_dataset(
+        reader, inner, format="parquet", filesystem=filesystem, existing_data_behavior="delete_matching", use_threads=False
+    )

@@ -1,0 +1,188 @@
+"""From Feast's feature views and sources to what DuckDB reads: which table, which columns, which rows."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+from feast.data_format import DeltaFormat
+from feast.feature_view import DUMMY_ENTITY_ID
+from feast.infra.offline_stores.file_source import FileSource
+from feast.utils import _get_requested_feature_views_to_features_dict, _get_requested_on_demand_feature_views
+
+from scalr_prod.errors import FeatureStoreError
+from scalr_prod.feast_store.asof import ViewJoin
+from scalr_prod.feast_store.scan import Scan, delta_table, quote, scan_delta, scan_parquet
+from scalr_prod.feast_store.spines import key_sql
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from feast.data_source import DataSource
+    from feast.feature_view import FeatureView
+    from feast.infra.registry.base_registry import BaseRegistry
+    from feast.repo_config import RepoConfig
+
+__all__ = [
+    "check_names",
+    "join_keys",
+    "latest_sql",
+    "microseconds",
+    "open_source",
+    "source_path",
+    "view_join",
+    "wanted_features",
+    "window_sql",
+]
+
+
+def wanted_features(
+    feature_views: Sequence[FeatureView], feature_refs: list[str], project: str, registry: BaseRegistry
+) -> dict[FeatureView, list[str]]:
+    """The features asked for of each view, in the order of the references."""
+    odfvs = _get_requested_on_demand_feature_views(feature_refs, project, registry)
+    by_view, _ = _get_requested_feature_views_to_features_dict(feature_refs, list(feature_views), odfvs)
+    return {view: list(dict.fromkeys(names)) for view, names in by_view.items()}
+
+
+def join_keys(view: FeatureView) -> dict[str, str]:
+    """A view's join keys → the columns of the result that they are joined on."""
+    names = [column.name for column in view.entity_columns if column.name != DUMMY_ENTITY_ID]
+    return {name: view.projection.join_key_map.get(name, name) for name in names}
+
+
+def view_join(
+    connection: Any, config: RepoConfig, view: FeatureView, names: Sequence[str], spine: pa.Schema, number: int, *, full: bool
+) -> ViewJoin:
+    """A feature view's part in a point-in-time join with a spine of this schema.
+
+    Raises:
+        FeatureStoreError: The table cannot be read or lacks a column, or the spine lacks a key.
+    """
+    source = view.batch_source
+    column_of = {new: old for old, new in source.field_mapping.items()}
+    created = source.created_timestamp_column or None
+    keys = {column_of.get(key, key): spine_key for key, spine_key in join_keys(view).items()}
+    columns = [*keys, source.timestamp_field, *([created] if created else []), *(column_of.get(name, name) for name in names)]
+    scan = open_source(connection, config, source, f"source_{number}", columns)
+    prefix = f"{view.projection.name_to_use()}__" if full else ""
+    return ViewJoin(
+        scan=scan,
+        keys=tuple(
+            (column, key_sql(spine, spine_key, scan.schema.field(column).type, view.name)) for column, spine_key in keys.items()
+        ),
+        event=source.timestamp_field,
+        created=created,
+        features=tuple((column_of.get(name, name), f"{prefix}{name}") for name in names),
+        ttl_us=round(view.ttl.total_seconds() * 1_000_000) if view.ttl else 0,
+    )
+
+
+def check_names(spine: Iterable[str], views: Sequence[ViewJoin]) -> None:
+    """Refuse a result with two columns of one name.
+
+    Raises:
+        FeatureStoreError: A feature is called like a column of the spine.
+    """
+    there = set(spine)
+    clash = sorted({name for view in views for _, name in view.features if name in there})
+    if clash:
+        raise FeatureStoreError(
+            f"the spine already has columns named like features: {', '.join(clash)}",
+            where="entity_df",
+            next_step="ask with full_feature_names=True, or rename them in the spine",
+        )
+
+
+def open_source(connection: Any, config: RepoConfig, source: DataSource | None, alias: str, columns: Sequence[str]) -> Scan:
+    """Make a data source selectable, and check that it has the columns.
+
+    Raises:
+        FeatureStoreError: It is no file source, is not there, or lacks a column.
+    """
+    path = source_path(config, source)
+    options = config.offline_store.storage_options
+    if isinstance(source.file_format, DeltaFormat):
+        scan = scan_delta(connection, delta_table(path, options), alias, columns)
+    else:
+        scan = scan_parquet(connection, path, alias, columns)
+    missing = [column for column in columns if column not in scan.schema.names]
+    if missing:
+        raise FeatureStoreError(
+            f"the table has no column {', '.join(missing)}; it has: {', '.join(scan.schema.names)}",
+            where=path,
+            next_step="correct the feature view's definition, or its source's field_mapping",
+        )
+    return scan
+
+
+def source_path(config: RepoConfig, source: DataSource | None) -> str:
+    """Where a file source lies; relative paths start from the repository.
+
+    Raises:
+        FeatureStoreError: It is not a file source.
+    """
+    if not isinstance(source, FileSource):
+        raise FeatureStoreError(
+            f"this offline store reads a FileSource, not {type(source).__name__}", next_step="use a FileSource with DeltaFormat"
+        )
+    return str(FileSource.get_uri_for_file_path(config.repo_path, source.path))
+
+
+def window_sql(
+    scan: Scan,
+    columns: Sequence[tuple[str, str]],
+    *,
+    event: str,
+    created: str | None,
+    start_us: int | None,
+    end_us: int | None,
+    known_by_us: int | None,
+) -> str:
+    """The rows with ``start <= event <= end`` (and ``created <= known_by``), in the order of the table."""
+    selected = ", ".join(f"{quote(column)} AS {quote(name)}" for column, name in columns)
+    where = _limits(event, created, start_us, end_us, known_by_us)
+    return f"SELECT {selected} FROM {scan.relation}{where}"
+
+
+def latest_sql(
+    scan: Scan,
+    columns: Sequence[tuple[str, str]],
+    *,
+    keys: Sequence[str],
+    event: str,
+    created: str | None,
+    start_us: int | None,
+    end_us: int | None,
+    known_by_us: int | None,
+) -> str:
+    """Of each entity the row with the greatest (event, created) in the window."""
+    selected = ", ".join(f"{quote(column)} AS {quote(name)}" for column, name in columns)
+    where = _limits(event, created, start_us, end_us, known_by_us)
+    order = ", ".join([quote(event), *([quote(created)] if created else []), "rid"])
+    group = f" GROUP BY {', '.join(quote(key) for key in keys)}" if keys else " HAVING count(*) > 0"
+    rows = f"SELECT *, {scan.row_id} AS rid FROM {scan.relation}"
+    return (
+        f"SELECT {selected} FROM ({rows}) JOIN (SELECT arg_max(rid, ({order})) AS rid FROM ({rows}){where}{group}) USING (rid)"
+    )
+
+
+def _limits(event: str, created: str | None, start_us: int | None, end_us: int | None, known_by_us: int | None) -> str:
+    limits = []
+    if start_us is not None:
+        limits.append(f"{quote(event)} >= make_timestamptz({start_us})")
+    if end_us is not None:
+        limits.append(f"{quote(event)} <= make_timestamptz({end_us})")
+    if created and known_by_us is not None:
+        limits.append(f"coalesce({quote(created)}, {quote(event)}) <= make_timestamptz({known_by_us})")
+    return f" WHERE {' AND '.join(limits)}" if limits else ""
+
+
+def microseconds(moment: datetime | None) -> int | None:
+    """µs since 1970; a naive moment counts as UTC, as in Feast."""
+    if moment is None:
+        return None
+    aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    delta = aware - datetime(1970, 1, 1, tzinfo=UTC)
+    return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds

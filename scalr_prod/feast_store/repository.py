@@ -1,0 +1,197 @@
+"""The Feast repository of a project: laid from a template, and applied to the registry once per change."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import re
+from dataclasses import dataclass
+from string import Template
+from typing import TYPE_CHECKING, Any
+
+from scalr_prod import __version__, assets
+from scalr_prod.contracts import ITEM_ID, USER_ID, Table, id_type_of
+from scalr_prod.errors import FeatureStoreError
+from scalr_prod.lake import Lake
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from scalr_prod.settings import Settings
+
+__all__ = ["RepositoryReport", "apply_feature_repo", "registry_url"]
+
+logger = logging.getLogger(__name__)
+
+_LOCK_TIMEOUT_S = 300
+_SECRET = re.compile(r"(secret|password|passwd|token|sas|_key$|account_key|access_key)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class RepositoryReport:
+    """What came of `apply_feature_repo`.
+
+    Attributes:
+        path: The repository's folder; `feast -c PATH …` works on it.
+        applied: False where everything was up to date.
+        views: Names of the feature views.
+        services: Names of the feature services.
+    """
+
+    path: str
+    applied: bool
+    views: tuple[str, ...]
+    services: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return {"path": self.path, "applied": self.applied, "views": list(self.views), "services": list(self.services)}
+
+
+def apply_feature_repo(settings: Settings) -> RepositoryReport:
+    """Lay the repository of this project and apply its definitions to the registry.
+
+    Where nothing changed since, this costs some milliseconds and does not import Feast. One process at a time does it: Feast's SQL
+    registry locks under concurrent applies.
+
+    Raises:
+        TableNotFound: The logs have not been ingested yet.
+        FeatureStoreError: Feast refused the definitions, or the registry cannot be reached.
+    """
+    from filelock import FileLock, Timeout
+
+    lake = _lake_facts(settings)
+    files = _files(settings, lake)
+    fingerprint = _fingerprint(settings, files)
+    repo = settings.feast_repo
+    repo.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(repo / ".lock", timeout=_LOCK_TIMEOUT_S):
+            state = _state(repo)
+            if state and state["fingerprint"] == fingerprint and all(_same(repo / name, text) for name, text in files.items()):
+                return RepositoryReport(
+                    str(repo), applied=False, views=tuple(state["views"]), services=tuple(state["services"])
+                )
+            for name, text in files.items():
+                (repo / name).write_text(text, encoding="utf-8")
+            views, services = _apply(settings)
+            state = {"fingerprint": fingerprint, "views": views, "services": services}
+            (repo / ".applied.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
+    except Timeout as error:
+        raise FeatureStoreError(
+            f"another process has been applying the feature repository for over {_LOCK_TIMEOUT_S} s",
+            where=str(repo),
+            next_step="wait for it, or remove the file .lock if no such process runs",
+        ) from error
+    logger.info("applied %d feature views and %d services in %s", len(views), len(services), repo)
+    return RepositoryReport(str(repo), applied=True, views=tuple(views), services=tuple(services))
+
+
+def registry_url(settings: Settings) -> str:
+    """SQLAlchemy URL of Feast's registry."""
+    return settings.feast.registry or f"sqlite:///{settings.home / 'feast_registry.db'}"
+
+
+def _lake_facts(settings: Settings) -> dict[str, str]:
+    lake = Lake.open(settings)
+    source, target = lake.schema(Table.SOURCE_EVENTS), lake.schema(Table.TARGET_EVENTS)
+    return {
+        "root": lake.root,
+        "user": id_type_of(source, USER_ID),
+        "source_item": id_type_of(source, ITEM_ID),
+        "target_item": id_type_of(target, ITEM_ID),
+    }
+
+
+def _files(settings: Settings, lake: dict[str, str]) -> dict[str, str]:
+    template = assets.folder("feature_repo")
+    yaml = Template((template / "feature_store.yaml").read_text(encoding="utf-8"))
+    options = {key: value for key, value in settings.project.storage_options.items() if not _SECRET.search(key)}
+    url = registry_url(settings)
+    redis = settings.feast.redis
+    online = (
+        {"type": "sqlite", "path": str(settings.home / "feast_online.db")}
+        if settings.feast.online_store == "sqlite"
+        else {"type": "redis", "connection_string": "${SCALR_FEAST__REDIS}" if "password=" in redis else redis}
+    )
+    return {
+        "feature_store.yaml": yaml.substitute(
+            registry=json.dumps("${SCALR_FEAST__REGISTRY}" if _has_password(url) else url),
+            storage_options=json.dumps(options),
+            memory_mb=settings.compute.memory_mb,
+            spill=json.dumps(str(settings.home / "staging")),
+            online_store=json.dumps(online),
+        ),
+        "definitions.py": (template / "definitions.py").read_text(encoding="utf-8"),
+        "lake.json": json.dumps(lake, indent=2) + "\n",
+    }
+
+
+def _has_password(url: str) -> bool:
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        return make_url(url).password is not None
+    except ArgumentError as error:
+        raise FeatureStoreError(
+            "is not a SQLAlchemy URL",
+            where="[feast] registry",
+            next_step="write it like postgresql+psycopg://user@host/database",
+        ) from error
+
+
+def _fingerprint(settings: Settings, files: dict[str, str]) -> str:
+    # The registry's address counts as well: an empty one has to be filled, whatever was applied to another before.
+    parts = [__version__, hashlib.sha256(registry_url(settings).encode()).hexdigest(), *(f"{k}\0{v}" for k, v in files.items())]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _state(repo: Path) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = json.loads((repo / ".applied.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    return found
+
+
+def _same(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_text(encoding="utf-8") == text
+
+
+def _apply(settings: Settings) -> tuple[list[str], list[str]]:
+    """Hand the definitions to Feast; what is in the registry beside them is left alone."""
+    from scalr_prod.feast_store.access import open_feature_store
+
+    store = open_feature_store(settings)
+    from feast import Entity, FeatureService, FeatureView, FileSource
+
+    found = vars(_load_definitions(settings.feast_repo / "definitions.py"))
+    objects = [value for value in found.values() if isinstance(value, Entity | FeatureView | FeatureService)]
+    sources = [
+        view.batch_source for view in objects if isinstance(view, FeatureView) and isinstance(view.batch_source, FileSource)
+    ]
+    try:
+        store.apply([*sources, *objects])
+    except Exception as error:
+        # Feast and its registry's driver raise exceptions of many kinds.
+        raise FeatureStoreError(
+            f"the definitions could not be applied: {error}",
+            where=str(settings.feast_repo),
+            next_step="check [feast] registry, and that the lake's tables can be read",
+        ) from error
+    views = [value.name for value in objects if isinstance(value, FeatureView)]
+    return views, [value.name for value in objects if isinstance(value, FeatureService)]
+
+
+def _load_definitions(path: Path) -> Any:
+    # Not imported by name: two projects in one process would otherwise share the first one's definitions.
+    spec = importlib.util.spec_from_file_location(f"scalr_feature_repo_{abs(hash(os.fspath(path)))}", path)
+    if spec is None or spec.loader is None:
+        raise FeatureStoreError("cannot be loaded", where=str(path), next_step="remove it: it is laid again")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

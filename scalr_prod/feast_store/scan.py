@@ -1,0 +1,159 @@
+"""A Delta table or Parquet files, as something DuckDB can select from.
+
+Local Delta tables are read as the Parquet files that their log names: DuckDB then knows a row by file and position, and the
+join can carry that number instead of the row. DuckDB's own Delta extension is not used: it is downloaded at run time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlparse
+
+from scalr_prod.errors import FeatureStoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pyarrow as pa
+    from deltalake import DeltaTable
+
+__all__ = ["Scan", "delta_table", "literal", "quote", "scan_delta", "scan_parquet"]
+
+#: Bits for the position within a file; the file's number stands above them.
+_POSITION_BITS = 40
+_GLOB = set("*?[]{}")
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What to select from, what is in it, and what numbers its rows.
+
+    Attributes:
+        relation: SQL for a FROM clause.
+        schema: Arrow schema of all of its columns.
+        row_id: SQL expression (BIGINT) that is different for each row.
+    """
+
+    relation: str
+    schema: pa.Schema
+    row_id: str
+
+
+def quote(name: str) -> str:
+    """A SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def literal(text: str) -> str:
+    """A SQL string literal."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def delta_table(path: str, storage_options: dict[str, str]) -> DeltaTable:
+    """Open a Delta table.
+
+    Raises:
+        FeatureStoreError: There is none at this path, or it cannot be read.
+    """
+    from deltalake import DeltaTable
+    from deltalake.exceptions import TableNotFoundError
+
+    try:
+        return DeltaTable(path, storage_options=storage_options or None)
+    except TableNotFoundError as error:
+        raise FeatureStoreError(
+            "the feature view's table does not exist yet", where=path, next_step="run: scalr ingest, then: scalr histories"
+        ) from error
+    except Exception as error:
+        # deltalake raises exceptions of many kinds (DeltaError, OSError, Rust panics as Exception).
+        raise FeatureStoreError(
+            f"the feature view's table cannot be read: {error}", where=path, next_step="check the path and the access to it"
+        ) from error
+
+
+def scan_delta(connection: Any, table: DeltaTable, alias: str, columns: Sequence[str] | None = None) -> Scan:
+    """Make a Delta table selectable in this DuckDB connection.
+
+    Args:
+        connection: The DuckDB connection.
+        table: The table.
+        alias: A name that nothing else in the connection bears.
+        columns: Those that will be asked for; what cannot be read in place is copied, and only these are.
+    """
+    import pyarrow as pa
+
+    schema = pa.schema(table.schema().to_arrow())
+    files = _local_files(table)
+    if files == []:
+        connection.register(alias, schema.empty_table())
+        return Scan(quote(alias), schema, "0::BIGINT")
+    if files is not None:
+        return Scan(f"read_parquet([{', '.join(literal(file) for file in files)}])", schema, _file_row_id())
+    return _copied(connection, table.to_pyarrow_dataset(), alias, columns)
+
+
+def scan_parquet(connection: Any, path: str, alias: str, columns: Sequence[str] | None = None) -> Scan:
+    """Make a Parquet file or a folder of them selectable; a path with a scheme is read through pyarrow.
+
+    Raises:
+        FeatureStoreError: There is no Parquet at this path.
+    """
+    import pyarrow.dataset as ds
+
+    try:
+        if "://" in path:
+            from pyarrow.fs import FileSystem
+
+            filesystem, inner = FileSystem.from_uri(path)
+            dataset = ds.dataset(inner, format="parquet", filesystem=filesystem)
+        else:
+            dataset = ds.dataset(path, format="parquet")
+    except (OSError, ValueError) as error:
+        raise FeatureStoreError(
+            f"cannot be read as Parquet: {error}", where=path, next_step="check the path and the access to it"
+        ) from error
+    files = list(dataset.files)
+    if not files:
+        connection.register(alias, dataset.schema.empty_table())
+        return Scan(quote(alias), dataset.schema, "0::BIGINT")
+    if "://" not in path and not any(_GLOB & set(file) for file in files):
+        relation = f"read_parquet([{', '.join(literal(file) for file in files)}], hive_partitioning = false)"
+        return Scan(relation, dataset.schema, _file_row_id())
+    return _copied(connection, dataset, alias, columns)
+
+
+def _file_row_id() -> str:
+    return f"((file_index::BIGINT << {_POSITION_BITS}) + file_row_number)"
+
+
+def _copied(connection: Any, dataset: Any, alias: str, columns: Sequence[str] | None) -> Scan:
+    """Copy what is needed into a temporary table of DuckDB, which spills; its rows have numbers."""
+    names = [name for name in dataset.schema.names if columns is None or name in set(columns)]
+    connection.register(f"{alias}_dataset", dataset)
+    selected = ", ".join(quote(name) for name in names)
+    connection.execute(f"CREATE TEMP TABLE {quote(alias)} AS SELECT {selected} FROM {quote(f'{alias}_dataset')}")
+    connection.unregister(f"{alias}_dataset")
+    return Scan(quote(alias), dataset.schema, "rowid")
+
+
+def _local_files(table: DeltaTable) -> list[str] | None:
+    """The table's files where DuckDB can read them as they are, else None.
+
+    Deletion vectors, column mapping and partition columns are not in the files themselves.
+    """
+    metadata, protocol = table.metadata(), table.protocol()
+    features = set(protocol.reader_features or ())
+    if metadata.partition_columns or features & {"deletionVectors", "columnMapping"}:
+        return None
+    files = []
+    for uri in table.file_uris():
+        parsed = urlparse(uri)
+        if parsed.scheme not in {"", "file"}:
+            return None
+        path = unquote(parsed.path) if parsed.scheme == "file" else uri
+        if _GLOB & set(path) or not Path(path).is_absolute():
+            return None
+        files.append(path)
+    return files

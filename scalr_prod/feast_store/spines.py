@@ -1,0 +1,147 @@
+"""The rows to which features are joined: a data frame, an Arrow table, or a SQL query over the project's tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from scalr_prod.errors import FeatureStoreError
+from scalr_prod.feast_store.asof import ROW, SPINE, TIME
+from scalr_prod.feast_store.scan import quote
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    import pandas as pd
+
+__all__ = ["EVENT_TIMESTAMP", "Spine", "key_sql", "load_spine", "to_spine"]
+
+EVENT_TIMESTAMP = "event_timestamp"
+
+
+@dataclass(frozen=True)
+class Spine:
+    """The spine in Arrow.
+
+    Attributes:
+        table: All of its rows and columns, as they came.
+        time: Its column of times.
+        first: Earliest time; None without rows.
+        last: Latest time; None without rows.
+    """
+
+    table: pa.Table
+    time: str
+    first: datetime | None
+    last: datetime | None
+
+
+def to_spine(rows: pd.DataFrame | pa.Table) -> Spine:
+    """Check a spine and find its column of times: ``event_timestamp``, or else its only column of timestamps.
+
+    Raises:
+        FeatureStoreError: It has no such column, or is neither a data frame nor an Arrow table.
+    """
+    import pandas as pd
+
+    if isinstance(rows, pd.DataFrame):
+        try:
+            table = pa.Table.from_pandas(rows, preserve_index=False)
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise FeatureStoreError(
+                f"the spine cannot be read: {error}", where="entity_df", next_step="give each column values of one type"
+            ) from error
+    elif isinstance(rows, pa.Table):
+        table = rows
+    else:
+        raise FeatureStoreError(
+            f"a spine is a pandas DataFrame, an Arrow table or a SQL query, not {type(rows).__name__}", where="entity_df"
+        )
+    time = _time_column(table.schema)
+    if pa.types.is_null(table.schema.field(time).type):
+        table = table.set_column(table.schema.get_field_index(time), time, table[time].cast(pa.timestamp("us", tz="UTC")))
+    if not pa.types.is_timestamp(table.schema.field(time).type):
+        raise FeatureStoreError(
+            f"the spine's times are of type {table.schema.field(time).type}", where=time, next_step="convert them to timestamps"
+        )
+    bounds = pc.min_max(table[time]).as_py()
+    return Spine(table, time, _utc(bounds["min"]), _utc(bounds["max"]))
+
+
+def load_spine(connection: Any, spine: Spine) -> None:
+    """Make the spine selectable as `SPINE`, each row with its number and its time in µs."""
+    numbered = spine.table.append_column(ROW, pa.array(np.arange(spine.table.num_rows, dtype=np.int64)))
+    connection.register(f"{SPINE}_rows", numbered)
+    connection.execute(f"CREATE TEMP VIEW {SPINE} AS SELECT *, epoch_us({quote(spine.time)}) AS {TIME} FROM {SPINE}_rows")
+
+
+def key_sql(schema: pa.Schema, column: str, source: pa.DataType, view: str) -> str:
+    """SQL for a join key of the spine, in the type of the view's key.
+
+    Args:
+        schema: The spine's.
+        column: The spine's column.
+        source: Type of the view's key.
+        view: The view's name, for errors.
+
+    Raises:
+        FeatureStoreError: The column is missing, or text meets numbers.
+    """
+    index = schema.get_field_index(column)
+    if index < 0:
+        raise FeatureStoreError(
+            f"the spine lacks the join key {column!r} of {view}; it has: {', '.join(schema.names)}",
+            where="entity_df",
+            next_step=f"add the column {column!r}",
+        )
+    found = schema.field(index).type
+    if pa.types.is_dictionary(found):
+        found = found.value_type
+    if pa.types.is_null(found):
+        return f"CAST(s.{quote(column)} AS {'BIGINT' if pa.types.is_integer(source) else 'VARCHAR'})"
+    if _kind(found) == _kind(source):
+        return f"s.{quote(column)}"
+    if pa.types.is_floating(found) and pa.types.is_integer(source):
+        # pandas holds whole numbers with gaps as floats.
+        return f"TRY_CAST(s.{quote(column)} AS BIGINT)"
+    raise FeatureStoreError(
+        f"the spine's {column!r} holds {found}, but the key of {view} holds {source}",
+        where=column,
+        next_step="give the ids in the type that they were ingested with",
+    )
+
+
+def _kind(kind: pa.DataType) -> str:
+    if pa.types.is_integer(kind):
+        return "integer"
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return "text"
+    return str(kind)
+
+
+def _time_column(schema: pa.Schema) -> str:
+    if EVENT_TIMESTAMP in schema.names:
+        return EVENT_TIMESTAMP
+    times = [field.name for field in schema if pa.types.is_timestamp(field.type)]
+    if len(times) == 1:
+        return str(times[0])
+    raise FeatureStoreError(
+        f"the spine has no column {EVENT_TIMESTAMP!r}; it has: {', '.join(schema.names)}",
+        where="entity_df",
+        next_step=f"name its column of times {EVENT_TIMESTAMP!r}",
+    )
+
+
+def _utc(moment: Any) -> datetime | None:
+    from datetime import UTC
+
+    if moment is None:
+        return None
+    if hasattr(moment, "to_pydatetime"):
+        moment = moment.floor("us").to_pydatetime()
+    found: datetime = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return found.astimezone(UTC)
