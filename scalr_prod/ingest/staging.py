@@ -1,4 +1,4 @@
-"""A domain's log and item file → Parquet under the project's home, each cell checked on the way; nothing reaches the lake yet."""
+"""A domain's log and item file → Parquet under the project's home, each cell checked on the way; nothing reaches the lake."""
 
 from __future__ import annotations
 
@@ -93,8 +93,9 @@ def stage_events(settings: Settings, domain: Domain, folder: Path, *, count: Cal
             created = times
             if names.created is not None:
                 created = known.read(_cells(batch, names.created), _place(batch, names.created))
-                staged.lifted += pc.sum(pc.less(created, times)).as_py() or 0
-                created = pc.max_element_wise(created, times)
+                early = pc.less(created, times)
+                staged.lifted += pc.sum(early).as_py() or 0
+                created = pc.if_else(early, times, created)
             weights = _weights(batch, names.weight)
             columns = [users, items, times, created, weights]
             parts.write(pa.RecordBatch.from_arrays(columns, [USER_ID, ITEM_ID, EVENT_TIMESTAMP, CREATED_TIMESTAMP, "weight"]))
