@@ -84,7 +84,7 @@ def stage_negatives(connection: Any, settings: Settings, real: Path, path: Path,
         CREATE TEMP TABLE item_codes AS
         SELECT {ITEM_ID}, seen, (row_number() OVER (ORDER BY seen, {ITEM_ID}) - 1)::INTEGER AS code
         FROM (SELECT {ITEM_ID}, epoch_us(min({EVENT_TIMESTAMP})) AS seen FROM real_events GROUP BY ALL)""")
-    item_ids = connection.execute(f"SELECT {ITEM_ID} FROM item_codes ORDER BY code").to_arrow_table().column(0)
+    item_ids = connection.sql(f"SELECT {ITEM_ID} FROM item_codes ORDER BY code").to_arrow_table().column(0)
     pool = _pool(connection, popularity=options.negative_sampling == "popularity")
     events = connection.execute("SELECT count(*) FROM real_events").fetchone()[0]
     buckets = 1 + events * options.negatives_per_event // _ROWS_AT_ONCE
@@ -238,7 +238,7 @@ def _pool(connection: Any, *, popularity: bool) -> Pool:
 def _events_of(connection: Any, bucket: int, buckets: int, start: int) -> tuple[Any, Events]:
     """User ids (Arrow) and events of the users of a bucket."""
     occurrence = f"row_number() OVER (PARTITION BY {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP})"
-    found = connection.execute(f"""
+    found = connection.sql(f"""
         SELECT *, md5_number_lower(concat_ws('|', time, occurrence, {ITEM_ID}, {USER_ID})) AS key
         FROM (
             SELECT {USER_ID}, {ITEM_ID}, dense_rank() OVER (ORDER BY {USER_ID}) AS user_code, code,

@@ -144,7 +144,7 @@ def stage_spine(settings: Settings, window: Window, folder: Path) -> Spine:
             UNION ALL
             SELECT {", ".join(KEYS)}, label, weight, is_synthetic, run_id FROM {_scan(negative)}
             ORDER BY {_ORDER}"""
-        reader = connection.execute(query).to_arrow_reader(65_536)
+        reader = connection.sql(query).to_arrow_reader(65_536)
         rows = _write(reader, output, path)
     return Spine(path, counted[real], counted[synthetic], rows - counted[real] - counted[synthetic], missing)
 

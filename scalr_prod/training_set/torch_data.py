@@ -217,7 +217,8 @@ def _last(lists: pa.ChunkedArray, length: int) -> tuple[tuple[NDArray[np.int64],
 def _micros(stamps: pa.Array | pa.ChunkedArray) -> NDArray[np.int64]:
     import pyarrow as pa
 
-    return np.asarray(stamps.cast(pa.int64()).to_numpy(), np.int64)
+    # A copy: torch does not take read-only memory, which Arrow's is.
+    return np.array(stamps.cast(pa.int64()).to_numpy(), np.int64)
 
 
 def _numeric(rows: pa.Table, name: str, label_time: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -87,5 +87,5 @@ def write_vocabulary(connection: Any, parts: Sequence[Path], folder: Path) -> No
     }
     (folder / VOCABULARY).mkdir()
     for kind, query in queries.items():
-        ids = connection.execute(f"SELECT DISTINCT id FROM ({query}) WHERE id IS NOT NULL ORDER BY id").to_arrow_table()
+        ids = connection.sql(f"SELECT DISTINCT id FROM ({query}) WHERE id IS NOT NULL ORDER BY id").to_arrow_table()
         pq.write_table(ids, folder / VOCABULARY / f"{kind}.parquet", compression="zstd")

@@ -1,0 +1,276 @@
+"""Versions, manifests, chunks, vocabulary and torch rows, on small files made here."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from scalr_prod.errors import TrainingSetError
+from scalr_prod.training_set import TrainingSet
+from scalr_prod.training_set.manifest import describe_files, fingerprint_of, verify
+from scalr_prod.training_set.spine import Spine, to_micros
+from scalr_prod.training_set.vocabulary import write_vocabulary
+
+STAMP = pa.timestamp("us", tz="UTC")
+DAY = 86_400_000_000
+NOW = 1_700_000_000_000_000
+
+
+def rows(count: int, *, seed: int = 0) -> pa.Table:
+    """Rows with the columns of a training set; some histories are null, some empty, some long."""
+    rng = np.random.default_rng(seed)
+    label = NOW + np.arange(count) * DAY
+
+    def history(prefix: str) -> tuple[list, list, list]:
+        ids, stamps, counts = [], [], []
+        for position in range(count):
+            size = int(rng.integers(0, 8))
+            if position % 5 == 4:
+                ids.append(None), stamps.append(None), counts.append(None)
+                continue
+            ids.append([f"{prefix}{n}" for n in rng.integers(0, 9, size)])
+            stamps.append([int(label[position]) - (size - n) * DAY for n in range(size)])
+            counts.append(size)
+        return ids, stamps, counts
+
+    source, target = history("s"), history("t")
+    return pa.table(
+        {
+            "user_id": pa.array([f"u{n % 7}" for n in range(count)]),
+            "item_id": pa.array([f"t{n % 11}" for n in range(count)]),
+            "event_timestamp": pa.array(label, STAMP),
+            "label": pa.array([n % 2 for n in range(count)], pa.int8()),
+            "weight": pa.array(np.linspace(0.1, 1, count), pa.float32()),
+            "is_synthetic": pa.array([n % 3 == 0 for n in range(count)]),
+            "run_id": pa.array(["run_0" if n % 3 == 0 else None for n in range(count)]),
+            **{
+                f"{domain}_user_history__{name}": pa.array(values, kind)
+                for domain, lists in (("source", source), ("target", target))
+                for name, values, kind in zip(
+                    ("item_ids", "event_timestamps", "event_count"),
+                    lists,
+                    (pa.list_(pa.string()), pa.list_(STAMP), pa.int64()),
+                    strict=True,
+                )
+            },
+            "target_item_stats__first_seen": pa.array([int(t) - 3 * DAY for t in label], STAMP),
+            "target_item_stats__event_count": pa.array(np.arange(count)),
+            "target_item_stats__trailing_event_count": pa.array([None, *range(count - 1)], pa.int64()),
+        }
+    )
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A training set with one version of 100 rows in two parts, as the builder lays it."""
+
+    def make(version: int = 1, count: int = 100, group: int = 16) -> TrainingSet:
+        folder = tmp_path / "set" / f"v{version}"
+        (folder / "rows").mkdir(parents=True)
+        table = rows(count)
+        parts = [folder / "rows" / f"part-0000{number}.parquet" for number in range(2)]
+        pq.write_table(table.slice(0, count // 2), parts[0], row_group_size=group)
+        pq.write_table(table.slice(count // 2), parts[1], row_group_size=group)
+        write_vocabulary(duckdb.connect(), parts, folder)
+        manifest = {
+            "version": version,
+            "rows": count,
+            "history_length": 5,
+            "features": table.schema.names[7:],
+            "files": describe_files(folder),
+        }
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        return TrainingSet.open(tmp_path / "set", version)
+
+    return make
+
+
+def test_the_latest_version_is_opened_by_number_not_by_name(made, tmp_path):
+    for version in (2, 10, 9):
+        made(version, count=4)
+    assert TrainingSet.open(tmp_path / "set").version == 10
+    assert TrainingSet.open(tmp_path / "set", 2).version == 2
+    assert TrainingSet.open(tmp_path / "set" / "v10").version == 10
+    assert TrainingSet.open(tmp_path / "set" / "v10", 9).version == 9
+    with pytest.raises(TrainingSetError, match="no version 3; there are 2, 9, 10"):
+        TrainingSet.open(tmp_path / "set", 3)
+
+
+def test_a_folder_without_a_manifest_is_no_version(tmp_path):
+    (tmp_path / "set" / "v1").mkdir(parents=True)
+    with pytest.raises(TrainingSetError, match="no training set here") as caught:
+        TrainingSet.open(tmp_path / "set")
+    assert "scalr dataset build" in str(caught.value)
+
+
+def test_a_changed_missing_or_added_file_is_found(made):
+    opened = made()
+    verify(opened.path, opened.manifest)
+    first = opened.files[0]
+    kept = first.read_bytes()
+
+    changed = bytearray(kept)
+    changed[len(changed) // 2] ^= 1
+    first.write_bytes(changed)
+    with pytest.raises(TrainingSetError, match="SHA-256 differs") as caught:
+        TrainingSet.open(opened.path, check=True)
+    assert caught.value.where == str(first)
+
+    first.unlink()
+    with pytest.raises(TrainingSetError, match="missing"):
+        TrainingSet.open(opened.path, check=True)
+
+    first.write_bytes(kept)
+    (opened.path / "rows" / "part-00002.parquet").write_bytes(kept)
+    with pytest.raises(TrainingSetError, match="does not name"):
+        TrainingSet.open(opened.path, check=True)
+
+
+def test_every_reader_gives_the_same_rows_in_the_same_order(made):
+    opened = made()
+    table = opened.to_arrow()
+    assert table.equals(rows(100).cast(table.schema))
+    assert opened.to_pandas()["weight"].tolist() == table["weight"].to_pylist()
+    frame = opened.to_polars(["item_id", "event_timestamp"])
+    assert frame["item_id"].to_list() == table["item_id"].to_pylist()
+    assert str(frame.schema["event_timestamp"]) == "Datetime(time_unit='us', time_zone='UTC')"
+    assert len(opened) == 100
+
+
+def test_vocabulary_numbers_every_id_and_nothing_else(made):
+    vocabulary = made().vocabulary()
+    assert vocabulary.users.to_pylist() == [f"u{n}" for n in range(7)]
+    assert vocabulary.encode("users", ["u0", "u6", "stranger", None]).tolist() == [1, 7, 0, 0]
+    assert vocabulary.size("users") == 8
+    assert set(vocabulary.target_items.to_pylist()) == {f"t{n}" for n in range(11)}, "labels and histories"
+    assert set(vocabulary.source_items.to_pylist()) == {f"s{n}" for n in range(9)}
+
+
+def test_rows_hold_left_padded_histories_and_ages_in_days(made):
+    opened = made()
+    table, vocabulary = opened.to_arrow().to_pylist(), opened.vocabulary()
+    data = opened.torch(history_length=4)
+    assert len(data) == 100
+    for position in range(100):
+        row, want = data[position], table[position]
+        assert row["user"] == vocabulary.encode("users", [want["user_id"]])[0]
+        assert row["item"] == vocabulary.encode("target_items", [want["item_id"]])[0]
+        assert row["label"] == want["label"]
+        assert row["weight"] == pytest.approx(want["weight"])
+        assert row["event_time"] == to_micros(want["event_timestamp"])
+        for domain, kind in (("source", "source_items"), ("target", "target_items")):
+            ids = (want[f"{domain}_user_history__item_ids"] or [])[-4:]
+            stamps = (want[f"{domain}_user_history__event_timestamps"] or [])[-4:]
+            ages = [(want["event_timestamp"] - stamp) / timedelta(days=1) for stamp in stamps]
+            padding = [0] * (4 - len(ids))
+            assert row[f"{domain}_history"].tolist() == padding + vocabulary.encode(kind, pa.array(ids, pa.string())).tolist()
+            assert row[f"{domain}_ages"].tolist() == pytest.approx(padding + ages)
+        trailing = want["target_item_stats__trailing_event_count"]
+        assert row["numeric"].tolist()[3:] == [trailing or 0, 3.0]
+
+
+def test_a_row_tells_nothing_of_where_it_came_from(made):
+    assert set(made().torch()[0]) == {
+        "user", "item", "label", "weight", "event_time", "numeric",
+        "source_history", "source_ages", "target_history", "target_ages",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_rows_in_memory_go_through_a_data_loader(made, workers):
+    opened = made()
+    loader = DataLoader(opened.torch(), batch_size=32, shuffle=True, num_workers=workers)
+    batches = list(loader)
+    assert [len(batch["user"]) for batch in batches] == [32, 32, 32, 4]
+    assert batches[0]["source_history"].shape == (32, 5)
+    times = torch.cat([batch["event_time"] for batch in batches])
+    assert sorted(times.tolist()) == [NOW + n * DAY for n in range(100)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("batch_size", [None, 24])
+def test_a_stream_gives_each_row_once_whatever_the_workers(made, workers, batch_size):
+    stream = made().torch(stream=True, batch_size=batch_size, shuffle=True, seed=3)
+    loader = DataLoader(stream, batch_size=None if batch_size else 10, num_workers=workers)
+    times = torch.cat([batch["event_time"] for batch in loader]).tolist()
+    assert times != sorted(times)
+    assert sorted(times) == [NOW + n * DAY for n in range(100)]
+
+
+def test_a_stream_keeps_the_order_unless_shuffled(made):
+    times = [int(row["event_time"]) for row in made().torch(stream=True)]
+    assert times == [NOW + n * DAY for n in range(100)]
+
+
+def test_seed_and_epoch_decide_the_order(made):
+    opened = made()
+
+    def order(stream) -> list[int]:
+        return [int(row["event_time"]) for row in stream]
+
+    stream = opened.torch(stream=True, shuffle=True, seed=1)
+    first = order(stream)
+    assert order(stream) == first
+    assert order(opened.torch(stream=True, shuffle=True, seed=1)) == first
+    assert order(opened.torch(stream=True, shuffle=True, seed=2)) != first
+    stream.set_epoch(1)
+    assert order(stream) != first
+
+
+def test_workers_that_persist_see_a_new_epoch(made):
+    stream = made().torch(stream=True, shuffle=True)
+    loader = DataLoader(stream, batch_size=100, num_workers=1, persistent_workers=True)
+    first = next(iter(loader))["event_time"].tolist()
+    stream.set_epoch(1)
+    assert next(iter(loader))["event_time"].tolist() != first
+
+
+def test_stream_and_memory_hold_the_same_rows(made):
+    opened = made()
+    memory = opened.torch()
+    for position, row in enumerate(opened.torch(stream=True)):
+        assert row.keys() == memory[position].keys()
+        assert all(torch.equal(row[name], memory[position][name]) for name in row)
+
+
+def test_arguments_of_a_stream_need_a_stream(made):
+    opened = made()
+    with pytest.raises(TrainingSetError, match="DataLoader"):
+        opened.torch(batch_size=3)
+    with pytest.raises(TrainingSetError, match="0 rows"):
+        opened.torch(stream=True, batch_size=0)
+
+
+def test_another_set_is_numbered_by_the_first_ones_vocabulary(made):
+    known = made().vocabulary()
+    small = made(2, count=6)
+    assert len(small.vocabulary().users) == 6
+    assert small.torch(vocabulary=known)[5]["user"] == 6
+    assert small.torch(vocabulary=known)[5]["item"] == known.encode("target_items", ["t5"])[0]
+
+
+@pytest.mark.parametrize("size", [1, 7, 30, 100, 1000])
+def test_chunks_are_of_the_size_asked_for_and_in_order(tmp_path, size):
+    path = tmp_path / "spine.parquet"
+    pq.write_table(pa.table({"n": np.arange(100)}), path, row_group_size=33)
+    chunks = list(Spine(path, 100, 0, 0, 0).chunks(size))
+    assert all(chunk.num_rows == size for chunk in chunks[:-1])
+    assert pa.concat_tables(chunks)["n"].to_pylist() == list(range(100))
+
+
+def test_the_fingerprint_depends_on_content_not_on_order():
+    assert fingerprint_of({"a": 1, "b": [2]}) == fingerprint_of({"b": [2], "a": 1})
+    assert fingerprint_of({"a": 1}) != fingerprint_of({"a": 2})
+
+
+def test_micros_are_exact():
+    moment = datetime(2262, 4, 11, 23, 47, 16, 854_775, tzinfo=UTC)
+    assert to_micros(moment) == 9_223_372_036_854_775
