@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from scalr_prod.scoring.protocol import Module
     from scalr_prod.translator.contexts import Contexts, Samples
 
 __all__ = ["LocalScorer"]
@@ -35,7 +36,7 @@ class LocalScorer:
         from scalr_prod.translator.module import TranslatorModule
 
         torch.set_num_threads(threads)
-        self._module = TranslatorModule.load(folder)
+        self._module: Module = TranslatorModule.load(folder)
         self._version = version
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 from scalr_prod.errors import TranslatorNotFound
@@ -10,14 +9,13 @@ from scalr_prod.scoring.address import server_url
 from scalr_prod.scoring.local import LocalScorer
 from scalr_prod.scoring.protocol import digest_of
 from scalr_prod.scoring.triton import TritonScorer
+from scalr_prod.translator import load_version
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from scalr_prod.scoring.scorer import Scorer
     from scalr_prod.settings import Settings
 
-__all__ = ["known_digest", "open_scorer", "version_folder"]
+__all__ = ["known_digest", "open_scorer"]
 
 
 def open_scorer(settings: Settings, version: int, *, threads: int | None = None) -> Scorer:
@@ -36,7 +34,7 @@ def open_scorer(settings: Settings, version: int, *, threads: int | None = None)
     """
     serving = settings.serving
     if serving.scorer == "local":
-        return LocalScorer(version_folder(settings, version), version, threads=threads or serving.threads)
+        return LocalScorer(load_version(settings, version).path, version, threads=threads or serving.threads)
     return TritonScorer(
         lambda: server_url(settings),
         version,
@@ -48,27 +46,9 @@ def open_scorer(settings: Settings, version: int, *, threads: int | None = None)
     )
 
 
-def version_folder(settings: Settings, version: int) -> Path:
-    """Folder of a trained version.
-
-    Raises:
-        TranslatorNotFound: There is none.
-    """
-    folder = settings.home / "models" / "translator" / str(version)
-    if not (folder / "manifest.json").is_file():
-        there = sorted(path.name for path in folder.parent.glob("[0-9]*"))
-        raise TranslatorNotFound(
-            f"there is no version {version}; there are: {', '.join(there) or 'none'}",
-            where=str(folder),
-            next_step="train one: scalr translator train; list them: scalr translator list",
-        )
-    return folder
-
-
 def known_digest(settings: Settings, version: int) -> int | None:
     """`digest_of` a version, where its manifest lies on this machine."""
     try:
-        manifest = json.loads((version_folder(settings, version) / "manifest.json").read_text(encoding="utf-8"))
+        return digest_of(load_version(settings, version).sha256)
     except TranslatorNotFound:  # a worker on another host has only the server
         return None
-    return digest_of(manifest["sha256"])

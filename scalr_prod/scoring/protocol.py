@@ -1,6 +1,6 @@
 """The request and the answer as tensors: their names, types and shapes, and how the server answers many requests at once.
 
-Both ends import this file, so only numpy and the contexts are imported here.
+Both ends import this file, so only numpy and what needs no more than it are imported here.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
+from scalr_prod.errors import ScalrError
 from scalr_prod.translator.contexts import NO_ITEM, Contexts, Samples
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def encode(
     return tensors | {name: np.full((rows, 1), value, INPUTS[name]) for name, value in values.items()}
 
 
-def answer(module: Module, identity: Identity, requests: Sequence[Mapping[str, NDArray[Any]]]) -> list[Tensors | ValueError]:
+def answer(module: Module, identity: Identity, requests: Sequence[Mapping[str, NDArray[Any]]]) -> list[Tensors | Exception]:
     """Answer requests that wait together with as few forward passes as can be, each as if it had come alone.
 
     Requests of one kind, with the same parameters and widths, are joined into one batch; exclusion lists are padded to the
@@ -116,25 +117,39 @@ def answer(module: Module, identity: Identity, requests: Sequence[Mapping[str, N
     Returns:
         For each request its output tensors, or what is wrong with it.
     """
-    answers: list[Tensors | ValueError] = [ValueError("not answered")] * len(requests)
+    answers: list[Tensors | Exception] = [ValueError("not answered")] * len(requests)
     groups: dict[tuple[Any, ...], list[tuple[int, Contexts]]] = {}
     for number, request in enumerate(requests):
         try:
             contexts, key = _decode(request)
-        except ValueError as error:
+        except (KeyError, ValueError) as error:
             answers[number] = error
         else:
             groups.setdefault(key, []).append((number, contexts))
     for key, members in groups.items():
-        contexts = Contexts.concat([part for _, part in members]) if len(members) > 1 else members[0][1]
-        candidates = [requests[number]["candidates"] for number, _ in members] if key[0] == "score" else None
-        outputs = _forward(module, contexts, key, candidates)
-        start = 0
-        for number, part in members:
-            stop = start + len(part)
-            answers[number] = {name: array[start:stop] for name, array in outputs.items()} | _account(identity, len(part))
-            start = stop
+        for number, part in _answer_group(module, key, members, requests).items():
+            answers[number] = part if isinstance(part, Exception) else part | _account(identity, len(part[next(iter(part))]))
     return answers
+
+
+def _answer_group(
+    module: Module, key: tuple[Any, ...], members: list[tuple[int, Contexts]], requests: Sequence[Mapping[str, NDArray[Any]]]
+) -> dict[int, Tensors | Exception]:
+    contexts = Contexts.concat([part for _, part in members]) if len(members) > 1 else members[0][1]
+    candidates = [requests[number]["candidates"] for number, _ in members] if key[0] == "score" else None
+    try:
+        outputs = _forward(module, contexts, key, candidates)
+    except (ScalrError, ValueError) as error:
+        if len(members) == 1:
+            return {members[0][0]: error}
+        # One request must not fail for what is wrong with its neighbour.
+        return {number: part for one in members for number, part in _answer_group(module, key, [one], requests).items()}
+    parts: dict[int, Tensors | Exception] = {}
+    start = 0
+    for number, part in members:
+        parts[number] = {name: array[start : start + len(part)] for name, array in outputs.items()}
+        start += len(part)
+    return parts
 
 
 def _decode(request: Mapping[str, NDArray[Any]]) -> tuple[Contexts, tuple[Any, ...]]:

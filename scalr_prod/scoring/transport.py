@@ -110,7 +110,7 @@ class Transport(Protocol):
 
 
 class Channel:
-    """A channel to the server at ``url``. Nothing is sent before the first call. It belongs to one process and is never pickled."""
+    """A channel to the server at ``url``. Nothing is sent before the first call. It belongs to one process."""
 
     def __init__(self, url: str) -> None:
         import grpc

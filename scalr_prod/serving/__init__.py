@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from scalr_prod.serving.checks import serving_checks
     from scalr_prod.serving.ensure import ensure_serving
     from scalr_prod.serving.process import ServerStatus, start_triton, stop_triton, triton_status
-    from scalr_prod.serving.versions import promote, rollback, served_version
+    from scalr_prod.serving.promotions import served_version
+    from scalr_prod.serving.versions import PromotionReport, promote, rollback
 
 __all__ = [
     "Check",
+    "PromotionReport",
     "ServerStatus",
     "ensure_serving",
     "promote",
@@ -30,11 +32,12 @@ __all__ = [
 ]
 
 _HOMES = {
+    "PromotionReport": "versions",
     "ServerStatus": "process",
     "ensure_serving": "ensure",
     "promote": "versions",
     "rollback": "versions",
-    "served_version": "versions",
+    "served_version": "promotions",
     "serving_checks": "checks",
     "start_triton": "process",
     "stop_triton": "process",

@@ -1,0 +1,81 @@
+"""A server for as long as it is needed."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from scalr_prod.errors import ModelNotReady, ModelVersionMismatch
+from scalr_prod.scoring import open_scorer
+from scalr_prod.serving.loading import check_version, load_versions, loaded_versions
+from scalr_prod.serving.process import start_locked, stop_locked
+from scalr_prod.serving.repository import configured_versions
+from scalr_prod.serving.state import read_record, server_lock, used_by_others, using
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from collections.abc import Set as AbstractSet
+    from contextlib import AbstractContextManager
+
+    from scalr_prod.settings import Settings
+
+__all__ = ["ensure_serving", "serving"]
+
+
+def ensure_serving(settings: Settings, version: int) -> AbstractContextManager[None]:
+    """Have the version answer for as long as the block takes.
+
+    The local scorer needs nothing. Where the settings name a server, it is checked, and asked to load the version if it does
+    not hold it. Else the local server is found or started; one that was not started by command is stopped by its last user.
+
+    Args:
+        settings: The project's settings.
+        version: The translator version.
+
+    Raises:
+        ServingError: The server could not be started, or could not load the version.
+        ScoringError: It does not answer as it should.
+        TranslatorNotFound: The version was never trained.
+    """
+    return serving(settings, version)
+
+
+@contextmanager
+def serving(settings: Settings, version: int, *, beside: AbstractSet[int] | None = None) -> Iterator[None]:
+    """`ensure_serving`, with a say in what else a running server holds.
+
+    Args:
+        settings: The project's settings.
+        version: The translator version.
+        beside: The other versions to hold; default: all that it holds already.
+    """
+    if settings.serving.scorer == "local":
+        open_scorer(settings, version).close()
+        yield
+    elif settings.serving.url is not None:
+        _ensure_loaded(settings, version, beside)
+        yield
+    else:
+        try:
+            with using(settings):
+                with server_lock(settings):
+                    fresh = start_locked(settings, [version], lasting=False).started
+                    _ensure_loaded(settings, version, None if fresh else beside)
+                yield
+        finally:
+            with server_lock(settings):
+                record = read_record(settings)
+                if record is not None and not record.lasting and not used_by_others(settings):
+                    stop_locked(settings)
+
+
+def _ensure_loaded(settings: Settings, version: int, beside: AbstractSet[int] | None) -> None:
+    loaded = loaded_versions(settings)
+    if version not in loaded or (beside is not None and not set(loaded) <= {version, *beside}):
+        load_versions(settings, {version, *(configured_versions(settings) if beside is None else beside)}, needed=version)
+        return
+    try:
+        check_version(settings, version)
+    except (ModelNotReady, ModelVersionMismatch):
+        # Another model under this number: another home's, or one of before this home was made anew.
+        load_versions(settings, {version, *configured_versions(settings)}, needed=version)

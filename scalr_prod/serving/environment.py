@@ -1,0 +1,167 @@
+"""The serving environment: where it is, and whether a Triton server can be started from it.
+
+The server is the one inside the wheel nvidia-pytriton. Its python backend starts a stub that embeds the interpreter, so it
+needs that interpreter's shared library; and it needs numpy < 2: under numpy 2 every output arrives empty.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from scalr_prod.errors import ServingError
+
+if TYPE_CHECKING:
+    from scalr_prod.settings import Settings
+
+__all__ = ["ServingEnvironment", "find_environment", "lay_backends"]
+
+_NEXT: Final = 'run: make setup (Linux x86-64), or set [serving] scorer = "local"'
+_QUESTION: Final = """
+import importlib.metadata as m, importlib.util as u, json, sys, sysconfig
+def version(name):
+    try:
+        return m.version(name)
+    except m.PackageNotFoundError:
+        return None
+spec = u.find_spec("pytriton")
+print(json.dumps({
+    "minor": "%d.%d" % sys.version_info[:2],
+    "places": [sysconfig.get_config_var("LIBDIR") or "", sys.base_prefix + "/lib"],
+    "packages": {name: version(name) for name in ("numpy", "torch", "safetensors", "nvidia-pytriton", "scalr-prod")},
+    "pytriton": spec.submodule_search_locations[0] if spec else None,
+}))
+"""
+
+
+@dataclass(frozen=True)
+class ServingEnvironment:
+    """What was found in it.
+
+    Attributes:
+        folder: The virtual environment.
+        minor: Version of its Python, such as ``3.11``.
+        packages: Versions of what the server needs; None where it is missing.
+        wheel: Folder of ``tritonserver`` inside the wheel; None where the wheel is missing.
+        library: Folder of the interpreter's shared library; None where there is none, empty path where the system knows it.
+    """
+
+    folder: Path
+    minor: str
+    packages: dict[str, str | None]
+    wheel: Path | None
+    library: Path | None
+
+    @property
+    def server(self) -> Path | None:
+        """The server's program, where it is there and fits this Python."""
+        if self.wheel is None or not self.stub.is_file():
+            return None
+        server = self.wheel / "bin" / "tritonserver"
+        return server if server.is_file() else None
+
+    @property
+    def stub(self) -> Path:
+        """The program that embeds this Python."""
+        return (self.wheel or self.folder) / "python_backend_stubs" / self.minor / "triton_python_backend_stub"
+
+    def problem(self) -> str | None:
+        """What keeps a server from starting here, in one sentence; None where nothing does."""
+        missing = [name for name, version in self.packages.items() if version is None]
+        if missing:
+            return f"not installed there: {', '.join(missing)}"
+        if int((self.packages["numpy"] or "2").split(".")[0]) > 1:
+            return f"numpy {self.packages['numpy']} is installed there; the server needs numpy < 2, or its outputs arrive empty"
+        if self.server is None:
+            return f"the wheel nvidia-pytriton holds no server for Python {self.minor} on this machine"
+        if self.library is None:
+            name = f"libpython{self.minor}"
+            return f"{name}.so.1.0 is nowhere to be found (Debian and Ubuntu: apt-get install {name})"
+        return None
+
+    def variables(self, threads: int) -> dict[str, str]:
+        """Environment variables for the server."""
+        kept = {key: value for key, value in os.environ.items() if key not in {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"}}
+        wheel = self.wheel or self.folder
+        libraries = [wheel.parent.parent / "nvidia_pytriton.libs", self.library, os.environ.get("LD_LIBRARY_PATH")]
+        return kept | {
+            # The stub finds its packages through the first python on the PATH.
+            "PATH": os.pathsep.join([str(self.folder / "bin"), os.environ.get("PATH", os.defpath)]),
+            "LD_LIBRARY_PATH": os.pathsep.join(str(place) for place in libraries if place and str(place) != "."),
+            "OMP_NUM_THREADS": str(threads),
+            "MKL_NUM_THREADS": str(threads),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+
+
+def find_environment(settings: Settings | None) -> ServingEnvironment:
+    """Find it: where the settings say, else ``.venv-triton`` beside scalr.toml, the running environment, or the checkout.
+
+    Raises:
+        ServingError: There is none.
+    """
+    named = settings.serving.environment if settings is not None else None
+    if settings is not None and named is not None:
+        places = [settings.resolve(named)]
+    else:
+        parents = [Path(sys.prefix).parent, Path(__file__).resolve().parents[2], Path.cwd()]
+        parents += [settings.base] if settings is not None else []
+        places = list(dict.fromkeys(parent / ".venv-triton" for parent in parents))
+    for folder in places:
+        if (folder / "bin" / "python").exists():
+            return _examine(folder)
+    raise ServingError(
+        "there is no serving environment to start Triton from", where=", ".join(map(str, places)), next_step=_NEXT
+    )
+
+
+def lay_backends(environment: ServingEnvironment, folder: Path) -> Path:
+    """Lay the folder that Triton finds its python backend in: the wheel's files beside the stub of the right Python.
+
+    Raises:
+        ServingError: A server cannot be started from this environment.
+    """
+    problem = environment.problem()
+    if problem is not None or environment.wheel is None:
+        raise ServingError(f"no Triton can be started: {problem}", where=str(environment.folder), next_step=_NEXT)
+    python = folder / "python"
+    python.mkdir(parents=True, exist_ok=True)
+    for file in (*(environment.wheel / "backends" / "python").iterdir(), environment.stub):
+        link = python / file.name
+        if link.is_symlink() and link.readlink() == file:
+            continue
+        link.unlink(missing_ok=True)
+        link.symlink_to(file)
+    return folder
+
+
+def _examine(folder: Path) -> ServingEnvironment:
+    try:
+        output = subprocess.run(  # noqa: S603 - the interpreter of the named environment
+            [folder / "bin" / "python", "-I", "-c", _QUESTION], capture_output=True, check=True, timeout=60, text=True
+        ).stdout
+        found = json.loads(output)
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        raise ServingError(f"its Python does not run: {error}", where=str(folder), next_step=f"remove it; {_NEXT}") from error
+    name = f"libpython{found['minor']}.so.1.0"
+    library = next((Path(place) for place in found["places"] if place and (Path(place) / name).is_file()), None)
+    wheel = Path(found["pytriton"]) / "tritonserver" if found["pytriton"] else None
+    return ServingEnvironment(folder, found["minor"], found["packages"], wheel, library or _system_library(name))
+
+
+def _system_library(name: str) -> Path | None:
+    """The folder in which the system's loader finds it."""
+    for program in ("/sbin/ldconfig", "/usr/sbin/ldconfig"):
+        try:
+            cache = subprocess.run([program, "-p"], capture_output=True, check=True, timeout=30, text=True).stdout  # noqa: S603 - a fixed program
+        except (OSError, subprocess.SubprocessError):
+            continue
+        for line in cache.splitlines():
+            if line.strip().startswith(f"{name} ") and "=>" in line:
+                return Path(line.split("=>")[1].strip()).parent
+    return None

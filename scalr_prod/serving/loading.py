@@ -1,0 +1,104 @@
+"""Have a running server load versions, and see with a real request that one answers."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from scalr_prod.errors import ModelNotReady, ModelVersionMismatch, ServingError
+from scalr_prod.scoring import open_scorer
+from scalr_prod.scoring.address import server_url
+from scalr_prod.scoring.transport import Channel, Failure
+from scalr_prod.serving.repository import configured_versions, install_version, model_folder, write_config
+from scalr_prod.translator import load_version
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from scalr_prod.settings import Settings
+
+__all__ = ["check_version", "load_versions", "loaded_versions"]
+
+logger = logging.getLogger(__name__)
+
+
+def loaded_versions(settings: Settings) -> list[int]:
+    """The versions that the server holds, the lowest first.
+
+    Raises:
+        ServerUnreachable: It does not answer.
+    """
+    url = server_url(settings)
+    try:
+        with Channel(url) as channel:
+            return channel.ready_versions(settings.serving.model_name, settings.serving.deadline_s)
+    except Failure as failure:
+        raise failure.explain(url, settings.serving.model_name) from failure
+
+
+def load_versions(settings: Settings, versions: Iterable[int], *, needed: int) -> None:
+    """Have the server hold these versions and no others, and check that the needed one answers.
+
+    If it does not, the server gets back what it held before.
+
+    Args:
+        settings: The project's settings.
+        versions: Those to hold.
+        needed: The one to check; it is put into the repository first.
+
+    Raises:
+        TranslatorNotFound: The needed version was never trained.
+        ServingError: The server could not load it; with its reason.
+        ScoringError: It was loaded, but does not answer as it should.
+    """
+    install_version(settings, load_version(settings, needed))
+    before = configured_versions(settings)
+    write_config(settings, {*versions, needed})
+    try:
+        _load(settings)
+        check_version(settings, needed)
+    except BaseException:
+        if before and before != configured_versions(settings):
+            write_config(settings, before)
+            _try_load(settings)
+        raise
+
+
+def check_version(settings: Settings, version: int) -> None:
+    """Ask the version something.
+
+    Raises:
+        ScoringError: It does not answer as it should.
+    """
+    try:
+        open_scorer(settings, version).close()
+    except (ModelNotReady, ModelVersionMismatch) as error:
+        if settings.serving.url is not None:
+            error.next_step = (
+                f"let that server read {settings.model_repository} (or set [serving] repository to the one it reads) "
+                "under --model-control-mode=explicit, or load the version there"
+            )
+        raise
+
+
+def _load(settings: Settings) -> None:
+    url = server_url(settings)
+    try:
+        with Channel(url) as channel:
+            channel.load(settings.serving.model_name, settings.serving.startup_timeout_s)
+    except Failure as failure:
+        if failure.code in {"UNAVAILABLE", "DEADLINE_EXCEEDED"} and not failure.model_absent:
+            raise failure.explain(url, settings.serving.model_name) from failure
+        raise ServingError(
+            f"the server could not load {settings.serving.model_name}: {failure.detail}",
+            where=f"{url}, {model_folder(settings)}",
+            next_step="correct what it names; in the serving environment, scalr-prod must be of this version",
+        ) from failure
+
+
+def _try_load(settings: Settings) -> None:
+    """Load again what was there; the error that led here is the one to tell."""
+    try:
+        _load(settings)
+    except (ServingError, ModelNotReady) as error:
+        logger.warning("the versions that were served before could not be loaded again: %s", error)

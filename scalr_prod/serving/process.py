@@ -1,0 +1,319 @@
+"""The local Triton server: a process of its own, on loopback, that outlives the command which started it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from scalr_prod.errors import ServingError
+from scalr_prod.scoring.address import server_file
+from scalr_prod.scoring.transport import Channel, Failure
+from scalr_prod.serving.environment import find_environment, lay_backends
+from scalr_prod.serving.promotions import standing
+from scalr_prod.serving.repository import configured_versions, install_version, write_config
+from scalr_prod.serving.state import ServerRecord, read_record, server_lock, state_folder
+from scalr_prod.translator import load_version
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from scalr_prod.serving.environment import ServingEnvironment
+    from scalr_prod.settings import Settings
+
+__all__ = ["ServerStatus", "log_tail", "start_locked", "start_triton", "stop_locked", "stop_triton", "triton_status"]
+
+logger = logging.getLogger(__name__)
+
+_HOST: Final = "127.0.0.1"
+_PROBE_S: Final = 2.0
+_STOP_S: Final = 20
+_PORT_TRIES: Final = 3
+#: Servers that this process started: they are its children, and only it can tell that one has ended.
+_children: dict[int, subprocess.Popen[bytes]] = {}
+
+
+@dataclass(frozen=True)
+class ServerStatus:
+    """The server at one moment.
+
+    Attributes:
+        running: Whether it answers.
+        url: host:port of gRPC; None where no server was started and the settings name none.
+        versions: Translator versions that are loaded.
+        pid: Its process, where it is a local one.
+        http_url: host:port of HTTP, where it is a local one.
+        metrics_url: Address of the Prometheus metrics, where it is a local one.
+        log: Its log, where it is a local one.
+        started: Whether this call has started it.
+        detail: Why it does not answer.
+    """
+
+    running: bool
+    url: str | None
+    versions: list[int] = field(default_factory=list)
+    pid: int | None = None
+    http_url: str | None = None
+    metrics_url: str | None = None
+    log: str | None = None
+    started: bool = False
+    detail: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The status as JSON values."""
+        return asdict(self)
+
+
+def start_triton(settings: Settings) -> ServerStatus:
+    """Start the local server and wait until it answers, or find the one that runs. It runs until `stop_triton`.
+
+    It holds the promoted version, and the one before it for a rollback.
+
+    Raises:
+        ServingError: The settings name a server elsewhere, there is no serving environment, or the server did not come up;
+            then with the end of its log.
+    """
+    _refuse_remote(settings, "started")
+    with server_lock(settings):
+        return start_locked(settings, standing(settings)[-2:], lasting=True)
+
+
+def stop_triton(settings: Settings) -> bool:
+    """Stop the local server; whoever uses it now will get errors.
+
+    Returns:
+        Whether there was one.
+
+    Raises:
+        ServingError: The settings name a server elsewhere, or it could not be stopped.
+    """
+    _refuse_remote(settings, "stopped")
+    with server_lock(settings):
+        return stop_locked(settings)
+
+
+def triton_status(settings: Settings) -> ServerStatus:
+    """Whether the server answers, and what it holds."""
+    record = read_record(settings) if settings.serving.url is None else None
+    if settings.serving.url is None and record is None:
+        return ServerStatus(running=False, url=None, detail="no local server was started")
+    if record is not None and not record.alive:
+        return ServerStatus(running=False, url=record.url, log=record.log, detail=f"process {record.pid} has ended")
+    url = record.url if record is not None else str(settings.serving.url)
+    local = {} if record is None else {key: getattr(record, key) for key in ("pid", "http_url", "metrics_url", "log")}
+    try:
+        with Channel(url) as channel:
+            channel.server_name(_PROBE_S)
+            versions = channel.ready_versions(settings.serving.model_name, _PROBE_S)
+            return ServerStatus(running=True, url=url, versions=versions, **local)
+    except Failure as failure:
+        return ServerStatus(running=False, url=url, detail=failure.detail, **local)
+
+
+def start_locked(settings: Settings, versions: Iterable[int], *, lasting: bool) -> ServerStatus:
+    """`start_triton` for a caller that holds the server's lock.
+
+    Args:
+        settings: The project's settings.
+        versions: Those to load, unless a server runs already. Each is a process with torch in it.
+        lasting: Whether it runs until it is stopped by command.
+    """
+    found = read_record(settings)
+    if found is not None and found.alive:
+        _wait_ready(settings, found)
+        if lasting and not found.lasting:
+            ServerRecord(**(asdict(found) | {"lasting": True})).write(settings)
+        return triton_status(settings)
+    environment = find_environment(settings)
+    backends = lay_backends(environment, state_folder(settings) / "backends")
+    wanted = list(versions)
+    for version in wanted:
+        install_version(settings, load_version(settings, version))
+    write_config(settings, wanted)
+    for attempt in range(1, _PORT_TRIES + 1):
+        record = _launch(settings, environment, backends, lasting=lasting)
+        try:
+            _wait_ready(settings, record)
+        except ServingError:
+            taken = "already in use" in log_tail(record) and not record.alive
+            stop_locked(settings)
+            if not taken or attempt == _PORT_TRIES:
+                raise
+            logger.warning("a port was taken meanwhile; trying others")
+            continue
+        break
+    status = triton_status(settings)
+    return ServerStatus(**(asdict(status) | {"started": True}))
+
+
+def stop_locked(settings: Settings) -> bool:
+    """`stop_triton` for a caller that holds the server's lock."""
+    record = read_record(settings)
+    if record is None:
+        return False
+    was_alive = record.alive
+    if was_alive:
+        _signal(record, signal.SIGTERM)
+        if not _ends(record, _STOP_S):
+            _signal(record, signal.SIGKILL)
+            if not _ends(record, _STOP_S):
+                raise ServingError(
+                    f"process {record.pid} does not end", where=record.url, next_step=f"look at it: ps -p {record.pid}"
+                )
+    _sweep(record)
+    server_file(settings).unlink(missing_ok=True)
+    return was_alive
+
+
+def log_tail(record: ServerRecord, lines: int = 8) -> str:
+    """The last lines of the server's log, errors first where there are any."""
+    try:
+        text = Path(record.log).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return "no log"
+    telling = [line for line in text if line[:1] == "E" or "rror" in line]
+    return "\n    ".join(["", *(telling or text)[-lines:]])
+
+
+def _launch(settings: Settings, environment: ServingEnvironment, backends: Path, *, lasting: bool) -> ServerRecord:
+    import psutil
+
+    repository = settings.model_repository
+    repository.mkdir(parents=True, exist_ok=True)
+    name = f"scalr-{secrets.token_hex(8)}"
+    log = state_folder(settings) / "triton.log"
+    http, grpc, metrics = _free_ports(3)
+    command = [str(environment.server), f"--id={name}", f"--model-repository={repository}", "--model-control-mode=explicit"]
+    command += [f"--backend-directory={backends}", f"--backend-config=python,shm-region-prefix-name={name}_"]
+    command += [f"--{kind}-address={_HOST}" for kind in ("http", "grpc", "metrics")]
+    command += [f"--http-port={http}", f"--grpc-port={grpc}", f"--metrics-port={metrics}"]
+    command += ["--disable-auto-complete-config", "--exit-timeout-secs=10"]
+    if configured_versions(settings):
+        # A version that cannot be loaded is for the one who asked for it to tell, not for the server to die of.
+        command += [f"--load-model={settings.serving.model_name}", "--exit-on-error=false"]
+    with log.open("wb") as output:
+        process = subprocess.Popen(  # noqa: S603 - the server of the named environment, with options of our own
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment.variables(settings.serving.threads),
+            cwd=state_folder(settings),
+            start_new_session=True,
+        )
+    _children[process.pid] = process
+    try:
+        created = psutil.Process(process.pid).create_time()
+    except psutil.NoSuchProcess:
+        created = 0.0
+    addresses = {"url": f"{_HOST}:{grpc}", "http_url": f"{_HOST}:{http}", "metrics_url": f"http://{_HOST}:{metrics}/metrics"}
+    record = ServerRecord(
+        **addresses, pid=process.pid, created=created, name=name, repository=str(repository), log=str(log), lasting=lasting
+    )
+    record.write(settings)
+    logger.info("started Triton as process %d at %s", process.pid, record.url)
+    return record
+
+
+def _wait_ready(settings: Settings, record: ServerRecord) -> None:
+    """Until the server answers by its own name."""
+    limit = settings.serving.startup_timeout_s
+    ends_at = time.monotonic() + limit
+    with Channel(record.url) as channel:
+        while True:
+            if not _alive(record):
+                raise ServingError(
+                    f"Triton ended while it was starting; the end of its log: {log_tail(record)}",
+                    where=record.log,
+                    next_step='correct what it names; or run without it: [serving] scorer = "local"',
+                )
+            try:
+                name = channel.server_name(_PROBE_S)
+            except Failure as failure:
+                if time.monotonic() > ends_at:
+                    raise ServingError(
+                        f"Triton does not answer after {limit:g} s ({failure.detail}); the end of its log: {log_tail(record)}",
+                        where=record.url,
+                        next_step="raise [serving] startup_timeout_s, or see its log",
+                    ) from failure
+            else:
+                if name == record.name:
+                    return
+                raise ServingError(
+                    f"another server ({name}) answers there",
+                    where=record.url,
+                    next_step="run: scalr triton stop, then scalr triton start",
+                )
+            time.sleep(0.1)
+
+
+def _alive(record: ServerRecord) -> bool:
+    child = _children.get(record.pid)
+    if child is not None and child.poll() is not None:
+        del _children[record.pid]
+        return False
+    return record.alive
+
+
+def _ends(record: ServerRecord, seconds: float) -> bool:
+    ends_at = time.monotonic() + seconds
+    while time.monotonic() < ends_at:
+        if not _alive(record):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def _signal(record: ServerRecord, number: signal.Signals) -> None:
+    try:
+        if number == signal.SIGKILL:
+            os.killpg(record.pid, number)  # its stubs too: nobody else would end them
+        else:
+            os.kill(record.pid, number)
+    except ProcessLookupError:
+        return
+    except PermissionError as error:
+        raise ServingError(
+            f"process {record.pid} belongs to another user", where=record.url, next_step="stop it as that user"
+        ) from error
+
+
+def _sweep(record: ServerRecord) -> None:
+    """What a killed server leaves behind: its stubs, and shared memory under its own prefix."""
+    import psutil
+
+    for process in psutil.process_iter(["cmdline"]):
+        if any(record.name in part for part in process.info["cmdline"] or ()) and process.pid != os.getpid():
+            try:
+                process.kill()
+            except psutil.Error:  # it has ended meanwhile, or is not ours
+                continue
+    for region in Path("/dev/shm").glob(f"{record.name}_*"):  # noqa: S108 - where the server keeps it
+        region.unlink(missing_ok=True)
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind((_HOST, 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def _refuse_remote(settings: Settings, verb: str) -> None:
+    if settings.serving.url is not None:
+        raise ServingError(
+            f"the settings name a server, which is not {verb} from here",
+            where=f"[serving] url = {settings.serving.url!r}",
+            next_step="remove url to use a local server",
+        )

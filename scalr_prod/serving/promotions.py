@@ -1,0 +1,47 @@
+"""Which version is to be served, as the ledger tells it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+from scalr_prod.ledger import Ledger
+
+if TYPE_CHECKING:
+    from scalr_prod.settings import Settings
+
+__all__ = ["PROMOTED", "ROLLED_BACK", "served_version", "standing", "versions_in_use"]
+
+#: Causes in the ledger.
+PROMOTED: Final = "scalr translator promote"
+ROLLED_BACK: Final = "scalr translator rollback"
+
+
+def served_version(settings: Settings) -> int | None:
+    """The promoted version; None where none was promoted."""
+    with Ledger.open(settings) as ledger:
+        return ledger.promoted_version()
+
+
+def standing(settings: Settings) -> list[int]:
+    """The promoted versions that have not been rolled back, the served one last."""
+    chain: list[int] = []
+    with Ledger.open(settings) as ledger:
+        for promotion in ledger.promotions():
+            if promotion.cause == ROLLED_BACK and len(chain) > 1:
+                chain.pop()
+            else:
+                chain.append(promotion.version)
+    return chain
+
+
+def versions_in_use(settings: Settings) -> set[int]:
+    """The served version, the one a rollback would bring back, and those that runs at work are pinned to."""
+    now = datetime.now(UTC)
+    with Ledger.open(settings) as ledger:
+        working = {
+            run.spec.translator_version
+            for run in ledger.runs()
+            if run.lease_expires_at is not None and run.lease_expires_at > now
+        }
+    return {*standing(settings)[-2:], *working}

@@ -1,0 +1,116 @@
+"""The model repository: one folder a version, and a configuration that names those to be loaded.
+
+It is an ordinary Triton repository: NVIDIA's own container loads it as it lies there.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from scalr_prod import assets
+from scalr_prod.errors import ServingError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from scalr_prod.settings import Settings
+    from scalr_prod.translator.versions import TranslatorVersion
+
+__all__ = ["configured_versions", "install_version", "model_folder", "write_config"]
+
+_POLICY: Final = re.compile(r"^version_policy .*$", re.MULTILINE)
+
+
+def model_folder(settings: Settings) -> Path:
+    """The model's folder in the repository."""
+    return settings.model_repository / settings.serving.model_name
+
+
+def install_version(settings: Settings, version: TranslatorVersion) -> Path:
+    """Put a version into the repository, whole or not at all; one that lies there already is left as it is.
+
+    Raises:
+        ServingError: The repository cannot be written.
+    """
+    folder = model_folder(settings) / str(version.version)
+    program = assets.folder("triton_models") / "translator" / "1" / "model.py"
+    manifest = version.path / "manifest.json"
+    try:
+        if _same(folder / "manifest.json", manifest) and _same(folder / "model.py", program):
+            return folder
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder.parent) as scratch:
+            staged = Path(scratch) / "version"
+            staged.mkdir(mode=0o755)
+            for file in version.path.iterdir():
+                _link_or_copy(file, staged / file.name)
+            shutil.copyfile(program, staged / "model.py")
+            if folder.exists():
+                folder.rename(Path(scratch) / "former")
+            staged.rename(folder)
+    except OSError as error:
+        raise _unwritable(settings, error) from error
+    return folder
+
+
+def configured_versions(settings: Settings) -> list[int]:
+    """The versions that the configuration names, the lowest first; none where there is no configuration yet."""
+    try:
+        text = (model_folder(settings) / "config.pbtxt").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    policy = _POLICY.search(text)
+    return sorted(int(number) for number in re.findall(r"\d+", policy.group())) if policy else []
+
+
+def write_config(settings: Settings, versions: Iterable[int]) -> None:
+    """Name the versions to be loaded, among those that lie in the repository.
+
+    Raises:
+        ServingError: The repository cannot be written.
+    """
+    folder = model_folder(settings)
+    there = sorted(version for version in set(versions) if (folder / str(version) / "model.py").is_file())
+    template = (assets.folder("triton_models") / "translator" / "config.pbtxt").read_text(encoding="utf-8")
+    policy = f"version_policy {{ specific {{ versions: [ {', '.join(map(str, there))} ] }} }}"
+    text, replaced = _POLICY.subn(policy, template)
+    if replaced != 1:
+        raise ServingError(
+            "the template names no version policy",
+            where="config.pbtxt",
+            next_step="install the package again, or restore the file",
+        )
+    target = folder / "config.pbtxt"
+    try:
+        if target.is_file() and target.read_text(encoding="utf-8") == text:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        staged = folder / f".config-{os.getpid()}"
+        staged.write_text(text, encoding="utf-8")
+        staged.replace(target)
+    except OSError as error:
+        raise _unwritable(settings, error) from error
+
+
+def _same(left: Path, right: Path) -> bool:
+    return left.is_file() and left.read_bytes() == right.read_bytes()
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(source)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
+
+
+def _unwritable(settings: Settings, error: OSError) -> ServingError:
+    return ServingError(
+        f"the model repository cannot be written: {error}",
+        where=str(settings.model_repository),
+        next_step="check its permissions and the disk, or set [serving] repository",
+    )

@@ -1,0 +1,137 @@
+"""What is written down of the local server, and who uses it: so that it can be found, shared, and stopped by its last user."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Final
+
+from scalr_prod.errors import ServingError
+from scalr_prod.scoring.address import server_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from filelock import BaseFileLock
+
+    from scalr_prod.settings import Settings
+
+__all__ = ["ServerRecord", "read_record", "server_lock", "state_folder", "used_by_others", "using"]
+
+#: Starting a server, loading a version and stopping may each take this long; another one waits its turn.
+_LOCK_TIMEOUT_S: Final = 600
+
+
+@dataclass(frozen=True)
+class ServerRecord:
+    """The local server as it was started.
+
+    Attributes:
+        url: host:port of gRPC.
+        http_url: host:port of HTTP.
+        metrics_url: Address of the Prometheus metrics.
+        pid: The server's process, the leader of its own process group.
+        created: When that process began, as the kernel tells it: another process may get the same number later.
+        name: What the server calls itself; no other server answers with it.
+        repository: The model repository it serves.
+        log: Its log.
+        lasting: Started by command, so it runs until it is stopped by command; else its last user stops it.
+    """
+
+    url: str
+    http_url: str
+    metrics_url: str
+    pid: int
+    created: float
+    name: str
+    repository: str
+    log: str
+    lasting: bool
+
+    @property
+    def alive(self) -> bool:
+        """Whether this very process runs."""
+        import psutil
+
+        try:
+            process = psutil.Process(self.pid)
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return False
+            return f"--id={self.name}" in process.cmdline() and abs(process.create_time() - self.created) < 2  # noqa: PLR2004 - clock steps
+        except psutil.NoSuchProcess:
+            return False
+        except psutil.AccessDenied:  # another user's: it cannot be told apart, and cannot be stopped from here either
+            return True
+
+    def write(self, settings: Settings) -> None:
+        """Write it down, whole or not at all."""
+        path = server_file(settings)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staged = path.with_suffix(f".{os.getpid()}")
+        staged.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        staged.replace(path)
+
+
+def read_record(settings: Settings) -> ServerRecord | None:
+    """The local server that was started last, whether it still runs or not; None where nothing legible is written down."""
+    try:
+        return ServerRecord(**json.loads(server_file(settings).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def state_folder(settings: Settings) -> Path:
+    """Folder of the server's log, locks and backends; the model repository holds models alone."""
+    folder = settings.home / "triton-server"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def server_lock(settings: Settings) -> Iterator[None]:
+    """One process at a time starts, stops or loads.
+
+    Raises:
+        ServingError: Another one has held it for too long.
+    """
+    from filelock import FileLock, Timeout
+
+    path = state_folder(settings) / "server.lock"
+    lock: BaseFileLock = FileLock(path, timeout=_LOCK_TIMEOUT_S)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ServingError(
+            f"another process has been starting or stopping the server for {_LOCK_TIMEOUT_S} s",
+            where=str(path),
+            next_step="look at it: scalr triton status",
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def using(settings: Settings) -> Iterator[None]:
+    """Be known as a user of the server. The kernel forgets a user that dies."""
+    import fcntl
+
+    with (state_folder(settings) / "users.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        yield
+
+
+def used_by_others(settings: Settings) -> bool:
+    """Whether anybody is `using` the server; to be asked outside of one's own use."""
+    import fcntl
+
+    with (state_folder(settings) / "users.lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False

@@ -1,0 +1,83 @@
+"""Switch the served version: write it, load it, ask it something, and only then switch."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from scalr_prod.errors import ServingError
+from scalr_prod.ledger import Ledger
+from scalr_prod.serving.ensure import serving
+from scalr_prod.serving.loading import loaded_versions
+from scalr_prod.serving.promotions import PROMOTED, ROLLED_BACK, served_version, standing, versions_in_use
+from scalr_prod.translator import load_version
+
+if TYPE_CHECKING:
+    from scalr_prod.settings import Settings
+
+__all__ = ["PromotionReport", "promote", "rollback"]
+
+
+@dataclass(frozen=True)
+class PromotionReport:
+    """What is served from now on.
+
+    Attributes:
+        version: The version to be served.
+        former: The one that was served until now; None where there was none, or it was this one.
+        loaded: What the server holds now; empty with the local scorer.
+        seconds: How long it took.
+    """
+
+    version: int
+    former: int | None
+    loaded: list[int]
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return asdict(self)
+
+
+def promote(settings: Settings, version: int | None = None) -> PromotionReport:
+    """Serve a version from now on: load it, ask it something, switch in the ledger. Nothing changes where it does not answer.
+
+    The version that was served before stays loaded, for a rollback, and so do those that runs at work are pinned to.
+
+    Args:
+        settings: The project's settings. Where no server runs, one is started for the check.
+        version: Default: the latest trained.
+
+    Raises:
+        TranslatorNotFound: It was never trained.
+        ServingError: It could not be loaded.
+        ScoringError: It was loaded, but does not answer as it should.
+    """
+    return _switch(settings, load_version(settings, version).version, cause=PROMOTED)
+
+
+def rollback(settings: Settings) -> PromotionReport:
+    """Serve the version that was served before the present one; called again, the one before that.
+
+    Raises:
+        ServingError: There was none before; or it could not be loaded.
+        ScoringError: It was loaded, but does not answer as it should.
+    """
+    chain = standing(settings)
+    if len(chain) < 2:  # noqa: PLR2004 - the present one and the one before
+        raise ServingError(
+            "no version was served before this one" if chain else "no version was promoted yet",
+            next_step="promote one: scalr translator promote --version N; list them: scalr translator list",
+        )
+    return _switch(settings, chain[-2], cause=ROLLED_BACK)
+
+
+def _switch(settings: Settings, version: int, *, cause: str) -> PromotionReport:
+    started = time.perf_counter()
+    former = served_version(settings)
+    with serving(settings, version, beside=versions_in_use(settings)):
+        loaded = loaded_versions(settings) if settings.serving.scorer == "triton" else []
+        with Ledger.open(settings) as ledger:
+            ledger.promote_version(version, cause=cause)
+    return PromotionReport(version, former if former != version else None, loaded, round(time.perf_counter() - started, 2))
