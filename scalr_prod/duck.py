@@ -52,6 +52,8 @@ def open_duckdb(settings: Settings, spill: Path) -> Iterator[Any]:
     try:
         # Not in the config above: the zones come with the ICU extension, which is loaded only after the connection is made.
         connection.execute("SET TimeZone = 'UTC'")
+        # DuckDB draws its own bar on stdout, where --json has its one object.
+        connection.execute("SET enable_progress_bar = false")
         yield connection
     finally:
         connection.close()
