@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.contracts import Table
@@ -57,7 +58,14 @@ def generate(settings: Settings, spec: RunSpec, *, progress: bool = False) -> Ge
         done = _finished(settings, spec)
         state = ledger.run(spec.run_id).state
         if done is not None and state not in {RunState.PLANNED, RunState.GENERATING}:
-            return done
+            return replace(
+                done,
+                seconds=round(time.perf_counter() - started, 3),
+                contexts_per_s=0.0,
+                events_per_s=0.0,
+                parts_made=0,
+                parts_kept=done.parts_made + done.parts_kept,
+            )
         if state not in _PAST:
             ledger.set_stage(spec.run_id, RunState.GENERATING, cause="generate")
         write_json(run_folder(settings, spec.run_id) / "run.json", spec.to_json())
@@ -84,11 +92,12 @@ def _make_parts(settings: Settings, spec: RunSpec, ledger: Ledger, *, progress: 
     missing = [number for number in range(partitions) if number not in manifests]
     if missing:
         _check_tables(settings, spec)
+        total = _count_contexts(settings, spec) if progress else 0
+        done = sum(manifest["contexts"] for manifest in manifests.values())
         with (
             open_cluster(settings, tasks=len(missing)) as cluster,
-            _progress_bar(show=progress, total=_count_contexts(settings, spec) if progress else 0) as advance,
+            _progress_bar(show=progress, total=total, done=done) as advance,
         ):
-            advance(sum(manifest["contexts"] for manifest in manifests.values()))
             cluster.listen(_TRANSLATED, advance)
             lean = _for_worker(settings)
             for manifest in cluster.map(_task, ((lean, spec, number, partitions) for number in missing)):
@@ -206,8 +215,8 @@ def _report(
 
 
 @contextmanager
-def _progress_bar(*, show: bool, total: int) -> Iterator[Callable[[int], None]]:
-    """Contexts done, contexts/s and the time left, on stderr."""
+def _progress_bar(*, show: bool, total: int, done: int) -> Iterator[Callable[[int], None]]:
+    """Contexts done, contexts/s of this call and the time left, on stderr; gives a function to call with contexts done."""
     if not show:
         yield lambda _: None
         return
@@ -218,11 +227,19 @@ def _progress_bar(*, show: bool, total: int) -> Iterator[Callable[[int], None]]:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("contexts, {task.speed:,.0f}/s"),
+        TextColumn("contexts, {task.fields[rate]}"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("translating", total=total)
-        yield lambda done: bar.advance(task, done)
+        task = bar.add_task("translating", total=total, completed=done, rate="")
+        started, translated = time.perf_counter(), 0
+
+        def advance(contexts: int) -> None:
+            nonlocal translated
+            translated += contexts
+            rate = translated / (time.perf_counter() - started)
+            bar.update(task, advance=contexts, rate=f"{rate:,.0f}/s")
+
+        yield advance
