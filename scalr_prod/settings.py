@@ -122,6 +122,9 @@ class HistorySettings(_Section):
 
     length: int = Field(default=50, ge=1, le=1000)
     trailing_days: int = Field(default=30, ge=1, le=3650, description="window of an item's trailing popularity")
+    late_step_s: int = Field(
+        default=0, ge=0, le=31_536_000, description="late events enter user histories at multiples of this; 0: once known"
+    )
 
 
 class TranslatorSettings(_Section):
