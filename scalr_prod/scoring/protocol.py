@@ -103,7 +103,7 @@ def encode(
     return tensors | {name: np.full((rows, 1), value, INPUTS[name]) for name, value in values.items()}
 
 
-def answer(module: Module, identity: Identity, requests: Sequence[Mapping[str, NDArray[Any]]]) -> list[Tensors | Exception]:
+def answer(module: Module, identity: Identity, requests: Sequence[Mapping[str, NDArray[Any]]]) -> list[Tensors | ValueError]:
     """Answer requests that wait together with as few forward passes as can be, each as if it had come alone.
 
     Requests of one kind, with the same parameters and widths, are joined into one batch; exclusion lists are padded to the
@@ -117,34 +117,37 @@ def answer(module: Module, identity: Identity, requests: Sequence[Mapping[str, N
     Returns:
         For each request its output tensors, or what is wrong with it.
     """
-    answers: list[Tensors | Exception] = [ValueError("not answered")] * len(requests)
+    answers: list[Tensors | ValueError] = [ValueError("not answered")] * len(requests)
     groups: dict[tuple[Any, ...], list[tuple[int, Contexts]]] = {}
     for number, request in enumerate(requests):
         try:
             contexts, key = _decode(request)
-        except (KeyError, ValueError) as error:
+        except KeyError as error:
+            answers[number] = ValueError(f"input {error} is missing")
+        except ValueError as error:
             answers[number] = error
         else:
             groups.setdefault(key, []).append((number, contexts))
     for key, members in groups.items():
         for number, part in _answer_group(module, key, members, requests).items():
-            answers[number] = part if isinstance(part, Exception) else part | _account(identity, len(part[next(iter(part))]))
+            answers[number] = part if isinstance(part, ValueError) else part | _account(identity, len(part[next(iter(part))]))
     return answers
 
 
 def _answer_group(
     module: Module, key: tuple[Any, ...], members: list[tuple[int, Contexts]], requests: Sequence[Mapping[str, NDArray[Any]]]
-) -> dict[int, Tensors | Exception]:
+) -> dict[int, Tensors | ValueError]:
     contexts = Contexts.concat([part for _, part in members]) if len(members) > 1 else members[0][1]
     candidates = [requests[number]["candidates"] for number, _ in members] if key[0] == "score" else None
     try:
         outputs = _forward(module, contexts, key, candidates)
     except (ScalrError, ValueError) as error:
         if len(members) == 1:
-            return {members[0][0]: error}
+            found = f"{error.where}: {error.found}" if isinstance(error, ScalrError) else str(error)
+            return {members[0][0]: ValueError(found)}
         # One request must not fail for what is wrong with its neighbour.
         return {number: part for one in members for number, part in _answer_group(module, key, [one], requests).items()}
-    parts: dict[int, Tensors | Exception] = {}
+    parts: dict[int, Tensors | ValueError] = {}
     start = 0
     for number, part in members:
         parts[number] = {name: array[start : start + len(part)] for name, array in outputs.items()}

@@ -106,6 +106,8 @@ def _link_or_copy(source: Path, target: Path) -> None:
         target.hardlink_to(source)
     except OSError:  # another file system, or one without links
         shutil.copyfile(source, target)
+    # In NVIDIA's container the server runs as another user.
+    target.chmod(target.stat().st_mode | 0o444)
 
 
 def _unwritable(settings: Settings, error: OSError) -> ServingError:

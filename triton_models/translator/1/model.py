@@ -48,8 +48,8 @@ def _read(request: pb_utils.InferenceRequest) -> dict[str, np.ndarray]:
     return {name: tensor.as_numpy() for name, tensor in tensors.items() if tensor is not None}
 
 
-def _reply(request: pb_utils.InferenceRequest, found: dict[str, np.ndarray] | Exception) -> pb_utils.InferenceResponse:
-    if isinstance(found, Exception):
+def _reply(request: pb_utils.InferenceRequest, found: dict[str, np.ndarray] | ValueError) -> pb_utils.InferenceResponse:
+    if isinstance(found, ValueError):
         return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(found), pb_utils.TritonError.INVALID_ARG))
     asked = request.requested_output_names()
     tensors = [
