@@ -7,6 +7,17 @@ through; `open_feature_store` gives Feast's own SDK. Only this room imports Feas
 from __future__ import annotations
 
 from scalr_prod.feast_store.access import open_feature_store, point_in_time, read_window
+from scalr_prod.feast_store.publishing import MaterializationReport, SavedDatasetReport, materialize, save_dataset
 from scalr_prod.feast_store.repository import RepositoryReport, apply_feature_repo
 
-__all__ = ["RepositoryReport", "apply_feature_repo", "open_feature_store", "point_in_time", "read_window"]
+__all__ = [
+    "MaterializationReport",
+    "RepositoryReport",
+    "SavedDatasetReport",
+    "apply_feature_repo",
+    "materialize",
+    "open_feature_store",
+    "point_in_time",
+    "read_window",
+    "save_dataset",
+]

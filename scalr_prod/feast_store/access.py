@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
+from scalr_prod.contracts import Table
 from scalr_prod.errors import FeatureStoreError, ScalrError
 from scalr_prod.feast_store.repository import registry_url
 from scalr_prod.lake import Lake
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["open_feature_store", "point_in_time", "read_window"]
+__all__ = ["explained", "open_feature_store", "point_in_time", "read_window"]
 
 
 def open_feature_store(settings: Settings, *, known_by: datetime | None = None) -> FeatureStore:
@@ -80,7 +80,7 @@ def point_in_time(
     Raises:
         FeatureStoreError: No such service, view or feature; a missing key; a table that cannot be read.
     """
-    with _explained(settings):
+    with explained(settings):
         store = open_feature_store(settings, known_by=known_by)
         wanted = store.get_feature_service(features) if isinstance(features, str) else list(features)
         job = store.get_historical_features(entity_df=spine, features=wanted, full_feature_names=True)
@@ -112,7 +112,7 @@ def read_window(
     Raises:
         FeatureStoreError: No such view or column, or its table cannot be read.
     """
-    with _explained(settings):
+    with explained(settings):
         job, names = _window_job(settings, view, start, end, known_by, columns)
         return job.to_arrow().select(names)
 
@@ -127,7 +127,6 @@ def _window_job(
 ) -> tuple[Any, list[str]]:
     store = open_feature_store(settings, known_by=known_by)
     definition = store.get_feature_view(view)
-    keys = [column.name for column in definition.entity_columns]
     features = [feature.name for feature in definition.features]
     there = Lake.open(settings).schema(Table(view)).names
     names = list(columns) if columns is not None else there
@@ -144,12 +143,11 @@ def _window_job(
         # Feast's windows hold their end, ours do not.
         end_date=(end - timedelta(microseconds=1)) if end else datetime(9999, 12, 30, tzinfo=UTC),
     )
-    del keys
     return job, names
 
 
 @contextmanager
-def _explained(settings: Settings) -> Iterator[None]:
+def explained(settings: Settings) -> Iterator[None]:
     """Turn what Feast raises into a `FeatureStoreError`, and keep its warnings about experimental methods quiet."""
     try:
         with warnings.catch_warnings():

@@ -12,9 +12,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from feast.data_format import DeltaFormat
+from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL
 from feast.infra.offline_stores.offline_store import OfflineStore, RetrievalMetadata
 from feast.on_demand_feature_view import OnDemandFeatureView
-from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL
 from feast.repo_config import FeastConfigBaseModel
 from feast.utils import compute_non_entity_date_range
 from pydantic import Field, StrictStr
@@ -29,8 +29,8 @@ from scalr_prod.feast_store.spines import EVENT_TIMESTAMP, Spine, load_spine, to
 from scalr_prod.feast_store.writes import append_new_rows
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
     from collections.abc import Callable, Iterable, Iterator
+    from contextlib import AbstractContextManager
 
     import pandas as pd
     import pyarrow as pa

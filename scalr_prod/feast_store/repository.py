@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass
 from string import Template
 from typing import TYPE_CHECKING, Any
@@ -18,11 +19,12 @@ from scalr_prod.errors import FeatureStoreError
 from scalr_prod.lake import Lake
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from scalr_prod.settings import Settings
 
-__all__ = ["RepositoryReport", "apply_feature_repo", "registry_url"]
+__all__ = ["RepositoryReport", "apply_feature_repo", "registry_url", "repository_lock"]
 
 logger = logging.getLogger(__name__)
 
@@ -61,33 +63,47 @@ def apply_feature_repo(settings: Settings) -> RepositoryReport:
         TableNotFound: The logs have not been ingested yet.
         FeatureStoreError: Feast refused the definitions, or the registry cannot be reached.
     """
-    from filelock import FileLock, Timeout
-
     lake = _lake_facts(settings)
     files = _files(settings, lake)
     fingerprint = _fingerprint(settings, files)
     repo = settings.feast_repo
-    repo.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(repo / ".lock", timeout=_LOCK_TIMEOUT_S):
-            state = _state(repo)
-            if state and state["fingerprint"] == fingerprint and all(_same(repo / name, text) for name, text in files.items()):
-                return RepositoryReport(
-                    str(repo), applied=False, views=tuple(state["views"]), services=tuple(state["services"])
-                )
-            for name, text in files.items():
-                (repo / name).write_text(text, encoding="utf-8")
-            views, services = _apply(settings)
-            state = {"fingerprint": fingerprint, "views": views, "services": services}
-            (repo / ".applied.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
-    except Timeout as error:
-        raise FeatureStoreError(
-            f"another process has been applying the feature repository for over {_LOCK_TIMEOUT_S} s",
-            where=str(repo),
-            next_step="wait for it, or remove the file .lock if no such process runs",
-        ) from error
+    with repository_lock(settings):
+        state = _state(repo)
+        if state and state["fingerprint"] == fingerprint and all(_same(repo / name, text) for name, text in files.items()):
+            return RepositoryReport(str(repo), applied=False, views=tuple(state["views"]), services=tuple(state["services"]))
+        for name, text in files.items():
+            (repo / name).write_text(text, encoding="utf-8")
+        views, services = _apply(settings)
+        state = {"fingerprint": fingerprint, "views": views, "services": services}
+        (repo / ".applied.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
     logger.info("applied %d feature views and %d services in %s", len(views), len(services), repo)
     return RepositoryReport(str(repo), applied=True, views=tuple(views), services=tuple(services))
+
+
+@contextmanager
+def repository_lock(settings: Settings) -> Iterator[None]:
+    """Alone among this project's processes: whoever writes to Feast's registry holds it.
+
+    Raises:
+        FeatureStoreError: Another process has held it for too long.
+    """
+    from filelock import FileLock, Timeout
+
+    repo = settings.feast_repo
+    repo.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(repo / ".lock", timeout=_LOCK_TIMEOUT_S)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise FeatureStoreError(
+            f"another process has been writing to the feature registry for over {_LOCK_TIMEOUT_S} s",
+            where=str(repo),
+            next_step="wait for it to end, then repeat the command",
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def registry_url(settings: Settings) -> str:

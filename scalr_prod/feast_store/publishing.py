@@ -1,0 +1,166 @@
+"""What goes out of the lake through Feast: latest rows to the online store, training sets to the registry."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from scalr_prod.contracts import EVENT_TIMESTAMP
+from scalr_prod.errors import FeatureStoreError
+from scalr_prod.feast_store.access import explained, open_feature_store
+from scalr_prod.feast_store.repository import repository_lock
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    import pyarrow as pa
+
+    from scalr_prod.settings import Settings
+
+__all__ = ["MaterializationReport", "SavedDatasetReport", "materialize", "save_dataset"]
+
+logger = logging.getLogger(__name__)
+
+_BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class MaterializationReport:
+    """What was written to the online store.
+
+    Attributes:
+        views: The feature views.
+        end: Rows up to this time.
+        online_store: Its kind.
+    """
+
+    views: tuple[str, ...]
+    end: datetime
+    online_store: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return {"views": list(self.views), "end": self.end.isoformat(), "online_store": self.online_store}
+
+
+@dataclass(frozen=True)
+class SavedDatasetReport:
+    """A dataset in Feast's registry.
+
+    Attributes:
+        name: ``FeatureStore.get_saved_dataset(name)`` finds it.
+        path: Its Parquet files.
+        columns: What a reader gets.
+    """
+
+    name: str
+    path: str
+    columns: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return {"name": self.name, "path": self.path, "columns": list(self.columns)}
+
+
+def materialize(
+    settings: Settings, *, end: datetime | None = None, views: Sequence[str] | None = None
+) -> MaterializationReport:
+    """Write each entity's latest row to the online store, of every view that has a place there.
+
+    Args:
+        settings: The project's settings.
+        end: Rows with event times up to this; default: now.
+        views: Only these views.
+
+    Raises:
+        FeatureStoreError: No such view, or the online store cannot be reached.
+    """
+    end = end or datetime.now(UTC)
+    with explained(settings), repository_lock(settings), _quiet("materialize"):
+        store = open_feature_store(settings)
+        names = list(views) if views is not None else [view.name for view in store.list_feature_views() if view.online]
+        store.materialize(start_date=_BEGINNING, end_date=end, feature_views=names)
+    return MaterializationReport(tuple(names), end, settings.feast.online_store)
+
+
+def save_dataset(
+    settings: Settings, name: str, *, path: Path, service: str | None = "downstream_training_v1"
+) -> SavedDatasetReport:
+    """Register Parquet files as a Feast saved dataset; registering the same again changes nothing.
+
+    Args:
+        settings: The project's settings.
+        name: Its name in the registry.
+        path: A Parquet file or a folder of them, with ``event_timestamp``, other columns of any name, and features
+            called ``view__feature``.
+        service: The feature service that it was joined with.
+
+    Raises:
+        FeatureStoreError: There is no such Parquet, it has no ``event_timestamp`` or no row, or the registry cannot be reached.
+    """
+    schema, first, last = _facts(path)
+    with explained(settings), repository_lock(settings), _quiet("save_dataset"):
+        store = open_feature_store(settings)
+        from feast.data_format import ParquetFormat
+        from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
+        from feast.saved_dataset import SavedDataset
+
+        views = {view.name for view in store.list_feature_views()}
+        features = [column for column in schema.names if "__" in column and column.split("__", 1)[0] in views]
+        others = [column for column in schema.names if column not in features and column != EVENT_TIMESTAMP]
+        dataset = SavedDataset(
+            name=name,
+            features=[column.replace("__", ":", 1) for column in features],
+            # Feast reads back what is named here and the features: labels and weights have to be among them.
+            join_keys=others,
+            storage=SavedDatasetFileStorage(path=str(path), file_format=ParquetFormat()),
+            full_feature_names=True,
+            feature_service_name=service,
+        )
+        dataset.min_event_timestamp, dataset.max_event_timestamp = first, last
+        store.registry.apply_saved_dataset(dataset, store.project, commit=True)
+    return SavedDatasetReport(name, str(path), (*others, EVENT_TIMESTAMP, *features))
+
+
+def _facts(path: Path) -> tuple[pa.Schema, datetime, datetime]:
+    import duckdb
+    import pyarrow.dataset as ds
+
+    try:
+        schema = ds.dataset(path, format="parquet").schema
+        pattern = f"{path}/**/*.parquet" if path.is_dir() else str(path)
+        with duckdb.connect(config={"threads": 1}) as connection:
+            query = f"SELECT epoch_us(min({EVENT_TIMESTAMP})), epoch_us(max({EVENT_TIMESTAMP})) FROM read_parquet(?)"
+            first, last = connection.execute(query, [pattern]).fetchone() or (None, None)
+    except (OSError, ValueError, duckdb.Error) as error:
+        raise FeatureStoreError(
+            f"cannot be registered as a saved dataset: {error}",
+            where=str(path),
+            next_step="build it again: scalr dataset build",
+        ) from error
+    if first is None:
+        raise FeatureStoreError("the dataset has no row", where=str(path), next_step="build it again: scalr dataset build")
+    return schema, _moment(first), _moment(last)
+
+
+def _moment(microseconds: int) -> datetime:
+    from datetime import timedelta
+
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=microseconds)
+
+
+@contextlib.contextmanager
+def _quiet(what: str) -> Iterator[None]:
+    """Feast prints as it works; standard output belongs to the command line."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            yield
+    finally:
+        if said.getvalue().strip():
+            logger.debug("feast %s: %s", what, said.getvalue().strip())
