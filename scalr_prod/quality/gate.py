@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
-from itertools import zip_longest
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from scalr_prod.contracts import Table
 from scalr_prod.errors import GenerationError, LedgerError, QualityGateFailed
@@ -14,24 +12,22 @@ from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger, RunState, run_folder
 from scalr_prod.progress import counting
 from scalr_prod.quality.accept import write_accepted, write_quarantine
-from scalr_prod.quality.audit import Audit, auditing
-from scalr_prod.quality.expectations import Check, Inspector, inspecting
-from scalr_prod.quality.report import GateReport, RuleOutcome
-from scalr_prod.quality.rules import RowRule, RunRule, row_rules, run_rules
+from scalr_prod.quality.audit import auditing
+from scalr_prod.quality.expectations import inspecting
+from scalr_prod.quality.inspections import inspect_columns, inspect_figures, inspect_rows
+from scalr_prod.quality.report import GateReport, refusal
+from scalr_prod.quality.rules import row_rules, run_rules
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
-
-    import pyarrow as pa
 
     from scalr_prod.ledger import Run, RunSpec
     from scalr_prod.settings import Settings
 
 __all__ = ["validate_run"]
 
-logger = logging.getLogger(__name__)
-
+_SUITE: Final = "synthetic_events"
 _AUDITABLE: Final = frozenset({RunState.GENERATED, RunState.VALIDATED, RunState.REJECTED})
 _OUT_OF_OUR_HANDS: Final = frozenset({RunState.PUBLISHED, RunState.ROLLED_BACK})
 
@@ -74,8 +70,12 @@ def _verdict(settings: Settings, run: Run, *, progress: bool) -> GateReport:
             where=str(folder),
             next_step=f"generate it: scalr runs resume {run.run_id}",
         )
+    if not (folder / "candidates").is_dir():
+        raise GenerationError(
+            "the run's candidates are gone", where=str(folder / "candidates"), next_step=f"scalr runs resume {run.run_id}"
+        )
     files = sorted((folder / "candidates").glob("*.parquet"))
-    inputs = _inputs(settings, run.spec, folder, files)
+    inputs = _inputs(settings, run.spec, files)
     if stored is not None and stored["inputs"] == inputs:
         report = GateReport.from_json(stored["report"], repeated=True)
         if all(
@@ -89,12 +89,8 @@ def _verdict(settings: Settings, run: Run, *, progress: bool) -> GateReport:
     return report
 
 
-def _inputs(settings: Settings, spec: RunSpec, folder: Path, files: Sequence[Path]) -> dict[str, Any]:
+def _inputs(settings: Settings, spec: RunSpec, files: Sequence[Path]) -> dict[str, Any]:
     """All that the verdict follows from."""
-    if not files:
-        raise GenerationError(
-            "the run's candidates are not there", where=str(folder / "candidates"), next_step=f"scalr runs resume {spec.run_id}"
-        )
     return {
         "run": json.loads(spec.canonical()),
         "candidates": {path.name: sha256_of(path) for path in files},
@@ -107,7 +103,14 @@ def _audit(settings: Settings, spec: RunSpec, folder: Path, files: Sequence[Path
     asked = _generation_settings(settings, spec)
     schema = Lake.open(settings).schema(Table.SYNTHETIC_TARGET_EVENTS)
     with inspecting(settings) as inspector:
-        shape = _inspect_schema(inspector, spec, files, schema)
+        shape = inspect_columns(
+            inspector,
+            _SUITE,
+            spec.run_id,
+            files,
+            {column.name: str(column.type) for column in schema},
+            says="columns, order and types are those of synthetic_target_events",
+        )
         if not all(rule.success for rule in shape):
             return GateReport(
                 spec.run_id,
@@ -121,11 +124,12 @@ def _audit(settings: Settings, spec: RunSpec, folder: Path, files: Sequence[Path
             )
         rules = row_rules(spec, exclude_consumed=asked["exclude_consumed"])
         with auditing(settings, spec, files, rules, popularity_buckets=asked["align_buckets"]) as audit:
-            by_row = _inspect_rows(inspector, spec, audit, rules, policy=quality.policy)
+            severity: Literal["warning", "critical"] = "warning" if quality.policy == "quarantine" else "critical"
+            by_row = inspect_rows(inspector, _SUITE, spec.run_id, audit.judged, severity=severity)
             figures = audit.figures()
             bounds = run_rules(spec, quality, events_per_source_event=asked["events_per_source_event"])
-            by_run = _inspect_run(inspector, spec, figures, bounds)
-            rows, good = audit.counts()
+            by_run = inspect_figures(inspector, _SUITE, spec.run_id, figures, bounds)
+            rows, good = audit.judged.counts()
             passed = all(rule.success for rule in by_run) and (quality.policy == "quarantine" or good == rows)
             quarantined = rows - good if quality.policy == "quarantine" else 0
             write_quarantine(settings, spec, audit.refused() if quarantined else None)
@@ -142,69 +146,6 @@ def _audit(settings: Settings, spec: RunSpec, folder: Path, files: Sequence[Path
         accepted,
         inspector.docs,
     )
-
-
-def _inspect_schema(inspector: Inspector, spec: RunSpec, files: Sequence[Path], schema: pa.Schema) -> list[RuleOutcome]:
-    """Names, order and types of every file's columns: without them, no row can be looked at."""
-    import pandas as pd
-    import pyarrow.parquet as pq
-
-    wanted = [f"{field.name}: {field.type}" for field in schema]
-    rows = [
-        {"file": path.name, "column": found or "none", "expected": expected or "none"}
-        for path in files
-        for found, expected in zip_longest([f"{field.name}: {field.type}" for field in pq.read_schema(path)], wanted)
-    ]
-    says = "columns, order and types are those of synthetic_target_events"
-    arguments = {"column_A": "column", "column_B": "expected"}
-    checks = [Check("columns_are_the_contracts", says, "ExpectColumnPairValuesToBeEqual", arguments)]
-    (finding,) = inspector.inspect("synthetic_schema", spec.run_id, pd.DataFrame(rows), checks)
-    examples = [row for row in rows if row["column"] != row["expected"]][:5]
-    return [RuleOutcome(finding.rule, says, "schema", finding.success, finding.checked, finding.failed, examples=examples)]
-
-
-def _inspect_rows(
-    inspector: Inspector, spec: RunSpec, audit: Audit, rules: Sequence[RowRule], *, policy: str
-) -> list[RuleOutcome]:
-    checks = [Check.all_true(r.name, r.says, severity="warning" if policy == "quarantine" else "critical") for r in rules]
-    failed, checked = dict.fromkeys((rule.name for rule in rules), 0), 0
-    for frame in audit.frames():
-        checked += len(frame)
-        for finding in inspector.inspect("synthetic_rows", spec.run_id, frame, checks):
-            failed[finding.rule] += finding.failed
-    return [
-        RuleOutcome(
-            rule.name,
-            rule.says,
-            "row",
-            not failed[rule.name],
-            checked,
-            failed[rule.name],
-            examples=audit.examples(rule) if failed[rule.name] else (),
-        )
-        for rule in rules
-    ]
-
-
-def _inspect_run(
-    inspector: Inspector, spec: RunSpec, figures: Mapping[str, Any], rules: Sequence[RunRule]
-) -> list[RuleOutcome]:
-    import pandas as pd
-
-    checks = [
-        Check(
-            rule.name,
-            rule.says,
-            "ExpectColumnValuesToBeBetween",
-            {"column": rule.figure, "min_value": rule.low, "max_value": rule.high},
-        )
-        for rule in rules
-    ]
-    findings = inspector.inspect("synthetic_run", spec.run_id, pd.DataFrame([dict(figures)]), checks)
-    return [
-        RuleOutcome(rule.name, rule.says, "run", finding.success, 1, finding.failed, observed=figures[rule.figure])
-        for rule, finding in zip(rules, findings, strict=True)
-    ]
 
 
 def _generation_settings(settings: Settings, spec: RunSpec) -> dict[str, Any]:
@@ -233,19 +174,14 @@ def _summary(report: GateReport) -> str:
 
 
 def _refusal(report: GateReport, run_id: str) -> QualityGateFailed:
+    next_step = "read the report, then mend the data or [quality] and [generation] in scalr.toml"
+    if report.policy == "strict":
+        next_step += '; [quality] policy = "quarantine" puts bad rows aside'
     if not report.rows:
         found = "the run holds no candidate event: nothing could be translated with these settings"
+        next_step = "lower [generation] min_lift, or widen its window; then run: scalr generate"
     else:
-        found = "; ".join(
-            f"{rule.rule} ({rule.says}): "
-            + (f"found {rule.observed}" if rule.scope == "run" else f"{rule.failed} of {rule.checked} rows break it")
-            for rule in report.failures
-        )
-    error = QualityGateFailed(
-        found,
-        where=str(report.docs),
-        next_step="read the report, then mend the data or [quality] and [generation] in scalr.toml; "
-        '[quality] policy = "quarantine" puts bad rows aside',
-    )
+        found = refusal(report)
+    error = QualityGateFailed(found, where=report.docs, next_step=next_step)
     error.at(run_id=run_id)
     return error

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["GateReport", "RuleOutcome"]
+__all__ = ["GateReport", "RuleOutcome", "refusal"]
 
 
 @dataclass(frozen=True)
@@ -80,3 +80,16 @@ class GateReport:
         """The report that `to_json` gave."""
         rules = [RuleOutcome(**rule) for rule in content["rules"]]
         return cls(**{**content, "rules": rules, "repeated": repeated})
+
+
+def refusal(report: GateReport) -> str:
+    """The failed expectations in one sentence each, with what was found."""
+    return "; ".join(
+        f"{rule.rule} ({rule.says}): "
+        + (f"found {_short(rule.observed)}" if rule.scope == "run" else f"{rule.failed} of {rule.checked} break it")
+        for rule in report.failures
+    )
+
+
+def _short(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -6,10 +6,11 @@ A run rule is a bound on a figure of the accepted rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID
+from scalr_prod.quality.inspections import FigureRule
+from scalr_prod.quality.judged import RowRule
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from scalr_prod.ledger import RunSpec
     from scalr_prod.settings import QualitySettings
 
-__all__ = ["COLUMNS", "RowRule", "RunRule", "instant_sql", "row_rules", "run_rules"]
+__all__ = ["COLUMNS", "instant_sql", "row_rules", "run_rules"]
 
 #: Of a synthetic event, in order.
 COLUMNS = (
@@ -33,32 +34,6 @@ COLUMNS = (
     "run_id",
     CREATED_TIMESTAMP,
 )
-
-
-@dataclass(frozen=True)
-class RowRule:
-    """A condition that every row must meet.
-
-    Attributes:
-        name: Names the rule in reports, and its column in the audited frame.
-        says: What it asks for, in a sentence.
-        holds: DuckDB expression over the joined candidates; null counts as broken.
-    """
-
-    name: str
-    says: str
-    holds: str
-
-
-@dataclass(frozen=True)
-class RunRule:
-    """A bound on one figure of the run: ``low <= figure <= high`` where given."""
-
-    name: str
-    says: str
-    figure: str
-    low: float | None = None
-    high: float | None = None
 
 
 def row_rules(spec: RunSpec, *, exclude_consumed: bool) -> list[RowRule]:
@@ -116,30 +91,30 @@ def row_rules(spec: RunSpec, *, exclude_consumed: bool) -> list[RowRule]:
     ]
 
 
-def run_rules(spec: RunSpec, quality: QualitySettings, *, events_per_source_event: int) -> list[RunRule]:
+def run_rules(spec: RunSpec, quality: QualitySettings, *, events_per_source_event: int) -> list[FigureRule]:
     """The rules for a run as a whole."""
     limit = "start" if spec.mode == "causal" else "as_of"
     rules = [
-        RunRule("run_holds_events", "at least one row is accepted", "accepted", low=1),
-        RunRule(
+        FigureRule("run_holds_events", "at least one row is accepted", "accepted", low=1),
+        FigureRule(
             "translator_had_not_seen_the_window",
             f"the translator's trained_until is no later than the run's {limit} (mode = {spec.mode})",
             "seconds_trained_past_limit",
             high=0,
         ),
-        RunRule(
+        FigureRule(
             "volume_per_source_event",
             f"no source event became more than {events_per_source_event} events",
             "max_events_per_source_event",
             high=events_per_source_event,
         ),
-        RunRule(
+        FigureRule(
             "source_coverage",
             f"at least {quality.min_source_coverage:.2%} of the window's source events became an event",
             "source_coverage",
             low=quality.min_source_coverage,
         ),
-        RunRule(
+        FigureRule(
             "popularity_is_like_the_real_one",
             f"total variation between the popularity buckets of accepted and of real events is at most "
             f"{quality.max_bucket_distance:g}",
@@ -149,7 +124,7 @@ def run_rules(spec: RunSpec, quality: QualitySettings, *, events_per_source_even
     ]
     if quality.policy == "quarantine":
         rules.append(
-            RunRule(
+            FigureRule(
                 "quarantined_share",
                 f"at most {quality.max_quarantine_share:.2%} of the rows broke a rule",
                 "quarantined_share",

@@ -1,0 +1,98 @@
+"""The three kinds of suite: a file's columns, rule by row, and figures of the whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any, Literal
+
+from scalr_prod.quality.expectations import Check
+from scalr_prod.quality.report import RuleOutcome
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from scalr_prod.quality.expectations import Inspector
+    from scalr_prod.quality.judged import Judged
+
+__all__ = ["FigureRule", "inspect_columns", "inspect_figures", "inspect_rows"]
+
+
+@dataclass(frozen=True)
+class FigureRule:
+    """A bound on one figure: ``low <= figure <= high`` where given."""
+
+    name: str
+    says: str
+    figure: str
+    low: float | None = None
+    high: float | None = None
+
+
+def inspect_columns(
+    inspector: Inspector, suite: str, subject: str, files: Sequence[Path], wanted: Mapping[str, str], *, says: str
+) -> list[RuleOutcome]:
+    """Names, order and types of every file's columns: where they are not as wanted, no row can be looked at."""
+    import pandas as pd
+    import pyarrow.parquet as pq
+
+    expected = [f"{name}: {kind}" for name, kind in wanted.items()]
+    rows = [
+        {"file": path.name, "column": found or "none", "expected": hoped or "none"}
+        for path in files
+        for found, hoped in zip_longest([f"{field.name}: {field.type}" for field in pq.read_schema(path)], expected)
+    ]
+    arguments = {"column_A": "column", "column_B": "expected"}
+    checks = [Check("columns_are_the_contracts", says, "ExpectColumnPairValuesToBeEqual", arguments)]
+    frame = pd.DataFrame(rows, columns=["file", "column", "expected"])
+    (finding,) = inspector.inspect(f"{suite}_columns", subject, frame, checks)
+    examples = [row for row in rows if row["column"] != row["expected"]][:5]
+    return [RuleOutcome(finding.rule, says, "schema", finding.success, finding.checked, finding.failed, examples=examples)]
+
+
+def inspect_rows(
+    inspector: Inspector, suite: str, subject: str, judged: Judged, *, severity: Literal["critical", "warning"] = "critical"
+) -> list[RuleOutcome]:
+    """Every rule over every row, slice by slice."""
+    rules = judged.rules
+    checks = [Check.all_true(rule.name, rule.says, severity=severity) for rule in rules]
+    failed, checked = dict.fromkeys((rule.name for rule in rules), 0), 0
+    for frame in judged.frames():
+        checked += len(frame)
+        for finding in inspector.inspect(f"{suite}_rows", subject, frame, checks):
+            failed[finding.rule] += finding.failed
+    return [
+        RuleOutcome(
+            rule.name,
+            rule.says,
+            "row",
+            success=not failed[rule.name],
+            checked=checked,
+            failed=failed[rule.name],
+            examples=judged.examples(rule) if failed[rule.name] else (),
+        )
+        for rule in rules
+    ]
+
+
+def inspect_figures(
+    inspector: Inspector, suite: str, subject: str, figures: Mapping[str, Any], rules: Sequence[FigureRule]
+) -> list[RuleOutcome]:
+    """Every bound on the figures, which are one row."""
+    import pandas as pd
+
+    checks = [
+        Check(
+            rule.name,
+            rule.says,
+            "ExpectColumnValuesToBeBetween",
+            {"column": rule.figure, "min_value": rule.low, "max_value": rule.high},
+        )
+        for rule in rules
+    ]
+    findings = inspector.inspect(f"{suite}_figures", subject, pd.DataFrame([dict(figures)]), checks)
+    return [
+        RuleOutcome(rule.name, rule.says, "run", finding.success, 1, finding.failed, observed=figures[rule.figure])
+        for rule, finding in zip(rules, findings, strict=True)
+    ]

@@ -1,0 +1,97 @@
+"""Rows with one boolean column per rule, computed in DuckDB, out of core."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    import pandas as pd
+
+__all__ = ["Judged", "RowRule", "judge"]
+
+#: Rows of the frame that is given to Great Expectations at once: one byte a rule and row.
+SLICE_ROWS: Final = 1_000_000
+_EXAMPLES: Final = 3
+
+
+@dataclass(frozen=True)
+class RowRule:
+    """A condition that every row must meet.
+
+    Attributes:
+        name: Names the rule in reports, and its column in the judged rows.
+        says: What it asks for, in a sentence.
+        holds: DuckDB expression over the rows; null counts as broken.
+    """
+
+    name: str
+    says: str
+    holds: str
+
+
+class Judged:
+    """The view ``judged`` of a connection: the rows' own columns, one boolean per rule, and ``accepted``."""
+
+    def __init__(self, connection: Any, rules: Sequence[RowRule], shown: Sequence[str]) -> None:
+        self.connection = connection
+        self.rules = rules
+        self._shown = shown
+
+    def counts(self) -> tuple[int, int]:
+        """Rows in all, and those that keep every rule."""
+        rows, good = self.row("SELECT count(*), count(*) FILTER (accepted) FROM judged")
+        return int(rows), int(good)
+
+    def frames(self) -> Iterator[pd.DataFrame]:
+        """Slices of at most `SLICE_ROWS` rows: boolean columns, True where the rule is kept; one empty slice for no row."""
+        import pyarrow as pa
+
+        columns = ", ".join(rule.name for rule in self.rules)
+        reader = self.connection.sql(f"SELECT {columns} FROM judged").to_arrow_reader(SLICE_ROWS)
+        waiting: list[pa.RecordBatch] = []
+        empty = True
+        for batch in reader:
+            waiting.append(batch)
+            if sum(kept.num_rows for kept in waiting) >= SLICE_ROWS:
+                yield pa.Table.from_batches(waiting).to_pandas()
+                waiting, empty = [], False
+        if empty or waiting:
+            yield pa.Table.from_batches(waiting, reader.schema).to_pandas()
+
+    def examples(self, rule: RowRule) -> list[dict[str, Any]]:
+        """The first rows that break a rule."""
+        shown = ", ".join(self._shown)
+        query = f"SELECT {shown} FROM judged WHERE NOT {rule.name} ORDER BY {shown} LIMIT {_EXAMPLES}"
+        rows = self.connection.sql(query).to_arrow_table().to_pylist()
+        return [{key: value if isinstance(value, int) else str(value) for key, value in row.items()} for row in rows]
+
+    def row(self, query: str) -> tuple[Any, ...]:
+        """The only row of a query."""
+        row: tuple[Any, ...] = self.connection.execute(query).fetchall()[0]
+        return row
+
+
+def judge(
+    connection: Any, select: str, rules: Sequence[RowRule], *, columns: Sequence[str], shown: Sequence[str], path: Path
+) -> Judged:
+    """Apply every rule to every row of a query, once; the result is kept on disk.
+
+    Args:
+        connection: DuckDB.
+        select: ``WITH … FROM …``, up to and from the select list: holds ``{columns}`` where that goes.
+        rules: Their expressions see what the query joins.
+        columns: Expressions of the rows' own columns to keep.
+        shown: Columns that identify a row in examples.
+        path: Parquet file to write.
+    """
+    held = [f"coalesce({rule.holds}, false) AS {rule.name}" for rule in rules]
+    judged = select.format(columns=", ".join([*columns, *held]))
+    all_of = " AND ".join(rule.name for rule in rules)
+    quoted = str(path).replace("'", "''")
+    connection.execute(f"COPY (SELECT *, {all_of} AS accepted FROM ({judged})) TO '{quoted}' (FORMAT parquet)")
+    connection.read_parquet(str(path)).create_view("judged")
+    return Judged(connection, rules, shown)

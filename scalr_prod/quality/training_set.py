@@ -1,0 +1,162 @@
+"""The gate over a training set's files: labels, clocks, histories, and no provenance among the features."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, PROVENANCE_COLUMNS, USER_ID
+from scalr_prod.duck import open_duckdb, staging_folder
+from scalr_prod.errors import QualityGateFailed
+from scalr_prod.quality.expectations import inspecting
+from scalr_prod.quality.inspections import FigureRule, inspect_columns, inspect_figures, inspect_rows
+from scalr_prod.quality.judged import RowRule, judge
+from scalr_prod.quality.report import GateReport, refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from scalr_prod.quality.report import RuleOutcome
+    from scalr_prod.settings import Settings
+
+__all__ = ["validate_training_set"]
+
+_SUITE: Final = "training_set"
+_HISTORIES: Final = ("source_user_history", "target_user_history")
+_KEYS: Final = (USER_ID, ITEM_ID, EVENT_TIMESTAMP)
+_SHOWN: Final = (*_KEYS, "label")
+
+
+def validate_training_set(settings: Settings, folder: Path, manifest: Mapping[str, Any]) -> GateReport:
+    """Audit every row of a training set before it appears.
+
+    Args:
+        settings: The project's settings.
+        folder: Holds the set's Parquet files, at any depth.
+        manifest: Has ``name``, ``cutoff`` and (optional) ``start`` (ISO 8601), ``columns`` (name → Arrow type), ``features``,
+            ``rows`` and ``synthetic``.
+
+    Raises:
+        QualityGateFailed: A rule is broken; names the expectations, the counts and the data docs.
+    """
+    files = sorted(folder.rglob("*.parquet"))
+    subject = f"{manifest.get('name', 'training_set')}"
+    with inspecting(settings) as inspector:
+        says = "columns, order and types are those that the manifest names"
+        outcomes = inspect_columns(inspector, _SUITE, subject, files, manifest["columns"], says=says)
+        rows = good = 0
+        figures: dict[str, Any] = {}
+        if outcomes[0].success and files:
+            more, figures, (rows, good) = _inspect(settings, inspector, subject, files, manifest)
+            outcomes += more
+        report = GateReport(
+            subject,
+            passed=bool(rows) and all(rule.success for rule in outcomes),
+            policy="strict",
+            rows=rows,
+            accepted=good,
+            quarantined=0,
+            rules=outcomes,
+            figures=figures,
+            docs=inspector.docs,
+        )
+    if not report.passed:
+        raise QualityGateFailed(
+            refusal(report) or "the training set holds no row",
+            where=report.docs,
+            next_step="read the report; nothing was kept. Build again once the cause is mended: scalr dataset build",
+        )
+    return report
+
+
+def _inspect(
+    settings: Settings, inspector: Any, subject: str, files: Sequence[Path], manifest: Mapping[str, Any]
+) -> tuple[list[RuleOutcome], dict[str, Any], tuple[int, int]]:
+    with staging_folder(settings, "gate") as scratch, open_duckdb(settings, scratch) as connection:
+        connection.read_parquet([str(path) for path in files]).create_view("rows")
+        keys = ", ".join(_KEYS)
+        select = f"""
+            SELECT {{columns}} FROM (
+                SELECT *, CASE WHEN is_synthetic THEN row_number() OVER (PARTITION BY {keys}, is_synthetic) ELSE 1 END AS copy
+                FROM rows) r
+            LEFT JOIN (
+                SELECT {keys}, true AS found FROM rows GROUP BY {keys} HAVING min(label) <> max(label)) b
+            ON b.{USER_ID} = r.{USER_ID} AND b.{ITEM_ID} = r.{ITEM_ID} AND b.{EVENT_TIMESTAMP} = r.{EVENT_TIMESTAMP}"""
+        kept = [f"r.{name}" for name in (*_SHOWN, "is_synthetic")]
+        rules = _row_rules(manifest)
+        judged = judge(connection, select, rules, columns=kept, shown=_SHOWN, path=scratch / "judged.parquet")
+        outcomes = inspect_rows(inspector, _SUITE, subject, judged)
+        rows, good = judged.counts()
+        (synthetic,) = judged.row("SELECT count(*) FILTER (is_synthetic) FROM judged")
+    offered = [name for name in manifest["features"] if name.rsplit("__", 1)[-1] in PROVENANCE_COLUMNS]
+    figures = {
+        "rows": rows,
+        "synthetic": int(synthetic),
+        "provenance_among_features": len(offered),
+        "features_without_column": len(set(manifest["features"]) - set(manifest["columns"])),
+    }
+    outcomes += inspect_figures(inspector, _SUITE, subject, figures, _figure_rules(manifest))
+    return outcomes, figures, (rows, good)
+
+
+def _row_rules(manifest: Mapping[str, Any]) -> list[RowRule]:
+    columns = manifest["columns"]
+    instant = f"r.{EVENT_TIMESTAMP}"
+    rules = [RowRule(f"{column}_is_present", f"{column} is not null", f"r.{column} IS NOT NULL") for column in _KEYS]
+    rules += [
+        RowRule("label_is_0_or_1", "label is 0 or 1", "r.label IN (0, 1)"),
+        RowRule("weight_is_finite", "weight is finite and not negative", "isfinite(r.weight) AND r.weight >= 0"),
+        RowRule(
+            "label_is_before_the_cutoff", f"{EVENT_TIMESTAMP} < {manifest['cutoff']}", f"{instant} < {_at(manifest['cutoff'])}"
+        ),
+        RowRule(
+            "provenance_is_on_synthetic_rows_only",
+            "run_id is there on synthetic rows, and on no other",
+            "r.is_synthetic IS NOT NULL AND (r.run_id IS NOT NULL) = r.is_synthetic",
+        ),
+        RowRule("synthetic_rows_are_positive", "a synthetic row has label 1", "NOT r.is_synthetic OR r.label = 1"),
+        RowRule("synthetic_rows_are_unique", "no other synthetic row has this user, item and time", "r.copy = 1"),
+        RowRule("label_is_not_contradicted", "no row of this user, item and time has the other label", "b.found IS NULL"),
+    ]
+    if manifest.get("start"):
+        start = manifest["start"]
+        rules.append(RowRule("label_is_in_the_window", f"{EVENT_TIMESTAMP} >= {start}", f"{instant} >= {_at(start)}"))
+    for view in _HISTORIES:
+        stamps = f"{view}__event_timestamps"
+        if stamps in columns:
+            rules.append(
+                RowRule(
+                    f"{view}_is_before_the_label",
+                    f"every event of {view} is strictly before the label",
+                    f"coalesce(list_max(r.{stamps}) < {instant}, true)",
+                )
+            )
+    if "target_item_stats__first_seen" in columns:
+        rules.append(
+            RowRule(
+                "item_stats_are_before_the_label",
+                "target_item_stats knows the item from strictly before the label, or not at all",
+                f"coalesce(r.target_item_stats__first_seen < {instant}, true)",
+            )
+        )
+    return rules
+
+
+def _figure_rules(manifest: Mapping[str, Any]) -> list[FigureRule]:
+    rows, synthetic = int(manifest["rows"]), int(manifest["synthetic"])
+    return [
+        FigureRule("rows_are_the_manifests", f"there are {rows} rows", "rows", low=rows, high=rows),
+        FigureRule(
+            "synthetic_rows_are_the_manifests", f"{synthetic} are synthetic", "synthetic", low=synthetic, high=synthetic
+        ),
+        FigureRule(
+            "provenance_is_no_feature", "no provenance column is offered as a feature", "provenance_among_features", high=0
+        ),
+        FigureRule("features_are_there", "every feature is a column", "features_without_column", high=0),
+    ]
+
+
+def _at(moment: str) -> str:
+    from datetime import datetime
+
+    return f"TIMESTAMPTZ '{datetime.fromisoformat(moment).isoformat()}'"
