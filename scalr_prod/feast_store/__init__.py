@@ -1,7 +1,7 @@
 """Features, point in time: Feast over the lake's Delta tables.
 
-`apply_feature_repo` lays the repository and registers the views; `point_in_time` and `read_window` are what the other rooms read
-through; `open_feature_store` gives Feast's own SDK. Only this room imports Feast, and only when it is asked for something.
+`apply_feature_repo` lays the repository and registers the views; `point_in_time` and `read_window` are what the other rooms
+read through; `open_feature_store` gives Feast's own SDK. Only this room imports Feast, and only when it is asked for something.
 """
 
 from __future__ import annotations

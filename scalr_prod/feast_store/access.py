@@ -113,19 +113,20 @@ def read_window(
         FeatureStoreError: No such view or column, or its table cannot be read.
     """
     with explained(settings):
-        job, names = _window_job(settings, view, start, end, known_by, columns)
+        store = open_feature_store(settings, known_by=known_by)
+        job, names = _window_job(settings, store, view, start=start, end=end, columns=columns)
         return job.to_arrow().select(names)
 
 
 def _window_job(
     settings: Settings,
+    store: FeatureStore,
     view: str,
+    *,
     start: datetime | None,
     end: datetime | None,
-    known_by: datetime | None,
     columns: Sequence[str] | None,
 ) -> tuple[Any, list[str]]:
-    store = open_feature_store(settings, known_by=known_by)
     definition = store.get_feature_view(view)
     features = [feature.name for feature in definition.features]
     there = Lake.open(settings).schema(Table(view)).names

@@ -1,16 +1,16 @@
 """The point-in-time join: for each spine row, the newest feature row that had happened and was known by then.
 
-A feature row is visible to a spine row at time T if ``event <= T`` and ``created <= K``, where K is a fixed knowledge time or, by
-default, T itself. Of the visible rows the one with the greatest (event, created) counts. One ASOF join cannot say that: the
-latest row may not be known yet, and must not hide an older one that is. So the feature rows are first reduced to those that
-can ever be an answer, each from the moment at which it becomes visible, ``seen = greatest(event, created)``:
+A feature row is visible to a spine row at time T if ``event <= T`` and ``created <= K``, where K is a fixed knowledge time
+or, by default, T itself. Of the visible rows the one with the greatest (event, created) counts. One ASOF join cannot say that:
+the latest row may not be known yet, and must not hide an older one that is. So the feature rows are first reduced to those
+that can ever be an answer, each from the moment at which it becomes visible, ``seen = greatest(event, created)``:
 
 * of all rows of an entity with the same ``seen``, the one with the greatest (event, created);
 * of these, only those whose event is not older than that of any row seen before: an older row that becomes known late never
   replaces a newer one that is known already.
 
-After that an ASOF join on ``seen`` is exact. Where no row is late (``created <= event`` everywhere), the second step falls away. With a
-fixed K the rows created after K are left out, and ``seen`` is the event's time.
+After that an ASOF join on ``seen`` is exact. Where no row is late (``created <= event`` everywhere), the second step falls
+away. With a fixed K the rows created after K are left out, and ``seen`` is the event's time.
 """
 
 from __future__ import annotations
@@ -125,4 +125,4 @@ def _reduce(connection: Any, view: ViewJoin, rows: str, number: int, *, late: bo
 
 
 def _exists(connection: Any, query: str) -> bool:
-    return connection.execute(f"SELECT EXISTS ({query})").fetchone() == (True,)
+    return bool(connection.execute(f"SELECT EXISTS ({query})").fetchone()[0])

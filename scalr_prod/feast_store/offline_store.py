@@ -1,14 +1,14 @@
 """Feast's offline store over Delta tables: ``offline_store.type`` of a feature_store.yaml names the class below.
 
-Data sources are Feast's own ``FileSource`` (Delta or Parquet), so that the stock SDK and command line need nothing of this package
-but this class. What it keeps that the stock stores do not: every spine row, in spine order; the knowledge time of every row; and
-memory that is bounded whatever the size of the tables.
+Data sources are Feast's own ``FileSource`` (Delta or Parquet), so that the stock SDK and command line need nothing of this
+package but this class. What it keeps that the stock stores do not: every spine row, in spine order; the knowledge time of every
+row; and memory that is bounded whatever the size of the tables.
 """
 
 from __future__ import annotations
 
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime  # noqa: TC003 - pydantic reads it at run time
 from typing import TYPE_CHECKING, Any
 
 from feast.data_format import DeltaFormat
@@ -64,7 +64,7 @@ class DeltaOfflineStore(OfflineStore):
     supports_filter_by_created_timestamp = True
 
     @staticmethod
-    def get_historical_features(
+    def get_historical_features(  # noqa: PLR0917 - Feast's signature
         config: RepoConfig,
         feature_views: list[FeatureView],
         feature_refs: list[str],
@@ -114,7 +114,7 @@ class DeltaOfflineStore(OfflineStore):
         )
 
     @staticmethod
-    def pull_latest_from_table_or_query(
+    def pull_latest_from_table_or_query(  # noqa: PLR0917 - Feast's signature
         config: RepoConfig,
         data_source: DataSource,
         join_key_columns: list[str],
@@ -142,7 +142,7 @@ class DeltaOfflineStore(OfflineStore):
         return _pull(config, data_source, columns, query, dummy=not join_key_columns)
 
     @staticmethod
-    def pull_all_from_table_or_query(
+    def pull_all_from_table_or_query(  # noqa: PLR0917 - Feast's signature
         config: RepoConfig,
         data_source: DataSource,
         join_key_columns: list[str],
@@ -230,7 +230,7 @@ def _join(
     full: bool,
 ) -> Any:
     views = [
-        reads.view_join(connection, config, view, names, spine, number, full=full)
+        reads.view_join(connection, config, view, names, spine, number=number, full=full)
         for number, (view, names) in enumerate(wanted.items())
     ]
     reads.check_names(spine.names, views)

@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from scalr_prod.contracts import EVENT_TIMESTAMP
@@ -136,21 +136,19 @@ def _facts(path: Path) -> tuple[pa.Schema, datetime, datetime]:
         pattern = f"{path}/**/*.parquet" if path.is_dir() else str(path)
         with duckdb.connect(config={"threads": 1}) as connection:
             query = f"SELECT epoch_us(min({EVENT_TIMESTAMP})), epoch_us(max({EVENT_TIMESTAMP})) FROM read_parquet(?)"
-            first, last = connection.execute(query, [pattern]).fetchone() or (None, None)
+            first, last = connection.execute(query, [pattern]).fetchall()[0]
     except (OSError, ValueError, duckdb.Error) as error:
         raise FeatureStoreError(
             f"cannot be registered as a saved dataset: {error}",
             where=str(path),
-            next_step="build it again: scalr dataset build",
+            next_step="repeat: scalr dataset build",
         ) from error
     if first is None:
-        raise FeatureStoreError("the dataset has no row", where=str(path), next_step="build it again: scalr dataset build")
+        raise FeatureStoreError("the dataset has no row", where=str(path), next_step="repeat: scalr dataset build")
     return schema, _moment(first), _moment(last)
 
 
 def _moment(microseconds: int) -> datetime:
-    from datetime import timedelta
-
     return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=microseconds)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
 from feast.data_format import DeltaFormat
 from feast.feature_view import DUMMY_ENTITY_ID
 from feast.infra.offline_stores.file_source import FileSource
@@ -19,6 +18,7 @@ from scalr_prod.feast_store.spines import key_sql
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    import pyarrow as pa
     from feast.data_source import DataSource
     from feast.feature_view import FeatureView
     from feast.infra.registry.base_registry import BaseRegistry
@@ -53,7 +53,7 @@ def join_keys(view: FeatureView) -> dict[str, str]:
 
 
 def view_join(
-    connection: Any, config: RepoConfig, view: FeatureView, names: Sequence[str], spine: pa.Schema, number: int, *, full: bool
+    connection: Any, config: RepoConfig, view: FeatureView, names: Sequence[str], spine: pa.Schema, *, number: int, full: bool
 ) -> ViewJoin:
     """A feature view's part in a point-in-time join with a spine of this schema.
 
@@ -103,7 +103,7 @@ def open_source(connection: Any, config: RepoConfig, source: DataSource | None, 
     """
     path = source_path(config, source)
     options = config.offline_store.storage_options
-    if isinstance(source.file_format, DeltaFormat):
+    if source is not None and isinstance(source.file_format, DeltaFormat):
         scan = scan_delta(connection, delta_table(path, options), alias, columns)
     else:
         scan = scan_parquet(connection, path, alias, columns)

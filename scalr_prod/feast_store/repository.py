@@ -56,8 +56,8 @@ class RepositoryReport:
 def apply_feature_repo(settings: Settings) -> RepositoryReport:
     """Lay the repository of this project and apply its definitions to the registry.
 
-    Where nothing changed since, this costs some milliseconds and does not import Feast. One process at a time does it: Feast's SQL
-    registry locks under concurrent applies.
+    Where nothing changed since, this costs some milliseconds and does not import Feast. One process at a time does it: Feast's
+    SQL registry locks under concurrent applies.
 
     Raises:
         TableNotFound: The logs have not been ingested yet.

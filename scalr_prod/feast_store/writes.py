@@ -88,7 +88,8 @@ def _missing(connection: Any, delta: DeltaTable, rows: pa.Table, event: str, ali
     scan = scan_delta(connection, delta, alias, rows.column_names)
     connection.register(f"{alias}_rows", rows)
     names = ", ".join(quote(name) for name in rows.column_names)
-    stretch = f"{quote(event)} BETWEEN (SELECT min({quote(event)}) FROM {alias}_rows) AND (SELECT max({quote(event)}) FROM {alias}_rows)"
+    first, last = (f"(SELECT {bound}({quote(event)}) FROM {alias}_rows)" for bound in ("min", "max"))
+    stretch = f"{quote(event)} BETWEEN {first} AND {last}"
     # EXCEPT compares whole rows, counts nulls as equal, and drops doubles among the new rows as well.
     found = connection.sql(f"SELECT {names} FROM {alias}_rows EXCEPT SELECT {names} FROM {scan.relation} WHERE {stretch}")
     new: pa.Table = found.to_arrow_table()
