@@ -60,7 +60,7 @@ class TrainingSetReport:
         real: Real positives.
         synthetic: Synthetic positives.
         negatives: Sampled negatives.
-        missing_negatives: Negatives that no eligible item was left for.
+        missing_negatives: Negatives asked for that are not there: no eligible item was left, or the draw met a synthetic row.
         synthetic_unknown: Published synthetic events of the window that were not known by the cutoff, and are left out.
         fingerprint: SHA-256 of everything that decided the rows.
     """

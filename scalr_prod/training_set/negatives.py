@@ -61,8 +61,8 @@ class Events:
     labelled: NDArray[np.bool_]
 
 
-def stage_negatives(connection: Any, settings: Settings, real: Path, path: Path, *, start: int) -> int:
-    """Write the negatives of all real events from ``start`` (microseconds) on, and tell how many could not be drawn.
+def stage_negatives(connection: Any, settings: Settings, real: Path, path: Path, *, start: int) -> None:
+    """Write the negatives of all real events from ``start`` (microseconds) on.
 
     Args:
         connection: A DuckDB connection.
@@ -86,15 +86,13 @@ def stage_negatives(connection: Any, settings: Settings, real: Path, path: Path,
         FROM (SELECT {ITEM_ID}, epoch_us(min({EVENT_TIMESTAMP})) AS seen FROM real_events GROUP BY ALL)""")
     item_ids = connection.sql(f"SELECT {ITEM_ID} FROM item_codes ORDER BY code").to_arrow_table().column(0)
     pool = _pool(connection, popularity=options.negative_sampling == "popularity")
-    events = connection.execute("SELECT count(*) FROM real_events").fetchone()[0]
+    events = connection.sql("SELECT count(*) FROM real_events").fetchall()[0][0]
     buckets = 1 + events * options.negatives_per_event // _ROWS_AT_ONCE
     schema = spine_schema(pq.read_schema(real).field(USER_ID).type, pq.read_schema(real).field(ITEM_ID).type)
-    missing = 0
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for bucket in range(buckets):
             user_ids, some = _events_of(connection, bucket, buckets, start)
             rows, items = draw_negatives(some, pool, options.negatives_per_event, seed=options.seed)
-            missing += int(some.labelled.sum()) * options.negatives_per_event - len(rows)
             columns = [
                 user_ids.take(pa.array(rows)),
                 item_ids.take(pa.array(items)),
@@ -105,7 +103,6 @@ def stage_negatives(connection: Any, settings: Settings, real: Path, path: Path,
                 pa.nulls(len(rows), pa.string()),
             ]
             writer.write_table(pa.table(columns, names=schema.names).cast(schema))
-    return missing
 
 
 def draw_negatives(events: Events, pool: Pool, count: int, *, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
@@ -231,7 +228,7 @@ def _pool(connection: Any, *, popularity: bool) -> Pool:
         query = f"""
             SELECT code, epoch_us({EVENT_TIMESTAMP}) AS time
             FROM real_events JOIN item_codes USING ({ITEM_ID}) ORDER BY time, code"""
-    found = connection.execute(query).fetchnumpy()
+    found = connection.sql(query).fetchnumpy()
     return Pool(np.asarray(found["code"], np.int32), np.asarray(found["time"], np.int64))
 
 

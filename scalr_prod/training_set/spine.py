@@ -54,7 +54,7 @@ class Spine:
         real: Positive real rows.
         synthetic: Synthetic rows.
         negatives: Negative rows.
-        missing_negatives: Negatives asked for that no eligible item was left for.
+        missing_negatives: Negatives asked for that are not there: no eligible item was left, or the draw met a synthetic row.
     """
 
     path: Path
@@ -129,24 +129,28 @@ def stage_spine(settings: Settings, window: Window, folder: Path) -> Spine:
         counted = {path: _count(connection, path, start) for path in (real, synthetic)}
         if not counted[real]:
             raise _no_real_events(connection, settings, window, real)
-        missing = 0
         if options.negatives_per_event:
-            missing = stage_negatives(connection, settings, real, negative, start=start)
+            stage_negatives(connection, settings, real, negative, start=start)
         else:
             _write(iter(()), output, negative)
         path = folder / "spine.parquet"
+        keys = ", ".join(KEYS)
+        # A negative that meets a synthetic row of the same instant would contradict it: it goes, and the others stay as they are.
         query = f"""
-            SELECT {", ".join(KEYS)}, 1 AS label, weight, false AS is_synthetic, NULL AS run_id
-            FROM {_scan(real)} WHERE epoch_us({EVENT_TIMESTAMP}) >= {start}
-            UNION ALL
-            SELECT {", ".join(KEYS)}, 1, weight * {float(options.synthetic_weight)!r}::DOUBLE, true, run_id
-            FROM {_scan(synthetic)} WHERE epoch_us({EVENT_TIMESTAMP}) >= {start}
-            UNION ALL
-            SELECT {", ".join(KEYS)}, label, weight, is_synthetic, run_id FROM {_scan(negative)}
+            SELECT * FROM (
+                SELECT {keys}, 1 AS label, weight, false AS is_synthetic, NULL AS run_id
+                FROM {_scan(real)} WHERE epoch_us({EVENT_TIMESTAMP}) >= {start}
+                UNION ALL
+                SELECT {keys}, 1, weight * {float(options.synthetic_weight)!r}::DOUBLE, true, run_id
+                FROM {_scan(synthetic)} WHERE epoch_us({EVENT_TIMESTAMP}) >= {start}
+                UNION ALL
+                SELECT {keys}, label, weight, is_synthetic, run_id
+                FROM {_scan(negative)} WHERE ({keys}) NOT IN (SELECT ({keys}) FROM {_scan(synthetic)}))
             ORDER BY {_ORDER}"""
         reader = connection.sql(query).to_arrow_reader(65_536)
-        rows = _write(reader, output, path)
-    return Spine(path, counted[real], counted[synthetic], rows - counted[real] - counted[synthetic], missing)
+        negatives = _write(reader, output, path) - counted[real] - counted[synthetic]
+    missing = counted[real] * options.negatives_per_event - negatives
+    return Spine(path, counted[real], counted[synthetic], negatives, missing)
 
 
 def to_micros(moment: datetime) -> int:
@@ -183,11 +187,12 @@ def _write(batches: Iterator[pa.RecordBatch], schema: pa.Schema, path: Path) -> 
 
 def _count(connection: Any, path: Path, start: int) -> int:
     query = f"SELECT count(*) FROM {_scan(path)} WHERE epoch_us({EVENT_TIMESTAMP}) >= {start}"
-    return int(connection.execute(query).fetchone()[0])
+    return int(connection.sql(query).fetchall()[0][0])
 
 
 def _no_real_events(connection: Any, settings: Settings, window: Window, real: Path) -> TrainingSetError:
-    first, last = connection.execute(f"SELECT min({EVENT_TIMESTAMP}), max({EVENT_TIMESTAMP}) FROM {_scan(real)}").fetchone()
+    bounds = connection.sql(f"SELECT min({EVENT_TIMESTAMP}), max({EVENT_TIMESTAMP}) FROM {_scan(real)}")
+    first, last = bounds.fetchall()[0]
     since = f" from {window.start.isoformat()} on" if window.start else ""
     known = f"; known by then are events from {first.isoformat()} to {last.isoformat()}" if first else ""
     return TrainingSetError(
