@@ -135,3 +135,22 @@ def amazon() -> Path:
     if not (folder / "food.parquet").exists():
         pytest.skip(f"the data set is not at {folder}; set SCALR_TEST_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def trained_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The scalr.toml of a home with histories and translator versions 1 and 2. Copy its folder before changing anything in it."""
+    from scalr_prod.feast_store import apply_feature_repo
+    from scalr_prod.histories import build_histories
+    from scalr_prod.ingest import ingest
+    from scalr_prod.settings import load_settings
+    from scalr_prod.translator import train
+
+    config = write_toml(make_two_domains(tmp_path_factory.mktemp("trained") / "logs"))
+    first = load_settings(config, translator={"threads": 1})
+    ingest(first)
+    build_histories(first)
+    apply_feature_repo(first)
+    train(first)
+    train(load_settings(config, translator={"threads": 1, "seed": 1}))
+    return config
