@@ -122,6 +122,17 @@ def project(settings_with) -> Path:
     return settings_with()
 
 
+@pytest.fixture(scope="session")
+def make_project():
+    """Write two domains' logs and a scalr.toml into a folder; gives the settings."""
+    from scalr_prod.settings import load_settings
+
+    def make(folder: Path, extra: str = "", **made):
+        return load_settings(write_toml(make_two_domains(folder, **made), extra))
+
+    return make
+
+
 @pytest.fixture
 def settings(two_domains: TwoDomains):
     from scalr_prod.settings import load_settings
