@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pyarrow as pa
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
 from scalr_prod.duck import open_duckdb, staging_folder
-from scalr_prod.errors import CommitFailed
+from scalr_prod.errors import CommitFailed, LakeError
 from scalr_prod.hashing import stable_hash_sql
 from scalr_prod.histories import TableReport
 from scalr_prod.histories.knowledge import Chunk, Rows
@@ -19,8 +20,9 @@ from scalr_prod.progress import counting
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from scalr_prod.errors import ScalrError
     from scalr_prod.lake import Lake
-    from scalr_prod.settings import Settings
+    from scalr_prod.settings import HistorySettings, Settings
 
 __all__ = ["build_table"]
 
@@ -29,6 +31,9 @@ logger = logging.getLogger(__name__)
 #: Part of the key of every commit: change it when the rows' meaning changes, so that they are built anew.
 _LAYOUT = 1
 _DAY_US = 86_400_000_000
+#: A log whose events all became known late and in disorder has a state for each pair of events: refuse before the disk is full.
+_ROWS_PER_EVENT = 20
+_ROWS_ALWAYS = 1_000_000
 _BATCH = 65_536
 _CHUNK = 400_000
 #: Elements of the lists of one written batch.
@@ -55,10 +60,11 @@ def build_table(settings: Settings, lake: Lake, table: Table, *, progress: bool)
     """
     events = lake.open_table(_EVENTS[table])
     version = lake.version(table)
-    made_from = (
-        f"{table.value}-{_LAYOUT}-{events.metadata().id}-{events.version()}-"
-        f"{settings.histories.trailing_days if table is Table.TARGET_ITEM_STATS else settings.histories.length}"
-    )
+    chosen = settings.histories
+    of_items = table is Table.TARGET_ITEM_STATS
+    step = max(chosen.late_step_s * 1_000_000, _DAY_US if of_items else 0)
+    shape = f"{chosen.trailing_days if of_items else chosen.length}-{step}"
+    made_from = f"{table.value}-{_LAYOUT}-{events.metadata().id}-{events.version()}-{shape}"
     count = lake.dataset(_EVENTS[table], version=events.version()).count_rows()
     built = not _is_fresh(lake, table, made_from, version)
     if built:
@@ -67,10 +73,14 @@ def build_table(settings: Settings, lake: Lake, table: Table, *, progress: bool)
             open_duckdb(settings, folder) as db,
             counting(table.value, show=progress, total=count, unit="events") as tell,
         ):
-            rows = _compute(settings, lake, table, db, version=events.version(), tell=tell)
+            work = _Work(table, lake.schema(table), chosen, step, limit=_ROWS_PER_EVENT * count + _ROWS_ALWAYS, tell=tell)
+            rows = pa.RecordBatchReader.from_batches(work.schema, work.rows(_ordered(lake, table, events.version(), db)))
             try:
                 lake.replace(table, rows, key=f"{made_from}@{version}", expected_version=version)
             except CommitFailed:
+                # The stream's own error comes back through the writer as text only.
+                if work.failure is not None:
+                    raise work.failure from None
                 # Another process may have built the same in the meantime.
                 if not _is_fresh(lake, table, made_from, lake.version(table)):
                     raise
@@ -84,9 +94,8 @@ def _is_fresh(lake: Lake, table: Table, made_from: str, version: int) -> bool:
     return version > 0 and lake.committed(table, f"{made_from}@{version - 1}")
 
 
-def _compute(
-    settings: Settings, lake: Lake, table: Table, db: Any, *, version: int, tell: Callable[[int], None]
-) -> pa.RecordBatchReader:
+def _ordered(lake: Lake, table: Table, version: int, db: Any) -> pa.RecordBatchReader:
+    """The events by key and time; ties in the order that every reader of a history expects."""
     key = ITEM_ID if table is Table.TARGET_ITEM_STATS else USER_ID
     scanner = lake.dataset(_EVENTS[table], version=version).scanner(
         columns=[USER_ID, ITEM_ID, EVENT_TIMESTAMP, CREATED_TIMESTAMP],
@@ -97,23 +106,57 @@ def _compute(
     db.register("events", scanner.to_reader())
     ties = "" if key == ITEM_ID else f"{stable_hash_sql(ITEM_ID)}, {ITEM_ID}, "
     item = "" if key == ITEM_ID else f"{ITEM_ID} AS item, "
-    ordered = db.sql(
+    return db.sql(
         f"SELECT {key} AS key, {item}epoch_us({EVENT_TIMESTAMP}) AS time, epoch_us({CREATED_TIMESTAMP}) AS created "
         f"FROM events ORDER BY {key}, {EVENT_TIMESTAMP}, {ties}{CREATED_TIMESTAMP}"
     ).to_arrow_reader(_BATCH)
-    schema = lake.schema(table)
 
-    def batches() -> Iterator[pa.RecordBatch]:
+
+@dataclass
+class _Work:
+    """Sorted events → rows.
+
+    Attributes:
+        table: Which table.
+        schema: Its Arrow schema.
+        chosen: ``[histories]``.
+        step: Late events make rows at multiples of this, µs.
+        limit: Rows at most.
+        tell: Called with the number of events done.
+        failure: What stopped the stream, if something did.
+    """
+
+    table: Table
+    schema: pa.Schema
+    chosen: HistorySettings
+    step: int
+    limit: int
+    tell: Callable[[int], None]
+    failure: ScalrError | None = None
+
+    def rows(self, ordered: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+        """The table's batches."""
+        done = 0
         for events in _whole_keys(ordered):
-            chunk = _chunk(events)
+            chunk = _chunk(events, self.step)
             for rows in chunk.rows():
-                if table is Table.TARGET_ITEM_STATS:
-                    yield from _statistics(chunk, rows, events, schema, settings.histories.trailing_days * _DAY_US)
+                done += len(rows)
+                if done > self.limit:
+                    self.failure = self._too_many()
+                    raise self.failure
+                if self.table is Table.TARGET_ITEM_STATS:
+                    yield from _statistics(chunk, rows, events, self.schema, self.chosen.trailing_days * _DAY_US)
                 else:
-                    yield from _histories(chunk, rows, events, schema, settings.histories.length)
-            tell(events.num_rows)
+                    yield from _histories(chunk, rows, events, self.schema, self.chosen.length)
+            self.tell(events.num_rows)
 
-    return pa.RecordBatchReader.from_batches(schema, batches())
+    def _too_many(self) -> ScalrError:
+        return LakeError(
+            f"more than {self.limit} rows: so many events became known late, at so many different times, that there would be "
+            f"over {_ROWS_PER_EVENT} states to write for each event",
+            where=self.table.value,
+            next_step="set [histories] late_step_s, for example 86400: late events then enter histories once a day",
+        )
 
 
 def _whole_keys(ordered: pa.RecordBatchReader) -> Iterator[pa.Table]:
@@ -145,8 +188,9 @@ def _new_key(keys: pa.Array) -> Any:
     return new
 
 
-def _chunk(events: pa.Table) -> Chunk:
-    return Chunk(_new_key(_column(events, "key")), _column(events, "time").to_numpy(), _column(events, "created").to_numpy())
+def _chunk(events: pa.Table, step: int) -> Chunk:
+    new_key, times, created = (_column(events, name) for name in ("key", "time", "created"))
+    return Chunk(_new_key(new_key), times.to_numpy(), created.to_numpy(), step=step)
 
 
 def _column(events: pa.Table, name: str) -> pa.Array:

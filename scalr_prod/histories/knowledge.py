@@ -63,15 +63,24 @@ class Chunk:
         new_key: bool [N], whether an event is the first of its key.
         times: int64 [N], µs.
         created: int64 [N], µs.
+        step: Late events make rows at multiples of this only, µs; 0: as soon as they were known.
     """
 
-    def __init__(self, new_key: npt.NDArray[np.bool_], times: Ints, created: Ints) -> None:
-        self.times = times
-        self.created_times, rank = np.unique(created, return_inverse=True)
-        self.rank = rank.astype(np.int64)
+    def __init__(self, new_key: npt.NDArray[np.bool_], times: Ints, created: Ints, *, step: int = 0) -> None:
+        self.times, self.step = times, step
+        key = np.cumsum(new_key) - 1
+        self.key_start = np.flatnonzero(new_key)
+        wake = created
+        if step:
+            # Never later than the key's last created time, so that whoever knows all of the log sees all of it.
+            last = np.maximum.reduceat(created, self.key_start)[key]
+            wake = np.minimum(-(-created // step) * step, last)
+        self.created_times = np.unique(np.concatenate((created, wake)) if step else created)
+        self.rank: Ints = np.searchsorted(self.created_times, created)
+        #: Rank of the time at which an event, where it is late, makes rows.
+        self.wake: Ints = np.searchsorted(self.created_times, wake) if step else self.rank
         # Every composite below is key * span + something smaller than span: one sorted array stands for one a key.
         self.span = len(self.created_times) + 1
-        key = np.cumsum(new_key) - 1
         new_group = new_key.copy()
         new_group[1:] |= times[1:] != times[:-1]
         self.group_start = np.flatnonzero(new_group)
@@ -79,7 +88,6 @@ class Chunk:
         self.group_of = np.cumsum(new_group) - 1
         self.group_key = key[self.group_start]
         self.key = key
-        self.key_start = np.flatnonzero(new_key)
         self.first_known = np.minimum.reduceat(self.rank, self.group_start)
         #: Rank of the latest created time among a key's events up to and with each event.
         self.latest_known = np.maximum.accumulate(key * self.span + self.rank) - key * self.span
@@ -106,7 +114,7 @@ class Chunk:
         of_late_key = np.zeros(len(self.key_start), bool)
         of_late_key[self.group_key[late]] = True
         at = np.flatnonzero(of_late_key[self.key])
-        composite, first = np.unique(self.key[at] * self.span + self.rank[at], return_index=True)
+        composite, first = np.unique(self.key[at] * self.span + self.wake[at], return_index=True)
         known, begin = composite % self.span, self.group_of[at[first]]
         backwards = (self.group_key * self.span + self.first_known)[::-1]
         ahead = np.minimum.accumulate(backwards)[::-1]
@@ -117,8 +125,14 @@ class Chunk:
             which, group = ragged(begin[low:high], sizes[low:high])
             ranks = known[low:high][which]
             keep = self.first_known[group] < ranks
-            if keep.any():
-                yield Rows(group[keep], ranks[keep])
+            rows = Rows(group[keep], ranks[keep])
+            if self.step and len(rows):
+                # The event that woke the row may have been known to the group's first row: then there is nothing new to say.
+                start = self.start_of(rows)
+                fresh = self.count(rows, start) > self.count(Rows(rows.group, self.first_known[rows.group]), start)
+                rows = Rows(rows.group[fresh], rows.known[fresh])
+            if len(rows):
+                yield rows
 
     def settled(self, rows: Rows) -> npt.NDArray[np.bool_]:
         """Whether a row knows all events of its key up to its time: bool [R]."""

@@ -17,6 +17,7 @@ from scalr_prod.histories.dominance import Dominance
 from scalr_prod.lake import Lake
 from scalr_prod.settings import Settings
 
+DAWN = datetime(1970, 1, 1, tzinfo=UTC)
 EPOCH = datetime(2024, 1, 1, tzinfo=UTC)
 STEP = timedelta(hours=7)
 DOMAINS = {"source": {"name": "a", "events": "a"}, "target": {"name": "b", "events": "b"}}
@@ -37,20 +38,24 @@ def named(events, ids: str):
     return [(user(u), item(i), EPOCH + t * STEP, EPOCH + (t + d) * STEP) for u, i, t, d in events]
 
 
-def states(events, key: int):
+def states(events, key: int, step: timedelta = timedelta()):
     """All (key, t, c) that there must be, with the events of the key visible in each."""
     for name in {event[key] for event in events}:
         own = [event for event in events if event[key] == name]
         for time in {event[2] for event in own}:
             first = min(event[3] for event in own if event[2] == time)
             later = {event[3] for event in own if event[2] <= time and event[3] > first}
+            if step:
+                # Rounded up to whole steps since 1970, but never past the last knowledge of the key.
+                steps = {known: -((DAWN - known) // step) for known in later}
+                later = {min(DAWN + steps[known] * step, max(event[3] for event in own)) for known in later}
             for known in {first, *later}:
                 yield name, time, known, [event for event in own if event[2] <= time and event[3] <= known]
 
 
-def expected_histories(events, length: int):
+def expected_histories(events, length: int, step: timedelta):
     rows = []
-    for user, time, known, seen in states(events, 0):
+    for user, time, known, seen in states(events, 0, step):
         last = sorted(seen, key=lambda event: (event[2], low_md5(event[1])))[-length:]
         rows.append((user, time, known, [event[1] for event in last], [event[2] for event in last], len(seen)))
     return sorted(rows, key=repr)
@@ -58,14 +63,14 @@ def expected_histories(events, length: int):
 
 def expected_statistics(events, days: int):
     rows = []
-    for item, time, known, seen in states(events, 1):
+    for item, time, known, seen in states(events, 1, timedelta(days=1)):
         trailing = sum(event[2] > time - timedelta(days=days) for event in seen)
         rows.append((item, time, known, min(event[2] for event in seen), len(seen), trailing))
     return sorted(rows, key=repr)
 
 
-def project(folder, events, ids: str, length: int, days: int) -> Settings:
-    made = Settings(domains=DOMAINS, histories={"length": length, "trailing_days": days}, base=folder)
+def project(folder, events, ids: str, **chosen: int) -> Settings:
+    made = Settings(domains=DOMAINS, histories=chosen, base=folder)
     lake = Lake.open(made)
     for table in (*Table,):
         lake.create(table, schema_of(table, user=ids, item=ids))
@@ -89,12 +94,18 @@ def found_statistics(lake: Lake):
 
 
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(EVENTS, st.sampled_from(["int64", "string"]), st.integers(1, 4), st.integers(1, 3), st.sampled_from([1, 2, 5, 1000]))
-def test_every_row_is_what_the_rules_say(  # noqa: PLR0917 - hypothesis passes by position
-    tmp_path_factory, raw, ids, length, days, at_once
-):
+@given(
+    raw=EVENTS,
+    ids=st.sampled_from(["int64", "string"]),
+    length=st.integers(1, 4),
+    days=st.integers(1, 3),
+    hours=st.sampled_from([0, 10, 24]),
+    at_once=st.sampled_from([1, 2, 5, 1000]),
+)
+def test_every_row_is_what_the_rules_say(tmp_path_factory, raw, ids, length, days, hours, at_once):
     events = named(raw, ids)
-    made = project(tmp_path_factory.mktemp("project"), events, ids, length, days)
+    folder = tmp_path_factory.mktemp("project")
+    made = project(folder, events, ids, length=length, trailing_days=days, late_step_s=hours * 3600)
     with pytest.MonkeyPatch.context() as patch:
         # Small pieces everywhere, so that their seams are tested as well.
         patch.setattr(build, "_CHUNK", at_once)
@@ -103,7 +114,7 @@ def test_every_row_is_what_the_rules_say(  # noqa: PLR0917 - hypothesis passes b
         patch.setattr("scalr_prod.histories.knowledge._AT_ONCE", at_once)
         build_histories(made)
     lake = Lake.open(made)
-    expected = expected_histories(events, length)
+    expected = expected_histories(events, length, timedelta(hours=hours))
     assert found_histories(lake, Table.SOURCE_USER_HISTORY) == expected
     assert found_histories(lake, Table.TARGET_USER_HISTORY) == expected
     assert found_statistics(lake) == expected_statistics(events, days)
@@ -113,7 +124,7 @@ def test_every_row_is_what_the_rules_say(  # noqa: PLR0917 - hypothesis passes b
 @given(EVENTS, st.integers(1, 3), st.lists(st.tuples(st.integers(-1, 14), st.integers(-1, 30)), min_size=1, max_size=8))
 def test_reading_as_of_a_time_and_a_knowledge_gives_what_was_visible(tmp_path_factory, raw, length, asked):
     events = named(raw, "int64")
-    made = project(tmp_path_factory.mktemp("project"), events, "int64", length, 1)
+    made = project(tmp_path_factory.mktemp("project"), events, "int64", length=length)
     build_histories(made)
     rows = Lake.open(made).read(Table.SOURCE_USER_HISTORY).to_pylist()
     for at, knowledge in asked:
@@ -132,6 +143,28 @@ def test_reading_as_of_a_time_and_a_knowledge_gives_what_was_visible(tmp_path_fa
             row = max(readable, key=lambda row: (row["event_timestamp"], row["created_timestamp"]))
             assert row["item_ids"] == [event[1] for event in seen[-length:]]
             assert row["event_count"] == len(seen)
+
+
+@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(EVENTS, st.lists(st.tuples(st.integers(-1, 14), st.integers(-1, 30)), min_size=1, max_size=8))
+def test_steps_never_show_what_was_not_known_and_hide_nothing_from_who_knows_all(tmp_path_factory, raw, asked):
+    events = named(raw, "int64")
+    made = project(tmp_path_factory.mktemp("project"), events, "int64", length=1000, late_step_s=50 * 3600)
+    build_histories(made)
+    rows = Lake.open(made).read(Table.SOURCE_USER_HISTORY).to_pylist()
+    for at, knowledge in [*asked, (14, 30)]:
+        time, known = EPOCH + at * STEP, EPOCH + knowledge * STEP
+        for user in {event[0] for event in events}:
+            seen = sum(event[0] == user and event[2] <= time and event[3] <= known for event in events)
+            readable = [
+                row
+                for row in rows
+                if row["user_id"] == user and row["event_timestamp"] <= time and row["created_timestamp"] <= known
+            ]
+            row = max(readable, key=lambda row: (row["event_timestamp"], row["created_timestamp"]), default={"event_count": 0})
+            assert row["event_count"] <= seen
+            if knowledge == 30:
+                assert row["event_count"] == seen
 
 
 @settings(deadline=None, max_examples=100)
