@@ -1,0 +1,164 @@
+"""Which run a window is. Translator versions are made by hand here: a plan reads their manifests only."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import pyarrow as pa
+import pytest
+
+from scalr_prod.contracts import Table, schema_of
+from scalr_prod.errors import EmptyWindow, TableNotFound, TrainedPastWindow, TranslatorNotFound
+from scalr_prod.generation import plan_run
+from scalr_prod.lake import Lake
+from scalr_prod.ledger import Ledger, RunState
+from scalr_prod.settings import load_settings
+
+DAY = timedelta(days=1)
+T0 = datetime(2024, 5, 1, tzinfo=UTC)
+LAST = T0 + 10 * DAY
+
+
+def events(days: list[float], late: float = 0) -> pa.Table:
+    moments = [T0 + day * DAY for day in days]
+    return pa.table(
+        {
+            "user_id": ["u"] * len(days),
+            "item_id": [f"i{number}" for number in range(len(days))],
+            "event_timestamp": moments,
+            "created_timestamp": [moment + late * DAY for moment in moments],
+            "weight": pa.array([1.0] * len(days), pa.float32()),
+        },
+        schema=schema_of(Table.SOURCE_EVENTS, user="string", item="string"),
+    )
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A lake of eleven source and two target events, and a function to load its settings with a [generation] section."""
+    path = tmp_path / "scalr.toml"
+    path.write_text('[domains.source]\nname = "s"\nevents = "s"\n[domains.target]\nname = "t"\nevents = "t"\n')
+
+    def load(**generation):
+        return load_settings(path, generation=generation)
+
+    lake = Lake.open(load())
+    for table, days in ((Table.SOURCE_EVENTS, list(range(11))), (Table.TARGET_EVENTS, [1, 3])):
+        lake.create(table, events([]).schema)
+        lake.append(table, events(days), key="made")
+    lake.create(Table.SOURCE_USER_HISTORY, schema_of(Table.SOURCE_USER_HISTORY, user="string", item="string"))
+    return load
+
+
+def add_version(settings, version: int, trained_until: datetime) -> None:
+    folder = settings.home / "models" / "translator" / str(version)
+    folder.mkdir(parents=True)
+    manifest = {"version": version, "sha256": f"{version:064x}", "trained_until": trained_until.isoformat(), "folds": 2}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with Ledger.open(settings) as ledger:
+        ledger.record_model_version(
+            version,
+            path=str(folder),
+            sha256=manifest["sha256"],
+            fingerprint=str(version),
+            trained_until=trained_until,
+            metrics={},
+        )
+
+
+def test_backfill_covers_all_data_by_default(project):
+    settings = project()
+    add_version(settings, 1, LAST)
+    spec = plan_run(settings)
+    assert (spec.mode, spec.start, spec.end) == ("backfill", T0, LAST + timedelta(microseconds=1))
+    assert spec.as_of == spec.end
+    assert spec.table_versions == {"source_events": 1, "target_events": 1, "source_user_history": 0}
+    with Ledger.open(settings) as ledger:
+        run = ledger.run(spec.run_id)
+    assert run.state is RunState.PLANNED
+    assert run.spec == spec
+
+
+def test_a_causal_run_covers_the_last_day_by_default(project):
+    settings = project(mode="causal")
+    add_version(settings, 1, LAST - 2 * DAY)
+    spec = plan_run(settings)
+    assert spec.end - spec.start == DAY
+
+
+def test_the_same_plan_is_the_same_run_however_the_work_is_cut(project):
+    add_version(project(), 1, LAST)
+    first = plan_run(project())
+    assert plan_run(project(partitions=3, batch_size=64)) == first
+    others = [{"seed": 1}, {"min_lift": 2.0}, {"temperature": 0.5}, {"events_per_source_event": 3}, {"align": False}]
+    assert len({plan_run(project(**other)).run_id for other in others} | {first.run_id}) == 1 + len(others)
+
+
+def test_new_rows_make_a_new_run(project):
+    settings = project(end=LAST, as_of=LAST)
+    add_version(settings, 1, LAST)
+    first = plan_run(settings)
+    Lake.open(settings).append(Table.SOURCE_EVENTS, events([2.5]), key="late")
+    assert plan_run(settings).run_id != first.run_id
+
+
+def test_the_latest_fitting_version_is_chosen(project):
+    settings = project(mode="causal", start=T0 + 5 * DAY, end=T0 + 6 * DAY)
+    add_version(settings, 1, T0 + 3 * DAY)
+    add_version(settings, 2, T0 + 5 * DAY)
+    add_version(settings, 3, T0 + 5 * DAY + timedelta(microseconds=1))
+    assert plan_run(settings).translator_version == 2
+    assert plan_run(settings, version=1).translator_version == 1
+
+
+@pytest.mark.parametrize("asked", [1, None])
+def test_a_translator_trained_past_the_window_is_refused(project, asked):
+    causal = project(mode="causal", start=T0 + 5 * DAY, end=T0 + 6 * DAY)
+    add_version(causal, 1, T0 + 6 * DAY)
+    with pytest.raises(TrainedPastWindow, match="past the window's start") as caught:
+        plan_run(causal, version=asked)
+    assert "--trained-until 2024-05-06T00:00:00+00:00" in str(caught.value)
+    with pytest.raises(TrainedPastWindow, match="past as_of"):
+        plan_run(project(end=T0 + 5 * DAY), version=asked)
+    assert plan_run(project(end=T0 + 6 * DAY), version=asked).translator_version == 1
+    with Ledger.open(causal) as ledger:
+        assert len(ledger.runs()) == 1
+
+
+@pytest.mark.parametrize(
+    "window",
+    [
+        {"end": T0},  # half-open: the first event lies outside
+        {"start": LAST + DAY},
+        {"start": LAST + DAY, "end": LAST + 2 * DAY},
+        {"start": T0 + DAY / 4, "end": T0 + DAY / 2},
+        {"start": T0 - 9 * DAY, "end": T0 - 8 * DAY},
+    ],
+)
+def test_a_window_without_events_is_refused(project, window):
+    settings = project(**window)
+    add_version(settings, 1, T0 - 20 * DAY)
+    with pytest.raises(EmptyWindow) as caught:
+        plan_run(settings)
+    assert "[generation]" in caught.value.where
+    if window.get("end", LAST) > T0:
+        assert "range from 2024-05-01" in caught.value.found
+
+
+def test_events_that_became_known_too_late_do_not_count(project):
+    settings = project(start=T0 + 20 * DAY, end=T0 + 22 * DAY, as_of=T0 + 25 * DAY)
+    add_version(settings, 1, T0)
+    Lake.open(settings).append(Table.SOURCE_EVENTS, events([21], late=5), key="late")
+    with pytest.raises(EmptyWindow):
+        plan_run(settings)
+    known = project(start=T0 + 20 * DAY, end=T0 + 22 * DAY, as_of=T0 + 26 * DAY)
+    assert plan_run(known).as_of == T0 + 26 * DAY
+
+
+def test_without_a_translator_or_data_the_missing_command_is_named(project, tmp_path):
+    with pytest.raises(TranslatorNotFound, match="scalr translator train"):
+        plan_run(project())
+    empty = load_settings(tmp_path / "scalr.toml", project={"home": "elsewhere"})
+    with pytest.raises(TableNotFound, match="scalr ingest"):
+        plan_run(empty)
