@@ -84,7 +84,7 @@ def check_training_set(folder: Path, home: Path) -> dict[str, int]:
     """Every row of a training set: features strictly before the label and known by it, provenance on synthetic rows only."""
     manifest = json.loads((folder / "manifest.json").read_text())
     cutoff = pd.Timestamp(manifest["cutoff"]).value // 1000
-    rows = pd.read_parquet(folder)
+    rows = pd.read_parquet(folder / "rows")
     label = micros(rows["event_timestamp"])
     assert (label < cutoff).all()
 
