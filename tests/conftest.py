@@ -150,7 +150,7 @@ def amazon() -> Path:
 
 @pytest.fixture(scope="session")
 def trained_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The scalr.toml of a home with histories and translator versions 1 and 2. Copy its folder before changing anything in it."""
+    """The scalr.toml of a home with histories and translator versions 1 and 2. Copy its folder before changing it."""
     from scalr_prod.feast_store import apply_feature_repo
     from scalr_prod.histories import build_histories
     from scalr_prod.ingest import ingest

@@ -133,8 +133,9 @@ def start_locked(settings: Settings, versions: Iterable[int], *, lasting: bool) 
         return triton_status(settings)
     environment = find_environment(settings)
     backends = lay_backends(environment, state_folder(settings) / "backends")
-    wanted = list(versions)
-    for version in wanted:
+    # A server that was stopped has left no record; one that ended by itself is wanted back with all that it held.
+    wanted = {*versions, *(configured_versions(settings) if found is not None else ())}
+    for version in sorted(wanted):
         install_version(settings, load_version(settings, version))
     write_config(settings, wanted)
     for attempt in range(1, _PORT_TRIES + 1):

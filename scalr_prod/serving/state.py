@@ -23,6 +23,8 @@ __all__ = ["ServerRecord", "read_record", "server_lock", "state_folder", "used_b
 
 #: Starting a server, loading a version and stopping may each take this long; another one waits its turn.
 _LOCK_TIMEOUT_S: Final = 600
+#: A process's beginning is told in wall-clock time, which may be set meanwhile.
+_CLOCK_STEP_S: Final = 2
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,9 @@ class ServerRecord:
             process = psutil.Process(self.pid)
             if process.status() == psutil.STATUS_ZOMBIE:
                 return False
-            return f"--id={self.name}" in process.cmdline() and abs(process.create_time() - self.created) < 2  # noqa: PLR2004 - clock steps
+            command = process.cmdline()  # empty at the very moment of its start
+            same_moment = abs(process.create_time() - self.created) < _CLOCK_STEP_S
+            return same_moment and (not command or f"--id={self.name}" in command)
         except psutil.NoSuchProcess:
             return False
         except psutil.AccessDenied:  # another user's: it cannot be told apart, and cannot be stopped from here either

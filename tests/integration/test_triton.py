@@ -1,0 +1,351 @@
+"""A real Triton server from the serving environment, with a trained translator."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from scalr_prod.errors import (
+    ModelNotReady,
+    ModelVersionMismatch,
+    RequestTooLarge,
+    ScalrError,
+    ScoringError,
+    ServerUnreachable,
+    ServingError,
+    TranslatorNotFound,
+)
+from scalr_prod.scoring import open_scorer
+from scalr_prod.serving import (
+    ensure_serving,
+    promote,
+    rollback,
+    served_version,
+    serving_checks,
+    start_triton,
+    stop_triton,
+    triton_status,
+)
+from scalr_prod.serving.state import read_record
+from scalr_prod.settings import Settings, load_settings
+from scalr_prod.translator.contexts import Contexts
+
+pytestmark = [pytest.mark.triton, pytest.mark.slow]
+
+SAME = 1e-5
+JULY = 1_719_792_000_000_000
+
+
+def contexts(rows: int, *, exclude: int = 3, length: int = 50, seed: int = 0) -> Contexts:
+    rng = np.random.default_rng(seed)
+    return Contexts(
+        history_items=rng.integers(0, 100, (rows, length), dtype=np.int32),
+        history_ages=rng.random((rows, length), dtype=np.float32) * 50,
+        event_time=JULY + rng.integers(0, 10**12, rows),
+        fold=rng.integers(-1, 2, rows, dtype=np.int32),
+        noise_key=rng.integers(-(2**62), 2**62, rows),
+        exclude=rng.integers(-1, 100, (rows, exclude), dtype=np.int32),
+    )
+
+
+def project(folder: Path, trained: Path, **serving) -> Settings:
+    """The trained home, copied, with these serving settings."""
+    if not folder.exists():
+        shutil.copytree(trained.parent, folder)
+    return load_settings(folder / trained.name, serving={"threads": 1, **serving})
+
+
+def family(name: str) -> list[int]:
+    """Processes that carry a server's name."""
+    return [p.pid for p in psutil.process_iter(["cmdline"]) if any(name in part for part in p.info["cmdline"] or ())]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory, trained_home):
+    """A home whose server runs and holds versions 1 and 2."""
+    settings = project(tmp_path_factory.mktemp("served") / "logs", trained_home)
+    promote(settings, 1)
+    started = start_triton(settings)
+    assert started.started
+    assert started.versions == [1]
+    promote(settings, 2)
+    yield settings
+    record = read_record(settings)
+    stop_triton(settings)
+    assert not family(record.name)
+    assert not list(Path("/dev/shm").glob(f"{record.name}*"))  # noqa: S108 - where the server keeps it
+
+
+@pytest.fixture(scope="module")
+def local(served):
+    return open_scorer(served.model_copy(update={"serving": served.serving.model_copy(update={"scorer": "local"})}), 2)
+
+
+@pytest.fixture
+def home(tmp_path, trained_home):
+    """A home of one's own, to break things in."""
+    settings = project(tmp_path / "logs", trained_home)
+    yield settings
+    stop_triton(settings)
+
+
+@pytest.mark.parametrize("exclude", [0, 1, 7])
+def test_samples_are_those_of_the_module_in_this_process(served, local, exclude):
+    asked = contexts(300, exclude=exclude)
+    with open_scorer(served, 2) as scorer:
+        answer = scorer.sample(asked, 8, temperature=0.7, min_lift=1.0)
+    expected = local.sample(asked, 8, temperature=0.7, min_lift=1.0)
+    assert np.array_equal(answer.items, expected.items)
+    assert (answer.items >= 0).any()
+    assert np.abs(answer.probabilities - expected.probabilities).max() < SAME
+    assert np.abs(answer.prior - expected.prior).max() < SAME
+
+
+def test_named_candidates_are_scored(served, local):
+    asked, candidates = contexts(200), np.random.default_rng(1).integers(-1, 100, (200, 9), dtype=np.int32)
+    with open_scorer(served, 2) as scorer:
+        answer = scorer.score(asked, candidates)
+        assert scorer.score(asked, candidates[:, :0])[0].shape == (200, 0)
+    for got, expected in zip(answer, local.score(asked, candidates), strict=True):
+        assert got.max() > 0
+        assert np.abs(got - expected).max() < SAME
+
+
+def test_a_stream_answers_in_order_whatever_the_sizes_and_widths(served, local):
+    batches = [contexts(n, exclude=e, seed=n) for n, e in ((256, 3), (1, 0), (0, 2), (2500, 1), (40, 9))]
+    with open_scorer(served, 2) as scorer:
+        answers = list(scorer.sample_stream(iter(batches), 4))
+    assert [len(answer) for answer in answers] == [256, 1, 0, 2500, 40]
+    for batch, answer in zip(batches, answers, strict=True):
+        assert np.array_equal(answer.items, local.sample(batch, 4).items)
+
+
+def test_many_clients_are_batched_together_and_each_gets_its_own(served, local):
+    asked = [contexts(20 + n, exclude=n, seed=n) for n in range(8)]
+    candidates = np.arange(20 * 5, dtype=np.int32).reshape(20, 5)
+    found: dict[int, object] = {}
+
+    def client(number: int) -> None:
+        with open_scorer(served, 2) as scorer:
+            found[number] = [scorer.sample(asked[number], 1 + number % 2) for _ in range(5)]
+            found[100 + number] = scorer.score(asked[number].slice(0, 20), candidates)
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number in range(8):
+        expected = local.sample(asked[number], 1 + number % 2)
+        assert all(np.array_equal(answer.items, expected.items) for answer in found[number])
+        assert np.abs(found[100 + number][0] - local.score(asked[number].slice(0, 20), candidates)[0]).max() < SAME
+
+
+def test_a_request_over_the_limit_travels_in_parts_and_a_row_over_it_not_at_all(served, local):
+    row = 50 * 8 + 20 + 12 + 12
+    small = served.model_copy(update={"serving": served.serving.model_copy(update={"max_request_mb": row * 10.5 / 2**20})})
+    asked = contexts(64)
+    with open_scorer(small, 2) as scorer:
+        assert np.array_equal(scorer.sample(asked, 3).items, local.sample(asked, 3).items)
+        with pytest.raises(RequestTooLarge, match="max_request_mb"):
+            scorer.score(asked, np.zeros((64, 5000), np.int32))
+
+
+def test_what_the_server_refuses_is_told_with_its_reason(served):
+    asked = contexts(5)
+    wrong = Contexts(**{**vars(asked), "fold": np.full(5, 9, np.int32)})
+    with open_scorer(served, 2) as scorer:
+        with pytest.raises(ScoringError, match="fold 9; this translator has 2"):
+            scorer.sample(wrong, 2)
+        assert len(scorer.sample(asked, 2)) == 5
+
+
+def test_a_scorer_stays_in_its_process(served):
+    with open_scorer(served, 2) as scorer, pytest.raises(TypeError, match="open another in each"):
+        pickle.dumps(scorer)
+
+
+def test_another_version_than_the_pinned_one_is_refused(served, trained_home, tmp_path):
+    with pytest.raises(ModelNotReady, match="version 9"):
+        open_scorer(served, 9)
+    # Another home's version 1 is another model under the same number.
+    other = project(tmp_path / "logs", trained_home, url=triton_status(served).url)
+    manifest = other.home / "models" / "translator" / "1" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"sha256": "ab" * 32}))
+    with pytest.raises(ModelVersionMismatch, match="another model"):
+        open_scorer(other, 1)
+
+
+def test_promote_and_roll_back(served):
+    assert served_version(served) == 2
+    assert triton_status(served).versions == [1, 2]
+    back = rollback(served)
+    assert (back.version, back.former, served_version(served)) == (1, 2, 1)
+    with pytest.raises(ServingError, match="no version was served before"):
+        rollback(served)
+    with pytest.raises(TranslatorNotFound):
+        promote(served, 7)
+    assert promote(served).version == 2
+    assert triton_status(served).versions == [1, 2]
+
+
+def test_a_version_that_cannot_answer_is_not_promoted_and_the_others_stay(served):
+    models = served.home / "models" / "translator"
+    shutil.copytree(models / "2", models / "3")
+    manifest = json.loads((models / "3" / "manifest.json").read_text())
+    (models / "3" / "manifest.json").write_text(json.dumps(manifest | {"version": 3, "sha256": "00" * 32}))
+    try:
+        with pytest.raises(ServingError, match="checksum"):
+            promote(served, 3)
+    finally:
+        shutil.rmtree(models / "3")
+    assert served_version(served) == 2
+    assert triton_status(served).versions == [1, 2]
+    with open_scorer(served, 2) as scorer:
+        assert len(scorer.sample(contexts(3), 2)) == 3
+
+
+def test_a_run_uses_the_server_that_runs_and_leaves_it(served):
+    pid = triton_status(served).pid
+    with ensure_serving(served, 1):
+        assert triton_status(served).pid == pid
+    assert triton_status(served).pid == pid
+
+
+def test_an_address_in_the_settings_is_used_as_it_is(served, trained_home, tmp_path):
+    url = triton_status(served).url
+    remote = project(tmp_path / "logs", trained_home, url=url, repository=str(served.model_repository))
+    with ensure_serving(remote, 2), open_scorer(remote, 2) as scorer:
+        assert scorer.version == 2
+    apart = project(tmp_path / "logs", trained_home, url=url, model_name="other")
+    with pytest.raises(ScalrError, match="could not load other"), ensure_serving(apart, 2):
+        pass
+    for act in (start_triton, stop_triton):
+        with pytest.raises(ServingError, match="remove url"):
+            act(remote)
+
+
+def test_a_killed_server_is_told_and_a_new_one_is_followed(home):
+    """The stream goes on where the server, killed in the middle, is started anew on another port."""
+    batches = [contexts(200, seed=n) for n in range(6)]
+    with ensure_serving(home, 1), open_scorer(home, 1) as scorer:
+        expected = [scorer.sample(batch, 3).items for batch in batches]
+        answers = scorer.sample_stream(iter(batches), 3)
+        got = [next(answers)]
+        former = read_record(home)
+        os.kill(former.pid, signal.SIGKILL)
+        thread = threading.Thread(target=lambda: (time.sleep(0.5), start_triton(home)))
+        thread.start()
+        got += list(answers)
+        thread.join()
+    assert all(np.array_equal(answer.items, items) for answer, items in zip(got, expected, strict=True))
+    assert read_record(home).pid != former.pid
+    assert stop_triton(home)
+    assert not family(former.name)
+
+
+def test_a_killed_backend_is_started_anew_by_the_server(home):
+    with ensure_serving(home, 1), open_scorer(home, 1) as scorer:
+        before = scorer.sample(contexts(20), 3).items
+        stubs = [p for p in psutil.Process(read_record(home).pid).children(recursive=True) if "stub" in p.name()]
+        assert stubs
+        for stub in stubs:
+            stub.kill()
+        assert np.array_equal(scorer.sample(contexts(20), 3).items, before)
+
+
+def test_a_server_that_is_gone_is_told_within_the_deadline(home):
+    quick = home.model_copy(update={"serving": home.serving.model_copy(update={"deadline_s": 2.0})})
+    with ensure_serving(quick, 1), open_scorer(quick, 1) as scorer:
+        os.kill(read_record(home).pid, signal.SIGKILL)
+        started = time.monotonic()
+        with pytest.raises(ServerUnreachable, match="scalr triton status"):
+            scorer.sample(contexts(5), 2)
+        assert time.monotonic() - started < 4
+    assert not triton_status(home).running
+
+
+def test_nobody_home(home):
+    with pytest.raises(ServerUnreachable, match="scalr triton start"):
+        open_scorer(home, 1)
+    away = project(home.base, home.base / "scalr.toml", url="127.0.0.1:9", deadline_s=1.0)
+    with pytest.raises(ServerUnreachable, match=r"127\.0\.0\.1:9"), ensure_serving(away, 1):
+        pass
+    assert not stop_triton(home)
+
+
+def test_two_starters_find_one_server_and_its_last_user_stops_it(home):
+    """Two processes ensure serving at once; one server comes up, outlives the first user and ends with the second."""
+    program = (
+        "import sys, time\nfrom scalr_prod.serving import ensure_serving, triton_status\n"
+        "from scalr_prod.settings import load_settings\n"
+        "settings = load_settings(sys.argv[1], serving={'threads': 1})\n"
+        "with ensure_serving(settings, 1):\n"
+        "    print(triton_status(settings).pid, flush=True)\n    time.sleep(float(sys.argv[2]))\n"
+    )
+    command = [sys.executable, "-c", program, str(home.base / "scalr.toml")]
+    users = [subprocess.Popen([*command, wait], stdout=subprocess.PIPE, text=True) for wait in ("0", "6")]
+    pids = {user.stdout.readline().strip() for user in users}
+    assert len(pids) == 1
+    users[0].wait(timeout=60)
+    assert psutil.pid_exists(int(pids.pop()))
+    assert users[1].poll() is None, "the second user should still be at work"
+    for user in users:
+        user.communicate(timeout=60)
+        assert user.returncode == 0
+    assert not triton_status(home).running
+    assert read_record(home) is None
+
+
+def test_a_server_that_does_not_come_up_shows_the_end_of_its_log(home, tmp_path):
+    broken = tmp_path / "venv"
+    real = Path(sys.prefix).parent / ".venv-triton"
+    wheel = next(real.glob("lib/python*/site-packages/pytriton"))
+    packages = broken / wheel.parent.relative_to(real)
+    packages.mkdir(parents=True)
+    for entry in wheel.parent.iterdir():
+        if entry.name != "pytriton":
+            (packages / entry.name).symlink_to(entry)
+    shutil.copytree(wheel / "tritonserver", packages / "pytriton" / "tritonserver")
+    (packages / "pytriton" / "__init__.py").write_text("")
+    (broken / "bin").mkdir()
+    (broken / "bin" / "python").symlink_to(real / "bin" / "python")
+    server = packages / "pytriton" / "tritonserver" / "bin" / "tritonserver"
+    server.unlink()
+    server.write_text("#!/bin/sh\necho 'E1125 error: the disk is full'\nexit 1\n")
+    server.chmod(0o755)
+    shutil.copy(real / "pyvenv.cfg", broken / "pyvenv.cfg")
+    settings = project(home.base, home.base / "scalr.toml", environment=str(broken))
+    with pytest.raises(ServingError, match="the disk is full"):
+        start_triton(settings)
+    assert read_record(home) is None
+
+
+def test_without_an_environment_the_way_out_is_named(home, tmp_path):
+    settings = project(home.base, home.base / "scalr.toml", environment=str(tmp_path / "none"))
+    with pytest.raises(ServingError, match='scorer = "local"'):
+        start_triton(settings)
+    checks = serving_checks(settings)
+    assert [check.ok for check in checks if check.name == "serving environment"] == [False]
+    with ensure_serving(project(home.base, home.base / "scalr.toml", scorer="local"), 1):
+        assert read_record(home) is None
+
+
+def test_the_doctor_starts_one_and_leaves_nothing():
+    before = set(family("--id=scalr-"))
+    checks = serving_checks(None, deep=True)
+    assert all(check.ok for check in checks), checks
+    assert checks[-1].name == "tritonserver runs"
+    assert set(family("--id=scalr-")) <= before
