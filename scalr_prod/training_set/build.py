@@ -297,18 +297,21 @@ def _put(staged: Path, final: Path, manifest: dict[str, Any]) -> None:
 
 
 def _register(settings: Settings, folder: Path, manifest: dict[str, Any]) -> None:
-    """List the version in the ledger and in Feast; both know one that is listed already."""
+    """List the version in Feast, then in the ledger, which so knows only what is in both."""
     from scalr_prod.feast_store import save_dataset
     from scalr_prod.ledger import Ledger
 
+    name, version = manifest["name"], manifest["version"]
     with Ledger.open(settings) as ledger:
+        if any(record.version == version for record in ledger.datasets(name)):
+            return
+        save_dataset(settings, f"{name}_v{version}", path=folder / ROWS)
         ledger.record_dataset(
-            manifest["name"],
-            manifest["version"],
+            name,
+            version,
             path=str(folder),
             fingerprint=manifest["fingerprint"],
             rows=manifest["rows"],
             cutoff=datetime.fromisoformat(manifest["cutoff"]),
             manifest={key: value for key, value in manifest.items() if key != "files"},
         )
-    save_dataset(settings, f"{manifest['name']}_v{manifest['version']}", path=folder / ROWS)
