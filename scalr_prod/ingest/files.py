@@ -138,7 +138,9 @@ def _readable(url: str, kind: str) -> Iterator[None]:
         raise UnreadableInput(
             f"cannot be read as {kind}: {_short(error)}",
             where=url,
-            next_step="check that the file is complete and of this format (setting: format)",
+            next_step="write the file again as UTF-8"
+            if isinstance(error, UnicodeDecodeError)
+            else "check that the file is complete and of this format (setting: format)",
         ) from error
 
 
