@@ -16,7 +16,7 @@ from scalr_prod.errors import (
     EmptyWindow,
     FeatureStoreError,
     LedgerError,
-    QualityGateFailed,
+    RequestTooLarge,
     RunNotFound,
     ScalrError,
     SchedulerUnreachable,
@@ -60,7 +60,7 @@ _PASSING: Final = (
 
 def worth_a_retry(error: ScalrError) -> bool:
     """Whether the same task may succeed later without anybody's help."""
-    return isinstance(error, _PASSING) and not isinstance(error, RunNotFound | QualityGateFailed)
+    return isinstance(error, _PASSING) and not isinstance(error, RunNotFound | RequestTooLarge)
 
 
 @contextmanager

@@ -1,0 +1,118 @@
+"""What the DAGs ask for besides the stages: project, window, and errors in the scheduler's words."""
+
+from __future__ import annotations
+
+import inspect
+from datetime import UTC, datetime
+
+import pytest
+
+from scalr_prod import errors
+from scalr_prod.errors import EmptyWindow, QualityGateFailed, ScalrError, ServerUnreachable, SettingsError
+from scalr_prod.orchestration import (
+    open_project,
+    scheduler_errors,
+    trained_until_of,
+    training_set_project,
+    window_of,
+    worth_a_retry,
+)
+
+DAY = {"data_interval_start": datetime(2024, 5, 1, tzinfo=UTC), "data_interval_end": datetime(2024, 5, 2, tzinfo=UTC)}
+
+
+def context(**params) -> dict:
+    return {"params": params}
+
+
+def test_a_run_translates_its_data_interval_unless_its_params_name_a_window():
+    assert window_of(context() | DAY) == (datetime(2024, 5, 1, tzinfo=UTC), datetime(2024, 5, 2, tzinfo=UTC))
+    asked = context(start="2024-01-01T00:00:00+02:00", end="2024-02-01T00:00:00Z") | DAY
+    assert window_of(asked) == (datetime(2023, 12, 31, 22, tzinfo=UTC), datetime(2024, 2, 1, tzinfo=UTC))
+    assert window_of(context(end="2024-06-01T00:00:00Z", start=None) | DAY)[1] == datetime(2024, 6, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({}, "no window"),
+        ({"start": "2024-05-02T00:00:00Z", "end": "2024-05-02T00:00:00Z"}, "no window"),
+        ({"start": "2024-05-01T00:00:00", "end": "2024-05-02T00:00:00Z"}, "naive"),
+        ({"start": "yesterday", "end": "2024-05-02T00:00:00Z"}, "no time"),
+    ],
+)
+def test_a_run_without_a_window_says_how_to_give_it_one(params, message):
+    with pytest.raises(SettingsError, match=message) as caught:
+        window_of(context(**params))
+    assert caught.value.next_step
+    assert caught.value.where
+
+
+def test_a_translator_learns_until_the_intervals_end_unless_told():
+    assert trained_until_of(context() | DAY) == DAY["data_interval_end"]
+    assert trained_until_of(context(trained_until="2024-03-01T00:00:00Z") | DAY) == datetime(2024, 3, 1, tzinfo=UTC)
+    assert trained_until_of(context()) is None
+
+
+def test_the_project_is_named_by_param_then_by_the_environment(project, monkeypatch, tmp_path):
+    monkeypatch.setattr("scalr_prod.orchestration._variable", lambda _: None)
+    monkeypatch.setenv("SCALR_CONFIG", str(tmp_path / "absent.toml"))
+    assert open_project(context(config=str(project))).domains.source.name == "gadgets"
+    with pytest.raises(SettingsError, match="no such file"):
+        open_project(context())
+    monkeypatch.setenv("SCALR_CONFIG", str(project))
+    assert open_project(context(), generation={"seed": 3}).generation.seed == 3
+    monkeypatch.delenv("SCALR_CONFIG")
+    with pytest.raises(SettingsError, match="no settings file") as caught:
+        open_project(context())
+    assert "airflow variables set scalr_config" in str(caught.value)
+
+
+def test_the_variable_goes_before_the_environment(project, monkeypatch):
+    asked = []
+    monkeypatch.setattr("scalr_prod.orchestration._variable", lambda name: asked.append(name) or str(project))
+    monkeypatch.setenv("SCALR_CONFIG", "elsewhere.toml")
+    assert open_project(context()).domains.target.name == "dishes"
+    assert asked == ["scalr_config"]
+
+
+def test_the_cutoff_is_the_latest_as_of_of_what_was_published(project, settings_with):
+    early, late = {"as_of": "2024-05-02T00:00:00+00:00"}, {"as_of": "2024-05-09T00:00:00+00:00"}
+    named = context(config=str(project))
+    assert training_set_project(named, [late, early, {}]).training_set.cutoff == datetime(2024, 5, 9, tzinfo=UTC)
+    assert training_set_project(named, []).training_set.cutoff is None
+    asked = context(config=str(project), cutoff="2024-04-01T00:00:00Z", start="2024-03-01T00:00:00Z")
+    options = training_set_project(asked, [late]).training_set
+    assert (options.cutoff, options.start) == (datetime(2024, 4, 1, tzinfo=UTC), datetime(2024, 3, 1, tzinfo=UTC))
+    fixed = settings_with("[training_set]\ncutoff = 2024-02-01T00:00:00Z\n")
+    assert training_set_project(context(config=str(fixed)), [late]).training_set.cutoff == datetime(2024, 2, 1, tzinfo=UTC)
+
+
+RETRIED = {
+    "UnreadableInput", "CommitFailed", "CommitOutcomeUnknown", "LedgerError", "FeatureStoreError", "ServingError",
+    "ScoringError", "ServerUnreachable", "ModelNotReady", "ModelVersionMismatch", "MalformedResponse", "LeaseHeld",
+    "DeadlineExceeded", "SchedulerUnreachable",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", errors.__all__)
+def test_what_may_pass_by_itself_is_retried_and_nothing_else(name):
+    assert worth_a_retry(getattr(errors, name)("found")) is (name in RETRIED)
+
+
+def test_every_error_of_the_package_is_decided_on():
+    found = {name for name, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, ScalrError)}
+    assert found == set(errors.__all__)
+
+
+def test_errors_reach_the_scheduler_in_its_own_words():
+    exceptions = pytest.importorskip("airflow.sdk.exceptions")
+    with pytest.raises(exceptions.AirflowFailException, match=r"QualityGateFailed: .*3 rows") as caught, scheduler_errors():
+        raise QualityGateFailed("3 rows", where="gate.json", next_step="look")
+    assert "next: look" in str(caught.value)
+    with pytest.raises(exceptions.AirflowSkipException), scheduler_errors():
+        raise EmptyWindow("no source event")
+    with pytest.raises(ServerUnreachable), scheduler_errors():
+        raise ServerUnreachable("nothing answers")
+    with pytest.raises(ZeroDivisionError), scheduler_errors():
+        raise ZeroDivisionError
