@@ -107,7 +107,9 @@ def _rows_sql(view: ViewJoin, known_by_us: int | None, *, few: bool) -> str:
     by_row = view.created is not None and known_by_us is None
     keys = [f"{quote(column)} AS k{i}" for i, (column, _) in enumerate(view.keys)]
     seen = f"greatest({event}, {created})" if by_row else event
-    selected = ", ".join([*keys, f"{event} AS event", f"{created} AS created", f"{seen} AS seen", f"{view.scan.row_id} AS rid"])
+    values = [f"{quote(column)} AS t{i}" for i, column in enumerate(_columns(view))]
+    clocks = [f"{event} AS event", f"{created} AS created", f"{seen} AS seen"]
+    selected = ", ".join([*keys, *values, *clocks, f"{view.scan.row_id} AS rid"])
     limits = [f"{seen} <= (SELECT max({TIME}) FROM {SPINE})"]
     if few:
         limits += [f"{quote(column)} IN (SELECT {spine} FROM {SPINE} s)" for column, spine in view.keys]

@@ -1,0 +1,170 @@
+"""The point-in-time join against an oracle that looks at every pair of rows."""
+
+from __future__ import annotations
+
+import itertools
+from datetime import UTC, datetime, timedelta
+
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+T0 = datetime(2024, 1, 1, tzinfo=UTC)
+STAMP = pa.timestamp("us", tz="UTC")
+NAMES = itertools.count()
+
+
+def at(minute: int | None) -> datetime | None:
+    return None if minute is None else T0 + timedelta(minutes=minute)
+
+
+@st.composite
+def cases(draw):
+    """Few users and few minutes, so that ties, late rows and rows not yet known are common."""
+    users = st.sampled_from([0, 1, 2])
+    value = st.one_of(st.none(), st.integers(0, 3))
+    row = st.tuples(users, st.integers(0, 8), st.one_of(st.none(), st.integers(-2, 7)), value)
+    spine = st.tuples(st.one_of(st.none(), users, st.just(9)), st.one_of(st.none(), st.integers(-1, 12)))
+    return {
+        "text": draw(st.booleans()),
+        "rows": draw(st.lists(row, max_size=25)),
+        "spine": draw(st.lists(spine, max_size=12)),
+        "ttl": draw(st.sampled_from([0, 0, 2, 5])),
+        "known_by": draw(st.one_of(st.none(), st.integers(-1, 12))),
+        "files": draw(st.integers(1, 3)),
+    }
+
+
+def oracle(case) -> list[int | None]:
+    """For each spine row the value that counts; -1 where no feature row is visible."""
+    answers = []
+    for user, time in case["spine"]:
+        best = None
+        for owner, event, delay, value in case["rows"]:
+            created = event if delay is None else event + delay
+            if user is None or time is None or owner != user or event > time:
+                continue
+            if created > (time if case["known_by"] is None else case["known_by"]):
+                continue
+            # Between rows with both clocks equal, the greatest value counts, and null is the greatest.
+            rank = (event, created, value is None, value or 0)
+            if best is None or rank > best[0]:
+                best = (rank, event, value)
+        stale = best is not None and case["ttl"] and best[1] < time - case["ttl"]
+        answers.append(-1 if best is None or stale else best[2])
+    return answers
+
+
+class Empty:
+    """A registry without on-demand views, which is all that a retrieval asks of it."""
+
+    @staticmethod
+    def list_on_demand_feature_views(*_args, **_kwargs):
+        return []
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("lake")
+
+
+def feature_view(path, *, text: bool, ttl: int):
+    from feast import Entity, FeatureView, Field, FileSource, ValueType
+    from feast.data_format import DeltaFormat
+    from feast.types import Array, Int64, String
+
+    user = Entity(name="user", join_keys=["user_id"], value_type=ValueType.STRING if text else ValueType.INT64)
+    source = FileSource(path=str(path), file_format=DeltaFormat(), timestamp_field="happened", created_timestamp_column="known")
+    schema = [Field(name="user_id", dtype=String if text else Int64)]
+    schema += [Field(name="value", dtype=Int64), Field(name="values", dtype=Array(Int64)), Field(name="there", dtype=Int64)]
+    return FeatureView(name="view", entities=[user], ttl=timedelta(minutes=ttl), schema=schema, source=source)
+
+
+def write(path, case) -> None:
+    """The rows in one to three commits, so that a tie can span files."""
+    from deltalake import DeltaTable, write_deltalake
+
+    key = pa.string() if case["text"] else pa.int64()
+    columns = {"user_id": key, "happened": STAMP, "known": STAMP}
+    columns |= {"value": pa.int64(), "values": pa.list_(pa.int64()), "there": pa.int64()}
+    schema = pa.schema(list(columns.items()))
+    DeltaTable.create(str(path), schema=schema)
+    for part in range(case["files"]):
+        rows = case["rows"][part :: case["files"]]
+        columns = [
+            [name(user, case) for user, *_ in rows],
+            [at(event) for _, event, _, _ in rows],
+            [None if delay is None else at(event + delay) for _, event, delay, _ in rows],
+            [value for *_, value in rows],
+            [[value, value] for *_, value in rows],
+            [1] * len(rows),
+        ]
+        if rows:
+            write_deltalake(str(path), pa.table(columns, schema=schema), mode="append")
+
+
+def name(user, case):
+    return f"u{user}" if case["text"] and user is not None else user
+
+
+def ask(view, case, spine, **options) -> pa.Table:
+    from feast.repo_config import RepoConfig
+
+    from scalr_prod.feast_store.offline_store import DeltaOfflineStore, DeltaOfflineStoreConfig
+
+    store = DeltaOfflineStoreConfig(threads=1, known_by=at(case["known_by"]), **options)
+    config = RepoConfig(project="p", provider="local", registry="none.db", offline_store=store, online_store=None)
+    references = ["view:value", "view:values", "view:there"]
+    job = DeltaOfflineStore.get_historical_features(config, [view], references, spine, Empty, "p", full_feature_names=True)
+    return job.to_arrow()
+
+
+@given(case=cases())
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_equals_the_oracle(folder, case):
+    path = folder / f"table_{next(NAMES)}"
+    write(path, case)
+    key = pa.string() if case["text"] else pa.int64()
+    spine = pa.table(
+        {
+            "user_id": pa.array([name(user, case) for user, _ in case["spine"]], key),
+            "event_timestamp": pa.array([at(time) for _, time in case["spine"]], STAMP),
+            "number": pa.array(range(len(case["spine"])), pa.int32()),
+        }
+    )
+    found = ask(feature_view(path, text=case["text"], ttl=case["ttl"]), case, spine)
+
+    assert found.select(spine.column_names).equals(spine), "every spine row survives, as it came and in its order"
+    values, lists, there = (found[f"view__{column}"].to_pylist() for column in ("value", "values", "there"))
+    assert [value if seen else -1 for value, seen in zip(values, there, strict=True)] == oracle(case)
+    assert lists == [[value, value] if seen else None for value, seen in zip(values, there, strict=True)]
+
+
+def test_a_row_that_is_not_known_yet_hides_no_older_one(folder):
+    path = folder / "hidden"
+    case = {"text": False, "rows": [(1, 0, None, 10), (1, 5, 100, 20), (1, 2, 6, 30)], "files": 1, "ttl": 0, "known_by": None}
+    write(path, case)
+    times = [4, 6, 8, 104, 105]
+    spine = pa.table({"user_id": [1] * 5, "event_timestamp": pa.array([at(time) for time in times], STAMP)})
+    found = ask(feature_view(path, text=False, ttl=0), case, spine)
+    assert found["view__value"].to_pylist() == [10, 10, 30, 30, 20]
+
+
+def test_a_spine_of_few_users_and_one_of_many_agree(folder):
+    """A small spine takes another way: rows of users that it does not name are left out first."""
+    path = folder / "few"
+    rows = [(user, event, delay, user * 10 + event) for user in range(40) for event in range(8) for delay in (None, 3)]
+    case = {"text": True, "rows": rows, "files": 2, "ttl": 0, "known_by": None}
+    write(path, case)
+    view = feature_view(path, text=True, ttl=0)
+    spine = pa.table(
+        {
+            "user_id": [f"u{user}" for user in range(40) for _ in range(9)],
+            "event_timestamp": pa.array([at(time) for _ in range(40) for time in range(9)], STAMP),
+        }
+    )
+    whole = ask(view, case, spine)
+    assert spine.num_rows * 8 > len(rows)
+    for start in range(0, spine.num_rows, 120):
+        assert ask(view, case, spine.slice(start, 4)).equals(whole.slice(start, 4).combine_chunks())
