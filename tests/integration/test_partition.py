@@ -1,0 +1,229 @@
+"""One partition's task on a real lake, through Feast and the translator in this process: its rows and what changes none."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from scalr_prod.contracts import Table
+from scalr_prod.errors import TranslatorError
+from scalr_prod.generation import partition, plan_run
+from scalr_prod.generation.partition import candidate_schema, close_tools, kept_part, make_part, parts_folder
+from scalr_prod.generation.parts import part_path
+from scalr_prod.lake import Lake
+from scalr_prod.settings import load_settings
+
+LOCAL = {"serving": {"scorer": "local", "threads": 1}}
+
+
+@pytest.fixture(scope="module")
+def config(trained_home, tmp_path_factory) -> Path:
+    """A copy of the trained home, with Feast pointing at it."""
+    from scalr_prod.feast_store import apply_feature_repo
+
+    folder = tmp_path_factory.mktemp("generation") / "project"
+    shutil.copytree(trained_home.parent, folder)
+    shutil.rmtree(folder / ".scalr" / "feature_repo", ignore_errors=True)
+    path = folder / trained_home.name
+    apply_feature_repo(load_settings(path, **LOCAL))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _closed():
+    yield
+    close_tools()
+
+
+def make(config: Path, spec=None, **generation):
+    """Make all parts of a run; gives its settings, its spec, the manifests and the rows."""
+    settings = load_settings(config, generation=generation, **LOCAL)
+    spec = spec or plan_run(settings, version=1)
+    count = settings.generation.partitions
+    manifests = [make_part(settings, spec, number, count) for number in range(count)]
+    files = [part_path(parts_folder(settings, spec.run_id), number) for number in range(count)]
+    rows = pd.concat([pd.read_parquet(file) for file in files])
+    return settings, spec, manifests, rows.sort_values("event_id", ignore_index=True)
+
+
+@pytest.fixture(scope="module")
+def made(config):
+    outcome = make(config, partitions=3)
+    close_tools()
+    return outcome
+
+
+def lake_rows(settings, table: Table) -> pd.DataFrame:
+    return Lake.open(settings).read(table).to_pandas()
+
+
+def test_rows_are_what_the_contract_says(made):
+    settings, spec, manifests, rows = made
+    schema = candidate_schema(settings)
+    file = part_path(parts_folder(settings, spec.run_id), 0)
+    assert pa.parquet.read_schema(file).equals(schema)
+    assert len(rows) == sum(manifest["rows"] for manifest in manifests)
+    assert (rows["event_timestamp"] == rows["source_event_timestamp"]).all()
+    assert (rows["created_timestamp"] == spec.as_of).all()
+    assert (rows["run_id"] == spec.run_id).all()
+    assert (rows["translator_version"] == 1).all()
+    assert rows["probability"].between(0, 1, inclusive="right").all()
+    assert not rows.duplicated(["user_id", "item_id", "event_timestamp"]).any()
+    # min_lift = 1: no draw is less probable than popularity alone makes it.
+    assert (rows["weight"] >= 0.5).all()
+    for number in range(3):
+        order = pd.read_parquet(part_path(parts_folder(settings, spec.run_id), number))[
+            ["user_id", "event_timestamp", "item_id"]
+        ]
+        assert order.equals(order.sort_values(list(order.columns), ignore_index=True))
+
+
+def test_every_draw_is_accounted_for(made):
+    settings, _, manifests, rows = made
+    source = lake_rows(settings, Table.SOURCE_EVENTS)
+    contexts = len(source.drop_duplicates(["user_id", "item_id", "event_timestamp"]))
+    assert sum(manifest["contexts"] for manifest in manifests) == contexts
+    for manifest in manifests:
+        assert manifest["drawn"] == 2 * manifest["contexts"] == manifest["rows"] + sum(manifest["dropped"].values())
+    assert sum(manifest["users"] for manifest in manifests) == rows["user_id"].nunique()
+
+
+def test_every_row_comes_from_a_source_event_and_proposes_something_new(made):
+    settings, _, _, rows = made
+    source, target = lake_rows(settings, Table.SOURCE_EVENTS), lake_rows(settings, Table.TARGET_EVENTS)
+    keys = ["user_id", "item_id", "event_timestamp"]
+    real = set(source[keys].itertuples(index=False, name=None))
+    assert set(rows[["user_id", "source_item_id", "source_event_timestamp"]].itertuples(index=False, name=None)) <= real
+    assert rows.groupby(["user_id", "source_item_id", "source_event_timestamp"]).size().max() <= 2
+    assert (rows["item_id"].map(target.groupby("item_id")["event_timestamp"].min()) < rows["event_timestamp"]).all()
+    both = rows.merge(target, on=["user_id", "item_id"], suffixes=("", "_real"))
+    assert len(both), "the test needs users who consumed an item after it was proposed"
+    assert (both["event_timestamp_real"] >= both["event_timestamp"]).all()
+
+
+def test_event_ids_are_a_hash_of_what_the_event_was_made_from(made):
+    _, spec, _, rows = made
+    for row in rows.head(50).itertuples():
+        text = (
+            f"{spec.translator_sha256}:{spec.seed}:{row.source_event_timestamp.value // 1000}:"
+            f"{len(row.user_id)}:{row.user_id}:{len(row.source_item_id)}:{row.source_item_id}:{row.item_id}"
+        )
+        assert row.event_id == hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
+
+
+def test_probabilities_are_those_of_the_translator(made):
+    """Asked again for the drawn items, with contexts built by hand from the raw log."""
+    from scalr_prod.hashing import fold_of
+    from scalr_prod.scoring import open_scorer
+    from scalr_prod.translator import Contexts, load_version
+
+    settings, _, _, rows = made
+    version = load_version(settings, 1)
+    vocabulary, length = version.vocabulary(), settings.histories.length
+    source = lake_rows(settings, Table.SOURCE_EVENTS)
+    some = rows.sample(40, random_state=1)
+    items, ages = np.zeros((40, length), np.int32), np.zeros((40, length), np.float32)
+    for place, row in enumerate(some.itertuples()):
+        past = source[(source["user_id"] == row.user_id) & (source["event_timestamp"] <= row.event_timestamp)]
+        past = past.sort_values("event_timestamp").tail(length)  # the made log has no ties within a user
+        assert past["item_id"].iloc[-1] == row.source_item_id
+        items[place, -len(past) :] = vocabulary.source_index(past["item_id"].to_list())
+        ages[place, -len(past) :] = (row.event_timestamp - past["event_timestamp"]) / pd.Timedelta(days=1)
+    contexts = Contexts(
+        history_items=items,
+        history_ages=ages,
+        event_time=some["event_timestamp"].astype("datetime64[us, UTC]").astype("int64").to_numpy(),
+        fold=fold_of(some["user_id"].to_list(), version.folds),
+        noise_key=np.zeros(40, np.int64),
+        exclude=np.empty((40, 0), np.int32),
+    )
+    with open_scorer(settings, 1) as scorer:
+        probability, prior = scorer.score(contexts, vocabulary.target_index(some["item_id"].to_list())[:, None])
+    np.testing.assert_allclose(some["probability"], probability[:, 0], atol=1e-5)
+    np.testing.assert_allclose(some["weight"], (probability / (probability + prior))[:, 0], atol=1e-4)
+
+
+@pytest.mark.parametrize("cut", [{"partitions": 1, "batch_size": 64}, {"partitions": 5, "batch_size": 1024}])
+def test_how_the_work_is_cut_changes_no_row(config, made, cut, monkeypatch):
+    monkeypatch.setattr(partition, "_SLICE", 700)
+    _, spec, _, rows = make(config, **cut)
+    assert spec == made[1]
+    pd.testing.assert_frame_equal(rows, made[3], rtol=0, atol=1e-5)
+
+
+def test_another_seed_draws_other_events(config, made):
+    _, _, _, rows = make(config, partitions=1, seed=1)
+    drawn = {tuple(row) for row in rows[["user_id", "item_id", "event_timestamp"]].to_numpy()}
+    before = {tuple(row) for row in made[3][["user_id", "item_id", "event_timestamp"]].to_numpy()}
+    assert 0.01 < len(drawn & before) / len(before) < 0.5
+    assert not set(rows["event_id"]) & set(made[3]["event_id"])
+
+
+def test_consumed_items_may_be_allowed(config, made):
+    settings, _, _, rows = make(config, partitions=1, exclude_consumed=False)
+    both = rows.merge(lake_rows(settings, Table.TARGET_EVENTS), on=["user_id", "item_id"], suffixes=("", "_real"))
+    assert (both["event_timestamp_real"] < both["event_timestamp"]).any()
+
+
+def test_a_window_is_half_open(config, made):
+    start, end = (made[3]["event_timestamp"].sort_values().iloc[place] for place in (300, 600))
+    settings = load_settings(config, **LOCAL)
+    as_of = made[1].as_of
+    _, _, _, rows = make(config, partitions=1, start=start.to_pydatetime(), end=end.to_pydatetime(), as_of=as_of)
+    want = made[3][(made[3]["event_timestamp"] >= start) & (made[3]["event_timestamp"] < end)]
+    columns = [name for name in rows.columns if name != "run_id"]
+    pd.testing.assert_frame_equal(rows[columns], want[columns].reset_index(drop=True), rtol=0, atol=1e-5)
+    assert settings.generation.start is None
+
+
+def test_a_failing_translator_leaves_no_part(config, made):
+    settings, spec, _, _ = made
+    weights = settings.home / "models" / "translator" / "1" / "translator.safetensors"
+    whole = weights.read_bytes()
+    count = 4
+    try:
+        weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(TranslatorError):
+            make_part(settings, spec, 3, count)
+    finally:
+        weights.write_bytes(whole)
+    folder = parts_folder(settings, spec.run_id)
+    assert not part_path(folder, 3).exists() or kept_part(settings, spec, 3, count) is None
+    assert not list(folder.glob(".*"))
+
+
+def test_nothing_that_became_known_after_as_of_is_used(config, made, tmp_path):
+    """Late events on both sides, in the window but known a day after ``as_of``: the same rows come out."""
+    from scalr_prod.feast_store import apply_feature_repo
+    from scalr_prod.histories import build_histories
+
+    folder = tmp_path / "late"
+    shutil.copytree(config.parent, folder)
+    shutil.rmtree(folder / ".scalr" / "feature_repo")
+    settings = load_settings(folder / config.name, **LOCAL)
+    as_of = made[1].as_of
+    lake = Lake.open(settings)
+    for table in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS):
+        rows = lake.read(table).slice(0, 400).to_pandas()
+        rows["item_id"] = rows["item_id"].iloc[::-1].to_numpy()
+        rows["event_timestamp"] += timedelta(hours=1)
+        rows["created_timestamp"] = as_of + timedelta(days=1)
+        lake.append(table, pa.Table.from_pandas(rows, schema=lake.schema(table), preserve_index=False), key="late")
+    build_histories(settings)
+    apply_feature_repo(settings)
+    window = {"start": made[1].start, "end": made[1].end}
+    _, spec, _, rows = make(settings.base / config.name, partitions=2, as_of=as_of, **window)
+    columns = [name for name in rows.columns if name != "run_id"]
+    assert spec.run_id != made[1].run_id
+    pd.testing.assert_frame_equal(rows[columns], made[3][columns], rtol=0, atol=1e-5)
+    # As of a time at which they were known, they do count.
+    later = {"as_of": as_of + timedelta(days=2)}
+    _, _, manifests, _ = make(settings.base / config.name, partitions=1, **later, **window)
+    assert manifests[0]["contexts"] == sum(manifest["contexts"] for manifest in made[2]) + 400
