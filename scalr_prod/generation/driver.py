@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.contracts import Table
-from scalr_prod.errors import GenerationError
+from scalr_prod.errors import ScalrError, GenerationError
 from scalr_prod.generation.alignment import align_parts
 from scalr_prod.generation.cluster import open_cluster, tell_driver
 from scalr_prod.generation.partition import REASONS, candidate_schema, kept_part, make_part, parts_folder
@@ -114,7 +114,12 @@ def _task(settings: Settings, spec: RunSpec, partition: int, partitions: int) ->
             from scalr_prod.feast_store import open_feature_store
 
             open_feature_store(settings)
-    return make_part(settings, spec, partition, partitions, translated=lambda contexts: tell_driver(_TRANSLATED, contexts))
+    try:
+        return make_part(settings, spec, partition, partitions, translated=lambda contexts: tell_driver(_TRANSLATED, contexts))
+    except ScalrError as error:
+        # Causes are pickled along, and gRPC's hold locks, which cannot be: the message alone says what matters.
+        error.__cause__ = error.__context__ = None
+        raise
 
 
 @contextmanager

@@ -93,7 +93,8 @@ class TritonScorer:
         try:
             patience = Deadline.after(min(_PATIENCE_S, deadline_s))
             self._limits = Limits(int(max_request_mb * 2**20), self._ask_rows(patience))
-            self.identity = self._ask_identity(patience, digest)
+            # A real request: it waits behind those of other workers, so it has a request's own time.
+            self.identity = self._ask_identity(Deadline.after(deadline_s), digest)
         except BaseException:
             self._channel.close()
             raise
