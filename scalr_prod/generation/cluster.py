@@ -132,6 +132,7 @@ def _local_client(settings: Settings, tasks: int) -> Iterator[Any]:
     # The package reports errors itself; Dask's own log lines on closing workers would only blur them.
     quiet = {"distributed.logging.distributed": "critical", "distributed.comm.timeouts.connect": "60s"}
     with (
+        _silenced(),
         staging_folder(settings, "dask") as folder,
         dask.config.set(quiet),
         LocalCluster(
@@ -155,10 +156,7 @@ def _remote_client(settings: Settings) -> Iterator[Any]:
     from distributed import Client
 
     address, patience = settings.compute.dask, settings.compute.connect_timeout_s
-    logger = logging.getLogger("distributed")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
+    with _silenced():
         try:
             client = Client(address, timeout=patience, set_as_default=False)
         except (OSError, ValueError) as error:
@@ -177,5 +175,15 @@ def _remote_client(settings: Settings) -> Iterator[Any]:
                     next_step=f"start one: dask worker {address}",
                 ) from error
             yield client
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Keep Dask's own log lines of this process back; importing it sets them to INFO."""
+    logger = logging.getLogger("distributed")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
     finally:
         logger.setLevel(before)

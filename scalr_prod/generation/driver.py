@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.contracts import Table
-from scalr_prod.errors import ScalrError, GenerationError
+from scalr_prod.errors import GenerationError, ScalrError
 from scalr_prod.generation.alignment import align_parts
 from scalr_prod.generation.cluster import open_cluster, tell_driver
 from scalr_prod.generation.partition import REASONS, candidate_schema, kept_part, make_part, parts_folder
