@@ -46,8 +46,9 @@ def read_query(url: str, query: str, wanted: Wanted) -> Iterator[Batch]:
     origin = _public(parsed)
     try:
         with engine.connect() as connection:
-            # exec_driver_sql: a ':' or '%' of the query is the query's own, no parameter of ours.
-            result = connection.execution_options(stream_results=True, yield_per=_ROWS).exec_driver_sql(query)
+            # exec_driver_sql and no_parameters: a ':' or '%' of the query is the query's own, no parameter of ours.
+            streamed = connection.execution_options(stream_results=True, yield_per=_ROWS, no_parameters=True)
+            result = streamed.exec_driver_sql(query)
             names = list(result.keys())
             columns = [names.index(name) for name in pick(names, wanted, origin)]
             row = 0
