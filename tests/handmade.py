@@ -1,7 +1,7 @@
-"""A small project made by hand, for the rooms that come after generation: a lake, a planned run, and candidates that keep every rule.
+"""A small project made by hand, for the rooms after generation: a lake, a planned run, and candidates that keep every rule.
 
-Source events: user ``u<k>`` on ``s<j>`` at hour ``k + 10 j``. Target items ``t0 … t9`` are seen at the very first instant by the
-user ``first``, so that each may be proposed later. Candidates: for every source event of the window two different items.
+Source events: user ``u<k>`` on ``s<j>`` at hour ``k + 10 j``. Target items ``t0 … t9`` are first seen long before, with the
+user ``first``, so that each may be proposed. Candidates: for every source event of the window two different items.
 """
 
 from __future__ import annotations
@@ -105,7 +105,9 @@ class Handmade:
         **generation: Any,
     ) -> RunSpec:
         """A run in the ledger, with run.json and candidates on disk."""
-        versions = {t.value: self.lake.version(t) for t in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS, Table.SOURCE_USER_HISTORY)}
+        versions = {
+            t.value: self.lake.version(t) for t in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS, Table.SOURCE_USER_HISTORY)
+        }
         wanted = {"events_per_source_event": 2, "exclude_consumed": True, "align": True, "align_buckets": 10, **generation}
         spec = RunSpec.make(
             mode=mode,
@@ -152,7 +154,7 @@ class Handmade:
     def write(self, spec: RunSpec, frame: pd.DataFrame, *, schema: pa.Schema | None = None, parts: int = 2) -> Path:
         """Candidates as the generation leaves them, in several parts."""
         schema = schema or schema_of(Table.SYNTHETIC_TARGET_EVENTS, **IDS)
-        schema = pa.schema([column.with_nullable(True) for column in schema])
+        schema = pa.schema([column.with_nullable(nullable=True) for column in schema])
         folder = run_folder(self.settings, spec.run_id) / "candidates"
         folder.mkdir(parents=True, exist_ok=True)
         for path in folder.glob("*"):
