@@ -52,8 +52,12 @@ class Failure(Exception):
     @property
     def may_pass(self) -> bool:
         """Whether the same request may succeed later: nothing is wrong with the request itself."""
-        # A backend process that was killed is started anew by the server, at the next request.
-        return self.code in {"UNAVAILABLE", "ABORTED", "CANCELLED"} or "Stub process" in self.detail
+        return self.code in {"UNAVAILABLE", "ABORTED", "CANCELLED"}
+
+    @property
+    def backend_died(self) -> bool:
+        """The process that the model runs in has ended, for want of memory for one; the server does not start it anew."""
+        return "Stub process" in self.detail
 
     def explain(self, url: str, model: str) -> ScoringError:
         """As an error for the user."""
@@ -62,6 +66,12 @@ class Failure(Exception):
                 f"the server does not hold {model}: {self.detail}",
                 where=url,
                 next_step="run: scalr translator promote (or see what it holds: scalr triton status)",
+            )
+        if self.backend_died:
+            return ModelNotReady(
+                f"the process that {model} runs in has died: {self.detail}",
+                where=url,
+                next_step="see that memory suffices, then go on with the run: scalr runs resume (the model is loaded anew)",
             )
         if self.code in {"UNAVAILABLE", "DEADLINE_EXCEEDED"}:
             return ServerUnreachable(

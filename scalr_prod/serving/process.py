@@ -104,7 +104,7 @@ def triton_status(settings: Settings) -> ServerStatus:
     record = read_record(settings) if settings.serving.url is None else None
     if settings.serving.url is None and record is None:
         return ServerStatus(running=False, url=None, detail="no local server was started")
-    if record is not None and not record.alive:
+    if record is not None and not _alive(record):
         return ServerStatus(running=False, url=record.url, log=record.log, detail=f"process {record.pid} has ended")
     url = record.url if record is not None else str(settings.serving.url)
     local = {} if record is None else {key: getattr(record, key) for key in ("pid", "http_url", "metrics_url", "log")}
@@ -126,7 +126,7 @@ def start_locked(settings: Settings, versions: Iterable[int], *, lasting: bool) 
         lasting: Whether it runs until it is stopped by command.
     """
     found = read_record(settings)
-    if found is not None and found.alive:
+    if found is not None and _alive(found):
         _wait_ready(settings, found)
         if lasting and not found.lasting:
             ServerRecord(**(asdict(found) | {"lasting": True})).write(settings)
@@ -134,7 +134,10 @@ def start_locked(settings: Settings, versions: Iterable[int], *, lasting: bool) 
     environment = find_environment(settings)
     backends = lay_backends(environment, state_folder(settings) / "backends")
     # A server that was stopped has left no record; one that ended by itself is wanted back with all that it held.
-    wanted = {*versions, *(configured_versions(settings) if found is not None else ())}
+    wanted = {*versions}
+    if found is not None:
+        wanted |= {*configured_versions(settings)}
+        _sweep(found)
     for version in sorted(wanted):
         install_version(settings, load_version(settings, version))
     write_config(settings, wanted)
@@ -142,8 +145,8 @@ def start_locked(settings: Settings, versions: Iterable[int], *, lasting: bool) 
         record = _launch(settings, environment, backends, lasting=lasting)
         try:
             _wait_ready(settings, record)
-        except ServingError:
-            taken = "already in use" in log_tail(record) and not record.alive
+        except BaseException as error:
+            taken = isinstance(error, ServingError) and not _alive(record) and "already in use" in log_tail(record)
             stop_locked(settings)
             if not taken or attempt == _PORT_TRIES:
                 raise
@@ -159,7 +162,7 @@ def stop_locked(settings: Settings) -> bool:
     record = read_record(settings)
     if record is None:
         return False
-    was_alive = record.alive
+    was_alive = _alive(record)
     if was_alive:
         _signal(record, signal.SIGTERM)
         if not _ends(record, _STOP_S):
@@ -257,10 +260,12 @@ def _wait_ready(settings: Settings, record: ServerRecord) -> None:
 
 def _alive(record: ServerRecord) -> bool:
     child = _children.get(record.pid)
-    if child is not None and child.poll() is not None:
-        del _children[record.pid]
-        return False
-    return record.alive
+    if child is None:
+        return record.alive
+    if child.poll() is None:
+        return True
+    del _children[record.pid]
+    return False
 
 
 def _ends(record: ServerRecord, seconds: float) -> bool:

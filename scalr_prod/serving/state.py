@@ -60,15 +60,14 @@ class ServerRecord:
 
         try:
             process = psutil.Process(self.pid)
-            if process.status() == psutil.STATUS_ZOMBIE:
-                return False
-            command = process.cmdline()  # empty at the very moment of its start
+            ended = process.status() == psutil.STATUS_ZOMBIE
             same_moment = abs(process.create_time() - self.created) < _CLOCK_STEP_S
-            return same_moment and (not command or f"--id={self.name}" in command)
+            command = process.cmdline()  # empty at the very moment of its start
         except psutil.NoSuchProcess:
             return False
         except psutil.AccessDenied:  # another user's: it cannot be told apart, and cannot be stopped from here either
             return True
+        return not ended and same_moment and (not command or f"--id={self.name}" in command)
 
     def write(self, settings: Settings) -> None:
         """Write it down, whole or not at all."""

@@ -256,14 +256,19 @@ def test_a_killed_server_is_told_and_a_new_one_is_followed(home):
     assert not family(former.name)
 
 
-def test_a_killed_backend_is_started_anew_by_the_server(home):
+def test_a_model_whose_process_died_is_told_at_once_and_loaded_anew_for_the_next_run(home):
     with ensure_serving(home, 1), open_scorer(home, 1) as scorer:
         before = scorer.sample(contexts(20), 3).items
         stubs = [p for p in psutil.Process(read_record(home).pid).children(recursive=True) if "stub" in p.name()]
         assert stubs
         for stub in stubs:
             stub.kill()
-        assert np.array_equal(scorer.sample(contexts(20), 3).items, before)
+        with pytest.raises(ModelNotReady, match="has died"):
+            scorer.sample(contexts(20), 3)
+        pid = read_record(home).pid
+        with ensure_serving(home, 1):
+            assert np.array_equal(scorer.sample(contexts(20), 3).items, before)
+        assert read_record(home).pid == pid
 
 
 def test_a_server_that_is_gone_is_told_within_the_deadline(home):
