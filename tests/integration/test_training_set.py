@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import warnings
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -36,14 +37,21 @@ TRAILING = 30
 RUNS = {"run_00000000000000aa": (0, 120), "run_00000000000000bb": (120, DAYS)}
 
 
+#: One set that several tests read; the builder makes it once.
+SHARED = {"name": "shared", "negatives_per_event": 1}
+
+
 def at(day: float) -> datetime:
     return (START + pd.Timedelta(days=day)).to_pydatetime()
 
 
-@pytest.fixture(scope="module", params=["string", "int64"])
+BOTH_ID_TYPES = pytest.mark.parametrize("project", ["string", "int64"], indirect=True)
+
+
+@pytest.fixture(scope="module")
 def project(request, tmp_path_factory):
     """Both logs with days for times (many ties) and rows that become known late; synthetic events of two runs, made up here."""
-    domains = make_two_domains(tmp_path_factory.mktemp("project"), users=80, ids=request.param)
+    domains = make_two_domains(tmp_path_factory.mktemp("project"), users=80, ids=getattr(request, "param", "string"))
     rng = np.random.default_rng(11)
     for path in (domains.source, domains.target):
         log = pd.read_parquet(path)
@@ -120,8 +128,9 @@ def expected_history(events: pd.DataFrame, label: pd.Timestamp) -> tuple[list, l
     return seen["item_id"].tolist()[-LENGTH:], seen["event_timestamp"].tolist()[-LENGTH:], len(seen)
 
 
+@BOTH_ID_TYPES
 def test_every_feature_of_every_row_is_what_was_known_strictly_before_the_label(project):
-    settings, report, opened = build(project, name="features", negatives_per_event=1)
+    settings, report, opened = build(project, **SHARED)
     rows = opened.to_pandas()
     assert len(rows) == report.rows > 900
     for domain, table in (("source", Table.SOURCE_EVENTS), ("target", Table.TARGET_EVENTS)):
@@ -155,6 +164,7 @@ def test_every_feature_of_every_row_is_what_was_known_strictly_before_the_label(
         assert row.target_item_stats__trailing_event_count == trailing
 
 
+@BOTH_ID_TYPES
 def test_the_spine_is_every_real_and_every_synthetic_event_that_was_known_by_the_cutoff(project):
     cutoff, start = at(150), at(20)
     settings, report, opened = build(project, name="spine", cutoff=cutoff, start=start, synthetic_weight=0.25)
@@ -260,7 +270,7 @@ def test_the_same_inputs_give_the_same_bytes_and_no_new_version(project):
 
 
 def test_many_small_parts_hold_the_rows_of_one_large_part(project, monkeypatch):
-    _, _, one = build(project, name="one_part", negatives_per_event=1)
+    _, _, one = build(project, **SHARED)
     monkeypatch.setattr("scalr_prod.training_set.features.part_rows", lambda _: 100)
     _, report, many = build(project, name="many_parts", negatives_per_event=1)
     assert len(many.files) == -(-report.rows // 100) > 5
@@ -280,7 +290,7 @@ def test_a_damaged_version_is_not_handed_out_again(project):
 
 
 def test_rows_come_in_order_of_time_in_plain_parquet(project):
-    _, report, opened = build(project, name="plain")
+    _, report, opened = build(project, **SHARED)
     rows = opened.to_pandas()
     assert rows["event_timestamp"].is_monotonic_increasing
     frame = pd.read_parquet(opened.path / "rows")
@@ -294,7 +304,7 @@ def test_rows_come_in_order_of_time_in_plain_parquet(project):
 
 
 def test_provenance_is_no_feature(project):
-    _, _, opened = build(project, name="provenance")
+    _, _, opened = build(project, **SHARED)
     assert set(opened.features) == {
         *(f"{d}_user_history__{n}" for d in ("source", "target") for n in ("item_ids", "event_timestamps", "event_count")),
         *(f"target_item_stats__{n}" for n in ("first_seen", "event_count", "trailing_event_count")),
@@ -304,8 +314,9 @@ def test_provenance_is_no_feature(project):
     ]  # fmt: skip
 
 
+@BOTH_ID_TYPES
 def test_a_data_loader_with_two_workers_trains_on_it(project):
-    _, report, opened = build(project, name="loader", negatives_per_event=1)
+    _, report, opened = build(project, **SHARED)
     rows = opened.to_pandas()
     for data, size in ((opened.torch(), 64), (opened.torch(stream=True, shuffle=True), 64)):
         seen = list(DataLoader(data, batch_size=size, num_workers=2))
@@ -317,8 +328,10 @@ def test_a_data_loader_with_two_workers_trains_on_it(project):
 
 
 def test_it_is_a_saved_dataset_of_feast(project):
-    settings, report, opened = build(project, name="saved")
-    saved = open_feature_store(settings).get_saved_dataset(f"saved_v{report.version}")
+    settings, report, opened = build(project, **SHARED)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # Feast calls saved datasets experimental
+        saved = open_feature_store(settings).get_saved_dataset(f"shared_v{report.version}")
     frame = saved.to_df()
     assert len(frame) == report.rows
     assert set(opened.features) <= set(frame.columns)
