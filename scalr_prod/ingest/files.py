@@ -13,7 +13,7 @@ from scalr_prod.errors import BadValue, UnreadableInput
 from scalr_prod.ingest.columns import pick
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Generator, Iterable, Iterator, Sequence
 
     import pyarrow as pa
 
@@ -53,7 +53,7 @@ def read_files(
     *,
     format: str | None = None,  # noqa: A002 - named as in the settings
     storage_options: dict[str, str] | None = None,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Stream the files that a path, glob, folder or URL names, in the order of their names.
 
     Args:
@@ -123,7 +123,9 @@ def _format_of(url: str) -> str:
         suffixes.pop()
     if not suffixes or suffixes[-1] not in _FORMATS:
         raise UnreadableInput(
-            "its name does not tell its format", where=url, next_step='set format = "parquet", "csv" or "jsonl" for the domain'
+            "its name does not tell its format",
+            where=url,
+            next_step='name it .parquet, .csv or .jsonl, or (for a log) set format = "parquet", "csv" or "jsonl"',
         )
     return _FORMATS[suffixes[-1]]
 

@@ -11,7 +11,7 @@ from scalr_prod.ingest.columns import pick
 from scalr_prod.ingest.files import Batch, to_batch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Sequence
 
     from sqlalchemy import URL
 
@@ -22,7 +22,7 @@ __all__ = ["read_query"]
 _ROWS = 20_000
 
 
-def read_query(url: str, query: str, wanted: Wanted) -> Iterator[Batch]:
+def read_query(url: str, query: str, wanted: Wanted) -> Generator[Batch, None, None]:
     """Stream a query's rows. No part of the URL but driver, host and database ever reaches a message.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
@@ -85,7 +86,8 @@ def stage_events(settings: Settings, domain: Domain, folder: Path, *, count: Cal
     staged = StagedEvents(origin)
     key = f"[domains.{domain}] timezone"
     happened, known = Instants(chosen.timezone, key), Instants(chosen.timezone, key)
-    with _Parts(folder, f"{domain}-events") as parts:
+    # closing: where a cell is refused, the cursor or file is closed at once, not when the generator is collected.
+    with closing(batches), _Parts(folder, f"{domain}-events") as parts:
         for batch in batches:
             users = staged.users.read(_cells(batch, names.user), _place(batch, names.user), untyped=batch.untyped)
             items = staged.items.read(_cells(batch, names.item), _place(batch, names.item), untyped=batch.untyped)
@@ -126,8 +128,9 @@ def stage_items(settings: Settings, domain: Domain, folder: Path) -> StagedItems
     others = tuple(name for name in mapped.values() if name and name not in asked)
     wanted = Wanted((names.item, *asked), f"domains.{domain}.item_columns", others)
     staged = StagedItems(chosen.items)
-    with _Parts(folder, f"{domain}-items") as parts:
-        for batch in read_files(settings, chosen.items, wanted, storage_options=chosen.storage_options):
+    batches = read_files(settings, chosen.items, wanted, storage_options=chosen.storage_options)
+    with closing(batches), _Parts(folder, f"{domain}-items") as parts:
+        for batch in batches:
             size = batch.rows.num_rows
             items = staged.items.read(_cells(batch, names.item), _place(batch, names.item), untyped=batch.untyped)
             title, category = (_optional(batch, mapped[key], texts, pa.string()) for key in ("title", "category"))
