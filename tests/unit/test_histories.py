@@ -1,0 +1,232 @@
+"""When histories are built, when they are left alone, and what they look like on a small log."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from scalr_prod.contracts import Table, schema_of
+from scalr_prod.errors import LakeError, TableNotFound
+from scalr_prod.histories import build, build_histories
+from scalr_prod.ingest import ingest
+from scalr_prod.lake import Lake
+from scalr_prod.settings import Settings, load_settings
+
+DAY0 = datetime(2024, 1, 1, tzinfo=UTC)
+BUILT = (Table.SOURCE_USER_HISTORY, Table.TARGET_USER_HISTORY, Table.TARGET_ITEM_STATS)
+
+
+def day(number: float) -> datetime:
+    return DAY0 + timedelta(days=number)
+
+
+def project(folder, rows, **chosen) -> Settings:
+    """A lake whose two event tables hold the rows (user, item, event day, created day)."""
+    domains = {"source": {"name": "a", "events": "a"}, "target": {"name": "b", "events": "b"}}
+    settings = Settings(domains=domains, histories=chosen, base=folder)
+    lake = Lake.open(settings)
+    for table in Table:
+        lake.create(table, schema_of(table, user="string", item="string"))
+    add(settings, rows, "first")
+    return settings
+
+
+def add(settings, rows, key: str) -> None:
+    lake = Lake.open(settings)
+    schema = lake.schema(Table.TARGET_EVENTS)
+    made = [(user, item, day(event), day(created), 1.0) for user, item, event, created in rows]
+    arrays = [pa.array(column, field.type) for column, field in zip(zip(*made, strict=True), schema, strict=True)]
+    for table in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS):
+        lake.append(table, pa.Table.from_arrays(arrays, schema=schema), key=key)
+
+
+def histories_of(settings, user="u", table=Table.SOURCE_USER_HISTORY):
+    rows = [row for row in Lake.open(settings).read(table).to_pylist() if row["user_id"] == user]
+    rows.sort(key=lambda row: (row["event_timestamp"], row["created_timestamp"]))
+    return [
+        (
+            (row["event_timestamp"] - DAY0).days,
+            (row["created_timestamp"] - DAY0).days,
+            "".join(row["item_ids"]),
+            row["event_count"],
+        )
+        for row in rows
+    ]
+
+
+def test_a_late_event_makes_new_rows_and_changes_none(tmp_path):
+    settings = project(tmp_path, [("u", "a", 1, 1), ("u", "b", 2, 2), ("u", "c", 4, 4), ("u", "x", 3, 5), ("v", "z", 1, 9)])
+    build_histories(settings)
+    assert histories_of(settings) == [
+        (1, 1, "a", 1),
+        (2, 2, "ab", 2),
+        # x happened on day 3, became known on day 5, and belongs before c from then on.
+        (3, 5, "abx", 3),
+        (4, 4, "abc", 3),
+        (4, 5, "abxc", 4),
+    ]
+    assert histories_of(settings, "v") == [(1, 9, "z", 1)]
+
+
+def test_only_the_last_events_are_kept_and_all_are_counted(tmp_path):
+    settings = project(tmp_path, [("u", item, number, number) for number, item in enumerate("abcdef")], length=3)
+    build_histories(settings)
+    assert histories_of(settings)[-2:] == [(4, 4, "cde", 5), (5, 5, "def", 6)]
+
+
+def test_ties_are_one_row_in_the_order_of_a_hash(tmp_path):
+    items = [f"item{number}" for number in range(8)]
+    settings = project(tmp_path, [("u", item, 1, 1) for item in items])
+    build_histories(settings)
+    (row,) = Lake.open(settings).read(Table.SOURCE_USER_HISTORY).to_pylist()
+    ordered = sorted(items, key=lambda item: hashlib.md5(item.encode(), usedforsecurity=False).digest()[:7:-1])
+    assert row["item_ids"] == ordered != sorted(items)
+    assert row["event_timestamps"] == [day(1)] * 8
+
+
+def test_statistics_of_items(tmp_path):
+    rows = [("u", "a", 1, 1), ("v", "a", 3, 3), ("w", "a", 3, 3), ("u", "a", 10, 10), ("x", "a", 0.5, 20.2)]
+    settings = project(tmp_path, rows, trailing_days=7)
+    build_histories(settings)
+    found = Lake.open(settings).read(Table.TARGET_ITEM_STATS).to_pylist()
+    found.sort(key=lambda row: (row["event_timestamp"], row["created_timestamp"]))
+    columns = ("event_timestamp", "created_timestamp", "first_seen", "event_count", "trailing_event_count")
+    # The window (t - 7 days, t] of day 10 leaves day 3 out.
+    assert [tuple(row[name] for name in columns) for row in found] == [
+        (day(0.5), day(20.2), day(0.5), 1, 1),
+        (day(1), day(1), day(1), 1, 1),
+        (day(1), day(20.2), day(0.5), 2, 2),
+        (day(3), day(3), day(1), 3, 3),
+        (day(3), day(20.2), day(0.5), 4, 4),
+        (day(10), day(10), day(1), 4, 1),
+        (day(10), day(20.2), day(0.5), 5, 1),
+    ]
+
+
+def test_a_second_call_does_nothing_and_a_changed_log_or_setting_builds_anew(tmp_path):
+    rows = [("u", "a", 1, 1), ("u", "b", 2, 2)]
+    settings = project(tmp_path, rows)
+    lake = Lake.open(settings)
+    report = build_histories(settings)
+    assert all(table.built for table in report.tables.values())
+    versions = [lake.version(table) for table in BUILT]
+    again = build_histories(settings)
+    assert not any(table.built for table in again.tables.values())
+    assert [lake.version(table) for table in BUILT] == versions
+    assert [table.rows for table in again.tables.values()] == [2, 2, 2]
+    json.dumps(again.to_json())
+
+    shorter = settings.model_copy(update={"histories": settings.histories.model_copy(update={"length": 1})})
+    assert [table.built for table in build_histories(shorter).tables.values()] == [True, True, False]
+    assert histories_of(settings) == [(1, 1, "a", 1), (2, 2, "b", 2)]
+    # Back to the length that has been built before: the rows that are there now are others.
+    assert [table.built for table in build_histories(settings).tables.values()] == [True, True, False]
+    assert histories_of(settings) == [(1, 1, "a", 1), (2, 2, "ab", 2)]
+
+    add(settings, [("u", "c", 3, 3)], "second")
+    assert all(table.built for table in build_histories(settings).tables.values())
+    assert histories_of(settings)[-1] == (3, 3, "abc", 3)
+
+
+def test_two_at_the_same_time_end_with_the_same_table(tmp_path):
+    settings = project(tmp_path, [(f"u{n % 7}", f"i{n % 5}", n, n) for n in range(100)])
+    errors = []
+    start = threading.Barrier(3)
+
+    def work():
+        start.wait()
+        try:
+            build_histories(settings)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert Lake.open(settings).dataset(Table.SOURCE_USER_HISTORY).count_rows() == 100
+    assert not any(table.built for table in build_histories(settings).tables.values())
+
+
+def test_before_an_ingest_it_says_what_to_run(tmp_path):
+    domains = {"source": {"name": "a", "events": "a"}, "target": {"name": "b", "events": "b"}}
+    with pytest.raises(TableNotFound, match="scalr ingest"):
+        build_histories(Settings(domains=domains, base=tmp_path))
+
+
+def disorder(events: int) -> list[tuple[str, str, float, float]]:
+    """One user's events, all loaded at the end in random order: a state for each pair of them."""
+    created = 100 + np.random.default_rng(0).permutation(events) / events
+    return [("u", f"i{number}", number / events, float(created[number])) for number in range(events)]
+
+
+def test_a_log_that_would_fill_the_disk_is_refused_and_steps_make_it_small(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "_ROWS_ALWAYS", 0)
+    settings = project(tmp_path, disorder(400), length=2)
+    with pytest.raises(LakeError, match="more than 8000 rows") as caught:
+        build_histories(settings)
+    assert "late_step_s" in str(caught.value)
+    lake = Lake.open(settings)
+    assert lake.version(Table.SOURCE_USER_HISTORY) == 0
+    stepped = settings.model_copy(update={"histories": settings.histories.model_copy(update={"late_step_s": 86400})})
+    build_histories(stepped)
+    rows = lake.read(Table.SOURCE_USER_HISTORY).to_pylist()
+    assert len(rows) <= 800
+    last = max(rows, key=lambda row: (row["event_timestamp"], row["created_timestamp"]))
+    assert (last["item_ids"], last["event_count"]) == (["i398", "i399"], 400)
+
+
+def test_one_huge_user_beside_small_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "_CHUNK", 64)
+    monkeypatch.setattr(build, "_BATCH", 50)
+    rows = [("huge", f"i{number % 9}", number / 10, number / 10 + (number % 3 == 0)) for number in range(2000)]
+    rows += [(user, "i1", number, number) for user in "agiz" for number in range(20)]
+    settings = project(tmp_path, rows, length=4)
+    build_histories(settings)
+    found = Lake.open(settings).read(Table.SOURCE_USER_HISTORY).to_pandas()
+    assert found.groupby("user_id")["event_count"].max().to_dict() == {"huge": 2000, "a": 20, "g": 20, "i": 20, "z": 20}
+    assert not found.duplicated(["user_id", "event_timestamp", "created_timestamp"]).any()
+
+
+def test_histories_of_an_ingested_log(settings):
+    ingest(settings)
+    report = build_histories(settings, progress=True)
+    lake = Lake.open(settings)
+    for domain in ("source", "target"):
+        events = lake.read(Table.events(domain)).to_pandas()
+        found = lake.read(Table.history(domain)).to_pandas()
+        assert (
+            len(found)
+            == report.tables[Table.history(domain).value].rows
+            == len(events.drop_duplicates(["user_id", "event_timestamp"]))
+        )
+        assert found.groupby("user_id")["event_count"].max().equals(events.groupby("user_id").size().rename("event_count"))
+    assert not list((settings.home / "staging").iterdir())
+
+
+@pytest.mark.data
+def test_real_domains_in_seconds(amazon, tmp_path):
+    (tmp_path / "scalr.toml").write_text(
+        f'[domains.source]\nname = "kitchen"\nevents = "{amazon}/kitchen.parquet"\nitems = "{amazon}/items.parquet"\n'
+        f'[domains.target]\nname = "food"\nevents = "{amazon}/food.parquet"\nitems = "{amazon}/items.parquet"\n'
+    )
+    settings = load_settings(tmp_path / "scalr.toml")
+    report = ingest(settings)
+    assert report.common_users == 7144
+    assert [part.catalogue for part in report.domains.values()] == [16258, 11837]
+    build_histories(settings)
+    lake = Lake.open(settings)
+    events = lake.read(Table.SOURCE_EVENTS).to_pandas()
+    found = lake.read(Table.SOURCE_USER_HISTORY).to_pandas()
+    assert len(found) == len(events.drop_duplicates(["user_id", "event_timestamp"]))
+    latest = found.sort_values("event_timestamp").groupby("user_id").tail(1).set_index("user_id")
+    for user, own in list(events.groupby("user_id"))[:200]:
+        assert sorted(latest.loc[user, "item_ids"]) == sorted(own["item_id"])
