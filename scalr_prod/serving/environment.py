@@ -19,7 +19,7 @@ from scalr_prod.errors import ServingError
 if TYPE_CHECKING:
     from scalr_prod.settings import Settings
 
-__all__ = ["ServingEnvironment", "find_environment", "lay_backends"]
+__all__ = ["ServingEnvironment", "examine_environment", "find_environment", "lay_backends"]
 
 _NEXT: Final = 'run: make setup (Linux x86-64), or set [serving] scorer = "local"'
 _QUESTION: Final = """
@@ -114,7 +114,7 @@ def find_environment(settings: Settings | None) -> ServingEnvironment:
         places = list(dict.fromkeys(parent / ".venv-triton" for parent in parents))
     for folder in places:
         if (folder / "bin" / "python").exists():
-            return _examine(folder)
+            return examine_environment(folder)
     raise ServingError(
         "there is no serving environment to start Triton from", where=", ".join(map(str, places)), next_step=_NEXT
     )
@@ -140,7 +140,12 @@ def lay_backends(environment: ServingEnvironment, folder: Path) -> Path:
     return folder
 
 
-def _examine(folder: Path) -> ServingEnvironment:
+def examine_environment(folder: Path) -> ServingEnvironment:
+    """Look at one environment.
+
+    Raises:
+        ServingError: Its Python does not run.
+    """
     try:
         output = subprocess.run(  # noqa: S603 - the interpreter of the named environment
             [folder / "bin" / "python", "-I", "-c", _QUESTION], capture_output=True, check=True, timeout=60, text=True
