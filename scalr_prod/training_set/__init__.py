@@ -9,12 +9,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scalr_prod.training_set.build import TrainingSetReport, build_training_set
+    from scalr_prod.training_set.build import build_training_set
     from scalr_prod.training_set.reader import TrainingSet
+    from scalr_prod.training_set.report import TrainingSetReport
 
 __all__ = ["TrainingSet", "TrainingSetReport", "build_training_set"]
 
-_HOMES = {"TrainingSet": "reader", "TrainingSetReport": "build", "build_training_set": "build"}
+_HOMES = {"TrainingSet": "reader", "TrainingSetReport": "report", "build_training_set": "build"}
 
 
 def __getattr__(name: str) -> Any:

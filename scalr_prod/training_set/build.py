@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,6 +20,7 @@ from scalr_prod.training_set.manifest import (
     verify,
     versions,
 )
+from scalr_prod.training_set.report import TrainingSetReport
 from scalr_prod.training_set.spine import KEYS, LABEL_COLUMNS, Window
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from scalr_prod.settings import Settings
     from scalr_prod.training_set.spine import Spine
 
-__all__ = ["TrainingSetReport", "build_training_set"]
+__all__ = ["build_training_set"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,49 +43,6 @@ _TABLES: Final = (
 #: Raised when the same inputs would give other rows than before.
 _LAYOUT: Final = 1
 _LOCK_TIMEOUT_S: Final = 3600
-
-
-@dataclass(frozen=True)
-class TrainingSetReport:
-    """What a build came to.
-
-    Attributes:
-        name: The training set's name.
-        version: Its version.
-        path: Folder of the version: ``rows/*.parquet`` and ``manifest.json``.
-        created: False when nothing had changed and the version was there already.
-        cutoff: No label from then on, and nothing that became known after it (UTC).
-        start: First instant of a label (UTC); None: from the first event on.
-        rows: All rows.
-        real: Real positives.
-        synthetic: Synthetic positives.
-        negatives: Sampled negatives.
-        missing_negatives: Negatives asked for that are not there: no eligible item was left, or the draw met a synthetic row.
-        synthetic_unknown: Published synthetic events of the window that were not known by the cutoff, and are left out.
-        fingerprint: SHA-256 of everything that decided the rows.
-    """
-
-    name: str
-    version: int
-    path: str
-    created: bool
-    cutoff: datetime
-    start: datetime | None
-    rows: int
-    real: int
-    synthetic: int
-    negatives: int
-    missing_negatives: int
-    synthetic_unknown: int
-    fingerprint: str
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        return {
-            **self.__dict__,
-            "cutoff": self.cutoff.isoformat(),
-            "start": self.start.isoformat() if self.start else None,
-        }
 
 
 def build_training_set(settings: Settings, *, progress: bool = False) -> TrainingSetReport:

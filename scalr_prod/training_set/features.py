@@ -22,13 +22,13 @@ __all__ = ["FEATURE_SERVICE", "part_rows", "write_parts"]
 FEATURE_SERVICE: Final = "downstream_training_v1"
 
 #: List elements that one part's histories may hold; bounds the memory of a join, whatever the length of histories.
-_ELEMENTS: Final = 10_000_000
+_ELEMENTS: Final = 5_000_000
 #: What a torch stream reads, shuffles and shares out at once.
 _ROW_GROUP: Final = 8_192
 
 
 def part_rows(settings: Settings) -> int:
-    """Rows of one part: 200 000 at histories of up to 50 events, fewer for longer ones."""
+    """Rows of one part: 100 000 at histories of 50 events, more for shorter ones and fewer for longer ones."""
     return min(200_000, max(10_000, _ELEMENTS // settings.histories.length))
 
 

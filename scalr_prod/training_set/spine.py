@@ -7,7 +7,8 @@ before the cutoff and known by it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
@@ -28,6 +29,7 @@ LABEL_COLUMNS: Final = ("label", "weight", "is_synthetic", "run_id")
 
 #: Before every event: what an open start means to a store. (Feast's own paths use nanoseconds, which begin in 1677.)
 _BEGINNING: Final = datetime(1700, 1, 1, tzinfo=UTC)
+_ROWS_AT_ONCE: Final = 1_000_000
 #: Rows with equal keys are ordered to the last column, so that the same rows give the same files.
 _ORDER: Final = f"{EVENT_TIMESTAMP}, {USER_ID}, {ITEM_ID}, is_synthetic, label DESC, run_id, weight"
 
@@ -121,11 +123,13 @@ def stage_spine(settings: Settings, window: Window, folder: Path) -> Spine:
 
     options = settings.training_set
     real, synthetic, negative = (folder / f"{name}.parquet" for name in ("real", "synthetic", "negatives"))
-    schema = _stage_events(settings, Table.TARGET_EVENTS, window.cutoff, ("weight",), real)
-    _stage_events(settings, Table.SYNTHETIC_TARGET_EVENTS, window.cutoff, ("weight", "run_id"), synthetic)
-    output = spine_schema(schema.field(USER_ID).type, schema.field(ITEM_ID).type)
     start = to_micros(window.start or _BEGINNING)
     with open_duckdb(settings, folder) as connection:
+        schema = _stage_events(connection, settings, Table.TARGET_EVENTS, window.cutoff, more=("weight",), path=real)
+        _stage_events(
+            connection, settings, Table.SYNTHETIC_TARGET_EVENTS, window.cutoff, more=("weight", "run_id"), path=synthetic
+        )
+        output = spine_schema(schema.field(USER_ID).type, schema.field(ITEM_ID).type)
         counted = {path: _count(connection, path, start) for path in (real, synthetic)}
         if not counted[real]:
             raise _no_real_events(connection, settings, window, real)
@@ -135,7 +139,7 @@ def stage_spine(settings: Settings, window: Window, folder: Path) -> Spine:
             _write(iter(()), output, negative)
         path = folder / "spine.parquet"
         keys = ", ".join(KEYS)
-        # A negative that meets a synthetic row of the same instant would contradict it: it goes, and the others stay as they are.
+        # A negative that meets a synthetic row of the same instant would contradict it: it goes, the others stay.
         query = f"""
             SELECT * FROM (
                 SELECT {keys}, 1 AS label, weight, false AS is_synthetic, NULL AS run_id
@@ -159,18 +163,41 @@ def to_micros(moment: datetime) -> int:
     return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
 
 
-def _stage_events(settings: Settings, table: Table, cutoff: datetime, more: tuple[str, ...], path: Path) -> pa.Schema:
+def _stage_events(
+    connection: Any, settings: Settings, table: Table, cutoff: datetime, *, more: tuple[str, ...], path: Path
+) -> pa.Schema:
     """Every event of a view from before the cutoff and known by it, in one file."""
+    import pyarrow.parquet as pq
+
     from scalr_prod.feast_store import read_window
 
     columns = [*KEYS, *more]
-    found = read_window(settings, table.value, start=_BEGINNING, end=cutoff, known_by=cutoff, columns=columns)
-    reader = found.to_reader() if hasattr(found, "to_reader") else found
-    import pyarrow as pa
-
-    schema = pa.schema([reader.schema.field(name) for name in columns])
-    _write((batch.select(columns) for batch in reader), schema, path)
+    edges = [_BEGINNING, *_edges(connection, settings, table, cutoff), cutoff]
+    writer: Any = None
+    for start, end in pairwise(edges):
+        found = read_window(settings, table.value, start=start, end=end, known_by=cutoff, columns=columns)
+        writer = writer or pq.ParquetWriter(path, found.schema.remove_metadata(), compression="zstd")
+        writer.write_table(found.replace_schema_metadata(None))
+    writer.close()
+    schema: pa.Schema = pq.read_schema(path)
     return schema
+
+
+def _edges(connection: Any, settings: Settings, table: Table, cutoff: datetime) -> list[datetime]:
+    """Instants that cut a view into pieces of about `_ROWS_AT_ONCE` rows: what is read at once has to fit in memory."""
+    from scalr_prod.lake import Lake
+
+    dataset = Lake.open(settings).dataset(table)
+    pieces = 1 + dataset.count_rows() // _ROWS_AT_ONCE
+    if pieces == 1:
+        return []
+    connection.register("all_events", dataset)
+    shares = [number / pieces for number in range(1, pieces)]
+    query = f"SELECT approx_quantile(epoch_us({EVENT_TIMESTAMP}), {shares}) FROM all_events"
+    found = connection.sql(query).fetchall()[0][0]
+    connection.unregister("all_events")
+    instants = {datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=int(micros)) for micros in found}
+    return sorted(instant for instant in instants if _BEGINNING < instant < cutoff)
 
 
 def _write(batches: Iterator[pa.RecordBatch], schema: pa.Schema, path: Path) -> int:

@@ -395,3 +395,10 @@ def test_a_lake_that_moves_during_the_build_is_noticed(project, monkeypatch):
     monkeypatch.setattr(features, "write_parts", write_meanwhile)
     with pytest.raises(TrainingSetError, match=r"changed while .*synthetic_target_events"):
         build_training_set(settings)
+
+
+def test_a_log_that_is_read_piece_by_piece_is_read_whole(project, monkeypatch):
+    _, _, whole = build(project, **SHARED)
+    monkeypatch.setattr("scalr_prod.training_set.spine._ROWS_AT_ONCE", 50)
+    _, _, pieces = build(project, name="pieces", negatives_per_event=1)
+    assert pieces.to_arrow().equals(whole.to_arrow())

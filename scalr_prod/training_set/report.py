@@ -1,0 +1,54 @@
+"""What a build came to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+__all__ = ["TrainingSetReport"]
+
+
+@dataclass(frozen=True)
+class TrainingSetReport:
+    """What a build came to.
+
+    Attributes:
+        name: The training set's name.
+        version: Its version.
+        path: Folder of the version: ``rows/*.parquet`` and ``manifest.json``.
+        created: False when nothing had changed and the version was there already.
+        cutoff: No label from then on, and nothing that became known after it (UTC).
+        start: First instant of a label (UTC); None: from the first event on.
+        rows: All rows.
+        real: Real positives.
+        synthetic: Synthetic positives.
+        negatives: Sampled negatives.
+        missing_negatives: Negatives asked for that are not there: no eligible item was left, or the draw met a synthetic row.
+        synthetic_unknown: Published synthetic events of the window that were not known by the cutoff, and are left out.
+        fingerprint: SHA-256 of everything that decided the rows.
+    """
+
+    name: str
+    version: int
+    path: str
+    created: bool
+    cutoff: datetime
+    start: datetime | None
+    rows: int
+    real: int
+    synthetic: int
+    negatives: int
+    missing_negatives: int
+    synthetic_unknown: int
+    fingerprint: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return {
+            **self.__dict__,
+            "cutoff": self.cutoff.isoformat(),
+            "start": self.start.isoformat() if self.start else None,
+        }
