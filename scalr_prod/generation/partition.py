@@ -15,8 +15,8 @@ import numpy as np
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table, id_type_of, schema_of
 from scalr_prod.generation import contexts as encoding
+from scalr_prod.generation.bucket import ask, context_text, read_bucket
 from scalr_prod.generation.parts import part_path, read_manifest, seal, writing
-from scalr_prod.hashing import fold_of, user_bucket_sql
 from scalr_prod.ledger import run_folder
 from scalr_prod.translator.contexts import Samples
 
@@ -31,16 +31,22 @@ if TYPE_CHECKING:
     from scalr_prod.settings import Settings
     from scalr_prod.translator.versions import Vocabulary
 
-__all__ = ["REASONS", "candidate_schema", "kept_part", "make_part", "parts_folder"]
+__all__ = [
+    "REASONS",
+    "Tools",
+    "candidate_schema",
+    "close_tools",
+    "kept_part",
+    "make_part",
+    "open_tools",
+    "parts_folder",
+]
 
 #: Why a draw became no event, as far as one partition can tell.
 REASONS: Final = ("below_lift", "none_eligible", "duplicate")
 
 #: Contexts that are held in memory at a time, with their histories.
 _SLICE: Final = 50_000
-
-#: Of what a request may weigh, the share that a batch may take up.
-_REQUEST_SHARE: Final = 0.5
 
 
 def parts_folder(settings: Settings, run_id: str) -> Path:
@@ -94,18 +100,18 @@ def make_part(
     from scalr_prod.duck import open_duckdb, staging_folder
 
     started = time.perf_counter()
-    tools = _tools(settings, spec)
+    tools = open_tools(settings, spec)
     tally = _Tally()
     path = part_path(parts_folder(settings, spec.run_id), partition)
     with staging_folder(settings, "generate") as folder, open_duckdb(settings, folder) as connection:
         connection.execute("SET threads = 1")  # one task, one core: the other cores have tasks of their own
-        bucket = f"{user_bucket_sql(USER_ID, partitions)} = {int(partition)}"
-        rows, consumed = _read(connection, settings, spec, tools.vocabulary, bucket)
+        rows, real = read_bucket(connection, settings, spec, partition, partitions)
+        consumed = None if real is None else encoding.Consumed.of(real, tools.vocabulary)
         with writing(path, tools.schema) as write:
             for start, stop in encoding.user_slices(rows[USER_ID], _SLICE):
                 part = rows.slice(start, stop - start)
                 answers = []
-                for answer in _translate(settings, spec, tools, part, consumed):
+                for answer in _answers(settings, spec, tools, part, consumed):
                     answers.append(answer)
                     translated(len(answer))
                 drawn = Samples.concat(answers)
@@ -117,7 +123,7 @@ def make_part(
 
 
 @dataclass(frozen=True)
-class _Tools:
+class Tools:
     """What a worker opens once and keeps for all its tasks of a run."""
 
     scorer: Scorer
@@ -129,7 +135,7 @@ class _Tools:
 _opened = threading.local()
 
 
-def _tools(settings: Settings, spec: RunSpec) -> _Tools:
+def open_tools(settings: Settings, spec: RunSpec) -> Tools:
     """Open the scorer and the vocabulary, or find those that this thread opened before: they never travel between processes."""
     from scalr_prod.scoring import open_scorer
     from scalr_prod.translator import load_version
@@ -139,9 +145,9 @@ def _tools(settings: Settings, spec: RunSpec) -> _Tools:
         close_tools()
         version = load_version(settings, spec.translator_version)
         scorer = open_scorer(settings, spec.translator_version)
-        _opened.tools = _Tools(scorer, version.vocabulary(), version.folds, candidate_schema(settings))
+        _opened.tools = Tools(scorer, version.vocabulary(), version.folds, candidate_schema(settings))
         _opened.key = key
-    tools: _Tools = _opened.tools
+    tools: Tools = _opened.tools
     return tools
 
 
@@ -153,67 +159,20 @@ def close_tools() -> None:
         del _opened.tools
 
 
-def _read(
-    connection: Any, settings: Settings, spec: RunSpec, vocabulary: Vocabulary, bucket: str
-) -> tuple[pa.Table, encoding.Consumed | None]:
-    """The bucket's distinct contexts, sorted by user, time and item, each with its noise key; and what its users consumed."""
-    from scalr_prod.lake import Lake
-
-    lake = Lake.open(settings)
-    for table in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS):
-        connection.register(table.value, lake.dataset(table, version=spec.table_versions[table]))
-    rows = connection.sql(
-        f"""SELECT {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP},
-                   md5_number_lower(concat($seed, ':', {_context_text(ITEM_ID)})) AS noise_key
-            FROM (SELECT DISTINCT {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP} FROM {Table.SOURCE_EVENTS}
-                  WHERE {EVENT_TIMESTAMP} >= $start AND {EVENT_TIMESTAMP} < $end
-                    AND {CREATED_TIMESTAMP} <= $as_of AND {bucket})
-            ORDER BY {USER_ID}, {EVENT_TIMESTAMP}, {ITEM_ID}""",
-        params={"seed": spec.seed, "start": spec.start, "end": spec.end, "as_of": spec.as_of},
-    ).to_arrow_table()
-    if not spec.settings["generation"]["exclude_consumed"]:
-        return rows, None
-    consumed = connection.sql(
-        f"""SELECT {USER_ID}, {ITEM_ID}, min({EVENT_TIMESTAMP}) AS {EVENT_TIMESTAMP} FROM {Table.TARGET_EVENTS}
-            WHERE {EVENT_TIMESTAMP} < $end AND {CREATED_TIMESTAMP} <= $as_of AND {bucket}
-            GROUP BY {USER_ID}, {ITEM_ID} ORDER BY {USER_ID}, {EVENT_TIMESTAMP}, {ITEM_ID}""",
-        params={"end": spec.end, "as_of": spec.as_of},
-    ).to_arrow_table()
-    return rows, encoding.Consumed.of(consumed, vocabulary)
-
-
-def _translate(
-    settings: Settings, spec: RunSpec, tools: _Tools, rows: pa.Table, consumed: encoding.Consumed | None
+def _answers(
+    settings: Settings, spec: RunSpec, tools: Tools, rows: pa.Table, consumed: encoding.Consumed | None
 ) -> Iterator[Samples]:
-    """Histories as of each event, through Feast; then draws for each, with several requests in flight."""
-    from scalr_prod.feast_store import point_in_time
-
+    """Draws for each context, in order, with several requests in flight."""
     wanted: Mapping[str, Any] = spec.settings["generation"]
-    spine = rows.select([USER_ID, ITEM_ID, EVENT_TIMESTAMP])
-    joined = point_in_time(
-        settings,
-        spine,
-        ["source_user_history:item_ids", "source_user_history:event_timestamps"],
-        known_by=spec.as_of,
-    )
-    users = rows[USER_ID].combine_chunks()
-    causal = spec.mode == "causal"
-    asked = encoding.batches(
-        encoding.encode_histories(joined, tools.vocabulary, spec.settings["histories"]["length"]),
-        times=encoding.micros(rows[EVENT_TIMESTAMP]),
-        folds=np.full(len(rows), -1, dtype=np.int32) if causal else fold_of(users, tools.folds),
-        noise_keys=rows["noise_key"].to_numpy().view(np.int64),
-        consumed=consumed,
-        users=users,
-        size=settings.generation.batch_size,
-        most_bytes=int(settings.serving.max_request_mb * 2**20 * _REQUEST_SHARE),
-    )
     return tools.scorer.sample_stream(
-        asked, wanted["events_per_source_event"], temperature=wanted["temperature"], min_lift=wanted["min_lift"]
+        ask(settings, spec, tools.vocabulary, rows, consumed, folds=tools.folds),
+        wanted["events_per_source_event"],
+        temperature=wanted["temperature"],
+        min_lift=wanted["min_lift"],
     )
 
 
-def _events(connection: Any, spec: RunSpec, tools: _Tools, rows: pa.Table, drawn: Samples) -> pa.Table:
+def _events(connection: Any, spec: RunSpec, tools: Tools, rows: pa.Table, drawn: Samples) -> pa.Table:
     """Draws as rows of the feature view: one a user, item and time, in canonical order."""
     import pyarrow as pa
 
@@ -239,7 +198,7 @@ def _events(connection: Any, spec: RunSpec, tools: _Tools, rows: pa.Table, drawn
         f"""SELECT event_id, {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP}, probability, weight, source_item_id,
                    {EVENT_TIMESTAMP} AS source_event_timestamp, CAST($version AS BIGINT) AS translator_version,
                    $run_id AS run_id, CAST($as_of AS TIMESTAMPTZ) AS {CREATED_TIMESTAMP}
-            FROM (SELECT *, md5(concat($sha, ':', $seed, ':', {_context_text("source_item_id")}, ':', {ITEM_ID})) AS event_id
+            FROM (SELECT *, md5(concat($sha, ':', $seed, ':', {context_text("source_item_id")}, ':', {ITEM_ID})) AS event_id
                   FROM drawn)
             QUALIFY row_number() OVER (PARTITION BY {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP}
                                        ORDER BY round(1000 * ln(greatest(probability, 1e-30))) DESC, event_id) = 1
@@ -254,14 +213,6 @@ def _events(connection: Any, spec: RunSpec, tools: _Tools, rows: pa.Table, drawn
     ).to_arrow_table()
     connection.unregister("drawn")
     return table.cast(tools.schema)
-
-
-def _context_text(source_item: str) -> str:
-    """SQL: a context as text that no other context has; lengths keep ids that hold the separator apart."""
-    return (
-        f"epoch_us({EVENT_TIMESTAMP}), ':', length(CAST({USER_ID} AS VARCHAR)), ':', {USER_ID}, "
-        f"':', length(CAST({source_item} AS VARCHAR)), ':', {source_item}"
-    )
 
 
 @dataclass

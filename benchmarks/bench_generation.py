@@ -1,0 +1,129 @@
+"""The whole generation step beside its limit: the same translator in one process, asked about the same contexts.
+
+The step is `generate`: Dask's start, reading, histories through Feast, requests to Triton, staged parts, alignment. The limit
+has the contexts ready in memory and nothing around it. Kitchen to food where the logs are there (SCALR_TEST_DATA, or
+../shared/data beside the checkout), else made logs of like size. Target: 0.75 of the limit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.bench_run import DATA, PeakMemory, write_settings
+
+ROUNDS = 3
+TARGET = 0.75
+
+
+def main() -> dict:
+    with tempfile.TemporaryDirectory() as scratch:
+        return measure(Path(scratch))
+
+
+def measure(folder: Path) -> dict:
+    from scalr_prod.generation import generate, plan_run
+    from scalr_prod.ledger import run_folder
+    from scalr_prod.serving import ensure_serving
+
+    settings = prepare(folder)
+    spec = plan_run(settings)
+    limits, steps, peaks = [], [], []
+    with ensure_serving(settings, spec.translator_version):
+        for _ in range(ROUNDS):
+            shutil.rmtree(run_folder(settings, spec.run_id), ignore_errors=True)
+            limits.append(in_process(settings, spec))
+            peak = PeakMemory(os.getpid())
+            report = generate(settings, spec)
+            peak.stop()
+            steps.append(report.contexts / report.seconds)
+            peaks.append(peak.bytes)
+    ratios = [step / limit for step, limit in zip(steps, limits, strict=True)]
+    return {
+        "data": "kitchen to food" if (DATA / "amazon_food_kitchen").exists() else "made logs",
+        "contexts": report.contexts,
+        "events": report.events,
+        "in_process_contexts_per_s": round(statistics.median(limits), 1),
+        "generation_contexts_per_s": round(statistics.median(steps), 1),
+        "ratio": round(statistics.median(ratios), 3),
+        "ratio_target": TARGET,
+        "ratios": [round(ratio, 3) for ratio in ratios],
+        "peak_gib_with_server": round(max(peaks) / 2**30, 2),
+        "bucket_distance": report.bucket_distance,
+    }
+
+
+def prepare(folder: Path):
+    """A project with histories, a Feast repository and a translator."""
+    from scalr_prod.feast_store import apply_feature_repo
+    from scalr_prod.histories import build_histories
+    from scalr_prod.ingest import ingest
+    from scalr_prod.settings import load_settings
+    from scalr_prod.translator import train
+
+    data = DATA / "amazon_food_kitchen"
+    config = write_settings(data, "kitchen", "food", folder) if data.exists() else make_logs(folder)
+    settings = load_settings(config)
+    ingest(settings)
+    build_histories(settings)
+    apply_feature_repo(settings)
+    train(settings)
+    return settings
+
+
+def in_process(settings, spec) -> float:
+    """Contexts/s of the module in this process, with the threads that the server has, over one bucket of the run."""
+    from scalr_prod.duck import open_duckdb, staging_folder
+    from scalr_prod.generation.bucket import ask, read_bucket
+    from scalr_prod.generation.contexts import Consumed
+    from scalr_prod.scoring import LocalScorer
+    from scalr_prod.translator import load_version
+
+    version = load_version(settings, spec.translator_version)
+    vocabulary = version.vocabulary()
+    with staging_folder(settings, "bench") as folder, open_duckdb(settings, folder) as connection:
+        rows, real = read_bucket(connection, settings, spec, 0, settings.generation.partitions)
+    consumed = None if real is None else Consumed.of(real, vocabulary)
+    batches = list(ask(settings, spec, vocabulary, rows, consumed, folds=version.folds))
+    wanted = spec.settings["generation"]
+    with LocalScorer(version.path, version.version, threads=settings.serving.threads) as scorer:
+        options = {"temperature": wanted["temperature"], "min_lift": wanted["min_lift"]}
+        scorer.sample(batches[0], wanted["events_per_source_event"], **options)
+        started = time.perf_counter()
+        for _ in scorer.sample_stream(batches, wanted["events_per_source_event"], **options):
+            pass
+        return sum(map(len, batches)) / (time.perf_counter() - started)
+
+
+def make_logs(folder: Path, *, users: int = 9000, items: int = 10_000, seed: int = 3) -> Path:
+    """Two logs of about the size of the real ones: 10 source and 9 target events a user, popularity by Zipf."""
+    import pandas as pd
+
+    rng = np.random.default_rng(seed)
+    for name, mean in (("kitchen", 10), ("food", 9)):
+        count = users * mean
+        frame = pd.DataFrame(
+            {
+                "user_id": rng.integers(0, users, count),
+                "item_id": rng.zipf(1.3, count) % items,
+                "timestamp": pd.Timestamp("2024-01-01", tz="UTC") + pd.to_timedelta(rng.random(count) * 500, unit="D"),
+            }
+        )
+        frame.to_parquet(folder / f"{name}.parquet")
+    config = folder / "scalr.toml"
+    config.write_text(
+        '[domains.source]\nname = "kitchen"\nevents = "kitchen.parquet"\n'
+        '[domains.target]\nname = "food"\nevents = "food.parquet"\n'
+    )
+    return config
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(), indent=2))

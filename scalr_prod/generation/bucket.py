@@ -1,0 +1,95 @@
+"""What one user bucket asks of the translator: its contexts in the window, as they were known by the run's ``as_of``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
+from scalr_prod.generation import contexts as encoding
+from scalr_prod.hashing import fold_of, user_bucket_sql
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import pyarrow as pa
+
+    from scalr_prod.ledger import RunSpec
+    from scalr_prod.settings import Settings
+    from scalr_prod.translator.contexts import Contexts
+    from scalr_prod.translator.versions import Vocabulary
+
+__all__ = ["ask", "context_text", "read_bucket"]
+
+#: Of what a request may weigh, the share that a batch may take up.
+_REQUEST_SHARE: Final = 0.5
+
+
+def read_bucket(
+    connection: Any, settings: Settings, spec: RunSpec, partition: int, partitions: int
+) -> tuple[pa.Table, pa.Table | None]:
+    """A user bucket's distinct contexts, and what its users consumed in the target domain.
+
+    Returns:
+        Contexts sorted by user, time and item (``user_id``, ``item_id``, ``event_timestamp``, ``noise_key`` uint64), and the
+        first time of each (user, target item), sorted by user and time; None where a run may propose consumed items.
+    """
+    from scalr_prod.lake import Lake
+
+    lake = Lake.open(settings)
+    for table in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS):
+        connection.register(table.value, lake.dataset(table, version=spec.table_versions[table]))
+    bucket = f"{user_bucket_sql(USER_ID, partitions)} = {int(partition)}"
+    rows = connection.sql(
+        f"""SELECT {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP},
+                   md5_number_lower(concat($seed, ':', {context_text(ITEM_ID)})) AS noise_key
+            FROM (SELECT DISTINCT {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP} FROM {Table.SOURCE_EVENTS}
+                  WHERE {EVENT_TIMESTAMP} >= $start AND {EVENT_TIMESTAMP} < $end
+                    AND {CREATED_TIMESTAMP} <= $as_of AND {bucket})
+            ORDER BY {USER_ID}, {EVENT_TIMESTAMP}, {ITEM_ID}""",
+        params={"seed": spec.seed, "start": spec.start, "end": spec.end, "as_of": spec.as_of},
+    ).to_arrow_table()
+    if not spec.settings["generation"]["exclude_consumed"]:
+        return rows, None
+    consumed = connection.sql(
+        f"""SELECT {USER_ID}, {ITEM_ID}, min({EVENT_TIMESTAMP}) AS {EVENT_TIMESTAMP} FROM {Table.TARGET_EVENTS}
+            WHERE {EVENT_TIMESTAMP} < $end AND {CREATED_TIMESTAMP} <= $as_of AND {bucket}
+            GROUP BY {USER_ID}, {ITEM_ID} ORDER BY {USER_ID}, {EVENT_TIMESTAMP}, {ITEM_ID}""",
+        params={"end": spec.end, "as_of": spec.as_of},
+    ).to_arrow_table()
+    return rows, consumed
+
+
+def ask(
+    settings: Settings, spec: RunSpec, vocabulary: Vocabulary, rows: pa.Table, consumed: encoding.Consumed | None, *, folds: int
+) -> Iterator[Contexts]:
+    """What the scorer is asked about rows of `read_bucket`, in batches: histories as of each event, read through Feast."""
+    from scalr_prod.feast_store import point_in_time
+
+    joined = point_in_time(
+        settings,
+        rows.select([USER_ID, ITEM_ID, EVENT_TIMESTAMP]),
+        ["source_user_history:item_ids", "source_user_history:event_timestamps"],
+        known_by=spec.as_of,
+    )
+    users = rows[USER_ID].combine_chunks()
+    causal = spec.mode == "causal"
+    return encoding.batches(
+        encoding.encode_histories(joined, vocabulary, spec.settings["histories"]["length"]),
+        times=encoding.micros(rows[EVENT_TIMESTAMP]),
+        folds=np.full(len(rows), -1, dtype=np.int32) if causal else fold_of(users, folds),
+        noise_keys=rows["noise_key"].to_numpy().view(np.int64),
+        consumed=consumed,
+        users=users,
+        size=settings.generation.batch_size,
+        most_bytes=int(settings.serving.max_request_mb * 2**20 * _REQUEST_SHARE),
+    )
+
+
+def context_text(source_item: str) -> str:
+    """SQL: a context as text that no other context has; lengths keep ids that hold the separator apart."""
+    return (
+        f"epoch_us({EVENT_TIMESTAMP}), ':', length(CAST({USER_ID} AS VARCHAR)), ':', {USER_ID}, "
+        f"':', length(CAST({source_item} AS VARCHAR)), ':', {source_item}"
+    )
