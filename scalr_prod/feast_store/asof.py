@@ -101,9 +101,9 @@ def join_sql(spine_columns: Sequence[str], views: Sequence[ViewJoin]) -> str:
 
 def _rows_sql(view: ViewJoin, known_by_us: int | None, *, few: bool) -> str:
     """The rows that can matter to any spine row: keys, values, event, created, seen (all µs), row id."""
-    event = f"epoch_us({quote(view.event)})"
+    event = _micros_sql(view.event)
     # A row without a knowledge time counts as known when it happened.
-    created = f"coalesce(epoch_us({quote(view.created)}), {event})" if view.created else "0::BIGINT"
+    created = f"coalesce({_micros_sql(view.created)}, {event})" if view.created else "0::BIGINT"
     by_row = view.created is not None and known_by_us is None
     keys = [f"{quote(column)} AS k{i}" for i, (column, _) in enumerate(view.keys)]
     seen = f"greatest({event}, {created})" if by_row else event
@@ -138,6 +138,11 @@ def _reduce(connection: Any, view: ViewJoin, rows: str, number: int, *, late: bo
         # Row ids depend on how the table's files lie: between rows with both clocks equal, the asked-for values decide.
         values = [f"t{i}" for i in range(len(_columns(view)))]
         reduce(f"arg_max(rid, ({', '.join(['event', 'created', *values, 'rid'])}))")
+
+
+def _micros_sql(column: str) -> str:
+    # The cast is for tables of others, with naive times or nanoseconds; for the lake's own it does nothing.
+    return f"epoch_us(CAST({quote(column)} AS TIMESTAMPTZ))"
 
 
 def _columns(view: ViewJoin) -> list[str]:

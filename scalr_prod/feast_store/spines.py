@@ -74,9 +74,20 @@ def to_spine(rows: pd.DataFrame | pa.Table) -> Spine:
 
 def load_spine(connection: Any, spine: Spine) -> None:
     """Make the spine selectable as `SPINE`, each row with its number and its time in µs."""
-    numbered = spine.table.append_column(ROW, pa.array(np.arange(spine.table.num_rows, dtype=np.int64)))
-    connection.register(f"{SPINE}_rows", numbered)
-    connection.execute(f"CREATE TEMP VIEW {SPINE} AS SELECT *, epoch_us({quote(spine.time)}) AS {TIME} FROM {SPINE}_rows")
+    numbers = pa.array(np.arange(spine.table.num_rows, dtype=np.int64))
+    rows = spine.table.append_column(ROW, numbers).append_column(TIME, _micros(spine.table[spine.time]))
+    connection.register(SPINE, rows)
+
+
+def _micros(times: pa.ChunkedArray) -> pa.Array:
+    """µs since 1970, int64 [N]; finer times are rounded down, so that nothing from after them becomes visible."""
+    array = times.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], times.type)
+    if array.type.unit != "ns":
+        return array.cast(pa.timestamp("us", tz=array.type.tz)).cast(pa.int64())
+    ticks = array.cast(pa.int64()).fill_null(0).to_numpy()
+    return pa.array(np.floor_divide(ticks, 1000), mask=array.is_null().to_numpy(zero_copy_only=False))
 
 
 def key_sql(schema: pa.Schema, column: str, source: pa.DataType, view: str) -> str:
