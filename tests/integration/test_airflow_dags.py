@@ -1,0 +1,186 @@
+"""The three DAGs in a real, fresh Airflow: parsed, then run in order on made data, down to the lake and the training set."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from deltalake import DeltaTable
+
+pytest.importorskip("airflow.sdk")
+
+pytestmark = [pytest.mark.airflow, pytest.mark.slow, pytest.mark.timeout(900)]
+
+DAGS = Path(__file__).resolve().parents[2] / "airflow_dags"
+NAMES = ("scalr_events", "scalr_training_set", "scalr_translator")
+#: The translator learns until here, and the window begins here.
+TRAINED = datetime(2024, 5, 30, tzinfo=UTC)
+END = TRAINED + timedelta(days=8)
+
+
+@dataclass(frozen=True)
+class Airflow:
+    home: Path
+    env: dict[str, str]
+
+    def __call__(self, *arguments: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "airflow", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout, env=self.env)
+
+    def test(self, dag: str, **conf: str) -> subprocess.CompletedProcess[str]:
+        """`airflow dags test` with a window or none; a logical date of its own for each run."""
+        day = f"2024-06-{1 + len(self.query('SELECT id FROM dag_run')):02d}"
+        return self("dags", "test", dag, day, "--conf", json.dumps(conf))
+
+    def query(self, sql: str) -> list[tuple]:
+        with sqlite3.connect(self.home / "airflow.db") as connection:
+            return connection.execute(sql).fetchall()
+
+    def states(self, dag: str) -> dict[str, str]:
+        """Task → state in the DAG's latest run."""
+        latest = f"SELECT run_id FROM dag_run WHERE dag_id = '{dag}' ORDER BY id DESC LIMIT 1"
+        return dict(self.query(f"SELECT task_id, state FROM task_instance WHERE dag_id = '{dag}' AND run_id = ({latest})"))
+
+
+@pytest.fixture(scope="module")
+def project(make_project, tmp_path_factory):
+    extra = (
+        '[serving]\nscorer = "local"\nthreads = 1\n[compute]\nworkers = 1\n'
+        "[training_set]\nnegatives_per_event = 1\n[quality]\nmax_bucket_distance = 1.0\n"
+    )
+    return make_project(tmp_path_factory.mktemp("logs"), extra, users=120)
+
+
+@pytest.fixture(scope="module")
+def airflow(project, tmp_path_factory):
+    home = tmp_path_factory.mktemp("airflow")
+    env = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
+    env |= {
+        "AIRFLOW_HOME": str(home),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(DAGS),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}",
+        "SCALR_CONFIG": str(project.base / "scalr.toml"),
+        "OMP_NUM_THREADS": "1",
+    }
+    run = Airflow(home, env)
+    done = run("db", "migrate")
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+@pytest.fixture(scope="module")
+def translator(airflow):
+    return airflow.test("scalr_translator", trained_until=TRAINED.isoformat())
+
+
+@pytest.fixture(scope="module")
+def events(airflow, translator):
+    assert translator.returncode == 0, translator.stdout[-4000:] + translator.stderr[-4000:]
+    return airflow.test("scalr_events", start=TRAINED.isoformat(), end=END.isoformat())
+
+
+@pytest.fixture(scope="module")
+def training_set(airflow, events):
+    assert events.returncode == 0, events.stdout[-4000:] + events.stderr[-4000:]
+    return airflow.test("scalr_training_set")
+
+
+def test_each_file_parses_in_under_a_second_and_imports_nothing_of_the_package(airflow):
+    """Airflow's own `airflow.sdk` is there already where DAG files are parsed, so it is loaded before the clock starts."""
+    script = """
+import importlib.util, json, sys, time
+from airflow.sdk import Asset, CronDataIntervalTimetable, Param, dag, get_current_context, task
+seconds = {}
+for path in sys.argv[1:]:
+    started = time.perf_counter()
+    spec = importlib.util.spec_from_file_location(path, path)
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    seconds[path] = time.perf_counter() - started
+heavy = {"scalr_prod", "torch", "feast", "great_expectations", "dask", "duckdb", "deltalake"} & set(sys.modules)
+print(json.dumps([seconds, sorted(heavy)]))
+"""
+    files = sorted(map(str, DAGS.glob("*.py")))
+    assert [Path(file).stem for file in files] == sorted(NAMES)
+    done = subprocess.run([sys.executable, "-c", script, *files], capture_output=True, text=True, check=True, env=airflow.env)
+    seconds, heavy = json.loads(done.stdout.splitlines()[-1])
+    assert max(seconds.values()) < 1
+    assert heavy == []
+
+
+def test_airflow_finds_three_dags_and_no_import_error(airflow):
+    assert airflow("dags", "reserialize").returncode == 0
+    assert json.loads(airflow("dags", "list-import-errors", "--output", "json").stdout.splitlines()[-1]) == []
+    found = dict(airflow.query("SELECT dag_id, max_active_runs FROM dag"))
+    assert found == dict.fromkeys(NAMES, 1)
+
+
+def test_the_translator_is_trained_until_the_given_time_and_promoted(airflow, translator, project):
+    assert translator.returncode == 0, translator.stdout[-4000:] + translator.stderr[-4000:]
+    assert set(airflow.states("scalr_translator").values()) == {"success"}
+    with sqlite3.connect(project.home / "ledger.db") as ledger:
+        promoted = ledger.execute("SELECT version FROM promotions ORDER BY id DESC LIMIT 1").fetchone()
+    manifest = json.loads((project.home / "models" / "translator" / str(promoted[0]) / "manifest.json").read_text())
+    assert datetime.fromisoformat(manifest["trained_until"]) == TRAINED
+
+
+def test_the_window_is_published_and_the_asset_carries_it(airflow, events, project):
+    assert events.returncode == 0, events.stdout[-4000:] + events.stderr[-4000:]
+    assert set(airflow.states("scalr_events").values()) == {"success"}
+    published = DeltaTable(str(project.home / "lake" / "synthetic_target_events")).to_pandas()
+    assert len(published) > 20
+    assert published["event_timestamp"].between(TRAINED, END, inclusive="left").all()
+    assert (published["created_timestamp"] == END).all(), "known from the window's end on"
+    extra = json.loads(airflow.query("SELECT extra FROM asset_event ORDER BY id LIMIT 1")[0][0])
+    (run_id,) = published["run_id"].unique()
+    spec = json.loads((project.home / "runs" / run_id / "run.json").read_text())
+    assert spec["mode"] == "causal"
+    assert datetime.fromisoformat(spec["translator_trained_until"]) <= TRAINED
+    assert extra["run_id"] == run_id
+    assert [datetime.fromisoformat(extra[name]) for name in ("start", "end", "as_of")] == [TRAINED, END, END]
+
+
+def test_the_training_set_takes_its_cutoff_from_the_asset(airflow, training_set, project):
+    assert training_set.returncode == 0, training_set.stdout[-4000:] + training_set.stderr[-4000:]
+    folder = project.home / "datasets" / "training_set" / "v1"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert datetime.fromisoformat(manifest["cutoff"]) == END
+    rows = pd.read_parquet(folder / "rows")
+    assert (rows["event_timestamp"] < END).all()
+    published = DeltaTable(str(project.home / "lake" / "synthetic_target_events")).to_pandas()
+    assert rows["is_synthetic"].sum() == len(published)
+    assert (rows["label"] == 0).sum() > 100
+
+
+def test_running_everything_again_changes_nothing(airflow, training_set, project):
+    before = DeltaTable(str(project.home / "lake" / "synthetic_target_events")).to_pandas().sort_values("event_id")
+    assert airflow.test("scalr_events", start=TRAINED.isoformat(), end=END.isoformat()).returncode == 0
+    after = DeltaTable(str(project.home / "lake" / "synthetic_target_events")).to_pandas().sort_values("event_id")
+    pd.testing.assert_frame_equal(before.reset_index(drop=True), after.reset_index(drop=True))
+
+
+def test_a_window_the_translator_has_seen_fails_at_once_and_says_why(airflow, translator):
+    start = TRAINED - timedelta(days=20)
+    done = airflow.test("scalr_events", start=start.isoformat(), end=(start + timedelta(days=1)).isoformat())
+    assert done.returncode != 0
+    states = airflow.states("scalr_events")
+    assert states["generate"] == "failed"
+    assert states["publish"] == "upstream_failed"
+    assert "TrainedPastWindow" in done.stdout + done.stderr
+    assert "scalr translator train --trained-until" in done.stdout + done.stderr
+
+
+def test_a_window_without_source_events_is_skipped(airflow, translator):
+    done = airflow.test("scalr_events", start="2025-01-01T00:00:00+00:00", end="2025-01-02T00:00:00+00:00")
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    states = airflow.states("scalr_events")
+    assert states["ingest"] == "success"
+    assert {states[task] for task in ("generate", "validate", "publish")} == {"skipped"}
