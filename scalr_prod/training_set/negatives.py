@@ -147,7 +147,7 @@ class _Draws:
         self.items = np.full(len(self.rows), -1, np.int64)
         self.consumed = _Consumed(events)
         self.width = int(pool.items.max(initial=-1)) + 1
-        #: group x item of all that is drawn, so that a user has no item twice at one time.
+        #: group x item of all that is drawn, sorted, so that a user has no item twice at one time.
         self.taken = np.empty(0, np.int64)
 
     def reject(self, opened: NDArray[np.int64], number: int) -> NDArray[np.int64]:
@@ -156,11 +156,11 @@ class _Draws:
         uniform = _uniform(self.events.keys[rows], self.slots[opened], number, self.seed)
         items = self.pool.items[(uniform * self.before[opened]).astype(np.int64)].astype(np.int64)
         marks = self.groups[opened] * self.width + items
-        good = np.flatnonzero(~self.consumed.by(rows, items) & ~np.isin(marks, self.taken))
+        good = np.flatnonzero(~self.consumed.by(rows, items) & ~_among(marks, self.taken))
         kept = np.zeros(len(opened), np.bool_)
         kept[good[np.unique(marks[good], return_index=True)[1]]] = True
         self.items[opened[kept]] = items[kept]
-        self.taken = np.concatenate([self.taken, marks[kept]])
+        self.taken = np.sort(np.concatenate([self.taken, marks[kept]]), kind="stable")
         return opened[~kept]
 
     def enumerate(self, opened: NDArray[np.int64]) -> None:
@@ -198,6 +198,15 @@ class _Consumed:
         where = np.minimum(np.searchsorted(self.pairs, wanted), len(self.pairs) - 1)
         found: NDArray[np.bool_] = (self.pairs[where] == wanted) & (self.times[where] <= self.events.times[rows])
         return found & (items < self.width)
+
+
+def _among(values: NDArray[np.int64], ordered: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which values occur among sorted ones: bool [N]."""
+    # Not np.isin: numpy 2.4 hashes, and took 1 s a call on 300 k keys such as these.
+    if not len(ordered):
+        return np.zeros(len(values), np.bool_)
+    found: NDArray[np.bool_] = ordered[np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)] == values
+    return found
 
 
 def _groups(events: Events) -> NDArray[np.int64]:
