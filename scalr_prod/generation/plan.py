@@ -27,11 +27,12 @@ _TRAIN_AGAIN = "train one that has not: scalr translator train --trained-until {
 
 @dataclass(frozen=True)
 class _Range:
-    """The source events that may be known: the first instant, the last, and how many lie in the window."""
+    """The source events that may be known: the first instant, the last, how many lie in the window; and the first of all."""
 
     first: datetime | None
     last: datetime | None
     in_window: int
+    first_of_all: datetime | None
 
 
 def plan_run(settings: Settings, *, version: int | None = None) -> RunSpec:
@@ -100,12 +101,13 @@ def _known_range(settings: Settings, events: Any, start: datetime | None, end: d
     with staging_folder(settings, "plan") as folder, open_duckdb(settings, folder) as connection:
         connection.register("events", events)
         row = connection.execute(
-            f"""SELECT epoch_us(min({EVENT_TIMESTAMP})), epoch_us(max({EVENT_TIMESTAMP})),
-                       count(*) FILTER ({EVENT_TIMESTAMP} < $end AND ($start IS NULL OR {EVENT_TIMESTAMP} >= $start))
-                FROM events WHERE {CREATED_TIMESTAMP} <= $as_of""",
+            f"""SELECT epoch_us(min({EVENT_TIMESTAMP}) FILTER (known)), epoch_us(max({EVENT_TIMESTAMP}) FILTER (known)),
+                       count(*) FILTER (known AND {EVENT_TIMESTAMP} < $end AND ($start IS NULL OR {EVENT_TIMESTAMP} >= $start)),
+                       epoch_us(min({EVENT_TIMESTAMP}))
+                FROM (SELECT {EVENT_TIMESTAMP}, {CREATED_TIMESTAMP} <= $as_of AS known FROM events)""",
             {"start": start, "end": end, "as_of": as_of},
         ).fetchone()
-    return _Range(_instant(row[0]), _instant(row[1]), int(row[2]))
+    return _Range(_instant(row[0]), _instant(row[1]), int(row[2]), _instant(row[3]))
 
 
 def _instant(micros: int | None) -> datetime | None:
@@ -117,7 +119,7 @@ def _instant(micros: int | None) -> datetime | None:
 
 def _empty(start: datetime | None, end: datetime, as_of: datetime, found: _Range) -> EmptyWindow:
     if found.first is None:
-        known = f"no source event was known by {as_of.isoformat()}"
+        known = f"no source event was known by {as_of.isoformat()}; the first one is of {found.first_of_all}"
     else:
         known = f"those known by {as_of.isoformat()} range from {found.first} to {found.last}"
     window = f"[{start.isoformat() if start else 'first event'}, {end.isoformat()})"

@@ -76,7 +76,7 @@ def test_a_run_is_published_only_once_validated(trained, scalr):
     assert code == 0, stderr
     code, error, _ = scalr("publish", report["run_id"], config=trained)
     assert (code, error["error"]) == (1, "PublicationError")
-    assert f"scalr validate {report['run_id']}" in error["next_step"]
+    assert f"scalr runs resume {report['run_id']}" in error["next_step"]
 
 
 def test_the_gate_says_no_with_exit_code_3(trained, scalr):
