@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
 from scalr_prod.duck import open_duckdb, staging_folder
-from scalr_prod.hashing import stable_hash_sql
 from scalr_prod.lake import Lake
 from scalr_prod.quality.judged import Judged, RowRule, judge
 from scalr_prod.quality.rules import COLUMNS, instant_sql
@@ -102,19 +101,22 @@ class Audit:
         }
 
     def _bucket_distance(self) -> float:
-        """Total variation between the shares of accepted and of real events in buckets of equal real volume by popularity."""
+        """Total variation between the shares of accepted and of real events in buckets of equal real volume by popularity.
+
+        Items of one popularity share a bucket, as in the alignment of `scalr_prod.generation`, of which this is no part.
+        """
         (distance,) = self.judged.row(
             f"""WITH popularity AS (SELECT {ITEM_ID}, count(*) AS events FROM target_events GROUP BY {ITEM_ID}),
-            ranked AS (
-                SELECT {ITEM_ID}, events, sum(events) OVER () AS total,
-                    sum(events) OVER (ORDER BY events DESC, {stable_hash_sql(ITEM_ID)}) - events / 2 AS middle FROM popularity),
-            bucketed AS (SELECT {ITEM_ID}, events, total, floor({self._buckets} * middle / total) AS bucket FROM ranked),
-            proposed AS (SELECT {ITEM_ID}, count(*) AS events, sum(count(*)) OVER () AS total
-                FROM judged WHERE accepted GROUP BY {ITEM_ID}),
-            shares AS (
-                SELECT b.bucket, sum(b.events / b.total) AS real, sum(coalesce(p.events / p.total, 0)) AS made
-                FROM bucketed b LEFT JOIN proposed p USING ({ITEM_ID}) GROUP BY b.bucket)
-            SELECT 0.5 * sum(abs(real - made)) FROM shares"""
+            levels AS (SELECT events, sum(events) AS mass FROM popularity GROUP BY events),
+            cut AS (
+                SELECT events, mass, sum(mass) OVER () AS total,
+                    floor({self._buckets} * (sum(mass) OVER (ORDER BY events) - mass / 2) / sum(mass) OVER ()) AS bucket
+                FROM levels),
+            real AS (SELECT bucket, sum(mass / total) AS share FROM cut GROUP BY bucket),
+            made AS (
+                SELECT bucket, count(*) / sum(count(*)) OVER () AS share
+                FROM judged JOIN popularity USING ({ITEM_ID}) JOIN cut USING (events) WHERE accepted GROUP BY bucket)
+            SELECT 0.5 * sum(abs(real.share - coalesce(made.share, 0))) FROM real LEFT JOIN made USING (bucket)"""
         )
         return float(distance)
 

@@ -305,16 +305,37 @@ def test_a_source_event_that_became_known_later_is_no_source_event(tmp_path):
         validate_run(project.settings, spec.run_id)
 
 
-def test_a_distribution_far_from_the_real_one_fails(project):
+def test_a_distribution_far_from_the_real_one_fails(tmp_path):
+    """Ten items bear 1, 2, … 10 real events; the run proposes the rarest only."""
+    target = [("first", f"t{item}", -1000 + number, 0) for item in range(10) for number in range(item + 1)]
+    project = Handmade(tmp_path, target=target)
     spec = project.run()
     frame = project.candidates(spec)
-    frame["item_id"] = "t1"
-    frame = frame.drop_duplicates(["user_id", "event_timestamp"])
-    project.write(spec, frame)
-    # 12 real events of 12 items are known by as_of; t1 falls in one bucket of ten.
+    rare = frame.assign(item_id="t0").drop_duplicates(["user_id", "event_timestamp"])
+    project.write(spec, rare)
     failed = fails_on(project, spec.run_id)
     assert list(failed) == ["popularity_is_like_the_real_one"]
-    assert failed["popularity_is_like_the_real_one"] > 0.8
+    # The middles of the items' 55 events, in tenths: t0 0.1, t1 0.4, t2 0.8 share the first bucket, 6 of the 55 events.
+    assert failed["popularity_is_like_the_real_one"] == pytest.approx(1 - 6 / 55)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_distance_is_the_one_that_the_alignment_reports(tmp_path, seed):
+    """Two computations that share no code: DuckDB here, numpy in the generation."""
+    from scalr_prod.generation.alignment import bucket_targets, value_buckets
+
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(1, 40, 10)
+    target = [("first", f"t{item}", -1000 + number, 0) for item in range(10) for number in range(counts[item])]
+    project = Handmade(tmp_path, target=target, extra="[quality]\nmax_bucket_distance = 1.0")
+    spec = project.run(align_buckets=int(rng.integers(2, 12)))
+    report = validate_run(project.settings, spec.run_id)
+    buckets = spec.settings["generation"]["align_buckets"]
+    bucket = value_buckets(counts, buckets)
+    proposed = project.candidates(spec)["item_id"].str[1:].astype(int).value_counts().reindex(range(10), fill_value=0)
+    made = np.bincount(bucket, weights=proposed.to_numpy(), minlength=buckets) / proposed.sum()
+    distance = np.abs(made - bucket_targets(counts, bucket, buckets)).sum() / 2
+    assert report.figures["bucket_distance"] == pytest.approx(distance, abs=1e-9)
 
 
 def test_the_lake_is_read_as_of_the_version_of_the_plan(project):
@@ -366,13 +387,14 @@ def test_wrong_columns_are_refused_before_any_row_is_read(project, wrong):
 
 def test_the_same_inputs_are_not_audited_twice_and_other_settings_are(project):
     spec = project.run()
+    project.write(spec, project.candidates(spec).iloc[:160])
     first = validate_run(project.settings, spec.run_id)
     assert not first.repeated
     assert validate_run(project.settings, spec.run_id).repeated
-    project.configure("[quality]\nmax_bucket_distance = 0.0001")
-    with pytest.raises(QualityGateFailed, match="popularity"):
+    project.configure("[quality]\nmin_source_coverage = 0.9")
+    with pytest.raises(QualityGateFailed, match="source_coverage"):
         validate_run(project.settings, spec.run_id)
-    with pytest.raises(QualityGateFailed, match="popularity"):
+    with pytest.raises(QualityGateFailed, match="source_coverage"):
         validate_run(project.settings, spec.run_id)
     assert state(project, spec.run_id) is RunState.REJECTED
     project.configure("")
@@ -380,7 +402,7 @@ def test_the_same_inputs_are_not_audited_twice_and_other_settings_are(project):
     accepted = next((run_folder(project.settings, spec.run_id) / "accepted").glob("*.parquet"))
     accepted.write_bytes(b"torn")
     assert not validate_run(project.settings, spec.run_id).repeated, "a torn file is made again"
-    assert pq.read_table(accepted).num_rows == 200
+    assert pq.read_table(accepted).num_rows == 160
     with Ledger.open(project.settings) as ledger:
         states = [step.to_state.value for step in ledger.transitions(spec.run_id)]
     assert states == ["planned", "generating", "generated", "validated", "rejected", "validated"]
