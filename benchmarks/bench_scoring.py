@@ -1,0 +1,107 @@
+"""The translator over gRPC beside the same module in this process: same threads, same batches, rounds taken in turn.
+
+Made data with a catalogue of 10 000 items; batches of 256 contexts with 50 events each.
+Limit: 0.9 of in-process, with two requests in flight.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from scalr_prod.feast_store import apply_feature_repo
+from scalr_prod.histories import build_histories
+from scalr_prod.ingest import ingest
+from scalr_prod.scoring import open_scorer
+from scalr_prod.serving import ensure_serving
+from scalr_prod.settings import load_settings
+from scalr_prod.translator import train
+from scalr_prod.translator.contexts import Contexts
+
+USERS, SOURCE_ITEMS, TARGET_ITEMS = 3_000, 5_000, 10_000
+SOURCE_EVENTS, TARGET_EVENTS = 60_000, 60_000
+START, YEAR = 1_672_531_200_000_000, 365 * 86_400_000_000
+BATCH, BATCHES, LENGTH, K = 256, 4, 50, 8
+IN_FLIGHT = (1, 2, 4)
+ROUNDS = 5
+
+
+def main() -> dict:
+    with tempfile.TemporaryDirectory() as scratch:
+        config = write_project(Path(scratch))
+        settings = load_settings(config)
+        ingest(settings)
+        build_histories(settings)
+        apply_feature_repo(settings)
+        version = train(settings).version
+        batches = [make_contexts(seed) for seed in range(BATCHES)]
+        with ensure_serving(settings, version):
+            rates = measure(config, version, batches)
+    figures = {"threads": settings.serving.threads, "catalogue": TARGET_ITEMS, "batch": BATCH}
+    figures |= {f"contexts_per_s_{name}": round(statistics.median(values)) for name, values in rates.items()}
+    for flight in IN_FLIGHT:
+        # Each round's own ratio: what else the machine does weighs on both of its sides.
+        ratios = [grpc / local for grpc, local in zip(rates[f"grpc_{flight}"], rates["in_process"], strict=True)]
+        figures[f"ratio_{flight}_in_flight"] = round(statistics.median(ratios), 3)
+    return figures | {"ratio_limit": 0.9}
+
+
+def measure(config: Path, version: int, batches: list[Contexts]) -> dict[str, list[float]]:
+    """Contexts per second of each way, a value a round."""
+    ways = {"in_process": open_scorer(load_settings(config, serving={"scorer": "local"}), version)}
+    ways |= {f"grpc_{n}": open_scorer(load_settings(config, serving={"in_flight": n}), version) for n in IN_FLIGHT}
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    expected = [samples.items for samples in ways["in_process"].sample_stream(batches, K)]
+    for number in range(ROUNDS + 1):
+        for name, scorer in ways.items():
+            started = time.perf_counter()
+            answers = list(scorer.sample_stream(batches, K))
+            seconds = time.perf_counter() - started
+            assert all(np.array_equal(answer.items, items) for answer, items in zip(answers, expected, strict=True))
+            if number:  # the first round warms up
+                rates[name].append(BATCH * len(batches) / seconds)
+    for scorer in ways.values():
+        scorer.close()
+    return rates
+
+
+def make_contexts(seed: int) -> Contexts:
+    rng = np.random.default_rng(seed)
+    return Contexts(
+        history_items=(rng.zipf(1.3, (BATCH, LENGTH)) % SOURCE_ITEMS).astype(np.int32),
+        history_ages=np.sort(rng.random((BATCH, LENGTH), dtype=np.float32) * 300)[:, ::-1].copy(),
+        event_time=START + YEAR // 2 + rng.integers(0, YEAR // 2, BATCH),
+        fold=rng.integers(0, 3, BATCH, dtype=np.int32),
+        noise_key=rng.integers(-(2**62), 2**62, BATCH),
+        exclude=rng.integers(-1, TARGET_ITEMS // 2, (BATCH, 5), dtype=np.int32),
+    )
+
+
+def write_project(folder: Path) -> Path:
+    for name, events, items, seed in (("source", SOURCE_EVENTS, SOURCE_ITEMS, 1), ("target", TARGET_EVENTS, TARGET_ITEMS, 2)):
+        rng = np.random.default_rng(seed)
+        log = {
+            "user_id": rng.integers(0, USERS, events),
+            # Every item occurs, and some occur much more often.
+            "item_id": np.concatenate([np.arange(items), rng.zipf(1.3, events - items) % items]),
+            "timestamp": pa.array(START + rng.integers(0, YEAR, events), pa.timestamp("us", "UTC")),
+        }
+        pq.write_table(pa.table(log), folder / f"{name}.parquet")
+    config = folder / "scalr.toml"
+    config.write_text(
+        '[domains.source]\nname = "source"\nevents = "source.parquet"\n'
+        '[domains.target]\nname = "target"\nevents = "target.parquet"\n'
+        "[translator]\nepochs = 1\n"
+    )
+    return config
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(), indent=2))

@@ -1,0 +1,25 @@
+# The translator in NVIDIA's own Triton container: the same model repository, loaded as it lies there.
+# Build from the checkout:  docker build -f deploy/triton.Dockerfile -t scalr-triton .
+# 24.12 carries Triton 2.53 and Python 3.12 (images before 24.11 have 3.10, too old for the package); numpy < 2 is needed there too.
+ARG TRITON=nvcr.io/nvidia/tritonserver:24.12-py3
+FROM ${TRITON}
+
+ENV PIP_BREAK_SYSTEM_PACKAGES=1
+
+COPY constraints/serving.txt /build/constraints/
+RUN pip install --no-cache-dir --constraint /build/constraints/serving.txt "numpy<2" safetensors torch
+
+# The package without its dependencies: what runs here imports torch, numpy and safetensors alone.
+COPY pyproject.toml README.md LICENSE /build/package/
+COPY scalr_prod /build/package/scalr_prod
+COPY feature_repo /build/package/feature_repo
+COPY triton_models /build/package/triton_models
+COPY airflow_dags /build/package/airflow_dags
+RUN pip install --no-cache-dir --no-deps /build/package \
+    && python3 -c "import numpy, scalr_prod.scoring.protocol, scalr_prod.translator.module; assert numpy.__version__ < '2'"
+
+USER triton-server
+EXPOSE 8000 8001 8002
+# Explicit control: `scalr translator promote` says which versions are loaded. The one named in config.pbtxt is loaded at the start.
+CMD ["tritonserver", "--model-repository=/models", "--model-control-mode=explicit", "--load-model=translator", \
+     "--exit-on-error=false", "--disable-auto-complete-config"]
