@@ -7,7 +7,8 @@ read through; `open_feature_store` gives Feast's own SDK. Only this room imports
 from __future__ import annotations
 
 from scalr_prod.feast_store.access import open_feature_store, point_in_time, read_window
-from scalr_prod.feast_store.publishing import MaterializationReport, SavedDatasetReport, materialize, save_dataset
+from scalr_prod.feast_store.datasets import SavedDatasetReport, save_dataset
+from scalr_prod.feast_store.online import MaterializationReport, materialize
 from scalr_prod.feast_store.repository import RepositoryReport, apply_feature_repo
 
 __all__ = [

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import os
 import warnings
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from scalr_prod.contracts import Table
 from scalr_prod.errors import FeatureStoreError, ScalrError
@@ -19,9 +22,12 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from feast import FeatureStore
 
+    from scalr_prod.feast_store.job import DeltaRetrievalJob
     from scalr_prod.settings import Settings
 
-__all__ = ["explained", "open_feature_store", "point_in_time", "read_window"]
+__all__ = ["explained", "open_feature_store", "point_in_time", "quiet", "read_window"]
+
+logger = logging.getLogger(__name__)
 
 
 def open_feature_store(settings: Settings, *, known_by: datetime | None = None) -> FeatureStore:
@@ -87,6 +93,7 @@ def point_in_time(
         return job.to_arrow()
 
 
+@overload
 def read_window(
     settings: Settings,
     view: str,
@@ -95,7 +102,33 @@ def read_window(
     end: datetime | None = None,
     known_by: datetime | None = None,
     columns: Sequence[str] | None = None,
-) -> pa.Table:
+    stream: Literal[False] = False,
+) -> pa.Table: ...
+
+
+@overload
+def read_window(
+    settings: Settings,
+    view: str,
+    *,
+    start: datetime | None = None,
+    end: datetime | None = None,
+    known_by: datetime | None = None,
+    columns: Sequence[str] | None = None,
+    stream: Literal[True],
+) -> pa.RecordBatchReader: ...
+
+
+def read_window(
+    settings: Settings,
+    view: str,
+    *,
+    start: datetime | None = None,
+    end: datetime | None = None,
+    known_by: datetime | None = None,
+    columns: Sequence[str] | None = None,
+    stream: bool = False,
+) -> pa.Table | pa.RecordBatchReader:
     """Rows of a feature view with ``start <= event_timestamp < end``, with no spine.
 
     Args:
@@ -105,6 +138,7 @@ def read_window(
         end: Default: to the end.
         known_by: Leave out what was created after.
         columns: Which columns; default: all of the table's.
+        stream: Give a reader instead of a table: memory does not grow with the window.
 
     Returns:
         The rows, in the order and the types of the table.
@@ -115,7 +149,23 @@ def read_window(
     with explained(settings):
         store = open_feature_store(settings, known_by=known_by)
         job, names = _window_job(settings, store, view, start=start, end=end, columns=columns)
-        return job.to_arrow().select(names)
+        return _streamed(job, names) if stream else job.to_arrow().select(names)
+
+
+def _streamed(job: DeltaRetrievalJob, names: list[str]) -> pa.RecordBatchReader:
+    import pyarrow as pa
+
+    # The connection stays open until the last batch has been read, or the reader is dropped.
+    resources = contextlib.ExitStack()
+    reader = resources.enter_context(job.stream())
+    schema = pa.schema([reader.schema.field(name) for name in names])
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        with resources:
+            for batch in reader:
+                yield batch.select(names)
+
+    return pa.RecordBatchReader.from_batches(schema, batches())
 
 
 def _window_job(
@@ -162,3 +212,15 @@ def explained(settings: Settings) -> Iterator[None]:
             where=str(settings.feast_repo),
             next_step="check the names of views, features and columns; run: scalr histories",
         ) from error
+
+
+@contextmanager
+def quiet(what: str) -> Iterator[None]:
+    """Feast prints as it works; standard output belongs to the command line."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            yield
+    finally:
+        if said.getvalue().strip():
+            logger.debug("feast %s: %s", what, said.getvalue().strip())

@@ -82,8 +82,7 @@ class DeltaRetrievalJob(RetrievalJob):
         with self._run() as relation:
             reader = relation.to_arrow_reader(batch_rows)
             schema = normalised(reader.schema)
-            batches = (pa.RecordBatch.from_struct_array(batch.to_struct_array()).cast(schema) for batch in reader)
-            yield pa.RecordBatchReader.from_batches(schema, batches)
+            yield pa.RecordBatchReader.from_batches(schema, (batch.cast(schema) for batch in reader))
 
     def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:  # noqa: ARG002 - Feast's signature
         with self._run() as relation:

@@ -7,12 +7,14 @@ row; and memory that is bounded whatever the size of the tables.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+import uuid
 from datetime import datetime  # noqa: TC003 - pydantic reads it at run time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 from feast.data_format import DeltaFormat
-from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL
+from feast.infra.offline_stores.file_source import FileLoggingDestination, FileSource
 from feast.infra.offline_stores.offline_store import OfflineStore, RetrievalMetadata
 from feast.on_demand_feature_view import OnDemandFeatureView
 from feast.repo_config import FeastConfigBaseModel
@@ -20,21 +22,18 @@ from feast.utils import compute_non_entity_date_range
 from pydantic import Field, StrictStr
 
 from scalr_prod.errors import FeatureStoreError
-from scalr_prod.feast_store import reads
-from scalr_prod.feast_store.asof import join_sql, match
+from scalr_prod.feast_store import reads, retrievals
 from scalr_prod.feast_store.job import DeltaRetrievalJob, normalised
-from scalr_prod.feast_store.scan import Scan, delta_table, literal, quote
-from scalr_prod.feast_store.session import session
-from scalr_prod.feast_store.spines import EVENT_TIMESTAMP, Spine, load_spine, to_spine
+from scalr_prod.feast_store.scan import Scan, delta_table
+from scalr_prod.feast_store.spines import to_spine
 from scalr_prod.feast_store.writes import append_new_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable, Iterable
 
     import pandas as pd
-    import pyarrow as pa
     from feast.data_source import DataSource
+    from feast.feature_logging import LoggingConfig, LoggingSource
     from feast.feature_view import FeatureView
     from feast.infra.registry.base_registry import BaseRegistry
     from feast.repo_config import RepoConfig
@@ -98,11 +97,15 @@ class DeltaOfflineStore(OfflineStore):
         if entity_df is None:
             first, last = compute_non_entity_date_range(feature_views, kwargs.get("start_date"), kwargs.get("end_date"))
             strict = bool(kwargs.get("filter_by_created_timestamp"))
-            run, keys = _window(config, wanted, first, last, known_by_end=strict, full=full_feature_names)
+            run, keys = retrievals.window(config, wanted, first, last, known_by_end=strict, full=full_feature_names)
         else:
-            spine = _run_query(config, entity_df, registry, project) if isinstance(entity_df, str) else to_spine(entity_df)
+            spine = (
+                retrievals.spine_of_query(config, entity_df, registry, project)
+                if isinstance(entity_df, str)
+                else to_spine(entity_df)
+            )
             first, last = spine.first, spine.last
-            run = _joined(config, wanted, spine, full=full_feature_names)
+            run = retrievals.joined(config, wanted, spine, full=full_feature_names)
             keys = [name for name in spine.table.schema.names if name != spine.time]
         return DeltaRetrievalJob(
             run,
@@ -125,7 +128,7 @@ class DeltaOfflineStore(OfflineStore):
         end_date: datetime | None,
     ) -> DeltaRetrievalJob:
         """Each entity's latest row with ``start_date <= event time <= end_date``, for the online store."""
-        columns = _columns(join_key_columns, feature_name_columns, timestamp_field, created_timestamp_column)
+        columns = retrievals.columns_of(join_key_columns, feature_name_columns, timestamp_field, created_timestamp_column)
 
         def query(scan: Scan, selected: list[tuple[str, str]]) -> str:
             return reads.latest_sql(
@@ -139,7 +142,7 @@ class DeltaOfflineStore(OfflineStore):
                 known_by_us=reads.microseconds(config.offline_store.known_by),
             )
 
-        return _pull(config, data_source, columns, query, dummy=not join_key_columns)
+        return retrievals.pull(config, data_source, columns, query, dummy=not join_key_columns)
 
     @staticmethod
     def pull_all_from_table_or_query(  # noqa: PLR0917 - Feast's signature
@@ -153,7 +156,7 @@ class DeltaOfflineStore(OfflineStore):
         end_date: datetime | None = None,
     ) -> DeltaRetrievalJob:
         """All rows with ``start_date <= event time <= end_date``."""
-        columns = _columns(join_key_columns, feature_name_columns, timestamp_field, created_timestamp_column)
+        columns = retrievals.columns_of(join_key_columns, feature_name_columns, timestamp_field, created_timestamp_column)
 
         def query(scan: Scan, selected: list[tuple[str, str]]) -> str:
             return reads.window_sql(
@@ -166,7 +169,7 @@ class DeltaOfflineStore(OfflineStore):
                 known_by_us=reads.microseconds(config.offline_store.known_by),
             )
 
-        return _pull(config, data_source, columns, query, dummy=False)
+        return retrievals.pull(config, data_source, columns, query, dummy=False)
 
     @staticmethod
     def offline_write_batch(
@@ -183,10 +186,41 @@ class DeltaOfflineStore(OfflineStore):
             raise FeatureStoreError(
                 "only Delta tables can be appended to", where=path, next_step="use a FileSource with DeltaFormat"
             )
-        with _session(config) as connection:
+        with retrievals.duckdb_session(config) as connection:
             append_new_rows(connection, path, config.offline_store.storage_options, table, event=source.timestamp_field)
         if progress:
             progress(table.num_rows)
+
+    @staticmethod
+    def write_logged_features(
+        config: RepoConfig,
+        data: pa.Table | Path,
+        source: LoggingSource,  # noqa: ARG004 - Feast's signature
+        logging_config: LoggingConfig,
+        registry: BaseRegistry,  # noqa: ARG004 - Feast's signature
+    ) -> None:
+        """Add a feature server's log to its folder, as one more Parquet file.
+
+        Raises:
+            FeatureStoreError: The destination is no folder of files.
+        """
+        import pyarrow.dataset as ds
+
+        destination = logging_config.destination
+        if not isinstance(destination, FileLoggingDestination):
+            raise FeatureStoreError(
+                f"features cannot be logged to a {type(destination).__name__}", next_step="use a FileLoggingDestination"
+            )
+        rows = ds.dataset(data, format="parquet").to_table() if isinstance(data, Path) else data
+        ds.write_dataset(
+            rows,
+            str(FileSource.get_uri_for_file_path(config.repo_path, destination.path)),
+            format="parquet",
+            basename_template=f"{uuid.uuid4().hex}-{{i}}.parquet",
+            partitioning=destination.partition_by or None,
+            existing_data_behavior="overwrite_or_ignore",
+            use_threads=False,
+        )
 
     def get_table_column_names_and_types_from_data_source(
         self, config: RepoConfig, data_source: DataSource
@@ -194,143 +228,6 @@ class DeltaOfflineStore(OfflineStore):
         """Names and Arrow types of a source's columns."""
         if not isinstance(data_source.file_format, DeltaFormat):
             return data_source.get_table_column_names_and_types(config)  # type: ignore[no-any-return]
-        import pyarrow as pa
-
         table = delta_table(reads.source_path(config, data_source), config.offline_store.storage_options)
         schema = normalised(pa.schema(table.schema().to_arrow()))
         return [(field.name, str(field.type)) for field in schema]
-
-
-def _session(config: RepoConfig, *, ordered: bool = False) -> AbstractContextManager[Any]:
-    options = config.offline_store
-    return session(memory_mb=options.memory_mb, threads=options.threads, spill=options.spill, ordered=ordered)
-
-
-def _joined(
-    config: RepoConfig, wanted: dict[FeatureView, list[str]], spine: Spine, *, full: bool
-) -> Callable[[], AbstractContextManager[Any]]:
-    known_by_us = reads.microseconds(config.offline_store.known_by)
-
-    @contextmanager
-    def run() -> Iterator[Any]:
-        with _session(config) as connection:
-            load_spine(connection, spine)
-            yield _join(connection, config, wanted, spine.table.schema, known_by_us, full=full)
-
-    return run
-
-
-def _join(
-    connection: Any,
-    config: RepoConfig,
-    wanted: dict[FeatureView, list[str]],
-    spine: pa.Schema,
-    known_by_us: int | None,
-    *,
-    full: bool,
-) -> Any:
-    views = [
-        reads.view_join(connection, config, view, names, spine, number=number, full=full)
-        for number, (view, names) in enumerate(wanted.items())
-    ]
-    reads.check_names(spine.names, views)
-    for number, view in enumerate(views):
-        match(connection, view, number, known_by_us)
-    return connection.sql(join_sql(spine.names, views))
-
-
-def _window(
-    config: RepoConfig,
-    wanted: dict[FeatureView, list[str]],
-    first: datetime,
-    last: datetime,
-    *,
-    known_by_end: bool,
-    full: bool,
-) -> tuple[Callable[[], AbstractContextManager[Any]], list[str]]:
-    """Without a spine: one view's rows of a window."""
-    known_by = config.offline_store.known_by
-    if known_by_end:
-        known_by = last if known_by is None else min(known_by, last)
-    if len(wanted) != 1:
-        raise FeatureStoreError(
-            f"without a spine one feature view can be read at a time, not {len(wanted)}",
-            where=", ".join(view.name for view in wanted),
-            next_step="read one view's window, and join the others to its rows as a spine",
-        )
-    ((view, names),) = wanted.items()
-    source = view.batch_source
-    column_of = {new: old for old, new in source.field_mapping.items()}
-    keys = reads.join_keys(view)
-    prefix = f"{view.projection.name_to_use()}__" if full else ""
-    created = source.created_timestamp_column or None
-    columns = [
-        *((column_of.get(key, key), name) for key, name in keys.items()),
-        (source.timestamp_field, EVENT_TIMESTAMP),
-        *((column_of.get(name, name), f"{prefix}{name}") for name in names),
-        *([(created, created)] if created else []),
-    ]
-
-    @contextmanager
-    def run() -> Iterator[Any]:
-        with _session(config, ordered=True) as connection:
-            scan = reads.open_source(connection, config, source, "source_0", [column for column, _ in columns])
-            query = reads.window_sql(
-                scan,
-                columns,
-                event=source.timestamp_field,
-                created=created,
-                start_us=reads.microseconds(first),
-                end_us=reads.microseconds(last),
-                known_by_us=reads.microseconds(known_by),
-            )
-            yield connection.sql(query)
-
-    return run, list(keys.values())
-
-
-def _run_query(config: RepoConfig, query: str, registry: BaseRegistry, project: str) -> Spine:
-    """A spine from a SQL query over the project's feature views."""
-    import duckdb
-
-    with _session(config, ordered=True) as connection:
-        for view in registry.list_feature_views(project):
-            # Each named view is opened only if the query can mean it: opening one reads its Delta log.
-            if view.name in query:
-                scan = reads.open_source(connection, config, view.batch_source, f"source_{view.name}", [])
-                connection.execute(f"CREATE TEMP VIEW {quote(view.name)} AS SELECT * FROM {scan.relation}")
-        try:
-            rows = connection.sql(query).to_arrow_table()
-        except duckdb.Error as error:
-            raise FeatureStoreError(
-                f"the spine's query failed: {error}", where="entity_df", next_step="correct the query"
-            ) from error
-    return to_spine(rows)
-
-
-def _columns(keys: list[str], features: list[str], event: str, created: str | None) -> list[str]:
-    return list(dict.fromkeys([*keys, *features, event, *([created] if created else [])]))
-
-
-def _pull(
-    config: RepoConfig,
-    source: DataSource,
-    columns: list[str],
-    query: Callable[[Scan, list[tuple[str, str]]], str],
-    *,
-    dummy: bool,
-) -> DeltaRetrievalJob:
-    @contextmanager
-    def run() -> Iterator[Any]:
-        with _session(config, ordered=True) as connection:
-            scan = reads.open_source(connection, config, source, "source_0", columns)
-            sql = query(scan, [(column, column) for column in columns])
-            if dummy:
-                sql = f"SELECT *, {literal(DUMMY_ENTITY_VAL)} AS {quote(DUMMY_ENTITY_ID)} FROM ({sql})"
-            yield connection.sql(sql)
-
-    return DeltaRetrievalJob(
-        run,
-        repo_path=str(config.repo_path) if config.repo_path else None,
-        storage_options=config.offline_store.storage_options,
-    )

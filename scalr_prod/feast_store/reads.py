@@ -13,7 +13,7 @@ from feast.utils import _get_requested_feature_views_to_features_dict, _get_requ
 from scalr_prod.errors import FeatureStoreError
 from scalr_prod.feast_store.asof import ViewJoin
 from scalr_prod.feast_store.scan import Scan, delta_table, quote, scan_delta, scan_parquet
-from scalr_prod.feast_store.spines import key_sql
+from scalr_prod.feast_store.spines import EVENT_TIMESTAMP, key_sql
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -33,6 +33,7 @@ __all__ = [
     "source_path",
     "view_join",
     "wanted_features",
+    "window_columns",
     "window_sql",
 ]
 
@@ -77,6 +78,20 @@ def view_join(
         features=tuple((column_of.get(name, name), f"{prefix}{name}") for name in names),
         ttl_us=round(view.ttl.total_seconds() * 1_000_000) if view.ttl else 0,
     )
+
+
+def window_columns(view: FeatureView, names: Sequence[str], *, full: bool, created: bool) -> list[tuple[str, str]]:
+    """(column, name in the result) of a read without a spine: keys, event time, features, and the knowledge time."""
+    source = view.batch_source
+    column_of = {new: old for old, new in source.field_mapping.items()}
+    prefix = f"{view.projection.name_to_use()}__" if full else ""
+    known = source.created_timestamp_column or None
+    return [
+        *((column_of.get(key, key), name) for key, name in join_keys(view).items()),
+        (source.timestamp_field, EVENT_TIMESTAMP),
+        *((column_of.get(name, name), f"{prefix}{name}") for name in names),
+        *([(known, known)] if known and created else []),
+    ]
 
 
 def check_names(spine: Iterable[str], views: Sequence[ViewJoin]) -> None:

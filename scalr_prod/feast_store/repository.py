@@ -135,6 +135,8 @@ def _files(settings: Settings, lake: dict[str, str]) -> dict[str, str]:
     )
     return {
         "feature_store.yaml": yaml.substitute(
+            project=_project_name(settings),
+            sqlalchemy=json.dumps({"echo": False} | ({"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {})),
             registry=json.dumps("${SCALR_FEAST__REGISTRY}" if _has_password(url) else url),
             storage_options=json.dumps(options),
             memory_mb=settings.compute.memory_mb,
@@ -144,6 +146,12 @@ def _files(settings: Settings, lake: dict[str, str]) -> dict[str, str]:
         "definitions.py": (template / "definitions.py").read_text(encoding="utf-8"),
         "lake.json": json.dumps(lake, indent=2) + "\n",
     }
+
+
+def _project_name(settings: Settings) -> str:
+    """The same on every machine, and another one for another pair of domains: they may share a registry."""
+    names = (settings.domains.source.name, settings.domains.target.name)
+    return "_to_".join(re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "domain" for name in names)
 
 
 def _has_password(url: str) -> bool:

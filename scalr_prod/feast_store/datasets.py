@@ -1,51 +1,24 @@
-"""What goes out of the lake through Feast: latest rows to the online store, training sets to the registry."""
+"""Training sets in Feast's registry, beside the features that they were joined from."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from scalr_prod.contracts import EVENT_TIMESTAMP
 from scalr_prod.errors import FeatureStoreError
-from scalr_prod.feast_store.access import explained, open_feature_store
+from scalr_prod.feast_store.access import explained, open_feature_store, quiet
 from scalr_prod.feast_store.repository import repository_lock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     import pyarrow as pa
 
     from scalr_prod.settings import Settings
 
-__all__ = ["MaterializationReport", "SavedDatasetReport", "materialize", "save_dataset"]
-
-logger = logging.getLogger(__name__)
-
-_BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-@dataclass(frozen=True)
-class MaterializationReport:
-    """What was written to the online store.
-
-    Attributes:
-        views: The feature views.
-        end: Rows up to this time.
-        online_store: Its kind.
-    """
-
-    views: tuple[str, ...]
-    end: datetime
-    online_store: str
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        return {"views": list(self.views), "end": self.end.isoformat(), "online_store": self.online_store}
+__all__ = ["SavedDatasetReport", "save_dataset"]
 
 
 @dataclass(frozen=True)
@@ -67,27 +40,6 @@ class SavedDatasetReport:
         return {"name": self.name, "path": self.path, "columns": list(self.columns)}
 
 
-def materialize(
-    settings: Settings, *, end: datetime | None = None, views: Sequence[str] | None = None
-) -> MaterializationReport:
-    """Write each entity's latest row to the online store, of every view that has a place there.
-
-    Args:
-        settings: The project's settings.
-        end: Rows with event times up to this; default: now.
-        views: Only these views.
-
-    Raises:
-        FeatureStoreError: No such view, or the online store cannot be reached.
-    """
-    end = end or datetime.now(UTC)
-    with explained(settings), repository_lock(settings), _quiet("materialize"):
-        store = open_feature_store(settings)
-        names = list(views) if views is not None else [view.name for view in store.list_feature_views() if view.online]
-        store.materialize(start_date=_BEGINNING, end_date=end, feature_views=names)
-    return MaterializationReport(tuple(names), end, settings.feast.online_store)
-
-
 def save_dataset(
     settings: Settings, name: str, *, path: Path, service: str | None = "downstream_training_v1"
 ) -> SavedDatasetReport:
@@ -104,7 +56,7 @@ def save_dataset(
         FeatureStoreError: There is no such Parquet, it has no ``event_timestamp`` or no row, or the registry cannot be reached.
     """
     schema, first, last = _facts(path)
-    with explained(settings), repository_lock(settings), _quiet("save_dataset"):
+    with explained(settings), repository_lock(settings), quiet("save_dataset"):
         store = open_feature_store(settings)
         from feast.data_format import ParquetFormat
         from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
@@ -150,15 +102,3 @@ def _facts(path: Path) -> tuple[pa.Schema, datetime, datetime]:
 
 def _moment(microseconds: int) -> datetime:
     return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=microseconds)
-
-
-@contextlib.contextmanager
-def _quiet(what: str) -> Iterator[None]:
-    """Feast prints as it works; standard output belongs to the command line."""
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            yield
-    finally:
-        if said.getvalue().strip():
-            logger.debug("feast %s: %s", what, said.getvalue().strip())

@@ -1,0 +1,197 @@
+"""What the offline store's methods run: nothing is opened before a result is asked for, and everything is closed after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL
+
+from scalr_prod.errors import FeatureStoreError
+from scalr_prod.feast_store import reads
+from scalr_prod.feast_store.asof import join_sql, match
+from scalr_prod.feast_store.job import DeltaRetrievalJob
+from scalr_prod.feast_store.scan import Scan, literal, quote
+from scalr_prod.feast_store.session import session
+from scalr_prod.feast_store.spines import EVENT_TIMESTAMP, Spine, load_spine, to_spine
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import datetime
+
+    import pyarrow as pa
+    from feast.data_source import DataSource
+    from feast.feature_view import FeatureView
+    from feast.infra.registry.base_registry import BaseRegistry
+    from feast.repo_config import RepoConfig
+
+__all__ = ["columns_of", "duckdb_session", "joined", "pull", "spine_of_query", "window"]
+
+#: Opens a DuckDB connection and gives the result as a lazy relation in it.
+Run: TypeAlias = Callable[[], AbstractContextManager[Any]]
+
+
+def duckdb_session(config: RepoConfig, *, ordered: bool = False) -> AbstractContextManager[Any]:
+    """A DuckDB connection within the limits of feature_store.yaml."""
+    options = config.offline_store
+    return session(memory_mb=options.memory_mb, threads=options.threads, spill=options.spill, ordered=ordered)
+
+
+def joined(config: RepoConfig, wanted: dict[FeatureView, list[str]], spine: Spine, *, full: bool) -> Run:
+    """Features joined to a spine, point in time."""
+    known_by_us = reads.microseconds(config.offline_store.known_by)
+
+    @contextmanager
+    def run() -> Iterator[Any]:
+        with duckdb_session(config) as connection:
+            load_spine(connection, spine)
+            yield _join(connection, config, wanted, spine.table.schema, known_by_us, full=full)
+
+    return run
+
+
+def _join(
+    connection: Any,
+    config: RepoConfig,
+    wanted: dict[FeatureView, list[str]],
+    spine: pa.Schema,
+    known_by_us: int | None,
+    *,
+    full: bool,
+) -> Any:
+    views = [
+        reads.view_join(connection, config, view, names, spine, number=number, full=full)
+        for number, (view, names) in enumerate(wanted.items())
+    ]
+    reads.check_names(spine.names, views)
+    for number, view in enumerate(views):
+        match(connection, view, number, known_by_us)
+    return connection.sql(join_sql(spine.names, views))
+
+
+def window(
+    config: RepoConfig,
+    wanted: dict[FeatureView, list[str]],
+    first: datetime,
+    last: datetime,
+    *,
+    known_by_end: bool,
+    full: bool,
+) -> tuple[Run, list[str]]:
+    """Without a spine: the rows of one view in a window, or several views joined at each time at which one of them has a row.
+
+    Args:
+        config: Feast's settings.
+        wanted: Views and features.
+        first: Earliest event time.
+        last: Latest event time.
+        known_by_end: Leave out what was created after ``last``.
+        full: Call features ``view__feature``.
+
+    Returns:
+        What runs it, and the columns of the join keys.
+
+    Raises:
+        FeatureStoreError: The views have different keys.
+    """
+    known_by = config.offline_store.known_by
+    if known_by_end:
+        known_by = last if known_by is None else min(known_by, last)
+    limits = {name: reads.microseconds(moment) for name, moment in (("start_us", first), ("end_us", last))}
+    known_by_us = reads.microseconds(known_by)
+    keys = [sorted(reads.join_keys(view).values()) for view in wanted]
+    if any(other != keys[0] for other in keys):
+        raise FeatureStoreError(
+            "views with different keys cannot be read together without a spine",
+            where=", ".join(f"{view.name} ({', '.join(names)})" for view, names in zip(wanted, keys, strict=True)),
+            next_step="read one view's window, and join the others to its rows as a spine",
+        )
+
+    def rows_of(connection: Any, view: FeatureView, names: list[str], alias: str) -> str:
+        columns = reads.window_columns(view, names, full=full, created=len(wanted) == 1)
+        scan = reads.open_source(connection, config, view.batch_source, alias, [column for column, _ in columns])
+        source = view.batch_source
+        return reads.window_sql(
+            scan,
+            columns,
+            event=source.timestamp_field,
+            created=source.created_timestamp_column or None,
+            known_by_us=known_by_us,
+            **limits,
+        )
+
+    @contextmanager
+    def run() -> Iterator[Any]:
+        with duckdb_session(config, ordered=True) as connection:
+            if len(wanted) == 1:
+                ((view, names),) = wanted.items()
+                yield connection.sql(rows_of(connection, view, names, "source_0"))
+                return
+            queries = [rows_of(connection, view, [], f"window_{number}") for number, view in enumerate(wanted)]
+            shared = ", ".join(quote(name) for name in [*keys[0], EVENT_TIMESTAMP])
+            union = " UNION ".join(f"SELECT {shared} FROM ({query})" for query in queries)
+            ordered = f"{union} ORDER BY {quote(EVENT_TIMESTAMP)}, {shared}"
+            spine = to_spine(connection.sql(ordered).to_arrow_table())
+            load_spine(connection, spine)
+            yield _join(connection, config, wanted, spine.table.schema, known_by_us, full=full)
+
+    return run, keys[0]
+
+
+def spine_of_query(config: RepoConfig, query: str, registry: BaseRegistry, project: str) -> Spine:
+    """A spine from a SQL query over the project's feature views."""
+    import duckdb
+
+    with duckdb_session(config, ordered=True) as connection:
+        for view in registry.list_feature_views(project):
+            # Each named view is opened only if the query can mean it: opening one reads its Delta log.
+            if view.name in query:
+                scan = reads.open_source(connection, config, view.batch_source, f"source_{view.name}", [])
+                connection.execute(f"CREATE TEMP VIEW {quote(view.name)} AS SELECT * FROM {scan.relation}")
+        try:
+            rows = connection.sql(query).to_arrow_table()
+        except duckdb.Error as error:
+            raise FeatureStoreError(
+                f"the spine's query failed: {error}", where="entity_df", next_step="correct the query"
+            ) from error
+    return to_spine(rows)
+
+
+def columns_of(keys: list[str], features: list[str], event: str, created: str | None) -> list[str]:
+    """All columns that a pull reads, each once."""
+    return list(dict.fromkeys([*keys, *features, event, *([created] if created else [])]))
+
+
+def pull(
+    config: RepoConfig,
+    source: DataSource,
+    columns: list[str],
+    query: Callable[[Scan, list[tuple[str, str]]], str],
+    *,
+    dummy: bool,
+) -> DeltaRetrievalJob:
+    """A plain read of a source.
+
+    Args:
+        config: Feast's settings.
+        source: The source.
+        columns: Its columns.
+        query: Gives the SQL for a scan and (column, name) pairs.
+        dummy: Add the key that Feast gives to views without entities.
+    """
+
+    @contextmanager
+    def run() -> Iterator[Any]:
+        with duckdb_session(config, ordered=True) as connection:
+            scan = reads.open_source(connection, config, source, "source_0", columns)
+            sql = query(scan, [(column, column) for column in columns])
+            if dummy:
+                sql = f"SELECT *, {literal(DUMMY_ENTITY_VAL)} AS {quote(DUMMY_ENTITY_ID)} FROM ({sql})"
+            yield connection.sql(sql)
+
+    return DeltaRetrievalJob(
+        run,
+        repo_path=str(config.repo_path) if config.repo_path else None,
+        storage_options=config.offline_store.storage_options,
+    )
