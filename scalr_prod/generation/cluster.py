@@ -51,7 +51,7 @@ class Cluster:
         from distributed import as_completed
 
         queue = iter(arguments)
-        running = as_completed()
+        running = as_completed(loop=self._client.loop)
         pending = set()
 
         def submit_next() -> None:
@@ -146,7 +146,7 @@ def _local_client(settings: Settings, tasks: int) -> Iterator[Any]:
             memory_limit=0,
             local_directory=str(folder),
         ) as cluster,
-        Client(cluster) as client,
+        Client(cluster, set_as_default=False) as client,
     ):
         yield client
 

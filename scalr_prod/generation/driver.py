@@ -89,7 +89,7 @@ def _make_parts(settings: Settings, spec: RunSpec, ledger: Ledger, *, progress: 
     remove_others(folder, partitions)
     kept = {number: kept_part(settings, spec, number, partitions) for number in range(partitions)}
     manifests = {number: manifest for number, manifest in kept.items() if manifest is not None}
-    ledger.record_partitions(spec.run_id, sorted(manifests.items()))
+    ledger.record_partitions(spec.run_id, sorted(manifests.items()), partitions=partitions)
     missing = [number for number in range(partitions) if number not in manifests]
     if missing:
         _check_tables(settings, spec)

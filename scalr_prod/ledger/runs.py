@@ -92,17 +92,24 @@ class Runs(Database):
         """Record what a partition's task reported; a repeated task replaces what was there. See `record_partitions`."""
         self.record_partitions(run_id, [(partition, manifest)])
 
-    def record_partitions(self, run_id: str, manifests: Iterable[tuple[int, Mapping[str, Any]]]) -> None:
+    def record_partitions(
+        self, run_id: str, manifests: Iterable[tuple[int, Mapping[str, Any]]], *, partitions: int | None = None
+    ) -> None:
         """Record several partitions in one transaction.
 
         Args:
             run_id: The run.
             manifests: Partition number, and plain JSON values, among them (all optional) ``state`` (default ``done``),
                 ``rows``, ``sha256``, ``path``.
+            partitions: How many the run has now; what was recorded of a finer cut, beyond that, is forgotten.
         """
         with self._writing() as session:
             self._row(session, run_id)
             now = self._now(session)
+            if partitions is not None:
+                session.execute(
+                    sa.delete(PartitionRow).where(PartitionRow.run_id == run_id, PartitionRow.partition >= partitions)
+                )
             for partition, manifest in manifests:
                 content = json.loads(json.dumps(dict(manifest), default=str))
                 session.merge(
