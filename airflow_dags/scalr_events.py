@@ -24,7 +24,7 @@ _INSTANT = {"type": ["null", "string"], "format": "date-time"}
     max_active_runs=1,
     default_args={
         "owner": "scalr",
-        "retries": 2,
+        "retries": int(os.environ.get("SCALR_AIRFLOW_RETRIES", "2")),
         "retry_delay": timedelta(minutes=5),
         "retry_exponential_backoff": True,
         "execution_timeout": timedelta(hours=6),

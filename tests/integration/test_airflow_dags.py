@@ -69,6 +69,7 @@ def airflow(project, tmp_path_factory):
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}",
         "SCALR_CONFIG": str(project.base / "scalr.toml"),
+        "SCALR_AIRFLOW_RETRIES": "0",
         "OMP_NUM_THREADS": "1",
     }
     run = Airflow(home, env)
