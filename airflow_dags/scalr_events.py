@@ -85,9 +85,8 @@ def scalr_events() -> None:
 
     @task(outlets=[ASSET])
     def publish(run_id: str, *, outlet_events: Any = None) -> dict[str, Any]:
-        from scalr_prod.publication import publish as work
-
         from scalr_prod.orchestration import scheduler_errors
+        from scalr_prod.publication import publish as work
 
         with scheduler_errors():
             settings = project()
