@@ -11,18 +11,20 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from scalr_prod.contracts import Table
 from scalr_prod.errors import GenerationError, LedgerError, SchedulerUnreachable, TranslatorError
-from scalr_prod.generation import generate, plan_run
+from scalr_prod.generation import GenerationReport, generate, plan_run
 from scalr_prod.generation.parts import part_path
 from scalr_prod.lake import Lake
-from scalr_prod.ledger import Ledger, RunState, run_folder
+from scalr_prod.ledger import Ledger, RunSpec, RunState, run_folder
 from scalr_prod.settings import load_settings
 
 pytestmark = pytest.mark.slow
@@ -40,13 +42,31 @@ def config(trained_home, tmp_path_factory) -> Path:
     return path
 
 
-def project(config: Path, *, workers: int = 1, dask: str = "local", connect: float = 10, **generation):
+@pytest.fixture(scope="module")
+def here():
+    """Address of a scheduler whose workers are threads of this process: it costs no start-up."""
+    from distributed import LocalCluster
+
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=False, protocol="tcp", host="127.0.0.1", dashboard_address=None
+    ) as cluster:
+        yield cluster.scheduler_address
+
+
+def project(config: Path, dask: str, *, workers: int = 1, connect: float = 10, **generation):
     return load_settings(
         config,
-        generation={"partitions": 4, **generation},
+        generation={"partitions": 5, **generation},
         compute={"workers": workers, "dask": dask, "connect_timeout_s": connect},
         serving={"scorer": "local", "threads": 2},
     )
+
+
+class Made(NamedTuple):
+    spec: RunSpec
+    report: GenerationReport
+    rows: pd.DataFrame
+    staged: pd.DataFrame
 
 
 def candidates(settings, run_id: str) -> pd.DataFrame:
@@ -59,25 +79,25 @@ def fresh(settings, spec) -> None:
 
 
 @pytest.fixture(scope="module")
-def made(config):
-    """One generation with one worker; gives (spec, report, candidates)."""
-    settings = project(config, batch_size=64, partitions=5)
+def made(config, here):
+    """One generation, small batches; gives what it came to."""
+    settings = project(config, here, batch_size=64)
     spec = plan_run(settings, version=1)
     report = generate(settings, spec)
-    return spec, report, candidates(settings, spec.run_id)
+    staged = pd.read_parquet(run_folder(settings, spec.run_id) / "parts")
+    return Made(spec, report, candidates(settings, spec.run_id), staged)
 
 
 def test_the_report_adds_up_and_the_run_is_written_down(config, made):
-    settings = project(config)
-    spec, report, rows = made
+    settings = project(config, "local")
+    spec, report, rows, _ = made
     assert report.run_id == spec.run_id
     assert report.drawn == 2 * report.contexts == report.events + sum(report.dropped.values())
     assert (report.events, report.users, report.items) == (len(rows), rows["user_id"].nunique(), rows["item_id"].nunique())
+    assert (report.parts_made, report.parts_kept) == (5, 0)
     assert 0 < report.coverage <= 1
     assert report.bucket_distance["after"] < report.bucket_distance["before"]
     assert json.loads(json.dumps(report.to_json())) == report.to_json()
-    folder = run_folder(settings, spec.run_id)
-    assert json.loads((folder / "run.json").read_text()) == spec.to_json()
     with Ledger.open(settings) as ledger:
         states = [step.to_state for step in ledger.transitions(spec.run_id)][:3]
         assert states == [RunState.PLANNED, RunState.GENERATING, RunState.GENERATED]
@@ -85,63 +105,99 @@ def test_the_report_adds_up_and_the_run_is_written_down(config, made):
 
 
 def test_half_of_the_events_stay_and_their_buckets_come_nearer(config, made):
-    spec, report, rows = made
+    _, report, rows, staged = made
     assert len(rows) >= 0.5 * (len(rows) + report.dropped["alignment"])
-    real = Lake.open(project(config)).read(Table.TARGET_EVENTS).to_pandas()["item_id"].value_counts()
+    settings = project(config, "local")
+    real = Lake.open(settings).read(Table.TARGET_EVENTS).to_pandas()["item_id"].value_counts()
     # The mean popularity of what is proposed moves towards that of what is really consumed.
-    settings = project(config)
-    staged = pd.read_parquet(run_folder(settings, spec.run_id) / "parts")
     want = (real * real).sum() / real.sum()
     before, after = (frame["item_id"].map(real).mean() for frame in (staged, rows))
     assert abs(after - want) < abs(before - want)
 
 
-def test_three_workers_and_large_batches_give_the_same_events(config, made):
-    spec, report, rows = made
-    settings = project(config, workers=3, batch_size=1024, partitions=7)
+def test_three_processes_and_large_batches_give_the_same_events_though_one_is_lost(config, made):
+    spec, report, rows, _ = made
+    settings = project(config, "local", workers=3, batch_size=1024, partitions=16)
     assert plan_run(settings, version=1) == spec
     fresh(settings, spec)
+    parts = run_folder(settings, spec.run_id) / "parts"
+    killed = threading.Event()
+
+    def kill_one() -> None:
+        while not any(parts.glob("part-*.parquet")):
+            time.sleep(0.02)
+        family = psutil.Process().children(recursive=True)
+        names = {child: " ".join(child.cmdline()) for child in family}
+        workers = [child for child, name in names.items() if "dask worker" in name or "spawn_main" in name]
+        workers[-1].kill()
+        killed.set()
+
+    thread = threading.Thread(target=kill_one, daemon=True)
+    thread.start()
     again = generate(settings, spec)
+    thread.join(10)
+    assert killed.is_set()
+    assert again.parts_made == 16
     pd.testing.assert_frame_equal(candidates(settings, spec.run_id), rows, rtol=0, atol=1e-5)
     assert (again.events, again.dropped) == (report.events, report.dropped)
-    schema = pq.read_schema(part_path(run_folder(settings, spec.run_id) / "candidates", 0))
-    assert schema.equals(Lake.open(settings).schema(Table.SYNTHETIC_TARGET_EVENTS)) or schema.names == rows.columns.to_list()
 
 
-def test_a_finished_generation_is_left_as_it_is(config, made):
-    spec, _, rows = made
-    settings = project(config)
+def test_candidates_have_the_feature_view_s_schema(config, here, made):
+    spec = made.spec
+    settings = project(config, here)
+    generate(settings, spec)
+    view = Lake.open(settings).schema(Table.SYNTHETIC_TARGET_EVENTS)
+    for file in (run_folder(settings, spec.run_id) / "candidates").glob("*.parquet"):
+        assert pq.read_schema(file).equals(view, check_metadata=False)
+
+
+def test_a_finished_generation_is_left_as_it_is(config, here, made):
+    spec, _, rows, _ = made
+    settings = project(config, here)
     first = generate(settings, spec)
     files = sorted((run_folder(settings, spec.run_id) / "candidates").glob("*.parquet"))
     times = [file.stat().st_mtime_ns for file in files]
     again = generate(settings, spec)
     assert [file.stat().st_mtime_ns for file in files] == times
-    assert (again.parts_made, again.events) == (0, first.events)
+    assert (again.parts_made, again.parts_kept, again.events) == (0, first.parts_made + first.parts_kept, first.events)
     pd.testing.assert_frame_equal(candidates(settings, spec.run_id), rows, rtol=0, atol=1e-5)
 
 
-def test_missing_and_damaged_parts_are_made_again_and_others_kept(config, made):
-    spec, _, rows = made
-    settings = project(config)
+def test_missing_and_damaged_parts_are_made_again_and_others_kept(config, here, made):
+    spec, _, rows, _ = made
+    settings = project(config, here)
+    fresh(settings, spec)
     generate(settings, spec)
     folder = run_folder(settings, spec.run_id)
-    parts = [part_path(folder / "parts", number) for number in range(4)]
-    if not parts[3].exists() or (folder / "parts").glob("part-00004*"):
-        fresh(settings, spec)
-        generate(settings, spec)
+    parts = [part_path(folder / "parts", number) for number in range(5)]
     before = [part.stat().st_mtime_ns for part in parts]
     parts[0].unlink()
     parts[2].write_bytes(parts[2].read_bytes()[:-1])
     part_path(folder / "candidates", 1).unlink()
     report = generate(settings, spec)
     after = [part.stat().st_mtime_ns for part in parts]
-    assert (report.parts_made, report.parts_kept) == (2, 2)
-    assert [old == new for old, new in zip(before, after, strict=True)] == [False, True, False, True]
+    assert (report.parts_made, report.parts_kept) == (2, 3)
+    assert [old == new for old, new in zip(before, after, strict=True)] == [False, True, False, True, True]
     pd.testing.assert_frame_equal(candidates(settings, spec.run_id), rows, rtol=0, atol=1e-5)
 
 
-def test_without_alignment_everything_staged_is_a_candidate(config):
-    settings = project(config, workers=2, align=False)
+def test_parts_of_another_cut_do_not_stay(config, here, made):
+    spec, _, rows, _ = made
+    fresh(project(config, here), spec)
+    generate(project(config, here, partitions=7), spec)
+    settings = project(config, here, partitions=3)
+    part_path(run_folder(settings, spec.run_id) / "candidates", 0).unlink()
+    report = generate(settings, spec)
+    assert (report.parts_made, report.parts_kept) == (3, 0)
+    for folder in ("parts", "candidates"):
+        assert len(list((run_folder(settings, spec.run_id) / folder).glob("*.parquet"))) == 3
+    with Ledger.open(settings) as ledger:
+        assert len(ledger.partitions(spec.run_id)) == 3
+    pd.testing.assert_frame_equal(candidates(settings, spec.run_id), rows, rtol=0, atol=1e-5)
+
+
+def test_without_alignment_everything_staged_is_a_candidate(config, here):
+    settings = project(config, here, align=False)
     spec = plan_run(settings, version=1)
     report = generate(settings, spec)
     staged = pd.read_parquet(run_folder(settings, spec.run_id) / "parts").sort_values("event_id", ignore_index=True)
@@ -149,23 +205,18 @@ def test_without_alignment_everything_staged_is_a_candidate(config):
     assert report.dropped["alignment"] == 0
 
 
-def test_a_causal_run_over_a_late_window(config):
-    settings = project(config)
-    end = plan_run(settings, version=1).end
-    settings = project(config, mode="causal", start=end, end=end + pd.Timedelta(days=2))
-    lake = Lake.open(settings)
-    rows = lake.read(Table.SOURCE_EVENTS).slice(0, 50).to_pandas()
-    rows["event_timestamp"] = rows["created_timestamp"] = end + pd.Timedelta(hours=1)
-    folder = settings.base.with_name("causal")
-    shutil.copytree(settings.base, folder)
-    shutil.rmtree(folder / ".scalr" / "feature_repo")
-    settings = project(folder / config.name, mode="causal", start=end, end=end + pd.Timedelta(days=2))
-    import pyarrow as pa
-
+def test_a_causal_run_over_the_next_day(config, here):
     from scalr_prod.feast_store import apply_feature_repo
     from scalr_prod.histories import build_histories
 
+    end = plan_run(project(config, here), version=1).end
+    folder = config.parent.with_name("causal")
+    shutil.copytree(config.parent, folder)
+    shutil.rmtree(folder / ".scalr" / "feature_repo")
+    settings = project(folder / config.name, here, mode="causal", start=end, end=end + pd.Timedelta(days=1))
     lake = Lake.open(settings)
+    rows = lake.read(Table.SOURCE_EVENTS).slice(0, 50).to_pandas()
+    rows["event_timestamp"] = rows["created_timestamp"] = end + pd.Timedelta(hours=1)
     schema = lake.schema(Table.SOURCE_EVENTS)
     lake.append(Table.SOURCE_EVENTS, pa.Table.from_pandas(rows, schema=schema, preserve_index=False), key="next day")
     build_histories(settings)
@@ -175,28 +226,6 @@ def test_a_causal_run_over_a_late_window(config):
     report = generate(settings, spec)
     assert report.contexts == len(rows.drop_duplicates(["user_id", "item_id"]))
     assert 0 < report.events <= report.drawn
-
-
-def test_a_lost_worker_costs_no_event(config, made):
-    spec, _, rows = made
-    settings = project(config, workers=2, partitions=16)
-    fresh(settings, spec)
-    parts = run_folder(settings, spec.run_id) / "parts"
-    killed = threading.Event()
-
-    def kill_one() -> None:
-        while not any(parts.glob("part-*.parquet")):
-            time.sleep(0.02)
-        workers = [child for child in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(child.cmdline())]
-        workers[-1].kill()
-        killed.set()
-
-    thread = threading.Thread(target=kill_one, daemon=True)
-    thread.start()
-    report = generate(settings, spec)
-    assert killed.is_set()
-    assert report.parts_made == 16
-    pd.testing.assert_frame_equal(candidates(settings, spec.run_id), rows, rtol=0, atol=1e-5)
 
 
 DRIVER = """
@@ -214,9 +243,9 @@ if __name__ == "__main__":
 """
 
 
-def test_a_killed_driver_s_run_goes_on_from_where_it_stopped(config, made, tmp_path):
-    spec, _, rows = made
-    settings = project(config, workers=2, partitions=16)
+def test_a_killed_driver_s_run_goes_on_from_where_it_stopped(config, here, made, tmp_path):
+    spec, _, rows, _ = made
+    settings = project(config, here, partitions=16)
     fresh(settings, spec)
     script = tmp_path / "driver.py"
     script.write_text(DRIVER)
@@ -240,9 +269,9 @@ def test_a_killed_driver_s_run_goes_on_from_where_it_stopped(config, made, tmp_p
     pd.testing.assert_frame_equal(candidates(settings, spec.run_id), rows, rtol=0, atol=1e-5)
 
 
-def test_two_drivers_do_not_work_on_one_run(config, made):
-    spec, _, _ = made
-    settings = project(config)
+def test_two_drivers_do_not_work_on_one_run(config, here, made):
+    spec = made.spec
+    settings = project(config, here)
     with (
         Ledger.open(settings) as ledger,
         ledger.lease(spec.run_id, owner="another host"),
@@ -251,20 +280,9 @@ def test_two_drivers_do_not_work_on_one_run(config, made):
         generate(settings, spec)
 
 
-def test_any_scheduler_s_address_works(config, made):
-    from distributed import LocalCluster
-
-    spec, _, rows = made
-    with LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None) as cluster:
-        settings = project(config, dask=cluster.scheduler_address, partitions=6)
-        fresh(settings, spec)
-        assert generate(settings, spec).parts_made == 6
-    pd.testing.assert_frame_equal(candidates(settings, spec.run_id), rows, rtol=0, atol=1e-5)
-
-
 def test_a_scheduler_that_does_not_answer(config, made):
-    spec, _, _ = made
-    settings = project(config, dask="tcp://127.0.0.1:9", connect=1)
+    spec = made.spec
+    settings = project(config, "tcp://127.0.0.1:9", connect=1)
     fresh(settings, spec)
     started = time.monotonic()
     with pytest.raises(SchedulerUnreachable, match=r"does not answer within 1 s") as caught:
@@ -278,17 +296,17 @@ def test_a_scheduler_that_does_not_answer(config, made):
 def test_a_scheduler_without_workers(config, made):
     from distributed import LocalCluster
 
-    spec, _, _ = made
+    spec = made.spec
     with LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address=None) as cluster:
-        settings = project(config, dask=cluster.scheduler_address, connect=1)
+        settings = project(config, cluster.scheduler_address, connect=1)
         fresh(settings, spec)
         with pytest.raises(SchedulerUnreachable, match="has no worker"):
             generate(settings, spec)
 
 
-def test_a_task_s_own_error_reaches_the_user_unchanged(config, made):
-    spec, _, _ = made
-    settings = project(config)
+def test_a_task_s_own_error_reaches_the_user_unchanged(config, here, made):
+    spec = made.spec
+    settings = project(config, here, batch_size=77)  # other settings: what workers hold open already is not used
     fresh(settings, spec)
     weights = settings.home / "models" / "translator" / "1" / "translator.safetensors"
     whole = weights.read_bytes()
@@ -302,9 +320,9 @@ def test_a_task_s_own_error_reaches_the_user_unchanged(config, made):
         assert ledger.run(spec.run_id).state is RunState.GENERATING
 
 
-def test_histories_that_moved_on_are_not_mixed_in(config, made):
-    spec, _, _ = made
-    settings = project(config)
+def test_histories_that_moved_on_are_not_mixed_in(config, here, made):
+    spec = made.spec
+    settings = project(config, here)
     fresh(settings, spec)
     older = {**spec.table_versions, "source_user_history": spec.table_versions["source_user_history"] - 1}
     moved = type(spec).make(
