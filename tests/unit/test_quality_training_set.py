@@ -1,0 +1,168 @@
+"""The gate over a training set: every rule is broken once and named."""
+
+from __future__ import annotations
+
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from handmade import Handmade, hour
+
+from scalr_prod.errors import QualityGateFailed
+from scalr_prod.quality import validate_training_set
+
+STAMP = pa.timestamp("us", tz="UTC")
+SCHEMA = pa.schema(
+    [
+        ("user_id", pa.string()),
+        ("item_id", pa.string()),
+        ("event_timestamp", STAMP),
+        ("label", pa.int8()),
+        ("weight", pa.float32()),
+        ("is_synthetic", pa.bool_()),
+        ("run_id", pa.string()),
+        ("source_user_history__item_ids", pa.list_(pa.string())),
+        ("source_user_history__event_timestamps", pa.list_(STAMP)),
+        ("source_user_history__event_count", pa.int64()),
+        ("target_user_history__event_timestamps", pa.list_(STAMP)),
+        ("target_item_stats__first_seen", STAMP),
+        ("target_item_stats__event_count", pa.int64()),
+    ]
+)
+CUTOFF = hour(100)
+
+
+def good_rows() -> list[dict]:
+    """Real positives, negatives and synthetic rows, with and without histories."""
+    rows = []
+    for number in range(30):
+        when = hour(10 + number)
+        kind = ("real", "negative", "synthetic")[number % 3]
+        rows.append(
+            {
+                "user_id": f"u{number}",
+                "item_id": f"t{number}",
+                "event_timestamp": when,
+                "label": int(kind != "negative"),
+                "weight": 0.5,
+                "is_synthetic": kind == "synthetic",
+                "run_id": "run_0123456789abcdef" if kind == "synthetic" else None,
+                "source_user_history__item_ids": ["s1", "s2"] if number % 2 else None,
+                "source_user_history__event_timestamps": [hour(1), when - timedelta(microseconds=1)] if number % 2 else None,
+                "source_user_history__event_count": 2 if number % 2 else None,
+                "target_user_history__event_timestamps": [],
+                "target_item_stats__first_seen": hour(0) if number % 2 else None,
+                "target_item_stats__event_count": 1 if number % 2 else None,
+            }
+        )
+    # A real event that a log holds twice is no fault of the training set.
+    return [*rows, dict(rows[0])]
+
+
+def manifest(held: list[dict], /, **changes: object) -> dict:
+    return {
+        "name": "training_set",
+        "cutoff": CUTOFF.isoformat(),
+        "start": hour(0).isoformat(),
+        "columns": {field.name: str(field.type).replace("item: ", "element: ") for field in SCHEMA},  # as Parquet names it
+        "features": [name for name in SCHEMA.names if "__" in name],
+        "rows": len(held),
+        "synthetic": sum(bool(row["is_synthetic"]) for row in held),
+        **changes,
+    }
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    return Handmade(tmp_path_factory.mktemp("project")).settings
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(rows: list[dict], schema: pa.Schema = SCHEMA) -> Path:
+        table = pa.Table.from_pylist(rows, schema=schema)
+        for part in range(2):
+            pq.write_table(
+                table.slice(part * len(rows) // 2, (part + 1) * len(rows) // 2 - part * len(rows) // 2),
+                tmp_path / f"{part}.parquet",
+            )
+        return tmp_path
+
+    return write
+
+
+def test_a_good_training_set_passes(settings, write):
+    rows = good_rows()
+    report = validate_training_set(settings, write(rows), manifest(rows))
+    assert report.passed
+    assert (report.rows, report.accepted) == (31, 31)
+    assert len(report.rules) > 15
+    assert Path(report.docs).exists()
+
+
+def changed(kind: int, **values: object):
+    """Change one row: 0 real, 1 negative, 2 synthetic, + 3 for one with a history where the first has none."""
+    return lambda rows: rows[kind].update(values)
+
+
+VIOLATIONS = {
+    "user_id_is_present": changed(0, user_id=None),
+    "item_id_is_present": changed(0, item_id=None),
+    "event_timestamp_is_present": changed(0, event_timestamp=None),
+    "label_is_0_or_1": changed(0, label=2),
+    "weight_is_finite": changed(0, weight=float("nan")),
+    "weight_is_finite (infinite)": changed(0, weight=float("inf")),
+    "weight_is_finite (negative)": changed(0, weight=-0.1),
+    "weight_is_finite (null)": changed(0, weight=None),
+    "label_is_before_the_cutoff": changed(0, event_timestamp=CUTOFF),
+    "label_is_in_the_window": changed(0, event_timestamp=hour(-1)),
+    "provenance_is_on_synthetic_rows_only": changed(0, run_id="run_0123456789abcdef"),
+    "provenance_is_on_synthetic_rows_only (missing)": changed(2, run_id=None),
+    "provenance_is_on_synthetic_rows_only (null)": changed(0, is_synthetic=None),
+    "synthetic_rows_are_positive": changed(2, label=0),
+    "synthetic_rows_are_unique": lambda rows: rows.append(dict(rows[2])),
+    "label_is_not_contradicted": lambda rows: rows[1].update(
+        {key: rows[0][key] for key in ("user_id", "item_id", "event_timestamp")}
+    ),
+    "source_user_history_is_before_the_label": changed(3, source_user_history__event_timestamps=[hour(13), hour(1)]),
+    "target_user_history_is_before_the_label": changed(3, target_user_history__event_timestamps=[hour(1), hour(99)]),
+    "item_stats_are_before_the_label": changed(3, target_item_stats__first_seen=hour(13)),
+}
+
+
+@pytest.mark.parametrize("name", VIOLATIONS)
+def test_a_broken_rule_is_named(settings, write, name):
+    rows = good_rows()
+    VIOLATIONS[name](rows)
+    with pytest.raises(QualityGateFailed) as caught:
+        validate_training_set(settings, write(rows), manifest(rows))
+    assert f"{name.split(' ')[0]} (" in caught.value.found
+    assert caught.value.where.endswith("data_docs/index.html")
+    assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("rule", "changes"),
+    [
+        ("rows_are_the_manifests", {"rows": 30}),
+        ("synthetic_rows_are_the_manifests", {"synthetic": 9}),
+        ("provenance_is_no_feature", {"features": ["source_user_history__event_count", "is_synthetic"]}),
+        ("provenance_is_no_feature", {"features": ["synthetic_target_events__probability"]}),
+        ("features_are_there", {"features": ["target_item_stats__value"]}),
+        ("columns_are_the_contracts", {"columns": {"user_id": "string"}}),
+    ],
+)
+def test_a_manifest_that_does_not_fit_is_named(settings, write, rule, changes):
+    rows = good_rows()
+    with pytest.raises(QualityGateFailed, match=rf"{rule} \("):
+        validate_training_set(settings, write(rows), manifest(rows, **changes))
+
+
+def test_an_empty_training_set_is_refused(settings, write):
+    with pytest.raises(QualityGateFailed, match="no row"):
+        validate_training_set(settings, write([]), manifest([]))
