@@ -141,6 +141,8 @@ def _local_client(settings: Settings, tasks: int) -> Iterator[Any]:
             processes=True,
             host="127.0.0.1",
             dashboard_address=None,
+            # Without a dashboard the scheduler still has an HTTP port: any free one, so that two runs do not meet.
+            scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
             silence_logs=logging.CRITICAL,
             # Tasks are bounded by their slices; Dask's own limit would pause workers on imports alone where memory is small.
             memory_limit=0,

@@ -48,7 +48,7 @@ def here():
     from distributed import LocalCluster
 
     with LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=False, protocol="tcp", host="127.0.0.1", dashboard_address=None
+        n_workers=2, threads_per_worker=1, processes=False, protocol="tcp", host="127.0.0.1", dashboard_address=":0"
     ) as cluster:
         yield cluster.scheduler_address
 
@@ -297,7 +297,7 @@ def test_a_scheduler_without_workers(config, made):
     from distributed import LocalCluster
 
     spec = made.spec
-    with LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address=None) as cluster:
+    with LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address=":0") as cluster:
         settings = project(config, cluster.scheduler_address, connect=1)
         fresh(settings, spec)
         with pytest.raises(SchedulerUnreachable, match="has no worker"):
