@@ -75,33 +75,33 @@ def scalr_events() -> None:
             return generate_run(project()).run_id
 
     @task
-    def validate(run_id: str) -> str:
+    def validate(run: str) -> str:
         from scalr_prod.orchestration import scheduler_errors
         from scalr_prod.quality import validate_run
 
         with scheduler_errors():
-            validate_run(project(), run_id)
-        return run_id
+            validate_run(project(), run)
+        return run
 
     @task(outlets=[ASSET])
-    def publish(run_id: str, *, outlet_events: Any = None) -> dict[str, Any]:
+    def publish(run: str, *, outlet_events: Any = None) -> dict[str, Any]:
         from scalr_prod.orchestration import scheduler_errors
         from scalr_prod.publication import publish as work
 
         with scheduler_errors():
             settings = project()
-            report = work(settings, run_id).to_json()
+            report = work(settings, run).to_json()
         window = settings.generation
         outlet_events[ASSET].extra = {
-            "run_id": run_id,
+            "run_id": run,
             **{name: getattr(window, name).isoformat() for name in ("start", "end", "as_of")},
         }
         return report
 
     ready = histories()
-    run_id = generate()
-    ingest() >> ready >> run_id
-    publish(validate(run_id))
+    run = generate()
+    ingest() >> ready >> run
+    publish(validate(run))
 
 
 scalr_events()
