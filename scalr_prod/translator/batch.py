@@ -10,7 +10,7 @@ import torch
 if TYPE_CHECKING:
     from scalr_prod.translator.contexts import Contexts
 
-__all__ = ["Batch"]
+__all__ = ["Batch", "distinct"]
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,13 @@ class Batch:
     Attributes:
         items: int64 [B, L]. Source vocabulary indices, 0 = padding or unknown, the translated event last.
         ages: float32 [B, L]. Days from each event to the translated one.
+        time: int64 [B]. The event, microseconds since the epoch.
         eligible: int64 [B]. Target items 0 … eligible - 1 had been seen before the event.
     """
 
     items: torch.Tensor
     ages: torch.Tensor
+    time: torch.Tensor
     eligible: torch.Tensor
 
     @classmethod
@@ -35,9 +37,18 @@ class Batch:
         return cls(
             items=torch.from_numpy(contexts.history_items).to(device, torch.int64),
             ages=torch.from_numpy(contexts.history_ages).to(device),
+            time=time,
             eligible=torch.searchsorted(first_seen, time),
         )
 
     def take(self, rows: torch.Tensor) -> Batch:
         """The named rows."""
-        return Batch(self.items[rows], self.ages[rows], self.eligible[rows])
+        return Batch(self.items[rows], self.ages[rows], self.time[rows], self.eligible[rows])
+
+
+def distinct(items: torch.Tensor) -> torch.Tensor:
+    """Each row's items once each, in ascending order, the rest 0: int64 [B, L]."""
+    ordered = items.sort(1).values
+    again = torch.zeros_like(ordered, dtype=torch.bool)
+    again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+    return ordered.masked_fill(again, 0)

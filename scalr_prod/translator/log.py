@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["Events", "Log", "data_end", "micros", "read_log"]
+__all__ = ["Events", "Log", "data_end", "datetime_of", "micros", "read_log"]
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -86,6 +86,11 @@ def data_end(settings: Settings) -> datetime:
 def micros(moment: datetime) -> int:
     """Microseconds since the epoch."""
     return (moment - EPOCH) // timedelta(microseconds=1)
+
+
+def datetime_of(instant: int) -> datetime:
+    """The UTC time of microseconds since the epoch."""
+    return EPOCH + timedelta(microseconds=int(instant))
 
 
 def read_log(settings: Settings, trained_until: datetime) -> Log:

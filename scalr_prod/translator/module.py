@@ -19,6 +19,7 @@ from scalr_prod.errors import TranslatorError, TranslatorNotFound
 from scalr_prod.translator import noise
 from scalr_prod.translator.batch import Batch
 from scalr_prod.translator.contexts import NO_ITEM, Contexts, Samples
+from scalr_prod.translator.estimators import SCORED
 from scalr_prod.translator.mixture import Mixture
 
 if TYPE_CHECKING:
@@ -42,13 +43,19 @@ class TranslatorModule(torch.nn.Module):
         self.device = torch.device(device)
         self.folds = int(metadata["folds"])
         self.history_length = int(metadata["history_length"])
-        self.estimators: list[str] = json.loads(metadata["estimators"])
+        named: list[str] = json.loads(metadata["estimators"])
+        self.has_popularity = "popularity" in named
+        self.estimators = [name for name in SCORED if name in named]
         tensors = {name: tensor.to(self.device) for name, tensor in tensors.items()}
         self.first_seen = tensors["shared/first_seen"]
         self.n_target = len(self.first_seen)
         self.n_source = int(metadata["n_source"])
         self._numbers = noise.item_numbers(self.n_target).to(self.device)
         self._sets = {fold: Mixture.of(tensors, fold, self.estimators) for fold in range(-1, self.folds)}
+
+    def parameter_set(self, fold: int) -> Mixture:
+        """A fold's estimators."""
+        return self._sets[fold]
 
     @classmethod
     def load(cls, folder: str | Path, device: str = "cpu") -> TranslatorModule:

@@ -36,7 +36,9 @@ class Pairs:
         target_index: int32 [target ids]. Vocabulary index, 0 … n_target - 1 in order of first appearance; -1 likewise.
         first_seen: int64 [n_target]. Microseconds; ascending.
         held_out: bool [U]. Users whose target events do not count.
-        seed: Of everything random.
+        popularity_until: Popularity alone may count later events, up to this instant (µs): it is a feature that is known
+            at the time of each event, where the other parameters are fitted once.
+        settings: ``[translator]``.
     """
 
     log: Log
@@ -45,10 +47,11 @@ class Pairs:
     target_index: NDArray[np.int32]
     first_seen: NDArray[np.int64]
     held_out: NDArray[np.bool_]
+    popularity_until: int
     settings: TranslatorSettings
 
     @classmethod
-    def of(cls, log: Log, until: int, settings: TranslatorSettings) -> Pairs:
+    def of(cls, log: Log, until: int, settings: TranslatorSettings, *, popularity_until: int | None = None) -> Pairs:
         """The slice before ``until``, with nobody held out.
 
         Raises:
@@ -64,7 +67,8 @@ class Pairs:
                 next_step="train later, ingest more, or lower translator.validation_fraction",
             )
         nobody = np.zeros(len(log.users), dtype=bool)
-        return cls(log, until, source_index + np.int32(1), target_index, first_seen, nobody, settings)
+        source_index += np.int32(1)
+        return cls(log, until, source_index, target_index, first_seen, nobody, popularity_until or until, settings)
 
     def without(self, held_out: NDArray[np.bool_]) -> Pairs:
         """The same slice and vocabularies without the target events of some users."""
@@ -93,32 +97,45 @@ class Pairs:
         counts = (events.time < self.until) & (self.target_index[events.item] >= 0) & ~self.held_out[events.user]
         return np.flatnonzero(counts)
 
+    def popularity_events(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """(vocabulary index, time) of every target event that popularity counts."""
+        events = self.log.target
+        index = self.target_index[events.item]
+        counts = (events.time < self.popularity_until) & (index >= 0) & ~self.held_out[events.user]
+        return index[counts], events.time[counts]
+
     def source_matrix(self) -> Any:
-        """scipy CSR float32 [U, n_source + 1]: number of source events; column 0 is empty."""
+        """scipy CSR float32 [U, n_source + 1]: 1 where the user had the item; column 0 is empty."""
         user, item = self.source_events()
         return _matrix(user, item, (len(self.log.users), self.n_source + 1))
 
     def target_matrix(self) -> Any:
-        """scipy CSR float32 [U, n_target]: number of target events; rows of held-out users are empty."""
+        """scipy CSR float32 [U, n_target]: 1 where the user had the item; rows of held-out users are empty."""
         rows = self.target_rows()
         events = self.log.target
         return _matrix(events.user[rows], self.target_index[events.item[rows]], (len(self.log.users), self.n_target))
 
 
 def contexts_at(
-    pairs: Pairs, rows: NDArray[np.int64], fold: NDArray[np.int32] | int = -1
+    log: Log,
+    rows: NDArray[np.int64],
+    *,
+    source_index: NDArray[np.int32],
+    target_index: NDArray[np.int32],
+    fold: NDArray[np.int32] | int = -1,
 ) -> tuple[Contexts, NDArray[np.int32]]:
     """Contexts strictly before target events, and the target index of each (-1 where the vocabulary lacks it).
 
     Args:
-        pairs: Gives the vocabularies; the events may be later than its slice.
+        log: The log.
         rows: [R] positions in ``log.target``.
+        source_index: Vocabulary index of each of the log's source ids.
+        target_index: Likewise for target ids.
         fold: The parameter set to ask, for all or each.
     """
-    log = pairs.log
     history = log.history[rows]
     there = history >= 0
-    items = np.where(there, pairs.source_index[log.source.item[history]], 0).astype(np.int32)
+    items = np.where(there, source_index[log.source.item[history]], 0).astype(np.int32)
     # An event's age is counted from the last one, as it is when that one is translated.
     last = log.source.time[history[:, -1]]
     ages = np.where(there, (last[:, None] - log.source.time[history]) / _DAY_US, 0).astype(np.float32)
@@ -130,7 +147,7 @@ def contexts_at(
         noise_key=rows.astype(np.int64),
         exclude=np.empty((len(rows), 0), dtype=np.int32),
     )
-    return made, pairs.target_index[log.target.item[rows]]
+    return made, target_index[log.target.item[rows]]
 
 
 def _vocabulary(events: Events, until: int, most: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
@@ -151,4 +168,6 @@ def _vocabulary(events: Events, until: int, most: int) -> tuple[NDArray[np.int32
 def _matrix(user: NDArray[Any], item: NDArray[Any], shape: tuple[int, int]) -> Any:
     from scipy import sparse
 
-    return sparse.csr_matrix((np.ones(len(user), dtype=np.float32), (user, item)), shape=shape)
+    matrix = sparse.csr_matrix((np.ones(len(user), dtype=np.float32), (user, item)), shape=shape)
+    matrix.data[:] = 1
+    return matrix

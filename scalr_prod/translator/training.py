@@ -14,9 +14,9 @@ import numpy as np
 
 from scalr_prod.contracts import Table
 from scalr_prod.lake import Lake
-from scalr_prod.translator.estimators import SCORED, module_of
-from scalr_prod.translator.log import Log, data_end, micros, read_log
-from scalr_prod.translator.mixture import MEMBERS
+from scalr_prod.progress import counting
+from scalr_prod.translator.fitting import cut_at, fit_calibration, fit_sets, metadata_of, steps_of
+from scalr_prod.translator.log import Log, data_end, datetime_of, micros, read_log
 from scalr_prod.translator.pairs import Pairs
 from scalr_prod.translator.versions import TranslatorVersion, Vocabulary, find_version, write_version
 
@@ -86,7 +86,7 @@ def train(settings: Settings, *, trained_until: datetime | None = None, progress
     reused = version is not None
     if version is None:
         torch.set_num_threads(settings.translator.threads)
-        version = _train(settings, until, fingerprint, data_versions)
+        version = _train(settings, until, fingerprint, data_versions, progress=progress)
     _record(settings, version)
     return TrainReport(
         version=version.version,
@@ -107,60 +107,43 @@ def default_trained_until(settings: Settings) -> datetime:
     return generation.as_of or generation.end or data_end(settings)
 
 
-def _train(settings: Settings, until: datetime, fingerprint: str, data_versions: dict[str, int]) -> TranslatorVersion:
+def _train(
+    settings: Settings, until: datetime, fingerprint: str, data_versions: dict[str, int], *, progress: bool
+) -> TranslatorVersion:
     log = read_log(settings, until)
-    scored = [name for name in SCORED if name in settings.translator.estimators]
-    pairs = Pairs.of(log, micros(until), settings.translator)
-    tensors = fit_sets(pairs, scored, range(-1, settings.translator.folds))
-    calibration = torch_table(scored)
-    tensors |= {"shared/calibration/all": calibration, "shared/calibration/held_out": calibration.clone()}
-    metadata = {
-        "folds": str(settings.translator.folds),
-        "history_length": str(settings.histories.length),
-        "estimators": json.dumps(scored),
-        "n_source": str(pairs.n_source),
+    folds = settings.translator.folds
+    everything = micros(until)
+    pairs = Pairs.of(log, everything, settings.translator)
+    steps = steps_of(settings, folds + 2) + 1
+    with counting("translator", show=progress, total=steps, unit=f"of {steps} fits") as done:
+        # Calibrated as it will be used: one fold's users are unknown to the parameters, the others are not.
+        begin = cut_at(log, 1 - settings.translator.validation_fraction)
+        calibrated = fit_calibration(settings, log, log.fold == 0, begin, everything, done)
+        tensors = fit_sets(pairs, {fold: log.fold == fold for fold in range(-1, folds)}, done) | calibrated.tables
+    metrics = {
+        "slice": "validation",
+        "from": datetime_of(begin).isoformat(),
+        "to": until.isoformat(),
+        **{group: {name: row.to_json() for name, row in rows.items()} for group, rows in calibrated.figures.items()},
     }
     manifest = {
         "fingerprint": fingerprint,
         "trained_until": until.isoformat(),
-        "folds": settings.translator.folds,
+        "folds": folds,
         "history_length": settings.histories.length,
         "n_source": pairs.n_source,
         "n_target": pairs.n_target,
         "estimators": list(settings.translator.estimators),
-        "metrics": {},
+        "metrics": metrics,
         "data_versions": data_versions,
     }
     return write_version(
-        settings, tensors=tensors, metadata=metadata, manifest=manifest, vocabulary=_vocabulary(settings, log, pairs)
+        settings,
+        tensors=tensors,
+        metadata=metadata_of(settings, pairs, folds),
+        manifest=manifest,
+        vocabulary=_vocabulary(settings, log, pairs),
     )
-
-
-def fit_sets(pairs: Pairs, estimators: Sequence[str], folds: Sequence[int]) -> dict[str, torch.Tensor]:
-    """Fit the named parameter sets; see `Mixture.of` for the tensors' names."""
-    import torch
-
-    tensors = {"shared/first_seen": torch.from_numpy(pairs.first_seen)}
-    for fold in folds:
-        learn = pairs.without(pairs.log.fold == fold)
-        for name in ("popularity", *estimators):
-            fitted = module_of(name).fit(learn)
-            tensors |= {f"{fold}/{name}/{key}": tensor for key, tensor in fitted.items()}
-    return tensors
-
-
-def torch_table(estimators: Sequence[str]) -> torch.Tensor:
-    """Every estimator as it comes."""
-    import torch
-
-    table = torch.zeros(len(MEMBERS), len(SCORED) + 2)
-    table[MEMBERS.index("popularity"), -2] = 1
-    for name in estimators:
-        table[MEMBERS.index(name), SCORED.index(name)] = 1
-        table[0, SCORED.index(name)] = 1 / len(estimators)
-    if not estimators:
-        table[0] = table[1]
-    return table
 
 
 def _vocabulary(settings: Settings, log: Log, pairs: Pairs) -> Vocabulary:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from scalr_prod.translator.batch import Batch
     from scalr_prod.translator.pairs import Pairs, Parameters
 
-__all__ = ["fit", "score"]
+__all__ = ["fit", "score", "share"]
 
 #: Pseudo-users who follow popularity.
 SMOOTHING: Final = 20.0
@@ -26,7 +26,13 @@ DEPTH: Final = 8
 DECAY: Final = 0.7
 
 
-def fit(pairs: Pairs) -> Parameters:
+def share(pairs: Pairs) -> Parameters:
+    """Nothing: every parameter depends on target events."""
+    del pairs
+    return {}
+
+
+def fit(pairs: Pairs, shared: Parameters) -> Parameters:
     """Count users, over the training users of a parameter set.
 
     Returns:
@@ -36,11 +42,10 @@ def fit(pairs: Pairs) -> Parameters:
     import numpy as np
     from scipy import sparse
 
+    del shared
     source, target = pairs.source_matrix(), pairs.target_matrix()
     both = np.asarray(target.sum(axis=1)).ravel() > 0
     source, target = source[both], target[both]
-    source.data[:] = 1
-    target.data[:] = 1
     counts = sparse.csr_matrix(source.T @ target)
     users = np.asarray(source.sum(axis=0)).ravel()
     start, item, share = _keep_most(counts, KEPT)

@@ -1,0 +1,122 @@
+"""Both domains factorised at once: implicit ALS (Hu, Koren, Volinsky 2008) on users x [target items | source items].
+
+An observed cell has preference 1 and confidence 1 + α (target) or 1 + wα (source), any other cell 0 and 1. A context's
+user vector comes from its source items alone, by the same least squares over the source items; the score is its product with the
+target items' vectors. Each half step is a few conjugate-gradient steps for all rows at once (Takács et al. 2011).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from scalr_prod.translator.batch import distinct
+
+if TYPE_CHECKING:
+    from scalr_prod.translator.batch import Batch
+    from scalr_prod.translator.pairs import Pairs, Parameters
+
+__all__ = ["fit", "score", "share"]
+
+CONFIDENCE: Final = 40.0
+SOURCE_WEIGHT: Final = 0.1
+REGULARISATION: Final = 1.0
+ITERATIONS: Final = 8
+_CG_STEPS: Final = 3
+#: Observed cells that are worked on at a time.
+_CELLS: Final = 2_000_000
+
+
+def share(pairs: Pairs) -> Parameters:
+    """Nothing: every parameter depends on target events."""
+    del pairs
+    return {}
+
+
+def fit(pairs: Pairs, shared: Parameters) -> Parameters:
+    """``source`` float32 [n_source + 1, d], ``target`` float32 [n_target, d], ``gram`` float64 [d, d] of the source vectors with λ."""
+    from scipy import sparse
+
+    del shared
+    target, source = pairs.target_matrix(), pairs.source_matrix()
+    cells = sparse.hstack([CONFIDENCE * target, CONFIDENCE * SOURCE_WEIGHT * source], format="csr")
+    generator = torch.Generator().manual_seed(pairs.settings.seed)
+    items = 0.01 * torch.randn(cells.shape[1], pairs.settings.dim, generator=generator)
+    users = torch.zeros(cells.shape[0], pairs.settings.dim)
+    by_user, by_item = _blocks(cells), _blocks(sparse.csr_matrix(cells.T))
+    for _ in range(ITERATIONS):
+        users = _half_step(by_user, users, items)
+        items = _half_step(by_item, items, users)
+    vectors = items[pairs.n_target :].double()
+    return {
+        "source": items[pairs.n_target :].clone(),
+        "target": items[: pairs.n_target].clone(),
+        "gram": vectors.T @ vectors + REGULARISATION * torch.eye(vectors.shape[1], dtype=torch.float64),
+    }
+
+
+def score(parameters: Parameters, batch: Batch, log_prior: torch.Tensor) -> torch.Tensor:
+    """[B, N] in the dtype of ``log_prior``. The user's vector is solved for in float64 in any case."""
+    items = distinct(batch.items)
+    vectors = parameters["source"][items].double() * (items > 0)[:, :, None]
+    extra = CONFIDENCE * SOURCE_WEIGHT
+    system = torch.baddbmm(parameters["gram"].expand(len(items), -1, -1), vectors.mT, vectors, alpha=extra)
+    right = (1 + extra) * vectors.sum(1)[:, :, None]
+    user = torch.cholesky_solve(right, torch.linalg.cholesky(system))[:, :, 0]
+    return user.to(log_prior.dtype) @ parameters["target"].T.to(log_prior.dtype)
+
+
+def _half_step(blocks: list[Any], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Move every row of x towards its least-squares solution given y."""
+    gram = y.T @ y + REGULARISATION * torch.eye(y.shape[1])
+    return torch.cat([_solve(x[start:stop], y, gram, *block) for start, stop, *block in blocks])
+
+
+def _solve(
+    x: torch.Tensor, y: torch.Tensor, gram: torch.Tensor, extra: torch.Tensor, row: torch.Tensor, column: torch.Tensor
+) -> torch.Tensor:
+    values = extra.values()
+
+    def times(v: torch.Tensor) -> torch.Tensor:
+        weighted = values * (v[row] * y[column]).sum(1)
+        return v @ gram + _like(extra, weighted) @ y
+
+    residual = _like(extra, values + 1) @ y - times(x)
+    direction = residual.clone()
+    size = (residual**2).sum(1, keepdim=True)
+    for _ in range(_CG_STEPS):
+        image = times(direction)
+        step = size / (direction * image).sum(1, keepdim=True).clamp(min=1e-20)
+        x = x + step * direction
+        residual = residual - step * image
+        new = (residual**2).sum(1, keepdim=True)
+        direction = residual + new / size.clamp(min=1e-20) * direction
+        size = new
+    return x
+
+
+def _blocks(matrix: Any) -> list[Any]:
+    """(first row, row after the last, CSR tensor, row of each cell, column of each cell), a bounded number of cells each."""
+    import numpy as np
+
+    bounds = [0]
+    while bounds[-1] < matrix.shape[0]:
+        most = matrix.indptr[bounds[-1]] + _CELLS
+        stop = int(np.searchsorted(matrix.indptr, most, side="right")) - 1
+        bounds.append(min(max(stop, bounds[-1] + 1), matrix.shape[0]))
+    return [(start, stop, *_csr(matrix[start:stop])) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+
+
+def _csr(matrix: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    import numpy as np
+
+    start = torch.from_numpy(matrix.indptr.astype(np.int64))
+    column = torch.from_numpy(matrix.indices.astype(np.int64))
+    values = torch.from_numpy(matrix.data.astype(np.float32))
+    row = torch.repeat_interleave(torch.arange(matrix.shape[0]), start.diff())
+    return torch.sparse_csr_tensor(start, column, values, size=matrix.shape), row, column
+
+
+def _like(matrix: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    return torch.sparse_csr_tensor(matrix.crow_indices(), matrix.col_indices(), values, size=matrix.shape)

@@ -1,0 +1,78 @@
+"""A linear estimator: ridge regression from a user's source items to target items, on the source domain's principal components.
+
+With X the users' source items (rows scaled to unit norm, columns damped by popularity) and Q [n_source, r] the first right singular
+vectors of X, users have coordinates ``z = x Q`` and the score is ``z C`` with ``C = (Z'Z + λI)⁻¹ Z'Y`` over the training users. Q comes
+from source events alone, so every parameter set shares it, and a set costs one r x r system.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from scalr_prod.translator.batch import distinct
+
+if TYPE_CHECKING:
+    from scalr_prod.translator.batch import Batch
+    from scalr_prod.translator.pairs import Pairs, Parameters
+
+__all__ = ["fit", "score", "share", "source_basis"]
+
+#: Principal components for each of ``[translator] dim``.
+COMPONENTS_PER_DIM: Final = 4
+#: λ in units of a training user's mean squared norm.
+RIDGE: Final = 3.0
+#: How much popular source items are damped: columns are divided by (users + 1)^DAMPING.
+DAMPING: Final = 0.25
+_POWER_ITERATIONS: Final = 4
+
+
+def share(pairs: Pairs) -> Parameters:
+    """What all parameter sets share: ``basis`` float32 [n_source + 1, r], Q with the columns' damping folded in."""
+    return {"basis": torch.from_numpy(source_basis(pairs, COMPONENTS_PER_DIM * pairs.settings.dim))}
+
+
+def source_basis(pairs: Pairs, components: int) -> Any:
+    """Q by randomised subspace iteration (Halko et al. 2011), damping folded in: numpy float32 [n_source + 1, r]."""
+    import numpy as np
+    from scipy import sparse
+
+    source = pairs.source_matrix()
+    damping = (np.asarray(source.sum(axis=0)).ravel() + 1) ** -DAMPING
+    norm = np.maximum(np.asarray(source.sum(axis=1)).ravel(), 1) ** -0.5
+    x = sparse.csr_matrix(sparse.diags(norm.astype(np.float32)) @ source @ sparse.diags(damping.astype(np.float32)))
+    components = min(components, *x.shape)
+    random = np.random.default_rng(pairs.settings.seed)
+    q = random.standard_normal((x.shape[1], min(components + 32, *x.shape)), dtype=np.float32)
+    for _ in range(_POWER_ITERATIONS):
+        q, _ = np.linalg.qr(x.T @ (x @ q))
+    projected = x @ q
+    _, vectors = np.linalg.eigh((projected.T @ projected).astype(np.float64))
+    basis = q @ vectors[:, ::-1][:, :components].astype(np.float32)
+    return (damping[:, None] * basis).astype(np.float32)
+
+
+def fit(pairs: Pairs, shared: Parameters) -> Parameters:
+    """``coefficients`` float32 [r, n_target] and ``mean`` float32 [n_target]: the mean score of the training users."""
+    import numpy as np
+    from scipy import sparse
+
+    source, target = pairs.source_matrix(), pairs.target_matrix()
+    both = (np.asarray(target.sum(axis=1)).ravel() > 0) & (np.asarray(source.sum(axis=1)).ravel() > 0)
+    source, target = source[both], target[both]
+    norm = np.asarray(source.sum(axis=1)).ravel() ** -0.5
+    z = (sparse.diags(norm) @ (source @ shared["basis"].numpy())).astype(np.float64)
+    gram = z.T @ z
+    gram[np.diag_indices_from(gram)] += RIDGE * max(np.trace(gram), 1e-12) / max(len(z), 1)
+    coefficients = np.linalg.solve(gram, (target.T @ z).T)
+    return {"coefficients": torch.from_numpy(coefficients.astype(np.float32))}
+
+
+def score(parameters: Parameters, batch: Batch, log_prior: torch.Tensor) -> torch.Tensor:
+    """[B, N] in the dtype of ``log_prior``, scaled by N so that an even score is 1."""
+    dtype = log_prior.dtype
+    items = distinct(batch.items)
+    norm = (items > 0).sum(1, keepdim=True).clamp(min=1).to(dtype).sqrt()
+    z = parameters["basis"][items].to(dtype).sum(1) / norm
+    return z @ parameters["coefficients"].to(dtype)

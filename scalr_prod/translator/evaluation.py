@@ -1,0 +1,105 @@
+"""A backtest of a version's recipe: fit, calibrate on the slice after, refit, and measure on the slice after that."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scalr_prod.errors import TranslatorError
+from scalr_prod.hashing import stable_hash
+from scalr_prod.progress import counting
+from scalr_prod.translator.fitting import cut_at, figures_of, fit_calibration, fit_sets, rows_between, steps_of
+from scalr_prod.translator.log import datetime_of, micros, read_log
+from scalr_prod.translator.pairs import Pairs
+from scalr_prod.translator.versions import load_version
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from scalr_prod.settings import Settings
+    from scalr_prod.translator.log import Log
+
+__all__ = ["EvaluationReport", "evaluate"]
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """Figures of the mixture and of each estimator alone.
+
+    Attributes:
+        version: The version whose recipe and data were used.
+        slices: Slice (``validation``: where the weights were fitted; ``test``: later) → ``from``, ``to`` and, for each group of
+            users (``all``; ``cold``: no target event before the slice; ``warm``) → member → figures (see `metrics`).
+        weights: Weights of the mixture by name, for users with and without target events in training.
+        seconds: Wall-clock time.
+    """
+
+    version: int
+    slices: dict[str, dict[str, Any]] = field(repr=False)
+    weights: dict[str, dict[str, float]]
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return dict(vars(self))
+
+
+def evaluate(settings: Settings, version: int | None = None, *, progress: bool = False) -> EvaluationReport:
+    """Measure the recipe of a version on the latest events that it knows.
+
+    With f the ``validation_fraction``: parameters are fitted on the target events before the last 2 f of them, the calibration on the
+    next f; with that calibration frozen the parameters are fitted again up to the last f, where they are measured. Half of
+    the users, by hash, have no target event in training ("cold").
+
+    Args:
+        settings: The project's settings.
+        version: Which version's ``trained_until``; default: the latest.
+        progress: Show a progress bar on stderr.
+
+    Raises:
+        TranslatorNotFound: No such version.
+        TranslatorError: Too few events for three slices.
+    """
+    import torch
+
+    started = time.perf_counter()
+    found = load_version(settings, version)
+    torch.set_num_threads(settings.translator.threads)
+    log = read_log(settings, found.trained_until)
+    fraction = settings.translator.validation_fraction
+    begin, middle, end = cut_at(log, 1 - 2 * fraction), cut_at(log, 1 - fraction), micros(found.trained_until)
+    if not log.target.time.min() < begin < middle:
+        raise TranslatorError(
+            f"{len(log.target)} target events are too few to fit, calibrate and measure on three slices of time",
+            where=str(found.path),
+            next_step="ingest more target events, or raise translator.validation_fraction",
+        )
+    cold = _half_of_the_users(log)
+    steps = steps_of(settings, 2) + 1
+    with counting("evaluation", show=progress, total=steps, unit=f"of {steps} fits") as done:
+        calibrated = fit_calibration(settings, log, cold, begin, middle, done)
+        pairs = Pairs.of(log, middle, settings.translator, popularity_until=end)
+        tensors = fit_sets(pairs, {-1: cold}, done) | calibrated.tables
+        test = figures_of(settings, log, pairs, tensors, rows_between(log, middle, end), cold)
+    slices = {"validation": (begin, middle, calibrated.figures), "test": (middle, end, test)}
+    return EvaluationReport(
+        version=found.version,
+        slices={
+            name: {
+                "from": datetime_of(first).isoformat(),
+                "to": datetime_of(last).isoformat(),
+                **{group: {member: row.to_json() for member, row in rows.items()} for group, rows in figures.items()},
+            }
+            for name, (first, last, figures) in slices.items()
+        },
+        weights={name.rpartition("/")[2]: calibrated.weights(name) for name in calibrated.tables},
+        seconds=round(time.perf_counter() - started, 2),
+    )
+
+
+def _half_of_the_users(log: Log) -> NDArray[np.bool_]:
+    # Bits that neither buckets nor folds look at first.
+    return (stable_hash(log.users) >> np.uint64(20)) % np.uint64(2) == 0

@@ -1,0 +1,157 @@
+"""Fit parameter sets on a slice of the log, and calibrate them on the slice after it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scalr_prod.errors import TranslatorError
+from scalr_prod.translator.calibration import calibrate, neutral
+from scalr_prod.translator.estimators import SCORED, module_of, popularity
+from scalr_prod.translator.metrics import Figures, measure
+from scalr_prod.translator.mixture import MEMBERS, weight_names
+from scalr_prod.translator.module import TranslatorModule
+from scalr_prod.translator.pairs import Pairs, contexts_at
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import torch
+    from numpy.typing import NDArray
+
+    from scalr_prod.settings import Settings
+    from scalr_prod.translator.log import Log
+
+__all__ = ["Calibrated", "cut_at", "figures_of", "fit_calibration", "fit_sets", "metadata_of", "rows_between", "steps_of"]
+
+logger = logging.getLogger(__name__)
+
+_CALIBRATION = ("shared/calibration/all", "shared/calibration/held_out")
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """Tables by name, ready to travel with any parameter sets of the same recipe, and the figures on the slice they came from."""
+
+    tables: dict[str, torch.Tensor]
+    figures: dict[str, dict[str, Figures]]
+
+    def weights(self, table: str) -> dict[str, float]:
+        """The mixture's weights in a table, by name."""
+        return dict(zip(weight_names(), (round(x, 5) for x in self.tables[table][0].tolist()), strict=True))
+
+
+def steps_of(settings: Settings, sets: int) -> int:
+    """Units of work that `fit_sets` reports for so many parameter sets."""
+    return sets * (1 + sum(name in settings.translator.estimators for name in SCORED))
+
+
+def cut_at(log: Log, share: float) -> int:
+    """The instant (µs) before which a share of the target events lies."""
+    time = np.sort(log.target.time)
+    return int(time[min(int(share * len(time)), len(time) - 1)])
+
+
+def metadata_of(settings: Settings, pairs: Pairs, folds: int) -> dict[str, str]:
+    """What the weights' file says of itself."""
+    return {
+        "folds": str(folds),
+        "history_length": str(settings.histories.length),
+        "estimators": json.dumps(list(settings.translator.estimators)),
+        "n_source": str(pairs.n_source),
+    }
+
+
+def fit_sets(pairs: Pairs, held_out: dict[int, NDArray[np.bool_]], done: Callable[[int], None]) -> dict[str, torch.Tensor]:
+    """Fit parameter sets on one slice.
+
+    Args:
+        pairs: The slice.
+        held_out: Set number → bool [U], users whose target events must not shape it.
+        done: Called with 1 after every estimator of every set.
+
+    Returns:
+        Tensors named as `Mixture.of` expects them, calibration aside.
+    """
+    import torch
+
+    estimators = [name for name in SCORED if name in pairs.settings.estimators]
+    tensors = {"shared/first_seen": torch.from_numpy(pairs.first_seen)}
+    shared = {name: module_of(name).share(pairs) for name in estimators}
+    for name, parts in shared.items():
+        tensors |= {f"shared/{name}/{key}": tensor for key, tensor in parts.items()}
+    for number, users in held_out.items():
+        learn = pairs.without(users)
+        tensors |= {f"{number}/popularity/{key}": tensor for key, tensor in popularity.fit(learn).items()}
+        done(1)
+        for name in estimators:
+            tensors |= {f"{number}/{name}/{key}": tensor for key, tensor in module_of(name).fit(learn, shared[name]).items()}
+            done(1)
+    return tensors
+
+
+def fit_calibration(
+    settings: Settings, log: Log, held_out: NDArray[np.bool_], begin: int, end: int, done: Callable[[int], None]
+) -> Calibrated:
+    """Fit one set before ``begin`` without the held-out users' target events, and its calibration on ``[begin, end)``.
+
+    Raises:
+        TranslatorError: One of the two slices is empty.
+    """
+    pairs = Pairs.of(log, begin, settings.translator, popularity_until=end)
+    tensors = fit_sets(pairs, {-1: held_out}, done)
+    rows = rows_between(log, begin, end)
+    contexts, labels = contexts_at(log, rows, source_index=pairs.source_index, target_index=pairs.target_index)
+    apart = held_out[log.target.user[rows]]
+    blank = dict.fromkeys(_CALIBRATION, neutral())
+    module = TranslatorModule(tensors | blank, metadata_of(settings, pairs, 0))
+    tables = dict(zip(_CALIBRATION, calibrate(module, contexts, labels, apart, seed=settings.translator.seed), strict=True))
+    done(1)
+    return Calibrated(tables, figures_of(settings, log, pairs, tensors | tables, rows, held_out))
+
+
+def rows_between(log: Log, begin: int, end: int) -> NDArray[np.int64]:
+    """Positions of the target events with ``begin <= time < end``.
+
+    Raises:
+        TranslatorError: There are none.
+    """
+    rows = np.flatnonzero((log.target.time >= begin) & (log.target.time < end))
+    if not len(rows):
+        raise TranslatorError(
+            f"no target event lies in [{np.datetime64(begin, 'us')}, {np.datetime64(end, 'us')})",
+            where="the validation slice",
+            next_step="ingest more target events, or raise translator.validation_fraction",
+        )
+    return rows
+
+
+def figures_of(
+    settings: Settings,
+    log: Log,
+    pairs: Pairs,
+    tensors: dict[str, torch.Tensor],
+    rows: NDArray[np.int64],
+    held_out: NDArray[np.bool_],
+) -> dict[str, dict[str, Figures]]:
+    """Every member's figures: group of users (``all``, ``cold`` = held out, ``warm``) → member → figures.
+
+    Held-out users are asked of as in a run: with the calibration of parameters that never saw them.
+    """
+    twin = {name.replace("-1/", "0/", 1): tensor for name, tensor in tensors.items() if name.startswith("-1/")}
+    module = TranslatorModule(tensors | twin, metadata_of(settings, pairs, 1))
+    cold = held_out[log.target.user[rows]]
+    fold = np.where(cold, 0, -1).astype(np.int32)
+    contexts, labels = contexts_at(log, rows, source_index=pairs.source_index, target_index=pairs.target_index, fold=fold)
+    groups = {"all": np.ones(len(rows), bool), "cold": cold, "warm": ~cold}
+    by_member = {member: measure(module, contexts, labels, groups, member=member) for member in members(module.estimators)}
+    return {group: {member: figures[group] for member, figures in by_member.items()} for group in groups}
+
+
+def members(estimators: Sequence[str]) -> list[str]:
+    """The mixture and those it is made of."""
+    return [member for member in MEMBERS if member in {"mixture", "popularity", *estimators}]

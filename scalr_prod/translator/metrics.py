@@ -1,0 +1,119 @@
+"""How good a distribution over the whole catalogue is: NDCG@20, Recall@20, NLL and calibration error of one target event each.
+
+An event has one relevant item, so NDCG@20 is 1 / log2(rank + 1) where the rank is within 20; items that tie share the mean of their ranks.
+Every eligible item is ranked, consumed ones too. An event whose item was not known in training counts as a miss in the ranking
+and is left out of NLL and ECE (a probability of 0 would say nothing but that).
+
+ECE: all (event, item) pairs are put into 24 classes of predicted probability, equal in log p; it is the sum over the classes of
+|predicted events - events| over the number of events: the share of probability mass in the wrong class, 0 at best.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from scalr_prod.translator.contexts import Contexts
+    from scalr_prod.translator.module import TranslatorModule
+
+__all__ = ["Figures", "measure"]
+
+DEPTH: Final = 20
+_CLASSES: Final = 24
+_LOWEST: Final = -24.0  # log2 of probability: what is below falls into the lowest class
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One member's figures on some events.
+
+    Attributes:
+        ndcg: NDCG@20, mean over all events.
+        recall: Recall@20, likewise.
+        nll: Mean -log P(item), natural logarithm, over events whose item was eligible.
+        ece: See the module.
+        events: Events.
+        eligible: Those whose item was eligible.
+    """
+
+    ndcg: float
+    recall: float
+    nll: float
+    ece: float
+    events: int
+    eligible: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "ndcg@20": round(self.ndcg, 6),
+            "recall@20": round(self.recall, 6),
+            "nll": round(self.nll, 6),
+            "ece": round(self.ece, 6),
+            "events": self.events,
+            "eligible": self.eligible,
+        }
+
+
+def measure(
+    module: TranslatorModule,
+    contexts: Contexts,
+    labels: NDArray[np.int32],
+    groups: Mapping[str, NDArray[np.bool_]],
+    *,
+    member: str = "mixture",
+) -> dict[str, Figures]:
+    """A member's figures on groups of the events.
+
+    Args:
+        module: The translator.
+        contexts: [R], strictly before the events.
+        labels: int32 [R]. Target indices; -1 for items that training did not know.
+        groups: Name → bool [R].
+        member: ``mixture``, or one estimator alone.
+    """
+    import torch
+
+    rank = np.full(len(labels), np.inf)
+    loss = np.full(len(labels), np.nan)
+    mass, hits = {name: np.zeros(_CLASSES) for name in groups}, {name: np.zeros(_CLASSES) for name in groups}
+    for rows, p in module.distributions(contexts, member=member):
+        label = torch.from_numpy(labels[rows].astype(np.int64)).to(p.device)
+        own = p.gather(1, label.clamp(min=0)[:, None])
+        there = (label >= 0) & (own[:, 0] > 0)
+        place = 1 + (p > own).sum(1) + ((p == own).sum(1) - 1) / 2
+        rank[rows] = torch.where(there, place, torch.inf).cpu().numpy()
+        loss[rows] = torch.where(there, -own[:, 0].log(), torch.nan).cpu().numpy()
+        classes = ((p.log2() / _LOWEST).clamp(0, 1 - 1e-6) * _CLASSES).long()
+        for name, chosen in groups.items():
+            counted = torch.from_numpy(chosen[rows]).to(p.device) & there
+            if not counted.any():
+                continue
+            mass[name] += np.bincount(
+                classes[counted].flatten().cpu().numpy(), p[counted].flatten().double().cpu().numpy(), minlength=_CLASSES
+            )
+            own_class = classes[counted].gather(1, label[counted, None]).flatten()
+            hits[name] += np.bincount(own_class.cpu().numpy(), minlength=_CLASSES)
+    return {name: _figures(rank[chosen], loss[chosen], mass[name], hits[name]) for name, chosen in groups.items()}
+
+
+def _figures(
+    rank: NDArray[np.float64], loss: NDArray[np.float64], mass: NDArray[np.float64], hits: NDArray[np.float64]
+) -> Figures:
+    found = rank <= DEPTH
+    eligible = int(np.isfinite(rank).sum())
+    return Figures(
+        ndcg=float(np.where(found, 1 / np.log2(np.where(found, rank, 1) + 1), 0).mean()) if len(rank) else 0.0,
+        recall=float(found.mean()) if len(rank) else 0.0,
+        nll=float(np.nanmean(loss)) if eligible else 0.0,
+        ece=float(np.abs(mass - hits).sum() / eligible) if eligible else 0.0,
+        events=len(rank),
+        eligible=eligible,
+    )
