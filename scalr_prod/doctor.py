@@ -57,7 +57,9 @@ def _cores() -> Check:
     import psutil
 
     memory = psutil.virtual_memory().total / 2**30
-    return Check("machine", ok=True, found=f"{os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()} {platform.machine()}")
+    return Check(
+        "machine", ok=True, found=f"{os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()} {platform.machine()}"
+    )
 
 
 def _library(name: str) -> Check:

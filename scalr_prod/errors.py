@@ -128,7 +128,7 @@ class ScalrError(Exception):
         }
 
 
-def _rebuild(  # noqa: PLR0917 - pickle passes by position
+def _rebuild(
     kind: type[ScalrError], found: str, where: str | None, next_step: str | None, run_id: str | None, stage: str | None
 ) -> ScalrError:
     return kind(found, where=where, next_step=next_step).at(stage=stage, run_id=run_id)

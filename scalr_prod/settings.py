@@ -213,7 +213,9 @@ class ComputeSettings(_Section):
     workers: int = Field(default_factory=lambda: min(os.cpu_count() or 1, 8), ge=1, le=1024)
     threads_per_worker: int = Field(default=1, ge=1, le=64)
     connect_timeout_s: float = Field(default=10.0, gt=0)
-    memory_mb: int = Field(default=1024, ge=64, description="what DuckDB may hold in ingest and histories; beyond it, it spills")
+    memory_mb: int = Field(
+        default=1024, ge=64, description="what DuckDB may hold in ingest and histories; beyond it, it spills"
+    )
 
 
 class ServingSettings(_Section):
@@ -273,11 +275,11 @@ class Settings(BaseSettings):
     @classmethod
     def settings_customise_sources(
         cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003 - pydantic-settings passes it by name
+        settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - as above
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - as above
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The environment wins over what `load_settings` read from the file."""
         return env_settings, init_settings

@@ -8,7 +8,7 @@ row; and memory that is bounded whatever the size of the tables.
 from __future__ import annotations
 
 import uuid
-from datetime import datetime  # noqa: TC003 - pydantic reads it at run time
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +63,7 @@ class DeltaOfflineStore(OfflineStore):
     supports_filter_by_created_timestamp = True
 
     @staticmethod
-    def get_historical_features(  # noqa: PLR0917 - Feast's signature
+    def get_historical_features(
         config: RepoConfig,
         feature_views: list[FeatureView],
         feature_refs: list[str],
@@ -117,7 +117,7 @@ class DeltaOfflineStore(OfflineStore):
         )
 
     @staticmethod
-    def pull_latest_from_table_or_query(  # noqa: PLR0917 - Feast's signature
+    def pull_latest_from_table_or_query(
         config: RepoConfig,
         data_source: DataSource,
         join_key_columns: list[str],
@@ -145,7 +145,7 @@ class DeltaOfflineStore(OfflineStore):
         return retrievals.pull(config, data_source, columns, query, dummy=not join_key_columns)
 
     @staticmethod
-    def pull_all_from_table_or_query(  # noqa: PLR0917 - Feast's signature
+    def pull_all_from_table_or_query(
         config: RepoConfig,
         data_source: DataSource,
         join_key_columns: list[str],
@@ -195,9 +195,9 @@ class DeltaOfflineStore(OfflineStore):
     def write_logged_features(
         config: RepoConfig,
         data: pa.Table | Path,
-        source: LoggingSource,  # noqa: ARG004 - Feast's signature
+        source: LoggingSource,
         logging_config: LoggingConfig,
-        registry: BaseRegistry,  # noqa: ARG004 - Feast's signature
+        registry: BaseRegistry,
     ) -> None:
         """Add a feature server's log to its folder, as one more Parquet file.
 
