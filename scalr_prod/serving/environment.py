@@ -95,6 +95,8 @@ class ServingEnvironment:
             "LD_LIBRARY_PATH": os.pathsep.join(str(place) for place in libraries if place and str(place) != "."),
             "OMP_NUM_THREADS": str(threads),
             "MKL_NUM_THREADS": str(threads),
+            # Threads that wait must not spin: the workers beside the server need the same cores (docs/adr/0008).
+            "OMP_WAIT_POLICY": "PASSIVE",
             "PYTHONDONTWRITEBYTECODE": "1",
         }
 
@@ -147,7 +149,7 @@ def examine_environment(folder: Path) -> ServingEnvironment:
         ServingError: Its Python does not run.
     """
     try:
-        output = subprocess.run(  # noqa: S603 - the interpreter of the named environment
+        output = subprocess.run(
             [folder / "bin" / "python", "-I", "-c", _QUESTION], capture_output=True, check=True, timeout=60, text=True
         ).stdout
         found = json.loads(output)
@@ -163,7 +165,7 @@ def _system_library(name: str) -> Path | None:
     """The folder in which the system's loader finds it."""
     for program in ("/sbin/ldconfig", "/usr/sbin/ldconfig"):
         try:
-            cache = subprocess.run([program, "-p"], capture_output=True, check=True, timeout=30, text=True).stdout  # noqa: S603 - a fixed program
+            cache = subprocess.run([program, "-p"], capture_output=True, check=True, timeout=30, text=True).stdout
         except (OSError, subprocess.SubprocessError):
             continue
         for line in cache.splitlines():
