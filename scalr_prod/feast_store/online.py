@@ -74,9 +74,9 @@ def materialize(
             raise FeatureStoreError(f"no feature view {', '.join(unknown)}", next_step="name views of the repository")
         record = settings.feast_repo / ".materialized.json"
         before = _read(record)
-        now = {view.name: _version(settings, view) for view in chosen}
+        now = _versions(store, chosen)
         emptied = [
-            view for view in chosen if view.name in before and _lost_rows(settings, view, before[view.name], now[view.name])
+            view for view in chosen if view.name in before and _lost_rows(store, view, before[view.name], now[view.name])
         ]
         for view in emptied:
             _empty(store, view)
@@ -94,31 +94,42 @@ def _read(record: Path) -> dict[str, int]:
     return found
 
 
-def _version(settings: Settings, view: FeatureView) -> int:
+def _versions(store: FeatureStore, views: Sequence[FeatureView]) -> dict[str, int]:
+    """Delta version of each view's table; views over other files have none."""
+    from feast.data_format import DeltaFormat
+
+    from scalr_prod.feast_store.reads import source_path
     from scalr_prod.feast_store.scan import delta_table
 
-    return delta_table(view.batch_source.path, dict(settings.project.storage_options)).version()
+    options = store.config.offline_store.storage_options
+    sources = {view.name: view.batch_source for view in views}
+    return {
+        name: delta_table(source_path(store.config, source), options).version()
+        for name, source in sources.items()
+        if isinstance(getattr(source, "file_format", None), DeltaFormat)
+    }
 
 
-def _lost_rows(settings: Settings, view: FeatureView, before: int, now: int) -> bool:
+def _lost_rows(store: FeatureStore, view: FeatureView, before: int, now: int) -> bool:
     """Whether an entity that had rows at one version of the table has none at the other, or only older ones."""
     from deltalake import DeltaTable
 
+    from scalr_prod.feast_store.reads import source_path
+    from scalr_prod.feast_store.retrievals import duckdb_session
     from scalr_prod.feast_store.scan import quote, scan_delta
-    from scalr_prod.feast_store.session import session
 
     if before == now:
         return False
-    source = view.batch_source
-    keys = ", ".join(quote(column.name) for column in view.entity_columns)
-    spill = str(settings.home / "staging")
-    with session(memory_mb=settings.compute.memory_mb, threads=None, spill=spill) as connection:
+    source, path = view.batch_source, source_path(store.config, view.batch_source)
+    column_of = {new: old for old, new in source.field_mapping.items()}
+    keys = ", ".join(quote(column_of.get(column.name, column.name)) for column in view.entity_columns)
+    options = store.config.offline_store.storage_options or None
+    with duckdb_session(store.config) as connection:
         latest = []
         for version in (before, now):
             try:
-                options = dict(settings.project.storage_options) or None
-                table = DeltaTable(source.path, version=version, storage_options=options)
-                scan = scan_delta(connection, table, f"version_{version}", [source.timestamp_field])
+                table = DeltaTable(path, version=version, storage_options=options)
+                scan = scan_delta(connection, table, f"version_{version}")
                 query = f"SELECT {keys}, max({quote(source.timestamp_field)}) AS latest FROM {scan.relation} GROUP BY ALL"
                 connection.execute(f"CREATE TEMP TABLE latest_{version} AS {query}")
             except Exception as error:
@@ -134,7 +145,7 @@ def _lost_rows(settings: Settings, view: FeatureView, before: int, now: int) -> 
 
 
 def _empty(store: FeatureStore, view: FeatureView) -> None:
-    provider = store._get_provider()  # noqa: SLF001 - Feast has no public way to empty one view
+    provider = store._get_provider()
     for delete, keep in (([view], []), ([], [view])):
         provider.update_infra(
             project=store.project,

@@ -185,12 +185,14 @@ def latest_sql(
 
 def _limits(event: str, created: str | None, start_us: int | None, end_us: int | None, known_by_us: int | None) -> str:
     limits = []
+    # The casts are for tables of others, with naive times or nanoseconds; for the lake's own they do nothing.
+    happened = f"CAST({quote(event)} AS TIMESTAMPTZ)"
     if start_us is not None:
-        limits.append(f"{quote(event)} >= make_timestamptz({start_us})")
+        limits.append(f"{happened} >= make_timestamptz({start_us})")
     if end_us is not None:
-        limits.append(f"{quote(event)} <= make_timestamptz({end_us})")
+        limits.append(f"{happened} <= make_timestamptz({end_us})")
     if created and known_by_us is not None:
-        limits.append(f"coalesce({quote(created)}, {quote(event)}) <= make_timestamptz({known_by_us})")
+        limits.append(f"coalesce(CAST({quote(created)} AS TIMESTAMPTZ), {happened}) <= make_timestamptz({known_by_us})")
     return f" WHERE {' AND '.join(limits)}" if limits else ""
 
 

@@ -1,0 +1,75 @@
+"""A project made by hand for Feast: small tables with two users, and the repository applied to them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+
+from scalr_prod.contracts import Table, schema_of
+from scalr_prod.feast_store import apply_feature_repo
+from scalr_prod.lake import Lake
+from scalr_prod.settings import load_settings
+
+T0 = datetime(2024, 1, 1, tzinfo=UTC)
+AS_OF = T0 + timedelta(hours=20)
+VIEWS = (Table.SOURCE_EVENTS, Table.TARGET_EVENTS, Table.SOURCE_USER_HISTORY, Table.TARGET_USER_HISTORY)
+VIEWS += (Table.TARGET_ITEM_STATS, Table.SYNTHETIC_TARGET_EVENTS)
+
+
+def hours(*numbers: float) -> list[datetime]:
+    return [T0 + timedelta(hours=number) for number in numbers]
+
+
+def synthetic(users: list[str], items: list[int], at: list[datetime], prefix: str) -> dict:
+    count = len(users)
+    return {
+        "event_id": [f"{prefix}{number}" for number in range(count)],
+        "user_id": users,
+        "item_id": items,
+        "event_timestamp": at,
+        "probability": [0.5] * count,
+        "weight": [0.25] * count,
+        "source_item_id": [f"s{item}" for item in items],
+        "source_event_timestamp": at,
+        "translator_version": [1] * count,
+        "run_id": ["run-1"] * count,
+        "created_timestamp": [AS_OF] * count,
+    }
+
+
+def fill(lake: Lake) -> None:
+    """Users have text ids, source items text ids, target items numbers."""
+    for table in Table:
+        source = table.value.startswith("source")
+        lake.create(table, schema_of(table, user="string", item="string" if source else "int64", source_item="string"))
+
+    def append(table: Table, columns: dict) -> None:
+        lake.append(table, pa.table(columns).select(lake.schema(table).names).cast(lake.schema(table)), key="first")
+
+    events = {"event_timestamp": hours(1, 2, 3), "created_timestamp": hours(1, 2, 3), "weight": [1.0] * 3}
+    append(Table.SOURCE_EVENTS, {"user_id": ["a", "a", "b"], "item_id": ["s1", "s2", "s1"], **events})
+    append(Table.TARGET_EVENTS, {"user_id": ["a", "b", "b"], "item_id": [1, 2, 3], **events})
+    histories = {
+        "user_id": ["a", "a", "b"],
+        "event_timestamps": [hours(1), hours(1, 2), hours(3)],
+        "event_count": [1, 2, 1],
+        "event_timestamp": hours(1, 2, 3),
+        "created_timestamp": hours(1, 2, 3),
+    }
+    append(Table.SOURCE_USER_HISTORY, {"item_ids": [["s1"], ["s1", "s2"], ["s1"]], **histories})
+    append(Table.TARGET_USER_HISTORY, {"item_ids": [[1], [1, 2], [3]], **histories})
+    stats = {"item_id": [1, 2], "event_timestamp": hours(1, 2), "first_seen": hours(1, 2), "created_timestamp": hours(1, 2)}
+    append(Table.TARGET_ITEM_STATS, {**stats, "event_count": [1, 1], "trailing_event_count": [1, 1]})
+    append(Table.SYNTHETIC_TARGET_EVENTS, synthetic(["a", "b"], [7, 8], hours(2, 3), "e"))
+
+
+def make_project(folder: Path, extra: str = ""):
+    """A project with hand-made tables and an applied repository."""
+    domains = '[domains.source]\nname = "s"\nevents = "s.parquet"\n[domains.target]\nname = "t"\nevents = "t.parquet"\n'
+    (folder / "scalr.toml").write_text(domains + extra)
+    settings = load_settings(folder / "scalr.toml")
+    fill(Lake.open(settings))
+    apply_feature_repo(settings)
+    return settings

@@ -1,0 +1,415 @@
+"""The doors of the feature store: what they keep, what they refuse, and what they say then."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from feast_project import AS_OF, T0, VIEWS, hours, make_project, synthetic
+
+from scalr_prod import assets
+from scalr_prod.contracts import PROVENANCE_COLUMNS, Table, schema_of
+from scalr_prod.errors import FeatureStoreError, TableNotFound
+from scalr_prod.feast_store import (
+    apply_feature_repo,
+    materialize,
+    open_feature_store,
+    point_in_time,
+    read_window,
+    repository,
+    save_dataset,
+)
+from scalr_prod.lake import Lake
+from scalr_prod.settings import load_settings
+
+STAMP = pa.timestamp("us", tz="UTC")
+COUNTS = ["source_user_history:event_count"]
+COUNT = "source_user_history__event_count"
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """One project for all tests that only read."""
+    return make_project(tmp_path_factory.mktemp("feast"))
+
+
+@pytest.fixture
+def own(tmp_path):
+    return make_project(tmp_path)
+
+
+def spine(users, times, **more) -> pa.Table:
+    return pa.table({"user_id": users, "event_timestamp": pa.array(times, STAMP), **more})
+
+
+class TestRepository:
+    def test_it_is_applied_once(self, own, monkeypatch):
+        def fail(_settings):
+            raise AssertionError("applied again, though nothing has changed")
+
+        monkeypatch.setattr(repository, "_apply", fail)
+        report = apply_feature_repo(own)
+        assert not report.applied
+        assert set(report.views) == {view.value for view in VIEWS}
+        assert set(report.services) == {"translator_inputs_v1", "downstream_training_v1"}
+
+    def test_a_file_changed_by_hand_is_laid_again(self, own):
+        definitions = own.feast_repo / "definitions.py"
+        definitions.write_text("")
+        assert apply_feature_repo(own).applied
+        assert definitions.read_text() == (assets.folder("feature_repo") / "definitions.py").read_text()
+
+    def test_a_file_added_by_hand_stays(self, own):
+        mine = own.feast_repo / "mine.py"
+        mine.write_text("NOTHING = True\n")
+        (own.feast_repo / "lake.json").unlink()
+        assert apply_feature_repo(own).applied
+        assert mine.exists()
+
+    def test_the_lake_has_to_be_there_first(self, tmp_path):
+        domains = '[domains.source]\nname = "s"\nevents = "s"\n[domains.target]\nname = "t"\nevents = "t"\n'
+        (tmp_path / "scalr.toml").write_text(domains)
+        with pytest.raises(TableNotFound, match="scalr ingest"):
+            apply_feature_repo(load_settings(tmp_path / "scalr.toml"))
+
+    def test_opening_says_what_to_run_first(self, tmp_path, project):
+        unlaid = project.model_copy(update={"base": tmp_path})
+        with pytest.raises(FeatureStoreError, match="no feature repository yet") as caught:
+            open_feature_store(unlaid)
+        assert caught.value.next_step == "run: scalr histories"
+
+    def test_no_secret_is_laid(self, project, tmp_path):
+        settings = load_settings(
+            project.base / "scalr.toml",
+            project={
+                "storage_options": {"AWS_SECRET_ACCESS_KEY": "hush1", "AWS_SESSION_TOKEN": "hush2", "AWS_REGION": "eu-west-1"}
+            },
+            feast={
+                "registry": "postgresql+psycopg://me:hush3@db/feast",
+                "online_store": "redis",
+                "redis": "redis:6379,password=hush4",
+            },
+        )
+        lake = {"root": str(tmp_path), "user": "string", "source_item": "string", "target_item": "int64"}
+        laid = "".join(repository._files(settings, lake).values())
+        assert "hush" not in laid
+        assert "${SCALR_FEAST__REGISTRY}" in laid
+        assert "${SCALR_FEAST__REDIS}" in laid
+        assert "eu-west-1" in laid
+
+    def test_no_service_offers_provenance(self, project):
+        for service in open_feature_store(project).list_feature_services():
+            offered = {feature.name for view in service.feature_view_projections for feature in view.features}
+            assert not offered & set(PROVENANCE_COLUMNS)
+            assert {view.name for view in service.feature_view_projections}.isdisjoint(
+                {"synthetic_target_events", "source_events", "target_events"}
+            )
+
+    def test_templates_are_found(self):
+        assert (assets.folder("feature_repo") / "feature_store.yaml").is_file()
+
+
+class TestPointInTime:
+    def test_a_service_is_joined_to_every_row_in_its_order(self, project):
+        rows = spine(
+            ["b", "a", "a", "zz", None, "a"], hours(9, 1.5, 9, 9, 9, 0), item_id=[1, 2, 1, 9, 1, 1], label=[1, 0, 1, 0, 1, 0]
+        )
+        found = point_in_time(project, rows, "downstream_training_v1")
+        assert found.select(rows.column_names).equals(rows)
+        assert found[COUNT].to_pylist() == [1, 1, 2, None, None, None]
+        assert found["source_user_history__item_ids"].to_pylist() == [["s1"], ["s1"], ["s1", "s2"], None, None, None]
+        assert found["target_item_stats__first_seen"].to_pylist() == [*hours(1), None, *hours(1), None, *hours(1), None]
+        assert found.schema.field("source_user_history__event_timestamps").type == pa.list_(STAMP)
+        assert found.schema.field("target_user_history__item_ids").type == pa.list_(pa.int64())
+        assert found.num_columns == rows.num_columns + 9
+
+    def test_knowledge_time(self, project):
+        refs = ["synthetic_target_events:event_id"]
+        late = AS_OF - timedelta(microseconds=1)
+        rows = spine(["a", "a"], [late, AS_OF])
+        assert point_in_time(project, rows, refs)["synthetic_target_events__event_id"].to_pylist() == [None, "e0"]
+        found = point_in_time(project, spine(["a", "a"], hours(1, 5)), refs, known_by=AS_OF)
+        assert found["synthetic_target_events__event_id"].to_pylist() == [None, "e0"]
+        found = point_in_time(project, spine(["a", "a"], [AS_OF, AS_OF]), refs, known_by=late)
+        assert found["synthetic_target_events__event_id"].to_pylist() == [None, None]
+
+    def test_an_empty_spine(self, project):
+        found = point_in_time(project, spine(pa.array([], pa.string()), []), COUNTS)
+        assert found.num_rows == 0
+        assert found.schema.field(COUNT).type == pa.int64()
+
+    def test_finer_times_are_rounded_down(self, project):
+        ticks = np.array([T0.replace(tzinfo=None)], "datetime64[ns]") + np.timedelta64(2, "h") - np.timedelta64(1, "ns")
+        rows = pd.DataFrame({"user_id": ["a"], "event_timestamp": pd.to_datetime(ticks, utc=True)})
+        found = open_feature_store(project).get_historical_features(rows, COUNTS).to_df()
+        assert found["event_count"].tolist() == [1], "a row at two o'clock is not visible a nanosecond before"
+        assert found["event_timestamp"].tolist() == rows["event_timestamp"].tolist()
+
+    def test_ids_as_pandas_holds_them(self, project):
+        """Text as categories, whole numbers with gaps as floats."""
+        at = pd.to_datetime([hours(9)[0]] * 3)
+        rows = pd.DataFrame({"user_id": pd.Categorical(["a", "b", "a"]), "item_id": [1.0, None, 2.0], "event_timestamp": at})
+        refs = [*COUNTS, "target_item_stats:first_seen"]
+        found = open_feature_store(project).get_historical_features(rows, refs).to_df()
+        assert found["event_count"].tolist() == [2, 1, 2]
+        assert found["first_seen"].notna().tolist() == [True, False, True]
+
+    def test_the_only_column_of_times_counts_whatever_its_name(self, project):
+        rows = pd.DataFrame({"user_id": ["a"], "bought": hours(9)})
+        assert open_feature_store(project).get_historical_features(rows, COUNTS).to_df()["event_count"].tolist() == [2]
+
+    @pytest.mark.parametrize(
+        ("rows", "features", "message"),
+        [
+            (pa.table({"event_timestamp": pa.array(hours(1), STAMP)}), COUNTS, "lacks the join key 'user_id'"),
+            (spine([1], hours(1)), COUNTS, "holds int64, but the key of source_user_history holds string"),
+            (pa.table({"user_id": ["a"]}), COUNTS, "no column 'event_timestamp'"),
+            (pa.table({"user_id": ["a"], "event_timestamp": ["noon"]}), COUNTS, "times are of type string"),
+            (spine(["a"], hours(1)), "no_such_service", "no_such_service"),
+            (spine(["a"], hours(1)), ["no_such_view:x"], "no_such_view"),
+            (spine(["a"], hours(1)), ["source_user_history:no_such"], "no_such"),
+            (spine(["a"], hours(1), **{COUNT: [1]}), COUNTS, "columns named like features"),
+        ],
+    )
+    def test_what_cannot_be_joined_is_named(self, project, rows, features, message):
+        with pytest.raises(FeatureStoreError, match=message):
+            point_in_time(project, rows, features)
+
+    def test_a_spine_by_query(self, project):
+        store = open_feature_store(project)
+        found = store.get_historical_features("SELECT user_id, event_timestamp FROM source_events ORDER BY ALL", COUNTS).to_df()
+        assert found["event_count"].tolist() == [1, 2, 1]
+        with pytest.raises(FeatureStoreError, match="query failed"):
+            store.get_historical_features("SELECT nothing FROM nowhere", COUNTS)
+
+
+class TestReadWindow:
+    def test_a_window_holds_its_start_and_not_its_end(self, project):
+        found = read_window(project, "source_events", start=hours(1)[0], end=hours(3)[0])
+        assert found.column_names == Lake.open(project).schema(Table.SOURCE_EVENTS).names
+        assert found["item_id"].to_pylist() == ["s1", "s2"]
+
+    def test_all_of_it_as_table_and_as_stream(self, project):
+        table = read_window(project, "target_user_history")
+        reader = read_window(project, "target_user_history", stream=True)
+        assert isinstance(reader, pa.RecordBatchReader)
+        assert reader.read_all().equals(table)
+        assert table.num_rows == 3
+
+    def test_columns_in_the_order_asked_for(self, project):
+        found = read_window(project, "source_events", columns=["event_timestamp", "user_id"])
+        assert found.column_names == ["event_timestamp", "user_id"]
+
+    def test_what_was_not_known_is_left_out(self, project):
+        assert read_window(project, "synthetic_target_events", known_by=hours(19)[0]).num_rows == 0
+        assert read_window(project, "synthetic_target_events", known_by=AS_OF).num_rows == 2
+
+    def test_an_empty_table(self, own):
+        Lake.open(own).delete(Table.SOURCE_EVENTS, "true", key="all")
+        assert read_window(own, "source_events").num_rows == 0
+        assert point_in_time(own, spine(["a"], hours(9)), ["source_events:item_id"]).num_rows == 1
+
+    def test_unknown_names(self, project):
+        with pytest.raises(FeatureStoreError, match="no column nothing; there are: user_id"):
+            read_window(project, "source_events", columns=["nothing"])
+        with pytest.raises(FeatureStoreError, match="no_view"):
+            read_window(project, "no_view")
+
+    def test_several_views_at_the_times_of_either(self, project):
+        store = open_feature_store(project)
+        refs = ["source_events:item_id", "source_user_history:event_count"]
+        window = {"start_date": hours(2)[0], "end_date": hours(3)[0]}
+        found = store.get_historical_features(features=refs, full_feature_names=True, **window).to_arrow()
+        assert found["user_id"].to_pylist() == ["a", "b"]
+        assert found["source_events__item_id"].to_pylist() == ["s2", "s1"]
+        assert found[COUNT].to_pylist() == [2, 1]
+        with pytest.raises(FeatureStoreError, match="different keys"):
+            store.get_historical_features(features=[*refs, "target_item_stats:first_seen"], **window)
+
+    def test_what_was_not_known_by_the_end_of_the_window(self, project):
+        store, refs = open_feature_store(project), ["synthetic_target_events:event_id"]
+        window = {"start_date": hours(0)[0], "end_date": hours(19)[0]}
+        assert len(store.get_historical_features(features=refs, **window).to_df()) == 2
+        assert store.get_historical_features(features=refs, filter_by_created_timestamp=True, **window).to_df().empty
+
+
+class TestOtherTables:
+    """A view over a table that is not the lake's: partitioned, with other names, naive times and nanoseconds."""
+
+    @pytest.fixture
+    def view(self, tmp_path):
+        from deltalake import write_deltalake
+        from feast import Entity, FeatureView, Field, FileSource
+        from feast.data_format import DeltaFormat, ParquetFormat
+        from feast.types import Int64, String
+        from feast.value_type import ValueType
+
+        rows = pa.table({"who": ["a", "a", "b"], "value": [1, 2, 3], "at": hours(1, 2, 3), "half": ["x", "y", "x"]})
+        write_deltalake(str(tmp_path / "delta"), rows, partition_by=["half"])
+        frame = rows.to_pandas()
+        frame["at"] = frame["at"].dt.tz_localize(None).astype("datetime64[ns]")
+        frame.to_parquet(tmp_path / "rows.parquet")
+        user = Entity(name="person", join_keys=["user_id"], value_type=ValueType.STRING)
+
+        def make(kind: str):
+            path, form = ("delta", DeltaFormat()) if kind == "delta" else ("rows.parquet", ParquetFormat())
+            mapping = {"who": "user_id", "value": "score"}
+            source = FileSource(path=str(tmp_path / path), file_format=form, timestamp_field="at", field_mapping=mapping)
+            schema = [Field(name="user_id", dtype=String), Field(name="score", dtype=Int64), Field(name="half", dtype=String)]
+            return user, FeatureView(
+                name=f"other_{kind}", entities=[user], schema=schema, source=source, ttl=timedelta(hours=1)
+            )
+
+        return make
+
+    @pytest.mark.parametrize("kind", ["delta", "parquet"])
+    def test_it_is_joined_and_materialised(self, project, view, kind):
+        store = open_feature_store(project)
+        store.apply(list(view(kind)))
+        refs = [f"other_{kind}:score", f"other_{kind}:half"]
+        rows = pd.DataFrame({"user_id": ["a", "a", "a", "b"], "event_timestamp": hours(1.5, 3, 3.1, 3)})
+        found = store.get_historical_features(rows, refs).to_df()
+        assert found["score"].fillna(-1).tolist() == [1, 2, -1, 3], "after an hour a row counts as absent"
+        assert found["half"].fillna("-").tolist() == ["x", "y", "-", "x"]
+        window = store.get_historical_features(features=refs, start_date=hours(2)[0], end_date=hours(3)[0]).to_df()
+        assert sorted(window["score"]) == [2, 3]
+        store.materialize(T0, T0 + timedelta(days=1), feature_views=[f"other_{kind}"])
+        online = store.get_online_features(refs[:1], [{"user_id": "a"}, {"user_id": "b"}]).to_dict()
+        assert online["score"] == [2, 3]
+
+
+class TestWrites:
+    def test_rows_that_do_not_fit(self, project):
+        store = open_feature_store(project)
+        rows = pa.table(synthetic(["a"], [1], hours(5), "w")).to_pandas()
+        with pytest.raises(FeatureStoreError, match="must not be null"):
+            store.write_to_offline_store("synthetic_target_events", rows.assign(item_id=pd.array([None], "Int64")))
+        with pytest.raises(FeatureStoreError, match="do not fit the table"):
+            store.write_to_offline_store("synthetic_target_events", rows.assign(item_id="seven"))
+        with pytest.raises(ValueError, match="missing_expected_columns"):
+            store.write_to_offline_store("synthetic_target_events", rows.drop(columns="item_id"))
+        assert Lake.open(project).read(Table.SYNTHETIC_TARGET_EVENTS).num_rows == 2
+
+    def test_rows_taken_out_can_be_written_again(self, own):
+        store, lake = open_feature_store(own), Lake.open(own)
+        rows = pa.table(synthetic(["a"], [1], hours(5), "w")).to_pandas()
+        for _ in range(2):
+            store.write_to_offline_store("synthetic_target_events", rows)
+            assert lake.read(Table.SYNTHETIC_TARGET_EVENTS).num_rows == 3
+            lake.delete(Table.SYNTHETIC_TARGET_EVENTS, "event_id = 'w0'", key=str(datetime.now(UTC)))
+            assert lake.read(Table.SYNTHETIC_TARGET_EVENTS).num_rows == 2
+
+    def test_four_writers_at_once_lose_and_double_nothing(self, own):
+        from concurrent.futures import ThreadPoolExecutor
+
+        from scalr_prod.feast_store.session import session
+        from scalr_prod.feast_store.writes import append_new_rows
+
+        lake = Lake.open(own)
+        path = lake.uri(Table.SYNTHETIC_TARGET_EVENTS)
+
+        def write(writer: int) -> int:
+            # Each writer has ten rows of its own and ten that all of them send.
+            names = [f"own{writer}-{n}" for n in range(10)] + [f"shared-{n}" for n in range(10)]
+            rows = synthetic(["a"] * 20, [1] * 20, hours(*range(20)), "w") | {"event_id": names}
+            with session(memory_mb=64, threads=1, spill=None) as connection:
+                return append_new_rows(connection, path, {}, pa.table(rows), event="event_timestamp")
+
+        with ThreadPoolExecutor(4) as pool:
+            added = list(pool.map(write, range(4)))
+        found = lake.read(Table.SYNTHETIC_TARGET_EVENTS)["event_id"].to_pylist()
+        assert sum(added) == 50
+        assert len(found) == len(set(found)) == 52
+
+    def test_only_tables_of_the_lake(self, tmp_path):
+        from scalr_prod.feast_store.writes import append_new_rows
+
+        with pytest.raises(FeatureStoreError, match="only the lake's own tables"):
+            append_new_rows(None, str(tmp_path / "mine"), {}, pa.table({"a": [1]}), event="a")
+
+
+class TestOnline:
+    def test_what_a_rollback_took_out_is_no_longer_served(self, own):
+        refs, people = ["synthetic_target_events:event_id"], [{"user_id": "a"}, {"user_id": "b"}]
+
+        def served():
+            return open_feature_store(own).get_online_features(refs, people).to_dict()["event_id"]
+
+        assert materialize(own).emptied == ()
+        assert served() == ["e0", "e1"]
+        lake = Lake.open(own)
+        schema = lake.schema(Table.SYNTHETIC_TARGET_EVENTS)
+        more = pa.table(synthetic(["b"], [5], hours(9), "n")).select(schema.names).cast(schema)
+        lake.append(Table.SYNTHETIC_TARGET_EVENTS, more, key="more")
+        assert materialize(own).emptied == ()
+        assert served() == ["e0", "n0"]
+        lake.delete(Table.SYNTHETIC_TARGET_EVENTS, "event_id in ('e0', 'n0')", key="roll back")
+        report = materialize(own)
+        assert report.emptied == ("synthetic_target_events",)
+        assert served() == [None, "e1"]
+
+    def test_unknown_views(self, project):
+        with pytest.raises(FeatureStoreError, match="no feature view nothing"):
+            materialize(project, views=["nothing"])
+
+    def test_nothing_is_printed(self, project, capfd):
+        materialize(project)
+        assert capfd.readouterr().out == ""
+
+
+class TestSavedDatasets:
+    def test_a_folder_is_registered_with_its_labels(self, project, tmp_path):
+        rows = spine(["a", "b"], hours(9, 9), item_id=[1, 2], label=pa.array([1, 0], pa.int8()))
+        joined = point_in_time(project, rows, "downstream_training_v1")
+        folder = tmp_path / "rows"
+        folder.mkdir()
+        pq.write_table(joined, folder / "part-0.parquet")
+        for _ in range(2):
+            report = save_dataset(project, "mine_v1", path=folder)
+        assert set(report.columns) == set(joined.column_names)
+        with pytest.warns(RuntimeWarning, match="experimental"):
+            saved = open_feature_store(project).get_saved_dataset("mine_v1")
+        found = saved.to_df()
+        assert found["label"].tolist() == [1, 0]
+        assert found[COUNT].tolist() == [2, 1]
+        assert saved.feature_service_name == "downstream_training_v1"
+
+    def test_what_is_no_dataset(self, project, tmp_path):
+        with pytest.raises(FeatureStoreError, match="saved dataset"):
+            save_dataset(project, "none", path=tmp_path / "nothing")
+        pq.write_table(spine([], []), tmp_path / "empty.parquet")
+        with pytest.raises(FeatureStoreError, match="no row"):
+            save_dataset(project, "none", path=tmp_path / "empty.parquet")
+
+
+def test_reports_are_json(project):
+    reports = [apply_feature_repo(project), materialize(project)]
+    assert [set(json.loads(json.dumps(report.to_json()))) for report in reports] == [
+        {"path", "applied", "views", "services"},
+        {"views", "emptied", "end", "online_store"},
+    ]
+
+
+def test_integer_ids(tmp_path):
+    """All ids may be numbers."""
+    (tmp_path / "scalr.toml").write_text(
+        '[domains.source]\nname = "s"\nevents = "s"\n[domains.target]\nname = "t"\nevents = "t"\n'
+    )
+    settings = load_settings(tmp_path / "scalr.toml")
+    lake = Lake.open(settings)
+    for table in Table:
+        lake.create(table, schema_of(table, user="int64", item="int64"))
+    schema = lake.schema(Table.SOURCE_USER_HISTORY)
+    columns = [[7], hours(1), [[3, 4]], [hours(0, 1)], [2], hours(1)]
+    lake.append(Table.SOURCE_USER_HISTORY, pa.table(columns, schema=schema), key="first")
+    apply_feature_repo(settings)
+    rows = pa.table({"user_id": [7, 8], "event_timestamp": pa.array(hours(2, 2), STAMP)})
+    assert point_in_time(settings, rows, "translator_inputs_v1")["source_user_history__item_ids"].to_pylist() == [[3, 4], None]
+    materialize(settings, views=["source_user_history"], end=hours(5)[0])
+    online = open_feature_store(settings).get_online_features(["source_user_history:item_ids"], [{"user_id": 7}]).to_dict()
+    assert online["item_ids"] == [[3, 4]]
