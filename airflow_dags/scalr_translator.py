@@ -1,7 +1,7 @@
 """scalr_translator: learn again from all that is known by the data interval's end, and serve the new version if it is better.
 
-ingest → histories → train → evaluate → promote if better. Better means: a lower negative log-likelihood than that of the
-version that is served, on the same slice of time; where none is served, the first one is promoted.
+ingest → histories → train → evaluate → promote if better: where none is served, or where the new version's recipe has no higher
+negative log-likelihood than the served version on events that neither has learned from (within two standard errors).
 """
 
 from __future__ import annotations

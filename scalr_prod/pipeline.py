@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from scalr_prod.ledger import RunSpec
     from scalr_prod.settings import Settings
 
-__all__ = ["PipelineReport", "generate_run", "resume_run", "run_pipeline", "stage"]
+__all__ = ["PipelineReport", "PromotionDecision", "generate_run", "promote_if_better", "resume_run", "run_pipeline", "stage"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +52,29 @@ class PipelineReport:
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values."""
         return {"run_id": self.run_id, "seconds": self.seconds, "stages": self.stages}
+
+
+@dataclass(frozen=True)
+class PromotionDecision:
+    """Whether a new translator took the served one's place, and why.
+
+    Attributes:
+        version: The new version.
+        served: The version that is served from now on.
+        promoted: Whether the new one is.
+        reason: In one sentence.
+        comparison: Both versions on the same events; None where there was nothing to compare with.
+    """
+
+    version: int
+    served: int
+    promoted: bool
+    reason: str
+    comparison: dict[str, Any] | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The decision as JSON values."""
+        return dict(self.__dict__)
 
 
 @contextmanager
@@ -87,6 +110,36 @@ def generate_run(settings: Settings, *, version: int | None = None, progress: bo
         apply_feature_repo(settings)
         spec = plan_run(settings, version=version)
     return _generate(settings, spec, progress=progress)
+
+
+def promote_if_better(settings: Settings, version: int, *, progress: bool = False) -> PromotionDecision:
+    """Serve a new version if none is served, or if it is no worse than the served one on events that neither learned from.
+
+    Args:
+        settings: The project's settings.
+        version: The new version.
+        progress: Show a progress bar on stderr.
+
+    Raises:
+        ScalrError: The version is not there, or it does not answer once it is loaded.
+    """
+    from scalr_prod.serving import promote, served_version
+    from scalr_prod.translator.comparison import compare
+
+    with stage("translator promote"):
+        served = served_version(settings)
+        if served == version:
+            return PromotionDecision(version, version, promoted=False, reason="it is served already", comparison=None)
+        if served is None:
+            promote(settings, version)
+            return PromotionDecision(version, version, promoted=True, reason="none was served", comparison=None)
+        found = compare(settings, version, served, progress=progress)
+        facts = f"NLL {found.candidate_nll} against {found.served_nll} on {found.events} events from {found.since} on"
+        if found.fit_to_serve:
+            promote(settings, version)
+            return PromotionDecision(version, version, promoted=True, reason=facts, comparison=found.to_json())
+        reason = facts if found.events else f"too few events between {found.since} and {found.until} to compare on"
+        return PromotionDecision(version, served, promoted=False, reason=reason, comparison=found.to_json())
 
 
 def resume_run(settings: Settings, run_id: str, *, progress: bool = False) -> PipelineReport:

@@ -1,0 +1,146 @@
+"""Is a new version fit to take the served one's place? Both are asked about events that neither has learned from.
+
+Those lie between the served version's ``trained_until`` and the candidate's. The candidate itself has learned from them, so its
+recipe is fitted again on what came before, as the served version was: what differs is what was changed in the settings, the
+code, or the past of the log. That the candidate knows more recent events as well cannot be measured yet, and decides a tie.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from scalr_prod.progress import counting
+from scalr_prod.translator.fitting import cut_at, fit_calibration, fit_sets, metadata_of, steps_of
+from scalr_prod.translator.log import micros, read_log
+from scalr_prod.translator.module import TranslatorModule
+from scalr_prod.translator.pairs import Pairs, contexts_at
+from scalr_prod.translator.versions import load_version
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from scalr_prod.settings import Settings
+    from scalr_prod.translator.contexts import Contexts
+
+__all__ = ["Comparison", "compare"]
+
+#: With fewer events than this, nothing can be said.
+FEWEST: Final = 30
+#: A difference within so many standard errors of its mean is a tie.
+_ERRORS: Final = 2.0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two versions on the same events.
+
+    Attributes:
+        candidate: The new version.
+        served: The version that is served.
+        since: First instant of the slice (ISO 8601, UTC): until then both have learned.
+        until: The instant after its last.
+        events: Events whose item was eligible for both.
+        candidate_nll: Mean -log P(item) of the candidate's recipe (natural logarithm).
+        served_nll: Likewise of the served version.
+        error: Standard error of the difference, from the events' paired differences.
+    """
+
+    candidate: int
+    served: int
+    since: str
+    until: str
+    events: int
+    candidate_nll: float | None
+    served_nll: float | None
+    error: float | None
+
+    @property
+    def fit_to_serve(self) -> bool:
+        """The candidate is better, or no worse than chance explains."""
+        if self.candidate_nll is None or self.served_nll is None or self.error is None:
+            return False
+        return self.candidate_nll <= self.served_nll + _ERRORS * self.error
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self) | {"fit_to_serve": self.fit_to_serve}
+
+
+def compare(settings: Settings, candidate: int, served: int, *, progress: bool = False) -> Comparison:
+    """Negative log-likelihood of two versions on the target events between their ``trained_until``.
+
+    Args:
+        settings: The project's settings, by which the candidate was trained.
+        candidate: The new version.
+        served: The version that is served.
+        progress: Show a progress bar on stderr.
+
+    Returns:
+        Without likelihoods where the slice holds fewer than 30 events: the candidate knows next to nothing more.
+
+    Raises:
+        TranslatorNotFound: There is no such version.
+        TranslatorError: Too few events to fit the recipe on.
+    """
+    import torch
+
+    new, old = load_version(settings, candidate), load_version(settings, served)
+    begin, end = micros(old.trained_until), micros(new.trained_until)
+    since, until = old.trained_until.isoformat(), new.trained_until.isoformat()
+    unknown = Comparison(candidate, served, since, until, 0, None, None, None)
+    if begin >= end:
+        return unknown
+    torch.set_num_threads(settings.translator.threads)
+    log = read_log(settings, new.trained_until)
+    rows = np.flatnonzero((log.target.time >= begin) & (log.target.time < end))
+    if len(rows) < FEWEST:
+        return unknown
+    vocabulary = old.vocabulary()
+    served_loss = _losses(
+        TranslatorModule.load(old.path),
+        *contexts_at(
+            log,
+            rows,
+            source_index=vocabulary.source_index(log.source.ids),
+            target_index=vocabulary.target_index(log.target.ids),
+        ),
+    )
+    module, pairs = _recipe_until(settings, log, begin, progress=progress)
+    loss = _losses(module, *contexts_at(log, rows, source_index=pairs.source_index, target_index=pairs.target_index))
+    both = np.isfinite(loss) & np.isfinite(served_loss)
+    if both.sum() < FEWEST:
+        return unknown
+    difference = loss[both] - served_loss[both]
+    return Comparison(
+        candidate,
+        served,
+        since,
+        until,
+        events=int(both.sum()),
+        candidate_nll=round(float(loss[both].mean()), 6),
+        served_nll=round(float(served_loss[both].mean()), 6),
+        error=round(float(difference.std(ddof=1) / np.sqrt(len(difference))), 6),
+    )
+
+
+def _recipe_until(settings: Settings, log: Any, until: int, *, progress: bool) -> tuple[TranslatorModule, Pairs]:
+    """What training would have given at that instant, as far as it is asked about users that it knows."""
+    past = log.target.time < until
+    share = past.mean() * (1 - settings.translator.validation_fraction)
+    steps = steps_of(settings, 2) + 1
+    with counting("comparison", show=progress, total=steps, unit=f"of {steps} fits") as done:
+        calibrated = fit_calibration(settings, log, log.fold == 0, cut_at(log, share), until, done)
+        pairs = Pairs.of(log, until, settings.translator)
+        tensors = fit_sets(pairs, {-1: np.zeros(len(log.users), dtype=bool)}, done) | calibrated.tables
+    return TranslatorModule(tensors, metadata_of(settings, pairs, 0)), pairs
+
+
+def _losses(module: TranslatorModule, contexts: Contexts, labels: NDArray[np.int32]) -> NDArray[np.float64]:
+    """-log P(item) of each event: float64 [R], NaN where the item is unknown to the module or was not there yet."""
+    p, _ = module.score(contexts, labels[:, None])
+    with np.errstate(divide="ignore"):
+        loss = -np.log(p[:, 0].astype(np.float64))
+    return np.where((labels >= 0) & np.isfinite(loss), loss, np.nan)
