@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from scalr_prod.contracts import EVENT_TIMESTAMP, Table
 from scalr_prod.errors import CommitFailed, PublicationError
 from scalr_prod.lake import Lake
-from scalr_prod.ledger import Ledger, PublicationStatus, RunState, run_folder
+from scalr_prod.ledger import PublicationStatus, RunState, run_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from scalr_prod.lake import Commit
-    from scalr_prod.ledger import Lease, Publication
+    from scalr_prod.ledger import Lease, Ledger, Publication
     from scalr_prod.settings import Settings
 
 __all__ = ["PublicationReport", "publish", "rollback_run"]
@@ -88,6 +88,8 @@ def publish(settings: Settings, run_id: str) -> PublicationReport:
         CommitOutcomeUnknown: The commit may have landed; repeating finds out.
         LedgerError: Another driver works on the run.
     """
+    from scalr_prod.ledger import Ledger
+
     lake = Lake.open(settings)
     with Ledger.open(settings) as ledger, ledger.lease(run_id, wait_s=_LEASE_WAIT_S) as lease:
         report = _settled(lake, ledger, run_id)
@@ -105,6 +107,8 @@ def rollback_run(settings: Settings, run_id: str) -> PublicationReport:
         CommitFailed: Nothing was written; safe to repeat.
         LedgerError: Another driver works on the run.
     """
+    from scalr_prod.ledger import Ledger
+
     lake = Lake.open(settings)
     with Ledger.open(settings) as ledger, ledger.lease(run_id, wait_s=_LEASE_WAIT_S) as lease:
         _settled(lake, ledger, run_id)
@@ -199,7 +203,9 @@ def _take_out(lake: Lake, ledger: Ledger, lease: Lease, last: Publication) -> Pu
 
 def _against_others(lake: Lake, attempt: Callable[[int], Outcome]) -> Outcome:
     """Try a commit that follows the table's current version, again from the next one when another writer was faster."""
-    for tried in range(1, _ATTEMPTS + 1):
+    tried = 0
+    while True:
+        tried += 1
         version = lake.version(_VIEW)
         try:
             return attempt(version)
@@ -208,11 +214,12 @@ def _against_others(lake: Lake, attempt: Callable[[int], Outcome]) -> Outcome:
             if tried == _ATTEMPTS or lake.version(_VIEW) == version:
                 raise
             time.sleep(random.uniform(0.0, 0.02 * tried))  # noqa: S311 - jitter, not a secret
-    raise AssertionError("unreachable")
 
 
 def _accepted_files(settings: Settings, run_id: str) -> tuple[list[Path], int]:
     """The files that the gate accepted, each with the checksum that it wrote down."""
+    from scalr_prod.generation.parts import sha256_of
+
     folder = run_folder(settings, run_id)
     again = f"audit the run again: scalr validate {run_id}"
     try:
@@ -221,8 +228,6 @@ def _accepted_files(settings: Settings, run_id: str) -> tuple[list[Path], int]:
         raise PublicationError("the gate's verdict is not there", where=str(folder / "gate.json"), next_step=again) from error
     if not report["passed"]:
         raise PublicationError("the gate's verdict is no", where=str(folder / "gate.json"), next_step=again).at(run_id=run_id)
-    from scalr_prod.generation.parts import sha256_of
-
     paths = []
     for file in report["files"]:
         path = folder / file["path"]

@@ -242,6 +242,7 @@ def killed(project: Handmade, work: str, point: str, run_id: str) -> None:
     assert done.returncode == 77, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", POINTS)
 def test_a_publication_killed_at_any_point_is_finished_by_the_next_call(project, point):
     old, new = project.accepted(seed=1), project.accepted(seed=2)
@@ -265,6 +266,7 @@ def test_a_publication_killed_at_any_point_is_finished_by_the_next_call(project,
     assert stands(project, new.run_id) is RunState.PUBLISHED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", ["before the commit", "before the confirmation"])
 def test_a_rollback_killed_at_any_point_is_finished_by_the_next_call(project, point):
     spec = project.accepted()
@@ -278,6 +280,7 @@ def test_a_rollback_killed_at_any_point_is_finished_by_the_next_call(project, po
     assert not len(project.view())
 
 
+@pytest.mark.slow
 def test_a_rollback_finds_a_publication_that_was_not_confirmed(project):
     spec = project.accepted()
     killed(project, "publish", "before the confirmation", spec.run_id)
@@ -285,6 +288,7 @@ def test_a_rollback_finds_a_publication_that_was_not_confirmed(project):
     assert not len(project.view())
 
 
+@pytest.mark.slow
 def test_others_may_publish_between_a_kill_and_its_recovery(project):
     first, second, other = project.accepted(seed=1), project.accepted(seed=2), project.accepted(start=100, end=150)
     killed(project, "publish", "before the confirmation", first.run_id)
@@ -346,6 +350,7 @@ def test_publishers_of_the_same_run_commit_it_once(project):
 # From the gate on --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_the_gate_accepts_is_what_is_published(project):
     project.configure('[quality]\npolicy = "quarantine"\nmax_quarantine_share = 0.1')
     spec = project.run()

@@ -216,6 +216,7 @@ def test_a_quarantine_is_repeated_without_work(project):
     assert project.lake.version(Table.SYNTHETIC_QUARANTINE) == version
 
 
+@pytest.mark.slow
 def test_another_audit_of_a_run_replaces_its_quarantine_and_no_other_runs(project):
     project.configure(QUARANTINE)
     first, second = project.run(seed=1), project.run(seed=2)
@@ -266,6 +267,7 @@ def test_too_many_bad_rows_fail_a_quarantine(project):
     assert state(project, spec.run_id) is RunState.REJECTED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "trained_until", "passes"),
     [("backfill", 100, True), ("backfill", 100.001, False), ("causal", 50, True), ("causal", 50.001, False)],
@@ -319,6 +321,7 @@ def test_a_distribution_far_from_the_real_one_fails(tmp_path):
     assert failed["popularity_is_like_the_real_one"] == pytest.approx(1 - 6 / 55)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_the_distance_is_the_one_that_the_alignment_reports(tmp_path, seed):
     """Two computations that share no code: DuckDB here, numpy in the generation."""
@@ -366,6 +369,7 @@ def test_an_empty_run_is_rejected_with_a_clear_message(project, files):
     assert state(project, spec.run_id) is RunState.REJECTED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", ["missing", "extra", "type", "order"])
 def test_wrong_columns_are_refused_before_any_row_is_read(project, wrong):
     spec = project.run()
@@ -385,6 +389,7 @@ def test_wrong_columns_are_refused_before_any_row_is_read(project, wrong):
     assert state(project, spec.run_id) is RunState.REJECTED
 
 
+@pytest.mark.slow
 def test_the_same_inputs_are_not_audited_twice_and_other_settings_are(project):
     spec = project.run()
     project.write(spec, project.candidates(spec).iloc[:160])
