@@ -149,7 +149,7 @@ def examine_environment(folder: Path) -> ServingEnvironment:
         ServingError: Its Python does not run.
     """
     try:
-        output = subprocess.run(
+        output = subprocess.run(  # noqa: S603 - the interpreter of the named environment
             [folder / "bin" / "python", "-I", "-c", _QUESTION], capture_output=True, check=True, timeout=60, text=True
         ).stdout
         found = json.loads(output)
@@ -165,7 +165,9 @@ def _system_library(name: str) -> Path | None:
     """The folder in which the system's loader finds it."""
     for program in ("/sbin/ldconfig", "/usr/sbin/ldconfig"):
         try:
-            cache = subprocess.run([program, "-p"], capture_output=True, check=True, timeout=30, text=True).stdout
+            cache = subprocess.run(  # noqa: S603 - a fixed program
+                [program, "-p"], capture_output=True, check=True, timeout=30, text=True
+            ).stdout
         except (OSError, subprocess.SubprocessError):
             continue
         for line in cache.splitlines():

@@ -203,7 +203,7 @@ def _launch(settings: Settings, environment: ServingEnvironment, backends: Path,
         # A version that cannot be loaded is for the one who asked for it to tell, not for the server to die of.
         command += [f"--load-model={settings.serving.model_name}", "--exit-on-error=false"]
     with log.open("wb") as output:
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # noqa: S603 - the server of the named environment, with options of our own
             command,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -301,7 +301,7 @@ def _sweep(record: ServerRecord) -> None:
                 process.kill()
             except psutil.Error:  # it has ended meanwhile, or is not ours
                 continue
-    for region in Path("/dev/shm").glob(f"{record.name}_*"):
+    for region in Path("/dev/shm").glob(f"{record.name}_*"):  # noqa: S108 - where the server keeps it
         region.unlink(missing_ok=True)
 
 

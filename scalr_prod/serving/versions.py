@@ -65,7 +65,7 @@ def rollback(settings: Settings) -> PromotionReport:
         ScoringError: It was loaded, but does not answer as it should.
     """
     chain = standing(settings)
-    if len(chain) < 2:
+    if len(chain) < 2:  # noqa: PLR2004 - the present one and the one before
         raise ServingError(
             "no version was served before this one" if chain else "no version was promoted yet",
             next_step="promote one: scalr translator promote --version N; list them: scalr translator list",
