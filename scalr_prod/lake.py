@@ -6,6 +6,7 @@ from one whose outcome is unknown.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -182,6 +183,11 @@ class Lake:
             delta.delete(predicate, commit_properties=properties)
 
         return self._once(table, key, write)
+
+    def tidy(self, table: Table, *, keep_days: float = 7) -> int:
+        """Delete files that no version of the last days uses; for tables that are replaced as a whole. Gives their number."""
+        delta = self.open_table(table)
+        return len(delta.vacuum(math.ceil(keep_days * 24), dry_run=False, enforce_retention_duration=False))
 
     def _commit(
         self,

@@ -68,6 +68,9 @@ def build_table(settings: Settings, lake: Lake, table: Table, *, progress: bool)
     count = lake.dataset(_EVENTS[table], version=events.version()).count_rows()
     built = not _is_fresh(lake, table, made_from, version)
     if built:
+        # Each build leaves the one before behind for those who are reading it; a week later nobody is.
+        lake.tidy(table)
+        version = lake.version(table)
         with (
             staging_folder(settings, "histories") as folder,
             open_duckdb(settings, folder) as db,

@@ -156,6 +156,22 @@ def test_two_at_the_same_time_end_with_the_same_table(tmp_path):
     assert not any(table.built for table in build_histories(settings).tables.values())
 
 
+def test_files_that_no_recent_version_uses_are_deleted(tmp_path):
+    settings = project(tmp_path, [("u", "a", 1, 1)])
+    lake = Lake.open(settings)
+    folder = settings.home / "lake" / Table.SOURCE_USER_HISTORY
+    for number in range(3):
+        add(settings, [("u", "b", number, number)], f"more {number}")
+        build_histories(settings)
+    assert len(list(folder.glob("*.parquet"))) == 3
+    assert lake.tidy(Table.SOURCE_USER_HISTORY) == 0
+    assert lake.tidy(Table.SOURCE_USER_HISTORY, keep_days=0) == 2
+    assert len(list(folder.glob("*.parquet"))) == 1
+    assert sorted(row[3] for row in histories_of(settings)) == [1, 3, 4]
+    report = build_histories(settings)
+    assert report.tables[Table.TARGET_USER_HISTORY].built is False
+
+
 def test_before_an_ingest_it_says_what_to_run(tmp_path):
     domains = {"source": {"name": "a", "events": "a"}, "target": {"name": "b", "events": "b"}}
     with pytest.raises(TableNotFound, match="scalr ingest"):
