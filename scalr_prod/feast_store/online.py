@@ -76,7 +76,9 @@ def materialize(
         before = _read(record)
         now = _versions(store, chosen)
         emptied = [
-            view for view in chosen if view.name in before and _lost_rows(store, view, before[view.name], now[view.name])
+            view
+            for view in chosen
+            if view.name in before.keys() & now.keys() and _lost_rows(store, view, before[view.name], now[view.name])
         ]
         for view in emptied:
             _empty(store, view)
