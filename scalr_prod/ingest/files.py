@@ -51,7 +51,7 @@ def read_files(
     pattern: str,
     wanted: Wanted,
     *,
-    format: str | None = None,
+    format: str | None = None,  # noqa: A002 - named as in the settings
     storage_options: dict[str, str] | None = None,
 ) -> Generator[Batch, None, None]:
     """Stream the files that a path, glob, folder or URL names, in the order of their names.
