@@ -56,7 +56,8 @@ def calibrate(
     """
     generator = torch.Generator().manual_seed(seed)
     values, log_q, rows = _candidates(module, contexts, labels, generator)
-    scale = values[..., :-2].flatten(0, 1).std(0).clamp(min=1e-12)
+    # Popularity alone has no scores to scale, and torch warns about the spread of nothing.
+    scale = values[..., :-2].flatten(0, 1).std(0).clamp(min=1e-12) if module.estimators else values.new_ones(0)
     values[..., :-2] /= scale
     every = _fit_members(module, values, log_q)
     apart = torch.from_numpy(held_out)[rows]
