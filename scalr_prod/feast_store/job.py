@@ -84,7 +84,7 @@ class DeltaRetrievalJob(RetrievalJob):
             schema = normalised(reader.schema)
             yield pa.RecordBatchReader.from_batches(schema, (batch.cast(schema) for batch in reader))
 
-    def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
+    def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:  # noqa: ARG002 - Feast's signature
         with self._run() as relation:
             table = relation.to_arrow_table()
         return table.cast(normalised(table.schema))
@@ -96,7 +96,7 @@ class DeltaRetrievalJob(RetrievalJob):
         self,
         storage: SavedDatasetStorage,
         allow_overwrite: bool = False,
-        timeout: int | None = None,
+        timeout: int | None = None,  # noqa: ARG002 - Feast's signature
     ) -> None:
         """Write the result to Parquet (a file or a folder) or Delta, batch by batch.
 

@@ -8,7 +8,7 @@ row; and memory that is bounded whatever the size of the tables.
 from __future__ import annotations
 
 import uuid
-from datetime import datetime
+from datetime import datetime  # noqa: TC003 - pydantic reads it at run time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -195,9 +195,9 @@ class DeltaOfflineStore(OfflineStore):
     def write_logged_features(
         config: RepoConfig,
         data: pa.Table | Path,
-        source: LoggingSource,
+        source: LoggingSource,  # noqa: ARG004 - Feast's signature
         logging_config: LoggingConfig,
-        registry: BaseRegistry,
+        registry: BaseRegistry,  # noqa: ARG004 - Feast's signature
     ) -> None:
         """Add a feature server's log to its folder, as one more Parquet file.
 

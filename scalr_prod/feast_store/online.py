@@ -147,7 +147,7 @@ def _lost_rows(store: FeatureStore, view: FeatureView, before: int, now: int) ->
 
 
 def _empty(store: FeatureStore, view: FeatureView) -> None:
-    provider = store._get_provider()
+    provider = store._get_provider()  # noqa: SLF001 - Feast has no public way to empty one view
     for delete, keep in (([view], []), ([], [view])):
         provider.update_infra(
             project=store.project,

@@ -27,7 +27,7 @@ def session(*, memory_mb: int, threads: int | None, spill: str | None, ordered: 
     import duckdb
 
     if spill is not None:
-        os.makedirs(spill, exist_ok=True)
+        os.makedirs(spill, exist_ok=True)  # noqa: PTH103 - a plain string from feature_store.yaml
     folder = tempfile.mkdtemp(prefix="scalr-feast-", dir=spill)
     try:
         connection = duckdb.connect(

@@ -166,7 +166,7 @@ def _decode(request: Mapping[str, NDArray[Any]]) -> tuple[Contexts, tuple[Any, .
     width = contexts.history_items.shape[1]
     candidates = request.get("candidates")
     if candidates is not None:
-        if candidates.ndim != 2 or len(candidates) != len(contexts):
+        if candidates.ndim != 2 or len(candidates) != len(contexts):  # noqa: PLR2004 - rows and candidates
             raise ValueError(f"candidates has shape {candidates.shape}, expected ({len(contexts)}, C)")
         return contexts, ("score", width, candidates.shape[1])
     k, temperature, min_lift = (_common(request, name) for name in _DEFAULTS)

@@ -119,7 +119,7 @@ class TritonScorer:
 
     def score(self, contexts: Contexts, candidates: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """P(item | context) and P(item) of named candidates; see `Scorer.score`."""
-        if candidates.dtype != np.int32 or candidates.ndim != 2 or len(candidates) != len(contexts):
+        if candidates.dtype != np.int32 or candidates.ndim != 2 or len(candidates) != len(contexts):  # noqa: PLR2004
             raise ScoringError(
                 f"candidates are {candidates.dtype} {candidates.shape}, expected int32 ({len(contexts)}, C)",
                 next_step="name the candidates of each context in one row",
