@@ -13,7 +13,7 @@ import torch
 
 from scalr_prod.translator.batch import Batch
 from scalr_prod.translator.estimators import popularity
-from scalr_prod.translator.mixture import MEMBERS, Mixture, weight_names
+from scalr_prod.translator.mixture import MEMBERS, weight_names
 
 if TYPE_CHECKING:
     import numpy as np
@@ -119,7 +119,7 @@ def _fit_members(module: TranslatorModule, values: torch.Tensor, log_q: torch.Te
         used = {
             "mixture": [*range(len(scored)), *trend],
             "popularity": trend,
-        }.get(member) or [scored.index(member), len(scored)]
+        }.get(member) or [list[str](scored).index(member), len(scored)]
         weights = _fit(values[..., used], log_q)
         row = table[MEMBERS.index(member)]
         row.zero_()

@@ -102,4 +102,5 @@ def evaluate(settings: Settings, version: int | None = None, *, progress: bool =
 
 def _half_of_the_users(log: Log) -> NDArray[np.bool_]:
     # Bits that neither buckets nor folds look at first.
-    return (stable_hash(log.users) >> np.uint64(20)) % np.uint64(2) == 0
+    half: NDArray[np.bool_] = (stable_hash(log.users) >> np.uint64(20)) % np.uint64(2) == 0
+    return half

@@ -103,7 +103,7 @@ def read_log(settings: Settings, trained_until: datetime) -> Log:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    tables = {domain: _read(settings, Table.events(domain), trained_until) for domain in ("source", "target")}  # type: ignore[arg-type]
+    tables = {domain: _read(settings, Table.events(domain), trained_until) for domain in ("source", "target")}
     for domain, table in tables.items():
         if not len(table):
             raise TranslatorError(

@@ -21,10 +21,7 @@ from scalr_prod.translator.pairs import Pairs
 from scalr_prod.translator.versions import TranslatorVersion, Vocabulary, find_version, write_version
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from datetime import datetime
-
-    import torch
 
     from scalr_prod.settings import Settings
 

@@ -128,9 +128,7 @@ def test_a_query_that_changes_nothing_but_the_order_adds_nothing(tmp_path, sqlit
     ],
     ids=["no table", "syntax", "no rows", "no column", "column twice", "naive", "null ids", "fails on the way"],
 )
-def test_what_a_database_cannot_give_is_told(
-    tmp_path, sqlite, postgres, query, columns, error, says
-):
+def test_what_a_database_cannot_give_is_told(tmp_path, sqlite, postgres, query, columns, error, says):
     settings = project(tmp_path, orders(sqlite), clicks(postgres, query, **columns))
     with pytest.raises(error) as caught:
         ingest(settings)

@@ -109,9 +109,7 @@ def found_statistics(lake: Lake):
     hours=st.sampled_from([0, 10, 24]),
     at_once=st.sampled_from([1, 2, 5, 1000]),
 )
-def test_every_row_is_what_the_rules_say(
-    tmp_path_factory, raw, ids, length, days, hours, at_once
-):
+def test_every_row_is_what_the_rules_say(tmp_path_factory, raw, ids, length, days, hours, at_once):
     events = named(raw, ids)
     folder = tmp_path_factory.mktemp("project")
     made = project(folder, events, ids, length=length, trailing_days=days, late_step_s=hours * 3600)

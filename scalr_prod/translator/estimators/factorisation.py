@@ -7,6 +7,7 @@ target items' vectors. Each half step is a few conjugate-gradient steps for all 
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -105,7 +106,7 @@ def _blocks(matrix: Any) -> list[Any]:
         most = matrix.indptr[bounds[-1]] + _CELLS
         stop = int(np.searchsorted(matrix.indptr, most, side="right")) - 1
         bounds.append(min(max(stop, bounds[-1] + 1), matrix.shape[0]))
-    return [(start, stop, *_csr(matrix[start:stop])) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [(start, stop, *_csr(matrix[start:stop])) for start, stop in itertools.pairwise(bounds)]
 
 
 def _csr(matrix: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -7,7 +7,7 @@ its logarithm.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
@@ -81,7 +81,7 @@ def score(parameters: Parameters, batch: Batch, log_prior: torch.Tensor) -> torc
     return found.view(len(history), -1).add_(rest * log_prior.exp()).log_()
 
 
-def _keep_most(counts, kept: int):  # type: ignore[no-untyped-def]
+def _keep_most(counts: Any, kept: int) -> tuple[Any, Any, Any]:
     """The ``kept`` largest entries of each row, ties by column: (row starts [rows + 1], columns, values)."""
     import numpy as np
 

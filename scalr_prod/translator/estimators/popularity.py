@@ -6,7 +6,7 @@ after it, counted over target events strictly before that instant. So popularity
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
@@ -63,7 +63,7 @@ def log_prior(parameters: Parameters) -> torch.Tensor:
     return torch.log_softmax(parameters["count"][-1], 0)
 
 
-def _instants(pairs: Pairs):  # type: ignore[no-untyped-def]  # numpy is imported in functions only
+def _instants(pairs: Pairs) -> Any:
     import numpy as np
 
     most = int(np.clip(_MOST_NUMBERS // pairs.n_target, 8, INSTANTS))
@@ -72,5 +72,5 @@ def _instants(pairs: Pairs):  # type: ignore[no-untyped-def]  # numpy is importe
     return np.unique(np.append(inner, pairs.popularity_until))
 
 
-def _decay(elapsed):  # type: ignore[no-untyped-def]  # as above
+def _decay(elapsed: Any) -> Any:
     return 0.5 ** (elapsed / (_DAY_US * HALF_LIFE_DAYS))
