@@ -120,8 +120,9 @@ def rollback_run(settings: Settings, run_id: str) -> PublicationReport:
                 next_step=f"see how it stands: scalr runs show {run_id}",
             ).at(run_id=run_id)
         if last.status is PublicationStatus.ROLLED_BACK:
-            return _report(last, "already_rolled_back", version=last.rollback_version, rows=0)
-        report = _take_out(lake, ledger, lease, last)
+            report = _report(last, "already_rolled_back", version=last.rollback_version, rows=0)
+        else:
+            report = _take_out(lake, ledger, lease, last)
     logger.info("%s: %s, %d rows", run_id, report.outcome, report.rows)
     return _materialised(settings, report)
 
@@ -288,12 +289,13 @@ def _not_validated(run_id: str, state: RunState) -> PublicationError:
 
 
 def _materialised(settings: Settings, report: PublicationReport) -> PublicationReport:
-    """Bring the online store up to date, where the settings ask for it."""
+    """Bring the online store up to date, where the settings ask for it; a repeated call makes good what was cut off here."""
     if not settings.publication.online:
         return report
     from dataclasses import replace
 
-    from scalr_prod.feast_store import materialize
+    from scalr_prod.feast_store import apply_feature_repo, materialize
 
+    apply_feature_repo(settings)
     materialize(settings)
     return replace(report, online=True)
