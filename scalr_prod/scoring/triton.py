@@ -233,9 +233,11 @@ class TritonScorer:
                 if hopeless or pause >= deadline.remaining:
                     raise self._explain(failure, attempts, deadline) from failure
                 logger.warning("%s, attempt %d: %s %s", self._channel.url, attempts, failure.code, failure.detail)
+                time.sleep(pause)
+                if deadline.passed:  # a busy machine may sleep longer than it was asked to
+                    raise self._explain(failure, attempts, deadline) from failure
             first = None
             attempts += 1
-            time.sleep(pause)
             self._follow()
 
     def _follow(self) -> None:

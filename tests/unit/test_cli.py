@@ -74,7 +74,7 @@ def test_reports_are_printed_for_people_and_for_machines(two_domains, settings):
     config = ["--config", str(two_domains.folder / "scalr.toml")]
     text = runner.invoke(app, ["ingest", *config])
     assert text.exit_code == 0, text.output
-    assert "source_events" in text.stdout
+    assert "rows_added" in text.stdout
     again = runner.invoke(app, ["ingest", *config, "--json"])
     assert json.loads(again.stdout)
     listed = runner.invoke(app, ["runs", "list", *config, "--json"])

@@ -8,6 +8,7 @@ target items' vectors. Each half step is a few conjugate-gradient steps for all 
 from __future__ import annotations
 
 import itertools
+import warnings
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -116,8 +117,15 @@ def _csr(matrix: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     column = torch.from_numpy(matrix.indices.astype(np.int64))
     values = torch.from_numpy(matrix.data.astype(np.float32))
     row = torch.repeat_interleave(torch.arange(matrix.shape[0]), start.diff())
-    return torch.sparse_csr_tensor(start, column, values, size=matrix.shape), row, column
+    return _sparse(start, column, values, matrix.shape), row, column
 
 
 def _like(matrix: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    return torch.sparse_csr_tensor(matrix.crow_indices(), matrix.col_indices(), values, size=matrix.shape)
+    return _sparse(matrix.crow_indices(), matrix.col_indices(), values, matrix.shape)
+
+
+def _sparse(start: torch.Tensor, column: torch.Tensor, values: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    with warnings.catch_warnings():
+        # torch says once that this format is in beta; products with dense matrices, all that is used, are tested here.
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
+        return torch.sparse_csr_tensor(start, column, values, size=shape, check_invariants=False)
