@@ -1,4 +1,7 @@
-"""What a translator may learn from: both domains' events known by its ``trained_until``, as integer arrays."""
+"""What a translator may learn from: both domains' events known by its ``trained_until``, read through Feast, as integer arrays.
+
+Each target event is paired with its user's source history strictly before it by a point-in-time join.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import numpy as np
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
 from scalr_prod.errors import NoCommonUsers, TranslatorError
+from scalr_prod.feast_store import point_in_time, read_window
 from scalr_prod.hashing import fold_of, stable_hash
 from scalr_prod.lake import Lake
 
@@ -21,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Events", "Log", "data_end", "datetime_of", "micros", "read_log"]
 
+#: Target events that are joined at a time.
+_SPINE_ROWS = 200_000
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -125,15 +131,13 @@ def read_log(settings: Settings, trained_until: datetime) -> Log:
         fold=fold_of(users, settings.translator.folds),
         source=source,
         target=target,
-        history=_histories(source, target, settings.histories.length),
+        history=_histories(settings, users, source, target, trained_until),
     )
 
 
-def _read(settings: Settings, table: Table, until: datetime) -> Any:
-    import pyarrow.dataset as ds
-
-    known = (ds.field(EVENT_TIMESTAMP) < until) & (ds.field(CREATED_TIMESTAMP) <= until)
-    return Lake.open(settings).read(table, columns=[USER_ID, ITEM_ID, EVENT_TIMESTAMP], where=known)
+def _read(settings: Settings, table: Table, until: datetime) -> pa.Table:
+    columns = [USER_ID, ITEM_ID, EVENT_TIMESTAMP]
+    return read_window(settings, table.value, end=until, known_by=until, columns=columns)
 
 
 def _sorted_unique(array: Any) -> Any:
@@ -155,13 +159,49 @@ def _events(table: Any, users: Any) -> Events:
     return Events(user[order], item[order], time[order], ids)
 
 
-def _histories(source: Events, target: Events, length: int) -> NDArray[np.int32]:
-    """Positions of the last ``length`` source events strictly before each target event."""
-    is_source = np.concatenate([np.zeros(len(target), bool), np.ones(len(source), bool)])
-    order = np.lexsort((is_source, np.concatenate([target.time, source.time]), np.concatenate([target.user, source.user])))
-    stop = np.empty(len(target), dtype=np.int64)
-    queries = ~is_source[order]
-    stop[order[queries]] = np.cumsum(is_source[order])[queries]
+def _histories(settings: Settings, users: pa.Array, source: Events, target: Events, until: datetime) -> NDArray[np.int32]:
+    """Positions of the last L source events strictly before each target event: int32 [len(target), L].
+
+    The join says which event a history ends with and how many came before; the events in between are those of ``source``,
+    which stand in the same order.
+
+    Raises:
+        TranslatorError: A history ends with another event than the log has there: the two are out of step.
+    """
+    import pyarrow as pa
+
+    view, length = Table.SOURCE_USER_HISTORY.value, settings.histories.length
+    wanted = [f"{view}:{name}" for name in ("event_timestamps", "event_count")]
     begin = np.searchsorted(source.user, target.user)
+    stop = np.empty(len(target), dtype=np.int64)
+    for first in range(0, len(target), _SPINE_ROWS):
+        rows = slice(first, first + _SPINE_ROWS)
+        # One microsecond before the label: what shares its instant may be a part of the same visit.
+        moments = pa.array(target.time[rows] - 1).cast(pa.timestamp("us", tz="UTC"))
+        spine = pa.table({USER_ID: users.take(pa.array(target.user[rows])), EVENT_TIMESTAMP: moments})
+        joined = point_in_time(settings, spine, wanted, known_by=until)
+        count = joined[f"{view}__event_count"].fill_null(0).to_numpy().astype(np.int64)
+        stop[rows] = begin[rows] + count
+        last, there = _last_times(joined[f"{view}__event_timestamps"].combine_chunks()), count > 0
+        place = np.minimum(stop[rows] - 1, len(source) - 1)
+        if not np.array_equal(source.user[place][there], target.user[rows][there]) or not np.array_equal(
+            source.time[place][there], last[there]
+        ):
+            raise TranslatorError(
+                "the histories were built from other events than the log now holds",
+                where=view,
+                next_step="build them again: scalr histories",
+            )
     place = stop[:, None] + np.arange(-length, 0)
     return np.where(place >= begin[:, None], place, -1).astype(np.int32)
+
+
+def _last_times(lists: pa.ListArray) -> NDArray[np.int64]:
+    """The last element of each list, as microseconds; 0 for empty and null lists."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    length = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
+    values = lists.flatten().cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy(zero_copy_only=False)
+    ends = np.cumsum(length) - 1
+    return np.where(length > 0, values[np.maximum(ends, 0)] if len(values) else 0, 0)
