@@ -1,0 +1,330 @@
+"""Each estimator against its formula, written out again; and what must not reach its parameters."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from scalr_prod.errors import TranslatorError
+from scalr_prod.settings import TranslatorSettings
+from scalr_prod.translator.batch import Batch
+from scalr_prod.translator.estimators import SCORED, factorisation, frequency, linear, module_of, popularity, sequential
+from scalr_prod.translator.estimators.windows import Windows
+from scalr_prod.translator.fitting import fit_sets
+from scalr_prod.translator.log import Events, Log
+from scalr_prod.translator.pairs import Pairs, contexts_at
+
+DAY = 86_400_000_000
+LENGTH = 10
+SETTINGS = TranslatorSettings(dim=8, epochs=2, folds=2, threads=1, batch_size=64)
+
+
+def make_log(*, users: int = 120, tastes: int = 4, source_items: int = 40, target_items: int = 24, seed: int = 3) -> Log:
+    """Users with a taste; each has 12 source and 5 target events over 100 days, some at the same instant."""
+    rng = np.random.default_rng(seed)
+    taste = rng.integers(0, tastes, users)
+
+    def events(each: int, items: int) -> Events:
+        user = np.repeat(np.arange(users), each)
+        own = np.where(rng.random(len(user)) < 0.85, taste[user], rng.integers(0, tastes, len(user)))
+        item = rng.integers(0, items // tastes, len(user)) * tastes + own
+        time = rng.integers(0, 100, len(user)) * DAY
+        order = np.lexsort((item, time, user))
+        return Events(user[order].astype(np.int32), item[order].astype(np.int32), time[order], pa.array(range(items)))
+
+    source, target = events(12, source_items), events(5, target_items)
+    history = np.full((len(target), LENGTH), -1, dtype=np.int32)
+    for row, (user, time) in enumerate(zip(target.user, target.time, strict=True)):
+        before = np.flatnonzero((source.user == user) & (source.time < time))[-LENGTH:]
+        history[row, LENGTH - len(before) :] = before
+    return Log(pa.array(range(users)), (np.arange(users) % 2).astype(np.int32), source, target, history)
+
+
+@pytest.fixture(scope="module")
+def log() -> Log:
+    torch.set_num_threads(1)
+    return make_log()
+
+
+@pytest.fixture(scope="module")
+def pairs(log) -> Pairs:
+    return Pairs.of(log, 80 * DAY, SETTINGS)
+
+
+def batch_of(pairs: Pairs, rows: np.ndarray) -> tuple[Batch, np.ndarray]:
+    contexts, labels = contexts_at(pairs.log, rows, source_index=pairs.source_index, target_index=pairs.target_index)
+    return Batch.of(contexts, torch.from_numpy(pairs.first_seen)), labels
+
+
+def later_rows(pairs: Pairs) -> np.ndarray:
+    return np.flatnonzero((pairs.log.target.time >= pairs.until) & (pairs.log.history[:, -1] >= 0))
+
+
+def sets_of(pairs: Pairs, user: int) -> tuple[set[int], set[int]]:
+    source, target = pairs.log.source, pairs.log.target
+    mine = (source.user == user) & (source.time < pairs.until)
+    hers = (target.user == user) & (target.time < pairs.until) & ~pairs.held_out[target.user]
+    return set(pairs.source_index[source.item[mine]]) - {0}, set(pairs.target_index[target.item[hers]]) - {-1}
+
+
+def test_vocabulary_is_in_order_of_first_appearance(pairs):
+    target = pairs.log.target
+    for item in range(len(target.ids)):
+        times = target.time[(target.item == item) & (target.time < pairs.until)]
+        if len(times):
+            assert pairs.first_seen[pairs.target_index[item]] == times.min()
+        else:
+            assert pairs.target_index[item] == -1
+    assert (np.diff(pairs.first_seen) >= 0).all()
+
+
+def test_only_the_most_frequent_items_are_known(log):
+    few = Pairs.of(log, 80 * DAY, TranslatorSettings(max_source_items=7, max_target_items=5))
+    assert (few.n_source, few.n_target) == (7, 5)
+    count = np.bincount(log.target.item[log.target.time < 80 * DAY], minlength=len(log.target.ids))
+    assert count[few.target_index >= 0].min() >= count[few.target_index < 0].max()
+
+
+def test_too_little_to_learn_from_is_said(log):
+    with pytest.raises(TranslatorError, match="too little to learn from") as caught:
+        Pairs.of(log, int(log.target.time.min()), SETTINGS)
+    assert caught.value.next_step
+
+
+def test_popularity_counts_what_came_before_each_instant(pairs):
+    held = pairs.without(pairs.log.fold == 0)
+    fitted = popularity.fit(held)
+    target = pairs.log.target
+    assert int(fitted["instants"][-1]) == pairs.until
+    for row in (0, 5, len(fitted["instants"]) - 1):
+        instant = int(fitted["instants"][row])
+        for item in range(len(target.ids)):
+            index = pairs.target_index[item]
+            if index < 0:
+                continue
+            ages = instant - target.time[(target.item == item) & (target.time < instant) & (pairs.log.fold[target.user] != 0)]
+            assert fitted["count"][row, index] == pytest.approx(np.log(len(ages) + 0.5), abs=1e-5)
+            assert fitted["trend"][row, index] == pytest.approx(np.log((0.5 ** (ages / DAY / 20)).sum() + 0.3), abs=1e-5)
+
+
+def test_frequency_is_smoothed_co_occurrence(pairs):
+    fitted = frequency.fit(pairs, {})
+    log_prior = popularity.log_prior(popularity.fit(pairs)).double()
+    users = [sets_of(pairs, user) for user in range(len(pairs.log.users))]
+    users = [(source, target) for source, target in users if target]
+    batch, _ = batch_of(pairs, later_rows(pairs)[:6])
+    found = frequency.score(fitted, batch, log_prior).exp()
+    for row, items in enumerate(batch.items.tolist()):
+        expected, weights = torch.zeros(pairs.n_target, dtype=torch.float64), 0.0
+        for step, item in enumerate(reversed(items[-frequency.DEPTH :])):
+            if not item:
+                continue
+            weight = frequency.DECAY**step
+            having = [target for source, target in users if item in source]
+            counts = torch.tensor([sum(i in target for target in having) for i in range(pairs.n_target)])
+            smoothed = counts + frequency.SMOOTHING * log_prior.exp()
+            expected += weight * smoothed / (len(having) + frequency.SMOOTHING)
+            weights += weight
+        torch.testing.assert_close(found[row], expected / weights, rtol=1e-5, atol=1e-9)
+
+
+def test_frequency_without_a_known_item_is_popularity(pairs):
+    log_prior = popularity.log_prior(popularity.fit(pairs))
+    batch, _ = batch_of(pairs, later_rows(pairs)[:2])
+    empty = replace(batch, items=torch.zeros_like(batch.items))
+    torch.testing.assert_close(frequency.score(frequency.fit(pairs, {}), empty, log_prior), log_prior.expand(2, -1))
+
+
+def test_linear_is_ridge_regression_on_the_principal_components(pairs):
+    shared = linear.share(pairs)
+    fitted = linear.fit(pairs, shared)
+    z, y = [], []
+    for user in range(len(pairs.log.users)):
+        source, target = sets_of(pairs, user)
+        if source and target:
+            z.append(shared["basis"].double().numpy()[sorted(source)].sum(0) / len(source) ** 0.5)
+            y.append(np.isin(np.arange(pairs.n_target), sorted(target)))
+    z, y = np.array(z), np.array(y, dtype=float)
+    ridge = linear.RIDGE * (z**2).sum() / len(z)
+    expected = np.linalg.solve(z.T @ z + ridge * np.eye(z.shape[1]), z.T @ y)
+    np.testing.assert_allclose(fitted["coefficients"].numpy(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_source_basis_spans_the_leading_components(pairs):
+    basis = linear.share(pairs)["basis"].double().numpy()
+    x = pairs.source_matrix().toarray().astype(float)
+    damping = (x.sum(0) + 1) ** -linear.DAMPING
+    x = x / np.maximum(x.sum(1, keepdims=True), 1) ** 0.5 * damping
+    _, singular, rows = np.linalg.svd(x, full_matrices=False)
+    found = basis / damping[:, None]
+    np.testing.assert_allclose(found.T @ found, np.eye(found.shape[1]), atol=1e-4)
+    assert np.linalg.norm(x @ found) == pytest.approx(np.linalg.norm(singular[: found.shape[1]]), rel=1e-3)
+    assert np.abs(rows[0] @ found[:, 0]) == pytest.approx(1, abs=1e-3)
+
+
+def test_factorisation_lowers_the_loss_it_stands_for(pairs):
+    fitted = factorisation.fit(pairs, {})
+    target, source = pairs.target_matrix().toarray(), pairs.source_matrix().toarray()
+    preference = np.concatenate([target, source], axis=1).astype(float)
+    confidence = 1 + factorisation.CONFIDENCE * np.concatenate([target, factorisation.SOURCE_WEIGHT * source], axis=1)
+    items = torch.cat([fitted["target"], fitted["source"]]).double().numpy()
+
+    def loss(vectors: np.ndarray) -> float:
+        total = 0.0
+        for row, weight in zip(preference, confidence, strict=True):
+            system = (vectors.T * weight) @ vectors + factorisation.REGULARISATION * np.eye(vectors.shape[1])
+            user = np.linalg.solve(system, vectors.T @ (weight * row))
+            total += (weight * (row - vectors @ user) ** 2).sum() + factorisation.REGULARISATION * (user @ user)
+        return total + factorisation.REGULARISATION * (vectors**2).sum()
+
+    random = np.random.default_rng(0)
+    fitted_loss = loss(items)
+    assert fitted_loss < 0.8 * loss(np.zeros_like(items) + 1e-9)
+    nearby = [loss(items + 0.02 * items.std() * random.standard_normal(items.shape)) for _ in range(5)]
+    assert all(fitted_loss < other for other in nearby)
+
+
+def test_factorisation_folds_a_context_in_by_least_squares(pairs):
+    fitted = factorisation.fit(pairs, {})
+    batch, _ = batch_of(pairs, later_rows(pairs)[:5])
+    found = factorisation.score(fitted, batch, torch.zeros(pairs.n_target, dtype=torch.float64))
+    source, target = fitted["source"].double(), fitted["target"].double()
+    weight = factorisation.CONFIDENCE * factorisation.SOURCE_WEIGHT
+    for row, items in enumerate(batch.items.tolist()):
+        confidence = torch.ones(len(source), dtype=torch.float64)
+        preference = torch.zeros(len(source), dtype=torch.float64)
+        for item in set(items) - {0}:
+            confidence[item], preference[item] = 1 + weight, 1
+        system = source.T @ (confidence[:, None] * source) + factorisation.REGULARISATION * torch.eye(source.shape[1])
+        user = torch.linalg.solve(system, source.T @ (confidence * preference))
+        torch.testing.assert_close(found[row], target @ user, rtol=1e-6, atol=1e-8)
+
+
+def test_windows_hold_each_target_event_after_its_last_source_event(pairs):
+    windows = Windows.of(pairs)
+    generator = torch.Generator().manual_seed(0)
+    seen = []
+    for window in windows.epoch(16, generator):
+        for row, place, item, time in zip(window.row, window.place, window.item, window.time, strict=True):
+            upto = window.items[row, : place + 1]
+            seen.append((tuple(upto[upto > 0].tolist()[-3:]), int(item), int(time)))
+    expected = []
+    for row in pairs.target_rows():
+        history = pairs.log.history[row]
+        if history[-1] < 0:
+            continue
+        user, time = pairs.log.target.user[row], pairs.log.target.time[row]
+        source = pairs.log.source
+        # A window may begin later than the history does: compare the ends, as far as the window reaches.
+        mine = np.flatnonzero((source.user == user) & (source.time < pairs.until))
+        back = (mine[-1] - history[-1]) % LENGTH
+        upto = mine[mine <= history[-1]][-(LENGTH - back) :]
+        known = pairs.source_index[source.item[upto]]
+        expected.append((tuple(known[known > 0].tolist()[-3:]), int(pairs.target_index[pairs.log.target.item[row]]), int(time)))
+    assert sorted(seen) == sorted(expected)
+    assert len(seen) > 100
+
+
+def test_sequential_never_looks_ahead(pairs):
+    p = sequential.fit(pairs, {})
+    random = torch.Generator().manual_seed(1)
+    items = torch.randint(1, pairs.n_source + 1, (3, LENGTH), generator=random)
+    days = torch.rand(3, LENGTH, generator=random).cumsum(1) * 20
+    other = items.clone()
+    other[:, 6:] = torch.randint(1, pairs.n_source + 1, (3, LENGTH - 6), generator=random)
+
+    def states(which: torch.Tensor) -> torch.Tensor:
+        x = p["source"][which]
+        earlier = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril().expand(3, -1, -1)
+        return sequential._states(p, x, x, (days[:, :, None] - days[:, None]).clamp(min=0), earlier)
+
+    torch.testing.assert_close(states(items)[:, :6], states(other)[:, :6], rtol=0, atol=0)
+    assert not torch.allclose(states(items)[:, 6:], states(other)[:, 6:])
+
+
+def test_sequential_asks_for_the_same_state_as_it_was_trained_on(pairs):
+    p = sequential.fit(pairs, {})
+    items = torch.tensor([[0, 0, 3, 5, 1, 2, 7, 5, 4, 6]])
+    days = torch.tensor([[0.0, 0, 0, 1, 1, 5, 30, 31, 90, 400]])
+    x = p["source"][items]
+    visible = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril() & (items > 0)[:, None]
+    trained = sequential._states(p, x, x, (days[:, :, None] - days[:, None]).clamp(min=0), visible)[:, -1]
+    batch = Batch(items, days[:, -1:] - days, torch.tensor([0]), torch.tensor([pairs.n_target]))
+    found = sequential.score(p, batch, torch.zeros(pairs.n_target))
+    torch.testing.assert_close(found, trained @ p["target"].T, rtol=1e-5, atol=1e-6)
+
+
+def test_a_context_without_known_items_says_nothing(pairs):
+    batch, _ = batch_of(pairs, later_rows(pairs)[:2])
+    empty = replace(batch, items=torch.zeros_like(batch.items))
+    log_prior = popularity.log_prior(popularity.fit(pairs))
+    for name in ("linear", "factorisation", "sequential"):
+        estimator = module_of(name)
+        shared = estimator.share(pairs)
+        score = estimator.score(shared | estimator.fit(pairs, shared), empty, log_prior)
+        torch.testing.assert_close(score, torch.zeros_like(score))
+
+
+@pytest.mark.parametrize("name", SCORED)
+def test_an_estimator_finds_the_taste(pairs, name):
+    estimator = module_of(name)
+    held = pairs.without(pairs.log.fold == 0)
+    shared = estimator.share(held)
+    fitted = shared | estimator.fit(held, shared)
+    log_prior = popularity.log_prior(popularity.fit(held))
+    rows = later_rows(pairs)
+    rows = rows[pairs.log.fold[pairs.log.target.user[rows]] == 0]
+    batch, labels = batch_of(pairs, rows)
+    scores = estimator.score(fitted, batch, log_prior)
+
+    def mean_rank(values: torch.Tensor) -> float:
+        own = values.gather(1, torch.from_numpy(labels.astype(np.int64))[:, None])
+        return float((values > own).sum(1).float().mean())
+
+    assert mean_rank(scores) < 0.65 * mean_rank(log_prior.expand_as(scores))
+
+
+def test_held_out_users_do_not_shape_the_parameters(pairs):
+    """Whatever fold 0's users did in the target domain, the parameters of fold 0 are the same to the last bit."""
+    log = pairs.log
+    changed = log.target.item.copy()
+    theirs = log.fold[log.target.user] == 0
+    changed[theirs] = np.random.default_rng(5).permutation(changed[theirs])
+    assert (changed != log.target.item).sum() > 100
+    other = replace(pairs, log=replace(log, target=replace(log.target, item=changed)))
+    held = {0: log.fold == 0, -1: np.zeros(len(log.users), bool)}
+    ours, others = fit_sets(pairs, held, lambda _: None), fit_sets(other, held, lambda _: None)
+    assert ours.keys() == others.keys()
+    for name, tensor in ours.items():
+        if not name.startswith("-1/"):
+            assert torch.equal(tensor, others[name]), name
+    for estimator in (
+        "popularity/count",
+        "frequency/share",
+        "linear/coefficients",
+        "factorisation/target",
+        "sequential/target",
+    ):
+        ours_all, others_all = ours[f"-1/{estimator}"], others[f"-1/{estimator}"]
+        assert ours_all.shape != others_all.shape or not torch.equal(ours_all, others_all), estimator
+
+
+def test_what_came_later_does_not_shape_the_parameters(pairs):
+    log = pairs.log
+    random = np.random.default_rng(6)
+
+    def shuffled(events: Events) -> Events:
+        item = events.item.copy()
+        later = events.time >= pairs.until
+        item[later] = random.permutation(item[later])
+        return replace(events, item=item)
+
+    other = replace(pairs, log=replace(log, source=shuffled(log.source), target=shuffled(log.target)))
+    nobody = {-1: np.zeros(len(log.users), bool)}
+    ours, others = fit_sets(pairs, nobody, lambda _: None), fit_sets(other, nobody, lambda _: None)
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, others[name]), name
