@@ -12,10 +12,10 @@ from deltalake import DeltaTable
 pytestmark = [pytest.mark.slow]
 
 
-@pytest.fixture(scope="module")
-def trained(trained_home, tmp_path_factory) -> Path:
-    """A copy of the trained home."""
-    folder = tmp_path_factory.mktemp("refused") / "logs"
+@pytest.fixture
+def trained(trained_home, tmp_path) -> Path:
+    """A copy of the trained home, for each test: what one has generated, another would find."""
+    folder = tmp_path / "logs"
     shutil.copytree(trained_home.parent, folder)
     return folder / trained_home.name
 
