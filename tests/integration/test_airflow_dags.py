@@ -128,7 +128,7 @@ def test_the_translator_is_trained_until_the_given_time_and_promoted(airflow, tr
     assert translator.returncode == 0, translator.stdout[-4000:] + translator.stderr[-4000:]
     assert set(airflow.states("scalr_translator").values()) == {"success"}
     with sqlite3.connect(project.home / "ledger.db") as ledger:
-        promoted = ledger.execute("SELECT version FROM promotions ORDER BY id DESC LIMIT 1").fetchone()
+        promoted = ledger.execute("SELECT version FROM model_promotions ORDER BY id DESC LIMIT 1").fetchone()
     manifest = json.loads((project.home / "models" / "translator" / str(promoted[0]) / "manifest.json").read_text())
     assert datetime.fromisoformat(manifest["trained_until"]) == TRAINED
 
