@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from scalr_prod.contracts import Table
+from scalr_prod.contracts import EVENT_TIMESTAMP, Table
 from scalr_prod.errors import FeatureStoreError, ScalrError
 from scalr_prod.feast_store.repository import registry_url
 from scalr_prod.lake import Lake
@@ -179,7 +179,12 @@ def _window_job(
 ) -> tuple[Any, list[str]]:
     definition = store.get_feature_view(view)
     features = [feature.name for feature in definition.features]
-    there = Lake.open(settings).schema(Table(view)).names
+    if view in set(Table):
+        there = Lake.open(settings).schema(Table(view)).names
+    else:
+        known = definition.batch_source.created_timestamp_column
+        keys = [column.name for column in definition.entity_columns]
+        there = [*keys, EVENT_TIMESTAMP, *features, *([known] if known else [])]
     names = list(columns) if columns is not None else there
     unknown = sorted(set(names) - set(there))
     if unknown:

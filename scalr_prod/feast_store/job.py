@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from feast.data_format import DeltaFormat
 from feast.errors import SavedDatasetLocationAlreadyExists
-from feast.infra.offline_stores.file_source import FileSource, SavedDatasetFileStorage
+from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
 from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMetadata
 
 from scalr_prod.errors import FeatureStoreError
+from scalr_prod.feast_store.scan import resolved
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -110,7 +111,7 @@ class DeltaRetrievalJob(RetrievalJob):
                 next_step="use feast.infra.offline_stores.file_source.SavedDatasetFileStorage",
             )
         options = storage.file_options
-        path = str(FileSource.get_uri_for_file_path(self._repo_path, options.uri))
+        path = resolved(options.uri, self._repo_path)
         if self.on_demand_feature_views:
             _write(self.to_arrow().to_reader(), path, options.file_format, self._storage_options, overwrite=allow_overwrite)
             return

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from feast.data_format import DeltaFormat
-from feast.infra.offline_stores.file_source import FileLoggingDestination, FileSource
+from feast.infra.offline_stores.file_source import FileLoggingDestination
 from feast.infra.offline_stores.offline_store import OfflineStore, RetrievalMetadata
 from feast.on_demand_feature_view import OnDemandFeatureView
 from feast.repo_config import FeastConfigBaseModel
@@ -24,7 +24,7 @@ from pydantic import Field, StrictStr
 from scalr_prod.errors import FeatureStoreError
 from scalr_prod.feast_store import reads, retrievals
 from scalr_prod.feast_store.job import DeltaRetrievalJob, normalised
-from scalr_prod.feast_store.scan import Scan, delta_table
+from scalr_prod.feast_store.scan import Scan, delta_table, resolved
 from scalr_prod.feast_store.spines import to_spine
 from scalr_prod.feast_store.writes import append_new_rows
 
@@ -214,7 +214,7 @@ class DeltaOfflineStore(OfflineStore):
         rows = ds.dataset(data, format="parquet").to_table() if isinstance(data, Path) else data
         ds.write_dataset(
             rows,
-            str(FileSource.get_uri_for_file_path(config.repo_path, destination.path)),
+            resolved(destination.path, config.repo_path),
             format="parquet",
             basename_template=f"{uuid.uuid4().hex}-{{i}}.parquet",
             partitioning=destination.partition_by or None,

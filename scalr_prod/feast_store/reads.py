@@ -12,7 +12,7 @@ from feast.utils import _get_requested_feature_views_to_features_dict, _get_requ
 
 from scalr_prod.errors import FeatureStoreError
 from scalr_prod.feast_store.asof import ViewJoin
-from scalr_prod.feast_store.scan import Scan, delta_table, quote, scan_delta, scan_parquet
+from scalr_prod.feast_store.scan import Scan, delta_table, quote, resolved, scan_delta, scan_parquet
 from scalr_prod.feast_store.spines import EVENT_TIMESTAMP, key_sql
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def source_path(config: RepoConfig, source: DataSource | None) -> str:
         raise FeatureStoreError(
             f"this offline store reads a FileSource, not {type(source).__name__}", next_step="use a FileSource with DeltaFormat"
         )
-    return str(FileSource.get_uri_for_file_path(config.repo_path, source.path))
+    return resolved(source.path, config.repo_path)
 
 
 def window_sql(

@@ -10,6 +10,7 @@ import os
 import re
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,6 @@ from scalr_prod.lake import Lake
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from scalr_prod.settings import Settings
 
@@ -67,10 +67,12 @@ def apply_feature_repo(settings: Settings) -> RepositoryReport:
     files = _files(settings, lake)
     fingerprint = _fingerprint(settings, files)
     repo = settings.feast_repo
+    # Looked at without the lock first: whoever fills the online store holds it for long.
+    if report := _up_to_date(settings, files, fingerprint):
+        return report
     with repository_lock(settings):
-        state = _state(repo)
-        if state and state["fingerprint"] == fingerprint and all(_same(repo / name, text) for name, text in files.items()):
-            return RepositoryReport(str(repo), applied=False, views=tuple(state["views"]), services=tuple(state["services"]))
+        if report := _up_to_date(settings, files, fingerprint):
+            return report
         for name, text in files.items():
             (repo / name).write_text(text, encoding="utf-8")
         views, services = _apply(settings)
@@ -174,12 +176,20 @@ def _fingerprint(settings: Settings, files: dict[str, str]) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def _state(repo: Path) -> dict[str, Any] | None:
+def _up_to_date(settings: Settings, files: dict[str, str], fingerprint: str) -> RepositoryReport | None:
+    """What was applied last, if nothing has changed since and the registry is still there."""
+    from sqlalchemy.engine import make_url
+
+    repo = settings.feast_repo
     try:
-        found: dict[str, Any] = json.loads((repo / ".applied.json").read_text(encoding="utf-8"))
+        state = json.loads((repo / ".applied.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-    return found
+    registry = make_url(registry_url(settings))
+    gone = registry.drivername.startswith("sqlite") and not Path(registry.database or "").is_file()
+    if gone or state["fingerprint"] != fingerprint or not all(_same(repo / name, text) for name, text in files.items()):
+        return None
+    return RepositoryReport(str(repo), applied=False, views=tuple(state["views"]), services=tuple(state["services"]))
 
 
 def _same(path: Path, text: str) -> bool:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from deltalake import DeltaTable
 
-__all__ = ["Scan", "delta_table", "literal", "quote", "scan_delta", "scan_parquet"]
+__all__ = ["Scan", "delta_table", "literal", "quote", "resolved", "scan_delta", "scan_parquet"]
 
 #: Bits for the position within a file; the file's number stands above them.
 _POSITION_BITS = 40
@@ -49,6 +49,13 @@ def quote(name: str) -> str:
 def literal(text: str) -> str:
     """A SQL string literal."""
     return "'" + text.replace("'", "''") + "'"
+
+
+def resolved(path: str, repo_path: Path | str | None) -> str:
+    """A source's path: URLs as they are, relative paths from the repository."""
+    if "://" in path or repo_path is None:
+        return path
+    return str(Path(repo_path) / path)
 
 
 def delta_table(path: str, storage_options: dict[str, str]) -> DeltaTable:

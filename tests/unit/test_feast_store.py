@@ -71,6 +71,19 @@ class TestRepository:
         assert apply_feature_repo(own).applied
         assert mine.exists()
 
+    def test_a_registry_that_is_gone_is_filled_again(self, own):
+        (own.home / "feast_registry.db").unlink()
+        assert apply_feature_repo(own).applied
+        assert len(open_feature_store(own).list_feature_views()) == len(VIEWS)
+
+    def test_a_lake_behind_a_url(self, tmp_path):
+        settings = make_project(tmp_path, f'[project]\nlake = "file://{tmp_path}/elsewhere"\n')
+        assert point_in_time(settings, spine(["a"], hours(9)), COUNTS)[COUNT].to_pylist() == [2]
+        assert read_window(settings, "source_events").num_rows == 3
+        rows = pa.table(synthetic(["a"], [1], hours(5), "w")).to_pandas()
+        open_feature_store(settings).write_to_offline_store("synthetic_target_events", rows)
+        assert Lake.open(settings).read(Table.SYNTHETIC_TARGET_EVENTS).num_rows == 3
+
     def test_the_lake_has_to_be_there_first(self, tmp_path):
         domains = '[domains.source]\nname = "s"\nevents = "s"\n[domains.target]\nname = "t"\nevents = "t"\n'
         (tmp_path / "scalr.toml").write_text(domains)

