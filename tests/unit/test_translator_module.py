@@ -1,0 +1,313 @@
+"""What the module draws and scores: distributions, draws without replacement, and the same draws in any batch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from translator_world import DAY, LENGTH, SETTINGS, make_log
+
+from scalr_prod.errors import TranslatorError, TranslatorNotFound
+from scalr_prod.translator import module as module_file
+from scalr_prod.translator.contexts import NO_ITEM, Contexts, Samples
+from scalr_prod.translator.estimators import SCORED
+from scalr_prod.translator.fitting import fit_sets
+from scalr_prod.translator.mixture import MEMBERS, weight_names
+from scalr_prod.translator.module import TranslatorModule
+from scalr_prod.translator.pairs import Pairs
+
+METADATA = {"folds": "2", "history_length": str(LENGTH), "estimators": json.dumps(["popularity", *SCORED])}
+
+
+def calibration_table() -> torch.Tensor:
+    """Every estimator in the mixture, at weights of about the size that calibration gives."""
+    names = weight_names()
+    table = torch.zeros(len(MEMBERS), len(names))
+    table[:, names.index("count")] = 0.6
+    table[:2, names.index("trend")] = 0.5
+    for name, weight in (("frequency", 0.5), ("linear", 2.0), ("factorisation", 1.0), ("sequential", 0.3)):
+        table[0, names.index(name)] = table[MEMBERS.index(name), names.index(name)] = weight
+    table[0, names.index("backoff")] = 0.05
+    return table
+
+
+@pytest.fixture(scope="module")
+def world() -> SimpleNamespace:
+    torch.set_num_threads(1)
+    pairs = Pairs.of(make_log(target_items=60), 90 * DAY, SETTINGS)
+    fold = pairs.log.fold
+    tensors = fit_sets(pairs, {-1: np.zeros(len(fold), bool), 0: fold == 0, 1: fold == 1}, lambda _: None)
+    tensors |= dict.fromkeys(("shared/calibration/all", "shared/calibration/held_out"), calibration_table())
+    metadata = METADATA | {"n_source": str(pairs.n_source)}
+    return SimpleNamespace(pairs=pairs, tensors=tensors, metadata=metadata, module=TranslatorModule(tensors, metadata))
+
+
+def make_contexts(world: SimpleNamespace, rows: int, *, seed: int = 0, exclude: int = 0) -> Contexts:
+    random = np.random.default_rng(seed)
+    length = random.integers(0, LENGTH + 1, rows)
+    there = np.arange(LENGTH) >= LENGTH - length[:, None]
+    items = np.where(there, random.integers(0, world.pairs.n_source + 1, (rows, LENGTH)), 0)
+    ages = np.where(there, np.sort(random.exponential(30, (rows, LENGTH)))[:, ::-1], 0)
+    ages[:, -1] = 0
+    return Contexts(
+        history_items=items.astype(np.int32),
+        history_ages=ages.astype(np.float32),
+        event_time=random.integers(0, 110, rows) * DAY + 1,
+        fold=random.integers(-1, 2, rows).astype(np.int32),
+        noise_key=random.integers(-(2**63), 2**63, rows),
+        exclude=random.integers(-1, world.pairs.n_target, (rows, exclude)).astype(np.int32),
+    )
+
+
+def equal(one: Samples, other: Samples) -> None:
+    np.testing.assert_array_equal(one.items, other.items)
+    np.testing.assert_allclose(one.probabilities, other.probabilities, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(one.prior, other.prior, rtol=1e-5, atol=1e-7)
+
+
+def test_probabilities_sum_to_one_over_the_items_seen_before(world):
+    contexts = make_contexts(world, 50)
+    every = np.tile(np.arange(world.pairs.n_target, dtype=np.int32), (50, 1))
+    eligible = world.pairs.first_seen[None] < contexts.event_time[:, None]
+    for member in MEMBERS:
+        p, prior = world.module.score(contexts, every, member=member)
+        assert (p[~eligible] == 0).all()
+        assert (prior[~eligible] == 0).all()
+        for found in (p, prior):
+            np.testing.assert_allclose(found.sum(1)[eligible.any(1)], 1, rtol=1e-5)
+        assert (p[eligible] > 0).all()
+
+
+def test_draws_are_eligible_distinct_and_not_excluded(world):
+    contexts = make_contexts(world, 300, exclude=6)
+    drawn = world.module.sample(contexts, 5)
+    for row, items in enumerate(drawn.items):
+        there = items[items != NO_ITEM]
+        assert len(set(there)) == len(there)
+        assert (world.pairs.first_seen[there] < contexts.event_time[row]).all()
+        assert not set(there) & set(contexts.exclude[row])
+        possible = int((world.pairs.first_seen < contexts.event_time[row]).sum())
+        assert len(there) >= min(5, possible - 6)
+
+
+def test_where_fewer_items_are_left_the_rest_is_no_item(world):
+    contexts = replace(make_contexts(world, 4), event_time=np.full(4, world.pairs.first_seen[0] + 1))
+    possible = int((world.pairs.first_seen <= world.pairs.first_seen[0]).sum())
+    drawn = world.module.sample(contexts, possible + 3)
+    assert (drawn.items[:, :possible] >= 0).all()
+    assert (drawn.items[:, possible:] == NO_ITEM).all()
+    assert (drawn.probabilities[:, possible:] == 0).all()
+    before = replace(contexts, event_time=np.full(4, world.pairs.first_seen[0]))
+    assert (world.module.sample(before, 2).items == NO_ITEM).all()
+    wide = world.module.sample(make_contexts(world, 2), world.pairs.n_target + 5)
+    assert wide.items.shape == (2, world.pairs.n_target + 5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_frequencies_match_probabilities(world, temperature):
+    """Chi-squared of 20 000 first draws against P^(1/T); the keys are fixed, so this either holds or does not."""
+    draws = 20_000
+    one = replace(make_contexts(world, 1, seed=3), event_time=np.array([100 * DAY]))
+    many = replace(one.take(np.zeros(draws, dtype=np.int64)), noise_key=np.arange(draws))
+    drawn = world.module.sample(many, 1, temperature=temperature)
+    every = np.arange(world.pairs.n_target, dtype=np.int32)[None]
+    p = world.module.score(one, every)[0][0].astype(float) ** (1 / temperature)
+    expected = draws * p / p.sum()
+    found = np.bincount(drawn.items[:, 0], minlength=len(p))
+    large = expected >= 5
+    tail = max(expected[~large].sum(), 1e-9)
+    statistic = ((found - expected)[large] ** 2 / expected[large]).sum() + (found[~large].sum() - tail) ** 2 / max(tail, 5)
+    freedom = large.sum()
+    assert statistic < freedom + 4 * (2 * freedom) ** 0.5
+
+
+def test_second_draws_follow_the_renormalised_rest(world):
+    draws = 20_000
+    one = replace(make_contexts(world, 1, seed=4), event_time=np.array([100 * DAY]))
+    many = replace(one.take(np.zeros(draws, dtype=np.int64)), noise_key=np.arange(draws) + 10**9)
+    drawn = world.module.sample(many, 2).items
+    p = world.module.score(one, np.arange(world.pairs.n_target, dtype=np.int32)[None])[0][0].astype(float)
+    first = int(np.argmax(p))
+    rest = drawn[drawn[:, 0] == first, 1]
+    expected = len(rest) * np.delete(p, first) / (1 - p[first])
+    found = np.delete(np.bincount(rest, minlength=len(p)), first)
+    large = expected >= 5
+    statistic = ((found - expected)[large] ** 2 / expected[large]).sum()
+    assert len(rest) > 500
+    assert statistic < large.sum() + 4 * (2 * large.sum()) ** 0.5
+
+
+def test_noise_is_uniform_and_independent_of_neighbouring_keys():
+    from scalr_prod.translator import noise
+
+    words = noise.key_words(np.arange(400))
+    variates = torch.exp(-noise.exponential(words, noise.item_numbers(500), torch.float64)).numpy()
+    counts = np.histogram(variates, bins=50, range=(0, 1))[0]
+    assert ((counts - 4000) ** 2 / 4000).sum() < 49 + 4 * 98**0.5
+    for one, other in ((variates[:-1], variates[1:]), (variates[:, :-1], variates[:, 1:])):
+        assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 0.01
+    assert len(np.unique(variates)) > 0.9999 * variates.size
+
+
+@pytest.mark.parametrize("step", [1, 7, 64])
+def test_the_batch_changes_nothing(world, step):
+    contexts = make_contexts(world, 192, exclude=3)
+    whole = world.module.sample(contexts, 4, min_lift=1.0)
+    parts = [world.module.sample(contexts.slice(at, at + step), 4, min_lift=1.0) for at in range(0, 192, step)]
+    equal(whole, Samples.concat(parts))
+    order = np.random.default_rng(1).permutation(192)
+    equal(whole.take(order), world.module.sample(contexts.take(order), 4, min_lift=1.0))
+
+
+def test_a_wider_history_or_exclusion_changes_nothing(world):
+    contexts = make_contexts(world, 40, exclude=2)
+    wider = Contexts.concat([contexts, replace(make_contexts(world, 1, exclude=9))]).slice(0, 40)
+    equal(world.module.sample(contexts, 3), world.module.sample(wider, 3))
+
+
+def test_more_threads_change_nothing(world):
+    contexts = make_contexts(world, 128)
+    one = world.module.sample(contexts, 4)
+    torch.set_num_threads(2)
+    try:
+        equal(one, world.module.sample(contexts, 4))
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("min_lift", [0.0, 1.0])
+def test_what_float32_cannot_tell_apart_float64_decides(world, monkeypatch, min_lift):
+    """Deciding every row in float64 gives the draws that deciding only the near ones gives."""
+    contexts = make_contexts(world, 400, seed=9, exclude=2)
+    some = world.module.sample(contexts, 4, min_lift=min_lift)
+    monkeypatch.setattr(module_file, "_MARGIN", 1e9)
+    equal(some, world.module.sample(contexts, 4, min_lift=min_lift))
+
+
+def test_a_low_temperature_gives_the_most_probable(world):
+    contexts = make_contexts(world, 60)
+    every = np.tile(np.arange(world.pairs.n_target, dtype=np.int32), (60, 1))
+    p = world.module.score(contexts, every)[0]
+    drawn = world.module.sample(contexts, 3, temperature=1e-4)
+    best = -np.sort(-p, axis=1)[:, :3]
+    np.testing.assert_allclose(np.where(drawn.items >= 0, drawn.probabilities, 0), best, rtol=1e-3)
+
+
+def test_min_lift_blanks_what_popularity_alone_explains(world):
+    contexts = make_contexts(world, 200)
+    free, kept = world.module.sample(contexts, 4), world.module.sample(contexts, 4, min_lift=1.5)
+    low = free.probabilities < 1.5 * free.prior
+    np.testing.assert_array_equal(kept.items, np.where(low, NO_ITEM, free.items))
+    np.testing.assert_allclose(kept.probabilities, free.probabilities, rtol=1e-5)
+    assert 0.05 < low.mean() < 0.95
+
+
+def test_scores_are_the_probabilities_that_draws_report(world):
+    contexts = make_contexts(world, 100)
+    drawn = world.module.sample(contexts, 4)
+    p, prior = world.module.score(contexts, drawn.items)
+    np.testing.assert_allclose(p, drawn.probabilities, rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(prior, drawn.prior, rtol=1e-5, atol=1e-9)
+    nothing = np.full((100, 2), NO_ITEM, dtype=np.int32)
+    assert not world.module.score(contexts, nothing)[0].any()
+
+
+def test_folds_are_asked_by_row(world):
+    contexts = make_contexts(world, 30)
+    mixed = world.module.score(contexts, np.zeros((30, 1), dtype=np.int32))[0]
+    for fold in (-1, 0, 1):
+        alone = replace(contexts, fold=np.full(30, fold, dtype=np.int32))
+        only = world.module.score(alone, np.zeros((30, 1), dtype=np.int32))[0]
+        np.testing.assert_allclose(mixed[contexts.fold == fold], only[contexts.fold == fold], rtol=1e-5)
+        assert not np.allclose(mixed[contexts.fold != fold], only[contexts.fold != fold])
+    with pytest.raises(TranslatorError, match="asks for fold 2; this translator has 2"):
+        world.module.sample(replace(contexts, fold=np.full(30, 2, dtype=np.int32)), 1)
+
+
+@pytest.mark.parametrize(("k", "temperature"), [(0, 1.0), (1, 0.0), (1, -1.0)])
+def test_impossible_requests_are_refused(world, k, temperature):
+    with pytest.raises(ValueError, match="must be positive"):
+        world.module.sample(make_contexts(world, 1), k, temperature=temperature)
+
+
+def test_no_context_gives_no_sample(world):
+    empty = make_contexts(world, 4).slice(0, 0)
+    assert world.module.sample(empty, 3).items.shape == (0, 3)
+    assert world.module.score(empty, np.zeros((0, 2), dtype=np.int32))[0].shape == (0, 2)
+
+
+@pytest.fixture
+def folder(world, tmp_path) -> Path:
+    import hashlib
+
+    from safetensors.torch import save_file
+
+    path = tmp_path / "translator.safetensors"
+    save_file({name: tensor.contiguous().clone() for name, tensor in world.tensors.items()}, path, world.metadata)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    (tmp_path / "manifest.json").write_text(json.dumps({"sha256": digest}))
+    return tmp_path
+
+
+def test_a_saved_module_answers_alike(world, folder):
+    contexts = make_contexts(world, 50, exclude=2)
+    loaded = TranslatorModule.load(folder)
+    one, other = world.module.sample(contexts, 4), loaded.sample(contexts, 4)
+    np.testing.assert_array_equal(one.items, other.items)
+    np.testing.assert_array_equal(one.probabilities, other.probabilities)
+
+
+def test_a_damaged_file_is_refused(folder):
+    path = folder / "translator.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(TranslatorError, match="checksum") as caught:
+        TranslatorModule.load(folder)
+    assert "scalr translator train" in str(caught.value)
+
+
+def test_a_missing_file_is_told_from_a_damaged_one(folder, tmp_path):
+    with pytest.raises(TranslatorNotFound, match="no translator here"):
+        TranslatorModule.load(tmp_path / "elsewhere")
+    (folder / "manifest.json").write_text("{")
+    with pytest.raises(TranslatorError, match="cannot be used"):
+        TranslatorModule.load(folder)
+
+
+def test_the_module_needs_torch_numpy_and_safetensors_alone(world, folder):
+    """As in the serving environment: nothing else can be imported there."""
+    program = f"""
+        import sys
+        allowed = {{"torch", "numpy", "safetensors", "scalr_prod"}}
+        refused = {{"pandas", "pyarrow", "scipy", "pydantic", "feast", "dask", "sqlalchemy", "duckdb", "deltalake", "rich"}}
+        class Refuse:
+            def find_spec(self, name, path=None, target=None):
+                if name.partition(".")[0] in refused:
+                    raise ImportError(f"{{name}} is not in the serving environment")
+        sys.meta_path.insert(0, Refuse())
+        import numpy as np
+        from scalr_prod.translator.contexts import Contexts
+        from scalr_prod.translator.module import TranslatorModule
+        module = TranslatorModule.load({str(folder)!r})
+        contexts = Contexts(
+            np.ones((2, 3), np.int32), np.zeros((2, 3), np.float32), np.full(2, 2**60), np.array([-1, 0], np.int32),
+            np.arange(2), np.empty((2, 0), np.int32),
+        )
+        print(module.sample(contexts, 2).items.min())
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 0

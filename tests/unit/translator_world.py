@@ -1,0 +1,34 @@
+"""A small log with known tastes, made without the lake or Feast: what the translator's unit tests learn from."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from scalr_prod.settings import TranslatorSettings
+from scalr_prod.translator.log import Events, Log
+
+DAY = 86_400_000_000
+LENGTH = 10
+SETTINGS = TranslatorSettings(dim=8, epochs=2, folds=2, threads=1, batch_size=64)
+
+
+def make_log(*, users: int = 120, tastes: int = 4, source_items: int = 40, target_items: int = 24, seed: int = 3) -> Log:
+    """Users with a taste; each has 12 source and 5 target events over 100 days, some at the same instant."""
+    rng = np.random.default_rng(seed)
+    taste = rng.integers(0, tastes, users)
+
+    def events(each: int, items: int) -> Events:
+        user = np.repeat(np.arange(users), each)
+        own = np.where(rng.random(len(user)) < 0.85, taste[user], rng.integers(0, tastes, len(user)))
+        item = rng.integers(0, items // tastes, len(user)) * tastes + own
+        time = rng.integers(0, 100, len(user)) * DAY
+        order = np.lexsort((item, time, user))
+        return Events(user[order].astype(np.int32), item[order].astype(np.int32), time[order], pa.array(range(items)))
+
+    source, target = events(12, source_items), events(5, target_items)
+    history = np.full((len(target), LENGTH), -1, dtype=np.int32)
+    for row, (user, time) in enumerate(zip(target.user, target.time, strict=True)):
+        before = np.flatnonzero((source.user == user) & (source.time < time))[-LENGTH:]
+        history[row, LENGTH - len(before) :] = before
+    return Log(pa.array(range(users)), (np.arange(users) % 2).astype(np.int32), source, target, history)
