@@ -17,7 +17,7 @@ from scalr_prod.feast_store.repository import registry_url
 from scalr_prod.lake import Lake
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import pyarrow as pa
     from feast import FeatureStore
@@ -30,12 +30,15 @@ __all__ = ["explained", "open_feature_store", "point_in_time", "quiet", "read_wi
 logger = logging.getLogger(__name__)
 
 
-def open_feature_store(settings: Settings, *, known_by: datetime | None = None) -> FeatureStore:
+def open_feature_store(
+    settings: Settings, *, known_by: datetime | None = None, versions: Mapping[str, int] | None = None
+) -> FeatureStore:
     """The project's Feast store; any method of Feast's SDK works on it.
 
     Args:
         settings: The project's settings.
         known_by: Read only what was known by then; default: by each spine row's own time.
+        versions: Delta versions of tables, by name, that are to be read as they were.
 
     Raises:
         FeatureStoreError: The repository has not been laid, or Feast cannot open it.
@@ -53,6 +56,7 @@ def open_feature_store(settings: Settings, *, known_by: datetime | None = None) 
         config.registry.path = registry_url(settings)
         config.offline_store.storage_options = dict(settings.project.storage_options)
         config.offline_store.known_by = known_by
+        config.offline_store.versions = dict(versions or {})
         if settings.feast.online_store == "redis":
             config.online_store.connection_string = settings.feast.redis
         return FeatureStore(config=config, repo_path=str(settings.feast_repo))
@@ -66,7 +70,12 @@ def open_feature_store(settings: Settings, *, known_by: datetime | None = None) 
 
 
 def point_in_time(
-    settings: Settings, spine: pa.Table, features: str | Sequence[str], *, known_by: datetime | None = None
+    settings: Settings,
+    spine: pa.Table,
+    features: str | Sequence[str],
+    *,
+    known_by: datetime | None = None,
+    versions: Mapping[str, int] | None = None,
 ) -> pa.Table:
     """Join features to each row of a spine, as they were known at its time.
 
@@ -78,6 +87,7 @@ def point_in_time(
         spine: Rows with ``event_timestamp`` and the keys (``user_id``, ``item_id``) of the features.
         features: The name of a feature service, or ``view:feature`` references.
         known_by: Fixed knowledge time.
+        versions: Delta versions of tables, by name, that are to be read as they were.
 
     Returns:
         All spine rows in their order, with their columns, then one column ``view__feature`` for each feature, null where no
@@ -87,7 +97,7 @@ def point_in_time(
         FeatureStoreError: No such service, view or feature; a missing key; a table that cannot be read.
     """
     with explained(settings):
-        store = open_feature_store(settings, known_by=known_by)
+        store = open_feature_store(settings, known_by=known_by, versions=versions)
         wanted = store.get_feature_service(features) if isinstance(features, str) else list(features)
         job = store.get_historical_features(entity_df=spine, features=wanted, full_feature_names=True)
         return job.to_arrow()

@@ -55,6 +55,8 @@ class DeltaOfflineStoreConfig(FeastConfigBaseModel):
     spill: str | None = None
     #: Read only what was known by this time (created <= known_by). Default: by each spine row's own time.
     known_by: datetime | None = None
+    #: Delta version of each table that is to be read as it was, by the last part of its path; the others are read as they are.
+    versions: dict[str, int] = Field(default_factory=dict)
 
 
 class DeltaOfflineStore(OfflineStore):

@@ -119,7 +119,8 @@ def open_source(connection: Any, config: RepoConfig, source: DataSource | None, 
     path = source_path(config, source)
     options = config.offline_store.storage_options
     if source is not None and isinstance(source.file_format, DeltaFormat):
-        scan = scan_delta(connection, delta_table(path, options), alias, columns)
+        version = config.offline_store.versions.get(path.rstrip("/").rpartition("/")[2])
+        scan = scan_delta(connection, delta_table(path, options, version), alias, columns)
     else:
         scan = scan_parquet(connection, path, alias, columns)
     missing = [column for column in columns if column not in scan.schema.names]

@@ -58,17 +58,17 @@ def resolved(path: str, repo_path: Path | str | None) -> str:
     return str(Path(repo_path) / path)
 
 
-def delta_table(path: str, storage_options: dict[str, str]) -> DeltaTable:
-    """Open a Delta table.
+def delta_table(path: str, storage_options: dict[str, str], version: int | None = None) -> DeltaTable:
+    """Open a Delta table, as it is or as it was.
 
     Raises:
-        FeatureStoreError: There is none at this path, or it cannot be read.
+        FeatureStoreError: There is none at this path, or no such version of it, or it cannot be read.
     """
     from deltalake import DeltaTable
     from deltalake.exceptions import TableNotFoundError
 
     try:
-        return DeltaTable(path, storage_options=storage_options or None)
+        return DeltaTable(path, version=version, storage_options=storage_options or None)
     except TableNotFoundError as error:
         raise FeatureStoreError(
             "the feature view's table does not exist yet", where=path, next_step="run: scalr ingest, then: scalr histories"
@@ -76,7 +76,9 @@ def delta_table(path: str, storage_options: dict[str, str]) -> DeltaTable:
     except Exception as error:
         # deltalake raises exceptions of many kinds (DeltaError, OSError, Rust panics as Exception).
         raise FeatureStoreError(
-            f"the feature view's table cannot be read: {error}", where=path, next_step="check the path and the access to it"
+            f"the feature view's table cannot be read{'' if version is None else f' at version {version}'}: {error}",
+            where=path,
+            next_step="check the path and the access to it",
         ) from error
 
 

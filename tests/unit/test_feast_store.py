@@ -151,6 +151,16 @@ class TestPointInTime:
         found = point_in_time(project, spine(["a", "a"], [AS_OF, AS_OF]), refs, known_by=late)
         assert found["synthetic_target_events__event_id"].to_pylist() == [None, None]
 
+    def test_a_table_as_it_was(self, own):
+        lake, table = Lake.open(own), Table.SOURCE_USER_HISTORY
+        before = lake.version(table)
+        lake.delete(table, "user_id = 'a'", key="a")
+        rows = spine(["a", "b"], hours(9, 9))
+        assert point_in_time(own, rows, COUNTS)[COUNT].to_pylist() == [None, 1]
+        assert point_in_time(own, rows, COUNTS, versions={table.value: before})[COUNT].to_pylist() == [2, 1]
+        with pytest.raises(FeatureStoreError, match="at version 99"):
+            point_in_time(own, rows, COUNTS, versions={table.value: 99})
+
     def test_an_empty_spine(self, project):
         found = point_in_time(project, spine(pa.array([], pa.string()), []), COUNTS)
         assert found.num_rows == 0
