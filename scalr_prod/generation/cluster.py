@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -133,6 +134,7 @@ def _local_client(settings: Settings, tasks: int) -> Iterator[Any]:
     quiet = {"distributed.logging.distributed": "critical", "distributed.comm.timeouts.connect": "60s"}
     with (
         _silenced(),
+        _main_module_left_out(),
         staging_folder(settings, "dask") as folder,
         dask.config.set(quiet),
         LocalCluster(
@@ -151,6 +153,23 @@ def _local_client(settings: Settings, tasks: int) -> Iterator[Any]:
         Client(cluster, set_as_default=False) as client,
     ):
         yield client
+
+
+@contextmanager
+def _main_module_left_out() -> Iterator[None]:
+    """Keep worker processes from importing the caller's main module, of which tasks need nothing.
+
+    It may be a script without a ``__main__`` guard, which would start everything anew, or a scheduler's task runner, which
+    cannot be imported once it runs a task (Airflow's refuses).
+    """
+    main = sys.modules["__main__"]
+    kept = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
+    main.__dict__.pop("__file__", None)
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        main.__dict__.update(kept)
 
 
 @contextmanager

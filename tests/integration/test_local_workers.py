@@ -1,0 +1,32 @@
+"""Local Dask workers know the package, and import nothing of whoever started them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+def test_the_callers_main_module_is_not_imported_by_workers(project: Path):
+    """A script without a guard, as a notebook's export or a scheduler's task runner is."""
+    script = project.parent / "unguarded.py"
+    script.write_text(f"""
+import os
+print("main runs in", os.getpid(), flush=True)
+from scalr_prod.generation.cluster import open_cluster
+from scalr_prod.settings import load_settings
+settings = load_settings({str(project)!r}, compute={{"workers": 1}})
+with open_cluster(settings, tasks=1) as cluster:
+    print("worker", cluster._client.submit(os.getpid).result(), flush=True)
+import __main__
+assert __main__.__file__ == __file__
+""")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("main runs in") == 1
+    main, worker = (line.split()[-1] for line in done.stdout.splitlines())
+    assert main != worker
