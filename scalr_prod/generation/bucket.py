@@ -72,6 +72,7 @@ def ask(
         rows.select([USER_ID, ITEM_ID, EVENT_TIMESTAMP]),
         ["source_user_history:item_ids", "source_user_history:event_timestamps"],
         known_by=spec.as_of,
+        versions=spec.table_versions,
     )
     users = rows[USER_ID].combine_chunks()
     causal = spec.mode == "causal"

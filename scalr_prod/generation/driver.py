@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.contracts import Table
-from scalr_prod.errors import GenerationError, ScalrError
+from scalr_prod.errors import ScalrError
 from scalr_prod.generation.alignment import align_parts
 from scalr_prod.generation.cluster import open_cluster, tell_driver
 from scalr_prod.generation.partition import REASONS, candidate_schema, kept_part, make_part, parts_folder
@@ -51,7 +51,7 @@ def generate(settings: Settings, spec: RunSpec, *, progress: bool = False) -> Ge
     Raises:
         LedgerError: Another driver works on this run.
         SchedulerUnreachable: The Dask scheduler does not answer.
-        GenerationError: A table has moved on since the run was planned, or a task failed.
+        GenerationError: A task failed.
         ScalrError: Of the lake, the feature store or the scorer.
     """
     started = time.perf_counter()
@@ -92,7 +92,6 @@ def _make_parts(settings: Settings, spec: RunSpec, ledger: Ledger, *, progress: 
     ledger.record_partitions(spec.run_id, sorted(manifests.items()), partitions=partitions)
     missing = [number for number in range(partitions) if number not in manifests]
     if missing:
-        _check_tables(settings, spec)
         total = _count_contexts(settings, spec) if progress else 0
         done = sum(manifest["contexts"] for manifest in manifests.values())
         with (
@@ -141,24 +140,6 @@ def _for_worker(settings: Settings) -> Settings:
         return settings
     threads = max(1, settings.serving.threads // settings.compute.workers)
     return settings.model_copy(update={"serving": settings.serving.model_copy(update={"threads": threads})})
-
-
-def _check_tables(settings: Settings, spec: RunSpec) -> None:
-    """Events are read at the run's version; histories come through Feast, which reads the latest: it must be the run's.
-
-    Raises:
-        GenerationError: It is not.
-    """
-    from scalr_prod.lake import Lake
-
-    table = Table.SOURCE_USER_HISTORY
-    found, planned = Lake.open(settings).version(table), spec.table_versions[table]
-    if found != planned:
-        raise GenerationError(
-            f"histories were rebuilt since the run was planned (version {planned} then, {found} now)",
-            where=table.value,
-            next_step="plan a new run over the same window: scalr generate",
-        )
 
 
 def _count_contexts(settings: Settings, spec: RunSpec) -> int:

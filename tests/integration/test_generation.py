@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from scalr_prod.contracts import Table
-from scalr_prod.errors import GenerationError, LedgerError, SchedulerUnreachable, TranslatorError
+from scalr_prod.errors import LedgerError, SchedulerUnreachable, TranslatorError
 from scalr_prod.generation import GenerationReport, generate, plan_run
 from scalr_prod.generation.parts import part_path
 from scalr_prod.lake import Lake
@@ -318,19 +318,3 @@ def test_a_task_s_own_error_reaches_the_user_unchanged(config, here, made):
         weights.write_bytes(whole)
     with Ledger.open(settings) as ledger:
         assert ledger.run(spec.run_id).state is RunState.GENERATING
-
-
-def test_histories_that_moved_on_are_not_mixed_in(config, here, made):
-    spec = made.spec
-    settings = project(config, here)
-    fresh(settings, spec)
-    older = {**spec.table_versions, "source_user_history": spec.table_versions["source_user_history"] - 1}
-    moved = type(spec).make(
-        **{name: getattr(spec, name) for name in spec.__dataclass_fields__ if name not in {"run_id", "table_versions"}},
-        table_versions=older,
-    )
-    with Ledger.open(settings) as ledger:
-        ledger.begin_run(moved)
-    with pytest.raises(GenerationError, match="histories were rebuilt") as caught:
-        generate(settings, moved)
-    assert "scalr generate" in caught.value.next_step

@@ -227,3 +227,27 @@ def test_nothing_that_became_known_after_as_of_is_used(config, made, tmp_path):
     later = {"as_of": as_of + timedelta(days=2)}
     _, _, manifests, _ = make(settings.base / config.name, partitions=1, **later, **window)
     assert manifests[0]["contexts"] == sum(manifest["contexts"] for manifest in made[2]) + 400
+
+
+def test_a_run_reads_tables_as_they_were_when_it_was_planned(config, made, tmp_path):
+    """Events that claim to have been known all along, but were ingested after the plan, change nothing of the run."""
+    from scalr_prod.feast_store import apply_feature_repo
+    from scalr_prod.histories import build_histories
+
+    folder = tmp_path / "grown"
+    shutil.copytree(config.parent, folder)
+    shutil.rmtree(folder / ".scalr" / "feature_repo")
+    settings = load_settings(folder / config.name, **LOCAL)
+    lake = Lake.open(settings)
+    for table in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS):
+        rows = lake.read(table).slice(0, 400).to_pandas()
+        rows["item_id"] = rows["item_id"].iloc[::-1].to_numpy()
+        schema = lake.schema(table)
+        lake.append(table, pa.Table.from_pandas(rows, schema=schema, preserve_index=False), key="grown")
+    build_histories(settings)
+    apply_feature_repo(settings)
+    _, spec, _, rows = make(folder / config.name, spec=made[1], partitions=2)
+    pd.testing.assert_frame_equal(rows, made[3], rtol=0, atol=1e-5)
+    _, planned_now, _, others = make(folder / config.name, partitions=1)
+    assert planned_now.run_id != spec.run_id
+    assert len(others) > len(rows)
