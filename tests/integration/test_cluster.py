@@ -1,0 +1,116 @@
+"""The cluster's own promises: few tasks in flight, errors in one sentence, workers that tell how far they are."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+
+from scalr_prod.errors import GenerationError, ScalrError
+from scalr_prod.generation.cluster import open_cluster, tell_driver
+from scalr_prod.settings import load_settings
+
+
+@pytest.fixture(scope="module")
+def here():
+    from distributed import LocalCluster
+
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=False, protocol="tcp", host="127.0.0.1", dashboard_address=":0"
+    ) as cluster:
+        yield cluster.scheduler_address
+
+
+@pytest.fixture
+def settings_at(project):
+    return lambda dask: load_settings(project, compute={"dask": dask, "workers": 1})
+
+
+def test_all_results_come_and_few_tasks_are_in_flight(settings_at, here):
+    taken, ahead = [], []
+
+    def arguments():
+        for number in range(40):
+            taken.append(number)
+            yield (number,)
+
+    with open_cluster(settings_at(here), tasks=40) as cluster:
+        assert cluster.threads == 2
+        results = []
+        for result in cluster.map(lambda number: number * number, arguments()):
+            results.append(result)
+            ahead.append(len(taken) - len(results))
+    assert sorted(results) == [number * number for number in range(40)]
+    assert max(ahead) <= 4
+
+
+def test_an_error_of_ours_arrives_as_it_was_raised(settings_at, here):
+    def fail(_: int) -> None:
+        raise ScalrError("this went wrong", where="here", next_step="do that").at(stage="generate")
+
+    with open_cluster(settings_at(here), tasks=1) as cluster, pytest.raises(ScalrError) as caught:
+        list(cluster.map(fail, [(1,)]))
+    assert type(caught.value) is ScalrError
+    assert (caught.value.found, caught.value.where, caught.value.next_step) == ("this went wrong", "here", "do that")
+    assert caught.value.stage == "generate"
+
+
+def test_any_other_error_becomes_one_sentence(settings_at, here):
+    def fail(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with (
+        open_cluster(settings_at(here), tasks=1) as cluster,
+        pytest.raises(GenerationError, match=r"OSError: .*No space left on device") as caught,
+    ):
+        list(cluster.map(fail, [(1,)]))
+    assert here in caught.value.where
+    assert "scalr runs resume" in caught.value.next_step
+
+
+def test_an_error_ends_the_work_that_waits(settings_at, here):
+    def work(number: int) -> int:
+        if number == 0:
+            raise ScalrError("no")
+        time.sleep(0.05)
+        return number
+
+    taken = []
+
+    def arguments():
+        for number in range(1000):
+            taken.append(number)
+            yield (number,)
+
+    with open_cluster(settings_at(here), tasks=1000) as cluster, pytest.raises(ScalrError):
+        list(cluster.map(work, arguments()))
+    assert len(taken) < 50
+
+
+def test_workers_tell_how_far_they_are(settings_at, here):
+    def work(number: int) -> int:
+        tell_driver("done", number)
+        return number
+
+    told = []
+    with open_cluster(settings_at(here), tasks=3) as cluster:
+        cluster.listen("done", told.append)
+        list(cluster.map(work, [(1,), (2,), (3,)]))
+        deadline = time.monotonic() + 10
+        while len(told) < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert sorted(told) == [1, 2, 3]
+
+
+@pytest.mark.slow
+def test_workers_that_die_again_and_again_are_an_error_not_a_loop(settings_at):
+    def die(_: int) -> None:
+        os._exit(1)
+
+    with (
+        open_cluster(settings_at("local"), tasks=1) as cluster,
+        pytest.raises(GenerationError, match="died on the same task again and again") as caught,
+    ):
+        list(cluster.map(die, [(1,)]))
+    assert "[generation] partitions" in caught.value.next_step
