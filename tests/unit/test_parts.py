@@ -58,9 +58,14 @@ def test_a_damaged_part_is_not_taken(tmp_path, damage):
 def test_an_interrupted_write_leaves_what_was_there(tmp_path):
     path = part_path(tmp_path, 0)
     manifest = make(path, run_id="run")
-    with pytest.raises(RuntimeError), writing(path, ROWS.schema) as write:
-        write(ROWS)
-        raise RuntimeError("killed")
+
+    def interrupted() -> None:
+        with writing(path, ROWS.schema) as write:
+            write(ROWS)
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError):
+        interrupted()
     assert read_manifest(path, run_id="run") == manifest
     assert sorted(file.name for file in tmp_path.iterdir()) == ["_part-00000.json", "part-00000.parquet"]
 
