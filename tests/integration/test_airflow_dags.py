@@ -27,6 +27,15 @@ END = TRAINED + timedelta(days=8)
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """How one DAG run went: its exit code and output, and task → state."""
+
+    returncode: int
+    output: str
+    states: dict[str, str]
+
+
+@dataclass(frozen=True)
 class Airflow:
     home: Path
     env: dict[str, str]
@@ -35,19 +44,18 @@ class Airflow:
         command = [sys.executable, "-m", "airflow", *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout, env=self.env)
 
-    def test(self, dag: str, **conf: str) -> subprocess.CompletedProcess[str]:
+    def test(self, dag: str, **conf: str) -> Outcome:
         """`airflow dags test` with a window or none; a logical date of its own for each run."""
         day = f"2024-06-{1 + len(self.query('SELECT id FROM dag_run')):02d}"
-        return self("dags", "test", dag, day, "--conf", json.dumps(conf))
+        done = self("dags", "test", dag, day, "--conf", json.dumps(conf))
+        # Asked for now: tests run in any order, and others run the same DAG.
+        latest = f"SELECT run_id FROM dag_run WHERE dag_id = '{dag}' ORDER BY id DESC LIMIT 1"
+        states = self.query(f"SELECT task_id, state FROM task_instance WHERE dag_id = '{dag}' AND run_id = ({latest})")
+        return Outcome(done.returncode, done.stdout + done.stderr, dict(states))
 
     def query(self, sql: str) -> list[tuple]:
         with sqlite3.connect(self.home / "airflow.db") as connection:
             return connection.execute(sql).fetchall()
-
-    def states(self, dag: str) -> dict[str, str]:
-        """Task → state in the DAG's latest run."""
-        latest = f"SELECT run_id FROM dag_run WHERE dag_id = '{dag}' ORDER BY id DESC LIMIT 1"
-        return dict(self.query(f"SELECT task_id, state FROM task_instance WHERE dag_id = '{dag}' AND run_id = ({latest})"))
 
 
 @pytest.fixture(scope="module")
@@ -85,13 +93,13 @@ def translator(airflow):
 
 @pytest.fixture(scope="module")
 def events(airflow, translator):
-    assert translator.returncode == 0, translator.stdout[-4000:] + translator.stderr[-4000:]
+    assert translator.returncode == 0, translator.output[-8000:]
     return airflow.test("scalr_events", start=TRAINED.isoformat(), end=END.isoformat())
 
 
 @pytest.fixture(scope="module")
 def training_set(airflow, events):
-    assert events.returncode == 0, events.stdout[-4000:] + events.stderr[-4000:]
+    assert events.returncode == 0, events.output[-8000:]
     return airflow.test("scalr_training_set")
 
 
@@ -125,8 +133,8 @@ def test_airflow_finds_three_dags_and_no_import_error(airflow):
 
 
 def test_the_translator_is_trained_until_the_given_time_and_promoted(airflow, translator, project):
-    assert translator.returncode == 0, translator.stdout[-4000:] + translator.stderr[-4000:]
-    assert set(airflow.states("scalr_translator").values()) == {"success"}
+    assert translator.returncode == 0, translator.output[-8000:]
+    assert set(translator.states.values()) == {"success"}
     with sqlite3.connect(project.home / "ledger.db") as ledger:
         promoted = ledger.execute("SELECT version FROM model_promotions ORDER BY id DESC LIMIT 1").fetchone()
     manifest = json.loads((project.home / "models" / "translator" / str(promoted[0]) / "manifest.json").read_text())
@@ -134,8 +142,8 @@ def test_the_translator_is_trained_until_the_given_time_and_promoted(airflow, tr
 
 
 def test_the_window_is_published_and_the_asset_carries_it(airflow, events, project):
-    assert events.returncode == 0, events.stdout[-4000:] + events.stderr[-4000:]
-    assert set(airflow.states("scalr_events").values()) == {"success"}
+    assert events.returncode == 0, events.output[-8000:]
+    assert set(events.states.values()) == {"success"}
     published = DeltaTable(str(project.home / "lake" / "synthetic_target_events")).to_pandas()
     assert len(published) > 20
     assert published["event_timestamp"].between(TRAINED, END, inclusive="left").all()
@@ -150,7 +158,7 @@ def test_the_window_is_published_and_the_asset_carries_it(airflow, events, proje
 
 
 def test_the_training_set_takes_its_cutoff_from_the_asset(airflow, training_set, project):
-    assert training_set.returncode == 0, training_set.stdout[-4000:] + training_set.stderr[-4000:]
+    assert training_set.returncode == 0, training_set.output[-8000:]
     folder = project.home / "datasets" / "training_set" / "v1"
     manifest = json.loads((folder / "manifest.json").read_text())
     assert datetime.fromisoformat(manifest["cutoff"]) == END
@@ -172,16 +180,16 @@ def test_a_window_the_translator_has_seen_fails_at_once_and_says_why(airflow, tr
     start = TRAINED - timedelta(days=20)
     done = airflow.test("scalr_events", start=start.isoformat(), end=(start + timedelta(days=1)).isoformat())
     assert done.returncode != 0
-    states = airflow.states("scalr_events")
+    states = done.states
     assert states["generate"] == "failed"
     assert states["publish"] == "upstream_failed"
-    assert "TrainedPastWindow" in done.stdout + done.stderr
-    assert "scalr translator train --trained-until" in done.stdout + done.stderr
+    assert "TrainedPastWindow" in done.output
+    assert "scalr translator train --trained-until" in done.output
 
 
 def test_a_window_without_source_events_is_skipped(airflow, translator):
     done = airflow.test("scalr_events", start="2025-01-01T00:00:00+00:00", end="2025-01-02T00:00:00+00:00")
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    states = airflow.states("scalr_events")
+    assert done.returncode == 0, done.output[-8000:]
+    states = done.states
     assert states["ingest"] == "success"
     assert {states[task] for task in ("generate", "validate", "publish")} == {"skipped"}
