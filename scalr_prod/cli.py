@@ -224,6 +224,29 @@ def dataset_build(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> Non
     _Door(config, as_json, "dataset build").show(work)
 
 
+@app.command()
+def evaluate(
+    config: Config = DEFAULT_CONFIG,
+    cold_fraction: Annotated[
+        float | None,
+        typer.Option(help="Hide the target history of this share of users from everything.", min=0, max=0.99),
+    ] = None,
+    cutoff: Annotated[datetime | None, typer.Option(help="Test from then on (UTC); default: by [downstream].")] = None,
+    arm: Annotated[list[str] | None, typer.Option(help="Only this arm, and the two compared; repeat for more.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train models with and without synthetic events, with controls, and judge them on what came later."""
+    from scalr_prod.downstream.evaluation import ARMS
+    from scalr_prod.downstream.evaluation import evaluate as work
+
+    def judged(settings: Settings, progress: bool) -> Any:
+        return work(
+            settings, cold_fraction=cold_fraction, cutoff=_utc(cutoff), arms=tuple(arm) if arm else ARMS, progress=progress
+        )
+
+    _Door(config, as_json, "evaluate").show(judged)
+
+
 @runs_app.command("list")
 def runs_list(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
     """All runs, the newest first."""

@@ -32,6 +32,7 @@ ScalrError                      exit code 1; names where, what was found, what t
 │   └── SchedulerUnreachable    the Dask address does not answer
 ├── PublicationError            the run is not in a state that can be published or rolled back
 ├── TrainingSetError            the training set could not be built
+├── EvaluationError             nothing to evaluate on, or a downstream model that cannot be used
 └── QualityGateFailed           exit code 3; names the failed expectations and the report
 """
 
@@ -45,6 +46,7 @@ __all__ = [
     "DeadlineExceeded",
     "EmptyInput",
     "EmptyWindow",
+    "EvaluationError",
     "FeatureStoreError",
     "GenerationError",
     "InputError",
@@ -256,6 +258,10 @@ class PublicationError(ScalrError):
 
 class TrainingSetError(ScalrError):
     """The training set could not be built."""
+
+
+class EvaluationError(ScalrError):
+    """There is nothing to evaluate on, or a downstream model cannot be used."""
 
 
 class QualityGateFailed(ScalrError):

@@ -156,6 +156,9 @@ class GenerationSettings(_Section):
     start: Instant | None = None
     end: Instant | None = None
     as_of: Instant | None = None
+    contexts: Literal["events", "users"] = Field(
+        default="events", description="translate every source event at its time, or every user once at the window's end"
+    )
     events_per_source_event: int = Field(default=2, ge=1, le=100)
     temperature: float = Field(default=1.0, gt=0, le=100, description="1 samples from P; towards 0 it becomes top-k")
     min_lift: float = Field(default=1.0, ge=0, description="drop draws with P(i|context) < min_lift * P(i)")
@@ -203,7 +206,28 @@ class TrainingSetSettings(_Section):
 
 
 class DownstreamSettings(_Section):
-    """Reference recommenders and their evaluation."""
+    """Reference recommenders and their evaluation (`scalr evaluate`)."""
+
+    models: tuple[str, ...] = Field(
+        default=("als", "sasrec", "two_tower"), description="families, or classes of your own as package.module:Class"
+    )
+    cutoff: Instant | None = Field(default=None, description="test from then on; default: the 80th percentile of target time")
+    cold_fraction: float = Field(default=0.0, ge=0, lt=1, description="share of users whose target history is hidden")
+    k: int = Field(default=20, ge=1, le=1000, description="depth of NDCG, recall and MRR")
+    seeds: int = Field(default=5, ge=1, le=100)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    sparse_below: int = Field(default=5, ge=2, description="real target events under which a user counts as sparse")
+    volumes: tuple[int, ...] = Field(default=(5, 20), description="synthetic events a user, tried on validation")
+    temperatures: tuple[float, ...] = Field(default=(1.0, 0.5, 0.02), description="tried on validation; towards 0: top-k")
+    weights: tuple[float, ...] = Field(default=(0.03, 0.1, 0.3, 1.0), description="λ, tried on validation besides 0")
+    threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
+
+    @field_validator("volumes", "temperatures", "weights", "models")
+    @classmethod
+    def _some(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not value or len(set(value)) != len(value) or any(isinstance(one, int | float) and one <= 0 for one in value):
+            raise ValueError("must hold at least one value, each once, numbers above 0")
+        return value
 
 
 class ComputeSettings(_Section):
@@ -263,7 +287,7 @@ class Settings(BaseSettings):
     quality: QualitySettings = QualitySettings()
     publication: PublicationSettings = PublicationSettings()
     training_set: TrainingSetSettings = TrainingSetSettings()
-    downstream: DownstreamSettings = DownstreamSettings()
+    downstream: DownstreamSettings = Field(default_factory=DownstreamSettings)
     compute: ComputeSettings = Field(default_factory=ComputeSettings)
     serving: ServingSettings = Field(default_factory=ServingSettings)
     feast: FeastSettings = FeastSettings()

@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from scalr_prod.translator.contexts import Contexts
     from scalr_prod.translator.versions import Vocabulary
 
-__all__ = ["ask", "context_text", "read_bucket"]
+__all__ = ["SOURCE_TIMESTAMP", "ask", "context_text", "read_bucket"]
+
+#: When the translated source event happened; its context is asked about at ``event_timestamp``, the same or later.
+SOURCE_TIMESTAMP: Final = "source_event_timestamp"
+_LATEST: Final = f"{SOURCE_TIMESTAMP} DESC, {ITEM_ID}"
 
 #: Of what a request may weigh, the share that a batch may take up.
 _REQUEST_SHARE: Final = 0.5
@@ -32,8 +36,9 @@ def read_bucket(
     """A user bucket's distinct contexts, and what its users consumed in the target domain.
 
     Returns:
-        Contexts sorted by user, time and item (``user_id``, ``item_id``, ``event_timestamp``, ``noise_key`` uint64), and the
-        first time of each (user, target item), sorted by user and time; None where a run may propose consumed items.
+        Contexts sorted by user, time and item (``user_id``, ``item_id``, ``event_timestamp``: the instant that is asked about,
+        ``source_event_timestamp``, ``noise_key`` uint64), and the first time of each (user, target item), sorted by user and
+        time; None where a run may propose consumed items.
     """
     from scalr_prod.lake import Lake
 
@@ -41,12 +46,18 @@ def read_bucket(
     for table in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS):
         connection.register(table.value, lake.dataset(table, version=spec.table_versions[table]))
     bucket = f"{user_bucket_sql(USER_ID, partitions)} = {int(partition)}"
+    # Each source event at its own time, or each user's last one as seen from the window's last instant.
+    moment, last = (
+        ("$end - INTERVAL 1 MICROSECOND", f"QUALIFY row_number() OVER (PARTITION BY {USER_ID} ORDER BY {_LATEST}) = 1")
+        if spec.settings["generation"].get("contexts") == "users"
+        else (SOURCE_TIMESTAMP, "")
+    )
     rows = connection.sql(
-        f"""SELECT {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP},
-                   md5_number_lower(concat($seed, ':', {context_text(ITEM_ID)})) AS noise_key
-            FROM (SELECT DISTINCT {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP} FROM {Table.SOURCE_EVENTS}
+        f"""SELECT *, md5_number_lower(concat($seed, ':', {context_text(ITEM_ID)})) AS noise_key
+            FROM (SELECT {USER_ID}, {ITEM_ID}, {moment} AS {EVENT_TIMESTAMP}, {SOURCE_TIMESTAMP}
+            FROM (SELECT DISTINCT {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP} AS {SOURCE_TIMESTAMP} FROM {Table.SOURCE_EVENTS}
                   WHERE {EVENT_TIMESTAMP} >= $start AND {EVENT_TIMESTAMP} < $end
-                    AND {CREATED_TIMESTAMP} <= $as_of AND {bucket})
+                    AND {CREATED_TIMESTAMP} <= $as_of AND {bucket}) {last})
             ORDER BY {USER_ID}, {EVENT_TIMESTAMP}, {ITEM_ID}""",
         params={"seed": spec.seed, "start": spec.start, "end": spec.end, "as_of": spec.as_of},
     ).to_arrow_table()
@@ -77,7 +88,9 @@ def ask(
     users = rows[USER_ID].combine_chunks()
     causal = spec.mode == "causal"
     return encoding.batches(
-        encoding.encode_histories(joined, vocabulary, spec.settings["histories"]["length"]),
+        encoding.encode_histories(
+            joined, vocabulary, spec.settings["histories"]["length"], own_time=encoding.micros(rows[SOURCE_TIMESTAMP])
+        ),
         times=encoding.micros(rows[EVENT_TIMESTAMP]),
         folds=np.full(len(rows), -1, dtype=np.int32) if causal else fold_of(users, folds),
         noise_keys=rows["noise_key"].to_numpy().view(np.int64),

@@ -60,7 +60,9 @@ def user_slices(users: pa.ChunkedArray, most: int) -> list[tuple[int, int]]:
     return slices
 
 
-def encode_histories(joined: pa.Table, vocabulary: Vocabulary, length: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+def encode_histories(
+    joined: pa.Table, vocabulary: Vocabulary, length: int, *, own_time: NDArray[np.int64] | None = None
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Histories as index arrays, padded on the left, each with its own translated event last.
 
     The event stands among its ties in some order, or was cut from a full history by them: it is moved to the end, or put there.
@@ -69,12 +71,14 @@ def encode_histories(joined: pa.Table, vocabulary: Vocabulary, length: int) -> t
         joined: B contexts (``item_id``, ``event_timestamp``) with the list columns of their histories, oldest event first.
         vocabulary: Of the translator.
         length: L.
+        own_time: int64 [B]. When each translated event happened, microseconds; default: ``event_timestamp``.
 
     Returns:
         int32 [B, L] source indices and float32 [B, L] ages in days before the translated event.
     """
     rows = len(joined)
-    own_item, own_time = _flat(joined[ITEM_ID]), micros(joined[EVENT_TIMESTAMP])
+    own_item = _flat(joined[ITEM_ID])
+    own_time = micros(joined[EVENT_TIMESTAMP]) if own_time is None else own_time
     items, counts = _flatten(joined[HISTORY_ITEMS])
     times = micros(_flatten(joined[HISTORY_TIMES])[0])
     row = np.repeat(np.arange(rows), counts)

@@ -149,8 +149,9 @@ def _count_contexts(settings: Settings, spec: RunSpec) -> int:
     table = Table.SOURCE_EVENTS
     with staging_folder(settings, "count") as folder, open_duckdb(settings, folder) as connection:
         connection.register("events", Lake.open(settings).dataset(table, version=spec.table_versions[table]))
+        each = "user_id" if spec.settings["generation"]["contexts"] == "users" else "user_id, item_id, event_timestamp"
         row = connection.execute(
-            """SELECT count(*) FROM (SELECT DISTINCT user_id, item_id, event_timestamp FROM events
+            f"""SELECT count(*) FROM (SELECT DISTINCT {each} FROM events
                WHERE event_timestamp >= $start AND event_timestamp < $end AND created_timestamp <= $as_of)""",
             {"start": spec.start, "end": spec.end, "as_of": spec.as_of},
         ).fetchone()

@@ -15,7 +15,7 @@ import numpy as np
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table, id_type_of, schema_of
 from scalr_prod.generation import contexts as encoding
-from scalr_prod.generation.bucket import ask, context_text, read_bucket
+from scalr_prod.generation.bucket import SOURCE_TIMESTAMP, ask, context_text, read_bucket
 from scalr_prod.generation.parts import part_path, read_manifest, seal, writing
 from scalr_prod.ledger import run_folder
 from scalr_prod.translator.contexts import Samples
@@ -187,6 +187,7 @@ def _events(connection: Any, spec: RunSpec, tools: Tools, rows: pa.Table, drawn:
                 USER_ID: of[USER_ID],
                 ITEM_ID: tools.vocabulary.target_ids(drawn.items[row, place]),
                 EVENT_TIMESTAMP: of[EVENT_TIMESTAMP],
+                SOURCE_TIMESTAMP: of[SOURCE_TIMESTAMP],
                 "probability": probability.astype(np.float32),
                 "weight": (probability / (probability + prior)).astype(np.float32),
                 "source_item_id": of[ITEM_ID],
@@ -196,7 +197,7 @@ def _events(connection: Any, spec: RunSpec, tools: Tools, rows: pa.Table, drawn:
     # Scorers agree to about 1e-7: compare probabilities to a thousandth, so that rounding never decides which draw is kept.
     table = connection.sql(
         f"""SELECT event_id, {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP}, probability, weight, source_item_id,
-                   {EVENT_TIMESTAMP} AS source_event_timestamp, CAST($version AS BIGINT) AS translator_version,
+                   {SOURCE_TIMESTAMP}, CAST($version AS BIGINT) AS translator_version,
                    $run_id AS run_id, CAST($as_of AS TIMESTAMPTZ) AS {CREATED_TIMESTAMP}
             FROM (SELECT *, md5(concat($sha, ':', $seed, ':', {context_text("source_item_id")}, ':', {ITEM_ID})) AS event_id
                   FROM drawn)

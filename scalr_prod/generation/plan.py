@@ -86,6 +86,7 @@ def plan_run(settings: Settings, *, version: int | None = None) -> RunSpec:
 def _row_settings(wanted: GenerationSettings) -> dict[str, Any]:
     """Those settings of generation that change rows; how the work is cut (partitions, batches) does not."""
     return {
+        "contexts": wanted.contexts,
         "events_per_source_event": wanted.events_per_source_event,
         "temperature": wanted.temperature,
         "min_lift": wanted.min_lift,

@@ -55,11 +55,7 @@ def row_rules(spec: RunSpec, *, exclude_consumed: bool) -> list[RowRule]:
             f"{CREATED_TIMESTAMP} is the run's as_of, {spec.as_of.isoformat()}",
             f"c.{CREATED_TIMESTAMP} = {instant_sql(spec.as_of)}",
         ),
-        RowRule(
-            "event_is_at_the_source_event",
-            f"{EVENT_TIMESTAMP} is source_event_timestamp",
-            f"c.{EVENT_TIMESTAMP} = c.source_event_timestamp",
-        ),
+        _at_the_source_event(spec),
         RowRule(
             "source_event_is_real_and_known",
             "the user's source event is in source_events and was known by as_of",
@@ -89,6 +85,15 @@ def row_rules(spec: RunSpec, *, exclude_consumed: bool) -> list[RowRule]:
         ),
         RowRule("run_is_this_one", f"run_id is {spec.run_id}", f"c.run_id = '{spec.run_id}'"),
     ]
+
+
+def _at_the_source_event(spec: RunSpec) -> RowRule:
+    name = "event_is_at_the_source_event"
+    if spec.settings["generation"].get("contexts") == "users":  # translated as of the window's end: never before its source
+        return RowRule(
+            name, f"{EVENT_TIMESTAMP} is not before source_event_timestamp", f"c.{EVENT_TIMESTAMP} >= c.source_event_timestamp"
+        )
+    return RowRule(name, f"{EVENT_TIMESTAMP} is source_event_timestamp", f"c.{EVENT_TIMESTAMP} = c.source_event_timestamp")
 
 
 def run_rules(spec: RunSpec, quality: QualitySettings, *, events_per_source_event: int) -> list[FigureRule]:

@@ -93,7 +93,9 @@ class TranslatorModule(torch.nn.Module):
             raise _unreadable(folder, str(error)) from error
 
     @torch.inference_mode()
-    def sample(self, contexts: Contexts, k: int, *, temperature: float = 1.0, min_lift: float = 0.0) -> Samples:
+    def sample(
+        self, contexts: Contexts, k: int, *, temperature: float = 1.0, min_lift: float = 0.0, member: str = "mixture"
+    ) -> Samples:
         """Draw k items for each context without replacement, in proportion to P^(1 / temperature).
 
         The draw is a pure function of (context, noise key, k, temperature): the batch it travels in changes nothing.
@@ -103,6 +105,7 @@ class TranslatorModule(torch.nn.Module):
             k: Draws for each.
             temperature: 1 draws from P itself; towards 0 it becomes the k most probable.
             min_lift: A draw with P(i | context) < min_lift × P(i) comes back as ``NO_ITEM``, with its probability.
+            member: ``mixture``, or one estimator alone.
 
         Returns:
             [B, k] each; see `Samples`.
@@ -116,10 +119,10 @@ class TranslatorModule(torch.nn.Module):
         probabilities, prior = np.zeros((2, len(contexts), k), dtype=np.float32)
         for rows, mixture in self._groups(contexts):
             part = contexts.take(rows)
-            drawn = self._draw(mixture, part, k, temperature, min_lift, torch.float32)
+            drawn = self._draw(mixture, part, k, temperature, min_lift, member, torch.float32)
             unsure = np.flatnonzero(drawn[3])
             if len(unsure):
-                again = self._draw(mixture, part.take(unsure), k, temperature, min_lift, torch.float64)
+                again = self._draw(mixture, part.take(unsure), k, temperature, min_lift, member, torch.float64)
                 for kept, new in zip(drawn[:3], again[:3], strict=True):
                     kept[unsure] = new
             items[rows], probabilities[rows], prior[rows] = drawn[:3]
@@ -171,11 +174,11 @@ class TranslatorModule(torch.nn.Module):
                 yield rows[start : start + step], self._sets[fold]
 
     def _draw(
-        self, mixture: Mixture, contexts: Contexts, k: int, temperature: float, min_lift: float, dtype: Any
+        self, mixture: Mixture, contexts: Contexts, k: int, temperature: float, min_lift: float, member: str, dtype: Any
     ) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
         """The draws, and in which rows rounding may have decided one: two keys, or a lift and its limit, are too near."""
         batch = Batch.of(contexts, self.first_seen)
-        probabilities, prior = mixture.probabilities(batch, dtype=dtype)
+        probabilities, prior = mixture.probabilities(batch, member=member, dtype=dtype)
         low, high = noise.key_words(contexts.noise_key)
         race = noise.exponential((low.to(self.device), high.to(self.device)), self._numbers, dtype)
         keys = torch.log(probabilities) / temperature - torch.log(race)

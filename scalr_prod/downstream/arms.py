@@ -1,0 +1,155 @@
+"""The arms of an evaluation: what each trains on.
+
+Real events alone; with translated ones; translated ones alone; the controls that a lift must survive; the rival, which needs no
+synthetic event: one model trained on both domains' events at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeAlias
+
+    from numpy.typing import NDArray
+
+    from scalr_prod.downstream.protocol import Interactions
+    from scalr_prod.downstream.scene import Scene
+    from scalr_prod.downstream.translation import Draw, Translation
+
+    #: Real and synthetic events, as a training set holds them.
+    Published: TypeAlias = "tuple[Interactions, Interactions]"
+
+__all__ = ["ABLATIONS", "CONTROLS", "MAIN", "RIVAL", "Choice", "Maker"]
+
+MAIN: Final = ("real", "real+scalr", "synthetic_only")
+CONTROLS: Final = ("popularity", "trend", "shuffled", "duplicated", "frequency", "sampled", "top_k", "top_1")
+RIVAL: Final = "model_level_transfer"
+ABLATIONS: Final = (
+    "dose_0.25", "dose_0.5", "dose_2", "align_off", "align_on", "filter_off", "filter_on",
+    "only_linear", "only_factorisation", "only_sequential",
+)  # fmt: skip
+#: Near enough to 0 that the draw is the k most probable.
+TOP: Final = 0.02
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What validation chose for one family.
+
+    Attributes:
+        options: Of the model.
+        draw: Volume, temperature, filter, alignment.
+        weights: λ for cold, sparse and dense users.
+        source_weight: Of source events in the rival.
+    """
+
+    options: dict[str, object]
+    draw: Draw
+    weights: tuple[float, float, float]
+    source_weight: float
+
+
+class Maker:
+    """Training events of any arm on one scene.
+
+    Args:
+        scene: The scene.
+        translation: Its translator.
+    """
+
+    def __init__(self, scene: Scene, translation: Translation) -> None:
+        self.scene, self.translation = scene, translation
+        self._segments = scene.segments()
+        self._drawn: dict[Draw, Interactions] = {}
+
+    def events(self, arm: str, choice: Choice, seed: int, published: Published | None = None) -> Interactions:
+        """What an arm trains on.
+
+        Args:
+            arm: One of this module's names.
+            choice: Of the family.
+            seed: Of draws and shuffles.
+            published: Real and synthetic events of the training set, for ``real+scalr`` and ``synthetic_only``; default: draws.
+        """
+        real = self.scene.real
+        if arm == "real":
+            return real
+        if arm == RIVAL:
+            return both_domains(self.scene, choice.source_weight)
+        base = replace(choice.draw, seed=seed)
+        if arm == "synthetic_only":
+            return published[1] if published else self.draw(base)
+        if arm == "real+scalr" and published:
+            return published[0].joined([self.weigh(published[1], choice.weights)])
+        return real.joined([self.weigh(self._synthetic(arm, base, np.random.default_rng([seed, 17])), choice.weights)])
+
+    def _synthetic(self, arm: str, base: Draw, rng: np.random.Generator) -> Interactions:
+        """An arm's synthetic events, before λ."""
+        kinds: dict[str, Callable[[], Interactions]] = {
+            "real+scalr": lambda: self.draw(base),
+            "popularity": lambda: self._popularity(self.draw(base), rng),
+            "trend": lambda: self.draw(replace(base, member="popularity")),
+            "shuffled": lambda: self._shuffled(self.draw(base), rng),
+            "duplicated": lambda: self._duplicated(self.draw(base), rng),
+            "frequency": lambda: self.draw(replace(base, member="frequency", temperature=1.0)),
+            "sampled": lambda: self.draw(replace(base, temperature=1.0)),
+            "top_k": lambda: self.draw(replace(base, temperature=TOP)),
+            "top_1": lambda: self.draw(replace(base, temperature=TOP, volume=1)),
+            "dose_0.25": lambda: _thinned(self.draw(base), 0.25, rng),
+            "dose_0.5": lambda: _thinned(self.draw(base), 0.5, rng),
+            "dose_2": lambda: self.draw(replace(base, volume=2 * base.volume)),
+            "align_off": lambda: self.draw(replace(base, align=False)),
+            "align_on": lambda: self.draw(replace(base, align=True)),
+            "filter_off": lambda: self.draw(replace(base, min_lift=0.0)),
+            "filter_on": lambda: self.draw(replace(base, min_lift=1.0)),
+            **{
+                f"only_{name}": lambda name=name: self.draw(replace(base, member=name))  # type: ignore[misc]
+                for name in ("linear", "factorisation", "sequential")
+            },
+        }
+        return kinds[arm]()
+
+    def draw(self, how: Draw) -> Interactions:
+        """Draws, each kind once."""
+        if how not in self._drawn:
+            self._drawn[how] = self.translation.draw(how)
+        return self._drawn[how]
+
+    def weigh(self, events: Interactions, weights: tuple[float, float, float]) -> Interactions:
+        """Confidence times λ of the user's segment."""
+        return events.weighted(np.asarray(weights, dtype=np.float32)[self._segments[events.user]])
+
+    def _popularity(self, like: Interactions, rng: np.random.Generator) -> Interactions:
+        """The same users, times and weights, with items drawn by their number of real events."""
+        share = self.scene.real.popularity()
+        return replace(like, item=rng.choice(len(share), len(like), p=share / share.sum()).astype(np.int32))
+
+    def _shuffled(self, like: Interactions, rng: np.random.Generator) -> Interactions:
+        """Each user gets the events that another user's history was translated into."""
+        owners = np.unique(like.user)
+        other = np.arange(like.n_users, dtype=np.int32)
+        other[owners] = rng.permutation(owners)
+        return replace(like, user=other[like.user])
+
+    def _duplicated(self, like: Interactions, rng: np.random.Generator) -> Interactions:
+        """Real events again: as many, and as heavy in all."""
+        again = self.scene.real.take(rng.integers(0, len(self.scene.real), len(like)))
+        return replace(again, weight=np.full(len(like), like.weight.mean() if len(like) else 0, dtype=np.float32))
+
+
+def both_domains(scene: Scene, source_weight: float) -> Interactions:
+    """Target and source events as one training set: source items are numbered after the target's."""
+    real, source = scene.real, scene.source
+    items = real.n_items + source.n_items
+    shifted = replace(source, item=source.item + np.int32(real.n_items), n_items=items).weighted(source_weight)
+    return replace(real, n_items=items).joined([shifted])
+
+
+def _thinned(events: Interactions, share: float, rng: np.random.Generator) -> Interactions:
+    kept: NDArray[np.bool_] = rng.random(len(events)) < share
+    return events.take(kept)

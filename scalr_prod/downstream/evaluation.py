@@ -1,0 +1,155 @@
+"""`scalr evaluate`: does training on synthetic events help, and is it the translation that does it?"""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC
+from typing import TYPE_CHECKING, Any, Final
+
+from scalr_prod.contracts import Table
+from scalr_prod.downstream.arms import ABLATIONS, CONTROLS, MAIN, RIVAL, Maker
+from scalr_prod.downstream.report import BASE, OURS, SEGMENTS, EvaluationReport, summarise, write_report
+from scalr_prod.downstream.scene import Scene, percentile_cutoff
+from scalr_prod.downstream.translation import Translation, publish_draw
+from scalr_prod.downstream.trial import Judge
+from scalr_prod.downstream.tuning import fits_of, tune
+from scalr_prod.errors import EvaluationError
+from scalr_prod.lake import Lake
+from scalr_prod.progress import counting
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from datetime import datetime
+
+    from scalr_prod.downstream.arms import Choice
+    from scalr_prod.downstream.translation import Draw
+    from scalr_prod.settings import Settings
+
+__all__ = ["ARMS", "evaluate"]
+
+ARMS: Final = (*MAIN, *CONTROLS, RIVAL, *ABLATIONS)
+TEST_SHARE: Final = 0.8
+VALIDATION_SHARE: Final = 0.8
+
+
+def evaluate(
+    settings: Settings,
+    *,
+    cold_fraction: float | None = None,
+    cutoff: datetime | None = None,
+    arms: Sequence[str] = ARMS,
+    progress: bool = False,
+) -> EvaluationReport:
+    """Train models with and without synthetic events up to a cutoff and judge them on what came after.
+
+    Everything that learns reads an isolated home (see `isolation`). Volume, temperature and λ are chosen on the last fifth of
+    the training period, in a home of its own, for each family.
+
+    Args:
+        settings: The project's settings; what was not ingested yet is.
+        cold_fraction: Share of users whose target history is hidden from everything; default: ``[downstream] cold_fraction``.
+        cutoff: Default: ``[downstream] cutoff``, or the 80th percentile of target time.
+        arms: Which of `ARMS`; real events alone always are among them.
+        progress: Show a progress bar on stderr.
+
+    Raises:
+        EvaluationError: Too few test users, an unknown arm, or a model that cannot be used.
+        QualityGateFailed: The gate refused what was generated.
+    """
+    started = time.perf_counter()
+    wanted = settings.downstream
+    cold = wanted.cold_fraction if cold_fraction is None else cold_fraction
+    chosen = _checked(arms)
+    _ingested(settings)
+    moment = (cutoff or wanted.cutoff or _default_cutoff(settings)).astimezone(UTC)
+    scene = Scene.of(settings, moment, end=None, cold_fraction=cold, name="test")
+    inner = percentile_cutoff(scene.real.time, VALIDATION_SHARE)
+    validation = Scene.of(scene.settings, inner, end=None, cold_fraction=cold, name="validation")
+    steps = sum(fits_of(settings, family) + len(chosen) * wanted.seeds for family in wanted.models)
+    with counting("evaluate", show=progress, total=steps, unit=f"of {steps} fits") as done:
+        judge, maker = Judge(validation, wanted.k), Maker(validation, Translation.of(validation))
+        tuned = {family: tune(family, judge, maker, settings, done) for family in wanted.models}
+        judge, maker = Judge(scene, wanted.k), Maker(scene, Translation.of(scene))
+        published = _Published(scene)
+        rows: list[dict[str, Any]] = []
+        for family, (choice, _) in tuned.items():
+            outcomes = {
+                arm: [
+                    judge.trial(family, choice.options, _events(maker, published, arm, choice, seed, done), seed=seed)
+                    for seed in range(wanted.seeds)
+                ]
+                for arm in chosen
+            }
+            rows += summarise(scene, family, outcomes, seed=wanted.seed)
+    folder = settings.home / "evaluations" / f"report-{scene.settings.home.name}"
+    segments = scene.segments()[scene.users]
+    report = EvaluationReport(
+        cutoff=scene.cutoff.isoformat(),
+        cold_fraction=cold,
+        users={"all": len(scene.users)} | {name: int((segments == n).sum()) for n, name in enumerate(SEGMENTS)},
+        arms=rows,
+        choices={family: _choice_json(choice, figures) for family, (choice, figures) in tuned.items()},
+        runs=published.facts,
+        diagnostics={},
+        path=str(folder),
+        seconds=round(time.perf_counter() - started, 1),
+    )
+    write_report(report, folder)
+    return report
+
+
+class _Published:
+    """Training sets with published synthetic events, one for each kind of draw that a family chose."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene = scene
+        self.facts: list[dict[str, Any]] = []
+        self._made: dict[Draw, Any] = {}
+
+    def of(self, draw: Draw) -> Any:
+        if draw not in self._made:
+            real, synthetic, facts = publish_draw(self.scene, draw)
+            self._made[draw] = (real, synthetic)
+            self.facts.append({"draw": draw.to_json(), "events": len(synthetic)} | facts)
+        return self._made[draw]
+
+
+def _events(maker: Maker, published: _Published, arm: str, choice: Choice, seed: int, done: Callable[[int], None]) -> Any:
+    done(1)
+    ours = arm in {OURS, "synthetic_only"} and any(choice.weights)
+    return maker.events(arm, choice, seed, published.of(choice.draw) if ours else None)
+
+
+def _checked(arms: Sequence[str]) -> list[str]:
+    unknown = sorted(set(arms) - set(ARMS))
+    if unknown:
+        raise EvaluationError(
+            f"there is no arm {', '.join(unknown)}; there are: {', '.join(ARMS)}", where="arms", next_step="name some of those"
+        )
+    return [arm for arm in ARMS if arm in {BASE, OURS, *arms}]
+
+
+def _ingested(settings: Settings) -> None:
+    from scalr_prod.ingest import ingest
+
+    lake = Lake.open(settings)
+    if not all(lake.exists(table) for table in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS)):
+        ingest(settings)
+
+
+def _default_cutoff(settings: Settings) -> datetime:
+    import pyarrow as pa
+
+    times = Lake.open(settings).read(Table.TARGET_EVENTS, columns=["event_timestamp"])["event_timestamp"]
+    return percentile_cutoff(times.cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy(), TEST_SHARE)
+
+
+def _choice_json(choice: Choice, figures: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "options": choice.options,
+        "draw": choice.draw.to_json(),
+        "lambda": dict(zip(SEGMENTS, choice.weights, strict=True)),
+        "source_weight": choice.source_weight,
+        "helps": any(choice.weights),
+        "validation": figures,
+    }

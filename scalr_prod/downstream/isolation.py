@@ -1,0 +1,114 @@
+"""An evaluation's own home: a lake that holds only what was known by the cutoff, without the hidden users' target events.
+
+What is not in it cannot leak: translator, filters, gate and downstream models read this home and no other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table, id_type_of, schema_of
+from scalr_prod.hashing import stable_hash
+from scalr_prod.lake import Lake
+from scalr_prod.settings import FeastSettings, LedgerSettings
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    import pyarrow as pa
+    import pyarrow.dataset as ds
+    from numpy.typing import NDArray
+
+    from scalr_prod.settings import Settings
+
+__all__ = ["Isolated", "hidden_users", "isolate"]
+
+_COPIED: Final = (Table.SOURCE_EVENTS, Table.TARGET_EVENTS, Table.SOURCE_ITEMS, Table.TARGET_ITEMS)
+_SHARES: Final = 10_000
+
+
+@dataclass(frozen=True)
+class Isolated:
+    """An evaluation home.
+
+    Attributes:
+        settings: Of the home: its own lake, ledger, feature store and models; a backfill up to the cutoff, scored in process.
+        cutoff: Nothing from then on, and nothing known only later, is in it (UTC).
+    """
+
+    settings: Settings
+    cutoff: datetime
+
+
+def hidden_users(users: pa.Array, fraction: float, *, salt: str) -> NDArray[np.bool_]:
+    """Which users' target history is hidden: bool [U], a share of them chosen by a hash that nothing else uses."""
+    salted = [f"{salt}|{user}" for user in users.to_pylist()]
+    chosen: NDArray[np.bool_] = stable_hash(salted) % np.uint64(_SHARES) < np.uint64(round(fraction * _SHARES))
+    return chosen
+
+
+def isolate(settings: Settings, cutoff: datetime, hidden: pa.Array, *, name: str) -> Isolated:
+    """Make the home, or find the one that was made from the same tables, cutoff and users.
+
+    Args:
+        settings: The project's settings; its lake is read only.
+        cutoff: Events from then on, or known only after it, stay out (UTC).
+        hidden: Users whose target events stay out.
+        name: Begins the folder's name under ``<home>/evaluations``.
+
+    Raises:
+        TableNotFound: Nothing was ingested yet.
+    """
+    import pyarrow.dataset as ds
+
+    source = Lake.open(settings)
+    versions = {table.value: source.version(table) for table in _COPIED}
+    made_from = json.dumps([versions, cutoff.isoformat(), hashlib.sha256(repr(hidden.to_pylist()).encode()).hexdigest()])
+    home = settings.home / "evaluations" / f"{name}-{hashlib.sha256(made_from.encode()).hexdigest()[:12]}"
+    inner = _inner(settings, home, cutoff)
+    lake = Lake.open(inner)
+    known = (ds.field(EVENT_TIMESTAMP) < cutoff) & (ds.field(CREATED_TIMESTAMP) <= cutoff)
+    for table in _COPIED:
+        rows = source.dataset(table, version=versions[table.value])
+        where = known if table in {Table.SOURCE_EVENTS, Table.TARGET_EVENTS} else None
+        if table == Table.TARGET_EVENTS:
+            where &= ~ds.field(USER_ID).isin(hidden)
+        lake.create(table, rows.schema)
+        lake.append(table, _stream(rows, where), key=f"copy of {made_from}")
+    _later_tables(lake)
+    return Isolated(inner, cutoff)
+
+
+def _stream(rows: ds.Dataset, where: Any) -> pa.RecordBatchReader:
+    return rows.scanner(filter=where).to_reader()
+
+
+def _later_tables(lake: Lake) -> None:
+    """Every table that the copied ones lead to, empty."""
+    user = id_type_of(lake.schema(Table.TARGET_EVENTS), USER_ID)
+    items = {domain: id_type_of(lake.schema(Table.events(domain)), ITEM_ID) for domain in ("source", "target")}
+    for domain, item in items.items():
+        lake.create(Table.history(domain), schema_of(Table.history(domain), user=user, item=item))  # type: ignore[arg-type]
+    lake.create(Table.TARGET_ITEM_STATS, schema_of(Table.TARGET_ITEM_STATS, user=user, item=items["target"]))
+    for table in (Table.SYNTHETIC_TARGET_EVENTS, Table.SYNTHETIC_QUARANTINE):
+        lake.create(table, schema_of(table, user=user, item=items["target"], source_item=items["source"]))
+
+
+def _inner(settings: Settings, home: Any, cutoff: datetime) -> Settings:
+    project = settings.project.model_copy(update={"home": str(home), "lake": None, "storage_options": {}})
+    generation = settings.generation.model_copy(update={"mode": "backfill", "start": None, "end": cutoff, "as_of": cutoff})
+    return settings.model_copy(
+        update={
+            "project": project,
+            "generation": generation,
+            "training_set": settings.training_set.model_copy(update={"start": None, "cutoff": cutoff}),
+            "serving": settings.serving.model_copy(update={"scorer": "local", "url": None, "repository": None}),
+            "feast": FeastSettings(),
+            "ledger": LedgerSettings(),
+        }
+    )

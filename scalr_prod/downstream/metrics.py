@@ -1,0 +1,115 @@
+"""Metrics of a model on the users of a test slice, over the full catalogue.
+
+NDCG, recall and MRR are means over users; a user's items are those met in the test slice that the model had not seen with
+the user before. NE is log loss over the entropy of the base rate (He et al., ADKDD 2014).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from scalr_prod.downstream.protocol import Recommender
+
+__all__ = ["Ranking", "calibration", "exposure", "rank_users"]
+
+_BATCH: Final = 512
+_BINS: Final = 20
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What one fitted model ranks for V test users.
+
+    Attributes:
+        top: int32 [V, k]. Each user's first k items, best first.
+        ndcg: float64 [V].
+        recall: float64 [V].
+        mrr: float64 [V]. Reciprocal rank of the first relevant item within k.
+        head: float64 [V]. NDCG when head items alone count as relevant; NaN for users without one.
+        tail: float64 [V]. Likewise for tail items.
+    """
+
+    top: NDArray[np.int32]
+    ndcg: NDArray[np.float64]
+    recall: NDArray[np.float64]
+    mrr: NDArray[np.float64]
+    head: NDArray[np.float64]
+    tail: NDArray[np.float64]
+
+
+def rank_users(
+    model: Recommender, users: NDArray[np.int64], *, relevant: Any, seen: Any, is_head: NDArray[np.bool_], k: int
+) -> Ranking:
+    """Rank the whole catalogue for each user, without what the user was seen with.
+
+    Args:
+        model: A fitted model; columns of its scores beyond the catalogue are ignored.
+        users: int64 [V].
+        relevant: scipy CSR [U, N]; non-zero where a user met an item in the test slice.
+        seen: scipy CSR [U, N]; non-zero where the training data has the user with the item.
+        is_head: bool [N]. The most popular items that make up half of the training events.
+        k: Depth.
+    """
+    n_items = relevant.shape[1]
+    discount = 1 / np.log2(np.arange(2, k + 2))
+    ideal = np.concatenate([[0.0], np.cumsum(discount)])
+    top = np.zeros((len(users), k), dtype=np.int32)
+    columns = {name: np.zeros(len(users)) for name in ("ndcg", "recall", "mrr", "head", "tail")}
+    for start in range(0, len(users), _BATCH):
+        rows = np.s_[start : start + _BATCH]
+        chosen = users[rows]
+        scores = np.array(model.score(chosen)[:, :n_items], dtype=np.float32)
+        known = seen[chosen]
+        scores[np.repeat(np.arange(len(chosen)), np.diff(known.indptr)), known.indices] = -np.inf
+        top[rows] = _best(scores, k)
+        wanted = np.asarray(relevant[chosen].todense()) > 0
+        hit = np.take_along_axis(wanted, top[rows], 1)
+        first = hit.argmax(1)
+        columns["ndcg"][rows] = (hit @ discount) / ideal[np.minimum(wanted.sum(1), k)].clip(1e-12)
+        columns["recall"][rows] = hit.sum(1) / wanted.sum(1).clip(1)
+        columns["mrr"][rows] = np.where(hit.any(1), 1 / (first + 1), 0)
+        for name, part in (("head", is_head), ("tail", ~is_head)):
+            count = (wanted & part).sum(1)
+            gain = (hit & part[top[rows]]) @ discount
+            columns[name][rows] = np.where(count > 0, gain / ideal[np.minimum(count, k)].clip(1e-12), np.nan)
+    return Ranking(top=top, **columns)
+
+
+def exposure(top: NDArray[np.int32], n_items: int, is_head: NDArray[np.bool_]) -> dict[str, float]:
+    """How recommendations [V, k] spread over the catalogue: coverage, Gini index of exposure, share that goes to tail items."""
+    shown = np.sort(np.bincount(top.ravel(), minlength=n_items).astype(np.float64))
+    total = shown.sum()
+    gini = 2 * (np.arange(1, n_items + 1) * shown).sum() / (n_items * total) - (n_items + 1) / n_items if total else 0.0
+    return {
+        "coverage": float((shown > 0).mean()),
+        "gini": float(gini),
+        "tail_share": float((~is_head[top]).mean()),
+    }
+
+
+def calibration(probability: NDArray[np.float32], label: NDArray[np.bool_]) -> dict[str, float]:
+    """NE, calibration ratio (predicted over observed positives) and ECE over 20 classes of as many pairs each."""
+    p = probability.astype(np.float64).clip(1e-7, 1 - 1e-7)
+    base = label.mean()
+    loss = -np.where(label, np.log(p), np.log1p(-p)).mean()
+    entropy = -(base * np.log(base) + (1 - base) * np.log1p(-base))
+    classes = np.array_split(np.argsort(p, kind="stable"), _BINS)
+    ece = sum(abs(p[part].sum() - label[part].sum()) for part in classes) / len(p)
+    return {"ne": float(loss / entropy), "calibration": float(p.sum() / label.sum()), "ece": float(ece)}
+
+
+def _best(scores: NDArray[np.float32], k: int) -> NDArray[np.int32]:
+    """The k highest of each row, best first; ties go to the lower number."""
+    part = (
+        np.sort(np.argpartition(-scores, k - 1, axis=1)[:, :k], axis=1)
+        if k < scores.shape[1]
+        else np.arange(scores.shape[1])[None].repeat(len(scores), 0)
+    )
+    order = np.argsort(-np.take_along_axis(scores, part, 1), axis=1, kind="stable")
+    return np.take_along_axis(part, order, 1)[:, :k].astype(np.int32)

@@ -1,0 +1,72 @@
+"""Implicit ALS (Hu, Koren, Volinsky 2008), by the library `implicit`: confidence 1 + α × weight on an observed cell."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scalr_prod.errors import EvaluationError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from scalr_prod.downstream.protocol import Interactions
+
+__all__ = ["ImplicitAls"]
+
+
+class ImplicitAls:
+    """Factorises users × items. A user without events is given the most popular items.
+
+    Args:
+        factors: Dimension.
+        alpha: α.
+        regularization: λ of the factors.
+        iterations: Sweeps.
+        threads: Of the solver.
+    """
+
+    def __init__(
+        self,
+        *,
+        factors: int = 64,
+        alpha: float = 40.0,
+        regularization: float = 1.0,
+        iterations: int = 15,
+        threads: int = 1,
+    ) -> None:
+        self.options: dict[str, Any] = {
+            "factors": factors,
+            "alpha": alpha,
+            "regularization": regularization,
+            "iterations": iterations,
+            "num_threads": threads,
+        }
+
+    def fit(self, events: Interactions, *, seed: int) -> None:
+        """Factorise the summed weights."""
+        try:
+            from implicit.cpu.als import AlternatingLeastSquares
+        except ImportError as error:
+            raise EvaluationError(
+                "the library 'implicit' is not installed",
+                where="[downstream] models = als",
+                next_step="pip install 'scalr-prod[downstream]', or leave 'als' out of [downstream] models",
+            ) from error
+        from threadpoolctl import threadpool_limits
+
+        matrix = events.matrix()
+        # The solver has threads of its own; BLAS threads below them only fight for the same cores.
+        with threadpool_limits(1, "blas"):
+            model = AlternatingLeastSquares(**self.options, random_state=seed)
+            model.fit(matrix, show_progress=False)
+        self._users, self._items = np.asarray(model.user_factors), np.asarray(model.item_factors)
+        self._popular = events.popularity().astype(np.float32)
+        self._empty = np.diff(matrix.indptr) == 0
+
+    def score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
+        """[B, n_items]."""
+        scores: NDArray[np.float32] = self._users[users] @ self._items.T
+        scores[self._empty[users]] = self._popular
+        return scores

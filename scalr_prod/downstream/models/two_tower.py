@@ -1,0 +1,148 @@
+"""A two-tower ranker: what a user's other events say, against an item, as a probability.
+
+The user's tower is the mean of the user's other items (FISM, Kabbur et al. 2013) and a vector of the user's activity; the item's
+a vector and a bias. Trained on every event beside negatives drawn uniformly from the catalogue, all with the event's weight, by
+log loss: so it says P(positive) beside as many negatives.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from scalr_prod.downstream.protocol import Interactions
+
+__all__ = ["TwoTower"]
+
+_LEARNING_RATE: Final = 0.01
+_SCORED_AT_ONCE: Final = 4096
+#: Classes of how many events a user has: 0, 1, 2–3, 4–7 …
+_ACTIVITY: Final = 12
+
+
+class TwoTower:
+    """The model.
+
+    Args:
+        dim: Width.
+        epochs: Passes over the events.
+        batch: Users in a batch.
+        negatives: For each positive.
+        length: Last events of a user in the user's tower.
+        dropout: Of the user's vector.
+        threads: Of torch.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int = 48,
+        epochs: int = 8,
+        batch: int = 256,
+        negatives: int = 10,
+        length: int = 50,
+        dropout: float = 0.1,
+        threads: int = 1,
+    ) -> None:
+        self.dim, self.epochs, self.batch, self.negatives = dim, epochs, batch, negatives
+        self.length, self.dropout, self.threads = length, dropout, threads
+
+    def fit(self, events: Interactions, *, seed: int) -> None:
+        """Train."""
+        torch.set_num_threads(self.threads)
+        torch.manual_seed(seed)
+        order = np.lexsort((events.item, events.time, events.user))
+        self.n_items = events.n_items
+        self._item = torch.from_numpy(events.item[order].astype(np.int64))
+        self._weight = torch.from_numpy(events.weight[order])
+        bounds = np.searchsorted(events.user[order], np.arange(events.n_users + 1))
+        self._count = torch.from_numpy(np.minimum(np.diff(bounds), self.length))
+        self._begin = torch.from_numpy(bounds[1:]) - self._count
+        self._net = _Net(self.n_items, self.dim, self.dropout)
+        rows = torch.nonzero(self._count)[:, 0]
+        steps = self.epochs * -(-len(rows) // self.batch)
+        optimizer = torch.optim.Adam(self._net.parameters(), lr=_LEARNING_RATE)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=steps + 1)
+        self._net.train()
+        for _ in range(self.epochs):
+            for chosen in rows[torch.randperm(len(rows))].split(self.batch):
+                loss = self._loss(chosen)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+        self._net.eval()
+
+    @torch.inference_mode()
+    def score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
+        """[B, n_items]: logits."""
+        vectors = self._users(torch.from_numpy(users))
+        scores: NDArray[np.float32] = (vectors @ self._net.item.weight.T + self._net.bias).numpy()
+        return scores
+
+    @torch.inference_mode()
+    def probability(self, users: NDArray[np.int64], items: NDArray[np.int64]) -> NDArray[np.float32]:
+        """P(positive) of pairs [P], beside ``negatives`` uniform negatives for each positive."""
+        found = np.empty(len(users), dtype=np.float32)
+        for start in range(0, len(users), _SCORED_AT_ONCE):
+            rows = np.s_[start : start + _SCORED_AT_ONCE]
+            chosen = torch.from_numpy(items[rows])
+            vectors = self._users(torch.from_numpy(users[rows]))
+            logits = (vectors * self._net.item(chosen)).sum(1) + self._net.bias[chosen]
+            found[rows] = logits.sigmoid().numpy()
+        return found
+
+    def _events(self, users: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Positions of the users' events, and the row in ``users`` of each."""
+        count = self._count[users]
+        row = torch.repeat_interleave(torch.arange(len(users)), count)
+        offset = torch.arange(len(row)) - (count.cumsum(0) - count)[row]
+        return self._begin[users][row] + offset, row
+
+    def _sums(self, users: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Sum of the vectors of each user's items [B, d]; the events' items, rows and weights ride along."""
+        at, row = self._events(users)
+        vectors = self._net.history(self._item[at])
+        return torch.zeros(len(users), self.dim).index_add(0, row, vectors), at, row
+
+    def _users(self, users: torch.Tensor) -> torch.Tensor:
+        sums, _, _ = self._sums(users)
+        return self._net.user(sums, self._count[users])
+
+    def _loss(self, users: torch.Tensor) -> torch.Tensor:
+        sums, at, row = self._sums(users)
+        item, weight = self._item[at], self._weight[at]
+        # Without the event that is to be predicted.
+        user = self._net.user(sums[row] - self._net.history(item), self._count[users][row] - 1)
+        negative = torch.randint(self.n_items, (len(item), self.negatives))
+        own = (user * self._net.item(item)).sum(1) + self._net.bias[item]
+        others = (self._net.item(negative) @ user[:, :, None])[:, :, 0] + self._net.bias[negative]
+        loss = functional.softplus(-own) + functional.softplus(others).sum(1)
+        return (weight * loss).sum() / weight.sum().clamp(min=1e-6)
+
+
+class _Net(nn.Module):
+    def __init__(self, n_items: int, dim: int, dropout: float) -> None:
+        super().__init__()
+        self.history = nn.Embedding(n_items, dim)
+        self.item = nn.Embedding(n_items, dim)
+        self.activity = nn.Embedding(_ACTIVITY, dim)
+        self.bias = nn.Parameter(torch.full((n_items,), -2.0))
+        self.tower = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(dim, dim))
+        for table in (self.history, self.item, self.activity):
+            nn.init.normal_(table.weight, std=0.05)
+
+    def user(self, sums: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+        """[R, d] from the sum of the vectors of a user's items and their number."""
+        mean = sums / count.clamp(min=1)[:, None].sqrt()
+        level = torch.bucketize(count, 2 ** torch.arange(_ACTIVITY - 1), right=True)
+        x = mean + self.activity(level)
+        found: torch.Tensor = x + self.tower(x)
+        return found

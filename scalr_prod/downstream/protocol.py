@@ -1,0 +1,107 @@
+"""What a downstream model is to the evaluation: three methods, or two.
+
+A model of your own is a class with ``fit`` and ``score``; one that also gives probabilities is judged on them too. See
+docs/evaluation.md for a whole one in under twenty lines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+__all__ = ["Interactions", "Probabilistic", "Recommender"]
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """Weighted training events of users and items that are numbered from 0.
+
+    Attributes:
+        user: int32 [M].
+        item: int32 [M].
+        time: int64 [M]. Microseconds since the epoch.
+        weight: float32 [M]. 1 for a real event; λ times its confidence for a synthetic one.
+        n_users: Users that may be asked about; some may have no event.
+        n_items: Items to rank.
+        until: The instant that training ends and scores are asked for, microseconds.
+
+    Raises:
+        ValueError: Columns of unlike length, or a number out of range.
+    """
+
+    user: NDArray[np.int32]
+    item: NDArray[np.int32]
+    time: NDArray[np.int64]
+    weight: NDArray[np.float32]
+    n_users: int
+    n_items: int
+    until: int
+
+    def __post_init__(self) -> None:
+        if len({len(self.user), len(self.item), len(self.time), len(self.weight)}) != 1:
+            raise ValueError("user, item, time and weight are of unlike length")
+        for name, numbers, limit in (("user", self.user, self.n_users), ("item", self.item, self.n_items)):
+            if len(numbers) and (numbers.min() < 0 or numbers.max() >= limit):
+                raise ValueError(f"{name} holds a number outside of 0 … {limit - 1}")
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def take(self, rows: NDArray[Any]) -> Self:
+        """The named rows (numbers or a mask)."""
+        return replace(self, user=self.user[rows], item=self.item[rows], time=self.time[rows], weight=self.weight[rows])
+
+    def weighted(self, factor: NDArray[np.float32] | float) -> Self:
+        """Every weight times a factor; rows that come to 0 are left out."""
+        weight = (self.weight * factor).astype(np.float32)
+        return replace(self, weight=weight).take(weight > 0)
+
+    def joined(self, others: Sequence[Interactions]) -> Self:
+        """These events and the others', in that order; users and items are numbered alike."""
+        parts: list[Interactions] = [self, *others]
+        return replace(
+            self,
+            user=np.concatenate([part.user for part in parts]),
+            item=np.concatenate([part.item for part in parts]),
+            time=np.concatenate([part.time for part in parts]),
+            weight=np.concatenate([part.weight for part in parts]),
+        )
+
+    def matrix(self) -> Any:
+        """scipy CSR float32 [n_users, n_items]: the sum of the weights of each (user, item)."""
+        from scipy import sparse
+
+        cells = (self.weight, (self.user, self.item))
+        return sparse.csr_matrix(cells, shape=(self.n_users, self.n_items), dtype=np.float32)
+
+    def popularity(self) -> NDArray[np.float64]:
+        """float64 [n_items]: the sum of the weights of each item."""
+        return np.bincount(self.item, weights=self.weight, minlength=self.n_items).astype(np.float64)
+
+
+class Recommender(Protocol):
+    """A model under test."""
+
+    def fit(self, events: Interactions, *, seed: int) -> None:
+        """Learn from weighted events; the same events and seed give the same model."""
+
+    def score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Scores of all items for users [B], the higher the better: [B, n_items]. Users without events get some score too."""
+
+
+@runtime_checkable
+class Probabilistic(Protocol):
+    """A model that also says how likely a pair is, beside as many negatives as it was trained with."""
+
+    #: Negatives for each positive, drawn uniformly, that its probabilities are calibrated for.
+    negatives: int
+
+    def probability(self, users: NDArray[np.int64], items: NDArray[np.int64]) -> NDArray[np.float32]:
+        """P(positive) of pairs [P]."""

@@ -1,0 +1,197 @@
+"""One evaluation's stage: an isolated home up to a cutoff, and what its users did afterwards.
+
+The isolated home alone reaches translator and models. What came after the cutoff is read here, to judge with, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
+from scalr_prod.downstream.isolation import Isolated, hidden_users, isolate
+from scalr_prod.downstream.protocol import Interactions
+from scalr_prod.errors import EvaluationError
+from scalr_prod.lake import Lake
+from scalr_prod.translator.log import datetime_of, micros
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    from scalr_prod.settings import Settings
+
+__all__ = ["Numbering", "Scene", "percentile_cutoff"]
+
+#: Test users that a comparison needs at the least.
+FEWEST_USERS = 20
+
+
+@dataclass(frozen=True)
+class Numbering:
+    """Ids and the numbers that models know them by.
+
+    Attributes:
+        users: All users of either domain, sorted.
+        items: Target items with an event known by the cutoff, sorted.
+        source_items: Likewise.
+    """
+
+    users: pa.Array
+    items: pa.Array
+    source_items: pa.Array
+
+    def interactions(self, table: pa.Table, until: datetime, *, weight: NDArray[np.float32] | None = None) -> Interactions:
+        """Target events (``user_id, item_id, event_timestamp``, ``weight`` unless given); those of unknown items fall away."""
+        user, item = _index(table[USER_ID], self.users), _index(table[ITEM_ID], self.items)
+        weight = table["weight"].to_numpy().astype(np.float32) if weight is None else weight
+        known = (user >= 0) & (item >= 0)
+        return Interactions(
+            user=user[known],
+            item=item[known],
+            time=_times(table)[known],
+            weight=weight[known],
+            n_users=len(self.users),
+            n_items=len(self.items),
+            until=micros(until),
+        )
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What models may learn from, and what they are judged by.
+
+    Attributes:
+        isolated: The home.
+        numbering: Of users and items.
+        real: The visible target events before the cutoff.
+        source: Source events before the cutoff; items are numbered as `Numbering.source_items`.
+        hidden: bool [U]. Users whose target history was hidden.
+        users: int64 [V]. Test users: those with at least one test item.
+        relevant: scipy CSR [U, N]. Target items met from the cutoff on that the visible history does not hold.
+    """
+
+    isolated: Isolated
+    numbering: Numbering
+    real: Interactions
+    source: Interactions
+    hidden: NDArray[np.bool_]
+    users: NDArray[np.int64]
+    relevant: Any
+
+    @classmethod
+    def of(cls, settings: Settings, cutoff: datetime, *, end: datetime | None, cold_fraction: float, name: str) -> Scene:
+        """Set the stage.
+
+        Args:
+            settings: A project whose lake holds both domains.
+            cutoff: Training ends, testing begins (UTC).
+            end: Testing ends; None: with the data.
+            cold_fraction: Share of the users with a target event before the cutoff whose target history is hidden.
+            name: Begins the name of the home.
+
+        Raises:
+            EvaluationError: Too few users can be tested.
+        """
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        lake = Lake.open(settings)
+        columns = [USER_ID, ITEM_ID, EVENT_TIMESTAMP, CREATED_TIMESTAMP, "weight"]
+        source, target = (lake.read(Table.events(domain), columns=columns) for domain in ("source", "target"))
+        known_source, known_target = (_known(table, cutoff) for table in (source, target))
+        users = _sorted_unique(pa.chunked_array([*source[USER_ID].chunks, *target[USER_ID].chunks]))
+        hidden = hidden_users(users, cold_fraction, salt=f"{settings.downstream.seed}|{name}")
+        isolated = isolate(settings, cutoff, users.filter(pa.array(hidden)), name=name)
+        numbering = Numbering(users, _sorted_unique(known_target[ITEM_ID]), _sorted_unique(known_source[ITEM_ID]))
+        visible = _known(Lake.open(isolated.settings).read(Table.TARGET_EVENTS, columns=columns), cutoff)
+        real = numbering.interactions(visible, cutoff)
+        of_source = Numbering(users, numbering.source_items, numbering.source_items)
+        after = pc.greater_equal(target[EVENT_TIMESTAMP], pa.scalar(cutoff))
+        if end is not None:
+            after = pc.and_(after, pc.less(target[EVENT_TIMESTAMP], pa.scalar(end)))
+        relevant = numbering.interactions(target.filter(after), cutoff).matrix()
+        relevant.data[:] = 1
+        seen = real.matrix()
+        seen.data[:] = 1
+        relevant = (relevant - relevant.multiply(seen)).tocsr()
+        relevant.eliminate_zeros()
+        test = np.flatnonzero(np.diff(relevant.indptr) > 0)
+        if len(test) < FEWEST_USERS:
+            raise EvaluationError(
+                f"only {len(test)} users met a known target item from {cutoff.isoformat()} on; {FEWEST_USERS} are needed",
+                where="[downstream] cutoff",
+                next_step="choose an earlier cutoff, or ingest more target events",
+            )
+        return cls(isolated, numbering, real, of_source.interactions(known_source, cutoff), hidden, test, relevant)
+
+    @property
+    def settings(self) -> Settings:
+        """Of the isolated home."""
+        return self.isolated.settings
+
+    @property
+    def cutoff(self) -> datetime:
+        """Training ends here (UTC)."""
+        return self.isolated.cutoff
+
+    def seen(self) -> Any:
+        """scipy CSR [U, N]: what the visible history holds; never recommended again."""
+        return self.real.matrix()
+
+    def events_per_user(self) -> NDArray[np.int64]:
+        """int64 [U]: visible target events."""
+        return np.bincount(self.real.user, minlength=self.real.n_users)
+
+    def segments(self) -> NDArray[np.int8]:
+        """int8 [U]: 0 cold (no visible target event), 1 sparse, 2 dense."""
+        count = self.events_per_user()
+        return ((count > 0).astype(np.int8) + (count >= self.settings.downstream.sparse_below)).astype(np.int8)
+
+    def is_head(self) -> NDArray[np.bool_]:
+        """bool [N]: the most popular items that make up half of the visible events."""
+        popularity = self.real.popularity()
+        order = np.argsort(-popularity, kind="stable")
+        head = np.zeros(len(popularity), dtype=bool)
+        head[order[np.cumsum(popularity[order]) <= popularity.sum() / 2]] = True
+        return head
+
+
+def percentile_cutoff(times: NDArray[np.int64], share: float) -> datetime:
+    """The instant before which a share of the events lies (UTC)."""
+    ordered = np.sort(times)
+    return datetime_of(int(ordered[min(int(share * len(ordered)), len(ordered) - 1)]))
+
+
+def _known(table: pa.Table, cutoff: datetime) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    moment = pa.scalar(cutoff)
+    return table.filter(pc.and_(pc.less(table[EVENT_TIMESTAMP], moment), pc.less_equal(table[CREATED_TIMESTAMP], moment)))
+
+
+def _times(table: pa.Table) -> NDArray[np.int64]:
+    import pyarrow as pa
+
+    return table[EVENT_TIMESTAMP].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy()  # type: ignore[no-any-return]
+
+
+def _sorted_unique(column: Any) -> pa.Array:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    unique = pc.unique(column)
+    unique = unique.combine_chunks() if isinstance(unique, pa.ChunkedArray) else unique
+    return unique.take(pc.array_sort_indices(unique))
+
+
+def _index(column: Any, known: pa.Array) -> NDArray[np.int32]:
+    import pyarrow.compute as pc
+
+    found = pc.fill_null(pc.index_in(column.cast(known.type), known), -1)
+    return found.to_numpy().astype(np.int32)  # type: ignore[no-any-return]

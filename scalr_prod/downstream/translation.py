@@ -1,0 +1,202 @@
+"""Synthetic events of an isolated home: drawn in process for the many arms, and published the way a user would get them.
+
+Both ways ask the same contexts of the same translator: the run is planned by `scalr_prod.generation`, its contexts are read by it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scalr_prod.contracts import ITEM_ID, USER_ID
+from scalr_prod.downstream.protocol import Interactions
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    from scalr_prod.downstream.scene import Scene
+    from scalr_prod.settings import Settings
+    from scalr_prod.translator.contexts import Contexts
+    from scalr_prod.translator.module import TranslatorModule
+
+__all__ = ["Draw", "Translation", "publish_draw"]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How synthetic events are drawn.
+
+    Attributes:
+        volume: Events for each context, at most.
+        temperature: 1 samples from P; towards 0: top-k.
+        min_lift: The confidence filter; 0 is off.
+        align: Bucket-wise downsampling.
+        member: ``mixture``, or one estimator alone.
+        seed: Of the draws.
+    """
+
+    volume: int
+    temperature: float
+    min_lift: float = 0.0
+    align: bool = False
+    member: str = "mixture"
+    seed: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class Translation:
+    """A trained translator and the contexts of a scene.
+
+    Attributes:
+        scene: The scene.
+        contexts: One for each context of the run.
+        user: int32 [C]. Whose they are, by number.
+        item_number: int32 [n_target]. The scene's number of each of the translator's items.
+        value_bucket: int64 [N]. Of each item of the scene, as alignment cuts them.
+        module: The translator.
+    """
+
+    scene: Scene
+    contexts: Contexts
+    user: NDArray[np.int32]
+    item_number: NDArray[np.int32]
+    value_bucket: NDArray[np.int64]
+    module: TranslatorModule
+
+    @classmethod
+    def of(cls, scene: Scene, *, progress: bool = False) -> Translation:
+        """Build histories, train the translator, and read the contexts of the run up to the cutoff.
+
+        Raises:
+            TranslatorError: Too little to learn from.
+        """
+        from scalr_prod.duck import open_duckdb, staging_folder
+        from scalr_prod.feast_store import apply_feature_repo
+        from scalr_prod.generation import plan_run
+        from scalr_prod.generation.alignment import value_buckets
+        from scalr_prod.generation.bucket import ask, read_bucket
+        from scalr_prod.generation.contexts import Consumed
+        from scalr_prod.histories import build_histories
+        from scalr_prod.translator import TranslatorModule, load_version, train
+        from scalr_prod.translator.contexts import Contexts
+
+        settings = scene.settings
+        build_histories(settings, progress=progress)
+        apply_feature_repo(settings)
+        trained = train(settings, progress=progress)
+        spec = plan_run(settings, version=trained.version)
+        version = load_version(settings, trained.version)
+        vocabulary = version.vocabulary()
+        with staging_folder(settings, "evaluate") as folder, open_duckdb(settings, folder) as connection:
+            rows, real = read_bucket(connection, settings, spec, 0, 1)
+        consumed = None if real is None else Consumed.of(real, vocabulary)
+        contexts = Contexts.concat(list(ask(settings, spec, vocabulary, rows, consumed, folds=version.folds)))
+        counts = np.round(scene.real.popularity()).astype(np.int64)
+        return cls(
+            scene=scene,
+            contexts=contexts,
+            user=_index(rows[USER_ID], scene.numbering.users),
+            item_number=_index(vocabulary.target_ids_all, scene.numbering.items),
+            value_bucket=value_buckets(counts, settings.generation.align_buckets),
+            module=TranslatorModule.load(version.path),
+        )
+
+    def draw(self, how: Draw) -> Interactions:
+        """Synthetic events, weighted by their confidence P / (P + prior), the best of each (user, item) kept."""
+        from scalr_prod.translator.contexts import Contexts
+
+        contexts = self.contexts
+        if how.seed:
+            keys = contexts.noise_key ^ np.int64(how.seed * 0x9E3779B97F4A7C15 % 2**63)
+            contexts = Contexts(**{**vars(contexts), "noise_key": keys})
+        drawn = self.module.sample(contexts, how.volume, temperature=how.temperature, min_lift=how.min_lift, member=how.member)
+        row, place = np.nonzero(drawn.items >= 0)
+        probability = drawn.probabilities[row, place].astype(np.float64)
+        prior = drawn.prior[row, place].astype(np.float64)
+        item = self.item_number[drawn.items[row, place]]
+        order = np.lexsort((-probability, item, self.user[row]))
+        pair = self.user[row].astype(np.int64) * len(self.scene.numbering.items) + item
+        _, first = np.unique(pair[order], return_index=True)
+        kept = order[first]
+        if how.align:
+            kept = kept[self._aligned(item[kept], how.seed)]
+        return Interactions(
+            user=self.user[row][kept],
+            item=item[kept],
+            time=contexts.event_time[row][kept],
+            weight=(probability / (probability + prior)).astype(np.float32)[kept],
+            n_users=self.scene.real.n_users,
+            n_items=self.scene.real.n_items,
+            until=self.scene.real.until,
+        )
+
+    def _aligned(self, item: NDArray[np.int32], seed: int) -> NDArray[np.bool_]:
+        """Which events stay: those that bring the items' value buckets nearest to the real ones, chosen at random."""
+        from scalr_prod.generation.alignment import bucket_targets, keep_counts
+
+        buckets = self.scene.settings.generation.align_buckets
+        counts = np.round(self.scene.real.popularity()).astype(np.int64)
+        bucket = self.value_bucket[item]
+        keep = keep_counts(np.bincount(bucket, minlength=buckets), bucket_targets(counts, self.value_bucket, buckets))
+        order = np.lexsort((np.random.default_rng(seed).random(len(item)), bucket))
+        begin = np.searchsorted(bucket[order], np.arange(buckets))
+        stays = np.zeros(len(item), dtype=bool)
+        stays[order[np.arange(len(item)) - begin[bucket[order]] < keep[bucket[order]]]] = True
+        return stays
+
+
+def publish_draw(scene: Scene, how: Draw, *, progress: bool = False) -> tuple[Interactions, Interactions, dict[str, Any]]:
+    """Generate, audit, publish and build the training set: the real and the synthetic events in it, and the gate's figures.
+
+    Args:
+        scene: Its home holds a trained translator.
+        how: Volume, temperature, filter and alignment; the member is the mixture.
+        progress: Show progress bars on stderr.
+
+    Raises:
+        QualityGateFailed: The gate refused the events.
+    """
+    import pyarrow.compute as pc
+
+    from scalr_prod.generation import generate, plan_run
+    from scalr_prod.publication import publish
+    from scalr_prod.quality import validate_run
+    from scalr_prod.training_set import TrainingSet, build_training_set
+
+    settings = with_draw(scene.settings, how)
+    spec = plan_run(settings)
+    generate(settings, spec, progress=progress)
+    gate = validate_run(settings, spec.run_id, progress=progress)
+    publish(settings, spec.run_id)
+    report = build_training_set(settings, progress=progress)
+    rows = TrainingSet.open(report.path).to_arrow([USER_ID, ITEM_ID, "event_timestamp", "weight", "is_synthetic"])
+    made = rows["is_synthetic"]
+    real, synthetic = (scene.numbering.interactions(rows.filter(mask), scene.cutoff) for mask in (pc.invert(made), made))
+    return real, synthetic, {"run_id": spec.run_id, "gate": gate.to_json(), "training_set": report.to_json()}
+
+
+def with_draw(settings: Settings, how: Draw) -> Settings:
+    """The settings of a run that draws so."""
+    generation = settings.generation.model_copy(
+        update={
+            "events_per_source_event": how.volume,
+            "temperature": how.temperature,
+            "min_lift": how.min_lift,
+            "align": how.align,
+            "seed": how.seed,
+        }
+    )
+    return settings.model_copy(update={"generation": generation})
+
+
+def _index(ids: Any, known: pa.Array) -> NDArray[np.int32]:
+    import pyarrow.compute as pc
+
+    return pc.fill_null(pc.index_in(ids.cast(known.type), known), -1).to_numpy(zero_copy_only=False).astype(np.int32)  # type: ignore[no-any-return]

@@ -1,0 +1,102 @@
+"""Choices made on a validation scene: the model for real events alone, then how many synthetic events, how sharp, how heavy.
+
+λ is chosen for all users first, then for cold, sparse and dense users apart; it goes to 0 wherever the events do not help.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from scalr_prod.downstream.arms import RIVAL, Choice, Maker
+from scalr_prod.downstream.models import GRIDS
+from scalr_prod.downstream.translation import Draw
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from scalr_prod.downstream.trial import Judge
+    from scalr_prod.settings import Settings
+
+__all__ = ["tune"]
+
+logger = logging.getLogger(__name__)
+
+SOURCE_WEIGHTS: Final = (0.1, 0.3, 1.0)
+#: λ of one segment relative to the one chosen for all.
+_PARTS: Final = (0.0, 0.1, 0.3)
+#: Choices whose validation metrics differ by less than this share count as equal.
+_WORTH: Final = 0.005
+
+
+def tune(
+    family: str, judge: Judge, maker: Maker, settings: Settings, done: Callable[[int], None]
+) -> tuple[Choice, dict[str, Any]]:
+    """Choose for one family.
+
+    Args:
+        family: Its name.
+        judge: Of the validation scene.
+        maker: Of the same scene.
+        settings: ``[downstream]`` names what is tried; ``[generation]`` filter and alignment.
+        done: Called with 1 after every fit.
+
+    Returns:
+        The choice, and the validation figures it rests on.
+    """
+    wanted, generation = settings.downstream, settings.generation
+    tried: list[dict[str, Any]] = []
+
+    def value(arm: str, choice: Choice) -> float:
+        outcome = judge.trial(family, choice.options, maker.events(arm, choice, seed=0), seed=0)
+        done(1)
+        ndcg = float(outcome.ranking.ndcg.mean())
+        tried.append(
+            {"arm": arm, "options": choice.options, "draw": choice.draw.to_json(), "weights": list(choice.weights),
+             "source_weight": choice.source_weight, "ndcg": ndcg}
+        )  # fmt: skip
+        return ndcg
+
+    def best(arm: str, choices: list[Choice]) -> tuple[float, Choice]:
+        return max(((value(arm, choice), choice) for choice in choices), key=lambda found: found[0])
+
+    draw = Draw(wanted.volumes[0], wanted.temperatures[0], generation.min_lift, generation.align)
+    blank = Choice({}, draw, (0.0, 0.0, 0.0), 1.0)
+    base, choice = best("real", [replace(blank, options=options) for options in GRIDS.get(family, ({},))])
+    rival, with_source = best(RIVAL, [replace(choice, source_weight=weight) for weight in SOURCE_WEIGHTS])
+    choice = with_source
+    candidates = [
+        replace(choice, draw=replace(draw, volume=volume, temperature=temperature), weights=(weight,) * 3)
+        for volume in wanted.volumes
+        for temperature in wanted.temperatures
+        for weight in wanted.weights
+    ]
+    reached, found = best("real+scalr", candidates)
+    if reached > base * (1 + _WORTH):
+        choice = found
+        for segment in (2, 1, 0):
+            # The lightest that is as good: where the events do not help a segment, they shall not be able to harm it.
+            parts = [(value("real+scalr", lighter), lighter) for lighter in _lighter(choice, segment)]
+            level = max(reached, *(found for found, _ in parts)) * (1 - _WORTH)
+            reached, choice = next(part for part in [*parts, (reached, choice)] if part[0] >= level)
+    else:
+        logger.warning("%s: synthetic events do not help on the validation slice; λ is 0", family)
+        choice = replace(found, weights=(0.0, 0.0, 0.0))
+    figures = {"real": base, "real+scalr": max(reached, base) if any(choice.weights) else base, RIVAL: rival, "tried": tried}
+    return choice, figures
+
+
+def fits_of(settings: Settings, family: str) -> int:
+    """The most fits that `tune` makes."""
+    wanted = settings.downstream
+    grid = len(wanted.volumes) * len(wanted.temperatures) * len(wanted.weights)
+    return len(GRIDS.get(family, ({},))) + len(SOURCE_WEIGHTS) + grid + 3 * len(_PARTS)
+
+
+def _lighter(choice: Choice, segment: int) -> list[Choice]:
+    """The choice with less weight in one segment, 0 first."""
+    cold, sparse, dense = (
+        [weight * part if number == segment else weight for part in _PARTS] for number, weight in enumerate(choice.weights)
+    )
+    return [replace(choice, weights=weights) for weights in zip(cold, sparse, dense, strict=True)]

@@ -1,0 +1,176 @@
+"""`evaluate` on made logs: what it reports, and that it cannot see what it must not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from scalr_prod.contracts import Table
+from scalr_prod.downstream import evaluate
+from scalr_prod.downstream.arms import Choice, Maker
+from scalr_prod.downstream.report import summarise
+from scalr_prod.downstream.scene import Scene
+from scalr_prod.downstream.translation import Draw, Translation, publish_draw
+from scalr_prod.downstream.trial import Judge
+from scalr_prod.errors import EvaluationError
+from scalr_prod.ingest import ingest
+from scalr_prod.lake import Lake
+
+CUTOFF = datetime(2024, 6, 1, tzinfo=UTC)
+EXTRA = """
+estimators = ["popularity", "linear"]
+[generation]
+contexts = "users"
+partitions = 1
+align = false
+[compute]
+workers = 1
+[serving]
+scorer = "local"
+[quality]
+max_bucket_distance = 1.0
+[downstream]
+models = ["als"]
+seeds = 2
+k = 5
+volumes = [3]
+temperatures = [0.5]
+weights = [0.3]
+threads = 1
+"""
+ARMS = ("real", "real+scalr", "shuffled", "model_level_transfer")
+
+
+@pytest.fixture(scope="module")
+def half_cold(make_project, tmp_path_factory):
+    settings = make_project(tmp_path_factory.mktemp("evaluate"), EXTRA)
+    return settings, evaluate(settings, cutoff=CUTOFF, cold_fraction=0.5, arms=ARMS)
+
+
+@pytest.fixture(scope="module")
+def translated(half_cold):
+    """The test scene of the evaluation above, found again, and its translator."""
+    settings, _ = half_cold
+    scene = Scene.of(settings, CUTOFF, end=None, cold_fraction=0.5, name="test")
+    return scene, Translation.of(scene)
+
+
+@pytest.mark.slow
+def test_the_report_has_every_arm_with_its_interval(half_cold):
+    _, report = half_cold
+    rows = {row["name"]: row for row in report.to_json()["arms"]}
+    assert set(rows) == set(ARMS)
+    ours = rows["real+scalr"]
+    assert {"ndcg", "recall", "mrr", "coverage", "gini", "tail_share"} <= set(ours["metrics"])
+    assert ours["ci95"][0] <= ours["lift_pct"] <= ours["ci95"][1]
+    assert {"cold", "sparse", "dense", "head", "tail"} <= set(ours["slices"]) | {"sparse", "dense"}
+    assert "scalr_over_this" in rows["shuffled"]
+    assert report.users["all"] == sum(report.users[name] for name in ("cold", "sparse", "dense"))
+    assert report.runs[0]["gate"]
+    assert json.loads(json.dumps(report.to_json()))
+    table = pq.read_table(f"{report.path}/arms.parquet")
+    assert table.column_names == ["arm", "model", "slice", "metric", "value"]
+    assert set(table["arm"].to_pylist()) == set(ARMS)
+
+
+@pytest.mark.slow
+def test_translated_tastes_help_users_whose_history_is_hidden(half_cold):
+    """Every user of the made logs has a taste that the source shows: here a translation must help, a shuffled one must not."""
+    _, report = half_cold
+    rows = {row["name"]: row for row in report.arms}
+    assert rows["real+scalr"]["slices"]["cold"]["ndcg"] > 1.3 * rows["real"]["slices"]["cold"]["ndcg"]
+    assert rows["real+scalr"]["slices"]["cold"]["ndcg"] > 1.3 * rows["shuffled"]["slices"]["cold"]["ndcg"]
+
+
+@pytest.mark.slow
+def test_the_isolated_home_holds_nothing_that_must_stay_out(translated):
+    scene, _ = translated
+    lake = Lake.open(scene.settings)
+    for table in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS):
+        rows = lake.read(table)
+        assert max(rows["event_timestamp"].to_pylist()) < CUTOFF
+        assert max(rows["created_timestamp"].to_pylist()) <= CUTOFF
+    hidden = set(scene.numbering.users.filter(pa.array(scene.hidden)).to_pylist())
+    assert len(hidden) > 0.3 * len(scene.numbering.users)
+    assert not hidden & set(lake.read(Table.TARGET_EVENTS)["user_id"].to_pylist())
+    assert hidden & set(scene.numbering.users.take(pa.array(scene.users)).to_pylist())
+
+
+@pytest.mark.slow
+def test_what_is_published_is_what_is_drawn(translated):
+    scene, translation = translated
+    how = Draw(3, 0.5, min_lift=1.0, align=False)
+    real, published, _ = publish_draw(scene, how)
+    drawn = translation.draw(how)
+    assert len(published) > 100
+    assert np.array_equal(np.unique(real.user * 10_000 + real.item), np.unique(scene.real.user * 10_000 + scene.real.item))
+    assert np.array_equal(_pairs(published), _pairs(drawn))
+    assert np.allclose(published.weight[_order(published)], drawn.weight[_order(drawn)], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_planted_future_changes_no_metric(half_cold, make_project, tmp_path):
+    """Source events from the cutoff on, and events of before it that became known later: nobody may have seen them."""
+    _, expected = half_cold
+    settings = make_project(tmp_path, EXTRA)
+    ingest(settings)
+    lake = Lake.open(settings)
+    for table, happened in ((Table.SOURCE_EVENTS, CUTOFF), (Table.SOURCE_EVENTS, _day(3)), (Table.TARGET_EVENTS, _day(3))):
+        rows = lake.read(table)
+        users = rows["user_id"].unique()
+        item = rows["item_id"][0].as_py()
+        count = len(users)
+        planted = pa.table([users, [item] * count, [happened] * count, [_day(7)] * count, [1.0] * count], schema=rows.schema)
+        lake.append(table, planted, key=f"planted {happened}")
+    found = evaluate(settings, cutoff=CUTOFF, cold_fraction=0.5, arms=ARMS)
+    assert found.arms == expected.arms
+
+
+@pytest.mark.slow
+def test_with_shuffled_test_labels_there_is_no_lift(translated):
+    scene, translation = translated
+    rng = np.random.default_rng(0)
+    choice = Choice({}, Draw(3, 0.5), (0.3, 0.3, 0.3), 0.1)
+    inside = 0
+    for _ in range(8):
+        blind = replace(scene, relevant=scene.relevant[:, rng.permutation(scene.real.n_items)].tocsr())
+        judge, maker = Judge(blind, 5), Maker(scene, translation)
+        outcomes = {
+            arm: [judge.trial("als", {}, maker.events(arm, choice, seed), seed=seed) for seed in range(2)]
+            for arm in ("real", "real+scalr")
+        }
+        low, high = summarise(blind, "als", outcomes, seed=0)[1]["difference_ci95"]
+        inside += low <= 0 <= high
+    # One permutation may put popular items onto popular ones; most must not.
+    assert inside >= 5
+
+
+def test_too_few_test_users_is_an_error(make_project, tmp_path):
+    settings = make_project(tmp_path, EXTRA)
+    with pytest.raises(EvaluationError, match="only"):
+        evaluate(settings, cutoff=datetime(2024, 7, 18, 23, tzinfo=UTC))
+
+
+def test_an_unknown_arm_is_an_error(settings):
+    with pytest.raises(EvaluationError, match="there is no arm magic"):
+        evaluate(settings, arms=("magic",))
+
+
+def _day(day: int) -> datetime:
+    month = 5 if day <= 5 else 6
+    return datetime(2024, month, day + 10, tzinfo=UTC)
+
+
+def _order(events):
+    return np.lexsort((events.item, events.user))
+
+
+def _pairs(events):
+    order = _order(events)
+    return np.stack([events.user[order], events.item[order]])

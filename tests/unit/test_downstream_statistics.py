@@ -1,0 +1,111 @@
+"""The bootstrap covers, Holm corrects, and the ranking metrics are what they say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from scalr_prod.downstream.metrics import calibration, exposure, rank_users
+from scalr_prod.downstream.statistics import holm, paired_bootstrap
+
+
+def test_the_bootstrap_covers_the_true_lift_nineteen_times_in_twenty():
+    rng = np.random.default_rng(0)
+    covered = 0
+    trials = 300
+    for trial in range(trials):
+        user = rng.gamma(0.3, 1.0, 400)  # skewed and shared by both arms, as users' metrics are
+        base = user * rng.gamma(2.0, 0.5, 400)
+        arm = 1.1 * user * rng.gamma(2.0, 0.5, 400)  # true lift 10 %
+        low, high = paired_bootstrap(arm, base, seed=trial, resamples=400).ci95
+        covered += low <= 10 <= high
+    # A binomial of 300 at .95 stays within these bounds all but once in ten thousand.
+    assert 0.90 <= covered / trials <= 0.99
+
+
+def test_without_a_difference_few_intervals_leave_zero_out():
+    rng = np.random.default_rng(1)
+    found = []
+    for trial in range(300):
+        base, arm = rng.gamma(0.3, 1.0, (2, 300))
+        low, high = paired_bootstrap(arm, base, seed=trial, resamples=300).difference_ci95
+        found.append(low <= 0 <= high)
+    assert np.mean(found) >= 0.90
+
+
+def test_pairs_matter():
+    rng = np.random.default_rng(2)
+    base = rng.gamma(0.3, 1.0, 500)
+    paired = paired_bootstrap(base + 0.01, base)
+    apart = paired_bootstrap(rng.permutation(base) + 0.01, base)
+    assert paired.difference_ci95 == pytest.approx((0.01, 0.01))
+    assert paired.p_value < 0.01 < apart.p_value
+
+
+def test_holm_is_the_stepwise_bonferroni():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+class _Fixed:
+    """Scores from a table."""
+
+    def __init__(self, table):
+        self.table = np.asarray(table, dtype=np.float32)
+
+    def fit(self, events, *, seed): ...
+
+    def score(self, users):
+        return self.table[users]
+
+
+def test_ranking_metrics_by_hand():
+    model = _Fixed([[9, 8, 7, 6, 5, 100], [9, 8, 7, 6, 5, 100]])  # the sixth column is beyond the catalogue
+    relevant = sparse.csr_matrix(np.array([[0, 1, 0, 1, 0], [0, 0, 0, 0, 1]]))
+    seen = sparse.csr_matrix(np.array([[1, 0, 0, 0, 0], [0, 0, 0, 0, 0]]))
+    head = np.array([True, True, False, False, False])
+    found = rank_users(model, np.array([0, 1]), relevant=relevant, seen=seen, is_head=head, k=3)
+    assert found.top.tolist() == [[1, 2, 3], [0, 1, 2]]
+    both = 1 + 1 / np.log2(3)
+    assert found.ndcg == pytest.approx([(1 + 1 / np.log2(4)) / both, 0])
+    assert found.recall.tolist() == [1, 0]
+    assert found.mrr.tolist() == [1, 0]
+    assert found.head[0] == 1
+    assert np.isnan(found.head[1])
+    assert found.tail == pytest.approx([1 / np.log2(4), 0])
+
+
+def test_ties_go_to_the_lower_number():
+    found = rank_users(
+        _Fixed(np.zeros((1, 6))),
+        np.array([0]),
+        relevant=sparse.csr_matrix(np.eye(1, 6)),
+        seen=sparse.csr_matrix((1, 6)),
+        is_head=np.ones(6, bool),
+        k=2,
+    )
+    assert found.top.tolist() == [[0, 1]]
+
+
+def test_exposure():
+    head = np.array([True, False, False, False])
+    even = exposure(np.array([[0, 1], [2, 3]]), 4, head)
+    assert even == pytest.approx({"coverage": 1.0, "gini": 0.0, "tail_share": 0.75})
+    assert exposure(np.array([[0], [0]]), 4, head) == pytest.approx({"coverage": 0.25, "gini": 0.75, "tail_share": 0.0})
+
+
+def test_calibration_of_a_calibrated_and_of_a_constant_model():
+    rng = np.random.default_rng(0)
+    p = rng.uniform(0.01, 0.4, 200_000)
+    label = rng.random(len(p)) < p
+    good = calibration(p.astype(np.float32), label)
+    assert good["ne"] < 1
+    assert good["calibration"] == pytest.approx(1, abs=0.02)
+    assert good["ece"] < 0.005
+    flat = calibration(np.full(len(p), label.mean(), np.float32), label)
+    assert flat["ne"] == pytest.approx(1, abs=1e-4)
+    twice = calibration((2 * p).astype(np.float32), label)
+    assert twice["calibration"] == pytest.approx(2, abs=0.05)
+    assert twice["ne"] > good["ne"]
