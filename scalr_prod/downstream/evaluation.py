@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.contracts import Table
 from scalr_prod.downstream.arms import ABLATIONS, CONTROLS, MAIN, RIVAL, Maker
+from scalr_prod.downstream.diagnostics import diagnose
 from scalr_prod.downstream.report import BASE, OURS, SEGMENTS, EvaluationReport, summarise, write_report
 from scalr_prod.downstream.scene import Scene, percentile_cutoff
 from scalr_prod.downstream.translation import Translation, publish_draw
@@ -90,7 +91,6 @@ def evaluate(
         arms=rows,
         choices={family: _choice_json(choice, figures) for family, (choice, figures) in tuned.items()},
         runs=published.facts,
-        diagnostics={},
         path=str(folder),
         seconds=round(time.perf_counter() - started, 1),
     )
@@ -110,7 +110,8 @@ class _Published:
         if draw not in self._made:
             real, synthetic, facts = publish_draw(self.scene, draw)
             self._made[draw] = (real, synthetic)
-            self.facts.append({"draw": draw.to_json(), "events": len(synthetic)} | facts)
+            figures = diagnose(self.scene, synthetic)
+            self.facts.append({"draw": draw.to_json(), "events": len(synthetic), "diagnostics": figures} | facts)
         return self._made[draw]
 
 

@@ -36,8 +36,7 @@ class EvaluationReport:
         users: Test users, by segment.
         arms: One row an arm and family; see `summarise`.
         choices: Family → what validation chose, and the figures it rests on.
-        runs: What was published for ``real+scalr``.
-        diagnostics: Fidelity and privacy of the synthetic events.
+        runs: What was published for ``real+scalr``: the draw, the gate's report, fidelity and privacy (see `diagnostics`).
         path: Folder of ``report.json`` and ``arms.parquet``.
         seconds: Wall-clock time.
     """
@@ -48,7 +47,6 @@ class EvaluationReport:
     arms: list[dict[str, Any]]
     choices: dict[str, Any] = field(repr=False)
     runs: list[dict[str, Any]] = field(repr=False)
-    diagnostics: dict[str, Any] = field(repr=False)
     path: str
     seconds: float
 

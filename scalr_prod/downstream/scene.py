@@ -73,6 +73,7 @@ class Scene:
         hidden: bool [U]. Users whose target history was hidden.
         users: int64 [V]. Test users: those with at least one test item.
         relevant: scipy CSR [U, N]. Target items met from the cutoff on that the visible history does not hold.
+        held_out: scipy CSR [U, N]. Those, and what the hidden users' histories hold: real events that nothing may have seen.
     """
 
     isolated: Isolated
@@ -82,6 +83,7 @@ class Scene:
     hidden: NDArray[np.bool_]
     users: NDArray[np.int64]
     relevant: Any
+    held_out: Any
 
     @classmethod
     def of(cls, settings: Settings, cutoff: datetime, *, end: datetime | None, cold_fraction: float, name: str) -> Scene:
@@ -114,12 +116,8 @@ class Scene:
         after = pc.greater_equal(target[EVENT_TIMESTAMP], pa.scalar(cutoff))
         if end is not None:
             after = pc.and_(after, pc.less(target[EVENT_TIMESTAMP], pa.scalar(end)))
-        relevant = numbering.interactions(target.filter(after), cutoff).matrix()
-        relevant.data[:] = 1
-        seen = real.matrix()
-        seen.data[:] = 1
-        relevant = (relevant - relevant.multiply(seen)).tocsr()
-        relevant.eliminate_zeros()
+        relevant = _unseen(numbering.interactions(target.filter(after), cutoff), real)
+        held_out = _unseen(numbering.interactions(target, cutoff), real)
         test = np.flatnonzero(np.diff(relevant.indptr) > 0)
         if len(test) < FEWEST_USERS:
             raise EvaluationError(
@@ -127,7 +125,7 @@ class Scene:
                 where="[downstream] cutoff",
                 next_step="choose an earlier cutoff, or ingest more target events",
             )
-        return cls(isolated, numbering, real, of_source.interactions(known_source, cutoff), hidden, test, relevant)
+        return cls(isolated, numbering, real, of_source.interactions(known_source, cutoff), hidden, test, relevant, held_out)
 
     @property
     def settings(self) -> Settings:
@@ -159,6 +157,16 @@ class Scene:
         head = np.zeros(len(popularity), dtype=bool)
         head[order[np.cumsum(popularity[order]) <= popularity.sum() / 2]] = True
         return head
+
+
+def _unseen(events: Interactions, real: Interactions) -> Any:
+    """scipy CSR [U, N]: 1 for the pairs of some events that the real ones do not hold."""
+    pairs, seen = events.matrix(), real.matrix()
+    pairs.data[:] = 1
+    seen.data[:] = 1
+    pairs = (pairs - pairs.multiply(seen)).tocsr()
+    pairs.eliminate_zeros()
+    return pairs
 
 
 def percentile_cutoff(times: NDArray[np.int64], share: float) -> datetime:

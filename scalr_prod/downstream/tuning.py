@@ -23,9 +23,9 @@ __all__ = ["tune"]
 
 logger = logging.getLogger(__name__)
 
-SOURCE_WEIGHTS: Final = (0.1, 0.3, 1.0)
+SOURCE_WEIGHTS: Final = (0.1, 0.5)
 #: λ of one segment relative to the one chosen for all.
-_PARTS: Final = (0.0, 0.1, 0.3)
+_PARTS: Final = (0.0, 0.3)
 #: Choices whose validation metrics differ by less than this share count as equal.
 _WORTH: Final = 0.005
 
@@ -66,13 +66,15 @@ def tune(
     base, choice = best("real", [replace(blank, options=options) for options in GRIDS.get(family, ({},))])
     rival, with_source = best(RIVAL, [replace(choice, source_weight=weight) for weight in SOURCE_WEIGHTS])
     choice = with_source
-    candidates = [
-        replace(choice, draw=replace(draw, volume=volume, temperature=temperature), weights=(weight,) * 3)
-        for volume in wanted.volumes
-        for temperature in wanted.temperatures
-        for weight in wanted.weights
-    ]
-    reached, found = best("real+scalr", candidates)
+    # One after the other, from the middle of each list: a full grid would cost minutes a family and choose within the noise.
+    volumes, temperatures, weights = wanted.volumes, wanted.temperatures, wanted.weights
+    found = replace(choice, draw=replace(draw, volume=volumes[-1], temperature=temperatures[len(temperatures) // 2]))
+    reached, found = best("real+scalr", [replace(found, weights=(weight,) * 3) for weight in weights])
+    for name, values in (("temperature", temperatures), ("volume", volumes)):
+        others = [value for value in values if value != getattr(found.draw, name)]
+        if others:
+            other, changed = best("real+scalr", [_redrawn(found, {name: value}) for value in others])
+            reached, found = max((other, changed), (reached, found), key=lambda pair: pair[0])
     if reached > base * (1 + _WORTH):
         choice = found
         for segment in (2, 1, 0):
@@ -90,8 +92,12 @@ def tune(
 def fits_of(settings: Settings, family: str) -> int:
     """The most fits that `tune` makes."""
     wanted = settings.downstream
-    grid = len(wanted.volumes) * len(wanted.temperatures) * len(wanted.weights)
-    return len(GRIDS.get(family, ({},))) + len(SOURCE_WEIGHTS) + grid + 3 * len(_PARTS)
+    draws = len(wanted.weights) + len(wanted.temperatures) - 1 + len(wanted.volumes) - 1
+    return len(GRIDS.get(family, ({},))) + len(SOURCE_WEIGHTS) + draws + 3 * len(_PARTS)
+
+
+def _redrawn(choice: Choice, change: dict[str, Any]) -> Choice:
+    return replace(choice, draw=replace(choice.draw, **change))
 
 
 def _lighter(choice: Choice, segment: int) -> list[Choice]:

@@ -45,13 +45,13 @@ class SasRec:
     def __init__(
         self,
         *,
-        dim: int = 64,
+        dim: int = 48,
         layers: int = 2,
         heads: int = 2,
         length: int = 50,
         epochs: int = 8,
         batch: int = 128,
-        negatives: int = 1024,
+        negatives: int = 256,
         dropout: float = 0.2,
         threads: int = 1,
     ) -> None:

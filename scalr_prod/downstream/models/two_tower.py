@@ -37,6 +37,7 @@ class TwoTower:
         negatives: For each positive.
         length: Last events of a user in the user's tower.
         dropout: Of the user's vector.
+        decay: Of weights (AdamW).
         threads: Of torch.
     """
 
@@ -49,10 +50,11 @@ class TwoTower:
         negatives: int = 10,
         length: int = 50,
         dropout: float = 0.1,
+        decay: float = 0.3,
         threads: int = 1,
     ) -> None:
         self.dim, self.epochs, self.batch, self.negatives = dim, epochs, batch, negatives
-        self.length, self.dropout, self.threads = length, dropout, threads
+        self.length, self.dropout, self.decay, self.threads = length, dropout, decay, threads
 
     def fit(self, events: Interactions, *, seed: int) -> None:
         """Train."""
@@ -68,7 +70,7 @@ class TwoTower:
         self._net = _Net(self.n_items, self.dim, self.dropout)
         rows = torch.nonzero(self._count)[:, 0]
         steps = self.epochs * -(-len(rows) // self.batch)
-        optimizer = torch.optim.Adam(self._net.parameters(), lr=_LEARNING_RATE)
+        optimizer = torch.optim.AdamW(self._net.parameters(), lr=_LEARNING_RATE, weight_decay=self.decay)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=steps + 1)
         self._net.train()
         for _ in range(self.epochs):

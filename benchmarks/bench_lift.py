@@ -1,0 +1,105 @@
+"""`scalr evaluate` on two real domains, both directions, with half of the users target-cold and with none.
+
+Needs the food and kitchen logs (SCALR_TEST_DATA, or ../shared/data beside the checkout); says so where they are absent. The two
+directions run beside each other, one thread each. Limit: 60 minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.bench_run import DATA, DIRECTIONS, write_settings
+
+LIMIT_S = 3600
+SETTINGS = """
+[translator]
+estimators = ["popularity", "frequency", "linear", "factorisation"]
+folds = 2
+threads = 1
+[generation]
+contexts = "users"
+min_lift = 0.0
+align = false
+partitions = 2
+[serving]
+scorer = "local"
+threads = 1
+[compute]
+workers = 1
+[quality]
+max_bucket_distance = 1.0
+[downstream]
+threads = 1
+"""
+#: A sequence of 50 holds few events, and each costs a transformer's time.
+VOLUMES = {"als": [5, 20], "two_tower": [5, 20], "sasrec": [5]}
+#: Cold fraction → families and arms; None: all arms.
+PLAN: dict[float, dict[str, list[str] | None]] = {
+    0.5: {
+        "als": None,
+        "two_tower": [
+            "popularity", "trend", "shuffled", "duplicated", "frequency", "sampled", "top_k", "top_1", "model_level_transfer",
+            "align_on", "filter_on",
+        ],
+        "sasrec": ["trend", "shuffled", "popularity", "model_level_transfer"],
+    },
+    0.0: {
+        "als": ["trend", "shuffled", "model_level_transfer"],
+        "two_tower": ["trend", "model_level_transfer"],
+    },
+}  # fmt: skip
+
+
+def main() -> dict:
+    folder = DATA / "amazon_food_kitchen"
+    if not folder.exists():
+        return {"skipped": f"the data set is not at {folder}; set SCALR_TEST_DATA"}
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as scratch:
+        running = {f"{target}_from_{source}": _start(folder, source, target, Path(scratch)) for source, target in DIRECTIONS}
+        tables = {}
+        for name, (process, path) in running.items():
+            if process.wait():
+                raise SystemExit(f"{name} failed with {process.returncode}")
+            tables[name] = json.loads(path.read_text())
+    return {"tables": tables, "seconds": round(time.perf_counter() - started, 1), "seconds_limit": LIMIT_S}
+
+
+def _start(data: Path, source: str, target: str, scratch: Path) -> tuple[subprocess.Popen, Path]:
+    """One direction in a process of its own, one thread."""
+    folder = scratch / f"{source}_{target}"
+    folder.mkdir()
+    config = write_settings(data, source, target, folder, SETTINGS)
+    output = folder / "tables.json"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "benchmarks.bench_lift", str(config), str(output)]
+    return subprocess.Popen(command, env=environment), output
+
+
+def direction(config: Path, output: Path) -> None:
+    """Every evaluation of one direction; what is done is on disk after each."""
+    from scalr_prod.downstream import evaluate
+    from scalr_prod.settings import load_settings
+
+    tables: dict[str, dict] = {}
+    for cold, families in PLAN.items():
+        for family, arms in families.items():
+            settings = load_settings(config, downstream={"models": [family], "volumes": VOLUMES[family]})
+            chosen = {} if arms is None else {"arms": arms}
+            report = evaluate(settings, cold_fraction=cold, **chosen)
+            tables.setdefault(f"cold_{cold:g}", {})[family] = report.to_json() | {"path": None}
+            output.write_text(json.dumps(tables))
+            print(f"{config.parent.name} cold {cold:g} {family}: {report.seconds} s", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        direction(Path(sys.argv[1]), Path(sys.argv[2]))
+    else:
+        print(json.dumps(main(), indent=2))

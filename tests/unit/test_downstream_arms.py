@@ -1,0 +1,161 @@
+"""What each arm trains on, with draws that are made by hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from scalr_prod.downstream.arms import ABLATIONS, CONTROLS, RIVAL, TOP, Choice, Maker
+from scalr_prod.downstream.diagnostics import diagnose
+from scalr_prod.downstream.protocol import Interactions
+from scalr_prod.downstream.translation import Draw
+
+USERS, ITEMS = 60, 30
+CHOICE = Choice({}, Draw(4, 0.5), (0.5, 0.2, 0.0), 0.1)
+
+
+def events(user, item, weight=None) -> Interactions:
+    user, item = np.asarray(user, np.int32), np.asarray(item, np.int32)
+    weight = np.ones(len(user), np.float32) if weight is None else weight
+    return Interactions(user, item, np.arange(len(user)), weight, USERS, ITEMS, until=10_000)
+
+
+class Draws:
+    """Stands for the translator: user u is given items u, u + 1 … (volume of them)."""
+
+    def __init__(self):
+        self.asked = []
+
+    def draw(self, how: Draw) -> Interactions:
+        self.asked.append(how)
+        user = np.repeat(np.arange(USERS), how.volume)
+        item = (user + np.tile(np.arange(how.volume), USERS)) % ITEMS
+        return events(user, item, np.full(len(user), 0.5, np.float32))
+
+
+@dataclass
+class Stage:
+    real: Interactions
+    source: Interactions
+    held_out: object = None
+
+    def segments(self):
+        return (np.arange(USERS) % 3).astype(np.int8)
+
+
+@pytest.fixture
+def maker() -> Maker:
+    rng = np.random.default_rng(0)
+    real = events(rng.integers(0, USERS, 200), rng.integers(0, 5, 200))
+    source = events(rng.integers(0, USERS, 300), rng.integers(0, ITEMS, 300))
+    return Maker(Stage(real, source), Draws())
+
+
+def synthetic(maker: Maker, arm: str, seed: int = 0) -> Interactions:
+    made = maker.events(arm, CHOICE, seed)
+    return made.take(np.arange(len(maker.scene.real), len(made)))
+
+
+def test_weights_are_lambda_times_confidence_and_zero_leaves_out(maker):
+    made = synthetic(maker, "real+scalr")
+    segment = maker.scene.segments()[made.user]
+    assert set(segment) == {0, 1}
+    assert np.allclose(made.weight, np.where(segment == 0, 0.25, 0.1))
+
+
+def test_published_events_are_taken_where_there_are_some(maker):
+    real, ours = maker.scene.real.take(np.arange(50)), events([0, 3], [1, 2])
+    made = maker.events("real+scalr", CHOICE, 0, (real, ours))
+    assert len(made) == 52
+    assert maker.events("synthetic_only", CHOICE, 0, (real, ours)) is ours
+
+
+def test_controls_have_the_volume_and_weight_of_ours(maker):
+    ours = synthetic(maker, "real+scalr")
+    for arm in ("popularity", "trend", "shuffled", "frequency", "sampled", "top_k"):
+        made = synthetic(maker, arm)
+        assert len(made) == len(ours), arm
+        assert made.weight.sum() == pytest.approx(ours.weight.sum()), arm
+
+
+def test_popularity_draws_real_items_only(maker):
+    assert set(synthetic(maker, "popularity").item) <= set(range(5))
+
+
+def test_shuffled_gives_every_user_anothers_events_whole(maker):
+    whole = Choice({}, Draw(4, 0.5), (1.0, 1.0, 1.0), 0.1)
+    made = maker.events("shuffled", whole, 1)
+    made = made.take(np.arange(len(maker.scene.real), len(made)))
+    by_user = {user: sorted(made.item[made.user == user]) for user in range(USERS)}
+    sets = {tuple(sorted((user + step) % ITEMS for step in range(4))) for user in range(USERS)}
+    assert all(tuple(items) in sets for items in by_user.values())
+    own = np.mean([(user % ITEMS) in by_user[user] for user in range(USERS)])
+    assert own < 0.5
+
+
+def test_duplicated_repeats_real_events(maker):
+    real = set(zip(maker.scene.real.user, maker.scene.real.item, strict=True))
+    made = synthetic(maker, "duplicated")
+    assert set(zip(made.user, made.item, strict=True)) <= real
+
+
+@pytest.mark.parametrize(
+    ("arm", "change"),
+    [
+        ("trend", {"member": "popularity"}),
+        ("frequency", {"member": "frequency", "temperature": 1.0}),
+        ("sampled", {"temperature": 1.0}),
+        ("top_k", {"temperature": TOP}),
+        ("top_1", {"temperature": TOP, "volume": 1}),
+        ("dose_2", {"volume": 8}),
+        ("align_on", {"align": True}),
+        ("align_off", {"align": False}),
+        ("filter_on", {"min_lift": 1.0}),
+        ("only_linear", {"member": "linear"}),
+        ("only_factorisation", {"member": "factorisation"}),
+        ("only_sequential", {"member": "sequential"}),
+    ],
+)
+def test_an_arm_changes_one_thing(maker, arm, change):
+    maker.events(arm, CHOICE, 5)
+    base = vars(CHOICE.draw) | {"seed": 5}
+    assert vars(maker.translation.asked[-1]) == base | change
+
+
+def test_doses_thin_the_events(maker):
+    full = len(synthetic(maker, "real+scalr"))
+    assert 0.3 * full < len(synthetic(maker, "dose_0.5")) < 0.7 * full
+    assert 0.1 * full < len(synthetic(maker, "dose_0.25")) < 0.4 * full
+
+
+def test_the_rival_trains_on_both_domains_apart(maker):
+    made = maker.events(RIVAL, CHOICE, 0)
+    assert made.n_items == 2 * ITEMS
+    source = made.take(made.item >= ITEMS)
+    assert len(source) == len(maker.scene.source)
+    assert np.allclose(source.weight, 0.1)
+
+
+def test_every_arm_can_be_made(maker):
+    for arm in (*CONTROLS, *ABLATIONS):
+        assert len(maker.events(arm, CHOICE, 0)) > len(maker.scene.real)
+
+
+def test_diagnostics_tell_copies_from_chance_and_like_from_unlike(maker):
+    scene = maker.scene
+    rng = np.random.default_rng(3)
+    secret = np.stack([np.repeat(np.arange(USERS), 2), rng.integers(0, ITEMS, 2 * USERS)])
+    scene.held_out = sparse.csr_matrix((np.ones(2 * USERS), secret), shape=(USERS, ITEMS))
+    copied = diagnose(scene, events(*secret))
+    assert copied["held_out_copy_rate"] == 1
+    assert copied["held_out_copy_rate_by_chance_max"] < 0.5
+    again = diagnose(scene, scene.real)
+    assert again["popularity_ks"] == again["popularity_tv"] == again["time_ks"] == 0
+    assert abs(again["detector_auc"] - 0.5) < 0.1
+    other = diagnose(scene, events(np.arange(USERS), np.full(USERS, 29)))
+    assert other["popularity_ks"] > 0.9
+    assert other["detector_auc"] > 0.9
+    assert diagnose(scene, scene.real.take(np.zeros(0, int))) == {}

@@ -1,0 +1,141 @@
+"""The families behind the protocol: each learns tastes, weighs events, and is the same again from the same seed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from scalr_prod.downstream.models import FAMILIES, make_model
+from scalr_prod.downstream.protocol import Interactions, Probabilistic
+from scalr_prod.errors import EvaluationError
+
+USERS, ITEMS, TASTES = 120, 40, 4
+SMALL = {
+    "als": {"factors": 8, "iterations": 5},
+    "sasrec": {"dim": 16, "layers": 1, "length": 12, "epochs": 40, "batch": 16, "negatives": 64, "dropout": 0.1},
+    "two_tower": {"dim": 16, "epochs": 30, "batch": 64, "negatives": 5},
+}
+
+
+@pytest.fixture(scope="module")
+def tastes() -> Interactions:
+    """Users 0 … 109 choose 6 items of their taste; the last ten have no event."""
+    rng = np.random.default_rng(0)
+    user = np.repeat(np.arange(USERS - 10), 6)
+    item = rng.integers(0, ITEMS // TASTES, len(user)) * TASTES + user % TASTES
+    time = rng.integers(0, 1000, len(user))
+    return Interactions(
+        user.astype(np.int32), item.astype(np.int32), time, np.ones(len(user), np.float32), USERS, ITEMS, until=1000
+    )
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request) -> str:
+    return request.param
+
+
+def fitted(family: str, events: Interactions, seed: int = 0):
+    model = make_model(family, SMALL[family], threads=1)
+    model.fit(events, seed=seed)
+    return model
+
+
+def test_it_ranks_items_of_the_users_taste_first(family, tastes):
+    users = np.arange(USERS - 10)
+    scores = fitted(family, tastes).score(users)
+    assert scores.shape == (len(users), ITEMS)
+    top = np.argsort(-scores, axis=1)[:, :5]
+    assert (top % TASTES == users[:, None] % TASTES).mean() > 0.6
+
+
+def test_users_without_events_are_given_what_is_popular(family, tastes):
+    hot = replace(
+        tastes,
+        **{
+            name: np.concatenate([getattr(tastes, name), extra])
+            for name, extra in {
+                "user": np.arange(100, dtype=np.int32),
+                "item": np.full(100, 7, np.int32),
+                "time": np.zeros(100, np.int64),
+                "weight": np.ones(100, np.float32),
+            }.items()
+        },
+    )
+    scores = fitted(family, hot).score(np.arange(USERS - 10, USERS))
+    assert np.isfinite(scores).all()
+    place = (scores > scores[:, 7:8]).sum(1)
+    assert (place < 3).all()
+
+
+def test_the_same_seed_gives_the_same_scores(family, tastes):
+    first, again = (fitted(family, tastes, seed=3).score(np.arange(20)) for _ in range(2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, fitted(family, tastes, seed=4).score(np.arange(20)))
+
+
+def test_weight_is_what_an_event_counts(family, tastes):
+    """Half of the events contradict the tastes; nearly weightless, they do no harm."""
+    other = replace(tastes, item=((tastes.item + 1) % ITEMS).astype(np.int32))
+    light = fitted(family, tastes.joined([other.weighted(0.01)]))
+    heavy = fitted(family, tastes.joined([other.weighted(5.0)]))
+    users = np.arange(USERS - 10)
+
+    def own(model):
+        top = np.argsort(-model.score(users), axis=1)[:, :5]
+        return (top % TASTES == users[:, None] % TASTES).mean()
+
+    assert own(light) > own(heavy) + 0.2
+
+
+def test_the_ranker_is_calibrated_on_what_it_was_trained_on(tastes):
+    model = fitted("two_tower", tastes)
+    assert isinstance(model, Probabilistic)
+    rng = np.random.default_rng(1)
+    negative = rng.integers(0, ITEMS, (len(tastes), model.negatives)).ravel()
+    users = np.concatenate([tastes.user, np.repeat(tastes.user, model.negatives)]).astype(np.int64)
+    p = model.probability(users, np.concatenate([tastes.item, negative]).astype(np.int64))
+    assert ((p > 0) & (p < 1)).all()
+    assert p.sum() == pytest.approx(len(tastes), rel=0.4)
+    assert p[: len(tastes)].mean() > 1.5 * p[len(tastes) :].mean()
+
+
+class Popular:
+    """A model of one's own, as docs/evaluation.md shows it."""
+
+    def fit(self, events, *, seed):  # noqa: ARG002 - part of the protocol
+        self.counts = events.popularity().astype(np.float32)
+
+    def score(self, users):
+        return np.tile(self.counts, (len(users), 1))
+
+
+class Broken:
+    def fit(self, events, *, seed): ...
+
+
+def test_a_model_of_ones_own(tastes, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "my_models", sys.modules[__name__])
+    model = make_model("my_models:Popular", {}, threads=1)
+    model.fit(tastes, seed=0)
+    assert np.argmax(model.score(np.array([0]))) == np.argmax(np.bincount(tastes.item))
+    with pytest.raises(EvaluationError, match="score"):
+        make_model("my_models:Broken", {}, threads=1)
+
+
+@pytest.mark.parametrize("name", ["magic", "no_such_module:Model", "json:Model", ":x"])
+def test_an_unknown_model_is_an_error(name):
+    with pytest.raises(EvaluationError, match="there is no model"):
+        make_model(name, {}, threads=1)
+
+
+def test_interactions_refuse_what_does_not_fit(tastes):
+    with pytest.raises(ValueError, match="unlike length"):
+        replace(tastes, time=tastes.time[1:])
+    with pytest.raises(ValueError, match="item holds a number"):
+        replace(tastes, n_items=3)
+    assert len(tastes.weighted(0.0)) == 0
+    assert tastes.matrix().sum() == len(tastes)
