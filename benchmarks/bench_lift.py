@@ -39,21 +39,21 @@ threads = 1
 """
 #: A sequence of 50 holds few events, and each costs a transformer's time.
 VOLUMES = {"als": [5, 20], "two_tower": [5, 20], "sasrec": [5]}
-#: Cold fraction → families and arms; None: all arms.
-PLAN: dict[float, dict[str, list[str] | None]] = {
-    0.5: {
-        "als": None,
-        "two_tower": [
-            "popularity", "trend", "shuffled", "duplicated", "frequency", "sampled", "top_k", "top_1", "model_level_transfer",
-            "align_on", "filter_on",
-        ],
-        "sasrec": ["trend", "shuffled", "popularity", "model_level_transfer"],
-    },
-    0.0: {
-        "als": ["trend", "shuffled", "model_level_transfer"],
-        "two_tower": ["trend", "model_level_transfer"],
-    },
-}  # fmt: skip
+#: Cold fraction, family, arms beside the two compared (None: all), in the order of what is worth most.
+PLAN: tuple[tuple[float, str, tuple[str, ...] | None], ...] = (
+    (0.5, "als", None),
+    (0.0, "als", ("trend", "shuffled", "model_level_transfer")),
+    (
+        0.5,
+        "two_tower",
+        (
+            "popularity", "trend", "shuffled", "duplicated", "frequency", "sampled", "top_k", "top_1", "align_on", "filter_on",
+            "model_level_transfer",
+        ),
+    ),
+    (0.5, "sasrec", ("popularity", "trend", "shuffled", "model_level_transfer")),
+    (0.0, "two_tower", ("trend", "model_level_transfer")),
+)  # fmt: skip
 
 
 def main() -> dict:
@@ -88,14 +88,13 @@ def direction(config: Path, output: Path) -> None:
     from scalr_prod.settings import load_settings
 
     tables: dict[str, dict] = {}
-    for cold, families in PLAN.items():
-        for family, arms in families.items():
-            settings = load_settings(config, downstream={"models": [family], "volumes": VOLUMES[family]})
-            chosen = {} if arms is None else {"arms": arms}
-            report = evaluate(settings, cold_fraction=cold, **chosen)
-            tables.setdefault(f"cold_{cold:g}", {})[family] = report.to_json() | {"path": None}
-            output.write_text(json.dumps(tables))
-            print(f"{config.parent.name} cold {cold:g} {family}: {report.seconds} s", file=sys.stderr, flush=True)
+    for cold, family, arms in PLAN:
+        settings = load_settings(config, downstream={"models": [family], "volumes": VOLUMES[family]})
+        chosen = {} if arms is None else {"arms": arms}
+        report = evaluate(settings, cold_fraction=cold, **chosen)
+        tables.setdefault(f"cold_{cold:g}", {})[family] = report.to_json() | {"path": None}
+        output.write_text(json.dumps(tables))
+        print(f"{config.parent.name} cold {cold:g} {family}: {report.seconds} s", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
