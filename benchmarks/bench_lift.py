@@ -92,13 +92,87 @@ def direction(config: Path, output: Path) -> None:
         settings = load_settings(config, downstream={"models": [family], "volumes": VOLUMES[family]})
         chosen = {} if arms is None else {"arms": arms}
         report = evaluate(settings, cold_fraction=cold, **chosen)
-        tables.setdefault(f"cold_{cold:g}", {})[family] = report.to_json() | {"path": None}
+        tables.setdefault(f"cold_{cold:g}", {})[family] = slim(report.to_json())
         output.write_text(json.dumps(tables))
         print(f"{config.parent.name} cold {cold:g} {family}: {report.seconds} s", file=sys.stderr, flush=True)
 
 
+def slim(report: dict) -> dict:
+    """What is worth keeping of a report: no trace of the search, four significant digits."""
+    for choice in report["choices"].values():
+        choice["validation"].pop("tried")
+    runs = [{"draw": run["draw"], "events": run["events"], "diagnostics": run["diagnostics"]} for run in report["runs"]]
+    return _rounded({key: value for key, value in report.items() if key != "path"} | {"runs": runs})
+
+
+def _rounded(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(one) for one in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def markdown(tables: dict) -> str:
+    """The tables of docs/lift.md."""
+    lines = []
+    for name, settings in tables.items():
+        target, _, source = name.partition("_from_")
+        for cold, families in settings.items():
+            share = f"{float(cold.partition('_')[2]):.0%}"
+            for family, report in families.items():
+                users = report["users"]
+                lines += [
+                    f"### {target} ← {source}, {share} of users target-cold, {family}",
+                    "",
+                    _sentence(users, report["choices"][family]),
+                    "",
+                    *_table(report),
+                    "",
+                ]
+    return "\n".join(lines)
+
+
+def _sentence(users: dict, choice: dict) -> str:
+    weights = "/".join(f"{value:.2g}" for value in choice["lambda"].values())
+    draw = f"{choice['draw']['volume']} events a user, temperature {choice['draw']['temperature']:g}, λ cold/sparse/dense {weights}"
+    tested = f"{users['all']} test users ({users['cold']} cold, {users['sparse']} sparse, {users['dense']} dense)"
+    return f"{tested}. Chosen on validation: {draw}."
+
+
+def _table(report: dict) -> list[str]:
+    probable = "ne" in report["arms"][0]["metrics"]
+    more = ["NE", "calibration"] if probable else []
+    head = [
+        "arm",
+        "NDCG@20",
+        "lift over real (95 % CI)",
+        "ours over this (95 % CI)",
+        "cold",
+        "sparse",
+        "dense",
+        "coverage",
+        *more,
+    ]
+    rows = [head, ["---"] * len(head)]
+    for arm in report["arms"]:
+        metrics, slices = arm["metrics"], arm["slices"]
+        values = [arm["name"], f"{metrics['ndcg']:.4f}", _interval(arm), _interval(arm.get("scalr_over_this", {}))]
+        values += [f"{slices[part]['ndcg']:.4f}" if part in slices else "" for part in ("cold", "sparse", "dense")]
+        values += [f"{metrics['coverage']:.1%}"]
+        values += [f"{metrics['ne']:.3f}", f"{metrics['calibration']:.2f}"] if probable else []
+        rows.append(values)
+    return ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def _interval(found: dict) -> str:
+    return f"{found['lift_pct']:+.1f} % ({found['ci95'][0]:+.1f} … {found['ci95'][1]:+.1f})" if "ci95" in found else ""
+
+
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
+    if sys.argv[1:] == ["--markdown"]:
+        print(markdown(json.loads((Path(__file__).parent / "results" / "lift.json").read_text())["figures"]["tables"]))
+    elif len(sys.argv) > 1:
         direction(Path(sys.argv[1]), Path(sys.argv[2]))
     else:
         print(json.dumps(main(), indent=2))

@@ -1,0 +1,160 @@
+"""SASRec with and without synthetic events on the protocol of ABXI (WWW 2025): leave-one-out, rank 1 of 1 000.
+
+A user's last event of both domains together is tested, the one before chooses λ; it is ranked among 999 items of its domain drawn
+uniformly that the user never had. Everything before is training, for translator and model; synthetic events come from source
+events before the test event. Leave-one-out lets the future of other users into training, and uniform negatives flatter what is
+popular: these figures compare with the published ones, `bench_lift` is the one to believe.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from benchmarks.bench_run import DATA, DIRECTIONS, write_settings
+
+SETTINGS = """
+[translator]
+estimators = ["popularity", "frequency", "linear", "factorisation"]
+folds = 2
+threads = 1
+[generation]
+contexts = "events"
+[serving]
+scorer = "local"
+"""
+#: ABXI code v2.1, mean of 5 seeds, on these files.
+PUBLISHED = {"food": {"hr10": 0.3243, "ndcg10": 0.1971}, "kitchen": {"hr10": 0.2438, "ndcg10": 0.1427}}
+OPTIONS = {"epochs": 30, "threads": 1}
+WEIGHTS = (0.1, 0.5)
+SEEDS = 2
+
+
+def main() -> dict:
+    folder = DATA / "amazon_food_kitchen"
+    if not folder.exists():
+        return {"skipped": f"the data set is not at {folder}; set SCALR_TEST_DATA"}
+    figures: dict = {"published_abxi": PUBLISHED, "options": OPTIONS, "seeds": SEEDS}
+    for source, target in DIRECTIONS:
+        with tempfile.TemporaryDirectory() as scratch:
+            figures[f"{target}_from_{source}"] = run_direction(folder, source, target, Path(scratch))
+    return figures
+
+
+def run_direction(data: Path, source: str, target: str, scratch: Path) -> dict:
+    """Both arms of one direction."""
+    started = time.perf_counter()
+    log = pd.concat([pd.read_parquet(data / f"{name}.parquet").assign(domain=name) for name in (source, target)])
+    log = log.sort_values(["user_id", "seq_pos"], kind="stable")
+    back = log.groupby("user_id").cumcount(ascending=False)
+    train, validation, test = (
+        log[back >= 2],
+        log[(back == 1) & (log.domain == target)],
+        log[(back == 0) & (log.domain == target)],
+    )
+    scene, translation = translate(data, train, source, target, scratch)
+    judge = _Judge(scene, log[log.domain == target])
+    synthetic = translation.draw(_draw())
+    real, held = scene.real, _events(scene, validation)
+    tuned = {0.0: judge.hits(real, validation, seed=0)["ndcg10"]}
+    for weight in WEIGHTS:
+        tuned[weight] = judge.hits(real.joined([synthetic.weighted(weight)]), validation, seed=0)["ndcg10"]
+    best = max(tuned, key=lambda weight: tuned[weight])
+    whole = real.joined([held])
+    arms = {"sasrec": whole, "sasrec+scalr": whole.joined([synthetic.weighted(best)])}
+    found = {name: [judge.hits(events, test, seed=seed) for seed in range(SEEDS)] for name, events in arms.items()}
+    return {
+        "test_events": len(test),
+        "lambda": best,
+        "validation_ndcg10": tuned,
+        **{
+            name: {key: round(float(np.mean([run[key] for run in runs])), 4) for key in runs[0]} for name, runs in found.items()
+        },
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def translate(data: Path, train: pd.DataFrame, source: str, target: str, scratch: Path) -> tuple:
+    """A scene of the training events, and its translator."""
+    from scalr_prod.contracts import Table
+    from scalr_prod.downstream.isolation import Isolated
+    from scalr_prod.downstream.scene import Numbering, Scene
+    from scalr_prod.downstream.translation import Translation
+    from scalr_prod.ingest import ingest
+    from scalr_prod.lake import Lake
+    from scalr_prod.settings import load_settings
+    from scalr_prod.translator import data_end
+
+    logs = scratch / "logs"
+    logs.mkdir()
+    for name in (source, target):
+        train[train.domain == name][["user_id", "item_id", "timestamp"]].to_parquet(logs / f"{name}.parquet")
+    (logs / "items.parquet").write_bytes((data / "items.parquet").read_bytes())
+    settings = load_settings(write_settings(logs, source, target, scratch, SETTINGS))
+    ingest(settings)
+    end = data_end(settings)
+    lake = Lake.open(settings)
+    visible = lake.read(Table.TARGET_EVENTS)
+    everything = pd.read_parquet(data / f"{target}.parquet")
+    ids = [pa.array(np.sort(np.unique(values))) for values in (train.user_id, everything.item_id, train.item_id)]
+    numbering = Numbering(*ids)
+    until = end + timedelta(days=1)
+    real = numbering.interactions(visible, until)
+    nobody = np.zeros(len(numbering.users), dtype=bool)
+    scene = Scene(Isolated(settings, until), numbering, real, real, nobody, np.empty(0, np.int64), None, None)
+    return scene, Translation.of(scene)
+
+
+def _draw() -> object:
+    from scalr_prod.downstream.translation import Draw
+
+    return Draw(volume=1, temperature=0.02, min_lift=1.0)
+
+
+def _events(scene: object, rows: pd.DataFrame) -> object:
+    columns = {
+        "user_id": rows.user_id,
+        "item_id": rows.item_id,
+        "event_timestamp": rows.timestamp.astype("datetime64[us, UTC]"),
+    }
+    table = pa.Table.from_pandas(pd.DataFrame(columns), preserve_index=False)
+    return scene.numbering.interactions(table, scene.cutoff, weight=np.ones(len(rows), np.float32))
+
+
+class _Judge:
+    """Ranks held-out events among 999 negatives each, the same for every model."""
+
+    def __init__(self, scene: object, had: pd.DataFrame) -> None:
+        self.scene = scene
+        self.had = _events(scene, had).matrix()
+
+    def hits(self, events: object, held: pd.DataFrame, *, seed: int) -> dict[str, float]:
+        from scalr_prod.downstream.models import make_model
+
+        model = make_model("sasrec", {key: value for key, value in OPTIONS.items() if key != "threads"}, threads=1)
+        model.fit(events, seed=seed)
+        asked = _events(self.scene, held)
+        users = asked.user.astype(np.int64)
+        rng = np.random.default_rng(7)
+        rank = np.empty(len(asked))
+        for start in range(0, len(users), 512):
+            rows = np.s_[start : start + 512]
+            scores = model.score(users[rows])
+            for row, (user, item) in enumerate(zip(users[rows], asked.item[rows], strict=True)):
+                chance = np.ones(scores.shape[1], dtype=bool)
+                chance[self.had[user].indices] = False
+                negative = rng.choice(np.flatnonzero(chance), 999, replace=False)
+                rank[start + row] = 1 + (scores[row, negative] >= scores[row, item]).sum()
+        hit = rank <= 10
+        return {"hr10": float(hit.mean()), "ndcg10": float(np.where(hit, 1 / np.log2(rank + 1), 0).mean())}
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(), indent=2))
