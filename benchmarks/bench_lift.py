@@ -46,14 +46,11 @@ PLAN: tuple[tuple[float, str, tuple[str, ...] | None], ...] = (
     (
         0.5,
         "two_tower",
-        (
-            "popularity", "trend", "shuffled", "duplicated", "frequency", "sampled", "top_k", "top_1", "align_on", "filter_on",
-            "model_level_transfer",
-        ),
+        ("popularity", "trend", "shuffled", "frequency", "sampled", "top_1", "align_on", "filter_on", "model_level_transfer"),
     ),
-    (0.5, "sasrec", ("popularity", "trend", "shuffled", "model_level_transfer")),
+    (0.5, "sasrec", ("trend", "shuffled", "model_level_transfer")),
     (0.0, "two_tower", ("trend", "model_level_transfer")),
-)  # fmt: skip
+)
 
 
 def main() -> dict:

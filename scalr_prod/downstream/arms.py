@@ -73,7 +73,7 @@ class Maker:
         Args:
             arm: One of this module's names.
             choice: Of the family.
-            seed: Of draws and shuffles.
+            seed: Of shuffles; draws are the same for every seed, as those that are published are.
             published: Real and synthetic events of the training set, for ``real+scalr`` and ``synthetic_only``; default: draws.
         """
         real = self.scene.real
@@ -81,7 +81,7 @@ class Maker:
             return real
         if arm == RIVAL:
             return both_domains(self.scene, choice.source_weight)
-        base = replace(choice.draw, seed=seed)
+        base = choice.draw
         if arm == "synthetic_only":
             return published[1] if published else self.draw(base)
         if arm == "real+scalr" and published:

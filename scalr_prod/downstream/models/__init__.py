@@ -21,7 +21,7 @@ FAMILIES: Final = tuple(_HOMES)
 #: What is tried on the validation slice, for the arm of real events alone.
 GRIDS: Final[dict[str, tuple[dict[str, Any], ...]]] = {
     "als": tuple({"alpha": alpha, "regularization": reg} for alpha in (10.0, 40.0) for reg in (1.0, 30.0)),
-    "sasrec": ({"epochs": 8}, {"epochs": 16}),
+    "sasrec": ({"epochs": 8}, {"epochs": 12}),
     "two_tower": ({"epochs": 8, "decay": 0.3}, {"epochs": 16, "decay": 1.0}, {"epochs": 16, "decay": 3.0}),
 }
 
