@@ -251,3 +251,17 @@ def test_a_run_reads_tables_as_they_were_when_it_was_planned(config, made, tmp_p
     _, planned_now, _, others = make(folder / config.name, partitions=1)
     assert planned_now.run_id != spec.run_id
     assert len(others) > len(rows)
+
+
+def test_users_are_translated_once_as_of_the_windows_end(config):
+    settings, spec, manifests, rows = make(config, contexts="users", events_per_source_event=3, min_lift=0.0, partitions=2)
+    source, target = lake_rows(settings, Table.SOURCE_EVENTS), lake_rows(settings, Table.TARGET_EVENTS)
+    assert sum(manifest["contexts"] for manifest in manifests) == source["user_id"].nunique()
+    assert (rows["event_timestamp"] == spec.end - pd.Timedelta(microseconds=1)).all()
+    last = source.groupby("user_id")["event_timestamp"].max()
+    assert (rows["source_event_timestamp"] == rows["user_id"].map(last)).all()
+    keys = ["user_id", "item_id", "event_timestamp"]
+    real = set(source[keys].itertuples(index=False, name=None))
+    assert set(rows[["user_id", "source_item_id", "source_event_timestamp"]].itertuples(index=False, name=None)) <= real
+    assert rows.groupby("user_id").size().max() <= 3
+    assert not len(rows.merge(target, on=["user_id", "item_id"])), "nothing that the user had is proposed"

@@ -29,6 +29,7 @@ COMMANDS = [
     "triton stop",
     "triton status",
     "dataset build",
+    "evaluate",
     "runs list",
     "runs show",
     "runs resume",
@@ -87,3 +88,13 @@ def test_an_unknown_run_is_a_clear_error(two_domains, settings):
         result = runner.invoke(app, [*command, "run_0123456789abcdef", *config, "--json"])
         assert result.exit_code == 1, command
         assert json.loads(result.stdout)["error"] == "RunNotFound", command
+
+
+def test_evaluate_names_the_arms_that_there_are(two_domains, settings):
+    config = str(two_domains.folder / "scalr.toml")
+    result = runner.invoke(app, ["evaluate", "--arm", "magic", "--config", config, "--json"])
+    assert result.exit_code == 1
+    found = json.loads(result.stdout)
+    assert found["error"] == "EvaluationError"
+    assert "real+scalr" in found["found"]
+    assert runner.invoke(app, ["evaluate", "--cold-fraction", "2", "--config", config]).exit_code == 2
