@@ -329,7 +329,8 @@ class _Door:
         if self.as_json:
             print(json.dumps(facts, default=str))
         else:
-            print("\n".join(_lines(facts)))
+            shown = getattr(report, "for_people", None)
+            print("\n".join(_lines(shown() if shown else facts)))
 
 
 def _fail(error: ScalrError, *, as_json: bool) -> Any:

@@ -54,6 +54,19 @@ class EvaluationReport:
         """Plain JSON values."""
         return dict(vars(self))
 
+    def for_people(self) -> dict[str, Any]:
+        """What fits on a screen: one line an arm, and λ by family."""
+        return {
+            "cutoff": self.cutoff,
+            "cold_fraction": self.cold_fraction,
+            "users": self.users,
+            "arms": [_line(row) for row in self.arms],
+            "lambda": {family: choice["lambda"] for family, choice in self.choices.items()},
+            "helps": {family: "yes" if choice["helps"] else "no: λ is 0" for family, choice in self.choices.items()},
+            "path": self.path,
+            "seconds": self.seconds,
+        }
+
 
 def summarise(scene: Scene, family: str, outcomes: Mapping[str, Sequence[Outcome]], *, seed: int) -> list[dict[str, Any]]:
     """One row an arm: metrics (means over users and seeds), lift over real events alone, and what ours gains over the arm.
@@ -110,6 +123,27 @@ def write_report(report: EvaluationReport, folder: Path) -> None:
             ]
     names = ("arm", "model", "slice", "metric", "value")
     pq.write_table(pa.table(dict(zip(names, map(list, zip(*flat, strict=True)), strict=True))), folder / "arms.parquet")
+
+
+def _line(row: Mapping[str, Any]) -> dict[str, Any]:
+    metrics, slices = row["metrics"], row["slices"]
+    return {
+        "model": row["model"],
+        "arm": row["name"],
+        "ndcg": metrics["ndcg"],
+        "lift % (95 % CI)": _interval(row),
+        "ours over this": _interval(row.get("scalr_over_this", {})),
+        **{name: slices.get(name, {}).get("ndcg") for name in SEGMENTS},
+        "coverage": metrics["coverage"],
+        "NE": metrics.get("ne"),
+    }
+
+
+def _interval(found: Mapping[str, Any]) -> str:
+    if "ci95" not in found:
+        return ""
+    low, high = found["ci95"]
+    return f"{found['lift_pct']:+.1f} ({low:+.1f} … {high:+.1f})"
 
 
 def _over_seeds(found: Sequence[Outcome], metric: str) -> NDArray[np.float64]:

@@ -74,6 +74,9 @@ def test_the_report_has_every_arm_with_its_interval(half_cold):
     assert report.users["all"] == sum(report.users[name] for name in ("cold", "sparse", "dense"))
     assert report.runs[0]["gate"]
     assert json.loads(json.dumps(report.to_json()))
+    lines = report.for_people()["arms"]
+    assert [line["arm"] for line in lines] == [row["name"] for row in report.arms]
+    assert "…" in lines[1]["lift % (95 % CI)"]
     table = pq.read_table(f"{report.path}/arms.parquet")
     assert table.column_names == ["arm", "model", "slice", "metric", "value"]
     assert set(table["arm"].to_pylist()) == set(ARMS)
