@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     #: Real and synthetic events, as a training set holds them.
     Published: TypeAlias = "tuple[Interactions, Interactions]"
 
-__all__ = ["ABLATIONS", "CONTROLS", "MAIN", "RIVAL", "Choice", "Maker"]
+__all__ = ["ABLATIONS", "CONTROLS", "MAIN", "NEEDS", "RIVAL", "Choice", "Maker"]
 
 MAIN: Final = ("real", "real+scalr", "synthetic_only")
 CONTROLS: Final = ("popularity", "trend", "shuffled", "duplicated", "frequency", "sampled", "top_k", "top_1")
@@ -33,6 +33,10 @@ ABLATIONS: Final = (
     "dose_0.25", "dose_0.5", "dose_2", "align_off", "align_on", "filter_off", "filter_on",
     "only_linear", "only_factorisation", "only_sequential",
 )  # fmt: skip
+#: Arms that need an estimator of their own in the translator.
+NEEDS: Final = {"frequency": "frequency", "trend": "popularity"} | {
+    arm: arm.removeprefix("only_") for arm in ABLATIONS if arm.startswith("only_")
+}
 #: Near enough to 0 that the draw is the k most probable.
 TOP: Final = 0.02
 

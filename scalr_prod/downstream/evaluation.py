@@ -7,7 +7,7 @@ from datetime import UTC
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.contracts import Table
-from scalr_prod.downstream.arms import ABLATIONS, CONTROLS, MAIN, RIVAL, Maker
+from scalr_prod.downstream.arms import ABLATIONS, CONTROLS, MAIN, NEEDS, RIVAL, Maker
 from scalr_prod.downstream.diagnostics import diagnose
 from scalr_prod.downstream.report import BASE, OURS, SEGMENTS, EvaluationReport, summarise, write_report
 from scalr_prod.downstream.scene import Scene, percentile_cutoff
@@ -60,7 +60,7 @@ def evaluate(
     started = time.perf_counter()
     wanted = settings.downstream
     cold = wanted.cold_fraction if cold_fraction is None else cold_fraction
-    chosen = _checked(arms)
+    chosen = _checked(arms, settings.translator.estimators)
     _ingested(settings)
     moment = (cutoff or wanted.cutoff or _default_cutoff(settings)).astimezone(UTC)
     scene = Scene.of(settings, moment, end=None, cold_fraction=cold, name="test")
@@ -121,13 +121,15 @@ def _events(maker: Maker, published: _Published, arm: str, choice: Choice, seed:
     return maker.events(arm, choice, seed, published.of(choice.draw) if ours else None)
 
 
-def _checked(arms: Sequence[str]) -> list[str]:
+def _checked(arms: Sequence[str], estimators: Sequence[str]) -> list[str]:
+    """The arms in their order, without those whose estimator the translator lacks."""
     unknown = sorted(set(arms) - set(ARMS))
     if unknown:
         raise EvaluationError(
             f"there is no arm {', '.join(unknown)}; there are: {', '.join(ARMS)}", where="arms", next_step="name some of those"
         )
-    return [arm for arm in ARMS if arm in {BASE, OURS, *arms}]
+    there = [arm for arm in ARMS if NEEDS.get(arm) in {None, *estimators}]
+    return [arm for arm in there if arm in {BASE, OURS, *arms}]
 
 
 def _ingested(settings: Settings) -> None:
