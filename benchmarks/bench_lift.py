@@ -37,17 +37,21 @@ max_bucket_distance = 1.0
 [downstream]
 threads = 1
 """
-#: A sequence of 50 holds few events, and each costs a transformer's time.
-VOLUMES = {"als": [5, 20], "two_tower": [5, 20], "sasrec": [5]}
-#: Cold fraction, family, arms beside the two compared (None: all), in the order of what is worth most.
-PLAN: tuple[tuple[float, str, tuple[str, ...] | None], ...] = (
-    (0.5, "als", None),
-    (0.0, "als", ("trend", "shuffled", "model_level_transfer")),
+#: Events a user, tried on validation; the torch models get few, for the sake of the hour.
+VOLUMES = {"als": [5, 20], "two_tower": [5], "sasrec": [5]}
+#: Cold fraction, family, arms beside the two compared, in the order of what is worth most.
+PLAN: tuple[tuple[float, str, tuple[str, ...]], ...] = (
     (
         0.5,
-        "two_tower",
-        ("popularity", "trend", "shuffled", "frequency", "sampled", "top_1", "align_on", "filter_on", "model_level_transfer"),
+        "als",
+        (
+            *("synthetic_only", "popularity", "trend", "shuffled", "duplicated", "frequency", "sampled", "top_k", "top_1"),
+            *("model_level_transfer", "dose_0.25", "dose_0.5", "dose_2", "align_on", "filter_on"),
+            *("only_linear", "only_factorisation"),
+        ),
     ),
+    (0.5, "two_tower", ("trend", "shuffled", "sampled", "top_1", "align_on", "filter_on", "model_level_transfer")),
+    (0.0, "als", ("trend", "shuffled", "model_level_transfer")),
     (0.5, "sasrec", ("trend", "shuffled", "model_level_transfer")),
     (0.0, "two_tower", ("trend", "model_level_transfer")),
 )
@@ -87,8 +91,7 @@ def direction(config: Path, output: Path) -> None:
     tables: dict[str, dict] = {}
     for cold, family, arms in PLAN:
         settings = load_settings(config, downstream={"models": [family], "volumes": VOLUMES[family]})
-        chosen = {} if arms is None else {"arms": arms}
-        report = evaluate(settings, cold_fraction=cold, **chosen)
+        report = evaluate(settings, cold_fraction=cold, arms=arms)
         tables.setdefault(f"cold_{cold:g}", {})[family] = slim(report.to_json())
         output.write_text(json.dumps(tables))
         print(f"{config.parent.name} cold {cold:g} {family}: {report.seconds} s", file=sys.stderr, flush=True)
