@@ -41,7 +41,7 @@ NEEDS: Final = {"frequency": "frequency", "trend": "popularity"} | {
 TOP: Final = 0.02
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Choice:
     """What validation chose for one family.
 

@@ -1,6 +1,7 @@
 """Choices made on a validation scene: the model for real events alone, then how many synthetic events, how sharp, how heavy.
 
-λ is chosen for all users first, then for cold, sparse and dense users apart; it goes to 0 wherever the events do not help.
+λ is chosen for all users first, then for cold, sparse and dense users apart; it goes to 0 wherever the events do not help, and
+altogether where the lift on validation is not significant.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.downstream.arms import RIVAL, Choice, Maker
 from scalr_prod.downstream.models import GRIDS
+from scalr_prod.downstream.statistics import paired_bootstrap
 from scalr_prod.downstream.translation import Draw
 
 if TYPE_CHECKING:
@@ -47,10 +49,12 @@ def tune(
     """
     wanted, generation = settings.downstream, settings.generation
     tried: list[dict[str, Any]] = []
+    by_user: dict[tuple[str, Choice], Any] = {}
 
     def value(arm: str, choice: Choice) -> float:
         outcome = judge.trial(family, choice.options, maker.events(arm, choice, seed=0), seed=0)
         done(1)
+        by_user[arm, choice] = outcome.ranking.ndcg
         ndcg = float(outcome.ranking.ndcg.mean())
         tried.append(
             {"arm": arm, "options": choice.options, "draw": choice.draw.to_json(), "weights": list(choice.weights),
@@ -63,8 +67,8 @@ def tune(
 
     draw = Draw(wanted.volumes[0], wanted.temperatures[0], generation.min_lift, generation.align)
     blank = Choice({}, draw, (0.0, 0.0, 0.0), 1.0)
-    base, choice = best("real", [replace(blank, options=options) for options in GRIDS.get(family, ({},))])
-    rival, with_source = best(RIVAL, [replace(choice, source_weight=weight) for weight in SOURCE_WEIGHTS])
+    base, alone = best("real", [replace(blank, options=options) for options in GRIDS.get(family, ({},))])
+    rival, with_source = best(RIVAL, [replace(alone, source_weight=weight) for weight in SOURCE_WEIGHTS])
     choice = with_source
     # One after the other, from the middle of each list: a full grid would cost minutes a family and choose within the noise.
     volumes, temperatures, weights = wanted.volumes, wanted.temperatures, wanted.weights
@@ -75,7 +79,9 @@ def tune(
         if others:
             other, changed = best("real+scalr", [_redrawn(found, {name: value}) for value in others])
             reached, found = max((other, changed), (reached, found), key=lambda pair: pair[0])
-    if reached > base * (1 + _WORTH):
+    # Better on the users at hand is not enough: the interval must leave 0 out.
+    gain = paired_bootstrap(by_user["real+scalr", found], by_user["real", alone], seed=wanted.seed)
+    if gain.difference_ci95[0] > 0:
         choice = found
         for segment in (2, 1, 0):
             # The lightest that is as good: where the events do not help a segment, they shall not be able to harm it.
@@ -85,7 +91,14 @@ def tune(
     else:
         logger.warning("%s: synthetic events do not help on the validation slice; λ is 0", family)
         choice = replace(found, weights=(0.0, 0.0, 0.0))
-    figures = {"real": base, "real+scalr": max(reached, base) if any(choice.weights) else base, RIVAL: rival, "tried": tried}
+    figures = {
+        "real": base,
+        "real+scalr": reached,
+        "lift_pct": gain.lift_pct,
+        "ci95": list(gain.ci95),
+        RIVAL: rival,
+        "tried": tried,
+    }
     return choice, figures
 
 
