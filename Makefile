@@ -7,7 +7,7 @@ export UV_FIND_LINKS
 export PYTHONHASHSEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint bench bench-lift clean constraints
+.PHONY: help setup demo test test-fast faults lint bench bench-lift clean constraints
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,10 +26,13 @@ demo: setup ## the whole pipeline on a year of grocery transactions
 	.venv/bin/python scripts/demo.py
 
 test: setup lint ## every test, on real components
-	$(PYTEST)
+	$(PYTEST) -m "not nightly"
 
 test-fast: setup ## the tests that take seconds
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not nightly"
+
+faults: setup ## the nightly fault suite: a hundred kills, and what else takes minutes
+	SCALR_FAULTS_REPORT=benchmarks/results/faults.json $(PYTEST) tests/faults
 
 lint: setup ## ruff, mypy --strict, import contracts
 	.venv/bin/ruff check .

@@ -259,10 +259,18 @@ def runs_list(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
 
 @runs_app.command("show")
 def runs_show(run_id: RunId, config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """One run: its window, its state, every transition."""
+    """One run: its window, its state, its parts and publications, and every change with its time and cause."""
     from scalr_prod.ledger import Ledger
 
-    _Door(config, as_json, "runs show", run_id).show(lambda settings, _: Ledger.open(settings).run(run_id))
+    def work(settings: Settings, _: bool) -> dict[str, Any]:
+        with Ledger.open(settings) as ledger:
+            return ledger.run(run_id).to_json() | {
+                "partitions": [part.to_json() for part in ledger.partitions(run_id)],
+                "publications": [attempt.to_json() for attempt in ledger.publications(run_id)],
+                "history": [change.to_json() for change in ledger.history(run_id)],
+            }
+
+    _Door(config, as_json, "runs show", run_id).show(work)
 
 
 @runs_app.command("resume")
@@ -319,12 +327,15 @@ class _Door:
         self.run_id = run_id
 
     def show(self, work: Callable[[Settings, bool], Any]) -> None:
+        from scalr_prod.pipeline import stage
         from scalr_prod.settings import load_settings
 
         try:
-            report = work(load_settings(self.config), self.progress)
+            settings = load_settings(self.config)
+            with stage(self.stage, self.run_id):
+                report = work(settings, self.progress)
         except ScalrError as error:
-            _fail(error.at(stage=self.stage, run_id=self.run_id), as_json=self.as_json)
+            _fail(error.at(run_id=self.run_id), as_json=self.as_json)
         facts = report if isinstance(report, dict) else report.to_json()
         if self.as_json:
             print(json.dumps(facts, default=str))

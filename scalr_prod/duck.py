@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import tempfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,35 +17,105 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["open_duckdb", "staging_folder"]
+__all__ = ["disk_errors", "open_duckdb", "staging_folder", "temporary_folder"]
 
-_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
+_UNWRITABLE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EIO,
+}
 
 
 @contextmanager
-def staging_folder(settings: Settings, stage: str) -> Iterator[Path]:
-    """A new folder under ``<home>/staging``, removed afterwards, whatever happens.
+def disk_errors(where: str | Path) -> Iterator[None]:
+    """Tell in our words of a disk that is full, or that may not be written to.
+
+    Args:
+        where: The folder that is written to, for an error that names no file itself.
 
     Raises:
-        LakeError: The folder cannot be made or written to: no permission, or no space.
+        LakeError: Instead of the operating system's own error.
     """
-    root = settings.home / "staging"
-    folder = None
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f"{stage}-", dir=root))
-        yield folder
+        yield
     except OSError as error:
         if error.errno not in _UNWRITABLE:
             raise
         raise LakeError(
             f"cannot be written to: {error.strerror or error}",
-            where=str(folder or root),
+            where=str(error.filename or where),
             next_step="free some space, or set [project] home to a folder that can be written to; then repeat the command",
         ) from error
-    finally:
-        if folder is not None:
+
+
+@contextmanager
+def staging_folder(settings: Settings, stage: str) -> Iterator[Path]:
+    """A new folder under ``<home>/staging``, removed afterwards, whatever happens; those of killed processes go too.
+
+    Raises:
+        LakeError: The folder cannot be made or written to: no permission, or no space.
+    """
+    root = settings.home / "staging"
+    with disk_errors(root), temporary_folder(root, f"{stage}-") as folder:
+        yield folder
+
+
+@contextmanager
+def temporary_folder(root: Path, prefix: str) -> Iterator[Path]:
+    """A new folder under a root that holds nothing else; folders there whose process is no more are removed.
+
+    The folder's owner holds a lock on it, which the kernel lets go of when the process ends, however it ends.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as owned:
+        with _locked(root):  # nobody sweeps between the making of a folder and the locking of it
+            _sweep(root)
+            folder = Path(tempfile.mkdtemp(prefix=prefix, dir=root))
+            owned.enter_context(_locked(folder))
+        try:
+            yield folder
+        finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold a lock on a folder itself.
+
+    Raises:
+        OSError: Another process holds it, and it was not to be waited for; or this file system knows no such locks.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows: nothing is locked, and nothing is swept
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(*([OSError] if wait else [])):  # a network file system may refuse: then nobody can sweep either
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _sweep(root: Path) -> None:
+    """Remove the folders whose owner is no more."""
+    if os.name != "posix":
+        return
+    for folder in root.iterdir():
+        if folder.is_dir():
+            try:
+                with _locked(folder, wait=False):
+                    shutil.rmtree(folder, ignore_errors=True)
+            except OSError:  # held by a living process, or not ours
+                continue
 
 
 @contextmanager

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalr_prod.contracts import EVENT_TIMESTAMP, Table
-from scalr_prod.errors import CommitFailed, CommitOutcomeUnknown, TableNotFound
+from scalr_prod.errors import CommitFailed, CommitOutcomeUnknown, LakeError, TableNotFound
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -94,16 +95,35 @@ class Lake:
 
         Raises:
             TableNotFound: It is not there; names the command that makes it.
+            LakeError: It is no longer there as it was at this version; or its log cannot be read.
         """
         from deltalake import DeltaTable
-        from deltalake.exceptions import TableNotFoundError
+        from deltalake.exceptions import DeltaError, TableNotFoundError
 
         try:
-            return DeltaTable(self.uri(table), version=version, storage_options=self.storage_options)
-        except TableNotFoundError as error:
-            raise TableNotFound(
-                "the table does not exist yet", where=self.uri(table), next_step=f"run: {_MADE_BY[table]}"
+            found = DeltaTable(self.uri(table), version=version, storage_options=self.storage_options)
+        except (DeltaError, OSError) as error:
+            if version is not None and self.exists(table):
+                raise self._gone(table, version, _first_line(error)) from error
+            if isinstance(error, TableNotFoundError):
+                raise TableNotFound(
+                    "the table does not exist yet", where=self.uri(table), next_step=f"run: {_MADE_BY[table]}"
+                ) from error
+            raise LakeError(
+                f"the table's log cannot be read: {_first_line(error)}",
+                where=self.uri(table),
+                next_step="check that the lake can be reached and read; restore the table's _delta_log from a copy if it is damaged",
             ) from error
+        if version is not None and (missing := _missing_file(found)):
+            raise self._gone(table, version, f"{missing} was removed")
+        return found
+
+    def _gone(self, table: Table, version: int, found: str) -> LakeError:
+        return LakeError(
+            f"version {version}, which the run is pinned to, is no longer there: {found}",
+            where=self.uri(table),
+            next_step="a vacuum has removed it; plan the run on today's tables: scalr generate",
+        )
 
     def version(self, table: Table) -> int:
         """The table's current Delta version."""
@@ -249,6 +269,11 @@ class Lake:
                 where=self.uri(table),
                 next_step="mend the cause and repeat the command",
             ) from error
+
+
+def _missing_file(table: DeltaTable) -> str | None:
+    """The first file of a table on disk that is not there any more. Object stores are not asked, file by file, beforehand."""
+    return next((uri for uri in table.file_uris() if "://" not in uri and not Path(uri).exists()), None)
 
 
 def _properties(key: str, expected_version: int | None) -> CommitProperties:

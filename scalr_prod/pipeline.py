@@ -78,15 +78,18 @@ class PromotionDecision:
 
 
 @contextmanager
-def stage(name: str, run_id: str | None = None) -> Iterator[None]:
-    """Name the stage (and run) in any `ScalrError` that comes out of it.
+def stage(name: str | None, run_id: str | None = None) -> Iterator[None]:
+    """Name the stage (and run) in any `ScalrError` that comes out of it; a full or write-protected disk becomes one.
 
     Args:
-        name: The stage, as the command line calls it.
+        name: The stage, as the command line calls it; None: not known here.
         run_id: The run, where there is one already.
     """
+    from scalr_prod.duck import disk_errors
+
     try:
-        yield
+        with disk_errors("the project's home"):
+            yield
     except ScalrError as error:
         error.at(stage=name, run_id=run_id)
         raise
@@ -202,11 +205,16 @@ def _finish(settings: Settings, spec: RunSpec, record: _Record, *, progress: boo
 
 
 def _generate(settings: Settings, spec: RunSpec, *, progress: bool) -> GenerationReport:
-    from scalr_prod.generation import generate
-    from scalr_prod.serving import ensure_serving
+    from functools import partial
 
-    with stage("generate", spec.run_id), ensure_serving(settings, spec.translator_version):
-        return generate(settings, spec, progress=progress)
+    from scalr_prod.generation import generate
+    from scalr_prod.serving import guarded_serving, stop_unused
+
+    serving = partial(guarded_serving, settings, spec.translator_version)
+    with stage("generate", spec.run_id):
+        report = generate(settings, spec, serving=serving, progress=progress)
+        stop_unused(settings)
+    return report
 
 
 class _Record:

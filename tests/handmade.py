@@ -75,6 +75,8 @@ class Handmade:
     source: list | None = None
     target: list | None = None
     items: list[str] = field(default_factory=list)
+    #: Versions of the translator by what they were trained until: a version never changes.
+    versions: dict[datetime, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -113,19 +115,24 @@ class Handmade:
             t.value: self.lake.version(t) for t in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS, Table.SOURCE_USER_HISTORY)
         }
         wanted = {"events_per_source_event": 2, "exclude_consumed": True, "align": True, "align_buckets": 10, **generation}
+        until = hour(start if trained_until is None else trained_until)
+        version = self.versions.setdefault(until, len(self.versions) + 1)
         spec = RunSpec.make(
             mode=mode,
             start=hour(start),
             end=hour(end),
             as_of=hour(end if as_of is None else as_of),
             seed=seed,
-            translator_version=1,
+            translator_version=version,
             translator_sha256="0" * 64,
-            translator_trained_until=hour(start if trained_until is None else trained_until),
+            translator_trained_until=until,
             table_versions=versions,
             settings={"generation": wanted, "histories": {"length": 50}},
         )
         with Ledger.open(self.settings) as ledger:
+            ledger.record_model_version(
+                version, path="", sha256="0" * 64, fingerprint=until.isoformat(), trained_until=until, metrics={}
+            )
             ledger.begin_run(spec)
             folder = run_folder(self.settings, spec.run_id)
             folder.mkdir(parents=True, exist_ok=True)

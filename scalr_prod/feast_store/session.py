@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import getpass
 import os
-import shutil
 import tempfile
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from scalr_prod.duck import temporary_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,15 +29,13 @@ def session(*, memory_mb: int, threads: int | None, spill: str | None, ordered: 
     """
     import duckdb
 
-    if spill is not None:
-        os.makedirs(spill, exist_ok=True)  # noqa: PTH103 - a plain string from feature_store.yaml
-    folder = tempfile.mkdtemp(prefix="scalr-feast-", dir=spill)
-    try:
+    root = Path(spill) if spill is not None else Path(tempfile.gettempdir()) / f"scalr-feast-{getpass.getuser()}"
+    with temporary_folder(root, "feast-") as folder:
         connection = duckdb.connect(
             config={
                 "threads": threads or min(os.cpu_count() or 1, 8),
                 "memory_limit": f"{memory_mb}MB",
-                "temp_directory": folder,
+                "temp_directory": str(folder),
                 "preserve_insertion_order": ordered,
                 # No extension is ever downloaded: what is needed is built in.
                 "autoinstall_known_extensions": False,
@@ -45,5 +46,3 @@ def session(*, memory_mb: int, threads: int | None, spill: str | None, ordered: 
             yield connection
         finally:
             connection.close()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,10 +19,12 @@ from scalr_prod.generation.cluster import open_cluster, tell_driver
 from scalr_prod.generation.partition import REASONS, candidate_schema, kept_part, make_part, parts_folder
 from scalr_prod.generation.parts import part_path, read_manifest, remove_others, write_json
 from scalr_prod.generation.report import GenerationReport
+from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger, RunState, run_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from scalr_prod.generation.alignment import Aligned
@@ -38,14 +40,22 @@ _TRANSLATED: Final = "scalr-translated"
 _PAST: Final = frozenset({RunState.PUBLISHED, RunState.ROLLED_BACK})
 
 
-def generate(settings: Settings, spec: RunSpec, *, progress: bool = False) -> GenerationReport:
+def generate(
+    settings: Settings,
+    spec: RunSpec,
+    *,
+    serving: Callable[[], AbstractContextManager[None]] = nullcontext,
+    progress: bool = False,
+) -> GenerationReport:
     """Translate every context of the run and stage the candidates in ``<home>/runs/<run_id>/candidates``.
 
     A run that has been generated and whose files are whole is left as it is.
 
     Args:
-        settings: The project's settings; the translator must be served (`serving.ensure_serving`).
+        settings: The project's settings.
         spec: The run, from `plan_run` or the ledger.
+        serving: Has the translator served while parts are made (`serving.ensure_serving`); a run whose parts are all there
+            does not enter it. Default: it is served already, or is in the workers.
         progress: Show a progress bar on stderr.
 
     Raises:
@@ -70,7 +80,7 @@ def generate(settings: Settings, spec: RunSpec, *, progress: bool = False) -> Ge
         if state not in _PAST:
             ledger.set_stage(spec.run_id, RunState.GENERATING, cause="generate")
         write_json(run_folder(settings, spec.run_id) / "run.json", spec.to_json())
-        manifests, made = _make_parts(settings, spec, ledger, progress=progress)
+        manifests, made = _make_parts(settings, spec, ledger, serving, progress=progress)
         lease.check()
         aligned = _align(settings, spec)
         lease.check()
@@ -81,7 +91,14 @@ def generate(settings: Settings, spec: RunSpec, *, progress: bool = False) -> Ge
     return report
 
 
-def _make_parts(settings: Settings, spec: RunSpec, ledger: Ledger, *, progress: bool) -> tuple[list[dict[str, Any]], list[int]]:
+def _make_parts(
+    settings: Settings,
+    spec: RunSpec,
+    ledger: Ledger,
+    serving: Callable[[], AbstractContextManager[None]],
+    *,
+    progress: bool,
+) -> tuple[list[dict[str, Any]], list[int]]:
     """The manifests of all parts, and which of them were made now."""
     partitions = settings.generation.partitions
     folder = parts_folder(settings, spec.run_id)
@@ -92,9 +109,12 @@ def _make_parts(settings: Settings, spec: RunSpec, ledger: Ledger, *, progress: 
     ledger.record_partitions(spec.run_id, sorted(manifests.items()), partitions=partitions)
     missing = [number for number in range(partitions) if number not in manifests]
     if missing:
+        for table, version in spec.table_versions.items():
+            Lake.open(settings).open_table(Table(table), version=version)  # told now, not by every worker
         total = _count_contexts(settings, spec) if progress else 0
         done = sum(manifest["contexts"] for manifest in manifests.values())
         with (
+            serving(),
             open_cluster(settings, tasks=len(missing)) as cluster,
             _progress_bar(show=progress, total=total, done=done) as advance,
         ):
@@ -144,7 +164,6 @@ def _for_worker(settings: Settings) -> Settings:
 
 def _count_contexts(settings: Settings, spec: RunSpec) -> int:
     from scalr_prod.duck import open_duckdb, staging_folder
-    from scalr_prod.lake import Lake
 
     table = Table.SOURCE_EVENTS
     with staging_folder(settings, "count") as folder, open_duckdb(settings, folder) as connection:

@@ -140,11 +140,11 @@ def open_tools(settings: Settings, spec: RunSpec) -> Tools:
     from scalr_prod.scoring import open_scorer
     from scalr_prod.translator import load_version
 
-    key = (settings.model_dump_json(), spec.translator_version, spec.translator_sha256)
+    key = (settings.model_dump_json(), settings.home, spec.translator_version, spec.translator_sha256)
     if getattr(_opened, "key", None) != key:
         close_tools()
         version = load_version(settings, spec.translator_version)
-        scorer = open_scorer(settings, spec.translator_version)
+        scorer = open_scorer(settings, spec.translator_version, guarded=True)
         _opened.tools = Tools(scorer, version.vocabulary(), version.folds, candidate_schema(settings))
         _opened.key = key
     tools: Tools = _opened.tools

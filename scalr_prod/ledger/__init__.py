@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from scalr_prod.ledger.records import (
+    Change,
     DatasetRecord,
     ModelVersion,
     Partition,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from scalr_prod.ledger.store import Ledger
 
 __all__ = [
+    "Change",
     "DatasetRecord",
     "Lease",
     "Ledger",

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from scalr_prod.errors import LedgerError, TranslatorNotFound
-from scalr_prod.ledger.database import Database
+from scalr_prod.ledger.history import History, Subject
 from scalr_prod.ledger.models import DatasetRow, ModelVersionRow, PromotionRow
 from scalr_prod.ledger.records import DatasetRecord, ModelVersion, Promotion
 
@@ -25,7 +25,7 @@ _TRANSLATOR = "translator"
 Row = TypeVar("Row", ModelVersionRow, DatasetRow)
 
 
-class Artefacts(Database):
+class Artefacts(History):
     """The part of the ledger that lists what was made. A version, once recorded, never changes."""
 
     def record_model_version(
@@ -77,6 +77,8 @@ class Artefacts(Database):
                 )
             last = self._last_promotion(session, name)
             if last is None or last.version != version:
+                former = None if last is None else f"version {last.version}"
+                self._note(session, "model", name, former, f"version {version}", cause=cause)
                 last = PromotionRow(name=name, version=version, at=self._now(session), cause=cause)
                 session.add(last)
             return _promotion(last)
@@ -134,6 +136,8 @@ class Artefacts(Database):
             except IntegrityError:  # another driver was faster
                 found = session.get_one(kind, key)
             else:
+                subject: Subject = "model" if kind is ModelVersionRow else "dataset"
+                self._note(session, subject, f"{key[0]}/{key[1]}", None, "recorded", cause="made")
                 return row
         differing = [name for name, value in identity.items() if getattr(found, name) != value]
         if differing:

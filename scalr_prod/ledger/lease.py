@@ -103,6 +103,9 @@ class Leases(Runs):
                     where=self.address,
                     next_step="wait for it to end; if it died, the lease runs out by itself",
                 ).at(run_id=run_id)
+            if row.lease_owner is not None and row.lease_owner != owner:
+                cause = "its process is no more" if _is_dead(row.lease_owner) else f"it ran out at {row.lease_expires_at}"
+                self._note(session, "lease", run_id, row.lease_owner, owner, cause=f"taken over: {cause}", run_id=run_id)
             row.lease_owner, row.lease_expires_at = owner, now + timedelta(seconds=ttl_s)
             return row.lease_expires_at
 

@@ -72,16 +72,20 @@ class RunRow(Base):
 
 
 class TransitionRow(Base):
-    """Append-only: every change of a run's state."""
+    """Append-only: every change of state, of whatever has one."""
 
-    __tablename__ = "run_transitions"
+    __tablename__ = "transitions"
+    __table_args__ = (Index("ix_transitions_subject", "subject", "key"),)
 
     id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
-    run_id: Mapped[str] = mapped_column(ForeignKey("runs.run_id"), index=True)
-    from_state: Mapped[str | None] = mapped_column(String(16))
-    to_state: Mapped[str] = mapped_column(String(16))
+    subject: Mapped[str] = mapped_column(String(16))
+    key: Mapped[str] = mapped_column(String(200))
+    run_id: Mapped[str | None] = mapped_column(ForeignKey("runs.run_id"), index=True)
+    from_state: Mapped[str | None] = mapped_column(String(200))
+    to_state: Mapped[str] = mapped_column(String(200))
     at: Mapped[datetime] = mapped_column(UtcDateTime)
     cause: Mapped[str] = mapped_column(Text)
+    actor: Mapped[str | None] = mapped_column(String(200))
 
 
 class PartitionRow(Base):

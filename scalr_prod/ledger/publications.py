@@ -37,9 +37,11 @@ class Publications(Runs):
             now = self._now(session)
             last = self._last(session, run_id)
             if last is None or last.status != PublicationStatus.PENDING:
+                former = None if last is None else last.status
                 attempt = 1 if last is None else last.attempt + 1
                 last = PublicationRow(run_id=run_id, attempt=attempt, key=f"publish:{run_id}:{attempt}")
                 last.status, last.start, last.end = PublicationStatus.PENDING.value, spec.start, spec.end
+                self._follow(session, last, former, cause=f"{rows} rows to follow version {base_version}")
             last.base_version, last.rows, last.replaced, last.created_at = base_version, rows, dict(replaced), now
             session.add(last)
             session.flush()
@@ -56,6 +58,7 @@ class Publications(Runs):
             if row.status == PublicationStatus.PENDING:
                 row.status, row.delta_version, row.rows = PublicationStatus.PUBLISHED.value, delta_version, rows
                 row.published_at = self._now(session)
+                self._follow(session, row, PublicationStatus.PENDING, cause=cause)
             self._move(session, run_id, RunState.PUBLISHED, cause)
             return _publication(row)
 
@@ -66,6 +69,7 @@ class Publications(Runs):
             if row.status == PublicationStatus.PUBLISHED:
                 row.status, row.rollback_version = PublicationStatus.ROLLED_BACK.value, delta_version
                 row.rolled_back_at = self._now(session)
+                self._follow(session, row, PublicationStatus.PUBLISHED, cause=cause)
             self._move(session, run_id, RunState.ROLLED_BACK, cause)
             return _publication(row)
 
@@ -107,6 +111,10 @@ class Publications(Runs):
             sa.select(PublicationRow).where(PublicationRow.run_id == run_id).order_by(PublicationRow.attempt.desc()).limit(1)
         )
         return session.scalars(query).one_or_none()
+
+    def _follow(self, session: Session, row: PublicationRow, former: str | None, *, cause: str) -> None:
+        key = f"{row.run_id}/{row.attempt}"
+        self._note(session, "publication", key, former, row.status, cause=cause, run_id=row.run_id)
 
     def _attempt(self, session: Session, run_id: str, attempt: int) -> PublicationRow:
         query = sa.select(PublicationRow).where(PublicationRow.run_id == run_id, PublicationRow.attempt == attempt)

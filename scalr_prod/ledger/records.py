@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "TRANSITIONS",
+    "Change",
     "DatasetRecord",
     "ModelVersion",
     "Partition",
@@ -92,6 +93,29 @@ class Transition(_Record):
     to_state: RunState
     at: datetime
     cause: str
+
+
+@dataclass(frozen=True)
+class Change(_Record):
+    """One line of the ledger's history.
+
+    Attributes:
+        subject: ``run``, ``partition``, ``publication``, ``lease``, ``model`` or ``dataset``.
+        key: Which one: a run's id, with a partition or attempt after a slash; a model's or data set's name and version.
+        from_state: None for its first.
+        to_state: The state it went to; of a lease, its new owner.
+        at: When (UTC, the database's clock).
+        cause: Why, in a few words.
+        actor: Host and process that made the change; None for what an older package wrote down.
+    """
+
+    subject: str
+    key: str
+    from_state: str | None
+    to_state: str
+    at: datetime
+    cause: str
+    actor: str | None
 
 
 @dataclass(frozen=True)

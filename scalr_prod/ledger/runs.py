@@ -9,20 +9,21 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from scalr_prod.errors import LedgerError, RunNotFound
-from scalr_prod.ledger.database import Database
-from scalr_prod.ledger.models import PartitionRow, RunRow, TransitionRow
+from scalr_prod.ledger.history import History
+from scalr_prod.ledger.models import PartitionRow, RunRow
 from scalr_prod.ledger.records import TRANSITIONS, Partition, Run, RunState, Transition
 from scalr_prod.ledger.spec import RunSpec, check_run_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from datetime import datetime
 
     from sqlalchemy.orm import Session
 
 __all__ = ["Runs"]
 
 
-class Runs(Database):
+class Runs(History):
     """The part of the ledger that follows a run."""
 
     def begin_run(self, spec: RunSpec, *, cause: str = "planned") -> Run:
@@ -78,15 +79,18 @@ class Runs(Database):
 
     def transitions(self, run_id: str) -> list[Transition]:
         """How a run came to its state, the oldest first."""
-        query = sa.select(TransitionRow).where(TransitionRow.run_id == run_id).order_by(TransitionRow.id)
         with self._reading() as session:
             self._row(session, run_id)
-            return [
-                Transition(
-                    row.run_id, RunState(row.from_state) if row.from_state else None, RunState(row.to_state), row.at, row.cause
-                )
-                for row in session.scalars(query)
-            ]
+        return [
+            Transition(
+                run_id,
+                RunState(change.from_state) if change.from_state else None,
+                RunState(change.to_state),
+                change.at,
+                change.cause,
+            )
+            for change in self.history(run_id, subject="run")
+        ]
 
     def record_partition(self, run_id: str, partition: int, manifest: Mapping[str, Any]) -> None:
         """Record what a partition's task reported; a repeated task replaces what was there. See `record_partitions`."""
@@ -112,18 +116,27 @@ class Runs(Database):
                 )
             for partition, manifest in manifests:
                 content = json.loads(json.dumps(dict(manifest), default=str))
-                session.merge(
-                    PartitionRow(
-                        run_id=run_id,
-                        partition=int(partition),
-                        state=str(content.get("state", "done")),
-                        rows=int(content.get("rows", 0)),
-                        sha256=content.get("sha256"),
-                        path=content.get("path"),
-                        updated_at=now,
-                        manifest=content,
-                    )
-                )
+                self._merge_partition(session, run_id, int(partition), content, now)
+
+    def _merge_partition(self, session: Session, run_id: str, partition: int, content: dict[str, Any], now: datetime) -> None:
+        found = session.get(PartitionRow, (run_id, partition))
+        former = None if found is None else found.state
+        state, sha256 = str(content.get("state", "done")), content.get("sha256")
+        if found is None or (found.state, found.sha256) != (state, sha256):
+            cause = f"{int(content.get('rows', 0))} rows staged" + ("" if found is None else ", made again")
+            self._note(session, "partition", f"{run_id}/{partition}", former, state, cause=cause, run_id=run_id)
+        session.merge(
+            PartitionRow(
+                run_id=run_id,
+                partition=partition,
+                state=state,
+                rows=int(content.get("rows", 0)),
+                sha256=sha256,
+                path=content.get("path"),
+                updated_at=now,
+                manifest=content,
+            )
+        )
 
     def partitions(self, run_id: str) -> list[Partition]:
         """The run's partitions that were recorded, by number."""
@@ -143,7 +156,7 @@ class Runs(Database):
                 session.add(row)
         except IntegrityError:  # another driver was faster (PostgreSQL; SQLite lets in one writer at a time)
             return self._row(session, run_id), False
-        session.add(TransitionRow(run_id=run_id, from_state=None, to_state=RunState.PLANNED.value, at=now, cause=cause))
+        self._note(session, "run", run_id, None, RunState.PLANNED.value, cause=cause, run_id=run_id)
         return row, True
 
     def _move(self, session: Session, run_id: str, state: RunState, cause: str) -> Run:
@@ -157,9 +170,8 @@ class Runs(Database):
                     where=self.address,
                     next_step=f"see how it came there: scalr runs show {run_id}",
                 ).at(run_id=run_id)
-            now = self._now(session)
-            session.add(TransitionRow(run_id=run_id, from_state=found.value, to_state=state.value, at=now, cause=cause))
-            row.state, row.updated_at = state.value, now
+            self._note(session, "run", run_id, found.value, state.value, cause=cause, run_id=run_id)
+            row.state, row.updated_at = state.value, self._now(session)
         return _run(row)
 
     def _row(self, session: Session, run_id: str, *, lock: bool = False) -> RunRow:

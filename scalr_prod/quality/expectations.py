@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -119,9 +120,12 @@ def inspecting(settings: Settings) -> Iterator[Inspector]:
     """Open the project's data context: results in ``<home>/gx``, data docs in ``<home>/data_docs``."""
     # Read when the library is imported: it would send usage events otherwise.
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
-    import great_expectations as gx
     from filelock import FileLock
-    from great_expectations.data_context.types.base import DataContextConfig
+
+    with warnings.catch_warnings():  # the library's own imports, which only it can renew
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import great_expectations as gx
+        from great_expectations.data_context.types.base import DataContextConfig
 
     root, docs = settings.home / "gx", settings.home / "data_docs"
     root.mkdir(parents=True, exist_ok=True)

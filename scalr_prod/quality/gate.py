@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from scalr_prod.ledger import Run, RunSpec
+    from scalr_prod.ledger import ModelVersion, Run, RunSpec
     from scalr_prod.settings import Settings
 
 __all__ = ["validate_run"]
@@ -50,7 +50,8 @@ def validate_run(settings: Settings, run_id: str, *, progress: bool = False) -> 
     """
     with Ledger.open(settings) as ledger, ledger.lease(run_id):
         run = ledger.run(run_id)
-        report = _verdict(settings, run, progress=progress)
+        record = next((model for model in ledger.model_versions() if model.version == run.spec.translator_version), None)
+        report = _verdict(settings, run, record, progress=progress)
         if run.state in _AUDITABLE:
             state = RunState.VALIDATED if report.passed else RunState.REJECTED
             ledger.set_stage(run_id, state, cause=_summary(report))
@@ -59,7 +60,7 @@ def validate_run(settings: Settings, run_id: str, *, progress: bool = False) -> 
     return report
 
 
-def _verdict(settings: Settings, run: Run, *, progress: bool) -> GateReport:
+def _verdict(settings: Settings, run: Run, record: ModelVersion | None, *, progress: bool) -> GateReport:
     folder = run_folder(settings, run.run_id)
     stored = _read(folder / "gate.json")
     if run.state in _OUT_OF_OUR_HANDS and stored is not None:
@@ -75,7 +76,7 @@ def _verdict(settings: Settings, run: Run, *, progress: bool) -> GateReport:
             "the run's candidates are gone", where=str(folder / "candidates"), next_step=f"scalr runs resume {run.run_id}"
         )
     files = sorted((folder / "candidates").glob("*.parquet"))
-    inputs = _inputs(settings, run.spec, files)
+    inputs = _inputs(settings, run.spec, record, files)
     if stored is not None and stored["inputs"] == inputs:
         report = GateReport.from_json(stored["report"], repeated=True)
         if all(
@@ -83,22 +84,31 @@ def _verdict(settings: Settings, run: Run, *, progress: bool) -> GateReport:
         ):
             return report
     with counting("audit", show=progress) as count:
-        report = _audit(settings, run.spec, folder, files)
+        report = _audit(settings, run.spec, record, folder, files)
         count(report.rows)
     write_json(folder / "gate.json", {"inputs": inputs, "report": report.to_json()})
     return report
 
 
-def _inputs(settings: Settings, spec: RunSpec, files: Sequence[Path]) -> dict[str, Any]:
+def _inputs(settings: Settings, spec: RunSpec, record: ModelVersion | None, files: Sequence[Path]) -> dict[str, Any]:
     """All that the verdict follows from."""
     return {
         "run": json.loads(spec.canonical()),
         "candidates": {path.name: sha256_of(path) for path in files},
         "quality": settings.quality.model_dump(mode="json"),
+        "translator": None if record is None else [record.sha256, record.trained_until.isoformat()],
     }
 
 
-def _audit(settings: Settings, spec: RunSpec, folder: Path, files: Sequence[Path]) -> GateReport:
+def _differing(spec: RunSpec, record: ModelVersion | None) -> int:
+    """In how many facts the run's account of its translator differs from what the ledger recorded when it was trained."""
+    claimed = (spec.translator_sha256, spec.translator_trained_until)
+    if record is None:
+        return len(claimed)
+    return sum(mine != theirs for mine, theirs in zip(claimed, (record.sha256, record.trained_until), strict=True))
+
+
+def _audit(settings: Settings, spec: RunSpec, record: ModelVersion | None, folder: Path, files: Sequence[Path]) -> GateReport:
     quality = settings.quality
     asked = _generation_settings(settings, spec)
     schema = Lake.open(settings).schema(Table.SYNTHETIC_TARGET_EVENTS)
@@ -126,7 +136,7 @@ def _audit(settings: Settings, spec: RunSpec, folder: Path, files: Sequence[Path
         with auditing(settings, spec, files, rules, popularity_buckets=asked["align_buckets"]) as audit:
             severity: Literal["warning", "critical"] = "warning" if quality.policy == "quarantine" else "critical"
             by_row = inspect_rows(inspector, _SUITE, spec.run_id, audit.judged, severity=severity)
-            figures = audit.figures()
+            figures = audit.figures() | {"translator_facts_differing": _differing(spec, record)}
             bounds = run_rules(spec, quality, events_per_source_event=asked["events_per_source_event"])
             by_run = inspect_figures(inspector, _SUITE, spec.run_id, figures, bounds)
             rows, good = audit.judged.counts()

@@ -108,6 +108,12 @@ def run_rules(spec: RunSpec, quality: QualitySettings, *, events_per_source_even
             high=0,
         ),
         FigureRule(
+            "translator_is_the_recorded_one",
+            "checksum and trained_until of the run's translator are those that the ledger recorded when it was trained",
+            "translator_facts_differing",
+            high=0,
+        ),
+        FigureRule(
             "volume_per_source_event",
             f"no source event became more than {events_per_source_event} events",
             "max_events_per_source_event",

@@ -18,13 +18,15 @@ if TYPE_CHECKING:
 __all__ = ["known_digest", "open_scorer"]
 
 
-def open_scorer(settings: Settings, version: int, *, threads: int | None = None) -> Scorer:
+def open_scorer(settings: Settings, version: int, *, threads: int | None = None, guarded: bool = False) -> Scorer:
     """Open the scorer of one version. Each process opens its own.
 
     Args:
         settings: The project's settings; ``[serving] scorer`` decides.
         version: The translator version that must answer.
         threads: Threads of the local scorer; default ``[serving] threads``.
+        guarded: Somebody starts a local server anew when it fails (`serving.guarded_serving`): wait for it, up to the
+            deadline, also where a server by itself would never recover.
 
     Raises:
         ServerUnreachable: Triton does not answer.
@@ -43,6 +45,7 @@ def open_scorer(settings: Settings, version: int, *, threads: int | None = None)
         in_flight=serving.in_flight,
         max_request_mb=serving.max_request_mb,
         digest=known_digest(settings, version),
+        guarded=guarded and serving.url is None,
     )
 
 

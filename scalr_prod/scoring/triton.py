@@ -65,6 +65,7 @@ class TritonScorer:
         max_request_mb: Limit of one request's input tensors, MiB.
         digest: The model's expected `digest_of`, where it is known.
         retries: Waits between attempts.
+        guarded: Somebody starts the server anew when it fails, so a failure that it would not recover from may pass.
         connect: Opens a channel to an address.
 
     Raises:
@@ -84,14 +85,15 @@ class TritonScorer:
         max_request_mb: float = 64.0,
         digest: int | None = None,
         retries: RetryPolicy | None = None,
+        guarded: bool = False,
         connect: Callable[[str], Transport] = Channel,
     ) -> None:
         self._address, self._connect, self._model, self._version = address, connect, model, version
-        self._deadline_s, self._in_flight = deadline_s, in_flight
+        self._deadline_s, self._in_flight, self._guarded = deadline_s, in_flight, guarded
         self._retries = retries if retries is not None else RetryPolicy()
         self._channel = connect(address())
         try:
-            patience = Deadline.after(min(_PATIENCE_S, deadline_s))
+            patience = Deadline.after(deadline_s if guarded else min(_PATIENCE_S, deadline_s))
             self._limits = Limits(int(max_request_mb * 2**20), self._ask_rows(patience))
             # A real request: it waits behind those of other workers, so it has a request's own time.
             self.identity = self._ask_identity(Deadline.after(deadline_s), digest)
@@ -229,7 +231,8 @@ class TritonScorer:
                 return first() if first is not None else attempt(deadline.remaining)
             except Failure as failure:
                 pause = next(pauses)
-                hopeless = not (failure.may_pass or failure.model_absent) or (failure.model_absent and not await_model)
+                awaited = failure.may_pass or (failure.model_absent and await_model)
+                hopeless = not (awaited or (self._guarded and (failure.backend_died or failure.model_absent)))
                 if hopeless or pause >= deadline.remaining:
                     raise self._explain(failure, attempts, deadline) from failure
                 logger.warning("%s, attempt %d: %s %s", self._channel.url, attempts, failure.code, failure.detail)

@@ -12,7 +12,8 @@ from scalr_prod.serving.check import Check
 
 if TYPE_CHECKING:
     from scalr_prod.serving.checks import serving_checks
-    from scalr_prod.serving.ensure import ensure_serving
+    from scalr_prod.serving.ensure import ensure_serving, stop_unused
+    from scalr_prod.serving.guard import guarded_serving
     from scalr_prod.serving.process import ServerStatus, start_triton, stop_triton, triton_status
     from scalr_prod.serving.promotions import served_version
     from scalr_prod.serving.versions import PromotionReport, promote, rollback
@@ -22,12 +23,14 @@ __all__ = [
     "PromotionReport",
     "ServerStatus",
     "ensure_serving",
+    "guarded_serving",
     "promote",
     "rollback",
     "served_version",
     "serving_checks",
     "start_triton",
     "stop_triton",
+    "stop_unused",
     "triton_status",
 ]
 
@@ -35,12 +38,14 @@ _HOMES = {
     "PromotionReport": "versions",
     "ServerStatus": "process",
     "ensure_serving": "ensure",
+    "guarded_serving": "guard",
     "promote": "versions",
     "rollback": "versions",
     "served_version": "promotions",
     "serving_checks": "checks",
     "start_triton": "process",
     "stop_triton": "process",
+    "stop_unused": "ensure",
     "triton_status": "process",
 }
 

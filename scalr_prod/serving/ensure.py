@@ -5,10 +5,10 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from scalr_prod.errors import ModelNotReady, ModelVersionMismatch
+from scalr_prod.errors import DeadlineExceeded, ModelNotReady, ModelVersionMismatch
 from scalr_prod.scoring import open_scorer
 from scalr_prod.serving.loading import check_version, load_versions, loaded_versions
-from scalr_prod.serving.process import start_locked, stop_locked
+from scalr_prod.serving.process import restart_locked, start_locked, stop_locked
 from scalr_prod.serving.repository import configured_versions
 from scalr_prod.serving.state import read_record, server_lock, used_by_others, using
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["ensure_serving", "serving"]
+__all__ = ["ensure_serving", "serving", "stop_unused"]
 
 
 def ensure_serving(settings: Settings, version: int) -> AbstractContextManager[None]:
@@ -59,14 +59,32 @@ def serving(settings: Settings, version: int, *, beside: AbstractSet[int] | None
         try:
             with using(settings):
                 with server_lock(settings):
-                    fresh = start_locked(settings, [version], lasting=False).started
-                    _ensure_loaded(settings, version, None if fresh else beside)
+                    _ensure_local(settings, version, beside)
                 yield
         finally:
-            with server_lock(settings):
-                record = read_record(settings)
-                if record is not None and not record.lasting and not used_by_others(settings):
-                    stop_locked(settings)
+            stop_unused(settings)
+
+
+def stop_unused(settings: Settings) -> None:
+    """Stop a local server that nobody uses, unless it was started by command; a killed run may have left one."""
+    if settings.serving.scorer == "local" or settings.serving.url is not None or read_record(settings) is None:
+        return
+    with server_lock(settings):
+        record = read_record(settings)
+        if record is not None and not record.lasting and not used_by_others(settings):
+            stop_locked(settings)
+
+
+def _ensure_local(settings: Settings, version: int, beside: AbstractSet[int] | None) -> None:
+    fresh = start_locked(settings, [version], lasting=False).started
+    try:
+        _ensure_loaded(settings, version, None if fresh else beside)
+    except DeadlineExceeded:
+        if fresh:
+            raise
+        # It hangs, as the next run would too: what was left of it by an earlier one is of no use to anybody.
+        restart_locked(settings, [version])
+        _ensure_loaded(settings, version, None)
 
 
 def _ensure_loaded(settings: Settings, version: int, beside: AbstractSet[int] | None) -> None:

@@ -28,7 +28,17 @@ if TYPE_CHECKING:
     from scalr_prod.serving.environment import ServingEnvironment
     from scalr_prod.settings import Settings
 
-__all__ = ["ServerStatus", "log_tail", "start_locked", "start_triton", "stop_locked", "stop_triton", "triton_status"]
+__all__ = [
+    "ServerStatus",
+    "is_alive",
+    "log_tail",
+    "restart_locked",
+    "start_locked",
+    "start_triton",
+    "stop_locked",
+    "stop_triton",
+    "triton_status",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +114,7 @@ def triton_status(settings: Settings) -> ServerStatus:
     record = read_record(settings) if settings.serving.url is None else None
     if settings.serving.url is None and record is None:
         return ServerStatus(running=False, url=None, detail="no local server was started")
-    if record is not None and not _alive(record):
+    if record is not None and not is_alive(record):
         return ServerStatus(running=False, url=record.url, log=record.log, detail=f"process {record.pid} has ended")
     url = record.url if record is not None else str(settings.serving.url)
     local = {} if record is None else {key: getattr(record, key) for key in ("pid", "http_url", "metrics_url", "log")}
@@ -126,7 +136,7 @@ def start_locked(settings: Settings, versions: Iterable[int], *, lasting: bool) 
         lasting: Whether it runs until it is stopped by command.
     """
     found = read_record(settings)
-    if found is not None and _alive(found):
+    if found is not None and is_alive(found):
         _wait_ready(settings, found)
         if lasting and not found.lasting:
             ServerRecord(**(asdict(found) | {"lasting": True})).write(settings)
@@ -146,7 +156,7 @@ def start_locked(settings: Settings, versions: Iterable[int], *, lasting: bool) 
         try:
             _wait_ready(settings, record)
         except BaseException as error:
-            taken = isinstance(error, ServingError) and not _alive(record) and "already in use" in log_tail(record)
+            taken = isinstance(error, ServingError) and not is_alive(record) and "already in use" in log_tail(record)
             stop_locked(settings)
             if not taken or attempt == _PORT_TRIES:
                 raise
@@ -157,12 +167,26 @@ def start_locked(settings: Settings, versions: Iterable[int], *, lasting: bool) 
     return ServerStatus(**(asdict(status) | {"started": True}))
 
 
+def restart_locked(settings: Settings, versions: Iterable[int]) -> ServerStatus:
+    """Kill a server that no longer does its work, and start another in its place, for a caller that holds the server's lock.
+
+    Args:
+        settings: The project's settings.
+        versions: Those that it must hold, beside what it held.
+    """
+    record = read_record(settings)
+    if record is not None and is_alive(record):
+        _signal(record, signal.SIGKILL)
+        _ends(record, _STOP_S)
+    return start_locked(settings, versions, lasting=record is not None and record.lasting)
+
+
 def stop_locked(settings: Settings) -> bool:
     """`stop_triton` for a caller that holds the server's lock."""
     record = read_record(settings)
     if record is None:
         return False
-    was_alive = _alive(record)
+    was_alive = is_alive(record)
     if was_alive:
         _signal(record, signal.SIGTERM)
         if not _ends(record, _STOP_S):
@@ -232,7 +256,7 @@ def _wait_ready(settings: Settings, record: ServerRecord) -> None:
     ends_at = time.monotonic() + limit
     with Channel(record.url) as channel:
         while True:
-            if not _alive(record):
+            if not is_alive(record):
                 raise ServingError(
                     f"Triton ended while it was starting; the end of its log: {log_tail(record)}",
                     where=record.log,
@@ -258,7 +282,8 @@ def _wait_ready(settings: Settings, record: ServerRecord) -> None:
             time.sleep(0.1)
 
 
-def _alive(record: ServerRecord) -> bool:
+def is_alive(record: ServerRecord) -> bool:
+    """Whether the server's process runs; also where it is a child of this one, and ended without being waited for."""
     child = _children.get(record.pid)
     if child is None:
         return record.alive
@@ -271,7 +296,7 @@ def _alive(record: ServerRecord) -> bool:
 def _ends(record: ServerRecord, seconds: float) -> bool:
     ends_at = time.monotonic() + seconds
     while time.monotonic() < ends_at:
-        if not _alive(record):
+        if not is_alive(record):
             return True
         time.sleep(0.05)
     return False

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -66,3 +69,24 @@ def test_what_fits_nowhere_is_told(tmp_path):
     with pytest.raises(LakeError, match="memory_mb") as caught, open_duckdb(settings, tmp_path) as db:
         db.sql("SELECT list(md5(range::VARCHAR)) AS one FROM range(5000000)").fetchall()
     assert "DuckDB gave up" in str(caught.value)
+
+
+def test_what_a_killed_process_left_is_swept_and_a_living_one_s_is_not(tmp_path):
+    settings = project(tmp_path)
+    program = (
+        "import sys, time\nfrom pathlib import Path\nfrom scalr_prod.duck import temporary_folder\n"
+        "with temporary_folder(Path(sys.argv[1]), 'other-') as folder:\n    print(folder, flush=True)\n    time.sleep(60)\n"
+    )
+    root = settings.home / "staging"
+    other = subprocess.Popen([sys.executable, "-c", program, str(root)], stdout=subprocess.PIPE, text=True)
+    left = Path(other.stdout.readline().strip())
+    with staging_folder(settings, "test") as mine:
+        assert left.is_dir()
+        with staging_folder(settings, "nested"):
+            assert mine.is_dir(), "another folder of the same process"
+    other.kill()
+    other.wait()
+    other.stdout.close()
+    assert left.is_dir()
+    with staging_folder(settings, "test"):
+        assert not left.exists()

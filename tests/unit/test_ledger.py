@@ -461,3 +461,88 @@ def test_an_error_below_is_told_in_our_words(ledger, monkeypatch):
     with pytest.raises(LedgerError, match="cannot be reached: disk I/O error") as caught:
         ledger.runs()
     assert "SELECT" not in str(caught.value)
+
+
+def first_schema(url: str, run_id: str, spec: dict) -> None:
+    """A ledger as the first version of the package left it: a run half-way, and what it had come through."""
+    from alembic import command
+
+    from scalr_prod.ledger.migrations import config
+
+    engine = sa.create_engine(sa.make_url(url).set(drivername="postgresql+psycopg") if url.startswith("postgresql") else url)
+    with engine.begin() as connection:
+        command.upgrade(config(connection), "0001")
+        values = {"id": run_id, "spec": json.dumps(spec), "at": "2024-01-02 03:04:05+00:00"}
+        connection.execute(
+            sa.text(
+                "INSERT INTO runs (run_id, spec, state, created_at, updated_at) VALUES (:id, :spec, 'generating', :at, :at)"
+            ),
+            values,
+        )
+        for former, state, cause in ((None, "planned", "planned"), ("planned", "generating", "generate")):
+            connection.execute(
+                sa.text(
+                    "INSERT INTO run_transitions (run_id, from_state, to_state, at, cause) VALUES (:id, :former, :state, :at, :why)"
+                ),
+                {"id": run_id, "former": former, "state": state, "at": values["at"], "why": cause},
+            )
+    engine.dispose()
+
+
+def test_a_ledger_of_the_first_schema_is_carried_over_whole(url):
+    if url.startswith("sqlite"):
+        Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True)
+    spec = make_spec()
+    first_schema(url, spec.run_id, spec.to_json())
+    with Ledger(url) as ledger:
+        steps = ledger.transitions(spec.run_id)
+        assert [(step.from_state, step.to_state, step.cause) for step in steps] == [
+            (None, RunState.PLANNED, "planned"),
+            (RunState.PLANNED, RunState.GENERATING, "generate"),
+        ]
+        assert steps[0].at == datetime(2024, 1, 2, 3, 4, 5, tzinfo=UTC)
+        ledger.set_stage(spec.run_id, RunState.GENERATED, cause="goes on")
+        assert [change.to_state for change in ledger.history(spec.run_id)] == ["planned", "generating", "generated"]
+        assert ledger.run(spec.run_id).spec == spec
+        test_the_schema_is_the_models(ledger)
+
+
+def test_all_that_has_a_state_has_a_history(ledger):
+    run_id = validated(ledger)
+    ledger.record_partition(run_id, 0, {"rows": 5, "sha256": "a"})
+    ledger.record_partition(run_id, 0, {"rows": 5, "sha256": "a"})
+    ledger.record_partition(run_id, 0, {"rows": 6, "sha256": "b"})
+    intent = ledger.intend_publication(run_id, base_version=3, rows=6, replaced={})
+    ledger.intend_publication(run_id, base_version=4, rows=6, replaced={})
+    ledger.record_publication(run_id, attempt=intent.attempt, delta_version=5, rows=6, cause="landed")
+    ledger.record_rollback(run_id, attempt=intent.attempt, delta_version=6, cause="wrong")
+    changes = ledger.history(run_id)
+    assert [(c.key, c.from_state, c.to_state, c.cause) for c in changes if c.subject == "partition"] == [
+        (f"{run_id}/0", None, "done", "5 rows staged"),
+        (f"{run_id}/0", "done", "done", "6 rows staged, made again"),
+    ]
+    assert [(c.key, c.from_state, c.to_state) for c in changes if c.subject == "publication"] == [
+        (f"{run_id}/1", None, "pending"),
+        (f"{run_id}/1", "pending", "published"),
+        (f"{run_id}/1", "published", "rolled_back"),
+    ]
+    assert all(c.actor and c.at.tzinfo and c.cause for c in changes)
+    model = {"path": "p", "sha256": "s", "fingerprint": "f", "trained_until": T0, "metrics": {}}
+    ledger.record_model_version(1, **model)
+    ledger.record_model_version(1, **model)
+    ledger.promote_version(1, cause="best")
+    ledger.record_dataset("set", 1, path="p", fingerprint="f", rows=1, cutoff=None, manifest={})
+    assert [(c.key, c.to_state) for c in ledger.history(subject="model")] == [
+        ("translator/1", "recorded"),
+        ("translator", "version 1"),
+    ]
+    assert [(c.key, c.to_state) for c in ledger.history(subject="dataset")] == [("set/1", "recorded")]
+
+
+def test_a_takeover_says_from_whom_and_why(ledger):
+    run_id = ledger.begin_run(make_spec()).run_id
+    ledger.acquire_lease(run_id, "first", ttl_s=-1)
+    ledger.acquire_lease(run_id, "second")
+    (change,) = ledger.history(run_id, subject="lease")
+    assert (change.from_state, change.to_state) == ("first", "second")
+    assert "ran out" in change.cause

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from handmade import IDS, Handmade, events, hour, source_rows, target_rows
 from scalr_prod.contracts import Table, schema_of
 from scalr_prod.errors import GenerationError, LedgerError, QualityGateFailed, RunNotFound
 from scalr_prod.ledger import Ledger, RunState, run_folder
+from scalr_prod.ledger.models import ModelVersionRow
 from scalr_prod.quality import GateReport, validate_run
 from scalr_prod.quality.rules import row_rules
 
@@ -278,6 +280,18 @@ def test_the_translator_may_know_as_much_as_its_mode_says(project, mode, trained
         assert validate_run(project.settings, spec.run_id).passed
     else:
         assert list(fails_on(project, spec.run_id)) == ["translator_had_not_seen_the_window"]
+
+
+@pytest.mark.parametrize("change", [{"sha256": "1" * 64}, {"trained_until": datetime(2024, 1, 1, tzinfo=UTC)}, None])
+def test_a_run_whose_translator_is_not_the_recorded_one_fails(project, change):
+    spec = project.run()
+    with Ledger.open(project.settings) as ledger, ledger._writing() as session:
+        row = session.get(ModelVersionRow, ("translator", spec.translator_version))
+        if change is None:
+            session.delete(row)
+        for name, value in (change or {}).items():
+            setattr(row, name, value)
+    assert fails_on(project, spec.run_id) == {"translator_is_the_recorded_one": 2 if change is None else 1}
 
 
 def test_more_events_from_a_source_event_than_asked_for_fail(project):

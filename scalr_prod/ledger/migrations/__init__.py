@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 __all__ = ["HEAD", "config", "upgrade"]
 
 #: The newest revision. Revisions are numbers as text, so that a newer schema is told from an older one.
-HEAD: Final = "0001"
+HEAD: Final = "0002"
 
 
 def upgrade(connection: Connection) -> None:

@@ -1,0 +1,67 @@
+"""Every change of state, with its time, its cause and who made it: of runs, partitions, publications, leases, models, data sets."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING, Literal
+
+import sqlalchemy as sa
+
+from scalr_prod.ledger.database import Database
+from scalr_prod.ledger.models import TransitionRow
+from scalr_prod.ledger.records import Change
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+__all__ = ["History", "Subject"]
+
+Subject = Literal["run", "partition", "publication", "lease", "model", "dataset"]
+
+
+class History(Database):
+    """The part of the ledger that is only ever added to."""
+
+    def history(self, run_id: str | None = None, *, subject: Subject | None = None) -> list[Change]:
+        """What changed, the oldest first.
+
+        Args:
+            run_id: Of this run only: its own states, its partitions, publications and takeovers.
+            subject: Of this kind only.
+        """
+        query = sa.select(TransitionRow).order_by(TransitionRow.id)
+        if run_id is not None:
+            query = query.where(TransitionRow.run_id == run_id)
+        if subject is not None:
+            query = query.where(TransitionRow.subject == subject)
+        with self._reading() as session:
+            return [
+                Change(row.subject, row.key, row.from_state, row.to_state, row.at, row.cause, row.actor)
+                for row in session.scalars(query)
+            ]
+
+    def _note(
+        self,
+        session: Session,
+        subject: Subject,
+        key: str,
+        from_state: str | None,
+        to_state: str,
+        *,
+        cause: str,
+        run_id: str | None = None,
+    ) -> None:
+        """Add a change to the transaction that makes it."""
+        session.add(
+            TransitionRow(
+                subject=subject,
+                key=key,
+                run_id=run_id,
+                from_state=from_state,
+                to_state=to_state,
+                at=self._now(session),
+                cause=cause,
+                actor=f"{socket.gethostname()}:{os.getpid()}",
+            )
+        )

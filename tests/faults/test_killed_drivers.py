@@ -1,0 +1,43 @@
+"""A driver killed with SIGKILL at any point of any stage: after the next command the published set is the undisturbed run's."""
+
+from __future__ import annotations
+
+import pytest
+from fault_harness import drawn
+
+pytestmark = pytest.mark.slow
+
+#: Kills of each stage. A run spends most of its points and its time in the last five.
+SOME = {
+    "ingest": 2,
+    "histories": 2,
+    "feast": 2,
+    "translator": 2,
+    "plan": 2,
+    "generate": 4,
+    "validate": 3,
+    "publish": 4,
+    "dataset": 2,
+}
+MANY = {
+    "ingest": 8,
+    "histories": 8,
+    "feast": 6,
+    "translator": 8,
+    "plan": 6,
+    "generate": 24,
+    "validate": 16,
+    "publish": 16,
+    "dataset": 8,
+}
+
+
+@pytest.mark.parametrize("number", range(sum(SOME.values())))
+def test_a_killed_driver_costs_nothing(project, survive, number):
+    survive(drawn(project.points, project.seconds, SOME, seed=1)[number])
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("number", range(sum(MANY.values())))
+def test_a_hundred_killed_drivers_cost_nothing(project, survive, number):
+    survive(drawn(project.points, project.seconds, MANY, seed=2)[number])
