@@ -79,10 +79,18 @@ class Lake:
         return f"{self.root}/{table.value}"
 
     def exists(self, table: Table) -> bool:
-        """Whether a table is there."""
-        from deltalake import DeltaTable
+        """Whether a table is there.
 
-        return DeltaTable.is_deltatable(self.uri(table), storage_options=self.storage_options)
+        Raises:
+            LakeError: The lake cannot be asked.
+        """
+        from deltalake import DeltaTable
+        from deltalake.exceptions import DeltaError
+
+        try:
+            return DeltaTable.is_deltatable(self.uri(table), storage_options=self.storage_options)
+        except (DeltaError, OSError) as error:
+            raise self._unreadable(table, error) from error
 
     def create(self, table: Table, schema: pa.Schema) -> None:
         """Make an empty table where there is none."""
@@ -109,14 +117,17 @@ class Lake:
                 raise TableNotFound(
                     "the table does not exist yet", where=self.uri(table), next_step=f"run: {_MADE_BY[table]}"
                 ) from error
-            raise LakeError(
-                f"the table's log cannot be read: {_first_line(error)}",
-                where=self.uri(table),
-                next_step="check that the lake can be reached and read; restore the table's _delta_log from a copy if it is damaged",
-            ) from error
+            raise self._unreadable(table, error) from error
         if version is not None and (missing := _missing_file(found)):
             raise self._gone(table, version, f"{missing} was removed")
         return found
+
+    def _unreadable(self, table: Table, error: Exception) -> LakeError:
+        return LakeError(
+            f"the table's log cannot be read: {_first_line(error)}",
+            where=self.uri(table),
+            next_step="check that the lake can be reached and read; restore the table's _delta_log from a copy if it is damaged",
+        )
 
     def _gone(self, table: Table, version: int, found: str) -> LakeError:
         return LakeError(

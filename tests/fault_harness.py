@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -20,6 +21,7 @@ import time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
 
@@ -182,6 +184,7 @@ def _drive(config: str, action: str, kill: Kill | None, out: str, options: dict[
     with open(os.devnull, "w") as nothing:  # noqa: PTH123 - file descriptors of the process itself
         os.dup2(nothing.fileno(), 2)
     points = _Points(Path(config).parent, kill)
+    points.faults = options.pop("faults", {})
     found: dict[str, Any] = {}
     try:
         with points:
@@ -236,6 +239,7 @@ class _Points:
         self.passed: Counter[str] = Counter()
         self.seconds: Counter[str] = Counter()
         self.stage: str | None = None
+        self.faults: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
         from sqlalchemy import Engine, event
@@ -260,6 +264,20 @@ class _Points:
         if self.kill and self.kill.stage == self.stage and self.kill.point == self.passed[self.stage]:
             os.kill(os.getpid(), signal.SIGKILL)
 
+    def _spoil(self, stage: str) -> None:
+        """From this stage on: no file grows beyond ``faults['file_size']``; the clock is ``faults['clock']`` seconds wrong."""
+        if self.faults.get("stage") != stage:
+            return
+        if "file_size" in self.faults:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.faults["file_size"],) * 2)
+        if "clock" in self.faults:
+            from scalr_prod.ledger import database
+
+            wrong = timedelta(seconds=self.faults["clock"])
+            database.datetime = type("Wrong", (datetime,), {"now": staticmethod(lambda zone: datetime.now(zone) + wrong)})
+            true = time.time
+            time.time = lambda: true() + wrong.total_seconds()
+
     def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         if (
             event in _WATCHED
@@ -277,6 +295,7 @@ class _Points:
                 if _Points.before_stage is not None:
                     _Points.before_stage(name)
                 self.stage = name
+                self._spoil(name)
                 if self.kill and self.kill.stage == name and self.kill.after is not None:
                     timer = threading.Timer(self.kill.after, os.kill, (os.getpid(), signal.SIGKILL))
                     timer.daemon = True

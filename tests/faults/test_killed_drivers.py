@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from fault_harness import drawn
+from fault_harness import drawn, files_of
 
 pytestmark = pytest.mark.slow
 
@@ -41,3 +41,15 @@ def test_a_killed_driver_costs_nothing(project, survive, number):
 @pytest.mark.parametrize("number", range(sum(MANY.values())))
 def test_a_hundred_killed_drivers_cost_nothing(project, survive, number):
     survive(drawn(project.points, project.seconds, MANY, seed=2)[number])
+
+
+@pytest.mark.parametrize("action", ["run", "resume"])
+def test_a_finished_run_repeated_adds_no_row_and_changes_no_file(project, drivers, action):
+    config = project.before("dataset")
+    assert drivers.drive(config, "run", **project.options).error is None
+    before = files_of(config.parent)
+    found = drivers.drive(config, action, **project.options)
+    assert found.error is None, found.error
+    assert found.report["stages"]["publish"]["outcome"] == "already_published"
+    assert files_of(config.parent) == before
+    project.check()
