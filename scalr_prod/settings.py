@@ -37,7 +37,7 @@ Estimator = Literal["popularity", "frequency", "linear", "factorisation", "seque
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ProjectSettings(_Section):
@@ -254,7 +254,36 @@ class ServingSettings(_Section):
     startup_timeout_s: float = Field(default=120.0, gt=0)
     in_flight: int = Field(default=2, ge=1, le=64, description="requests in flight per worker")
     max_request_mb: float = Field(default=64.0, gt=0, le=2000)
+    tls: bool = Field(default=False, description="encrypt the connection to the server at url, and check its certificate")
+    ca_certificate: str | None = Field(default=None, description="PEM; default: the certificate authorities that gRPC knows")
+    client_certificate: str | None = Field(default=None, description="PEM, for a server that asks who we are")
+    client_key: str | None = Field(default=None, description="PEM of the client certificate's key")
+    header: str | None = Field(
+        default=None,
+        repr=False,
+        pattern=r"^[a-z0-9_.-]{1,64}=[\x21-\x7e]{1,1024}$",
+        description="name=value, sent with every request: opens Triton's restricted protocols. Keep it in the environment",
+    )
     threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
+
+    @field_validator("url")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        found = re.fullmatch(r"(?:grpc://)?(?:[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]):(\d{1,5})", value) if value else None
+        if value is not None and (found is None or not 0 < int(found[1]) < 2**16):
+            raise ValueError(f"{value!r} is no host:port of a gRPC endpoint, such as 127.0.0.1:8001")
+        return value
+
+    @model_validator(mode="after")
+    def _certificates(self) -> Self:
+        files = (self.ca_certificate, self.client_certificate, self.client_key)
+        if any(files) and not self.tls:
+            raise ValueError("names certificates, but tls is off: set tls = true")
+        if (self.client_certificate is None) != (self.client_key is None):
+            raise ValueError("needs client_certificate and client_key together")
+        if (self.tls or self.header is not None) and self.url is None:
+            raise ValueError("has tls or header but no url: the local server is on loopback and needs neither")
+        return self
 
 
 class FeastSettings(_Section):
@@ -358,8 +387,10 @@ def load_settings(path: str | Path | None = None, **overrides: Any) -> Settings:
         raise SettingsError(
             "no such file", where=str(path), next_step="name it with --config, or write one: see README, 'Your own data'"
         ) from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # of undecodable bytes, bad TOML, hostile numbers and depth
         raise SettingsError(f"cannot be read as TOML: {error}", where=str(path), next_step="correct the file") from error
+    if (key := _zero_byte(raw)) is not None:
+        raise SettingsError("holds a zero byte, which no path and no name can", where=f"{path}, {key}", next_step="remove it")
     if "base" in raw:
         raise SettingsError("unknown key 'base'", where=str(path), next_step="remove it")
     merged = _merge(raw, overrides)
@@ -367,6 +398,15 @@ def load_settings(path: str | Path | None = None, **overrides: Any) -> Settings:
         return Settings(**merged, base=path.resolve().parent)
     except ValidationError as error:
         raise _explain(error, path) from error
+
+
+def _zero_byte(section: dict[str, Any]) -> str | None:
+    """The first key whose text holds a zero byte."""
+    for key, value in section.items():
+        found = _zero_byte(value) if isinstance(value, dict) else "" if "\0" in str(value) else None
+        if found is not None:
+            return f"{key}.{found}".rstrip(".")
+    return None
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

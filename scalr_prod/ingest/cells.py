@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Ids", "Place", "first_failure", "first_true", "is_text", "numbers", "texts"]
 
+#: No id is longer than this; what is, is another column, or an attempt to fill memory and messages.
+_LONGEST_ID = 1024
 _INT64_TEXT = r"^(0|-?[1-9][0-9]{0,18})$"
 
 
@@ -89,6 +91,13 @@ class Ids:
             ids.validate(full=True)
         except pa.ArrowInvalid as error:
             raise place.bad(f"holds text that is not UTF-8 ({error})", next_step="write the file again as UTF-8") from error
+        at = first_true(pc.greater(pc.binary_length(ids), _LONGEST_ID))
+        if at is not None:
+            raise place.bad(
+                f"an id of {len(ids[at].as_py())} characters, '{ids[at].as_py()[:20]}…'; the longest may take {_LONGEST_ID} bytes",
+                at=at,
+                next_step="map the column that holds the ids, or hash long ones before",
+            )
         blank = pc.equal(pc.utf8_trim_whitespace(ids), "")
         ids = pc.if_else(blank, None, ids)
         if not untyped:
@@ -155,7 +164,7 @@ def numbers(values: pa.Array, place: Place) -> pa.Array:
             return text.cast(pa.float64())
         except pa.ArrowInvalid:
             at = first_failure(text, pa.float64())
-            raise place.bad(f"'{text[at].as_py()}' is not a number", at=at, next_step="correct the value") from None
+            raise place.bad(f"'{text[at].as_py()[:100]}' is not a number", at=at, next_step="correct the value") from None
     if pa.types.is_integer(values.type) or pa.types.is_floating(values.type) or pa.types.is_decimal(values.type):
         return values.cast(pa.float64(), safe=False)
     if pa.types.is_null(values.type):

@@ -132,11 +132,13 @@ def _format_of(url: str) -> str:
 
 @contextmanager
 def _readable(url: str, kind: str) -> Iterator[None]:
+    import csv
+
     import pyarrow as pa
 
     try:
         yield
-    except (pa.ArrowException, OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
         raise UnreadableInput(
             f"cannot be read as {kind}: {_short(error)}",
             where=url,
@@ -207,9 +209,10 @@ def _jsonl(filesystem: Any, path: str, url: str, wanted: Wanted) -> Iterator[pa.
 def _object(line: str, row: int, url: str) -> dict[str, Any]:
     try:
         found = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # the second, and a plain ValueError, of hostile depth or length
+        found = error.msg if isinstance(error, json.JSONDecodeError) else _short(error)
         raise UnreadableInput(
-            f"not valid JSON: {error.msg}", where=f"{url}, row {row + 1}", next_step="give one JSON object a line"
+            f"not valid JSON: {found}", where=f"{url}, row {row + 1}", next_step="give one JSON object a line"
         ) from error
     if not isinstance(found, dict):
         raise UnreadableInput(
@@ -239,7 +242,7 @@ def to_batch(names: Sequence[str], columns: Iterable[Sequence[Any]], origin: str
     for name, values in zip(names, columns, strict=True):
         try:
             arrays.append(pa.array(values))
-        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
+        except (pa.ArrowException, OverflowError, UnicodeError) as error:
             kinds = sorted({type(value).__name__ for value in values if value is not None})
             raise BadValue(
                 f"holds values of several types ({', '.join(kinds)}) or none that can be taken: {_short(error)}",

@@ -102,7 +102,8 @@ class Instants:
             return text.cast(UTC)
         if pc.all(pc.match_substring_regex(text, _NUMBER)).as_py():
             fraction = pc.any(pc.match_substring(text, ".")).as_py()
-            return self._from_epoch(text.cast(pa.float64() if fraction else pa.int64()), place)
+            kind = pa.float64() if fraction else pa.int64()
+            return self._from_epoch(_cast(text, kind, place), place)
         text = pc.replace_substring_regex(text, r"\s*(UTC|GMT)$", "Z")
         text = pc.replace_substring_regex(text, r"\s+([+-]\d{2}(:?\d{2})?)$", r"\1")
         text = pc.replace_substring_regex(text, r"(\.\d{6})\d+", r"\1")
@@ -115,7 +116,7 @@ class Instants:
             return _cast(text, UTC, place)
         if self.zone is None:
             raise place.bad(
-                f"naive timestamp '{text[naive_at].as_py()}': its time zone is not known",
+                f"naive timestamp '{text[naive_at].as_py()[:100]}': its time zone is not known",
                 at=naive_at,
                 next_step=f'set {self.key}, for example {self.key} = "UTC"',
             )
@@ -171,7 +172,7 @@ def _cast(text: pa.Array, kind: pa.DataType, place: Place) -> pa.Array:
 
 def _unparsable(text: pa.Array, at: int, place: Place) -> Exception:
     return place.bad(
-        f"'{text[at].as_py()}' is no timestamp",
+        f"'{text[at].as_py()[:100]}' is no timestamp",
         at=at,
         next_step="give ISO 8601 (2024-05-01T12:30:00Z), dates, or epoch seconds, milliseconds or microseconds",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, quote_plus
 
@@ -13,13 +14,19 @@ from scalr_prod.ingest.files import Batch, to_batch
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
-    from sqlalchemy import URL
+    from sqlalchemy import URL, Engine
 
     from scalr_prod.ingest.columns import Wanted
 
 __all__ = ["read_query"]
 
 _ROWS = 20_000
+_READ_ONLY = {
+    "sqlite": "PRAGMA query_only = ON",
+    "postgresql": "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
+    "mysql": "SET SESSION TRANSACTION READ ONLY",
+    "mariadb": "SET SESSION TRANSACTION READ ONLY",
+}
 
 
 def read_query(url: str, query: str, wanted: Wanted) -> Generator[Batch, None, None]:
@@ -44,6 +51,7 @@ def read_query(url: str, query: str, wanted: Wanted) -> Generator[Batch, None, N
             next_step="write it as dialect+driver://user:password@host/database and install the driver",
         ) from None
     origin = _public(parsed)
+    _read_only(engine, origin)
     try:
         with engine.connect() as connection:
             # exec_driver_sql and no_parameters: a ':' or '%' of the query is the query's own, no parameter of ours.
@@ -65,6 +73,26 @@ def read_query(url: str, query: str, wanted: Wanted) -> Generator[Batch, None, N
         ) from None
     finally:
         engine.dispose()
+
+
+def _read_only(engine: Engine, origin: str) -> None:
+    """Have the database itself refuse whatever would change it: the query is the user's, but it must only read.
+
+    Raises:
+        UnreadableInput: A SQLite file that is not there, which connecting would make.
+    """
+    import sqlalchemy as sa
+
+    backend, database = engine.url.get_backend_name(), engine.url.database
+    if backend == "sqlite" and database and not database.startswith((":", "file:")) and not Path(database).exists():
+        raise UnreadableInput("no such file", where=origin, next_step="correct the path in the database URL")
+    statement = _READ_ONLY.get(backend)
+    if statement is not None:
+
+        @sa.event.listens_for(engine, "connect")
+        def on_connect(connection: Any, _record: object) -> None:
+            connection.cursor().execute(statement)
+            connection.commit()
 
 
 def _public(url: URL) -> str:

@@ -167,7 +167,11 @@ class Database:
         try:
             yield
         except IntegrityError as error:
-            raise LedgerError(f"the ledger refused the row: {self._plain(error)}", where=self.address) from error
+            raise LedgerError(
+                f"the ledger refused the row: {self._plain(error)}",
+                where=self.address,
+                next_step="see what it holds: scalr runs list; then repeat the command",
+            ) from error
         except OperationalError as error:
             raise LedgerError(
                 f"the ledger cannot be reached: {self._plain(error)}",
@@ -175,7 +179,11 @@ class Database:
                 next_step="see that the database runs and that [ledger] url names it; then repeat: nothing is done twice",
             ) from error
         except SQLAlchemyError as error:
-            raise LedgerError(f"the ledger failed: {self._plain(error)}", where=self.address) from error
+            raise LedgerError(
+                f"the ledger failed: {self._plain(error)}",
+                where=self.address,
+                next_step="see that [ledger] url names a ledger, and that it is whole; restore it from a copy if it is not",
+            ) from error
 
     def _plain(self, error: SQLAlchemyError) -> str:
         text = str(error.orig) if isinstance(error, DBAPIError) and error.orig else str(error)

@@ -121,7 +121,7 @@ def answer(module: Module, identity: Identity, requests: Sequence[Mapping[str, N
     groups: dict[tuple[Any, ...], list[tuple[int, Contexts]]] = {}
     for number, request in enumerate(requests):
         try:
-            contexts, key = _decode(request)
+            contexts, key = _decode(request, identity.catalogue_size)
         except KeyError as error:
             answers[number] = ValueError(f"input {error} is missing")
         except ValueError as error:
@@ -141,7 +141,7 @@ def _answer_group(
     candidates = [requests[number]["candidates"] for number, _ in members] if key[0] == "score" else None
     try:
         outputs = _forward(module, contexts, key, candidates)
-    except (ScalrError, ValueError) as error:
+    except (ScalrError, ValueError, IndexError, RuntimeError) as error:  # the last two are torch's
         if len(members) == 1:
             found = f"{error.where}: {error.found}" if isinstance(error, ScalrError) else str(error)
             return {members[0][0]: ValueError(found)}
@@ -155,7 +155,7 @@ def _answer_group(
     return parts
 
 
-def _decode(request: Mapping[str, NDArray[Any]]) -> tuple[Contexts, tuple[Any, ...]]:
+def _decode(request: Mapping[str, NDArray[Any]], catalogue_size: int) -> tuple[Contexts, tuple[Any, ...]]:
     """The contexts, and what a batch must have in common to be answered in one pass."""
     contexts = Contexts(
         history_items=request["history_items"],
@@ -164,15 +164,28 @@ def _decode(request: Mapping[str, NDArray[Any]]) -> tuple[Contexts, tuple[Any, .
         **{name: request[name].reshape(-1) for name in _ONE_A_ROW},
     )
     width = contexts.history_items.shape[1]
+    if not width:
+        raise ValueError("history_items holds no event: the translated one is the last of a history")
+    if not np.isfinite(contexts.history_ages).all():
+        raise ValueError("history_ages holds a value that is no finite number")
     candidates = request.get("candidates")
+    _not_below("history_items", contexts.history_items, 0)
+    _not_below("exclude", contexts.exclude, NO_ITEM)
     if candidates is not None:
-        if candidates.ndim != 2 or len(candidates) != len(contexts):  # noqa: PLR2004 - rows and candidates
-            raise ValueError(f"candidates has shape {candidates.shape}, expected ({len(contexts)}, C)")
+        if candidates.dtype != np.int32 or candidates.ndim != 2 or len(candidates) != len(contexts):  # noqa: PLR2004 - rows, candidates
+            raise ValueError(f"candidates is {candidates.dtype} {candidates.shape}, expected int32 ({len(contexts)}, C)")
         return contexts, ("score", width, candidates.shape[1])
     k, temperature, min_lift = (_common(request, name) for name in _DEFAULTS)
-    if k < 1 or temperature <= 0 or min_lift < 0:
-        raise ValueError(f"k = {k}, temperature = {temperature}, min_lift = {min_lift}: must be ≥ 1, > 0, ≥ 0")
+    if k < 1 or not (0 < temperature < np.inf and 0 <= min_lift < np.inf):
+        raise ValueError(f"k = {k}, temperature = {temperature}, min_lift = {min_lift}: must be ≥ 1, > 0, ≥ 0, and finite")
+    if k > catalogue_size:  # each draw takes memory in the server, whether there is an item for it or not
+        raise ValueError(f"k = {k}: the catalogue holds {catalogue_size} items, and none is drawn twice")
     return contexts, ("sample", width, int(k), temperature, min_lift)
+
+
+def _not_below(name: str, array: NDArray[Any], least: int) -> None:
+    if array.size and array.min() < least:
+        raise ValueError(f"{name} holds {array.min()}, the least index is {least}")
 
 
 def _common(request: Mapping[str, NDArray[Any]], name: str) -> float:
@@ -180,8 +193,8 @@ def _common(request: Mapping[str, NDArray[Any]], name: str) -> float:
     if values is None:
         return _DEFAULTS[name]
     first = values.flat[0] if values.size else _DEFAULTS[name]
-    if (values != first).any():
-        raise ValueError(f"{name} differs within one request")
+    if np.isnan(first) or (values != first).any():
+        raise ValueError(f"{name} differs within one request, or is no number")
     return float(first)
 
 
