@@ -7,7 +7,7 @@ export UV_FIND_LINKS
 export PYTHONHASHSEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast faults lint bench bench-lift clean constraints
+.PHONY: help setup demo test test-fast faults lint audit soak bench bench-lift clean constraints
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,8 +43,7 @@ lint: setup ## ruff, mypy --strict, import contracts
 bench: setup ## each stage beside its limit
 	.venv/bin/python -m benchmarks
 
-bench-lift: setup ## what synthetic events bring downstream, with controls: both directions, half of the users cold and none
-	.venv/bin/python -m benchmarks lift
+.PHONY: help setup demo test test-fast faults lint audit soak bench bench-lift clean constraints
 
 constraints: setup ## renew the pinned constraint files
 	.venv/bin/python scripts/constraints.py

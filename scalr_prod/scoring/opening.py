@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from scalr_prod.errors import TranslatorNotFound
 from scalr_prod.scoring.address import server_url
 from scalr_prod.scoring.local import LocalScorer
 from scalr_prod.scoring.protocol import digest_of
+from scalr_prod.scoring.security import Security
+from scalr_prod.scoring.transport import Channel
 from scalr_prod.scoring.triton import TritonScorer
 from scalr_prod.translator import load_version
 
@@ -46,6 +49,7 @@ def open_scorer(settings: Settings, version: int, *, threads: int | None = None,
         max_request_mb=serving.max_request_mb,
         digest=known_digest(settings, version),
         guarded=guarded and serving.url is None,
+        connect=partial(Channel, security=Security.of(settings)),
     )
 
 

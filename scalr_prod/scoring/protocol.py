@@ -124,8 +124,8 @@ def answer(module: Module, identity: Identity, requests: Sequence[Mapping[str, N
             contexts, key = _decode(request, identity.catalogue_size)
         except KeyError as error:
             answers[number] = ValueError(f"input {error} is missing")
-        except ValueError as error:
-            answers[number] = error
+        except (ValueError, TypeError, IndexError) as error:  # a shape or dtype that no check foresaw
+            answers[number] = ValueError(str(error))
         else:
             groups.setdefault(key, []).append((number, contexts))
     for key, members in groups.items():

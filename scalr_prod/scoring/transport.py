@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeAlias
 
 from scalr_prod.errors import ModelNotReady, ScoringError, ServerUnreachable
+from scalr_prod.scoring.security import Security
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -52,7 +53,12 @@ class Failure(Exception):
     @property
     def may_pass(self) -> bool:
         """Whether the same request may succeed later: nothing is wrong with the request itself."""
-        return self.code in {"UNAVAILABLE", "ABORTED", "CANCELLED"}
+        return self.code in {"UNAVAILABLE", "ABORTED", "CANCELLED"} and not self.restricted
+
+    @property
+    def restricted(self) -> bool:
+        """The server answers this protocol only to those who send the right header."""
+        return "protocol is restricted" in self.detail
 
     @property
     def backend_died(self) -> bool:
@@ -66,6 +72,12 @@ class Failure(Exception):
                 f"the server does not hold {model}: {self.detail}",
                 where=url,
                 next_step="run: scalr translator promote (or see what it holds: scalr triton status)",
+            )
+        if self.restricted:
+            return ScoringError(
+                f"the server keeps this to itself: {self.detail}",
+                where=url,
+                next_step="set SCALR_SERVING__HEADER=name=value to the pair of its --grpc-restricted-protocol",
             )
         if self.backend_died:
             return ModelNotReady(
@@ -122,19 +134,25 @@ class Transport(Protocol):
 class Channel:
     """A channel to the server at ``url``. Nothing is sent before the first call. It belongs to one process."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, security: Security | None = None) -> None:
         import grpc
         from tritonclient.grpc import service_pb2, service_pb2_grpc
 
         self.url = url
         self._pb = service_pb2
-        self._channel = grpc.insecure_channel(url, options=_OPTIONS)
+        security = security or Security()
+        self._metadata = security.metadata
+        if security.tls:
+            credentials = grpc.ssl_channel_credentials(security.authorities, security.key, security.certificate)
+            self._channel = grpc.secure_channel(url, credentials, options=_OPTIONS)
+        else:
+            self._channel = grpc.insecure_channel(url, options=_OPTIONS)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._error = grpc.RpcError
 
     def infer(self, request: Message, timeout: float) -> Reply:
         """Send a request; returns at once."""
-        return _GrpcReply(self._stub.ModelInfer.future(request, timeout=timeout), self._error)
+        return _GrpcReply(self._stub.ModelInfer.future(request, timeout=timeout, metadata=self._metadata), self._error)
 
     def server_name(self, timeout: float) -> str:
         """What the server calls itself; an answer shows that it lives.
@@ -184,7 +202,7 @@ class Channel:
 
     def _call(self, method: str, request: Message, timeout: float) -> Message:
         try:
-            return getattr(self._stub, method)(request, timeout=timeout)
+            return getattr(self._stub, method)(request, timeout=timeout, metadata=self._metadata)
         except self._error as error:
             raise Failure(error.code().name, error.details() or "") from error
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from scalr_prod.errors import ModelNotReady, ModelVersionMismatch, ServingError
 from scalr_prod.scoring import open_scorer
 from scalr_prod.scoring.address import server_url
+from scalr_prod.scoring.security import Security
 from scalr_prod.scoring.transport import Channel, Failure
 from scalr_prod.serving.repository import configured_versions, install_version, model_folder, write_config
 from scalr_prod.translator import load_version
@@ -30,7 +31,7 @@ def loaded_versions(settings: Settings) -> list[int]:
     """
     url = server_url(settings)
     try:
-        with Channel(url) as channel:
+        with Channel(url, Security.of(settings)) as channel:
             return channel.ready_versions(settings.serving.model_name, settings.serving.deadline_s)
     except Failure as failure:
         raise failure.explain(url, settings.serving.model_name) from failure
@@ -84,10 +85,10 @@ def check_version(settings: Settings, version: int) -> None:
 def _load(settings: Settings) -> None:
     url = server_url(settings)
     try:
-        with Channel(url) as channel:
+        with Channel(url, Security.of(settings)) as channel:
             channel.load(settings.serving.model_name, settings.serving.startup_timeout_s)
     except Failure as failure:
-        if failure.code in {"UNAVAILABLE", "DEADLINE_EXCEEDED"} and not failure.model_absent:
+        if failure.restricted or (failure.code in {"UNAVAILABLE", "DEADLINE_EXCEEDED"} and not failure.model_absent):
             raise failure.explain(url, settings.serving.model_name) from failure
         raise ServingError(
             f"the server could not load {settings.serving.model_name}: {failure.detail}",

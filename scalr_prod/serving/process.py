@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.errors import ServingError
 from scalr_prod.scoring.address import server_file
+from scalr_prod.scoring.security import Security
 from scalr_prod.scoring.transport import Channel, Failure
 from scalr_prod.serving.environment import find_environment, lay_backends
 from scalr_prod.serving.promotions import standing
@@ -119,7 +120,7 @@ def triton_status(settings: Settings) -> ServerStatus:
     url = record.url if record is not None else str(settings.serving.url)
     local = {} if record is None else {key: getattr(record, key) for key in ("pid", "http_url", "metrics_url", "log")}
     try:
-        with Channel(url) as channel:
+        with Channel(url, Security.of(settings)) as channel:
             channel.server_name(_PROBE_S)
             versions = channel.ready_versions(settings.serving.model_name, _PROBE_S)
             return ServerStatus(running=True, url=url, versions=versions, **local)

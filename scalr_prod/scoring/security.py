@@ -1,0 +1,69 @@
+"""What a server elsewhere asks for before it answers: TLS, a client certificate, a header that opens restricted protocols."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
+
+from scalr_prod.errors import SettingsError
+
+if TYPE_CHECKING:
+    from scalr_prod.settings import Settings
+
+__all__ = ["Security"]
+
+
+@dataclass(frozen=True)
+class Security:
+    """How to speak to the server; the default is a plain connection, as to one on loopback.
+
+    Attributes:
+        tls: Whether to encrypt, and to check the server's certificate.
+        authorities: Certificates (PEM) to check it against; None: those that gRPC knows.
+        certificate: Our own certificate (PEM), where the server asks for one.
+        key: Its key (PEM).
+        header: Name and value sent with every request.
+    """
+
+    tls: bool = False
+    authorities: bytes | None = field(default=None, repr=False)
+    certificate: bytes | None = field(default=None, repr=False)
+    key: bytes | None = field(default=None, repr=False)
+    header: tuple[str, str] | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """As ``[serving]`` says.
+
+        Raises:
+            SettingsError: A certificate or key cannot be read.
+        """
+        serving = settings.serving
+        name, _, value = (serving.header or "").partition("=")
+        return cls(
+            tls=serving.tls,
+            authorities=_read(settings, "ca_certificate"),
+            certificate=_read(settings, "client_certificate"),
+            key=_read(settings, "client_key"),
+            header=(name, value) if serving.header else None,
+        )
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What gRPC sends with a request."""
+        # Triton looks for its restricted protocols' header under this prefix.
+        return ((f"triton-grpc-protocol-{self.header[0]}", self.header[1]),) if self.header else ()
+
+
+def _read(settings: Settings, name: str) -> bytes | None:
+    path = getattr(settings.serving, name)
+    if path is None:
+        return None
+    try:
+        return settings.resolve(path).read_bytes()
+    except OSError as error:
+        raise SettingsError(
+            f"cannot be read: {error.strerror or error}",
+            where=f"[serving] {name} = {path!r}",
+            next_step="name a PEM file that this user may read",
+        ) from error
