@@ -142,7 +142,7 @@ def test_what_a_database_cannot_give_is_told(tmp_path, sqlite, postgres, query, 
     ("url", "says"),
     [
         ("postgresql+psycopg://joe:s3cr%40t@127.0.0.1:1/shop", "postgresql://127.0.0.1:1/shop"),
-        ("sqlite:////no/such/folder/shop.db", "unable to open"),
+        ("sqlite:////no/such/folder/shop.db", "no such file"),
         ("nonsense://joe:s3cr%40t@host/db", "SQLAlchemy URL"),
         ("s3cr@t", "SQLAlchemy URL"),
     ],
