@@ -32,7 +32,7 @@ test-fast: setup ## the tests that take seconds
 	$(PYTEST) -m "not slow and not nightly"
 
 faults: setup ## the nightly fault suite: a hundred kills, and what else takes minutes
-	SCALR_FAULTS_REPORT=benchmarks/results/faults.json $(PYTEST) tests/faults
+	SCALR_FAULTS_REPORT=benchmarks/results/faults.json $(PYTEST) -m "nightly or not nightly" tests/faults && $(PYTEST) -m nightly --ignore tests/faults
 
 lint: setup ## ruff, mypy --strict, import contracts
 	.venv/bin/ruff check .
@@ -43,7 +43,14 @@ lint: setup ## ruff, mypy --strict, import contracts
 bench: setup ## each stage beside its limit
 	.venv/bin/python -m benchmarks
 
-.PHONY: help setup demo test test-fast faults lint audit soak bench bench-lift clean constraints
+bench-lift: setup ## what synthetic events bring downstream, with controls: both directions, half of the users cold and none
+	.venv/bin/python -m benchmarks lift
+
+audit: setup ## known weaknesses of the pinned packages, where the advisory database can be reached
+	.venv/bin/uvx pip-audit --disable-pip --no-deps -r constraints/package.txt -r constraints/serving.txt
+
+soak: setup ## ten minutes of generation against Triton: memory of every process, sixteen clients, back-pressure
+	.venv/bin/python -m benchmarks soak
 
 constraints: setup ## renew the pinned constraint files
 	.venv/bin/python scripts/constraints.py

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import make_two_domains, write_toml
 from fault_harness import Drivers, Kill, Outcome, as_bytes, view
 
 SETTINGS = """
@@ -99,21 +98,22 @@ class Project:
         assert as_bytes(found.select(kept)) == as_bytes(self.rows.select(kept))
 
 
-def undisturbed(drivers: Drivers, folder: Path, options: dict[str, Any], extra: str = "") -> Project:
-    """Make a project and run it once, from nothing to the training set."""
-    config = write_toml(make_two_domains(folder / "logs", users=60, source_items=48, target_items=40), SETTINGS + extra)
+def undisturbed(drivers: Drivers, config: Path, options: dict[str, Any]) -> Project:
+    """Run a project once, from nothing to the training set."""
     # On one thread a repeated training gives the same parameters to the last bit; on two, sums come in any order.
     lean = 'threads = 1\nestimators = ["popularity", "frequency", "linear"]'
     config.write_text(config.read_text().replace("threads = 2", lean))
-    snapshots = folder / "before"
+    snapshots = config.parent.parent / "before"
     found = drivers.drive(config, "run", snapshots=str(snapshots), **options)
     assert found.error is None, found.error
     return Project(config, snapshots, options, found.points, found.seconds, view(config, **options))
 
 
 @pytest.fixture(scope="session")
-def project(drivers, cluster, tmp_path_factory) -> Project:
-    return undisturbed(drivers, tmp_path_factory.mktemp("faults"), {"compute": {"dask": cluster.scheduler_address}})
+def project(drivers, cluster, make_project, tmp_path_factory) -> Project:
+    folder = tmp_path_factory.mktemp("faults") / "logs"
+    made = make_project(folder, SETTINGS, users=60, source_items=48, target_items=40)
+    return undisturbed(drivers, made.base / "scalr.toml", {"compute": {"dask": cluster.scheduler_address}})
 
 
 @pytest.fixture(scope="session")

@@ -16,10 +16,9 @@ import pytest
 import sqlalchemy as sa
 from fault_harness import drawn
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.nightly]
 
-SOME = {"plan": 1, "generate": 1, "validate": 1, "publish": 1}
-MANY = {
+SHARES = {
     "ingest": 1,
     "histories": 1,
     "feast": 2,
@@ -95,20 +94,10 @@ def fresh(project, server):
     return config, project.options | {"ledger": {"url": url}, "feast": {"registry": url}}
 
 
-def kills(project, shares, seed):
-    return drawn(project.points, project.seconds, shares, seed=seed)
-
-
-@pytest.mark.parametrize(
-    ("shares", "number"),
-    [
-        *(("some", n) for n in range(2)),
-        *(pytest.param("many", n, marks=pytest.mark.nightly) for n in range(sum(MANY.values()))),
-    ],
-)
-def test_a_killed_driver_costs_nothing(project, drivers, fresh, shares, number):
+@pytest.mark.parametrize("number", range(sum(SHARES.values())))
+def test_a_killed_driver_costs_nothing(project, drivers, fresh, number):
     config, options = fresh
-    kill = (kills(project, SOME, 3)[2:] if shares == "some" else kills(project, MANY, 4))[number]
+    kill = drawn(project.points, project.seconds, SHARES, seed=4)[number]
     assert drivers.drive(config, "run", kill=kill, **options).killed
     action = "resume" if kill.stage in {"generate", "validate", "publish"} else "run"
     found = drivers.drive(config, action, **options)
@@ -116,7 +105,7 @@ def test_a_killed_driver_costs_nothing(project, drivers, fresh, shares, number):
     project.check()
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.nightly) for n in range(1, 10))])
+@pytest.mark.parametrize("seed", range(10))
 def test_a_killed_database_is_told_and_the_run_goes_on_with_the_next(project, drivers, server, fresh, seed):
     """Killed at a drawn moment of the whole run; the driver fails clearly, or never noticed."""
     config, options = fresh

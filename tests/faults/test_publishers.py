@@ -41,7 +41,8 @@ def files(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("runs", [5, pytest.param(25, marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("runs", [25])
 def test_nothing_is_lost_and_nothing_twice(tmp_path, runs):
     """Neighbouring windows of an hour each, dealt out in turn, so that the four meet all the time."""
     project = Handmade(tmp_path)
@@ -65,6 +66,7 @@ def test_nothing_is_lost_and_nothing_twice(tmp_path, runs):
     assert files(project.settings.home / "lake") == before, "a repeated publication writes nothing"
 
 
+@pytest.mark.nightly
 def test_of_runs_of_one_window_the_last_commit_stays_and_each_says_what_it_replaced(tmp_path):
     project = Handmade(tmp_path)
     specs = [project.accepted(seed=seed, start=50, end=60) for seed in range(PUBLISHERS * 3)]

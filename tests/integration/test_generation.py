@@ -243,6 +243,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.nightly
 def test_a_killed_driver_s_run_goes_on_from_where_it_stopped(config, here, made, tmp_path):
     spec, _, rows, _ = made
     settings = project(config, here, partitions=16)

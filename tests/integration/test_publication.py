@@ -242,6 +242,7 @@ def killed(project: Handmade, work: str, point: str, run_id: str) -> None:
     assert done.returncode == 77, done.stderr
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.parametrize("point", POINTS)
 def test_a_publication_killed_at_any_point_is_finished_by_the_next_call(project, point):
@@ -266,6 +267,7 @@ def test_a_publication_killed_at_any_point_is_finished_by_the_next_call(project,
     assert stands(project, new.run_id) is RunState.PUBLISHED
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.parametrize("point", ["before the commit", "before the confirmation"])
 def test_a_rollback_killed_at_any_point_is_finished_by_the_next_call(project, point):
@@ -288,6 +290,7 @@ def test_a_rollback_finds_a_publication_that_was_not_confirmed(project):
     assert not len(project.view())
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_others_may_publish_between_a_kill_and_its_recovery(project):
     first, second, other = project.accepted(seed=1), project.accepted(seed=2), project.accepted(start=100, end=150)
@@ -429,6 +432,7 @@ gate.validate_run(load_settings(config), run_id)
 """
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.parametrize("point", ["before the verdict is written", "before the ledger is told"])
 def test_a_gate_killed_at_any_point_is_finished_by_the_next_call(project, point):

@@ -19,7 +19,7 @@ from scalr_prod.serving import ensure_serving, promote, start_triton, stop_trito
 from scalr_prod.serving.environment import find_environment
 from scalr_prod.settings import load_settings
 
-pytestmark = [pytest.mark.triton, pytest.mark.slow]
+pytestmark = [pytest.mark.triton, pytest.mark.slow, pytest.mark.nightly]
 
 SECRET = "correct-horse-battery"  # noqa: S105 - made up
 
