@@ -46,8 +46,8 @@ class Cluster:
             arguments: Of each call.
 
         Raises:
-            GenerationError: Workers died on one task again and again, the scheduler went away, or a task failed in a way that
-                it does not know itself.
+            GenerationError: Workers died on one task again and again, or a task failed in a way that it does not know itself.
+            SchedulerUnreachable: The scheduler went away.
         """
         from distributed import as_completed
 
@@ -75,12 +75,21 @@ class Cluster:
             self._client.cancel(list(pending))
 
     def _result(self, future: Any) -> Any:
+        from concurrent.futures import CancelledError
+
+        from distributed.comm import CommClosedError
         from distributed.scheduler import KilledWorker
 
         try:
             return future.result()
         except ScalrError:
             raise
+        except (CancelledError, CommClosedError) as error:  # nobody here cancels what is still waited for
+            raise SchedulerUnreachable(
+                "the Dask scheduler went away in the middle of the run",
+                where=f"Dask at {self._client.scheduler.address}",
+                next_step="start it again, then go on: scalr runs resume",
+            ) from error
         except KilledWorker as error:
             raise GenerationError(
                 f"worker processes died on the same task again and again ({error.task}), most likely out of memory",
