@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.scoring.transport import Message
 
-__all__ = ["build_request", "check_items", "check_shares", "check_version", "read_tensors", "row_bytes"]
+__all__ = ["build_request", "check_items", "check_request", "check_shares", "check_version", "read_tensors", "row_bytes"]
 
 _DATATYPES: Final[Mapping[str, str]] = {"int32": "INT32", "int64": "INT64", "float32": "FP32"}
 #: Sums of float32 terms may end a little above 1.
@@ -93,6 +93,16 @@ def check_version(versions: NDArray[np.int64], expected: int, *, where: str) -> 
     """
     if (versions != expected).any():
         raise version_mismatch(int(versions[versions != expected][0]), expected, where)
+
+
+def check_request(keys: NDArray[np.int64], expected: NDArray[np.int64], *, where: str) -> None:
+    """The answer is that to the request with these keys.
+
+    Raises:
+        MalformedResponse: It was meant for another. Seen of a server whose model process was about to crash.
+    """
+    if not np.array_equal(keys, expected):
+        raise _malformed("the answer is that to another request", where)
 
 
 def version_mismatch(found: int, expected: int, where: str) -> ModelVersionMismatch:

@@ -45,6 +45,8 @@ OUTPUTS: Final[Mapping[str, type[np.generic]]] = {
     "model_version": np.int64,
     "model_digest": np.int64,
     "catalogue_size": np.int32,
+    # The noise keys of the request, sent back: an answer that was meant for another request is told from our own.
+    "request_key": np.int64,
 }
 SAMPLE_OUTPUTS: Final = ("items", "probabilities", "prior")
 SCORE_OUTPUTS: Final = ("candidate_probabilities", "candidate_prior")
@@ -130,7 +132,7 @@ def answer(module: Module, identity: Identity, requests: Sequence[Mapping[str, N
             groups.setdefault(key, []).append((number, contexts))
     for key, members in groups.items():
         for number, part in _answer_group(module, key, members, requests).items():
-            answers[number] = part if isinstance(part, ValueError) else part | _account(identity, len(part[next(iter(part))]))
+            answers[number] = part if isinstance(part, ValueError) else part | _account(identity, dict(members)[number])
     return answers
 
 
@@ -207,8 +209,10 @@ def _forward(module: Module, contexts: Contexts, key: tuple[Any, ...], candidate
     return {name: getattr(samples, name) for name in SAMPLE_OUTPUTS}
 
 
-def _account(identity: Identity, rows: int) -> Tensors:
+def _account(identity: Identity, contexts: Contexts) -> Tensors:
+    rows = len(contexts)
     return {
+        "request_key": contexts.noise_key[:, None],
         "model_version": np.full((rows, 1), identity.version, np.int64),
         "model_digest": np.full((rows, 1), identity.digest, np.int64),
         "catalogue_size": np.full((rows, 1), identity.catalogue_size, np.int32),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
-from scalr_prod.errors import DeadlineExceeded, ModelVersionMismatch, ScoringError, ServerUnreachable
+from scalr_prod.errors import DeadlineExceeded, MalformedResponse, ModelVersionMismatch, ScoringError, ServerUnreachable
 from scalr_prod.scoring import codec
 from scalr_prod.scoring.policy import Deadline, Limits, RetryPolicy
 from scalr_prod.scoring.protocol import OUTPUTS, SAMPLE_OUTPUTS, SCORE_OUTPUTS, Identity, encode
@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 #: How long an unreachable server, or a model that is being loaded, is waited for before the first answer ever came.
 _PATIENCE_S: Final = 10.0
+#: Answers that may be malformed before a server that is watched over counts as one that runs another program.
+_MALFORMED_TRIES: Final = 4
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,9 @@ class TritonScorer:
         step = self._limits.rows_per_request(codec.row_bytes(tensors))
         for start in range(0, max(total, 1), step):
             stop = min(start + step, total)
-            shapes = dict.fromkeys(outputs, (stop - start, width)) | {"model_version": (stop - start, 1)}
+            shapes = dict.fromkeys(outputs, (stop - start, width)) | dict.fromkeys(
+                ("model_version", "request_key"), (stop - start, 1)
+            )
             yield _Piece({name: array[start:stop] for name, array in tensors.items()}, shapes, last=stop == total)
 
     def _send(self, piece: _Piece) -> _Pending:
@@ -197,12 +201,30 @@ class TritonScorer:
         shapes = pending.piece.shapes
         if pending.reply is None:
             return {name: np.empty(shape, OUTPUTS[name]) for name, shape in shapes.items()}
-        response = self._persist(
-            lambda left: self._channel.infer(pending.message, left).result(), pending.deadline, first=pending.reply.result
-        )
-        where = self._channel.url
+        first: Callable[[], Message] | None = pending.reply.result
+        attempt = 0
+        while True:
+            attempt += 1
+            response = self._persist(
+                lambda left: self._channel.infer(pending.message, left).result(), pending.deadline, first=first
+            )
+            try:
+                return self._checked(pending, response)
+            except MalformedResponse as error:
+                # A server whose model process is about to crash mixes answers up; one that is watched over comes back whole.
+                if not self._guarded or attempt == _MALFORMED_TRIES or pending.deadline.passed:
+                    raise
+                logger.warning("%s, answer %d: %s", self._channel.url, attempt, error.found)
+                time.sleep(self._retries.limit_s)
+                first = None
+                self._follow()
+
+    def _checked(self, pending: _Pending, response: Message) -> dict[str, NDArray[Any]]:
+        """The answer's tensors, once nothing speaks against them."""
+        shapes, where = pending.piece.shapes, self._channel.url
         tensors = codec.read_tensors(response, shapes, where=where)
         codec.check_version(tensors.pop("model_version"), self._version, where=where)
+        codec.check_request(tensors.pop("request_key"), pending.piece.tensors["noise_key"], where=where)
         for name, array in tensors.items():
             if array.dtype == np.float32:
                 codec.check_shares(name, array, where=where)

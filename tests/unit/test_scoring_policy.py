@@ -298,11 +298,19 @@ def filled(value):
         ("items", filled(np.int32(CATALOGUE)), MalformedResponse),
         ("items", filled(np.int32(-2)), MalformedResponse),
         ("model_version", filled(np.int32(1)), ModelVersionMismatch),
+        ("request_key", filled(np.int32(1)), MalformedResponse),
     ],
 )
 def test_no_answer_is_believed_unchecked(name, change, error):
     with pytest.raises(error):
         scorer(Server(corrupt(name, change))).sample(contexts(4), 2)
+
+
+def test_a_mixed_up_answer_of_a_server_that_is_watched_over_is_asked_for_again():
+    spoil = corrupt("request_key", filled(np.int32(1)))
+    server = Server(lambda attempt, reply: spoil(attempt, reply) if attempt == 2 else reply)
+    assert scorer(server, guarded=True).sample(contexts(4), 2).items[1].tolist() == [7, 8]
+    assert len(server.sent) == 3
 
 
 def test_who_answers_is_asked_before_anything_else():
