@@ -65,7 +65,9 @@ def main() -> dict:
             while not (Path(scratch) / "warm").exists():  # the first run imports and fills caches
                 assert driver.is_alive()
                 time.sleep(0.5)
+            server = read_record(first).pid
             samples = _watch(first, {"driver": driver.pid, "clients": clients.pid}, cluster)
+            started_anew = read_record(first).pid != server
             taken = _back_pressure(config, version)
             stop.set()
             driver.join(300)
@@ -81,6 +83,7 @@ def main() -> dict:
         **{f"rss_mb_{name}": round(statistics.mean(values[-20:]) / 2**20, 1) for name, values in samples.items()},
         **{f"growth_{name}": round(value, 4) for name, value in growth.items()},
         "growth_limit": 0.02,
+        "triton_started_anew": started_anew,
         "batches_taken_while_stopped": taken,
         "in_flight": first.serving.in_flight,
         "other_load": [round(value, 1) for value in os.getloadavg()],
@@ -98,7 +101,10 @@ def _watch(settings, pids: dict[str, int], cluster) -> dict[str, list[int]]:
     ends_at = time.monotonic() + SECONDS
     while time.monotonic() < ends_at:
         for name, process in watched.items():
-            samples[name].append(process.memory_info().rss)
+            try:
+                samples[name].append(process.memory_info().rss)
+            except psutil.NoSuchProcess:  # a server that was started anew: what was seen of the former one counts
+                continue
         time.sleep(EVERY_S)
     return samples
 
@@ -133,7 +139,7 @@ def _clients(config: str, version: int, stop) -> None:
     expected = open_scorer(settings, version).sample(batch, 8).items
 
     def client(number: int) -> None:
-        with open_scorer(settings, version) as scorer:
+        with open_scorer(settings, version, guarded=True) as scorer:
             while not stop.is_set():
                 found = scorer.sample(batch, 8).items
                 answers[number] += 1
