@@ -1,22 +1,28 @@
 """Fit how the estimators become distributions: weights by log-likelihood of target events later than those they were fitted on.
 
 The likelihood's normaliser runs over the whole catalogue; it is estimated from items drawn for each event from a proposal near
-the answer, each weighted by one over its expected number, so that every event of the slice can be used. For ε = 0 the likelihood
-of the mixture is concave in its weights and contains each single estimator as a special case.
+the answer, each weighted by one over its expected number, so that every event of the slice can be used. An estimator's weight
+may not be negative: it would speak against what its own evidence says, to make up for another's error.
+
+Likelihood cares for every event alike, a ranking for the few items at its head. So where the fitted mixture ranks worse than popularity
+alone on the slice, its share of popularity ε is raised until it does not (`_guard`); its likelihood stays above popularity's,
+for it is concave in ε.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
 import torch
 
 from scalr_prod.translator.batch import Batch
 from scalr_prod.translator.estimators import popularity
-from scalr_prod.translator.mixture import MEMBERS, weight_names
+from scalr_prod.translator.metrics import gains_of, ranks_of
+from scalr_prod.translator.mixture import MEMBERS, by_member, weight_names
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from scalr_prod.translator.contexts import Contexts
@@ -29,7 +35,11 @@ DRAWN: Final = 2048
 MOST_EVENTS: Final = 12_000
 #: Pulls a weight towards 0 by so many events' worth, so that a slice of a few events gives no wild weights.
 PENALTY: Final = 2.0
+#: Events whose ranking is looked at, and between how many values of ε.
+RANKED_EVENTS: Final = 4_000
+_STEPS: Final = 10
 _CHUNK_ROWS: Final = 64
+_FEATURES: Final = len(popularity.FEATURES)
 
 
 def neutral() -> torch.Tensor:
@@ -57,8 +67,8 @@ def calibrate(
     generator = torch.Generator().manual_seed(seed)
     values, log_q, rows = _candidates(module, contexts, labels, generator)
     # Popularity alone has no scores to scale, and torch warns about the spread of nothing.
-    scale = values[..., :-2].flatten(0, 1).std(0).clamp(min=1e-12) if module.estimators else values.new_ones(0)
-    values[..., :-2] /= scale
+    scale = values[..., :-_FEATURES].flatten(0, 1).std(0).clamp(min=1e-12) if module.estimators else values.new_ones(0)
+    values[..., :-_FEATURES] /= scale
     every = _fit_members(module, values, log_q)
     apart = torch.from_numpy(held_out)[rows]
     enough = int(apart.sum()) >= min(200, len(rows) // 10)
@@ -66,6 +76,11 @@ def calibrate(
     names = [weight_names().index(name) for name in module.estimators]
     for table in (every, held):
         table[:, names] /= scale
+    if module.has_popularity and module.estimators:
+        chosen = rows.numpy()
+        _guard(module, every, contexts.take(chosen), labels[chosen])
+        chosen = rows[apart].numpy() if enough else chosen
+        _guard(module, held, contexts.take(chosen), labels[chosen])
     return every, held
 
 
@@ -73,8 +88,6 @@ def _candidates(
     module: TranslatorModule, contexts: Contexts, labels: NDArray[np.int32], generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Scores and features of the label (first) and the drawn items: [R, 1 + M, E + F]; log expected numbers [R, 1 + M]; rows."""
-    import numpy as np
-
     mixture = module.parameter_set(-1)
     whole = Batch.of(contexts, module.first_seen)
     label = torch.from_numpy(labels.astype(np.int64))
@@ -100,47 +113,105 @@ def _candidates(
 
 def _proposal(parts: list[torch.Tensor], batch: Batch) -> torch.Tensor:
     """A blend of rough distributions: popularity, lately popular, and each estimator on top of popularity."""
-    features = len(popularity.FEATURES)
     hidden = torch.arange(parts[0].shape[1]) >= batch.eligible[:, None]
-    count, trend = parts[-features:]
-    logits = [0.5 * count, 0.3 * count + trend]
-    logits += [0.3 * count + 0.5 * trend + 0.3 * (s - s.mean()) / s.std().clamp(min=1e-12) for s in parts[:-features]]
+    count, days_90, days_20, days_3 = parts[-_FEATURES:]
+    lately = 0.2 * count + 0.4 * days_90 + 0.3 * days_20
+    logits = [0.5 * count, lately + 0.3 * days_3]
+    logits += [lately + 0.3 * (s - s.mean()) / s.std().clamp(min=1e-12) for s in parts[:-_FEATURES]]
     return torch.stack([x.masked_fill(hidden, -torch.inf).softmax(1) for x in logits]).mean(0)
 
 
 def _fit_members(module: TranslatorModule, values: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
     """Every member's weights, on standardised scores."""
     names = weight_names()
-    features = [names.index(name) for name in popularity.FEATURES]
     scored = list(module.estimators)
-    trend = [len(scored) + i for i in range(len(features))] if module.has_popularity else [len(scored)]
+    known = popularity.FEATURES if module.has_popularity else popularity.FEATURES[:1]
+    slow = [name for name in popularity.SLOW if name in known]
+    columns = {name: column for column, name in enumerate([*scored, *popularity.FEATURES])}
     table = neutral()
-    for member in ("popularity", *scored, "mixture"):
-        used = {
-            "mixture": [*range(len(scored)), *trend],
-            "popularity": trend,
-        }.get(member) or [list[str](scored).index(member), len(scored)]
-        weights = _fit(values[..., used], log_q)
+
+    def fit(member: str, used: list[str], beside: torch.Tensor | None = None) -> torch.Tensor:
+        chosen = values[..., [columns[name] for name in used]]
+        weights, backoff = _fit(chosen, log_q, [name in scored for name in used], beside)
         row = table[MEMBERS.index(member)]
         row.zero_()
-        for column, weight in zip(used, weights.tolist(), strict=True):
-            name = scored[column] if column < len(scored) else popularity.FEATURES[column - len(scored)]
+        for name, weight in zip(used, weights.tolist(), strict=True):
             row[names.index(name)] = weight
+        row[names.index("backoff")] = backoff
+        return _log_likelihood(chosen, log_q, weights)
+
+    prior = fit("popularity", list(known))
+    for name in scored:
+        fit(name, [name, "count"])
+    if scored:
+        fit("mixture", [*scored, *slow], prior if module.has_popularity else None)
+    else:
+        table[MEMBERS.index("mixture")] = table[MEMBERS.index("popularity")]
     return table
 
 
-def _fit(values: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-    """Weights [W] that maximise Σ log P(label), by L-BFGS."""
-    weights = torch.full((values.shape[-1],), 1.0 / values.shape[-1], requires_grad=True)
-    optimizer = torch.optim.LBFGS([weights], max_iter=60, line_search_fn="strong_wolfe", tolerance_change=1e-7)
+def _log_likelihood(values: torch.Tensor, log_q: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """log P(label): [R]."""
+    logits = values @ weights
+    return logits[:, 0] - (logits - log_q).logsumexp(1)
+
+
+def _fit(
+    values: torch.Tensor, log_q: torch.Tensor, positive: list[bool], beside: torch.Tensor | None
+) -> tuple[torch.Tensor, float]:
+    """Weights [W], and the share ε of the distribution beside theirs (its log P(label): [R]), that maximise Σ log P(label).
+
+    Weights that must be positive and would not be are left out, one fit after the other.
+    """
+    used = list(range(values.shape[-1]))
+    while True:
+        found = _maximise(values[..., used], log_q, beside)
+        negative = [column for column, weight in zip(used, found.tolist(), strict=False) if positive[column] and weight < 0]
+        if not negative:
+            break
+        used = [column for column in used if column not in negative]
+    weights = torch.zeros(values.shape[-1])
+    weights[used] = found[: len(used)]
+    return weights, float(torch.sigmoid(found[-1])) if beside is not None and len(values) else 0.0
+
+
+def _maximise(values: torch.Tensor, log_q: torch.Tensor, beside: torch.Tensor | None) -> torch.Tensor:
+    """The weights and, last, logit ε (0 where there is nothing beside them), by L-BFGS."""
+    count = values.shape[-1]
+    found = torch.full((count + 1,), 1.0 / max(count, 1))
+    found[-1] = 0
+    found.requires_grad_()
+    optimizer = torch.optim.LBFGS([found], max_iter=80, line_search_fn="strong_wolfe", tolerance_change=1e-7)
 
     def loss() -> torch.Tensor:
         optimizer.zero_grad()
-        logits = values @ weights
-        total = ((logits - log_q).logsumexp(1) - logits[:, 0]).mean() + PENALTY / len(values) * (weights**2).sum()
+        gained = _log_likelihood(values, log_q, found[:count])
+        if beside is not None:
+            gained = torch.logaddexp(
+                gained + torch.nn.functional.logsigmoid(-found[-1]), beside + torch.nn.functional.logsigmoid(found[-1])
+            )
+        total = PENALTY / len(values) * (found**2).sum() - gained.mean()
         total.backward()
         return total
 
     if len(values):
         optimizer.step(loss)
-    return weights.detach()
+    return found.detach()
+
+
+def _guard(module: TranslatorModule, table: torch.Tensor, contexts: Contexts, labels: NDArray[np.int32]) -> None:
+    """Raise the mixture's ε, in place, until it ranks the slice no worse than popularity does."""
+    place = MEMBERS.index("mixture"), weight_names().index("backoff")
+    fitted = float(table[place])
+    shares = [fitted + (1 - fitted) * step / _STEPS for step in range(_STEPS + 1)]
+    mixture = replace(module.parameter_set(-1), calibration=by_member(table))
+    mixture.calibration["mixture"]["backoff"] = 0.0
+    whole = Batch.of(contexts, module.first_seen)
+    label = torch.from_numpy(labels.astype(np.int64))
+    some = torch.arange(0, len(label), max(1, len(label) // RANKED_EVENTS))
+    gains = torch.zeros(len(shares), dtype=torch.float64)
+    with torch.inference_mode():
+        for part in some.split(_CHUNK_ROWS):
+            own, prior = mixture.probabilities(whole.take(part))
+            gains += torch.stack([gains_of(ranks_of(own.lerp(prior, share), label[part])).sum() for share in shares])
+    table[place] = shares[int((gains >= gains[-1]).nonzero()[0, 0])]

@@ -18,12 +18,13 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import torch
     from numpy.typing import NDArray
 
     from scalr_prod.translator.contexts import Contexts
     from scalr_prod.translator.module import TranslatorModule
 
-__all__ = ["Figures", "measure"]
+__all__ = ["Figures", "gains_of", "measure", "ranks_of"]
 
 DEPTH: Final = 20
 _CLASSES: Final = 24
@@ -88,7 +89,7 @@ def measure(
         label = torch.from_numpy(labels[rows].astype(np.int64)).to(p.device)
         own = p.gather(1, label.clamp(min=0)[:, None])
         there = (label >= 0) & (own[:, 0] > 0)
-        place = 1 + (p > own).sum(1) + ((p == own).sum(1) - 1) / 2
+        place = ranks_of(p, label.clamp(min=0))
         rank[rows] = torch.where(there, place, torch.inf).cpu().numpy()
         loss[rows] = torch.where(there, -own[:, 0].log(), torch.nan).cpu().numpy()
         classes = ((p.log2() / _LOWEST).clamp(0, 1 - 1e-6) * _CLASSES).long()
@@ -104,14 +105,28 @@ def measure(
     return {name: _figures(rank[chosen], loss[chosen], mass[name], hits[name]) for name, chosen in groups.items()}
 
 
+def ranks_of(p: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    """Each row's rank of its label, 1 = the most probable; ties share the mean: p [R, N], label int64 [R] → float [R]."""
+    own = p.gather(1, label[:, None])
+    return 1 + (p > own).sum(1) + ((p == own).sum(1) - 1) / 2
+
+
+def gains_of(rank: torch.Tensor) -> torch.Tensor:
+    """NDCG@20 of events with these ranks: float64 [R]."""
+    import torch
+
+    return torch.where(rank <= DEPTH, 1 / (rank.double() + 1).log2(), 0.0)
+
+
 def _figures(
     rank: NDArray[np.float64], loss: NDArray[np.float64], mass: NDArray[np.float64], hits: NDArray[np.float64]
 ) -> Figures:
-    found = rank <= DEPTH
+    import torch
+
     eligible = int(np.isfinite(rank).sum())
     return Figures(
-        ndcg=float(np.where(found, 1 / np.log2(np.where(found, rank, 1) + 1), 0).mean()) if len(rank) else 0.0,
-        recall=float(found.mean()) if len(rank) else 0.0,
+        ndcg=float(gains_of(torch.from_numpy(rank)).mean()) if len(rank) else 0.0,
+        recall=float((rank <= DEPTH).mean()) if len(rank) else 0.0,
         nll=float(np.nanmean(loss)) if eligible else 0.0,
         ece=float(np.abs(mass - hits).sum() / eligible) if eligible else 0.0,
         events=len(rank),

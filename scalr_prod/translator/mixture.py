@@ -5,13 +5,14 @@ estimator alone:
 
     P(i | context) = (1 - ε) softmax_i( Σ_e c_e s_e(i | context) + Σ_f b_f f(i, t) ) + ε P(i | t)
 
-over the eligible items, with c, b and ε fitted by log-likelihood on a slice of time (`calibration`). The prior P(i | t) is the member
-``popularity``, which has no score.
+over the eligible items, with c ≥ 0, b and ε fitted by log-likelihood on a slice of time (`calibration`). The prior P(i | t) is the
+member ``popularity``, which has no score: what everybody chooses just now. The softmax, with the slow features, is what this user would
+choose. The two are added, not multiplied: where much speaks for an item, a weak word of the other part takes nothing from it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.translator.batch import Batch
 
-__all__ = ["MEMBERS", "Mixture", "weight_names"]
+__all__ = ["MEMBERS", "Mixture", "by_member", "weight_names"]
 
 #: Rows of a calibration table.
 MEMBERS: Final = ("mixture", "popularity", *SCORED)
@@ -33,6 +34,11 @@ _FEATURES: Final = popularity.FEATURES
 def weight_names() -> tuple[str, ...]:
     """Columns of a calibration table: c of each estimator, b of each feature, ε."""
     return (*SCORED, *_FEATURES, "backoff")
+
+
+def by_member(table: torch.Tensor) -> dict[str, dict[str, float]]:
+    """A calibration table, float32 [len(MEMBERS), weights], as member → weight name → weight."""
+    return {member: dict(zip(weight_names(), row, strict=True)) for member, row in zip(MEMBERS, table.tolist(), strict=True)}
 
 
 @dataclass
@@ -50,20 +56,17 @@ class Mixture:
     parameters: dict[str, dict[str, torch.Tensor]]
     popularity: dict[str, torch.Tensor]
     calibration: dict[str, dict[str, float]]
-    _tables: dict[tuple[str, Any], torch.Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, tensors: dict[str, torch.Tensor], fold: int, estimators: Sequence[str]) -> Mixture:
         """The set of a fold, out of a version's tensors (``<set>/<estimator>/<name>``; set ``shared`` is part of every one)."""
         scored = tuple(name for name in SCORED if name in estimators)
-        table = tensors["shared/calibration/all" if fold < 0 else "shared/calibration/held_out"].tolist()
+        table = tensors["shared/calibration/all" if fold < 0 else "shared/calibration/held_out"]
         return cls(
             estimators=scored,
             parameters={name: _under(tensors, "shared", name) | _under(tensors, str(fold), name) for name in scored},
             popularity=_under(tensors, str(fold), "popularity"),
-            calibration={
-                member: dict(zip(weight_names(), row, strict=True)) for member, row in zip(MEMBERS, table, strict=True)
-            },
+            calibration=by_member(table),
         )
 
     def probabilities(
@@ -71,11 +74,14 @@ class Mixture:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """P(i | context) of a member, and the prior P(i | t): [B, N] each, 0 for items that are not eligible."""
         weights = self.calibration[member]
-        instant = self._instant(batch)
-        prior = _normalised(self._table("popularity", dtype)[instant], batch)
+        of_prior = {name: self.calibration["popularity"][name] for name in _FEATURES}
+        own = {name: weights[name] for name in _FEATURES}
+        wanted = [of_prior] if member == "popularity" else [of_prior, own]
+        blended = popularity.blend(self.popularity, batch.time, wanted, dtype)
+        prior = _normalised(blended[0], batch)
         if member == "popularity":
             return prior, prior
-        logits = self._table(member, dtype)[instant]
+        logits = blended[1]
         for name in self.estimators:
             if weights[name] != 0:
                 logits.add_(self.score(name, batch, dtype), alpha=weights[name])
@@ -85,26 +91,11 @@ class Mixture:
 
     def score(self, name: str, batch: Batch, dtype: Any = torch.float32) -> torch.Tensor:
         """One estimator's scores: [B, N]."""
-        return scores(name, self.parameters[name], batch, self._table("log_prior", dtype))
+        return scores(name, self.parameters[name], batch, self.popularity["prior"].to(dtype))
 
     def features(self, batch: Batch) -> list[torch.Tensor]:
         """Popularity's features as of each event: [B, N] for each of `popularity.FEATURES`."""
-        instant = self._instant(batch)
-        return [self.popularity[name][instant] for name in _FEATURES]
-
-    def _instant(self, batch: Batch) -> torch.Tensor:
-        return (torch.searchsorted(self.popularity["instants"], batch.time, right=True) - 1).clamp(min=0)
-
-    def _table(self, name: str, dtype: Any) -> torch.Tensor:
-        """A member's weighted features [G, N], or ``log_prior`` [N]; worked out once."""
-        if (name, dtype) not in self._tables:
-            if name == "log_prior":
-                table = popularity.log_prior(self.popularity)
-            else:
-                weights = self.calibration[name]
-                table = torch.stack([weights[feature] * self.popularity[feature] for feature in _FEATURES]).sum(0)
-            self._tables[name, dtype] = table.to(dtype)
-        return self._tables[name, dtype]
+        return list(popularity.features(self.popularity, batch.time).values())
 
 
 def _normalised(logits: torch.Tensor, batch: Batch) -> torch.Tensor:

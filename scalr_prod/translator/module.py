@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["TranslatorModule"]
+__all__ = ["DESCRIPTION", "TranslatorModule"]
 
+#: Key of what a weights' file says of itself, as JSON.
+DESCRIPTION: Final = "translator"
 #: Elements of a [rows, items] tensor that are worked on at a time: they stay near the processor's cache.
 _CHUNK: Final = 2**20
 #: Two perturbed log-probabilities nearer than this are compared again in float64.
@@ -88,8 +90,9 @@ class TranslatorModule(torch.nn.Module):
             raise _unreadable(folder, f"its checksum is {found[:12]}…, the manifest says {str(manifest.get('sha256'))[:12]}…")
         try:
             with safe_open(path, framework="pt") as file:
-                return cls({name: file.get_tensor(name) for name in file.keys()}, file.metadata(), device)  # noqa: SIM118
-        except (SafetensorError, KeyError, ValueError) as error:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                return cls(tensors, json.loads(file.metadata()[DESCRIPTION]), device)
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise _unreadable(folder, str(error)) from error
 
     @torch.inference_mode()

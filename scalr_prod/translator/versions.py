@@ -173,6 +173,8 @@ def write_version(
     from filelock import FileLock
     from safetensors.torch import save_file
 
+    from scalr_prod.translator.module import DESCRIPTION
+
     root = models_folder(settings)
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / ".lock"), staging_folder(settings, "translator") as staged:
@@ -181,7 +183,9 @@ def write_version(
             return there
         folder = staged / "version"
         folder.mkdir()
-        save_file({name: tensor.contiguous() for name, tensor in sorted(tensors.items())}, folder / WEIGHTS, metadata)
+        # One entry: the file's writer keeps several in no fixed order, and the same training must give the same bytes.
+        described = {DESCRIPTION: json.dumps(metadata, sort_keys=True)}
+        save_file({name: tensor.contiguous() for name, tensor in sorted(tensors.items())}, folder / WEIGHTS, described)
         with (folder / WEIGHTS).open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         pq.write_table(pa.table({"item_id": vocabulary.source_ids}), folder / SOURCE_ITEMS)

@@ -74,25 +74,53 @@ def test_too_little_to_learn_from_is_said(log):
     assert caught.value.next_step
 
 
-def test_popularity_counts_what_came_before_each_instant(pairs):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_popularity_is_exact_at_any_time(pairs, dtype):
     held = pairs.without(pairs.log.fold == 0)
-    fitted = popularity.fit(held)
+    fitted = popularity.fit(held, 8)  # far between, so that most of what counts lies between two of them
     target = pairs.log.target
-    assert int(fitted["instants"][-1]) == pairs.until
-    for row in (0, 5, len(fitted["instants"]) - 1):
-        instant = int(fitted["instants"][row])
-        for item in range(len(target.ids)):
-            index = pairs.target_index[item]
-            if index < 0:
-                continue
-            ages = instant - target.time[(target.item == item) & (target.time < instant) & (pairs.log.fold[target.user] != 0)]
-            assert fitted["count"][row, index] == pytest.approx(np.log(len(ages) + 0.5), abs=1e-5)
-            assert fitted["trend"][row, index] == pytest.approx(np.log((0.5 ** (ages / DAY / 20)).sum() + 0.3), abs=1e-5)
+    counts = (pairs.log.fold[target.user] != 0) & (target.time < pairs.until) & (pairs.target_index[target.item] >= 0)
+    time, index = target.time[counts], pairs.target_index[target.item[counts]]
+    asked = np.concatenate([np.sort(time)[::7], np.sort(time)[::11] + 1, [pairs.until - 1, pairs.until, int(time.min()) - DAY]])
+    found = popularity.features(fitted, torch.from_numpy(asked), dtype)
+    for row, moment in enumerate(asked.tolist()):
+        age = np.where(time < moment, (moment - time) / DAY, np.inf)
+        for name, half_life, smoothing in (
+            ("count", None, 0.5),
+            ("days_90", 90, 0.2),
+            ("days_20", 20, 0.1),
+            ("days_3", 3, 0.05),
+        ):
+            weight = np.isfinite(age).astype(float) if half_life is None else 0.5 ** (age / half_life)
+            expected = np.log(np.bincount(index, weight, minlength=pairs.n_target) + smoothing)
+            np.testing.assert_allclose(found[name][row], expected, atol=2e-5)
+
+
+def test_popularity_stands_still_after_its_last_instant(pairs):
+    fitted = popularity.fit(pairs)
+    for end, later in popularity.features(fitted, torch.tensor([pairs.until, pairs.until + 400 * DAY])).values():
+        torch.testing.assert_close(end, later)
+
+
+def test_popularity_of_many_events_is_thinned_evenly(pairs, monkeypatch):
+    exact = popularity.fit(pairs, 8)
+    monkeypatch.setattr(popularity, "_MOST_BETWEEN", 40)
+    thinned = popularity.fit(pairs, 8)
+    assert len(thinned["item"]) < len(exact["item"]) == round(float(thinned["number"].sum()))
+    asked = torch.from_numpy(np.sort(pairs.log.target.time)[::50])
+    few, all_ = (popularity.features(one, asked)["count"].exp().sum(1) for one in (thinned, exact))
+    torch.testing.assert_close(few, all_, rtol=0.1, atol=3.0)
+
+
+def test_the_prior_counts_the_training_slice_alone(log):
+    early = Pairs.of(log, 60 * DAY, SETTINGS, popularity_until=90 * DAY)
+    exact = Pairs.of(log, 60 * DAY, SETTINGS)
+    torch.testing.assert_close(popularity.fit(early)["prior"], popularity.fit(exact)["prior"])
 
 
 def test_frequency_is_smoothed_co_occurrence(pairs):
     fitted = frequency.fit(pairs, {})
-    log_prior = popularity.log_prior(popularity.fit(pairs)).double()
+    log_prior = popularity.fit(pairs)["prior"].double()
     users = [sets_of(pairs, user) for user in range(len(pairs.log.users))]
     users = [(source, target) for source, target in users if target]
     batch, _ = batch_of(pairs, later_rows(pairs)[:6])
@@ -112,7 +140,7 @@ def test_frequency_is_smoothed_co_occurrence(pairs):
 
 
 def test_frequency_without_a_known_item_is_popularity(pairs):
-    log_prior = popularity.log_prior(popularity.fit(pairs))
+    log_prior = popularity.fit(pairs)["prior"]
     batch, _ = batch_of(pairs, later_rows(pairs)[:2])
     empty = replace(batch, items=torch.zeros_like(batch.items))
     torch.testing.assert_close(frequency.score(frequency.fit(pairs, {}), empty, log_prior), log_prior.expand(2, -1))
@@ -240,7 +268,7 @@ def test_sequential_asks_for_the_same_state_as_it_was_trained_on(pairs):
 def test_a_context_without_known_items_says_nothing(pairs):
     batch, _ = batch_of(pairs, later_rows(pairs)[:2])
     empty = replace(batch, items=torch.zeros_like(batch.items))
-    log_prior = popularity.log_prior(popularity.fit(pairs))
+    log_prior = popularity.fit(pairs)["prior"]
     for name in ("linear", "factorisation", "sequential"):
         estimator = module_of(name)
         shared = estimator.share(pairs)
@@ -254,7 +282,7 @@ def test_an_estimator_finds_the_taste(pairs, name):
     held = pairs.without(pairs.log.fold == 0)
     shared = estimator.share(held)
     fitted = shared | estimator.fit(held, shared)
-    log_prior = popularity.log_prior(popularity.fit(held))
+    log_prior = popularity.fit(held)["prior"]
     rows = later_rows(pairs)
     rows = rows[pairs.log.fold[pairs.log.target.user[rows]] == 0]
     batch, labels = batch_of(pairs, rows)

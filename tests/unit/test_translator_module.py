@@ -23,7 +23,7 @@ from scalr_prod.translator.contexts import NO_ITEM, Contexts, Samples
 from scalr_prod.translator.estimators import SCORED
 from scalr_prod.translator.fitting import fit_sets
 from scalr_prod.translator.mixture import MEMBERS, weight_names
-from scalr_prod.translator.module import TranslatorModule
+from scalr_prod.translator.module import DESCRIPTION, TranslatorModule
 from scalr_prod.translator.pairs import Pairs
 
 METADATA = {"folds": "2", "history_length": str(LENGTH), "estimators": json.dumps(["popularity", *SCORED])}
@@ -34,7 +34,7 @@ def calibration_table() -> torch.Tensor:
     names = weight_names()
     table = torch.zeros(len(MEMBERS), len(names))
     table[:, names.index("count")] = 0.6
-    table[:2, names.index("trend")] = 0.5
+    table[:2, names.index("days_20")] = 0.5
     for name, weight in (("frequency", 0.5), ("linear", 2.0), ("factorisation", 1.0), ("sequential", 0.3)):
         table[0, names.index(name)] = table[MEMBERS.index(name), names.index(name)] = weight
     table[0, names.index("backoff")] = 0.05
@@ -253,7 +253,8 @@ def folder(world, tmp_path) -> Path:
     from safetensors.torch import save_file
 
     path = tmp_path / "translator.safetensors"
-    save_file({name: tensor.contiguous().clone() for name, tensor in world.tensors.items()}, path, world.metadata)
+    described = {DESCRIPTION: json.dumps(world.metadata)}
+    save_file({name: tensor.contiguous().clone() for name, tensor in world.tensors.items()}, path, described)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     (tmp_path / "manifest.json").write_text(json.dumps({"sha256": digest}))
     return tmp_path
@@ -298,7 +299,7 @@ def test_the_module_needs_torch_numpy_and_safetensors_alone(world, folder):
         sys.meta_path.insert(0, Refuse())
         import numpy as np
         from scalr_prod.translator.contexts import Contexts
-        from scalr_prod.translator.module import TranslatorModule
+        from scalr_prod.translator.module import DESCRIPTION, TranslatorModule
         module = TranslatorModule.load({str(folder)!r})
         contexts = Contexts(
             np.ones((2, 3), np.int32), np.zeros((2, 3), np.float32), np.full(2, 2**60), np.array([-1, 0], np.int32),

@@ -1,76 +1,152 @@
-"""Popularity as of an event: how often an item had been chosen by then, and how often lately.
+"""Popularity as of an event: how often an item had been chosen by then, and how often lately, to the event.
 
-Time is cut at G instants, as many source events between each two. The features of an event are those of the last instant not
-after it, counted over target events strictly before that instant. So popularity never looks ahead, for old events as for new.
+A feature of an item is the logarithm of its decayed count at a time: each target event before counts 0.5^(age / half-life). The counts are
+kept at G instants, and the events between two instants beside them, so that a feature is exact at any time and never looks ahead,
+for old events as for new. After the last instant popularity stands still.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from scalr_prod.translator.pairs import Pairs, Parameters
 
-__all__ = ["FEATURES", "fit", "log_prior"]
+__all__ = ["FEATURES", "SLOW", "at_instants", "blend", "features", "fit"]
 
-#: What is known of an item's popularity at an instant; the calibration gives each a weight.
-FEATURES: Final = ("count", "trend")
-#: Events added to every item's count, so that the least known one can still be proposed.
-COUNT_SMOOTHING: Final = 0.5
-TREND_SMOOTHING: Final = 0.3
-#: Days after which an event weighs half in the trend.
-HALF_LIFE_DAYS: Final = 20.0
-#: Instants, and the most numbers kept for one feature.
-INSTANTS: Final = 128
+#: Feature → (half-life in days, events added to every item's count, so that the least known one can still be proposed).
+_DECAYED: Final[dict[str, tuple[float, float]]] = {
+    "count": (math.inf, 0.5),
+    "days_90": (90.0, 0.2),
+    "days_20": (20.0, 0.1),
+    "days_3": (3.0, 0.05),
+}
+#: What is known of an item's popularity at a time; the calibration gives each a weight.
+FEATURES: Final = tuple(_DECAYED)
+#: Those that tell what an item is rather than what happens to it just now.
+SLOW: Final = ("count", "days_90")
+#: Most instants, most numbers kept for one feature, and most events kept between two instants (more are thinned, evenly).
+INSTANTS: Final = 64
 _MOST_NUMBERS: Final = 2_000_000
+_MOST_BETWEEN: Final = 2_000
 _DAY_US: Final = 86_400_000_000.0
 
 
-def fit(pairs: Pairs) -> Parameters:
-    """Count at every instant, over the training users of a parameter set.
+def fit(pairs: Pairs, most: int = INSTANTS) -> Parameters:
+    """Count at every instant (at most so many), over the training users of a parameter set.
 
     Returns:
-        ``instants`` int64 [G], ascending microseconds; ``count`` and ``trend`` float32 [G, n_target]: logs of smoothed counts.
+        ``instants`` int64 [G], ascending microseconds; one float32 [G, n_target] for each feature, decayed counts of the events
+        strictly before each instant; ``start`` int64 [G + 1], where the events from each instant on begin; ``item`` int32,
+        ``time`` int64 and ``number`` float32 [M], those events (each standing for so many); ``prior`` float32 [n_target],
+        log P(i) by all events of the training slice.
     """
     import numpy as np
 
     item, time = pairs.popularity_events()
     order = np.argsort(time, kind="stable")
     item, time = item[order], time[order]
-    instants = _instants(pairs)
-    count = np.zeros(pairs.n_target)
-    trend = np.zeros(pairs.n_target)
-    table = np.empty((len(FEATURES), len(instants), pairs.n_target), dtype=np.float32)
-    done = np.searchsorted(time, instants, side="left")
-    for row, (begin, stop) in enumerate(zip(np.concatenate([[0], done[:-1]]), done, strict=True)):
-        if row:
-            trend *= _decay(instants[row] - instants[row - 1])
-        new = item[begin:stop]
-        count += np.bincount(new, minlength=pairs.n_target)
-        trend += np.bincount(new, weights=_decay(instants[row] - time[begin:stop]), minlength=pairs.n_target)
-        table[0, row] = np.log(count + COUNT_SMOOTHING)
-        table[1, row] = np.log(trend + TREND_SMOOTHING)
+    instants = _instants(pairs, time, most)
+    start = np.searchsorted(time, np.append(instants, pairs.popularity_until), side="left")
+    states = {name: np.zeros((len(instants), pairs.n_target)) for name in FEATURES}
+    for row in range(1, len(instants)):
+        passed = slice(start[row - 1], start[row])
+        for name, (half_life, _) in _DECAYED.items():
+            age = (instants[row] - time[passed]) / (_DAY_US * half_life)
+            states[name][row] = states[name][row - 1] * 0.5 ** ((instants[row] - instants[row - 1]) / (_DAY_US * half_life))
+            states[name][row] += np.bincount(item[passed], weights=0.5**age, minlength=pairs.n_target)
+    kept, number = _thinned(start)
+    trained = np.asarray(pairs.target_matrix().sum(axis=0)).ravel()
+    prior = np.log(trained + _DECAYED["count"][1])
     return {
         "instants": torch.from_numpy(instants),
-        **{name: torch.from_numpy(rows.copy()) for name, rows in zip(FEATURES, table, strict=True)},
+        **{name: torch.from_numpy(state.astype(np.float32)) for name, state in states.items()},
+        "start": torch.from_numpy(np.searchsorted(kept, start).astype(np.int64)),
+        "item": torch.from_numpy(item[kept].astype(np.int32)),
+        "time": torch.from_numpy(time[kept].astype(np.int64)),
+        "number": torch.from_numpy(number.astype(np.float32)),
+        "prior": torch.from_numpy(prior - np.logaddexp.reduce(prior)).float(),
     }
 
 
-def log_prior(parameters: Parameters) -> torch.Tensor:
-    """log P(i) by all that was counted: float32 [n_target]."""
-    return torch.log_softmax(parameters["count"][-1], 0)
+def features(parameters: Parameters, time: torch.Tensor, dtype: Any = torch.float32) -> dict[str, torch.Tensor]:
+    """Every feature as of each time.
+
+    Args:
+        parameters: As `fit` gives them.
+        time: int64 [B], microseconds.
+        dtype: Of the answer.
+
+    Returns:
+        Feature → [B, N], logarithms.
+    """
+    time = time.clamp(max=parameters["instants"][-1])
+    row = _row(parameters, time)
+    instant = parameters["instants"][row]
+    begin = parameters["start"][row]
+    # Events within an instant's share that are later than the time weigh nothing.
+    between = parameters["start"][row + 1] - begin
+    event = torch.repeat_interleave(begin - (between.cumsum(0) - between), between)
+    event += torch.arange(len(event), device=event.device)
+    owner = torch.repeat_interleave(torch.arange(len(time), device=time.device), between)
+    age = (time[owner] - parameters["time"][event]).to(dtype) / _DAY_US
+    before = age > 0
+    age, number = age[before], parameters["number"][event][before].to(dtype)
+    place = (owner * parameters["count"].shape[1] + parameters["item"][event])[before]
+    elapsed = ((time - instant).to(dtype) / _DAY_US)[:, None]
+    found = {}
+    for name, (half_life, smoothing) in _DECAYED.items():
+        state = parameters[name][row].to(dtype).mul_(0.5 ** (elapsed / half_life))
+        state.view(-1).index_add_(0, place, number * 0.5 ** (age / half_life))
+        found[name] = state.add_(smoothing).log_()
+    return found
 
 
-def _instants(pairs: Pairs) -> Any:
+def at_instants(parameters: Parameters, weights: Mapping[str, float]) -> torch.Tensor:
+    """Weighted features at the instants alone, normalised over the items: float32 [G, N]."""
+    return sum(weights[name] * (parameters[name] + _DECAYED[name][1]).log() for name in weights).log_softmax(1)
+
+
+def blend(parameters: Parameters, time: torch.Tensor, weights: Sequence[Mapping[str, float]], dtype: Any) -> list[torch.Tensor]:
+    """Weighted sums of the features as of each time: [B, N] for each set of weights, worked out once for equal times."""
+    distinct, index = torch.unique(time, return_inverse=True)
+    found = features(parameters, distinct, dtype)
+    sums = []
+    for one in weights:
+        total = torch.zeros_like(found["count"])
+        for name, weight in one.items():
+            if weight:
+                total.add_(found[name], alpha=weight)
+        sums.append(total[index])
+    return sums
+
+
+def _row(parameters: Parameters, time: torch.Tensor) -> torch.Tensor:
+    return (torch.searchsorted(parameters["instants"], time, right=True) - 1).clamp(min=0)
+
+
+def _instants(pairs: Pairs, time: Any, most: int) -> Any:
+    """As many events between each two, the last one at the end."""
     import numpy as np
 
-    most = int(np.clip(_MOST_NUMBERS // pairs.n_target, 8, INSTANTS))
-    time = np.sort(pairs.log.source.time[pairs.log.source.time < pairs.popularity_until])
+    most = int(np.clip(_MOST_NUMBERS // pairs.n_target, 8, most))
     inner = time[(np.arange(most - 1) * len(time)) // (most - 1)] if len(time) else time
     return np.unique(np.append(inner, pairs.popularity_until))
 
 
-def _decay(elapsed: Any) -> Any:
-    return 0.5 ** (elapsed / (_DAY_US * HALF_LIFE_DAYS))
+def _thinned(start: Any) -> tuple[Any, Any]:
+    """Positions of the events that are kept, evenly out of those between two instants, and how many each stands for."""
+    import numpy as np
+
+    kept, number = [np.empty(0, dtype=np.int64)], [np.empty(0)]
+    for begin, stop in itertools.pairwise(start.tolist()):
+        count = min(stop - begin, _MOST_BETWEEN)
+        kept.append(begin + (np.arange(count) * (stop - begin)) // max(count, 1))
+        number.append(np.full(count, (stop - begin) / max(count, 1)))
+    return np.concatenate(kept), np.concatenate(number)

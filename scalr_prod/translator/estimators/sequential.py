@@ -30,6 +30,8 @@ LEARNING_RATE: Final = 2e-3
 WEIGHT_DECAY: Final = 1e-2
 DROPPED_EVENTS: Final = 0.2
 NEGATIVES: Final = 1024
+#: Of the popularity that training takes as given.
+INSTANTS: Final = 256
 #: Upper limits of the classes of time between two events, in days: an hour, two, four … 30 years.
 LIMITS_DAYS: Final = tuple(2**power / 24 for power in range(19))
 
@@ -136,12 +138,12 @@ class _Popularity:
     """Log popularity of target items as of an event, with weights near those that calibration finds."""
 
     def __init__(self, pairs: Pairs) -> None:
-        fitted = popularity.fit(pairs)
-        trend = 0.8 if "popularity" in pairs.settings.estimators else 0.0
+        fitted = popularity.fit(pairs, INSTANTS)
+        lately = 0.8 if "popularity" in pairs.settings.estimators else 0.0
         self.instants = fitted["instants"]
-        self.table = (0.5 * fitted["count"] + trend * fitted["trend"]).log_softmax(1)
-        chosen = fitted["count"][-1].exp()
-        self.drawn = 0.5 * chosen / chosen.sum() + 0.5 / len(chosen)
+        self.table = popularity.at_instants(fitted, {"count": 0.5, "days_20": lately})
+        chosen = fitted["prior"].exp()
+        self.drawn = 0.5 * chosen + 0.5 / len(chosen)
 
     def at(self, time: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
         """[P, M] of items [P, M] or [M] at times [P]."""
