@@ -35,7 +35,7 @@ __all__ = ["calibrate", "neutral"]
 DRAWN: Final = 512
 MOST_EVENTS: Final = 4_000
 #: Newton steps, and the length of one that is small enough to stop.
-MOST_STEPS: Final = 25
+MOST_STEPS: Final = 20
 _SMALL_STEP: Final = 3e-3
 #: Pulls a weight towards 0 by so many events' worth, so that a slice of a few events gives no wild weights.
 PENALTY: Final = 2.0
@@ -73,8 +73,8 @@ def calibrate(
     generator = torch.Generator().manual_seed(seed)
     values, log_q, rows = _candidates(module, contexts, labels, generator)
     # Popularity alone has no scores to scale, and torch warns about the spread of nothing.
-    scale = values[..., :-_FEATURES].flatten(0, 1).std(0).clamp(min=1e-12) if module.estimators else values.new_ones(0)
-    values[..., :-_FEATURES] /= scale
+    scale = values[:, :-_FEATURES].std((0, 2)).clamp(min=1e-12) if module.estimators else values.new_ones(0)
+    values[:, :-_FEATURES] /= scale[:, None]
     every = _fit_members(module, values, log_q)
     apart = torch.from_numpy(held_out)[rows]
     enough = int(apart.sum()) >= min(200, len(rows) // 10)
@@ -93,7 +93,7 @@ def calibrate(
 def _candidates(
     module: TranslatorModule, contexts: Contexts, labels: NDArray[np.int32], generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Scores and features of the label (first) and the drawn items: [R, 1 + M, E + F]; log expected numbers [R, 1 + M]; rows."""
+    """Scores and features of the label (first) and the drawn items: [R, E + F, 1 + M]; log expected numbers [R, 1 + M]; rows."""
     mixture = module.parameter_set(-1)
     whole = Batch.of(contexts, module.first_seen)
     label = torch.from_numpy(labels.astype(np.int64))
@@ -112,7 +112,7 @@ def _candidates(
             log_n = torch.log(drawn * q.gather(1, chosen))
             log_n[:, 0] = 0
             log_n[:, 1:][negative == chosen[:, :1]] = torch.inf
-            values.append(torch.stack([x.gather(1, chosen) for x in parts], 2))
+            values.append(torch.stack([x.gather(1, chosen) for x in parts], 1))
             log_q.append(log_n)
     return torch.cat(values).clone(), torch.cat(log_q).clone(), rows
 
@@ -137,7 +137,7 @@ def _fit_members(module: TranslatorModule, values: torch.Tensor, log_q: torch.Te
     table = neutral()
 
     def fit(member: str, used: list[str], beside: torch.Tensor | None = None) -> torch.Tensor:
-        chosen = values[..., [columns[name] for name in used]]
+        chosen = values[:, [columns[name] for name in used]]
         weights, backoff = _fit(chosen, log_q, [name in scored for name in used], beside)
         row = table[MEMBERS.index(member)]
         row.zero_()
@@ -156,9 +156,14 @@ def _fit_members(module: TranslatorModule, values: torch.Tensor, log_q: torch.Te
     return table
 
 
+def _weighted(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Σ_f weights[f] x values[:, f]: [R, 1 + M]."""
+    return (weights @ values) if len(weights) else values.sum(1)
+
+
 def _log_likelihood(values: torch.Tensor, log_q: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """log P(label): [R]."""
-    logits = values @ weights
+    logits = _weighted(values, weights)
     return logits[:, 0] - (logits - log_q).logsumexp(1)
 
 
@@ -169,12 +174,12 @@ def _fit(
 
     Weights that must be positive and would not be are left out, one fit after the other.
     """
-    used = list(range(values.shape[-1]))
+    used = list(range(values.shape[1]))
     while True:
-        found, backoff = _maximise(values[..., used].contiguous(), log_q, beside)
+        found, backoff = _maximise(values[:, used], log_q, beside)
         kept = [column for column, weight in zip(used, found.tolist(), strict=True) if weight >= 0 or not positive[column]]
         if kept == used:
-            weights = torch.zeros(values.shape[-1])
+            weights = torch.zeros(values.shape[1])
             weights[used] = found
             return weights, backoff
         used = kept
@@ -182,14 +187,14 @@ def _fit(
 
 def _maximise(values: torch.Tensor, log_q: torch.Tensor, beside: torch.Tensor | None) -> tuple[torch.Tensor, float]:
     """The weights and ε, by Newton's method; with a distribution beside, one step for each step of expectation maximisation."""
-    count = values.shape[-1]
+    count = values.shape[1]
     weights, backoff = torch.full((count,), 1.0 / max(count, 1), dtype=torch.float64), 0.0 if beside is None else 0.5
     for _ in range(MOST_STEPS if len(values) else 0):
         gradient, curvature = -2 * PENALTY * weights, 2 * PENALTY * torch.eye(count, dtype=torch.float64)
         own = 0.0
         for rows in torch.arange(len(values)).split(_CHUNK_ROWS):
             x = values[rows]
-            logits = x @ weights.float()
+            logits = _weighted(x, weights.float())
             weighted = logits - log_q[rows]
             share = torch.ones(len(rows))
             if beside is not None:
@@ -197,10 +202,10 @@ def _maximise(values: torch.Tensor, log_q: torch.Tensor, beside: torch.Tensor | 
                 share = torch.sigmoid(gained - beside[rows] + math.log((1 - backoff) / backoff))
                 own += float(share.sum())
             p = weighted.softmax(1)
-            mean = torch.einsum("rm,rmf->rf", p, x)
-            spread = (x * (p * share[:, None]).sqrt()[:, :, None]).flatten(0, 1)
-            gradient += (share[:, None] * (x[:, 0] - mean)).sum(0).double()
-            curvature += (spread.T @ spread - (share[:, None] * mean).T @ mean).double()
+            mean = (x @ p[:, :, None])[:, :, 0]
+            gradient += (share[:, None] * (x[:, :, 0] - mean)).sum(0).double()
+            spread = (x * (p * share[:, None])[:, None]) @ x.mT
+            curvature += (spread.sum(0) - (share[:, None] * mean).T @ mean).double()
         step = torch.linalg.solve(curvature, gradient)
         weights += step / max(1.0, float(step.norm()))
         moved = float(step.norm())
