@@ -42,6 +42,7 @@ PENALTY: Final = 2.0
 #: Events whose ranking is looked at, and between how many values of ε.
 RANKED_EVENTS: Final = 2_000
 _STEPS: Final = 10
+_SHRUNK: Final = 0.6
 #: Share of popularity's NDCG@20 that the mixture may lack there.
 TOLERATED: Final = 0.01
 _CHUNK_ROWS: Final = 128
@@ -222,7 +223,7 @@ def _guard(module: TranslatorModule, table: torch.Tensor, contexts: Contexts, la
     """Raise the mixture's ε, in place, until it ranks the slice no worse than popularity does."""
     place = MEMBERS.index("mixture"), weight_names().index("backoff")
     fitted = float(table[place])
-    shares = [fitted + (1 - fitted) * step / _STEPS for step in range(_STEPS + 1)]
+    shares = [1 - (1 - fitted) * _SHRUNK**step for step in range(_STEPS)] + [1.0]
     mixture = replace(module.parameter_set(-1), calibration=by_member(table))
     mixture.calibration["mixture"]["backoff"] = 0.0
     whole = Batch.of(contexts, module.first_seen)
@@ -233,4 +234,6 @@ def _guard(module: TranslatorModule, table: torch.Tensor, contexts: Contexts, la
         for part in some.split(_CHUNK_ROWS):
             own, prior = mixture.probabilities(whole.take(part))
             gains += torch.stack([gains_of(ranks_of(own.lerp(prior, share), label[part])).sum() for share in shares])
-    table[place] = shares[int((gains >= (1 - TOLERATED) * gains[-1]).nonzero()[0, 0])]
+    enough = (gains[:-1] >= (1 - TOLERATED) * gains[-1]).tolist()
+    # What the user's history says keeps the last, small share in any case.
+    table[place] = shares[enough.index(True) if True in enough else _STEPS - 1]
