@@ -40,8 +40,8 @@ models = ["als"]
 seeds = 2
 k = 5
 volumes = [3]
-temperatures = [0.5]
-weights = [0.3]
+temperatures = [0.1]
+weights = [1.0]
 threads = 1
 """
 ARMS = ("real", "real+scalr", "shuffled", "model_level_transfer")
