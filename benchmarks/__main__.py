@@ -1,6 +1,6 @@
 """Run the benchmarks and keep their figures under `benchmarks/results/`.
 
-Usage: python -m benchmarks [point_in_time scoring generation run lift abxi soak]
+Usage: python -m benchmarks [point_in_time scoring generation translator run lift abxi soak]
 
 ``lift`` and ``abxi`` take up to an hour, ``soak`` ten minutes; they run only when they are named.
 
@@ -18,7 +18,7 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-NAMES = ("point_in_time", "scoring", "generation", "run")
+NAMES = ("point_in_time", "scoring", "generation", "translator", "run")
 RESULTS = Path(__file__).parent / "results"
 LONG = ("lift", "abxi", "soak")
 PARTS = ("torch", "implicit", "feast", "deltalake", "duckdb", "distributed", "great-expectations", "tritonclient", "numpy")
