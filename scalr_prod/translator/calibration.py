@@ -43,8 +43,6 @@ PENALTY: Final = 2.0
 RANKED_EVENTS: Final = 2_000
 _STEPS: Final = 10
 _SHRUNK: Final = 0.6
-#: Share of popularity's NDCG@20 that the mixture may lack there.
-TOLERATED: Final = 0.01
 _CHUNK_ROWS: Final = 128
 _FEATURES: Final = len(popularity.FEATURES)
 
@@ -234,6 +232,6 @@ def _guard(module: TranslatorModule, table: torch.Tensor, contexts: Contexts, la
         for part in some.split(_CHUNK_ROWS):
             own, prior = mixture.probabilities(whole.take(part))
             gains += torch.stack([gains_of(ranks_of(own.lerp(prior, share), label[part])).sum() for share in shares])
-    enough = (gains[:-1] >= (1 - TOLERATED) * gains[-1]).tolist()
+    enough = (gains[:-1] >= gains[-1]).tolist()
     # What the user's history says keeps the last, small share in any case.
     table[place] = shares[enough.index(True) if True in enough else _STEPS - 1]
