@@ -47,7 +47,7 @@ bench-lift: setup ## what synthetic events bring downstream, with controls: both
 	.venv/bin/python -m benchmarks lift
 
 audit: setup ## known weaknesses of the pinned packages, where the advisory database can be reached
-	.venv/bin/uvx pip-audit --disable-pip --no-deps -r constraints/package.txt -r constraints/serving.txt
+	.venv/bin/python scripts/audit.py
 
 soak: setup ## ten minutes of generation against Triton: memory of every process, sixteen clients, back-pressure
 	.venv/bin/python -m benchmarks soak

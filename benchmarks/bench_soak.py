@@ -81,6 +81,7 @@ def main() -> dict:
         **done,
         **drawn,
         **{f"rss_mb_{name}": round(statistics.mean(values[-20:]) / 2**20, 1) for name, values in samples.items()},
+        **{f"rss_mb_{name}_by_minute": _by_minute(values) for name, values in samples.items()},
         **{f"growth_{name}": round(value, 4) for name, value in growth.items()},
         "growth_limit": 0.02,
         "triton_started_anew": started_anew,
@@ -107,6 +108,10 @@ def _watch(settings, pids: dict[str, int], cluster) -> dict[str, list[int]]:
                 continue
         time.sleep(EVERY_S)
     return samples
+
+
+def _by_minute(values: list[int]) -> list[float]:
+    return [round(value / 2**20, 1) for value in values[:: round(60 / EVERY_S)]]
 
 
 def _growth(values: list[int]) -> float:

@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -59,11 +59,15 @@ _WATCHED = {
 
 @dataclass(frozen=True)
 class Kill:
-    """Where a driver dies: at a stage's ``point``-th point, or ``after`` seconds into it."""
+    """Where a driver dies: at a stage's ``point``-th point, or ``after`` seconds into it.
+
+    With a ``server``, the process of that number and all of its children die in the driver's place.
+    """
 
     stage: str
     point: int | None = None
     after: float | None = None
+    server: int | None = None
 
     def __str__(self) -> str:
         return f"{self.stage}-{f'point{self.point}' if self.point is not None else f'{self.after:.3f}s'}"
@@ -139,6 +143,21 @@ class Driver:
         found = json.loads(self.out.read_text())
         self.out.unlink()
         return Outcome(killed=False, **found)
+
+
+def kill_family(pid: int) -> None:
+    """As if their machine had lost power: a process and all of its children."""
+    import psutil
+
+    parent = psutil.Process(pid)
+    # Halted first: a server that sees a child die ends the others and begins to recover by itself.
+    parent.suspend()
+    family = [parent, *parent.children(recursive=True)]
+    for process in family:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    _, left = psutil.wait_procs(family, timeout=30)
+    assert all(process.status() == psutil.STATUS_ZOMBIE for process in left)
 
 
 def view(config: Path, **sections: Any) -> Any:
@@ -239,6 +258,7 @@ class _Points:
         self.passed: Counter[str] = Counter()
         self.seconds: Counter[str] = Counter()
         self.stage: str | None = None
+        self.struck = threading.Lock()
         self.faults: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
@@ -262,7 +282,15 @@ class _Points:
             return
         self.passed[self.stage] += 1
         if self.kill and self.kill.stage == self.stage and self.kill.point == self.passed[self.stage]:
+            self._strike()
+
+    def _strike(self) -> None:
+        if self.kill is None or not self.struck.acquire(blocking=False):
+            return
+        if self.kill.server is None:
             os.kill(os.getpid(), signal.SIGKILL)
+        else:
+            kill_family(self.kill.server)
 
     def _spoil(self, stage: str) -> None:
         """From this stage on: no file grows beyond ``faults['file_size']``; the clock is ``faults['clock']`` seconds wrong."""
@@ -297,8 +325,8 @@ class _Points:
                 self.stage = name
                 self._spoil(name)
                 if self.kill and self.kill.stage == name and self.kill.after is not None:
-                    timer = threading.Timer(self.kill.after, os.kill, (os.getpid(), signal.SIGKILL))
-                    timer.daemon = True
+                    timer = threading.Timer(self.kill.after, self._strike)
+                    timer.daemon = self.kill.server is None  # a server's death is seen through to the end
                     timer.start()
             started = time.perf_counter()
             try:
@@ -309,7 +337,7 @@ class _Points:
                     self.seconds[name] += time.perf_counter() - started
                     self.stage = None
                     if self.kill and self.kill.stage == name and self.kill.after is not None:
-                        os.kill(os.getpid(), signal.SIGKILL)  # faster than when it was measured: at its end, then
+                        self._strike()  # faster than when it was measured: at its end, then
 
         return entered
 

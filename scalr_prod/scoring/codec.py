@@ -99,7 +99,7 @@ def check_request(keys: NDArray[np.int64], expected: NDArray[np.int64], *, where
     """The answer is that to the request with these keys.
 
     Raises:
-        MalformedResponse: It was meant for another. Seen of a server whose model process was about to crash.
+        MalformedResponse: It was meant for another. A Triton whose model process stood still for a second does so (ADR 0014).
     """
     if not np.array_equal(keys, expected):
         raise _malformed("the answer is that to another request", where)

@@ -5,6 +5,7 @@ Both ends import this file, so only numpy and what needs no more than it are imp
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     Tensors = dict[str, NDArray[Any]]
 
-__all__ = ["INPUTS", "OUTPUTS", "SAMPLE_OUTPUTS", "SCORE_OUTPUTS", "Identity", "answer", "digest_of", "encode"]
+__all__ = ["INPUTS", "OUTPUTS", "SAMPLE_OUTPUTS", "SCORE_OUTPUTS", "Identity", "answer", "digest_of", "encode", "request_key"]
 
 #: Input tensors and their dtypes; the first axis of each is the batch. One value a row has shape [B, 1].
 INPUTS: Final[Mapping[str, type[np.generic]]] = {
@@ -45,7 +46,7 @@ OUTPUTS: Final[Mapping[str, type[np.generic]]] = {
     "model_version": np.int64,
     "model_digest": np.int64,
     "catalogue_size": np.int32,
-    # The noise keys of the request, sent back: an answer that was meant for another request is told from our own.
+    # `request_key` of what was asked: an answer that was meant for another request is told from our own.
     "request_key": np.int64,
 }
 SAMPLE_OUTPUTS: Final = ("items", "probabilities", "prior")
@@ -105,6 +106,16 @@ def encode(
     return tensors | {name: np.full((rows, 1), value, INPUTS[name]) for name, value in values.items()}
 
 
+def request_key(tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
+    """What tells this request from every other: its rows' noise keys, each with a digest of all input tensors. Shape [B, 1]."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name in INPUTS:
+        if name in tensors:
+            digest.update(f"{name}{tensors[name].shape}".encode())
+            digest.update(np.ascontiguousarray(tensors[name]).data)
+    return tensors["noise_key"].reshape(-1, 1) ^ np.int64(int.from_bytes(digest.digest(), "little", signed=True))
+
+
 def answer(module: Module, identity: Identity, requests: Sequence[Mapping[str, NDArray[Any]]]) -> list[Tensors | ValueError]:
     """Answer requests that wait together with as few forward passes as can be, each as if it had come alone.
 
@@ -132,7 +143,7 @@ def answer(module: Module, identity: Identity, requests: Sequence[Mapping[str, N
             groups.setdefault(key, []).append((number, contexts))
     for key, members in groups.items():
         for number, part in _answer_group(module, key, members, requests).items():
-            answers[number] = part if isinstance(part, ValueError) else part | _account(identity, dict(members)[number])
+            answers[number] = part if isinstance(part, ValueError) else part | _account(identity, requests[number])
     return answers
 
 
@@ -209,10 +220,10 @@ def _forward(module: Module, contexts: Contexts, key: tuple[Any, ...], candidate
     return {name: getattr(samples, name) for name in SAMPLE_OUTPUTS}
 
 
-def _account(identity: Identity, contexts: Contexts) -> Tensors:
-    rows = len(contexts)
+def _account(identity: Identity, request: Mapping[str, NDArray[Any]]) -> Tensors:
+    rows = len(request["noise_key"])
     return {
-        "request_key": contexts.noise_key[:, None],
+        "request_key": request_key(request),
         "model_version": np.full((rows, 1), identity.version, np.int64),
         "model_digest": np.full((rows, 1), identity.digest, np.int64),
         "catalogue_size": np.full((rows, 1), identity.catalogue_size, np.int32),

@@ -179,6 +179,15 @@ class Channel:
         index = self._call("RepositoryIndex", self._pb.RepositoryIndexRequest(), timeout).models
         return sorted(int(entry.version) for entry in index if entry.name == model and entry.state == "READY")
 
+    def answered(self, model: str, timeout: float) -> int:
+        """How many requests all versions of a model have answered since they were loaded.
+
+        Raises:
+            Failure: Nothing answers.
+        """
+        statistics = self._call("ModelStatistics", self._pb.ModelStatisticsRequest(name=model), timeout).model_stats
+        return sum(int(found.inference_stats.success.count) for found in statistics)
+
     def load(self, model: str, timeout: float) -> None:
         """Load the versions that the model's configuration in the repository names; those loaded already stay until then.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import numpy as np
 from scalr_prod.errors import DeadlineExceeded, MalformedResponse, ModelVersionMismatch, ScoringError, ServerUnreachable
 from scalr_prod.scoring import codec
 from scalr_prod.scoring.policy import Deadline, Limits, RetryPolicy
-from scalr_prod.scoring.protocol import OUTPUTS, SAMPLE_OUTPUTS, SCORE_OUTPUTS, Identity, encode
+from scalr_prod.scoring.protocol import OUTPUTS, SAMPLE_OUTPUTS, SCORE_OUTPUTS, Identity, encode, request_key
 from scalr_prod.scoring.transport import Channel, Failure
 from scalr_prod.translator.contexts import NO_ITEM, Contexts, Samples
 
@@ -31,8 +32,6 @@ logger = logging.getLogger(__name__)
 
 #: How long an unreachable server, or a model that is being loaded, is waited for before the first answer ever came.
 _PATIENCE_S: Final = 10.0
-#: Answers that may be malformed before a server that is watched over counts as one that runs another program.
-_MALFORMED_TRIES: Final = 4
 
 
 @dataclass(frozen=True)
@@ -198,33 +197,40 @@ class TritonScorer:
 
     def _wait(self, pending: _Pending) -> dict[str, NDArray[Any]]:
         """The checked answer, after as many attempts as the deadline allows."""
-        shapes = pending.piece.shapes
         if pending.reply is None:
-            return {name: np.empty(shape, OUTPUTS[name]) for name, shape in shapes.items()}
-        first: Callable[[], Message] | None = pending.reply.result
-        attempt = 0
+            return {name: np.empty(shape, OUTPUTS[name]) for name, shape in pending.piece.shapes.items()}
+        return self._answer(pending, first=pending.reply.result)
+
+    def _answer(
+        self, pending: _Pending, *, first: Callable[[], Message] | None = None, await_model: bool = True
+    ) -> dict[str, NDArray[Any]]:
+        """The checked answer; see `_persist`."""
+        pauses = self._retries.waits()
         while True:
-            attempt += 1
             response = self._persist(
-                lambda left: self._channel.infer(pending.message, left).result(), pending.deadline, first=first
+                lambda left: self._channel.infer(pending.message, left).result(),
+                pending.deadline,
+                first=first,
+                await_model=await_model,
             )
             try:
-                return self._checked(pending, response)
+                return self._checked(pending.piece, response)
             except MalformedResponse as error:
-                # A server whose model process is about to crash mixes answers up; one that is watched over comes back whole.
-                if not self._guarded or attempt == _MALFORMED_TRIES or pending.deadline.passed:
+                # A server that mixes answers up does so until it is started anew, which is done where it is watched over.
+                pause = next(pauses)
+                if not self._guarded or pause >= pending.deadline.remaining:
                     raise
-                logger.warning("%s, answer %d: %s", self._channel.url, attempt, error.found)
-                time.sleep(self._retries.limit_s)
+                logger.warning("%s: %s", self._channel.url, error.found)
+                time.sleep(pause)
                 first = None
                 self._follow()
 
-    def _checked(self, pending: _Pending, response: Message) -> dict[str, NDArray[Any]]:
+    def _checked(self, piece: _Piece, response: Message) -> dict[str, NDArray[Any]]:
         """The answer's tensors, once nothing speaks against them."""
-        shapes, where = pending.piece.shapes, self._channel.url
-        tensors = codec.read_tensors(response, shapes, where=where)
+        where = self._channel.url
+        tensors = codec.read_tensors(response, piece.shapes, where=where)
         codec.check_version(tensors.pop("model_version"), self._version, where=where)
-        codec.check_request(tensors.pop("request_key"), pending.piece.tensors["noise_key"], where=where)
+        codec.check_request(tensors.pop("request_key"), request_key(piece.tensors), where=where)
         for name, array in tensors.items():
             if array.dtype == np.float32:
                 codec.check_shares(name, array, where=where)
@@ -298,15 +304,15 @@ class TritonScorer:
             history_ages=np.zeros((1, 1), np.float32),
             event_time=np.full(1, np.iinfo(np.int64).max, np.int64),
             fold=np.full(1, -1, np.int32),
-            noise_key=np.zeros(1, np.int64),
+            # Like no other's: a server that mixes answers up must not pass with that to an earlier question.
+            noise_key=np.array([random.getrandbits(62)], np.int64),
             exclude=np.full((1, 1), NO_ITEM, np.int32),
         )
-        shapes = dict.fromkeys(("model_version", "model_digest", "catalogue_size"), (1, 1)) | {"items": (1, 1)}
-        message = codec.build_request(self._model, self._version, encode(contexts), tuple(shapes), timeout_s=self._deadline_s)
-        response = self._persist(lambda left: self._channel.infer(message, left).result(), deadline, await_model=False)
+        asked = ("items", "model_version", "request_key", "model_digest", "catalogue_size")
+        piece = _Piece(encode(contexts), dict.fromkeys(asked, (1, 1)), last=True)
+        message = codec.build_request(self._model, self._version, piece.tensors, asked, timeout_s=self._deadline_s)
+        found = self._answer(_Pending(piece, message, deadline, None), await_model=False)
         where = self._channel.url
-        found = codec.read_tensors(response, shapes, where=where)
-        codec.check_version(found["model_version"], self._version, where=where)
         identity = Identity(self._version, int(found["model_digest"][0, 0]), int(found["catalogue_size"][0, 0]))
         codec.check_items(found["items"], identity.catalogue_size, where=where)
         if digest is not None and identity.digest != digest:

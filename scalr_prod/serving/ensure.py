@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from scalr_prod.errors import DeadlineExceeded, ModelNotReady, ModelVersionMismatch
+from scalr_prod.errors import DeadlineExceeded, MalformedResponse, ModelNotReady, ModelVersionMismatch, ServerUnreachable
 from scalr_prod.scoring import open_scorer
 from scalr_prod.serving.loading import check_version, load_versions, loaded_versions
 from scalr_prod.serving.process import restart_locked, start_locked, stop_locked
@@ -79,10 +79,10 @@ def _ensure_local(settings: Settings, version: int, beside: AbstractSet[int] | N
     fresh = start_locked(settings, [version], lasting=False).started
     try:
         _ensure_loaded(settings, version, None if fresh else beside)
-    except DeadlineExceeded:
+    except (DeadlineExceeded, MalformedResponse, ServerUnreachable):
         if fresh:
             raise
-        # It hangs, as the next run would too: what was left of it by an earlier one is of no use to anybody.
+        # It hangs, mixes answers up or is about to end: what was left of it by an earlier run is of no use to anybody.
         restart_locked(settings, [version])
         _ensure_loaded(settings, version, None)
 

@@ -11,8 +11,9 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from scalr_prod.errors import ScalrError
+from scalr_prod.errors import MalformedResponse, ModelNotReady, ScalrError, ScoringError
 from scalr_prod.scoring.transport import Channel, Failure
+from scalr_prod.scoring.triton import TritonScorer
 from scalr_prod.serving.ensure import ensure_serving
 from scalr_prod.serving.loading import check_version
 from scalr_prod.serving.process import is_alive, restart_locked
@@ -30,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 _EVERY_S: Final = 1.0
 _PROBE_S: Final = 5.0
-#: A busy machine may answer late: only a server that is silent for this long, and no longer than requests wait, hangs.
+#: A busy machine may answer late: only a server that answers nobody for this long, and no longer than requests wait, hangs.
 _HANGS_AFTER_S: Final = 30.0
 #: Restarts within one run; a server that needs more has a cause that a person should see.
 _RESTARTS: Final = 5
@@ -38,7 +39,7 @@ _RESTARTS: Final = 5
 
 @contextmanager
 def guarded_serving(settings: Settings, version: int) -> Iterator[None]:
-    """`ensure_serving`, and start the local server anew where it dies, hangs, or loses the process that the model runs in.
+    """`ensure_serving`, and start the local server anew where it dies, hangs, mixes answers up, or loses its model's process.
 
     A server that the settings name elsewhere, or one that is stopped by command, is left as it is.
 
@@ -66,7 +67,7 @@ class _Guard(threading.Thread):
         super().__init__(name="triton guard", daemon=True)
         self._settings, self._version = settings, version
         self._over = threading.Event()
-        self._answered_at = time.monotonic()
+        self._answered_at, self._answered = time.monotonic(), 0
 
     def end(self) -> None:
         """Stop watching; a restart that is under way is finished first."""
@@ -90,14 +91,29 @@ class _Guard(threading.Thread):
             return "has ended"
         if not self._model_process_runs(record):
             return "has lost the process that the model runs in"
-        try:
-            with Channel(record.url) as channel:
-                channel.server_name(_PROBE_S)
-        except Failure:
-            limit = min(_HANGS_AFTER_S, self._settings.serving.deadline_s / 2)
-            return f"does not answer for {limit:g} s" if time.monotonic() - self._answered_at > limit else None
+        name = self._settings.serving.model_name
+        try:  # with a real request: a server may say that it is well, and its model not answer
+            TritonScorer(lambda: record.url, self._version, model=name, deadline_s=_PROBE_S).close()
+        except MalformedResponse:
+            return "hands out answers that are meant for others"
+        except ModelNotReady as error:
+            return f"has a model that does not answer ({error.found})"
+        except ScoringError:
+            return self._silence(record)
         self._answered_at = time.monotonic()
         return None
+
+    def _silence(self, record: ServerRecord) -> str | None:
+        """Of a server that did not answer in time: it hangs if it answers nobody. Other requests may have come before ours."""
+        try:
+            with Channel(record.url) as channel:
+                before, self._answered = self._answered, channel.answered(self._settings.serving.model_name, _PROBE_S)
+            if self._answered != before:
+                self._answered_at = time.monotonic()
+        except Failure as failure:
+            logger.info("Triton at %s does not even count: %s", record.url, failure.detail)
+        limit = min(_HANGS_AFTER_S, self._settings.serving.deadline_s / 2)
+        return f"does not answer for {limit:g} s" if time.monotonic() - self._answered_at > limit else None
 
     def _model_process_runs(self, record: ServerRecord) -> bool:
         import psutil

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,8 @@ from scalr_prod.errors import (
 from scalr_prod.scoring import open_scorer
 from scalr_prod.serving import (
     ensure_serving,
+    guard,
+    guarded_serving,
     promote,
     rollback,
     served_version,
@@ -269,6 +272,42 @@ def test_a_model_whose_process_died_is_told_at_once_and_loaded_anew_for_the_next
         with ensure_serving(home, 1):
             assert np.array_equal(scorer.sample(contexts(20), 3).items, before)
         assert read_record(home).pid == pid
+
+
+@pytest.mark.nightly
+def test_a_model_process_that_stood_still_mixes_no_answers_up_and_the_server_is_started_anew(home, monkeypatch):
+    """Triton takes it for dead after a second, asks it on, and gives each answer to the next request, until one crashes."""
+    waiting, over = threading.Barrier(5), threading.Event()
+    wrong: list[int] = []
+
+    def ask(seed: int) -> None:
+        asked = contexts(40, seed=seed)
+        with open_scorer(home, 1, guarded=True) as scorer:
+            expected = scorer.sample(asked, 4).items
+            waiting.wait()
+            while not over.is_set():
+                wrong.extend([seed] * (not np.array_equal(scorer.sample(asked, 4).items, expected)))
+
+    with ensure_serving(home, 1), ThreadPoolExecutor(4) as pool:
+        clients = [pool.submit(ask, seed) for seed in range(4)]
+        waiting.wait()
+        record = read_record(home)
+        stub = next(p for p in psutil.Process(record.pid).children(recursive=True) if "stub" in p.name())
+        monkeypatch.setattr(guard, "_EVERY_S", 4.0)  # it does not see that the process is halted, only what comes of it
+        try:
+            with guarded_serving(home, 1):
+                stub.suspend()
+                time.sleep(2.5)
+                stub.resume()
+                deadline = time.monotonic() + 60
+                while time.monotonic() < deadline and read_record(home).pid == record.pid:
+                    time.sleep(0.1)
+                assert read_record(home).pid != record.pid
+        finally:
+            over.set()
+        for client in clients:
+            client.result()
+    assert not wrong
 
 
 def test_a_server_that_is_gone_is_told_within_the_deadline(home):
