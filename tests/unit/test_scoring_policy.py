@@ -22,7 +22,7 @@ from scalr_prod.errors import (
     ServerUnreachable,
 )
 from scalr_prod.scoring.policy import Deadline, Limits, RetryPolicy
-from scalr_prod.scoring.protocol import INPUTS, OUTPUTS, Identity, answer
+from scalr_prod.scoring.protocol import INPUTS, OUTPUTS, Identity, answer, encode, request_key
 from scalr_prod.scoring.transport import Failure
 from scalr_prod.scoring.triton import TritonScorer
 from scalr_prod.translator.contexts import Contexts, Samples
@@ -313,6 +313,17 @@ def test_a_mixed_up_answer_of_a_server_that_is_watched_over_is_asked_for_again()
     assert len(server.sent) == 3
 
 
+def test_a_request_is_told_from_every_other():
+    one, other = contexts(4), Contexts(**{**vars(contexts(4)), "history_items": contexts(4).history_items + 1})
+    candidates = np.arange(12, dtype=np.int32).reshape(4, 3)
+    asked = [encode(one), encode(one, k=2), encode(one, temperature=0.5), encode(other)]
+    asked += [encode(one, candidates=candidates), encode(one, candidates=candidates + 1), encode(one.slice(0, 3))]
+    keys = [request_key(tensors) for tensors in asked]
+    assert all(key.shape == (len(tensors["noise_key"]), 1) for key, tensors in zip(keys, asked, strict=True))
+    assert len({int(key[0, 0]) for key in keys}) == len(keys)
+    assert np.array_equal(request_key(encode(contexts(4))), keys[0])
+
+
 def test_who_answers_is_asked_before_anything_else():
     with pytest.raises(ModelVersionMismatch, match="version 4 answers"):
         scorer(Server(version=4))
@@ -325,8 +336,6 @@ def test_waiting_requests_are_joined_and_each_gets_its_own_rows():
     module, identity = Module(), Identity(3, 77, CATALOGUE)
 
     def request(rows, *, exclude=1, key=0, k=2, **extra):
-        from scalr_prod.scoring.protocol import encode
-
         part = contexts(rows, exclude)
         part = Contexts(**{**vars(part), "noise_key": part.noise_key + key})
         return encode(part, k=k, **extra)
