@@ -7,7 +7,6 @@ Limit: 0.9 of in-process, with two requests in flight.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -25,9 +24,6 @@ from scalr_prod.serving import ensure_serving
 from scalr_prod.settings import load_settings
 from scalr_prod.translator import train
 from scalr_prod.translator.contexts import Contexts
-
-# As in the server, and before torch is loaded: threads that wait do not spin.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 USERS, SOURCE_ITEMS, TARGET_ITEMS = 3_000, 5_000, 10_000
 SOURCE_EVENTS, TARGET_EVENTS = 60_000, 60_000

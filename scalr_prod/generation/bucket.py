@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import pyarrow as pa
+    from numpy.typing import NDArray
 
     from scalr_prod.ledger import RunSpec
     from scalr_prod.settings import Settings
     from scalr_prod.translator.contexts import Contexts
     from scalr_prod.translator.versions import Vocabulary
 
-__all__ = ["SOURCE_TIMESTAMP", "ask", "context_text", "read_bucket"]
+__all__ = ["SOURCE_TIMESTAMP", "ask", "context_text", "in_scoring_order", "read_bucket"]
 
 #: When the translated source event happened; its context is asked about at ``event_timestamp``, the same or later.
 SOURCE_TIMESTAMP: Final = "source_event_timestamp"
@@ -72,6 +73,11 @@ def read_bucket(
     return rows, consumed
 
 
+def in_scoring_order(rows: pa.Table, spec: RunSpec, folds: int) -> pa.Table:
+    """Rows of `read_bucket` by parameter set, then time: neighbours in a request share the popularity of their time."""
+    return rows.take(np.lexsort((encoding.micros(rows[EVENT_TIMESTAMP]), _fold(rows, spec, folds))))
+
+
 def ask(
     settings: Settings, spec: RunSpec, vocabulary: Vocabulary, rows: pa.Table, consumed: encoding.Consumed | None, *, folds: int
 ) -> Iterator[Contexts]:
@@ -85,20 +91,25 @@ def ask(
         known_by=spec.as_of,
         versions=spec.table_versions,
     )
-    users = rows[USER_ID].combine_chunks()
-    causal = spec.mode == "causal"
     return encoding.batches(
         encoding.encode_histories(
             joined, vocabulary, spec.settings["histories"]["length"], own_time=encoding.micros(rows[SOURCE_TIMESTAMP])
         ),
         times=encoding.micros(rows[EVENT_TIMESTAMP]),
-        folds=np.full(len(rows), -1, dtype=np.int32) if causal else fold_of(users, folds),
+        folds=_fold(rows, spec, folds),
         noise_keys=rows["noise_key"].to_numpy().view(np.int64),
         consumed=consumed,
-        users=users,
+        users=rows[USER_ID].combine_chunks(),
         size=settings.generation.batch_size,
         most_bytes=int(settings.serving.max_request_mb * 2**20 * _REQUEST_SHARE),
     )
+
+
+def _fold(rows: pa.Table, spec: RunSpec, folds: int) -> NDArray[np.int32]:
+    """The parameter set of each row: int32 [B]."""
+    if spec.mode == "causal":
+        return np.full(len(rows), -1, dtype=np.int32)
+    return fold_of(rows[USER_ID].combine_chunks(), folds)
 
 
 def context_text(source_item: str) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table, id_type_of, schema_of
 from scalr_prod.generation import contexts as encoding
-from scalr_prod.generation.bucket import SOURCE_TIMESTAMP, ask, context_text, read_bucket
+from scalr_prod.generation.bucket import SOURCE_TIMESTAMP, ask, context_text, in_scoring_order, read_bucket
 from scalr_prod.generation.parts import part_path, read_manifest, seal, writing
 from scalr_prod.ledger import run_folder
 from scalr_prod.translator.contexts import Samples
@@ -109,7 +109,7 @@ def make_part(
         consumed = None if real is None else encoding.Consumed.of(real, tools.vocabulary)
         with writing(path, tools.schema) as write:
             for start, stop in encoding.user_slices(rows[USER_ID], _SLICE):
-                part = rows.slice(start, stop - start)
+                part = in_scoring_order(rows.slice(start, stop - start), spec, tools.folds)
                 answers = []
                 for answer in _answers(settings, spec, tools, part, consumed):
                     answers.append(answer)

@@ -24,7 +24,7 @@ class LocalScorer:
     Args:
         folder: The version's folder.
         version: The version.
-        threads: Threads of torch, in this whole process.
+        threads: Groups of contexts that are worked on side by side; torch itself gets one thread in this whole process.
 
     Raises:
         TranslatorError: The folder holds no usable model.
@@ -35,8 +35,8 @@ class LocalScorer:
 
         from scalr_prod.translator.module import TranslatorModule
 
-        torch.set_num_threads(threads)
-        self._module: Module = TranslatorModule.load(folder)
+        torch.set_num_threads(1)
+        self._module: Module = TranslatorModule.load(folder, threads=threads)
         self._version = version
 
     @property

@@ -93,10 +93,9 @@ class ServingEnvironment:
             # The stub finds its packages through the first python on the PATH.
             "PATH": os.pathsep.join([str(self.folder / "bin"), os.environ.get("PATH", os.defpath)]),
             "LD_LIBRARY_PATH": os.pathsep.join(str(place) for place in libraries if place and str(place) != "."),
+            # How many groups of contexts the model works on side by side; torch has one thread in each (docs/adr/0008).
             "OMP_NUM_THREADS": str(threads),
             "MKL_NUM_THREADS": str(threads),
-            # Threads that wait must not spin: the workers beside the server need the same cores (docs/adr/0008).
-            "OMP_WAIT_POLICY": "PASSIVE",
             "PYTHONDONTWRITEBYTECODE": "1",
         }
 

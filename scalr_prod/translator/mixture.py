@@ -99,12 +99,11 @@ class Mixture:
 
 
 def _normalised(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Softmax over the eligible items, in place; rows without any come out 0."""
+    """Softmax over the eligible items; rows without any come out 0."""
     items = torch.arange(logits.shape[1], device=logits.device)
-    logits.masked_fill_(items >= batch.eligible[:, None], -torch.inf)
-    top = logits.amax(1, keepdim=True).clamp(min=torch.finfo(logits.dtype).min)
-    p = logits.sub_(top).exp_()
-    return p.div_(p.sum(1, keepdim=True).clamp(min=torch.finfo(logits.dtype).tiny))
+    p = logits.masked_fill_(items >= batch.eligible[:, None], -torch.inf).softmax(1)
+    p[batch.eligible == 0] = 0
+    return p
 
 
 def _under(tensors: dict[str, torch.Tensor], part: str, name: str) -> dict[str, torch.Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,7 +24,7 @@ from scalr_prod.translator.estimators import SCORED
 from scalr_prod.translator.mixture import Mixture
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from numpy.typing import NDArray
 
@@ -32,17 +33,20 @@ __all__ = ["DESCRIPTION", "TranslatorModule"]
 #: Key of what a weights' file says of itself, as JSON.
 DESCRIPTION: Final = "translator"
 #: Elements of a [rows, items] tensor that are worked on at a time: they stay near the processor's cache.
-_CHUNK: Final = 2**20
-#: Two perturbed log-probabilities nearer than this are compared again in float64.
+_CHUNK: Final = 2**19
+#: Two perturbed probabilities whose ratio is nearer to 1 than this are compared again in float64.
 _MARGIN: Final = 2e-3
 
 
 class TranslatorModule(torch.nn.Module):
     """All parameter sets of one translator version; made with `load`."""
 
-    def __init__(self, tensors: dict[str, torch.Tensor], metadata: dict[str, str], device: str = "cpu") -> None:
+    def __init__(
+        self, tensors: dict[str, torch.Tensor], metadata: dict[str, str], device: str = "cpu", threads: int = 1
+    ) -> None:
         super().__init__()
         self.device = torch.device(device)
+        self._threads = ThreadPoolExecutor(threads, "translator") if threads > 1 and self.device.type == "cpu" else None
         self.folds = int(metadata["folds"])
         self.history_length = int(metadata["history_length"])
         named: list[str] = json.loads(metadata["estimators"])
@@ -60,12 +64,14 @@ class TranslatorModule(torch.nn.Module):
         return self._sets[fold]
 
     @classmethod
-    def load(cls, folder: str | Path, device: str = "cpu") -> TranslatorModule:
+    def load(cls, folder: str | Path, device: str = "cpu", threads: int = 1) -> TranslatorModule:
         """Read a version's folder.
 
         Args:
             folder: Holds ``translator.safetensors`` and ``manifest.json``.
             device: Where the parameters live: ``cpu``, ``cuda``, ``cuda:1``.
+            threads: Groups of rows that `sample` and `score` work on side by side, on a CPU. Torch should have one thread
+                itself then: threads that share out each small operation wait for one another more than they work.
 
         Raises:
             TranslatorNotFound: There is no such folder, or it is not a translator's.
@@ -91,11 +97,10 @@ class TranslatorModule(torch.nn.Module):
         try:
             with safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                return cls(tensors, json.loads(file.metadata()[DESCRIPTION]), device)
+                return cls(tensors, json.loads(file.metadata()[DESCRIPTION]), device, threads)
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise _unreadable(folder, str(error)) from error
 
-    @torch.inference_mode()
     def sample(
         self, contexts: Contexts, k: int, *, temperature: float = 1.0, min_lift: float = 0.0, member: str = "mixture"
     ) -> Samples:
@@ -120,7 +125,8 @@ class TranslatorModule(torch.nn.Module):
             raise ValueError(f"k is {k} and temperature {temperature}: both must be positive")
         items = np.full((len(contexts), k), NO_ITEM, dtype=np.int32)
         probabilities, prior = np.zeros((2, len(contexts), k), dtype=np.float32)
-        for rows, mixture in self._groups(contexts):
+
+        def draw(rows: NDArray[np.int64], mixture: Mixture) -> None:
             part = contexts.take(rows)
             drawn = self._draw(mixture, part, k, temperature, min_lift, member, torch.float32)
             unsure = np.flatnonzero(drawn[3])
@@ -129,9 +135,10 @@ class TranslatorModule(torch.nn.Module):
                 for kept, new in zip(drawn[:3], again[:3], strict=True):
                     kept[unsure] = new
             items[rows], probabilities[rows], prior[rows] = drawn[:3]
+
+        self._each(draw, self._groups(contexts))
         return Samples(items=items, probabilities=probabilities, prior=prior)
 
-    @torch.inference_mode()
     def score(
         self, contexts: Contexts, candidates: NDArray[np.int32], *, member: str = "mixture"
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -146,7 +153,8 @@ class TranslatorModule(torch.nn.Module):
             Two float32 arrays [B, C].
         """
         probabilities, prior = np.zeros((2, *candidates.shape), dtype=np.float32)
-        for rows, mixture in self._groups(contexts):
+
+        def look_up(rows: NDArray[np.int64], mixture: Mixture) -> None:
             batch = Batch.of(contexts.take(rows), self.first_seen)
             chosen = torch.from_numpy(candidates[rows]).to(self.device, torch.int64)
             named = (chosen >= 0) & (chosen < batch.eligible[:, None])
@@ -154,6 +162,8 @@ class TranslatorModule(torch.nn.Module):
             chosen = chosen.clamp(min=0)
             probabilities[rows] = torch.where(named, p.gather(1, chosen), 0).cpu().numpy()
             prior[rows] = torch.where(named, q.gather(1, chosen), 0).cpu().numpy()
+
+        self._each(look_up, self._groups(contexts))
         return probabilities, prior
 
     @torch.inference_mode()
@@ -161,6 +171,18 @@ class TranslatorModule(torch.nn.Module):
         """Whole distributions, a few rows at a time: (row numbers [R], float32 [R, N] probabilities, 0 if not eligible)."""
         for rows, mixture in self._groups(contexts):
             yield rows, mixture.probabilities(Batch.of(contexts.take(rows), self.first_seen), member=member)[0]
+
+    def _each(
+        self, work: Callable[[NDArray[np.int64], Mixture], None], groups: Iterable[tuple[NDArray[np.int64], Mixture]]
+    ) -> None:
+        """Work on every group, several at a time where there are threads for it."""
+
+        @torch.inference_mode()  # holds for the thread that it is called in
+        def one(group: tuple[NDArray[np.int64], Mixture]) -> None:
+            work(*group)
+
+        for _ in map(one, groups) if self._threads is None else self._threads.map(one, groups):
+            pass
 
     def _groups(self, contexts: Contexts) -> Iterator[tuple[NDArray[np.int64], Mixture]]:
         """Rows of one fold at a time, not too many at once."""
@@ -184,17 +206,19 @@ class TranslatorModule(torch.nn.Module):
         probabilities, prior = mixture.probabilities(batch, member=member, dtype=dtype)
         low, high = noise.key_words(contexts.noise_key)
         race = noise.exponential((low.to(self.device), high.to(self.device)), self._numbers, dtype)
-        keys = torch.log(probabilities) / temperature - torch.log(race)
+        # The order of P^(1 / temperature) / E, in the form whose powers neither overflow nor vanish.
+        if temperature <= 1:
+            keys = probabilities / (race if temperature == 1 else race.pow_(temperature))
+        else:
+            keys = probabilities.pow(1 / temperature) / race
         if contexts.exclude.shape[1]:
             exclude = torch.from_numpy(contexts.exclude).to(self.device, torch.int64)
-            keys = torch.cat([keys, keys.new_empty(len(keys), 1)], 1).scatter_(
-                1, torch.where(exclude >= 0, exclude, self.n_target), -torch.inf
-            )[:, :-1]
+            row, column = torch.nonzero(exclude >= 0, as_tuple=True)
+            keys[row, exclude[row, column]] = 0
         best, chosen = keys.topk(min(k + 1, self.n_target), dim=1)
-        gaps = best[:, :-1] - best[:, 1:]
-        close = ((gaps < _MARGIN / min(temperature, 1.0)) & best[:, 1:].isfinite()).any(1)
+        close = ((best[:, 1:] > best[:, :-1] * (1 - _MARGIN)) & (best[:, 1:] > 0)).any(1)
         best, chosen = best[:, :k], chosen[:, :k]
-        there = best.isfinite()
+        there = best > 0
         p = torch.where(there, probabilities.gather(1, chosen), 0)
         q = torch.where(there, prior.gather(1, chosen), 0)
         close |= (there & ((p - min_lift * q).abs() < _MARGIN * p)).any(1)

@@ -51,7 +51,7 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
     parameters = {name: tensor.requires_grad_() for name, tensor in _initial(pairs, generator).items()}
     offsets = _Popularity(pairs)
     steps = max(1, windows.batches(settings.batch_size)) * settings.epochs
-    optimizer = torch.optim.AdamW(parameters.values(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.AdamW(parameters.values(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps + 1)
     for _ in range(settings.epochs):
         for window in windows.epoch(settings.batch_size, generator):
@@ -141,14 +141,20 @@ class _Popularity:
         fitted = popularity.fit(pairs, INSTANTS)
         lately = 0.8 if "popularity" in pairs.settings.estimators else 0.0
         self.instants = fitted["instants"]
-        self.table = popularity.at_instants(fitted, {"count": 0.5, "days_20": lately})
+        self.table = popularity.at_instants(fitted, {"count": 0.5, "days_20": lately}).T.contiguous()
         chosen = fitted["prior"].exp()
         self.drawn = 0.5 * chosen + 0.5 / len(chosen)
 
-    def at(self, time: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-        """[P, M] of items [P, M] or [M] at times [P]."""
-        row = (torch.searchsorted(self.instants, time, right=True) - 1).clamp(min=0)
-        return self.table[row[:, None], items]
+    def of_each(self, time: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        """[P, M] of items [M] at times [P]."""
+        return self.table[items].T.contiguous()[self._row(time)]
+
+    def of_own(self, time: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        """[P, 1] of items [P] at times [P]."""
+        return self.table[items, self._row(time)][:, None]
+
+    def _row(self, time: torch.Tensor) -> torch.Tensor:
+        return (torch.searchsorted(self.instants, time, right=True) - 1).clamp(min=0)
 
 
 def _loss(p: Parameters, window: Any, popular: _Popularity, generator: torch.Generator) -> torch.Tensor:
@@ -159,12 +165,14 @@ def _loss(p: Parameters, window: Any, popular: _Popularity, generator: torch.Gen
     earlier = torch.ones(length, length, dtype=torch.bool).tril()
     own = torch.eye(length, dtype=torch.bool)
     visible = earlier & known[:, None] & (kept[:, None] | own)
-    x = p["source"][window.items]
+    x = functional.embedding(window.items, p["source"])
     days = (window.days[:, :, None] - window.days[:, None]).clamp(min=0)
     states = _states(p, x, x, days, visible)[window.row, window.place]
     states = states * known[window.row, window.place, None]
     negative = torch.multinomial(popular.drawn, NEGATIVES, replacement=True, generator=generator)
-    logits = states @ p["target"][negative].T + popular.at(window.time, negative) - (NEGATIVES * popular.drawn[negative]).log()
+    logits = states @ functional.embedding(negative, p["target"]).T
+    logits = logits + popular.of_each(window.time, negative) - (NEGATIVES * popular.drawn[negative]).log()
     logits = logits.masked_fill(negative == window.item[:, None], -torch.inf)
-    positive = (states * p["target"][window.item]).sum(1, keepdim=True) + popular.at(window.time, window.item[:, None])
+    positive = (states * functional.embedding(window.item, p["target"])).sum(1, keepdim=True)
+    positive = positive + popular.of_own(window.time, window.item)
     return (torch.cat([positive, logits], 1).logsumexp(1) - positive[:, 0]).mean()
