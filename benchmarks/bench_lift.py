@@ -19,8 +19,8 @@ from benchmarks.bench_run import DATA, DIRECTIONS, write_settings
 LIMIT_S = 3600
 SETTINGS = """
 [translator]
-estimators = ["popularity", "frequency", "linear", "factorisation"]
 folds = 2
+epochs = 3
 threads = 1
 [generation]
 contexts = "users"
@@ -47,7 +47,7 @@ PLAN: tuple[tuple[float, str, tuple[str, ...]], ...] = (
         (
             *("synthetic_only", "popularity", "trend", "shuffled", "duplicated", "frequency", "sampled", "top_k", "top_1"),
             *("model_level_transfer", "dose_0.25", "dose_0.5", "dose_2", "align_on", "filter_on"),
-            *("only_linear", "only_factorisation"),
+            *("only_linear", "only_factorisation", "only_sequential"),
         ),
     ),
     (0.5, "two_tower", ("trend", "shuffled", "sampled", "top_1", "align_on", "filter_on", "model_level_transfer")),
