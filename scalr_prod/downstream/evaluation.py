@@ -10,13 +10,15 @@ from scalr_prod.contracts import Table
 from scalr_prod.downstream.arms import ABLATIONS, CONTROLS, MAIN, NEEDS, RIVAL, Maker
 from scalr_prod.downstream.diagnostics import diagnose
 from scalr_prod.downstream.report import BASE, OURS, SEGMENTS, EvaluationReport, summarise, write_report
-from scalr_prod.downstream.scene import Scene, percentile_cutoff
+from scalr_prod.downstream.scene import Scene
 from scalr_prod.downstream.translation import Translation, publish_draw
 from scalr_prod.downstream.trial import Judge
 from scalr_prod.downstream.tuning import fits_of, tune
 from scalr_prod.errors import EvaluationError
 from scalr_prod.lake import Lake
 from scalr_prod.progress import counting
+from scalr_prod.translator.fitting import cut_at
+from scalr_prod.translator.log import datetime_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -64,7 +66,7 @@ def evaluate(
     _ingested(settings)
     moment = (cutoff or wanted.cutoff or _default_cutoff(settings)).astimezone(UTC)
     scene = Scene.of(settings, moment, end=None, cold_fraction=cold, name="test")
-    inner = percentile_cutoff(scene.real.time, VALIDATION_SHARE)
+    inner = datetime_of(cut_at(scene.real.time, VALIDATION_SHARE))
     validation = Scene.of(scene.settings, inner, end=None, cold_fraction=cold, name="validation")
     steps = sum(fits_of(settings, family) + len(chosen) * wanted.seeds for family in wanted.models)
     with counting("evaluate", show=progress, total=steps, unit=f"of {steps} fits") as done:
@@ -144,7 +146,7 @@ def _default_cutoff(settings: Settings) -> datetime:
     import pyarrow as pa
 
     times = Lake.open(settings).read(Table.TARGET_EVENTS, columns=["event_timestamp"])["event_timestamp"]
-    return percentile_cutoff(times.cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy(), TEST_SHARE)
+    return datetime_of(cut_at(times.cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy(), TEST_SHARE))
 
 
 def _choice_json(choice: Choice, figures: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from scalr_prod.downstream.isolation import Isolated, hidden_users, isolate
 from scalr_prod.downstream.protocol import Interactions
 from scalr_prod.errors import EvaluationError
 from scalr_prod.lake import Lake
-from scalr_prod.translator.log import datetime_of, micros
+from scalr_prod.numbering import index_in, sorted_unique
+from scalr_prod.translator.log import micros
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["Numbering", "Scene", "percentile_cutoff"]
+__all__ = ["Numbering", "Scene"]
 
 #: Test users that a comparison needs at the least.
 FEWEST_USERS = 20
@@ -47,7 +48,7 @@ class Numbering:
 
     def interactions(self, table: pa.Table, until: datetime, *, weight: NDArray[np.float32] | None = None) -> Interactions:
         """Target events (``user_id, item_id, event_timestamp``, ``weight`` unless given); those of unknown items fall away."""
-        user, item = _index(table[USER_ID], self.users), _index(table[ITEM_ID], self.items)
+        user, item = index_in(table[USER_ID], self.users), index_in(table[ITEM_ID], self.items)
         weight = table["weight"].to_numpy().astype(np.float32) if weight is None else weight
         known = (user >= 0) & (item >= 0)
         return Interactions(
@@ -106,10 +107,10 @@ class Scene:
         columns = [USER_ID, ITEM_ID, EVENT_TIMESTAMP, CREATED_TIMESTAMP, "weight"]
         source, target = (lake.read(Table.events(domain), columns=columns) for domain in ("source", "target"))
         known_source, known_target = (_known(table, cutoff) for table in (source, target))
-        users = _sorted_unique(pa.chunked_array([*source[USER_ID].chunks, *target[USER_ID].chunks]))
+        users = sorted_unique(pa.chunked_array([*source[USER_ID].chunks, *target[USER_ID].chunks]))
         hidden = hidden_users(users, cold_fraction, salt=f"{settings.downstream.seed}|{name}")
         isolated = isolate(settings, cutoff, users.filter(pa.array(hidden)), name=name)
-        numbering = Numbering(users, _sorted_unique(known_target[ITEM_ID]), _sorted_unique(known_source[ITEM_ID]))
+        numbering = Numbering(users, sorted_unique(known_target[ITEM_ID]), sorted_unique(known_source[ITEM_ID]))
         visible = _known(Lake.open(isolated.settings).read(Table.TARGET_EVENTS, columns=columns), cutoff)
         real = numbering.interactions(visible, cutoff)
         of_source = Numbering(users, numbering.source_items, numbering.source_items)
@@ -169,12 +170,6 @@ def _unseen(events: Interactions, real: Interactions) -> Any:
     return pairs
 
 
-def percentile_cutoff(times: NDArray[np.int64], share: float) -> datetime:
-    """The instant before which a share of the events lies (UTC)."""
-    ordered = np.sort(times)
-    return datetime_of(int(ordered[min(int(share * len(ordered)), len(ordered) - 1)]))
-
-
 def _known(table: pa.Table, cutoff: datetime) -> pa.Table:
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -187,19 +182,3 @@ def _times(table: pa.Table) -> NDArray[np.int64]:
     import pyarrow as pa
 
     return table[EVENT_TIMESTAMP].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy()  # type: ignore[no-any-return]
-
-
-def _sorted_unique(column: Any) -> pa.Array:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    unique = pc.unique(column)
-    unique = unique.combine_chunks() if isinstance(unique, pa.ChunkedArray) else unique
-    return unique.take(pc.array_sort_indices(unique))
-
-
-def _index(column: Any, known: pa.Array) -> NDArray[np.int32]:
-    import pyarrow.compute as pc
-
-    found = pc.fill_null(pc.index_in(column.cast(known.type), known), -1)
-    return found.to_numpy().astype(np.int32)  # type: ignore[no-any-return]

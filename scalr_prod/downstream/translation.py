@@ -12,9 +12,9 @@ import numpy as np
 
 from scalr_prod.contracts import ITEM_ID, USER_ID
 from scalr_prod.downstream.protocol import Interactions
+from scalr_prod.numbering import index_in
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from numpy.typing import NDArray
 
     from scalr_prod.downstream.scene import Scene
@@ -102,8 +102,8 @@ class Translation:
         return cls(
             scene=scene,
             contexts=contexts,
-            user=_index(rows[USER_ID], scene.numbering.users),
-            item_number=_index(vocabulary.target_ids_all, scene.numbering.items),
+            user=index_in(rows[USER_ID], scene.numbering.users),
+            item_number=index_in(vocabulary.target_ids_all, scene.numbering.items),
             value_bucket=value_buckets(counts, settings.generation.align_buckets),
             module=TranslatorModule.load(version.path),
         )
@@ -194,9 +194,3 @@ def with_draw(settings: Settings, how: Draw) -> Settings:
         }
     )
     return settings.model_copy(update={"generation": generation})
-
-
-def _index(ids: Any, known: pa.Array) -> NDArray[np.int32]:
-    import pyarrow.compute as pc
-
-    return pc.fill_null(pc.index_in(ids.cast(known.type), known), -1).to_numpy(zero_copy_only=False).astype(np.int32)  # type: ignore[no-any-return]

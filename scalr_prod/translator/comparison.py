@@ -132,7 +132,7 @@ def _recipe_until(settings: Settings, log: Any, until: int, *, progress: bool) -
     share = past.mean() * (1 - settings.translator.validation_fraction)
     steps = steps_of(settings, 2) + 1
     with counting("comparison", show=progress, total=steps, unit=f"of {steps} fits") as done:
-        calibrated = fit_calibration(settings, log, log.fold == 0, cut_at(log, share), until, done)
+        calibrated = fit_calibration(settings, log, log.fold == 0, cut_at(log.target.time, share), until, done)
         pairs = Pairs.of(log, until, settings.translator)
         tensors = fit_sets(pairs, {-1: np.zeros(len(log.users), dtype=bool)}, done) | calibrated.tables
     return TranslatorModule(tensors, metadata_of(settings, pairs, 0)), pairs

@@ -70,7 +70,11 @@ def evaluate(settings: Settings, version: int | None = None, *, progress: bool =
     torch.set_num_threads(settings.translator.threads)
     log = read_log(settings, found.trained_until)
     fraction = settings.translator.validation_fraction
-    begin, middle, end = cut_at(log, 1 - 2 * fraction), cut_at(log, 1 - fraction), micros(found.trained_until)
+    begin, middle, end = (
+        cut_at(log.target.time, 1 - 2 * fraction),
+        cut_at(log.target.time, 1 - fraction),
+        micros(found.trained_until),
+    )
     if not log.target.time.min() < begin < middle:
         raise TranslatorError(
             f"{len(log.target)} target events are too few to fit, calibrate and measure on three slices of time",

@@ -50,10 +50,10 @@ def steps_of(settings: Settings, sets: int) -> int:
     return sets * (1 + sum(name in settings.translator.estimators for name in SCORED))
 
 
-def cut_at(log: Log, share: float) -> int:
-    """The instant (µs) before which a share of the target events lies."""
-    time = np.sort(log.target.time)
-    return int(time[min(int(share * len(time)), len(time) - 1)])
+def cut_at(time: NDArray[np.int64], share: float) -> int:
+    """The instant (µs) before which a share of the events lies."""
+    ordered = np.sort(time)
+    return int(ordered[min(int(share * len(ordered)), len(ordered) - 1)])
 
 
 def metadata_of(settings: Settings, pairs: Pairs, folds: int) -> dict[str, str]:

@@ -16,6 +16,7 @@ from scalr_prod.errors import NoCommonUsers, TranslatorError
 from scalr_prod.feast_store import point_in_time, read_window
 from scalr_prod.hashing import fold_of, stable_hash
 from scalr_prod.lake import Lake
+from scalr_prod.numbering import index_in, sorted_unique
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -124,7 +125,7 @@ def read_log(settings: Settings, trained_until: datetime) -> Log:
             where="domains.source.columns.user, domains.target.columns.user",
             next_step="map the columns that hold the same kind of user id in both logs",
         )
-    users = _sorted_unique(pa.concat_arrays([source_users.cast(target_users.type), target_users]))
+    users = sorted_unique(pa.concat_arrays([source_users.cast(target_users.type), target_users]))
     source, target = (_events(tables[domain], users) for domain in ("source", "target"))
     return Log(
         users=users,
@@ -140,20 +141,11 @@ def _read(settings: Settings, table: Table, until: datetime) -> pa.Table:
     return read_window(settings, table.value, end=until, known_by=until, columns=columns)
 
 
-def _sorted_unique(array: Any) -> Any:
-    import pyarrow.compute as pc
-
-    unique = pc.unique(array)
-    return unique.take(pc.array_sort_indices(unique))
-
-
 def _events(table: Any, users: Any) -> Events:
     import pyarrow as pa
-    import pyarrow.compute as pc
 
-    ids = _sorted_unique(table[ITEM_ID].combine_chunks())
-    user = pc.index_in(table[USER_ID].combine_chunks().cast(users.type), users).to_numpy().astype(np.int32)
-    item = pc.index_in(table[ITEM_ID].combine_chunks(), ids).to_numpy().astype(np.int32)
+    ids = sorted_unique(table[ITEM_ID])
+    user, item = index_in(table[USER_ID], users), index_in(table[ITEM_ID], ids)
     time = table[EVENT_TIMESTAMP].combine_chunks().cast(pa.int64()).to_numpy()
     order = np.lexsort((stable_hash(ids)[item], time, user))
     return Events(user[order], item[order], time[order], ids)

@@ -114,7 +114,7 @@ def _train(
     steps = steps_of(settings, folds + 2) + 1
     with counting("translator", show=progress, total=steps, unit=f"of {steps} fits") as done:
         # Calibrated as it will be used: one fold's users are unknown to the parameters, the others are not.
-        begin = cut_at(log, 1 - settings.translator.validation_fraction)
+        begin = cut_at(log.target.time, 1 - settings.translator.validation_fraction)
         calibrated = fit_calibration(settings, log, log.fold == 0, begin, everything, done)
         tensors = fit_sets(pairs, {fold: log.fold == fold for fold in range(-1, folds)}, done) | calibrated.tables
     metrics = {

@@ -15,6 +15,7 @@ import numpy as np
 
 from scalr_prod.duck import staging_folder
 from scalr_prod.errors import TranslatorError, TranslatorNotFound
+from scalr_prod.numbering import index_in
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,11 +55,11 @@ class Vocabulary:
 
     def source_index(self, ids: pa.Array | Sequence[int | str] | NDArray[Any]) -> NDArray[np.int32]:
         """Index of each source item id: int32 [N], 0 where it is unknown."""
-        return _index_in(ids, self.source_ids) + np.int32(1)
+        return index_in(ids, self.source_ids) + np.int32(1)
 
     def target_index(self, ids: pa.Array | Sequence[int | str] | NDArray[Any]) -> NDArray[np.int32]:
         """Index of each target item id: int32 [N], -1 where it is unknown."""
-        return _index_in(ids, self.target_ids_all)
+        return index_in(ids, self.target_ids_all)
 
     def target_ids(self, index: NDArray[np.int32]) -> pa.Array:
         """Ids of target indices; null for -1."""
@@ -231,15 +232,3 @@ def _read(folder: Path) -> TranslatorVersion:
             where=str(folder / MANIFEST),
             next_step="restore the folder from a copy, or remove it and train again: scalr translator train",
         ) from error
-
-
-def _index_in(ids: Any, known: pa.Array) -> NDArray[np.int32]:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if isinstance(ids, pa.ChunkedArray):
-        ids = ids.combine_chunks()
-    values = ids if isinstance(ids, pa.Array) else pa.array(ids, type=known.type)
-    found = pc.fill_null(pc.index_in(values.cast(known.type), known), -1)
-    index: NDArray[np.int32] = found.to_numpy(zero_copy_only=False).astype(np.int32)
-    return index
