@@ -15,7 +15,7 @@ import numpy as np
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table, id_type_of, schema_of
 from scalr_prod.hashing import stable_hash
 from scalr_prod.lake import Lake
-from scalr_prod.settings import FeastSettings, LedgerSettings
+from scalr_prod.sections import FeastSettings, LedgerSettings
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -11,7 +11,8 @@ from scalr_prod.errors import EmptyWindow, TrainedPastWindow
 from scalr_prod.ledger import Ledger, RunSpec
 
 if TYPE_CHECKING:
-    from scalr_prod.settings import GenerationSettings, Settings
+    from scalr_prod.sections import GenerationSettings
+    from scalr_prod.settings import Settings
     from scalr_prod.translator.versions import TranslatorVersion
 
 __all__ = ["TABLES_READ", "plan_run"]

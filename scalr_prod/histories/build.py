@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from scalr_prod.errors import ScalrError
     from scalr_prod.lake import Lake
-    from scalr_prod.settings import HistorySettings, Settings
+    from scalr_prod.sections import HistorySettings
+    from scalr_prod.settings import Settings
 
 __all__ = ["build_table"]
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from scalr_prod.ledger import RunSpec
-    from scalr_prod.settings import QualitySettings
+    from scalr_prod.sections import QualitySettings
 
 __all__ = ["COLUMNS", "instant_sql", "row_rules", "run_rules"]
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from scalr_prod.settings import TranslatorSettings
+    from scalr_prod.sections import TranslatorSettings
     from scalr_prod.translator.log import Events, Log
 
 __all__ = ["Pairs", "Parameters", "contexts_at"]

@@ -11,7 +11,7 @@ import pytest
 
 from scalr_prod.downstream.arms import RIVAL
 from scalr_prod.downstream.tuning import fits_of, tune
-from scalr_prod.settings import DownstreamSettings, GenerationSettings
+from scalr_prod.sections import DownstreamSettings, GenerationSettings
 
 USERS = 600
 SETTINGS = SimpleNamespace(

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from translator_world import DAY, LENGTH, SETTINGS, make_log
 
 from scalr_prod.errors import TranslatorError
-from scalr_prod.settings import TranslatorSettings
+from scalr_prod.sections import TranslatorSettings
 from scalr_prod.translator.batch import Batch
 from scalr_prod.translator.estimators import SCORED, factorisation, frequency, linear, module_of, popularity, sequential
 from scalr_prod.translator.estimators.windows import Windows

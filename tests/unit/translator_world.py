@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from scalr_prod.settings import TranslatorSettings
+from scalr_prod.sections import TranslatorSettings
 from scalr_prod.translator.log import Events, Log
 
 DAY = 86_400_000_000
