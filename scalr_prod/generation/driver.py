@@ -129,7 +129,7 @@ def _make_parts(
 def _task(settings: Settings, spec: RunSpec, partition: int, partitions: int) -> dict[str, Any]:
     """What a worker runs."""
     if settings.serving.scorer == "triton" and settings.compute.dask == "local":
-        with _without("torch"):
+        with _lean_imports():
             from scalr_prod.feast_store import open_feature_store
 
             open_feature_store(settings)
@@ -142,16 +142,20 @@ def _task(settings: Settings, spec: RunSpec, partition: int, partitions: int) ->
 
 
 @contextmanager
-def _without(module: str) -> Iterator[None]:
-    """Let a module seem absent. Feast imports torch where it finds it: seconds and 150 MB a worker, for nothing used here."""
-    if module in sys.modules:
-        yield
-        return
-    sys.modules[module] = None  # type: ignore[assignment]  # how Python itself marks what cannot be imported
+def _lean_imports() -> Iterator[None]:
+    """Import Feast without what costs seconds a worker and serves nothing here: torch (150 MB), and run-time checks of its own types."""
+    import typeguard
+
+    checked, absent = typeguard.typechecked, "torch" not in sys.modules
+    if absent:
+        sys.modules["torch"] = None  # type: ignore[assignment]  # how Python itself marks what cannot be imported
+    typeguard.typechecked = lambda target=None, **_: (lambda same: same) if target is None else target  # type: ignore[assignment]
     try:
         yield
     finally:
-        del sys.modules[module]
+        typeguard.typechecked = checked
+        if absent:
+            del sys.modules["torch"]
 
 
 def _for_worker(settings: Settings) -> Settings:
