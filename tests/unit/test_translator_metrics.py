@@ -1,0 +1,83 @@
+"""The translator's figures against a plain count, pair by pair."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from scalr_prod.translator.metrics import measure
+
+EVENTS, ITEMS = 400, 50
+
+
+@pytest.fixture(scope="module")
+def world() -> SimpleNamespace:
+    rng = np.random.default_rng(4)
+    p = rng.dirichlet(np.full(ITEMS, 0.2), EVENTS)
+    p[:, -5:] = 0  # not there yet
+    p /= p.sum(1, keepdims=True)
+    labels = np.array([rng.choice(ITEMS, p=row) for row in p]).astype(np.int32)
+    labels[:7] = -1  # not known in training
+    labels[7:12] = ITEMS - 1
+    warm = rng.random(EVENTS) < 0.4
+    p = p.astype(np.float32)
+    # In two parts, the second one backwards: rows say whose they are.
+    parts = [(np.arange(150), p[:150]), (np.arange(EVENTS - 1, 149, -1), p[:149:-1])]
+
+    def distributions(contexts, *, member):
+        assert (contexts, member) == (None, "mixture")
+        return ((rows, torch.from_numpy(part.copy())) for rows, part in parts)
+
+    module = SimpleNamespace(distributions=distributions)
+    found = measure(module, None, labels, {"all": np.ones(EVENTS, bool), "warm": warm})
+    return SimpleNamespace(p=p.astype(np.float64), labels=labels, warm=warm, found=found)
+
+
+@pytest.fixture(params=["all", "warm"])
+def group(request, world) -> SimpleNamespace:
+    rows = np.flatnonzero(world.warm) if request.param == "warm" else np.arange(EVENTS)
+    usable = [row for row in rows if world.labels[row] >= 0 and world.p[row, world.labels[row]] > 0]
+    return SimpleNamespace(p=world.p, labels=world.labels, rows=rows, usable=usable, found=world.found[request.param])
+
+
+def test_the_ranking_counts_what_training_did_not_know_as_missed(group):
+    gain = hits = 0.0
+    for row in group.usable:
+        own = group.p[row, group.labels[row]]
+        rank = 1 + (group.p[row] > own).sum() + ((group.p[row] == own).sum() - 1) / 2
+        gain += 1 / np.log2(rank + 1) if rank <= 20 else 0
+        hits += rank <= 20
+    assert group.found.ndcg == pytest.approx(gain / len(group.rows))
+    assert group.found.recall == pytest.approx(hits / len(group.rows))
+    assert (group.found.events, group.found.eligible) == (len(group.rows), len(group.usable))
+
+
+def test_the_likelihood_leaves_them_out(group):
+    nll = -np.mean([np.log(group.p[row, group.labels[row]]) for row in group.usable])
+    assert group.found.nll == pytest.approx(nll, rel=1e-5)
+
+
+def test_the_calibration_error_is_the_mass_in_the_wrong_class(group):
+    said, seen = np.zeros(24), np.zeros(24)
+    for row in group.usable:
+        for item in range(ITEMS):
+            p = group.p[row, item]
+            place = min(max(int(-np.log2(p)), 0), 23) if p > 0 else 23
+            said[place] += p
+            seen[place] += item == group.labels[row]
+    assert group.found.ece == pytest.approx(np.abs(said - seen).sum() / len(group.usable), abs=1e-4)
+
+
+def test_the_top_label_error_compares_the_most_probable_item_with_how_often_it_came(group):
+    top = group.p[group.usable].max(1)
+    came = group.p[group.usable].argmax(1) == group.labels[group.usable]
+    error = 0.0
+    for place in range(15):
+        here = (top >= place / 15) & (top < (place + 1) / 15)
+        if here.any():
+            error += here.sum() / len(top) * abs(top[here].mean() - came[here].mean())
+    assert group.found.top_ece == pytest.approx(error, abs=1e-6)
+    assert error > 0.005, "as good as none: the comparison would hold whatever was counted"
