@@ -43,10 +43,13 @@ THREADS = {"serving": {"threads": 1, "deadline_s": 120}, "translator": {"threads
 
 
 def main() -> dict:
+    import dask
     from distributed import LocalCluster
 
     with (
         tempfile.TemporaryDirectory() as scratch,
+        # As the package's own workers: Dask's profiler fills its buffers, 25 MB a worker, for 17 minutes.
+        dask.config.set({"distributed.worker.profile.enabled": False}),
         LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0") as cluster,
     ):
         config = write_project(Path(scratch))
