@@ -69,10 +69,10 @@ class Mixture:
             calibration=by_member(table),
         )
 
-    def probabilities(
+    def parts(
         self, batch: Batch, *, member: str = "mixture", dtype: Any = torch.float32
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """P(i | context) of a member, and the prior P(i | t): [B, N] each, 0 for items that are not eligible."""
+    ) -> tuple[torch.Tensor, torch.Tensor, float]:
+        """What a member is the sum of: its own softmax, the prior P(i | t) ([B, N] each, 0 for items not eligible), and ε."""
         weights = self.calibration[member]
         of_prior = {name: self.calibration["popularity"][name] for name in _FEATURES}
         own = {name: weights[name] for name in _FEATURES}
@@ -80,14 +80,19 @@ class Mixture:
         blended = popularity.blend(self.popularity, batch.time, wanted, dtype)
         prior = _normalised(blended[0], batch)
         if member == "popularity":
-            return prior, prior
+            return prior, prior, 0.0
         logits = blended[1]
         for name in self.estimators:
             if weights[name] != 0:
                 logits.add_(self.score(name, batch, dtype), alpha=weights[name])
-        p = _normalised(logits, batch)
-        backoff = weights["backoff"]
-        return (p.mul_(1 - backoff).add_(prior, alpha=backoff) if backoff else p), prior
+        return _normalised(logits, batch), prior, weights["backoff"]
+
+    def probabilities(
+        self, batch: Batch, *, member: str = "mixture", dtype: Any = torch.float32
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """P(i | context) of a member, and the prior P(i | t): [B, N] each, 0 for items that are not eligible."""
+        own, prior, backoff = self.parts(batch, member=member, dtype=dtype)
+        return (own.lerp(prior, backoff) if backoff else own), prior
 
     def score(self, name: str, batch: Batch, dtype: Any = torch.float32) -> torch.Tensor:
         """One estimator's scores: [B, N]."""

@@ -203,7 +203,8 @@ class TranslatorModule(torch.nn.Module):
     ) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
         """The draws, and in which rows rounding may have decided one: two keys, or a lift and its limit, are too near."""
         batch = Batch.of(contexts, self.first_seen)
-        probabilities, prior = mixture.probabilities(batch, member=member, dtype=dtype)
+        own, prior, backoff = mixture.parts(batch, member=member, dtype=dtype)
+        probabilities = own.lerp(prior, backoff) if backoff else own
         low, high = noise.key_words(contexts.noise_key)
         race = noise.exponential((low.to(self.device), high.to(self.device)), self._numbers, dtype)
         # The order of P^(1 / temperature) / E, in the form whose powers neither overflow nor vanish.
@@ -221,8 +222,12 @@ class TranslatorModule(torch.nn.Module):
         there = best > 0
         p = torch.where(there, probabilities.gather(1, chosen), 0)
         q = torch.where(there, prior.gather(1, chosen), 0)
-        close |= (there & ((p - min_lift * q).abs() < _MARGIN * p)).any(1)
-        chosen = torch.where(there & (p >= min_lift * q), chosen, NO_ITEM)
+        # P >= min_lift x prior, without what the two have in common: beside a large ε its rounding would decide.
+        above = (1 - backoff) * own.gather(1, chosen)
+        excess = above - (min_lift - backoff) * q
+        if own is not prior:
+            close |= (there & (excess.abs() < _MARGIN * above)).any(1)
+        chosen = torch.where(there & (excess >= 0), chosen, NO_ITEM)
         return (
             _padded(chosen, k, NO_ITEM).astype(np.int32),
             _padded(p, k, 0).astype(np.float32),
