@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["disk_errors", "open_duckdb", "staging_folder", "temporary_folder"]
+__all__ = ["appear", "disk_errors", "open_duckdb", "staging_folder", "temporary_folder"]
 
 _UNWRITABLE = {
     errno.ENOSPC,
@@ -82,6 +82,30 @@ def temporary_folder(root: Path, prefix: str) -> Iterator[Path]:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def appear(folder: Path, final: Path) -> None:
+    """Make a staged folder appear, whole, under its final name; on another file system by way of a copy beside it.
+
+    Raises:
+        OSError: As the operating system says; the final name is not there then.
+    """
+    try:
+        folder.rename(final)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+    else:
+        return
+    with temporary_folder(final.parent / ".partial", f"{final.name}-") as beside:
+        copy = beside / "whole"
+        copy.mkdir()
+        for path in sorted(folder.rglob("*")):
+            if path.is_dir():
+                (copy / path.relative_to(folder)).mkdir()
+            else:
+                shutil.copyfile(path, copy / path.relative_to(folder))
+        copy.rename(final)
 
 
 @contextmanager

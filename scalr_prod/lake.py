@@ -7,6 +7,7 @@ from one whose outcome is unknown.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,10 +94,23 @@ class Lake:
             raise self._unreadable(table, error) from error
 
     def create(self, table: Table, schema: pa.Schema) -> None:
-        """Make an empty table where there is none."""
-        from deltalake import DeltaTable
+        """Make an empty table where there is none.
 
-        DeltaTable.create(self.uri(table), schema=schema, mode="ignore", name=table.value, storage_options=self.storage_options)
+        Raises:
+            CommitFailed: The lake cannot be written to.
+        """
+        from deltalake import DeltaTable
+        from deltalake.exceptions import DeltaError
+
+        uri = self.uri(table)
+        try:
+            DeltaTable.create(uri, schema=schema, mode="ignore", name=table.value, storage_options=self.storage_options)
+        except (DeltaError, OSError) as error:
+            raise CommitFailed(
+                f"the table cannot be made: {_in_one_line(error)}",
+                where=uri,
+                next_step="check that the lake can be written to and has room, and repeat the command",
+            ) from error
 
     def open_table(self, table: Table, *, version: int | None = None) -> DeltaTable:
         """The Delta table itself.
@@ -112,7 +126,7 @@ class Lake:
             found = DeltaTable(self.uri(table), version=version, storage_options=self.storage_options)
         except (DeltaError, OSError) as error:
             if version is not None and self.exists(table):
-                raise self._gone(table, version, _first_line(error)) from error
+                raise self._gone(table, version, _in_one_line(error)) from error
             if isinstance(error, TableNotFoundError):
                 raise TableNotFound(
                     "the table does not exist yet", where=self.uri(table), next_step=f"run: {_MADE_BY[table]}"
@@ -124,7 +138,7 @@ class Lake:
 
     def _unreadable(self, table: Table, error: Exception) -> LakeError:
         return LakeError(
-            f"the table's log cannot be read: {_first_line(error)}",
+            f"the table's log cannot be read: {_in_one_line(error)}",
             where=self.uri(table),
             next_step="check that the lake can be reached and read; restore the table's _delta_log from a copy if it is damaged",
         )
@@ -269,14 +283,14 @@ class Lake:
             landed = self.committed(table, key)
         except Exception as unreadable:
             raise CommitOutcomeUnknown(
-                f"the commit may have landed, and the log cannot be read ({_first_line(unreadable)}); "
-                f"the write said: {_first_line(error)}",
+                f"the commit may have landed, and the log cannot be read ({_in_one_line(unreadable)}); "
+                f"the write said: {_in_one_line(error)}",
                 where=self.uri(table),
                 next_step="when the lake can be reached, repeat the command: a landed commit is recognised",
             ) from error
         if not landed:
             raise CommitFailed(
-                f"nothing was written: {_first_line(error)}",
+                f"nothing was written: {_in_one_line(error)}",
                 where=self.uri(table),
                 next_step="mend the cause and repeat the command",
             ) from error
@@ -328,5 +342,7 @@ def _literal(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+def _in_one_line(error: Exception) -> str:
+    """What deltalake says, causes and all, without its colours and arrows."""
+    lines = (re.sub(r"\x1b\[[0-9;]*m|↳", "", line).strip() for line in str(error).splitlines())
+    return ": ".join(line for line in lines if line)[:300] or type(error).__name__

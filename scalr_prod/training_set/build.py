@@ -245,12 +245,14 @@ def _next_version(settings: Settings, home: Path) -> int:
 
 def _put(staged: Path, final: Path, manifest: dict[str, Any]) -> None:
     """Write the manifest and make the version appear, whole, under its name."""
+    from scalr_prod.duck import appear
+
     path = staged / MANIFEST
     path.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     for file in (path, *staged.rglob("*.parquet")):
         with file.open("rb+") as opened:
             os.fsync(opened.fileno())
-    staged.rename(final)
+    appear(staged, final)
 
 
 def _register(settings: Settings, folder: Path, manifest: dict[str, Any]) -> None:

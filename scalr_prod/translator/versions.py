@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from scalr_prod.duck import staging_folder
+from scalr_prod.duck import appear, staging_folder
 from scalr_prod.errors import TranslatorError, TranslatorNotFound
 from scalr_prod.numbering import index_in
 
@@ -197,7 +197,7 @@ def write_version(
         version = max([*_numbers(settings), *_recorded(settings)], default=0) + 1
         content = {"version": version, **manifest, "sha256": sha256}
         (folder / MANIFEST).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        folder.rename(root / str(version))
+        appear(folder, root / str(version))
     return _read(root / str(version))
 
 

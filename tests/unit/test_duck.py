@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scalr_prod.duck import open_duckdb, staging_folder
+from scalr_prod.duck import appear, open_duckdb, staging_folder
 from scalr_prod.errors import LakeError
 from scalr_prod.settings import Settings
 
@@ -90,3 +91,27 @@ def test_what_a_killed_process_left_is_swept_and_a_living_one_s_is_not(tmp_path)
     assert left.is_dir()
     with staging_folder(settings, "test"):
         assert not left.exists()
+
+
+def test_a_staged_folder_appears_whole_on_another_file_system_too(tmp_path, monkeypatch):
+    staged, final = tmp_path / "staging" / "version", tmp_path / "datasets" / "v1"
+    (staged / "part").mkdir(parents=True)
+    (staged / "manifest.json").write_text("{}")
+    (staged / "part" / "0.parquet").write_bytes(b"rows")
+    final.parent.mkdir()
+    rename = Path.rename
+
+    def across(self, target):
+        if self == staged:
+            raise OSError(errno.EXDEV, "Invalid cross-device link", str(self), None, str(target))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", across)
+    appear(staged, final)
+    assert sorted(path.relative_to(final).as_posix() for path in final.rglob("*")) == [
+        "manifest.json",
+        "part",
+        "part/0.parquet",
+    ]
+    assert (final / "part" / "0.parquet").read_bytes() == b"rows"
+    assert not list((final.parent / ".partial").iterdir())
