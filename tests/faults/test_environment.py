@@ -80,7 +80,7 @@ def fails_clearly(found, *says: str) -> None:
 #: Stage, folder below home, bytes of room left.
 FULL = {
     "the parts of the run": ("generate", "runs", 8_192),
-    "the staging folder": ("generate", "staging", 0),
+    "the staging folder": ("dataset", "staging", 4_096),
     "the gate's verdict": ("validate", "gx", 4_096),
     "the commit": ("publish", "lake/synthetic_target_events", 8_192),
     "the training set": ("dataset", "datasets", 8_192),
@@ -268,7 +268,7 @@ def test_a_scheduler_that_is_started_anew(project, drivers, moment):
     first.wait()
     found = driver.wait()
     if found.error is not None:
-        fails_clearly(found, "SchedulerUnreachable", "scalr runs resume")
+        fails_clearly(found, "SchedulerUnreachable", "start it")  # and, once the run is under way: scalr runs resume
         assert not view(config).num_rows
     second, _ = scheduler(int(address.rsplit(":", 1)[1]))
     try:
