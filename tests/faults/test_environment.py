@@ -268,7 +268,9 @@ def test_a_scheduler_that_is_started_anew(project, drivers, moment):
     first.wait()
     found = driver.wait()
     if found.error is not None:
-        fails_clearly(found, "SchedulerUnreachable", "start it")  # and, once the run is under way: scalr runs resume
+        # Killed before the driver had met it, or in the middle of the run.
+        next_step = "start it (dask scheduler)" if "does not answer within" in found.error else "scalr runs resume"
+        fails_clearly(found, "SchedulerUnreachable", next_step)
         assert not view(config).num_rows
     second, _ = scheduler(int(address.rsplit(":", 1)[1]))
     try:
