@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from contextlib import contextmanager
+from multiprocessing import get_all_start_methods
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.duck import staging_folder
@@ -16,10 +18,20 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["Cluster", "open_cluster", "tell_driver"]
+__all__ = ["Cluster", "open_cluster", "tell_driver", "warm_up"]
 
 #: Tasks that wait on each worker thread beside the one that runs: enough that none idles, few enough to stay small.
 _WAITING: Final = 1
+
+#: How local workers start: forked from a process that has imported what tasks need, where the system can.
+_START: Final = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
+#: As Dask sets it for workers that it spawns: libraries look at it when they are imported.
+_ENVIRONMENT: Final = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+}
 
 
 class Cluster:
@@ -126,6 +138,28 @@ def open_cluster(settings: Settings, *, tasks: int) -> Iterator[Cluster]:
             yield Cluster(client)
 
 
+def warm_up(settings: Settings) -> None:
+    """Have the process that local workers are forked from begin its imports, in the background; where it runs, it is kept.
+
+    It ends with this process, however that ends.
+    """
+    if settings.compute.dask != "local" or _START != "forkserver":
+        return
+    from multiprocessing import forkserver, get_context
+
+    get_context(_START).set_forkserver_preload(["scalr_prod.generation.warm"])
+    before = {name: os.environ.get(name) for name in _ENVIRONMENT}
+    os.environ.update(_ENVIRONMENT)
+    try:
+        forkserver.ensure_running()
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 def tell_driver(topic: str, message: Any) -> None:
     """From within a task: a small message to whoever listens."""
     from distributed import get_worker
@@ -141,6 +175,8 @@ def _local_client(settings: Settings, tasks: int) -> Iterator[Any]:
     compute = settings.compute
     # The package reports errors itself; Dask's own log lines on closing workers would only blur them.
     quiet: dict[str, Any] = {"distributed.logging.distributed": "critical", "distributed.comm.timeouts.connect": "60s"}
+    warm_up(settings)
+    quiet["distributed.worker.multiprocessing-method"] = _START
     quiet["distributed.worker.profile.enabled"] = False  # nobody looks at it, and it takes 25 MB a worker within 17 minutes
     with (
         _silenced(),

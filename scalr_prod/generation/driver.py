@@ -6,7 +6,6 @@ Parts that are there and whole are kept, so that a run goes on from where it sto
 from __future__ import annotations
 
 import json
-import sys
 import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from scalr_prod.contracts import Table
 from scalr_prod.errors import ScalrError
 from scalr_prod.generation.alignment import align_parts
-from scalr_prod.generation.cluster import open_cluster, tell_driver
+from scalr_prod.generation.cluster import open_cluster, tell_driver, warm_up
 from scalr_prod.generation.partition import REASONS, candidate_schema, kept_part, make_part, parts_folder
 from scalr_prod.generation.parts import part_path, read_manifest, remove_others, write_json
 from scalr_prod.generation.report import GenerationReport
@@ -109,6 +108,7 @@ def _make_parts(
     ledger.record_partitions(spec.run_id, sorted(manifests.items()), partitions=partitions)
     missing = [number for number in range(partitions) if number not in manifests]
     if missing:
+        warm_up(settings)
         for table, version in spec.table_versions.items():
             Lake.open(settings).open_table(Table(table), version=version)  # told now, not by every worker
         total = _count_contexts(settings, spec) if progress else 0
@@ -128,34 +128,14 @@ def _make_parts(
 
 def _task(settings: Settings, spec: RunSpec, partition: int, partitions: int) -> dict[str, Any]:
     """What a worker runs."""
-    if settings.serving.scorer == "triton" and settings.compute.dask == "local":
-        with _lean_imports():
-            from scalr_prod.feast_store import open_feature_store
-
-            open_feature_store(settings)
+    if settings.compute.dask == "local":
+        import scalr_prod.generation.warm  # noqa: F401 - there already where the worker was forked
     try:
         return make_part(settings, spec, partition, partitions, translated=lambda contexts: tell_driver(_TRANSLATED, contexts))
     except ScalrError as error:
         # Causes are pickled along, and gRPC's hold locks, which cannot be: the message alone says what matters.
         error.__cause__ = error.__context__ = None
         raise
-
-
-@contextmanager
-def _lean_imports() -> Iterator[None]:
-    """Import Feast without what costs seconds a worker and serves nothing here: torch (150 MB), and run-time checks of its own types."""
-    import typeguard
-
-    checked, absent = typeguard.typechecked, "torch" not in sys.modules
-    if absent:
-        sys.modules["torch"] = None  # type: ignore[assignment]  # how Python itself marks what cannot be imported
-    typeguard.typechecked = lambda target=None, **_: (lambda same: same) if target is None else target  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        typeguard.typechecked = checked
-        if absent:
-            del sys.modules["torch"]
 
 
 def _for_worker(settings: Settings) -> Settings:

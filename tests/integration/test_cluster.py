@@ -45,6 +45,26 @@ def test_all_results_come_and_few_tasks_are_in_flight(settings_at, here):
     assert max(ahead) <= 4
 
 
+def _what_is_there(_: int) -> tuple[int, int, bool, bool, str | None]:
+    import sys
+
+    return os.getpid(), os.getppid(), "feast" in sys.modules, "torch" in sys.modules, os.environ.get("OPENBLAS_NUM_THREADS")
+
+
+def test_local_workers_are_forked_from_one_process_that_has_imported_what_tasks_need(project):
+    before = os.environ.get("OPENBLAS_NUM_THREADS")
+    settings = load_settings(project, compute={"dask": "local", "workers": 2})
+    found = []
+    for _ in range(2):
+        with open_cluster(settings, tasks=2) as cluster:
+            found += list(cluster.map(_what_is_there, [(number,) for number in range(8)]))
+    workers, parents, feast, torch, threads = map(set, zip(*found, strict=True))
+    assert len(workers) > 1
+    assert len(parents) == 1, "the second cluster's workers come from the same process"
+    assert (feast, torch, threads) == ({True}, {False}, {"1"})
+    assert os.environ.get("OPENBLAS_NUM_THREADS") == before
+
+
 def test_an_error_of_ours_arrives_as_it_was_raised(settings_at, here):
     def fail(_: int) -> None:
         raise ScalrError("this went wrong", where="here", next_step="do that").at(stage="generate")

@@ -128,7 +128,7 @@ def test_three_processes_and_large_batches_give_the_same_events_though_one_is_lo
             time.sleep(0.02)
         family = psutil.Process().children(recursive=True)
         names = {child: " ".join(child.cmdline()) for child in family}
-        workers = [child for child, name in names.items() if "dask worker" in name or "spawn_main" in name]
+        workers = [child for child, name in names.items() if "dask worker" in name or "forkserver" in name]
         workers[-1].kill()
         killed.set()
 

@@ -1,0 +1,57 @@
+"""What the tasks of local workers need, imported once in the process that they are forked from.
+
+To import Feast and the rest takes seconds; forked workers have it at once, share its memory, and a lost one is replaced in
+a moment. Importing this module does the imports; it opens nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__: list[str] = []
+
+_MODULES: Final = (
+    "deltalake",
+    "distributed.nanny",
+    "duckdb",
+    "pandas",
+    "pyarrow.dataset",
+    "pyarrow.parquet",
+    "scalr_prod.feast_store.job",
+    "scalr_prod.feast_store.offline_store",
+    "scalr_prod.generation.partition",
+    "scalr_prod.lake",
+    "scalr_prod.scoring.opening",
+    "scalr_prod.scoring.triton",
+    "scalr_prod.serving.guard",
+    "scalr_prod.translator.versions",
+    "tritonclient.grpc",
+)
+
+
+@contextmanager
+def _without_what_serves_nothing_here() -> Iterator[None]:
+    """Feast comes without torch (150 MB) and without run-time checks of its own types, which cost seconds."""
+    import typeguard
+
+    checked, absent = typeguard.typechecked, "torch" not in sys.modules
+    if absent:
+        sys.modules["torch"] = None  # type: ignore[assignment]  # how Python itself marks what cannot be imported
+    typeguard.typechecked = lambda target=None, **_: (lambda same: same) if target is None else target  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        typeguard.typechecked = checked
+        if absent:
+            del sys.modules["torch"]
+
+
+with _without_what_serves_nothing_here():
+    for _name in _MODULES:
+        importlib.import_module(_name)
