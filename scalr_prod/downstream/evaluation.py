@@ -15,10 +15,10 @@ from scalr_prod.downstream.translation import Translation, publish_draw
 from scalr_prod.downstream.trial import Judge
 from scalr_prod.downstream.tuning import fits_of, tune
 from scalr_prod.errors import EvaluationError
+from scalr_prod.instants import datetime_of, micros_of
 from scalr_prod.lake import Lake
 from scalr_prod.progress import counting
 from scalr_prod.translator.fitting import cut_at
-from scalr_prod.translator.log import datetime_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -143,10 +143,8 @@ def _ingested(settings: Settings) -> None:
 
 
 def _default_cutoff(settings: Settings) -> datetime:
-    import pyarrow as pa
-
     times = Lake.open(settings).read(Table.TARGET_EVENTS, columns=["event_timestamp"])["event_timestamp"]
-    return datetime_of(cut_at(times.cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy(), TEST_SHARE))
+    return datetime_of(cut_at(micros_of(times), TEST_SHARE))
 
 
 def _choice_json(choice: Choice, figures: dict[str, Any]) -> dict[str, Any]:

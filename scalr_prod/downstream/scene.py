@@ -14,9 +14,9 @@ from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, US
 from scalr_prod.downstream.isolation import Isolated, hidden_users, isolate
 from scalr_prod.downstream.protocol import Interactions
 from scalr_prod.errors import EvaluationError
+from scalr_prod.instants import micros, micros_of
 from scalr_prod.lake import Lake
 from scalr_prod.numbering import index_in, sorted_unique
-from scalr_prod.translator.log import micros
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -54,7 +54,7 @@ class Numbering:
         return Interactions(
             user=user[known],
             item=item[known],
-            time=_times(table)[known],
+            time=micros_of(table[EVENT_TIMESTAMP])[known],
             weight=weight[known],
             n_users=len(self.users),
             n_items=len(self.items),
@@ -176,9 +176,3 @@ def _known(table: pa.Table, cutoff: datetime) -> pa.Table:
 
     moment = pa.scalar(cutoff)
     return table.filter(pc.and_(pc.less(table[EVENT_TIMESTAMP], moment), pc.less_equal(table[CREATED_TIMESTAMP], moment)))
-
-
-def _times(table: pa.Table) -> NDArray[np.int64]:
-    import pyarrow as pa
-
-    return table[EVENT_TIMESTAMP].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy()  # type: ignore[no-any-return]

@@ -14,6 +14,7 @@ from scalr_prod.errors import FeatureStoreError
 from scalr_prod.feast_store.asof import ViewJoin
 from scalr_prod.feast_store.scan import Scan, delta_table, quote, resolved, scan_delta, scan_parquet
 from scalr_prod.feast_store.spines import EVENT_TIMESTAMP, key_sql
+from scalr_prod.instants import micros
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -201,6 +202,4 @@ def microseconds(moment: datetime | None) -> int | None:
     """µs since 1970; a naive moment counts as UTC, as in Feast."""
     if moment is None:
         return None
-    aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    delta = aware - datetime(1970, 1, 1, tzinfo=UTC)
-    return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
+    return micros(moment if moment.tzinfo else moment.replace(tzinfo=UTC))

@@ -9,6 +9,7 @@ import numpy as np
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
 from scalr_prod.generation import contexts as encoding
 from scalr_prod.hashing import fold_of, user_bucket_sql
+from scalr_prod.instants import micros_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,7 +76,7 @@ def read_bucket(
 
 def in_scoring_order(rows: pa.Table, spec: RunSpec, folds: int) -> pa.Table:
     """Rows of `read_bucket` by parameter set, then time: neighbours in a request share the popularity of their time."""
-    return rows.take(np.lexsort((encoding.micros(rows[EVENT_TIMESTAMP]), _fold(rows, spec, folds))))
+    return rows.take(np.lexsort((micros_of(rows[EVENT_TIMESTAMP]), _fold(rows, spec, folds))))
 
 
 def ask(
@@ -93,9 +94,9 @@ def ask(
     )
     return encoding.batches(
         encoding.encode_histories(
-            joined, vocabulary, spec.settings["histories"]["length"], own_time=encoding.micros(rows[SOURCE_TIMESTAMP])
+            joined, vocabulary, spec.settings["histories"]["length"], own_time=micros_of(rows[SOURCE_TIMESTAMP])
         ),
-        times=encoding.micros(rows[EVENT_TIMESTAMP]),
+        times=micros_of(rows[EVENT_TIMESTAMP]),
         folds=_fold(rows, spec, folds),
         noise_keys=rows["noise_key"].to_numpy().view(np.int64),
         consumed=consumed,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID
+from scalr_prod.instants import micros_of
 from scalr_prod.translator.contexts import NO_ITEM, PADDING, Contexts
 
 if TYPE_CHECKING:
@@ -28,13 +29,6 @@ HISTORY_ITEMS: Final = "source_user_history__item_ids"
 HISTORY_TIMES: Final = "source_user_history__event_timestamps"
 
 _DAY_US: Final = 86_400_000_000
-
-
-def micros(column: pa.ChunkedArray | pa.Array) -> NDArray[np.int64]:
-    """Microseconds since the epoch, UTC."""
-    import pyarrow as pa
-
-    return _flat(column).cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
 
 
 def user_slices(users: pa.ChunkedArray, most: int) -> list[tuple[int, int]]:
@@ -78,9 +72,9 @@ def encode_histories(
     """
     rows = len(joined)
     own_item = _flat(joined[ITEM_ID])
-    own_time = micros(joined[EVENT_TIMESTAMP]) if own_time is None else own_time
+    own_time = micros_of(joined[EVENT_TIMESTAMP]) if own_time is None else own_time
     items, counts = _flatten(joined[HISTORY_ITEMS])
-    times = micros(_flatten(joined[HISTORY_TIMES])[0])
+    times = micros_of(_flatten(joined[HISTORY_TIMES])[0])
     row = np.repeat(np.arange(rows), counts)
     place = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
 
@@ -126,7 +120,7 @@ class Consumed:
         users = encoded.dictionary
         codes = encoded.indices.to_numpy(zero_copy_only=False)
         starts = np.searchsorted(codes, np.arange(len(users) + 1))
-        return cls(users, starts.astype(np.int64), micros(rows[EVENT_TIMESTAMP]), index[known].astype(np.int32))
+        return cls(users, starts.astype(np.int64), micros_of(rows[EVENT_TIMESTAMP]), index[known].astype(np.int32))
 
     def before(self, users: pa.Array, times: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """For each context: where its user's items begin, and how many of them were consumed strictly before its time."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, Table
 from scalr_prod.errors import EmptyWindow, TrainedPastWindow
+from scalr_prod.instants import datetime_of
 from scalr_prod.ledger import Ledger, RunSpec
 
 if TYPE_CHECKING:
@@ -112,11 +113,8 @@ def _known_range(settings: Settings, events: Any, start: datetime | None, end: d
     return _Range(_instant(row[0]), _instant(row[1]), int(row[2]), _instant(row[3]))
 
 
-def _instant(micros: int | None) -> datetime | None:
-    from datetime import UTC
-
-    # Not fromtimestamp: its float would round microseconds.
-    return None if micros is None else datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=micros)
+def _instant(found: int | None) -> datetime | None:
+    return None if found is None else datetime_of(found)
 
 
 def _empty(start: datetime | None, end: datetime, as_of: datetime, found: _Range) -> EmptyWindow:

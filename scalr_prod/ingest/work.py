@@ -10,6 +10,7 @@ from scalr_prod.ingest.catalogue import update_catalogue
 from scalr_prod.ingest.commit import Addition, Log, scan, staged_sql
 from scalr_prod.ingest.idtypes import agreed_type
 from scalr_prod.ingest.report import DomainReport
+from scalr_prod.instants import datetime_of
 from scalr_prod.progress import counting
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class Work:
             f"SELECT epoch_us(min({EVENT_TIMESTAMP})), epoch_us(max({EVENT_TIMESTAMP})) FROM {view}"
         ).fetchall()[0]
         staged = self.events[domain]
-        return Log(domain, staged.origin, view, staged.rows, _instant(first), _instant(last))
+        return Log(domain, staged.origin, view, staged.rows, datetime_of(first), datetime_of(last))
 
     def common_users(self, settings: Settings) -> int | None:
         """Users that the two domains share, counted over what was read (or, for a domain that was not, over the lake).
@@ -168,9 +169,3 @@ class Work:
             item_id=self.item[domain],
             version=version,
         )
-
-
-def _instant(micros: int) -> Any:
-    from datetime import UTC, datetime, timedelta
-
-    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=micros)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
 from scalr_prod.errors import TrainingSetError
+from scalr_prod.instants import micros
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["KEYS", "LABEL_COLUMNS", "Spine", "Window", "spine_schema", "stage_spine", "to_micros"]
+__all__ = ["KEYS", "LABEL_COLUMNS", "Spine", "Window", "spine_schema", "stage_spine"]
 
 KEYS: Final = (USER_ID, ITEM_ID, EVENT_TIMESTAMP)
 LABEL_COLUMNS: Final = ("label", "weight", "is_synthetic", "run_id")
@@ -123,7 +124,7 @@ def stage_spine(settings: Settings, window: Window, folder: Path) -> Spine:
 
     options = settings.training_set
     real, synthetic, negative = (folder / f"{name}.parquet" for name in ("real", "synthetic", "negatives"))
-    start = to_micros(window.start or _BEGINNING)
+    start = micros(window.start or _BEGINNING)
     with open_duckdb(settings, folder) as connection:
         schema = _stage_events(connection, settings, Table.TARGET_EVENTS, window.cutoff, more=("weight",), path=real)
         _stage_events(
@@ -155,12 +156,6 @@ def stage_spine(settings: Settings, window: Window, folder: Path) -> Spine:
         negatives = _write(reader, output, path) - counted[real] - counted[synthetic]
     missing = counted[real] * options.negatives_per_event - negatives
     return Spine(path, counted[real], counted[synthetic], negatives, missing)
-
-
-def to_micros(moment: datetime) -> int:
-    """Microseconds since the epoch, exactly."""
-    delta = moment.astimezone(UTC) - datetime(1970, 1, 1, tzinfo=UTC)
-    return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
 
 
 def _stage_events(

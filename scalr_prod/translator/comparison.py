@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from scalr_prod.instants import micros
 from scalr_prod.progress import counting
 from scalr_prod.translator.fitting import cut_at, fit_calibration, fit_sets, metadata_of, steps_of
-from scalr_prod.translator.log import micros, read_log
+from scalr_prod.translator.log import read_log
 from scalr_prod.translator.module import TranslatorModule
 from scalr_prod.translator.pairs import Pairs, contexts_at
 from scalr_prod.translator.versions import load_version

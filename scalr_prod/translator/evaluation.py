@@ -10,9 +10,10 @@ import numpy as np
 
 from scalr_prod.errors import TranslatorError
 from scalr_prod.hashing import stable_hash
+from scalr_prod.instants import datetime_of, micros
 from scalr_prod.progress import counting
 from scalr_prod.translator.fitting import cut_at, figures_of, fit_calibration, fit_sets, rows_between, steps_of
-from scalr_prod.translator.log import datetime_of, micros, read_log
+from scalr_prod.translator.log import read_log
 from scalr_prod.translator.pairs import Pairs
 from scalr_prod.translator.versions import load_version
 

@@ -71,7 +71,8 @@ def fit_sets(pairs: Pairs, held_out: dict[int, NDArray[np.bool_]], done: Callabl
 
     Args:
         pairs: The slice.
-        held_out: Set number → bool [U], users whose target events must not shape it.
+        held_out: Set number → bool [U], users whose target events must not shape it; popularity as of an event, which is no
+            parameter of a set, counts everybody's that came before.
         done: Called with 1 after every estimator of every set.
 
     Returns:
@@ -81,12 +82,13 @@ def fit_sets(pairs: Pairs, held_out: dict[int, NDArray[np.bool_]], done: Callabl
 
     estimators = [name for name in SCORED if name in pairs.settings.estimators]
     tensors = {"shared/first_seen": torch.from_numpy(pairs.first_seen)}
+    tensors |= {f"shared/popularity/{key}": tensor for key, tensor in popularity.fit(pairs).items()}
     shared = {name: module_of(name).share(pairs) for name in estimators}
     for name, parts in shared.items():
         tensors |= {f"shared/{name}/{key}": tensor for key, tensor in parts.items()}
     for number, users in held_out.items():
         learn = pairs.without(users)
-        tensors |= {f"{number}/popularity/{key}": tensor for key, tensor in popularity.fit(learn).items()}
+        tensors[f"{number}/popularity/prior"] = popularity.prior(learn)
         done(1)
         for name in estimators:
             tensors |= {f"{number}/{name}/{key}": tensor for key, tensor in module_of(name).fit(learn, shared[name]).items()}

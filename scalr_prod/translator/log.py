@@ -15,6 +15,7 @@ from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, US
 from scalr_prod.errors import NoCommonUsers, TranslatorError
 from scalr_prod.feast_store import point_in_time, read_window
 from scalr_prod.hashing import fold_of, stable_hash
+from scalr_prod.instants import micros_of
 from scalr_prod.lake import Lake
 from scalr_prod.numbering import index_in, sorted_unique
 
@@ -24,11 +25,10 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["Events", "Log", "data_end", "datetime_of", "micros", "read_log"]
+__all__ = ["Events", "Log", "data_end", "read_log"]
 
 #: Target events that are joined at a time.
 _SPINE_ROWS = 200_000
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -90,16 +90,6 @@ def data_end(settings: Settings) -> datetime:
     return max(latest).astimezone(UTC) + timedelta(microseconds=1)
 
 
-def micros(moment: datetime) -> int:
-    """Microseconds since the epoch."""
-    return (moment - EPOCH) // timedelta(microseconds=1)
-
-
-def datetime_of(instant: int) -> datetime:
-    """The UTC time of microseconds since the epoch."""
-    return EPOCH + timedelta(microseconds=int(instant))
-
-
 def read_log(settings: Settings, trained_until: datetime) -> Log:
     """Read what had happened before ``trained_until`` and was known by then.
 
@@ -142,11 +132,10 @@ def _read(settings: Settings, table: Table, until: datetime) -> pa.Table:
 
 
 def _events(table: Any, users: Any) -> Events:
-    import pyarrow as pa
 
     ids = sorted_unique(table[ITEM_ID])
     user, item = index_in(table[USER_ID], users), index_in(table[ITEM_ID], ids)
-    time = table[EVENT_TIMESTAMP].combine_chunks().cast(pa.int64()).to_numpy()
+    time = micros_of(table[EVENT_TIMESTAMP])
     order = np.lexsort((stable_hash(ids)[item], time, user))
     return Events(user[order], item[order], time[order], ids)
 
@@ -190,10 +179,9 @@ def _histories(settings: Settings, users: pa.Array, source: Events, target: Even
 
 def _last_times(lists: pa.ListArray) -> NDArray[np.int64]:
     """The last element of each list, as microseconds; 0 for empty and null lists."""
-    import pyarrow as pa
     import pyarrow.compute as pc
 
     length = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
-    values = lists.flatten().cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy(zero_copy_only=False)
+    values = micros_of(lists.flatten())
     ends = np.cumsum(length) - 1
     return np.where(length > 0, values[np.maximum(ends, 0)] if len(values) else 0, 0)

@@ -13,7 +13,7 @@ choose. The two are added, not multiplied: where much speaks for an item, a weak
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
 
@@ -28,6 +28,8 @@ __all__ = ["MEMBERS", "Mixture", "by_member", "weight_names"]
 
 #: Rows of a calibration table.
 MEMBERS: Final = ("mixture", "popularity", *SCORED)
+#: The mixture without the prior, ε = 0: what this user would choose, whatever everybody chooses just now.
+PERSONAL: Final = "personal"
 _FEATURES: Final = popularity.FEATURES
 
 
@@ -39,6 +41,24 @@ def weight_names() -> tuple[str, ...]:
 def by_member(table: torch.Tensor) -> dict[str, dict[str, float]]:
     """A calibration table, float32 [len(MEMBERS), weights], as member → weight name → weight."""
     return {member: dict(zip(weight_names(), row, strict=True)) for member, row in zip(MEMBERS, table.tolist(), strict=True)}
+
+
+class Parts(NamedTuple):
+    """What a member is the sum of.
+
+    Attributes:
+        own: Its own softmax: [B, N], 0 for items that are not eligible.
+        prior: P(i | t): [B, N], likewise.
+        backoff: ε.
+    """
+
+    own: torch.Tensor
+    prior: torch.Tensor
+    backoff: float
+
+    def total(self) -> torch.Tensor:
+        """P(i | context): [B, N]."""
+        return self.own.lerp(self.prior, self.backoff) if self.backoff else self.own
 
 
 @dataclass
@@ -65,34 +85,32 @@ class Mixture:
         return cls(
             estimators=scored,
             parameters={name: _under(tensors, "shared", name) | _under(tensors, str(fold), name) for name in scored},
-            popularity=_under(tensors, str(fold), "popularity"),
+            popularity=_under(tensors, "shared", "popularity") | _under(tensors, str(fold), "popularity"),
             calibration=by_member(table),
         )
 
-    def parts(
-        self, batch: Batch, *, member: str = "mixture", dtype: Any = torch.float32
-    ) -> tuple[torch.Tensor, torch.Tensor, float]:
-        """What a member is the sum of: its own softmax, the prior P(i | t) ([B, N] each, 0 for items not eligible), and ε."""
-        weights = self.calibration[member]
+    def parts(self, batch: Batch, *, member: str = "mixture", dtype: Any = torch.float32) -> Parts:
+        """What a member is the sum of."""
+        weights = self.calibration["mixture" if member == PERSONAL else member]
         of_prior = {name: self.calibration["popularity"][name] for name in _FEATURES}
         own = {name: weights[name] for name in _FEATURES}
         wanted = [of_prior] if member == "popularity" else [of_prior, own]
         blended = popularity.blend(self.popularity, batch.time, wanted, dtype)
         prior = _normalised(blended[0], batch)
         if member == "popularity":
-            return prior, prior, 0.0
+            return Parts(prior, prior, 0.0)
         logits = blended[1]
         for name in self.estimators:
             if weights[name] != 0:
                 logits.add_(self.score(name, batch, dtype), alpha=weights[name])
-        return _normalised(logits, batch), prior, weights["backoff"]
+        return Parts(_normalised(logits, batch), prior, 0.0 if member == PERSONAL else weights["backoff"])
 
     def probabilities(
         self, batch: Batch, *, member: str = "mixture", dtype: Any = torch.float32
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """P(i | context) of a member, and the prior P(i | t): [B, N] each, 0 for items that are not eligible."""
-        own, prior, backoff = self.parts(batch, member=member, dtype=dtype)
-        return (own.lerp(prior, backoff) if backoff else own), prior
+        parts = self.parts(batch, member=member, dtype=dtype)
+        return parts.total(), parts.prior
 
     def score(self, name: str, batch: Batch, dtype: Any = torch.float32) -> torch.Tensor:
         """One estimator's scores: [B, N]."""

@@ -113,7 +113,7 @@ class TranslatorModule(torch.nn.Module):
             k: Draws for each.
             temperature: 1 draws from P itself; towards 0 it becomes the k most probable.
             min_lift: A draw with P(i | context) < min_lift × P(i) comes back as ``NO_ITEM``, with its probability.
-            member: ``mixture``, or one estimator alone.
+            member: ``mixture``, ``personal`` (the mixture without the prior, ε = 0), or one estimator alone.
 
         Returns:
             [B, k] each; see `Samples`.
@@ -147,7 +147,7 @@ class TranslatorModule(torch.nn.Module):
         Args:
             contexts: B of them.
             candidates: int32 [B, C], target indices; ``NO_ITEM`` and items that were not yet there get 0.
-            member: ``mixture``, or one estimator alone.
+            member: ``mixture``, ``personal`` (the mixture without the prior, ε = 0), or one estimator alone.
 
         Returns:
             Two float32 arrays [B, C].
@@ -203,8 +203,9 @@ class TranslatorModule(torch.nn.Module):
     ) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
         """The draws, and in which rows rounding may have decided one: two keys, or a lift and its limit, are too near."""
         batch = Batch.of(contexts, self.first_seen)
-        own, prior, backoff = mixture.parts(batch, member=member, dtype=dtype)
-        probabilities = own.lerp(prior, backoff) if backoff else own
+        parts = mixture.parts(batch, member=member, dtype=dtype)
+        own, prior, backoff = parts
+        probabilities = parts.total()
         low, high = noise.key_words(contexts.noise_key)
         race = noise.exponential((low.to(self.device), high.to(self.device)), self._numbers, dtype)
         # The order of P^(1 / temperature) / E, in the form whose powers neither overflow nor vanish.

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from scalr_prod.contracts import Table
+from scalr_prod.instants import datetime_of, micros
 from scalr_prod.lake import Lake
 from scalr_prod.progress import counting
 from scalr_prod.translator.fitting import cut_at, fit_calibration, fit_sets, metadata_of, steps_of
-from scalr_prod.translator.log import Log, data_end, datetime_of, micros, read_log
+from scalr_prod.translator.log import Log, data_end, read_log
 from scalr_prod.translator.pairs import Pairs
 from scalr_prod.translator.versions import TranslatorVersion, Vocabulary, find_version, write_version
 
@@ -30,7 +31,7 @@ __all__ = ["TrainReport", "train"]
 logger = logging.getLogger(__name__)
 
 #: Changes whenever the same data and settings would give other tensors.
-RECIPE: Final = 2
+RECIPE: Final = 3
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from scalr_prod.generation.contexts import (
     Consumed,
     batches,
     encode_histories,
-    micros,
     user_slices,
 )
+from scalr_prod.instants import micros_of
 from scalr_prod.translator.contexts import NO_ITEM, Contexts
 from scalr_prod.translator.versions import Vocabulary
 
@@ -173,4 +173,4 @@ def test_batches_keep_order_and_stay_below_the_limit(size):
 
 def test_microseconds_are_exact():
     column = pa.chunked_array([pa.array([1, 2**52 + 1], US)])
-    assert micros(column).tolist() == [1, 2**52 + 1]
+    assert micros_of(column).tolist() == [1, 2**52 + 1]

@@ -14,9 +14,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from scalr_prod.errors import TrainingSetError
+from scalr_prod.instants import micros
 from scalr_prod.training_set import TrainingSet
 from scalr_prod.training_set.manifest import describe_files, fingerprint_of, verify
-from scalr_prod.training_set.spine import Spine, to_micros
+from scalr_prod.training_set.spine import Spine
 from scalr_prod.training_set.vocabulary import write_vocabulary
 
 STAMP = pa.timestamp("us", tz="UTC")
@@ -165,7 +166,7 @@ def test_rows_hold_left_padded_histories_and_ages_in_days(made):
         assert row["item"] == vocabulary.encode("target_items", [want["item_id"]])[0]
         assert row["label"] == want["label"]
         assert row["weight"] == pytest.approx(want["weight"])
-        assert row["event_time"] == to_micros(want["event_timestamp"])
+        assert row["event_time"] == micros(want["event_timestamp"])
         for domain, kind in (("source", "source_items"), ("target", "target_items")):
             ids = (want[f"{domain}_user_history__item_ids"] or [])[-4:]
             stamps = (want[f"{domain}_user_history__event_timestamps"] or [])[-4:]
@@ -273,4 +274,4 @@ def test_the_fingerprint_depends_on_content_not_on_order():
 
 def test_micros_are_exact():
     moment = datetime(2262, 4, 11, 23, 47, 16, 854_775, tzinfo=UTC)
-    assert to_micros(moment) == 9_223_372_036_854_775
+    assert micros(moment) == 9_223_372_036_854_775

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from translator_world import DAY, LENGTH, SETTINGS, make_log
+from translator_world import DAY, LENGTH, METADATA, SETTINGS, calibration_table, make_log
 
 from scalr_prod.errors import TranslatorError
 from scalr_prod.sections import TranslatorSettings
@@ -20,6 +20,7 @@ from scalr_prod.translator.estimators import SCORED, factorisation, frequency, l
 from scalr_prod.translator.estimators.windows import Windows
 from scalr_prod.translator.fitting import fit_sets
 from scalr_prod.translator.log import Events, Log
+from scalr_prod.translator.module import TranslatorModule
 from scalr_prod.translator.pairs import Pairs, contexts_at
 
 
@@ -115,12 +116,12 @@ def test_popularity_of_many_events_is_thinned_evenly(pairs, monkeypatch):
 def test_the_prior_counts_the_training_slice_alone(log):
     early = Pairs.of(log, 60 * DAY, SETTINGS, popularity_until=90 * DAY)
     exact = Pairs.of(log, 60 * DAY, SETTINGS)
-    torch.testing.assert_close(popularity.fit(early)["prior"], popularity.fit(exact)["prior"])
+    torch.testing.assert_close(popularity.prior(early), popularity.prior(exact))
 
 
 def test_frequency_is_smoothed_co_occurrence(pairs):
     fitted = frequency.fit(pairs, {})
-    log_prior = popularity.fit(pairs)["prior"].double()
+    log_prior = popularity.prior(pairs).double()
     users = [sets_of(pairs, user) for user in range(len(pairs.log.users))]
     users = [(source, target) for source, target in users if target]
     batch, _ = batch_of(pairs, later_rows(pairs)[:6])
@@ -140,7 +141,7 @@ def test_frequency_is_smoothed_co_occurrence(pairs):
 
 
 def test_frequency_without_a_known_item_is_popularity(pairs):
-    log_prior = popularity.fit(pairs)["prior"]
+    log_prior = popularity.prior(pairs)
     batch, _ = batch_of(pairs, later_rows(pairs)[:2])
     empty = replace(batch, items=torch.zeros_like(batch.items))
     torch.testing.assert_close(frequency.score(frequency.fit(pairs, {}), empty, log_prior), log_prior.expand(2, -1))
@@ -268,7 +269,7 @@ def test_sequential_asks_for_the_same_state_as_it_was_trained_on(pairs):
 def test_a_context_without_known_items_says_nothing(pairs):
     batch, _ = batch_of(pairs, later_rows(pairs)[:2])
     empty = replace(batch, items=torch.zeros_like(batch.items))
-    log_prior = popularity.fit(pairs)["prior"]
+    log_prior = popularity.prior(pairs)
     for name in ("linear", "factorisation", "sequential"):
         estimator = module_of(name)
         shared = estimator.share(pairs)
@@ -282,7 +283,7 @@ def test_an_estimator_finds_the_taste(pairs, name):
     held = pairs.without(pairs.log.fold == 0)
     shared = estimator.share(held)
     fitted = shared | estimator.fit(held, shared)
-    log_prior = popularity.fit(held)["prior"]
+    log_prior = popularity.prior(held)
     rows = later_rows(pairs)
     rows = rows[pairs.log.fold[pairs.log.target.user[rows]] == 0]
     batch, labels = batch_of(pairs, rows)
@@ -296,7 +297,10 @@ def test_an_estimator_finds_the_taste(pairs, name):
 
 
 def test_held_out_users_do_not_shape_the_parameters(pairs):
-    """Whatever fold 0's users did in the target domain, the parameters of fold 0 are the same to the last bit."""
+    """Whatever fold 0's users did in the target domain, the parameters of fold 0 are the same to the last bit.
+
+    Popularity as of an event is no parameter: what it may know is the matter of the next test.
+    """
     log = pairs.log
     changed = log.target.item.copy()
     theirs = log.fold[log.target.user] == 0
@@ -307,10 +311,10 @@ def test_held_out_users_do_not_shape_the_parameters(pairs):
     ours, others = fit_sets(pairs, held, lambda _: None), fit_sets(other, held, lambda _: None)
     assert ours.keys() == others.keys()
     for name, tensor in ours.items():
-        if not name.startswith("-1/"):
+        if not name.startswith(("-1/", "shared/popularity/")):
             assert torch.equal(tensor, others[name]), name
     for estimator in (
-        "popularity/count",
+        "popularity/prior",
         "frequency/share",
         "linear/coefficients",
         "factorisation/target",
@@ -318,6 +322,33 @@ def test_held_out_users_do_not_shape_the_parameters(pairs):
     ):
         ours_all, others_all = ours[f"-1/{estimator}"], others[f"-1/{estimator}"]
         assert ours_all.shape != others_all.shape or not torch.equal(ours_all, others_all), estimator
+
+
+def test_nothing_that_held_out_users_did_from_an_event_on_is_known_at_it(pairs):
+    """Popularity counts their events too, but only those strictly before what is asked."""
+    log, moment = pairs.log, 50 * DAY
+    theirs = log.fold[log.target.user] == 0
+    held = {0: log.fold == 0}
+    asked = np.flatnonzero(theirs & (log.target.time <= moment) & (log.target.time > moment - 20 * DAY))
+    assert len(asked) > 20
+
+    def answer(changed: np.ndarray) -> torch.Tensor:
+        item = log.target.item.copy()
+        item[changed] = np.random.default_rng(5).permutation(item[changed])
+        assert (item != log.target.item).sum() > 50 or not changed.any()
+        other = replace(pairs, log=replace(log, target=replace(log.target, item=item)))
+        tensors = fit_sets(other, held, lambda _: None)
+        tensors |= {name.replace("0/", "-1/", 1): tensor for name, tensor in tensors.items() if name.startswith("0/")}
+        tensors |= dict.fromkeys(("shared/calibration/all", "shared/calibration/held_out"), calibration_table())
+        module = TranslatorModule(tensors, METADATA | {"folds": "1", "n_source": str(pairs.n_source)})
+        indices = {"source_index": pairs.source_index, "target_index": pairs.target_index}
+        contexts, _ = contexts_at(log, asked, fold=0, **indices)
+        return torch.cat([p for _, p in module.distributions(contexts)])
+
+    undisturbed = answer(np.zeros_like(theirs))
+    assert torch.equal(undisturbed, answer(theirs & (log.target.time >= moment)))
+    earlier = answer(theirs & (log.target.time < moment - 20 * DAY))
+    assert (earlier - undisturbed).abs().max() > 1e-3, "popularity of what came before must show, or this test shows nothing"
 
 
 def test_what_came_later_does_not_shape_the_parameters(pairs):

@@ -15,30 +15,15 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from translator_world import DAY, LENGTH, SETTINGS, make_log
+from translator_world import DAY, LENGTH, METADATA, SETTINGS, calibration_table, make_log
 
 from scalr_prod.errors import TranslatorError, TranslatorNotFound
 from scalr_prod.translator import module as module_file
 from scalr_prod.translator.contexts import NO_ITEM, Contexts, Samples
-from scalr_prod.translator.estimators import SCORED
 from scalr_prod.translator.fitting import fit_sets
-from scalr_prod.translator.mixture import MEMBERS, weight_names
+from scalr_prod.translator.mixture import MEMBERS
 from scalr_prod.translator.module import DESCRIPTION, TranslatorModule
 from scalr_prod.translator.pairs import Pairs
-
-METADATA = {"folds": "2", "history_length": str(LENGTH), "estimators": json.dumps(["popularity", *SCORED])}
-
-
-def calibration_table() -> torch.Tensor:
-    """Every estimator in the mixture, at weights of about the size that calibration gives."""
-    names = weight_names()
-    table = torch.zeros(len(MEMBERS), len(names))
-    table[:, names.index("count")] = 0.6
-    table[:2, names.index("days_20")] = 0.5
-    for name, weight in (("frequency", 0.5), ("linear", 2.0), ("factorisation", 1.0), ("sequential", 0.3)):
-        table[0, names.index(name)] = table[MEMBERS.index(name), names.index(name)] = weight
-    table[0, names.index("backoff")] = 0.05
-    return table
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +58,17 @@ def equal(one: Samples, other: Samples) -> None:
     np.testing.assert_array_equal(one.items, other.items)
     np.testing.assert_allclose(one.probabilities, other.probabilities, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(one.prior, other.prior, rtol=1e-5, atol=1e-7)
+
+
+def test_the_mixture_is_the_personal_part_and_the_prior(world):
+    contexts = make_contexts(world, 40)
+    every = np.tile(np.arange(world.pairs.n_target, dtype=np.int32), (40, 1))
+    (whole, prior), (own, same) = (world.module.score(contexts, every, member=member) for member in ("mixture", "personal"))
+    backoff = world.module.parameter_set(0).calibration["mixture"]["backoff"]
+    assert 0 < backoff < 1
+    np.testing.assert_allclose(whole, (1 - backoff) * own + backoff * prior, rtol=1e-4, atol=1e-7)
+    np.testing.assert_array_equal(prior, same)
+    assert np.abs(own - prior).max() > 0.01
 
 
 def test_probabilities_sum_to_one_over_the_items_seen_before(world):

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pyarrow as pa
+import torch
 
 from scalr_prod.sections import TranslatorSettings
+from scalr_prod.translator.estimators import SCORED
 from scalr_prod.translator.log import Events, Log
+from scalr_prod.translator.mixture import MEMBERS, weight_names
 
 DAY = 86_400_000_000
 LENGTH = 10
+METADATA = {"folds": "2", "history_length": str(LENGTH), "estimators": json.dumps(["popularity", *SCORED])}
 SETTINGS = TranslatorSettings(dim=8, epochs=2, folds=2, threads=1, batch_size=64)
 
 
@@ -32,3 +38,15 @@ def make_log(*, users: int = 120, tastes: int = 4, source_items: int = 40, targe
         before = np.flatnonzero((source.user == user) & (source.time < time))[-LENGTH:]
         history[row, LENGTH - len(before) :] = before
     return Log(pa.array(range(users)), (np.arange(users) % 2).astype(np.int32), source, target, history)
+
+
+def calibration_table() -> torch.Tensor:
+    """Every estimator in the mixture, at weights of about the size that calibration gives."""
+    names = weight_names()
+    table = torch.zeros(len(MEMBERS), len(names))
+    table[:, names.index("count")] = 0.6
+    table[:2, names.index("days_20")] = 0.5
+    for name, weight in (("frequency", 0.5), ("linear", 2.0), ("factorisation", 1.0), ("sequential", 0.3)):
+        table[0, names.index(name)] = table[MEMBERS.index(name), names.index(name)] = weight
+    table[0, names.index("backoff")] = 0.05
+    return table

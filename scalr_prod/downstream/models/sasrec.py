@@ -69,7 +69,7 @@ class SasRec:
         chance = (chance / chance.sum()).float()
         rows = np.flatnonzero(self._sequences.count)
         steps = self.epochs * -(-len(rows) // self.batch)
-        optimizer = torch.optim.AdamW(self._net.parameters(), lr=_LEARNING_RATE, weight_decay=1e-3)
+        optimizer = torch.optim.AdamW(self._net.parameters(), lr=_LEARNING_RATE, weight_decay=1e-3, fused=True)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=steps + 1)
         rng = np.random.default_rng(seed)
         self._net.train()

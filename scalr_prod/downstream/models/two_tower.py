@@ -70,7 +70,7 @@ class TwoTower:
         self._net = _Net(self.n_items, self.dim, self.dropout)
         rows = torch.nonzero(self._count)[:, 0]
         steps = self.epochs * -(-len(rows) // self.batch)
-        optimizer = torch.optim.AdamW(self._net.parameters(), lr=_LEARNING_RATE, weight_decay=self.decay)
+        optimizer = torch.optim.AdamW(self._net.parameters(), lr=_LEARNING_RATE, weight_decay=self.decay, fused=True)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=steps + 1)
         self._net.train()
         for _ in range(self.epochs):

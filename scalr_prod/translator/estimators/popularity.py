@@ -1,5 +1,8 @@
 """Popularity as of an event: how often an item had been chosen by then, and how often lately, to the event.
 
+Everybody's events count, a held-out fold's too: what had happened before an event was known to whoever looked then. The prior
+P(i), which is fitted once, leaves them out.
+
 A feature of an item is the logarithm of its decayed count at a time: each target event before counts 0.5^(age / half-life). The counts are
 kept at G instants, and the events between two instants beside them, so that a feature is exact at any time and never looks ahead,
 for old events as for new. After the last instant popularity stands still.
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.translator.pairs import Pairs, Parameters
 
-__all__ = ["FEATURES", "SLOW", "at_instants", "blend", "features", "fit"]
+__all__ = ["FEATURES", "SLOW", "at_instants", "blend", "features", "fit", "prior"]
 
 #: Feature → (half-life in days, events added to every item's count, so that the least known one can still be proposed).
 _DECAYED: Final[dict[str, tuple[float, float]]] = {
@@ -39,13 +42,12 @@ _DAY_US: Final = 86_400_000_000.0
 
 
 def fit(pairs: Pairs, most: int = INSTANTS) -> Parameters:
-    """Count at every instant (at most so many), over the training users of a parameter set.
+    """Count at every instant (at most so many).
 
     Returns:
         ``instants`` int64 [G], ascending microseconds; one float32 [G, n_target] for each feature, decayed counts of the events
         strictly before each instant; ``start`` int64 [G + 1], where the events from each instant on begin; ``item`` int32,
-        ``time`` int64 and ``number`` float32 [M], those events (each standing for so many); ``prior`` float32 [n_target],
-        log P(i) by all events of the training slice.
+        ``time`` int64 and ``number`` float32 [M], those events (each standing for so many).
     """
     import numpy as np
 
@@ -62,8 +64,6 @@ def fit(pairs: Pairs, most: int = INSTANTS) -> Parameters:
             states[name][row] = states[name][row - 1] * 0.5 ** ((instants[row] - instants[row - 1]) / (_DAY_US * half_life))
             states[name][row] += np.bincount(item[passed], weights=0.5**age, minlength=pairs.n_target)
     kept, number = _thinned(start)
-    trained = np.asarray(pairs.target_matrix().sum(axis=0)).ravel()
-    prior = np.log(trained + _DECAYED["count"][1])
     return {
         "instants": torch.from_numpy(instants),
         **{name: torch.from_numpy(state.astype(np.float32)) for name, state in states.items()},
@@ -71,8 +71,15 @@ def fit(pairs: Pairs, most: int = INSTANTS) -> Parameters:
         "item": torch.from_numpy(item[kept].astype(np.int32)),
         "time": torch.from_numpy(time[kept].astype(np.int64)),
         "number": torch.from_numpy(number.astype(np.float32)),
-        "prior": torch.from_numpy(prior - np.logaddexp.reduce(prior)).float(),
     }
+
+
+def prior(pairs: Pairs) -> torch.Tensor:
+    """log P(i) by all events of the training slice: float32 [n_target]."""
+    import numpy as np
+
+    counts = np.log(np.asarray(pairs.target_matrix().sum(axis=0)).ravel() + _DECAYED["count"][1])
+    return torch.from_numpy(counts - np.logaddexp.reduce(counts)).float()
 
 
 def features(parameters: Parameters, time: torch.Tensor, dtype: Any = torch.float32) -> dict[str, torch.Tensor]:

@@ -142,7 +142,7 @@ class _Popularity:
         lately = 0.8 if "popularity" in pairs.settings.estimators else 0.0
         self.instants = fitted["instants"]
         self.table = popularity.at_instants(fitted, {"count": 0.5, "days_20": lately}).T.contiguous()
-        chosen = fitted["prior"].exp()
+        chosen = popularity.prior(pairs).exp()
         self.drawn = 0.5 * chosen + 0.5 / len(chosen)
 
     def of_each(self, time: torch.Tensor, items: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,32 @@
+"""Instants as microseconds since the epoch, UTC, and back; exact, where floats would round."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["datetime_of", "micros", "micros_of"]
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def micros(moment: datetime) -> int:
+    """Of a time that knows its zone."""
+    return (moment - _EPOCH) // timedelta(microseconds=1)
+
+
+def micros_of(column: Any) -> NDArray[np.int64]:
+    """Of a column of timestamps, an Arrow array (chunked or not) without nulls: int64 [N]."""
+    import pyarrow as pa
+
+    flat = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return flat.cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]  # pyarrow is untyped
+
+
+def datetime_of(instant: int) -> datetime:
+    """The UTC time of microseconds since the epoch."""
+    return _EPOCH + timedelta(microseconds=int(instant))
