@@ -3,12 +3,16 @@
 A user's last event of both domains together is tested, the one before chooses λ; it is ranked among 999 items of its domain drawn
 uniformly that the user never had. Everything before is training, for translator and model; synthetic events come from source
 events before the test event. Leave-one-out lets the future of other users into training, and uniform negatives flatter what is
-popular: these figures compare with the published ones, `bench_lift` is the one to believe.
+popular: these figures compare with the published ones, `bench_lift` is the one to believe. The two directions run beside each
+other, one thread each.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import tempfile
 import time
 from datetime import timedelta
@@ -35,6 +39,7 @@ PUBLISHED = {"food": {"hr10": 0.3243, "ndcg10": 0.1971}, "kitchen": {"hr10": 0.2
 OPTIONS = {"epochs": 30, "threads": 1}
 WEIGHTS = (0.1, 0.5)
 SEEDS = 2
+DEPTH = 10
 
 
 def main() -> dict:
@@ -42,14 +47,25 @@ def main() -> dict:
     if not folder.exists():
         return {"skipped": f"the data set is not at {folder}; set SCALR_TEST_DATA"}
     figures: dict = {"published_abxi": PUBLISHED, "options": OPTIONS, "seeds": SEEDS}
-    for source, target in DIRECTIONS:
-        with tempfile.TemporaryDirectory() as scratch:
-            figures[f"{target}_from_{source}"] = run_direction(folder, source, target, Path(scratch))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    running = {
+        f"{target}_from_{source}": subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.bench_abxi", source, target], env=environment, stdout=subprocess.PIPE, text=True
+        )
+        for source, target in DIRECTIONS
+    }
+    for name, process in running.items():
+        output, _ = process.communicate()
+        if process.returncode:
+            raise SystemExit(f"{name} failed with {process.returncode}")
+        figures[name] = json.loads(output.splitlines()[-1])
     return figures
 
 
 def run_direction(data: Path, source: str, target: str, scratch: Path) -> dict:
-    """Both arms of one direction."""
+    """Both arms of one direction, and the paired bootstrap over test users (one event each)."""
+    from scalr_prod.downstream.statistics import paired_bootstrap
+
     started = time.perf_counter()
     log = pd.concat([pd.read_parquet(data / f"{name}.parquet").assign(domain=name) for name in (source, target)])
     log = log.sort_values(["user_id", "seq_pos"], kind="stable")
@@ -63,20 +79,25 @@ def run_direction(data: Path, source: str, target: str, scratch: Path) -> dict:
     judge = _Judge(scene, log[log.domain == target])
     synthetic = translation.draw(_draw())
     real, held = scene.real, _events(scene, validation)
-    tuned = {0.0: judge.hits(real, validation, seed=0)["ndcg10"]}
+    tuned = {0.0: float(_ndcg10(judge.ranks(real, validation, seed=0)).mean())}
     for weight in WEIGHTS:
-        tuned[weight] = judge.hits(real.joined([synthetic.weighted(weight)]), validation, seed=0)["ndcg10"]
+        ranks = judge.ranks(real.joined([synthetic.weighted(weight)]), validation, seed=0)
+        tuned[weight] = float(_ndcg10(ranks).mean())
     best = max(tuned, key=lambda weight: tuned[weight])
     whole = real.joined([held])
     arms = {"sasrec": whole, "sasrec+scalr": whole.joined([synthetic.weighted(best)])}
-    found = {name: [judge.hits(events, test, seed=seed) for seed in range(SEEDS)] for name, events in arms.items()}
+    ranks = {name: np.stack([judge.ranks(events, test, seed=seed) for seed in range(SEEDS)]) for name, events in arms.items()}
+    gain = paired_bootstrap(*(_ndcg10(ranks[name]).mean(0) for name in ("sasrec+scalr", "sasrec")), seed=0)
     return {
         "test_events": len(test),
         "lambda": best,
         "validation_ndcg10": tuned,
         **{
-            name: {key: round(float(np.mean([run[key] for run in runs])), 4) for key in runs[0]} for name, runs in found.items()
+            name: {"hr10": round(float((rank <= DEPTH).mean()), 4), "ndcg10": round(float(_ndcg10(rank).mean()), 4)}
+            for name, rank in ranks.items()
         },
+        "lift_pct": round(gain.lift_pct, 2),
+        "ci95": [round(bound, 2) for bound in gain.ci95],
         "seconds": round(time.perf_counter() - started, 1),
     }
 
@@ -128,6 +149,10 @@ def _events(scene: object, rows: pd.DataFrame) -> object:
     return scene.numbering.interactions(table, scene.cutoff, weight=np.ones(len(rows), np.float32))
 
 
+def _ndcg10(rank: np.ndarray) -> np.ndarray:
+    return np.where(rank <= DEPTH, 1 / np.log2(rank + 1), 0)
+
+
 class _Judge:
     """Ranks held-out events among 999 negatives each, the same for every model."""
 
@@ -135,7 +160,8 @@ class _Judge:
         self.scene = scene
         self.had = _events(scene, had).matrix()
 
-    def hits(self, events: object, held: pd.DataFrame, *, seed: int) -> dict[str, float]:
+    def ranks(self, events: object, held: pd.DataFrame, *, seed: int) -> np.ndarray:
+        """Rank of each held-out event, 1 to 1 000, by a model that was trained on some events."""
         from scalr_prod.downstream.models import make_model
 
         model = make_model("sasrec", {key: value for key, value in OPTIONS.items() if key != "threads"}, threads=1)
@@ -152,9 +178,12 @@ class _Judge:
                 chance[self.had[user].indices] = False
                 negative = rng.choice(np.flatnonzero(chance), 999, replace=False)
                 rank[start + row] = 1 + (scores[row, negative] >= scores[row, item]).sum()
-        hit = rank <= 10
-        return {"hr10": float(hit.mean()), "ndcg10": float(np.where(hit, 1 / np.log2(rank + 1), 0).mean())}
+        return rank
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(), indent=2))
+    if sys.argv[1:]:
+        with tempfile.TemporaryDirectory() as folder_of_one:
+            print(json.dumps(run_direction(DATA / "amazon_food_kitchen", *sys.argv[1:3], Path(folder_of_one))))
+    else:
+        print(json.dumps(main(), indent=2))

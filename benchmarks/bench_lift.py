@@ -39,21 +39,23 @@ threads = 1
 """
 #: Events a user, tried on validation; the torch models get few, for the sake of the hour.
 VOLUMES = {"als": [5, 20], "two_tower": [5], "sasrec": [5]}
+#: What a lift must survive.
+CONTROLS = ("popularity", "trend", "shuffled", "duplicated", "frequency")
 #: Cold fraction, family, arms beside the two compared, in the order of what is worth most.
 PLAN: tuple[tuple[float, str, tuple[str, ...]], ...] = (
     (
         0.5,
         "als",
         (
-            *("synthetic_only", "popularity", "trend", "shuffled", "duplicated", "frequency", "sampled", "top_k", "top_1"),
+            *("synthetic_only", *CONTROLS, "sampled", "top_k", "top_1"),
             *("model_level_transfer", "dose_0.25", "dose_0.5", "dose_2", "align_on", "filter_on"),
-            *("only_linear", "only_factorisation", "only_sequential"),
+            *("only_linear", "only_factorisation", "only_sequential", "personal", "personal_shuffled"),
         ),
     ),
-    (0.5, "two_tower", ("trend", "shuffled", "sampled", "top_1", "align_on", "filter_on", "model_level_transfer")),
+    (0.5, "two_tower", (*CONTROLS, "sampled", "top_1", "align_on", "filter_on", "model_level_transfer")),
     (0.0, "als", ("trend", "shuffled", "model_level_transfer")),
-    (0.5, "sasrec", ("trend", "shuffled", "model_level_transfer")),
-    (0.0, "two_tower", ("trend", "model_level_transfer")),
+    (0.5, "sasrec", (*CONTROLS, "model_level_transfer")),
+    (0.0, "two_tower", ("trend", "shuffled", "model_level_transfer")),
 )
 
 
