@@ -122,9 +122,9 @@ def served(drivers, project) -> Project:
     from scalr_prod.serving import stop_triton
     from scalr_prod.settings import load_settings
 
-    # Small batches: there has to be something to interrupt. A server that is silent for half of the deadline hangs.
+    # A request for every context: there has to be something to interrupt. A server that is silent for half of the deadline hangs.
     serving = {"scorer": "triton", "threads": 1, "deadline_s": 40, "startup_timeout_s": 240}
-    options = project.options | {"serving": serving, "generation": {"batch_size": 4}}
+    options = project.options | {"serving": serving, "generation": {"batch_size": 1}}
     config = project.before("generate")
     found = drivers.drive(config, "run", **options)
     assert found.error is None, found.error
