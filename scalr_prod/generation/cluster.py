@@ -25,7 +25,7 @@ _WAITING: Final = 1
 
 #: How local workers start: forked from a process that has imported what tasks need, where the system can.
 _START: Final = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
-#: As Dask sets it for workers that it spawns: libraries look at it when they are imported.
+#: As Dask sets it for workers that it spawns, where nobody else has: libraries look at it when they are imported.
 _ENVIRONMENT: Final = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -148,16 +148,13 @@ def warm_up(settings: Settings) -> None:
     from multiprocessing import forkserver, get_context
 
     get_context(_START).set_forkserver_preload(["scalr_prod.generation.warm"])
-    before = {name: os.environ.get(name) for name in _ENVIRONMENT}
-    os.environ.update(_ENVIRONMENT)
+    added = {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}
+    os.environ.update(added)
     try:
         forkserver.ensure_running()
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        for name in added:
+            del os.environ[name]
 
 
 def tell_driver(topic: str, message: Any) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -45,24 +48,31 @@ def test_all_results_come_and_few_tasks_are_in_flight(settings_at, here):
     assert max(ahead) <= 4
 
 
-def _what_is_there(_: int) -> tuple[int, int, bool, bool, str | None]:
-    import sys
+_TWO_CLUSTERS = """
+import json, os, sys
+from scalr_prod.generation.cluster import open_cluster
+from scalr_prod.settings import load_settings
 
+def what_is_there(_):
     return os.getpid(), os.getppid(), "feast" in sys.modules, "torch" in sys.modules, os.environ.get("OPENBLAS_NUM_THREADS")
+
+settings, found = load_settings(sys.argv[1], compute={"dask": "local", "workers": 2}), []
+for _ in range(2):
+    with open_cluster(settings, tasks=2) as cluster:
+        found += list(cluster.map(what_is_there, [(number,) for number in range(8)]))
+print(json.dumps(found))
+"""
 
 
 def test_local_workers_are_forked_from_one_process_that_has_imported_what_tasks_need(project):
-    before = os.environ.get("OPENBLAS_NUM_THREADS")
-    settings = load_settings(project, compute={"dask": "local", "workers": 2})
-    found = []
-    for _ in range(2):
-        with open_cluster(settings, tasks=2) as cluster:
-            found += list(cluster.map(_what_is_there, [(number,) for number in range(8)]))
-    workers, parents, feast, torch, threads = map(set, zip(*found, strict=True))
+    """In a process of its own: in this one, other tests may have started a process to fork from, with other imports."""
+    command = [sys.executable, "-c", _TWO_CLUSTERS, str(project)]
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
+    workers, parents, feast, torch, threads = map(set, zip(*json.loads(done.stdout), strict=True))
     assert len(workers) > 1
     assert len(parents) == 1, "the second cluster's workers come from the same process"
     assert (feast, torch, threads) == ({True}, {False}, {"1"})
-    assert os.environ.get("OPENBLAS_NUM_THREADS") == before
 
 
 def test_an_error_of_ours_arrives_as_it_was_raised(settings_at, here):

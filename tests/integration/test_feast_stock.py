@@ -106,7 +106,7 @@ print(json.dumps({"rooms": rooms, "historical": historical.event_id.tolist(), "b
     "window": window.to_dict("records"), "online": online, "lists": lists}, default=str))
 """,
     )
-    assert set(found["rooms"]) == {"feast_store", "contracts", "duck", "errors", "lake", "assets"}, (
+    assert set(found["rooms"]) == {"feast_store", "contracts", "duck", "errors", "lake", "assets", "instants"}, (
         "the class and what it stands on"
     )
     assert found["historical"] == [None, "e0", None], "not known before the run's as_of"
