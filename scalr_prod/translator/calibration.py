@@ -4,14 +4,12 @@ The likelihood's normaliser runs over the whole catalogue; it is estimated from 
 the answer, each weighted by one over its expected number, so that every event of the slice can be used. An estimator's weight
 may not be negative: it would speak against what its own evidence says, to make up for another's error.
 
-Likelihood cares for every event alike, a ranking for the few items at its head. So where the fitted mixture ranks worse than popularity
-alone on the slice, its share of popularity ε is raised until it does not (`_guard`); its likelihood stays above popularity's,
-for it is concave in ε.
+Likelihood cares for every event alike, a ranking for the few items at its head, and the two do not want the same: a share ε of
+popularity alone is added, the one at which the mixture ranks the slice best (`_set_share`).
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -39,12 +37,11 @@ MOST_STEPS: Final = 20
 _SMALL_STEP: Final = 3e-3
 #: Pulls a weight towards 0 by so many events' worth, so that a slice of a few events gives no wild weights.
 PENALTY: Final = 2.0
-#: Events whose ranking is looked at, and between how many values of ε.
-RANKED_EVENTS: Final = 2_000
-_STEPS: Final = 10
-_SHRUNK: Final = 0.6
+#: Values of ε whose rankings are looked at: what the user's history says keeps a share, small at the last, in any case.
+_SHARES: Final = tuple(1 - 0.6**step for step in range(11))
 _CHUNK_ROWS: Final = 128
 _FEATURES: Final = len(popularity.FEATURES)
+_PROPOSED: Final = ("count", "days_90", "days_20", "days_3")
 
 
 def neutral() -> torch.Tensor:
@@ -83,9 +80,9 @@ def calibrate(
         table[:, names] /= scale
     if module.has_popularity and module.estimators:
         chosen = rows.numpy()
-        _guard(module, every, contexts.take(chosen), labels[chosen])
+        _set_share(module, every, contexts.take(chosen), labels[chosen])
         chosen = rows[apart].numpy() if enough else chosen
-        _guard(module, held, contexts.take(chosen), labels[chosen])
+        _set_share(module, held, contexts.take(chosen), labels[chosen])
     return every, held
 
 
@@ -119,7 +116,7 @@ def _candidates(
 def _proposal(parts: list[torch.Tensor], batch: Batch) -> torch.Tensor:
     """A blend of rough distributions: popularity, lately popular, and each estimator on top of popularity."""
     hidden = torch.arange(parts[0].shape[1]) >= batch.eligible[:, None]
-    count, days_90, days_20, days_3 = parts[-_FEATURES:]
+    count, days_90, days_20, days_3 = (parts[popularity.FEATURES.index(name) - _FEATURES] for name in _PROPOSED)
     lately = 0.2 * count + 0.4 * days_90 + 0.3 * days_20
     logits = [0.5 * count, lately + 0.3 * days_3]
     logits += [lately + 0.3 * (s - s.mean()) / s.std().clamp(min=1e-12) for s in parts[:-_FEATURES]]
@@ -130,28 +127,16 @@ def _fit_members(module: TranslatorModule, values: torch.Tensor, log_q: torch.Te
     """Every member's weights, on standardised scores."""
     names = weight_names()
     scored = list(module.estimators)
-    known = popularity.FEATURES if module.has_popularity else popularity.FEATURES[:1]
-    slow = [name for name in popularity.SLOW if name in known]
+    known = list(popularity.FEATURES if module.has_popularity else popularity.FEATURES[:1])
     columns = {name: column for column, name in enumerate([*scored, *popularity.FEATURES])}
     table = neutral()
-
-    def fit(member: str, used: list[str], beside: torch.Tensor | None = None) -> torch.Tensor:
-        chosen = values[:, [columns[name] for name in used]]
-        weights, backoff = _fit(chosen, log_q, [name in scored for name in used], beside)
+    members = {"popularity": known, "mixture": [*scored, *known], **{name: [name, "count"] for name in scored}}
+    for member, used in members.items():
         row = table[MEMBERS.index(member)]
         row.zero_()
-        for name, weight in zip(used, weights.tolist(), strict=True):
-            row[names.index(name)] = weight
-        row[names.index("backoff")] = backoff
-        return _log_likelihood(chosen, log_q, weights)
-
-    prior = fit("popularity", list(known))
-    for name in scored:
-        fit(name, [name, "count"])
-    if scored:
-        fit("mixture", [*scored, *slow], prior if module.has_popularity else None)
-    else:
-        table[MEMBERS.index("mixture")] = table[MEMBERS.index("popularity")]
+        row[[names.index(name) for name in used]] = _fit(
+            values[:, [columns[name] for name in used]], log_q, [name in scored for name in used]
+        )
     return table
 
 
@@ -160,78 +145,50 @@ def _weighted(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return (weights @ values) if len(weights) else values.sum(1)
 
 
-def _log_likelihood(values: torch.Tensor, log_q: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """log P(label): [R]."""
-    logits = _weighted(values, weights)
-    return logits[:, 0] - (logits - log_q).logsumexp(1)
-
-
-def _fit(
-    values: torch.Tensor, log_q: torch.Tensor, positive: list[bool], beside: torch.Tensor | None
-) -> tuple[torch.Tensor, float]:
-    """Weights [W], and the share ε of the distribution beside theirs (its log P(label): [R]), that maximise Σ log P(label).
+def _fit(values: torch.Tensor, log_q: torch.Tensor, positive: list[bool]) -> torch.Tensor:
+    """Weights [W] that maximise Σ log P(label).
 
     Weights that must be positive and would not be are left out, one fit after the other.
     """
     used = list(range(values.shape[1]))
     while True:
-        found, backoff = _maximise(values[:, used], log_q, beside)
+        found = _maximise(values[:, used], log_q)
         kept = [column for column, weight in zip(used, found.tolist(), strict=True) if weight >= 0 or not positive[column]]
         if kept == used:
             weights = torch.zeros(values.shape[1])
             weights[used] = found
-            return weights, backoff
+            return weights
         used = kept
 
 
-def _maximise(values: torch.Tensor, log_q: torch.Tensor, beside: torch.Tensor | None) -> tuple[torch.Tensor, float]:
-    """The weights and ε, by Newton's method; with a distribution beside, one step for each step of expectation maximisation."""
+def _maximise(values: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
+    """The weights, by Newton's method: what they maximise is concave."""
     count = values.shape[1]
-    weights, backoff = torch.full((count,), 1.0 / max(count, 1), dtype=torch.float64), 0.0 if beside is None else 0.5
+    weights = torch.full((count,), 1.0 / max(count, 1), dtype=torch.float64)
     for _ in range(MOST_STEPS if len(values) else 0):
         gradient, curvature = -2 * PENALTY * weights, 2 * PENALTY * torch.eye(count, dtype=torch.float64)
-        own = 0.0
         for rows in torch.arange(len(values)).split(_CHUNK_ROWS):
             x = values[rows]
-            logits = _weighted(x, weights.float())
-            weighted = logits - log_q[rows]
-            share = torch.ones(len(rows))
-            if beside is not None:
-                gained = logits[:, 0] - weighted.logsumexp(1)
-                share = torch.sigmoid(gained - beside[rows] + math.log((1 - backoff) / backoff))
-                own += float(share.sum())
-            p = weighted.softmax(1)
+            p = (_weighted(x, weights.float()) - log_q[rows]).softmax(1)
             mean = (x @ p[:, :, None])[:, :, 0]
-            gradient += (share[:, None] * (x[:, :, 0] - mean)).sum(0).double()
-            spread = (x * (p * share[:, None])[:, None]) @ x.mT
-            curvature += (spread.sum(0) - (share[:, None] * mean).T @ mean).double()
+            gradient += (x[:, :, 0] - mean).sum(0).double()
+            curvature += (((x * p[:, None]) @ x.mT).sum(0) - mean.T @ mean).double()
         step = torch.linalg.solve(curvature, gradient)
         weights += step / max(1.0, float(step.norm()))
-        moved = float(step.norm())
-        if beside is not None:
-            # One event more on either side: ε stays off its ends.
-            before, backoff = backoff, (len(values) - own + 1) / (len(values) + 2)
-            moved += abs(backoff - before)
-        if moved < _SMALL_STEP:
+        if float(step.norm()) < _SMALL_STEP:
             break
-    return weights.float(), backoff
+    return weights.float()
 
 
-def _guard(module: TranslatorModule, table: torch.Tensor, contexts: Contexts, labels: NDArray[np.int32]) -> None:
-    """Raise the mixture's ε, in place, until it ranks the slice no worse than popularity does."""
+def _set_share(module: TranslatorModule, table: torch.Tensor, contexts: Contexts, labels: NDArray[np.int32]) -> None:
+    """Give the mixture, in place, the ε at which it ranks the slice best."""
     place = MEMBERS.index("mixture"), weight_names().index("backoff")
-    fitted = float(table[place])
-    shares = [1 - (1 - fitted) * _SHRUNK**step for step in range(_STEPS)] + [1.0]
-    mixture = replace(module.parameter_set(-1), calibration=by_member(table))
-    mixture.calibration["mixture"]["backoff"] = 0.0
+    mixture = replace(module.parameter_set(-1), calibration=by_member(table, weight_names()))
     whole = Batch.of(contexts, module.first_seen)
     label = torch.from_numpy(labels.astype(np.int64))
-    some = torch.arange(0, len(label), max(1, len(label) // RANKED_EVENTS))
-    gains = torch.zeros(len(shares), dtype=torch.float64)
+    gains = torch.zeros(len(_SHARES), dtype=torch.float64)
     with torch.inference_mode():
-        for part in some.split(_CHUNK_ROWS):
-            own, prior = mixture.probabilities(whole.take(part))
-            gains += torch.stack([gains_of(ranks_of(own.lerp(prior, share), label[part])).sum() for share in shares])
-    enough = (gains[:-1] >= gains[-1]).tolist()
-    # What the user's history says keeps the last, small share in any case.
-    table[place] = shares[enough.index(True) if True in enough else _STEPS - 1]
+        for part in torch.arange(len(label)).split(_CHUNK_ROWS):
+            own, prior, _ = mixture.parts(whole.take(part))
+            gains += torch.stack([gains_of(ranks_of(own.lerp(prior, share), label[part])).sum() for share in _SHARES])
+    table[place] = _SHARES[int(gains.argmax())]

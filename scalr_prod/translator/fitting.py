@@ -63,6 +63,7 @@ def metadata_of(settings: Settings, pairs: Pairs, folds: int) -> dict[str, str]:
         "history_length": str(settings.histories.length),
         "estimators": json.dumps(list(settings.translator.estimators)),
         "n_source": str(pairs.n_source),
+        "weights": json.dumps(weight_names()),
     }
 
 

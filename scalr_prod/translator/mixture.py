@@ -5,9 +5,9 @@ estimator alone:
 
     P(i | context) = (1 - ε) softmax_i( Σ_e c_e s_e(i | context) + Σ_f b_f f(i, t) ) + ε P(i | t)
 
-over the eligible items, with c ≥ 0, b and ε fitted by log-likelihood on a slice of time (`calibration`). The prior P(i | t) is the
-member ``popularity``, which has no score: what everybody chooses just now. The softmax, with the slow features, is what this user would
-choose. The two are added, not multiplied: where much speaks for an item, a weak word of the other part takes nothing from it.
+over the eligible items, with c ≥ 0 and b fitted by log-likelihood on a slice of time (`calibration`), ε by its ranking. The prior P(i | t)
+is the member ``popularity``, which has no score: what everybody chooses just now. The softmax is what this user would choose: the same
+features, tilted by what the estimators make of the user's history.
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ __all__ = ["MEMBERS", "Mixture", "by_member", "weight_names"]
 
 #: Rows of a calibration table.
 MEMBERS: Final = ("mixture", "popularity", *SCORED)
-#: The mixture without the prior, ε = 0: what this user would choose, whatever everybody chooses just now.
+#: The mixture with ε = 0: nothing but what this user would choose.
 PERSONAL: Final = "personal"
 _FEATURES: Final = popularity.FEATURES
+#: Columns of the calibration tables of versions that do not name them.
+FORMER_COLUMNS: Final = (*SCORED, "count", "days_90", "days_20", "days_3", "backoff")
 
 
 def weight_names() -> tuple[str, ...]:
@@ -38,9 +40,10 @@ def weight_names() -> tuple[str, ...]:
     return (*SCORED, *_FEATURES, "backoff")
 
 
-def by_member(table: torch.Tensor) -> dict[str, dict[str, float]]:
-    """A calibration table, float32 [len(MEMBERS), weights], as member → weight name → weight."""
-    return {member: dict(zip(weight_names(), row, strict=True)) for member, row in zip(MEMBERS, table.tolist(), strict=True)}
+def by_member(table: torch.Tensor, columns: Sequence[str]) -> dict[str, dict[str, float]]:
+    """A calibration table, float32 [len(MEMBERS), columns], as member → weight name → weight; what has no column weighs nothing."""
+    nothing = dict.fromkeys(weight_names(), 0.0)
+    return {member: nothing | dict(zip(columns, row, strict=True)) for member, row in zip(MEMBERS, table.tolist(), strict=True)}
 
 
 class Parts(NamedTuple):
@@ -78,7 +81,7 @@ class Mixture:
     calibration: dict[str, dict[str, float]]
 
     @classmethod
-    def of(cls, tensors: dict[str, torch.Tensor], fold: int, estimators: Sequence[str]) -> Mixture:
+    def of(cls, tensors: dict[str, torch.Tensor], fold: int, estimators: Sequence[str], columns: Sequence[str]) -> Mixture:
         """The set of a fold, out of a version's tensors (``<set>/<estimator>/<name>``; set ``shared`` is part of every one)."""
         scored = tuple(name for name in SCORED if name in estimators)
         table = tensors["shared/calibration/all" if fold < 0 else "shared/calibration/held_out"]
@@ -86,7 +89,7 @@ class Mixture:
             estimators=scored,
             parameters={name: _under(tensors, "shared", name) | _under(tensors, str(fold), name) for name in scored},
             popularity=_under(tensors, "shared", "popularity") | _under(tensors, str(fold), "popularity"),
-            calibration=by_member(table),
+            calibration=by_member(table, columns),
         )
 
     def parts(self, batch: Batch, *, member: str = "mixture", dtype: Any = torch.float32) -> Parts:

@@ -21,7 +21,7 @@ from scalr_prod.translator import noise
 from scalr_prod.translator.batch import Batch
 from scalr_prod.translator.contexts import NO_ITEM, Contexts, Samples
 from scalr_prod.translator.estimators import SCORED
-from scalr_prod.translator.mixture import Mixture
+from scalr_prod.translator.mixture import FORMER_COLUMNS, Mixture
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -57,7 +57,8 @@ class TranslatorModule(torch.nn.Module):
         self.n_target = len(self.first_seen)
         self.n_source = int(metadata["n_source"])
         self._numbers = noise.item_numbers(self.n_target).to(self.device)
-        self._sets = {fold: Mixture.of(tensors, fold, self.estimators) for fold in range(-1, self.folds)}
+        columns = json.loads(metadata["weights"]) if "weights" in metadata else FORMER_COLUMNS
+        self._sets = {fold: Mixture.of(tensors, fold, self.estimators, columns) for fold in range(-1, self.folds)}
 
     def parameter_set(self, fold: int) -> Mixture:
         """A fold's estimators."""
@@ -113,7 +114,7 @@ class TranslatorModule(torch.nn.Module):
             k: Draws for each.
             temperature: 1 draws from P itself; towards 0 it becomes the k most probable.
             min_lift: A draw with P(i | context) < min_lift × P(i) comes back as ``NO_ITEM``, with its probability.
-            member: ``mixture``, ``personal`` (the mixture without the prior, ε = 0), or one estimator alone.
+            member: ``mixture``, ``personal`` (the mixture with ε = 0), or one estimator alone.
 
         Returns:
             [B, k] each; see `Samples`.
@@ -147,7 +148,7 @@ class TranslatorModule(torch.nn.Module):
         Args:
             contexts: B of them.
             candidates: int32 [B, C], target indices; ``NO_ITEM`` and items that were not yet there get 0.
-            member: ``mixture``, ``personal`` (the mixture without the prior, ε = 0), or one estimator alone.
+            member: ``mixture``, ``personal`` (the mixture with ε = 0), or one estimator alone.
 
         Returns:
             Two float32 arrays [B, C].

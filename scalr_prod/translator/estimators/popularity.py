@@ -3,8 +3,10 @@
 Everybody's events count, a held-out fold's too: what had happened before an event was known to whoever looked then. The prior
 P(i), which is fitted once, leaves them out.
 
-A feature of an item is the logarithm of its decayed count at a time: each target event before counts 0.5^(age / half-life). The counts are
-kept at G instants, and the events between two instants beside them, so that a feature is exact at any time and never looks ahead,
+A feature of an item is the logarithm of its decayed count at a time: each target event before counts 0.5^(age / half-life). How much the
+next event says depends on how many there were: a second event of the last weeks makes an item several times as likely, a tenth hardly more.
+So every count comes as two features more, its logarithm from one and from four events on (below: constant), and a weighted sum of the
+three is a line with two bends. The counts are kept at G instants, and the events between two instants beside them, so that a feature is exact at any time and never looks ahead,
 for old events as for new. After the last instant popularity stands still.
 """
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.translator.pairs import Pairs, Parameters
 
-__all__ = ["FEATURES", "SLOW", "at_instants", "blend", "features", "fit", "prior"]
+__all__ = ["FEATURES", "at_instants", "blend", "features", "fit", "prior"]
 
 #: Feature → (half-life in days, events added to every item's count, so that the least known one can still be proposed).
 _DECAYED: Final[dict[str, tuple[float, float]]] = {
@@ -30,10 +32,11 @@ _DECAYED: Final[dict[str, tuple[float, float]]] = {
     "days_20": (20.0, 0.1),
     "days_3": (3.0, 0.05),
 }
+#: Decayed counts at which the line may bend.
+_BENDS: Final = (1, 4)
+_BENT: Final = {f"{name}_from_{least}": (name, math.log(least)) for name in _DECAYED for least in _BENDS}
 #: What is known of an item's popularity at a time; the calibration gives each a weight.
-FEATURES: Final = tuple(_DECAYED)
-#: Those that tell what an item is rather than what happens to it just now.
-SLOW: Final = ("count", "days_90")
+FEATURES: Final = (*_DECAYED, *_BENT)
 #: Most instants, most numbers kept for one feature, and most events kept between two instants (more are thinned, evenly).
 INSTANTS: Final = 64
 _MOST_NUMBERS: Final = 2_000_000
@@ -45,7 +48,7 @@ def fit(pairs: Pairs, most: int = INSTANTS) -> Parameters:
     """Count at every instant (at most so many).
 
     Returns:
-        ``instants`` int64 [G], ascending microseconds; one float32 [G, n_target] for each feature, decayed counts of the events
+        ``instants`` int64 [G], ascending microseconds; one float32 [G, n_target] for each half-life, decayed counts of the events
         strictly before each instant; ``start`` int64 [G + 1], where the events from each instant on begin; ``item`` int32,
         ``time`` int64 and ``number`` float32 [M], those events (each standing for so many).
     """
@@ -56,7 +59,7 @@ def fit(pairs: Pairs, most: int = INSTANTS) -> Parameters:
     item, time = item[order], time[order]
     instants = _instants(pairs, time, most)
     start = np.searchsorted(time, np.append(instants, pairs.popularity_until), side="left")
-    states = {name: np.zeros((len(instants), pairs.n_target)) for name in FEATURES}
+    states = {name: np.zeros((len(instants), pairs.n_target)) for name in _DECAYED}
     for row in range(1, len(instants)):
         passed = slice(start[row - 1], start[row])
         for name, (half_life, _) in _DECAYED.items():
@@ -93,6 +96,19 @@ def features(parameters: Parameters, time: torch.Tensor, dtype: Any = torch.floa
     Returns:
         Feature → [B, N], logarithms.
     """
+    counts = _log_counts(parameters, time, dtype)
+    return {name: _feature(counts, name) for name in FEATURES}
+
+
+def _feature(log_counts: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
+    if name not in _BENT:
+        return log_counts[name]
+    of, least = _BENT[name]
+    return log_counts[of].clamp(min=least)
+
+
+def _log_counts(parameters: Parameters, time: torch.Tensor, dtype: Any) -> dict[str, torch.Tensor]:
+    """Logarithms of the decayed counts as of each time: half-life → [B, N]."""
     time = time.clamp(max=parameters["instants"][-1])
     row = _row(parameters, time)
     instant = parameters["instants"][row]
@@ -117,21 +133,21 @@ def features(parameters: Parameters, time: torch.Tensor, dtype: Any = torch.floa
 
 def at_instants(parameters: Parameters, weights: Mapping[str, float]) -> torch.Tensor:
     """Weighted features at the instants alone, normalised over the items: float32 [G, N]."""
-    return sum(weights[name] * (parameters[name] + _DECAYED[name][1]).log() for name in weights).log_softmax(1)
+    counts = {name: (parameters[name] + added).log() for name, (_, added) in _DECAYED.items()}
+    return sum(weight * _feature(counts, name) for name, weight in weights.items()).log_softmax(1)
 
 
 def blend(parameters: Parameters, time: torch.Tensor, weights: Sequence[Mapping[str, float]], dtype: Any) -> list[torch.Tensor]:
     """Weighted sums of the features as of each time: [B, N] for each set of weights, worked out once for equal times."""
     distinct, index = torch.unique(time, return_inverse=True)
-    found = features(parameters, distinct, dtype)
-    sums = []
-    for one in weights:
-        total = torch.zeros_like(found["count"])
-        for name, weight in one.items():
-            if weight:
-                total.add_(found[name], alpha=weight)
-        sums.append(total[index])
-    return sums
+    counts = _log_counts(parameters, distinct, dtype)
+    sums = [torch.zeros_like(counts["count"]) for _ in weights]
+    for name in FEATURES:
+        if any(one.get(name) for one in weights):
+            feature = _feature(counts, name)
+            for total, one in zip(sums, weights, strict=True):
+                total.add_(feature, alpha=one.get(name, 0.0))
+    return [total[index] for total in sums]
 
 
 def _row(parameters: Parameters, time: torch.Tensor) -> torch.Tensor:
