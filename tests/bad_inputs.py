@@ -7,14 +7,10 @@ from __future__ import annotations
 
 import gzip
 import json
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-
-sys.path.insert(0, str(Path(__file__).parent / "unit"))
 from test_ingest_bad_input import CASES as LOGS
 from test_ingest_bad_input import HEAD, ROW, Case, typed
 

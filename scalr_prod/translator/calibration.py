@@ -130,7 +130,8 @@ def _fit_members(module: TranslatorModule, values: torch.Tensor, log_q: torch.Te
     known = list(popularity.FEATURES if module.has_popularity else popularity.FEATURES[:1])
     columns = {name: column for column, name in enumerate([*scored, *popularity.FEATURES])}
     table = neutral()
-    members = {"popularity": known, "mixture": [*scored, *known], **{name: [name, "count"] for name in scored}}
+    members: dict[str, list[str]] = {name: [name, "count"] for name in scored}
+    members |= {"popularity": known, "mixture": [*scored, *known]}
     for member, used in members.items():
         row = table[MEMBERS.index(member)]
         row.zero_()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,8 +12,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from handmade import IDS, Handmade, events, hour, source_rows, target_rows
 
 from scalr_prod.contracts import Table, schema_of

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from datetime import timedelta
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from handmade import Handmade, hour
 
 from scalr_prod.errors import QualityGateFailed

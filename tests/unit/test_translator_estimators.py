@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
 from translator_world import DAY, LENGTH, METADATA, SETTINGS, calibration_table, make_log
 
 from scalr_prod.errors import TranslatorError
@@ -95,6 +91,20 @@ def test_popularity_is_exact_at_any_time(pairs, dtype):
             weight = np.isfinite(age).astype(float) if half_life is None else 0.5 ** (age / half_life)
             expected = np.log(np.bincount(index, weight, minlength=pairs.n_target) + smoothing)
             np.testing.assert_allclose(found[name][row], expected, atol=2e-5)
+            for least in (1, 4):
+                np.testing.assert_allclose(found[f"{name}_from_{least}"][row], np.maximum(expected, np.log(least)), atol=2e-5)
+
+
+def test_popularity_is_blended_once_for_equal_times(pairs):
+    fitted = popularity.fit(pairs, 8)
+    time = torch.tensor([40, 70, 40, 95]) * DAY
+    features = popularity.features(fitted, time)
+    weights = [{"count": 0.7, "days_20_from_4": -1.5}, {"days_3_from_1": 0.5}]
+    for found, one in zip(popularity.blend(fitted, time, weights, torch.float32), weights, strict=True):
+        torch.testing.assert_close(found, sum(weight * features[name] for name, weight in one.items()))
+    at = popularity.at_instants(fitted, weights[0])
+    expected = popularity.features(fitted, fitted["instants"])
+    torch.testing.assert_close(at, sum(weight * expected[name] for name, weight in weights[0].items()).log_softmax(1))
 
 
 def test_popularity_stands_still_after_its_last_instant(pairs):

@@ -13,15 +13,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
 from translator_world import DAY, LENGTH, METADATA, SETTINGS, calibration_table, make_log
 
 from scalr_prod.errors import TranslatorError, TranslatorNotFound
 from scalr_prod.translator import module as module_file
 from scalr_prod.translator.contexts import NO_ITEM, Contexts, Samples
 from scalr_prod.translator.fitting import fit_sets
-from scalr_prod.translator.mixture import MEMBERS
+from scalr_prod.translator.mixture import FORMER_COLUMNS, MEMBERS, weight_names
 from scalr_prod.translator.module import DESCRIPTION, TranslatorModule
 from scalr_prod.translator.pairs import Pairs
 
@@ -69,6 +67,21 @@ def test_the_mixture_is_the_personal_part_and_the_prior(world):
     np.testing.assert_allclose(whole, (1 - backoff) * own + backoff * prior, rtol=1e-4, atol=1e-7)
     np.testing.assert_array_equal(prior, same)
     assert np.abs(own - prior).max() > 0.01
+
+
+def test_a_version_of_the_former_layout_answers_as_it_did(world):
+    """Tables had fewer columns and did not name them; every set had a popularity of its own."""
+    names = weight_names()
+    kept = [names.index(name) for name in FORMER_COLUMNS]
+    tensors = {}
+    for name, tensor in world.tensors.items():
+        if name.startswith("shared/popularity/"):
+            tensors |= {f"{number}/popularity/{name.rpartition('/')[2]}": tensor for number in (-1, 0, 1)}
+        else:
+            tensors[name] = tensor[:, kept] if name.startswith("shared/calibration/") else tensor
+    metadata = {key: value for key, value in world.metadata.items() if key != "weights"}
+    contexts = make_contexts(world, 30)
+    equal(TranslatorModule(tensors, metadata).sample(contexts, 4), world.module.sample(contexts, 4))
 
 
 def test_probabilities_sum_to_one_over_the_items_seen_before(world):

@@ -15,7 +15,12 @@ from scalr_prod.translator.mixture import MEMBERS, weight_names
 
 DAY = 86_400_000_000
 LENGTH = 10
-METADATA = {"folds": "2", "history_length": str(LENGTH), "estimators": json.dumps(["popularity", *SCORED])}
+METADATA = {
+    "folds": "2",
+    "history_length": str(LENGTH),
+    "estimators": json.dumps(["popularity", *SCORED]),
+    "weights": json.dumps(weight_names()),
+}
 SETTINGS = TranslatorSettings(dim=8, epochs=2, folds=2, threads=1, batch_size=64)
 
 

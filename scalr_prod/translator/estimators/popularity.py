@@ -3,11 +3,13 @@
 Everybody's events count, a held-out fold's too: what had happened before an event was known to whoever looked then. The prior
 P(i), which is fitted once, leaves them out.
 
-A feature of an item is the logarithm of its decayed count at a time: each target event before counts 0.5^(age / half-life). How much the
-next event says depends on how many there were: a second event of the last weeks makes an item several times as likely, a tenth hardly more.
-So every count comes as two features more, its logarithm from one and from four events on (below: constant), and a weighted sum of the
-three is a line with two bends. The counts are kept at G instants, and the events between two instants beside them, so that a feature is exact at any time and never looks ahead,
-for old events as for new. After the last instant popularity stands still.
+A feature of an item is the logarithm of its decayed count at a time: each target event before counts 0.5^(age / half-life). How much one
+event more says depends on how many there were: a second one of late makes an item several times as likely, a tenth hardly more. So every
+count makes two features more, its logarithm from one and from four events on (constant below), and their weighted sum is a line with
+two bends.
+
+The counts are kept at G instants, and the events between two instants beside them, so that a feature is exact at any time and never
+looks ahead, for old events as for new. After the last instant popularity stands still.
 """
 
 from __future__ import annotations

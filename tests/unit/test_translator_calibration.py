@@ -1,0 +1,117 @@
+"""Calibration finds the weights that answers were drawn with, and the share of popularity that ranks best."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from translator_world import DAY, METADATA, SETTINGS, make_log
+
+from scalr_prod.translator.calibration import calibrate, neutral
+from scalr_prod.translator.fitting import fit_sets
+from scalr_prod.translator.metrics import measure
+from scalr_prod.translator.mixture import MEMBERS, weight_names
+from scalr_prod.translator.module import TranslatorModule
+from scalr_prod.translator.pairs import Pairs, contexts_at
+
+TABLES = ("shared/calibration/all", "shared/calibration/held_out")
+TRUE = {"factorisation": 2.0, "sequential": 0.5, "count": 0.2, "days_20_from_1": 1.5, "days_90_from_4": -0.8}
+
+
+class World:
+    """A translator that is not calibrated yet, and contexts later than what it was fitted on."""
+
+    def __init__(self) -> None:
+        torch.set_num_threads(1)
+        log = make_log(target_items=60)
+        self.pairs = Pairs.of(log, 70 * DAY, SETTINGS, popularity_until=100 * DAY)
+        self.tensors = fit_sets(self.pairs, {-1: np.zeros(len(log.users), bool)}, lambda _: None)
+        rows = np.flatnonzero(log.target.time >= 70 * DAY)
+        indices = {"source_index": self.pairs.source_index, "target_index": self.pairs.target_index}
+        contexts, self.labels = contexts_at(log, rows, **indices)
+        again = np.tile(np.arange(len(contexts)), 20)
+        self.contexts = contexts.take(again)
+
+    def module(self, table: torch.Tensor) -> TranslatorModule:
+        metadata = METADATA | {"folds": "0", "n_source": str(self.pairs.n_source)}
+        return TranslatorModule(self.tensors | dict.fromkeys(TABLES, table), metadata)
+
+    def nll(self, table: torch.Tensor, labels: np.ndarray, member: str = "mixture") -> float:
+        everybody = {"all": np.ones(len(labels), bool)}
+        return measure(self.module(table), self.contexts, labels, everybody, member=member)["all"].nll
+
+
+def table_of(weights: dict[str, float], backoff: float) -> torch.Tensor:
+    table = neutral()
+    row = table[MEMBERS.index("mixture")]
+    row.zero_()
+    for name, weight in weights.items():
+        row[weight_names().index(name)] = weight
+    row[weight_names().index("backoff")] = backoff
+    return table
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return World()
+
+
+def drawn_by(world: World, table: torch.Tensor) -> np.ndarray:
+    """One answer to each context, drawn from the mixture of a table."""
+    labels = np.empty(len(world.contexts), dtype=np.int32)
+    generator = torch.Generator().manual_seed(5)
+    for rows, p in world.module(table).distributions(world.contexts):
+        labels[rows] = torch.multinomial(p, 1, generator=generator)[:, 0].numpy()
+    return labels
+
+
+def calibrated(world: World, labels: np.ndarray) -> torch.Tensor:
+    nobody = np.zeros(len(labels), bool)
+    every, held = calibrate(world.module(neutral()), world.contexts, labels, nobody, seed=0)
+    assert torch.equal(every, held), "with too few held-out rows both tables are one"
+    return every
+
+
+def test_answers_of_a_mixture_give_its_likelihood_back(world):
+    true = table_of(TRUE, 0.0)
+    labels = drawn_by(world, true)
+    found = calibrated(world, labels)
+    found[0, weight_names().index("backoff")] = 0.0
+    fitted, best, popularity = (
+        world.nll(t, labels, m) for t, m in ((found, "mixture"), (true, "mixture"), (found, "popularity"))
+    )
+    # More weights than were drawn with, so it may come below; what was drawn for the normaliser makes it a little worse.
+    assert fitted < best + 0.01
+    assert best < popularity - 0.1, "popularity alone must not explain the answers, or this test shows nothing"
+
+
+def test_no_estimator_speaks_against_its_own_evidence(world):
+    labels = drawn_by(world, table_of(TRUE | {"factorisation": -3.0}, 0.0))
+    names = weight_names()
+    found = calibrated(world, labels)
+    assert (found[:, [names.index(name) for name in ("frequency", "linear", "factorisation", "sequential")]] >= 0).all()
+
+
+@pytest.mark.parametrize(("weights", "least", "most"), [(TRUE, 0.0, 0.5), ({"count": 0.2, "days_20_from_1": 2.0}, 0.5, 1.0)])
+def test_popularity_gets_the_share_that_ranks_best(world, weights, least, most):
+    """Little where answers follow the user's history; where they do not, no history can rank better than popularity by much."""
+    labels = drawn_by(world, table_of(weights, 0.0))
+    found = calibrated(world, labels)
+    place = 0, weight_names().index("backoff")
+    chosen = float(found[place])
+    everybody = {"all": np.ones(len(labels), bool)}
+
+    def ndcg(share: float) -> float:
+        other = found.clone()
+        other[place] = share
+        return measure(world.module(other), world.contexts, labels, everybody)["all"].ndcg
+
+    assert ndcg(chosen) >= max(map(ndcg, (0.0, 0.4, 0.64, 0.784))) - 1e-6
+    assert least <= chosen <= most
+
+
+def test_answers_dealt_out_anew_teach_nothing_about_the_user(world):
+    """Every answer counts for its own context: shuffled ones are no better explained than by popularity."""
+    labels = np.random.default_rng(3).permutation(drawn_by(world, table_of(TRUE, 0.0)))
+    found = calibrated(world, labels)
+    assert world.nll(found, labels) > world.nll(found, labels, "popularity") - 0.02
