@@ -46,6 +46,7 @@ class Judge:
     def __init__(self, scene: Scene, k: int) -> None:
         self.scene, self.k = scene, min(k, scene.real.n_items)
         self.seen, self.is_head = scene.seen(), scene.is_head()
+        self.segments = scene.segments()[scene.users]
         self._pairs: dict[int, tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]] = {}
 
     def trial(self, family: str, options: dict[str, object], events: Interactions, *, seed: int) -> Outcome:

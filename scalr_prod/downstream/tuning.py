@@ -1,7 +1,7 @@
 """Choices made on a validation scene: the model for real events alone, then how many synthetic events, how sharp, how heavy.
 
-λ is chosen for all users first, then for cold, sparse and dense users apart; it goes to 0 wherever the events do not help, and
-altogether where the lift on validation is not significant.
+λ is chosen for all users first, then for cold, sparse and dense users apart; it goes to 0 wherever the events do not help, where they
+harm the users who get them, and altogether where the lift on validation is not significant.
 """
 
 from __future__ import annotations
@@ -86,8 +86,15 @@ def tune(
         for segment in (2, 1, 0):
             # The lightest that is as good: where the events do not help a segment, they shall not be able to harm it.
             parts = [(value("real+scalr", lighter), lighter) for lighter in _lighter(choice, segment)]
-            level = max(reached, *(found for found, _ in parts)) * (1 - _WORTH)
-            reached, choice = next(part for part in [*parts, (reached, choice)] if part[0] >= level)
+            own = judge.segments == segment
+            kept = [
+                part
+                for part in [*parts, (reached, choice)]
+                if by_user["real+scalr", part[1]][own].sum() >= by_user["real", alone][own].sum()
+                or not part[1].weights[segment]
+            ]
+            level = max(found for found, _ in kept) * (1 - _WORTH)
+            reached, choice = next(part for part in kept if part[0] >= level)
     else:
         logger.warning("%s: synthetic events do not help on the validation slice; λ is 0", family)
         choice = replace(found, weights=(0.0, 0.0, 0.0))

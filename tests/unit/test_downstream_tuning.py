@@ -30,12 +30,13 @@ class Judge:
 
     def __init__(self, rule):
         self.rule, self.fits = rule, 0
+        self.segments = np.arange(USERS) % 3
         self.noise = np.random.default_rng(0).gamma(1.0, 0.05, USERS)
 
     def trial(self, family, options, events, *, seed):
         self.fits += 1
         arm, choice = events
-        gain = self.rule(arm, choice, np.arange(USERS) % 3)
+        gain = self.rule(arm, choice, self.segments)
         return SimpleNamespace(ranking=SimpleNamespace(ndcg=self.noise * (1 + gain)))
 
 
@@ -59,6 +60,18 @@ def test_it_finds_what_helps_and_for_whom():
     assert (choice.draw.temperature, choice.draw.volume) == (0.02, 5)
     assert choice.weights == (1.0, 0.0, 0.0)
     assert figures["real+scalr"] > figures["real"]
+
+
+def test_what_others_gain_is_no_reason_to_harm_those_who_get_the_events():
+    """Sparse users' events teach the model items that cold users like, and spoil the sparse users' own ranking."""
+
+    def rule(arm, choice, segment):
+        cold, sparse, _ = choice.weights if arm == "real+scalr" else (0.0, 0.0, 0.0)
+        return np.where(segment == 0, cold + 2 * sparse, np.where(segment == 1, -0.3 * sparse, 0.0))
+
+    choice, figures = chosen(rule)
+    assert choice.weights == (1.0, 0.0, 0.0)
+    assert figures["real+scalr"] < max(tried["ndcg"] for tried in figures["tried"]), "harm to some was worth more to others"
 
 
 @pytest.mark.parametrize("gain", [0.0, -0.3])
