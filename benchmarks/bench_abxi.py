@@ -10,8 +10,6 @@ other, one thread each.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,7 +20,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from benchmarks.bench_run import DATA, DIRECTIONS, write_settings
+from benchmarks.bench_run import DATA, beside_each_other, write_settings
 
 SETTINGS = """
 [translator]
@@ -46,20 +44,8 @@ def main() -> dict:
     folder = DATA / "amazon_food_kitchen"
     if not folder.exists():
         return {"skipped": f"the data set is not at {folder}; set SCALR_TEST_DATA"}
-    figures: dict = {"published_abxi": PUBLISHED, "options": OPTIONS, "seeds": SEEDS}
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    running = {
-        f"{target}_from_{source}": subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.bench_abxi", source, target], env=environment, stdout=subprocess.PIPE, text=True
-        )
-        for source, target in DIRECTIONS
-    }
-    for name, process in running.items():
-        output, _ = process.communicate()
-        if process.returncode:
-            raise SystemExit(f"{name} failed with {process.returncode}")
-        figures[name] = json.loads(output.splitlines()[-1])
-    return figures
+    about = {"published_abxi": PUBLISHED, "options": OPTIONS, "seeds": SEEDS}
+    return about | beside_each_other("benchmarks.bench_abxi")
 
 
 def run_direction(data: Path, source: str, target: str, scratch: Path) -> dict:

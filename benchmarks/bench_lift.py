@@ -7,14 +7,12 @@ directions run beside each other, one thread each. Limit: 60 minutes on two core
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.bench_run import DATA, DIRECTIONS, write_settings
+from benchmarks.bench_run import DATA, beside_each_other, write_settings
 
 LIMIT_S = 3600
 SETTINGS = """
@@ -65,39 +63,23 @@ def main() -> dict:
     if not folder.exists():
         return {"skipped": f"the data set is not at {folder}; set SCALR_TEST_DATA"}
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as scratch:
-        running = {f"{target}_from_{source}": _start(folder, source, target, Path(scratch)) for source, target in DIRECTIONS}
-        tables = {}
-        for name, (process, path) in running.items():
-            if process.wait():
-                raise SystemExit(f"{name} failed with {process.returncode}")
-            tables[name] = json.loads(path.read_text())
+    tables = beside_each_other("benchmarks.bench_lift")
     return {"tables": tables, "seconds": round(time.perf_counter() - started, 1), "seconds_limit": LIMIT_S}
 
 
-def _start(data: Path, source: str, target: str, scratch: Path) -> tuple[subprocess.Popen, Path]:
-    """One direction in a process of its own, one thread."""
-    folder = scratch / f"{source}_{target}"
-    folder.mkdir()
-    config = write_settings(data, source, target, folder, SETTINGS)
-    output = folder / "tables.json"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "benchmarks.bench_lift", str(config), str(output)]
-    return subprocess.Popen(command, env=environment), output
-
-
-def direction(config: Path, output: Path) -> None:
-    """Every evaluation of one direction; what is done is on disk after each."""
+def direction(source: str, target: str, scratch: Path) -> dict:
+    """Every evaluation of one direction: cold fraction → family → report."""
     from scalr_prod.downstream import evaluate
     from scalr_prod.settings import load_settings
 
+    config = write_settings(DATA / "amazon_food_kitchen", source, target, scratch, SETTINGS)
     tables: dict[str, dict] = {}
     for cold, family, arms in PLAN:
         settings = load_settings(config, downstream={"models": [family], "volumes": VOLUMES[family]})
         report = evaluate(settings, cold_fraction=cold, arms=arms)
         tables.setdefault(f"cold_{cold:g}", {})[family] = slim(report.to_json())
-        output.write_text(json.dumps(tables))
-        print(f"{config.parent.name} cold {cold:g} {family}: {report.seconds} s", file=sys.stderr, flush=True)
+        print(f"{target} from {source}, cold {cold:g}, {family}: {report.seconds} s", file=sys.stderr, flush=True)
+    return tables
 
 
 def slim(report: dict) -> dict:
@@ -175,7 +157,8 @@ def _interval(found: dict) -> str:
 if __name__ == "__main__":
     if sys.argv[1:] == ["--markdown"]:
         print(markdown(json.loads((Path(__file__).parent / "results" / "lift.json").read_text())["figures"]["tables"]))
-    elif len(sys.argv) > 1:
-        direction(Path(sys.argv[1]), Path(sys.argv[2]))
+    elif sys.argv[1:]:
+        with tempfile.TemporaryDirectory() as folder_of_one:
+            print(json.dumps(direction(*sys.argv[1:3], Path(folder_of_one))))
     else:
         print(json.dumps(main(), indent=2))

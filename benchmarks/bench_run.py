@@ -43,6 +43,24 @@ def write_settings(data: Path, source: str, target: str, folder: Path, extra: st
     return config
 
 
+def beside_each_other(module: str) -> dict:
+    """`python -m MODULE SOURCE TARGET` for both directions at a time, one thread each: what the last line of each says, in JSON."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    running = {
+        f"{target}_from_{source}": subprocess.Popen(
+            [sys.executable, "-m", module, source, target], env=environment, stdout=subprocess.PIPE, text=True
+        )
+        for source, target in DIRECTIONS
+    }
+    found = {}
+    for name, process in running.items():
+        output, _ = process.communicate()
+        if process.returncode:
+            raise SystemExit(f"{name} failed with {process.returncode}")
+        found[name] = json.loads(output.splitlines()[-1])
+    return found
+
+
 def run_direction(data: Path, source: str, target: str, scratch: Path) -> dict:
     """One direction in a fresh home: seconds by stage, peak memory, and what was published."""
     config = write_settings(data, source, target, scratch)

@@ -5,9 +5,10 @@ Every eligible item is ranked, consumed ones too. An event whose item was not kn
 and is left out of NLL and ECE (a probability of 0 would say nothing but that).
 
 ECE: all (event, item) pairs are put into 24 classes of predicted probability, equal in log p; it is the sum over the classes of
-|predicted events - events| over the number of events: the share of probability mass in the wrong class, 0 at best. That is stricter than
-the usual error of the most probable item alone (top-label ECE: how probable it was said to be against how often it came, 15 classes of
-equal width; Guo et al., 2017), which stands beside it.
+|predicted events - events| over the number of events: the share of probability mass in the wrong class. Even the true distribution has
+some, by the chance of what came: about the sum of √(2 / π x predicted events) over the number of events (`ece_by_chance`). That is stricter
+than the usual error of the most probable item alone (top-label ECE: how probable it was said to be against how often it came, 15 classes
+of equal width; Guo et al., 2017), which stands beside it.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class Figures:
         recall: Recall@20, likewise.
         nll: Mean -log P(item), natural logarithm, over events whose item was eligible.
         ece: See the module.
+        ece_by_chance: What the same distribution would have if it were the true one, on as many events.
         top_ece: Likewise, of the most probable item alone.
         events: Events.
         eligible: Those whose item was eligible.
@@ -52,6 +54,7 @@ class Figures:
     recall: float
     nll: float
     ece: float
+    ece_by_chance: float
     top_ece: float
     events: int
     eligible: int
@@ -63,6 +66,7 @@ class Figures:
             "recall@20": round(self.recall, 6),
             "nll": round(self.nll, 6),
             "ece": round(self.ece, 6),
+            "ece_by_chance": round(self.ece_by_chance, 6),
             "top_ece": round(self.top_ece, 6),
             "events": self.events,
             "eligible": self.eligible,
@@ -154,6 +158,7 @@ def _figures(
         recall=float((rank <= DEPTH).mean()) if len(rank) else 0.0,
         nll=float(np.nanmean(loss)) if eligible else 0.0,
         ece=float(np.abs(mass - hits).sum() / eligible) if eligible else 0.0,
+        ece_by_chance=float(np.sqrt(2 / np.pi * mass).sum() / eligible) if eligible else 0.0,
         top_ece=top_ece,
         events=len(rank),
         eligible=eligible,

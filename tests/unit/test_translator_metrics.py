@@ -71,6 +71,23 @@ def test_the_calibration_error_is_the_mass_in_the_wrong_class(group):
     assert group.found.ece == pytest.approx(np.abs(said - seen).sum() / len(group.usable), abs=1e-4)
 
 
+def test_the_error_by_chance_is_that_of_the_true_distribution(world):
+    """The whole slice is answered anew, many times, by the distribution itself."""
+    random = np.random.default_rng(4)
+    rows = np.flatnonzero(world.p.sum(1) > 0.5)
+    classes = np.clip(-np.log2(np.maximum(world.p[rows], 2.0**-30)), 0, 23).astype(int)
+    said = np.bincount(classes.ravel(), world.p[rows].ravel(), minlength=24)
+    share = world.p[rows] / world.p[rows].sum(1, keepdims=True)
+    errors = []
+    for _ in range(200):
+        drawn = (share.cumsum(1) > random.random((len(rows), 1))).argmax(1)
+        seen = np.bincount(classes[np.arange(len(rows)), drawn], minlength=24)
+        errors.append(np.abs(said - seen).sum() / len(rows))
+    eligible = [row for row in rows if world.labels[row] >= 0 and world.p[row, world.labels[row]] > 0]
+    expected = np.mean(errors) * np.sqrt(len(rows) / len(eligible))
+    assert world.found["all"].ece_by_chance == pytest.approx(expected, rel=0.15)
+
+
 def test_the_top_label_error_compares_the_most_probable_item_with_how_often_it_came(group):
     top = group.p[group.usable].max(1)
     came = group.p[group.usable].argmax(1) == group.labels[group.usable]
