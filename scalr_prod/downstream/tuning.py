@@ -69,35 +69,40 @@ def tune(
     blank = Choice({}, draw, (0.0, 0.0, 0.0), 1.0)
     base, alone = best("real", [replace(blank, options=options) for options in GRIDS.get(family, ({},))])
     rival, with_source = best(RIVAL, [replace(alone, source_weight=weight) for weight in SOURCE_WEIGHTS])
-    choice = with_source
     # One after the other, from the middle of each list: a full grid would cost minutes a family and choose within the noise.
     volumes, temperatures, weights = wanted.volumes, wanted.temperatures, wanted.weights
-    found = replace(choice, draw=replace(draw, volume=volumes[-1], temperature=temperatures[len(temperatures) // 2]))
+    found = replace(with_source, draw=replace(draw, volume=volumes[-1], temperature=temperatures[len(temperatures) // 2]))
     reached, found = best("real+scalr", [replace(found, weights=(weight,) * 3) for weight in weights])
     for name, values in (("temperature", temperatures), ("volume", volumes)):
         others = [value for value in values if value != getattr(found.draw, name)]
         if others:
             other, changed = best("real+scalr", [_redrawn(found, {name: value}) for value in others])
             reached, found = max((other, changed), (reached, found), key=lambda pair: pair[0])
+    own = [judge.segments == segment for segment in range(3)]
+    without = by_user["real", alone]
+
+    def harmed(choice: Choice, segment: int) -> bool:
+        """Those who get the events rank worse with them than with real events alone."""
+        return choice.weights[segment] > 0 and by_user["real+scalr", choice][own[segment]].sum() < without[own[segment]].sum()
+
     # Better on the users at hand is not enough: the interval must leave 0 out.
-    gain = paired_bootstrap(by_user["real+scalr", found], by_user["real", alone], seed=wanted.seed)
+    gain = paired_bootstrap(by_user["real+scalr", found], without, seed=wanted.seed)
     if gain.difference_ci95[0] > 0:
-        choice = found
         for segment in (2, 1, 0):
             # The lightest that is as good: where the events do not help a segment, they shall not be able to harm it.
-            parts = [(value("real+scalr", lighter), lighter) for lighter in _lighter(choice, segment)]
-            own = judge.segments == segment
-            kept = [
-                part
-                for part in [*parts, (reached, choice)]
-                if by_user["real+scalr", part[1]][own].sum() >= by_user["real", alone][own].sum()
-                or not part[1].weights[segment]
-            ]
-            level = max(found for found, _ in kept) * (1 - _WORTH)
-            reached, choice = next(part for part in kept if part[0] >= level)
-    else:
+            parts = [(value("real+scalr", lighter), lighter) for lighter in _lighter(found, segment)]
+            kept = [part for part in [*parts, (reached, found)] if not harmed(part[1], segment)]
+            level = max(ndcg for ndcg, _ in kept) * (1 - _WORTH)
+            reached, found = next(part for part in kept if part[0] >= level)
+        # A segment that was content may not be any more, now that others have less.
+        while any(harmed(found, segment) for segment in range(3)):
+            cold, sparse, dense = (0.0 if harmed(found, segment) else found.weights[segment] for segment in range(3))
+            found = replace(found, weights=(cold, sparse, dense))
+            reached = value("real+scalr", found)
+        gain = paired_bootstrap(by_user["real+scalr", found], without, seed=wanted.seed)
+    if gain.difference_ci95[0] <= 0:
         logger.warning("%s: synthetic events do not help on the validation slice; λ is 0", family)
-        choice = replace(found, weights=(0.0, 0.0, 0.0))
+        found = replace(found, weights=(0.0, 0.0, 0.0))
     figures = {
         "real": base,
         "real+scalr": reached,
@@ -106,14 +111,14 @@ def tune(
         RIVAL: rival,
         "tried": tried,
     }
-    return choice, figures
+    return found, figures
 
 
 def fits_of(settings: Settings, family: str) -> int:
     """The most fits that `tune` makes."""
     wanted = settings.downstream
     draws = len(wanted.weights) + len(wanted.temperatures) - 1 + len(wanted.volumes) - 1
-    return len(GRIDS.get(family, ({},))) + len(SOURCE_WEIGHTS) + draws + 3 * len(_PARTS)
+    return len(GRIDS.get(family, ({},))) + len(SOURCE_WEIGHTS) + draws + 3 * len(_PARTS) + 3
 
 
 def _redrawn(choice: Choice, change: dict[str, Any]) -> Choice:

@@ -32,16 +32,17 @@ __all__ = ["calibrate", "neutral"]
 #: Items drawn for the normaliser of each event, and the most events used.
 DRAWN: Final = 512
 MOST_EVENTS: Final = 4_000
+#: Events of held-out users that a table of their own needs at the least.
+FEWEST_HELD_OUT: Final = 50
 #: Newton steps, and the length of one that is small enough to stop.
 MOST_STEPS: Final = 20
 _SMALL_STEP: Final = 3e-3
 #: Pulls a weight towards 0 by so many events' worth, so that a slice of a few events gives no wild weights.
 PENALTY: Final = 2.0
-#: Values of ε whose rankings are looked at: what the user's history says keeps a share, small at the last, in any case.
-_SHARES: Final = tuple(1 - 0.6**step for step in range(11))
+#: Values of ε whose rankings are looked at, the largest first: what the user's history says keeps a share, small at the least, in any case.
+SHARES: Final = tuple(1 - 0.6**step for step in range(10, -1, -1))
 _CHUNK_ROWS: Final = 128
 _FEATURES: Final = len(popularity.FEATURES)
-_PROPOSED: Final = ("count", "days_90", "days_20", "days_3")
 
 
 def neutral() -> torch.Tensor:
@@ -73,17 +74,18 @@ def calibrate(
     values[:, :-_FEATURES] /= scale[:, None]
     every = _fit_members(module, values, log_q)
     apart = torch.from_numpy(held_out)[rows]
-    enough = int(apart.sum()) >= min(200, len(rows) // 10)
-    held = _fit_members(module, values[apart], log_q[apart]) if enough else every.clone()
+    enough = int(apart.sum()) >= max(FEWEST_HELD_OUT, min(200, len(rows) // 10))
+    held = _fit_members(module, values[apart], log_q[apart]) if enough else neutral()
     names = [weight_names().index(name) for name in module.estimators]
     for table in (every, held):
         table[:, names] /= scale
     if module.has_popularity and module.estimators:
         chosen = rows.numpy()
         _set_share(module, every, contexts.take(chosen), labels[chosen])
-        chosen = rows[apart].numpy() if enough else chosen
-        _set_share(module, held, contexts.take(chosen), labels[chosen])
-    return every, held
+        if enough:
+            chosen = rows[apart].numpy()
+            _set_share(module, held, contexts.take(chosen), labels[chosen])
+    return every, held if enough else every.clone()
 
 
 def _candidates(
@@ -101,25 +103,27 @@ def _candidates(
     with torch.inference_mode():
         for part in rows.split(_CHUNK_ROWS):
             batch = whole.take(part)
-            parts = [*(mixture.score(name, batch) for name in mixture.estimators), *mixture.features(batch)]
-            q = _proposal(parts, batch)
+            scores = [mixture.score(name, batch) for name in mixture.estimators]
+            counts = mixture.log_counts(batch)
+            q = _proposal(scores, counts, batch)
             negative = torch.multinomial(q, drawn, replacement=True, generator=generator)
             chosen = torch.cat([label[part, None], negative], 1)
             log_n = torch.log(drawn * q.gather(1, chosen))
             log_n[:, 0] = 0
             log_n[:, 1:][negative == chosen[:, :1]] = torch.inf
-            values.append(torch.stack([x.gather(1, chosen) for x in parts], 1))
+            counts = {name: x.gather(1, chosen) for name, x in counts.items()}
+            features = [popularity.feature(counts, name) for name in popularity.FEATURES]
+            values.append(torch.stack([*(x.gather(1, chosen) for x in scores), *features], 1))
             log_q.append(log_n)
     return torch.cat(values).clone(), torch.cat(log_q).clone(), rows
 
 
-def _proposal(parts: list[torch.Tensor], batch: Batch) -> torch.Tensor:
+def _proposal(scores: list[torch.Tensor], counts: dict[str, torch.Tensor], batch: Batch) -> torch.Tensor:
     """A blend of rough distributions: popularity, lately popular, and each estimator on top of popularity."""
-    hidden = torch.arange(parts[0].shape[1]) >= batch.eligible[:, None]
-    count, days_90, days_20, days_3 = (parts[popularity.FEATURES.index(name) - _FEATURES] for name in _PROPOSED)
-    lately = 0.2 * count + 0.4 * days_90 + 0.3 * days_20
-    logits = [0.5 * count, lately + 0.3 * days_3]
-    logits += [lately + 0.3 * (s - s.mean()) / s.std().clamp(min=1e-12) for s in parts[:-_FEATURES]]
+    hidden = torch.arange(counts["count"].shape[1]) >= batch.eligible[:, None]
+    lately = 0.2 * counts["count"] + 0.4 * counts["days_90"] + 0.3 * counts["days_20"]
+    logits = [0.5 * counts["count"], lately + 0.3 * counts["days_3"]]
+    logits += [lately + 0.3 * (s - s.mean()) / s.std().clamp(min=1e-12) for s in scores]
     return torch.stack([x.masked_fill(hidden, -torch.inf).softmax(1) for x in logits]).mean(0)
 
 
@@ -143,7 +147,7 @@ def _fit_members(module: TranslatorModule, values: torch.Tensor, log_q: torch.Te
 
 def _weighted(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Σ_f weights[f] x values[:, f]: [R, 1 + M]."""
-    return (weights @ values) if len(weights) else values.sum(1)
+    return weights @ values
 
 
 def _fit(values: torch.Tensor, log_q: torch.Tensor, positive: list[bool]) -> torch.Tensor:
@@ -165,7 +169,7 @@ def _fit(values: torch.Tensor, log_q: torch.Tensor, positive: list[bool]) -> tor
 def _maximise(values: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
     """The weights, by Newton's method: what they maximise is concave."""
     count = values.shape[1]
-    weights = torch.full((count,), 1.0 / max(count, 1), dtype=torch.float64)
+    weights = torch.full((count,), 1.0 / count, dtype=torch.float64)
     for _ in range(MOST_STEPS if len(values) else 0):
         gradient, curvature = -2 * PENALTY * weights, 2 * PENALTY * torch.eye(count, dtype=torch.float64)
         for rows in torch.arange(len(values)).split(_CHUNK_ROWS):
@@ -182,14 +186,14 @@ def _maximise(values: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
 
 
 def _set_share(module: TranslatorModule, table: torch.Tensor, contexts: Contexts, labels: NDArray[np.int32]) -> None:
-    """Give the mixture, in place, the ε at which it ranks the slice best."""
+    """Give the mixture, in place, the ε at which it ranks the slice best; of equals the largest."""
     place = MEMBERS.index("mixture"), weight_names().index("backoff")
     mixture = replace(module.parameter_set(-1), calibration=by_member(table, weight_names()))
     whole = Batch.of(contexts, module.first_seen)
     label = torch.from_numpy(labels.astype(np.int64))
-    gains = torch.zeros(len(_SHARES), dtype=torch.float64)
+    gains = torch.zeros(len(SHARES), dtype=torch.float64)
     with torch.inference_mode():
         for part in torch.arange(len(label)).split(_CHUNK_ROWS):
             own, prior, _ = mixture.parts(whole.take(part))
-            gains += torch.stack([gains_of(ranks_of(own.lerp(prior, share), label[part])).sum() for share in _SHARES])
-    table[place] = _SHARES[int(gains.argmax())]
+            gains += torch.stack([gains_of(ranks_of(own.lerp(prior, share), label[part])).sum() for share in SHARES])
+    table[place] = SHARES[int(gains.argmax())]

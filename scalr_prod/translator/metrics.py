@@ -6,9 +6,9 @@ and is left out of NLL and ECE (a probability of 0 would say nothing but that).
 
 ECE: all (event, item) pairs are put into 24 classes of predicted probability, equal in log p; it is the sum over the classes of
 |predicted events - events| over the number of events: the share of probability mass in the wrong class. Even the true distribution has
-some, by the chance of what came: about the sum of √(2 / π x predicted events) over the number of events (`ece_by_chance`). That is stricter
-than the usual error of the most probable item alone (top-label ECE: how probable it was said to be against how often it came, 15 classes
-of equal width; Guo et al., 2017), which stands beside it.
+some, by the chance of what came (`ece_by_chance`: the mean of |x| for normal x, the variance of a class the sum of m (1 - m) over
+the events, m an event's mass in the class). The error is stricter than the usual one of the most probable item alone (top-label ECE: how
+probable it was said to be against how often it came, 15 classes of equal width; Guo et al., 2017), which stands beside it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Figures:
         nll: Mean -log P(item), natural logarithm, over events whose item was eligible.
         ece: See the module.
         ece_by_chance: What the same distribution would have if it were the true one, on as many events.
-        top_ece: Likewise, of the most probable item alone.
+        top_ece: The calibration error of the most probable item alone.
         events: Events.
         eligible: Those whose item was eligible.
     """
@@ -95,7 +95,7 @@ def measure(
     rank = np.full(len(labels), np.inf)
     loss = np.full(len(labels), np.nan)
     top, came = np.zeros(len(labels)), np.zeros(len(labels), bool)
-    mass, hits = {name: np.zeros(_CLASSES) for name in groups}, {name: np.zeros(_CLASSES) for name in groups}
+    mass, hits, variance = ({name: np.zeros(_CLASSES) for name in groups} for _ in range(3))
     for rows, p in module.distributions(contexts, member=member):
         label = torch.from_numpy(labels[rows].astype(np.int64)).to(p.device)
         own = p.gather(1, label.clamp(min=0)[:, None])
@@ -110,13 +110,20 @@ def measure(
             counted = torch.from_numpy(chosen[rows]).to(p.device) & there
             if not counted.any():
                 continue
-            mass[name] += np.bincount(
-                classes[counted].flatten().cpu().numpy(), p[counted].flatten().double().cpu().numpy(), minlength=_CLASSES
-            )
+            share = p.new_zeros(int(counted.sum()), _CLASSES, dtype=torch.float64)
+            share.scatter_add_(1, classes[counted], p[counted].double())
+            mass[name] += share.sum(0).cpu().numpy()
+            variance[name] += (share * (1 - share)).clamp(min=0).sum(0).cpu().numpy()
             own_class = classes[counted].gather(1, label[counted, None]).flatten()
             hits[name] += np.bincount(own_class.cpu().numpy(), minlength=_CLASSES)
     return {
-        name: _figures(rank[chosen], loss[chosen], mass[name], hits[name], _top_ece(top[chosen], came[chosen], rank[chosen]))
+        name: _figures(
+            rank[chosen],
+            loss[chosen],
+            ece=np.abs(mass[name] - hits[name]).sum(),
+            ece_by_chance=np.sqrt(2 / np.pi * variance[name]).sum(),
+            top_ece=_top_ece(top[chosen], came[chosen], rank[chosen]),
+        )
         for name, chosen in groups.items()
     }
 
@@ -144,12 +151,9 @@ def _top_ece(top: NDArray[np.float64], came: NDArray[np.bool_], rank: NDArray[np
 
 
 def _figures(
-    rank: NDArray[np.float64],
-    loss: NDArray[np.float64],
-    mass: NDArray[np.float64],
-    hits: NDArray[np.float64],
-    top_ece: float,
+    rank: NDArray[np.float64], loss: NDArray[np.float64], *, ece: float, ece_by_chance: float, top_ece: float
 ) -> Figures:
+    """The two errors are sums over the classes, in events."""
     import torch
 
     eligible = int(np.isfinite(rank).sum())
@@ -157,8 +161,8 @@ def _figures(
         ndcg=float(gains_of(torch.from_numpy(rank)).mean()) if len(rank) else 0.0,
         recall=float((rank <= DEPTH).mean()) if len(rank) else 0.0,
         nll=float(np.nanmean(loss)) if eligible else 0.0,
-        ece=float(np.abs(mass - hits).sum() / eligible) if eligible else 0.0,
-        ece_by_chance=float(np.sqrt(2 / np.pi * mass).sum() / eligible) if eligible else 0.0,
+        ece=float(ece / max(eligible, 1)),
+        ece_by_chance=float(ece_by_chance / max(eligible, 1)),
         top_ece=top_ece,
         events=len(rank),
         eligible=eligible,

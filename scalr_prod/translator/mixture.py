@@ -32,7 +32,10 @@ MEMBERS: Final = ("mixture", "popularity", *SCORED)
 PERSONAL: Final = "personal"
 _FEATURES: Final = popularity.FEATURES
 #: Columns of the calibration tables of versions that do not name them.
-FORMER_COLUMNS: Final = (*SCORED, "count", "days_90", "days_20", "days_3", "backoff")
+FORMER_COLUMNS: Final = (
+    *("frequency", "linear", "factorisation", "sequential"),
+    *("count", "days_90", "days_20", "days_3", "backoff"),
+)
 
 
 def weight_names() -> tuple[str, ...]:
@@ -41,7 +44,16 @@ def weight_names() -> tuple[str, ...]:
 
 
 def by_member(table: torch.Tensor, columns: Sequence[str]) -> dict[str, dict[str, float]]:
-    """A calibration table, float32 [len(MEMBERS), columns], as member → weight name → weight; what has no column weighs nothing."""
+    """A calibration table, float32 [len(MEMBERS), columns], as member → weight name → weight; what has no column weighs nothing.
+
+    Raises:
+        ValueError: A column is none of `weight_names`: a later package wrote it.
+    """
+    unknown = set(columns) - set(weight_names())
+    if unknown:
+        raise ValueError(
+            f"its calibration weighs {', '.join(sorted(unknown))}, which this version of the package does not know"
+        )
     nothing = dict.fromkeys(weight_names(), 0.0)
     return {member: nothing | dict(zip(columns, row, strict=True)) for member, row in zip(MEMBERS, table.tolist(), strict=True)}
 
@@ -119,9 +131,9 @@ class Mixture:
         """One estimator's scores: [B, N]."""
         return scores(name, self.parameters[name], batch, self.popularity["prior"].to(dtype))
 
-    def features(self, batch: Batch) -> list[torch.Tensor]:
-        """Popularity's features as of each event: [B, N] for each of `popularity.FEATURES`."""
-        return list(popularity.features(self.popularity, batch.time).values())
+    def log_counts(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Logarithms of the items' decayed counts as of each event: name of `popularity.COUNTS` → [B, N]."""
+        return popularity.log_counts(self.popularity, batch.time)
 
 
 def _normalised(logits: torch.Tensor, batch: Batch) -> torch.Tensor:

@@ -4,9 +4,9 @@ Everybody's events count, a held-out fold's too: what had happened before an eve
 P(i), which is fitted once, leaves them out.
 
 A feature of an item is the logarithm of its decayed count at a time: each target event before counts 0.5^(age / half-life). How much one
-event more says depends on how many there were: a second one of late makes an item several times as likely, a tenth hardly more. So every
-count makes two features more, its logarithm from one and from four events on (constant below), and their weighted sum is a line with
-two bends.
+event more says depends on how many there were: a second one of late makes an item several times as likely, a tenth hardly more. So
+counts make further features, their logarithm from one and from four on (constant below), and the weighted sum of a count's features is
+a line with bends.
 
 The counts are kept at G instants, and the events between two instants beside them, so that a feature is exact at any time and never
 looks ahead, for old events as for new. After the last instant popularity stands still.
@@ -25,20 +25,21 @@ if TYPE_CHECKING:
 
     from scalr_prod.translator.pairs import Pairs, Parameters
 
-__all__ = ["FEATURES", "at_instants", "blend", "features", "fit", "prior"]
+__all__ = ["COUNTS", "FEATURES", "at_instants", "blend", "feature", "features", "fit", "log_counts", "prior"]
 
-#: Feature → (half-life in days, events added to every item's count, so that the least known one can still be proposed).
+#: Count → (half-life in days, events added to every item's count, so that the least known one can still be proposed).
 _DECAYED: Final[dict[str, tuple[float, float]]] = {
     "count": (math.inf, 0.5),
     "days_90": (90.0, 0.2),
     "days_20": (20.0, 0.1),
     "days_3": (3.0, 0.05),
 }
-#: Decayed counts at which the line may bend.
-_BENDS: Final = (1, 4)
-_BENT: Final = {f"{name}_from_{least}": (name, math.log(least)) for name in _DECAYED for least in _BENDS}
+COUNTS: Final = tuple(_DECAYED)
+#: Where the line bends, in events with what is added; an item that can be proposed has one event in all at least.
+_BENDS: Final = {"count": (4,), "days_90": (1, 4), "days_20": (1, 4), "days_3": (1, 4)}
+_BENT: Final = {f"{name}_from_{least}": (name, math.log(least)) for name, bends in _BENDS.items() for least in bends}
 #: What is known of an item's popularity at a time; the calibration gives each a weight.
-FEATURES: Final = (*_DECAYED, *_BENT)
+FEATURES: Final = (*COUNTS, *_BENT)
 #: Most instants, most numbers kept for one feature, and most events kept between two instants (more are thinned, evenly).
 INSTANTS: Final = 64
 _MOST_NUMBERS: Final = 2_000_000
@@ -88,7 +89,21 @@ def prior(pairs: Pairs) -> torch.Tensor:
 
 
 def features(parameters: Parameters, time: torch.Tensor, dtype: Any = torch.float32) -> dict[str, torch.Tensor]:
-    """Every feature as of each time.
+    """Every feature as of each time: name of `FEATURES` → [B, N]; see `log_counts`."""
+    counts = log_counts(parameters, time, dtype)
+    return {name: feature(counts, name) for name in FEATURES}
+
+
+def feature(counts: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
+    """One of `FEATURES`, from the logarithms of the counts (any shape)."""
+    if name not in _BENT:
+        return counts[name]
+    of, least = _BENT[name]
+    return counts[of].clamp(min=least)
+
+
+def log_counts(parameters: Parameters, time: torch.Tensor, dtype: Any = torch.float32) -> dict[str, torch.Tensor]:
+    """Logarithms of the decayed counts as of each time.
 
     Args:
         parameters: As `fit` gives them.
@@ -96,21 +111,8 @@ def features(parameters: Parameters, time: torch.Tensor, dtype: Any = torch.floa
         dtype: Of the answer.
 
     Returns:
-        Feature → [B, N], logarithms.
+        Name of `COUNTS` → [B, N].
     """
-    counts = _log_counts(parameters, time, dtype)
-    return {name: _feature(counts, name) for name in FEATURES}
-
-
-def _feature(log_counts: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
-    if name not in _BENT:
-        return log_counts[name]
-    of, least = _BENT[name]
-    return log_counts[of].clamp(min=least)
-
-
-def _log_counts(parameters: Parameters, time: torch.Tensor, dtype: Any) -> dict[str, torch.Tensor]:
-    """Logarithms of the decayed counts as of each time: half-life → [B, N]."""
     time = time.clamp(max=parameters["instants"][-1])
     row = _row(parameters, time)
     instant = parameters["instants"][row]
@@ -136,19 +138,20 @@ def _log_counts(parameters: Parameters, time: torch.Tensor, dtype: Any) -> dict[
 def at_instants(parameters: Parameters, weights: Mapping[str, float]) -> torch.Tensor:
     """Weighted features at the instants alone, normalised over the items: float32 [G, N]."""
     counts = {name: (parameters[name] + added).log() for name, (_, added) in _DECAYED.items()}
-    return sum(weight * _feature(counts, name) for name, weight in weights.items()).log_softmax(1)
+    return sum(weight * feature(counts, name) for name, weight in weights.items()).log_softmax(1)
 
 
 def blend(parameters: Parameters, time: torch.Tensor, weights: Sequence[Mapping[str, float]], dtype: Any) -> list[torch.Tensor]:
     """Weighted sums of the features as of each time: [B, N] for each set of weights, worked out once for equal times."""
     distinct, index = torch.unique(time, return_inverse=True)
-    counts = _log_counts(parameters, distinct, dtype)
+    counts = log_counts(parameters, distinct, dtype)
     sums = [torch.zeros_like(counts["count"]) for _ in weights]
     for name in FEATURES:
-        if any(one.get(name) for one in weights):
-            feature = _feature(counts, name)
-            for total, one in zip(sums, weights, strict=True):
-                total.add_(feature, alpha=one.get(name, 0.0))
+        used = [(total, one[name]) for total, one in zip(sums, weights, strict=True) if one.get(name)]
+        if used:
+            values = feature(counts, name)
+            for total, weight in used:
+                total.add_(values, alpha=weight)
     return [total[index] for total in sums]
 
 

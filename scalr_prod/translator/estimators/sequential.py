@@ -135,7 +135,7 @@ def _initial(pairs: Pairs, generator: torch.Generator) -> dict[str, torch.Tensor
 
 
 class _Popularity:
-    """Log popularity of target items as of an event, with weights near those that calibration finds."""
+    """Log popularity of target items as of an event, roughly: the estimator's own part is what this leaves open."""
 
     def __init__(self, pairs: Pairs) -> None:
         fitted = popularity.fit(pairs, INSTANTS)
