@@ -53,11 +53,16 @@ def beside_each_other(module: str) -> dict:
         for source, target in DIRECTIONS
     }
     found = {}
-    for name, process in running.items():
-        output, _ = process.communicate()
-        if process.returncode:
-            raise SystemExit(f"{name} failed with {process.returncode}")
-        found[name] = json.loads(output.splitlines()[-1])
+    try:
+        for name, process in running.items():
+            output, _ = process.communicate()
+            if process.returncode:
+                raise SystemExit(f"{name} failed with {process.returncode}")
+            found[name] = json.loads(output.splitlines()[-1])
+    finally:
+        for process in running.values():
+            process.kill()
+            process.wait()
     return found
 
 

@@ -65,43 +65,54 @@ def calibrate(
         seed: Of the draws.
 
     Returns:
-        Tables for set -1 (fitted on all rows) and for the sets of folds (fitted on held-out rows, where there are enough of them).
+        Tables for set -1 (fitted on all rows) and for the sets of folds (fitted on held-out rows, where there are enough of them);
+        plain popularity where no label is eligible.
     """
     generator = torch.Generator().manual_seed(seed)
-    values, log_q, rows = _candidates(module, contexts, labels, generator)
+    rows = _usable(module, contexts, labels, generator)
+    if not len(rows):
+        return neutral(), neutral()
+    contexts, labels, apart = contexts.take(rows), labels[rows], np.flatnonzero(held_out[rows])
+    values, log_q = _candidates(module, contexts, labels, generator)
     # Popularity alone has no scores to scale, and torch warns about the spread of nothing.
     scale = values[:, :-_FEATURES].std((0, 2)).clamp(min=1e-12) if module.estimators else values.new_ones(0)
     values[:, :-_FEATURES] /= scale[:, None]
-    every = _fit_members(module, values, log_q)
-    apart = torch.from_numpy(held_out)[rows]
-    enough = int(apart.sum()) >= max(FEWEST_HELD_OUT, min(200, len(rows) // 10))
-    held = _fit_members(module, values[apart], log_q[apart]) if enough else neutral()
-    names = [weight_names().index(name) for name in module.estimators]
-    for table in (every, held):
-        table[:, names] /= scale
-    if module.has_popularity and module.estimators:
-        chosen = rows.numpy()
-        _set_share(module, every, contexts.take(chosen), labels[chosen])
-        if enough:
-            chosen = rows[apart].numpy()
-            _set_share(module, held, contexts.take(chosen), labels[chosen])
-    return every, held if enough else every.clone()
+
+    def table(chosen: NDArray[np.int64]) -> torch.Tensor:
+        found = _fit_members(module, values[chosen], log_q[chosen])
+        found[:, [weight_names().index(name) for name in module.estimators]] /= scale
+        if module.has_popularity and module.estimators:
+            _set_share(module, found, contexts.take(chosen), labels[chosen])
+        return found
+
+    every = table(np.arange(len(rows)))
+    enough = len(apart) >= max(FEWEST_HELD_OUT, min(200, len(rows) // 10))
+    return every, table(apart) if enough else every.clone()
+
+
+def _usable(
+    module: TranslatorModule, contexts: Contexts, labels: NDArray[np.int32], generator: torch.Generator
+) -> NDArray[np.int64]:
+    """Rows whose item was there to be chosen, ascending, at most `MOST_EVENTS` of them."""
+    label = torch.from_numpy(labels.astype(np.int64))
+    rows = torch.nonzero((label >= 0) & (label < Batch.of(contexts, module.first_seen).eligible))[:, 0]
+    if len(rows) > MOST_EVENTS:
+        rows = rows[torch.randperm(len(rows), generator=generator)[:MOST_EVENTS].sort().values]
+    usable: NDArray[np.int64] = rows.numpy()
+    return usable
 
 
 def _candidates(
     module: TranslatorModule, contexts: Contexts, labels: NDArray[np.int32], generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Scores and features of the label (first) and the drawn items: [R, E + F, 1 + M]; log expected numbers [R, 1 + M]; rows."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores and features of the label (first) and the drawn items: [R, E + F, 1 + M]; log expected numbers [R, 1 + M]."""
     mixture = module.parameter_set(-1)
     whole = Batch.of(contexts, module.first_seen)
     label = torch.from_numpy(labels.astype(np.int64))
-    rows = torch.nonzero((label >= 0) & (label < whole.eligible))[:, 0]
-    if len(rows) > MOST_EVENTS:
-        rows = rows[torch.randperm(len(rows), generator=generator)[:MOST_EVENTS].sort().values]
     drawn = min(DRAWN, module.n_target)
     values, log_q = [], []
     with torch.inference_mode():
-        for part in rows.split(_CHUNK_ROWS):
+        for part in torch.arange(len(label)).split(_CHUNK_ROWS):
             batch = whole.take(part)
             scores = [mixture.score(name, batch) for name in mixture.estimators]
             counts = mixture.log_counts(batch)
@@ -115,7 +126,7 @@ def _candidates(
             features = [popularity.feature(counts, name) for name in popularity.FEATURES]
             values.append(torch.stack([*(x.gather(1, chosen) for x in scores), *features], 1))
             log_q.append(log_n)
-    return torch.cat(values).clone(), torch.cat(log_q).clone(), rows
+    return torch.cat(values).clone(), torch.cat(log_q).clone()
 
 
 def _proposal(scores: list[torch.Tensor], counts: dict[str, torch.Tensor], batch: Batch) -> torch.Tensor:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import tempfile
 import threading
 import uuid
 import warnings
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from test_ledger import (  # noqa: F401 - collected here: the same tests, with the fixtures below
     in_processes,
     make_spec,

@@ -6,14 +6,11 @@ import json
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from handmade import IDS, Handmade, in_processes
 
 from scalr_prod.contracts import Table, schema_of

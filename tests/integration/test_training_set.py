@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import warnings
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
-from torch.utils.data import DataLoader
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import DAYS, START, make_two_domains, write_toml
+from torch.utils.data import DataLoader
 
 from scalr_prod.contracts import Table, schema_of
 from scalr_prod.errors import QualityGateFailed, TrainingSetError

@@ -19,7 +19,7 @@ from scalr_prod.errors import TranslatorError, TranslatorNotFound
 from scalr_prod.translator import module as module_file
 from scalr_prod.translator.contexts import NO_ITEM, Contexts, Samples
 from scalr_prod.translator.fitting import fit_sets
-from scalr_prod.translator.mixture import FORMER_COLUMNS, MEMBERS, weight_names
+from scalr_prod.translator.mixture import MEMBERS, weight_names
 from scalr_prod.translator.module import DESCRIPTION, TranslatorModule
 from scalr_prod.translator.pairs import Pairs
 
@@ -71,17 +71,30 @@ def test_the_mixture_is_the_personal_part_and_the_prior(world):
 
 def test_a_version_of_the_former_layout_answers_as_it_did(world):
     """Tables had fewer columns and did not name them; every set had a popularity of its own."""
-    names = weight_names()
-    kept = [names.index(name) for name in FORMER_COLUMNS]
-    tensors = {}
-    for name, tensor in world.tensors.items():
-        if name.startswith("shared/popularity/"):
-            tensors |= {f"{number}/popularity/{name.rpartition('/')[2]}": tensor for number in (-1, 0, 1)}
-        else:
-            tensors[name] = tensor[:, kept] if name.startswith("shared/calibration/") else tensor
-    metadata = {key: value for key, value in world.metadata.items() if key != "weights"}
+    now, former = (
+        weight_names(),
+        ["frequency", "linear", "factorisation", "sequential", "count", "days_90", "days_20", "days_3", "backoff"],
+    )
+    straight = calibration_table()
+    straight[:, [now.index(name) for name in now if "_from_" in name]] = 0
+    tables = ("shared/calibration/all", "shared/calibration/held_out")
+    tensors = world.tensors | dict.fromkeys(tables, straight[:, [now.index(name) for name in former]])
+    for name in [name for name in tensors if name.startswith("shared/popularity/")]:
+        tensor = tensors.pop(name)
+        tensors |= {f"{number}/popularity/{name.rpartition('/')[2]}": tensor for number in (-1, 0, 1)}
     contexts = make_contexts(world, 30)
-    equal(TranslatorModule(tensors, metadata).sample(contexts, 4), world.module.sample(contexts, 4))
+    old = TranslatorModule(tensors, {key: value for key, value in world.metadata.items() if key != "weights"})
+    equal(
+        old.sample(contexts, 4),
+        TranslatorModule(world.tensors | dict.fromkeys(tables, straight), world.metadata).sample(contexts, 4),
+    )
+    assert (old.sample(contexts, 4).items != world.module.sample(contexts, 4).items).any(), "the bends must show"
+
+
+def test_a_version_of_a_later_package_is_refused(world):
+    later = [*weight_names()[:-1], "days_1"]
+    with pytest.raises(ValueError, match="days_1"):
+        TranslatorModule(world.tensors, world.metadata | {"weights": json.dumps(later)})
 
 
 def test_probabilities_sum_to_one_over_the_items_seen_before(world):

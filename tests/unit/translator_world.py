@@ -50,7 +50,8 @@ def calibration_table() -> torch.Tensor:
     names = weight_names()
     table = torch.zeros(len(MEMBERS), len(names))
     table[:, names.index("count")] = 0.6
-    table[:2, names.index("days_20")] = 0.5
+    for name, weight in (("days_20", 0.3), ("days_90_from_4", -0.7), ("days_20_from_1", 0.9)):
+        table[:2, names.index(name)] = weight
     for name, weight in (("frequency", 0.5), ("linear", 2.0), ("factorisation", 1.0), ("sequential", 0.3)):
         table[0, names.index(name)] = table[MEMBERS.index(name), names.index(name)] = weight
     table[0, names.index("backoff")] = 0.05
