@@ -42,7 +42,8 @@ def writing(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = _unfinished(path)
     try:
-        with pq.ParquetWriter(unfinished, schema, compression="zstd") as writer:
+        # A writer that cannot write its end does not close a file that it opened itself, and a full disk would stay full.
+        with unfinished.open("wb") as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
             yield writer.write_table
         unfinished.replace(path)
     finally:
