@@ -71,6 +71,11 @@ def test_too_little_to_learn_from_is_said(log):
     assert caught.value.next_step
 
 
+def features(fitted: dict, time: torch.Tensor, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    counts = popularity.log_counts(fitted, time, dtype)
+    return {name: popularity.feature(counts, name) for name in popularity.FEATURES}
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_popularity_is_exact_at_any_time(pairs, dtype):
     held = pairs.without(pairs.log.fold == 0)
@@ -79,7 +84,7 @@ def test_popularity_is_exact_at_any_time(pairs, dtype):
     counts = (pairs.log.fold[target.user] != 0) & (target.time < pairs.until) & (pairs.target_index[target.item] >= 0)
     time, index = target.time[counts], pairs.target_index[target.item[counts]]
     asked = np.concatenate([np.sort(time)[::7], np.sort(time)[::11] + 1, [pairs.until - 1, pairs.until, int(time.min()) - DAY]])
-    found = popularity.features(fitted, torch.from_numpy(asked), dtype)
+    found = features(fitted, torch.from_numpy(asked), dtype)
     for row, moment in enumerate(asked.tolist()):
         age = np.where(time < moment, (moment - time) / DAY, np.inf)
         for name, half_life, smoothing in (
@@ -98,18 +103,18 @@ def test_popularity_is_exact_at_any_time(pairs, dtype):
 def test_popularity_is_blended_once_for_equal_times(pairs):
     fitted = popularity.fit(pairs, 8)
     time = torch.tensor([40, 70, 40, 95]) * DAY
-    features = popularity.features(fitted, time)
+    known = features(fitted, time)
     weights = [{"count": 0.7, "days_20_from_4": -1.5}, {"days_3_from_1": 0.5}]
     for found, one in zip(popularity.blend(fitted, time, weights, torch.float32), weights, strict=True):
-        torch.testing.assert_close(found, sum(weight * features[name] for name, weight in one.items()))
+        torch.testing.assert_close(found, sum(weight * known[name] for name, weight in one.items()))
     at = popularity.at_instants(fitted, weights[0])
-    expected = popularity.features(fitted, fitted["instants"])
+    expected = features(fitted, fitted["instants"])
     torch.testing.assert_close(at, sum(weight * expected[name] for name, weight in weights[0].items()).log_softmax(1))
 
 
 def test_popularity_stands_still_after_its_last_instant(pairs):
     fitted = popularity.fit(pairs)
-    for end, later in popularity.features(fitted, torch.tensor([pairs.until, pairs.until + 400 * DAY])).values():
+    for end, later in features(fitted, torch.tensor([pairs.until, pairs.until + 400 * DAY])).values():
         torch.testing.assert_close(end, later)
 
 
@@ -119,7 +124,7 @@ def test_popularity_of_many_events_is_thinned_evenly(pairs, monkeypatch):
     thinned = popularity.fit(pairs, 8)
     assert len(thinned["item"]) < len(exact["item"]) == round(float(thinned["number"].sum()))
     asked = torch.from_numpy(np.sort(pairs.log.target.time)[::50])
-    few, all_ = (popularity.features(one, asked)["count"].exp().sum(1) for one in (thinned, exact))
+    few, all_ = (features(one, asked)["count"].exp().sum(1) for one in (thinned, exact))
     torch.testing.assert_close(few, all_, rtol=0.1, atol=3.0)
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.translator.pairs import Pairs, Parameters
 
-__all__ = ["COUNTS", "FEATURES", "at_instants", "blend", "feature", "features", "fit", "log_counts", "prior"]
+__all__ = ["COUNTS", "FEATURES", "at_instants", "blend", "feature", "fit", "log_counts", "prior"]
 
 #: Count → (half-life in days, events added to every item's count, so that the least known one can still be proposed).
 _DECAYED: Final[dict[str, tuple[float, float]]] = {
@@ -86,12 +86,6 @@ def prior(pairs: Pairs) -> torch.Tensor:
 
     counts = np.log(np.asarray(pairs.target_matrix().sum(axis=0)).ravel() + _DECAYED["count"][1])
     return torch.from_numpy(counts - np.logaddexp.reduce(counts)).float()
-
-
-def features(parameters: Parameters, time: torch.Tensor, dtype: Any = torch.float32) -> dict[str, torch.Tensor]:
-    """Every feature as of each time: name of `FEATURES` → [B, N]; see `log_counts`."""
-    counts = log_counts(parameters, time, dtype)
-    return {name: feature(counts, name) for name in FEATURES}
 
 
 def feature(counts: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
