@@ -74,10 +74,12 @@ def measure(config: Path, version: int, batches: list[Contexts]) -> dict[str, li
 
 def make_contexts(seed: int) -> Contexts:
     rng = np.random.default_rng(seed)
+    time = START + YEAR // 2 + rng.integers(0, YEAR // 2, BATCH)
     return Contexts(
         history_items=(rng.zipf(1.3, (BATCH, LENGTH)) % SOURCE_ITEMS).astype(np.int32),
         history_ages=np.sort(rng.random((BATCH, LENGTH), dtype=np.float32) * 300)[:, ::-1].copy(),
-        event_time=START + YEAR // 2 + rng.integers(0, YEAR // 2, BATCH),
+        history_end=time,
+        event_time=time,
         fold=rng.integers(0, 3, BATCH, dtype=np.int32),
         noise_key=rng.integers(-(2**62), 2**62, BATCH),
         exclude=rng.integers(-1, TARGET_ITEMS // 2, (BATCH, 5), dtype=np.int32),

@@ -92,10 +92,10 @@ def ask(
         known_by=spec.as_of,
         versions=spec.table_versions,
     )
+    ends = micros_of(rows[SOURCE_TIMESTAMP])
     return encoding.batches(
-        encoding.encode_histories(
-            joined, vocabulary, spec.settings["histories"]["length"], own_time=micros_of(rows[SOURCE_TIMESTAMP])
-        ),
+        encoding.encode_histories(joined, vocabulary, spec.settings["histories"]["length"], own_time=ends),
+        ends=ends,
         times=micros_of(rows[EVENT_TIMESTAMP]),
         folds=_fold(rows, spec, folds),
         noise_keys=rows["noise_key"].to_numpy().view(np.int64),

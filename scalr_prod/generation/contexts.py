@@ -149,6 +149,7 @@ class Consumed:
 def batches(
     histories: tuple[NDArray[np.int32], NDArray[np.float32]],
     *,
+    ends: NDArray[np.int64],
     times: NDArray[np.int64],
     folds: NDArray[np.int32],
     noise_keys: NDArray[np.int64],
@@ -161,7 +162,8 @@ def batches(
 
     Args:
         histories: Indices and ages, [B, L] each.
-        times: Event times [B], microseconds.
+        ends: When the translated events happened [B], microseconds.
+        times: The instants that are asked about [B], microseconds.
         folds: User folds [B]; -1 in causal runs.
         noise_keys: [B].
         consumed: What not to propose; None excludes nothing.
@@ -172,7 +174,7 @@ def batches(
     indices, ages = histories
     rows = len(times)
     begins, counts = consumed.before(users, times) if consumed else (np.zeros(rows, np.int64), np.zeros(rows, np.int64))
-    fixed = 8 * indices.shape[1] + 20
+    fixed = 8 * indices.shape[1] + 28
     start = 0
     while start < rows:
         stop = min(start + size, rows)
@@ -183,6 +185,7 @@ def batches(
         yield Contexts(
             history_items=indices[here],
             history_ages=ages[here],
+            history_end=ends[here],
             event_time=times[here],
             fold=folds[here],
             noise_key=noise_keys[here],

@@ -27,6 +27,7 @@ __all__ = ["INPUTS", "OUTPUTS", "SAMPLE_OUTPUTS", "SCORE_OUTPUTS", "Identity", "
 INPUTS: Final[Mapping[str, type[np.generic]]] = {
     "history_items": np.int32,
     "history_ages": np.float32,
+    "history_end": np.int64,
     "event_time": np.int64,
     "fold": np.int32,
     "noise_key": np.int64,
@@ -51,7 +52,7 @@ OUTPUTS: Final[Mapping[str, type[np.generic]]] = {
 }
 SAMPLE_OUTPUTS: Final = ("items", "probabilities", "prior")
 SCORE_OUTPUTS: Final = ("candidate_probabilities", "candidate_prior")
-_ONE_A_ROW: Final = ("event_time", "fold", "noise_key")
+_ONE_A_ROW: Final = ("history_end", "event_time", "fold", "noise_key")
 _DEFAULTS: Final[Mapping[str, float]] = {"k": 1, "temperature": 1.0, "min_lift": 0.0}
 
 

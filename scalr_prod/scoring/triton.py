@@ -302,6 +302,7 @@ class TritonScorer:
         contexts = Contexts(
             history_items=np.zeros((1, 1), np.int32),
             history_ages=np.zeros((1, 1), np.float32),
+            history_end=np.zeros(1, np.int64),
             event_time=np.full(1, np.iinfo(np.int64).max, np.int64),
             fold=np.full(1, -1, np.int32),
             # Like no other's: a server that mixes answers up must not pass with that to an earlier question.

@@ -20,12 +20,14 @@ class Batch:
     Attributes:
         items: int64 [B, L]. Source vocabulary indices, 0 = padding or unknown, the translated event last.
         ages: float32 [B, L]. Days from each event to the translated one.
-        time: int64 [B]. The event, microseconds since the epoch.
+        history_end: int64 [B]. When the translated event happened, microseconds since the epoch.
+        time: int64 [B]. The instant that is asked about, microseconds since the epoch.
         eligible: int64 [B]. Target items 0 … eligible - 1 had been seen before the event.
     """
 
     items: torch.Tensor
     ages: torch.Tensor
+    history_end: torch.Tensor
     time: torch.Tensor
     eligible: torch.Tensor
 
@@ -37,13 +39,14 @@ class Batch:
         return cls(
             items=torch.from_numpy(contexts.history_items).to(device, torch.int64),
             ages=torch.from_numpy(contexts.history_ages).to(device),
+            history_end=torch.from_numpy(contexts.history_end).to(device),
             time=time,
             eligible=torch.searchsorted(first_seen, time),
         )
 
     def take(self, rows: torch.Tensor) -> Batch:
         """The named rows."""
-        return Batch(self.items[rows], self.ages[rows], self.time[rows], self.eligible[rows])
+        return Batch(self.items[rows], self.ages[rows], self.history_end[rows], self.time[rows], self.eligible[rows])
 
 
 def distinct(items: torch.Tensor) -> torch.Tensor:

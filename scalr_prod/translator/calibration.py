@@ -5,12 +5,12 @@ the answer, each weighted by one over its expected number, so that every event o
 may not be negative: it would speak against what its own evidence says, to make up for another's error.
 
 Likelihood cares for every event alike, a ranking for the few items at its head, and the two do not want the same: a share ε of
-popularity alone is added, the one at which the mixture ranks the slice best (`_set_share`).
+popularity alone is added, the one at which the mixture ranks the slice best (`_share`).
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -19,7 +19,8 @@ import torch
 from scalr_prod.translator.batch import Batch
 from scalr_prod.translator.estimators import popularity
 from scalr_prod.translator.metrics import gains_of, ranks_of
-from scalr_prod.translator.mixture import MEMBERS, by_member, weight_names
+from scalr_prod.translator.mixture import MEMBERS, by_member, tilts, weight_names
+from scalr_prod.translator.tastes import TASTES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,12 +38,15 @@ FEWEST_HELD_OUT: Final = 50
 #: Newton steps, and the length of one that is small enough to stop.
 MOST_STEPS: Final = 20
 _SMALL_STEP: Final = 3e-3
-#: Pulls a weight towards 0 by so many events' worth, so that a slice of a few events gives no wild weights.
+#: Pulls a weight towards 0 by so many events' worth, so that a slice of a few events gives no wild weights; and one that a taste tilts by.
 PENALTY: Final = 2.0
+TILT_PENALTY: Final = 8.0
 #: Values of ε whose rankings are looked at, the largest first: what the user's history says keeps a share, small at the least, in any case.
 SHARES: Final = tuple(1 - 0.6**step for step in range(10, -1, -1))
 _CHUNK_ROWS: Final = 128
 _FEATURES: Final = len(popularity.FEATURES)
+#: Where a table has the mixture's ε.
+_SHARE: Final = MEMBERS.index("mixture"), weight_names().index("backoff")
 
 
 def neutral() -> torch.Tensor:
@@ -73,16 +77,16 @@ def calibrate(
     if not len(rows):
         return neutral(), neutral()
     contexts, labels, apart = contexts.take(rows), labels[rows], np.flatnonzero(held_out[rows])
-    values, log_q = _candidates(module, contexts, labels, generator)
+    evidence = _evidence(module, contexts, labels, generator)
     # Popularity alone has no scores to scale, and torch warns about the spread of nothing.
-    scale = values[:, :-_FEATURES].std((0, 2)).clamp(min=1e-12) if module.estimators else values.new_ones(0)
-    values[:, :-_FEATURES] /= scale[:, None]
+    scores = evidence.values[:, :-_FEATURES]
+    scale = scores.std((0, 2)).clamp(min=1e-12) if module.estimators else scores.new_ones(0)
+    scores /= scale[:, None]
 
     def table(chosen: NDArray[np.int64]) -> torch.Tensor:
-        found = _fit_members(module, values[chosen], log_q[chosen])
-        found[:, [weight_names().index(name) for name in module.estimators]] /= scale
-        if module.has_popularity and module.estimators:
-            _set_share(module, found, contexts.take(chosen), labels[chosen])
+        found = _fit_members(module, evidence.take(torch.from_numpy(chosen)), scale)
+        if module.has_popularity:
+            found[_SHARE] = _share(module, found, evidence, scale, contexts, labels, chosen)
         return found
 
     every = table(np.arange(len(rows)))
@@ -102,10 +106,28 @@ def _usable(
     return usable
 
 
-def _candidates(
-    module: TranslatorModule, contexts: Contexts, labels: NDArray[np.int32], generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores and features of the label (first) and the drawn items: [R, E + F, 1 + M]; log expected numbers [R, 1 + M]."""
+@dataclass(frozen=True)
+class _Evidence:
+    """Rows with a choice among items: the label (first) and M that were drawn.
+
+    Attributes:
+        values: [R, E + F, 1 + M]. Scores and features.
+        tastes: [R, T].
+        log_q: [R, 1 + M]. Logarithms of the expected numbers of draws.
+    """
+
+    values: torch.Tensor
+    tastes: torch.Tensor
+    log_q: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def take(self, rows: torch.Tensor) -> _Evidence:
+        return _Evidence(self.values[rows], self.tastes[rows], self.log_q[rows])
+
+
+def _evidence(module: TranslatorModule, contexts: Contexts, labels: NDArray[np.int32], generator: torch.Generator) -> _Evidence:
     mixture = module.parameter_set(-1)
     whole = Batch.of(contexts, module.first_seen)
     label = torch.from_numpy(labels.astype(np.int64))
@@ -126,7 +148,8 @@ def _candidates(
             features = [popularity.feature(counts, name) for name in popularity.FEATURES]
             values.append(torch.stack([*(x.gather(1, chosen) for x in scores), *features], 1))
             log_q.append(log_n)
-    return torch.cat(values).clone(), torch.cat(log_q).clone()
+        tastes = mixture.tastes_of(whole)
+    return _Evidence(torch.cat(values).clone(), tastes.clone(), torch.cat(log_q).clone())
 
 
 def _proposal(scores: list[torch.Tensor], counts: dict[str, torch.Tensor], batch: Batch) -> torch.Tensor:
@@ -138,73 +161,103 @@ def _proposal(scores: list[torch.Tensor], counts: dict[str, torch.Tensor], batch
     return torch.stack([x.masked_fill(hidden, -torch.inf).softmax(1) for x in logits]).mean(0)
 
 
-def _fit_members(module: TranslatorModule, values: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-    """Every member's weights, on standardised scores."""
+def _fit_members(module: TranslatorModule, evidence: _Evidence, scale: torch.Tensor, only: str | None = None) -> torch.Tensor:
+    """Every member's weights, or those of one; the scores of the evidence were divided by ``scale`` [E]."""
     names = weight_names()
     scored = list(module.estimators)
     known = list(popularity.FEATURES if module.has_popularity else popularity.FEATURES[:1])
     columns = {name: column for column, name in enumerate([*scored, *popularity.FEATURES])}
+    tilting = [
+        name for taste in TASTES for feature, name in zip(popularity.FEATURES, tilts(taste), strict=True) if feature in known
+    ]
     table = neutral()
-    members: dict[str, list[str]] = {name: [name, "count"] for name in scored}
-    members |= {"popularity": known, "mixture": [*scored, *known]}
-    for member, used in members.items():
+    members: dict[str, tuple[list[str], list[str]]] = {name: ([name, "count"], []) for name in scored}
+    members |= {"popularity": (known, []), "mixture": ([*scored, *known], known)}
+    for member, (plain, tilted) in members.items():
+        if only not in {None, member}:
+            continue
         row = table[MEMBERS.index(member)]
         row.zero_()
-        row[[names.index(name) for name in used]] = _fit(
-            values[:, [columns[name] for name in used]], log_q, [name in scored for name in used]
-        )
+        found = _fit(evidence, [columns[x] for x in plain], [columns[x] for x in tilted], [x in scored for x in plain])
+        row[[names.index(name) for name in (*plain, *(tilting if tilted else ()))]] = found
+    table[:, [names.index(name) for name in scored]] /= scale
     return table
 
 
-def _weighted(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Σ_f weights[f] x values[:, f]: [R, 1 + M]."""
-    return weights @ values
-
-
-def _fit(values: torch.Tensor, log_q: torch.Tensor, positive: list[bool]) -> torch.Tensor:
-    """Weights [W] that maximise Σ log P(label).
+def _fit(evidence: _Evidence, plain: list[int], tilted: list[int], positive: list[bool]) -> torch.Tensor:
+    """Weights that maximise Σ log P(label): of the plain columns, then of the tilted columns for each taste.
 
     Weights that must be positive and would not be are left out, one fit after the other.
     """
-    used = list(range(values.shape[1]))
+    used = list(range(len(plain)))
     while True:
-        found = _maximise(values[:, used], log_q)
-        kept = [column for column, weight in zip(used, found.tolist(), strict=True) if weight >= 0 or not positive[column]]
+        found = _maximise(evidence, [plain[place] for place in used], tilted)
+        kept = [place for place, weight in zip(used, found.tolist(), strict=False) if weight >= 0 or not positive[place]]
         if kept == used:
-            weights = torch.zeros(values.shape[1])
-            weights[used] = found
+            weights = found.new_zeros(len(plain) + len(found) - len(used))
+            weights[used] = found[: len(used)]
+            weights[len(plain) :] = found[len(used) :]
             return weights
         used = kept
 
 
-def _maximise(values: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-    """The weights, by Newton's method: what they maximise is concave."""
-    count = values.shape[1]
-    weights = torch.full((count,), 1.0 / count, dtype=torch.float64)
-    for _ in range(MOST_STEPS if len(values) else 0):
-        gradient, curvature = -2 * PENALTY * weights, 2 * PENALTY * torch.eye(count, dtype=torch.float64)
-        for rows in torch.arange(len(values)).split(_CHUNK_ROWS):
-            x = values[rows]
-            p = (_weighted(x, weights.float()) - log_q[rows]).softmax(1)
+def _maximise(evidence: _Evidence, plain: list[int], tilted: list[int]) -> torch.Tensor:
+    """The weights, by Newton's method: what they maximise is concave.
+
+    A row weighs column c by Σ_a D[a, c] z_a, with z_0 = 1 and its tastes behind; D is free in row 0 and where tastes tilt. So the curvature
+    is the sum over the rows of z zᵀ (Kronecker) the columns' covariance.
+    """
+    rows_of_weights = 1 + evidence.tastes.shape[1] if tilted else 1
+    free = torch.tensor([[not a or column in tilted for column in plain] for a in range(rows_of_weights)])
+    penalty = torch.full(free.shape, TILT_PENALTY, dtype=torch.float64)
+    penalty[0] = PENALTY
+    weights = torch.zeros(free.shape, dtype=torch.float64)
+    weights[0] = 1.0 / len(plain)
+    for _ in range(MOST_STEPS if len(evidence) else 0):
+        gradient, curvature = -2 * penalty * weights, (2 * penalty).flatten().diag()
+        for rows in torch.arange(len(evidence)).split(_CHUNK_ROWS):
+            x = evidence.values[rows][:, plain]
+            z = torch.cat([x.new_ones(len(rows), 1), evidence.tastes[rows]], 1)[:, :rows_of_weights]
+            p = (((z @ weights.float())[:, None] @ x)[:, 0] - evidence.log_q[rows]).softmax(1)
             mean = (x @ p[:, :, None])[:, :, 0]
-            gradient += (x[:, :, 0] - mean).sum(0).double()
-            curvature += (((x * p[:, None]) @ x.mT).sum(0) - mean.T @ mean).double()
-        step = torch.linalg.solve(curvature, gradient)
+            covariance = (x * p[:, None]) @ x.mT - mean[:, :, None] * mean[:, None]
+            gradient += (z.T @ (x[:, :, 0] - mean)).double()
+            pairs = (z[:, :, None] * z[:, None]).flatten(1).T @ covariance.flatten(1)
+            size = (rows_of_weights, rows_of_weights, len(plain), len(plain))
+            curvature += pairs.view(size).transpose(1, 2).reshape(curvature.shape).double()
+        kept = free.flatten()
+        step = torch.zeros_like(weights)
+        step[free] = torch.linalg.solve(curvature[kept][:, kept], gradient[free])
         weights += step / max(1.0, float(step.norm()))
         if float(step.norm()) < _SMALL_STEP:
             break
-    return weights.float()
+    return weights[free].float()
 
 
-def _set_share(module: TranslatorModule, table: torch.Tensor, contexts: Contexts, labels: NDArray[np.int32]) -> None:
-    """Give the mixture, in place, the ε at which it ranks the slice best; of equals the largest."""
-    place = MEMBERS.index("mixture"), weight_names().index("backoff")
-    mixture = replace(module.parameter_set(-1), calibration=by_member(table, weight_names()))
-    whole = Batch.of(contexts, module.first_seen)
-    label = torch.from_numpy(labels.astype(np.int64))
+def _share(
+    module: TranslatorModule,
+    table: torch.Tensor,
+    evidence: _Evidence,
+    scale: torch.Tensor,
+    contexts: Contexts,
+    labels: NDArray[np.int32],
+    chosen: NDArray[np.int64],
+) -> float:
+    """The ε at which the mixture ranks the chosen rows best; of equals the largest.
+
+    The earlier half of the rows is ranked with the weights of the later one, and the later with those of the earlier: weights rank what
+    they were fitted on better than anything else.
+    """
+    ordered = chosen[np.argsort(contexts.event_time[chosen], kind="stable")]
     gains = torch.zeros(len(SHARES), dtype=torch.float64)
-    with torch.inference_mode():
-        for part in torch.arange(len(label)).split(_CHUNK_ROWS):
-            own, prior, _ = mixture.parts(whole.take(part))
-            gains += torch.stack([gains_of(ranks_of(own.lerp(prior, share), label[part])).sum() for share in SHARES])
-    table[place] = SHARES[int(gains.argmax())]
+    halves = ordered[: len(ordered) // 2], ordered[len(ordered) // 2 :]
+    for ranked, fitted in (halves, halves[::-1]):
+        row = _fit_members(module, evidence.take(torch.from_numpy(fitted)), scale, "mixture")[_SHARE[0]]
+        weights = by_member(torch.cat([row[None], table[1:]]), weight_names())
+        mixture = replace(module.parameter_set(-1), calibration=weights)
+        whole, label = Batch.of(contexts.take(ranked), module.first_seen), torch.from_numpy(labels[ranked].astype(np.int64))
+        with torch.inference_mode():
+            for part in torch.arange(len(label)).split(_CHUNK_ROWS):
+                own, prior, _ = mixture.parts(whole.take(part))
+                gains += torch.stack([gains_of(ranks_of(own.lerp(prior, share), label[part])).sum() for share in SHARES])
+    return SHARES[int(gains.argmax())]

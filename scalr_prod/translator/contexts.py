@@ -49,6 +49,7 @@ class Contexts(_Rows):
     Attributes:
         history_items: int32 [B, L]. Source vocabulary indices from 1, ``PADDING`` on the left; the translated event is last.
         history_ages: float32 [B, L]. Days from each event to the translated one; 0 for that one and for padding.
+        history_end: int64 [B]. When the translated event happened, microseconds since the epoch; ``event_time`` or before.
         event_time: int64 [B]. Microseconds since the epoch; a target item is eligible iff it was first seen strictly before.
         fold: int32 [B]. Parameters that never saw the target events of this fold's users; -1: those trained on every user.
         noise_key: int64 [B]. Sampling noise is a pure function of this key and the target item's index.
@@ -60,6 +61,7 @@ class Contexts(_Rows):
 
     history_items: NDArray[np.int32]
     history_ages: NDArray[np.float32]
+    history_end: NDArray[np.int64]
     event_time: NDArray[np.int64]
     fold: NDArray[np.int32]
     noise_key: NDArray[np.int64]
@@ -69,6 +71,7 @@ class Contexts(_Rows):
         rows = len(self.history_items)
         _check("history_items", self.history_items, np.int32, (rows, None))
         _check("history_ages", self.history_ages, np.float32, self.history_items.shape)
+        _check("history_end", self.history_end, np.int64, (rows,))
         _check("event_time", self.event_time, np.int64, (rows,))
         _check("fold", self.fold, np.int32, (rows,))
         _check("noise_key", self.noise_key, np.int64, (rows,))
@@ -82,6 +85,7 @@ class Contexts(_Rows):
         return cls(
             history_items=np.concatenate([_pad(part.history_items, length, PADDING, left=True) for part in parts]),
             history_ages=np.concatenate([_pad(part.history_ages, length, 0, left=True) for part in parts]),
+            history_end=np.concatenate([part.history_end for part in parts]),
             event_time=np.concatenate([part.event_time for part in parts]),
             fold=np.concatenate([part.fold for part in parts]),
             noise_key=np.concatenate([part.noise_key for part in parts]),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scalr_prod.errors import TranslatorError
+from scalr_prod.translator import tastes
 from scalr_prod.translator.calibration import calibrate, neutral
 from scalr_prod.translator.estimators import SCORED, module_of, popularity
 from scalr_prod.translator.metrics import Figures, measure
@@ -84,6 +85,7 @@ def fit_sets(pairs: Pairs, held_out: dict[int, NDArray[np.bool_]], done: Callabl
     estimators = [name for name in SCORED if name in pairs.settings.estimators]
     tensors = {"shared/first_seen": torch.from_numpy(pairs.first_seen)}
     tensors |= {f"shared/popularity/{key}": tensor for key, tensor in popularity.fit(pairs).items()}
+    tensors |= {f"shared/tastes/{key}": tensor for key, tensor in tastes.fit(pairs).items()}
     shared = {name: module_of(name).share(pairs) for name in estimators}
     for name, parts in shared.items():
         tensors |= {f"shared/{name}/{key}": tensor for key, tensor in parts.items()}

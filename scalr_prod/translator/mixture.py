@@ -3,11 +3,11 @@
 Every estimator e has a score s_e(i | context); popularity has features f(i, t) of an item at a time. A *member* is the mixture or one
 estimator alone:
 
-    P(i | context) = (1 - ε) softmax_i( Σ_e c_e s_e(i | context) + Σ_f b_f f(i, t) ) + ε P(i | t)
+    P(i | context) = (1 - ε) softmax_i( Σ_e c_e s_e(i | context) + Σ_f (b_f + Σ_z d_fz z(context)) f(i, t) ) + ε P(i | t)
 
-over the eligible items, with c ≥ 0 and b fitted by log-likelihood on a slice of time (`calibration`), ε by its ranking. The prior P(i | t)
-is the member ``popularity``, which has no score: what everybody chooses just now. The softmax is what this user would choose: the same
-features, tilted by what the estimators make of the user's history.
+over the eligible items, with c ≥ 0, b and d fitted by log-likelihood on a slice of time (`calibration`), ε by its ranking. The prior
+P(i | t) is the member ``popularity``, which has no score: what everybody chooses just now. The softmax is what this user would choose:
+the same features, weighed by the user's tastes z (`tastes`; none but the mixture has them), and what the estimators make of the history.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
 
+from scalr_prod.translator import tastes
 from scalr_prod.translator.estimators import SCORED, popularity, scores
+from scalr_prod.translator.tastes import TASTES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from scalr_prod.translator.batch import Batch
 
-__all__ = ["MEMBERS", "Mixture", "by_member", "weight_names"]
+__all__ = ["MEMBERS", "Mixture", "by_member", "tilts", "weight_names"]
 
 #: Rows of a calibration table.
 MEMBERS: Final = ("mixture", "popularity", *SCORED)
@@ -39,8 +41,13 @@ FORMER_COLUMNS: Final = (
 
 
 def weight_names() -> tuple[str, ...]:
-    """Columns of a calibration table: c of each estimator, b of each feature, ε."""
-    return (*SCORED, *_FEATURES, "backoff")
+    """Columns of a calibration table: c of each estimator, b of each feature, d of each feature and taste, ε."""
+    return (*SCORED, *_FEATURES, *(name for taste in TASTES for name in tilts(taste)), "backoff")
+
+
+def tilts(taste: str) -> tuple[str, ...]:
+    """Columns of one taste: d of each feature."""
+    return tuple(f"{feature}_by_{taste}" for feature in _FEATURES)
 
 
 def by_member(table: torch.Tensor, columns: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -84,12 +91,14 @@ class Mixture:
         estimators: Names of those with a score, in order.
         parameters: Their tensors.
         popularity: The prior's tensors.
+        tastes: Those that tastes are told with; none in versions that did not know them.
         calibration: Member → weight name → weight.
     """
 
     estimators: tuple[str, ...]
     parameters: dict[str, dict[str, torch.Tensor]]
     popularity: dict[str, torch.Tensor]
+    tastes: dict[str, torch.Tensor]
     calibration: dict[str, dict[str, float]]
 
     @classmethod
@@ -101,16 +110,17 @@ class Mixture:
             estimators=scored,
             parameters={name: _under(tensors, "shared", name) | _under(tensors, str(fold), name) for name in scored},
             popularity=_under(tensors, "shared", "popularity") | _under(tensors, str(fold), "popularity"),
+            tastes=_under(tensors, "shared", "tastes"),
             calibration=by_member(table, columns),
         )
 
     def parts(self, batch: Batch, *, member: str = "mixture", dtype: Any = torch.float32) -> Parts:
         """What a member is the sum of."""
         weights = self.calibration["mixture" if member == PERSONAL else member]
-        of_prior = {name: self.calibration["popularity"][name] for name in _FEATURES}
-        own = {name: weights[name] for name in _FEATURES}
-        wanted = [of_prior] if member == "popularity" else [of_prior, own]
-        blended = popularity.blend(self.popularity, batch.time, wanted, dtype)
+        wanted = [self._feature_weights("popularity", batch, dtype)]
+        if member != "popularity":
+            wanted.append(self._feature_weights("mixture" if member == PERSONAL else member, batch, dtype))
+        blended = popularity.weighted(self.popularity, batch.time, wanted, dtype)
         prior = _normalised(blended[0], batch)
         if member == "popularity":
             return Parts(prior, prior, 0.0)
@@ -126,6 +136,19 @@ class Mixture:
         """P(i | context) of a member, and the prior P(i | t): [B, N] each, 0 for items that are not eligible."""
         parts = self.parts(batch, member=member, dtype=dtype)
         return parts.total(), parts.prior
+
+    def tastes_of(self, batch: Batch, dtype: Any = torch.float32) -> torch.Tensor:
+        """The users' tastes: [B, T]."""
+        return tastes.of(self.tastes, batch, dtype)
+
+    def _feature_weights(self, member: str, batch: Batch, dtype: Any) -> torch.Tensor:
+        """b, or b + Σ_z d_z z(context) where tastes tilt it: [F] or [B, F]."""
+
+        def row(names: Sequence[str]) -> torch.Tensor:
+            return torch.tensor([self.calibration[member][name] for name in names], dtype=dtype, device=batch.time.device)
+
+        tilt = torch.stack([row(tilts(taste)) for taste in TASTES])
+        return row(_FEATURES) + self.tastes_of(batch, dtype) @ tilt if tilt.any() else row(_FEATURES)
 
     def score(self, name: str, batch: Batch, dtype: Any = torch.float32) -> torch.Tensor:
         """One estimator's scores: [B, N]."""

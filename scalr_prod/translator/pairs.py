@@ -142,6 +142,7 @@ def contexts_at(
     made = Contexts(
         history_items=items,
         history_ages=ages,
+        history_end=np.where(there[:, -1], last, log.target.time[rows]),
         event_time=log.target.time[rows],
         fold=np.broadcast_to(np.asarray(fold, dtype=np.int32), len(rows)).copy(),
         noise_key=rows.astype(np.int64),

@@ -88,6 +88,7 @@ def contexts_from_the_log(sample: pd.DataFrame, log: pd.DataFrame, vocabulary, l
     contexts = Contexts(
         history_items=items,
         history_ages=ages,
+        history_end=when,
         event_time=when,
         fold=own_fold,
         noise_key=np.zeros(len(sample), np.int64),

@@ -136,10 +136,12 @@ def test_probabilities_are_those_of_the_translator(made):
         assert past["item_id"].iloc[-1] == row.source_item_id
         items[place, -len(past) :] = vocabulary.source_index(past["item_id"].to_list())
         ages[place, -len(past) :] = (row.event_timestamp - past["event_timestamp"]) / pd.Timedelta(days=1)
+    when = some["event_timestamp"].astype("datetime64[us, UTC]").astype("int64").to_numpy()
     contexts = Contexts(
         history_items=items,
         history_ages=ages,
-        event_time=some["event_timestamp"].astype("datetime64[us, UTC]").astype("int64").to_numpy(),
+        history_end=when,
+        event_time=when,
         fold=fold_of(some["user_id"].to_list(), version.folds),
         noise_key=np.zeros(40, np.int64),
         exclude=np.empty((40, 0), np.int32),

@@ -53,10 +53,12 @@ JULY = 1_719_792_000_000_000
 
 def contexts(rows: int, *, exclude: int = 3, length: int = 50, seed: int = 0) -> Contexts:
     rng = np.random.default_rng(seed)
+    time = JULY + rng.integers(0, 10**12, rows)
     return Contexts(
         history_items=rng.integers(0, 100, (rows, length), dtype=np.int32),
         history_ages=rng.random((rows, length), dtype=np.float32) * 50,
-        event_time=JULY + rng.integers(0, 10**12, rows),
+        history_end=time - rng.integers(0, 10**11, rows),
+        event_time=time,
         fold=rng.integers(-1, 2, rows, dtype=np.int32),
         noise_key=rng.integers(-(2**62), 2**62, rows),
         exclude=rng.integers(-1, 100, (rows, exclude), dtype=np.int32),

@@ -172,6 +172,7 @@ def good(rows: int = 2) -> dict[str, np.ndarray]:
         Contexts(
             history_items=np.ones((rows, 3), np.int32),
             history_ages=np.zeros((rows, 3), np.float32),
+            history_end=np.zeros(rows, np.int64),
             event_time=np.zeros(rows, np.int64),
             fold=np.full(rows, -1, np.int32),
             noise_key=np.arange(rows),

@@ -149,10 +149,11 @@ def test_batches_keep_order_and_stay_below_the_limit(size):
     heavy = [("heavy", item, 0) for item in TARGET]
     consumed = Consumed.of(consumed_rows(heavy), vocabulary())
     names = pa.array(["light"] * 5 + ["heavy"] * 2)
-    limit = 2 * (8 * length + 20 + 4 * 3)
+    limit = 2 * (8 * length + 28 + 4 * 3)
     made = list(
         batches(
             (indices, ages),
+            ends=np.arange(rows, dtype=np.int64),
             times=np.arange(rows, dtype=np.int64) + 1,
             folds=np.zeros(rows, dtype=np.int32),
             noise_keys=np.arange(rows, dtype=np.int64),

@@ -108,6 +108,7 @@ def contexts(rows: int, exclude: int = 2) -> Contexts:
     return Contexts(
         history_items=np.ones((rows, 4), np.int32),
         history_ages=np.zeros((rows, 4), np.float32),
+        history_end=np.full(rows, 10**15 - 1),
         event_time=np.full(rows, 10**15),
         fold=np.full(rows, -1, np.int32),
         noise_key=np.arange(rows) * 7,
@@ -237,7 +238,7 @@ def test_an_abandoned_stream_cancels_what_is_in_flight():
 
 def test_large_batches_travel_in_parts_within_both_limits():
     server = Server(max_rows=8)
-    row = 4 * 8 + 20 + 8 + 12
+    row = 4 * 8 + 28 + 8 + 12
     samples = scorer(server, max_request_mb=row * 5 / 2**20).sample(contexts(23), 3)
     assert samples.items[:, 0].tolist() == [7 * row % CATALOGUE for row in range(23)]
     assert server.module.batches[1:] == [5, 5, 5, 5, 3]

@@ -104,12 +104,17 @@ def test_popularity_is_blended_once_for_equal_times(pairs):
     fitted = popularity.fit(pairs, 8)
     time = torch.tensor([40, 70, 40, 95]) * DAY
     known = features(fitted, time)
-    weights = [{"count": 0.7, "days_20_from_4": -1.5}, {"days_3_from_1": 0.5}]
-    for found, one in zip(popularity.blend(fitted, time, weights, torch.float32), weights, strict=True):
-        torch.testing.assert_close(found, sum(weight * known[name] for name, weight in one.items()))
-    at = popularity.at_instants(fitted, weights[0])
+    weights = {"count": 0.7, "days_20_from_4": -1.5}
+    of_all = torch.tensor([weights.get(name, 0.0) for name in popularity.FEATURES])
+    of_each = torch.randn(len(time), len(popularity.FEATURES), generator=torch.Generator().manual_seed(1))
+    same, own = popularity.weighted(fitted, time, [of_all, of_each])
+    torch.testing.assert_close(same, sum(weight * known[name] for name, weight in weights.items()))
+    stacked = torch.stack([known[name] for name in popularity.FEATURES], 1)
+    torch.testing.assert_close(own, (of_each[:, :, None] * stacked).sum(1))
+    assert (popularity.weighted(fitted, time, [of_all * 0])[0] == 0).all()
+    at = popularity.at_instants(fitted, weights)
     expected = features(fitted, fitted["instants"])
-    torch.testing.assert_close(at, sum(weight * expected[name] for name, weight in weights[0].items()).log_softmax(1))
+    torch.testing.assert_close(at, sum(weight * expected[name] for name, weight in weights.items()).log_softmax(1))
 
 
 def test_popularity_stands_still_after_its_last_instant(pairs):
@@ -276,7 +281,7 @@ def test_sequential_asks_for_the_same_state_as_it_was_trained_on(pairs):
     x = p["source"][items]
     visible = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril() & (items > 0)[:, None]
     trained = sequential._states(p, x, x, (days[:, :, None] - days[:, None]).clamp(min=0), visible)[:, -1]
-    batch = Batch(items, days[:, -1:] - days, torch.tensor([0]), torch.tensor([pairs.n_target]))
+    batch = Batch(items, days[:, -1:] - days, torch.tensor([0]), torch.tensor([0]), torch.tensor([pairs.n_target]))
     found = sequential.score(p, batch, torch.zeros(pairs.n_target))
     torch.testing.assert_close(found, trained @ p["target"].T, rtol=1e-5, atol=1e-6)
 

@@ -42,10 +42,12 @@ def make_contexts(world: SimpleNamespace, rows: int, *, seed: int = 0, exclude: 
     items = np.where(there, random.integers(0, world.pairs.n_source + 1, (rows, LENGTH)), 0)
     ages = np.where(there, np.sort(random.exponential(30, (rows, LENGTH)))[:, ::-1], 0)
     ages[:, -1] = 0
+    time = random.integers(0, 110, rows) * DAY + 1
     return Contexts(
         history_items=items.astype(np.int32),
         history_ages=ages.astype(np.float32),
-        event_time=random.integers(0, 110, rows) * DAY + 1,
+        history_end=time - 1,
+        event_time=time,
         fold=random.integers(-1, 2, rows).astype(np.int32),
         noise_key=random.integers(-(2**63), 2**63, rows),
         exclude=random.integers(-1, world.pairs.n_target, (rows, exclude)).astype(np.int32),
@@ -76,9 +78,10 @@ def test_a_version_of_the_former_layout_answers_as_it_did(world):
         ["frequency", "linear", "factorisation", "sequential", "count", "days_90", "days_20", "days_3", "backoff"],
     )
     straight = calibration_table()
-    straight[:, [now.index(name) for name in now if "_from_" in name]] = 0
+    straight[:, [now.index(name) for name in now if "_from_" in name or "_by_" in name]] = 0
     tables = ("shared/calibration/all", "shared/calibration/held_out")
-    tensors = world.tensors | dict.fromkeys(tables, straight[:, [now.index(name) for name in former]])
+    tensors = {name: tensor for name, tensor in world.tensors.items() if "/tastes/" not in name}
+    tensors |= dict.fromkeys(tables, straight[:, [now.index(name) for name in former]])
     for name in [name for name in tensors if name.startswith("shared/popularity/")]:
         tensor = tensors.pop(name)
         tensors |= {f"{number}/popularity/{name.rpartition('/')[2]}": tensor for number in (-1, 0, 1)}
@@ -324,8 +327,8 @@ def test_the_module_needs_torch_numpy_and_safetensors_alone(world, folder):
         from scalr_prod.translator.module import DESCRIPTION, TranslatorModule
         module = TranslatorModule.load({str(folder)!r})
         contexts = Contexts(
-            np.ones((2, 3), np.int32), np.zeros((2, 3), np.float32), np.full(2, 2**60), np.array([-1, 0], np.int32),
-            np.arange(2), np.empty((2, 0), np.int32),
+            np.ones((2, 3), np.int32), np.zeros((2, 3), np.float32), np.full(2, 2**59), np.full(2, 2**60),
+            np.array([-1, 0], np.int32), np.arange(2), np.empty((2, 0), np.int32),
         )
         print(module.sample(contexts, 2).items.min())
     """

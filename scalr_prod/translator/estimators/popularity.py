@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 
     from scalr_prod.translator.pairs import Pairs, Parameters
 
-__all__ = ["COUNTS", "FEATURES", "at_instants", "blend", "feature", "fit", "log_counts", "prior"]
+__all__ = ["COUNTS", "DECAYED", "FEATURES", "at_instants", "feature", "fit", "log_counts", "prior", "weighted"]
 
 #: Count → (half-life in days, events added to every item's count, so that the least known one can still be proposed).
-_DECAYED: Final[dict[str, tuple[float, float]]] = {
+DECAYED: Final[dict[str, tuple[float, float]]] = {
     "count": (math.inf, 0.5),
     "days_90": (90.0, 0.2),
     "days_20": (20.0, 0.1),
     "days_3": (3.0, 0.05),
 }
-COUNTS: Final = tuple(_DECAYED)
+COUNTS: Final = tuple(DECAYED)
 #: Where the line bends, in events with what is added; an item that can be proposed has one event in all at least.
 _BENDS: Final = {"count": (4,), "days_90": (1, 4), "days_20": (1, 4), "days_3": (1, 4)}
 _BENT: Final = {f"{name}_from_{least}": (name, math.log(least)) for name, bends in _BENDS.items() for least in bends}
@@ -62,10 +62,10 @@ def fit(pairs: Pairs, most: int = INSTANTS) -> Parameters:
     item, time = item[order], time[order]
     instants = _instants(pairs, time, most)
     start = np.searchsorted(time, np.append(instants, pairs.popularity_until), side="left")
-    states = {name: np.zeros((len(instants), pairs.n_target)) for name in _DECAYED}
+    states = {name: np.zeros((len(instants), pairs.n_target)) for name in DECAYED}
     for row in range(1, len(instants)):
         passed = slice(start[row - 1], start[row])
-        for name, (half_life, _) in _DECAYED.items():
+        for name, (half_life, _) in DECAYED.items():
             age = (instants[row] - time[passed]) / (_DAY_US * half_life)
             states[name][row] = states[name][row - 1] * 0.5 ** ((instants[row] - instants[row - 1]) / (_DAY_US * half_life))
             states[name][row] += np.bincount(item[passed], weights=0.5**age, minlength=pairs.n_target)
@@ -84,7 +84,7 @@ def prior(pairs: Pairs) -> torch.Tensor:
     """log P(i) by all events of the training slice: float32 [n_target]."""
     import numpy as np
 
-    counts = np.log(np.asarray(pairs.target_matrix().sum(axis=0)).ravel() + _DECAYED["count"][1])
+    counts = np.log(np.asarray(pairs.target_matrix().sum(axis=0)).ravel() + DECAYED["count"][1])
     return torch.from_numpy(counts - np.logaddexp.reduce(counts)).float()
 
 
@@ -122,7 +122,7 @@ def log_counts(parameters: Parameters, time: torch.Tensor, dtype: Any = torch.fl
     place = (owner * parameters["count"].shape[1] + parameters["item"][event])[before]
     elapsed = ((time - instant).to(dtype) / _DAY_US)[:, None]
     found = {}
-    for name, (half_life, smoothing) in _DECAYED.items():
+    for name, (half_life, smoothing) in DECAYED.items():
         state = parameters[name][row].to(dtype).mul_(0.5 ** (elapsed / half_life))
         state.view(-1).index_add_(0, place, number * 0.5 ** (age / half_life))
         found[name] = state.add_(smoothing).log_()
@@ -131,22 +131,42 @@ def log_counts(parameters: Parameters, time: torch.Tensor, dtype: Any = torch.fl
 
 def at_instants(parameters: Parameters, weights: Mapping[str, float]) -> torch.Tensor:
     """Weighted features at the instants alone, normalised over the items: float32 [G, N]."""
-    counts = {name: (parameters[name] + added).log() for name, (_, added) in _DECAYED.items()}
+    counts = {name: (parameters[name] + added).log() for name, (_, added) in DECAYED.items()}
     return sum(weight * feature(counts, name) for name, weight in weights.items()).log_softmax(1)
 
 
-def blend(parameters: Parameters, time: torch.Tensor, weights: Sequence[Mapping[str, float]], dtype: Any) -> list[torch.Tensor]:
-    """Weighted sums of the features as of each time: [B, N] for each set of weights, worked out once for equal times."""
+def weighted(
+    parameters: Parameters, time: torch.Tensor, weights: Sequence[torch.Tensor], dtype: Any = torch.float32
+) -> list[torch.Tensor]:
+    """Weighted sums of the features as of each time, which are worked out once for equal times.
+
+    Args:
+        parameters: As `fit` gives them.
+        time: int64 [B], microseconds.
+        weights: Each [F], or [B, F] where every row has its own; F in the order of `FEATURES`.
+        dtype: Of the answers.
+
+    Returns:
+        [B, N] for each set of weights.
+    """
     distinct, index = torch.unique(time, return_inverse=True)
     counts = log_counts(parameters, distinct, dtype)
-    sums = [torch.zeros_like(counts["count"]) for _ in weights]
-    for name in FEATURES:
-        used = [(total, one[name]) for total, one in zip(sums, weights, strict=True) if one.get(name)]
-        if used:
-            values = feature(counts, name)
-            for total, weight in used:
-                total.add_(values, alpha=weight)
-    return [total[index] for total in sums]
+    used = torch.stack([one.reshape(-1, one.shape[-1]).ne(0).any(0) for one in weights]).any(0).nonzero()[:, 0].tolist()
+    if not used:
+        return [torch.zeros(len(time), counts["count"].shape[1], dtype=dtype, device=time.device) for _ in weights]
+    features = torch.stack([feature(counts, FEATURES[number]) for number in used], 1)
+    sums = []
+    for one in weights:
+        kept = one[..., used].to(dtype)
+        if one.ndim == 1:
+            sums.append((kept @ features)[index])
+            continue
+        total = features.new_empty(len(time), features.shape[2])
+        for moment, values in enumerate(features):
+            rows = (index == moment).nonzero()[:, 0]
+            total[rows] = kept[rows] @ values
+        sums.append(total)
+    return sums
 
 
 def _row(parameters: Parameters, time: torch.Tensor) -> torch.Tensor:
