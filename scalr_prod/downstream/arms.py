@@ -31,7 +31,7 @@ CONTROLS: Final = ("popularity", "trend", "shuffled", "duplicated", "frequency",
 RIVAL: Final = "model_level_transfer"
 ABLATIONS: Final = (
     "dose_0.25", "dose_0.5", "dose_2", "align_off", "align_on", "filter_off", "filter_on",
-    "only_linear", "only_factorisation", "only_sequential", "personal", "personal_shuffled",
+    "only_linear", "only_factorisation", "only_sequential",
 )  # fmt: skip
 #: Arms that need an estimator of their own in the translator.
 NEEDS: Final = {"frequency": "frequency", "trend": "popularity"} | {
@@ -115,8 +115,6 @@ class Maker:
                 f"only_{name}": lambda name=name: self.draw(replace(base, member=name))  # type: ignore[misc]
                 for name in ("linear", "factorisation", "sequential")
             },
-            "personal": lambda: self.draw(replace(base, member="personal")),
-            "personal_shuffled": lambda: self._shuffled(self.draw(replace(base, member="personal")), rng),
         }
         return kinds[arm]()
 

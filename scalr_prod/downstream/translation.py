@@ -34,7 +34,7 @@ class Draw:
         temperature: 1 samples from P; towards 0: top-k.
         min_lift: The confidence filter; 0 is off.
         align: Bucket-wise downsampling.
-        member: ``mixture``, ``personal`` (ε = 0), or one estimator alone.
+        member: ``mixture``, or one estimator alone.
         seed: Of the draws.
     """
 

@@ -3,14 +3,11 @@
 The likelihood's normaliser runs over the whole catalogue; it is estimated from items drawn for each event from a proposal near
 the answer, each weighted by one over its expected number, so that every event of the slice can be used. An estimator's weight
 may not be negative: it would speak against what its own evidence says, to make up for another's error.
-
-Likelihood cares for every event alike, a ranking for the few items at its head, and the two do not want the same: a share ε of
-popularity alone is added, the one at which the mixture ranks the slice best (`_share`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -18,8 +15,7 @@ import torch
 
 from scalr_prod.translator.batch import Batch
 from scalr_prod.translator.estimators import popularity
-from scalr_prod.translator.metrics import gains_of, ranks_of
-from scalr_prod.translator.mixture import MEMBERS, by_member, tilts, weight_names
+from scalr_prod.translator.mixture import MEMBERS, tilts, weight_names
 from scalr_prod.translator.tastes import TASTES
 
 if TYPE_CHECKING:
@@ -41,12 +37,8 @@ _SMALL_STEP: Final = 3e-3
 #: Pulls a weight towards 0 by so many events' worth, so that a slice of a few events gives no wild weights; and one that a taste tilts by.
 PENALTY: Final = 2.0
 TILT_PENALTY: Final = 8.0
-#: Values of ε whose rankings are looked at, the largest first: what the user's history says keeps a share, small at the least, in any case.
-SHARES: Final = tuple(1 - 0.6**step for step in range(10, -1, -1))
 _CHUNK_ROWS: Final = 128
 _FEATURES: Final = len(popularity.FEATURES)
-#: Where a table has the mixture's ε.
-_SHARE: Final = MEMBERS.index("mixture"), weight_names().index("backoff")
 
 
 def neutral() -> torch.Tensor:
@@ -84,9 +76,8 @@ def calibrate(
     scores /= scale[:, None]
 
     def table(chosen: NDArray[np.int64]) -> torch.Tensor:
-        found = _fit_members(module, evidence.take(torch.from_numpy(chosen)), scale)
-        if module.has_popularity:
-            found[_SHARE] = _share(module, found, evidence, scale, contexts, labels, chosen)
+        found = _fit_members(module, evidence.take(torch.from_numpy(chosen)))
+        found[:, [weight_names().index(name) for name in module.estimators]] /= scale
         return found
 
     every = table(np.arange(len(rows)))
@@ -161,8 +152,8 @@ def _proposal(scores: list[torch.Tensor], counts: dict[str, torch.Tensor], batch
     return torch.stack([x.masked_fill(hidden, -torch.inf).softmax(1) for x in logits]).mean(0)
 
 
-def _fit_members(module: TranslatorModule, evidence: _Evidence, scale: torch.Tensor, only: str | None = None) -> torch.Tensor:
-    """Every member's weights, or those of one; the scores of the evidence were divided by ``scale`` [E]."""
+def _fit_members(module: TranslatorModule, evidence: _Evidence) -> torch.Tensor:
+    """Every member's weights, on standardised scores."""
     names = weight_names()
     scored = list(module.estimators)
     known = list(popularity.FEATURES if module.has_popularity else popularity.FEATURES[:1])
@@ -174,13 +165,10 @@ def _fit_members(module: TranslatorModule, evidence: _Evidence, scale: torch.Ten
     members: dict[str, tuple[list[str], list[str]]] = {name: ([name, "count"], []) for name in scored}
     members |= {"popularity": (known, []), "mixture": ([*scored, *known], known)}
     for member, (plain, tilted) in members.items():
-        if only not in {None, member}:
-            continue
         row = table[MEMBERS.index(member)]
         row.zero_()
         found = _fit(evidence, [columns[x] for x in plain], [columns[x] for x in tilted], [x in scored for x in plain])
         row[[names.index(name) for name in (*plain, *(tilting if tilted else ()))]] = found
-    table[:, [names.index(name) for name in scored]] /= scale
     return table
 
 
@@ -232,32 +220,3 @@ def _maximise(evidence: _Evidence, plain: list[int], tilted: list[int]) -> torch
         if float(step.norm()) < _SMALL_STEP:
             break
     return weights[free].float()
-
-
-def _share(
-    module: TranslatorModule,
-    table: torch.Tensor,
-    evidence: _Evidence,
-    scale: torch.Tensor,
-    contexts: Contexts,
-    labels: NDArray[np.int32],
-    chosen: NDArray[np.int64],
-) -> float:
-    """The ε at which the mixture ranks the chosen rows best; of equals the largest.
-
-    The earlier half of the rows is ranked with the weights of the later one, and the later with those of the earlier: weights rank what
-    they were fitted on better than anything else.
-    """
-    ordered = chosen[np.argsort(contexts.event_time[chosen], kind="stable")]
-    gains = torch.zeros(len(SHARES), dtype=torch.float64)
-    halves = ordered[: len(ordered) // 2], ordered[len(ordered) // 2 :]
-    for ranked, fitted in (halves, halves[::-1]):
-        row = _fit_members(module, evidence.take(torch.from_numpy(fitted)), scale, "mixture")[_SHARE[0]]
-        weights = by_member(torch.cat([row[None], table[1:]]), weight_names())
-        mixture = replace(module.parameter_set(-1), calibration=weights)
-        whole, label = Batch.of(contexts.take(ranked), module.first_seen), torch.from_numpy(labels[ranked].astype(np.int64))
-        with torch.inference_mode():
-            for part in torch.arange(len(label)).split(_CHUNK_ROWS):
-                own, prior, _ = mixture.parts(whole.take(part))
-                gains += torch.stack([gains_of(ranks_of(own.lerp(prior, share), label[part])).sum() for share in SHARES])
-    return SHARES[int(gains.argmax())]

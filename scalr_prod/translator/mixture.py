@@ -3,17 +3,17 @@
 Every estimator e has a score s_e(i | context); popularity has features f(i, t) of an item at a time. A *member* is the mixture or one
 estimator alone:
 
-    P(i | context) = (1 - ε) softmax_i( Σ_e c_e s_e(i | context) + Σ_f (b_f + Σ_z d_fz z(context)) f(i, t) ) + ε P(i | t)
+    P(i | context) = softmax_i( Σ_e c_e s_e(i | context) + Σ_f (b_f + Σ_z d_fz z(context)) f(i, t) )
 
-over the eligible items, with c ≥ 0, b and d fitted by log-likelihood on a slice of time (`calibration`), ε by its ranking. The prior
-P(i | t) is the member ``popularity``, which has no score: what everybody chooses just now. The softmax is what this user would choose:
-the same features, weighed by the user's tastes z (`tastes`; none but the mixture has them), and what the estimators make of the history.
+over the eligible items, with c ≥ 0, b and d fitted by log-likelihood on a slice of time (`calibration`). The member ``popularity``, which
+has no score, is the prior P(i | t): what everybody chooses just now. The mixture is what this user would choose: the same features,
+weighed by the user's tastes z (`tastes`; no other member has them), and what the estimators make of the history.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
@@ -30,19 +30,12 @@ __all__ = ["MEMBERS", "Mixture", "by_member", "tilts", "weight_names"]
 
 #: Rows of a calibration table.
 MEMBERS: Final = ("mixture", "popularity", *SCORED)
-#: The mixture with ε = 0: nothing but what this user would choose.
-PERSONAL: Final = "personal"
 _FEATURES: Final = popularity.FEATURES
-#: Columns of the calibration tables of versions that do not name them.
-FORMER_COLUMNS: Final = (
-    *("frequency", "linear", "factorisation", "sequential"),
-    *("count", "days_90", "days_20", "days_3", "backoff"),
-)
 
 
 def weight_names() -> tuple[str, ...]:
-    """Columns of a calibration table: c of each estimator, b of each feature, d of each feature and taste, ε."""
-    return (*SCORED, *_FEATURES, *(name for taste in TASTES for name in tilts(taste)), "backoff")
+    """Columns of a calibration table: c of each estimator, b of each feature, d of each feature and taste."""
+    return (*SCORED, *_FEATURES, *(name for taste in TASTES for name in tilts(taste)))
 
 
 def tilts(taste: str) -> tuple[str, ...]:
@@ -54,7 +47,7 @@ def by_member(table: torch.Tensor, columns: Sequence[str]) -> dict[str, dict[str
     """A calibration table, float32 [len(MEMBERS), columns], as member → weight name → weight; what has no column weighs nothing.
 
     Raises:
-        ValueError: A column is none of `weight_names`: a later package wrote it.
+        ValueError: A column is none of `weight_names`: another package wrote it.
     """
     unknown = set(columns) - set(weight_names())
     if unknown:
@@ -65,24 +58,6 @@ def by_member(table: torch.Tensor, columns: Sequence[str]) -> dict[str, dict[str
     return {member: nothing | dict(zip(columns, row, strict=True)) for member, row in zip(MEMBERS, table.tolist(), strict=True)}
 
 
-class Parts(NamedTuple):
-    """What a member is the sum of.
-
-    Attributes:
-        own: Its own softmax: [B, N], 0 for items that are not eligible.
-        prior: P(i | t): [B, N], likewise.
-        backoff: ε.
-    """
-
-    own: torch.Tensor
-    prior: torch.Tensor
-    backoff: float
-
-    def total(self) -> torch.Tensor:
-        """P(i | context): [B, N]."""
-        return self.own.lerp(self.prior, self.backoff) if self.backoff else self.own
-
-
 @dataclass
 class Mixture:
     """A parameter set.
@@ -91,7 +66,7 @@ class Mixture:
         estimators: Names of those with a score, in order.
         parameters: Their tensors.
         popularity: The prior's tensors.
-        tastes: Those that tastes are told with; none in versions that did not know them.
+        tastes: Those that tastes are told with.
         calibration: Member → weight name → weight.
     """
 
@@ -114,28 +89,22 @@ class Mixture:
             calibration=by_member(table, columns),
         )
 
-    def parts(self, batch: Batch, *, member: str = "mixture", dtype: Any = torch.float32) -> Parts:
-        """What a member is the sum of."""
-        weights = self.calibration["mixture" if member == PERSONAL else member]
-        wanted = [self._feature_weights("popularity", batch, dtype)]
-        if member != "popularity":
-            wanted.append(self._feature_weights("mixture" if member == PERSONAL else member, batch, dtype))
-        blended = popularity.weighted(self.popularity, batch.time, wanted, dtype)
-        prior = _normalised(blended[0], batch)
-        if member == "popularity":
-            return Parts(prior, prior, 0.0)
-        logits = blended[1]
-        for name in self.estimators:
-            if weights[name] != 0:
-                logits.add_(self.score(name, batch, dtype), alpha=weights[name])
-        return Parts(_normalised(logits, batch), prior, 0.0 if member == PERSONAL else weights["backoff"])
-
     def probabilities(
         self, batch: Batch, *, member: str = "mixture", dtype: Any = torch.float32
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """P(i | context) of a member, and the prior P(i | t): [B, N] each, 0 for items that are not eligible."""
-        parts = self.parts(batch, member=member, dtype=dtype)
-        return parts.total(), parts.prior
+        wanted = [self._feature_weights("popularity", batch, dtype)]
+        if member != "popularity":
+            wanted.append(self._feature_weights(member, batch, dtype))
+        blended = popularity.weighted(self.popularity, batch.time, wanted, dtype)
+        prior = _normalised(blended[0], batch)
+        if member == "popularity":
+            return prior, prior
+        weights, logits = self.calibration[member], blended[1]
+        for name in self.estimators:
+            if weights[name] != 0:
+                logits.add_(self.score(name, batch, dtype), alpha=weights[name])
+        return _normalised(logits, batch), prior
 
     def tastes_of(self, batch: Batch, dtype: Any = torch.float32) -> torch.Tensor:
         """The users' tastes: [B, T]."""

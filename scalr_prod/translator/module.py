@@ -21,7 +21,7 @@ from scalr_prod.translator import noise
 from scalr_prod.translator.batch import Batch
 from scalr_prod.translator.contexts import NO_ITEM, Contexts, Samples
 from scalr_prod.translator.estimators import SCORED
-from scalr_prod.translator.mixture import FORMER_COLUMNS, Mixture
+from scalr_prod.translator.mixture import Mixture
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -57,7 +57,7 @@ class TranslatorModule(torch.nn.Module):
         self.n_target = len(self.first_seen)
         self.n_source = int(metadata["n_source"])
         self._numbers = noise.item_numbers(self.n_target).to(self.device)
-        columns = json.loads(metadata["weights"]) if "weights" in metadata else FORMER_COLUMNS
+        columns = json.loads(metadata["weights"])
         self._sets = {fold: Mixture.of(tensors, fold, self.estimators, columns) for fold in range(-1, self.folds)}
 
     def parameter_set(self, fold: int) -> Mixture:
@@ -99,7 +99,9 @@ class TranslatorModule(torch.nn.Module):
             with safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 return cls(tensors, json.loads(file.metadata()[DESCRIPTION]), device, threads)
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        except KeyError as error:
+            raise _unreadable(folder, f"it has no {error}, as those of former packages") from error
+        except (SafetensorError, TypeError, ValueError) as error:
             raise _unreadable(folder, str(error)) from error
 
     def sample(
@@ -114,7 +116,7 @@ class TranslatorModule(torch.nn.Module):
             k: Draws for each.
             temperature: 1 draws from P itself; towards 0 it becomes the k most probable.
             min_lift: A draw with P(i | context) < min_lift × P(i) comes back as ``NO_ITEM``, with its probability.
-            member: ``mixture``, ``personal`` (the mixture with ε = 0), or one estimator alone.
+            member: ``mixture``, or one estimator alone.
 
         Returns:
             [B, k] each; see `Samples`.
@@ -148,7 +150,7 @@ class TranslatorModule(torch.nn.Module):
         Args:
             contexts: B of them.
             candidates: int32 [B, C], target indices; ``NO_ITEM`` and items that were not yet there get 0.
-            member: ``mixture``, ``personal`` (the mixture with ε = 0), or one estimator alone.
+            member: ``mixture``, or one estimator alone.
 
         Returns:
             Two float32 arrays [B, C].
@@ -204,9 +206,7 @@ class TranslatorModule(torch.nn.Module):
     ) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
         """The draws, and in which rows rounding may have decided one: two keys, or a lift and its limit, are too near."""
         batch = Batch.of(contexts, self.first_seen)
-        parts = mixture.parts(batch, member=member, dtype=dtype)
-        own, prior, backoff = parts
-        probabilities = parts.total()
+        probabilities, prior = mixture.probabilities(batch, member=member, dtype=dtype)
         low, high = noise.key_words(contexts.noise_key)
         race = noise.exponential((low.to(self.device), high.to(self.device)), self._numbers, dtype)
         # The order of P^(1 / temperature) / E, in the form whose powers neither overflow nor vanish.
@@ -224,11 +224,9 @@ class TranslatorModule(torch.nn.Module):
         there = best > 0
         p = torch.where(there, probabilities.gather(1, chosen), 0)
         q = torch.where(there, prior.gather(1, chosen), 0)
-        # P >= min_lift x prior, without what the two have in common: beside a large ε its rounding would decide.
-        above = (1 - backoff) * own.gather(1, chosen)
-        excess = above - (min_lift - backoff) * q
-        if own is not prior:
-            close |= (there & (excess.abs() < _MARGIN * above)).any(1)
+        excess = p - min_lift * q
+        if probabilities is not prior:
+            close |= (there & (excess.abs() < _MARGIN * p)).any(1)
         chosen = torch.where(there & (excess >= 0), chosen, NO_ITEM)
         return (
             _padded(chosen, k, NO_ITEM).astype(np.int32),

@@ -117,7 +117,6 @@ def test_duplicated_repeats_real_events(maker):
         ("only_linear", {"member": "linear"}),
         ("only_factorisation", {"member": "factorisation"}),
         ("only_sequential", {"member": "sequential"}),
-        ("personal", {"member": "personal"}),
     ],
 )
 def test_an_arm_changes_one_thing(maker, arm, change):

@@ -1,4 +1,4 @@
-"""Calibration finds the weights that answers were drawn with, and the share of popularity that ranks best."""
+"""Calibration finds the weights that answers were drawn with."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from translator_world import DAY, METADATA, SETTINGS, make_log
 
-from scalr_prod.translator.calibration import SHARES, calibrate, neutral
+from scalr_prod.translator.calibration import calibrate, neutral
 from scalr_prod.translator.fitting import fit_sets
 from scalr_prod.translator.metrics import measure
 from scalr_prod.translator.mixture import MEMBERS, weight_names
@@ -41,13 +41,12 @@ class World:
         return measure(self.module(table), self.contexts, labels, everybody, member=member)["all"].nll
 
 
-def table_of(weights: dict[str, float], backoff: float) -> torch.Tensor:
+def table_of(weights: dict[str, float]) -> torch.Tensor:
     table = neutral()
     row = table[MEMBERS.index("mixture")]
     row.zero_()
     for name, weight in weights.items():
         row[weight_names().index(name)] = weight
-    row[weight_names().index("backoff")] = backoff
     return table
 
 
@@ -73,10 +72,9 @@ def calibrated(world: World, labels: np.ndarray) -> torch.Tensor:
 
 
 def test_answers_of_a_mixture_give_its_likelihood_back(world):
-    true = table_of(TRUE, 0.0)
+    true = table_of(TRUE)
     labels = drawn_by(world, true)
     found = calibrated(world, labels)
-    found[0, weight_names().index("backoff")] = 0.0
     fitted, best, popularity = (
         world.nll(t, labels, m) for t, m in ((found, "mixture"), (true, "mixture"), (found, "popularity"))
     )
@@ -86,10 +84,9 @@ def test_answers_of_a_mixture_give_its_likelihood_back(world):
 
 
 def test_tastes_that_tilt_popularity_are_found_again(world):
-    true = table_of(TRUE | {"days_20_by_taste_count": 1.5, "count_by_recent": -1.0}, 0.0)
+    true = table_of(TRUE | {"days_20_by_taste_count": 1.5, "count_by_recent": -1.0})
     labels = drawn_by(world, true)
     found = calibrated(world, labels)
-    found[0, weight_names().index("backoff")] = 0.0
     without = found.clone()
     without[:, [place for place, name in enumerate(weight_names()) if "_by_" in name]] = 0
     assert world.nll(found, labels) < world.nll(true, labels) + 0.01
@@ -97,39 +94,22 @@ def test_tastes_that_tilt_popularity_are_found_again(world):
 
 
 def test_no_estimator_speaks_against_its_own_evidence(world):
-    labels = drawn_by(world, table_of(TRUE | {"factorisation": -3.0}, 0.0))
+    labels = drawn_by(world, table_of(TRUE | {"factorisation": -3.0}))
     names = weight_names()
     found = calibrated(world, labels)
     assert (found[:, [names.index(name) for name in ("frequency", "linear", "factorisation", "sequential")]] >= 0).all()
 
 
-@pytest.mark.parametrize("weights", [TRUE, {"count": 0.2, "days_20_from_1": 2.0}])
-def test_popularity_gets_the_share_that_ranks_best(world, weights):
-    """Judged by other answers than those that it was chosen on."""
-    found = calibrated(world, drawn_by(world, table_of(weights, 0.0)))
-    fresh = drawn_by(world, table_of(weights, 0.0), seed=6)
-    place = 0, weight_names().index("backoff")
-    everybody = {"all": np.ones(len(fresh), bool)}
-
-    def ndcg(share: float) -> float:
-        other = found.clone()
-        other[place] = share
-        return measure(world.module(other), world.contexts, fresh, everybody)["all"].ndcg
-
-    assert float(found[place]) in [pytest.approx(share) for share in SHARES]
-    assert ndcg(float(found[place])) >= 0.99 * max(map(ndcg, SHARES))
-
-
 def test_where_history_says_nothing_the_mixture_is_no_worse_than_popularity(world):
     weights = {"count": 0.2, "days_20_from_1": 2.0}
-    found = calibrated(world, drawn_by(world, table_of(weights, 0.0)))
-    fresh = drawn_by(world, table_of(weights, 0.0), seed=6)
+    found = calibrated(world, drawn_by(world, table_of(weights)))
+    fresh = drawn_by(world, table_of(weights), seed=6)
     assert world.nll(found, fresh) < world.nll(found, fresh, "popularity") + 0.02
 
 
 def test_answers_count_for_the_contexts_they_were_given_in(world):
     """What is learned from answers dealt out anew explains the true ones no better than popularity does; what they teach does."""
-    labels = drawn_by(world, table_of(TRUE, 0.0))
+    labels = drawn_by(world, table_of(TRUE))
     dealt = np.random.default_rng(3).permutation(labels)
     true, other = calibrated(world, labels), calibrated(world, dealt)
     popularity = world.nll(true, labels, "popularity")
@@ -138,7 +118,7 @@ def test_answers_count_for_the_contexts_they_were_given_in(world):
 
 
 def test_too_few_held_out_users_share_the_table_of_all(world):
-    labels = drawn_by(world, table_of(TRUE, 0.0))
+    labels = drawn_by(world, table_of(TRUE))
     few = np.zeros(len(labels), bool)
     few[:40] = True
     every, held = calibrate(world.module(neutral()), world.contexts.take(np.arange(60)), labels[:60], few[:60], seed=0)

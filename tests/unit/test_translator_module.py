@@ -60,44 +60,25 @@ def equal(one: Samples, other: Samples) -> None:
     np.testing.assert_allclose(one.prior, other.prior, rtol=1e-5, atol=1e-7)
 
 
-def test_the_mixture_is_the_personal_part_and_the_prior(world):
+@pytest.mark.parametrize("name", ["days_1", "backoff"])
+def test_a_version_of_another_package_is_refused(world, name):
+    """A later one may weigh what this one does not know; a former one mixed in a share of popularity."""
+    other = [*weight_names()[:-1], name]
+    with pytest.raises(ValueError, match=name):
+        TranslatorModule(world.tensors, world.metadata | {"weights": json.dumps(other)})
+
+
+def test_tastes_tilt_the_answers_of_the_mixture_alone(world):
     contexts = make_contexts(world, 40)
-    every = np.tile(np.arange(world.pairs.n_target, dtype=np.int32), (40, 1))
-    (whole, prior), (own, same) = (world.module.score(contexts, every, member=member) for member in ("mixture", "personal"))
-    backoff = world.module.parameter_set(0).calibration["mixture"]["backoff"]
-    assert 0 < backoff < 1
-    np.testing.assert_allclose(whole, (1 - backoff) * own + backoff * prior, rtol=1e-4, atol=1e-7)
-    np.testing.assert_array_equal(prior, same)
-    assert np.abs(own - prior).max() > 0.01
-
-
-def test_a_version_of_the_former_layout_answers_as_it_did(world):
-    """Tables had fewer columns and did not name them; every set had a popularity of its own."""
-    now, former = (
-        weight_names(),
-        ["frequency", "linear", "factorisation", "sequential", "count", "days_90", "days_20", "days_3", "backoff"],
-    )
-    straight = calibration_table()
-    straight[:, [now.index(name) for name in now if "_from_" in name or "_by_" in name]] = 0
     tables = ("shared/calibration/all", "shared/calibration/held_out")
-    tensors = {name: tensor for name, tensor in world.tensors.items() if "/tastes/" not in name}
-    tensors |= dict.fromkeys(tables, straight[:, [now.index(name) for name in former]])
-    for name in [name for name in tensors if name.startswith("shared/popularity/")]:
-        tensor = tensors.pop(name)
-        tensors |= {f"{number}/popularity/{name.rpartition('/')[2]}": tensor for number in (-1, 0, 1)}
-    contexts = make_contexts(world, 30)
-    old = TranslatorModule(tensors, {key: value for key, value in world.metadata.items() if key != "weights"})
-    equal(
-        old.sample(contexts, 4),
-        TranslatorModule(world.tensors | dict.fromkeys(tables, straight), world.metadata).sample(contexts, 4),
-    )
-    assert (old.sample(contexts, 4).items != world.module.sample(contexts, 4).items).any(), "the bends must show"
-
-
-def test_a_version_of_a_later_package_is_refused(world):
-    later = [*weight_names()[:-1], "days_1"]
-    with pytest.raises(ValueError, match="days_1"):
-        TranslatorModule(world.tensors, world.metadata | {"weights": json.dumps(later)})
+    straight = calibration_table()
+    straight[:, [place for place, name in enumerate(weight_names()) if "_by_" in name]] = 0
+    plain = TranslatorModule(world.tensors | dict.fromkeys(tables, straight), world.metadata)
+    every = np.tile(np.arange(world.pairs.n_target, dtype=np.int32), (40, 1))
+    for member in MEMBERS:
+        (found, prior), (expected, same) = (module.score(contexts, every, member=member) for module in (world.module, plain))
+        np.testing.assert_array_equal(prior, same)
+        assert (np.abs(found - expected).max() > 0.01) == (member == "mixture")
 
 
 def test_probabilities_sum_to_one_over_the_items_seen_before(world):

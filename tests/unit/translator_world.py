@@ -56,5 +56,4 @@ def calibration_table() -> torch.Tensor:
         table[0, names.index(name)] = table[MEMBERS.index(name), names.index(name)] = weight
     for name, weight in (("days_20_by_taste_count", 0.2), ("count_by_taste_days_3", -0.3), ("days_90_from_4_by_recent", 0.4)):
         table[0, names.index(name)] = weight
-    table[0, names.index("backoff")] = 0.05
     return table
