@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from scalr_prod.contracts import Table, schema_of
 from scalr_prod.lake import Lake
-from scalr_prod.ledger import Ledger, RunSpec, run_folder
+from scalr_prod.ledger import Ledger, RunSpec, RunState, run_folder
 from scalr_prod.quality import GateReport
 from scalr_prod.quality.accept import write_accepted
 from scalr_prod.settings import Settings, load_settings
@@ -64,6 +64,13 @@ def make_lake(lake: Lake, source: list | None = None, target: list | None = None
         schema = lake.schema(Table.TARGET_ITEMS)
         none = [None] * len(items)
         lake.append(Table.TARGET_ITEMS, pa.table([list(items), none, none, none], schema=schema), key="items")
+
+
+#: Settings of a gate that puts bad rows aside.
+QUARANTINE = '[quality]\npolicy = "quarantine"\nmax_quarantine_share = 0.2\n'
+#: Here u0 consumed ``eaten`` at hour 20, ``late`` is first seen at hour 90, ``unseen`` is in the catalogue only, and ``hidden``
+#: happened early but became known late.
+GATE_TARGET = [*target_rows(), ("u0", "eaten", 20, 20), ("other", "late", 90, 90), ("other", "hidden", 10, 5000)]
 
 
 @dataclass
@@ -187,6 +194,15 @@ class Handmade:
         with Ledger.open(self.settings) as ledger:
             ledger.set_stage(spec.run_id, "validated", cause="test")
         return spec
+
+    def state(self, run_id: str) -> RunState:
+        """Where a run stands in the ledger."""
+        with Ledger.open(self.settings) as ledger:
+            return ledger.run(run_id).state
+
+    def held(self) -> dict[str, int]:
+        """Rows of the view by run."""
+        return self.view()["run_id"].value_counts().to_dict()
 
     def view(self) -> pd.DataFrame:
         """What the feature view's table holds."""

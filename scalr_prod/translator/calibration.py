@@ -158,9 +158,6 @@ def _fit_members(module: TranslatorModule, evidence: _Evidence) -> torch.Tensor:
     scored = list(module.estimators)
     known = list(popularity.FEATURES if module.has_popularity else popularity.FEATURES[:1])
     columns = {name: column for column, name in enumerate([*scored, *popularity.FEATURES])}
-    tilting = [
-        name for taste in TASTES for feature, name in zip(popularity.FEATURES, tilts(taste), strict=True) if feature in known
-    ]
     table = neutral()
     members: dict[str, tuple[list[str], list[str]]] = {name: ([name, "count"], []) for name in scored}
     members |= {"popularity": (known, []), "mixture": ([*scored, *known], known)}
@@ -168,23 +165,24 @@ def _fit_members(module: TranslatorModule, evidence: _Evidence) -> torch.Tensor:
         row = table[MEMBERS.index(member)]
         row.zero_()
         found = _fit(evidence, [columns[x] for x in plain], [columns[x] for x in tilted], [x in scored for x in plain])
-        row[[names.index(name) for name in (*plain, *(tilting if tilted else ()))]] = found
+        row[[names.index(name) for name in plain]] = found[0]
+        for taste, tilt in zip(TASTES, found[1:], strict=False):  # nothing where no taste tilts
+            row[[names.index(tilts(taste)[popularity.FEATURES.index(name)]) for name in tilted]] = tilt[-len(tilted) :]
     return table
 
 
 def _fit(evidence: _Evidence, plain: list[int], tilted: list[int], positive: list[bool]) -> torch.Tensor:
-    """Weights that maximise Σ log P(label): of the plain columns, then of the tilted columns for each taste.
+    """Weights that maximise Σ log P(label): a row for the plain columns, then one for each taste where there are tilted ones.
 
     Weights that must be positive and would not be are left out, one fit after the other.
     """
     used = list(range(len(plain)))
     while True:
         found = _maximise(evidence, [plain[place] for place in used], tilted)
-        kept = [place for place, weight in zip(used, found.tolist(), strict=False) if weight >= 0 or not positive[place]]
+        kept = [place for place, weight in zip(used, found[0].tolist(), strict=True) if weight >= 0 or not positive[place]]
         if kept == used:
-            weights = found.new_zeros(len(plain) + len(found) - len(used))
-            weights[used] = found[: len(used)]
-            weights[len(plain) :] = found[len(used) :]
+            weights = found.new_zeros(len(found), len(plain))
+            weights[:, used] = found
             return weights
         used = kept
 
@@ -192,11 +190,11 @@ def _fit(evidence: _Evidence, plain: list[int], tilted: list[int], positive: lis
 def _maximise(evidence: _Evidence, plain: list[int], tilted: list[int]) -> torch.Tensor:
     """The weights, by Newton's method: what they maximise is concave.
 
-    A row weighs column c by Σ_a D[a, c] z_a, with z_0 = 1 and its tastes behind; D is free in row 0 and where tastes tilt. So the curvature
-    is the sum over the rows of z zᵀ (Kronecker) the columns' covariance.
+    A row of the evidence weighs column c by Σ_a D[a, c] z_a, with z_0 = 1 and its tastes behind; D is 0 where no taste tilts. So the
+    curvature is the sum over the rows of z zᵀ (Kronecker) the columns' covariance.
     """
-    rows_of_weights = 1 + evidence.tastes.shape[1] if tilted else 1
-    free = torch.tensor([[not a or column in tilted for column in plain] for a in range(rows_of_weights)])
+    many = 1 + evidence.tastes.shape[1] if tilted else 1
+    free = torch.tensor([[not a or column in tilted for column in plain] for a in range(many)])
     penalty = torch.full(free.shape, TILT_PENALTY, dtype=torch.float64)
     penalty[0] = PENALTY
     weights = torch.zeros(free.shape, dtype=torch.float64)
@@ -205,18 +203,18 @@ def _maximise(evidence: _Evidence, plain: list[int], tilted: list[int]) -> torch
         gradient, curvature = -2 * penalty * weights, (2 * penalty).flatten().diag()
         for rows in torch.arange(len(evidence)).split(_CHUNK_ROWS):
             x = evidence.values[rows][:, plain]
-            z = torch.cat([x.new_ones(len(rows), 1), evidence.tastes[rows]], 1)[:, :rows_of_weights]
+            z = torch.cat([x.new_ones(len(rows), 1), evidence.tastes[rows]], 1)[:, :many]
             p = (((z @ weights.float())[:, None] @ x)[:, 0] - evidence.log_q[rows]).softmax(1)
             mean = (x @ p[:, :, None])[:, :, 0]
             covariance = (x * p[:, None]) @ x.mT - mean[:, :, None] * mean[:, None]
             gradient += (z.T @ (x[:, :, 0] - mean)).double()
-            pairs = (z[:, :, None] * z[:, None]).flatten(1).T @ covariance.flatten(1)
-            size = (rows_of_weights, rows_of_weights, len(plain), len(plain))
-            curvature += pairs.view(size).transpose(1, 2).reshape(curvature.shape).double()
+            of_pairs = (z[:, :, None] * z[:, None]).flatten(1).T @ covariance.flatten(1)
+            of_pairs = of_pairs.view(many, many, len(plain), len(plain)).transpose(1, 2)
+            curvature += of_pairs.reshape(curvature.shape).double()
         kept = free.flatten()
         step = torch.zeros_like(weights)
         step[free] = torch.linalg.solve(curvature[kept][:, kept], gradient[free])
         weights += step / max(1.0, float(step.norm()))
         if float(step.norm()) < _SMALL_STEP:
             break
-    return weights[free].float()
+    return weights.float()

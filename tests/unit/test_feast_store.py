@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from feast_project import AS_OF, T0, VIEWS, hours, make_project, synthetic
 
@@ -22,7 +21,6 @@ from scalr_prod.feast_store import (
     point_in_time,
     read_window,
     repository,
-    save_dataset,
 )
 from scalr_prod.lake import Lake
 from scalr_prod.settings import load_settings
@@ -259,155 +257,6 @@ class TestReadWindow:
         window = {"start_date": hours(0)[0], "end_date": hours(19)[0]}
         assert len(store.get_historical_features(features=refs, **window).to_df()) == 2
         assert store.get_historical_features(features=refs, filter_by_created_timestamp=True, **window).to_df().empty
-
-
-class TestOtherTables:
-    """A view over a table that is not the lake's: partitioned, with other names, naive times and nanoseconds."""
-
-    @pytest.fixture
-    def view(self, tmp_path):
-        from deltalake import write_deltalake
-        from feast import Entity, FeatureView, Field, FileSource
-        from feast.data_format import DeltaFormat, ParquetFormat
-        from feast.types import Int64, String
-        from feast.value_type import ValueType
-
-        rows = pa.table({"who": ["a", "a", "b"], "value": [1, 2, 3], "at": hours(1, 2, 3), "half": ["x", "y", "x"]})
-        write_deltalake(str(tmp_path / "delta"), rows, partition_by=["half"])
-        frame = rows.to_pandas()
-        frame["at"] = frame["at"].dt.tz_localize(None).astype("datetime64[ns]")
-        frame.to_parquet(tmp_path / "rows.parquet")
-        user = Entity(name="person", join_keys=["user_id"], value_type=ValueType.STRING)
-
-        def make(kind: str):
-            path, form = ("delta", DeltaFormat()) if kind == "delta" else ("rows.parquet", ParquetFormat())
-            mapping = {"who": "user_id", "value": "score"}
-            source = FileSource(path=str(tmp_path / path), file_format=form, timestamp_field="at", field_mapping=mapping)
-            schema = [Field(name="user_id", dtype=String), Field(name="score", dtype=Int64), Field(name="half", dtype=String)]
-            return user, FeatureView(
-                name=f"other_{kind}", entities=[user], schema=schema, source=source, ttl=timedelta(hours=1)
-            )
-
-        return make
-
-    @pytest.mark.parametrize("kind", ["delta", "parquet"])
-    def test_it_is_joined_and_materialised(self, project, view, kind):
-        store = open_feature_store(project)
-        store.apply(list(view(kind)))
-        refs = [f"other_{kind}:score", f"other_{kind}:half"]
-        rows = pd.DataFrame({"user_id": ["a", "a", "a", "b"], "event_timestamp": hours(1.5, 3, 3.1, 3)})
-        found = store.get_historical_features(rows, refs).to_df()
-        assert found["score"].fillna(-1).tolist() == [1, 2, -1, 3], "after an hour a row counts as absent"
-        assert found["half"].fillna("-").tolist() == ["x", "y", "-", "x"]
-        window = store.get_historical_features(features=refs, start_date=hours(2)[0], end_date=hours(3)[0]).to_df()
-        assert sorted(window["score"]) == [2, 3]
-        store.materialize(T0, T0 + timedelta(days=1), feature_views=[f"other_{kind}"])
-        online = store.get_online_features(refs[:1], [{"user_id": "a"}, {"user_id": "b"}]).to_dict()
-        assert online["score"] == [2, 3]
-
-
-class TestWrites:
-    def test_rows_that_do_not_fit(self, project):
-        store = open_feature_store(project)
-        rows = pa.table(synthetic(["a"], [1], hours(5), "w")).to_pandas()
-        with pytest.raises(FeatureStoreError, match="must not be null"):
-            store.write_to_offline_store("synthetic_target_events", rows.assign(item_id=pd.array([None], "Int64")))
-        with pytest.raises(FeatureStoreError, match="do not fit the table"):
-            store.write_to_offline_store("synthetic_target_events", rows.assign(item_id="seven"))
-        with pytest.raises(ValueError, match="missing_expected_columns"):
-            store.write_to_offline_store("synthetic_target_events", rows.drop(columns="item_id"))
-        assert Lake.open(project).read(Table.SYNTHETIC_TARGET_EVENTS).num_rows == 2
-
-    def test_rows_taken_out_can_be_written_again(self, own):
-        store, lake = open_feature_store(own), Lake.open(own)
-        rows = pa.table(synthetic(["a"], [1], hours(5), "w")).to_pandas()
-        for _ in range(2):
-            store.write_to_offline_store("synthetic_target_events", rows)
-            assert lake.read(Table.SYNTHETIC_TARGET_EVENTS).num_rows == 3
-            lake.delete(Table.SYNTHETIC_TARGET_EVENTS, "event_id = 'w0'", key=str(datetime.now(UTC)))
-            assert lake.read(Table.SYNTHETIC_TARGET_EVENTS).num_rows == 2
-
-    def test_four_writers_at_once_lose_and_double_nothing(self, own):
-        from concurrent.futures import ThreadPoolExecutor
-
-        from scalr_prod.feast_store.session import session
-        from scalr_prod.feast_store.writes import append_new_rows
-
-        lake = Lake.open(own)
-        path = lake.uri(Table.SYNTHETIC_TARGET_EVENTS)
-
-        def write(writer: int) -> int:
-            # Each writer has ten rows of its own and ten that all of them send.
-            names = [f"own{writer}-{n}" for n in range(10)] + [f"shared-{n}" for n in range(10)]
-            rows = synthetic(["a"] * 20, [1] * 20, hours(*range(20)), "w") | {"event_id": names}
-            with session(memory_mb=64, threads=1, spill=None) as connection:
-                return append_new_rows(connection, path, {}, pa.table(rows), event="event_timestamp")
-
-        with ThreadPoolExecutor(4) as pool:
-            added = list(pool.map(write, range(4)))
-        found = lake.read(Table.SYNTHETIC_TARGET_EVENTS)["event_id"].to_pylist()
-        assert sum(added) == 50
-        assert len(found) == len(set(found)) == 52
-
-    def test_only_tables_of_the_lake(self, tmp_path):
-        from scalr_prod.feast_store.writes import append_new_rows
-
-        with pytest.raises(FeatureStoreError, match="only the lake's own tables"):
-            append_new_rows(None, str(tmp_path / "mine"), {}, pa.table({"a": [1]}), event="a")
-
-
-class TestOnline:
-    def test_what_a_rollback_took_out_is_no_longer_served(self, own):
-        refs, people = ["synthetic_target_events:event_id"], [{"user_id": "a"}, {"user_id": "b"}]
-
-        def served():
-            return open_feature_store(own).get_online_features(refs, people).to_dict()["event_id"]
-
-        assert materialize(own).emptied == ()
-        assert served() == ["e0", "e1"]
-        lake = Lake.open(own)
-        schema = lake.schema(Table.SYNTHETIC_TARGET_EVENTS)
-        more = pa.table(synthetic(["b"], [5], hours(9), "n")).select(schema.names).cast(schema)
-        lake.append(Table.SYNTHETIC_TARGET_EVENTS, more, key="more")
-        assert materialize(own).emptied == ()
-        assert served() == ["e0", "n0"]
-        lake.delete(Table.SYNTHETIC_TARGET_EVENTS, "event_id in ('e0', 'n0')", key="roll back")
-        report = materialize(own)
-        assert report.emptied == ("synthetic_target_events",)
-        assert served() == [None, "e1"]
-
-    def test_unknown_views(self, project):
-        with pytest.raises(FeatureStoreError, match="no feature view nothing"):
-            materialize(project, views=["nothing"])
-
-    def test_nothing_is_printed(self, project, capfd):
-        materialize(project)
-        assert capfd.readouterr().out == ""
-
-
-class TestSavedDatasets:
-    def test_a_folder_is_registered_with_its_labels(self, project, tmp_path):
-        rows = spine(["a", "b"], hours(9, 9), item_id=[1, 2], label=pa.array([1, 0], pa.int8()))
-        joined = point_in_time(project, rows, "downstream_training_v1")
-        folder = tmp_path / "rows"
-        folder.mkdir()
-        pq.write_table(joined, folder / "part-0.parquet")
-        for _ in range(2):
-            report = save_dataset(project, "mine_v1", path=folder)
-        assert set(report.columns) == set(joined.column_names)
-        with pytest.warns(RuntimeWarning, match="experimental"):
-            saved = open_feature_store(project).get_saved_dataset("mine_v1")
-        found = saved.to_df()
-        assert found["label"].tolist() == [1, 0]
-        assert found[COUNT].tolist() == [2, 1]
-        assert saved.feature_service_name == "downstream_training_v1"
-
-    def test_what_is_no_dataset(self, project, tmp_path):
-        with pytest.raises(FeatureStoreError, match="saved dataset"):
-            save_dataset(project, "none", path=tmp_path / "nothing")
-        pq.write_table(spine([], []), tmp_path / "empty.parquet")
-        with pytest.raises(FeatureStoreError, match="no row"):
-            save_dataset(project, "none", path=tmp_path / "empty.parquet")
 
 
 def test_reports_are_json(project):

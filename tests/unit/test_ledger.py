@@ -1,71 +1,16 @@
-"""The ledger on real SQLite: runs and their states, partitions, publications, models, data sets, leases, migrations."""
+"""The ledger on real SQLite: runs and their states, partitions, publications, models, data sets, and their history."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
-import sqlite3
-import subprocess
-import sys
-import threading
-import time
-from datetime import UTC, datetime, timedelta, timezone
-from pathlib import Path
+from datetime import timedelta, timezone
 
 import pytest
-import sqlalchemy as sa
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
-from sqlalchemy.exc import OperationalError
+from ledger_world import T0, make_spec, to_state, validated
 
-from scalr_prod.errors import LeaseHeld, LedgerError, RunNotFound, TranslatorNotFound
+from scalr_prod.errors import LedgerError, RunNotFound, TranslatorNotFound
 from scalr_prod.ledger import Ledger, PublicationStatus, RunSpec, RunState, check_run_id
-from scalr_prod.ledger.migrations import HEAD
-from scalr_prod.ledger.models import Base
 from scalr_prod.ledger.records import TRANSITIONS
-
-T0 = datetime(2024, 1, 1, tzinfo=UTC)
-
-
-def make_spec(seed: int = 0, **changes: object) -> RunSpec:
-    fields = {
-        "mode": "backfill",
-        "start": T0,
-        "end": T0 + timedelta(days=1),
-        "as_of": T0 + timedelta(days=1),
-        "seed": seed,
-        "translator_version": 1,
-        "translator_sha256": "ab",
-        "translator_trained_until": T0,
-        "table_versions": {"source_events": 3},
-        "settings": {"generation": {"temperature": 1.0}},
-    }
-    return RunSpec.make(**{**fields, **changes})
-
-
-@pytest.fixture
-def url(tmp_path) -> str:
-    return f"sqlite:///{tmp_path / 'folder' / 'ledger.db'}"
-
-
-@pytest.fixture
-def ledger(url):
-    with Ledger(url) as opened:
-        yield opened
-
-
-def to_state(ledger: Ledger, run_id: str, state: RunState) -> None:
-    """Bring a planned run to a state by a way that the transitions allow."""
-    path = {RunState.PLANNED: []}
-    waiting = [RunState.PLANNED]
-    while waiting:
-        at = waiting.pop(0)
-        for following in sorted(TRANSITIONS[at]):
-            if following not in path:
-                path[following] = [*path[at], following]
-                waiting.append(following)
-    for step in path[state]:
-        ledger.set_stage(run_id, step, cause="test")
 
 
 def test_the_same_spec_is_the_same_run_and_any_change_is_another():
@@ -172,12 +117,6 @@ def test_partitions_land_together_or_not_at_all(ledger):
     assert ledger.partitions(run_id) == []
 
 
-def validated(ledger: Ledger, seed: int = 0, **changes: object) -> str:
-    run_id = ledger.begin_run(make_spec(seed=seed, **changes)).run_id
-    to_state(ledger, run_id, RunState.VALIDATED)
-    return run_id
-
-
 def test_a_publication_is_intended_then_confirmed_and_can_be_taken_back(ledger):
     run_id = validated(ledger)
     assert ledger.last_publication(run_id) is None
@@ -268,245 +207,6 @@ def test_a_dataset_version_never_changes(ledger):
     assert [found.name for found in ledger.datasets("set")] == ["set"]
 
 
-def test_a_lease_keeps_others_out_until_it_is_given_back_or_runs_out(ledger):
-    run_id = ledger.begin_run(make_spec()).run_id
-    with ledger.lease(run_id, owner="a") as held:
-        held.check()
-        with pytest.raises(LeaseHeld, match="a works on this run") as caught, ledger.lease(run_id, owner="b"):
-            pass
-        assert caught.value.run_id == run_id
-        assert ledger.run(run_id).lease_owner == "a"
-    assert ledger.run(run_id).lease_owner is None
-    ledger.acquire_lease(run_id, "a", ttl_s=0.05)
-    time.sleep(0.1)
-    ledger.acquire_lease(run_id, "b")
-    with pytest.raises(LedgerError, match="was lost"):
-        ledger.renew_lease(run_id, "a")
-    assert not ledger.release_lease(run_id, "a")
-    assert ledger.release_lease(run_id, "b")
-
-
-def test_a_lease_is_given_back_when_the_work_fails(ledger):
-    run_id = ledger.begin_run(make_spec()).run_id
-    with pytest.raises(RuntimeError, match="boom"), ledger.lease(run_id):
-        raise RuntimeError("boom")
-    assert ledger.run(run_id).lease_owner is None
-
-
-def test_a_lease_is_renewed_in_the_background_and_its_loss_is_noticed(ledger):
-    run_id = ledger.begin_run(make_spec()).run_id
-    with ledger.lease(run_id, owner="a", ttl_s=2) as held:
-        time.sleep(3)  # the machine may be busy: a renewal has more than a second to come late
-        held.check()
-        with pytest.raises(LeaseHeld):
-            ledger.acquire_lease(run_id, "b")
-        engine = ledger._engine
-        with engine.begin() as connection:
-            connection.execute(sa.text("UPDATE runs SET lease_owner = 'thief'"))
-        deadline = time.monotonic() + 20
-        while held._lost is None and time.monotonic() < deadline:
-            time.sleep(0.02)
-        with pytest.raises(LedgerError, match="was lost"):
-            held.check()
-    assert ledger.run(run_id).lease_owner == "thief", "what is not ours is not given back"
-
-
-def test_a_driver_can_wait_for_a_lease(ledger):
-    run_id = ledger.begin_run(make_spec()).run_id
-    ledger.acquire_lease(run_id, "a")
-    threading.Timer(0.5, ledger.release_lease, (run_id, "a")).start()
-    with ledger.lease(run_id, owner="b", wait_s=20):
-        assert ledger.run(run_id).lease_owner == "b"
-    ledger.acquire_lease(run_id, "a")
-    with pytest.raises(LeaseHeld), ledger.lease(run_id, owner="b", wait_s=0.3):
-        pass
-
-
-LEAVE_A_LEASE = """
-import os, sys
-from scalr_prod.ledger import Ledger
-lease = Ledger(sys.argv[1]).lease(sys.argv[2])
-lease.__enter__()
-print("held", flush=True)
-if sys.argv[3] == "die":
-    os._exit(1)
-sys.stdin.read()
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/ns/pid").is_symlink(), reason="only Linux tells one space of process ids from another")
-def test_the_lease_of_a_process_that_died_here_is_free_and_that_of_a_living_one_is_not(ledger, url):
-    run_id = ledger.begin_run(make_spec()).run_id
-    command = [sys.executable, "-c", LEAVE_A_LEASE, url, run_id]
-    with subprocess.Popen([*command, "live"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as living:
-        assert living.stdout.readline() == b"held\n"
-        with pytest.raises(LeaseHeld), ledger.lease(run_id):
-            pass
-        living.kill()
-    with ledger.lease(run_id):
-        pass
-    subprocess.run([*command, "die"], check=False, capture_output=True)
-    assert ledger.run(run_id).lease_owner is not None
-    owner = ledger.run(run_id).lease_owner
-    host, pid, machine, token = owner.rsplit(":", 3)
-    with ledger.lease(run_id):
-        pass
-    # The same process id on another machine says nothing about that one.
-    ledger.acquire_lease(run_id, f"{host}:{pid}:{'0' * len(machine)}:{token}")
-    with pytest.raises(LeaseHeld), ledger.lease(run_id):
-        pass
-
-
-def test_the_schema_is_the_models(ledger):
-    with ledger._engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True})
-        assert compare_metadata(context, Base.metadata) == []
-        assert connection.scalar(sa.text("SELECT version_num FROM alembic_version")) == HEAD
-
-
-def test_a_ledger_of_a_newer_package_is_refused(url):
-    with Ledger(url) as ledger, ledger._engine.begin() as connection:
-        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
-    with pytest.raises(LedgerError, match="its schema is 9999") as caught:
-        Ledger(url)
-    assert "upgrade scalr-prod" in caught.value.next_step
-
-
-def test_opening_again_keeps_what_is_there(url):
-    with Ledger(url) as ledger:
-        run_id = ledger.begin_run(make_spec()).run_id
-    with Ledger(url) as ledger:
-        assert ledger.run(run_id).state is RunState.PLANNED
-
-
-@pytest.mark.parametrize(
-    ("url", "says"),
-    [
-        ("not a url", "no database URL"),
-        ("mysql://root:secret@host/db", "cannot be kept in mysql"),
-        ("sqlite://", "would be forgotten"),
-        ("nosuch://x:secret@y", "cannot be kept in nosuch"),
-    ],
-)
-def test_an_impossible_address_is_refused_without_repeating_its_password(url, says):
-    with pytest.raises(LedgerError, match=says) as caught:
-        Ledger(url)
-    assert "secret" not in str(caught.value)
-
-
-def test_a_database_that_does_not_answer_is_told_without_its_password():
-    with pytest.raises(LedgerError, match="cannot be reached") as caught:
-        Ledger("postgresql://someone:secret@127.0.0.1:1/none")
-    assert "secret" not in str(caught.value)
-    assert "127.0.0.1" in str(caught.value)
-
-
-def test_a_folder_that_cannot_be_made_is_told(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(LedgerError):
-        Ledger(f"sqlite:///{tmp_path / 'file' / 'ledger.db'}")
-
-
-def test_a_file_that_is_no_database_is_told(tmp_path):
-    path = tmp_path / "ledger.db"
-    path.write_text("this is no database, but long enough to be looked at" * 100)
-    with pytest.raises(LedgerError):
-        Ledger(f"sqlite:///{path}")
-
-
-def _begin(url: str, seeds: range, barrier: object) -> int:
-    barrier.wait()
-    with Ledger(url) as ledger:
-        return sum(ledger.begin_run(make_spec(seed=seed)).created for seed in seeds)
-
-
-def in_processes(work: object, arguments: list[tuple]) -> list:
-    context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager, context.Pool(len(arguments)) as pool:
-        barrier = manager.Barrier(len(arguments))
-        return pool.starmap(work, [(*given, barrier) for given in arguments])
-
-
-def test_processes_that_open_and_write_a_new_ledger_at_once_lose_nothing(url):
-    created = in_processes(_begin, [(url, range(10))] * 3)
-    assert sum(created) == 10, "each run was created by exactly one of them"
-    with Ledger(url) as ledger:
-        assert len(ledger.runs()) == 10
-
-
-def test_a_writer_waits_for_another_and_readers_do_not(url):
-    with Ledger(url) as ledger:
-        ledger.begin_run(make_spec())
-        path = url.removeprefix("sqlite:///")
-        other = sqlite3.connect(path, isolation_level=None)
-        other.execute("BEGIN IMMEDIATE")
-        started = time.monotonic()
-        assert len(ledger.runs()) == 1
-        assert time.monotonic() - started < 5
-        done = threading.Thread(target=ledger.begin_run, args=(make_spec(seed=1),))
-        done.start()
-        time.sleep(0.3)
-        assert done.is_alive()
-        other.execute("COMMIT")
-        other.close()
-        done.join(20)
-        assert len(ledger.runs()) == 2
-
-
-def test_an_error_below_is_told_in_our_words(ledger, monkeypatch):
-    def failing(*_args, **_options):
-        raise OperationalError("SELECT secret", {}, Exception("disk I/O error"))
-
-    monkeypatch.setattr("sqlalchemy.orm.Session.scalars", failing)
-    with pytest.raises(LedgerError, match="cannot be reached: disk I/O error") as caught:
-        ledger.runs()
-    assert "SELECT" not in str(caught.value)
-
-
-def first_schema(url: str, run_id: str, spec: dict) -> None:
-    """A ledger as the first version of the package left it: a run half-way, and what it had come through."""
-    from alembic import command
-
-    from scalr_prod.ledger.migrations import config
-
-    engine = sa.create_engine(sa.make_url(url).set(drivername="postgresql+psycopg") if url.startswith("postgresql") else url)
-    with engine.begin() as connection:
-        command.upgrade(config(connection), "0001")
-        values = {"id": run_id, "spec": json.dumps(spec), "at": "2024-01-02 03:04:05+00:00"}
-        connection.execute(
-            sa.text(
-                "INSERT INTO runs (run_id, spec, state, created_at, updated_at) VALUES (:id, :spec, 'generating', :at, :at)"
-            ),
-            values,
-        )
-        for former, state, cause in ((None, "planned", "planned"), ("planned", "generating", "generate")):
-            connection.execute(
-                sa.text(
-                    "INSERT INTO run_transitions (run_id, from_state, to_state, at, cause) VALUES (:id, :former, :state, :at, :why)"
-                ),
-                {"id": run_id, "former": former, "state": state, "at": values["at"], "why": cause},
-            )
-    engine.dispose()
-
-
-def test_a_ledger_of_the_first_schema_is_carried_over_whole(url):
-    if url.startswith("sqlite"):
-        Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True)
-    spec = make_spec()
-    first_schema(url, spec.run_id, spec.to_json())
-    with Ledger(url) as ledger:
-        steps = ledger.transitions(spec.run_id)
-        assert [(step.from_state, step.to_state, step.cause) for step in steps] == [
-            (None, RunState.PLANNED, "planned"),
-            (RunState.PLANNED, RunState.GENERATING, "generate"),
-        ]
-        assert steps[0].at == datetime(2024, 1, 2, 3, 4, 5, tzinfo=UTC)
-        ledger.set_stage(spec.run_id, RunState.GENERATED, cause="goes on")
-        assert [change.to_state for change in ledger.history(spec.run_id)] == ["planned", "generating", "generated"]
-        assert ledger.run(spec.run_id).spec == spec
-        test_the_schema_is_the_models(ledger)
-
-
 def test_all_that_has_a_state_has_a_history(ledger):
     run_id = validated(ledger)
     ledger.record_partition(run_id, 0, {"rows": 5, "sha256": "a"})
@@ -537,12 +237,3 @@ def test_all_that_has_a_state_has_a_history(ledger):
         ("translator", "version 1"),
     ]
     assert [(c.key, c.to_state) for c in ledger.history(subject="dataset")] == [("set/1", "recorded")]
-
-
-def test_a_takeover_says_from_whom_and_why(ledger):
-    run_id = ledger.begin_run(make_spec()).run_id
-    ledger.acquire_lease(run_id, "first", ttl_s=-1)
-    ledger.acquire_lease(run_id, "second")
-    (change,) = ledger.history(run_id, subject="lease")
-    assert (change.from_state, change.to_state) == ("first", "second")
-    assert "ran out" in change.cause

@@ -1,0 +1,131 @@
+"""From the gate to the view: what it accepts is published, what it refuses is not, also where it is killed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from handmade import IDS, Handmade, in_processes
+
+from scalr_prod.contracts import Table, schema_of
+from scalr_prod.errors import LedgerError, PublicationError, QualityGateFailed
+from scalr_prod.ledger import Ledger, RunState, run_folder
+from scalr_prod.publication import publish, rollback_run
+from scalr_prod.quality import validate_run
+from scalr_prod.settings import load_settings
+
+VIEW = Table.SYNTHETIC_TARGET_EVENTS
+
+
+@pytest.fixture
+def project(tmp_path) -> Handmade:
+    return Handmade(tmp_path)
+
+
+@pytest.mark.slow
+def test_what_the_gate_accepts_is_what_is_published(project):
+    project.configure('[quality]\npolicy = "quarantine"\nmax_quarantine_share = 0.1')
+    spec = project.run()
+    frame = project.candidates(spec)
+    frame.loc[[3, 7], "weight"] = 2
+    project.write(spec, frame)
+    validate_run(project.settings, spec.run_id)
+    assert publish(project.settings, spec.run_id).rows == 198
+    assert sorted(project.view()["event_id"]) == sorted(frame.drop(index=[3, 7])["event_id"])
+    # The verdict on a published run stays, whatever the settings are now.
+    project.configure("")
+    assert validate_run(project.settings, spec.run_id).repeated
+    assert project.state(spec.run_id) is RunState.PUBLISHED
+
+
+def test_a_rejected_run_does_not_reach_the_view(project):
+    spec = project.run()
+    project.write(spec, project.candidates(spec).assign(weight=2))
+    with pytest.raises(QualityGateFailed):
+        validate_run(project.settings, spec.run_id)
+    with pytest.raises(PublicationError, match="rejected"):
+        publish(project.settings, spec.run_id)
+    assert not len(project.view())
+    assert (run_folder(project.settings, spec.run_id) / "gate.json").exists()
+
+
+def test_a_run_that_another_driver_works_on_is_left_alone(project, monkeypatch):
+    spec = project.accepted()
+    monkeypatch.setattr("scalr_prod.publication._LEASE_WAIT_S", 0.3)
+    with Ledger.open(project.settings) as ledger:
+        ledger.acquire_lease(spec.run_id, "someone else")
+    with pytest.raises(LedgerError, match="someone else works on this run"):
+        publish(project.settings, spec.run_id)
+    assert not len(project.view())
+
+
+@pytest.mark.slow
+def test_the_online_store_follows_where_the_settings_ask_for_it(project):
+    from scalr_prod.feast_store import open_feature_store
+
+    for table in Table:
+        project.lake.create(table, schema_of(table, **IDS))
+    spec = project.accepted()
+    assert not publish(project.settings, spec.run_id).online
+    project.configure("[publication]\nonline = true")
+    report = publish(project.settings, spec.run_id)
+    assert (report.outcome, report.online) == ("already_published", True), "a repeated call makes good what was left out"
+
+    def served(user: str) -> object:
+        store = open_feature_store(project.settings)
+        features = ["synthetic_target_events:run_id"]
+        return store.get_online_features(features=features, entity_rows=[{"user_id": user}]).to_dict()["run_id"]
+
+    assert served("u3") == [spec.run_id]
+    assert served("first") == [None]
+    assert rollback_run(project.settings, spec.run_id).online
+    assert served("u3") == [None]
+
+
+GATE_KILLED = """
+import os, sys
+from scalr_prod.ledger import Ledger
+from scalr_prod.quality import gate
+from scalr_prod.settings import load_settings
+
+point, config, run_id = sys.argv[1:]
+
+def die(*_args, **_options):
+    os._exit(77)
+
+if point == "before the verdict is written":
+    gate.write_json = die
+elif point == "before the ledger is told":
+    Ledger.set_stage = die
+gate.validate_run(load_settings(config), run_id)
+"""
+
+
+@pytest.mark.nightly
+@pytest.mark.slow
+@pytest.mark.parametrize("point", ["before the verdict is written", "before the ledger is told"])
+def test_a_gate_killed_at_any_point_is_finished_by_the_next_call(project, point):
+    spec = project.run()
+    command = [sys.executable, "-c", GATE_KILLED, point, str(project.config), spec.run_id]
+    assert subprocess.run(command, check=False, capture_output=True).returncode == 77
+    assert project.state(spec.run_id) is RunState.GENERATED
+    with pytest.raises(PublicationError):
+        publish(project.settings, spec.run_id)
+    report = validate_run(project.settings, spec.run_id)
+    assert (report.accepted, report.repeated) == (200, point == "before the ledger is told")
+    assert publish(project.settings, spec.run_id).rows == 200
+
+
+def _validate(config: str, run_id: str, barrier: object) -> bool:
+    settings = load_settings(config)
+    barrier.wait()
+    return validate_run(settings, run_id).passed
+
+
+@pytest.mark.slow
+def test_gates_of_several_runs_at_once_share_the_data_docs(project):
+    specs = [project.run(seed=seed) for seed in range(2)]
+    assert in_processes(_validate, [(str(project.config), spec.run_id) for spec in specs]) == [True, True]
+    index = (project.settings.home / "data_docs" / "index.html").read_text()
+    assert all(spec.run_id in index for spec in specs)

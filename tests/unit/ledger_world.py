@@ -1,0 +1,46 @@
+"""Runs for tests of the ledger."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from scalr_prod.ledger import Ledger, RunSpec, RunState
+from scalr_prod.ledger.records import TRANSITIONS
+
+T0 = datetime(2024, 1, 1, tzinfo=UTC)
+
+
+def make_spec(seed: int = 0, **changes: object) -> RunSpec:
+    fields = {
+        "mode": "backfill",
+        "start": T0,
+        "end": T0 + timedelta(days=1),
+        "as_of": T0 + timedelta(days=1),
+        "seed": seed,
+        "translator_version": 1,
+        "translator_sha256": "ab",
+        "translator_trained_until": T0,
+        "table_versions": {"source_events": 3},
+        "settings": {"generation": {"temperature": 1.0}},
+    }
+    return RunSpec.make(**{**fields, **changes})
+
+
+def to_state(ledger: Ledger, run_id: str, state: RunState) -> None:
+    """Bring a planned run to a state by a way that the transitions allow."""
+    path = {RunState.PLANNED: []}
+    waiting = [RunState.PLANNED]
+    while waiting:
+        at = waiting.pop(0)
+        for following in sorted(TRANSITIONS[at]):
+            if following not in path:
+                path[following] = [*path[at], following]
+                waiting.append(following)
+    for step in path[state]:
+        ledger.set_stage(run_id, step, cause="test")
+
+
+def validated(ledger: Ledger, seed: int = 0, **changes: object) -> str:
+    run_id = ledger.begin_run(make_spec(seed=seed, **changes)).run_id
+    to_state(ledger, run_id, RunState.VALIDATED)
+    return run_id

@@ -1,0 +1,166 @@
+"""The database under the ledger: its schema and migrations, addresses that cannot be used, several processes at once."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from handmade import in_processes
+from ledger_world import make_spec
+from sqlalchemy.exc import OperationalError
+
+from scalr_prod.errors import LedgerError
+from scalr_prod.ledger import Ledger, RunState
+from scalr_prod.ledger.migrations import HEAD
+from scalr_prod.ledger.models import Base
+
+
+def test_the_schema_is_the_models(ledger):
+    with ledger._engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, Base.metadata) == []
+        assert connection.scalar(sa.text("SELECT version_num FROM alembic_version")) == HEAD
+
+
+def test_a_ledger_of_a_newer_package_is_refused(url):
+    with Ledger(url) as ledger, ledger._engine.begin() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(LedgerError, match="its schema is 9999") as caught:
+        Ledger(url)
+    assert "upgrade scalr-prod" in caught.value.next_step
+
+
+def test_opening_again_keeps_what_is_there(url):
+    with Ledger(url) as ledger:
+        run_id = ledger.begin_run(make_spec()).run_id
+    with Ledger(url) as ledger:
+        assert ledger.run(run_id).state is RunState.PLANNED
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("not a url", "no database URL"),
+        ("mysql://root:secret@host/db", "cannot be kept in mysql"),
+        ("sqlite://", "would be forgotten"),
+        ("nosuch://x:secret@y", "cannot be kept in nosuch"),
+    ],
+)
+def test_an_impossible_address_is_refused_without_repeating_its_password(url, says):
+    with pytest.raises(LedgerError, match=says) as caught:
+        Ledger(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_database_that_does_not_answer_is_told_without_its_password():
+    with pytest.raises(LedgerError, match="cannot be reached") as caught:
+        Ledger("postgresql://someone:secret@127.0.0.1:1/none")
+    assert "secret" not in str(caught.value)
+    assert "127.0.0.1" in str(caught.value)
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LedgerError):
+        Ledger(f"sqlite:///{tmp_path / 'file' / 'ledger.db'}")
+
+
+def test_a_file_that_is_no_database_is_told(tmp_path):
+    path = tmp_path / "ledger.db"
+    path.write_text("this is no database, but long enough to be looked at" * 100)
+    with pytest.raises(LedgerError):
+        Ledger(f"sqlite:///{path}")
+
+
+def _begin(url: str, seeds: range, barrier: object) -> int:
+    barrier.wait()
+    with Ledger(url) as ledger:
+        return sum(ledger.begin_run(make_spec(seed=seed)).created for seed in seeds)
+
+
+def test_processes_that_open_and_write_a_new_ledger_at_once_lose_nothing(url):
+    created = in_processes(_begin, [(url, range(10))] * 3)
+    assert sum(created) == 10, "each run was created by exactly one of them"
+    with Ledger(url) as ledger:
+        assert len(ledger.runs()) == 10
+
+
+def test_a_writer_waits_for_another_and_readers_do_not(url):
+    with Ledger(url) as ledger:
+        ledger.begin_run(make_spec())
+        path = url.removeprefix("sqlite:///")
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        started = time.monotonic()
+        assert len(ledger.runs()) == 1
+        assert time.monotonic() - started < 5
+        done = threading.Thread(target=ledger.begin_run, args=(make_spec(seed=1),))
+        done.start()
+        time.sleep(0.3)
+        assert done.is_alive()
+        other.execute("COMMIT")
+        other.close()
+        done.join(20)
+        assert len(ledger.runs()) == 2
+
+
+def test_an_error_below_is_told_in_our_words(ledger, monkeypatch):
+    def failing(*_args, **_options):
+        raise OperationalError("SELECT secret", {}, Exception("disk I/O error"))
+
+    monkeypatch.setattr("sqlalchemy.orm.Session.scalars", failing)
+    with pytest.raises(LedgerError, match="cannot be reached: disk I/O error") as caught:
+        ledger.runs()
+    assert "SELECT" not in str(caught.value)
+
+
+def first_schema(url: str, run_id: str, spec: dict) -> None:
+    """A ledger as the first version of the package left it: a run half-way, and what it had come through."""
+    from alembic import command
+
+    from scalr_prod.ledger.migrations import config
+
+    engine = sa.create_engine(sa.make_url(url).set(drivername="postgresql+psycopg") if url.startswith("postgresql") else url)
+    with engine.begin() as connection:
+        command.upgrade(config(connection), "0001")
+        values = {"id": run_id, "spec": json.dumps(spec), "at": "2024-01-02 03:04:05+00:00"}
+        connection.execute(
+            sa.text(
+                "INSERT INTO runs (run_id, spec, state, created_at, updated_at) VALUES (:id, :spec, 'generating', :at, :at)"
+            ),
+            values,
+        )
+        for former, state, cause in ((None, "planned", "planned"), ("planned", "generating", "generate")):
+            connection.execute(
+                sa.text(
+                    "INSERT INTO run_transitions (run_id, from_state, to_state, at, cause) VALUES (:id, :former, :state, :at, :why)"
+                ),
+                {"id": run_id, "former": former, "state": state, "at": values["at"], "why": cause},
+            )
+    engine.dispose()
+
+
+def test_a_ledger_of_the_first_schema_is_carried_over_whole(url):
+    if url.startswith("sqlite"):
+        Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True)
+    spec = make_spec()
+    first_schema(url, spec.run_id, spec.to_json())
+    with Ledger(url) as ledger:
+        steps = ledger.transitions(spec.run_id)
+        assert [(step.from_state, step.to_state, step.cause) for step in steps] == [
+            (None, RunState.PLANNED, "planned"),
+            (RunState.PLANNED, RunState.GENERATING, "generate"),
+        ]
+        assert steps[0].at == datetime(2024, 1, 2, 3, 4, 5, tzinfo=UTC)
+        ledger.set_stage(spec.run_id, RunState.GENERATED, cause="goes on")
+        assert [change.to_state for change in ledger.history(spec.run_id)] == ["planned", "generating", "generated"]
+        assert ledger.run(spec.run_id).spec == spec
+        test_the_schema_is_the_models(ledger)

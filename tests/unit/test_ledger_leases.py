@@ -1,0 +1,113 @@
+"""Who works on a run: leases taken, renewed, lost, waited for and taken over."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from ledger_world import make_spec
+
+from scalr_prod.errors import LeaseHeld, LedgerError
+
+
+def test_a_lease_keeps_others_out_until_it_is_given_back_or_runs_out(ledger):
+    run_id = ledger.begin_run(make_spec()).run_id
+    with ledger.lease(run_id, owner="a") as held:
+        held.check()
+        with pytest.raises(LeaseHeld, match="a works on this run") as caught, ledger.lease(run_id, owner="b"):
+            pass
+        assert caught.value.run_id == run_id
+        assert ledger.run(run_id).lease_owner == "a"
+    assert ledger.run(run_id).lease_owner is None
+    ledger.acquire_lease(run_id, "a", ttl_s=0.05)
+    time.sleep(0.1)
+    ledger.acquire_lease(run_id, "b")
+    with pytest.raises(LedgerError, match="was lost"):
+        ledger.renew_lease(run_id, "a")
+    assert not ledger.release_lease(run_id, "a")
+    assert ledger.release_lease(run_id, "b")
+
+
+def test_a_lease_is_given_back_when_the_work_fails(ledger):
+    run_id = ledger.begin_run(make_spec()).run_id
+    with pytest.raises(RuntimeError, match="boom"), ledger.lease(run_id):
+        raise RuntimeError("boom")
+    assert ledger.run(run_id).lease_owner is None
+
+
+def test_a_lease_is_renewed_in_the_background_and_its_loss_is_noticed(ledger):
+    run_id = ledger.begin_run(make_spec()).run_id
+    with ledger.lease(run_id, owner="a", ttl_s=2) as held:
+        time.sleep(3)  # the machine may be busy: a renewal has more than a second to come late
+        held.check()
+        with pytest.raises(LeaseHeld):
+            ledger.acquire_lease(run_id, "b")
+        engine = ledger._engine
+        with engine.begin() as connection:
+            connection.execute(sa.text("UPDATE runs SET lease_owner = 'thief'"))
+        deadline = time.monotonic() + 20
+        while held._lost is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        with pytest.raises(LedgerError, match="was lost"):
+            held.check()
+    assert ledger.run(run_id).lease_owner == "thief", "what is not ours is not given back"
+
+
+def test_a_driver_can_wait_for_a_lease(ledger):
+    run_id = ledger.begin_run(make_spec()).run_id
+    ledger.acquire_lease(run_id, "a")
+    threading.Timer(0.5, ledger.release_lease, (run_id, "a")).start()
+    with ledger.lease(run_id, owner="b", wait_s=20):
+        assert ledger.run(run_id).lease_owner == "b"
+    ledger.acquire_lease(run_id, "a")
+    with pytest.raises(LeaseHeld), ledger.lease(run_id, owner="b", wait_s=0.3):
+        pass
+
+
+LEAVE_A_LEASE = """
+import os, sys
+from scalr_prod.ledger import Ledger
+lease = Ledger(sys.argv[1]).lease(sys.argv[2])
+lease.__enter__()
+print("held", flush=True)
+if sys.argv[3] == "die":
+    os._exit(1)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/ns/pid").is_symlink(), reason="only Linux tells one space of process ids from another")
+def test_the_lease_of_a_process_that_died_here_is_free_and_that_of_a_living_one_is_not(ledger, url):
+    run_id = ledger.begin_run(make_spec()).run_id
+    command = [sys.executable, "-c", LEAVE_A_LEASE, url, run_id]
+    with subprocess.Popen([*command, "live"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as living:
+        assert living.stdout.readline() == b"held\n"
+        with pytest.raises(LeaseHeld), ledger.lease(run_id):
+            pass
+        living.kill()
+    with ledger.lease(run_id):
+        pass
+    subprocess.run([*command, "die"], check=False, capture_output=True)
+    assert ledger.run(run_id).lease_owner is not None
+    owner = ledger.run(run_id).lease_owner
+    host, pid, machine, token = owner.rsplit(":", 3)
+    with ledger.lease(run_id):
+        pass
+    # The same process id on another machine says nothing about that one.
+    ledger.acquire_lease(run_id, f"{host}:{pid}:{'0' * len(machine)}:{token}")
+    with pytest.raises(LeaseHeld), ledger.lease(run_id):
+        pass
+
+
+def test_a_takeover_says_from_whom_and_why(ledger):
+    run_id = ledger.begin_run(make_spec()).run_id
+    ledger.acquire_lease(run_id, "first", ttl_s=-1)
+    ledger.acquire_lease(run_id, "second")
+    (change,) = ledger.history(run_id, subject="lease")
+    assert (change.from_state, change.to_state) == ("first", "second")
+    assert "ran out" in change.cause
