@@ -249,6 +249,7 @@ def tensors(**changes: Any) -> dict[str, np.ndarray]:
     request = {
         "history_items": np.array([[0, 1, 2], [1, 2, 3]], np.int32),
         "history_ages": np.zeros((2, 3), np.float32),
+        "history_end": np.full((2, 1), 2**59, np.int64),
         "event_time": np.full((2, 1), 2**60, np.int64),
         "fold": np.full((2, 1), -1, np.int32),
         "noise_key": np.array([[1], [2]], np.int64),
@@ -268,6 +269,7 @@ def column(value: float, dtype: type, rows: int = 2) -> np.ndarray:
 REQUESTS: dict[str, dict[str, np.ndarray]] = {
     "no input at all": {},
     **{f"{name} is missing": tensors(**{name: None}) for name in ("history_items", "history_ages", "event_time", "fold")},
+    "history_end is missing": tensors(history_end=None),
     "noise_key is missing": tensors(noise_key=None),
     "exclude is missing": tensors(exclude=None),
     "items as floats": tensors(history_items=np.zeros((2, 3), np.float32)),
@@ -282,6 +284,8 @@ REQUESTS: dict[str, dict[str, np.ndarray]] = {
     "a negative item": tensors(history_items=np.full((2, 3), -5, np.int32)),
     "an age that is no number": tensors(history_ages=np.full((2, 3), np.nan, np.float32)),
     "an infinite age": tensors(history_ages=np.full((2, 3), np.inf, np.float32)),
+    "an event after the history's end": tensors(history_ages=np.full((2, 3), -1, np.float32)),
+    "a history that ends after the time asked about": tensors(history_end=column(2**61, np.int64)),
     "a fold that is none": tensors(fold=column(99, np.int32)),
     "a fold below none": tensors(fold=column(-2, np.int32)),
     "an exclusion past the catalogue": tensors(exclude=np.full((2, 1), 2**30, np.int32)),

@@ -182,6 +182,10 @@ def _decode(request: Mapping[str, NDArray[Any]], catalogue_size: int) -> tuple[C
         raise ValueError("history_items holds no event: the translated one is the last of a history")
     if not np.isfinite(contexts.history_ages).all():
         raise ValueError("history_ages holds a value that is no finite number")
+    if contexts.history_ages.size and contexts.history_ages.min() < 0:
+        raise ValueError("history_ages holds a negative value: the translated event is the last of a history")
+    if (contexts.history_end > contexts.event_time).any():
+        raise ValueError("history_end is later than event_time: the translated event happened at that time or before")
     candidates = request.get("candidates")
     _not_below("history_items", contexts.history_items, 0)
     _not_below("exclude", contexts.exclude, NO_ITEM)

@@ -2,17 +2,20 @@
 
 The likelihood's normaliser runs over the whole catalogue; it is estimated from items drawn for each event from a proposal near
 the answer, each weighted by one over its expected number, so that every event of the slice can be used. An estimator's weight
-may not be negative: it would speak against what its own evidence says, to make up for another's error.
+may not be negative: it would speak against what its own evidence says, to make up for another's error. How far tastes may tilt is
+what makes each half of the slice, in time, most likely by the weights of the other.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
 
+from scalr_prod.translator import tastes
 from scalr_prod.translator.batch import Batch
 from scalr_prod.translator.estimators import popularity
 from scalr_prod.translator.mixture import MEMBERS, tilts, weight_names
@@ -24,7 +27,10 @@ if TYPE_CHECKING:
     from scalr_prod.translator.contexts import Contexts
     from scalr_prod.translator.module import TranslatorModule
 
-__all__ = ["calibrate", "neutral"]
+__all__ = ["TABLES", "calibrate", "neutral"]
+
+#: Names of the tables in a version: for users whose target events the parameters have seen, and for held-out ones.
+TABLES: Final = ("shared/calibration/all", "shared/calibration/held_out")
 
 #: Items drawn for the normaliser of each event, and the most events used.
 DRAWN: Final = 512
@@ -34,24 +40,24 @@ FEWEST_HELD_OUT: Final = 50
 #: Newton steps, and the length of one that is small enough to stop.
 MOST_STEPS: Final = 20
 _SMALL_STEP: Final = 3e-3
-#: Pulls a weight towards 0 by so many events' worth, so that a slice of a few events gives no wild weights; and one that a taste tilts by.
+#: Pulls a weight towards 0 by so many events' worth, so that a slice of a few events gives no wild weights.
 PENALTY: Final = 2.0
-TILT_PENALTY: Final = 8.0
+#: The same for weights that a taste tilts by: which of these is chosen; infinity tilts nothing.
+TILT_PENALTIES: Final = (8.0, 64.0, math.inf)
 _CHUNK_ROWS: Final = 128
 _FEATURES: Final = len(popularity.FEATURES)
 
 
-def neutral() -> torch.Tensor:
-    """A table for a module that is not calibrated yet: every member is plain popularity."""
-    table = torch.zeros(len(MEMBERS), len(weight_names()))
-    table[:, weight_names().index("count")] = 1
-    return table
+def neutral() -> dict[str, torch.Tensor]:
+    """For a module that is not calibrated yet: every member is plain popularity."""
+    mean, spread = tastes.spread(torch.empty(0, len(TASTES)))
+    return {name: _plain() for name in TABLES} | {"shared/tastes/mean": mean, "shared/tastes/spread": spread}
 
 
 def calibrate(
     module: TranslatorModule, contexts: Contexts, labels: NDArray[np.int32], held_out: NDArray[np.bool_], *, seed: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fit two tables (float32 [len(MEMBERS), weights]): for users whose target events the parameters have seen, and for held-out ones.
+) -> dict[str, torch.Tensor]:
+    """Fit what makes distributions of scores, popularity and tastes.
 
     Args:
         module: Its set -1 was fitted before the slice, without the held-out users' target events.
@@ -61,19 +67,22 @@ def calibrate(
         seed: Of the draws.
 
     Returns:
-        Tables for set -1 (fitted on all rows) and for the sets of folds (fitted on held-out rows, where there are enough of them);
-        plain popularity where no label is eligible.
+        Tensors by their names in a version: `TABLES`, float32 [len(MEMBERS), weights], for set -1 (fitted on all rows) and for the
+        sets of folds (fitted on held-out rows, where there are enough of them); ``shared/tastes/mean`` and ``spread`` [T], by which
+        tastes are measured. `neutral` where no label is eligible.
     """
     generator = torch.Generator().manual_seed(seed)
     rows = _usable(module, contexts, labels, generator)
     if not len(rows):
-        return neutral(), neutral()
+        return neutral()
     contexts, labels, apart = contexts.take(rows), labels[rows], np.flatnonzero(held_out[rows])
-    evidence = _evidence(module, contexts, labels, generator)
+    told = tastes.raw(module.parameter_set(-1).tastes, Batch.of(contexts, module.first_seen))
+    mean, spread = tastes.spread(told)
+    values, log_q = _candidates(module, contexts, labels, generator)
     # Popularity alone has no scores to scale, and torch warns about the spread of nothing.
-    scores = evidence.values[:, :-_FEATURES]
-    scale = scores.std((0, 2)).clamp(min=1e-12) if module.estimators else scores.new_ones(0)
-    scores /= scale[:, None]
+    scale = values[:, :-_FEATURES].std((0, 2)).clamp(min=1e-12) if module.estimators else values.new_ones(0)
+    values[:, :-_FEATURES] /= scale[:, None]
+    evidence = _Evidence(values, tastes.standard(told, mean, spread), log_q)
 
     def table(chosen: NDArray[np.int64]) -> torch.Tensor:
         found = _fit_members(module, evidence.take(torch.from_numpy(chosen)))
@@ -82,28 +91,35 @@ def calibrate(
 
     every = table(np.arange(len(rows)))
     enough = len(apart) >= max(FEWEST_HELD_OUT, min(200, len(rows) // 10))
-    return every, table(apart) if enough else every.clone()
+    tables = every, table(apart) if enough else every.clone()
+    return dict(zip(TABLES, tables, strict=True)) | {"shared/tastes/mean": mean, "shared/tastes/spread": spread}
+
+
+def _plain() -> torch.Tensor:
+    table = torch.zeros(len(MEMBERS), len(weight_names()))
+    table[:, weight_names().index("count")] = 1
+    return table
 
 
 def _usable(
     module: TranslatorModule, contexts: Contexts, labels: NDArray[np.int32], generator: torch.Generator
 ) -> NDArray[np.int64]:
-    """Rows whose item was there to be chosen, ascending, at most `MOST_EVENTS` of them."""
+    """Rows whose item was there to be chosen, in order of time, at most `MOST_EVENTS` of them."""
     label = torch.from_numpy(labels.astype(np.int64))
     rows = torch.nonzero((label >= 0) & (label < Batch.of(contexts, module.first_seen).eligible))[:, 0]
     if len(rows) > MOST_EVENTS:
         rows = rows[torch.randperm(len(rows), generator=generator)[:MOST_EVENTS].sort().values]
     usable: NDArray[np.int64] = rows.numpy()
-    return usable
+    return usable[np.argsort(contexts.event_time[usable], kind="stable")]
 
 
 @dataclass(frozen=True)
 class _Evidence:
-    """Rows with a choice among items: the label (first) and M that were drawn.
+    """Rows, in order of time, with a choice among items: the label (first) and M that were drawn.
 
     Attributes:
-        values: [R, E + F, 1 + M]. Scores and features.
-        tastes: [R, T].
+        values: [R, E + F, 1 + M]. Standardised scores, and features.
+        tastes: [R, T], standardised.
         log_q: [R, 1 + M]. Logarithms of the expected numbers of draws.
     """
 
@@ -117,8 +133,16 @@ class _Evidence:
     def take(self, rows: torch.Tensor) -> _Evidence:
         return _Evidence(self.values[rows], self.tastes[rows], self.log_q[rows])
 
+    def with_one(self, rows: torch.Tensor, many: int) -> torch.Tensor:
+        """The first of 1 and the tastes: [r, many]."""
+        tastes_ = self.tastes[rows]
+        return torch.cat([tastes_.new_ones(len(rows), 1), tastes_], 1)[:, :many]
 
-def _evidence(module: TranslatorModule, contexts: Contexts, labels: NDArray[np.int32], generator: torch.Generator) -> _Evidence:
+
+def _candidates(
+    module: TranslatorModule, contexts: Contexts, labels: NDArray[np.int32], generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores and features of the label and the drawn items: [R, E + F, 1 + M]; log expected numbers of draws [R, 1 + M]."""
     mixture = module.parameter_set(-1)
     whole = Batch.of(contexts, module.first_seen)
     label = torch.from_numpy(labels.astype(np.int64))
@@ -139,8 +163,7 @@ def _evidence(module: TranslatorModule, contexts: Contexts, labels: NDArray[np.i
             features = [popularity.feature(counts, name) for name in popularity.FEATURES]
             values.append(torch.stack([*(x.gather(1, chosen) for x in scores), *features], 1))
             log_q.append(log_n)
-        tastes = mixture.tastes_of(whole)
-    return _Evidence(torch.cat(values).clone(), tastes.clone(), torch.cat(log_q).clone())
+    return torch.cat(values).clone(), torch.cat(log_q).clone()
 
 
 def _proposal(scores: list[torch.Tensor], counts: dict[str, torch.Tensor], batch: Batch) -> torch.Tensor:
@@ -158,28 +181,69 @@ def _fit_members(module: TranslatorModule, evidence: _Evidence) -> torch.Tensor:
     scored = list(module.estimators)
     known = list(popularity.FEATURES if module.has_popularity else popularity.FEATURES[:1])
     columns = {name: column for column, name in enumerate([*scored, *popularity.FEATURES])}
-    table = neutral()
+    table = _plain()
     members: dict[str, tuple[list[str], list[str]]] = {name: ([name, "count"], []) for name in scored}
     members |= {"popularity": (known, []), "mixture": ([*scored, *known], known)}
     for member, (plain, tilted) in members.items():
         row = table[MEMBERS.index(member)]
         row.zero_()
-        found = _fit(evidence, [columns[x] for x in plain], [columns[x] for x in tilted], [x in scored for x in plain])
+        which = _Columns([columns[x] for x in plain], [columns[x] for x in tilted], [x in scored for x in plain])
+        found = _fit(evidence, which, _tilt_penalty(evidence, which))
         row[[names.index(name) for name in plain]] = found[0]
         for taste, tilt in zip(TASTES, found[1:], strict=False):  # nothing where no taste tilts
             row[[names.index(tilts(taste)[popularity.FEATURES.index(name)]) for name in tilted]] = tilt[-len(tilted) :]
     return table
 
 
-def _fit(evidence: _Evidence, plain: list[int], tilted: list[int], positive: list[bool]) -> torch.Tensor:
-    """Weights that maximise Σ log P(label): a row for the plain columns, then one for each taste where there are tilted ones.
+@dataclass(frozen=True)
+class _Columns:
+    """What a member weighs.
+
+    Attributes:
+        plain: Columns of the evidence.
+        tilted: Those of them that tastes tilt.
+        positive: Whether the weight of each of ``plain`` must be.
+    """
+
+    plain: list[int]
+    tilted: list[int]
+    positive: list[bool]
+
+
+def _tilt_penalty(evidence: _Evidence, columns: _Columns) -> float:
+    """The one of `TILT_PENALTIES` by which either half of the rows is most likely with the weights of the other."""
+    if not columns.tilted:
+        return math.inf
+    earlier, later = torch.arange(len(evidence)).chunk(2) if len(evidence) > 1 else [torch.arange(0)] * 2
+    halves = evidence.take(earlier), evidence.take(later)
+
+    def loss(penalty: float) -> float:
+        return sum(_loss(asked, columns.plain, _fit(learnt, columns, penalty)) for asked, learnt in (halves, halves[::-1]))
+
+    return min(reversed(TILT_PENALTIES), key=loss)  # of equals the one that tilts least
+
+
+def _loss(evidence: _Evidence, plain: list[int], weights: torch.Tensor) -> float:
+    """-Σ log P(label)."""
+    total = 0.0
+    for rows in torch.arange(len(evidence)).split(_CHUNK_ROWS):
+        logits = ((evidence.with_one(rows, len(weights)) @ weights)[:, None] @ evidence.values[rows][:, plain])[:, 0]
+        total -= float((logits - evidence.log_q[rows]).log_softmax(1)[:, 0].sum())
+    return total
+
+
+def _fit(evidence: _Evidence, columns: _Columns, tilt_penalty: float) -> torch.Tensor:
+    """Weights that maximise Σ log P(label): [1 + T, columns], or [1, columns] where nothing is tilted.
 
     Weights that must be positive and would not be are left out, one fit after the other.
     """
+    plain, tilted = columns.plain, columns.tilted if math.isfinite(tilt_penalty) else []
     used = list(range(len(plain)))
     while True:
-        found = _maximise(evidence, [plain[place] for place in used], tilted)
-        kept = [place for place, weight in zip(used, found[0].tolist(), strict=True) if weight >= 0 or not positive[place]]
+        found = _maximise(evidence, [plain[place] for place in used], tilted, tilt_penalty)
+        kept = [
+            place for place, weight in zip(used, found[0].tolist(), strict=True) if weight >= 0 or not columns.positive[place]
+        ]
         if kept == used:
             weights = found.new_zeros(len(found), len(plain))
             weights[:, used] = found
@@ -187,7 +251,7 @@ def _fit(evidence: _Evidence, plain: list[int], tilted: list[int], positive: lis
         used = kept
 
 
-def _maximise(evidence: _Evidence, plain: list[int], tilted: list[int]) -> torch.Tensor:
+def _maximise(evidence: _Evidence, plain: list[int], tilted: list[int], tilt_penalty: float) -> torch.Tensor:
     """The weights, by Newton's method: what they maximise is concave.
 
     A row of the evidence weighs column c by Σ_a D[a, c] z_a, with z_0 = 1 and its tastes behind; D is 0 where no taste tilts. So the
@@ -195,7 +259,7 @@ def _maximise(evidence: _Evidence, plain: list[int], tilted: list[int]) -> torch
     """
     many = 1 + evidence.tastes.shape[1] if tilted else 1
     free = torch.tensor([[not a or column in tilted for column in plain] for a in range(many)])
-    penalty = torch.full(free.shape, TILT_PENALTY, dtype=torch.float64)
+    penalty = torch.full(free.shape, tilt_penalty if tilted else 0.0, dtype=torch.float64)
     penalty[0] = PENALTY
     weights = torch.zeros(free.shape, dtype=torch.float64)
     weights[0] = 1.0 / len(plain)
@@ -203,7 +267,7 @@ def _maximise(evidence: _Evidence, plain: list[int], tilted: list[int]) -> torch
         gradient, curvature = -2 * penalty * weights, (2 * penalty).flatten().diag()
         for rows in torch.arange(len(evidence)).split(_CHUNK_ROWS):
             x = evidence.values[rows][:, plain]
-            z = torch.cat([x.new_ones(len(rows), 1), evidence.tastes[rows]], 1)[:, :many]
+            z = evidence.with_one(rows, many)
             p = (((z @ weights.float())[:, None] @ x)[:, 0] - evidence.log_q[rows]).softmax(1)
             mean = (x @ p[:, :, None])[:, :, 0]
             covariance = (x * p[:, None]) @ x.mT - mean[:, :, None] * mean[:, None]

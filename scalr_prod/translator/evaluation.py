@@ -100,7 +100,7 @@ def evaluate(settings: Settings, version: int | None = None, *, progress: bool =
             }
             for name, (first, last, figures) in slices.items()
         },
-        weights={name.rpartition("/")[2]: calibrated.weights(name) for name in calibrated.tables},
+        weights=calibrated.weights(),
         seconds=round(time.perf_counter() - started, 2),
     )
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from scalr_prod.errors import TranslatorError
 from scalr_prod.translator import tastes
-from scalr_prod.translator.calibration import calibrate, neutral
+from scalr_prod.translator.calibration import TABLES, calibrate, neutral
 from scalr_prod.translator.estimators import SCORED, module_of, popularity
 from scalr_prod.translator.metrics import Figures, measure
 from scalr_prod.translator.mixture import MEMBERS, weight_names
@@ -31,8 +31,6 @@ __all__ = ["Calibrated", "cut_at", "figures_of", "fit_calibration", "fit_sets", 
 
 logger = logging.getLogger(__name__)
 
-_CALIBRATION = ("shared/calibration/all", "shared/calibration/held_out")
-
 
 @dataclass(frozen=True)
 class Calibrated:
@@ -41,9 +39,14 @@ class Calibrated:
     tables: dict[str, torch.Tensor]
     figures: dict[str, dict[str, Figures]]
 
-    def weights(self, table: str) -> dict[str, float]:
-        """The mixture's weights in a table, by name."""
-        return dict(zip(weight_names(), (round(x, 5) for x in self.tables[table][0].tolist()), strict=True))
+    def weights(self) -> dict[str, dict[str, float]]:
+        """The mixture's weights by name, for users with and without target events in training (``all``, ``held_out``)."""
+        return {
+            name.rpartition("/")[2]: dict(
+                zip(weight_names(), (round(x, 5) for x in self.tables[name][0].tolist()), strict=True)
+            )
+            for name in TABLES
+        }
 
 
 def steps_of(settings: Settings, sets: int) -> int:
@@ -112,9 +115,8 @@ def fit_calibration(
     rows = rows_between(log, begin, end)
     contexts, labels = contexts_at(log, rows, source_index=pairs.source_index, target_index=pairs.target_index)
     apart = held_out[log.target.user[rows]]
-    blank = dict.fromkeys(_CALIBRATION, neutral())
-    module = TranslatorModule(tensors | blank, metadata_of(settings, pairs, 0))
-    tables = dict(zip(_CALIBRATION, calibrate(module, contexts, labels, apart, seed=settings.translator.seed), strict=True))
+    module = TranslatorModule(tensors | neutral(), metadata_of(settings, pairs, 0))
+    tables = calibrate(module, contexts, labels, apart, seed=settings.translator.seed)
     done(1)
     return Calibrated(tables, figures_of(settings, log, pairs, tensors | tables, rows, held_out))
 

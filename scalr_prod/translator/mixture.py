@@ -107,8 +107,9 @@ class Mixture:
         return _normalised(logits, batch), prior
 
     def tastes_of(self, batch: Batch, dtype: Any = torch.float32) -> torch.Tensor:
-        """The users' tastes: [B, T]."""
-        return tastes.of(self.tastes, batch, dtype)
+        """The users' tastes, in standard deviations: [B, T]."""
+        told = tastes.raw(self.tastes, batch, dtype)
+        return tastes.standard(told, self.tastes["mean"], self.tastes["spread"])
 
     def _feature_weights(self, member: str, batch: Batch, dtype: Any) -> torch.Tensor:
         """b, or b + Σ_z d_z z(context) where tastes tilt it: [F] or [B, F]."""

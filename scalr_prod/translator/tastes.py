@@ -2,12 +2,13 @@
 
 Who buys in one domain what everybody buys there, or what has just come up, does so in the other. So every taste tilts every weight of
 the target items' popularity (`calibration`). Four tastes are means over the history's known items of how popular each was when its user
-chose it: the logarithms of its decayed counts strictly before, as `estimators.popularity` defines them, less what everybody chose around
-then (the mean over the source events of the interval before). Two are the logarithms of the number of known events, and of those of the
-last 30 days.
+chose it: the logarithms of its decayed counts just before, as `estimators.popularity` defines them, less what everybody chose around then
+(the mean over the source events of the interval before; the first interval has its own). Two are the logarithms of the number of known
+events, and of those of the last 30 days.
 
-A count is kept at each of an item's events (evenly thinned where there are very many) and decays from there, so that it is exact at any
-time and never looks ahead. After the slice's end it stands still.
+Counts are a feature that is known at the time of each event: like popularity's they are exact to the event and go on to the end of what
+was known, whatever slice the parameters are fitted on. An item of more than 256 events is counted once a day from then on. "Just before"
+leaves out five minutes, since a history's times are as exact as ages in float32. After the end, counts stand still.
 """
 
 from __future__ import annotations
@@ -17,87 +18,87 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
-from scalr_prod.translator.batch import Batch
 from scalr_prod.translator.estimators.popularity import DECAYED
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from scalr_prod.translator.batch import Batch
     from scalr_prod.translator.pairs import Pairs, Parameters
 
-__all__ = ["TASTES", "fit", "of"]
+__all__ = ["TASTES", "fit", "raw", "spread", "standard"]
 
 _RECENT_DAYS: Final = 30.0
-#: Most events kept of an item, most intervals of time that have a mean, fewest events in one, most contexts that the spread comes from.
-_MOST_OF_AN_ITEM: Final = 256
+#: Events of an item that are all kept; of the later ones, the last of each day.
+_ALL_KEPT: Final = 256
+#: Most intervals of time that have a mean, fewest events in one, and most events that the means are taken from.
 _INTERVALS: Final = 64
 _EVENTS_IN_AN_INTERVAL: Final = 200
-_MOST_CONTEXTS: Final = 20_000
+_MOST_EVENTS: Final = 200_000
 #: Tastes beyond so many standard deviations count as that many.
 _WIDEST: Final = 3.0
 _DAY_US: Final = 86_400_000_000
 #: Ages travel in float32: what happened within so many microseconds before an event may be the event itself.
 _SAME_US: Final = 300_000_000
+#: Ages and times beyond these (days, microseconds) are nobody's: kept where arithmetic on them cannot overflow.
+_OLDEST_DAYS: Final = 1e6
+_EARLIEST_US: Final = -(2**61)
 #: What is known of each user's taste.
 TASTES: Final = (*(f"taste_{name}" for name in DECAYED), "length", "recent")
 
 
 def fit(pairs: Pairs) -> Parameters:
-    """Count the source events of a slice.
+    """Count the source events of a slice's items, to the end of what was known.
 
     Returns:
-        ``times`` int64 [R], their distinct times; ``key`` int64 [M], ascending, of those kept: item x (R + 1) + place of their time in
-        ``times``; ``start`` int64 [n_source + 2], where each item's begin; ``number`` float32 [M], how many events the item had by then;
-        for each half-life float32 [M], its decayed count just after. ``instants`` int64 [G] and ``around`` float32 [G, 4]: what everybody
-        chose before. ``mean`` and ``spread`` float32 [6]: of the tastes over the contexts of the slice's target events.
+        ``times`` int64 [R], distinct times of the M events kept, and ``end`` int64 [1], when counts stand still; ``key`` int64 [M],
+        ascending: item x (R + 1) + place of the event's time in ``times``; ``start`` int64 [n_source + 2], where each item's begin;
+        ``count`` float32 [M], how many events the item had by then, and for each half-life float32 [M] its decayed count just after;
+        ``instants`` int64 [G] and ``around`` float32 [G, 4], what everybody chose before.
     """
-    from scalr_prod.translator.pairs import contexts_at
-
     events = pairs.log.source
     index = pairs.source_index[events.item]
-    counts = (events.time < pairs.until) & (index > 0)
+    counts = (events.time < pairs.popularity_until) & (index > 0)
     order = np.lexsort((events.time[counts], index[counts]))
     item, time = index[counts][order].astype(np.int64), events.time[counts][order]
-    times = np.unique(time)
-    start = np.searchsorted(item, np.arange(pairs.n_source + 2))
-    number = np.arange(len(item)) - start[item] + 1
-    kept = _thinned(number, np.diff(start)[item])
+    number = np.arange(len(item)) - np.searchsorted(item, item) + 1
+    kept = _kept(item, time, number)
+    times, place = np.unique(time[kept], return_inverse=True)
     found: dict[str, NDArray[Any]] = {
         "times": times,
-        "key": (item * (len(times) + 1) + np.searchsorted(times, time))[kept],
+        "end": np.array([pairs.popularity_until]),
+        "key": item[kept] * (len(times) + 1) + place,
         "start": np.searchsorted(item[kept], np.arange(pairs.n_source + 2)),
-        "number": number[kept].astype(np.float32),
     }
     for name, (half_life, _) in DECAYED.items():
-        if np.isfinite(half_life):
-            found[name] = _decayed(item, time, half_life)[kept].astype(np.float32)
-    found |= {"mean": np.zeros(len(TASTES), np.float32), "spread": np.ones(len(TASTES), np.float32)}
+        decayed = _decayed(item, time, half_life) if np.isfinite(half_life) else number
+        found[name] = decayed[kept].astype(np.float32)
     parameters = {name: torch.from_numpy(array) for name, array in found.items()}
-    parameters |= _around(parameters, torch.from_numpy(item), torch.from_numpy(time))
-    rows = pairs.target_rows()
-    rows = rows[np.arange(0, len(rows), max(1, len(rows) // _MOST_CONTEXTS))]
-    contexts, _ = contexts_at(pairs.log, rows, source_index=pairs.source_index, target_index=pairs.target_index)
-    batch = Batch.of(contexts, torch.from_numpy(pairs.first_seen))
-    raw = _raw(parameters, batch, torch.float32)[(batch.items > 0).any(1)]
-    if len(raw):
-        parameters |= {"mean": raw.mean(0), "spread": raw.std(0, correction=0).clamp(min=1e-3)}
-    return parameters
+    return parameters | _around(parameters, torch.from_numpy(item), torch.from_numpy(time))
 
 
-def of(parameters: Parameters, batch: Batch, dtype: Any = torch.float32) -> torch.Tensor:
-    """Each context's tastes, in standard deviations from the mean: [B, 6], at most 3 of them; 0 where the history holds no known item."""
-    standard = (_raw(parameters, batch, dtype) - parameters["mean"].to(dtype)) / parameters["spread"].to(dtype)
-    return standard.clamp(-_WIDEST, _WIDEST) * (batch.items > 0).any(1, keepdim=True)
-
-
-def _raw(parameters: Parameters, batch: Batch, dtype: Any) -> torch.Tensor:
+def raw(parameters: Parameters, batch: Batch, dtype: Any = torch.float32) -> torch.Tensor:
+    """Each context's tastes as they are told: [B, 6]; NaN where the history holds no known item."""
     known = batch.items > 0
-    time = batch.history_end[:, None] - (batch.ages.double() * _DAY_US).long()
-    values = _relative(parameters, batch.items, time, dtype)
+    age = (batch.ages.double().clamp(0, _OLDEST_DAYS) * _DAY_US).long()
+    values = _relative(parameters, batch.items, batch.history_end[:, None].clamp(min=_EARLIEST_US) - age, dtype)
     many = known.sum(1, keepdim=True).to(dtype)
-    mean = (values * known[..., None]).sum(1) / many.clamp(min=1)
+    mean = (values * known[..., None]).sum(1) / many
     recent = (known & (batch.ages < _RECENT_DAYS)).sum(1, keepdim=True).to(dtype)
-    return torch.cat([mean, many.log1p(), recent.log1p()], 1)
+    return torch.cat([mean, many.log1p(), recent.log1p()], 1).masked_fill(many == 0, torch.nan)
+
+
+def spread(told: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation [6] of what `raw` tells of some contexts."""
+    told = told[~told.isnan().any(1)]
+    if not len(told):
+        return told.new_zeros(len(TASTES)), told.new_ones(len(TASTES))
+    return told.mean(0), told.std(0, correction=0).clamp(min=1e-3)
+
+
+def standard(told: torch.Tensor, mean: torch.Tensor, deviation: torch.Tensor) -> torch.Tensor:
+    """Tastes in standard deviations from the mean, at most 3 of them; 0 where nothing was told."""
+    return ((told - mean.to(told)) / deviation.to(told)).clamp(-_WIDEST, _WIDEST).nan_to_num(0)
 
 
 def _relative(parameters: Parameters, items: torch.Tensor, time: torch.Tensor, dtype: Any) -> torch.Tensor:
@@ -108,33 +109,30 @@ def _relative(parameters: Parameters, items: torch.Tensor, time: torch.Tensor, d
 
 
 def _log_counts(parameters: Parameters, items: torch.Tensor, time: torch.Tensor, dtype: Any) -> torch.Tensor:
-    """Logarithms of the decayed counts of items strictly before times (any shape): [..., 4]."""
+    """Logarithms of the decayed counts of items just before times (any shape): [..., 4]."""
     times, key = parameters["times"], parameters["key"]
-    if not len(key):
-        return torch.tensor([added for _, added in DECAYED.values()], dtype=dtype).log().expand(*items.shape, -1)
-    time = torch.minimum(time, times[-1] + _SAME_US + 1)
+    time = torch.minimum(time, parameters["end"] + _SAME_US)
     place = torch.searchsorted(key, items * (len(times) + 1) + torch.searchsorted(times, time - _SAME_US)) - 1
     before = place >= parameters["start"][items]
     place = place.clamp(min=0)
     age = (time - times[key[place] % (len(times) + 1)]).to(dtype) / _DAY_US
     found = []
     for name, (half_life, added) in DECAYED.items():
-        state = parameters["number" if name == "count" else name][place].to(dtype)
-        found.append((torch.where(before, state * 0.5 ** (age / half_life), 0) + added).log())
+        count = parameters[name][place].to(dtype) * 0.5 ** (age / half_life)
+        found.append((torch.where(before, count, 0) + added).log())
     return torch.stack(found, -1)
 
 
 def _around(parameters: Parameters, item: torch.Tensor, time: torch.Tensor) -> Parameters:
     """``instants``, from which on a mean holds, and the mean ``around`` of the events of the interval before."""
     count = max(1, min(_INTERVALS, len(time) // _EVENTS_IN_AN_INTERVAL))
-    ordered = time.sort().values
-    instants = ordered[torch.arange(count) * len(time) // count].unique() if len(time) else torch.zeros(1, dtype=torch.int64)
-    row = (torch.searchsorted(instants, time, right=True) - 1).clamp(min=0)
-    values = _log_counts(parameters, item, time, torch.float64)
-    total = torch.zeros(len(instants), values.shape[1], dtype=torch.float64).index_add_(0, row, values)
-    mean = total / torch.bincount(row, minlength=len(instants)).clamp(min=1)[:, None]
-    before = (torch.arange(len(instants)) - 1).clamp(min=0)
-    return {"instants": instants, "around": mean[before].float()}
+    begins = time.sort().values[torch.arange(count) * len(time) // count].unique()
+    some = torch.arange(0, len(time), -(-len(time) // _MOST_EVENTS))
+    row = torch.searchsorted(begins, time[some], right=True) - 1
+    values = _log_counts(parameters, item[some], time[some], torch.float64)
+    total = torch.zeros(len(begins), values.shape[1], dtype=torch.float64).index_add_(0, row, values)
+    mean = (total / torch.bincount(row, minlength=len(begins)).clamp(min=1)[:, None]).float()
+    return {"instants": torch.cat([begins, parameters["end"]]), "around": torch.cat([mean[:1], mean])}
 
 
 def _decayed(item: NDArray[np.int64], time: NDArray[np.int64], half_life: float) -> NDArray[np.float64]:
@@ -147,6 +145,9 @@ def _decayed(item: NDArray[np.int64], time: NDArray[np.int64], half_life: float)
     return total
 
 
-def _thinned(number: NDArray[np.int64], of_all: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Positions of the events that are kept: every item's first, and of many every so manieth."""
-    return np.flatnonzero((number - 1) % -(-of_all // _MOST_OF_AN_ITEM) == 0)
+def _kept(item: NDArray[np.int64], time: NDArray[np.int64], number: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Positions of the events that are kept: of those of one item and time the last, which counts the others; later, of one day."""
+    moment = np.where(number <= _ALL_KEPT, time, time // _DAY_US)
+    last = np.ones(len(item), dtype=bool)
+    last[:-1] = (item[1:] != item[:-1]) | (moment[1:] != moment[:-1])
+    return np.flatnonzero(last)

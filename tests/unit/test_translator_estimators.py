@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from translator_world import DAY, LENGTH, METADATA, SETTINGS, calibration_table, make_log
+from translator_world import DAY, LENGTH, METADATA, SETTINGS, calibration, make_log
 
 from scalr_prod.errors import TranslatorError
 from scalr_prod.sections import TranslatorSettings
@@ -359,7 +359,7 @@ def test_nothing_that_held_out_users_did_from_an_event_on_is_known_at_it(pairs):
         other = replace(pairs, log=replace(log, target=replace(log.target, item=item)))
         tensors = fit_sets(other, held, lambda _: None)
         tensors |= {name.replace("0/", "-1/", 1): tensor for name, tensor in tensors.items() if name.startswith("0/")}
-        tensors |= dict.fromkeys(("shared/calibration/all", "shared/calibration/held_out"), calibration_table())
+        tensors |= calibration()
         module = TranslatorModule(tensors, METADATA | {"folds": "1", "n_source": str(pairs.n_source)})
         indices = {"source_index": pairs.source_index, "target_index": pairs.target_index}
         contexts, _ = contexts_at(log, asked, fold=0, **indices)

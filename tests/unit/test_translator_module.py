@@ -13,10 +13,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from translator_world import DAY, LENGTH, METADATA, SETTINGS, calibration_table, make_log
+from translator_world import DAY, LENGTH, METADATA, SETTINGS, calibration, calibration_table, make_log
 
 from scalr_prod.errors import TranslatorError, TranslatorNotFound
 from scalr_prod.translator import module as module_file
+from scalr_prod.translator.calibration import TABLES
 from scalr_prod.translator.contexts import NO_ITEM, Contexts, Samples
 from scalr_prod.translator.fitting import fit_sets
 from scalr_prod.translator.mixture import MEMBERS, weight_names
@@ -30,7 +31,7 @@ def world() -> SimpleNamespace:
     pairs = Pairs.of(make_log(target_items=60), 90 * DAY, SETTINGS)
     fold = pairs.log.fold
     tensors = fit_sets(pairs, {-1: np.zeros(len(fold), bool), 0: fold == 0, 1: fold == 1}, lambda _: None)
-    tensors |= dict.fromkeys(("shared/calibration/all", "shared/calibration/held_out"), calibration_table())
+    tensors |= calibration()
     metadata = METADATA | {"n_source": str(pairs.n_source)}
     return SimpleNamespace(pairs=pairs, tensors=tensors, metadata=metadata, module=TranslatorModule(tensors, metadata))
 
@@ -70,10 +71,9 @@ def test_a_version_of_another_package_is_refused(world, name):
 
 def test_tastes_tilt_the_answers_of_the_mixture_alone(world):
     contexts = make_contexts(world, 40)
-    tables = ("shared/calibration/all", "shared/calibration/held_out")
     straight = calibration_table()
     straight[:, [place for place, name in enumerate(weight_names()) if "_by_" in name]] = 0
-    plain = TranslatorModule(world.tensors | dict.fromkeys(tables, straight), world.metadata)
+    plain = TranslatorModule(world.tensors | dict.fromkeys(TABLES, straight), world.metadata)
     every = np.tile(np.arange(world.pairs.n_target, dtype=np.int32), (40, 1))
     for member in MEMBERS:
         (found, prior), (expected, same) = (module.score(contexts, every, member=member) for module in (world.module, plain))

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from translator_world import DAY, LENGTH, SETTINGS, make_log
+from translator_world import DAY, SETTINGS, make_log
 
 from scalr_prod.translator import tastes
 from scalr_prod.translator.batch import Batch
@@ -31,15 +31,10 @@ def batch_at(pairs: Pairs, rows: np.ndarray) -> tuple[Batch, np.ndarray]:
 def log_counts(pairs: Pairs, item: int, moment: int) -> np.ndarray:
     """Of a source item strictly before a moment, by going through the whole log."""
     events = pairs.log.source
-    time = events.time[(events.item == item) & (events.time < min(moment, pairs.until))]
-    # After the slice's end popularity stands still.
-    age = (min(moment, max_time(pairs)) - time) / DAY
+    moment = min(moment, pairs.popularity_until + 300_000_000)  # after the end, counts stand still
+    time = events.time[(events.item == item) & (events.time < min(moment, pairs.popularity_until))]
+    age = (moment - time) / DAY
     return np.log([(len(age) if half is None else (0.5 ** (age / half)).sum()) + added for half, added in HALF_LIVES.values()])
-
-
-def max_time(pairs: Pairs) -> int:
-    time = pairs.log.source.time
-    return int(time[time < pairs.until].max()) + 300_000_001
 
 
 def test_counts_are_exact_at_any_time_and_do_not_look_ahead(pairs):
@@ -71,9 +66,14 @@ def test_tastes_are_the_means_of_the_history_beside_what_was_chosen_around_then(
             values.append(log_counts(pairs, int(events.item[place]), int(events.time[place])) - around)
         age = (events.time[there].max() - events.time[there]) / DAY
         raw[row] = [*np.mean(values, 0), np.log1p(len(there)), np.log1p((age < 30).sum())]
-    expected = ((raw - fitted["mean"].numpy()) / fitted["spread"].numpy()).clip(-3, 3) * known[:, None]
-    np.testing.assert_allclose(tastes.of(fitted, batch), expected, atol=2e-3)
-    assert (expected.std(0) > 0.3).all(), "the tastes must differ, or this test shows nothing"
+    found = tastes.raw(fitted, batch)
+    np.testing.assert_allclose(found[known], raw[known], atol=2e-3)
+    assert found[~known].isnan().all()
+    assert (raw[known].std(0) > 0.05).all(), "the tastes must differ, or this test shows nothing"
+    mean, spread = tastes.spread(found)
+    np.testing.assert_allclose(mean, raw[known].mean(0), atol=2e-3)
+    expected = ((raw - mean.numpy()) / spread.numpy()).clip(-3, 3) * known[:, None]
+    np.testing.assert_allclose(tastes.standard(found, mean, spread), expected, atol=2e-2)
 
 
 def test_what_is_around_is_the_mean_of_the_interval_before(pairs):
@@ -88,49 +88,63 @@ def test_what_is_around_is_the_mean_of_the_interval_before(pairs):
     np.testing.assert_allclose(fitted["around"][3], np.mean(values, 0), atol=1e-3)
 
 
-def test_source_events_after_the_slice_change_nothing(pairs):
-    log = pairs.log
-    kept = np.arange(len(log.source)) < len(log.source)
-    later = log.source.time >= pairs.until
-    moved = Events(log.source.user, np.where(later & kept, 0, log.source.item), log.source.time, log.source.ids)
-    other = Pairs.of(replace(log, source=moved), pairs.until, SETTINGS, popularity_until=100 * DAY)
-    for name, tensor in tastes.fit(other).items():
-        if name not in {"mean", "spread"}:
-            assert torch.equal(tensor, tastes.fit(pairs)[name]), name
+def test_what_happens_from_a_time_on_changes_no_count_before(pairs):
+    log, moment = pairs.log, 50 * DAY
+    later = log.source.time >= moment
+    moved = Events(log.source.user, np.where(later, 0, log.source.item), log.source.time, log.source.ids)
+    other = replace(pairs, log=replace(log, source=moved))
+    before = np.flatnonzero(~later)
+    item = torch.from_numpy(pairs.source_index[log.source.item[before]].astype(np.int64))
+    time = torch.from_numpy(log.source.time[before])
+    one, same = (tastes._log_counts(tastes.fit(each), item, time, torch.float64) for each in (pairs, other))
+    assert torch.equal(one, same)
+
+
+def test_counts_go_on_to_the_end_of_what_was_known_and_stand_still_then(pairs):
+    """A slice that ends earlier has the same counts: they are known at the time of each event, not fitted."""
+    fitted, early = tastes.fit(pairs), tastes.fit(replace(pairs, until=60 * DAY))
+    assert all(torch.equal(early[name], tensor) for name, tensor in fitted.items())
+    item = torch.arange(1, pairs.n_source + 1)
+    end = torch.full_like(item, pairs.popularity_until + 300_000_000)
+    at_end, later = (tastes._log_counts(fitted, item, time, torch.float64) for time in (end, end + 400 * DAY))
+    assert torch.equal(at_end, later)
 
 
 def test_a_history_of_unknown_items_has_no_taste(pairs):
     fitted = tastes.fit(pairs)
     batch, _ = batch_at(pairs, np.flatnonzero(pairs.log.target.time >= 60 * DAY)[:20])
-    assert (tastes.of(fitted, replace(batch, items=torch.zeros_like(batch.items))) == 0).all()
+    mean, spread = tastes.spread(tastes.raw(fitted, batch))
+    nothing = tastes.raw(fitted, replace(batch, items=torch.zeros_like(batch.items)))
+    assert (tastes.standard(nothing, mean, spread) == 0).all()
+    assert torch.equal(tastes.spread(nothing)[1], torch.ones(len(TASTES)))
 
 
-def test_many_events_of_an_item_are_thinned_and_nearly_as_good(pairs, monkeypatch):
+def test_an_item_of_many_events_is_counted_once_a_day(pairs, monkeypatch):
     exact = tastes.fit(pairs)
-    monkeypatch.setattr(tastes, "_MOST_OF_AN_ITEM", 8)
-    thinned = tastes.fit(pairs)
-    assert len(thinned["key"]) < len(exact["key"]) / 2
-    assert (thinned["start"].diff() <= 8).all()
-    batch, _ = batch_at(pairs, np.flatnonzero(pairs.log.target.time >= 60 * DAY))
-    few, all_ = (tastes._raw(one, batch, torch.float32)[:, 0] + one["around"][-1, 0] for one in (thinned, exact))
-    assert (few - all_).abs().mean() < 0.3
+    minutes = np.random.default_rng(1).integers(0, 1440, len(pairs.log.source)) * 60_000_000
+    events = pairs.log.source
+    order = np.lexsort((events.time + minutes, events.user))
+    within = Events(events.user[order], events.item[order], (events.time + minutes)[order], events.ids)
+    of_minutes = replace(pairs, log=replace(pairs.log, source=within))
+    monkeypatch.setattr(tastes, "_ALL_KEPT", 4)
+    once = tastes.fit(of_minutes)
+    assert len(once["key"]) < len(events)
+    item = torch.arange(1, pairs.n_source + 1)
+    for day in (40, 60, 80):
+        moment = torch.full_like(item, day * DAY + 300_000_000)  # what is left out is the day's own events, and nothing else
+        a_day_ends = torch.full_like(item, day * DAY)
+        found, expected = (
+            tastes._log_counts(once, item, moment, torch.float64),
+            tastes._log_counts(exact, item, a_day_ends, torch.float64),
+        )
+        np.testing.assert_allclose(found[:, 0], expected[:, 0], atol=1e-6)
 
 
-def test_tastes_of_hostile_times_are_numbers(pairs):
+@pytest.mark.parametrize("end", [-(2**63), 2**63 - 1, 0])
+@pytest.mark.parametrize("age", [0.0, 3e38, -3e38])
+def test_tastes_of_hostile_times_are_numbers(pairs, end, age):
     fitted = tastes.fit(pairs)
     batch, _ = batch_at(pairs, np.flatnonzero(pairs.log.target.time >= 60 * DAY)[:4])
-    for end in (-(2**63), 2**63 - 1, 0):
-        for age in (0.0, 3e38, -3e38):
-            asked = replace(batch, history_end=torch.full_like(batch.history_end, end), ages=torch.full_like(batch.ages, age))
-            assert torch.isfinite(tastes.of(fitted, asked)).all()
-
-
-def test_a_slice_without_source_events_has_no_tastes():
-    log = make_log()
-    late = Events(log.source.user, log.source.item, log.source.time + 200 * DAY, log.source.ids)
-    known = Pairs.of(log, 70 * DAY, SETTINGS)
-    nothing = replace(known, log=replace(log, source=late, history=np.full_like(log.history, -1)))
-    fitted = tastes.fit(nothing)
-    batch, _ = batch_at(known, np.arange(10))
-    assert batch.items.shape == (10, LENGTH)
-    assert torch.isfinite(tastes.of(fitted, batch)).all()
+    asked = replace(batch, history_end=torch.full_like(batch.history_end, end), ages=torch.full_like(batch.ages, age))
+    mean, spread = tastes.spread(tastes.raw(fitted, batch))
+    assert torch.isfinite(tastes.standard(tastes.raw(fitted, asked), mean, spread)).all()

@@ -9,6 +9,7 @@ import pyarrow as pa
 import torch
 
 from scalr_prod.sections import TranslatorSettings
+from scalr_prod.translator.calibration import TABLES, neutral
 from scalr_prod.translator.estimators import SCORED
 from scalr_prod.translator.log import Events, Log
 from scalr_prod.translator.mixture import MEMBERS, weight_names
@@ -43,6 +44,11 @@ def make_log(*, users: int = 120, tastes: int = 4, source_items: int = 40, targe
         before = np.flatnonzero((source.user == user) & (source.time < time))[-LENGTH:]
         history[row, LENGTH - len(before) :] = before
     return Log(pa.array(range(users)), (np.arange(users) % 2).astype(np.int32), source, target, history)
+
+
+def calibration() -> dict[str, torch.Tensor]:
+    """A calibration of `calibration_table`, with tastes as they are told."""
+    return neutral() | dict.fromkeys(TABLES, calibration_table())
 
 
 def calibration_table() -> torch.Tensor:

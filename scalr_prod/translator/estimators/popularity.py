@@ -44,6 +44,8 @@ FEATURES: Final = (*COUNTS, *_BENT)
 INSTANTS: Final = 64
 _MOST_NUMBERS: Final = 2_000_000
 _MOST_BETWEEN: Final = 2_000
+#: Moments for each row, up to which one matrix product a moment is the faster way.
+_FEW: Final = 0.25
 _DAY_US: Final = 86_400_000_000.0
 
 
@@ -161,12 +163,21 @@ def weighted(
         if one.ndim == 1:
             sums.append((kept @ features)[index])
             continue
-        total = features.new_empty(len(time), features.shape[2])
-        for moment, values in enumerate(features):
-            rows = (index == moment).nonzero()[:, 0]
-            total[rows] = kept[rows] @ values
-        sums.append(total)
+        sums.append(_own_weights(kept, features, index))
     return sums
+
+
+def _own_weights(weights: torch.Tensor, features: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Each row's weights [B, F] times the features [U, F, N] of its moment, ``index`` [B]: [B, N]."""
+    total = features.new_zeros(len(index), features.shape[2])
+    if len(features) > _FEW * len(index):
+        for number in range(features.shape[1]):
+            total.addcmul_(weights[:, number, None], features[:, number][index])
+        return total
+    for moment, values in enumerate(features):  # far fewer moments than rows: a product for each
+        rows = (index == moment).nonzero()[:, 0]
+        total[rows] = weights[rows] @ values
+    return total
 
 
 def _row(parameters: Parameters, time: torch.Tensor) -> torch.Tensor:
