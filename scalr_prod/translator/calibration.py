@@ -34,7 +34,7 @@ TABLES: Final = ("shared/calibration/all", "shared/calibration/held_out")
 
 #: Items drawn for the normaliser of each event, and the most events used.
 DRAWN: Final = 512
-MOST_EVENTS: Final = 4_000
+MOST_EVENTS: Final = 8_000
 #: Events of held-out users that a table of their own needs at the least.
 FEWEST_HELD_OUT: Final = 50
 #: Newton steps, and the length of one that is small enough to stop.
