@@ -64,6 +64,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_local_workers_are_forked_from_one_process_that_has_imported_what_tasks_need(project):
     """In a process of its own: in this one, other tests may have started a process to fork from, with other imports."""
     command = [sys.executable, "-c", _TWO_CLUSTERS, str(project)]

@@ -277,6 +277,7 @@ def test_nothing_is_left_in_staging(project):
     assert not list((project.settings.home / "staging").glob("*"))
 
 
+@pytest.mark.slow
 def test_a_large_run_is_looked_at_in_slices(project, monkeypatch):
     monkeypatch.setattr("scalr_prod.quality.judged.SLICE_ROWS", 64)
     spec = project.run()
