@@ -106,6 +106,8 @@ class Lake:
         try:
             DeltaTable.create(uri, schema=schema, mode="ignore", name=table.value, storage_options=self.storage_options)
         except (DeltaError, OSError) as error:
+            if self.exists(table):  # another process made it at the same moment
+                return
             raise CommitFailed(
                 f"the table cannot be made: {_in_one_line(error)}",
                 where=uri,

@@ -103,3 +103,27 @@ def test_a_string_id_keeps_quotes_and_a_table_keeps_its_types(lake):
     lake.append(Table.TARGET_EVENTS, rows(0, 1, "o'brien; DROP TABLE x"), key="a")
     assert days(lake, "o'brien; DROP TABLE x") == [0]
     assert lake.schema(Table.TARGET_EVENTS).types == SCHEMA.types
+
+
+def test_a_table_that_another_makes_at_the_same_moment_is_there(tmp_path, monkeypatch):
+    """Which of several commits of version 0 came first is decided in the lake: the others fail, and find it made."""
+    from deltalake import DeltaTable
+    from deltalake.exceptions import DeltaProtocolError
+
+    lake, create = Lake(str(tmp_path)), DeltaTable.create
+
+    def beaten(*args, **options):
+        create(*args, **options)
+        raise DeltaProtocolError("Failed to commit transaction: Protocol changed since last commit: protocol changed")
+
+    monkeypatch.setattr(DeltaTable, "create", beaten)
+    schema = schema_of(Table.SOURCE_EVENTS, user="string", item="string")
+    lake.create(Table.SOURCE_EVENTS, schema)
+    assert lake.schema(Table.SOURCE_EVENTS) == schema
+
+    def failing(*_args, **_options):
+        raise DeltaProtocolError("no")
+
+    monkeypatch.setattr(DeltaTable, "create", failing)
+    with pytest.raises(CommitFailed, match="cannot be made"):
+        lake.create(Table.TARGET_EVENTS, schema)
