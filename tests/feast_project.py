@@ -16,6 +16,9 @@ T0 = datetime(2024, 1, 1, tzinfo=UTC)
 AS_OF = T0 + timedelta(hours=20)
 VIEWS = (Table.SOURCE_EVENTS, Table.TARGET_EVENTS, Table.SOURCE_USER_HISTORY, Table.TARGET_USER_HISTORY)
 VIEWS += (Table.TARGET_ITEM_STATS, Table.SYNTHETIC_TARGET_EVENTS)
+STAMP = pa.timestamp("us", tz="UTC")
+COUNTS = ["source_user_history:event_count"]
+COUNT = "source_user_history__event_count"
 
 
 def hours(*numbers: float) -> list[datetime]:
@@ -73,3 +76,8 @@ def make_project(folder: Path, extra: str = ""):
     fill(Lake.open(settings))
     apply_feature_repo(settings)
     return settings
+
+
+def spine(users: list, times: list, **more: list) -> pa.Table:
+    """Rows to join features to."""
+    return pa.table({"user_id": users, "event_timestamp": pa.array(times, STAMP), **more})

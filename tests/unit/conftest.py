@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from feast_project import make_project
 
 from scalr_prod.ledger import Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from scalr_prod.settings import Settings
 
 
 @pytest.fixture
@@ -24,3 +27,15 @@ def ledger(url: str) -> Iterator[Ledger]:
     """An empty one."""
     with Ledger(url) as opened:
         yield opened
+
+
+@pytest.fixture(scope="module")
+def feast_project(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """A feature repository for all tests of a module that only read."""
+    return make_project(tmp_path_factory.mktemp("feast"))
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Settings:
+    """One that a test may change."""
+    return make_project(tmp_path)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from feast_project import AS_OF, T0, VIEWS, hours, make_project, synthetic
+from feast_project import AS_OF, COUNT, COUNTS, STAMP, T0, VIEWS, hours, make_project, spine, synthetic
 
 from scalr_prod import assets
 from scalr_prod.contracts import PROVENANCE_COLUMNS, Table, schema_of
@@ -24,25 +24,6 @@ from scalr_prod.feast_store import (
 )
 from scalr_prod.lake import Lake
 from scalr_prod.settings import load_settings
-
-STAMP = pa.timestamp("us", tz="UTC")
-COUNTS = ["source_user_history:event_count"]
-COUNT = "source_user_history__event_count"
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    """One project for all tests that only read."""
-    return make_project(tmp_path_factory.mktemp("feast"))
-
-
-@pytest.fixture
-def own(tmp_path):
-    return make_project(tmp_path)
-
-
-def spine(users, times, **more) -> pa.Table:
-    return pa.table({"user_id": users, "event_timestamp": pa.array(times, STAMP), **more})
 
 
 class TestRepository:
@@ -88,15 +69,15 @@ class TestRepository:
         with pytest.raises(TableNotFound, match="scalr ingest"):
             apply_feature_repo(load_settings(tmp_path / "scalr.toml"))
 
-    def test_opening_says_what_to_run_first(self, tmp_path, project):
-        unlaid = project.model_copy(update={"base": tmp_path})
+    def test_opening_says_what_to_run_first(self, tmp_path, feast_project):
+        unlaid = feast_project.model_copy(update={"base": tmp_path})
         with pytest.raises(FeatureStoreError, match="no feature repository yet") as caught:
             open_feature_store(unlaid)
         assert caught.value.next_step == "run: scalr histories"
 
-    def test_no_secret_is_laid(self, project, tmp_path):
+    def test_no_secret_is_laid(self, feast_project, tmp_path):
         settings = load_settings(
-            project.base / "scalr.toml",
+            feast_project.base / "scalr.toml",
             project={
                 "storage_options": {"AWS_SECRET_ACCESS_KEY": "hush1", "AWS_SESSION_TOKEN": "hush2", "AWS_REGION": "eu-west-1"}
             },
@@ -113,8 +94,8 @@ class TestRepository:
         assert "${SCALR_FEAST__REDIS}" in laid
         assert "eu-west-1" in laid
 
-    def test_no_service_offers_provenance(self, project):
-        for service in open_feature_store(project).list_feature_services():
+    def test_no_service_offers_provenance(self, feast_project):
+        for service in open_feature_store(feast_project).list_feature_services():
             offered = {feature.name for view in service.feature_view_projections for feature in view.features}
             assert not offered & set(PROVENANCE_COLUMNS)
             assert {view.name for view in service.feature_view_projections}.isdisjoint(
@@ -126,11 +107,11 @@ class TestRepository:
 
 
 class TestPointInTime:
-    def test_a_service_is_joined_to_every_row_in_its_order(self, project):
+    def test_a_service_is_joined_to_every_row_in_its_order(self, feast_project):
         rows = spine(
             ["b", "a", "a", "zz", None, "a"], hours(9, 1.5, 9, 9, 9, 0), item_id=[1, 2, 1, 9, 1, 1], label=[1, 0, 1, 0, 1, 0]
         )
-        found = point_in_time(project, rows, "downstream_training_v1")
+        found = point_in_time(feast_project, rows, "downstream_training_v1")
         assert found.select(rows.column_names).equals(rows)
         assert found[COUNT].to_pylist() == [1, 1, 2, None, None, None]
         assert found["source_user_history__item_ids"].to_pylist() == [["s1"], ["s1"], ["s1", "s2"], None, None, None]
@@ -139,14 +120,14 @@ class TestPointInTime:
         assert found.schema.field("target_user_history__item_ids").type == pa.list_(pa.int64())
         assert found.num_columns == rows.num_columns + 9
 
-    def test_knowledge_time(self, project):
+    def test_knowledge_time(self, feast_project):
         refs = ["synthetic_target_events:event_id"]
         late = AS_OF - timedelta(microseconds=1)
         rows = spine(["a", "a"], [late, AS_OF])
-        assert point_in_time(project, rows, refs)["synthetic_target_events__event_id"].to_pylist() == [None, "e0"]
-        found = point_in_time(project, spine(["a", "a"], hours(1, 5)), refs, known_by=AS_OF)
+        assert point_in_time(feast_project, rows, refs)["synthetic_target_events__event_id"].to_pylist() == [None, "e0"]
+        found = point_in_time(feast_project, spine(["a", "a"], hours(1, 5)), refs, known_by=AS_OF)
         assert found["synthetic_target_events__event_id"].to_pylist() == [None, "e0"]
-        found = point_in_time(project, spine(["a", "a"], [AS_OF, AS_OF]), refs, known_by=late)
+        found = point_in_time(feast_project, spine(["a", "a"], [AS_OF, AS_OF]), refs, known_by=late)
         assert found["synthetic_target_events__event_id"].to_pylist() == [None, None]
 
     def test_a_table_as_it_was(self, own):
@@ -159,30 +140,30 @@ class TestPointInTime:
         with pytest.raises(FeatureStoreError, match="at version 99"):
             point_in_time(own, rows, COUNTS, versions={table.value: 99})
 
-    def test_an_empty_spine(self, project):
-        found = point_in_time(project, spine(pa.array([], pa.string()), []), COUNTS)
+    def test_an_empty_spine(self, feast_project):
+        found = point_in_time(feast_project, spine(pa.array([], pa.string()), []), COUNTS)
         assert found.num_rows == 0
         assert found.schema.field(COUNT).type == pa.int64()
 
-    def test_finer_times_are_rounded_down(self, project):
+    def test_finer_times_are_rounded_down(self, feast_project):
         ticks = np.array([T0.replace(tzinfo=None)], "datetime64[ns]") + np.timedelta64(2, "h") - np.timedelta64(1, "ns")
         rows = pd.DataFrame({"user_id": ["a"], "event_timestamp": pd.to_datetime(ticks, utc=True)})
-        found = open_feature_store(project).get_historical_features(rows, COUNTS).to_df()
+        found = open_feature_store(feast_project).get_historical_features(rows, COUNTS).to_df()
         assert found["event_count"].tolist() == [1], "a row at two o'clock is not visible a nanosecond before"
         assert found["event_timestamp"].tolist() == rows["event_timestamp"].tolist()
 
-    def test_ids_as_pandas_holds_them(self, project):
+    def test_ids_as_pandas_holds_them(self, feast_project):
         """Text as categories, whole numbers with gaps as floats."""
         at = pd.to_datetime([hours(9)[0]] * 3)
         rows = pd.DataFrame({"user_id": pd.Categorical(["a", "b", "a"]), "item_id": [1.0, None, 2.0], "event_timestamp": at})
         refs = [*COUNTS, "target_item_stats:first_seen"]
-        found = open_feature_store(project).get_historical_features(rows, refs).to_df()
+        found = open_feature_store(feast_project).get_historical_features(rows, refs).to_df()
         assert found["event_count"].tolist() == [2, 1, 2]
         assert found["first_seen"].notna().tolist() == [True, False, True]
 
-    def test_the_only_column_of_times_counts_whatever_its_name(self, project):
+    def test_the_only_column_of_times_counts_whatever_its_name(self, feast_project):
         rows = pd.DataFrame({"user_id": ["a"], "bought": hours(9)})
-        assert open_feature_store(project).get_historical_features(rows, COUNTS).to_df()["event_count"].tolist() == [2]
+        assert open_feature_store(feast_project).get_historical_features(rows, COUNTS).to_df()["event_count"].tolist() == [2]
 
     @pytest.mark.parametrize(
         ("rows", "features", "message"),
@@ -197,12 +178,12 @@ class TestPointInTime:
             (spine(["a"], hours(1), **{COUNT: [1]}), COUNTS, "columns named like features"),
         ],
     )
-    def test_what_cannot_be_joined_is_named(self, project, rows, features, message):
+    def test_what_cannot_be_joined_is_named(self, feast_project, rows, features, message):
         with pytest.raises(FeatureStoreError, match=message):
-            point_in_time(project, rows, features)
+            point_in_time(feast_project, rows, features)
 
-    def test_a_spine_by_query(self, project):
-        store = open_feature_store(project)
+    def test_a_spine_by_query(self, feast_project):
+        store = open_feature_store(feast_project)
         found = store.get_historical_features("SELECT user_id, event_timestamp FROM source_events ORDER BY ALL", COUNTS).to_df()
         assert found["event_count"].tolist() == [1, 2, 1]
         with pytest.raises(FeatureStoreError, match="query failed"):
@@ -210,39 +191,39 @@ class TestPointInTime:
 
 
 class TestReadWindow:
-    def test_a_window_holds_its_start_and_not_its_end(self, project):
-        found = read_window(project, "source_events", start=hours(1)[0], end=hours(3)[0])
-        assert found.column_names == Lake.open(project).schema(Table.SOURCE_EVENTS).names
+    def test_a_window_holds_its_start_and_not_its_end(self, feast_project):
+        found = read_window(feast_project, "source_events", start=hours(1)[0], end=hours(3)[0])
+        assert found.column_names == Lake.open(feast_project).schema(Table.SOURCE_EVENTS).names
         assert found["item_id"].to_pylist() == ["s1", "s2"]
 
-    def test_all_of_it_as_table_and_as_stream(self, project):
-        table = read_window(project, "target_user_history")
-        reader = read_window(project, "target_user_history", stream=True)
+    def test_all_of_it_as_table_and_as_stream(self, feast_project):
+        table = read_window(feast_project, "target_user_history")
+        reader = read_window(feast_project, "target_user_history", stream=True)
         assert isinstance(reader, pa.RecordBatchReader)
         assert reader.read_all().equals(table)
         assert table.num_rows == 3
 
-    def test_columns_in_the_order_asked_for(self, project):
-        found = read_window(project, "source_events", columns=["event_timestamp", "user_id"])
+    def test_columns_in_the_order_asked_for(self, feast_project):
+        found = read_window(feast_project, "source_events", columns=["event_timestamp", "user_id"])
         assert found.column_names == ["event_timestamp", "user_id"]
 
-    def test_what_was_not_known_is_left_out(self, project):
-        assert read_window(project, "synthetic_target_events", known_by=hours(19)[0]).num_rows == 0
-        assert read_window(project, "synthetic_target_events", known_by=AS_OF).num_rows == 2
+    def test_what_was_not_known_is_left_out(self, feast_project):
+        assert read_window(feast_project, "synthetic_target_events", known_by=hours(19)[0]).num_rows == 0
+        assert read_window(feast_project, "synthetic_target_events", known_by=AS_OF).num_rows == 2
 
     def test_an_empty_table(self, own):
         Lake.open(own).delete(Table.SOURCE_EVENTS, "true", key="all")
         assert read_window(own, "source_events").num_rows == 0
         assert point_in_time(own, spine(["a"], hours(9)), ["source_events:item_id"]).num_rows == 1
 
-    def test_unknown_names(self, project):
+    def test_unknown_names(self, feast_project):
         with pytest.raises(FeatureStoreError, match="no column nothing; there are: user_id"):
-            read_window(project, "source_events", columns=["nothing"])
+            read_window(feast_project, "source_events", columns=["nothing"])
         with pytest.raises(FeatureStoreError, match="no_view"):
-            read_window(project, "no_view")
+            read_window(feast_project, "no_view")
 
-    def test_several_views_at_the_times_of_either(self, project):
-        store = open_feature_store(project)
+    def test_several_views_at_the_times_of_either(self, feast_project):
+        store = open_feature_store(feast_project)
         refs = ["source_events:item_id", "source_user_history:event_count"]
         window = {"start_date": hours(2)[0], "end_date": hours(3)[0]}
         found = store.get_historical_features(features=refs, full_feature_names=True, **window).to_arrow()
@@ -252,15 +233,15 @@ class TestReadWindow:
         with pytest.raises(FeatureStoreError, match="different keys"):
             store.get_historical_features(features=[*refs, "target_item_stats:first_seen"], **window)
 
-    def test_what_was_not_known_by_the_end_of_the_window(self, project):
-        store, refs = open_feature_store(project), ["synthetic_target_events:event_id"]
+    def test_what_was_not_known_by_the_end_of_the_window(self, feast_project):
+        store, refs = open_feature_store(feast_project), ["synthetic_target_events:event_id"]
         window = {"start_date": hours(0)[0], "end_date": hours(19)[0]}
         assert len(store.get_historical_features(features=refs, **window).to_df()) == 2
         assert store.get_historical_features(features=refs, filter_by_created_timestamp=True, **window).to_df().empty
 
 
-def test_reports_are_json(project):
-    reports = [apply_feature_repo(project), materialize(project)]
+def test_reports_are_json(feast_project):
+    reports = [apply_feature_repo(feast_project), materialize(feast_project)]
     assert [set(json.loads(json.dumps(report.to_json()))) for report in reports] == [
         {"path", "applied", "views", "services"},
         {"views", "emptied", "end", "online_store"},

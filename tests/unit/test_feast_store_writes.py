@@ -8,7 +8,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from feast_project import T0, hours, make_project, synthetic
+from feast_project import COUNT, T0, hours, spine, synthetic
 
 from scalr_prod.contracts import Table
 from scalr_prod.errors import FeatureStoreError
@@ -19,25 +19,6 @@ from scalr_prod.feast_store import (
     save_dataset,
 )
 from scalr_prod.lake import Lake
-
-STAMP = pa.timestamp("us", tz="UTC")
-COUNTS = ["source_user_history:event_count"]
-COUNT = "source_user_history__event_count"
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    """One project for all tests that only read."""
-    return make_project(tmp_path_factory.mktemp("feast"))
-
-
-@pytest.fixture
-def own(tmp_path):
-    return make_project(tmp_path)
-
-
-def spine(users, times, **more) -> pa.Table:
-    return pa.table({"user_id": users, "event_timestamp": pa.array(times, STAMP), **more})
 
 
 class TestOtherTables:
@@ -70,8 +51,8 @@ class TestOtherTables:
         return make
 
     @pytest.mark.parametrize("kind", ["delta", "parquet"])
-    def test_it_is_joined_and_materialised(self, project, view, kind):
-        store = open_feature_store(project)
+    def test_it_is_joined_and_materialised(self, feast_project, view, kind):
+        store = open_feature_store(feast_project)
         store.apply(list(view(kind)))
         refs = [f"other_{kind}:score", f"other_{kind}:half"]
         rows = pd.DataFrame({"user_id": ["a", "a", "a", "b"], "event_timestamp": hours(1.5, 3, 3.1, 3)})
@@ -86,8 +67,8 @@ class TestOtherTables:
 
 
 class TestWrites:
-    def test_rows_that_do_not_fit(self, project):
-        store = open_feature_store(project)
+    def test_rows_that_do_not_fit(self, feast_project):
+        store = open_feature_store(feast_project)
         rows = pa.table(synthetic(["a"], [1], hours(5), "w")).to_pandas()
         with pytest.raises(FeatureStoreError, match="must not be null"):
             store.write_to_offline_store("synthetic_target_events", rows.assign(item_id=pd.array([None], "Int64")))
@@ -95,7 +76,7 @@ class TestWrites:
             store.write_to_offline_store("synthetic_target_events", rows.assign(item_id="seven"))
         with pytest.raises(ValueError, match="missing_expected_columns"):
             store.write_to_offline_store("synthetic_target_events", rows.drop(columns="item_id"))
-        assert Lake.open(project).read(Table.SYNTHETIC_TARGET_EVENTS).num_rows == 2
+        assert Lake.open(feast_project).read(Table.SYNTHETIC_TARGET_EVENTS).num_rows == 2
 
     def test_rows_taken_out_can_be_written_again(self, own):
         store, lake = open_feature_store(own), Lake.open(own)
@@ -155,35 +136,35 @@ class TestOnline:
         assert report.emptied == ("synthetic_target_events",)
         assert served() == [None, "e1"]
 
-    def test_unknown_views(self, project):
+    def test_unknown_views(self, feast_project):
         with pytest.raises(FeatureStoreError, match="no feature view nothing"):
-            materialize(project, views=["nothing"])
+            materialize(feast_project, views=["nothing"])
 
-    def test_nothing_is_printed(self, project, capfd):
-        materialize(project)
+    def test_nothing_is_printed(self, feast_project, capfd):
+        materialize(feast_project)
         assert capfd.readouterr().out == ""
 
 
 class TestSavedDatasets:
-    def test_a_folder_is_registered_with_its_labels(self, project, tmp_path):
+    def test_a_folder_is_registered_with_its_labels(self, feast_project, tmp_path):
         rows = spine(["a", "b"], hours(9, 9), item_id=[1, 2], label=pa.array([1, 0], pa.int8()))
-        joined = point_in_time(project, rows, "downstream_training_v1")
+        joined = point_in_time(feast_project, rows, "downstream_training_v1")
         folder = tmp_path / "rows"
         folder.mkdir()
         pq.write_table(joined, folder / "part-0.parquet")
         for _ in range(2):
-            report = save_dataset(project, "mine_v1", path=folder)
+            report = save_dataset(feast_project, "mine_v1", path=folder)
         assert set(report.columns) == set(joined.column_names)
         with pytest.warns(RuntimeWarning, match="experimental"):
-            saved = open_feature_store(project).get_saved_dataset("mine_v1")
+            saved = open_feature_store(feast_project).get_saved_dataset("mine_v1")
         found = saved.to_df()
         assert found["label"].tolist() == [1, 0]
         assert found[COUNT].tolist() == [2, 1]
         assert saved.feature_service_name == "downstream_training_v1"
 
-    def test_what_is_no_dataset(self, project, tmp_path):
+    def test_what_is_no_dataset(self, feast_project, tmp_path):
         with pytest.raises(FeatureStoreError, match="saved dataset"):
-            save_dataset(project, "none", path=tmp_path / "nothing")
+            save_dataset(feast_project, "none", path=tmp_path / "nothing")
         pq.write_table(spine([], []), tmp_path / "empty.parquet")
         with pytest.raises(FeatureStoreError, match="no row"):
-            save_dataset(project, "none", path=tmp_path / "empty.parquet")
+            save_dataset(feast_project, "none", path=tmp_path / "empty.parquet")
