@@ -54,6 +54,7 @@ PLAN: tuple[tuple[float, str, tuple[str, ...]], ...] = (
     (0.0, "als", ("trend", "shuffled", "model_level_transfer")),
     (0.5, "sasrec", (*CONTROLS, "model_level_transfer")),
     (0.0, "two_tower", ("trend", "shuffled", "model_level_transfer")),
+    (0.0, "sasrec", ()),
 )
 
 
