@@ -35,7 +35,7 @@ scorer = "local"
 #: ABXI code v2.1, mean of 5 seeds, on these files.
 PUBLISHED = {"food": {"hr10": 0.3243, "ndcg10": 0.1971}, "kitchen": {"hr10": 0.2438, "ndcg10": 0.1427}}
 OPTIONS = {"epochs": 30, "threads": 1}
-WEIGHTS = (0.1, 0.5)
+WEIGHTS = (0.1, 0.5, 1.0)
 SEEDS = 2
 DEPTH = 10
 
