@@ -137,6 +137,7 @@ def _table(report: dict) -> list[str]:
         "sparse",
         "dense",
         "coverage",
+        "of its events",
         *more,
     ]
     rows = [head, ["---"] * len(head)]
@@ -144,7 +145,7 @@ def _table(report: dict) -> list[str]:
         metrics, slices = arm["metrics"], arm["slices"]
         values = [arm["name"], f"{metrics['ndcg']:.4f}", _interval(arm), _interval(arm.get("scalr_over_this", {}))]
         values += [f"{slices[part]['ndcg']:.4f}" if part in slices else "" for part in ("cold", "sparse", "dense")]
-        values += [f"{metrics['coverage']:.1%}"]
+        values += [f"{metrics['coverage']:.1%}", f"{arm['synthetic']['coverage']:.1%}" if "synthetic" in arm else ""]
         values += [f"{metrics['ne']:.3f}", f"{metrics['calibration']:.2f}"] if probable else []
         rows.append(values)
     return ["| " + " | ".join(row) + " |" for row in rows]

@@ -85,17 +85,18 @@ class Maker:
             return real
         if arm == RIVAL:
             return both_domains(self.scene, choice.source_weight)
-        base = choice.draw
+        synthetic = self.synthetic(arm, choice, seed, published)
         if arm == "synthetic_only":
-            return published[1] if published else self.draw(base)
-        if arm == "real+scalr" and published:
-            return published[0].joined([self.weigh(published[1], choice.weights)])
-        return real.joined([self.weigh(self._synthetic(arm, base, np.random.default_rng([seed, 17])), choice.weights)])
+            return synthetic
+        base = published[0] if arm == "real+scalr" and published else real
+        return base.joined([self.weigh(synthetic, choice.weights)])
 
-    def _synthetic(self, arm: str, base: Draw, rng: np.random.Generator) -> Interactions:
-        """An arm's synthetic events, before λ."""
+    def synthetic(self, arm: str, choice: Choice, seed: int, published: Published | None = None) -> Interactions:
+        """An arm's synthetic events, before λ; of those arms that have some."""
+        base, rng = choice.draw, np.random.default_rng([seed, 17])
+        if arm in {"real+scalr", "synthetic_only"}:
+            return published[1] if published else self.draw(base)
         kinds: dict[str, Callable[[], Interactions]] = {
-            "real+scalr": lambda: self.draw(base),
             "popularity": lambda: self._popularity(self.draw(base), rng),
             "trend": lambda: self.draw(replace(base, member="popularity")),
             "shuffled": lambda: self._shuffled(self.draw(base), rng),

@@ -6,6 +6,8 @@ import time
 from datetime import UTC
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+
 from scalr_prod.contracts import Table
 from scalr_prod.downstream.arms import ABLATIONS, CONTROLS, MAIN, NEEDS, RIVAL, Maker
 from scalr_prod.downstream.diagnostics import diagnose
@@ -83,7 +85,8 @@ def evaluate(
                 ]
                 for arm in chosen
             }
-            rows += summarise(scene, family, outcomes, seed=wanted.seed)
+            found = summarise(scene, family, outcomes, seed=wanted.seed)
+            rows += [row | _drawn(maker, published, row["name"], choice) for row in found]
     folder = settings.home / "evaluations" / f"report-{scene.settings.home.name}"
     segments = scene.segments()[scene.users]
     report = EvaluationReport(
@@ -116,11 +119,22 @@ class _Published:
             self.facts.append({"draw": draw.to_json(), "events": len(synthetic), "diagnostics": figures} | facts)
         return self._made[draw]
 
+    def behind(self, arm: str, choice: Choice) -> Any:
+        """What an arm trains on as it was published; None where it trains on draws, or where λ is 0."""
+        return self.of(choice.draw) if arm in {OURS, "synthetic_only"} and any(choice.weights) else None
+
 
 def _events(maker: Maker, published: _Published, arm: str, choice: Choice, seed: int, done: Callable[[int], None]) -> Any:
     done(1)
-    ours = arm in {OURS, "synthetic_only"} and any(choice.weights)
-    return maker.events(arm, choice, seed, published.of(choice.draw) if ours else None)
+    return maker.events(arm, choice, seed, published.behind(arm, choice))
+
+
+def _drawn(maker: Maker, published: _Published, arm: str, choice: Choice) -> dict[str, Any]:
+    """How many synthetic events an arm has, before λ (first seed), and which share of the catalogue they name."""
+    if arm in {BASE, RIVAL}:
+        return {}
+    events = maker.synthetic(arm, choice, 0, published.behind(arm, choice))
+    return {"synthetic": {"events": len(events), "coverage": len(np.unique(events.item)) / events.n_items}}
 
 
 def _checked(arms: Sequence[str], estimators: Sequence[str]) -> list[str]:

@@ -34,7 +34,8 @@ class EvaluationReport:
         cutoff: ISO 8601, UTC.
         cold_fraction: Share of users whose target history was hidden.
         users: Test users, by segment.
-        arms: One row an arm and family; see `summarise`.
+        arms: One row an arm and family; see `summarise`. ``synthetic``: how many synthetic events it has, before λ, and the share of
+            the catalogue that they name.
         choices: Family → what validation chose, and the figures it rests on.
         runs: What was published for ``real+scalr``: the draw, the gate's report, fidelity and privacy (see `diagnostics`).
         path: Folder of ``report.json`` and ``arms.parquet``.
@@ -100,7 +101,7 @@ def summarise(scene: Scene, family: str, outcomes: Mapping[str, Sequence[Outcome
 
 
 def write_report(report: EvaluationReport, folder: Path) -> None:
-    """``report.json`` and ``arms.parquet``, a row for each arm, family, slice and metric."""
+    """``report.json`` and ``arms.parquet``, a row for each arm, family, slice and metric (slice ``synthetic``: of the arm's events)."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -109,6 +110,7 @@ def write_report(report: EvaluationReport, folder: Path) -> None:
     flat = []
     for row in report.arms:
         flat += [(row["name"], row["model"], "all", metric, value) for metric, value in row["metrics"].items()]
+        flat += [(row["name"], row["model"], "synthetic", key, float(value)) for key, value in row.get("synthetic", {}).items()]
         flat += [
             (row["name"], row["model"], part, metric, float(value))
             for part, figures in row["slices"].items()

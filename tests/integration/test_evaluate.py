@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -71,6 +72,9 @@ def test_the_report_has_every_arm_with_its_interval(half_cold):
     assert ours["ci95"][0] <= ours["lift_pct"] <= ours["ci95"][1]
     assert {"cold", "sparse", "dense", "head", "tail"} <= set(ours["slices"]) | {"sparse", "dense"}
     assert "scalr_over_this" in rows["shuffled"]
+    assert rows["shuffled"]["synthetic"] == ours["synthetic"], "the same events, of other users"
+    assert 0 < ours["synthetic"]["coverage"] <= 1
+    assert not {"synthetic"} & {*rows["real"], *rows["model_level_transfer"]}
     assert report.users["all"] == sum(report.users[name] for name in ("cold", "sparse", "dense"))
     assert bool(report.runs) == report.choices["als"]["helps"]
     assert json.loads(json.dumps(report.to_json()))
@@ -80,6 +84,8 @@ def test_the_report_has_every_arm_with_its_interval(half_cold):
     table = pq.read_table(f"{report.path}/arms.parquet")
     assert table.column_names == ["arm", "model", "slice", "metric", "value"]
     assert set(table["arm"].to_pylist()) == set(ARMS)
+    drawn = table.filter((pc.field("arm") == "shuffled") & (pc.field("slice") == "synthetic"))
+    assert dict(zip(drawn["metric"].to_pylist(), drawn["value"].to_pylist(), strict=True)) == rows["shuffled"]["synthetic"]
 
 
 @pytest.mark.slow
