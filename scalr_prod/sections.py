@@ -223,6 +223,7 @@ class DownstreamSettings(_Section):
     k: int = Field(default=20, ge=1, le=1000, description="depth of NDCG, recall and MRR")
     seeds: int = Field(default=5, ge=1, le=100)
     seed: int = Field(default=0, ge=0, lt=2**63)
+    windows: int = Field(default=2, ge=1, le=5, description="windows of time before the cutoff that choices are validated on")
     sparse_below: int = Field(default=5, ge=2, description="real target events under which a user counts as sparse")
     volumes: tuple[int, ...] = Field(default=(5, 20), description="synthetic events a user, tried on validation")
     temperatures: tuple[float, ...] = Field(default=(1.0, 0.5, 0.02), description="tried on validation; towards 0: top-k")

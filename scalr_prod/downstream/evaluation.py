@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from datetime import UTC
 from typing import TYPE_CHECKING, Any, Final
@@ -15,8 +16,8 @@ from scalr_prod.downstream.report import BASE, OURS, SEGMENTS, EvaluationReport,
 from scalr_prod.downstream.scene import Scene
 from scalr_prod.downstream.translation import Translation, publish_draw
 from scalr_prod.downstream.trial import Judge
-from scalr_prod.downstream.tuning import fits_of, tune
-from scalr_prod.errors import EvaluationError
+from scalr_prod.downstream.tuning import Stage, fits_of, tune
+from scalr_prod.errors import EvaluationError, TranslatorError
 from scalr_prod.instants import datetime_of, micros_of
 from scalr_prod.lake import Lake
 from scalr_prod.progress import counting
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from scalr_prod.settings import Settings
 
 __all__ = ["ARMS", "evaluate"]
+
+logger = logging.getLogger(__name__)
 
 ARMS: Final = (*MAIN, *CONTROLS, RIVAL, *ABLATIONS)
 TEST_SHARE: Final = 0.8
@@ -47,8 +50,8 @@ def evaluate(
 ) -> EvaluationReport:
     """Train models with and without synthetic events up to a cutoff and judge them on what came after.
 
-    Everything that learns reads an isolated home (see `isolation`). Volume, temperature and λ are chosen on the last fifth of
-    the training period, in a home of its own, for each family.
+    Everything that learns reads an isolated home (see `isolation`). Volume, temperature and λ are chosen for each family on
+    ``[downstream] windows`` of the training period, each in a home of its own: its last fifth, the last fifth of what comes before …
 
     Args:
         settings: The project's settings; what was not ingested yet is.
@@ -68,12 +71,10 @@ def evaluate(
     _ingested(settings)
     moment = (cutoff or wanted.cutoff or _default_cutoff(settings)).astimezone(UTC)
     scene = Scene.of(settings, moment, end=None, cold_fraction=cold, name="test")
-    inner = datetime_of(cut_at(scene.real.time, VALIDATION_SHARE))
-    validation = Scene.of(scene.settings, inner, end=None, cold_fraction=cold, name="validation")
     steps = sum(fits_of(settings, family) + len(chosen) * wanted.seeds for family in wanted.models)
     with counting("evaluate", show=progress, total=steps, unit=f"of {steps} fits") as done:
-        judge, maker = Judge(validation, wanted.k), Maker(validation, Translation.of(validation))
-        tuned = {family: tune(family, judge, maker, settings, done) for family in wanted.models}
+        stages = _stages(scene, cold)
+        tuned = {family: tune(family, stages, settings, done) for family in wanted.models}
         judge, maker = Judge(scene, wanted.k), Maker(scene, Translation.of(scene))
         published = _Published(scene)
         rows: list[dict[str, Any]] = []
@@ -101,6 +102,29 @@ def evaluate(
     )
     write_report(report, folder)
     return report
+
+
+def _stages(scene: Scene, cold: float) -> list[Stage]:
+    """Validation scenes within a scene's training period, the latest first; fewer than asked for where the log is too short.
+
+    Raises:
+        EvaluationError: Too few users in the latest.
+        TranslatorError: Too little to learn from before it.
+    """
+    wanted, stages = scene.settings.downstream, list[Stage]()
+    end, name = None, "validation"
+    for number in range(wanted.windows):
+        begin = datetime_of(cut_at(scene.real.time, VALIDATION_SHARE ** (number + 1)))
+        try:
+            earlier = Scene.of(scene.settings, begin, end=end, cold_fraction=cold, name=name)
+            stages.append(Stage(Judge(earlier, wanted.k), Maker(earlier, Translation.of(earlier))))
+        except (EvaluationError, TranslatorError) as error:
+            if not stages:
+                raise
+            logger.warning("validation rests on %d of %d windows: %s", number, wanted.windows, error)
+            break
+        end, name = begin, f"validation-{number + 2}"
+    return stages
 
 
 class _Published:

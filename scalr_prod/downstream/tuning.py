@@ -1,4 +1,7 @@
-"""Choices made on a validation scene: the model for real events alone, then how many synthetic events, how sharp, how heavy.
+"""Choices made on validation scenes: the model for real events alone, then how many synthetic events, how sharp, how heavy.
+
+Scenes lie one before the other in time, and what counts is the users of all of them: how sharp a draw should be differs from season
+to season by more than one scene's interval tells (docs/adr/0013). The model and the rival's source weight come from the latest alone.
 
 λ is chosen for all users first, then for cold, sparse and dense users apart; it goes to 0 wherever the events do not help, where they
 harm the users who get them, and altogether where the lift on validation is not significant.
@@ -7,8 +10,10 @@ harm the users who get them, and altogether where the lift on validation is not 
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
 
 from scalr_prod.downstream.arms import RIVAL, Choice, Maker
 from scalr_prod.downstream.models import GRIDS
@@ -16,12 +21,14 @@ from scalr_prod.downstream.statistics import paired_bootstrap
 from scalr_prod.downstream.translation import Draw
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
 
     from scalr_prod.downstream.trial import Judge
     from scalr_prod.settings import Settings
 
-__all__ = ["tune"]
+__all__ = ["Stage", "fits_of", "tune"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,15 +39,22 @@ _PARTS: Final = (0.0, 0.3)
 _WORTH: Final = 0.005
 
 
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """A validation scene's judge and maker."""
+
+    judge: Judge
+    maker: Maker
+
+
 def tune(
-    family: str, judge: Judge, maker: Maker, settings: Settings, done: Callable[[int], None]
+    family: str, stages: Sequence[Stage], settings: Settings, done: Callable[[int], None]
 ) -> tuple[Choice, dict[str, Any]]:
     """Choose for one family.
 
     Args:
         family: Its name.
-        judge: Of the validation scene.
-        maker: Of the same scene.
+        stages: The validation scenes, the latest first.
         settings: ``[downstream]`` names what is tried; ``[generation]`` filter and alignment.
         done: Called with 1 after every fit.
 
@@ -48,27 +62,14 @@ def tune(
         The choice, and the validation figures it rests on.
     """
     wanted, generation = settings.downstream, settings.generation
-    tried: list[dict[str, Any]] = []
-    by_user: dict[tuple[str, Choice], Any] = {}
-
-    def value(arm: str, choice: Choice) -> float:
-        outcome = judge.trial(family, choice.options, maker.events(arm, choice, seed=0), seed=0)
-        done(1)
-        by_user[arm, choice] = outcome.ranking.ndcg
-        ndcg = float(outcome.ranking.ndcg.mean())
-        tried.append(
-            {"arm": arm, "options": choice.options, "draw": choice.draw.to_json(), "weights": list(choice.weights),
-             "source_weight": choice.source_weight, "ndcg": ndcg}
-        )  # fmt: skip
-        return ndcg
-
-    def best(arm: str, choices: list[Choice]) -> tuple[float, Choice]:
-        return max(((value(arm, choice), choice) for choice in choices), key=lambda found: found[0])
-
+    trials = _Trials(family, stages, done)
+    value, best, by_user = trials.value, trials.best, trials.by_user
     draw = Draw(wanted.volumes[0], wanted.temperatures[0], generation.min_lift, generation.align)
     blank = Choice({}, draw, (0.0, 0.0, 0.0), 1.0)
-    base, alone = best("real", [replace(blank, options=options) for options in GRIDS.get(family, ({},))])
-    rival, with_source = best(RIVAL, [replace(alone, source_weight=weight) for weight in SOURCE_WEIGHTS])
+    latest = stages[:1]
+    _, alone = best("real", [replace(blank, options=options) for options in GRIDS.get(family, ({},))], latest)
+    rival, with_source = best(RIVAL, [replace(alone, source_weight=weight) for weight in SOURCE_WEIGHTS], latest)
+    base = value("real", alone)
     # One after the other, from the middle of each list: a full grid would cost minutes a family and choose within the noise.
     volumes, temperatures, weights = wanted.volumes, wanted.temperatures, wanted.weights
     found = replace(with_source, draw=replace(draw, volume=volumes[-1], temperature=temperatures[len(temperatures) // 2]))
@@ -78,7 +79,8 @@ def tune(
         if others:
             other, changed = best("real+scalr", [_redrawn(found, {name: value}) for value in others])
             reached, found = max((other, changed), (reached, found), key=lambda pair: pair[0])
-    own = [judge.segments == segment for segment in range(3)]
+    segments = np.concatenate([stage.judge.segments for stage in stages])
+    own = [segments == segment for segment in range(3)]
     without = by_user["real", alone]
 
     def harmed(choice: Choice, segment: int) -> bool:
@@ -109,16 +111,47 @@ def tune(
         "lift_pct": gain.lift_pct,
         "ci95": list(gain.ci95),
         RIVAL: rival,
-        "tried": tried,
+        "windows": len(stages),
+        "users": len(without),
+        "tried": trials.tried,
     }
     return found, figures
+
+
+class _Trials:
+    """Fits and their NDCG on the users of some stages; default: of all."""
+
+    def __init__(self, family: str, stages: Sequence[Stage], done: Callable[[int], None]) -> None:
+        self.tried: list[dict[str, Any]] = []
+        self.by_user: dict[tuple[str, Choice], NDArray[np.float64]] = {}
+        self._family, self._stages, self._done = family, stages, done
+
+    def value(self, arm: str, choice: Choice, stages: Sequence[Stage] | None = None) -> float:
+        """Mean NDCG over the users, who are kept in ``by_user``."""
+        found = []
+        for stage in self._stages if stages is None else stages:
+            events = stage.maker.events(arm, choice, seed=0)
+            found.append(stage.judge.trial(self._family, choice.options, events, seed=0).ranking.ndcg)
+            self._done(1)
+        self.by_user[arm, choice] = np.concatenate(found)
+        ndcg = float(self.by_user[arm, choice].mean())
+        self.tried.append(
+            {"arm": arm, "options": choice.options, "draw": choice.draw.to_json(), "weights": list(choice.weights),
+             "source_weight": choice.source_weight, "windows": len(found), "ndcg": ndcg}
+        )  # fmt: skip
+        return ndcg
+
+    def best(self, arm: str, choices: list[Choice], stages: Sequence[Stage] | None = None) -> tuple[float, Choice]:
+        """The highest value, and the first choice that has it."""
+        return max(((self.value(arm, choice, stages), choice) for choice in choices), key=lambda found: found[0])
 
 
 def fits_of(settings: Settings, family: str) -> int:
     """The most fits that `tune` makes."""
     wanted = settings.downstream
     draws = len(wanted.weights) + len(wanted.temperatures) - 1 + len(wanted.volumes) - 1
-    return len(GRIDS.get(family, ({},))) + len(SOURCE_WEIGHTS) + draws + 3 * len(_PARTS) + 3
+    of_all = 1 + draws + 3 * len(_PARTS) + 3
+    return len(GRIDS.get(family, ({},))) + len(SOURCE_WEIGHTS) + wanted.windows * of_all
 
 
 def _redrawn(choice: Choice, change: dict[str, Any]) -> Choice:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from scalr_prod.downstream.arms import RIVAL
-from scalr_prod.downstream.tuning import fits_of, tune
+from scalr_prod.downstream.tuning import Stage, fits_of, tune
 from scalr_prod.sections import DownstreamSettings, GenerationSettings
 
 USERS = 600
@@ -40,11 +40,28 @@ class Judge:
         return SimpleNamespace(ranking=SimpleNamespace(ndcg=self.noise * (1 + gain)))
 
 
-def chosen(rule):
-    judge = Judge(rule)
-    choice, figures = tune("als", judge, Maker(), SETTINGS, lambda _: None)
-    assert judge.fits <= fits_of(SETTINGS, "als")
+def chosen(*rules):
+    """What is chosen on a validation scene for each rule, the latest first."""
+    judges = [Judge(rule) for rule in rules]
+    choice, figures = tune("als", [Stage(judge, Maker()) for judge in judges], SETTINGS, lambda _: None)
+    settings = SimpleNamespace(downstream=SETTINGS.downstream.model_copy(update={"windows": len(rules)}))
+    assert sum(judge.fits for judge in judges) <= fits_of(settings, "als")
     return choice, figures
+
+
+def test_the_users_of_every_window_count():
+    """What gains most in the latest window and loses in the one before is not chosen; what gains in both is."""
+
+    def rule(gains):
+        return lambda arm, choice, segment: np.full(
+            USERS, gains[choice.draw.temperature] if arm == "real+scalr" and any(choice.weights) else 0.0
+        )
+
+    latest, before = rule({1.0: 0.5, 0.5: 0.4, 0.02: 0.6}), rule({1.0: 0.5, 0.5: 0.4, 0.02: -0.3})
+    assert chosen(latest)[0].draw.temperature == 0.02
+    choice, figures = chosen(latest, before)
+    assert choice.draw.temperature == 1.0
+    assert figures["lift_pct"] == pytest.approx(50, abs=1)
 
 
 def test_it_finds_what_helps_and_for_whom():
