@@ -15,6 +15,7 @@ import pytest
 from scalr_prod.contracts import Table
 from scalr_prod.downstream import evaluate
 from scalr_prod.downstream.arms import Choice, Maker
+from scalr_prod.downstream.evaluation import _stages
 from scalr_prod.downstream.report import summarise
 from scalr_prod.downstream.scene import Scene
 from scalr_prod.downstream.translation import Draw, Translation, publish_draw
@@ -78,6 +79,7 @@ def test_the_report_has_every_arm_with_its_interval(half_cold):
     assert report.users["all"] == sum(report.users[name] for name in ("cold", "sparse", "dense"))
     assert bool(report.runs) == report.choices["als"]["helps"]
     assert json.loads(json.dumps(report.to_json()))
+    assert report.choices["als"]["validation"]["windows"] == 2
     lines = report.for_people()["arms"]
     assert [line["arm"] for line in lines] == [row["name"] for row in report.arms]
     assert "…" in lines[1]["lift % (95 % CI)"]
@@ -115,6 +117,28 @@ def test_the_isolated_home_holds_nothing_that_must_stay_out(translated):
     assert len(hidden) > 0.3 * len(scene.numbering.users)
     assert not hidden & set(lake.read(Table.TARGET_EVENTS)["user_id"].to_pylist())
     assert hidden & set(scene.numbering.users.take(pa.array(scene.users)).to_pylist())
+
+
+@pytest.mark.slow
+def test_validation_windows_lie_one_before_the_other_and_those_too_short_are_left_out(translated, monkeypatch, caplog):
+    scene, _ = translated
+    later, earlier = (stage.judge.scene for stage in _stages(scene, 0.5))
+    assert earlier.cutoff < later.cutoff < scene.cutoff
+    met = Lake.open(scene.settings).read(Table.TARGET_EVENTS).to_pandas()
+    met = met[(met["event_timestamp"] >= earlier.cutoff) & (met["event_timestamp"] < later.cutoff)]
+    between = set(zip(met["user_id"], met["item_id"], strict=True))
+    user, item = earlier.relevant.nonzero()
+    names = earlier.numbering.users.take(pa.array(user)), earlier.numbering.items.take(pa.array(item))
+    judged = set(zip(*(column.to_pylist() for column in names), strict=True))
+    assert len(judged) > 50
+    assert judged <= between, "an earlier window ends where the later one begins"
+    assert len(earlier.users) < len(later.users), "or the next line needs another way to make one window alone too short"
+    monkeypatch.setattr("scalr_prod.downstream.scene.FEWEST_USERS", len(later.users))
+    assert [stage.judge.scene.cutoff for stage in _stages(scene, 0.5)] == [later.cutoff]
+    assert "validation rests on 1 of 2 windows" in caplog.text
+    monkeypatch.setattr("scalr_prod.downstream.scene.FEWEST_USERS", len(later.users) + 1)
+    with pytest.raises(EvaluationError, match="only"):
+        _stages(scene, 0.5)
 
 
 @pytest.mark.slow
