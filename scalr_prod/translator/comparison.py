@@ -18,6 +18,7 @@ from scalr_prod.translator.fitting import cut_at, fit_calibration, fit_sets, met
 from scalr_prod.translator.log import read_log
 from scalr_prod.translator.module import TranslatorModule
 from scalr_prod.translator.pairs import Pairs, contexts_at
+from scalr_prod.translator.threads import thread_limits
 from scalr_prod.translator.versions import load_version
 
 if TYPE_CHECKING:
@@ -86,15 +87,12 @@ def compare(settings: Settings, candidate: int, served: int, *, progress: bool =
         TranslatorNotFound: There is no such version.
         TranslatorError: Too few events to fit the recipe on.
     """
-    import torch
-
     new, old = load_version(settings, candidate), load_version(settings, served)
     begin, end = micros(old.trained_until), micros(new.trained_until)
     since, until = old.trained_until.isoformat(), new.trained_until.isoformat()
     unknown = Comparison(candidate, served, since, until, 0, None, None, None)
     if begin >= end:
         return unknown
-    torch.set_num_threads(settings.translator.threads)
     log = read_log(settings, new.trained_until)
     rows = np.flatnonzero((log.target.time >= begin) & (log.target.time < end))
     if len(rows) < FEWEST:
@@ -132,7 +130,10 @@ def _recipe_until(settings: Settings, log: Any, until: int, *, progress: bool) -
     past = log.target.time < until
     share = past.mean() * (1 - settings.translator.validation_fraction)
     steps = steps_of(settings, 2) + 1
-    with counting("comparison", show=progress, total=steps, unit=f"of {steps} fits") as done:
+    with (
+        thread_limits(settings.translator.threads),
+        counting("comparison", show=progress, total=steps, unit=f"of {steps} fits") as done,
+    ):
         calibrated = fit_calibration(settings, log, log.fold == 0, cut_at(log.target.time, share), until, done)
         pairs = Pairs.of(log, until, settings.translator)
         tensors = fit_sets(pairs, {-1: np.zeros(len(log.users), dtype=bool)}, done) | calibrated.tables

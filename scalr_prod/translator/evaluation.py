@@ -15,6 +15,7 @@ from scalr_prod.progress import counting
 from scalr_prod.translator.fitting import cut_at, figures_of, fit_calibration, fit_sets, rows_between, steps_of
 from scalr_prod.translator.log import read_log
 from scalr_prod.translator.pairs import Pairs
+from scalr_prod.translator.threads import thread_limits
 from scalr_prod.translator.versions import load_version
 
 if TYPE_CHECKING:
@@ -64,11 +65,8 @@ def evaluate(settings: Settings, version: int | None = None, *, progress: bool =
         TranslatorNotFound: No such version.
         TranslatorError: Too few events for three slices.
     """
-    import torch
-
     started = time.perf_counter()
     found = load_version(settings, version)
-    torch.set_num_threads(settings.translator.threads)
     log = read_log(settings, found.trained_until)
     fraction = settings.translator.validation_fraction
     begin, middle, end = (
@@ -84,7 +82,10 @@ def evaluate(settings: Settings, version: int | None = None, *, progress: bool =
         )
     cold = _half_of_the_users(log)
     steps = steps_of(settings, 2) + 1
-    with counting("evaluation", show=progress, total=steps, unit=f"of {steps} fits") as done:
+    with (
+        thread_limits(settings.translator.threads),
+        counting("evaluation", show=progress, total=steps, unit=f"of {steps} fits") as done,
+    ):
         calibrated = fit_calibration(settings, log, cold, begin, middle, done)
         pairs = Pairs.of(log, middle, settings.translator, popularity_until=end)
         tensors = fit_sets(pairs, {-1: cold}, done) | calibrated.tables

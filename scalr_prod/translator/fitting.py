@@ -155,8 +155,7 @@ def figures_of(
     fold = np.where(cold, 0, -1).astype(np.int32)
     contexts, labels = contexts_at(log, rows, source_index=pairs.source_index, target_index=pairs.target_index, fold=fold)
     groups = {"all": np.ones(len(rows), bool), "cold": cold, "warm": ~cold}
-    by_member = {member: measure(module, contexts, labels, groups, member=member) for member in members(module.estimators)}
-    return {group: {member: figures[group] for member, figures in by_member.items()} for group in groups}
+    return measure(module, contexts, labels, groups, members(module.estimators))
 
 
 def members(estimators: Sequence[str]) -> list[str]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import torch
     from numpy.typing import NDArray
@@ -78,54 +78,65 @@ def measure(
     contexts: Contexts,
     labels: NDArray[np.int32],
     groups: Mapping[str, NDArray[np.bool_]],
-    *,
-    member: str = "mixture",
-) -> dict[str, Figures]:
-    """A member's figures on groups of the events.
+    members: Sequence[str] = ("mixture",),
+) -> dict[str, dict[str, Figures]]:
+    """Figures of members on groups of the events: group → member → figures.
 
     Args:
         module: The translator.
         contexts: [R], strictly before the events.
         labels: int32 [R]. Target indices; -1 for items that training did not know.
         groups: Name → bool [R].
-        member: ``mixture``, or one estimator alone.
+        members: ``mixture``, or estimators alone.
     """
-    import torch
+    tallies = {member: _Tally(labels, groups) for member in members}
+    for rows, distributions in module.distributions(contexts, members):
+        for tally, p in zip(tallies.values(), distributions, strict=True):
+            tally.add(rows, p)
+    return {group: {member: tally.figures(group) for member, tally in tallies.items()} for group in groups}
 
-    rank = np.full(len(labels), np.inf)
-    loss = np.full(len(labels), np.nan)
-    top, came = np.zeros(len(labels)), np.zeros(len(labels), bool)
-    mass, hits, variance = ({name: np.zeros(_CLASSES) for name in groups} for _ in range(3))
-    for rows, p in module.distributions(contexts, member=member):
-        label = torch.from_numpy(labels[rows].astype(np.int64)).to(p.device)
-        own = p.gather(1, label.clamp(min=0)[:, None])
+
+class _Tally:
+    """What one member said of the events so far; arguments as those of `measure`."""
+
+    def __init__(self, labels: NDArray[np.int32], groups: Mapping[str, NDArray[np.bool_]]) -> None:
+        self._labels, self._groups = labels, groups
+        self._rank = np.full(len(labels), np.inf)
+        self._loss = np.full(len(labels), np.nan)
+        self._top, self._came = np.zeros(len(labels)), np.zeros(len(labels), bool)
+        self._mass, self._hits, self._variance = ({name: np.zeros(_CLASSES) for name in groups} for _ in range(3))
+
+    def add(self, rows: NDArray[np.int64], p: torch.Tensor) -> None:
+        """Distributions [r, N] of some events."""
+        import torch
+
+        label = torch.from_numpy(self._labels[rows].astype(np.int64)).to(p.device)
+        known = label.clamp(min=0)[:, None]
+        own = p.gather(1, known)
         there = (label >= 0) & (own[:, 0] > 0)
-        place = ranks_of(p, label.clamp(min=0))
-        rank[rows] = torch.where(there, place, torch.inf).cpu().numpy()
-        loss[rows] = torch.where(there, -own[:, 0].log(), torch.nan).cpu().numpy()
+        self._rank[rows] = torch.where(there, ranks_of(p, known[:, 0]), torch.inf).cpu().numpy()
+        self._loss[rows] = torch.where(there, -own[:, 0].log(), torch.nan).cpu().numpy()
         best, which = p.max(1)
-        top[rows], came[rows] = best.cpu().numpy(), ((which == label) & there).cpu().numpy()
+        self._top[rows], self._came[rows] = best.cpu().numpy(), ((which == label) & there).cpu().numpy()
         classes = ((p.log2() / _LOWEST).clamp(0, 1 - 1e-6) * _CLASSES).long()
-        for name, chosen in groups.items():
-            counted = torch.from_numpy(chosen[rows]).to(p.device) & there
-            if not counted.any():
-                continue
-            share = p.new_zeros(int(counted.sum()), _CLASSES, dtype=torch.float64)
-            share.scatter_add_(1, classes[counted], p[counted].double())
-            mass[name] += share.sum(0).cpu().numpy()
-            variance[name] += (share * (1 - share)).clamp(min=0).sum(0).cpu().numpy()
-            own_class = classes[counted].gather(1, label[counted, None]).flatten()
-            hits[name] += np.bincount(own_class.cpu().numpy(), minlength=_CLASSES)
-    return {
-        name: _figures(
-            rank[chosen],
-            loss[chosen],
-            ece=np.abs(mass[name] - hits[name]).sum(),
-            ece_by_chance=np.sqrt(2 / np.pi * variance[name]).sum(),
-            top_ece=_top_ece(top[chosen], came[chosen], rank[chosen]),
+        share = p.new_zeros(len(p), _CLASSES, dtype=torch.float64).scatter_add_(1, classes, p.double()).cpu().numpy()
+        own_class, eligible = classes.gather(1, known)[:, 0].cpu().numpy(), there.cpu().numpy()
+        for name, chosen in self._groups.items():
+            counted = chosen[rows] & eligible
+            self._mass[name] += share[counted].sum(0)
+            self._variance[name] += (share[counted] * (1 - share[counted])).clip(min=0).sum(0)
+            self._hits[name] += np.bincount(own_class[counted], minlength=_CLASSES)
+
+    def figures(self, group: str) -> Figures:
+        """Of a group of the events."""
+        chosen = self._groups[group]
+        return _figures(
+            self._rank[chosen],
+            self._loss[chosen],
+            ece=np.abs(self._mass[group] - self._hits[group]).sum(),
+            ece_by_chance=np.sqrt(2 / np.pi * self._variance[group]).sum(),
+            top_ece=_top_ece(self._top[chosen], self._came[chosen], self._rank[chosen]),
         )
-        for name, chosen in groups.items()
-    }
 
 
 def ranks_of(p: torch.Tensor, label: torch.Tensor) -> torch.Tensor:

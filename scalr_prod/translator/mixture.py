@@ -93,18 +93,24 @@ class Mixture:
         self, batch: Batch, *, member: str = "mixture", dtype: Any = torch.float32
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """P(i | context) of a member, and the prior P(i | t): [B, N] each, 0 for items that are not eligible."""
-        wanted = [self._feature_weights("popularity", batch, dtype)]
-        if member != "popularity":
-            wanted.append(self._feature_weights(member, batch, dtype))
-        blended = popularity.weighted(self.popularity, batch.time, wanted, dtype)
-        prior = _normalised(blended[0], batch)
         if member == "popularity":
+            (prior,) = self.distributions(batch, (member,), dtype=dtype)
             return prior, prior
-        weights, logits = self.calibration[member], blended[1]
+        prior, p = self.distributions(batch, ("popularity", member), dtype=dtype)
+        return p, prior
+
+    def distributions(self, batch: Batch, members: Sequence[str], *, dtype: Any = torch.float32) -> list[torch.Tensor]:
+        """P(i | context) of several members, whose features and scores are worked out once: [B, N] each."""
+        weights = [self.calibration[member] for member in members]
+        logits = popularity.weighted(
+            self.popularity, batch.time, [self._feature_weights(member, batch, dtype) for member in members], dtype
+        )
         for name in self.estimators:
-            if weights[name] != 0:
-                logits.add_(self.score(name, batch, dtype), alpha=weights[name])
-        return _normalised(logits, batch), prior
+            if any(of_member[name] != 0 for of_member in weights):
+                score = self.score(name, batch, dtype)
+                for sums, of_member in zip(logits, weights, strict=True):
+                    sums.add_(score, alpha=of_member[name])
+        return [_normalised(sums, batch) for sums in logits]
 
     def tastes_of(self, batch: Batch, dtype: Any = torch.float32) -> torch.Tensor:
         """The users' tastes, in standard deviations: [B, T]."""

@@ -24,7 +24,7 @@ from scalr_prod.translator.estimators import SCORED
 from scalr_prod.translator.mixture import Mixture
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -170,10 +170,20 @@ class TranslatorModule(torch.nn.Module):
         return probabilities, prior
 
     @torch.inference_mode()
-    def distributions(self, contexts: Contexts, *, member: str = "mixture") -> Iterator[tuple[NDArray[np.int64], torch.Tensor]]:
-        """Whole distributions, a few rows at a time: (row numbers [R], float32 [R, N] probabilities, 0 if not eligible)."""
+    def distributions(
+        self, contexts: Contexts, members: Sequence[str] = ("mixture",)
+    ) -> Iterator[tuple[NDArray[np.int64], list[torch.Tensor]]]:
+        """Whole distributions, a few rows at a time.
+
+        Args:
+            contexts: Of any number.
+            members: ``mixture``, or estimators alone.
+
+        Returns:
+            Row numbers [R], and for each member float32 [R, N] probabilities, 0 if not eligible.
+        """
         for rows, mixture in self._groups(contexts):
-            yield rows, mixture.probabilities(Batch.of(contexts.take(rows), self.first_seen), member=member)[0]
+            yield rows, mixture.distributions(Batch.of(contexts.take(rows), self.first_seen), members)
 
     def _each(
         self, work: Callable[[NDArray[np.int64], Mixture], None], groups: Iterable[tuple[NDArray[np.int64], Mixture]]

@@ -19,6 +19,7 @@ from scalr_prod.progress import counting
 from scalr_prod.translator.fitting import cut_at, fit_calibration, fit_sets, metadata_of, steps_of
 from scalr_prod.translator.log import Log, data_end, read_log
 from scalr_prod.translator.pairs import Pairs
+from scalr_prod.translator.threads import thread_limits
 from scalr_prod.translator.versions import TranslatorVersion, Vocabulary, find_version, write_version
 
 if TYPE_CHECKING:
@@ -75,16 +76,14 @@ def train(settings: Settings, *, trained_until: datetime | None = None, progress
         TranslatorError: Too little to learn from.
         TableNotFound: Nothing was ingested yet.
     """
-    import torch
-
     started = time.perf_counter()
     until = (trained_until or default_trained_until(settings)).astimezone(UTC)
     fingerprint, data_versions = _fingerprint(settings, until)
     version = find_version(settings, fingerprint)
     reused = version is not None
     if version is None:
-        torch.set_num_threads(settings.translator.threads)
-        version = _train(settings, until, fingerprint, data_versions, progress=progress)
+        with thread_limits(settings.translator.threads):
+            version = _train(settings, until, fingerprint, data_versions, progress=progress)
     _record(settings, version)
     return TrainReport(
         version=version.version,

@@ -42,7 +42,7 @@ class World:
 
     def nll(self, calibration: dict[str, torch.Tensor], labels: np.ndarray, member: str = "mixture") -> float:
         everybody = {"all": np.ones(len(labels), bool)}
-        return measure(self.module(calibration), self.contexts, labels, everybody, member=member)["all"].nll
+        return measure(self.module(calibration), self.contexts, labels, everybody, (member,))["all"][member].nll
 
 
 def mixing(weights: dict[str, float]) -> dict[str, torch.Tensor]:
@@ -74,7 +74,7 @@ def drawn_by(world: World, calibration: dict[str, torch.Tensor], seed: int = 5) 
     """One answer to each context, drawn from a mixture."""
     labels = np.empty(len(world.contexts), dtype=np.int32)
     generator = torch.Generator().manual_seed(seed)
-    for rows, p in world.module(calibration).distributions(world.contexts):
+    for rows, (p,) in world.module(calibration).distributions(world.contexts):
         labels[rows] = torch.multinomial(p, 1, generator=generator)[:, 0].numpy()
     return labels
 

@@ -363,7 +363,7 @@ def test_nothing_that_held_out_users_did_from_an_event_on_is_known_at_it(pairs):
         module = TranslatorModule(tensors, METADATA | {"folds": "1", "n_source": str(pairs.n_source)})
         indices = {"source_index": pairs.source_index, "target_index": pairs.target_index}
         contexts, _ = contexts_at(log, asked, fold=0, **indices)
-        return torch.cat([p for _, p in module.distributions(contexts)])
+        return torch.cat([p for _, (p,) in module.distributions(contexts)])
 
     undisturbed = answer(np.zeros_like(theirs))
     assert torch.equal(undisturbed, answer(theirs & (log.target.time >= moment)))

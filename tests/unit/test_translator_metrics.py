@@ -27,13 +27,16 @@ def world() -> SimpleNamespace:
     # In two parts, the second one backwards: rows say whose they are.
     parts = [(np.arange(150), p[:150]), (np.arange(EVENTS - 1, 149, -1), p[:149:-1])]
 
-    def distributions(contexts, *, member):
-        assert (contexts, member) == (None, "mixture")
-        return ((rows, torch.from_numpy(part.copy())) for rows, part in parts)
+    def distributions(contexts, members):
+        assert (contexts, members) == (None, ("mixture", "the same backwards"))
+        return ((rows, [torch.from_numpy(part.copy()), torch.from_numpy(part[:, ::-1].copy())]) for rows, part in parts)
 
     module = SimpleNamespace(distributions=distributions)
-    found = measure(module, None, labels, {"all": np.ones(EVENTS, bool), "warm": warm})
-    return SimpleNamespace(p=p.astype(np.float64), labels=labels, warm=warm, found=found)
+    groups = {"all": np.ones(EVENTS, bool), "warm": warm}
+    by_group = measure(module, None, labels, groups, ("mixture", "the same backwards"))
+    found = {group: members["mixture"] for group, members in by_group.items()}
+    other = by_group["all"]["the same backwards"]
+    return SimpleNamespace(p=p.astype(np.float64), labels=labels, warm=warm, found=found, other=other)
 
 
 @pytest.fixture(params=["all", "warm"])
@@ -53,6 +56,11 @@ def test_the_ranking_counts_what_training_did_not_know_as_missed(group):
     assert group.found.ndcg == pytest.approx(gain / len(group.rows))
     assert group.found.recall == pytest.approx(hits / len(group.rows))
     assert (group.found.events, group.found.eligible) == (len(group.rows), len(group.usable))
+
+
+def test_members_are_measured_apart(world):
+    assert world.other.nll > world.found["all"].nll + 1
+    assert world.other.eligible != world.found["all"].eligible
 
 
 def test_the_likelihood_leaves_them_out(group):
