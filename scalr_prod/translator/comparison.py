@@ -98,17 +98,18 @@ def compare(settings: Settings, candidate: int, served: int, *, progress: bool =
     if len(rows) < FEWEST:
         return unknown
     vocabulary = old.vocabulary()
-    served_loss = _losses(
-        TranslatorModule.load(old.path),
-        *contexts_at(
-            log,
-            rows,
-            source_index=vocabulary.source_index(log.source.ids),
-            target_index=vocabulary.target_index(log.target.ids),
-        ),
-    )
-    module, pairs = _recipe_until(settings, log, begin, progress=progress)
-    loss = _losses(module, *contexts_at(log, rows, source_index=pairs.source_index, target_index=pairs.target_index))
+    with thread_limits(settings.translator.threads):
+        served_loss = _losses(
+            TranslatorModule.load(old.path),
+            *contexts_at(
+                log,
+                rows,
+                source_index=vocabulary.source_index(log.source.ids),
+                target_index=vocabulary.target_index(log.target.ids),
+            ),
+        )
+        module, pairs = _recipe_until(settings, log, begin, progress=progress)
+        loss = _losses(module, *contexts_at(log, rows, source_index=pairs.source_index, target_index=pairs.target_index))
     both = np.isfinite(loss) & np.isfinite(served_loss)
     if both.sum() < FEWEST:
         return unknown
@@ -130,10 +131,7 @@ def _recipe_until(settings: Settings, log: Any, until: int, *, progress: bool) -
     past = log.target.time < until
     share = past.mean() * (1 - settings.translator.validation_fraction)
     steps = steps_of(settings, 2) + 1
-    with (
-        thread_limits(settings.translator.threads),
-        counting("comparison", show=progress, total=steps, unit=f"of {steps} fits") as done,
-    ):
+    with counting("comparison", show=progress, total=steps, unit=f"of {steps} fits") as done:
         calibrated = fit_calibration(settings, log, log.fold == 0, cut_at(log.target.time, share), until, done)
         pairs = Pairs.of(log, until, settings.translator)
         tensors = fit_sets(pairs, {-1: np.zeros(len(log.users), dtype=bool)}, done) | calibrated.tables

@@ -106,10 +106,11 @@ class Mixture:
             self.popularity, batch.time, [self._feature_weights(member, batch, dtype) for member in members], dtype
         )
         for name in self.estimators:
-            if any(of_member[name] != 0 for of_member in weights):
+            heavy = [(sums, of_member[name]) for sums, of_member in zip(logits, weights, strict=True) if of_member[name] != 0]
+            if heavy:
                 score = self.score(name, batch, dtype)
-                for sums, of_member in zip(logits, weights, strict=True):
-                    sums.add_(score, alpha=of_member[name])
+                for sums, weight in heavy:
+                    sums.add_(score, alpha=weight)
         return [_normalised(sums, batch) for sums in logits]
 
     def tastes_of(self, batch: Batch, dtype: Any = torch.float32) -> torch.Tensor:
