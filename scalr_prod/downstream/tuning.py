@@ -59,7 +59,7 @@ def tune(
         done: Called with 1 after every fit.
 
     Returns:
-        The choice, and the validation figures it rests on.
+        The choice, and the validation figures it rests on (the rival's: of the latest scene).
     """
     wanted, generation = settings.downstream, settings.generation
     trials = _Trials(family, stages, done)
