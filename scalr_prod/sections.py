@@ -40,7 +40,7 @@ def _aware(value: datetime) -> datetime:
 
 
 Instant = Annotated[datetime, AfterValidator(_aware)]
-Estimator = Literal["popularity", "frequency", "linear", "factorisation", "sequential"]
+Estimator = Literal["popularity", "frequency", "topics", "linear", "factorisation", "sequential"]
 
 
 class _Section(BaseModel):
@@ -137,7 +137,7 @@ class HistorySettings(_Section):
 class TranslatorSettings(_Section):
     """What the translator is made of and how it is trained."""
 
-    estimators: tuple[Estimator, ...] = ("popularity", "frequency", "linear", "factorisation", "sequential")
+    estimators: tuple[Estimator, ...] = ("popularity", "frequency", "topics", "linear", "factorisation", "sequential")
     folds: int = Field(default=3, ge=2, le=20, description="user folds for cross-fitting (mode = backfill)")
     validation_fraction: float = Field(default=0.1, gt=0, lt=0.5, description="last share of target time, for the mixture")
     dim: int = Field(default=64, ge=4, le=1024)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["SCORED", "module_of", "scores"]
 
 #: The estimators that have a score; popularity is the prior that every one of them is smoothed towards.
-SCORED: Final = ("frequency", "linear", "factorisation", "sequential")
+SCORED: Final = ("frequency", "topics", "linear", "factorisation", "sequential")
 
 
 def module_of(name: str) -> Any:

@@ -1,0 +1,171 @@
+"""Translation through topics: an aspect model (Hofmann 1999) whose hidden topic links a source item to a target item.
+
+A history proposes topics and a topic proposes target items:
+
+    P(i | history) = Σ_h w_h Σ_k P(k | j_h) P(i | k)
+
+over the last `DEPTH` source items j_h, the most recent first. The weights w_h depend on how many events ago the item was, and sum to 1.
+All three tables are fitted by expectation maximisation on the target events that follow each history. The score is the logarithm.
+
+Plain EM memorises: the topic of a rare source item becomes that of the one target event that followed it, and the recency weights then
+favour such items. So the training users are split into groups, and the expectation step for one group uses the parameters that the other
+groups give (`_Counts.without`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+if TYPE_CHECKING:
+    from scalr_prod.translator.batch import Batch
+    from scalr_prod.translator.pairs import Pairs, Parameters
+
+__all__ = ["fit", "score", "share"]
+
+#: Topics for each of ``[translator] dim``.
+TOPICS_PER_DIM: Final = 2
+#: Source events of a history that are looked at.
+DEPTH: Final = 20
+#: Upper limits of the classes of "how many events ago".
+STEPS_BACK: Final = (0, 1, 2, 4, 8, 16)
+ITERATIONS: Final = 7
+GROUPS: Final = 4
+#: Pseudo-events of a source item that follow all topics' shares, and that follow what its source-side neighbours say.
+SMOOTHING: Final = 0.5
+ANCHOR: Final = 2.0
+#: Pseudo-events of a topic that follow popularity.
+TARGET_SMOOTHING: Final = 5.0
+#: How sharply a source item belongs to the clusters that the topics start from.
+_SHARPNESS: Final = 5.0
+_CLUSTER_STEPS: Final = 20
+_CHUNK_ROWS: Final = 2048
+
+
+def share(pairs: Pairs) -> Parameters:
+    """``start`` float32 [n_source + 1, K]: P(k | j) from source events alone, by clusters of items that the same users choose."""
+    from scalr_prod.translator.estimators import linear
+
+    wanted = min(TOPICS_PER_DIM * pairs.settings.dim, max(1, pairs.n_source // 2))
+    basis = torch.from_numpy(linear.source_basis(pairs, wanted + 1))[1:]
+    # The first component is popularity, which tells no two items apart.
+    vectors = torch.nn.functional.normalize(basis[:, 1:] if basis.shape[1] > 1 else basis, dim=1)
+    users = torch.from_numpy(pairs.source_matrix().sum(axis=0)).flatten()[1:].float()
+    likeness = _SHARPNESS * vectors @ _centres(vectors, users, wanted, pairs.settings.seed).T
+    start = torch.full((pairs.n_source + 1, wanted), 1 / wanted)
+    start[1:] = likeness.softmax(1)
+    return {"start": start}
+
+
+def fit(pairs: Pairs, shared: Parameters) -> Parameters:
+    """Fit by expectation maximisation.
+
+    Returns:
+        ``source`` float32 [n_source + 1, K]: P(k | j), row 0 the topics' shares; ``target`` float32 [K, n_target]: P(i | k);
+        ``recency`` float32 [DEPTH]: weight of an item by its place in the history, the most recent last.
+    """
+    from scalr_prod.translator.estimators import popularity
+
+    rows = pairs.target_rows()
+    history = pairs.log.history[rows, -DEPTH:]
+    items = torch.from_numpy((pairs.source_index[pairs.log.source.item[history]] * (history >= 0)).astype("int64"))
+    label = torch.from_numpy(pairs.target_index[pairs.log.target.item[rows]].astype("int64"))
+    user = torch.from_numpy(pairs.log.target.user[rows].astype("int64"))
+    group = (user * 2654435761 >> 16) % GROUPS
+    chosen = popularity.prior(pairs).exp()
+    place = torch.bucketize(torch.arange(items.shape[1] - 1, -1, -1), torch.tensor(STEPS_BACK))
+    weight = 1 / (1 + torch.arange(len(STEPS_BACK) + 1.0))
+    told = (items > 0).any(1)
+    parts = [torch.nonzero(told & (group == number))[:, 0] for number in range(GROUPS)]
+    counts: _Counts | None = None
+    for _ in range(ITERATIONS):
+        found = _Counts.empty(shared["start"], chosen)
+        said, seen = torch.zeros_like(weight), torch.zeros_like(weight)
+        for number, part in enumerate(parts):
+            source, target = (shared["start"], None) if counts is None else counts.without(number)
+            for some in part.split(_CHUNK_ROWS):
+                share_of = _shares(items[some], weight[place])
+                mass = share_of[:, :, None] * source[items[some]]
+                if target is not None:
+                    mass = mass * target[:, label[some]].T[:, None]
+                    mass = mass / mass.sum((1, 2), keepdim=True).clamp(min=1e-30)
+                    said.index_add_(0, place, share_of.sum(0))
+                    seen.index_add_(0, place, mass.sum((0, 2)))
+                found.add(number, items[some], label[some], mass)
+        if counts is not None:
+            weight = weight * (seen + 1) / (said + 1)
+            weight = weight / weight.sum()
+        counts = found
+    source, target = _Counts.empty(shared["start"], chosen).without(0) if counts is None else counts.without(None)
+    return {"source": source, "target": target, "recency": weight[place].contiguous()}
+
+
+def score(parameters: Parameters, batch: Batch, log_prior: torch.Tensor) -> torch.Tensor:
+    """log P(i | history): [B, N] in the dtype of ``log_prior``; every topic by its share where the history holds no known item."""
+    dtype = log_prior.dtype
+    source, recency = parameters["source"], parameters["recency"]
+    items = batch.items[:, -len(recency) :]
+    share_of = _shares(items, recency[len(recency) - items.shape[1] :]).to(dtype)
+    topics = (share_of[:, None] @ source[items].to(dtype))[:, 0]
+    topics = torch.where((items > 0).any(1, keepdim=True), topics, source[:1].to(dtype))
+    return (topics @ parameters["target"].to(dtype)).log_()
+
+
+def _shares(items: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The weights of the items that are there, summing to 1: [B, L] of items [B, L] and weights [L]."""
+    present = weight * (items > 0)
+    return present / present.sum(1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """Expected numbers of events by group of users.
+
+    Attributes:
+        source: [GROUPS, n_source + 1, K]. Events that a source item explains through a topic.
+        target: [GROUPS, K, n_target]. Events of a target item that a topic explains.
+        start: [n_source + 1, K]. Topics by source events alone.
+        chosen: [n_target]. P(i), by which topics are smoothed.
+    """
+
+    source: torch.Tensor
+    target: torch.Tensor
+    start: torch.Tensor
+    chosen: torch.Tensor
+
+    @classmethod
+    def empty(cls, start: torch.Tensor, chosen: torch.Tensor) -> _Counts:
+        topics = start.shape[1]
+        return cls(torch.zeros(GROUPS, *start.shape), torch.zeros(GROUPS, topics, len(chosen)), start, chosen)
+
+    def add(self, group: int, items: torch.Tensor, label: torch.Tensor, mass: torch.Tensor) -> None:
+        """Count a batch: items [B, L], label [B], mass [B, L, K]."""
+        self.source[group].index_add_(0, items.flatten(), mass.flatten(0, 1))
+        self.target[group].index_add_(1, label, mass.sum(1).T.contiguous())
+
+    def without(self, group: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """P(k | j) [n_source + 1, K] and P(i | k) [K, n_target] from all groups but one; from all of them for None."""
+        others = [number for number in range(GROUPS) if number != group]
+        source, target = self.source[others].sum(0), self.target[others].sum(0)
+        shares = source[1:].sum(0) + 1
+        shares = shares / shares.sum()
+        source = source + SMOOTHING * shares + ANCHOR * self.start
+        source = source / source.sum(1, keepdim=True)
+        source[0] = shares
+        target = target + TARGET_SMOOTHING * self.chosen
+        return source, target / target.sum(1, keepdim=True)
+
+
+def _centres(vectors: torch.Tensor, weight: torch.Tensor, wanted: int, seed: int) -> Any:
+    """Spherical k-means (Dhillon & Modha 2001) of unit vectors [n, r], each counted by its weight: unit vectors [wanted, r]."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.multinomial(weight + 1e-9, min(wanted, len(vectors)), generator=generator)
+    centres = vectors[chosen]
+    for _ in range(_CLUSTER_STEPS):
+        nearest = (vectors @ centres.T).argmax(1)
+        moved = torch.zeros_like(centres).index_add_(0, nearest, vectors * weight[:, None])
+        empty = moved.norm(dim=1) <= 1e-9  # noqa: PLR2004 - nothing was added
+        centres = torch.where(empty[:, None], centres, torch.nn.functional.normalize(moved, dim=1))
+    return centres

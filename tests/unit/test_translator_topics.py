@@ -1,0 +1,138 @@
+"""The topics estimator against expectation maximisation written out event by event, and what plain EM would get wrong."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from translator_world import DAY, SETTINGS, make_log
+
+from scalr_prod.translator.batch import Batch
+from scalr_prod.translator.estimators import popularity, topics
+from scalr_prod.translator.pairs import Pairs, contexts_at
+
+
+@pytest.fixture(scope="module")
+def pairs() -> Pairs:
+    torch.set_num_threads(1)
+    return Pairs.of(make_log(users=60), 80 * DAY, SETTINGS)
+
+
+def batch_of(pairs: Pairs, rows: np.ndarray) -> Batch:
+    contexts, _ = contexts_at(pairs.log, rows, source_index=pairs.source_index, target_index=pairs.target_index)
+    return Batch.of(contexts, torch.from_numpy(pairs.first_seen))
+
+
+def by_hand(pairs: Pairs, start: np.ndarray, iterations: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """P(k | j), P(i | k) and the weight of each step back, one event and one item of a history at a time."""
+    log, (n, k) = pairs.log, start.shape
+    chosen = popularity.prior(pairs).exp().double().numpy()
+    events = []
+    for row in pairs.target_rows():
+        history = log.history[row][-20:]
+        events.append(
+            (
+                int(log.target.user[row]) * 2654435761 // 65536 % 4,
+                [int(pairs.source_index[log.source.item[place]]) if place >= 0 else 0 for place in history],
+                int(pairs.target_index[log.target.item[row]]),
+            )
+        )
+    limits = [0, 1, 2, 4, 8, 16]
+
+    def kind(steps: int) -> int:
+        return sum(steps > limit for limit in limits)
+
+    weight = [1 / (1 + c) for c in range(7)]
+    counts = None
+
+    def tables(without: int | None) -> tuple[np.ndarray, np.ndarray]:
+        source, target = (sum(table[g] for g in range(4) if g != without) for table in counts)
+        shares = source[1:].sum(0) + 1
+        shares = shares / shares.sum()
+        a = source + 0.5 * shares + 2.0 * start
+        a /= a.sum(1, keepdims=True)
+        a[0] = shares
+        b = target + 5.0 * chosen
+        return a, b / b.sum(1, keepdims=True)
+
+    for _ in range(iterations):
+        new = np.zeros((4, n, k)), np.zeros((4, k, len(chosen)))
+        said, seen = np.zeros(7), np.zeros(7)
+        for group, items, label in events:
+            if not any(items):
+                continue
+            a, b = (start, None) if counts is None else tables(group)
+            w = np.array([weight[kind(len(items) - 1 - place)] if item else 0.0 for place, item in enumerate(items)])
+            w /= w.sum()
+            mass = w[:, None] * a[items]
+            if b is not None:
+                mass = mass * b[:, label]
+                mass /= mass.sum()
+                for place in range(len(items)):
+                    said[kind(len(items) - 1 - place)] += w[place]
+                    seen[kind(len(items) - 1 - place)] += mass[place].sum()
+            for place, item in enumerate(items):
+                new[0][group, item] += mass[place]
+            new[1][group, :, label] += mass.sum(0)
+        if counts is not None:
+            weight = [x * (s + 1) / (e + 1) for x, s, e in zip(weight, seen, said, strict=True)]
+            weight = [x / sum(weight) for x in weight]
+        counts = new
+    length = log.history.shape[1]
+    a, b = tables(None)
+    return a, b, np.array([weight[kind(min(length, 20) - 1 - place)] for place in range(min(length, 20))])
+
+
+def test_the_fit_is_expectation_maximisation_over_groups_of_users(pairs, monkeypatch):
+    monkeypatch.setattr(topics, "ITERATIONS", 3)
+    shared = topics.share(pairs)
+    found = topics.fit(pairs, shared)
+    source, target, recency = by_hand(pairs, shared["start"].double().numpy(), 3)
+    np.testing.assert_allclose(found["source"].numpy(), source, rtol=2e-4, atol=1e-6)
+    np.testing.assert_allclose(found["target"].numpy(), target, rtol=2e-4, atol=1e-6)
+    np.testing.assert_allclose(found["recency"].numpy(), recency, rtol=2e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_score_is_the_logarithm_of_the_mixture_over_items_and_topics(pairs, dtype):
+    found = topics.fit(pairs, topics.share(pairs))
+    rows = np.flatnonzero(pairs.log.target.time >= pairs.until)[:20]
+    batch = batch_of(pairs, rows)
+    source, target, recency = (found[name].double().numpy() for name in ("source", "target", "recency"))
+    for row, logs in enumerate(topics.score(found, batch, popularity.prior(pairs).to(dtype)).double().numpy()):
+        items = batch.items[row].numpy()[-len(recency) :]
+        weight = np.where(items > 0, recency, 0)
+        by_topic = (weight[:, None] * source[items]).sum(0) / weight.sum() if weight.sum() else source[0]
+        np.testing.assert_allclose(np.exp(logs), by_topic @ target, rtol=1e-4)
+        assert np.exp(logs).sum() == pytest.approx(1, abs=1e-4)
+
+
+def test_without_a_known_item_every_topic_counts_by_its_share(pairs):
+    found = topics.fit(pairs, topics.share(pairs))
+    batch = batch_of(pairs, np.flatnonzero(pairs.log.target.time >= pairs.until)[:3])
+    empty = replace(batch, items=torch.zeros_like(batch.items))
+    p = topics.score(found, empty, popularity.prior(pairs)).exp()
+    torch.testing.assert_close(p, (found["source"][0] @ found["target"]).expand_as(p))
+
+
+def test_groups_of_users_keep_em_from_memorising(monkeypatch):
+    """Target items drawn whatever the history: little is lost on other users, and less than by plain EM."""
+    log = make_log(users=400, source_items=200)
+    item = np.random.default_rng(1).permutation(log.target.item)
+    log = replace(log, target=replace(log.target, item=item))
+    pairs = Pairs.of(log, 80 * DAY, SETTINGS).without(log.fold == 0)
+    rows = np.flatnonzero((log.fold[log.target.user] == 0) & (log.history[:, -1] >= 0))
+    label = torch.from_numpy(pairs.target_index[log.target.item[rows]].astype(np.int64))[:, None]
+    prior, shared = popularity.prior(pairs), topics.share(pairs)
+
+    def lost() -> float:
+        logs = topics.score(topics.fit(pairs, shared), batch_of(pairs, rows), prior).gather(1, label)
+        return float(prior[label].mean() - logs.mean())
+
+    ours = lost()
+    apart = topics._Counts.without
+    monkeypatch.setattr(topics._Counts, "without", lambda self, _: apart(self, None))
+    assert ours < 0.06
+    assert lost() > 1.25 * ours
