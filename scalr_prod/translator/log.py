@@ -121,7 +121,7 @@ def read_log(settings: Settings, trained_until: datetime, *, versions: Mapping[s
                 where=str(Table.events(domain)),  # type: ignore[arg-type]
                 next_step="train later, or ingest older events",
             )
-    source_users, target_users = (pc.unique(tables[domain][USER_ID]) for domain in ("source", "target"))
+    source_users, target_users = (sorted_unique(tables[domain][USER_ID]) for domain in ("source", "target"))
     if not pc.any(pc.is_in(target_users, source_users)).as_py():
         raise NoCommonUsers(
             f"none of {len(source_users)} source users and {len(target_users)} target users is the same",

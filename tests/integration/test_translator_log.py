@@ -137,7 +137,7 @@ def test_histories_that_lack_an_event_which_has_entered_are_refused(late_project
 def test_a_commit_after_the_fingerprint_was_taken_has_no_part_in_the_version(late_project, tmp_path, monkeypatch):
     """A reader of logs lands between the moment at which training looks at the tables and the one at which it reads them."""
     quiet, busy = copied(late_project, tmp_path / "quiet"), copied(late_project, tmp_path / "busy")
-    until = day(150.5)
+    until = day(230)
     expected = train(quiet, trained_until=until)
     look_up = training.find_version
 
