@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,7 +18,7 @@ from scalr_prod.lake import Lake
 from scalr_prod.progress import counting
 from scalr_prod.translator.fitting import cut_at, fit_calibration, fit_sets, metadata_of, steps_of
 from scalr_prod.translator.log import Log, data_end, read_log
-from scalr_prod.translator.pairs import Pairs
+from scalr_prod.translator.pairs import Coverage, Pairs
 from scalr_prod.translator.threads import Workers, workers
 from scalr_prod.translator.versions import TranslatorVersion, Vocabulary, find_version, write_version
 
@@ -47,6 +47,7 @@ class TrainReport:
         reused: It was there already, trained from the same inputs.
         seconds: Wall-clock time.
         metrics: Slice → member → metric.
+        vocabulary: Domain → items that had events, how many of them the translator knows, and the events of either.
     """
 
     version: int
@@ -56,6 +57,7 @@ class TrainReport:
     reused: bool
     seconds: float
     metrics: dict[str, Any] = field(repr=False)
+    vocabulary: dict[str, dict[str, int]] = field(default_factory=dict, repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -93,6 +95,7 @@ def train(settings: Settings, *, trained_until: datetime | None = None, progress
         reused=reused,
         seconds=round(time.perf_counter() - started, 2),
         metrics=version.manifest["metrics"],
+        vocabulary=version.manifest.get("vocabulary", {}),  # former packages did not count
     )
 
 
@@ -117,6 +120,8 @@ def _train(
     folds = settings.translator.folds
     everything = micros(until)
     pairs = Pairs.of(log, everything, settings.translator)
+    coverage = pairs.coverage()
+    _say_what_is_left_out(coverage)
     steps = steps_of(settings, folds + 2) + 1
     with counting("translator", show=progress, total=steps, unit=f"of {steps} fits") as done:
         # Calibrated as it will be used: as many users as a fold has are unknown to the parameters, the others are not.
@@ -139,6 +144,7 @@ def _train(
         "n_target": pairs.n_target,
         "estimators": list(settings.translator.estimators),
         "metrics": metrics,
+        "vocabulary": {domain: asdict(counts) for domain, counts in coverage.items()},
         "data_versions": data_versions,
     }
     return write_version(
@@ -148,6 +154,20 @@ def _train(
         manifest=manifest,
         vocabulary=_vocabulary(settings, log, pairs, data_versions),
     )
+
+
+def _say_what_is_left_out(coverage: dict[str, Coverage]) -> None:
+    for domain, counts in coverage.items():
+        if not counts.whole:
+            logger.warning(
+                "the %s vocabulary leaves out %d of %d items, the least frequent ones, with %.2f %% of the events: "
+                "they are neither translated nor proposed; raise [translator] max_%s_items to include them",
+                domain,
+                counts.items - counts.kept,
+                counts.items,
+                100 * (1 - counts.events_kept / counts.events),
+                domain,
+            )
 
 
 def _vocabulary(settings: Settings, log: Log, pairs: Pairs, data_versions: dict[str, int]) -> Vocabulary:

@@ -159,3 +159,24 @@ def test_a_commit_after_the_fingerprint_was_taken_has_no_part_in_the_version(lat
     again = train(busy, trained_until=until)
     assert (again.reused, again.version) == (False, found.version + 1), "what was committed meanwhile is trained on next"
     assert again.sha256 != expected.sha256
+
+
+def test_a_vocabulary_that_is_cut_is_said_in_log_manifest_and_report(late_project, tmp_path, caplog):
+    settings = copied(late_project, tmp_path / "logs")
+    few = settings.translator.model_copy(update={"max_target_items": 50})
+    cut = settings.model_copy(update={"translator": few})
+    events = Lake.open(cut).read(Table.TARGET_EVENTS).to_pandas()["item_id"].value_counts()
+    expected = {"items": len(events), "kept": 50, "events": int(events.sum()), "events_kept": int(events.head(50).sum())}
+    with caplog.at_level("WARNING"):
+        report = train(cut, trained_until=day(230))
+    assert report.vocabulary["target"] == expected == load_version(cut).manifest["vocabulary"]["target"]
+    assert report.vocabulary["source"]["items"] == report.vocabulary["source"]["kept"]
+    (said,) = [record.getMessage() for record in caplog.records if "vocabulary" in record.getMessage()]
+    assert f"{len(events) - 50} of {len(events)}" in said
+    assert "max_target_items" in said
+    assert train(cut, trained_until=day(230)).to_json()["vocabulary"] == report.vocabulary, (
+        "a version that is used again says so too"
+    )
+    caplog.clear()
+    train(settings, trained_until=day(230))
+    assert "vocabulary" not in caplog.text
