@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from scalr_prod.errors import InputError
+
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
@@ -13,27 +15,36 @@ __all__ = ["index_in", "sorted_unique"]
 
 
 def sorted_unique(ids: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """Each id once, in ascending order."""
+    """Each id once, in ascending order.
+
+    Raises:
+        InputError: The distinct ids are strings of more than 2 GiB in all, which one Arrow array cannot hold.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    unique = pc.unique(ids)
-    unique = unique.combine_chunks() if isinstance(unique, pa.ChunkedArray) else unique
-    return unique.take(pc.array_sort_indices(unique))
+    try:
+        unique = pc.unique(ids)
+        return unique.take(pc.array_sort_indices(unique))
+    except pa.ArrowCapacityError as error:
+        raise InputError(
+            f"the distinct ids take more than 2 GiB: {error}",
+            where=f"a column of {len(ids)} ids of type {ids.type}",
+            next_step="map columns with shorter ids: 64-bit integers, or shorter strings",
+        ) from error
 
 
 def index_in(ids: Any, known: pa.Array) -> NDArray[np.int32]:
     """Where each id stands among the known ones: int32 [N], -1 for others.
 
     Args:
-        ids: [N], an Arrow array or a sequence; cast to the type of ``known``.
+        ids: [N], an Arrow array, in chunks or whole, or a sequence; cast to the type of ``known``.
         known: Distinct ids.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    if isinstance(ids, pa.ChunkedArray):
-        ids = ids.combine_chunks()
-    values = ids if isinstance(ids, pa.Array) else pa.array(ids, type=known.type)
+    # Chunks stay as they are: strings of more than 2 GiB do not fit into one array.
+    values = ids if isinstance(ids, pa.Array | pa.ChunkedArray) else pa.array(ids, type=known.type)
     found = pc.fill_null(pc.index_in(values.cast(known.type), known), -1)
     return found.to_numpy(zero_copy_only=False).astype("int32")  # type: ignore[no-any-return]  # pyarrow is untyped

@@ -112,6 +112,7 @@ def read_window(
     end: datetime | None = None,
     known_by: datetime | None = None,
     columns: Sequence[str] | None = None,
+    versions: Mapping[str, int] | None = None,
     stream: Literal[False] = False,
 ) -> pa.Table: ...
 
@@ -125,6 +126,7 @@ def read_window(
     end: datetime | None = None,
     known_by: datetime | None = None,
     columns: Sequence[str] | None = None,
+    versions: Mapping[str, int] | None = None,
     stream: Literal[True],
 ) -> pa.RecordBatchReader: ...
 
@@ -137,6 +139,7 @@ def read_window(
     end: datetime | None = None,
     known_by: datetime | None = None,
     columns: Sequence[str] | None = None,
+    versions: Mapping[str, int] | None = None,
     stream: bool = False,
 ) -> pa.Table | pa.RecordBatchReader:
     """Rows of a feature view with ``start <= event_timestamp < end``, with no spine.
@@ -148,6 +151,7 @@ def read_window(
         end: Default: to the end.
         known_by: Leave out what was created after.
         columns: Which columns; default: all of the table's.
+        versions: Delta versions of tables, by name, that are to be read as they were.
         stream: Give a reader instead of a table: memory does not grow with the window.
 
     Returns:
@@ -157,7 +161,7 @@ def read_window(
         FeatureStoreError: No such view or column, or its table cannot be read.
     """
     with explained(settings):
-        store = open_feature_store(settings, known_by=known_by)
+        store = open_feature_store(settings, known_by=known_by, versions=versions)
         job, names = _window_job(settings, store, view, start=start, end=end, columns=columns)
         return _streamed(job, names) if stream else job.to_arrow().select(names)
 

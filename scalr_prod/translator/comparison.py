@@ -18,7 +18,7 @@ from scalr_prod.translator.fitting import cut_at, fit_calibration, fit_sets, met
 from scalr_prod.translator.log import read_log
 from scalr_prod.translator.module import TranslatorModule
 from scalr_prod.translator.pairs import Pairs, contexts_at
-from scalr_prod.translator.threads import thread_limits
+from scalr_prod.translator.threads import Workers, workers
 from scalr_prod.translator.versions import load_version
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
     from scalr_prod.translator.contexts import Contexts
+    from scalr_prod.translator.log import Log
 
 __all__ = ["Comparison", "compare"]
 
@@ -98,7 +99,7 @@ def compare(settings: Settings, candidate: int, served: int, *, progress: bool =
     if len(rows) < FEWEST:
         return unknown
     vocabulary = old.vocabulary()
-    with thread_limits(settings.translator.threads):
+    with workers(settings.translator.threads) as side_by_side:
         served_loss = _losses(
             TranslatorModule.load(old.path),
             *contexts_at(
@@ -108,7 +109,7 @@ def compare(settings: Settings, candidate: int, served: int, *, progress: bool =
                 target_index=vocabulary.target_index(log.target.ids),
             ),
         )
-        module, pairs = _recipe_until(settings, log, begin, progress=progress)
+        module, pairs = _recipe_until(settings, log, begin, side_by_side, progress=progress)
         loss = _losses(module, *contexts_at(log, rows, source_index=pairs.source_index, target_index=pairs.target_index))
     both = np.isfinite(loss) & np.isfinite(served_loss)
     if both.sum() < FEWEST:
@@ -126,15 +127,18 @@ def compare(settings: Settings, candidate: int, served: int, *, progress: bool =
     )
 
 
-def _recipe_until(settings: Settings, log: Any, until: int, *, progress: bool) -> tuple[TranslatorModule, Pairs]:
+def _recipe_until(
+    settings: Settings, log: Log, until: int, side_by_side: Workers, *, progress: bool
+) -> tuple[TranslatorModule, Pairs]:
     """What training would have given at that instant, as far as it is asked about users that it knows."""
     past = log.target.time < until
     share = past.mean() * (1 - settings.translator.validation_fraction)
     steps = steps_of(settings, 2) + 1
     with counting("comparison", show=progress, total=steps, unit=f"of {steps} fits") as done:
-        calibrated = fit_calibration(settings, log, log.fold == 0, cut_at(log.target.time, share), until, done)
+        held_out = log.one_in(settings.translator.folds)
+        calibrated = fit_calibration(settings, log, held_out, cut_at(log.target.time, share), until, done, side_by_side)
         pairs = Pairs.of(log, until, settings.translator)
-        tensors = fit_sets(pairs, {-1: np.zeros(len(log.users), dtype=bool)}, done) | calibrated.tables
+        tensors = fit_sets(pairs, {-1: np.zeros(len(log.users), dtype=bool)}, done, side_by_side) | calibrated.tables
     return TranslatorModule(tensors, metadata_of(settings, pairs, 0)), pairs
 
 

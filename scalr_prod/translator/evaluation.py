@@ -6,23 +6,17 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from scalr_prod.errors import TranslatorError
-from scalr_prod.hashing import stable_hash
 from scalr_prod.instants import datetime_of, micros
 from scalr_prod.progress import counting
 from scalr_prod.translator.fitting import cut_at, figures_of, fit_calibration, fit_sets, rows_between, steps_of
 from scalr_prod.translator.log import read_log
 from scalr_prod.translator.pairs import Pairs
-from scalr_prod.translator.threads import thread_limits
+from scalr_prod.translator.threads import workers
 from scalr_prod.translator.versions import load_version
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from scalr_prod.settings import Settings
-    from scalr_prod.translator.log import Log
 
 __all__ = ["EvaluationReport", "evaluate"]
 
@@ -80,16 +74,16 @@ def evaluate(settings: Settings, version: int | None = None, *, progress: bool =
             where=str(found.path),
             next_step="ingest more target events, or raise translator.validation_fraction",
         )
-    cold = _half_of_the_users(log)
+    cold = log.one_in(2)
     steps = steps_of(settings, 2) + 1
     with (
-        thread_limits(settings.translator.threads),
+        workers(settings.translator.threads) as side_by_side,
         counting("evaluation", show=progress, total=steps, unit=f"of {steps} fits") as done,
     ):
-        calibrated = fit_calibration(settings, log, cold, begin, middle, done)
+        calibrated = fit_calibration(settings, log, cold, begin, middle, done, side_by_side)
         pairs = Pairs.of(log, middle, settings.translator, popularity_until=end)
-        tensors = fit_sets(pairs, {-1: cold}, done) | calibrated.tables
-        test = figures_of(settings, log, pairs, tensors, rows_between(log, middle, end), cold)
+        tensors = fit_sets(pairs, {-1: cold}, done, side_by_side) | calibrated.tables
+        test = figures_of(settings, log, pairs, tensors, rows_between(log, middle, end), cold, side_by_side)
     slices = {"validation": (begin, middle, calibrated.figures), "test": (middle, end, test)}
     return EvaluationReport(
         version=found.version,
@@ -104,9 +98,3 @@ def evaluate(settings: Settings, version: int | None = None, *, progress: bool =
         weights=calibrated.weights(),
         seconds=round(time.perf_counter() - started, 2),
     )
-
-
-def _half_of_the_users(log: Log) -> NDArray[np.bool_]:
-    # Bits that neither buckets nor folds look at first.
-    half: NDArray[np.bool_] = (stable_hash(log.users) >> np.uint64(20)) % np.uint64(2) == 0
-    return half

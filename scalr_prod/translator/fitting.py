@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from scalr_prod.translator.metrics import Figures, measure
 from scalr_prod.translator.mixture import MEMBERS, weight_names
 from scalr_prod.translator.module import TranslatorModule
 from scalr_prod.translator.pairs import Pairs, contexts_at
+from scalr_prod.translator.threads import ALONE, Workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -51,7 +53,7 @@ class Calibrated:
 
 def steps_of(settings: Settings, sets: int) -> int:
     """Units of work that `fit_sets` reports for so many parameter sets."""
-    return sets * (1 + sum(name in settings.translator.estimators for name in SCORED))
+    return sets * sum(name in settings.translator.estimators for name in SCORED)
 
 
 def cut_at(time: NDArray[np.int64], share: float) -> int:
@@ -71,54 +73,76 @@ def metadata_of(settings: Settings, pairs: Pairs, folds: int) -> dict[str, str]:
     }
 
 
-def fit_sets(pairs: Pairs, held_out: dict[int, NDArray[np.bool_]], done: Callable[[int], None]) -> dict[str, torch.Tensor]:
-    """Fit parameter sets on one slice.
+def fit_sets(
+    pairs: Pairs, held_out: dict[int, NDArray[np.bool_]], done: Callable[[int], None], workers: Workers = ALONE
+) -> dict[str, torch.Tensor]:
+    """Fit parameter sets on one slice. Each estimator of each set is a unit of work.
 
     Args:
         pairs: The slice.
         held_out: Set number → bool [U], users whose target events must not shape it; popularity as of an event, which is no
             parameter of a set, counts everybody's that came before.
         done: Called with 1 after every estimator of every set.
+        workers: Where the units run.
 
     Returns:
         Tensors named as `Mixture.of` expects them, calibration aside.
     """
     import torch
 
-    estimators = [name for name in SCORED if name in pairs.settings.estimators]
     tensors = {"shared/first_seen": torch.from_numpy(pairs.first_seen)}
-    tensors |= {f"shared/popularity/{key}": tensor for key, tensor in popularity.fit(pairs).items()}
-    tensors |= {f"shared/tastes/{key}": tensor for key, tensor in tastes.fit(pairs).items()}
-    shared = {name: module_of(name).share(pairs) for name in estimators}
+    common = {"popularity": popularity.fit, "tastes": tastes.fit}
+    # The longest work of a set first, so that the shorter fits fill the gaps beside it.
+    estimators = [name for name in reversed(SCORED) if name in pairs.settings.estimators]
+    common |= {name: module_of(name).share for name in estimators}
+    shared = dict(zip(common, workers.map(lambda name: common[name](pairs), common), strict=True))
     for name, parts in shared.items():
-        tensors |= {f"shared/{name}/{key}": tensor for key, tensor in parts.items()}
-    for number, users in held_out.items():
-        learn = pairs.without(users)
-        tensors[f"{number}/popularity/prior"] = popularity.prior(learn)
+        tensors |= _named(f"shared/{name}", parts)
+    learn = {number: pairs.without(users) for number, users in held_out.items()}
+    tensors |= {f"{number}/popularity/prior": popularity.prior(slice_) for number, slice_ in learn.items()}
+
+    def fit(unit: tuple[int, str]) -> dict[str, torch.Tensor]:
+        number, name = unit
+        return _named(f"{number}/{name}", module_of(name).fit(learn[number], shared[name]))
+
+    for fitted in workers.map(fit, itertools.product(learn, estimators)):
+        tensors |= fitted
         done(1)
-        for name in estimators:
-            tensors |= {f"{number}/{name}/{key}": tensor for key, tensor in module_of(name).fit(learn, shared[name]).items()}
-            done(1)
     return tensors
 
 
+def _named(prefix: str, parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    # Copied, since numpy's memory begins anywhere and torch's at multiples of 64 bytes: a product may round by where a matrix begins.
+    return {f"{prefix}/{key}": tensor.clone() for key, tensor in parts.items()}
+
+
 def fit_calibration(
-    settings: Settings, log: Log, held_out: NDArray[np.bool_], begin: int, end: int, done: Callable[[int], None]
+    settings: Settings,
+    log: Log,
+    held_out: NDArray[np.bool_],
+    begin: int,
+    end: int,
+    done: Callable[[int], None],
+    workers: Workers = ALONE,
 ) -> Calibrated:
     """Fit one set before ``begin`` without the held-out users' target events, and its calibration on ``[begin, end)``.
+
+    The held-out users are of all folds: what they teach can weigh every fold's set, each without the fold's own users.
 
     Raises:
         TranslatorError: One of the two slices is empty.
     """
     pairs = Pairs.of(log, begin, settings.translator, popularity_until=end)
-    tensors = fit_sets(pairs, {-1: held_out}, done)
+    tensors = fit_sets(pairs, {-1: held_out}, done, workers)
     rows = rows_between(log, begin, end)
     contexts, labels = contexts_at(log, rows, source_index=pairs.source_index, target_index=pairs.target_index)
-    apart = held_out[log.target.user[rows]]
+    user = log.target.user[rows]
     module = TranslatorModule(tensors | neutral(), metadata_of(settings, pairs, 0))
-    tables = calibrate(module, contexts, labels, apart, seed=settings.translator.seed)
+    tables = calibrate(
+        module, contexts, labels, held_out[user], seed=settings.translator.seed, fold=log.fold[user], workers=workers
+    )
     done(1)
-    return Calibrated(tables, figures_of(settings, log, pairs, tensors | tables, rows, held_out))
+    return Calibrated(tables, figures_of(settings, log, pairs, tensors | tables, rows, held_out, workers))
 
 
 def rows_between(log: Log, begin: int, end: int) -> NDArray[np.int64]:
@@ -144,18 +168,22 @@ def figures_of(
     tensors: dict[str, torch.Tensor],
     rows: NDArray[np.int64],
     held_out: NDArray[np.bool_],
+    workers: Workers = ALONE,
 ) -> dict[str, dict[str, Figures]]:
     """Every member's figures: group of users (``all``, ``cold`` = held out, ``warm``) → member → figures.
 
-    Held-out users are asked of as in a run: with the calibration of parameters that never saw them.
+    Held-out users are asked of as in a run: with parameters that never saw them, weighed by their fold's own table.
     """
-    twin = {name.replace("-1/", "0/", 1): tensor for name, tensor in tensors.items() if name.startswith("-1/")}
-    module = TranslatorModule(tensors | twin, metadata_of(settings, pairs, 1))
-    cold = held_out[log.target.user[rows]]
-    fold = np.where(cold, 0, -1).astype(np.int32)
+    folds = settings.translator.folds
+    seen = {name.removeprefix("-1/"): tensor for name, tensor in tensors.items() if name.startswith("-1/")}
+    twins = {f"{fold}/{name}": tensor for fold in range(folds) for name, tensor in seen.items()}
+    module = TranslatorModule(tensors | twins, metadata_of(settings, pairs, folds))
+    user = log.target.user[rows]
+    cold = held_out[user]
+    fold = np.where(cold, log.fold[user], -1).astype(np.int32)
     contexts, labels = contexts_at(log, rows, source_index=pairs.source_index, target_index=pairs.target_index, fold=fold)
     groups = {"all": np.ones(len(rows), bool), "cold": cold, "warm": ~cold}
-    return measure(module, contexts, labels, groups, members(module.estimators))
+    return measure(module, contexts, labels, groups, members(module.estimators), workers)
 
 
 def members(estimators: Sequence[str]) -> list[str]:

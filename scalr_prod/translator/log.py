@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,11 +15,13 @@ from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, US
 from scalr_prod.errors import NoCommonUsers, TranslatorError
 from scalr_prod.feast_store import point_in_time, read_window
 from scalr_prod.hashing import fold_of, stable_hash
-from scalr_prod.instants import micros_of
+from scalr_prod.instants import micros, micros_of
 from scalr_prod.lake import Lake
 from scalr_prod.numbering import index_in, sorted_unique
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import pyarrow as pa
     from numpy.typing import NDArray
 
@@ -70,6 +72,12 @@ class Log:
     target: Events
     history: NDArray[np.int32]
 
+    def one_in(self, many: int) -> NDArray[np.bool_]:
+        """One of so many users, of every fold: bool [U]."""
+        # Bits that neither buckets nor folds look at first.
+        chosen: NDArray[np.bool_] = (stable_hash(self.users) >> np.uint64(20)) % np.uint64(many) == 0
+        return chosen
+
 
 def data_end(settings: Settings) -> datetime:
     """The first instant by which everything in both domains has happened and is known (UTC).
@@ -90,17 +98,22 @@ def data_end(settings: Settings) -> datetime:
     return max(latest).astimezone(UTC) + timedelta(microseconds=1)
 
 
-def read_log(settings: Settings, trained_until: datetime) -> Log:
+def read_log(settings: Settings, trained_until: datetime, *, versions: Mapping[str, int] | None = None) -> Log:
     """Read what had happened before ``trained_until`` and was known by then.
+
+    Args:
+        settings: The project's settings.
+        trained_until: Nothing that happened or became known from this instant on is read.
+        versions: Delta versions of tables, by name, that are read as they were.
 
     Raises:
         NoCommonUsers: No user has events in both domains.
-        TranslatorError: A domain has no event that early.
+        TranslatorError: A domain has no event that early, or the histories are out of step with the log.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    tables = {domain: _read(settings, Table.events(domain), trained_until) for domain in ("source", "target")}
+    tables = {domain: _read(settings, Table.events(domain), trained_until, versions) for domain in ("source", "target")}
     for domain, table in tables.items():
         if not len(table):
             raise TranslatorError(
@@ -108,73 +121,154 @@ def read_log(settings: Settings, trained_until: datetime) -> Log:
                 where=str(Table.events(domain)),  # type: ignore[arg-type]
                 next_step="train later, or ingest older events",
             )
-    source_users, target_users = (pc.unique(tables[domain][USER_ID]) for domain in ("source", "target"))
+    source_users, target_users = (sorted_unique(tables[domain][USER_ID]) for domain in ("source", "target"))
     if not pc.any(pc.is_in(target_users, source_users)).as_py():
         raise NoCommonUsers(
             f"none of {len(source_users)} source users and {len(target_users)} target users is the same",
             where="domains.source.columns.user, domains.target.columns.user",
             next_step="map the columns that hold the same kind of user id in both logs",
         )
-    users = sorted_unique(pa.concat_arrays([source_users.cast(target_users.type), target_users]))
-    source, target = (_events(tables[domain], users) for domain in ("source", "target"))
+    users = sorted_unique(pa.chunked_array([source_users.cast(target_users.type), target_users]))
+    (source, source_known), (target, _) = (_events(tables[domain], users) for domain in ("source", "target"))
     return Log(
         users=users,
         fold=fold_of(users, settings.translator.folds),
         source=source,
         target=target,
-        history=_histories(settings, users, source, target, trained_until),
+        history=_histories(settings, users, source, source_known, target, trained_until, versions),
     )
 
 
-def _read(settings: Settings, table: Table, until: datetime) -> pa.Table:
-    columns = [USER_ID, ITEM_ID, EVENT_TIMESTAMP]
-    return read_window(settings, table.value, end=until, known_by=until, columns=columns)
+def _read(settings: Settings, table: Table, until: datetime, versions: Mapping[str, int] | None) -> pa.Table:
+    columns = [USER_ID, ITEM_ID, EVENT_TIMESTAMP, CREATED_TIMESTAMP]
+    return read_window(settings, table.value, end=until, known_by=until, columns=columns, versions=versions)
 
 
-def _events(table: Any, users: Any) -> Events:
-
+def _events(table: pa.Table, users: pa.Array) -> tuple[Events, NDArray[np.int64]]:
+    """The events in their order, and when each became known (µs): int64 [M]."""
     ids = sorted_unique(table[ITEM_ID])
     user, item = index_in(table[USER_ID], users), index_in(table[ITEM_ID], ids)
-    time = micros_of(table[EVENT_TIMESTAMP])
-    order = np.lexsort((stable_hash(ids)[item], time, user))
-    return Events(user[order], item[order], time[order], ids)
+    time, known = micros_of(table[EVENT_TIMESTAMP]), micros_of(table[CREATED_TIMESTAMP])
+    order = np.lexsort((known, stable_hash(ids)[item], time, user))
+    return Events(user[order], item[order], time[order], ids), known[order]
 
 
-def _histories(settings: Settings, users: pa.Array, source: Events, target: Events, until: datetime) -> NDArray[np.int32]:
+def _histories(
+    settings: Settings,
+    users: pa.Array,
+    source: Events,
+    source_known: NDArray[np.int64],
+    target: Events,
+    until: datetime,
+    versions: Mapping[str, int] | None,
+) -> NDArray[np.int32]:
     """Positions of the last L source events strictly before each target event: int32 [len(target), L].
 
-    The join says which event a history ends with and how many came before; the events in between are those of ``source``,
-    which stand in the same order.
+    The join says how many events came before and which was the last. Where that is all that the log has there, the events
+    are those of ``source``, which stand in the same order. Where it is less, because late events have not entered histories yet
+    (``[histories] late_step_s``), the history itself says which they are.
 
     Raises:
-        TranslatorError: A history ends with another event than the log has there: the two are out of step.
+        TranslatorError: The histories and the log are out of step.
     """
     import pyarrow as pa
 
     view, length = Table.SOURCE_USER_HISTORY.value, settings.histories.length
-    wanted = [f"{view}:{name}" for name in ("event_timestamps", "event_count")]
-    begin = np.searchsorted(source.user, target.user)
-    stop = np.empty(len(target), dtype=np.int64)
+    finder = _Finder.of(source)
+    begin, stop = np.searchsorted(source.user, target.user), finder.before(target.user, target.time)
+    settled = _settled_before(begin, stop, source_known, settings.histories.late_step_s * 1_000_000, micros(until))
+    place = stop[:, None] + np.arange(-length, 0)
+    history = np.where(place >= begin[:, None], place, -1).astype(np.int32)
     for first in range(0, len(target), _SPINE_ROWS):
-        rows = slice(first, first + _SPINE_ROWS)
+        rows = np.arange(first, min(first + _SPINE_ROWS, len(target)))
         # One microsecond before the label: what shares its instant may be a part of the same visit.
         moments = pa.array(target.time[rows] - 1).cast(pa.timestamp("us", tz="UTC"))
         spine = pa.table({USER_ID: users.take(pa.array(target.user[rows])), EVENT_TIMESTAMP: moments})
-        joined = point_in_time(settings, spine, wanted, known_by=until)
-        count = joined[f"{view}__event_count"].fill_null(0).to_numpy().astype(np.int64)
-        stop[rows] = begin[rows] + count
-        last, there = _last_times(joined[f"{view}__event_timestamps"].combine_chunks()), count > 0
-        place = np.minimum(stop[rows] - 1, len(source) - 1)
-        if not np.array_equal(source.user[place][there], target.user[rows][there]) or not np.array_equal(
-            source.time[place][there], last[there]
-        ):
-            raise TranslatorError(
-                "the histories were built from other events than the log now holds",
-                where=view,
-                next_step="build them again: scalr histories",
-            )
-    place = stop[:, None] + np.arange(-length, 0)
-    return np.where(place >= begin[:, None], place, -1).astype(np.int32)
+
+        def join(*columns: str, spine: pa.Table = spine) -> pa.Table:
+            joined = point_in_time(settings, spine, [f"{view}:{name}" for name in columns], known_by=until, versions=versions)
+            return joined.select([f"{view}__{name}" for name in columns])
+
+        seen, times = join("event_count", "event_timestamps").columns
+        count, last = seen.fill_null(0).to_numpy().astype(np.int64), _last_times(times.combine_chunks())
+        whole = count == stop[rows] - begin[rows]
+        right = np.where(whole & (count > 0), source.time[history[rows, -1]] == last, count >= settled[rows])
+        if not right.all() or (count > stop[rows] - begin[rows]).any():
+            raise _out_of_step()
+        if not whole.all():
+            part = np.flatnonzero(~whole)
+            items, times = join("item_ids", "event_timestamps", spine=spine.take(pa.array(part))).columns
+            history[rows[part]] = finder.positions(target.user[rows[part]], items, times, length)
+    return history
+
+
+def _settled_before(
+    begin: NDArray[np.int64], stop: NDArray[np.int64], known: NDArray[np.int64], step: int, until: int
+) -> NDArray[np.int64]:
+    """How many of the events ``begin … stop - 1`` every history must hold, as it is read with the knowledge of ``until``."""
+    entered = -(-known // step) * step if step else known
+    total = np.append(0, np.cumsum(entered <= until))
+    settled: NDArray[np.int64] = total[stop] - total[begin]
+    return settled
+
+
+@dataclass(frozen=True)
+class _Finder:
+    """Finds source events by user and time.
+
+    Attributes:
+        source: The events.
+        moments: int64. Their distinct times.
+        key: int64 [M], ascending: user and rank of the time in one number.
+    """
+
+    source: Events
+    moments: NDArray[np.int64]
+    key: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, source: Events) -> _Finder:
+        moments, rank = np.unique(source.time, return_inverse=True)
+        return cls(source, moments, source.user.astype(np.int64) * (len(moments) + 1) + rank)
+
+    def before(self, user: NDArray[np.int32], time: NDArray[np.int64], *, and_at: bool = False) -> NDArray[np.int64]:
+        """Position after each user's last event before a time, or after those at the time as well."""
+        rank = np.searchsorted(self.moments, time, side="right" if and_at else "left")
+        place: NDArray[np.int64] = np.searchsorted(self.key, user.astype(np.int64) * (len(self.moments) + 1) + rank)
+        return place
+
+    def positions(
+        self, user: NDArray[np.int32], items: pa.ChunkedArray, times: pa.ChunkedArray, length: int
+    ) -> NDArray[np.int32]:
+        """Positions of the events that histories list: int32 [R, L], -1 on the left.
+
+        Raises:
+            TranslatorError: The log does not hold one of them.
+        """
+        import pyarrow.compute as pc
+
+        count = pc.fill_null(pc.list_value_length(items), 0).to_numpy().astype(np.int64)
+        row = np.repeat(np.arange(len(user)), count)
+        column = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count) + length - count[row]
+        item = index_in(pc.list_flatten(items), self.source.ids)
+        time = micros_of(pc.list_flatten(times))
+        low, high = self.before(user[row], time), self.before(user[row], time, and_at=True)
+        which = np.repeat(np.arange(len(row)), high - low)
+        place = np.arange(len(which)) - np.repeat(np.cumsum(high - low) - (high - low), high - low) + low[which]
+        same = self.source.item[place] == item[which]
+        found = np.full((len(user), length), -1, dtype=np.int32)
+        found[row[which[same]], column[which[same]]] = place[same]
+        if (found >= 0).sum() < len(row):
+            raise _out_of_step()
+        return found
+
+
+def _out_of_step() -> TranslatorError:
+    return TranslatorError(
+        "the histories were built from other events than the log now holds",
+        where=Table.SOURCE_USER_HISTORY.value,
+        next_step="build them again: scalr histories",
+    )
 
 
 def _last_times(lists: pa.ListArray) -> NDArray[np.int64]:

@@ -13,10 +13,13 @@ probable it was said to be against how often it came, 15 classes of equal width;
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+
+from scalr_prod.translator.threads import ALONE, Workers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,6 +35,8 @@ __all__ = ["Figures", "gains_of", "measure", "ranks_of"]
 DEPTH: Final = 20
 _CLASSES: Final = 24
 _TOP_CLASSES: Final = 15
+#: Events of one unit of work.
+_BLOCK_ROWS: Final = 512
 _LOWEST: Final = -24.0  # log2 of probability: what is below falls into the lowest class
 
 
@@ -79,6 +84,7 @@ def measure(
     labels: NDArray[np.int32],
     groups: Mapping[str, NDArray[np.bool_]],
     members: Sequence[str] = ("mixture",),
+    workers: Workers = ALONE,
 ) -> dict[str, dict[str, Figures]]:
     """Figures of members on groups of the events: group → member → figures.
 
@@ -88,44 +94,88 @@ def measure(
         labels: int32 [R]. Target indices; -1 for items that training did not know.
         groups: Name → bool [R].
         members: ``mixture``, or estimators alone.
+        workers: Where units of work run: blocks of rows.
     """
-    tallies = {member: _Tally(labels, groups) for member in members}
-    for rows, distributions in module.distributions(contexts, members):
-        for tally, p in zip(tallies.values(), distributions, strict=True):
-            tally.add(rows, p)
+
+    def look_at(block: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], list[_Said]]]:
+        return [
+            (block[rows], [_said(labels[block[rows]], p) for p in distributions])
+            for rows, distributions in module.distributions(contexts.take(block), members)
+        ]
+
+    tallies = {member: _Tally(len(labels), groups) for member in members}
+    blocks = np.split(np.arange(len(labels)), range(_BLOCK_ROWS, len(labels), _BLOCK_ROWS))
+    for rows, said in itertools.chain.from_iterable(workers.map(look_at, blocks)):
+        for tally, of_member in zip(tallies.values(), said, strict=True):
+            tally.add(rows, of_member)
     return {group: {member: tally.figures(group) for member, tally in tallies.items()} for group in groups}
 
 
-class _Tally:
-    """What one member said of the events so far; arguments as those of `measure`."""
+@dataclass(frozen=True)
+class _Said:
+    """What one member said of r events.
 
-    def __init__(self, labels: NDArray[np.int32], groups: Mapping[str, NDArray[np.bool_]]) -> None:
-        self._labels, self._groups = labels, groups
-        self._rank = np.full(len(labels), np.inf)
-        self._loss = np.full(len(labels), np.nan)
-        self._top, self._came = np.zeros(len(labels)), np.zeros(len(labels), bool)
+    Attributes:
+        rank: float [r]. Of the event's item; infinite where it was not eligible.
+        loss: float [r]. -log P(item); NaN likewise.
+        top: float [r]. The probability of the most probable item.
+        came: bool [r]. Whether it was that one.
+        eligible: bool [r].
+        share: float64 [r, classes]. Probability mass in each class.
+        own_class: int64 [r]. The class of the event's item.
+    """
+
+    rank: NDArray[Any]
+    loss: NDArray[Any]
+    top: NDArray[Any]
+    came: NDArray[np.bool_]
+    eligible: NDArray[np.bool_]
+    share: NDArray[np.float64]
+    own_class: NDArray[np.int64]
+
+
+def _said(labels: NDArray[np.int32], p: torch.Tensor) -> _Said:
+    """Of events with these labels: distributions [r, N]."""
+    import torch
+
+    label = torch.from_numpy(labels.astype(np.int64)).to(p.device)
+    known = label.clamp(min=0)[:, None]
+    own = p.gather(1, known)
+    there = (label >= 0) & (own[:, 0] > 0)
+    best, which = p.max(1)
+    classes = ((p.log2() / _LOWEST).clamp(0, 1 - 1e-6) * _CLASSES).long()
+    share = p.new_zeros(len(p), _CLASSES, dtype=torch.float64).scatter_add_(1, classes, p.double())
+    found = (
+        torch.where(there, ranks_of(p, known[:, 0]), torch.inf),
+        torch.where(there, -own[:, 0].log(), torch.nan),
+        best,
+        (which == label) & there,
+        there,
+        share,
+        classes.gather(1, known)[:, 0],
+    )
+    return _Said(*(tensor.cpu().numpy() for tensor in found))
+
+
+class _Tally:
+    """What one member said of so many events, by groups of them."""
+
+    def __init__(self, events: int, groups: Mapping[str, NDArray[np.bool_]]) -> None:
+        self._groups = groups
+        self._rank = np.full(events, np.inf)
+        self._loss = np.full(events, np.nan)
+        self._top, self._came = np.zeros(events), np.zeros(events, bool)
         self._mass, self._hits, self._variance = ({name: np.zeros(_CLASSES) for name in groups} for _ in range(3))
 
-    def add(self, rows: NDArray[np.int64], p: torch.Tensor) -> None:
-        """Distributions [r, N] of some events."""
-        import torch
-
-        label = torch.from_numpy(self._labels[rows].astype(np.int64)).to(p.device)
-        known = label.clamp(min=0)[:, None]
-        own = p.gather(1, known)
-        there = (label >= 0) & (own[:, 0] > 0)
-        self._rank[rows] = torch.where(there, ranks_of(p, known[:, 0]), torch.inf).cpu().numpy()
-        self._loss[rows] = torch.where(there, -own[:, 0].log(), torch.nan).cpu().numpy()
-        best, which = p.max(1)
-        self._top[rows], self._came[rows] = best.cpu().numpy(), ((which == label) & there).cpu().numpy()
-        classes = ((p.log2() / _LOWEST).clamp(0, 1 - 1e-6) * _CLASSES).long()
-        share = p.new_zeros(len(p), _CLASSES, dtype=torch.float64).scatter_add_(1, classes, p.double()).cpu().numpy()
-        own_class, eligible = classes.gather(1, known)[:, 0].cpu().numpy(), there.cpu().numpy()
+    def add(self, rows: NDArray[np.int64], said: _Said) -> None:
+        """What it said of the events in these rows."""
+        self._rank[rows], self._loss[rows], self._top[rows], self._came[rows] = said.rank, said.loss, said.top, said.came
         for name, chosen in self._groups.items():
-            counted = chosen[rows] & eligible
-            self._mass[name] += share[counted].sum(0)
-            self._variance[name] += (share[counted] * (1 - share[counted])).clip(min=0).sum(0)
-            self._hits[name] += np.bincount(own_class[counted], minlength=_CLASSES)
+            counted = chosen[rows] & said.eligible
+            share = said.share[counted]
+            self._mass[name] += share.sum(0)
+            self._variance[name] += (share * (1 - share)).clip(min=0).sum(0)
+            self._hits[name] += np.bincount(said.own_class[counted], minlength=_CLASSES)
 
     def figures(self, group: str) -> Figures:
         """Of a group of the events."""

@@ -81,6 +81,7 @@ class Mixture:
         """The set of a fold, out of a version's tensors (``<set>/<estimator>/<name>``; set ``shared`` is part of every one)."""
         scored = tuple(name for name in SCORED if name in estimators)
         table = tensors["shared/calibration/all" if fold < 0 else "shared/calibration/held_out"]
+        table = tensors.get(f"{fold}/calibration/held_out", table)  # versions of former packages have one table for all folds
         return cls(
             estimators=scored,
             parameters={name: _under(tensors, "shared", name) | _under(tensors, str(fold), name) for name in scored},

@@ -17,12 +17,34 @@ if TYPE_CHECKING:
     from scalr_prod.sections import TranslatorSettings
     from scalr_prod.translator.log import Events, Log
 
-__all__ = ["Pairs", "Parameters", "contexts_at"]
+__all__ = ["Coverage", "Pairs", "Parameters", "contexts_at"]
 
 #: An estimator's tensors, by name.
 Parameters: TypeAlias = "dict[str, torch.Tensor]"
 
 _DAY_US = 86_400_000_000
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How much of a domain its vocabulary holds.
+
+    Attributes:
+        items: Items that had an event.
+        kept: Those in the vocabulary: the ones with the most events.
+        events: Events.
+        events_kept: Those of items in the vocabulary.
+    """
+
+    items: int
+    kept: int
+    events: int
+    events_kept: int
+
+    @property
+    def whole(self) -> bool:
+        """Nothing was left out."""
+        return self.kept == self.items
 
 
 @dataclass(frozen=True)
@@ -83,6 +105,11 @@ class Pairs:
     def n_target(self) -> int:
         """Target items."""
         return len(self.first_seen)
+
+    def coverage(self) -> dict[str, Coverage]:
+        """Of both domains by name (``source``, ``target``): what ``[translator] max_source_items`` and ``max_target_items`` left."""
+        known = {"source": self.source_index > 0, "target": self.target_index >= 0}
+        return {name: _coverage(getattr(self.log, name), self.until, kept) for name, kept in known.items()}
 
     def source_events(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """(user, vocabulary index) of every source event that counts."""
@@ -164,6 +191,11 @@ def _vocabulary(events: Events, until: int, most: int) -> tuple[NDArray[np.int32
     index = np.full(len(events.ids), -1, dtype=np.int32)
     index[kept] = np.arange(len(kept), dtype=np.int32)
     return index, first[kept]
+
+
+def _coverage(events: Events, until: int, kept: NDArray[np.bool_]) -> Coverage:
+    count = np.bincount(events.item[events.time < until], minlength=len(events.ids))
+    return Coverage(int((count > 0).sum()), int(kept.sum()), int(count.sum()), int(count[kept].sum()))
 
 
 def _matrix(user: NDArray[Any], item: NDArray[Any], shape: tuple[int, int]) -> Any:

@@ -1,26 +1,102 @@
-"""How many threads work on parameters."""
+"""Several threads, and the same numbers with any number of them.
+
+A sum that threads share out is added up in another order than by one thread, and rounds differently. So nothing within a *unit* of
+work (the fit of one estimator, a block of rows) is shared out: torch and BLAS have one thread, whole units run side by side,
+and their results are taken in the order of the units.
+"""
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["thread_limits"]
+__all__ = ["ALONE", "Workers", "heed_stop", "workers"]
+
+Unit = TypeVar("Unit")
+Result = TypeVar("Result")
+
+#: Knows, in each thread of a pool, whether somebody still waits for its work.
+_here = threading.local()
+
+
+class Workers:
+    """Threads that work on independent units side by side; made by `workers`.
+
+    Args:
+        pool: Where they run; None: in the thread that asks.
+        stopped: Set when nobody waits for the pool's results any more.
+    """
+
+    def __init__(self, pool: ThreadPoolExecutor | None = None, stopped: threading.Event | None = None) -> None:
+        self._pool, self._stopped = pool, stopped
+
+    def map(self, work: Callable[[Unit], Result], units: Iterable[Unit]) -> Iterator[Result]:
+        """``work(unit)`` of each unit, in their order. A unit must not call `map` itself.
+
+        Raises:
+            Exception: What a unit raised; the other units are given up.
+        """
+        if self._pool is None or self._stopped is None:
+            yield from map(work, units)
+            return
+        futures = [self._pool.submit(work, unit) for unit in units]
+        try:
+            for future in futures:
+                yield future.result()
+        except BaseException:
+            self._stopped.set()
+            for future in futures:
+                future.cancel()
+            raise
+
+
+#: No thread beside the one that asks.
+ALONE: Final = Workers()
+
+
+def heed_stop() -> None:
+    """Called by long units now and then: another unit has failed, or the user has pressed Ctrl-C.
+
+    Raises:
+        CancelledError: Nobody waits for this unit's result any more.
+    """
+    stopped = getattr(_here, "stopped", None)
+    if stopped is not None and stopped.is_set():
+        raise CancelledError
 
 
 @contextmanager
-def thread_limits(threads: int) -> Iterator[None]:
-    """Inside, torch works with so many threads and BLAS with one.
+def workers(threads: int) -> Iterator[Workers]:
+    """So many threads for units of work. Inside, torch and BLAS have one thread for each of them.
 
-    BLAS threads spin while they wait for one another: where another process wants the same cores, a factorisation
+    BLAS threads would also spin while they wait for one another: where another process wants the same cores, a factorisation
     of a second takes half a minute with two of them.
     """
     import torch
     from threadpoolctl import threadpool_limits
 
-    torch.set_num_threads(threads)
-    with threadpool_limits(1, "blas"):
-        yield
+    before, stopped = torch.get_num_threads(), threading.Event()
+
+    def begin() -> None:
+        _here.stopped = stopped
+        torch.set_num_threads(1)
+
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1, "blas"):
+            if threads == 1:
+                yield ALONE
+                return
+            with ThreadPoolExecutor(threads, "translator", begin) as pool:
+                try:
+                    yield Workers(pool, stopped)
+                finally:
+                    stopped.set()
+                    pool.shutdown(wait=False, cancel_futures=True)
+    finally:
+        torch.set_num_threads(before)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,8 +18,8 @@ from scalr_prod.lake import Lake
 from scalr_prod.progress import counting
 from scalr_prod.translator.fitting import cut_at, fit_calibration, fit_sets, metadata_of, steps_of
 from scalr_prod.translator.log import Log, data_end, read_log
-from scalr_prod.translator.pairs import Pairs
-from scalr_prod.translator.threads import thread_limits
+from scalr_prod.translator.pairs import Coverage, Pairs
+from scalr_prod.translator.threads import Workers, workers
 from scalr_prod.translator.versions import TranslatorVersion, Vocabulary, find_version, write_version
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ __all__ = ["TrainReport", "train"]
 logger = logging.getLogger(__name__)
 
 #: Changes whenever the same data and settings would give other tensors.
-RECIPE: Final = 5
+RECIPE: Final = 6
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class TrainReport:
         reused: It was there already, trained from the same inputs.
         seconds: Wall-clock time.
         metrics: Slice → member → metric.
+        vocabulary: Domain → items that had events, how many of them the translator knows, and the events of either.
     """
 
     version: int
@@ -56,6 +57,7 @@ class TrainReport:
     reused: bool
     seconds: float
     metrics: dict[str, Any] = field(repr=False)
+    vocabulary: dict[str, dict[str, int]] = field(default_factory=dict, repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -82,8 +84,8 @@ def train(settings: Settings, *, trained_until: datetime | None = None, progress
     version = find_version(settings, fingerprint)
     reused = version is not None
     if version is None:
-        with thread_limits(settings.translator.threads):
-            version = _train(settings, until, fingerprint, data_versions, progress=progress)
+        with workers(settings.translator.threads) as side_by_side:
+            version = _train(settings, until, fingerprint, data_versions, side_by_side, progress=progress)
     _record(settings, version)
     return TrainReport(
         version=version.version,
@@ -93,6 +95,7 @@ def train(settings: Settings, *, trained_until: datetime | None = None, progress
         reused=reused,
         seconds=round(time.perf_counter() - started, 2),
         metrics=version.manifest["metrics"],
+        vocabulary=version.manifest.get("vocabulary", {}),  # former packages did not count
     )
 
 
@@ -105,18 +108,27 @@ def default_trained_until(settings: Settings) -> datetime:
 
 
 def _train(
-    settings: Settings, until: datetime, fingerprint: str, data_versions: dict[str, int], *, progress: bool
+    settings: Settings,
+    until: datetime,
+    fingerprint: str,
+    data_versions: dict[str, int],
+    side_by_side: Workers,
+    *,
+    progress: bool,
 ) -> TranslatorVersion:
-    log = read_log(settings, until)
+    log = read_log(settings, until, versions=data_versions)
     folds = settings.translator.folds
     everything = micros(until)
     pairs = Pairs.of(log, everything, settings.translator)
+    coverage = pairs.coverage()
+    _say_what_is_left_out(coverage)
     steps = steps_of(settings, folds + 2) + 1
     with counting("translator", show=progress, total=steps, unit=f"of {steps} fits") as done:
-        # Calibrated as it will be used: one fold's users are unknown to the parameters, the others are not.
+        # Calibrated as it will be used: as many users as a fold has are unknown to the parameters, the others are not.
         begin = cut_at(log.target.time, 1 - settings.translator.validation_fraction)
-        calibrated = fit_calibration(settings, log, log.fold == 0, begin, everything, done)
-        tensors = fit_sets(pairs, {fold: log.fold == fold for fold in range(-1, folds)}, done) | calibrated.tables
+        calibrated = fit_calibration(settings, log, log.one_in(folds), begin, everything, done, side_by_side)
+        held_out = {fold: log.fold == fold for fold in range(-1, folds)}
+        tensors = fit_sets(pairs, held_out, done, side_by_side) | calibrated.tables
     metrics = {
         "slice": "validation",
         "from": datetime_of(begin).isoformat(),
@@ -132,6 +144,7 @@ def _train(
         "n_target": pairs.n_target,
         "estimators": list(settings.translator.estimators),
         "metrics": metrics,
+        "vocabulary": {domain: asdict(counts) for domain, counts in coverage.items()},
         "data_versions": data_versions,
     }
     return write_version(
@@ -139,11 +152,25 @@ def _train(
         tensors=tensors,
         metadata=metadata_of(settings, pairs, folds),
         manifest=manifest,
-        vocabulary=_vocabulary(settings, log, pairs),
+        vocabulary=_vocabulary(settings, log, pairs, data_versions),
     )
 
 
-def _vocabulary(settings: Settings, log: Log, pairs: Pairs) -> Vocabulary:
+def _say_what_is_left_out(coverage: dict[str, Coverage]) -> None:
+    for domain, counts in coverage.items():
+        if not counts.whole:
+            logger.warning(
+                "the %s vocabulary leaves out %d of %d items, the least frequent ones, with %.2f %% of the events: "
+                "they are neither translated nor proposed; raise [translator] max_%s_items to include them",
+                domain,
+                counts.items - counts.kept,
+                counts.items,
+                100 * (1 - counts.events_kept / counts.events),
+                domain,
+            )
+
+
+def _vocabulary(settings: Settings, log: Log, pairs: Pairs, data_versions: dict[str, int]) -> Vocabulary:
     source = np.argsort(np.where(pairs.source_index > 0, pairs.source_index, np.iinfo(np.int32).max), kind="stable")
     target = np.argsort(np.where(pairs.target_index >= 0, pairs.target_index, np.iinfo(np.int32).max), kind="stable")
     ids = log.target.ids.take(target[: pairs.n_target])
@@ -153,17 +180,16 @@ def _vocabulary(settings: Settings, log: Log, pairs: Pairs) -> Vocabulary:
         target_ids_all=ids,
         first_seen=pairs.first_seen,
         count=count,
-        value=_values(settings, ids, count),
+        value=_values(settings, ids, count, data_versions.get(Table.TARGET_ITEMS.value)),
     )
 
 
-def _values(settings: Settings, ids: Any, count: Any) -> Any:
-    """The catalogue's values where it has them for nearly all items, else how often each was chosen."""
+def _values(settings: Settings, ids: Any, count: Any, version: int | None) -> Any:
+    """The catalogue's values where this version of it has them for nearly all items, else how often each was chosen."""
     import pyarrow.compute as pc
 
-    lake = Lake.open(settings)
-    if lake.exists(Table.TARGET_ITEMS):
-        items = lake.read(Table.TARGET_ITEMS, columns=["item_id", "value"])
+    if version is not None:
+        items = Lake.open(settings).read(Table.TARGET_ITEMS, columns=["item_id", "value"], version=version)
         found = items["value"].combine_chunks().take(pc.index_in(ids, items["item_id"].combine_chunks().cast(ids.type)))
         if found.null_count <= 0.05 * len(ids) and len(found) > found.null_count:
             middle = pc.quantile(found, 0.5)[0].as_py()
@@ -172,27 +198,31 @@ def _values(settings: Settings, ids: Any, count: Any) -> Any:
 
 
 def _fingerprint(settings: Settings, until: datetime) -> tuple[str, dict[str, int]]:
-    """A hash of everything that decides the tensors, and the tables' Delta versions."""
+    """A hash of everything that decides the version, and the tables' Delta versions: all that is read from now on."""
     lake = Lake.open(settings)
-    versions: dict[str, int] = {}
-    content: dict[str, Any] = {"recipe": RECIPE, "until": until.isoformat(), "length": settings.histories.length}
+    tables = [Table.SOURCE_EVENTS, Table.TARGET_EVENTS, Table.SOURCE_USER_HISTORY]
+    tables += [Table.TARGET_ITEMS] if lake.exists(Table.TARGET_ITEMS) else []
+    versions = {table.value: lake.version(table) for table in tables}
+    content: dict[str, Any] = {"recipe": RECIPE, "until": until.isoformat()}
+    content["histories"] = settings.histories.model_dump(mode="json", include={"length", "late_step_s"})
     content["settings"] = settings.translator.model_dump(mode="json", exclude={"threads"})
-    for table in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS):
-        versions[table.value] = lake.version(table)
-        content[table.value] = _digest(settings, lake, table, until)
+    for table in tables:
+        if table is not Table.SOURCE_USER_HISTORY:  # made from the events; training checks that it was
+            content[table.value] = _digest(settings, lake, table, versions[table.value], until)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(), versions
 
 
-def _digest(settings: Settings, lake: Lake, table: Table, until: datetime) -> list[str]:
+def _digest(settings: Settings, lake: Lake, table: Table, version: int, until: datetime) -> list[str]:
     """Number of known rows and the sum of their hashes: the same rows in any order and any number of commits."""
     from scalr_prod.duck import open_duckdb, staging_folder
 
-    row = "concat_ws('|', user_id, item_id, epoch_us(event_timestamp), epoch_us(created_timestamp))"
-    query = f"SELECT count(*), sum(md5_number_lower({row})::HUGEINT) FROM events WHERE event_timestamp < $1 AND created_timestamp <= $1"
+    of_items = table is Table.TARGET_ITEMS
+    row = "item_id, value" if of_items else "user_id, item_id, epoch_us(event_timestamp), epoch_us(created_timestamp)"
+    known = "" if of_items else " WHERE event_timestamp < $1 AND created_timestamp <= $1"
+    query = f"SELECT count(*), sum(md5_number_lower(concat_ws('|', {row}))::HUGEINT) FROM events{known}"
     with staging_folder(settings, "translator") as folder, open_duckdb(settings, folder) as duck:
-        events = lake.dataset(table)  # noqa: F841 - DuckDB finds it by its name
-        duck.register("events", lake.dataset(table))
-        found = duck.execute(query, [until]).fetchone()
+        duck.register("events", lake.dataset(table, version=version))
+        found = duck.execute(query, None if of_items else [until]).fetchone()
     return [str(value) for value in found]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from translator_world import DAY, METADATA, SETTINGS, make_log
 
 from scalr_prod.translator import tastes
 from scalr_prod.translator.batch import Batch
-from scalr_prod.translator.calibration import TABLES, calibrate, neutral
+from scalr_prod.translator.calibration import TABLES, calibrate, neutral, table_of
 from scalr_prod.translator.fitting import fit_sets
 from scalr_prod.translator.metrics import measure
 from scalr_prod.translator.mixture import MEMBERS, weight_names
@@ -153,3 +155,53 @@ def test_where_no_answer_is_known_the_mixture_is_plain_popularity(world):
     found = calibrated(world, labels)
     assert found.keys() == neutral().keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in neutral().items())
+
+
+def test_no_event_of_a_fold_shapes_the_table_that_weighs_its_set(world):
+    """Other answers of fold 0's users, held out or not: fold 0's table stays the same to the last bit, those of others do not."""
+    labels = drawn_by(world, mixing(TRUE))
+    held_out, fold = (np.random.default_rng(seed).integers(0, 2, len(labels)).astype(np.int32) for seed in (1, 2))
+    other = labels.copy()
+    theirs = fold == 0
+    other[theirs] = labels[theirs] // 2  # of two items, the one with the lower index was there no later
+    ours, others = (
+        calibrate(world.module(neutral()), world.contexts, answers, held_out == 1, seed=0, fold=fold)
+        for answers in (labels, other)
+    )
+    assert torch.equal(ours[table_of(0)], others[table_of(0)])
+    for name in (*TABLES, table_of(1)):
+        assert not torch.equal(ours[name], others[name]), name
+    assert not any(torch.equal(ours[table_of(0)], ours[name]) for name in (*TABLES, table_of(1)))
+
+
+def test_where_no_one_else_was_held_out_a_fold_is_weighed_by_what_all_others_did(world):
+    labels = drawn_by(world, mixing(TRUE))
+    fold = (np.arange(len(labels)) % 2).astype(np.int32)
+    found = calibrate(world.module(neutral()), world.contexts, labels, fold == 0, seed=0, fold=fold)
+    others = fold == 1
+    everybody = np.zeros(others.sum(), bool)
+    assert torch.equal(found[table_of(1)], found[TABLES[1]]), "the held-out users are all of the other fold"
+    assert not torch.equal(found[table_of(0)], found[TABLES[0]])
+    alone = calibrate(world.module(neutral()), world.contexts.take(others), labels[others], everybody, seed=0)
+    # The draws for the normaliser are others, so that the weights differ a little.
+    torch.testing.assert_close(found[table_of(0)][:, :5], alone[TABLES[0]][:, :5], rtol=0.1, atol=0.05)
+
+
+def test_every_fold_is_weighed_by_its_own_table(world):
+    twins = {
+        f"{fold}/{name.removeprefix('-1/')}": x for name, x in world.tensors.items() if name[:3] == "-1/" for fold in (0, 1)
+    }
+    sharp, flat = (mixing({"days_20_from_1": weight})[TABLES[1]] for weight in (2.0, 0.0))
+    tables = neutral() | {table_of(0): sharp}
+    metadata = METADATA | {"n_source": str(world.pairs.n_source)}
+    module = TranslatorModule(world.tensors | twins | tables | {table_of(1): flat}, metadata)
+    contexts = world.contexts.take(np.arange(50))
+
+    def answer(module: TranslatorModule, fold: int) -> torch.Tensor:
+        asked = replace(contexts, fold=np.full(50, fold, np.int32))
+        return torch.cat([p for _, (p,) in module.distributions(asked)])
+
+    assert (answer(module, 0) - answer(module, 1)).abs().max() > 1e-3
+    # A version of a former package has one table for all folds.
+    former = TranslatorModule(world.tensors | twins | neutral() | {TABLES[1]: flat}, metadata)
+    assert torch.equal(answer(former, 0), answer(module, 1))

@@ -17,7 +17,7 @@ from scalr_prod.translator.estimators.windows import Windows
 from scalr_prod.translator.fitting import fit_sets
 from scalr_prod.translator.log import Events, Log
 from scalr_prod.translator.module import TranslatorModule
-from scalr_prod.translator.pairs import Pairs, contexts_at
+from scalr_prod.translator.pairs import Coverage, Pairs, contexts_at
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +63,13 @@ def test_only_the_most_frequent_items_are_known(log):
     assert (few.n_source, few.n_target) == (7, 5)
     count = np.bincount(log.target.item[log.target.time < 80 * DAY], minlength=len(log.target.ids))
     assert count[few.target_index >= 0].min() >= count[few.target_index < 0].max()
+    kept = int(count[few.target_index >= 0].sum())
+    assert few.coverage()["target"] == Coverage(items=24, kept=5, events=int(count.sum()), events_kept=kept)
+    assert few.coverage()["source"].kept == 7
+
+
+def test_a_vocabulary_that_is_large_enough_holds_everything(pairs):
+    assert all(domain.whole and domain.events == domain.events_kept for domain in pairs.coverage().values())
 
 
 def test_too_little_to_learn_from_is_said(log):

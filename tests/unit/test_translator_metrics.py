@@ -10,7 +10,7 @@ import torch
 
 from scalr_prod.translator.metrics import measure
 
-EVENTS, ITEMS = 400, 50
+EVENTS, ITEMS = 900, 50
 
 
 @pytest.fixture(scope="module")
@@ -24,16 +24,18 @@ def world() -> SimpleNamespace:
     labels[7:12] = ITEMS - 1
     warm = rng.random(EVENTS) < 0.4
     p = p.astype(np.float32)
-    # In two parts, the second one backwards: rows say whose they are.
-    parts = [(np.arange(150), p[:150]), (np.arange(EVENTS - 1, 149, -1), p[:149:-1])]
 
     def distributions(contexts, members):
-        assert (contexts, members) == (None, ("mixture", "the same backwards"))
-        return ((rows, [torch.from_numpy(part.copy()), torch.from_numpy(part[:, ::-1].copy())]) for rows, part in parts)
+        assert members == ("mixture", "the same backwards")
+        # In two parts, the second one backwards: rows say whose they are.
+        for rows in (np.arange(150), np.arange(len(contexts.rows) - 1, 149, -1)):
+            part = p[contexts.rows[rows]]
+            yield rows, [torch.from_numpy(part.copy()), torch.from_numpy(part[:, ::-1].copy())]
 
     module = SimpleNamespace(distributions=distributions)
+    contexts = SimpleNamespace(take=lambda rows: SimpleNamespace(rows=rows))
     groups = {"all": np.ones(EVENTS, bool), "warm": warm}
-    by_group = measure(module, None, labels, groups, ("mixture", "the same backwards"))
+    by_group = measure(module, contexts, labels, groups, ("mixture", "the same backwards"))
     found = {group: members["mixture"] for group, members in by_group.items()}
     other = by_group["all"]["the same backwards"]
     return SimpleNamespace(p=p.astype(np.float64), labels=labels, warm=warm, found=found, other=other)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
+import pytest
 import torch
 from threadpoolctl import threadpool_info
 
-from scalr_prod.translator.threads import thread_limits
+from scalr_prod.translator.threads import heed_stop, workers
 
 
 def blas_threads() -> set[int]:
@@ -14,12 +17,46 @@ def blas_threads() -> set[int]:
     return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
 
 
-def test_torch_has_as_many_as_asked_for_and_blas_one_until_the_end():
-    before, torch_before = blas_threads(), torch.get_num_threads()
+@pytest.mark.parametrize("threads", [1, 3])
+def test_torch_and_blas_have_one_thread_in_each_until_the_end(threads):
+    def both(_: int) -> tuple[int, set[int]]:
+        return torch.get_num_threads(), blas_threads()
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(5)
     try:
-        with thread_limits(3):
-            assert torch.get_num_threads() == 3
-            assert blas_threads() == {1}
-        assert blas_threads() == before
+        outside = both(0)
+        with workers(threads) as found:
+            assert both(0) == (1, {1})
+            assert list(found.map(both, range(6))) == [(1, {1})] * 6
+        assert both(0) == outside
     finally:
-        torch.set_num_threads(torch_before)
+        torch.set_num_threads(before)
+
+
+def test_units_run_side_by_side_and_come_in_their_order():
+    met = threading.Barrier(3, timeout=60)
+
+    def meet(unit: int) -> int:
+        met.wait()  # nobody passes alone
+        return unit
+
+    with workers(3) as found:
+        assert list(found.map(meet, range(6))) == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_what_a_unit_raises_ends_the_others(threads):
+    begun = threading.Event()
+
+    def work(unit: str) -> None:
+        if unit == "fails":
+            assert threads == 1 or begun.wait(60)
+            raise ValueError("too little")
+        begun.set()
+        while True:
+            heed_stop()
+
+    units = ["fails", "endless", "endless"]
+    with workers(threads) as found, pytest.raises(ValueError, match="too little"):
+        list(found.map(work, units))

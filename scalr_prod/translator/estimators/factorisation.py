@@ -7,13 +7,16 @@ target items' vectors. Each half step is a few conjugate-gradient steps for all 
 
 from __future__ import annotations
 
+import functools
 import itertools
+import threading
 import warnings
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
 from scalr_prod.translator.batch import distinct
+from scalr_prod.translator.threads import heed_stop
 
 if TYPE_CHECKING:
     from scalr_prod.translator.batch import Batch
@@ -28,6 +31,7 @@ ITERATIONS: Final = 8
 _CG_STEPS: Final = 3
 #: Observed cells that are worked on at a time.
 _CELLS: Final = 2_000_000
+_warning: Final = threading.Lock()
 
 
 def share(pairs: Pairs) -> Parameters:
@@ -48,6 +52,7 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
     users = torch.zeros(cells.shape[0], pairs.settings.dim)
     by_user, by_item = _blocks(cells), _blocks(sparse.csr_matrix(cells.T))
     for _ in range(ITERATIONS):
+        heed_stop()
         users = _half_step(by_user, users, items)
         items = _half_step(by_item, items, users)
     vectors = items[pairs.n_target :].double()
@@ -125,7 +130,18 @@ def _like(matrix: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
 
 
 def _sparse(start: torch.Tensor, column: torch.Tensor, values: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    with _warning:
+        _hear_warning()
+    return torch.sparse_csr_tensor(start, column, values, size=shape, check_invariants=False)
+
+
+@functools.cache
+def _hear_warning() -> None:
+    """Let torch say, once in a process, that this format is in beta: products with dense matrices, all that is used, are tested here.
+
+    Filters of warnings belong to the whole process, so that one thread alone may change them.
+    """
     with warnings.catch_warnings():
-        # torch says once that this format is in beta; products with dense matrices, all that is used, are tested here.
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
-        return torch.sparse_csr_tensor(start, column, values, size=shape, check_invariants=False)
+        nothing = torch.zeros(1, dtype=torch.int64)
+        torch.sparse_csr_tensor(nothing, nothing[:0], torch.zeros(0), size=(0, 1), check_invariants=False)

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from scalr_prod.translator.estimators import popularity
 from scalr_prod.translator.estimators.windows import Windows
+from scalr_prod.translator.threads import heed_stop
 
 if TYPE_CHECKING:
     from scalr_prod.translator.batch import Batch
@@ -55,6 +56,7 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps + 1)
     for _ in range(settings.epochs):
         for window in windows.epoch(settings.batch_size, generator):
+            heed_stop()
             loss = _loss(parameters, window, offsets, generator)
             optimizer.zero_grad()
             loss.backward()

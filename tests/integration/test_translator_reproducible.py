@@ -1,0 +1,57 @@
+"""A second training of the same logs gives the same version, whatever the number of threads."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+from safetensors.torch import load_file
+
+from scalr_prod.feast_store import apply_feature_repo
+from scalr_prod.histories import build_histories
+from scalr_prod.ingest import ingest
+from scalr_prod.settings import load_settings
+from scalr_prod.translator import load_version, train
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory: pytest.TempPathFactory, make_project) -> Path:
+    """The folder of a project with histories, with enough users for torch to share out its work among threads."""
+    folder = tmp_path_factory.mktemp("reproducible") / "logs"
+    settings = make_project(folder, users=1500, source_items=400, target_items=240)
+    ingest(settings)
+    build_histories(settings)
+    apply_feature_repo(settings)
+    return folder
+
+
+def digests(home: Path, threads: int) -> dict[str, str]:
+    """Train in this home: the digest of every tensor and of every other table of the version, and its figures."""
+    settings = load_settings(home / "scalr.toml", translator={"threads": threads, "dim": 64})
+    apply_feature_repo(settings)
+    train(settings)
+    version = load_version(settings)
+    tensors = load_file(version.path / "translator.safetensors")
+    found = {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in tensors.items()}
+    found |= {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in version.path.glob("*.parquet")}
+    return found | {"metrics": str(version.manifest["metrics"])}
+
+
+def test_any_number_of_threads_trains_the_same_version(untrained, tmp_path):
+    found = []
+    for number, threads in enumerate((1, 2, 3, 2)):
+        home = tmp_path / str(number)
+        shutil.copytree(untrained, home)
+        found.append(digests(home, threads))
+    first, *others = found
+    assert {"-1/sequential/source", "1/factorisation/target", "1/calibration/held_out"} <= first.keys()
+    for other in others:
+        assert first.keys() == other.keys()
+        assert [name for name in first if first[name] != other[name]] == []
