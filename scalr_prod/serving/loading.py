@@ -31,7 +31,7 @@ def loaded_versions(settings: Settings) -> list[int]:
     """
     url = server_url(settings)
     try:
-        with Channel(url, Security.of(settings)) as channel:
+        with Channel(url, Security.control(settings)) as channel:
             return channel.ready_versions(settings.serving.model_name, settings.serving.deadline_s)
     except Failure as failure:
         raise failure.explain(url, settings.serving.model_name) from failure
@@ -85,7 +85,7 @@ def check_version(settings: Settings, version: int) -> None:
 def _load(settings: Settings) -> None:
     url = server_url(settings)
     try:
-        with Channel(url, Security.of(settings)) as channel:
+        with Channel(url, Security.control(settings)) as channel:
             channel.load(settings.serving.model_name, settings.serving.startup_timeout_s)
     except Failure as failure:
         if failure.restricted or (failure.code in {"UNAVAILABLE", "DEADLINE_EXCEEDED"} and not failure.model_absent):

@@ -15,7 +15,7 @@ import pytest
 import torch
 from translator_world import DAY, LENGTH, METADATA, SETTINGS, calibration, calibration_table, make_log
 
-from scalr_prod.errors import TranslatorError, TranslatorNotFound
+from scalr_prod.errors import InvalidRequest, TranslatorError, TranslatorNotFound
 from scalr_prod.translator import module as module_file
 from scalr_prod.translator.calibration import TABLES
 from scalr_prod.translator.contexts import NO_ITEM, Contexts, Samples
@@ -236,13 +236,13 @@ def test_folds_are_asked_by_row(world):
         only = world.module.score(alone, np.zeros((30, 1), dtype=np.int32))[0]
         np.testing.assert_allclose(mixed[contexts.fold == fold], only[contexts.fold == fold], rtol=1e-5)
         assert not np.allclose(mixed[contexts.fold != fold], only[contexts.fold != fold])
-    with pytest.raises(TranslatorError, match="asks for fold 2; this translator has 2"):
+    with pytest.raises(InvalidRequest, match="asks for fold 2; this translator has 2"):
         world.module.sample(replace(contexts, fold=np.full(30, 2, dtype=np.int32)), 1)
 
 
 @pytest.mark.parametrize(("k", "temperature"), [(0, 1.0), (1, 0.0), (1, -1.0)])
 def test_impossible_requests_are_refused(world, k, temperature):
-    with pytest.raises(ValueError, match="must be positive"):
+    with pytest.raises(InvalidRequest, match="must be ≥ 1"):
         world.module.sample(make_contexts(world, 1), k, temperature=temperature)
 
 
