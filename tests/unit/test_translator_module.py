@@ -191,6 +191,19 @@ def test_more_threads_change_nothing(world):
         torch.set_num_threads(1)
 
 
+def test_each_group_of_rows_is_told(world, monkeypatch):
+    """Inside a server that is the sign that a long batch makes progress."""
+    monkeypatch.setattr(module_file, "_CHUNK", 4 * world.module.n_target)
+    for threads in (1, 3):
+        module, told = TranslatorModule(world.tensors, world.metadata, threads=threads), []
+        module.on_group = lambda told=told: told.append(None)
+        contexts = replace(make_contexts(world, 30), fold=np.full(30, -1, dtype=np.int32))
+        module.sample(contexts, 3)
+        assert len(told) == 8
+        module.score(contexts, np.zeros((30, 1), dtype=np.int32))
+        assert len(told) == 16
+
+
 @pytest.mark.parametrize("min_lift", [0.0, 1.0])
 def test_what_float32_cannot_tell_apart_float64_decides(world, monkeypatch, min_lift):
     """Deciding every row in float64 gives the draws that deciding only the near ones gives."""
