@@ -77,7 +77,6 @@ def launch(settings: Settings, environment: ServingEnvironment, backends: Path, 
             env=environment.variables(settings.serving.threads) | {FOLDER_VARIABLE: str(heartbeat_folder(settings))},
             cwd=state_folder(settings),
             start_new_session=True,
-            umask=0o077,  # its shared memory holds requests and answers
         )
     children[process.pid] = process
     try:

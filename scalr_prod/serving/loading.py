@@ -11,6 +11,7 @@ from scalr_prod.scoring.address import server_url
 from scalr_prod.scoring.security import Security
 from scalr_prod.scoring.transport import Channel, Failure
 from scalr_prod.serving.repository import configured_versions, install_version, model_folder, write_config
+from scalr_prod.serving.state import close_memory, read_record
 from scalr_prod.translator import load_version
 
 if TYPE_CHECKING:
@@ -95,6 +96,8 @@ def _load(settings: Settings) -> None:
             where=f"{url}, {model_folder(settings)}",
             next_step="correct what it names; in the serving environment, scalr-prod must be of this version",
         ) from failure
+    if settings.serving.url is None and (record := read_record(settings)) is not None:
+        close_memory(record)
 
 
 def _try_load(settings: Settings) -> None:

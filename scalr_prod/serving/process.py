@@ -19,7 +19,7 @@ from scalr_prod.serving.environment import find_environment, lay_backends
 from scalr_prod.serving.launch import children, launch
 from scalr_prod.serving.promotions import standing
 from scalr_prod.serving.repository import configured_versions, install_version, write_config
-from scalr_prod.serving.state import ServerRecord, read_record, server_lock, state_folder
+from scalr_prod.serving.state import ServerRecord, close_memory, read_record, server_lock, state_folder
 from scalr_prod.translator import load_version
 
 if TYPE_CHECKING:
@@ -233,6 +233,7 @@ def _wait_ready(settings: Settings, record: ServerRecord) -> None:
                     ) from failure
             else:
                 if name == record.name:
+                    close_memory(record)
                     return
                 raise ServingError(
                     f"another server ({name}) answers there",

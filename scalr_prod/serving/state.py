@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from scalr_prod.errors import ServingError
@@ -14,13 +15,22 @@ from scalr_prod.scoring.heartbeat import read_beats
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from filelock import BaseFileLock
 
     from scalr_prod.settings import Settings
 
-__all__ = ["ServerRecord", "beats", "heartbeat_folder", "read_record", "server_lock", "state_folder", "used_by_others", "using"]
+__all__ = [
+    "ServerRecord",
+    "beats",
+    "close_memory",
+    "heartbeat_folder",
+    "read_record",
+    "server_lock",
+    "state_folder",
+    "used_by_others",
+    "using",
+]
 
 #: Starting a server, loading a version and stopping may each take this long; another one waits its turn.
 _LOCK_TIMEOUT_S: Final = 600
@@ -93,6 +103,16 @@ def state_folder(settings: Settings) -> Path:
     folder = settings.home / "triton-server"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def close_memory(record: ServerRecord) -> None:
+    """Let nobody else read the shared memory through which requests reach the models: Triton makes it readable by all.
+
+    To be called after each load, before requests come.
+    """
+    for region in Path("/dev/shm").glob(f"{record.name}_*"):  # noqa: S108 - where the server keeps it
+        with suppress(FileNotFoundError, PermissionError):  # a model that is being unloaded; a server of another user
+            region.chmod(0o600)
 
 
 def heartbeat_folder(settings: Settings) -> Path:
