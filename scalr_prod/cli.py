@@ -163,7 +163,7 @@ def translator_list(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> N
 
 @triton_app.command("start")
 def triton_start(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """Start the local Triton on loopback, or find the one that runs."""
+    """Start the local Triton, or find the one that runs."""
     from scalr_prod.serving import start_triton
 
     _Door(config, as_json, "triton start").show(lambda settings, _: start_triton(settings))

@@ -25,6 +25,7 @@ ScalrError                      exit code 1; names where, what was found, what t
 │   ├── ModelNotReady           the server is there, the model is not
 │   ├── ModelVersionMismatch    another version answers than the one the run pinned
 │   ├── MalformedResponse       wrong shape, dtype or byte size, NaN, index out of range
+│   ├── InvalidRequest          an index, age, time or number outside of the model's tables
 │   ├── RequestTooLarge         refused before it was sent
 │   └── DeadlineExceeded        the deadline over all attempts has passed
 ├── GenerationError
@@ -50,6 +51,7 @@ __all__ = [
     "FeatureStoreError",
     "GenerationError",
     "InputError",
+    "InvalidRequest",
     "LakeError",
     "LeaseHeld",
     "LedgerError",
@@ -230,6 +232,10 @@ class ModelVersionMismatch(ScoringError):
 
 class MalformedResponse(ScoringError):
     """The answer's shape, dtype, byte size or values are wrong."""
+
+
+class InvalidRequest(ScoringError):
+    """The request holds an index, age, time or number that the model cannot work with; nothing was computed."""
 
 
 class RequestTooLarge(ScoringError):

@@ -254,7 +254,9 @@ class ServingSettings(_Section):
     """Where the translator is served."""
 
     scorer: Literal["triton", "local"] = "triton"
-    url: str | None = Field(default=None, description="host:port of a Triton gRPC endpoint; none: a local one is started")
+    url: str | None = Field(
+        default=None, description="host:port or unix:path of a Triton gRPC endpoint; none: a local one is started"
+    )
     model_name: str = Field(default="translator", pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$")
     repository: str | None = Field(default=None, description="model repository; default: <home>/triton")
     environment: str | None = Field(default=None, description="serving environment; default: .venv-triton")
@@ -277,9 +279,11 @@ class ServingSettings(_Section):
     @field_validator("url")
     @classmethod
     def _address(cls, value: str | None) -> str | None:
+        if value is not None and re.fullmatch(r"unix:/[^\x00-\x20]+", value):
+            return value
         found = re.fullmatch(r"(?:grpc://)?(?:[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]):(\d{1,5})", value) if value else None
         if value is not None and (found is None or not 0 < int(found[1]) < 2**16):
-            raise ValueError(f"{value!r} is no host:port of a gRPC endpoint, such as 127.0.0.1:8001")
+            raise ValueError(f"{value!r} is no host:port of a gRPC endpoint, such as 127.0.0.1:8001, and no unix:/path of one")
         return value
 
     @model_validator(mode="after")
@@ -290,7 +294,7 @@ class ServingSettings(_Section):
         if (self.client_certificate is None) != (self.client_key is None):
             raise ValueError("needs client_certificate and client_key together")
         if (self.tls or self.header is not None) and self.url is None:
-            raise ValueError("has tls or header but no url: the local server is on loopback and needs neither")
+            raise ValueError("has tls or header but no url: the local server listens on a private socket and needs neither")
         return self
 
 

@@ -1,4 +1,4 @@
-"""Where the server is: the settings' address, or what the local server wrote down when it was started."""
+"""Where the server is, and the secret of a local one: the settings' address, or what was written down when it was started."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["server_file", "server_url"]
+__all__ = ["secret_file", "server_file", "server_url"]
 
 
 def server_file(settings: Settings) -> Path:
@@ -20,8 +20,13 @@ def server_file(settings: Settings) -> Path:
     return settings.home / "triton" / "server.json"
 
 
+def secret_file(settings: Settings) -> Path:
+    """The file (mode 0600) that holds the secret which opens the local server's control protocols; each start makes a new one."""
+    return settings.home / "triton-server" / "secret"
+
+
 def server_url(settings: Settings) -> str:
-    """host:port of the gRPC endpoint.
+    """Address of the gRPC endpoint: host:port, or unix:path of a local one.
 
     Raises:
         ServerUnreachable: The settings name none, and no local server was started.

@@ -5,14 +5,19 @@ from __future__ import annotations
 import random
 import time
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from scalr_prod.errors import RequestTooLarge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["Deadline", "Limits", "RetryPolicy"]
+__all__ = ["Deadline", "Limits", "Pace", "RetryPolicy"]
+
+#: A request should take no more than this share of its deadline: a slower machine, or more workers beside this one, may come later.
+_SHARE: Final = 0.25
+#: From one answer to the next, requests grow by this factor at most.
+_GROWTH: Final = 4.0
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,11 @@ class Deadline:
     def passed(self) -> bool:
         """Whether no time is left."""
         return self.remaining <= 0.0
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds gone, less those it was extended by."""
+        return max(0.0, self.seconds - (self.ends_at - self.clock()))
 
     def extended(self, seconds: float) -> Self:
         """The same, later by time for which the caller itself was busy elsewhere."""
@@ -101,3 +111,28 @@ class Limits:
                 next_step="raise max_request_mb, shorten [histories] length, or send fewer candidates and exclusions",
             )
         return min(fit, self.rows)
+
+
+@dataclass
+class Pace:
+    """How fast the server answers, as the last answers told: so requests stay small enough for their deadline.
+
+    What others ask of the same server is part of the time that a request takes: the more workers, the smaller their requests.
+
+    Attributes:
+        deadline_s: Seconds of a request, over all of its attempts.
+        row_s: Seconds that one context takes; 0: not measured yet.
+    """
+
+    deadline_s: float
+    row_s: float = 0.0
+
+    def measured(self, rows: int, seconds: float) -> None:
+        """So many contexts were answered in so many seconds."""
+        self.row_s = max(seconds / max(rows, 1), self.row_s / _GROWTH)
+
+    def rows_per_request(self, most: int) -> int:
+        """How many contexts can be answered well within the deadline: 1 to ``most``."""
+        if self.row_s * most <= self.deadline_s * _SHARE:
+            return most
+        return max(1, int(self.deadline_s * _SHARE / self.row_s))

@@ -13,11 +13,14 @@ import numpy as np
 
 from scalr_prod.errors import ScalrError
 from scalr_prod.translator.contexts import NO_ITEM, Contexts, Samples
+from scalr_prod.translator.requests import check_draws
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
+
+    from scalr_prod.translator.requests import Bounds
 
     Tensors = dict[str, NDArray[Any]]
 
@@ -73,6 +76,8 @@ class Identity:
 
 class Module(Protocol):
     """The part of the translator's module that answers requests."""
+
+    bounds: Bounds
 
     def sample(self, contexts: Contexts, k: int, *, temperature: float = 1.0, min_lift: float = 0.0) -> Samples:
         """See `scalr_prod.scoring.Scorer`."""
@@ -135,11 +140,16 @@ def answer(module: Module, identity: Identity, requests: Sequence[Mapping[str, N
     groups: dict[tuple[Any, ...], list[tuple[int, Contexts]]] = {}
     for number, request in enumerate(requests):
         try:
-            contexts, key = _decode(request, identity.catalogue_size)
+            contexts, key = _decode(request, module.bounds)
         except KeyError as error:
             answers[number] = ValueError(f"input {error} is missing")
-        except (ValueError, TypeError, IndexError) as error:  # a shape or dtype that no check foresaw
-            answers[number] = ValueError(str(error))
+        except (
+            ScalrError,
+            ValueError,
+            TypeError,
+            IndexError,
+        ) as error:  # of the latter: a shape or dtype that no check foresaw
+            answers[number] = ValueError(_reason(error))
         else:
             groups.setdefault(key, []).append((number, contexts))
     for key, members in groups.items():
@@ -157,8 +167,7 @@ def _answer_group(
         outputs = _forward(module, contexts, key, candidates)
     except (ScalrError, ValueError, IndexError, RuntimeError) as error:  # the last two are torch's
         if len(members) == 1:
-            found = f"{error.where}: {error.found}" if isinstance(error, ScalrError) else str(error)
-            return {members[0][0]: ValueError(found)}
+            return {members[0][0]: ValueError(_reason(error))}
         # One request must not fail for what is wrong with its neighbour.
         return {number: part for one in members for number, part in _answer_group(module, key, [one], requests).items()}
     parts: dict[int, Tensors | ValueError] = {}
@@ -169,7 +178,14 @@ def _answer_group(
     return parts
 
 
-def _decode(request: Mapping[str, NDArray[Any]], catalogue_size: int) -> tuple[Contexts, tuple[Any, ...]]:
+def _reason(error: Exception) -> str:
+    """One line for the client."""
+    if isinstance(error, ScalrError):
+        return f"{error.where}: {error.found}" if error.where else error.found
+    return str(error)
+
+
+def _decode(request: Mapping[str, NDArray[Any]], bounds: Bounds) -> tuple[Contexts, tuple[Any, ...]]:
     """The contexts, and what a batch must have in common to be answered in one pass."""
     contexts = Contexts(
         history_items=request["history_items"],
@@ -177,33 +193,19 @@ def _decode(request: Mapping[str, NDArray[Any]], catalogue_size: int) -> tuple[C
         exclude=request["exclude"],
         **{name: request[name].reshape(-1) for name in _ONE_A_ROW},
     )
-    width = contexts.history_items.shape[1]
-    if not width:
-        raise ValueError("history_items holds no event: the translated one is the last of a history")
-    if not np.isfinite(contexts.history_ages).all():
-        raise ValueError("history_ages holds a value that is no finite number")
-    if contexts.history_ages.size and contexts.history_ages.min() < 0:
-        raise ValueError("history_ages holds a negative value: the translated event is the last of a history")
+    bounds.check(contexts)
     if (contexts.history_end > contexts.event_time).any():
         raise ValueError("history_end is later than event_time: the translated event happened at that time or before")
+    width = contexts.history_items.shape[1]
     candidates = request.get("candidates")
-    _not_below("history_items", contexts.history_items, 0)
-    _not_below("exclude", contexts.exclude, NO_ITEM)
     if candidates is not None:
-        if candidates.dtype != np.int32 or candidates.ndim != 2 or len(candidates) != len(contexts):  # noqa: PLR2004 - rows, candidates
-            raise ValueError(f"candidates is {candidates.dtype} {candidates.shape}, expected int32 ({len(contexts)}, C)")
+        bounds.check_candidates(candidates, len(contexts))
         return contexts, ("score", width, candidates.shape[1])
     k, temperature, min_lift = (_common(request, name) for name in _DEFAULTS)
-    if k < 1 or not (0 < temperature < np.inf and 0 <= min_lift < np.inf):
-        raise ValueError(f"k = {k}, temperature = {temperature}, min_lift = {min_lift}: must be ≥ 1, > 0, ≥ 0, and finite")
-    if k > catalogue_size:  # each draw takes memory in the server, whether there is an item for it or not
-        raise ValueError(f"k = {k}: the catalogue holds {catalogue_size} items, and none is drawn twice")
+    check_draws(k, temperature, min_lift)
+    if k > bounds.n_target:  # each draw takes memory in the server, whether there is an item for it or not
+        raise ValueError(f"k = {k}: the catalogue holds {bounds.n_target} items, and none is drawn twice")
     return contexts, ("sample", width, int(k), temperature, min_lift)
-
-
-def _not_below(name: str, array: NDArray[Any], least: int) -> None:
-    if array.size and array.min() < least:
-        raise ValueError(f"{name} holds {array.min()}, the least index is {least}")
 
 
 def _common(request: Mapping[str, NDArray[Any]], name: str) -> float:

@@ -1,21 +1,27 @@
-"""What a server elsewhere asks for before it answers: TLS, a client certificate, a header that opens restricted protocols."""
+"""What a server asks for before it answers: TLS, a client certificate, a header that opens restricted protocols."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from scalr_prod.errors import SettingsError
+from scalr_prod.scoring.address import secret_file
 
 if TYPE_CHECKING:
     from scalr_prod.settings import Settings
 
-__all__ = ["Security"]
+__all__ = ["CONTROL", "HEADER", "Security"]
+
+#: Protocols of Triton that change the server or tell about it: only those who send the secret may use them.
+CONTROL: Final = ("model-repository", "shared-memory", "statistics", "trace", "logging")
+#: Name of the header that carries a local server's secret.
+HEADER: Final = "scalr"
 
 
 @dataclass(frozen=True)
 class Security:
-    """How to speak to the server; the default is a plain connection, as to one on loopback.
+    """How to speak to the server; the default is a plain connection.
 
     Attributes:
         tls: Whether to encrypt, and to check the server's certificate.
@@ -47,6 +53,20 @@ class Security:
             key=_read(settings, "client_key"),
             header=(name, value) if serving.header else None,
         )
+
+    @classmethod
+    def control(cls, settings: Settings) -> Self:
+        """To load, unload, list or count: as ``[serving]`` says, or with the secret of the local server, if one was started.
+
+        Raises:
+            SettingsError: A certificate or key cannot be read.
+        """
+        if settings.serving.url is not None:
+            return cls.of(settings)
+        try:
+            return cls(header=(HEADER, secret_file(settings).read_text(encoding="ascii")))
+        except OSError:  # no server was started, or another user's: without the secret the server refuses, and says so
+            return cls()
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeAlias
 
-from scalr_prod.errors import ModelNotReady, ScoringError, ServerUnreachable
+from scalr_prod.errors import InvalidRequest, ModelNotReady, ScoringError, ServerUnreachable
 from scalr_prod.scoring.security import Security
 
 if TYPE_CHECKING:
@@ -77,7 +77,8 @@ class Failure(Exception):
             return ScoringError(
                 f"the server keeps this to itself: {self.detail}",
                 where=url,
-                next_step="set SCALR_SERVING__HEADER=name=value to the pair of its --grpc-restricted-protocol",
+                next_step="set SCALR_SERVING__HEADER=name=value to the pair of its --grpc-restricted-protocol; start a local one anew: "
+                "scalr triton stop, scalr triton start",
             )
         if self.backend_died:
             return ModelNotReady(
@@ -91,7 +92,8 @@ class Failure(Exception):
                 where=url,
                 next_step="look with: scalr triton status; start one with: scalr triton start; or correct [serving] url",
             )
-        return ScoringError(
+        refused = InvalidRequest if self.code == "INVALID_ARGUMENT" else ScoringError
+        return refused(
             f"the server refused ({self.code}): {self.detail}", where=url, next_step="see the server's log: scalr triton status"
         )
 

@@ -13,10 +13,11 @@ import numpy as np
 
 from scalr_prod.errors import DeadlineExceeded, MalformedResponse, ModelVersionMismatch, ScoringError, ServerUnreachable
 from scalr_prod.scoring import codec
-from scalr_prod.scoring.policy import Deadline, Limits, RetryPolicy
+from scalr_prod.scoring.policy import Deadline, Limits, Pace, RetryPolicy
 from scalr_prod.scoring.protocol import OUTPUTS, SAMPLE_OUTPUTS, SCORE_OUTPUTS, Identity, encode, request_key
 from scalr_prod.scoring.transport import Channel, Failure
 from scalr_prod.translator.contexts import NO_ITEM, Contexts, Samples
+from scalr_prod.translator.requests import LATEST_US
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -92,6 +93,7 @@ class TritonScorer:
         self._address, self._connect, self._model, self._version = address, connect, model, version
         self._deadline_s, self._in_flight, self._guarded = deadline_s, in_flight, guarded
         self._retries = retries if retries is not None else RetryPolicy()
+        self._pace = Pace(deadline_s)
         self._channel = connect(address())
         try:
             patience = Deadline.after(deadline_s if guarded else min(_PATIENCE_S, deadline_s))
@@ -177,13 +179,15 @@ class TritonScorer:
 
     def _cut(self, tensors: Mapping[str, NDArray[Any]], outputs: Sequence[str], width: int) -> Iterator[_Piece]:
         total = len(tensors["event_time"])
-        step = self._limits.rows_per_request(codec.row_bytes(tensors))
-        for start in range(0, max(total, 1), step):
-            stop = min(start + step, total)
+        most = self._limits.rows_per_request(codec.row_bytes(tensors))
+        start, stop = 0, -1
+        while stop < total:
+            stop = min(start + self._pace.rows_per_request(most), total)
             shapes = dict.fromkeys(outputs, (stop - start, width)) | dict.fromkeys(
                 ("model_version", "request_key"), (stop - start, 1)
             )
             yield _Piece({name: array[start:stop] for name, array in tensors.items()}, shapes, last=stop == total)
+            start = stop
 
     def _send(self, piece: _Piece) -> _Pending:
         """Build the message, once, and send it."""
@@ -199,7 +203,9 @@ class TritonScorer:
         """The checked answer, after as many attempts as the deadline allows."""
         if pending.reply is None:
             return {name: np.empty(shape, OUTPUTS[name]) for name, shape in pending.piece.shapes.items()}
-        return self._answer(pending, first=pending.reply.result)
+        answer = self._answer(pending, first=pending.reply.result)
+        self._pace.measured(len(pending.piece.tensors["event_time"]), pending.deadline.elapsed)
+        return answer
 
     def _answer(
         self, pending: _Pending, *, first: Callable[[], Message] | None = None, await_model: bool = True
@@ -303,7 +309,7 @@ class TritonScorer:
             history_items=np.zeros((1, 1), np.int32),
             history_ages=np.zeros((1, 1), np.float32),
             history_end=np.zeros(1, np.int64),
-            event_time=np.full(1, np.iinfo(np.int64).max, np.int64),
+            event_time=np.full(1, LATEST_US, np.int64),
             fold=np.full(1, -1, np.int32),
             # Like no other's: a server that mixes answers up must not pass with that to an earlier question.
             noise_key=np.array([random.getrandbits(62)], np.int64),
@@ -313,6 +319,7 @@ class TritonScorer:
         piece = _Piece(encode(contexts), dict.fromkeys(asked, (1, 1)), last=True)
         message = codec.build_request(self._model, self._version, piece.tensors, asked, timeout_s=self._deadline_s)
         found = self._answer(_Pending(piece, message, deadline, None), await_model=False)
+        self._pace.measured(1, deadline.elapsed)
         where = self._channel.url
         identity = Identity(self._version, int(found["model_digest"][0, 0]), int(found["catalogue_size"][0, 0]))
         codec.check_items(found["items"], identity.catalogue_size, where=where)

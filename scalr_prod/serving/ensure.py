@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from scalr_prod.scoring import open_scorer
 from scalr_prod.serving.loading import check_version, load_versions, loaded_versions
 from scalr_prod.serving.process import restart_locked, start_locked, stop_locked
 from scalr_prod.serving.repository import configured_versions
-from scalr_prod.serving.state import read_record, server_lock, used_by_others, using
+from scalr_prod.serving.state import beats, read_record, server_lock, used_by_others, using
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from scalr_prod.settings import Settings
 
 __all__ = ["ensure_serving", "serving", "stop_unused"]
+
+logger = logging.getLogger(__name__)
 
 
 def ensure_serving(settings: Settings, version: int) -> AbstractContextManager[None]:
@@ -77,14 +80,19 @@ def stop_unused(settings: Settings) -> None:
 
 def _ensure_local(settings: Settings, version: int, beside: AbstractSet[int] | None) -> None:
     fresh = start_locked(settings, [version], lasting=False).started
-    try:
-        _ensure_loaded(settings, version, None if fresh else beside)
-    except (DeadlineExceeded, MalformedResponse, ServerUnreachable):
-        if fresh:
-            raise
-        # It hangs, mixes answers up or is about to end: what was left of it by an earlier run is of no use to anybody.
-        restart_locked(settings, [version])
-        _ensure_loaded(settings, version, None)
+    while True:
+        before = beats(settings, version)
+        try:
+            return _ensure_loaded(settings, version, None if fresh else beside)
+        except (DeadlineExceeded, MalformedResponse, ServerUnreachable) as error:
+            if fresh:
+                raise
+            if not isinstance(error, MalformedResponse) and beats(settings, version) != before:
+                logger.info("Triton works on requests of others: waiting for it")
+                continue
+            # It hangs, mixes answers up or is about to end: what was left of it by an earlier run is of no use to anybody.
+            restart_locked(settings, [version])
+            return _ensure_loaded(settings, version, None)
 
 
 def _ensure_loaded(settings: Settings, version: int, beside: AbstractSet[int] | None) -> None:

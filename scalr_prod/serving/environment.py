@@ -22,6 +22,21 @@ if TYPE_CHECKING:
 __all__ = ["ServingEnvironment", "examine_environment", "find_environment", "lay_backends"]
 
 _NEXT: Final = 'run: make setup (Linux x86-64), or set [serving] scorer = "local"'
+#: Variables of this process that the server gets too: where temporary files go, which language and which GPU. All else may be a secret.
+_KEPT: Final = frozenset(
+    {
+        "CUDA_DEVICE_ORDER",
+        "CUDA_VISIBLE_DEVICES",
+        "HOME",
+        "LANG",
+        "LC_ALL",
+        "LC_CTYPE",
+        "NVIDIA_DRIVER_CAPABILITIES",
+        "NVIDIA_VISIBLE_DEVICES",
+        "TMPDIR",
+        "TZ",
+    }
+)
 _QUESTION: Final = """
 import importlib.metadata as m, importlib.util as u, json, sys, sysconfig
 def version(name):
@@ -85,8 +100,8 @@ class ServingEnvironment:
         return None
 
     def variables(self, threads: int) -> dict[str, str]:
-        """Environment variables for the server."""
-        kept = {key: value for key, value in os.environ.items() if key not in {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"}}
+        """Environment variables for the server: those it needs, and none of the secrets that this process may have."""
+        kept = {key: value for key, value in os.environ.items() if key in _KEPT}
         wheel = self.wheel or self.folder
         libraries = [wheel.parent.parent / "nvidia_pytriton.libs", self.library, os.environ.get("LD_LIBRARY_PATH")]
         return kept | {

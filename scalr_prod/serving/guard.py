@@ -12,13 +12,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from scalr_prod.errors import MalformedResponse, ModelNotReady, ScalrError, ScoringError
+from scalr_prod.scoring.security import Security
 from scalr_prod.scoring.transport import Channel, Failure
 from scalr_prod.scoring.triton import TritonScorer
 from scalr_prod.serving.ensure import ensure_serving
 from scalr_prod.serving.loading import check_version
 from scalr_prod.serving.process import is_alive, restart_locked
 from scalr_prod.serving.repository import model_folder
-from scalr_prod.serving.state import ServerRecord, read_record, server_lock
+from scalr_prod.serving.state import ServerRecord, beats, read_record, server_lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +32,8 @@ logger = logging.getLogger(__name__)
 
 _EVERY_S: Final = 1.0
 _PROBE_S: Final = 5.0
-#: A busy machine may answer late: only a server that answers nobody for this long, and no longer than requests wait, hangs.
+#: A busy machine may answer late: a server hangs if for this long, and no longer than requests wait, it answers nobody and works on
+#: no group of contexts.
 _HANGS_AFTER_S: Final = 30.0
 #: Restarts within one run; a server that needs more has a cause that a person should see.
 _RESTARTS: Final = 5
@@ -67,7 +69,7 @@ class _Guard(threading.Thread):
         super().__init__(name="triton guard", daemon=True)
         self._settings, self._version = settings, version
         self._over = threading.Event()
-        self._answered_at, self._answered = time.monotonic(), 0
+        self._alive_at, self._signs = time.monotonic(), (0, -1)
 
     def end(self) -> None:
         """Stop watching; a restart that is under way is finished first."""
@@ -100,20 +102,26 @@ class _Guard(threading.Thread):
             return f"has a model that does not answer ({error.found})"
         except ScoringError:
             return self._silence(record)
-        self._answered_at = time.monotonic()
+        self._alive_at = time.monotonic()
         return None
 
     def _silence(self, record: ServerRecord) -> str | None:
-        """Of a server that did not answer in time: it hangs if it answers nobody. Other requests may have come before ours."""
+        """Of a server that did not answer in time: it hangs if it answers nobody, and makes no progress within its batch.
+
+        Other requests may have come before ours, and be large.
+        """
+        answered = self._signs[0]
         try:
-            with Channel(record.url) as channel:
-                before, self._answered = self._answered, channel.answered(self._settings.serving.model_name, _PROBE_S)
-            if self._answered != before:
-                self._answered_at = time.monotonic()
+            with Channel(record.url, Security.control(self._settings)) as channel:
+                answered = channel.answered(self._settings.serving.model_name, _PROBE_S)
         except Failure as failure:
             logger.info("Triton at %s does not even count: %s", record.url, failure.detail)
+        signs = (answered, beats(self._settings, self._version))
+        if signs != self._signs:
+            self._alive_at, self._signs = time.monotonic(), signs
         limit = min(_HANGS_AFTER_S, self._settings.serving.deadline_s / 2)
-        return f"does not answer for {limit:g} s" if time.monotonic() - self._answered_at > limit else None
+        silent = time.monotonic() - self._alive_at > limit
+        return f"answers nobody and makes no progress for {limit:g} s" if silent else None
 
     def _model_process_runs(self, record: ServerRecord) -> bool:
         import psutil
@@ -139,4 +147,4 @@ class _Guard(threading.Thread):
         except (ScalrError, OSError) as error:
             logger.warning("Triton could not be started anew: %s", error)
         finally:
-            self._answered_at = time.monotonic()
+            self._alive_at = time.monotonic()

@@ -11,6 +11,7 @@ from scalr_prod.scoring.address import server_url
 from scalr_prod.scoring.security import Security
 from scalr_prod.scoring.transport import Channel, Failure
 from scalr_prod.serving.repository import configured_versions, install_version, model_folder, write_config
+from scalr_prod.serving.state import close_memory, read_record
 from scalr_prod.translator import load_version
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def loaded_versions(settings: Settings) -> list[int]:
     """
     url = server_url(settings)
     try:
-        with Channel(url, Security.of(settings)) as channel:
+        with Channel(url, Security.control(settings)) as channel:
             return channel.ready_versions(settings.serving.model_name, settings.serving.deadline_s)
     except Failure as failure:
         raise failure.explain(url, settings.serving.model_name) from failure
@@ -85,7 +86,7 @@ def check_version(settings: Settings, version: int) -> None:
 def _load(settings: Settings) -> None:
     url = server_url(settings)
     try:
-        with Channel(url, Security.of(settings)) as channel:
+        with Channel(url, Security.control(settings)) as channel:
             channel.load(settings.serving.model_name, settings.serving.startup_timeout_s)
     except Failure as failure:
         if failure.restricted or (failure.code in {"UNAVAILABLE", "DEADLINE_EXCEEDED"} and not failure.model_absent):
@@ -95,6 +96,8 @@ def _load(settings: Settings) -> None:
             where=f"{url}, {model_folder(settings)}",
             next_step="correct what it names; in the serving environment, scalr-prod must be of this version",
         ) from failure
+    if settings.serving.url is None and (record := read_record(settings)) is not None:
+        close_memory(record)
 
 
 def _try_load(settings: Settings) -> None:

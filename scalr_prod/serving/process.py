@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import signal
-import socket
-import subprocess
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.errors import ServingError
-from scalr_prod.scoring.address import server_file
+from scalr_prod.scoring.address import secret_file, server_file
 from scalr_prod.scoring.security import Security
 from scalr_prod.scoring.transport import Channel, Failure
 from scalr_prod.serving.environment import find_environment, lay_backends
+from scalr_prod.serving.launch import children, launch
 from scalr_prod.serving.promotions import standing
 from scalr_prod.serving.repository import configured_versions, install_version, write_config
-from scalr_prod.serving.state import ServerRecord, read_record, server_lock, state_folder
+from scalr_prod.serving.state import ServerRecord, close_memory, read_record, server_lock, state_folder
 from scalr_prod.translator import load_version
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from scalr_prod.serving.environment import ServingEnvironment
     from scalr_prod.settings import Settings
 
 __all__ = [
@@ -43,12 +41,9 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-_HOST: Final = "127.0.0.1"
 _PROBE_S: Final = 2.0
 _STOP_S: Final = 20
 _PORT_TRIES: Final = 3
-#: Servers that this process started: they are its children, and only it can tell that one has ended.
-_children: dict[int, subprocess.Popen[bytes]] = {}
 
 
 @dataclass(frozen=True)
@@ -57,10 +52,9 @@ class ServerStatus:
 
     Attributes:
         running: Whether it answers.
-        url: host:port of gRPC; None where no server was started and the settings name none.
+        url: Address of gRPC, host:port or unix:path; None where no server was started and the settings name none.
         versions: Translator versions that are loaded.
         pid: Its process, where it is a local one.
-        http_url: host:port of HTTP, where it is a local one.
         metrics_url: Address of the Prometheus metrics, where it is a local one.
         log: Its log, where it is a local one.
         started: Whether this call has started it.
@@ -71,7 +65,6 @@ class ServerStatus:
     url: str | None
     versions: list[int] = field(default_factory=list)
     pid: int | None = None
-    http_url: str | None = None
     metrics_url: str | None = None
     log: str | None = None
     started: bool = False
@@ -118,9 +111,9 @@ def triton_status(settings: Settings) -> ServerStatus:
     if record is not None and not is_alive(record):
         return ServerStatus(running=False, url=record.url, log=record.log, detail=f"process {record.pid} has ended")
     url = record.url if record is not None else str(settings.serving.url)
-    local = {} if record is None else {key: getattr(record, key) for key in ("pid", "http_url", "metrics_url", "log")}
+    local = {} if record is None else {key: getattr(record, key) for key in ("pid", "metrics_url", "log")}
     try:
-        with Channel(url, Security.of(settings)) as channel:
+        with Channel(url, Security.control(settings)) as channel:
             channel.server_name(_PROBE_S)
             versions = channel.ready_versions(settings.serving.model_name, _PROBE_S)
             return ServerStatus(running=True, url=url, versions=versions, **local)
@@ -137,6 +130,11 @@ def start_locked(settings: Settings, versions: Iterable[int], *, lasting: bool) 
         lasting: Whether it runs until it is stopped by command.
     """
     found = read_record(settings)
+    if found is not None and is_alive(found) and not found.socket_folder:
+        logger.warning("the Triton at %s was started by a former package and is open to everybody: replacing it", found.url)
+        lasting |= found.lasting
+        stop_locked(settings)
+        versions, found = {*versions, *configured_versions(settings)}, None
     if found is not None and is_alive(found):
         _wait_ready(settings, found)
         if lasting and not found.lasting:
@@ -153,7 +151,7 @@ def start_locked(settings: Settings, versions: Iterable[int], *, lasting: bool) 
         install_version(settings, load_version(settings, version))
     write_config(settings, wanted)
     for attempt in range(1, _PORT_TRIES + 1):
-        record = _launch(settings, environment, backends, lasting=lasting)
+        record = launch(settings, environment, backends, lasting=lasting)
         try:
             _wait_ready(settings, record)
         except BaseException as error:
@@ -197,7 +195,8 @@ def stop_locked(settings: Settings) -> bool:
                     f"process {record.pid} does not end", where=record.url, next_step=f"look at it: ps -p {record.pid}"
                 )
     _sweep(record)
-    server_file(settings).unlink(missing_ok=True)
+    for file in (server_file(settings), secret_file(settings)):
+        file.unlink(missing_ok=True)
     return was_alive
 
 
@@ -209,46 +208,6 @@ def log_tail(record: ServerRecord, lines: int = 8) -> str:
         return "no log"
     telling = [line for line in text if line[:1] == "E" or "rror" in line]
     return "\n    ".join(["", *(telling or text)[-lines:]])
-
-
-def _launch(settings: Settings, environment: ServingEnvironment, backends: Path, *, lasting: bool) -> ServerRecord:
-    import psutil
-
-    repository = settings.model_repository
-    repository.mkdir(parents=True, exist_ok=True)
-    name = f"scalr-{secrets.token_hex(8)}"
-    log = state_folder(settings) / "triton.log"
-    http, grpc, metrics = _free_ports(3)
-    command = [str(environment.server), f"--id={name}", f"--model-repository={repository}", "--model-control-mode=explicit"]
-    command += [f"--backend-directory={backends}", f"--backend-config=python,shm-region-prefix-name={name}_"]
-    command += [f"--{kind}-address={_HOST}" for kind in ("http", "grpc", "metrics")]
-    command += [f"--http-port={http}", f"--grpc-port={grpc}", f"--metrics-port={metrics}"]
-    command += ["--disable-auto-complete-config", "--exit-timeout-secs=10"]
-    if configured_versions(settings):
-        # A version that cannot be loaded is for the one who asked for it to tell, not for the server to die of.
-        command += [f"--load-model={settings.serving.model_name}", "--exit-on-error=false"]
-    with log.open("wb") as output:
-        process = subprocess.Popen(  # noqa: S603 - the server of the named environment, with options of our own
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=environment.variables(settings.serving.threads),
-            cwd=state_folder(settings),
-            start_new_session=True,
-        )
-    _children[process.pid] = process
-    try:
-        created = psutil.Process(process.pid).create_time()
-    except psutil.NoSuchProcess:
-        created = 0.0
-    addresses = {"url": f"{_HOST}:{grpc}", "http_url": f"{_HOST}:{http}", "metrics_url": f"http://{_HOST}:{metrics}/metrics"}
-    record = ServerRecord(
-        **addresses, pid=process.pid, created=created, name=name, repository=str(repository), log=str(log), lasting=lasting
-    )
-    record.write(settings)
-    logger.info("started Triton as process %d at %s", process.pid, record.url)
-    return record
 
 
 def _wait_ready(settings: Settings, record: ServerRecord) -> None:
@@ -274,6 +233,7 @@ def _wait_ready(settings: Settings, record: ServerRecord) -> None:
                     ) from failure
             else:
                 if name == record.name:
+                    close_memory(record)
                     return
                 raise ServingError(
                     f"another server ({name}) answers there",
@@ -285,12 +245,12 @@ def _wait_ready(settings: Settings, record: ServerRecord) -> None:
 
 def is_alive(record: ServerRecord) -> bool:
     """Whether the server's process runs; also where it is a child of this one, and ended without being waited for."""
-    child = _children.get(record.pid)
+    child = children.get(record.pid)
     if child is None:
         return record.alive
     if child.poll() is None:
         return True
-    del _children[record.pid]
+    del children[record.pid]
     return False
 
 
@@ -318,7 +278,7 @@ def _signal(record: ServerRecord, number: signal.Signals) -> None:
 
 
 def _sweep(record: ServerRecord) -> None:
-    """What a killed server leaves behind: its stubs, and shared memory under its own prefix."""
+    """What a killed server leaves behind: its stubs, its socket, and shared memory under its own prefix."""
     import psutil
 
     for process in psutil.process_iter(["cmdline"]):
@@ -329,17 +289,10 @@ def _sweep(record: ServerRecord) -> None:
                 continue
     for region in Path("/dev/shm").glob(f"{record.name}_*"):  # noqa: S108 - where the server keeps it
         region.unlink(missing_ok=True)
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind((_HOST, 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+    if record.socket_folder:
+        Path(record.url.removeprefix("unix:")).unlink(missing_ok=True)
+        with suppress(OSError):  # it is gone already
+            Path(record.socket_folder).rmdir()
 
 
 def _refuse_remote(settings: Settings, verb: str) -> None:

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from scalr_prod.errors import ServingError
 from scalr_prod.scoring.address import server_file
+from scalr_prod.scoring.heartbeat import read_beats
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from filelock import BaseFileLock
 
     from scalr_prod.settings import Settings
 
-__all__ = ["ServerRecord", "read_record", "server_lock", "state_folder", "used_by_others", "using"]
+__all__ = [
+    "ServerRecord",
+    "beats",
+    "close_memory",
+    "heartbeat_folder",
+    "read_record",
+    "server_lock",
+    "state_folder",
+    "used_by_others",
+    "using",
+]
 
 #: Starting a server, loading a version and stopping may each take this long; another one waits its turn.
 _LOCK_TIMEOUT_S: Final = 600
@@ -32,8 +43,7 @@ class ServerRecord:
     """The local server as it was started.
 
     Attributes:
-        url: host:port of gRPC.
-        http_url: host:port of HTTP.
+        url: Address of gRPC, a Unix socket: unix:path.
         metrics_url: Address of the Prometheus metrics.
         pid: The server's process, the leader of its own process group.
         created: When that process began, as the kernel tells it: another process may get the same number later.
@@ -41,10 +51,10 @@ class ServerRecord:
         repository: The model repository it serves.
         log: Its log.
         lasting: Started by command, so it runs until it is stopped by command; else its last user stops it.
+        socket_folder: Holds the socket; only this user may enter. Empty: a server that a former package started, open to all.
     """
 
     url: str
-    http_url: str
     metrics_url: str
     pid: int
     created: float
@@ -52,6 +62,7 @@ class ServerRecord:
     repository: str
     log: str
     lasting: bool
+    socket_folder: str = ""
 
     @property
     def alive(self) -> bool:
@@ -81,7 +92,8 @@ class ServerRecord:
 def read_record(settings: Settings) -> ServerRecord | None:
     """The local server that was started last, whether it still runs or not; None where nothing legible is written down."""
     try:
-        return ServerRecord(**json.loads(server_file(settings).read_text(encoding="utf-8")))
+        found = json.loads(server_file(settings).read_text(encoding="utf-8"))
+        return ServerRecord(**{field.name: found[field.name] for field in fields(ServerRecord) if field.name in found})
     except (OSError, ValueError, TypeError):
         return None
 
@@ -91,6 +103,28 @@ def state_folder(settings: Settings) -> Path:
     folder = settings.home / "triton-server"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def close_memory(record: ServerRecord) -> None:
+    """Let nobody else read the shared memory through which requests reach the models: Triton makes it readable by all.
+
+    To be called after each load, before requests come.
+    """
+    for region in Path("/dev/shm").glob(f"{record.name}_*"):  # noqa: S108 - where the server keeps it
+        with suppress(FileNotFoundError, PermissionError):  # a model that is being unloaded; a server of another user
+            region.chmod(0o600)
+
+
+def heartbeat_folder(settings: Settings) -> Path:
+    """Folder of the signs of life that the models' processes give."""
+    folder = state_folder(settings) / "heartbeats"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def beats(settings: Settings, version: int) -> int:
+    """How many groups of contexts the process of a version has worked on: while it changes, the version is at work."""
+    return read_beats(heartbeat_folder(settings), settings.serving.model_name, version)
 
 
 @contextmanager

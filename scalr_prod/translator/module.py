@@ -22,6 +22,7 @@ from scalr_prod.translator.batch import Batch
 from scalr_prod.translator.contexts import NO_ITEM, Contexts, Samples
 from scalr_prod.translator.estimators import SCORED
 from scalr_prod.translator.mixture import Mixture
+from scalr_prod.translator.requests import Bounds, check_draws
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -47,6 +48,8 @@ class TranslatorModule(torch.nn.Module):
         super().__init__()
         self.device = torch.device(device)
         self._threads = ThreadPoolExecutor(threads, "translator") if threads > 1 and self.device.type == "cpu" else None
+        #: Called after each group of rows of `sample` and `score`, so that others can see that a long batch makes progress.
+        self.on_group: Callable[[], None] = lambda: None
         self.folds = int(metadata["folds"])
         self.history_length = int(metadata["history_length"])
         named: list[str] = json.loads(metadata["estimators"])
@@ -56,6 +59,7 @@ class TranslatorModule(torch.nn.Module):
         self.first_seen = tensors["shared/first_seen"]
         self.n_target = len(self.first_seen)
         self.n_source = int(metadata["n_source"])
+        self.bounds = Bounds(self.n_source, self.n_target, self.folds)
         self._numbers = noise.item_numbers(self.n_target).to(self.device)
         columns = json.loads(metadata["weights"])
         self._sets = {fold: Mixture.of(tensors, fold, self.estimators, columns) for fold in range(-1, self.folds)}
@@ -122,10 +126,10 @@ class TranslatorModule(torch.nn.Module):
             [B, k] each; see `Samples`.
 
         Raises:
-            ValueError: k < 1 or temperature <= 0.
+            InvalidRequest: A context, or one of the numbers, is outside of the model's tables or limits.
         """
-        if k < 1 or temperature <= 0:
-            raise ValueError(f"k is {k} and temperature {temperature}: both must be positive")
+        check_draws(k, temperature, min_lift)
+        self.bounds.check(contexts)
         items = np.full((len(contexts), k), NO_ITEM, dtype=np.int32)
         probabilities, prior = np.zeros((2, len(contexts), k), dtype=np.float32)
 
@@ -154,7 +158,12 @@ class TranslatorModule(torch.nn.Module):
 
         Returns:
             Two float32 arrays [B, C].
+
+        Raises:
+            InvalidRequest: A context or a candidate is outside of the model's tables.
         """
+        self.bounds.check(contexts)
+        self.bounds.check_candidates(candidates, len(contexts))
         probabilities, prior = np.zeros((2, *candidates.shape), dtype=np.float32)
 
         def look_up(rows: NDArray[np.int64], mixture: Mixture) -> None:
@@ -195,7 +204,7 @@ class TranslatorModule(torch.nn.Module):
             work(*group)
 
         for _ in map(one, groups) if self._threads is None else self._threads.map(one, groups):
-            pass
+            self.on_group()
 
     def _groups(self, contexts: Contexts) -> Iterator[tuple[NDArray[np.int64], Mixture]]:
         """Rows of one fold at a time, not too many at once."""

@@ -11,6 +11,7 @@ import psutil
 import pytest
 from tritonclient.grpc import service_pb2
 
+from scalr_prod.scoring.security import Security
 from scalr_prod.scoring.transport import Channel
 from scalr_prod.serving import triton_status
 from scalr_prod.serving.state import read_record
@@ -23,28 +24,29 @@ def stubs(pid: int) -> list[psutil.Process]:
     return [p for p in psutil.Process(pid).children(recursive=True) if "stub" in p.name()]
 
 
-def server_killed(record) -> None:
+def server_killed(record, _) -> None:
     os.killpg(record.pid, signal.SIGKILL)
 
 
-def model_process_killed(record) -> None:
+def model_process_killed(record, _) -> None:
     for process in stubs(record.pid):
         process.kill()
 
 
-def server_stopped(record) -> None:
+def server_stopped(record, _) -> None:
     """It hangs: its connections stay open, and nothing answers."""
     os.kill(record.pid, signal.SIGSTOP)
 
 
-def model_process_stopped(record) -> None:
+def model_process_stopped(record, _) -> None:
     for process in stubs(record.pid):
         process.suspend()
 
 
-def model_unloaded(record) -> None:
+def model_unloaded(record, settings) -> None:
+    request = service_pb2.RepositoryModelUnloadRequest(model_name="translator")
     with Channel(record.url) as channel:
-        channel._stub.RepositoryModelUnload(service_pb2.RepositoryModelUnloadRequest(model_name="translator"), timeout=20)
+        channel._stub.RepositoryModelUnload(request, timeout=20, metadata=Security.control(settings).metadata)
 
 
 FAULTS = [server_killed, model_process_killed, server_stopped, model_process_stopped, model_unloaded]
@@ -80,7 +82,7 @@ def test_the_run_goes_on_by_itself(drivers, served, fault, seed):
     driver = drivers.start(config, "run", **served.options)
     record = in_the_middle(driver, settings, after=random.Random(seed).uniform(0, 1.5))  # noqa: S311 - reproducible
     assert record is not None
-    fault(record)
+    fault(record, settings)
     found = driver.wait()
     assert found.error is None, found.error
     served.check(exact=False)

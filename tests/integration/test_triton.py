@@ -29,6 +29,7 @@ from scalr_prod.errors import (
     TranslatorNotFound,
 )
 from scalr_prod.scoring import open_scorer
+from scalr_prod.scoring.address import secret_file
 from scalr_prod.serving import (
     ensure_serving,
     guard,
@@ -230,11 +231,11 @@ def test_a_run_uses_the_server_that_runs_and_leaves_it(served):
 
 
 def test_an_address_in_the_settings_is_used_as_it_is(served, trained_home, tmp_path):
-    url = triton_status(served).url
-    remote = project(tmp_path / "logs", trained_home, url=url, repository=str(served.model_repository))
+    url, header = triton_status(served).url, f"scalr={secret_file(served).read_text()}"
+    remote = project(tmp_path / "logs", trained_home, url=url, header=header, repository=str(served.model_repository))
     with ensure_serving(remote, 2), open_scorer(remote, 2) as scorer:
         assert scorer.version == 2
-    apart = project(tmp_path / "logs", trained_home, url=url, model_name="other")
+    apart = project(tmp_path / "logs", trained_home, url=url, header=header, model_name="other")
     with pytest.raises(ScalrError, match="could not load other"), ensure_serving(apart, 2):
         pass
     for act in (start_triton, stop_triton):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 
@@ -49,8 +50,13 @@ def secured(trained_home, tmp_path_factory):
     settings = load_settings(folder / "scalr.toml", serving={"threads": 1})
     promote(settings, 1)
     started = start_triton(settings)
-    command = psutil.Process(started.pid).cmdline()
+    local = ("--grpc-address", "--grpc-port", "--grpc-restricted-protocol")
+    command = [part for part in psutil.Process(started.pid).cmdline() if not part.startswith(local)]
     stop_triton(settings)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command += ["--grpc-address=127.0.0.1", f"--grpc-port={port}"]
     command += ["--grpc-use-ssl=true", f"--grpc-server-cert={folder}/server.pem", f"--grpc-server-key={folder}/server.key"]
     command += ["--grpc-use-ssl-mutual=true", f"--grpc-root-cert={folder}/authority.pem"]
     command += [
@@ -59,7 +65,6 @@ def secured(trained_home, tmp_path_factory):
     environment = find_environment(settings).variables(1)
     with (folder / "secured.log").open("wb") as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    port = next(part.removeprefix("--grpc-port=") for part in command if part.startswith("--grpc-port="))
     serving = {
         "url": f"localhost:{port}",
         "tls": True,

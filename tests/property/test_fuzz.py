@@ -19,6 +19,7 @@ from scalr_prod.lake import Lake
 from scalr_prod.scoring.protocol import INPUTS, Identity, answer
 from scalr_prod.settings import Settings, load_settings
 from scalr_prod.translator.contexts import Contexts, Samples
+from scalr_prod.translator.requests import Bounds
 
 pytestmark = pytest.mark.slow
 
@@ -152,7 +153,9 @@ def test_parquet_columns_of_any_type(home, data):
 
 
 class Module:
-    """Refuses, as torch does, what it has no row for."""
+    """Has no row for what is out of bounds, as torch."""
+
+    bounds = Bounds(n_source=CATALOGUE - 1, n_target=CATALOGUE, folds=2)
 
     def sample(self, contexts, k, **_):
         np.zeros(CATALOGUE)[contexts.history_items]

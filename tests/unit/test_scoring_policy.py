@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import pickle
+import time
 from concurrent.futures import Future
 
 import numpy as np
@@ -21,11 +22,12 @@ from scalr_prod.errors import (
     ScoringError,
     ServerUnreachable,
 )
-from scalr_prod.scoring.policy import Deadline, Limits, RetryPolicy
+from scalr_prod.scoring.policy import Deadline, Limits, Pace, RetryPolicy
 from scalr_prod.scoring.protocol import INPUTS, OUTPUTS, Identity, answer, encode, request_key
 from scalr_prod.scoring.transport import Failure
 from scalr_prod.scoring.triton import TritonScorer
 from scalr_prod.translator.contexts import Contexts, Samples
+from scalr_prod.translator.requests import Bounds
 
 CATALOGUE = 50
 TYPES = {np.int32: "INT32", np.int64: "INT64", np.float32: "FP32"}
@@ -34,6 +36,8 @@ FAST = RetryPolicy(first_s=0.001, limit_s=0.002)
 
 class Module:
     """Every context's items are a function of its own noise key, so that a mix-up of rows shows."""
+
+    bounds = Bounds(n_source=CATALOGUE, n_target=CATALOGUE, folds=2)
 
     def __init__(self) -> None:
         self.batches: list[int] = []
@@ -117,7 +121,7 @@ def contexts(rows: int, exclude: int = 2) -> Contexts:
 
 
 def scorer(server: Server, **options) -> TritonScorer:
-    return TritonScorer(lambda: server.url, 3, connect=lambda _: server, retries=FAST, **({"deadline_s": 1.0} | options))
+    return TritonScorer(lambda: server.url, 3, connect=lambda _: server, retries=FAST, **({"deadline_s": 60.0} | options))
 
 
 def after_opening(spoil):
@@ -160,6 +164,34 @@ def test_a_request_never_exceeds_either_limit(request_bytes, rows, row_bytes):
         fit = limits.rows_per_request(row_bytes)
         assert 1 <= fit <= rows
         assert fit * row_bytes <= request_bytes
+
+
+@given(st.floats(1e-6, 100), st.floats(0.1, 100), st.integers(1, 1024))
+def test_requests_fit_well_into_their_deadline_and_grow_slowly(row_s, deadline_s, most):
+    pace = Pace(deadline_s)
+    assert pace.rows_per_request(most) == most
+    pace.measured(7, 7 * row_s)
+    rows = pace.rows_per_request(most)
+    assert 1 <= rows <= most
+    assert rows == 1 or rows * row_s <= deadline_s / 4 * 1.001
+    pace.measured(rows, 0.0)
+    assert pace.rows_per_request(most) <= 4 * (rows + 1)
+
+
+def test_a_slow_server_is_asked_so_little_at_once_that_it_answers_in_time():
+    """A hundred contexts in one request would take twice their deadline."""
+
+    def slowly(attempt, reply):
+        seconds = 0.02 * reply.outputs[0].shape[0]
+        time.sleep(min(seconds, 1.0))
+        if seconds > 1.0:
+            raise Failure("DEADLINE_EXCEEDED", "")
+        return reply
+
+    server = Server(slowly)
+    samples = scorer(server, deadline_s=1.0).sample(contexts(100), 2)
+    assert samples.items[:, 0].tolist() == [7 * row % CATALOGUE for row in range(100)]
+    assert max(server.module.batches) < 50
 
 
 def test_a_passing_failure_is_tried_again_with_the_same_message():

@@ -156,6 +156,18 @@ def test_servers_are_on_loopback():
         assert "0.0.0.0" not in path.read_text(encoding="utf-8"), path  # noqa: S104 - looked for, not bound to
 
 
+def test_the_container_keeps_triton_s_control_to_itself():
+    """As the local server does; and nothing of HTTP but its health is open, from inside of the container alone."""
+    from scalr_prod.scoring.security import CONTROL
+
+    command = (ROOT / "deploy" / "triton.Dockerfile").read_text().partition("\nCMD")[2]
+    assert f"--grpc-restricted-protocol={','.join(CONTROL)}:scalr=${{SCALR_TRITON_SECRET:?}}" in command
+    assert "--http-address=127.0.0.1" in command
+    open_to_all = {"health", "metadata", "inference", "model-config", *CONTROL}
+    restricted = re.search(r"--http-restricted-api=([a-z,-]+):scalr=", command)
+    assert open_to_all - set(restricted[1].split(",")) == {"health"}
+
+
 def test_every_package_is_pinned():
     for path in (ROOT / "constraints").glob("*.txt"):
         lines = [line for line in path.read_text().splitlines() if line.strip() and not line.lstrip().startswith("#")]

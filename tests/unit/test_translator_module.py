@@ -15,7 +15,7 @@ import pytest
 import torch
 from translator_world import DAY, LENGTH, METADATA, SETTINGS, calibration, calibration_table, make_log
 
-from scalr_prod.errors import TranslatorError, TranslatorNotFound
+from scalr_prod.errors import InvalidRequest, TranslatorError, TranslatorNotFound
 from scalr_prod.translator import module as module_file
 from scalr_prod.translator.calibration import TABLES
 from scalr_prod.translator.contexts import NO_ITEM, Contexts, Samples
@@ -191,6 +191,19 @@ def test_more_threads_change_nothing(world):
         torch.set_num_threads(1)
 
 
+def test_each_group_of_rows_is_told(world, monkeypatch):
+    """Inside a server that is the sign that a long batch makes progress."""
+    monkeypatch.setattr(module_file, "_CHUNK", 4 * world.module.n_target)
+    for threads in (1, 3):
+        module, told = TranslatorModule(world.tensors, world.metadata, threads=threads), []
+        module.on_group = lambda told=told: told.append(None)
+        contexts = replace(make_contexts(world, 30), fold=np.full(30, -1, dtype=np.int32))
+        module.sample(contexts, 3)
+        assert len(told) == 8
+        module.score(contexts, np.zeros((30, 1), dtype=np.int32))
+        assert len(told) == 16
+
+
 @pytest.mark.parametrize("min_lift", [0.0, 1.0])
 def test_what_float32_cannot_tell_apart_float64_decides(world, monkeypatch, min_lift):
     """Deciding every row in float64 gives the draws that deciding only the near ones gives."""
@@ -236,13 +249,13 @@ def test_folds_are_asked_by_row(world):
         only = world.module.score(alone, np.zeros((30, 1), dtype=np.int32))[0]
         np.testing.assert_allclose(mixed[contexts.fold == fold], only[contexts.fold == fold], rtol=1e-5)
         assert not np.allclose(mixed[contexts.fold != fold], only[contexts.fold != fold])
-    with pytest.raises(TranslatorError, match="asks for fold 2; this translator has 2"):
+    with pytest.raises(InvalidRequest, match="asks for fold 2; this translator has 2"):
         world.module.sample(replace(contexts, fold=np.full(30, 2, dtype=np.int32)), 1)
 
 
 @pytest.mark.parametrize(("k", "temperature"), [(0, 1.0), (1, 0.0), (1, -1.0)])
 def test_impossible_requests_are_refused(world, k, temperature):
-    with pytest.raises(ValueError, match="must be positive"):
+    with pytest.raises(InvalidRequest, match="must be ≥ 1"):
         world.module.sample(make_contexts(world, 1), k, temperature=temperature)
 
 

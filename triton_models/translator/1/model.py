@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
 
+from scalr_prod.scoring.heartbeat import Heartbeat
 from scalr_prod.scoring.protocol import INPUTS, OUTPUTS, Identity, answer, digest_of
 from scalr_prod.translator.module import TranslatorModule
 
@@ -35,6 +36,8 @@ class TritonPythonModel:
         on_gpu = args["model_instance_kind"] == "GPU" and torch.cuda.is_available()
         device = f"cuda:{args['model_instance_device_id']}" if on_gpu else "cpu"
         self.module = TranslatorModule.load(folder, device=device, threads=threads)
+        # Whoever watches over the server sees that a long batch makes progress.
+        self.module.on_group = Heartbeat(args["model_name"], manifest["version"]).beat
         self.identity = Identity(manifest["version"], digest_of(manifest["sha256"]), manifest["n_target"])
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:

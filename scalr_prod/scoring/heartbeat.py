@@ -1,0 +1,65 @@
+"""A sign of life from within a batch: the model's process counts the groups of contexts that it has worked on, in a file.
+
+A large batch on a slow machine takes longer than a server may be silent. Who watches the server reads the count: while it grows, the
+model is at work. Both ends import this file, so it needs the standard library alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Final
+
+__all__ = ["FOLDER_VARIABLE", "Heartbeat", "read_beats"]
+
+logger = logging.getLogger(__name__)
+
+#: Environment variable that names the folder of the files; a server that nobody watches over has none.
+FOLDER_VARIABLE: Final = "SCALR_HEARTBEATS"
+_BYTES: Final = 8
+
+
+class Heartbeat:
+    """The count of one version's process.
+
+    Args:
+        model: The model's name in the server.
+        version: Its version.
+        folder: Where the file is; default: as the environment says. None, and no such variable: nothing is written.
+    """
+
+    def __init__(self, model: str, version: int, folder: str | Path | None = None) -> None:
+        folder = folder if folder is not None else os.environ.get(FOLDER_VARIABLE)
+        self._count = 0
+        self._file: int | None = None
+        if folder is None:
+            return
+        try:
+            self._file = os.open(_path(Path(folder), model, version), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            logger.warning("no sign of life can be given: %s", error)
+
+    def beat(self) -> None:
+        """One more group was worked on."""
+        if self._file is None:
+            return
+        self._count += 1
+        try:
+            os.pwrite(self._file, self._count.to_bytes(_BYTES, "little"), 0)
+        except OSError as error:  # a full disk must not end the answer that is being worked on
+            logger.warning("no sign of life can be given: %s", error)
+            os.close(self._file)
+            self._file = None
+
+
+def read_beats(folder: Path, model: str, version: int) -> int:
+    """The count, which starts anew with each process; -1 where there is none."""
+    try:
+        return int.from_bytes(_path(folder, model, version).read_bytes(), "little")
+    except OSError:
+        return -1
+
+
+def _path(folder: Path, model: str, version: int) -> Path:
+    return folder / f"{model}-{version}"

@@ -1,0 +1,130 @@
+"""The command that starts a local Triton: who can reach it, and what it is told.
+
+Triton's control protocols run code: whoever may load a model may send its program along. So a local server has no HTTP, its gRPC
+endpoint is a Unix socket in a folder that only this user may enter, and the control protocols ask for a secret besides. The secret
+alone would not do: Triton takes it on the command line, which every user of the machine can read (docs/adr/0015).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import subprocess
+import tempfile
+from typing import TYPE_CHECKING, Final
+
+from scalr_prod.errors import ServingError
+from scalr_prod.scoring.address import secret_file
+from scalr_prod.scoring.heartbeat import FOLDER_VARIABLE
+from scalr_prod.scoring.security import CONTROL, HEADER
+from scalr_prod.serving.repository import configured_versions
+from scalr_prod.serving.state import ServerRecord, heartbeat_folder, state_folder
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from scalr_prod.serving.environment import ServingEnvironment
+    from scalr_prod.settings import Settings
+
+__all__ = ["children", "launch"]
+
+logger = logging.getLogger(__name__)
+
+_HOST: Final = "127.0.0.1"
+#: The kernel's limit of a Unix socket's path is 107 bytes.
+_LONGEST_PATH: Final = 107
+#: Triton puts a port behind every address, so it is part of the socket's name.
+_PORT: Final = 1
+#: Servers that this process started: they are its children, and only it can tell that one has ended.
+children: dict[int, subprocess.Popen[bytes]] = {}
+
+
+def launch(settings: Settings, environment: ServingEnvironment, backends: Path, *, lasting: bool) -> ServerRecord:
+    """Start a server with a new socket and a new secret, and write both down; it may need seconds until it answers.
+
+    Args:
+        settings: The project's settings.
+        environment: Where the server is.
+        backends: As `lay_backends` laid them.
+        lasting: Whether it runs until it is stopped by command.
+
+    Raises:
+        ServingError: No socket can be made in the folder of temporary files.
+    """
+    import psutil
+
+    settings.model_repository.mkdir(parents=True, exist_ok=True)
+    name = f"scalr-{secrets.token_hex(8)}"
+    log = state_folder(settings) / "triton.log"
+    folder, metrics = _socket_folder(), _free_port()
+    command = [str(environment.server), f"--id={name}", f"--model-repository={settings.model_repository}"]
+    command += ["--model-control-mode=explicit", "--disable-auto-complete-config", "--exit-timeout-secs=10"]
+    command += [f"--backend-directory={backends}", f"--backend-config=python,shm-region-prefix-name={name}_"]
+    command += ["--allow-http=false", f"--grpc-address=unix:{folder}/grpc", f"--grpc-port={_PORT}"]
+    command += [f"--grpc-restricted-protocol={','.join(CONTROL)}:{HEADER}={_new_secret(settings)}"]
+    command += [f"--metrics-address={_HOST}", f"--metrics-port={metrics}"]
+    if configured_versions(settings):
+        # A version that cannot be loaded is for the one who asked for it to tell, not for the server to die of.
+        command += [f"--load-model={settings.serving.model_name}", "--exit-on-error=false"]
+    with log.open("wb") as output:
+        process = subprocess.Popen(  # noqa: S603 - the server of the named environment, with options of our own
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment.variables(settings.serving.threads) | {FOLDER_VARIABLE: str(heartbeat_folder(settings))},
+            cwd=state_folder(settings),
+            start_new_session=True,
+        )
+    children[process.pid] = process
+    try:
+        created = psutil.Process(process.pid).create_time()
+    except psutil.NoSuchProcess:
+        created = 0.0
+    record = ServerRecord(
+        url=f"unix:{folder}/grpc:{_PORT}",
+        metrics_url=f"http://{_HOST}:{metrics}/metrics",
+        pid=process.pid,
+        created=created,
+        name=name,
+        repository=str(settings.model_repository),
+        log=str(log),
+        lasting=lasting,
+        socket_folder=folder,
+    )
+    record.write(settings)
+    logger.info("started Triton as process %d at %s", process.pid, record.url)
+    return record
+
+
+def _socket_folder() -> str:
+    """A new folder that only this user may enter; short, whatever the home is called."""
+    folder = tempfile.mkdtemp(prefix="scalr-triton-")
+    if len(os.fsencode(f"{folder}/grpc:{_PORT}")) > _LONGEST_PATH:
+        os.rmdir(folder)  # noqa: PTH106 - as it was made
+        raise ServingError(
+            f"the folder of temporary files has too long a name for a socket ({_LONGEST_PATH} bytes in all)",
+            where=folder,
+            next_step="set TMPDIR to a folder with a shorter name, such as /tmp",
+        )
+    return folder
+
+
+def _new_secret(settings: Settings) -> str:
+    """Make a secret and write it where only this user can read it."""
+    secret = secrets.token_hex(32)
+    path = secret_file(settings)
+    staged = path.with_suffix(f".{os.getpid()}")
+    staged.unlink(missing_ok=True)
+    with os.fdopen(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
+        file.write(secret)
+    staged.replace(path)
+    return secret
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((_HOST, 0))
+        return int(probe.getsockname()[1])

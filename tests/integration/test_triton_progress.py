@@ -1,0 +1,158 @@
+"""A real Triton whose model is slow: one that makes progress is left at work, one that hangs is replaced."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from scalr_prod import assets
+from scalr_prod.scoring import codec, open_scorer
+from scalr_prod.scoring.protocol import encode
+from scalr_prod.scoring.transport import Channel
+from scalr_prod.serving import ensure_serving, guarded_serving, stop_triton
+from scalr_prod.serving.state import read_record
+from scalr_prod.settings import load_settings
+from scalr_prod.translator.contexts import Contexts
+
+pytestmark = [pytest.mark.triton, pytest.mark.slow]
+
+ROW_S = 0.25
+ROWS = 56
+#: A server that is silent for half of it hangs; the batch above takes three times as long as that.
+DEADLINE_S = 8.0
+#: The model's program, with a pause before each context, and a way to have it hang.
+SLOW = """
+import time
+from scalr_prod.translator.contexts import Samples
+
+_sample = TranslatorModule.sample
+
+
+def _slowly(self, contexts, k, **options):
+    parts = []
+    for row in range(len(contexts)):
+        while Path({hang!r}).exists():
+            time.sleep(0.05)
+        time.sleep({pause})
+        parts.append(_sample(self, contexts.slice(row, row + 1), k, **options))
+    return Samples.concat(parts)
+
+
+TranslatorModule.sample = _slowly
+"""
+
+
+@pytest.fixture
+def hang(tmp_path) -> Path:
+    """While this file exists, the model works on nothing."""
+    return tmp_path / "hang"
+
+
+@pytest.fixture
+def slow(tmp_path, trained_home, hang, monkeypatch):
+    """A home whose server's model takes a quarter of a second for each context."""
+    models = tmp_path / "triton_models"
+    shutil.copytree(assets.folder("triton_models"), models)
+    program = models / "translator" / "1" / "model.py"
+    program.write_text(program.read_text() + SLOW.format(hang=str(hang), pause=ROW_S))
+    monkeypatch.setattr(assets, "folder", lambda _: models)
+    shutil.copytree(trained_home.parent, tmp_path / "logs")
+    serving = {"threads": 1, "deadline_s": DEADLINE_S, "startup_timeout_s": 240}
+    settings = load_settings(tmp_path / "logs" / trained_home.name, serving=serving)
+    yield settings
+    hang.unlink(missing_ok=True)
+    stop_triton(settings)
+
+
+def contexts(rows: int) -> Contexts:
+    times = np.full(rows, 1_719_792_000_000_000)
+    return Contexts(
+        history_items=np.ones((rows, 4), np.int32),
+        history_ages=np.zeros((rows, 4), np.float32),
+        history_end=times,
+        event_time=times,
+        fold=np.full(rows, -1, np.int32),
+        noise_key=np.arange(rows),
+        exclude=np.full((rows, 1), -1, np.int32),
+    )
+
+
+def one_large_request(settings) -> threading.Thread:
+    """Sent past every limit of the scorer's; the thread's ``items`` hold what came back."""
+    message = codec.build_request("translator", 1, encode(contexts(ROWS), k=3), ("items",), timeout_s=240)
+    url = read_record(settings).url
+
+    def ask() -> None:
+        with Channel(url) as channel:
+            (output,) = channel.infer(message, 240).result().raw_output_contents
+            thread.items = np.frombuffer(output, np.int32).reshape(ROWS, 3)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    return thread
+
+
+def test_a_batch_that_takes_longer_than_a_server_may_be_silent_is_seen_through(slow):
+    with guarded_serving(slow, 1):
+        before = read_record(slow)
+        started = time.monotonic()
+        thread = one_large_request(slow)
+        thread.join()
+        assert time.monotonic() - started > 2 * DEADLINE_S / 2, "longer than the limit, or this test shows nothing"
+        assert thread.items.shape == (ROWS, 3)
+        assert read_record(slow) == before
+
+
+def test_another_run_waits_for_a_busy_server_and_does_not_replace_it(slow):
+    with ensure_serving(slow, 1):
+        before = read_record(slow)
+        thread = one_large_request(slow)
+        time.sleep(4 * ROW_S)  # it is at work
+        with ensure_serving(slow, 1):
+            assert read_record(slow) == before
+        thread.join()
+        assert thread.items.shape == (ROWS, 3)
+
+
+def halt(settings, _) -> None:
+    for process in psutil.Process(read_record(settings).pid).children(recursive=True):
+        if "stub" in process.name():
+            process.suspend()
+
+
+@pytest.mark.parametrize("fault", [lambda _, hang: hang.touch(), halt], ids=["no progress", "halted"])
+def test_a_server_that_hangs_within_a_batch_is_replaced(slow, hang, fault):
+    # The request has to outlive the silence, a new server's start, and its first answer.
+    slow = slow.model_copy(update={"serving": slow.serving.model_copy(update={"deadline_s": 60.0})})
+    with guarded_serving(slow, 1), open_scorer(slow, 1, guarded=True) as scorer:
+        expected = scorer.sample(contexts(4), 3).items
+        before = read_record(slow)
+        answers: list[np.ndarray] = []
+        thread = threading.Thread(target=lambda: answers.append(scorer.sample(contexts(4), 3).items))
+        thread.start()
+        time.sleep(2 * ROW_S)
+        fault(slow, hang)
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and read_record(slow).pid == before.pid:
+            time.sleep(0.05)
+        hang.unlink(missing_ok=True)
+        assert read_record(slow).pid != before.pid
+        thread.join()
+        assert not before.alive
+    assert len(answers) == 1
+    assert np.array_equal(answers[0], expected)
+
+
+def test_a_slow_server_is_asked_for_as_much_as_it_answers_in_time(slow):
+    """All at once would take longer than the deadline."""
+    with guarded_serving(slow, 1), open_scorer(slow, 1, guarded=True) as scorer:
+        assert ROWS * ROW_S > DEADLINE_S
+        before = read_record(slow)
+        assert len(scorer.sample(contexts(ROWS), 3)) == ROWS
+        assert read_record(slow) == before

@@ -1,0 +1,57 @@
+"""The sign of life that a model's process gives from within a batch, and what is read of a server that was started before."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from scalr_prod.scoring.heartbeat import FOLDER_VARIABLE, Heartbeat, read_beats
+from scalr_prod.serving.state import beats, heartbeat_folder, read_record
+
+
+def test_the_count_grows_with_each_group_and_begins_anew_with_each_process(tmp_path):
+    assert read_beats(tmp_path, "translator", 1) == -1
+    one, other = Heartbeat("translator", 1, tmp_path), Heartbeat("translator", 2, tmp_path)
+    seen = []
+    for _ in range(300):
+        one.beat()
+        seen.append(read_beats(tmp_path, "translator", 1))
+    other.beat()
+    assert seen == list(range(1, 301))
+    assert read_beats(tmp_path, "translator", 2) == 1
+    Heartbeat("translator", 1, tmp_path).beat()
+    assert read_beats(tmp_path, "translator", 1) == 1
+
+
+def test_without_a_folder_nothing_is_written_and_nothing_fails(tmp_path, monkeypatch):
+    monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
+    Heartbeat("translator", 1).beat()
+    Heartbeat("translator", 1, tmp_path / "missing").beat()
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_folder_comes_from_the_environment(settings, monkeypatch):
+    assert beats(settings, 3) == -1
+    monkeypatch.setenv(FOLDER_VARIABLE, str(heartbeat_folder(settings)))
+    Heartbeat(settings.serving.model_name, 3).beat()
+    assert beats(settings, 3) == 1
+
+
+@pytest.mark.parametrize("change", [{"http_url": "127.0.0.1:8000"}, {}])
+def test_a_server_that_a_former_package_started_is_known_as_open_to_all(settings, change):
+    found = {
+        "url": "127.0.0.1:8001",
+        "metrics_url": "",
+        "pid": 1,
+        "created": 0.0,
+        "name": "scalr-0",
+        "repository": "",
+        "log": "",
+    }
+    path = settings.home / "triton" / "server.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(found | {"lasting": True} | change))
+    record = read_record(settings)
+    assert record is not None
+    assert (record.url, record.lasting, record.socket_folder) == ("127.0.0.1:8001", True, "")
