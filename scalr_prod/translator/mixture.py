@@ -78,7 +78,14 @@ class Mixture:
 
     @classmethod
     def of(cls, tensors: dict[str, torch.Tensor], fold: int, estimators: Sequence[str], columns: Sequence[str]) -> Mixture:
-        """The set of a fold, out of a version's tensors (``<set>/<estimator>/<name>``; set ``shared`` is part of every one)."""
+        """The set of a fold, out of a version's tensors (``<set>/<estimator>/<name>``; set ``shared`` is part of every one).
+
+        Raises:
+            KeyError: A tensor is missing: another package wrote the version.
+        """
+        missing = [name for name in popularity.TENSORS if f"shared/popularity/{name}" not in tensors]
+        if missing:
+            raise KeyError(f"shared/popularity/{missing[0]}")
         scored = tuple(name for name in SCORED if name in estimators)
         table = tensors["shared/calibration/all" if fold < 0 else "shared/calibration/held_out"]
         return cls(

@@ -254,16 +254,20 @@ def test_no_context_gives_no_sample(world):
 
 @pytest.fixture
 def folder(world, tmp_path) -> Path:
+    save(tmp_path, world.tensors, world.metadata)
+    return tmp_path
+
+
+def save(folder: Path, tensors: dict, metadata: dict) -> None:
     import hashlib
 
     from safetensors.torch import save_file
 
-    path = tmp_path / "translator.safetensors"
-    described = {DESCRIPTION: json.dumps(world.metadata)}
-    save_file({name: tensor.contiguous().clone() for name, tensor in world.tensors.items()}, path, described)
+    path = folder / "translator.safetensors"
+    described = {DESCRIPTION: json.dumps(metadata)}
+    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, path, described)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    (tmp_path / "manifest.json").write_text(json.dumps({"sha256": digest}))
-    return tmp_path
+    (folder / "manifest.json").write_text(json.dumps({"sha256": digest}))
 
 
 def test_a_saved_module_answers_alike(world, folder):
@@ -281,6 +285,15 @@ def test_a_damaged_file_is_refused(folder):
     path.write_bytes(content)
     with pytest.raises(TranslatorError, match="checksum") as caught:
         TranslatorModule.load(folder)
+    assert "scalr translator train" in str(caught.value)
+
+
+def test_a_version_that_counted_popularity_at_instants_is_refused(world, tmp_path):
+    """Former packages kept other tensors, exact up to so many events only."""
+    former = {name: tensor for name, tensor in world.tensors.items() if name != "shared/popularity/next"}
+    save(tmp_path, former | {"shared/popularity/instants": torch.zeros(3, dtype=torch.int64)}, world.metadata)
+    with pytest.raises(TranslatorError, match=r"shared/popularity/next.*former packages") as caught:
+        TranslatorModule.load(tmp_path)
     assert "scalr translator train" in str(caught.value)
 
 

@@ -138,10 +138,11 @@ class _Popularity:
     """Log popularity of target items as of an event, roughly: the estimator's own part is what this leaves open."""
 
     def __init__(self, pairs: Pairs) -> None:
-        fitted = popularity.fit(pairs, INSTANTS)
+        self.instants = popularity.instants(pairs, INSTANTS)
         lately = 0.8 if "popularity" in pairs.settings.estimators else 0.0
-        self.instants = fitted["instants"]
-        self.table = popularity.at_instants(fitted, {"count": 0.5, "days_20": lately}).T.contiguous()
+        self.table = popularity.at_instants(
+            popularity.fit(pairs), self.instants, {"count": 0.5, "days_20": lately}
+        ).T.contiguous()
         chosen = popularity.prior(pairs).exp()
         self.drawn = 0.5 * chosen + 0.5 / len(chosen)
 
