@@ -40,9 +40,11 @@ __all__ = [
     "feature",
     "fit",
     "instants",
+    "largest",
     "log_counts",
     "prior",
     "weighted",
+    "weighted_at",
 ]
 
 #: Count → (half-life in days, events added to every item's count, so that the least known one can still be proposed).
@@ -141,16 +143,19 @@ def feature(counts: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
     return counts[of].clamp(min=least)
 
 
-def log_counts(parameters: Parameters, time: torch.Tensor, dtype: Any = torch.float32) -> dict[str, torch.Tensor]:
+def log_counts(
+    parameters: Parameters, time: torch.Tensor, dtype: Any = torch.float32, items: torch.Tensor | None = None
+) -> dict[str, torch.Tensor]:
     """Logarithms of the decayed counts as of each time.
 
     Args:
         parameters: As `fit` gives them.
         time: int64 [B], microseconds.
         dtype: Of the answer.
+        items: int64 [B, C]. Default: all.
 
     Returns:
-        Name of `COUNTS` → [B, N].
+        Name of `COUNTS` → [B, N], or [B, C].
     """
     time = torch.minimum(time, parameters["end"])
     before = torch.searchsorted(parameters["time"], time)
@@ -172,6 +177,7 @@ def log_counts(parameters: Parameters, time: torch.Tensor, dtype: Any = torch.fl
         counts *= (-elapsed / half_life).exp2().to(dtype)[:, None]
         since = parameters[name][event].to(dtype) * (-age / half_life).exp2().to(dtype)
         counts.view(-1)[place] = since
+        counts = counts if items is None else counts.gather(1, items)
         found[name] = counts.add_(smoothing).log_()
     return found
 
@@ -210,6 +216,25 @@ def weighted(
             continue
         sums.append(_own_weights(kept, features, index))
     return sums
+
+
+def weighted_at(
+    parameters: Parameters, time: torch.Tensor, weights: torch.Tensor, items: torch.Tensor, dtype: Any
+) -> torch.Tensor:
+    """Weighted sums of the features of named items, int64 [B, C], with weights [F] or [B, F]: [B, C]; see `weighted`."""
+    counts = log_counts(parameters, time, dtype, items)
+    features = torch.stack([feature(counts, name) for name in FEATURES], 1)
+    return (weights.to(dtype)[..., None] * features).sum(1)
+
+
+def largest(parameters: Parameters) -> torch.Tensor:
+    """No feature of any item at any time is larger, its sign aside, than: float64 [F]."""
+    sizes = {}
+    for name, (_, smoothing) in DECAYED.items():
+        most = max((float(parameters[key].max()) for key in (name, f"{name}_marked") if parameters[key].numel()), default=0.0)
+        sizes[name] = max(abs(math.log(smoothing)), abs(math.log(most + smoothing)))
+    bent = [max(sizes[of], abs(least)) for of, least in _BENT.values()]
+    return torch.tensor([*sizes.values(), *bent], dtype=torch.float64)
 
 
 def _own_weights(weights: torch.Tensor, features: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
