@@ -19,7 +19,7 @@ import torch
 
 from scalr_prod.translator import tastes
 from scalr_prod.translator.estimators import PRODUCTS, SCORED, module_of, popularity, scores
-from scalr_prod.translator.estimators.products import UNIT, longest, rounding
+from scalr_prod.translator.estimators.products import UNIT, lengths, rounding
 from scalr_prod.translator.tastes import TASTES
 
 if TYPE_CHECKING:
@@ -84,12 +84,12 @@ class Sizes:
     """What nothing in a parameter set is larger than, for `Mixture.rounding`.
 
     Attributes:
-        features: float64 [F]. Popularity's features.
-        scores: Estimator → its scores, or the length of its items' vectors.
+        features: float32 [F, N]. Popularity's features.
+        scores: Estimator → its scores, or the lengths of its items' vectors: float32 [N].
     """
 
     features: torch.Tensor
-    scores: dict[str, float]
+    scores: dict[str, torch.Tensor]
 
     @classmethod
     def of(cls, parameters: dict[str, dict[str, torch.Tensor]], of_popularity: dict[str, torch.Tensor]) -> Sizes:
@@ -97,10 +97,10 @@ class Sizes:
         sizes = {}
         for name, tensors in parameters.items():
             if name in PRODUCTS:
-                sizes[name] = longest(module_of(name).vectors(tensors))
+                sizes[name] = lengths(module_of(name).vectors(tensors))
             else:
                 sizes[name] = module_of(name).largest(tensors, of_popularity["prior"])
-        return cls(popularity.largest(of_popularity).to(of_popularity["prior"].device), sizes)
+        return cls(popularity.largest(of_popularity), sizes)
 
 
 @dataclass
@@ -185,27 +185,39 @@ class Mixture:
                 total += weight * scores(name, self.parameters[name], batch, log_prior, user=user, items=items)
         return total
 
-    def rounding(self, summary: Summary, member: str) -> torch.Tensor:
-        """How far a member's logits in float32 may be from those in float64, for any item: float64 [B].
+    def rounding(self, summary: Summary, member: str, items: torch.Tensor | None = None) -> torch.Tensor:
+        """How far a member's logits in float32 may be from those in float64, whatever the order of summation.
 
-        A bound for any order of summation. A feature is a logarithm (two units of its size) of a count (four units); weights and
-        users' vectors are rounded once; each of the terms then added may be rounded at every addition.
+        A feature is a logarithm (off by four units of its size) of a count (off by four units); weights and users' vectors are
+        rounded once; each of the terms may be rounded at every addition that follows.
+
+        Args:
+            summary: Of B contexts.
+            member: One of its members.
+            items: int64 [B, C]. Default: a bound for whatever item, [B, 1].
+
+        Returns:
+            float64 [B, C].
         """
+
+        def of(sizes: torch.Tensor) -> torch.Tensor:
+            return (sizes.amax(-1)[..., None, None] if items is None else sizes[..., items]).double()
+
+        heavy = {name: abs(self.calibration[member][name]) for name in self.estimators if self.calibration[member][name] != 0}
         weights = summary.weights[member].abs()
-        additions = weights.shape[-1] + sum(self.calibration[member][name] != 0 for name in self.estimators) + 1
-        off = UNIT * (weights @ ((additions + 5) * self.sizes.features + 4)).expand(len(summary.batch.time))
-        for name in self.estimators:
-            weight = abs(self.calibration[member][name])
-            if weight == 0:
-                continue
+        additions = weights.shape[-1] + len(heavy)
+        features = (additions + 6) * of(self.sizes.features) + 4  # [F, B or 1, C]
+        off = UNIT * (weights.reshape(-1, weights.shape[-1]).T[..., None] * features).sum(0)
+        for name, weight in heavy.items():
+            size = of(self.sizes.scores[name])
             if name in PRODUCTS:
-                size = self.sizes.scores[name] * summary.users[name].norm(dim=1)
-                score = rounding(summary.users[name], self.sizes.scores[name])
+                user = summary.users[name]
+                size = size * user.norm(dim=1)[:, None]
+                score = rounding(user.shape[1]) * size
             else:  # a logarithm of a sum of a few positive terms
-                size = self.sizes.scores[name]
                 score = UNIT * (24 + 4 * size)
-            off = off + weight * (score + (additions + 1) * UNIT * size)
-        return off
+            off = off + weight * (score + (additions + 2) * UNIT * size)
+        return off.expand(len(summary.batch.time), -1)
 
     def tastes_of(self, batch: Batch, dtype: Any = torch.float32) -> torch.Tensor:
         """The users' tastes, in standard deviations: [B, T]."""

@@ -128,6 +128,7 @@ class TranslatorModule(torch.nn.Module):
         items = np.full((len(contexts), k), NO_ITEM, dtype=np.int32)
         probabilities, prior = np.zeros((2, len(contexts), k), dtype=np.float32)
 
+        unsure = np.zeros(len(contexts), dtype=bool)
         race = Race(k, temperature, min_lift, member)
 
         def draw(rows: NDArray[np.int64], mixture: Mixture, dtype: torch.dtype = torch.float32) -> None:
@@ -135,11 +136,12 @@ class TranslatorModule(torch.nn.Module):
             drawn = run(race, mixture, part, Batch.of(part, self.first_seen), self._numbers, dtype)
             items[rows] = _padded(drawn.items, k, NO_ITEM)
             probabilities[rows], prior[rows] = _padded(drawn.probabilities, k, 0), _padded(drawn.prior, k, 0)
-            unsure = drawn.unsure.cpu().numpy()
-            if unsure.any():
-                draw(rows[unsure], mixture, torch.float64)
+            unsure[rows] = drawn.unsure.cpu().numpy()
 
         self._each(draw, self._groups(contexts))
+        # All at once: float64 takes a copy of every matrix.
+        again = np.flatnonzero(unsure)
+        self._each(lambda rows, mixture: draw(again[rows], mixture, torch.float64), self._groups(contexts.take(again)))
         return Samples(items=items, probabilities=probabilities, prior=prior)
 
     def score(

@@ -26,8 +26,10 @@ __all__ = ["Draws", "Race", "run"]
 
 #: Candidates beyond the k + 1 best that are looked at again with them.
 _SPARE: Final = 7
-#: What the steps from a logit to its key add to rounding: an exponential (of -70 at the least), the variate, powers, quotients.
-_STEPS: Final = 100 * UNIT
+#: What the steps from a logit to its key add to rounding, beside a unit of the logarithm of P: exponential, variate, powers, quotients.
+_STEPS: Final = 32 * UNIT
+#: The same with that of a P that counts, 2^-100 at the least.
+_ALL_STEPS: Final = 102 * UNIT
 #: A probability below 2^-100 loses digits in float32, or is 0; over the smallest variate its key is below 2^-67.
 _TINY: Final = 2.0**-100
 _TINY_KEY: Final = 2.0**-67
@@ -88,17 +90,16 @@ def run(race: Race, mixture: Mixture, contexts: Contexts, batch: Batch, numbers:
         keys[row, exclude[row, column]] = 0
     best, chosen = keys.topk(min(race.k + 1 + _SPARE, keys.shape[1]), dim=1)
     unsure = torch.zeros(len(best), dtype=torch.bool, device=device)
-    off = {member: mixture.rounding(summary, member) + _STEPS for member in race.members}
     if dtype == torch.float32:
         unsure |= _lost(race, best, p, batch)
-        unsure |= _settle(race, mixture, summary, (best, chosen), (low, high), numbers, off[race.member])
+        unsure |= _settle(race, mixture, summary, p, (best, chosen), (low, high), numbers)
     there, chosen = best[:, : race.k] > 0, chosen[:, : race.k]
     p, q = (torch.where(there, of_all.gather(1, chosen), 0) for of_all in (p, prior))
     excess = p - race.min_lift * q
     if dtype == torch.float32 and race.min_lift > 0 and race.member != "popularity":
-        # A normaliser is off by as much as what it sums.
-        band = 2 * (off[race.member] + off["popularity"])
-        unsure |= (there & (excess.abs() <= band[:, None] * p)).any(1)
+        # A normaliser is off by no more than what it sums.
+        band = sum(mixture.rounding(summary, member) + mixture.rounding(summary, member, chosen) for member in race.members)
+        unsure |= (there & (excess.abs() <= (band + 4 * _ALL_STEPS) * p)).any(1)
     return Draws(torch.where(there & (excess >= 0), chosen, NO_ITEM), p, q, unsure)
 
 
@@ -123,10 +124,10 @@ def _settle(
     race: Race,
     mixture: Mixture,
     summary: Summary,
+    p: torch.Tensor,
     ranking: tuple[torch.Tensor, torch.Tensor],
     words: tuple[torch.Tensor, torch.Tensor],
     numbers: torch.Tensor,
-    off: torch.Tensor,
 ) -> torch.Tensor:
     """Put the best in the order of their keys in float64, in place, where rounding may have decided it.
 
@@ -134,8 +135,11 @@ def _settle(
         bool [B]. Rows in which it may have decided who is among the best.
     """
     best, chosen = ranking
-    limit = best * (1 - 2.01 * off)[:, None]  # two keys, each off by so much at most
-    close = ((best[:, 1:] >= limit[:, :-1]) & (best[:, 1:] > 0))[:, : race.k].any(1)
+    depth = p.gather(1, chosen).clamp(min=_TINY).log().neg()
+    off = 1.01 * (mixture.rounding(summary, race.member, chosen) + _STEPS + UNIT * depth)
+    least, most = best * (1 - off), best * (1 + off)
+    reach = torch.where(best > 0, most, -1.0).flip(1).cummax(1).values.flip(1)  # of this and all that follow
+    close = (reach[:, 1:] >= least[:, :-1])[:, : race.k].any(1)
     rows = close.nonzero()[:, 0]
     if len(rows):
         items = chosen[rows]
@@ -144,6 +148,6 @@ def _settle(
         exact = logits / max(race.temperature, 1) - min(race.temperature, 1) * variates
         order = exact.masked_fill_(best[rows] == 0, -torch.inf).argsort(dim=1, descending=True, stable=True)
         chosen[rows] = items.gather(1, order)
-    everybody = best.shape[1] == len(numbers)
-    beyond = (best[:, -1] >= limit[:, : race.k][:, -1]) & (best[:, -1] > 0)
-    return beyond & (not everybody)
+    others = best[:, -1] * (1 + 1.01 * (mixture.rounding(summary, race.member)[:, 0] + _ALL_STEPS))
+    beyond = (others >= least[:, : race.k].amin(1)) & (best[:, -1] > 0)
+    return beyond & (best.shape[1] < len(numbers))

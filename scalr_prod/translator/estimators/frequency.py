@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from scalr_prod.translator.estimators.products import UNIT
+
 if TYPE_CHECKING:
     from scalr_prod.translator.batch import Batch
     from scalr_prod.translator.pairs import Pairs, Parameters
@@ -82,10 +84,10 @@ def score(parameters: Parameters, batch: Batch, log_prior: torch.Tensor) -> torc
     return found.view(len(history), -1).add_(rest * log_prior.exp()).log_()
 
 
-def largest(parameters: Parameters, log_prior: torch.Tensor) -> float:
-    """No score of any item is larger, its sign aside."""
+def largest(parameters: Parameters, log_prior: torch.Tensor) -> torch.Tensor:
+    """No score of an item is larger, its sign aside, than: float32 [N]."""
     least_rest = min(1.0, float(parameters["rest"].min()))
-    return abs(math.log(least_rest) + float(log_prior.min()))
+    return (-log_prior - math.log(least_rest)) * (1 + 8 * UNIT)
 
 
 def _keep_most(counts: Any, kept: int) -> tuple[Any, Any, Any]:

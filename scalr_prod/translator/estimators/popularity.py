@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
+from scalr_prod.translator.estimators.products import UNIT
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -64,6 +66,8 @@ FEATURES: Final = (*COUNTS, *_BENT)
 TENSORS: Final = ("end", "time", "item", "next", "every", "since", *DECAYED, *(f"{name}_marked" for name in DECAYED))
 #: Marks of a small log; a larger one has a mark for each `n_target` events, so that marks take no more than events do.
 MARKS: Final = 64
+#: Events between the marks of a large log, if there are fewer items.
+_LEAST_BETWEEN: Final = 1_000
 #: Most numbers kept for one count at the marks of a small log, and at the instants that `instants` chooses.
 _MOST_NUMBERS: Final = 2_000_000
 #: Moments for each row, up to which one matrix product a moment is the faster way.
@@ -95,7 +99,7 @@ def fit(pairs: Pairs, marks: int = MARKS) -> Parameters:
     for name, (half_life, _) in DECAYED.items():
         events[name] = decayed(item, time, half_life)[kept][in_time].astype(np.float32)
     end = np.array([pairs.popularity_until])
-    number = max(min(marks, _MOST_NUMBERS // pairs.n_target), len(kept) // pairs.n_target, 1)
+    number = max(min(marks, _MOST_NUMBERS // pairs.n_target), len(kept) // max(pairs.n_target, _LEAST_BETWEEN), 1)
     found = events | {"end": end} | _marked(events, end, -(-len(kept) // number) or 1, pairs.n_target)
     return {name: torch.from_numpy(array) for name, array in found.items()}
 
@@ -228,13 +232,15 @@ def weighted_at(
 
 
 def largest(parameters: Parameters) -> torch.Tensor:
-    """No feature of any item at any time is larger, its sign aside, than: float64 [F]."""
+    """No feature of an item at any time is larger, its sign aside, than: float32 [F, N]."""
     sizes = {}
     for name, (_, smoothing) in DECAYED.items():
-        most = max((float(parameters[key].max()) for key in (name, f"{name}_marked") if parameters[key].numel()), default=0.0)
-        sizes[name] = max(abs(math.log(smoothing)), abs(math.log(most + smoothing)))
-    bent = [max(sizes[of], abs(least)) for of, least in _BENT.values()]
-    return torch.tensor([*sizes.values(), *bent], dtype=torch.float64)
+        # Of an item's counts, those just after its events are the largest.
+        most = torch.zeros_like(parameters[f"{name}_marked"][0])
+        most.scatter_reduce_(0, parameters["item"].long(), parameters[name], "amax")
+        sizes[name] = most.add_(smoothing).log_().clamp_(min=-math.log(smoothing)) * (1 + 8 * UNIT)
+    bent = [sizes[of].clamp(min=abs(least)) for of, least in _BENT.values()]
+    return torch.stack([*sizes.values(), *bent])
 
 
 def _own_weights(weights: torch.Tensor, features: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import torch
 
-__all__ = ["UNIT", "longest", "products", "rounding"]
+__all__ = ["UNIT", "lengths", "products", "rounding"]
 
 #: Half the distance from 1 to the next float32.
 UNIT: Final = 2.0**-24
@@ -31,12 +31,11 @@ def products(user: torch.Tensor, vectors: torch.Tensor, dtype: Any, items: torch
     return (vectors[items].to(dtype) @ user[:, :, None])[:, :, 0]
 
 
-def longest(vectors: torch.Tensor) -> float:
-    """The largest length of any item's vector, not less than it is."""
-    lengths = torch.linalg.vector_norm(vectors, dim=1)
-    return float(lengths.max().item() * (1 + vectors.shape[1] * UNIT))
+def lengths(vectors: torch.Tensor) -> torch.Tensor:
+    """The length of each item's vector, not less than it is: float32 [N]."""
+    return torch.linalg.vector_norm(vectors, dim=1) * (1 + (vectors.shape[1] + 2) * UNIT)
 
 
-def rounding(user: torch.Tensor, longest_vector: float) -> torch.Tensor:
-    """How far a product in float32 may be from one in float64, for any item: float64 [B]."""
-    return (user.shape[1] + 2) * UNIT * longest_vector * user.norm(dim=1)
+def rounding(dim: int) -> float:
+    """How far a product in float32 may be from one in float64, in units of the two lengths' product."""
+    return (dim + 2) * UNIT
