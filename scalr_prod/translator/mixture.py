@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from scalr_prod.translator import tastes
-from scalr_prod.translator.estimators import SCORED, popularity, scores
+from scalr_prod.translator.estimators import LOGARITHMS, PRODUCTS, SCORED, module_of, popularity, scores
+from scalr_prod.translator.estimators.products import UNIT, lengths, rounding
 from scalr_prod.translator.tastes import TASTES
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.translator.batch import Batch
 
-__all__ = ["MEMBERS", "Mixture", "by_member", "tilts", "weight_names"]
+__all__ = ["MEMBERS", "Mixture", "Summary", "by_member", "tilts", "weight_names"]
 
 #: Rows of a calibration table.
 MEMBERS: Final = ("mixture", "popularity", *SCORED)
@@ -58,6 +59,50 @@ def by_member(table: torch.Tensor, columns: Sequence[str]) -> dict[str, dict[str
     return {member: nothing | dict(zip(columns, row, strict=True)) for member, row in zip(MEMBERS, table.tolist(), strict=True)}
 
 
+@dataclass(frozen=True)
+class Summary:
+    """What a parameter set makes of a batch's histories, once for all items, in float64: rounding adds nothing to it.
+
+    Attributes:
+        batch: Of B contexts.
+        weights: Member → weights of popularity's features, [F] or [B, F].
+        users: Estimator of `PRODUCTS` → users' vectors [B, d].
+    """
+
+    batch: Batch
+    weights: dict[str, torch.Tensor]
+    users: dict[str, torch.Tensor]
+
+    def take(self, rows: torch.Tensor) -> Summary:
+        """The named rows."""
+        weights = {member: one if one.ndim == 1 else one[rows] for member, one in self.weights.items()}
+        return Summary(self.batch.take(rows), weights, {name: user[rows] for name, user in self.users.items()})
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What nothing in a parameter set is larger than, for `Mixture.rounding`.
+
+    Attributes:
+        features: float32 [F, N]. Popularity's features.
+        scores: Estimator → its scores, or the lengths of its items' vectors: float32 [N].
+    """
+
+    features: torch.Tensor
+    scores: dict[str, torch.Tensor]
+
+    @classmethod
+    def of(cls, parameters: dict[str, dict[str, torch.Tensor]], of_popularity: dict[str, torch.Tensor]) -> Sizes:
+        """Those of a parameter set."""
+        sizes = {}
+        for name, tensors in parameters.items():
+            if name in PRODUCTS and name not in LOGARITHMS:
+                sizes[name] = lengths(module_of(name).vectors(tensors))
+            else:
+                sizes[name] = module_of(name).largest(tensors, of_popularity["prior"])
+        return cls(popularity.largest(of_popularity), sizes)
+
+
 @dataclass
 class Mixture:
     """A parameter set.
@@ -68,6 +113,7 @@ class Mixture:
         popularity: The prior's tensors.
         tastes: Those that tastes are told with.
         calibration: Member → weight name → weight.
+        sizes: What bounds rounding.
     """
 
     estimators: tuple[str, ...]
@@ -75,62 +121,125 @@ class Mixture:
     popularity: dict[str, torch.Tensor]
     tastes: dict[str, torch.Tensor]
     calibration: dict[str, dict[str, float]]
+    sizes: Sizes
 
     @classmethod
     def of(cls, tensors: dict[str, torch.Tensor], fold: int, estimators: Sequence[str], columns: Sequence[str]) -> Mixture:
-        """The set of a fold, out of a version's tensors (``<set>/<estimator>/<name>``; set ``shared`` is part of every one)."""
+        """The set of a fold, out of a version's tensors (``<set>/<estimator>/<name>``; set ``shared`` is part of every one).
+
+        Raises:
+            KeyError: A tensor is missing: another package wrote the version.
+        """
+        missing = [name for name in popularity.TENSORS if f"shared/popularity/{name}" not in tensors]
+        if missing:
+            raise KeyError(f"shared/popularity/{missing[0]}")
         scored = tuple(name for name in SCORED if name in estimators)
         table = tensors["shared/calibration/all" if fold < 0 else "shared/calibration/held_out"]
         table = tensors.get(f"{fold}/calibration/held_out", table)  # versions of former packages have one table for all folds
+        parameters = {name: _under(tensors, "shared", name) | _under(tensors, str(fold), name) for name in scored}
+        of_popularity = _under(tensors, "shared", "popularity") | _under(tensors, str(fold), "popularity")
         return cls(
             estimators=scored,
-            parameters={name: _under(tensors, "shared", name) | _under(tensors, str(fold), name) for name in scored},
-            popularity=_under(tensors, "shared", "popularity") | _under(tensors, str(fold), "popularity"),
+            parameters=parameters,
+            popularity=of_popularity,
             tastes=_under(tensors, "shared", "tastes"),
             calibration=by_member(table, columns),
+            sizes=Sizes.of(parameters, of_popularity),
         )
 
-    def probabilities(
-        self, batch: Batch, *, member: str = "mixture", dtype: Any = torch.float32
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """P(i | context) of a member, and the prior P(i | t): [B, N] each, 0 for items that are not eligible."""
-        if member == "popularity":
-            (prior,) = self.distributions(batch, (member,), dtype=dtype)
-            return prior, prior
-        prior, p = self.distributions(batch, ("popularity", member), dtype=dtype)
-        return p, prior
-
-    def distributions(self, batch: Batch, members: Sequence[str], *, dtype: Any = torch.float32) -> list[torch.Tensor]:
-        """P(i | context) of several members, whose features and scores are worked out once: [B, N] each."""
-        weights = [self.calibration[member] for member in members]
-        logits = popularity.weighted(
-            self.popularity, batch.time, [self._feature_weights(member, batch, dtype) for member in members], dtype
+    def summary(self, batch: Batch, members: Sequence[str]) -> Summary:
+        """What members need to know of the histories of a batch."""
+        heavy = [name for name in self.estimators if any(self.calibration[member][name] != 0 for member in members)]
+        return Summary(
+            batch=batch,
+            weights={member: self._feature_weights(member, batch) for member in members},
+            users={name: module_of(name).user(self.parameters[name], batch) for name in heavy if name in PRODUCTS},
         )
+
+    def distributions(self, summary: Summary, *, dtype: Any = torch.float32) -> dict[str, torch.Tensor]:
+        """P(i | context) of the summary's members: member → [B, N], 0 for items that are not eligible."""
+        logits = self.logits_of_all(summary, dtype)
+        return {member: _normalised(of_member, summary.batch) for member, of_member in logits.items()}
+
+    def logits_of_all(self, summary: Summary, dtype: Any = torch.float32) -> dict[str, torch.Tensor]:
+        """Logits of all items, eligible or not; features and scores are worked out once for all members: member → [B, N]."""
+        batch, log_prior = summary.batch, self.popularity["prior"].to(dtype)
+        weights = [of_member.to(dtype) for of_member in summary.weights.values()]
+        sums = popularity.weighted(self.popularity, batch.time, weights, dtype)
+        logits = dict(zip(summary.weights, sums, strict=True))
         for name in self.estimators:
-            heavy = [(sums, of_member[name]) for sums, of_member in zip(logits, weights, strict=True) if of_member[name] != 0]
+            heavy = [member for member in logits if self.calibration[member][name] != 0]
             if heavy:
-                score = self.score(name, batch, dtype)
-                for sums, weight in heavy:
-                    sums.add_(score, alpha=weight)
-        return [_normalised(sums, batch) for sums in logits]
+                score = scores(name, self.parameters[name], batch, log_prior, user=summary.users.get(name))
+                for member in heavy:
+                    logits[member].add_(score, alpha=self.calibration[member][name])
+        return logits
+
+    def logits(self, summary: Summary, member: str, items: torch.Tensor) -> torch.Tensor:
+        """Logits of named items, int64 [B, C], in float64: [B, C]. Eligible or not."""
+        batch, log_prior = summary.batch, self.popularity["prior"].double()
+        total = popularity.weighted_at(self.popularity, batch.time, summary.weights[member], items, torch.float64)
+        for name in self.estimators:
+            weight = self.calibration[member][name]
+            if weight != 0:
+                user = summary.users.get(name)
+                total += weight * scores(name, self.parameters[name], batch, log_prior, user=user, items=items)
+        return total
+
+    def rounding(self, summary: Summary, member: str, items: torch.Tensor | None = None) -> torch.Tensor:
+        """How far a member's logits in float32 may be from those in float64, whatever the order of summation.
+
+        A feature is a logarithm (off by four units of its size) of a count (off by four units); weights and users' vectors are
+        rounded once; each of the terms may be rounded at every addition that follows.
+
+        Args:
+            summary: Of B contexts.
+            member: One of its members.
+            items: int64 [B, C]. Default: a bound for whatever item, [B, 1].
+
+        Returns:
+            float64 [B, C].
+        """
+
+        def of(sizes: torch.Tensor) -> torch.Tensor:
+            return (sizes.amax(-1)[..., None, None] if items is None else sizes[..., items]).double()
+
+        heavy = {name: abs(self.calibration[member][name]) for name in self.estimators if self.calibration[member][name] != 0}
+        weights = summary.weights[member].abs()
+        additions = weights.shape[-1] + len(heavy)
+        features = (additions + 6) * of(self.sizes.features) + 4  # [F, B or 1, C]
+        off = UNIT * (weights.reshape(-1, weights.shape[-1]).T[..., None] * features).sum(0)
+        for name, weight in heavy.items():
+            size = of(self.sizes.scores[name])
+            if name in LOGARITHMS:
+                score = UNIT * (summary.users[name].shape[1] + 8 + 4 * size)
+            elif name in PRODUCTS:
+                user = summary.users[name]
+                size = size * user.norm(dim=1)[:, None]
+                score = rounding(user.shape[1]) * size
+            else:  # a logarithm of a sum of a few positive terms
+                score = UNIT * (24 + 4 * size)
+            off = off + weight * (score + (additions + 2) * UNIT * size)
+        return off.expand(len(summary.batch.time), -1)
 
     def tastes_of(self, batch: Batch, dtype: Any = torch.float32) -> torch.Tensor:
         """The users' tastes, in standard deviations: [B, T]."""
         told = tastes.raw(self.tastes, batch, dtype)
         return tastes.standard(told, self.tastes["mean"], self.tastes["spread"])
 
-    def _feature_weights(self, member: str, batch: Batch, dtype: Any) -> torch.Tensor:
-        """b, or b + Σ_z d_z z(context) where tastes tilt it: [F] or [B, F]."""
+    def _feature_weights(self, member: str, batch: Batch) -> torch.Tensor:
+        """b, or b + Σ_z d_z z(context) where tastes tilt it: float64 [F] or [B, F]."""
 
         def row(names: Sequence[str]) -> torch.Tensor:
-            return torch.tensor([self.calibration[member][name] for name in names], dtype=dtype, device=batch.time.device)
+            weights = [self.calibration[member][name] for name in names]
+            return torch.tensor(weights, dtype=torch.float64, device=batch.time.device)
 
         tilt = torch.stack([row(tilts(taste)) for taste in TASTES])
-        return row(_FEATURES) + self.tastes_of(batch, dtype) @ tilt if tilt.any() else row(_FEATURES)
+        return row(_FEATURES) + self.tastes_of(batch, torch.float64) @ tilt if tilt.any() else row(_FEATURES)
 
-    def score(self, name: str, batch: Batch, dtype: Any = torch.float32) -> torch.Tensor:
-        """One estimator's scores: [B, N]."""
-        return scores(name, self.parameters[name], batch, self.popularity["prior"].to(dtype))
+    def score(self, name: str, batch: Batch) -> torch.Tensor:
+        """One estimator's scores: float32 [B, N]."""
+        return scores(name, self.parameters[name], batch, self.popularity["prior"])
 
     def log_counts(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Logarithms of the items' decayed counts as of each event: name of `popularity.COUNTS` → [B, N]."""
@@ -140,7 +249,9 @@ class Mixture:
 def _normalised(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
     """Softmax over the eligible items; rows without any come out 0."""
     items = torch.arange(logits.shape[1], device=logits.device)
-    p = logits.masked_fill_(items >= batch.eligible[:, None], -torch.inf).softmax(1)
+    logits.masked_fill_(items >= batch.eligible[:, None], -torch.inf)
+    p = logits.sub_(logits.amax(1, keepdim=True)).exp_()
+    p.div_(p.sum(1, keepdim=True, dtype=torch.float64).to(p.dtype))  # so exact that many items' rounding does not add up
     p[batch.eligible == 0] = 0
     return p
 

@@ -22,6 +22,7 @@ from scalr_prod.translator.batch import Batch
 from scalr_prod.translator.contexts import NO_ITEM, Contexts, Samples
 from scalr_prod.translator.estimators import SCORED
 from scalr_prod.translator.mixture import Mixture
+from scalr_prod.translator.race import Race, run
 from scalr_prod.translator.requests import Bounds, check_draws
 
 if TYPE_CHECKING:
@@ -35,8 +36,6 @@ __all__ = ["DESCRIPTION", "TranslatorModule"]
 DESCRIPTION: Final = "translator"
 #: Elements of a [rows, items] tensor that are worked on at a time: they stay near the processor's cache.
 _CHUNK: Final = 2**19
-#: Two perturbed probabilities whose ratio is nearer to 1 than this are compared again in float64.
-_MARGIN: Final = 2e-3
 
 
 class TranslatorModule(torch.nn.Module):
@@ -133,17 +132,20 @@ class TranslatorModule(torch.nn.Module):
         items = np.full((len(contexts), k), NO_ITEM, dtype=np.int32)
         probabilities, prior = np.zeros((2, len(contexts), k), dtype=np.float32)
 
-        def draw(rows: NDArray[np.int64], mixture: Mixture) -> None:
+        unsure = np.zeros(len(contexts), dtype=bool)
+        race = Race(k, temperature, min_lift, member)
+
+        def draw(rows: NDArray[np.int64], mixture: Mixture, dtype: torch.dtype = torch.float32) -> None:
             part = contexts.take(rows)
-            drawn = self._draw(mixture, part, k, temperature, min_lift, member, torch.float32)
-            unsure = np.flatnonzero(drawn[3])
-            if len(unsure):
-                again = self._draw(mixture, part.take(unsure), k, temperature, min_lift, member, torch.float64)
-                for kept, new in zip(drawn[:3], again[:3], strict=True):
-                    kept[unsure] = new
-            items[rows], probabilities[rows], prior[rows] = drawn[:3]
+            drawn = run(race, mixture, part, Batch.of(part, self.first_seen), self._numbers, dtype)
+            items[rows] = _padded(drawn.items, k, NO_ITEM)
+            probabilities[rows], prior[rows] = _padded(drawn.probabilities, k, 0), _padded(drawn.prior, k, 0)
+            unsure[rows] = drawn.unsure.cpu().numpy()
 
         self._each(draw, self._groups(contexts))
+        # All at once: float64 takes a copy of every matrix.
+        again = np.flatnonzero(unsure)
+        self._each(lambda rows, mixture: draw(again[rows], mixture, torch.float64), self._groups(contexts.take(again)))
         return Samples(items=items, probabilities=probabilities, prior=prior)
 
     def score(
@@ -170,7 +172,8 @@ class TranslatorModule(torch.nn.Module):
             batch = Batch.of(contexts.take(rows), self.first_seen)
             chosen = torch.from_numpy(candidates[rows]).to(self.device, torch.int64)
             named = (chosen >= 0) & (chosen < batch.eligible[:, None])
-            p, q = mixture.probabilities(batch, member=member)
+            found = mixture.distributions(mixture.summary(batch, ("popularity", member)))
+            p, q = found[member], found["popularity"]
             chosen = chosen.clamp(min=0)
             probabilities[rows] = torch.where(named, p.gather(1, chosen), 0).cpu().numpy()
             prior[rows] = torch.where(named, q.gather(1, chosen), 0).cpu().numpy()
@@ -192,7 +195,9 @@ class TranslatorModule(torch.nn.Module):
             Row numbers [R], and for each member float32 [R, N] probabilities, 0 if not eligible.
         """
         for rows, mixture in self._groups(contexts):
-            yield rows, mixture.distributions(Batch.of(contexts.take(rows), self.first_seen), members)
+            summary = mixture.summary(Batch.of(contexts.take(rows), self.first_seen), tuple(dict.fromkeys(members)))
+            found = mixture.distributions(summary)
+            yield rows, [found[member] for member in members]
 
     def _each(
         self, work: Callable[[NDArray[np.int64], Mixture], None], groups: Iterable[tuple[NDArray[np.int64], Mixture]]
@@ -219,40 +224,6 @@ class TranslatorModule(torch.nn.Module):
             rows = np.flatnonzero(contexts.fold == fold)
             for start in range(0, len(rows), step):
                 yield rows[start : start + step], self._sets[fold]
-
-    def _draw(
-        self, mixture: Mixture, contexts: Contexts, k: int, temperature: float, min_lift: float, member: str, dtype: Any
-    ) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
-        """The draws, and in which rows rounding may have decided one: two keys, or a lift and its limit, are too near."""
-        batch = Batch.of(contexts, self.first_seen)
-        probabilities, prior = mixture.probabilities(batch, member=member, dtype=dtype)
-        low, high = noise.key_words(contexts.noise_key)
-        race = noise.exponential((low.to(self.device), high.to(self.device)), self._numbers, dtype)
-        # The order of P^(1 / temperature) / E, in the form whose powers neither overflow nor vanish.
-        if temperature <= 1:
-            keys = probabilities / (race if temperature == 1 else race.pow_(temperature))
-        else:
-            keys = probabilities.pow(1 / temperature) / race
-        if contexts.exclude.shape[1]:
-            exclude = torch.from_numpy(contexts.exclude).to(self.device, torch.int64)
-            row, column = torch.nonzero(exclude >= 0, as_tuple=True)
-            keys[row, exclude[row, column]] = 0
-        best, chosen = keys.topk(min(k + 1, self.n_target), dim=1)
-        close = ((best[:, 1:] > best[:, :-1] * (1 - _MARGIN)) & (best[:, 1:] > 0)).any(1)
-        best, chosen = best[:, :k], chosen[:, :k]
-        there = best > 0
-        p = torch.where(there, probabilities.gather(1, chosen), 0)
-        q = torch.where(there, prior.gather(1, chosen), 0)
-        excess = p - min_lift * q
-        if probabilities is not prior:
-            close |= (there & (excess.abs() < _MARGIN * p)).any(1)
-        chosen = torch.where(there & (excess >= 0), chosen, NO_ITEM)
-        return (
-            _padded(chosen, k, NO_ITEM).astype(np.int32),
-            _padded(p, k, 0).astype(np.float32),
-            _padded(q, k, 0).astype(np.float32),
-            close.cpu().numpy(),
-        )
 
 
 def _padded(tensor: torch.Tensor, k: int, filler: int) -> NDArray[Any]:

@@ -61,7 +61,7 @@ def exponential(words: tuple[torch.Tensor, torch.Tensor], items: torch.Tensor, d
     Args:
         words: From `key_words`, int32 [B, 1] each.
         items: From `item_numbers`, int32 [N] (or [B, C] for chosen items).
-        dtype: Of the result. The uniform variate below is the same in both, up to rounding.
+        dtype: Of the result; it is the same in all, up to a few units in the last place.
 
     Returns:
         [B, N], greater than 0.
@@ -75,6 +75,8 @@ def exponential(words: tuple[torch.Tensor, torch.Tensor], items: torch.Tensor, d
     bits.bitwise_xor_((bits >> 16).bitwise_and_(_MASK_16))
     bits.mul_(_M3)
     bits.bitwise_and_(_HALF - 1)
-    # Small variates decide a race: -log1p(-v) keeps their relative precision, where -log(u) near u = 1 would not.
-    uniform = bits.to(dtype).add_(0.5).mul_(_UNIT).clamp_(max=1 - 2.0**-24)
-    return uniform.neg_().log1p_().neg_()
+    # Both ends keep their relative precision: log1p(-v) that of small variates, which decide races, and the logarithm of 1 - v,
+    # taken from the complement of the bits, that of large ones.
+    low_end = (bits.to(dtype) + 0.5).mul_(_UNIT).neg_().log1p_()
+    high_end = (bits ^ (_HALF - 1)).to(dtype).add_(0.5).mul_(_UNIT).clamp_(min=2.0**-24).log_()
+    return torch.where(bits < _HALF // 2, low_end, high_end).neg_()

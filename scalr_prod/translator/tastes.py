@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
-from scalr_prod.translator.estimators.popularity import DECAYED
+from scalr_prod.translator.estimators.popularity import DECAYED, decayed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -71,8 +71,7 @@ def fit(pairs: Pairs) -> Parameters:
         "start": np.searchsorted(item[kept], np.arange(pairs.n_source + 2)),
     }
     for name, (half_life, _) in DECAYED.items():
-        decayed = _decayed(item, time, half_life) if np.isfinite(half_life) else number
-        found[name] = decayed[kept].astype(np.float32)
+        found[name] = decayed(item, time, half_life)[kept].astype(np.float32)
     parameters = {name: torch.from_numpy(array) for name, array in found.items()}
     return parameters | _around(parameters, torch.from_numpy(item), torch.from_numpy(time))
 
@@ -133,16 +132,6 @@ def _around(parameters: Parameters, item: torch.Tensor, time: torch.Tensor) -> P
     total = torch.zeros(len(begins), values.shape[1], dtype=torch.float64).index_add_(0, row, values)
     mean = (total / torch.bincount(row, minlength=len(begins)).clamp(min=1)[:, None]).float()
     return {"instants": torch.cat([begins, parameters["end"]]), "around": torch.cat([mean[:1], mean])}
-
-
-def _decayed(item: NDArray[np.int64], time: NDArray[np.int64], half_life: float) -> NDArray[np.float64]:
-    """Each event's decayed count of its item's events up to it, itself included: sums over the last 1, 2, 4, … events."""
-    total, step = np.ones(len(item)), 1
-    while step < len(item) and (same := item[step:] == item[:-step]).any():
-        days = np.where(same, time[step:] - time[:-step], 0) / _DAY_US
-        total[step:] += same * 0.5 ** (days / half_life) * total[:-step]
-        step *= 2
-    return total
 
 
 def _kept(item: NDArray[np.int64], time: NDArray[np.int64], number: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -17,10 +17,13 @@ from translator_world import DAY, LENGTH, METADATA, SETTINGS, calibration, calib
 
 from scalr_prod.errors import InvalidRequest, TranslatorError, TranslatorNotFound
 from scalr_prod.translator import module as module_file
+from scalr_prod.translator import noise
+from scalr_prod.translator.batch import Batch
 from scalr_prod.translator.calibration import TABLES
 from scalr_prod.translator.contexts import NO_ITEM, Contexts, Samples
+from scalr_prod.translator.estimators import SCORED
 from scalr_prod.translator.fitting import fit_sets
-from scalr_prod.translator.mixture import MEMBERS, weight_names
+from scalr_prod.translator.mixture import MEMBERS, Mixture, weight_names
 from scalr_prod.translator.module import DESCRIPTION, TranslatorModule
 from scalr_prod.translator.pairs import Pairs
 
@@ -154,8 +157,6 @@ def test_second_draws_follow_the_renormalised_rest(world):
 
 
 def test_noise_is_uniform_and_independent_of_neighbouring_keys():
-    from scalr_prod.translator import noise
-
     words = noise.key_words(np.arange(400))
     variates = torch.exp(-noise.exponential(words, noise.item_numbers(500), torch.float64)).numpy()
     counts = np.histogram(variates, bins=50, range=(0, 1))[0]
@@ -204,13 +205,122 @@ def test_each_group_of_rows_is_told(world, monkeypatch):
         assert len(told) == 16
 
 
-@pytest.mark.parametrize("min_lift", [0.0, 1.0])
-def test_what_float32_cannot_tell_apart_float64_decides(world, monkeypatch, min_lift):
-    """Deciding every row in float64 gives the draws that deciding only the near ones gives."""
-    contexts = make_contexts(world, 400, seed=9, exclude=2)
-    some = world.module.sample(contexts, 4, min_lift=min_lift)
-    monkeypatch.setattr(module_file, "_MARGIN", 1e9)
-    equal(some, world.module.sample(contexts, 4, min_lift=min_lift))
+def exact_draws(module: TranslatorModule, contexts: Contexts, k: int, temperature: float, min_lift: float) -> np.ndarray:
+    """The race written out again, all of it in float64: items [B, k]."""
+    drawn = np.full((len(contexts), k), NO_ITEM)
+    for fold in np.unique(contexts.fold).tolist():
+        rows = np.flatnonzero(contexts.fold == fold)
+        part, mixture = contexts.take(rows), module.parameter_set(fold)
+        batch = Batch.of(part, module.first_seen)
+        found = mixture.distributions(mixture.summary(batch, ("popularity", "mixture")), dtype=torch.float64)
+        p, prior = (found[member].numpy() for member in ("mixture", "popularity"))
+        race = noise.exponential(noise.key_words(part.noise_key), noise.item_numbers(module.n_target), torch.float64).numpy()
+        with np.errstate(divide="ignore"):
+            keys = np.log(p) / temperature - np.log(race)
+        for row, exclude in enumerate(part.exclude):
+            keys[row, exclude[exclude >= 0]] = -np.inf
+        best = np.argsort(-keys, axis=1, kind="stable")[:, :k]
+        kept = np.isfinite(np.take_along_axis(keys, best, 1)) & (
+            np.take_along_axis(p, best, 1) >= min_lift * np.take_along_axis(prior, best, 1)
+        )
+        drawn[rows, : best.shape[1]] = np.where(kept, best, NO_ITEM)
+    return drawn
+
+
+@pytest.fixture
+def looked_at_again(monkeypatch) -> dict[str, int]:
+    """How many rows had their best candidates, or all items, worked out in float64."""
+    rows = {"best": 0, "all": 0}
+    logits, distributions = Mixture.logits, Mixture.distributions
+
+    def count_best(self, summary, member, items):
+        rows["best"] += len(items)
+        return logits(self, summary, member, items)
+
+    def count_all(self, summary, *, dtype=torch.float32):
+        rows["all"] += len(summary.batch.time) if dtype == torch.float64 else 0
+        return distributions(self, summary, dtype=dtype)
+
+    monkeypatch.setattr(Mixture, "logits", count_best)
+    monkeypatch.setattr(Mixture, "distributions", count_all)
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("k", "temperature", "min_lift"), [(4, 1.0, 0.0), (20, 1.0, 1.0), (20, 0.5, 0.0), (9, 2.0, 0.5), (70, 1.0, 0.0)]
+)
+def test_draws_are_those_of_float64(world, k, temperature, min_lift):
+    contexts = make_contexts(world, 3_000, seed=9, exclude=2)
+    drawn = world.module.sample(contexts, k, temperature=temperature, min_lift=min_lift).items
+    np.testing.assert_array_equal(drawn, exact_draws(world.module, contexts, k, temperature, min_lift))
+
+
+def test_float64_is_seldom_needed(world, looked_at_again):
+    contexts = make_contexts(world, 3_000, seed=10)
+    world.module.sample(contexts, 20, min_lift=1.0)
+    assert looked_at_again["best"] < 0.1 * len(contexts)
+    assert looked_at_again["all"] < 0.01 * len(contexts)
+
+
+@pytest.mark.parametrize("k", [1, 5, 40])
+def test_near_ties_are_those_of_float64(world, looked_at_again, k):
+    """Alike but for their variates to the power of a low temperature, or for less than float32 can tell: all items are close."""
+    contexts = make_contexts(world, 300, seed=11, exclude=2)
+    alike = calibration_table() * 1e-6
+    module = TranslatorModule(world.tensors | dict.fromkeys(TABLES, alike), world.metadata)
+    for temperature in (1e-6, 1e-4):
+        drawn = module.sample(contexts, k, temperature=temperature).items
+        np.testing.assert_array_equal(drawn, exact_draws(module, contexts, k, temperature, 0))
+    assert looked_at_again["all"] > len(contexts)
+    # What is drawn first is a row of many that was picked for its two best being nearer than float32 tells.
+    many = make_contexts(world, 1, seed=12).take(np.zeros(100_000, dtype=np.int64))
+    many = replace(many, noise_key=np.arange(len(many)), event_time=np.full(len(many), 100 * DAY))
+    nearest = many.take(nearest_races(world.module, many)[:50])
+    drawn = world.module.sample(nearest, k).items
+    np.testing.assert_array_equal(drawn, exact_draws(world.module, nearest, k, 1.0, 0))
+
+
+def nearest_races(module: TranslatorModule, contexts: Contexts) -> np.ndarray:
+    """Rows in order of how near the two best keys are, by float64; all contexts are alike but for their noise."""
+    mixture = module.parameter_set(int(contexts.fold[0]))
+    p = mixture.distributions(
+        mixture.summary(Batch.of(contexts.slice(0, 1), module.first_seen), ("mixture",)), dtype=torch.float64
+    )
+    race = noise.exponential(noise.key_words(contexts.noise_key), noise.item_numbers(module.n_target), torch.float64)
+    best = (p["mixture"] / race).topk(2).values
+    assert float((best[:, 1] / best[:, 0]).max()) > 1 - 1e-4
+    return (best[:, 1] / best[:, 0]).argsort(descending=True).numpy()
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_rounding_is_bounded(world, scale):
+    """Logits in float32 are no further from those in float64 than the bound, and it is not a hundred times too wide."""
+    contexts = replace(make_contexts(world, 400, seed=13), fold=np.zeros(400, dtype=np.int32))
+    noisy = torch.randn(calibration_table().shape, generator=torch.Generator().manual_seed(2))
+    noisy[:, : len(SCORED)] = noisy[:, : len(SCORED)].abs()
+    for table in (calibration_table(), noisy):
+        module = TranslatorModule(world.tensors | dict.fromkeys(TABLES, scale * table), world.metadata)
+        mixture = module.parameter_set(0)
+        for member in MEMBERS:
+            batch = Batch.of(contexts, module.first_seen)
+            summary = mixture.summary(batch, (member,))
+            every = torch.arange(module.n_target).expand(len(contexts), -1)
+            exact = mixture.logits(summary, member, every)
+            rough = mixture.logits_of_all(summary)[member].double()
+            off, bound = (rough - exact).abs(), mixture.rounding(summary, member, every)
+            assert (off <= bound).all()
+            assert (bound <= mixture.rounding(summary, member)).all()
+            assert bound.median() < 100 * off.amax(1).median()
+
+
+def test_variates_are_the_same_in_float32():
+    words = noise.key_words(np.arange(4_000))
+    rough, exact = (
+        noise.exponential(words, noise.item_numbers(500), dtype).double() for dtype in (torch.float32, torch.float64)
+    )
+    assert float(exact.min()) < 1e-5
+    assert float(exact.max()) > 13
+    torch.testing.assert_close(rough, exact, rtol=8 * 2**-24, atol=0)
 
 
 def test_a_low_temperature_gives_the_most_probable(world):
@@ -267,16 +377,20 @@ def test_no_context_gives_no_sample(world):
 
 @pytest.fixture
 def folder(world, tmp_path) -> Path:
+    save(tmp_path, world.tensors, world.metadata)
+    return tmp_path
+
+
+def save(folder: Path, tensors: dict, metadata: dict) -> None:
     import hashlib
 
     from safetensors.torch import save_file
 
-    path = tmp_path / "translator.safetensors"
-    described = {DESCRIPTION: json.dumps(world.metadata)}
-    save_file({name: tensor.contiguous().clone() for name, tensor in world.tensors.items()}, path, described)
+    path = folder / "translator.safetensors"
+    described = {DESCRIPTION: json.dumps(metadata)}
+    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, path, described)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    (tmp_path / "manifest.json").write_text(json.dumps({"sha256": digest}))
-    return tmp_path
+    (folder / "manifest.json").write_text(json.dumps({"sha256": digest}))
 
 
 def test_a_saved_module_answers_alike(world, folder):
@@ -294,6 +408,15 @@ def test_a_damaged_file_is_refused(folder):
     path.write_bytes(content)
     with pytest.raises(TranslatorError, match="checksum") as caught:
         TranslatorModule.load(folder)
+    assert "scalr translator train" in str(caught.value)
+
+
+def test_a_version_that_counted_popularity_at_instants_is_refused(world, tmp_path):
+    """Former packages kept other tensors, exact up to so many events only."""
+    former = {name: tensor for name, tensor in world.tensors.items() if name != "shared/popularity/next"}
+    save(tmp_path, former | {"shared/popularity/instants": torch.zeros(3, dtype=torch.int64)}, world.metadata)
+    with pytest.raises(TranslatorError, match=r"shared/popularity/next.*former packages") as caught:
+        TranslatorModule.load(tmp_path)
     assert "scalr translator train" in str(caught.value)
 
 

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from scalr_prod.translator.batch import distinct
+from scalr_prod.translator.estimators.products import products
 from scalr_prod.translator.threads import heed_stop
 
 if TYPE_CHECKING:
     from scalr_prod.translator.batch import Batch
     from scalr_prod.translator.pairs import Pairs, Parameters
 
-__all__ = ["fit", "score", "share"]
+__all__ = ["fit", "score", "share", "user", "vectors"]
 
 CONFIDENCE: Final = 40.0
 SOURCE_WEIGHT: Final = 0.1
@@ -63,15 +64,24 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
     }
 
 
-def score(parameters: Parameters, batch: Batch, log_prior: torch.Tensor) -> torch.Tensor:
-    """[B, N] in the dtype of ``log_prior``. The user's vector is solved for in float64 in any case."""
+def user(parameters: Parameters, batch: Batch) -> torch.Tensor:
+    """A user's vector, the least-squares solution for its source items: float64 [B, d]."""
     items = distinct(batch.items)
-    vectors = parameters["source"][items].double() * (items > 0)[:, :, None]
+    source = parameters["source"][items].double() * (items > 0)[:, :, None]
     extra = CONFIDENCE * SOURCE_WEIGHT
-    system = torch.baddbmm(parameters["gram"].expand(len(items), -1, -1), vectors.mT, vectors, alpha=extra)
-    right = (1 + extra) * vectors.sum(1)[:, :, None]
-    user = torch.cholesky_solve(right, torch.linalg.cholesky(system))[:, :, 0]
-    return user.to(log_prior.dtype) @ parameters["target"].T.to(log_prior.dtype)
+    system = torch.baddbmm(parameters["gram"].expand(len(items), -1, -1), source.mT, source, alpha=extra)
+    right = (1 + extra) * source.sum(1)[:, :, None]
+    return torch.cholesky_solve(right, torch.linalg.cholesky(system))[:, :, 0]
+
+
+def vectors(parameters: Parameters) -> torch.Tensor:
+    """Each target item's vector: float32 [N, d]."""
+    return parameters["target"]
+
+
+def score(parameters: Parameters, batch: Batch, log_prior: torch.Tensor) -> torch.Tensor:
+    """[B, N] in the dtype of ``log_prior``."""
+    return products(user(parameters, batch), vectors(parameters), log_prior.dtype)
 
 
 def _half_step(blocks: list[Any], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

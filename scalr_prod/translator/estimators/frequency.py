@@ -7,15 +7,18 @@ its logarithm.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
+
+from scalr_prod.translator.estimators.products import UNIT
 
 if TYPE_CHECKING:
     from scalr_prod.translator.batch import Batch
     from scalr_prod.translator.pairs import Pairs, Parameters
 
-__all__ = ["fit", "score", "share"]
+__all__ = ["fit", "largest", "score", "share"]
 
 #: Pseudo-users who follow popularity.
 SMOOTHING: Final = 20.0
@@ -79,6 +82,12 @@ def score(parameters: Parameters, batch: Batch, log_prior: torch.Tensor) -> torc
     found = torch.zeros(len(history) * len(log_prior), dtype=dtype, device=history.device).index_add_(0, where, mass)
     rest = (weight * parameters["rest"][history].to(dtype)).sum(1, keepdim=True) + (total == 0)
     return found.view(len(history), -1).add_(rest * log_prior.exp()).log_()
+
+
+def largest(parameters: Parameters, log_prior: torch.Tensor) -> torch.Tensor:
+    """No score of an item is larger, its sign aside, than: float32 [N]."""
+    least_rest = min(1.0, float(parameters["rest"].min()))
+    return (-log_prior - math.log(least_rest)) * (1 + 8 * UNIT)
 
 
 def _keep_most(counts: Any, kept: int) -> tuple[Any, Any, Any]:

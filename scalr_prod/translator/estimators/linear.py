@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from scalr_prod.translator.batch import distinct
+from scalr_prod.translator.estimators.products import products
 
 if TYPE_CHECKING:
     from scalr_prod.translator.batch import Batch
     from scalr_prod.translator.pairs import Pairs, Parameters
 
-__all__ = ["fit", "score", "share", "source_basis"]
+__all__ = ["fit", "score", "share", "source_basis", "user", "vectors"]
 
 #: Principal components for each of ``[translator] dim``.
 COMPONENTS_PER_DIM: Final = 4
@@ -69,10 +70,18 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
     return {"coefficients": torch.from_numpy(coefficients.astype(np.float32))}
 
 
+def user(parameters: Parameters, batch: Batch) -> torch.Tensor:
+    """A user's coordinates z: float64 [B, r]."""
+    items = distinct(batch.items)
+    norm = (items > 0).sum(1, keepdim=True).clamp(min=1).double().sqrt()
+    return parameters["basis"][items].sum(1, dtype=torch.float64) / norm
+
+
+def vectors(parameters: Parameters) -> torch.Tensor:
+    """Each target item's coefficients: float32 [N, r]."""
+    return parameters["coefficients"].T
+
+
 def score(parameters: Parameters, batch: Batch, log_prior: torch.Tensor) -> torch.Tensor:
     """[B, N] in the dtype of ``log_prior``, scaled by N so that an even score is 1."""
-    dtype = log_prior.dtype
-    items = distinct(batch.items)
-    norm = (items > 0).sum(1, keepdim=True).clamp(min=1).to(dtype).sqrt()
-    z = parameters["basis"][items].to(dtype).sum(1) / norm
-    return z @ parameters["coefficients"].to(dtype)
+    return products(user(parameters, batch), vectors(parameters), log_prior.dtype)

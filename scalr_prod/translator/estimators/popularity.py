@@ -8,24 +8,46 @@ event more says depends on how many there were: a second one of late makes an it
 counts make further features, their logarithm from one and from four on (constant below), and the weighted sum of a count's features is
 a line with bends.
 
-The counts are kept at G instants, and the events between two instants beside them, so that a feature is exact at any time and never
-looks ahead, for old events as for new. After the last instant popularity stands still.
+Counts are exact at any time and for any number of events, and never look ahead: every event keeps its item's counts just after it, and
+all items' counts are kept at marks. A query takes the mark before its time and replaces the counts of the items that were chosen since.
+There is a mark for about as many events as there are items, so that a query costs a few passes over the items, and an event 48 bytes
+at most (or 32 MB for all marks, if that is more). Events of one item at one time are kept as one. After the end of what was known,
+popularity stands still.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import torch
+
+from scalr_prod.translator.estimators.products import UNIT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from numpy.typing import NDArray
+
     from scalr_prod.translator.pairs import Pairs, Parameters
 
-__all__ = ["COUNTS", "DECAYED", "FEATURES", "at_instants", "feature", "fit", "log_counts", "prior", "weighted"]
+__all__ = [
+    "COUNTS",
+    "DECAYED",
+    "FEATURES",
+    "TENSORS",
+    "at_instants",
+    "decayed",
+    "feature",
+    "fit",
+    "instants",
+    "largest",
+    "log_counts",
+    "prior",
+    "weighted",
+    "weighted_at",
+]
 
 #: Count → (half-life in days, events added to every item's count, so that the least known one can still be proposed).
 DECAYED: Final[dict[str, tuple[float, float]]] = {
@@ -40,52 +62,79 @@ _BENDS: Final = {"count": (4,), "days_90": (1, 4), "days_20": (1, 4), "days_3": 
 _BENT: Final = {f"{name}_from_{least}": (name, math.log(least)) for name, bends in _BENDS.items() for least in bends}
 #: What is known of an item's popularity at a time; the calibration gives each a weight.
 FEATURES: Final = (*COUNTS, *_BENT)
-#: Most instants, most numbers kept for one feature, and most events kept between two instants (more are thinned, evenly).
-INSTANTS: Final = 64
+#: Tensors of `fit`; a version without one of them was written by another package.
+TENSORS: Final = ("end", "time", "item", "next", "every", "since", *DECAYED, *(f"{name}_marked" for name in DECAYED))
+#: Marks of a small log; a larger one has a mark for each `n_target` events, so that marks take no more than events do.
+MARKS: Final = 64
+#: Events between the marks of a large log, if there are fewer items.
+_LEAST_BETWEEN: Final = 1_000
+#: Most numbers kept for one count at the marks of a small log, and at the instants that `instants` chooses.
 _MOST_NUMBERS: Final = 2_000_000
-_MOST_BETWEEN: Final = 2_000
 #: Moments for each row, up to which one matrix product a moment is the faster way.
 _FEW: Final = 0.25
 _DAY_US: Final = 86_400_000_000.0
 
 
-def fit(pairs: Pairs, most: int = INSTANTS) -> Parameters:
-    """Count at every instant (at most so many).
+def fit(pairs: Pairs, marks: int = MARKS) -> Parameters:
+    """Count every event, and all items at every mark (about so many of them, more where there are many events for each item).
 
     Returns:
-        ``instants`` int64 [G], ascending microseconds; one float32 [G, n_target] for each half-life, decayed counts of the events
-        strictly before each instant; ``start`` int64 [G + 1], where the events from each instant on begin; ``item`` int32,
-        ``time`` int64 and ``number`` float32 [M], those events (each standing for so many).
+        ``end`` int64 [1], when popularity stands still (microseconds); for each of M events, in order of time: ``time`` int64,
+        ``item`` int32, ``next`` int32 (position of the item's next event; M where there is none) and by name of `COUNTS` float32,
+        the item's decayed count just after it; ``every`` int64 [1], events between two marks; ``since`` int64 [G], the time of the
+        last event before each mark, and by ``<count>_marked`` float32 [G, n_target], all items' decayed counts just after that.
     """
-    import numpy as np
-
     item, time = pairs.popularity_events()
-    order = np.argsort(time, kind="stable")
-    item, time = item[order], time[order]
-    instants = _instants(pairs, time, most)
-    start = np.searchsorted(time, np.append(instants, pairs.popularity_until), side="left")
-    states = {name: np.zeros((len(instants), pairs.n_target)) for name in DECAYED}
-    for row in range(1, len(instants)):
-        passed = slice(start[row - 1], start[row])
-        for name, (half_life, _) in DECAYED.items():
-            age = (instants[row] - time[passed]) / (_DAY_US * half_life)
-            states[name][row] = states[name][row - 1] * 0.5 ** ((instants[row] - instants[row - 1]) / (_DAY_US * half_life))
-            states[name][row] += np.bincount(item[passed], weights=0.5**age, minlength=pairs.n_target)
-    kept, number = _thinned(start)
-    return {
-        "instants": torch.from_numpy(instants),
-        **{name: torch.from_numpy(state.astype(np.float32)) for name, state in states.items()},
-        "start": torch.from_numpy(np.searchsorted(kept, start).astype(np.int64)),
-        "item": torch.from_numpy(item[kept].astype(np.int32)),
-        "time": torch.from_numpy(time[kept].astype(np.int64)),
-        "number": torch.from_numpy(number.astype(np.float32)),
-    }
+    by_item = np.lexsort((time, item))
+    item, time = item[by_item], time[by_item]
+    kept = _last_of_each(item, time)
+    in_time = np.argsort(time[kept], kind="stable")
+    position = np.empty(len(kept), dtype=np.int32)
+    position[in_time] = np.arange(len(kept), dtype=np.int32)
+    following = np.full(len(kept), len(kept), dtype=np.int32)
+    same = item[kept][1:] == item[kept][:-1]
+    following[:-1][same] = position[1:][same]
+    events: dict[str, NDArray[Any]] = {"time": time[kept][in_time], "item": item[kept][in_time].astype(np.int32)}
+    events["next"] = following[in_time]
+    for name, (half_life, _) in DECAYED.items():
+        events[name] = decayed(item, time, half_life)[kept][in_time].astype(np.float32)
+    end = np.array([pairs.popularity_until])
+    number = max(min(marks, _MOST_NUMBERS // pairs.n_target), len(kept) // max(pairs.n_target, _LEAST_BETWEEN), 1)
+    found = events | {"end": end} | _marked(events, end, -(-len(kept) // number) or 1, pairs.n_target)
+    return {name: torch.from_numpy(array) for name, array in found.items()}
+
+
+def instants(pairs: Pairs, most: int) -> torch.Tensor:
+    """Instants (at most so many) with as many events between each two, the last one at the end: int64 [G], ascending."""
+    _, time = pairs.popularity_events()
+    time = np.sort(time)
+    most = int(np.clip(_MOST_NUMBERS // pairs.n_target, 8, most))
+    inner = time[(np.arange(most - 1) * len(time)) // (most - 1)] if len(time) else time
+    return torch.from_numpy(np.unique(np.append(inner, pairs.popularity_until)))
+
+
+def decayed(item: NDArray[Any], time: NDArray[np.int64], half_life: float) -> NDArray[np.float64]:
+    """Each event's decayed count of its item's events up to it, itself included, in order of item and time: float64 [M].
+
+    Args:
+        item: [M], ascending.
+        time: int64 [M], microseconds, ascending for each item.
+        half_life: In days; infinity counts every event as one.
+    """
+    number = np.arange(len(item)) - np.searchsorted(item, item) + 1  # of each event among its item's
+    if math.isinf(half_life):
+        return number.astype(np.float64)
+    total, step, some = np.ones(len(item)), 1, np.flatnonzero(number > 1)
+    while len(some):  # sums over the last 1, 2, 4, … events
+        days = (time[some] - time[some - step]) / _DAY_US
+        total[some] += 0.5 ** (days / half_life) * total[some - step]
+        step *= 2
+        some = some[number[some] > step]
+    return total
 
 
 def prior(pairs: Pairs) -> torch.Tensor:
     """log P(i) by all events of the training slice: float32 [n_target]."""
-    import numpy as np
-
     counts = np.log(np.asarray(pairs.target_matrix().sum(axis=0)).ravel() + DECAYED["count"][1])
     return torch.from_numpy(counts - np.logaddexp.reduce(counts)).float()
 
@@ -98,42 +147,48 @@ def feature(counts: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
     return counts[of].clamp(min=least)
 
 
-def log_counts(parameters: Parameters, time: torch.Tensor, dtype: Any = torch.float32) -> dict[str, torch.Tensor]:
+def log_counts(
+    parameters: Parameters, time: torch.Tensor, dtype: Any = torch.float32, items: torch.Tensor | None = None
+) -> dict[str, torch.Tensor]:
     """Logarithms of the decayed counts as of each time.
 
     Args:
         parameters: As `fit` gives them.
         time: int64 [B], microseconds.
         dtype: Of the answer.
+        items: int64 [B, C]. Default: all.
 
     Returns:
-        Name of `COUNTS` → [B, N].
+        Name of `COUNTS` → [B, N], or [B, C].
     """
-    time = time.clamp(max=parameters["instants"][-1])
-    row = _row(parameters, time)
-    instant = parameters["instants"][row]
-    begin = parameters["start"][row]
-    # Events within an instant's share that are later than the time weigh nothing.
-    between = parameters["start"][row + 1] - begin
+    time = torch.minimum(time, parameters["end"])
+    before = torch.searchsorted(parameters["time"], time)
+    mark = torch.minimum(before // parameters["every"], parameters["since"].new_tensor(len(parameters["since"]) - 1))
+    begin = mark * parameters["every"]
+    between = before - begin
     event = torch.repeat_interleave(begin - (between.cumsum(0) - between), between)
     event += torch.arange(len(event), device=event.device)
     owner = torch.repeat_interleave(torch.arange(len(time), device=time.device), between)
-    age = (time[owner] - parameters["time"][event]).to(dtype) / _DAY_US
-    before = age > 0
-    age, number = age[before], parameters["number"][event][before].to(dtype)
-    place = (owner * parameters["count"].shape[1] + parameters["item"][event])[before]
-    elapsed = ((time - instant).to(dtype) / _DAY_US)[:, None]
+    latest = parameters["next"][event] >= before[owner]  # of each item chosen since the mark, its last event before the time
+    event, owner = event[latest], owner[latest]
+    place = owner * parameters["count_marked"].shape[1] + parameters["item"][event]
+    # Days in float64: what rounding leaves of a decayed count is then a few units in its last place.
+    elapsed = (time - parameters["since"][mark]).clamp(min=0).double() / _DAY_US
+    age = (time[owner] - parameters["time"][event]).double() / _DAY_US
     found = {}
     for name, (half_life, smoothing) in DECAYED.items():
-        state = parameters[name][row].to(dtype).mul_(0.5 ** (elapsed / half_life))
-        state.view(-1).index_add_(0, place, number * 0.5 ** (age / half_life))
-        found[name] = state.add_(smoothing).log_()
+        counts = parameters[f"{name}_marked"][mark].to(dtype)
+        counts *= (-elapsed / half_life).exp2().to(dtype)[:, None]
+        since = parameters[name][event].to(dtype) * (-age / half_life).exp2().to(dtype)
+        counts.view(-1)[place] = since
+        counts = counts if items is None else counts.gather(1, items)
+        found[name] = counts.add_(smoothing).log_()
     return found
 
 
-def at_instants(parameters: Parameters, weights: Mapping[str, float]) -> torch.Tensor:
-    """Weighted features at the instants alone, normalised over the items: float32 [G, N]."""
-    counts = {name: (parameters[name] + added).log() for name, (_, added) in DECAYED.items()}
+def at_instants(parameters: Parameters, instants: torch.Tensor, weights: Mapping[str, float]) -> torch.Tensor:
+    """Weighted features as of instants, normalised over the items: float32 [G, N]."""
+    counts = log_counts(parameters, instants)
     return sum(weight * feature(counts, name) for name, weight in weights.items()).log_softmax(1)
 
 
@@ -167,6 +222,27 @@ def weighted(
     return sums
 
 
+def weighted_at(
+    parameters: Parameters, time: torch.Tensor, weights: torch.Tensor, items: torch.Tensor, dtype: Any
+) -> torch.Tensor:
+    """Weighted sums of the features of named items, int64 [B, C], with weights [F] or [B, F]: [B, C]; see `weighted`."""
+    counts = log_counts(parameters, time, dtype, items)
+    features = torch.stack([feature(counts, name) for name in FEATURES], 1)
+    return (weights.to(dtype)[..., None] * features).sum(1)
+
+
+def largest(parameters: Parameters) -> torch.Tensor:
+    """No feature of an item at any time is larger, its sign aside, than: float32 [F, N]."""
+    sizes = {}
+    for name, (_, smoothing) in DECAYED.items():
+        # Of an item's counts, those just after its events are the largest.
+        most = torch.zeros_like(parameters[f"{name}_marked"][0])
+        most.scatter_reduce_(0, parameters["item"].long(), parameters[name], "amax")
+        sizes[name] = most.add_(smoothing).log_().clamp_(min=-math.log(smoothing)) * (1 + 8 * UNIT)
+    bent = [sizes[of].clamp(min=abs(least)) for of, least in _BENT.values()]
+    return torch.stack([*sizes.values(), *bent])
+
+
 def _own_weights(weights: torch.Tensor, features: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """Each row's weights [B, F] times the features [U, F, N] of its moment, ``index`` [B]: [B, N]."""
     total = features.new_zeros(len(index), features.shape[2])
@@ -180,26 +256,25 @@ def _own_weights(weights: torch.Tensor, features: torch.Tensor, index: torch.Ten
     return total
 
 
-def _row(parameters: Parameters, time: torch.Tensor) -> torch.Tensor:
-    return (torch.searchsorted(parameters["instants"], time, right=True) - 1).clamp(min=0)
+def _last_of_each(item: NDArray[Any], time: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Positions of the last of the events of one item and time; its counts hold the others."""
+    last = np.ones(len(item), dtype=bool)
+    last[:-1] = (item[1:] != item[:-1]) | (time[1:] != time[:-1])
+    return np.flatnonzero(last)
 
 
-def _instants(pairs: Pairs, time: Any, most: int) -> Any:
-    """As many events between each two, the last one at the end."""
-    import numpy as np
-
-    most = int(np.clip(_MOST_NUMBERS // pairs.n_target, 8, most))
-    inner = time[(np.arange(most - 1) * len(time)) // (most - 1)] if len(time) else time
-    return np.unique(np.append(inner, pairs.popularity_until))
-
-
-def _thinned(start: Any) -> tuple[Any, Any]:
-    """Positions of the events that are kept, evenly out of those between two instants, and how many each stands for."""
-    import numpy as np
-
-    kept, number = [np.empty(0, dtype=np.int64)], [np.empty(0)]
-    for begin, stop in itertools.pairwise(start.tolist()):
-        count = min(stop - begin, _MOST_BETWEEN)
-        kept.append(begin + (np.arange(count) * (stop - begin)) // max(count, 1))
-        number.append(np.full(count, (stop - begin) / max(count, 1)))
-    return np.concatenate(kept), np.concatenate(number)
+def _marked(events: Mapping[str, NDArray[Any]], end: NDArray[np.int64], every: int, n_target: int) -> dict[str, NDArray[Any]]:
+    """``every``, ``since`` and the counts at the marks, see `fit`."""
+    item, time = events["item"], events["time"]
+    starts = np.arange(0, max(len(item), 1), every)
+    since = np.append(time, end)[np.maximum(starts - 1, 0)]
+    counts = {name: np.zeros((len(starts), n_target), dtype=np.float32) for name in DECAYED}
+    last = np.full(n_target, -1)
+    for row, start in enumerate(starts.tolist()[1:], 1):
+        passed = np.arange(start - every, start)
+        last[item[passed]] = passed  # of several events of an item the last stays
+        known = np.flatnonzero(last >= 0)
+        days = (since[row] - time[last[known]]) / _DAY_US
+        for name, (half_life, _) in DECAYED.items():
+            counts[name][row, known] = events[name][last[known]] * 0.5 ** (days / half_life)
+    return {"every": np.array([every]), "since": since} | {f"{name}_marked": array for name, array in counts.items()}

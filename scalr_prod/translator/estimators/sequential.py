@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional
 
 from scalr_prod.translator.estimators import popularity
+from scalr_prod.translator.estimators.products import products
 from scalr_prod.translator.estimators.windows import Windows
 from scalr_prod.translator.threads import heed_stop
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from scalr_prod.translator.batch import Batch
     from scalr_prod.translator.pairs import Pairs, Parameters
 
-__all__ = ["fit", "score", "share"]
+__all__ = ["fit", "score", "share", "user", "vectors"]
 
 logger = logging.getLogger(__name__)
 
@@ -65,13 +66,33 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
     return {name: tensor.detach() for name, tensor in parameters.items()}
 
 
+def user(parameters: Parameters, batch: Batch) -> torch.Tensor:
+    """The state after the last event: float64 [B, d]; 0 where the history holds no known item.
+
+    One event asks: its query is folded into the keys' matrix, and values are mixed before they meet theirs.
+    """
+    p = {name: tensor.double() for name, tensor in parameters.items() if name not in {"source", "target"}}
+    known = batch.items > 0
+    x = parameters["source"][batch.items].double()
+    heads, dim = len(p["age_bias"]), x.shape[-1]
+    normed = functional.layer_norm(x, (dim,), p["norm_weight"])
+    query = (normed[:, -1] @ p["query"]).unflatten(-1, (heads, -1))
+    asked = torch.einsum("bhc,dhc->bhd", query, p["key"].unflatten(-1, (heads, -1)))
+    bias = p["age_bias"][:, torch.bucketize(batch.ages, _limits(x.device))].transpose(0, 1)
+    logits = asked @ normed.mT / query.shape[-1] ** 0.5 + bias
+    logits = logits.masked_fill(~known[:, None], torch.finfo(logits.dtype).min)
+    mixed = torch.einsum("bhd,dhc->bhc", logits.softmax(-1) @ x, p["value"].unflatten(-1, (heads, -1))).flatten(1)
+    return _after(p, mixed) * known.any(1, keepdim=True)
+
+
+def vectors(parameters: Parameters) -> torch.Tensor:
+    """Each target item's vector: float32 [N, d]."""
+    return parameters["target"]
+
+
 def score(parameters: Parameters, batch: Batch, log_prior: torch.Tensor) -> torch.Tensor:
     """[B, N] in the dtype of ``log_prior``; 0 where the history holds no known item."""
-    p = {name: tensor.to(log_prior.dtype) for name, tensor in parameters.items()}
-    known = batch.items > 0
-    x = p["source"][batch.items]
-    state = _states(p, x[:, -1:], x, batch.ages[:, None], known[:, None])[:, 0]
-    return (state * known.any(1, keepdim=True)) @ p["target"].T
+    return products(user(parameters, batch), vectors(parameters), log_prior.dtype)
 
 
 def _states(p: Parameters, query: torch.Tensor, x: torch.Tensor, days: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
@@ -92,13 +113,20 @@ def _states(p: Parameters, query: torch.Tensor, x: torch.Tensor, days: torch.Ten
     q = _split(functional.layer_norm(query, width, p["norm_weight"]) @ p["query"], heads)
     k = _split(functional.layer_norm(x, width, p["norm_weight"]) @ p["key"], heads)
     v = _split(x @ p["value"], heads)
-    limits = torch.tensor(LIMITS_DAYS, device=x.device)
-    bias = p["age_bias"][:, torch.bucketize(days, limits)].transpose(0, 1)
+    bias = p["age_bias"][:, torch.bucketize(days, _limits(x.device))].transpose(0, 1)
     logits = q @ k.mT / q.shape[-1] ** 0.5 + bias
     logits = logits.masked_fill(~visible[:, None], torch.finfo(logits.dtype).min)
-    mixed = (logits.softmax(-1) @ v).transpose(1, 2).flatten(2)
-    hidden = functional.gelu(functional.layer_norm(mixed, width) @ p["widen"])
+    return _after(p, (logits.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+def _after(p: Parameters, mixed: torch.Tensor) -> torch.Tensor:
+    """The feed-forward layer."""
+    hidden = functional.gelu(functional.layer_norm(mixed, mixed.shape[-1:]) @ p["widen"])
     return mixed + hidden @ p["narrow"]
+
+
+def _limits(device: torch.device) -> torch.Tensor:
+    return torch.tensor(LIMITS_DAYS, device=device)
 
 
 def _split(x: torch.Tensor, heads: int) -> torch.Tensor:
@@ -140,10 +168,11 @@ class _Popularity:
     """Log popularity of target items as of an event, roughly: the estimator's own part is what this leaves open."""
 
     def __init__(self, pairs: Pairs) -> None:
-        fitted = popularity.fit(pairs, INSTANTS)
+        self.instants = popularity.instants(pairs, INSTANTS)
         lately = 0.8 if "popularity" in pairs.settings.estimators else 0.0
-        self.instants = fitted["instants"]
-        self.table = popularity.at_instants(fitted, {"count": 0.5, "days_20": lately}).T.contiguous()
+        self.table = popularity.at_instants(
+            popularity.fit(pairs), self.instants, {"count": 0.5, "days_20": lately}
+        ).T.contiguous()
         chosen = popularity.prior(pairs).exp()
         self.drawn = 0.5 * chosen + 0.5 / len(chosen)
 

@@ -19,11 +19,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from scalr_prod.translator.estimators.products import UNIT, products
+from scalr_prod.translator.threads import heed_stop
+
 if TYPE_CHECKING:
     from scalr_prod.translator.batch import Batch
     from scalr_prod.translator.pairs import Pairs, Parameters
 
-__all__ = ["fit", "score", "share"]
+__all__ = ["fit", "largest", "score", "share", "user", "vectors"]
 
 #: Topics for each of ``[translator] dim``.
 TOPICS_PER_DIM: Final = 2
@@ -72,8 +75,8 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
     history = pairs.log.history[rows, -DEPTH:]
     items = torch.from_numpy((pairs.source_index[pairs.log.source.item[history]] * (history >= 0)).astype("int64"))
     label = torch.from_numpy(pairs.target_index[pairs.log.target.item[rows]].astype("int64"))
-    user = torch.from_numpy(pairs.log.target.user[rows].astype("int64"))
-    group = (user * 2654435761 >> 16) % GROUPS
+    owner = torch.from_numpy(pairs.log.target.user[rows].astype("int64"))
+    group = (owner * 2654435761 >> 16) % GROUPS
     chosen = popularity.prior(pairs).exp()
     place = torch.bucketize(torch.arange(items.shape[1] - 1, -1, -1), torch.tensor(STEPS_BACK))
     weight = 1 / (1 + torch.arange(len(STEPS_BACK) + 1.0))
@@ -81,6 +84,7 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
     parts = [torch.nonzero(told & (group == number))[:, 0] for number in range(GROUPS)]
     counts: _Counts | None = None
     for _ in range(ITERATIONS):
+        heed_stop()
         found = _Counts.empty(shared["start"], chosen)
         said, seen = torch.zeros_like(weight), torch.zeros_like(weight)
         for number, part in enumerate(parts):
@@ -102,15 +106,29 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
     return {"source": source, "target": target, "recency": weight[place].contiguous()}
 
 
-def score(parameters: Parameters, batch: Batch, log_prior: torch.Tensor) -> torch.Tensor:
-    """log P(i | history): [B, N] in the dtype of ``log_prior``; every topic by its share where the history holds no known item."""
-    dtype = log_prior.dtype
-    source, recency = parameters["source"], parameters["recency"]
+def user(parameters: Parameters, batch: Batch) -> torch.Tensor:
+    """P(k | history): float64 [B, K]; the topics' shares where the history holds no known item."""
+    source, recency = parameters["source"], parameters["recency"].double()
     items = batch.items[:, -len(recency) :]
-    share_of = _shares(items, recency[len(recency) - items.shape[1] :]).to(dtype)
-    topics = (share_of[:, None] @ source[items].to(dtype))[:, 0]
-    topics = torch.where((items > 0).any(1, keepdim=True), topics, source[:1].to(dtype))
-    return (topics @ parameters["target"].to(dtype)).log_()
+    share_of = _shares(items, recency[len(recency) - items.shape[1] :])
+    topics = (share_of[:, None] @ source[items].double())[:, 0]
+    return torch.where((items > 0).any(1, keepdim=True), topics, source[:1].double())
+
+
+def vectors(parameters: Parameters) -> torch.Tensor:
+    """P(i | k) of each target item: float32 [N, K]."""
+    return parameters["target"].T
+
+
+def score(parameters: Parameters, batch: Batch, log_prior: torch.Tensor) -> torch.Tensor:
+    """log P(i | history): [B, N] in the dtype of ``log_prior``."""
+    return products(user(parameters, batch), vectors(parameters), log_prior.dtype).log_()
+
+
+def largest(parameters: Parameters, log_prior: torch.Tensor) -> torch.Tensor:
+    """Bound an item's score, its sign aside: no topic gives it less than the smallest P(i | k). float32 [N]."""
+    del log_prior
+    return -parameters["target"].amin(0).log() * (1 + 8 * UNIT)
 
 
 def _shares(items: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
