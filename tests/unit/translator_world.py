@@ -58,7 +58,7 @@ def calibration_table() -> torch.Tensor:
     table[:, names.index("count")] = 0.6
     for name, weight in (("days_20", 0.3), ("days_90_from_4", -0.7), ("days_20_from_1", 0.9)):
         table[:2, names.index(name)] = weight
-    for name, weight in (("frequency", 0.5), ("linear", 2.0), ("factorisation", 1.0), ("sequential", 0.3)):
+    for name, weight in (("frequency", 0.5), ("topics", 0.4), ("linear", 2.0), ("factorisation", 1.0), ("sequential", 0.3)):
         table[0, names.index(name)] = table[MEMBERS.index(name), names.index(name)] = weight
     for name, weight in (("days_20_by_taste_count", 0.2), ("count_by_taste_days_3", -0.3), ("days_90_from_4_by_recent", 0.4)):
         table[0, names.index(name)] = weight
