@@ -13,9 +13,9 @@ from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, US
 from scalr_prod.errors import EmptyInput
 from scalr_prod.ingest.cells import Ids, Place, first_true, numbers, texts
 from scalr_prod.ingest.columns import Wanted
-from scalr_prod.ingest.files import read_files
 from scalr_prod.ingest.instants import Instants
 from scalr_prod.ingest.sql import read_query
+from scalr_prod.ingest.tables import read_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,7 +82,14 @@ def stage_events(settings: Settings, domain: Domain, folder: Path, *, count: Cal
         batches, origin = read_query(chosen.url, chosen.query, wanted), f"the query of [domains.{domain}]"
     else:
         origin = chosen.events or ""
-        batches = read_files(settings, origin, wanted, format=chosen.format, storage_options=chosen.storage_options)
+        batches = read_path(
+            settings,
+            origin,
+            wanted,
+            format=chosen.format,
+            version=chosen.version,
+            storage_options=chosen.storage_options,
+        )
     staged = StagedEvents(origin)
     key = f"[domains.{domain}] timezone"
     happened, known = Instants(chosen.timezone, key), Instants(chosen.timezone, key)
@@ -128,7 +135,7 @@ def stage_items(settings: Settings, domain: Domain, folder: Path) -> StagedItems
     others = tuple(name for name in mapped.values() if name and name not in asked)
     wanted = Wanted((names.item, *asked), f"domains.{domain}.item_columns", others)
     staged = StagedItems(chosen.items)
-    batches = read_files(settings, chosen.items, wanted, storage_options=chosen.storage_options)
+    batches = read_path(settings, chosen.items, wanted, version=chosen.items_version, storage_options=chosen.storage_options)
     with closing(batches), _Parts(folder, f"{domain}-items") as parts:
         for batch in batches:
             size = batch.rows.num_rows
