@@ -8,6 +8,7 @@ ScalrError                      exit code 1; names where, what was found, what t
 │   ├── ColumnNotFound          a mapped column is not there; lists those that are
 │   └── BadValue                null or empty id, wrong type, naive or unparsable timestamp, bad weight
 ├── LakeError
+│   ├── DomainsMixed            the tables were made for other domains than the settings name
 │   ├── TableNotFound           a stage was skipped; names the command that makes the table
 │   ├── CommitFailed            nothing was written; safe to repeat
 │   └── CommitOutcomeUnknown    the commit may have landed; read the log before repeating
@@ -44,6 +45,7 @@ __all__ = [
     "CommitFailed",
     "CommitOutcomeUnknown",
     "DeadlineExceeded",
+    "DomainsMixed",
     "EmptyInput",
     "EmptyWindow",
     "EvaluationError",
@@ -162,6 +164,10 @@ class BadValue(InputError):
 
 class LakeError(ScalrError):
     """A Delta table could not be read or written."""
+
+
+class DomainsMixed(LakeError):
+    """The settings name other domains than the tables were made for; nothing was written."""
 
 
 class TableNotFound(LakeError):

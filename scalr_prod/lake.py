@@ -93,8 +93,13 @@ class Lake:
         except (DeltaError, OSError) as error:
             raise self._unreadable(table, error) from error
 
-    def create(self, table: Table, schema: pa.Schema) -> None:
+    def create(self, table: Table, schema: pa.Schema, *, description: str | None = None) -> None:
         """Make an empty table where there is none.
+
+        Args:
+            table: Which table.
+            schema: Its columns.
+            description: Kept in its log, from its first version on.
 
         Raises:
             CommitFailed: The lake cannot be written to.
@@ -104,7 +109,14 @@ class Lake:
 
         uri = self.uri(table)
         try:
-            DeltaTable.create(uri, schema=schema, mode="ignore", name=table.value, storage_options=self.storage_options)
+            DeltaTable.create(
+                uri,
+                schema=schema,
+                mode="ignore",
+                name=table.value,
+                description=description,
+                storage_options=self.storage_options,
+            )
         except (DeltaError, OSError) as error:
             if self.exists(table):  # another process made it at the same moment
                 return
@@ -150,6 +162,21 @@ class Lake:
             f"version {version}, which the run is pinned to, is no longer there: {found}",
             where=self.uri(table),
             next_step="a vacuum has removed it; plan the run on today's tables: scalr generate",
+        )
+
+    def description(self, table: Table) -> str:
+        """What the table's log says of it; empty where it says nothing."""
+        return self.open_table(table).metadata().description or ""
+
+    def describe(self, table: Table, description: str, *, key: str) -> Commit:
+        """Change the table's description, once per key.
+
+        Raises:
+            CommitFailed: Nothing changed; another writer may have moved the table on.
+        """
+        properties = _properties(key, None)
+        return self._once(
+            table, key, lambda delta: delta.alter.set_table_description(description, commit_properties=properties)
         )
 
     def version(self, table: Table) -> int:

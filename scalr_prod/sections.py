@@ -78,6 +78,7 @@ class DomainSettings(_Section):
     """One domain's log: a Delta or Iceberg table, files (path, glob or fsspec URL), or a SQL query."""
 
     name: str
+    formerly: str | None = Field(default=None, description="the name that the project's tables know this domain by: renames it")
     events: str | None = None
     query: str | None = None
     url: str | None = Field(default=None, repr=False)

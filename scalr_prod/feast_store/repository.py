@@ -15,6 +15,7 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from scalr_prod import __version__, assets
+from scalr_prod.binding import check_domains
 from scalr_prod.contracts import ITEM_ID, USER_ID, Table, id_type_of
 from scalr_prod.errors import FeatureStoreError
 from scalr_prod.lake import Lake
@@ -61,6 +62,7 @@ def apply_feature_repo(settings: Settings) -> RepositoryReport:
 
     Raises:
         TableNotFound: The logs have not been ingested yet.
+        DomainsMixed: The lake's tables were made for other domains.
         FeatureStoreError: Feast refused the definitions, or the registry cannot be reached.
     """
     lake = _lake_facts(settings)
@@ -115,6 +117,7 @@ def registry_url(settings: Settings) -> str:
 
 def _lake_facts(settings: Settings) -> dict[str, str]:
     lake = Lake.open(settings)
+    check_domains(settings, lake)
     source, target = lake.schema(Table.SOURCE_EVENTS), lake.schema(Table.TARGET_EVENTS)
     return {
         "root": lake.root,

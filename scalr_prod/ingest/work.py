@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from scalr_prod.binding import bound_domain, check_domains, description_of
 from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table, id_type_of, schema_of
 from scalr_prod.errors import NoCommonUsers
 from scalr_prod.ingest.catalogue import update_catalogue
-from scalr_prod.ingest.commit import Addition, Log, scan, staged_sql
+from scalr_prod.ingest.commit import Addition, Log, commit_key, repeat_while_moving, scan, staged_sql
 from scalr_prod.ingest.idtypes import agreed_type
 from scalr_prod.ingest.report import DomainReport
 from scalr_prod.instants import datetime_of
@@ -130,10 +131,18 @@ class Work:
         for addition in self.additions.values():
             addition.compare()
 
-    def create_tables(self) -> None:
-        """Make every table that is missing and whose id types are known."""
+    def create_tables(self, settings: Settings) -> None:
+        """Make every table that is missing and whose id types are known, each domain's bound to its name.
+
+        Raises:
+            DomainsMixed: Another ingest has made a table for another domain in the meantime.
+        """
         for domain, item in self.item.items():
-            own = [Table.events(domain), Table.items(domain), Table.history(domain)]
+            events = Table.events(domain)
+            described = description_of(settings, domain)
+            self.lake.create(events, schema_of(events, user=self.user, item=item), description=described)
+            self._bind(settings, domain)
+            own = [Table.items(domain), Table.history(domain)]
             for table in [*own, *([Table.TARGET_ITEM_STATS] if domain == "target" else [])]:
                 self.lake.create(table, schema_of(table, user=self.user, item=item))
         if len(self.item) == len(_BOTH):
@@ -141,6 +150,16 @@ class Work:
                 self.lake.create(
                     table, schema_of(table, user=self.user, item=self.item["target"], source_item=self.item["source"])
                 )
+
+    def _bind(self, settings: Settings, domain: Domain) -> None:
+        """Give a table that was bound to no domain, or to a former name, the domain's name."""
+
+        def bind(_version: int) -> None:
+            check_domains(settings, self.lake)
+            if bound_domain(self.lake, domain) != settings.domains[domain].name:
+                self.lake.describe(Table.events(domain), description_of(settings, domain), key=commit_key())
+
+        repeat_while_moving(self.lake, Table.events(domain), bind)
 
     def commit(self, domain: Domain, name: str, *, progress: bool) -> DomainReport:
         """Write one domain: its catalogue first, so that no event is ever without a catalogue row.
