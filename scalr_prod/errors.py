@@ -2,6 +2,7 @@
 
 ScalrError                      exit code 1; names where, what was found, what to do next
 ├── SettingsError               scalr.toml or SCALR_*: unknown key, impossible value
+├── ForeignFiles                a folder or table of the settings holds what this package did not make; it stays as it is
 ├── InputError                  foreign data refused at the edge; nothing was written
 │   ├── UnreadableInput         no such file, truncated, not the format it claims to be, a query that fails
 │   ├── EmptyInput              it can be read, but holds no row
@@ -50,6 +51,7 @@ __all__ = [
     "EmptyWindow",
     "EvaluationError",
     "FeatureStoreError",
+    "ForeignFiles",
     "GenerationError",
     "InputError",
     "LakeError",
@@ -140,6 +142,10 @@ def _rebuild(
 
 class SettingsError(ScalrError):
     """scalr.toml or the environment holds an unknown key or an impossible value."""
+
+
+class ForeignFiles(ScalrError):
+    """A folder or table that the settings name holds what this package did not make; nothing was written."""
 
 
 class InputError(ScalrError):

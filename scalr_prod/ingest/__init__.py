@@ -28,6 +28,7 @@ def ingest(settings: Settings, *, domain: Domain | None = None, progress: bool =
 
     Raises:
         DomainsMixed: The lake's tables were made for other domains. Nothing was written.
+        ForeignFiles: Home or lake holds what this package did not make. Nothing was written.
         InputError: An input was refused; names file, column and row. Nothing was written.
         NoCommonUsers: The two domains share no user. Nothing was written.
         CommitFailed: The lake refused a commit; it is safe to repeat the ingest.
@@ -44,6 +45,7 @@ def ingest(settings: Settings, *, domain: Domain | None = None, progress: bool =
     items: dict[Domain, StagedItems | None] = {}
     lake = Lake.open(settings)
     check_domains(settings, lake)
+    lake.check_ours()
     with ExitStack() as stack:
         folder = stack.enter_context(staging_folder(settings, "ingest"))
         for one in domains:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
 
 from scalr_prod.errors import ServingError
+from scalr_prod.ownership import claim_home
 from scalr_prod.scoring.address import server_file
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ def read_record(settings: Settings) -> ServerRecord | None:
 
 def state_folder(settings: Settings) -> Path:
     """Folder of the server's log, locks and backends; the model repository holds models alone."""
+    claim_home(settings)
     folder = settings.home / "triton-server"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
