@@ -5,11 +5,11 @@ from __future__ import annotations
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, quote_plus
 
 from scalr_prod.errors import UnreadableInput
 from scalr_prod.ingest.columns import pick
 from scalr_prod.ingest.files import Batch, to_batch
+from scalr_prod.masking import masked
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -21,6 +21,17 @@ if TYPE_CHECKING:
 __all__ = ["read_query"]
 
 _ROWS = 20_000
+#: Packages that bring a dialect to SQLAlchemy.
+_PACKAGES = {
+    "awsathena": "PyAthena[SQLAlchemy]",
+    "bigquery": "sqlalchemy-bigquery",
+    "clickhouse": "clickhouse-sqlalchemy",
+    "databricks": "databricks-sqlalchemy",
+    "duckdb": "duckdb-engine",
+    "redshift": "sqlalchemy-redshift",
+    "snowflake": "snowflake-sqlalchemy",
+    "trino": "trino[sqlalchemy]",
+}
 _READ_ONLY = {
     "sqlite": "PRAGMA query_only = ON",
     "postgresql": "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
@@ -44,12 +55,7 @@ def read_query(url: str, query: str, wanted: Wanted) -> Generator[Batch, None, N
         engine = sa.create_engine(parsed, poolclass=sa.NullPool)
     except (sa.exc.ArgumentError, ImportError, ValueError) as error:
         # from None: SQLAlchemy's own message may repeat the URL.
-        reason = f"its driver is not installed ({error.name})" if isinstance(error, ImportError) else "it is no SQLAlchemy URL"
-        raise UnreadableInput(
-            f"the database URL cannot be used: {reason}",
-            where="SQL url",
-            next_step="write it as dialect+driver://user:password@host/database and install the driver",
-        ) from None
+        raise _unusable(error, url) from None
     origin = _public(parsed)
     _read_only(engine, origin)
     try:
@@ -73,6 +79,25 @@ def read_query(url: str, query: str, wanted: Wanted) -> Generator[Batch, None, N
         ) from None
     finally:
         engine.dispose()
+
+
+def _unusable(error: Exception, url: str) -> UnreadableInput:
+    import sqlalchemy as sa
+
+    next_step = "write it as the SQLAlchemy URL dialect+driver://user:password@host/database"
+    if isinstance(error, ImportError):
+        reason, next_step = f"its driver is not installed ({error.name})", f"pip install {error.name}"
+    elif isinstance(error, sa.exc.NoSuchModuleError):
+        dialect = url.split("://", 1)[0]
+        name = dialect.split("+", 1)[0]
+        reason = f"the driver of '{dialect}' is not installed"
+        known = _PACKAGES.get(name)
+        next_step = (
+            f"pip install {known}" if known else f"install the package that brings '{name}' to SQLAlchemy, or {next_step}"
+        )
+    else:
+        reason = "it is no SQLAlchemy URL"
+    return UnreadableInput(f"the database URL cannot be used: {reason}", where="SQL url", next_step=next_step)
 
 
 def _read_only(engine: Engine, origin: str) -> None:
@@ -103,11 +128,7 @@ def _public(url: URL) -> str:
 def _scrubbed(error: Exception, url: URL) -> str:
     """The driver's first line without any secret of the URL."""
     message = (str(getattr(error, "orig", None) or error).splitlines() or [""])[0]
-    secrets = [url.password, *_flat(url.query.values())]
-    for secret in filter(None, secrets):
-        for spelling in {str(secret), quote(str(secret)), quote_plus(str(secret))}:
-            message = message.replace(spelling, "***")
-    return message[:300]
+    return masked(message, [url.password, *_flat(url.query.values())])[:300]
 
 
 def _flat(values: Any) -> Sequence[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scalr_prod.binding import bound_domain, check_domains, description_of
 from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table, id_type_of, schema_of
@@ -15,6 +15,8 @@ from scalr_prod.instants import datetime_of
 from scalr_prod.progress import counting
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from scalr_prod.contracts import Domain, IdType
     from scalr_prod.ingest.staging import StagedEvents, StagedItems
     from scalr_prod.lake import Lake
@@ -171,16 +173,23 @@ class Work:
         size, duplicates = update_catalogue(self.db, self.lake, log, self.items[domain], self.item[domain])
         with counting(f"add {domain}", show=progress, total=staged.rows) as count:
             added, version = self.additions[domain].commit(count)
-        users, items = self.db.sql(f"SELECT count(DISTINCT {USER_ID}), count(DISTINCT {ITEM_ID}) FROM {log.view}").fetchall()[0]
+        read = self._extent(log.view)
+        rows = self.lake.dataset(table, version=version).count_rows()
+        # All of the log is in the table now: of equal size, the two are equal.
+        kept = read if rows == staged.rows else self._extent_in_lake(table, version)
         return DomainReport(
             name=name,
             rows_read=staged.rows,
+            users_read=read.users,
+            items_read=read.items,
+            first_read=read.first,
+            last_read=read.last,
             rows_added=added,
-            rows=self.lake.dataset(table, version=version).count_rows(),
-            users=users,
-            items=items,
-            first_event=log.first,
-            last_event=log.last,
+            rows=rows,
+            users=kept.users,
+            items=kept.items,
+            first_event=kept.first,
+            last_event=kept.last,
             created_lifted=staged.lifted,
             catalogue=size,
             catalogue_duplicates=duplicates,
@@ -188,3 +197,27 @@ class Work:
             item_id=self.item[domain],
             version=version,
         )
+
+    def _extent_in_lake(self, table: Table, version: int) -> _Extent:
+        self.db.register("lake_rows", scan(self.lake, table, version=version, columns=[USER_ID, ITEM_ID, EVENT_TIMESTAMP]))
+        try:
+            return self._extent("lake_rows")
+        finally:
+            self.db.unregister("lake_rows")
+
+    def _extent(self, view: str) -> _Extent:
+        """Read a view once."""
+        users, items, first, last = self.db.sql(
+            f"SELECT count(DISTINCT {USER_ID}), count(DISTINCT {ITEM_ID}), "
+            f"epoch_us(min({EVENT_TIMESTAMP})), epoch_us(max({EVENT_TIMESTAMP})) FROM {view}"
+        ).fetchall()[0]
+        return _Extent(users, items, datetime_of(first), datetime_of(last))
+
+
+class _Extent(NamedTuple):
+    """Whose events there are, on what, and from when to when (UTC)."""
+
+    users: int
+    items: int
+    first: datetime
+    last: datetime

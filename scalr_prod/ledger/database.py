@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from scalr_prod.errors import LedgerError
 from scalr_prod.ledger.migrations import HEAD
+from scalr_prod.masking import masked
 from scalr_prod.ownership import claim_home
 
 if TYPE_CHECKING:
@@ -190,9 +191,7 @@ class Database:
 
     def _plain(self, error: SQLAlchemyError) -> str:
         text = str(error.orig) if isinstance(error, DBAPIError) and error.orig else str(error)
-        if self._url.password:
-            text = text.replace(str(self._url.password), "***")
-        return " ".join(text.split()) or type(error).__name__
+        return " ".join(masked(text, [self._url.password]).split()) or type(error).__name__
 
 
 def _parse(url: str) -> sa.URL:
