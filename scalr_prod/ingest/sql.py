@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +13,13 @@ from scalr_prod.ingest.files import Batch, to_batch
 from scalr_prod.masking import masked
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
 
-    from sqlalchemy import URL, Engine
+    from sqlalchemy import URL, Connection, Engine
 
     from scalr_prod.ingest.columns import Wanted
 
-__all__ = ["read_query"]
+__all__ = ["reach", "read_query"]
 
 _ROWS = 20_000
 #: Packages that bring a dialect to SQLAlchemy.
@@ -48,6 +49,37 @@ def read_query(url: str, query: str, wanted: Wanted) -> Generator[Batch, None, N
         ColumnNotFound: The query does not give a required column.
         BadValue: It gives one twice, or one with values of several types.
     """
+    with _connected(url) as (connection, origin):
+        # exec_driver_sql and no_parameters: a ':' or '%' of the query is the query's own, no parameter of ours.
+        streamed = connection.execution_options(stream_results=True, yield_per=_ROWS, no_parameters=True)
+        result = streamed.exec_driver_sql(query)
+        names = list(result.keys())
+        columns = [names.index(name) for name in pick(names, wanted, origin)]
+        row = 0
+        for rows in result.partitions(_ROWS):
+            values = ([_plain(found[at]) for found in rows] for at in columns)
+            batch = to_batch([names[at] for at in columns], values, origin, row)
+            yield Batch(origin, row, batch)
+            row += len(rows)
+
+
+def reach(url: str) -> str:
+    """Connect to the database and leave it again; gives its address without any secret.
+
+    Raises:
+        UnreadableInput: As `read_query`.
+    """
+    with _connected(url) as (_, origin):
+        return origin
+
+
+@contextmanager
+def _connected(url: str) -> Iterator[tuple[Connection, str]]:
+    """A connection that only reads, and the database's address without any secret; what fails in the block is told without one.
+
+    Raises:
+        UnreadableInput: The URL or its driver is unknown, the database cannot be reached, or a query fails.
+    """
     import sqlalchemy as sa
 
     try:
@@ -60,17 +92,7 @@ def read_query(url: str, query: str, wanted: Wanted) -> Generator[Batch, None, N
     _read_only(engine, origin)
     try:
         with engine.connect() as connection:
-            # exec_driver_sql and no_parameters: a ':' or '%' of the query is the query's own, no parameter of ours.
-            streamed = connection.execution_options(stream_results=True, yield_per=_ROWS, no_parameters=True)
-            result = streamed.exec_driver_sql(query)
-            names = list(result.keys())
-            columns = [names.index(name) for name in pick(names, wanted, origin)]
-            row = 0
-            for rows in result.partitions(_ROWS):
-                values = ([_plain(found[at]) for found in rows] for at in columns)
-                batch = to_batch([names[at] for at in columns], values, origin, row)
-                yield Batch(origin, row, batch)
-                row += len(rows)
+            yield connection, origin
     except sa.exc.SQLAlchemyError as error:
         raise UnreadableInput(
             f"the query failed: {_scrubbed(error, parsed)}",
