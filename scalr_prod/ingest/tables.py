@@ -164,9 +164,15 @@ def _delta_reader(table: DeltaTable, names: list[str]) -> pa.RecordBatchReader:
 def _iceberg(
     metadata: str, origin: str, wanted: Wanted, version: int | None, options: dict[str, str]
 ) -> Iterator[pa.RecordBatch]:
+    from pyiceberg.catalog.noop import NoopCatalog
+    from pyiceberg.io import load_file_io
+    from pyiceberg.serializers import FromInputFile
     from pyiceberg.table import StaticTable
 
-    table = StaticTable.from_metadata(metadata, properties=options)
+    # Not by `StaticTable.from_metadata`, which opens files with whatever class and address the table's own properties name.
+    io = load_file_io(properties=options, location=metadata)
+    content = FromInputFile.table_metadata(io.new_input(metadata))
+    table = StaticTable(("static", metadata), content, metadata, io, NoopCatalog("static"))
     snapshot = table.current_snapshot() if version is None else table.snapshot_by_id(version)
     if version is not None and snapshot is None:
         there = ", ".join(str(one.snapshot_id) for one in table.snapshots()[-_SHOWN:])

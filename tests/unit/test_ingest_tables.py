@@ -247,3 +247,22 @@ def test_loose_files_beside_a_table_are_still_read(project, delta, tmp_path):
     settings = project('events = "loose"')
     ingest(settings)
     assert rows(settings) == BEFORE
+
+
+def test_a_table_cannot_name_code_to_be_run(project, tmp_path, monkeypatch):
+    """pyiceberg opens files with the class that a table's own properties name, unless it is given one."""
+    (tmp_path / "planted.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass IO: ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    catalogue = SqlCatalog("test", uri="sqlite:///:memory:", warehouse=f"file://{tmp_path}")
+    catalogue.create_namespace("shop")
+    table = catalogue.create_table("shop.planted", schema=FIRST.schema)
+    table.append(FIRST)
+    catalogue.close()
+    latest = max((tmp_path / "shop" / "planted" / "metadata").glob("*.metadata.json"))
+    metadata = json.loads(latest.read_text())
+    metadata["properties"]["py-io-impl"] = "planted.IO"
+    latest.write_text(json.dumps(metadata))
+    settings = project('events = "shop/planted"')
+    ingest(settings)
+    assert rows(settings) == [("u1", "t1"), ("u1", "t2"), ("u2", "t1")]
+    assert not (tmp_path / "ran").exists()
