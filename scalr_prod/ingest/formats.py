@@ -28,6 +28,8 @@ def table_at(filesystem: Any, path: str) -> TableFormat | None:
     """
     if path.endswith(METADATA_SUFFIX):
         return "iceberg"
+    if "http" in _protocols(filesystem):  # it has no folders, and a server may answer to any name
+        return None
     folder = path.rstrip("/")
     if filesystem.isdir(f"{folder}/_delta_log"):
         return "delta"
@@ -48,8 +50,6 @@ def refuse_tables(filesystem: Any, paths: Iterable[str], named: str) -> None:
     Raises:
         UnreadableInput: One does; names the table.
     """
-    if "http" in _protocols(filesystem):  # it has no folders, and a server may answer to any name
-        return
     folders: dict[str, None] = {}
     for path in paths:
         place = PurePosixPath(path)

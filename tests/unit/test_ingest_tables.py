@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import struct
 from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pyarrow as pa
 import pytest
@@ -20,6 +22,7 @@ from scalr_prod.lake import Lake
 from scalr_prod.settings import load_settings
 
 AT = datetime(2024, 5, 1, tzinfo=UTC)
+CSV = "user_id,item_id,timestamp\nu1,t1,2024-05-01T00:00:00Z\n"
 Z85 = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
 
 
@@ -266,3 +269,38 @@ def test_a_table_cannot_name_code_to_be_run(project, tmp_path, monkeypatch):
     ingest(settings)
     assert rows(settings) == [("u1", "t1"), ("u1", "t2"), ("u2", "t1")]
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_web_server_is_asked_for_the_file_alone(project, tmp_path):
+    """It has no folders, and may answer to any name: no table is looked for there."""
+    asked: list[str] = []
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.answer(body=False)
+
+        def do_GET(self) -> None:
+            self.answer(body=True)
+
+        def answer(self, *, body: bool) -> None:
+            asked.append(self.path)
+            page = '<a href="x.metadata.json">x</a>' if self.path != "/log.csv" else CSV
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(page)))
+            self.end_headers()
+            if body:
+                self.wfile.write(page.encode())
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            settings = project(f'events = "http://127.0.0.1:{server.server_port}/log.csv"')
+            ingest(settings)
+        finally:
+            server.shutdown()
+            thread.join()
+    assert rows(settings) == [("u1", "t1")]
+    assert set(asked) == {"/log.csv"}
