@@ -178,7 +178,7 @@ def _no_setting(variable: str, keys: list[str], depth: int) -> SettingsError:
     close = difflib.get_close_matches(keys[depth], known, n=1)
     meant = [*keys[:depth], *close, *keys[depth + 1 :]]
     hint = f"did you mean {_variable(meant)}?" if close else f"known here: {', '.join(known)}"
-    return SettingsError("sets nothing that there is", where=f"environment variable {variable}", next_step=hint)
+    return SettingsError("matches no setting", where=f"environment variable {variable}", next_step=hint)
 
 
 def _variable(keys: list[str]) -> str:
