@@ -6,7 +6,6 @@ write, or if an earlier version, which left no marker, evidently made it; else i
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from contextlib import closing
 from typing import TYPE_CHECKING, Final
@@ -66,9 +65,7 @@ def claim(folder: Path, kind: str, *, setting: str, names: Iterable[str] | None,
             next_step=f"name another folder as {setting} in scalr.toml, or move these files away",
         )
     folder.mkdir(parents=True, exist_ok=True)
-    staged = folder / f"{marker.name}.{os.getpid()}"
-    staged.write_text(_TEXT, encoding="utf-8")
-    staged.replace(marker)
+    marker.write_text(_TEXT, encoding="utf-8")  # that it is there is all that counts
 
 
 def claim_home(settings: Settings) -> None:

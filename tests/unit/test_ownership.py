@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -19,6 +21,7 @@ from scalr_prod.feast_store import apply_feature_repo
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger
+from scalr_prod.ownership import claim_home
 from scalr_prod.quality.expectations import inspecting
 from scalr_prod.serving.repository import write_config
 from scalr_prod.settings import load_settings
@@ -159,6 +162,20 @@ def test_a_foreign_database_is_no_ledger_of_ours(logs):
     db.close()
     with pytest.raises(ForeignFiles):
         Ledger.open(settings)
+
+
+def test_many_at_once_share_a_new_home(logs):
+    settings = load_settings(logs)
+    start = threading.Barrier(16)
+
+    def work(number: int) -> None:
+        start.wait()
+        claim_home(settings)
+        put(settings.home, {f"models/{number}.json": "{}"})
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(work, range(16)))
+    assert len(list((settings.home / "models").iterdir())) == 16
 
 
 # --- the lake
