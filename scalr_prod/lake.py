@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalr_prod.contracts import EVENT_TIMESTAMP, Table
-from scalr_prod.errors import CommitFailed, CommitOutcomeUnknown, LakeError, TableNotFound
+from scalr_prod.errors import CommitFailed, CommitOutcomeUnknown, ForeignFiles, LakeError, TableNotFound
+from scalr_prod.ownership import is_empty
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -93,18 +94,35 @@ class Lake:
         except (DeltaError, OSError) as error:
             raise self._unreadable(table, error) from error
 
-    def create(self, table: Table, schema: pa.Schema) -> None:
+    def create(self, table: Table, schema: pa.Schema, *, description: str | None = None) -> None:
         """Make an empty table where there is none.
 
+        Args:
+            table: Which table.
+            schema: Its columns.
+            description: Kept in its log, from its first version on.
+
         Raises:
+            ForeignFiles: There is a table, or a folder of files, that this package did not make.
             CommitFailed: The lake cannot be written to.
         """
         from deltalake import DeltaTable
         from deltalake.exceptions import DeltaError
 
+        if self.exists(table):
+            self._open_ours(table)
+            return
         uri = self.uri(table)
+        self._refuse_files(table)
         try:
-            DeltaTable.create(uri, schema=schema, mode="ignore", name=table.value, storage_options=self.storage_options)
+            DeltaTable.create(
+                uri,
+                schema=schema,
+                mode="ignore",
+                name=table.value,
+                description=description,
+                storage_options=self.storage_options,
+            )
         except (DeltaError, OSError) as error:
             if self.exists(table):  # another process made it at the same moment
                 return
@@ -138,6 +156,43 @@ class Lake:
             raise self._gone(table, version, f"{missing} was removed")
         return found
 
+    def check_ours(self) -> None:
+        """Make sure that every table of the lake is this package's own, or not there.
+
+        Raises:
+            ForeignFiles: One is not; nothing was written.
+        """
+        for table in Table:
+            if self.exists(table):
+                self._open_ours(table)
+            else:
+                self._refuse_files(table)
+
+    def _open_ours(self, table: Table) -> DeltaTable:
+        """The Delta table itself, to be written to.
+
+        Raises:
+            ForeignFiles: This package did not make it: those that it makes bear their name in their log.
+        """
+        found = self.open_table(table)
+        if found.metadata().name != table.value:
+            raise self._foreign(table, "is a Delta table that this package did not make")
+        return found
+
+    def _refuse_files(self, table: Table) -> None:
+        # On disk alone: an object store has no folders, and no file there is ever removed that no log of ours names.
+        folder = Path(self.uri(table))
+        if "://" not in self.root and any(not is_empty(path) for path in _files_beside_log(folder)):
+            raise self._foreign(table, "holds files, but no Delta table")
+
+    def _foreign(self, table: Table, found: str) -> ForeignFiles:
+        return ForeignFiles(
+            found,
+            where=self.uri(table),
+            next_step="name another [project] home or lake; if it is a copy of a table of this package, give it back its name: "
+            f"deltalake.DeltaTable(…).alter.set_table_name('{table.value}')",
+        )
+
     def _unreadable(self, table: Table, error: Exception) -> LakeError:
         return LakeError(
             f"the table's log cannot be read: {_in_one_line(error)}",
@@ -150,6 +205,21 @@ class Lake:
             f"version {version}, which the run is pinned to, is no longer there: {found}",
             where=self.uri(table),
             next_step="a vacuum has removed it; plan the run on today's tables: scalr generate",
+        )
+
+    def description(self, table: Table) -> str:
+        """What the table's log says of it; empty where it says nothing."""
+        return self._open_ours(table).metadata().description or ""
+
+    def describe(self, table: Table, description: str, *, key: str) -> Commit:
+        """Change the table's description, once per key.
+
+        Raises:
+            CommitFailed: Nothing changed; another writer may have moved the table on.
+        """
+        properties = _properties(key, None)
+        return self._once(
+            table, key, lambda delta: delta.alter.set_table_description(description, commit_properties=properties)
         )
 
     def version(self, table: Table) -> int:
@@ -233,7 +303,7 @@ class Lake:
 
     def tidy(self, table: Table, *, keep_days: float = 7) -> int:
         """Delete files that no version of the last days uses; for tables that are replaced as a whole. Gives their number."""
-        delta = self.open_table(table)
+        delta = self._open_ours(table)
         return len(delta.vacuum(math.ceil(keep_days * 24), dry_run=False, enforce_retention_duration=False))
 
     def _commit(
@@ -264,7 +334,7 @@ class Lake:
         return self._once(table, key, write)
 
     def _once(self, table: Table, key: str, write: Callable[[DeltaTable], object]) -> Commit:
-        delta = self.open_table(table)
+        delta = self._open_ours(table)
         if delta.transaction_version(key) is not None:
             known = _version_of(delta, key)
             return Commit(table.value, delta.version() if known is None else known, written=False)
@@ -296,6 +366,10 @@ class Lake:
                 where=self.uri(table),
                 next_step="mend the cause and repeat the command",
             ) from error
+
+
+def _files_beside_log(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.name != "_delta_log"] if folder.is_dir() else []
 
 
 def _missing_file(table: DeltaTable) -> str | None:

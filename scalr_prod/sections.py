@@ -75,16 +75,21 @@ class ItemColumns(_Section):
 
 
 class DomainSettings(_Section):
-    """One domain's log: files (path, glob or fsspec URL) or a SQL query."""
+    """One domain's log: a Delta or Iceberg table, files (path, glob or fsspec URL), or a SQL query."""
 
     name: str
+    formerly: str | None = Field(default=None, description="the name that the project's tables know this domain by: renames it")
     events: str | None = None
     query: str | None = None
     url: str | None = Field(default=None, repr=False)
-    format: Literal["parquet", "csv", "jsonl"] | None = None
+    format: Literal["parquet", "csv", "jsonl", "delta", "iceberg"] | None = None
+    version: int | None = Field(
+        default=None, ge=0, description="Delta version or Iceberg snapshot id of events; default: latest"
+    )
     columns: Columns = Columns()
     timezone: str | None = None
     items: str | None = None
+    items_version: int | None = Field(default=None, ge=0, description="as version, of items")
     item_columns: ItemColumns = ItemColumns()
     storage_options: dict[str, str] = Field(default_factory=dict, repr=False)
 
@@ -111,6 +116,10 @@ class DomainSettings(_Section):
             raise ValueError("needs either 'events' (path, glob or URL of files) or 'query' with 'url' (SQL)")
         if self.query is not None and self.url is None:
             raise ValueError("has a 'query' but no 'url' (a SQLAlchemy URL; keep its password in the environment)")
+        if (self.query is not None and self.version is not None) or (self.items is None and self.items_version is not None):
+            raise ValueError(
+                "asks for a version of what it does not name: 'version' is of 'events', 'items_version' of 'items'"
+            )
         return self
 
 

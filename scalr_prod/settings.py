@@ -7,12 +7,15 @@ Unknown keys are errors. Relative paths are relative to the file. Nothing else i
 from __future__ import annotations
 
 import difflib
+import os
+import re
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import SettingsError as SourceError
 
 from scalr_prod.errors import SettingsError
 from scalr_prod.sections import (
@@ -33,12 +36,14 @@ from scalr_prod.sections import (
 
 __all__ = ["Settings", "load_settings"]
 
+_PREFIX: Final = "SCALR_"
+
 
 class Settings(BaseSettings):
     """All of it. Made by `load_settings`."""
 
     model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", env_prefix="SCALR_", env_nested_delimiter="__", nested_model_default_partial_update=True
+        frozen=True, extra="forbid", env_prefix=_PREFIX, env_nested_delimiter="__", nested_model_default_partial_update=True
     )
 
     project: ProjectSettings = ProjectSettings()
@@ -127,10 +132,75 @@ def load_settings(path: str | Path | None = None, **overrides: Any) -> Settings:
     if "base" in raw:
         raise SettingsError("unknown key 'base'", where=str(path), next_step="remove it")
     merged = _merge(raw, overrides)
+    _check_variables()
     try:
         return Settings(**merged, base=path.resolve().parent)
     except ValidationError as error:
         raise _explain(error, path) from error
+    except SourceError as error:
+        raise _not_json(error) from error
+
+
+def _check_variables() -> None:
+    """Refuse variables that are meant for a setting that there is not: pydantic-settings looks past them.
+
+    A name without ``__`` may be another program's; it is refused where it clearly means a setting of ours.
+
+    Raises:
+        SettingsError: Names the variable and the closest one that there is.
+    """
+    for variable in sorted(os.environ):
+        if not variable.upper().startswith(_PREFIX):
+            continue
+        keys = variable[len(_PREFIX) :].lower().split("__")
+        if len(keys) == 1:
+            keys = _meant(keys[0])
+            if keys:
+                raise _no_setting(variable, keys, len(keys) - 1)
+        for depth, key in enumerate(keys):
+            known = _known_keys(keys[:depth])
+            if known and key not in known:
+                raise _no_setting(variable, keys, depth)
+
+
+def _meant(name: str) -> list[str]:
+    """Section and key of a name like ``generation_mode``, which lacks an underscore; none where it is no such name."""
+    for section in _known_keys([]):
+        key = name.removeprefix(f"{section}_")
+        if key != name and key in _known_keys([section]):
+            return [section, key]
+    return ["base"] if name == "base" else []
+
+
+def _no_setting(variable: str, keys: list[str], depth: int) -> SettingsError:
+    """The error for a variable whose key at this depth there is not."""
+    known = _known_keys(keys[:depth])
+    close = difflib.get_close_matches(keys[depth], known, n=1)
+    meant = [*keys[:depth], *close, *keys[depth + 1 :]]
+    hint = f"did you mean {_variable(meant)}?" if close else f"known here: {', '.join(known)}"
+    return SettingsError("matches no setting", where=f"environment variable {variable}", next_step=hint)
+
+
+def _variable(keys: list[str]) -> str:
+    return _PREFIX + "__".join(keys).upper()
+
+
+def _set_by(keys: list[str]) -> str | None:
+    """The environment variable that sets a key, or the section around it."""
+    there = {name.upper(): name for name in os.environ}
+    return next((there[name] for depth in range(len(keys), 0, -1) if (name := _variable(keys[:depth])) in there), None)
+
+
+def _not_json(error: SourceError) -> SettingsError:
+    """Sections and lists come as JSON. What cannot be read may be a secret: it is not repeated."""
+    field = re.search(r'field "(\w+)"', str(error))
+    section = _variable([field[1]]) if field else _PREFIX
+    names = [name for name in sorted(os.environ) if name.upper() == section or name.upper().startswith(f"{section}__")]
+    return SettingsError(
+        "cannot be read as JSON, in which sections and lists are written",
+        where=f"environment variable {', '.join(names)}",
+        next_step=f'set one key of the section with {section}__KEY=value, or write a list as \'["a", "b"]\' (JSON)',
+    )
 
 
 def _zero_byte(section: dict[str, Any]) -> str | None:
@@ -153,20 +223,28 @@ def _explain(error: ValidationError, path: Path) -> SettingsError:
     first = error.errors(include_url=False, include_input=False)[0]
     keys = [str(part) for part in first["loc"]]
     place = f"[{'.'.join(keys[:-1])}] {keys[-1]}" if len(keys) > 1 else f"[{keys[0]}]" if keys else "settings"
+    variable = _set_by(keys)
+    where = f"environment variable {variable}" if variable else str(path)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         known = _known_keys(keys[:-1])
         close = difflib.get_close_matches(keys[-1], known, n=1)
         hint = f"did you mean '{close[0]}'?" if close else f"known here: {', '.join(known)}"
-        return SettingsError(f"unknown key {place}{more}", where=str(path), next_step=hint)
+        return SettingsError(f"unknown key {place}{more}", where=where, next_step=hint)
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "missing":
         message = "is required"
-    return SettingsError(f"{place}: {message}{more}", where=str(path), next_step=f"correct {place} in {path.name}")
+    next_step = f"correct {variable or f'{place} in {path.name}'}"
+    return SettingsError(f"{place}: {message}{more}", where=where, next_step=next_step)
 
 
 def _known_keys(keys: list[str]) -> list[str]:
+    """The keys of a section; none where anything may stand, or a single value."""
     model: Any = Settings
     for key in keys:
-        model = model.model_fields[key].annotation
-    return sorted(name for name in model.model_fields if name != "base")
+        model = model.model_fields[key].annotation if key in _fields(model) else None
+    return sorted(name for name in _fields(model) if name != "base")
+
+
+def _fields(model: Any) -> dict[str, Any]:
+    return getattr(model, "model_fields", {})

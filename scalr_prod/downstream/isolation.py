@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from scalr_prod.binding import check_domains
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table, id_type_of, schema_of
 from scalr_prod.hashing import stable_hash
 from scalr_prod.lake import Lake
@@ -63,10 +64,12 @@ def isolate(settings: Settings, cutoff: datetime, hidden: pa.Array, *, name: str
 
     Raises:
         TableNotFound: Nothing was ingested yet.
+        DomainsMixed: The lake's tables were made for other domains.
     """
     import pyarrow.dataset as ds
 
     source = Lake.open(settings)
+    check_domains(settings, source)
     versions = {table.value: source.version(table) for table in _COPIED}
     made_from = json.dumps([versions, cutoff.isoformat(), hashlib.sha256(repr(hidden.to_pylist()).encode()).hexdigest()])
     home = settings.home / "evaluations" / f"{name}-{hashlib.sha256(made_from.encode()).hexdigest()[:12]}"

@@ -15,9 +15,11 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from scalr_prod import __version__, assets
+from scalr_prod.binding import check_domains
 from scalr_prod.contracts import ITEM_ID, USER_ID, Table, id_type_of
 from scalr_prod.errors import FeatureStoreError
 from scalr_prod.lake import Lake
+from scalr_prod.ownership import claim
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,6 +31,8 @@ __all__ = ["RepositoryReport", "apply_feature_repo", "registry_url", "repository
 logger = logging.getLogger(__name__)
 
 _LOCK_TIMEOUT_S = 300
+#: How every feature_store.yaml of ours has begun.
+_FIRST_WORDS = "# Laid by `scalr` from scalr.toml"
 _SECRET = re.compile(r"(secret|password|passwd|token|sas|_key$|account_key|access_key)", re.IGNORECASE)
 
 
@@ -61,6 +65,8 @@ def apply_feature_repo(settings: Settings) -> RepositoryReport:
 
     Raises:
         TableNotFound: The logs have not been ingested yet.
+        DomainsMixed: The lake's tables were made for other domains.
+        ForeignFiles: Another feature repository lies in the folder.
         FeatureStoreError: Feast refused the definitions, or the registry cannot be reached.
     """
     lake = _lake_facts(settings)
@@ -70,6 +76,8 @@ def apply_feature_repo(settings: Settings) -> RepositoryReport:
     # Looked at without the lock first: whoever fills the online store holds it for long.
     if report := _up_to_date(settings, files, fingerprint):
         return report
+    names = (*files, ".applied.json")
+    claim(repo, "feature-repository", setting="[feast] repo", names=names, former=_former_repository)
     with repository_lock(settings):
         if report := _up_to_date(settings, files, fingerprint):
             return report
@@ -115,6 +123,7 @@ def registry_url(settings: Settings) -> str:
 
 def _lake_facts(settings: Settings) -> dict[str, str]:
     lake = Lake.open(settings)
+    check_domains(settings, lake)
     source, target = lake.schema(Table.SOURCE_EVENTS), lake.schema(Table.TARGET_EVENTS)
     return {
         "root": lake.root,
@@ -190,6 +199,15 @@ def _up_to_date(settings: Settings, files: dict[str, str], fingerprint: str) -> 
     if gone or state["fingerprint"] != fingerprint or not all(_same(repo / name, text) for name, text in files.items()):
         return None
     return RepositoryReport(str(repo), applied=False, views=tuple(state["views"]), services=tuple(state["services"]))
+
+
+def _former_repository(folder: Path) -> bool:
+    """Its configuration begins as those that we lay do, and is not the template of them."""
+    path = folder / "feature_store.yaml"
+    if not path.is_file():
+        return False
+    text, template = path.read_text(encoding="utf-8", errors="replace"), assets.folder("feature_repo") / path.name
+    return text.startswith(_FIRST_WORDS) and text != template.read_text(encoding="utf-8")
 
 
 def _same(path: Path, text: str) -> bool:

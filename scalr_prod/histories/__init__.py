@@ -64,12 +64,15 @@ def build_histories(settings: Settings, *, progress: bool = False) -> HistoriesR
 
     Raises:
         TableNotFound: Nothing has been ingested yet.
+        DomainsMixed: The lake's tables were made for other domains.
         CommitFailed: The lake refused a commit; the tables are as they were.
     """
+    from scalr_prod.binding import check_domains
     from scalr_prod.contracts import Table
     from scalr_prod.histories.build import build_table
     from scalr_prod.lake import Lake
 
     lake = Lake.open(settings)
+    check_domains(settings, lake)
     tables = (Table.SOURCE_USER_HISTORY, Table.TARGET_USER_HISTORY, Table.TARGET_ITEM_STATS)
     return HistoriesReport({table.value: build_table(settings, lake, table, progress=progress) for table in tables})

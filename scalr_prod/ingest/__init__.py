@@ -27,10 +27,13 @@ def ingest(settings: Settings, *, domain: Domain | None = None, progress: bool =
         progress: Show progress bars on stderr.
 
     Raises:
+        DomainsMixed: The lake's tables were made for other domains. Nothing was written.
+        ForeignFiles: Home or lake holds what this package did not make. Nothing was written.
         InputError: An input was refused; names file, column and row. Nothing was written.
         NoCommonUsers: The two domains share no user. Nothing was written.
         CommitFailed: The lake refused a commit; it is safe to repeat the ingest.
     """
+    from scalr_prod.binding import check_domains
     from scalr_prod.duck import open_duckdb, staging_folder
     from scalr_prod.ingest.staging import stage_events, stage_items
     from scalr_prod.ingest.work import Work
@@ -40,6 +43,9 @@ def ingest(settings: Settings, *, domain: Domain | None = None, progress: bool =
     domains: tuple[Domain, ...] = (domain,) if domain else ("source", "target")
     events: dict[Domain, StagedEvents] = {}
     items: dict[Domain, StagedItems | None] = {}
+    lake = Lake.open(settings)
+    check_domains(settings, lake)
+    lake.check_ours()
     with ExitStack() as stack:
         folder = stack.enter_context(staging_folder(settings, "ingest"))
         for one in domains:
@@ -47,9 +53,9 @@ def ingest(settings: Settings, *, domain: Domain | None = None, progress: bool =
                 events[one] = stage_events(settings, one, folder, count=count)
             items[one] = stage_items(settings, one, folder)
         db = stack.enter_context(open_duckdb(settings, folder))
-        work = Work(db, Lake.open(settings), events, items)
+        work = Work(db, lake, events, items)
         common = work.common_users(settings)
         work.compare()
-        work.create_tables()
+        work.create_tables(settings)
         reports = {one: work.commit(one, settings.domains[one].name, progress=progress) for one in domains}
     return IngestReport(reports, common)

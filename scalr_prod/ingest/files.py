@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from scalr_prod.errors import BadValue, UnreadableInput
 from scalr_prod.ingest.columns import pick
+from scalr_prod.ingest.formats import refuse_tables
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from scalr_prod.ingest.columns import Wanted
     from scalr_prod.settings import Settings
 
-__all__ = ["Batch", "read_files"]
+__all__ = ["Batch", "locate", "read_files", "short", "to_batch"]
 
 _FORMATS = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 _COMPRESSED = {".gz", ".bz2", ".xz", ".zst"}
@@ -64,7 +65,7 @@ def read_files(
         storage_options: Passed to fsspec.
 
     Raises:
-        UnreadableInput: No such file, no match, truncated, or not of its format.
+        UnreadableInput: No such file, no match, truncated, not of its format, or among the files of a Delta or Iceberg table.
         ColumnNotFound: A required column is missing; lists those that are there.
         BadValue: A wanted column is there twice.
     """
@@ -78,23 +79,40 @@ def read_files(
                 row += rows.num_rows
 
 
-def _expand(settings: Settings, pattern: str, storage_options: dict[str, str]) -> list[tuple[str, Any, str]]:
+@contextmanager
+def locate(settings: Settings, pattern: str, storage_options: dict[str, str]) -> Iterator[tuple[str, Any, str]]:
+    """The URL, fsspec file system and path on it that a path, glob, folder or URL of the settings stands for.
+
+    Raises:
+        UnreadableInput: The file system cannot be opened, or asked in the block.
+    """
     import fsspec
 
     url = pattern if "://" in pattern else str(settings.resolve(pattern))
     try:
         filesystem, path = fsspec.core.url_to_fs(url, **storage_options)
+        yield url, filesystem, path
+    except UnreadableInput:
+        raise
+    except Exception as error:
+        # fsspec's file systems raise what their client libraries raise (botocore, aiohttp, ImportError for a missing extra).
+        raise UnreadableInput(
+            f"cannot be opened: {short(error)}",
+            where=url,
+            next_step="check the URL, storage_options and credentials; for a table whose options are not fsspec's, "
+            'set format = "delta" or "iceberg"',
+        ) from error
+
+
+def _expand(settings: Settings, pattern: str, storage_options: dict[str, str]) -> list[tuple[str, Any, str]]:
+    with locate(settings, pattern, storage_options) as (url, filesystem, path):
         if _has_magic(path) and not filesystem.exists(path):
             paths = sorted(filesystem.glob(path))
         elif filesystem.isdir(path):
             paths = sorted(name for name in filesystem.find(path) if _known(name))
         else:
             paths = [path] if filesystem.exists(path) else []
-    except Exception as error:
-        # fsspec's file systems raise what their client libraries raise (botocore, aiohttp, ImportError for a missing extra).
-        raise UnreadableInput(
-            f"cannot be opened: {_short(error)}", where=url, next_step="check the URL, storage_options and credentials"
-        ) from error
+        refuse_tables(filesystem, paths, url)
     if not paths:
         raise UnreadableInput(
             "no file matches" if _has_magic(path) else "no such file",
@@ -140,7 +158,7 @@ def _readable(url: str, kind: str) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
         raise UnreadableInput(
-            f"cannot be read as {kind}: {_short(error)}",
+            f"cannot be read as {kind}: {short(error)}",
             where=url,
             next_step="write the file again as UTF-8"
             if isinstance(error, UnicodeDecodeError)
@@ -148,7 +166,8 @@ def _readable(url: str, kind: str) -> Iterator[None]:
         ) from error
 
 
-def _short(error: Exception) -> str:
+def short(error: Exception) -> str:
+    """The first line of what an error says."""
     return (str(error) or type(error).__name__).splitlines()[0][:300]
 
 
@@ -210,7 +229,7 @@ def _object(line: str, row: int, url: str) -> dict[str, Any]:
     try:
         found = json.loads(line)
     except (ValueError, RecursionError) as error:  # the second, and a plain ValueError, of hostile depth or length
-        found = error.msg if isinstance(error, json.JSONDecodeError) else _short(error)
+        found = error.msg if isinstance(error, json.JSONDecodeError) else short(error)
         raise UnreadableInput(
             f"not valid JSON: {found}", where=f"{url}, row {row + 1}", next_step="give one JSON object a line"
         ) from error
@@ -245,7 +264,7 @@ def to_batch(names: Sequence[str], columns: Iterable[Sequence[Any]], origin: str
         except (pa.ArrowException, OverflowError, UnicodeError) as error:
             kinds = sorted({type(value).__name__ for value in values if value is not None})
             raise BadValue(
-                f"holds values of several types ({', '.join(kinds)}) or none that can be taken: {_short(error)}",
+                f"holds values of several types ({', '.join(kinds)}) or none that can be taken: {short(error)}",
                 where=f"{origin}, column '{name}', rows {row + 1} to {row + len(values)}",
                 next_step="give one type in all rows",
             ) from error

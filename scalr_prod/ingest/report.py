@@ -20,12 +20,16 @@ class DomainReport:
     Attributes:
         name: The domain's name in the settings.
         rows_read: Rows of the log.
+        users_read: Distinct users of the log.
+        items_read: Distinct items of the log.
+        first_read: The log's earliest event (UTC).
+        last_read: The log's latest event (UTC).
         rows_added: Rows that were not in the lake yet.
         rows: Rows in the lake afterwards.
-        users: Distinct users of the log.
-        items: Distinct items of the log.
-        first_event: Its earliest event.
-        last_event: Its latest event.
+        users: Distinct users in the lake afterwards.
+        items: Distinct items in the lake afterwards.
+        first_event: The earliest event in the lake afterwards (UTC).
+        last_event: The latest event in the lake afterwards (UTC).
         created_lifted: Rows that claimed to be known before they happened; they count as known when they happened.
         catalogue: Rows of the item catalogue afterwards.
         catalogue_duplicates: Rows of the item file that a later row with the same id replaced.
@@ -36,6 +40,10 @@ class DomainReport:
 
     name: str
     rows_read: int
+    users_read: int
+    items_read: int
+    first_read: datetime
+    last_read: datetime
     rows_added: int
     rows: int
     users: int
@@ -51,7 +59,8 @@ class DomainReport:
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values."""
-        return {**asdict(self), "first_event": self.first_event.isoformat(), "last_event": self.last_event.isoformat()}
+        moments = ("first_read", "last_read", "first_event", "last_event")
+        return {**asdict(self), **{name: getattr(self, name).isoformat() for name in moments}}
 
 
 @dataclass(frozen=True)

@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import uuid
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, quote_plus
 
 from scalr_prod.errors import UnreadableInput
 from scalr_prod.ingest.columns import pick
 from scalr_prod.ingest.files import Batch, to_batch
+from scalr_prod.masking import masked
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
 
-    from sqlalchemy import URL, Engine
+    from sqlalchemy import URL, Connection, Engine
 
     from scalr_prod.ingest.columns import Wanted
 
-__all__ = ["read_query"]
+__all__ = ["reach", "read_query"]
 
 _ROWS = 20_000
+#: Packages that bring a dialect to SQLAlchemy.
+_PACKAGES = {
+    "awsathena": "PyAthena[SQLAlchemy]",
+    "bigquery": "sqlalchemy-bigquery",
+    "clickhouse": "clickhouse-sqlalchemy",
+    "databricks": "databricks-sqlalchemy",
+    "duckdb": "duckdb-engine",
+    "redshift": "sqlalchemy-redshift",
+    "snowflake": "snowflake-sqlalchemy",
+    "trino": "trino[sqlalchemy]",
+}
 _READ_ONLY = {
     "sqlite": "PRAGMA query_only = ON",
     "postgresql": "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
@@ -37,6 +49,37 @@ def read_query(url: str, query: str, wanted: Wanted) -> Generator[Batch, None, N
         ColumnNotFound: The query does not give a required column.
         BadValue: It gives one twice, or one with values of several types.
     """
+    with _connected(url) as (connection, origin):
+        # exec_driver_sql and no_parameters: a ':' or '%' of the query is the query's own, no parameter of ours.
+        streamed = connection.execution_options(stream_results=True, yield_per=_ROWS, no_parameters=True)
+        result = streamed.exec_driver_sql(query)
+        names = list(result.keys())
+        columns = [names.index(name) for name in pick(names, wanted, origin)]
+        row = 0
+        for rows in result.partitions(_ROWS):
+            values = ([_plain(found[at]) for found in rows] for at in columns)
+            batch = to_batch([names[at] for at in columns], values, origin, row)
+            yield Batch(origin, row, batch)
+            row += len(rows)
+
+
+def reach(url: str) -> str:
+    """Connect to the database and leave it again; gives its address without any secret.
+
+    Raises:
+        UnreadableInput: As `read_query`.
+    """
+    with _connected(url) as (_, origin):
+        return origin
+
+
+@contextmanager
+def _connected(url: str) -> Iterator[tuple[Connection, str]]:
+    """A connection that only reads, and the database's address without any secret; what fails in the block is told without one.
+
+    Raises:
+        UnreadableInput: The URL or its driver is unknown, the database cannot be reached, or a query fails.
+    """
     import sqlalchemy as sa
 
     try:
@@ -44,27 +87,12 @@ def read_query(url: str, query: str, wanted: Wanted) -> Generator[Batch, None, N
         engine = sa.create_engine(parsed, poolclass=sa.NullPool)
     except (sa.exc.ArgumentError, ImportError, ValueError) as error:
         # from None: SQLAlchemy's own message may repeat the URL.
-        reason = f"its driver is not installed ({error.name})" if isinstance(error, ImportError) else "it is no SQLAlchemy URL"
-        raise UnreadableInput(
-            f"the database URL cannot be used: {reason}",
-            where="SQL url",
-            next_step="write it as dialect+driver://user:password@host/database and install the driver",
-        ) from None
+        raise _unusable(error, url) from None
     origin = _public(parsed)
     _read_only(engine, origin)
     try:
         with engine.connect() as connection:
-            # exec_driver_sql and no_parameters: a ':' or '%' of the query is the query's own, no parameter of ours.
-            streamed = connection.execution_options(stream_results=True, yield_per=_ROWS, no_parameters=True)
-            result = streamed.exec_driver_sql(query)
-            names = list(result.keys())
-            columns = [names.index(name) for name in pick(names, wanted, origin)]
-            row = 0
-            for rows in result.partitions(_ROWS):
-                values = ([_plain(found[at]) for found in rows] for at in columns)
-                batch = to_batch([names[at] for at in columns], values, origin, row)
-                yield Batch(origin, row, batch)
-                row += len(rows)
+            yield connection, origin
     except sa.exc.SQLAlchemyError as error:
         raise UnreadableInput(
             f"the query failed: {_scrubbed(error, parsed)}",
@@ -73,6 +101,25 @@ def read_query(url: str, query: str, wanted: Wanted) -> Generator[Batch, None, N
         ) from None
     finally:
         engine.dispose()
+
+
+def _unusable(error: Exception, url: str) -> UnreadableInput:
+    import sqlalchemy as sa
+
+    next_step = "write it as the SQLAlchemy URL dialect+driver://user:password@host/database"
+    if isinstance(error, ImportError):
+        reason, next_step = f"its driver is not installed ({error.name})", f"pip install {error.name}"
+    elif isinstance(error, sa.exc.NoSuchModuleError):
+        dialect = url.split("://", 1)[0]
+        name = dialect.split("+", 1)[0]
+        reason = f"the driver of '{dialect}' is not installed"
+        known = _PACKAGES.get(name)
+        next_step = (
+            f"pip install {known}" if known else f"install the package that brings '{name}' to SQLAlchemy, or {next_step}"
+        )
+    else:
+        reason = "it is no SQLAlchemy URL"
+    return UnreadableInput(f"the database URL cannot be used: {reason}", where="SQL url", next_step=next_step)
 
 
 def _read_only(engine: Engine, origin: str) -> None:
@@ -103,11 +150,7 @@ def _public(url: URL) -> str:
 def _scrubbed(error: Exception, url: URL) -> str:
     """The driver's first line without any secret of the URL."""
     message = (str(getattr(error, "orig", None) or error).splitlines() or [""])[0]
-    secrets = [url.password, *_flat(url.query.values())]
-    for secret in filter(None, secrets):
-        for spelling in {str(secret), quote(str(secret)), quote_plus(str(secret))}:
-            message = message.replace(spelling, "***")
-    return message[:300]
+    return masked(message, [url.password, *_flat(url.query.values())])[:300]
 
 
 def _flat(values: Any) -> Sequence[str]:

@@ -13,19 +13,19 @@ from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, US
 from scalr_prod.errors import EmptyInput
 from scalr_prod.ingest.cells import Ids, Place, first_true, numbers, texts
 from scalr_prod.ingest.columns import Wanted
-from scalr_prod.ingest.files import read_files
 from scalr_prod.ingest.instants import Instants
 from scalr_prod.ingest.sql import read_query
+from scalr_prod.ingest.tables import read_path
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
     from pathlib import Path
 
     from scalr_prod.contracts import Domain
     from scalr_prod.ingest.files import Batch
     from scalr_prod.settings import Settings
 
-__all__ = ["StagedEvents", "StagedItems", "stage_events", "stage_items"]
+__all__ = ["StagedEvents", "StagedItems", "open_events", "open_items", "stage_events", "stage_items"]
 
 _LARGEST_FLOAT32 = 3.4028234663852886e38
 
@@ -61,6 +61,35 @@ class StagedItems:
     rows: int = 0
 
 
+def open_events(settings: Settings, domain: Domain) -> tuple[Generator[Batch, None, None], str]:
+    """The rows of a domain's log, batch by batch, and where they come from; nothing is read before the first is asked for."""
+    chosen = settings.domains[domain]
+    names = chosen.columns
+    wanted = Wanted(
+        (names.user, names.item, names.timestamp, *filter(None, (names.created, names.weight))), f"domains.{domain}.columns"
+    )
+    if chosen.query is not None and chosen.url is not None:
+        return read_query(chosen.url, chosen.query, wanted), f"the query of [domains.{domain}]"
+    origin, options = chosen.events or "", chosen.storage_options
+    batches = read_path(settings, origin, wanted, format=chosen.format, version=chosen.version, storage_options=options)
+    return batches, origin
+
+
+def open_items(settings: Settings, domain: Domain) -> Generator[Batch, None, None]:
+    """The rows of a domain's item file, as `open_events`.
+
+    Columns that the settings map explicitly must be there; those known by their default names are read where they are there.
+    """
+    chosen = settings.domains[domain]
+    names = chosen.item_columns
+    mapped = {key: getattr(names, key) for key in ("title", "category", "value")}
+    asked = tuple(name for key, name in mapped.items() if name and key in names.model_fields_set)
+    others = tuple(name for name in mapped.values() if name and name not in asked)
+    wanted = Wanted((names.item, *asked), f"domains.{domain}.item_columns", others)
+    options = chosen.storage_options
+    return read_path(settings, chosen.items or "", wanted, version=chosen.items_version, storage_options=options)
+
+
 def stage_events(settings: Settings, domain: Domain, folder: Path, *, count: Callable[[int], None]) -> StagedEvents:
     """Read a domain's log once, batch by batch.
 
@@ -75,14 +104,7 @@ def stage_events(settings: Settings, domain: Domain, folder: Path, *, count: Cal
     """
     chosen = settings.domains[domain]
     names = chosen.columns
-    wanted = Wanted(
-        (names.user, names.item, names.timestamp, *filter(None, (names.created, names.weight))), f"domains.{domain}.columns"
-    )
-    if chosen.query is not None and chosen.url is not None:
-        batches, origin = read_query(chosen.url, chosen.query, wanted), f"the query of [domains.{domain}]"
-    else:
-        origin = chosen.events or ""
-        batches = read_files(settings, origin, wanted, format=chosen.format, storage_options=chosen.storage_options)
+    batches, origin = open_events(settings, domain)
     staged = StagedEvents(origin)
     key = f"[domains.{domain}] timezone"
     happened, known = Instants(chosen.timezone, key), Instants(chosen.timezone, key)
@@ -114,8 +136,6 @@ def stage_events(settings: Settings, domain: Domain, folder: Path, *, count: Cal
 def stage_items(settings: Settings, domain: Domain, folder: Path) -> StagedItems | None:
     """Read a domain's item file once; None where the settings name none.
 
-    Columns that the settings map explicitly must be there; those known by their default names are read where they are there.
-
     Raises:
         InputError: As for `stage_events`.
     """
@@ -124,11 +144,8 @@ def stage_items(settings: Settings, domain: Domain, folder: Path) -> StagedItems
         return None
     names = chosen.item_columns
     mapped = {key: getattr(names, key) for key in ("title", "category", "value")}
-    asked = tuple(name for key, name in mapped.items() if name and key in names.model_fields_set)
-    others = tuple(name for name in mapped.values() if name and name not in asked)
-    wanted = Wanted((names.item, *asked), f"domains.{domain}.item_columns", others)
+    batches = open_items(settings, domain)
     staged = StagedItems(chosen.items)
-    batches = read_files(settings, chosen.items, wanted, storage_options=chosen.storage_options)
     with closing(batches), _Parts(folder, f"{domain}-items") as parts:
         for batch in batches:
             size = batch.rows.num_rows

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from scalr_prod.binding import bound_domain, check_domains, description_of
 from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table, id_type_of, schema_of
 from scalr_prod.errors import NoCommonUsers
 from scalr_prod.ingest.catalogue import update_catalogue
-from scalr_prod.ingest.commit import Addition, Log, scan, staged_sql
+from scalr_prod.ingest.commit import Addition, Log, commit_key, repeat_while_moving, scan, staged_sql
 from scalr_prod.ingest.idtypes import agreed_type
 from scalr_prod.ingest.report import DomainReport
 from scalr_prod.instants import datetime_of
 from scalr_prod.progress import counting
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from scalr_prod.contracts import Domain, IdType
     from scalr_prod.ingest.staging import StagedEvents, StagedItems
     from scalr_prod.lake import Lake
@@ -130,10 +133,18 @@ class Work:
         for addition in self.additions.values():
             addition.compare()
 
-    def create_tables(self) -> None:
-        """Make every table that is missing and whose id types are known."""
+    def create_tables(self, settings: Settings) -> None:
+        """Make every table that is missing and whose id types are known, each domain's bound to its name.
+
+        Raises:
+            DomainsMixed: Another ingest has made a table for another domain in the meantime.
+        """
         for domain, item in self.item.items():
-            own = [Table.events(domain), Table.items(domain), Table.history(domain)]
+            events = Table.events(domain)
+            described = description_of(settings, domain)
+            self.lake.create(events, schema_of(events, user=self.user, item=item), description=described)
+            self._bind(settings, domain)
+            own = [Table.items(domain), Table.history(domain)]
             for table in [*own, *([Table.TARGET_ITEM_STATS] if domain == "target" else [])]:
                 self.lake.create(table, schema_of(table, user=self.user, item=item))
         if len(self.item) == len(_BOTH):
@@ -141,6 +152,16 @@ class Work:
                 self.lake.create(
                     table, schema_of(table, user=self.user, item=self.item["target"], source_item=self.item["source"])
                 )
+
+    def _bind(self, settings: Settings, domain: Domain) -> None:
+        """Give a table that was bound to no domain, or to a former name, the domain's name."""
+
+        def bind(_version: int) -> None:
+            check_domains(settings, self.lake)
+            if bound_domain(self.lake, domain) != settings.domains[domain].name:
+                self.lake.describe(Table.events(domain), description_of(settings, domain), key=commit_key())
+
+        repeat_while_moving(self.lake, Table.events(domain), bind)
 
     def commit(self, domain: Domain, name: str, *, progress: bool) -> DomainReport:
         """Write one domain: its catalogue first, so that no event is ever without a catalogue row.
@@ -152,16 +173,23 @@ class Work:
         size, duplicates = update_catalogue(self.db, self.lake, log, self.items[domain], self.item[domain])
         with counting(f"add {domain}", show=progress, total=staged.rows) as count:
             added, version = self.additions[domain].commit(count)
-        users, items = self.db.sql(f"SELECT count(DISTINCT {USER_ID}), count(DISTINCT {ITEM_ID}) FROM {log.view}").fetchall()[0]
+        read = self._extent(log.view)
+        rows = self.lake.dataset(table, version=version).count_rows()
+        # All of the log is in the table now: of equal size, the two are equal.
+        kept = read if rows == staged.rows else self._extent_in_lake(table, version)
         return DomainReport(
             name=name,
             rows_read=staged.rows,
+            users_read=read.users,
+            items_read=read.items,
+            first_read=read.first,
+            last_read=read.last,
             rows_added=added,
-            rows=self.lake.dataset(table, version=version).count_rows(),
-            users=users,
-            items=items,
-            first_event=log.first,
-            last_event=log.last,
+            rows=rows,
+            users=kept.users,
+            items=kept.items,
+            first_event=kept.first,
+            last_event=kept.last,
             created_lifted=staged.lifted,
             catalogue=size,
             catalogue_duplicates=duplicates,
@@ -169,3 +197,27 @@ class Work:
             item_id=self.item[domain],
             version=version,
         )
+
+    def _extent_in_lake(self, table: Table, version: int) -> _Extent:
+        self.db.register("lake_rows", scan(self.lake, table, version=version, columns=[USER_ID, ITEM_ID, EVENT_TIMESTAMP]))
+        try:
+            return self._extent("lake_rows")
+        finally:
+            self.db.unregister("lake_rows")
+
+    def _extent(self, view: str) -> _Extent:
+        """Read a view once."""
+        users, items, first, last = self.db.sql(
+            f"SELECT count(DISTINCT {USER_ID}), count(DISTINCT {ITEM_ID}), "
+            f"epoch_us(min({EVENT_TIMESTAMP})), epoch_us(max({EVENT_TIMESTAMP})) FROM {view}"
+        ).fetchall()[0]
+        return _Extent(users, items, datetime_of(first), datetime_of(last))
+
+
+class _Extent(NamedTuple):
+    """Whose events there are, on what, and from when to when (UTC)."""
+
+    users: int
+    items: int
+    first: datetime
+    last: datetime

@@ -14,6 +14,8 @@ from sqlalchemy.orm import Session
 
 from scalr_prod.errors import LedgerError
 from scalr_prod.ledger.migrations import HEAD
+from scalr_prod.masking import masked
+from scalr_prod.ownership import claim_home
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,7 +54,13 @@ class Database:
 
         Raises:
             LedgerError: It cannot be reached, its driver is missing, or a newer version of this package made it.
+            ForeignFiles: Home holds what this package did not make.
         """
+        if settings.ledger.url is None:
+            try:
+                claim_home(settings)
+            except OSError as error:
+                raise _unmakeable(settings.home, error) from error
         return cls(settings.ledger_url)
 
     def close(self) -> None:
@@ -130,11 +138,7 @@ class Database:
                 next_step="wait for the other command to end, then repeat",
             ) from error
         except OSError as error:
-            raise LedgerError(
-                f"the ledger's file cannot be made: {error.strerror or error}",
-                where=str(path),
-                next_step="make its folder writable, or name another with [ledger] url",
-            ) from error
+            raise _unmakeable(path, error) from error
 
     def _upgrade(self, connection: sa.Connection) -> None:
         from scalr_prod.ledger.migrations import upgrade
@@ -187,9 +191,7 @@ class Database:
 
     def _plain(self, error: SQLAlchemyError) -> str:
         text = str(error.orig) if isinstance(error, DBAPIError) and error.orig else str(error)
-        if self._url.password:
-            text = text.replace(str(self._url.password), "***")
-        return " ".join(text.split()) or type(error).__name__
+        return " ".join(masked(text, [self._url.password]).split()) or type(error).__name__
 
 
 def _parse(url: str) -> sa.URL:
@@ -230,3 +232,11 @@ def _prepare_sqlite(engine: sa.Engine) -> None:
     def on_begin(connection: sa.Connection) -> None:
         writes = connection.get_execution_options().get(_WRITES, False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _unmakeable(path: Path, error: OSError) -> LedgerError:
+    return LedgerError(
+        f"the ledger's file cannot be made: {error.strerror or error}",
+        where=str(path),
+        next_step="make its folder writable, or name another with [ledger] url",
+    )

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from scalr_prod.ownership import claim_home
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
@@ -117,7 +119,11 @@ class Inspector:
 
 @contextmanager
 def inspecting(settings: Settings) -> Iterator[Inspector]:
-    """Open the project's data context: results in ``<home>/gx``, data docs in ``<home>/data_docs``."""
+    """Open the project's data context: results in ``<home>/gx``, data docs in ``<home>/data_docs``.
+
+    Raises:
+        ForeignFiles: Home holds what this package did not make.
+    """
     # Read when the library is imported: it would send usage events otherwise.
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
     from filelock import FileLock
@@ -128,6 +134,7 @@ def inspecting(settings: Settings) -> Iterator[Inspector]:
         from great_expectations.data_context.types.base import DataContextConfig
 
     root, docs = settings.home / "gx", settings.home / "data_docs"
+    claim_home(settings)
     root.mkdir(parents=True, exist_ok=True)
     config = DataContextConfig(
         config_version=4.0,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from scalr_prod import assets
 from scalr_prod.errors import ServingError
+from scalr_prod.ownership import claim
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["configured_versions", "install_version", "model_folder", "write_config"]
 
+#: How every configuration of ours has begun.
+_FIRST_WORDS: Final = "# The translator. "
 _POLICY: Final = re.compile(r"^version_policy .*$", re.MULTILINE)
 
 
@@ -37,6 +40,7 @@ def install_version(settings: Settings, version: TranslatorVersion) -> Path:
     Raises:
         ServingError: The repository cannot be written.
     """
+    _claim(settings)
     folder = model_folder(settings) / str(version.version)
     program = assets.folder("triton_models") / "translator" / "1" / "model.py"
     manifest = version.path / "manifest.json"
@@ -74,6 +78,7 @@ def write_config(settings: Settings, versions: Iterable[int]) -> None:
     Raises:
         ServingError: The repository cannot be written.
     """
+    _claim(settings)
     folder = model_folder(settings)
     there = sorted(version for version in set(versions) if (folder / str(version) / "model.py").is_file())
     template = (assets.folder("triton_models") / "translator" / "config.pbtxt").read_text(encoding="utf-8")
@@ -95,6 +100,28 @@ def write_config(settings: Settings, versions: Iterable[int]) -> None:
         staged.replace(target)
     except OSError as error:
         raise _unwritable(settings, error) from error
+
+
+def _claim(settings: Settings) -> None:
+    """Make sure that the model's folder is ours.
+
+    Raises:
+        ForeignFiles: Another model lies there under this name.
+        ServingError: The repository cannot be written.
+    """
+    setting = "[serving] model_name, or another repository,"
+    try:
+        claim(model_folder(settings), "model", setting=setting, names=None, former=_former_model)
+    except OSError as error:
+        raise _unwritable(settings, error) from error
+
+
+def _former_model(folder: Path) -> bool:
+    """A configuration begins as ours does; or a version was laid, but no configuration yet."""
+    config = folder / "config.pbtxt"
+    if not config.is_file():
+        return any((version.parent / "model.py").is_file() for version in folder.glob("[0-9]*/manifest.json"))
+    return config.read_text(encoding="utf-8", errors="replace").startswith(_FIRST_WORDS)
 
 
 def _same(left: Path, right: Path) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from scalr_prod.errors import ServingError
+from scalr_prod.ownership import claim_home
 from scalr_prod.scoring.address import server_file
 from scalr_prod.scoring.heartbeat import read_beats
 
@@ -100,6 +101,7 @@ def read_record(settings: Settings) -> ServerRecord | None:
 
 def state_folder(settings: Settings) -> Path:
     """Folder of the server's log, locks and backends; the model repository holds models alone."""
+    claim_home(settings)
     folder = settings.home / "triton-server"
     folder.mkdir(parents=True, exist_ok=True)
     return folder

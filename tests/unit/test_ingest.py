@@ -380,3 +380,15 @@ def test_a_catalogue_keeps_what_it_knew_and_takes_what_is_new(project, tmp_path)
 def test_progress_goes_to_stderr_only(project, capfd):
     ingest(project(), progress=True)
     assert not capfd.readouterr().out
+
+
+def test_figures_of_the_log_and_of_the_table_stand_apart(project):
+    first = ingest(project()).domains["source"]
+    assert (first.users_read, first.items_read) == (first.users, first.items) == (2, 2)
+    # Tomorrow's file holds the new rows alone.
+    later = ingest(project(source=log(("u1", "s3", 9)), target=log(("u1", "t1", 0)))).domains["source"]
+    assert (later.rows_read, later.users_read, later.items_read) == (1, 1, 1)
+    assert (later.rows, later.users, later.items) == (4, 2, 3)
+    assert (later.first_read, later.last_read) == (DAY + pd.Timedelta(9, "D"),) * 2
+    assert (later.first_event, later.last_event) == (DAY, DAY + pd.Timedelta(9, "D"))
+    json.dumps(later.to_json())

@@ -112,3 +112,45 @@ def test_whatever_is_passed_in_gives_settings_or_a_clear_error(tmp_path_factory,
         load_settings(path, **{section: {key: value}})
     except ScalrError as error:
         assert error.next_step  # noqa: PT017 - settings are as good an outcome as an error
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "found", "next_step"),
+    [
+        ("SCALR_PROJECT", "/x", "SCALR_PROJECT", "SCALR_PROJECT__"),
+        ("SCALR_TRANSLATOR__ESTIMATORS", "linear", "SCALR_TRANSLATOR__ESTIMATORS", "JSON"),
+        ("SCALR_GENERATON__MODE", "causal", "SCALR_GENERATON__MODE", "SCALR_GENERATION__MODE"),
+        ("scalr_generaton__mode", "causal", "scalr_generaton__mode", "SCALR_GENERATION__MODE"),
+        ("SCALR_GENERATION__MOD", "causal", "SCALR_GENERATION__MOD", "SCALR_GENERATION__MODE"),
+        ("SCALR_GENERATION_MODE", "causal", "SCALR_GENERATION_MODE", "SCALR_GENERATION__MODE"),
+        ("SCALR_TRAINING_SET_NAME", "x", "SCALR_TRAINING_SET_NAME", "SCALR_TRAINING_SET__NAME"),
+        ("SCALR_NOTHING__LIKE__IT", "x", "SCALR_NOTHING__LIKE__IT", "known here: compute, domains"),
+        ("SCALR_DOMAINS__SORCE__URL", "sqlite://", "SCALR_DOMAINS__SORCE__URL", "SCALR_DOMAINS__SOURCE"),
+        (
+            "SCALR_DOMAINS__SOURCE__COLUMNS__USR",
+            "u",
+            "SCALR_DOMAINS__SOURCE__COLUMNS__USR",
+            "SCALR_DOMAINS__SOURCE__COLUMNS__USER",
+        ),
+        ("SCALR__GENERATION__MODE", "causal", "SCALR__GENERATION__MODE", "SCALR_GENERATION__MODE"),
+        ("SCALR_GENERATION__SEED", "many", "SCALR_GENERATION__SEED", "SCALR_GENERATION__SEED"),
+        ("SCALR_PROJECT", '{"hom": "/x"}', "SCALR_PROJECT", "did you mean 'home'?"),
+        ("SCALR_BASE", "/", "SCALR_BASE", "known"),
+    ],
+)
+def test_a_bad_variable_is_named(tmp_path, monkeypatch, name, value, found, next_step):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as caught:
+        load_settings(write(tmp_path, DOMAINS))
+    assert caught.value.where == f"environment variable {found}"
+    assert next_step in str(caught.value.next_step)
+
+
+def test_variables_of_others_and_of_free_keys_are_no_settings(tmp_path, monkeypatch):
+    for name in ("SCALR_TOKEN", "SCALR_CONFIG", "SCALR_TRANSLATOR_CRON", "SCALR_EVENTS_CRON"):
+        monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("SCALR_PROJECT__STORAGE_OPTIONS", '{"AWS_REGION": "eu-west-1"}')
+    monkeypatch.setenv("SCALR_DOMAINS__SOURCE__STORAGE_OPTIONS__KEY", "k")
+    settings = load_settings(write(tmp_path, DOMAINS))
+    assert settings.project.storage_options == {"AWS_REGION": "eu-west-1"}
+    assert settings.domains.source.storage_options == {"key": "k"}

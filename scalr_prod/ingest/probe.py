@@ -1,0 +1,49 @@
+"""A look at a domain's input that costs little: whether an ingest could begin to read it."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from scalr_prod.errors import EmptyInput
+
+if TYPE_CHECKING:
+    from scalr_prod.contracts import Domain
+    from scalr_prod.settings import Settings
+
+__all__ = ["probe"]
+
+
+def probe(settings: Settings, domain: Domain) -> str:
+    """Read the first rows of a domain's log and item file; of a query, which may take long, reach the database alone.
+
+    Args:
+        settings: The project's settings.
+        domain: Which domain.
+
+    Returns:
+        What was found, in one sentence.
+
+    Raises:
+        InputError: The input is not there, cannot be read, lacks a column or is empty.
+    """
+    from scalr_prod.ingest.sql import reach
+    from scalr_prod.ingest.staging import open_events, open_items
+
+    chosen = settings.domains[domain]
+    found = []
+    if chosen.url is not None and chosen.query is not None:
+        found.append(f"{reach(chosen.url)} can be reached")
+    else:
+        batches, origin = open_events(settings, domain)
+        with closing(batches):
+            first = next((batch for batch in batches if batch.rows.num_rows), None)
+        if first is None:
+            raise EmptyInput("holds no row", where=origin, next_step=f"check what [domains.{domain}] names")
+        found.append(f"{first.origin} can be read, with its columns")
+    if chosen.items is not None:
+        items = open_items(settings, domain)
+        with closing(items):
+            next(items, None)
+        found.append(f"so can {chosen.items}")
+    return "; ".join(found)

@@ -1,0 +1,213 @@
+"""Delta and Iceberg tables, read by their logs, at their current version or at the one asked for; all else is read as files."""
+
+from __future__ import annotations
+
+import re
+from contextlib import contextmanager, suppress
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from scalr_prod.errors import ScalrError, UnreadableInput
+from scalr_prod.ingest.columns import pick
+from scalr_prod.ingest.files import Batch, locate, read_files, short
+from scalr_prod.ingest.formats import METADATA_SUFFIX, TABLE_FORMATS, table_at
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+    import pyarrow as pa
+    from deltalake import DeltaTable
+
+    from scalr_prod.ingest.columns import Wanted
+    from scalr_prod.ingest.formats import TableFormat
+    from scalr_prod.settings import Settings
+
+__all__ = ["read_path"]
+
+_ROWS = 65_536
+#: Snapshots that an error names.
+_SHOWN = 5
+#: Names of Iceberg's metadata files, as its catalogues give them: v3.metadata.json, 00003-<uuid>.metadata.json.
+_METADATA = re.compile(r"v?(\d+)(?:-[0-9A-Za-z-]+)?(?:\.gz)?\.metadata\.json")
+#: S3 options: fsspec's name of each, which files take too, and what the tables' libraries call it.
+_S3_OPTIONS = {
+    "key": {"delta": "AWS_ACCESS_KEY_ID", "iceberg": "s3.access-key-id"},
+    "secret": {"delta": "AWS_SECRET_ACCESS_KEY", "iceberg": "s3.secret-access-key"},
+    "token": {"delta": "AWS_SESSION_TOKEN", "iceberg": "s3.session-token"},
+    "endpoint_url": {"delta": "AWS_ENDPOINT_URL", "iceberg": "s3.endpoint"},
+}
+
+
+def read_path(
+    settings: Settings,
+    pattern: str,
+    wanted: Wanted,
+    *,
+    format: str | None = None,  # noqa: A002 - named as in the settings
+    version: int | None = None,
+    storage_options: dict[str, str] | None = None,
+) -> Generator[Batch, None, None]:
+    """Stream what a path, glob, folder or URL names: a Delta or Iceberg table by its log, or files.
+
+    Args:
+        settings: Relative paths start from its folder.
+        pattern: A table's folder, an Iceberg metadata file, or what `read_files` takes.
+        wanted: The columns to read.
+        format: ``delta``, ``iceberg``, or a file format; default: by what is there.
+        version: The Delta version or Iceberg snapshot id; default: the current one.
+        storage_options: Passed to the library that reads: fsspec, deltalake or pyiceberg. Those of S3 may bear fsspec's names
+            (``key``, ``secret``, ``token``, ``endpoint_url``) for all three.
+
+    Raises:
+        UnreadableInput: No such table, version or file, or it cannot be read; or a version is asked of plain files.
+        ColumnNotFound: A required column is missing; lists those that are there.
+    """
+    options = storage_options or {}
+    url = pattern if "://" in pattern else str(settings.resolve(pattern))
+    kind = TABLE_FORMATS.get(format or "") or _found(settings, pattern, format, options)
+    if kind is not None:
+        yield from _read_table(settings, kind, url, wanted, version, options)
+    elif version is None:
+        yield from read_files(settings, pattern, wanted, format=format, storage_options=options)
+    else:
+        raise UnreadableInput(
+            f"has no version {version}: only Delta and Iceberg tables have versions",
+            where=url,
+            next_step="name the table's own folder, or leave the version out",
+        )
+
+
+def _found(settings: Settings, pattern: str, asked: str | None, options: dict[str, str]) -> TableFormat | None:
+    """The kind of table that is there."""
+    with locate(settings, pattern, options) as (url, filesystem, path):
+        kind = table_at(filesystem, path)
+        if kind is not None and asked is not None:
+            raise UnreadableInput(
+                f"holds a table of format {kind}, not loose {asked} files",
+                where=url,
+                next_step=f'leave format out, or set format = "{kind}"',
+            )
+    return kind
+
+
+def _read_table(
+    settings: Settings, kind: TableFormat, url: str, wanted: Wanted, version: int | None, options: dict[str, str]
+) -> Generator[Batch, None, None]:
+    origin = url if version is None else f"{url} at version {version}"
+    with _readable(origin, kind):
+        if kind == "delta":
+            batches = _delta(url, origin, wanted, version, _named_for(kind, options))
+        else:
+            metadata = url if url.endswith(METADATA_SUFFIX) else _latest_metadata(settings, url, options)
+            batches = _iceberg(metadata, origin, wanted, version, _named_for(kind, options))
+        row = 0
+        for rows in batches:
+            yield Batch(origin, row, rows)
+            row += rows.num_rows
+
+
+@contextmanager
+def _readable(origin: str, kind: TableFormat) -> Iterator[None]:
+    try:
+        yield
+    except ScalrError:
+        raise
+    except ImportError as error:
+        raise UnreadableInput(
+            f"is a table of format {kind}, and {error.name} is not installed",
+            where=origin,
+            next_step=f"pip install 'scalr-prod[{kind}]'",
+        ) from error
+    except Exception as error:
+        # The two libraries, and the object stores below them, raise exceptions of many kinds.
+        raise UnreadableInput(
+            f"cannot be read as a table of format {kind}: {short(error)}",
+            where=origin,
+            next_step="check that its log and data files are there, and storage_options",
+        ) from error
+
+
+def _named_for(kind: TableFormat, options: dict[str, str]) -> dict[str, str]:
+    """fsspec's names of S3 options as the table's library names them; all others as they are."""
+    named = {_S3_OPTIONS[key][kind] if key in _S3_OPTIONS else key: value for key, value in options.items()}
+    if kind == "delta" and options.get("endpoint_url", "").startswith("http://"):
+        named["AWS_ALLOW_HTTP"] = "true"
+    return named
+
+
+def _delta(url: str, origin: str, wanted: Wanted, version: int | None, options: dict[str, str]) -> Iterator[pa.RecordBatch]:
+    from deltalake import DeltaTable
+
+    table = DeltaTable(url, storage_options=options)
+    if version is not None:
+        if version > table.version():
+            raise _no_version(origin, f"the latest is {table.version()}")
+        table.load_as_version(version)
+    names = pick([field.name for field in table.schema().fields], wanted, origin)
+    for batch in _delta_reader(table, names):
+        yield batch.select(names)
+
+
+def _delta_reader(table: DeltaTable, names: list[str]) -> pa.RecordBatchReader:
+    """The rows in the order of the files; of a table with deletion vectors or mapped columns, in any order."""
+    import pyarrow as pa
+    from deltalake.exceptions import DeltaProtocolError
+
+    mapped = table.metadata().configuration.get("delta.columnMapping.mode", "none") != "none"
+    if not mapped:
+        with suppress(DeltaProtocolError):  # its features are beyond pyarrow's datasets
+            dataset = table.to_pyarrow_dataset()
+            return dataset.scanner(columns=names, batch_size=_ROWS, batch_readahead=2, fragment_readahead=1).to_reader()
+    return pa.RecordBatchReader.from_stream(table.scan(columns=names))
+
+
+def _iceberg(
+    metadata: str, origin: str, wanted: Wanted, version: int | None, options: dict[str, str]
+) -> Iterator[pa.RecordBatch]:
+    from pyiceberg.catalog.noop import NoopCatalog
+    from pyiceberg.io import load_file_io
+    from pyiceberg.serializers import FromInputFile
+    from pyiceberg.table import StaticTable
+
+    # Not by `StaticTable.from_metadata`, which opens files with whatever class and address the table's own properties name.
+    io = load_file_io(properties=options, location=metadata)
+    content = FromInputFile.table_metadata(io.new_input(metadata))
+    table = StaticTable(("static", metadata), content, metadata, io, NoopCatalog("static"))
+    snapshot = table.current_snapshot() if version is None else table.snapshot_by_id(version)
+    if version is not None and snapshot is None:
+        there = ", ".join(str(one.snapshot_id) for one in table.snapshots()[-_SHOWN:])
+        raise _no_version(origin, f"its latest snapshots are {there}" if there else "it has no snapshot")
+    scan = table.scan(snapshot_id=snapshot.snapshot_id if snapshot else None)
+    names = pick([field.name for field in scan.projection().fields], wanted, origin)
+    for batch in scan.select(*names).to_arrow_batch_reader():
+        yield batch.select(names)
+
+
+def _latest_metadata(settings: Settings, url: str, options: dict[str, str]) -> str:
+    """The metadata file that an Iceberg table's folder stands for: the one with the highest number.
+
+    Raises:
+        UnreadableInput: There is none, or two bear that number, so that only the table's catalogue can tell.
+    """
+    with locate(settings, url, options) as (_, filesystem, path):
+        folder = f"{path.rstrip('/')}/metadata"
+        found = filesystem.ls(folder, detail=False) if filesystem.isdir(folder) else []
+    numbered: dict[int, list[str]] = {}
+    for name in (PurePosixPath(one).name for one in found):
+        if number := _METADATA.fullmatch(name):
+            numbered.setdefault(int(number[1]), []).append(name)
+    latest = numbered[max(numbered)] if numbered else []
+    if len(latest) != 1:
+        said = " and ".join(latest) + " both claim to be the latest" if latest else "there is no metadata file"
+        raise UnreadableInput(
+            f"is no Iceberg table that can be read without its catalogue: {said}",
+            where=f"{url}/metadata",
+            next_step="name the metadata file that the catalogue points to (its metadata_location)",
+        )
+    return f"{url.rstrip('/')}/metadata/{latest[0]}"
+
+
+def _no_version(origin: str, there: str) -> UnreadableInput:
+    return UnreadableInput(
+        f"there is no such version: {there}", where=origin, next_step="correct version in scalr.toml, or leave it out"
+    )

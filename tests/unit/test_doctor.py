@@ -1,0 +1,97 @@
+"""`scalr doctor` finds what would stop a run: inputs, the scheduler, folders that are somebody else's."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from scalr_prod.doctor import Check, examine
+
+
+@pytest.fixture
+def config(tmp_path: Path):
+    """A scalr.toml with further lines beside two small logs."""
+
+    def make(extra: str = "", *, source: str = 'events = "s.parquet"', target: str = 'events = "t.parquet"') -> Path:
+        for name in ("s", "t"):
+            at = pd.to_datetime(["2024-05-01T00:00:00Z"])
+            pd.DataFrame({"user_id": ["u1"], "item_id": [name], "timestamp": at}).to_parquet(tmp_path / f"{name}.parquet")
+        path = tmp_path / "scalr.toml"
+        path.write_text(
+            f'[domains.source]\nname = "s"\n{source}\n[domains.target]\nname = "t"\n{target}\n'
+            f"[compute]\nconnect_timeout_s = 2\n{extra}\n"
+        )
+        return path
+
+    return make
+
+
+def look(path: Path) -> dict[str, Check]:
+    return {check.name: check for check in examine(path)}
+
+
+def test_a_healthy_project_is_all_ok(config):
+    checks = look(config())
+    assert checks["source log"].ok
+    assert checks["target log"].ok
+    assert checks["dask"].found
+    names = ("home", "source log", "target log", "compute", "lake", "ledger")
+    assert {name: checks[name].ok for name in names} == dict.fromkeys(names, True)
+    assert "s.parquet" in checks["source log"].found
+
+
+@pytest.mark.parametrize(
+    ("source", "found", "next_step"),
+    [
+        ('events = "absent.parquet"', "no such file", "correct the path"),
+        ('events = "absent-*.csv"', "no file matches", "correct the path"),
+        ('events = "s.parquet"\ncolumns = { user = "customer" }', "no column 'customer'", "[domains.source.columns]"),
+        ('events = "s.parquet"\nitems = "absent.csv"', "no such file", "correct the path"),
+        ('url = "sqlite:////no/such.db"\nquery = "SELECT 1"', "no such file", "database URL"),
+        ('url = "postgresql+psycopg://joe:s3cret@127.0.0.1:1/x"\nquery = "SELECT 1"', "connection", "be reached"),
+    ],
+)
+def test_an_input_that_cannot_be_read_is_found(config, source, found, next_step):
+    check = look(config(source=source))["source log"]
+    assert not check.ok
+    assert found in check.found
+    assert next_step in str(check.next_step)
+    assert "s3cret" not in check.found
+
+
+def test_a_database_is_reached_and_its_query_is_not_run(config, tmp_path):
+    sqlite3.connect(tmp_path / "shop.db").close()
+    check = look(config(source=f'url = "sqlite:///{tmp_path / "shop.db"}"\nquery = "SELECT * FROM nowhere"'))["source log"]
+    assert check.ok
+    assert "can be reached" in check.found
+
+
+def test_a_scheduler_that_does_not_answer_is_found(config):
+    check = look(config('dask = "tcp://127.0.0.1:9"'))["compute"]
+    assert not check.ok
+    assert "does not answer" in check.found
+    assert "dask scheduler" in str(check.next_step)
+
+
+def test_a_scheduler_that_answers_is_counted(config):
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=1, threads_per_worker=3, processes=False, protocol="tcp", dashboard_address=None) as cluster:
+        check = look(config(f'dask = "{cluster.scheduler_address}"'))["compute"]
+    assert check.ok, check.found
+    assert "3 worker threads" in check.found
+
+
+def test_a_home_of_somebody_else_is_found_and_left_alone(config, tmp_path):
+    path = config('[project]\nhome = "mine"')
+    (tmp_path / "mine" / "models").mkdir(parents=True)
+    (tmp_path / "mine" / "models" / "mine.bin").write_text("mine")
+    checks = look(path)
+    assert not checks["home"].ok
+    assert "models" in checks["home"].found
+    assert [str(file.relative_to(tmp_path / "mine")) for file in (tmp_path / "mine").rglob("*") if file.is_file()] == [
+        "models/mine.bin"
+    ]

@@ -1,0 +1,253 @@
+"""What the package did not make is never written over, whatever folder the settings name; what it made before is recognised."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable, write_deltalake
+from feast_project import make_project
+
+from scalr_prod import assets
+from scalr_prod.contracts import Table, schema_of
+from scalr_prod.errors import ForeignFiles
+from scalr_prod.feast_store import apply_feature_repo
+from scalr_prod.ingest import ingest
+from scalr_prod.lake import Lake
+from scalr_prod.ledger import Ledger
+from scalr_prod.ownership import claim_home
+from scalr_prod.quality.expectations import inspecting
+from scalr_prod.serving.repository import write_config
+from scalr_prod.settings import load_settings
+
+SCHEMA = schema_of(Table.SOURCE_EVENTS, user="string", item="string")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def put(folder: Path, files: dict[str, str]) -> dict[str, bytes]:
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return contents(folder)
+
+
+@pytest.fixture
+def logs(tmp_path: Path) -> Path:
+    """A scalr.toml beside two small logs."""
+    for name in ("s", "t"):
+        at = pd.to_datetime(["2024-05-01T00:00:00Z"] * 2)
+        rows = {"user_id": ["u1", "u2"], "item_id": [f"{name}1", f"{name}2"], "timestamp": at}
+        pd.DataFrame(rows).to_parquet(tmp_path / f"{name}.parquet")
+    (tmp_path / "scalr.toml").write_text(
+        '[domains.source]\nname = "s"\nevents = "s.parquet"\n[domains.target]\nname = "t"\nevents = "t.parquet"\n'
+    )
+    return tmp_path / "scalr.toml"
+
+
+# --- the feature repository
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"feature_store.yaml": "project: mine\n", "definitions.py": "import feast\n"},
+        {"definitions.py": "import feast\n"},
+        {"lake.json": "{}"},
+        {"feature_store.yaml": "project: mine\n", ".applied.json": "{}"},
+    ],
+)
+def test_a_foreign_feature_repository_stays_as_it_is(tmp_path, files):
+    before = put(tmp_path / "mine", files)
+    with pytest.raises(ForeignFiles) as caught:
+        make_project(tmp_path, '[feast]\nrepo = "mine"\n')
+    assert contents(tmp_path / "mine") == before
+    assert str(tmp_path / "mine") in str(caught.value.where)
+    assert "[feast] repo" in str(caught.value.next_step)
+
+
+def test_the_template_itself_is_no_repository(tmp_path):
+    shutil.copytree(assets.folder("feature_repo"), tmp_path / "template")
+    before = contents(tmp_path / "template")
+    with pytest.raises(ForeignFiles):
+        make_project(tmp_path, '[feast]\nrepo = "template"\n')
+    assert contents(tmp_path / "template") == before
+
+
+def test_a_repository_from_before_is_recognised(tmp_path):
+    settings = make_project(tmp_path)
+    (settings.feast_repo / ".scalr-feature-repository").unlink()
+    (settings.feast_repo / "definitions.py").write_text("# out of date\n")
+    assert apply_feature_repo(settings).applied
+    # One that was interrupted after its first file.
+    for name in (".scalr-feature-repository", ".applied.json", "definitions.py", "lake.json"):
+        (settings.feast_repo / name).unlink()
+    assert apply_feature_repo(settings).applied
+
+
+def test_files_beside_ours_are_left_alone(tmp_path):
+    before = put(tmp_path / "mine", {"notes.md": "mine", "more.py": "x = 1\n"})
+    settings = make_project(tmp_path, '[feast]\nrepo = "mine"\n')
+    assert (settings.feast_repo / "definitions.py").exists()
+    assert {name: text for name, text in contents(tmp_path / "mine").items() if name in before} == before
+    put(settings.feast_repo, {"still_mine.py": "y = 2\n"})
+    assert not apply_feature_repo(settings).applied
+
+
+# --- the project's home
+
+
+FOREIGN_HOMES = {
+    "staging": {"staging/precious/data.csv": "a\n"},
+    "models": {"models/translator/1/weights.bin": "w"},
+    "data docs": {"data_docs/index.html": "<p>mine</p>"},
+    "ledger": {"ledger.db": "no database"},
+    "lake": {"lake/source_events/part.parquet": "p"},
+    "datasets": {"datasets/training_set/v1/rows.csv": "r"},
+}
+
+
+@pytest.mark.parametrize("files", FOREIGN_HOMES.values(), ids=FOREIGN_HOMES)
+def test_a_foreign_home_stays_as_it_is(logs, files):
+    settings = load_settings(logs, project={"home": "mine"})
+    before = put(settings.home, files)
+    openers = (ingest, lambda settings: Ledger.open(settings).runs(), lambda settings: inspecting(settings).__enter__())
+    for opened in openers:
+        with pytest.raises(ForeignFiles) as caught:
+            opened(settings)
+        assert "[project] home" in str(caught.value.next_step)
+    assert contents(settings.home) == before
+
+
+def test_a_home_may_hold_other_files(logs):
+    settings = load_settings(logs, project={"home": "."})
+    ingest(settings)
+    assert ingest(settings).domains["source"].rows_added == 0
+    assert (logs.parent / "lake" / "source_events").is_dir()
+
+
+def test_homes_from_before_are_recognised(logs):
+    settings = load_settings(logs)
+    ingest(settings)
+    marker = settings.home / ".scalr-home"
+    marker.unlink()
+    ingest(settings)  # by its lake
+    Ledger.open(settings).close()
+    shutil.rmtree(settings.home / "lake")
+    marker.unlink()
+    ingest(settings)  # by its ledger
+    assert marker.is_file()
+
+
+def test_an_empty_home_of_a_refused_ingest_is_taken(logs):
+    settings = load_settings(logs)
+    (settings.home / "staging").mkdir(parents=True)
+    ingest(settings)
+
+
+def test_a_foreign_database_is_no_ledger_of_ours(logs):
+    settings = load_settings(logs)
+    settings.home.mkdir()
+    with sqlite3.connect(settings.home / "ledger.db") as db:
+        db.execute("CREATE TABLE accounts (id INTEGER)")
+    db.close()
+    with pytest.raises(ForeignFiles):
+        Ledger.open(settings)
+
+
+def test_many_at_once_share_a_new_home(logs):
+    settings = load_settings(logs)
+    start = threading.Barrier(16)
+
+    def work(number: int) -> None:
+        start.wait()
+        claim_home(settings)
+        put(settings.home, {f"models/{number}.json": "{}"})
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(work, range(16)))
+    assert len(list((settings.home / "models").iterdir())) == 16
+
+
+# --- the lake
+
+
+def test_a_foreign_delta_table_is_not_written_to(logs, tmp_path):
+    settings = load_settings(logs, project={"lake": "warehouse"})
+    mine = tmp_path / "warehouse" / "source_events"
+    write_deltalake(mine, pa.table({"user_id": ["x"], "amount": [1.0]}))
+    before = contents(tmp_path / "warehouse")
+    with pytest.raises(ForeignFiles) as caught:
+        ingest(settings)
+    assert "[project] home or lake" in str(caught.value.next_step)
+    assert contents(tmp_path / "warehouse") == before
+
+
+def test_no_table_is_made_among_loose_files(tmp_path):
+    lake = Lake(str(tmp_path))
+    before = put(tmp_path / "source_events", {"part.parquet": "p"})
+    with pytest.raises(ForeignFiles):
+        lake.create(Table.SOURCE_EVENTS, SCHEMA)
+    assert contents(tmp_path / "source_events") == before
+
+
+def test_a_foreign_table_of_our_columns_is_not_changed(tmp_path):
+    """By its columns alone a table is not ours: the log says who made it."""
+    lake = Lake(str(tmp_path))
+    empty = SCHEMA.empty_table()
+    write_deltalake(lake.uri(Table.SOURCE_EVENTS), empty)
+    before = contents(tmp_path)
+    for write in (
+        lambda: lake.append(Table.SOURCE_EVENTS, empty, key="a"),
+        lambda: lake.replace(Table.SOURCE_EVENTS, empty, key="a"),
+        lambda: lake.delete(Table.SOURCE_EVENTS, "weight > 1", key="a"),
+        lambda: lake.tidy(Table.SOURCE_EVENTS),
+        lambda: lake.create(Table.SOURCE_EVENTS, SCHEMA),
+    ):
+        with pytest.raises(ForeignFiles, match="source_events"):
+            write()
+    assert contents(tmp_path) == before
+    # A copy of one of ours becomes ours by its name, as the error says.
+    DeltaTable(lake.uri(Table.SOURCE_EVENTS)).alter.set_table_name("source_events")
+    lake.append(Table.SOURCE_EVENTS, empty, key="a")
+
+
+def test_a_foreign_table_is_found_before_any_of_ours_is_made(logs, tmp_path):
+    settings = load_settings(logs, project={"lake": "warehouse"})
+    write_deltalake(tmp_path / "warehouse" / "target_item_stats", pa.table({"item_id": ["x"]}))
+    with pytest.raises(ForeignFiles, match="target_item_stats"):
+        ingest(settings)
+    assert [path.name for path in (tmp_path / "warehouse").iterdir()] == ["target_item_stats"]
+
+
+# --- the model repository
+
+
+@pytest.mark.parametrize(
+    "files", [{"config.pbtxt": 'name: "translator"\n'}, {"1/model.onnx": "o"}, {"1/model.py": "class TritonPythonModel: ...\n"}]
+)
+def test_a_foreign_model_stays_as_it_is(logs, tmp_path, files):
+    settings = load_settings(logs, serving={"repository": "models"})
+    before = put(tmp_path / "models" / "translator", files)
+    with pytest.raises(ForeignFiles) as caught:
+        write_config(settings, [])
+    assert "[serving]" in str(caught.value.next_step)
+    assert contents(tmp_path / "models" / "translator") == before
+
+
+def test_models_beside_ours_and_a_repository_from_before_are_no_hindrance(logs, tmp_path):
+    settings = load_settings(logs, serving={"repository": "models"})
+    before = put(tmp_path / "models" / "ranker", {"config.pbtxt": 'name: "ranker"\n'})
+    write_config(settings, [])
+    (tmp_path / "models" / "translator" / ".scalr-model").unlink()
+    write_config(settings, [1])
+    assert contents(tmp_path / "models" / "ranker") == before
