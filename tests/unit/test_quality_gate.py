@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pandas as pd
@@ -140,6 +140,25 @@ def test_coverage_counts_only_what_was_known_by_as_of(tmp_path):
     )
     report = validate_run(project.settings, project.run().run_id)
     assert report.figures["source_events"] == 100
+
+
+def test_coverage_is_of_the_contexts_asked_where_each_user_is_asked_once(tmp_path):
+    """Above a hundred events a user, one context each: well below 1 % of the source events, and all of what was asked."""
+    source = [(f"u{k}", f"s{j}", 50 + j / 4, 0) for k in range(4) for j in range(150)]
+    project = Handmade(tmp_path, source=source, target=GATE_TARGET)
+    spec = project.run(contexts="users")
+    last = project.candidates(spec, [row for row in source if row[1] == "s149"])
+    frame = last.assign(event_timestamp=spec.end - timedelta(microseconds=1))
+    project.write(spec, frame)
+    report = validate_run(project.settings, spec.run_id)
+    assert (report.figures["source_events"], report.figures["contexts"], report.figures["translated_contexts"]) == (600, 4, 4)
+    assert report.figures["source_coverage"] == 1.0
+    (rule,) = [rule for rule in report.rules if rule.rule == "source_coverage"]
+    assert "window's users that were asked about" in rule.says
+
+    project.configure("[quality]\nmin_source_coverage = 0.6")
+    project.write(spec, frame[frame["user_id"].isin(["u0", "u1"])])
+    assert fails_on(project, spec.run_id) == {"source_coverage": 0.5}
 
 
 def test_a_source_event_that_became_known_later_is_no_source_event(tmp_path):
