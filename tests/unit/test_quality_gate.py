@@ -11,10 +11,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from filelock import FileLock
 from handmade import GATE_TARGET, IDS, QUARANTINE, Handmade, events, source_rows
 
 from scalr_prod.contracts import Table, schema_of
-from scalr_prod.errors import GenerationError, LedgerError, QualityGateFailed, RunNotFound
+from scalr_prod.errors import GenerationError, LedgerError, QualityError, QualityGateFailed, RunNotFound
 from scalr_prod.ledger import Ledger, RunState, run_folder
 from scalr_prod.ledger.models import ModelVersionRow
 from scalr_prod.quality import validate_run
@@ -273,6 +274,29 @@ def test_the_same_inputs_are_not_audited_twice_and_other_settings_are(project):
     with Ledger.open(project.settings) as ledger:
         states = [step.to_state.value for step in ledger.transitions(spec.run_id)]
     assert states == ["planned", "generating", "generated", "validated", "rejected", "validated"]
+
+
+def test_an_audit_that_waits_too_long_for_another_says_so(project, monkeypatch):
+    monkeypatch.setattr("scalr_prod.quality.expectations._LOCK_TIMEOUT_S", 0.2)
+    spec = project.run()
+    folder = project.settings.home / "gx"
+    folder.mkdir(parents=True)
+    with FileLock(folder / ".lock"), pytest.raises(QualityError, match="another audit") as caught:
+        validate_run(project.settings, spec.run_id)
+    assert caught.value.where == str(folder / ".lock")
+    assert caught.value.next_step
+    assert project.state(spec.run_id) is RunState.GENERATED
+    assert validate_run(project.settings, spec.run_id).passed
+
+
+def test_a_verdict_by_other_rules_is_made_again(project):
+    spec = project.run()
+    validate_run(project.settings, spec.run_id)
+    path = run_folder(project.settings, spec.run_id) / "gate.json"
+    stored = json.loads(path.read_text())
+    del stored["inputs"]["rules"]
+    path.write_text(json.dumps(stored))
+    assert not validate_run(project.settings, spec.run_id).repeated
 
 
 def test_there_is_nothing_to_audit_before_the_run_is_generated(project):
