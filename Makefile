@@ -18,7 +18,7 @@ setup: .venv/.ready .venv-triton/.ready ## both environments: the package, and t
 	$(PYTHON) scripts/setup_env.py package
 	@touch $@
 
-.venv-triton/.ready: pyproject.toml constraints/serving.txt
+.venv-triton/.ready: pyproject.toml constraints/serving.in constraints/serving.txt
 	$(PYTHON) scripts/setup_env.py serving
 	@touch $@
 
