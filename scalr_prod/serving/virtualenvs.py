@@ -31,6 +31,7 @@ _PIP_TO_UV: Final = {
     "index-url": "UV_DEFAULT_INDEX",
     "extra-index-url": "UV_INDEX",
     "find-links": "UV_FIND_LINKS",
+    "no-index": "UV_NO_INDEX",  # no variable that uv knows: an option is made of it
     "constraint": "UV_CONSTRAINT",
     "trusted-host": "UV_INSECURE_HOST",
 }
@@ -92,7 +93,7 @@ class _Tool:
         if done.returncode:
             return None
         if self.name == "pip":
-            return {entry["metadata"]["name"].lower() for entry in json.loads(done.stdout)["install"]}
+            return {entry["metadata"]["name"].lower().replace("_", "-") for entry in json.loads(done.stdout)["install"]}
         added = (line.strip() for line in (done.stdout + done.stderr).splitlines())
         return {line[2:].split("==")[0].lower() for line in added if line.startswith("+ ")}
 
@@ -177,7 +178,9 @@ def _tool(python: Path) -> _Tool:
     """uv where it is at hand or can be had, since it is faster and knows where builds of torch are; else pip."""
     uv = find_uv() or provide_uv(python)
     if uv is not None:
-        return _Tool("uv", (uv, "pip", "install", "--python", str(python)), _uv_variables(python))
+        variables = _uv_variables(python)
+        more = ("--no-index",) if variables.pop("UV_NO_INDEX", "") in {"1", "true", "True"} else ()
+        return _Tool("uv", (uv, "pip", "install", "--python", str(python), *more), variables)
     return _Tool("pip", (str(python), "-m", "pip", "install", "--disable-pip-version-check"), {})
 
 
