@@ -91,6 +91,15 @@ def test_no_file_that_installs_names_a_registry_or_a_local_build():
         assert not re.search(r"pypi\.org|pytorch\.org|pythonhosted|==[0-9.]+\+", path.read_text()), path
 
 
+def test_images_are_built_from_every_folder_that_the_wheel_takes_in():
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    for path in (ROOT / "deploy").glob("*.Dockerfile"):
+        text = path.read_text()
+        if "/build/package" in text:
+            for folder in (*tool["packages"], *tool["force-include"]):
+                assert f"COPY {folder} /build/package/{folder}\n" in text, path
+
+
 def check_record(archive: zipfile.ZipFile) -> None:
     """Every file of a wheel stands in its record, with its checksum."""
     (record,) = [name for name in archive.namelist() if name.endswith(".dist-info/RECORD")]
