@@ -15,6 +15,7 @@ COPY scalr_prod /build/package/scalr_prod
 COPY feature_repo /build/package/feature_repo
 COPY triton_models /build/package/triton_models
 COPY airflow_dags /build/package/airflow_dags
+COPY constraints /build/package/constraints
 RUN pip install --no-cache-dir --no-deps /build/package \
     && python3 -c "import numpy, scalr_prod.scoring.protocol, scalr_prod.translator.module; assert numpy.__version__ < '2'"
 

@@ -1,4 +1,4 @@
-"""Where the template folders lie: beside the package in a checkout, inside it when it was installed from a wheel."""
+"""Where the folders of templates and of constraints lie: beside the package in a checkout, inside it when it was installed from a wheel."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ __all__ = ["folder"]
 _PACKAGE = Path(__file__).resolve().parent
 
 
-def folder(name: Literal["feature_repo", "triton_models", "airflow_dags"]) -> Path:
-    """The folder of templates with this name.
+def folder(name: Literal["feature_repo", "triton_models", "airflow_dags", "constraints"]) -> Path:
+    """The folder with this name.
 
     Raises:
         ScalrError: It is neither in the checkout nor in the installed package.
@@ -24,7 +24,7 @@ def folder(name: Literal["feature_repo", "triton_models", "airflow_dags"]) -> Pa
         if place.is_dir():
             return place
     raise ScalrError(
-        f"the templates {name!r} are missing",
+        f"the folder {name!r} of the package is missing",
         where=str(places[0]),
         next_step="install the package again (pip install --force-reinstall scalr-prod), or run from a checkout",
     )

@@ -11,7 +11,7 @@ import logging
 import sys
 from datetime import datetime  # noqa: TC003 - Typer reads it at run time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -34,14 +34,17 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 translator_app = typer.Typer(help="Train, evaluate and serve the translator.", no_args_is_help=True)
+serving_app = typer.Typer(help="The environment that a local Triton runs in.", no_args_is_help=True)
 triton_app = typer.Typer(help="Start and stop the local Triton server.", no_args_is_help=True)
 dataset_app = typer.Typer(help="Build training sets.", no_args_is_help=True)
 runs_app = typer.Typer(help="Look at runs, go on with one, take one out.", no_args_is_help=True)
 app.add_typer(translator_app, name="translator")
+app.add_typer(serving_app, name="serving")
 app.add_typer(triton_app, name="triton")
 app.add_typer(dataset_app, name="dataset")
 app.add_typer(runs_app, name="runs")
 
+Torch = Literal["auto", "cpu", "cuda"]
 Config = Annotated[Path, typer.Option("--config", "-c", help="The project's settings.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Version = Annotated[int | None, typer.Option("--version", help="Translator version; default: the latest trained.")]
@@ -159,6 +162,28 @@ def translator_list(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> N
         return {"served": served_version(settings), "versions": versions}
 
     _Door(config, as_json, "translator list").show(work)
+
+
+@serving_app.command("install")
+def serving_install(
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="A project whose [serving] environment to make; default: scalr.toml.")
+    ] = None,
+    folder: Annotated[Path | None, typer.Option(help="Where to make it; default: .venv-triton.")] = None,
+    torch: Annotated[Torch, typer.Option(help="Which build of torch; auto: the CPU one where there is no GPU.")] = "auto",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make the environment that a local Triton runs in, or bring it up to date."""
+    from scalr_prod.serving.installer import install_serving, plan_serving
+
+    if config is None and DEFAULT_CONFIG.is_file():
+        config = DEFAULT_CONFIG
+
+    def work(settings: Settings | None, _: bool) -> Any:
+        return plan_serving(settings, folder=folder) if dry_run else install_serving(settings, folder=folder, torch=torch)
+
+    _Door(config, as_json, "serving install").show(work)
 
 
 @triton_app.command("start")
@@ -320,18 +345,18 @@ class _Door:
 
     progress = False
 
-    def __init__(self, config: Path, as_json: bool, stage: str | None = None, run_id: str | None = None) -> None:
+    def __init__(self, config: Path | None, as_json: bool, stage: str | None = None, run_id: str | None = None) -> None:
         self.config = config
         self.as_json = as_json
         self.stage = stage
         self.run_id = run_id
 
-    def show(self, work: Callable[[Settings, bool], Any]) -> None:
+    def show(self, work: Callable[[Any, bool], Any]) -> None:
         from scalr_prod.pipeline import stage
         from scalr_prod.settings import load_settings
 
         try:
-            settings = load_settings(self.config)
+            settings = load_settings(self.config) if self.config is not None else None
             with stage(self.stage, self.run_id):
                 report = work(settings, self.progress)
         except ScalrError as error:

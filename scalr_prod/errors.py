@@ -15,7 +15,8 @@ ScalrError                      exit code 1; names where, what was found, what t
 │   └── CommitOutcomeUnknown    the commit may have landed; read the log before repeating
 ├── LedgerError
 │   ├── RunNotFound
-│   └── LeaseHeld               another driver works on the run
+│   ├── LeaseHeld               another driver works on the run
+│   └── LeaseLost               another driver has taken the run over
 ├── FeatureStoreError           Feast could not be opened, applied or read
 ├── TranslatorError
 │   ├── NoCommonUsers           source and target share no user: nothing to learn a translation from
@@ -36,6 +37,7 @@ ScalrError                      exit code 1; names where, what was found, what t
 ├── PublicationError            the run is not in a state that can be published or rolled back
 ├── TrainingSetError            the training set could not be built
 ├── EvaluationError             nothing to evaluate on, or a downstream model that cannot be used
+├── QualityError                the audit itself could not be done
 └── QualityGateFailed           exit code 3; names the failed expectations and the report
 """
 
@@ -58,12 +60,14 @@ __all__ = [
     "InvalidRequest",
     "LakeError",
     "LeaseHeld",
+    "LeaseLost",
     "LedgerError",
     "MalformedResponse",
     "ModelNotReady",
     "ModelVersionMismatch",
     "NoCommonUsers",
     "PublicationError",
+    "QualityError",
     "QualityGateFailed",
     "RequestTooLarge",
     "RunNotFound",
@@ -202,6 +206,10 @@ class LeaseHeld(LedgerError):
     """Another driver works on the run; the message says which, and until when."""
 
 
+class LeaseLost(LedgerError):
+    """Another driver has taken the run over since."""
+
+
 class FeatureStoreError(ScalrError):
     """Feast could not be opened, applied or read."""
 
@@ -280,6 +288,10 @@ class TrainingSetError(ScalrError):
 
 class EvaluationError(ScalrError):
     """There is nothing to evaluate on, or a downstream model cannot be used."""
+
+
+class QualityError(ScalrError):
+    """The audit itself could not be done; it says nothing about the rows."""
 
 
 class QualityGateFailed(ScalrError):

@@ -128,13 +128,14 @@ def rollback_run(settings: Settings, run_id: str) -> PublicationReport:
 
 
 def _settled(lake: Lake, ledger: Ledger, run_id: str) -> PublicationReport | None:
-    """The report where nothing is left to do; an attempt that landed without its confirmation is confirmed first."""
+    """The report where the view holds the run; an attempt that landed without its confirmation is confirmed first."""
     state = ledger.run(run_id).state
     if state not in _PUBLISHABLE:
         raise _not_validated(run_id, state)
     last = ledger.last_publication(run_id)
     if last is None or last.status is PublicationStatus.ROLLED_BACK:
         return None
+    outcome = "already_published"
     if last.status is PublicationStatus.PENDING:
         if not lake.committed(_VIEW, last.key):
             return None
@@ -146,10 +147,16 @@ def _settled(lake: Lake, ledger: Ledger, run_id: str) -> PublicationReport | Non
             rows=last.rows,
             cause="publish: found in the lake's log after an interruption",
         )
-        return _report(last, "recovered")
-    if ledger.replaced_since(last) and _rows_by_run(lake, last.start, last.end).get(run_id, 0) != last.rows:
-        return None
-    return _report(last, "already_published")
+        outcome = "recovered"
+    # Whoever replaced it since may have died before the ledger knew: the view itself is asked.
+    return _report(last, outcome) if _stands(lake, last) else None
+
+
+def _stands(lake: Lake, publication: Publication) -> bool:
+    """Whether the view still holds all that was published."""
+    if lake.version(_VIEW) == publication.delta_version:
+        return True
+    return _rows_by_run(lake, publication.start, publication.end).get(publication.run_id, 0) == publication.rows
 
 
 def _commit_run(settings: Settings, lake: Lake, ledger: Ledger, lease: Lease, run_id: str) -> PublicationReport:
@@ -181,19 +188,21 @@ def _commit_run(settings: Settings, lake: Lake, ledger: Ledger, lease: Lease, ru
 def _take_out(lake: Lake, ledger: Ledger, lease: Lease, last: Publication) -> PublicationReport:
     run_id = last.run_id
     key = f"rollback:{run_id}:{last.attempt}"
-    replaced_by = sorted({later.run_id for later in ledger.replaced_since(last)})
-    held = 0
+    rows: dict[str, int] = {}
 
     def attempt(version: int) -> Commit:
-        nonlocal held
-        held = _rows_by_run(lake, last.start, last.end, version=version).get(run_id, 0)
+        nonlocal rows
+        rows = _rows_by_run(lake, last.start, last.end, version=version)
         lease.check()
         return lake.delete(_VIEW, f"run_id = '{run_id}'", key=key, expected_version=version)
 
     recovered = lake.committed(_VIEW, key)
     commit = _against_others(lake, attempt)
     if recovered:  # an earlier call took them out and died before it could say so
-        held = _rows_by_run(lake, last.start, last.end, version=commit.version - 1).get(run_id, 0)
+        rows = _rows_by_run(lake, last.start, last.end, version=commit.version - 1)
+    held = rows.pop(run_id, 0)
+    # Others whose rows lie in its window came after it, whether or not the ledger knows of them yet.
+    replaced_by = sorted({later.run_id for later in ledger.replaced_since(last)} | rows.keys())
     outcome = "rolled_back" if held else "replaced"
     cause = f"rollback: {held} rows in version {commit.version}"
     if replaced_by:

@@ -23,8 +23,9 @@ def main() -> None:
     """Resolve both environments, universally, and write what came out."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     groups = project["dependency-groups"]
+    serving = [line for line in (ROOT / "constraints" / "serving.in").read_text().splitlines() if not line.startswith("#")]
     extras = [r for key, rs in project["project"]["optional-dependencies"].items() if key != "all" for r in rs]
-    wanted = {"package": [*project["project"]["dependencies"], *extras, *groups["dev"]], "serving": groups["serving"]}
+    wanted = {"package": [*project["project"]["dependencies"], *extras, *groups["dev"]], "serving": serving}
     for name, requirements in wanted.items():
         with tempfile.NamedTemporaryFile("w", suffix=".in") as source:
             source.write("\n".join([*requirements, *CHOSEN[name]]))

@@ -7,6 +7,7 @@ import os
 import sys
 from contextlib import contextmanager
 from multiprocessing import get_all_start_methods
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.duck import staging_folder
@@ -32,6 +33,9 @@ _ENVIRONMENT: Final = {
     "MKL_NUM_THREADS": "1",
     "MALLOC_TRIM_THRESHOLD_": "65536",
 }
+#: What Feast leaves in the environment when it is imported: a temporary folder, which it removes when this process ends. A
+#: process that outlives this one for a moment would fail on it; without these, Feast makes one of its own there.
+_FEASTS_FOLDER: Final = ("PROMETHEUS_MULTIPROCESS_DIR", "PROMETHEUS_MULTIPROC_DIR")
 
 
 class Cluster:
@@ -149,10 +153,13 @@ def warm_up(settings: Settings) -> None:
 
     get_context(_START).set_forkserver_preload(["scalr_prod.generation.warm"])
     added = {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}
+    feasts = [name for name in _FEASTS_FOLDER if Path(os.environ.get(name, "")).name.startswith("feast_metrics_")]
+    removed = {name: os.environ.pop(name) for name in feasts}
     os.environ.update(added)
     try:
         forkserver.ensure_running()
     finally:
+        os.environ.update(removed)
         for name in added:
             del os.environ[name]
 

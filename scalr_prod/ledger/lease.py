@@ -4,49 +4,101 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import socket
 import threading
 import time
 import uuid
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import sqlalchemy as sa
 
-from scalr_prod.errors import LeaseHeld, LedgerError
+from scalr_prod.errors import LeaseHeld, LeaseLost, LedgerError
 from scalr_prod.ledger.models import RunRow
 from scalr_prod.ledger.runs import Runs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from datetime import datetime
 
     from sqlalchemy.orm import Session
 
 __all__ = ["Lease", "Leases"]
 
+logger = logging.getLogger(__name__)
+
 _TTL_S: Final = 60.0
 _POLL_S: Final = 0.2
 
 
 class Lease:
-    """A run that is ours until the lease expires; `check` says whether it still is."""
+    """A run that is held by this process; `check` says whether it still is.
 
-    def __init__(self, run_id: str, owner: str) -> None:
+    Args:
+        run_id: The run.
+        owner: Who holds it.
+        ttl_s: Seconds until the lease runs out where it is not renewed.
+        renew: Renews it in the ledger; raises `LeaseLost` where another driver has taken the run.
+    """
+
+    def __init__(self, run_id: str, owner: str, ttl_s: float, renew: Callable[[], object]) -> None:
         self.run_id = run_id
         self.owner = owner
-        self._lost: LedgerError | None = None
+        self._ttl_s = ttl_s
+        self._renew = renew
+        self._held_until = time.monotonic() + ttl_s
+        self._lost: LeaseLost | None = None
+
+    @property
+    def lost(self) -> bool:
+        """Whether another driver was seen to hold the run."""
+        return self._lost is not None
+
+    @property
+    def expired(self) -> bool:
+        """Whether another driver may have taken the run: the last renewal is longer ago than the lease lasts."""
+        return time.monotonic() >= self._held_until
 
     def check(self) -> None:
-        """Call before a step that must not be done twice.
+        """Call before a step that must not be done twice. A lease that ran out is renewed here, if the run is still free.
 
         Raises:
-            LedgerError: The lease could not be renewed: another driver may have taken the run.
+            LeaseLost: Another driver has taken the run.
+            LedgerError: The lease ran out, and the ledger cannot be reached to renew it.
         """
+        if self._lost is None and self.expired:
+            self.renew()
         if self._lost is not None:
             raise self._lost
+
+    def renew(self) -> None:
+        """Hold the run for ``ttl_s`` seconds more; a loss is remembered rather than raised.
+
+        Raises:
+            LedgerError: The ledger cannot be reached; the lease lasts as long as it did before.
+        """
+        asked_at = time.monotonic()
+        try:
+            self._renew()
+        except LeaseLost as error:
+            self._lost = error
+        else:
+            self._held_until = asked_at + self._ttl_s
+
+    def keep(self, stop: threading.Event) -> None:
+        """Renew until ``stop`` is set or the run is lost: at a third of the lease, and sooner again after a failure."""
+        pause_s = self._ttl_s / 3
+        while not self.lost and not stop.wait(pause_s):
+            try:
+                self.renew()
+                pause_s = self._ttl_s / 3
+            except LedgerError as error:
+                pause_s = self._ttl_s / 12
+                logger.warning("the lease on %s could not be renewed, trying again: %s", self.run_id, error.found)
 
 
 class Leases(Runs):
@@ -67,25 +119,26 @@ class Leases(Runs):
         Raises:
             LedgerError: Another driver holds it; says who, and until when.
         """
-        held = Lease(run_id, owner or _me())
+        owner = owner or _me()
         give_up = time.monotonic() + wait_s
         while True:
             try:
-                self.acquire_lease(run_id, held.owner, ttl_s=ttl_s)
+                held = Lease(run_id, owner, ttl_s, partial(self.renew_lease, run_id, owner, ttl_s=ttl_s))
+                self.acquire_lease(run_id, owner, ttl_s=ttl_s)
                 break
             except LeaseHeld:
                 if time.monotonic() >= give_up:
                     raise
                 time.sleep(_POLL_S)
         stop = threading.Event()
-        keeper = threading.Thread(target=self._keep, args=(held, ttl_s, stop), name=f"lease {run_id}", daemon=True)
+        keeper = threading.Thread(target=held.keep, args=(stop,), name=f"lease {run_id}", daemon=True)
         keeper.start()
         try:
             yield held
         finally:
             stop.set()
             keeper.join()
-            self.release_lease(run_id, held.owner)
+            self.release_lease(run_id, owner)
 
     def acquire_lease(self, run_id: str, owner: str, *, ttl_s: float = _TTL_S) -> datetime:
         """Take the run if it is free, expired, or the owner's already; returns until when (UTC).
@@ -113,13 +166,13 @@ class Leases(Runs):
         """Hold on to a run; also after the lease expired, as long as nobody else took it.
 
         Raises:
-            LedgerError: It is no longer the owner's.
+            LeaseLost: It is no longer the owner's.
         """
         with self._writing() as session:
             until = self._now(session) + timedelta(seconds=ttl_s)
             if not self._set_lease(session, run_id, owner, owner, until):
-                raise LedgerError(
-                    "the lease on this run was lost: another driver may work on it",
+                raise LeaseLost(
+                    "the lease on this run was lost: another driver has taken it over",
                     where=self.address,
                     next_step=f"see who holds it: scalr runs show {run_id}",
                 ).at(run_id=run_id)
@@ -139,14 +192,6 @@ class Leases(Runs):
         )
         result = session.execute(change)
         return bool(result.rowcount)  # type: ignore[attr-defined]  # an update's result is a CursorResult
-
-    def _keep(self, held: Lease, ttl_s: float, stop: threading.Event) -> None:
-        while not stop.wait(ttl_s / 3):
-            try:
-                self.renew_lease(held.run_id, held.owner, ttl_s=ttl_s)
-            except LedgerError as error:
-                held._lost = error  # noqa: SLF001 - the two classes are one mechanism
-                return
 
 
 def _me() -> str:

@@ -9,7 +9,7 @@ from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, US
 from scalr_prod.duck import open_duckdb, staging_folder
 from scalr_prod.lake import Lake
 from scalr_prod.quality.judged import Judged, RowRule, judge
-from scalr_prod.quality.rules import COLUMNS, instant_sql
+from scalr_prod.quality.rules import COLUMNS, instant_sql, one_context_per_user
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["Audit", "auditing"]
 
 _SHOWN: Final = ("event_id", USER_ID, ITEM_ID, EVENT_TIMESTAMP)
+#: What tells the contexts of events apart.
+_CONTEXT: Final = f"{USER_ID}, source_item_id, source_event_timestamp"
 
 
 @contextmanager
@@ -79,22 +81,28 @@ class Audit:
     def figures(self) -> dict[str, float | int | None]:
         """What the accepted rows come to as a whole; see `rules.run_rules`."""
         rows, good = self.judged.counts()
-        context = f"{USER_ID}, source_item_id, source_event_timestamp"
-        most, translated = self.judged.row(
-            f"SELECT max(events), count(*) FROM (SELECT count(*) AS events FROM judged WHERE accepted GROUP BY {context})"
+        (most,) = self.judged.row(
+            f"SELECT max(events) FROM (SELECT count(*) AS events FROM judged WHERE accepted GROUP BY {_CONTEXT})"
+        )
+        per_user = one_context_per_user(self._spec)
+        (translated,) = self.judged.row(
+            f"SELECT count(*) FROM (SELECT DISTINCT {USER_ID if per_user else _CONTEXT} FROM judged WHERE accepted)"
         )
         window = f"{EVENT_TIMESTAMP} >= {instant_sql(self._spec.start)} AND {EVENT_TIMESTAMP} < {instant_sql(self._spec.end)}"
-        (asked,) = self.judged.row(
-            f"SELECT count(*) FROM (SELECT DISTINCT {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP} FROM source_events WHERE {window})"
+        source_events, users = self.judged.row(
+            f"""SELECT count(*), count(DISTINCT {USER_ID})
+            FROM (SELECT DISTINCT {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP} FROM source_events WHERE {window})"""
         )
+        contexts = users if per_user else source_events
         limit = self._spec.start if self._spec.mode == "causal" else self._spec.as_of
         return {
             "candidates": rows,
             "accepted": good,
             "quarantined_share": (rows - good) / rows if rows else 0.0,
-            "source_events": int(asked),
-            "translated_source_events": int(translated),
-            "source_coverage": translated / asked if asked else 0.0,
+            "source_events": int(source_events),
+            "contexts": int(contexts),
+            "translated_contexts": int(translated),
+            "source_coverage": translated / contexts if contexts else 0.0,
             "max_events_per_source_event": int(most or 0),
             "seconds_trained_past_limit": max(0.0, (self._spec.translator_trained_until - limit).total_seconds()),
             "bucket_distance": self._bucket_distance() if good else 1.0,

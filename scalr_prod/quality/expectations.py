@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from scalr_prod.errors import QualityError
 from scalr_prod.ownership import claim_home
 
 if TYPE_CHECKING:
@@ -123,10 +124,11 @@ def inspecting(settings: Settings) -> Iterator[Inspector]:
 
     Raises:
         ForeignFiles: Home holds what this package did not make.
+        QualityError: Another audit has held the data context for too long.
     """
     # Read when the library is imported: it would send usage events otherwise.
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
-    from filelock import FileLock
+    from filelock import FileLock, Timeout
 
     with warnings.catch_warnings():  # the library's own imports, which only it can renew
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -155,10 +157,21 @@ def inspecting(settings: Settings) -> Iterator[Inspector]:
         analytics_enabled=False,
         progress_bars={"globally": False},
     )
-    with FileLock(root / ".lock", timeout=_LOCK_TIMEOUT_S):
+    lock = FileLock(root / ".lock", timeout=_LOCK_TIMEOUT_S)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise QualityError(
+            f"another audit has been writing to the data docs for over {_LOCK_TIMEOUT_S} s",
+            where=str(root / ".lock"),
+            next_step="wait for it to end, then run the command again",
+        ) from error
+    try:
         inspector = Inspector(gx.get_context(mode="ephemeral", project_config=config), str(docs / "index.html"))
         yield inspector
         inspector.build_docs()
+    finally:
+        lock.release()
 
 
 def _backend(root: Any, folder: str | None) -> dict[str, str]:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["validate_run"]
 
 _SUITE: Final = "synthetic_events"
+#: Revision of the rules: a verdict by earlier ones is made again. Raise it when a rule or a figure comes to something else.
+_RULES: Final = 2
 _AUDITABLE: Final = frozenset({RunState.GENERATED, RunState.VALIDATED, RunState.REJECTED})
 _OUT_OF_OUR_HANDS: Final = frozenset({RunState.PUBLISHED, RunState.ROLLED_BACK})
 
@@ -44,6 +46,7 @@ def validate_run(settings: Settings, run_id: str, *, progress: bool = False) -> 
 
     Raises:
         QualityGateFailed: The gate said no; the run is rejected. Names the expectations, the counts and the data docs.
+        QualityError: Another audit of the project has not ended in time.
         RunNotFound: No such run.
         LedgerError: The run is not generated yet, or another driver works on it.
         GenerationError: The run's candidates are gone.
@@ -93,6 +96,7 @@ def _verdict(settings: Settings, run: Run, record: ModelVersion | None, *, progr
 def _inputs(settings: Settings, spec: RunSpec, record: ModelVersion | None, files: Sequence[Path]) -> dict[str, Any]:
     """All that the verdict follows from."""
     return {
+        "rules": _RULES,
         "run": json.loads(spec.canonical()),
         "candidates": {path.name: sha256_of(path) for path in files},
         "quality": settings.quality.model_dump(mode="json"),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from scalr_prod.ledger import RunSpec
     from scalr_prod.sections import QualitySettings
 
-__all__ = ["COLUMNS", "instant_sql", "row_rules", "run_rules"]
+__all__ = ["COLUMNS", "instant_sql", "one_context_per_user", "row_rules", "run_rules"]
 
 #: Of a synthetic event, in order.
 COLUMNS = (
@@ -87,9 +87,14 @@ def row_rules(spec: RunSpec, *, exclude_consumed: bool) -> list[RowRule]:
     ]
 
 
+def one_context_per_user(spec: RunSpec) -> bool:
+    """Whether the run asked about each user once, at the window's end, instead of about every source event."""
+    return bool(spec.settings["generation"].get("contexts") == "users")
+
+
 def _at_the_source_event(spec: RunSpec) -> RowRule:
     name = "event_is_at_the_source_event"
-    if spec.settings["generation"].get("contexts") == "users":  # translated as of the window's end: never before its source
+    if one_context_per_user(spec):  # translated as of the window's end: never before its source
         return RowRule(
             name, f"{EVENT_TIMESTAMP} is not before source_event_timestamp", f"c.{EVENT_TIMESTAMP} >= c.source_event_timestamp"
         )
@@ -99,6 +104,7 @@ def _at_the_source_event(spec: RunSpec) -> RowRule:
 def run_rules(spec: RunSpec, quality: QualitySettings, *, events_per_source_event: int) -> list[FigureRule]:
     """The rules for a run as a whole."""
     limit = "start" if spec.mode == "causal" else "as_of"
+    asked = "users that were asked about" if one_context_per_user(spec) else "source events"
     rules = [
         FigureRule("run_holds_events", "at least one row is accepted", "accepted", low=1),
         FigureRule(
@@ -121,7 +127,7 @@ def run_rules(spec: RunSpec, quality: QualitySettings, *, events_per_source_even
         ),
         FigureRule(
             "source_coverage",
-            f"at least {quality.min_source_coverage:.2%} of the window's source events became an event",
+            f"at least {quality.min_source_coverage:.2%} of the window's {asked} became an event",
             "source_coverage",
             low=quality.min_source_coverage,
         ),

@@ -13,6 +13,7 @@ from scalr_prod.serving.check import Check
 if TYPE_CHECKING:
     from scalr_prod.serving.checks import serving_checks
     from scalr_prod.serving.ensure import ensure_serving, stop_unused
+    from scalr_prod.serving.environment import require_environment
     from scalr_prod.serving.guard import guarded_serving
     from scalr_prod.serving.process import ServerStatus, start_triton, stop_triton, triton_status
     from scalr_prod.serving.promotions import served_version
@@ -25,6 +26,7 @@ __all__ = [
     "ensure_serving",
     "guarded_serving",
     "promote",
+    "require_environment",
     "rollback",
     "served_version",
     "serving_checks",
@@ -40,6 +42,7 @@ _HOMES = {
     "ensure_serving": "ensure",
     "guarded_serving": "guard",
     "promote": "versions",
+    "require_environment": "environment",
     "rollback": "versions",
     "served_version": "promotions",
     "serving_checks": "checks",

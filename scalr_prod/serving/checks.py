@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["serving_checks"]
 
-_LOCAL: Final = 'run: make setup; or set [serving] scorer = "local"'
+_LOCAL: Final = 'run: scalr serving install; or set [serving] scorer = "local"'
 _SETTINGS: Final = """
 [domains.source]
 name = "source"

@@ -14,14 +14,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from scalr_prod import __version__
 from scalr_prod.errors import ServingError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from scalr_prod.settings import Settings
 
-__all__ = ["ServingEnvironment", "examine_environment", "find_environment", "lay_backends"]
+__all__ = [
+    "ServingEnvironment",
+    "environment_places",
+    "examine_environment",
+    "find_environment",
+    "find_library",
+    "lay_backends",
+    "require_environment",
+]
 
-_NEXT: Final = 'run: make setup (Linux x86-64), or set [serving] scorer = "local"'
+_NEXT: Final = 'run: scalr serving install (Linux x86-64), or set [serving] scorer = "local"'
 #: Variables of this process that the server gets too: where temporary files go, which language and which GPU. All else may be a secret.
 _KEPT: Final = frozenset(
     {
@@ -90,6 +101,8 @@ class ServingEnvironment:
         missing = [name for name, version in self.packages.items() if version is None]
         if missing:
             return f"not installed there: {', '.join(missing)}"
+        if self.packages["scalr-prod"] != __version__:
+            return f"scalr-prod {self.packages['scalr-prod']} is installed there, and {__version__} here"
         if int((self.packages["numpy"] or "2").split(".")[0]) > 1:
             return f"numpy {self.packages['numpy']} is installed there; the server needs numpy < 2, or its outputs arrive empty"
         if self.server is None:
@@ -115,19 +128,29 @@ class ServingEnvironment:
         }
 
 
+def environment_places(settings: Settings | None) -> list[Path]:
+    """Where a serving environment is looked for, the first place first.
+
+    Where the settings name one, there alone; else ``.venv-triton`` beside the running virtual environment, in the checkout, in
+    the working directory, or beside scalr.toml.
+    """
+    if settings is not None and settings.serving.environment is not None:
+        return [settings.resolve(settings.serving.environment)]
+    # The system's own Python has no folder of ours beside it.
+    parents = [Path(sys.prefix).parent] if sys.prefix != sys.base_prefix else []
+    checkout = Path(__file__).resolve().parents[2]
+    parents += [checkout] if (checkout / "pyproject.toml").is_file() else []
+    parents += [Path.cwd(), *([settings.base] if settings is not None else [])]
+    return list(dict.fromkeys(parent / ".venv-triton" for parent in parents))
+
+
 def find_environment(settings: Settings | None) -> ServingEnvironment:
-    """Find it: where the settings say, else ``.venv-triton`` beside scalr.toml, the running environment, or the checkout.
+    """Find it in one of `environment_places`.
 
     Raises:
         ServingError: There is none.
     """
-    named = settings.serving.environment if settings is not None else None
-    if settings is not None and named is not None:
-        places = [settings.resolve(named)]
-    else:
-        parents = [Path(sys.prefix).parent, Path(__file__).resolve().parents[2], Path.cwd()]
-        parents += [settings.base] if settings is not None else []
-        places = list(dict.fromkeys(parent / ".venv-triton" for parent in parents))
+    places = environment_places(settings)
     for folder in places:
         if (folder / "bin" / "python").exists():
             return examine_environment(folder)
@@ -136,18 +159,26 @@ def find_environment(settings: Settings | None) -> ServingEnvironment:
     )
 
 
+def require_environment(settings: Settings) -> None:
+    """See that a local server could be started, before any work that needs one later. Other scorers need nothing.
+
+    Raises:
+        ServingError: There is no serving environment, or no server can be started from it.
+    """
+    if settings.serving.scorer == "triton" and settings.serving.url is None:
+        _usable(find_environment(settings))
+
+
 def lay_backends(environment: ServingEnvironment, folder: Path) -> Path:
     """Lay the folder that Triton finds its python backend in: the wheel's files beside the stub of the right Python.
 
     Raises:
         ServingError: A server cannot be started from this environment.
     """
-    problem = environment.problem()
-    if problem is not None or environment.wheel is None:
-        raise ServingError(f"no Triton can be started: {problem}", where=str(environment.folder), next_step=_NEXT)
+    wheel = _usable(environment)
     python = folder / "python"
     python.mkdir(parents=True, exist_ok=True)
-    for file in (*(environment.wheel / "backends" / "python").iterdir(), environment.stub):
+    for file in (*(wheel / "backends" / "python").iterdir(), environment.stub):
         link = python / file.name
         if link.is_symlink() and link.readlink() == file:
             continue
@@ -169,10 +200,29 @@ def examine_environment(folder: Path) -> ServingEnvironment:
         found = json.loads(output)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         raise ServingError(f"its Python does not run: {error}", where=str(folder), next_step=f"remove it; {_NEXT}") from error
-    name = f"libpython{found['minor']}.so.1.0"
-    library = next((Path(place) for place in found["places"] if place and (Path(place) / name).is_file()), None)
     wheel = Path(found["pytriton"]) / "tritonserver" if found["pytriton"] else None
-    return ServingEnvironment(folder, found["minor"], found["packages"], wheel, library or _system_library(name))
+    library = find_library(found["minor"], found["places"])
+    return ServingEnvironment(folder, found["minor"], found["packages"], wheel, library)
+
+
+def find_library(minor: str, places: Sequence[str]) -> Path | None:
+    """Folder of the shared library of a Python, which the server's python backend embeds.
+
+    Args:
+        minor: The Python's version, such as ``3.12``.
+        places: Folders to look in first; then the system's loader is asked.
+    """
+    name = f"libpython{minor}.so.1.0"
+    library = next((Path(place) for place in places if place and (Path(place) / name).is_file()), None)
+    return library or _system_library(name)
+
+
+def _usable(environment: ServingEnvironment) -> Path:
+    """The wheel's folder of an environment that a server can be started from."""
+    problem = environment.problem()
+    if problem is not None or environment.wheel is None:
+        raise ServingError(f"no Triton can be started: {problem}", where=str(environment.folder), next_step=_NEXT)
+    return environment.wheel
 
 
 def _system_library(name: str) -> Path | None:

@@ -41,7 +41,7 @@ CASES = {
     ),
     "no environment for Triton": (
         {"SCALR_SERVING__ENVIRONMENT": "nowhere"},
-        ("ServingError", "nowhere", "make setup"),
+        ("ServingError", "nowhere", "scalr serving install"),
     ),
     "a scheduler that does not answer": (
         {

@@ -30,3 +30,15 @@ assert __main__.__file__ == __file__
     assert done.stdout.count("main runs in") == 1
     main, worker = (line.split()[-1] for line in done.stdout.splitlines())
     assert main != worker
+
+
+def test_a_process_that_ends_while_its_workers_still_begin_is_silent(project):
+    """Feast leaves a folder in the environment and removes it at exit, under whoever still imports Feast."""
+    program = (
+        "import sys, feast\n"
+        "from scalr_prod.generation.cluster import warm_up\n"
+        "from scalr_prod.settings import load_settings\n"
+        "warm_up(load_settings(sys.argv[1]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(project)], capture_output=True, text=True, check=True)
+    assert "Traceback" not in done.stderr, done.stderr[-3000:]

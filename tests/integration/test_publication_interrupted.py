@@ -136,6 +136,38 @@ def test_others_may_publish_between_a_kill_and_its_recovery(project):
     assert project.held() == {second.run_id: 200}
 
 
+@pytest.mark.slow
+def test_a_run_replaced_by_one_that_died_unrecorded_is_put_back(project):
+    """The ledger knows nothing of the second commit: what counts is what the view holds."""
+    first, second = project.accepted(seed=1), project.accepted(seed=2)
+    publish(project.settings, first.run_id)
+    killed(project, "publish", "before the confirmation", second.run_id)
+    assert project.held() == {second.run_id: 200}
+    report = publish(project.settings, first.run_id)
+    assert (report.outcome, report.attempt, report.replaced) == ("published", 2, {second.run_id: 200})
+    assert project.held() == {first.run_id: 200}
+
+
+@pytest.mark.slow
+def test_a_run_that_died_unrecorded_and_was_replaced_since_is_put_back(project):
+    first, second = project.accepted(seed=1), project.accepted(seed=2)
+    killed(project, "publish", "before the confirmation", first.run_id)
+    publish(project.settings, second.run_id)
+    report = publish(project.settings, first.run_id)
+    assert (report.outcome, report.attempt, report.replaced) == ("published", 2, {second.run_id: 200})
+    assert project.held() == {first.run_id: 200}
+
+
+@pytest.mark.slow
+def test_a_rollback_names_who_replaced_the_run_though_that_one_died_unrecorded(project):
+    first, second = project.accepted(seed=1), project.accepted(seed=2)
+    publish(project.settings, first.run_id)
+    killed(project, "publish", "before the confirmation", second.run_id)
+    report = rollback_run(project.settings, first.run_id)
+    assert (report.outcome, report.rows, list(report.replaced_by)) == ("replaced", 0, [second.run_id])
+    assert project.held() == {second.run_id: 200}
+
+
 def _publish(config: str, run_id: str, barrier: object) -> dict:
     settings = load_settings(config)
     barrier.wait()

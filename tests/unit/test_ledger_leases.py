@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 from ledger_world import make_spec
 
-from scalr_prod.errors import LeaseHeld, LedgerError
+from scalr_prod.errors import LeaseHeld, LeaseLost, LedgerError
 
 
 def test_a_lease_keeps_others_out_until_it_is_given_back_or_runs_out(ledger):
@@ -50,12 +50,74 @@ def test_a_lease_is_renewed_in_the_background_and_its_loss_is_noticed(ledger):
         engine = ledger._engine
         with engine.begin() as connection:
             connection.execute(sa.text("UPDATE runs SET lease_owner = 'thief'"))
-        deadline = time.monotonic() + 20
-        while held._lost is None and time.monotonic() < deadline:
-            time.sleep(0.02)
-        with pytest.raises(LedgerError, match="was lost"):
+        until(lambda: held.lost)
+        with pytest.raises(LeaseLost, match="was lost"):
             held.check()
     assert ledger.run(run_id).lease_owner == "thief", "what is not ours is not given back"
+
+
+def broken_for(engine: sa.Engine, *, times: int | None = None) -> list[int]:
+    """Let the ledger's next statements fail as those of a database that cannot be reached; counts them."""
+    failed: list[int] = []
+
+    @sa.event.listens_for(engine, "before_cursor_execute")
+    def refuse(*_arguments):
+        if threading.current_thread().name.startswith("lease ") and (times is None or len(failed) < times):
+            failed.append(1)
+            raise sa.exc.OperationalError("UPDATE", {}, OSError("connection reset"))
+
+    return failed
+
+
+def until(condition) -> None:
+    deadline = time.monotonic() + 30
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert condition()
+
+
+def test_a_renewal_that_fails_is_tried_again_while_the_lease_lasts(ledger):
+    run_id = ledger.begin_run(make_spec()).run_id
+    with ledger.lease(run_id, owner="a", ttl_s=6) as held:
+        before = ledger.run(run_id).lease_expires_at
+        failed = broken_for(ledger._engine, times=2)
+        until(lambda: len(failed) == 2)
+        held.check()
+        until(lambda: ledger.run(run_id).lease_expires_at > before)
+        held.check()
+
+
+def test_a_lease_that_could_not_be_renewed_in_time_is_asked_for_before_the_next_step(ledger):
+    """Nobody renews it here: what counts is whether somebody else took it."""
+    run_id = ledger.begin_run(make_spec()).run_id
+    with ledger.lease(run_id, owner="a", ttl_s=0.5) as held:
+        broken_for(ledger._engine)
+        until(lambda: held.expired)
+        held.check()  # still free: taken again, in this thread
+        assert not held.expired
+        until(lambda: held.expired)
+        ledger.acquire_lease(run_id, "b")
+        for _ in range(2):
+            with pytest.raises(LeaseLost, match="was lost"):
+                held.check()
+    assert ledger.run(run_id).lease_owner == "b"
+
+
+def test_a_lease_that_ran_out_while_the_ledger_cannot_be_reached_allows_nothing(ledger):
+    run_id = ledger.begin_run(make_spec()).run_id
+    with ledger.lease(run_id, owner="a", ttl_s=0.5) as held:
+        broken_for(ledger._engine)
+        until(lambda: held.expired)
+        engine = ledger._engine
+
+        def refuse(*_arguments):
+            raise sa.exc.OperationalError("UPDATE", {}, OSError("connection reset"))
+
+        sa.event.listen(engine, "before_cursor_execute", refuse)
+        with pytest.raises(LedgerError, match="cannot be reached"):
+            held.check()
+        sa.event.remove(engine, "before_cursor_execute", refuse)
+        held.check()
 
 
 def test_a_driver_can_wait_for_a_lease(ledger):

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from filelock import FileLock
 from handmade import GATE_TARGET, IDS, QUARANTINE, Handmade, events, source_rows
 
 from scalr_prod.contracts import Table, schema_of
-from scalr_prod.errors import GenerationError, LedgerError, QualityGateFailed, RunNotFound
+from scalr_prod.errors import GenerationError, LedgerError, QualityError, QualityGateFailed, RunNotFound
 from scalr_prod.ledger import Ledger, RunState, run_folder
 from scalr_prod.ledger.models import ModelVersionRow
 from scalr_prod.quality import validate_run
@@ -142,6 +143,25 @@ def test_coverage_counts_only_what_was_known_by_as_of(tmp_path):
     assert report.figures["source_events"] == 100
 
 
+def test_coverage_is_of_the_contexts_asked_where_each_user_is_asked_once(tmp_path):
+    """Above a hundred events a user, one context each: well below 1 % of the source events, and all of what was asked."""
+    source = [(f"u{k}", f"s{j}", 50 + j / 4, 0) for k in range(4) for j in range(150)]
+    project = Handmade(tmp_path, source=source, target=GATE_TARGET)
+    spec = project.run(contexts="users")
+    last = project.candidates(spec, [row for row in source if row[1] == "s149"])
+    frame = last.assign(event_timestamp=spec.end - timedelta(microseconds=1))
+    project.write(spec, frame)
+    report = validate_run(project.settings, spec.run_id)
+    assert (report.figures["source_events"], report.figures["contexts"], report.figures["translated_contexts"]) == (600, 4, 4)
+    assert report.figures["source_coverage"] == 1.0
+    (rule,) = [rule for rule in report.rules if rule.rule == "source_coverage"]
+    assert "window's users that were asked about" in rule.says
+
+    project.configure("[quality]\nmin_source_coverage = 0.6")
+    project.write(spec, frame[frame["user_id"].isin(["u0", "u1"])])
+    assert fails_on(project, spec.run_id) == {"source_coverage": 0.5}
+
+
 def test_a_source_event_that_became_known_later_is_no_source_event(tmp_path):
     source = [(*row[:3], 5000) if row[0] == "u3" else row for row in source_rows()]
     project = Handmade(tmp_path, source=source, target=GATE_TARGET)
@@ -254,6 +274,29 @@ def test_the_same_inputs_are_not_audited_twice_and_other_settings_are(project):
     with Ledger.open(project.settings) as ledger:
         states = [step.to_state.value for step in ledger.transitions(spec.run_id)]
     assert states == ["planned", "generating", "generated", "validated", "rejected", "validated"]
+
+
+def test_an_audit_that_waits_too_long_for_another_says_so(project, monkeypatch):
+    monkeypatch.setattr("scalr_prod.quality.expectations._LOCK_TIMEOUT_S", 0.2)
+    spec = project.run()
+    folder = project.settings.home / "gx"
+    folder.mkdir(parents=True)
+    with FileLock(folder / ".lock"), pytest.raises(QualityError, match="another audit") as caught:
+        validate_run(project.settings, spec.run_id)
+    assert caught.value.where == str(folder / ".lock")
+    assert caught.value.next_step
+    assert project.state(spec.run_id) is RunState.GENERATED
+    assert validate_run(project.settings, spec.run_id).passed
+
+
+def test_a_verdict_by_other_rules_is_made_again(project):
+    spec = project.run()
+    validate_run(project.settings, spec.run_id)
+    path = run_folder(project.settings, spec.run_id) / "gate.json"
+    stored = json.loads(path.read_text())
+    del stored["inputs"]["rules"]
+    path.write_text(json.dumps(stored))
+    assert not validate_run(project.settings, spec.run_id).repeated
 
 
 def test_there_is_nothing_to_audit_before_the_run_is_generated(project):

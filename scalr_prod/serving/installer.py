@@ -1,0 +1,182 @@
+"""`scalr serving install`: the environment that a local Triton runs in, from the constraints that ship with the package.
+
+Imports the standard library only: `make setup` uses it before anything is installed.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from scalr_prod import __version__, assets
+from scalr_prod.errors import ServingError
+from scalr_prod.serving.environment import ServingEnvironment, environment_places, examine_environment
+from scalr_prod.serving.interpreters import LOCAL, choose_interpreter, install_system_package, require_platform
+from scalr_prod.serving.own_package import checkout, pack_wheel
+from scalr_prod.serving.virtualenvs import Recipe, build
+
+if TYPE_CHECKING:
+    from scalr_prod.serving.virtualenvs import Torch
+    from scalr_prod.settings import Settings
+
+__all__ = ["InstallPlan", "InstallReport", "install_serving", "plan_serving"]
+
+#: A file that says that the environment was made here, so that it may be changed or made anew.
+_MARK: Final = "scalr-serving.json"
+
+
+@dataclass(frozen=True)
+class InstallPlan:
+    """What `install_serving` would do.
+
+    Attributes:
+        folder: The environment.
+        exists: Whether it is there already, and would be brought up to date.
+        python: The interpreter that it is made from.
+        minor: Its version, such as ``3.12``.
+        requirements: File that lists what is installed.
+        constraints: File that lists the versions.
+        package: How this package gets there: its checkout, or None where the installed files are copied.
+    """
+
+    folder: Path
+    exists: bool
+    python: str
+    minor: str
+    requirements: Path
+    constraints: Path
+    package: Path | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as JSON values."""
+        values = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
+        return values | {"package": values["package"] or f"scalr-prod {__version__}, as it is installed here"}
+
+
+@dataclass(frozen=True)
+class InstallReport:
+    """What was installed.
+
+    Attributes:
+        folder: The environment.
+        python: Version of its Python, such as ``3.12``.
+        tool: What installed: ``uv`` or ``pip``.
+        packages: Versions of what the server needs.
+        server: The server's program.
+        next_step: What to write into scalr.toml where the environment would not be found by itself.
+    """
+
+    folder: str
+    python: str
+    tool: str
+    packages: dict[str, str | None]
+    server: str
+    next_step: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return asdict(self)
+
+
+def plan_serving(settings: Settings | None = None, *, folder: Path | None = None, system_packages: bool = False) -> InstallPlan:
+    """Decide where the serving environment goes and what it is made from; nothing is changed.
+
+    Args:
+        settings: The project's settings, where there are some: they may name the environment.
+        folder: The environment; default: the one that would be found, else the first of `environment_places`.
+        system_packages: Whether a shared library that Python lacks may be installed by apt.
+
+    Raises:
+        ServingError: No server runs on this machine, no Python fits, or the folder holds something else.
+    """
+    require_platform()
+    places = [folder.absolute()] if folder is not None else environment_places(settings)
+    chosen = next((place for place in places if (place / "bin" / "python").exists()), places[0])
+    exists = _is_ours(chosen)
+    interpreter = choose_interpreter(system_packages=system_packages)
+    files = assets.folder("constraints")
+    return InstallPlan(
+        chosen, exists, interpreter.path, interpreter.minor, files / "serving.in", files / "serving.txt", checkout()
+    )
+
+
+def install_serving(
+    settings: Settings | None = None, *, folder: Path | None = None, torch: Torch = "auto", system_packages: bool = False
+) -> InstallReport:
+    """Make the serving environment, or bring it up to date, and see that the server in it runs.
+
+    Args:
+        settings: The project's settings, where there are some: they may name the environment.
+        folder: The environment; default: the one that would be found, else the first of `environment_places`.
+        torch: ``cpu``, ``cuda``, or ``auto``: the CPU build where there is no GPU and where it can be had.
+        system_packages: Whether what Python lacks may be installed by apt, as root.
+
+    Raises:
+        ServingError: As of `plan_serving`; or the installation failed, or the installed server does not run.
+    """
+    plan = plan_serving(settings, folder=folder, system_packages=system_packages)
+    with tempfile.TemporaryDirectory(prefix="scalr-serving-") as scratch:
+        # The server runs the package's own torch module; its other dependencies would pull numpy 2, unfit for the server.
+        alone = ("--editable", str(plan.package)) if plan.package is not None else (str(pack_wheel(Path(scratch))),)
+        recipe = Recipe(plan.folder, plan.python, plan.constraints, ("--requirement", str(plan.requirements)), alone)
+        tool = build(recipe, torch=torch, system_packages=system_packages)
+    (plan.folder / _MARK).write_text(json.dumps({"scalr-prod": __version__}) + "\n", encoding="utf-8")
+    environment = examine_environment(plan.folder)
+    library = f"libpython{environment.minor}"
+    if environment.library is None and system_packages and install_system_package(library):
+        environment = examine_environment(plan.folder)
+    problem = environment.problem() or _broken_server(environment)
+    if problem is not None:
+        raise ServingError(problem, where=str(plan.folder), next_step=f"remove the folder and run the command again; {LOCAL}")
+    found = plan.folder in environment_places(settings)
+    return InstallReport(
+        folder=str(plan.folder),
+        python=environment.minor,
+        tool=tool,
+        packages=environment.packages,
+        server=str(environment.server),
+        next_step=None if found else f'write into scalr.toml: [serving] environment = "{plan.folder}"',
+    )
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a serving environment is there already.
+
+    Raises:
+        ServingError: Something else is there, which must not be written to.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return False
+    other = folder.resolve() != Path(sys.prefix).resolve()
+    if other and (folder / _MARK).is_file():
+        return True
+    if other and (folder / "bin" / "python").exists() and examine_environment(folder).packages["nvidia-pytriton"] is not None:
+        return True
+    raise ServingError(
+        "this folder holds something else than a serving environment",
+        where=str(folder),
+        next_step="name another one with --folder, or with [serving] environment in scalr.toml",
+    )
+
+
+def _broken_server(environment: ServingEnvironment) -> str | None:
+    """Why the server's program does not even tell its options; None where it does."""
+    try:
+        done = subprocess.run(  # noqa: S603 - the server that was just installed
+            [str(environment.server), "--help"],
+            env=environment.variables(1),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"tritonserver does not run: {error}"
+    if "--model-repository" in done.stdout + done.stderr:
+        return None
+    return f"tritonserver does not run: {done.stderr[-500:].strip()}"

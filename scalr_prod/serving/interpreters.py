@@ -1,0 +1,164 @@
+"""Which Python the serving environment is made from: one that the server can embed, and that numpy < 2 has wheels for.
+
+Imports the standard library only: `make setup` uses it before anything is installed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from scalr_prod.errors import ServingError
+from scalr_prod.serving.environment import find_library
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["LOCAL", "Interpreter", "choose_interpreter", "find_uv", "install_system_package", "require_platform"]
+
+#: Pythons that numpy < 2 has wheels for, the preferred one first.
+MINORS: Final = ("3.12", "3.11")
+LOCAL: Final = 'or do without Triton: [serving] scorer = "local" in scalr.toml'
+_GLIBC: Final = (2, 35)
+_QUESTION: Final = """
+import json, sys, sysconfig
+print(json.dumps({"minor": "%d.%d" % sys.version_info[:2],
+                  "places": [sysconfig.get_config_var("LIBDIR") or "", sys.base_prefix + "/lib"]}))
+"""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Interpreter:
+    """A Python that runs.
+
+    Attributes:
+        path: Its program.
+        minor: Its version, such as ``3.12``.
+        library: Folder of its shared library, which the server embeds; None where there is none.
+    """
+
+    path: str
+    minor: str
+    library: Path | None
+
+    @classmethod
+    def at(cls, path: str) -> Interpreter | None:
+        """The interpreter at a path; None where it does not run."""
+        try:
+            output = subprocess.run(  # noqa: S603 - an interpreter of this machine
+                [path, "-I", "-c", _QUESTION], capture_output=True, check=True, timeout=60, text=True
+            ).stdout
+            found = json.loads(output)
+        except (OSError, subprocess.SubprocessError, ValueError):
+            return None
+        return cls(path, found["minor"], find_library(found["minor"], found["places"]))
+
+
+def require_platform() -> None:
+    """Refuse a machine that no Triton server can be installed on.
+
+    Raises:
+        ServingError: Another platform than Linux x86-64, or a C library that is too old.
+    """
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        raise ServingError(
+            f"no Triton server for {platform.system()} {platform.machine()} comes from the package index",
+            next_step='set [serving] scorer = "local", or [serving] url',
+        )
+    kind, version = platform.libc_ver()
+    if kind != "glibc" or tuple(int(part) for part in version.split(".")[:2]) < _GLIBC:
+        raise ServingError(
+            f"Triton needs glibc 2.35 or later (Ubuntu 22.04, Debian 12), this is {kind or 'another libc'} {version}",
+            next_step='set [serving] scorer = "local", or [serving] url',
+        )
+
+
+def choose_interpreter(*, system_packages: bool = False) -> Interpreter:
+    """The running Python where it can serve, else another one of this machine, else one that uv brings.
+
+    Args:
+        system_packages: Whether a missing shared library may be installed by apt, later.
+
+    Raises:
+        ServingError: There is none; says what to install.
+    """
+    fitting = []
+    for interpreter in _candidates():
+        if interpreter.minor not in MINORS:
+            continue
+        if interpreter.library is not None:
+            return interpreter
+        fitting.append(interpreter)
+    if fitting and system_packages:
+        return fitting[0]
+    brought = _from_uv()
+    if brought is not None:
+        return brought
+    if fitting:
+        name = f"libpython{fitting[0].minor}"
+        raise ServingError(
+            f"{name}.so.1.0, which Triton's python backend embeds, is nowhere to be found",
+            where=fitting[0].path,
+            next_step=f"install it (Debian, Ubuntu: apt-get install {name}) and run the command again; {LOCAL}",
+        )
+    raise ServingError(
+        f"the serving environment needs Python {' or '.join(MINORS)}: numpy < 2, which the server needs, has no wheel for "
+        f"Python {platform.python_version()}",
+        where=sys.executable,
+        next_step=f"install one, or uv (pip install uv), which brings one; then run the command again; {LOCAL}",
+    )
+
+
+def find_uv() -> str | None:
+    """uv's program, beside the running Python or on the PATH."""
+    beside = Path(sys.executable).with_name("uv")
+    return str(beside) if beside.is_file() else shutil.which("uv")
+
+
+def install_system_package(package: str) -> bool:
+    """Install a package by apt; False where this is not root, there is no apt, or apt fails."""
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        return False
+    logger.info("installing %s …", package)
+    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    quiet = ["apt-get", "-qq", "-o", "Dpkg::Use-Pty=0"]
+    subprocess.run([*quiet, "update"], env=environment, check=False)  # noqa: S603 - a fixed program
+    command = [*quiet, "install", "--yes", "--no-install-recommends", package]
+    done = subprocess.run(command, env=environment, check=False, stdout=subprocess.DEVNULL)  # noqa: S603 - as above
+    return done.returncode == 0
+
+
+def _candidates() -> Iterator[Interpreter]:
+    homes = (Path.home() / ".pyenv" / "versions", Path.home() / ".local" / "share" / "uv" / "python")
+    paths = [sys.executable]
+    for minor in MINORS:
+        paths += [found for found in (shutil.which(f"python{minor}"),) if found]
+        paths += [str(path) for home in homes for path in sorted(home.glob(f"*/bin/python{minor}"))]
+    for path in dict.fromkeys(paths):
+        interpreter = Interpreter.at(path)
+        if interpreter is not None:
+            yield interpreter
+
+
+def _from_uv() -> Interpreter | None:
+    uv = find_uv()
+    if uv is None:
+        return None
+    logger.info("Python %s cannot serve; getting Python %s …", platform.python_version(), MINORS[0])
+    got = subprocess.run([uv, "python", "install", "--quiet", MINORS[0]], check=False)  # noqa: S603 - uv
+    if got.returncode:
+        return None
+    found = subprocess.run(  # noqa: S603 - uv
+        [uv, "python", "find", "--managed-python", MINORS[0]], check=False, capture_output=True, text=True
+    )
+    return Interpreter.at(found.stdout.strip()) if not found.returncode else None

@@ -1,0 +1,229 @@
+"""Virtual environments from pinned constraints: the serving one for `scalr serving install`, both for `make setup`.
+
+Imports the standard library only: `make setup` uses it before anything is installed.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import logging
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+from scalr_prod.errors import ServingError
+from scalr_prod.serving.interpreters import Interpreter, find_uv, install_system_package
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Recipe", "Torch", "build", "has_gpu", "provide_uv"]
+
+#: Which build of torch to install; ``auto``: the CPU one where there is no GPU and where it can be had.
+Torch = Literal["auto", "cpu", "cuda"]
+
+#: uv reads no pip configuration: what pip is told of the package index, by uv's names.
+_PIP_TO_UV: Final = {
+    "index-url": "UV_DEFAULT_INDEX",
+    "extra-index-url": "UV_INDEX",
+    "find-links": "UV_FIND_LINKS",
+    "no-index": "UV_NO_INDEX",  # no variable that uv knows: an option is made of it
+    "constraint": "UV_CONSTRAINT",
+    "trusted-host": "UV_INSECURE_HOST",
+}
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What an environment is made of.
+
+    Attributes:
+        folder: The virtual environment.
+        python: The interpreter that it is made from.
+        constraints: Versions of everything that may be installed.
+        requirements: Arguments of ``pip install``: what to install with its dependencies.
+        alone: Arguments of ``pip install``: what to install without its dependencies, anew each time; may be empty.
+    """
+
+    folder: Path
+    python: str
+    constraints: Path
+    requirements: tuple[str, ...]
+    alone: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Tool:
+    """uv or pip, told which environment to install into."""
+
+    name: Literal["uv", "pip"]
+    command: tuple[str, ...]
+    variables: Mapping[str, str]
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        kept = {key: value for key, value in os.environ.items() if key != "VIRTUAL_ENV"}
+        return subprocess.run(  # noqa: S603 - uv or pip with arguments of ours
+            [*self.command, *arguments], env={**self.variables, **kept}, check=False, capture_output=True, text=True
+        )
+
+    def install(self, *arguments: str) -> None:
+        """Install, or say why not.
+
+        Raises:
+            ServingError: It failed; the end of what the tool said.
+        """
+        done = self.run("--quiet", *arguments)
+        if done.returncode:
+            raise ServingError(
+                f"{self.name} could not install what is needed: {_tail(done.stderr)}",
+                where=" ".join(arguments),
+                next_step="see that a package index can be reached, and that the disk has room; then run the command again",
+            )
+
+    def resolve(self, *arguments: str) -> set[str] | None:
+        """Names of the packages that would be installed, without installing any; None where they cannot be resolved."""
+        report = () if self.name == "uv" else ("--quiet", "--report", "-")
+        done = self.run("--dry-run", *report, *arguments)
+        if done.returncode:
+            return None
+        if self.name == "pip":
+            return {entry["metadata"]["name"].lower().replace("_", "-") for entry in json.loads(done.stdout)["install"]}
+        added = (line.strip() for line in (done.stdout + done.stderr).splitlines())
+        return {line[2:].split("==")[0].lower() for line in added if line.startswith("+ ")}
+
+
+def build(recipe: Recipe, *, torch: Torch = "auto", system_packages: bool = False) -> str:
+    """Make the environment, or bring it up to date. One that is begun here and fails is removed again.
+
+    Args:
+        recipe: What to make.
+        torch: Which build of torch.
+        system_packages: Whether what Python lacks to make environments may be installed by apt, as root.
+
+    Returns:
+        The tool that installed: ``uv`` or ``pip``.
+
+    Raises:
+        ServingError: The environment could not be made.
+    """
+    python = recipe.folder / "bin" / "python"
+    found, wanted = Interpreter.at(str(python)), Interpreter.at(recipe.python)
+    fresh = found is None or wanted is None or found.minor != wanted.minor
+    if fresh:
+        shutil.rmtree(recipe.folder, ignore_errors=True)
+        _make_venv(recipe.folder, recipe.python, system_packages=system_packages)
+    try:
+        tool = _tool(python)
+        more = _choose_torch(tool, recipe, torch)
+        tool.install("--constraint", str(recipe.constraints), *recipe.requirements, *more)
+        if recipe.alone:
+            tool.install("--no-deps", "--force-reinstall", *recipe.alone)
+    except BaseException:
+        if fresh:
+            shutil.rmtree(recipe.folder, ignore_errors=True)
+        raise
+    return tool.name
+
+
+def provide_uv(python: Path) -> str | None:
+    """uv, installed by pip into the environment of a Python that has pip; None where the index has none."""
+    program = python.with_name("uv")
+    if not program.is_file():
+        command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "uv"]
+        subprocess.run(command, check=False, capture_output=True)  # noqa: S603 - pip
+    return str(program) if program.is_file() else None
+
+
+def has_gpu() -> bool:
+    """Whether the driver of an NVIDIA GPU is loaded."""
+    return Path("/dev/nvidiactl").exists() or Path("/proc/driver/nvidia/version").exists()
+
+
+def _choose_torch(tool: _Tool, recipe: Recipe, torch: Torch) -> tuple[str, ...]:
+    """More arguments for the tool, so that a machine without a GPU gets no CUDA libraries where that can be had."""
+    if torch == "cuda" or (torch == "auto" and has_gpu()):
+        return ()
+    asked = ("--constraint", str(recipe.constraints), "torch")
+    if not _brings_cuda(tool.resolve(*asked)):
+        return ()
+    # The index has the CUDA build alone. uv knows where PyTorch keeps the others.
+    backend = ("--torch-backend", "cpu")
+    names = tool.resolve(*backend, *asked) if tool.name == "uv" else None
+    if names is not None and not _brings_cuda(names):
+        return backend
+    how = "PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL tell where a CPU build is"
+    if torch == "cpu":
+        raise ServingError(
+            "only the CUDA build of torch can be had here: the package index has no other, and PyTorch's own is out of reach",
+            where=str(recipe.folder),
+            next_step=f"{how}; or take the CUDA build, which runs on a CPU as well: --torch cuda",
+        )
+    logger.warning(
+        "no GPU here, but the package index offers only the CUDA build of torch: about 3 GB more are installed. %s.", how
+    )
+    return ()
+
+
+def _brings_cuda(names: set[str] | None) -> bool:
+    return any(name.startswith(("nvidia-", "cuda-")) for name in names or ())
+
+
+def _tool(python: Path) -> _Tool:
+    """uv where it is at hand or can be had, since it is faster and knows where builds of torch are; else pip."""
+    uv = find_uv() or provide_uv(python)
+    if uv is not None:
+        variables = _uv_variables(python)
+        more = ("--no-index",) if variables.pop("UV_NO_INDEX", "") in {"1", "true", "True"} else ()
+        return _Tool("uv", (uv, "pip", "install", "--python", str(python), *more), variables)
+    return _Tool("pip", (str(python), "-m", "pip", "install", "--disable-pip-version-check"), {})
+
+
+def _uv_variables(python: Path) -> dict[str, str]:
+    """What pip's configuration and environment say of the package index, as uv's environment variables."""
+    done = subprocess.run(  # noqa: S603 - pip
+        [str(python), "-m", "pip", "config", "list"], check=False, capture_output=True, text=True
+    )
+    variables: dict[str, str] = {}
+    sections = ("global", "install", ":env:")  # the later ones have the last word
+    lines = [line for section in sections for line in done.stdout.splitlines() if line.startswith(f"{section}.")]
+    for line in lines:
+        key, _, value = line.partition("=")
+        name = _PIP_TO_UV.get(key.rpartition(".")[2])
+        if name is not None:
+            separator = "," if name == "UV_FIND_LINKS" else " "
+            variables[name] = separator.join(str(ast.literal_eval(value)).split())
+    return variables
+
+
+def _make_venv(folder: Path, python: str, *, system_packages: bool) -> None:
+    """A virtual environment with pip. Debian's Python comes without ``ensurepip``."""
+    probe = subprocess.run([python, "-c", "import ensurepip, venv"], check=False, capture_output=True)  # noqa: S603 - Python
+    if probe.returncode:
+        interpreter = Interpreter.at(python)
+        package = f"python{interpreter.minor if interpreter else '3'}-venv"
+        if not (system_packages and install_system_package(package)):
+            raise ServingError(
+                "this Python cannot make virtual environments",
+                where=python,
+                next_step=f"install what is missing (Debian, Ubuntu: apt-get install {package}), then run the command again",
+            )
+    done = subprocess.run(  # noqa: S603 - Python
+        [python, "-m", "venv", "--symlinks", str(folder)], check=False, capture_output=True, text=True
+    )
+    if done.returncode:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise ServingError(
+            f"the virtual environment could not be made: {_tail(done.stderr or done.stdout)}",
+            where=str(folder),
+            next_step="see that the folder can be written to and that the disk has room; then run the command again",
+        )
+
+
+def _tail(text: str, lines: int = 6) -> str:
+    return "\n    ".join(["", *[line for line in text.splitlines() if line.strip()][-lines:]])

@@ -1,0 +1,157 @@
+"""What is shipped: bounds of the dependencies, what a wheel holds, and how the package gets into the serving environment."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.markers import Marker
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from scalr_prod import __version__, assets
+from scalr_prod.serving.own_package import checkout, pack_wheel
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYTHONS = ("3.11", "3.12", "3.13")
+SHIPPED = (
+    "constraints/package.txt",
+    "constraints/serving.in",
+    "constraints/serving.txt",
+    "feature_repo/definitions.py",
+    "feature_repo/feature_store.yaml",
+    "triton_models/translator/config.pbtxt",
+    "triton_models/translator/1/model.py",
+    "airflow_dags/scalr_events.py",
+    "airflow_dags/scalr_translator.py",
+    "airflow_dags/scalr_training_set.py",
+)
+
+
+def pinned(name: str, python: str, file: str = "package") -> Version:
+    """The version that a constraint file gives a package on Linux."""
+    machine = {
+        "python_full_version": f"{python}.9",
+        "python_version": python,
+        "sys_platform": "linux",
+        "platform_machine": "x86_64",
+        "implementation_name": "cpython",
+        "platform_python_implementation": "CPython",
+    }
+    for line in (ROOT / "constraints" / f"{file}.txt").read_text().splitlines():
+        pin, _, marker = line.partition(" ; ")
+        if pin.split("==")[0] == name and (not marker or Marker(marker).evaluate(machine)):
+            return Version(pin.split("==")[1])
+    raise AssertionError(f"{name} is not pinned for Python {python}")
+
+
+def requirements() -> list[Requirement]:
+    extras = [line for extra, lines in PROJECT["optional-dependencies"].items() if extra != "all" for line in lines]
+    found = [Requirement(line) for line in (*PROJECT["dependencies"], *extras)]
+    bounded = {requirement.name for requirement in found if requirement.specifier}
+    # What is only an extra of a bounded one has no bound of its own.
+    return [requirement for requirement in found if requirement.specifier or requirement.name not in bounded]
+
+
+def next_line(version: Version) -> Version:
+    """The first version after the release line of another: the next major one, or minor one before 1.0."""
+    return Version(f"{version.major + 1}") if version.major else Version(f"0.{version.minor + 1}")
+
+
+@pytest.mark.parametrize("requirement", requirements(), ids=str)
+def test_every_dependency_is_bounded_above_by_what_is_tested(requirement):
+    assert requirement.specifier
+    (above,) = [part for part in requirement.specifier if part.operator == "<"]
+    for python in PYTHONS:
+        version = pinned(requirement.name, python)
+        assert requirement.specifier.contains(version), f"{version} is tested"
+        assert Version(above.version) <= max(next_line(version), Version("1")), f"nothing after {version} is tested"
+
+
+def test_both_environments_have_one_torch():
+    assert {pinned("torch", python, file) for python in PYTHONS for file in ("package", "serving")} == {pinned("torch", "3.11")}
+    assert pinned("numpy", "3.11", "serving") < Version("2") <= pinned("numpy", "3.11")
+    wanted = [line for line in (ROOT / "constraints" / "serving.in").read_text().splitlines() if not line.startswith("#")]
+    assert all(Requirement(line).specifier.contains(pinned(Requirement(line).name, "3.12", "serving")) for line in wanted)
+
+
+def test_no_file_that_installs_names_a_registry_or_a_local_build():
+    files = [ROOT / "pyproject.toml", ROOT / "Makefile", *(ROOT / "constraints").iterdir(), *(ROOT / "scripts").glob("*.py")]
+    for path in (*files, *(ROOT / "scalr_prod" / "serving").glob("*.py")):
+        assert not re.search(r"pypi\.org|pytorch\.org|pythonhosted|==[0-9.]+\+", path.read_text()), path
+
+
+def test_images_are_built_from_every_folder_that_the_wheel_takes_in():
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    for path in (ROOT / "deploy").glob("*.Dockerfile"):
+        text = path.read_text()
+        if "/build/package" in text:
+            for folder in (*tool["packages"], *tool["force-include"]):
+                assert f"COPY {folder} /build/package/{folder}\n" in text, path
+
+
+def check_record(archive: zipfile.ZipFile) -> None:
+    """Every file of a wheel stands in its record, with its checksum."""
+    (record,) = [name for name in archive.namelist() if name.endswith(".dist-info/RECORD")]
+    rows = list(csv.reader(archive.read(record).decode().splitlines()))
+    assert {name for name, *_ in rows} == set(archive.namelist())
+    for name, digest, size in rows:
+        if name != record:
+            data = archive.read(name)
+            assert digest == "sha256=" + base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+            assert int(size) == len(data)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """Built from the checkout as a release is, with the build tool of the running environment."""
+    folder = tmp_path_factory.mktemp("dist")
+    uv = Path(sys.executable).with_name("uv")
+    subprocess.run([uv, "build", "--quiet", "--wheel", "--out-dir", folder, ROOT], check=True, timeout=300)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_all_that_a_run_needs(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        check_record(archive)
+    assert {f"scalr_prod/_assets/{path}" for path in SHIPPED} <= names
+    sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "scalr_prod").rglob("*.py")}
+    assert sources <= names
+    assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "constraints/"))]
+
+
+def test_the_folders_that_the_wheel_holds_are_found_in_a_checkout():
+    for path in SHIPPED:
+        folder, _, rest = path.partition("/")
+        assert (assets.folder(folder) / rest).is_file()
+
+
+def test_the_installed_package_packs_itself_into_a_wheel(tmp_path):
+    wheel = pack_wheel(tmp_path)
+    with zipfile.ZipFile(wheel) as archive:
+        check_record(archive)
+        assert not [name for name in archive.namelist() if "__pycache__" in name]
+        assert archive.read("scalr_prod/translator/module.py") == (ROOT / "scalr_prod/translator/module.py").read_bytes()
+    target = tmp_path / "elsewhere"
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", target, wheel]
+    subprocess.run(command, check=True, timeout=300)
+    (found,) = metadata.distributions(path=[str(target)])
+    assert (found.name, found.version) == ("scalr-prod", __version__)
+    assert (target / "scalr_prod" / "scoring" / "protocol.py").is_file()
+
+
+def test_a_checkout_is_told_from_an_installed_package():
+    assert checkout() == ROOT

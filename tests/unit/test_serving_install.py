@@ -1,0 +1,176 @@
+"""The serving environment: where it goes, what it is made of, what is refused, and that it is asked for before any work."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from scalr_prod import __version__
+from scalr_prod.errors import ServingError
+from scalr_prod.pipeline import run_pipeline
+from scalr_prod.serving import interpreters, virtualenvs
+from scalr_prod.serving.environment import environment_places, find_environment, require_environment
+from scalr_prod.serving.installer import plan_serving
+from scalr_prod.serving.virtualenvs import Recipe, build
+from scalr_prod.settings import load_settings
+
+ROOT = Path(__file__).resolve().parents[2]
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() != "x86_64", reason="no Triton server for this machine"
+)
+
+
+def test_a_run_asks_for_the_environment_before_any_work(project):
+    settings = load_settings(project, serving={"environment": "nowhere"})
+    with pytest.raises(ServingError, match="no serving environment") as caught:
+        run_pipeline(settings)
+    assert caught.value.where == str(project.parent / "nowhere")
+    assert "scalr serving install" in caught.value.next_step
+    assert not settings.home.exists()
+
+
+@pytest.mark.parametrize("serving", [{"scorer": "local"}, {"url": "elsewhere:8001"}])
+def test_other_scorers_need_no_environment(project, serving):
+    require_environment(load_settings(project, serving={"environment": "nowhere", **serving}))
+
+
+def test_an_environment_of_another_version_of_the_package_is_not_used(project):
+    environment = find_environment(load_settings(project))
+    assert environment.problem() is None
+    other = replace(environment, packages=environment.packages | {"scalr-prod": "0.0.1"})
+    assert other.problem() == f"scalr-prod 0.0.1 is installed there, and {__version__} here"
+
+
+def test_the_plan_is_made_from_what_ships_with_the_package(project, tmp_path):
+    plan = plan_serving(folder=tmp_path / "new")
+    assert (plan.folder, plan.exists, plan.package) == (tmp_path / "new", False, ROOT)
+    assert plan.minor in interpreters.MINORS
+    wanted = [line for line in plan.requirements.read_text().splitlines() if not line.startswith("#")]
+    assert {line.partition("<")[0].partition(">")[0].partition("=")[0] for line in wanted} == {
+        "numpy",
+        "nvidia-pytriton",
+        "safetensors",
+        "torch",
+    }
+    assert "torch==" in plan.constraints.read_text()
+    assert not plan.folder.exists()
+    named = load_settings(project, serving={"environment": "mine"})
+    assert plan_serving(named).folder == project.parent / "mine"
+
+
+def test_the_environment_that_is_used_is_the_one_that_is_brought_up_to_date(project):
+    plan = plan_serving(load_settings(project))
+    assert plan.exists
+    assert plan.folder == find_environment(load_settings(project)).folder
+
+
+def test_without_a_virtual_environment_nothing_goes_beside_the_systems_python(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "prefix", sys.base_prefix)
+    monkeypatch.chdir(tmp_path)
+    assert Path(sys.base_prefix).parent / ".venv-triton" not in environment_places(None)
+    assert tmp_path / ".venv-triton" in environment_places(None)
+
+
+def test_a_folder_that_holds_something_else_is_refused(tmp_path):
+    (tmp_path / "letters").write_text("to keep")
+    for folder in (tmp_path, Path(sys.prefix)):
+        with pytest.raises(ServingError, match="something else") as caught:
+            plan_serving(folder=folder)
+        assert "--folder" in caught.value.next_step
+    assert (tmp_path / "letters").read_text() == "to keep"
+
+
+def test_a_machine_without_a_fitting_python_is_told_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setattr(interpreters, "MINORS", ("3.99",))
+    with pytest.raises(ServingError, match=r"needs Python 3\.99") as caught:
+        plan_serving(folder=tmp_path / "new")
+    assert "pip install uv" in caught.value.next_step
+
+
+def test_the_command_needs_no_project(tmp_path):
+    command = [Path(sys.executable).with_name("scalr"), "serving", "install", "--dry-run", "--json", "--folder", "new"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["folder"] == str(tmp_path / "new")
+    assert not any(tmp_path.iterdir())
+
+
+def add_wheel(index: Path, name: str, version: str, *needs: str) -> None:
+    """An empty package in a folder that pip and uv can install from."""
+    info = f"{name}-{version}.dist-info"
+    lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}", *(f"Requires-Dist: {need}" for need in needs)]
+    with zipfile.ZipFile(index / f"{name}-{version}-py3-none-any.whl", "w") as archive:
+        archive.writestr(f"{info}/METADATA", "\n".join(lines) + "\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+
+
+@pytest.fixture(params=["uv", "pip"])
+def index(request, tmp_path, monkeypatch) -> Path:
+    """A folder of wheels as the only index, on a machine without a GPU, with uv or without."""
+    folder = tmp_path / "wheels"
+    folder.mkdir()
+    for name in ("UV_FIND_LINKS", "PIP_FIND_LINKS", "PIP_CONSTRAINT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setattr(virtualenvs, "has_gpu", lambda: False)
+    if request.param == "pip":
+        monkeypatch.setattr(virtualenvs, "find_uv", lambda: None)
+    return folder
+
+
+@pytest.fixture
+def recipe(tmp_path) -> Recipe:
+    constraints = tmp_path / "constraints.txt"
+    constraints.write_text("torch==2.13.0\n")
+    return Recipe(tmp_path / "environment", sys.executable, constraints, ("torch>=2.6",))
+
+
+def installed(recipe: Recipe) -> set[str]:
+    found = [path.name.split("-")[0] for path in (recipe.folder / "lib").glob("python*/site-packages/*.dist-info")]
+    return set(found) - {"pip", "setuptools"}
+
+
+@pytest.mark.slow
+def test_an_index_that_has_the_cuda_build_alone_is_told_of(index, recipe, caplog):
+    add_wheel(index, "torch", "2.13.0", "nvidia-cublas")
+    add_wheel(index, "nvidia_cublas", "13.1.0")
+    with pytest.raises(ServingError, match="only the CUDA build of torch") as caught:
+        build(recipe, torch="cpu")
+    assert "PIP_FIND_LINKS" in caught.value.next_step
+    assert not recipe.folder.exists(), "what was begun is removed again"
+    build(recipe)
+    assert "only the CUDA build of torch" in caplog.text
+    assert installed(recipe) == {"torch", "nvidia_cublas"}
+
+
+@pytest.mark.slow
+def test_a_cpu_build_that_the_index_has_is_taken(index, recipe, caplog):
+    add_wheel(index, "torch", "2.13.0", "nvidia-cublas")
+    add_wheel(index, "nvidia_cublas", "13.1.0")
+    add_wheel(index, "torch", "2.13.0+cpu")
+    build(recipe)
+    assert installed(recipe) == {"torch"}
+    assert not caplog.text
+
+
+@pytest.mark.slow
+def test_an_installation_that_fails_leaves_what_was_there(index, recipe):
+    add_wheel(index, "torch", "2.13.0+cpu")
+    build(recipe)
+    with pytest.raises(ServingError, match="could not install") as caught:
+        build(replace(recipe, requirements=("torch>=2.6", "nowhere-to-be-found")))
+    assert caught.value.next_step
+    assert installed(recipe) == {"torch"}
+    add_wheel(index, "own", "1")
+    build(replace(recipe, alone=(str(index / "own-1-py3-none-any.whl"),)))
+    assert installed(recipe) == {"torch", "own"}
