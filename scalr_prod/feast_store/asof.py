@@ -1,9 +1,10 @@
 """The point-in-time join: for each spine row, the newest feature row that had happened and was known by then.
 
 A feature row is visible to a spine row at time T if ``event <= T`` and ``created <= K``, where K is T itself, or a fixed
-knowledge time, or the earlier of the two. Of the visible rows the one with the greatest (event, created) counts. One ASOF join cannot say that:
-the latest row may not be known yet, and must not hide an older one that is. So the feature rows are first reduced to those
-that can ever be an answer, each from the moment at which it becomes visible, ``seen = greatest(event, created)``:
+knowledge time, or the earlier of the two. Of the visible rows the one with the greatest (event, created) counts. One ASOF
+join cannot say that: the latest row may not be known yet, and must not hide an older one that is. So the feature rows are
+first reduced to those that can ever be an answer, each from the moment at which it becomes visible,
+``seen = greatest(event, created)``:
 
 * of all rows of an entity with the same ``seen``, the one with the greatest (event, created);
 * of these, only those whose event is not older than that of any row seen before: an older row that becomes known late never

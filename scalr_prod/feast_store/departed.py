@@ -36,28 +36,29 @@ def forget_departed(
         now: Delta version and end of what is to be there.
 
     Returns:
-        Whether there were any. Where a version can no longer be read, the whole view is emptied.
+        Whether there were any. Where they cannot be told, the whole view is emptied.
     """
     from deltalake import DeltaTable
 
-    if before[0] == now[0] is not None and before[1] <= now[1]:
+    if before[0] is not None and before[0] == now[0] and before[1] <= now[1]:
         return False
     options = store.config.offline_store.storage_options or None
     columns = source_columns(view.batch_source)
     keys = [columns.of(key) for key in join_keys(view)]
-    if not keys:
+    if not keys or before[0] is None or now[0] is None:
+        # Nothing to tell entities, or versions, apart by.
         empty_view(store, view)
         return True
     path = source_path(store.config, view.batch_source)
     with duckdb_session(store.config) as connection:
         for name, (version, end) in (("before", before), ("now", now)):
             try:
-                if version is None:
-                    raise ValueError("its files have no versions")
                 table = DeltaTable(path, version=version, storage_options=options)
                 limit_us = microseconds(end) if known_by_us(store.config, view.batch_source) is not None else None
                 query = window_sql(
-                    scan_delta(connection, table, name, [*keys, columns.event, *([columns.created] if columns.created else [])]),
+                    scan_delta(
+                        connection, table, name, [*keys, columns.event, *([columns.created] if columns.created else [])]
+                    ),
                     [(key, key) for key in keys],
                     event=columns.event,
                     created=columns.created,
@@ -138,7 +139,7 @@ def _is_entity(serialised: bytes, names: int) -> bool:
 
     try:
         return len(deserialize_entity_key(serialised).entity_values) == names
-    except Exception:  # noqa: BLE001 - Feast raises struct.error, ValueError and UnicodeDecodeError on what is no entity
+    except Exception:
         return False
 
 

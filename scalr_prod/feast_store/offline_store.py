@@ -22,7 +22,7 @@ from feast.utils import compute_non_entity_date_range
 from pydantic import Field, StrictStr
 
 from scalr_prod.errors import FeatureStoreError
-from scalr_prod.feast_store import reads, retrievals
+from scalr_prod.feast_store import monitoring, reads, retrievals
 from scalr_prod.feast_store.columns import source_columns
 from scalr_prod.feast_store.job import DeltaRetrievalJob, normalised
 from scalr_prod.feast_store.scan import Scan, delta_table, resolved
@@ -31,6 +31,7 @@ from scalr_prod.feast_store.writes import append_new_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from datetime import date
 
     import pandas as pd
     from feast.data_source import DataSource
@@ -232,6 +233,62 @@ class DeltaOfflineStore(OfflineStore):
             existing_data_behavior="overwrite_or_ignore",
             use_threads=False,
         )
+
+    @staticmethod
+    def compute_monitoring_metrics(
+        config: RepoConfig,
+        data_source: DataSource,
+        feature_columns: list[tuple[str, str]],
+        timestamp_field: str,
+        start_date: datetime | None = None,
+        end_date: datetime | None = None,
+        histogram_bins: int = 20,
+        top_n: int = 10,
+    ) -> list[dict[str, Any]]:
+        """Counts, quantiles and histograms of features over the rows of a time range."""
+        limits = {"start": start_date, "end": end_date}
+        return monitoring.metrics_of(
+            config, data_source, feature_columns, event=timestamp_field, bins=histogram_bins, top=top_n, **limits
+        )
+
+    @staticmethod
+    def get_monitoring_max_timestamp(config: RepoConfig, data_source: DataSource, timestamp_field: str) -> datetime | None:
+        """The latest event time in a source; None without rows."""
+        return monitoring.newest_event(config, data_source, timestamp_field)
+
+    @staticmethod
+    def ensure_monitoring_tables(config: RepoConfig) -> None:
+        """Make the tables of metrics where they are not there yet."""
+        monitoring.ensure_tables(config)
+
+    @staticmethod
+    def save_monitoring_metrics(config: RepoConfig, metric_type: str, metrics: list[dict[str, Any]]) -> None:
+        """Keep metrics; one with the key of another replaces it."""
+        monitoring.save_metrics(config, metric_type, metrics)
+
+    @staticmethod
+    def query_monitoring_metrics(
+        config: RepoConfig,
+        project: str,
+        metric_type: str,
+        filters: dict[str, Any] | None = None,
+        start_date: date | None = None,
+        end_date: date | None = None,
+    ) -> list[dict[str, Any]]:
+        """A project's metrics, by ascending date."""
+        return monitoring.query_metrics(config, project, metric_type, filters=filters, start=start_date, end=end_date)
+
+    @staticmethod
+    def clear_monitoring_baseline(
+        config: RepoConfig,
+        project: str,
+        feature_view_name: str | None = None,
+        feature_name: str | None = None,
+        data_source_type: str | None = None,
+    ) -> None:
+        """Let the matching metrics be a baseline no longer."""
+        filters = {"feature_view_name": feature_view_name, "feature_name": feature_name, "data_source_type": data_source_type}
+        monitoring.clear_baseline(config, project, **filters)
 
     def get_table_column_names_and_types_from_data_source(
         self, config: RepoConfig, data_source: DataSource

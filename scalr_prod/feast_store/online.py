@@ -125,9 +125,7 @@ class _Record:
             # Never filled from here, or the record was lost: whatever is there goes.
             deleted = bool(empty_view(self.store, view))
         else:
-            departed = [
-                forget_departed(self.store, view, (then.version, then.end), (now.version, now.end)) for then in before
-            ]
+            departed = [forget_departed(self.store, view, (then.version, then.end), (now.version, now.end)) for then in before]
             deleted = any(departed)
         self.states[view.name] = [*(before or []), now]
         self._write()

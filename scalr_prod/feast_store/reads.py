@@ -111,7 +111,9 @@ def view_join(
 def known_by_us(config: RepoConfig, source: DataSource, view: FeatureView | None = None) -> int | None:
     """The fixed knowledge time of the settings in µs; None where there is none, or where creation times limit nothing."""
     known_by = microseconds(config.offline_store.known_by)
-    if known_by is None or not limited_by_creation(view.name if view else source.name, view.tags if view else None, source.tags):
+    if known_by is None or not limited_by_creation(
+        view.name if view else source.name, view.tags if view else None, source.tags
+    ):
         return None
     return known_by
 
@@ -248,7 +250,9 @@ def latest_sql(
     tied = f"SELECT r.* FROM ({rows}) r JOIN latest l ON {same}"
     if connection.execute(f"SELECT EXISTS ({tied} AND r.rid <> l.rid)").fetchall()[0][0]:
         order = ", ".join(["clocks", *_numbered(ties), "rid"])
-        connection.execute(f"CREATE OR REPLACE TEMP TABLE latest AS SELECT arg_max(rid, ({order})) AS rid FROM ({tied}){by_key}")
+        connection.execute(
+            f"CREATE OR REPLACE TEMP TABLE latest AS SELECT arg_max(rid, ({order})) AS rid FROM ({tied}){by_key}"
+        )
     wanted = ", ".join(f"{quote(column)} AS {quote(name)}" for column, name in columns)
     return f"SELECT {wanted} FROM (SELECT *, {scan.row_id} AS rid FROM {scan.relation}) SEMI JOIN latest USING (rid)"
 

@@ -100,11 +100,15 @@ def _append_elsewhere(path: str, storage_options: dict[str, str], rows: pa.Table
     from deltalake import CommitProperties, Transaction, write_deltalake
 
     delta = delta_table(path, storage_options)
+    if delta.version() != version:
+        raise CommitFailed(
+            f"the table is at version {delta.version()}, the rows were compared with {version}",
+            where=path,
+            next_step="write the rows again",
+        )
     # As in the lake: two commits that share an app id and started from one version conflict, and one of them lands.
     guard = [Transaction(key, 1), Transaction("scalr-expected-version", version)]
     try:
-        if delta.version() != version:
-            raise RuntimeError(f"the table is at version {delta.version()}, the rows were compared with {version}")
         write_deltalake(delta, rows, mode="append", commit_properties=CommitProperties(app_transactions=guard))
     except Exception as error:
         # deltalake raises exceptions of many kinds; the log alone tells what happened.
