@@ -154,7 +154,7 @@ class TestKnowledgeTime:
         (said,) = [record.getMessage() for record in caplog.records if "get no value" in record.getMessage()]
         assert said.startswith("power: 3 spine rows"), "not those that nothing had happened to, or too long ago"
         assert "knowledge_time = 'event'" in said
-        assert "known" in said
+        assert "stored_at" in said
 
     def test_nothing_is_said_where_nothing_is_withheld(self, store, tmp_path, caplog):
         store.apply([METER, view_of(readings(tmp_path))])
@@ -229,7 +229,7 @@ class TestWhatMayBeWritten:
 
     def test_our_own_by_another_spelling(self, own, tmp_path):
         (tmp_path / "link").symlink_to(Lake.open(own).root)
-        store = self.with_view(own, f"{tmp_path}/link/../link/synthetic_target_events/")
+        store = self.with_view(own, f"{tmp_path}/link/synthetic_target_events/")
         self.written(store, "synthetic_target_events", 3)
         assert Lake.open(own).read(Table.SYNTHETIC_TARGET_EVENTS).num_rows == 5
 
@@ -295,7 +295,9 @@ class TestRetrieval:
         from feast.feature_logging import LoggingConfig
 
         destination = FileLoggingDestination(path=str(tmp_path / "log"))
-        service = FeatureService("bills", [view_of(readings(tmp_path))], logging_config=LoggingConfig(destination=destination))
+        service = FeatureService(
+            name="bills", features=[view_of(readings(tmp_path))], logging_config=LoggingConfig(destination=destination)
+        )
         store.apply([METER, view_of(source_of(tmp_path / "readings")), service])
         logged = pa.table({"meter": ["m1"], "power__kwh": [1.0], "power__phase": ["x"], "__request_id": ["r"]})
         rows = logged
@@ -338,7 +340,8 @@ def test_types(store, tmp_path, kind, shape):
     assert found["value"].to_pylist() == values
     store.materialize(hours(0)[0], hours(2)[0])
     online = store.get_online_features(["typed:value"], [{"meter": f"m{n}"} for n in range(4)]).to_dict()["value"]
-    assert online == [value or None if shape != "single" else value for value in values] or online == values
+    # Feast gives an empty list back as null.
+    assert [value or [] if shape != "single" else value for value in online] == values
 
 
 @pytest.mark.parametrize(
@@ -381,7 +384,8 @@ class TestMonitoring:
         assert [metric.keys() for metric in found] == [metric.keys() | {"feature_name"} for metric in expected]
         for ours, theirs in zip(found, expected, strict=True):
             histogram = theirs.pop("histogram")
-            assert {name: ours[name] for name in theirs} == pytest.approx(theirs, rel=1e-12)
+            for name, value in theirs.items():
+                assert ours[name] == (pytest.approx(value, rel=1e-12) if isinstance(value, float) else value), name
             for part, value in histogram.items():
                 assert ours["histogram"][part] == (value if part == "values" else pytest.approx(value))
         assert offline.get_monitoring_max_timestamp(store.config, source, "at") == max(rows["read_at"].to_pylist())
@@ -401,15 +405,18 @@ class TestMonitoring:
     def test_feasts_service_keeps_and_finds_metrics(self, store, tmp_path):
         store.apply([METER, view_of(readings(tmp_path))])
         service, day = MonitoringService(store), hours(0)[0].date()
-        for baseline in (True, True, False):
-            service.compute_metrics("meters", "power", start_date=day, end_date=day, set_baseline=baseline)
-        (metric,) = [m for m in service.get_feature_metrics("meters", "power") if m["feature_name"] == "kwh"]
+        for start in (day, day, day + timedelta(days=1)):
+            service.compute_metrics("meters", "power", start_date=start, end_date=start, set_baseline=True)
+        metric, later = [
+            m for m in service.get_feature_metrics("meters", feature_view_name="power") if m["feature_name"] == "kwh"
+        ]
         assert (metric["row_count"], metric["p50"], metric["metric_date"]) == (4, 22.5, "2024-01-01")
-        assert service.get_feature_metrics("others", "power") == []
-        assert len(service.get_feature_view_metrics("meters", "power")) == 1
-        job = service.submit_job("meters", "compute", "power") if hasattr(service, "submit_job") else None
-        assert job is not None
-        assert service.get_job(job)["status"]
+        assert (later["row_count"], later["metric_date"]) == (0, "2024-01-02")
+        assert {m["metric_date"] for m in service.get_baseline("meters", "power")} == {"2024-01-02"}, "one baseline at a time"
+        assert service.get_feature_metrics("others", feature_view_name="power") == []
+        assert len(service.get_feature_view_metrics("meters", feature_view_name="power")) == 2
+        assert service.get_feature_metrics("meters", start_date=day + timedelta(days=2)) == []
+        assert service.get_job(service.submit_job("meters", "compute", "power"))["feature_view_name"] == "power"
 
     def test_a_filter_that_is_no_column(self, store):
         offline = store._get_provider().offline_store
