@@ -165,12 +165,7 @@ def log_counts(
     before = torch.searchsorted(parameters["time"], time)
     mark = torch.minimum(before // parameters["every"], parameters["since"].new_tensor(len(parameters["since"]) - 1))
     begin = mark * parameters["every"]
-    between = before - begin
-    event = torch.repeat_interleave(begin - (between.cumsum(0) - between), between)
-    event += torch.arange(len(event), device=event.device)
-    owner = torch.repeat_interleave(torch.arange(len(time), device=time.device), between)
-    latest = parameters["next"][event] >= before[owner]  # of each item chosen since the mark, its last event before the time
-    event, owner = event[latest], owner[latest]
+    event, owner = _latest(parameters["next"], begin, before)
     place = owner * parameters["count_marked"].shape[1] + parameters["item"][event]
     # Days in float64: what rounding leaves of a decayed count is then a few units in its last place.
     elapsed = (time - parameters["since"][mark]).clamp(min=0).double() / _DAY_US
@@ -184,6 +179,16 @@ def log_counts(
         counts = counts if items is None else counts.gather(1, items)
         found[name] = counts.add_(smoothing).log_()
     return found
+
+
+def _latest(following: torch.Tensor, begin: torch.Tensor, before: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the items chosen in each of B ranges of events, the last event: positions [E], and which range each is of [E]."""
+    latest = [
+        (following[start:stop] >= stop).nonzero()[:, 0] + start
+        for start, stop in zip(begin.tolist(), before.tolist(), strict=True)
+    ]
+    counts = torch.tensor([len(one) for one in latest], dtype=torch.int64, device=begin.device)
+    return torch.cat([begin[:0], *latest]), torch.repeat_interleave(torch.arange(len(latest), device=begin.device), counts)
 
 
 def at_instants(parameters: Parameters, instants: torch.Tensor, weights: Mapping[str, float]) -> torch.Tensor:
