@@ -56,7 +56,7 @@ class Database:
             LedgerError: It cannot be reached, its driver is missing, or a newer version of this package made it.
             ForeignFiles: Home holds what this package did not make.
         """
-        if settings.ledger.url is None:
+        if not settings.ledger.url:
             try:
                 claim_home(settings)
             except OSError as error:
