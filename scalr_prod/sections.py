@@ -40,6 +40,7 @@ def _aware(value: datetime) -> datetime:
 
 
 Instant = Annotated[datetime, AfterValidator(_aware)]
+Weight = Annotated[float, Field(ge=0)]
 Estimator = Literal["popularity", "frequency", "linear", "factorisation", "sequential"]
 
 
@@ -170,7 +171,7 @@ class GenerationSettings(_Section):
     temperature: float = Field(default=1.0, gt=0, le=100, description="1 samples from P; towards 0 it becomes top-k")
     min_lift: float = Field(default=1.0, ge=0, description="drop draws with P(i|context) < min_lift * P(i)")
     exclude_consumed: bool = True
-    align: bool = True
+    align: bool = Field(default=False, description="downsample value buckets towards the real distribution; costs ranking")
     align_buckets: int = Field(default=10, ge=1, le=1000)
     partitions: int = Field(default=8, ge=1, le=100_000)
     batch_size: int = Field(default=512, ge=1, le=65536)
@@ -208,7 +209,13 @@ class TrainingSetSettings(_Section):
     cutoff: Instant | None = Field(default=None, description="no row, feature or label from after it; default: the data's end")
     negatives_per_event: int = Field(default=0, ge=0, le=1000)
     negative_sampling: Literal["uniform", "popularity"] = "uniform"
-    synthetic_weight: float = Field(default=1.0, ge=0, description="λ: multiplies the weight of synthetic rows")
+    synthetic_weight: float = Field(
+        default=1.0, ge=0, description="λ: multiplies the weight of synthetic rows; 0 leaves them out"
+    )
+    segment_weights: tuple[Weight, Weight, Weight] | None = Field(
+        default=None,
+        description="λ of cold, sparse and dense users (no, few, more real target events), beside synthetic_weight",
+    )
     seed: int = Field(default=0, ge=0, lt=2**63)
 
 
@@ -223,6 +230,7 @@ class DownstreamSettings(_Section):
     k: int = Field(default=20, ge=1, le=1000, description="depth of NDCG, recall and MRR")
     seeds: int = Field(default=5, ge=1, le=100)
     seed: int = Field(default=0, ge=0, lt=2**63)
+    cutoffs: int = Field(default=1, ge=1, le=20, description="rolling cutoffs: what comes after the first, in equal parts")
     windows: int = Field(default=2, ge=1, le=5, description="windows of time before the cutoff that choices are validated on")
     sparse_below: int = Field(default=5, ge=2, description="real target events under which a user counts as sparse")
     volumes: tuple[int, ...] = Field(default=(5, 20), description="synthetic events a user, tried on validation")

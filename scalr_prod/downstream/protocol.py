@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["Interactions", "Probabilistic", "Recommender"]
+__all__ = ["Interactions", "Probabilistic", "Recommender", "Scorer"]
 
 #: Microseconds.
 _DAY: Final = 86_400_000_000
@@ -51,8 +51,8 @@ class Interactions:
     observed: NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
-        columns = [self.user, self.item, self.time, self.weight, *([] if self.observed is None else [self.observed])]
-        if len({len(column) for column in columns}) != 1:
+        lengths = {len(self.user), len(self.item), len(self.time), len(self.weight), len(self.in_history())}
+        if len(lengths) != 1:
             raise ValueError("user, item, time, weight and observed are of unlike length")
         for name, numbers, limit in (("user", self.user, self.n_users), ("item", self.item, self.n_items)):
             if len(numbers) and (numbers.min() < 0 or numbers.max() >= limit):
@@ -63,7 +63,7 @@ class Interactions:
 
     def in_history(self) -> NDArray[np.bool_]:
         """bool [M]: which events may stand in a user's history when a model scores."""
-        return np.ones(len(self), dtype=bool) if self.observed is None else self.observed
+        return np.ones(len(self.user), dtype=bool) if self.observed is None else self.observed
 
     def synthetic(self) -> Self:
         """The same events as terms of the loss alone."""
@@ -117,14 +117,18 @@ class Interactions:
         return np.bincount(self.item, weights=self.weight, minlength=self.n_items).astype(np.float64)
 
 
-class Recommender(Protocol):
+class Scorer(Protocol):
+    """What can rank."""
+
+    def score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Scores of all items for users [B], the higher the better: [B, n_items]. Users without events get some score too."""
+
+
+class Recommender(Scorer, Protocol):
     """A model under test."""
 
     def fit(self, events: Interactions, *, seed: int) -> None:
         """Learn from weighted events; the same events and seed give the same model."""
-
-    def score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Scores of all items for users [B], the higher the better: [B, n_items]. Users without events get some score too."""
 
 
 @runtime_checkable
