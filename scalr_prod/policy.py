@@ -142,16 +142,16 @@ def follow_policy(settings: Settings) -> tuple[Settings, Followed | None]:
         "training_set": {"segment_weights": policy.weights},
         "downstream": {"sparse_below": policy.sparse_below},
     }
-    named = {section: getattr(settings, section).model_fields_set for section in wanted}
-    if "synthetic_weight" in named["training_set"]:
-        named["training_set"] = named["training_set"] | {"segment_weights"}
+    named = set(settings.named)
+    if "training_set.synthetic_weight" in named:
+        named.add("training_set.segment_weights")
     free = {
-        section: {key: value for key, value in values.items() if key not in named[section]}
+        section: {key: value for key, value in values.items() if f"{section}.{key}" not in named}
         for section, values in wanted.items()
     }
     changed = {section: getattr(settings, section).model_copy(update=values) for section, values in free.items()}
     applied = {f"{section}.{key}": value for section, values in free.items() for key, value in values.items()}
-    overruled = [f"{section}.{key}" for section, values in wanted.items() for key in values if key in named[section]]
+    overruled = [name for section, values in wanted.items() for key in values if (name := f"{section}.{key}") in named]
     reason = "as measured" if policy.logs == logs_digest(settings) else "the logs have changed since it was measured"
     logger.info(
         "policy of %s followed (%s): %s%s",

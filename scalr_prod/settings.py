@@ -7,11 +7,13 @@ Unknown keys are errors. Relative paths are relative to the file. Nothing else i
 from __future__ import annotations
 
 import difflib
+import json
+import os
 import tomllib
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, PrivateAttr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from scalr_prod.errors import SettingsError
@@ -57,6 +59,13 @@ class Settings(BaseSettings):
 
     #: Folder that relative paths start from (that of scalr.toml).
     base: Path = Field(default_factory=Path.cwd, exclude=True)
+
+    _named: frozenset[str] = PrivateAttr(default=frozenset())
+
+    @property
+    def named(self) -> frozenset[str]:
+        """Keys that scalr.toml, an override or the environment gives a value, as ``section.key``; all others are defaults."""
+        return self._named
 
     @classmethod
     def settings_customise_sources(
@@ -128,9 +137,28 @@ def load_settings(path: str | Path | None = None, **overrides: Any) -> Settings:
         raise SettingsError("unknown key 'base'", where=str(path), next_step="remove it")
     merged = _merge(raw, overrides)
     try:
-        return Settings(**merged, base=path.resolve().parent)
+        settings = Settings(**merged, base=path.resolve().parent)
     except ValidationError as error:
         raise _explain(error, path) from error
+    settings._named = frozenset(_keys(merged) | _named_by_environment())  # noqa: SLF001 - this is where settings are made
+    return settings
+
+
+def _keys(sections: dict[str, Any]) -> set[str]:
+    return {f"{section}.{key}" for section, values in sections.items() if isinstance(values, dict) for key in values}
+
+
+def _named_by_environment() -> set[str]:
+    """From ``SCALR_SECTION__KEY`` and from ``SCALR_SECTION`` with a JSON object."""
+    sections: dict[str, Any] = {}
+    for name, text in os.environ.items():
+        prefix, _, rest = name.lower().partition("_")
+        section, _, key = rest.partition("__")
+        if prefix != "scalr" or section not in Settings.model_fields:
+            continue
+        values = {key.partition("__")[0]: text} if key else json.loads(text)
+        sections.setdefault(section, {}).update(values)
+    return _keys(sections)
 
 
 def _zero_byte(section: dict[str, Any]) -> str | None:

@@ -103,7 +103,7 @@ class _Plan:
         few = {"models": wanted.models[:1], "seeds": min(wanted.seeds, _QUICK_SEEDS), "windows": 1}
         if full:
             few = {}
-        changed = {name: value for name, value in few.items() if name not in wanted.model_fields_set}
+        changed = {name: value for name, value in few.items() if f"downstream.{name}" not in settings.named}
         quick = settings.model_copy(update={"downstream": wanted.model_copy(update=changed)})
         return cls(quick, _checked(arms, settings.translator.estimators))
 
