@@ -41,6 +41,8 @@ __all__ = ["Tuner", "helps", "tune_lately"]
 logger = logging.getLogger(__name__)
 
 SOURCE_WEIGHT: Final = Knob("source_weight", (0.1, 0.3, 1.0))
+#: Off, or below popularity out.
+FILTER: Final = Knob("min_lift", (0.0, 1.0), high=1.0)
 BOOST: Final = Knob("boost", (0.0, 0.1, 0.3, 1.0, 3.0), high=300.0)
 #: λ of one segment relative to the one chosen for all, the lightest first.
 _PARTS: Final = (0.0, 1 / 3, 1.0, 3.0)
@@ -162,6 +164,7 @@ class Tuner:
             BOOST,
             Knob("temperature", wanted.temperatures, step=2.0, low=0.02, high=4.0),
             Knob("volume", wanted.volumes, step=2.5, low=1, high=100, whole=True),
+            FILTER,
             Knob("weight", wanted.weights, step=10**0.5),
             BOOST,
         ]
@@ -224,7 +227,7 @@ def _with(choice: Choice, knob: Knob, value: float) -> Choice:
     value = _value(knob, value)
     if knob.name == "weight":
         return replace(choice, weights=(value,) * 3)
-    if knob.name in {"temperature", "volume"}:
+    if knob.name in {"temperature", "volume", "min_lift"}:
         return replace(choice, draw=replace(choice.draw, **{knob.name: value}))  # type: ignore[arg-type]
     if knob.name == "boost":
         return replace(choice, boost=value)
