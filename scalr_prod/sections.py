@@ -191,7 +191,7 @@ class QualitySettings(_Section):
 
     policy: Literal["strict", "quarantine"] = "strict"
     max_quarantine_share: float = Field(default=0.05, ge=0, le=1)
-    max_bucket_distance: float = Field(default=0.35, gt=0, le=1, description="total variation from the real value buckets")
+    max_bucket_distance: float = Field(default=0.8, gt=0, le=1, description="total variation from the real value buckets")
     min_source_coverage: float = Field(default=0.01, ge=0, le=1, description="share of source events with a translation")
 
 

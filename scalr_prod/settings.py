@@ -62,6 +62,10 @@ class Settings(BaseSettings):
 
     _named: frozenset[str] = PrivateAttr(default=frozenset())
 
+    def __init__(self, **sections: Any) -> None:
+        super().__init__(**sections)
+        self._named = frozenset(_keys(sections) | _named_by_environment())
+
     @property
     def named(self) -> frozenset[str]:
         """Keys that scalr.toml, an override or the environment gives a value, as ``section.key``; all others are defaults."""
@@ -137,11 +141,9 @@ def load_settings(path: str | Path | None = None, **overrides: Any) -> Settings:
         raise SettingsError("unknown key 'base'", where=str(path), next_step="remove it")
     merged = _merge(raw, overrides)
     try:
-        settings = Settings(**merged, base=path.resolve().parent)
+        return Settings(**merged, base=path.resolve().parent)
     except ValidationError as error:
         raise _explain(error, path) from error
-    settings._named = frozenset(_keys(merged) | _named_by_environment())  # noqa: SLF001 - this is where settings are made
-    return settings
 
 
 def _keys(sections: dict[str, Any]) -> set[str]:

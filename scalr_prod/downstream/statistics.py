@@ -76,10 +76,7 @@ class TwoWayBootstrap:
     def __init__(self, owner: NDArray[np.int64], n_items: int, *, seed: int = 0, resamples: int = RESAMPLES) -> None:
         people, self._user = np.unique(owner, return_inverse=True)
         rng = np.random.default_rng(seed)
-        self._people, self._items = (
-            np.stack([np.bincount(rng.integers(0, count, count), minlength=count) for _ in range(resamples)]).astype(np.uint16)
-            for count in (len(people), n_items)
-        )
+        self._people, self._items = (_draws(rng, count, resamples) for count in (len(people), n_items))
 
     def compare(self, arm: Hits, baseline: Hits, counted: NDArray[np.bool_] | None = None) -> Comparison:
         """Compare two arms' mean metric over the test cases.
@@ -91,7 +88,7 @@ class TwoWayBootstrap:
         """
         counted = np.ones(len(self._user), dtype=bool) if counted is None else counted
         cases = np.bincount(self._user, weights=counted, minlength=self._people.shape[1])
-        total = (self._people @ cases).clip(1)
+        total = np.array([row @ cases for row in self._people]).clip(1)
         means = np.stack([self._sums(hits.within(counted)) / total for hits in (arm, baseline)], axis=1)
         count = max(int(counted.sum()), 1)
         sums = [hits.within(counted).gain.sum() for hits in (arm, baseline)]
@@ -106,6 +103,14 @@ class TwoWayBootstrap:
                 for start in range(0, len(self._people), step)
             ]
         )
+
+
+def _draws(rng: np.random.Generator, count: int, resamples: int) -> NDArray[np.uint16]:
+    """How often each of ``count`` was drawn, in ``count`` draws: [resamples, count]."""
+    drawn = np.empty((resamples, count), dtype=np.uint16)
+    for row in drawn:
+        row[:] = np.bincount(rng.integers(0, count, count), minlength=count)
+    return drawn
 
 
 def paired_bootstrap(

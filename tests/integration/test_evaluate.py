@@ -25,6 +25,7 @@ from scalr_prod.downstream.trial import Judge
 from scalr_prod.errors import EvaluationError
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
+from scalr_prod.policy import Policy, follow_policy, policy_path
 
 CUTOFF = datetime(2024, 6, 1, tzinfo=UTC)
 EXTRA = """
@@ -68,7 +69,7 @@ def translated(half_cold):
 
 @pytest.mark.slow
 def test_the_report_has_every_arm_with_its_interval(half_cold):
-    _, report = half_cold
+    settings, report = half_cold
     rows = {row["name"]: row for row in report.to_json()["arms"]}
     assert set(rows) == set(ARMS)
     ours = rows["real+scalr"]
@@ -92,6 +93,11 @@ def test_the_report_has_every_arm_with_its_interval(half_cold):
     assert set(arms) == {"real", *TAUGHT, "model_level_transfer"}
     assert report.budget["als"]["shuffled"]["fits"] >= 0.5 * report.budget["als"]["real+scalr"]["fits"] > 0
     assert report.complete
+    policy = Policy.read(policy_path(settings))
+    chosen = report.choices["als"]
+    assert policy.weights == tuple(chosen["lambda"].values())
+    assert (policy.volume, policy.temperature) == (chosen["draw"]["volume"], chosen["draw"]["temperature"])
+    assert follow_policy(settings)[0].training_set.segment_weights == policy.weights
     assert json.loads(json.dumps(report.to_json()))
     assert report.choices["als"]["validation"]["windows"] == 2
     shown = report.for_people()
