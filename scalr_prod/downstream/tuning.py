@@ -187,14 +187,20 @@ class Tuner:
                 choice = _with(choice, knob, knob.values[0])
                 continue
             best, edges[knob.name] = search(knob, partial(self._value, arm, choice, knob))
-            choice = _with(choice, knob, best)
+            choice = self._best_boost(arm, _with(choice, knob, best)) if knob.name == "weight" else _with(choice, knob, best)
         self.edges[arm] = [name for name, on_edge in edges.items() if on_edge]
         for name in self.edges[arm]:
             logger.warning("%s, %s: the best %s is the outermost of those tried", self.family, arm, name)
         return choice
 
     def _value(self, arm: str, choice: Choice, knob: Knob, value: float) -> float:
-        return self.trials.value(arm, _with(choice, knob, value))
+        changed = _with(choice, knob, value)
+        return self.trials.value(arm, self._best_boost(arm, changed) if knob.name == "weight" else changed)
+
+    def _best_boost(self, arm: str, choice: Choice) -> Choice:
+        """The choice under the best of a few boosts, which need no fit: under that of real events alone, often large, λ hardly shows."""
+        boosts = dict.fromkeys((choice.boost, 0.0, 1.0, self.real().boost))
+        return max((replace(choice, boost=boost) for boost in boosts), key=partial(self.trials.value, arm))
 
     def _by_segment(self, arm: str, choice: Choice, alone: NDArray[np.float64]) -> Choice:
         """λ for dense, sparse and cold users apart: the lightest that is as good, and that harms none who get the events."""

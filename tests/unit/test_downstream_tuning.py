@@ -205,3 +205,33 @@ def test_the_model_is_tuned_for_real_events_alone_beyond_its_grid():
     assert choice.options["half_life"] == pytest.approx(30)
     assert isinstance(choice.options["factors"], int)
     assert figures["on_edge"] == []
+
+
+def test_a_large_boost_of_the_real_model_does_not_hide_what_lambda_brings():
+    """Real events alone want the list; under it λ makes no difference, and without it λ = .3 doubles the ranking."""
+
+    class Boosted(Judge):
+        def judge(self, model, *, boost=0.0, half_life=np.inf):
+            found = super().judge(model, boost=boost)
+            arm, choice = model if isinstance(model, tuple) else ("list", None)
+            if arm == "real":
+                gain = 0.1 * min(boost, 9.0)
+            elif arm == OURS and any(choice.weights):
+                # Only at the right λ is less of the list worth more.
+                right = max(0.0, 1 - abs(np.log10(max(choice.weights) / 0.3)) / 0.2)
+                gain = 0.9 if boost > 2 else 3.0 * right
+            else:
+                gain = 0.0
+            found.ranking.ndcg = self.noise * (1 + gain)
+            return found
+
+    judge = Boosted(lambda *_: 0.0, lambda half_life: -0.5)
+    settings = SimpleNamespace(
+        downstream=SETTINGS.downstream.model_copy(update={"weights": (0.03, 0.1, 0.3, 1.0)}), generation=SETTINGS.generation
+    )
+    stages = [Stage(judge, Maker())]
+    tuner = Tuner("als", stages, settings, tune_lately(stages)[1], lambda doing, fits: None)
+    assert tuner.real().boost >= 9.0
+    choice, _ = tuner.of(OURS)
+    assert max(choice.weights) == pytest.approx(0.3)
+    assert choice.boost < 2
