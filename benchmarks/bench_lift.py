@@ -76,7 +76,7 @@ def direction(source: str, target: str, scratch: Path) -> dict:
     tables: dict[str, dict] = {}
     for cold, family, arms in PLAN:
         settings = load_settings(config, downstream={"models": [family], "volumes": VOLUMES[family]})
-        report = evaluate(settings, cold_fraction=cold, arms=arms)
+        report = evaluate(settings, cold_fraction=cold, arms=("translator", *arms), full=True)
         tables.setdefault(f"cold_{cold:g}", {})[family] = slim(report.to_json())
         print(f"{target} from {source}, cold {cold:g}, {family}: {report.seconds} s", file=sys.stderr, flush=True)
     return tables
@@ -85,7 +85,8 @@ def direction(source: str, target: str, scratch: Path) -> dict:
 def slim(report: dict) -> dict:
     """What is worth keeping of a report: no trace of the search, four significant digits."""
     for choice in report["choices"].values():
-        choice["validation"].pop("tried")
+        for one in choice["arms"].values():
+            one["validation"].pop("tried", None)
     runs = [{"draw": run["draw"], "events": run["events"], "diagnostics": run["diagnostics"]} for run in report["runs"]]
     return _rounded({key: value for key, value in report.items() if key != "path"} | {"runs": runs})
 

@@ -257,16 +257,25 @@ def evaluate(
         typer.Option(help="Hide the target history of this share of users from everything.", min=0, max=0.99),
     ] = None,
     cutoff: Annotated[datetime | None, typer.Option(help="Test from then on (UTC); default: by [downstream].")] = None,
-    arm: Annotated[list[str] | None, typer.Option(help="Only this arm, and the two compared; repeat for more.")] = None,
+    cutoffs: Annotated[
+        int | None, typer.Option(help="Rolling cutoffs: what comes after the first, in so many equal parts.", min=1, max=20)
+    ] = None,
+    arm: Annotated[list[str] | None, typer.Option(help="Only this arm, and those compared; repeat for more.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Every arm, model, seed and validation window.")] = False,
     as_json: Json = False,
 ) -> None:
     """Train models with and without synthetic events, with controls, and judge them on what came later."""
-    from scalr_prod.downstream.evaluation import ARMS
     from scalr_prod.downstream.evaluation import evaluate as work
 
     def judged(settings: Settings, progress: bool) -> Any:
         return work(
-            settings, cold_fraction=cold_fraction, cutoff=_utc(cutoff), arms=tuple(arm) if arm else ARMS, progress=progress
+            settings,
+            cold_fraction=cold_fraction,
+            cutoff=_utc(cutoff),
+            cutoffs=cutoffs,
+            arms=tuple(arm) if arm else None,
+            full=full,
+            progress=progress,
         )
 
     _Door(config, as_json, "evaluate").show(judged)

@@ -108,8 +108,10 @@ def generate_run(settings: Settings, *, version: int | None = None, progress: bo
     """
     from scalr_prod.feast_store import apply_feature_repo
     from scalr_prod.generation import plan_run
+    from scalr_prod.policy import follow_policy
 
     with stage("generate"):
+        settings, _ = follow_policy(settings)
         apply_feature_repo(settings)
         spec = plan_run(settings, version=version)
     return _generate(settings, spec, progress=progress)
@@ -177,6 +179,7 @@ def run_pipeline(settings: Settings, *, progress: bool = False) -> PipelineRepor
     from scalr_prod.generation import plan_run
     from scalr_prod.histories import build_histories
     from scalr_prod.ingest import ingest
+    from scalr_prod.policy import follow_policy
     from scalr_prod.serving import require_environment
     from scalr_prod.training_set import build_training_set
     from scalr_prod.translator import train
@@ -186,6 +189,10 @@ def run_pipeline(settings: Settings, *, progress: bool = False) -> PipelineRepor
     record = _Record()
     record.do("ingest", lambda: ingest(settings, progress=progress))
     record.do("histories", lambda: build_histories(settings, progress=progress))
+    with stage("policy"):
+        settings, followed = follow_policy(settings)
+    if followed:
+        record.reports["policy"] = followed.to_json()
     with stage("feast"):
         apply_feature_repo(settings)
     translator = record.do("translator", lambda: train(settings, progress=progress))

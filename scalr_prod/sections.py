@@ -40,6 +40,7 @@ def _aware(value: datetime) -> datetime:
 
 
 Instant = Annotated[datetime, AfterValidator(_aware)]
+Weight = Annotated[float, Field(ge=0)]
 Estimator = Literal["popularity", "frequency", "topics", "linear", "factorisation", "sequential"]
 
 
@@ -179,7 +180,7 @@ class GenerationSettings(_Section):
     temperature: float = Field(default=1.0, gt=0, le=100, description="1 samples from P; towards 0 it becomes top-k")
     min_lift: float = Field(default=1.0, ge=0, description="drop draws with P(i|context) < min_lift * P(i)")
     exclude_consumed: bool = True
-    align: bool = True
+    align: bool = Field(default=False, description="downsample value buckets towards the real distribution; costs ranking")
     align_buckets: int = Field(default=10, ge=1, le=1000)
     partitions: int = Field(default=8, ge=1, le=100_000)
     batch_size: int = Field(default=512, ge=1, le=65536)
@@ -199,7 +200,7 @@ class QualitySettings(_Section):
 
     policy: Literal["strict", "quarantine"] = "strict"
     max_quarantine_share: float = Field(default=0.05, ge=0, le=1)
-    max_bucket_distance: float = Field(default=0.35, gt=0, le=1, description="total variation from the real value buckets")
+    max_bucket_distance: float = Field(default=0.8, gt=0, le=1, description="total variation from the real value buckets")
     min_source_coverage: float = Field(default=0.01, ge=0, le=1, description="share of contexts with a translation")
 
 
@@ -217,7 +218,13 @@ class TrainingSetSettings(_Section):
     cutoff: Instant | None = Field(default=None, description="no row, feature or label from after it; default: the data's end")
     negatives_per_event: int = Field(default=0, ge=0, le=1000)
     negative_sampling: Literal["uniform", "popularity"] = "uniform"
-    synthetic_weight: float = Field(default=1.0, ge=0, description="λ: multiplies the weight of synthetic rows")
+    synthetic_weight: float = Field(
+        default=1.0, ge=0, description="λ: multiplies the weight of synthetic rows; 0 leaves them out"
+    )
+    segment_weights: tuple[Weight, Weight, Weight] | None = Field(
+        default=None,
+        description="λ of cold, sparse and dense users (no, few, more real target events), beside synthetic_weight",
+    )
     seed: int = Field(default=0, ge=0, lt=2**63)
 
 
@@ -232,6 +239,7 @@ class DownstreamSettings(_Section):
     k: int = Field(default=20, ge=1, le=1000, description="depth of NDCG, recall and MRR")
     seeds: int = Field(default=5, ge=1, le=100)
     seed: int = Field(default=0, ge=0, lt=2**63)
+    cutoffs: int = Field(default=1, ge=1, le=20, description="rolling cutoffs: what comes after the first, in equal parts")
     windows: int = Field(default=2, ge=1, le=5, description="windows of time before the cutoff that choices are validated on")
     sparse_below: int = Field(default=5, ge=2, description="real target events under which a user counts as sparse")
     volumes: tuple[int, ...] = Field(default=(5, 20), description="synthetic events a user, tried on validation")

@@ -7,13 +7,14 @@ Unknown keys are errors. Relative paths are relative to the file. Nothing else i
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 import tomllib
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import Field, ValidationError
+from pydantic import Field, PrivateAttr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as SourceError
 
@@ -62,6 +63,17 @@ class Settings(BaseSettings):
 
     #: Folder that relative paths start from (that of scalr.toml).
     base: Path = Field(default_factory=Path.cwd, exclude=True)
+
+    _named: frozenset[str] = PrivateAttr(default=frozenset())
+
+    def __init__(self, **sections: Any) -> None:
+        super().__init__(**sections)
+        self._named = frozenset(_keys(sections) | _named_by_environment())
+
+    @property
+    def named(self) -> frozenset[str]:
+        """Keys that scalr.toml, an override or the environment gives a value, as ``section.key``; all others are defaults."""
+        return self._named
 
     @classmethod
     def settings_customise_sources(
@@ -201,6 +213,23 @@ def _not_json(error: SourceError) -> SettingsError:
         where=f"environment variable {', '.join(names)}",
         next_step=f'set one key of the section with {section}__KEY=value, or write a list as \'["a", "b"]\' (JSON)',
     )
+
+
+def _keys(sections: dict[str, Any]) -> set[str]:
+    return {f"{section}.{key}" for section, values in sections.items() if isinstance(values, dict) for key in values}
+
+
+def _named_by_environment() -> set[str]:
+    """From ``SCALR_SECTION__KEY`` and from ``SCALR_SECTION`` with a JSON object."""
+    sections: dict[str, Any] = {}
+    for name, text in os.environ.items():
+        prefix, _, rest = name.lower().partition("_")
+        section, _, key = rest.partition("__")
+        if prefix != "scalr" or section not in Settings.model_fields:
+            continue
+        values = {key.partition("__")[0]: text} if key else json.loads(text)
+        sections.setdefault(section, {}).update(values)
+    return _keys(sections)
 
 
 def _zero_byte(section: dict[str, Any]) -> str | None:

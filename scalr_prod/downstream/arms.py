@@ -1,13 +1,14 @@
 """The arms of an evaluation: what each trains on.
 
 Real events alone; with translated ones; translated ones alone; the controls that a lift must survive; the rival, which needs no
-synthetic event: one model trained on both domains' events at once.
+synthetic event: one model trained on both domains' events at once. Two arms train no model: what is popular lately, one list for
+everybody, and the translator itself as a recommender.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from scalr_prod.downstream.models.lately import PopularLately
     from scalr_prod.downstream.protocol import Interactions
     from scalr_prod.downstream.scene import Scene
     from scalr_prod.downstream.translation import Draw, Translation
@@ -24,38 +26,54 @@ if TYPE_CHECKING:
     #: Real and synthetic events, as a training set holds them.
     Published: TypeAlias = "tuple[Interactions, Interactions]"
 
-__all__ = ["ABLATIONS", "CONTROLS", "MAIN", "NEEDS", "RIVAL", "Choice", "Maker"]
+__all__ = ["ABLATIONS", "CONTROLS", "LISTS", "MAIN", "NEEDS", "QUICK", "RIVAL", "TUNED", "Choice", "Maker"]
 
 MAIN: Final = ("real", "real+scalr", "synthetic_only")
-CONTROLS: Final = ("popularity", "trend", "shuffled", "duplicated", "frequency", "sampled", "top_k", "top_1")
+#: Arms that train no model of the family; each user's items come from elsewhere.
+LISTS: Final = ("popular_lately", "translator")
+CONTROLS: Final = ("popularity", "trend", "shuffled", "duplicated", "frequency")
 RIVAL: Final = "model_level_transfer"
+#: Ours with one thing changed.
 ABLATIONS: Final = (
+    "sampled", "top_k", "top_1",
     "dose_0.25", "dose_0.5", "dose_2", "align_off", "align_on", "filter_off", "filter_on",
     "only_linear", "only_factorisation", "only_sequential",
 )  # fmt: skip
+#: Arms with synthetic events that get a volume, a temperature, a boost and λ of their own, at the same budget.
+TUNED: Final = ("real+scalr", "synthetic_only", *CONTROLS)
+#: The fewest that decide: the baselines, ours, and the two controls that a lift has to survive.
+QUICK: Final = ("real", "real+scalr", *LISTS, "trend", "shuffled")
 #: Arms that need an estimator of their own in the translator.
 NEEDS: Final = {"frequency": "frequency", "trend": "popularity"} | {
     arm: arm.removeprefix("only_") for arm in ABLATIONS if arm.startswith("only_")
 }
 #: Near enough to 0 that the draw is the k most probable.
 TOP: Final = 0.02
+#: Items for each context that the translator is asked for as a recommender; the least, before what a user had falls away.
+_RECOMMENDED: Final = 50
 
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """What validation chose for one family.
+    """What validation chose for one arm of one family.
 
     Attributes:
-        options: Of the model.
+        options: Of the model; ``half_life`` (days) decays observed events before it is fitted.
         draw: Volume, temperature, filter, alignment.
         weights: λ for cold, sparse and dense users.
         source_weight: Of source events in the rival.
+        boost: b of score = model + b × log decayed popularity (see `Boosted`).
     """
 
-    options: dict[str, object]
+    options: dict[str, Any]
     draw: Draw
     weights: tuple[float, float, float]
     source_weight: float
+    boost: float = 0.0
+
+    def fitted_by(self) -> tuple[Any, ...]:
+        """Everything that a fit depends on: all but the boost."""
+        return (tuple(sorted(self.options.items())), self.draw, self.weights, self.source_weight)
 
 
 class Maker:
@@ -101,7 +119,7 @@ class Maker:
             "trend": lambda: self.draw(replace(base, member="popularity")),
             "shuffled": lambda: self._shuffled(self.draw(base), rng),
             "duplicated": lambda: self._duplicated(self.draw(base), rng),
-            "frequency": lambda: self.draw(replace(base, member="frequency", temperature=1.0)),
+            "frequency": lambda: self.draw(replace(base, member="frequency")),
             "sampled": lambda: self.draw(replace(base, temperature=1.0)),
             "top_k": lambda: self.draw(replace(base, temperature=TOP)),
             "top_1": lambda: self.draw(replace(base, temperature=TOP, volume=1)),
@@ -118,6 +136,16 @@ class Maker:
             },
         }
         return kinds[arm]()
+
+    def recommender(self, how: Draw, lately: PopularLately) -> Recommended:
+        """The translator as a recommender: each user's most probable items, then what is popular lately.
+
+        Args:
+            how: Filter and member; the draw is the most probable items, whatever temperature training needs.
+            lately: Fitted; ranks what the translator does not name.
+        """
+        deep = replace(how, volume=max(_RECOMMENDED, how.volume), temperature=TOP, min_lift=0.0, align=False)
+        return Recommended(self.translation.recommended(deep), lately)
 
     def draw(self, how: Draw) -> Interactions:
         """Draws, each kind once."""
@@ -143,8 +171,27 @@ class Maker:
 
     def _duplicated(self, like: Interactions, rng: np.random.Generator) -> Interactions:
         """Real events again: as many, and as heavy in all."""
-        again = self.scene.real.take(rng.integers(0, len(self.scene.real), len(like)))
+        again = self.scene.real.take(rng.integers(0, len(self.scene.real), len(like))).synthetic()
         return replace(again, weight=np.full(len(like), like.weight.mean() if len(like) else 0, dtype=np.float32))
+
+
+class Recommended:
+    """Ranks by the weight of a user's events, then by a list.
+
+    Args:
+        events: What is recommended, weighted by probability.
+        lately: Fitted.
+    """
+
+    def __init__(self, events: Interactions, lately: PopularLately) -> None:
+        self._matrix, self._lately = events.matrix(), lately
+
+    def score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
+        """[B, n_items]."""
+        probability = np.asarray(self._matrix[users].todense(), dtype=np.float32)
+        place = self._lately.score(users)  # 0, -1, -2 …
+        found: NDArray[np.float32] = np.where(probability > 0, 1 + probability, place).astype(np.float32)
+        return found
 
 
 def both_domains(scene: Scene, source_weight: float) -> Interactions:

@@ -1,43 +1,45 @@
-"""`scalr evaluate`: does training on synthetic events help, and is it the translation that does it?"""
+"""`scalr evaluate`: does training on synthetic events help, over what knows the time already, and is it the translation that does it?"""
 
 from __future__ import annotations
 
 import logging
-import time
+from dataclasses import dataclass
 from datetime import UTC
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from scalr_prod.contracts import Table
-from scalr_prod.downstream.arms import ABLATIONS, CONTROLS, MAIN, NEEDS, RIVAL, Maker
-from scalr_prod.downstream.diagnostics import diagnose
-from scalr_prod.downstream.report import BASE, OURS, SEGMENTS, EvaluationReport, summarise, write_report
+from scalr_prod.downstream.arms import ABLATIONS, CONTROLS, LISTS, MAIN, NEEDS, QUICK, RIVAL, Maker
+from scalr_prod.downstream.bench import Bench
+from scalr_prod.downstream.heartbeat import heartbeat
 from scalr_prod.downstream.scene import Scene
-from scalr_prod.downstream.translation import Translation, publish_draw
+from scalr_prod.downstream.translation import Translation
 from scalr_prod.downstream.trial import Judge
-from scalr_prod.downstream.tuning import Stage, fits_of, tune
+from scalr_prod.downstream.trials import Stage
 from scalr_prod.errors import EvaluationError, TranslatorError
-from scalr_prod.instants import datetime_of, micros_of
+from scalr_prod.instants import datetime_of, micros, micros_of
 from scalr_prod.lake import Lake
-from scalr_prod.progress import counting
 from scalr_prod.translator.fitting import cut_at
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from datetime import datetime
 
-    from scalr_prod.downstream.arms import Choice
-    from scalr_prod.downstream.translation import Draw
+    from scalr_prod.downstream.heartbeat import Heartbeat
+    from scalr_prod.downstream.report import EvaluationReport
     from scalr_prod.settings import Settings
 
 __all__ = ["ARMS", "evaluate"]
 
 logger = logging.getLogger(__name__)
 
-ARMS: Final = (*MAIN, *CONTROLS, RIVAL, *ABLATIONS)
+ARMS: Final = (*MAIN, *LISTS, *CONTROLS, RIVAL, *ABLATIONS)
+#: Always there: what is compared.
+_ALWAYS: Final = ("real", "real+scalr", "popular_lately")
 TEST_SHARE: Final = 0.8
 VALIDATION_SHARE: Final = 0.8
+_QUICK_SEEDS: Final = 2
 
 
 def evaluate(
@@ -45,66 +47,68 @@ def evaluate(
     *,
     cold_fraction: float | None = None,
     cutoff: datetime | None = None,
-    arms: Sequence[str] = ARMS,
+    cutoffs: int | None = None,
+    arms: Sequence[str] | None = None,
+    full: bool = False,
     progress: bool = False,
 ) -> EvaluationReport:
     """Train models with and without synthetic events up to a cutoff and judge them on what came after.
 
-    Everything that learns reads an isolated home (see `isolation`). Volume, temperature and λ are chosen for each family on
-    ``[downstream] windows`` of the training period, each in a home of its own: its last fifth, the last fifth of what comes before …
+    Everything that learns reads an isolated home (see `isolation`). Each arm's choices are made on windows of the training period of the
+    first cutoff, each in a home of its own: its last fifth, the last fifth of what comes before … Cutoffs after the first are tested
+    with the same choices. The verdict goes into the home as a policy that runs follow (see `scalr_prod.policy`).
 
     Args:
         settings: The project's settings; what was not ingested yet is.
         cold_fraction: Share of users whose target history is hidden from everything; default: ``[downstream] cold_fraction``.
-        cutoff: Default: ``[downstream] cutoff``, or the 80th percentile of target time.
-        arms: Which of `ARMS`; real events alone always are among them.
-        progress: Show a progress bar on stderr.
+        cutoff: The first cutoff; default: ``[downstream] cutoff``, or the 80th percentile of target time.
+        cutoffs: Rolling cutoffs: what comes after the first, in as many parts of equal size; default: ``[downstream] cutoffs``.
+        arms: Which of `ARMS`, beside those that are compared; default: those that decide, or with ``full`` all.
+        full: All arms, models, seeds and windows. Otherwise the first model, two seeds and one window, unless the settings name others.
+        progress: Show a progress bar on stderr; without one, a line of log says at least every half minute what is going on.
 
     Raises:
         EvaluationError: Too few test users, an unknown arm, or a model that cannot be used.
-        QualityGateFailed: The gate refused what was generated.
     """
-    started = time.perf_counter()
-    wanted = settings.downstream
-    cold = wanted.cold_fraction if cold_fraction is None else cold_fraction
-    chosen = _checked(arms, settings.translator.estimators)
-    _ingested(settings)
-    moment = (cutoff or wanted.cutoff or _default_cutoff(settings)).astimezone(UTC)
-    scene = Scene.of(settings, moment, end=None, cold_fraction=cold, name="test")
-    steps = sum(fits_of(settings, family) + len(chosen) * wanted.seeds for family in wanted.models)
-    with counting("evaluate", show=progress, total=steps, unit=f"of {steps} fits") as done:
-        stages = _stages(scene, cold)
-        tuned = {family: tune(family, stages, settings, done) for family in wanted.models}
-        judge, maker = Judge(scene, wanted.k), Maker(scene, Translation.of(scene))
-        published = _Published(scene)
-        rows: list[dict[str, Any]] = []
-        for family, (choice, _) in tuned.items():
-            outcomes = {
-                arm: [
-                    judge.trial(family, choice.options, _events(maker, published, arm, choice, seed, done), seed=seed)
-                    for seed in range(wanted.seeds)
-                ]
-                for arm in chosen
-            }
-            found = summarise(scene, family, outcomes, seed=wanted.seed)
-            rows += [row | _drawn(maker, published, row["name"], choice) for row in found]
-    folder = settings.home / "evaluations" / f"report-{scene.settings.home.name}"
-    segments = scene.segments()[scene.users]
-    report = EvaluationReport(
-        cutoff=scene.cutoff.isoformat(),
-        cold_fraction=cold,
-        users={"all": len(scene.users)} | {name: int((segments == n).sum()) for n, name in enumerate(SEGMENTS)},
-        arms=rows,
-        choices={family: _choice_json(choice, figures) for family, (choice, figures) in tuned.items()},
-        runs=published.facts,
-        path=str(folder),
-        seconds=round(time.perf_counter() - started, 1),
-    )
-    write_report(report, folder)
-    return report
+    plan = _Plan.of(settings, arms, full=full)
+    cold = settings.downstream.cold_fraction if cold_fraction is None else cold_fraction
+    with heartbeat(bar=progress) as pulse:
+        pulse.at("reading the logs")
+        _ingested(settings)
+        moments = _cutoffs(settings, cutoff, cutoffs or settings.downstream.cutoffs)
+        ends = [*moments[1:], None]
+        scenes = [
+            Scene.of(plan.settings, moment, end=end, cold_fraction=cold, name="test")
+            for moment, end in zip(moments, ends, strict=True)
+        ]
+        bench = Bench(plan.settings, plan.arms, scenes, cold, pulse)
+        bench.choose(_stages(scenes[0], cold, pulse))
+        for scene in scenes:
+            bench.judge(scene)
+        return bench.finish()
 
 
-def _stages(scene: Scene, cold: float) -> list[Stage]:
+@dataclass(frozen=True)
+class _Plan:
+    """What is evaluated: the arms, and settings with the models, seeds and windows."""
+
+    settings: Settings
+    arms: list[str]
+
+    @classmethod
+    def of(cls, settings: Settings, arms: Sequence[str] | None, *, full: bool) -> _Plan:
+        wanted = settings.downstream
+        if arms is None:
+            arms = ARMS if full else QUICK
+        few = {"models": wanted.models[:1], "seeds": min(wanted.seeds, _QUICK_SEEDS), "windows": 1}
+        if full:
+            few = {}
+        changed = {name: value for name, value in few.items() if f"downstream.{name}" not in settings.named}
+        quick = settings.model_copy(update={"downstream": wanted.model_copy(update=changed)})
+        return cls(quick, _checked(arms, settings.translator.estimators))
+
+
+def _stages(scene: Scene, cold: float, pulse: Heartbeat) -> list[Stage]:
     """Validation scenes within a scene's training period, the latest first; fewer than asked for where the log is too short.
 
     Raises:
@@ -115,6 +119,7 @@ def _stages(scene: Scene, cold: float) -> list[Stage]:
     end, name = None, "validation"
     for number in range(wanted.windows):
         begin = datetime_of(cut_at(scene.real.time, VALIDATION_SHARE ** (number + 1)))
+        pulse.at(f"training the translator of validation window {number + 1}")
         try:
             earlier = Scene.of(scene.settings, begin, end=end, cold_fraction=cold, name=name)
             stages.append(Stage(Judge(earlier, wanted.k), Maker(earlier, Translation.of(earlier))))
@@ -127,40 +132,6 @@ def _stages(scene: Scene, cold: float) -> list[Stage]:
     return stages
 
 
-class _Published:
-    """Training sets with published synthetic events, one for each kind of draw that a family chose."""
-
-    def __init__(self, scene: Scene) -> None:
-        self.scene = scene
-        self.facts: list[dict[str, Any]] = []
-        self._made: dict[Draw, Any] = {}
-
-    def of(self, draw: Draw) -> Any:
-        if draw not in self._made:
-            real, synthetic, facts = publish_draw(self.scene, draw)
-            self._made[draw] = (real, synthetic)
-            figures = diagnose(self.scene, synthetic)
-            self.facts.append({"draw": draw.to_json(), "events": len(synthetic), "diagnostics": figures} | facts)
-        return self._made[draw]
-
-    def behind(self, arm: str, choice: Choice) -> Any:
-        """What an arm trains on as it was published; None where it trains on draws, or where λ is 0."""
-        return self.of(choice.draw) if arm in {OURS, "synthetic_only"} and any(choice.weights) else None
-
-
-def _events(maker: Maker, published: _Published, arm: str, choice: Choice, seed: int, done: Callable[[int], None]) -> Any:
-    done(1)
-    return maker.events(arm, choice, seed, published.behind(arm, choice))
-
-
-def _drawn(maker: Maker, published: _Published, arm: str, choice: Choice) -> dict[str, Any]:
-    """How many synthetic events an arm has, before λ (first seed), and which share of the catalogue they name."""
-    if arm in {BASE, RIVAL}:
-        return {}
-    events = maker.synthetic(arm, choice, 0, published.behind(arm, choice))
-    return {"synthetic": {"events": len(events), "coverage": len(np.unique(events.item)) / events.n_items}}
-
-
 def _checked(arms: Sequence[str], estimators: Sequence[str]) -> list[str]:
     """The arms in their order, without those whose estimator the translator lacks."""
     unknown = sorted(set(arms) - set(ARMS))
@@ -169,7 +140,7 @@ def _checked(arms: Sequence[str], estimators: Sequence[str]) -> list[str]:
             f"there is no arm {', '.join(unknown)}; there are: {', '.join(ARMS)}", where="arms", next_step="name some of those"
         )
     there = [arm for arm in ARMS if NEEDS.get(arm) in {None, *estimators}]
-    return [arm for arm in there if arm in {BASE, OURS, *arms}]
+    return [arm for arm in there if arm in {*_ALWAYS, *arms}]
 
 
 def _ingested(settings: Settings) -> None:
@@ -180,17 +151,23 @@ def _ingested(settings: Settings) -> None:
         ingest(settings)
 
 
-def _default_cutoff(settings: Settings) -> datetime:
-    times = Lake.open(settings).read(Table.TARGET_EVENTS, columns=["event_timestamp"])["event_timestamp"]
-    return datetime_of(cut_at(micros_of(times), TEST_SHARE))
+def _cutoffs(settings: Settings, first: datetime | None, count: int) -> list[datetime]:
+    """The first cutoff, and those that cut the target events after it into parts of equal size.
 
-
-def _choice_json(choice: Choice, figures: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "options": choice.options,
-        "draw": choice.draw.to_json(),
-        "lambda": dict(zip(SEGMENTS, choice.weights, strict=True)),
-        "source_weight": choice.source_weight,
-        "helps": any(choice.weights),
-        "validation": figures,
-    }
+    Raises:
+        EvaluationError: Too few instants for so many cutoffs.
+    """
+    table = Lake.open(settings).read(Table.TARGET_EVENTS, columns=["event_timestamp"])
+    times = micros_of(table["event_timestamp"])
+    wanted = first or settings.downstream.cutoff
+    begin = wanted.astimezone(UTC) if wanted else datetime_of(cut_at(times, TEST_SHARE))
+    after = np.sort(times[times >= micros(begin)])
+    more = [datetime_of(after[len(after) * part // count]) for part in range(1, count)] if len(after) else []
+    moments = [begin, *more]
+    if len(set(moments)) < count:
+        raise EvaluationError(
+            f"{count} cutoffs from {begin.isoformat()} on do not lie apart: there are {len(after)} target events",
+            where="[downstream] cutoffs",
+            next_step="ask for fewer cutoffs, or for an earlier first one",
+        )
+    return moments

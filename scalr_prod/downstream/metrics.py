@@ -14,7 +14,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from scalr_prod.downstream.protocol import Recommender
+    from scalr_prod.downstream.protocol import Scorer
 
 __all__ = ["Ranking", "calibration", "exposure", "rank_users"]
 
@@ -28,6 +28,7 @@ class Ranking:
 
     Attributes:
         top: int32 [V, k]. Each user's first k items, best first.
+        gain: float64 [V, k]. What each place adds to the user's NDCG; 0 where the item was not met.
         ndcg: float64 [V].
         recall: float64 [V].
         mrr: float64 [V]. Reciprocal rank of the first relevant item within k.
@@ -36,6 +37,7 @@ class Ranking:
     """
 
     top: NDArray[np.int32]
+    gain: NDArray[np.float64]
     ndcg: NDArray[np.float64]
     recall: NDArray[np.float64]
     mrr: NDArray[np.float64]
@@ -44,7 +46,7 @@ class Ranking:
 
 
 def rank_users(
-    model: Recommender, users: NDArray[np.int64], *, relevant: Any, seen: Any, is_head: NDArray[np.bool_], k: int
+    model: Scorer, users: NDArray[np.int64], *, relevant: Any, seen: Any, is_head: NDArray[np.bool_], k: int
 ) -> Ranking:
     """Rank the whole catalogue for each user, without what the user was seen with.
 
@@ -60,6 +62,7 @@ def rank_users(
     discount = 1 / np.log2(np.arange(2, k + 2))
     ideal = np.concatenate([[0.0], np.cumsum(discount)])
     top = np.zeros((len(users), k), dtype=np.int32)
+    gains = np.zeros((len(users), k))
     columns = {name: np.zeros(len(users)) for name in ("ndcg", "recall", "mrr", "head", "tail")}
     for start in range(0, len(users), _BATCH):
         rows = np.s_[start : start + _BATCH]
@@ -71,14 +74,15 @@ def rank_users(
         wanted = np.asarray(relevant[chosen].todense()) > 0
         hit = np.take_along_axis(wanted, top[rows], 1)
         first = hit.argmax(1)
-        columns["ndcg"][rows] = (hit @ discount) / ideal[np.minimum(wanted.sum(1), k)].clip(1e-12)
+        gains[rows] = hit * discount / ideal[np.minimum(wanted.sum(1), k)].clip(1e-12)[:, None]
+        columns["ndcg"][rows] = gains[rows].sum(1)
         columns["recall"][rows] = hit.sum(1) / wanted.sum(1).clip(1)
         columns["mrr"][rows] = np.where(hit.any(1), 1 / (first + 1), 0)
         for name, part in (("head", is_head), ("tail", ~is_head)):
             count = (wanted & part).sum(1)
             gain = (hit & part[top[rows]]) @ discount
             columns[name][rows] = np.where(count > 0, gain / ideal[np.minimum(count, k)].clip(1e-12), np.nan)
-    return Ranking(top=top, **columns)
+    return Ranking(top=top, gain=gains, **columns)
 
 
 def exposure(top: NDArray[np.int32], n_items: int, is_head: NDArray[np.bool_]) -> dict[str, float]:

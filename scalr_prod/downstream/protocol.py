@@ -7,7 +7,7 @@ docs/evaluation.md for a whole one in under twenty lines.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self, runtime_checkable
 
 import numpy as np
 
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["Interactions", "Probabilistic", "Recommender"]
+__all__ = ["Interactions", "Probabilistic", "Recommender", "Scorer"]
+
+#: Microseconds.
+_DAY: Final = 86_400_000_000
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class Interactions:
         n_users: Users that may be asked about; some may have no event.
         n_items: Items to rank.
         until: The instant that training ends and scores are asked for, microseconds.
+        observed: bool [M]. False for a synthetic event: it is a term of the loss and never part of a user's history. None: all
+            events are observed.
 
     Raises:
         ValueError: Columns of unlike length, or a number out of range.
@@ -43,10 +48,12 @@ class Interactions:
     n_users: int
     n_items: int
     until: int
+    observed: NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
-        if len({len(self.user), len(self.item), len(self.time), len(self.weight)}) != 1:
-            raise ValueError("user, item, time and weight are of unlike length")
+        lengths = {len(self.user), len(self.item), len(self.time), len(self.weight), len(self.in_history())}
+        if len(lengths) != 1:
+            raise ValueError("user, item, time, weight and observed are of unlike length")
         for name, numbers, limit in (("user", self.user, self.n_users), ("item", self.item, self.n_items)):
             if len(numbers) and (numbers.min() < 0 or numbers.max() >= limit):
                 raise ValueError(f"{name} holds a number outside of 0 … {limit - 1}")
@@ -54,9 +61,30 @@ class Interactions:
     def __len__(self) -> int:
         return len(self.user)
 
+    def in_history(self) -> NDArray[np.bool_]:
+        """bool [M]: which events may stand in a user's history when a model scores."""
+        return np.ones(len(self.user), dtype=bool) if self.observed is None else self.observed
+
+    def synthetic(self) -> Self:
+        """The same events as terms of the loss alone."""
+        return replace(self, observed=np.zeros(len(self), dtype=bool))
+
     def take(self, rows: NDArray[Any]) -> Self:
         """The named rows (numbers or a mask)."""
-        return replace(self, user=self.user[rows], item=self.item[rows], time=self.time[rows], weight=self.weight[rows])
+        return replace(
+            self,
+            user=self.user[rows],
+            item=self.item[rows],
+            time=self.time[rows],
+            weight=self.weight[rows],
+            observed=None if self.observed is None else self.observed[rows],
+        )
+
+    def decayed(self, half_life_days: float) -> Self:
+        """Each observed event's weight halved for every ``half_life_days`` before `until`; synthetic weights stay as they are."""
+        age = (self.until - self.time) / _DAY
+        factor = np.where(self.in_history(), np.exp2(-age / half_life_days), 1.0)
+        return replace(self, weight=(self.weight * factor).astype(np.float32))
 
     def weighted(self, factor: NDArray[np.float32] | float) -> Self:
         """Every weight times a factor; rows that come to 0 are left out."""
@@ -72,6 +100,9 @@ class Interactions:
             item=np.concatenate([part.item for part in parts]),
             time=np.concatenate([part.time for part in parts]),
             weight=np.concatenate([part.weight for part in parts]),
+            observed=None
+            if all(part.observed is None for part in parts)
+            else np.concatenate([part.in_history() for part in parts]),
         )
 
     def matrix(self) -> Any:
@@ -86,14 +117,18 @@ class Interactions:
         return np.bincount(self.item, weights=self.weight, minlength=self.n_items).astype(np.float64)
 
 
-class Recommender(Protocol):
+class Scorer(Protocol):
+    """What can rank."""
+
+    def score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Scores of all items for users [B], the higher the better: [B, n_items]. Users without events get some score too."""
+
+
+class Recommender(Scorer, Protocol):
     """A model under test."""
 
     def fit(self, events: Interactions, *, seed: int) -> None:
         """Learn from weighted events; the same events and seed give the same model."""
-
-    def score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Scores of all items for users [B], the higher the better: [B, n_items]. Users without events get some score too."""
 
 
 @runtime_checkable

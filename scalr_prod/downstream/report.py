@@ -1,4 +1,4 @@
-"""What an evaluation came to: by arm and family, with intervals over users, as JSON and as a Parquet table."""
+"""What an evaluation came to: by arm and family, with intervals over users and items, as JSON and as a Parquet table."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from scalr_prod.downstream.statistics import Comparison, holm, paired_bootstrap
+from scalr_prod.downstream.statistics import Comparison, TwoWayBootstrap, holm
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
-    from scalr_prod.downstream.scene import Scene
+    from scalr_prod.downstream.panel import Panel
     from scalr_prod.downstream.trial import Outcome
 
-__all__ = ["EvaluationReport", "summarise", "write_report"]
+    #: For each cutoff, the outcomes of every seed.
+    Found = Sequence[Sequence[Outcome]]
+
+__all__ = ["EvaluationReport", "summarise", "verdict_of", "write_report"]
 
 SEGMENTS: Final = ("cold", "sparse", "dense")
 BASE: Final = "real"
@@ -31,73 +32,118 @@ class EvaluationReport:
     """All arms.
 
     Attributes:
-        cutoff: ISO 8601, UTC.
+        cutoffs: ISO 8601, UTC, in order.
         cold_fraction: Share of users whose target history was hidden.
-        users: Test users, by segment.
+        users: Test cases (a user at a cutoff), by segment.
         arms: One row an arm and family; see `summarise`. ``synthetic``: how many synthetic events it has, before λ, and the share of
             the catalogue that they name.
-        choices: Family → what validation chose, and the figures it rests on.
+        verdict: The best baseline, and by model the lift of ours over the better of `popular_lately` and real events alone (chosen on
+            validation), with two-way intervals.
+        choices: Family → what validation chose for ours, the figures it rests on, and the same of every other arm (``arms``).
+        budget: Family → arm → models fitted and rankings made for its choice.
         runs: What was published for ``real+scalr``: the draw, the gate's report, fidelity and privacy (see `diagnostics`).
         path: Folder of ``report.json`` and ``arms.parquet``.
+        policy: The policy that runs follow from now on; None where none was written.
+        complete: False while arms are still to come.
         seconds: Wall-clock time.
     """
 
-    cutoff: str
+    cutoffs: list[str]
     cold_fraction: float
     users: dict[str, int]
     arms: list[dict[str, Any]]
+    verdict: dict[str, Any]
     choices: dict[str, Any] = field(repr=False)
+    budget: dict[str, dict[str, Any]] = field(repr=False)
     runs: list[dict[str, Any]] = field(repr=False)
     path: str
+    policy: str | None
+    complete: bool
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return dict(vars(self))
+        return {"cutoff": self.cutoffs[0]} | dict(vars(self))
 
     def for_people(self) -> dict[str, Any]:
         """What fits on a screen: one line an arm, and λ by family."""
         return {
-            "cutoff": self.cutoff,
+            "cutoffs": self.cutoffs,
             "cold_fraction": self.cold_fraction,
             "users": self.users,
             "arms": [_line(row) for row in self.arms],
+            "verdict": [_sentence(one) for one in self.verdict["models"]],
+            "budget": {family: _spent(arms) for family, arms in self.budget.items()},
             "lambda": {family: choice["lambda"] for family, choice in self.choices.items()},
             "helps": {family: "yes" if choice["helps"] else "no: λ is 0" for family, choice in self.choices.items()},
             "path": self.path,
+            "policy": self.policy,
             "seconds": self.seconds,
         }
 
 
-def summarise(scene: Scene, family: str, outcomes: Mapping[str, Sequence[Outcome]], *, seed: int) -> list[dict[str, Any]]:
-    """One row an arm: metrics (means over users and seeds), lift over real events alone, and what ours gains over the arm.
+def summarise(panel: Panel, family: str, outcomes: Mapping[str, Found], *, seed: int) -> list[dict[str, Any]]:
+    """One row an arm: metrics (means over cases and seeds), lift over real events alone, and what ours gains over the arm.
 
     Args:
-        scene: The scene.
+        panel: The test cases.
         family: The model.
-        outcomes: Arm → one outcome a seed.
+        outcomes: Arm → its outcomes.
         seed: Of the resampling.
     """
-    segments = scene.segments()[scene.users]
-    ndcg = {arm: _over_seeds(found, "ndcg") for arm, found in outcomes.items()}
-    lifts = {arm: paired_bootstrap(values, ndcg[BASE], seed=seed) for arm, values in ndcg.items() if arm != BASE}
+    bootstrap = TwoWayBootstrap(panel.owner, panel.n_items, seed=seed)
+    hits = {arm: panel.hits(found) for arm, found in outcomes.items()}
+    lifts = {arm: bootstrap.compare(own, hits[BASE]) for arm, own in hits.items() if arm != BASE}
     adjusted = dict(zip(lifts, holm([found.p_value for found in lifts.values()]), strict=True))
-    ahead = {
-        arm: paired_bootstrap(ndcg[OURS], values, seed=seed)
-        for arm, values in ndcg.items()
-        if OURS in ndcg and arm not in {OURS, BASE}
-    }
+    ahead = {arm: bootstrap.compare(hits[OURS], own) for arm, own in hits.items() if OURS in hits and arm not in {OURS, BASE}}
     against = dict(zip(ahead, holm([found.p_value for found in ahead.values()]), strict=True))
     rows = []
     for arm, found in outcomes.items():
-        row: dict[str, Any] = {"name": arm, "model": family, "seeds": len(found), "metrics": _metrics(found)}
+        row: dict[str, Any] = {"name": arm, "model": family, "seeds": len(found[0]), "metrics": _metrics(panel, found)}
         if arm in lifts:
             row |= _lift(lifts[arm]) | {"p_holm": adjusted[arm]}
         if arm in ahead:
             row["scalr_over_this"] = _lift(ahead[arm]) | {"p_holm": against[arm]}
-        row["slices"] = _slices(found, outcomes[BASE], segments, seed=seed)
+        row["slices"] = _slices(panel, found)
+        for number, name in enumerate(SEGMENTS):
+            if arm != BASE and name in row["slices"]:
+                row["slices"][name] |= _lift(bootstrap.compare(hits[arm], hits[BASE], panel.segment == number))
         rows.append(row)
     return rows
+
+
+def verdict_of(
+    panel: Panel, outcomes: Mapping[str, Mapping[str, Found]], best: Mapping[str, str], headline: str, *, seed: int
+) -> dict[str, Any]:
+    """The lift of ours over the best baseline, by model.
+
+    Args:
+        panel: The test cases.
+        outcomes: Family → arm → outcomes.
+        best: Family → the better of `popular_lately` and real events alone, on validation.
+        headline: The family whose best baseline is named on top.
+        seed: Of the resampling.
+    """
+    bootstrap = TwoWayBootstrap(panel.owner, panel.n_items, seed=seed)
+    models = []
+    for family, found in outcomes.items():
+        ours, other = panel.hits(found[OURS]), panel.hits(found[best[family]])
+        whole = bootstrap.compare(ours, other)
+        row = {
+            "model": family,
+            "best_baseline": best[family],
+            "lift_over_best_pct": whole.lift_pct,
+            "ci95": list(whole.ci95),
+            "difference": whole.difference,
+            "difference_ci95": list(whole.difference_ci95),
+        }
+        for number, name in enumerate(SEGMENTS):
+            counted = panel.segment == number
+            if counted.any():
+                part = bootstrap.compare(ours, other, counted)
+                row[name] = {"lift_over_best_pct": part.lift_pct, "ci95": list(part.ci95), "cases": int(counted.sum())}
+        models.append(row)
+    return {"best_baseline": best[headline], "models": models}
 
 
 def write_report(report: EvaluationReport, folder: Path) -> None:
@@ -106,7 +152,9 @@ def write_report(report: EvaluationReport, folder: Path) -> None:
     import pyarrow.parquet as pq
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.json").write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
+    staged = folder / "report.json.staged"
+    staged.write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
+    staged.replace(folder / "report.json")
     flat = []
     for row in report.arms:
         flat += [(row["name"], row["model"], "all", metric, value) for metric, value in row["metrics"].items()]
@@ -148,32 +196,37 @@ def _interval(found: Mapping[str, Any]) -> str:
     return f"{found['lift_pct']:+.1f} ({low:+.1f} … {high:+.1f})"
 
 
-def _over_seeds(found: Sequence[Outcome], metric: str) -> NDArray[np.float64]:
-    mean: NDArray[np.float64] = np.mean([getattr(outcome.ranking, metric) for outcome in found], axis=0)
-    return mean
+def _sentence(found: Mapping[str, Any]) -> dict[str, Any]:
+    cold = found.get("cold", {})
+    return {
+        "model": found["model"],
+        "best baseline": found["best_baseline"],
+        "lift over best % (95 % CI)": _interval({"lift_pct": found["lift_over_best_pct"], "ci95": found["ci95"]}),
+        "cold users": _interval({"lift_pct": cold["lift_over_best_pct"], "ci95": cold["ci95"]}) if cold else "",
+    }
 
 
-def _metrics(found: Sequence[Outcome]) -> dict[str, float]:
-    metrics = {name: float(_over_seeds(found, name).mean()) for name in ("ndcg", "recall", "mrr")}
+def _spent(arms: Mapping[str, Any]) -> str:
+    return ", ".join(f"{arm} {spent['fits']} fits and {spent['rankings']} rankings" for arm, spent in arms.items())
+
+
+def _metrics(panel: Panel, found: Found) -> dict[str, float]:
+    metrics = {name: float(panel.metric(found, name).mean()) for name in ("ndcg", "recall", "mrr")}
+    every = [outcome for seeds in found for outcome in seeds]
     for part in ("exposure", "calibration"):
-        names = getattr(found[0], part)
-        metrics |= {name: float(np.mean([getattr(outcome, part)[name] for outcome in found])) for name in names}
+        metrics |= {name: float(np.mean([getattr(one, part)[name] for one in every])) for name in getattr(every[0], part)}
     return metrics
 
 
-def _slices(
-    found: Sequence[Outcome], base: Sequence[Outcome], segments: NDArray[np.int8], *, seed: int
-) -> dict[str, dict[str, Any]]:
+def _slices(panel: Panel, found: Found) -> dict[str, dict[str, Any]]:
     slices: dict[str, dict[str, Any]] = {}
-    ours, theirs = _over_seeds(found, "ndcg"), _over_seeds(base, "ndcg")
+    ndcg = panel.metric(found, "ndcg")
     for number, name in enumerate(SEGMENTS):
-        rows = segments == number
+        rows = panel.segment == number
         if rows.any():
-            slices[name] = {"users": int(rows.sum()), "ndcg": float(ours[rows].mean())}
-            if found is not base:
-                slices[name] |= _lift(paired_bootstrap(ours[rows], theirs[rows], seed=seed, resamples=1000))
+            slices[name] = {"users": int(rows.sum()), "ndcg": float(ndcg[rows].mean())}
     for name in ("head", "tail"):
-        values = _over_seeds(found, name)
+        values = panel.metric(found, name)
         rows = np.isfinite(values)
         if rows.any():
             slices[name] = {"users": int(rows.sum()), "ndcg": float(values[rows].mean())}

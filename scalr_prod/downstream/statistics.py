@@ -1,4 +1,8 @@
-"""Paired bootstrap over users, and Holm's correction over arms."""
+"""Paired bootstraps, over users and over users and items at once, and Holm's correction over arms.
+
+Hits are not independent: many users' hits are on the same few items, so that an interval from resampled users alone is too short.
+Resampling users and items (Owen 2007, "the pigeonhole bootstrap") weighs a hit with how often its user and its item were drawn.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["Comparison", "holm", "paired_bootstrap"]
+__all__ = ["Comparison", "Hits", "TwoWayBootstrap", "holm", "paired_bootstrap"]
 
 RESAMPLES: Final = 2000
 _AT_ONCE: Final = 4_000_000
@@ -24,7 +28,7 @@ class Comparison:
 
     Attributes:
         lift_pct: 100 × (mean of the arm / mean of the baseline - 1).
-        ci95: Percentile interval of that, from resampled users.
+        ci95: Percentile interval of that, from resamples.
         difference: Mean of the arm - mean of the baseline.
         difference_ci95: Likewise.
         p_value: Two-sided, of no difference.
@@ -35,6 +39,78 @@ class Comparison:
     difference: float
     difference_ci95: tuple[float, float]
     p_value: float
+
+
+@dataclass(frozen=True)
+class Hits:
+    """What an arm gained, hit by hit.
+
+    Attributes:
+        row: int64 [H]. Place of the test case (a user at a cutoff).
+        item: int64 [H]. Number of the item.
+        gain: float64 [H]. What the hit adds to the case's metric; means over seeds are hits of every seed, divided.
+    """
+
+    row: NDArray[np.int64]
+    item: NDArray[np.int64]
+    gain: NDArray[np.float64]
+
+    def within(self, rows: NDArray[np.bool_]) -> Hits:
+        """Those of some test cases, which keep their places."""
+        kept = rows[self.row]
+        return Hits(self.row[kept], self.item[kept], self.gain[kept])
+
+
+class TwoWayBootstrap:
+    """Resamples of users and of items, drawn once, in which any two arms can be compared.
+
+    A user who is tested at several cutoffs is drawn as one, and so is an item.
+
+    Args:
+        owner: int64 [R]. The user of each test case, by number.
+        n_items: Items to draw from.
+        seed: Of the resampling.
+        resamples: Number of them.
+    """
+
+    def __init__(self, owner: NDArray[np.int64], n_items: int, *, seed: int = 0, resamples: int = RESAMPLES) -> None:
+        people, self._user = np.unique(owner, return_inverse=True)
+        rng = np.random.default_rng(seed)
+        self._people, self._items = (_draws(rng, count, resamples) for count in (len(people), n_items))
+
+    def compare(self, arm: Hits, baseline: Hits, counted: NDArray[np.bool_] | None = None) -> Comparison:
+        """Compare two arms' mean metric over the test cases.
+
+        Args:
+            arm: Of one arm.
+            baseline: Of the other, on the same cases.
+            counted: bool [R]. Cases that count; None: all.
+        """
+        counted = np.ones(len(self._user), dtype=bool) if counted is None else counted
+        cases = np.bincount(self._user, weights=counted, minlength=self._people.shape[1])
+        total = np.array([row @ cases for row in self._people]).clip(1)
+        means = np.stack([self._sums(hits.within(counted)) / total for hits in (arm, baseline)], axis=1)
+        count = max(int(counted.sum()), 1)
+        sums = [hits.within(counted).gain.sum() for hits in (arm, baseline)]
+        return _comparison(means, float(sums[0] / count), float(sums[1] / count))
+
+    def _sums(self, hits: Hits) -> NDArray[np.float64]:
+        """Sum of the gains in each resample, each weighed by how often its user and its item were drawn: [B]."""
+        user, step = self._user[hits.row], max(1, _AT_ONCE // max(len(hits.row), 1))
+        return np.concatenate(
+            [
+                (self._people[start : start + step][:, user] * self._items[start : start + step][:, hits.item]) @ hits.gain
+                for start in range(0, len(self._people), step)
+            ]
+        )
+
+
+def _draws(rng: np.random.Generator, count: int, resamples: int) -> NDArray[np.uint16]:
+    """How often each of ``count`` was drawn, in ``count`` draws: [resamples, count]."""
+    drawn = np.empty((resamples, count), dtype=np.uint16)
+    for row in drawn:
+        row[:] = np.bincount(rng.integers(0, count, count), minlength=count)
+    return drawn
 
 
 def paired_bootstrap(
@@ -56,17 +132,7 @@ def paired_bootstrap(
     for start in range(0, resamples, step):
         stop = min(start + step, resamples)
         means[start:stop] = both[rng.integers(0, users, (stop - start, users))].mean(1)
-    difference = means[:, 0] - means[:, 1]
-    ratio = np.where(means[:, 1] > 0, 100 * (means[:, 0] / means[:, 1].clip(1e-300) - 1), np.nan)
-    below = min((difference <= 0).mean(), (difference >= 0).mean())
-    base = baseline.mean()
-    return Comparison(
-        lift_pct=float(100 * (arm.mean() / base - 1)) if base > 0 else float("nan"),
-        ci95=_interval(ratio),
-        difference=float(arm.mean() - base),
-        difference_ci95=_interval(difference),
-        p_value=float(min(1.0, 2 * max(below, 1 / resamples))),
-    )
+    return _comparison(means, float(arm.mean()), float(baseline.mean()))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -79,6 +145,20 @@ def holm(p_values: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (count - rank) * p_values[place]))
         adjusted[place] = highest
     return [float(value) for value in adjusted]
+
+
+def _comparison(means: NDArray[np.float64], arm: float, baseline: float) -> Comparison:
+    """From resampled means [B, 2] of both, and the means themselves."""
+    difference = means[:, 0] - means[:, 1]
+    ratio = np.where(means[:, 1] > 0, 100 * (means[:, 0] / means[:, 1].clip(1e-300) - 1), np.nan)
+    below = min((difference <= 0).mean(), (difference >= 0).mean())
+    return Comparison(
+        lift_pct=100 * (arm / baseline - 1) if baseline > 0 else float("nan"),
+        ci95=_interval(ratio),
+        difference=arm - baseline,
+        difference_ci95=_interval(difference),
+        p_value=float(min(1.0, 2 * max(below, 1 / len(means)))),
+    )
 
 
 def _interval(values: NDArray[np.float64]) -> tuple[float, float]:

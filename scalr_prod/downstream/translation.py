@@ -5,7 +5,7 @@ Both ways ask the same contexts of the same translator: the run is planned by `s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -110,6 +110,19 @@ class Translation:
 
     def draw(self, how: Draw) -> Interactions:
         """Synthetic events, weighted by their confidence P / (P + prior), the best of each (user, item) kept."""
+        events, probability, prior = self._best_of_pairs(how)
+        confidence = (probability / (probability + prior)).astype(np.float32)
+        if not how.align:
+            return replace(events, weight=confidence)
+        return replace(events, weight=confidence).take(self._aligned(events.item, how.seed))
+
+    def recommended(self, how: Draw) -> Interactions:
+        """The same events, before alignment, weighted by their probability: what the translator itself would recommend."""
+        events, probability, _ = self._best_of_pairs(how)
+        return replace(events, weight=probability.astype(np.float32))
+
+    def _best_of_pairs(self, how: Draw) -> tuple[Interactions, NDArray[np.float64], NDArray[np.float64]]:
+        """Drawn events of weight 1, the most probable of each (user, item), their P and prior."""
         from scalr_prod.translator.contexts import Contexts
 
         contexts = self.contexts
@@ -125,17 +138,16 @@ class Translation:
         pair = self.user[row].astype(np.int64) * len(self.scene.numbering.items) + item
         _, first = np.unique(pair[order], return_index=True)
         kept = order[first]
-        if how.align:
-            kept = kept[self._aligned(item[kept], how.seed)]
-        return Interactions(
+        events = Interactions(
             user=self.user[row][kept],
             item=item[kept],
             time=contexts.event_time[row][kept],
-            weight=(probability / (probability + prior)).astype(np.float32)[kept],
+            weight=np.ones(len(kept), dtype=np.float32),
             n_users=self.scene.real.n_users,
             n_items=self.scene.real.n_items,
             until=self.scene.real.until,
         )
+        return events.synthetic(), probability[kept], prior[kept]
 
     def _aligned(self, item: NDArray[np.int32], seed: int) -> NDArray[np.bool_]:
         """Which events stay: those that bring the items' value buckets nearest to the real ones, chosen at random."""
@@ -179,7 +191,7 @@ def publish_draw(scene: Scene, how: Draw, *, progress: bool = False) -> tuple[In
     rows = TrainingSet.open(report.path).to_arrow([USER_ID, ITEM_ID, "event_timestamp", "weight", "is_synthetic"])
     made = rows["is_synthetic"]
     real, synthetic = (scene.numbering.interactions(rows.filter(mask), scene.cutoff) for mask in (pc.invert(made), made))
-    return real, synthetic, {"run_id": spec.run_id, "gate": gate.to_json(), "training_set": report.to_json()}
+    return real, synthetic.synthetic(), {"run_id": spec.run_id, "gate": gate.to_json(), "training_set": report.to_json()}
 
 
 def with_draw(settings: Settings, how: Draw) -> Settings:

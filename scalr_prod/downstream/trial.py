@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from scalr_prod.downstream.metrics import Ranking, calibration, exposure, rank_users
 from scalr_prod.downstream.models import make_model
+from scalr_prod.downstream.models.lately import Boosted, PopularLately
 from scalr_prod.downstream.protocol import Probabilistic
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from scalr_prod.downstream.protocol import Interactions
+    from scalr_prod.downstream.protocol import Interactions, Recommender, Scorer
     from scalr_prod.downstream.scene import Scene
 
 __all__ = ["Judge", "Outcome"]
@@ -48,19 +49,47 @@ class Judge:
         self.seen, self.is_head = scene.seen(), scene.is_head()
         self.segments = scene.segments()[scene.users]
         self._pairs: dict[int, tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]] = {}
+        self._lately: dict[float, PopularLately] = {}
 
-    def trial(self, family: str, options: dict[str, object], events: Interactions, *, seed: int) -> Outcome:
-        """Fit and judge."""
-        model = make_model(family, options, threads=self.scene.settings.downstream.threads)
-        model.fit(events, seed=seed)
+    def lately(self, half_life: float) -> PopularLately:
+        """The list of what is popular lately, fitted once for each half-life (days)."""
+        if half_life not in self._lately:
+            self._lately[half_life] = PopularLately(half_life)
+            self._lately[half_life].fit(self.scene.real, seed=0)
+        return self._lately[half_life]
+
+    def fit(self, family: str, options: dict[str, Any], events: Interactions, *, seed: int) -> Recommender:
+        """A fitted model; the option ``half_life`` (days) decays observed events first."""
+        model = make_model(
+            family,
+            {name: value for name, value in options.items() if name != "half_life"},
+            threads=self.scene.settings.downstream.threads,
+        )
+        half_life = options.get("half_life", np.inf)
+        model.fit(events.decayed(half_life) if np.isfinite(half_life) else events, seed=seed)
+        return model
+
+    def judge(self, model: Scorer, *, boost: float = 0.0, half_life: float = np.inf) -> Outcome:
+        """Rank the test users' items.
+
+        Args:
+            model: Fitted.
+            boost: b of score = model + b × log decayed popularity; 0 leaves the scores as they are.
+            half_life: Of that popularity, days.
+        """
+        boosted = Boosted(model, self.lately(half_life).log_popularity(), boost) if boost else model
         ranking = rank_users(
-            model, self.scene.users, relevant=self.scene.relevant, seen=self.seen, is_head=self.is_head, k=self.k
+            boosted, self.scene.users, relevant=self.scene.relevant, seen=self.seen, is_head=self.is_head, k=self.k
         )
         figures = {}
         if isinstance(model, Probabilistic):
             users, items, label = self._labelled(model.negatives)
             figures = calibration(np.asarray(model.probability(users, items)), label)
         return Outcome(ranking, exposure(ranking.top, self.scene.real.n_items, self.is_head), figures)
+
+    def trial(self, family: str, options: dict[str, Any], events: Interactions, *, seed: int) -> Outcome:
+        """Fit and judge, without a boost."""
+        return self.judge(self.fit(family, options, events, seed=seed))
 
     def _labelled(self, negatives: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
         """Every test pair, and for each so many items drawn uniformly that are no test item of that user."""

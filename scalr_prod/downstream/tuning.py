@@ -1,166 +1,247 @@
-"""Choices made on validation scenes: the model for real events alone, then how many synthetic events, how sharp, how heavy.
+"""Choices made on validation scenes: each arm's own, at the same budget.
+
+The list of what is popular lately gets its half-life, the family its model for real events alone, the rival its source weight, and
+every arm with synthetic events (ours and each control alike) its λ, temperature, volume, boost and λ by segment. One setting is
+searched after the other; a grid whose best value is its edge is widened (see `search`).
 
 Scenes lie one before the other in time, and what counts is the users of all of them: how sharp a draw should be differs from season
-to season by more than one scene's interval tells (docs/adr/0013). The model and the rival's source weight come from the latest alone.
+to season by more than one scene's interval tells (docs/adr/0013).
 
-λ is chosen for all users first, then for cold, sparse and dense users apart; it goes to 0 wherever the events do not help, where they
-harm the users who get them, and altogether where the lift on validation is not significant.
+λ goes to 0 for a segment that ranks worse with the events than with real events alone, and altogether where the arm is not ahead of real
+events alone on validation, or is behind the strongest baseline (see `helps`).
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from scalr_prod.downstream.arms import RIVAL, Choice, Maker
-from scalr_prod.downstream.models import GRIDS
+from scalr_prod.downstream.arms import RIVAL, Choice
+from scalr_prod.downstream.models import knobs_of
+from scalr_prod.downstream.models.lately import HALF_LIVES
+from scalr_prod.downstream.search import Knob, search
 from scalr_prod.downstream.statistics import paired_bootstrap
 from scalr_prod.downstream.translation import Draw
+from scalr_prod.downstream.trials import Trials
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
-    from scalr_prod.downstream.trial import Judge
+    from scalr_prod.downstream.trials import Stage
     from scalr_prod.settings import Settings
 
-__all__ = ["Stage", "fits_of", "tune"]
+__all__ = ["Tuner", "helps", "tune_lately"]
 
 logger = logging.getLogger(__name__)
 
-SOURCE_WEIGHTS: Final = (0.1, 0.5)
-#: λ of one segment relative to the one chosen for all.
-_PARTS: Final = (0.0, 0.3)
+SOURCE_WEIGHT: Final = Knob("source_weight", (0.1, 0.3, 1.0))
+#: Off, or below popularity out.
+FILTER: Final = Knob("min_lift", (0.0, 1.0), high=1.0)
+BOOST: Final = Knob("boost", (0.0, 0.1, 0.3, 1.0, 3.0), high=300.0)
+#: λ of one segment relative to the one chosen for all, the lightest first.
+_PARTS: Final = (0.0, 1 / 3, 1.0, 3.0)
 #: Choices whose validation metrics differ by less than this share count as equal.
 _WORTH: Final = 0.005
+#: Two-sided p-value up to which a difference counts: 1 % on the side that matters, since the best of some thirty choices is judged on
+#: the users that chose it.
+_P_VALUE: Final = 0.02
 
 
-@dataclass(frozen=True, eq=False)
-class Stage:
-    """A validation scene's judge and maker."""
+def tune_lately(stages: Sequence[Stage]) -> tuple[float, dict[str, Any]]:
+    """The half-life (days) of `popular_lately`, and the validation figures it rests on."""
+    found: dict[float, NDArray[np.float64]] = {}
 
-    judge: Judge
-    maker: Maker
+    def value(half_life: float) -> float:
+        found[half_life] = np.concatenate([stage.judge.judge(stage.judge.lately(half_life)).ranking.ndcg for stage in stages])
+        return float(found[half_life].mean())
+
+    knob = Knob("half_life", HALF_LIVES)
+    best, on_edge = search(knob, value)
+    figures = {
+        "half_life": best,
+        "on_edge": on_edge,
+        "ndcg": float(found[best].mean()),
+        "tried": {f"{half_life:g}": float(by_user.mean()) for half_life, by_user in sorted(found.items())},
+    }
+    return best, figures | {"by_user": found[best]}
 
 
-def tune(
-    family: str, stages: Sequence[Stage], settings: Settings, done: Callable[[int], None]
-) -> tuple[Choice, dict[str, Any]]:
-    """Choose for one family.
+def helps(ours: NDArray[np.float64], real: NDArray[np.float64], strongest: NDArray[np.float64], *, seed: int) -> bool:
+    """Whether an arm is ahead of real events alone, and not behind the strongest baseline, beyond chance (1 % on one side).
+
+    Args:
+        ours: NDCG [V] of the validation users.
+        real: Of the same family on real events alone.
+        strongest: Of the better of ``real`` and ``popular_lately``.
+        seed: Of the resampling.
+    """
+    over, below = paired_bootstrap(ours, real, seed=seed), paired_bootstrap(ours, strongest, seed=seed)
+    ahead = over.difference > 0 and over.p_value < _P_VALUE
+    return ahead and not (below.difference < 0 and below.p_value < _P_VALUE)
+
+
+class Tuner:
+    """Choices of one family.
 
     Args:
         family: Its name.
         stages: The validation scenes, the latest first.
         settings: ``[downstream]`` names what is tried; ``[generation]`` filter and alignment.
-        done: Called with 1 after every fit.
-
-    Returns:
-        The choice, and the validation figures it rests on (the rival's: of the latest scene).
+        lately: What `tune_lately` found.
+        done: Called with a description and 1 after every fit.
     """
-    wanted, generation = settings.downstream, settings.generation
-    trials = _Trials(family, stages, done)
-    value, best, by_user = trials.value, trials.best, trials.by_user
-    draw = Draw(wanted.volumes[0], wanted.temperatures[0], generation.min_lift, generation.align)
-    blank = Choice({}, draw, (0.0, 0.0, 0.0), 1.0)
-    latest = stages[:1]
-    _, alone = best("real", [replace(blank, options=options) for options in GRIDS.get(family, ({},))], latest)
-    rival, with_source = best(RIVAL, [replace(alone, source_weight=weight) for weight in SOURCE_WEIGHTS], latest)
-    base = value("real", alone)
-    # One after the other, from the middle of each list: a full grid would cost minutes a family and choose within the noise.
-    volumes, temperatures, weights = wanted.volumes, wanted.temperatures, wanted.weights
-    found = replace(with_source, draw=replace(draw, volume=volumes[-1], temperature=temperatures[len(temperatures) // 2]))
-    reached, found = best("real+scalr", [replace(found, weights=(weight,) * 3) for weight in weights])
-    for name, values in (("temperature", temperatures), ("volume", volumes)):
-        others = [value for value in values if value != getattr(found.draw, name)]
-        if others:
-            other, changed = best("real+scalr", [_redrawn(found, {name: value}) for value in others])
-            reached, found = max((other, changed), (reached, found), key=lambda pair: pair[0])
-    segments = np.concatenate([stage.judge.segments for stage in stages])
-    own = [segments == segment for segment in range(3)]
-    without = by_user["real", alone]
 
-    def harmed(choice: Choice, segment: int) -> bool:
-        """Those who get the events rank worse with them than with real events alone."""
-        return choice.weights[segment] > 0 and by_user["real+scalr", choice][own[segment]].sum() < without[own[segment]].sum()
+    def __init__(
+        self,
+        family: str,
+        stages: Sequence[Stage],
+        settings: Settings,
+        lately: dict[str, Any],
+        done: Callable[[str, int], None],
+    ) -> None:
+        self.family, self.stages, self.settings, self.lately = family, stages, settings, lately
+        self.trials = Trials(family, stages, lately["half_life"], done)
+        self.segments = np.concatenate([stage.judge.segments for stage in stages])
+        self.edges: dict[str, list[str]] = {}
+        self._real: Choice | None = None
 
-    # Better on the users at hand is not enough: the interval must leave 0 out.
-    gain = paired_bootstrap(by_user["real+scalr", found], without, seed=wanted.seed)
-    if gain.difference_ci95[0] > 0:
+    def of(self, arm: str) -> tuple[Choice, dict[str, Any]]:
+        """An arm's choice, and the validation figures that it rests on."""
+        if arm == "real":
+            choice = self.real()
+        elif arm == RIVAL:
+            choice = self._rival()
+        else:
+            choice = self._synthetic(arm)
+        figures: dict[str, Any] = {
+            "ndcg": float(self.trials.by_user(arm, choice).mean()),
+            "users": len(self.segments),
+            "windows": len(self.stages),
+            "fits": self.trials.fits[arm],
+            "rankings": self.trials.rankings[arm],
+            "on_edge": self.edges.get(arm, []),
+            "tried": [one for one in self.trials.tried if one["arm"] == arm],
+        }
+        if arm not in {"real", RIVAL}:
+            gain = paired_bootstrap(
+                self.trials.by_user(arm, choice), self.trials.by_user("real", self.real()), seed=self.settings.downstream.seed
+            )
+            figures |= {"lift_pct": gain.lift_pct, "ci95": list(gain.ci95)}
+        self.trials.forget(arm)
+        return choice, figures
+
+    def real(self) -> Choice:
+        """The family's best for real events alone: settings of the model, decay of events, boost."""
+        if self._real is None:
+            wanted, generation = self.settings.downstream, self.settings.generation
+            draw = Draw(wanted.volumes[0], wanted.temperatures[0], generation.min_lift, generation.align)
+            knobs = knobs_of(self.family)
+            choice = Choice({knob.name: _value(knob, knob.values[0]) for knob in knobs}, draw, (0.0, 0.0, 0.0), 1.0)
+            choice = self._searched("real", choice, [*knobs, BOOST])
+            self._real = choice
+        return self._real
+
+    def strongest(self) -> tuple[str, NDArray[np.float64]]:
+        """The best baseline that needs no other domain: its name, and its NDCG [V] on validation."""
+        real, listed = self.trials.by_user("real", self.real()), self.lately["by_user"]
+        return ("popular_lately", listed) if listed.mean() > real.mean() else ("real", real)
+
+    def _rival(self) -> Choice:
+        """As many fits as the model for real events alone had, beside those of the source weight."""
+        return self._searched(RIVAL, self.real(), [SOURCE_WEIGHT, *knobs_of(self.family), BOOST])
+
+    def _synthetic(self, arm: str) -> Choice:
+        wanted, real = self.settings.downstream, self.real()
+        draw = replace(real.draw, volume=wanted.volumes[-1], temperature=wanted.temperatures[len(wanted.temperatures) // 2])
+        knobs = [
+            Knob("weight", wanted.weights, step=10**0.5),
+            BOOST,
+            Knob("temperature", wanted.temperatures, step=2.0, low=0.02, high=4.0),
+            Knob("volume", wanted.volumes, step=2.5, low=1, high=100, whole=True),
+            FILTER,
+            Knob("weight", wanted.weights, step=10**0.5),
+            BOOST,
+        ]
+        start = replace(real, draw=draw, weights=(wanted.weights[0],) * 3)
+        if arm == "synthetic_only":  # λ weighs synthetic events against real ones, and there are none
+            return self._searched(arm, start, [knob for knob in knobs if knob.name != "weight"])
+        choice = self._searched(arm, start, knobs)
+        alone, (_, strongest) = self.trials.by_user("real", real), self.strongest()
+        choice = self._by_segment(arm, choice, alone)
+        if not helps(self.trials.by_user(arm, choice), alone, strongest, seed=wanted.seed):
+            logger.warning("%s: the events of %s do not help on the validation windows; λ is 0", self.family, arm)
+            return replace(choice, weights=(0.0, 0.0, 0.0), boost=real.boost)
+        return choice
+
+    def _searched(self, arm: str, choice: Choice, knobs: Sequence[Knob]) -> Choice:
+        """One setting after the other; each search starts from what the ones before it found."""
+        edges: dict[str, bool] = {}
+        for knob in knobs:
+            if len(knob.values) == 1 and knob.name in {"temperature", "volume"}:
+                choice = _with(choice, knob, knob.values[0])
+                continue
+            best, edges[knob.name] = search(knob, partial(self._value, arm, choice, knob))
+            choice = self._best_boost(arm, _with(choice, knob, best)) if knob.name == "weight" else _with(choice, knob, best)
+        self.edges[arm] = [name for name, on_edge in edges.items() if on_edge]
+        for name in self.edges[arm]:
+            logger.warning("%s, %s: the best %s is the outermost of those tried", self.family, arm, name)
+        return choice
+
+    def _value(self, arm: str, choice: Choice, knob: Knob, value: float) -> float:
+        changed = _with(choice, knob, value)
+        return self.trials.value(arm, self._best_boost(arm, changed) if knob.name == "weight" else changed)
+
+    def _best_boost(self, arm: str, choice: Choice) -> Choice:
+        """The choice under the best of a few boosts, which need no fit: under that of real events alone, often large, λ hardly shows."""
+        boosts = dict.fromkeys((choice.boost, 0.0, 1.0, self.real().boost))
+        return max((replace(choice, boost=boost) for boost in boosts), key=partial(self.trials.value, arm))
+
+    def _by_segment(self, arm: str, choice: Choice, alone: NDArray[np.float64]) -> Choice:
+        """λ for dense, sparse and cold users apart: the lightest that is as good, and that harms none who get the events."""
+        own = [self.segments == segment for segment in range(3)]
+
+        def harmed(one: Choice, segment: int) -> bool:
+            by_user = self.trials.by_user(arm, one)
+            return one.weights[segment] > 0 and by_user[own[segment]].sum() < alone[own[segment]].sum()
+
         for segment in (2, 1, 0):
-            # The lightest that is as good: where the events do not help a segment, they shall not be able to harm it.
-            parts = [(value("real+scalr", lighter), lighter) for lighter in _lighter(found, segment)]
-            kept = [part for part in [*parts, (reached, found)] if not harmed(part[1], segment)]
-            level = max(ndcg for ndcg, _ in kept) * (1 - _WORTH)
-            reached, found = next(part for part in kept if part[0] >= level)
+            if not own[segment].any():
+                continue
+            parts = [_weighted(choice, segment, choice.weights[segment] * part) for part in _PARTS]
+            kept = [part for part in parts if not harmed(part, segment)]
+            values = [self.trials.value(arm, part) for part in kept]
+            choice = next(part for part, value in zip(kept, values, strict=True) if value >= max(values) * (1 - _WORTH))
         # A segment that was content may not be any more, now that others have less.
-        while any(harmed(found, segment) for segment in range(3)):
-            cold, sparse, dense = (0.0 if harmed(found, segment) else found.weights[segment] for segment in range(3))
-            found = replace(found, weights=(cold, sparse, dense))
-            reached = value("real+scalr", found)
-        gain = paired_bootstrap(by_user["real+scalr", found], without, seed=wanted.seed)
-    if gain.difference_ci95[0] <= 0:
-        logger.warning("%s: synthetic events do not help on the validation slice; λ is 0", family)
-        found = replace(found, weights=(0.0, 0.0, 0.0))
-    figures = {
-        "real": base,
-        "real+scalr": reached,
-        "lift_pct": gain.lift_pct,
-        "ci95": list(gain.ci95),
-        RIVAL: rival,
-        "windows": len(stages),
-        "users": len(without),
-        "tried": trials.tried,
-    }
-    return found, figures
+        for _ in range(3):
+            for segment in range(3):
+                if harmed(choice, segment):
+                    choice = _weighted(choice, segment, 0.0)
+        return choice
 
 
-class _Trials:
-    """Fits and their NDCG on the users of some stages; default: of all."""
-
-    def __init__(self, family: str, stages: Sequence[Stage], done: Callable[[int], None]) -> None:
-        self.tried: list[dict[str, Any]] = []
-        self.by_user: dict[tuple[str, Choice], NDArray[np.float64]] = {}
-        self._family, self._stages, self._done = family, stages, done
-
-    def value(self, arm: str, choice: Choice, stages: Sequence[Stage] | None = None) -> float:
-        """Mean NDCG over the users, who are kept in ``by_user``."""
-        found = []
-        for stage in self._stages if stages is None else stages:
-            events = stage.maker.events(arm, choice, seed=0)
-            found.append(stage.judge.trial(self._family, choice.options, events, seed=0).ranking.ndcg)
-            self._done(1)
-        self.by_user[arm, choice] = np.concatenate(found)
-        ndcg = float(self.by_user[arm, choice].mean())
-        self.tried.append(
-            {"arm": arm, "options": choice.options, "draw": choice.draw.to_json(), "weights": list(choice.weights),
-             "source_weight": choice.source_weight, "windows": len(found), "ndcg": ndcg}
-        )  # fmt: skip
-        return ndcg
-
-    def best(self, arm: str, choices: list[Choice], stages: Sequence[Stage] | None = None) -> tuple[float, Choice]:
-        """The highest value, and the first choice that has it."""
-        return max(((self.value(arm, choice, stages), choice) for choice in choices), key=lambda found: found[0])
+def _value(knob: Knob, value: float) -> float:
+    return int(value) if knob.whole else value
 
 
-def fits_of(settings: Settings, family: str) -> int:
-    """The most fits that `tune` makes."""
-    wanted = settings.downstream
-    draws = len(wanted.weights) + len(wanted.temperatures) - 1 + len(wanted.volumes) - 1
-    of_all = 1 + draws + 3 * len(_PARTS) + 3
-    return len(GRIDS.get(family, ({},))) + len(SOURCE_WEIGHTS) + wanted.windows * of_all
+def _with(choice: Choice, knob: Knob, value: float) -> Choice:
+    value = _value(knob, value)
+    if knob.name == "weight":
+        return replace(choice, weights=(value,) * 3)
+    if knob.name in {"temperature", "volume", "min_lift"}:
+        return replace(choice, draw=replace(choice.draw, **{knob.name: value}))  # type: ignore[arg-type]
+    if knob.name == "boost":
+        return replace(choice, boost=value)
+    if knob.name == "source_weight":
+        return replace(choice, source_weight=value)
+    return replace(choice, options=choice.options | {knob.name: value})
 
 
-def _redrawn(choice: Choice, change: dict[str, Any]) -> Choice:
-    return replace(choice, draw=replace(choice.draw, **change))
-
-
-def _lighter(choice: Choice, segment: int) -> list[Choice]:
-    """The choice with less weight in one segment, 0 first."""
-    cold, sparse, dense = (
-        [weight * part if number == segment else weight for part in _PARTS] for number, weight in enumerate(choice.weights)
-    )
-    return [replace(choice, weights=weights) for weights in zip(cold, sparse, dense, strict=True)]
+def _weighted(choice: Choice, segment: int, weight: float) -> Choice:
+    cold, sparse, dense = (weight if number == segment else own for number, own in enumerate(choice.weights))
+    return replace(choice, weights=(cold, sparse, dense))

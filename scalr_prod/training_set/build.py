@@ -41,7 +41,7 @@ _TABLES: Final = (
     Table.TARGET_ITEM_STATS,
 )
 #: Raised when the same inputs would give other rows than before.
-_LAYOUT: Final = 1
+_LAYOUT: Final = 2
 _LOCK_TIMEOUT_S: Final = 3600
 
 
@@ -76,7 +76,9 @@ def build_training_set(settings: Settings, *, progress: bool = False) -> Trainin
 
 def _build(settings: Settings, home: Path, *, progress: bool) -> TrainingSetReport:
     from scalr_prod.duck import staging_folder
+    from scalr_prod.policy import follow_policy
 
+    settings, followed = follow_policy(settings)
     inputs, window = _inputs(settings)
     fingerprint = fingerprint_of(inputs)
     version = _version_with(home, fingerprint)
@@ -101,6 +103,7 @@ def _build(settings: Settings, home: Path, *, progress: bool) -> TrainingSetRepo
         cutoff=window.cutoff,
         start=window.start,
         fingerprint=fingerprint,
+        policy=followed.to_json() if followed else None,
         **counts,
     )
 
@@ -124,7 +127,8 @@ def _inputs(settings: Settings) -> tuple[dict[str, Any], Window]:
         "name": options.name,
         "cutoff": cutoff.isoformat(),
         "start": start.isoformat() if start else None,
-        "settings": options.model_dump(mode="json", exclude={"name", "cutoff", "start"}),
+        "settings": options.model_dump(mode="json", exclude={"name", "cutoff", "start"})
+        | ({"sparse_below": settings.downstream.sparse_below} if options.segment_weights else {}),
         "versions": {table.value: lake.version(table) for table in _TABLES},
     }
     return inputs, Window(start, cutoff)

@@ -29,6 +29,7 @@ class TrainingSetReport:
         missing_negatives: Negatives asked for that are not there: no eligible item was left, or the draw met a synthetic row.
         synthetic_unknown: Published synthetic events of the window that were not known by the cutoff, and are left out.
         fingerprint: SHA-256 of everything that decided the rows.
+        policy: What became of the policy that an evaluation left (see `scalr_prod.policy`); None: there is none.
     """
 
     name: str
@@ -44,6 +45,7 @@ class TrainingSetReport:
     missing_negatives: int
     synthetic_unknown: int
     fingerprint: str
+    policy: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values."""

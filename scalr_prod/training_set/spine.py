@@ -141,19 +141,24 @@ def stage_spine(settings: Settings, window: Window, folder: Path) -> Spine:
         path = folder / "spine.parquet"
         keys = ", ".join(KEYS)
         # A negative that meets a synthetic row of the same instant would contradict it: it goes, the others stay.
+        lambda_ = _lambda(settings)
         query = f"""
+            WITH real_events AS (SELECT {USER_ID}, count(*) AS real_events FROM {_scan(real)} GROUP BY {USER_ID})
             SELECT * FROM (
                 SELECT {keys}, 1 AS label, weight, false AS is_synthetic, NULL AS run_id
                 FROM {_scan(real)} WHERE epoch_us({EVENT_TIMESTAMP}) >= {start}
                 UNION ALL
-                SELECT {keys}, 1, weight * {float(options.synthetic_weight)!r}::DOUBLE, true, run_id
-                FROM {_scan(synthetic)} WHERE epoch_us({EVENT_TIMESTAMP}) >= {start}
+                SELECT {keys}, 1, weight * {lambda_}, true, run_id
+                FROM {_scan(synthetic)} LEFT JOIN real_events USING ({USER_ID})
+                WHERE epoch_us({EVENT_TIMESTAMP}) >= {start} AND {lambda_} > 0
                 UNION ALL
                 SELECT {keys}, label, weight, is_synthetic, run_id
                 FROM {_scan(negative)} WHERE ({keys}) NOT IN (SELECT ({keys}) FROM {_scan(synthetic)}))
             ORDER BY {_ORDER}"""
         reader = connection.sql(query).to_arrow_reader(65_536)
-        negatives = _write(reader, output, path) - counted[real] - counted[synthetic]
+        rows = _write(reader, output, path)
+        counted[synthetic] = _count(connection, path, start, where="is_synthetic")
+        negatives = rows - counted[real] - counted[synthetic]
     missing = counted[real] * options.negatives_per_event - negatives
     return Spine(path, counted[real], counted[synthetic], negatives, missing)
 
@@ -207,8 +212,17 @@ def _write(batches: Iterator[pa.RecordBatch], schema: pa.Schema, path: Path) -> 
     return rows
 
 
-def _count(connection: Any, path: Path, start: int) -> int:
-    query = f"SELECT count(*) FROM {_scan(path)} WHERE epoch_us({EVENT_TIMESTAMP}) >= {start}"
+def _lambda(settings: Settings) -> str:
+    """SQL of the factor of a synthetic row's weight, by the user's real events of before the cutoff."""
+    options, sparse_below = settings.training_set, settings.downstream.sparse_below
+    cold, sparse, dense = (
+        f"{float(options.synthetic_weight * weight)!r}::DOUBLE" for weight in options.segment_weights or (1.0, 1.0, 1.0)
+    )
+    return f"(CASE WHEN real_events IS NULL THEN {cold} WHEN real_events < {sparse_below} THEN {sparse} ELSE {dense} END)"
+
+
+def _count(connection: Any, path: Path, start: int, *, where: str = "true") -> int:
+    query = f"SELECT count(*) FROM {_scan(path)} WHERE epoch_us({EVENT_TIMESTAMP}) >= {start} AND {where}"
     return int(connection.sql(query).fetchall()[0][0])
 
 

@@ -16,6 +16,8 @@ from scalr_prod.contracts import Table
 from scalr_prod.downstream import evaluate
 from scalr_prod.downstream.arms import Choice, Maker
 from scalr_prod.downstream.evaluation import _stages
+from scalr_prod.downstream.heartbeat import heartbeat
+from scalr_prod.downstream.panel import Panel
 from scalr_prod.downstream.report import summarise
 from scalr_prod.downstream.scene import Scene
 from scalr_prod.downstream.translation import Draw, Translation, publish_draw
@@ -23,6 +25,7 @@ from scalr_prod.downstream.trial import Judge
 from scalr_prod.errors import EvaluationError
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
+from scalr_prod.policy import Policy, follow_policy, policy_path
 
 CUTOFF = datetime(2024, 6, 1, tzinfo=UTC)
 EXTRA = """
@@ -46,13 +49,14 @@ temperatures = [0.1]
 weights = [1.0]
 threads = 1
 """
-ARMS = ("real", "real+scalr", "shuffled", "model_level_transfer")
+ARMS = ("real", "real+scalr", "popular_lately", "translator", "shuffled", "model_level_transfer")
+TAUGHT = ("real+scalr", "shuffled")
 
 
 @pytest.fixture(scope="module")
 def half_cold(make_project, tmp_path_factory):
     settings = make_project(tmp_path_factory.mktemp("evaluate"), EXTRA)
-    return settings, evaluate(settings, cutoff=CUTOFF, cold_fraction=0.5, arms=ARMS)
+    return settings, evaluate(settings, cutoff=CUTOFF, cold_fraction=0.5, arms=ARMS, full=True)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +69,7 @@ def translated(half_cold):
 
 @pytest.mark.slow
 def test_the_report_has_every_arm_with_its_interval(half_cold):
-    _, report = half_cold
+    settings, report = half_cold
     rows = {row["name"]: row for row in report.to_json()["arms"]}
     assert set(rows) == set(ARMS)
     ours = rows["real+scalr"]
@@ -73,14 +77,32 @@ def test_the_report_has_every_arm_with_its_interval(half_cold):
     assert ours["ci95"][0] <= ours["lift_pct"] <= ours["ci95"][1]
     assert {"cold", "sparse", "dense", "head", "tail"} <= set(ours["slices"]) | {"sparse", "dense"}
     assert "scalr_over_this" in rows["shuffled"]
-    assert rows["shuffled"]["synthetic"] == ours["synthetic"], "the same events, of other users"
     assert 0 < ours["synthetic"]["coverage"] <= 1
-    assert not {"synthetic"} & {*rows["real"], *rows["model_level_transfer"]}
+    assert not {"synthetic"} & {*rows["real"], *rows["model_level_transfer"], *rows["popular_lately"], *rows["translator"]}
+    assert rows["popular_lately"]["metrics"]["ndcg"] > 0
+    assert rows["popular_lately"]["seeds"] == rows["translator"]["seeds"] == 1
     assert report.users["all"] == sum(report.users[name] for name in ("cold", "sparse", "dense"))
     assert bool(report.runs) == report.choices["als"]["helps"]
+    (verdict,) = report.verdict["models"]
+    assert verdict["model"] == "als"
+    assert report.verdict["best_baseline"] == verdict["best_baseline"] in {"real", "popular_lately"}
+    assert verdict["ci95"][0] <= verdict["lift_over_best_pct"] <= verdict["ci95"][1]
+    better = rows[verdict["best_baseline"]]["metrics"]["ndcg"]
+    assert verdict["lift_over_best_pct"] == pytest.approx(100 * (ours["metrics"]["ndcg"] / better - 1))
+    arms = report.choices["als"]["arms"]
+    assert set(arms) == {"real", *TAUGHT, "model_level_transfer"}
+    assert report.budget["als"]["shuffled"]["fits"] >= 0.5 * report.budget["als"]["real+scalr"]["fits"] > 0
+    assert report.complete
+    policy = Policy.read(policy_path(settings))
+    chosen = report.choices["als"]
+    assert policy.weights == tuple(chosen["lambda"].values())
+    assert (policy.volume, policy.temperature) == (chosen["draw"]["volume"], chosen["draw"]["temperature"])
+    assert follow_policy(settings)[0].training_set.segment_weights == policy.weights
     assert json.loads(json.dumps(report.to_json()))
     assert report.choices["als"]["validation"]["windows"] == 2
-    lines = report.for_people()["arms"]
+    shown = report.for_people()
+    assert "fits" in shown["budget"]["als"]
+    lines = shown["arms"]
     assert [line["arm"] for line in lines] == [row["name"] for row in report.arms]
     assert "…" in lines[1]["lift % (95 % CI)"]
     table = pq.read_table(f"{report.path}/arms.parquet")
@@ -122,7 +144,7 @@ def test_the_isolated_home_holds_nothing_that_must_stay_out(translated):
 @pytest.mark.slow
 def test_validation_windows_lie_one_before_the_other_and_those_too_short_are_left_out(translated, monkeypatch, caplog):
     scene, _ = translated
-    later, earlier = (stage.judge.scene for stage in _stages(scene, 0.5))
+    later, earlier = (stage.judge.scene for stage in _windows(scene))
     assert earlier.cutoff < later.cutoff < scene.cutoff
     met = Lake.open(scene.settings).read(Table.TARGET_EVENTS).to_pandas()
     met = met[(met["event_timestamp"] >= earlier.cutoff) & (met["event_timestamp"] < later.cutoff)]
@@ -134,11 +156,11 @@ def test_validation_windows_lie_one_before_the_other_and_those_too_short_are_lef
     assert judged <= between, "an earlier window ends where the later one begins"
     assert len(earlier.users) < len(later.users), "or the next line needs another way to make one window alone too short"
     monkeypatch.setattr("scalr_prod.downstream.scene.FEWEST_USERS", len(later.users))
-    assert [stage.judge.scene.cutoff for stage in _stages(scene, 0.5)] == [later.cutoff]
+    assert [stage.judge.scene.cutoff for stage in _windows(scene)] == [later.cutoff]
     assert "validation rests on 1 of 2 windows" in caplog.text
     monkeypatch.setattr("scalr_prod.downstream.scene.FEWEST_USERS", len(later.users) + 1)
     with pytest.raises(EvaluationError, match="only"):
-        _stages(scene, 0.5)
+        _windows(scene)
 
 
 @pytest.mark.slow
@@ -167,7 +189,7 @@ def test_a_planted_future_changes_no_metric(half_cold, make_project, tmp_path):
         count = len(users)
         planted = pa.table([users, [item] * count, [happened] * count, [_day(7)] * count, [1.0] * count], schema=rows.schema)
         lake.append(table, planted, key=f"planted {happened}")
-    found = evaluate(settings, cutoff=CUTOFF, cold_fraction=0.5, arms=ARMS)
+    found = evaluate(settings, cutoff=CUTOFF, cold_fraction=0.5, arms=ARMS, full=True)
     assert found.arms == expected.arms
 
 
@@ -181,10 +203,10 @@ def test_with_shuffled_test_labels_there_is_no_lift(translated):
         blind = replace(scene, relevant=scene.relevant[:, rng.permutation(scene.real.n_items)].tocsr())
         judge, maker = Judge(blind, 5), Maker(scene, translation)
         outcomes = {
-            arm: [judge.trial("als", {}, maker.events(arm, choice, seed), seed=seed) for seed in range(2)]
+            arm: [[judge.trial("als", {}, maker.events(arm, choice, seed), seed=seed) for seed in range(2)]]
             for arm in ("real", "real+scalr")
         }
-        low, high = summarise(blind, "als", outcomes, seed=0)[1]["difference_ci95"]
+        low, high = summarise(Panel.of([blind]), "als", outcomes, seed=0)[1]["difference_ci95"]
         inside += low <= 0 <= high
     # One permutation may put popular items onto popular ones; most must not.
     assert inside >= 5
@@ -199,6 +221,11 @@ def test_too_few_test_users_is_an_error(make_project, tmp_path):
 def test_an_unknown_arm_is_an_error(settings):
     with pytest.raises(EvaluationError, match="there is no arm magic"):
         evaluate(settings, arms=("magic",))
+
+
+def _windows(scene):
+    with heartbeat(bar=False) as pulse:
+        return _stages(scene, 0.5, pulse)
 
 
 def _day(day: int) -> datetime:
@@ -222,4 +249,4 @@ def test_arms_of_estimators_that_the_translator_lacks_are_left_out():
     some = _checked(ARMS, ("popularity", "linear"))
     assert set(every) == set(ARMS)
     assert set(every) - set(some) == {"frequency", "only_factorisation", "only_sequential"}
-    assert _checked((), ("linear",)) == ["real", "real+scalr"]
+    assert _checked((), ("linear",)) == ["real", "real+scalr", "popular_lately"]

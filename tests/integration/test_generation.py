@@ -56,7 +56,7 @@ def here():
 def project(config: Path, dask: str, *, workers: int = 1, connect: float = 10, **generation):
     return load_settings(
         config,
-        generation={"partitions": 5, **generation},
+        generation={"partitions": 5, "align": True, **generation},
         compute={"workers": workers, "dask": dask, "connect_timeout_s": connect},
         serving={"scorer": "local", "threads": 2},
     )

@@ -22,6 +22,7 @@ from scalr_prod.histories import build_histories
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger
+from scalr_prod.policy import Policy, logs_digest, policy_path, settings_digest
 from scalr_prod.settings import load_settings
 from scalr_prod.training_set import TrainingSet, build_training_set
 
@@ -190,6 +191,46 @@ def test_the_spine_is_every_real_and_every_synthetic_event_that_was_known_by_the
     assert report.synthetic_unknown == len(unknown) > 0
     assert rows.loc[rows["is_synthetic"], "run_id"].eq("run_00000000000000aa").all()
     assert rows.loc[~rows["is_synthetic"], "run_id"].isna().all()
+
+
+def test_each_segments_synthetic_rows_have_its_weight_and_those_of_weight_zero_are_left_out(project):
+    cutoff = at(150)
+    settings, report, opened = build(
+        project, name="segments", cutoff=cutoff, segment_weights=(0.5, 0.0, 0.25), synthetic_weight=2
+    )
+    rows = opened.to_pandas()
+    events = lake(settings, Table.TARGET_EVENTS)
+    known = events[(events["event_timestamp"] < cutoff) & (events["created_timestamp"] <= cutoff)]
+    real = known["user_id"].value_counts()
+    made = lake(settings, Table.SYNTHETIC_TARGET_EVENTS)
+    made = made[made["created_timestamp"] <= cutoff]
+    count = made["user_id"].map(real).fillna(0)
+    want = made.assign(weight=made["weight"] * np.select([count == 0, count < 5], [1.0, 0.0], 0.5))
+    assert min((count == 0).sum(), ((count > 0) & (count < 5)).sum(), (count >= 5).sum()) > 5, "every segment occurs"
+    keys = ["user_id", "item_id", "event_timestamp", "weight"]
+    left, right = (
+        frame[keys].sort_values(keys, ignore_index=True) for frame in (rows[rows["is_synthetic"]], want[want["weight"] > 0])
+    )
+    pd.testing.assert_frame_equal(left, right, rtol=1e-6, check_dtype=False)
+    assert report.synthetic == len(left)
+    assert report.real == len(known)
+
+
+def test_a_policy_that_says_no_leaves_no_synthetic_row(project, caplog):
+    settings = load_settings(project, training_set={"name": "refused"})
+    policy = Policy(
+        model="als", best_baseline="real", helps=False, volume=5, temperature=1.0, min_lift=0.0, align=False,
+        weights=(0.0, 0.0, 0.0), sparse_below=5, settings=settings_digest(settings), logs=logs_digest(settings), report="",
+    )  # fmt: skip
+    policy.write(policy_path(settings))
+    try:
+        report = build_training_set(settings)
+    finally:
+        policy_path(settings).unlink()
+    assert report.synthetic == 0
+    assert report.real == len(lake(settings, Table.TARGET_EVENTS)) == report.rows
+    assert report.policy["applied"]["training_set.segment_weights"] == (0.0, 0.0, 0.0)
+    assert not TrainingSet.open(report.path).to_pandas()["is_synthetic"].any()
 
 
 def test_by_default_everything_published_is_known(project):

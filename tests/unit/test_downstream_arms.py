@@ -106,7 +106,7 @@ def test_duplicated_repeats_real_events(maker):
     ("arm", "change"),
     [
         ("trend", {"member": "popularity"}),
-        ("frequency", {"member": "frequency", "temperature": 1.0}),
+        ("frequency", {"member": "frequency"}),
         ("sampled", {"temperature": 1.0}),
         ("top_k", {"temperature": TOP}),
         ("top_1", {"temperature": TOP, "volume": 1}),

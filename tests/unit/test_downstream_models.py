@@ -139,3 +139,44 @@ def test_interactions_refuse_what_does_not_fit(tastes):
         replace(tastes, n_items=3)
     assert len(tastes.weighted(0.0)) == 0
     assert tastes.matrix().sum() == len(tastes)
+
+
+def test_a_synthetic_event_is_a_term_of_the_loss_and_never_a_history(tastes, monkeypatch):
+    """Once trained, dropping a user's synthetic events from the tables that scores are made of must change nothing."""
+    from scalr_prod.downstream.models.ragged import Ragged
+
+    lone = np.arange(USERS - 10, USERS, dtype=np.int32)
+    told = replace(
+        tastes.take(np.zeros(40, int)),
+        user=np.repeat(lone, 4),
+        item=(np.tile(np.arange(4), 10) * TASTES + np.repeat(lone, 4) % TASTES).astype(np.int32),
+        time=np.full(40, 999),
+    ).synthetic()
+    for family in ("sasrec", "two_tower"):
+        model = fitted(family, tastes.joined([told]))
+        scores = model.score(lone.astype(np.int64))
+        monkeypatch.setattr(model, "_extra", Ragged.of(told.take(np.zeros(0, int))))
+        assert (model._history.count[lone] == 0).all(), family
+        assert np.array_equal(model.score(lone.astype(np.int64)), scores), family
+
+
+def test_users_without_history_are_ranked_by_their_synthetic_events(family, tastes):
+    lone = np.arange(USERS - 10, USERS, dtype=np.int32)
+    told = replace(
+        tastes.take(np.zeros(60, int)),
+        user=np.repeat(lone, 6),
+        item=(np.tile(np.arange(6), 10) * TASTES + np.repeat(lone, 6) % TASTES).astype(np.int32),
+        time=np.full(60, 999),
+    ).synthetic()
+    top = np.argsort(-fitted(family, tastes.joined([told])).score(lone.astype(np.int64)), axis=1)[:, :5]
+    assert (top % TASTES == lone[:, None] % TASTES).mean() > 0.6
+
+
+def test_observed_events_lose_weight_with_age_and_synthetic_ones_do_not(tastes):
+    day = 86_400_000_000
+    events = replace(tastes.take(np.arange(3)), time=np.array([0, 5, 10]) * day, until=10 * day)
+    assert events.decayed(5.0).weight == pytest.approx([0.25, 0.5, 1.0])
+    assert events.synthetic().decayed(5.0).weight == pytest.approx([1, 1, 1])
+    mixed = events.joined([events.synthetic()])
+    assert mixed.in_history().tolist() == [True] * 3 + [False] * 3
+    assert mixed.take(mixed.in_history()).joined([]).observed.all()

@@ -7,7 +7,7 @@ import pytest
 from scipy import sparse
 
 from scalr_prod.downstream.metrics import calibration, exposure, rank_users
-from scalr_prod.downstream.statistics import holm, paired_bootstrap
+from scalr_prod.downstream.statistics import Hits, TwoWayBootstrap, holm, paired_bootstrap
 
 
 def test_the_bootstrap_covers_the_true_lift_nineteen_times_in_twenty():
@@ -109,3 +109,45 @@ def test_calibration_of_a_calibrated_and_of_a_constant_model():
     twice = calibration((2 * p).astype(np.float32), label)
     assert twice["calibration"] == pytest.approx(2, abs=0.05)
     assert twice["ne"] > good["ne"]
+
+
+def hits_of(rows, items, gain=None):
+    return Hits(np.asarray(rows, int), np.asarray(items, int), np.ones(len(rows)) if gain is None else np.asarray(gain, float))
+
+
+def test_an_interval_knows_when_few_items_carry_the_gain():
+    """1 000 users, each with one hit: on the same item, or on one each. Users alone cannot tell the two apart."""
+    users, items = 1000, 500
+    rng = np.random.default_rng(0)
+    rows = np.arange(users)
+    base = hits_of(rows, rng.integers(0, items, users), np.full(users, 0.5))
+    bootstrap = TwoWayBootstrap(rows, items, seed=1)
+    one = bootstrap.compare(hits_of(rows, np.zeros(users, int)), base)
+    many = bootstrap.compare(hits_of(rows, rng.integers(0, items, users)), base)
+    assert one.lift_pct == many.lift_pct == pytest.approx(100)
+    assert many.difference_ci95[0] > 0.3
+    assert one.difference_ci95[0] < 0, "in a third of the resamples the one item is not drawn at all"
+
+
+def test_two_way_means_are_the_metric_and_users_of_several_cutoffs_count_once():
+    arm, base = hits_of([0, 1, 1], [0, 1, 2], [0.2, 0.3, 0.1]), hits_of([0, 2], [0, 1], [0.1, 0.2])
+    found = TwoWayBootstrap(np.array([5, 6, 5]), 3).compare(arm, base)
+    assert found.difference == pytest.approx(0.6 / 3 - 0.3 / 3)
+    alone = TwoWayBootstrap(np.array([5, 6, 5]), 3).compare(arm, base, np.array([True, False, True]))
+    assert alone.difference == pytest.approx(0.2 / 2 - 0.3 / 2)
+    whole = TwoWayBootstrap(np.zeros(4, int), 1).compare(hits_of(range(4), [0] * 4), hits_of([], []))
+    assert whole.difference_ci95 == (1.0, 1.0), "one user and one item: nothing to resample"
+
+
+def test_the_two_way_interval_covers_where_users_and_items_differ():
+    rng = np.random.default_rng(0)
+    covered, trials = 0, 150
+    for trial in range(trials):
+        item_worth = rng.gamma(0.5, 1.0, 60)
+        rows, items = np.repeat(np.arange(200), 3), rng.integers(0, 60, 600)
+        shared = item_worth[items] * rng.gamma(0.5, 1.0, 200)[rows]
+        arm = hits_of(rows, items, 1.1 * shared * rng.gamma(4.0, 0.25, 600))
+        base = hits_of(rows, items, shared * rng.gamma(4.0, 0.25, 600))
+        low, high = TwoWayBootstrap(np.arange(200), 60, seed=trial, resamples=300).compare(arm, base).ci95
+        covered += low <= 10 <= high
+    assert covered / trials >= 0.90

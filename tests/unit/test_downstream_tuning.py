@@ -1,4 +1,4 @@
-"""λ goes to 0 where synthetic events do not help, and to where they do, on judgements made by hand."""
+"""What is chosen for each arm, on judgements made by hand: λ goes to 0 where events do not help, and to where they do."""
 
 # ruff: noqa: ARG002, ARG005 - a rule looks at what it needs
 
@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from scalr_prod.downstream.arms import RIVAL
-from scalr_prod.downstream.tuning import Stage, fits_of, tune
+from scalr_prod.downstream.trials import Stage
+from scalr_prod.downstream.tuning import Tuner, tune_lately
 from scalr_prod.sections import DownstreamSettings, GenerationSettings
 
 USERS = 600
@@ -18,6 +19,7 @@ SETTINGS = SimpleNamespace(
     downstream=DownstreamSettings(volumes=(5, 20), temperatures=(1.0, 0.5, 0.02), weights=(0.1, 1.0)),
     generation=GenerationSettings(),
 )
+OURS = "real+scalr"
 
 
 class Maker:
@@ -28,93 +30,208 @@ class Maker:
 class Judge:
     """A user's NDCG by a rule; users 0 mod 3 are cold, 1 sparse, 2 dense."""
 
-    def __init__(self, rule):
-        self.rule, self.fits = rule, 0
+    def __init__(self, rule, listed):
+        self.rule, self.listed, self.fits = rule, listed, 0
         self.segments = np.arange(USERS) % 3
         self.noise = np.random.default_rng(0).gamma(1.0, 0.05, USERS)
 
-    def trial(self, family, options, events, *, seed):
+    def lately(self, half_life):
+        return half_life
+
+    def fit(self, family, options, events, *, seed):
         self.fits += 1
-        arm, choice = events
-        gain = self.rule(arm, choice, self.segments)
+        return events
+
+    def judge(self, model, *, boost=0.0, half_life=np.inf):
+        if isinstance(model, float):
+            gain = self.listed(model)
+        else:
+            arm, choice = model
+            gain = self.rule(arm, choice, self.segments) + 0 * boost
         return SimpleNamespace(ranking=SimpleNamespace(ndcg=self.noise * (1 + gain)))
 
 
-def chosen(*rules):
-    """What is chosen on a validation scene for each rule, the latest first."""
-    judges = [Judge(rule) for rule in rules]
-    choice, figures = tune("als", [Stage(judge, Maker()) for judge in judges], SETTINGS, lambda _: None)
-    settings = SimpleNamespace(downstream=SETTINGS.downstream.model_copy(update={"windows": len(rules)}))
-    assert sum(judge.fits for judge in judges) <= fits_of(settings, "als")
-    return choice, figures
+def tuner_of(*rules, listed=lambda half_life: -0.5, counted=None):
+    judges = [Judge(rule, listed) for rule in rules]
+    stages = [Stage(judge, Maker()) for judge in judges]
+    _, lately = tune_lately(stages)
+    tuner = Tuner("als", stages, SETTINGS, lately, lambda doing, fits: counted.append(fits) if counted is not None else None)
+    return tuner, judges
+
+
+def chosen(*rules, arm=OURS, **more):
+    """What is chosen for an arm on a validation scene for each rule, the latest first."""
+    return tuner_of(*rules, **more)[0].of(arm)
+
+
+def only(arm, rule):
+    """A rule for one arm with some weight; all others are as good as the noise."""
+
+    def judged(name, choice, segment):
+        return rule(choice, segment) if name == arm and any(choice.weights) else np.zeros(USERS)
+
+    return judged
+
+
+@pytest.mark.parametrize(("best", "edge"), [(20.0, False), (0.3, False), (3000.0, False), (1e9, True)])
+def test_the_half_life_of_the_list_is_chosen_and_its_grid_widens(best, edge):
+    found, figures = tune_lately([Stage(Judge(lambda *_: 0.0, lambda half_life: -abs(np.log(half_life / best)) / 10), Maker())])
+    assert figures["on_edge"] is edge
+    assert {"1", "3", "7", "20", "90", "365"} <= set(figures["tried"])
+    if not edge:
+        assert abs(np.log(found / best)) < np.log(2)
 
 
 def test_the_users_of_every_window_count():
     """What gains most in the latest window and loses in the one before is not chosen; what gains in both is."""
 
     def rule(gains):
-        return lambda arm, choice, segment: np.full(
-            USERS, gains[choice.draw.temperature] if arm == "real+scalr" and any(choice.weights) else 0.0
-        )
+        return only(OURS, lambda choice, segment: np.full(USERS, gains.get(choice.draw.temperature, 0.0)))
 
     latest, before = rule({1.0: 0.5, 0.5: 0.4, 0.02: 0.6}), rule({1.0: 0.5, 0.5: 0.4, 0.02: -0.3})
     assert chosen(latest)[0].draw.temperature == 0.02
     choice, figures = chosen(latest, before)
     assert choice.draw.temperature == 1.0
     assert figures["lift_pct"] == pytest.approx(50, abs=1)
+    assert figures["windows"] == 2
+
+
+def taste(choice, segment):
+    """Cold users gain, sparse users do not care, dense users lose."""
+    fitting = (choice.draw.temperature == 0.02) + (choice.draw.volume == 5)
+    weight = np.minimum(np.asarray(choice.weights)[segment], 1.0)
+    return weight * np.where(segment == 0, 1 + fitting, np.where(segment == 1, 0, -0.5))
 
 
 def test_it_finds_what_helps_and_for_whom():
-    def rule(arm, choice, segment):
-        if arm != "real+scalr":
-            return np.zeros(USERS)
-        fitting = (choice.draw.temperature == 0.02) + (choice.draw.volume == 5)
-        weight = np.asarray(choice.weights)[segment]
-        # Cold users gain, sparse users do not care, dense users lose.
-        return weight * np.where(segment == 0, 1 + fitting, np.where(segment == 1, 0, -0.5))
-
-    choice, figures = chosen(rule)
+    choice, figures = chosen(only(OURS, taste))
     assert (choice.draw.temperature, choice.draw.volume) == (0.02, 5)
-    assert choice.weights == (1.0, 0.0, 0.0)
-    assert figures["real+scalr"] > figures["real"]
+    assert choice.weights[0] >= 1.0
+    assert choice.weights[1:] == (0.0, 0.0)
+    assert figures["lift_pct"] > 50
+
+
+def test_a_control_is_tuned_for_itself_with_the_budget_of_ours():
+    """`trend` does best with other settings than ours; had it ours, it would look worse than it is."""
+
+    def trend(choice, segment):
+        fitting = (choice.draw.temperature == 1.0) + (choice.draw.volume == 20) + (choice.weights[0] >= 1.0)
+        return np.full(USERS, 0.3 * fitting)
+
+    def rule(arm, choice, segment):
+        by_arm = {OURS: taste, "trend": trend}
+        return by_arm[arm](choice, segment) if arm in by_arm and any(choice.weights) else np.zeros(USERS)
+
+    tuner, _ = tuner_of(rule)
+    (ours, of_ours), (control, of_control) = tuner.of(OURS), tuner.of("trend")
+    assert (ours.draw.temperature, ours.draw.volume) == (0.02, 5)
+    assert (control.draw.temperature, control.draw.volume) == (1.0, 20)
+    assert of_control["lift_pct"] == pytest.approx(90, abs=1)
+    assert abs(of_ours["fits"] - of_control["fits"]) <= 0.5 * of_ours["fits"]
+
+
+def test_the_budget_counts_every_fit():
+    counted = []
+    tuner, (judge,) = tuner_of(only(OURS, taste), counted=counted)
+    spent = sum(tuner.of(arm)[1]["fits"] for arm in ("real", OURS, "trend", RIVAL))
+    assert spent == judge.fits == len(counted)
 
 
 def test_what_others_gain_is_no_reason_to_harm_those_who_get_the_events():
     """Sparse users' events teach the model items that cold users like, and spoil the sparse users' own ranking."""
 
-    def rule(arm, choice, segment):
-        cold, sparse, _ = choice.weights if arm == "real+scalr" else (0.0, 0.0, 0.0)
+    def rule(choice, segment):
+        cold, sparse, _ = np.minimum(choice.weights, 1.0)
         return np.where(segment == 0, cold + 2 * sparse, np.where(segment == 1, -0.3 * sparse, 0.0))
 
-    choice, figures = chosen(rule)
-    assert choice.weights == (1.0, 0.0, 0.0)
-    assert figures["real+scalr"] < max(tried["ndcg"] for tried in figures["tried"]), "harm to some was worth more to others"
+    choice, figures = chosen(only(OURS, rule))
+    assert choice.weights[0] >= 1.0
+    assert choice.weights[1:] == (0.0, 0.0)
+    assert figures["ndcg"] < max(tried["ndcg"] for tried in figures["tried"]), "harm to some was worth more to others"
 
 
 @pytest.mark.parametrize("gain", [0.0, -0.3])
 def test_weight_is_zero_where_nothing_helps(gain, caplog):
-    choice, figures = chosen(lambda arm, choice, segment: np.full(USERS, gain if arm == "real+scalr" else 0.0))
+    choice, _ = chosen(only(OURS, lambda choice, segment: np.full(USERS, gain)))
     assert choice.weights == (0.0, 0.0, 0.0)
     assert "λ is 0" in caplog.text
-    assert figures["ci95"][0] <= 0
 
 
 def test_a_gain_within_the_noise_is_no_reason():
     noise = np.random.default_rng(1).normal(0.02, 1.0, USERS)
-    choice, figures = chosen(lambda arm, choice, segment: noise if arm == "real+scalr" else np.zeros(USERS))
-    assert figures["ci95"][0] < 0 < figures["ci95"][1]
+    choice, _ = chosen(only(OURS, lambda choice, segment: noise))
     assert choice.weights == (0.0, 0.0, 0.0)
 
 
+@pytest.mark.parametrize("lightest", [0.003, 8.0])
+def test_a_gain_is_found_where_it_lies_beyond_the_named_weights(lightest):
+    """Five-fold at a λ that nobody named, harm at the others: λ is no reason to find nothing."""
+
+    def rule(choice, segment):
+        return np.full(USERS, 4.0 - 2.5 * abs(np.log10(max(choice.weights) / lightest)))
+
+    choice, figures = chosen(only(OURS, rule))
+    assert max(choice.weights) == pytest.approx(lightest, rel=0.8)
+    assert figures["lift_pct"] > 200
+
+
+@pytest.mark.parametrize(
+    ("listed", "name", "weight"), [(-0.5, "real", True), (0.3, "popular_lately", True), (3.0, "popular_lately", False)]
+)
+def test_the_strongest_baseline_decides_too(listed, name, weight):
+    """Ours doubles what real events alone reach; where the list is far beyond both, the events are not worth having."""
+    tuner, _ = tuner_of(only(OURS, lambda choice, segment: np.full(USERS, 1.0)), listed=lambda half_life: listed)
+    choice, _ = tuner.of(OURS)
+    assert tuner.strongest()[0] == name
+    assert any(choice.weights) is weight
+
+
 def test_the_rival_gets_the_weight_that_suits_it():
-    choice, _ = chosen(lambda arm, choice, segment: np.full(USERS, -abs(choice.source_weight - 0.5) if arm == RIVAL else 0.0))
-    assert choice.source_weight == 0.5
-
-
-def test_the_model_is_tuned_for_real_events_alone():
-    choice, _ = chosen(
-        lambda arm, choice, segment: np.full(
-            USERS, float(arm == "real" and choice.options == {"alpha": 40.0, "regularization": 1.0})
-        )
+    choice, figures = chosen(
+        lambda arm, choice, segment: np.full(USERS, -abs(np.log(choice.source_weight / 3.0)) / 9 if arm == RIVAL else 0.0),
+        arm=RIVAL,
     )
-    assert choice.options == {"alpha": 40.0, "regularization": 1.0}
+    assert choice.source_weight == pytest.approx(3.0)
+    assert figures["on_edge"] == []
+
+
+def test_the_model_is_tuned_for_real_events_alone_beyond_its_grid():
+    def rule(arm, choice, segment):
+        options = choice.options
+        return np.full(USERS, -(abs(np.log(options["alpha"] / 160)) + abs(np.log(min(options["half_life"], 1e4) / 30)) / 9) / 9)
+
+    choice, figures = chosen(rule, arm="real")
+    assert choice.options["alpha"] == pytest.approx(160)
+    assert choice.options["half_life"] == pytest.approx(30)
+    assert isinstance(choice.options["factors"], int)
+    assert figures["on_edge"] == []
+
+
+def test_a_large_boost_of_the_real_model_does_not_hide_what_lambda_brings():
+    """Real events alone want the list; under it λ makes no difference, and without it λ = .3 doubles the ranking."""
+
+    class Boosted(Judge):
+        def judge(self, model, *, boost=0.0, half_life=np.inf):
+            found = super().judge(model, boost=boost)
+            arm, choice = model if isinstance(model, tuple) else ("list", None)
+            if arm == "real":
+                gain = 0.1 * min(boost, 9.0)
+            elif arm == OURS and any(choice.weights):
+                # Only at the right λ is less of the list worth more.
+                right = max(0.0, 1 - abs(np.log10(max(choice.weights) / 0.3)) / 0.2)
+                gain = 0.9 if boost > 2 else 3.0 * right
+            else:
+                gain = 0.0
+            found.ranking.ndcg = self.noise * (1 + gain)
+            return found
+
+    judge = Boosted(lambda *_: 0.0, lambda half_life: -0.5)
+    settings = SimpleNamespace(
+        downstream=SETTINGS.downstream.model_copy(update={"weights": (0.03, 0.1, 0.3, 1.0)}), generation=SETTINGS.generation
+    )
+    stages = [Stage(judge, Maker())]
+    tuner = Tuner("als", stages, settings, tune_lately(stages)[1], lambda doing, fits: None)
+    assert tuner.real().boost >= 9.0
+    choice, _ = tuner.of(OURS)
+    assert max(choice.weights) == pytest.approx(0.3)
+    assert choice.boost < 2

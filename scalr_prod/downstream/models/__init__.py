@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import math
 from typing import TYPE_CHECKING, Any, Final
 
+from scalr_prod.downstream.search import Knob
 from scalr_prod.errors import EvaluationError
 
 if TYPE_CHECKING:
     from scalr_prod.downstream.protocol import Recommender
 
-__all__ = ["FAMILIES", "GRIDS", "make_model"]
+__all__ = ["FAMILIES", "KNOBS", "knobs_of", "make_model"]
 
 _HOMES: Final = {
     "als": "scalr_prod.downstream.models.als:ImplicitAls",
@@ -18,12 +20,24 @@ _HOMES: Final = {
     "two_tower": "scalr_prod.downstream.models.two_tower:TwoTower",
 }
 FAMILIES: Final = tuple(_HOMES)
-#: What is tried on the validation slice, for the arm of real events alone.
-GRIDS: Final[dict[str, tuple[dict[str, Any], ...]]] = {
-    "als": tuple({"alpha": alpha, "regularization": reg} for alpha in (10.0, 40.0) for reg in (1.0, 30.0)),
-    "sasrec": ({"epochs": 8}, {"epochs": 12}),
-    "two_tower": ({"epochs": 8, "decay": 0.3}, {"epochs": 16, "decay": 1.0}, {"epochs": 16, "decay": 3.0}),
+#: Beside every family's own settings: observed events may lose weight with age (days; inf: they do not).
+_HALF_LIFE: Final = Knob("half_life", (math.inf, 365.0, 90.0), low=1.0)
+#: What is tried on validation for real events alone, one setting after the other; the first value of each is the start.
+KNOBS: Final[dict[str, tuple[Knob, ...]]] = {
+    "als": (
+        Knob("alpha", (10.0, 40.0, 2.5), step=4.0),
+        Knob("regularization", (10.0, 1.0, 100.0), step=10.0),
+        _HALF_LIFE,
+        Knob("factors", (64, 128), step=2.0, low=16, high=256, whole=True),
+    ),
+    "sasrec": (Knob("epochs", (8, 16), step=2.0, low=2, high=64, whole=True), _HALF_LIFE),
+    "two_tower": (Knob("decay", (1.0, 0.3, 3.0)), Knob("epochs", (8, 16), step=2.0, low=2, high=64, whole=True), _HALF_LIFE),
 }
+
+
+def knobs_of(family: str) -> tuple[Knob, ...]:
+    """What is tried of a family; of a class of your own, how fast its events lose weight."""
+    return KNOBS.get(family, (_HALF_LIFE,))
 
 
 def make_model(name: str, options: dict[str, Any], *, threads: int) -> Recommender:

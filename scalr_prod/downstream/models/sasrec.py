@@ -3,6 +3,9 @@
 Sampled softmax with negatives shared by the batch, each corrected by the log of its expected number (logQ); items are drawn in
 proportion to the square root of their weight. An event's weight weighs its prediction. Users without events are scored from the
 state before a first event.
+
+A synthetic event is predicted from the state after the user's observed events of before it, and never follows one in a sequence. A
+vector of the user, added to the state, carries what such events say of somebody without a history.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
+
+from scalr_prod.downstream.models.ragged import PersonTable, Ragged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,23 +68,32 @@ class SasRec:
         torch.set_num_threads(self.threads)
         torch.manual_seed(seed)
         self.n_items = events.n_items
-        self._sequences = _Sequences.of(events, self.length)
+        observed = events.in_history()
+        self._history = Ragged.of(events.take(observed), last=self.length)
+        self._extra = Ragged.of(events.take(~observed))
         self._net = _Net(self.n_items, self)
+        self._person = PersonTable(events.n_users, self.dim)
         chance = torch.from_numpy(np.sqrt(events.popularity() + 0.1))
         chance = (chance / chance.sum()).float()
-        rows = np.flatnonzero(self._sequences.count)
-        steps = self.epochs * -(-len(rows) // self.batch)
+        count = self._history.count.numpy()
+        rows = np.flatnonzero(count + self._extra.count.numpy())
+        batches = max(1, -(-len(rows) // self.batch))
+        steps = self.epochs * batches
+        #: Of a batch, on average: a batch's own sum would cancel λ where all of its events are synthetic.
+        self._mass = float(self._history.mass + self._extra.mass) / batches
         optimizer = torch.optim.AdamW(self._net.parameters(), lr=_LEARNING_RATE, weight_decay=1e-3, fused=True)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=steps + 1)
         rng = np.random.default_rng(seed)
         self._net.train()
         for _ in range(self.epochs):
-            for chosen in _batches(rows, self._sequences.count, self.batch, rng):
-                loss = self._loss(chosen, chance)
+            for chosen in _batches(rows, count, self.batch, rng):
+                loss = self._loss(torch.from_numpy(chosen), chance)
                 optimizer.zero_grad()
+                self._person.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(self._net.parameters(), 1.0)
                 optimizer.step()
+                self._person.step()
                 schedule.step()
         self._net.eval()
 
@@ -88,23 +102,47 @@ class SasRec:
         """[B, n_items]: logits of the next event."""
         scores = np.empty((len(users), self.n_items), dtype=np.float32)
         for start in range(0, len(users), _SCORED_AT_ONCE):
-            items, _, count = self._sequences.take(users[start : start + _SCORED_AT_ONCE])
+            chosen = torch.from_numpy(users[start : start + _SCORED_AT_ONCE])
+            items, _, count = self._sequences(chosen)
             states = self._net(_shifted(items, self.n_items))
-            last = states[torch.arange(len(count)), count]
+            last = states[torch.arange(len(count)), count] + self._person(chosen)
             scores[start : start + _SCORED_AT_ONCE] = (last @ self._net.target.weight.T + self._net.bias).numpy()
         return scores
 
-    def _loss(self, users: NDArray[np.int64], chance: torch.Tensor) -> torch.Tensor:
-        items, weight, count = self._sequences.take(users)
-        states = self._net(_shifted(items, self.n_items))[:, :-1]
+    def _loss(self, users: torch.Tensor, chance: torch.Tensor) -> torch.Tensor:
+        items, weight, count = self._sequences(users)
+        states = self._net(_shifted(items, self.n_items))
         there = torch.arange(items.shape[1])[None] < count[:, None]
-        states, label, weight = states[there], items[there], weight[there]
+        extra, of = self._extra.places(users)
+        person = self._person(users)
+        own = states[:, :-1][there] + person[there.nonzero()[:, 0]]
+        states = torch.cat([own, states[of, self._known_before(users, extra, of)] + person[of]])
+        label = torch.cat([items[there], self._extra.item[extra]])
+        weight = torch.cat([weight[there], self._extra.weight[extra]])
         negative = torch.multinomial(chance, self.drawn, replacement=True)
         logits = states @ self._net.target(negative).T + self._net.bias[negative] - (self.drawn * chance[negative]).log()
         logits = logits.masked_fill(negative[None] == label[:, None], -torch.inf)
-        own = (states * self._net.target(label)).sum(1) + self._net.bias[label]
-        loss = torch.cat([own[:, None], logits], 1).logsumexp(1) - own
-        return (weight * loss).sum() / weight.sum().clamp(min=1e-6)
+        positive = (states * self._net.target(label)).sum(1) + self._net.bias[label]
+        loss = torch.cat([positive[:, None], logits], 1).logsumexp(1) - positive
+        return (weight * loss).sum() / max(self._mass, 1e-6)
+
+    def _sequences(self, users: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Items and weights [B, T] of the last observed events, events first, zeros after them; counts [B]."""
+        at, row = self._history.places(users)
+        count = self._history.count[users]
+        place = at - self._history.begin[users][row]
+        shape = (len(users), int(count.max()) if len(count) else 0)
+        items, weight = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape)
+        items[row, place], weight[row, place] = self._history.item[at], self._history.weight[at]
+        return items, weight, count
+
+    def _known_before(self, users: torch.Tensor, extra: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
+        """How many of a user's last observed events lie before each synthetic one: int64 [E]."""
+        at, row = self._history.places(users)
+        place = at - self._history.begin[users][row]
+        times = torch.full((len(users), int(self._history.count[users].max()) + 1), torch.iinfo(torch.int64).max)
+        times[row, place] = self._history.time[at]
+        return torch.searchsorted(times[of], self._extra.time[extra][:, None])[:, 0]
 
 
 class _Net(nn.Module):
@@ -131,32 +169,6 @@ class _Net(nn.Module):
         mask = nn.Transformer.generate_square_subsequent_mask(length)
         states: torch.Tensor = self.layers(x, mask=mask, is_causal=True)
         return states
-
-
-class _Sequences:
-    """Each user's last L events in order."""
-
-    def __init__(self, item: torch.Tensor, weight: torch.Tensor, begin: NDArray[np.int64], count: NDArray[np.int64]) -> None:
-        self.item, self.weight, self.begin, self.count = item, weight, begin, count
-
-    @classmethod
-    def of(cls, events: Interactions, length: int) -> _Sequences:
-        order = np.lexsort((events.item, events.time, events.user))
-        user = events.user[order]
-        bounds = np.searchsorted(user, np.arange(events.n_users + 1))
-        count = np.minimum(np.diff(bounds), length)
-        item = torch.from_numpy(events.item[order].astype(np.int64))
-        return cls(item, torch.from_numpy(events.weight[order]), bounds[1:] - count, count)
-
-    def take(self, users: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Items and weights [B, T], events first, zeros after them; counts [B]."""
-        begin, count = torch.from_numpy(self.begin[users]), torch.from_numpy(self.count[users])
-        place = torch.arange(int(count.max()) if len(count) else 0)
-        there = place[None] < count[:, None]
-        at = (begin[:, None] + place).clamp(max=max(len(self.item) - 1, 0))
-        if not len(self.item):
-            return torch.zeros(len(users), 0, dtype=torch.int64), torch.zeros(len(users), 0), count
-        return torch.where(there, self.item[at], 0), torch.where(there, self.weight[at], 0), count
 
 
 def _shifted(items: torch.Tensor, start: int) -> torch.Tensor:

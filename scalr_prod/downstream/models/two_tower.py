@@ -1,8 +1,10 @@
 """A two-tower ranker: what a user's other events say, against an item, as a probability.
 
-The user's tower is the mean of the user's other items (FISM, Kabbur et al. 2013) and a vector of the user's activity; the item's
-a vector and a bias. Trained on every event beside negatives drawn uniformly from the catalogue, all with the event's weight, by
-log loss: so it says P(positive) beside as many negatives.
+The user's tower is the mean of the user's other observed items (FISM, Kabbur et al. 2013), a vector of the user's activity and one of
+the user; the item's a vector and a bias. Trained on every event beside negatives drawn uniformly from the catalogue, all with the
+event's weight, by log loss: so it says P(positive) beside as many negatives.
+
+A synthetic event is a term of the loss. It never joins the user's items: what it says of a user reaches the user's own vector.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
+
+from scalr_prod.downstream.models.ragged import PersonTable, Ragged
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -60,25 +64,27 @@ class TwoTower:
         """Train."""
         torch.set_num_threads(self.threads)
         torch.manual_seed(seed)
-        order = np.lexsort((events.item, events.time, events.user))
+        observed = events.in_history()
         self.n_items = events.n_items
-        self._item = torch.from_numpy(events.item[order].astype(np.int64))
-        self._weight = torch.from_numpy(events.weight[order])
-        bounds = np.searchsorted(events.user[order], np.arange(events.n_users + 1))
-        self._count = torch.from_numpy(np.minimum(np.diff(bounds), self.length))
-        self._begin = torch.from_numpy(bounds[1:]) - self._count
+        self._history = Ragged.of(events.take(observed), last=self.length)
+        self._extra = Ragged.of(events.take(~observed))
         self._net = _Net(self.n_items, self.dim, self.dropout)
-        rows = torch.nonzero(self._count)[:, 0]
-        steps = self.epochs * -(-len(rows) // self.batch)
+        self._person = PersonTable(events.n_users, self.dim)
+        rows = torch.nonzero(self._history.count + self._extra.count)[:, 0]
+        batches = max(1, -(-len(rows) // self.batch))
+        #: Of a batch, on average: a batch's own sum would cancel λ where all of its events are synthetic.
+        self._mass = float(self._history.mass + self._extra.mass) / batches
         optimizer = torch.optim.AdamW(self._net.parameters(), lr=_LEARNING_RATE, weight_decay=self.decay, fused=True)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=steps + 1)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=self.epochs * batches + 1)
         self._net.train()
         for _ in range(self.epochs):
             for chosen in rows[torch.randperm(len(rows))].split(self.batch):
                 loss = self._loss(chosen)
                 optimizer.zero_grad()
+                self._person.zero_grad()
                 loss.backward()
                 optimizer.step()
+                self._person.step()
                 schedule.step()
         self._net.eval()
 
@@ -101,33 +107,30 @@ class TwoTower:
             found[rows] = logits.sigmoid().numpy()
         return found
 
-    def _events(self, users: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Positions of the users' events, and the row in ``users`` of each."""
-        count = self._count[users]
-        row = torch.repeat_interleave(torch.arange(len(users)), count)
-        offset = torch.arange(len(row)) - (count.cumsum(0) - count)[row]
-        return self._begin[users][row] + offset, row
-
     def _sums(self, users: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Sum of the vectors of each user's items [B, d]; the events' items, rows and weights ride along."""
-        at, row = self._events(users)
-        vectors = self._net.history(self._item[at])
+        """Sum of the vectors of each user's items [B, d]; the places and rows of those events ride along."""
+        at, row = self._history.places(users)
+        vectors = self._net.history(self._history.item[at])
         return torch.zeros(len(users), self.dim).index_add(0, row, vectors), at, row
 
     def _users(self, users: torch.Tensor) -> torch.Tensor:
         sums, _, _ = self._sums(users)
-        return self._net.user(sums, self._count[users])
+        return self._net.user(sums, self._history.count[users]) + self._person(users)
 
     def _loss(self, users: torch.Tensor) -> torch.Tensor:
         sums, at, row = self._sums(users)
-        item, weight = self._item[at], self._weight[at]
-        # Without the event that is to be predicted.
-        user = self._net.user(sums[row] - self._net.history(item), self._count[users][row] - 1)
+        extra, of = self._extra.places(users)
+        own, count = self._history.item[at], self._history.count[users]
+        item = torch.cat([own, self._extra.item[extra]])
+        weight = torch.cat([self._history.weight[at], self._extra.weight[extra]])
+        # Of an observed event, the user without it; of a synthetic one, the user as observed.
+        sums = torch.cat([sums[row] - self._net.history(own), sums[of]])
+        user = self._net.user(sums, torch.cat([count[row] - 1, count[of]])) + self._person(users)[torch.cat([row, of])]
         negative = torch.randint(self.n_items, (len(item), self.negatives))
-        own = (user * self._net.item(item)).sum(1) + self._net.bias[item]
+        positive = (user * self._net.item(item)).sum(1) + self._net.bias[item]
         others = (self._net.item(negative) @ user[:, :, None])[:, :, 0] + self._net.bias[negative]
-        loss = functional.softplus(-own) + functional.softplus(others).sum(1)
-        return (weight * loss).sum() / weight.sum().clamp(min=1e-6)
+        loss = functional.softplus(-positive) + functional.softplus(others).sum(1)
+        return (weight * loss).sum() / max(self._mass, 1e-6)
 
 
 class _Net(nn.Module):

@@ -1,0 +1,203 @@
+"""The evaluation as it goes: choices of every arm, then every arm at every cutoff, with a report after each family."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from scalr_prod.downstream.arms import LISTS, RIVAL, TUNED, Maker
+from scalr_prod.downstream.panel import Panel
+from scalr_prod.downstream.published import Published
+from scalr_prod.downstream.report import BASE, OURS, SEGMENTS, EvaluationReport, summarise, verdict_of, write_report
+from scalr_prod.downstream.translation import Translation
+from scalr_prod.downstream.trial import Judge
+from scalr_prod.downstream.tuning import Tuner, tune_lately
+from scalr_prod.policy import Policy, logs_digest, policy_path, settings_digest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from scalr_prod.downstream.arms import Choice
+    from scalr_prod.downstream.heartbeat import Heartbeat
+    from scalr_prod.downstream.scene import Scene
+    from scalr_prod.downstream.trial import Outcome
+    from scalr_prod.downstream.trials import Stage
+    from scalr_prod.settings import Settings
+
+__all__ = ["Bench"]
+
+logger = logging.getLogger(__name__)
+
+_NOTHING: Final = (0.0, 0.0, 0.0)
+
+
+class Bench:
+    """One evaluation.
+
+    Args:
+        settings: The project's, with the models and seeds to use.
+        arms: What is compared.
+        scenes: One for each cutoff, in order of time.
+        cold: Share of users whose target history is hidden.
+        pulse: Is told what goes on.
+    """
+
+    def __init__(self, settings: Settings, arms: Sequence[str], scenes: Sequence[Scene], cold: float, pulse: Heartbeat) -> None:
+        self.settings, self.arms, self.scenes, self.cold, self.pulse = settings, arms, scenes, cold, pulse
+        self.folder = settings.home / "evaluations" / f"report-{scenes[0].settings.home.name}"
+        self.choices: dict[str, dict[str, Choice]] = {}
+        self.figures: dict[str, dict[str, Any]] = {}
+        self.best: dict[str, str] = {}
+        self.lately: dict[str, Any] = {}
+        self.outcomes: dict[str, dict[str, list[list[Outcome]]]] = {}
+        self.synthetic: dict[tuple[str, str], dict[str, float]] = {}
+        self.runs: list[dict[str, Any]] = []
+        self._started = time.perf_counter()
+
+    def choose(self, stages: Sequence[Stage]) -> None:
+        """Every arm's choices, on validation scenes."""
+        self.pulse.at("choosing the half-life of popular_lately")
+        _, self.lately = tune_lately(stages)
+        for family in self.settings.downstream.models:
+            tuner = Tuner(family, stages, self.settings, self.lately, self.pulse.fitted)
+            self.choices[family], self.figures[family] = {}, {}
+            for arm in self.arms:
+                if arm in {BASE, RIVAL, *TUNED}:
+                    self.pulse.at(f"choosing for {family} {arm}")
+                    choice, figures = tuner.of(arm)
+                    self.choices[family][arm], self.figures[family][arm] = choice, figures
+                    logger.info("%s %s on validation: NDCG %.4f, %d fits", family, arm, figures["ndcg"], figures["fits"])
+            self.best[family], _ = tuner.strongest()
+            logger.info("%s: the best baseline on validation is %s", family, self.best[family])
+
+    def judge(self, scene: Scene) -> None:
+        """Every family and arm at one cutoff; what there is so far is reported after each family."""
+        at = scene.cutoff.date().isoformat()
+        self.pulse.at(f"training the translator up to {at}")
+        judge = Judge(scene, self.settings.downstream.k)
+        maker = Maker(scene, Translation.of(scene))
+        published = Published(scene)
+        half_life = self.lately["half_life"]
+        for family, choices in self.choices.items():
+            found = self.outcomes.setdefault(family, {arm: [] for arm in self.arms})
+            for arm in self.arms:
+                # What is no control changes one thing of ours.
+                choice = choices.get(arm, choices[OURS])
+                if arm in LISTS:
+                    self.pulse.doing = f"{family} {arm} at {at}"
+                    lately = judge.lately(half_life)
+                    outcomes = [judge.judge(lately if arm == "popular_lately" else maker.recommender(choice.draw, lately))]
+                else:
+                    outcomes = [
+                        self._fitted(judge, maker, published, family, arm, choice, seed)
+                        for seed in range(self.settings.downstream.seeds)
+                    ]
+                    self._count(maker, published, family, arm, choice)
+                found[arm].append(outcomes)
+                self._tell(family, arm, at, judge, outcomes)
+            self.runs = [run for run in self.runs if run["cutoff"] != scene.cutoff.isoformat()] + published.facts
+            write_report(self.report(complete=False), self.folder)
+
+    def finish(self) -> EvaluationReport:
+        """The whole report, on disk, and the policy that follows from it."""
+        policy = self._policy()
+        path = policy_path(self.settings)
+        policy.write(self.folder / "policy.json", path)
+        logger.info("policy written to %s: λ %s", path, policy.to_json()["weights"])
+        report = self.report(complete=True, policy=str(path))
+        write_report(report, self.folder)
+        return report
+
+    def report(self, *, complete: bool, policy: str | None = None) -> EvaluationReport:
+        """What there is so far: families at the cutoffs that they have behind them."""
+        seed = self.settings.downstream.seed
+        panels = {family: Panel.of(self.scenes[: len(found[BASE])]) for family, found in self.outcomes.items()}
+        rows, models = [], []
+        for family, found in self.outcomes.items():
+            rows += [
+                row | ({"synthetic": self.synthetic[family, row["name"]]} if (family, row["name"]) in self.synthetic else {})
+                for row in summarise(panels[family], family, found, seed=seed)
+            ]
+            models += verdict_of(panels[family], {family: found}, self.best, family, seed=seed)["models"]
+        widest = max(panels.values(), key=lambda panel: len(panel.owner))
+        return EvaluationReport(
+            cutoffs=[scene.cutoff.isoformat() for scene in self.scenes],
+            cold_fraction=self.cold,
+            users={"all": len(widest.owner)} | {name: int((widest.segment == n).sum()) for n, name in enumerate(SEGMENTS)},
+            arms=rows,
+            verdict={"best_baseline": self.best[self._headline()], "models": models},
+            choices={family: self._choice_json(family) for family in self.outcomes},
+            budget={
+                family: {arm: {key: figures[key] for key in ("fits", "rankings")} for arm, figures in arms.items()}
+                for family, arms in self.figures.items()
+            },
+            runs=self.runs,
+            path=str(self.folder),
+            policy=policy,
+            complete=complete,
+            seconds=round(time.perf_counter() - self._started, 1),
+        )
+
+    def _fitted(
+        self, judge: Judge, maker: Maker, published: Published, family: str, arm: str, choice: Choice, seed: int
+    ) -> Outcome:
+        self.pulse.doing = f"{family} {arm} at {judge.scene.cutoff.date()}"
+        model = judge.fit(family, choice.options, maker.events(arm, choice, seed, published.behind(arm, choice)), seed=seed)
+        self.pulse.fitted(self.pulse.doing)
+        return judge.judge(model, boost=choice.boost, half_life=self.lately["half_life"])
+
+    def _count(self, maker: Maker, published: Published, family: str, arm: str, choice: Choice) -> None:
+        """How many synthetic events an arm has, before λ (first cutoff and seed), and which share of the catalogue they name."""
+        if arm not in {BASE, RIVAL} and (family, arm) not in self.synthetic:
+            events = maker.synthetic(arm, choice, 0, published.behind(arm, choice))
+            self.synthetic[family, arm] = {"events": len(events), "coverage": len(np.unique(events.item)) / events.n_items}
+
+    def _tell(self, family: str, arm: str, at: str, judge: Judge, outcomes: Sequence[Outcome]) -> None:
+        ndcg = np.mean([one.ranking.ndcg for one in outcomes], axis=0)
+        cold = judge.segments == 0
+        of_cold = f", cold users {ndcg[cold].mean():.4f}" if cold.any() else ""
+        logger.info("%s %s at %s: NDCG@%d %.4f%s", family, arm, at, judge.k, ndcg.mean(), of_cold)
+
+    def _headline(self) -> str:
+        """The family whose ours is best on validation."""
+        return max(self.figures, key=lambda family: self.figures[family][OURS]["ndcg"])
+
+    def _policy(self) -> Policy:
+        family = self._headline()
+        choice = self.choices[family][OURS]
+        refused = any(run.get("refused") for run in self.runs if run["draw"] == choice.draw.to_json())
+        weights = _NOTHING if refused else choice.weights
+        return Policy(
+            model=family,
+            best_baseline=self.best[family],
+            helps=any(weights),
+            volume=choice.draw.volume,
+            temperature=choice.draw.temperature,
+            min_lift=choice.draw.min_lift,
+            align=choice.draw.align,
+            weights=weights,
+            sparse_below=self.settings.downstream.sparse_below,
+            settings=settings_digest(self.settings),
+            logs=logs_digest(self.settings),
+            report=str(self.folder),
+        )
+
+    def _choice_json(self, family: str) -> dict[str, Any]:
+        arms = {arm: _choice_json(choice, self.figures[family][arm]) for arm, choice in self.choices[family].items()}
+        listed = {name: value for name, value in self.lately.items() if name != "by_user"}
+        return arms[OURS] | {"best_baseline": self.best[family], "popular_lately": listed, "arms": arms}
+
+
+def _choice_json(choice: Choice, figures: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "options": choice.options,
+        "draw": choice.draw.to_json(),
+        "lambda": dict(zip(SEGMENTS, choice.weights, strict=True)),
+        "source_weight": choice.source_weight,
+        "boost": choice.boost,
+        "helps": any(choice.weights),
+        "validation": figures,
+    }

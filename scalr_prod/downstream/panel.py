@@ -1,0 +1,79 @@
+"""The test cases of all cutoffs side by side: a user at a cutoff is a case, and users and items are numbered alike throughout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scalr_prod.downstream.statistics import Hits
+from scalr_prod.numbering import index_in
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from scalr_prod.downstream.scene import Scene
+    from scalr_prod.downstream.trial import Outcome
+
+__all__ = ["Panel"]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Test cases, cutoff after cutoff.
+
+    Attributes:
+        owner: int64 [R]. The user of each case.
+        segment: int8 [R]. 0 cold, 1 sparse, 2 dense, at the case's cutoff.
+        item_number: For each cutoff int64 [N]: the last cutoff's number of each item; those that it lacks follow after them.
+        n_items: Items that are numbered.
+    """
+
+    owner: NDArray[np.int64]
+    segment: NDArray[np.int8]
+    item_number: tuple[NDArray[np.int64], ...]
+    n_items: int
+
+    @classmethod
+    def of(cls, scenes: Sequence[Scene]) -> Panel:
+        """Of scenes of one project, in order of time."""
+        last = scenes[-1].numbering.items
+        numbers = []
+        extra = len(last)
+        for scene in scenes:
+            number = index_in(scene.numbering.items, last).astype(np.int64)
+            missing = number < 0
+            number[missing] = extra + np.arange(missing.sum())
+            extra += int(missing.sum())
+            numbers.append(number)
+        return cls(
+            owner=np.concatenate([scene.users for scene in scenes]),
+            segment=np.concatenate([scene.segments()[scene.users] for scene in scenes]),
+            item_number=tuple(numbers),
+            n_items=extra,
+        )
+
+    def metric(self, found: Sequence[Sequence[Outcome]], name: str) -> NDArray[np.float64]:
+        """Mean over seeds of a ranking's metric: float64 [R].
+
+        Args:
+            found: For each cutoff, the outcomes of every seed.
+            name: Of an attribute of `Ranking`.
+        """
+        return np.concatenate([np.mean([getattr(one.ranking, name) for one in seeds], axis=0) for seeds in found])
+
+    def hits(self, found: Sequence[Sequence[Outcome]]) -> Hits:
+        """What each place of every seed's ranking gained, so that the gains of a case sum to its mean NDCG."""
+        row, item, gain = [], [], []
+        begin = 0
+        for number, seeds in zip(self.item_number, found, strict=True):
+            for one in seeds:
+                case, place = np.nonzero(one.ranking.gain)
+                row.append(begin + case)
+                item.append(number[one.ranking.top[case, place]])
+                gain.append(one.ranking.gain[case, place] / len(seeds))
+            begin += len(seeds[0].ranking.ndcg)
+        return Hits(row=np.concatenate(row), item=np.concatenate(item), gain=np.concatenate(gain))

@@ -1,0 +1,78 @@
+"""Cases of several cutoffs side by side, and what is said of them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from scalr_prod.downstream.panel import Panel
+from scalr_prod.downstream.report import summarise, verdict_of
+
+DISCOUNT = 1 / np.log2(np.arange(2, 5))
+
+
+def scene_of(users, items, segments):
+    return SimpleNamespace(
+        users=np.asarray(users),
+        numbering=SimpleNamespace(items=pa.array(items)),
+        segments=lambda: np.asarray(segments, np.int8),
+    )
+
+
+def outcome(top, hit):
+    top, hit = np.asarray(top, np.int32), np.asarray(hit, bool)
+    gain = hit * DISCOUNT[: top.shape[1]]
+    nothing = np.full(len(top), np.nan)
+    ranking = SimpleNamespace(
+        top=top, gain=gain, ndcg=gain.sum(1), recall=hit.mean(1), mrr=hit.any(1) * 1.0, head=nothing, tail=nothing
+    )
+    return SimpleNamespace(ranking=ranking, exposure={"coverage": 0.5}, calibration={})
+
+
+@pytest.fixture
+def panel():
+    """Users 0 and 2 at a first cutoff, 2 and 3 at a second; the second knows an item more, and one of the first's is gone."""
+    return Panel.of([scene_of([0, 2], ["b", "d", "x"], [0, 0, 1, 2]), scene_of([2, 3], ["a", "b", "c", "d"], [0, 0, 2, 0])])
+
+
+FOUND = [
+    [outcome([[0, 2], [1, 0]], [[1, 0], [0, 1]]), outcome([[0, 2], [1, 0]], [[0, 1], [0, 0]])],
+    [outcome([[3, 1], [2, 1]], [[1, 0], [0, 0]]), outcome([[3, 1], [2, 1]], [[1, 1], [0, 0]])],
+]
+NOTHING = [[outcome([[0, 1], [0, 1]], np.zeros((2, 2)))], [outcome([[0, 1], [0, 1]], np.zeros((2, 2)))]]
+LITTLE = [[outcome([[0, 2], [1, 0]], [[0, 1], [0, 0]])], [outcome([[3, 1], [2, 1]], [[1, 0], [0, 0]])]]
+
+
+def test_users_and_items_are_numbered_alike_at_every_cutoff(panel):
+    assert panel.owner.tolist() == [0, 2, 2, 3]
+    assert panel.segment.tolist() == [0, 1, 2, 0]
+    first, second = panel.item_number
+    assert second.tolist() == [0, 1, 2, 3]
+    assert first.tolist() == [1, 3, 4], "b and d as the last cutoff numbers them, the lost item after all others"
+    assert panel.n_items == 5
+
+
+def test_hits_add_up_to_each_cases_mean_over_seeds(panel):
+    hits = panel.hits(FOUND)
+    by_case = np.bincount(hits.row, weights=hits.gain, minlength=4)
+    assert by_case == pytest.approx(panel.metric(FOUND, "ndcg"))
+    assert by_case == pytest.approx([(1 + DISCOUNT[1]) / 2, DISCOUNT[1] / 2, 1 + DISCOUNT[1] / 2, 0])
+    assert set(hits.item[hits.row == 0]) == {1, 4}
+
+
+def test_rows_and_verdict_pool_the_cutoffs(panel):
+    outcomes = {"real": LITTLE, "real+scalr": FOUND, "popular_lately": NOTHING}
+    rows = {row["name"]: row for row in summarise(panel, "als", outcomes, seed=0)}
+    ours, real = (panel.metric(found, "ndcg").mean() for found in (FOUND, LITTLE))
+    assert rows["real+scalr"]["metrics"]["ndcg"] == pytest.approx(ours)
+    assert rows["real+scalr"]["lift_pct"] == pytest.approx(100 * (ours / real - 1))
+    assert rows["real+scalr"]["slices"]["cold"]["users"] == 2
+    verdict = verdict_of(panel, {"als": outcomes}, {"als": "real"}, "als", seed=0)
+    (model,) = verdict["models"]
+    assert verdict["best_baseline"] == model["best_baseline"] == "real"
+    assert model["lift_over_best_pct"] == pytest.approx(rows["real+scalr"]["lift_pct"])
+    assert model["difference_ci95"][0] <= model["difference"] <= model["difference_ci95"][1]
+    assert model["cold"]["cases"] == 2

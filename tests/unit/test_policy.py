@@ -1,0 +1,95 @@
+"""A policy is followed where the settings leave a choice, and only under the settings that it was measured with."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+from conftest import write_toml
+
+from scalr_prod.errors import EvaluationError
+from scalr_prod.policy import Policy, follow_policy, logs_digest, policy_path, settings_digest
+from scalr_prod.settings import load_settings
+
+
+def policy_of(settings, **changes) -> Policy:
+    made = {
+        "model": "als",
+        "best_baseline": "popular_lately",
+        "helps": True,
+        "volume": 20,
+        "temperature": 0.5,
+        "min_lift": 0.0,
+        "align": False,
+        "weights": (0.3, 0.1, 0.0),
+        "sparse_below": 7,
+        "settings": settings_digest(settings),
+        "logs": logs_digest(settings),
+        "report": "somewhere",
+    }
+    return Policy(**made | changes)
+
+
+def test_without_a_policy_nothing_changes(settings):
+    assert follow_policy(settings) == (settings, None)
+
+
+def test_a_policy_sets_what_the_settings_leave_open(settings, caplog):
+    caplog.set_level("INFO", logger="scalr_prod")
+    policy_of(settings).write(policy_path(settings))
+    found, followed = follow_policy(settings)
+    assert (found.generation.events_per_source_event, found.generation.temperature) == (20, 0.5)
+    assert (found.generation.min_lift, found.generation.align) == (0.0, False)
+    assert found.training_set.segment_weights == (0.3, 0.1, 0.0)
+    assert found.downstream.sparse_below == 7
+    assert followed.followed
+    assert followed.overruled == []
+    assert json.loads(json.dumps(followed.to_json()))["applied"]["generation.temperature"] == 0.5
+    assert "generation.temperature = 0.5" in caplog.text
+    assert found.domains == settings.domains
+
+
+def test_what_the_settings_name_wins(two_domains, monkeypatch):
+    monkeypatch.setitem(os.environ, "SCALR_GENERATION__MIN_LIFT", "2.0")
+    settings = load_settings(
+        write_toml(two_domains, "[generation]\ntemperature = 0.9\n[training_set]\nsynthetic_weight = 0.4\n")
+    )
+    policy_of(settings).write(policy_path(settings))
+    found, followed = follow_policy(settings)
+    assert (found.generation.temperature, found.generation.min_lift) == (0.9, 2.0)
+    assert found.generation.events_per_source_event == 20
+    assert (found.training_set.synthetic_weight, found.training_set.segment_weights) == (0.4, None)
+    assert set(followed.overruled) == {"generation.temperature", "generation.min_lift", "training_set.segment_weights"}
+
+
+def test_a_policy_of_other_settings_is_not_followed(two_domains, caplog):
+    settings = load_settings(write_toml(two_domains))
+    policy_of(settings).write(policy_path(settings))
+    other = load_settings(write_toml(two_domains, '[generation]\ncontexts = "users"\n'))
+    found, followed = follow_policy(other)
+    assert found == other
+    assert not followed.followed
+    assert "run scalr evaluate again" in caplog.text
+
+
+def test_changed_logs_are_said_and_the_policy_still_holds(settings):
+    policy_of(settings, logs="of last month").write(policy_path(settings))
+    found, followed = follow_policy(settings)
+    assert found.generation.temperature == 0.5
+    assert "changed since" in followed.reason
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"weights": {"cold": "much"}}'])
+def test_a_broken_policy_is_a_clear_error(settings, text):
+    policy_path(settings).parent.mkdir(parents=True)
+    policy_path(settings).write_text(text)
+    with pytest.raises(EvaluationError, match="is no policy") as caught:
+        follow_policy(settings)
+    assert "scalr evaluate" in str(caught.value)
+
+
+def test_a_policy_is_read_as_it_was_written(settings, tmp_path):
+    written = policy_of(settings)
+    written.write(tmp_path / "a" / "policy.json")
+    assert Policy.read(tmp_path / "a" / "policy.json") == written
