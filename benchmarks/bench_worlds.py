@@ -18,14 +18,14 @@ from typing import Any
 import torch
 
 from benchmarks.worlds import World
+from scalr_prod.hashing import fold_of
 from scalr_prod.sections import HistorySettings, TranslatorSettings
-from scalr_prod.translator.evaluation import half_of_the_users
 from scalr_prod.translator.fitting import cut_at, figures_of, fit_calibration, fit_sets, rows_between
 from scalr_prod.translator.pairs import Pairs
 
 #: The reference, and a smaller world whose knobs are turned.
 LARGE = World()
-SMALL = World(users=1_500, topics=20, source_items=600, target_items=600)
+SMALL = World(users=1_000, topics=15, source_items=450, target_items=450)
 KNOBS: tuple[dict[str, Any], ...] = (
     {"signal": 0.0},
     {"signal": 0.1},
@@ -39,7 +39,7 @@ KNOBS: tuple[dict[str, Any], ...] = (
     {"source_events": 5},
     {"source_events": 60},
     {"target_events": 3},
-    {"source_items": 3_000, "target_items": 3_000},
+    {"source_items": 1_800, "target_items": 1_800},
 )
 
 
@@ -55,7 +55,7 @@ def measured(world: World, **translator: Any) -> dict[str, Any]:
     logs = world.make()
     settings: Any = SimpleNamespace(translator=TranslatorSettings(threads=1, **translator), histories=HistorySettings())
     log = logs.log(length=settings.histories.length, folds=settings.translator.folds)
-    hidden = half_of_the_users(log)
+    hidden = fold_of(log.users, 2) == 0
     begin, middle = (cut_at(log.target.time, share) for share in (0.8, 0.9))
     end = int(log.target.time.max()) + 1
     calibrated = fit_calibration(settings, log, hidden, begin, middle, lambda _: None, informed=True)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from scalr_prod.settings import Settings
     from scalr_prod.translator.log import Log
 
-__all__ = ["EvaluationReport", "evaluate", "half_of_the_users"]
+__all__ = ["EvaluationReport", "evaluate"]
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def evaluate(settings: Settings, version: int | None = None, *, progress: bool =
             where=str(found.path),
             next_step="ingest more target events, or raise translator.validation_fraction",
         )
-    cold = half_of_the_users(log)
+    cold = _half_of_the_users(log)
     steps = steps_of(settings, 2) + 1
     with (
         thread_limits(settings.translator.threads),
@@ -106,8 +106,7 @@ def evaluate(settings: Settings, version: int | None = None, *, progress: bool =
     )
 
 
-def half_of_the_users(log: Log) -> NDArray[np.bool_]:
-    """The users that an evaluation calls cold: bool [U]."""
+def _half_of_the_users(log: Log) -> NDArray[np.bool_]:
     # Bits that neither buckets nor folds look at first.
     half: NDArray[np.bool_] = (stable_hash(log.users) >> np.uint64(20)) % np.uint64(2) == 0
     return half

@@ -39,9 +39,9 @@ __all__ = ["Asked", "Information", "Nats", "measure_information", "with_historie
 MOST_EVENTS: Final = 4_000
 OTHERS: Final = 2
 RESAMPLES: Final = 2_000
-#: Another user's history is that of one of so many events before or after, in order of time.
+#: Another user's history is taken from one of so many events before or after, in order of time.
 _NEIGHBOURS: Final = 50
-_TRIES: Final = 30
+_TRIES: Final = 60
 #: A probability within this share of the prior's is at the prior.
 _AT_PRIOR: Final = 0.05
 
@@ -193,7 +193,7 @@ def _cross_fitted(
 
 
 def with_histories_of_others(contexts: Contexts, user: NDArray[np.int32], rng: np.random.Generator) -> Contexts:
-    """Each context with the history of another user's context, one of the fifty before or after it.
+    """Each context with the history of another user's context, one of the fifty before or after it if that is possible.
 
     Args:
         contexts: [R], in order of event time.
@@ -201,14 +201,14 @@ def with_histories_of_others(contexts: Contexts, user: NDArray[np.int32], rng: n
         rng: Chooses.
 
     Returns:
-        The contexts; those who have no other user near keep their own histories.
+        The contexts; if there is no other user, with their own histories.
     """
     many = len(contexts.event_time)
     own = np.arange(many)
     other = own.copy()
-    for _ in range(_TRIES):
+    for number in range(_TRIES):  # further away where one user makes nearly all events of a time
         same = np.flatnonzero(user[other] == user)
-        reach = min(_NEIGHBOURS, max(many - 1, 0))
+        reach = min(_NEIGHBOURS * 2 ** (number // 10), max(many - 1, 0))
         other[same] = (own[same] + rng.integers(-reach, reach + 1, len(same))).clip(0, max(many - 1, 0))
     return replace(
         contexts,

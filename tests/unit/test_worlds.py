@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from benchmarks.bench_worlds import measured
 from benchmarks.worlds import World
 
