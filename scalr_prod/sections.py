@@ -202,6 +202,11 @@ class QualitySettings(_Section):
     max_quarantine_share: float = Field(default=0.05, ge=0, le=1)
     max_bucket_distance: float = Field(default=0.8, gt=0, le=1, description="total variation from the real value buckets")
     min_source_coverage: float = Field(default=0.01, ge=0, le=1, description="share of contexts with a translation")
+    min_information: float = Field(
+        default=0.001,
+        ge=0,
+        description="nats a target event that source histories must say at least, by the interval's lower end; 0: off",
+    )
 
 
 class PublicationSettings(_Section):

@@ -66,6 +66,17 @@ def make_lake(lake: Lake, source: list | None = None, target: list | None = None
         lake.append(Table.TARGET_ITEMS, pa.table([list(items), none, none, none], schema=schema), key="items")
 
 
+#: What training would have measured of a translator that knows something.
+INFORMED = {
+    "events": 400,
+    "users": 100,
+    "own_over_others": {"nats": 0.4, "ci99": [0.3, 0.5]},
+    "later_events": 90,
+    "over_popularity": {"nats": 0.2, "ci99": [0.15, 0.25]},
+    "others_over_popularity": {"nats": -0.2, "ci99": [-0.25, -0.15]},
+    "draw_nats": 0.2,
+    "draws_at_prior": 0.1,
+}
 #: Settings of a gate that puts bad rows aside.
 QUARANTINE = '[quality]\npolicy = "quarantine"\nmax_quarantine_share = 0.2\n'
 #: Here u0 consumed ``eaten`` at hour 20, ``late`` is first seen at hour 90, ``unseen`` is in the catalogue only, and ``hidden``
@@ -115,6 +126,7 @@ class Handmade:
         seed: int = 0,
         generated: bool = True,
         candidates: pd.DataFrame | None = None,
+        metrics: dict[str, Any] | None = None,
         **generation: Any,
     ) -> RunSpec:
         """A run in the ledger, with run.json and candidates on disk."""
@@ -138,7 +150,12 @@ class Handmade:
         )
         with Ledger.open(self.settings) as ledger:
             ledger.record_model_version(
-                version, path="", sha256="0" * 64, fingerprint=until.isoformat(), trained_until=until, metrics={}
+                version,
+                path="",
+                sha256="0" * 64,
+                fingerprint=until.isoformat(),
+                trained_until=until,
+                metrics={"information": INFORMED} if metrics is None else metrics,
             )
             ledger.begin_run(spec)
             folder = run_folder(self.settings, spec.run_id)

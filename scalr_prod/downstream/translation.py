@@ -195,7 +195,7 @@ def publish_draw(scene: Scene, how: Draw, *, progress: bool = False) -> tuple[In
 
 
 def with_draw(settings: Settings, how: Draw) -> Settings:
-    """The settings of a run that draws so."""
+    """The settings of a run that draws so; whether there is anything to translate is for the evaluation to say, not for the gate."""
     generation = settings.generation.model_copy(
         update={
             "events_per_source_event": how.volume,
@@ -205,4 +205,5 @@ def with_draw(settings: Settings, how: Draw) -> Settings:
             "seed": how.seed,
         }
     )
-    return settings.model_copy(update={"generation": generation})
+    quality = settings.quality.model_copy(update={"min_information": 0.0})
+    return settings.model_copy(update={"generation": generation, "quality": quality})

@@ -14,6 +14,7 @@ from scalr_prod.progress import counting
 from scalr_prod.quality.accept import write_accepted, write_quarantine
 from scalr_prod.quality.audit import auditing
 from scalr_prod.quality.expectations import inspecting
+from scalr_prod.quality.information import information_figures, information_rules, next_step_of
 from scalr_prod.quality.inspections import inspect_columns, inspect_figures, inspect_rows
 from scalr_prod.quality.report import GateReport, refusal
 from scalr_prod.quality.rules import row_rules, run_rules
@@ -101,6 +102,7 @@ def _inputs(settings: Settings, spec: RunSpec, record: ModelVersion | None, file
         "candidates": {path.name: sha256_of(path) for path in files},
         "quality": settings.quality.model_dump(mode="json"),
         "translator": None if record is None else [record.sha256, record.trained_until.isoformat()],
+        "information": information_figures(record),
     }
 
 
@@ -141,7 +143,9 @@ def _audit(settings: Settings, spec: RunSpec, record: ModelVersion | None, folde
             severity: Literal["warning", "critical"] = "warning" if quality.policy == "quarantine" else "critical"
             by_row = inspect_rows(inspector, _SUITE, spec.run_id, audit.judged, severity=severity)
             figures = audit.figures() | {"translator_facts_differing": _differing(spec, record)}
+            figures |= information_figures(record)
             bounds = run_rules(spec, quality, events_per_source_event=asked["events_per_source_event"])
+            bounds += information_rules(quality, record)
             by_run = inspect_figures(inspector, _SUITE, spec.run_id, figures, bounds)
             rows, good = audit.judged.counts()
             passed = all(rule.success for rule in by_run) and (quality.policy == "quarantine" or good == rows)
@@ -196,6 +200,7 @@ def _refusal(report: GateReport, run_id: str) -> QualityGateFailed:
         next_step = "lower [generation] min_lift, or widen its window; then run: scalr generate"
     else:
         found = refusal(report)
+        next_step = next_step_of(report, next_step)
     error = QualityGateFailed(found, where=report.docs, next_step=next_step)
     error.at(run_id=run_id)
     return error

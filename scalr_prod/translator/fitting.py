@@ -14,6 +14,7 @@ from scalr_prod.errors import TranslatorError
 from scalr_prod.translator import tastes
 from scalr_prod.translator.calibration import TABLES, calibrate, neutral
 from scalr_prod.translator.estimators import SCORED, module_of, popularity
+from scalr_prod.translator.information import Asked, Information, measure_information
 from scalr_prod.translator.metrics import Figures, measure
 from scalr_prod.translator.mixture import MEMBERS, weight_names
 from scalr_prod.translator.module import TranslatorModule
@@ -36,10 +37,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Calibrated:
-    """Tables by name, ready to travel with any parameter sets of the same recipe, and the figures on the slice they came from."""
+    """Tables by name, ready to travel with any parameter sets of the same recipe, and what is known of the slice they came from.
+
+    Attributes:
+        tables: By name.
+        figures: Every member's, see `figures_of`.
+        information: What source histories say of the slice's events; None where it was not asked for.
+    """
 
     tables: dict[str, torch.Tensor]
     figures: dict[str, dict[str, Figures]]
+    information: Information | None = None
 
     def weights(self) -> dict[str, dict[str, float]]:
         """The mixture's weights by name, for users with and without target events in training (``all``, ``held_out``)."""
@@ -124,10 +132,13 @@ def fit_calibration(
     end: int,
     done: Callable[[int], None],
     workers: Workers = ALONE,
+    *,
+    informed: bool = False,
 ) -> Calibrated:
     """Fit one set before ``begin`` without the held-out users' target events, and its calibration on ``[begin, end)``.
 
     The held-out users are of all folds: what they teach can weigh every fold's set, each without the fold's own users.
+    With ``informed``, measure as well what the held-out users' source histories say.
 
     Raises:
         TranslatorError: One of the two slices is empty.
@@ -141,8 +152,21 @@ def fit_calibration(
     tables = calibrate(
         module, contexts, labels, held_out[user], seed=settings.translator.seed, fold=log.fold[user], workers=workers
     )
+    figures = figures_of(settings, log, pairs, tensors | tables, rows, held_out, workers)
+    information = None
+    if informed:
+        later = Asked(contexts, labels, user, held_out[user])
+        everything = _asked_of(log, pairs, np.flatnonzero(held_out[log.target.user] & (log.target.time < end)))
+        seed = settings.translator.seed
+        information = measure_information(tensors, metadata_of(settings, pairs, 0), everything, later, seed=seed)
     done(1)
-    return Calibrated(tables, figures_of(settings, log, pairs, tensors | tables, rows, held_out, workers))
+    return Calibrated(tables, figures, information)
+
+
+def _asked_of(log: Log, pairs: Pairs, rows: NDArray[np.int64]) -> Asked:
+    """Events of held-out users, at their positions in ``log.target``."""
+    contexts, labels = contexts_at(log, rows, source_index=pairs.source_index, target_index=pairs.target_index)
+    return Asked(contexts, labels, log.target.user[rows], np.ones(len(rows), dtype=bool))
 
 
 def rows_between(log: Log, begin: int, end: int) -> NDArray[np.int64]:

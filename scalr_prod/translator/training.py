@@ -31,8 +31,8 @@ __all__ = ["TrainReport", "train"]
 
 logger = logging.getLogger(__name__)
 
-#: Changes whenever the same data and settings would give other tensors.
-RECIPE: Final = 6
+#: Changes whenever the same data and settings would give other tensors, or other metrics that the gate looks at.
+RECIPE: Final = 7
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _train(
     with counting("translator", show=progress, total=steps, unit=f"of {steps} fits") as done:
         # Calibrated as it will be used: as many users as a fold has are unknown to the parameters, the others are not.
         begin = cut_at(log.target.time, 1 - settings.translator.validation_fraction)
-        calibrated = fit_calibration(settings, log, log.one_in(folds), begin, everything, done, side_by_side)
+        calibrated = fit_calibration(settings, log, log.one_in(folds), begin, everything, done, side_by_side, informed=True)
         held_out = {fold: log.fold == fold for fold in range(-1, folds)}
         tensors = fit_sets(pairs, held_out, done, side_by_side) | calibrated.tables
     metrics = {
@@ -135,6 +135,8 @@ def _train(
         "to": until.isoformat(),
         **{group: {name: row.to_json() for name, row in rows.items()} for group, rows in calibrated.figures.items()},
     }
+    if calibrated.information is not None:
+        metrics["information"] = calibrated.information.to_json()
     manifest = {
         "fingerprint": fingerprint,
         "trained_until": until.isoformat(),

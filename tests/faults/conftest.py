@@ -26,6 +26,7 @@ startup_timeout_s = 240
 workers = 1
 [quality]
 max_bucket_distance = 0.9
+min_information = 0
 """
 
 

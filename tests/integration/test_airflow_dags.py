@@ -62,7 +62,7 @@ class Airflow:
 def project(make_project, tmp_path_factory):
     extra = (
         '[serving]\nscorer = "local"\nthreads = 1\n[compute]\nworkers = 1\n'
-        "[training_set]\nnegatives_per_event = 1\n[quality]\nmax_bucket_distance = 1.0\n"
+        "[training_set]\nnegatives_per_event = 1\n[quality]\nmax_bucket_distance = 1.0\nmin_information = 0\n"
     )
     return make_project(tmp_path_factory.mktemp("logs"), extra, users=120)
 

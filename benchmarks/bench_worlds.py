@@ -1,0 +1,88 @@
+"""The translator in worlds whose translation is known: what share of the oracle's nats it recovers, knob by knob.
+
+Each world is fitted and measured as `scalr translator evaluate` does it: parameters on the first eight tenths of the target events, without
+those of half of the users; weights on the next tenth; figures on the last tenth. Nats are the mean -log P(item) of the hidden users'
+events there, over the items seen before. ``recovered`` is (popularity - mixture) / (popularity - oracle). ``information`` is what
+`scalr_prod.translator.information` measures, by which the gate accepts or refuses a run.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from benchmarks.worlds import World
+from scalr_prod.hashing import fold_of
+from scalr_prod.sections import HistorySettings, TranslatorSettings
+from scalr_prod.translator.fitting import cut_at, figures_of, fit_calibration, fit_sets, rows_between
+from scalr_prod.translator.pairs import Pairs
+
+#: The reference, and a smaller world whose knobs are turned.
+LARGE = World()
+SMALL = World(users=1_000, topics=15, source_items=450, target_items=450)
+KNOBS: tuple[dict[str, Any], ...] = (
+    {"signal": 0.0},
+    {"signal": 0.1},
+    {"signal": 0.3},
+    {},
+    {"signal": 0.9},
+    {"drift": 1.0},
+    {"overlap": 0.5},
+    {"late": 0.5},
+    {"repeats": 0.3},
+    {"source_events": 5},
+    {"source_events": 60},
+    {"target_events": 3},
+    {"source_items": 1_800, "target_items": 1_800},
+)
+
+
+def main() -> dict:
+    torch.set_num_threads(1)
+    worlds = {_named(knobs): replace(SMALL, **knobs) for knobs in KNOBS} | {"large": LARGE}
+    return {name: measured(world) for name, world in worlds.items()}
+
+
+def measured(world: World, **translator: Any) -> dict[str, Any]:
+    """Nats of the members, of both oracles and of chance, for users without target history in training."""
+    started = time.process_time()
+    logs = world.make()
+    settings: Any = SimpleNamespace(translator=TranslatorSettings(threads=1, **translator), histories=HistorySettings())
+    log = logs.log(length=settings.histories.length, folds=settings.translator.folds)
+    hidden = fold_of(log.users, 2) == 0
+    begin, middle = (cut_at(log.target.time, share) for share in (0.8, 0.9))
+    end = int(log.target.time.max()) + 1
+    calibrated = fit_calibration(settings, log, hidden, begin, middle, lambda _: None, informed=True)
+    pairs = Pairs.of(log, middle, settings.translator, popularity_until=end)
+    tensors = fit_sets(pairs, {-1: hidden}, lambda _: None) | calibrated.tables
+    cold = figures_of(settings, log, pairs, tensors, rows_between(log, middle, end), hidden)["cold"]
+    oracles = logs.oracles(middle, end)
+    asked = hidden[logs.target.user[oracles.rows]]
+    assert asked.sum() == cold["mixture"].eligible, "the oracle is asked about the same events"
+    nats = {"uniform": float(oracles.uniform[asked].mean())} | {name: row.nll for name, row in cold.items()}
+    nats |= {"oracle": float(oracles.oracle[asked].mean()), "knowing_oracle": float(oracles.knowing[asked].mean())}
+    gain, most = nats["popularity"] - nats["mixture"], nats["popularity"] - nats["oracle"]
+    assert calibrated.information is not None
+    return {
+        "world": {name: getattr(world, name) for name in ("users", "topics", "target_items")} | world.changed(),
+        "events": int(asked.sum()),
+        "nats": {name: round(value, 3) for name, value in nats.items()},
+        "gained": round(gain, 3),
+        "recovered": round(gain / most, 3) if world.signal else None,
+        "information": calibrated.information.to_json(),
+        "cpu_seconds": round(time.process_time() - started, 1),
+    }
+
+
+def _named(knobs: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in knobs.items()) or "base"
+
+
+if __name__ == "__main__":
+    print(json.dumps(main() if len(sys.argv) == 1 else measured(replace(SMALL, **json.loads(sys.argv[1]))), indent=2))

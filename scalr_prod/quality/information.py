@@ -1,0 +1,83 @@
+"""A bound on what the run's translator was measured to know, see `scalr_prod.translator.information`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from scalr_prod.quality.inspections import FigureRule
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from scalr_prod.ledger import ModelVersion
+    from scalr_prod.quality.report import GateReport
+    from scalr_prod.sections import QualitySettings
+
+__all__ = ["information_figures", "information_rules", "next_step_of"]
+
+#: An interval that resamples fewer users than this is no interval.
+FEWEST_USERS: Final = 20
+
+
+def information_figures(record: ModelVersion | None) -> dict[str, Any]:
+    """What the ledger recorded when the run's translator was trained; zeros where nothing was measured."""
+    found = _recorded(record)
+    figures: dict[str, Any] = {"information_users": int(found.get("users", 0))}
+    for name in ("own_over_others", "over_popularity", "others_over_popularity"):
+        figures[f"nats_{name}"] = float(found[name]["nats"]) if found else 0.0
+    low = float(found["own_over_others"]["ci99"][0]) if found else 0.0
+    return figures | {"nats_own_over_others_low": low, "draws_at_prior": float(found.get("draws_at_prior", 1.0))}
+
+
+def information_rules(quality: QualitySettings, record: ModelVersion | None) -> list[FigureRule]:
+    """The rules; none where ``min_information`` is 0."""
+    if not quality.min_information:
+        return []
+    return [
+        FigureRule(
+            "information_was_measured",
+            f"what source histories say was measured at training on at least {FEWEST_USERS} held-out users",
+            "information_users",
+            low=FEWEST_USERS,
+        ),
+        FigureRule(
+            "information_of_source_histories",
+            f"with 99 % confidence, a user's source history says at least {quality.min_information:g} nats more of a target event than "
+            f"other users' histories do; {_measured(_recorded(record))}",
+            "nats_own_over_others_low",
+            low=quality.min_information,
+        ),
+    ]
+
+
+def next_step_of(report: GateReport, otherwise: str) -> str:
+    """What to do where rules of this module were broken, alone or beside others."""
+    broken = [rule.rule.startswith("information_") for rule in report.failures]
+    if not any(broken):
+        return otherwise
+    return _NEXT_STEP if all(broken) else f"{otherwise}; for information_*: {_NEXT_STEP}"
+
+
+_NEXT_STEP: Final = (
+    "check that user ids name the same people in both logs, and add shared users or events "
+    "(a translator of an earlier package was not measured: run scalr translator train). "
+    "To publish events without information on purpose, set [quality] min_information = 0"
+)
+
+
+def _recorded(record: ModelVersion | None) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = {} if record is None else record.metrics.get("information") or {}
+    return found
+
+
+def _measured(found: Mapping[str, Any]) -> str:
+    if not found:
+        return "nothing was measured"
+    own, popularity, others = (
+        "{:+.3f} [{:+.3f}, {:+.3f}]".format(found[name]["nats"], *found[name]["ci99"])
+        for name in ("own_over_others", "over_popularity", "others_over_popularity")
+    )
+    return (
+        f"measured {own} on {found['events']} events of {found['users']} users; over popularity {popularity} with their own "
+        f"histories, {others} with others'; {found['draws_at_prior']:.0%} of draws are at the prior"
+    )

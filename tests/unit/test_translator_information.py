@@ -1,0 +1,78 @@
+"""What source histories say is told from what is popular, from the time, and from users whom the parameters know."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.worlds import World
+from scalr_prod.sections import HistorySettings, TranslatorSettings
+from scalr_prod.translator.contexts import Contexts
+from scalr_prod.translator.fitting import cut_at, fit_calibration
+from scalr_prod.translator.information import Information, with_histories_of_others
+
+LEAN = {"estimators": ("popularity", "frequency", "linear")}
+
+
+def contexts(user: np.ndarray, time: np.ndarray) -> Contexts:
+    """Each with a history of one event that names its user."""
+    rows = len(user)
+    return Contexts(
+        history_items=(user[:, None] + 1).astype(np.int32),
+        history_ages=np.zeros((rows, 1), dtype=np.float32),
+        history_end=time - 1,
+        event_time=time,
+        fold=np.full(rows, -1, dtype=np.int32),
+        noise_key=np.arange(rows, dtype=np.int64),
+        exclude=np.empty((rows, 0), dtype=np.int32),
+    )
+
+
+def test_every_event_gets_the_history_of_another_user_near_in_time():
+    rng = np.random.default_rng(0)
+    user = rng.integers(0, 30, 4_000).astype(np.int32)
+    user[:400] = np.where(rng.random(400) < 0.9, 7, user[:400])  # one user makes nearly all events of a time
+    time = np.arange(4_000, dtype=np.int64) * 1_000
+    own = contexts(user, time)
+    other = with_histories_of_others(own, user, rng)
+    assert (other.history_items[:, 0] != own.history_items[:, 0]).all()
+    assert (other.history_end <= other.event_time).all()
+    assert (np.abs(other.history_end - own.history_end)[500:] <= 50_000).all()
+    np.testing.assert_array_equal(other.event_time, own.event_time)
+
+
+def test_who_is_alone_keeps_the_own_history():
+    user = np.zeros(5, dtype=np.int32)
+    own = contexts(user, np.arange(5, dtype=np.int64))
+    np.testing.assert_array_equal(
+        with_histories_of_others(own, user, np.random.default_rng(0)).history_items, own.history_items
+    )
+
+
+def information(world: World, **options) -> Information:
+    torch.set_num_threads(1)
+    settings = SimpleNamespace(translator=TranslatorSettings(threads=1, **LEAN | options), histories=HistorySettings())
+    log = world.make().log(length=20, folds=3)
+    begin, end = cut_at(log.target.time, 0.9), int(log.target.time.max()) + 1
+    return fit_calibration(settings, log, log.fold == 0, begin, end, lambda _: None, informed=True).information
+
+
+@pytest.mark.slow
+def test_a_tenth_of_a_nat_is_told_from_chance_and_the_same_is_found_again():
+    world = World(signal=0.2, users=1_500, topics=8, source_items=64, target_items=64)  # .11 nats for the oracle
+    found = information(world)
+    assert found.own_over_others.low > 0.02
+    assert found.over_popularity.high > 0 > found.others_over_popularity.low
+    assert found.to_json() == information(world).to_json()
+
+
+@pytest.mark.slow
+def test_users_whom_the_parameters_know_are_not_asked():
+    """Users repeat themselves, and source and target have nothing to do with each other: parameters know users by their source."""
+    world = World(signal=0.0, repeats=0.5, users=800, topics=10, source_items=300, target_items=300)
+    found = information(world)
+    assert found.own_over_others.low < 0.001
+    assert found.own_over_others.high < 0.05
