@@ -11,12 +11,13 @@ import logging
 import sys
 from datetime import datetime  # noqa: TC003 - Typer reads it at run time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from scalr_prod import __version__
 from scalr_prod.errors import ScalrError
+from scalr_prod.serving.virtualenvs import Torch  # noqa: TC001 - Typer reads it at run time
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,7 +45,6 @@ app.add_typer(triton_app, name="triton")
 app.add_typer(dataset_app, name="dataset")
 app.add_typer(runs_app, name="runs")
 
-Torch = Literal["auto", "cpu", "cuda"]
 Config = Annotated[Path, typer.Option("--config", "-c", help="The project's settings.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Version = Annotated[int | None, typer.Option("--version", help="Translator version; default: the latest trained.")]

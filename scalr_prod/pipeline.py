@@ -175,17 +175,19 @@ def run_pipeline(settings: Settings, *, progress: bool = False) -> PipelineRepor
     Raises:
         ScalrError: Any stage's, with the stage and the run named.
     """
+    from scalr_prod.serving import require_environment
+
+    with stage("serving"):  # it is needed last, after minutes of work: asked for before seconds of imports
+        require_environment(settings)
+
     from scalr_prod.feast_store import apply_feature_repo
     from scalr_prod.generation import plan_run
     from scalr_prod.histories import build_histories
     from scalr_prod.ingest import ingest
     from scalr_prod.policy import follow_policy
-    from scalr_prod.serving import require_environment
     from scalr_prod.training_set import build_training_set
     from scalr_prod.translator import train
 
-    with stage("serving"):  # it is needed last, after minutes of work
-        require_environment(settings)
     record = _Record()
     record.do("ingest", lambda: ingest(settings, progress=progress))
     record.do("histories", lambda: build_histories(settings, progress=progress))

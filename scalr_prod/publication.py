@@ -148,15 +148,15 @@ def _settled(lake: Lake, ledger: Ledger, run_id: str) -> PublicationReport | Non
             cause="publish: found in the lake's log after an interruption",
         )
         outcome = "recovered"
-    # Whoever replaced it since may have died before the ledger knew: the view itself is asked.
-    return _report(last, outcome) if _stands(lake, last) else None
+    return None if _replaced(lake, ledger, last) else _report(last, outcome)
 
 
-def _stands(lake: Lake, publication: Publication) -> bool:
-    """Whether the view still holds all that was published."""
+def _replaced(lake: Lake, ledger: Ledger, publication: Publication) -> bool:
+    """Whether other runs have taken rows of a publication's window. One that died before the ledger knew shows in the view."""
     if lake.version(_VIEW) == publication.delta_version:
-        return True
-    return _rows_by_run(lake, publication.start, publication.end).get(publication.run_id, 0) == publication.rows
+        return False
+    rows = _rows_by_run(lake, publication.start, publication.end)
+    return rows.pop(publication.run_id, 0) != publication.rows and bool(rows or ledger.replaced_since(publication))
 
 
 def _commit_run(settings: Settings, lake: Lake, ledger: Ledger, lease: Lease, run_id: str) -> PublicationReport:

@@ -55,6 +55,17 @@ def test_publishing_again_changes_nothing(project):
         assert len(ledger.publications(spec.run_id)) == 1
 
 
+def test_rows_that_were_taken_out_by_hand_do_not_come_back(project):
+    """A user's rows that were erased, for one: nobody has replaced them."""
+    spec = project.accepted()
+    publish(project.settings, spec.run_id)
+    project.lake.delete(VIEW, "user_id = 'u3'", key="erased")
+    held = project.held()[spec.run_id]
+    assert held < 200
+    assert publish(project.settings, spec.run_id).outcome == "already_published"
+    assert project.held() == {spec.run_id: held}
+
+
 def test_another_run_of_the_window_replaces_it_and_can_be_replaced_in_turn(project):
     first, second = project.accepted(seed=1), project.accepted(seed=2)
     publish(project.settings, first.run_id)

@@ -91,7 +91,7 @@ def test_the_cutoff_is_the_latest_as_of_of_what_was_published(project, settings_
 RETRIED = {
     "UnreadableInput", "CommitFailed", "CommitOutcomeUnknown", "LedgerError", "FeatureStoreError", "ServingError",
     "ScoringError", "ServerUnreachable", "ModelNotReady", "ModelVersionMismatch", "MalformedResponse", "LeaseHeld",
-    "DeadlineExceeded", "SchedulerUnreachable",
+    "LeaseLost", "QualityError", "DeadlineExceeded", "SchedulerUnreachable",
 }  # fmt: skip
 
 
