@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -62,8 +63,9 @@ class EvaluationReport:
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {"cutoff": self.cutoffs[0]} | dict(vars(self))
+        """Plain JSON values; null for what is infinite (no decay) or undefined (a lift over 0)."""
+        found: dict[str, Any] = _finite({"cutoff": self.cutoffs[0]} | dict(vars(self)))
+        return found
 
     def for_people(self) -> dict[str, Any]:
         """What fits on a screen: one line an arm, and λ by family."""
@@ -173,6 +175,14 @@ def write_report(report: EvaluationReport, folder: Path) -> None:
             ]
     names = ("arm", "model", "slice", "metric", "value")
     pq.write_table(pa.table(dict(zip(names, map(list, zip(*flat, strict=True)), strict=True))), folder / "arms.parquet")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _line(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -153,8 +153,8 @@ class Tuner:
         return ("popular_lately", listed) if listed.mean() > real.mean() else ("real", real)
 
     def _rival(self) -> Choice:
-        """As many fits as the model for real events alone had, beside those of the source weight."""
-        return self._searched(RIVAL, self.real(), [SOURCE_WEIGHT, *knobs_of(self.family), BOOST])
+        """All settings of the model again, since those for one domain need not suit two, and the source weight before and after."""
+        return self._searched(RIVAL, self.real(), [SOURCE_WEIGHT, *knobs_of(self.family), SOURCE_WEIGHT, BOOST])
 
     def _synthetic(self, arm: str) -> Choice:
         wanted, real = self.settings.downstream, self.real()

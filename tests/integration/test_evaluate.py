@@ -98,7 +98,7 @@ def test_the_report_has_every_arm_with_its_interval(half_cold):
     assert policy.weights == tuple(chosen["lambda"].values())
     assert (policy.volume, policy.temperature) == (chosen["draw"]["volume"], chosen["draw"]["temperature"])
     assert follow_policy(settings)[0].training_set.segment_weights == policy.weights
-    assert json.loads(json.dumps(report.to_json()))
+    assert json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert report.choices["als"]["validation"]["windows"] == 2
     shown = report.for_people()
     assert "fits" in shown["budget"]["als"]

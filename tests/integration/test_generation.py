@@ -25,6 +25,7 @@ from scalr_prod.generation import GenerationReport, generate, plan_run
 from scalr_prod.generation.parts import part_path
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger, RunSpec, RunState, run_folder
+from scalr_prod.policy import Policy, logs_digest, policy_path, settings_digest
 from scalr_prod.settings import load_settings
 
 pytestmark = pytest.mark.slow
@@ -232,6 +233,7 @@ def test_a_causal_run_over_the_next_day(config, here):
 DRIVER = """
 import sys
 from scalr_prod.generation import generate, plan_run
+from scalr_prod.policy import Policy, logs_digest, policy_path, settings_digest
 from scalr_prod.settings import load_settings
 if __name__ == "__main__":
     settings = load_settings(
@@ -320,3 +322,28 @@ def test_a_task_s_own_error_reaches_the_user_unchanged(config, here, made):
         weights.write_bytes(whole)
     with Ledger.open(settings) as ledger:
         assert ledger.run(spec.run_id).state is RunState.GENERATING
+
+
+def test_a_run_follows_the_policy_where_the_settings_leave_a_choice(config, here):
+    """An evaluation decided on three events at T = .5; the settings name the filter themselves."""
+    from scalr_prod.pipeline import generate_run
+
+    settings = load_settings(
+        config,
+        generation={"partitions": 2, "min_lift": 0.5},
+        compute={"workers": 1, "dask": here},
+        serving={"scorer": "local", "threads": 2},
+    )
+    policy = Policy(
+        model="als", best_baseline="popular_lately", helps=True, volume=3, temperature=0.5, min_lift=0.0, align=False,
+        weights=(0.3, 0.3, 0.0), sparse_below=5, settings=settings_digest(settings), logs=logs_digest(settings), report="",
+    )  # fmt: skip
+    policy.write(policy_path(settings))
+    try:
+        report = generate_run(settings, version=1)
+    finally:
+        policy_path(settings).unlink()
+    with Ledger.open(settings) as ledger:
+        used = ledger.run(report.run_id).spec.settings["generation"]
+    assert (used["events_per_source_event"], used["temperature"], used["min_lift"], used["align"]) == (3, 0.5, 0.5, False)
+    assert report.drawn == 3 * report.contexts

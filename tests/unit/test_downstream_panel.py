@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from scalr_prod.downstream.panel import Panel
-from scalr_prod.downstream.report import summarise, verdict_of
+from scalr_prod.downstream.report import EvaluationReport, summarise, verdict_of
 
 DISCOUNT = 1 / np.log2(np.arange(2, 5))
 
@@ -61,6 +62,22 @@ def test_hits_add_up_to_each_cases_mean_over_seeds(panel):
     assert by_case == pytest.approx(panel.metric(FOUND, "ndcg"))
     assert by_case == pytest.approx([(1 + DISCOUNT[1]) / 2, DISCOUNT[1] / 2, 1 + DISCOUNT[1] / 2, 0])
     assert set(hits.item[hits.row == 0]) == {1, 4}
+
+
+def test_the_report_is_json_that_any_reader_takes():
+    report = EvaluationReport(
+        cutoffs=["2024-01-01T00:00:00+00:00"], cold_fraction=0.0, users={"all": 1}, arms=[{"lift_pct": float("nan")}], verdict={},
+        choices={"als": {"options": {"half_life": float("inf")}, "weights": (0.1, 0.0)}}, budget={}, runs=[], path="", policy=None,
+        complete=True, seconds=1.0,
+    )  # fmt: skip
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    found = json.loads(json.dumps(report.to_json()), parse_constant=refuse)
+    assert found["choices"]["als"] == {"options": {"half_life": None}, "weights": [0.1, 0.0]}
+    assert found["arms"] == [{"lift_pct": None}]
+    assert found["cutoff"] == found["cutoffs"][0]
 
 
 def test_rows_and_verdict_pool_the_cutoffs(panel):
