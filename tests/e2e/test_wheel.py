@@ -28,6 +28,7 @@ events = "dishes.csv"
 folds = 2
 dim = 16
 epochs = 2
+threads = 1
 """
 
 
