@@ -85,8 +85,8 @@ def direction(source: str, target: str, scratch: Path) -> dict:
 def slim(report: dict) -> dict:
     """What is worth keeping of a report: no trace of the search, four significant digits."""
     for choice in report["choices"].values():
-        for one in choice["arms"].values():
-            one["validation"].pop("tried", None)
+        for one in (choice, *choice["arms"].values()):
+            one["validation"].pop("tried")
     runs = [{"draw": run["draw"], "events": run["events"], "diagnostics": run["diagnostics"]} for run in report["runs"]]
     return _rounded({key: value for key, value in report.items() if key != "path"} | {"runs": runs})
 
