@@ -30,8 +30,8 @@ def information_figures(record: ModelVersion | None) -> dict[str, Any]:
 
 
 def information_rules(quality: QualitySettings, record: ModelVersion | None) -> list[FigureRule]:
-    """The rules; none where ``min_information`` is 0."""
-    if not quality.min_information:
+    """The rules; none if ``min_information`` is 0, or if the ledger has no record of the translator, which another rule refuses."""
+    if record is None or not quality.min_information:
         return []
     return [
         FigureRule(

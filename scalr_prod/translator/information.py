@@ -172,7 +172,6 @@ def _cross_fitted(
     """
     rows = _measurable(module, asked, rng)
     measured = asked.take(rows[np.argsort(asked.contexts.event_time[rows], kind="stable")])
-    others = [with_histories_of_others(measured.contexts, measured.user, rng) for _ in range(OTHERS)]
     whose = np.unique(measured.user)
     first = rng.permutation(whose)[: len(whose) // 2]
     found = [np.zeros(len(rows)) for _ in range(5)]
@@ -186,7 +185,10 @@ def _cross_fitted(
         nobody = np.zeros(len(fitted.user), dtype=bool)
         tables = calibrate(module, fitted.contexts, fitted.labels, nobody, seed=seed)
         calibrated = TranslatorModule(tensors | tables, metadata)
-        said = _say(calibrated, measured.take(chosen), [other.take(chosen) for other in others])
+        mine = measured.take(chosen)
+        # Others of the same half: to histories of the other half the weights have been fitted.
+        others = [with_histories_of_others(mine.contexts, mine.user, rng) for _ in range(OTHERS)]
+        said = _say(calibrated, mine, others)
         for kept, new in zip(found, said, strict=True):
             kept[chosen] = new
     return _Said(measured.user, *found)

@@ -46,7 +46,7 @@ def test_a_strong_signal_is_recovered():
 @pytest.mark.parametrize("knobs", [{}, {"drift": 1.0, "repeats": 0.3}], ids=str)
 def test_without_a_signal_nothing_is_found_and_nothing_is_lost(knobs):
     found = measured(World(signal=0.0, **SMALL | knobs), **LEAN)
-    assert found["gained"] > -0.02
+    assert found["gained"] > -0.05  # from some 400 events weights are not told to be 0 exactly
     low, high = found["information"]["own_over_others"]["ci99"]
     assert low < 0.001
     assert high < 0.1
