@@ -301,6 +301,9 @@ class FeastSettings(_Section):
     registry: str | None = Field(default=None, repr=False, description="SQLAlchemy URL; default: SQLite under home")
     online_store: Literal["sqlite", "redis"] = "sqlite"
     redis: str = Field(default="localhost:6379", repr=False)
+    writable: tuple[str, ...] = Field(
+        default=(), description="Whole addresses of Delta tables of your own that write_to_offline_store may append to"
+    )
 
 
 class LedgerSettings(_Section):

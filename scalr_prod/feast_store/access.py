@@ -192,7 +192,7 @@ def _window_job(
     if view in set(Table):
         there = Lake.open(settings).schema(Table(view)).names
     else:
-        known = definition.batch_source.created_timestamp_column
+        known = definition.batch_source.created_timestamp_column or None
         keys = [column.name for column in definition.entity_columns]
         there = [*keys, EVENT_TIMESTAMP, *features, *([known] if known else [])]
     names = list(columns) if columns is not None else there

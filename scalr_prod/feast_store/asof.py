@@ -1,16 +1,17 @@
 """The point-in-time join: for each spine row, the newest feature row that had happened and was known by then.
 
-A feature row is visible to a spine row at time T if ``event <= T`` and ``created <= K``, where K is a fixed knowledge time
-or, by default, T itself. Of the visible rows the one with the greatest (event, created) counts. One ASOF join cannot say that:
-the latest row may not be known yet, and must not hide an older one that is. So the feature rows are first reduced to those
-that can ever be an answer, each from the moment at which it becomes visible, ``seen = greatest(event, created)``:
+A feature row is visible to a spine row at time T if ``event <= T`` and ``created <= K``, where K is T itself, or a fixed
+knowledge time, or the earlier of the two. Of the visible rows the one with the greatest (event, created) counts. One ASOF
+join cannot say that: the latest row may not be known yet, and must not hide an older one that is. So the feature rows are
+first reduced to those that can ever be an answer, each from the moment at which it becomes visible,
+``seen = greatest(event, created)``:
 
 * of all rows of an entity with the same ``seen``, the one with the greatest (event, created);
 * of these, only those whose event is not older than that of any row seen before: an older row that becomes known late never
   replaces a newer one that is known already.
 
 After that an ASOF join on ``seen`` is exact. Where no row is late (``created <= event`` everywhere), the second step falls
-away. With a fixed K the rows created after K are left out, and ``seen`` is the event's time.
+away. With a fixed K the rows created after K are left out; where T sets no limit, ``seen`` is the event's time.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from scalr_prod.feast_store.scan import quote
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import pyarrow as pa
+
     from scalr_prod.feast_store.scan import Scan
 
-__all__ = ["ROW", "SPINE", "TIME", "ViewJoin", "join_sql", "match"]
+__all__ = ["ROW", "SPINE", "TIME", "ViewJoin", "clocks_sql", "join_sql", "match", "tie_breakers", "withheld"]
 
 #: The spine's table in the connection and its row number.
 SPINE = "spine"
@@ -45,9 +48,12 @@ class ViewJoin:
         scan: Where its rows are.
         keys: (column, SQL of the spine's key, where the spine is called ``s``) of each join key.
         event: Column of the event's time.
-        created: Column of the knowledge time, if there is one.
+        created: Column of the creation time, if there is one.
         features: (column, name in the result).
+        ties: Columns that decide, in this order, between rows with both clocks equal.
         ttl_us: A row older than this at the spine's time counts as absent; 0: never.
+        by_spine: Whether a row counts only from its creation time on.
+        known_by_us: Rows created after this are left out, µs since 1970; None: none are.
     """
 
     scan: Scan
@@ -55,31 +61,76 @@ class ViewJoin:
     event: str
     created: str | None
     features: tuple[tuple[str, str], ...]
+    ties: tuple[str, ...] = ()
     ttl_us: int = 0
+    by_spine: bool = True
+    known_by_us: int | None = None
 
 
-def match(connection: Any, view: ViewJoin, number: int, known_by_us: int | None) -> None:
+def match(connection: Any, view: ViewJoin, number: int) -> None:
     """Find each spine row's feature row: makes the table ``match_<number>`` (spine row, row id), without rows that find none.
 
     Args:
         connection: DuckDB connection that holds the spine as `SPINE`, with columns `ROW` and `TIME`.
         view: The feature view.
         number: Names the tables made here.
-        known_by_us: Fixed knowledge time, µs since 1970; None: each spine row's own time.
     """
     spine_rows, table_rows = (_count(connection, relation) for relation in (SPINE, view.scan.relation))
-    rows = _rows_sql(view, known_by_us, few=spine_rows * _FEW < table_rows)
-    late = (
-        view.created is not None and known_by_us is None and _exists(connection, f"SELECT 1 FROM ({rows}) WHERE seen > event")
-    )
+    rows = _rows_sql(view, few=spine_rows * _FEW < table_rows)
+    late = view.created is not None and view.by_spine and _exists(connection, f"SELECT 1 FROM ({rows}) WHERE seen > event")
     _reduce(connection, view, rows, number, late=late)
-    equal = [f"{spine} = f.k{i}" for i, (_, spine) in enumerate(view.keys)]
-    fresh = f" WHERE f.event >= s.{TIME} - {view.ttl_us}" if view.ttl_us else ""
     connection.execute(
         f"CREATE TEMP TABLE match_{number} AS SELECT s.{ROW} AS spine_row, f.rid FROM {SPINE} s"
-        f" ASOF JOIN reduced_{number} f ON {' AND '.join([*equal, f's.{TIME} >= f.seen'])}{fresh}"
+        f" ASOF JOIN reduced_{number} f ON {_asof_sql(view, 'seen')}"
     )
     connection.execute(f"DROP TABLE reduced_{number}")
+
+
+def withheld(connection: Any, view: ViewJoin, number: int) -> int:
+    """How many spine rows have no value only because of knowledge time: something had happened, but was created later.
+
+    Args:
+        connection: DuckDB connection in which `match` has been run for the view.
+        view: The feature view.
+        number: As for `match`.
+    """
+    if view.created is None or not view.by_spine:
+        return 0
+    if _count(connection, f"match_{number}") == _count(connection, SPINE):
+        return 0
+    event, created = clocks_sql(view.event, view.created)
+    if not _exists(connection, f"SELECT 1 FROM {view.scan.relation} WHERE {created} > {event}"):
+        return 0
+    unmatched = f"SELECT s.* FROM {SPINE} s ANTI JOIN match_{number} m ON m.spine_row = s.{ROW}"
+    keys = "".join(f"{quote(column)} AS k{i}, " for i, (column, _) in enumerate(view.keys))
+    # Most rows are those of entities that found theirs: they are left out before the join sorts.
+    asked = [f"{quote(column)} IN (SELECT {spine} FROM ({unmatched}) s)" for column, spine in view.keys]
+    rows = f"SELECT {keys}{event} AS event FROM {view.scan.relation} WHERE {' AND '.join(asked) or 'true'}"
+    return _count(connection, f"({unmatched}) s ASOF JOIN ({rows}) f ON {_asof_sql(view, 'event')}")
+
+
+def tie_breakers(schema: pa.Schema, columns: Sequence[str]) -> tuple[str, ...]:
+    """Those columns that are there and have an order: they decide between rows with both clocks equal."""
+    import pyarrow as pa
+
+    def ordered(kind: pa.DataType) -> bool:
+        inner = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
+        return not pa.types.is_nested(inner)
+
+    return tuple(column for column in columns if column in schema.names and ordered(schema.field(column).type))
+
+
+def clocks_sql(event: str, created: str | None) -> tuple[str, str]:
+    """SQL of a row's event time and creation time, both µs since 1970. Without a creation time a row was created when it happened."""
+    happened = _micros_sql(event)
+    return happened, f"coalesce({_micros_sql(created)}, {happened})" if created else "0::BIGINT"
+
+
+def _asof_sql(view: ViewJoin, clock: str) -> str:
+    """The condition of an ASOF join of the spine ``s`` with rows ``f``, and the filter by age."""
+    equal = [f"{spine} = f.k{i}" for i, (_, spine) in enumerate(view.keys)]
+    fresh = f" WHERE f.event >= s.{TIME} - {view.ttl_us}" if view.ttl_us else ""
+    return f"{' AND '.join([*equal, f's.{TIME} >= f.{clock}'])}{fresh}"
 
 
 def join_sql(spine_columns: Sequence[str], views: Sequence[ViewJoin]) -> str:
@@ -99,15 +150,12 @@ def join_sql(spine_columns: Sequence[str], views: Sequence[ViewJoin]) -> str:
     return f"SELECT {', '.join(selected)} FROM {SPINE} s{''.join(joins)} ORDER BY s.{ROW}"
 
 
-def _rows_sql(view: ViewJoin, known_by_us: int | None, *, few: bool) -> str:
+def _rows_sql(view: ViewJoin, *, few: bool) -> str:
     """The rows that can matter to any spine row: keys, values, event, created, seen (all µs), row id."""
-    event = _micros_sql(view.event)
-    # A row without a knowledge time counts as known when it happened.
-    created = f"coalesce({_micros_sql(view.created)}, {event})" if view.created else "0::BIGINT"
-    by_row = view.created is not None and known_by_us is None
+    event, created = clocks_sql(view.event, view.created)
     keys = [f"{quote(column)} AS k{i}" for i, (column, _) in enumerate(view.keys)]
-    seen = f"greatest({event}, {created})" if by_row else event
-    values = [f"{quote(column)} AS t{i}" for i, column in enumerate(_columns(view))]
+    seen = f"greatest({event}, {created})" if view.created is not None and view.by_spine else event
+    values = [f"{quote(column)} AS t{i}" for i, column in enumerate(view.ties)]
     clocks = [f"{event} AS event", f"{created} AS created", f"{seen} AS seen"]
     selected = ", ".join([*keys, *values, *clocks, f"{view.scan.row_id} AS rid"])
     limits = [f"{seen} <= (SELECT max({TIME}) FROM {SPINE})"]
@@ -115,8 +163,8 @@ def _rows_sql(view: ViewJoin, known_by_us: int | None, *, few: bool) -> str:
         limits += [f"{quote(column)} IN (SELECT {spine} FROM {SPINE} s)" for column, spine in view.keys]
     if view.ttl_us:
         limits.append(f"{event} >= (SELECT min({TIME}) FROM {SPINE}) - {view.ttl_us}")
-    if view.created and known_by_us is not None:
-        limits.append(f"{created} <= {known_by_us}")
+    if view.created and view.known_by_us is not None:
+        limits.append(f"{created} <= {view.known_by_us}")
     return f"SELECT {selected} FROM {view.scan.relation} WHERE {' AND '.join(limits)}"
 
 
@@ -135,8 +183,9 @@ def _reduce(connection: Any, view: ViewJoin, rows: str, number: int, *, late: bo
 
     reduce("max(rid)")
     if _exists(connection, f"SELECT 1 FROM reduced_{number} WHERE rows > 1"):
-        # Row ids depend on how the table's files lie: between rows with both clocks equal, the asked-for values decide.
-        values = [f"t{i}" for i in range(len(_columns(view)))]
+        # Row ids depend on how the table's files lie: between rows with both clocks equal, the values decide. All of the view's
+        # count, not only those that are asked for: any choice of features comes from one row, the one in the online store.
+        values = [f"t{i}" for i in range(len(view.ties))]
         reduce(f"arg_max(rid, ({', '.join(['event', 'created', *values, 'rid'])}))")
 
 
@@ -150,8 +199,8 @@ def _columns(view: ViewJoin) -> list[str]:
 
 
 def _count(connection: Any, relation: str) -> int:
-    return int(connection.execute(f"SELECT count(*) FROM {relation}").fetchone()[0])
+    return int(connection.execute(f"SELECT count(*) FROM {relation}").fetchall()[0][0])
 
 
 def _exists(connection: Any, query: str) -> bool:
-    return bool(connection.execute(f"SELECT EXISTS ({query})").fetchone()[0])
+    return bool(connection.execute(f"SELECT EXISTS ({query})").fetchall()[0][0])

@@ -22,7 +22,8 @@ from feast.utils import compute_non_entity_date_range
 from pydantic import Field, StrictStr
 
 from scalr_prod.errors import FeatureStoreError
-from scalr_prod.feast_store import reads, retrievals
+from scalr_prod.feast_store import monitoring, reads, retrievals
+from scalr_prod.feast_store.columns import source_columns
 from scalr_prod.feast_store.job import DeltaRetrievalJob, normalised
 from scalr_prod.feast_store.scan import Scan, delta_table, resolved
 from scalr_prod.feast_store.spines import to_spine
@@ -30,6 +31,7 @@ from scalr_prod.feast_store.writes import append_new_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from datetime import date
 
     import pandas as pd
     from feast.data_source import DataSource
@@ -53,9 +55,14 @@ class DeltaOfflineStoreConfig(FeastConfigBaseModel):
     threads: int | None = Field(default=None, ge=1)
     #: Folder for what does not fit; default: the system's temporary folder.
     spill: str | None = None
+    #: Root of the project's lake, whose own tables may be written to.
+    lake: str | None = None
+    #: Whole addresses of other Delta tables that may be written to.
+    writable: list[str] = Field(default_factory=list)
     #: Read only what was known by this time (created <= known_by). Default: by each spine row's own time.
     known_by: datetime | None = None
-    #: Delta version of each table that is to be read as it was, by the last part of its path; the others are read as they are.
+    #: Delta version of each table that is to be read as it was: a table of the lake by its name, any by its whole path. The others
+    #: are read as they are.
     versions: dict[str, int] = Field(default_factory=dict)
 
 
@@ -86,8 +93,9 @@ class DeltaOfflineStore(OfflineStore):
             registry: Feast's registry.
             project: Feast's project.
             full_feature_names: Call features ``view__feature``.
-            kwargs: ``start_date`` and ``end_date`` without a spine. ``filter_by_created_timestamp`` changes nothing with a
-                spine, where knowledge time always counts; without one it leaves out what was not known by ``end_date``.
+            kwargs: ``start_date`` and ``end_date`` without a spine. ``filter_by_created_timestamp``: a row counts only from its
+                creation time on, which is so anyway unless ``known_by`` is set or the view says otherwise (`KNOWLEDGE_TIME`);
+                without a spine, what was created after ``end_date`` is left out.
 
         Returns:
             A job that reads nothing of the views before its result is asked for.
@@ -96,9 +104,9 @@ class DeltaOfflineStore(OfflineStore):
             FeatureStoreError: The spine lacks a key or a time, its types do not fit, or a table cannot be read.
         """
         wanted = reads.wanted_features(feature_views, feature_refs, project, registry)
+        strict = bool(kwargs.get("filter_by_created_timestamp"))
         if entity_df is None:
             first, last = compute_non_entity_date_range(feature_views, kwargs.get("start_date"), kwargs.get("end_date"))
-            strict = bool(kwargs.get("filter_by_created_timestamp"))
             run, keys = retrievals.window(config, wanted, first, last, known_by_end=strict, full=full_feature_names)
         else:
             spine = (
@@ -107,7 +115,7 @@ class DeltaOfflineStore(OfflineStore):
                 else to_spine(entity_df)
             )
             first, last = spine.first, spine.last
-            run = retrievals.joined(config, wanted, spine, full=full_feature_names)
+            run = retrievals.joined(config, wanted, spine, strict=strict, full=full_feature_names)
             keys = [name for name in spine.table.schema.names if name != spine.time]
         return DeltaRetrievalJob(
             run,
@@ -132,16 +140,18 @@ class DeltaOfflineStore(OfflineStore):
         """Each entity's latest row with ``start_date <= event time <= end_date``, for the online store."""
         columns = retrievals.columns_of(join_key_columns, feature_name_columns, timestamp_field, created_timestamp_column)
 
-        def query(scan: Scan, selected: list[tuple[str, str]]) -> str:
+        def query(connection: Any, scan: Scan, selected: list[tuple[str, str]]) -> str:
             return reads.latest_sql(
+                connection,
                 scan,
                 selected,
                 keys=join_key_columns,
+                features=feature_name_columns,
                 event=timestamp_field,
                 created=created_timestamp_column or None,
                 start_us=reads.microseconds(start_date),
                 end_us=reads.microseconds(end_date),
-                known_by_us=reads.microseconds(config.offline_store.known_by),
+                known_by_us=reads.known_by_us(config, data_source),
             )
 
         return retrievals.pull(config, data_source, columns, query, dummy=not join_key_columns)
@@ -160,7 +170,7 @@ class DeltaOfflineStore(OfflineStore):
         """All rows with ``start_date <= event time <= end_date``."""
         columns = retrievals.columns_of(join_key_columns, feature_name_columns, timestamp_field, created_timestamp_column)
 
-        def query(scan: Scan, selected: list[tuple[str, str]]) -> str:
+        def query(_connection: Any, scan: Scan, selected: list[tuple[str, str]]) -> str:
             return reads.window_sql(
                 scan,
                 selected,
@@ -168,7 +178,7 @@ class DeltaOfflineStore(OfflineStore):
                 created=created_timestamp_column or None,
                 start_us=reads.microseconds(start_date),
                 end_us=reads.microseconds(end_date),
-                known_by_us=reads.microseconds(config.offline_store.known_by),
+                known_by_us=reads.known_by_us(config, data_source),
             )
 
         return retrievals.pull(config, data_source, columns, query, dummy=False)
@@ -180,16 +190,16 @@ class DeltaOfflineStore(OfflineStore):
         """Append rows to a feature view's table; rows that are there already are not added again.
 
         Raises:
-            FeatureStoreError: The rows do not fit the table, or the table cannot be written.
+            FeatureStoreError: The rows do not fit the table, or the table is neither the lake's nor named by the settings.
         """
-        source = feature_view.batch_source
+        source, columns = feature_view.batch_source, source_columns(feature_view.batch_source)
         path = reads.source_path(config, source)
         if not isinstance(source.file_format, DeltaFormat):
             raise FeatureStoreError(
                 "only Delta tables can be appended to", where=path, next_step="use a FileSource with DeltaFormat"
             )
         with retrievals.duckdb_session(config) as connection:
-            append_new_rows(connection, path, config.offline_store.storage_options, table, event=source.timestamp_field)
+            append_new_rows(connection, path, config.offline_store, columns.in_table(table), event=columns.event)
         if progress:
             progress(table.num_rows)
 
@@ -223,6 +233,62 @@ class DeltaOfflineStore(OfflineStore):
             existing_data_behavior="overwrite_or_ignore",
             use_threads=False,
         )
+
+    @staticmethod
+    def compute_monitoring_metrics(
+        config: RepoConfig,
+        data_source: DataSource,
+        feature_columns: list[tuple[str, str]],
+        timestamp_field: str,
+        start_date: datetime | None = None,
+        end_date: datetime | None = None,
+        histogram_bins: int = 20,
+        top_n: int = 10,
+    ) -> list[dict[str, Any]]:
+        """Counts, quantiles and histograms of features over the rows of a time range."""
+        limits = {"start": start_date, "end": end_date}
+        return monitoring.metrics_of(
+            config, data_source, feature_columns, event=timestamp_field, bins=histogram_bins, top=top_n, **limits
+        )
+
+    @staticmethod
+    def get_monitoring_max_timestamp(config: RepoConfig, data_source: DataSource, timestamp_field: str) -> datetime | None:
+        """The latest event time in a source; None without rows."""
+        return monitoring.newest_event(config, data_source, timestamp_field)
+
+    @staticmethod
+    def ensure_monitoring_tables(config: RepoConfig) -> None:
+        """Make the tables of metrics where they are not there yet."""
+        monitoring.ensure_tables(config)
+
+    @staticmethod
+    def save_monitoring_metrics(config: RepoConfig, metric_type: str, metrics: list[dict[str, Any]]) -> None:
+        """Keep metrics; one with the key of another replaces it."""
+        monitoring.save_metrics(config, metric_type, metrics)
+
+    @staticmethod
+    def query_monitoring_metrics(
+        config: RepoConfig,
+        project: str,
+        metric_type: str,
+        filters: dict[str, Any] | None = None,
+        start_date: date | None = None,
+        end_date: date | None = None,
+    ) -> list[dict[str, Any]]:
+        """A project's metrics, by ascending date."""
+        return monitoring.query_metrics(config, project, metric_type, filters=filters, start=start_date, end=end_date)
+
+    @staticmethod
+    def clear_monitoring_baseline(
+        config: RepoConfig,
+        project: str,
+        feature_view_name: str | None = None,
+        feature_name: str | None = None,
+        data_source_type: str | None = None,
+    ) -> None:
+        """Let the matching metrics be a baseline no longer."""
+        filters = {"feature_view_name": feature_view_name, "feature_name": feature_name, "data_source_type": data_source_type}
+        monitoring.clear_baseline(config, project, **filters)
 
     def get_table_column_names_and_types_from_data_source(
         self, config: RepoConfig, data_source: DataSource

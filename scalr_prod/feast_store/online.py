@@ -1,7 +1,8 @@
-"""The online store: each entity's latest row, and no row that the lake no longer holds."""
+"""The online store: each entity's latest row, as a point-in-time join would give it, and no row that the lake no longer holds."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ class MaterializationReport:
 
     Attributes:
         views: The feature views.
-        emptied: Those that were emptied first, since rows had gone from their tables.
+        emptied: Those from which rows were deleted first, since the rows had gone from their tables.
         end: Rows up to this time.
         online_store: Its kind.
     """
@@ -49,111 +50,119 @@ class MaterializationReport:
         return {**views, "end": self.end.isoformat(), "online_store": self.online_store}
 
 
+@dataclass(frozen=True)
+class _State:
+    """What a view was filled from: a version of its table (None: it is no Delta table), up to an event time."""
+
+    version: int | None
+    end: datetime
+
+    def to_json(self) -> dict[str, Any]:
+        return {"version": self.version, "end": self.end.isoformat()}
+
+
 def materialize(
     settings: Settings, *, end: datetime | None = None, views: Sequence[str] | None = None
 ) -> MaterializationReport:
     """Write each entity's latest row to the online store, of every view that has a place there.
 
-    Feast only ever writes over what is there: an entity whose rows have gone (a run was rolled back, a window replaced) would
-    be served for ever. So a view from whose table an entity's latest row has gone since the last time is emptied first.
+    Afterwards the store serves what a point-in-time join gives at ``end``. Feast only ever writes over what is there: an entity
+    whose rows have gone (a run was rolled back, a window replaced) would be served for ever. So the entities that a view had
+    and has no longer are deleted first.
 
     Args:
         settings: The project's settings.
-        end: Rows with event times up to this; default: now.
+        end: Rows that had happened and were created by then; default: now.
         views: Only these views.
 
     Raises:
         FeatureStoreError: No such view, or the online store cannot be reached.
     """
     end = end or datetime.now(UTC)
+    from scalr_prod.feast_store.reads import source_path
+
     with explained(settings), repository_lock(settings), quiet("materialize"):
-        store = open_feature_store(settings)
+        store = open_feature_store(settings, known_by=end)
         chosen = [view for view in store.list_feature_views() if (view.online if views is None else view.name in views)]
         unknown = sorted(set(views or ()) - {view.name for view in chosen})
         if unknown:
             raise FeatureStoreError(f"no feature view {', '.join(unknown)}", next_step="name views of the repository")
-        record = settings.feast_repo / ".materialized.json"
-        before = _read(record)
-        now = _versions(store, chosen)
-        emptied = [
-            view
+        record = _Record(settings, store)
+        states = {view.name: _State(_version(store, view), end) for view in chosen}
+        # The fill reads these versions, whatever is committed meanwhile: the record tells exactly what is there.
+        store.config.offline_store.versions = {
+            source_path(store.config, view.batch_source): version
             for view in chosen
-            if view.name in before.keys() & now.keys() and _lost_rows(store, view, before[view.name], now[view.name])
-        ]
-        for view in emptied:
-            _empty(store, view)
+            if (version := states[view.name].version) is not None
+        }
+        emptied = [view.name for view in chosen if record.begin(view, states[view.name])]
         store.materialize(start_date=_BEGINNING, end_date=end, feature_views=[view.name for view in chosen])
-        record.write_text(json.dumps(before | now), encoding="utf-8")
-    names = tuple(view.name for view in chosen)
-    return MaterializationReport(names, tuple(view.name for view in emptied), end, settings.feast.online_store)
+        for view in chosen:
+            record.finish(view)
+    return MaterializationReport(tuple(view.name for view in chosen), tuple(emptied), end, settings.feast.online_store)
 
 
-def _read(record: Path) -> dict[str, int]:
-    try:
-        found: dict[str, int] = json.loads(record.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {}
-    return found
+class _Record:
+    """What each view in this online store may have been filled from, in a file beside the repository.
+
+    A fill that was cut off may have written rows: until one has ended, all states since the last one that did are kept.
+    """
+
+    def __init__(self, settings: Settings, store: FeatureStore) -> None:
+        self.path: Path = settings.feast_repo / ".materialized.json"
+        self.store = store
+        address = json.dumps([store.project, store.config.online_store.model_dump(mode="json")], sort_keys=True)
+        # The address may hold a password.
+        self.address = hashlib.sha256(address.encode()).hexdigest()
+        self.states = self._read()
+
+    def begin(self, view: FeatureView, now: _State) -> bool:
+        """Delete what the view's table no longer gives; gives whether anything was deleted."""
+        from scalr_prod.feast_store.departed import empty_view, forget_departed
+
+        before = self.states.get(view.name)
+        if before is None:
+            # Never filled from here, or the record was lost: whatever is there goes.
+            deleted = bool(empty_view(self.store, view))
+        else:
+            departed = [forget_departed(self.store, view, (then.version, then.end), (now.version, now.end)) for then in before]
+            deleted = any(departed)
+        self.states[view.name] = [*(before or []), now]
+        self._write()
+        return deleted
+
+    def finish(self, view: FeatureView) -> None:
+        """The view holds what its last state gives, and nothing else."""
+        self.states[view.name] = self.states[view.name][-1:]
+        self._write()
+
+    def _read(self) -> dict[str, list[_State]]:
+        try:
+            found = json.loads(self.path.read_text(encoding="utf-8"))
+            if found["store"] != self.address:
+                return {}
+            return {
+                view: [_State(state["version"], datetime.fromisoformat(state["end"])) for state in states]
+                for view, states in found["views"].items()
+            }
+        except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError):
+            return {}
+
+    def _write(self) -> None:
+        views = {view: [state.to_json() for state in states] for view, states in self.states.items()}
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(json.dumps({"store": self.address, "views": views}), encoding="utf-8")
+        temporary.replace(self.path)
 
 
-def _versions(store: FeatureStore, views: Sequence[FeatureView]) -> dict[str, int]:
-    """Delta version of each view's table; views over other files have none."""
+def _version(store: FeatureStore, view: FeatureView) -> int | None:
+    """Delta version of a view's table; None for other files."""
     from feast.data_format import DeltaFormat
 
     from scalr_prod.feast_store.reads import source_path
     from scalr_prod.feast_store.scan import delta_table
 
-    options = store.config.offline_store.storage_options
-    sources = {view.name: view.batch_source for view in views}
-    return {
-        name: delta_table(source_path(store.config, source), options).version()
-        for name, source in sources.items()
-        if isinstance(getattr(source, "file_format", None), DeltaFormat)
-    }
-
-
-def _lost_rows(store: FeatureStore, view: FeatureView, before: int, now: int) -> bool:
-    """Whether an entity that had rows at one version of the table has none at the other, or only older ones."""
-    from deltalake import DeltaTable
-
-    from scalr_prod.feast_store.reads import source_path
-    from scalr_prod.feast_store.retrievals import duckdb_session
-    from scalr_prod.feast_store.scan import quote, scan_delta
-
-    if before == now:
-        return False
-    source, path = view.batch_source, source_path(store.config, view.batch_source)
-    column_of = {new: old for old, new in source.field_mapping.items()}
-    keys = ", ".join(quote(column_of.get(column.name, column.name)) for column in view.entity_columns)
-    options = store.config.offline_store.storage_options or None
-    with duckdb_session(store.config) as connection:
-        latest = []
-        for version in (before, now):
-            try:
-                table = DeltaTable(path, version=version, storage_options=options)
-                scan = scan_delta(connection, table, f"version_{version}")
-                query = f"SELECT {keys}, max({quote(source.timestamp_field)}) AS latest FROM {scan.relation} GROUP BY ALL"
-                connection.execute(f"CREATE TEMP TABLE latest_{version} AS {query}")
-            except Exception as error:
-                # Vacuumed, or the log was cut: what has gone can no longer be told.
-                logger.warning("%s: version %d cannot be read (%s); the online view is filled anew", view.name, version, error)
-                return True
-            latest.append(f"latest_{version}")
-        lost = (
-            f"SELECT EXISTS (SELECT 1 FROM {latest[0]} a LEFT JOIN {latest[1]} b USING ({keys})"
-            f" WHERE b.latest IS NULL OR b.latest < a.latest)"
-        )
-        return bool(connection.execute(lost).fetchone()[0])
-
-
-def _empty(store: FeatureStore, view: FeatureView) -> None:
-    provider = store._get_provider()  # noqa: SLF001 - Feast has no public way to empty one view
-    for delete, keep in (([view], []), ([], [view])):
-        provider.update_infra(
-            project=store.project,
-            tables_to_delete=delete,
-            tables_to_keep=keep,
-            entities_to_delete=[],
-            entities_to_keep=[],
-            partial=True,
-        )
+    source = view.batch_source
+    if not isinstance(getattr(source, "file_format", None), DeltaFormat):
+        return None
+    return int(delta_table(source_path(store.config, source), store.config.offline_store.storage_options).version())

@@ -11,7 +11,8 @@ from feast.infra.offline_stores.file_source import FileSource
 from feast.utils import _get_requested_feature_views_to_features_dict, _get_requested_on_demand_feature_views
 
 from scalr_prod.errors import FeatureStoreError
-from scalr_prod.feast_store.asof import ViewJoin
+from scalr_prod.feast_store.asof import ViewJoin, clocks_sql, tie_breakers
+from scalr_prod.feast_store.columns import limited_by_creation, source_columns
 from scalr_prod.feast_store.scan import Scan, delta_table, quote, resolved, scan_delta, scan_parquet
 from scalr_prod.feast_store.spines import EVENT_TIMESTAMP, key_sql
 from scalr_prod.instants import micros
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "check_names",
+    "earliest",
     "join_keys",
+    "known_by_us",
     "latest_sql",
     "microseconds",
     "open_source",
@@ -55,43 +58,81 @@ def join_keys(view: FeatureView) -> dict[str, str]:
 
 
 def view_join(
-    connection: Any, config: RepoConfig, view: FeatureView, names: Sequence[str], spine: pa.Schema, *, number: int, full: bool
+    connection: Any,
+    config: RepoConfig,
+    view: FeatureView,
+    names: Sequence[str],
+    spine: pa.Schema,
+    *,
+    number: int,
+    full: bool,
+    strict: bool = False,
+    until_us: int | None = None,
 ) -> ViewJoin:
     """A feature view's part in a point-in-time join with a spine of this schema.
+
+    Args:
+        connection: The DuckDB connection.
+        config: Feast's settings.
+        view: The view.
+        names: Features that are asked for.
+        spine: The spine's schema.
+        number: Names what is made in the connection.
+        full: Call features ``view__feature``.
+        strict: A row counts only from its creation time on, whatever else is set.
+        until_us: Leave out what was created after this, µs since 1970.
 
     Raises:
         FeatureStoreError: The table cannot be read or lacks a column, or the spine lacks a key.
     """
-    source = view.batch_source
-    column_of = {new: old for old, new in source.field_mapping.items()}
-    created = source.created_timestamp_column or None
-    keys = {column_of.get(key, key): spine_key for key, spine_key in join_keys(view).items()}
-    columns = [*keys, source.timestamp_field, *([created] if created else []), *(column_of.get(name, name) for name in names)]
-    scan = open_source(connection, config, source, f"source_{number}", columns)
+    source, columns = view.batch_source, source_columns(view.batch_source)
+    keys = {columns.of(key): spine_key for key, spine_key in join_keys(view).items()}
+    needed = [*keys, columns.event, *([columns.created] if columns.created else []), *map(columns.of, names)]
+    features = [columns.of(feature.name) for feature in view.features]
+    scan = open_source(connection, config, source, f"source_{number}", needed, also=features)
     prefix = f"{view.projection.name_to_use()}__" if full else ""
+    limit_us = earliest(known_by_us(config, source, view), until_us)
+    limited = limited_by_creation(view.name, view.tags, source.tags)
     return ViewJoin(
         scan=scan,
         keys=tuple(
             (column, key_sql(spine, spine_key, scan.schema.field(column).type, view.name)) for column, spine_key in keys.items()
         ),
-        event=source.timestamp_field,
-        created=created,
-        features=tuple((column_of.get(name, name), f"{prefix}{name}") for name in names),
+        event=columns.event,
+        created=columns.created,
+        features=tuple((columns.of(name), f"{prefix}{name}") for name in names),
+        ties=tie_breakers(scan.schema, features),
         ttl_us=round(view.ttl.total_seconds() * 1_000_000) if view.ttl else 0,
+        by_spine=strict or (limited and limit_us is None),
+        known_by_us=limit_us,
     )
+
+
+def known_by_us(config: RepoConfig, source: DataSource, view: FeatureView | None = None) -> int | None:
+    """The fixed knowledge time of the settings in µs; None where there is none, or where creation times limit nothing."""
+    known_by = microseconds(config.offline_store.known_by)
+    if known_by is None or not limited_by_creation(
+        view.name if view else source.name, view.tags if view else None, source.tags
+    ):
+        return None
+    return known_by
+
+
+def earliest(*moments: int | None) -> int | None:
+    """The earliest of those that are set."""
+    return min((moment for moment in moments if moment is not None), default=None)
 
 
 def window_columns(view: FeatureView, names: Sequence[str], *, full: bool, created: bool) -> list[tuple[str, str]]:
     """(column, name in the result) of a read without a spine: keys, event time, features, and the knowledge time."""
-    source = view.batch_source
-    column_of = {new: old for old, new in source.field_mapping.items()}
+    columns = source_columns(view.batch_source)
     prefix = f"{view.projection.name_to_use()}__" if full else ""
-    known = source.created_timestamp_column or None
+    known = view.batch_source.created_timestamp_column
     return [
-        *((column_of.get(key, key), name) for key, name in join_keys(view).items()),
-        (source.timestamp_field, EVENT_TIMESTAMP),
-        *((column_of.get(name, name), f"{prefix}{name}") for name in names),
-        *([(known, known)] if known and created else []),
+        *((columns.of(key), name) for key, name in join_keys(view).items()),
+        (columns.event, EVENT_TIMESTAMP),
+        *((columns.of(name), f"{prefix}{name}") for name in names),
+        *([(columns.created, known)] if columns.created and created else []),
     ]
 
 
@@ -111,8 +152,16 @@ def check_names(spine: Iterable[str], views: Sequence[ViewJoin]) -> None:
         )
 
 
-def open_source(connection: Any, config: RepoConfig, source: DataSource | None, alias: str, columns: Sequence[str]) -> Scan:
-    """Make a data source selectable, and check that it has the columns.
+def open_source(
+    connection: Any,
+    config: RepoConfig,
+    source: DataSource | None,
+    alias: str,
+    columns: Sequence[str],
+    *,
+    also: Sequence[str] = (),
+) -> Scan:
+    """Make a data source selectable, and check that it has the columns; those in ``also`` may be missing.
 
     Raises:
         FeatureStoreError: It is no file source, is not there, or lacks a column.
@@ -120,10 +169,9 @@ def open_source(connection: Any, config: RepoConfig, source: DataSource | None, 
     path = source_path(config, source)
     options = config.offline_store.storage_options
     if source is not None and isinstance(source.file_format, DeltaFormat):
-        version = config.offline_store.versions.get(path.rstrip("/").rpartition("/")[2])
-        scan = scan_delta(connection, delta_table(path, options, version), alias, columns)
+        scan = scan_delta(connection, delta_table(path, options, _pinned(config, path)), alias, [*columns, *also])
     else:
-        scan = scan_parquet(connection, path, alias, columns)
+        scan = scan_parquet(connection, path, alias, [*columns, *also])
     missing = [column for column in columns if column not in scan.schema.names]
     if missing:
         raise FeatureStoreError(
@@ -132,6 +180,15 @@ def open_source(connection: Any, config: RepoConfig, source: DataSource | None, 
             next_step="correct the feature view's definition, or its source's field_mapping",
         )
     return scan
+
+
+def _pinned(config: RepoConfig, path: str) -> int | None:
+    """The version at which a table is to be read: by its whole path, or, for the lake's own, by its name."""
+    options = config.offline_store
+    root, _, name = path.rstrip("/").rpartition("/")
+    own = options.lake is None or root == options.lake.rstrip("/")
+    found: int | None = options.versions.get(path, options.versions.get(name) if own else None)
+    return found
 
 
 def source_path(config: RepoConfig, source: DataSource | None) -> str:
@@ -164,25 +221,44 @@ def window_sql(
 
 
 def latest_sql(
+    connection: Any,
     scan: Scan,
     columns: Sequence[tuple[str, str]],
     *,
     keys: Sequence[str],
+    features: Sequence[str],
     event: str,
     created: str | None,
     start_us: int | None,
     end_us: int | None,
     known_by_us: int | None,
 ) -> str:
-    """Of each entity the row with the greatest (event, created) in the window."""
-    selected = ", ".join(f"{quote(column)} AS {quote(name)}" for column, name in columns)
+    """Of each entity the row with the greatest (event, created) in the window; the features decide between equal ones, as in a join."""
     where = _limits(event, created, start_us, end_us, known_by_us)
-    order = ", ".join([quote(event), *([quote(created)] if created else []), "rid"])
-    group = f" GROUP BY {', '.join(quote(key) for key in keys)}" if keys else " HAVING count(*) > 0"
-    rows = f"SELECT *, {scan.row_id} AS rid FROM {scan.relation}"
-    return (
-        f"SELECT {selected} FROM ({rows}) JOIN (SELECT arg_max(rid, ({order})) AS rid FROM ({rows}){where}{group}) USING (rid)"
+    ties = tie_breakers(scan.schema, features)
+    names = [f"k{i}" for i in range(len(keys))]
+    group = ", ".join(names)
+    clocks = ", ".join(clocks_sql(event, created))
+    selected = [f"{quote(column)} AS {name}" for column, name in zip([*keys, *ties], [*names, *_numbered(ties)], strict=True)]
+    rows = f"SELECT {', '.join([*selected, f'({clocks}) AS clocks', f'{scan.row_id} AS rid'])} FROM {scan.relation}{where}"
+    by_key = f" GROUP BY {group}" if keys else " HAVING count(*) > 0"
+    listed = "".join(f"{name}, " for name in names)
+    connection.execute(
+        f"CREATE TEMP TABLE latest AS SELECT {listed}max(clocks) AS clocks, arg_max(rid, (clocks, rid)) AS rid FROM ({rows}){by_key}"
     )
+    same = " AND ".join([*(f"r.{name} IS NOT DISTINCT FROM l.{name}" for name in names), "r.clocks = l.clocks"])
+    tied = f"SELECT r.* FROM ({rows}) r JOIN latest l ON {same}"
+    if connection.execute(f"SELECT EXISTS ({tied} AND r.rid <> l.rid)").fetchall()[0][0]:
+        order = ", ".join(["clocks", *_numbered(ties), "rid"])
+        connection.execute(
+            f"CREATE OR REPLACE TEMP TABLE latest AS SELECT arg_max(rid, ({order})) AS rid FROM ({tied}){by_key}"
+        )
+    wanted = ", ".join(f"{quote(column)} AS {quote(name)}" for column, name in columns)
+    return f"SELECT {wanted} FROM (SELECT *, {scan.row_id} AS rid FROM {scan.relation}) SEMI JOIN latest USING (rid)"
+
+
+def _numbered(ties: Sequence[str]) -> list[str]:
+    return [f"t{i}" for i in range(len(ties))]
 
 
 def _limits(event: str, created: str | None, start_us: int | None, end_us: int | None, known_by_us: int | None) -> str:

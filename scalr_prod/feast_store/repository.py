@@ -133,7 +133,12 @@ def _files(settings: Settings, lake: dict[str, str]) -> dict[str, str]:
     online = (
         {"type": "sqlite", "path": str(settings.home / "feast_online.db")}
         if settings.feast.online_store == "sqlite"
-        else {"type": "redis", "connection_string": "${SCALR_FEAST__REDIS}" if "password=" in redis else redis}
+        else {
+            "type": "redis",
+            "connection_string": "${SCALR_FEAST__REDIS}" if "password=" in redis else redis,
+            # Write an entity's row also where its time is not newer than what is there: a late event, a window published again.
+            "skip_dedup": True,
+        }
     )
     return {
         "feature_store.yaml": yaml.substitute(
@@ -141,6 +146,8 @@ def _files(settings: Settings, lake: dict[str, str]) -> dict[str, str]:
             sqlalchemy=json.dumps({"echo": False} | ({"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {})),
             registry=json.dumps("${SCALR_FEAST__REGISTRY}" if _has_password(url) else url),
             storage_options=json.dumps(options),
+            lake=json.dumps(lake["root"]),
+            writable=json.dumps([path if "://" in path else str(settings.resolve(path)) for path in settings.feast.writable]),
             memory_mb=settings.compute.memory_mb,
             spill=json.dumps(str(settings.home / "staging")),
             online_store=json.dumps(online),

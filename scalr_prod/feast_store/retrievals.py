@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -10,7 +11,8 @@ from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL
 
 from scalr_prod.errors import FeatureStoreError
 from scalr_prod.feast_store import reads
-from scalr_prod.feast_store.asof import join_sql, match
+from scalr_prod.feast_store.asof import join_sql, match, withheld
+from scalr_prod.feast_store.columns import KNOWLEDGE_TIME, source_columns
 from scalr_prod.feast_store.job import DeltaRetrievalJob
 from scalr_prod.feast_store.scan import Scan, literal, quote
 from scalr_prod.feast_store.session import session
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["columns_of", "duckdb_session", "joined", "pull", "spine_of_query", "window"]
 
+logger = logging.getLogger(__name__)
+
 #: Opens a DuckDB connection and gives the result as a lazy relation in it.
 Run: TypeAlias = Callable[[], AbstractContextManager[Any]]
 
@@ -38,15 +42,14 @@ def duckdb_session(config: RepoConfig, *, ordered: bool = False) -> AbstractCont
     return session(memory_mb=options.memory_mb, threads=options.threads, spill=options.spill, ordered=ordered)
 
 
-def joined(config: RepoConfig, wanted: dict[FeatureView, list[str]], spine: Spine, *, full: bool) -> Run:
-    """Features joined to a spine, point in time."""
-    known_by_us = reads.microseconds(config.offline_store.known_by)
+def joined(config: RepoConfig, wanted: dict[FeatureView, list[str]], spine: Spine, *, strict: bool, full: bool) -> Run:
+    """Features joined to a spine, point in time; ``strict``: no row counts before its creation time, whatever else is set."""
 
     @contextmanager
     def run() -> Iterator[Any]:
         with duckdb_session(config) as connection:
             load_spine(connection, spine)
-            yield _join(connection, config, wanted, spine.table.schema, known_by_us, full=full)
+            yield _join(connection, config, wanted, spine.table.schema, strict=strict, full=full)
 
     return run
 
@@ -56,17 +59,27 @@ def _join(
     config: RepoConfig,
     wanted: dict[FeatureView, list[str]],
     spine: pa.Schema,
-    known_by_us: int | None,
     *,
     full: bool,
+    strict: bool = False,
+    until_us: int | None = None,
 ) -> Any:
     views = [
-        reads.view_join(connection, config, view, names, spine, number=number, full=full)
+        reads.view_join(connection, config, view, names, spine, number=number, full=full, strict=strict, until_us=until_us)
         for number, (view, names) in enumerate(wanted.items())
     ]
     reads.check_names(spine.names, views)
-    for number, view in enumerate(views):
-        match(connection, view, number, known_by_us)
+    for number, (view, parts) in enumerate(zip(wanted, views, strict=True)):
+        match(connection, parts, number)
+        if rows := withheld(connection, parts, number):
+            logger.warning(
+                "%s: %d spine rows get no value, since what had happened by their time was created only later; if %s holds load"
+                " times, tag the view or its source with %s = 'event'",
+                view.name,
+                rows,
+                parts.created,
+                KNOWLEDGE_TIME,
+            )
     return connection.sql(join_sql(spine.names, views))
 
 
@@ -95,11 +108,8 @@ def window(
     Raises:
         FeatureStoreError: The views have different keys.
     """
-    known_by = config.offline_store.known_by
-    if known_by_end:
-        known_by = last if known_by is None else min(known_by, last)
     limits = {name: reads.microseconds(moment) for name, moment in (("start_us", first), ("end_us", last))}
-    known_by_us = reads.microseconds(known_by)
+    until_us = limits["end_us"] if known_by_end else None
     keys = [sorted(reads.join_keys(view).values()) for view in wanted]
     if any(other != keys[0] for other in keys):
         raise FeatureStoreError(
@@ -109,15 +119,16 @@ def window(
         )
 
     def rows_of(connection: Any, view: FeatureView, names: list[str], alias: str) -> str:
-        columns = reads.window_columns(view, names, full=full, created=len(wanted) == 1)
-        scan = reads.open_source(connection, config, view.batch_source, alias, [column for column, _ in columns])
-        source = view.batch_source
+        source, selected = view.batch_source, reads.window_columns(view, names, full=full, created=len(wanted) == 1)
+        columns = source_columns(source)
+        needed = dict.fromkeys([*(column for column, _ in selected), *([columns.created] if columns.created else [])])
+        scan = reads.open_source(connection, config, source, alias, list(needed))
         return reads.window_sql(
             scan,
-            columns,
-            event=source.timestamp_field,
-            created=source.created_timestamp_column or None,
-            known_by_us=known_by_us,
+            selected,
+            event=columns.event,
+            created=columns.created,
+            known_by_us=reads.earliest(reads.known_by_us(config, source, view), until_us),
             **limits,
         )
 
@@ -134,7 +145,7 @@ def window(
             ordered = f"{union} ORDER BY {quote(EVENT_TIMESTAMP)}, {shared}"
             spine = to_spine(connection.sql(ordered).to_arrow_table())
             load_spine(connection, spine)
-            yield _join(connection, config, wanted, spine.table.schema, known_by_us, full=full)
+            yield _join(connection, config, wanted, spine.table.schema, until_us=until_us, full=full)
 
     return run, keys[0]
 
@@ -167,7 +178,7 @@ def pull(
     config: RepoConfig,
     source: DataSource,
     columns: list[str],
-    query: Callable[[Scan, list[tuple[str, str]]], str],
+    query: Callable[[Any, Scan, list[tuple[str, str]]], str],
     *,
     dummy: bool,
 ) -> DeltaRetrievalJob:
@@ -177,7 +188,7 @@ def pull(
         config: Feast's settings.
         source: The source.
         columns: Its columns.
-        query: Gives the SQL for a scan and (column, name) pairs.
+        query: Gives the SQL for a connection, a scan in it and (column, name) pairs.
         dummy: Add the key that Feast gives to views without entities.
     """
 
@@ -185,7 +196,7 @@ def pull(
     def run() -> Iterator[Any]:
         with duckdb_session(config, ordered=True) as connection:
             scan = reads.open_source(connection, config, source, "source_0", columns)
-            sql = query(scan, [(column, column) for column in columns])
+            sql = query(connection, scan, [(column, column) for column in columns])
             if dummy:
                 sql = f"SELECT *, {literal(DUMMY_ENTITY_VAL)} AS {quote(DUMMY_ENTITY_ID)} FROM ({sql})"
             yield connection.sql(sql)

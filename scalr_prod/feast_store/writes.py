@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 
 from scalr_prod.contracts import Table
 from scalr_prod.errors import CommitFailed, FeatureStoreError
 from scalr_prod.feast_store.job import normalised
-from scalr_prod.feast_store.scan import quote, scan_delta
+from scalr_prod.feast_store.scan import delta_table, quote, scan_delta
 from scalr_prod.lake import Lake
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from deltalake import DeltaTable
+
+    from scalr_prod.feast_store.offline_store import DeltaOfflineStoreConfig
 
 __all__ = ["append_new_rows"]
 
 _ATTEMPTS = 5
 
 
-def append_new_rows(connection: Any, path: str, storage_options: dict[str, str], rows: pa.Table, *, event: str) -> int:
+def append_new_rows(connection: Any, path: str, options: DeltaOfflineStoreConfig, rows: pa.Table, *, event: str) -> int:
     """Append those rows that the table does not hold yet; two rows are the same if all of their columns are.
 
     Args:
         connection: A DuckDB connection.
-        path: The Delta table, one of the lake's.
-        storage_options: Access to it.
+        path: The Delta table: one of the lake's, or one that ``writable`` names.
+        options: The ``offline_store`` section of feature_store.yaml.
         rows: The rows, with exactly the table's columns.
         event: Column of the event's time: only that stretch of the table is compared.
 
@@ -35,30 +41,81 @@ def append_new_rows(connection: Any, path: str, storage_options: dict[str, str],
         How many rows were added.
 
     Raises:
-        FeatureStoreError: It is no table of the lake, or the rows do not fit it.
+        FeatureStoreError: The table may not be written to, or the rows do not fit it.
         CommitFailed: Nothing was written.
     """
-    root, _, name = path.rstrip("/").rpartition("/")
-    if name not in set(Table):
-        raise FeatureStoreError(
-            "only the lake's own tables can be written to", where=path, next_step=f"write to one of: {', '.join(Table)}"
-        )
-    lake, table = Lake(root, storage_options), Table(name)
+    open_table, append = _opened(path, options)
     for attempt in range(_ATTEMPTS):
-        delta = lake.open_table(table)
+        delta = open_table()
         fitted = _fitted(rows, delta, path)
         new = _missing(connection, delta, fitted, event, f"written_{attempt}")
         if not new.num_rows:
             return 0
         try:
-            lake.append(table, new, key=_content_key(new, delta.version()), expected_version=delta.version())
+            append(new, _content_key(new, delta.version()), delta.version())
         except CommitFailed:
             # Another writer may have been first: compare with what it wrote, and try again.
-            if attempt + 1 == _ATTEMPTS or lake.version(table) == delta.version():
+            if attempt + 1 == _ATTEMPTS or open_table().version() == delta.version():
                 raise
             continue
         return int(new.num_rows)
     return 0
+
+
+def _opened(
+    path: str, options: DeltaOfflineStoreConfig
+) -> tuple[Callable[[], DeltaTable], Callable[[pa.Table, str, int], object]]:
+    """What opens a table that may be written to, and what appends rows to one version of it under a key."""
+    address = _address(path)
+    if options.lake is not None:
+        lake = Lake(options.lake, options.storage_options)
+        own = next((table for table in Table if _address(lake.uri(table)) == address), None)
+        if own is not None:
+            return (
+                lambda: lake.open_table(own),
+                lambda rows, key, version: lake.append(own, rows, key=key, expected_version=version),
+            )
+    if address in {_address(named) for named in options.writable}:
+        return (
+            lambda: delta_table(path, options.storage_options),
+            lambda rows, key, version: _append_elsewhere(path, options.storage_options, rows, key, version),
+        )
+    raise FeatureStoreError(
+        "only the lake's own tables can be written to, and those that the settings name",
+        where=path,
+        next_step="add its whole address to [feast] writable in scalr.toml, then run: scalr histories",
+    )
+
+
+def _address(path: str) -> str:
+    """One spelling for one place: ``file://`` or not, relative, through links, or with a slash at the end."""
+    parts = urlsplit(path)
+    if parts.scheme in {"", "file"} or "://" not in path:
+        return str(Path(unquote(parts.path) if parts.scheme == "file" else path).resolve())
+    return f"{parts.scheme.lower()}://{parts.netloc}/{parts.path.strip('/')}"
+
+
+def _append_elsewhere(path: str, storage_options: dict[str, str], rows: pa.Table, key: str, version: int) -> None:
+    """Append to a table that is not the lake's, on this version or not at all."""
+    from deltalake import CommitProperties, Transaction, write_deltalake
+
+    delta = delta_table(path, storage_options)
+    if delta.version() != version:
+        raise CommitFailed(
+            f"the table is at version {delta.version()}, the rows were compared with {version}",
+            where=path,
+            next_step="write the rows again",
+        )
+    # As in the lake: two commits that share an app id and started from one version conflict, and one of them lands.
+    guard = [Transaction(key, 1), Transaction("scalr-expected-version", version)]
+    try:
+        write_deltalake(delta, rows, mode="append", commit_properties=CommitProperties(app_transactions=guard))
+    except Exception as error:
+        # deltalake raises exceptions of many kinds; the log alone tells what happened.
+        if delta_table(path, storage_options).transaction_version(key) is None:
+            raise CommitFailed(
+                f"nothing was written: {error}", where=path, next_step="fix the problem above and write the rows again"
+            ) from error
 
 
 def _fitted(rows: pa.Table, delta: DeltaTable, path: str) -> pa.Table:

@@ -1,4 +1,4 @@
-"""The online store of production: a real Redis, filled and emptied through Feast."""
+"""The online stores: SQLite and a real Redis, filled and emptied through Feast; both serve what a join gives offline."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ import shutil
 import socket
 import subprocess
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from feast_project import hours, make_project, synthetic
+from feast import FeatureStore
+from feast_project import AS_OF, T0, hours, make_project, spine, synthetic
 
 from scalr_prod.contracts import Table
 from scalr_prod.errors import FeatureStoreError
-from scalr_prod.feast_store import materialize, open_feature_store
+from scalr_prod.feast_store import apply_feature_repo, materialize, open_feature_store, point_in_time
 from scalr_prod.lake import Lake
 from scalr_prod.settings import load_settings
 
@@ -85,7 +87,7 @@ def test_filled_read_and_emptied(redis, tmp_path):
     materialize(settings)
     assert served("synthetic_target_events:event_id") == [["e0", "n0", None]]
 
-    # Feast's Redis store never writes an older row over a newer one: without emptying it, e1 could not come back.
+    # As it is set up by default, Feast's Redis store writes no older row over a newer one: e1 could not come back.
     lake.delete(Table.SYNTHETIC_TARGET_EVENTS, "event_id in ('e0', 'n0')", key="roll back")
     assert materialize(settings).emptied == ("synthetic_target_events",)
     assert served("synthetic_target_events:event_id") == [[None, "e1", None]]
@@ -98,3 +100,198 @@ def test_a_redis_that_does_not_answer(redis, tmp_path):
     with pytest.raises(FeatureStoreError, match=r"127\.0\.0\.1:1"):
         materialize(gone)
     assert materialize(settings).views
+
+
+VIEWS = {
+    "source_user_history": ["item_ids", "event_timestamps", "event_count"],
+    "target_user_history": ["item_ids", "event_count"],
+    "synthetic_target_events": ["event_id", "item_id", "probability", "source_item_id", "run_id"],
+}
+PEOPLE = ["a", "b", "c", "nobody"]
+DAY = {"start": T0, "end": T0 + timedelta(days=1)}
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def project(request, tmp_path):
+    """A project for each kind of online store; Redis is empty at first."""
+    if request.param == "sqlite":
+        return make_project(tmp_path)
+    address = request.getfixturevalue("redis")
+    client(address).flushall()
+    return make_project(tmp_path, f'[feast]\nonline_store = "redis"\nredis = "{address}"\n')
+
+
+def client(address: str):
+    from redis import Redis
+
+    host, port = address.split(":")
+    return Redis(host, int(port))
+
+
+def served(settings, view: str = "synthetic_target_events") -> dict[str, list]:
+    references = [f"{view}:{feature}" for feature in VIEWS[view]]
+    found = open_feature_store(settings).get_online_features(references, [{"user_id": user} for user in PEOPLE]).to_dict()
+    return {feature: found[feature] for feature in VIEWS[view]}
+
+
+def joined(settings, view: str, at: datetime | None = None) -> dict[str, list]:
+    """The oracle: the point-in-time join at one time, one feature at a time."""
+    rows = spine(PEOPLE, [at or datetime.now(UTC)] * len(PEOPLE))
+    features = VIEWS[view]
+    return {name: point_in_time(settings, rows, [f"{view}:{name}"])[f"{view}__{name}"].to_pylist() for name in features}
+
+
+def assert_online_equals_offline(settings, at: datetime | None = None) -> None:
+    for view in VIEWS:
+        assert served(settings, view) == joined(settings, view, at), view
+
+
+def add(settings, table: Table, columns: dict, key: str) -> None:
+    lake = Lake.open(settings)
+    lake.append(table, pa.table(columns).select(lake.schema(table).names).cast(lake.schema(table)), key=key)
+
+
+def publish(settings, rows: dict, key: str) -> None:
+    """Replace the day's synthetic events, as a run that publishes its window again does."""
+    lake, table = Lake.open(settings), Table.SYNTHETIC_TARGET_EVENTS
+    lake.replace_window(table, pa.table(rows).select(lake.schema(table).names).cast(lake.schema(table)), key=key, **DAY)
+
+
+class TestOnlineEqualsOffline:
+    def test_a_late_event_at_a_time_that_has_a_row(self, project):
+        materialize(project)
+        assert_online_equals_offline(project)
+        late = {
+            "user_id": ["a"],
+            "item_ids": [["s1", "s9", "s2"]],
+            "event_timestamps": [hours(1, 1.5, 2)],
+            "event_count": [3],
+            "event_timestamp": hours(2),
+            "created_timestamp": hours(5),
+        }
+        add(project, Table.SOURCE_USER_HISTORY, late, "late")
+        assert materialize(project).emptied == ()
+        assert served(project, "source_user_history")["item_ids"][0] == ["s1", "s9", "s2"]
+        assert_online_equals_offline(project)
+
+    def test_a_window_published_again(self, project):
+        materialize(project)
+        publish(project, synthetic(["a", "c"], [70, 90], hours(2, 4), "again"), "again")
+        assert materialize(project).emptied == ("synthetic_target_events",)
+        assert served(project)["event_id"] == ["again0", None, "again1", None], "a's new event has the old one's time"
+        assert_online_equals_offline(project)
+
+    def test_a_window_published_again_with_older_rows(self, project):
+        materialize(project)
+        publish(project, synthetic(["a", "b"], [70, 90], hours(1, 1), "older"), "older")
+        assert materialize(project).emptied == ()
+        assert served(project)["event_id"] == ["older0", "older1", None, None]
+        assert_online_equals_offline(project)
+
+    def test_a_rollback(self, project):
+        materialize(project)
+        add(
+            project, Table.SYNTHETIC_TARGET_EVENTS, synthetic(["a", "b", "c"], [70, 71, 72], hours(9, 3, 9), "second"), "second"
+        )
+        materialize(project)
+        assert served(project)["event_id"] == ["second0", "second1", "second2", None]
+        lake = Lake.open(project)
+        lake.delete(Table.SYNTHETIC_TARGET_EVENTS, "event_id LIKE 'second%'", key="roll back")
+        assert materialize(project).emptied == ("synthetic_target_events",)
+        assert served(project)["event_id"] == ["e0", "e1", None, None]
+        assert_online_equals_offline(project)
+
+    def test_one_context_a_user(self, project):
+        """With ``contexts = "users"`` all of a user's events have one time, in each run the same."""
+
+        def draws(prefix: str, users: str) -> dict:
+            people = [user for user in users for _ in range(5)]
+            items = [(7 * number) % 11 for number in range(len(people))]
+            return synthetic(people, items, [AS_OF] * len(people), prefix)
+
+        publish(project, draws("first", "ab"), "first")
+        materialize(project)
+        assert_online_equals_offline(project)
+        for prefix, users in (("again", "ab"), ("zero", "bc"), ("back", "ab")):
+            publish(project, draws(prefix, users), prefix)
+            materialize(project)
+            found = served(project)
+            assert [value is not None for value in found["event_id"]] == [user in users for user in PEOPLE]
+            assert all(value is None or value.startswith(prefix) for value in found["event_id"])
+            assert_online_equals_offline(project)
+
+    def test_up_to_an_earlier_time(self, project):
+        materialize(project)
+        end = hours(2.5)[0]
+        materialize(project, end=end)
+        assert served(project, "source_user_history")["event_count"] == [2, None, None, None]
+        assert served(project)["event_id"] == [None] * 4, "not created by then"
+        assert_online_equals_offline(project, at=end)
+        materialize(project)
+        assert_online_equals_offline(project)
+
+    def test_a_fill_that_was_cut_off(self, project, monkeypatch):
+        materialize(project)
+        add(project, Table.SYNTHETIC_TARGET_EVENTS, synthetic(["c"], [70], hours(9), "cut"), "cut")
+        fill = FeatureStore.materialize
+
+        def cut_off(*arguments, **options):
+            fill(*arguments, **options)
+            raise OSError("the machine goes down")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(FeatureStore, "materialize", cut_off)
+            with pytest.raises(FeatureStoreError, match="goes down"):
+                materialize(project)
+        Lake.open(project).delete(Table.SYNTHETIC_TARGET_EVENTS, "event_id = 'cut0'", key="take out")
+        materialize(project)
+        assert_online_equals_offline(project)
+
+    @pytest.mark.parametrize("record", [None, "{", '{"synthetic_target_events": 3}'])
+    def test_a_lost_record(self, project, record):
+        """What the store holds is not known then: all of it goes first."""
+        materialize(project)
+        Lake.open(project).delete(Table.SYNTHETIC_TARGET_EVENTS, "event_id = 'e0'", key="take out")
+        path = project.feast_repo / ".materialized.json"
+        path.unlink()
+        if record is not None:
+            path.write_text(record)
+        materialize(project)
+        assert_online_equals_offline(project)
+
+
+def test_another_projects_rows_stay(redis, tmp_path):
+    """Redis keys end in the project's name, and one name may be the end of another."""
+    client(redis).flushall()
+    text = f'[feast]\nonline_store = "redis"\nredis = "{redis}"\n'
+    for name in ("mine", "other"):
+        (tmp_path / name).mkdir()
+    mine = make_project(tmp_path / "mine", text)
+    toml = tmp_path / "other" / "scalr.toml"
+    make_project(tmp_path / "other", text)
+    toml.write_text(toml.read_text().replace('name = "s"', 'name = "my s"'))
+    other = load_settings(toml)
+    apply_feature_repo(other)
+    names = [open_feature_store(settings).project for settings in (mine, other)]
+    assert names[1].endswith(names[0])
+
+    for settings in (mine, other):
+        materialize(settings)
+    (mine.feast_repo / ".materialized.json").unlink()
+    Lake.open(mine).delete(Table.SYNTHETIC_TARGET_EVENTS, "user_id = 'a'", key="a")
+    assert "synthetic_target_events" in materialize(mine).emptied
+    assert served(mine)["event_id"] == [None, "e1", None, None]
+    assert_online_equals_offline(other)
+
+
+def test_nothing_is_left_of_what_departed(redis, tmp_path):
+    """A deleted entity's key goes with its last row."""
+    client(redis).flushall()
+    settings = make_project(tmp_path, f'[feast]\nonline_store = "redis"\nredis = "{redis}"\n')
+    materialize(settings)
+    keys = client(redis).dbsize()
+    lake = Lake.open(settings)
+    for table in (Table.SYNTHETIC_TARGET_EVENTS, Table.SOURCE_USER_HISTORY, Table.TARGET_USER_HISTORY):
+        lake.delete(table, "user_id = 'a'", key="a")
+    materialize(settings)
+    assert client(redis).dbsize() == keys - 1

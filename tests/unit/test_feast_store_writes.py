@@ -90,30 +90,25 @@ class TestWrites:
     def test_four_writers_at_once_lose_and_double_nothing(self, own):
         from concurrent.futures import ThreadPoolExecutor
 
+        from scalr_prod.feast_store.offline_store import DeltaOfflineStoreConfig
         from scalr_prod.feast_store.session import session
         from scalr_prod.feast_store.writes import append_new_rows
 
         lake = Lake.open(own)
-        path = lake.uri(Table.SYNTHETIC_TARGET_EVENTS)
+        path, options = lake.uri(Table.SYNTHETIC_TARGET_EVENTS), DeltaOfflineStoreConfig(lake=lake.root)
 
         def write(writer: int) -> int:
             # Each writer has ten rows of its own and ten that all of them send.
             names = [f"own{writer}-{n}" for n in range(10)] + [f"shared-{n}" for n in range(10)]
             rows = synthetic(["a"] * 20, [1] * 20, hours(*range(20)), "w") | {"event_id": names}
             with session(memory_mb=64, threads=1, spill=None) as connection:
-                return append_new_rows(connection, path, {}, pa.table(rows), event="event_timestamp")
+                return append_new_rows(connection, path, options, pa.table(rows), event="event_timestamp")
 
         with ThreadPoolExecutor(4) as pool:
             added = list(pool.map(write, range(4)))
         found = lake.read(Table.SYNTHETIC_TARGET_EVENTS)["event_id"].to_pylist()
         assert sum(added) == 50
         assert len(found) == len(set(found)) == 52
-
-    def test_only_tables_of_the_lake(self, tmp_path):
-        from scalr_prod.feast_store.writes import append_new_rows
-
-        with pytest.raises(FeatureStoreError, match="only the lake's own tables"):
-            append_new_rows(None, str(tmp_path / "mine"), {}, pa.table({"a": [1]}), event="a")
 
 
 class TestOnline:

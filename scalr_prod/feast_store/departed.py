@@ -1,0 +1,164 @@
+"""Deleting from the online store what a view's table no longer gives: Feast itself can only write over it, or drop a whole view."""
+
+from __future__ import annotations
+
+import logging
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from scalr_prod.feast_store.columns import source_columns
+from scalr_prod.feast_store.reads import join_keys, known_by_us, microseconds, source_path, window_sql
+from scalr_prod.feast_store.retrievals import duckdb_session
+from scalr_prod.feast_store.scan import quote, scan_delta
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from datetime import datetime
+
+    from feast import FeatureStore, FeatureView
+
+__all__ = ["empty_view", "forget_departed"]
+
+logger = logging.getLogger(__name__)
+
+_BATCH = 10_000
+
+
+def forget_departed(
+    store: FeatureStore, view: FeatureView, before: tuple[int | None, datetime], now: tuple[int | None, datetime]
+) -> bool:
+    """Delete the entities that had a row in one state of the view's table and have none in the other.
+
+    Args:
+        store: Feast's store.
+        view: The view.
+        before: Delta version and end of what may be in the online store.
+        now: Delta version and end of what is to be there.
+
+    Returns:
+        Whether there were any. Where they cannot be told, the whole view is emptied.
+    """
+    from deltalake import DeltaTable
+
+    if before[0] is not None and before[0] == now[0] and before[1] <= now[1]:
+        return False
+    options = store.config.offline_store.storage_options or None
+    columns = source_columns(view.batch_source)
+    keys = [columns.of(key) for key in join_keys(view)]
+    if not keys or before[0] is None or now[0] is None:
+        # Nothing to tell entities, or versions, apart by.
+        empty_view(store, view)
+        return True
+    path = source_path(store.config, view.batch_source)
+    with duckdb_session(store.config) as connection:
+        for name, (version, end) in (("before", before), ("now", now)):
+            try:
+                table = DeltaTable(path, version=version, storage_options=options)
+                limit_us = microseconds(end) if known_by_us(store.config, view.batch_source) is not None else None
+                query = window_sql(
+                    scan_delta(
+                        connection, table, name, [*keys, columns.event, *([columns.created] if columns.created else [])]
+                    ),
+                    [(key, key) for key in keys],
+                    event=columns.event,
+                    created=columns.created,
+                    start_us=None,
+                    end_us=microseconds(end),
+                    known_by_us=limit_us,
+                )
+                # Run here: a version whose files were vacuumed opens, and fails when it is read.
+                connection.execute(f"CREATE TEMP TABLE entities_{name} AS SELECT DISTINCT * FROM ({query})")
+            except Exception as error:
+                # What has gone can no longer be told.
+                logger.warning("%s: version %s cannot be read (%s); the online view is filled anew", view.name, version, error)
+                empty_view(store, view)
+                return True
+        present = " AND ".join(f"{quote(key)} IS NOT NULL" for key in keys)
+        gone = connection.sql(f"(FROM entities_before WHERE {present}) EXCEPT FROM entities_now").to_arrow_table()
+    if not gone.num_rows:
+        return False
+    if store.config.online_store.type == "redis":
+        _delete_from_redis(store, view, _redis_keys(store, view, gone.to_pylist(), keys))
+    else:
+        empty_view(store, view)
+    return True
+
+
+def empty_view(store: FeatureStore, view: FeatureView) -> int | None:
+    """Delete all rows of a view from the online store. Gives how many there were; None where the store does not say."""
+    if store.config.online_store.type == "redis":
+        return _delete_from_redis(store, view, _all_redis_keys(store, view))
+    provider = store._get_provider()  # noqa: SLF001 - Feast has no public way to empty one view
+    for delete, keep in (([view], []), ([], [view])):
+        provider.update_infra(
+            project=store.project,
+            tables_to_delete=delete,
+            tables_to_keep=keep,
+            entities_to_delete=[],
+            entities_to_keep=[],
+            partial=True,
+        )
+    return None
+
+
+def _redis_keys(store: FeatureStore, view: FeatureView, rows: list[dict[str, Any]], columns: list[str]) -> Iterator[bytes]:
+    """The Redis keys of entities, in the project of this store."""
+    from feast.infra.online_stores.helpers import _redis_key
+    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+    from feast.type_map import python_values_to_proto_values
+
+    types = {column.name: column.dtype.to_value_type() for column in view.entity_columns}
+    names = list(join_keys(view))
+    values = [
+        python_values_to_proto_values([row[column] for row in rows], types[name])
+        for name, column in zip(names, columns, strict=True)
+    ]
+    for entity in zip(*values, strict=True):
+        key = EntityKey(join_keys=names, entity_values=list(entity))
+        yield _redis_key(store.project, key, entity_key_serialization_version=store.config.entity_key_serialization_version)
+
+
+def _all_redis_keys(store: FeatureStore, view: FeatureView) -> Iterator[bytes]:
+    """The Redis keys of this project whose entities have the view's join keys.
+
+    A key is the serialised entity and the project's name after it. Feast's own deletion looks for the end alone, and finds the
+    keys of a project ``my_shop`` when it means ``shop``; here what stands before the name has to be one whole entity.
+    """
+    from feast.infra.key_encoding_utils import serialize_entity_key_prefix
+
+    names = [column.name for column in view.entity_columns]
+    prefix, project = serialize_entity_key_prefix(names), store.project.encode()
+    pattern = b"".join(b"\\" + bytes([byte]) if byte in b"*?[]\\^-" else bytes([byte]) for byte in prefix) + b"*"
+    for key in _redis(store).scan_iter(match=pattern, count=_BATCH):
+        if key.startswith(prefix) and key.endswith(project) and _is_entity(key[: len(key) - len(project)], len(names)):
+            yield key
+
+
+def _is_entity(serialised: bytes, names: int) -> bool:
+    from feast.infra.key_encoding_utils import deserialize_entity_key
+
+    try:
+        return len(deserialize_entity_key(serialised).entity_values) == names
+    except Exception:
+        return False
+
+
+def _delete_from_redis(store: FeatureStore, view: FeatureView, keys: Iterable[bytes]) -> int:
+    """Delete the view's fields of these keys; a key without fields goes by itself. Gives how many rows there were."""
+    from feast.infra.online_stores.helpers import _mmh3
+
+    fields = [_mmh3(f"{view.name}:{feature.name}") for feature in view.features]
+    found = 0
+    remaining = iter(keys)
+    while some := list(islice(remaining, _BATCH)):
+        with _redis(store).pipeline(transaction=False) as pipe:
+            for key in some:
+                pipe.hdel(key, f"_ts:{view.name}")
+                pipe.hdel(key, *fields)
+            found += sum(pipe.execute()[::2])
+    return found
+
+
+def _redis(store: FeatureStore) -> Any:
+    online = store._get_provider().online_store  # noqa: SLF001 - Feast has no public way to its connection
+    return online._get_client(store.config.online_store)  # noqa: SLF001

@@ -1,0 +1,229 @@
+"""Feast's data-quality monitoring: statistics of features, computed by DuckDB where the rows are, and the SQLite file that keeps them."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import closing, contextmanager
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from feast.monitoring.monitoring_utils import monitoring_table_meta, normalize_monitoring_row, opt_float
+
+from scalr_prod.errors import FeatureStoreError
+from scalr_prod.feast_store import reads
+from scalr_prod.feast_store.asof import clocks_sql
+from scalr_prod.feast_store.columns import source_columns
+from scalr_prod.feast_store.retrievals import duckdb_session
+from scalr_prod.feast_store.scan import quote
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from feast.data_source import DataSource
+    from feast.repo_config import RepoConfig
+
+__all__ = ["clear_baseline", "ensure_tables", "metrics_of", "newest_event", "query_metrics", "save_metrics"]
+
+_QUANTILES = {"p50": 0.5, "p75": 0.75, "p90": 0.9, "p95": 0.95, "p99": 0.99}
+_STATISTICS = ("mean", "stddev", "min_val", "max_val", *_QUANTILES)
+_KINDS = ("feature", "feature_view", "feature_service", "job")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def metrics_of(
+    config: RepoConfig,
+    source: DataSource,
+    features: Sequence[tuple[str, str]],
+    *,
+    event: str,
+    start: datetime | None,
+    end: datetime | None,
+    bins: int,
+    top: int,
+) -> list[dict[str, Any]]:
+    """Statistics of features over the rows with ``start <= event time <= end``, in Feast's form.
+
+    Args:
+        config: Feast's settings.
+        source: The data source.
+        features: (name, ``numeric`` or ``categorical``) of each feature; other kinds are left out, as in Feast.
+        event: The timestamp's name in Feast.
+        start: Default: from the beginning.
+        end: Default: to the end.
+        bins: Bins of a numeric histogram.
+        top: Values of a categorical one.
+
+    Returns:
+        One dictionary a feature. Mean, quantiles and histogram are over finite values; quantiles are interpolated linearly.
+    """
+    columns = source_columns(source)
+    numeric = [name for name, kind in features if kind == "numeric"]
+    with duckdb_session(config) as connection:
+        names = [name for name, kind in features if kind in {"numeric", "categorical"}]
+        time = columns.of(event)
+        scan = reads.open_source(connection, config, source, "source_0", [time, *map(columns.of, names)])
+        selected = [(columns.of(name), name) for name in names]
+        rows = reads.window_sql(
+            scan,
+            selected,
+            event=time,
+            created=None,
+            start_us=reads.microseconds(start),
+            end_us=reads.microseconds(end),
+            known_by_us=None,
+        )
+        found = _numeric(connection, rows, numeric, bins) if numeric else {}
+        return [
+            found[name] if kind == "numeric" else _categorical(connection, rows, name, top)
+            for name, kind in features
+            if kind in {"numeric", "categorical"}
+        ]
+
+
+def newest_event(config: RepoConfig, source: DataSource, event: str) -> datetime | None:
+    """The latest event time in a source; None without rows."""
+    column = source_columns(source).of(event)
+    with duckdb_session(config) as connection:
+        scan = reads.open_source(connection, config, source, "source_0", [column])
+        query = f"SELECT max({clocks_sql(column, None)[0]}) FROM {scan.relation}"
+        ((found,),) = connection.execute(query).fetchall()
+    return None if found is None else _EPOCH + timedelta(microseconds=found)
+
+
+def _metric(name: str, kind: str, rows: int, nulls: int) -> dict[str, Any]:
+    counts = {"row_count": rows, "null_count": nulls, "null_rate": nulls / rows if rows else 0.0}
+    return {"feature_name": name, "feature_type": kind, **counts, **dict.fromkeys(_STATISTICS), "histogram": None}
+
+
+def _numeric(connection: Any, rows: str, names: Sequence[str], bins: int) -> dict[str, dict[str, Any]]:
+    parts = ["count(*)"]
+    for name in names:
+        value = f"CAST({quote(name)} AS DOUBLE)"
+        finite = f"FILTER (WHERE isfinite({value}))"
+        parts += [f"count({quote(name)})", *(f"{f}({value}) {finite}" for f in ("avg", "stddev_samp", "min", "max"))]
+        parts += [f"quantile_cont({value}, {share}) {finite}" for share in _QUANTILES.values()]
+    ((total, *values),) = connection.execute(f"SELECT {', '.join(parts)} FROM ({rows})").fetchall()
+    width = 1 + len(_STATISTICS)
+    metrics = {}
+    for number, name in enumerate(names):
+        present, *statistics = values[number * width : (number + 1) * width]
+        metrics[name] = _metric(name, "numeric", total, total - present)
+        metrics[name] |= dict(zip(_STATISTICS, map(opt_float, statistics), strict=True))
+    _add_histograms(connection, rows, metrics, bins)
+    return metrics
+
+
+def _add_histograms(connection: Any, rows: str, metrics: dict[str, dict[str, Any]], bins: int) -> None:
+    """numpy's histogram of each feature, in one pass over batches of rows."""
+    limits = {name: (found["min_val"], found["max_val"]) for name, found in metrics.items() if found["min_val"] is not None}
+    if not limits:
+        return
+    edges = {name: np.histogram_bin_edges([], bins=bins, range=limit) for name, limit in limits.items()}
+    counts = {name: np.zeros(bins, np.int64) for name in edges}
+    selected = ", ".join(f"CAST({quote(name)} AS DOUBLE) AS {quote(name)}" for name in edges)
+    for batch in connection.sql(f"SELECT {selected} FROM ({rows})").to_arrow_reader(65_536):
+        for name in edges:
+            values = batch.column(name).to_numpy(zero_copy_only=False)
+            counts[name] += np.histogram(values[np.isfinite(values)], bins=edges[name])[0]
+    for name, found in edges.items():
+        histogram = {"bins": found.tolist(), "counts": counts[name].tolist(), "bin_width": float(found[1] - found[0])}
+        metrics[name]["histogram"] = histogram
+
+
+def _categorical(connection: Any, rows: str, name: str, top: int) -> dict[str, Any]:
+    counted = f"SELECT {quote(name)} AS value, count(*) AS n FROM ({rows}) GROUP BY ALL"
+    query = f"SELECT coalesce(sum(n), 0), coalesce(sum(n) FILTER (WHERE value IS NULL), 0), count(value) FROM ({counted})"
+    ((total, nulls, unique),) = connection.execute(query).fetchall()
+    metric = _metric(name, "categorical", int(total), int(nulls))
+    if unique:
+        query = f"SELECT value, n FROM ({counted}) WHERE value IS NOT NULL ORDER BY n DESC, value LIMIT {int(top)}"
+        values = [{"value": value, "count": n} for value, n in connection.execute(query).fetchall()]
+        other = int(total - nulls) - sum(entry["count"] for entry in values)
+        metric["histogram"] = {"values": values, "other_count": other, "unique_count": unique}
+    return metric
+
+
+def ensure_tables(config: RepoConfig) -> None:
+    """Make the tables of metrics and jobs where they are not there yet."""
+    with _database(config) as database:
+        for kind in _KINDS:
+            table, columns, key = monitoring_table_meta(kind)
+            listed = ", ".join(f'"{column}"' for column in columns)
+            unique = ", ".join(f'"{column}"' for column in key)
+            database.execute(f"CREATE TABLE IF NOT EXISTS {table} ({listed}, PRIMARY KEY ({unique}))")
+
+
+def save_metrics(config: RepoConfig, kind: str, metrics: Sequence[dict[str, Any]]) -> None:
+    """Keep metrics; one with the key of another replaces it."""
+    ensure_tables(config)
+    table, columns, _ = monitoring_table_meta(kind)
+    marks = ", ".join("?" for _ in columns)
+    rows = [[_stored(metric.get(column)) for column in columns] for metric in metrics]
+    with _database(config) as database:
+        database.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", rows)
+
+
+def query_metrics(
+    config: RepoConfig,
+    project: str,
+    kind: str,
+    *,
+    filters: dict[str, Any] | None = None,
+    start: date | None = None,
+    end: date | None = None,
+) -> list[dict[str, Any]]:
+    """A project's metrics of a kind, by ascending date; ``start`` and ``end`` belong to the range."""
+    ensure_tables(config)
+    table, columns, _ = monitoring_table_meta(kind)
+    wanted = {"project_id": project or None, **(filters or {})}
+    where = [(f'"{_known(column, columns)}" = ?', _stored(value)) for column, value in wanted.items() if value is not None]
+    if "metric_date" in columns and kind != "job":
+        where += [(f"metric_date {sign} ?", _stored(day)) for sign, day in ((">=", start), ("<=", end)) if day is not None]
+    condition = " AND ".join(part for part, _ in where) or "true"
+    order = "job_id" if kind == "job" else "metric_date"
+    with _database(config) as database:
+        query = f"SELECT * FROM {table} WHERE {condition} ORDER BY {order}"
+        found = database.execute(query, [value for _, value in where]).fetchall()
+    return [normalize_monitoring_row(dict(zip(columns, row, strict=True))) for row in found]
+
+
+def clear_baseline(config: RepoConfig, project: str, **filters: str | None) -> None:
+    """Let the matching feature metrics be a baseline no longer."""
+    ensure_tables(config)
+    table, columns, _ = monitoring_table_meta("feature")
+    wanted = {"project_id": project, **{column: value for column, value in filters.items() if value is not None}}
+    condition = " AND ".join(f'"{_known(column, columns)}" = ?' for column in wanted)
+    with _database(config) as database:
+        update = f"UPDATE {table} SET is_baseline = 0 WHERE {condition}"
+        database.execute(update, list(wanted.values()))
+
+
+@contextmanager
+def _database(config: RepoConfig) -> Iterator[sqlite3.Connection]:
+    if config.repo_path is None:
+        raise FeatureStoreError(
+            "metrics are kept in the feature repository, and the settings name none",
+            where="repo_path",
+            next_step="open the store by FeatureStore(repo_path=…), or set repo_path of its RepoConfig",
+        )
+    with closing(sqlite3.connect(Path(config.repo_path) / "feast_monitoring.db", timeout=60)) as database, database:
+        yield database
+
+
+def _known(column: str, columns: Sequence[str]) -> str:
+    if column not in columns:
+        raise FeatureStoreError(
+            f"metrics have no column {column!r}; they have: {', '.join(columns)}",
+            where="filters",
+            next_step="correct the filter",
+        )
+    return column
+
+
+def _stored(value: Any) -> Any:
+    if isinstance(value, date | datetime):
+        return value.isoformat()
+    return json.dumps(value) if isinstance(value, dict | list) else value

@@ -1,0 +1,425 @@
+"""What Feast expects of any offline store, on data of our own: names, types, times, writes, logs, and the rules that are stricter here."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable, write_deltalake
+from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, FileSource, PushSource, RequestSource, ValueType
+from feast.data_format import DeltaFormat, ParquetFormat
+from feast.data_source import PushMode
+from feast.errors import RequestDataNotFoundInEntityDfException, SavedDatasetLocationAlreadyExists
+from feast.infra.offline_stores.file_source import FileLoggingDestination, SavedDatasetFileStorage
+from feast.monitoring.metrics_calculator import MetricsCalculator
+from feast.monitoring.monitoring_service import MonitoringService
+from feast.on_demand_feature_view import on_demand_feature_view
+from feast.repo_config import RepoConfig
+from feast.types import Array, Bool, Float32, Float64, Int32, Int64, String, UnixTimestamp
+from feast_project import hours, make_project, synthetic
+
+from scalr_prod.contracts import Table
+from scalr_prod.errors import FeatureStoreError
+from scalr_prod.feast_store import materialize, open_feature_store
+from scalr_prod.feast_store.offline_store import DeltaOfflineStoreConfig
+from scalr_prod.lake import Lake
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*experimental.*:RuntimeWarning")
+
+#: Two meters, read every hour; the second reading of the first one was corrected two days later.
+READINGS = {
+    "meter_no": ["m1", "m1", "m1", "m2"],
+    "read_at": hours(1, 2, 2, 3),
+    "stored_at": hours(1, 2, 50, 3),
+    "kwh_total": [10.0, 20.0, 25.0, 30.0],
+    "phase": ["x", "y", "z", "x"],
+}
+RENAMED = {"meter_no": "meter", "read_at": "at", "stored_at": "known", "kwh_total": "kwh"}
+METER = Entity(name="meter", join_keys=["meter"], value_type=ValueType.STRING)
+SCHEMA = [Field(name="meter", dtype=String), Field(name="kwh", dtype=Float64), Field(name="phase", dtype=String)]
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Feast with our offline store and nothing else of the package; ``readings`` may be written to."""
+    config = RepoConfig(
+        project="meters",
+        provider="local",
+        registry=str(tmp_path / "registry.db"),
+        offline_store=DeltaOfflineStoreConfig(threads=1, memory_mb=128, writable=[str(tmp_path / "readings")]),
+        online_store={"type": "sqlite", "path": str(tmp_path / "online.db")},
+        entity_key_serialization_version=3,
+    )
+    config.repo_path = tmp_path
+    return FeatureStore(config=config, repo_path=str(tmp_path))
+
+
+def readings(folder: Path, **tags: str) -> FileSource:
+    """A table whose every column but one has another name in Feast."""
+    write_deltalake(str(folder / "readings"), pa.table(READINGS))
+    return source_of(folder / "readings", **tags)
+
+
+def source_of(path: Path, **tags: str) -> FileSource:
+    return FileSource(
+        name=path.name,
+        path=str(path),
+        file_format=DeltaFormat(),
+        timestamp_field="at",
+        created_timestamp_column="known",
+        field_mapping=RENAMED,
+        tags=tags,
+    )
+
+
+def view_of(source, ttl: timedelta = timedelta(0), name: str = "power", **more) -> FeatureView:
+    return FeatureView(name=name, entities=[METER], schema=SCHEMA, source=source, ttl=ttl, **more)
+
+
+def spine(*rows: tuple[str, float]) -> pd.DataFrame:
+    return pd.DataFrame({"meter": [meter for meter, _ in rows], "event_timestamp": hours(*(hour for _, hour in rows))})
+
+
+def kwh(store: FeatureStore, rows: pd.DataFrame, **options) -> list:
+    found = store.get_historical_features(rows, ["power:kwh"], **options).to_df()["kwh"]
+    return [None if np.isnan(value) else value for value in found]
+
+
+class TestMappedNames:
+    def test_joined_and_read_by_window(self, store, tmp_path):
+        store.apply([METER, view_of(readings(tmp_path))])
+        assert kwh(store, spine(("m1", 1.5), ("m1", 3), ("m1", 60), ("m2", 2))) == [10.0, 20.0, 25.0, None]
+        window = {"start_date": hours(2)[0], "end_date": hours(3)[0]}
+        found = store.get_historical_features(features=["power:kwh"], **window).to_df()
+        assert sorted(found["kwh"]) == [20.0, 25.0, 30.0], "each row of a key, not its latest alone"
+        assert {"meter", "event_timestamp", "known"} <= set(found.columns)
+        found = store.get_historical_features(features=["power:kwh"], filter_by_created_timestamp=True, **window).to_df()
+        assert sorted(found["kwh"]) == [20.0, 30.0]
+
+    @pytest.mark.parametrize("latest", [True, False])
+    def test_online_equals_offline(self, store, tmp_path, latest):
+        store.config.materialization_config.pull_latest_features = latest
+        store.apply([METER, view_of(readings(tmp_path))])
+        store.materialize(hours(0)[0], hours(90)[0])
+        rows = [{"meter": "m1"}, {"meter": "m2"}, {"meter": "m3"}]
+        online = store.get_online_features(["power:kwh", "power:phase"], rows).to_dict()
+        assert online["kwh"] == [25.0, 30.0, None]
+        assert online["kwh"] == kwh(store, spine(("m1", 90), ("m2", 90), ("m3", 90)))
+
+    def test_written_and_read_again(self, store, tmp_path):
+        """In any order of columns, one batch after the other, and by a push."""
+        source = readings(tmp_path)
+        store.apply([METER, view_of(PushSource(name="pushed", batch_source=source))])
+        rows = pd.DataFrame({"phase": ["y", "y"], "kwh_total": [40.0, 50.0], "stored_at": hours(4, 5)})
+        rows = rows.assign(meter_no=["m1", "m2"], read_at=hours(4, 5))
+        store.write_to_offline_store("power", rows.iloc[:1])
+        store.write_to_offline_store("power", rows.iloc[1:])
+        store.write_to_offline_store("power", rows)
+        store.push("pushed", rows.assign(kwh_total=[60.0, 70.0], read_at=hours(6, 7)), to=PushMode.OFFLINE)
+        asked = spine(("m1", 4), ("m2", 5), ("m1", 8), ("m2", 8))
+        assert kwh(store, asked) == [40.0, 50.0, 60.0, 70.0]
+        assert DeltaTable(source.path).to_pyarrow_table().num_rows == len(READINGS["phase"]) + 4
+        with pytest.raises(ValueError, match="missing_expected_columns"):
+            store.write_to_offline_store("power", rows.drop(columns="phase"))
+
+    def test_names_of_the_table_itself(self, store, tmp_path):
+        """``timestamp_field`` may be the column's own name, where the mapping leaves it alone."""
+        write_deltalake(str(tmp_path / "plain"), pa.table(READINGS))
+        source = FileSource(path=str(tmp_path / "plain"), file_format=DeltaFormat(), timestamp_field="read_at")
+        source.field_mapping = {"meter_no": "meter", "kwh_total": "kwh"}
+        store.apply([METER, view_of(source)])
+        assert kwh(store, spine(("m1", 1.5), ("m2", 3))) == [10.0, 30.0]
+
+
+class TestKnowledgeTime:
+    def test_a_filter_by_creation_holds_beside_a_fixed_knowledge_time(self, store, tmp_path):
+        store.apply([METER, view_of(readings(tmp_path))])
+        store.config.offline_store.known_by = datetime(2100, 1, 1, tzinfo=UTC)
+        rows = spine(("m1", 3), ("m1", 60))
+        assert kwh(store, rows) == [25.0, 25.0]
+        assert kwh(store, rows, filter_by_created_timestamp=True) == [20.0, 25.0]
+        store.config.offline_store.known_by = hours(40)[0]
+        assert kwh(store, rows, filter_by_created_timestamp=True) == [20.0, 20.0], "the earlier of the two counts"
+
+    def test_values_withheld_are_counted(self, store, tmp_path, caplog):
+        """A creation time that is a load time: everything lies in the future of the spine."""
+        write_deltalake(str(tmp_path / "readings"), pa.table({**READINGS, "stored_at": hours(90, 90, 90, 90)}))
+        store.apply([METER, view_of(source_of(tmp_path / "readings"), timedelta(hours=5))])
+        with caplog.at_level(logging.WARNING):
+            assert kwh(store, spine(("m1", 1), ("m1", 4), ("m2", 4), ("m2", 1), ("m3", 4), ("m1", 9))) == [None] * 6
+        (said,) = [record.getMessage() for record in caplog.records if "get no value" in record.getMessage()]
+        assert said.startswith("power: 3 spine rows"), "not those that nothing had happened to, or too long ago"
+        assert "knowledge_time = 'event'" in said
+        assert "stored_at" in said
+
+    def test_nothing_is_said_where_nothing_is_withheld(self, store, tmp_path, caplog):
+        store.apply([METER, view_of(readings(tmp_path))])
+        with caplog.at_level(logging.WARNING):
+            kwh(store, spine(("m1", 3), ("m3", 3)))
+        assert not [record for record in caplog.records if "get no value" in record.getMessage()]
+
+    @pytest.mark.parametrize("place", ["view", "source"])
+    def test_a_view_chooses(self, store, tmp_path, place):
+        tags = {"knowledge_time": "event"}
+        source = readings(tmp_path, **(tags if place == "source" else {}))
+        store.apply([METER, view_of(source, tags=tags if place == "view" else {})])
+        rows = spine(("m1", 1.5), ("m1", 3))
+        assert kwh(store, rows) == [10.0, 25.0], "creation breaks the tie, and limits nothing"
+        assert kwh(store, rows, filter_by_created_timestamp=True) == [10.0, 20.0]
+
+    def test_an_unknown_choice(self, store, tmp_path):
+        store.apply([METER, view_of(readings(tmp_path), tags={"knowledge_time": "load"})])
+        with pytest.raises(FeatureStoreError, match="one of: created, event"):
+            kwh(store, spine(("m1", 3)))
+
+    def test_ties_do_not_depend_on_what_is_asked_for(self, store, tmp_path):
+        rows = {"meter_no": ["m1", "m1"], "read_at": hours(1, 1), "stored_at": hours(1, 1)}
+        write_deltalake(str(tmp_path / "readings"), pa.table({**rows, "kwh_total": [9.0, 1.0], "phase": ["a", "b"]}))
+        store.apply([METER, view_of(source_of(tmp_path / "readings"))])
+        for features in (["power:phase"], ["power:kwh", "power:phase"], ["power:phase", "power:kwh"]):
+            found = store.get_historical_features(spine(("m1", 2)), features).to_df()
+            assert found["phase"].tolist() == ["a"]
+        store.config.materialization_config.pull_latest_features = True
+        store.materialize(hours(0)[0], hours(9)[0])
+        assert store.get_online_features(["power:phase"], [{"meter": "m1"}]).to_dict()["phase"] == ["a"]
+
+
+class TestWhatMayBeWritten:
+    def written(self, store, view: str, count: int) -> None:
+        store.write_to_offline_store(
+            view, pa.table(synthetic(["a"] * count, [1] * count, hours(*range(count)), "w")).to_pandas()
+        )
+
+    def with_view(self, settings, path: str):
+        """The view of synthetic events, over a table elsewhere."""
+        store = open_feature_store(settings)
+        view = store.get_feature_view("synthetic_target_events")
+        view.batch_source = FileSource(
+            name="elsewhere", path=path, file_format=DeltaFormat(), timestamp_field="event_timestamp"
+        )
+        store.apply([view])
+        return open_feature_store(settings)
+
+    def elsewhere(self, settings, folder: Path) -> str:
+        lake = Lake.open(settings)
+        path = str(folder / "backup" / Table.SYNTHETIC_TARGET_EVENTS.value)
+        write_deltalake(path, lake.read(Table.SYNTHETIC_TARGET_EVENTS))
+        return path
+
+    def test_a_table_elsewhere_with_the_name_of_one_of_ours(self, own, tmp_path):
+        path = self.elsewhere(own, tmp_path)
+        store = self.with_view(own, path)
+        with pytest.raises(FeatureStoreError, match="only the lake's own tables"):
+            self.written(store, "synthetic_target_events", 2)
+        assert DeltaTable(path).version() == 0
+        assert Lake.open(own).read(Table.SYNTHETIC_TARGET_EVENTS).num_rows == 2
+
+    def test_a_table_elsewhere_that_the_settings_name(self, tmp_path):
+        settings = make_project(tmp_path, '[feast]\nwritable = ["backup/synthetic_target_events"]\n')
+        path = self.elsewhere(settings, tmp_path)
+        store = self.with_view(settings, f"file://{path}")
+        for _ in range(2):
+            self.written(store, "synthetic_target_events", 3)
+        assert DeltaTable(path).to_pyarrow_table().num_rows == 5, "a resend adds nothing"
+        assert Lake.open(settings).read(Table.SYNTHETIC_TARGET_EVENTS).num_rows == 2
+
+    def test_our_own_by_another_spelling(self, own, tmp_path):
+        (tmp_path / "link").symlink_to(Lake.open(own).root)
+        store = self.with_view(own, f"{tmp_path}/link/synthetic_target_events/")
+        self.written(store, "synthetic_target_events", 3)
+        assert Lake.open(own).read(Table.SYNTHETIC_TARGET_EVENTS).num_rows == 5
+
+    def test_versions_are_of_our_own_tables(self, own, tmp_path):
+        """A version that is pinned by a table's name is not that of a table elsewhere with this name."""
+        lake, path = Lake.open(own), self.elsewhere(own, tmp_path)
+        self.written(open_feature_store(own), "synthetic_target_events", 3)
+        self.with_view(own, path)
+        store = open_feature_store(own, versions={"synthetic_target_events": lake.version(Table.SYNTHETIC_TARGET_EVENTS)})
+        rows = pd.DataFrame({"user_id": ["a"], "event_timestamp": hours(30)})
+        assert store.get_historical_features(rows, ["synthetic_target_events:event_id"]).to_df()["event_id"].tolist() == ["e0"]
+
+    def test_a_fill_reads_a_table_elsewhere(self, own, tmp_path):
+        self.with_view(own, self.elsewhere(own, tmp_path))
+        assert "synthetic_target_events" in materialize(own).views
+        found = open_feature_store(own).get_online_features(["synthetic_target_events:event_id"], [{"user_id": "a"}]).to_dict()
+        assert found["event_id"] == ["e0"]
+
+
+class TestRetrieval:
+    def test_one_source_for_two_views_and_full_names(self, store, tmp_path):
+        source = readings(tmp_path)
+        twin = FeatureView(name="phases", entities=[METER], schema=[SCHEMA[0], SCHEMA[2]], source=source, ttl=timedelta(0))
+        store.apply([METER, view_of(source), twin])
+        features = ["power:kwh", "phases:phase", "power:phase"]
+        found = store.get_historical_features(spine(("m1", 3)), features, full_feature_names=True).to_df()
+        assert found[["power__kwh", "phases__phase", "power__phase"]].to_numpy().tolist() == [[20.0, "y", "y"]]
+
+    @pytest.mark.parametrize(("ttl", "expected"), [(timedelta(0), [20.0, 20.0]), (timedelta(hours=2), [20.0, None])])
+    def test_age(self, store, tmp_path, ttl, expected):
+        store.apply([METER, view_of(readings(tmp_path), ttl)])
+        assert kwh(store, spine(("m1", 4), ("m1", 4.1))) == expected
+
+    def test_request_data_and_a_transformation(self, store, tmp_path):
+        power = view_of(readings(tmp_path))
+        price = RequestSource(name="price", schema=[Field(name="price", dtype=Float64)])
+
+        @on_demand_feature_view(
+            sources=[power, price], schema=[Field(name="cost", dtype=Float64), Field(name="half", dtype=Float64)]
+        )
+        def bill(inputs: pd.DataFrame) -> pd.DataFrame:
+            return pd.DataFrame({"cost": inputs["kwh"] * inputs["price"], "half": inputs["kwh"] / 2})
+
+        store.apply([METER, power, bill])
+        found = store.get_historical_features(spine(("m1", 3)).assign(price=2.0), ["bill:cost", "power:phase"]).to_df()
+        assert found["cost"].tolist() == [40.0]
+        assert "half" not in found.columns
+        with pytest.raises(RequestDataNotFoundInEntityDfException):
+            store.get_historical_features(spine(("m1", 3)), ["bill:cost"]).to_df()
+
+    @pytest.mark.parametrize("form", [ParquetFormat(), DeltaFormat()], ids=["parquet", "delta"])
+    def test_a_result_that_is_kept(self, store, tmp_path, form):
+        store.apply([METER, view_of(readings(tmp_path))])
+        storage = SavedDatasetFileStorage(str(tmp_path / "kept"), file_format=form)
+        store.create_saved_dataset(store.get_historical_features(spine(("m1", 3)), ["power:kwh"]), "kept", storage)
+        assert store.get_saved_dataset("kept").to_df()["kwh"].tolist() == [20.0]
+        job = store.get_historical_features(spine(("m1", 3)), ["power:kwh"])
+        with pytest.raises(SavedDatasetLocationAlreadyExists):
+            job.persist(storage)
+
+    @pytest.mark.parametrize("as_path", [True, False])
+    def test_logged_features(self, store, tmp_path, as_path):
+        from feast.feature_logging import LoggingConfig
+
+        destination = FileLoggingDestination(path=str(tmp_path / "log"))
+        service = FeatureService(
+            name="bills", features=[view_of(readings(tmp_path))], logging_config=LoggingConfig(destination=destination)
+        )
+        store.apply([METER, view_of(source_of(tmp_path / "readings")), service])
+        logged = pa.table({"meter": ["m1"], "power__kwh": [1.0], "power__phase": ["x"], "__request_id": ["r"]})
+        rows = logged
+        if as_path:
+            rows = tmp_path / "chunk"
+            rows.mkdir()
+            pa.parquet.write_table(logged, rows / "0.parquet")
+        for _ in range(2):
+            store.write_logged_features(rows, service)
+        assert pa.parquet.read_table(tmp_path / "log").num_rows == 2
+
+
+KINDS = {
+    "int32": (Int32, pa.int32(), [1, 2, 3, 4]),
+    "int64": (Int64, pa.int64(), [1, 2**40, 3, 4]),
+    "float": (Float32, pa.float32(), [1.0, None, 3.5, 4.0]),
+    "string": (String, pa.string(), ["1", None, "é", ""]),
+    "bool": (Bool, pa.bool_(), [True, None, False, True]),
+    "time": (UnixTimestamp, pa.timestamp("us", tz="UTC"), [*hours(1), None, *hours(3, 4)]),
+}
+
+
+@pytest.mark.parametrize("shape", ["single", "list", "list_with_an_empty_one"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_types(store, tmp_path, kind, shape):
+    """Values come back in the type that they were stored in, from the join and from the online store."""
+    dtype, arrow, values = KINDS[kind]
+    if shape != "single":
+        values = [[value, value] for value in values if value is not None][:3]
+        values = [*values, [] if shape == "list_with_an_empty_one" else values[0]]
+        dtype, arrow = Array(dtype), pa.list_(arrow)
+    values = [values[index % len(values)] for index in range(4)]
+    rows = pa.table({"meter": [f"m{n}" for n in range(4)], "at": pa.array(hours(1, 1, 1, 1)), "value": pa.array(values, arrow)})
+    write_deltalake(str(tmp_path / "typed"), rows)
+    source = FileSource(path=str(tmp_path / "typed"), file_format=DeltaFormat(), timestamp_field="at")
+    schema = [Field(name="meter", dtype=String), Field(name="value", dtype=dtype)]
+    store.apply([METER, FeatureView(name="typed", entities=[METER], schema=schema, source=source, ttl=timedelta(0))])
+    found = store.get_historical_features(spine(*((f"m{n}", 2) for n in range(4))), ["typed:value"]).to_arrow()
+    assert found.schema.field("value").type == arrow
+    assert found["value"].to_pylist() == values
+    store.materialize(hours(0)[0], hours(2)[0])
+    online = store.get_online_features(["typed:value"], [{"meter": f"m{n}"} for n in range(4)]).to_dict()["value"]
+    # Feast gives an empty list back as null.
+    assert [value or [] if shape != "single" else value for value in online] == values
+
+
+@pytest.mark.parametrize(
+    ("declared", "ids"), [(ValueType.INT32, [1, 2]), (ValueType.INT64, [1, 2]), (ValueType.STRING, ["1", "2"])]
+)
+def test_types_of_keys(store, tmp_path, declared, ids):
+    write_deltalake(str(tmp_path / "keyed"), pa.table({"place": ids, "at": hours(1, 1), "value": [10, 20]}))
+    place = Entity(name="place", join_keys=["place"], value_type=declared)
+    source = FileSource(path=str(tmp_path / "keyed"), file_format=DeltaFormat(), timestamp_field="at")
+    view = FeatureView(name="keyed", entities=[place], schema=[Field(name="value", dtype=Int64)], source=source)
+    store.apply([place, view])
+    rows = pd.DataFrame({"place": ids, "event_timestamp": hours(2, 2)})
+    assert store.get_historical_features(rows, ["keyed:value"]).to_df()["value"].tolist() == [10, 20]
+    store.materialize(hours(0)[0], hours(2)[0])
+    assert store.get_online_features(["keyed:value"], [{"place": ids[1]}]).to_dict()["value"] == [20]
+
+
+class TestMonitoring:
+    def test_equals_feasts_own_computation(self, store, tmp_path):
+        rng = np.random.default_rng(3)
+        count = 2_000
+        rows = pa.table(
+            {
+                "meter_no": [f"m{n % 7}" for n in range(count)],
+                "read_at": hours(*rng.uniform(0, 9, count)),
+                "stored_at": hours(*rng.uniform(0, 9, count)),
+                "kwh_total": pa.array(rng.normal(size=count), mask=rng.random(count) < 0.1),
+                "phase": pa.array(rng.choice(["x", "y", "z"], count, p=[0.5, 0.3, 0.2]), mask=rng.random(count) < 0.2),
+            }
+        )
+        write_deltalake(str(tmp_path / "readings"), rows)
+        source, limits = source_of(tmp_path / "readings"), {"start_date": hours(2)[0], "end_date": hours(7)[0]}
+        features = [("phase", "categorical"), ("kwh", "numeric")]
+        offline = store._get_provider().offline_store
+        found = offline.compute_monitoring_metrics(store.config, source, features, "at", **limits, histogram_bins=9, top_n=2)
+        at = rows["read_at"].to_numpy()
+        inside = (at >= np.datetime64("2024-01-01T02")) & (at <= np.datetime64("2024-01-01T07"))
+        same = rows.filter(pa.array(inside)).rename_columns([RENAMED.get(name, name) for name in rows.column_names])
+        expected = MetricsCalculator(histogram_bins=9, top_n=2).compute_all(same, features)
+        assert [metric.keys() for metric in found] == [metric.keys() | {"feature_name"} for metric in expected]
+        for ours, theirs in zip(found, expected, strict=True):
+            histogram = theirs.pop("histogram")
+            for name, value in theirs.items():
+                assert ours[name] == (pytest.approx(value, rel=1e-12) if isinstance(value, float) else value), name
+            for part, value in histogram.items():
+                assert ours["histogram"][part] == (value if part == "values" else pytest.approx(value))
+        assert offline.get_monitoring_max_timestamp(store.config, source, "at") == max(rows["read_at"].to_pylist())
+
+    def test_without_rows_and_with_values_that_are_no_numbers(self, store, tmp_path):
+        rows = {**READINGS, "kwh_total": [float("nan"), float("inf"), 5.0, None], "phase": pa.nulls(4, pa.string())}
+        write_deltalake(str(tmp_path / "readings"), pa.table(rows))
+        offline, source = store._get_provider().offline_store, source_of(tmp_path / "readings")
+        features = [("kwh", "numeric"), ("phase", "categorical")]
+        number, text = offline.compute_monitoring_metrics(store.config, source, features, "at")
+        assert (number["row_count"], number["null_count"], number["mean"], number["max_val"]) == (4, 1, 5.0, 5.0)
+        assert sum(number["histogram"]["counts"]) == 1
+        assert (text["row_count"], text["null_rate"], text["histogram"]) == (4, 1.0, None)
+        late = {"start_date": hours(99)[0]}
+        assert {m["row_count"] for m in offline.compute_monitoring_metrics(store.config, source, features, "at", **late)} == {0}
+
+    def test_feasts_service_keeps_and_finds_metrics(self, store, tmp_path):
+        store.apply([METER, view_of(readings(tmp_path))])
+        service, day = MonitoringService(store), hours(0)[0].date()
+        for start in (day, day, day + timedelta(days=1)):
+            service.compute_metrics("meters", "power", start_date=start, end_date=start, set_baseline=True)
+        metric, later = [
+            m for m in service.get_feature_metrics("meters", feature_view_name="power") if m["feature_name"] == "kwh"
+        ]
+        assert (metric["row_count"], metric["p50"], metric["metric_date"]) == (4, 22.5, "2024-01-01")
+        assert (later["row_count"], later["metric_date"]) == (0, "2024-01-02")
+        assert {m["metric_date"] for m in service.get_baseline("meters", "power")} == {"2024-01-02"}, "one baseline at a time"
+        assert service.get_feature_metrics("others", feature_view_name="power") == []
+        assert len(service.get_feature_view_metrics("meters", feature_view_name="power")) == 2
+        assert service.get_feature_metrics("meters", start_date=day + timedelta(days=2)) == []
+        assert service.get_job(service.submit_job("meters", "compute", "power"))["feature_view_name"] == "power"
+
+    def test_a_filter_that_is_no_column(self, store):
+        offline = store._get_provider().offline_store
+        with pytest.raises(FeatureStoreError, match="no column"):
+            offline.query_monitoring_metrics(store.config, "meters", "feature", filters={"1=1; --": "x"})
