@@ -96,13 +96,16 @@ def withheld(connection: Any, view: ViewJoin, number: int) -> int:
     """
     if view.created is None or not view.by_spine:
         return 0
-    unmatched = f"SELECT s.* FROM {SPINE} s ANTI JOIN match_{number} m ON m.spine_row = s.{ROW}"
-    event, created = clocks_sql(view.event, view.created)
-    late = f"SELECT 1 FROM {view.scan.relation} WHERE {created} > {event}"
-    if not (_exists(connection, unmatched) and _exists(connection, late)):
+    if _count(connection, f"match_{number}") == _count(connection, SPINE):
         return 0
+    event, created = clocks_sql(view.event, view.created)
+    if not _exists(connection, f"SELECT 1 FROM {view.scan.relation} WHERE {created} > {event}"):
+        return 0
+    unmatched = f"SELECT s.* FROM {SPINE} s ANTI JOIN match_{number} m ON m.spine_row = s.{ROW}"
     keys = "".join(f"{quote(column)} AS k{i}, " for i, (column, _) in enumerate(view.keys))
-    rows = f"SELECT {keys}{event} AS event FROM {view.scan.relation}"
+    # Most rows are those of entities that found theirs: they are left out before the join sorts.
+    asked = [f"{quote(column)} IN (SELECT {spine} FROM ({unmatched}) s)" for column, spine in view.keys]
+    rows = f"SELECT {keys}{event} AS event FROM {view.scan.relation} WHERE {' AND '.join(asked) or 'true'}"
     return _count(connection, f"({unmatched}) s ASOF JOIN ({rows}) f ON {_asof_sql(view, 'event')}")
 
 

@@ -203,8 +203,13 @@ def clear_baseline(config: RepoConfig, project: str, **filters: str | None) -> N
 
 @contextmanager
 def _database(config: RepoConfig) -> Iterator[sqlite3.Connection]:
-    path = Path(config.repo_path or ".") / "feast_monitoring.db"
-    with closing(sqlite3.connect(path, timeout=60)) as database, database:
+    if config.repo_path is None:
+        raise FeatureStoreError(
+            "metrics are kept in the feature repository, and the settings name none",
+            where="repo_path",
+            next_step="open the store by FeatureStore(repo_path=…), or set repo_path of its RepoConfig",
+        )
+    with closing(sqlite3.connect(Path(config.repo_path) / "feast_monitoring.db", timeout=60)) as database, database:
         yield database
 
 

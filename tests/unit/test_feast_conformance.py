@@ -55,6 +55,7 @@ def store(tmp_path):
         online_store={"type": "sqlite", "path": str(tmp_path / "online.db")},
         entity_key_serialization_version=3,
     )
+    config.repo_path = tmp_path
     return FeatureStore(config=config, repo_path=str(tmp_path))
 
 
