@@ -15,6 +15,7 @@ from scalr_prod.errors import (
     CommitOutcomeUnknown,
     EmptyWindow,
     FeatureStoreError,
+    InvalidRequest,
     LedgerError,
     QualityError,
     RequestTooLarge,
@@ -62,7 +63,7 @@ _PASSING: Final = (
 
 def worth_a_retry(error: ScalrError) -> bool:
     """Whether the same task may succeed later without anybody's help."""
-    return isinstance(error, _PASSING) and not isinstance(error, RunNotFound | RequestTooLarge)
+    return isinstance(error, _PASSING) and not isinstance(error, RunNotFound | RequestTooLarge | InvalidRequest)
 
 
 @contextmanager
