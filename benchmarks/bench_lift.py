@@ -47,7 +47,7 @@ PLAN: tuple[tuple[float, str, tuple[str, ...]], ...] = (
         (
             *("synthetic_only", *CONTROLS, "sampled", "top_k", "top_1"),
             *("model_level_transfer", "dose_0.25", "dose_0.5", "dose_2", "align_on", "filter_on"),
-            *("only_linear", "only_factorisation", "only_sequential"),
+            *("only_topics", "only_linear", "only_factorisation", "only_sequential"),
         ),
     ),
     (0.5, "two_tower", (*CONTROLS, "sampled", "top_1", "align_on", "filter_on", "model_level_transfer")),

@@ -37,7 +37,7 @@ RIVAL: Final = "model_level_transfer"
 ABLATIONS: Final = (
     "sampled", "top_k", "top_1",
     "dose_0.25", "dose_0.5", "dose_2", "align_off", "align_on", "filter_off", "filter_on",
-    "only_linear", "only_factorisation", "only_sequential",
+    "only_topics", "only_linear", "only_factorisation", "only_sequential",
 )  # fmt: skip
 #: Arms with synthetic events that get a volume, a temperature, a boost and λ of their own, at the same budget.
 TUNED: Final = ("real+scalr", "synthetic_only", *CONTROLS)
@@ -132,7 +132,7 @@ class Maker:
             "filter_on": lambda: self.draw(replace(base, min_lift=1.0)),
             **{
                 f"only_{name}": lambda name=name: self.draw(replace(base, member=name))  # type: ignore[misc]
-                for name in ("linear", "factorisation", "sequential")
+                for name in ("topics", "linear", "factorisation", "sequential")
             },
         }
         return kinds[arm]()

@@ -245,8 +245,8 @@ def _pairs(events):
 def test_arms_of_estimators_that_the_translator_lacks_are_left_out():
     from scalr_prod.downstream.evaluation import ARMS, _checked
 
-    every = _checked(ARMS, ("popularity", "frequency", "linear", "factorisation", "sequential"))
+    every = _checked(ARMS, ("popularity", "frequency", "topics", "linear", "factorisation", "sequential"))
     some = _checked(ARMS, ("popularity", "linear"))
     assert set(every) == set(ARMS)
-    assert set(every) - set(some) == {"frequency", "only_factorisation", "only_sequential"}
+    assert set(every) - set(some) == {"frequency", "only_topics", "only_factorisation", "only_sequential"}
     assert _checked((), ("linear",)) == ["real", "real+scalr", "popular_lately"]

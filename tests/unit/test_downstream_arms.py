@@ -114,6 +114,7 @@ def test_duplicated_repeats_real_events(maker):
         ("align_on", {"align": True}),
         ("align_off", {"align": False}),
         ("filter_on", {"min_lift": 1.0}),
+        ("only_topics", {"member": "topics"}),
         ("only_linear", {"member": "linear"}),
         ("only_factorisation", {"member": "factorisation"}),
         ("only_sequential", {"member": "sequential"}),
