@@ -91,7 +91,7 @@ def test_the_fit_is_expectation_maximisation_over_groups_of_users(pairs, monkeyp
     found = topics.fit(pairs, shared)
     source, target, recency = by_hand(pairs, shared["start"].double().numpy(), 3)
     np.testing.assert_allclose(found["source"].numpy(), source, rtol=2e-4, atol=1e-6)
-    np.testing.assert_allclose(found["target"].numpy(), target, rtol=2e-4, atol=1e-6)
+    np.testing.assert_allclose(found["target"].T.numpy(), target, rtol=2e-4, atol=1e-6)
     np.testing.assert_allclose(found["recency"].numpy(), recency, rtol=2e-4)
 
 
@@ -105,7 +105,7 @@ def test_the_score_is_the_logarithm_of_the_mixture_over_items_and_topics(pairs, 
         items = batch.items[row].numpy()[-len(recency) :]
         weight = np.where(items > 0, recency, 0)
         by_topic = (weight[:, None] * source[items]).sum(0) / weight.sum() if weight.sum() else source[0]
-        np.testing.assert_allclose(np.exp(logs), by_topic @ target, rtol=1e-4)
+        np.testing.assert_allclose(np.exp(logs), target @ by_topic, rtol=1e-4)
         assert np.exp(logs).sum() == pytest.approx(1, abs=1e-4)
 
 
@@ -114,7 +114,7 @@ def test_without_a_known_item_every_topic_counts_by_its_share(pairs):
     batch = batch_of(pairs, np.flatnonzero(pairs.log.target.time >= pairs.until)[:3])
     empty = replace(batch, items=torch.zeros_like(batch.items))
     p = topics.score(found, empty, popularity.prior(pairs)).exp()
-    torch.testing.assert_close(p, (found["source"][0] @ found["target"]).expand_as(p))
+    torch.testing.assert_close(p, (found["target"] @ found["source"][0]).expand_as(p))
 
 
 def test_groups_of_users_keep_em_from_memorising(monkeypatch):

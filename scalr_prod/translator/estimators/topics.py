@@ -44,7 +44,8 @@ TARGET_SMOOTHING: Final = 5.0
 #: How sharply a source item belongs to the clusters that the topics start from.
 _SHARPNESS: Final = 5.0
 _CLUSTER_STEPS: Final = 20
-_CHUNK_ROWS: Final = 2048
+#: Target events at a time: few enough that their items' topics stay in the processor's cache.
+_CHUNK_ROWS: Final = 128
 
 
 def share(pairs: Pairs) -> Parameters:
@@ -66,7 +67,7 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
     """Fit by expectation maximisation.
 
     Returns:
-        ``source`` float32 [n_source + 1, K]: P(k | j), row 0 the topics' shares; ``target`` float32 [K, n_target]: P(i | k);
+        ``source`` float32 [n_source + 1, K]: P(k | j), row 0 the topics' shares; ``target`` float32 [n_target, K]: P(i | k);
         ``recency`` float32 [DEPTH]: weight of an item by its place in the history, the most recent last.
     """
     from scalr_prod.translator.estimators import popularity
@@ -82,27 +83,32 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
     weight = 1 / (1 + torch.arange(len(STEPS_BACK) + 1.0))
     told = (items > 0).any(1)
     parts = [torch.nonzero(told & (group == number))[:, 0] for number in range(GROUPS)]
-    counts: _Counts | None = None
-    for _ in range(ITERATIONS):
+    counts = _Counts.empty(shared["start"], chosen)
+    for iteration in range(ITERATIONS):
         heed_stop()
         found = _Counts.empty(shared["start"], chosen)
         said, seen = torch.zeros_like(weight), torch.zeros_like(weight)
         for number, part in enumerate(parts):
-            source, target = (shared["start"], None) if counts is None else counts.without(number)
+            source, target = counts.without(number) if iteration else (shared["start"], None)
             for some in part.split(_CHUNK_ROWS):
                 share_of = _shares(items[some], weight[place])
-                mass = share_of[:, :, None] * source[items[some]]
+                of_items = source[items[some]]
+                topics = (share_of[:, None] @ of_items)[:, 0]
+                # How much more a topic explains the event than the history leads to expect: [B, K].
+                gain = torch.ones_like(topics)
                 if target is not None:
-                    mass = mass * target[:, label[some]].T[:, None]
-                    mass = mass / mass.sum((1, 2), keepdim=True).clamp(min=1e-30)
+                    gain = target[label[some]]
+                    gain = gain / (topics * gain).sum(1, keepdim=True).clamp(min=1e-30)
                     said.index_add_(0, place, share_of.sum(0))
-                    seen.index_add_(0, place, mass.sum((0, 2)))
-                found.add(number, items[some], label[some], mass)
-        if counts is not None:
+                    seen.index_add_(0, place, (share_of * (of_items @ gain[:, :, None])[:, :, 0]).sum(0))
+                found.source[number].index_add_(0, items[some].flatten(), (share_of[:, :, None] * gain[:, None]).flatten(0, 1))
+                found.target[number].index_add_(0, label[some], topics * gain)
+            found.source[number].mul_(source)
+        if iteration:
             weight = weight * (seen + 1) / (said + 1)
             weight = weight / weight.sum()
         counts = found
-    source, target = _Counts.empty(shared["start"], chosen).without(0) if counts is None else counts.without(None)
+    source, target = counts.without(None)
     return {"source": source, "target": target, "recency": weight[place].contiguous()}
 
 
@@ -117,7 +123,7 @@ def user(parameters: Parameters, batch: Batch) -> torch.Tensor:
 
 def vectors(parameters: Parameters) -> torch.Tensor:
     """P(i | k) of each target item: float32 [N, K]."""
-    return parameters["target"].T
+    return parameters["target"]
 
 
 def score(parameters: Parameters, batch: Batch, log_prior: torch.Tensor) -> torch.Tensor:
@@ -128,7 +134,7 @@ def score(parameters: Parameters, batch: Batch, log_prior: torch.Tensor) -> torc
 def largest(parameters: Parameters, log_prior: torch.Tensor) -> torch.Tensor:
     """Bound an item's score, its sign aside: no topic gives it less than the smallest P(i | k). float32 [N]."""
     del log_prior
-    return -parameters["target"].amin(0).log() * (1 + 8 * UNIT)
+    return -parameters["target"].amin(1).log() * (1 + 8 * UNIT)
 
 
 def _shares(items: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -143,7 +149,7 @@ class _Counts:
 
     Attributes:
         source: [GROUPS, n_source + 1, K]. Events that a source item explains through a topic.
-        target: [GROUPS, K, n_target]. Events of a target item that a topic explains.
+        target: [GROUPS, n_target, K]. Events of a target item that a topic explains.
         start: [n_source + 1, K]. Topics by source events alone.
         chosen: [n_target]. P(i), by which topics are smoothed.
     """
@@ -156,15 +162,10 @@ class _Counts:
     @classmethod
     def empty(cls, start: torch.Tensor, chosen: torch.Tensor) -> _Counts:
         topics = start.shape[1]
-        return cls(torch.zeros(GROUPS, *start.shape), torch.zeros(GROUPS, topics, len(chosen)), start, chosen)
-
-    def add(self, group: int, items: torch.Tensor, label: torch.Tensor, mass: torch.Tensor) -> None:
-        """Count a batch: items [B, L], label [B], mass [B, L, K]."""
-        self.source[group].index_add_(0, items.flatten(), mass.flatten(0, 1))
-        self.target[group].index_add_(1, label, mass.sum(1).T.contiguous())
+        return cls(torch.zeros(GROUPS, *start.shape), torch.zeros(GROUPS, len(chosen), topics), start, chosen)
 
     def without(self, group: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """P(k | j) [n_source + 1, K] and P(i | k) [K, n_target] from all groups but one; from all of them for None."""
+        """P(k | j) [n_source + 1, K] and P(i | k) [n_target, K] from all groups but one; from all of them for None."""
         others = [number for number in range(GROUPS) if number != group]
         source, target = self.source[others].sum(0), self.target[others].sum(0)
         shares = source[1:].sum(0) + 1
@@ -172,8 +173,8 @@ class _Counts:
         source = source + SMOOTHING * shares + ANCHOR * self.start
         source = source / source.sum(1, keepdim=True)
         source[0] = shares
-        target = target + TARGET_SMOOTHING * self.chosen
-        return source, target / target.sum(1, keepdim=True)
+        target = target + TARGET_SMOOTHING * self.chosen[:, None]
+        return source, target / target.sum(0)
 
 
 def _centres(vectors: torch.Tensor, weight: torch.Tensor, wanted: int, seed: int) -> Any:
