@@ -106,9 +106,17 @@ print(json.dumps({"rooms": rooms, "historical": historical.event_id.tolist(), "b
     "window": window.to_dict("records"), "online": online, "lists": lists}, default=str))
 """,
     )
-    assert set(found["rooms"]) == {"feast_store", "contracts", "duck", "errors", "lake", "assets", "instants"}, (
-        "the class and what it stands on"
-    )
+    assert set(found["rooms"]) == {
+        "feast_store",
+        "contracts",
+        "duck",
+        "errors",
+        "lake",
+        "binding",
+        "ownership",
+        "assets",
+        "instants",
+    }, "the class and what it stands on"
     assert found["historical"] == [None, "e0", None], "not known before the run's as_of"
     assert found["by_query"] == ["e0", "e1", "e1"]
     assert [row["event_id"] for row in found["window"]] == ["e1"]
