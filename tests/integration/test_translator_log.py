@@ -171,7 +171,7 @@ def test_a_vocabulary_that_is_cut_is_said_in_log_manifest_and_report(late_projec
         report = train(cut, trained_until=day(230))
     assert report.vocabulary["target"] == expected == load_version(cut).manifest["vocabulary"]["target"]
     assert report.vocabulary["source"]["items"] == report.vocabulary["source"]["kept"]
-    (said,) = [record.getMessage() for record in caplog.records if "vocabulary" in record.getMessage()]
+    (said,) = [record.getMessage() for record in caplog.records if "vocabulary leaves out" in record.getMessage()]
     assert f"{len(events) - 50} of {len(events)}" in said
     assert "max_target_items" in said
     assert train(cut, trained_until=day(230)).to_json()["vocabulary"] == report.vocabulary, (
@@ -179,4 +179,4 @@ def test_a_vocabulary_that_is_cut_is_said_in_log_manifest_and_report(late_projec
     )
     caplog.clear()
     train(settings, trained_until=day(230))
-    assert "vocabulary" not in caplog.text
+    assert "vocabulary leaves out" not in caplog.text
