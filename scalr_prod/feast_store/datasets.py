@@ -87,6 +87,7 @@ def _facts(path: Path) -> tuple[pa.Schema, datetime, datetime]:
         schema = ds.dataset(path, format="parquet").schema
         pattern = f"{path}/**/*.parquet" if path.is_dir() else str(path)
         with duckdb.connect(config={"threads": 1}) as connection:
+            connection.execute("SET enable_progress_bar = false")  # stdout is for --json
             query = f"SELECT epoch_us(min({EVENT_TIMESTAMP})), epoch_us(max({EVENT_TIMESTAMP})) FROM read_parquet(?)"
             first, last = connection.execute(query, [pattern]).fetchall()[0]
     except (OSError, ValueError, duckdb.Error) as error:

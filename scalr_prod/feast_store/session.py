@@ -43,6 +43,8 @@ def session(*, memory_mb: int, threads: int | None, spill: str | None, ordered: 
         )
         try:
             connection.execute("SET TimeZone = 'UTC'")
+            # DuckDB draws its own bar on stdout, where --json has its one object.
+            connection.execute("SET enable_progress_bar = false")
             yield connection
         finally:
             connection.close()

@@ -266,3 +266,15 @@ def test_integer_ids(tmp_path):
     materialize(settings, views=["source_user_history"], end=hours(5)[0])
     online = open_feature_store(settings).get_online_features(["source_user_history:item_ids"], [{"user_id": 7}]).to_dict()
     assert online["item_ids"] == [[3, 4]]
+
+
+def test_a_long_query_draws_no_bar_on_stdout(monkeypatch):
+    """Stdout has the one object of --json. DuckDB takes a process whose main module has no file for an interactive one."""
+    import __main__
+
+    from scalr_prod.feast_store.session import session
+
+    monkeypatch.delattr(__main__, "__file__", raising=False)
+    with session(memory_mb=256, threads=1, spill=None) as connection:
+        (shown,) = connection.execute("SELECT current_setting('enable_progress_bar')").fetchone()
+        assert shown is False
