@@ -135,7 +135,7 @@ class Mixture:
             raise KeyError(f"shared/popularity/{missing[0]}")
         scored = tuple(name for name in SCORED if name in estimators)
         table = tensors["shared/calibration/all" if fold < 0 else "shared/calibration/held_out"]
-        table = tensors.get(f"{fold}/calibration/held_out", table)  # versions of former packages have one table for all folds
+        table = tensors.get(f"{fold}/calibration/held_out", table)  # calibrated without folds: one table for all
         parameters = {name: _under(tensors, "shared", name) | _under(tensors, str(fold), name) for name in scored}
         of_popularity = _under(tensors, "shared", "popularity") | _under(tensors, str(fold), "popularity")
         return cls(
