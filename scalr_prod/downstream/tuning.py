@@ -161,7 +161,7 @@ class Tuner:
         draw = replace(real.draw, volume=wanted.volumes[-1], temperature=wanted.temperatures[len(wanted.temperatures) // 2])
         knobs = [
             Knob("weight", wanted.weights, step=10**0.5),
-            BOOST,
+            *knobs_of(self.family),
             Knob("temperature", wanted.temperatures, step=2.0, low=0.02, high=4.0),
             Knob("volume", wanted.volumes, step=2.5, low=1, high=100, whole=True),
             FILTER,

@@ -10,6 +10,7 @@ from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, US
 from scalr_prod.generation import contexts as encoding
 from scalr_prod.hashing import fold_of, user_bucket_sql
 from scalr_prod.instants import micros_of
+from scalr_prod.translator.contexts import EVERYBODY, NEWCOMERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,8 +40,8 @@ def read_bucket(
 
     Returns:
         Contexts sorted by user, time and item (``user_id``, ``item_id``, ``event_timestamp``: the instant that is asked about,
-        ``source_event_timestamp``, ``noise_key`` uint64), and the first time of each (user, target item), sorted by user and
-        time; None where a run may propose consumed items.
+        ``source_event_timestamp``, ``noise_key`` uint64, ``newcomer`` bool: no target event of the user can have been trained on),
+        and the first time of each (user, target item), sorted by user and time; None where a run may propose consumed items.
     """
     from scalr_prod.lake import Lake
 
@@ -54,8 +55,12 @@ def read_bucket(
         if spec.settings["generation"].get("contexts") == "users"
         else (SOURCE_TIMESTAMP, "")
     )
+    # A causal run may not know who comes to the target domain within its window.
+    before = "$start" if spec.mode == "causal" else "'infinity'::TIMESTAMPTZ"
     rows = connection.sql(
-        f"""SELECT *, md5_number_lower(concat($seed, ':', {context_text(ITEM_ID)})) AS noise_key
+        f"""SELECT *, md5_number_lower(concat($seed, ':', {context_text(ITEM_ID)})) AS noise_key,
+            {USER_ID} NOT IN (SELECT {USER_ID} FROM {Table.TARGET_EVENTS}
+                WHERE {EVENT_TIMESTAMP} < {before} AND {CREATED_TIMESTAMP} <= $as_of AND {bucket}) AS newcomer
             FROM (SELECT {USER_ID}, {ITEM_ID}, {moment} AS {EVENT_TIMESTAMP}, {SOURCE_TIMESTAMP}
             FROM (SELECT DISTINCT {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP} AS {SOURCE_TIMESTAMP} FROM {Table.SOURCE_EVENTS}
                   WHERE {EVENT_TIMESTAMP} >= $start AND {EVENT_TIMESTAMP} < $end
@@ -107,10 +112,9 @@ def ask(
 
 
 def _fold(rows: pa.Table, spec: RunSpec, folds: int) -> NDArray[np.int32]:
-    """The parameter set of each row: int32 [B]."""
-    if spec.mode == "causal":
-        return np.full(len(rows), -1, dtype=np.int32)
-    return fold_of(rows[USER_ID].combine_chunks(), folds)
+    """The parameter set of each row: int32 [B]. Where nothing was learned from a user there is nothing to leave out."""
+    own = EVERYBODY if spec.mode == "causal" else fold_of(rows[USER_ID].combine_chunks(), folds)
+    return np.where(rows["newcomer"].to_numpy(), NEWCOMERS, own).astype(np.int32)
 
 
 def context_text(source_item: str) -> str:

@@ -164,7 +164,7 @@ def batches(
         histories: Indices and ages, [B, L] each.
         ends: When the translated events happened [B], microseconds.
         times: The instants that are asked about [B], microseconds.
-        folds: User folds [B]; -1 in causal runs.
+        folds: Parameter sets [B], see `Contexts.fold`.
         noise_keys: [B].
         consumed: What not to propose; None excludes nothing.
         users: [B].

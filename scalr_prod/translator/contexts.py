@@ -16,12 +16,16 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["NO_ITEM", "PADDING", "Contexts", "Samples"]
+__all__ = ["EVERYBODY", "NEWCOMERS", "NO_ITEM", "PADDING", "Contexts", "Samples"]
 
 #: Source vocabulary index of "nothing here, or an item that was not known in training".
 PADDING: Final = 0
 #: Target vocabulary index of "no item".
 NO_ITEM: Final = -1
+#: ``Contexts.fold`` of parameters that were trained on every user, weighed as for users whose target events they have seen.
+EVERYBODY: Final = -1
+#: The same parameters for users without target events: they were trained on none of theirs, and are weighed so.
+NEWCOMERS: Final = -2
 
 _RowIndex: TypeAlias = "slice | NDArray[Any]"
 
@@ -51,7 +55,7 @@ class Contexts(_Rows):
         history_ages: float32 [B, L]. Days from each event to the translated one; 0 for that one and for padding.
         history_end: int64 [B]. When the translated event happened, microseconds since the epoch; ``event_time`` or before.
         event_time: int64 [B]. Microseconds since the epoch; a target item is eligible iff it was first seen strictly before.
-        fold: int32 [B]. Parameters that never saw the target events of this fold's users; -1: those trained on every user.
+        fold: int32 [B]. Parameters that never saw the target events of this fold's users; or `EVERYBODY`, or `NEWCOMERS`.
         noise_key: int64 [B]. Sampling noise is a pure function of this key and the target item's index.
         exclude: int32 [B, E]. Target indices never to propose, ``NO_ITEM`` as padding.
 

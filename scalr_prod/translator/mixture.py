@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from scalr_prod.translator import tastes
+from scalr_prod.translator.contexts import EVERYBODY, NEWCOMERS
 from scalr_prod.translator.estimators import LOGARITHMS, PRODUCTS, SCORED, module_of, popularity, scores
 from scalr_prod.translator.estimators.products import UNIT, lengths, rounding
 from scalr_prod.translator.tastes import TASTES
@@ -134,10 +135,11 @@ class Mixture:
         if missing:
             raise KeyError(f"shared/popularity/{missing[0]}")
         scored = tuple(name for name in SCORED if name in estimators)
-        table = tensors["shared/calibration/all" if fold < 0 else "shared/calibration/held_out"]
+        table = tensors["shared/calibration/all" if fold == EVERYBODY else "shared/calibration/held_out"]
         table = tensors.get(f"{fold}/calibration/held_out", table)  # calibrated without folds: one table for all
-        parameters = {name: _under(tensors, "shared", name) | _under(tensors, str(fold), name) for name in scored}
-        of_popularity = _under(tensors, "shared", "popularity") | _under(tensors, str(fold), "popularity")
+        own = str(EVERYBODY if fold == NEWCOMERS else fold)
+        parameters = {name: _under(tensors, "shared", name) | _under(tensors, own, name) for name in scored}
+        of_popularity = _under(tensors, "shared", "popularity") | _under(tensors, own, "popularity")
         return cls(
             estimators=scored,
             parameters=parameters,

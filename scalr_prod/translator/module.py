@@ -1,8 +1,9 @@
 """The translator as one torch module: the same in training, in-process and inside Triton.
 
 For every context it gives ``P(i | context)`` over the target items that had been seen before the event, samples from it without
-replacement, and scores named candidates. Sets of parameters: ``-1`` was trained on every user; ``0, 1, …`` on all but
-the target events of that fold's users. Only torch, numpy and safetensors are imported.
+replacement, and scores named candidates. Sets of parameters: ``-1`` was trained on every user, and is ``-2`` as well, with the
+weights for users without target events; ``0, 1, …`` were trained on all but the target events of that fold's users. Only torch, numpy
+and safetensors are imported.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from scalr_prod.errors import TranslatorError, TranslatorNotFound
 from scalr_prod.translator import noise
 from scalr_prod.translator.batch import Batch
-from scalr_prod.translator.contexts import NO_ITEM, Contexts, Samples
+from scalr_prod.translator.contexts import NEWCOMERS, NO_ITEM, Contexts, Samples
 from scalr_prod.translator.estimators import SCORED
 from scalr_prod.translator.mixture import Mixture
 from scalr_prod.translator.race import Race, run
@@ -61,7 +62,7 @@ class TranslatorModule(torch.nn.Module):
         self.bounds = Bounds(self.n_source, self.n_target, self.folds)
         self._numbers = noise.item_numbers(self.n_target).to(self.device)
         columns = json.loads(metadata["weights"])
-        self._sets = {fold: Mixture.of(tensors, fold, self.estimators, columns) for fold in range(-1, self.folds)}
+        self._sets = {fold: Mixture.of(tensors, fold, self.estimators, columns) for fold in range(NEWCOMERS, self.folds)}
 
     def parameter_set(self, fold: int) -> Mixture:
         """A fold's estimators."""

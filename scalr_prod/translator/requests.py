@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from scalr_prod.errors import InvalidRequest
-from scalr_prod.translator.contexts import NO_ITEM, PADDING
+from scalr_prod.translator.contexts import NEWCOMERS, NO_ITEM, PADDING
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,7 +35,7 @@ class Bounds:
     Attributes:
         n_source: Source items: ``history_items`` holds 0 (padding) to ``n_source``.
         n_target: Target items: ``exclude`` and ``candidates`` hold -1 (none) to ``n_target - 1``.
-        folds: ``fold`` holds -1 (all users) to ``folds - 1``.
+        folds: ``fold`` holds -2 (`NEWCOMERS`), -1 (`EVERYBODY`) or 0 to ``folds - 1``.
     """
 
     n_source: int
@@ -54,7 +54,7 @@ class Bounds:
         _within("exclude", contexts.exclude, NO_ITEM, self.n_target - 1)
         for name in ("history_end", "event_time"):
             _within(name, getattr(contexts, name), -LATEST_US, LATEST_US)
-        unknown = (contexts.fold < -1) | (contexts.fold >= self.folds)
+        unknown = (contexts.fold < NEWCOMERS) | (contexts.fold >= self.folds)
         if unknown.any():
             raise _invalid(f"a context asks for fold {contexts.fold[unknown][0]}; this translator has {self.folds}")
         ages = contexts.history_ages

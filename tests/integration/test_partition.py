@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -123,12 +124,15 @@ def test_probabilities_are_those_of_the_translator(made):
     from scalr_prod.hashing import fold_of
     from scalr_prod.scoring import open_scorer
     from scalr_prod.translator import Contexts, load_version
+    from scalr_prod.translator.contexts import NEWCOMERS
 
     settings, _, _, rows = made
     version = load_version(settings, 1)
     vocabulary, length = version.vocabulary(), settings.histories.length
     source = lake_rows(settings, Table.SOURCE_EVENTS)
     some = rows.sample(40, random_state=1)
+    known = lake_rows(settings, Table.TARGET_EVENTS)["user_id"]
+    assert 0 < some["user_id"].isin(known).sum() < len(some)
     items, ages = np.zeros((40, length), np.int32), np.zeros((40, length), np.float32)
     for place, row in enumerate(some.itertuples()):
         past = source[(source["user_id"] == row.user_id) & (source["event_timestamp"] <= row.event_timestamp)]
@@ -142,7 +146,7 @@ def test_probabilities_are_those_of_the_translator(made):
         history_ages=ages,
         history_end=when,
         event_time=when,
-        fold=fold_of(some["user_id"].to_list(), version.folds),
+        fold=np.where(some["user_id"].isin(known), fold_of(some["user_id"].to_list(), version.folds), NEWCOMERS).astype(np.int32),
         noise_key=np.zeros(40, np.int64),
         exclude=np.empty((40, 0), np.int32),
     )
@@ -267,3 +271,20 @@ def test_users_are_translated_once_as_of_the_windows_end(config):
     assert set(rows[["user_id", "source_item_id", "source_event_timestamp"]].itertuples(index=False, name=None)) <= real
     assert rows.groupby("user_id").size().max() <= 3
     assert not len(rows.merge(target, on=["user_id", "item_id"])), "nothing that the user had is proposed"
+
+
+@pytest.mark.parametrize("mode", ["backfill", "causal"])
+def test_a_newcomer_is_who_had_no_target_event_that_the_translator_may_have_learned_from(made, mode):
+    from scalr_prod.duck import open_duckdb, staging_folder
+    from scalr_prod.generation.bucket import read_bucket
+
+    settings, spec, _, _ = made
+    target = lake_rows(settings, Table.TARGET_EVENTS)
+    start = target["event_timestamp"].quantile(0.2).to_pydatetime()
+    with staging_folder(settings, "newcomers") as folder, open_duckdb(settings, folder) as connection:
+        rows, _ = read_bucket(connection, settings, replace(spec, mode=mode, start=start), 0, 1)
+    learned = target if mode == "backfill" else target[target["event_timestamp"] < start]
+    found = rows.to_pandas().groupby("user_id")["newcomer"].agg(["min", "max"])
+    assert (found["min"] == found["max"]).all()
+    assert (found["min"] == ~found.index.isin(learned["user_id"])).all()
+    assert found["min"].nunique() == 2

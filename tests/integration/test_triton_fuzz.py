@@ -55,7 +55,7 @@ class Fuzz:
             history_ages=np.where(rng.random((rows, length)) < 0.1, 3e38, rng.random((rows, length)) * 99).astype(np.float32),
             history_end=np.maximum(time - rng.integers(0, 2**50, rows), -(2**62)),
             event_time=time,
-            fold=rng.integers(-1, self.sizes["folds"], rows, dtype=np.int32),
+            fold=rng.integers(-2, self.sizes["folds"], rows, dtype=np.int32),
             noise_key=rng.integers(INT64.min, INT64.max, rows),
             exclude=rng.integers(-1, self.sizes["n_target"], (rows, int(rng.integers(1, 5))), dtype=np.int32),
         )
@@ -68,7 +68,7 @@ class Fuzz:
     def outside(self, name: str) -> int | float:
         """A value that is refused."""
         beyond = {"history_items": self.sizes["n_source"] + 1, "fold": self.sizes["folds"]}.get(name, self.sizes["n_target"])
-        below = -1 if name == "history_items" else -2
+        below = {"history_items": -1, "fold": -3}.get(name, -2)
         if name in {"history_items", "exclude", "candidates", "fold"}:
             near, far = self.rng.integers(0, 9), self.rng.choice([INT32.min, INT32.max])
             return int(self.rng.choice([below - near, beyond + near, far]))

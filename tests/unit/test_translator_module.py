@@ -20,7 +20,7 @@ from scalr_prod.translator import module as module_file
 from scalr_prod.translator import noise
 from scalr_prod.translator.batch import Batch
 from scalr_prod.translator.calibration import TABLES
-from scalr_prod.translator.contexts import NO_ITEM, Contexts, Samples
+from scalr_prod.translator.contexts import EVERYBODY, NEWCOMERS, NO_ITEM, Contexts, Samples
 from scalr_prod.translator.estimators import SCORED
 from scalr_prod.translator.fitting import fit_sets
 from scalr_prod.translator.mixture import MEMBERS, Mixture, weight_names
@@ -374,6 +374,19 @@ def test_folds_are_asked_by_row(world):
         assert not np.allclose(mixed[contexts.fold != fold], only[contexts.fold != fold])
     with pytest.raises(InvalidRequest, match="asks for fold 2; this translator has 2"):
         world.module.sample(replace(contexts, fold=np.full(30, 2, dtype=np.int32)), 1)
+
+
+def test_newcomers_get_everybodys_parameters_under_the_weights_for_held_out_users(world):
+    other = calibration_table() * 0.5
+    module = TranslatorModule(world.tensors | {TABLES[1]: other}, world.metadata)
+    alike = TranslatorModule(world.tensors | {TABLES[0]: other}, world.metadata)
+    contexts = replace(make_contexts(world, 30), fold=np.full(30, NEWCOMERS, dtype=np.int32))
+    everybody = replace(contexts, fold=np.full(30, EVERYBODY, dtype=np.int32))
+    found, want = module.sample(contexts, 5), alike.sample(everybody, 5)
+    equal(found, want)
+    assert not np.array_equal(found.probabilities, module.sample(everybody, 5).probabilities)
+    with pytest.raises(InvalidRequest, match="asks for fold -3"):
+        module.sample(replace(contexts, fold=np.full(30, -3, dtype=np.int32)), 1)
 
 
 @pytest.mark.parametrize(("k", "temperature"), [(0, 1.0), (1, 0.0), (1, -1.0)])
