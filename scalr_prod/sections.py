@@ -151,7 +151,7 @@ class TranslatorSettings(_Section):
     folds: int = Field(default=3, ge=2, le=20, description="user folds for cross-fitting (mode = backfill)")
     validation_fraction: float = Field(default=0.1, gt=0, lt=0.5, description="last share of target time, for the mixture")
     dim: int = Field(default=64, ge=4, le=1024)
-    epochs: int = Field(default=5, ge=1, le=1000)
+    epochs: int = Field(default=3, ge=1, le=1000)
     batch_size: int = Field(default=256, ge=1, le=65536)
     max_source_items: int = Field(default=100_000, ge=1)
     max_target_items: int = Field(default=100_000, ge=2)

@@ -99,13 +99,10 @@ def fit_sets(
     import torch
 
     tensors = {"shared/first_seen": torch.from_numpy(pairs.first_seen)}
-    common = {"popularity": popularity.fit, "tastes": tastes.fit}
-    # The longest work of a set first, so that the shorter fits fill the gaps beside it.
+    # The longest work first, so that the shorter fits fill the gaps beside it.
     estimators = [name for name in reversed(SCORED) if name in pairs.settings.estimators]
-    common |= {name: module_of(name).share for name in estimators}
+    common = {name: module_of(name).share for name in estimators} | {"popularity": popularity.fit, "tastes": tastes.fit}
     shared = dict(zip(common, workers.map(lambda name: common[name](pairs), common), strict=True))
-    for name, parts in shared.items():
-        tensors |= _named(f"shared/{name}", parts)
     learn = {number: pairs.without(users) for number, users in held_out.items()}
     tensors |= {f"{number}/popularity/prior": popularity.prior(slice_) for number, slice_ in learn.items()}
 
@@ -116,6 +113,10 @@ def fit_sets(
     for fitted in workers.map(fit, itertools.product(learn, estimators)):
         tensors |= fitted
         done(1)
+    # What every set has of its own was only where its fit started from.
+    own = {name.partition("/")[2] for name in tensors if not name.startswith("shared/")}
+    for name, parts in shared.items():
+        tensors |= {key: x for key, x in _named(f"shared/{name}", parts).items() if key.removeprefix("shared/") not in own}
     return tensors
 
 

@@ -146,7 +146,9 @@ def test_probabilities_are_those_of_the_translator(made):
         history_ages=ages,
         history_end=when,
         event_time=when,
-        fold=np.where(some["user_id"].isin(known), fold_of(some["user_id"].to_list(), version.folds), NEWCOMERS).astype(np.int32),
+        fold=np.where(some["user_id"].isin(known), fold_of(some["user_id"].to_list(), version.folds), NEWCOMERS).astype(
+            np.int32
+        ),
         noise_key=np.zeros(40, np.int64),
         exclude=np.empty((40, 0), np.int32),
     )

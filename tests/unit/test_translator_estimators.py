@@ -8,13 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from translator_world import DAY, LENGTH, METADATA, SETTINGS, calibration, make_log
+from translator_world import DAY, METADATA, SETTINGS, calibration, make_log
 
 from scalr_prod.errors import TranslatorError
 from scalr_prod.sections import TranslatorSettings
 from scalr_prod.translator.batch import Batch
-from scalr_prod.translator.estimators import SCORED, factorisation, frequency, linear, module_of, popularity, sequential
-from scalr_prod.translator.estimators.windows import Windows
+from scalr_prod.translator.estimators import SCORED, factorisation, frequency, linear, module_of, popularity
 from scalr_prod.translator.fitting import fit_sets
 from scalr_prod.translator.log import Events, Log
 from scalr_prod.translator.module import TranslatorModule
@@ -262,60 +261,6 @@ def test_factorisation_folds_a_context_in_by_least_squares(pairs):
         system = source.T @ (confidence[:, None] * source) + factorisation.REGULARISATION * torch.eye(source.shape[1])
         user = torch.linalg.solve(system, source.T @ (confidence * preference))
         torch.testing.assert_close(found[row], target @ user, rtol=1e-6, atol=1e-8)
-
-
-def test_windows_hold_each_target_event_after_its_last_source_event(pairs):
-    windows = Windows.of(pairs)
-    generator = torch.Generator().manual_seed(0)
-    seen = []
-    for window in windows.epoch(16, generator):
-        for row, place, item, time in zip(window.row, window.place, window.item, window.time, strict=True):
-            upto = window.items[row, : place + 1]
-            seen.append((tuple(upto[upto > 0].tolist()[-3:]), int(item), int(time)))
-    expected = []
-    for row in pairs.target_rows():
-        history = pairs.log.history[row]
-        if history[-1] < 0:
-            continue
-        user, time = pairs.log.target.user[row], pairs.log.target.time[row]
-        source = pairs.log.source
-        # A window may begin later than the history does: compare the ends, as far as the window reaches.
-        mine = np.flatnonzero((source.user == user) & (source.time < pairs.until))
-        back = (mine[-1] - history[-1]) % LENGTH
-        upto = mine[mine <= history[-1]][-(LENGTH - back) :]
-        known = pairs.source_index[source.item[upto]]
-        expected.append((tuple(known[known > 0].tolist()[-3:]), int(pairs.target_index[pairs.log.target.item[row]]), int(time)))
-    assert sorted(seen) == sorted(expected)
-    assert len(seen) > 100
-
-
-def test_sequential_never_looks_ahead(pairs):
-    p = sequential.fit(pairs, {})
-    random = torch.Generator().manual_seed(1)
-    items = torch.randint(1, pairs.n_source + 1, (3, LENGTH), generator=random)
-    days = torch.rand(3, LENGTH, generator=random).cumsum(1) * 20
-    other = items.clone()
-    other[:, 6:] = torch.randint(1, pairs.n_source + 1, (3, LENGTH - 6), generator=random)
-
-    def states(which: torch.Tensor) -> torch.Tensor:
-        x = p["source"][which]
-        earlier = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril().expand(3, -1, -1)
-        return sequential._states(p, x, x, (days[:, :, None] - days[:, None]).clamp(min=0), earlier)
-
-    torch.testing.assert_close(states(items)[:, :6], states(other)[:, :6], rtol=0, atol=0)
-    assert not torch.allclose(states(items)[:, 6:], states(other)[:, 6:])
-
-
-def test_sequential_asks_for_the_same_state_as_it_was_trained_on(pairs):
-    p = sequential.fit(pairs, {})
-    items = torch.tensor([[0, 0, 3, 5, 1, 2, 7, 5, 4, 6]])
-    days = torch.tensor([[0.0, 0, 0, 1, 1, 5, 30, 31, 90, 400]])
-    x = p["source"][items]
-    visible = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril() & (items > 0)[:, None]
-    trained = sequential._states(p, x, x, (days[:, :, None] - days[:, None]).clamp(min=0), visible)[:, -1]
-    batch = Batch(items, days[:, -1:] - days, torch.tensor([0]), torch.tensor([0]), torch.tensor([pairs.n_target]))
-    found = sequential.score(p, batch, torch.zeros(pairs.n_target))
-    torch.testing.assert_close(found, trained @ p["target"].T, rtol=1e-5, atol=1e-6)
 
 
 def test_a_context_without_known_items_says_nothing(pairs):

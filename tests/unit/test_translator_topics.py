@@ -89,7 +89,7 @@ def test_the_fit_is_expectation_maximisation_over_groups_of_users(pairs, monkeyp
     monkeypatch.setattr(topics, "ITERATIONS", 3)
     shared = topics.share(pairs)
     found = topics.fit(pairs, shared)
-    source, target, recency = by_hand(pairs, shared["start"].double().numpy(), 3)
+    source, target, recency = by_hand(pairs, shared["source"].double().numpy(), 3)
     np.testing.assert_allclose(found["source"].numpy(), source, rtol=2e-4, atol=1e-6)
     np.testing.assert_allclose(found["target"].T.numpy(), target, rtol=2e-4, atol=1e-6)
     np.testing.assert_allclose(found["recency"].numpy(), recency, rtol=2e-4)

@@ -49,7 +49,7 @@ _CHUNK_ROWS: Final = 128
 
 
 def share(pairs: Pairs) -> Parameters:
-    """``start`` float32 [n_source + 1, K]: P(k | j) from source events alone, by clusters of items that the same users choose."""
+    """``source`` float32 [n_source + 1, K]: P(k | j) from source events alone, by clusters of items that the same users choose."""
     from scalr_prod.translator.estimators import linear
 
     wanted = min(TOPICS_PER_DIM * pairs.settings.dim, max(1, pairs.n_source // 2))
@@ -60,7 +60,7 @@ def share(pairs: Pairs) -> Parameters:
     likeness = _SHARPNESS * vectors @ _centres(vectors, users, wanted, pairs.settings.seed).T
     start = torch.full((pairs.n_source + 1, wanted), 1 / wanted)
     start[1:] = likeness.softmax(1)
-    return {"start": start}
+    return {"source": start}
 
 
 def fit(pairs: Pairs, shared: Parameters) -> Parameters:
@@ -83,13 +83,13 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
     weight = 1 / (1 + torch.arange(len(STEPS_BACK) + 1.0))
     told = (items > 0).any(1)
     parts = [torch.nonzero(told & (group == number))[:, 0] for number in range(GROUPS)]
-    counts = _Counts.empty(shared["start"], chosen)
+    counts = _Counts.empty(shared["source"], chosen)
     for iteration in range(ITERATIONS):
         heed_stop()
-        found = _Counts.empty(shared["start"], chosen)
+        found = _Counts.empty(shared["source"], chosen)
         said, seen = torch.zeros_like(weight), torch.zeros_like(weight)
         for number, part in enumerate(parts):
-            source, target = counts.without(number) if iteration else (shared["start"], None)
+            source, target = counts.without(number) if iteration else (shared["source"], None)
             for some in part.split(_CHUNK_ROWS):
                 share_of = _shares(items[some], weight[place])
                 of_items = source[items[some]]

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.translator.pairs import Pairs
 
-__all__ = ["Window", "Windows"]
+__all__ = ["Window", "Windows", "source_windows"]
 
 #: ``[translator] batch_size`` counts target events; a window of Amazon's kind holds about this many.
 _EVENTS_PER_WINDOW = 4
@@ -98,3 +98,27 @@ class Windows:
             row = torch.repeat_interleave(torch.arange(len(chosen)), count)
             event = torch.repeat_interleave(begin - (count.cumsum(0) - count), count) + torch.arange(len(row))
             yield Window(self.items[chosen], self.days[chosen], row, self.place[event], self.item[event], self.time[event])
+
+
+def source_windows(pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
+    """Every user's source events, cut into windows of the history's length from the last event backwards.
+
+    Returns:
+        int64 [W, L] source vocabulary indices, 0 on the left; float32 [W, L] days since the window's first event.
+    """
+    import numpy as np
+
+    source, length = pairs.log.source, pairs.log.history.shape[1]
+    rows = np.flatnonzero(source.time < pairs.until)
+    user, time = source.user[rows], source.time[rows]
+    stop = np.cumsum(np.bincount(user, minlength=len(pairs.log.users)))
+    back = stop[user] - 1 - np.arange(len(rows))
+    window, index = np.unique(user * (np.int64(len(rows)) + 1) + back // length, return_inverse=True)
+    place = length - 1 - back % length
+    items = np.zeros((len(window), length), dtype=np.int64)
+    items[index, place] = pairs.source_index[source.item[rows]]
+    begin = np.full(len(window), np.iinfo(np.int64).max)
+    np.minimum.at(begin, index, time)
+    days = np.zeros((len(window), length), dtype=np.float32)
+    days[index, place] = (time - begin[index]) / 86_400_000_000
+    return torch.from_numpy(items), torch.from_numpy(days)

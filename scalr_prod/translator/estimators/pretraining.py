@@ -1,0 +1,75 @@
+"""What the sequential estimator learns before it sees a target event: which source event comes next.
+
+Everybody's source events teach it, those of users without target events too, and no parameter set has to leave any out. There are
+usually far more of them than target events, and where a user goes next in one domain says much about the other.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import torch
+
+from scalr_prod.translator.estimators import attention, sampled_softmax
+from scalr_prod.translator.estimators.sampled_softmax import Negatives
+from scalr_prod.translator.estimators.windows import source_windows
+from scalr_prod.translator.threads import heed_stop
+
+if TYPE_CHECKING:
+    from scalr_prod.translator.pairs import Pairs, Parameters
+
+__all__ = ["pretrained"]
+
+EPOCHS: Final = 3
+LEARNING_RATE: Final = 2e-3
+WEIGHT_DECAY: Final = 1e-2
+#: Of a source item's logarithmic number of events, which training takes as given.
+_POPULARITY: Final = 0.75
+#: Windows in a batch.
+_BATCH: Final = 64
+
+
+def pretrained(pairs: Pairs, parameters: Parameters, generator: torch.Generator) -> Parameters:
+    """Parameters of the block and the source items' vectors, trained to predict the next source event.
+
+    Args:
+        pairs: The slice.
+        parameters: To start from: those of `attention.initial`, and ``source`` [n_source + 1, d].
+        generator: Of the order, the hidden events and the negatives.
+    """
+    items, days = source_windows(pairs)
+    told = (items > 0).sum(1) > 1
+    items, days = items[told], days[told]
+    count = torch.bincount(items.flatten(), minlength=len(parameters["source"])).float()
+    count[0] = 0
+    chance = 0.5 * count / count.sum().clamp(min=1) + 0.5 * (count > 0) / (count > 0).sum().clamp(min=1)
+    popular = _POPULARITY * (count + 0.5).log()
+    trained = {name: tensor.clone() for name, tensor in parameters.items()}
+    trained |= {"next": 0.1 * parameters["source"], "bias": torch.zeros(len(count))}
+    for tensor in trained.values():
+        tensor.requires_grad_()
+    steps = EPOCHS * -(-len(items) // _BATCH)
+    optimizer = torch.optim.AdamW(trained.values(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps + 1)
+    for _ in range(EPOCHS):
+        for chosen in torch.randperm(len(items), generator=generator).split(_BATCH):
+            heed_stop()
+            begin = int((items[chosen] > 0).any(0).to(torch.uint8).argmax())
+            some, when = items[chosen, begin:], days[chosen, begin:]
+            states = attention.states(trained, some, when, generator)
+            followed = (some[:, :-1] > 0) & (some[:, 1:] > 0)
+            label = some[:, 1:][followed]
+            offset = popular + trained["bias"]
+            loss = sampled_softmax.loss(
+                states[:, :-1][followed],
+                trained["next"],
+                label,
+                Negatives.drawn(chance, generator),
+                own=offset[label][:, None],
+                others=offset.__getitem__,
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return {name: trained[name].detach() for name in parameters}
