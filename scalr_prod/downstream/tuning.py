@@ -1,7 +1,7 @@
 """Choices made on validation scenes: each arm's own, at the same budget.
 
 The list of what is popular lately gets its half-life, the family its model for real events alone, the rival its source weight, and
-every arm with synthetic events (ours and each control alike) its λ, temperature, volume, boost and λ by segment. One setting is
+every arm with synthetic events (ours and each control alike) its λ, model, temperature, volume, boost and λ by segment. One setting is
 searched after the other; a grid whose best value is its edge is widened (see `search`).
 
 Scenes lie one before the other in time, and what counts is the users of all of them: how sharp a draw should be differs from season
