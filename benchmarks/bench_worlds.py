@@ -54,7 +54,7 @@ def measured(world: World, **translator: Any) -> dict[str, Any]:
     settings: Any = SimpleNamespace(translator=TranslatorSettings(threads=1, **translator), histories=HistorySettings())
     log = logs.log(length=settings.histories.length, folds=settings.translator.folds)
     hidden = fold_of(log.users, 2) == 0
-    begin, middle = (cut_at(log.target.time, share) for share in (0.8, 0.9))
+    begin, middle = (cut_at(log.label_times(), share) for share in (0.8, 0.9))
     end = int(log.target.time.max()) + 1
     calibrated = fit_calibration(settings, log, hidden, begin, middle, lambda _: None, informed=True)
     pairs = Pairs.of(log, middle, settings.translator, popularity_until=end)

@@ -9,6 +9,7 @@ import numpy as np
 
 from scalr_prod.errors import TranslatorError
 from scalr_prod.translator.contexts import Contexts
+from scalr_prod.translator.population import had_before
 
 if TYPE_CHECKING:
     import torch
@@ -119,9 +120,10 @@ class Pairs:
         return events.user[counts], index[counts]
 
     def target_rows(self) -> NDArray[np.int64]:
-        """Positions in ``log.target`` of the events that count."""
+        """Positions in ``log.target`` of the events that count: labels, of users who are not held out."""
         events = self.log.target
         counts = (events.time < self.until) & (self.target_index[events.item] >= 0) & ~self.held_out[events.user]
+        counts &= self.log.possible
         return np.flatnonzero(counts)
 
     def popularity_events(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
@@ -173,7 +175,7 @@ def contexts_at(
         event_time=log.target.time[rows],
         fold=np.broadcast_to(np.asarray(fold, dtype=np.int32), len(rows)).copy(),
         noise_key=rows.astype(np.int64),
-        exclude=np.empty((len(rows), 0), dtype=np.int32),
+        exclude=had_before(log, rows, target_index),
     )
     return made, target_index[log.target.item[rows]]
 
