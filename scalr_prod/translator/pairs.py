@@ -127,10 +127,10 @@ class Pairs:
         return np.flatnonzero(counts)
 
     def popularity_events(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """(vocabulary index, time) of every target event that popularity counts."""
+        """(vocabulary index, time) of every target event that popularity counts: labels too."""
         events = self.log.target
         index = self.target_index[events.item]
-        counts = (events.time < self.popularity_until) & (index >= 0) & ~self.held_out[events.user]
+        counts = (events.time < self.popularity_until) & (index >= 0) & ~self.held_out[events.user] & self.log.possible
         return index[counts], events.time[counts]
 
     def source_matrix(self) -> Any:
