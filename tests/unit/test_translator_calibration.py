@@ -101,7 +101,7 @@ def test_answers_of_a_mixture_give_its_likelihood_back(world):
 
 
 def test_tastes_that_tilt_popularity_are_found_again(world):
-    true = mixing(TRUE | {"days_20_by_taste_count": 0.6, "count_by_recent": -0.6})
+    true = mixing(TRUE | {"days_20_by_taste_count": 0.8, "count_by_recent": -0.8})
     labels = drawn_by(world, true)
     found = calibrated(world, labels)
     without = untilted(found)
