@@ -138,7 +138,7 @@ class Samples(_Rows):
     Attributes:
         items: int32 [B, K]. Target indices; ``NO_ITEM`` where the draw fell below ``min_lift`` (its probability is kept) or
             where no eligible item was left (probability 0).
-        probabilities: float32 [B, K]. Calibrated P(item | context) over the eligible items, before the temperature.
+        probabilities: float32 [B, K]. Calibrated P(item | context) over the items that may be proposed, before the temperature.
         prior: float32 [B, K]. The popularity estimator's P(item) over the same items.
 
     Raises:
