@@ -79,10 +79,11 @@ def had_before(sample: pd.DataFrame, log: pd.DataFrame, vocabulary) -> np.ndarra
     lists = []
     for user, time in zip(sample["user_id"], when, strict=True):
         past = by_user.get(user)
-        lists.append([] if past is None else past["item_id"][past["us"] < time].unique())
+        lists.append([] if past is None else past["item_id"][past["us"] < time].unique().tolist())
     exclude = np.full((len(sample), max(map(len, lists))), -1, np.int32)
     for row, items in enumerate(lists):
-        exclude[row, : len(items)] = vocabulary.target_index(np.asarray(items, dtype=object)) if len(items) else []
+        if items:
+            exclude[row, : len(items)] = vocabulary.target_index(items)
     return exclude
 
 
