@@ -1,9 +1,10 @@
 """The translator in worlds whose translation is known: what share of the oracle's nats it recovers, knob by knob.
 
-Each world is fitted and measured as `scalr translator evaluate` does it: parameters on the first eight tenths of the target events, without
-those of half of the users; weights on the next tenth; figures on the last tenth. Nats are the mean -log P(item) of the hidden users'
-events there, over the items seen before. ``recovered`` is (popularity - mixture) / (popularity - oracle). ``information`` is what
-`scalr_prod.translator.information` measures, by which the gate accepts or refuses a run.
+Each world is fitted and measured as `scalr translator evaluate` does it: parameters on the first eight tenths of the target events,
+without those of half of the users; weights on the next tenth; figures on the last tenth. Nats are the mean -log P(item) of the hidden
+users' events there that are new to their users, over the items seen before that are new to them too. ``recovered`` is (popularity -
+mixture) / (popularity - oracle). ``information`` is what `scalr_prod.translator.information` measures, by which the gate accepts or
+refuses a run.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def measured(world: World, **translator: Any) -> dict[str, Any]:
     settings: Any = SimpleNamespace(translator=TranslatorSettings(threads=1, **translator), histories=HistorySettings())
     log = logs.log(length=settings.histories.length, folds=settings.translator.folds)
     hidden = fold_of(log.users, 2) == 0
-    begin, middle = (cut_at(log.target.time, share) for share in (0.8, 0.9))
+    begin, middle = (cut_at(log.label_times(), share) for share in (0.8, 0.9))
     end = int(log.target.time.max()) + 1
     calibrated = fit_calibration(settings, log, hidden, begin, middle, lambda _: None, informed=True)
     pairs = Pairs.of(log, middle, settings.translator, popularity_until=end)

@@ -7,7 +7,10 @@ So a source history says one thing about a target event: its last topic, with pr
 (`WorldLogs.oracles`):
 
 - the *oracle* knows the topics of all items, their popularity at every time and the signal, and sees the source history;
-- the *knowing oracle* also knows the user's target topics and earlier target events.
+- the *knowing oracle* also knows the user's target topics, so that its P is what events are drawn from.
+
+Both are asked as the translator is: which of the items that the user has not had yet comes next? Of what the user had they make no more
+than that. Events that repeat an earlier one are not asked about.
 """
 
 from __future__ import annotations
@@ -141,11 +144,11 @@ class Events:
 
 @dataclass(frozen=True)
 class Oracles:
-    """-log P of target events, natural logarithm, over the items that had been seen before: float64 [R] each.
+    """-log P of target events, natural logarithm, over the items that could be generated: float64 [R] each.
 
     Attributes:
         rows: Positions of the events among the target's.
-        uniform: Every seen item alike.
+        uniform: All of these items alike.
         oracle: See the module.
         knowing: See the module.
     """
@@ -189,7 +192,7 @@ class WorldLogs:
         )
         return config
 
-    def log(self, *, length: int, folds: int) -> Log:
+    def log(self, *, length: int, folds: int, exclude_consumed: bool = True) -> Log:
         """What the translator would read of both logs, with histories of ``length`` events, without a lake."""
         users = pa.array(np.arange(self.world.users))
         source, target = self.source, self.target
@@ -201,56 +204,54 @@ class WorldLogs:
             LogEvents(events.user.astype(np.int32), events.item.astype(np.int32), events.time, pa.array(np.arange(items)))
             for events, items in ((source, self.world.source_items), (target, self.world.target_items))
         )
-        return Log(users, fold_of(users, folds), *sides, history)
+        return Log(users, fold_of(users, folds), *sides, history, exclude_consumed)
 
     def oracles(self, begin: int, end: int) -> Oracles:
-        """Of the target events with ``begin <= time < end`` whose item was seen before ``begin``, over the items seen before it.
-
-        Where popularity drifts, a repeated item is taken to be as popular as the others of its topic are now.
+        """Of the target events with ``begin <= time < end`` whose item was seen before ``begin`` and is new to the user, over the
+        items that both are true of.
         """
         world, target = self.world, self.target
+        topic, place = target.item % world.topics, target.item // world.topics
         seen = np.zeros(world.target_items, dtype=bool)
         seen[target.item[target.time < begin]] = True
-        rows = np.flatnonzero((target.time >= begin) & (target.time < end) & seen[target.item])
-        period, item = period_of(target.time[rows]), target.item[rows]
-        topic, place = item % world.topics, item // world.topics
+        former = self._former()
+        again = ((former >= 0) & (target.item[former] == target.item[:, None])).any(1)
+        rows = np.flatnonzero((target.time >= begin) & (target.time < end) & seen[target.item] & ~again)
         shares = world.popularity(world.target_items, of_target=True)
-        within = shares[period, topic, place]
+        period = period_of(target.time[rows])
         there = (shares * seen.reshape(-1, world.topics).T).sum(2)[period]  # of each topic's mass, what was seen: [R, topics]
-        followed, own, again, again_seen = (array[rows] for array in self._said(seen))
+        had = former[rows]
+        counts = (had >= 0) & ~again[had] & seen[target.item[had]]  # each former item once
 
-        def loss(topics: NDArray[np.float64], same: NDArray[np.float64], former: NDArray[np.float64]) -> NDArray[np.float64]:
-            mass = (topics * there).sum(1) + former
-            found: NDArray[np.float64] = -np.log((topics[np.arange(len(rows)), topic] * within + same) / mass)
+        def loss(topics: NDArray[np.float64]) -> NDArray[np.float64]:
+            each = np.arange(len(rows))
+            lost = topics[each[:, None], topic[had]] * shares[period[:, None], topic[had], place[had]]
+            mass = (topics * there).sum(1) - (lost * counts).sum(1)
+            found: NDArray[np.float64] = -np.log(topics[each, topic[rows]] * shares[period, topic[rows], place[rows]] / mass)
             return found
 
-        nothing = np.zeros(len(rows))
-        uniform = np.full(len(rows), np.log(seen.sum()))
-        return Oracles(rows, uniform, loss(followed, nothing, nothing), loss(own, again, again_seen))
+        followed, own = self._laws(rows)
+        return Oracles(rows, np.log(seen.sum() - counts.sum(1)), loss(followed), loss(own))
 
-    def _said(self, seen: NDArray[np.bool_]) -> tuple[NDArray[np.float64], ...]:
-        """Each target event's law: topics as either oracle weighs them [M, topics]; then, for the one that knows the user, the
-        probabilities of the event's item and of any seen item as a repetition [M].
-        """
-        world, target = self.world, self.target
-        shape = (-1, world.target_events)  # every user has as many, in order
-        last = last_topic(self.source, target.user, target.time, world.topics)
+    def _former(self) -> NDArray[np.int64]:
+        """Positions of the same user's earlier target events, -1 where there are fewer: int64 [M, target_events - 1]."""
+        user = self.target.user
+        place = np.arange(len(user))[:, None] - 1 - np.arange(self.world.target_events - 1)
+        return np.where(place >= np.searchsorted(user, user)[:, None], place, -1)
+
+    def _laws(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Topics of target events that repeat nothing, as either oracle weighs them: [R, topics] each."""
+        world = self.world
+        user, every = self.target.user[rows], np.arange(len(rows))
+        last = last_topic(self.source, user, self.target.time[rows], world.topics)
         follows = np.where(last >= 0, world.signal, 0.0)
         followed = np.repeat((1 - follows)[:, None] / world.topics, world.topics, axis=1)
         own = np.zeros_like(followed)
-        every = np.arange(len(last))
         for column in range(world.own_topics):
-            own[every, self.own[target.user, column]] += (1 - follows) / world.own_topics
+            own[every, self.own[user, column]] += (1 - follows) / world.own_topics
         for law in (followed, own):
             law[every[last >= 0], last[last >= 0]] += follows[last >= 0]
-        laws, item = followed.reshape(*shape, world.topics), target.item.reshape(shape)
-        same, former = np.zeros(item.shape), np.zeros(item.shape)
-        for k in range(1, world.target_events):
-            laws[:, k] = (1 - world.repeats) * laws[:, k] + world.repeats * laws[:, :k].mean(1)
-            same[:, k] = world.repeats * (item[:, :k] == item[:, k, None]).mean(1)
-            former[:, k] = world.repeats * seen[item[:, :k]].mean(1)
-        own.reshape(*shape, world.topics)[:, 1:] *= 1 - world.repeats
-        return laws.reshape(followed.shape), own, same.ravel(), former.ravel()
+        return followed, own
 
 
 def period_of(time: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID
 from scalr_prod.instants import micros_of
-from scalr_prod.translator.contexts import NO_ITEM, PADDING, Contexts
+from scalr_prod.translator.contexts import PADDING, Contexts, Had
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -122,8 +122,8 @@ class Consumed:
         starts = np.searchsorted(codes, np.arange(len(users) + 1))
         return cls(users, starts.astype(np.int64), micros_of(rows[EVENT_TIMESTAMP]), index[known].astype(np.int32))
 
-    def before(self, users: pa.Array, times: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """For each context: where its user's items begin, and how many of them were consumed strictly before its time."""
+    def before(self, users: pa.Array, times: NDArray[np.int64]) -> Had:
+        """For each context, the items that its user had consumed strictly before its time."""
         import pyarrow.compute as pc
 
         code = pc.fill_null(pc.index_in(users, value_set=self.users), -1).to_numpy(zero_copy_only=False).astype(np.int64)
@@ -135,15 +135,7 @@ class Consumed:
         keys = owner * width + np.searchsorted(distinct, self.times)
         places = np.searchsorted(keys, code * width + np.searchsorted(distinct, times, side="left"), side="left")
         begins = self.starts[np.maximum(code, 0)]
-        return begins, np.where(known, places - begins, 0)
-
-    def matrix(self, begins: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int32]:
-        """int32 [B, E]: each context's items, ``NO_ITEM`` on the right; E is the widest one's number."""
-        exclude = np.full((len(counts), int(counts.max(initial=0))), NO_ITEM, dtype=np.int32)
-        row = np.repeat(np.arange(len(counts)), counts)
-        place = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
-        exclude[row, place] = self.items[begins[row] + place]
-        return exclude
+        return Had(self.items, begins, np.where(known, places - begins, 0))
 
 
 def batches(
@@ -173,15 +165,15 @@ def batches(
     """
     indices, ages = histories
     rows = len(times)
-    begins, counts = consumed.before(users, times) if consumed else (np.zeros(rows, np.int64), np.zeros(rows, np.int64))
+    none = np.zeros(rows, np.int64)
+    had = consumed.before(users, times) if consumed else Had(np.empty(0, np.int32), none, none)
     fixed = 8 * indices.shape[1] + 28
     start = 0
     while start < rows:
         stop = min(start + size, rows)
-        while stop - start > 1 and (stop - start) * (fixed + 4 * int(counts[start:stop].max())) > most_bytes:
+        while stop - start > 1 and (stop - start) * (fixed + 4 * int(had.count[start:stop].max())) > most_bytes:
             stop = start + (stop - start) // 2
         here = np.s_[start:stop]
-        none = np.empty((stop - start, 0), dtype=np.int32)
         yield Contexts(
             history_items=indices[here],
             history_ages=ages[here],
@@ -189,7 +181,7 @@ def batches(
             event_time=times[here],
             fold=folds[here],
             noise_key=noise_keys[here],
-            exclude=consumed.matrix(begins[here], counts[here]) if consumed else none,
+            exclude=had[here].matrix(),
         )
         start = stop
 

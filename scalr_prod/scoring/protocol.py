@@ -105,7 +105,8 @@ def encode(
     tensors |= {name: getattr(contexts, name)[:, None] for name in _ONE_A_ROW}
     # A tensor without bytes is not a tensor to the server: an empty list travels as one filler.
     empty = np.full((rows, 1), NO_ITEM, np.int32)
-    tensors["exclude"] = contexts.exclude if contexts.exclude.shape[1] else empty
+    exclude = contexts.excluded()
+    tensors["exclude"] = exclude if exclude.shape[1] else empty
     if candidates is not None:
         return tensors | {"candidates": candidates}
     values = {"k": k, "temperature": temperature, "min_lift": min_lift}

@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from scalr_prod.translator.contexts import Had
+
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from scalr_prod.translator.contexts import Contexts
 
 __all__ = ["Batch", "distinct"]
@@ -23,6 +28,7 @@ class Batch:
         history_end: int64 [B]. When the translated event happened, microseconds since the epoch.
         time: int64 [B]. The instant that is asked about, microseconds since the epoch.
         eligible: int64 [B]. Target items 0 … eligible - 1 had been seen before the event.
+        exclude: Of them, those never to propose, see `Contexts`; None: there are none.
     """
 
     items: torch.Tensor
@@ -30,6 +36,7 @@ class Batch:
     history_end: torch.Tensor
     time: torch.Tensor
     eligible: torch.Tensor
+    exclude: NDArray[np.int32] | Had | None = None
 
     @classmethod
     def of(cls, contexts: Contexts, first_seen: torch.Tensor) -> Batch:
@@ -42,11 +49,24 @@ class Batch:
             history_end=torch.from_numpy(contexts.history_end).to(device),
             time=time,
             eligible=torch.searchsorted(first_seen, time),
+            exclude=contexts.exclude,
         )
 
     def take(self, rows: torch.Tensor) -> Batch:
         """The named rows."""
-        return Batch(self.items[rows], self.ages[rows], self.history_end[rows], self.time[rows], self.eligible[rows])
+        exclude = None if self.exclude is None else self.exclude[rows.cpu().numpy()]
+        return Batch(self.items[rows], self.ages[rows], self.history_end[rows], self.time[rows], self.eligible[rows], exclude)
+
+    def hidden(self, n_target: int) -> torch.Tensor:
+        """Which of all target items cannot be proposed, since they had not been seen yet or are excluded: bool [B, n_target]."""
+        device = self.eligible.device
+        hidden = torch.arange(n_target, device=device) >= self.eligible[:, None]
+        exclude = self.exclude.matrix() if isinstance(self.exclude, Had) else self.exclude
+        if exclude is not None and exclude.shape[1]:
+            item = torch.from_numpy(exclude).to(device, torch.int64)
+            row, column = torch.nonzero(item >= 0, as_tuple=True)
+            hidden[row, item[row, column]] = True
+        return hidden
 
 
 def distinct(items: torch.Tensor) -> torch.Tensor:

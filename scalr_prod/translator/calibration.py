@@ -68,7 +68,7 @@ def calibrate(
     Args:
         module: Its set -1 was fitted before the slice, without the held-out users' target events.
         contexts: [R], strictly before the slice's events, with fold -1.
-        labels: int32 [R]. The events' target indices; those that are not eligible are left out.
+        labels: int32 [R]. The events' target indices, none of them excluded; those that had not been seen yet are left out.
         held_out: bool [R]. Rows of held-out users.
         seed: Of the draws.
         fold: int32 [R]. Each row's user's fold; default: no fold has a table of its own.
@@ -126,7 +126,8 @@ def _usable(
 ) -> NDArray[np.int64]:
     """Rows whose item was there to be chosen, in order of time, at most `MOST_EVENTS` of them."""
     label = torch.from_numpy(labels.astype(np.int64))
-    rows = torch.nonzero((label >= 0) & (label < Batch.of(contexts, module.first_seen).eligible))[:, 0]
+    eligible = torch.searchsorted(module.first_seen, torch.from_numpy(contexts.event_time))
+    rows = torch.nonzero((label >= 0) & (label < eligible))[:, 0]
     if len(rows) > MOST_EVENTS:
         rows = rows[torch.randperm(len(rows), generator=generator)[:MOST_EVENTS].sort().values]
     usable: NDArray[np.int64] = rows.numpy()
@@ -167,7 +168,7 @@ def _candidates(
 
 def _proposal(scores: list[torch.Tensor], counts: dict[str, torch.Tensor], batch: Batch) -> torch.Tensor:
     """A blend of rough distributions: popularity, lately popular, and each estimator on top of popularity."""
-    hidden = torch.arange(counts["count"].shape[1]) >= batch.eligible[:, None]
+    hidden = batch.hidden(counts["count"].shape[1])
     lately = 0.2 * counts["count"] + 0.4 * counts["days_90"] + 0.3 * counts["days_20"]
     logits = [0.5 * counts["count"], lately + 0.3 * counts["days_3"]]
     logits += [lately + 0.3 * (s - s.mean()) / s.std().clamp(min=1e-12) for s in scores]

@@ -95,7 +95,7 @@ def compare(settings: Settings, candidate: int, served: int, *, progress: bool =
     if begin >= end:
         return unknown
     log = read_log(settings, new.trained_until)
-    rows = np.flatnonzero((log.target.time >= begin) & (log.target.time < end))
+    rows = np.flatnonzero(log.possible & (log.target.time >= begin) & (log.target.time < end))
     if len(rows) < FEWEST:
         return unknown
     vocabulary = old.vocabulary()
@@ -131,12 +131,12 @@ def _recipe_until(
     settings: Settings, log: Log, until: int, side_by_side: Workers, *, progress: bool
 ) -> tuple[TranslatorModule, Pairs]:
     """What training would have given at that instant, as far as it is asked about users that it knows."""
-    past = log.target.time < until
-    share = past.mean() * (1 - settings.translator.validation_fraction)
+    past = log.label_times()
+    middle = cut_at(past[past < until], 1 - settings.translator.validation_fraction)
     steps = steps_of(settings, 2) + 1
     with counting("comparison", show=progress, total=steps, unit=f"of {steps} fits") as done:
         held_out = log.one_in(settings.translator.folds)
-        calibrated = fit_calibration(settings, log, held_out, cut_at(log.target.time, share), until, done, side_by_side)
+        calibrated = fit_calibration(settings, log, held_out, middle, until, done, side_by_side)
         pairs = Pairs.of(log, until, settings.translator)
         tensors = fit_sets(pairs, {-1: np.zeros(len(log.users), dtype=bool)}, done, side_by_side) | calibrated.tables
     return TranslatorModule(tensors, metadata_of(settings, pairs, 0)), pairs

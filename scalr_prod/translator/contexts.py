@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["EVERYBODY", "NEWCOMERS", "NO_ITEM", "PADDING", "Contexts", "Samples"]
+__all__ = ["EVERYBODY", "NEWCOMERS", "NO_ITEM", "PADDING", "Contexts", "Had", "Samples"]
 
 #: Source vocabulary index of "nothing here, or an item that was not known in training".
 PADDING: Final = 0
@@ -47,6 +47,35 @@ class _Rows:
 
 
 @dataclass(frozen=True)
+class Had:
+    """What each of B contexts must not propose, as runs of one array: a user's items are kept once, whatever the number of contexts.
+
+    Attributes:
+        items: int32 [N]. Target indices; ``NO_ITEM`` for an item that the translator does not know.
+        begin: int64 [B]. Where each context's items begin in ``items``.
+        count: int64 [B]. How many they are.
+    """
+
+    items: NDArray[np.int32]
+    begin: NDArray[np.int64]
+    count: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.begin)
+
+    def __getitem__(self, rows: _RowIndex) -> Had:
+        return Had(self.items, self.begin[rows], self.count[rows])
+
+    def matrix(self) -> NDArray[np.int32]:
+        """int32 [B, E]: each context's items, ``NO_ITEM`` on the right; E is the widest one's number."""
+        exclude = np.full((len(self), int(self.count.max(initial=0))), NO_ITEM, dtype=np.int32)
+        row = np.repeat(np.arange(len(self)), self.count)
+        place = np.arange(len(row)) - np.repeat(np.cumsum(self.count) - self.count, self.count)
+        exclude[row, place] = self.items[self.begin[row] + place]
+        return exclude
+
+
+@dataclass(frozen=True)
 class Contexts(_Rows):
     """A batch of B source events to translate; L is the length of histories, E the width of the exclusion list (may be 0).
 
@@ -57,7 +86,8 @@ class Contexts(_Rows):
         event_time: int64 [B]. Microseconds since the epoch; a target item is eligible iff it was first seen strictly before.
         fold: int32 [B]. Parameters that never saw the target events of this fold's users; or `EVERYBODY`, or `NEWCOMERS`.
         noise_key: int64 [B]. Sampling noise is a pure function of this key and the target item's index.
-        exclude: int32 [B, E]. Target indices never to propose, ``NO_ITEM`` as padding.
+        exclude: Target indices never to propose: int32 [B, E], ``NO_ITEM`` as padding; or `Had`, for more rows than a matrix
+            should hold.
 
     Raises:
         ValueError: A wrong shape or dtype.
@@ -69,7 +99,7 @@ class Contexts(_Rows):
     event_time: NDArray[np.int64]
     fold: NDArray[np.int32]
     noise_key: NDArray[np.int64]
-    exclude: NDArray[np.int32]
+    exclude: NDArray[np.int32] | Had
 
     def __post_init__(self) -> None:
         rows = len(self.history_items)
@@ -79,13 +109,21 @@ class Contexts(_Rows):
         _check("event_time", self.event_time, np.int64, (rows,))
         _check("fold", self.fold, np.int32, (rows,))
         _check("noise_key", self.noise_key, np.int64, (rows,))
-        _check("exclude", self.exclude, np.int32, (rows, None))
+        if isinstance(self.exclude, Had):
+            _check("exclude", self.exclude.begin, np.int64, (rows,))
+        else:
+            _check("exclude", self.exclude, np.int32, (rows, None))
+
+    def excluded(self) -> NDArray[np.int32]:
+        """``exclude`` as a matrix: int32 [B, E]."""
+        return self.exclude.matrix() if isinstance(self.exclude, Had) else self.exclude
 
     @classmethod
     def concat(cls, parts: Sequence[Contexts]) -> Contexts:
         """All rows of all parts, in order; histories are padded on the left, exclusions on the right, to the widest part."""
         length = max(part.history_items.shape[1] for part in parts)
-        width = max(part.exclude.shape[1] for part in parts)
+        excluded = [part.excluded() for part in parts]
+        width = max(matrix.shape[1] for matrix in excluded)
         return cls(
             history_items=np.concatenate([_pad(part.history_items, length, PADDING, left=True) for part in parts]),
             history_ages=np.concatenate([_pad(part.history_ages, length, 0, left=True) for part in parts]),
@@ -93,7 +131,7 @@ class Contexts(_Rows):
             event_time=np.concatenate([part.event_time for part in parts]),
             fold=np.concatenate([part.fold for part in parts]),
             noise_key=np.concatenate([part.noise_key for part in parts]),
-            exclude=np.concatenate([_pad(part.exclude, width, NO_ITEM, left=False) for part in parts]),
+            exclude=np.concatenate([_pad(matrix, width, NO_ITEM, left=False) for matrix in excluded]),
         )
 
 
@@ -104,7 +142,7 @@ class Samples(_Rows):
     Attributes:
         items: int32 [B, K]. Target indices; ``NO_ITEM`` where the draw fell below ``min_lift`` (its probability is kept) or
             where no eligible item was left (probability 0).
-        probabilities: float32 [B, K]. Calibrated P(item | context) over the eligible items, before the temperature.
+        probabilities: float32 [B, K]. Calibrated P(item | context) over the items that may be proposed, before the temperature.
         prior: float32 [B, K]. The popularity estimator's P(item) over the same items.
 
     Raises:

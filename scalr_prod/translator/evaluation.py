@@ -64,8 +64,8 @@ def evaluate(settings: Settings, version: int | None = None, *, progress: bool =
     log = read_log(settings, found.trained_until)
     fraction = settings.translator.validation_fraction
     begin, middle, end = (
-        cut_at(log.target.time, 1 - 2 * fraction),
-        cut_at(log.target.time, 1 - fraction),
+        cut_at(log.label_times(), 1 - 2 * fraction),
+        cut_at(log.label_times(), 1 - fraction),
         micros(found.trained_until),
     )
     if not log.target.time.min() < begin < middle:

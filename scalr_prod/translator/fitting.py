@@ -157,7 +157,7 @@ def fit_calibration(
     information = None
     if informed:
         later = Asked(contexts, labels, user, held_out[user])
-        everything = _asked_of(log, pairs, np.flatnonzero(held_out[log.target.user] & (log.target.time < end)))
+        everything = _asked_of(log, pairs, np.flatnonzero(log.possible & held_out[log.target.user] & (log.target.time < end)))
         seed = settings.translator.seed
         information = measure_information(tensors, metadata_of(settings, pairs, 0), everything, later, seed=seed)
     done(1)
@@ -171,12 +171,12 @@ def _asked_of(log: Log, pairs: Pairs, rows: NDArray[np.int64]) -> Asked:
 
 
 def rows_between(log: Log, begin: int, end: int) -> NDArray[np.int64]:
-    """Positions of the target events with ``begin <= time < end``.
+    """Positions of the labels with ``begin <= time < end``.
 
     Raises:
         TranslatorError: There are none.
     """
-    rows = np.flatnonzero((log.target.time >= begin) & (log.target.time < end))
+    rows = np.flatnonzero(log.possible & (log.target.time >= begin) & (log.target.time < end))
     if not len(rows):
         raise TranslatorError(
             f"no target event lies in [{np.datetime64(begin, 'us')}, {np.datetime64(end, 'us')})",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +19,7 @@ from scalr_prod.hashing import fold_of, stable_hash
 from scalr_prod.instants import micros, micros_of
 from scalr_prod.lake import Lake
 from scalr_prod.numbering import index_in, sorted_unique
+from scalr_prod.translator.population import firsts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -64,6 +66,7 @@ class Log:
         target: Target events.
         history: int32 [len(target), L]. For each target event the last source events strictly before it, as positions in
             ``source``, -1 on the left where there are fewer.
+        exclude_consumed: Runs propose no item that the user had, see `population`.
     """
 
     users: pa.Array
@@ -71,6 +74,16 @@ class Log:
     source: Events
     target: Events
     history: NDArray[np.int32]
+    exclude_consumed: bool = True
+
+    @cached_property
+    def possible(self) -> NDArray[np.bool_]:
+        """Which target events a run could have generated, so that they are labels: bool [len(target)]."""
+        return firsts(self.target) if self.exclude_consumed else np.ones(len(self.target), dtype=bool)
+
+    def label_times(self) -> NDArray[np.int64]:
+        """When the labels happened: int64 [labels], microseconds."""
+        return self.target.time[self.possible]
 
     def one_in(self, many: int) -> NDArray[np.bool_]:
         """One of so many users, of every fold: bool [U]."""
@@ -136,6 +149,7 @@ def read_log(settings: Settings, trained_until: datetime, *, versions: Mapping[s
         source=source,
         target=target,
         history=_histories(settings, users, source, source_known, target, trained_until, versions),
+        exclude_consumed=settings.generation.exclude_consumed,
     )
 
 

@@ -1,8 +1,8 @@
 """How good a distribution over the whole catalogue is: NDCG@20, Recall@20, NLL and calibration error of one target event each.
 
 An event has one relevant item, so NDCG@20 is 1 / log2(rank + 1) where the rank is within 20; items that tie share the mean of their ranks.
-Every eligible item is ranked, consumed ones too. An event whose item was not known in training counts as a miss in the ranking
-and is left out of NLL and ECE (a probability of 0 would say nothing but that).
+Every item that could be generated is ranked: those seen before the event, less what is excluded for it. An event whose item was not
+known in training counts as a miss in the ranking and is left out of NLL and ECE (a probability of 0 would say nothing but that).
 
 ECE: all (event, item) pairs are put into 24 classes of predicted probability, equal in log p; it is the sum over the classes of
 |predicted events - events| over the number of events: the share of probability mass in the wrong class. Even the true distribution has

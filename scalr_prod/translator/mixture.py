@@ -159,9 +159,11 @@ class Mixture:
         )
 
     def distributions(self, summary: Summary, *, dtype: Any = torch.float32) -> dict[str, torch.Tensor]:
-        """P(i | context) of the summary's members: member → [B, N], 0 for items that are not eligible."""
+        """P(i | context) of the summary's members: member → [B, N], 0 for items that cannot be proposed."""
         logits = self.logits_of_all(summary, dtype)
-        return {member: _normalised(of_member, summary.batch) for member, of_member in logits.items()}
+        hidden = summary.batch.hidden(len(self.popularity["prior"]))
+        nothing = hidden.all(1)
+        return {member: _normalised(of_member, hidden, nothing) for member, of_member in logits.items()}
 
     def logits_of_all(self, summary: Summary, dtype: Any = torch.float32) -> dict[str, torch.Tensor]:
         """Logits of all items, eligible or not; features and scores are worked out once for all members: member → [B, N]."""
@@ -248,13 +250,12 @@ class Mixture:
         return popularity.log_counts(self.popularity, batch.time)
 
 
-def _normalised(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Softmax over the eligible items; rows without any come out 0."""
-    items = torch.arange(logits.shape[1], device=logits.device)
-    logits.masked_fill_(items >= batch.eligible[:, None], -torch.inf)
+def _normalised(logits: torch.Tensor, hidden: torch.Tensor, nothing: torch.Tensor) -> torch.Tensor:
+    """Softmax over the items that are not hidden; rows where nothing is left come out 0."""
+    logits.masked_fill_(hidden, -torch.inf)
     p = logits.sub_(logits.amax(1, keepdim=True)).exp_()
     p.div_(p.sum(1, keepdim=True, dtype=torch.float64).to(p.dtype))  # so exact that many items' rounding does not add up
-    p[batch.eligible == 0] = 0
+    p[nothing] = 0
     return p
 
 

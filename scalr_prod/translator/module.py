@@ -1,9 +1,9 @@
 """The translator as one torch module: the same in training, in-process and inside Triton.
 
-For every context it gives ``P(i | context)`` over the target items that had been seen before the event, samples from it without
-replacement, and scores named candidates. Sets of parameters: ``-1`` was trained on every user, and is ``-2`` as well, with the
-weights for users without target events; ``0, 1, …`` were trained on all but the target events of that fold's users. Only torch, numpy
-and safetensors are imported.
+For every context it gives ``P(i | context)`` over the target items that had been seen before the event and are not excluded for it,
+samples from it without replacement, and scores named candidates. Sets of parameters: ``-1`` was trained on every user, and is ``-2`` as
+well, with the weights for users without target events; ``0, 1, …`` were trained on all but the target events of that fold's users.
+Only torch, numpy and safetensors are imported.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ class TranslatorModule(torch.nn.Module):
 
         Args:
             contexts: B of them.
-            candidates: int32 [B, C], target indices; ``NO_ITEM`` and items that were not yet there get 0.
+            candidates: int32 [B, C], target indices; ``NO_ITEM``, excluded items and those not yet there get 0.
             member: ``mixture``, or one estimator alone.
 
         Returns:
@@ -193,7 +193,7 @@ class TranslatorModule(torch.nn.Module):
             members: ``mixture``, or estimators alone.
 
         Returns:
-            Row numbers [R], and for each member float32 [R, N] probabilities, 0 if not eligible.
+            Row numbers [R], and for each member float32 [R, N] probabilities, 0 for what cannot be proposed.
         """
         for rows, mixture in self._groups(contexts):
             summary = mixture.summary(Batch.of(contexts.take(rows), self.first_seen), tuple(dict.fromkeys(members)))

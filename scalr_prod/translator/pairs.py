@@ -9,6 +9,7 @@ import numpy as np
 
 from scalr_prod.errors import TranslatorError
 from scalr_prod.translator.contexts import Contexts
+from scalr_prod.translator.population import had_before
 
 if TYPE_CHECKING:
     import torch
@@ -119,16 +120,17 @@ class Pairs:
         return events.user[counts], index[counts]
 
     def target_rows(self) -> NDArray[np.int64]:
-        """Positions in ``log.target`` of the events that count."""
+        """Positions in ``log.target`` of the events that count: labels, of users who are not held out."""
         events = self.log.target
         counts = (events.time < self.until) & (self.target_index[events.item] >= 0) & ~self.held_out[events.user]
+        counts &= self.log.possible
         return np.flatnonzero(counts)
 
     def popularity_events(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """(vocabulary index, time) of every target event that popularity counts."""
+        """(vocabulary index, time) of every target event that popularity counts: labels too."""
         events = self.log.target
         index = self.target_index[events.item]
-        counts = (events.time < self.popularity_until) & (index >= 0) & ~self.held_out[events.user]
+        counts = (events.time < self.popularity_until) & (index >= 0) & ~self.held_out[events.user] & self.log.possible
         return index[counts], events.time[counts]
 
     def source_matrix(self) -> Any:
@@ -173,7 +175,7 @@ def contexts_at(
         event_time=log.target.time[rows],
         fold=np.broadcast_to(np.asarray(fold, dtype=np.int32), len(rows)).copy(),
         noise_key=rows.astype(np.int64),
-        exclude=np.empty((len(rows), 0), dtype=np.int32),
+        exclude=had_before(log, rows, target_index),
     )
     return made, target_index[log.target.item[rows]]
 

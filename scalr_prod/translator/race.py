@@ -84,10 +84,6 @@ def run(race: Race, mixture: Mixture, contexts: Contexts, batch: Batch, numbers:
     p, prior = found[race.member], found["popularity"]
     low, high = (word.to(device) for word in noise.key_words(contexts.noise_key))
     keys = _keys(p, noise.exponential((low, high), numbers, dtype), race.temperature)
-    if contexts.exclude.shape[1]:
-        exclude = torch.from_numpy(contexts.exclude).to(device, torch.int64)
-        row, column = torch.nonzero(exclude >= 0, as_tuple=True)
-        keys[row, exclude[row, column]] = 0
     best, chosen = keys.topk(min(race.k + 1 + _SPARE, keys.shape[1]), dim=1)
     unsure = torch.zeros(len(best), dtype=torch.bool, device=device)
     if dtype == torch.float32:
@@ -115,8 +111,7 @@ def _lost(race: Race, best: torch.Tensor, p: torch.Tensor, batch: Batch) -> torc
     floor = _TINY_KEY if race.temperature <= 1 else torch.inf
     lost = best[:, : race.k][:, -1] <= floor
     rows = lost.nonzero()[:, 0]
-    eligible = torch.arange(p.shape[1], device=p.device) < batch.eligible[rows, None]
-    lost[rows] = (eligible & (p[rows] < _TINY)).any(1)
+    lost[rows] = (~batch.take(rows).hidden(p.shape[1]) & (p[rows] < _TINY)).any(1)
     return lost
 
 

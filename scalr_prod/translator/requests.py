@@ -51,7 +51,7 @@ class Bounds:
         if not contexts.history_items.shape[1]:
             raise _invalid("history_items holds no event: the translated one is the last of a history")
         _within("history_items", contexts.history_items, PADDING, self.n_source)
-        _within("exclude", contexts.exclude, NO_ITEM, self.n_target - 1)
+        _within("exclude", contexts.excluded(), NO_ITEM, self.n_target - 1)
         for name in ("history_end", "event_time"):
             _within(name, getattr(contexts, name), -LATEST_US, LATEST_US)
         unknown = (contexts.fold < NEWCOMERS) | (contexts.fold >= self.folds)

@@ -125,7 +125,7 @@ def _train(
     steps = steps_of(settings, folds + 2) + 1
     with counting("translator", show=progress, total=steps, unit=f"of {steps} fits") as done:
         # Calibrated as it will be used: as many users as a fold has are unknown to the parameters, the others are not.
-        begin = cut_at(log.target.time, 1 - settings.translator.validation_fraction)
+        begin = cut_at(log.label_times(), 1 - settings.translator.validation_fraction)
         calibrated = fit_calibration(settings, log, log.one_in(folds), begin, everything, done, side_by_side, informed=True)
         held_out = {fold: log.fold == fold for fold in range(-1, folds)}
         tensors = fit_sets(pairs, held_out, done, side_by_side) | calibrated.tables
@@ -145,6 +145,7 @@ def _train(
         "n_source": pairs.n_source,
         "n_target": pairs.n_target,
         "estimators": list(settings.translator.estimators),
+        "exclude_consumed": log.exclude_consumed,
         "metrics": metrics,
         "vocabulary": {domain: asdict(counts) for domain, counts in coverage.items()},
         "data_versions": data_versions,
@@ -207,6 +208,7 @@ def _fingerprint(settings: Settings, until: datetime) -> tuple[str, dict[str, in
     versions = {table.value: lake.version(table) for table in tables}
     content: dict[str, Any] = {"recipe": RECIPE, "until": until.isoformat()}
     content["histories"] = settings.histories.model_dump(mode="json", include={"length", "late_step_s"})
+    content["generation"] = settings.generation.model_dump(mode="json", include={"exclude_consumed"})
     content["settings"] = settings.translator.model_dump(mode="json", exclude={"threads"})
     for table in tables:
         if table is not Table.SOURCE_USER_HISTORY:  # made from the events; training checks that it was

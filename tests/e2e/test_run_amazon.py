@@ -60,6 +60,8 @@ def every_probability_comes_from_the_fold_that_held_the_user_out(config: Path, h
     sample = published[published["run_id"] == run_id].sample(600, random_state=0)
     log = leakage.table(home, "source_events")
     contexts, own = contexts_from_the_log(sample, log, version.vocabulary(), length, folds)
+    had = had_before(sample, leakage.table(home, "target_events"), version.vocabulary())
+    contexts = dataclasses.replace(contexts, exclude=had)
     module = TranslatorModule.load(version.path)
     candidates = version.vocabulary().target_index(sample["item_id"].to_numpy())[:, None]
     held_out, _ = module.score(contexts, candidates)
@@ -68,6 +70,21 @@ def every_probability_comes_from_the_fold_that_held_the_user_out(config: Path, h
     # Most of a probability is the trend, which the folds share: what is their own shows in the relative difference.
     np.testing.assert_allclose(held_out[:, 0], sample["probability"], rtol=1e-4)
     assert (np.abs(other / held_out - 1) > 1e-3).mean() > 0.5, "the folds must differ, or this test shows nothing"
+
+
+def had_before(sample: pd.DataFrame, log: pd.DataFrame, vocabulary) -> np.ndarray:
+    """Target items of each user before each event, which are never proposed: int32 [rows, widest], -1 on the right."""
+    by_user = dict(tuple(log.assign(us=leakage.micros(log["event_timestamp"])).groupby("user_id")))
+    when = leakage.micros(sample["event_timestamp"])
+    lists = []
+    for user, time in zip(sample["user_id"], when, strict=True):
+        past = by_user.get(user)
+        lists.append([] if past is None else past["item_id"][past["us"] < time].unique().tolist())
+    exclude = np.full((len(sample), max(map(len, lists))), -1, np.int32)
+    for row, items in enumerate(lists):
+        if items:
+            exclude[row, : len(items)] = vocabulary.target_index(items)
+    return exclude
 
 
 def contexts_from_the_log(sample: pd.DataFrame, log: pd.DataFrame, vocabulary, length: int, folds: int):

@@ -124,21 +124,24 @@ def test_probabilities_are_those_of_the_translator(made):
     from scalr_prod.hashing import fold_of
     from scalr_prod.scoring import open_scorer
     from scalr_prod.translator import Contexts, load_version
-    from scalr_prod.translator.contexts import NEWCOMERS
+    from scalr_prod.translator.contexts import NEWCOMERS, NO_ITEM
 
     settings, _, _, rows = made
     version = load_version(settings, 1)
     vocabulary, length = version.vocabulary(), settings.histories.length
-    source = lake_rows(settings, Table.SOURCE_EVENTS)
+    source, target = (lake_rows(settings, table) for table in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS))
     some = rows.sample(40, random_state=1)
-    known = lake_rows(settings, Table.TARGET_EVENTS)["user_id"]
-    assert 0 < some["user_id"].isin(known).sum() < len(some)
+    known = some["user_id"].isin(target["user_id"])
+    assert 0 < known.sum() < len(some)
     items, ages = np.zeros((40, length), np.int32), np.zeros((40, length), np.float32)
+    exclude = np.full((40, target.groupby("user_id").size().max()), NO_ITEM, np.int32)
     for place, row in enumerate(some.itertuples()):
         past = source[(source["user_id"] == row.user_id) & (source["event_timestamp"] <= row.event_timestamp)]
         past = past.sort_values("event_timestamp").tail(length)  # the made log has no ties within a user
         assert past["item_id"].iloc[-1] == row.source_item_id
         items[place, -len(past) :] = vocabulary.source_index(past["item_id"].to_list())
+        had = target[(target["user_id"] == row.user_id) & (target["event_timestamp"] < row.event_timestamp)]["item_id"].unique()
+        exclude[place, : len(had)] = vocabulary.target_index(had)
         ages[place, -len(past) :] = (row.event_timestamp - past["event_timestamp"]) / pd.Timedelta(days=1)
     when = some["event_timestamp"].astype("datetime64[us, UTC]").astype("int64").to_numpy()
     contexts = Contexts(
@@ -146,14 +149,13 @@ def test_probabilities_are_those_of_the_translator(made):
         history_ages=ages,
         history_end=when,
         event_time=when,
-        fold=np.where(some["user_id"].isin(known), fold_of(some["user_id"].to_list(), version.folds), NEWCOMERS).astype(
-            np.int32
-        ),
+        fold=np.where(known, fold_of(some["user_id"].to_list(), version.folds), NEWCOMERS).astype(np.int32),
         noise_key=np.zeros(40, np.int64),
-        exclude=np.empty((40, 0), np.int32),
+        exclude=exclude,
     )
     with open_scorer(settings, 1) as scorer:
         probability, prior = scorer.score(contexts, vocabulary.target_index(some["item_id"].to_list())[:, None])
+    assert (exclude != NO_ITEM).any(), "the test needs users who had something"
     np.testing.assert_allclose(some["probability"], probability[:, 0], atol=1e-5)
     np.testing.assert_allclose(some["weight"], (probability / (probability + prior))[:, 0], atol=1e-4)
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from scalr_prod.contracts import Table
+from scalr_prod.contracts import USER_ID, Table
 from scalr_prod.errors import TranslatorError
 from scalr_prod.feast_store import apply_feature_repo
 from scalr_prod.histories import build_histories
@@ -145,8 +145,11 @@ def test_a_commit_after_the_fingerprint_was_taken_has_no_part_in_the_version(lat
         if settings is busy:
             monkeypatch.setattr(training, "find_version", look_up)
             lake = Lake.open(busy)
-            for table in (Table.TARGET_EVENTS, Table.TARGET_ITEMS):
-                lake.append(table, lake.read(table).slice(0, 40), key="while training")
+            events = lake.read(Table.TARGET_EVENTS).slice(0, 40)
+            others = events[USER_ID].combine_chunks()[::-1]  # the same events again would be repeats, and no labels
+            place = events.schema.get_field_index(USER_ID)
+            lake.append(Table.TARGET_EVENTS, events.set_column(place, USER_ID, others), key="while training")
+            lake.append(Table.TARGET_ITEMS, lake.read(Table.TARGET_ITEMS).slice(0, 40), key="while training")
         return look_up(settings, fingerprint)
 
     monkeypatch.setattr(training, "find_version", commit_first)
@@ -180,3 +183,14 @@ def test_a_vocabulary_that_is_cut_is_said_in_log_manifest_and_report(late_projec
     caplog.clear()
     train(settings, trained_until=day(230))
     assert "vocabulary leaves out" not in caplog.text
+
+
+def test_what_runs_may_propose_is_part_of_the_version(late_project, tmp_path):
+    settings = copied(late_project, tmp_path / "logs")
+    again = settings.model_copy(update={"generation": settings.generation.model_copy(update={"exclude_consumed": False})})
+    first, second = train(settings, trained_until=day(200)), train(again, trained_until=day(200))
+    assert (second.reused, second.version) == (False, first.version + 1)
+    assert [load_version(settings, one.version).manifest["exclude_consumed"] for one in (first, second)] == [True, False]
+    assert train(settings, trained_until=day(200)).version == first.version
+    labels, everything = (read_log(some, day(200)).possible for some in (settings, again))
+    assert labels.sum() < everything.sum() == len(everything)

@@ -88,7 +88,12 @@ def test_popularity_is_exact_at_any_time(pairs, dtype):
     held = pairs.without(pairs.log.fold == 0)
     fitted = popularity.fit(held, 8)  # few marks, so that many events lie between two of them
     target = pairs.log.target
-    counts = (pairs.log.fold[target.user] != 0) & (target.time < pairs.until) & (pairs.target_index[target.item] >= 0)
+    counts = (
+        pairs.log.possible
+        & (pairs.log.fold[target.user] != 0)
+        & (target.time < pairs.until)
+        & (pairs.target_index[target.item] >= 0)
+    )
     time, index = target.time[counts], pairs.target_index[target.item[counts]]
     asked = np.concatenate([np.sort(time)[::7], np.sort(time)[::11] + 1, [pairs.until - 1, pairs.until, int(time.min()) - DAY]])
     found = features(fitted, torch.from_numpy(asked), dtype)
@@ -142,7 +147,7 @@ def test_popularity_of_two_million_events_is_exact():
     source = Events(one, one, np.zeros(1, dtype=np.int64), pa.array([0]))
     target = Events(np.zeros(events, dtype=np.int32), item, time, pa.array(range(items)))
     pairs = Pairs.of(
-        Log(pa.array([0]), one, source, target, np.full((events, 1), -1, dtype=np.int32)),
+        Log(pa.array([0]), one, source, target, np.full((events, 1), -1, dtype=np.int32), exclude_consumed=False),
         700 * DAY,
         TranslatorSettings(max_target_items=items),
     )

@@ -56,7 +56,7 @@ def information(world: World, **options) -> Information:
     torch.set_num_threads(1)
     settings = SimpleNamespace(translator=TranslatorSettings(threads=1, **LEAN | options), histories=HistorySettings())
     log = world.make().log(length=20, folds=3)
-    begin, end = cut_at(log.target.time, 0.9), int(log.target.time.max()) + 1
+    begin, end = cut_at(log.label_times(), 0.9), int(log.target.time.max()) + 1
     return fit_calibration(settings, log, log.fold == 0, begin, end, lambda _: None, informed=True).information
 
 

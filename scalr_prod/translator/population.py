@@ -1,0 +1,52 @@
+"""Which target events a run can generate: what the translator is fitted, calibrated and judged on.
+
+Where consumed items are excluded (``[generation] exclude_consumed``), no event is generated that repeats an earlier one of the same user
+and item. So repeats are no labels, and what a user had before an event cannot be chosen at it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scalr_prod.translator.contexts import Had
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from scalr_prod.translator.log import Events, Log
+
+__all__ = ["firsts", "had_before"]
+
+
+def firsts(events: Events) -> NDArray[np.bool_]:
+    """Which events are the first of their user and item: bool [M]. Of several at one time, one is."""
+    _, places = np.unique(events.user.astype(np.int64) * len(events.ids) + events.item, return_index=True)
+    first = np.zeros(len(events), dtype=bool)
+    first[places] = True
+    return first
+
+
+def had_before(log: Log, rows: NDArray[np.int64], target_index: NDArray[np.int32]) -> Had | NDArray[np.int32]:
+    """What must not be proposed at target events.
+
+    Args:
+        log: The log.
+        rows: [R] positions in ``log.target``.
+        target_index: Vocabulary index of each of the log's target ids.
+
+    Returns:
+        The items that each event's user had strictly before it; nothing (int32 [R, 0]) where they may be proposed again.
+    """
+    if not log.exclude_consumed:
+        return np.empty((len(rows), 0), dtype=np.int32)
+    user, time = log.target.user, log.target.time
+    possible = log.possible
+    before = np.append(0, np.cumsum(possible))
+    moment = np.ones(len(user), dtype=bool)
+    moment[1:] = (user[1:] != user[:-1]) | (time[1:] != time[:-1])
+    # Where the events of each event's user and time begin.
+    same = np.maximum.accumulate(np.where(moment, np.arange(len(user)), 0))[rows]
+    begin = before[np.searchsorted(user, user[rows])]
+    return Had(target_index[log.target.item[possible]], begin, before[same] - begin)
