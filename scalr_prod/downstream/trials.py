@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scalr_prod.downstream.odds import LogitMap
+from scalr_prod.downstream.protocol import Probabilistic
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -72,6 +75,16 @@ class Trials:
                  "source_weight": choice.source_weight, "boost": choice.boost, "ndcg": float(self._found[key].mean())}
             )  # fmt: skip
         return self._found[key]
+
+    def scale(self, arm: str, choice: Choice) -> LogitMap | None:
+        """What calibrates the probabilities of an arm's models, from the real events of all scenes; None where there are none."""
+        rows, predicted = [], []
+        for stage, model in zip(self._stages, self._fitted(arm, choice), strict=True):
+            if not isinstance(model, Probabilistic):
+                return None
+            rows.append(stage.judge.rows(model.negatives))
+            predicted.append(rows[-1].predicted(model))
+        return LogitMap.fit(rows, predicted)
 
     def forget(self, arm: str) -> None:
         """Drop an arm's fitted models; its figures stay."""

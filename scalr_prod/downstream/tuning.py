@@ -133,7 +133,6 @@ class Tuner:
                 self.trials.by_user(arm, choice), self.trials.by_user("real", self.real()), seed=self.settings.downstream.seed
             )
             figures |= {"lift_pct": gain.lift_pct, "ci95": list(gain.ci95)}
-        self.trials.forget(arm)
         return choice, figures
 
     def real(self) -> Choice:

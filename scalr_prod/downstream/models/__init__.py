@@ -1,4 +1,7 @@
-"""The reference recommenders, unlike one another: a factorisation, a sequential model, a two-tower ranker with probabilities."""
+"""The reference recommenders, unlike one another: a factorisation, a sequential model, and two rankers with probabilities.
+
+The two-tower ranker learns vectors of users and items, the feature ranker boosts trees over what is known of both.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ _HOMES: Final = {
     "als": "scalr_prod.downstream.models.als:ImplicitAls",
     "sasrec": "scalr_prod.downstream.models.sasrec:SasRec",
     "two_tower": "scalr_prod.downstream.models.two_tower:TwoTower",
+    "feature_ranker": "scalr_prod.downstream.models.feature_ranker:FeatureRanker",
 }
 FAMILIES: Final = tuple(_HOMES)
 #: Beside every family's own settings: observed events may lose weight with age (days; inf: they do not).
@@ -32,6 +36,11 @@ KNOBS: Final[dict[str, tuple[Knob, ...]]] = {
     ),
     "sasrec": (Knob("epochs", (8, 16), step=2.0, low=2, high=64, whole=True), _HALF_LIFE),
     "two_tower": (Knob("decay", (1.0, 0.3, 3.0)), Knob("epochs", (8, 16), step=2.0, low=2, high=64, whole=True), _HALF_LIFE),
+    "feature_ranker": (
+        Knob("trees", (100, 50), step=2.0, low=10, high=800, whole=True),
+        Knob("leaves", (15, 31), step=2.0, low=4, high=127, whole=True),
+        _HALF_LIFE,
+    ),
 }
 
 

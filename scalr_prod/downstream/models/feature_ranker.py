@@ -1,0 +1,262 @@
+"""A feature ranker: gradient-boosted trees (LightGBM) over features of a user and an item as of a time, as a probability.
+
+Training time is cut into periods of as many events each. A row's features are those of its period's begin (see `Snapshot`), as the
+features of what is scored are those of the end of training: so nothing at or after a row's time is in them, and rows are as far from
+their features in training as in use. Every event stands beside negatives drawn uniformly from the items known by then, all with the
+event's weight, under log loss.
+
+A synthetic event is such a row, with weight λ times its confidence. It changes no feature of any row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from scalr_prod.downstream.models.snapshot import FEATURES, Snapshot
+from scalr_prod.errors import EvaluationError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from scalr_prod.downstream.protocol import Interactions
+
+__all__ = ["FeatureRanker", "Log", "Rows"]
+
+#: The first of them has too little before it to learn from.
+_PERIODS: Final = 10
+#: Of a user's items, by each of popularity and the affinities, that the trees rank; the others follow in order of popularity.
+_SHORTLIST: Final = 150
+_USERS_AT_ONCE: Final = 512
+#: Logs whose features are kept: those of one evaluation's windows, since all arms share them.
+_KEPT: Final = 3
+
+
+class FeatureRanker:
+    """The model.
+
+    Args:
+        trees: Rounds of boosting.
+        leaves: Of a tree.
+        rate: Learning rate.
+        negatives: For each positive; its probabilities are calibrated for as many.
+        drawn: Negatives that are really drawn for each positive; they weigh as many as ``negatives``.
+        smallest: Rows in a leaf, at least.
+        threads: Of LightGBM.
+    """
+
+    def __init__(
+        self,
+        *,
+        trees: int = 100,
+        leaves: int = 31,
+        rate: float = 0.1,
+        negatives: int = 10,
+        drawn: int = 4,
+        smallest: int = 50,
+        threads: int = 1,
+    ) -> None:
+        self.trees, self.negatives, self.drawn = trees, negatives, drawn
+        self._options: dict[str, Any] = {
+            "objective": "binary",
+            "num_leaves": leaves,
+            "learning_rate": rate,
+            "min_data_in_leaf": smallest,
+            "feature_fraction": 0.8,
+            "bagging_fraction": 0.8,
+            "bagging_freq": 1,
+            "deterministic": True,
+            "force_row_wise": True,
+            "num_threads": threads,
+            "verbosity": -1,
+        }
+
+    def fit(self, events: Interactions, *, seed: int) -> None:
+        """Train."""
+        lightgbm = _library()
+        self._log = Log.of(events)
+        observed = events.in_history()
+        real = events.take(observed)
+        parts = [self._log.real(self.drawn).weighed(real.weight[_order(real)])]
+        if not observed.all():
+            extra = events.take(~observed)
+            parts.append(self._log.rows(extra, self.drawn, salt=1).weighed(extra.weight))
+        features, label, weight = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+        weight = np.where(label, weight, weight * self.negatives / self.drawn)
+        used = weight > 0
+        if not used.any():
+            raise EvaluationError(
+                "no event comes after the first tenth of the log, so there is no row to train on",
+                where="[downstream] models = feature_ranker",
+                next_step="give more target events, or leave 'feature_ranker' out of [downstream] models",
+            )
+        data = lightgbm.Dataset(features[used], label[used], weight=weight[used], feature_name=list(FEATURES))
+        self._trees = lightgbm.train(self._options | {"seed": seed}, data, self.trees)
+        self._ranked: dict[bytes, NDArray[np.float32]] = {}
+
+    def score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
+        """[B, n_items]: logits of each user's shortlist; below them the other items, by popularity."""
+        row, item, features = self._log.shortlist(users)
+        key = users.tobytes()
+        if key not in self._ranked:
+            self._ranked[key] = self._logits(features)
+        least = np.full(len(users), np.inf, np.float32)
+        np.minimum.at(least, row, self._ranked[key])
+        found = least[:, None] - self._log.places()
+        found[row, item] = self._ranked[key]
+        return found
+
+    def probability(self, users: NDArray[np.int64], items: NDArray[np.int64]) -> NDArray[np.float32]:
+        """P(positive) of pairs [P], beside ``negatives`` uniform negatives for each positive."""
+        found: NDArray[np.float32] = 1 / (1 + np.exp(-self._logits(self._log.now().features(users, items))))
+        return found
+
+    def _logits(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.asarray(self._trees.predict(features, raw_score=True), np.float32)
+
+
+class Rows:
+    """Labelled rows with features.
+
+    Attributes:
+        features: float32 [R, F].
+        label: bool [R].
+        event: int64 [R]. The event that each row is, or is a negative of, by number.
+    """
+
+    def __init__(self, features: NDArray[np.float32], label: NDArray[np.bool_], event: NDArray[np.int64]) -> None:
+        self.features, self.label, self.event = features, label, event
+
+    def weighed(self, weight: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.float32]]:
+        """Features, labels and weights, given those of the events."""
+        return self.features, self.label, weight[self.event]
+
+
+class Log:
+    """The observed events of both domains, and the features that follow from them; worked out once for all arms.
+
+    Args:
+        events: Observed target events; ``source`` those of the other domain.
+    """
+
+    _known: OrderedDict[bytes, Log] = OrderedDict()
+
+    def __init__(self, events: Interactions) -> None:
+        self.events = events
+        cuts = np.quantile(events.time, np.arange(1, _PERIODS) / _PERIODS, method="higher") if len(events) else []
+        #: Instants that features are as of, ascending; the last is the end of training.
+        self.instants = np.unique(np.append(np.asarray(cuts, np.int64), events.until))
+        self._pairs = np.unique(events.user.astype(np.int64) * events.n_items + events.item)
+        self._now: Snapshot | None = None
+        self._real: dict[int, Rows] = {}
+        self._shortlists: dict[bytes, tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]] = {}
+
+    @classmethod
+    def of(cls, events: Interactions) -> Log:
+        """That of the observed ones among some events; the last few are kept."""
+        observed = events.take(events.in_history())
+        observed = observed.take(_order(observed))
+        digest = hashlib.blake2b(repr((events.n_users, events.n_items, events.until)).encode())
+        for part in (observed, observed.source):
+            for column in (part.user, part.item, part.time) if part is not None else ():
+                digest.update(np.ascontiguousarray(column))
+        key = digest.digest()
+        if key not in cls._known:
+            cls._known[key] = cls(observed)
+        cls._known.move_to_end(key)
+        while len(cls._known) > _KEPT:
+            cls._known.popitem(last=False)
+        return cls._known[key]
+
+    def now(self) -> Snapshot:
+        """As of the end of training."""
+        if self._now is None:
+            self._now = Snapshot(self.events, self.events.until)
+        return self._now
+
+    def real(self, drawn: int) -> Rows:
+        """Rows of the observed events, which are numbered in `_order`."""
+        if drawn not in self._real:
+            self._real[drawn] = self.rows(self.events, drawn, salt=0)
+        return self._real[drawn]
+
+    def rows(self, events: Interactions, drawn: int, *, salt: int) -> Rows:
+        """Rows of events, each followed by negatives, under the features of the last instant up to their time.
+
+        Left out are events before the first instant, and those of an item that nobody had met by then or that the user had met already:
+        the catalogue that is ranked holds known items alone, without what a user had.
+
+        Args:
+            events: Observed or not.
+            drawn: Negatives for each; those that the user chose at some time fall away.
+            salt: Of the draws.
+        """
+        rng = np.random.default_rng([salt, drawn])
+        period = np.searchsorted(self.instants, events.time, side="right") - 1
+        parts = []
+        for number in range(len(self.instants)):
+            mine = np.flatnonzero(period == number)
+            if not len(mine):
+                continue
+            last = number == len(self.instants) - 1
+            snapshot = self.now() if last else Snapshot(self.events, int(self.instants[number]))
+            user, item = events.user[mine].astype(np.int64), events.item[mine].astype(np.int64)
+            met = np.asarray(snapshot.has(user)[np.arange(len(user)), item]).ravel() > 0
+            fresh = snapshot.known[item] & ~met
+            mine, user, item = mine[fresh], user[fresh], item[fresh]
+            pool = np.flatnonzero(snapshot.known)
+            if not len(mine):
+                continue
+            others = pool[rng.integers(0, len(pool), len(mine) * drawn)]
+            owners = np.repeat(user, drawn)
+            apart = ~np.isin(owners * self.events.n_items + others, self._pairs, kind="sort")
+            people, things = np.concatenate([user, owners[apart]]), np.concatenate([item, others[apart]])
+            label = np.concatenate([np.ones(len(mine), bool), np.zeros(int(apart.sum()), bool)])
+            event = np.concatenate([mine, np.repeat(mine, drawn)[apart]])
+            parts.append((snapshot.features(people, things), label, event))
+        if not parts:
+            return Rows(np.empty((0, len(FEATURES)), np.float32), np.empty(0, bool), np.empty(0, np.int64))
+        return Rows(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+    def shortlist(self, users: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+        """Rows (places in ``users``), items and features of what is ranked for users: the best by popularity and each affinity."""
+        key = users.tobytes()
+        if key not in self._shortlists:
+            now = self.now()
+            count = min(_SHORTLIST, self.events.n_items)
+            chosen = np.zeros((len(users), self.events.n_items), bool)
+            chosen[:, np.argsort(-now.shares[-2], kind="stable")[:count]] = True
+            for start in range(0, len(users), _USERS_AT_ONCE):
+                for affinity in now.affinities(users[start : start + _USERS_AT_ONCE]):
+                    best = np.argpartition(-affinity, count - 1, axis=1)[:, :count]
+                    np.put_along_axis(chosen[start : start + _USERS_AT_ONCE], best, values=True, axis=1)
+            row, item = chosen.nonzero()
+            self._shortlists[key] = (row, item, now.features(users[row], item))
+        return self._shortlists[key]
+
+    def places(self) -> NDArray[np.float32]:
+        """float32 [N]: above 0 and at most 1, the less the more popular."""
+        order = np.argsort(-self.now().shares[-2], kind="stable")
+        found = np.empty(len(order), np.float32)
+        found[order] = np.arange(1, len(order) + 1) / len(order)
+        return found
+
+
+def _order(events: Interactions) -> NDArray[np.int64]:
+    """By time, user and item: the same for the same events however they come."""
+    return np.lexsort((events.item, events.user, events.time))
+
+
+def _library() -> Any:
+    try:
+        import lightgbm
+    except (ImportError, OSError) as error:  # OSError: OpenMP's libgomp is missing
+        raise EvaluationError(
+            f"the library 'lightgbm' cannot be loaded ({error})",
+            where="[downstream] models = feature_ranker",
+            next_step="pip install 'scalr-prod[downstream]' (and libgomp1 of the system), or leave 'feature_ranker' out of the models",
+        ) from error
+    return lightgbm
