@@ -158,7 +158,8 @@ class Bench:
 
     def _choice(self, family: str, arm: str) -> Choice:
         """What validation chose; what is no control changes one thing of ours."""
-        return self.choices[family].get(arm, self.choices[family][OURS])
+        choices = self.choices[family]
+        return choices[arm] if arm in choices else choices[OURS]
 
     def _count(self, maker: Maker, published: Published, family: str, arm: str, choice: Choice) -> None:
         """How many synthetic events an arm has, before λ (first cutoff and seed), and which share of the catalogue they name."""

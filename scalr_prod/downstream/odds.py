@@ -127,6 +127,17 @@ class Odds:
         found: NDArray[np.float64] = -np.log(np.where(self.rows.label, self.probability, 1 - self.probability))
         return found
 
+    def information(self) -> NDArray[np.float64]:
+        """float64 [V]: nats over the base rate by test user, of whom each counts by the number of rows.
+
+        The mean is (1 - NE) times the entropy of the base rate: what a row's probability tells on average.
+        """
+        base = self.rows.label.mean()
+        entropy = -(base * np.log(base) + (1 - base) * np.log1p(-base))
+        told = np.bincount(self.rows.case, weights=entropy - self.loss)
+        found: NDArray[np.float64] = told * len(told) / len(self.rows.case)
+        return found
+
 
 def _platt(logit: NDArray[np.float64], label: NDArray[np.bool_]) -> tuple[float, float]:
     """Slope and offset of a logistic regression on one column, by Newton's method; (1, 0) where there is nothing to fit."""

@@ -113,6 +113,32 @@ def test_the_report_has_every_arm_with_its_interval(half_cold):
 
 
 @pytest.mark.slow
+def test_a_family_with_probabilities_is_chosen_and_judged_by_them(make_project, tmp_path):
+    """The feature ranker knows the source: NE is below 1 for cold users too, and every arm has it by segment with an interval."""
+    settings = make_project(tmp_path, EXTRA.replace('["als"]', '["feature_ranker"]'))
+    report = evaluate(settings, cutoff=CUTOFF, cold_fraction=0.5, arms=("real", "real+scalr"))
+    rows = {row["name"]: row.get("probabilities") for row in report.to_json()["arms"]}
+    assert rows["popular_lately"] is None
+    real, ours = rows["real"], rows["real+scalr"]
+    assert set(real) == set(ours) == {"all", *(name for name in ("cold", "sparse", "dense") if report.users[name])}
+    for name, part in real.items():
+        assert part["ne"] < 1, name
+        low, high = ours[name]["ne_ci95"]
+        relative = 100 * (ours[name]["ne"] / part["ne"] - 1)
+        assert ours[name]["ne_vs_real_pct"] == pytest.approx(relative, abs=0.2), "means over seeds, of NE and of losses"
+        assert low <= ours[name]["ne_vs_real_pct"] <= high
+    choice = report.choices["feature_ranker"]
+    assert choice["validation"]["chosen_by"] == "information"
+    assert choice["validation"]["information"] > 0
+    assert report.verdict["models"][0]["model"] == "feature_ranker"
+    (shown,) = (line for line in report.for_people()["arms"] if line["arm"] == "real+scalr")
+    assert {"NE", "NE all % (95 % CI)", "NE cold % (95 % CI)"} <= set(shown)
+    table = pq.read_table(f"{report.path}/arms.parquet").to_pylist()
+    (cold,) = (row["value"] for row in table if (row["arm"], row["slice"], row["metric"]) == ("real", "cold", "ne"))
+    assert cold == real["cold"]["ne"]
+
+
+@pytest.mark.slow
 def test_translated_tastes_help_users_whose_history_is_hidden(translated):
     """Every user of the made logs has a taste that the source shows: here a translation must help, a shuffled one must not."""
     scene, translation = translated

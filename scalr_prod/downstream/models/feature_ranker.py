@@ -43,20 +43,24 @@ class FeatureRanker:
         leaves: Of a tree.
         rate: Learning rate.
         negatives: For each positive; its probabilities are calibrated for as many.
-        drawn: Negatives that are really drawn for each positive; they weigh as many as ``negatives``.
-        smallest: Rows in a leaf, at least.
+        drawn: Negatives that are really drawn for each positive; they weigh as many as ``negatives``. For a synthetic event, of which
+            there are many, one is drawn.
+        smallest: Of a leaf: sum of weight × p (1 - p), at least; so a row counts as its weight does, a synthetic one as λ does.
         threads: Of LightGBM.
     """
+
+    #: Its probabilities are what it is for.
+    chosen_by: Final = "information"
 
     def __init__(
         self,
         *,
-        trees: int = 100,
+        trees: int = 200,
         leaves: int = 31,
-        rate: float = 0.1,
+        rate: float = 0.05,
         negatives: int = 10,
         drawn: int = 4,
-        smallest: int = 50,
+        smallest: float = 100.0,
         threads: int = 1,
     ) -> None:
         self.trees, self.negatives, self.drawn = trees, negatives, drawn
@@ -64,7 +68,8 @@ class FeatureRanker:
             "objective": "binary",
             "num_leaves": leaves,
             "learning_rate": rate,
-            "min_data_in_leaf": smallest,
+            "min_data_in_leaf": 1,
+            "min_sum_hessian_in_leaf": smallest,
             "feature_fraction": 0.8,
             "bagging_fraction": 0.8,
             "bagging_freq": 1,
@@ -80,12 +85,11 @@ class FeatureRanker:
         self._log = Log.of(events)
         observed = events.in_history()
         real = events.take(observed)
-        parts = [self._log.real(self.drawn).weighed(real.weight[_order(real)])]
+        parts = [self._log.real(self.drawn).weighed(real.weight[_order(real)], self.negatives / self.drawn)]
         if not observed.all():
             extra = events.take(~observed)
-            parts.append(self._log.rows(extra, self.drawn, salt=1).weighed(extra.weight))
+            parts.append(self._log.synthetic(extra).weighed(extra.weight, self.negatives))
         features, label, weight = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-        weight = np.where(label, weight, weight * self.negatives / self.drawn)
         used = weight > 0
         if not used.any():
             raise EvaluationError(
@@ -130,9 +134,12 @@ class Rows:
     def __init__(self, features: NDArray[np.float32], label: NDArray[np.bool_], event: NDArray[np.int64]) -> None:
         self.features, self.label, self.event = features, label, event
 
-    def weighed(self, weight: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.float32]]:
-        """Features, labels and weights, given those of the events."""
-        return self.features, self.label, weight[self.event]
+    def weighed(
+        self, weight: NDArray[np.float32], negative: float
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.float32]]:
+        """Features, labels and weights, given those of the events, and what a negative weighs relative to its event."""
+        own = weight[self.event]
+        return self.features, self.label, np.where(self.label, own, own * np.float32(negative))
 
 
 class Log:
@@ -152,6 +159,7 @@ class Log:
         self._pairs = np.unique(events.user.astype(np.int64) * events.n_items + events.item)
         self._now: Snapshot | None = None
         self._real: dict[int, Rows] = {}
+        self._synthetic: tuple[bytes, Rows] | None = None
         self._shortlists: dict[bytes, tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]] = {}
 
     @classmethod
@@ -159,11 +167,7 @@ class Log:
         """That of the observed ones among some events; the last few are kept."""
         observed = events.take(events.in_history())
         observed = observed.take(_order(observed))
-        digest = hashlib.blake2b(repr((events.n_users, events.n_items, events.until)).encode())
-        for part in (observed, observed.source):
-            for column in (part.user, part.item, part.time) if part is not None else ():
-                digest.update(np.ascontiguousarray(column))
-        key = digest.digest()
+        key = _digest(observed) + (b"" if observed.source is None else _digest(observed.source))
         if key not in cls._known:
             cls._known[key] = cls(observed)
         cls._known.move_to_end(key)
@@ -182,6 +186,13 @@ class Log:
         if drawn not in self._real:
             self._real[drawn] = self.rows(self.events, drawn, salt=0)
         return self._real[drawn]
+
+    def synthetic(self, events: Interactions) -> Rows:
+        """Rows of synthetic events beside one negative each; the last are kept, since a search tries many weights for them."""
+        key = _digest(events)
+        if self._synthetic is None or self._synthetic[0] != key:
+            self._synthetic = (key, self.rows(events, 1, salt=1))
+        return self._synthetic[1]
 
     def rows(self, events: Interactions, drawn: int, *, salt: int) -> Rows:
         """Rows of events, each followed by negatives, under the features of the last instant up to their time.
@@ -248,6 +259,14 @@ class Log:
 def _order(events: Interactions) -> NDArray[np.int64]:
     """By time, user and item: the same for the same events however they come."""
     return np.lexsort((events.item, events.user, events.time))
+
+
+def _digest(events: Interactions) -> bytes:
+    """Of who met what when, and of nothing else."""
+    found = hashlib.blake2b(repr((events.n_users, events.n_items, events.until)).encode())
+    for column in (events.user, events.item, events.time):
+        found.update(np.ascontiguousarray(column))
+    return found.digest()
 
 
 def _library() -> Any:
