@@ -15,6 +15,8 @@ from scalr_prod.downstream.metrics import calibration
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from numpy.typing import NDArray
+
     from scalr_prod.downstream.panel import Panel
     from scalr_prod.downstream.statistics import TwoWayBootstrap
     from scalr_prod.downstream.trial import Outcome
@@ -51,7 +53,7 @@ def entropies(
     for arm, loss in losses.items():
         table[arm] = {}
         for name, cases in parts.items():
-            row = _figures(panel, outcomes[arm], cases)
+            row = _figures(outcomes[arm], cases)
             if arm != base:
                 against = bootstrap.compare(loss, losses[base], cases)
                 row |= {"ne_vs_real_pct": against.lift_pct, "ne_ci95": list(against.ci95), "ne_p_value": against.p_value}
@@ -59,7 +61,7 @@ def entropies(
     return table
 
 
-def _figures(panel: Panel, found: Found, cases: Any) -> dict[str, Any]:
+def _figures(found: Found, cases: NDArray[np.bool_]) -> dict[str, Any]:
     """Of the rows of some cases, at all cutoffs together; means over seeds."""
     by_seed, rows = [], 0
     for seed in range(len(found[0])):

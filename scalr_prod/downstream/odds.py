@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from scalr_prod.downstream.protocol import Probabilistic
     from scalr_prod.downstream.scene import Scene
 
-__all__ = ["LogitMap", "Odds", "LabelledRows"]
+__all__ = ["LabelledRows", "LogitMap", "Odds"]
 
 _LEAST: Final = 1e-7
 _SEGMENTS: Final = 3

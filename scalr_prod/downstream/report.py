@@ -37,7 +37,8 @@ class EvaluationReport:
         cutoffs: ISO 8601, UTC, in order.
         cold_fraction: Share of users whose target history was hidden.
         users: Test cases (a user at a cutoff), by segment.
-        arms: One row an arm and family; see `summarise`. ``probabilities``: NE and calibration; see `entropies`. ``synthetic``: how many synthetic events it has, before λ, and the share of
+        arms: One row an arm and family; see `summarise`. ``probabilities``: NE and calibration; see `entropies`.
+            ``synthetic``: how many synthetic events it has, before λ, and the share of
             the catalogue that they name.
         verdict: The best baseline, and by model the lift of ours over the better of `popular_lately` and real events alone (chosen on
             validation), with two-way intervals.

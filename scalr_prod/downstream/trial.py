@@ -14,8 +14,6 @@ from scalr_prod.downstream.odds import LabelledRows, LogitMap, Odds
 from scalr_prod.downstream.protocol import Probabilistic
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from scalr_prod.downstream.protocol import Interactions, Recommender, Scorer
     from scalr_prod.downstream.scene import Scene
 

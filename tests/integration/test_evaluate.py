@@ -17,6 +17,7 @@ from scalr_prod.downstream import evaluate
 from scalr_prod.downstream.arms import Choice, Maker
 from scalr_prod.downstream.evaluation import _stages
 from scalr_prod.downstream.heartbeat import heartbeat
+from scalr_prod.downstream.models.snapshot import FEATURES, Snapshot
 from scalr_prod.downstream.panel import Panel
 from scalr_prod.downstream.report import summarise
 from scalr_prod.downstream.scene import Scene
@@ -26,6 +27,7 @@ from scalr_prod.errors import EvaluationError
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
 from scalr_prod.policy import Policy, follow_policy, policy_path
+from scalr_prod.training_set import TrainingSet, build_training_set
 
 CUTOFF = datetime(2024, 6, 1, tzinfo=UTC)
 EXTRA = """
@@ -199,6 +201,35 @@ def test_what_is_published_is_what_is_drawn(translated):
     assert np.array_equal(np.unique(real.user * 10_000 + real.item), np.unique(scene.real.user * 10_000 + scene.real.item))
     assert np.array_equal(_pairs(published), _pairs(drawn))
     assert np.allclose(published.weight[_order(published)], drawn.weight[_order(drawn)], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_rankers_features_are_those_of_the_feature_service_where_it_has_them(translated):
+    """Counts, recency and ages of a training set's rows, joined through Feast, against a snapshot at each row's time."""
+    scene, _ = translated
+    rows = TrainingSet.open(build_training_set(scene.settings).path).to_arrow()
+    rows = rows.filter(pc.and_(pc.invert(rows["is_synthetic"]), pc.equal(rows["label"], 1)))
+    events = replace(scene.numbering.interactions(rows, scene.cutoff), source=scene.source)
+    assert len(events) == len(rows) == len(scene.real)
+    asked = np.random.default_rng(0).permutation(len(rows))[:60]
+    found = {name: [] for name in FEATURES}
+    for row in asked:
+        pair = (column[[row]].astype(int) for column in (events.user, events.item))
+        for name, value in zip(FEATURES, Snapshot(events, int(events.time[row])).features(*pair)[0], strict=True):
+            found[name].append(value)
+    told = rows.take(pa.array(asked)).to_pylist()
+
+    def days(row, before):
+        return np.log1p((row["event_timestamp"] - before).total_seconds() / 86_400) if before else np.nan
+
+    for domain in ("source", "target"):
+        counts = [row[f"{domain}_user_history__event_count"] or 0 for row in told]
+        last = [(row[f"{domain}_user_history__event_timestamps"] or [None])[-1] for row in told]
+        assert found[f"{domain}_events"] == pytest.approx(np.log1p(counts))
+        assert np.allclose(found[f"{domain}_recency"], [days(*pair) for pair in zip(told, last, strict=True)], equal_nan=True)
+        assert len(set(counts)) > 2
+    ages = [days(row, row["target_item_stats__first_seen"]) for row in told]
+    assert np.allclose(found["item_age"], ages, equal_nan=True)
 
 
 @pytest.mark.slow

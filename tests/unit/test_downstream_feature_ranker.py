@@ -66,7 +66,7 @@ def test_the_same_seed_gives_the_same_scores(log):
 
 
 def test_items_off_the_shortlist_follow_in_order_of_popularity(log, monkeypatch):
-    monkeypatch.setattr("scalr_prod.downstream.models.feature_ranker._SHORTLIST", 20)
+    monkeypatch.setattr("scalr_prod.downstream.models.rows._SHORTLIST", 20)
     late = replace(log, until=END + 1)  # another log, whose shortlists are not kept yet
     model = fitted(late)
     users = COLD[:7]

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from scalr_prod.downstream.models.feature_ranker import Log
+from scalr_prod.downstream.models.rows import Log
 from scalr_prod.downstream.models.snapshot import FEATURES, Snapshot
 from scalr_prod.downstream.protocol import Interactions
 
@@ -73,7 +73,10 @@ class Slow:
             lengths = [math.sqrt(sum(idf[other] ** 2 for other in sets[who])) for who in (one, user)]
             return (sum(idf[other] ** 2 for other in sets[one] & sets[user]) / (lengths[0] * lengths[1])) ** power
 
-        sums = [sum(near(who) for who, other in {(who, other) for who, other, _ in self.target} if other == one) for one in range(ITEMS)]
+        sums = [
+            sum(near(who) for who, other in {(who, other) for who, other, _ in self.target} if other == one)
+            for one in range(ITEMS)
+        ]
         mean = sum(sums) / ITEMS
         return math.log((sums[item] / mean if mean else 1.0) + 0.01)
 
@@ -99,7 +102,9 @@ def test_no_row_has_a_feature_from_its_time_on(log):
         log,
         user=np.where(later, rng.permutation(log.user), log.user).astype(np.int32),
         item=np.where(later, rng.permutation(log.item), log.item).astype(np.int32),
-        source=replace(source, item=np.where(source.time >= day * DAY, (source.item + 1) % THINGS, source.item).astype(np.int32)),
+        source=replace(
+            source, item=np.where(source.time >= day * DAY, (source.item + 1) % THINGS, source.item).astype(np.int32)
+        ),
     )
     rows, again = (Log.of(one).rows(one, 3, salt=0) for one in (log, other))
     early, same = (one.label & (log.time[one.event] < day * DAY) for one in (rows, again))

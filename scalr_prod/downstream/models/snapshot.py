@@ -7,6 +7,7 @@ in none of them.
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -61,7 +62,7 @@ class Snapshot:
         self.shares = np.log([count / max(count.mean(), 1e-300) + _PRIOR for count in counts]).astype(np.float32)
         self._items = np.stack([*self.shares, *_ages(target.item, age, self.n_items)], axis=1)
         users = [*_of_users(target, age)]
-        self._similar = [(_similarities(self._chosen), (1.0,))]
+        self._similar: list[tuple[Any, tuple[float, ...]]] = [(_similarities(self._chosen), (1.0,))]
         if events.source is None:
             users += [np.zeros(events.n_users, np.float32), np.full(events.n_users, np.nan, np.float32)]
         else:
@@ -85,7 +86,7 @@ class Snapshot:
         people, row = np.unique(users, return_inverse=True)
         order = np.argsort(row, kind="stable")
         ends = np.searchsorted(row[order], np.arange(0, len(people) + _USERS_AT_ONCE, _USERS_AT_ONCE))
-        for number, (begin, end) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
+        for number, (begin, end) in enumerate(itertools.pairwise(ends)):
             start, rows = number * _USERS_AT_ONCE, order[begin:end]
             affinity = self.affinities(people[start : start + _USERS_AT_ONCE])
             own = affinity[:, row[rows] - start, items[rows]].T
