@@ -98,9 +98,24 @@ def test_settings_of_the_search_are_options_of_the_model():
     make_model("feature_ranker", options, threads=1)
 
 
-def test_a_log_without_a_row_to_train_on_is_an_error(log):
-    with pytest.raises(EvaluationError, match="no row to train on"):
-        fitted(log.synthetic())
+def test_without_an_observed_event_all_pairs_are_alike_and_a_warning_says_so(log, caplog):
+    """The arm with synthetic events alone: there is nothing that its features could count."""
+    model = fitted(log.synthetic())
+    assert "learns nothing" in caplog.text
+    assert model.probability(COLD, COLD) == pytest.approx(np.full(len(COLD), 1 / 11))
+    scores = model.score(COLD)
+    assert np.isfinite(scores).all()
+    assert (scores == scores[0]).all()
+
+
+def test_it_can_be_the_rival_of_both_domains(log):
+    """Source items follow the target's in one catalogue, as `both_domains` numbers them."""
+    source = log.source
+    both = replace(log, n_items=ITEMS + THINGS).joined([replace(source, item=source.item + ITEMS, n_items=ITEMS + THINGS)])
+    scores = fitted(both).score(COLD)
+    assert scores.shape == (len(COLD), ITEMS + THINGS)
+    top = np.argsort(-scores[:, :ITEMS], axis=1)[:, :5]
+    assert (top % TASTES == COLD[:, None] % TASTES).mean() > 0.9
 
 
 def test_a_missing_library_is_an_error_that_says_what_to_install(log, monkeypatch):

@@ -6,6 +6,7 @@ synthetic event is such a row, with weight λ times its confidence. It changes n
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from scalr_prod.downstream.protocol import Interactions
 
 __all__ = ["FeatureRanker"]
+
+logger = logging.getLogger(__name__)
 
 
 class FeatureRanker:
@@ -67,8 +70,10 @@ class FeatureRanker:
         }
 
     def fit(self, events: Interactions, *, seed: int) -> None:
-        """Train."""
+        """Train; without a row to train on, as where no event is observed, every pair is as likely as the base rate."""
         lightgbm = _library()
+        self._trees = None
+        self._ranked: dict[bytes, NDArray[np.float32]] = {}
         self._log = Log.of(events)
         observed = events.in_history()
         real = events.take(observed)
@@ -79,14 +84,12 @@ class FeatureRanker:
         features, label, weight = (np.concatenate(columns) for columns in zip(*parts, strict=True))
         used = weight > 0
         if not used.any():
-            raise EvaluationError(
-                "no event comes after the first tenth of the log, so there is no row to train on",
-                where="[downstream] models = feature_ranker",
-                next_step="give more target events, or leave 'feature_ranker' out of [downstream] models",
+            logger.warning(
+                "the feature ranker learns nothing: no event is of an item that observed events of an earlier period know"
             )
+            return
         data = lightgbm.Dataset(features[used], label[used], weight=weight[used], feature_name=list(FEATURES))
         self._trees = lightgbm.train(self._options | {"seed": seed}, data, self.trees)
-        self._ranked: dict[bytes, NDArray[np.float32]] = {}
 
     def score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
         """[B, n_items]: logits of each user's shortlist; below them the other items, by popularity."""
@@ -108,6 +111,8 @@ class FeatureRanker:
         return found
 
     def _logits(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self._trees is None:
+            return np.full(len(features), -np.log(self.negatives), np.float32)
         return np.asarray(self._trees.predict(features, raw_score=True), np.float32)
 
 
