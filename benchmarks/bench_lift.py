@@ -127,7 +127,7 @@ def _sentence(users: dict, choice: dict) -> str:
 
 
 def _table(report: dict) -> list[str]:
-    probable = "ne" in report["arms"][0]["metrics"]
+    probable = "probabilities" in report["arms"][0]
     more = ["NE", "calibration"] if probable else []
     head = [
         "arm",
@@ -147,9 +147,15 @@ def _table(report: dict) -> list[str]:
         values = [arm["name"], f"{metrics['ndcg']:.4f}", _interval(arm), _interval(arm.get("scalr_over_this", {}))]
         values += [f"{slices[part]['ndcg']:.4f}" if part in slices else "" for part in ("cold", "sparse", "dense")]
         values += [f"{metrics['coverage']:.1%}", f"{arm['synthetic']['coverage']:.1%}" if "synthetic" in arm else ""]
-        values += [f"{metrics['ne']:.3f}", f"{metrics['calibration']:.2f}"] if probable else []
+        values += _calibrated(arm) if probable else []
         rows.append(values)
     return ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def _calibrated(arm: dict) -> list[str]:
+    """NE and calibration ratio; of the arms that are lists, none."""
+    found = arm.get("probabilities", {}).get("all")
+    return [f"{found['ne']:.3f}", f"{found['calibration']:.2f}"] if found else ["", ""]
 
 
 def _interval(found: dict) -> str:

@@ -237,7 +237,8 @@ class DownstreamSettings(_Section):
     """Reference recommenders and their evaluation (`scalr evaluate`)."""
 
     models: tuple[str, ...] = Field(
-        default=("als", "sasrec", "two_tower"), description="families, or classes of your own as package.module:Class"
+        default=("als", "sasrec", "two_tower", "feature_ranker"),
+        description="families, or classes of your own as package.module:Class",
     )
     cutoff: Instant | None = Field(default=None, description="test from then on; default: the 80th percentile of target time")
     cold_fraction: float = Field(default=0.0, ge=0, lt=1, description="share of users whose target history is hidden")

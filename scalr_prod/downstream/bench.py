@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.downstream.arms import Choice
     from scalr_prod.downstream.heartbeat import Heartbeat
+    from scalr_prod.downstream.odds import LogitMap
     from scalr_prod.downstream.scene import Scene
     from scalr_prod.downstream.trial import Outcome
     from scalr_prod.downstream.trials import Stage
@@ -50,6 +51,7 @@ class Bench:
         self.folder = settings.home / "evaluations" / f"report-{scenes[0].settings.home.name}"
         self.choices: dict[str, dict[str, Choice]] = {}
         self.figures: dict[str, dict[str, Any]] = {}
+        self.scales: dict[str, dict[str, LogitMap | None]] = {}
         self.best: dict[str, str] = {}
         self.lately: dict[str, Any] = {}
         self.outcomes: dict[str, dict[str, list[list[Outcome]]]] = {}
@@ -63,13 +65,19 @@ class Bench:
         _, self.lately = tune_lately(stages)
         for family in self.settings.downstream.models:
             tuner = Tuner(family, stages, self.settings, self.lately, self.pulse.fitted)
-            self.choices[family], self.figures[family] = {}, {}
+            self.choices[family], self.figures[family], self.scales[family] = {}, {}, {}
             for arm in self.arms:
+                if arm in LISTS:
+                    continue
                 if arm in {BASE, RIVAL, *TUNED}:
                     self.pulse.at(f"choosing for {family} {arm}")
                     choice, figures = tuner.of(arm)
                     self.choices[family][arm], self.figures[family][arm] = choice, figures
                     logger.info("%s %s on validation: NDCG %.4f, %d fits", family, arm, figures["ndcg"], figures["fits"])
+                # A family without probabilities is fitted for nothing here: the first arm tells.
+                wanted = arm == BASE or self.scales[family][BASE] is not None
+                self.scales[family][arm] = tuner.trials.scale(arm, self._choice(family, arm)) if wanted else None
+                tuner.trials.forget(arm)
             self.best[family], _ = tuner.strongest()
             logger.info("%s: the best baseline on validation is %s", family, self.best[family])
 
@@ -81,11 +89,10 @@ class Bench:
         maker = Maker(scene, Translation.of(scene))
         published = Published(scene)
         half_life = self.lately["half_life"]
-        for family, choices in self.choices.items():
+        for family in self.choices:
             found = self.outcomes.setdefault(family, {arm: [] for arm in self.arms})
             for arm in self.arms:
-                # What is no control changes one thing of ours.
-                choice = choices.get(arm, choices[OURS])
+                choice = self._choice(family, arm)
                 if arm in LISTS:
                     self.pulse.doing = f"{family} {arm} at {at}"
                     lately = judge.lately(half_life)
@@ -147,7 +154,12 @@ class Bench:
         self.pulse.doing = f"{family} {arm} at {judge.scene.cutoff.date()}"
         model = judge.fit(family, choice.options, maker.events(arm, choice, seed, published.behind(arm, choice)), seed=seed)
         self.pulse.fitted(self.pulse.doing)
-        return judge.judge(model, boost=choice.boost, half_life=self.lately["half_life"])
+        return judge.judge(model, boost=choice.boost, half_life=self.lately["half_life"], scale=self.scales[family][arm])
+
+    def _choice(self, family: str, arm: str) -> Choice:
+        """What validation chose; what is no control changes one thing of ours."""
+        choices = self.choices[family]
+        return choices[arm] if arm in choices else choices[OURS]
 
     def _count(self, maker: Maker, published: Published, family: str, arm: str, choice: Choice) -> None:
         """How many synthetic events an arm has, before λ (first cutoff and seed), and which share of the catalogue they name."""

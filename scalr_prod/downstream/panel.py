@@ -77,3 +77,17 @@ class Panel:
                 gain.append(one.ranking.gain[case, place] / len(seeds))
             begin += len(seeds[0].ranking.ndcg)
         return Hits(row=np.concatenate(row), item=np.concatenate(item), gain=np.concatenate(gain))
+
+    def losses(self, found: Sequence[Sequence[Outcome]]) -> Hits | None:
+        """Log loss (nats) of every labelled row, mean over seeds; None for a model without probabilities."""
+        row, item, loss = [], [], []
+        begin = 0
+        for number, seeds in zip(self.item_number, found, strict=True):
+            odds = [one.odds for one in seeds if one.odds is not None]
+            if not odds:
+                return None
+            row.append(begin + odds[0].rows.case)
+            item.append(number[odds[0].rows.item])
+            loss.append(np.mean([one.loss for one in odds], axis=0))
+            begin += len(seeds[0].ranking.ndcg)
+        return Hits(row=np.concatenate(row), item=np.concatenate(item), gain=np.concatenate(loss))

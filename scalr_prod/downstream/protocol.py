@@ -36,6 +36,8 @@ class Interactions:
         until: The instant that training ends and scores are asked for, microseconds.
         observed: bool [M]. False for a synthetic event: it is a term of the loss and never part of a user's history. None: all
             events are observed.
+        source: Observed events of the source domain up to `until`, users numbered alike, for a model that knows both domains; None
+            where there are none.
 
     Raises:
         ValueError: Columns of unlike length, or a number out of range.
@@ -49,6 +51,7 @@ class Interactions:
     n_items: int
     until: int
     observed: NDArray[np.bool_] | None = None
+    source: Interactions | None = None
 
     def __post_init__(self) -> None:
         lengths = {len(self.user), len(self.item), len(self.time), len(self.weight), len(self.in_history())}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from scalr_prod.downstream.entropy import entropies
 from scalr_prod.downstream.statistics import Comparison, TwoWayBootstrap, holm
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ class EvaluationReport:
         cutoffs: ISO 8601, UTC, in order.
         cold_fraction: Share of users whose target history was hidden.
         users: Test cases (a user at a cutoff), by segment.
-        arms: One row an arm and family; see `summarise`. ``synthetic``: how many synthetic events it has, before λ, and the share of
+        arms: One row an arm and family; see `summarise`. ``probabilities``: NE and calibration; see `entropies`.
+            ``synthetic``: how many synthetic events it has, before λ, and the share of
             the catalogue that they name.
         verdict: The best baseline, and by model the lift of ours over the better of `popular_lately` and real events alone (chosen on
             validation), with two-way intervals.
@@ -99,6 +101,7 @@ def summarise(panel: Panel, family: str, outcomes: Mapping[str, Found], *, seed:
     adjusted = dict(zip(lifts, holm([found.p_value for found in lifts.values()]), strict=True))
     ahead = {arm: bootstrap.compare(hits[OURS], own) for arm, own in hits.items() if OURS in hits and arm not in {OURS, BASE}}
     against = dict(zip(ahead, holm([found.p_value for found in ahead.values()]), strict=True))
+    odds = entropies(panel, outcomes, BASE, SEGMENTS, bootstrap)
     rows = []
     for arm, found in outcomes.items():
         row: dict[str, Any] = {"name": arm, "model": family, "seeds": len(found[0]), "metrics": _metrics(panel, found)}
@@ -110,6 +113,8 @@ def summarise(panel: Panel, family: str, outcomes: Mapping[str, Found], *, seed:
         for number, name in enumerate(SEGMENTS):
             if arm != BASE and name in row["slices"]:
                 row["slices"][name] |= _lift(bootstrap.compare(hits[arm], hits[BASE], panel.segment == number))
+        if arm in odds:
+            row["probabilities"] = odds[arm]
         rows.append(row)
     return rows
 
@@ -163,7 +168,7 @@ def write_report(report: EvaluationReport, folder: Path) -> None:
         flat += [(row["name"], row["model"], "synthetic", key, float(value)) for key, value in row.get("synthetic", {}).items()]
         flat += [
             (row["name"], row["model"], part, metric, float(value))
-            for part, figures in row["slices"].items()
+            for part, figures in (*row["slices"].items(), *row.get("probabilities", {}).items())
             for metric, value in figures.items()
             if isinstance(value, int | float)
         ]
@@ -195,15 +200,27 @@ def _line(row: Mapping[str, Any]) -> dict[str, Any]:
         "ours over this": _interval(row.get("scalr_over_this", {})),
         **{name: slices.get(name, {}).get("ndcg") for name in SEGMENTS},
         "coverage": metrics["coverage"],
-        "NE": metrics.get("ne"),
+        **_probabilities(row.get("probabilities", {})),
     }
 
 
-def _interval(found: Mapping[str, Any]) -> str:
+def _probabilities(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """NE of all users, and by segment NE relative to real events alone."""
+    if not found:
+        return {}
+    relative = {
+        f"NE {name} % (95 % CI)": _interval({"lift_pct": part["ne_vs_real_pct"], "ci95": part["ne_ci95"]}, digits=2)
+        for name, part in found.items()
+        if "ne_vs_real_pct" in part
+    }
+    return {"NE": found["all"]["ne"], **relative}
+
+
+def _interval(found: Mapping[str, Any], digits: int = 1) -> str:
     if "ci95" not in found:
         return ""
     low, high = found["ci95"]
-    return f"{found['lift_pct']:+.1f} ({low:+.1f} … {high:+.1f})"
+    return f"{found['lift_pct']:+.{digits}f} ({low:+.{digits}f} … {high:+.{digits}f})"
 
 
 def _sentence(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -223,9 +240,7 @@ def _spent(arms: Mapping[str, Any]) -> str:
 def _metrics(panel: Panel, found: Found) -> dict[str, float]:
     metrics = {name: float(panel.metric(found, name).mean()) for name in ("ndcg", "recall", "mrr")}
     every = [outcome for seeds in found for outcome in seeds]
-    for part in ("exposure", "calibration"):
-        metrics |= {name: float(np.mean([getattr(one, part)[name] for one in every])) for name in getattr(every[0], part)}
-    return metrics
+    return metrics | {name: float(np.mean([one.exposure[name] for one in every])) for name in every[0].exposure}
 
 
 def _slices(panel: Panel, found: Found) -> dict[str, dict[str, Any]]:

@@ -96,11 +96,15 @@ class TwoWayBootstrap:
 
     def _sums(self, hits: Hits) -> NDArray[np.float64]:
         """Sum of the gains in each resample, each weighed by how often its user and its item were drawn: [B]."""
-        user, step = self._user[hits.row], max(1, _AT_ONCE // max(len(hits.row), 1))
+        from scipy import sparse
+
+        people, items = self._people.shape[1], self._items.shape[1]
+        gains = sparse.csr_matrix((hits.gain, (self._user[hits.row], hits.item)), shape=(people, items))
+        step = max(1, _AT_ONCE // max(people, items))
         return np.concatenate(
             [
-                (self._people[start : start + step][:, user] * self._items[start : start + step][:, hits.item]) @ hits.gain
-                for start in range(0, len(self._people), step)
+                ((gains @ self._items[part].T.astype(np.float64)) * self._people[part].T).sum(0)
+                for part in (np.s_[start : start + step] for start in range(0, len(self._people), step))
             ]
         )
 

@@ -120,7 +120,9 @@ class Tuner:
         else:
             choice = self._synthetic(arm)
         figures: dict[str, Any] = {
-            "ndcg": float(self.trials.by_user(arm, choice).mean()),
+            "ndcg": float(self.trials.ndcg(arm, choice).mean()),
+            "chosen_by": self.trials.measure,
+            self.trials.measure: self.trials.value(arm, choice),
             "users": len(self.segments),
             "windows": len(self.stages),
             "fits": self.trials.fits[arm],
@@ -133,7 +135,6 @@ class Tuner:
                 self.trials.by_user(arm, choice), self.trials.by_user("real", self.real()), seed=self.settings.downstream.seed
             )
             figures |= {"lift_pct": gain.lift_pct, "ci95": list(gain.ci95)}
-        self.trials.forget(arm)
         return choice, figures
 
     def real(self) -> Choice:
@@ -148,9 +149,11 @@ class Tuner:
         return self._real
 
     def strongest(self) -> tuple[str, NDArray[np.float64]]:
-        """The best baseline that needs no other domain: its name, and its NDCG [V] on validation."""
-        real, listed = self.trials.by_user("real", self.real()), self.lately["by_user"]
-        return ("popular_lately", listed) if listed.mean() > real.mean() else ("real", real)
+        """The best baseline by NDCG that needs no synthetic event: its name, and its figures [V] on validation; a list has NDCG alone."""
+        real, listed = self.trials.ndcg("real", self.real()), self.lately["by_user"]
+        name = "popular_lately" if listed.mean() > real.mean() else "real"
+        other = name == "popular_lately" and self.trials.measure == "ndcg"
+        return name, listed if other else self.trials.by_user("real", self.real())
 
     def _rival(self) -> Choice:
         """All settings of the model again, since those for one domain need not suit two, and the source weight before and after."""

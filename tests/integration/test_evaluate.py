@@ -17,6 +17,7 @@ from scalr_prod.downstream import evaluate
 from scalr_prod.downstream.arms import Choice, Maker
 from scalr_prod.downstream.evaluation import _stages
 from scalr_prod.downstream.heartbeat import heartbeat
+from scalr_prod.downstream.models.snapshot import FEATURES, Snapshot
 from scalr_prod.downstream.panel import Panel
 from scalr_prod.downstream.report import summarise
 from scalr_prod.downstream.scene import Scene
@@ -26,6 +27,7 @@ from scalr_prod.errors import EvaluationError
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
 from scalr_prod.policy import Policy, follow_policy, policy_path
+from scalr_prod.training_set import TrainingSet, build_training_set
 
 CUTOFF = datetime(2024, 6, 1, tzinfo=UTC)
 EXTRA = """
@@ -113,6 +115,32 @@ def test_the_report_has_every_arm_with_its_interval(half_cold):
 
 
 @pytest.mark.slow
+def test_a_family_with_probabilities_is_chosen_and_judged_by_them(make_project, tmp_path):
+    """The feature ranker knows the source: NE is below 1 for cold users too, and every arm has it by segment with an interval."""
+    settings = make_project(tmp_path, EXTRA.replace('["als"]', '["feature_ranker"]'))
+    report = evaluate(settings, cutoff=CUTOFF, cold_fraction=0.5, arms=("real", "real+scalr"))
+    rows = {row["name"]: row.get("probabilities") for row in report.to_json()["arms"]}
+    assert rows["popular_lately"] is None
+    real, ours = rows["real"], rows["real+scalr"]
+    assert set(real) == set(ours) == {"all", *(name for name in ("cold", "sparse", "dense") if report.users[name])}
+    for name, part in real.items():
+        assert part["ne"] < 1, name
+        low, high = ours[name]["ne_ci95"]
+        relative = 100 * (ours[name]["ne"] / part["ne"] - 1)
+        assert ours[name]["ne_vs_real_pct"] == pytest.approx(relative, abs=0.2), "means over seeds, of NE and of losses"
+        assert low <= ours[name]["ne_vs_real_pct"] <= high
+    choice = report.choices["feature_ranker"]
+    assert choice["validation"]["chosen_by"] == "information"
+    assert choice["validation"]["information"] > 0
+    assert report.verdict["models"][0]["model"] == "feature_ranker"
+    (shown,) = (line for line in report.for_people()["arms"] if line["arm"] == "real+scalr")
+    assert {"NE", "NE all % (95 % CI)", "NE cold % (95 % CI)"} <= set(shown)
+    table = pq.read_table(f"{report.path}/arms.parquet").to_pylist()
+    (cold,) = (row["value"] for row in table if (row["arm"], row["slice"], row["metric"]) == ("real", "cold", "ne"))
+    assert cold == real["cold"]["ne"]
+
+
+@pytest.mark.slow
 def test_translated_tastes_help_users_whose_history_is_hidden(translated):
     """Every user of the made logs has a taste that the source shows: here a translation must help, a shuffled one must not."""
     scene, translation = translated
@@ -173,6 +201,35 @@ def test_what_is_published_is_what_is_drawn(translated):
     assert np.array_equal(np.unique(real.user * 10_000 + real.item), np.unique(scene.real.user * 10_000 + scene.real.item))
     assert np.array_equal(_pairs(published), _pairs(drawn))
     assert np.allclose(published.weight[_order(published)], drawn.weight[_order(drawn)], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_rankers_features_are_those_of_the_feature_service_where_it_has_them(translated):
+    """Counts, recency and ages of a training set's rows, joined through Feast, against a snapshot at each row's time."""
+    scene, _ = translated
+    rows = TrainingSet.open(build_training_set(scene.settings).path).to_arrow()
+    rows = rows.filter(pc.and_(pc.invert(rows["is_synthetic"]), pc.equal(rows["label"], 1)))
+    events = replace(scene.numbering.interactions(rows, scene.cutoff), source=scene.source)
+    assert len(events) == len(rows) == len(scene.real)
+    asked = np.random.default_rng(0).permutation(len(rows))[:60]
+    found = {name: [] for name in FEATURES}
+    for row in asked:
+        pair = (column[[row]].astype(int) for column in (events.user, events.item))
+        for name, value in zip(FEATURES, Snapshot(events, int(events.time[row])).features(*pair)[0], strict=True):
+            found[name].append(value)
+    told = rows.take(pa.array(asked)).to_pylist()
+
+    def days(row, before):
+        return np.log1p((row["event_timestamp"] - before).total_seconds() / 86_400) if before else np.nan
+
+    for domain in ("source", "target"):
+        counts = [row[f"{domain}_user_history__event_count"] or 0 for row in told]
+        last = [(row[f"{domain}_user_history__event_timestamps"] or [None])[-1] for row in told]
+        assert found[f"{domain}_events"] == pytest.approx(np.log1p(counts))
+        assert np.allclose(found[f"{domain}_recency"], [days(*pair) for pair in zip(told, last, strict=True)], equal_nan=True)
+        assert len(set(counts)) > 2
+    ages = [days(row, row["target_item_stats__first_seen"]) for row in told]
+    assert np.allclose(found["item_age"], ages, equal_nan=True)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from scalr_prod.downstream.odds import LabelledRows, Odds
 from scalr_prod.downstream.panel import Panel
 from scalr_prod.downstream.report import EvaluationReport, summarise, verdict_of
 
@@ -30,7 +31,7 @@ def outcome(top, hit):
     ranking = SimpleNamespace(
         top=top, gain=gain, ndcg=gain.sum(1), recall=hit.mean(1), mrr=hit.any(1) * 1.0, head=nothing, tail=nothing
     )
-    return SimpleNamespace(ranking=ranking, exposure={"coverage": 0.5}, calibration={})
+    return SimpleNamespace(ranking=ranking, exposure={"coverage": 0.5}, odds=None)
 
 
 @pytest.fixture
@@ -93,3 +94,47 @@ def test_rows_and_verdict_pool_the_cutoffs(panel):
     assert model["lift_over_best_pct"] == pytest.approx(rows["real+scalr"]["lift_pct"])
     assert model["difference_ci95"][0] <= model["difference"] <= model["difference_ci95"][1]
     assert model["cold"]["cases"] == 2
+
+
+def judged(case, item, label, probability):
+    """An outcome of two cases that ranks nothing, with probabilities of labelled rows."""
+    case = np.asarray(case)
+    rows = LabelledRows(case, case, np.asarray(item), np.asarray(label, bool), np.zeros(len(case), np.int8))
+    ranked = outcome([[0, 1], [0, 1]], np.zeros((2, 2)))
+    ranked.odds = Odds(rows, np.asarray(probability, float))
+    return ranked
+
+
+def test_entropies_pool_cutoffs_and_seeds_by_segment(panel):
+    """Cases are cold, sparse; dense, cold. Real events alone say the base rate; ours is sure by half a nat more where cold."""
+    first, second = ([0, 0, 1, 1], [0, 1, 2, 2], [1, 0, 1, 0]), ([0, 0, 1, 1], [0, 1, 2, 3], [1, 0, 1, 0])
+    right = 0.5 * np.exp(0.5)
+
+    def found(cold, seeds):
+        sure, unsure = [cold, 1 - cold], [0.5, 0.5]
+        return [[judged(*first, [*sure, *unsure])] * seeds, [judged(*second, [*unsure, *sure])] * seeds]
+
+    outcomes = {"real": found(0.5, 2), "real+scalr": found(right, 2), "popular_lately": NOTHING}
+    rows = {row["name"]: row for row in summarise(panel, "two_tower", outcomes, seed=0)}
+    assert "probabilities" not in rows["popular_lately"]
+    real, ours = (rows[arm]["probabilities"] for arm in ("real", "real+scalr"))
+    assert {name: part["rows"] for name, part in ours.items()} == {"all": 8, "cold": 4, "sparse": 2, "dense": 2}
+    assert all(part["ne"] == pytest.approx(1) for part in real.values())
+    assert "ne_vs_real_pct" not in real["all"]
+    gained = 100 * 0.5 / np.log(2)
+    assert ours["cold"]["ne"] == pytest.approx(1 - gained / 100)
+    assert ours["cold"]["ne_vs_real_pct"] == pytest.approx(-gained)
+    assert ours["cold"]["ne_ci95"] == pytest.approx([-gained, -gained]), "every row gains alike, whoever is drawn"
+    assert ours["all"]["ne_vs_real_pct"] == pytest.approx(-gained / 2)
+    low, high = ours["all"]["ne_ci95"]
+    assert low < -gained / 2 < high <= 0
+    assert ours["dense"]["ne_vs_real_pct"] == pytest.approx(0)
+
+
+def test_losses_are_hits_of_the_panels_items(panel):
+    found = [[judged([0, 1], [2, 0], [1, 0], [0.25, 0.5])], [judged([0, 1], [3, 1], [1, 0], [0.5, 0.75])]]
+    losses = panel.losses(found)
+    assert losses.row.tolist() == [0, 1, 2, 3]
+    assert losses.item.tolist() == [4, 1, 3, 1], "as the last cutoff numbers them"
+    assert losses.gain == pytest.approx(np.log([4, 2, 2, 4]))
+    assert panel.losses(NOTHING) is None

@@ -1,4 +1,7 @@
-"""The reference recommenders, unlike one another: a factorisation, a sequential model, a two-tower ranker with probabilities."""
+"""The reference recommenders, unlike one another: a factorisation, a sequential model, and two rankers with probabilities.
+
+The two-tower ranker learns vectors of users and items, the feature ranker boosts trees over what is known of both.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,13 @@ from scalr_prod.errors import EvaluationError
 if TYPE_CHECKING:
     from scalr_prod.downstream.protocol import Recommender
 
-__all__ = ["FAMILIES", "KNOBS", "knobs_of", "make_model"]
+__all__ = ["FAMILIES", "KNOBS", "knobs_of", "make_model", "measure_of"]
 
 _HOMES: Final = {
     "als": "scalr_prod.downstream.models.als:ImplicitAls",
     "sasrec": "scalr_prod.downstream.models.sasrec:SasRec",
     "two_tower": "scalr_prod.downstream.models.two_tower:TwoTower",
+    "feature_ranker": "scalr_prod.downstream.models.feature_ranker:FeatureRanker",
 }
 FAMILIES: Final = tuple(_HOMES)
 #: Beside every family's own settings: observed events may lose weight with age (days; inf: they do not).
@@ -32,6 +36,12 @@ KNOBS: Final[dict[str, tuple[Knob, ...]]] = {
     ),
     "sasrec": (Knob("epochs", (8, 16), step=2.0, low=2, high=64, whole=True), _HALF_LIFE),
     "two_tower": (Knob("decay", (1.0, 0.3, 3.0)), Knob("epochs", (8, 16), step=2.0, low=2, high=64, whole=True), _HALF_LIFE),
+    "feature_ranker": (
+        Knob("smallest", (100.0, 300.0), low=1.0),
+        Knob("leaves", (31, 15), step=2.0, low=4, high=255, whole=True),
+        Knob("trees", (200, 100), step=2.0, low=10, high=800, whole=True),
+        _HALF_LIFE,
+    ),
 }
 
 
@@ -46,8 +56,22 @@ def make_model(name: str, options: dict[str, Any], *, threads: int) -> Recommend
     Raises:
         EvaluationError: There is no such family or class, or it lacks ``fit`` or ``score``.
     """
-    own = ":" in name
-    module, _, attribute = (name if own else _HOMES.get(name, "")).partition(":")
+    found = _class_of(name)
+    model: Recommender = found(**options) if ":" in name else found(**options, threads=threads)
+    return model
+
+
+def measure_of(name: str) -> str:
+    """What a family's choices are made by: ``information`` where its class says so in ``chosen_by``, or ``ndcg``.
+
+    Raises:
+        EvaluationError: As `make_model`.
+    """
+    return str(getattr(_class_of(name), "chosen_by", "ndcg"))
+
+
+def _class_of(name: str) -> Any:
+    module, _, attribute = (name if ":" in name else _HOMES.get(name, "")).partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
@@ -62,5 +86,4 @@ def make_model(name: str, options: dict[str, Any], *, threads: int) -> Recommend
             where="[downstream] models",
             next_step="see docs/evaluation.md, 'Your own model'",
         )
-    model: Recommender = found(**options) if own else found(**options, threads=threads)
-    return model
+    return found

@@ -1,0 +1,152 @@
+"""What was known of users and items at an instant, as features of pairs.
+
+Popularity of the item at several half-lives, counts and recency of the user in both domains, and affinities: whom a user shares
+events with, and what those others chose. Every figure counts observed events strictly before the instant. A synthetic event is
+in none of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from scalr_prod.downstream.protocol import Interactions
+
+__all__ = ["FEATURES", "Snapshot"]
+
+#: Microseconds.
+_DAY: Final = 86_400_000_000
+#: Days.
+_HALF_LIVES: Final = (7.0, 30.0, 90.0, 365.0, float("inf"))
+_AFFINITIES: Final = ("source_affinity", "close_source_affinity", "target_affinity")
+FEATURES: Final = (
+    *(f"popularity_{half_life:g}" for half_life in _HALF_LIVES),
+    "item_age",
+    "item_recency",
+    "target_events",
+    "target_recency",
+    "source_events",
+    "source_recency",
+    *(f"{name}{kind}" for name in _AFFINITIES for kind in ("", "_lift")),
+)
+#: Of a mean item's popularity; keeps logarithms finite.
+_PRIOR: Final = 0.01
+_USERS_AT_ONCE: Final = 256
+
+
+class Snapshot:
+    """Features as of an instant.
+
+    Args:
+        events: Target events, those from ``at`` on among them or not; ``events.source`` those of the source domain.
+        at: Microseconds since the epoch. Events count that are observed and strictly before it.
+
+    Attributes:
+        known: bool [N]. Items with an event before the instant.
+        shares: float32 [halves, N]. Popularity of each item at each half-life, as a multiple of a mean item's; logarithms.
+    """
+
+    def __init__(self, events: Interactions, at: int) -> None:
+        observed = events.in_history() & (events.time < at)
+        target = events.take(observed)
+        self.n_items = events.n_items
+        self._chosen = _sets(target)
+        age = (at - target.time) / _DAY
+        counts = [np.bincount(target.item, np.exp2(-age / half_life), self.n_items) for half_life in _HALF_LIVES]
+        self.known: NDArray[np.bool_] = counts[-1] > 0
+        self.shares = np.log([count / max(count.mean(), 1e-300) + _PRIOR for count in counts]).astype(np.float32)
+        self._items = np.stack([*self.shares, *_ages(target.item, age, self.n_items)], axis=1)
+        users = [*_of_users(target, age)]
+        self._similar: list[tuple[Any, tuple[float, ...]]] = [(_similarities(self._chosen), (1.0,))]
+        if events.source is None:
+            users += [np.zeros(events.n_users, np.float32), np.full(events.n_users, np.nan, np.float32)]
+        else:
+            source = events.source.take(events.source.in_history() & (events.source.time < at))
+            users += _of_users(source, (at - source.time) / _DAY)
+            self._similar.insert(0, (_similarities(_sets(source)), (1.0, 2.0)))
+        self._users = np.stack(users, axis=1)
+
+    def features(self, users: NDArray[np.int64], items: NDArray[np.int64]) -> NDArray[np.float32]:
+        """float32 [P, F]: `FEATURES` of pairs; NaN for a recency without an event.
+
+        Args:
+            users: int64 [P].
+            items: int64 [P].
+        """
+        found = np.empty((len(users), len(FEATURES)), np.float32)
+        first = len(FEATURES) - 2 * len(_AFFINITIES)
+        wide = self._items.shape[1]
+        found[:, :wide] = self._items[items]
+        found[:, wide:first] = self._users[users]
+        people, row = np.unique(users, return_inverse=True)
+        order = np.argsort(row, kind="stable")
+        ends = np.searchsorted(row[order], np.arange(0, len(people) + _USERS_AT_ONCE, _USERS_AT_ONCE))
+        for number, (begin, end) in enumerate(itertools.pairwise(ends)):
+            start, rows = number * _USERS_AT_ONCE, order[begin:end]
+            affinity = self.affinities(people[start : start + _USERS_AT_ONCE])
+            own = affinity[:, row[rows] - start, items[rows]].T
+            found[rows, first::2] = own
+            found[rows, first + 1 :: 2] = own - self.shares[-1][items[rows], None]
+        return found
+
+    def affinities(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
+        """float32 [A, B, N]: popularity of each item among those whom a user shares events with, as `shares`.
+
+        Others count by the cosine between their events and the user's, rare items counting more (IDF); by its square, only those
+        near by count (``close_``). Where a user shares nothing with anybody, all items are alike.
+        """
+        found = np.zeros((len(_AFFINITIES), len(users), self.n_items), np.float32)
+        place = len(_AFFINITIES) - sum(len(powers) for _, powers in self._similar)
+        for vectors, powers in self._similar:
+            near = (vectors[users] @ vectors.T).tocsr()
+            near.data[np.repeat(users, np.diff(near.indptr)) == near.indices] = 0  # nobody is their own neighbour
+            for power in powers:
+                weighed = near.copy()
+                weighed.data **= power
+                found[place] = (weighed @ self._chosen).toarray()
+                place += 1
+        mean = found.mean(2, keepdims=True)
+        return np.log(np.where(mean > 0, found / np.where(mean > 0, mean, 1), 1) + np.float32(_PRIOR)).astype(np.float32)
+
+    def has(self, users: NDArray[np.int64]) -> Any:
+        """scipy CSR [B, N]: 1 where a user chose an item before the instant."""
+        return self._chosen[users]
+
+
+def _sets(events: Interactions) -> Any:
+    """scipy CSR float32 [U, N]: 1 for each pair that occurs."""
+    from scipy import sparse
+
+    found = sparse.csr_matrix((np.ones(len(events), np.float32), (events.user, events.item)), (events.n_users, events.n_items))
+    found.data[:] = 1
+    return found
+
+
+def _similarities(sets: Any) -> Any:
+    """scipy CSR float32 [U, N]: rows of unit length whose products are cosines under IDF."""
+    from scipy import sparse
+
+    holders = np.bincount(sets.indices, minlength=sets.shape[1])
+    idf = np.log1p(sets.shape[0] / holders.clip(1)).astype(np.float32)
+    weighed = (sets @ sparse.diags(idf)).tocsr()
+    length = np.sqrt(np.asarray(weighed.multiply(weighed).sum(1)).ravel()).clip(1e-12)
+    return (sparse.diags(1 / length) @ weighed).tocsr().astype(np.float32)
+
+
+def _of_users(events: Interactions, age: NDArray[np.float64]) -> list[NDArray[np.float32]]:
+    """Logarithms of how many events each user has, and of the days since the last; NaN without one: float32 [U] each."""
+    count = np.bincount(events.user, minlength=events.n_users)
+    return [np.log1p(count).astype(np.float32), _ages(events.user, age, events.n_users)[1]]
+
+
+def _ages(owner: NDArray[np.int32], age: NDArray[np.float64], count: int) -> list[NDArray[np.float32]]:
+    """Logarithms of the days since each one's first and last event; NaN without one: float32 [count] each."""
+    first, last = np.full(count, -np.inf), np.full(count, np.inf)
+    np.maximum.at(first, owner, age)
+    np.minimum.at(last, owner, age)
+    return [np.log1p(np.where(np.isfinite(days), days, np.nan)).astype(np.float32) for days in (first, last)]

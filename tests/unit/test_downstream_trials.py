@@ -1,0 +1,101 @@
+"""What choices are made by: NDCG, or for a class that says so what its probabilities tell."""
+
+# ruff: noqa: ARG002, ARG005 - the protocol names what a rule does not need
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from scalr_prod.downstream.arms import Choice
+from scalr_prod.downstream.models import FAMILIES, measure_of
+from scalr_prod.downstream.odds import LabelledRows, LogitMap, Odds
+from scalr_prod.downstream.translation import Draw
+from scalr_prod.downstream.trials import Stage, Trials
+
+USERS, PER_USER = 50, 200
+CHOICE = Choice({}, Draw(5, 1.0), (0.1, 0.1, 0.1), 1.0)
+
+
+class Teller:
+    """A model of one's own whose probabilities are what it is for."""
+
+    chosen_by = "information"
+    negatives = 9
+
+    def fit(self, events, *, seed): ...
+
+    def score(self, users):
+        return np.zeros((len(users), 3), np.float32)
+
+
+class Judge:
+    """Labels follow logits of -2 ± 1; a model tells them with noise that grows with the λ of its choice."""
+
+    def __init__(self, seed):
+        rng = np.random.default_rng(seed)
+        case = np.repeat(np.arange(USERS), PER_USER)
+        self.logit = rng.normal(-2, 1, len(case))
+        label = rng.random(len(case)) < 1 / (1 + np.exp(-self.logit))
+        self.labelled = LabelledRows(case, case, case, label, (case % 3).astype(np.int8))
+        self.noise, self.ranked = rng.normal(0, 1, len(case)), 0
+
+    def fit(self, family, options, events, *, seed):
+        model = Teller()
+        model.probability = lambda users, items: 1 / (1 + np.exp(-2 * (self.logit + events.weights[0] * self.noise)))
+        return model
+
+    def rows(self, negatives):
+        assert negatives == Teller.negatives
+        return self.labelled
+
+    def judge(self, model, *, boost, half_life):
+        self.ranked += 1
+        return SimpleNamespace(ranking=SimpleNamespace(ndcg=np.full(USERS, boost)))
+
+
+@pytest.fixture
+def trials(monkeypatch):
+    monkeypatch.setitem(sys.modules, "my_models", sys.modules[__name__])
+    maker = SimpleNamespace(events=lambda arm, choice, seed: choice)
+    return Trials("my_models:Teller", [Stage(Judge(seed), maker) for seed in range(2)], 30.0, lambda *_: None)
+
+
+def test_a_class_says_what_it_is_chosen_by(trials):
+    assert trials.measure == "information"
+    assert {family: measure_of(family) for family in FAMILIES} == {
+        "als": "ndcg", "sasrec": "ndcg", "two_tower": "ndcg", "feature_ranker": "information"
+    }  # fmt: skip
+
+
+def test_information_is_what_is_compared_and_no_boost_changes_it(trials):
+    judges = [stage.judge for stage in trials._stages]
+    good, bad = (replace(CHOICE, weights=(noise, 0, 0)) for noise in (0.1, 2.0))
+    assert trials.value("real", good) > trials.value("real", bad) > 0
+    assert trials.value("real", replace(good, boost=3.0)) == trials.value("real", good)
+    assert trials.by_user("real", good).shape == (2 * USERS,)
+    assert trials.fits["real"] == 4
+    assert [judge.ranked for judge in judges] == [0, 0]
+    assert [one["weights"][0] for one in trials.tried] == [0.1, 2.0]
+    assert "ndcg" not in trials.tried[0]
+    assert trials.ndcg("real", good).mean() == good.boost
+    assert [judge.ranked for judge in judges] == [1, 1]
+
+
+def test_the_scale_undoes_what_the_models_of_all_scenes_get_wrong_alike(trials):
+    """The logits are doubled: half of each is right."""
+    scale = trials.scale("real", replace(CHOICE, weights=(0.0, 0, 0)))
+    assert scale.slope == pytest.approx([0.5] * 3, abs=0.15)
+    assert scale.offset == pytest.approx([0.0] * 3, abs=0.35)
+
+
+def test_information_is_one_less_ne_times_the_entropy_of_the_base_rate(trials):
+    rows = trials._stages[0].judge.labelled
+    told = Odds(rows, LogitMap((0.5,) * 3, (0.0,) * 3)(np.full(len(rows.label), 0.2), rows.segment))
+    base = rows.label.mean()
+    entropy = -base * np.log(base) - (1 - base) * np.log(1 - base)
+    assert told.information().mean() == pytest.approx(entropy - told.loss.mean())
