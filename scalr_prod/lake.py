@@ -132,6 +132,36 @@ class Lake:
                 next_step="check that the lake can be written to and has room, and repeat the command",
             ) from error
 
+    def complete(self, table: Table, schema: pa.Schema) -> None:
+        """Add the columns that a table of a former version lacks; its rows hold null there.
+
+        Raises:
+            CommitFailed: The lake refused, or another writer was faster.
+        """
+        import pyarrow as pa
+        from deltalake import Schema
+
+        there = set(self.schema(table).names)
+        missing = [column.with_nullable(nullable=True) for column in schema if column.name not in there]
+        if missing:
+            key = f"columns: {', '.join(column.name for column in missing)}"
+            properties = _properties(key, None)
+            fields = Schema.from_arrow(pa.schema(missing)).fields
+            self._once(table, key, lambda delta: delta.alter.add_columns(fields, commit_properties=properties))
+
+    def require(self, table: Table, column: str) -> None:
+        """Make sure that a table, where there is one, has a column that those of former versions lack.
+
+        Raises:
+            LakeError: It lacks it.
+        """
+        if self.exists(table) and column not in self.schema(table).names:
+            raise LakeError(
+                f"a former version of this package made the table: it has no column '{column}'",
+                where=self.uri(table),
+                next_step="bring it up to date, which keeps its rows: scalr ingest",
+            )
+
     def open_table(self, table: Table, *, version: int | None = None) -> DeltaTable:
         """The Delta table itself.
 

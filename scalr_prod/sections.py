@@ -125,13 +125,65 @@ class DomainSettings(_Section):
 
 
 class Domains(_Section):
-    """The two domains."""
+    """The target domain, and one source domain (``source``) or several by name (``sources``).
 
-    source: DomainSettings
+    A *place* is where a log's settings stand below ``[domains]``: ``source``, ``sources.<name>`` or ``target``.
+    """
+
+    source: DomainSettings | None = None
+    sources: dict[str, DomainSettings] = Field(default_factory=dict)
     target: DomainSettings
 
-    def __getitem__(self, domain: Domain) -> DomainSettings:
-        return self.source if domain == "source" else self.target
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _named_by_keys(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {key: {"name": key} | one if isinstance(one, dict) else one for key, one in value.items()}
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        if (self.source is None) == (not self.sources):
+            both = "has both 'source' and 'sources'" if self.sources else "names no source domain"
+            raise ValueError(f"{both}: write [domains.source] for one, or [domains.sources.<name>] for each of several")
+        for key, one in self.sources.items():
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", key) or key in {"source", "target"}:
+                raise ValueError(
+                    f"[domains.sources.{key}] bears no plain name: 1 to 64 letters, digits and '_', no digit first, "
+                    "and neither 'source' nor 'target'"
+                )
+            if one.name != key:
+                raise ValueError(f"[domains.sources.{key}] name is '{one.name}': leave it out, its name is '{key}'")
+            if key == self.target.name:
+                raise ValueError(f"[domains.sources.{key}] bears the name of the target domain: give one of them another")
+            if one.formerly is not None and self.several:
+                raise ValueError(
+                    f"[domains.sources.{key}] formerly: one of several sources cannot be renamed, since its name is a part of "
+                    "its items' ids; name another [project] home"
+                )
+        return self
+
+    @property
+    def several(self) -> bool:
+        """Whether there are two source domains or more: source items are then known by domain and id (`contracts.item_key`)."""
+        return len(self.sources) > 1
+
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """Names of the source domains, in the order of the settings."""
+        return tuple(self.sources) or ((self.source.name,) if self.source else ())
+
+    def places(self, domain: Domain) -> tuple[str, ...]:
+        """Places of a domain's logs."""
+        if domain == "target" or self.source is not None:
+            return (domain,)
+        return tuple(f"sources.{name}" for name in self.sources)
+
+    def __getitem__(self, place: str) -> DomainSettings:
+        found = self.sources[place.removeprefix("sources.")] if place.startswith("sources.") else getattr(self, place)
+        if found is None:
+            raise KeyError(place)
+        return found
 
 
 class HistorySettings(_Section):

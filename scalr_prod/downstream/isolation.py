@@ -81,9 +81,9 @@ def isolate(settings: Settings, cutoff: datetime, hidden: pa.Array, *, name: str
         where = known if table in {Table.SOURCE_EVENTS, Table.TARGET_EVENTS} else None
         if table == Table.TARGET_EVENTS:
             where &= ~ds.field(USER_ID).isin(hidden)
-        lake.create(table, rows.schema)
+        lake.create(table, rows.schema, description=source.description(table) or None)
         lake.append(table, _stream(rows, where), key=f"copy of {made_from}")
-    _later_tables(lake)
+    _later_tables(lake, source)
     return Isolated(inner, cutoff)
 
 
@@ -91,15 +91,18 @@ def _stream(rows: ds.Dataset, where: Any) -> pa.RecordBatchReader:
     return rows.scanner(filter=where).to_reader()
 
 
-def _later_tables(lake: Lake) -> None:
-    """Every table that the copied ones lead to, empty."""
+def _later_tables(lake: Lake, source: Lake) -> None:
+    """Every table that those copied from another lake lead to, empty."""
     user = id_type_of(lake.schema(Table.TARGET_EVENTS), USER_ID)
     items = {domain: id_type_of(lake.schema(Table.events(domain)), ITEM_ID) for domain in ("source", "target")}
+    source_item = id_type_of(source.schema(Table.SYNTHETIC_TARGET_EVENTS), "source_item_id")
     for domain, item in items.items():
         lake.create(Table.history(domain), schema_of(Table.history(domain), user=user, item=item))  # type: ignore[arg-type]
     lake.create(Table.TARGET_ITEM_STATS, schema_of(Table.TARGET_ITEM_STATS, user=user, item=items["target"]))
     for table in (Table.SYNTHETIC_TARGET_EVENTS, Table.SYNTHETIC_QUARANTINE):
-        lake.create(table, schema_of(table, user=user, item=items["target"], source_item=items["source"]))
+        schema = schema_of(table, user=user, item=items["target"], source_item=source_item)
+        lake.create(table, schema)
+        lake.complete(table, schema)  # in a home of a former version
 
 
 def _inner(settings: Settings, home: Any, cutoff: datetime) -> Settings:

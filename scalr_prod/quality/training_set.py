@@ -111,8 +111,8 @@ def _row_rules(manifest: Mapping[str, Any]) -> list[RowRule]:
         ),
         RowRule(
             "provenance_is_on_synthetic_rows_only",
-            "run_id is there on synthetic rows, and on no other",
-            "r.is_synthetic IS NOT NULL AND (r.run_id IS NOT NULL) = r.is_synthetic",
+            "run_id is there on synthetic rows, and on no other, and source_domain on no other",
+            "r.is_synthetic IS NOT NULL AND (r.run_id IS NOT NULL) = r.is_synthetic AND (r.is_synthetic OR r.source_domain IS NULL)",
         ),
         RowRule("synthetic_rows_are_positive", "a synthetic row has label 1", "NOT r.is_synthetic OR r.label = 1"),
         RowRule("synthetic_rows_are_unique", "no other synthetic row has this user, item and time", "r.copy = 1"),
