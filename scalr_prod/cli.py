@@ -82,13 +82,15 @@ def run(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
 def ingest(
     config: Config = DEFAULT_CONFIG,
     domain: Annotated[
-        str | None, typer.Option(help="source, target, or one of several source domains by name; default: all.")
+        str | None, typer.Option(help="source, target, or sources.NAME, one of several source domains; default: all.")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Read all logs into the lake; reading the same input twice adds nothing."""
     from scalr_prod.ingest import ingest as work
 
+    if domain not in {None, "source", "target"} and not str(domain).startswith("sources."):
+        raise typer.BadParameter("must be source, target or sources.NAME", param_hint="--domain")
     _Door(config, as_json, "ingest").show(lambda settings, progress: work(settings, domain=domain, progress=progress))
 
 

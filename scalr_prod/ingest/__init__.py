@@ -22,7 +22,7 @@ def ingest(settings: Settings, *, domain: str | None = None, progress: bool = Fa
 
     Args:
         settings: The project's settings.
-        domain: Read ``source`` (all source domains), ``target``, or one of several source domains by name; default: all.
+        domain: Read ``source`` (all source domains), ``target``, or one of several, ``sources.<name>``; default: all.
         progress: Show progress bars on stderr.
 
     Raises:
@@ -70,8 +70,7 @@ def _places(settings: Settings, domain: str | None) -> tuple[str, ...]:
     from scalr_prod.errors import SettingsError
 
     source, target = settings.domains.places("source"), settings.domains.places("target")
-    known = {None: source + target, "source": source, "target": target}
-    known |= {name: (f"sources.{name}",) for name in settings.domains.sources}
+    known = {place: (place,) for place in (*source, *target)} | {None: (*source, *target), "source": source}
     if domain not in known:
         there = ", ".join(str(name) for name in known if name)
         raise SettingsError(f"there is no domain '{domain}'; there are: {there}", where="domain", next_step="name one of those")

@@ -111,13 +111,16 @@ def _row_rules(manifest: Mapping[str, Any]) -> list[RowRule]:
         ),
         RowRule(
             "provenance_is_on_synthetic_rows_only",
-            "run_id is there on synthetic rows, and on no other, and source_domain on no other",
-            "r.is_synthetic IS NOT NULL AND (r.run_id IS NOT NULL) = r.is_synthetic AND (r.is_synthetic OR r.source_domain IS NULL)",
+            "run_id is there on synthetic rows, and on no other",
+            "r.is_synthetic IS NOT NULL AND (r.run_id IS NOT NULL) = r.is_synthetic",
         ),
         RowRule("synthetic_rows_are_positive", "a synthetic row has label 1", "NOT r.is_synthetic OR r.label = 1"),
         RowRule("synthetic_rows_are_unique", "no other synthetic row has this user, item and time", "r.copy = 1"),
         RowRule("label_is_not_contradicted", "no row of this user, item and time has the other label", "b.found IS NULL"),
     ]
+    if "source_domain" in columns:  # null on synthetic rows that a former version published
+        says = "source_domain is there on no real row"
+        rules.append(RowRule("source_domain_is_on_no_real_row", says, "r.is_synthetic OR r.source_domain IS NULL"))
     if manifest.get("start"):
         start = manifest["start"]
         rules.append(RowRule("label_is_in_the_window", f"{EVENT_TIMESTAMP} >= {start}", f"{instant} >= {_at(start)}"))
