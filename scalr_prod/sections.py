@@ -139,6 +139,9 @@ class Domains(_Section):
     def _named_by_keys(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
+        for key in value:
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", str(key)):
+                raise ValueError(f"'{key}' is no plain name: 1 to 64 letters, digits and '_', no digit first")
         return {key: {"name": key} | one if isinstance(one, dict) else one for key, one in value.items()}
 
     @model_validator(mode="after")
@@ -147,10 +150,6 @@ class Domains(_Section):
             both = "has both 'source' and 'sources'" if self.sources else "names no source domain"
             raise ValueError(f"{both}: write [domains.source] for one, or [domains.sources.<name>] for each of several")
         for key, one in self.sources.items():
-            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", key):
-                raise ValueError(
-                    f"[domains.sources.{key}] bears no plain name: 1 to 64 letters, digits and '_', no digit first"
-                )
             if one.name != key:
                 raise ValueError(f"[domains.sources.{key}] name is '{one.name}': leave it out, its name is '{key}'")
             if key == self.target.name:
