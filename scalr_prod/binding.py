@@ -13,8 +13,8 @@ from scalr_prod.errors import DomainsMixed
 
 if TYPE_CHECKING:
     from scalr_prod.contracts import Domain
+    from scalr_prod.domains import DomainSettings
     from scalr_prod.lake import Lake
-    from scalr_prod.sections import DomainSettings
     from scalr_prod.settings import Settings
 
 __all__ = ["check_domains", "description_of"]

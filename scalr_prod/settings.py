@@ -18,10 +18,10 @@ from pydantic import Field, PrivateAttr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as SourceError
 
+from scalr_prod.domains import Domains
 from scalr_prod.errors import SettingsError
 from scalr_prod.sections import (
     ComputeSettings,
-    Domains,
     DownstreamSettings,
     FeastSettings,
     GenerationSettings,

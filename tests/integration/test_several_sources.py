@@ -16,6 +16,7 @@ from conftest import make_two_domains, write_toml
 from several_sources import make_sources
 
 from scalr_prod.contracts import Table
+from scalr_prod.downstream import evaluate
 from scalr_prod.errors import QualityGateFailed
 from scalr_prod.feast_store import apply_feature_repo, point_in_time, read_window
 from scalr_prod.generation import generate, plan_run
@@ -246,3 +247,54 @@ def test_one_source_domain_is_read_and_asked_about_as_before(tmp_path, ids, form
 def _digest(table) -> str:
     text = json.dumps([table.schema.names, table.to_pylist()], default=lambda moment: moment.isoformat())
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+EVALUATED = """
+[domains.sources.books]
+events = "books.parquet"
+[domains.sources.music]
+events = "music.parquet"
+[domains.target]
+name = "dishes"
+events = "t.parquet"
+[translator]
+folds = 2
+threads = 1
+estimators = ["popularity", "linear"]
+[generation]
+contexts = "users"
+partitions = 1
+[compute]
+workers = 1
+[serving]
+scorer = "local"
+[quality]
+max_bucket_distance = 1.0
+[downstream]
+models = ["als"]
+seeds = 1
+k = 5
+volumes = [3]
+temperatures = [0.1]
+weights = [1.0]
+threads = 1
+"""
+
+
+@pytest.mark.slow
+def test_evaluate_has_an_arm_without_each_domain(tmp_path):
+    settings = load_settings(make_sources(tmp_path, users=200, toml=EVALUATED))
+    report = evaluate(settings, cutoff=datetime(2024, 6, 1, tzinfo=UTC), cold_fraction=0.5)
+    rows = {row["name"]: row for row in report.to_json()["arms"]}
+    assert {"real", "real+scalr", "without_books", "without_music"} <= set(rows)
+    for name in ("without_books", "without_music"):
+        assert rows[name]["synthetic"]["events"] > 0
+        assert {"lift_pct", "scalr_over_this"} <= set(rows[name])
+    # A context a user: who is in the domain that is left out alone is asked about no more.
+    assert len({rows[name]["synthetic"]["events"] for name in ("real+scalr", "without_books", "without_music")}) == 3
+    homes = {path.name.split("-")[1]: Lake(str(path / "lake")) for path in settings.home.rglob("evaluations/without-*")}
+    assert set(homes) == {"books", "music"}
+    for left_out, lake in homes.items():
+        for table in (Table.SOURCE_EVENTS, Table.SOURCE_ITEMS):
+            names = {key.partition(":")[0] for key in lake.read(table)["item_id"].to_pylist()}
+            assert names == {"books", "music"} - {left_out}
