@@ -12,8 +12,10 @@ import json
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -27,9 +29,6 @@ from scalr_prod.settings import load_settings
 from scalr_prod.translator.fitting import cut_at, figures_of, fit_calibration, fit_sets, rows_between
 from scalr_prod.translator.log import Log, data_end, read_log
 from scalr_prod.translator.pairs import Pairs
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 #: The world whose knobs are turned, one at a time. `World()` is one with eight times the users.
 SMALL = World(users=1_000, topics=15, source_items=450, target_items=450)
@@ -52,7 +51,10 @@ KNOBS: tuple[dict[str, Any], ...] = (
 
 def main() -> dict:
     torch.set_num_threads(1)
-    return {_named(knobs): measured(replace(SMALL, **knobs)) for knobs in KNOBS}
+    found = {_named(knobs): measured(replace(SMALL, **knobs)) for knobs in KNOBS}
+    with TemporaryDirectory() as folder:
+        found |= {f"source domains: {name}": figures for name, figures in two_sources(SMALL, Path(folder)).items()}
+    return found
 
 
 def measured(world: World, **translator: Any) -> dict[str, Any]:
