@@ -17,7 +17,7 @@ from scalr_prod.errors import CommitFailed, CommitOutcomeUnknown, ForeignFiles, 
 from scalr_prod.ownership import is_empty
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from datetime import datetime
     from typing import TypeAlias
 
@@ -133,21 +133,44 @@ class Lake:
             ) from error
 
     def complete(self, table: Table, schema: pa.Schema) -> None:
-        """Add the columns that a table of a former version lacks; its rows hold null there.
+        """Give a table of a former version the columns that it lacks, null in its rows, in one commit.
+
+        The rows are written anew: what reads the files of a table without its log would not find the column in the old ones.
 
         Raises:
-            CommitFailed: The lake refused, or another writer was faster.
+            CommitFailed: Nothing changed; another writer may have been faster.
         """
         import pyarrow as pa
-        from deltalake import Schema
+        from deltalake import write_deltalake
 
-        there = set(self.schema(table).names)
-        missing = [column.with_nullable(nullable=True) for column in schema if column.name not in there]
-        if missing:
-            key = f"columns: {', '.join(column.name for column in missing)}"
-            properties = _properties(key, None)
-            fields = Schema.from_arrow(pa.schema(missing)).fields
-            self._once(table, key, lambda delta: delta.alter.add_columns(fields, commit_properties=properties))
+        version = self.version(table)
+        rows = self.dataset(table, version=version)
+        lacking = set(schema.names) - set(rows.schema.names)
+        if not lacking:
+            return
+        wanted = pa.schema([column.with_nullable(nullable=True) if column.name in lacking else column for column in schema])
+        key = f"columns: {', '.join(sorted(lacking))}"
+
+        def completed() -> Iterator[pa.RecordBatch]:
+            for batch in rows.to_batches():
+                columns = [
+                    pa.nulls(len(batch), column.type) if column.name in lacking else batch.column(column.name).cast(column.type)
+                    for column in wanted
+                ]
+                yield pa.RecordBatch.from_arrays(columns, schema=wanted)
+
+        def write(delta: DeltaTable) -> None:
+            _must_be_at(delta, version)
+            write_deltalake(
+                delta,
+                pa.RecordBatchReader.from_batches(wanted, completed()),
+                mode="overwrite",
+                schema_mode="overwrite",
+                commit_properties=_properties(key, version),
+                writer_properties=_writing(),
+            )
+
+        self._once(table, key, write)
 
     def require(self, table: Table, column: str) -> None:
         """Make sure that a table, where there is one, has a column that those of former versions lack.

@@ -12,7 +12,7 @@ import pytest
 from scalr_prod.contracts import Table, schema_of
 from scalr_prod.downstream.evaluation import ARMS, _checked
 from scalr_prod.errors import BadValue, DomainsMixed, EvaluationError, LakeError, NoCommonUsers, SettingsError
-from scalr_prod.feast_store import apply_feature_repo
+from scalr_prod.feast_store import apply_feature_repo, read_window
 from scalr_prod.generation import plan_run
 from scalr_prod.histories import build_histories
 from scalr_prod.ingest import ingest
@@ -174,7 +174,14 @@ def test_a_home_of_a_former_version_is_read_as_one_source(load):
         plan_run(settings)
     assert "scalr ingest" in str(caught.value.next_step)
     ingest(settings)
-    assert lake.read(table).to_pylist() == [row | {"created_timestamp": moment, "source_domain": None}]
+    kept = row | {"created_timestamp": moment, "source_domain": None}
+    assert lake.read(table).to_pylist() == [kept]
+    assert lake.schema(table).names == schema.names
+    build_histories(settings)
+    apply_feature_repo(settings)
+    later = datetime(2025, 1, 1, tzinfo=UTC)
+    read = read_window(settings, table.value, end=later, known_by=later, columns=["run_id", "source_domain"])
+    assert read.to_pylist() == [{"run_id": row["run_id"], "source_domain": None}]
     version = lake.version(table)
     ingest(settings)
     assert lake.version(table) == version
