@@ -13,15 +13,22 @@ import json
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from benchmarks.worlds import World
+from benchmarks.worlds import World, WorldLogs
+from scalr_prod.feast_store import apply_feature_repo
 from scalr_prod.hashing import fold_of
+from scalr_prod.histories import build_histories
+from scalr_prod.ingest import ingest
 from scalr_prod.sections import HistorySettings, TranslatorSettings
+from scalr_prod.settings import load_settings
 from scalr_prod.translator.fitting import cut_at, figures_of, fit_calibration, fit_sets, rows_between
+from scalr_prod.translator.log import Log, data_end, read_log
 from scalr_prod.translator.pairs import Pairs
 
 #: The world whose knobs are turned, one at a time. `World()` is one with eight times the users.
@@ -45,7 +52,10 @@ KNOBS: tuple[dict[str, Any], ...] = (
 
 def main() -> dict:
     torch.set_num_threads(1)
-    return {_named(knobs): measured(replace(SMALL, **knobs)) for knobs in KNOBS}
+    found = {_named(knobs): measured(replace(SMALL, **knobs)) for knobs in KNOBS}
+    with TemporaryDirectory() as folder:
+        found |= {f"source domains: {name}": figures for name, figures in two_sources(SMALL, Path(folder)).items()}
+    return found
 
 
 def measured(world: World, **translator: Any) -> dict[str, Any]:
@@ -54,6 +64,31 @@ def measured(world: World, **translator: Any) -> dict[str, Any]:
     logs = world.make()
     settings: Any = SimpleNamespace(translator=TranslatorSettings(threads=1, **translator), histories=HistorySettings())
     log = logs.log(length=settings.histories.length, folds=settings.translator.folds)
+    return _measured(logs, log, settings) | {"cpu_seconds": round(time.process_time() - started, 1)}
+
+
+def two_sources(world: World, folder: Path, extra: str = "[translator]\nthreads = 1\n") -> dict[str, Any]:
+    """The same where the source log is split into two domains (`WorldLogs.split`): with the one, with the other, with both.
+
+    Each is a project of its own, read from disk as any log is.
+    """
+    logs = world.make()
+    halves = logs.split()
+    found = {}
+    for name, sources in {**{name: {name: events} for name, events in halves.items()}, "both": halves}.items():
+        started = time.process_time()
+        settings = load_settings(logs.write(folder / name, extra, sources=sources))
+        ingest(settings)
+        build_histories(settings)
+        apply_feature_repo(settings)
+        log = read_log(settings, data_end(settings))
+        assert log.users.to_pylist() == list(range(world.users)), "the oracle knows users by their place"
+        found[name] = _measured(logs, log, settings) | {"cpu_seconds": round(time.process_time() - started, 1)}
+    return found
+
+
+def _measured(logs: WorldLogs, log: Log, settings: Any) -> dict[str, Any]:
+    world = logs.world
     hidden = fold_of(log.users, 2) == 0
     begin, middle = (cut_at(log.label_times(), share) for share in (0.8, 0.9))
     end = int(log.target.time.max()) + 1
@@ -75,7 +110,6 @@ def measured(world: World, **translator: Any) -> dict[str, Any]:
         "gained": round(gain, 3),
         "recovered": round(gain / most, 3) if world.signal else None,
         "information": calibrated.information.to_json(),
-        "cpu_seconds": round(time.process_time() - started, 1),
     }
 
 

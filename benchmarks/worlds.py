@@ -175,10 +175,28 @@ class WorldLogs:
     target: Events
     own: NDArray[np.int64]
 
-    def write(self, folder: Path, extra: str = "") -> Path:
-        """Write the logs and a scalr.toml with more lines; gives the latter's path."""
+    def split(self) -> dict[str, Events]:
+        """The source log as two domains, one of the even topics' items and one of the odd ones', each with numbers from 0 on.
+
+        The last topic before a target event is of the one or the other, so that either domain says half of what both say.
+        """
+        odd = self.source.item % self.world.topics % 2 == 1
+        found = {}
+        for name, rows in (("even", ~odd), ("odd", odd)):
+            numbers = np.unique(self.source.item[rows], return_inverse=True)[1]
+            found[name] = Events(self.source.user[rows], numbers, self.source.time[rows])
+        return found
+
+    def write(self, folder: Path, extra: str = "", *, sources: dict[str, Events] | None = None) -> Path:
+        """Write the logs and a scalr.toml with more lines; gives the latter's path.
+
+        Args:
+            folder: Where to.
+            extra: More lines.
+            sources: Source domains by name; default: the source log as one.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        for name, events in (("source", self.source), ("target", self.target)):
+        for name, events in (({"source": self.source} if sources is None else sources) | {"target": self.target}).items():
             columns = {
                 "user_id": events.user,
                 "item_id": events.item,
@@ -186,9 +204,10 @@ class WorldLogs:
             }
             pq.write_table(pa.table(columns), folder / f"{name}.parquet")
         config = folder / "scalr.toml"
+        domains = [f'[domains.sources.{name}]\nevents = "{name}.parquet"' for name in sources or ()]
         config.write_text(
-            '[domains.source]\nname = "source"\nevents = "source.parquet"\n'
-            f'[domains.target]\nname = "target"\nevents = "target.parquet"\n{extra}\n'
+            ("\n".join(domains) or '[domains.source]\nname = "source"\nevents = "source.parquet"')
+            + f'\n[domains.target]\nname = "target"\nevents = "target.parquet"\n{extra}\n'
         )
         return config
 

@@ -71,7 +71,7 @@ def events(name: str, item_type: object, description: str) -> FeatureView:
     return view(name, user, Field(name="user_id", dtype=USER), fields, description, online=False)
 
 
-source_events = events("source_events", SOURCE_ITEM, "Real events of the source domain.")
+source_events = events("source_events", SOURCE_ITEM, "Real events of the source domains.")
 target_events = events("target_events", TARGET_ITEM, "Real events of the target domain.")
 source_user_history = history("source_user_history", SOURCE_ITEM, "A user's last source events.")
 target_user_history = history("target_user_history", TARGET_ITEM, "A user's last target events.")
@@ -95,7 +95,8 @@ synthetic_target_events = view(
         Field(name="item_id", dtype=TARGET_ITEM),
         Field(name="probability", dtype=Float32),
         Field(name="weight", dtype=Float32),
-        Field(name="source_item_id", dtype=SOURCE_ITEM),
+        Field(name="source_domain", dtype=String),
+        Field(name="source_item_id", dtype=TYPES[LAKE["source_item_id"]]),
         Field(name="source_event_timestamp", dtype=UnixTimestamp),
         Field(name="translator_version", dtype=Int64),
         Field(name="run_id", dtype=String),

@@ -1,6 +1,7 @@
 """A lake's tables belong to the pair of domains that they were made for, whatever settings point at them later.
 
-The events table of each domain bears its name, as the table's description in its own log, where every reader of the lake sees it.
+The events table of each side bears the names of its domains, as the table's description in its own log, where every reader of the lake
+sees it. Items of one source domain bear their own ids there, those of several the domain's name too: the one cannot become the other.
 """
 
 from __future__ import annotations
@@ -12,42 +13,76 @@ from scalr_prod.errors import DomainsMixed
 
 if TYPE_CHECKING:
     from scalr_prod.contracts import Domain
+    from scalr_prod.domains import DomainSettings
     from scalr_prod.lake import Lake
     from scalr_prod.settings import Settings
 
-__all__ = ["bound_domain", "check_domains", "description_of"]
+__all__ = ["check_domains", "description_of"]
 
 _PREFIX: Final = "Domain: "
+#: Of several source domains.
+_SEVERAL: Final = "Domains: "
 _OTHER: Final[dict[Domain, Domain]] = {"source": "target", "target": "source"}
 
 
 def description_of(settings: Settings, domain: Domain) -> str:
-    """The description that binds a table to a domain of the settings."""
-    return f"{_PREFIX}{settings.domains[domain].name}"
-
-
-def bound_domain(lake: Lake, domain: Domain) -> str | None:
-    """The name of the domain that the events table is bound to; None: there is no table, or it is bound to none yet."""
-    table = Table.events(domain)
-    described = lake.description(table) if lake.exists(table) else ""
-    return described.removeprefix(_PREFIX) if described.startswith(_PREFIX) else None
+    """The description that binds a table to the domains of the settings."""
+    if domain == "source" and settings.domains.several:
+        return f"{_SEVERAL}{', '.join(sorted(settings.domains.source_names))}"
+    return f"{_PREFIX}{_named(settings, domain).name}"
 
 
 def check_domains(settings: Settings, lake: Lake) -> None:
     """Make sure that the settings name the domains that the lake's tables are bound to.
 
-    A domain may bear a new name where its former one is given as ``formerly``; the next ingest binds the table anew.
+    A domain may bear a new name where its former one is given as ``formerly``, and several source domains may get more company; the next
+    ingest binds the table anew.
 
     Raises:
-        DomainsMixed: They name other domains, or the same two swapped. Nothing was written.
+        DomainsMixed: They name other domains, or the same two swapped, or several sources where there was one. Nothing was written.
     """
-    bound: dict[Domain, str | None] = {domain: bound_domain(lake, domain) for domain in _OTHER}
-    named = {domain: settings.domains[domain].name for domain in _OTHER}
+    described = {domain: lake.description(Table.events(domain)) if _there(lake, domain) else None for domain in _OTHER}
+    if settings.domains.several or (described["source"] or "").startswith(_SEVERAL):
+        _check_several(settings, lake, described)
+    else:
+        _check_pair(settings, lake, {domain: _bound(text) for domain, text in described.items()})
+
+
+def _check_several(settings: Settings, lake: Lake, described: dict[Domain, str | None]) -> None:
+    """As `check_domains`, where the settings or the tables know several source domains."""
+    domains = settings.domains
+    source, target = described["source"], _bound(described["target"])
+    several = source is not None and source.startswith(_SEVERAL)
+    bound = set(source.removeprefix(_SEVERAL).split(", ")) if source is not None and several else set()
+    gone = sorted(bound - set(domains.source_names))
+    advice = "name another [project] home (and lake), into which all logs are read again"
+    if source is not None and several != domains.several:
+        known = "several source domains" if several else f"one source domain, {_quoted(_bound(source))}"
+        found = f"the tables were made for {known}; the settings name {', '.join(map(_quoted, domains.source_names))}"
+    elif gone:
+        found = f"the tables hold events of {', '.join(map(_quoted, gone))}, which the settings do not name as a source domain"
+        advice = f"name it again under [domains.sources], or {advice}"
+    elif target is not None and (
+        target in domains.source_names or target not in {domains.target.name, domains.target.formerly}
+    ):
+        found = f"the tables were made for target {_quoted(target)}; the settings name target {_quoted(domains.target.name)}"
+        if target not in domains.source_names:
+            advice += (
+                f'; if the same log only bears a new name, set [domains.target] formerly = "{target}", and run: scalr ingest'
+            )
+    else:
+        return
+    raise DomainsMixed(found, where=lake.root, next_step=advice)
+
+
+def _check_pair(settings: Settings, lake: Lake, bound: dict[Domain, str | None]) -> None:
+    """As `check_domains`, of one source domain and the target."""
+    named = {domain: _named(settings, domain).name for domain in _OTHER}
     differing = [domain for domain, name in bound.items() if name is not None and name != named[domain]]
     crossed = [
         domain for domain in differing if bound[domain] == named[_OTHER[domain]] or named[domain] == bound[_OTHER[domain]]
     ]
-    if not crossed and all(settings.domains[domain].formerly == bound[domain] for domain in differing):
+    if not crossed and all(_named(settings, domain).formerly == bound[domain] for domain in differing):
         return
     swapped = bool(crossed) and all(bound[domain] in {None, named[_OTHER[domain]]} for domain in _OTHER)
     pair = "source {} and target {}".format(*(_quoted(bound[domain]) for domain in _OTHER))
@@ -67,6 +102,20 @@ def _next_step(*, swapped: bool, renamed: dict[Domain, str | None]) -> str:
         lines = " and ".join(f'[domains.{domain}] formerly = "{name}"' for domain, name in renamed.items())
         advice += f"; if the same logs only bear a new name, set {lines}, and run: scalr ingest"
     return advice
+
+
+def _there(lake: Lake, domain: Domain) -> bool:
+    return lake.exists(Table.events(domain))
+
+
+def _bound(described: str | None) -> str | None:
+    """The one domain of a description; None: there is no table, or it is bound to none yet."""
+    return described.removeprefix(_PREFIX) if described is not None and described.startswith(_PREFIX) else None
+
+
+def _named(settings: Settings, domain: Domain) -> DomainSettings:
+    """The domain of a side, where there is one."""
+    return settings.domains[settings.domains.places(domain)[0]]
 
 
 def _quoted(name: str | None) -> str:

@@ -81,15 +81,17 @@ def run(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
 @app.command()
 def ingest(
     config: Config = DEFAULT_CONFIG,
-    domain: Annotated[str | None, typer.Option(help="source or target; default: both.")] = None,
+    domain: Annotated[
+        str | None, typer.Option(help="source, target, or sources.NAME, one of several source domains; default: all.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Read both logs into the lake; reading the same input twice adds nothing."""
+    """Read all logs into the lake; reading the same input twice adds nothing."""
     from scalr_prod.ingest import ingest as work
 
-    if domain not in {None, "source", "target"}:
-        raise typer.BadParameter("must be source or target", param_hint="--domain")
-    _Door(config, as_json, "ingest").show(lambda settings, progress: work(settings, domain=domain, progress=progress))  # type: ignore[arg-type]
+    if domain not in {None, "source", "target"} and not str(domain).startswith("sources."):
+        raise typer.BadParameter("must be source, target or sources.NAME", param_hint="--domain")
+    _Door(config, as_json, "ingest").show(lambda settings, progress: work(settings, domain=domain, progress=progress))
 
 
 @app.command()

@@ -1,5 +1,9 @@
 """The columns of every table, and nothing else: no other module spells a column's name in a schema.
 
+Where there is one source domain, its items bear the ids of their log. Where there are several, ``source_events``, ``source_items`` and
+``source_user_history`` know an item by domain and id in one text, ``<domain>:<id>``, so that for no reader the same id in two domains is
+one item. A synthetic event says both apart: ``source_domain`` and ``source_item_id``.
+
 All timestamps are UTC with microsecond resolution. Two clocks run through every table: ``event_timestamp`` says when it
 happened, ``created_timestamp`` from when on it may be known. Ids keep the type they came with: int64 or string.
 """
@@ -10,6 +14,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pyarrow as pa
 
 __all__ = [
@@ -22,7 +28,11 @@ __all__ = [
     "IdType",
     "Table",
     "id_type_of",
+    "item_key",
     "schema_of",
+    "source_domain_sql",
+    "source_item_sql",
+    "source_key_sql",
 ]
 
 USER_ID: Final = "user_id"
@@ -34,12 +44,16 @@ CREATED_TIMESTAMP: Final = "created_timestamp"
 PROVENANCE_COLUMNS: Final = (
     "event_id",
     "probability",
+    "source_domain",
     "source_item_id",
     "source_event_timestamp",
     "translator_version",
     "run_id",
     "is_synthetic",
 )
+
+#: Between domain and id: no name of a domain holds it.
+_APART: Final = ":"
 
 IdType = Literal["int64", "string"]
 Domain = Literal["source", "target"]
@@ -136,6 +150,7 @@ def schema_of(table: Table, *, user: IdType, item: IdType, source_item: IdType |
                 *clocks,
                 required("probability", pa.float32()),
                 required("weight", pa.float32()),
+                required("source_domain", pa.string()),
                 required("source_item_id", source_t),
                 required("source_event_timestamp", timestamp),
                 required("translator_version", pa.int64()),
@@ -161,3 +176,30 @@ def id_type_of(schema: pa.Schema, column: str) -> IdType:
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return "string"
     raise TypeError(f"{column} holds {kind}, expected int64 or string")
+
+
+def item_key(domain: str) -> str:
+    """What the ids of a domain's items begin with in the source tables, where there are several source domains."""
+    return f"{domain}{_APART}"
+
+
+def source_domain_sql(item: str, names: Sequence[str]) -> str:
+    """DuckDB expression: the domain of an item of the source tables.
+
+    Args:
+        item: An expression of its id there.
+        names: Of all source domains.
+    """
+    return f"split_part({item}, '{_APART}', 1)" if len(names) > 1 else f"'{names[0]}'"
+
+
+def source_item_sql(item: str, names: Sequence[str], kind: IdType) -> str:
+    """DuckDB expression: the id that an item of the source tables has in its own log, of type ``kind``; see `source_domain_sql`."""
+    if len(names) == 1:
+        return item
+    return f"CAST(substr({item}, strpos({item}, '{_APART}') + 1) AS {'BIGINT' if kind == 'int64' else 'VARCHAR'})"
+
+
+def source_key_sql(domain: str, item: str, names: Sequence[str]) -> str:
+    """DuckDB expression: the id in the source tables of a domain's item, both of them expressions; see `source_domain_sql`."""
+    return f"{domain} || '{_APART}' || {item}" if len(names) > 1 else item

@@ -52,7 +52,8 @@ def examine(config: Path | None = None, *, deep: bool = False) -> list[Check]:
     checks += serving_checks(settings, deep=deep)
     if settings is not None:
         checks += [_guarded("home", lambda: _home(settings))]
-        checks += [_guarded(f"{domain} log", partial(probe, settings, domain)) for domain in ("source", "target")]
+        places = (*settings.domains.places("source"), *settings.domains.places("target"))
+        checks += [_guarded(f"{place} log", partial(probe, settings, place)) for place in places]
         checks += [_guarded("compute", lambda: _compute(settings)), _guarded("lake", lambda: _lake(settings))]
         checks += [_guarded("ledger", lambda: _ledger(settings)), _guarded("feast", lambda: _feast(settings))]
     return checks

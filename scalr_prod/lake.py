@@ -17,7 +17,7 @@ from scalr_prod.errors import CommitFailed, CommitOutcomeUnknown, ForeignFiles, 
 from scalr_prod.ownership import is_empty
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from datetime import datetime
     from typing import TypeAlias
 
@@ -131,6 +131,59 @@ class Lake:
                 where=uri,
                 next_step="check that the lake can be written to and has room, and repeat the command",
             ) from error
+
+    def complete(self, table: Table, schema: pa.Schema) -> None:
+        """Give a table of a former version the columns that it lacks, null in its rows, in one commit.
+
+        The rows are written anew: what reads the files of a table without its log would not find the column in the old ones.
+
+        Raises:
+            CommitFailed: Nothing changed; another writer may have been faster.
+        """
+        import pyarrow as pa
+        from deltalake import write_deltalake
+
+        version = self.version(table)
+        rows = self.dataset(table, version=version)
+        lacking = set(schema.names) - set(rows.schema.names)
+        if not lacking:
+            return
+        wanted = pa.schema([column.with_nullable(nullable=True) if column.name in lacking else column for column in schema])
+        key = f"columns: {', '.join(sorted(lacking))}"
+
+        def completed() -> Iterator[pa.RecordBatch]:
+            for batch in rows.to_batches():
+                columns = [
+                    pa.nulls(len(batch), column.type) if column.name in lacking else batch.column(column.name).cast(column.type)
+                    for column in wanted
+                ]
+                yield pa.RecordBatch.from_arrays(columns, schema=wanted)
+
+        def write(delta: DeltaTable) -> None:
+            _must_be_at(delta, version)
+            write_deltalake(
+                delta,
+                pa.RecordBatchReader.from_batches(wanted, completed()),
+                mode="overwrite",
+                schema_mode="overwrite",
+                commit_properties=_properties(key, version),
+                writer_properties=_writing(),
+            )
+
+        self._once(table, key, write)
+
+    def require(self, table: Table, column: str) -> None:
+        """Make sure that a table, where there is one, has a column that those of former versions lack.
+
+        Raises:
+            LakeError: It lacks it.
+        """
+        if self.exists(table) and column not in self.schema(table).names:
+            raise LakeError(
+                f"a former version of this package made the table: it has no column '{column}'",
+                where=self.uri(table),
+                next_step="bring it up to date, which keeps its rows: scalr ingest",
+            )
 
     def open_table(self, table: Table, *, version: int | None = None) -> DeltaTable:
         """The Delta table itself.

@@ -167,8 +167,11 @@ def follow_policy(settings: Settings) -> tuple[Settings, Followed | None]:
 
 def settings_digest(settings: Settings) -> str:
     """Of the settings that a verdict depends on and that a policy does not set."""
+    domains: dict[str, Any] = {"source": _DOMAIN, "target": _DOMAIN}
+    if settings.domains.sources:
+        domains = {"sources": dict.fromkeys(settings.domains.sources, _DOMAIN), "target": _DOMAIN}
     made_of = [
-        settings.domains.model_dump(mode="json", include={"source": _DOMAIN, "target": _DOMAIN}),
+        settings.domains.model_dump(mode="json", include=domains),
         settings.histories.model_dump(mode="json"),
         settings.translator.model_dump(mode="json", exclude={"threads"}),
         settings.generation.model_dump(mode="json", include={"contexts", "exclude_consumed"}),

@@ -1,28 +1,22 @@
-"""The sections of scalr.toml: what may stand in each, and what its values must be."""
+"""The sections of scalr.toml beside ``[domains]``: what may stand in each, and what its values must be."""
 
 from __future__ import annotations
 
 import os
 import re
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-if TYPE_CHECKING:
-    from scalr_prod.contracts import Domain
+from scalr_prod.domains import Section as _Section
 
 __all__ = [
-    "Columns",
     "ComputeSettings",
-    "DomainSettings",
-    "Domains",
     "DownstreamSettings",
     "FeastSettings",
     "GenerationSettings",
     "HistorySettings",
-    "ItemColumns",
     "LedgerSettings",
     "ProjectSettings",
     "PublicationSettings",
@@ -44,94 +38,12 @@ Weight = Annotated[float, Field(ge=0)]
 Estimator = Literal["popularity", "frequency", "topics", "linear", "factorisation", "sequential"]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
 class ProjectSettings(_Section):
     """Where everything that this project makes is kept."""
 
     home: str = ".scalr"
     lake: str | None = Field(default=None, description="folder or object-store URL of the Delta tables; default: <home>/lake")
     storage_options: dict[str, str] = Field(default_factory=dict, repr=False)
-
-
-class Columns(_Section):
-    """Which column of the log holds what. ``created``: from when on the row may be known (default: the event's own time)."""
-
-    user: str = "user_id"
-    item: str = "item_id"
-    timestamp: str = "timestamp"
-    created: str | None = None
-    weight: str | None = None
-
-
-class ItemColumns(_Section):
-    """Which column of the item file holds what."""
-
-    item: str = "item_id"
-    title: str | None = "title"
-    category: str | None = "category"
-    value: str | None = "value"
-
-
-class DomainSettings(_Section):
-    """One domain's log: a Delta or Iceberg table, files (path, glob or fsspec URL), or a SQL query."""
-
-    name: str
-    formerly: str | None = Field(default=None, description="the name that the project's tables know this domain by: renames it")
-    events: str | None = None
-    query: str | None = None
-    url: str | None = Field(default=None, repr=False)
-    format: Literal["parquet", "csv", "jsonl", "delta", "iceberg"] | None = None
-    version: int | None = Field(
-        default=None, ge=0, description="Delta version or Iceberg snapshot id of events; default: latest"
-    )
-    columns: Columns = Columns()
-    timezone: str | None = None
-    items: str | None = None
-    items_version: int | None = Field(default=None, ge=0, description="as version, of items")
-    item_columns: ItemColumns = ItemColumns()
-    storage_options: dict[str, str] = Field(default_factory=dict, repr=False)
-
-    @field_validator("name")
-    @classmethod
-    def _plain_name(cls, value: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_. -]{0,63}", value):
-            raise ValueError("must be 1 to 64 letters, digits, '_', '.', '-' or spaces")
-        return value
-
-    @field_validator("timezone")
-    @classmethod
-    def _known_zone(cls, value: str | None) -> str | None:
-        if value is not None:
-            try:
-                ZoneInfo(value)
-            except (ZoneInfoNotFoundError, ValueError) as error:
-                raise ValueError(f"{value!r} is no IANA time zone, such as 'UTC' or 'Europe/Paris'") from error
-        return value
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> Self:
-        if (self.events is None) == (self.query is None):
-            raise ValueError("needs either 'events' (path, glob or URL of files) or 'query' with 'url' (SQL)")
-        if self.query is not None and self.url is None:
-            raise ValueError("has a 'query' but no 'url' (a SQLAlchemy URL; keep its password in the environment)")
-        if (self.query is not None and self.version is not None) or (self.items is None and self.items_version is not None):
-            raise ValueError(
-                "asks for a version of what it does not name: 'version' is of 'events', 'items_version' of 'items'"
-            )
-        return self
-
-
-class Domains(_Section):
-    """The two domains."""
-
-    source: DomainSettings
-    target: DomainSettings
-
-    def __getitem__(self, domain: Domain) -> DomainSettings:
-        return self.source if domain == "source" else self.target
 
 
 class HistorySettings(_Section):

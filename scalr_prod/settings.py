@@ -12,16 +12,16 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args, get_origin
 
 from pydantic import Field, PrivateAttr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as SourceError
 
+from scalr_prod.domains import Domains
 from scalr_prod.errors import SettingsError
 from scalr_prod.sections import (
     ComputeSettings,
-    Domains,
     DownstreamSettings,
     FeastSettings,
     GenerationSettings,
@@ -271,7 +271,11 @@ def _known_keys(keys: list[str]) -> list[str]:
     """The keys of a section; none where anything may stand, or a single value."""
     model: Any = Settings
     for key in keys:
-        model = model.model_fields[key].annotation if key in _fields(model) else None
+        named = _fields(model)
+        # Of a table by names, such as [domains.sources], every value is alike; of an optional section, the section.
+        model = named[key].annotation if key in named else get_args(model)[1] if get_origin(model) is dict else None
+        if get_origin(model) is not dict:
+            model = next((one for one in get_args(model) if _fields(one)), model)
     return sorted(name for name in _fields(model) if name != "base")
 
 

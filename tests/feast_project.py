@@ -34,6 +34,7 @@ def synthetic(users: list[str], items: list[int], at: list[datetime], prefix: st
         "event_timestamp": at,
         "probability": [0.5] * count,
         "weight": [0.25] * count,
+        "source_domain": ["s"] * count,
         "source_item_id": [f"s{item}" for item in items],
         "source_event_timestamp": at,
         "translator_version": [1] * count,

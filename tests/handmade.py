@@ -180,6 +180,7 @@ class Handmade:
         frame = pd.DataFrame(rows, columns=["event_id", "user_id", "item_id", "event_timestamp", "source_item_id"])
         frame["probability"] = np.float32(0.2)
         frame["weight"] = np.float32(0.5)
+        frame["source_domain"] = "source"
         frame["source_event_timestamp"] = frame["event_timestamp"]
         frame["translator_version"] = spec.translator_version
         frame["run_id"] = spec.run_id

@@ -7,13 +7,16 @@ everybody, and the translator itself as a recommender.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from scalr_prod.errors import EmptyWindow, TranslatorError
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import TypeAlias
 
     from numpy.typing import NDArray
@@ -26,7 +29,9 @@ if TYPE_CHECKING:
     #: Real and synthetic events, as a training set holds them.
     Published: TypeAlias = "tuple[Interactions, Interactions]"
 
-__all__ = ["ABLATIONS", "CONTROLS", "LISTS", "MAIN", "NEEDS", "QUICK", "RIVAL", "TUNED", "Choice", "Maker"]
+__all__ = ["ABLATIONS", "CONTROLS", "LISTS", "MAIN", "NEEDS", "QUICK", "RIVAL", "TUNED", "Choice", "Maker", "leaving_out"]
+
+logger = logging.getLogger(__name__)
 
 MAIN: Final = ("real", "real+scalr", "synthetic_only")
 #: Arms that train no model of the family; each user's items come from elsewhere.
@@ -47,10 +52,17 @@ QUICK: Final = ("real", "real+scalr", *LISTS, "trend", "shuffled")
 NEEDS: Final = {"frequency": "frequency", "trend": "popularity"} | {
     arm: arm.removeprefix("only_") for arm in ABLATIONS if arm.startswith("only_")
 }
+#: Begins the name of an arm that is ours without one of several source domains.
+_WITHOUT: Final = "without_"
 #: Near enough to 0 that the draw is the k most probable.
 TOP: Final = 0.02
 #: Items for each context that the translator is asked for as a recommender; the least, before what a user had falls away.
 _RECOMMENDED: Final = 50
+
+
+def leaving_out(sources: Sequence[str]) -> tuple[str, ...]:
+    """Arms that leave each of several source domains out: the translator is trained anew without it."""
+    return tuple(f"{_WITHOUT}{name}" for name in sources) if len(sources) > 1 else ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +100,7 @@ class Maker:
         self.scene, self.translation = scene, translation
         self._segments = scene.segments()
         self._drawn: dict[Draw, Interactions] = {}
+        self._leaving_out: dict[str, Maker | None] = {}
 
     def events(self, arm: str, choice: Choice, seed: int, published: Published | None = None) -> Interactions:
         """What an arm trains on.
@@ -114,6 +127,9 @@ class Maker:
         base, rng = choice.draw, np.random.default_rng([seed, 17])
         if arm in {"real+scalr", "synthetic_only"}:
             return published[1] if published else self.draw(base)
+        if arm.startswith(_WITHOUT):
+            others = self._without(arm.removeprefix(_WITHOUT))
+            return others.draw(base) if others else self.scene.real.synthetic().weighted(0.0)
         kinds: dict[str, Callable[[], Interactions]] = {
             "popularity": lambda: self._popularity(self.draw(base), rng),
             "trend": lambda: self.draw(replace(base, member="popularity")),
@@ -156,6 +172,19 @@ class Maker:
     def weigh(self, events: Interactions, weights: tuple[float, float, float]) -> Interactions:
         """Confidence times λ of the user's segment."""
         return events.weighted(np.asarray(weights, dtype=np.float32)[self._segments[events.user]])
+
+    def _without(self, source: str) -> Maker | None:
+        """The same of a translator that never saw one of several source domains; None: the others have nothing to learn from."""
+        from scalr_prod.downstream.translation import Translation
+
+        if source not in self._leaving_out:
+            scene = self.scene.without(source)
+            try:
+                self._leaving_out[source] = Maker(scene, Translation.of(scene))
+            except (EmptyWindow, TranslatorError) as error:
+                logger.warning("without '%s' there is no translation, and the arm is real events alone: %s", source, error)
+                self._leaving_out[source] = None
+        return self._leaving_out[source]
 
     def _popularity(self, like: Interactions, rng: np.random.Generator) -> Interactions:
         """The same users, times and weights, with items drawn by their number of real events."""

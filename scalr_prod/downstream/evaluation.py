@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from scalr_prod.contracts import Table
-from scalr_prod.downstream.arms import ABLATIONS, CONTROLS, LISTS, MAIN, NEEDS, QUICK, RIVAL, Maker
+from scalr_prod.downstream.arms import ABLATIONS, CONTROLS, LISTS, MAIN, NEEDS, QUICK, RIVAL, Maker, leaving_out
 from scalr_prod.downstream.bench import Bench
 from scalr_prod.downstream.heartbeat import heartbeat
 from scalr_prod.downstream.scene import Scene
@@ -34,6 +34,7 @@ __all__ = ["ARMS", "evaluate"]
 
 logger = logging.getLogger(__name__)
 
+#: Of any project; where there are several source domains, `leaving_out` each of them comes to these.
 ARMS: Final = (*MAIN, *LISTS, *CONTROLS, RIVAL, *ABLATIONS)
 #: Always there: what is compared.
 _ALWAYS: Final = ("real", "real+scalr", "popular_lately")
@@ -63,7 +64,8 @@ def evaluate(
         cold_fraction: Share of users whose target history is hidden from everything; default: ``[downstream] cold_fraction``.
         cutoff: The first cutoff; default: ``[downstream] cutoff``, or the 80th percentile of target time.
         cutoffs: Rolling cutoffs: what comes after the first, in as many parts of equal size; default: ``[downstream] cutoffs``.
-        arms: Which of `ARMS`, beside those that are compared; default: those that decide, or with ``full`` all.
+        arms: Which of `ARMS`, and of those that leave one of several source domains out, beside those that are compared; default:
+            those that decide and those that leave one out, or with ``full`` all.
         full: All arms, models, seeds and windows. Otherwise the first model, two seeds and one window, unless the settings name others.
         progress: Show a progress bar on stderr; without one, a line of log says at least every half minute what is going on.
 
@@ -98,14 +100,15 @@ class _Plan:
     @classmethod
     def of(cls, settings: Settings, arms: Sequence[str] | None, *, full: bool) -> _Plan:
         wanted = settings.downstream
+        sources = settings.domains.source_names
         if arms is None:
-            arms = ARMS if full else QUICK
+            arms = (*(ARMS if full else QUICK), *leaving_out(sources))
         few = {"models": wanted.models[:1], "seeds": min(wanted.seeds, _QUICK_SEEDS), "windows": 1}
         if full:
             few = {}
         changed = {name: value for name, value in few.items() if f"downstream.{name}" not in settings.named}
         quick = settings.model_copy(update={"downstream": wanted.model_copy(update=changed)})
-        return cls(quick, _checked(arms, settings.translator.estimators))
+        return cls(quick, _checked(arms, settings.translator.estimators, sources))
 
 
 def _stages(scene: Scene, cold: float, pulse: Heartbeat) -> list[Stage]:
@@ -132,14 +135,15 @@ def _stages(scene: Scene, cold: float, pulse: Heartbeat) -> list[Stage]:
     return stages
 
 
-def _checked(arms: Sequence[str], estimators: Sequence[str]) -> list[str]:
+def _checked(arms: Sequence[str], estimators: Sequence[str], sources: Sequence[str] = ()) -> list[str]:
     """The arms in their order, without those whose estimator the translator lacks."""
-    unknown = sorted(set(arms) - set(ARMS))
+    known = (*ARMS, *leaving_out(sources))
+    unknown = sorted(set(arms) - set(known))
     if unknown:
         raise EvaluationError(
-            f"there is no arm {', '.join(unknown)}; there are: {', '.join(ARMS)}", where="arms", next_step="name some of those"
+            f"there is no arm {', '.join(unknown)}; there are: {', '.join(known)}", where="arms", next_step="name some of those"
         )
-    there = [arm for arm in ARMS if NEEDS.get(arm) in {None, *estimators}]
+    there = [arm for arm in known if NEEDS.get(arm) in {None, *estimators}]
     return [arm for arm in there if arm in {*_ALWAYS, *arms}]
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from scalr_prod.binding import check_domains
-from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table, id_type_of, schema_of
+from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table, id_type_of, item_key, schema_of
 from scalr_prod.hashing import stable_hash
 from scalr_prod.lake import Lake
 from scalr_prod.sections import FeastSettings, LedgerSettings
@@ -53,25 +53,28 @@ def hidden_users(users: pa.Array, fraction: float, *, salt: str) -> NDArray[np.b
     return chosen
 
 
-def isolate(settings: Settings, cutoff: datetime, hidden: pa.Array, *, name: str) -> Isolated:
-    """Make the home, or find the one that was made from the same tables, cutoff and users.
+def isolate(settings: Settings, cutoff: datetime, hidden: pa.Array, *, name: str, left_out: str | None = None) -> Isolated:
+    """Make the home, or find the one that was made from the same tables, cutoff, users and source domains.
 
     Args:
         settings: The project's settings; its lake is read only.
         cutoff: Events from then on, or known only after it, stay out (UTC).
         hidden: Users whose target events stay out.
         name: Begins the folder's name under ``<home>/evaluations``.
+        left_out: One of several source domains that stays out.
 
     Raises:
         TableNotFound: Nothing was ingested yet.
         DomainsMixed: The lake's tables were made for other domains.
     """
+    import pyarrow.compute as pc
     import pyarrow.dataset as ds
 
     source = Lake.open(settings)
     check_domains(settings, source)
     versions = {table.value: source.version(table) for table in _COPIED}
-    made_from = json.dumps([versions, cutoff.isoformat(), hashlib.sha256(repr(hidden.to_pylist()).encode()).hexdigest()])
+    digest = hashlib.sha256(repr(hidden.to_pylist()).encode()).hexdigest()
+    made_from = json.dumps([versions, cutoff.isoformat(), digest, *([left_out] if left_out else [])])
     home = settings.home / "evaluations" / f"{name}-{hashlib.sha256(made_from.encode()).hexdigest()[:12]}"
     inner = _inner(settings, home, cutoff)
     lake = Lake.open(inner)
@@ -81,9 +84,12 @@ def isolate(settings: Settings, cutoff: datetime, hidden: pa.Array, *, name: str
         where = known if table in {Table.SOURCE_EVENTS, Table.TARGET_EVENTS} else None
         if table == Table.TARGET_EVENTS:
             where &= ~ds.field(USER_ID).isin(hidden)
-        lake.create(table, rows.schema)
+        if left_out is not None and table in {Table.SOURCE_EVENTS, Table.SOURCE_ITEMS}:
+            others = ~pc.starts_with(ds.field(ITEM_ID), pattern=item_key(left_out))
+            where = others if where is None else where & others
+        lake.create(table, rows.schema, description=source.description(table) or None)
         lake.append(table, _stream(rows, where), key=f"copy of {made_from}")
-    _later_tables(lake)
+    _later_tables(lake, source)
     return Isolated(inner, cutoff)
 
 
@@ -91,15 +97,18 @@ def _stream(rows: ds.Dataset, where: Any) -> pa.RecordBatchReader:
     return rows.scanner(filter=where).to_reader()
 
 
-def _later_tables(lake: Lake) -> None:
-    """Every table that the copied ones lead to, empty."""
+def _later_tables(lake: Lake, source: Lake) -> None:
+    """Every table that those copied from another lake lead to, empty."""
     user = id_type_of(lake.schema(Table.TARGET_EVENTS), USER_ID)
     items = {domain: id_type_of(lake.schema(Table.events(domain)), ITEM_ID) for domain in ("source", "target")}
+    source_item = id_type_of(source.schema(Table.SYNTHETIC_TARGET_EVENTS), "source_item_id")
     for domain, item in items.items():
         lake.create(Table.history(domain), schema_of(Table.history(domain), user=user, item=item))  # type: ignore[arg-type]
     lake.create(Table.TARGET_ITEM_STATS, schema_of(Table.TARGET_ITEM_STATS, user=user, item=items["target"]))
     for table in (Table.SYNTHETIC_TARGET_EVENTS, Table.SYNTHETIC_QUARANTINE):
-        lake.create(table, schema_of(table, user=user, item=items["target"], source_item=items["source"]))
+        schema = schema_of(table, user=user, item=items["target"], source_item=source_item)
+        lake.create(table, schema)
+        lake.complete(table, schema)  # in a home of a former version
 
 
 def _inner(settings: Settings, home: Any, cutoff: datetime) -> Settings:

@@ -5,12 +5,12 @@ The isolated home alone reaches translator and models. What came after the cutof
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
+from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table, item_key
 from scalr_prod.downstream.isolation import Isolated, hidden_users, isolate
 from scalr_prod.downstream.protocol import Interactions
 from scalr_prod.errors import EvaluationError
@@ -127,6 +127,15 @@ class Scene:
                 next_step="choose an earlier cutoff, or ingest more target events",
             )
         return cls(isolated, numbering, real, of_source.interactions(known_source, cutoff), hidden, test, relevant, held_out)
+
+    def without(self, source: str) -> Scene:
+        """The same stage without the events of one of several source domains."""
+        import pyarrow.compute as pc
+
+        nobody = self.numbering.users.slice(0, 0)
+        isolated = isolate(self.settings, self.cutoff, nobody, name=f"without-{source}", left_out=source)
+        others = ~pc.starts_with(self.numbering.source_items, pattern=item_key(source)).to_numpy(zero_copy_only=False)
+        return replace(self, isolated=isolated, source=self.source.take(others[self.source.item]))
 
     @property
     def settings(self) -> Settings:

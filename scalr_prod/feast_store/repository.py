@@ -125,10 +125,14 @@ def _lake_facts(settings: Settings) -> dict[str, str]:
     lake = Lake.open(settings)
     check_domains(settings, lake)
     source, target = lake.schema(Table.SOURCE_EVENTS), lake.schema(Table.TARGET_EVENTS)
+    item = id_type_of(source, ITEM_ID)
+    # Events of several domains know their items by domain and id, synthetic ones by the id alone; these tables come with the second side.
+    synthetic = lake.schema(Table.SYNTHETIC_TARGET_EVENTS) if settings.domains.several else None
     return {
         "root": lake.root,
         "user": id_type_of(source, USER_ID),
-        "source_item": id_type_of(source, ITEM_ID),
+        "source_item": item,
+        "source_item_id": id_type_of(synthetic, "source_item_id") if synthetic is not None else item,
         "target_item": id_type_of(target, ITEM_ID),
     }
 
@@ -168,7 +172,7 @@ def _files(settings: Settings, lake: dict[str, str]) -> dict[str, str]:
 
 def _project_name(settings: Settings) -> str:
     """The same on every machine, and another one for another pair of domains: they may share a registry."""
-    names = (settings.domains.source.name, settings.domains.target.name)
+    names = ("_and_".join(settings.domains.source_names), settings.domains.target.name)
     return "_to_".join(re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "domain" for name in names)
 
 

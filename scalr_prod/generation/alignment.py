@@ -17,7 +17,7 @@ import numpy as np
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, ITEM_ID, Table
 from scalr_prod.duck import open_duckdb, staging_folder
-from scalr_prod.generation.parts import part_path, remove_others, seal, writing
+from scalr_prod.generation.parts import identity, part_path, remove_others, seal, writing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,6 +48,7 @@ class Aligned:
         dropped: Rows not kept.
         users: Distinct users among the rows kept.
         items: Distinct items among them.
+        sources: Rows kept by the source domain that they were translated from.
         bucket_distance: Total variation from the real events' buckets, ``before`` and ``after``.
     """
 
@@ -56,6 +57,7 @@ class Aligned:
     dropped: int
     users: int
     items: int
+    sources: dict[str, int]
     bucket_distance: dict[str, float]
 
 
@@ -161,16 +163,19 @@ def align_parts(
                 path,
                 part_path(candidates, number),
                 schema,
-                {"run_id": spec.run_id, "partition": number, "partitions": partitions},
+                identity(spec, number, partitions),
             )
             for number, path in enumerate(staged)
         ]
         remove_others(candidates, partitions)
         kept = np.array([found[bucket, : limits[bucket]].sum() for bucket in range(buckets)], dtype=np.int64)
+        rows = {"files": [str(part_path(candidates, number)) for number in range(partitions)]}
         users, items = connection.execute(
-            "SELECT count(DISTINCT user_id), count(DISTINCT item_id) FROM read_parquet($files)",
-            {"files": [str(part_path(candidates, number)) for number in range(partitions)]},
+            "SELECT count(DISTINCT user_id), count(DISTINCT item_id) FROM read_parquet($files)", rows
         ).fetchone()
+        sources = connection.execute(
+            "SELECT source_domain, count(*) FROM read_parquet($files) GROUP BY source_domain ORDER BY source_domain", rows
+        ).fetchall()
     events = int(kept.sum())
     return Aligned(
         manifests=manifests,
@@ -178,6 +183,7 @@ def align_parts(
         dropped=int(counts.sum()) - events,
         users=int(users),
         items=int(items),
+        sources={str(name): int(count) for name, count in sources},
         bucket_distance={"before": _distance(counts, shares), "after": _distance(kept, shares)},
     )
 

@@ -16,7 +16,7 @@ from scalr_prod.errors import ScalrError
 from scalr_prod.generation.alignment import align_parts
 from scalr_prod.generation.cluster import open_cluster, tell_driver, warm_up
 from scalr_prod.generation.partition import REASONS, candidate_schema, kept_part, make_part, parts_folder
-from scalr_prod.generation.parts import part_path, read_manifest, remove_others, write_json
+from scalr_prod.generation.parts import identity, part_path, read_manifest, remove_others, write_json
 from scalr_prod.generation.report import GenerationReport
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger, RunState, run_folder
@@ -192,7 +192,7 @@ def _finished(settings: Settings, spec: RunSpec) -> GenerationReport | None:
     folder = _candidates(settings, spec.run_id)
     for number in range(partitions):
         path = part_path(folder, number)
-        if read_manifest(path, run_id=spec.run_id, partition=number, partitions=partitions) is None:
+        if read_manifest(path, **identity(spec, number, partitions)) is None:
             return None
     return report
 
@@ -213,6 +213,13 @@ def _report(
         events=aligned.events,
         users=aligned.users,
         items=aligned.items,
+        sources={
+            name: {
+                "contexts": sum(manifest["sources"].get(name, 0) for manifest in manifests),
+                "events": aligned.sources.get(name, 0),
+            }
+            for name in settings.domains.source_names
+        },
         coverage=round(aligned.items / catalogue, 6) if catalogue else 0.0,
         bucket_distance=aligned.bucket_distance,
         seconds=round(seconds, 3),

@@ -13,10 +13,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table, id_type_of, schema_of
+from scalr_prod.contracts import (
+    CREATED_TIMESTAMP,
+    EVENT_TIMESTAMP,
+    ITEM_ID,
+    USER_ID,
+    Table,
+    id_type_of,
+    schema_of,
+    source_domain_sql,
+    source_item_sql,
+)
 from scalr_prod.generation import contexts as encoding
 from scalr_prod.generation.bucket import SOURCE_TIMESTAMP, ask, context_text, in_scoring_order, read_bucket
-from scalr_prod.generation.parts import part_path, read_manifest, seal, writing
+from scalr_prod.generation.parts import identity, part_path, read_manifest, seal, writing
 from scalr_prod.ledger import run_folder
 from scalr_prod.translator.contexts import Samples
 
@@ -57,21 +67,16 @@ def parts_folder(settings: Settings, run_id: str) -> Path:
 def kept_part(settings: Settings, spec: RunSpec, partition: int, partitions: int) -> dict[str, Any] | None:
     """The manifest of a part that is there already and whole, else None."""
     path = part_path(parts_folder(settings, spec.run_id), partition)
-    return read_manifest(path, run_id=spec.run_id, partition=partition, partitions=partitions)
+    return read_manifest(path, **identity(spec, partition, partitions))
 
 
 def candidate_schema(settings: Settings) -> pa.Schema:
     """The schema of ``synthetic_target_events`` for this project's ids."""
     from scalr_prod.lake import Lake
 
-    lake = Lake.open(settings)
-    source, target = lake.schema(Table.SOURCE_EVENTS), lake.schema(Table.TARGET_EVENTS)
-    return schema_of(
-        Table.SYNTHETIC_TARGET_EVENTS,
-        user=id_type_of(target, USER_ID),
-        item=id_type_of(target, ITEM_ID),
-        source_item=id_type_of(source, ITEM_ID),
-    )
+    found = Lake.open(settings).schema(Table.SYNTHETIC_TARGET_EVENTS)
+    types = {"user": USER_ID, "item": ITEM_ID, "source_item": "source_item_id"}
+    return schema_of(Table.SYNTHETIC_TARGET_EVENTS, **{name: id_type_of(found, column) for name, column in types.items()})
 
 
 def make_part(
@@ -117,8 +122,9 @@ def make_part(
                 drawn = Samples.concat(answers)
                 table = _events(connection, spec, tools, part, drawn)
                 tally.add(part, drawn, table)
+                tally.count_sources(connection, part, tools.sources)
                 write(table)
-    facts = {"run_id": spec.run_id, "partition": partition, "partitions": partitions, **tally.facts()}
+    facts = identity(spec, partition, partitions) | tally.facts()
     return seal(path, facts | {"seconds": round(time.perf_counter() - started, 3)})
 
 
@@ -130,6 +136,7 @@ class Tools:
     vocabulary: Vocabulary
     folds: int
     schema: pa.Schema
+    sources: tuple[str, ...]
 
 
 _opened = threading.local()
@@ -145,7 +152,9 @@ def open_tools(settings: Settings, spec: RunSpec) -> Tools:
         close_tools()
         version = load_version(settings, spec.translator_version)
         scorer = open_scorer(settings, spec.translator_version, guarded=True)
-        _opened.tools = Tools(scorer, version.vocabulary(), version.folds, candidate_schema(settings))
+        _opened.tools = Tools(
+            scorer, version.vocabulary(), version.folds, candidate_schema(settings), settings.domains.source_names
+        )
         _opened.key = key
     tools: Tools = _opened.tools
     return tools
@@ -190,16 +199,18 @@ def _events(connection: Any, spec: RunSpec, tools: Tools, rows: pa.Table, drawn:
                 SOURCE_TIMESTAMP: of[SOURCE_TIMESTAMP],
                 "probability": probability.astype(np.float32),
                 "weight": (probability / (probability + prior)).astype(np.float32),
-                "source_item_id": of[ITEM_ID],
+                "source_key": of[ITEM_ID],
             }
         ),
     )
     # Scorers agree to about 1e-7: compare probabilities to a thousandth, so that rounding never decides which draw is kept.
+    source_item = source_item_sql("source_key", tools.sources, id_type_of(tools.schema, "source_item_id"))
     table = connection.sql(
-        f"""SELECT event_id, {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP}, probability, weight, source_item_id,
+        f"""SELECT event_id, {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP}, probability, weight,
+                   {source_domain_sql("source_key", tools.sources)} AS source_domain, {source_item} AS source_item_id,
                    {SOURCE_TIMESTAMP}, CAST($version AS BIGINT) AS translator_version,
                    $run_id AS run_id, CAST($as_of AS TIMESTAMPTZ) AS {CREATED_TIMESTAMP}
-            FROM (SELECT *, md5(concat($sha, ':', $seed, ':', {context_text("source_item_id")}, ':', {ITEM_ID})) AS event_id
+            FROM (SELECT *, md5(concat($sha, ':', $seed, ':', {context_text("source_key")}, ':', {ITEM_ID})) AS event_id
                   FROM drawn)
             QUALIFY row_number() OVER (PARTITION BY {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP}
                                        ORDER BY round(1000 * ln(greatest(probability, 1e-30))) DESC, event_id) = 1
@@ -224,6 +235,7 @@ class _Tally:
     drawn: int = 0
     rows: int = 0
     users: int = 0
+    sources: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
 
     def add(self, part: pa.Table, drawn: Samples, table: pa.Table) -> None:
@@ -240,6 +252,14 @@ class _Tally:
         self.dropped["none_eligible"] += int(absent.sum()) - below
         self.dropped["duplicate"] += drawn.items.size - int(absent.sum()) - len(table)
 
+    def count_sources(self, connection: Any, part: pa.Table, names: tuple[str, ...]) -> None:
+        """Count one slice's contexts by source domain."""
+        connection.register("part", part)
+        found = connection.sql(f"SELECT {source_domain_sql(ITEM_ID, names)}, count(*) FROM part GROUP BY ALL").fetchall()
+        connection.unregister("part")
+        for name, count in found:
+            self.sources[name] = self.sources.get(name, 0) + count
+
     def facts(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {
@@ -247,5 +267,6 @@ class _Tally:
             "drawn": self.drawn,
             "rows": self.rows,
             "users": self.users,
+            "sources": dict(self.sources),
             "dropped": dict(self.dropped),
         }

@@ -8,13 +8,27 @@ import uuid
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
+from scalr_prod.contracts import Table, schema_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     import pyarrow as pa
 
-__all__ = ["manifest_path", "part_path", "read_manifest", "remove_others", "seal", "sha256_of", "write_json", "writing"]
+    from scalr_prod.ledger import RunSpec
+
+__all__ = [
+    "identity",
+    "manifest_path",
+    "part_path",
+    "read_manifest",
+    "remove_others",
+    "seal",
+    "sha256_of",
+    "write_json",
+    "writing",
+]
 
 _CHUNK: Final = 1 << 20
 
@@ -22,6 +36,12 @@ _CHUNK: Final = 1 << 20
 def part_path(folder: Path, partition: int) -> Path:
     """Where a partition's rows are."""
     return folder / f"part-{partition:05d}.parquet"
+
+
+def identity(spec: RunSpec, partition: int, partitions: int) -> dict[str, Any]:
+    """What a part's manifest says of which part it is: a part that a former version made with other columns is none of ours."""
+    columns = schema_of(Table.SYNTHETIC_TARGET_EVENTS, user="string", item="string").names
+    return {"run_id": spec.run_id, "partition": partition, "partitions": partitions, "columns": columns}
 
 
 def manifest_path(path: Path) -> Path:

@@ -53,12 +53,14 @@ def plan_run(settings: Settings, *, version: int | None = None) -> RunSpec:
             (``backfill``).
         TranslatorNotFound: No such version, or none at all.
         TableNotFound: A stage was skipped.
+        LakeError: A former version made the table of synthetic events, and no ingest has brought it up to date.
     """
     from scalr_prod.lake import Lake
     from scalr_prod.translator import data_end
 
     wanted = settings.generation
     lake = Lake.open(settings)
+    lake.require(Table.SYNTHETIC_TARGET_EVENTS, "source_domain")
     versions = {table.value: lake.version(table) for table in TABLES_READ}
     end = wanted.end or data_end(settings)
     as_of = wanted.as_of or end
@@ -78,7 +80,11 @@ def plan_run(settings: Settings, *, version: int | None = None) -> RunSpec:
         translator_sha256=translator.sha256,
         translator_trained_until=translator.trained_until,
         table_versions=versions,
-        settings={"generation": _row_settings(wanted), "histories": {"length": settings.histories.length}},
+        settings={
+            "generation": _row_settings(wanted),
+            "histories": {"length": settings.histories.length},
+            "sources": list(settings.domains.source_names),
+        },
     )
     with Ledger.open(settings) as ledger:
         ledger.begin_run(spec)

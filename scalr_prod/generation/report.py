@@ -24,6 +24,7 @@ class GenerationReport:
         events: Synthetic events staged as candidates.
         users: Distinct users among them.
         items: Distinct target items among them.
+        sources: By source domain, how many ``contexts`` were translated and how many ``events`` came of them.
         coverage: Share of the translator's target items among them.
         bucket_distance: Total variation between the value buckets of the real and of the staged events, before and after the
             alignment.
@@ -42,6 +43,7 @@ class GenerationReport:
     users: int
     items: int
     coverage: float
+    sources: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     bucket_distance: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     contexts_per_s: float = 0.0

@@ -11,26 +11,26 @@ from typing import TYPE_CHECKING
 from scalr_prod.ingest.report import DomainReport, IngestReport
 
 if TYPE_CHECKING:
-    from scalr_prod.contracts import Domain
     from scalr_prod.ingest.staging import StagedEvents, StagedItems
     from scalr_prod.settings import Settings
 
 __all__ = ["DomainReport", "IngestReport", "ingest"]
 
 
-def ingest(settings: Settings, *, domain: Domain | None = None, progress: bool = False) -> IngestReport:
-    """Read both domains' logs and item files into the lake, and make every later stage's table, empty, where it is missing.
+def ingest(settings: Settings, *, domain: str | None = None, progress: bool = False) -> IngestReport:
+    """Read all domains' logs and item files into the lake, and make every later stage's table, empty, where it is missing.
 
     Args:
         settings: The project's settings.
-        domain: Read this domain only; default: both.
+        domain: Read ``source`` (all source domains), ``target``, or one of several, ``sources.<name>``; default: all.
         progress: Show progress bars on stderr.
 
     Raises:
         DomainsMixed: The lake's tables were made for other domains. Nothing was written.
         ForeignFiles: Home or lake holds what this package did not make. Nothing was written.
         InputError: An input was refused; names file, column and row. Nothing was written.
-        NoCommonUsers: The two domains share no user. Nothing was written.
+        NoCommonUsers: No user has events in the target domain and in a source domain. Nothing was written.
+        SettingsError: There is no such domain.
         CommitFailed: The lake refused a commit; it is safe to repeat the ingest.
     """
     from scalr_prod.binding import check_domains
@@ -40,22 +40,38 @@ def ingest(settings: Settings, *, domain: Domain | None = None, progress: bool =
     from scalr_prod.lake import Lake
     from scalr_prod.progress import counting
 
-    domains: tuple[Domain, ...] = (domain,) if domain else ("source", "target")
-    events: dict[Domain, StagedEvents] = {}
-    items: dict[Domain, StagedItems | None] = {}
+    places = _places(settings, domain)
+    events: dict[str, StagedEvents] = {}
+    items: dict[str, StagedItems | None] = {}
     lake = Lake.open(settings)
     check_domains(settings, lake)
     lake.check_ours()
     with ExitStack() as stack:
         folder = stack.enter_context(staging_folder(settings, "ingest"))
-        for one in domains:
+        for one in places:
             with counting(f"read {one}", show=progress) as count:
                 events[one] = stage_events(settings, one, folder, count=count)
             items[one] = stage_items(settings, one, folder)
         db = stack.enter_context(open_duckdb(settings, folder))
-        work = Work(db, lake, events, items)
-        common = work.common_users(settings)
+        work = Work(settings, db, lake, events, items)
+        common = work.common_users()
         work.compare()
-        work.create_tables(settings)
-        reports = {one: work.commit(one, settings.domains[one].name, progress=progress) for one in domains}
+        work.create_tables()
+        reports = {one: work.commit(one, progress=progress) for one in places}
     return IngestReport(reports, common)
+
+
+def _places(settings: Settings, domain: str | None) -> tuple[str, ...]:
+    """Places of the logs to read.
+
+    Raises:
+        SettingsError: There is no such domain.
+    """
+    from scalr_prod.errors import SettingsError
+
+    source, target = settings.domains.places("source"), settings.domains.places("target")
+    known = {place: (place,) for place in (*source, *target)} | {None: (*source, *target), "source": source}
+    if domain not in known:
+        there = ", ".join(str(name) for name in known if name)
+        raise SettingsError(f"there is no domain '{domain}'; there are: {there}", where="domain", next_step="name one of those")
+    return known[domain]

@@ -8,7 +8,6 @@ from scalr_prod.contracts import ITEM_ID, Table
 from scalr_prod.ingest.commit import ROWS, SQL_TYPES, as_table_rows, commit_key, repeat_while_moving, scan, staged_sql
 
 if TYPE_CHECKING:
-    from scalr_prod.contracts import IdType
     from scalr_prod.ingest.commit import Log
     from scalr_prod.ingest.staging import StagedItems
     from scalr_prod.lake import Lake
@@ -18,8 +17,8 @@ __all__ = ["update_catalogue"]
 _DESCRIPTION = ("title", "category", "value")
 
 
-def update_catalogue(db: Any, lake: Lake, log: Log, staged: StagedItems | None, item: IdType) -> tuple[int, int]:
-    """Bring a domain's catalogue up to date.
+def update_catalogue(db: Any, lake: Lake, log: Log, staged: StagedItems | None) -> tuple[int, int]:
+    """Bring a domain's part of its catalogue up to date.
 
     An item's title, category and value come from the item file where the item is in there, else they stay what they were, else
     they are null. Of several rows with one id the last counts. Items of the file without events are left out, so that one file
@@ -30,10 +29,9 @@ def update_catalogue(db: Any, lake: Lake, log: Log, staged: StagedItems | None, 
         lake: The lake; the catalogue's table is there.
         log: The staged log.
         staged: The staged item file, if there is one.
-        item: Type of the item ids.
 
     Returns:
-        Rows of the catalogue, and rows of the file that a later one replaced.
+        Rows of the catalogue that are this domain's, and rows of the file that a later one replaced.
 
     Raises:
         CommitFailed: The catalogue is as it was.
@@ -41,7 +39,7 @@ def update_catalogue(db: Any, lake: Lake, log: Log, staged: StagedItems | None, 
     table = Table.items(log.domain)
     schema = lake.schema(table)
     columns = ", ".join(schema.names)
-    duplicates = _load_file(db, staged, item)
+    duplicates = _load_file(db, log, staged)
     described = ", ".join(
         f"CASE WHEN file.{ITEM_ID} IS NULL THEN former.{name} ELSE file.described.{name} END AS {name}" for name in _DESCRIPTION
     )
@@ -55,7 +53,7 @@ def update_catalogue(db: Any, lake: Lake, log: Log, staged: StagedItems | None, 
             f"FROM (SELECT {ITEM_ID} FROM {log.view} UNION SELECT {ITEM_ID} FROM former) AS ids "
             f"LEFT JOIN former USING ({ITEM_ID}) LEFT JOIN file USING ({ITEM_ID})"
         )
-        size = _count(db, "SELECT * FROM latest")
+        size = _count(db, f"SELECT * FROM latest WHERE starts_with({ITEM_ID}, '{log.prefix}')" if log.prefix else "FROM latest")
         # No item ever leaves, so that rows that differ are all that can have changed.
         if _count(db, f"SELECT {columns} FROM latest EXCEPT SELECT {columns} FROM former"):
             ordered = db.sql(f"SELECT {columns} FROM latest ORDER BY {ITEM_ID}").to_arrow_reader(ROWS)
@@ -66,14 +64,14 @@ def update_catalogue(db: Any, lake: Lake, log: Log, staged: StagedItems | None, 
     return repeat_while_moving(lake, table, update), duplicates
 
 
-def _load_file(db: Any, staged: StagedItems | None, item: IdType) -> int:
+def _load_file(db: Any, log: Log, staged: StagedItems | None) -> int:
     """The item file with the last row of each id, as table ``file``; gives the number of rows left out."""
     files = staged.files if staged else []
     no_rows = (
-        f"SELECT NULL::{SQL_TYPES[item]} AS {ITEM_ID}, NULL::VARCHAR AS title, NULL::VARCHAR AS category, "
+        f"SELECT NULL::{SQL_TYPES['string' if log.prefix else log.item]} AS {ITEM_ID}, NULL::VARCHAR AS title, NULL::VARCHAR AS category, "
         'NULL::DOUBLE AS "value", 0 AS "row" WHERE false'
     )
-    rows = staged_sql(files, {ITEM_ID: item}) if files else no_rows
+    rows = staged_sql(files, {ITEM_ID: log.item}, prefix=log.prefix) if files else no_rows
     described = ", ".join(f"'{name}': \"{name}\"" for name in _DESCRIPTION)
     db.execute(
         f"CREATE OR REPLACE TEMP TABLE file AS "

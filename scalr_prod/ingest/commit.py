@@ -37,7 +37,10 @@ class Log:
     """A staged log in the types of the lake.
 
     Attributes:
-        domain: Which domain.
+        domain: Which side it is of.
+        place: Where its settings stand below ``[domains]``.
+        item: Type of its own item ids.
+        prefix: What its items' ids begin with in the lake, where there are several source domains; else empty.
         origin: Where it came from, for errors.
         view: The DuckDB view of its rows.
         rows: Number of its rows.
@@ -46,16 +49,28 @@ class Log:
     """
 
     domain: Domain
+    place: str
+    item: IdType
+    prefix: str
     origin: str
     view: str
     rows: int
     first: datetime
     last: datetime
 
+    def own(self) -> Any:
+        """Which rows of the lake's tables are of this domain, as an expression of pyarrow's datasets; None: all of them."""
+        import pyarrow.compute as pc
 
-def staged_sql(files: Sequence[Path], types: dict[str, IdType]) -> str:
-    """A query of all staged rows with the id columns cast to their types."""
-    casts = ", ".join(f"CAST({column} AS {SQL_TYPES[kind]}) AS {column}" for column, kind in types.items())
+        return pc.starts_with(pc.field(ITEM_ID), pattern=self.prefix) if self.prefix else None
+
+
+def staged_sql(files: Sequence[Path], types: dict[str, IdType], *, prefix: str = "") -> str:
+    """A query of all staged rows with the id columns cast to their types, item ids with a prefix where there is one."""
+    cast = {column: f"CAST({column} AS {SQL_TYPES[kind]})" for column, kind in types.items()}
+    if prefix:
+        cast[ITEM_ID] = f"'{prefix}' || CAST({cast[ITEM_ID]} AS VARCHAR)"
+    casts = ", ".join(f"{value} AS {column}" for column, value in cast.items())
     quoted = (str(path).replace("'", "''") for path in files)
     return " UNION ALL ".join(f"SELECT * REPLACE ({casts}) FROM read_parquet('{path}')" for path in quoted)
 
@@ -100,13 +115,14 @@ class Addition:
         version = self.lake.version(self.table)
         happened = ds.field(EVENT_TIMESTAMP)
         window = (happened >= self.log.first) & (happened <= self.log.last)
-        there = scan(self.lake, self.table, version=version, where=window)
+        own = self.log.own()
+        there = scan(self.lake, self.table, version=version, where=window if own is None else window & own)
         columns = ", ".join(there.schema.names)
         self.db.register("there", there)
         self.db.execute(f"CREATE OR REPLACE TEMP TABLE counted AS SELECT {columns}, count(*) AS times FROM there GROUP BY ALL")
         self.db.unregister("there")
         # Grouping both sides and subtracting keeps rows that a log truly holds twice, and adds none that is there already.
-        self._missing = f"missing_{self.log.domain}"
+        self._missing = f"missing_{self.log.view}"
         self.db.execute(
             f"CREATE OR REPLACE TEMP TABLE {self._missing} AS "
             f"SELECT new.*, new.times - coalesce(counted.times, 0) AS lacking "
@@ -126,7 +142,7 @@ class Addition:
                 f"{changed} of {self.log.rows} events are in the lake already with another {CREATED_TIMESTAMP} or weight; "
                 "they would count twice",
                 where=self.log.origin,
-                next_step=f"map 'created' and 'weight' under [domains.{self.log.domain}.columns] as before, or start a new "
+                next_step=f"map 'created' and 'weight' under [domains.{self.log.place}.columns] as before, or start a new "
                 "project home",
             )
 

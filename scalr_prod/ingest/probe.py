@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING
 from scalr_prod.errors import EmptyInput
 
 if TYPE_CHECKING:
-    from scalr_prod.contracts import Domain
     from scalr_prod.settings import Settings
 
 __all__ = ["probe"]
 
 
-def probe(settings: Settings, domain: Domain) -> str:
+def probe(settings: Settings, place: str) -> str:
     """Read the first rows of a domain's log and item file; of a query, which may take long, reach the database alone.
 
     Args:
         settings: The project's settings.
-        domain: Which domain.
+        place: Where its settings stand below ``[domains]``.
 
     Returns:
         What was found, in one sentence.
@@ -30,19 +29,19 @@ def probe(settings: Settings, domain: Domain) -> str:
     from scalr_prod.ingest.sql import reach
     from scalr_prod.ingest.staging import open_events, open_items
 
-    chosen = settings.domains[domain]
+    chosen = settings.domains[place]
     found = []
     if chosen.url is not None and chosen.query is not None:
         found.append(f"{reach(chosen.url)} can be reached")
     else:
-        batches, origin = open_events(settings, domain)
+        batches, origin = open_events(settings, place)
         with closing(batches):
             first = next((batch for batch in batches if batch.rows.num_rows), None)
         if first is None:
-            raise EmptyInput("holds no row", where=origin, next_step=f"check what [domains.{domain}] names")
+            raise EmptyInput("holds no row", where=origin, next_step=f"check what [domains.{place}] names")
         found.append(f"{first.origin} can be read, with its columns")
     if chosen.items is not None:
-        items = open_items(settings, domain)
+        items = open_items(settings, place)
         with closing(items):
             next(items, None)
         found.append(f"so can {chosen.items}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from scalr_prod.contracts import Domain, IdType
+    from scalr_prod.contracts import IdType
 
 __all__ = ["DomainReport", "IngestReport"]
 
@@ -25,16 +25,16 @@ class DomainReport:
         first_read: The log's earliest event (UTC).
         last_read: The log's latest event (UTC).
         rows_added: Rows that were not in the lake yet.
-        rows: Rows in the lake afterwards.
-        users: Distinct users in the lake afterwards.
-        items: Distinct items in the lake afterwards.
-        first_event: The earliest event in the lake afterwards (UTC).
-        last_event: The latest event in the lake afterwards (UTC).
+        rows: Its rows in the lake afterwards.
+        users: Their distinct users in the lake afterwards.
+        items: Their distinct items in the lake afterwards.
+        first_event: Its earliest event in the lake afterwards (UTC).
+        last_event: Its latest event in the lake afterwards (UTC).
         created_lifted: Rows that claimed to be known before they happened; they count as known when they happened.
-        catalogue: Rows of the item catalogue afterwards.
+        catalogue: Its rows of the item catalogue afterwards.
         catalogue_duplicates: Rows of the item file that a later row with the same id replaced.
         user_id: Type of the user ids.
-        item_id: Type of the item ids.
+        item_id: Type of the item ids in its own log.
         version: Delta version of the events table afterwards.
     """
 
@@ -68,13 +68,17 @@ class IngestReport:
     """What was read and added.
 
     Attributes:
-        domains: By domain, those that were read.
-        common_users: Users with events in both domains; None where only one domain is there.
+        domains: Those that were read, by the place of their settings: ``source`` or ``sources.<name>``, and ``target``.
+        common_users: Users with events in the target domain and in a source domain; None where only one side is there.
     """
 
-    domains: dict[Domain, DomainReport]
+    domains: dict[str, DomainReport]
     common_users: int | None
 
     def to_json(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        return {**{domain: report.to_json() for domain, report in self.domains.items()}, "common_users": self.common_users}
+        """The report as JSON values, nested as the settings are."""
+        found: dict[str, Any] = {}
+        for place, report in self.domains.items():
+            outer, _, name = place.rpartition(".")
+            (found.setdefault(outer, {}) if outer else found)[name] = report.to_json()
+        return found | {"common_users": self.common_users}

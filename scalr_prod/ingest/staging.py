@@ -1,4 +1,4 @@
-"""A domain's log and item file → Parquet under the project's home, each cell checked on the way; nothing reaches the lake."""
+"""A log and its item file → Parquet under the project's home, each cell checked on the way; nothing reaches the lake."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from pathlib import Path
 
-    from scalr_prod.contracts import Domain
     from scalr_prod.ingest.files import Batch
     from scalr_prod.settings import Settings
 
@@ -61,55 +60,55 @@ class StagedItems:
     rows: int = 0
 
 
-def open_events(settings: Settings, domain: Domain) -> tuple[Generator[Batch, None, None], str]:
+def open_events(settings: Settings, place: str) -> tuple[Generator[Batch, None, None], str]:
     """The rows of a domain's log, batch by batch, and where they come from; nothing is read before the first is asked for."""
-    chosen = settings.domains[domain]
+    chosen = settings.domains[place]
     names = chosen.columns
     wanted = Wanted(
-        (names.user, names.item, names.timestamp, *filter(None, (names.created, names.weight))), f"domains.{domain}.columns"
+        (names.user, names.item, names.timestamp, *filter(None, (names.created, names.weight))), f"domains.{place}.columns"
     )
     if chosen.query is not None and chosen.url is not None:
-        return read_query(chosen.url, chosen.query, wanted), f"the query of [domains.{domain}]"
+        return read_query(chosen.url, chosen.query, wanted), f"the query of [domains.{place}]"
     origin, options = chosen.events or "", chosen.storage_options
     batches = read_path(settings, origin, wanted, format=chosen.format, version=chosen.version, storage_options=options)
     return batches, origin
 
 
-def open_items(settings: Settings, domain: Domain) -> Generator[Batch, None, None]:
+def open_items(settings: Settings, place: str) -> Generator[Batch, None, None]:
     """The rows of a domain's item file, as `open_events`.
 
     Columns that the settings map explicitly must be there; those known by their default names are read where they are there.
     """
-    chosen = settings.domains[domain]
+    chosen = settings.domains[place]
     names = chosen.item_columns
     mapped = {key: getattr(names, key) for key in ("title", "category", "value")}
     asked = tuple(name for key, name in mapped.items() if name and key in names.model_fields_set)
     others = tuple(name for name in mapped.values() if name and name not in asked)
-    wanted = Wanted((names.item, *asked), f"domains.{domain}.item_columns", others)
+    wanted = Wanted((names.item, *asked), f"domains.{place}.item_columns", others)
     options = chosen.storage_options
     return read_path(settings, chosen.items or "", wanted, version=chosen.items_version, storage_options=options)
 
 
-def stage_events(settings: Settings, domain: Domain, folder: Path, *, count: Callable[[int], None]) -> StagedEvents:
+def stage_events(settings: Settings, place: str, folder: Path, *, count: Callable[[int], None]) -> StagedEvents:
     """Read a domain's log once, batch by batch.
 
     Args:
         settings: The project's settings.
-        domain: Which domain.
+        place: Where its settings stand below ``[domains]``.
         folder: Where the Parquet files go.
         count: Called with the number of rows of each batch.
 
     Raises:
         InputError: The log cannot be read, is empty, lacks a column, or holds a cell that cannot be taken.
     """
-    chosen = settings.domains[domain]
+    chosen = settings.domains[place]
     names = chosen.columns
-    batches, origin = open_events(settings, domain)
+    batches, origin = open_events(settings, place)
     staged = StagedEvents(origin)
-    key = f"[domains.{domain}] timezone"
+    key = f"[domains.{place}] timezone"
     happened, known = Instants(chosen.timezone, key), Instants(chosen.timezone, key)
     # closing: where a cell is refused, the cursor or file is closed at once, not when the generator is collected.
-    with closing(batches), _Parts(folder, f"{domain}-events") as parts:
+    with closing(batches), _Parts(folder, f"{place}-events") as parts:
         for batch in batches:
             users = staged.users.read(_cells(batch, names.user), _place(batch, names.user), untyped=batch.untyped)
             items = staged.items.read(_cells(batch, names.item), _place(batch, names.item), untyped=batch.untyped)
@@ -129,24 +128,24 @@ def stage_events(settings: Settings, domain: Domain, folder: Path, *, count: Cal
     staged.users.refuse_nulls()
     staged.items.refuse_nulls()
     if not staged.rows:
-        raise EmptyInput("holds no row", where=origin, next_step=f"check what [domains.{domain}] names")
+        raise EmptyInput("holds no row", where=origin, next_step=f"check what [domains.{place}] names")
     return staged
 
 
-def stage_items(settings: Settings, domain: Domain, folder: Path) -> StagedItems | None:
+def stage_items(settings: Settings, place: str, folder: Path) -> StagedItems | None:
     """Read a domain's item file once; None where the settings name none.
 
     Raises:
         InputError: As for `stage_events`.
     """
-    chosen = settings.domains[domain]
+    chosen = settings.domains[place]
     if chosen.items is None:
         return None
     names = chosen.item_columns
     mapped = {key: getattr(names, key) for key in ("title", "category", "value")}
-    batches = open_items(settings, domain)
+    batches = open_items(settings, place)
     staged = StagedItems(chosen.items)
-    with closing(batches), _Parts(folder, f"{domain}-items") as parts:
+    with closing(batches), _Parts(folder, f"{place}-items") as parts:
         for batch in batches:
             size = batch.rows.num_rows
             items = staged.items.read(_cells(batch, names.item), _place(batch, names.item), untyped=batch.untyped)
@@ -159,7 +158,7 @@ def stage_items(settings: Settings, domain: Domain, folder: Path) -> StagedItems
     staged.files = parts.files
     staged.items.refuse_nulls()
     if not staged.rows:
-        raise EmptyInput("holds no row", where=chosen.items, next_step=f"check or leave out [domains.{domain}] items")
+        raise EmptyInput("holds no row", where=chosen.items, next_step=f"check or leave out [domains.{place}] items")
     return staged
 
 

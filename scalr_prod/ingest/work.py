@@ -1,14 +1,14 @@
-"""From two staged domains to commits: what they must agree on, and what is written in which order."""
+"""From staged logs to commits: what they must agree on, and what is written in which order."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from scalr_prod.binding import bound_domain, check_domains, description_of
-from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table, id_type_of, schema_of
+from scalr_prod.binding import check_domains, description_of
+from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table, id_type_of, item_key, schema_of
 from scalr_prod.errors import NoCommonUsers
 from scalr_prod.ingest.catalogue import update_catalogue
-from scalr_prod.ingest.commit import Addition, Log, commit_key, repeat_while_moving, scan, staged_sql
+from scalr_prod.ingest.commit import SQL_TYPES, Addition, Log, commit_key, repeat_while_moving, scan, staged_sql
 from scalr_prod.ingest.idtypes import agreed_type
 from scalr_prod.ingest.report import DomainReport
 from scalr_prod.instants import datetime_of
@@ -31,63 +31,77 @@ class Work:
     """One ingest after all of its input has been staged.
 
     Args:
+        settings: The project's settings.
         db: DuckDB connection.
         lake: The lake.
-        events: The staged logs.
-        items: The staged item files, None where there is none.
+        events: The staged logs, by the place of their settings.
+        items: The staged item files likewise, None where there is none.
 
     Raises:
         BadValue: The inputs' id types do not agree with one another or with the lake.
     """
 
     def __init__(
-        self, db: Any, lake: Lake, events: dict[Domain, StagedEvents], items: dict[Domain, StagedItems | None]
+        self, settings: Settings, db: Any, lake: Lake, events: dict[str, StagedEvents], items: dict[str, StagedItems | None]
     ) -> None:
-        self.db, self.lake, self.events, self.items = db, lake, events, items
+        self.settings, self.db, self.lake, self.events, self.items = settings, db, lake, events, items
+        self.several = settings.domains.several
         self.there = tuple(domain for domain in _BOTH if lake.exists(Table.events(domain)))
-        self.user, self.item = self._agree()
-        self.logs = {domain: self._view(domain) for domain in events}
-        self.additions = {domain: Addition(db, lake, log) for domain, log in self.logs.items()}
+        self.read = {domain: [place for place in settings.domains.places(domain) if place in events] for domain in _BOTH}
+        self.user, self.item, self.own = self._agree()
+        self.logs = {place: self._view(domain, place) for domain in _BOTH for place in self.read[domain]}
+        self.additions = {place: Addition(db, lake, log) for place, log in self.logs.items()}
 
-    def _agree(self) -> tuple[IdType, dict[Domain, IdType]]:
-        users = next((self._kept(domain, USER_ID) for domain in self.there), None)
+    def _agree(self) -> tuple[IdType, dict[Domain, IdType], dict[str, IdType]]:
+        """Types of the user ids, of the item ids in the lake, and of those in each log."""
+        users = next((self._kept(Table.events(domain), USER_ID) for domain in self.there), None)
         user = agreed_type("user", [staged.users for staged in self.events.values()], kept=users)
         item: dict[Domain, IdType] = {}
+        own: dict[str, IdType] = {}
         for domain in _BOTH:
-            kept = self._kept(domain, ITEM_ID) if domain in self.there else None
-            if domain in self.events:
-                catalogue = self.items[domain]
-                columns = [self.events[domain].items, *([catalogue.items] if catalogue else [])]
-                item[domain] = agreed_type("item", columns, kept=kept)
-            elif kept:
+            kept = self._kept(Table.events(domain), ITEM_ID) if domain in self.there else None
+            known = self._kept_of_several() if domain == "source" and self.several else kept
+            for place in self.read[domain]:
+                catalogue = self.items[place]
+                columns = [self.events[place].items, *([catalogue.items] if catalogue else [])]
+                own[place] = agreed_type("item", columns, kept=known)
+            if kept:
                 item[domain] = kept[0]
-        return user, item
+            elif self.read[domain]:
+                item[domain] = "string" if domain == "source" and self.several else own[self.read[domain][0]]
+        return user, item, own
 
-    def _kept(self, domain: Domain, column: str) -> tuple[IdType, str]:
-        table = Table.events(domain)
+    def _kept(self, table: Table, column: str) -> tuple[IdType, str]:
         return id_type_of(self.lake.schema(table), column), f"the table {table.value}"
 
-    def _view(self, domain: Domain) -> Log:
-        view = f"{domain}_log"
-        query = staged_sql(self.events[domain].files, {USER_ID: self.user, ITEM_ID: self.item[domain]})
+    def _kept_of_several(self) -> tuple[IdType, str] | None:
+        """Where all of several source domains have had integers as item ids, synthetic events give them back as such."""
+        table = Table.SYNTHETIC_TARGET_EVENTS
+        kept = self._kept(table, "source_item_id") if self.lake.exists(table) else None
+        return kept if kept and kept[0] == "int64" else None
+
+    def _view(self, domain: Domain, place: str) -> Log:
+        staged, own = self.events[place], self.own[place]
+        prefix = item_key(self.settings.domains[place].name) if domain == "source" and self.several else ""
+        view = f"{place.replace('.', '_')}_log"
+        query = staged_sql(staged.files, {USER_ID: self.user, ITEM_ID: own}, prefix=prefix)
         self.db.execute(f"CREATE TEMP VIEW {view} AS {query}")
         first, last = self.db.sql(
             f"SELECT epoch_us(min({EVENT_TIMESTAMP})), epoch_us(max({EVENT_TIMESTAMP})) FROM {view}"
         ).fetchall()[0]
-        staged = self.events[domain]
-        return Log(domain, staged.origin, view, staged.rows, datetime_of(first), datetime_of(last))
+        return Log(domain, place, own, prefix, staged.origin, view, staged.rows, datetime_of(first), datetime_of(last))
 
-    def common_users(self, settings: Settings) -> int | None:
-        """Users that the two domains share, counted over what was read (or, for a domain that was not, over the lake).
+    def common_users(self) -> int | None:
+        """Users of the target domain and any source domain, counted over what was read (or, of what was not, over the lake).
 
         Raises:
             NoCommonUsers: There is none, nor is there one in the lake.
         """
-        sides = [domain for domain in _BOTH if domain in self.events or domain in self.there]
-        if len(sides) < len(_BOTH):
+        if any(not self.read[domain] and domain not in self.there for domain in _BOTH):
             return None
+        domains = self.settings.domains
         for domain in _BOTH:
-            self._load_users(domain, in_lake=domain not in self.events)
+            self._load_users(domain, in_lake=domain in self.there and len(self.read[domain]) < len(domains.places(domain)))
         common = self._shared()
         if not common:
             for domain in self.there:
@@ -95,23 +109,24 @@ class Work:
             common = self._shared()
         if not common:
             examples = [self._example(domain) for domain in _BOTH]
-            names = [f"'{settings.domains[domain].name}'" for domain in _BOTH]
+            sources = " and ".join(f"'{name}'" for name in domains.source_names)
             raise NoCommonUsers(
-                f"{names[0]} and {names[1]} share no user, so there is nothing to learn a translation from "
+                f"{sources} and '{domains.target.name}' share no user, so there is nothing to learn a translation from "
                 f"(user ids look like {examples[0]} and {examples[1]})",
-                where=" and ".join(self.events[domain].origin for domain in _BOTH if domain in self.events),
+                where=" and ".join(staged.origin for staged in self.events.values()),
                 next_step="map columns that hold the same ids of the same users under [domains.*.columns] user",
             )
         return common
 
     def _load_users(self, domain: Domain, *, in_lake: bool) -> None:
         name = f"{domain}_users"
+        none = f"SELECT NULL::{SQL_TYPES[self.user]} AS {USER_ID} WHERE false"
+        logs = " UNION ".join([none, *(f"SELECT {USER_ID} FROM {self.logs[place].view}" for place in self.read[domain])])
+        self.db.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS {logs}")
         if not in_lake:
-            self.db.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS SELECT DISTINCT {USER_ID} FROM {self.logs[domain].view}")
             return
         table = Table.events(domain)
         self.db.register("lake_users", scan(self.lake, table, version=self.lake.version(table), columns=[USER_ID]))
-        self.db.execute(f"CREATE TEMP TABLE IF NOT EXISTS {name} AS SELECT {USER_ID} FROM lake_users LIMIT 0")
         self.db.execute(f"INSERT INTO {name} SELECT DISTINCT {USER_ID} FROM lake_users")
         self.db.unregister("lake_users")
 
@@ -133,52 +148,61 @@ class Work:
         for addition in self.additions.values():
             addition.compare()
 
-    def create_tables(self, settings: Settings) -> None:
-        """Make every table that is missing and whose id types are known, each domain's bound to its name.
+    def create_tables(self) -> None:
+        """Make every table that is missing and whose id types are known, each side's bound to the names of its domains.
 
         Raises:
             DomainsMixed: Another ingest has made a table for another domain in the meantime.
         """
         for domain, item in self.item.items():
             events = Table.events(domain)
-            described = description_of(settings, domain)
+            described = description_of(self.settings, domain)
             self.lake.create(events, schema_of(events, user=self.user, item=item), description=described)
-            self._bind(settings, domain)
+            self._bind(domain)
             own = [Table.items(domain), Table.history(domain)]
             for table in [*own, *([Table.TARGET_ITEM_STATS] if domain == "target" else [])]:
                 self.lake.create(table, schema_of(table, user=self.user, item=item))
         if len(self.item) == len(_BOTH):
+            source = self._item_of_source()
             for table in (Table.SYNTHETIC_TARGET_EVENTS, Table.SYNTHETIC_QUARANTINE):
-                self.lake.create(
-                    table, schema_of(table, user=self.user, item=self.item["target"], source_item=self.item["source"])
-                )
+                schema = schema_of(table, user=self.user, item=self.item["target"], source_item=source)
+                self.lake.create(table, schema)
+                self.lake.complete(table, schema)  # one of a former version knows no source domain
 
-    def _bind(self, settings: Settings, domain: Domain) -> None:
-        """Give a table that was bound to no domain, or to a former name, the domain's name."""
+    def _item_of_source(self) -> IdType:
+        """Type of a synthetic event's ``source_item_id``: as in the logs, where those of several domains are alike."""
+        if not self.several:
+            return self.item["source"]
+        return "int64" if {self.own.get(place) for place in self.settings.domains.places("source")} == {"int64"} else "string"
+
+    def _bind(self, domain: Domain) -> None:
+        """Give a table that was bound to no domain, or to other ones, the names of its domains."""
+        table, described = Table.events(domain), description_of(self.settings, domain)
 
         def bind(_version: int) -> None:
-            check_domains(settings, self.lake)
-            if bound_domain(self.lake, domain) != settings.domains[domain].name:
-                self.lake.describe(Table.events(domain), description_of(settings, domain), key=commit_key())
+            check_domains(self.settings, self.lake)
+            if self.lake.description(table) != described:
+                self.lake.describe(table, described, key=commit_key())
 
-        repeat_while_moving(self.lake, Table.events(domain), bind)
+        repeat_while_moving(self.lake, table, bind)
 
-    def commit(self, domain: Domain, name: str, *, progress: bool) -> DomainReport:
+    def commit(self, place: str, *, progress: bool) -> DomainReport:
         """Write one domain: its catalogue first, so that no event is ever without a catalogue row.
 
         Raises:
             CommitFailed: The lake refused; what was committed before is found again when the ingest is repeated.
         """
-        staged, log, table = self.events[domain], self.logs[domain], Table.events(domain)
-        size, duplicates = update_catalogue(self.db, self.lake, log, self.items[domain], self.item[domain])
-        with counting(f"add {domain}", show=progress, total=staged.rows) as count:
-            added, version = self.additions[domain].commit(count)
+        staged, log = self.events[place], self.logs[place]
+        table = Table.events(log.domain)
+        size, duplicates = update_catalogue(self.db, self.lake, log, self.items[place])
+        with counting(f"add {place}", show=progress, total=staged.rows) as count:
+            added, version = self.additions[place].commit(count)
         read = self._extent(log.view)
-        rows = self.lake.dataset(table, version=version).count_rows()
+        rows = self.lake.dataset(table, version=version).count_rows(filter=log.own())
         # All of the log is in the table now: of equal size, the two are equal.
-        kept = read if rows == staged.rows else self._extent_in_lake(table, version)
+        kept = read if rows == staged.rows else self._extent_in_lake(log, version)
         return DomainReport(
-            name=name,
+            name=self.settings.domains[place].name,
             rows_read=staged.rows,
             users_read=read.users,
             items_read=read.items,
@@ -194,12 +218,14 @@ class Work:
             catalogue=size,
             catalogue_duplicates=duplicates,
             user_id=self.user,
-            item_id=self.item[domain],
+            item_id=log.item,
             version=version,
         )
 
-    def _extent_in_lake(self, table: Table, version: int) -> _Extent:
-        self.db.register("lake_rows", scan(self.lake, table, version=version, columns=[USER_ID, ITEM_ID, EVENT_TIMESTAMP]))
+    def _extent_in_lake(self, log: Log, version: int) -> _Extent:
+        columns = [USER_ID, ITEM_ID, EVENT_TIMESTAMP]
+        rows = scan(self.lake, Table.events(log.domain), version=version, columns=columns, where=log.own())
+        self.db.register("lake_rows", rows)
         try:
             return self._extent("lake_rows")
         finally:

@@ -64,6 +64,6 @@ def write_quarantine(settings: Settings, spec: RunSpec, rows: pa.RecordBatchRead
             lake.delete(table, mine, key=key)
         return
     schema = lake.schema(table)
-    batches = (pa.Table.from_batches([batch]).cast(schema).to_batches() for batch in rows)
+    batches = (pa.Table.from_batches([batch]).select(schema.names).cast(schema).to_batches() for batch in rows)
     reader = pa.RecordBatchReader.from_batches(schema, (part for parts in batches for part in parts))
     lake.replace_where(table, reader, mine, key=key)

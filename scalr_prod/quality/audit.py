@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
+from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table, source_domain_sql, source_key_sql
 from scalr_prod.duck import open_duckdb, staging_folder
 from scalr_prod.lake import Lake
 from scalr_prod.quality.judged import Judged, RowRule, judge
@@ -24,7 +24,7 @@ __all__ = ["Audit", "auditing"]
 
 _SHOWN: Final = ("event_id", USER_ID, ITEM_ID, EVENT_TIMESTAMP)
 #: What tells the contexts of events apart.
-_CONTEXT: Final = f"{USER_ID}, source_item_id, source_event_timestamp"
+_CONTEXT: Final = f"{USER_ID}, source_domain, source_item_id, source_event_timestamp"
 
 
 @contextmanager
@@ -52,18 +52,21 @@ def auditing(
         else:
             connection.register("candidates", _nothing(lake.schema(Table.SYNTHETIC_TARGET_EVENTS)))
         own = [f"c.{name}" for name in COLUMNS]
-        judged = judge(connection, _joined(), rules, columns=own, shown=_SHOWN, path=folder / "judged.parquet")
-        yield Audit(judged, spec, popularity_buckets)
+        judged = judge(
+            connection, _joined(settings.domains.source_names), rules, columns=own, shown=_SHOWN, path=folder / "judged.parquet"
+        )
+        yield Audit(judged, spec, popularity_buckets, settings.domains.source_names)
 
 
 class Audit:
     """The judged rows of a run, and what they come to."""
 
-    def __init__(self, judged: Judged, spec: RunSpec, popularity_buckets: int) -> None:
+    def __init__(self, judged: Judged, spec: RunSpec, popularity_buckets: int, sources: Sequence[str]) -> None:
         self.judged = judged
         self._connection = judged.connection
         self._spec = spec
         self._buckets = popularity_buckets
+        self._sources = sources
 
     def accepted(self) -> pa.RecordBatchReader:
         """The rows that keep every rule, by user and time, so that the same rows make the same file."""
@@ -88,11 +91,7 @@ class Audit:
         (translated,) = self.judged.row(
             f"SELECT count(*) FROM (SELECT DISTINCT {USER_ID if per_user else _CONTEXT} FROM judged WHERE accepted)"
         )
-        window = f"{EVENT_TIMESTAMP} >= {instant_sql(self._spec.start)} AND {EVENT_TIMESTAMP} < {instant_sql(self._spec.end)}"
-        source_events, users = self.judged.row(
-            f"""SELECT count(*), count(DISTINCT {USER_ID})
-            FROM (SELECT DISTINCT {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP} FROM source_events WHERE {window})"""
-        )
+        source_events, users = self.judged.row(f"SELECT count(*), count(DISTINCT {USER_ID}) FROM ({self._in_window()})")
         contexts = users if per_user else source_events
         limit = self._spec.start if self._spec.mode == "causal" else self._spec.as_of
         return {
@@ -107,6 +106,27 @@ class Audit:
             "seconds_trained_past_limit": max(0.0, (self._spec.translator_trained_until - limit).total_seconds()),
             "bucket_distance": self._bucket_distance() if good else 1.0,
         }
+
+    def by_source(self) -> dict[str, dict[str, int]]:
+        """By source domain: its ``source_events`` of the window, and the ``candidates`` and ``accepted`` rows made from them."""
+        domain = source_domain_sql(ITEM_ID, self._sources)
+        found = {name: dict.fromkeys(("source_events", "candidates", "accepted"), 0) for name in self._sources}
+        for query, figures in (
+            (f"SELECT {domain}, count(*) FROM ({self._in_window()}) GROUP BY ALL", ("source_events",)),
+            (
+                "SELECT source_domain, count(*), count(*) FILTER (accepted) FROM judged GROUP BY source_domain",
+                ("candidates", "accepted"),
+            ),
+        ):
+            for name, *counts in self._connection.sql(query).fetchall():
+                if name in found:
+                    found[name] |= dict(zip(figures, counts, strict=True))
+        return found
+
+    def _in_window(self) -> str:
+        """SQL: the window's distinct source events."""
+        window = f"{EVENT_TIMESTAMP} >= {instant_sql(self._spec.start)} AND {EVENT_TIMESTAMP} < {instant_sql(self._spec.end)}"
+        return f"SELECT DISTINCT {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP} FROM source_events WHERE {window}"
 
     def _bucket_distance(self) -> float:
         """Total variation between the shares of accepted and of real events in buckets of equal real volume by popularity.
@@ -136,19 +156,20 @@ def _nothing(schema: pa.Schema) -> pa.Table:
     return pa.schema([*schema, *more]).empty_table()
 
 
-def _joined() -> str:
+def _joined(sources: Sequence[str]) -> str:
     """The candidates ``c`` joined to their source event ``s``, their item ``i`` and the user's own consumption of it ``u``."""
     # Of rows that share a key, the one with the highest probability stays.
     first = "ORDER BY probability DESC, event_id, filename, file_row_number"
     key = f"{USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP}"
     return f"""
         WITH c AS (
-            SELECT *, row_number() OVER (PARTITION BY event_id {first}) AS same_event_id,
+            SELECT *, {source_key_sql("source_domain", "source_item_id", sources)} AS source_key,
+                row_number() OVER (PARTITION BY event_id {first}) AS same_event_id,
                 row_number() OVER (PARTITION BY {key} {first}) AS same_user_item_time
             FROM candidates),
         s AS (
             SELECT DISTINCT {key}, true AS found FROM source_events e
-            SEMI JOIN candidates c ON e.{USER_ID} = c.{USER_ID} AND e.{ITEM_ID} = c.source_item_id
+            SEMI JOIN c ON e.{USER_ID} = c.{USER_ID} AND e.{ITEM_ID} = c.source_key
                 AND e.{EVENT_TIMESTAMP} = c.source_event_timestamp),
         i AS (
             SELECT {ITEM_ID}, true AS found, min(first_seen) AS first_seen FROM (
@@ -160,7 +181,7 @@ def _joined() -> str:
             SEMI JOIN candidates c ON t.{USER_ID} = c.{USER_ID} AND t.{ITEM_ID} = c.{ITEM_ID}
             GROUP BY {USER_ID}, {ITEM_ID})
         SELECT {{columns}} FROM c
-        LEFT JOIN s ON s.{USER_ID} = c.{USER_ID} AND s.{ITEM_ID} = c.source_item_id
+        LEFT JOIN s ON s.{USER_ID} = c.{USER_ID} AND s.{ITEM_ID} = c.source_key
             AND s.{EVENT_TIMESTAMP} = c.source_event_timestamp
         LEFT JOIN i ON i.{ITEM_ID} = c.{ITEM_ID}
         LEFT JOIN u ON u.{USER_ID} = c.{USER_ID} AND u.{ITEM_ID} = c.{ITEM_ID}"""

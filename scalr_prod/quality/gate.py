@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from scalr_prod.contracts import Table
 from scalr_prod.errors import GenerationError, LedgerError, QualityGateFailed
+from scalr_prod.generation.partition import candidate_schema
 from scalr_prod.generation.parts import sha256_of, write_json
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger, RunState, run_folder
@@ -30,7 +31,7 @@ __all__ = ["validate_run"]
 
 _SUITE: Final = "synthetic_events"
 #: Revision of the rules: a verdict by earlier ones is made again. Raise it when a rule or a figure comes to something else.
-_RULES: Final = 2
+_RULES: Final = 3
 _AUDITABLE: Final = frozenset({RunState.GENERATED, RunState.VALIDATED, RunState.REJECTED})
 _OUT_OF_OUR_HANDS: Final = frozenset({RunState.PUBLISHED, RunState.ROLLED_BACK})
 
@@ -100,6 +101,7 @@ def _inputs(settings: Settings, spec: RunSpec, record: ModelVersion | None, file
         "rules": _RULES,
         "run": json.loads(spec.canonical()),
         "candidates": {path.name: sha256_of(path) for path in files},
+        "sources": list(settings.domains.source_names),
         "quality": settings.quality.model_dump(mode="json"),
         "translator": None if record is None else [record.sha256, record.trained_until.isoformat()],
         "information": information_figures(record),
@@ -117,7 +119,8 @@ def _differing(spec: RunSpec, record: ModelVersion | None) -> int:
 def _audit(settings: Settings, spec: RunSpec, record: ModelVersion | None, folder: Path, files: Sequence[Path]) -> GateReport:
     quality = settings.quality
     asked = _generation_settings(settings, spec)
-    schema = Lake.open(settings).schema(Table.SYNTHETIC_TARGET_EVENTS)
+    Lake.open(settings).require(Table.SYNTHETIC_TARGET_EVENTS, "source_domain")
+    schema = candidate_schema(settings)
     with inspecting(settings) as inspector:
         shape = inspect_columns(
             inspector,
@@ -138,15 +141,16 @@ def _audit(settings: Settings, spec: RunSpec, record: ModelVersion | None, folde
                 rules=shape,
                 docs=inspector.docs,
             )
-        rules = row_rules(spec, exclude_consumed=asked["exclude_consumed"])
+        rules = row_rules(spec, sources=settings.domains.source_names, exclude_consumed=asked["exclude_consumed"])
         with auditing(settings, spec, files, rules, popularity_buckets=asked["align_buckets"]) as audit:
             severity: Literal["warning", "critical"] = "warning" if quality.policy == "quarantine" else "critical"
             by_row = inspect_rows(inspector, _SUITE, spec.run_id, audit.judged, severity=severity)
-            figures = audit.figures() | {"translator_facts_differing": _differing(spec, record)}
+            figures: dict[str, Any] = audit.figures() | {"translator_facts_differing": _differing(spec, record)}
             figures |= information_figures(record)
             bounds = run_rules(spec, quality, events_per_source_event=asked["events_per_source_event"])
             bounds += information_rules(quality, record)
             by_run = inspect_figures(inspector, _SUITE, spec.run_id, figures, bounds)
+            figures["by_source"] = audit.by_source()
             rows, good = audit.judged.counts()
             passed = all(rule.success for rule in by_run) and (quality.policy == "quarantine" or good == rows)
             quarantined = rows - good if quality.policy == "quarantine" else 0

@@ -13,6 +13,7 @@ from scalr_prod.quality.inspections import FigureRule
 from scalr_prod.quality.judged import RowRule
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
     from scalr_prod.ledger import RunSpec
@@ -28,6 +29,7 @@ COLUMNS = (
     EVENT_TIMESTAMP,
     "probability",
     "weight",
+    "source_domain",
     "source_item_id",
     "source_event_timestamp",
     "translator_version",
@@ -36,8 +38,8 @@ COLUMNS = (
 )
 
 
-def row_rules(spec: RunSpec, *, exclude_consumed: bool) -> list[RowRule]:
-    """The rules for every row of a run."""
+def row_rules(spec: RunSpec, *, sources: Sequence[str], exclude_consumed: bool) -> list[RowRule]:
+    """The rules for every row of a run that translates these source domains."""
     rules = [RowRule(f"{column}_is_present", f"{column} is not null", f"c.{column} IS NOT NULL") for column in COLUMNS]
     rules += [
         RowRule("event_id_is_a_hash", "event_id is 32 hex digits", "regexp_full_match(c.event_id, '[0-9a-f]{32}')"),
@@ -57,8 +59,13 @@ def row_rules(spec: RunSpec, *, exclude_consumed: bool) -> list[RowRule]:
         ),
         _at_the_source_event(spec),
         RowRule(
+            "source_domain_is_one_of_the_runs",
+            f"source_domain is {' or '.join(sources)}",
+            f"c.source_domain IN ({', '.join(map(_text, sources))})",
+        ),
+        RowRule(
             "source_event_is_real_and_known",
-            "the user's source event is in source_events and was known by as_of",
+            "the user's event on this item of the source domain is in source_events and was known by as_of",
             "s.found",
         ),
         RowRule("item_is_in_the_catalogue", "the item is one of the target domain known by as_of", "i.found"),
@@ -149,6 +156,10 @@ def run_rules(spec: RunSpec, quality: QualitySettings, *, events_per_source_even
             )
         )
     return rules
+
+
+def _text(name: str) -> str:
+    return f"'{name}'"
 
 
 def instant_sql(moment: datetime) -> str:

@@ -118,6 +118,9 @@ def _row_rules(manifest: Mapping[str, Any]) -> list[RowRule]:
         RowRule("synthetic_rows_are_unique", "no other synthetic row has this user, item and time", "r.copy = 1"),
         RowRule("label_is_not_contradicted", "no row of this user, item and time has the other label", "b.found IS NULL"),
     ]
+    if "source_domain" in columns:  # null on synthetic rows that a former version published
+        says = "source_domain is there on no real row"
+        rules.append(RowRule("source_domain_is_on_no_real_row", says, "r.is_synthetic OR r.source_domain IS NULL"))
     if manifest.get("start"):
         start = manifest["start"]
         rules.append(RowRule("label_is_in_the_window", f"{EVENT_TIMESTAMP} >= {start}", f"{instant} >= {_at(start)}"))

@@ -41,7 +41,7 @@ _TABLES: Final = (
     Table.TARGET_ITEM_STATS,
 )
 #: Raised when the same inputs would give other rows than before.
-_LAYOUT: Final = 2
+_LAYOUT: Final = 3
 _LOCK_TIMEOUT_S: Final = 3600
 
 
@@ -122,6 +122,7 @@ def _inputs(settings: Settings) -> tuple[dict[str, Any], Window]:
             next_step="choose an earlier start or a later cutoff",
         )
     lake = Lake.open(settings)
+    lake.require(Table.SYNTHETIC_TARGET_EVENTS, "source_domain")
     inputs = {
         "layout": _LAYOUT,
         "name": options.name,

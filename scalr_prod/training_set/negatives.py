@@ -100,7 +100,7 @@ def stage_negatives(connection: Any, settings: Settings, real: Path, path: Path,
                 pa.array(np.zeros(len(rows), np.int8)),
                 pa.array(np.ones(len(rows), np.float32)),
                 pa.array(np.zeros(len(rows), np.bool_)),
-                pa.nulls(len(rows), pa.string()),
+                *(pa.nulls(len(rows), pa.string()) for _ in ("run_id", "source_domain")),
             ]
             writer.write_table(pa.table(columns, names=schema.names).cast(schema))
 

@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 __all__ = ["KEYS", "LABEL_COLUMNS", "Spine", "Window", "spine_schema", "stage_spine"]
 
 KEYS: Final = (USER_ID, ITEM_ID, EVENT_TIMESTAMP)
-LABEL_COLUMNS: Final = ("label", "weight", "is_synthetic", "run_id")
+LABEL_COLUMNS: Final = ("label", "weight", "is_synthetic", "run_id", "source_domain")
 
 #: Before every event: what an open start means to a store. (Feast's own paths use nanoseconds, which begin in 1677.)
 _BEGINNING: Final = datetime(1700, 1, 1, tzinfo=UTC)
 _ROWS_AT_ONCE: Final = 1_000_000
 #: Rows with equal keys are ordered to the last column, so that the same rows give the same files.
-_ORDER: Final = f"{EVENT_TIMESTAMP}, {USER_ID}, {ITEM_ID}, is_synthetic, label DESC, run_id, weight"
+_ORDER: Final = f"{EVENT_TIMESTAMP}, {USER_ID}, {ITEM_ID}, is_synthetic, label DESC, run_id, source_domain, weight"
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,7 @@ def spine_schema(user: pa.DataType, item: pa.DataType) -> pa.Schema:
             pa.field("weight", pa.float32(), nullable=False),
             pa.field("is_synthetic", pa.bool_(), nullable=False),
             pa.field("run_id", pa.string()),
+            pa.field("source_domain", pa.string()),
         ]
     )
 
@@ -128,7 +129,12 @@ def stage_spine(settings: Settings, window: Window, folder: Path) -> Spine:
     with open_duckdb(settings, folder) as connection:
         schema = _stage_events(connection, settings, Table.TARGET_EVENTS, window.cutoff, more=("weight",), path=real)
         _stage_events(
-            connection, settings, Table.SYNTHETIC_TARGET_EVENTS, window.cutoff, more=("weight", "run_id"), path=synthetic
+            connection,
+            settings,
+            Table.SYNTHETIC_TARGET_EVENTS,
+            window.cutoff,
+            more=("weight", "run_id", "source_domain"),
+            path=synthetic,
         )
         output = spine_schema(schema.field(USER_ID).type, schema.field(ITEM_ID).type)
         counted = {path: _count(connection, path, start) for path in (real, synthetic)}
@@ -145,14 +151,14 @@ def stage_spine(settings: Settings, window: Window, folder: Path) -> Spine:
         query = f"""
             WITH real_events AS (SELECT {USER_ID}, count(*) AS real_events FROM {_scan(real)} GROUP BY {USER_ID})
             SELECT * FROM (
-                SELECT {keys}, 1 AS label, weight, false AS is_synthetic, NULL AS run_id
+                SELECT {keys}, 1 AS label, weight, false AS is_synthetic, NULL AS run_id, NULL AS source_domain
                 FROM {_scan(real)} WHERE epoch_us({EVENT_TIMESTAMP}) >= {start}
                 UNION ALL
-                SELECT {keys}, 1, weight * {lambda_}, true, run_id
+                SELECT {keys}, 1, weight * {lambda_}, true, run_id, source_domain
                 FROM {_scan(synthetic)} LEFT JOIN real_events USING ({USER_ID})
                 WHERE epoch_us({EVENT_TIMESTAMP}) >= {start} AND {lambda_} > 0
                 UNION ALL
-                SELECT {keys}, label, weight, is_synthetic, run_id
+                SELECT {keys}, label, weight, is_synthetic, run_id, source_domain
                 FROM {_scan(negative)} WHERE ({keys}) NOT IN (SELECT ({keys}) FROM {_scan(synthetic)}))
             ORDER BY {_ORDER}"""
         reader = connection.sql(query).to_arrow_reader(65_536)

@@ -238,7 +238,7 @@ from scalr_prod.settings import load_settings
 if __name__ == "__main__":
     settings = load_settings(
         sys.argv[1],
-        generation={"partitions": 16},
+        generation={"partitions": 16, "align": True},
         compute={"workers": 1},
         serving={"scorer": "local", "threads": 1},
     )

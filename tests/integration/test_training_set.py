@@ -85,6 +85,7 @@ def publish(settings, run_id: str, start: datetime, end: datetime, rng) -> None:
             "event_timestamp": chosen["event_timestamp"].to_numpy(),
             "probability": rng.random(count).astype("float32"),
             "weight": rng.random(count).astype("float32"),
+            "source_domain": "gadgets",
             "source_item_id": chosen["item_id"].to_numpy(),
             "source_event_timestamp": chosen["event_timestamp"].to_numpy(),
             "translator_version": 1,
@@ -191,6 +192,8 @@ def test_the_spine_is_every_real_and_every_synthetic_event_that_was_known_by_the
     assert report.synthetic_unknown == len(unknown) > 0
     assert rows.loc[rows["is_synthetic"], "run_id"].eq("run_00000000000000aa").all()
     assert rows.loc[~rows["is_synthetic"], "run_id"].isna().all()
+    assert rows.loc[rows["is_synthetic"], "source_domain"].eq("gadgets").all()
+    assert rows.loc[~rows["is_synthetic"], "source_domain"].isna().all()
 
 
 def test_each_segments_synthetic_rows_have_its_weight_and_those_of_weight_zero_are_left_out(project):
@@ -346,8 +349,8 @@ def test_provenance_is_no_feature(project):
         *(f"{d}_user_history__{n}" for d in ("source", "target") for n in ("item_ids", "event_timestamps", "event_count")),
         *(f"target_item_stats__{n}" for n in ("first_seen", "event_count", "trailing_event_count")),
     }
-    assert [*opened.manifest["columns"]][:7] == [
-        "user_id", "item_id", "event_timestamp", "label", "weight", "is_synthetic", "run_id",
+    assert [*opened.manifest["columns"]][:8] == [
+        "user_id", "item_id", "event_timestamp", "label", "weight", "is_synthetic", "run_id", "source_domain",
     ]  # fmt: skip
 
 

@@ -43,6 +43,8 @@ VIOLATIONS = {
     ),
     "probability_is_present": (setting("probability", None), {"probability_is_in_range"}),
     "weight_is_present": (setting("weight", None), {"weight_is_in_range"}),
+    "source_domain_is_present": (setting("source_domain", None), {"source_domain_is_one_of_the_runs"}),
+    "source_domain_is_one_of_the_runs": (setting("source_domain", "elsewhere"), set()),
     "source_item_id_is_present": (setting("source_item_id", None), {"source_event_is_real_and_known"}),
     "source_event_timestamp_is_present": (
         setting("source_event_timestamp", None),
@@ -94,7 +96,7 @@ def rows_of(frame: pd.DataFrame) -> list[dict]:
 
 
 def test_the_table_names_every_rule_of_a_row(project):
-    rules = {rule.name for rule in row_rules(project.run(), exclude_consumed=True)}
+    rules = {rule.name for rule in row_rules(project.run(), sources=("source",), exclude_consumed=True)}
     assert {name.split(" ")[0] for name in VIOLATIONS} == rules
 
 

@@ -23,6 +23,7 @@ SCHEMA = pa.schema(
         ("weight", pa.float32()),
         ("is_synthetic", pa.bool_()),
         ("run_id", pa.string()),
+        ("source_domain", pa.string()),
         ("source_user_history__item_ids", pa.list_(pa.string())),
         ("source_user_history__event_timestamps", pa.list_(STAMP)),
         ("source_user_history__event_count", pa.int64()),
@@ -49,6 +50,7 @@ def good_rows() -> list[dict]:
                 "weight": 0.5,
                 "is_synthetic": kind == "synthetic",
                 "run_id": "run_0123456789abcdef" if kind == "synthetic" else None,
+                "source_domain": "source" if kind == "synthetic" else None,
                 "source_user_history__item_ids": ["s1", "s2"] if number % 2 else None,
                 "source_user_history__event_timestamps": [hour(1), when - timedelta(microseconds=1)] if number % 2 else None,
                 "source_user_history__event_count": 2 if number % 2 else None,
@@ -121,6 +123,7 @@ VIOLATIONS = {
     "provenance_is_on_synthetic_rows_only": changed(0, run_id="run_0123456789abcdef"),
     "provenance_is_on_synthetic_rows_only (missing)": changed(2, run_id=None),
     "provenance_is_on_synthetic_rows_only (null)": changed(0, is_synthetic=None),
+    "source_domain_is_on_no_real_row": changed(0, source_domain="source"),
     "synthetic_rows_are_positive": changed(2, label=0),
     "synthetic_rows_are_unique": lambda rows: rows.append(dict(rows[2])),
     "label_is_not_contradicted": lambda rows: rows[1].update(

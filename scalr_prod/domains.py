@@ -1,0 +1,148 @@
+"""``[domains]`` of scalr.toml: where each domain's log is, and what its columns are called."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Literal, Self
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+if TYPE_CHECKING:
+    from scalr_prod.contracts import Domain
+
+__all__ = ["Columns", "DomainSettings", "Domains", "ItemColumns", "Section"]
+
+
+class Section(BaseModel):
+    """A section of scalr.toml: its values never change, and keys that it does not know are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Columns(Section):
+    """Which column of the log holds what. ``created``: from when on the row may be known (default: the event's own time)."""
+
+    user: str = "user_id"
+    item: str = "item_id"
+    timestamp: str = "timestamp"
+    created: str | None = None
+    weight: str | None = None
+
+
+class ItemColumns(Section):
+    """Which column of the item file holds what."""
+
+    item: str = "item_id"
+    title: str | None = "title"
+    category: str | None = "category"
+    value: str | None = "value"
+
+
+class DomainSettings(Section):
+    """One domain's log: a Delta or Iceberg table, files (path, glob or fsspec URL), or a SQL query."""
+
+    name: str
+    formerly: str | None = Field(default=None, description="the name that the project's tables know this domain by: renames it")
+    events: str | None = None
+    query: str | None = None
+    url: str | None = Field(default=None, repr=False)
+    format: Literal["parquet", "csv", "jsonl", "delta", "iceberg"] | None = None
+    version: int | None = Field(
+        default=None, ge=0, description="Delta version or Iceberg snapshot id of events; default: latest"
+    )
+    columns: Columns = Columns()
+    timezone: str | None = None
+    items: str | None = None
+    items_version: int | None = Field(default=None, ge=0, description="as version, of items")
+    item_columns: ItemColumns = ItemColumns()
+    storage_options: dict[str, str] = Field(default_factory=dict, repr=False)
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_. -]{0,63}", value):
+            raise ValueError("must be 1 to 64 letters, digits, '_', '.', '-' or spaces")
+        return value
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_zone(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                ZoneInfo(value)
+            except (ZoneInfoNotFoundError, ValueError) as error:
+                raise ValueError(f"{value!r} is no IANA time zone, such as 'UTC' or 'Europe/Paris'") from error
+        return value
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.events is None) == (self.query is None):
+            raise ValueError("needs either 'events' (path, glob or URL of files) or 'query' with 'url' (SQL)")
+        if self.query is not None and self.url is None:
+            raise ValueError("has a 'query' but no 'url' (a SQLAlchemy URL; keep its password in the environment)")
+        if (self.query is not None and self.version is not None) or (self.items is None and self.items_version is not None):
+            raise ValueError(
+                "asks for a version of what it does not name: 'version' is of 'events', 'items_version' of 'items'"
+            )
+        return self
+
+
+class Domains(Section):
+    """The target domain, and one source domain (``source``) or several by name (``sources``).
+
+    A *place* is where a log's settings stand below ``[domains]``: ``source``, ``sources.<name>`` or ``target``.
+    """
+
+    source: DomainSettings | None = None
+    sources: dict[str, DomainSettings] = Field(default_factory=dict)
+    target: DomainSettings
+
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _named_by_keys(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        for key in value:
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", str(key)):
+                raise ValueError(f"'{key}' is no plain name: 1 to 64 letters, digits and '_', no digit first")
+        return {key: {"name": key} | one if isinstance(one, dict) else one for key, one in value.items()}
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        if (self.source is None) == (not self.sources):
+            both = "has both 'source' and 'sources'" if self.sources else "names no source domain"
+            raise ValueError(f"{both}: write [domains.source] for one, or [domains.sources.<name>] for each of several")
+        for key, one in self.sources.items():
+            if one.name != key:
+                raise ValueError(f"[domains.sources.{key}] name is '{one.name}': leave it out, its name is '{key}'")
+            if key == self.target.name:
+                raise ValueError(f"[domains.sources.{key}] bears the name of the target domain: give one of them another")
+            if one.formerly is not None and self.several:
+                raise ValueError(
+                    f"[domains.sources.{key}] formerly: one of several sources cannot be renamed, since its name is a part of "
+                    "its items' ids; name another [project] home"
+                )
+        return self
+
+    @property
+    def several(self) -> bool:
+        """Whether there are two source domains or more: source items are then known by domain and id (`contracts.item_key`)."""
+        return len(self.sources) > 1
+
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """Names of the source domains, in the order of the settings."""
+        return tuple(self.sources) or ((self.source.name,) if self.source else ())
+
+    def places(self, domain: Domain) -> tuple[str, ...]:
+        """Places of a domain's logs."""
+        if domain == "target" or self.source is not None:
+            return (domain,)
+        return tuple(f"sources.{name}" for name in self.sources)
+
+    def __getitem__(self, place: str) -> DomainSettings:
+        found = self.sources[place.removeprefix("sources.")] if place.startswith("sources.") else getattr(self, place)
+        if found is None:
+            raise KeyError(place)
+        return found
