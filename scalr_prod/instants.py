@@ -15,8 +15,10 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def micros(moment: datetime) -> int:
-    """Of a time that knows its zone."""
-    return (moment - _EPOCH) // timedelta(microseconds=1)
+    """Microseconds since the epoch of a datetime with a time zone."""
+    past = moment - _EPOCH
+    # Part by part: the difference may be of a subclass that does not floor-divide by a timedelta, as pendulum's, which Airflow hands out.
+    return (past.days * 86_400 + past.seconds) * 1_000_000 + past.microseconds
 
 
 def micros_of(column: Any) -> NDArray[np.int64]:

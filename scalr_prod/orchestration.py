@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.errors import (
@@ -27,6 +27,7 @@ from scalr_prod.errors import (
     SettingsError,
     UnreadableInput,
 )
+from scalr_prod.instants import datetime_of, micros
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -126,13 +127,18 @@ def window_of(context: Mapping[str, Any]) -> tuple[datetime, datetime]:
             where="params start, end",
             next_step='trigger it with a logical date, or with --conf \'{"start": "2024-05-01T00:00:00Z", "end": "…"}\'',
         )
-    return start.astimezone(UTC), end.astimezone(UTC)
+    return _plain(start), _plain(end)
+
+
+def _plain(moment: datetime) -> datetime:
+    """The same instant as an ordinary datetime (UTC): Airflow hands out pendulum's, whose differences behave unlike a timedelta."""
+    return datetime_of(micros(moment))
 
 
 def trained_until_of(context: Mapping[str, Any]) -> datetime | None:
     """Until when a translator may learn: the param ``trained_until``, else the data interval's end (UTC); None: no bound."""
     moment = _instant(context["params"].get("trained_until"), "trained_until") or context.get("data_interval_end")
-    return moment.astimezone(UTC) if moment else None
+    return _plain(moment) if moment else None
 
 
 def training_set_project(context: Mapping[str, Any], extras: Iterable[Mapping[str, Any]]) -> Settings:

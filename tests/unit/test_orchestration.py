@@ -9,6 +9,7 @@ import pytest
 
 from scalr_prod import errors
 from scalr_prod.errors import EmptyWindow, QualityGateFailed, ScalrError, ServerUnreachable, SettingsError
+from scalr_prod.instants import micros
 from scalr_prod.orchestration import (
     open_project,
     scheduler_errors,
@@ -116,3 +117,16 @@ def test_errors_reach_the_scheduler_in_its_own_words():
         raise ServerUnreachable("nothing answers")
     with pytest.raises(ZeroDivisionError), scheduler_errors():
         raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Paris"])
+def test_a_schedulers_instants_become_ordinary_ones(zone):
+    """A scheduled run's data interval is of pendulum's DateTime, whose differences do not floor-divide by a timedelta."""
+    pendulum = pytest.importorskip("pendulum", reason="comes with Airflow")
+    start, end = pendulum.datetime(1969, 12, 31, 3, tz=zone), pendulum.datetime(2024, 5, 2, 0, 0, 0, 123457, tz=zone)
+    given = context() | {"data_interval_start": start, "data_interval_end": end}
+    found = (*window_of(given), trained_until_of(given))
+    assert [type(moment) for moment in found] == [datetime] * 3
+    assert found == (start, end, end)
+    assert micros(end) == micros(datetime.fromisoformat(end.isoformat()))
+    assert micros(start) == micros(datetime.fromisoformat(start.isoformat())) < 0
