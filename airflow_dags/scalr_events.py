@@ -85,7 +85,7 @@ def scalr_events() -> None:
 
     @task(outlets=[ASSET])
     def publish(run: str, *, outlet_events: Any = None) -> dict[str, Any]:
-        from scalr_prod.orchestration import scheduler_errors
+        from scalr_prod.orchestration import config_of, scheduler_errors
         from scalr_prod.publication import publish as work
 
         with scheduler_errors():
@@ -94,6 +94,7 @@ def scalr_events() -> None:
         window = settings.generation
         outlet_events[ASSET].extra = {
             "run_id": run,
+            "config": config_of(get_current_context()),
             **{name: getattr(window, name).isoformat() for name in ("start", "end", "as_of")},
         }
         return report

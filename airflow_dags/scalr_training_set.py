@@ -1,7 +1,8 @@
 """scalr_training_set: whenever synthetic events are published, build the training set anew and put it before the gate.
 
-It is triggered by the asset ``synthetic_target_events``. Its cutoff is the latest ``as_of`` among the asset's events, so that
-all they published is known; the param ``cutoff`` and ``[training_set] cutoff`` of scalr.toml go before.
+It is triggered by the asset ``synthetic_target_events``, and builds the training set of the project that published. Its cutoff is
+the latest ``as_of`` among the asset's events, so that all they published is known; the param ``cutoff`` and ``[training_set] cutoff``
+of scalr.toml go before.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _INSTANT = {"type": ["null", "string"], "format": "date-time"}
         "pool": os.environ.get("SCALR_AIRFLOW_POOL", "default_pool"),
     },
     params={
-        "config": Param(None, type=["null", "string"], description="scalr.toml; default: Variable scalr_config, SCALR_CONFIG"),
+        "config": Param(None, type=["null", "string"], description="scalr.toml; default: that of the run that published"),
         "start": Param(None, **_INSTANT, description="first instant of a label"),
         "cutoff": Param(None, **_INSTANT, description="no label, feature or row from after it"),
     },

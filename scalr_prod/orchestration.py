@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CONFIG_VARIABLE",
+    "config_of",
     "open_project",
     "scheduler_errors",
     "trained_until_of",
@@ -90,26 +91,48 @@ def scheduler_errors() -> Iterator[None]:
         raise AirflowFailException(f"{type(error).__name__}: {error}") from error
 
 
-def open_project(context: Mapping[str, Any], **overrides: Any) -> Settings:
-    """The settings of a task's project: the run's param ``config``, the Variable ``scalr_config``, or ``SCALR_CONFIG``.
+def config_of(context: Mapping[str, Any], extras: Iterable[Mapping[str, Any]] = ()) -> str:
+    """A task's settings file: the run's param ``config``, the one that published, the Variable ``scalr_config``, or ``SCALR_CONFIG``.
 
     Args:
         context: The task's context.
-        overrides: Whole sections of settings, merged over the file's.
+        extras: What the asset's events carry that triggered the run; ``config`` is the file that published.
 
     Raises:
-        SettingsError: None of the three names a file, or the file holds something impossible.
+        SettingsError: None of them names a file, or several projects published.
     """
-    from scalr_prod.settings import load_settings
-
-    path = context["params"].get("config") or _variable(CONFIG_VARIABLE) or os.environ.get("SCALR_CONFIG")
+    published = sorted({extra["config"] for extra in extras if extra.get("config")})
+    asked = context["params"].get("config")
+    if len(published) > 1 and not asked:
+        raise SettingsError(
+            f"the events that triggered this run were published by several projects: {', '.join(published)}",
+            where="asset synthetic_target_events",
+            next_step="trigger the DAG once for each, with the param config",
+        )
+    path: str | None = asked or next(iter(published), None) or _variable(CONFIG_VARIABLE) or os.environ.get("SCALR_CONFIG")
     if not path:
         raise SettingsError(
             "no settings file is named",
             where=f"param config, Airflow Variable {CONFIG_VARIABLE}, environment SCALR_CONFIG",
             next_step=f"airflow variables set {CONFIG_VARIABLE} /path/to/scalr.toml",
         )
-    return load_settings(path, **overrides)
+    return path
+
+
+def open_project(context: Mapping[str, Any], *, extras: Iterable[Mapping[str, Any]] = (), **overrides: Any) -> Settings:
+    """The settings of a task's project.
+
+    Args:
+        context: The task's context.
+        extras: See `config_of`.
+        overrides: Whole sections of settings, merged over the file's.
+
+    Raises:
+        SettingsError: No file is named, or it holds something impossible.
+    """
+    from scalr_prod.settings import load_settings
+
+    return load_settings(config_of(context, extras), **overrides)
 
 
 def window_of(context: Mapping[str, Any]) -> tuple[datetime, datetime]:
@@ -149,14 +172,15 @@ def training_set_project(context: Mapping[str, Any], extras: Iterable[Mapping[st
 
     Args:
         context: The task's context.
-        extras: What the asset's events carry: ``start``, ``end``, ``as_of``, ``run_id``.
+        extras: What the asset's events carry: ``start``, ``end``, ``as_of``, ``run_id``, ``config``.
     """
-    settings = open_project(context)
+    extras = list(extras)
+    settings = open_project(context, extras=extras)
     asked = {name: _instant(context["params"].get(name), name) for name in ("start", "cutoff")}
     if settings.training_set.cutoff is None and asked["cutoff"] is None:
         published = [datetime.fromisoformat(extra["as_of"]) for extra in extras if extra.get("as_of")]
         asked["cutoff"] = max(published, default=None)
-    return open_project(context, training_set={name: moment for name, moment in asked.items() if moment})
+    return open_project(context, extras=extras, training_set={name: moment for name, moment in asked.items() if moment})
 
 
 def _instant(text: str | None, name: str) -> datetime | None:

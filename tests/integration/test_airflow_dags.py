@@ -154,6 +154,7 @@ def test_the_window_is_published_and_the_asset_carries_it(airflow, events, proje
     assert spec["mode"] == "causal"
     assert datetime.fromisoformat(spec["translator_trained_until"]) <= TRAINED
     assert extra["run_id"] == run_id
+    assert Path(extra["config"]).name == "scalr.toml"
     assert [datetime.fromisoformat(extra[name]) for name in ("start", "end", "as_of")] == [TRAINED, END, END]
 
 

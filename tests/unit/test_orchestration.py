@@ -11,6 +11,7 @@ from scalr_prod import errors
 from scalr_prod.errors import EmptyWindow, QualityGateFailed, ScalrError, ServerUnreachable, SettingsError
 from scalr_prod.instants import micros
 from scalr_prod.orchestration import (
+    config_of,
     open_project,
     scheduler_errors,
     trained_until_of,
@@ -87,6 +88,20 @@ def test_the_cutoff_is_the_latest_as_of_of_what_was_published(project, settings_
     assert (options.cutoff, options.start) == (datetime(2024, 4, 1, tzinfo=UTC), datetime(2024, 3, 1, tzinfo=UTC))
     fixed = settings_with("[training_set]\ncutoff = 2024-02-01T00:00:00Z\n")
     assert training_set_project(context(config=str(fixed)), [late]).training_set.cutoff == datetime(2024, 2, 1, tzinfo=UTC)
+
+
+def test_the_training_set_is_of_the_project_that_published(project, tmp_path, monkeypatch):
+    other = tmp_path / "other.toml"
+    other.write_text(project.read_text())
+    monkeypatch.setenv("SCALR_CONFIG", str(project))
+    extras = [{"as_of": "2024-05-02T00:00:00+00:00", "config": str(other)}]
+    assert config_of(context(), extras) == str(other)
+    assert training_set_project(context(), extras).base == tmp_path
+    assert config_of(context()) == str(project)
+    both = [*extras, {"config": str(project)}]
+    with pytest.raises(SettingsError, match=r"several projects: .*other\.toml"):
+        training_set_project(context(), both)
+    assert config_of(context(config=str(project)), both) == str(project)
 
 
 RETRIED = {
