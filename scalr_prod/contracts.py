@@ -1,4 +1,4 @@
-"""The columns of every table, and nothing else: no other module spells a column's name in a schema.
+"""The columns of every table of the lake.
 
 Where there is one source domain, its items bear the ids of their log. Where there are several, ``source_events``, ``source_items`` and
 ``source_user_history`` know an item by domain and id in one text, ``<domain>:<id>``, so that for no reader the same id in two domains is

@@ -160,7 +160,7 @@ def write_version(
     manifest: dict[str, Any],
     vocabulary: Vocabulary,
 ) -> TranslatorVersion:
-    """Write the next version, whole or not at all, and record it in the ledger.
+    """Write the next version, whole or not at all. The caller records it in the ledger.
 
     Args:
         settings: The project's settings.

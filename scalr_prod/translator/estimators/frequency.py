@@ -1,8 +1,8 @@
 """The paper's estimator: how often the users of a source item also had a target item, smoothed towards popularity.
 
 ``P(i | j) = (n(j, i) + α P(i)) / (n(j) + α)`` with n(j, i) the number of users who had both. A context is the translated item
-and, with weights that halve at every step back, the few items before it: ``P(i | context) = Σ_h w_h P(i | j_h)``. The score is
-its logarithm.
+and the few items before it, each step back with `DECAY` times the weight: ``P(i | context) = Σ_h w_h P(i | j_h)``. The score is its
+logarithm.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def source_basis(pairs: Pairs, components: int) -> Any:
 
 
 def fit(pairs: Pairs, shared: Parameters) -> Parameters:
-    """``coefficients`` float32 [r, n_target] and ``mean`` float32 [n_target]: the mean score of the training users."""
+    """``coefficients`` float32 [r, n_target]: C."""
     import numpy as np
     from scipy import sparse
 
@@ -83,5 +83,5 @@ def vectors(parameters: Parameters) -> torch.Tensor:
 
 
 def score(parameters: Parameters, batch: Batch, log_prior: torch.Tensor) -> torch.Tensor:
-    """[B, N] in the dtype of ``log_prior``, scaled by N so that an even score is 1."""
+    """[B, N] in the dtype of ``log_prior``."""
     return products(user(parameters, batch), vectors(parameters), log_prior.dtype)
