@@ -46,8 +46,8 @@ ABLATIONS: Final = (
 )  # fmt: skip
 #: Arms with synthetic events that get a volume, a temperature, a boost and λ of their own, at the same budget.
 TUNED: Final = ("real+scalr", "synthetic_only", *CONTROLS)
-#: The fewest that decide: the baselines, ours, and the two controls that a lift has to survive.
-QUICK: Final = ("real", "real+scalr", *LISTS, "trend", "shuffled")
+#: The fewest that decide: the baselines, ours, the two controls that a lift has to survive, and the rival.
+QUICK: Final = ("real", "real+scalr", *LISTS, "trend", "shuffled", RIVAL)
 #: Arms that need an estimator of their own in the translator.
 NEEDS: Final = {"frequency": "frequency", "trend": "popularity"} | {
     arm: arm.removeprefix("only_") for arm in ABLATIONS if arm.startswith("only_")
@@ -74,14 +74,14 @@ class Choice:
         draw: Volume, temperature, filter, alignment.
         weights: λ for cold, sparse and dense users.
         source_weight: Of source events in the rival.
-        boost: b of score = model + b × log decayed popularity (see `Boosted`).
+        boost: b of score = model + b × log decayed popularity (see `Boosted`), for cold, sparse and dense users.
     """
 
     options: dict[str, Any]
     draw: Draw
     weights: tuple[float, float, float]
     source_weight: float
-    boost: float = 0.0
+    boost: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def fitted_by(self) -> tuple[Any, ...]:
         """Everything that a fit depends on: all but the boost."""
@@ -192,11 +192,17 @@ class Maker:
         return replace(like, item=rng.choice(len(share), len(like), p=share / share.sum()).astype(np.int32))
 
     def _shuffled(self, like: Interactions, rng: np.random.Generator) -> Interactions:
-        """Each user gets the events that another user's history was translated into."""
+        """Each user gets the events that another user's history was translated into, one with about as many real events.
+
+        As in ours, none is of an item that its new user has had.
+        """
         owners = np.unique(like.user)
         other = np.arange(like.n_users, dtype=np.int32)
-        other[owners] = rng.permutation(owners)
-        return replace(like, user=other[like.user])
+        for segment in np.unique(self._segments[owners]):
+            alike = owners[self._segments[owners] == segment]
+            other[alike] = rng.permutation(alike)
+        moved = replace(like, user=other[like.user])
+        return moved.take(np.asarray(self.scene.seen()[moved.user, moved.item]).ravel() == 0)
 
     def _duplicated(self, like: Interactions, rng: np.random.Generator) -> Interactions:
         """Real events again: as many, and as heavy in all."""

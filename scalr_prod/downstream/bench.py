@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from scalr_prod.downstream.arms import LISTS, RIVAL, TUNED, Maker
+from scalr_prod.downstream.models import knows_source
 from scalr_prod.downstream.panel import Panel
 from scalr_prod.downstream.published import Published
 from scalr_prod.downstream.report import BASE, OURS, SEGMENTS, EvaluationReport, summarise, verdict_of, write_report
@@ -52,7 +54,7 @@ class Bench:
         self.choices: dict[str, dict[str, Choice]] = {}
         self.figures: dict[str, dict[str, Any]] = {}
         self.scales: dict[str, dict[str, LogitMap | None]] = {}
-        self.best: dict[str, str] = {}
+        self.best: dict[str, dict[str, str]] = {}
         self.lately: dict[str, Any] = {}
         self.outcomes: dict[str, dict[str, list[list[Outcome]]]] = {}
         self.synthetic: dict[tuple[str, str], dict[str, float]] = {}
@@ -66,7 +68,7 @@ class Bench:
         for family in self.settings.downstream.models:
             tuner = Tuner(family, stages, self.settings, self.lately, self.pulse.fitted)
             self.choices[family], self.figures[family], self.scales[family] = {}, {}, {}
-            for arm in self.arms:
+            for arm in self._arms(family):
                 if arm in LISTS:
                     continue
                 if arm in {BASE, RIVAL, *TUNED}:
@@ -78,8 +80,12 @@ class Bench:
                 wanted = arm == BASE or self.scales[family][BASE] is not None
                 self.scales[family][arm] = tuner.trials.scale(arm, self._choice(family, arm)) if wanted else None
                 tuner.trials.forget(arm)
-            self.best[family], _ = tuner.strongest()
-            logger.info("%s: the best baseline on validation is %s", family, self.best[family])
+            self.best[family] = tuner.best_baselines()
+            logger.info("%s: the best baselines on validation are %s", family, self.best[family])
+
+    def _arms(self, family: str) -> list[str]:
+        """What a family is compared on: one that knows the source domain as it is has no rival."""
+        return [arm for arm in self.arms if arm != RIVAL or not knows_source(family)]
 
     def judge(self, scene: Scene) -> None:
         """Every family and arm at one cutoff; what there is so far is reported after each family."""
@@ -90,9 +96,11 @@ class Bench:
         published = Published(scene)
         half_life = self.lately["half_life"]
         for family in self.choices:
-            found = self.outcomes.setdefault(family, {arm: [] for arm in self.arms})
-            for arm in self.arms:
+            found = self.outcomes.setdefault(family, {arm: [] for arm in self._arms(family)})
+            for arm in self._arms(family):
                 choice = self._choice(family, arm)
+                if arm == OURS and any(choice.weights) and published.refused(choice.draw):
+                    choice = replace(self._choice(family, BASE), draw=choice.draw)  # nothing ships
                 if arm in LISTS:
                     self.pulse.doing = f"{family} {arm} at {at}"
                     lately = judge.lately(half_life)
@@ -128,14 +136,14 @@ class Bench:
                 row | ({"synthetic": self.synthetic[family, row["name"]]} if (family, row["name"]) in self.synthetic else {})
                 for row in summarise(panels[family], family, found, seed=seed)
             ]
-            models += verdict_of(panels[family], {family: found}, self.best, family, seed=seed)["models"]
+            models.append(verdict_of(panels[family], family, found, self.best[family], seed=seed))
         widest = max(panels.values(), key=lambda panel: len(panel.owner))
         return EvaluationReport(
             cutoffs=[scene.cutoff.isoformat() for scene in self.scenes],
             cold_fraction=self.cold,
             users={"all": len(widest.owner)} | {name: int((widest.segment == n).sum()) for n, name in enumerate(SEGMENTS)},
             arms=rows,
-            verdict={"best_baseline": self.best[self._headline()], "models": models},
+            verdict={"best_baseline": self.best[self._headline()]["all"], "models": models},
             choices={family: self._choice_json(family) for family in self.outcomes},
             budget={
                 family: {arm: {key: figures[key] for key in ("fits", "rankings")} for arm, figures in arms.items()}
@@ -184,7 +192,7 @@ class Bench:
         weights = _NOTHING if refused else choice.weights
         return Policy(
             model=family,
-            best_baseline=self.best[family],
+            best_baseline=self.best[family]["all"],
             helps=any(weights),
             volume=choice.draw.volume,
             temperature=choice.draw.temperature,
@@ -200,7 +208,7 @@ class Bench:
     def _choice_json(self, family: str) -> dict[str, Any]:
         arms = {arm: _choice_json(choice, self.figures[family][arm]) for arm, choice in self.choices[family].items()}
         listed = {name: value for name, value in self.lately.items() if name != "by_user"}
-        return arms[OURS] | {"best_baseline": self.best[family], "popular_lately": listed, "arms": arms}
+        return arms[OURS] | {"best_baseline": self.best[family]["all"], "popular_lately": listed, "arms": arms}
 
 
 def _choice_json(choice: Choice, figures: dict[str, Any]) -> dict[str, Any]:
@@ -209,7 +217,7 @@ def _choice_json(choice: Choice, figures: dict[str, Any]) -> dict[str, Any]:
         "draw": choice.draw.to_json(),
         "lambda": dict(zip(SEGMENTS, choice.weights, strict=True)),
         "source_weight": choice.source_weight,
-        "boost": choice.boost,
+        "boost": dict(zip(SEGMENTS, choice.boost, strict=True)),
         "helps": any(choice.weights),
         "validation": figures,
     }

@@ -50,11 +50,11 @@ class LabelledRows:
 
     @classmethod
     def of(cls, scene: Scene, negatives: int) -> Self:
-        """Every test pair, and for each so many drawn items that are neither a test item of that user nor in the visible history."""
+        """Every test pair, and for each so many drawn items that the user met neither in the visible history nor hidden from it."""
         user, item = scene.relevant.nonzero()
         others = np.random.default_rng(0).integers(0, scene.real.n_items, len(user) * negatives)
         owner = np.repeat(user, negatives)
-        met = np.asarray(scene.relevant[owner, others]).ravel() + np.asarray(scene.seen()[owner, others]).ravel()
+        met = np.asarray(scene.held_out[owner, others]).ravel() + np.asarray(scene.seen()[owner, others]).ravel()
         apart = met == 0
         users = np.concatenate([user, owner[apart]]).astype(np.int64)
         return cls(

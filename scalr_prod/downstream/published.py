@@ -37,8 +37,12 @@ class Published:
 
     def behind(self, arm: str, choice: Choice) -> tuple[Interactions, Interactions] | None:
         """What an arm trains on as it was published; None where it trains on draws, or where λ is 0."""
-        shipped = arm == OURS or (arm == "synthetic_only" and not self._refused(choice.draw))
-        return self._of(choice.draw) if shipped and any(choice.weights) else None
+        shipped = arm in {OURS, "synthetic_only"} and any(choice.weights) and not self.refused(choice.draw)
+        return self._of(choice.draw) if shipped else None
+
+    def refused(self, draw: Draw) -> bool:
+        """Whether the gate refuses such events; published first, if they were not yet."""
+        return not len(self._of(draw)[1])
 
     def _of(self, draw: Draw) -> tuple[Interactions, Interactions]:
         if draw not in self._made:
@@ -53,6 +57,3 @@ class Published:
             self._made[draw] = (real, synthetic)
             self.facts.append(facts)
         return self._made[draw]
-
-    def _refused(self, draw: Draw) -> bool:
-        return not len(self._of(draw)[1])

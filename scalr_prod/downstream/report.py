@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from scalr_prod.downstream.arms import RIVAL
 from scalr_prod.downstream.entropy import entropies
 from scalr_prod.downstream.statistics import Comparison, TwoWayBootstrap, holm
 
@@ -119,38 +120,45 @@ def summarise(panel: Panel, family: str, outcomes: Mapping[str, Found], *, seed:
     return rows
 
 
-def verdict_of(
-    panel: Panel, outcomes: Mapping[str, Mapping[str, Found]], best: Mapping[str, str], headline: str, *, seed: int
-) -> dict[str, Any]:
-    """The lift of ours over the best baseline, by model.
+def verdict_of(panel: Panel, family: str, found: Mapping[str, Found], best: Mapping[str, str], *, seed: int) -> dict[str, Any]:
+    """The lift of one family's ours over the best baseline: of all test cases and by segment; and over the rival, where it was fitted.
 
     Args:
         panel: The test cases.
-        outcomes: Family → arm → outcomes.
-        best: Family → the better of `popular_lately` and real events alone, on validation.
-        headline: The family whose best baseline is named on top.
+        family: The model.
+        found: Arm → outcomes.
+        best: ``all`` and each segment → the better of `popular_lately` and real events alone, on validation.
         seed: Of the resampling.
     """
     bootstrap = TwoWayBootstrap(panel.owner, panel.n_items, seed=seed)
-    models = []
-    for family, found in outcomes.items():
-        ours, other = panel.hits(found[OURS]), panel.hits(found[best[family]])
-        whole = bootstrap.compare(ours, other)
-        row = {
-            "model": family,
-            "best_baseline": best[family],
-            "lift_over_best_pct": whole.lift_pct,
-            "ci95": list(whole.ci95),
-            "difference": whole.difference,
-            "difference_ci95": list(whole.difference_ci95),
-        }
-        for number, name in enumerate(SEGMENTS):
-            counted = panel.segment == number
-            if counted.any():
-                part = bootstrap.compare(ours, other, counted)
-                row[name] = {"lift_over_best_pct": part.lift_pct, "ci95": list(part.ci95), "cases": int(counted.sum())}
-        models.append(row)
-    return {"best_baseline": best[headline], "models": models}
+    hits = {arm: panel.hits(found[arm]) for arm in {OURS, RIVAL, *best.values()} if arm in found}
+    whole = bootstrap.compare(hits[OURS], hits[best["all"]])
+    row: dict[str, Any] = {
+        "model": family,
+        "best_baseline": best["all"],
+        "lift_over_best_pct": whole.lift_pct,
+        "ci95": list(whole.ci95),
+        "difference": whole.difference,
+        "difference_ci95": list(whole.difference_ci95),
+    }
+    if RIVAL in hits:
+        over_rival = bootstrap.compare(hits[OURS], hits[RIVAL])
+        row["over_rival"] = {"lift_pct": over_rival.lift_pct, "ci95": list(over_rival.ci95)}
+    for number, name in enumerate(SEGMENTS):
+        counted = panel.segment == number
+        if counted.any():
+            baseline = best.get(name, best["all"])
+            part = bootstrap.compare(hits[OURS], hits[baseline], counted)
+            row[name] = {
+                "best_baseline": baseline,
+                "lift_over_best_pct": part.lift_pct,
+                "ci95": list(part.ci95),
+                "cases": int(counted.sum()),
+            }
+            if RIVAL in hits:
+                rival = bootstrap.compare(hits[OURS], hits[RIVAL], counted)
+                row[name]["over_rival"] = {"lift_pct": rival.lift_pct, "ci95": list(rival.ci95)}
+    return row
 
 
 def write_report(report: EvaluationReport, folder: Path) -> None:
@@ -230,6 +238,7 @@ def _sentence(found: Mapping[str, Any]) -> dict[str, Any]:
         "best baseline": found["best_baseline"],
         "lift over best % (95 % CI)": _interval({"lift_pct": found["lift_over_best_pct"], "ci95": found["ci95"]}),
         "cold users": _interval({"lift_pct": cold["lift_over_best_pct"], "ci95": cold["ci95"]}) if cold else "",
+        "over the rival": _interval(found.get("over_rival", {})),
     }
 
 

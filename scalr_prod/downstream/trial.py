@@ -46,7 +46,8 @@ class Judge:
     def __init__(self, scene: Scene, k: int) -> None:
         self.scene, self.k = scene, min(k, scene.real.n_items)
         self.seen, self.is_head = scene.seen(), scene.is_head()
-        self.segments = scene.segments()[scene.users]
+        self._segment_of = scene.segments()
+        self.segments = self._segment_of[scene.users]
         self._rows: dict[int, LabelledRows] = {}
         self._lately: dict[float, PopularLately] = {}
 
@@ -69,16 +70,25 @@ class Judge:
         model.fit(events.decayed(half_life) if np.isfinite(half_life) else events, seed=seed)
         return model
 
-    def judge(self, model: Scorer, *, boost: float = 0.0, half_life: float = np.inf, scale: LogitMap | None = None) -> Outcome:
+    def judge(
+        self,
+        model: Scorer,
+        *,
+        boost: tuple[float, float, float] = (0.0, 0.0, 0.0),
+        half_life: float = np.inf,
+        scale: LogitMap | None = None,
+    ) -> Outcome:
         """Rank the test users' items.
 
         Args:
             model: Fitted.
-            boost: b of score = model + b × log decayed popularity; 0 leaves the scores as they are.
+            boost: b of score = model + b × log decayed popularity, for cold, sparse and dense users; 0 leaves scores as they are.
             half_life: Of that popularity, days.
             scale: Calibrates its probabilities, which know no boost; None: they are not asked for.
         """
-        boosted = Boosted(model, self.lately(half_life).log_popularity(), boost) if boost else model
+        boosted = model
+        if any(boost):
+            boosted = Boosted(model, self.lately(half_life).log_popularity(), np.asarray(boost, np.float32)[self._segment_of])
         ranking = rank_users(
             boosted, self.scene.users, relevant=self.scene.relevant, seen=self.seen, is_head=self.is_head, k=self.k
         )

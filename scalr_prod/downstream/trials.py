@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from scalr_prod.downstream.arms import Choice, Maker
     from scalr_prod.downstream.odds import LabelledRows
     from scalr_prod.downstream.protocol import Recommender
-    from scalr_prod.downstream.trial import Judge
+    from scalr_prod.downstream.trial import Judge, Outcome
 
 __all__ = ["Stage", "Trials"]
 
@@ -70,18 +70,20 @@ class Trials:
         """What counts, by user of all scenes [V]: NDCG, or information, which no boost changes."""
         return self.ndcg(arm, choice) if self.measure == "ndcg" else self._told(arm, choice)
 
+    def outcomes(self, arm: str, choice: Choice) -> list[list[Outcome]]:
+        """The ranking of each scene's users, as `Panel` takes them."""
+        models = self._fitted(arm, choice)
+        return [
+            [stage.judge.judge(model, boost=choice.boost, half_life=self._half_life)]
+            for stage, model in zip(self._stages, models, strict=True)
+        ]
+
     def ndcg(self, arm: str, choice: Choice) -> NDArray[np.float64]:
         """NDCG [V] of the users of all scenes."""
         key = (arm, choice.fitted_by(), choice.boost)
         if key not in self._ndcg:
-            models = self._fitted(arm, choice)
-            self._ndcg[key] = np.concatenate(
-                [
-                    stage.judge.judge(model, boost=choice.boost, half_life=self._half_life).ranking.ndcg
-                    for stage, model in zip(self._stages, models, strict=True)
-                ]
-            )
-            self.rankings[arm] += len(models)
+            self._ndcg[key] = np.concatenate([one.ranking.ndcg for (one,) in self.outcomes(arm, choice)])
+            self.rankings[arm] += len(self._stages)
             self._note(arm, choice, ndcg=float(self._ndcg[key].mean()))
         return self._ndcg[key]
 
@@ -117,7 +119,7 @@ class Trials:
     def _note(self, arm: str, choice: Choice, **figure: float) -> None:
         self.tried.append(
             {"arm": arm, "options": choice.options, "draw": choice.draw.to_json(), "weights": list(choice.weights),
-             "source_weight": choice.source_weight, "boost": choice.boost, **figure}
+             "source_weight": choice.source_weight, "boost": list(choice.boost), **figure}
         )  # fmt: skip
 
     def _fitted(self, arm: str, choice: Choice) -> list[Recommender]:

@@ -23,8 +23,10 @@ import numpy as np
 from scalr_prod.downstream.arms import RIVAL, Choice
 from scalr_prod.downstream.models import knobs_of
 from scalr_prod.downstream.models.lately import HALF_LIVES
+from scalr_prod.downstream.panel import Panel
+from scalr_prod.downstream.report import SEGMENTS
 from scalr_prod.downstream.search import Knob, search
-from scalr_prod.downstream.statistics import paired_bootstrap
+from scalr_prod.downstream.statistics import TwoWayBootstrap, paired_bootstrap
 from scalr_prod.downstream.translation import Draw
 from scalr_prod.downstream.trials import Trials
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from scalr_prod.downstream.statistics import Comparison
     from scalr_prod.downstream.trials import Stage
     from scalr_prod.settings import Settings
 
@@ -72,18 +75,10 @@ def tune_lately(stages: Sequence[Stage]) -> tuple[float, dict[str, Any]]:
     return best, figures | {"by_user": found[best]}
 
 
-def helps(ours: NDArray[np.float64], real: NDArray[np.float64], strongest: NDArray[np.float64], *, seed: int) -> bool:
-    """Whether an arm is ahead of real events alone, and not behind the strongest baseline, beyond chance (1 % on one side).
-
-    Args:
-        ours: NDCG [V] of the validation users.
-        real: Of the same family on real events alone.
-        strongest: Of the better of ``real`` and ``popular_lately``.
-        seed: Of the resampling.
-    """
-    over, below = paired_bootstrap(ours, real, seed=seed), paired_bootstrap(ours, strongest, seed=seed)
-    ahead = over.difference > 0 and over.p_value < _P_VALUE
-    return ahead and not (below.difference < 0 and below.p_value < _P_VALUE)
+def helps(over_real: Comparison, over_strongest: Comparison) -> bool:
+    """Whether an arm is ahead of real events alone, and not behind the strongest baseline, beyond chance (1 % on one side)."""
+    ahead = over_real.difference > 0 and over_real.p_value < _P_VALUE
+    return ahead and not (over_strongest.difference < 0 and over_strongest.p_value < _P_VALUE)
 
 
 class Tuner:
@@ -144,7 +139,8 @@ class Tuner:
             draw = Draw(wanted.volumes[0], wanted.temperatures[0], generation.min_lift, generation.align)
             knobs = knobs_of(self.family)
             choice = Choice({knob.name: _value(knob, knob.values[0]) for knob in knobs}, draw, (0.0, 0.0, 0.0), 1.0)
-            choice = self._searched("real", choice, [*knobs, BOOST])
+            # Twice, since what suits a model depends on what its boost leaves to it; the other arms start from what is found.
+            choice = self._searched("real", choice, [*knobs, BOOST, *knobs])
             self._real = choice
         return self._real
 
@@ -154,6 +150,16 @@ class Tuner:
         name = "popular_lately" if listed.mean() > real.mean() else "real"
         other = name == "popular_lately" and self.trials.measure == "ndcg"
         return name, listed if other else self.trials.by_user("real", self.real())
+
+    def best_baselines(self) -> dict[str, str]:
+        """The better of `popular_lately` and ``real`` on validation: of all users (``all``), and of each segment that has users."""
+        real, listed = self.trials.ndcg("real", self.real()), self.lately["by_user"]
+        groups = {"all": np.ones(len(real), dtype=bool)} | {name: self.segments == n for n, name in enumerate(SEGMENTS)}
+        return {
+            name: "popular_lately" if listed[users].mean() > real[users].mean() else "real"
+            for name, users in groups.items()
+            if users.any()
+        }
 
     def _rival(self) -> Choice:
         """All settings of the model again, since those for one domain need not suit two, and the source weight before and after."""
@@ -175,12 +181,30 @@ class Tuner:
         if arm == "synthetic_only":  # λ weighs synthetic events against real ones, and there are none
             return self._searched(arm, start, [knob for knob in knobs if knob.name != "weight"])
         choice = self._searched(arm, start, knobs)
-        alone, (_, strongest) = self.trials.by_user("real", real), self.strongest()
-        choice = self._by_segment(arm, choice, alone)
-        if not helps(self.trials.by_user(arm, choice), alone, strongest, seed=wanted.seed):
+        choice = self._by_segment(arm, choice, self.trials.by_user("real", real))
+        if not any(choice.weights) or not self._helps(arm, choice):
             logger.warning("%s: the events of %s do not help on the validation windows; λ is 0", self.family, arm)
-            return replace(choice, weights=(0.0, 0.0, 0.0), boost=real.boost)
+            return replace(real, draw=choice.draw)
         return choice
+
+    def _helps(self, arm: str, choice: Choice) -> bool:
+        """Whether an arm is ahead of real events alone, and not behind the strongest baseline, beyond chance (1 % on one side).
+
+        Users and items are resampled where rankings decide: hits are on few items, and so is what a validation slice can tell.
+        """
+        seed = self.settings.downstream.seed
+        if self.trials.measure != "ndcg":
+            told, (_, strongest) = self.trials.by_user(arm, choice), self.strongest()
+            alone = self.trials.by_user("real", self.real())
+            return helps(paired_bootstrap(told, alone, seed=seed), paired_bootstrap(told, strongest, seed=seed))
+        in_time = self.stages[::-1]
+        panel = Panel.of([stage.judge.scene for stage in in_time])
+        bootstrap = TwoWayBootstrap(panel.owner, panel.n_items, seed=seed)
+        ours, real = (panel.hits(self.trials.outcomes(*one)[::-1]) for one in ((arm, choice), ("real", self.real())))
+        best = real
+        if self.strongest()[0] == "popular_lately":
+            best = panel.hits([[stage.judge.judge(stage.judge.lately(self.lately["half_life"]))] for stage in in_time])
+        return helps(bootstrap.compare(ours, real), bootstrap.compare(ours, best))
 
     def _searched(self, arm: str, choice: Choice, knobs: Sequence[Knob]) -> Choice:
         """One setting after the other; each search starts from what the ones before it found."""
@@ -191,6 +215,7 @@ class Tuner:
                 continue
             best, edges[knob.name] = search(knob, partial(self._value, arm, choice, knob))
             choice = self._best_boost(arm, _with(choice, knob, best)) if knob.name == "weight" else _with(choice, knob, best)
+        choice = self._boost_by_segment(arm, choice)
         self.edges[arm] = [name for name, on_edge in edges.items() if on_edge]
         for name in self.edges[arm]:
             logger.warning("%s, %s: the best %s is the outermost of those tried", self.family, arm, name)
@@ -202,8 +227,20 @@ class Tuner:
 
     def _best_boost(self, arm: str, choice: Choice) -> Choice:
         """The choice under the best of a few boosts, which need no fit: under that of real events alone, often large, λ hardly shows."""
-        boosts = dict.fromkeys((choice.boost, 0.0, 1.0, self.real().boost))
+        boosts = dict.fromkeys((choice.boost, (0.0,) * 3, (1.0,) * 3, self.real().boost))
         return max((replace(choice, boost=boost) for boost in boosts), key=partial(self.trials.value, arm))
+
+    def _boost_by_segment(self, arm: str, choice: Choice) -> Choice:
+        """The choice with each segment's best boost of those tried for all: what is popular lately tells most of whoever is new."""
+        boosts = dict.fromkeys((*choice.boost, *BOOST.values))
+        by_user = {boost: self.trials.by_user(arm, _with(choice, BOOST, boost)) for boost in boosts}
+        found = list(choice.boost)
+        for segment in range(3):
+            own = self.segments == segment
+            if own.any():
+                found[segment] = max(boosts, key=lambda boost, own=own: float(by_user[boost][own].mean()))  # type: ignore[misc]
+        cold, sparse, dense = found
+        return replace(choice, boost=(cold, sparse, dense))
 
     def _by_segment(self, arm: str, choice: Choice, alone: NDArray[np.float64]) -> Choice:
         """λ for dense, sparse and cold users apart: the lightest that is as good, and that harms none who get the events."""
@@ -219,7 +256,9 @@ class Tuner:
             parts = [_weighted(choice, segment, choice.weights[segment] * part) for part in _PARTS]
             kept = [part for part in parts if not harmed(part, segment)]
             values = [self.trials.value(arm, part) for part in kept]
-            choice = next(part for part, value in zip(kept, values, strict=True) if value >= max(values) * (1 - _WORTH))
+            choice = next(
+                part for part, value in zip(kept, values, strict=True) if value >= max(values) - _WORTH * abs(max(values))
+            )
         # A segment that was content may not be any more, now that others have less.
         for _ in range(3):
             for segment in range(3):
@@ -239,7 +278,7 @@ def _with(choice: Choice, knob: Knob, value: float) -> Choice:
     if knob.name in {"temperature", "volume", "min_lift"}:
         return replace(choice, draw=replace(choice.draw, **{knob.name: value}))  # type: ignore[arg-type]
     if knob.name == "boost":
-        return replace(choice, boost=value)
+        return replace(choice, boost=(value,) * 3)
     if knob.name == "source_weight":
         return replace(choice, source_weight=value)
     return replace(choice, options=choice.options | {knob.name: value})

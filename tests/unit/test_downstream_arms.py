@@ -45,6 +45,9 @@ class Stage:
     def segments(self):
         return (np.arange(USERS) % 3).astype(np.int8)
 
+    def seen(self):
+        return self.real.matrix()
+
 
 @pytest.fixture
 def maker() -> Maker:
@@ -75,7 +78,7 @@ def test_published_events_are_taken_where_there_are_some(maker):
 
 def test_controls_have_the_volume_and_weight_of_ours(maker):
     ours = synthetic(maker, "real+scalr")
-    for arm in ("popularity", "trend", "shuffled", "frequency", "sampled", "top_k"):
+    for arm in ("popularity", "trend", "frequency", "sampled", "top_k"):
         made = synthetic(maker, arm)
         assert len(made) == len(ours), arm
         assert made.weight.sum() == pytest.approx(ours.weight.sum()), arm
@@ -85,15 +88,22 @@ def test_popularity_draws_real_items_only(maker):
     assert set(synthetic(maker, "popularity").item) <= set(range(5))
 
 
-def test_shuffled_gives_every_user_anothers_events_whole(maker):
+def test_shuffled_gives_every_user_the_events_of_another_of_the_segment(maker):
     whole = Choice({}, Draw(4, 0.5), (1.0, 1.0, 1.0), 0.1)
-    made = maker.events("shuffled", whole, 1)
-    made = made.take(np.arange(len(maker.scene.real), len(made)))
-    by_user = {user: sorted(made.item[made.user == user]) for user in range(USERS)}
-    sets = {tuple(sorted((user + step) % ITEMS for step in range(4))) for user in range(USERS)}
-    assert all(tuple(items) in sets for items in by_user.values())
-    own = np.mean([(user % ITEMS) in by_user[user] for user in range(USERS)])
-    assert own < 0.5
+    made = maker.synthetic("shuffled", whole, 1)
+    seen, segment = maker.scene.seen(), maker.scene.segments()
+    giver = {}
+    for user in range(USERS):
+        had = set(seen[user].indices)
+        got = set(made.item[made.user == user])
+        alike = [
+            other
+            for other in range(USERS)
+            if segment[other] == segment[user] and {(other + step) % ITEMS for step in range(4)} - had == got
+        ]
+        assert alike, "the events of one user of the same segment, without what the new user has had"
+        giver[user] = user in alike
+    assert np.mean(list(giver.values())) < 0.5
 
 
 def test_duplicated_repeats_real_events(maker):

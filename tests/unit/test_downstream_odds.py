@@ -26,14 +26,18 @@ def test_rows_are_test_pairs_beside_items_that_the_user_neither_had_nor_met():
     seen = sparse.csr_matrix((rng.random((30, 25)) < 0.2) & (relevant.toarray() == 0), dtype=np.float32)
     users = np.flatnonzero(np.diff(relevant.indptr))
     segment = rng.integers(0, 3, 30).astype(np.int8)
-    scene = SimpleNamespace(
-        relevant=relevant, users=users, real=SimpleNamespace(n_items=25), seen=lambda: seen, segments=lambda: segment
+    hidden = sparse.csr_matrix(
+        (rng.random((30, 25)) < 0.1) & (relevant.toarray() == 0) & (seen.toarray() == 0), dtype=np.float32
     )
+    scene = SimpleNamespace(
+        relevant=relevant, held_out=relevant + hidden, users=users, real=SimpleNamespace(n_items=25),
+        seen=lambda: seen, segments=lambda: segment,
+    )  # fmt: skip
     rows = LabelledRows.of(scene, 40)
     positive = set(zip(*relevant.nonzero(), strict=True))
     assert set(zip(rows.user[rows.label], rows.item[rows.label], strict=True)) == positive
     assert rows.label.sum() == len(positive)
-    had = set(zip(*seen.nonzero(), strict=True))
+    had = set(zip(*(seen + hidden).nonzero(), strict=True))
     negative = set(zip(rows.user[~rows.label], rows.item[~rows.label], strict=True))
     assert not negative & (positive | had)
     assert {item for _, item in negative} == set(range(25))

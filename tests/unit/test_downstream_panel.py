@@ -88,9 +88,12 @@ def test_rows_and_verdict_pool_the_cutoffs(panel):
     assert rows["real+scalr"]["metrics"]["ndcg"] == pytest.approx(ours)
     assert rows["real+scalr"]["lift_pct"] == pytest.approx(100 * (ours / real - 1))
     assert rows["real+scalr"]["slices"]["cold"]["users"] == 2
-    verdict = verdict_of(panel, {"als": outcomes}, {"als": "real"}, "als", seed=0)
-    (model,) = verdict["models"]
-    assert verdict["best_baseline"] == model["best_baseline"] == "real"
+    outcomes["model_level_transfer"] = LITTLE
+    model = verdict_of(panel, "als", outcomes, {"all": "real", "cold": "popular_lately"}, seed=0)
+    assert model["best_baseline"] == "real"
+    assert model["over_rival"]["lift_pct"] == model["lift_over_best_pct"]
+    assert model["cold"]["best_baseline"] == "popular_lately"
+    assert model["sparse"]["best_baseline"] == "real"
     assert model["lift_over_best_pct"] == pytest.approx(rows["real+scalr"]["lift_pct"])
     assert model["difference_ci95"][0] <= model["difference"] <= model["difference_ci95"][1]
     assert model["cold"]["cases"] == 2

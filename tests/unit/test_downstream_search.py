@@ -73,7 +73,10 @@ def test_a_boost_moves_any_model_towards_the_list(events):
     lately = PopularLately(7.0)
     lately.fit(events, seed=0)
     users = np.array([0, 1])
-    assert Boosted(_Fixed(), lately.log_popularity(), 0.1).score(users).argmax(1).tolist() == [3, 3]
-    heavy = Boosted(_Fixed(), lately.log_popularity(), 100.0).score(users)
+    assert Boosted(_Fixed(), lately.log_popularity(), np.full(2, 0.1, np.float32)).score(users).argmax(1).tolist() == [3, 3]
+    mixed = Boosted(_Fixed(), lately.log_popularity(), np.array([0.1, 100.0], np.float32)).score(users)
+    heavy = Boosted(_Fixed(), lately.log_popularity(), np.full(2, 100.0, np.float32)).score(users)
+    assert np.array_equal(mixed[1], heavy[1]), "a user's own boost"
+    assert mixed[0].argmax() == 3
     assert heavy.shape == (2, 5), "source items of a rival are no part of the catalogue"
     assert np.array_equal(np.argsort(-heavy[0], kind="stable")[:2], np.argsort(-lately.score(users)[0], kind="stable")[:2])

@@ -55,7 +55,7 @@ class Judge:
 
     def judge(self, model, *, boost, half_life):
         self.ranked += 1
-        return SimpleNamespace(ranking=SimpleNamespace(ndcg=np.full(USERS, boost)))
+        return SimpleNamespace(ranking=SimpleNamespace(ndcg=np.full(USERS, boost[0])))
 
 
 @pytest.fixture
@@ -76,13 +76,13 @@ def test_information_is_what_is_compared_and_no_boost_changes_it(trials):
     judges = [stage.judge for stage in trials._stages]
     good, bad = (replace(CHOICE, weights=(noise, 0, 0)) for noise in (0.1, 2.0))
     assert trials.value("real", good) > trials.value("real", bad) > 0
-    assert trials.value("real", replace(good, boost=3.0)) == trials.value("real", good)
+    assert trials.value("real", replace(good, boost=(3.0, 3.0, 3.0))) == trials.value("real", good)
     assert trials.by_user("real", good).shape == (2 * USERS,)
     assert trials.fits["real"] == 4
     assert [judge.ranked for judge in judges] == [0, 0]
     assert [one["weights"][0] for one in trials.tried] == [0.1, 2.0]
     assert "ndcg" not in trials.tried[0]
-    assert trials.ndcg("real", good).mean() == good.boost
+    assert trials.ndcg("real", good).mean() == good.boost[0]
     assert [judge.ranked for judge in judges] == [1, 1]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from scalr_prod.downstream.arms import RIVAL
@@ -14,7 +15,8 @@ from scalr_prod.downstream.trials import Stage
 from scalr_prod.downstream.tuning import Tuner, tune_lately
 from scalr_prod.sections import DownstreamSettings, GenerationSettings
 
-USERS = 600
+USERS, ITEMS = 600, 1000
+NO_BOOST = (0.0, 0.0, 0.0)
 SETTINGS = SimpleNamespace(
     downstream=DownstreamSettings(volumes=(5, 20), temperatures=(1.0, 0.5, 0.02), weights=(0.1, 1.0)),
     generation=GenerationSettings(),
@@ -34,6 +36,8 @@ class Judge:
         self.rule, self.listed, self.fits = rule, listed, 0
         self.segments = np.arange(USERS) % 3
         self.noise = np.random.default_rng(0).gamma(1.0, 0.05, USERS)
+        items = SimpleNamespace(items=pa.array(np.arange(ITEMS)))
+        self.scene = SimpleNamespace(users=np.arange(USERS), numbering=items, segments=lambda: self.segments)
 
     def lately(self, half_life):
         return half_life
@@ -42,13 +46,17 @@ class Judge:
         self.fits += 1
         return events
 
-    def judge(self, model, *, boost=0.0, half_life=np.inf):
+    def judge(self, model, *, boost=NO_BOOST, half_life=np.inf):
         if isinstance(model, float):
-            gain = self.listed(model)
-        else:
-            arm, choice = model
-            gain = self.rule(arm, choice, self.segments) + 0 * boost
-        return SimpleNamespace(ranking=SimpleNamespace(ndcg=self.noise * (1 + gain)))
+            return self.ranked(self.listed(model))
+        arm, choice = model
+        return self.ranked(self.rule(arm, choice, self.segments))
+
+    def ranked(self, gain):
+        """One item each is hit."""
+        ndcg = self.noise * (1 + gain)
+        hit = (np.arange(USERS) * 7 % ITEMS)[:, None]
+        return SimpleNamespace(ranking=SimpleNamespace(ndcg=ndcg, top=hit, gain=ndcg[:, None]))
 
 
 def tuner_of(*rules, listed=lambda half_life: -0.5, counted=None):
@@ -211,19 +219,18 @@ def test_a_large_boost_of_the_real_model_does_not_hide_what_lambda_brings():
     """Real events alone want the list; under it λ makes no difference, and without it λ = .3 doubles the ranking."""
 
     class Boosted(Judge):
-        def judge(self, model, *, boost=0.0, half_life=np.inf):
-            found = super().judge(model, boost=boost)
+        def judge(self, model, *, boost=NO_BOOST, half_life=np.inf):
+            boost = np.asarray(boost)[self.segments]
             arm, choice = model if isinstance(model, tuple) else ("list", None)
             if arm == "real":
-                gain = 0.1 * min(boost, 9.0)
+                gain = 0.1 * np.minimum(boost, 9.0)
             elif arm == OURS and any(choice.weights):
                 # Only at the right λ is less of the list worth more.
                 right = max(0.0, 1 - abs(np.log10(max(choice.weights) / 0.3)) / 0.2)
-                gain = 0.9 if boost > 2 else 3.0 * right
+                gain = np.where(boost > 2, 0.9, 3.0 * right)
             else:
                 gain = 0.0
-            found.ranking.ndcg = self.noise * (1 + gain)
-            return found
+            return self.ranked(gain)
 
     judge = Boosted(lambda *_: 0.0, lambda half_life: -0.5)
     settings = SimpleNamespace(
@@ -231,7 +238,54 @@ def test_a_large_boost_of_the_real_model_does_not_hide_what_lambda_brings():
     )
     stages = [Stage(judge, Maker())]
     tuner = Tuner("als", stages, settings, tune_lately(stages)[1], lambda doing, fits: None)
-    assert tuner.real().boost >= 9.0
+    assert min(tuner.real().boost) >= 9.0
     choice, _ = tuner.of(OURS)
     assert max(choice.weights) == pytest.approx(0.3)
-    assert choice.boost < 2
+    assert max(choice.boost) < 2
+
+
+def test_each_segment_has_the_boost_that_suits_it():
+    """What is popular lately tells most of cold users, and nothing of dense ones."""
+
+    class Boosted(Judge):
+        def judge(self, model, *, boost=NO_BOOST, half_life=np.inf):
+            wanted = np.array([10.0, 1.0, 0.0])[self.segments]
+            return self.ranked(-0.05 * np.abs(np.log1p(np.asarray(boost)[self.segments]) - np.log1p(wanted)))
+
+    stages = [Stage(Boosted(lambda *_: 0.0, lambda half_life: -0.5), Maker())]
+    tuner = Tuner("als", stages, SETTINGS, tune_lately(stages)[1], lambda doing, fits: None)
+    cold, sparse, dense = tuner.real().boost
+    assert (sparse, dense) == (1.0, 0.0)
+    assert cold >= 3.0
+
+
+@pytest.mark.parametrize("gain", [0.0, -0.3])
+def test_an_arm_whose_weight_is_zero_is_that_of_real_events_alone(gain):
+    """Its row is the real one's: not another model on the same events, which would make a control look worse than none."""
+
+    def rule(arm, choice, segment):
+        odd = 0.02 * (choice.options["factors"] == 128) if arm == "trend" else 0.0
+        return np.full(USERS, odd + (gain if arm == "trend" and any(choice.weights) else 0.0))
+
+    tuner, _ = tuner_of(rule)
+    choice, _ = tuner.of("trend")
+    assert (choice.weights, choice.options, choice.boost) == ((0.0, 0.0, 0.0), tuner.real().options, tuner.real().boost)
+
+
+def test_a_gain_on_two_items_is_no_reason():
+    """All that is gained is gained on two items, that many users met: of users alone it would be far beyond chance."""
+
+    class Few(Judge):
+        def ranked(self, gain):
+            found = super().ranked(gain)
+            found.ranking.top = np.where(np.broadcast_to(gain, USERS) > 0, np.arange(USERS) % 2, np.arange(USERS) * 7 % ITEMS)[
+                :, None
+            ]
+            return found
+
+    rule = only(OURS, lambda choice, segment: np.where(np.arange(USERS) % 5 == 0, 1.0, -0.08))
+    stages = [Stage(Few(rule, lambda half_life: -0.5), Maker())]
+    tuner = Tuner("als", stages, SETTINGS, tune_lately(stages)[1], lambda doing, fits: None)
+    assert tuner.of(OURS)[0].weights == (0.0, 0.0, 0.0)
+    spread = Tuner("als", tuner_of(rule)[0].stages, SETTINGS, tune_lately(stages)[1], lambda doing, fits: None)
+    assert any(spread.of(OURS)[0].weights)

@@ -15,7 +15,7 @@ from scalr_prod.errors import EvaluationError
 if TYPE_CHECKING:
     from scalr_prod.downstream.protocol import Recommender
 
-__all__ = ["FAMILIES", "KNOBS", "knobs_of", "make_model", "measure_of"]
+__all__ = ["FAMILIES", "KNOBS", "knobs_of", "knows_source", "make_model", "measure_of"]
 
 _HOMES: Final = {
     "als": "scalr_prod.downstream.models.als:ImplicitAls",
@@ -68,6 +68,11 @@ def measure_of(name: str) -> str:
         EvaluationError: As `make_model`.
     """
     return str(getattr(_class_of(name), "chosen_by", "ndcg"))
+
+
+def knows_source(name: str) -> bool:
+    """Whether a family has features of the source domain as it is: its class says so in ``knows_source``. It has no rival to be."""
+    return bool(getattr(_class_of(name), "knows_source", False))
 
 
 def _class_of(name: str) -> Any:

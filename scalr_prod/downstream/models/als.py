@@ -62,7 +62,9 @@ class ImplicitAls:
             model = AlternatingLeastSquares(**self.options, random_state=seed)
             model.fit(matrix, show_progress=False)
         self._users, self._items = np.asarray(model.user_factors), np.asarray(model.item_factors)
-        self._popular = events.popularity().astype(np.float32)
+        observed = events.take(events.in_history())
+        # Of somebody without any event nothing is known but what others really chose.
+        self._popular = (observed if len(observed) else events).popularity().astype(np.float32)
         self._empty = np.diff(matrix.indptr) == 0
 
     def score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -41,6 +41,8 @@ class FeatureRanker:
 
     #: Its probabilities are what it is for.
     chosen_by: Final = "information"
+    #: Source events are features already, so that fitting it on both domains' events is no rival of its own.
+    knows_source: Final = True
 
     def __init__(
         self,

@@ -60,15 +60,15 @@ class Boosted:
     Args:
         model: Fitted.
         trend: float32 [N], see `PopularLately.log_popularity`.
-        boost: b; towards infinity the list itself remains.
+        boost: float32 [U]. Each user's b; towards infinity the list itself remains.
     """
 
-    def __init__(self, model: Scorer, trend: NDArray[np.float32], boost: float) -> None:
+    def __init__(self, model: Scorer, trend: NDArray[np.float32], boost: NDArray[np.float32]) -> None:
         self._model, self._trend, self._boost = model, trend, boost
 
     def score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
         """[B, N]: columns of the model beyond the catalogue are left out."""
         scores = np.asarray(self._model.score(users)[:, : len(self._trend)], dtype=np.float32)
         spread = scores.std(1, keepdims=True).clip(1e-12)
-        found: NDArray[np.float32] = scores / spread + np.float32(self._boost) * self._trend
+        found: NDArray[np.float32] = scores / spread + self._boost[users, None] * self._trend
         return found
