@@ -168,7 +168,8 @@ class Addition:
                 self.compare()
             rows = self.db.sql(f"SELECT coalesce(sum(lacking), 0) FROM {self._missing}").fetchall()[0][0]
             if not rows:
-                return 0, version
+                # The table may have moved on after `version` was read: what holds the whole log is the version compared with.
+                return 0, self._compared
             ordered = self.db.sql(
                 f"SELECT {names} FROM (SELECT {names}, unnest(range(lacking)) FROM {self._missing}) "
                 f"ORDER BY {EVENT_TIMESTAMP}, {USER_ID}, {ITEM_ID}, {CREATED_TIMESTAMP}, weight"
