@@ -14,11 +14,11 @@ help: ## list the targets
 
 setup: .venv/.ready .venv-triton/.ready ## both environments: the package, and the serving one
 
-.venv/.ready: pyproject.toml scalr_prod/__init__.py constraints/package.txt
+.venv/.ready: pyproject.toml scalr_prod/version.py constraints/package.txt
 	$(PYTHON) scripts/setup_env.py package
 	@touch $@
 
-.venv-triton/.ready: pyproject.toml scalr_prod/__init__.py constraints/serving.in constraints/serving.txt
+.venv-triton/.ready: pyproject.toml scalr_prod/version.py constraints/serving.in constraints/serving.txt
 	$(PYTHON) scripts/setup_env.py serving
 	@touch $@
 

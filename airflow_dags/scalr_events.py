@@ -13,7 +13,11 @@ from typing import Any
 
 from airflow.sdk import Asset, CronDataIntervalTimetable, Param, dag, get_current_context, task
 
+from scalr_prod.stages import path
+
 ASSET = Asset("synthetic_target_events")
+#: A day has the translator that is there: scalr_translator trains it.
+STAGES = [stage.name for stage in path(last="publish", without=("translator",)) if not stage.light]
 _INSTANT = {"type": ["null", "string"], "format": "date-time"}
 
 
@@ -51,58 +55,27 @@ def scalr_events() -> None:
         return open_project(context, generation=window)
 
     @task
-    def ingest() -> dict[str, Any]:
-        from scalr_prod.ingest import ingest as work
-        from scalr_prod.orchestration import scheduler_errors
+    def work(stage: str, run: dict[str, Any] | None = None, *, outlet_events: Any = None) -> dict[str, Any]:
+        from scalr_prod.orchestration import config_of, do_stage
 
-        with scheduler_errors():
-            return work(project()).to_json()
+        job = do_stage(stage, project, run_id=run["run_id"] if run else None)
+        if stage == "publish":
+            window = job.settings.generation
+            outlet_events[ASSET].extra = {
+                "run_id": job.run_id,
+                "config": config_of(get_current_context()),
+                **{name: getattr(window, name).isoformat() for name in ("start", "end", "as_of")},
+            }
+        return {"run_id": job.run_id, **job.reports[stage].to_json()}
 
-    @task
-    def histories() -> dict[str, Any]:
-        from scalr_prod.histories import build_histories
-        from scalr_prod.orchestration import scheduler_errors
-
-        with scheduler_errors():
-            return build_histories(project()).to_json()
-
-    @task
-    def generate() -> str:
-        from scalr_prod.orchestration import scheduler_errors
-        from scalr_prod.pipeline import generate_run
-
-        with scheduler_errors():
-            return generate_run(project()).run_id
-
-    @task
-    def validate(run: str) -> str:
-        from scalr_prod.orchestration import scheduler_errors
-        from scalr_prod.quality import validate_run
-
-        with scheduler_errors():
-            validate_run(project(), run)
-        return run
-
-    @task(outlets=[ASSET])
-    def publish(run: str, *, outlet_events: Any = None) -> dict[str, Any]:
-        from scalr_prod.orchestration import config_of, scheduler_errors
-        from scalr_prod.publication import publish as work
-
-        with scheduler_errors():
-            settings = project()
-            report = work(settings, run).to_json()
-        window = settings.generation
-        outlet_events[ASSET].extra = {
-            "run_id": run,
-            "config": config_of(get_current_context()),
-            **{name: getattr(window, name).isoformat() for name in ("start", "end", "as_of")},
-        }
-        return report
-
-    ready = histories()
-    run = generate()
-    ingest() >> ready >> run
-    publish(validate(run))
+    before: Any = None
+    run: Any = None
+    for stage in STAGES:
+        done = work.override(task_id=stage, outlets=[ASSET] if stage == "publish" else [])(stage, run)
+        if before is not None:
+            before >> done
+        before = done
+        run = done if stage == "generate" else run
 
 
 scalr_events()

@@ -43,13 +43,11 @@ def scalr_training_set() -> None:
 
     @task(inlets=[ASSET])
     def build(*, inlet_events: Any = None) -> dict[str, Any]:
-        from scalr_prod.orchestration import scheduler_errors, training_set_project
-        from scalr_prod.training_set import build_training_set
+        from scalr_prod.orchestration import do_stage, training_set_project
 
         context = get_current_context()
-        with scheduler_errors():
-            settings = training_set_project(context, [event.extra for event in inlet_events[ASSET]])
-            return build_training_set(settings).to_json()
+        job = do_stage("dataset", lambda: training_set_project(context, [event.extra for event in inlet_events[ASSET]]))
+        return job.reports["dataset"].to_json()
 
     build()
 

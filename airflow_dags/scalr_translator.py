@@ -12,6 +12,10 @@ from typing import Any
 
 from airflow.sdk import CronDataIntervalTimetable, Param, dag, get_current_context, task
 
+from scalr_prod.stages import path
+
+STAGES = [stage.name for stage in path(last="translator") if not stage.light]
+
 
 @dag(
     schedule=CronDataIntervalTimetable(os.environ.get("SCALR_TRANSLATOR_CRON", "0 1 * * 0"), timezone="UTC"),
@@ -47,54 +51,36 @@ def scalr_translator() -> None:
         return open_project(get_current_context())
 
     @task
-    def ingest() -> dict[str, Any]:
-        from scalr_prod.ingest import ingest as work
-        from scalr_prod.orchestration import scheduler_errors
+    def work(stage: str) -> dict[str, Any]:
+        from scalr_prod.orchestration import do_stage, trained_until_of
 
-        with scheduler_errors():
-            return work(project()).to_json()
-
-    @task
-    def histories() -> dict[str, Any]:
-        from scalr_prod.feast_store import apply_feature_repo
-        from scalr_prod.histories import build_histories
-        from scalr_prod.orchestration import scheduler_errors
-
-        with scheduler_errors():
-            settings = project()
-            report = build_histories(settings).to_json()
-            apply_feature_repo(settings)
-            return report
+        until = trained_until_of(get_current_context()) if stage == "translator" else None
+        return do_stage(stage, project, trained_until=until).reports[stage].to_json()
 
     @task
-    def train() -> int:
-        from scalr_prod.orchestration import scheduler_errors, trained_until_of
-        from scalr_prod.translator import train as work
-
-        with scheduler_errors():
-            return work(project(), trained_until=trained_until_of(get_current_context())).version
-
-    @task
-    def evaluate(version: int) -> int:
+    def evaluate(trained: dict[str, Any]) -> int:
         from scalr_prod.orchestration import scheduler_errors
-        from scalr_prod.translator import evaluate as work
+        from scalr_prod.project import Project
 
         with scheduler_errors():
-            work(project(), version)
-        return version
+            Project(project()).evaluate_translator(trained["version"])
+        return trained["version"]
 
     @task
     def promote_if_better(version: int) -> dict[str, Any]:
         from scalr_prod.orchestration import scheduler_errors
-        from scalr_prod.pipeline import promote_if_better as work
+        from scalr_prod.project import Project
 
         with scheduler_errors():
-            return work(project(), version).to_json()
+            return Project(project()).promote_if_better(version).to_json()
 
-    ready = histories()
-    version = train()
-    ingest() >> ready >> version
-    promote_if_better(evaluate(version))
+    before: Any = None
+    for stage in STAGES:
+        done = work.override(task_id="train" if stage == "translator" else stage)(stage)
+        if before is not None:
+            before >> done
+        before = done
+    promote_if_better(evaluate(before))
 
 
 scalr_translator()

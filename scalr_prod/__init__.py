@@ -1,8 +1,61 @@
 """SCALR: synthetic cross-domain augmentation and learning for recommendation.
 
+>>> from scalr_prod import Project  # doctest: +SKIP
+>>> with Project.open("scalr.toml") as project:
+...     project.run()
+...     rows = project.training_set().to_pandas()
+
 Importing this package is cheap: every heavy library is imported inside the room that needs it.
 """
 
-__version__ = "0.1.0"
+from __future__ import annotations
 
-__all__ = ["__version__"]
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
+from scalr_prod.version import __version__
+
+if TYPE_CHECKING:
+    from scalr_prod.downstream import EvaluationReport, Interactions, Recommender
+    from scalr_prod.errors import ScalrError
+    from scalr_prod.project import Project
+    from scalr_prod.settings import Settings, load_settings
+    from scalr_prod.stages import PipelineReport, StageState
+    from scalr_prod.training_set import TrainingSet
+
+__all__ = [
+    "EvaluationReport",
+    "Interactions",
+    "PipelineReport",
+    "Project",
+    "Recommender",
+    "ScalrError",
+    "Settings",
+    "StageState",
+    "TrainingSet",
+    "__version__",
+    "load_settings",
+]
+
+_HOMES: Final = {
+    "EvaluationReport": "downstream",
+    "Interactions": "downstream",
+    "PipelineReport": "stages",
+    "Project": "project",
+    "Recommender": "downstream",
+    "ScalrError": "errors",
+    "Settings": "settings",
+    "StageState": "stages",
+    "TrainingSet": "training_set",
+    "load_settings": "settings",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scalr_prod import __version__
 from scalr_prod.errors import ScalrError
 from scalr_prod.serving.virtualenvs import Torch  # noqa: TC001 - Typer reads it at run time
+from scalr_prod.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from scalr_prod.project import Project
     from scalr_prod.settings import Settings
 
 __all__ = ["app", "main"]
@@ -73,9 +74,7 @@ def _root(
 @app.command()
 def run(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
     """Do everything: from two logs to published synthetic events and a training set."""
-    from scalr_prod.pipeline import run_pipeline
-
-    _Door(config, as_json).show(lambda settings, progress: run_pipeline(settings, progress=progress))
+    _Door(config, as_json).open(lambda project: project.run())
 
 
 @app.command()
@@ -87,25 +86,15 @@ def ingest(
     as_json: Json = False,
 ) -> None:
     """Read all logs into the lake; reading the same input twice adds nothing."""
-    from scalr_prod.ingest import ingest as work
-
     if domain not in {None, "source", "target"} and not str(domain).startswith("sources."):
         raise typer.BadParameter("must be source, target or sources.NAME", param_hint="--domain")
-    _Door(config, as_json, "ingest").show(lambda settings, progress: work(settings, domain=domain, progress=progress))
+    _Door(config, as_json, "ingest").open(lambda project: project.ingest(domain))
 
 
 @app.command()
 def histories(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
     """Build users' histories and items' statistics as of every event, and bring the feature repository up to date."""
-    from scalr_prod.feast_store import apply_feature_repo
-    from scalr_prod.histories import build_histories
-
-    def work(settings: Settings, progress: bool) -> Any:
-        report = build_histories(settings, progress=progress)
-        apply_feature_repo(settings)
-        return report
-
-    _Door(config, as_json, "histories").show(work)
+    _Door(config, as_json, "histories").open(lambda project: project.histories())
 
 
 @translator_app.command("train")
@@ -117,53 +106,36 @@ def translator_train(
     as_json: Json = False,
 ) -> None:
     """Train a translator version; the same inputs give the version that is there already."""
-    from scalr_prod.feast_store import apply_feature_repo
-    from scalr_prod.translator import train
-
-    def work(settings: Settings, progress: bool) -> Any:
-        apply_feature_repo(settings)
-        return train(settings, trained_until=_utc(trained_until), progress=progress)
-
-    _Door(config, as_json, "translator train").show(work)
+    _Door(config, as_json, "translator train").open(lambda project: project.train(_utc(trained_until)))
 
 
 @translator_app.command("evaluate")
 def translator_evaluate(config: Config = DEFAULT_CONFIG, version: Version = None, as_json: Json = False) -> None:
     """Ranking, likelihood and calibration of each estimator and of their mixture, on the latest slice of time."""
-    from scalr_prod.translator import evaluate
-
-    _Door(config, as_json, "translator evaluate").show(
-        lambda settings, progress: evaluate(settings, version, progress=progress)
-    )
+    _Door(config, as_json, "translator evaluate").open(lambda project: project.evaluate_translator(version))
 
 
 @translator_app.command("promote")
 def translator_promote(config: Config = DEFAULT_CONFIG, version: Version = None, as_json: Json = False) -> None:
     """Serve a version: load it, check that it answers, switch; the former one stays at hand for rollback."""
-    from scalr_prod.serving import promote
-
-    _Door(config, as_json, "translator promote").show(lambda settings, _: promote(settings, version))
+    _Door(config, as_json, "translator promote").open(lambda project: project.promote(version))
 
 
 @translator_app.command("rollback")
 def translator_rollback(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
     """Serve the formerly promoted version again."""
-    from scalr_prod.serving import rollback
-
-    _Door(config, as_json, "translator rollback").show(lambda settings, _: rollback(settings))
+    _Door(config, as_json, "translator rollback").open(lambda project: project.rollback_translator())
 
 
 @translator_app.command("list")
 def translator_list(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
     """All trained versions, and which one is served."""
-    from scalr_prod.ledger import Ledger
-    from scalr_prod.serving import served_version
 
-    def work(settings: Settings, _: bool) -> dict[str, Any]:
-        versions = [version.to_json() for version in Ledger.open(settings).model_versions()]
-        return {"served": served_version(settings), "versions": versions}
+    def work(project: Project) -> dict[str, Any]:
+        versions = [version.to_json() for version in project.translators()]
+        return {"served": project.ledger.promoted_version(), "versions": versions}
 
-    _Door(config, as_json, "translator list").show(work)
+    _Door(config, as_json, "translator list").open(work)
 
 
 @serving_app.command("install")
@@ -215,40 +187,25 @@ def triton_status_command(config: Config = DEFAULT_CONFIG, as_json: Json = False
 @app.command()
 def generate(config: Config = DEFAULT_CONFIG, version: Version = None, as_json: Json = False) -> None:
     """Translate the window's source events into staged candidates."""
-    from scalr_prod.pipeline import generate_run
-
-    _Door(config, as_json).show(lambda settings, progress: generate_run(settings, version=version, progress=progress))
+    _Door(config, as_json).open(lambda project: project.generate(version))
 
 
 @app.command()
 def validate(run_id: RunId, config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
     """Put a generated run before the quality gate."""
-    from scalr_prod.quality import validate_run
-
-    _Door(config, as_json, "validate", run_id).show(
-        lambda settings, progress: validate_run(settings, run_id, progress=progress)
-    )
+    _Door(config, as_json, "validate", run_id).open(lambda project: project.validate(run_id))
 
 
 @app.command()
 def publish(run_id: RunId, config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
     """Publish a validated run to the feature view, all of it or nothing."""
-    from scalr_prod.publication import publish as work
-
-    _Door(config, as_json, "publish", run_id).show(lambda settings, _: work(settings, run_id))
+    _Door(config, as_json, "publish", run_id).open(lambda project: project.publish(run_id))
 
 
 @dataset_app.command("build")
 def dataset_build(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
     """Build a training set of real and synthetic events with point-in-time features."""
-    from scalr_prod.feast_store import apply_feature_repo
-    from scalr_prod.training_set import build_training_set
-
-    def work(settings: Settings, progress: bool) -> Any:
-        apply_feature_repo(settings)
-        return build_training_set(settings, progress=progress)
-
-    _Door(config, as_json, "dataset build").show(work)
+    _Door(config, as_json, "dataset build").open(lambda project: project.build_training_set())
 
 
 @app.command()
@@ -267,64 +224,48 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Train models with and without synthetic events, with controls, and judge them on what came later."""
-    from scalr_prod.downstream.evaluation import evaluate as work
+    _Door(config, as_json, "evaluate").open(
+        lambda project: project.evaluate(cold_fraction=cold_fraction, cutoff=_utc(cutoff), cutoffs=cutoffs, arms=arm, full=full)
+    )
 
-    def judged(settings: Settings, progress: bool) -> Any:
-        return work(
-            settings,
-            cold_fraction=cold_fraction,
-            cutoff=_utc(cutoff),
-            cutoffs=cutoffs,
-            arms=tuple(arm) if arm else None,
-            full=full,
-            progress=progress,
-        )
 
-    _Door(config, as_json, "evaluate").show(judged)
+@app.command()
+def status(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Which stages are done, and the command that does each; run and onwards: of the latest run."""
+    _Door(config, as_json, "status").open(lambda project: {"stages": [stage.to_json() for stage in project.status()]})
 
 
 @runs_app.command("list")
 def runs_list(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
     """All runs, the newest first."""
-    from scalr_prod.ledger import Ledger
-
-    _Door(config, as_json, "runs list").show(
-        lambda settings, _: {"runs": [found.to_json() for found in Ledger.open(settings).runs()]}
-    )
+    _Door(config, as_json, "runs list").open(lambda project: {"runs": [found.to_json() for found in project.runs()]})
 
 
 @runs_app.command("show")
 def runs_show(run_id: RunId, config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
     """One run: its window, its state, its parts and publications, and every change with its time and cause."""
-    from scalr_prod.ledger import Ledger
 
-    def work(settings: Settings, _: bool) -> dict[str, Any]:
-        with Ledger.open(settings) as ledger:
-            return ledger.run(run_id).to_json() | {
-                "partitions": [part.to_json() for part in ledger.partitions(run_id)],
-                "publications": [attempt.to_json() for attempt in ledger.publications(run_id)],
-                "history": [change.to_json() for change in ledger.history(run_id)],
-            }
+    def work(project: Project) -> dict[str, Any]:
+        ledger = project.ledger
+        return ledger.run(run_id).to_json() | {
+            "partitions": [part.to_json() for part in ledger.partitions(run_id)],
+            "publications": [attempt.to_json() for attempt in ledger.publications(run_id)],
+            "history": [change.to_json() for change in ledger.history(run_id)],
+        }
 
-    _Door(config, as_json, "runs show", run_id).show(work)
+    _Door(config, as_json, "runs show", run_id).open(work)
 
 
 @runs_app.command("resume")
 def runs_resume(run_id: RunId, config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
     """Go on with a run from where it stopped."""
-    from scalr_prod.pipeline import resume_run
-
-    _Door(config, as_json, "runs resume", run_id).show(
-        lambda settings, progress: resume_run(settings, run_id, progress=progress)
-    )
+    _Door(config, as_json, "runs resume", run_id).open(lambda project: project.resume(run_id))
 
 
 @runs_app.command("rollback")
 def runs_rollback(run_id: RunId, config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
     """Take a published run out of the feature view."""
-    from scalr_prod.publication import rollback_run
-
-    _Door(config, as_json, "runs rollback", run_id).show(lambda settings, _: rollback_run(settings, run_id))
+    _Door(config, as_json, "runs rollback", run_id).open(lambda project: project.rollback(run_id))
 
 
 @app.command()
@@ -362,13 +303,24 @@ class _Door:
         self.stage = stage
         self.run_id = run_id
 
+    def open(self, work: Callable[[Project], Any]) -> None:
+        """Show what comes of the project."""
+        from scalr_prod.project import Project
+
+        def opened(settings: Any, progress: bool) -> Any:
+            with Project(settings, progress=progress) as project:
+                return work(project)
+
+        self.show(opened)
+
     def show(self, work: Callable[[Any, bool], Any]) -> None:
-        from scalr_prod.pipeline import stage
+        """Show what comes of the settings, or of none."""
         from scalr_prod.settings import load_settings
+        from scalr_prod.stages import at_stage
 
         try:
             settings = load_settings(self.config) if self.config is not None else None
-            with stage(self.stage, self.run_id):
+            with at_stage(self.stage, self.run_id):
                 report = work(settings, self.progress)
         except ScalrError as error:
             _fail(error.at(run_id=self.run_id), as_json=self.as_json)

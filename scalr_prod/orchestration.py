@@ -30,13 +30,15 @@ from scalr_prod.errors import (
 from scalr_prod.instants import datetime_of, micros
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from scalr_prod.settings import Settings
+    from scalr_prod.stages import Job
 
 __all__ = [
     "CONFIG_VARIABLE",
     "config_of",
+    "do_stage",
     "open_project",
     "scheduler_errors",
     "trained_until_of",
@@ -89,6 +91,28 @@ def scheduler_errors() -> Iterator[None]:
         from airflow.sdk.exceptions import AirflowFailException
 
         raise AirflowFailException(f"{type(error).__name__}: {error}") from error
+
+
+def do_stage(name: str, project: Callable[[], Settings], *, run_id: str | None = None, **asked: Any) -> Job:
+    """A task's stage, after the light stages that it needs.
+
+    Args:
+        name: Of the stage.
+        project: Opens the task's settings; its errors are told as the stage's own.
+        run_id: The run to go on with.
+        asked: What else the job is asked for; see `Job`.
+
+    Raises:
+        AirflowSkipException: See `scheduler_errors`, as for all that follows.
+        AirflowFailException: A retry would fail alike.
+        ScalrError: The scheduler retries.
+    """
+    from scalr_prod.stages import Job, step, walk
+
+    with scheduler_errors():
+        settings = project()
+        job = Job(settings, **asked) if run_id is None else Job.of_run(settings, run_id)
+        return walk(job, step(name))
 
 
 def config_of(context: Mapping[str, Any], extras: Iterable[Mapping[str, Any]] = ()) -> str:

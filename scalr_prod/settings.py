@@ -12,7 +12,7 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Any, Final, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Final, get_args, get_origin
 
 from pydantic import Field, PrivateAttr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -35,7 +35,10 @@ from scalr_prod.sections import (
     TranslatorSettings,
 )
 
-__all__ = ["Settings", "load_settings"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Settings", "load_settings", "make_settings"]
 
 _PREFIX: Final = "SCALR_"
 
@@ -86,6 +89,18 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The environment wins over what `load_settings` read from the file."""
         return env_settings, init_settings
+
+    def with_sections(self, **sections: Mapping[str, Any]) -> Settings:
+        """The same with some keys of some sections changed: ``generation={"mode": "causal"}``.
+
+        Raises:
+            SettingsError: An unknown key, or an impossible value; names the key.
+        """
+        named: dict[str, Any] = {}
+        for name in self.named:
+            section, _, key = name.partition(".")
+            named.setdefault(section, {})[key] = self.model_dump(include={section: {key}})[section][key]
+        return _checked(_merge(named, sections), "the settings", base=self.base)
 
     @property
     def home(self) -> Path:
@@ -139,16 +154,32 @@ def load_settings(path: str | Path | None = None, **overrides: Any) -> Settings:
         ) from error
     except (OSError, ValueError, RecursionError) as error:  # of undecodable bytes, bad TOML, hostile numbers and depth
         raise SettingsError(f"cannot be read as TOML: {error}", where=str(path), next_step="correct the file") from error
-    if (key := _zero_byte(raw)) is not None:
-        raise SettingsError("holds a zero byte, which no path and no name can", where=f"{path}, {key}", next_step="remove it")
-    if "base" in raw:
-        raise SettingsError("unknown key 'base'", where=str(path), next_step="remove it")
-    merged = _merge(raw, overrides)
+    return _checked(_merge(raw, overrides), str(path), base=path.resolve().parent)
+
+
+def make_settings(sections: Mapping[str, Any], *, base: str | Path | None = None) -> Settings:
+    """The same from a dictionary in place of a file; the environment goes before it, as before a file.
+
+    Args:
+        sections: As in scalr.toml: ``{"domains": {"source": {…}, "target": {…}}, …}``.
+        base: Folder that relative paths start from; default: the current one.
+
+    Raises:
+        SettingsError: As `load_settings`.
+    """
+    return _checked(dict(sections), "the settings", base=Path(base or Path.cwd()).resolve())
+
+
+def _checked(sections: dict[str, Any], where: str, *, base: Path) -> Settings:
+    if (key := _zero_byte(sections)) is not None:
+        raise SettingsError("holds a zero byte, which no path and no name can", where=f"{where}, {key}", next_step="remove it")
+    if "base" in sections:
+        raise SettingsError("unknown key 'base'", where=where, next_step="remove it")
     _check_variables()
     try:
-        return Settings(**merged, base=path.resolve().parent)
+        return Settings(**sections, base=base)
     except ValidationError as error:
-        raise _explain(error, path) from error
+        raise _explain(error, where) from error
     except SourceError as error:
         raise _not_json(error) from error
 
@@ -241,19 +272,19 @@ def _zero_byte(section: dict[str, Any]) -> str | None:
     return None
 
 
-def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for key, value in above.items():
         merged[key] = _merge(merged[key], value) if isinstance(value, dict) and isinstance(merged.get(key), dict) else value
     return merged
 
 
-def _explain(error: ValidationError, path: Path) -> SettingsError:
+def _explain(error: ValidationError, file: str) -> SettingsError:
     first = error.errors(include_url=False, include_input=False)[0]
     keys = [str(part) for part in first["loc"]]
     place = f"[{'.'.join(keys[:-1])}] {keys[-1]}" if len(keys) > 1 else f"[{keys[0]}]" if keys else "settings"
     variable = _set_by(keys)
-    where = f"environment variable {variable}" if variable else str(path)
+    where = f"environment variable {variable}" if variable else file
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         known = _known_keys(keys[:-1])
@@ -263,7 +294,7 @@ def _explain(error: ValidationError, path: Path) -> SettingsError:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "missing":
         message = "is required"
-    next_step = f"correct {variable or f'{place} in {path.name}'}"
+    next_step = f"correct {variable or f'{place} in {Path(file).name}'}"
     return SettingsError(f"{place}: {message}{more}", where=where, next_step=next_step)
 
 

@@ -28,7 +28,7 @@ from typing import Any, Self
 #: Stages in the order of a run; a kill of one of them starts from a copy of the home as it was before it.
 STAGES = ("ingest", "histories", "feast", "translator", "plan", "generate", "validate", "publish", "dataset")
 _PRELOAD = (
-    "scalr_prod.pipeline",
+    "scalr_prod.stages",
     "scalr_prod.publication",
     "scalr_prod.ledger.store",
     "scalr_prod.training_set.build",
@@ -223,20 +223,20 @@ def _drive(config: str, action: str, kill: Kill | None, out: str, options: dict[
 
 
 def _run(config: str, snapshots: str | None = None, **sections: Any) -> Any:
-    from scalr_prod import pipeline
+    from scalr_prod.project import Project
     from scalr_prod.settings import load_settings
 
     settings = load_settings(config, **sections)
     if snapshots is not None:
         _Points.before_stage = lambda stage: shutil.copytree(Path(config).parent, Path(snapshots) / stage)
-    return pipeline.run_pipeline(settings)
+    return Project(settings).run()
 
 
 def _resume(config: str, **sections: Any) -> Any:
     """As a user would: the run that the ledger lists first."""
     from scalr_prod.ledger import Ledger
-    from scalr_prod.pipeline import resume_run
     from scalr_prod.settings import load_settings
+    from scalr_prod.stages import resume_run
 
     settings = load_settings(config, **sections)
     with Ledger.open(settings) as ledger:
@@ -264,13 +264,13 @@ class _Points:
     def __enter__(self) -> Self:
         from sqlalchemy import Engine, event
 
-        from scalr_prod import lake, pipeline
+        from scalr_prod import lake, stages
 
         sys.addaudithook(self._audit)
         for name in ("begin", "commit", "rollback"):
             event.listen(Engine, name, lambda _: self.reach())
         _around(lake.Lake, "_once", self.reach)
-        pipeline.stage = self._entering(pipeline.stage)
+        stages.at_stage = self._entering(stages.at_stage)
         return self
 
     def __exit__(self, *_: object) -> None:

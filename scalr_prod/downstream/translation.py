@@ -78,21 +78,18 @@ class Translation:
             TranslatorError: Too little to learn from.
         """
         from scalr_prod.duck import open_duckdb, staging_folder
-        from scalr_prod.feast_store import apply_feature_repo
         from scalr_prod.generation import plan_run
         from scalr_prod.generation.alignment import value_buckets
         from scalr_prod.generation.bucket import ask, read_bucket
         from scalr_prod.generation.contexts import Consumed
-        from scalr_prod.histories import build_histories
-        from scalr_prod.translator import TranslatorModule, load_version, train
+        from scalr_prod.stages import Job, path, walk
+        from scalr_prod.translator import TranslatorModule, load_version
         from scalr_prod.translator.contexts import Contexts
 
         settings = scene.settings
-        build_histories(settings, progress=progress)
-        apply_feature_repo(settings)
-        trained = train(settings, progress=progress)
-        spec = plan_run(settings, version=trained.version)
-        version = load_version(settings, trained.version)
+        job = walk(Job(settings, progress=progress), path("histories", "translator"))
+        spec = plan_run(settings, version=job.version)
+        version = load_version(settings, job.version)
         vocabulary = version.vocabulary()
         with staging_folder(settings, "evaluate") as folder, open_duckdb(settings, folder) as connection:
             rows, real = read_bucket(connection, settings, spec, 0, 1)
@@ -177,21 +174,16 @@ def publish_draw(scene: Scene, how: Draw, *, progress: bool = False) -> tuple[In
     """
     import pyarrow.compute as pc
 
-    from scalr_prod.generation import generate, plan_run
-    from scalr_prod.publication import publish
-    from scalr_prod.quality import validate_run
-    from scalr_prod.training_set import TrainingSet, build_training_set
+    from scalr_prod.stages import Job, path, walk
+    from scalr_prod.training_set import TrainingSet
 
-    settings = with_draw(scene.settings, how)
-    spec = plan_run(settings)
-    generate(settings, spec, progress=progress)
-    gate = validate_run(settings, spec.run_id, progress=progress)
-    publish(settings, spec.run_id)
-    report = build_training_set(settings, progress=progress)
-    rows = TrainingSet.open(report.path).to_arrow([USER_ID, ITEM_ID, "event_timestamp", "weight", "is_synthetic"])
-    made = rows["is_synthetic"]
-    real, synthetic = (scene.numbering.interactions(rows.filter(mask), scene.cutoff) for mask in (pc.invert(made), made))
-    return real, synthetic.synthetic(), {"run_id": spec.run_id, "gate": gate.to_json(), "training_set": report.to_json()}
+    job = walk(Job(with_draw(scene.settings, how), progress=progress), path("plan"))
+    made = job.reports["dataset"].to_json()
+    rows = TrainingSet.open(made["path"]).to_arrow([USER_ID, ITEM_ID, "event_timestamp", "weight", "is_synthetic"])
+    is_synthetic = rows["is_synthetic"]
+    masks = (pc.invert(is_synthetic), is_synthetic)
+    real, synthetic = (scene.numbering.interactions(rows.filter(mask), scene.cutoff) for mask in masks)
+    return real, synthetic.synthetic(), {"run_id": job.run_id, "gate": job.reports["validate"].to_json(), "training_set": made}
 
 
 def with_draw(settings: Settings, how: Draw) -> Settings:

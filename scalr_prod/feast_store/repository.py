@@ -14,12 +14,13 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
-from scalr_prod import __version__, assets
+from scalr_prod import assets
 from scalr_prod.binding import check_domains
 from scalr_prod.contracts import ITEM_ID, USER_ID, Table, id_type_of
 from scalr_prod.errors import FeatureStoreError
 from scalr_prod.lake import Lake
 from scalr_prod.ownership import claim
+from scalr_prod.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from scalr_prod.settings import Settings
 
-__all__ = ["HistoriesReport", "TableReport", "build_histories"]
+__all__ = ["HistoriesReport", "TableReport", "build_histories", "histories_built"]
+
+
+_TABLES = ("source_user_history", "target_user_history", "target_item_stats")
 
 
 @dataclass(frozen=True)
@@ -74,5 +77,14 @@ def build_histories(settings: Settings, *, progress: bool = False) -> HistoriesR
 
     lake = Lake.open(settings)
     check_domains(settings, lake)
-    tables = (Table.SOURCE_USER_HISTORY, Table.TARGET_USER_HISTORY, Table.TARGET_ITEM_STATS)
-    return HistoriesReport({table.value: build_table(settings, lake, table, progress=progress) for table in tables})
+    return HistoriesReport({name: build_table(settings, lake, Table(name), progress=progress) for name in _TABLES})
+
+
+def histories_built(settings: Settings) -> bool:
+    """Whether all of the tables were made from the events that there are, with these settings."""
+    from scalr_prod.contracts import Table
+    from scalr_prod.histories.build import is_built
+    from scalr_prod.lake import Lake
+
+    lake = Lake.open(settings)
+    return all(is_built(settings, lake, Table(name)) for name in _TABLES)

@@ -20,12 +20,14 @@ from scalr_prod.progress import counting
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from deltalake import DeltaTable
+
     from scalr_prod.errors import ScalrError
     from scalr_prod.lake import Lake
     from scalr_prod.sections import HistorySettings
     from scalr_prod.settings import Settings
 
-__all__ = ["build_table"]
+__all__ = ["build_table", "is_built"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +48,13 @@ _EVENTS = {
 }
 
 
+def is_built(settings: Settings, lake: Lake, table: Table) -> bool:
+    """Whether a table was made from the events that there are, with these settings."""
+    if not lake.exists(table) or not lake.exists(_EVENTS[table]):
+        return False
+    return _is_fresh(lake, table, _made_from(settings, table, lake.open_table(_EVENTS[table])), lake.version(table))
+
+
 def build_table(settings: Settings, lake: Lake, table: Table, *, progress: bool) -> TableReport:
     """Build a table, unless it was made from the same events with the same settings.
 
@@ -62,10 +71,8 @@ def build_table(settings: Settings, lake: Lake, table: Table, *, progress: bool)
     events = lake.open_table(_EVENTS[table])
     version = lake.version(table)
     chosen = settings.histories
-    of_items = table is Table.TARGET_ITEM_STATS
-    step = max(chosen.late_step_s * 1_000_000, _DAY_US if of_items else 0)
-    shape = f"{chosen.trailing_days if of_items else chosen.length}-{step}"
-    made_from = f"{table.value}-{_LAYOUT}-{events.metadata().id}-{events.version()}-{shape}"
+    step = _step_us(settings, table)
+    made_from = _made_from(settings, table, events)
     count = lake.dataset(_EVENTS[table], version=events.version()).count_rows()
     built = not _is_fresh(lake, table, made_from, version)
     if built:
@@ -91,6 +98,18 @@ def build_table(settings: Settings, lake: Lake, table: Table, *, progress: bool)
     version = lake.version(table)
     size = lake.dataset(table, version=version).count_rows()
     return TableReport(events=count, rows=size, version=version, events_version=events.version(), built=built)
+
+
+def _step_us(settings: Settings, table: Table) -> int:
+    """Late knowledge is told apart in steps of so many microseconds."""
+    return max(settings.histories.late_step_s * 1_000_000, _DAY_US if table is Table.TARGET_ITEM_STATS else 0)
+
+
+def _made_from(settings: Settings, table: Table, events: DeltaTable) -> str:
+    """Names the events and settings that a table is made from."""
+    chosen = settings.histories
+    shape = f"{chosen.trailing_days if table is Table.TARGET_ITEM_STATS else chosen.length}-{_step_us(settings, table)}"
+    return f"{table.value}-{_LAYOUT}-{events.metadata().id}-{events.version()}-{shape}"
 
 
 def _is_fresh(lake: Lake, table: Table, made_from: str, version: int) -> bool:

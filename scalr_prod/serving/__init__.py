@@ -12,6 +12,7 @@ from scalr_prod.serving.check import Check
 
 if TYPE_CHECKING:
     from scalr_prod.serving.checks import serving_checks
+    from scalr_prod.serving.decision import PromotionDecision, promote_if_better
     from scalr_prod.serving.ensure import ensure_serving, stop_unused
     from scalr_prod.serving.environment import require_environment
     from scalr_prod.serving.guard import guarded_serving
@@ -21,11 +22,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Check",
+    "PromotionDecision",
     "PromotionReport",
     "ServerStatus",
     "ensure_serving",
     "guarded_serving",
     "promote",
+    "promote_if_better",
     "require_environment",
     "rollback",
     "served_version",
@@ -37,11 +40,13 @@ __all__ = [
 ]
 
 _HOMES = {
+    "PromotionDecision": "decision",
     "PromotionReport": "versions",
     "ServerStatus": "process",
     "ensure_serving": "ensure",
     "guarded_serving": "guard",
     "promote": "versions",
+    "promote_if_better": "decision",
     "require_environment": "environment",
     "rollback": "versions",
     "served_version": "promotions",

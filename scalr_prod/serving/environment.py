@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from scalr_prod import __version__
 from scalr_prod.errors import ServingError
+from scalr_prod.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

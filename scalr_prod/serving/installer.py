@@ -13,12 +13,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from scalr_prod import __version__, assets
+from scalr_prod import assets
 from scalr_prod.errors import ServingError
 from scalr_prod.serving.environment import ServingEnvironment, environment_places, examine_environment
 from scalr_prod.serving.interpreters import LOCAL, choose_interpreter, install_system_package, require_platform
 from scalr_prod.serving.own_package import checkout, pack_wheel
 from scalr_prod.serving.virtualenvs import Recipe, build
+from scalr_prod.version import __version__
 
 if TYPE_CHECKING:
     from scalr_prod.serving.virtualenvs import Torch

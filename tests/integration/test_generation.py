@@ -326,7 +326,7 @@ def test_a_task_s_own_error_reaches_the_user_unchanged(config, here, made):
 
 def test_a_run_follows_the_policy_where_the_settings_leave_a_choice(config, here):
     """An evaluation decided on three events at T = .5; the settings name the filter themselves."""
-    from scalr_prod.pipeline import generate_run
+    from scalr_prod.project import Project
 
     settings = load_settings(
         config,
@@ -340,7 +340,7 @@ def test_a_run_follows_the_policy_where_the_settings_leave_a_choice(config, here
     )  # fmt: skip
     policy.write(policy_path(settings))
     try:
-        report = generate_run(settings, version=1)
+        report = Project(settings).generate(1)
     finally:
         policy_path(settings).unlink()
     with Ledger.open(settings) as ledger:

@@ -13,8 +13,7 @@ from scalr_prod.feast_store import apply_feature_repo
 from scalr_prod.histories import build_histories
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
-from scalr_prod.pipeline import promote_if_better
-from scalr_prod.serving import served_version
+from scalr_prod.serving import promote_if_better, served_version
 from scalr_prod.settings import load_settings
 from scalr_prod.translator import load_version, train
 from scalr_prod.translator.comparison import compare

@@ -14,7 +14,7 @@ import pytest
 
 from scalr_prod import __version__
 from scalr_prod.errors import ServingError
-from scalr_prod.pipeline import run_pipeline
+from scalr_prod.project import Project
 from scalr_prod.serving import interpreters, virtualenvs
 from scalr_prod.serving.environment import environment_places, find_environment, require_environment
 from scalr_prod.serving.installer import plan_serving
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(
 def test_a_run_asks_for_the_environment_before_any_work(project):
     settings = load_settings(project, serving={"environment": "nowhere"})
     with pytest.raises(ServingError, match="no serving environment") as caught:
-        run_pipeline(settings)
+        Project(settings).run()
     assert caught.value.where == str(project.parent / "nowhere")
     assert "scalr serving install" in caught.value.next_step
     assert not settings.home.exists()

@@ -1,0 +1,335 @@
+"""`Project`: the package from Python. What the commands do are its methods."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from scalr_prod import stages
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+    from types import TracebackType
+
+    from feast import FeatureStore
+
+    from scalr_prod.downstream import EvaluationReport
+    from scalr_prod.generation import GenerationReport
+    from scalr_prod.histories import HistoriesReport
+    from scalr_prod.ingest import IngestReport
+    from scalr_prod.lake import Lake
+    from scalr_prod.ledger import Ledger, ModelVersion, Run
+    from scalr_prod.publication import PublicationReport
+    from scalr_prod.quality import GateReport
+    from scalr_prod.scoring import Scorer
+    from scalr_prod.serving import PromotionDecision, PromotionReport
+    from scalr_prod.settings import Settings
+    from scalr_prod.training_set import TrainingSet, TrainingSetReport
+    from scalr_prod.translator import EvaluationReport as TranslatorEvaluation
+    from scalr_prod.translator import TrainReport, TranslatorVersion
+
+__all__ = ["Project"]
+
+
+class Project:
+    """Two domains, a lake, and all that is made from them.
+
+    Every method that makes something finds what was made before, and makes only what is missing. What a project holds open
+    (ledger, feature store, scorer) is opened when it is first asked for, and closed at the end of a ``with`` block.
+
+    >>> with Project.open("scalr.toml") as project:  # doctest: +SKIP
+    ...     report = project.run()
+    ...     rows = project.training_set().to_pandas()
+
+    Args:
+        settings: The project's settings.
+        progress: Show progress bars on stderr.
+    """
+
+    def __init__(self, settings: Settings, *, progress: bool = False) -> None:
+        self.settings = settings
+        self.progress = progress
+        self._opened = ExitStack()
+        self._lake: Lake | None = None
+        self._ledger: Ledger | None = None
+        self._feature_store: FeatureStore | None = None
+        self._scorers: dict[int, Scorer] = {}
+
+    @classmethod
+    def open(
+        cls,
+        source: Settings | str | Path | Mapping[str, Any] = "scalr.toml",
+        *,
+        progress: bool = False,
+        **overrides: Mapping[str, Any],
+    ) -> Self:
+        """Open a project.
+
+        Args:
+            source: The path of a scalr.toml, its content as a dictionary, or settings that were loaded before. Relative paths
+                start from the file's folder, or from the current one.
+            progress: Show progress bars on stderr.
+            overrides: Whole sections, merged over those of a file: ``generation={"mode": "causal"}``.
+
+        Raises:
+            SettingsError: No such file, an unknown key, or an impossible value; names the key.
+        """
+        from scalr_prod.settings import Settings, load_settings, make_settings
+
+        if isinstance(source, str | Path):
+            return cls(load_settings(source, **overrides), progress=progress)
+        settings = source if isinstance(source, Settings) else make_settings(source)
+        return cls(settings.with_sections(**overrides) if overrides else settings, progress=progress)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close what is open. A closed project opens again what it is asked for."""
+        self._opened.close()
+        self._ledger, self._feature_store = None, None
+        self._scorers.clear()
+
+    # --- what it holds
+
+    @property
+    def lake(self) -> Lake:
+        """Its Delta tables."""
+        from scalr_prod.lake import Lake
+
+        self._lake = self._lake or Lake.open(self.settings)
+        return self._lake
+
+    @property
+    def ledger(self) -> Ledger:
+        """What every run, publication, translator version and training set came to."""
+        from scalr_prod.ledger import Ledger
+
+        if self._ledger is None:
+            self._ledger = self._opened.enter_context(Ledger.open(self.settings))
+        return self._ledger
+
+    @property
+    def feature_store(self) -> FeatureStore:
+        """Feast's own store: any method of Feast's SDK works on it.
+
+        Raises:
+            FeatureStoreError: There is no feature repository yet.
+        """
+        from scalr_prod.feast_store import open_feature_store
+
+        self._feature_store = self._feature_store or open_feature_store(self.settings)
+        return self._feature_store
+
+    def scorer(self, version: int | None = None) -> Scorer:
+        """What answers for a translator version: Triton, started where it is local, or the module in this process.
+
+        Args:
+            version: Default: the latest trained.
+
+        Raises:
+            TranslatorNotFound: No such version.
+            ServingError: Triton cannot be started.
+        """
+        from scalr_prod.scoring import open_scorer
+        from scalr_prod.serving import guarded_serving
+
+        version = self.translator(version).version
+        if version not in self._scorers:
+            self._opened.enter_context(guarded_serving(self.settings, version))
+            self._scorers[version] = self._opened.enter_context(open_scorer(self.settings, version, guarded=True))
+        return self._scorers[version]
+
+    # --- the stages
+
+    def run(self) -> stages.PipelineReport:
+        """Everything, from two logs to a published feature view and a training set beside it.
+
+        Raises:
+            ScalrError: Any stage's, with the stage and the run named.
+        """
+        return stages.PipelineReport.of(self._walk(stages.path()))
+
+    def ingest(self, domain: str | None = None) -> IngestReport:
+        """Read the logs into the lake; reading the same input twice adds nothing.
+
+        Args:
+            domain: ``source``, ``target`` or ``sources.NAME``; default: all.
+
+        Raises:
+            ScalrError: A log cannot be read, or holds a value that cannot be; nothing was added.
+        """
+        report: IngestReport = self._do("ingest", domain=domain)
+        return report
+
+    def histories(self) -> HistoriesReport:
+        """Build users' histories and items' statistics as of every event, and bring the feature views up to date."""
+        self._feature_store = None
+        report: HistoriesReport = self._do("histories")
+        self._walk(stages.step("feast"))
+        return report
+
+    def train(self, trained_until: datetime | None = None) -> TrainReport:
+        """Train a translator version; the same inputs give the version that is there already.
+
+        Args:
+            trained_until: Read nothing from then on (UTC); default: by ``[generation] mode``.
+        """
+        report: TrainReport = self._do("translator", trained_until=trained_until)
+        return report
+
+    def generate(self, version: int | None = None) -> GenerationReport:
+        """Plan the run of the settings' window, and translate its source events into staged candidates.
+
+        Args:
+            version: Translator version; default: the latest trained.
+        """
+        report: GenerationReport = self._do("generate", version=version)
+        return report
+
+    def validate(self, run_id: str) -> GateReport:
+        """Put a generated run before the quality gate.
+
+        Raises:
+            QualityGateFailed: The gate said no.
+            RunNotFound: No such run.
+        """
+        report: GateReport = self._do("validate", run_id=run_id)
+        return report
+
+    def publish(self, run_id: str) -> PublicationReport:
+        """Publish a validated run to the feature view ``synthetic_target_events``, all of it or nothing.
+
+        Raises:
+            PublicationError: The run was not validated, or was rejected.
+        """
+        report: PublicationReport = self._do("publish", run_id=run_id)
+        return report
+
+    def build_training_set(self) -> TrainingSetReport:
+        """Build a training set of real and synthetic events with features as of strictly before each label.
+
+        Raises:
+            QualityGateFailed: The gate said no; nothing was kept.
+        """
+        report: TrainingSetReport = self._do("dataset")
+        return report
+
+    # --- the translator
+
+    def evaluate_translator(self, version: int | None = None) -> TranslatorEvaluation:
+        """Ranking, likelihood and calibration of each estimator and of their mixture, on the latest slice of time."""
+        from scalr_prod.translator import evaluate
+
+        return evaluate(self.settings, version, progress=self.progress)
+
+    def translator(self, version: int | None = None) -> TranslatorVersion:
+        """A trained version: its folder, checksum and metrics; default: the latest."""
+        from scalr_prod.translator import load_version
+
+        return load_version(self.settings, version)
+
+    def translators(self) -> Sequence[ModelVersion]:
+        """All trained versions, the oldest first."""
+        return self.ledger.model_versions()
+
+    def promote(self, version: int | None = None) -> PromotionReport:
+        """Serve a version: load it, check that it answers, switch; default: the latest trained."""
+        from scalr_prod.serving import promote
+
+        return promote(self.settings, version)
+
+    def promote_if_better(self, version: int) -> PromotionDecision:
+        """Serve a version if it is no worse than the served one on events that neither learned from."""
+        from scalr_prod.serving import promote_if_better
+
+        return promote_if_better(self.settings, version, progress=self.progress)
+
+    def rollback_translator(self) -> PromotionReport:
+        """Serve the formerly promoted version again."""
+        from scalr_prod.serving import rollback
+
+        return rollback(self.settings)
+
+    # --- runs and what they made
+
+    def runs(self) -> list[Run]:
+        """All runs, the newest first."""
+        return self.ledger.runs()
+
+    def resume(self, run_id: str) -> stages.PipelineReport:
+        """Go on with a run from where it stopped: what is staged is kept, what is missing is made.
+
+        Raises:
+            RunNotFound: No such run.
+        """
+        return stages.resume_run(self.settings, run_id, progress=self.progress)
+
+    def rollback(self, run_id: str) -> PublicationReport:
+        """Take a published run out of the feature view.
+
+        Raises:
+            PublicationError: The run was never published.
+        """
+        from scalr_prod.publication import rollback_run
+
+        return rollback_run(self.settings, run_id)
+
+    def training_set(self, version: int | None = None) -> TrainingSet:
+        """A training set that was built: Arrow, pandas, Polars, or a torch ``DataLoader``; default: the latest version.
+
+        Raises:
+            TrainingSetError: There is no such version.
+        """
+        from scalr_prod.training_set import TrainingSet
+
+        return TrainingSet.open(self.settings.home / "datasets" / self.settings.training_set.name, version)
+
+    def evaluate(
+        self,
+        *,
+        cold_fraction: float | None = None,
+        cutoff: datetime | None = None,
+        cutoffs: int | None = None,
+        arms: Sequence[str] | None = None,
+        full: bool = False,
+    ) -> EvaluationReport:
+        """Train models with and without synthetic events, beside controls, and judge them on what came later.
+
+        Args:
+            cold_fraction: Hide the target history of this share of users from everything; default: by ``[downstream]``.
+            cutoff: Test from then on (UTC); default: by ``[downstream]``.
+            cutoffs: Rolling cutoffs: what comes after the first, in so many equal parts.
+            arms: Only these, and those compared.
+            full: Every arm, model, seed and validation window.
+        """
+        from scalr_prod.downstream import evaluate
+
+        return evaluate(
+            self.settings,
+            cold_fraction=cold_fraction,
+            cutoff=cutoff,
+            cutoffs=cutoffs,
+            arms=tuple(arms) if arms else None,
+            full=full,
+            progress=self.progress,
+        )
+
+    def status(self) -> list[stages.StageState]:
+        """Which stages are done, in their order, and the command that does each."""
+        return stages.states(self.settings)
+
+    def _do(self, name: str, *, run_id: str | None = None, **asked: Any) -> Any:
+        return self._walk(stages.step(name), run_id=run_id, **asked).reports[name]
+
+    def _walk(self, graph: tuple[stages.Stage, ...], *, run_id: str | None = None, **asked: Any) -> stages.Job:
+        if run_id is not None:
+            job = stages.Job.of_run(self.settings, run_id, progress=self.progress)
+        else:
+            job = stages.Job(self.settings, progress=self.progress, **asked)
+        return stages.walk(job, graph)

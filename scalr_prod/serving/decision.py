@@ -1,0 +1,65 @@
+"""Whether a new version takes the served one's place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from scalr_prod.serving.promotions import served_version
+
+if TYPE_CHECKING:
+    from scalr_prod.settings import Settings
+
+__all__ = ["PromotionDecision", "promote_if_better"]
+
+
+@dataclass(frozen=True)
+class PromotionDecision:
+    """Whether a new translator took the served one's place, and why.
+
+    Attributes:
+        version: The new version.
+        served: The version that is served from now on.
+        promoted: Whether the new one is.
+        reason: In one sentence.
+        comparison: Both versions on the same events; None where there was nothing to compare with.
+    """
+
+    version: int
+    served: int
+    promoted: bool
+    reason: str
+    comparison: dict[str, Any] | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The decision as JSON values."""
+        return dict(self.__dict__)
+
+
+def promote_if_better(settings: Settings, version: int, *, progress: bool = False) -> PromotionDecision:
+    """Serve a new version if none is served, or if it is no worse than the served one on events that neither learned from.
+
+    Args:
+        settings: The project's settings.
+        version: The new version.
+        progress: Show a progress bar on stderr.
+
+    Raises:
+        ScalrError: The version is not there, or it does not answer once it is loaded.
+    """
+    from scalr_prod.serving.versions import promote
+    from scalr_prod.translator.comparison import compare
+
+    served = served_version(settings)
+    if served == version:
+        return PromotionDecision(version, version, promoted=False, reason="it is served already", comparison=None)
+    if served is None:
+        promote(settings, version)
+        return PromotionDecision(version, version, promoted=True, reason="none was served", comparison=None)
+    found = compare(settings, version, served, progress=progress)
+    facts = f"NLL {found.candidate_nll} against {found.served_nll} on {found.events} events from {found.since} on"
+    if found.fit_to_serve:
+        promote(settings, version)
+        return PromotionDecision(version, version, promoted=True, reason=facts, comparison=found.to_json())
+    reason = facts if found.events else f"too few events between {found.since} and {found.until} to compare on"
+    return PromotionDecision(version, served, promoted=False, reason=reason, comparison=found.to_json())

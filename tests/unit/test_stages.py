@@ -1,0 +1,88 @@
+"""The graph of stages: which lead to which, what one of them alone takes along, and what a failure is named."""
+
+from __future__ import annotations
+
+import pytest
+
+from scalr_prod.errors import ScalrError
+from scalr_prod.stages import GRAPH, Job, PipelineReport, Stage, path, step, walk
+
+
+def names(stages):
+    return [stage.name for stage in stages]
+
+
+def test_every_stage_comes_after_what_it_needs():
+    before = set()
+    for stage in GRAPH:
+        assert set(stage.needs) <= before, stage.name
+        before.add(stage.name)
+    assert len(before) == len(GRAPH)
+
+
+def test_a_whole_run_is_every_stage():
+    assert names(path()) == names(GRAPH)
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "expected"),
+    [
+        ("generate", "publish", ["generate", "validate", "publish"]),
+        ("histories", "translator", ["histories", "feast", "translator"]),
+        ("plan", "dataset", ["plan", "generate", "validate", "publish", "dataset"]),
+        (None, "feast", ["ingest", "histories", "feast"]),
+    ],
+)
+def test_a_part_of_the_graph_is_what_lies_between(first, last, expected):
+    assert names(path(first, last)) == expected
+
+
+def test_a_day_has_the_translator_that_is_there():
+    heavy = [stage.name for stage in path(last="publish", without=("translator",)) if not stage.light]
+    assert heavy == ["ingest", "histories", "generate", "validate", "publish"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "expected"),
+    [
+        ("ingest", ["ingest"]),
+        ("translator", ["feast", "translator"]),
+        ("generate", ["serving", "policy", "feast", "plan", "generate"]),
+        ("dataset", ["serving", "policy", "feast", "plan", "dataset"]),
+    ],
+)
+def test_one_stage_takes_the_light_ones_along(stage, expected):
+    assert names(step(stage)) == expected
+
+
+class Made:
+    def to_json(self):
+        return {"made": True}
+
+
+def stage(name, work, *, light=False):
+    return Stage(name, (), "", "", work, lambda _: True, light=light)
+
+
+def test_a_walk_keeps_reports_and_the_seconds_of_what_takes_time():
+    job = walk(Job(None), [stage("a", lambda _: Made()), stage("b", lambda _: None, light=True), stage("c", lambda _: None)])
+    assert job.reports["a"].to_json() == {"made": True}
+    assert list(job.reports) == ["a"]
+    assert list(job.seconds) == ["a", "c"]
+
+
+def test_a_failure_names_its_stage_and_ends_the_walk():
+    done = []
+
+    def fails(_):
+        raise ScalrError("broke", where="x", next_step="y")
+
+    with pytest.raises(ScalrError) as caught:
+        walk(Job(None), [stage("a", lambda _: done.append("a")), stage("b", fails), stage("c", lambda _: done.append("c"))])
+    assert caught.value.stage == "b"
+    assert done == ["a"]
+
+
+def test_a_job_without_a_run_says_what_is_missing():
+    with pytest.raises(ScalrError, match="no run is planned"):
+        PipelineReport.of(Job(None))
