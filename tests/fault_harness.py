@@ -264,13 +264,14 @@ class _Points:
     def __enter__(self) -> Self:
         from sqlalchemy import Engine, event
 
-        from scalr_prod import lake, stages
+        from scalr_prod import lake
+        from scalr_prod.stages import walking
 
         sys.addaudithook(self._audit)
         for name in ("begin", "commit", "rollback"):
             event.listen(Engine, name, lambda _: self.reach())
         _around(lake.Lake, "_once", self.reach)
-        stages.at_stage = self._entering(stages.at_stage)
+        walking.at_stage = self._entering(walking.at_stage)
         return self
 
     def __exit__(self, *_: object) -> None:

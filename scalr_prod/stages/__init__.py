@@ -1,0 +1,33 @@
+"""The one graph of stages: what each of them needs and makes, whether it is done, and its work.
+
+The command line, the DAGs, an evaluation's isolated runs, `runs resume` and `Project` all walk it::
+
+    serving ───────────────────────────────┐
+    ingest → histories → feast → translator ┼→ plan → generate → validate → publish → dataset
+                  └────→ policy ────────────┘
+
+Each stage finds what it has done before and does only what is missing, so that a stage repeated with the same input changes
+nothing. A *light* stage takes no time where nothing has changed; whoever does one stage alone does the light ones that it needs
+before it.
+"""
+
+from __future__ import annotations
+
+from scalr_prod.stages.graph import GRAPH
+from scalr_prod.stages.job import Job, PipelineReport, Report, Stage, StageState
+from scalr_prod.stages.walking import at_stage, path, resume_run, states, step, walk
+
+__all__ = [
+    "GRAPH",
+    "Job",
+    "PipelineReport",
+    "Report",
+    "Stage",
+    "StageState",
+    "at_stage",
+    "path",
+    "resume_run",
+    "states",
+    "step",
+    "walk",
+]

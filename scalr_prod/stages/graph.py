@@ -1,0 +1,76 @@
+"""The graph itself."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from scalr_prod.stages import state, work
+from scalr_prod.stages.job import Stage
+
+__all__ = ["GRAPH"]
+
+GRAPH: Final[tuple[Stage, ...]] = (
+    Stage(
+        "serving",
+        (),
+        "the environment that a local Triton runs in",
+        "scalr serving install",
+        work.serving,
+        state.served,
+        light=True,
+    ),  # needed late, after minutes of work: asked for first
+    Stage("ingest", (), "source_events, target_events, catalogues", "scalr ingest", work.ingest, state.ingested),
+    Stage(
+        "histories",
+        ("ingest",),
+        "source_user_history, target_user_history, target_item_stats",
+        "scalr histories",
+        work.histories,
+        state.built,
+    ),
+    Stage(
+        "policy",
+        ("histories",),
+        "the settings that an evaluation chose",
+        "scalr evaluate",
+        work.policy,
+        state.always,
+        light=True,
+    ),
+    Stage("feast", ("histories",), "feature views and services", "scalr histories", work.feast, state.applied, light=True),
+    Stage("translator", ("feast",), "a translator version", "scalr translator train", work.translator, state.trained),
+    Stage(
+        "plan",
+        ("serving", "policy", "translator"),
+        "a run in the ledger",
+        "scalr generate",
+        work.plan,
+        state.reached(),
+        light=True,
+    ),
+    Stage(
+        "generate",
+        ("plan",),
+        "staged synthetic events",
+        "scalr generate",
+        work.generate,
+        state.reached("planned", "generating"),
+    ),
+    Stage(
+        "validate",
+        ("generate",),
+        "accepted events, data docs",
+        "scalr validate RUN",
+        work.validate,
+        state.reached("planned", "generating", "generated", "rejected"),
+    ),
+    Stage(
+        "publish",
+        ("validate",),
+        "synthetic_target_events",
+        "scalr publish RUN",
+        work.publish,
+        state.reached("planned", "generating", "generated", "rejected", "validated", "rolled_back"),
+    ),
+    Stage("dataset", ("feast", "publish"), "a training set", "scalr dataset build", work.dataset, state.data_set),
+)

@@ -1,0 +1,144 @@
+"""A node of the graph, and one walk over it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from scalr_prod.errors import ScalrError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from scalr_prod.ledger import RunSpec
+    from scalr_prod.settings import Settings
+
+__all__ = ["Job", "PipelineReport", "Report", "Stage", "StageState"]
+
+
+class Report(Protocol):
+    """What every stage returns."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON values."""
+
+
+@dataclass
+class Job:
+    """One walk over the graph: what it was asked for, and what its stages have made so far.
+
+    Attributes:
+        settings: The project's settings; the stage ``policy`` puts the home's policy in them.
+        progress: Show progress bars on stderr.
+        domain: ``source``, ``target`` or ``sources.NAME``: ingest this one alone; None: all.
+        trained_until: The translator reads nothing from then on (UTC); None: by ``[generation] mode``.
+        version: The translator version to generate with; ``translator`` sets it. None: the latest trained.
+        spec: The run; ``plan`` sets it.
+        seconds: Wall-clock seconds by stage.
+        reports: Each stage's own report.
+    """
+
+    settings: Settings
+    progress: bool = False
+    domain: str | None = None
+    trained_until: datetime | None = None
+    version: int | None = None
+    spec: RunSpec | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    reports: dict[str, Report] = field(default_factory=dict)
+
+    @classmethod
+    def of_run(cls, settings: Settings, run_id: str, *, progress: bool = False) -> Job:
+        """A job that goes on with a run of the ledger.
+
+        Raises:
+            RunNotFound: No such run.
+        """
+        from scalr_prod.ledger import Ledger
+
+        with Ledger.open(settings) as ledger:
+            return cls(settings, progress=progress, spec=ledger.run(run_id).spec)
+
+    @property
+    def run_id(self) -> str | None:
+        """The run, once there is one."""
+        return self.spec.run_id if self.spec else None
+
+    def run(self) -> RunSpec:
+        """The run.
+
+        Raises:
+            ScalrError: There is none yet.
+        """
+        if self.spec is None:
+            raise ScalrError("no run is planned", where="job", next_step="do the stage plan first")
+        return self.spec
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A node of the graph.
+
+    Attributes:
+        name: As logs, errors and reports call it.
+        needs: The stages that come before it.
+        makes: What it makes, in words.
+        command: The command that does it alone.
+        work: Does it, and returns its report; None: it has none.
+        done: Whether what it makes is there.
+        light: It takes no time where nothing has changed.
+    """
+
+    name: str
+    needs: tuple[str, ...]
+    makes: str
+    command: str
+    work: Callable[[Job], Report | None]
+    done: Callable[[Settings], bool]
+    light: bool = False
+
+
+@dataclass(frozen=True)
+class StageState:
+    """Whether a stage is done.
+
+    Attributes:
+        stage: Its name.
+        done: Whether what it makes is there, as of the latest run.
+        makes: What that is.
+        command: The command that does it.
+    """
+
+    stage: str
+    done: bool
+    makes: str
+    command: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The state as JSON values."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class PipelineReport:
+    """What one whole run came to.
+
+    Attributes:
+        run_id: The run.
+        seconds: Wall-clock seconds by stage.
+        stages: Each stage's own report.
+    """
+
+    run_id: str
+    seconds: dict[str, float]
+    stages: dict[str, dict[str, Any]] = field(repr=False)
+
+    @classmethod
+    def of(cls, job: Job) -> PipelineReport:
+        """Of a job whose run is done."""
+        return cls(job.run().run_id, dict(job.seconds), {name: report.to_json() for name, report in job.reports.items()})
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return {"run_id": self.run_id, "seconds": self.seconds, "stages": self.stages}

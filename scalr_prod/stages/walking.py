@@ -1,0 +1,99 @@
+"""Ways over the graph."""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from scalr_prod.errors import ScalrError
+from scalr_prod.stages.graph import GRAPH
+from scalr_prod.stages.job import Job, PipelineReport, StageState
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator
+
+    from scalr_prod.settings import Settings
+    from scalr_prod.stages.job import Stage
+
+__all__ = ["at_stage", "path", "resume_run", "states", "step", "walk"]
+
+logger = logging.getLogger(__name__)
+
+
+def path(first: str | None = None, last: str = "dataset", *, without: Collection[str] = ()) -> tuple[Stage, ...]:
+    """The stages that lead to one of them, in their order.
+
+    Args:
+        first: Begin with this stage, and take only what comes after it; None: from the beginning.
+        last: The stage to reach.
+        without: Stages that are left out.
+    """
+    wanted = _needed(last) | {last}
+    if first is not None:
+        wanted = {name for name in wanted if name == first or first in _needed(name)}
+    return tuple(stage for stage in GRAPH if stage.name in wanted and stage.name not in without)
+
+
+def step(name: str) -> tuple[Stage, ...]:
+    """One stage, after the light ones that it needs."""
+    needed = _needed(name)
+    return tuple(stage for stage in GRAPH if stage.name == name or (stage.light and stage.name in needed))
+
+
+def walk(job: Job, stages: Iterable[Stage]) -> Job:
+    """Do stages, one after the other; gives the job back.
+
+    Raises:
+        ScalrError: Any stage's, with the stage and the run named.
+    """
+    for stage in stages:
+        started = time.perf_counter()
+        with at_stage(stage.name, job.run_id):
+            report = stage.work(job)
+        if report is not None:
+            job.reports[stage.name] = report
+        if not stage.light:
+            job.seconds[stage.name] = round(time.perf_counter() - started, 2)
+            logger.info("%s done in %.1f s", stage.name, job.seconds[stage.name])
+    return job
+
+
+def resume_run(settings: Settings, run_id: str, *, progress: bool = False) -> PipelineReport:
+    """Go on with a run from where it stopped: what is staged and verified is kept, what is missing is made.
+
+    Raises:
+        RunNotFound: No such run.
+        ScalrError: Any stage's, with the stage and the run named.
+    """
+    return PipelineReport.of(walk(Job.of_run(settings, run_id, progress=progress), path("generate", "publish")))
+
+
+def states(settings: Settings) -> list[StageState]:
+    """Which stages are done, in their order."""
+    return [StageState(stage.name, stage.done(settings), stage.makes, stage.command) for stage in GRAPH]
+
+
+@contextmanager
+def at_stage(name: str | None, run_id: str | None = None) -> Iterator[None]:
+    """Name the stage (and run) in any `ScalrError` that comes out of it; a full or write-protected disk becomes one.
+
+    Args:
+        name: The stage, or the command; None: not known here.
+        run_id: The run, where there is one already.
+    """
+    from scalr_prod.duck import disk_errors
+
+    try:
+        with disk_errors("the project's home"):
+            yield
+    except ScalrError as error:
+        error.at(stage=name, run_id=run_id)
+        raise
+
+
+def _needed(name: str) -> set[str]:
+    """All stages that come before one."""
+    direct = next(stage for stage in GRAPH if stage.name == name).needs
+    return set(direct).union(*(_needed(one) for one in direct))
