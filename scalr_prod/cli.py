@@ -1,7 +1,7 @@
 """The `scalr` command: one thin door before each stage, and the only room that prints.
 
-Exit codes: 0 done, 1 a clear `ScalrError`, 2 wrong usage, 3 the quality gate said no. With ``--json`` one JSON object goes to
-stdout; logs and progress bars always go to stderr.
+Exit codes: 0 done, 1 a clear `ScalrError`, 2 wrong usage, 3 the quality gate said no, 130 and 143 stopped by SIGINT or SIGTERM.
+With ``--json`` one JSON object goes to stdout; logs and progress bars always go to stderr.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from scalr_prod.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from scalr_prod.interrupts import Interrupted
     from scalr_prod.project import Project
     from scalr_prod.settings import Settings
 
@@ -237,8 +238,14 @@ def status(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
 
 @runs_app.command("list")
 def runs_list(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """All runs, the newest first."""
-    _Door(config, as_json, "runs list").open(lambda project: {"runs": [found.to_json() for found in project.runs()]})
+    """All runs, the newest first, with their windows and the rows that they published."""
+
+    def work(project: Project) -> dict[str, Any]:
+        published = {attempt.run_id: attempt.rows for attempt in project.ledger.publications()}
+        runs = [found.to_json() | {"rows": published.get(found.run_id)} for found in project.runs()]
+        return {"runs": runs if as_json else [_in_brief(found) for found in runs]}
+
+    _Door(config, as_json, "runs list").open(work)
 
 
 @runs_app.command("show")
@@ -315,15 +322,18 @@ class _Door:
 
     def show(self, work: Callable[[Any, bool], Any]) -> None:
         """Show what comes of the settings, or of none."""
+        from scalr_prod.interrupts import Interrupted, ending_in_order
         from scalr_prod.settings import load_settings
         from scalr_prod.stages import at_stage
 
         try:
             settings = load_settings(self.config) if self.config is not None else None
-            with at_stage(self.stage, self.run_id):
+            with ending_in_order(), at_stage(self.stage, self.run_id):
                 report = work(settings, self.progress)
         except ScalrError as error:
             _fail(error.at(run_id=self.run_id), as_json=self.as_json)
+        except Interrupted as stopped:
+            _fail(stopped.at(stage=self.stage, run_id=self.run_id), as_json=self.as_json)
         facts = report if isinstance(report, dict) else report.to_json()
         if self.as_json:
             print(json.dumps(facts, default=str))
@@ -332,10 +342,10 @@ class _Door:
             print("\n".join(_lines(shown() if shown else facts)))
 
 
-def _fail(error: ScalrError, *, as_json: bool) -> Any:
+def _fail(error: ScalrError | Interrupted, *, as_json: bool) -> Any:
     if as_json:
         print(json.dumps(error.to_json()))
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {error}" if isinstance(error, ScalrError) else error, file=sys.stderr)
     raise typer.Exit(error.exit_code)
 
 
@@ -351,6 +361,19 @@ def _lines(facts: Any, indent: str = "") -> list[str]:
         else:
             lines.append(f"{indent}{key:<{width}}  {_cell(value)}")
     return lines
+
+
+def _in_brief(run: dict[str, Any]) -> dict[str, Any]:
+    """A run as a line of a table."""
+    spec = run["spec"]
+    window = {name: str(spec[name])[:19] for name in ("start", "end")}
+    facts = {name: run[name] for name in ("run_id", "state")} | window
+    return facts | {
+        "mode": spec["mode"],
+        "translator": spec["translator_version"],
+        "rows": run["rows"],
+        "updated": run["updated_at"][:19],
+    }
 
 
 def _table(rows: list[dict[str, Any]], indent: str) -> list[str]:

@@ -107,9 +107,10 @@ def do_stage(name: str, project: Callable[[], Settings], *, run_id: str | None =
         AirflowFailException: A retry would fail alike.
         ScalrError: The scheduler retries.
     """
+    from scalr_prod.interrupts import ending_in_order
     from scalr_prod.stages import Job, step, walk
 
-    with scheduler_errors():
+    with scheduler_errors(), ending_in_order():
         settings = project()
         job = Job(settings, **asked) if run_id is None else Job.of_run(settings, run_id)
         return walk(job, step(name))

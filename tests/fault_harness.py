@@ -61,13 +61,15 @@ _WATCHED = {
 class Kill:
     """Where a driver dies: at a stage's ``point``-th point, or ``after`` seconds into it.
 
-    With a ``server``, the process of that number and all of its children die in the driver's place.
+    With a ``server``, the process of that number and all of its children die in the driver's place. With another ``signal``, the
+    driver is asked to end in order.
     """
 
     stage: str
     point: int | None = None
     after: float | None = None
     server: int | None = None
+    signal: int = signal.SIGKILL
 
     def __str__(self) -> str:
         return f"{self.stage}-{f'point{self.point}' if self.point is not None else f'{self.after:.3f}s'}"
@@ -204,9 +206,12 @@ def _drive(config: str, action: str, kill: Kill | None, out: str, options: dict[
         os.dup2(nothing.fileno(), 2)
     points = _Points(Path(config).parent, kill)
     points.faults = options.pop("faults", {})
+    os.environ.update(options.pop("environment", {}))
     found: dict[str, Any] = {}
     try:
-        with points:
+        from scalr_prod.interrupts import ending_in_order
+
+        with ending_in_order(), points:
             report = _ACTIONS[action](config, **options)
         found["report"] = json.loads(json.dumps(report.to_json(), default=str))
     except BaseException as error:
@@ -289,7 +294,7 @@ class _Points:
         if self.kill is None or not self.struck.acquire(blocking=False):
             return
         if self.kill.server is None:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self.kill.signal)
         else:
             kill_family(self.kill.server)
 

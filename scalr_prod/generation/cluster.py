@@ -151,7 +151,7 @@ def warm_up(settings: Settings) -> None:
         return
     from multiprocessing import forkserver, get_context
 
-    get_context(_START).set_forkserver_preload(["scalr_prod.generation.warm"])
+    get_context(_START).set_forkserver_preload(["scalr_prod.generation.forked", "scalr_prod.generation.warm"])
     added = {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}
     feasts = [name for name in _FEASTS_FOLDER if Path(os.environ.get(name, "")).name.startswith("feast_metrics_")]
     removed = {name: os.environ.pop(name) for name in feasts}

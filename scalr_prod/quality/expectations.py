@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from contextlib import contextmanager
@@ -130,6 +131,8 @@ def inspecting(settings: Settings) -> Iterator[Inspector]:
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
     from filelock import FileLock, Timeout
 
+    # It tells two hundred times what it does not register, where a scheduler listens from INFO on.
+    logging.getLogger("great_expectations").setLevel(logging.WARNING)
     with warnings.catch_warnings():  # the library's own imports, which only it can renew
         warnings.simplefilter("ignore", DeprecationWarning)
         import great_expectations as gx

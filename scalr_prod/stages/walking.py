@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from scalr_prod.errors import ScalrError
+from scalr_prod.interrupts import Interrupted
 from scalr_prod.stages.graph import GRAPH
 from scalr_prod.stages.job import Job, PipelineReport, StageState
 
@@ -77,7 +78,7 @@ def states(settings: Settings) -> list[StageState]:
 
 @contextmanager
 def at_stage(name: str | None, run_id: str | None = None) -> Iterator[None]:
-    """Name the stage (and run) in any `ScalrError` that comes out of it; a full or write-protected disk becomes one.
+    """Name the stage (and run) in any `ScalrError` or `Interrupted` that comes out of it; a full or write-protected disk becomes one.
 
     Args:
         name: The stage, or the command; None: not known here.
@@ -88,7 +89,7 @@ def at_stage(name: str | None, run_id: str | None = None) -> Iterator[None]:
     try:
         with disk_errors("the project's home"):
             yield
-    except ScalrError as error:
+    except (ScalrError, Interrupted) as error:
         error.at(stage=name, run_id=run_id)
         raise
 

@@ -98,3 +98,18 @@ def test_evaluate_names_the_arms_that_there_are(two_domains, settings):
     assert found["error"] == "EvaluationError"
     assert "real+scalr" in found["found"]
     assert runner.invoke(app, ["evaluate", "--cold-fraction", "2", "--config", config]).exit_code == 2
+
+
+def test_runs_are_listed_with_their_window_and_what_they_published(settings, two_domains):
+    from ledger_world import make_spec
+
+    from scalr_prod.ledger import Ledger
+
+    with Ledger.open(settings) as ledger:
+        spec = ledger.begin_run(make_spec()).spec
+    result = runner.invoke(app, ["runs", "list", "--config", str(two_domains.folder / "scalr.toml")])
+    assert result.exit_code == 0, result.output
+    header, line = (text.split() for text in result.stdout.splitlines()[1:3])
+    assert header == ["run_id", "state", "start", "end", "mode", "translator", "rows", "updated"]
+    assert line[:4] == [spec.run_id, "planned", f"{spec.start:%Y-%m-%dT%H:%M:%S}", f"{spec.end:%Y-%m-%dT%H:%M:%S}"]
+    assert line[6] == "-"

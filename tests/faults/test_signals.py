@@ -1,0 +1,62 @@
+"""A driver that is asked to end, at any point: no process is left, the lease is free, and the run goes on to the same set."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+import uuid
+from dataclasses import replace
+
+import psutil
+import pytest
+from fault_harness import drawn
+
+from scalr_prod.ledger import Ledger
+from scalr_prod.settings import load_settings
+
+pytestmark = [pytest.mark.slow, pytest.mark.triton]
+
+SHARES = {"translator": 1, "generate": 5, "validate": 2, "publish": 2}
+NIGHTLY = {0, 2, 3, 4, 6, 7, 9}
+
+
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(n, marks=pytest.mark.nightly if n in NIGHTLY else ()) for n in range(sum(SHARES.values()))],
+)
+def test_a_driver_that_is_asked_to_end_leaves_nothing_behind(served, drivers, number):
+    kill = drawn(served.points, served.seconds, SHARES, seed=3)[number]
+    kill = replace(kill, signal=signal.SIGINT if number % 3 == 2 else signal.SIGTERM)
+    config, mark = served.before(kill.stage), uuid.uuid4().hex
+    options = served.options | {"compute": {"dask": "local", "workers": 1}}
+    found = drivers.drive(config, "run", kill=kill, environment={"FAULTS_MARK": mark}, **options)
+    assert found.error is not None
+    assert found.error.startswith(f"Interrupted: stopped by {kill.signal.name} during {kill.stage}"), found.error
+    assert processes(config.parent, mark) == []
+    settings = load_settings(config, **options)
+    with Ledger.open(settings) as ledger:
+        runs = ledger.runs()
+    assert [run.lease_owner for run in runs] == [None] * len(runs)
+    after = drivers.drive(config, "resume" if kill.stage != "translator" else "run", **served.options)
+    assert after.error is None, after.error
+    served.check(exact=False)
+
+
+def processes(folder, mark, *, patience_s=10.0):
+    """What runs for the project: its Triton names the folder, local workers carry the mark. Some take a moment to end."""
+    give_up = time.monotonic() + patience_s
+    while True:
+        found = [process.cmdline() for process in psutil.process_iter() if _is_of(process, str(folder), mark)]
+        if not found or time.monotonic() > give_up:
+            return found
+        time.sleep(0.2)
+
+
+def _is_of(process, folder, mark):
+    try:
+        if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        return any(folder in word for word in process.cmdline()) or process.environ().get("FAULTS_MARK") == mark
+    except psutil.Error:
+        return False

@@ -1,0 +1,76 @@
+"""SIGTERM and SIGINT: what they raise, what a second one does, and what a command says."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from scalr_prod.interrupts import Interrupted, ending_in_order
+from scalr_prod.stages import at_stage
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_the_first_signal_closes_what_is_open_and_names_where_it_came(number, code):
+    before = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
+    closed = []
+
+    def work():
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)  # another one, while it closes
+            closed.append("all of it")
+
+    with pytest.raises(Interrupted) as caught, ending_in_order(), at_stage("generate", "run_1"):
+        work()
+    assert closed == ["all of it"]
+    assert caught.value.exit_code == code
+    assert str(caught.value).endswith("during generate; what is done is kept. Go on with: scalr runs resume run_1")
+    assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_a_stage_without_a_run_is_repeated():
+    stopped = Interrupted(signal.SIGTERM).at(stage="ingest", run_id=None)
+    assert stopped.to_json() == {
+        "error": "Interrupted",
+        "found": "stopped by SIGTERM",
+        "where": None,
+        "next_step": "the same command again",
+        "stage": "ingest",
+        "run_id": None,
+    }
+
+
+def test_another_thread_changes_no_handler():
+    before, inside = signal.getsignal(signal.SIGTERM), []
+
+    def work():
+        with ending_in_order():
+            inside.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert inside == [before]
+
+
+def test_a_command_says_how_to_go_on(project):
+    code = (
+        "import os, signal, sys, scalr_prod.ingest as room\n"
+        "room.ingest = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)\n"
+        f"sys.argv = ['scalr', 'ingest', '--config', {str(project)!r}, '--json']\n"
+        "from scalr_prod.cli import main\nmain()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 143, done.stderr
+    assert json.loads(done.stdout)["stage"] == "ingest"
+    assert "stopped by SIGTERM during ingest; what is done is kept. Go on with: the same command again" in done.stderr
+    assert "Traceback" not in done.stderr
