@@ -1,8 +1,9 @@
 """scalr_events: each day's source events become published synthetic target events.
 
-ingest → histories → generate → validate → publish, for the run's data interval (or its params start and end). A run reads
-nothing that became known after its window's end, so that a day run late gives what it would have given in time. Publishing
-emits the asset ``synthetic_target_events``.
+ingest → histories → generate → validate → publish → late, for the run's data interval (or its params start and end). A run reads
+nothing that became known after its window's end, so that a day run late gives what it would have given in time. ``late`` publishes
+earlier windows again that source events arrived late in, within ``[generation] lookback``, and emits the asset
+``synthetic_target_events``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from scalr_prod.stages import path
 
 ASSET = Asset("synthetic_target_events")
 #: A day has the translator that is there: scalr_translator trains it.
-STAGES = [stage.name for stage in path(last="publish", without=("translator",)) if not stage.light]
+STAGES = [stage.name for stage in path(last="late", without=("translator",)) if not stage.light]
 _INSTANT = {"type": ["null", "string"], "format": "date-time"}
 
 
@@ -59,19 +60,20 @@ def scalr_events() -> None:
         from scalr_prod.orchestration import config_of, do_stage
 
         job = do_stage(stage, project, run_id=run["run_id"] if run else None)
-        if stage == "publish":
+        if stage == "late":
             window = job.settings.generation
             outlet_events[ASSET].extra = {
                 "run_id": job.run_id,
                 "config": config_of(get_current_context()),
                 **{name: getattr(window, name).isoformat() for name in ("start", "end", "as_of")},
             }
-        return {"run_id": job.run_id, **job.reports[stage].to_json()}
+        report = job.reports.get(stage)
+        return {"run_id": job.run_id, **(report.to_json() if report else {})}
 
     before: Any = None
     run: Any = None
     for stage in STAGES:
-        done = work.override(task_id=stage, outlets=[ASSET] if stage == "publish" else [])(stage, run)
+        done = work.override(task_id=stage, outlets=[ASSET] if stage == "late" else [])(stage, run)
         if before is not None:
             before >> done
         before = done

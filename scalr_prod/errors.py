@@ -36,6 +36,7 @@ ScalrError                      exit code 1; names where, what was found, what t
 │   └── SchedulerUnreachable    the Dask address does not answer
 ├── PublicationError            the run is not in a state that can be published or rolled back
 ├── TrainingSetError            the training set could not be built
+│   └── TrainingSetBusy         its inputs changed meanwhile, or another build is at work; safe to repeat
 ├── EvaluationError             nothing to evaluate on, or a downstream model that cannot be used
 ├── QualityError                the audit itself could not be done
 └── QualityGateFailed           exit code 3; names the failed expectations and the report
@@ -79,6 +80,7 @@ __all__ = [
     "SettingsError",
     "TableNotFound",
     "TrainedPastWindow",
+    "TrainingSetBusy",
     "TrainingSetError",
     "TranslatorError",
     "TranslatorNotFound",
@@ -284,6 +286,10 @@ class PublicationError(ScalrError):
 
 class TrainingSetError(ScalrError):
     """The training set could not be built."""
+
+
+class TrainingSetBusy(TrainingSetError):
+    """The inputs changed while it was built, or another build is at work. Nothing was kept; safe to repeat."""
 
 
 class EvaluationError(ScalrError):

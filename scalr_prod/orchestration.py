@@ -25,6 +25,7 @@ from scalr_prod.errors import (
     ScoringError,
     ServingError,
     SettingsError,
+    TrainingSetBusy,
     UnreadableInput,
 )
 from scalr_prod.instants import datetime_of, micros
@@ -62,6 +63,7 @@ _PASSING: Final = (
     ServingError,
     ScoringError,
     SchedulerUnreachable,
+    TrainingSetBusy,
 )
 
 

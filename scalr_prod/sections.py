@@ -97,6 +97,16 @@ class GenerationSettings(_Section):
     partitions: int = Field(default=8, ge=1, le=100_000)
     batch_size: int = Field(default=512, ge=1, le=65536)
     seed: int = Field(default=0, ge=0, lt=2**63)
+    lookback: float = Field(
+        default=0.0,
+        ge=0,
+        le=3650,
+        description="days: windows that ended no longer ago are published again where source events arrived late; 0: never",
+    )
+    late_as_of: Literal["at_window_end", "latest"] = Field(
+        default="at_window_end",
+        description="what a window that is published again may know: what it knew then, or all that this run knows",
+    )
 
     @model_validator(mode="after")
     def _window(self) -> Self:

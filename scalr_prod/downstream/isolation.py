@@ -113,7 +113,9 @@ def _later_tables(lake: Lake, source: Lake) -> None:
 
 def _inner(settings: Settings, home: Any, cutoff: datetime) -> Settings:
     project = settings.project.model_copy(update={"home": str(home), "lake": None, "storage_options": {}})
-    generation = settings.generation.model_copy(update={"mode": "backfill", "start": None, "end": cutoff, "as_of": cutoff})
+    generation = settings.generation.model_copy(
+        update={"mode": "backfill", "start": None, "end": cutoff, "as_of": cutoff, "lookback": 0.0}
+    )
     return settings.model_copy(
         update={
             "project": project,

@@ -37,7 +37,7 @@ class _Range:
     first_of_all: datetime | None
 
 
-def plan_run(settings: Settings, *, version: int | None = None) -> RunSpec:
+def plan_run(settings: Settings, *, version: int | None = None, cause: str = "planned") -> RunSpec:
     """Resolve the run of the settings' window and write it down in the ledger; the same plan again is the same run.
 
     Defaults: the window ends with the data; it starts at the first source event (``backfill``) or a day before its end
@@ -46,6 +46,7 @@ def plan_run(settings: Settings, *, version: int | None = None) -> RunSpec:
     Args:
         settings: The project's settings.
         version: Translator version.
+        cause: Why there is this run, for the ledger's history.
 
     Raises:
         EmptyWindow: No source event of the window was known by ``as_of``.
@@ -87,7 +88,7 @@ def plan_run(settings: Settings, *, version: int | None = None) -> RunSpec:
         },
     )
     with Ledger.open(settings) as ledger:
-        ledger.begin_run(spec)
+        ledger.begin_run(spec, cause=cause)
     return spec
 
 

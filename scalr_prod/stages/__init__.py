@@ -3,7 +3,7 @@
 The command line, the DAGs, an evaluation's isolated runs, `runs resume` and `Project` all walk it::
 
     serving ───────────────────────────────┐
-    ingest → histories → feast → translator ┼→ plan → generate → validate → publish → dataset
+    ingest → histories → feast → translator ┼→ plan → generate → validate → publish → late → dataset
                   └────→ policy ────────────┘
 
 Each stage finds what it has done before and does only what is missing, so that a stage repeated with the same input changes

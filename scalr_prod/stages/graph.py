@@ -72,5 +72,6 @@ GRAPH: Final[tuple[Stage, ...]] = (
         work.publish,
         state.reached("planned", "generating", "generated", "rejected", "validated", "rolled_back"),
     ),
-    Stage("dataset", ("feast", "publish"), "a training set", "scalr dataset build", work.dataset, state.data_set),
+    Stage("late", ("publish",), "earlier windows, where source events arrived late", "scalr run", work.late, state.always),
+    Stage("dataset", ("feast", "late"), "a training set", "scalr dataset build", work.dataset, state.data_set),
 )

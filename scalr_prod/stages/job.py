@@ -34,6 +34,7 @@ class Job:
         domain: ``source``, ``target`` or ``sources.NAME``: ingest this one alone; None: all.
         trained_until: The translator reads nothing from then on (UTC); None: by ``[generation] mode``.
         version: The translator version to generate with; ``translator`` sets it. None: the latest trained.
+        cause: Why a run is planned, for the ledger's history.
         spec: The run; ``plan`` sets it.
         seconds: Wall-clock seconds by stage.
         reports: Each stage's own report.
@@ -44,6 +45,7 @@ class Job:
     domain: str | None = None
     trained_until: datetime | None = None
     version: int | None = None
+    cause: str = "planned"
     spec: RunSpec | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     reports: dict[str, Report] = field(default_factory=dict)

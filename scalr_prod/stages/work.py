@@ -57,7 +57,7 @@ def plan(job: Job) -> None:
     """Write the run of the settings' window to the ledger."""
     from scalr_prod.generation import plan_run
 
-    job.spec = plan_run(job.settings, version=job.version)
+    job.spec = plan_run(job.settings, version=job.version, cause=job.cause)
 
 
 def generate(job: Job) -> Report:
@@ -86,6 +86,28 @@ def publish(job: Job) -> Report:
     from scalr_prod.publication import publish
 
     return publish(job.settings, job.run().run_id)
+
+
+def late(job: Job) -> Report | None:
+    """Publish again the earlier windows that source events arrived late in, within the look-back."""
+    from dataclasses import replace
+
+    from scalr_prod.generation.late import LateReport, late_windows
+    from scalr_prod.stages.job import Job
+    from scalr_prod.stages.walking import path, walk
+
+    if not job.settings.generation.lookback:
+        return None
+    windows, too_late = late_windows(job.settings, job.run())
+    again = []
+    for window in windows:
+        sections = {"start": window.start, "end": window.end, "as_of": window.as_of}
+        generation = job.settings.generation.model_copy(update=sections)
+        settings = job.settings.model_copy(update={"generation": generation})
+        cause = f"{window.events} source events arrived after {window.published_by}"
+        made = walk(Job(settings, progress=job.progress, cause=cause), path("plan", "publish"))
+        again.append(replace(window, run_id=made.run_id))
+    return LateReport(again, too_late)
 
 
 def dataset(job: Job) -> Report:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, PROVENANCE_COLUMNS, Table
-from scalr_prod.errors import TrainingSetError
+from scalr_prod.errors import TrainingSetBusy, TrainingSetError
 from scalr_prod.progress import counting
 from scalr_prod.training_set.manifest import (
     MANIFEST,
@@ -56,7 +56,8 @@ def build_training_set(settings: Settings, *, progress: bool = False) -> Trainin
         progress: Show a progress bar on stderr.
 
     Raises:
-        TrainingSetError: The window is empty, holds no real event, or the lake changed while it was read.
+        TrainingSetError: The window is empty, or holds no real event.
+        TrainingSetBusy: The lake changed while it was read, or another build is at work; repeat.
         QualityGateFailed: The gate said no; nothing was kept.
     """
     from filelock import FileLock, Timeout
@@ -67,7 +68,7 @@ def build_training_set(settings: Settings, *, progress: bool = False) -> Trainin
         with FileLock(home / ".lock", timeout=_LOCK_TIMEOUT_S):
             return _build(settings, home, progress=progress)
     except Timeout as error:
-        raise TrainingSetError(
+        raise TrainingSetBusy(
             f"another build has held the lock for {_LOCK_TIMEOUT_S} s",
             where=str(home / ".lock"),
             next_step="wait for the other command to end, then repeat",
@@ -170,7 +171,7 @@ def _stage(settings: Settings, window: Window, inputs: dict[str, Any], folder: P
     lake = Lake.open(settings)
     moved = [name for name, version in inputs["versions"].items() if lake.version(Table(name)) != version]
     if moved:
-        raise TrainingSetError(
+        raise TrainingSetBusy(
             f"the lake changed while the training set was built: {', '.join(moved)}",
             where=settings.lake_url,
             next_step="repeat the command",

@@ -43,8 +43,9 @@ def test_a_driver_that_is_asked_to_end_leaves_nothing_behind(served, drivers, nu
     served.check(exact=False)
 
 
-def processes(folder, mark, *, patience_s=10.0):
-    """What runs for the project: its Triton names the folder, local workers carry the mark. Some take a moment to end."""
+def processes(folder, mark, *, patience_s=60.0):
+    """What runs for the project: its Triton names the folder, local workers and the process that they are forked from carry the
+    mark. The latter ends by itself, as soon as the imports are done that it may be at."""
     give_up = time.monotonic() + patience_s
     while True:
         found = [process.cmdline() for process in psutil.process_iter() if _is_of(process, str(folder), mark)]

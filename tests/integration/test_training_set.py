@@ -16,7 +16,7 @@ from conftest import DAYS, START, make_two_domains, write_toml
 from torch.utils.data import DataLoader
 
 from scalr_prod.contracts import Table, schema_of
-from scalr_prod.errors import QualityGateFailed, TrainingSetError
+from scalr_prod.errors import QualityGateFailed, TrainingSetBusy, TrainingSetError
 from scalr_prod.feast_store import apply_feature_repo, open_feature_store
 from scalr_prod.histories import build_histories
 from scalr_prod.ingest import ingest
@@ -433,7 +433,7 @@ def test_a_lake_that_moves_during_the_build_is_noticed(project, monkeypatch):
 
     real = features.write_parts
     monkeypatch.setattr(features, "write_parts", write_meanwhile)
-    with pytest.raises(TrainingSetError, match=r"changed while .*synthetic_target_events"):
+    with pytest.raises(TrainingSetBusy, match=r"changed while .*synthetic_target_events"):
         build_training_set(settings)
 
 

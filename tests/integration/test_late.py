@@ -1,0 +1,147 @@
+"""Source events that arrive after their window was published: it is published again, or they are counted as too late."""
+
+from __future__ import annotations
+
+import shutil
+from datetime import UTC, datetime, timedelta
+
+import pandas as pd
+import pytest
+
+from scalr_prod import Project
+from scalr_prod.contracts import Table
+
+pytestmark = pytest.mark.slow
+
+TRAINED = datetime(2024, 6, 1, tzinfo=UTC)
+WEEK = timedelta(days=7)
+EXTRA = """
+[serving]
+scorer = "local"
+threads = 1
+[compute]
+workers = 1
+[quality]
+max_bucket_distance = 1.0
+min_information = 0
+"""
+LEAN = 'threads = 1\nestimators = ["popularity", "frequency", "linear"]'
+
+
+@pytest.fixture(scope="module")
+def week_by_week(make_project, tmp_path_factory):
+    """A project whose translator is trained and whose first two weeks are published, from a log that lacks some events.
+
+    Gives the scalr.toml and the whole log.
+    """
+    folder = tmp_path_factory.mktemp("late") / "logs"
+    config = make_project(folder, EXTRA, users=80).base / "scalr.toml"
+    config.write_text(config.read_text().replace("threads = 2", LEAN))
+    whole = pd.read_parquet(folder / "s.parquet")
+    first_week = whole["timestamp"].between(TRAINED, TRAINED + WEEK, inclusive="left")
+    second_week = whole["timestamp"].between(TRAINED + WEEK, TRAINED + 2 * WEEK, inclusive="left")
+    late = whole[first_week].index[::5].union(whole[second_week].index[::7])
+    whole.drop(late).to_parquet(folder / "s.parquet")
+    with Project.open(config) as project:
+        project.ingest()
+        project.histories()
+        project.train(TRAINED)
+    for number in range(2):
+        publish(config, number)
+    return config, whole
+
+
+def window(number, **more):
+    start = TRAINED + number * WEEK
+    return {"mode": "causal", "start": start, "end": start + WEEK, "as_of": start + WEEK, **more}
+
+
+def publish(config, number, **more):
+    """The week's run, as a scheduler does it."""
+    from scalr_prod.stages import Job, path, walk
+
+    project = Project.open(config, generation=window(number, **more))
+    return walk(Job(project.settings), path(last="late", without=("translator",)))
+
+
+def rows_of(config):
+    rows = Project.open(config).lake.read(Table.SYNTHETIC_TARGET_EVENTS).to_pandas()
+    return rows.drop(columns="run_id").sort_values("event_id", ignore_index=True)
+
+
+@pytest.fixture
+def late(week_by_week, tmp_path):
+    """The same with all events in the log: those of the first two weeks are late."""
+    config, whole = week_by_week
+    folder = tmp_path / "logs"
+    shutil.copytree(config.parent, folder)
+    whole.to_parquet(folder / "s.parquet")
+    return folder / "scalr.toml"
+
+
+@pytest.fixture(scope="module")
+def in_time(week_by_week, tmp_path_factory):
+    """What is published where the same events were there in time; the translator never saw those weeks."""
+    config, whole = week_by_week
+    folder = tmp_path_factory.mktemp("in_time") / "logs"
+    shutil.copytree(config.parent, folder, ignore=shutil.ignore_patterns(".scalr"))
+    whole.to_parquet(folder / "s.parquet")
+    with Project.open(folder / "scalr.toml") as project:
+        project.ingest()
+        project.histories()
+        project.train(TRAINED)
+    for number in range(3):
+        publish(folder / "scalr.toml", number)
+    return rows_of(folder / "scalr.toml")
+
+
+def test_windows_within_the_look_back_are_what_they_had_been_in_time(late, in_time):
+    before = rows_of(late)
+    job = publish(late, 2, lookback=14)
+    report = job.reports["late"].to_json()
+    assert [found["start"] for found in report["windows"]] == [(TRAINED + n * WEEK).isoformat() for n in range(2)]
+    assert all(found["events"] > 5 for found in report["windows"])
+    assert report["too_late"] == 0
+    after = rows_of(late)
+    assert len(after) > len(before)
+    pd.testing.assert_frame_equal(after, in_time)
+    with Project.open(late) as project:
+        (planned,) = [
+            change for change in project.ledger.history(report["windows"][0]["run_id"]) if change.to_state == "planned"
+        ]
+        assert "source events arrived after run_" in planned.cause
+    # Nothing is late any more.
+    assert publish(late, 2, lookback=14).reports["late"].to_json() == {"windows": [], "too_late": 0}
+    pd.testing.assert_frame_equal(rows_of(late), in_time)
+
+
+def test_what_lies_before_the_look_back_is_counted_as_too_late(late):
+    report = publish(late, 2, lookback=8).reports["late"].to_json()
+    assert [found["start"] for found in report["windows"]] == [(TRAINED + WEEK).isoformat()]
+    assert report["too_late"] > 5
+
+
+def test_without_a_look_back_nothing_is_published_again(late):
+    job = publish(late, 2)
+    assert "late" not in job.reports
+    assert len(Project.open(late).runs()) == 3
+
+
+@pytest.mark.parametrize(("policy", "windows"), [("at_window_end", 0), ("latest", 1)])
+def test_events_that_became_known_after_the_window_are_translated_if_the_settings_say_so(late, week_by_week, policy, windows):
+    _, whole = week_by_week
+    known = whole["timestamp"].copy()
+    first_week = whole["timestamp"].between(TRAINED, TRAINED + WEEK, inclusive="left")
+    late_ones = whole[first_week].index[::5]
+    known[late_ones] = pd.Timestamp(TRAINED + 2.5 * WEEK)
+    second_week = whole["timestamp"].between(TRAINED + WEEK, TRAINED + 2 * WEEK, inclusive="left")
+    log = whole.assign(seen=known).drop(whole[second_week].index[::7])
+    log.to_parquet(late.parent / "s.parquet")
+    late.write_text(late.read_text().replace('events = "s.parquet"', 'events = "s.parquet"\ncolumns = { created = "seen" }'))
+    report = publish(late, 2, lookback=30, late_as_of=policy).reports["late"].to_json()
+    assert len(report["windows"]) == windows
+    assert report["too_late"] == (0 if windows else len(late_ones))
+    rows = rows_of(late)
+    week = rows[rows["event_timestamp"].between(TRAINED, TRAINED + WEEK, inclusive="left")]
+    as_of = TRAINED + (3 if windows else 1) * WEEK
+    assert (week["created_timestamp"] == as_of).all()
