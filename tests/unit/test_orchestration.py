@@ -107,7 +107,7 @@ def test_the_training_set_is_of_the_project_that_published(project, tmp_path, mo
 RETRIED = {
     "UnreadableInput", "CommitFailed", "CommitOutcomeUnknown", "LedgerError", "FeatureStoreError", "ServingError",
     "ScoringError", "ServerUnreachable", "ModelNotReady", "ModelVersionMismatch", "MalformedResponse", "LeaseHeld",
-    "LeaseLost", "QualityError", "DeadlineExceeded", "SchedulerUnreachable",
+    "LeaseLost", "QualityError", "DeadlineExceeded", "SchedulerUnreachable", "TrainingSetBusy",
 }  # fmt: skip
 
 
