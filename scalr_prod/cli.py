@@ -236,6 +236,16 @@ def status(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
     _Door(config, as_json, "status").open(lambda project: {"stages": [stage.to_json() for stage in project.status()]})
 
 
+@app.command("maintain")
+def maintain_command(
+    config: Config = DEFAULT_CONFIG,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove what [retention] no longer keeps: staged parts, old training sets and translators, unused table files."""
+    _Door(config, as_json, "maintain").open(lambda project: project.maintain(dry_run=dry_run))
+
+
 @runs_app.command("list")
 def runs_list(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
     """All runs, the newest first, with their windows and the rows that they published."""

@@ -354,10 +354,19 @@ class Lake:
 
         return self._once(table, key, write)
 
-    def tidy(self, table: Table, *, keep_days: float = 7) -> int:
-        """Delete files that no version of the last days uses; for tables that are replaced as a whole. Gives their number."""
-        delta = self._open_ours(table)
-        return len(delta.vacuum(math.ceil(keep_days * 24), dry_run=False, enforce_retention_duration=False))
+    def tidy(self, table: Table, *, keep_days: float = 7, dry_run: bool = False) -> int:
+        """Delete files that no version of the last days uses. Gives their number; with ``dry_run`` that is all.
+
+        A table's log names the files that it no longer uses for as long as it is kept, also those deleted long ago. On disk only
+        those that are still there are counted.
+        """
+        delta, root = self._open_ours(table), self.uri(table)
+        hours = math.ceil(keep_days * 24)
+        unused = delta.vacuum(hours, dry_run=True, enforce_retention_duration=False)
+        there = unused if "://" in root else [name for name in unused if (Path(root) / name).exists()]
+        if not dry_run:
+            delta.vacuum(hours, dry_run=False, enforce_retention_duration=False)
+        return len(there)
 
     def _commit(
         self,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from scalr_prod.ingest import IngestReport
     from scalr_prod.lake import Lake
     from scalr_prod.ledger import Ledger, ModelVersion, Run
+    from scalr_prod.operations import UpkeepReport
     from scalr_prod.publication import PublicationReport
     from scalr_prod.quality import GateReport
     from scalr_prod.scoring import Scorer
@@ -319,6 +320,16 @@ class Project:
             full=full,
             progress=self.progress,
         )
+
+    def maintain(self, *, dry_run: bool = False) -> UpkeepReport:
+        """Remove what ``[retention]`` no longer keeps; never what a published window, a served translator or a run at work needs.
+
+        Args:
+            dry_run: Only say what would go.
+        """
+        from scalr_prod.operations import maintain
+
+        return maintain(self.settings, dry_run=dry_run)
 
     def status(self) -> list[stages.StageState]:
         """Which stages are done, in their order, and the command that does each."""

@@ -21,6 +21,7 @@ __all__ = [
     "ProjectSettings",
     "PublicationSettings",
     "QualitySettings",
+    "RetentionSettings",
     "ServingSettings",
     "TrainingSetSettings",
     "TranslatorSettings",
@@ -153,6 +154,19 @@ class TrainingSetSettings(_Section):
         description="λ of cold, sparse and dense users (no, few, more real target events), beside synthetic_weight",
     )
     seed: int = Field(default=0, ge=0, lt=2**63)
+
+
+class RetentionSettings(_Section):
+    """What `scalr maintain` keeps, beside all that something published, served or at work refers to."""
+
+    days: float = Field(
+        default=30, ge=0, description="age from which staged parts of ended runs, training sets and translators may go"
+    )
+    training_sets: int = Field(default=10, ge=1, description="latest versions of each training set that stay at any age")
+    translators: int = Field(default=10, ge=1, description="latest versions of the translator that stay at any age")
+    files_days: float = Field(
+        default=7, ge=0, description="for how long a replaced version of a table can still be read; 0: not at all"
+    )
 
 
 class DownstreamSettings(_Section):

@@ -30,6 +30,7 @@ from scalr_prod.sections import (
     ProjectSettings,
     PublicationSettings,
     QualitySettings,
+    RetentionSettings,
     ServingSettings,
     TrainingSetSettings,
     TranslatorSettings,
@@ -58,6 +59,7 @@ class Settings(BaseSettings):
     quality: QualitySettings = QualitySettings()
     publication: PublicationSettings = PublicationSettings()
     training_set: TrainingSetSettings = TrainingSetSettings()
+    retention: RetentionSettings = RetentionSettings()
     downstream: DownstreamSettings = Field(default_factory=DownstreamSettings)
     compute: ComputeSettings = Field(default_factory=ComputeSettings)
     serving: ServingSettings = Field(default_factory=ServingSettings)

@@ -1,0 +1,144 @@
+"""`scalr maintain`: what goes, what stays, and that a dry run changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import UTC, datetime
+
+import pytest
+from fault_harness import files_of
+from ledger_world import T0, make_spec, to_state
+
+from scalr_prod import Project
+from scalr_prod.contracts import Table
+from scalr_prod.ledger import Ledger, RunState, run_folder
+from scalr_prod.training_set.manifest import MANIFEST
+
+NOW = {"days": 0, "training_sets": 1, "translators": 1, "files_days": 0}
+
+
+@pytest.fixture
+def opened(settings):
+    with Project.open(settings, retention=NOW) as project:
+        project.runs()  # opens the ledger, and marks the home as the project's
+        yield project
+
+
+def staged(project, seed, state, **changes):
+    """A run in a state, with a part of each kind."""
+    run_id = project.ledger.begin_run(make_spec(seed=seed, **changes)).run_id
+    to_state(project.ledger, run_id, state)
+    folder = run_folder(project.settings, run_id)
+    for name in ("parts", "candidates", "accepted"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "part-00000.parquet").write_bytes(b"x" * 100)
+    (folder / "gate.json").write_text("{}")
+    return run_id
+
+
+def trained(project, version):
+    folder = project.settings.home / "models" / "translator" / str(version)
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"y" * 50)
+    project.ledger.record_model_version(
+        version, path=str(folder), sha256=f"{version}", fingerprint=f"{version}", trained_until=T0, metrics={}
+    )
+    return folder
+
+
+def built(project, version):
+    folder = project.settings.home / "datasets" / "training_set" / f"v{version}"
+    (folder / "rows").mkdir(parents=True)
+    (folder / MANIFEST).write_text(json.dumps({"version": version}))
+    return folder
+
+
+def names(report, kind):
+    return sorted(one.name for one in report.removed if one.kind == kind)
+
+
+def test_a_new_project_has_nothing_to_remove(opened):
+    assert opened.maintain().removed == []
+
+
+def test_parts_go_of_runs_that_have_ended_and_their_verdict_stays(opened):
+    ended = [staged(opened, n, state) for n, state in enumerate((RunState.PUBLISHED, RunState.REJECTED, RunState.ROLLED_BACK))]
+    others = [
+        staged(opened, n, state) for n, state in enumerate((RunState.GENERATING, RunState.GENERATED, RunState.VALIDATED), 5)
+    ]
+    report = opened.maintain()
+    assert names(report, "run") == sorted(ended)
+    assert report.bytes == 3 * 3 * 100
+    for run_id in ended:
+        assert [path.name for path in run_folder(opened.settings, run_id).iterdir()] == ["gate.json"]
+        assert opened.ledger.run(run_id).run_id == run_id
+    for run_id in others:
+        assert len(list(run_folder(opened.settings, run_id).rglob("*.parquet"))) == 3
+    assert opened.maintain().removed == []
+    assert not list((opened.settings.home / "staging").glob("*"))
+
+
+def test_a_run_at_work_stays_as_it_is(opened):
+    run_id = staged(opened, 1, RunState.PUBLISHED)
+    with Ledger.open(opened.settings) as other, other.lease(run_id, owner="elsewhere:1:-:x"):
+        assert opened.maintain().removed == []
+    assert names(opened.maintain(), "run") == [run_id]
+
+
+def test_what_is_younger_than_the_settings_say_stays(settings):
+    with Project.open(settings, retention=NOW | {"days": 30}) as project:
+        staged(project, 1, RunState.PUBLISHED)
+        trained(project, 1)
+        trained(project, 2)
+        built(project, 1)
+        built(project, 2)
+        assert project.maintain().removed == []
+        old = datetime(2024, 1, 1, tzinfo=UTC).timestamp()
+        os.utime(project.settings.home / "datasets" / "training_set" / "v1", (old, old))
+        assert names(project.maintain(), "training_set") == ["training_set v1"]
+
+
+def test_translators_go_but_the_latest_the_served_and_those_of_published_windows(opened):
+    folders = {version: trained(opened, version) for version in range(1, 8)}
+    for version in (3, 5):  # 3 is what a rollback brings back
+        opened.ledger.promote_version(version, cause="scalr translator promote")
+    run_id = staged(opened, 1, RunState.VALIDATED, translator_version=2)
+    attempt = opened.ledger.intend_publication(run_id, base_version=0, rows=1, replaced={})
+    opened.ledger.record_publication(run_id, attempt=attempt.attempt, delta_version=1, rows=1, cause="test")
+    staged(opened, 2, RunState.GENERATING, translator_version=4)
+    report = opened.maintain()
+    assert names(report, "translator") == ["1", "6"]
+    assert {version for version, folder in folders.items() if folder.is_dir()} == {2, 3, 4, 5, 7}
+    assert [record.version for record in opened.translators()] == list(range(1, 8)), "the ledger keeps its account"
+
+
+def test_training_sets_go_but_the_latest(opened):
+    folders = [built(opened, version) for version in (1, 2, 3)]
+    assert names(opened.maintain(), "training_set") == ["training_set v1", "training_set v2"]
+    assert [folder.exists() for folder in folders] == [False, False, True]
+
+
+def test_files_that_no_version_of_a_table_uses_go(opened, settings):
+    opened.ingest()
+    opened.histories()
+    with Project.open(settings, retention=NOW, histories={"length": 7}) as project:
+        project.histories()  # in place of the former ones
+        rows = project.lake.read(Table.SOURCE_USER_HISTORY)
+        assert "source_user_history" in names(project.maintain(), "table")
+        assert project.lake.read(Table.SOURCE_USER_HISTORY).equals(rows)
+        assert names(project.maintain(), "table") == []
+
+
+def test_a_dry_run_says_the_same_and_changes_nothing(opened):
+    opened.ingest()
+    staged(opened, 1, RunState.PUBLISHED)
+    trained(opened, 1)
+    trained(opened, 2)
+    built(opened, 1)
+    built(opened, 2)
+    before = files_of(opened.settings.home)
+    planned = opened.maintain(dry_run=True)
+    assert {one.kind for one in planned.removed} >= {"run", "translator", "training_set"}
+    assert files_of(opened.settings.home) == before
+    assert opened.maintain().removed == planned.removed
