@@ -1,0 +1,165 @@
+"""A log reader, a gate rule, a model and an estimator from outside of the package: one file each, and the pipeline runs with it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from scalr_prod.contracts import Table
+from scalr_prod.downstream import evaluate
+from scalr_prod.lake import Lake
+from scalr_prod.ledger import run_folder
+from scalr_prod.pipeline import run_pipeline
+from scalr_prod.settings import load_settings
+
+pytestmark = pytest.mark.slow
+
+LEAN = """
+estimators = ["popularity", "linear"]
+[generation]
+partitions = 1
+[compute]
+workers = 1
+[serving]
+scorer = "local"
+threads = 1
+[quality]
+min_information = 0
+max_bucket_distance = 1.0
+"""
+
+
+@pytest.fixture
+def outside(tmp_path, monkeypatch):
+    """Write a module into a folder of its own on the Python path."""
+    folder = tmp_path / "outside"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
+    written: list[str] = []
+
+    def write(name: str, text: str) -> Path:
+        written.append(name)
+        (folder / f"{name}.py").write_text(textwrap.dedent(text))
+        return folder
+
+    yield write
+    for name in written:
+        sys.modules.pop(name, None)
+
+
+def test_a_log_reader(make_project, tmp_path, outside):
+    outside(
+        "xml_logs",
+        '''
+        """Logs of one XML element an event."""
+
+        import xml.etree.ElementTree as ElementTree
+
+        import pyarrow as pa
+
+        from scalr_prod.ingest import Batch
+
+
+        class XmlReader:
+            def read(self, source):
+                events = list(ElementTree.parse(source.location).getroot())
+                names = sorted({name for event in events for name in event.attrib})
+                columns = [pa.array([event.get(name) for event in events]) for name in names]
+                yield Batch(source.location, 0, pa.RecordBatch.from_arrays(columns, names), untyped=True)
+        ''',
+    )
+    settings = make_project(tmp_path / "logs", LEAN)
+    frame = pd.read_parquet(tmp_path / "logs" / "t.parquet")
+    rows = frame.assign(timestamp=frame["timestamp"].map(lambda t: t.isoformat()), extra="x").to_dict("records")
+    events = "".join("<event " + " ".join(f'{key}="{value}"' for key, value in row.items()) + "/>" for row in rows)
+    (tmp_path / "logs" / "t.xml").write_text(f"<log>{events}</log>")
+    config = tmp_path / "logs" / "scalr.toml"
+    config.write_text(config.read_text().replace('events = "t.parquet"', 'events = "t.xml"\nformat = "xml_logs:XmlReader"'))
+    report = run_pipeline(load_settings(config))
+    read = report.stages["ingest"]["target"]
+    assert (read["rows_read"], read["users_read"]) == (len(frame), frame["user_id"].nunique())
+    assert report.stages["publish"]["rows"] > 0
+    kept = Lake.open(settings).read(Table.TARGET_EVENTS, columns=["user_id", "item_id", "event_timestamp"]).to_pandas()
+    order = ["user_id", "event_timestamp", "item_id"]
+    expected = frame.rename(columns={"timestamp": "event_timestamp"})[kept.columns]
+    pd.testing.assert_frame_equal(
+        kept.sort_values(order, ignore_index=True), expected.sort_values(order, ignore_index=True), check_dtype=False
+    )
+
+
+def test_a_gate_rule(make_project, tmp_path, outside):
+    outside(
+        "house_rules",
+        '''
+        """Nobody is proposed an item at night, and no item takes all."""
+
+        from scalr_prod.quality import FigureRule, RowRule
+
+
+        class HouseRules:
+            version = 4
+
+            def rules(self, run):
+                largest = "SELECT max(n) / sum(n) FROM (SELECT count(*) AS n FROM judged WHERE accepted GROUP BY item_id)"
+                return [
+                    RowRule("not_at_night", "no event before 6 o'clock", "hour(c.event_timestamp AT TIME ZONE 'UTC') >= 6"),
+                    FigureRule("no_item_takes_all", "no item has over half of the events", "largest", high=0.5, query=largest),
+                ]
+        ''',
+    )
+    quality = 'rules = ["house_rules:HouseRules"]\npolicy = "quarantine"\nmax_quarantine_share = 1.0\n'
+    settings = make_project(tmp_path / "logs", LEAN + quality)
+    report = run_pipeline(settings)
+    gate = report.stages["validate"]
+    outcomes = {rule["rule"]: rule for rule in gate["rules"]}
+    assert outcomes["not_at_night"]["failed"] == gate["quarantined"] > 0
+    assert outcomes["no_item_takes_all"]["success"]
+    assert 0 < outcomes["no_item_takes_all"]["observed"] == gate["figures"]["largest"] <= 0.5
+    assert gate["rule_set"]["house_rules:HouseRules"].startswith("4+")
+    assert json.loads((run_folder(settings, report.run_id) / "gate.json").read_text())["inputs"]["rules"] == gate["rule_set"]
+    published = Lake.open(settings).read(Table.SYNTHETIC_TARGET_EVENTS).to_pandas()
+    assert len(published) == gate["accepted"] > 0
+    assert (published["event_timestamp"].dt.hour >= 6).all()
+
+
+def test_a_model(make_project, tmp_path, outside):
+    outside(
+        "my_models",
+        '''
+        """What users of the same first letter chose, for want of a better idea."""
+
+        import numpy as np
+
+        from scalr_prod.downstream.search import Knob
+
+
+        class Popular:
+            knobs = (Knob("power", (1.0, 0.5), high=1.0),)
+
+            def __init__(self, power=1.0):
+                self.power = power
+
+            def fit(self, events, *, seed):
+                self.counts = (events.popularity() ** self.power).astype(np.float32)
+
+            def score(self, users):
+                return np.tile(self.counts, (len(users), 1))
+        ''',
+    )
+    downstream = (
+        '[downstream]\nmodels = ["my_models:Popular"]\nseeds = 1\nvolumes = [2]\ntemperatures = [0.5]\nweights = [0.3]\n'
+    )
+    settings = make_project(tmp_path / "logs", LEAN + downstream)
+    report = evaluate(settings, cutoff=datetime(2024, 6, 1, tzinfo=UTC), arms=("real", "real+scalr"))
+    assert {row["model"] for row in report.to_json()["arms"]} == {"my_models:Popular"}
+    rows = {row["name"]: row for row in report.to_json()["arms"]}
+    assert rows["real"]["metrics"]["ndcg"] > 0
+    assert report.verdict["models"][0]["model"] == "my_models:Popular"
+    tried = report.choices["my_models:Popular"]["arms"]["real"]
+    assert set(tried["options"]) == {"power"}
