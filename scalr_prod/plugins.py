@@ -105,6 +105,12 @@ class Group:
                 where=self.setting,
                 next_step="name one of those, or one of your own as package.module:Class, on the Python path",
             ) from error
+        except Exception as error:  # code of another package, which may raise anything
+            raise self.error(
+                f"the {self.kind} {name} cannot be imported: {type(error).__name__}: {error}",
+                where=module,
+                next_step="correct the module, or leave it out",
+            ) from error
         self.require(found, name, protocol)
         return found
 

@@ -1,6 +1,7 @@
 """A translator version: the folder ``<home>/models/translator/<N>/``, written once and never changed.
 
-``translator.safetensors`` holds every tensor, ``manifest.json`` what it is, and two Parquet files the vocabularies.
+``translator.safetensors`` holds every tensor, ``manifest.json`` what it is, two Parquet files the vocabularies, and ``estimator_*.py`` the
+source of each estimator that is not ours.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from scalr_prod.errors import TranslatorError, TranslatorNotFound
 from scalr_prod.numbering import index_in
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import pyarrow as pa
@@ -159,6 +160,7 @@ def write_version(
     metadata: dict[str, str],
     manifest: dict[str, Any],
     vocabulary: Vocabulary,
+    sources: Mapping[str, bytes],
 ) -> TranslatorVersion:
     """Write the next version, whole or not at all. The caller records it in the ledger.
 
@@ -168,6 +170,7 @@ def write_version(
         metadata: Travels in the weights' file.
         manifest: Without ``version`` and ``sha256``, which are added.
         vocabulary: Written beside it.
+        sources: Likewise, files of estimators of other packages.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -187,6 +190,8 @@ def write_version(
         # One entry: the file's writer keeps several in no fixed order, and the same training must give the same bytes.
         described = {DESCRIPTION: json.dumps(metadata, sort_keys=True)}
         save_file({name: tensor.contiguous() for name, tensor in sorted(tensors.items())}, folder / WEIGHTS, described)
+        for name, source in sources.items():
+            (folder / name).write_bytes(source)
         with (folder / WEIGHTS).open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         pq.write_table(pa.table({"item_id": vocabulary.source_ids}), folder / SOURCE_ITEMS)

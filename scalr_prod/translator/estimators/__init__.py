@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from scalr_prod.errors import TranslatorError
 from scalr_prod.plugins import ESTIMATORS
 from scalr_prod.translator.estimators.products import products
-from scalr_prod.translator.estimators.protocol import Estimator, Fitted, ProductEstimator
+from scalr_prod.translator.estimators.protocol import Estimator, ProductEstimator
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = [
     "SCORED",
     "as_estimator",
-    "estimator_of",
     "exact_scores",
     "is_logarithm",
     "is_product",
@@ -40,15 +39,6 @@ def scored_of(named: Iterable[str]) -> tuple[str, ...]:
     named = tuple(named)
     others = (name for name in named if name not in SCORED and name != "popularity")
     return (*(name for name in SCORED if name in named), *others)
-
-
-def estimator_of(name: str) -> Any:
-    """An installed estimator.
-
-    Raises:
-        TranslatorError: There is none of this name, or it lacks a part.
-    """
-    return as_estimator(ESTIMATORS.load(name, Fitted), name)
 
 
 def as_estimator(found: Any, name: str) -> Any:
