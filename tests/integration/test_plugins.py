@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import textwrap
 from datetime import UTC, datetime
@@ -13,10 +14,14 @@ import pytest
 
 from scalr_prod.contracts import Table
 from scalr_prod.downstream import evaluate
+from scalr_prod.errors import TranslatorError
+from scalr_prod.generation import generate, plan_run
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import run_folder
 from scalr_prod.pipeline import run_pipeline
+from scalr_prod.serving import ensure_serving
 from scalr_prod.settings import load_settings
+from scalr_prod.translator import load_version, train
 
 pytestmark = pytest.mark.slow
 
@@ -163,3 +168,89 @@ def test_a_model(make_project, tmp_path, outside):
     assert report.verdict["models"][0]["model"] == "my_models:Popular"
     tried = report.choices["my_models:Popular"]["arms"]["real"]
     assert set(tried["options"]) == {"power"}
+
+
+ESTIMATOR = '''
+"""How often the users of a source item chose a target item, as they are counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass
+class Together:
+    depth: int = 20
+    version = 1
+
+    def share(self, pairs):
+        return {}
+
+    def fit(self, pairs, shared):
+        import numpy as np
+        from scipy import sparse
+
+        counts = sparse.csr_matrix(pairs.source_matrix().T @ pairs.target_matrix()).toarray()
+        return {"counts": torch.from_numpy(np.log1p(counts).astype("float32"))}
+
+    def score(self, parameters, batch, log_prior):
+        items = batch.items[:, -self.depth :]
+        return (parameters["counts"][items].to(log_prior.dtype) * (items > 0)[:, :, None]).sum(1)
+'''
+
+
+@pytest.fixture
+def together(outside):
+    """An estimator that another distribution brings, as pip installs it."""
+    folder = outside("together", ESTIMATOR)
+    info = folder / "scalr_together-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: scalr-together\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[scalr_prod.estimators]\ntogether = together:Together\n")
+    return folder / "together.py"
+
+
+def published(settings) -> pd.DataFrame:
+    rows = Lake.open(settings).read(Table.SYNTHETIC_TARGET_EVENTS).to_pandas()
+    return rows.sort_values("event_id", ignore_index=True)
+
+
+@pytest.mark.triton
+def test_an_estimator(make_project, tmp_path, together):
+    """By its entry point, in the workers' own processes, in a real Triton, and after it was uninstalled."""
+    lean = LEAN.replace('["popularity", "linear"]', '["popularity", "linear", "together"]')
+    settings = make_project(tmp_path / "logs", lean)
+    report = run_pipeline(settings)
+    metrics = report.stages["translator"]["metrics"]["all"]
+    assert set(metrics) == {"mixture", "popularity", "linear", "together"}
+    assert metrics["together"]["nll"] < metrics["popularity"]["nll"]
+    rows = published(settings)
+    assert len(rows) == report.stages["publish"]["rows"] > 0
+    first = load_version(settings)
+    assert [path.read_text() for path in first.path.glob("estimator_*.py")] == [together.read_text()]
+
+    assert train(settings).reused
+    together.write_text(together.read_text().replace("depth: int = 20", "depth: int = 3"))
+    assert not train(settings).reused, "another source is another estimator"
+    assert not train(
+        load_settings(tmp_path / "logs" / "scalr.toml", translator={"estimators": ["popularity", "linear"]})
+    ).reused
+
+    together.write_text("raise RuntimeError('the installed one is not asked')")
+    served = load_settings(tmp_path / "logs" / "scalr.toml", serving={"scorer": "triton"})
+    with ensure_serving(served, first.version):
+        shutil.rmtree(run_folder(settings, report.run_id))
+        generate(served, plan_run(served, version=first.version))
+    again = pd.read_parquet(run_folder(served, report.run_id) / "candidates").sort_values("event_id", ignore_index=True)
+    again = again[again["event_id"].isin(rows["event_id"])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(again[rows.columns], rows, rtol=0, atol=1e-5, check_dtype=False)
+
+
+def test_an_estimator_that_triton_could_not_load_is_refused_before_training(make_project, tmp_path, together):
+    together.write_text(together.read_text().replace("import torch", "import pandas\nimport torch"))
+    settings = make_project(tmp_path / "logs", LEAN.replace('"linear"]', '"linear", "together"]'))
+    with pytest.raises(TranslatorError, match=r"together cannot travel .*imports pandas"):
+        run_pipeline(settings)
+    assert not (settings.home / "models").exists()
