@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Protocol
 
 import pytest
@@ -124,6 +126,23 @@ def test_settings_refuse_a_name_that_is_none(tmp_path, text):
 def test_settings_take_the_place_of_one_that_is_not_there_yet(tmp_path):
     (tmp_path / "scalr.toml").write_text(DOMAINS + '[downstream]\nmodels = ["my_package.my_module:Popular"]')
     assert load_settings(tmp_path / "scalr.toml").downstream.models == ("my_package.my_module:Popular",)
+
+
+def test_the_examples_of_the_guide_are_plug_ins(monkeypatch):
+    """Every class of docs/plugins.md meets the protocol of its section."""
+    from scalr_prod.downstream import DownstreamModel
+    from scalr_prod.ingest import LogReader
+    from scalr_prod.quality import GateRule
+    from scalr_prod.translator import Estimator
+
+    text = (Path(__file__).resolve().parents[2] / "docs" / "plugins.md").read_text()
+    wanted = {"XmlReader": (READERS, LogReader), "HouseRules": (RULES, GateRule)}
+    wanted |= {"Popular": (MODELS, DownstreamModel), "Together": (ESTIMATORS, Estimator)}
+    monkeypatch.setitem(sys.modules, "guide", guide := ModuleType("guide"))
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(block, vars(guide))  # noqa: S102 - our own guide
+    for name, (group, protocol) in wanted.items():
+        assert group.load(f"guide:{name}", protocol) is getattr(guide, name)
 
 
 def test_errors_are_ours():
