@@ -87,7 +87,7 @@ class TranslatorModule(torch.nn.Module):
         return self._sets[fold]
 
     @classmethod
-    def load(cls, folder: str | Path, device: str = "cpu", threads: int = 1) -> TranslatorModule:
+    def load(cls, folder: str | Path, device: str = "cpu", threads: int = 1, *, trusted: bool = False) -> TranslatorModule:
         """Read a version's folder.
 
         Args:
@@ -95,11 +95,13 @@ class TranslatorModule(torch.nn.Module):
             device: Where the parameters live: ``cpu``, ``cuda``, ``cuda:1``.
             threads: Groups of rows that `sample` and `score` work on side by side, on a CPU. Torch should have one thread
                 itself then: threads that share out each small operation wait for one another more than they work.
+            trusted: Run the sources of estimators that the version carries. Of a folder that `load_version` found: it has compared
+                their checksum with what the ledger recorded. Others may hold anything.
 
         Raises:
             TranslatorNotFound: There is no such folder, or it is not a translator's.
-            TranslatorError: A file is not the one that was written (its checksum differs), or cannot be read; or an estimator that
-                travelled with the version does not load.
+            TranslatorError: A file is not the one that was written (its checksum differs), or cannot be read; or the version carries an
+                estimator's source, and is not trusted or does not load.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -122,7 +124,7 @@ class TranslatorModule(torch.nn.Module):
             with safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 metadata = json.loads(file.metadata()[DESCRIPTION])
-            travelled = unpack(Path(folder), json.loads(metadata.get("carried", "{}")))
+            travelled = _travelled(Path(folder), metadata, manifest, trusted=trusted)
             return cls(tensors, metadata, device, threads, travelled=travelled)
         except KeyError as error:
             raise _unreadable(folder, f"it has no {error}, as those of former packages") from error
@@ -246,6 +248,22 @@ class TranslatorModule(torch.nn.Module):
             rows = np.flatnonzero(contexts.fold == fold)
             for start in range(0, len(rows), step):
                 yield rows[start : start + step], self._sets[fold]
+
+
+def _travelled(folder: Path, metadata: dict[str, str], manifest: dict[str, Any], *, trusted: bool) -> dict[str, Any]:
+    """Estimators whose sources a version carries, by name.
+
+    Raises:
+        ValueError: Its two files do not name the same ones, or they must not run.
+    """
+    described = json.loads(metadata.get("carried", "{}"))
+    if described != manifest.get("carried", {}):
+        raise ValueError("manifest and weights do not name the same sources of estimators")
+    if described and not trusted:
+        raise ValueError(
+            f"it carries the source of {', '.join(described)}, which may not run from a folder that is not trusted"
+        )
+    return unpack(folder, described)
 
 
 def _padded(tensor: torch.Tensor, k: int, filler: int) -> NDArray[Any]:

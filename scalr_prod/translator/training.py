@@ -137,6 +137,7 @@ def _train(
         "to": until.isoformat(),
         **{group: {name: row.to_json() for name, row in rows.items()} for group, rows in calibrated.figures.items()},
     }
+    sources = carried(settings.translator.estimators)
     if calibrated.information is not None:
         metrics["information"] = calibrated.information.to_json()
     manifest = {
@@ -151,6 +152,7 @@ def _train(
         "metrics": metrics,
         "vocabulary": {domain: asdict(counts) for domain, counts in coverage.items()},
         "data_versions": data_versions,
+        **({"carried": {name: one.described() for name, one in sources.items()}} if sources else {}),
     }
     return write_version(
         settings,
@@ -158,7 +160,7 @@ def _train(
         metadata=metadata_of(settings, pairs, folds),
         manifest=manifest,
         vocabulary=_vocabulary(settings, log, pairs, data_versions),
-        sources={one.file: one.source for one in carried(settings.translator.estimators).values()},
+        sources={one.file: one.source for one in sources.values()},
     )
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+import subprocess
 import sys
 import textwrap
 from datetime import UTC, datetime
@@ -18,7 +21,6 @@ from scalr_prod.errors import TranslatorError
 from scalr_prod.generation import generate, plan_run
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import run_folder
-from scalr_prod.pipeline import run_pipeline
 from scalr_prod.serving import ensure_serving
 from scalr_prod.settings import load_settings
 from scalr_prod.translator import load_version, train
@@ -40,6 +42,21 @@ max_bucket_distance = 1.0
 """
 
 
+SCALR = Path(sys.executable).with_name("scalr")
+
+
+def run(config: Path, outside: Path) -> tuple[int, dict, str]:
+    """`scalr run` with a folder on its Python path: exit code, the report, what it says on stderr."""
+    done = subprocess.run(
+        [str(SCALR), "run", "--config", str(config), "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(outside)},
+    )
+    return done.returncode, json.loads(done.stdout) if done.stdout.strip() else {}, done.stderr
+
+
 @pytest.fixture
 def outside(tmp_path, monkeypatch):
     """Write a module into a folder of its own on the Python path."""
@@ -59,7 +76,7 @@ def outside(tmp_path, monkeypatch):
 
 
 def test_a_log_reader(make_project, tmp_path, outside):
-    outside(
+    folder = outside(
         "xml_logs",
         '''
         """Logs of one XML element an event."""
@@ -86,10 +103,11 @@ def test_a_log_reader(make_project, tmp_path, outside):
     (tmp_path / "logs" / "t.xml").write_text(f"<log>{events}</log>")
     config = tmp_path / "logs" / "scalr.toml"
     config.write_text(config.read_text().replace('events = "t.parquet"', 'events = "t.xml"\nformat = "xml_logs:XmlReader"'))
-    report = run_pipeline(load_settings(config))
-    read = report.stages["ingest"]["target"]
+    code, report, said = run(config, folder)
+    assert code == 0, said
+    read = report["stages"]["ingest"]["target"]
     assert (read["rows_read"], read["users_read"]) == (len(frame), frame["user_id"].nunique())
-    assert report.stages["publish"]["rows"] > 0
+    assert report["stages"]["publish"]["rows"] > 0
     kept = Lake.open(settings).read(Table.TARGET_EVENTS, columns=["user_id", "item_id", "event_timestamp"]).to_pandas()
     order = ["user_id", "event_timestamp", "item_id"]
     expected = frame.rename(columns={"timestamp": "event_timestamp"})[kept.columns]
@@ -99,7 +117,7 @@ def test_a_log_reader(make_project, tmp_path, outside):
 
 
 def test_a_gate_rule(make_project, tmp_path, outside):
-    outside(
+    folder = outside(
         "house_rules",
         '''
         """Nobody is proposed an item at night, and no item takes all."""
@@ -120,14 +138,15 @@ def test_a_gate_rule(make_project, tmp_path, outside):
     )
     quality = 'rules = ["house_rules:HouseRules"]\npolicy = "quarantine"\nmax_quarantine_share = 1.0\n'
     settings = make_project(tmp_path / "logs", LEAN + quality)
-    report = run_pipeline(settings)
-    gate = report.stages["validate"]
+    code, report, said = run(tmp_path / "logs" / "scalr.toml", folder)
+    assert code == 0, said
+    gate = report["stages"]["validate"]
     outcomes = {rule["rule"]: rule for rule in gate["rules"]}
     assert outcomes["not_at_night"]["failed"] == gate["quarantined"] > 0
     assert outcomes["no_item_takes_all"]["success"]
     assert 0 < outcomes["no_item_takes_all"]["observed"] == gate["figures"]["largest"] <= 0.5
     assert gate["rule_set"]["house_rules:HouseRules"].startswith("4+")
-    assert json.loads((run_folder(settings, report.run_id) / "gate.json").read_text())["inputs"]["rules"] == gate["rule_set"]
+    assert json.loads((run_folder(settings, report["run_id"]) / "gate.json").read_text())["inputs"]["rules"] == gate["rule_set"]
     published = Lake.open(settings).read(Table.SYNTHETIC_TARGET_EVENTS).to_pandas()
     assert len(published) == gate["accepted"] > 0
     assert (published["event_timestamp"].dt.hour >= 6).all()
@@ -222,12 +241,13 @@ def test_an_estimator(make_project, tmp_path, together):
     """By its entry point, in the workers' own processes, in a real Triton, and after it was uninstalled."""
     lean = LEAN.replace('["popularity", "linear"]', '["popularity", "linear", "together"]')
     settings = make_project(tmp_path / "logs", lean)
-    report = run_pipeline(settings)
-    metrics = report.stages["translator"]["metrics"]["all"]
+    code, report, said = run(tmp_path / "logs" / "scalr.toml", together.parent)
+    assert code == 0, said
+    metrics = report["stages"]["translator"]["metrics"]["all"]
     assert set(metrics) == {"mixture", "popularity", "linear", "together"}
     assert metrics["together"]["nll"] < metrics["popularity"]["nll"]
     rows = published(settings)
-    assert len(rows) == report.stages["publish"]["rows"] > 0
+    assert len(rows) == report["stages"]["publish"]["rows"] > 0
     first = load_version(settings)
     assert [path.read_text() for path in first.path.glob("estimator_*.py")] == [together.read_text()]
 
@@ -238,12 +258,17 @@ def test_an_estimator(make_project, tmp_path, together):
         load_settings(tmp_path / "logs" / "scalr.toml", translator={"estimators": ["popularity", "linear"]})
     ).reused
 
+    other = load_settings(tmp_path / "logs" / "scalr.toml", project={"home": str(tmp_path / "other")})
+    shutil.copytree(settings.home / "models", other.home / "models")
+    with pytest.raises(TranslatorError, match="no record that it was trained here"):
+        load_version(other, first.version)
+
     together.write_text("raise RuntimeError('the installed one is not asked')")
     served = load_settings(tmp_path / "logs" / "scalr.toml", serving={"scorer": "triton"})
     with ensure_serving(served, first.version):
-        shutil.rmtree(run_folder(settings, report.run_id))
+        shutil.rmtree(run_folder(settings, report["run_id"]))
         generate(served, plan_run(served, version=first.version))
-    again = pd.read_parquet(run_folder(served, report.run_id) / "candidates").sort_values("event_id", ignore_index=True)
+    again = pd.read_parquet(run_folder(served, report["run_id"]) / "candidates").sort_values("event_id", ignore_index=True)
     again = again[again["event_id"].isin(rows["event_id"])].reset_index(drop=True)
     pd.testing.assert_frame_equal(again[rows.columns], rows, rtol=0, atol=1e-5, check_dtype=False)
 
@@ -251,6 +276,7 @@ def test_an_estimator(make_project, tmp_path, together):
 def test_an_estimator_that_triton_could_not_load_is_refused_before_training(make_project, tmp_path, together):
     together.write_text(together.read_text().replace("import torch", "import pandas\nimport torch"))
     settings = make_project(tmp_path / "logs", LEAN.replace('"linear"]', '"linear", "together"]'))
-    with pytest.raises(TranslatorError, match=r"together cannot travel .*imports pandas"):
-        run_pipeline(settings)
+    code, _, said = run(tmp_path / "logs" / "scalr.toml", together.parent)
+    assert code == 1
+    assert re.search(r"together cannot travel .*imports pandas", said)
     assert not (settings.home / "models").exists()

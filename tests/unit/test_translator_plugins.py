@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import sys
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from test_translator_module import equal, make_contexts
 from translator_world import DAY, SETTINGS, make_log
 
@@ -24,7 +26,7 @@ from scalr_prod.translator.estimators import scored_of
 from scalr_prod.translator.estimators.carried import carried, estimator_of, unpack
 from scalr_prod.translator.fitting import fit_sets, metadata_of
 from scalr_prod.translator.layout import OURS, Layout
-from scalr_prod.translator.module import TranslatorModule
+from scalr_prod.translator.module import DESCRIPTION, TranslatorModule
 from scalr_prod.translator.pairs import Pairs, contexts_at
 
 NAME = "their_estimator:Together"
@@ -207,6 +209,32 @@ def test_it_travels_and_scores_the_same_once_it_was_edited_or_is_gone(theirs, tm
     (folder / one.file).write_bytes(one.source + b"\n")
     with pytest.raises(ValueError, match="not the file that was written"):
         unpack(folder, json.loads(world.metadata["carried"]))
+
+
+def test_its_source_runs_only_from_a_folder_that_is_trusted(theirs, tmp_path):
+    theirs(SOURCE + f"\n\nopen({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    world = trained()
+    (one,) = carried(["popularity", NAME]).values()
+    folder = tmp_path / "version"
+    folder.mkdir()
+    (folder / one.file).write_bytes(one.source.replace(b"'w').close()", b"'w').close() "))
+    changed = hashlib.sha256((folder / one.file).read_bytes()).hexdigest()
+    described = {name: facts | {"sha256": changed} for name, facts in json.loads(world.metadata["carried"]).items()}
+    metadata = world.metadata | {"carried": json.dumps(described)}
+    tensors = {name: tensor.contiguous() for name, tensor in world.tensors.items()}
+    save_file(tensors, folder / "translator.safetensors", {DESCRIPTION: json.dumps(metadata)})
+    facts = {"version": 1, "sha256": hashlib.sha256((folder / "translator.safetensors").read_bytes()).hexdigest()}
+    (tmp_path / "ran").unlink()
+    for manifest, trusted in ((facts | {"carried": described}, False), (facts, True)):
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(TranslatorError, match=r"may not run|do not name the same"):
+            TranslatorModule.load(folder, trusted=trusted)
+    assert not (tmp_path / "ran").exists()
+    (folder / "manifest.json").write_text(json.dumps(facts | {"carried": described}))
+    module = TranslatorModule.load(folder, trusted=True)
+    assert (tmp_path / "ran").exists()
+    contexts = make_contexts(world, 30)
+    equal(module.sample(contexts, 4), world.module.sample(contexts, 4))
 
 
 def test_what_is_trained_is_the_file_as_it_is_now(theirs):
