@@ -16,19 +16,25 @@ from typing import TYPE_CHECKING, Any, Final
 from scalr_prod.version import __version__
 
 if TYPE_CHECKING:
-    from scalr_prod.downstream import EvaluationReport, Interactions, Recommender
+    from scalr_prod.downstream import DownstreamModel, EvaluationReport, Interactions
     from scalr_prod.errors import ScalrError
+    from scalr_prod.ingest import LogReader
     from scalr_prod.project import Project
+    from scalr_prod.quality import GateRule
     from scalr_prod.settings import Settings, load_settings
     from scalr_prod.stages import PipelineReport, StageState
     from scalr_prod.training_set import TrainingSet
+    from scalr_prod.translator import Estimator
 
 __all__ = [
+    "DownstreamModel",
+    "Estimator",
     "EvaluationReport",
+    "GateRule",
     "Interactions",
+    "LogReader",
     "PipelineReport",
     "Project",
-    "Recommender",
     "ScalrError",
     "Settings",
     "StageState",
@@ -38,11 +44,14 @@ __all__ = [
 ]
 
 _HOMES: Final = {
+    "DownstreamModel": "downstream",
+    "Estimator": "translator",
     "EvaluationReport": "downstream",
+    "GateRule": "quality",
     "Interactions": "downstream",
+    "LogReader": "ingest",
     "PipelineReport": "stages",
     "Project": "project",
-    "Recommender": "downstream",
     "ScalrError": "errors",
     "Settings": "settings",
     "StageState": "stages",

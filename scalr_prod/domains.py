@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from scalr_prod.plugins import READERS
 
 if TYPE_CHECKING:
     from scalr_prod.contracts import Domain
@@ -47,7 +49,9 @@ class DomainSettings(Section):
     events: str | None = None
     query: str | None = None
     url: str | None = Field(default=None, repr=False)
-    format: Literal["parquet", "csv", "jsonl", "delta", "iceberg"] | None = None
+    format: str | None = Field(
+        default=None, description="parquet, csv, jsonl, delta, iceberg, or a log reader of your own; default: by what is there"
+    )
     version: int | None = Field(
         default=None, ge=0, description="Delta version or Iceberg snapshot id of events; default: latest"
     )
@@ -63,6 +67,13 @@ class DomainSettings(Section):
     def _plain_name(cls, value: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_. -]{0,63}", value):
             raise ValueError("must be 1 to 64 letters, digits, '_', '.', '-' or spaces")
+        return value
+
+    @field_validator("format")
+    @classmethod
+    def _known_reader(cls, value: str | None) -> str | None:
+        if value is not None and (problem := READERS.problem(value)) is not None:
+            raise ValueError(problem)
         return value
 
     @field_validator("timezone")

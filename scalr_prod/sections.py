@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from scalr_prod.domains import Section as _Section
+from scalr_prod.plugins import ESTIMATORS, MODELS, RULES, Group
 
 __all__ = [
     "ComputeSettings",
@@ -34,9 +35,18 @@ def _aware(value: datetime) -> datetime:
     return value
 
 
+def _named_once(group: Group, names: tuple[str, ...], beside: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Names of plug-ins, each of which is there and stands once."""
+    if len(set(names)) != len(names):
+        raise ValueError(f"names a {group.kind} twice: name each once")
+    for name in names:
+        if name not in beside and (problem := group.problem(name)) is not None:
+            raise ValueError(problem)
+    return names
+
+
 Instant = Annotated[datetime, AfterValidator(_aware)]
 Weight = Annotated[float, Field(ge=0)]
-Estimator = Literal["popularity", "frequency", "topics", "linear", "factorisation", "sequential"]
 
 
 class ProjectSettings(_Section):
@@ -60,7 +70,9 @@ class HistorySettings(_Section):
 class TranslatorSettings(_Section):
     """What the translator is made of and how it is trained."""
 
-    estimators: tuple[Estimator, ...] = ("popularity", "frequency", "topics", "linear", "factorisation", "sequential")
+    estimators: tuple[str, ...] = Field(
+        default=("popularity", *ESTIMATORS.own), description="popularity, ours, or estimators of your own"
+    )
     folds: int = Field(default=3, ge=2, le=20, description="user folds for cross-fitting (mode = backfill)")
     validation_fraction: float = Field(default=0.1, gt=0, lt=0.5, description="last share of target time, for the mixture")
     dim: int = Field(default=64, ge=4, le=1024)
@@ -73,10 +85,10 @@ class TranslatorSettings(_Section):
 
     @field_validator("estimators")
     @classmethod
-    def _distinct(cls, value: tuple[Estimator, ...]) -> tuple[Estimator, ...]:
-        if not value or len(set(value)) != len(value):
-            raise ValueError("must name at least one estimator, each once")
-        return value
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("must name at least one estimator")
+        return _named_once(ESTIMATORS, value, beside=("popularity",))
 
 
 class GenerationSettings(_Section):
@@ -122,6 +134,7 @@ class QualitySettings(_Section):
     """What happens to rows that break a rule."""
 
     policy: Literal["strict", "quarantine"] = "strict"
+    rules: tuple[str, ...] = Field(default=(), description="gate rules of your own, beside ours, which always hold")
     max_quarantine_share: float = Field(default=0.05, ge=0, le=1)
     max_bucket_distance: float = Field(default=0.8, gt=0, le=1, description="total variation from the real value buckets")
     min_source_coverage: float = Field(default=0.01, ge=0, le=1, description="share of contexts with a translation")
@@ -130,6 +143,13 @@ class QualitySettings(_Section):
         ge=0,
         description="nats a target event that source histories must say at least, by the interval's lower end; 0: off",
     )
+
+    @field_validator("rules")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if own := sorted(set(value) & set(RULES.own)):
+            raise ValueError(f"names {', '.join(own)}, which always holds: leave it out")
+        return _named_once(RULES, value)
 
 
 class PublicationSettings(_Section):
@@ -173,8 +193,8 @@ class DownstreamSettings(_Section):
     """Reference recommenders and their evaluation (`scalr evaluate`)."""
 
     models: tuple[str, ...] = Field(
-        default=("als", "sasrec", "two_tower", "feature_ranker"),
-        description="families, or classes of your own as package.module:Class",
+        default=tuple(MODELS.own),
+        description="ours, or models of your own",
     )
     cutoff: Instant | None = Field(default=None, description="test from then on; default: the 80th percentile of target time")
     cold_fraction: float = Field(default=0.0, ge=0, lt=1, description="share of users whose target history is hidden")
@@ -188,6 +208,11 @@ class DownstreamSettings(_Section):
     temperatures: tuple[float, ...] = Field(default=(1.0, 0.5, 0.02), description="tried on validation; towards 0: top-k")
     weights: tuple[float, ...] = Field(default=(0.03, 0.1, 0.3, 1.0), description="λ, tried on validation besides 0")
     threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
+
+    @field_validator("models")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return _named_once(MODELS, value)
 
     @field_validator("volumes", "temperatures", "weights", "models")
     @classmethod

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scalr_prod.downstream.evaluation import evaluate
-    from scalr_prod.downstream.protocol import Interactions, Recommender
+    from scalr_prod.downstream.protocol import DownstreamModel, Interactions
     from scalr_prod.downstream.report import EvaluationReport
 
-__all__ = ["EvaluationReport", "Interactions", "Recommender", "evaluate"]
+__all__ = ["DownstreamModel", "EvaluationReport", "Interactions", "evaluate"]
 
 _HOMES = {
     "EvaluationReport": "report",
     "Interactions": "protocol",
-    "Recommender": "protocol",
+    "DownstreamModel": "protocol",
     "evaluate": "evaluation",
 }
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["Interactions", "Probabilistic", "Recommender", "Scorer"]
+__all__ = ["DownstreamModel", "Interactions", "Probabilistic", "Scorer"]
 
 #: Microseconds.
 _DAY: Final = 86_400_000_000
@@ -127,7 +127,7 @@ class Scorer(Protocol):
         """Scores of all items for users [B], the higher the better: [B, n_items]. Users without events get some score too."""
 
 
-class Recommender(Scorer, Protocol):
+class DownstreamModel(Scorer, Protocol):
     """A model under test."""
 
     def fit(self, events: Interactions, *, seed: int) -> None:

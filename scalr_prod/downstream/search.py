@@ -6,13 +6,14 @@ limit is reached, or `_MOST` more values were tried; then the setting is reporte
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Knob", "search"]
+__all__ = ["HALF_LIFE", "Knob", "search"]
 
 _MOST: Final = 3
 
@@ -44,6 +45,10 @@ class Knob:
         moved = min(value * self.step, self.high) if up else max(value / self.step, self.low)
         moved = round(moved) if self.whole else moved
         return None if moved == value else moved
+
+
+#: Tried for every model: observed events may lose weight with age (days; inf: they do not).
+HALF_LIFE: Final = Knob("half_life", (math.inf, 365.0, 90.0), low=1.0)
 
 
 def search(knob: Knob, value: Callable[[float], float]) -> tuple[float, bool]:

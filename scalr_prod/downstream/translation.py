@@ -102,7 +102,7 @@ class Translation:
             user=index_in(rows[USER_ID], scene.numbering.users),
             item_number=index_in(vocabulary.target_ids_all, scene.numbering.items),
             value_bucket=value_buckets(counts, settings.generation.align_buckets),
-            module=TranslatorModule.load(version.path),
+            module=TranslatorModule.load(version.path, trusted=True),
         )
 
     def draw(self, how: Draw) -> Interactions:

@@ -14,7 +14,7 @@ from scalr_prod.downstream.odds import LabelledRows, LogitMap, Odds
 from scalr_prod.downstream.protocol import Probabilistic
 
 if TYPE_CHECKING:
-    from scalr_prod.downstream.protocol import Interactions, Recommender, Scorer
+    from scalr_prod.downstream.protocol import DownstreamModel, Interactions, Scorer
     from scalr_prod.downstream.scene import Scene
 
 __all__ = ["Judge", "Outcome"]
@@ -58,7 +58,7 @@ class Judge:
             self._lately[half_life].fit(self.scene.real, seed=0)
         return self._lately[half_life]
 
-    def fit(self, family: str, options: dict[str, Any], events: Interactions, *, seed: int) -> Recommender:
+    def fit(self, family: str, options: dict[str, Any], events: Interactions, *, seed: int) -> DownstreamModel:
         """A fitted model, which knows the source domain; the option ``half_life`` (days) decays observed events first."""
         model = make_model(
             family,

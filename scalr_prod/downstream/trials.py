@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.downstream.arms import Choice, Maker
     from scalr_prod.downstream.odds import LabelledRows
-    from scalr_prod.downstream.protocol import Recommender
+    from scalr_prod.downstream.protocol import DownstreamModel
     from scalr_prod.downstream.trial import Judge, Outcome
 
 __all__ = ["Stage", "Trials"]
@@ -58,7 +58,7 @@ class Trials:
         self.tried: list[dict[str, Any]] = []
         self.measure = measure_of(family)
         self._family, self._stages, self._half_life, self._done = family, stages, half_life, done
-        self._models: dict[Any, list[Recommender]] = {}
+        self._models: dict[Any, list[DownstreamModel]] = {}
         self._ndcg: dict[Any, NDArray[np.float64]] = {}
         self._information: dict[Any, NDArray[np.float64]] = {}
 
@@ -122,7 +122,7 @@ class Trials:
              "source_weight": choice.source_weight, "boost": list(choice.boost), **figure}
         )  # fmt: skip
 
-    def _fitted(self, arm: str, choice: Choice) -> list[Recommender]:
+    def _fitted(self, arm: str, choice: Choice) -> list[DownstreamModel]:
         key = (arm, choice.fitted_by())
         if key not in self._models:
             self._models[key] = []

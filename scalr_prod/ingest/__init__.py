@@ -8,13 +8,14 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from scalr_prod.ingest.protocol import Batch, LogReader, LogSource
 from scalr_prod.ingest.report import DomainReport, IngestReport
 
 if TYPE_CHECKING:
     from scalr_prod.ingest.staging import StagedEvents, StagedItems
     from scalr_prod.settings import Settings
 
-__all__ = ["DomainReport", "IngestReport", "ingest"]
+__all__ = ["Batch", "DomainReport", "IngestReport", "LogReader", "LogSource", "ingest"]
 
 
 def ingest(settings: Settings, *, domain: str | None = None, progress: bool = False) -> IngestReport:

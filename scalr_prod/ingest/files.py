@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import zlib
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.errors import BadValue, UnreadableInput
 from scalr_prod.ingest.columns import pick
-from scalr_prod.ingest.formats import refuse_tables
+from scalr_prod.ingest.formats import refuse_tables, table_at
+from scalr_prod.ingest.protocol import Batch
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from scalr_prod.ingest.columns import Wanted
-    from scalr_prod.settings import Settings
+    from scalr_prod.ingest.protocol import LogSource
 
-__all__ = ["Batch", "locate", "read_files", "short", "to_batch"]
+__all__ = ["Csv", "Files", "JsonLines", "Parquet", "locate", "short", "to_batch"]
 
 _FORMATS = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 _COMPRESSED = {".gz", ".bz2", ".xz", ".zst"}
@@ -30,65 +30,78 @@ _ROWS = 65_536
 _BYTES = 4 << 20
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Some rows of one file or query.
+class Files:
+    """Files of any known format, each read by the suffix of its name; the formats are subclasses."""
 
-    Attributes:
-        origin: The file's URL, or the database.
-        row: Number of rows of the origin before these.
-        rows: The columns asked for, under their foreign names.
-        untyped: Whether all is text because the format carries no types.
-    """
+    #: The format of all files; None: by each file's name.
+    kind: str | None = None
 
-    origin: str
-    row: int
-    rows: pa.RecordBatch
-    untyped: bool = False
+    def read(self, source: LogSource) -> Generator[Batch, None, None]:
+        """Stream the files that a path, glob, folder or URL names, in the order of their names.
+
+        ``.gz``, ``.bz2``, ``.xz`` and ``.zst`` are decompressed (text formats).
+
+        Raises:
+            UnreadableInput: No such file, no match, truncated, not of its format, a Delta or Iceberg table or among the files of one,
+                or asked for a version.
+            ColumnNotFound: A required column is missing; lists those that are there.
+            BadValue: A wanted column is there twice.
+        """
+        if self.kind is not None:
+            self._refuse_table(source)
+        if source.version is not None:
+            raise UnreadableInput(
+                f"has no version {source.version}: only Delta and Iceberg tables have versions",
+                where=source.location,
+                next_step="name the table's own folder, or leave the version out",
+            )
+        for url, filesystem, path in _expand(source.location, source.storage_options):
+            kind = self.kind or _format_of(url)
+            with _readable(url, kind):
+                row = 0
+                for rows in _STREAMS[kind](filesystem, path, url, source.wanted):
+                    yield Batch(url, row, rows, untyped=kind == "csv")
+                    row += rows.num_rows
+
+    def _refuse_table(self, source: LogSource) -> None:
+        with locate(source.location, source.storage_options) as (url, filesystem, path):
+            table = table_at(filesystem, path)
+            if table is not None:
+                raise UnreadableInput(
+                    f"holds a table of format {table}, not loose {self.kind} files",
+                    where=url,
+                    next_step=f'leave format out, or set format = "{table}"',
+                )
 
 
-def read_files(
-    settings: Settings,
-    pattern: str,
-    wanted: Wanted,
-    *,
-    format: str | None = None,  # noqa: A002 - named as in the settings
-    storage_options: dict[str, str] | None = None,
-) -> Generator[Batch, None, None]:
-    """Stream the files that a path, glob, folder or URL names, in the order of their names.
+class Parquet(Files):
+    """Parquet files."""
 
-    Args:
-        settings: Relative paths start from its folder.
-        pattern: Path, glob, folder or fsspec URL; ``.gz``, ``.bz2``, ``.xz`` and ``.zst`` are decompressed (text formats).
-        wanted: The columns to read.
-        format: ``parquet``, ``csv`` or ``jsonl``; default: by each file's name.
-        storage_options: Passed to fsspec.
+    kind = "parquet"
 
-    Raises:
-        UnreadableInput: No such file, no match, truncated, not of its format, or among the files of a Delta or Iceberg table.
-        ColumnNotFound: A required column is missing; lists those that are there.
-        BadValue: A wanted column is there twice.
-    """
-    for url, filesystem, path in _expand(settings, pattern, storage_options or {}):
-        kind = format or _format_of(url)
-        with _readable(url, kind):
-            reader = {"parquet": _parquet, "csv": _csv, "jsonl": _jsonl}[kind]
-            row = 0
-            for rows in reader(filesystem, path, url, wanted):
-                yield Batch(url, row, rows, untyped=kind == "csv")
-                row += rows.num_rows
+
+class Csv(Files):
+    """CSV files with a header; the separator is one of , ; | and tab. All cells are text."""
+
+    kind = "csv"
+
+
+class JsonLines(Files):
+    """Files of one JSON object a line."""
+
+    kind = "jsonl"
 
 
 @contextmanager
-def locate(settings: Settings, pattern: str, storage_options: dict[str, str]) -> Iterator[tuple[str, Any, str]]:
-    """The URL, fsspec file system and path on it that a path, glob, folder or URL of the settings stands for.
+def locate(location: str, storage_options: dict[str, str]) -> Iterator[tuple[str, Any, str]]:
+    """The URL, fsspec file system and path on it that an absolute path, glob or folder, or a URL, stands for.
 
     Raises:
         UnreadableInput: The file system cannot be opened, or asked in the block.
     """
     import fsspec
 
-    url = pattern if "://" in pattern else str(settings.resolve(pattern))
+    url = location
     try:
         filesystem, path = fsspec.core.url_to_fs(url, **storage_options)
         yield url, filesystem, path
@@ -104,8 +117,8 @@ def locate(settings: Settings, pattern: str, storage_options: dict[str, str]) ->
         ) from error
 
 
-def _expand(settings: Settings, pattern: str, storage_options: dict[str, str]) -> list[tuple[str, Any, str]]:
-    with locate(settings, pattern, storage_options) as (url, filesystem, path):
+def _expand(location: str, storage_options: dict[str, str]) -> list[tuple[str, Any, str]]:
+    with locate(location, storage_options) as (url, filesystem, path):
         if _has_magic(path) and not filesystem.exists(path):
             paths = sorted(filesystem.glob(path))
         elif filesystem.isdir(path):
@@ -269,3 +282,6 @@ def to_batch(names: Sequence[str], columns: Iterable[Sequence[Any]], origin: str
                 next_step="give one type in all rows",
             ) from error
     return pa.RecordBatch.from_arrays(arrays, names=list(names))
+
+
+_STREAMS: Final = {"parquet": _parquet, "csv": _csv, "jsonl": _jsonl}

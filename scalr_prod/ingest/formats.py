@@ -10,11 +10,10 @@ from scalr_prod.errors import UnreadableInput
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["METADATA_SUFFIX", "TABLE_FORMATS", "TableFormat", "refuse_tables", "table_at"]
+__all__ = ["METADATA_SUFFIX", "TableFormat", "refuse_tables", "table_at"]
 
 TableFormat = Literal["delta", "iceberg"]
 
-TABLE_FORMATS: Final[dict[str, TableFormat]] = {"delta": "delta", "iceberg": "iceberg"}
 #: How the names of Iceberg's metadata files end.
 METADATA_SUFFIX: Final = ".metadata.json"
 

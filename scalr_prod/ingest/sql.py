@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from scalr_prod.errors import UnreadableInput
 from scalr_prod.ingest.columns import pick
-from scalr_prod.ingest.files import Batch, to_batch
+from scalr_prod.ingest.files import to_batch
+from scalr_prod.ingest.protocol import Batch
 from scalr_prod.masking import masked
 
 if TYPE_CHECKING:

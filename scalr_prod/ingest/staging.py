@@ -14,14 +14,14 @@ from scalr_prod.errors import EmptyInput
 from scalr_prod.ingest.cells import Ids, Place, first_true, numbers, texts
 from scalr_prod.ingest.columns import Wanted
 from scalr_prod.ingest.instants import Instants
+from scalr_prod.ingest.readers import read_path
 from scalr_prod.ingest.sql import read_query
-from scalr_prod.ingest.tables import read_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from pathlib import Path
 
-    from scalr_prod.ingest.files import Batch
+    from scalr_prod.ingest.protocol import Batch
     from scalr_prod.settings import Settings
 
 __all__ = ["StagedEvents", "StagedItems", "open_events", "open_items", "stage_events", "stage_items"]

@@ -1,4 +1,4 @@
-"""Delta and Iceberg tables, read by their logs, at their current version or at the one asked for; all else is read as files."""
+"""Delta and Iceberg tables, read by their logs, at their current version or at the one asked for."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from typing import TYPE_CHECKING
 
 from scalr_prod.errors import ScalrError, UnreadableInput
 from scalr_prod.ingest.columns import pick
-from scalr_prod.ingest.files import Batch, locate, read_files, short
-from scalr_prod.ingest.formats import METADATA_SUFFIX, TABLE_FORMATS, table_at
+from scalr_prod.ingest.files import locate, short
+from scalr_prod.ingest.formats import METADATA_SUFFIX
+from scalr_prod.ingest.protocol import Batch
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Callable, Iterator
 
     import pyarrow as pa
     from deltalake import DeltaTable
 
     from scalr_prod.ingest.columns import Wanted
     from scalr_prod.ingest.formats import TableFormat
-    from scalr_prod.settings import Settings
+    from scalr_prod.ingest.protocol import LogSource
 
-__all__ = ["read_path"]
+__all__ = ["Delta", "Iceberg"]
 
 _ROWS = 65_536
 #: Snapshots that an error names.
@@ -38,72 +39,40 @@ _S3_OPTIONS = {
 }
 
 
-def read_path(
-    settings: Settings,
-    pattern: str,
-    wanted: Wanted,
-    *,
-    format: str | None = None,  # noqa: A002 - named as in the settings
-    version: int | None = None,
-    storage_options: dict[str, str] | None = None,
-) -> Generator[Batch, None, None]:
-    """Stream what a path, glob, folder or URL names: a Delta or Iceberg table by its log, or files.
+class Delta:
+    """A Delta table, at its current version or at the one asked for."""
 
-    Args:
-        settings: Relative paths start from its folder.
-        pattern: A table's folder, an Iceberg metadata file, or what `read_files` takes.
-        wanted: The columns to read.
-        format: ``delta``, ``iceberg``, or a file format; default: by what is there.
-        version: The Delta version or Iceberg snapshot id; default: the current one.
-        storage_options: Passed to the library that reads: fsspec, deltalake or pyiceberg. Those of S3 may bear fsspec's names
-            (``key``, ``secret``, ``token``, ``endpoint_url``) for all three.
-
-    Raises:
-        UnreadableInput: No such table, version or file, or it cannot be read; or a version is asked of plain files.
-        ColumnNotFound: A required column is missing; lists those that are there.
-    """
-    options = storage_options or {}
-    url = pattern if "://" in pattern else str(settings.resolve(pattern))
-    kind = TABLE_FORMATS.get(format or "") or _found(settings, pattern, format, options)
-    if kind is not None:
-        yield from _read_table(settings, kind, url, wanted, version, options)
-    elif version is None:
-        yield from read_files(settings, pattern, wanted, format=format, storage_options=options)
-    else:
-        raise UnreadableInput(
-            f"has no version {version}: only Delta and Iceberg tables have versions",
-            where=url,
-            next_step="name the table's own folder, or leave the version out",
-        )
+    def read(self, source: LogSource) -> Iterator[Batch]:
+        """Stream the rows of a table's folder; see `scalr_prod.ingest.LogReader`."""
+        origin = _origin(source)
+        options = _named_for("delta", source.storage_options)
+        return _batches("delta", origin, lambda: _delta(source.location, origin, source.wanted, source.version, options))
 
 
-def _found(settings: Settings, pattern: str, asked: str | None, options: dict[str, str]) -> TableFormat | None:
-    """The kind of table that is there."""
-    with locate(settings, pattern, options) as (url, filesystem, path):
-        kind = table_at(filesystem, path)
-        if kind is not None and asked is not None:
-            raise UnreadableInput(
-                f"holds a table of format {kind}, not loose {asked} files",
-                where=url,
-                next_step=f'leave format out, or set format = "{kind}"',
-            )
-    return kind
+class Iceberg:
+    """An Iceberg table, at its current snapshot or at the one asked for."""
+
+    def read(self, source: LogSource) -> Iterator[Batch]:
+        """Stream the rows of a table's folder or metadata file; see `scalr_prod.ingest.LogReader`."""
+        origin, url, options = _origin(source), source.location, source.storage_options
+
+        def rows() -> Iterator[pa.RecordBatch]:
+            metadata = url if url.endswith(METADATA_SUFFIX) else _latest_metadata(url, options)
+            return _iceberg(metadata, origin, source.wanted, source.version, _named_for("iceberg", options))
+
+        return _batches("iceberg", origin, rows)
 
 
-def _read_table(
-    settings: Settings, kind: TableFormat, url: str, wanted: Wanted, version: int | None, options: dict[str, str]
-) -> Generator[Batch, None, None]:
-    origin = url if version is None else f"{url} at version {version}"
+def _origin(source: LogSource) -> str:
+    return source.location if source.version is None else f"{source.location} at version {source.version}"
+
+
+def _batches(kind: TableFormat, origin: str, rows: Callable[[], Iterator[pa.RecordBatch]]) -> Iterator[Batch]:
     with _readable(origin, kind):
-        if kind == "delta":
-            batches = _delta(url, origin, wanted, version, _named_for(kind, options))
-        else:
-            metadata = url if url.endswith(METADATA_SUFFIX) else _latest_metadata(settings, url, options)
-            batches = _iceberg(metadata, origin, wanted, version, _named_for(kind, options))
         row = 0
-        for rows in batches:
-            yield Batch(origin, row, rows)
-            row += rows.num_rows
+        for batch in rows():
+            yield Batch(origin, row, batch)
+            row += batch.num_rows
 
 
 @contextmanager
@@ -183,13 +152,13 @@ def _iceberg(
         yield batch.select(names)
 
 
-def _latest_metadata(settings: Settings, url: str, options: dict[str, str]) -> str:
+def _latest_metadata(url: str, options: dict[str, str]) -> str:
     """The metadata file that an Iceberg table's folder stands for: the one with the highest number.
 
     Raises:
         UnreadableInput: There is none, or two bear that number, so that only the table's catalogue can tell.
     """
-    with locate(settings, url, options) as (_, filesystem, path):
+    with locate(url, options) as (_, filesystem, path):
         folder = f"{path.rstrip('/')}/metadata"
         found = filesystem.ls(folder, detail=False) if filesystem.isdir(folder) else []
     numbered: dict[int, list[str]] = {}

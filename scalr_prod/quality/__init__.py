@@ -5,13 +5,23 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from scalr_prod.quality.protocol import AuditedRun, FigureRule, GateRule, RowRule
 from scalr_prod.quality.report import GateReport, RuleOutcome
 
 if TYPE_CHECKING:
     from scalr_prod.quality.gate import validate_run
     from scalr_prod.quality.training_set import validate_training_set
 
-__all__ = ["GateReport", "RuleOutcome", "validate_run", "validate_training_set"]
+__all__ = [
+    "AuditedRun",
+    "FigureRule",
+    "GateReport",
+    "GateRule",
+    "RowRule",
+    "RuleOutcome",
+    "validate_run",
+    "validate_training_set",
+]
 
 _HOMES = {"validate_run": "gate", "validate_training_set": "training_set"}
 

@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, Any, Final
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table, source_domain_sql, source_key_sql
 from scalr_prod.duck import open_duckdb, staging_folder
 from scalr_prod.lake import Lake
-from scalr_prod.quality.judged import Judged, RowRule, judge
+from scalr_prod.quality.judged import Judged, judge
+from scalr_prod.quality.rule_set import unusable
 from scalr_prod.quality.rules import COLUMNS, instant_sql, one_context_per_user
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
     from pathlib import Path
 
     import pyarrow as pa
 
     from scalr_prod.ledger import RunSpec
+    from scalr_prod.quality.protocol import FigureRule, RowRule
     from scalr_prod.settings import Settings
 
 __all__ = ["Audit", "auditing"]
@@ -106,6 +108,29 @@ class Audit:
             "seconds_trained_past_limit": max(0.0, (self._spec.translator_trained_until - limit).total_seconds()),
             "bucket_distance": self._bucket_distance() if good else 1.0,
         }
+
+    def asked(self, bounds: Sequence[FigureRule], measured: Collection[str]) -> dict[str, float | None]:
+        """The figures that rules bring a query for.
+
+        Raises:
+            QualityError: A figure has no query, a query fails or gives no number, or a figure is among those measured already.
+        """
+        import duckdb
+
+        found: dict[str, float | None] = {}
+        for rule in bounds:
+            if rule.query is None and rule.figure in measured:
+                continue
+            if rule.query is None or rule.figure in measured or rule.figure in found:
+                raise unusable(
+                    rule.name, f"the figure {rule.figure!r} " + ("is there already" if rule.query else "is not measured")
+                )
+            try:
+                ((value,),) = self._connection.execute(rule.query).fetchall()
+                found[rule.figure] = None if value is None else float(value)
+            except (duckdb.Error, TypeError, ValueError) as error:
+                raise unusable(rule.name, f"its query gives no number: {error}") from error
+        return found
 
     def by_source(self) -> dict[str, dict[str, int]]:
         """By source domain: its ``source_events`` of the window, and the ``candidates`` and ``accepted`` rows made from them."""

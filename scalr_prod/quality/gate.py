@@ -15,10 +15,12 @@ from scalr_prod.progress import counting
 from scalr_prod.quality.accept import write_accepted, write_quarantine
 from scalr_prod.quality.audit import auditing
 from scalr_prod.quality.expectations import inspecting
-from scalr_prod.quality.information import information_figures, information_rules, next_step_of
+from scalr_prod.quality.information import information_figures, next_step_of
 from scalr_prod.quality.inspections import inspect_columns, inspect_figures, inspect_rows
+from scalr_prod.quality.protocol import AuditedRun
 from scalr_prod.quality.report import GateReport, refusal
-from scalr_prod.quality.rules import row_rules, run_rules
+from scalr_prod.quality.rule_set import RuleSet
+from scalr_prod.quality.rules import COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,8 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["validate_run"]
 
 _SUITE: Final = "synthetic_events"
-#: Revision of the rules: a verdict by earlier ones is made again. Raise it when a rule or a figure comes to something else.
-_RULES: Final = 3
+#: Columns of the judged rows beside those of the rules.
+_TAKEN: Final = (*COLUMNS, "accepted", "reason")
 _AUDITABLE: Final = frozenset({RunState.GENERATED, RunState.VALIDATED, RunState.REJECTED})
 _OUT_OF_OUR_HANDS: Final = frozenset({RunState.PUBLISHED, RunState.ROLLED_BACK})
 
@@ -39,7 +41,8 @@ _OUT_OF_OUR_HANDS: Final = frozenset({RunState.PUBLISHED, RunState.ROLLED_BACK})
 def validate_run(settings: Settings, run_id: str, *, progress: bool = False) -> GateReport:
     """Audit a generated run; what passes goes to ``<run>/accepted``, the verdict to ``<run>/gate.json`` and the ledger.
 
-    Repeating it on unchanged candidates and settings finds the same verdict without work. A published run keeps its verdict.
+    Repeating it on unchanged candidates, settings and rules finds the same verdict without work: ``gate.json`` names the version of
+    each gate rule. A published run keeps its verdict.
 
     Args:
         settings: The project's settings; ``[quality]`` decides.
@@ -48,7 +51,7 @@ def validate_run(settings: Settings, run_id: str, *, progress: bool = False) -> 
 
     Raises:
         QualityGateFailed: The gate said no; the run is rejected. Names the expectations, the counts and the data docs.
-        QualityError: Another audit of the project has not ended in time.
+        QualityError: Another audit of the project has not ended in time, or a gate rule of the settings cannot be used.
         RunNotFound: No such run.
         LedgerError: The run is not generated yet, or another driver works on it.
         GenerationError: The run's candidates are gone.
@@ -81,7 +84,8 @@ def _verdict(settings: Settings, run: Run, record: ModelVersion | None, *, progr
             "the run's candidates are gone", where=str(folder / "candidates"), next_step=f"scalr runs resume {run.run_id}"
         )
     files = sorted((folder / "candidates").glob("*.parquet"))
-    inputs = _inputs(settings, run.spec, record, files)
+    rule_set = RuleSet(settings.quality)
+    inputs = _inputs(settings, run.spec, record, files, rule_set)
     if stored is not None and stored["inputs"] == inputs:
         report = GateReport.from_json(stored["report"], repeated=True)
         if all(
@@ -89,20 +93,22 @@ def _verdict(settings: Settings, run: Run, record: ModelVersion | None, *, progr
         ):
             return report
     with counting("audit", show=progress) as count:
-        report = _audit(settings, run.spec, record, folder, files)
+        report = _audit(settings, run.spec, record, folder, files, rule_set)
         count(report.rows)
     write_json(folder / "gate.json", {"inputs": inputs, "report": report.to_json()})
     return report
 
 
-def _inputs(settings: Settings, spec: RunSpec, record: ModelVersion | None, files: Sequence[Path]) -> dict[str, Any]:
+def _inputs(
+    settings: Settings, spec: RunSpec, record: ModelVersion | None, files: Sequence[Path], rule_set: RuleSet
+) -> dict[str, Any]:
     """All that the verdict follows from."""
     return {
-        "rules": _RULES,
+        "rules": rule_set.versions(),
         "run": json.loads(spec.canonical()),
         "candidates": {path.name: sha256_of(path) for path in files},
         "sources": list(settings.domains.source_names),
-        "quality": settings.quality.model_dump(mode="json"),
+        "quality": settings.quality.model_dump(mode="json", exclude={"rules"}),
         "translator": None if record is None else [record.sha256, record.trained_until.isoformat()],
         "information": information_figures(record),
     }
@@ -116,7 +122,9 @@ def _differing(spec: RunSpec, record: ModelVersion | None) -> int:
     return sum(mine != theirs for mine, theirs in zip(claimed, (record.sha256, record.trained_until), strict=True))
 
 
-def _audit(settings: Settings, spec: RunSpec, record: ModelVersion | None, folder: Path, files: Sequence[Path]) -> GateReport:
+def _audit(
+    settings: Settings, spec: RunSpec, record: ModelVersion | None, folder: Path, files: Sequence[Path], rule_set: RuleSet
+) -> GateReport:
     quality = settings.quality
     asked = _generation_settings(settings, spec)
     Lake.open(settings).require(Table.SYNTHETIC_TARGET_EVENTS, "source_domain")
@@ -140,15 +148,23 @@ def _audit(settings: Settings, spec: RunSpec, record: ModelVersion | None, folde
                 quarantined=0,
                 rules=shape,
                 docs=inspector.docs,
+                rule_set=rule_set.versions(),
             )
-        rules = row_rules(spec, sources=settings.domains.source_names, exclude_consumed=asked["exclude_consumed"])
+        run = AuditedRun(
+            spec,
+            quality,
+            settings.domains.source_names,
+            exclude_consumed=asked["exclude_consumed"],
+            events_per_source_event=asked["events_per_source_event"],
+            translator=record,
+        )
+        rules, bounds = rule_set.rules(run, _TAKEN)
         with auditing(settings, spec, files, rules, popularity_buckets=asked["align_buckets"]) as audit:
             severity: Literal["warning", "critical"] = "warning" if quality.policy == "quarantine" else "critical"
             by_row = inspect_rows(inspector, _SUITE, spec.run_id, audit.judged, severity=severity)
             figures: dict[str, Any] = audit.figures() | {"translator_facts_differing": _differing(spec, record)}
             figures |= information_figures(record)
-            bounds = run_rules(spec, quality, events_per_source_event=asked["events_per_source_event"])
-            bounds += information_rules(quality, record)
+            figures |= audit.asked(bounds, figures)
             by_run = inspect_figures(inspector, _SUITE, spec.run_id, figures, bounds)
             figures["by_source"] = audit.by_source()
             rows, good = audit.judged.counts()
@@ -167,6 +183,7 @@ def _audit(settings: Settings, spec: RunSpec, record: ModelVersion | None, folde
         figures,
         accepted,
         inspector.docs,
+        rule_set=rule_set.versions(),
     )
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from scalr_prod.quality.inspections import FigureRule
+from scalr_prod.quality.protocol import FigureRule
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from scalr_prod.ledger import ModelVersion
+    from scalr_prod.quality.protocol import AuditedRun
     from scalr_prod.quality.report import GateReport
-    from scalr_prod.sections import QualitySettings
 
-__all__ = ["information_figures", "information_rules", "next_step_of"]
+__all__ = ["InformationRules", "information_figures", "next_step_of"]
 
 #: An interval that resamples fewer users than this is no interval.
 FEWEST_USERS: Final = 20
@@ -29,25 +29,30 @@ def information_figures(record: ModelVersion | None) -> dict[str, Any]:
     return figures | {"nats_own_over_others_low": low, "draws_at_prior": float(found.get("draws_at_prior", 1.0))}
 
 
-def information_rules(quality: QualitySettings, record: ModelVersion | None) -> list[FigureRule]:
-    """The rules; none if ``min_information`` is 0, or if the ledger has no record of the translator, which another rule refuses."""
-    if record is None or not quality.min_information:
-        return []
-    return [
-        FigureRule(
-            "information_was_measured",
-            f"what source histories say was measured at training on at least {FEWEST_USERS} held-out users",
-            "information_users",
-            low=FEWEST_USERS,
-        ),
-        FigureRule(
-            "information_of_source_histories",
-            f"with 99 % confidence, a user's source history says at least {quality.min_information:g} nats more of a target event than "
-            f"other users' histories do; {_measured(_recorded(record))}",
-            "nats_own_over_others_low",
-            low=quality.min_information,
-        ),
-    ]
+class InformationRules:
+    """What source histories must have been measured to say."""
+
+    version = 3
+
+    def rules(self, run: AuditedRun) -> list[FigureRule]:
+        """The rules; none if ``min_information`` is 0, or if the ledger has no record of the translator, which another rule refuses."""
+        if run.translator is None or not run.quality.min_information:
+            return []
+        return [
+            FigureRule(
+                "information_was_measured",
+                f"what source histories say was measured at training on at least {FEWEST_USERS} held-out users",
+                "information_users",
+                low=FEWEST_USERS,
+            ),
+            FigureRule(
+                "information_of_source_histories",
+                f"with 99 % confidence, a user's source history says at least {run.quality.min_information:g} nats more of a target "
+                f"event than other users' histories do; {_measured(_recorded(run.translator))}",
+                "nats_own_over_others_low",
+                low=run.quality.min_information,
+            ),
+        ]
 
 
 def next_step_of(report: GateReport, otherwise: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,19 +14,9 @@ if TYPE_CHECKING:
 
     from scalr_prod.quality.expectations import Inspector
     from scalr_prod.quality.judged import Judged
+    from scalr_prod.quality.protocol import FigureRule
 
-__all__ = ["FigureRule", "inspect_columns", "inspect_figures", "inspect_rows"]
-
-
-@dataclass(frozen=True)
-class FigureRule:
-    """A bound on one figure: ``low <= figure <= high`` where given."""
-
-    name: str
-    says: str
-    figure: str
-    low: float | None = None
-    high: float | None = None
+__all__ = ["inspect_columns", "inspect_figures", "inspect_rows"]
 
 
 def inspect_columns(

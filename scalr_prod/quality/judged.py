@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
+
+from scalr_prod.quality.rule_set import unusable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -11,26 +12,13 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-__all__ = ["Judged", "RowRule", "judge"]
+    from scalr_prod.quality.protocol import RowRule
+
+__all__ = ["Judged", "judge"]
 
 #: Rows of the frame that is given to Great Expectations at once: one byte a rule and row.
 SLICE_ROWS: Final = 1_000_000
 _EXAMPLES: Final = 3
-
-
-@dataclass(frozen=True)
-class RowRule:
-    """A condition that every row must meet.
-
-    Attributes:
-        name: Names the rule in reports, and its column in the judged rows.
-        says: What it asks for, in a sentence.
-        holds: DuckDB expression over the rows; null counts as broken.
-    """
-
-    name: str
-    says: str
-    holds: str
 
 
 class Judged:
@@ -87,11 +75,32 @@ def judge(
         columns: Expressions of the rows' own columns to keep.
         shown: Columns that identify a row in examples.
         path: Parquet file to write.
+
+    Raises:
+        QualityError: A rule's expression cannot be computed; names the rule.
     """
+    import duckdb
+
     held = [f"coalesce({rule.holds}, false) AS {rule.name}" for rule in rules]
     judged = select.format(columns=", ".join([*columns, *held]))
     all_of = " AND ".join(rule.name for rule in rules)
     quoted = str(path).replace("'", "''")
-    connection.execute(f"COPY (SELECT *, {all_of} AS accepted FROM ({judged})) TO '{quoted}' (FORMAT parquet)")
+    try:
+        connection.execute(f"COPY (SELECT *, {all_of} AS accepted FROM ({judged})) TO '{quoted}' (FORMAT parquet)")
+    except duckdb.Error as error:
+        _name_the_rule(connection, select, rules, error)
+        raise
     connection.read_parquet(str(path)).create_view("judged")
     return Judged(connection, rules, shown)
+
+
+def _name_the_rule(connection: Any, select: str, rules: Sequence[RowRule], error: Exception) -> None:
+    """Compute each rule alone, and raise a `QualityError` for the first that fails by itself."""
+    import duckdb
+
+    for rule in rules:
+        alone = select.format(columns=f"coalesce({rule.holds}, false) AS held")
+        try:
+            connection.execute(f"SELECT count(*) FILTER (held) FROM ({alone})").fetchall()
+        except duckdb.Error as own:
+            raise unusable(rule.name, f"its condition cannot be computed: {own}") from error

@@ -51,6 +51,7 @@ class GateReport:
         figures: What was measured of the whole.
         files: The accepted files, each with ``path`` (relative to the run's folder), ``rows`` and ``sha256``.
         docs: Index of the data docs.
+        rule_set: Gate rule → its version; empty for a training set, and for a run that a former package judged.
         repeated: Whether this verdict was found rather than made: nothing had changed since.
     """
 
@@ -64,6 +65,7 @@ class GateReport:
     figures: Mapping[str, Any] = field(default_factory=dict)
     files: Sequence[Mapping[str, Any]] = ()
     docs: str | None = None
+    rule_set: Mapping[str, str] = field(default_factory=dict)
     repeated: bool = False
 
     @property

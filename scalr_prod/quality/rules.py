@@ -1,4 +1,4 @@
-"""The rules that a run's events must keep, each with its name, a sentence, and how it is computed.
+"""Our rules that a run's events must keep, each with its name, a sentence, and how it is computed.
 
 A row rule is a SQL condition over the candidates ``c``, joined to what the lake knew by the run's ``as_of`` (see `audit`).
 A run rule is a bound on a figure of the accepted rows.
@@ -9,17 +9,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID
-from scalr_prod.quality.inspections import FigureRule
-from scalr_prod.quality.judged import RowRule
+from scalr_prod.quality.protocol import FigureRule, RowRule
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from datetime import datetime
 
     from scalr_prod.ledger import RunSpec
-    from scalr_prod.sections import QualitySettings
+    from scalr_prod.quality.protocol import AuditedRun
 
-__all__ = ["COLUMNS", "instant_sql", "one_context_per_user", "row_rules", "run_rules"]
+__all__ = ["COLUMNS", "RowRules", "RunRules", "instant_sql", "one_context_per_user"]
 
 #: Of a synthetic event, in order.
 COLUMNS = (
@@ -38,60 +36,66 @@ COLUMNS = (
 )
 
 
-def row_rules(spec: RunSpec, *, sources: Sequence[str], exclude_consumed: bool) -> list[RowRule]:
-    """The rules for every row of a run that translates these source domains."""
-    rules = [RowRule(f"{column}_is_present", f"{column} is not null", f"c.{column} IS NOT NULL") for column in COLUMNS]
-    rules += [
-        RowRule("event_id_is_a_hash", "event_id is 32 hex digits", "regexp_full_match(c.event_id, '[0-9a-f]{32}')"),
-        RowRule("event_id_is_unique", "no other row has this event_id", "c.same_event_id = 1"),
-        RowRule("user_item_time_is_unique", "no other row has this user, item and time", "c.same_user_item_time = 1"),
-        RowRule("probability_is_in_range", "0 < probability <= 1", "c.probability > 0 AND c.probability <= 1"),
-        RowRule("weight_is_in_range", "0 <= weight <= 1", "c.weight >= 0 AND c.weight <= 1"),
-        RowRule(
-            "event_is_in_the_window",
-            f"{spec.start.isoformat()} <= {EVENT_TIMESTAMP} < {spec.end.isoformat()}",
-            f"c.{EVENT_TIMESTAMP} >= {instant_sql(spec.start)} AND c.{EVENT_TIMESTAMP} < {instant_sql(spec.end)}",
-        ),
-        RowRule(
-            "known_from_as_of_on",
-            f"{CREATED_TIMESTAMP} is the run's as_of, {spec.as_of.isoformat()}",
-            f"c.{CREATED_TIMESTAMP} = {instant_sql(spec.as_of)}",
-        ),
-        _at_the_source_event(spec),
-        RowRule(
-            "source_domain_is_one_of_the_runs",
-            f"source_domain is {' or '.join(sources)}",
-            f"c.source_domain IN ({', '.join(map(_text, sources))})",
-        ),
-        RowRule(
-            "source_event_is_real_and_known",
-            "the user's event on this item of the source domain is in source_events and was known by as_of",
-            "s.found",
-        ),
-        RowRule("item_is_in_the_catalogue", "the item is one of the target domain known by as_of", "i.found"),
-        RowRule(
-            "item_was_seen_before",
-            "a target event of the item, known by as_of, is strictly before this event",
-            f"i.first_seen < c.{EVENT_TIMESTAMP}",
-        ),
-    ]
-    if exclude_consumed:
-        rules.append(
+class RowRules:
+    """What every row of a run must keep."""
+
+    version = 3
+
+    def rules(self, run: AuditedRun) -> list[RowRule]:
+        """The rules for every row; see `scalr_prod.quality.GateRule`."""
+        spec = run.spec
+        rules = [RowRule(f"{column}_is_present", f"{column} is not null", f"c.{column} IS NOT NULL") for column in COLUMNS]
+        rules += [
+            RowRule("event_id_is_a_hash", "event_id is 32 hex digits", "regexp_full_match(c.event_id, '[0-9a-f]{32}')"),
+            RowRule("event_id_is_unique", "no other row has this event_id", "c.same_event_id = 1"),
+            RowRule("user_item_time_is_unique", "no other row has this user, item and time", "c.same_user_item_time = 1"),
+            RowRule("probability_is_in_range", "0 < probability <= 1", "c.probability > 0 AND c.probability <= 1"),
+            RowRule("weight_is_in_range", "0 <= weight <= 1", "c.weight >= 0 AND c.weight <= 1"),
             RowRule(
-                "user_had_not_consumed_it",
-                "no target event of this user and item, known by as_of, is before this event",
-                f"u.first_consumed IS NULL OR u.first_consumed >= c.{EVENT_TIMESTAMP}",
+                "event_is_in_the_window",
+                f"{spec.start.isoformat()} <= {EVENT_TIMESTAMP} < {spec.end.isoformat()}",
+                f"c.{EVENT_TIMESTAMP} >= {instant_sql(spec.start)} AND c.{EVENT_TIMESTAMP} < {instant_sql(spec.end)}",
+            ),
+            RowRule(
+                "known_from_as_of_on",
+                f"{CREATED_TIMESTAMP} is the run's as_of, {spec.as_of.isoformat()}",
+                f"c.{CREATED_TIMESTAMP} = {instant_sql(spec.as_of)}",
+            ),
+            _at_the_source_event(spec),
+            RowRule(
+                "source_domain_is_one_of_the_runs",
+                f"source_domain is {' or '.join(run.sources)}",
+                f"c.source_domain IN ({', '.join(map(_text, run.sources))})",
+            ),
+            RowRule(
+                "source_event_is_real_and_known",
+                "the user's event on this item of the source domain is in source_events and was known by as_of",
+                "s.found",
+            ),
+            RowRule("item_is_in_the_catalogue", "the item is one of the target domain known by as_of", "i.found"),
+            RowRule(
+                "item_was_seen_before",
+                "a target event of the item, known by as_of, is strictly before this event",
+                f"i.first_seen < c.{EVENT_TIMESTAMP}",
+            ),
+        ]
+        if run.exclude_consumed:
+            rules.append(
+                RowRule(
+                    "user_had_not_consumed_it",
+                    "no target event of this user and item, known by as_of, is before this event",
+                    f"u.first_consumed IS NULL OR u.first_consumed >= c.{EVENT_TIMESTAMP}",
+                )
             )
-        )
-    return [
-        *rules,
-        RowRule(
-            "translator_is_the_runs",
-            f"translator_version is {spec.translator_version}",
-            f"c.translator_version = {spec.translator_version}",
-        ),
-        RowRule("run_is_this_one", f"run_id is {spec.run_id}", f"c.run_id = '{spec.run_id}'"),
-    ]
+        return [
+            *rules,
+            RowRule(
+                "translator_is_the_runs",
+                f"translator_version is {spec.translator_version}",
+                f"c.translator_version = {spec.translator_version}",
+            ),
+            RowRule("run_is_this_one", f"run_id is {spec.run_id}", f"c.run_id = '{spec.run_id}'"),
+        ]
 
 
 def one_context_per_user(spec: RunSpec) -> bool:
@@ -108,54 +112,60 @@ def _at_the_source_event(spec: RunSpec) -> RowRule:
     return RowRule(name, f"{EVENT_TIMESTAMP} is source_event_timestamp", f"c.{EVENT_TIMESTAMP} = c.source_event_timestamp")
 
 
-def run_rules(spec: RunSpec, quality: QualitySettings, *, events_per_source_event: int) -> list[FigureRule]:
-    """The rules for a run as a whole."""
-    limit = "start" if spec.mode == "causal" else "as_of"
-    asked = "users that were asked about" if one_context_per_user(spec) else "source events"
-    rules = [
-        FigureRule("run_holds_events", "at least one row is accepted", "accepted", low=1),
-        FigureRule(
-            "translator_had_not_seen_the_window",
-            f"the translator's trained_until is no later than the run's {limit} (mode = {spec.mode})",
-            "seconds_trained_past_limit",
-            high=0,
-        ),
-        FigureRule(
-            "translator_is_the_recorded_one",
-            "checksum and trained_until of the run's translator are those that the ledger recorded when it was trained",
-            "translator_facts_differing",
-            high=0,
-        ),
-        FigureRule(
-            "volume_per_source_event",
-            f"no source event became more than {events_per_source_event} events",
-            "max_events_per_source_event",
-            high=events_per_source_event,
-        ),
-        FigureRule(
-            "source_coverage",
-            f"at least {quality.min_source_coverage:.2%} of the window's {asked} became an event",
-            "source_coverage",
-            low=quality.min_source_coverage,
-        ),
-        FigureRule(
-            "popularity_is_like_the_real_one",
-            f"total variation between the popularity buckets of accepted and of real events is at most "
-            f"{quality.max_bucket_distance:g}",
-            "bucket_distance",
-            high=quality.max_bucket_distance,
-        ),
-    ]
-    if quality.policy == "quarantine":
-        rules.append(
+class RunRules:
+    """What a run as a whole must keep."""
+
+    version = 3
+
+    def rules(self, run: AuditedRun) -> list[FigureRule]:
+        """The rules for a run as a whole; see `scalr_prod.quality.GateRule`."""
+        spec, quality, events_per_source_event = run.spec, run.quality, run.events_per_source_event
+        limit = "start" if spec.mode == "causal" else "as_of"
+        asked = "users that were asked about" if one_context_per_user(spec) else "source events"
+        rules = [
+            FigureRule("run_holds_events", "at least one row is accepted", "accepted", low=1),
             FigureRule(
-                "quarantined_share",
-                f"at most {quality.max_quarantine_share:.2%} of the rows broke a rule",
-                "quarantined_share",
-                high=quality.max_quarantine_share,
+                "translator_had_not_seen_the_window",
+                f"the translator's trained_until is no later than the run's {limit} (mode = {spec.mode})",
+                "seconds_trained_past_limit",
+                high=0,
+            ),
+            FigureRule(
+                "translator_is_the_recorded_one",
+                "checksum and trained_until of the run's translator are those that the ledger recorded when it was trained",
+                "translator_facts_differing",
+                high=0,
+            ),
+            FigureRule(
+                "volume_per_source_event",
+                f"no source event became more than {events_per_source_event} events",
+                "max_events_per_source_event",
+                high=events_per_source_event,
+            ),
+            FigureRule(
+                "source_coverage",
+                f"at least {quality.min_source_coverage:.2%} of the window's {asked} became an event",
+                "source_coverage",
+                low=quality.min_source_coverage,
+            ),
+            FigureRule(
+                "popularity_is_like_the_real_one",
+                f"total variation between the popularity buckets of accepted and of real events is at most "
+                f"{quality.max_bucket_distance:g}",
+                "bucket_distance",
+                high=quality.max_bucket_distance,
+            ),
+        ]
+        if quality.policy == "quarantine":
+            rules.append(
+                FigureRule(
+                    "quarantined_share",
+                    f"at most {quality.max_quarantine_share:.2%} of the rows broke a rule",
+                    "quarantined_share",
+                    high=quality.max_quarantine_share,
+                )
             )
-        )
-    return rules
+        return rules
 
 
 def _text(name: str) -> str:

@@ -8,8 +8,9 @@ from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, PROVENANCE_COLUMNS, U
 from scalr_prod.duck import open_duckdb, staging_folder
 from scalr_prod.errors import QualityGateFailed
 from scalr_prod.quality.expectations import inspecting
-from scalr_prod.quality.inspections import FigureRule, inspect_columns, inspect_figures, inspect_rows
-from scalr_prod.quality.judged import RowRule, judge
+from scalr_prod.quality.inspections import inspect_columns, inspect_figures, inspect_rows
+from scalr_prod.quality.judged import judge
+from scalr_prod.quality.protocol import FigureRule, RowRule
 from scalr_prod.quality.report import GateReport, refusal
 
 if TYPE_CHECKING:

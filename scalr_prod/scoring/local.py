@@ -22,7 +22,7 @@ class LocalScorer:
     """Asks the module directly; see `scalr_prod.scoring.Scorer`.
 
     Args:
-        folder: The version's folder.
+        folder: The version's folder, as `load_version` found it.
         version: The version.
         threads: Groups of contexts that are worked on side by side; torch itself gets one thread in this whole process.
 
@@ -36,7 +36,7 @@ class LocalScorer:
         from scalr_prod.translator.module import TranslatorModule
 
         torch.set_num_threads(1)
-        self._module: Module = TranslatorModule.load(folder, threads=threads)
+        self._module: Module = TranslatorModule.load(folder, threads=threads, trusted=True)
         self._version = version
 
     @property

@@ -9,6 +9,9 @@ from scalr_prod.stages.job import Stage
 
 __all__ = ["GRAPH"]
 
+#: Whether the latest run is in the feature view.
+PUBLISHED: Final = state.reached("planned", "generating", "generated", "rejected", "validated", "rolled_back")
+
 GRAPH: Final[tuple[Stage, ...]] = (
     Stage(
         "serving",
@@ -70,8 +73,8 @@ GRAPH: Final[tuple[Stage, ...]] = (
         "synthetic_target_events",
         "scalr publish RUN",
         work.publish,
-        state.reached("planned", "generating", "generated", "rejected", "validated", "rolled_back"),
+        PUBLISHED,
     ),
-    Stage("late", ("publish",), "earlier windows, where source events arrived late", "scalr run", work.late, state.always),
+    Stage("late", ("publish",), "earlier windows, where source events arrived late", "scalr run", work.late, PUBLISHED),
     Stage("dataset", ("feast", "late"), "a training set", "scalr dataset build", work.dataset, state.data_set),
 )

@@ -9,16 +9,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from scalr_prod.translator.batch import Batch
     from scalr_prod.translator.contexts import Contexts, Samples
+    from scalr_prod.translator.estimators.protocol import Estimator, ProductEstimator
     from scalr_prod.translator.evaluation import EvaluationReport, evaluate
     from scalr_prod.translator.log import data_end
     from scalr_prod.translator.module import TranslatorModule
+    from scalr_prod.translator.pairs import Pairs, Parameters
     from scalr_prod.translator.training import TrainReport, train
     from scalr_prod.translator.versions import TranslatorVersion, Vocabulary, load_version
 
 __all__ = [
+    "Batch",
     "Contexts",
+    "Estimator",
     "EvaluationReport",
+    "Pairs",
+    "Parameters",
+    "ProductEstimator",
     "Samples",
     "TrainReport",
     "TranslatorModule",
@@ -31,6 +39,11 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Batch": "batch",
+    "Estimator": "estimators.protocol",
+    "Pairs": "pairs",
+    "Parameters": "pairs",
+    "ProductEstimator": "estimators.protocol",
     "Contexts": "contexts",
     "EvaluationReport": "evaluation",
     "Samples": "contexts",

@@ -19,8 +19,8 @@ import torch
 from scalr_prod.translator import tastes
 from scalr_prod.translator.batch import Batch
 from scalr_prod.translator.estimators import popularity
+from scalr_prod.translator.layout import OURS, Layout, tilts
 from scalr_prod.translator.likelihood import Columns, Evidence, fitted
-from scalr_prod.translator.mixture import MEMBERS, tilts, weight_names
 from scalr_prod.translator.tastes import TASTES
 from scalr_prod.translator.threads import ALONE, Workers
 
@@ -47,10 +47,10 @@ _CHUNK_ROWS: Final = 128
 _FEATURES: Final = len(popularity.FEATURES)
 
 
-def neutral() -> dict[str, torch.Tensor]:
+def neutral(layout: Layout = OURS) -> dict[str, torch.Tensor]:
     """For a module that is not calibrated yet: every member is plain popularity."""
     mean, spread = tastes.spread(torch.empty(0, len(TASTES)))
-    return {name: _plain() for name in TABLES} | {"shared/tastes/mean": mean, "shared/tastes/spread": spread}
+    return {name: _plain(layout) for name in TABLES} | {"shared/tastes/mean": mean, "shared/tastes/spread": spread}
 
 
 def calibrate(
@@ -75,7 +75,7 @@ def calibrate(
         workers: Where units of work run: blocks of rows, then members of tables.
 
     Returns:
-        Tensors by their names in a version: `TABLES`, float32 [len(MEMBERS), weights], for set -1 (fitted on all rows) and for
+        Tensors by their names in a version: `TABLES`, float32 [members, weights], for set -1 (fitted on all rows) and for
         held-out users (fitted on held-out rows, where there are enough of them); `table_of` each fold, for its own set (likewise, on
         the rows of the other folds); ``shared/tastes/mean`` and ``spread`` [T], by which tastes are measured. `neutral` where
         no label is eligible.
@@ -83,7 +83,7 @@ def calibrate(
     generator = torch.Generator().manual_seed(seed)
     rows = _usable(module, contexts, labels, generator)
     if not len(rows):
-        return neutral()
+        return neutral(module.layout)
     contexts, labels, held_out = contexts.take(rows), labels[rows], held_out[rows]
     told = tastes.raw(module.parameter_set(-1).tastes, Batch.of(contexts, module.first_seen))
     mean, spread = tastes.spread(told)
@@ -101,7 +101,7 @@ def calibrate(
         learnt_from[table_of(number)] = _enough(held_out & others, others)
     tables = _fit_tables(module, evidence, learnt_from, workers)
     for table in tables.values():
-        table[:, [weight_names().index(name) for name in module.estimators]] /= scale
+        table[:, [module.layout.weights.index(name) for name in module.estimators]] /= scale
     return tables | {"shared/tastes/mean": mean, "shared/tastes/spread": spread}
 
 
@@ -115,9 +115,9 @@ def _enough(held_out: NDArray[np.bool_], everybody: NDArray[np.bool_]) -> NDArra
     return held_out if held_out.sum() >= max(FEWEST_HELD_OUT, min(200, everybody.sum() // 10)) else everybody
 
 
-def _plain() -> torch.Tensor:
-    table = torch.zeros(len(MEMBERS), len(weight_names()))
-    table[:, weight_names().index("count")] = 1
+def _plain(layout: Layout) -> torch.Tensor:
+    table = torch.zeros(len(layout.members), len(layout.weights))
+    table[:, layout.weights.index("count")] = 1
     return table
 
 
@@ -188,18 +188,18 @@ def _fit_tables(
 
     def fit(unit: tuple[bytes, str]) -> torch.Tensor:
         rows, member = unit
-        return _fit_member(apart[rows], *members[member], scored)
+        return _fit_member(apart[rows], module.layout, *members[member], scored)
 
     units = list(itertools.product(apart, members))
-    found = {rows: _plain() for rows in apart}
+    found = {rows: _plain(module.layout) for rows in apart}
     for (rows, member), weights in zip(units, workers.map(fit, units), strict=True):
-        found[rows][MEMBERS.index(member)] = weights
+        found[rows][module.layout.members.index(member)] = weights
     return {name: found[rows.tobytes()].clone() for name, rows in learnt_from.items()}
 
 
-def _fit_member(evidence: Evidence, plain: list[str], tilted: list[str], scored: Sequence[str]) -> torch.Tensor:
+def _fit_member(evidence: Evidence, layout: Layout, plain: list[str], tilted: list[str], scored: Sequence[str]) -> torch.Tensor:
     """One member's row of a table."""
-    names = weight_names()
+    names = layout.weights
     columns = {name: column for column, name in enumerate([*scored, *popularity.FEATURES])}
     which = Columns([columns[x] for x in plain], [columns[x] for x in tilted], [x in scored for x in plain])
     found = fitted(evidence, which)

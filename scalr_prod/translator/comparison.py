@@ -101,7 +101,7 @@ def compare(settings: Settings, candidate: int, served: int, *, progress: bool =
     vocabulary = old.vocabulary()
     with workers(settings.translator.threads) as side_by_side:
         served_loss = _losses(
-            TranslatorModule.load(old.path),
+            TranslatorModule.load(old.path, trusted=True),
             *contexts_at(
                 log,
                 rows,

@@ -5,30 +5,36 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scalr_prod.errors import TranslatorError
+from scalr_prod.errors import ScalrError, TranslatorError
+from scalr_prod.plugins import ESTIMATORS
 from scalr_prod.translator import tastes
 from scalr_prod.translator.calibration import TABLES, calibrate, neutral
-from scalr_prod.translator.estimators import SCORED, module_of, popularity
+from scalr_prod.translator.estimators import SCORED, popularity, scored_of
+from scalr_prod.translator.estimators.carried import carried, estimator_of
 from scalr_prod.translator.information import Asked, Information, measure_information
+from scalr_prod.translator.layout import Layout
 from scalr_prod.translator.metrics import Figures, measure
-from scalr_prod.translator.mixture import MEMBERS, weight_names
 from scalr_prod.translator.module import TranslatorModule
 from scalr_prod.translator.pairs import Pairs, contexts_at
 from scalr_prod.translator.threads import ALONE, Workers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Mapping
 
     import torch
     from numpy.typing import NDArray
 
     from scalr_prod.settings import Settings
+    from scalr_prod.translator.estimators.carried import Carried
     from scalr_prod.translator.log import Log
+    from scalr_prod.translator.pairs import Parameters
 
 __all__ = ["Calibrated", "cut_at", "figures_of", "fit_calibration", "fit_sets", "metadata_of", "rows_between", "steps_of"]
 
@@ -41,11 +47,13 @@ class Calibrated:
 
     Attributes:
         tables: By name.
+        layout: Of the tables.
         figures: Every member's, see `figures_of`.
         information: What source histories say of the slice's events; None where it was not asked for.
     """
 
     tables: dict[str, torch.Tensor]
+    layout: Layout
     figures: dict[str, dict[str, Figures]]
     information: Information | None = None
 
@@ -53,7 +61,7 @@ class Calibrated:
         """The mixture's weights by name, for users with and without target events in training (``all``, ``held_out``)."""
         return {
             name.rpartition("/")[2]: dict(
-                zip(weight_names(), (round(x, 5) for x in self.tables[name][0].tolist()), strict=True)
+                zip(self.layout.weights, (round(x, 5) for x in self.tables[name][0].tolist()), strict=True)
             )
             for name in TABLES
         }
@@ -61,7 +69,7 @@ class Calibrated:
 
 def steps_of(settings: Settings, sets: int) -> int:
     """Units of work that `fit_sets` reports for so many parameter sets."""
-    return sets * sum(name in settings.translator.estimators for name in SCORED)
+    return sets * len(scored_of(settings.translator.estimators))
 
 
 def cut_at(time: NDArray[np.int64], share: float) -> int:
@@ -77,8 +85,14 @@ def metadata_of(settings: Settings, pairs: Pairs, folds: int) -> dict[str, str]:
         "history_length": str(settings.histories.length),
         "estimators": json.dumps(list(settings.translator.estimators)),
         "n_source": str(pairs.n_source),
-        "weights": json.dumps(weight_names()),
+        **Layout.of(settings.translator.estimators).described(),
+        **_described(carried(settings.translator.estimators)),
     }
+
+
+def _described(estimators: Mapping[str, Carried]) -> dict[str, str]:
+    """Nothing where all estimators are ours, so that their versions are the same bytes as they always were."""
+    return {"carried": json.dumps({name: one.described() for name, one in estimators.items()})} if estimators else {}
 
 
 def fit_sets(
@@ -100,15 +114,22 @@ def fit_sets(
 
     tensors = {"shared/first_seen": torch.from_numpy(pairs.first_seen)}
     # The longest work first, so that the shorter fits fill the gaps beside it.
-    estimators = [name for name in reversed(SCORED) if name in pairs.settings.estimators]
-    common = {name: module_of(name).share for name in estimators} | {"popularity": popularity.fit, "tastes": tastes.fit}
-    shared = dict(zip(common, workers.map(lambda name: common[name](pairs), common), strict=True))
+    estimators = {name: estimator_of(name) for name in reversed(scored_of(pairs.settings.estimators))}
+    common: dict[str, Callable[[Pairs], Parameters]] = {name: one.share for name, one in estimators.items()}
+    common |= {"popularity": popularity.fit, "tastes": tastes.fit}
+
+    def share(name: str) -> Parameters:
+        with _naming(name):
+            return common[name](pairs)
+
+    shared = dict(zip(common, workers.map(share, common), strict=True))
     learn = {number: pairs.without(users) for number, users in held_out.items()}
     tensors |= {f"{number}/popularity/prior": popularity.prior(slice_) for number, slice_ in learn.items()}
 
     def fit(unit: tuple[int, str]) -> dict[str, torch.Tensor]:
         number, name = unit
-        return _named(f"{number}/{name}", module_of(name).fit(learn[number], shared[name]))
+        with _naming(name):
+            return _named(f"{number}/{name}", estimators[name].fit(learn[number], shared[name]))
 
     for fitted in workers.map(fit, itertools.product(learn, estimators)):
         tensors |= fitted
@@ -118,6 +139,27 @@ def fit_sets(
     for name, parts in shared.items():
         tensors |= {key: x for key, x in _named(f"shared/{name}", parts).items() if key.removeprefix("shared/") not in own}
     return tensors
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Name an estimator of another package in whatever its fit raises, and see that it gives tensors.
+
+    Raises:
+        TranslatorError: It failed.
+    """
+    try:
+        yield
+    except (ScalrError, CancelledError):
+        raise
+    except Exception as error:
+        if name in {*SCORED, "popularity", "tastes"}:
+            raise
+        raise TranslatorError(
+            f"the estimator {name} could not be fitted: {type(error).__name__}: {error}",
+            where=ESTIMATORS.setting,
+            next_step="correct its share and fit: see scalr_prod.translator.Estimator",
+        ) from error
 
 
 def _named(prefix: str, parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -149,7 +191,8 @@ def fit_calibration(
     rows = rows_between(log, begin, end)
     contexts, labels = contexts_at(log, rows, source_index=pairs.source_index, target_index=pairs.target_index)
     user = log.target.user[rows]
-    module = TranslatorModule(tensors | neutral(), metadata_of(settings, pairs, 0))
+    layout = Layout.of(settings.translator.estimators)
+    module = TranslatorModule(tensors | neutral(layout), metadata_of(settings, pairs, 0))
     tables = calibrate(
         module, contexts, labels, held_out[user], seed=settings.translator.seed, fold=log.fold[user], workers=workers
     )
@@ -161,7 +204,7 @@ def fit_calibration(
         seed = settings.translator.seed
         information = measure_information(tensors, metadata_of(settings, pairs, 0), everything, later, seed=seed)
     done(1)
-    return Calibrated(tables, figures, information)
+    return Calibrated(tables, layout, figures, information)
 
 
 def _asked_of(log: Log, pairs: Pairs, rows: NDArray[np.int64]) -> Asked:
@@ -208,9 +251,9 @@ def figures_of(
     fold = np.where(cold, log.fold[user], -1).astype(np.int32)
     contexts, labels = contexts_at(log, rows, source_index=pairs.source_index, target_index=pairs.target_index, fold=fold)
     groups = {"all": np.ones(len(rows), bool), "cold": cold, "warm": ~cold}
-    return measure(module, contexts, labels, groups, members(module.estimators), workers)
+    return measure(module, contexts, labels, groups, members(module), workers)
 
 
-def members(estimators: Sequence[str]) -> list[str]:
+def members(module: TranslatorModule) -> list[str]:
     """The mixture and those it is made of."""
-    return [member for member in MEMBERS if member in {"mixture", "popularity", *estimators}]
+    return [member for member in module.layout.members if member in {"mixture", "popularity", *module.estimators}]

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from scalr_prod.translator.calibration import FEWEST_HELD_OUT, calibrate, neutral
+from scalr_prod.translator.layout import Layout
 from scalr_prod.translator.module import TranslatorModule
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def measure_information(
         later: All users' events from the validation slice, which is later than what the set was fitted on.
         seed: Of the samples, the halves of the users, the others' histories and the resampling.
     """
-    module = TranslatorModule(tensors | neutral(), metadata)
+    module = TranslatorModule(tensors | neutral(Layout.stored(metadata)), metadata)
     rng = np.random.default_rng(seed)
     always = _cross_fitted(module, tensors, metadata, everything, rng, seed)
     after = _cross_fitted(module, tensors, metadata, later, rng, seed)

@@ -19,65 +19,42 @@ import torch
 
 from scalr_prod.translator import tastes
 from scalr_prod.translator.contexts import EVERYBODY, NEWCOMERS
-from scalr_prod.translator.estimators import LOGARITHMS, PRODUCTS, SCORED, module_of, popularity, scores
+from scalr_prod.translator.estimators import exact_scores, is_logarithm, is_product, popularity, scored_of, scores
 from scalr_prod.translator.estimators.products import UNIT, lengths, rounding
+from scalr_prod.translator.layout import Layout, tilts
 from scalr_prod.translator.tastes import TASTES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from scalr_prod.translator.batch import Batch
 
-__all__ = ["MEMBERS", "Mixture", "Summary", "by_member", "tilts", "weight_names"]
+__all__ = ["Mixture", "Summary"]
 
-#: Rows of a calibration table.
-MEMBERS: Final = ("mixture", "popularity", *SCORED)
 _FEATURES: Final = popularity.FEATURES
-
-
-def weight_names() -> tuple[str, ...]:
-    """Columns of a calibration table: c of each estimator, b of each feature, d of each feature and taste."""
-    return (*SCORED, *_FEATURES, *(name for taste in TASTES for name in tilts(taste)))
-
-
-def tilts(taste: str) -> tuple[str, ...]:
-    """Columns of one taste: d of each feature."""
-    return tuple(f"{feature}_by_{taste}" for feature in _FEATURES)
-
-
-def by_member(table: torch.Tensor, columns: Sequence[str]) -> dict[str, dict[str, float]]:
-    """A calibration table, float32 [len(MEMBERS), columns], as member → weight name → weight; what has no column weighs nothing.
-
-    Raises:
-        ValueError: A column is none of `weight_names`: another package wrote it.
-    """
-    unknown = set(columns) - set(weight_names())
-    if unknown:
-        raise ValueError(
-            f"its calibration weighs {', '.join(sorted(unknown))}, which this version of the package does not know"
-        )
-    nothing = dict.fromkeys(weight_names(), 0.0)
-    return {member: nothing | dict(zip(columns, row, strict=True)) for member, row in zip(MEMBERS, table.tolist(), strict=True)}
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a parameter set makes of a batch's histories, once for all items, in float64: rounding adds nothing to it.
+    """What a parameter set makes of a batch's histories, once for all uses, in float64: rounding adds nothing to it.
 
     Attributes:
         batch: Of B contexts.
         weights: Member → weights of popularity's features, [F] or [B, F].
-        users: Estimator of `PRODUCTS` → users' vectors [B, d].
+        users: Estimator whose score is a product → users' vectors [B, d].
+        scores: Estimator that is neither a product nor a logarithm → scores of all items [B, N].
     """
 
     batch: Batch
     weights: dict[str, torch.Tensor]
     users: dict[str, torch.Tensor]
+    scores: dict[str, torch.Tensor]
 
     def take(self, rows: torch.Tensor) -> Summary:
         """The named rows."""
         weights = {member: one if one.ndim == 1 else one[rows] for member, one in self.weights.items()}
-        return Summary(self.batch.take(rows), weights, {name: user[rows] for name, user in self.users.items()})
+        users, scores_ = ({name: x[rows] for name, x in of_each.items()} for of_each in (self.users, self.scores))
+        return Summary(self.batch.take(rows), weights, users, scores_)
 
 
 @dataclass(frozen=True)
@@ -86,21 +63,26 @@ class Sizes:
 
     Attributes:
         features: float32 [F, N]. Popularity's features.
-        scores: Estimator → its scores, or the lengths of its items' vectors: float32 [N].
+        scores: Estimator that is a product or a logarithm → its scores, or the lengths of its items' vectors: float32 [N].
     """
 
     features: torch.Tensor
     scores: dict[str, torch.Tensor]
 
     @classmethod
-    def of(cls, parameters: dict[str, dict[str, torch.Tensor]], of_popularity: dict[str, torch.Tensor]) -> Sizes:
+    def of(
+        cls,
+        estimators: Mapping[str, Any],
+        parameters: dict[str, dict[str, torch.Tensor]],
+        of_popularity: dict[str, torch.Tensor],
+    ) -> Sizes:
         """Those of a parameter set."""
         sizes = {}
-        for name, tensors in parameters.items():
-            if name in PRODUCTS and name not in LOGARITHMS:
-                sizes[name] = lengths(module_of(name).vectors(tensors))
-            else:
-                sizes[name] = module_of(name).largest(tensors, of_popularity["prior"])
+        for name, estimator in estimators.items():
+            if is_logarithm(estimator):
+                sizes[name] = estimator.largest(parameters[name], of_popularity["prior"])
+            elif is_product(estimator):
+                sizes[name] = lengths(estimator.vectors(parameters[name]))
         return cls(popularity.largest(of_popularity), sizes)
 
 
@@ -109,7 +91,7 @@ class Mixture:
     """A parameter set.
 
     Attributes:
-        estimators: Names of those with a score, in order.
+        estimators: Those with a score, by name, in order.
         parameters: Their tensors.
         popularity: The prior's tensors.
         tastes: Those that tastes are told with.
@@ -117,7 +99,7 @@ class Mixture:
         sizes: What bounds rounding.
     """
 
-    estimators: tuple[str, ...]
+    estimators: dict[str, Any]
     parameters: dict[str, dict[str, torch.Tensor]]
     popularity: dict[str, torch.Tensor]
     tastes: dict[str, torch.Tensor]
@@ -125,38 +107,49 @@ class Mixture:
     sizes: Sizes
 
     @classmethod
-    def of(cls, tensors: dict[str, torch.Tensor], fold: int, estimators: Sequence[str], columns: Sequence[str]) -> Mixture:
+    def of(cls, tensors: dict[str, torch.Tensor], fold: int, estimators: Mapping[str, Any], layout: Layout) -> Mixture:
         """The set of a fold, out of a version's tensors (``<set>/<estimator>/<name>``; set ``shared`` is part of every one).
+
+        Args:
+            tensors: By name.
+            fold: Number of the set.
+            estimators: Those with a score, by name.
+            layout: Of its calibration tables.
 
         Raises:
             KeyError: A tensor is missing: another package wrote the version.
+            ValueError: Its calibration weighs what is not known here: likewise.
         """
         missing = [name for name in popularity.TENSORS if f"shared/popularity/{name}" not in tensors]
         if missing:
             raise KeyError(f"shared/popularity/{missing[0]}")
-        scored = tuple(name for name in SCORED if name in estimators)
+        scored = scored_of(estimators)
         table = tensors["shared/calibration/all" if fold == EVERYBODY else "shared/calibration/held_out"]
         table = tensors.get(f"{fold}/calibration/held_out", table)  # calibrated without folds: one table for all
         own = str(EVERYBODY if fold == NEWCOMERS else fold)
         parameters = {name: _under(tensors, "shared", name) | _under(tensors, own, name) for name in scored}
         of_popularity = _under(tensors, "shared", "popularity") | _under(tensors, own, "popularity")
         return cls(
-            estimators=scored,
+            estimators={name: estimators[name] for name in scored},
             parameters=parameters,
             popularity=of_popularity,
             tastes=_under(tensors, "shared", "tastes"),
-            calibration=by_member(table, columns),
-            sizes=Sizes.of(parameters, of_popularity),
+            calibration=layout.by_name(table, Layout.of(scored)),
+            sizes=Sizes.of(estimators, parameters, of_popularity),
         )
 
     def summary(self, batch: Batch, members: Sequence[str]) -> Summary:
         """What members need to know of the histories of a batch."""
-        heavy = [name for name in self.estimators if any(self.calibration[member][name] != 0 for member in members)]
-        return Summary(
-            batch=batch,
-            weights={member: self._feature_weights(member, batch) for member in members},
-            users={name: module_of(name).user(self.parameters[name], batch) for name in heavy if name in PRODUCTS},
-        )
+        users, exact = {}, {}
+        for name, estimator in self.estimators.items():
+            if all(self.calibration[member][name] == 0 for member in members):
+                continue
+            if is_product(estimator):
+                users[name] = estimator.user(self.parameters[name], batch)
+            elif not is_logarithm(estimator):
+                exact[name] = self._exact_scores(name, batch)
+        weights = {member: self._feature_weights(member, batch) for member in members}
+        return Summary(batch, weights, users, exact)
 
     def distributions(self, summary: Summary, *, dtype: Any = torch.float32) -> dict[str, torch.Tensor]:
         """P(i | context) of the summary's members: member → [B, N], 0 for items that cannot be proposed."""
@@ -174,7 +167,7 @@ class Mixture:
         for name in self.estimators:
             heavy = [member for member in logits if self.calibration[member][name] != 0]
             if heavy:
-                score = scores(name, self.parameters[name], batch, log_prior, user=summary.users.get(name))
+                score = self._scores(summary, name, log_prior)
                 for member in heavy:
                     logits[member].add_(score, alpha=self.calibration[member][name])
         return logits
@@ -186,15 +179,14 @@ class Mixture:
         for name in self.estimators:
             weight = self.calibration[member][name]
             if weight != 0:
-                user = summary.users.get(name)
-                total += weight * scores(name, self.parameters[name], batch, log_prior, user=user, items=items)
+                total += weight * self._scores(summary, name, log_prior, items)
         return total
 
     def rounding(self, summary: Summary, member: str, items: torch.Tensor | None = None) -> torch.Tensor:
         """How far a member's logits in float32 may be from those in float64, whatever the order of summation.
 
         A feature is a logarithm (off by four units of its size) of a count (off by four units); weights and users' vectors are
-        rounded once; each of the terms may be rounded at every addition that follows.
+        rounded once, and so are scores that are worked out in float64; each of the terms may be rounded at every addition that follows.
 
         Args:
             summary: Of B contexts.
@@ -214,17 +206,36 @@ class Mixture:
         features = (additions + 6) * of(self.sizes.features) + 4  # [F, B or 1, C]
         off = UNIT * (weights.reshape(-1, weights.shape[-1]).T[..., None] * features).sum(0)
         for name, weight in heavy.items():
-            size = of(self.sizes.scores[name])
-            if name in LOGARITHMS:
-                score = UNIT * (summary.users[name].shape[1] + 8 + 4 * size)
-            elif name in PRODUCTS:
+            if name in summary.scores:
+                exact = summary.scores[name].abs()
+                size = exact.amax(1, keepdim=True) if items is None else exact.gather(1, items)
+                score = UNIT * size
+            elif is_logarithm(self.estimators[name]):  # of a product, or of a sum of a few positive terms
+                size, user = of(self.sizes.scores[name]), summary.users.get(name)
+                score = UNIT * ((24 if user is None else user.shape[1] + 8) + 4 * size)
+            else:
                 user = summary.users[name]
-                size = size * user.norm(dim=1)[:, None]
+                size = of(self.sizes.scores[name]) * user.norm(dim=1)[:, None]
                 score = rounding(user.shape[1]) * size
-            else:  # a logarithm of a sum of a few positive terms
-                score = UNIT * (24 + 4 * size)
             off = off + weight * (score + (additions + 2) * UNIT * size)
         return off.expand(len(summary.batch.time), -1)
+
+    def _scores(self, summary: Summary, name: str, log_prior: torch.Tensor, items: torch.Tensor | None = None) -> torch.Tensor:
+        """An estimator's scores of all items, or of named ones, in the dtype of ``log_prior``."""
+        if name in summary.scores:
+            found = summary.scores[name].to(log_prior.dtype)
+            return found if items is None else found.gather(1, items)
+        return scores(
+            self.estimators[name],
+            self.parameters[name],
+            summary.batch,
+            log_prior,
+            user=summary.users.get(name),
+            items=items,
+        )
+
+    def _exact_scores(self, name: str, batch: Batch) -> torch.Tensor:
+        return exact_scores(name, self.estimators[name], self.parameters[name], batch, self.popularity["prior"])
 
     def tastes_of(self, batch: Batch, dtype: Any = torch.float32) -> torch.Tensor:
         """The users' tastes, in standard deviations: [B, T]."""
@@ -243,7 +254,10 @@ class Mixture:
 
     def score(self, name: str, batch: Batch) -> torch.Tensor:
         """One estimator's scores: float32 [B, N]."""
-        return scores(name, self.parameters[name], batch, self.popularity["prior"])
+        estimator, prior = self.estimators[name], self.popularity["prior"]
+        if is_product(estimator) or is_logarithm(estimator):
+            return scores(estimator, self.parameters[name], batch, prior)
+        return self._exact_scores(name, batch).to(prior.dtype)
 
     def log_counts(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Logarithms of the items' decayed counts as of each event: name of `popularity.COUNTS` → [B, N]."""

@@ -21,13 +21,15 @@ from scalr_prod.errors import TranslatorError, TranslatorNotFound
 from scalr_prod.translator import noise
 from scalr_prod.translator.batch import Batch
 from scalr_prod.translator.contexts import NEWCOMERS, NO_ITEM, Contexts, Samples
-from scalr_prod.translator.estimators import SCORED
+from scalr_prod.translator.estimators import scored_of
+from scalr_prod.translator.estimators.carried import estimator_of, unpack
+from scalr_prod.translator.layout import Layout
 from scalr_prod.translator.mixture import Mixture
 from scalr_prod.translator.race import Race, run
 from scalr_prod.translator.requests import Bounds, check_draws
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -40,10 +42,24 @@ _CHUNK: Final = 2**19
 
 
 class TranslatorModule(torch.nn.Module):
-    """All parameter sets of one translator version; made with `load`."""
+    """All parameter sets of one translator version; made with `load`.
+
+    Args:
+        tensors: By name.
+        metadata: What the weights' file says of itself.
+        device: Where the parameters live.
+        threads: Groups of rows that are worked on side by side.
+        travelled: Estimators that came with the version, by name; all others are the installed ones.
+    """
 
     def __init__(
-        self, tensors: dict[str, torch.Tensor], metadata: dict[str, str], device: str = "cpu", threads: int = 1
+        self,
+        tensors: dict[str, torch.Tensor],
+        metadata: dict[str, str],
+        device: str = "cpu",
+        threads: int = 1,
+        *,
+        travelled: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.device = torch.device(device)
@@ -54,33 +70,38 @@ class TranslatorModule(torch.nn.Module):
         self.history_length = int(metadata["history_length"])
         named: list[str] = json.loads(metadata["estimators"])
         self.has_popularity = "popularity" in named
-        self.estimators = [name for name in SCORED if name in named]
+        self.estimators = list(scored_of(named))
+        travelled = travelled or {}
+        estimators = {name: travelled[name] if name in travelled else estimator_of(name) for name in self.estimators}
         tensors = {name: tensor.to(self.device) for name, tensor in tensors.items()}
         self.first_seen = tensors["shared/first_seen"]
         self.n_target = len(self.first_seen)
         self.n_source = int(metadata["n_source"])
         self.bounds = Bounds(self.n_source, self.n_target, self.folds)
         self._numbers = noise.item_numbers(self.n_target).to(self.device)
-        columns = json.loads(metadata["weights"])
-        self._sets = {fold: Mixture.of(tensors, fold, self.estimators, columns) for fold in range(NEWCOMERS, self.folds)}
+        self.layout = Layout.stored(metadata)
+        self._sets = {fold: Mixture.of(tensors, fold, estimators, self.layout) for fold in range(NEWCOMERS, self.folds)}
 
     def parameter_set(self, fold: int) -> Mixture:
         """A fold's estimators."""
         return self._sets[fold]
 
     @classmethod
-    def load(cls, folder: str | Path, device: str = "cpu", threads: int = 1) -> TranslatorModule:
+    def load(cls, folder: str | Path, device: str = "cpu", threads: int = 1, *, trusted: bool = False) -> TranslatorModule:
         """Read a version's folder.
 
         Args:
-            folder: Holds ``translator.safetensors`` and ``manifest.json``.
+            folder: Holds ``translator.safetensors`` and ``manifest.json``, and the source files of estimators of other packages.
             device: Where the parameters live: ``cpu``, ``cuda``, ``cuda:1``.
             threads: Groups of rows that `sample` and `score` work on side by side, on a CPU. Torch should have one thread
                 itself then: threads that share out each small operation wait for one another more than they work.
+            trusted: Run the sources of estimators that the version carries. Of a folder that `load_version` found: it has compared
+                their checksum with what the ledger recorded. Others may hold anything.
 
         Raises:
             TranslatorNotFound: There is no such folder, or it is not a translator's.
-            TranslatorError: The file is not the one that was written (its checksum differs), or cannot be read.
+            TranslatorError: A file is not the one that was written (its checksum differs), or cannot be read; or the version carries an
+                estimator's source, and is not trusted or does not load.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -102,10 +123,12 @@ class TranslatorModule(torch.nn.Module):
         try:
             with safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                return cls(tensors, json.loads(file.metadata()[DESCRIPTION]), device, threads)
+                metadata = json.loads(file.metadata()[DESCRIPTION])
+            travelled = _travelled(Path(folder), metadata, manifest, trusted=trusted)
+            return cls(tensors, metadata, device, threads, travelled=travelled)
         except KeyError as error:
             raise _unreadable(folder, f"it has no {error}, as those of former packages") from error
-        except (SafetensorError, TypeError, ValueError) as error:
+        except (SafetensorError, OSError, TypeError, ValueError) as error:
             raise _unreadable(folder, str(error)) from error
 
     def sample(
@@ -225,6 +248,22 @@ class TranslatorModule(torch.nn.Module):
             rows = np.flatnonzero(contexts.fold == fold)
             for start in range(0, len(rows), step):
                 yield rows[start : start + step], self._sets[fold]
+
+
+def _travelled(folder: Path, metadata: dict[str, str], manifest: dict[str, Any], *, trusted: bool) -> dict[str, Any]:
+    """Estimators whose sources a version carries, by name.
+
+    Raises:
+        ValueError: Its two files do not name the same ones, or they must not run.
+    """
+    described = json.loads(metadata.get("carried", "{}"))
+    if described != manifest.get("carried", {}):
+        raise ValueError("manifest and weights do not name the same sources of estimators")
+    if described and not trusted:
+        raise ValueError(
+            f"it carries the source of {', '.join(described)}, which may not run from a folder that is not trusted"
+        )
+    return unpack(folder, described)
 
 
 def _padded(tensor: torch.Tensor, k: int, filler: int) -> NDArray[Any]:

@@ -16,6 +16,8 @@ from scalr_prod.contracts import Table
 from scalr_prod.instants import datetime_of, micros
 from scalr_prod.lake import Lake
 from scalr_prod.progress import counting
+from scalr_prod.translator.estimators import SCORED, scored_of
+from scalr_prod.translator.estimators.carried import carried, estimator_of
 from scalr_prod.translator.fitting import cut_at, fit_calibration, fit_sets, metadata_of, steps_of
 from scalr_prod.translator.log import Log, data_end, read_log
 from scalr_prod.translator.pairs import Coverage, Pairs
@@ -75,7 +77,7 @@ def train(settings: Settings, *, trained_until: datetime | None = None, progress
 
     Raises:
         NoCommonUsers: The domains share no user.
-        TranslatorError: Too little to learn from.
+        TranslatorError: Too little to learn from; or an estimator of another package cannot be used, which is found before all else.
         TableNotFound: Nothing was ingested yet.
     """
     started = time.perf_counter()
@@ -135,6 +137,7 @@ def _train(
         "to": until.isoformat(),
         **{group: {name: row.to_json() for name, row in rows.items()} for group, rows in calibrated.figures.items()},
     }
+    sources = carried(settings.translator.estimators)
     if calibrated.information is not None:
         metrics["information"] = calibrated.information.to_json()
     manifest = {
@@ -149,6 +152,7 @@ def _train(
         "metrics": metrics,
         "vocabulary": {domain: asdict(counts) for domain, counts in coverage.items()},
         "data_versions": data_versions,
+        **({"carried": {name: one.described() for name, one in sources.items()}} if sources else {}),
     }
     return write_version(
         settings,
@@ -156,6 +160,7 @@ def _train(
         metadata=metadata_of(settings, pairs, folds),
         manifest=manifest,
         vocabulary=_vocabulary(settings, log, pairs, data_versions),
+        sources={one.file: one.source for one in sources.values()},
     )
 
 
@@ -210,6 +215,11 @@ def _fingerprint(settings: Settings, until: datetime) -> tuple[str, dict[str, in
     content["histories"] = settings.histories.model_dump(mode="json", include={"length", "late_step_s"})
     content["generation"] = settings.generation.model_dump(mode="json", include={"exclude_consumed"})
     content["settings"] = settings.translator.model_dump(mode="json", exclude={"threads"})
+    # Settings and recipe stand for the first version of each of ours.
+    later = {name: estimator_of(name).version for name in scored_of(settings.translator.estimators) if name in SCORED}
+    others = {name: [one.version, one.sha256] for name, one in carried(settings.translator.estimators).items()}
+    changed = others | {name: version for name, version in later.items() if version > 1}
+    content |= {"estimators": changed} if changed else {}
     for table in tables:
         if table is not Table.SOURCE_USER_HISTORY:  # made from the events; training checks that it was
             content[table.value] = _digest(settings, lake, table, versions[table.value], until)

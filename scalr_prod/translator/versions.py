@@ -1,6 +1,7 @@
 """A translator version: the folder ``<home>/models/translator/<N>/``, written once and never changed.
 
-``translator.safetensors`` holds every tensor, ``manifest.json`` what it is, and two Parquet files the vocabularies.
+``translator.safetensors`` holds every tensor, ``manifest.json`` what it is, two Parquet files the vocabularies, and ``estimator_*.py`` the
+source of each estimator that is not ours.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from scalr_prod.errors import TranslatorError, TranslatorNotFound
 from scalr_prod.numbering import index_in
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import pyarrow as pa
@@ -126,7 +127,8 @@ def load_version(settings: Settings, version: int | None = None) -> TranslatorVe
 
     Raises:
         TranslatorNotFound: There is none, or not this one; lists those that are there.
-        TranslatorError: Its manifest cannot be read.
+        TranslatorError: Its manifest cannot be read; or it carries the source of an estimator, which runs when it is loaded, and the
+            ledger has no record that this project trained it.
     """
     numbers = _numbers(settings)
     if not numbers:
@@ -140,14 +142,22 @@ def load_version(settings: Settings, version: int | None = None) -> TranslatorVe
             where=str(models_folder(settings)),
             next_step="name one of those with --version",
         )
-    return _read(models_folder(settings) / str(version))
+    found = _read(models_folder(settings) / str(version))
+    if not _trusted(settings, found):
+        raise TranslatorError(
+            f"version {version} carries the source of an estimator, which runs when it is loaded, and the ledger has no record that "
+            "it was trained here",
+            where=str(found.path),
+            next_step="train again: scalr translator train; or use the ledger that the version was recorded in",
+        )
+    return found
 
 
 def find_version(settings: Settings, fingerprint: str) -> TranslatorVersion | None:
-    """The version that was trained from the same inputs, if there is one."""
+    """The version that was trained from the same inputs, if there is one that `load_version` would load."""
     for number in reversed(_numbers(settings)):
         found = _read(models_folder(settings) / str(number))
-        if found.manifest.get("fingerprint") == fingerprint:
+        if found.manifest.get("fingerprint") == fingerprint and _trusted(settings, found):
             return found
     return None
 
@@ -159,6 +169,7 @@ def write_version(
     metadata: dict[str, str],
     manifest: dict[str, Any],
     vocabulary: Vocabulary,
+    sources: Mapping[str, bytes],
 ) -> TranslatorVersion:
     """Write the next version, whole or not at all. The caller records it in the ledger.
 
@@ -168,6 +179,7 @@ def write_version(
         metadata: Travels in the weights' file.
         manifest: Without ``version`` and ``sha256``, which are added.
         vocabulary: Written beside it.
+        sources: Likewise, files of estimators of other packages.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -187,6 +199,8 @@ def write_version(
         # One entry: the file's writer keeps several in no fixed order, and the same training must give the same bytes.
         described = {DESCRIPTION: json.dumps(metadata, sort_keys=True)}
         save_file({name: tensor.contiguous() for name, tensor in sorted(tensors.items())}, folder / WEIGHTS, described)
+        for name, source in sources.items():
+            (folder / name).write_bytes(source)
         with (folder / WEIGHTS).open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         pq.write_table(pa.table({"item_id": vocabulary.source_ids}), folder / SOURCE_ITEMS)
@@ -201,11 +215,17 @@ def write_version(
     return _read(root / str(version))
 
 
-def _recorded(settings: Settings) -> list[int]:
+def _trusted(settings: Settings, found: TranslatorVersion) -> bool:
+    """Whether it carries no source, or the ledger recorded its weights' checksum, which covers the sources', when it was trained."""
+    return not found.manifest.get("carried") or _recorded(settings).get(found.version) == found.sha256
+
+
+def _recorded(settings: Settings) -> dict[int, str]:
+    """Versions that the ledger knows → the checksum of their weights."""
     from scalr_prod.ledger import Ledger
 
     with Ledger.open(settings) as ledger:
-        return [row.version for row in ledger.model_versions()]
+        return {row.version: row.sha256 for row in ledger.model_versions()}
 
 
 def _numbers(settings: Settings) -> list[int]:

@@ -12,11 +12,14 @@ from scalr_prod import Project, ScalrError
 from scalr_prod.errors import SettingsError
 
 EXPORTS = [
+    "DownstreamModel",
+    "Estimator",
     "EvaluationReport",
+    "GateRule",
     "Interactions",
+    "LogReader",
     "PipelineReport",
     "Project",
-    "Recommender",
     "ScalrError",
     "Settings",
     "StageState",

@@ -15,7 +15,8 @@ from scalr_prod.contracts import Table, schema_of
 from scalr_prod.errors import QualityGateFailed
 from scalr_prod.ledger import RunState, run_folder
 from scalr_prod.quality import GateReport, validate_run
-from scalr_prod.quality.rules import row_rules
+from scalr_prod.quality.protocol import AuditedRun
+from scalr_prod.quality.rules import RowRules
 
 
 @pytest.fixture
@@ -96,7 +97,9 @@ def rows_of(frame: pd.DataFrame) -> list[dict]:
 
 
 def test_the_table_names_every_rule_of_a_row(project):
-    rules = {rule.name for rule in row_rules(project.run(), sources=("source",), exclude_consumed=True)}
+    quality = project.settings.quality
+    run = AuditedRun(project.run(), quality, ("source",), exclude_consumed=True, events_per_source_event=2, translator=None)
+    rules = {rule.name for rule in RowRules().rules(run)}
     assert {name.split(" ")[0] for name in VIOLATIONS} == rules
 
 

@@ -32,6 +32,10 @@ CALLS = {
 }
 
 
+#: The source of an estimator of another package; see test_translator_plugins for when it may run.
+CARRIED = (PACKAGE / "translator" / "estimators" / "carried.py", "exec")
+
+
 def dotted(node: ast.expr) -> str:
     if isinstance(node, ast.Attribute):
         return f"{dotted(node.value)}.{node.attr}"
@@ -46,7 +50,7 @@ def test_nothing_is_unpickled_or_evaluated(path):
         if isinstance(node, ast.ImportFrom):
             assert (node.module or "").split(".")[0] not in LOADERS
         if isinstance(node, ast.Call):
-            assert dotted(node.func) not in CALLS
+            assert dotted(node.func) not in CALLS or (path, dotted(node.func)) == CARRIED
 
 
 def test_a_model_that_is_a_pickle_is_refused(tmp_path):

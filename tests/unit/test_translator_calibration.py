@@ -13,8 +13,8 @@ from scalr_prod.translator import tastes
 from scalr_prod.translator.batch import Batch
 from scalr_prod.translator.calibration import TABLES, calibrate, neutral, table_of
 from scalr_prod.translator.fitting import fit_sets
+from scalr_prod.translator.layout import OURS
 from scalr_prod.translator.metrics import measure
-from scalr_prod.translator.mixture import MEMBERS, weight_names
 from scalr_prod.translator.module import TranslatorModule
 from scalr_prod.translator.pairs import Pairs, contexts_at
 
@@ -51,16 +51,16 @@ def mixing(weights: dict[str, float]) -> dict[str, torch.Tensor]:
     """A calibration whose mixture has these weights, of tastes as the world measures them."""
     calibration = {table: neutral()[table] for table in TABLES}
     for table in TABLES:
-        row = calibration[table][MEMBERS.index("mixture")]
+        row = calibration[table][OURS.members.index("mixture")]
         row.zero_()
         for name, weight in weights.items():
-            row[weight_names().index(name)] = weight
+            row[OURS.weights.index(name)] = weight
     return calibration
 
 
 def untilted(calibration: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The same without what tastes tilt by."""
-    tilts = [place for place, name in enumerate(weight_names()) if "_by_" in name]
+    tilts = [place for place, name in enumerate(OURS.weights) if "_by_" in name]
     plain = {name: calibration[name].clone() for name in TABLES}
     for table in plain.values():
         table[:, tilts] = 0
@@ -111,7 +111,7 @@ def test_tastes_that_tilt_popularity_are_found_again(world):
 
 def test_no_estimator_speaks_against_its_own_evidence(world):
     labels = drawn_by(world, mixing(TRUE | {"factorisation": -3.0}))
-    names = weight_names()
+    names = OURS.weights
     found = calibrated(world, labels)[TABLES[0]]
     assert (found[:, [names.index(name) for name in ("frequency", "linear", "factorisation", "sequential")]] >= 0).all()
 

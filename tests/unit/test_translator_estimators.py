@@ -13,7 +13,8 @@ from translator_world import DAY, METADATA, SETTINGS, calibration, make_log
 from scalr_prod.errors import TranslatorError
 from scalr_prod.sections import TranslatorSettings
 from scalr_prod.translator.batch import Batch
-from scalr_prod.translator.estimators import SCORED, factorisation, frequency, linear, module_of, popularity
+from scalr_prod.translator.estimators import SCORED, factorisation, frequency, linear, popularity
+from scalr_prod.translator.estimators.carried import estimator_of
 from scalr_prod.translator.fitting import fit_sets
 from scalr_prod.translator.log import Events, Log
 from scalr_prod.translator.module import TranslatorModule
@@ -273,7 +274,7 @@ def test_a_context_without_known_items_says_nothing(pairs):
     empty = replace(batch, items=torch.zeros_like(batch.items))
     log_prior = popularity.prior(pairs)
     for name in ("linear", "factorisation", "sequential"):
-        estimator = module_of(name)
+        estimator = estimator_of(name)
         shared = estimator.share(pairs)
         score = estimator.score(shared | estimator.fit(pairs, shared), empty, log_prior)
         torch.testing.assert_close(score, torch.zeros_like(score))
@@ -281,7 +282,7 @@ def test_a_context_without_known_items_says_nothing(pairs):
 
 @pytest.mark.parametrize("name", SCORED)
 def test_an_estimator_finds_the_taste(pairs, name):
-    estimator = module_of(name)
+    estimator = estimator_of(name)
     held = pairs.without(pairs.log.fold == 0)
     shared = estimator.share(held)
     fitted = shared | estimator.fit(held, shared)

@@ -23,7 +23,8 @@ from scalr_prod.translator.calibration import TABLES
 from scalr_prod.translator.contexts import EVERYBODY, NEWCOMERS, NO_ITEM, Contexts, Samples
 from scalr_prod.translator.estimators import SCORED
 from scalr_prod.translator.fitting import fit_sets
-from scalr_prod.translator.mixture import MEMBERS, Mixture, weight_names
+from scalr_prod.translator.layout import OURS
+from scalr_prod.translator.mixture import Mixture
 from scalr_prod.translator.module import DESCRIPTION, TranslatorModule
 from scalr_prod.translator.pairs import Pairs
 
@@ -67,7 +68,7 @@ def equal(one: Samples, other: Samples) -> None:
 @pytest.mark.parametrize("name", ["days_1", "backoff"])
 def test_a_version_of_another_package_is_refused(world, name):
     """A later one may weigh what this one does not know; a former one mixed in a share of popularity."""
-    other = [*weight_names()[:-1], name]
+    other = [*OURS.weights[:-1], name]
     with pytest.raises(ValueError, match=name):
         TranslatorModule(world.tensors, world.metadata | {"weights": json.dumps(other)})
 
@@ -75,10 +76,10 @@ def test_a_version_of_another_package_is_refused(world, name):
 def test_tastes_tilt_the_answers_of_the_mixture_alone(world):
     contexts = make_contexts(world, 40)
     straight = calibration_table()
-    straight[:, [place for place, name in enumerate(weight_names()) if "_by_" in name]] = 0
+    straight[:, [place for place, name in enumerate(OURS.weights) if "_by_" in name]] = 0
     plain = TranslatorModule(world.tensors | dict.fromkeys(TABLES, straight), world.metadata)
     every = np.tile(np.arange(world.pairs.n_target, dtype=np.int32), (40, 1))
-    for member in MEMBERS:
+    for member in OURS.members:
         (found, prior), (expected, same) = (module.score(contexts, every, member=member) for module in (world.module, plain))
         np.testing.assert_array_equal(prior, same)
         assert (np.abs(found - expected).max() > 0.01) == (member == "mixture")
@@ -88,7 +89,7 @@ def test_probabilities_sum_to_one_over_the_items_seen_before(world):
     contexts = make_contexts(world, 50)
     every = np.tile(np.arange(world.pairs.n_target, dtype=np.int32), (50, 1))
     eligible = world.pairs.first_seen[None] < contexts.event_time[:, None]
-    for member in MEMBERS:
+    for member in OURS.members:
         p, prior = world.module.score(contexts, every, member=member)
         assert (p[~eligible] == 0).all()
         assert (prior[~eligible] == 0).all()
@@ -314,7 +315,7 @@ def test_rounding_is_bounded(world, scale):
     for table in (calibration_table(), noisy):
         module = TranslatorModule(world.tensors | dict.fromkeys(TABLES, scale * table), world.metadata)
         mixture = module.parameter_set(0)
-        for member in MEMBERS:
+        for member in OURS.members:
             batch = Batch.of(contexts, module.first_seen)
             summary = mixture.summary(batch, (member,))
             every = torch.arange(module.n_target).expand(len(contexts), -1)

@@ -11,8 +11,8 @@ import torch
 from scalr_prod.sections import TranslatorSettings
 from scalr_prod.translator.calibration import TABLES, neutral
 from scalr_prod.translator.estimators import SCORED
+from scalr_prod.translator.layout import OURS
 from scalr_prod.translator.log import Events, Log
-from scalr_prod.translator.mixture import MEMBERS, weight_names
 
 DAY = 86_400_000_000
 LENGTH = 10
@@ -20,7 +20,7 @@ METADATA = {
     "folds": "2",
     "history_length": str(LENGTH),
     "estimators": json.dumps(["popularity", *SCORED]),
-    "weights": json.dumps(weight_names()),
+    "weights": json.dumps(OURS.weights),
 }
 SETTINGS = TranslatorSettings(dim=8, epochs=2, folds=2, threads=1, batch_size=64)
 
@@ -53,13 +53,13 @@ def calibration() -> dict[str, torch.Tensor]:
 
 def calibration_table() -> torch.Tensor:
     """Every estimator in the mixture, at weights of about the size that calibration gives."""
-    names = weight_names()
-    table = torch.zeros(len(MEMBERS), len(names))
+    names = OURS.weights
+    table = torch.zeros(len(OURS.members), len(names))
     table[:, names.index("count")] = 0.6
     for name, weight in (("days_20", 0.3), ("days_90_from_4", -0.7), ("days_20_from_1", 0.9)):
         table[:2, names.index(name)] = weight
     for name, weight in (("frequency", 0.5), ("topics", 0.4), ("linear", 2.0), ("factorisation", 1.0), ("sequential", 0.3)):
-        table[0, names.index(name)] = table[MEMBERS.index(name), names.index(name)] = weight
+        table[0, names.index(name)] = table[OURS.members.index(name), names.index(name)] = weight
     for name, weight in (("days_20_by_taste_count", 0.2), ("count_by_taste_days_3", -0.3), ("days_90_from_4_by_recent", 0.4)):
         table[0, names.index(name)] = weight
     return table

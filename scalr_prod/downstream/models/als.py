@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from scalr_prod.downstream.search import HALF_LIFE, Knob
 from scalr_prod.errors import EvaluationError
 
 if TYPE_CHECKING:
@@ -26,6 +27,14 @@ class ImplicitAls:
         iterations: Sweeps.
         threads: Of the solver.
     """
+
+    #: Tried on validation for real events alone, one after the other.
+    knobs: Final = (
+        Knob("alpha", (10.0, 40.0, 2.5), step=4.0),
+        Knob("regularization", (10.0, 1.0, 100.0), step=10.0),
+        HALF_LIFE,
+        Knob("factors", (64, 128), step=2.0, low=16, high=256, whole=True),
+    )
 
     def __init__(
         self,

@@ -13,6 +13,7 @@ import numpy as np
 
 from scalr_prod.downstream.models.rows import Log, in_order
 from scalr_prod.downstream.models.snapshot import FEATURES
+from scalr_prod.downstream.search import HALF_LIFE, Knob
 from scalr_prod.errors import EvaluationError
 
 if TYPE_CHECKING:
@@ -38,6 +39,14 @@ class FeatureRanker:
         smallest: Of a leaf: sum of weight × p (1 - p), at least; so a row counts as its weight does, a synthetic one as λ does.
         threads: Of LightGBM.
     """
+
+    #: Tried on validation for real events alone, one after the other.
+    knobs: Final = (
+        Knob("smallest", (100.0, 300.0), low=1.0),
+        Knob("leaves", (31, 15), step=2.0, low=4, high=255, whole=True),
+        Knob("trees", (200, 100), step=2.0, low=10, high=800, whole=True),
+        HALF_LIFE,
+    )
 
     #: Its probabilities are what it is for.
     chosen_by: Final = "information"

@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional
 
 from scalr_prod.downstream.models.ragged import PersonTable, Ragged
+from scalr_prod.downstream.search import HALF_LIFE, Knob
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,6 +47,9 @@ class SasRec:
         dropout: Of embeddings and layers.
         threads: Of torch.
     """
+
+    #: Tried on validation for real events alone, one after the other.
+    knobs: Final = (Knob("epochs", (8, 16), step=2.0, low=2, high=64, whole=True), HALF_LIFE)
 
     def __init__(
         self,

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from scalr_prod.downstream.models.ragged import PersonTable, Ragged
+from scalr_prod.downstream.search import HALF_LIFE, Knob
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -44,6 +45,9 @@ class TwoTower:
         decay: Of weights (AdamW).
         threads: Of torch.
     """
+
+    #: Tried on validation for real events alone, one after the other.
+    knobs: Final = (Knob("decay", (1.0, 0.3, 3.0)), Knob("epochs", (8, 16), step=2.0, low=2, high=64, whole=True), HALF_LIFE)
 
     def __init__(
         self,

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from scalr_prod.translator.batch import Batch
     from scalr_prod.translator.pairs import Pairs, Parameters
 
-__all__ = ["fit", "score", "share", "user", "vectors"]
+__all__ = ["fit", "score", "share", "user", "vectors", "version"]
+
+version: Final = 1
 
 CONFIDENCE: Final = 40.0
 SOURCE_WEIGHT: Final = 0.1

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from scalr_prod.translator.batch import Batch
     from scalr_prod.translator.pairs import Pairs, Parameters
 
-__all__ = ["fit", "largest", "score", "share"]
+__all__ = ["fit", "largest", "score", "share", "version"]
 
+version: Final = 1
 #: Pseudo-users who follow popularity.
 SMOOTHING: Final = 20.0
 #: Most frequent target items kept for each source item.

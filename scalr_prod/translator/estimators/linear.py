@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from scalr_prod.translator.batch import Batch
     from scalr_prod.translator.pairs import Pairs, Parameters
 
-__all__ = ["fit", "score", "share", "source_basis", "user", "vectors"]
+__all__ = ["fit", "score", "share", "source_basis", "user", "vectors", "version"]
 
+version: Final = 1
 #: Principal components for each of ``[translator] dim``.
 COMPONENTS_PER_DIM: Final = 4
 #: λ in units of a training user's mean squared norm.

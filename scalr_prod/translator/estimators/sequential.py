@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from scalr_prod.translator.batch import Batch
     from scalr_prod.translator.pairs import Pairs, Parameters
 
-__all__ = ["fit", "score", "share", "user", "vectors"]
+__all__ = ["fit", "score", "share", "user", "vectors", "version"]
+
+version: Final = 1
 
 LEARNING_RATE: Final = 2e-3
 WEIGHT_DECAY: Final = 1e-2

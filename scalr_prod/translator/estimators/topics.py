@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from scalr_prod.translator.batch import Batch
     from scalr_prod.translator.pairs import Pairs, Parameters
 
-__all__ = ["fit", "largest", "score", "share", "user", "vectors"]
+__all__ = ["fit", "largest", "score", "share", "user", "vectors", "version"]
 
+version: Final = 1
 #: Topics for each of ``[translator] dim``.
 TOPICS_PER_DIM: Final = 2
 #: Source events of a history that are looked at.

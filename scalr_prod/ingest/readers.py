@@ -1,0 +1,90 @@
+"""Which reader reads a log: the one that the settings name, or the one that fits what is there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from scalr_prod.errors import ScalrError, UnreadableInput
+from scalr_prod.ingest.columns import pick
+from scalr_prod.ingest.files import Files, locate, short
+from scalr_prod.ingest.formats import table_at
+from scalr_prod.ingest.protocol import Batch, LogReader, LogSource
+from scalr_prod.plugins import READERS
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+    from scalr_prod.ingest.columns import Wanted
+    from scalr_prod.settings import Settings
+
+__all__ = ["read_path"]
+
+
+def read_path(
+    settings: Settings,
+    pattern: str,
+    wanted: Wanted,
+    *,
+    format: str | None = None,  # noqa: A002 - named as in the settings
+    version: int | None = None,
+    storage_options: dict[str, str] | None = None,
+) -> Generator[Batch, None, None]:
+    """Stream what a path, glob, folder or URL names.
+
+    Args:
+        settings: Relative paths start from its folder.
+        pattern: A table's folder, an Iceberg metadata file, or the path, glob, folder or URL of files; what a reader of your own reads.
+        wanted: The columns to read.
+        format: Name or place of a log reader; default: ``delta`` or ``iceberg`` where there is such a table, else files, each by its
+            name.
+        version: The Delta version or Iceberg snapshot id; default: the current one.
+        storage_options: Passed to the library that reads: fsspec, deltalake or pyiceberg. Those of S3 may bear fsspec's names
+            (``key``, ``secret``, ``token``, ``endpoint_url``) for all three.
+
+    Raises:
+        UnreadableInput: No such reader, table, version or file, or it cannot be read; or a version is asked of plain files.
+        ColumnNotFound: A required column is missing; lists those that are there.
+    """
+    location = pattern if "://" in pattern else str(settings.resolve(pattern))
+    source = LogSource(location, wanted, version, storage_options or {})
+    name = format or _table_at(source)
+    if name is None:
+        yield from Files().read(source)
+    elif name in READERS.own:
+        yield from _reader(name).read(source)
+    else:
+        yield from _checked(name, source)
+
+
+def _table_at(source: LogSource) -> str | None:
+    """The kind of table that is there."""
+    with locate(source.location, source.storage_options) as (_, filesystem, path):
+        return table_at(filesystem, path)
+
+
+def _reader(name: str) -> LogReader:
+    found: Any = READERS.load(name, LogReader)
+    reader: LogReader = found() if isinstance(found, type) else found
+    return reader
+
+
+def _checked(name: str, source: LogSource) -> Iterator[Batch]:
+    """What a reader of another package gives: the wanted columns alone, and errors that name the reader and the log.
+
+    Raises:
+        UnreadableInput: The reader failed, or gave something else than batches.
+        ColumnNotFound: A required column is missing.
+    """
+    reader = _reader(name)
+    try:
+        for batch in reader.read(source):
+            names = pick(batch.rows.schema.names, source.wanted, batch.origin)
+            yield Batch(batch.origin, batch.row, batch.rows.select(names), batch.untyped)
+    except ScalrError:
+        raise
+    except Exception as error:  # code of another package, which may raise anything
+        raise UnreadableInput(
+            f"the log reader {name} failed: {type(error).__name__}: {short(error)}",
+            where=source.location,
+            next_step="check the log and the reader: see scalr_prod.ingest.LogReader",
+        ) from error

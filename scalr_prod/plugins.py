@@ -1,0 +1,224 @@
+"""The one registry of plug-ins: estimators, gate rules, downstream models and log readers, ours and those of other packages.
+
+The settings name a plug-in by its name, or by its place as ``module:object``. Names come from two tables: `Group.own`, which needs no
+installed metadata (the serving environment may run this package from a plain folder), and the entry points ``scalr_prod.<group>`` of
+the installed distributions. Nothing is imported, and no metadata read, before a plug-in is asked for.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import inspect
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from scalr_prod.errors import EvaluationError, QualityError, ScalrError, TranslatorError, UnreadableInput
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["ESTIMATORS", "MODELS", "READERS", "RULES", "Group", "source_digest", "source_file"]
+
+_NAME: Final = re.compile(r"[A-Za-z_][\w.-]*")
+_PLACE: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Plug-ins of one kind.
+
+    Attributes:
+        name: Its entry points are ``scalr_prod.<name>``.
+        kind: What one of them is called in messages.
+        setting: Where the settings name them.
+        error: What is raised where one cannot be used.
+        own: Ours: name → ``module:object``, or ``module`` where the module is the object.
+    """
+
+    name: str
+    kind: str
+    setting: str
+    error: type[ScalrError]
+    own: Mapping[str, str]
+
+    @property
+    def entry_points(self) -> str:
+        """The group of entry points that is read."""
+        return f"scalr_prod.{self.name}"
+
+    def names(self) -> list[str]:
+        """All names: ours, then those of other packages."""
+        return [*self.own, *sorted(set(self._others()) - set(self.own))]
+
+    def problem(self, name: str) -> str | None:
+        """Why the settings cannot name this, in a sentence; None where they can. Nothing is imported."""
+        if _PLACE.fullmatch(name) or name in self.own or (":" not in name and name in self._others()):
+            return None
+        return f"there is no {self.kind} {name!r}; there are: {', '.join(self.names())}, or name one as module:object"
+
+    def place(self, name: str) -> str:
+        """Where a plug-in is, as ``module:object`` or ``module``.
+
+        Raises:
+            ScalrError: There is none of this name, or there are two.
+        """
+        if ":" in name:
+            return name
+        found = [*([self.own[name]] if name in self.own else []), *self._others().get(name, ())]
+        if not found:
+            raise self.error(
+                f"there is no {self.kind} {name!r}; there are: {', '.join(self.names())}",
+                where=self.setting,
+                next_step="name one of those, or one of your own as package.module:Class",
+            )
+        if len(found) > 1:
+            raise self.error(
+                f"{len(found)} plug-ins have the name {name!r}: {' and '.join(found)}",
+                where=f"entry points {self.entry_points}",
+                next_step="rename or uninstall all but one of them",
+            )
+        return found[0]
+
+    def load(self, name: str, protocol: type) -> Any:
+        """The object of a plug-in: usually a class.
+
+        Args:
+            name: In the settings: a name, or ``module:object``.
+            protocol: Whose methods and attributes it must have.
+
+        Raises:
+            ScalrError: There is no such plug-in, there are two, it cannot be imported, or it lacks a part of the protocol.
+        """
+        module, colon, path = self.place(name).partition(":")
+        try:
+            found = importlib.import_module(module)
+            for part in path.split(".") if colon else ():
+                found = getattr(found, part)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise self.error(
+                f"there is no {self.kind} {name!r} ({error}); those with a name are: {', '.join(self.names())}",
+                where=self.setting,
+                next_step="name one of those, or one of your own as package.module:Class, on the Python path",
+            ) from error
+        except Exception as error:  # code of another package, which may raise anything
+            raise self.error(
+                f"the {self.kind} {name} cannot be imported: {type(error).__name__}: {error}",
+                where=module,
+                next_step="correct the module, or leave it out",
+            ) from error
+        self.require(found, name, protocol)
+        return found
+
+    def require(self, found: Any, name: str, protocol: type) -> None:
+        """Check that a plug-in has all parts of a protocol.
+
+        Raises:
+            ScalrError: It lacks one; names it.
+        """
+        for part, written in _parts(protocol).items():
+            there = getattr(found, part, None)
+            if there is None or (written.endswith(")") and not callable(there)):
+                kind = "method" if written.endswith(")") else "attribute"
+                raise self.error(
+                    f"the {self.kind} {name} has no {kind} {written}",
+                    where=self.setting,
+                    next_step=f"give it all parts of {protocol.__module__}.{protocol.__name__}: see docs/plugins.md",
+                )
+
+    def _others(self) -> Mapping[str, tuple[str, ...]]:
+        return _registered(self.entry_points, tuple(sys.path))
+
+
+@functools.lru_cache(maxsize=16)
+def _registered(group: str, _path: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """Entry points of a group: name → their places. Read once (about 10 ms, and 40 ms for the import) for each Python path."""
+    from importlib.metadata import entry_points
+
+    found: dict[str, tuple[str, ...]] = {}
+    for point in entry_points(group=group):
+        if not _NAME.fullmatch(point.name):  # no setting can name it
+            continue
+        found[point.name] = (*found.get(point.name, ()), point.value.partition("[")[0].strip())
+    return found
+
+
+def source_file(found: Any) -> Path | None:
+    """The file of the module in which a plug-in (a class, an instance of one, or a module) was written; None where it has none."""
+    home = found if inspect.ismodule(found) or isinstance(found, type) else type(found)
+    module = home if inspect.ismodule(home) else sys.modules.get(home.__module__)
+    file = getattr(module, "__file__", None)
+    return Path(file) if file is not None and file.endswith(".py") else None
+
+
+def source_digest(found: Any) -> str:
+    """SHA-256 of that file, in hex; of nothing where there is none."""
+    file = source_file(found)
+    return hashlib.sha256(file.read_bytes() if file is not None and file.is_file() else b"").hexdigest()
+
+
+def _parts(protocol: type) -> dict[str, str]:
+    """Public members of a protocol and how each is written, such as ``score(users)``."""
+    parts: dict[str, str] = {}
+    for base in reversed(protocol.__mro__):
+        parts |= {name: name for name in inspect.get_annotations(base) if not name.startswith("_")}
+        for name, member in vars(base).items():
+            if not name.startswith("_") and inspect.isfunction(member):
+                arguments = [one for one in inspect.signature(member).parameters if one != "self"]
+                parts[name] = f"{name}({', '.join(arguments)})"
+    return parts
+
+
+ESTIMATORS: Final = Group(
+    "estimators",
+    "estimator",
+    "[translator] estimators",
+    TranslatorError,
+    {
+        "frequency": "scalr_prod.translator.estimators.frequency",
+        "topics": "scalr_prod.translator.estimators.topics",
+        "linear": "scalr_prod.translator.estimators.linear",
+        "factorisation": "scalr_prod.translator.estimators.factorisation",
+        "sequential": "scalr_prod.translator.estimators.sequential",
+    },
+)
+RULES: Final = Group(
+    "rules",
+    "gate rule",
+    "[quality] rules",
+    QualityError,
+    {
+        "rows": "scalr_prod.quality.rules:RowRules",
+        "runs": "scalr_prod.quality.rules:RunRules",
+        "information": "scalr_prod.quality.information:InformationRules",
+    },
+)
+MODELS: Final = Group(
+    "models",
+    "model",
+    "[downstream] models",
+    EvaluationError,
+    {
+        "als": "scalr_prod.downstream.models.als:ImplicitAls",
+        "sasrec": "scalr_prod.downstream.models.sasrec:SasRec",
+        "two_tower": "scalr_prod.downstream.models.two_tower:TwoTower",
+        "feature_ranker": "scalr_prod.downstream.models.feature_ranker:FeatureRanker",
+    },
+)
+READERS: Final = Group(
+    "readers",
+    "log reader",
+    "[domains.*] format",
+    UnreadableInput,
+    {
+        "parquet": "scalr_prod.ingest.files:Parquet",
+        "csv": "scalr_prod.ingest.files:Csv",
+        "jsonl": "scalr_prod.ingest.files:JsonLines",
+        "delta": "scalr_prod.ingest.tables:Delta",
+        "iceberg": "scalr_prod.ingest.tables:Iceberg",
+    },
+)

@@ -1,0 +1,87 @@
+"""The rule set that a run is judged by: our gate rules, which always hold, and those that the settings name beside them."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+from scalr_prod.errors import QualityError
+from scalr_prod.plugins import RULES, source_digest
+from scalr_prod.quality.protocol import FigureRule, GateRule, RowRule
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from scalr_prod.quality.protocol import AuditedRun
+    from scalr_prod.sections import QualitySettings
+
+__all__ = ["RuleSet", "unusable"]
+
+_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,62}")
+
+
+class RuleSet:
+    """Gate rules by name, ours first.
+
+    Args:
+        quality: ``[quality]``; its ``rules`` come beside ours.
+
+    Raises:
+        QualityError: One of them cannot be loaded, or is no `GateRule`.
+    """
+
+    def __init__(self, quality: QualitySettings) -> None:
+        self._found: dict[str, Any] = {}
+        for name in (*RULES.own, *quality.rules):
+            found = RULES.load(name, GateRule)
+            self._found[name] = found() if isinstance(found, type) else found
+
+    def versions(self) -> dict[str, str]:
+        """Gate rule → its version; of another package's with a digest of its module, since an edit may come without a new number."""
+        return {
+            name: str(rule.version) if name in RULES.own else f"{rule.version}+{source_digest(rule)[:12]}"
+            for name, rule in self._found.items()
+        }
+
+    def rules(self, run: AuditedRun, taken: Collection[str]) -> tuple[list[RowRule], list[FigureRule]]:
+        """All rules for a run: of its rows, and of the whole.
+
+        Args:
+            run: The run.
+            taken: Names that no rule may have: the columns of the judged rows.
+
+        Raises:
+            QualityError: A gate rule of another package failed, or gave a rule under a name that is taken or can be no column.
+        """
+        found: dict[str, RowRule | FigureRule] = {}
+        for name in self._found:
+            for rule in self._of(name, run):
+                problem = None
+                if not isinstance(rule, RowRule | FigureRule):
+                    problem = f"it gave a {type(rule).__name__} instead of a RowRule or a FigureRule"
+                elif rule.name in found or rule.name in taken:
+                    problem = f"it gave a rule under the name {rule.name!r}, which is taken"
+                elif not _NAME.fullmatch(rule.name):
+                    problem = (
+                        f"it gave a rule under the name {rule.name!r}: only lower-case letters, digits and _ can be a column"
+                    )
+                if problem is not None:
+                    raise unusable(name, problem)
+                found[rule.name] = rule
+        rows = [rule for rule in found.values() if isinstance(rule, RowRule)]
+        return rows, [rule for rule in found.values() if isinstance(rule, FigureRule)]
+
+    def _of(self, name: str, run: AuditedRun) -> list[Any]:
+        try:
+            return list(self._found[name].rules(run))
+        except Exception as error:  # code of another package, which may raise anything
+            if name in RULES.own:
+                raise
+            raise unusable(name, f"it failed: {type(error).__name__}: {error}") from error
+
+
+def unusable(name: str, problem: str) -> QualityError:
+    """The error for a rule that cannot be computed."""
+    return QualityError(
+        f"the gate rule {name}: {problem}", where=RULES.setting, next_step="correct the rule: see scalr_prod.quality.GateRule"
+    )
