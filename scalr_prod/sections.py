@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from scalr_prod.domains import Section as _Section
+from scalr_prod.naming import PROJECT_NAME
 
 __all__ = [
     "ComputeSettings",
@@ -39,8 +40,18 @@ Estimator = Literal["popularity", "frequency", "topics", "linear", "factorisatio
 
 
 class ProjectSettings(_Section):
-    """Where everything that this project makes is kept."""
+    """The project's name, and where everything that it makes is kept."""
 
+    name: str | None = Field(
+        default=None,
+        pattern=PROJECT_NAME,
+        description="1 to 63 small letters, digits and '_'; what stores that several projects share know it by; "
+        "default: <source>_to_<target>, from the domains' names",
+    )
+    formerly: str | None = Field(default=None, description="the name that those stores know the project by: renames it")
+    moved_from: str | None = Field(
+        default=None, description="the lake or home that those stores know the project by: it was moved, not copied"
+    )
     home: str = ".scalr"
     lake: str | None = Field(default=None, description="folder or object-store URL of the Delta tables; default: <home>/lake")
     storage_options: dict[str, str] = Field(default_factory=dict, repr=False)
