@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from scalr_prod.errors import ProjectsMixed
-from scalr_prod.naming import mark_home, read_mark, rename_home
+from scalr_prod.naming import mark_folder, read_mark, rename_mark
 
 if TYPE_CHECKING:
     from scalr_prod.settings import Settings
@@ -75,25 +75,30 @@ class Identity:
         return home is not None and home_id is not None and home_id == self.home_id and not Path(home).exists()
 
 
-def claim_for_project(settings: Settings) -> None:
-    """Make sure that a home is this project's. One that bears no name yet gets it; a renamed project's home gets the new one.
+def claim_for_project(settings: Settings, folder: Path, setting: str) -> None:
+    """Make sure that a folder is this project's. One that bears no name yet gets it; a renamed project's folder gets the new one.
+
+    Args:
+        settings: The project's settings.
+        folder: A folder that is there.
+        setting: The key of the settings that names it, for the error.
 
     Raises:
         ProjectsMixed: It is another project's. Nothing was written.
         OSError: It cannot be written to.
     """
     name = settings.project_name
-    mark = mark_home(settings.home, name)
+    mark = mark_folder(folder, name)
     if mark.project == name:
         return
     if mark.project != settings.project.formerly:
         raise ProjectsMixed(
-            f"this home is that of project '{mark.project}'; the settings name project '{name}'",
-            where=str(settings.home),
-            next_step=f"name another [project] home for '{name}'; if it is the same project under a new name, set "
+            f"this folder is that of project '{mark.project}'; the settings name project '{name}'",
+            where=str(folder),
+            next_step=f"name another {setting} for '{name}'; if it is the same project under a new name, set "
             f'[project] formerly = "{mark.project}"',
         )
-    rename_home(settings.home, mark, name)
+    rename_mark(folder, mark, name)
 
 
 def _place(settings: Settings, text: str) -> str:

@@ -1,4 +1,4 @@
-"""The mark that a home bears: the name of its project, and an id of its own that stays the same wherever the folder is mounted."""
+"""The mark that a project's folder bears: the project's name, and an id of its own that stays the same wherever it is mounted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
-__all__ = ["PROJECT_NAME", "HomeMark", "mark_home", "read_mark", "rename_home"]
+__all__ = ["PROJECT_NAME", "Mark", "mark_folder", "read_mark", "rename_mark"]
 
 #: What a project's name may be: it is a part of SQL rows, Feast projects, Redis keys and folders.
 PROJECT_NAME: Final = r"^[a-z0-9][a-z0-9_]{0,62}$"
@@ -19,8 +19,8 @@ _FILE: Final = ".scalr-project"
 
 
 @dataclass(frozen=True)
-class HomeMark:
-    """What a home's mark says.
+class Mark:
+    """What a folder's mark says.
 
     Attributes:
         id: 32 hex digits.
@@ -31,39 +31,39 @@ class HomeMark:
     project: str
 
 
-def read_mark(home: Path) -> HomeMark | None:
-    """A home's mark; None where it bears none that can be read."""
+def read_mark(folder: Path) -> Mark | None:
+    """A folder's mark; None where it bears none that can be read."""
     try:
-        found = json.loads((home / _FILE).read_text(encoding="utf-8"))
-        mark = HomeMark(id=str(found["id"]), project=str(found["project"]))
+        found = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+        mark = Mark(id=str(found["id"]), project=str(found["project"]))
         return mark if re.fullmatch(PROJECT_NAME, mark.project) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def mark_home(home: Path, project: str) -> HomeMark:
-    """The mark of a home, which gets one where it bears none; of several processes that write one, the first wins.
+def mark_folder(folder: Path, project: str) -> Mark:
+    """The mark of a folder, which gets one where it bears none; of several processes that write one, the first wins.
 
     Raises:
         OSError: It cannot be written.
     """
-    if (found := read_mark(home)) is not None:
+    if (found := read_mark(folder)) is not None:
         return found
-    mark = HomeMark(uuid.uuid4().hex, project)
-    _write(home / _FILE, mark)
-    return read_mark(home) or mark
+    mark = Mark(uuid.uuid4().hex, project)
+    _write(folder / _FILE, mark)
+    return read_mark(folder) or mark
 
 
-def rename_home(home: Path, mark: HomeMark, project: str) -> None:
-    """Give a home's project another name.
+def rename_mark(folder: Path, mark: Mark, project: str) -> None:
+    """Give a folder's project another name.
 
     Raises:
         OSError: It cannot be written.
     """
-    _write(home / _FILE, replace(mark, project=project), over=True)
+    _write(folder / _FILE, replace(mark, project=project), over=True)
 
 
-def _write(path: Path, mark: HomeMark, *, over: bool = False) -> None:
+def _write(path: Path, mark: Mark, *, over: bool = False) -> None:
     """Whole or not at all."""
     handle, name = tempfile.mkstemp(prefix=f"{_FILE}-", dir=path.parent)
     scratch = Path(name)

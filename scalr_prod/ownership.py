@@ -78,7 +78,7 @@ def claim_home(settings: Settings) -> None:
         OSError: It cannot be made or written to.
     """
     claim(settings.home, "home", setting="[project] home", names=_HOME, former=_former_home)
-    claim_for_project(settings)
+    claim_for_project(settings, settings.home, "[project] home")
 
 
 def is_empty(path: Path) -> bool:

@@ -203,7 +203,11 @@ class ServingSettings(_Section):
     url: str | None = Field(
         default=None, description="host:port or unix:path of a Triton gRPC endpoint; none: a local one is started"
     )
-    model_name: str = Field(default="translator", pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$")
+    model_name: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$",
+        description="default: translator on a local server, translator_<project> on one at url, which projects may share",
+    )
     repository: str | None = Field(default=None, description="model repository; default: <home>/triton")
     environment: str | None = Field(default=None, description="serving environment; default: .venv-triton")
     deadline_s: float = Field(default=60.0, gt=0, description="over all attempts of one request")

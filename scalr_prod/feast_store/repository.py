@@ -65,6 +65,7 @@ def apply_feature_repo(settings: Settings) -> RepositoryReport:
 
     Raises:
         TableNotFound: The logs have not been ingested yet.
+        ProjectsMixed: The lake or the registry is another project's.
         DomainsMixed: The lake's tables were made for other domains.
         ForeignFiles: Another feature repository lies in the folder.
         FeatureStoreError: Feast refused the definitions, or the registry cannot be reached.

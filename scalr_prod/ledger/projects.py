@@ -91,11 +91,13 @@ class Projects(Database):
         project = self.project
         rows = list(session.scalars(sa.select(ProjectRow).order_by(ProjectRow.id)))
         named = {row.name: row for row in rows if row.name is not None}
-        known = named.get(project.name) or named.get(project.formerly or "")
-        if known is not None:
-            if not project.is_at(known.lake, known.home, known.home_id):
-                raise self._elsewhere(known)
-        else:
+        known = named.get(project.name)
+        if known is not None and not project.is_at(known.lake, known.home, known.home_id):
+            raise self._elsewhere(known)
+        former = named.get(project.formerly or "")
+        if known is None and former is not None and project.is_at(former.lake, former.home, former.home_id):
+            known = former
+        if known is None:
             known = next((row for row in rows if row.name is None and self._claimable(row)), None)
         for row in named.values():
             if row is not known and (row.lake == project.lake or project.is_home(row.home, row.home_id)):
@@ -154,8 +156,8 @@ class Projects(Database):
         return ProjectsMixed(
             found,
             where=self.address,
-            next_step="give one of the two another name with [project] name; if it is the same project, and was moved, set "
-            f'[project] moved_from = "{known}"',
+            next_step=f'give one of the two another name, with [project] name and formerly = "{row.name}"; if it is the same project, '
+            f'and was moved, set [project] moved_from = "{known}"',
         )
 
     def _taken(self, row: ProjectRow) -> ProjectsMixed:

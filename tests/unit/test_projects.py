@@ -169,6 +169,16 @@ def test_a_project_is_renamed_or_moved_when_the_settings_say_so(url):
         ledger.run("run_0123456789abcdef")
 
 
+def test_a_project_that_gives_up_a_name_which_another_has_is_a_new_one(url):
+    with Ledger(url, one()) as ledger:
+        run_id = ledger.begin_run(make_spec()).run_id
+    with Ledger(url, one("two", formerly="one")) as ledger:
+        assert ledger.runs() == []
+        ledger.begin_run(make_spec(seed=1))
+    with Ledger(url, one()) as ledger:
+        assert [found.run_id for found in ledger.runs()] == [run_id]
+
+
 def test_a_home_that_is_mounted_elsewhere_is_the_same_and_its_copy_is_not(url, tmp_path):
     there, mounted = tmp_path / "there", tmp_path / "mounted"
     with Ledger(url, one(home=str(there), home_id="1f")) as ledger:
