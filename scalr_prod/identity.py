@@ -64,9 +64,12 @@ class Identity:
 
     def is_at(self, lake: str | None, home: str | None, home_id: str | None) -> bool:
         """Whether a place that a store recorded is this project's: the same lake, and the same home or one that it was moved from."""
-        if self.moved_from is not None and self.moved_from in {lake, home}:
-            return True
-        return lake == self.lake and self.is_home(home, home_id)
+        return self.came_from(lake, home) or (lake == self.lake and self.is_home(home, home_id))
+
+    def came_from(self, *places: str | None) -> bool:
+        """Whether the settings say that the project was moved from one of these lakes and homes, or from a home that such a lake is in."""
+        former = self.moved_from
+        return former is not None and any(place == former or (place or "").startswith(f"{former}/") for place in places)
 
     def is_home(self, home: str | None, home_id: str | None) -> bool:
         """Whether a home that a store recorded is this one: the same path, or the same folder mounted elsewhere, which is no copy."""
