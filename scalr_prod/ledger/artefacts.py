@@ -158,8 +158,12 @@ class Artefacts(History):
         query = sa.select(PromotionRow).where(PromotionRow.project_id == self._mine(session), PromotionRow.name == name)
         return session.scalars(query.order_by(PromotionRow.id.desc()).limit(1)).one_or_none()
 
+    def elsewhere(self, version: int, name: str = _TRANSLATOR) -> str:
+        """Which other projects have a version of this number, as the end of a sentence; empty where none has."""
+        with self._reading() as session:
+            return self._elsewhere_too(session, version, name)
+
     def _elsewhere_too(self, session: Session, version: int, name: str) -> str:
-        """Whose such a version is, where this project has none."""
         with_it = sa.select(ModelVersionRow.project_id).where(ModelVersionRow.name == name, ModelVersionRow.version == version)
         others = self._others_with(session, with_it)
         return f"; there is one of {' and of '.join(self._called(row) for row in others)}" if others else ""
