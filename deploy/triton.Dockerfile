@@ -21,9 +21,9 @@ RUN pip install --no-cache-dir --no-deps /build/package \
 
 USER triton-server
 EXPOSE 8001 8002
-# Explicit control: `scalr translator promote` says which versions are loaded. The one named in config.pbtxt is loaded at the start.
+# Explicit control: `scalr translator promote` says which versions are loaded. Those named in each project's config.pbtxt are loaded at the start.
 # Whoever may load a model may run code here: control asks for the secret. HTTP answers health checks from inside of the container alone.
-CMD ["sh", "-c", "exec tritonserver --model-repository=/models --model-control-mode=explicit --load-model=translator \
+CMD ["sh", "-c", "exec tritonserver --model-repository=/models --model-control-mode=explicit '--load-model=*' \
      --exit-on-error=false --disable-auto-complete-config --http-address=127.0.0.1 --metrics-address=0.0.0.0 \
      --http-restricted-api=metadata,inference,model-config,model-repository,shared-memory,statistics,trace,logging:scalr=${SCALR_TRITON_SECRET:?} \
      --grpc-restricted-protocol=model-repository,shared-memory,statistics,trace,logging:scalr=${SCALR_TRITON_SECRET:?}"]

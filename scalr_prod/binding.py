@@ -1,7 +1,8 @@
-"""A lake's tables belong to the pair of domains that they were made for, whatever settings point at them later.
+"""A lake's tables belong to a project, and to the pair of domains that they were made for, whatever settings point at them later.
 
-The events table of each side bears the names of its domains, as the table's description in its own log, where every reader of the lake
-sees it. Items of one source domain bear their own ids there, those of several the domain's name too: the one cannot become the other.
+The table of quarantined events, which nothing is computed from, bears the project's name. The events table of each side bears the names of
+its domains. Both stand in the table's description in its own log, where every reader of the lake sees them. Items of one source domain bear
+their own ids there, those of several the domain's name too: the one cannot become the other.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from scalr_prod.contracts import Table
-from scalr_prod.errors import DomainsMixed
+from scalr_prod.errors import DomainsMixed, ProjectsMixed
 
 if TYPE_CHECKING:
     from scalr_prod.contracts import Domain
@@ -17,12 +18,21 @@ if TYPE_CHECKING:
     from scalr_prod.lake import Lake
     from scalr_prod.settings import Settings
 
-__all__ = ["check_domains", "description_of"]
+__all__ = ["MARKED", "check_domains", "description_of", "project_of"]
+
+#: The table that bears the project's name: its versions are part of no run and of no training set.
+MARKED: Final = Table.SYNTHETIC_QUARANTINE
+_PROJECT: Final = "Project: "
 
 _PREFIX: Final = "Domain: "
 #: Of several source domains.
 _SEVERAL: Final = "Domains: "
 _OTHER: Final[dict[Domain, Domain]] = {"source": "target", "target": "source"}
+
+
+def project_of(settings: Settings) -> str:
+    """The description that binds a lake to the project of the settings."""
+    return f"{_PROJECT}{settings.project_name}"
 
 
 def description_of(settings: Settings, domain: Domain) -> str:
@@ -33,19 +43,33 @@ def description_of(settings: Settings, domain: Domain) -> str:
 
 
 def check_domains(settings: Settings, lake: Lake) -> None:
-    """Make sure that the settings name the domains that the lake's tables are bound to.
+    """Make sure that the settings name the project and the domains that the lake's tables are bound to.
 
     A domain may bear a new name where its former one is given as ``formerly``, and several source domains may get more company; the next
     ingest binds the table anew.
 
     Raises:
+        ProjectsMixed: They name another project. Nothing was written.
         DomainsMixed: They name other domains, or the same two swapped, or several sources where there was one. Nothing was written.
     """
+    _check_project(settings, lake)
     described = {domain: lake.description(Table.events(domain)) if _there(lake, domain) else None for domain in _OTHER}
     if settings.domains.several or (described["source"] or "").startswith(_SEVERAL):
         _check_several(settings, lake, described)
     else:
         _check_pair(settings, lake, {domain: _bound(text) for domain, text in described.items()})
+
+
+def _check_project(settings: Settings, lake: Lake) -> None:
+    described = lake.description(MARKED) if lake.exists(MARKED) else ""
+    bound = described.removeprefix(_PROJECT) if described.startswith(_PROJECT) else None
+    if bound not in {None, settings.project_name, settings.project.formerly}:
+        raise ProjectsMixed(
+            f"the lake is that of project '{bound}'; the settings name project '{settings.project_name}'",
+            where=lake.root,
+            next_step=f"name another [project] home (and lake) for '{settings.project_name}'; if it is the same project under a "
+            f'new name, set [project] formerly = "{bound}"',
+        )
 
 
 def _check_several(settings: Settings, lake: Lake, described: dict[Domain, str | None]) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from scalr_prod.contracts import Domain
 
 __all__ = ["Columns", "DomainSettings", "Domains", "ItemColumns", "Section"]
+
+_NAME_LENGTH: Final = 63
 
 
 class Section(BaseModel):
@@ -145,6 +148,16 @@ class Domains(Section):
     def source_names(self) -> tuple[str, ...]:
         """Names of the source domains, in the order of the settings."""
         return tuple(self.sources) or ((self.source.name,) if self.source else ())
+
+    @property
+    def project_name(self) -> str:
+        """The default name of a project on these domains: the same on every machine, 1 to 63 of a-z, 0-9 and _."""
+        names = ("_and_".join(self.source_names), self.target.name)
+        whole = "_to_".join(re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "domain" for name in names)
+        if len(whole) <= _NAME_LENGTH:
+            return whole
+        digest = hashlib.sha256(whole.encode()).hexdigest()[:8]
+        return f"{whole[: _NAME_LENGTH - len(digest) - 1].rstrip('_')}_{digest}"
 
     def places(self, domain: Domain) -> tuple[str, ...]:
         """Places of a domain's logs."""

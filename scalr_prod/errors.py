@@ -2,6 +2,7 @@
 
 ScalrError                      exit code 1; names where, what was found, what to do next
 ├── SettingsError               scalr.toml or SCALR_*: unknown key, impossible value
+├── ProjectsMixed               a home, lake, ledger, registry or model is another project's, or knows this one by another lake
 ├── ForeignFiles                a folder or table of the settings holds what this package did not make; it stays as it is
 ├── InputError                  foreign data refused at the edge; nothing was written
 │   ├── UnreadableInput         no such file, truncated, not the format it claims to be, a query that fails
@@ -15,6 +16,7 @@ ScalrError                      exit code 1; names where, what was found, what t
 │   └── CommitOutcomeUnknown    the commit may have landed; read the log before repeating
 ├── LedgerError
 │   ├── RunNotFound
+│   │   └── RunOfOtherProject   the ledger holds it, for another project
 │   ├── LeaseHeld               another driver works on the run
 │   └── LeaseLost               another driver has taken the run over
 ├── FeatureStoreError           Feast could not be opened, applied or read
@@ -67,11 +69,13 @@ __all__ = [
     "ModelNotReady",
     "ModelVersionMismatch",
     "NoCommonUsers",
+    "ProjectsMixed",
     "PublicationError",
     "QualityError",
     "QualityGateFailed",
     "RequestTooLarge",
     "RunNotFound",
+    "RunOfOtherProject",
     "ScalrError",
     "SchedulerUnreachable",
     "ScoringError",
@@ -156,6 +160,10 @@ class ForeignFiles(ScalrError):
     """A folder or table that the settings name holds what this package did not make; nothing was written."""
 
 
+class ProjectsMixed(ScalrError):
+    """Two projects meet in one store under one name, or on one lake or home; nothing was written."""
+
+
 class InputError(ScalrError):
     """Foreign data was refused at the edge; nothing was written."""
 
@@ -202,6 +210,10 @@ class LedgerError(ScalrError):
 
 class RunNotFound(LedgerError):
     """No run with this id."""
+
+
+class RunOfOtherProject(RunNotFound):
+    """The ledger holds a run with this id, of another project; the message names it."""
 
 
 class LeaseHeld(LedgerError):

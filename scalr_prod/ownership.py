@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from scalr_prod.contracts import Table
 from scalr_prod.errors import ForeignFiles
+from scalr_prod.identity import claim_for_project
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -69,13 +70,15 @@ def claim(folder: Path, kind: str, *, setting: str, names: Iterable[str] | None,
 
 
 def claim_home(settings: Settings) -> None:
-    """Make sure that the project's home may be written into, and mark it.
+    """Make sure that the home may be written into and is this project's, and mark it.
 
     Raises:
+        ProjectsMixed: It is another project's. Nothing was written.
         ForeignFiles: It holds something else under the names that the package uses. Nothing was written.
         OSError: It cannot be made or written to.
     """
     claim(settings.home, "home", setting="[project] home", names=_HOME, former=_former_home)
+    claim_for_project(settings, settings.home, "[project] home")
 
 
 def is_empty(path: Path) -> bool:

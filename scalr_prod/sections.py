@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from scalr_prod.domains import Section as _Section
+from scalr_prod.naming import PROJECT_NAME
 from scalr_prod.plugins import ESTIMATORS, MODELS, RULES, Group
 
 __all__ = [
@@ -50,8 +51,18 @@ Weight = Annotated[float, Field(ge=0)]
 
 
 class ProjectSettings(_Section):
-    """Where everything that this project makes is kept."""
+    """The project's name, and where everything that it makes is kept."""
 
+    name: str | None = Field(
+        default=None,
+        pattern=PROJECT_NAME,
+        description="1 to 63 small letters, digits and '_'; what stores that several projects share know it by; "
+        "default: <source>_to_<target>, from the domains' names",
+    )
+    formerly: str | None = Field(default=None, description="the name that those stores know the project by: renames it")
+    moved_from: str | None = Field(
+        default=None, description="the lake or home that those stores know the project by: it was moved, not copied"
+    )
     home: str = ".scalr"
     lake: str | None = Field(default=None, description="folder or object-store URL of the Delta tables; default: <home>/lake")
     storage_options: dict[str, str] = Field(default_factory=dict, repr=False)
@@ -241,7 +252,11 @@ class ServingSettings(_Section):
     url: str | None = Field(
         default=None, description="host:port or unix:path of a Triton gRPC endpoint; none: a local one is started"
     )
-    model_name: str = Field(default="translator", pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$")
+    model_name: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$",
+        description="default: translator on a local server, translator_<project> on one at url, which projects may share",
+    )
     repository: str | None = Field(default=None, description="model repository; default: <home>/triton")
     environment: str | None = Field(default=None, description="serving environment; default: .venv-triton")
     deadline_s: float = Field(default=60.0, gt=0, description="over all attempts of one request")

@@ -20,6 +20,7 @@ from pydantic_settings import SettingsError as SourceError
 
 from scalr_prod.domains import Domains
 from scalr_prod.errors import SettingsError
+from scalr_prod.naming import read_mark
 from scalr_prod.sections import (
     ComputeSettings,
     DownstreamSettings,
@@ -70,10 +71,14 @@ class Settings(BaseSettings):
     base: Path = Field(default_factory=Path.cwd, exclude=True)
 
     _named: frozenset[str] = PrivateAttr(default=frozenset())
+    #: The project's name in the home's mark: a domain may be renamed, or a source added, and the project keeps its name.
+    _remembered: str | None = PrivateAttr(default=None)
 
     def __init__(self, **sections: Any) -> None:
         super().__init__(**sections)
         self._named = frozenset(_keys(sections) | _named_by_environment())
+        mark = read_mark(self.home)
+        self._remembered = mark.project if mark else None
 
     @property
     def named(self) -> frozenset[str]:
@@ -103,6 +108,17 @@ class Settings(BaseSettings):
             section, _, key = name.partition(".")
             named.setdefault(section, {})[key] = self.model_dump(include={section: {key}})[section][key]
         return _checked(_merge(named, sections), "the settings", base=self.base)
+
+    @property
+    def project_name(self) -> str:
+        """By which shared stores know the project: ``[project] name``; else the name that its home bears; else the domains' names."""
+        return self.project.name or self._remembered or self.domains.project_name
+
+    @property
+    def served_model(self) -> str:
+        """The translator's name on its server: ``[serving] model_name``; else, on a server that projects may share, the project's."""
+        default = "translator" if self.serving.url is None else f"translator_{self.project_name}"
+        return self.serving.model_name or default
 
     @property
     def home(self) -> Path:

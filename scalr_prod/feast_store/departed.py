@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from feast import FeatureStore, FeatureView
 
-__all__ = ["empty_view", "forget_departed"]
+__all__ = ["empty_view", "forget_departed", "redis_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -84,12 +84,18 @@ def forget_departed(
     return True
 
 
-def empty_view(store: FeatureStore, view: FeatureView) -> int | None:
-    """Delete all rows of a view from the online store. Gives how many there were; None where the store does not say."""
+def empty_view(store: FeatureStore, view: FeatureView, *, drop: bool = False) -> int | None:
+    """Delete all rows of a view from the online store. Gives how many there were; None where the store does not say.
+
+    Args:
+        store: Feast's store.
+        view: The view.
+        drop: It has no place there any more.
+    """
     if store.config.online_store.type == "redis":
         return _delete_from_redis(store, view, _all_redis_keys(store, view))
     provider = store._get_provider()  # noqa: SLF001 - Feast has no public way to empty one view
-    for delete, keep in (([view], []), ([], [view])):
+    for delete, keep in (([view], []), ([], [] if drop else [view])):
         provider.update_infra(
             project=store.project,
             tables_to_delete=delete,
@@ -129,7 +135,7 @@ def _all_redis_keys(store: FeatureStore, view: FeatureView) -> Iterator[bytes]:
     names = [column.name for column in view.entity_columns]
     prefix, project = serialize_entity_key_prefix(names), store.project.encode()
     pattern = b"".join(b"\\" + bytes([byte]) if byte in b"*?[]\\^-" else bytes([byte]) for byte in prefix) + b"*"
-    for key in _redis(store).scan_iter(match=pattern, count=_BATCH):
+    for key in redis_of(store).scan_iter(match=pattern, count=_BATCH):
         if key.startswith(prefix) and key.endswith(project) and _is_entity(key[: len(key) - len(project)], len(names)):
             yield key
 
@@ -151,7 +157,7 @@ def _delete_from_redis(store: FeatureStore, view: FeatureView, keys: Iterable[by
     found = 0
     remaining = iter(keys)
     while some := list(islice(remaining, _BATCH)):
-        with _redis(store).pipeline(transaction=False) as pipe:
+        with redis_of(store).pipeline(transaction=False) as pipe:
             for key in some:
                 pipe.hdel(key, f"_ts:{view.name}")
                 pipe.hdel(key, *fields)
@@ -159,6 +165,7 @@ def _delete_from_redis(store: FeatureStore, view: FeatureView, keys: Iterable[by
     return found
 
 
-def _redis(store: FeatureStore) -> Any:
+def redis_of(store: FeatureStore) -> Any:
+    """The connection of a Redis online store."""
     online = store._get_provider().online_store  # noqa: SLF001 - Feast has no public way to its connection
     return online._get_client(store.config.online_store)  # noqa: SLF001

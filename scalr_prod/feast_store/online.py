@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from scalr_prod.errors import FeatureStoreError
 from scalr_prod.feast_store.access import explained, open_feature_store, quiet
+from scalr_prod.feast_store.projects import claim_redis
 from scalr_prod.feast_store.repository import repository_lock
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def materialize(
         views: Only these views.
 
     Raises:
+        ProjectsMixed: Another project of this name, on another lake, fills the same Redis. Nothing was written.
         FeatureStoreError: No such view, or the online store cannot be reached.
     """
     end = end or datetime.now(UTC)
@@ -87,6 +89,8 @@ def materialize(
         unknown = sorted(set(views or ()) - {view.name for view in chosen})
         if unknown:
             raise FeatureStoreError(f"no feature view {', '.join(unknown)}", next_step="name views of the repository")
+        if settings.feast.online_store == "redis":
+            claim_redis(settings, store)
         record = _Record(settings, store)
         states = {view.name: _State(_version(store, view), end) for view in chosen}
         # The fill reads these versions, whatever is committed meanwhile: the record tells exactly what is there.

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from scalr_prod import assets
 from scalr_prod.binding import check_domains
 from scalr_prod.contracts import ITEM_ID, USER_ID, Table, id_type_of
-from scalr_prod.errors import FeatureStoreError
+from scalr_prod.errors import FeatureStoreError, ProjectsMixed, ScalrError
+from scalr_prod.feast_store.projects import APPLIED, check_registry, former_project, leave_registry
 from scalr_prod.lake import Lake
 from scalr_prod.ownership import claim
 from scalr_prod.version import __version__
@@ -66,6 +67,7 @@ def apply_feature_repo(settings: Settings) -> RepositoryReport:
 
     Raises:
         TableNotFound: The logs have not been ingested yet.
+        ProjectsMixed: The lake or the registry is another project's.
         DomainsMixed: The lake's tables were made for other domains.
         ForeignFiles: Another feature repository lies in the folder.
         FeatureStoreError: Feast refused the definitions, or the registry cannot be reached.
@@ -77,16 +79,16 @@ def apply_feature_repo(settings: Settings) -> RepositoryReport:
     # Looked at without the lock first: whoever fills the online store holds it for long.
     if report := _up_to_date(settings, files, fingerprint):
         return report
-    names = (*files, ".applied.json")
+    names = (*files, APPLIED)
     claim(repo, "feature-repository", setting="[feast] repo", names=names, former=_former_repository)
     with repository_lock(settings):
         if report := _up_to_date(settings, files, fingerprint):
             return report
-        for name, text in files.items():
-            (repo / name).write_text(text, encoding="utf-8")
-        views, services = _apply(settings)
-        state = {"fingerprint": fingerprint, "views": views, "services": services}
-        (repo / ".applied.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
+        former = former_project(settings)
+        with _laid(repo, files):
+            views, services = _apply(settings, former)
+        state = {"project": settings.project_name, "fingerprint": fingerprint, "views": views, "services": services}
+        (repo / APPLIED).write_text(json.dumps(state, indent=2), encoding="utf-8")
     logger.info("applied %d feature views and %d services in %s", len(views), len(services), repo)
     return RepositoryReport(str(repo), applied=True, views=tuple(views), services=tuple(services))
 
@@ -120,6 +122,31 @@ def repository_lock(settings: Settings) -> Iterator[None]:
 def registry_url(settings: Settings) -> str:
     """SQLAlchemy URL of Feast's registry."""
     return settings.feast.registry or f"sqlite:///{settings.home / 'feast_registry.db'}"
+
+
+@contextmanager
+def _laid(repo: Path, files: dict[str, str]) -> Iterator[None]:
+    """The files in their place; a repository that would read another project's objects is not left there."""
+    before = {name: (repo / name).read_bytes() if (repo / name).is_file() else None for name in files}
+    for name, text in files.items():
+        (repo / name).write_text(text, encoding="utf-8")
+    try:
+        yield
+    except ProjectsMixed:
+        for name, content in before.items():
+            if content is None:
+                (repo / name).unlink()
+            else:
+                (repo / name).write_bytes(content)
+        raise
+
+
+def _registry_file(settings: Settings) -> Path | None:
+    """Where the registry is a file: its path."""
+    from sqlalchemy.engine import make_url
+
+    registry = make_url(registry_url(settings))
+    return Path(registry.database or "") if registry.drivername.startswith("sqlite") else None
 
 
 def _lake_facts(settings: Settings) -> dict[str, str]:
@@ -156,7 +183,7 @@ def _files(settings: Settings, lake: dict[str, str]) -> dict[str, str]:
     )
     return {
         "feature_store.yaml": yaml.substitute(
-            project=_project_name(settings),
+            project=settings.project_name,
             sqlalchemy=json.dumps({"echo": False} | ({"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {})),
             registry=json.dumps("${SCALR_FEAST__REGISTRY}" if _has_password(url) else url),
             storage_options=json.dumps(options),
@@ -169,12 +196,6 @@ def _files(settings: Settings, lake: dict[str, str]) -> dict[str, str]:
         "definitions.py": (template / "definitions.py").read_text(encoding="utf-8"),
         "lake.json": json.dumps(lake, indent=2) + "\n",
     }
-
-
-def _project_name(settings: Settings) -> str:
-    """The same on every machine, and another one for another pair of domains: they may share a registry."""
-    names = ("_and_".join(settings.domains.source_names), settings.domains.target.name)
-    return "_to_".join(re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "domain" for name in names)
 
 
 def _has_password(url: str) -> bool:
@@ -199,16 +220,15 @@ def _fingerprint(settings: Settings, files: dict[str, str]) -> str:
 
 def _up_to_date(settings: Settings, files: dict[str, str], fingerprint: str) -> RepositoryReport | None:
     """What was applied last, if nothing has changed since and the registry is still there."""
-    from sqlalchemy.engine import make_url
-
     repo = settings.feast_repo
     try:
-        state = json.loads((repo / ".applied.json").read_text(encoding="utf-8"))
+        state = json.loads((repo / APPLIED).read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-    registry = make_url(registry_url(settings))
-    gone = registry.drivername.startswith("sqlite") and not Path(registry.database or "").is_file()
-    if gone or state["fingerprint"] != fingerprint or not all(_same(repo / name, text) for name, text in files.items()):
+    file = _registry_file(settings)
+    gone = file is not None and not file.is_file()
+    as_now = state.get("project") == settings.project_name and state.get("fingerprint") == fingerprint
+    if gone or not as_now or not all(_same(repo / name, text) for name, text in files.items()):
         return None
     return RepositoryReport(str(repo), applied=False, views=tuple(state["views"]), services=tuple(state["services"]))
 
@@ -226,8 +246,8 @@ def _same(path: Path, text: str) -> bool:
     return path.is_file() and path.read_text(encoding="utf-8") == text
 
 
-def _apply(settings: Settings) -> tuple[list[str], list[str]]:
-    """Hand the definitions to Feast; what is in the registry beside them is left alone."""
+def _apply(settings: Settings, former: str | None) -> tuple[list[str], list[str]]:
+    """Hand the definitions to Feast; what is in the registry beside them is left alone, but for ours under a former name."""
     from scalr_prod.feast_store.access import open_feature_store
 
     store = open_feature_store(settings)
@@ -238,8 +258,14 @@ def _apply(settings: Settings) -> tuple[list[str], list[str]]:
     sources = [
         view.batch_source for view in objects if isinstance(view, FeatureView) and isinstance(view.batch_source, FileSource)
     ]
+    file = _registry_file(settings)
     try:
+        check_registry(settings, store, shared=file is None or not file.resolve().is_relative_to(settings.home))
         store.apply([*sources, *objects])
+        if former is not None:
+            leave_registry(settings, store, former)
+    except ScalrError:
+        raise
     except Exception as error:
         # Feast and its registry's driver raise exceptions of many kinds.
         raise FeatureStoreError(

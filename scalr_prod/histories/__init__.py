@@ -67,6 +67,7 @@ def build_histories(settings: Settings, *, progress: bool = False) -> HistoriesR
 
     Raises:
         TableNotFound: Nothing has been ingested yet.
+        ProjectsMixed: Home or lake are another project's. Nothing was written.
         DomainsMixed: The lake's tables were made for other domains.
         CommitFailed: The lake refused a commit; the tables are as they were.
     """

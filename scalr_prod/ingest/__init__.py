@@ -27,6 +27,7 @@ def ingest(settings: Settings, *, domain: str | None = None, progress: bool = Fa
         progress: Show progress bars on stderr.
 
     Raises:
+        ProjectsMixed: Home or lake are another project's. Nothing was written.
         DomainsMixed: The lake's tables were made for other domains. Nothing was written.
         ForeignFiles: Home or lake holds what this package did not make. Nothing was written.
         InputError: An input was refused; names file, column and row. Nothing was written.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from scalr_prod.binding import check_domains, description_of
+from scalr_prod.binding import MARKED, check_domains, description_of, project_of
 from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table, id_type_of, item_key, schema_of
 from scalr_prod.errors import NoCommonUsers
 from scalr_prod.ingest.catalogue import update_catalogue
@@ -149,16 +149,17 @@ class Work:
             addition.compare()
 
     def create_tables(self) -> None:
-        """Make every table that is missing and whose id types are known, each side's bound to the names of its domains.
+        """Make every table that is missing and whose id types are known, bound to the project and each side's to its domains.
 
         Raises:
+            ProjectsMixed: Another project's ingest has made the lake its own in the meantime.
             DomainsMixed: Another ingest has made a table for another domain in the meantime.
         """
         for domain, item in self.item.items():
             events = Table.events(domain)
             described = description_of(self.settings, domain)
             self.lake.create(events, schema_of(events, user=self.user, item=item), description=described)
-            self._bind(domain)
+            self._bind(events, described)
             own = [Table.items(domain), Table.history(domain)]
             for table in [*own, *([Table.TARGET_ITEM_STATS] if domain == "target" else [])]:
                 self.lake.create(table, schema_of(table, user=self.user, item=item))
@@ -166,8 +167,9 @@ class Work:
             source = self._item_of_source()
             for table in (Table.SYNTHETIC_TARGET_EVENTS, Table.SYNTHETIC_QUARANTINE):
                 schema = schema_of(table, user=self.user, item=self.item["target"], source_item=source)
-                self.lake.create(table, schema)
+                self.lake.create(table, schema, description=project_of(self.settings) if table == MARKED else None)
                 self.lake.complete(table, schema)  # one of a former version knows no source domain
+            self._bind(MARKED, project_of(self.settings))
 
     def _item_of_source(self) -> IdType:
         """Type of a synthetic event's ``source_item_id``: as in the logs, where those of several domains are alike."""
@@ -175,9 +177,8 @@ class Work:
             return self.item["source"]
         return "int64" if {self.own.get(place) for place in self.settings.domains.places("source")} == {"int64"} else "string"
 
-    def _bind(self, domain: Domain) -> None:
-        """Give a table that was bound to no domain, or to other ones, the names of its domains."""
-        table, described = Table.events(domain), description_of(self.settings, domain)
+    def _bind(self, table: Table, described: str) -> None:
+        """Give a table that was bound to no project or domain, or to a former name, the one that it has now."""
 
         def bind(_version: int) -> None:
             check_domains(self.settings, self.lake)

@@ -54,14 +54,15 @@ class Artefacts(History):
             metrics=_json(metrics),
         )
         with self._writing() as session:
-            row.created_at = self._now(session)
+            row.project_id, row.created_at = self._own(session), self._now(session)
             found = self._insert_once(session, row, (name, version), sha256=sha256, fingerprint=fingerprint)
             return _model_version(found)
 
     def model_versions(self, name: str = _TRANSLATOR) -> list[ModelVersion]:
-        """Every version of a model, the oldest first."""
+        """Every version of the project's model, the oldest first."""
         query = sa.select(ModelVersionRow).where(ModelVersionRow.name == name).order_by(ModelVersionRow.version)
         with self._reading() as session:
+            query = query.where(ModelVersionRow.project_id == self._mine(session))
             return [_model_version(row) for row in session.scalars(query)]
 
     def promote_version(self, version: int, *, cause: str, name: str = _TRANSLATOR) -> Promotion:
@@ -71,15 +72,18 @@ class Artefacts(History):
             TranslatorNotFound: No such version was recorded.
         """
         with self._writing() as session:
-            if session.get(ModelVersionRow, (name, version)) is None:
+            own = self._own(session)
+            if session.get(ModelVersionRow, (own, name, version)) is None:
                 raise TranslatorNotFound(
-                    f"{name} has no version {version}", where=self.address, next_step="list them: scalr translator list"
+                    f"{name} has no version {version}{self._elsewhere_too(session, version, name)}",
+                    where=self.address,
+                    next_step="list them: scalr translator list",
                 )
             last = self._last_promotion(session, name)
             if last is None or last.version != version:
                 former = None if last is None else f"version {last.version}"
                 self._note(session, "model", name, former, f"version {version}", cause=cause)
-                last = PromotionRow(name=name, version=version, at=self._now(session), cause=cause)
+                last = PromotionRow(project_id=own, name=name, version=version, at=self._now(session), cause=cause)
                 session.add(last)
             return _promotion(last)
 
@@ -93,6 +97,7 @@ class Artefacts(History):
         """Which versions were to be served, in order."""
         query = sa.select(PromotionRow).where(PromotionRow.name == name).order_by(PromotionRow.id)
         with self._reading() as session:
+            query = query.where(PromotionRow.project_id == self._mine(session))
             return [_promotion(row) for row in session.scalars(query)]
 
     def record_dataset(
@@ -115,26 +120,27 @@ class Artefacts(History):
             name=name, version=version, path=path, fingerprint=fingerprint, rows=rows, cutoff=cutoff, manifest=_json(manifest)
         )
         with self._writing() as session:
-            row.created_at = self._now(session)
+            row.project_id, row.created_at = self._own(session), self._now(session)
             return _dataset(self._insert_once(session, row, (name, version), fingerprint=fingerprint))
 
     def datasets(self, name: str | None = None) -> list[DatasetRecord]:
-        """Every data set, or one's versions, the oldest version first."""
+        """Every data set of the project, or one's versions, the oldest version first."""
         query = sa.select(DatasetRow).order_by(DatasetRow.name, DatasetRow.version)
         if name is not None:
             query = query.where(DatasetRow.name == name)
         with self._reading() as session:
+            query = query.where(DatasetRow.project_id == self._mine(session))
             return [_dataset(row) for row in session.scalars(query)]
 
     def _insert_once(self, session: Session, row: Row, key: tuple[str, int], **identity: str) -> Row:
-        kind = type(row)
-        found = session.get(kind, key)
+        kind, whole = type(row), (row.project_id, *key)
+        found = session.get(kind, whole)
         if found is None:
             try:
                 with session.begin_nested():
                     session.add(row)
             except IntegrityError:  # another driver was faster
-                found = session.get_one(kind, key)
+                found = session.get_one(kind, whole)
             else:
                 subject: Subject = "model" if kind is ModelVersionRow else "dataset"
                 self._note(session, subject, f"{key[0]}/{key[1]}", None, "recorded", cause="made")
@@ -148,10 +154,19 @@ class Artefacts(History):
             )
         return found
 
-    @staticmethod
-    def _last_promotion(session: Session, name: str) -> PromotionRow | None:
-        query = sa.select(PromotionRow).where(PromotionRow.name == name).order_by(PromotionRow.id.desc()).limit(1)
-        return session.scalars(query).one_or_none()
+    def _last_promotion(self, session: Session, name: str) -> PromotionRow | None:
+        query = sa.select(PromotionRow).where(PromotionRow.project_id == self._mine(session), PromotionRow.name == name)
+        return session.scalars(query.order_by(PromotionRow.id.desc()).limit(1)).one_or_none()
+
+    def elsewhere(self, version: int, name: str = _TRANSLATOR) -> str:
+        """Which other projects have a version of this number, as the end of a sentence; empty where none has."""
+        with self._reading() as session:
+            return self._elsewhere_too(session, version, name)
+
+    def _elsewhere_too(self, session: Session, version: int, name: str) -> str:
+        with_it = sa.select(ModelVersionRow.project_id).where(ModelVersionRow.name == name, ModelVersionRow.version == version)
+        others = self._others_with(session, with_it)
+        return f"; there is one of {' and of '.join(self._called(row) for row in others)}" if others else ""
 
 
 def _json(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModu
 from sqlalchemy.orm import Session
 
 from scalr_prod.errors import LedgerError
+from scalr_prod.identity import Identity
 from scalr_prod.ledger.migrations import HEAD
 from scalr_prod.masking import masked
 from scalr_prod.ownership import claim_home
@@ -37,8 +38,9 @@ _WRITES: Final = "scalr_writes"
 class Database:
     """One connected database with the current schema. Each process opens its own; that is cheap once it is migrated."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, project: Identity) -> None:
         self._url = _parse(url)
+        self.project = project
         #: The address without its password.
         self.address = self._url.render_as_string(hide_password=True)
         self._engine = self._connect()
@@ -54,14 +56,16 @@ class Database:
 
         Raises:
             LedgerError: It cannot be reached, its driver is missing, or a newer version of this package made it.
+            ProjectsMixed: Home, lake or name are another project's.
             ForeignFiles: Home holds what this package did not make.
         """
-        if not settings.ledger.url:
-            try:
-                claim_home(settings)
-            except OSError as error:
-                raise _unmakeable(settings.home, error) from error
-        return cls(settings.ledger_url)
+        try:
+            claim_home(settings)
+        except OSError as error:
+            raise _unmakeable(settings.home, error) from error
+        file = _parse(settings.ledger_url)
+        sqlite = file.get_backend_name() == "sqlite"
+        return cls(settings.ledger_url, Identity.of(settings, Path(file.database or "") if sqlite else None))
 
     def close(self) -> None:
         """Let go of every connection."""
@@ -147,7 +151,7 @@ class Database:
         if found == HEAD:
             return
         logger.info("migrating the ledger from schema %s to %s at %s", found, HEAD, self.address)
-        upgrade(connection)
+        upgrade(connection, alone=self.project.alone)
 
     def _schema_version(self, connection: sa.Connection | None = None) -> str | None:
         if connection is None:

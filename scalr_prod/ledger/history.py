@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 import sqlalchemy as sa
 
-from scalr_prod.ledger.database import Database
 from scalr_prod.ledger.models import TransitionRow
+from scalr_prod.ledger.projects import Projects
 from scalr_prod.ledger.records import Change
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ __all__ = ["History", "Subject"]
 Subject = Literal["run", "partition", "publication", "lease", "model", "dataset"]
 
 
-class History(Database):
+class History(Projects):
     """The part of the ledger that is only ever added to."""
 
     def history(self, run_id: str | None = None, *, subject: Subject | None = None) -> list[Change]:
@@ -36,6 +36,7 @@ class History(Database):
         if subject is not None:
             query = query.where(TransitionRow.subject == subject)
         with self._reading() as session:
+            query = query.where(TransitionRow.project_id == self._mine(session))
             return [
                 Change(row.subject, row.key, row.from_state, row.to_state, row.at, row.cause, row.actor)
                 for row in session.scalars(query)
@@ -55,6 +56,7 @@ class History(Database):
         """Add a change to the transaction that makes it."""
         session.add(
             TransitionRow(
+                project_id=self._own(session),
                 subject=subject,
                 key=key,
                 run_id=run_id,

@@ -183,11 +183,10 @@ class Leases(Runs):
         with self._writing() as session:
             return self._set_lease(session, run_id, owner, None, None)
 
-    @staticmethod
-    def _set_lease(session: Session, run_id: str, held_by: str, owner: str | None, until: datetime | None) -> bool:
+    def _set_lease(self, session: Session, run_id: str, held_by: str, owner: str | None, until: datetime | None) -> bool:
         change = (
             sa.update(RunRow)
-            .where(RunRow.run_id == run_id, RunRow.lease_owner == held_by)
+            .where(RunRow.project_id == self._mine(session), RunRow.run_id == run_id, RunRow.lease_owner == held_by)
             .values(lease_owner=owner, lease_expires_at=until)
         )
         result = session.execute(change)

@@ -11,6 +11,7 @@ from sqlalchemy import (
     DateTime,
     Dialect,
     ForeignKey,
+    ForeignKeyConstraint,
     Index,
     Integer,
     String,
@@ -25,6 +26,7 @@ __all__ = [
     "DatasetRow",
     "ModelVersionRow",
     "PartitionRow",
+    "ProjectRow",
     "PromotionRow",
     "PublicationRow",
     "RunRow",
@@ -57,11 +59,30 @@ class Base(DeclarativeBase):
     """All tables."""
 
 
+class ProjectRow(Base):
+    """A project that keeps its runs here. One without a name stands for rows from before projects had names, until it is claimed."""
+
+    __tablename__ = "projects"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    name: Mapped[str | None] = mapped_column(String(63), unique=True)
+    lake: Mapped[str | None] = mapped_column(String(1000), unique=True)
+    home: Mapped[str | None] = mapped_column(String(1000))
+    home_id: Mapped[str | None] = mapped_column(String(32))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+def _run_key() -> ForeignKeyConstraint:
+    return ForeignKeyConstraint(["project_id", "run_id"], ["runs.project_id", "runs.run_id"])
+
+
 class RunRow(Base):
     """A run, its state, and who works on it."""
 
     __tablename__ = "runs"
+    __table_args__ = (Index("ix_runs_run_id", "run_id"),)
 
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id"), primary_key=True, autoincrement=False)
     run_id: Mapped[str] = mapped_column(String(64), primary_key=True)
     spec: Mapped[dict[str, Any]] = mapped_column(JSON)
     state: Mapped[str] = mapped_column(String(16), index=True)
@@ -75,12 +96,17 @@ class TransitionRow(Base):
     """Append-only: every change of state, of whatever has one."""
 
     __tablename__ = "transitions"
-    __table_args__ = (Index("ix_transitions_subject", "subject", "key"),)
+    __table_args__ = (
+        _run_key(),
+        Index("ix_transitions_run", "project_id", "run_id"),
+        Index("ix_transitions_subject", "project_id", "subject", "key"),
+    )
 
     id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id"))
     subject: Mapped[str] = mapped_column(String(16))
     key: Mapped[str] = mapped_column(String(200))
-    run_id: Mapped[str | None] = mapped_column(ForeignKey("runs.run_id"), index=True)
+    run_id: Mapped[str | None] = mapped_column(String(64))
     from_state: Mapped[str | None] = mapped_column(String(200))
     to_state: Mapped[str] = mapped_column(String(200))
     at: Mapped[datetime] = mapped_column(UtcDateTime)
@@ -92,8 +118,10 @@ class PartitionRow(Base):
     """A part of a run."""
 
     __tablename__ = "partitions"
+    __table_args__ = (_run_key(),)
 
-    run_id: Mapped[str] = mapped_column(ForeignKey("runs.run_id"), primary_key=True)
+    project_id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    run_id: Mapped[str] = mapped_column(String(64), primary_key=True)
     partition: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
     state: Mapped[str] = mapped_column(String(16))
     rows: Mapped[int] = mapped_column(BigInteger)
@@ -108,14 +136,17 @@ class PublicationRow(Base):
 
     __tablename__ = "publications"
     __table_args__ = (
-        UniqueConstraint("run_id", "attempt", name="uq_publications_run_attempt"),
-        Index("ix_publications_window", "start", "end"),
+        _run_key(),
+        UniqueConstraint("project_id", "run_id", "attempt", name="uq_publications_project_run_attempt"),
+        UniqueConstraint("project_id", "key", name="uq_publications_key"),
+        Index("ix_publications_window", "project_id", "start", "end"),
     )
 
     id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
-    run_id: Mapped[str] = mapped_column(ForeignKey("runs.run_id"))
+    project_id: Mapped[int] = mapped_column(Integer)
+    run_id: Mapped[str] = mapped_column(String(64))
     attempt: Mapped[int] = mapped_column(Integer)
-    key: Mapped[str] = mapped_column(String(200), unique=True)
+    key: Mapped[str] = mapped_column(String(200))
     status: Mapped[str] = mapped_column(String(16))
     start: Mapped[datetime] = mapped_column(UtcDateTime)
     end: Mapped[datetime] = mapped_column(UtcDateTime)
@@ -134,6 +165,7 @@ class ModelVersionRow(Base):
 
     __tablename__ = "model_versions"
 
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id"), primary_key=True, autoincrement=False)
     name: Mapped[str] = mapped_column(String(64), primary_key=True)
     version: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
     path: Mapped[str] = mapped_column(Text)
@@ -148,9 +180,11 @@ class PromotionRow(Base):
     """Append-only: which version was to be served from when on."""
 
     __tablename__ = "model_promotions"
+    __table_args__ = (Index("ix_model_promotions_name", "project_id", "name"),)
 
     id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
-    name: Mapped[str] = mapped_column(String(64), index=True)
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id"))
+    name: Mapped[str] = mapped_column(String(64))
     version: Mapped[int] = mapped_column(Integer)
     at: Mapped[datetime] = mapped_column(UtcDateTime)
     cause: Mapped[str] = mapped_column(Text)
@@ -161,6 +195,7 @@ class DatasetRow(Base):
 
     __tablename__ = "datasets"
 
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id"), primary_key=True, autoincrement=False)
     name: Mapped[str] = mapped_column(String(64), primary_key=True)
     version: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
     path: Mapped[str] = mapped_column(Text)

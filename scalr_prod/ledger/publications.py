@@ -33,13 +33,15 @@ class Publications(Runs):
             replaced: Rows that the commit will remove, by run.
         """
         with self._writing() as session:
-            spec = RunSpec.from_json(self._row(session, run_id, lock=True).spec)
+            run = self._row(session, run_id, lock=True)
+            spec = RunSpec.from_json(run.spec)
             now = self._now(session)
             last = self._last(session, run_id)
             if last is None or last.status != PublicationStatus.PENDING:
                 former = None if last is None else last.status
                 attempt = 1 if last is None else last.attempt + 1
-                last = PublicationRow(run_id=run_id, attempt=attempt, key=f"publish:{run_id}:{attempt}")
+                last = PublicationRow(project_id=run.project_id, run_id=run_id, attempt=attempt)
+                last.key = f"publish:{run_id}:{attempt}"
                 last.status, last.start, last.end = PublicationStatus.PENDING.value, spec.start, spec.end
                 self._follow(session, last, former, cause=f"{rows} rows to follow version {base_version}")
             last.base_version, last.rows, last.replaced, last.created_at = base_version, rows, dict(replaced), now
@@ -74,16 +76,22 @@ class Publications(Runs):
             return _publication(row)
 
     def publications(self, run_id: str | None = None) -> list[Publication]:
-        """Every publication, or a run's, the oldest first."""
+        """Every publication of the project, or a run's, the oldest first."""
         query = sa.select(PublicationRow).order_by(PublicationRow.id)
         if run_id is not None:
             query = query.where(PublicationRow.run_id == run_id)
         with self._reading() as session:
+            query = query.where(PublicationRow.project_id == self._mine(session))
             return [_publication(row) for row in session.scalars(query)]
 
     def last_publication(self, run_id: str) -> Publication | None:
-        """A run's latest attempt."""
+        """A run's latest attempt.
+
+        Raises:
+            RunNotFound: The project has no such run.
+        """
         with self._reading() as session:
+            self._row(session, run_id)
             row = self._last(session, run_id)
             return None if row is None else _publication(row)
 
@@ -103,12 +111,15 @@ class Publications(Runs):
             .order_by(PublicationRow.delta_version)
         )
         with self._reading() as session:
+            query = query.where(PublicationRow.project_id == self._mine(session))
             return [_publication(row) for row in session.scalars(query)]
 
-    @staticmethod
-    def _last(session: Session, run_id: str) -> PublicationRow | None:
+    def _last(self, session: Session, run_id: str) -> PublicationRow | None:
         query = (
-            sa.select(PublicationRow).where(PublicationRow.run_id == run_id).order_by(PublicationRow.attempt.desc()).limit(1)
+            sa.select(PublicationRow)
+            .where(PublicationRow.project_id == self._mine(session), PublicationRow.run_id == run_id)
+            .order_by(PublicationRow.attempt.desc())
+            .limit(1)
         )
         return session.scalars(query).one_or_none()
 
@@ -117,7 +128,11 @@ class Publications(Runs):
         self._note(session, "publication", key, former, row.status, cause=cause, run_id=row.run_id)
 
     def _attempt(self, session: Session, run_id: str, attempt: int) -> PublicationRow:
-        query = sa.select(PublicationRow).where(PublicationRow.run_id == run_id, PublicationRow.attempt == attempt)
+        query = sa.select(PublicationRow).where(
+            PublicationRow.project_id == self._row(session, run_id).project_id,
+            PublicationRow.run_id == run_id,
+            PublicationRow.attempt == attempt,
+        )
         row = session.scalars(query.with_for_update()).one_or_none()
         if row is None:
             raise LedgerError(f"no attempt {attempt} to publish it is recorded", where=self.address).at(run_id=run_id)

@@ -68,8 +68,9 @@ class _Record:
 
 @dataclass(frozen=True)
 class Run(_Record):
-    """One run. ``created`` is False where `Ledger.begin_run` found it already there."""
+    """One run of a project. ``created`` is False where `Ledger.begin_run` found it already there."""
 
+    project: str
     run_id: str
     spec: RunSpec
     state: RunState

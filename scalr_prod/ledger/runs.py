@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from scalr_prod.errors import LedgerError, RunNotFound
+from scalr_prod.errors import LedgerError, RunNotFound, RunOfOtherProject, ScalrError
 from scalr_prod.ledger.history import History
 from scalr_prod.ledger.models import PartitionRow, RunRow
 from scalr_prod.ledger.records import TRANSITIONS, Partition, Run, RunState, Transition
@@ -36,7 +36,7 @@ class Runs(History):
         content = spec.to_json()
         with self._writing() as session:
             created = False
-            row = session.get(RunRow, spec.run_id)
+            row = session.get(RunRow, (self._own(session), spec.run_id))
             if row is None:
                 row, created = self._insert_run(session, spec.run_id, content, cause)
             if RunSpec.from_json(row.spec) != spec:
@@ -46,26 +46,28 @@ class Runs(History):
                     where=self.address,
                     next_step=f"see it with: scalr runs show {spec.run_id}",
                 ).at(run_id=spec.run_id)
-            return _run(row, created=created)
+            return self._run(row, created=created)
 
     def run(self, run_id: str) -> Run:
         """One run.
 
         Raises:
             RunNotFound: There is none with this id.
+            RunOfOtherProject: It is another project's.
         """
         with self._reading() as session:
-            return _run(self._row(session, run_id))
+            return self._run(self._row(session, run_id))
 
     def runs(self, *, state: RunState | str | None = None, limit: int | None = None) -> list[Run]:
-        """All runs, the newest first."""
+        """All runs of the project, the newest first."""
         query = sa.select(RunRow).order_by(RunRow.created_at.desc(), RunRow.run_id)
         if state is not None:
             query = query.where(RunRow.state == RunState(state).value)
         if limit is not None:
             query = query.limit(limit)
         with self._reading() as session:
-            return [_run(row) for row in session.scalars(query)]
+            query = query.where(RunRow.project_id == self._mine(session))
+            return [self._run(row) for row in session.scalars(query)]
 
     def set_stage(self, run_id: str, state: RunState | str, *, cause: str) -> Run:
         """Move a run to a state and record when and why. Where it is there already, nothing changes.
@@ -108,18 +110,18 @@ class Runs(History):
             partitions: How many the run has now; what was recorded of a finer cut, beyond that, is forgotten.
         """
         with self._writing() as session:
-            self._row(session, run_id)
+            run = self._row(session, run_id)
             now = self._now(session)
             if partitions is not None:
-                session.execute(
-                    sa.delete(PartitionRow).where(PartitionRow.run_id == run_id, PartitionRow.partition >= partitions)
-                )
+                finer = (*_parts_of(run), PartitionRow.partition >= partitions)
+                session.execute(sa.delete(PartitionRow).where(*finer))
             for partition, manifest in manifests:
                 content = json.loads(json.dumps(dict(manifest), default=str))
-                self._merge_partition(session, run_id, int(partition), content, now)
+                self._merge_partition(session, run, int(partition), content, now)
 
-    def _merge_partition(self, session: Session, run_id: str, partition: int, content: dict[str, Any], now: datetime) -> None:
-        found = session.get(PartitionRow, (run_id, partition))
+    def _merge_partition(self, session: Session, run: RunRow, partition: int, content: dict[str, Any], now: datetime) -> None:
+        run_id = run.run_id
+        found = session.get(PartitionRow, (run.project_id, run_id, partition))
         former = None if found is None else found.state
         state, sha256 = str(content.get("state", "done")), content.get("sha256")
         if found is None or (found.state, found.sha256) != (state, sha256):
@@ -127,6 +129,7 @@ class Runs(History):
             self._note(session, "partition", f"{run_id}/{partition}", former, state, cause=cause, run_id=run_id)
         session.merge(
             PartitionRow(
+                project_id=run.project_id,
                 run_id=run_id,
                 partition=partition,
                 state=state,
@@ -140,9 +143,9 @@ class Runs(History):
 
     def partitions(self, run_id: str) -> list[Partition]:
         """The run's partitions that were recorded, by number."""
-        query = sa.select(PartitionRow).where(PartitionRow.run_id == run_id).order_by(PartitionRow.partition)
         with self._reading() as session:
-            self._row(session, run_id)
+            run = self._row(session, run_id)
+            query = sa.select(PartitionRow).where(*_parts_of(run)).order_by(PartitionRow.partition)
             return [
                 Partition(row.run_id, row.partition, row.state, row.rows, row.sha256, row.path, row.updated_at, row.manifest)
                 for row in session.scalars(query)
@@ -150,7 +153,14 @@ class Runs(History):
 
     def _insert_run(self, session: Session, run_id: str, content: dict[str, Any], cause: str) -> tuple[RunRow, bool]:
         now = self._now(session)
-        row = RunRow(run_id=run_id, spec=content, state=RunState.PLANNED.value, created_at=now, updated_at=now)
+        row = RunRow(
+            project_id=self._own(session),
+            run_id=run_id,
+            spec=content,
+            state=RunState.PLANNED.value,
+            created_at=now,
+            updated_at=now,
+        )
         try:
             with session.begin_nested():
                 session.add(row)
@@ -172,25 +182,39 @@ class Runs(History):
                 ).at(run_id=run_id)
             self._note(session, "run", run_id, found.value, state.value, cause=cause, run_id=run_id)
             row.state, row.updated_at = state.value, self._now(session)
-        return _run(row)
+        return self._run(row)
 
     def _row(self, session: Session, run_id: str, *, lock: bool = False) -> RunRow:
-        row = session.get(RunRow, check_run_id(run_id), with_for_update=True if lock else None)
+        key = (self._mine(session), check_run_id(run_id))
+        row = session.get(RunRow, key, with_for_update=True if lock else None)
         if row is None:
-            raise RunNotFound(
-                "there is no run with this id", where=self.address, next_step="list the runs: scalr runs list"
-            ).at(run_id=run_id)
+            raise self._no_run(session, run_id).at(run_id=run_id)
         return row
 
+    def _no_run(self, session: Session, run_id: str) -> ScalrError:
+        others = self._others_with(session, sa.select(RunRow.project_id).where(RunRow.run_id == run_id))
+        if not others:
+            return RunNotFound("there is no run with this id", where=self.address, next_step="list the runs: scalr runs list")
+        owners = " and of ".join(self._called(row) for row in others)
+        return RunOfOtherProject(
+            f"this is a run of {owners}; the settings name project '{self.project.name}'",
+            where=self.address,
+            next_step=self._claim(others) or "name that project's scalr.toml with --config; list this one's: scalr runs list",
+        )
 
-def _run(row: RunRow, *, created: bool = False) -> Run:
-    return Run(
-        run_id=row.run_id,
-        spec=RunSpec.from_json(row.spec),
-        state=RunState(row.state),
-        created_at=row.created_at,
-        updated_at=row.updated_at,
-        lease_owner=row.lease_owner,
-        lease_expires_at=row.lease_expires_at,
-        created=created,
-    )
+    def _run(self, row: RunRow, *, created: bool = False) -> Run:
+        return Run(
+            project=self.project.name,
+            run_id=row.run_id,
+            spec=RunSpec.from_json(row.spec),
+            state=RunState(row.state),
+            created_at=row.created_at,
+            updated_at=row.updated_at,
+            lease_owner=row.lease_owner,
+            lease_expires_at=row.lease_expires_at,
+            created=created,
+        )
+
+
+def _parts_of(run: RunRow) -> tuple[sa.ColumnElement[bool], ...]:
+    return PartitionRow.project_id == run.project_id, PartitionRow.run_id == run.run_id

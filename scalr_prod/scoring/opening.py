@@ -43,7 +43,7 @@ def open_scorer(settings: Settings, version: int, *, threads: int | None = None,
     return TritonScorer(
         lambda: server_url(settings),
         version,
-        model=serving.model_name,
+        model=settings.served_model,
         deadline_s=serving.deadline_s,
         in_flight=serving.in_flight,
         max_request_mb=serving.max_request_mb,

@@ -93,7 +93,7 @@ class _Guard(threading.Thread):
             return "has ended"
         if not self._model_process_runs(record):
             return "has lost the process that the model runs in"
-        name = self._settings.serving.model_name
+        name = self._settings.served_model
         try:  # with a real request: a server may say that it is well, and its model not answer
             TritonScorer(lambda: record.url, self._version, model=name, deadline_s=_PROBE_S).close()
         except MalformedResponse:
@@ -113,7 +113,7 @@ class _Guard(threading.Thread):
         answered = self._signs[0]
         try:
             with Channel(record.url, Security.control(self._settings)) as channel:
-                answered = channel.answered(self._settings.serving.model_name, _PROBE_S)
+                answered = channel.answered(self._settings.served_model, _PROBE_S)
         except Failure as failure:
             logger.info("Triton at %s does not even count: %s", record.url, failure.detail)
         signs = (answered, beats(self._settings, self._version))

@@ -67,7 +67,7 @@ def launch(settings: Settings, environment: ServingEnvironment, backends: Path, 
     command += [f"--metrics-address={_HOST}", f"--metrics-port={metrics}"]
     if configured_versions(settings):
         # A version that cannot be loaded is for the one who asked for it to tell, not for the server to die of.
-        command += [f"--load-model={settings.serving.model_name}", "--exit-on-error=false"]
+        command += [f"--load-model={settings.served_model}", "--exit-on-error=false"]
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603 - the server of the named environment, with options of our own
             command,

@@ -33,9 +33,9 @@ def loaded_versions(settings: Settings) -> list[int]:
     url = server_url(settings)
     try:
         with Channel(url, Security.control(settings)) as channel:
-            return channel.ready_versions(settings.serving.model_name, settings.serving.deadline_s)
+            return channel.ready_versions(settings.served_model, settings.serving.deadline_s)
     except Failure as failure:
-        raise failure.explain(url, settings.serving.model_name) from failure
+        raise failure.explain(url, settings.served_model) from failure
 
 
 def load_versions(settings: Settings, versions: Iterable[int], *, needed: int) -> None:
@@ -87,12 +87,12 @@ def _load(settings: Settings) -> None:
     url = server_url(settings)
     try:
         with Channel(url, Security.control(settings)) as channel:
-            channel.load(settings.serving.model_name, settings.serving.startup_timeout_s)
+            channel.load(settings.served_model, settings.serving.startup_timeout_s)
     except Failure as failure:
         if failure.restricted or (failure.code in {"UNAVAILABLE", "DEADLINE_EXCEEDED"} and not failure.model_absent):
-            raise failure.explain(url, settings.serving.model_name) from failure
+            raise failure.explain(url, settings.served_model) from failure
         raise ServingError(
-            f"the server could not load {settings.serving.model_name}: {failure.detail}",
+            f"the server could not load {settings.served_model}: {failure.detail}",
             where=f"{url}, {model_folder(settings)}",
             next_step="correct what it names; in the serving environment, scalr-prod must be of this version",
         ) from failure

@@ -115,7 +115,7 @@ def triton_status(settings: Settings) -> ServerStatus:
     try:
         with Channel(url, Security.control(settings)) as channel:
             channel.server_name(_PROBE_S)
-            versions = channel.ready_versions(settings.serving.model_name, _PROBE_S)
+            versions = channel.ready_versions(settings.served_model, _PROBE_S)
             return ServerStatus(running=True, url=url, versions=versions, **local)
     except Failure as failure:
         return ServerStatus(running=False, url=url, detail=failure.detail, **local)

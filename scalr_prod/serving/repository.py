@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from scalr_prod import assets
 from scalr_prod.errors import ServingError
+from scalr_prod.identity import claim_for_project
 from scalr_prod.ownership import claim
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ _POLICY: Final = re.compile(r"^version_policy .*$", re.MULTILINE)
 
 def model_folder(settings: Settings) -> Path:
     """The model's folder in the repository."""
-    return settings.model_repository / settings.serving.model_name
+    return settings.model_repository / settings.served_model
 
 
 def install_version(settings: Settings, version: TranslatorVersion) -> Path:
@@ -103,15 +104,17 @@ def write_config(settings: Settings, versions: Iterable[int]) -> None:
 
 
 def _claim(settings: Settings) -> None:
-    """Make sure that the model's folder is ours.
+    """Make sure that the model's folder is ours, and this project's.
 
     Raises:
+        ProjectsMixed: Another project's model lies there under this name.
         ForeignFiles: Another model lies there under this name.
         ServingError: The repository cannot be written.
     """
     setting = "[serving] model_name, or another repository,"
     try:
         claim(model_folder(settings), "model", setting=setting, names=None, former=_former_model)
+        claim_for_project(settings, model_folder(settings), setting)
     except OSError as error:
         raise _unwritable(settings, error) from error
 

@@ -126,7 +126,7 @@ def heartbeat_folder(settings: Settings) -> Path:
 
 def beats(settings: Settings, version: int) -> int:
     """How many groups of contexts the process of a version has worked on: while it changes, the version is at work."""
-    return read_beats(heartbeat_folder(settings), settings.serving.model_name, version)
+    return read_beats(heartbeat_folder(settings), settings.served_model, version)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from scalr_prod.ledger import Ledger
 from scalr_prod.serving.ensure import serving
 from scalr_prod.serving.loading import loaded_versions
 from scalr_prod.serving.promotions import PROMOTED, ROLLED_BACK, served_version, standing, versions_in_use
-from scalr_prod.translator import load_version
+from scalr_prod.translator import named_version
 
 if TYPE_CHECKING:
     from scalr_prod.settings import Settings
@@ -54,7 +54,7 @@ def promote(settings: Settings, version: int | None = None) -> PromotionReport:
         ServingError: It could not be loaded.
         ScoringError: It was loaded, but does not answer as it should.
     """
-    return _switch(settings, load_version(settings, version).version, cause=PROMOTED)
+    return _switch(settings, named_version(settings, version).version, cause=PROMOTED)
 
 
 def rollback(settings: Settings) -> PromotionReport:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from scalr_prod.translator.module import TranslatorModule
     from scalr_prod.translator.pairs import Pairs, Parameters
     from scalr_prod.translator.training import TrainReport, train
-    from scalr_prod.translator.versions import TranslatorVersion, Vocabulary, load_version
+    from scalr_prod.translator.versions import TranslatorVersion, Vocabulary, load_version, named_version
 
 __all__ = [
     "Batch",
@@ -35,6 +35,7 @@ __all__ = [
     "data_end",
     "evaluate",
     "load_version",
+    "named_version",
     "train",
 ]
 
@@ -54,6 +55,7 @@ _HOMES = {
     "data_end": "log",
     "evaluate": "evaluation",
     "load_version": "versions",
+    "named_version": "versions",
     "train": "training",
 }
 

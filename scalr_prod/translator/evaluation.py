@@ -13,7 +13,7 @@ from scalr_prod.translator.fitting import cut_at, figures_of, fit_calibration, f
 from scalr_prod.translator.log import read_log
 from scalr_prod.translator.pairs import Pairs
 from scalr_prod.translator.threads import workers
-from scalr_prod.translator.versions import load_version
+from scalr_prod.translator.versions import named_version
 
 if TYPE_CHECKING:
     from scalr_prod.settings import Settings
@@ -60,7 +60,7 @@ def evaluate(settings: Settings, version: int | None = None, *, progress: bool =
         TranslatorError: Too few events for three slices.
     """
     started = time.perf_counter()
-    found = load_version(settings, version)
+    found = named_version(settings, version)
     log = read_log(settings, found.trained_until)
     fraction = settings.translator.validation_fraction
     begin, middle, end = (

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["TranslatorVersion", "Vocabulary", "find_version", "load_version", "models_folder", "write_version"]
+__all__ = ["TranslatorVersion", "Vocabulary", "find_version", "load_version", "models_folder", "named_version", "write_version"]
 
 WEIGHTS: Final = "translator.safetensors"
 MANIFEST: Final = "manifest.json"
@@ -151,6 +151,24 @@ def load_version(settings: Settings, version: int | None = None) -> TranslatorVe
             next_step="train again: scalr translator train; or use the ledger that the version was recorded in",
         )
     return found
+
+
+def named_version(settings: Settings, version: int | None) -> TranslatorVersion:
+    """As `load_version`, for a driver: where this project has no such version, the error names those that have one.
+
+    Raises:
+        TranslatorNotFound: There is none, or not this one.
+        TranslatorError: Its manifest cannot be read.
+    """
+    try:
+        return load_version(settings, version)
+    except TranslatorNotFound as error:
+        if version is not None:
+            from scalr_prod.ledger import Ledger
+
+            with Ledger.open(settings) as ledger:
+                error.found += ledger.elsewhere(version)
+        raise
 
 
 def find_version(settings: Settings, fingerprint: str) -> TranslatorVersion | None:

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import socket
-import subprocess
-import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,56 +9,25 @@ import pyarrow as pa
 import pytest
 from feast import FeatureStore
 from feast_project import AS_OF, T0, hours, make_project, spine, synthetic
+from redis_server import client, running_redis
 
 from scalr_prod.contracts import Table
 from scalr_prod.errors import FeatureStoreError
-from scalr_prod.feast_store import apply_feature_repo, materialize, open_feature_store, point_in_time
+from scalr_prod.feast_store import materialize, open_feature_store, point_in_time
 from scalr_prod.lake import Lake
 from scalr_prod.settings import load_settings
 
 pytestmark = pytest.mark.slow
 
 
-def redis_server() -> str:
-    """The server's program; installed by apt where this is root, else the test is skipped."""
-    pytest.importorskip("redis", reason="the extra 'redis' is not installed")
-    if found := shutil.which("redis-server"):
-        return found
-    if not shutil.which("apt-get") or os.geteuid() != 0:
-        pytest.skip("no redis-server, and no right to install one; install it (Debian: apt-get install redis-server)")
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for command in (["update"], ["install", "-y", "--no-install-recommends", "redis-server"]):
-        subprocess.run(["apt-get", *command], env=environment, capture_output=True, timeout=240, check=False)
-    found = shutil.which("redis-server")
-    return found or pytest.skip("redis-server could not be installed by apt-get")
-
-
 @pytest.fixture(scope="module")
 def redis(tmp_path_factory):
-    """Address of a Redis of our own, on a free port of the loopback interface, that keeps nothing."""
-    program = redis_server()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
-    folder = tmp_path_factory.mktemp("redis")
-    with (folder / "log").open("w") as log:
-        server = subprocess.Popen([program, *options, "--dir", str(folder)], stdout=log, stderr=log)
-    try:
-        for _ in range(100):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
-        else:
-            pytest.fail((folder / "log").read_text())
-        yield f"127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait(20)
+    with running_redis(tmp_path_factory.mktemp("redis")) as address:
+        yield address
 
 
 def test_filled_read_and_emptied(redis, tmp_path):
+    client(redis).flushall()
     settings = make_project(tmp_path, f'[feast]\nonline_store = "redis"\nredis = "{redis}"\n')
     people = [{"user_id": "a"}, {"user_id": "b"}, {"user_id": "nobody"}]
 
@@ -95,6 +59,7 @@ def test_filled_read_and_emptied(redis, tmp_path):
 
 
 def test_a_redis_that_does_not_answer(redis, tmp_path):
+    client(redis).flushall()
     settings = make_project(tmp_path, f'[feast]\nonline_store = "redis"\nredis = "{redis}"\n')
     gone = load_settings(Path(tmp_path) / "scalr.toml", feast={"redis": "127.0.0.1:1"})
     with pytest.raises(FeatureStoreError, match=r"127\.0\.0\.1:1"):
@@ -119,13 +84,6 @@ def project(request, tmp_path):
     address = request.getfixturevalue("redis")
     client(address).flushall()
     return make_project(tmp_path, f'[feast]\nonline_store = "redis"\nredis = "{address}"\n')
-
-
-def client(address: str):
-    from redis import Redis
-
-    host, port = address.split(":")
-    return Redis(host, int(port))
 
 
 def served(settings, view: str = "synthetic_target_events") -> dict[str, list]:
@@ -267,11 +225,7 @@ def test_another_projects_rows_stay(redis, tmp_path):
     for name in ("mine", "other"):
         (tmp_path / name).mkdir()
     mine = make_project(tmp_path / "mine", text)
-    toml = tmp_path / "other" / "scalr.toml"
-    make_project(tmp_path / "other", text)
-    toml.write_text(toml.read_text().replace('name = "s"', 'name = "my s"'))
-    other = load_settings(toml)
-    apply_feature_repo(other)
+    other = make_project(tmp_path / "other", f'[project]\nname = "my_s_to_t"\n{text}')
     names = [open_feature_store(settings).project for settings in (mine, other)]
     assert names[1].endswith(names[0])
 

@@ -10,7 +10,7 @@ import warnings
 
 import pytest
 import sqlalchemy as sa
-from ledger_world import make_spec, validated
+from ledger_world import make_spec, one, validated
 from test_ledger import (  # noqa: F401 - collected here: the same tests, with the fixtures below
     test_a_dataset_version_never_changes,
     test_a_model_version_never_changes,
@@ -38,6 +38,23 @@ from test_ledger_leases import (  # noqa: F401 - collected here: the same tests,
     test_a_lease_is_renewed_in_the_background_and_its_loss_is_noticed,
     test_a_lease_keeps_others_out_until_it_is_given_back_or_runs_out,
     test_a_takeover_says_from_whom_and_why,
+)
+from test_projects import (  # noqa: F401 - collected here: the same tests, with the fixtures below
+    test_a_home_that_is_mounted_elsewhere_is_the_same_and_its_copy_is_not,
+    test_a_ledger_in_its_home_is_adopted_whole_wherever_the_home_was,
+    test_a_ledger_of_before_projects_is_adopted_by_its_one_project,
+    test_a_project_is_renamed_or_moved_when_the_settings_say_so,
+    test_a_project_that_is_elsewhere_now_adopts_nothing_until_it_says_where_it_was,
+    test_a_project_that_only_looks_leaves_no_trace,
+    test_a_run_of_another_project_is_refused_by_its_name_and_nothing_changes,
+    test_a_version_of_another_project_cannot_be_promoted,
+    test_of_two_that_open_at_once_the_first_to_write_has_the_name,
+    test_one_name_on_two_lakes_is_refused_with_both_lakes,
+    test_rows_that_two_projects_had_mixed_are_told_apart_by_their_homes,
+    test_the_same_run_of_two_projects_is_two_runs,
+    test_two_names_on_one_lake_or_home_are_refused,
+    test_versions_promotions_and_data_sets_are_numbered_by_project,
+    two,
 )
 
 from scalr_prod.errors import LeaseHeld, LedgerError
@@ -79,7 +96,7 @@ def url(server):
 
 @pytest.fixture
 def ledger(url):
-    with Ledger(url) as opened:
+    with Ledger(url, one()) as opened:
         yield opened
 
 
@@ -88,7 +105,7 @@ def test_of_drivers_that_want_one_run_exactly_one_gets_it(ledger, url):
     got, refused, start = [], [], threading.Barrier(8)
 
     def driver(name: str) -> None:
-        with Ledger(url) as own:
+        with Ledger(url, one()) as own:
             start.wait()
             try:
                 own.acquire_lease(run_id, name)
@@ -111,7 +128,7 @@ def test_of_two_moves_to_different_states_one_is_refused(ledger, url):
     outcomes, start = [], threading.Barrier(2)
 
     def move(state: str) -> None:
-        with Ledger(url) as own:
+        with Ledger(url, one()) as own:
             start.wait()
             try:
                 outcomes.append(own.set_stage(run_id, state, cause=state).state)
@@ -145,5 +162,5 @@ def test_a_connection_that_the_server_dropped_is_opened_again(ledger, url):
 def test_the_password_is_in_no_message(url):
     secret = sa.make_url(url).set(username="nobody", password="hunter2", database="nowhere")  # noqa: S106 - made up
     with pytest.raises(LedgerError, match="cannot be reached") as caught:
-        Ledger(secret.render_as_string(hide_password=False))
+        Ledger(secret.render_as_string(hide_password=False), one())
     assert "hunter2" not in str(caught.value)

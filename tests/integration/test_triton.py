@@ -21,6 +21,7 @@ import pytest
 from scalr_prod.errors import (
     ModelNotReady,
     ModelVersionMismatch,
+    ProjectsMixed,
     RequestTooLarge,
     ScalrError,
     ScoringError,
@@ -28,6 +29,7 @@ from scalr_prod.errors import (
     ServingError,
     TranslatorNotFound,
 )
+from scalr_prod.naming import read_mark
 from scalr_prod.scoring import open_scorer
 from scalr_prod.scoring.address import secret_file
 from scalr_prod.serving import (
@@ -241,6 +243,40 @@ def test_an_address_in_the_settings_is_used_as_it_is(served, trained_home, tmp_p
     for act in (start_triton, stop_triton):
         with pytest.raises(ServingError, match="remove url"):
             act(remote)
+
+
+def test_two_projects_on_one_server_have_a_model_each(served, trained_home, tmp_path):
+    """Their versions have the same numbers, and are not the same."""
+    url, header = triton_status(served).url, f"scalr={secret_file(served).read_text()}"
+    shared = {"url": url, "header": header, "repository": str(served.model_repository), "threads": 1}
+    root = tmp_path / "logs"
+    shutil.copytree(trained_home.parent, root)
+    former = read_mark(served.home).project
+    first = project(tmp_path / "same", trained_home, **shared)
+    renamed = {"name": "other", "formerly": former}
+    second = load_settings(root / trained_home.name, serving=shared, project=renamed)
+    models = root / ".scalr" / "models" / "translator"
+    (models / "1").rename(models / "x")
+    (models / "2").rename(models / "1")
+    (models / "x").rename(models / "2")
+    for version in ("1", "2"):
+        manifest = models / version / "manifest.json"
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"version": int(version)}))
+    assert (first.served_model, second.served_model) == (f"translator_{former}", "translator_other")
+    for version in (1, 2):
+        with ensure_serving(first, version), ensure_serving(second, version):
+            with open_scorer(first, version) as mine, open_scorer(second, version) as others:
+                same = [scorer.sample(contexts(50), 3).items for scorer in (mine, others)]
+            with open_scorer(served, 3 - version) as own:
+                assert np.array_equal(own.sample(contexts(50), 3).items, same[1])
+        assert not np.array_equal(*same)
+    taken = load_settings(
+        root / trained_home.name, serving=shared | {"model_name": first.served_model}, project=renamed | {"formerly": None}
+    )
+    before = {path: path.read_bytes() for path in served.model_repository.rglob("*") if path.is_file()}
+    with pytest.raises(ProjectsMixed, match=f"project '{former}'"), ensure_serving(taken, 2):
+        pass
+    assert {path: path.read_bytes() for path in served.model_repository.rglob("*") if path.is_file()} == before
 
 
 def test_a_killed_server_is_told_and_a_new_one_is_followed(home):

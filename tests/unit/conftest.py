@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from feast_project import make_project
+from ledger_world import one
 
 from scalr_prod.ledger import Ledger
 
@@ -25,7 +26,7 @@ def url(tmp_path: Path) -> str:
 @pytest.fixture
 def ledger(url: str) -> Iterator[Ledger]:
     """An empty one."""
-    with Ledger(url) as opened:
+    with Ledger(url, one()) as opened:
         yield opened
 
 

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+from scalr_prod.identity import Identity
 from scalr_prod.ledger import Ledger, RunSpec, RunState
 from scalr_prod.ledger.records import TRANSITIONS
 
 T0 = datetime(2024, 1, 1, tzinfo=UTC)
+
+
+def one(name: str = "one", **changes: str | None) -> Identity:
+    """A project that has its own lake and home."""
+    return Identity(**{"name": name, "lake": f"/lakes/{name}", "home": f"/homes/{name}", **changes})
 
 
 def make_spec(seed: int = 0, **changes: object) -> RunSpec:

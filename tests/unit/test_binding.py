@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from scalr_prod.contracts import Table
-from scalr_prod.errors import DomainsMixed, ScalrError
+from scalr_prod.errors import DomainsMixed, ProjectsMixed, ScalrError
 from scalr_prod.feast_store import apply_feature_repo
 from scalr_prod.histories import build_histories
 from scalr_prod.ingest import ingest
@@ -140,4 +140,4 @@ def test_of_two_pairs_at_once_in_a_new_home_one_lands(project):
     # Whoever was refused between the two tables leaves its first one behind, never a mixture.
     assert all(len(found) <= 1 for found in prefixes)
     assert len(refused) == 1
-    assert all(isinstance(error, DomainsMixed) for error in refused)
+    assert all(isinstance(error, DomainsMixed | ProjectsMixed) for error in refused)

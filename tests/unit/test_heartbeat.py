@@ -34,7 +34,7 @@ def test_without_a_folder_nothing_is_written_and_nothing_fails(tmp_path, monkeyp
 def test_the_folder_comes_from_the_environment(settings, monkeypatch):
     assert beats(settings, 3) == -1
     monkeypatch.setenv(FOLDER_VARIABLE, str(heartbeat_folder(settings)))
-    Heartbeat(settings.serving.model_name, 3).beat()
+    Heartbeat(settings.served_model, 3).beat()
     assert beats(settings, 3) == 1
 
 

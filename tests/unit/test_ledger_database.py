@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from handmade import in_processes
-from ledger_world import make_spec
+from ledger_world import make_spec, one
 from sqlalchemy.exc import OperationalError
 
 from scalr_prod.errors import LedgerError
@@ -31,17 +31,17 @@ def test_the_schema_is_the_models(ledger):
 
 
 def test_a_ledger_of_a_newer_package_is_refused(url):
-    with Ledger(url) as ledger, ledger._engine.begin() as connection:
+    with Ledger(url, one()) as ledger, ledger._engine.begin() as connection:
         connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
     with pytest.raises(LedgerError, match="its schema is 9999") as caught:
-        Ledger(url)
+        Ledger(url, one())
     assert "upgrade scalr-prod" in caught.value.next_step
 
 
 def test_opening_again_keeps_what_is_there(url):
-    with Ledger(url) as ledger:
+    with Ledger(url, one()) as ledger:
         run_id = ledger.begin_run(make_spec()).run_id
-    with Ledger(url) as ledger:
+    with Ledger(url, one()) as ledger:
         assert ledger.run(run_id).state is RunState.PLANNED
 
 
@@ -56,13 +56,13 @@ def test_opening_again_keeps_what_is_there(url):
 )
 def test_an_impossible_address_is_refused_without_repeating_its_password(url, says):
     with pytest.raises(LedgerError, match=says) as caught:
-        Ledger(url)
+        Ledger(url, one())
     assert "secret" not in str(caught.value)
 
 
 def test_a_database_that_does_not_answer_is_told_without_its_password():
     with pytest.raises(LedgerError, match="cannot be reached") as caught:
-        Ledger("postgresql://someone:secret@127.0.0.1:1/none")
+        Ledger("postgresql://someone:secret@127.0.0.1:1/none", one())
     assert "secret" not in str(caught.value)
     assert "127.0.0.1" in str(caught.value)
 
@@ -70,19 +70,19 @@ def test_a_database_that_does_not_answer_is_told_without_its_password():
 def test_a_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(LedgerError):
-        Ledger(f"sqlite:///{tmp_path / 'file' / 'ledger.db'}")
+        Ledger(f"sqlite:///{tmp_path / 'file' / 'ledger.db'}", one())
 
 
 def test_a_file_that_is_no_database_is_told(tmp_path):
     path = tmp_path / "ledger.db"
     path.write_text("this is no database, but long enough to be looked at" * 100)
     with pytest.raises(LedgerError):
-        Ledger(f"sqlite:///{path}")
+        Ledger(f"sqlite:///{path}", one())
 
 
 def _begin(url: str, seeds: range, barrier: object) -> int:
     barrier.wait()
-    with Ledger(url) as ledger:
+    with Ledger(url, one()) as ledger:
         return sum(ledger.begin_run(make_spec(seed=seed)).created for seed in seeds)
 
 
@@ -90,12 +90,12 @@ def _begin(url: str, seeds: range, barrier: object) -> int:
 def test_processes_that_open_and_write_a_new_ledger_at_once_lose_nothing(url):
     created = in_processes(_begin, [(url, range(10))] * 3)
     assert sum(created) == 10, "each run was created by exactly one of them"
-    with Ledger(url) as ledger:
+    with Ledger(url, one()) as ledger:
         assert len(ledger.runs()) == 10
 
 
 def test_a_writer_waits_for_another_and_readers_do_not(url):
-    with Ledger(url) as ledger:
+    with Ledger(url, one()) as ledger:
         ledger.begin_run(make_spec())
         path = url.removeprefix("sqlite:///")
         other = sqlite3.connect(path, isolation_level=None)
@@ -123,8 +123,24 @@ def test_an_error_below_is_told_in_our_words(ledger, monkeypatch):
     assert "SELECT" not in str(caught.value)
 
 
+def add_model(connection: sa.Connection, home: str, version: int, sha256: str) -> None:
+    """A row of a former schema."""
+    connection.execute(
+        sa.text(
+            "INSERT INTO model_versions (name, version, path, sha256, fingerprint, trained_until, created_at, metrics) "
+            "VALUES ('translator', :version, :path, :sha, :sha, :at, :at, '{}')"
+        ),
+        {
+            "version": version,
+            "path": f"{home}/models/translator/{version}",
+            "sha": sha256,
+            "at": "2024-01-01 00:00:00+00:00",
+        },
+    )
+
+
 def first_schema(url: str, run_id: str, spec: dict) -> None:
-    """A ledger as the first version of the package left it: a run half-way, and what it had come through."""
+    """A ledger as the first version of the package left it: a model, a run half-way, and what it had come through."""
     from alembic import command
 
     from scalr_prod.ledger.migrations import config
@@ -139,6 +155,7 @@ def first_schema(url: str, run_id: str, spec: dict) -> None:
             ),
             values,
         )
+        add_model(connection, "/homes/one", 1, "ab")
         for former, state, cause in ((None, "planned", "planned"), ("planned", "generating", "generate")):
             connection.execute(
                 sa.text(
@@ -154,7 +171,7 @@ def test_a_ledger_of_the_first_schema_is_carried_over_whole(url):
         Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True)
     spec = make_spec()
     first_schema(url, spec.run_id, spec.to_json())
-    with Ledger(url) as ledger:
+    with Ledger(url, one()) as ledger:
         steps = ledger.transitions(spec.run_id)
         assert [(step.from_state, step.to_state, step.cause) for step in steps] == [
             (None, RunState.PLANNED, "planned"),

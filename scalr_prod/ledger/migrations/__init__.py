@@ -12,14 +12,21 @@ if TYPE_CHECKING:
 __all__ = ["HEAD", "config", "upgrade"]
 
 #: The newest revision. Revisions are numbers as text, so that a newer schema is told from an older one.
-HEAD: Final = "0002"
+HEAD: Final = "0003"
 
 
-def upgrade(connection: Connection) -> None:
-    """Bring the schema to `HEAD` in the connection's transaction; the caller holds the lock and commits."""
+def upgrade(connection: Connection, *, alone: bool = False) -> None:
+    """Bring the schema to `HEAD` in the connection's transaction; the caller holds the lock and commits.
+
+    Args:
+        connection: To the ledger's database.
+        alone: All that it holds is known to be of one project.
+    """
     from alembic import command
 
-    command.upgrade(config(connection), HEAD)
+    made = config(connection)
+    made.attributes["alone"] = alone
+    command.upgrade(made, HEAD)
 
 
 def config(connection: Connection) -> Config:

@@ -1,0 +1,192 @@
+"""Projects that share a registry or a Redis: each keeps to its own name there, and a name stands for one lake.
+
+Feast keys the registry's objects, and the rows of an online store, by the project's name alone: two projects of one name would read each
+other's rows.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from scalr_prod.contracts import Table
+from scalr_prod.errors import ProjectsMixed
+from scalr_prod.identity import Identity
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from feast import FeatureStore
+
+    from scalr_prod.settings import Settings
+
+__all__ = ["APPLIED", "check_registry", "claim_redis", "former_project", "leave_registry"]
+
+logger = logging.getLogger(__name__)
+
+#: File in the repository that says what was applied last.
+APPLIED: Final = ".applied.json"
+_REDIS_KEY: Final = "scalr:project:{}"
+
+
+def check_registry(settings: Settings, store: FeatureStore, *, shared: bool) -> None:
+    """Make sure that what the registry knows under the project's name is of the project's lake.
+
+    Args:
+        settings: The project's settings.
+        store: Feast's store.
+        shared: Whether projects may share the registry; one in the project's home has moved with it, wherever that was.
+
+    Raises:
+        ProjectsMixed: It is of another lake. Nothing was written.
+    """
+    if not shared:
+        return
+    project = Identity.of(settings)
+    for lake in sorted(_lakes(store, store.project)):
+        if lake != project.lake and not project.came_from(lake):
+            raise ProjectsMixed(
+                f"project '{project.name}' is on lake {lake} there; the settings name lake {project.lake} for it",
+                where="[feast] registry",
+                next_step=_another_name(project.name, lake),
+            )
+
+
+def former_project(settings: Settings) -> str | None:
+    """The name that this repository was applied under last, if it is another than the project's.
+
+    It is written down before the repository is laid anew, so that a change of name which was cut off is taken up again.
+    """
+    repo, name = settings.feast_repo, settings.project_name
+    state = _state(repo)
+    if "project" not in state:  # applied by a version that did not write it down
+        try:
+            found = re.search(r"^project: (\w+)$", (repo / "feature_store.yaml").read_text(encoding="utf-8"), re.MULTILINE)
+        except OSError:
+            return None
+        if found is None or found[1] == name:
+            return None
+        state["project"] = found[1]
+        (repo / APPLIED).write_text(json.dumps(state, indent=2), encoding="utf-8")
+    former = str(state["project"])
+    return former if former != name else None
+
+
+def leave_registry(settings: Settings, store: FeatureStore, former: str) -> None:
+    """Take this project's objects out of the registry, and its rows out of the online store, where they stand under a former name.
+
+    Training sets move to the present name. What others keep under the former name stays.
+
+    Args:
+        settings: The project's settings.
+        store: Feast's store, where the definitions were applied under the present name.
+        former: The former name.
+    """
+    from scalr_prod.feast_store.departed import empty_view
+
+    registry = store.registry
+    if former not in {project.name for project in registry.list_projects()}:
+        return
+    lake = Identity.of(settings).lake
+    sources = [source for source in registry.list_data_sources(former) if _lake_of(source) == lake]
+    paths = {source.path for source in sources}
+    views = [view for view in registry.list_feature_views(former) if getattr(view.batch_source, "path", None) in paths]
+    ours = {view.name for view in views}
+    old = store.config.model_copy(update={"project": former})
+    with_former = type(store)(config=old, repo_path=str(settings.feast_repo))
+    _carry_datasets(settings, registry, former, store.project)
+    for service in registry.list_feature_services(former):
+        if {projection.name for projection in service.feature_view_projections} <= ours:
+            registry.delete_feature_service(service.name, former)
+    for view in views:
+        if view.online:
+            empty_view(with_former, view, drop=True)
+        registry.delete_feature_view(view.name, former)
+    for source in sources:
+        registry.delete_data_source(source.name, former)
+    if settings.feast.online_store == "redis":
+        _release_redis(store, former, lake)
+    if not _left(registry, former):
+        registry.delete_project(former)
+    logger.info("%d feature views moved from project '%s' to '%s' in the registry", len(views), former, store.project)
+
+
+def claim_redis(settings: Settings, store: FeatureStore) -> None:
+    """Make sure that the rows under the project's name in Redis are of the project's lake.
+
+    Raises:
+        ProjectsMixed: They are of another lake. Nothing was written.
+    """
+    from scalr_prod.feast_store.departed import redis_of
+
+    project = Identity.of(settings)
+    redis, key = redis_of(store), _REDIS_KEY.format(project.name)
+    redis.set(key, project.lake, nx=True)
+    known = redis.get(key)
+    lake = project.lake if known is None else known.decode()
+    if lake == project.lake:
+        return
+    if not project.came_from(lake):
+        raise ProjectsMixed(
+            f"project '{project.name}' is on lake {lake} there; the settings name lake {project.lake} for it",
+            where="[feast] redis",
+            next_step=_another_name(project.name, lake),
+        )
+    redis.set(key, project.lake)
+
+
+def _carry_datasets(settings: Settings, registry: Any, former: str, now: str) -> None:
+    for dataset in registry.list_saved_datasets(former):
+        if Path(dataset.storage.to_data_source().path).is_relative_to(settings.home):
+            registry.apply_saved_dataset(dataset, now)
+            registry.delete_saved_dataset(dataset.name, former)
+
+
+def _release_redis(store: FeatureStore, former: str, lake: str) -> None:
+    from scalr_prod.feast_store.departed import redis_of
+
+    redis, key = redis_of(store), _REDIS_KEY.format(former)
+    if (redis.get(key) or b"").decode() == lake:
+        redis.delete(key)
+
+
+def _another_name(name: str, lake: str) -> str:
+    return (
+        f'give one of the two another name, with [project] name and formerly = "{name}"; if it is the same project, and was moved, '
+        f'set [project] moved_from = "{lake}"'
+    )
+
+
+def _state(repo: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((repo / APPLIED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _lakes(store: FeatureStore, project: str) -> set[str]:
+    """The lakes that a project's sources of our names lie in."""
+    return {lake for source in store.registry.list_data_sources(project) if (lake := _lake_of(source)) is not None}
+
+
+def _lake_of(source: Any) -> str | None:
+    """The lake that holds a source of ours; None of another's."""
+    lake, _, table = str(getattr(source, "path", "")).rpartition("/")
+    return lake if source.name == table and table in {one.value for one in Table} else None
+
+
+def _left(registry: Any, project: str) -> bool:
+    """Whether anything but entities, which belong to views, is left of a project."""
+    kinds: Iterable[Any] = (
+        registry.list_all_feature_views,
+        registry.list_feature_services,
+        registry.list_data_sources,
+        registry.list_saved_datasets,
+        registry.list_validation_references,
+        registry.list_permissions,
+    )
+    return any(list_them(project) for list_them in kinds)

@@ -1,0 +1,109 @@
+"""Which project this is: its name, and the lake and home that the name stands for in every store that several projects may share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from scalr_prod.errors import ProjectsMixed
+from scalr_prod.naming import mark_folder, read_mark, rename_mark
+
+if TYPE_CHECKING:
+    from scalr_prod.settings import Settings
+
+__all__ = ["Identity", "claim_for_project"]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A project as a store knows it.
+
+    Attributes:
+        name: The project's name.
+        lake: Folder or URL of its tables; ``./…``, below its home, where the store lies in that home too.
+        home: Its home; ``.`` where the store lies in it: the two move together.
+        home_id: The home's own id, by which it is known again where it is mounted elsewhere; None: it has none yet.
+        formerly: The name that the store may know the project by.
+        moved_from: The lake or home that the store may know the project by.
+    """
+
+    name: str
+    lake: str
+    home: str
+    home_id: str | None = None
+    formerly: str | None = None
+    moved_from: str | None = None
+
+    @classmethod
+    def of(cls, settings: Settings, store: Path | None = None) -> Self:
+        """The project of the settings, as a store knows it.
+
+        Args:
+            settings: The project's settings.
+            store: The store's file; None where it is not one file on this machine.
+        """
+        project, home, lake = settings.project, settings.home, settings.lake_url.rstrip("/")
+        alone = store is not None and store.resolve().is_relative_to(home)
+        if alone and "://" not in lake and Path(lake).is_relative_to(home):
+            lake = f"./{Path(lake).relative_to(home).as_posix()}"
+        mark = read_mark(home)
+        return cls(
+            name=settings.project_name,
+            lake=lake,
+            home="." if alone else str(home),
+            home_id=mark.id if mark else None,
+            formerly=project.formerly,
+            moved_from=_place(settings, project.moved_from) if project.moved_from else None,
+        )
+
+    @property
+    def alone(self) -> bool:
+        """Whether the store lies in the project's own home: all that it holds is this project's."""
+        return self.home == "."
+
+    def is_at(self, lake: str | None, home: str | None, home_id: str | None) -> bool:
+        """Whether a place that a store recorded is this project's: the same lake, and the same home or one that it was moved from."""
+        return self.came_from(lake, home) or (lake == self.lake and self.is_home(home, home_id))
+
+    def came_from(self, *places: str | None) -> bool:
+        """Whether the settings say that the project was moved from one of these lakes and homes, or from a home that such a lake is in."""
+        former = self.moved_from
+        return former is not None and any(place == former or (place or "").startswith(f"{former}/") for place in places)
+
+    def is_home(self, home: str | None, home_id: str | None) -> bool:
+        """Whether a home that a store recorded is this one: the same path, or the same folder mounted elsewhere, which is no copy."""
+        if home == self.home:
+            return True
+        return home is not None and home_id is not None and home_id == self.home_id and not Path(home).exists()
+
+
+def claim_for_project(settings: Settings, folder: Path, setting: str) -> None:
+    """Make sure that a folder is this project's. One that bears no name yet gets it; a renamed project's folder gets the new one.
+
+    Args:
+        settings: The project's settings.
+        folder: A folder that is there.
+        setting: The key of the settings that names it, for the error.
+
+    Raises:
+        ProjectsMixed: It is another project's. Nothing was written.
+        OSError: It cannot be written to.
+    """
+    name = settings.project_name
+    mark = mark_folder(folder, name)
+    if mark.project == name:
+        return
+    if mark.project != settings.project.formerly:
+        raise ProjectsMixed(
+            f"this folder is that of project '{mark.project}'; the settings name project '{name}'",
+            where=str(folder),
+            next_step=f"name another {setting} for '{name}'; if it is the same project under a new name, set "
+            f'[project] formerly = "{mark.project}"',
+        )
+    rename_mark(folder, mark, name)
+
+
+def _place(settings: Settings, text: str) -> str:
+    """A place as stores record it."""
+    return text.rstrip("/") if "://" in text or text == "." or text.startswith("./") else str(settings.resolve(text))

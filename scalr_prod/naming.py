@@ -1,0 +1,84 @@
+"""The mark that a project's folder bears: the project's name, and an id of its own that stays the same wherever it is mounted."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+import uuid
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Final
+
+__all__ = ["PROJECT_NAME", "Mark", "mark_folder", "read_mark", "rename_mark"]
+
+#: What a project's name may be: it is a part of SQL rows, Feast projects, Redis keys and folders.
+PROJECT_NAME: Final = r"^[a-z0-9][a-z0-9_]{0,62}$"
+_FILE: Final = ".scalr-project"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What a folder's mark says.
+
+    Attributes:
+        id: 32 hex digits.
+        project: The project's name.
+    """
+
+    id: str
+    project: str
+
+
+def read_mark(folder: Path) -> Mark | None:
+    """A folder's mark; None where it bears none that can be read."""
+    try:
+        found = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+        mark = Mark(id=str(found["id"]), project=str(found["project"]))
+        return mark if re.fullmatch(PROJECT_NAME, mark.project) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def mark_folder(folder: Path, project: str) -> Mark:
+    """The mark of a folder, which gets one where it bears none; of several processes that write one, the first wins.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    if (found := read_mark(folder)) is not None:
+        return found
+    mark = Mark(uuid.uuid4().hex, project)
+    _write(folder / _FILE, mark)
+    return read_mark(folder) or mark
+
+
+def rename_mark(folder: Path, mark: Mark, project: str) -> None:
+    """Give a folder's project another name.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    _write(folder / _FILE, replace(mark, project=project), over=True)
+
+
+def _write(path: Path, mark: Mark, *, over: bool = False) -> None:
+    """Whole or not at all."""
+    handle, name = tempfile.mkstemp(prefix=f"{_FILE}-", dir=path.parent)
+    scratch = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(mark)) + "\n")
+        scratch.chmod(0o644)
+        if over or path.exists():  # one that cannot be read is written anew
+            scratch.replace(path)
+            return
+        try:
+            path.hardlink_to(scratch)
+        except FileExistsError:
+            return
+        except OSError:  # a file system without links
+            scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
