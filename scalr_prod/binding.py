@@ -7,10 +7,12 @@ their own ids there, those of several the domain's name too: the one cannot beco
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final
 
 from scalr_prod.contracts import Table
 from scalr_prod.errors import DomainsMixed, ProjectsMixed
+from scalr_prod.identity import Identity
 
 if TYPE_CHECKING:
     from scalr_prod.contracts import Domain
@@ -22,7 +24,8 @@ __all__ = ["MARKED", "check_domains", "description_of", "project_of"]
 
 #: The table that bears the project's name: its versions are part of no run and of no training set.
 MARKED: Final = Table.SYNTHETIC_QUARANTINE
-_PROJECT: Final = "Project: "
+#: A lake outside of its project's home also says which home works on it.
+_PROJECT: Final = re.compile(r"Project: ([a-z0-9_]+)(?:, home (.+) \(([0-9a-f]*)\))?")
 
 _PREFIX: Final = "Domain: "
 #: Of several source domains.
@@ -30,9 +33,20 @@ _SEVERAL: Final = "Domains: "
 _OTHER: Final[dict[Domain, Domain]] = {"source": "target", "target": "source"}
 
 
-def project_of(settings: Settings) -> str:
-    """The description that binds a lake to the project of the settings."""
-    return f"{_PROJECT}{settings.project_name}"
+def project_of(settings: Settings, described: str = "") -> str:
+    """The description that binds a lake to the project of the settings.
+
+    Args:
+        settings: The project's settings.
+        described: What the lake says so far; where it means this project, that is it.
+    """
+    project, found = Identity.of(settings), _PROJECT.fullmatch(described)
+    bound = f"Project: {project.name}"
+    if project.lake_in_home:
+        return bound
+    if found is not None and found[1] == project.name and project.is_home(found[2], found[3]):
+        return described
+    return f"{bound}, home {project.home} ({project.home_id or ''})"
 
 
 def description_of(settings: Settings, domain: Domain) -> str:
@@ -61,14 +75,23 @@ def check_domains(settings: Settings, lake: Lake) -> None:
 
 
 def _check_project(settings: Settings, lake: Lake) -> None:
-    described = lake.description(MARKED) if lake.exists(MARKED) else ""
-    bound = described.removeprefix(_PROJECT) if described.startswith(_PROJECT) else None
-    if bound not in {None, settings.project_name, settings.project.formerly}:
+    found = _PROJECT.fullmatch(lake.description(MARKED)) if lake.exists(MARKED) else None
+    if found is None:
+        return
+    project = Identity.of(settings)
+    bound, home, home_id = found.groups()
+    if bound not in {project.name, project.formerly}:
         raise ProjectsMixed(
-            f"the lake is that of project '{bound}'; the settings name project '{settings.project_name}'",
+            f"the lake is that of project '{bound}'; the settings name project '{project.name}'",
             where=lake.root,
-            next_step=f"name another [project] home (and lake) for '{settings.project_name}'; if it is the same project under a "
-            f'new name, set [project] formerly = "{bound}"',
+            next_step=f"name another [project] home (and lake) for '{project.name}'; if it is the same project under a new name, set "
+            f'[project] formerly = "{bound}"',
+        )
+    if home is not None and not project.lake_in_home and not project.is_home(home, home_id) and not project.came_from(home):
+        raise ProjectsMixed(
+            f"project '{bound}' works on this lake from home {home}; the settings name home {project.home} for it",
+            where=lake.root,
+            next_step=f'name that home, or another lake; if the home was moved, set [project] moved_from = "{home}"',
         )
 
 

@@ -12,7 +12,7 @@ from scalr_prod.naming import mark_folder, read_mark, rename_mark
 if TYPE_CHECKING:
     from scalr_prod.settings import Settings
 
-__all__ = ["Identity", "claim_for_project"]
+__all__ = ["Identity", "claim_for_project", "plain_lake"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Identity:
             settings: The project's settings.
             store: The store's file; None where it is not one file on this machine.
         """
-        project, home, lake = settings.project, settings.home, settings.lake_url.rstrip("/")
+        project, home, lake = settings.project, settings.home, plain_lake(settings.lake_url)
         alone = store is not None and store.resolve().is_relative_to(home)
         if alone and "://" not in lake and Path(lake).is_relative_to(home):
             lake = f"./{Path(lake).relative_to(home).as_posix()}"
@@ -56,6 +56,11 @@ class Identity:
             formerly=project.formerly,
             moved_from=_place(settings, project.moved_from) if project.moved_from else None,
         )
+
+    @property
+    def lake_in_home(self) -> bool:
+        """Whether the tables lie in the project's own home."""
+        return self.lake.startswith("./") or ("://" not in self.lake and Path(self.lake).is_relative_to(self.home))
 
     @property
     def alone(self) -> bool:
@@ -104,6 +109,12 @@ def claim_for_project(settings: Settings, folder: Path, setting: str) -> None:
     rename_mark(folder, mark, name)
 
 
+def plain_lake(url: str) -> str:
+    """A lake's folder or URL, spelt in one way."""
+    return url.removeprefix("file://").rstrip("/")
+
+
 def _place(settings: Settings, text: str) -> str:
     """A place as stores record it."""
-    return text.rstrip("/") if "://" in text or text == "." or text.startswith("./") else str(settings.resolve(text))
+    text = plain_lake(text)
+    return text if "://" in text or text == "." or text.startswith("./") else str(settings.resolve(text))

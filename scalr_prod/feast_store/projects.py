@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.contracts import Table
 from scalr_prod.errors import ProjectsMixed
-from scalr_prod.identity import Identity
+from scalr_prod.identity import Identity, plain_lake
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -176,7 +176,7 @@ def _lakes(store: FeatureStore, project: str) -> set[str]:
 def _lake_of(source: Any) -> str | None:
     """The lake that holds a source of ours; None of another's."""
     lake, _, table = str(getattr(source, "path", "")).rpartition("/")
-    return lake if source.name == table and table in {one.value for one in Table} else None
+    return plain_lake(lake) if source.name == table and table in {one.value for one in Table} else None
 
 
 def _left(registry: Any, project: str) -> bool:

@@ -159,7 +159,7 @@ class Work:
             events = Table.events(domain)
             described = description_of(self.settings, domain)
             self.lake.create(events, schema_of(events, user=self.user, item=item), description=described)
-            self._bind(events, described)
+            self._bind(events, domain)
             own = [Table.items(domain), Table.history(domain)]
             for table in [*own, *([Table.TARGET_ITEM_STATS] if domain == "target" else [])]:
                 self.lake.create(table, schema_of(table, user=self.user, item=item))
@@ -169,7 +169,7 @@ class Work:
                 schema = schema_of(table, user=self.user, item=self.item["target"], source_item=source)
                 self.lake.create(table, schema, description=project_of(self.settings) if table == MARKED else None)
                 self.lake.complete(table, schema)  # one of a former version knows no source domain
-            self._bind(MARKED, project_of(self.settings))
+            self._bind(MARKED, None)
 
     def _item_of_source(self) -> IdType:
         """Type of a synthetic event's ``source_item_id``: as in the logs, where those of several domains are alike."""
@@ -177,12 +177,14 @@ class Work:
             return self.item["source"]
         return "int64" if {self.own.get(place) for place in self.settings.domains.places("source")} == {"int64"} else "string"
 
-    def _bind(self, table: Table, described: str) -> None:
+    def _bind(self, table: Table, domain: Domain | None) -> None:
         """Give a table that was bound to no project or domain, or to a former name, the one that it has now."""
 
         def bind(_version: int) -> None:
             check_domains(self.settings, self.lake)
-            if self.lake.description(table) != described:
+            former = self.lake.description(table)
+            described = project_of(self.settings, former) if domain is None else description_of(self.settings, domain)
+            if described != former:
                 self.lake.describe(table, described, key=commit_key())
 
         repeat_while_moving(self.lake, table, bind)

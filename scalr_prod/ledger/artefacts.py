@@ -160,6 +160,8 @@ class Artefacts(History):
 
     def elsewhere(self, version: int, name: str = _TRANSLATOR) -> str:
         """Which other projects have a version of this number, as the end of a sentence; empty where none has."""
+        if not 0 < version < 2**31:  # nobody has: the column holds no such number
+            return ""
         with self._reading() as session:
             return self._elsewhere_too(session, version, name)
 

@@ -93,6 +93,26 @@ def test_a_lake_of_another_project_is_refused_though_homes_and_ledgers_are_apart
     assert contents(tmp_path / "lake") == before
 
 
+def test_a_second_home_on_one_lake_is_refused_though_their_ledgers_are_apart(project, tmp_path):
+    """Their leases would not know of each other."""
+    lake = {"lake": str(tmp_path / "lake")}
+    ingest(project("a", project=lake))
+    before = contents(tmp_path / "lake")
+    home = str(project("a").home)
+    with pytest.raises(ProjectsMixed, match=f"from home {home}") as caught:
+        ingest(project("b", project=lake))
+    assert caught.value.next_step.endswith(f'moved_from = "{home}"')
+    assert contents(tmp_path / "lake") == before
+    ingest(project("a", project={"lake": f"file://{tmp_path}/lake"}))
+    assert contents(tmp_path / "lake") == before
+
+    moved = project("b", project=lake | {"moved_from": home})
+    ingest(moved)
+    ingest(project("b", project=lake))
+    with pytest.raises(ProjectsMixed, match=str(moved.home)):
+        ingest(project("a", project=lake))
+
+
 def test_a_lake_of_before_projects_is_bound_by_the_next_ingest_and_nothing_else_moves(project):
     settings = project("a")
     ingest(settings)
