@@ -75,7 +75,7 @@ def former_project(settings: Settings) -> str | None:
     return former if former != name else None
 
 
-def leave_registry(settings: Settings, store: FeatureStore, former: str) -> None:
+def leave_registry(settings: Settings, store: FeatureStore, former: str, *, shared: bool) -> None:
     """Take this project's objects out of the registry, and its rows out of the online store, where they stand under a former name.
 
     Training sets move to the present name. What others keep under the former name stays.
@@ -84,6 +84,7 @@ def leave_registry(settings: Settings, store: FeatureStore, former: str) -> None
         settings: The project's settings.
         store: Feast's store, where the definitions were applied under the present name.
         former: The former name.
+        shared: See `check_registry`; of one in the home, all that bears our names is ours.
     """
     from scalr_prod.feast_store.departed import empty_view
 
@@ -91,13 +92,14 @@ def leave_registry(settings: Settings, store: FeatureStore, former: str) -> None
     if former not in {project.name for project in registry.list_projects()}:
         return
     lake = Identity.of(settings).lake
-    sources = [source for source in registry.list_data_sources(former) if _lake_of(source) == lake]
+    lakes = {lake} if shared else _lakes(store, former)
+    sources = [source for source in registry.list_data_sources(former) if _lake_of(source) in lakes]
     paths = {source.path for source in sources}
     views = [view for view in registry.list_feature_views(former) if getattr(view.batch_source, "path", None) in paths]
     ours = {view.name for view in views}
     old = store.config.model_copy(update={"project": former})
     with_former = type(store)(config=old, repo_path=str(settings.feast_repo))
-    _carry_datasets(settings, registry, former, store.project)
+    _carry_datasets(registry, former, store.project, below=settings.home if shared else Path("/"))
     for service in registry.list_feature_services(former):
         if {projection.name for projection in service.feature_view_projections} <= ours:
             registry.delete_feature_service(service.name, former)
@@ -138,9 +140,9 @@ def claim_redis(settings: Settings, store: FeatureStore) -> None:
     redis.set(key, project.lake)
 
 
-def _carry_datasets(settings: Settings, registry: Any, former: str, now: str) -> None:
+def _carry_datasets(registry: Any, former: str, now: str, *, below: Path) -> None:
     for dataset in registry.list_saved_datasets(former):
-        if Path(dataset.storage.to_data_source().path).is_relative_to(settings.home):
+        if Path(dataset.storage.to_data_source().path).is_relative_to(below):
             registry.apply_saved_dataset(dataset, now)
             registry.delete_saved_dataset(dataset.name, former)
 

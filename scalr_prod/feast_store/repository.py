@@ -259,11 +259,12 @@ def _apply(settings: Settings, former: str | None) -> tuple[list[str], list[str]
         view.batch_source for view in objects if isinstance(view, FeatureView) and isinstance(view.batch_source, FileSource)
     ]
     file = _registry_file(settings)
+    shared = file is None or not file.resolve().is_relative_to(settings.home)
     try:
-        check_registry(settings, store, shared=file is None or not file.resolve().is_relative_to(settings.home))
+        check_registry(settings, store, shared=shared)
         store.apply([*sources, *objects])
         if former is not None:
-            leave_registry(settings, store, former)
+            leave_registry(settings, store, former, shared=shared)
     except ScalrError:
         raise
     except Exception as error:

@@ -144,6 +144,16 @@ def test_a_new_name_leaves_nothing_under_the_former_one(own, known):
     assert not apply_feature_repo(now).applied
 
 
+def test_a_home_that_was_moved_and_renamed_at_once_leaves_nothing_either(tmp_path):
+    first = in_folder(tmp_path / "a")
+    as_applied_before(first)
+    (tmp_path / "a").rename(tmp_path / "b")
+    now = load_settings(tmp_path / "b" / "scalr.toml", project={"name": "shop"})
+    assert apply_feature_repo(now).applied
+    assert registry_of(f"sqlite:///{now.home / 'feast_registry.db'}", FORMER) == {}
+    assert items_of(now) == {7, 8}
+
+
 def test_a_change_of_name_that_was_cut_off_is_taken_up_again(own, monkeypatch):
     from scalr_prod.feast_store import repository
 
@@ -151,7 +161,7 @@ def test_a_change_of_name_that_was_cut_off_is_taken_up_again(own, monkeypatch):
     url = f"sqlite:///{own.home / 'feast_registry.db'}"
     now = renamed(own)
 
-    def killed(*_arguments: object) -> None:
+    def killed(*_arguments: object, **_options: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
