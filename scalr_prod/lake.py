@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -247,10 +248,15 @@ class Lake:
         )
 
     def _unreadable(self, table: Table, error: Exception) -> LakeError:
+        here = "check that the lake can be read; restore the table's _delta_log from a copy if it is damaged"
+        there = (
+            "check that this machine, and each Dask worker, reaches the store and has its credentials: [project] storage_options "
+            "in scalr.toml, or the store's variables in the environment"
+        )
         return LakeError(
-            f"the table's log cannot be read: {_in_one_line(error)}",
+            f"the table's log cannot be read on {socket.gethostname()}: {_in_one_line(error)}",
             where=self.uri(table),
-            next_step="check that the lake can be reached and read; restore the table's _delta_log from a copy if it is damaged",
+            next_step=there if "://" in self.root else here,
         )
 
     def _gone(self, table: Table, version: int, found: str) -> LakeError:

@@ -231,9 +231,9 @@ class Project:
 
     def translator(self, version: int | None = None) -> TranslatorVersion:
         """A trained version: its folder, checksum and metrics; default: the latest."""
-        from scalr_prod.translator import load_version
+        from scalr_prod.translator import named_version
 
-        return load_version(self.settings, version)
+        return named_version(self.settings, version)
 
     def translators(self) -> Sequence[ModelVersion]:
         """All trained versions, the oldest first."""

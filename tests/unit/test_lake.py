@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pyarrow as pa
 import pytest
 
 from scalr_prod.contracts import Table, schema_of
-from scalr_prod.errors import CommitFailed, CommitOutcomeUnknown, TableNotFound
+from scalr_prod.errors import CommitFailed, CommitOutcomeUnknown, LakeError, TableNotFound
 from scalr_prod.lake import Lake
 
 T0 = datetime(2024, 1, 1, tzinfo=UTC)
@@ -127,3 +130,40 @@ def test_a_table_that_another_makes_at_the_same_moment_is_there(tmp_path, monkey
     monkeypatch.setattr(DeltaTable, "create", failing)
     with pytest.raises(CommitFailed, match="cannot be made"):
         lake.create(Table.TARGET_EVENTS, schema)
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """An object store that refuses everybody, as it does whoever comes without credentials."""
+
+    def _refuse(self):
+        body = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+        self.send_response(403)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    do_GET = do_HEAD = do_PUT = do_POST = _refuse  # noqa: N815 - names of the base class
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_store_that_refuses_is_told_with_the_machine_and_where_credentials_go():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        options = {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}",
+            "AWS_ALLOW_HTTP": "true",
+            "AWS_REGION": "here",
+            "AWS_ACCESS_KEY_ID": "someone",
+            "AWS_SECRET_ACCESS_KEY": "planted-secret",
+        }
+        with pytest.raises(LakeError) as caught:
+            Lake("s3://bucket/lake", options).version(Table.SOURCE_EVENTS)
+        server.shutdown()
+    assert caught.value.where == "s3://bucket/lake/source_events"
+    assert socket.gethostname() in caught.value.found
+    assert "[project] storage_options" in caught.value.next_step
+    assert "_delta_log" not in caught.value.next_step
+    assert "planted-secret" not in str(caught.value)
