@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CONFIG_VARIABLE",
     "config_of",
-    "do_stage",
+    "do_stages",
     "open_project",
     "scheduler_errors",
     "trained_until_of",
@@ -95,11 +95,11 @@ def scheduler_errors() -> Iterator[None]:
         raise AirflowFailException(f"{type(error).__name__}: {error}") from error
 
 
-def do_stage(name: str, project: Callable[[], Settings], *, run_id: str | None = None, **asked: Any) -> Job:
-    """A task's stage, after the light stages that it needs.
+def do_stages(names: Iterable[str], project: Callable[[], Settings], *, run_id: str | None = None, **asked: Any) -> Job:
+    """A task's stages, after the light ones that they need.
 
     Args:
-        name: Of the stage.
+        names: Of the stages.
         project: Opens the task's settings; its errors are told as the stage's own.
         run_id: The run to go on with.
         asked: What else the job is asked for; see `Job`.
@@ -115,7 +115,7 @@ def do_stage(name: str, project: Callable[[], Settings], *, run_id: str | None =
     with scheduler_errors(), ending_in_order():
         settings = project()
         job = Job(settings, **asked) if run_id is None else Job.of_run(settings, run_id)
-        return walk(job, step(name))
+        return walk(job, step(*names))
 
 
 def config_of(context: Mapping[str, Any], extras: Iterable[Mapping[str, Any]] = ()) -> str:

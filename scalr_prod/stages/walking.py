@@ -37,10 +37,10 @@ def path(first: str | None = None, last: str = "dataset", *, without: Collection
     return tuple(stage for stage in GRAPH if stage.name in wanted and stage.name not in without)
 
 
-def step(name: str) -> tuple[Stage, ...]:
-    """One stage, after the light ones that it needs."""
-    needed = _needed(name)
-    return tuple(stage for stage in GRAPH if stage.name == name or (stage.light and stage.name in needed))
+def step(*names: str) -> tuple[Stage, ...]:
+    """One stage or several, after the light ones that they need."""
+    needed = set().union(*(_needed(name) for name in names))
+    return tuple(stage for stage in GRAPH if stage.name in names or (stage.light and stage.name in needed))
 
 
 def walk(job: Job, stages: Iterable[Stage]) -> Job:

@@ -32,9 +32,7 @@ SHIPPED = (
     "feature_repo/feature_store.yaml",
     "triton_models/translator/config.pbtxt",
     "triton_models/translator/1/model.py",
-    "airflow_dags/scalr_events.py",
-    "airflow_dags/scalr_translator.py",
-    "airflow_dags/scalr_training_set.py",
+    "airflow_dags/scalr_dags.py",
 )
 
 

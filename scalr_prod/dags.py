@@ -1,0 +1,386 @@
+"""The Airflow DAGs: of one project that the environment names, or of each in a list; tasks are the stages of the graph.
+
+The only room that imports Airflow where a file is parsed; nothing heavy is imported before a task runs.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+from airflow.sdk import Asset, CronDataIntervalTimetable, Param, dag, get_current_context, task
+
+from scalr_prod.errors import SettingsError
+from scalr_prod.settings import load_settings
+from scalr_prod.stages import path
+
+__all__ = ["Listed", "listed_projects", "make_dags"]
+
+#: A day has the translator that is there: the weekly DAG trains it.
+DAILY: Final = tuple(stage.name for stage in path(last="late", without=("translator",)) if not stage.light)
+WEEKLY: Final = tuple(stage.name for stage in path(last="translator") if not stage.light)
+
+_INSTANT: Final = {"type": ["null", "string"], "format": "date-time"}
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A project of the list.
+
+    Attributes:
+        name: Its name; of a file that cannot be read, one made of the path.
+        config: Path of its scalr.toml.
+        broken: Why the file cannot be read; None: it can.
+    """
+
+    name: str
+    config: str
+    broken: str | None = None
+
+
+def listed_projects(listing: str) -> list[Listed]:
+    """The projects of a list.
+
+    Args:
+        listing: Paths of settings files, with the system's path separator between them; a folder stands for its ``*.toml`` and
+            for the ``scalr.toml`` of each folder in it.
+
+    Raises:
+        SettingsError: Nothing is there, or two files are of one project.
+    """
+    files: list[Path] = []
+    for entry in filter(None, listing.split(os.pathsep)):
+        place = Path(entry)
+        files += sorted([*place.glob("*.toml"), *place.glob("*/scalr.toml")]) if place.is_dir() else [place]
+    found = [_listed(file.resolve()) for file in files]
+    if not found:
+        raise SettingsError("holds no settings file", where=f"SCALR_PROJECTS = {listing}", next_step="name files or a folder")
+    names: dict[str, str] = {}
+    for project in found:
+        if project.name in names:
+            raise SettingsError(
+                f"{names[project.name]} and {project.config} are of one project, {project.name}",
+                where="SCALR_PROJECTS",
+                next_step="give one of them another [project] name, or leave it out",
+            )
+        names[project.name] = project.config
+    return found
+
+
+def make_dags(listing: str | None = None) -> None:
+    """Make the DAGs; Airflow finds them in the file that calls this.
+
+    Args:
+        listing: See `listed_projects`; None: one set of DAGs, whose project the param, Variable or environment of a run names.
+    """
+    if not listing:
+        _make("scalr", None)
+        return
+    for project in listed_projects(listing):
+        if project.broken:
+            _broken_dag(project)
+        else:
+            _make(f"scalr_{project.name}", project)
+
+
+def _make(prefix: str, project: Listed | None) -> None:
+    asset = Asset("synthetic_target_events" if project is None else f"synthetic_target_events_{project.name}")
+    config = {"config": _config(project)}
+    _translator_dag(f"{prefix}_translator", config)
+    _events_dag(f"{prefix}_events", config, asset)
+    _backfill_dag(f"{prefix}_backfill", config, asset)
+    _training_set_dag(f"{prefix}_training_set", config, asset)
+    _maintenance_dag(f"{prefix}_maintenance", config)
+
+
+def _listed(file: Path) -> Listed:
+    try:
+        return Listed(load_settings(file).project_name, str(file))
+    except SettingsError as error:
+        return Listed(re.sub(r"\W+", "_", f"{file.parent.name}_{file.stem}"), str(file), str(error))
+
+
+def _config(project: Listed | None) -> Param:
+    if project is None:
+        return Param(None, type=["null", "string"], description="scalr.toml; default: Variable scalr_config, SCALR_CONFIG")
+    return Param(project.config, const=project.config, description="scalr.toml of the project")
+
+
+def _common(hours: int) -> dict[str, Any]:
+    return {
+        "start_date": datetime(2024, 1, 1, tzinfo=UTC),
+        "catchup": False,
+        "max_active_runs": 1,
+        "default_args": {
+            "owner": "scalr",
+            "retries": int(os.environ.get("SCALR_AIRFLOW_RETRIES", "2")),
+            "retry_delay": timedelta(seconds=30),
+            "retry_exponential_backoff": True,
+            "max_retry_delay": timedelta(minutes=30),
+            "execution_timeout": timedelta(hours=hours),
+            "pool": os.environ.get("SCALR_AIRFLOW_POOL", "default_pool"),
+        },
+        "tags": ["scalr"],
+    }
+
+
+def _cron(variable: str, default: str) -> CronDataIntervalTimetable:
+    return CronDataIntervalTimetable(os.environ.get(variable, default), timezone="UTC")
+
+
+def _settings() -> Any:
+    from scalr_prod.orchestration import open_project
+
+    return open_project(get_current_context())
+
+
+def _window_settings(start: datetime, end: datetime) -> Any:
+    from scalr_prod.orchestration import open_project
+
+    context = get_current_context()
+    mode = context["params"]["mode"]
+    return open_project(context, generation={"mode": mode, "start": start, "end": end, "as_of": end})
+
+
+def _announce(outlet_events: Any, asset: Asset, windows: list[dict[str, str]]) -> None:
+    """What the training set's DAG is told of the windows that were published."""
+    from scalr_prod.orchestration import config_of
+
+    last = max(windows, key=lambda window: datetime.fromisoformat(window["as_of"]))
+    outlet_events[asset].extra = {"config": config_of(get_current_context()), **last}
+
+
+def _told(job: Any) -> dict[str, str]:
+    window = job.run()
+    return {"run_id": job.run_id, **{name: getattr(window, name).isoformat() for name in ("start", "end", "as_of")}}
+
+
+def _events_dag(name: str, config: dict[str, Param], asset: Asset) -> None:
+    @dag(
+        name,
+        schedule=_cron("SCALR_EVENTS_CRON", "0 3 * * *"),
+        params={
+            **config,
+            "start": Param(None, **_INSTANT, description="window's first instant; default: the data interval's"),
+            "end": Param(None, **_INSTANT, description="the instant after the window; default: the data interval's"),
+            "mode": Param("causal", enum=["causal", "backfill"], description="what the translator may have learned from"),
+        },
+        **_common(hours=6),
+    )
+    def events() -> None:
+        """Each day's source events become published synthetic target events.
+
+        ingest → histories → generate → validate → publish → late, for the run's data interval (or its params start and end). A
+        run reads nothing that became known after its window's end, so that a day run late gives what it would have given in
+        time. ``late`` publishes earlier windows again that source events arrived late in, within ``[generation] lookback``, and
+        emits the asset.
+        """
+
+        def project() -> Any:
+            from scalr_prod.orchestration import window_of
+
+            return _window_settings(*window_of(get_current_context()))
+
+        @task
+        def work(stage: str, run: dict[str, Any] | None = None, *, outlet_events: Any = None) -> dict[str, Any]:
+            from scalr_prod.orchestration import do_stages
+
+            job = do_stages([stage], project, run_id=run["run_id"] if run else None)
+            if stage == DAILY[-1]:
+                _announce(outlet_events, asset, [_told(job)])
+            report = job.reports.get(stage)
+            return {"run_id": job.run_id, **(report.to_json() if report else {})}
+
+        before: Any = None
+        run: Any = None
+        for stage in DAILY:
+            done = work.override(task_id=stage, outlets=[asset] if stage == DAILY[-1] else [])(stage, run)
+            if before is not None:
+                before >> done
+            before = done
+            run = done if stage == "generate" else run
+
+    events()
+
+
+def _backfill_dag(name: str, config: dict[str, Param], asset: Asset) -> None:
+    @dag(
+        name,
+        schedule=None,
+        params={
+            **config,
+            "start": Param(None, **_INSTANT, description="first instant of the first window"),
+            "end": Param(None, **_INSTANT, description="the instant after the last window"),
+            "days": Param(1, type="integer", minimum=1, description="length of a window"),
+            "mode": Param("causal", enum=["causal", "backfill"], description="what the translator may have learned from"),
+        },
+        **_common(hours=24),
+    )
+    def backfill() -> None:
+        """The windows of a range, one after the other, from the logs as they were ingested last.
+
+        It may run beside the daily DAG: a run is worked on by one task at a time, and a window that was published already is
+        left as it is unless something has changed. The asset is emitted once, at the end.
+        """
+
+        @task
+        def windows() -> list[list[str]]:
+            from scalr_prod.orchestration import scheduler_errors, window_of
+
+            with scheduler_errors():
+                context = get_current_context()
+                start, end = window_of(context)
+                step = timedelta(days=context["params"]["days"])
+                begins = [start + number * step for number in range(-((start - end) // step))]
+                return [[begin.isoformat(), min(begin + step, end).isoformat()] for begin in begins]
+
+        @task(max_active_tis_per_dagrun=1)
+        def translate(window: list[str]) -> dict[str, str]:
+            from scalr_prod.orchestration import do_stages
+
+            start, end = map(datetime.fromisoformat, window)
+            return _told(do_stages(("generate", "validate", "publish"), lambda: _window_settings(start, end)))
+
+        @task(outlets=[asset], trigger_rule="none_failed")
+        def announce(published: Any, *, outlet_events: Any = None) -> int:
+            done = [window for window in published if window]
+            if done:
+                _announce(outlet_events, asset, done)
+            return len(done)
+
+        announce(translate.expand(window=windows()))
+
+    backfill()
+
+
+def _translator_dag(name: str, config: dict[str, Param]) -> None:
+    @dag(
+        name,
+        schedule=_cron("SCALR_TRANSLATOR_CRON", "0 1 * * 0"),
+        params={
+            **config,
+            "trained_until": Param(
+                None, **_INSTANT, description="nothing from this time on is read; default: the data interval's end"
+            ),
+        },
+        **_common(hours=12),
+    )
+    def translator() -> None:
+        """Learn again from all that is known by the data interval's end, and serve the new version if it is better.
+
+        ingest → histories → train → evaluate → promote if better: where none is served, or where the new version's recipe has no
+        higher negative log-likelihood than the served version on events that neither has learned from (within two standard
+        errors).
+        """
+
+        @task
+        def work(stage: str) -> dict[str, Any]:
+            from scalr_prod.orchestration import do_stages, trained_until_of
+
+            until = trained_until_of(get_current_context()) if stage == "translator" else None
+            return do_stages([stage], _settings, trained_until=until).reports[stage].to_json()
+
+        @task
+        def evaluate(trained: dict[str, Any]) -> int:
+            from scalr_prod.orchestration import scheduler_errors
+            from scalr_prod.project import Project
+
+            with scheduler_errors():
+                Project(_settings()).evaluate_translator(trained["version"])
+            return int(trained["version"])
+
+        @task
+        def promote_if_better(version: int) -> dict[str, Any]:
+            from scalr_prod.orchestration import scheduler_errors
+            from scalr_prod.project import Project
+
+            with scheduler_errors():
+                return Project(_settings()).promote_if_better(version).to_json()
+
+        before: Any = None
+        for stage in WEEKLY:
+            done = work.override(task_id="train" if stage == "translator" else stage)(stage)
+            if before is not None:
+                before >> done
+            before = done
+        promote_if_better(evaluate(before))
+
+    translator()
+
+
+def _training_set_dag(name: str, config: dict[str, Param], asset: Asset) -> None:
+    @dag(
+        name,
+        schedule=[asset],
+        params={
+            **config,
+            "start": Param(None, **_INSTANT, description="first instant of a label"),
+            "cutoff": Param(None, **_INSTANT, description="no label, feature or row from after it"),
+        },
+        **_common(hours=6),
+    )
+    def training_set() -> None:
+        """Whenever synthetic events are published, build the training set anew and put it before the gate.
+
+        It is triggered by the asset, and builds the training set of the project that published. Its cutoff is the latest
+        ``as_of`` among the asset's events, so that all they published is known; the param ``cutoff`` and ``[training_set]
+        cutoff`` of scalr.toml go before.
+        """
+
+        @task(inlets=[asset])
+        def build(*, inlet_events: Any = None) -> dict[str, Any]:
+            from scalr_prod.orchestration import do_stages, training_set_project
+
+            context = get_current_context()
+            job = do_stages(["dataset"], lambda: training_set_project(context, [event.extra for event in inlet_events[asset]]))
+            return job.reports["dataset"].to_json()
+
+        build()
+
+    training_set()
+
+
+def _maintenance_dag(name: str, config: dict[str, Param]) -> None:
+    @dag(name, schedule=_cron("SCALR_MAINTENANCE_CRON", "0 5 * * 6"), params=config, **_common(hours=6))
+    def maintenance() -> None:
+        """Remove what ``[retention]`` no longer keeps: staged parts, old training sets and translators, unused table files."""
+
+        @task
+        def maintain() -> dict[str, Any]:
+            from scalr_prod.orchestration import scheduler_errors
+            from scalr_prod.project import Project
+
+            with scheduler_errors():
+                return Project(_settings()).maintain().to_json()
+
+        maintain()
+
+    maintenance()
+
+
+def _broken_dag(project: Listed) -> None:
+    """A project whose settings cannot be read fails each day, by itself; the others go on."""
+
+    @dag(f"scalr_{project.name}", schedule=_cron("SCALR_EVENTS_CRON", "0 3 * * *"), **_common(hours=1))
+    def broken() -> None:
+        """The project's settings cannot be read; the task says why."""
+
+        @task(retries=0)
+        def settings() -> None:
+            from scalr_prod.orchestration import scheduler_errors
+
+            with scheduler_errors():
+                load_settings(project.config)
+            raise SettingsError(
+                "could not be read when its DAGs were made, and can be now",
+                where=project.config,
+                next_step="wait for the DAG processor to read the list again",
+            )
+
+        settings()
+
+    broken()
