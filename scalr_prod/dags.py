@@ -147,9 +147,17 @@ def _window_settings(start: datetime, end: datetime) -> Any:
 
 
 def _announce(outlet_events: Any, asset: Asset, windows: list[dict[str, str]]) -> None:
-    """What the training set's DAG is told of the windows that were published."""
+    """What the training set's DAG is told of the windows that were published.
+
+    Raises:
+        AirflowSkipException: None was: nothing is to be built.
+    """
     from scalr_prod.orchestration import config_of
 
+    if not windows:
+        from airflow.sdk.exceptions import AirflowSkipException
+
+        raise AirflowSkipException("no window was published")
     last = max(windows, key=lambda window: datetime.fromisoformat(window["as_of"]))
     outlet_events[asset].extra = {"config": config_of(get_current_context()), **last}
 
@@ -157,6 +165,15 @@ def _announce(outlet_events: Any, asset: Asset, windows: list[dict[str, str]]) -
 def _told(job: Any) -> dict[str, str]:
     window = job.run()
     return {"run_id": job.run_id, **{name: getattr(window, name).isoformat() for name in ("start", "end", "as_of")}}
+
+
+def _republished(report: Any) -> list[dict[str, str]]:
+    """The windows of a `LateReport`, where there is one."""
+    found = report.published if report else []
+    return [
+        {"run_id": window.run_id, **{name: getattr(window, name).isoformat() for name in ("start", "end", "as_of")}}
+        for window in found
+    ]
 
 
 def _events_dag(name: str, config: dict[str, Param], asset: Asset) -> None:
@@ -190,15 +207,17 @@ def _events_dag(name: str, config: dict[str, Param], asset: Asset) -> None:
             from scalr_prod.orchestration import do_stages
 
             job = do_stages([stage], project, run_id=run["run_id"] if run else None)
-            if stage == DAILY[-1]:
-                _announce(outlet_events, asset, [_told(job)])
             report = job.reports.get(stage)
+            if stage == DAILY[-1]:
+                _announce(outlet_events, asset, [*([_told(job)] if job.spec else []), *_republished(report)])
             return {"run_id": job.run_id, **(report.to_json() if report else {})}
 
         before: Any = None
         run: Any = None
         for stage in DAILY:
-            done = work.override(task_id=stage, outlets=[asset] if stage == DAILY[-1] else [])(stage, run)
+            # The last runs on a day without source events too: earlier windows may have got some.
+            last = {"outlets": [asset], "trigger_rule": "none_failed"} if stage == DAILY[-1] else {}
+            done = work.override(task_id=stage, **last)(stage, run)
             if before is not None:
                 before >> done
             before = done
@@ -248,8 +267,7 @@ def _backfill_dag(name: str, config: dict[str, Param], asset: Asset) -> None:
         @task(outlets=[asset], trigger_rule="none_failed")
         def announce(published: Any, *, outlet_events: Any = None) -> int:
             done = [window for window in published if window]
-            if done:
-                _announce(outlet_events, asset, done)
+            _announce(outlet_events, asset, done)
             return len(done)
 
         announce(translate.expand(window=windows()))

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
+import os
 import signal
 import threading
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
-    from typing import NoReturn
 
 __all__ = ["Interrupted", "ending_in_order"]
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+#: For so long, what is open may close undisturbed by another SIGTERM.
+_CLOSING_S: Final = 60.0
 
 
 class Interrupted(KeyboardInterrupt):
@@ -47,9 +51,9 @@ class Interrupted(KeyboardInterrupt):
     @property
     def next_step(self) -> str:
         """How to go on: what is done is kept either way."""
-        if self.run_id is not None and self.stage in {"generate", "validate", "publish"}:
-            return f"scalr runs resume {self.run_id}"
-        return "the same command again"
+        again = "the same command again"
+        resumable = self.run_id is not None and self.stage in {"generate", "validate", "publish"}
+        return f"{again}, or, as far as its publication, scalr runs resume {self.run_id}" if resumable else again
 
     def to_json(self) -> dict[str, str | None]:
         """The facts that an error has, as one JSON object."""
@@ -67,27 +71,46 @@ class Interrupted(KeyboardInterrupt):
         return f"stopped by {self.signal.name}{during}; what is done is kept. Go on with: {self.next_step}"
 
 
+class _Handler:
+    """Raises on the first signal; then lets what is open close.
+
+    What is raised in a destructor or a callback of C goes nowhere, so that after a while a signal raises again.
+    """
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+        self.raised_at = -math.inf
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self.process:  # a fork of ours, which nobody has told what to do
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        closing = time.monotonic() - self.raised_at < _CLOSING_S
+        if closing and number == signal.SIGINT:
+            signal.default_int_handler(number, frame)
+        if not closing:
+            self.raised_at = time.monotonic()
+            raise Interrupted(number)
+
+
 @contextmanager
 def ending_in_order() -> Iterator[None]:
     """Within the block, the first SIGTERM or SIGINT raises `Interrupted` in the main thread, so that all that is open closes.
 
-    While it closes, another SIGTERM changes nothing, and another SIGINT ends the process the hard way. Outside of the main
-    thread, which alone may handle signals, the block changes nothing.
+    While it closes, another SIGTERM changes nothing, and another SIGINT breaks off the closing. A signal that was ignored before
+    stays so. Outside of the main thread, which alone may handle signals, and within such a block, the block changes nothing.
     """
-    if threading.current_thread() is not threading.main_thread():
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    ours = {number: found for number, found in before.items() if found is not signal.SIG_IGN}
+    if threading.current_thread() is not threading.main_thread() or any(isinstance(one, _Handler) for one in before.values()):
         yield
         return
-
-    def stop(number: int, _frame: FrameType | None) -> NoReturn:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        raise Interrupted(number)
-
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
-    for number in _SIGNALS:
-        signal.signal(number, stop)
+    handler = _Handler()
+    for number in ours:
+        signal.signal(number, handler)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        for number, former in ours.items():
+            signal.signal(number, former if former is not None else signal.SIG_DFL)

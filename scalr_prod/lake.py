@@ -18,7 +18,7 @@ from scalr_prod.errors import CommitFailed, CommitOutcomeUnknown, ForeignFiles, 
 from scalr_prod.ownership import is_empty
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from datetime import datetime
     from typing import TypeAlias
 
@@ -360,18 +360,33 @@ class Lake:
 
         return self._once(table, key, write)
 
-    def tidy(self, table: Table, *, keep_days: float = 7, dry_run: bool = False) -> int:
-        """Delete files that no version of the last days uses. Gives their number; with ``dry_run`` that is all.
+    def tidy(self, table: Table, *, keep_days: float = 7, keep_versions: Collection[int] = (), dry_run: bool = False) -> int:
+        """Delete files that no version of the last days uses.
 
-        A table's log names the files that it no longer uses for as long as it is kept, also those deleted long ago. On disk only
-        those that are still there are counted.
+        Delta's own vacuum writes two versions of the table each time. This one writes none: what was made from a version goes on
+        being made from the latest.
+
+        Args:
+            table: Which table.
+            keep_days: Versions that were replaced no longer ago can still be read.
+            keep_versions: Those that can be read at any age.
+            dry_run: Delete nothing.
+
+        Returns:
+            How many files; those that are there no more, though the log still names them, are not counted.
         """
-        delta, root = self._open_ours(table), self.uri(table)
-        hours = math.ceil(keep_days * 24)
-        unused = delta.vacuum(hours, dry_run=True, enforce_retention_duration=False)
-        there = unused if "://" in root else [name for name in unused if (Path(root) / name).exists()]
+        from deltalake.fs import DeltaStorageHandler
+        from pyarrow.fs import FileType, PyFileSystem
+
+        unused = set(self._open_ours(table).vacuum(math.ceil(keep_days * 24), dry_run=True, enforce_retention_duration=False))
+        for version in set(keep_versions):
+            root = len(f"{self.uri(table)}/")
+            unused -= {uri[root:] for uri in self.open_table(table, version=version).file_uris()}
+        files = PyFileSystem(DeltaStorageHandler(self.uri(table), self.storage_options))
+        there = [name for name in sorted(unused) if files.get_file_info(name).type is FileType.File]
         if not dry_run:
-            delta.vacuum(hours, dry_run=False, enforce_retention_duration=False)
+            for name in there:
+                files.delete_file(name)
         return len(there)
 
     def _commit(

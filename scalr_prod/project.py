@@ -92,9 +92,11 @@ class Project:
 
     def close(self) -> None:
         """Close what is open. A closed project opens again what it is asked for."""
-        self._opened.close()
-        self._ledger, self._feature_store = None, None
-        self._scorers.clear()
+        try:
+            self._opened.close()
+        finally:
+            self._ledger, self._feature_store = None, None
+            self._scorers.clear()
 
     # --- what it holds
 

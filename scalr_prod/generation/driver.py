@@ -65,8 +65,8 @@ def generate(
     """
     started = time.perf_counter()
     with Ledger.open(settings) as ledger, ledger.lease(spec.run_id) as lease:
-        done = _finished(settings, spec)
         state = ledger.run(spec.run_id).state
+        done = _finished(settings, spec, whole=state is not RunState.PUBLISHED)
         if done is not None and state not in {RunState.PLANNED, RunState.GENERATING}:
             return replace(
                 done,
@@ -182,15 +182,15 @@ def _report_path(settings: Settings, run_id: str) -> Path:
     return run_folder(settings, run_id) / "generation.json"
 
 
-def _finished(settings: Settings, spec: RunSpec) -> GenerationReport | None:
-    """The report of an earlier call whose candidates are all there and whole."""
+def _finished(settings: Settings, spec: RunSpec, *, whole: bool) -> GenerationReport | None:
+    """The report of an earlier call; with ``whole``, of one whose candidates are all there and whole."""
     try:
         content = json.loads(_report_path(settings, spec.run_id).read_text(encoding="utf-8"))
         partitions, report = int(content["partitions"]), GenerationReport.from_json(content["report"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
     folder = _candidates(settings, spec.run_id)
-    for number in range(partitions):
+    for number in range(partitions) if whole else ():
         path = part_path(folder, number)
         if read_manifest(path, **identity(spec, number, partitions)) is None:
             return None

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, Table
 from scalr_prod.errors import LakeError
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger, PublicationStatus
+from scalr_prod.translator.versions import models_folder
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from scalr_prod.ledger import RunSpec
     from scalr_prod.settings import Settings
 
-__all__ = ["LateReport", "LateWindow", "late_windows"]
+__all__ = ["LateReport", "LateWindow", "late_windows", "settings_again"]
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,9 @@ class LateWindow:
         as_of: What it may know when it is published again.
         published_by: The run that it was published by.
         events: Late source events that are known by ``as_of``.
-        too_late: Those that are not, and so stay untranslated.
+        unknown: Those that are not, and so stay untranslated.
         run_id: The run that it was published again by; None: it was not.
+        error: Why it was not.
     """
 
     start: datetime
@@ -39,8 +39,9 @@ class LateWindow:
     as_of: datetime
     published_by: str
     events: int
-    too_late: int
+    unknown: int
     run_id: str | None = None
+    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -48,81 +49,103 @@ class LateReport:
     """What became of late source events.
 
     Attributes:
-        windows: Those that were published again.
-        too_late: Source events of published windows that no run has translated: their window ended before the look-back, or
-            they became known after its ``as_of``.
+        windows: Those within the look-back that late events lie in, the earliest first.
+        too_late: Source events that arrived since the run before this one and lie before the look-back: nothing translates them.
     """
 
     windows: list[LateWindow] = field(default_factory=list)
     too_late: int = 0
 
+    @property
+    def published(self) -> list[LateWindow]:
+        """The windows that were published again."""
+        return [window for window in self.windows if window.run_id is not None]
+
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values; times as ISO 8601 in UTC."""
         windows = [
-            {key: value.isoformat() if hasattr(value, "isoformat") else value for key, value in asdict(window).items()}
+            {key: value.isoformat() if isinstance(value, datetime) else value for key, value in asdict(window).items()}
             for window in self.windows
         ]
         return {"windows": windows, "too_late": self.too_late}
 
 
-def late_windows(settings: Settings, current: RunSpec) -> tuple[list[LateWindow], int]:
+def late_windows(settings: Settings, start: datetime, end: datetime, as_of: datetime) -> LateReport:
     """The published windows before a run's that late source events lie in.
 
     Args:
         settings: ``[generation] lookback`` and ``late_as_of``.
-        current: The run; windows that end after its start are left alone.
+        start: The run's window; windows that end after its start are left alone.
+        end: The look-back counts from here.
+        as_of: What the run may know.
+    """
+    generation, lake = settings.generation, Lake.open(settings)
+    reach = end - timedelta(days=generation.lookback)
+    standing = _standing(settings, before=start)
+    within = sorted((spec for spec in standing if spec.end >= reach), key=lambda spec: spec.start)
+    found = []
+    for spec in within:
+        knows = max(as_of, spec.as_of) if generation.late_as_of == "latest" else spec.as_of
+        translated = _events(lake, spec.start, spec.end, version=_version(spec), known_by=spec.as_of)
+        if translated is None:  # the log's version of then is gone: it cannot be told what is late
+            continue
+        known = _events(lake, spec.start, spec.end, known_by=knows) or 0
+        everything = _events(lake, spec.start, spec.end) or 0
+        late, unknown = max(known - translated, 0), everything - max(known, translated)
+        if late or unknown:
+            found.append(LateWindow(spec.start, spec.end, knows, spec.run_id, late, unknown))
+    return LateReport(found, _too_late(lake, standing, edge=min([reach, *(spec.start for spec in within)])))
+
+
+def settings_again(settings: Settings, window: LateWindow) -> tuple[Settings, int | None]:
+    """The settings, and the translator version, that a window is published again with: those of its run.
 
     Returns:
-        Those within the look-back that have something to translate, the earliest first; and the number of late source events,
-        of all published windows, that stay untranslated.
+        The settings; and the version, None where it is no longer there and the latest that fits takes its place.
     """
-    generation = settings.generation
-    reach = current.end - timedelta(days=generation.lookback)
-    found, too_late = [], 0
-    for spec in _published(settings, before=current.start):
-        as_of = max(current.as_of, spec.as_of) if generation.late_as_of == "latest" else spec.as_of
-        known, unknown = _arrived_since(settings, spec, as_of)
-        if spec.end < reach:
-            too_late += known + unknown
-            continue
-        too_late += unknown
-        if known:
-            found.append(LateWindow(spec.start, spec.end, as_of, spec.run_id, known, unknown))
-    return sorted(found, key=lambda window: window.start), too_late
-
-
-def _published(settings: Settings, *, before: datetime) -> list[RunSpec]:
-    """The run of each window whose rows stand in the feature view, as it was published last."""
-    last: dict[tuple[datetime, datetime], RunSpec] = {}
     with Ledger.open(settings) as ledger:
-        attempts = [one for one in ledger.publications() if one.status is PublicationStatus.PUBLISHED and one.end <= before]
-        for attempt in sorted(attempts, key=lambda one: one.delta_version or 0):
-            last[attempt.start, attempt.end] = ledger.run(attempt.run_id).spec
-    return list(last.values())
+        spec = ledger.run(window.published_by).spec
+    of_then = {"mode": spec.mode, "seed": spec.seed, **spec.settings["generation"]}
+    times = {"start": window.start, "end": window.end, "as_of": window.as_of}
+    again = settings.model_copy(update={"generation": settings.generation.model_copy(update=of_then | times)})
+    there = (models_folder(settings) / str(spec.translator_version)).is_dir()
+    return again, spec.translator_version if there else None
 
 
-def _arrived_since(settings: Settings, spec: RunSpec, as_of: datetime) -> tuple[int, int]:
-    """Source events of a run's window that its version of the log lacked: those known by ``as_of``, and those that are not."""
-    lake = Lake.open(settings)
-    then = spec.table_versions[Table.SOURCE_EVENTS.value]
-    now = lake.version(Table.SOURCE_EVENTS)
-    if then == now:
-        return 0, 0
-    # Below, the run's own as_of: what it left out since it was not yet known is late as well.
-    translated = _events(lake, spec, then, known_by=spec.as_of)
-    known, all_of_them = _events(lake, spec, now, known_by=as_of), _events(lake, spec, now, known_by=None)
-    return max(known - translated, 0), all_of_them - max(known, translated)
+def _standing(settings: Settings, *, before: datetime) -> list[RunSpec]:
+    """The runs whose rows are in the feature view, whole, in the order in which they were published."""
+    with Ledger.open(settings) as ledger:
+        published = [one for one in ledger.publications() if one.status is PublicationStatus.PUBLISHED and one.end <= before]
+        published.sort(key=lambda one: one.delta_version or 0)
+        return [ledger.run(one.run_id).spec for one in published if not ledger.replaced_since(one)]
 
 
-def _events(lake: Lake, spec: RunSpec, version: int, *, known_by: datetime | None) -> int:
+def _too_late(lake: Lake, standing: list[RunSpec], *, edge: datetime) -> int:
+    """Source events before ``edge`` that arrived since the run that was published last."""
+    if not standing:
+        return 0
+    before = _events(lake, None, edge, version=_version(standing[-1]))
+    return 0 if before is None else (_events(lake, None, edge) or 0) - before
+
+
+def _version(spec: RunSpec) -> int:
+    return spec.table_versions[Table.SOURCE_EVENTS.value]
+
+
+def _events(
+    lake: Lake, start: datetime | None, end: datetime, *, version: int | None = None, known_by: datetime | None = None
+) -> int | None:
+    """Source events of a window, at a version of the log; None: that version is no longer there."""
     import pyarrow.dataset as ds
 
-    where = (ds.field(EVENT_TIMESTAMP) >= spec.start) & (ds.field(EVENT_TIMESTAMP) < spec.end)
+    where = ds.field(EVENT_TIMESTAMP) < end
+    if start is not None:
+        where &= ds.field(EVENT_TIMESTAMP) >= start
     if known_by is not None:
         where &= ds.field(CREATED_TIMESTAMP) <= known_by
     try:
         return int(lake.dataset(Table.SOURCE_EVENTS, version=version).count_rows(filter=where))
     except (LakeError, FileNotFoundError):
-        if version == lake.version(Table.SOURCE_EVENTS):
+        if version is None:
             raise
-        return 0  # that version was cleaned away: publish the window again, which changes nothing where nothing was late
+        return None

@@ -140,12 +140,14 @@ def _empty(start: datetime | None, end: datetime, as_of: datetime, found: _Range
 def _choose(settings: Settings, version: int | None, limit: datetime) -> TranslatorVersion:
     """The version asked for, or the latest that has learned from nothing past the limit."""
     from scalr_prod.translator import named_version
+    from scalr_prod.translator.versions import models_folder
 
     wanted = settings.generation
     if version is None:
         with Ledger.open(settings) as ledger:
             fitting = [record.version for record in ledger.model_versions() if record.trained_until <= limit]
-        version = max(fitting, default=None)
+        there = [number for number in fitting if (models_folder(settings) / str(number)).is_dir()]  # upkeep removes old ones
+        version = max(there, default=max(fitting, default=None))
     translator = named_version(settings, version)
     if translator.trained_until > limit:
         edge = "the window's start" if wanted.mode == "causal" else "as_of"

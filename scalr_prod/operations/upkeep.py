@@ -1,10 +1,12 @@
 """Remove what `[retention]` no longer keeps: staged parts, old training sets and translators, files that no table version uses.
 
-Nothing goes that a published window, a served translator or a run at work refers to. The ledger keeps its account of everything.
+Nothing goes that a published window, a served translator or a run that has not ended refers to. No table gets a new version by it,
+so that histories, runs and training sets that were made from the tables stay what they are. The ledger keeps its account of everything.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import shutil
 from contextlib import ExitStack
@@ -30,8 +32,9 @@ logger = logging.getLogger(__name__)
 
 #: A run in one of these needs its staged parts no more.
 _ENDED: Final = (RunState.PUBLISHED, RunState.ROLLED_BACK, RunState.REJECTED)
-#: What of a run's folder goes; its spec, figures and verdict stay.
-_PARTS: Final = ("parts", "candidates", "accepted")
+#: What of a run's folder goes. Its spec, figures and verdict stay, and the accepted rows: a run that was rolled back may be published
+#: again.
+_PARTS: Final = ("parts", "candidates")
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,8 @@ def _runs(settings: Settings, now: datetime, *, dry_run: bool) -> Iterator[Remov
                 with ExitStack() as held:
                     if not dry_run:
                         held.enter_context(ledger.lease(run.run_id))
+                        if ledger.run(run.run_id).state is not run.state:  # somebody has gone on with it meanwhile
+                            continue
                     yield _remove(
                         settings, "run", run.run_id, there, f"{run.state.value} {_ago(now, run.updated_at)}", dry_run=dry_run
                     )
@@ -122,7 +127,7 @@ def _training_sets(settings: Settings, now: datetime, *, dry_run: bool) -> Itera
 
     from scalr_prod.training_set.manifest import versions
 
-    for home in sorted((settings.home / "datasets").glob("*")):
+    for home in sorted(path for path in (settings.home / "datasets").glob("*") if path.is_dir()):
         with ExitStack() as held:
             if not dry_run:
                 held.enter_context(FileLock(home / ".lock"))
@@ -140,7 +145,7 @@ def _translators(settings: Settings, now: datetime, *, dry_run: bool) -> Iterato
     from scalr_prod.serving.repository import model_folder
     from scalr_prod.translator.versions import models_folder
 
-    needed = versions_in_use(settings) | _published_by(settings)
+    needed = versions_in_use(settings) | _published_by(settings, now)
     with Ledger.open(settings) as ledger:
         records = sorted(ledger.model_versions(), key=lambda one: one.version)
     for record in records[: -settings.retention.translators]:
@@ -152,25 +157,42 @@ def _translators(settings: Settings, now: datetime, *, dry_run: bool) -> Iterato
         yield _remove(settings, "translator", str(record.version), there, reason, dry_run=dry_run)
 
 
-def _published_by(settings: Settings) -> set[int]:
-    """Translators of the runs whose rows stand in the feature view, or that are not through yet."""
+def _published_by(settings: Settings, now: datetime) -> set[int]:
+    """Translators of the runs whose rows stand in the feature view, that have not ended, or that the gate refused of late."""
+    keep = timedelta(days=settings.retention.days)
     with Ledger.open(settings) as ledger:
-        standing = {one.run_id for one in ledger.publications() if one.status is PublicationStatus.PUBLISHED}
-        return {run.spec.translator_version for run in ledger.runs() if run.run_id in standing or run.state not in _ENDED}
+        standing = {one.run_id for one in ledger.publications() if one.status is not PublicationStatus.ROLLED_BACK}
+        return {
+            run.spec.translator_version
+            for run in ledger.runs()
+            if run.run_id in standing
+            or run.state not in _ENDED
+            or (run.state is RunState.REJECTED and now - run.updated_at < keep)
+        }
+
+
+def _pinned(settings: Settings) -> dict[str, list[int]]:
+    """By table, the versions that runs which have not ended read."""
+    pins: dict[str, list[int]] = {}
+    with Ledger.open(settings) as ledger:
+        for run in ledger.runs():
+            for table, version in run.spec.table_versions.items() if run.state not in _ENDED else ():
+                pins.setdefault(table, []).append(version)
+    return pins
 
 
 def _tables(settings: Settings, *, dry_run: bool) -> Iterator[Removal]:
-    lake, days = Lake.open(settings), settings.retention.files_days
+    lake, days, pins = Lake.open(settings), settings.retention.files_days, _pinned(settings)
     for table in Table:
         if not lake.exists(table):
             continue
-        files = lake.tidy(table, keep_days=days, dry_run=dry_run)
+        files = lake.tidy(table, keep_days=days, keep_versions=pins.get(table.value, ()), dry_run=dry_run)
         if files:
             yield Removal("table", table.value, None, files, f"no version of the last {days:g} days uses them")
 
 
 def _remove(settings: Settings, kind: str, name: str, folders: list[Path], reason: str, *, dry_run: bool) -> Removal:
-    """Take folders out of sight in one step each, then delete them: nobody sees half of one."""
+    """Take folders out of sight in one step each, where they lie on home's file system, then delete them."""
     sizes = [path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file()]
     if not dry_run:
         with staging_folder(settings, "maintain") as scratch:
@@ -182,8 +204,10 @@ def _remove(settings: Settings, kind: str, name: str, folders: list[Path], reaso
 def _move(folder: Path, target: Path) -> None:
     try:
         folder.rename(target)
-    except OSError:  # another file system
-        shutil.rmtree(folder)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        shutil.rmtree(folder)  # on another file system, such as a model repository elsewhere
 
 
 def _ago(now: datetime, then: datetime) -> str:

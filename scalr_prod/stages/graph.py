@@ -1,4 +1,4 @@
-"""The graph itself."""
+"""The graph itself. Stages stand in the order in which they are done; ``needs`` says which of them a walk takes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ GRAPH: Final[tuple[Stage, ...]] = (
     Stage("translator", ("feast",), "a translator version", "scalr translator train", work.translator, state.trained),
     Stage(
         "plan",
-        ("serving", "policy", "translator"),
+        ("serving", "policy", "feast", "translator"),
         "a run in the ledger",
         "scalr generate",
         work.plan,

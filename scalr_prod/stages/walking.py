@@ -38,9 +38,9 @@ def path(first: str | None = None, last: str = "dataset", *, without: Collection
 
 
 def step(*names: str) -> tuple[Stage, ...]:
-    """One stage or several, after the light ones that they need."""
-    needed = set().union(*(_needed(name) for name in names))
-    return tuple(stage for stage in GRAPH if stage.name in names or (stage.light and stage.name in needed))
+    """One stage or several, after the light ones that they need directly, or through light ones alone."""
+    wanted = set(names).union(*(_light_needs(name) for name in names))
+    return tuple(stage for stage in GRAPH if stage.name in wanted)
 
 
 def walk(job: Job, stages: Iterable[Stage]) -> Job:
@@ -94,7 +94,16 @@ def at_stage(name: str | None, run_id: str | None = None) -> Iterator[None]:
         raise
 
 
+def _stage(name: str) -> Stage:
+    return next(stage for stage in GRAPH if stage.name == name)
+
+
 def _needed(name: str) -> set[str]:
     """All stages that come before one."""
-    direct = next(stage for stage in GRAPH if stage.name == name).needs
+    direct = _stage(name).needs
     return set(direct).union(*(_needed(one) for one in direct))
+
+
+def _light_needs(name: str) -> set[str]:
+    light = {one for one in _stage(name).needs if _stage(one).light}
+    return light.union(*(_light_needs(one) for one in light))

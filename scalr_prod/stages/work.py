@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
+from scalr_prod.errors import QualityGateFailed, TranslatorError
+
 if TYPE_CHECKING:
+    from scalr_prod.generation.late import LateWindow
+    from scalr_prod.settings import Settings
     from scalr_prod.stages.job import Job, Report
+
+logger = logging.getLogger(__name__)
 
 
 def serving(job: Job) -> None:
@@ -57,6 +64,8 @@ def plan(job: Job) -> None:
     """Write the run of the settings' window to the ledger."""
     from scalr_prod.generation import plan_run
 
+    if job.spec is not None:  # it goes on with a run
+        return
     job.spec = plan_run(job.settings, version=job.version, cause=job.cause)
 
 
@@ -89,25 +98,36 @@ def publish(job: Job) -> Report:
 
 
 def late(job: Job) -> Report | None:
-    """Publish again the earlier windows that source events arrived late in, within the look-back."""
+    """Publish again the earlier windows that source events arrived late in, within the look-back.
+
+    A window that cannot be published again, since the gate refuses it or no translator fits, is reported; the others go on.
+    """
     from dataclasses import replace
 
-    from scalr_prod.generation.late import LateReport, late_windows
+    from scalr_prod.generation.late import LateReport, late_windows, settings_again
+
+    window = job.spec or job.settings.generation  # on a day without source events there is no run
+    if not job.settings.generation.lookback or window.start is None or window.end is None:
+        return None
+    found = late_windows(job.settings, window.start, window.end, window.as_of or window.end)
+    done = []
+    for one in found.windows:
+        try:
+            run_id = _publish_again(job, *settings_again(job.settings, one), one) if one.events else None
+            done.append(replace(one, run_id=run_id))
+        except (QualityGateFailed, TranslatorError) as error:
+            logger.exception("the window from %s on could not be published again", one.start.isoformat())
+            done.append(replace(one, error=f"{type(error).__name__}: {error.found}"))
+    return LateReport(done, found.too_late)
+
+
+def _publish_again(job: Job, settings: Settings, version: int | None, window: LateWindow) -> str | None:
     from scalr_prod.stages.job import Job
     from scalr_prod.stages.walking import path, walk
 
-    if not job.settings.generation.lookback:
-        return None
-    windows, too_late = late_windows(job.settings, job.run())
-    again = []
-    for window in windows:
-        sections = {"start": window.start, "end": window.end, "as_of": window.as_of}
-        generation = job.settings.generation.model_copy(update=sections)
-        settings = job.settings.model_copy(update={"generation": generation})
-        cause = f"{window.events} source events arrived after {window.published_by}"
-        made = walk(Job(settings, progress=job.progress, cause=cause), path("plan", "publish"))
-        again.append(replace(window, run_id=made.run_id))
-    return LateReport(again, too_late)
+    cause = f"{window.events} source events arrived after {window.published_by}"
+    again = Job(settings, progress=job.progress, version=version, cause=cause)
+    return walk(again, path("plan", "publish")).run_id
 
 
 def dataset(job: Job) -> Report:

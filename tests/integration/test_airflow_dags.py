@@ -228,7 +228,7 @@ def test_each_listed_project_has_dags_of_its_own_and_a_broken_one_stops_no_other
     script = """
 import json, sys
 from airflow.dag_processing.dagbag import DagBag
-bag = DagBag(sys.argv[1], include_examples=False)
+bag = DagBag(sys.argv[1])
 found = {dag.dag_id: [dag.params.get("config"), sorted(task.task_id for task in dag.tasks)] for dag in bag.dags.values()}
 print(json.dumps([found, {str(file): text for file, text in bag.import_errors.items()}], default=str))
 """

@@ -64,6 +64,12 @@ def publish(config, number, **more):
     return walk(Job(project.settings), path(last="late", without=("translator",)))
 
 
+def stages_of(project, *names, run_id=None):
+    from scalr_prod.stages import Job, step, walk
+
+    return walk(Job.of_run(project.settings, run_id) if run_id else Job(project.settings), step(*names))
+
+
 def rows_of(config):
     rows = Project.open(config).lake.read(Table.SYNTHETIC_TARGET_EVENTS).to_pandas()
     return rows.drop(columns="run_id").sort_values("event_id", ignore_index=True)
@@ -102,6 +108,7 @@ def test_windows_within_the_look_back_are_what_they_had_been_in_time(late, in_ti
     assert [found["start"] for found in report["windows"]] == [(TRAINED + n * WEEK).isoformat() for n in range(2)]
     assert all(found["events"] > 5 for found in report["windows"])
     assert report["too_late"] == 0
+    assert [found["error"] for found in report["windows"]] == [None] * 2
     after = rows_of(late)
     assert len(after) > len(before)
     pd.testing.assert_frame_equal(after, in_time)
@@ -119,6 +126,33 @@ def test_what_lies_before_the_look_back_is_counted_as_too_late(late):
     report = publish(late, 2, lookback=8).reports["late"].to_json()
     assert [found["start"] for found in report["windows"]] == [(TRAINED + WEEK).isoformat()]
     assert report["too_late"] > 5
+
+
+def test_a_window_is_published_again_as_it_was_whatever_the_settings_say_now(late, in_time):
+    """Its own mode, seed and draws; a window that was taken out of the view stays out."""
+    with Project.open(late) as project:
+        second = next(run for run in project.runs() if run.spec.start == TRAINED + WEEK)
+        project.rollback(second.run_id)
+    job = publish(late, 2, lookback=14, seed=5, events_per_source_event=1, temperature=0.5)
+    (found,) = job.reports["late"].to_json()["windows"]
+    assert found["start"] == TRAINED.isoformat()
+    rows = rows_of(late)
+    first_week = rows["event_timestamp"] < TRAINED + WEEK
+    of_first_week = in_time["event_timestamp"] < TRAINED + WEEK
+    pd.testing.assert_frame_equal(rows[first_week].reset_index(drop=True), in_time[of_first_week].reset_index(drop=True))
+    assert not rows["event_timestamp"].between(TRAINED + WEEK, TRAINED + 2 * WEEK, inclusive="left").any()
+
+
+def test_a_window_that_the_gate_refuses_is_reported_and_stops_no_other(late):
+    strict = late.read_text().replace("max_bucket_distance = 1.0", "max_bucket_distance = 0.000001")
+    with Project.open(late, generation=window(2, lookback=14)) as project:
+        project.ingest()
+        project.histories()
+        job = stages_of(project, "generate", "validate", "publish")
+        late.write_text(strict)
+        again = Project.open(late, generation=window(2, lookback=14))
+        report = stages_of(again, "late", run_id=job.run_id).reports["late"].to_json()
+    assert [found["error"].split(":")[0] for found in report["windows"]] == ["QualityGateFailed"] * 2
 
 
 def test_without_a_look_back_nothing_is_published_again(late):
@@ -139,8 +173,10 @@ def test_events_that_became_known_after_the_window_are_translated_if_the_setting
     log.to_parquet(late.parent / "s.parquet")
     late.write_text(late.read_text().replace('events = "s.parquet"', 'events = "s.parquet"\ncolumns = { created = "seen" }'))
     report = publish(late, 2, lookback=30, late_as_of=policy).reports["late"].to_json()
-    assert len(report["windows"]) == windows
-    assert report["too_late"] == (0 if windows else len(late_ones))
+    (found,) = report["windows"]
+    assert (found["events"], found["unknown"]) == ((len(late_ones), 0) if windows else (0, len(late_ones)))
+    assert (found["run_id"] is not None) == bool(windows)
+    assert report["too_late"] == 0
     rows = rows_of(late)
     week = rows[rows["event_timestamp"].between(TRAINED, TRAINED + WEEK, inclusive="left")]
     as_of = TRAINED + (3 if windows else 1) * WEEK

@@ -32,10 +32,10 @@ def make_spec(seed: int = 0, **changes: object) -> RunSpec:
     return RunSpec.make(**{**fields, **changes})
 
 
-def to_state(ledger: Ledger, run_id: str, state: RunState) -> None:
-    """Bring a planned run to a state by a way that the transitions allow."""
-    path = {RunState.PLANNED: []}
-    waiting = [RunState.PLANNED]
+def to_state(ledger: Ledger, run_id: str, state: RunState, *, begin: RunState = RunState.PLANNED) -> None:
+    """Bring a run to a state by a way that the transitions allow."""
+    path = {begin: []}
+    waiting = [begin]
     while waiting:
         at = waiting.pop(0)
         for following in sorted(TRANSITIONS[at]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -33,7 +34,9 @@ def test_the_first_signal_closes_what_is_open_and_names_where_it_came(number, co
         work()
     assert closed == ["all of it"]
     assert caught.value.exit_code == code
-    assert str(caught.value).endswith("during generate; what is done is kept. Go on with: scalr runs resume run_1")
+    assert str(caught.value).endswith(
+        "during generate; what is done is kept. Go on with: the same command again, or, as far as its publication, scalr runs resume run_1"
+    )
     assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)] == before
 
 
@@ -47,6 +50,54 @@ def test_a_stage_without_a_run_is_repeated():
         "stage": "ingest",
         "run_id": None,
     }
+
+
+def test_a_block_within_a_block_changes_nothing():
+    with ending_in_order():
+        outer = signal.getsignal(signal.SIGTERM)
+        with ending_in_order():
+            assert signal.getsignal(signal.SIGTERM) is outer
+        assert signal.getsignal(signal.SIGTERM) is outer
+
+
+def test_a_signal_that_was_ignored_stays_so():
+    """As of a command that a script starts with & at its end."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with ending_in_order():
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_what_goes_nowhere_is_raised_again_after_a_while(monkeypatch):
+    monkeypatch.setattr("scalr_prod.interrupts._CLOSING_S", 0.2)
+
+    def work():
+        with contextlib.suppress(Interrupted):  # as in a destructor
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        os.kill(os.getpid(), signal.SIGTERM)  # too early
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    with pytest.raises(Interrupted), ending_in_order():
+        work()
+
+
+def test_a_fork_ends_as_it_would_have():
+    with ending_in_order():
+        child = os.fork()
+        if child == 0:
+            try:
+                time.sleep(20)
+            finally:
+                os._exit(0)
+        time.sleep(0.2)
+        os.kill(child, signal.SIGTERM)
+        _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGTERM
 
 
 def test_another_thread_changes_no_handler():

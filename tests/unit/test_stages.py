@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from scalr_prod.errors import ScalrError
-from scalr_prod.stages import GRAPH, Job, PipelineReport, Stage, path, step, walk
+from scalr_prod.stages import GRAPH, Job, PipelineReport, Stage, path, step, walk, work
 
 
 def names(stages):
@@ -48,11 +48,26 @@ def test_a_day_has_the_translator_that_is_there():
         ("ingest", ["ingest"]),
         ("translator", ["feast", "translator"]),
         ("generate", ["serving", "policy", "feast", "plan", "generate"]),
-        ("dataset", ["serving", "policy", "feast", "plan", "dataset"]),
+        ("validate", ["validate"]),
+        ("publish", ["publish"]),
+        ("late", ["late"]),
+        ("dataset", ["feast", "dataset"]),
     ],
 )
 def test_one_stage_takes_the_light_ones_along(stage, expected):
     assert names(step(stage)) == expected
+
+
+def test_several_stages_take_along_what_each_of_them_does():
+    assert names(step("generate", "publish")) == ["serving", "policy", "feast", "plan", "generate", "publish"]
+
+
+def test_a_job_that_goes_on_with_a_run_plans_no_other(monkeypatch):
+    monkeypatch.setattr("scalr_prod.generation.plan_run", lambda *_, **__: "another")
+    for spec, expected in (("this", "this"), (None, "another")):
+        job = Job(None, spec=spec)
+        work.plan(job)
+        assert job.spec == expected
 
 
 class Made:

@@ -69,9 +69,9 @@ def test_parts_go_of_runs_that_have_ended_and_their_verdict_stays(opened):
     ]
     report = opened.maintain()
     assert names(report, "run") == sorted(ended)
-    assert report.bytes == 3 * 3 * 100
+    assert report.bytes == 3 * 2 * 100
     for run_id in ended:
-        assert [path.name for path in run_folder(opened.settings, run_id).iterdir()] == ["gate.json"]
+        assert sorted(path.name for path in run_folder(opened.settings, run_id).iterdir()) == ["accepted", "gate.json"]
         assert opened.ledger.run(run_id).run_id == run_id
     for run_id in others:
         assert len(list(run_folder(opened.settings, run_id).rglob("*.parquet"))) == 3
@@ -125,9 +125,28 @@ def test_files_that_no_version_of_a_table_uses_go(opened, settings):
     with Project.open(settings, retention=NOW, histories={"length": 7}) as project:
         project.histories()  # in place of the former ones
         rows = project.lake.read(Table.SOURCE_USER_HISTORY)
+        version = project.lake.version(Table.SOURCE_USER_HISTORY)
         assert "source_user_history" in names(project.maintain(), "table")
         assert project.lake.read(Table.SOURCE_USER_HISTORY).equals(rows)
+        assert project.lake.version(Table.SOURCE_USER_HISTORY) == version, (
+            "histories, runs and training sets stay what they are"
+        )
+        assert "histories" in [stage.stage for stage in project.status() if stage.done]
         assert names(project.maintain(), "table") == []
+
+
+def test_a_version_that_a_run_reads_stays_until_the_run_has_ended(opened, settings):
+    opened.ingest()
+    opened.histories()
+    version = opened.lake.version(Table.SOURCE_USER_HISTORY)
+    rows = opened.lake.read(Table.SOURCE_USER_HISTORY)
+    run_id = staged(opened, 1, RunState.GENERATING, table_versions={"source_user_history": version})
+    with Project.open(settings, retention=NOW, histories={"length": 7}) as project:
+        project.histories()
+        assert "source_user_history" not in names(project.maintain(), "table")
+        assert project.lake.read(Table.SOURCE_USER_HISTORY, version=version).equals(rows)
+        to_state(project.ledger, run_id, RunState.PUBLISHED, begin=RunState.GENERATING)
+        assert "source_user_history" in names(project.maintain(), "table")
 
 
 def test_a_dry_run_says_the_same_and_changes_nothing(opened):
