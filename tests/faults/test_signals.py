@@ -18,7 +18,7 @@ from scalr_prod.settings import load_settings
 pytestmark = [pytest.mark.slow, pytest.mark.triton]
 
 SHARES = {"translator": 1, "generate": 5, "validate": 2, "publish": 2}
-NIGHTLY = {0, 2, 3, 4, 6, 7, 9}
+NIGHTLY = {0, 2, 3, 4, 5, 6, 7, 9}
 
 
 @pytest.mark.parametrize(
