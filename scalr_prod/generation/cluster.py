@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Cluster", "open_cluster", "tell_driver", "warm_up"]
 
+logger = logging.getLogger(__name__)
+
 #: Tasks that wait on each worker thread beside the one that runs: enough that none idles, few enough to stay small.
 _WAITING: Final = 1
 
@@ -187,22 +189,41 @@ def _local_client(settings: Settings, tasks: int) -> Iterator[Any]:
         _main_module_left_out(),
         staging_folder(settings, "dask") as folder,
         dask.config.set(quiet),
-        LocalCluster(
-            n_workers=min(compute.workers, max(tasks, 1)),
-            threads_per_worker=compute.threads_per_worker,
-            processes=True,
-            host="127.0.0.1",
-            dashboard_address=None,
-            # Without a dashboard the scheduler still has an HTTP port: any free one, so that two runs do not meet.
-            scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
-            silence_logs=logging.CRITICAL,
-            # Tasks are bounded by their slices; Dask's own limit would pause workers on imports alone where memory is small.
-            memory_limit=0,
-            local_directory=str(folder),
+        _closed_in_the_end(
+            LocalCluster(
+                n_workers=min(compute.workers, max(tasks, 1)),
+                threads_per_worker=compute.threads_per_worker,
+                processes=True,
+                host="127.0.0.1",
+                dashboard_address=None,
+                # Without a dashboard the scheduler still has an HTTP port: any free one, so that two runs do not meet.
+                scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
+                silence_logs=logging.CRITICAL,
+                # Tasks are bounded by their slices; Dask's own limit would pause workers on imports alone where memory is small.
+                memory_limit=0,
+                local_directory=str(folder),
+            )
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
         yield client
+
+
+@contextmanager
+def _closed_in_the_end(cluster: Any) -> Iterator[Any]:
+    """Close the cluster; where an error is under way already, one of the closing does not take its place.
+
+    A worker that dies while its nanny starts it anew cannot be joined, and closing says so.
+    """
+    try:
+        yield cluster
+    except BaseException:
+        try:
+            cluster.close()
+        except Exception as error:
+            logger.warning("the local cluster did not close in order: %s: %s", type(error).__name__, error)
+        raise
+    cluster.close()
 
 
 @contextmanager
@@ -251,10 +272,10 @@ def _remote_client(settings: Settings) -> Iterator[Any]:
 @contextmanager
 def _silenced() -> Iterator[None]:
     """Keep Dask's own log lines of this process back; importing it sets them to INFO."""
-    logger = logging.getLogger("distributed")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
+    theirs = logging.getLogger("distributed")
+    before = theirs.level
+    theirs.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        theirs.setLevel(before)

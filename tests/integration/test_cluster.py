@@ -145,3 +145,17 @@ def test_workers_that_die_again_and_again_are_an_error_not_a_loop(settings_at):
     ):
         list(cluster.map(die, [(1,)]))
     assert "[generation] partitions" in caught.value.next_step
+
+
+def test_an_error_of_the_closing_takes_no_other_s_place(caplog):
+    from scalr_prod.generation.cluster import _closed_in_the_end
+
+    class Unruly:
+        def close(self):
+            raise AssertionError("can only join a started process")
+
+    with pytest.raises(GenerationError, match="the task failed"), _closed_in_the_end(Unruly()):
+        raise GenerationError("the task failed")
+    assert "can only join a started process" in caplog.text
+    with pytest.raises(AssertionError, match="can only join"), _closed_in_the_end(Unruly()):
+        pass
