@@ -162,18 +162,9 @@ def _announce(outlet_events: Any, asset: Asset, windows: list[dict[str, str]]) -
     outlet_events[asset].extra = {"config": config_of(get_current_context()), **last}
 
 
-def _told(job: Any) -> dict[str, str]:
-    window = job.run()
-    return {"run_id": job.run_id, **{name: getattr(window, name).isoformat() for name in ("start", "end", "as_of")}}
-
-
-def _republished(report: Any) -> list[dict[str, str]]:
-    """The windows of a `LateReport`, where there is one."""
-    found = report.published if report else []
-    return [
-        {"run_id": window.run_id, **{name: getattr(window, name).isoformat() for name in ("start", "end", "as_of")}}
-        for window in found
-    ]
+def _told(run: Any) -> dict[str, str]:
+    """What the asset carries of a run, or of a window that was published again."""
+    return {"run_id": run.run_id, **{name: getattr(run, name).isoformat() for name in ("start", "end", "as_of")}}
 
 
 def _events_dag(name: str, config: dict[str, Param], asset: Asset) -> None:
@@ -207,9 +198,10 @@ def _events_dag(name: str, config: dict[str, Param], asset: Asset) -> None:
             from scalr_prod.orchestration import do_stages
 
             job = do_stages([stage], project, run_id=run["run_id"] if run else None)
-            report = job.reports.get(stage)
+            report: Any = job.reports.get(stage)
             if stage == DAILY[-1]:
-                _announce(outlet_events, asset, [*([_told(job)] if job.spec else []), *_republished(report)])
+                published = [*([job.spec] if job.spec else []), *(report.published if report else [])]
+                _announce(outlet_events, asset, [_told(run) for run in published])
             return {"run_id": job.run_id, **(report.to_json() if report else {})}
 
         before: Any = None
@@ -262,7 +254,7 @@ def _backfill_dag(name: str, config: dict[str, Param], asset: Asset) -> None:
             from scalr_prod.orchestration import do_stages
 
             start, end = map(datetime.fromisoformat, window)
-            return _told(do_stages(("generate", "validate", "publish"), lambda: _window_settings(start, end)))
+            return _told(do_stages(("generate", "validate", "publish"), lambda: _window_settings(start, end)).run())
 
         @task(outlets=[asset], trigger_rule="none_failed")
         def announce(published: Any, *, outlet_events: Any = None) -> int:
