@@ -220,7 +220,7 @@ def test_each_segments_synthetic_rows_have_its_weight_and_those_of_weight_zero_a
 
 
 def test_a_policy_that_says_no_leaves_no_synthetic_row(project, caplog):
-    settings = load_settings(project, training_set={"name": "refused"})
+    settings = load_settings(project, training_set={"name": "refused_by_the_policy"})
     policy = Policy(
         model="als", best_baseline="real", helps=False, volume=5, temperature=1.0, min_lift=0.0, align=False,
         weights=(0.0, 0.0, 0.0), sparse_below=5, settings=settings_digest(settings), logs=logs_digest(settings), report="",
@@ -379,7 +379,7 @@ def test_it_is_a_saved_dataset_of_feast(project):
 
 def test_a_row_that_the_gate_refuses_leaves_nothing_behind(project):
     """The same synthetic event twice, as no publication would leave it."""
-    settings = load_settings(project, training_set={"name": "refused"})
+    settings = load_settings(project, training_set={"name": "refused_by_the_gate"})
     store = Lake.open(settings)
     version = store.version(Table.SYNTHETIC_TARGET_EVENTS)
     before = store.read(Table.SYNTHETIC_TARGET_EVENTS)
@@ -389,10 +389,10 @@ def test_a_row_that_the_gate_refuses_leaves_nothing_behind(project):
             build_training_set(settings)
     finally:
         store.replace(Table.SYNTHETIC_TARGET_EVENTS, store.read(Table.SYNTHETIC_TARGET_EVENTS, version=version), key="once")
-    assert not list((settings.home / "datasets" / "refused").glob("v*"))
+    assert not list((settings.home / "datasets" / "refused_by_the_gate").glob("v*"))
     assert not list((settings.home / "staging").iterdir())
     with Ledger.open(settings) as ledger:
-        assert ledger.datasets("refused") == []
+        assert ledger.datasets("refused_by_the_gate") == []
 
 
 def test_a_window_without_real_events_is_refused_with_what_there_is(project):
