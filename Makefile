@@ -7,7 +7,7 @@ export UV_FIND_LINKS
 export PYTHONHASHSEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast faults lint audit soak bench bench-lift clean constraints
+.PHONY: help setup browser demo test test-fast faults lint audit soak bench bench-lift clean constraints
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,11 +22,14 @@ setup: .venv/.ready .venv-triton/.ready ## both environments: the package, and t
 	$(PYTHON) scripts/setup_env.py serving
 	@touch $@
 
+browser: ## headless Chromium for the tests of the report's pages, where Debian's packages can be installed
+	@command -v chromium >/dev/null || scripts/install_chromium.sh
+
 demo: setup ## the whole pipeline on a year of grocery transactions
 	.venv/bin/python scripts/demo.py
 
-test: setup lint ## every test, on real components
-	$(PYTEST) -m "not nightly"
+test: setup browser lint ## every test, on real components; files are shared out among two processes
+	$(PYTEST) -m "not nightly" -n 2 --dist loadfile
 
 test-fast: setup ## the tests that take seconds
 	$(PYTEST) -m "not slow and not nightly"

@@ -286,6 +286,17 @@ def runs_rollback(run_id: RunId, config: Config = DEFAULT_CONFIG, as_json: Json 
 
 
 @app.command()
+def report(
+    run_id: Annotated[str | None, typer.Argument(help="A run's id; default: the run that was changed last.")] = None,
+    config: Config = DEFAULT_CONFIG,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The page's path.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a run's page: what went in and out, translations to read, the gate, and where it all comes from."""
+    _Door(config, as_json, "report", run_id).open(lambda project: project.report(run_id, output=output))
+
+
+@app.command()
 def doctor(
     config: Annotated[Path | None, typer.Option("--config", "-c", help="Also check this project's own places.")] = None,
     deep: Annotated[bool, typer.Option("--deep", help="Also start a Triton server and ask it.")] = False,

@@ -41,6 +41,7 @@ ScalrError                      exit code 1; names where, what was found, what t
 │   └── TrainingSetBusy         its inputs changed meanwhile, or another build is at work; safe to repeat
 ├── EvaluationError             nothing to evaluate on, or a downstream model that cannot be used
 ├── QualityError                the audit itself could not be done
+├── ReportError                 a run's page cannot be drawn or written
 └── QualityGateFailed           exit code 3; names the failed expectations and the report
 """
 
@@ -73,6 +74,7 @@ __all__ = [
     "PublicationError",
     "QualityError",
     "QualityGateFailed",
+    "ReportError",
     "RequestTooLarge",
     "RunNotFound",
     "RunOfOtherProject",
@@ -310,6 +312,10 @@ class EvaluationError(ScalrError):
 
 class QualityError(ScalrError):
     """The audit itself could not be done; it says nothing about the rows."""
+
+
+class ReportError(ScalrError):
+    """A run's page cannot be drawn or written."""
 
 
 class QualityGateFailed(ScalrError):

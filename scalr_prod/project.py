@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from scalr_prod.operations import UpkeepReport
     from scalr_prod.publication import PublicationReport
     from scalr_prod.quality import GateReport
+    from scalr_prod.report import ReportWritten
     from scalr_prod.scoring import Scorer
     from scalr_prod.serving import PromotionDecision, PromotionReport
     from scalr_prod.settings import Settings
@@ -322,6 +323,21 @@ class Project:
             full=full,
             progress=self.progress,
         )
+
+    def report(self, run_id: str | None = None, *, output: str | Path | None = None) -> ReportWritten:
+        """Write a run's page, one HTML file that needs no network, and the index over all runs beside it.
+
+        Args:
+            run_id: Default: the run that was changed last.
+            output: The page's path; default: ``<home>/reports/<run_id>.html``. With a path of its own, no index is written.
+
+        Raises:
+            RunNotFound: This project has no such run.
+            ReportError: The page cannot be drawn.
+        """
+        from scalr_prod.report import write_report
+
+        return write_report(self.settings, run_id, output=Path(output) if output is not None else None)
 
     def maintain(self, *, dry_run: bool = False) -> UpkeepReport:
         """Remove what ``[retention]`` no longer keeps; never what a published window, a served translator or a run at work needs.

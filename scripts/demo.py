@@ -59,7 +59,9 @@ def main() -> None:
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         sys.exit(done.returncode)
-    _show(folder, json.loads(done.stdout), time.perf_counter() - started)
+    taken = time.perf_counter() - started
+    subprocess.run([scalr, "-q", "report", "--config", str(config)], stdout=subprocess.DEVNULL, check=True)
+    _show(folder, json.loads(done.stdout), taken)
 
 
 def _options() -> argparse.Namespace:
@@ -123,6 +125,7 @@ def _show(folder: Path, report: dict[str, Any], seconds: float) -> None:
         ("lake (Delta tables)", home / "lake"),
         ("feature repository (Feast)", home / "feature_repo"),
         ("translator versions", home / "models" / "translator"),
+        ("report: open in a browser", home / "reports" / "index.html"),
         ("quality reports", home / "data_docs"),
         ("training set", home / "datasets"),
     ):

@@ -1,0 +1,261 @@
+"""What a report tells of a run, from the ledger, the run's folder and the lake. Nothing is read that the run did not know."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
+from scalr_prod.report.samples import Sample, translations
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    import duckdb
+
+    from scalr_prod.lake import Lake
+    from scalr_prod.ledger import Ledger, Run
+    from scalr_prod.settings import Settings
+
+__all__ = ["Distributions", "RunFacts", "collect"]
+
+#: Shares of the catalogue, most popular items first, whose share of the events is shown.
+_HEADS: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
+#: Upper ends of the classes of events a user has.
+_PER_USER: Final = (1, 2, 5, 10, 20, 50, 100)
+#: Bars of a chart over time.
+_PERIODS: Final = 30
+#: Borders between the classes of lift over popularity.
+_LIFTS: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+
+
+@dataclass(frozen=True)
+class Distributions:
+    """Real and synthetic target events side by side; every row names its ``kind`` (``real`` or ``synthetic``) and a ``share``.
+
+    Attributes:
+        popularity: ``head`` (share of the catalogue, most popular items first) and the share of the events that falls on it.
+        time: ``period`` (its first instant, ISO 8601 UTC) and the share of the events in it.
+        per_user: ``events`` (a class, as text), its ``place``, and the share of the users in it.
+        lift: ``lift`` (a class, as text), its ``place``, and the share of the synthetic events in it.
+    """
+
+    popularity: Sequence[Mapping[str, Any]]
+    time: Sequence[Mapping[str, Any]]
+    per_user: Sequence[Mapping[str, Any]]
+    lift: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """All that a page shows.
+
+    Attributes:
+        run: The ledger's record.
+        events_of: Where the synthetic events were read: ``published``, ``accepted``, ``staged`` or, where none are left, ``none``.
+        funnel: Steps from source events to published rows, each with a ``step``, a ``rows`` count and a ``note``.
+        generation: The generation's report; empty where there is none yet.
+        gate: The gate's report; empty where there is none yet.
+        published: Rows of the last publication; None where there is none.
+        distributions: None where there are no synthetic events.
+        sample: Translations to read, one a user.
+        translator: The translator version's own measurements; empty where the version is gone.
+        policy: What the last evaluation decided; None where there was none.
+        history: The ledger's lines on this run.
+    """
+
+    run: Run
+    events_of: str
+    funnel: Sequence[Mapping[str, Any]]
+    generation: Mapping[str, Any]
+    gate: Mapping[str, Any]
+    published: int | None
+    distributions: Distributions | None
+    sample: Sequence[Sample]
+    translator: Mapping[str, Any]
+    policy: Mapping[str, Any] | None
+    history: Sequence[Mapping[str, Any]]
+
+
+def collect(settings: Settings, ledger: Ledger, run_id: str) -> RunFacts:
+    """Read what is known of a run.
+
+    Raises:
+        RunNotFound: The project has no such run.
+        LakeError: A table cannot be read.
+    """
+    from scalr_prod.duck import open_duckdb, staging_folder
+    from scalr_prod.lake import Lake
+    from scalr_prod.ledger import run_folder
+
+    run = ledger.run(run_id)
+    folder = run_folder(settings, run_id)
+    generation = _json(folder / "generation.json").get("report", {})
+    gate = _json(folder / "gate.json").get("report", {})
+    publication = ledger.last_publication(run_id)
+    published = publication.rows if publication is not None and run.state == "published" else None
+    lake = Lake.open(settings)
+    with staging_folder(settings, "report") as scratch, open_duckdb(settings, scratch) as connection:
+        events_of = _register(connection, lake, folder, run)
+        distributions = _distributions(connection) if events_of != "none" else None
+        sample = translations(connection, lake) if events_of != "none" else ()
+    return RunFacts(
+        run=run,
+        events_of=events_of,
+        funnel=_funnel(generation, gate, published),
+        generation=generation,
+        gate=gate,
+        published=published,
+        distributions=distributions,
+        sample=sample,
+        translator=_json(settings.home / "models" / "translator" / str(run.spec.translator_version) / "manifest.json"),
+        policy=_policy(settings),
+        history=[change.to_json() for change in ledger.history(run_id)],
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A file's content; empty where there is no such file yet."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    return found
+
+
+def _policy(settings: Settings) -> dict[str, Any] | None:
+    from scalr_prod.policy import Policy, policy_path
+
+    path = policy_path(settings)
+    return Policy.read(path).to_json() if path.exists() else None
+
+
+def _funnel(generation: Mapping[str, Any], gate: Mapping[str, Any], published: int | None) -> list[dict[str, Any]]:
+    if not generation:
+        return []
+    dropped = {reason: count for reason, count in generation["dropped"].items() if count}
+    words = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in dropped.items())
+    steps = [
+        {"step": "contexts", "rows": generation["contexts"], "note": "distinct source events that were translated"},
+        {"step": "draws", "rows": generation["drawn"], "note": "asked of the translator"},
+        {"step": "staged", "rows": generation["events"], "note": f"dropped: {words}" if words else "nothing was dropped"},
+    ]
+    if gate:
+        note = f"{gate['quarantined']:,} quarantined" if gate["quarantined"] else "by the quality gate"
+        steps.append({"step": "accepted", "rows": gate["accepted"], "note": note})
+    if published is not None:
+        steps.append({"step": "published", "rows": published, "note": "rows of the feature view"})
+    return steps
+
+
+def _register(connection: duckdb.DuckDBPyConnection, lake: Lake, folder: Path, run: Run) -> str:
+    """Make the views ``synthetic`` and ``real``, and say where the former's rows come from."""
+    import pyarrow.dataset as ds
+
+    as_of = {"as_of": run.spec.as_of}
+    connection.register("target_events", lake.dataset(Table.TARGET_EVENTS))
+    connection.execute(
+        f"CREATE TEMP TABLE real AS SELECT {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP} FROM target_events "
+        f"WHERE {CREATED_TIMESTAMP} <= $as_of",
+        as_of,
+    )
+    places = {"accepted": folder / "accepted", "staged": folder / "parts"}
+    if run.state == "published":
+        rows, found = lake.dataset(Table.SYNTHETIC_TARGET_EVENTS), "published"
+    else:
+        found = next((name for name, place in places.items() if any(place.glob("*.parquet"))), "none")
+        rows = ds.dataset(sorted(map(str, places[found].glob("*.parquet")))) if found != "none" else None
+    if rows is not None:
+        connection.register("rows", rows)
+        columns = f"event_id, {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP}, probability, source_event_timestamp, source_domain"
+        connection.execute(
+            f"CREATE TEMP TABLE synthetic AS SELECT {columns} FROM rows WHERE run_id = $run", {"run": run.run_id}
+        )
+        if not connection.execute("SELECT count(*) FROM synthetic").fetchone()[0]:
+            return "none"
+    return found
+
+
+def _distributions(connection: duckdb.DuckDBPyConnection) -> Distributions:
+    connection.execute(
+        "CREATE TEMP VIEW both_kinds AS SELECT 'real' AS kind, * FROM real UNION ALL "
+        f"SELECT 'synthetic', {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP} FROM synthetic"
+    )
+    return Distributions(
+        popularity=_popularity(connection),
+        time=_time(connection),
+        per_user=_per_user(connection),
+        lift=_lift(connection),
+    )
+
+
+def _popularity(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
+    connection.execute(
+        f"""CREATE TEMP TABLE counts AS
+            SELECT *, row_number() OVER (PARTITION BY kind ORDER BY n DESC) AS place
+            FROM (SELECT kind, {ITEM_ID}, count(*) AS n FROM both_kinds GROUP BY kind, {ITEM_ID})"""
+    )
+    catalogue = connection.execute(f"SELECT count(DISTINCT {ITEM_ID}) FROM counts").fetchone()[0]
+    found = []
+    for head in _HEADS:
+        items = max(1, round(head * catalogue))
+        rows = connection.execute(
+            "SELECT kind, sum(n) FILTER (place <= $items) / sum(n) FROM counts GROUP BY kind ORDER BY kind", {"items": items}
+        ).fetchall()
+        found += [{"kind": kind, "head": head, "items": items, "share": float(share)} for kind, share in rows]
+    return found
+
+
+def _time(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
+    rows = connection.execute(
+        f"""WITH ends AS (SELECT epoch_us(min({EVENT_TIMESTAMP})) AS low, epoch_us(max({EVENT_TIMESTAMP})) + 1 AS high FROM synthetic),
+                 placed AS (SELECT kind, (epoch_us({EVENT_TIMESTAMP}) - low) * {_PERIODS} // (high - low) AS period, low, high
+                            FROM both_kinds, ends WHERE epoch_us({EVENT_TIMESTAMP}) >= low AND epoch_us({EVENT_TIMESTAMP}) < high)
+            SELECT kind, make_timestamp(start), n / sum(n) OVER (PARTITION BY kind)
+            FROM (SELECT kind, low + period * (high - low) // {_PERIODS} AS start, count(*) AS n FROM placed GROUP BY ALL)
+            ORDER BY kind, start"""
+    ).fetchall()
+    return [{"kind": kind, "period": period.isoformat() + "Z", "share": float(share)} for kind, period, share in rows]
+
+
+def _per_user(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
+    rows = connection.execute(
+        f"""WITH users AS (SELECT kind, {USER_ID}, count(*) AS n FROM both_kinds GROUP BY kind, {USER_ID}),
+                 placed AS (SELECT kind, {_place("n", ">", _PER_USER)} AS place FROM users),
+                 counted AS (SELECT kind, place, count(*) AS n FROM placed GROUP BY kind, place)
+            SELECT kind, place, n / sum(n) OVER (PARTITION BY kind) FROM counted ORDER BY kind, place"""
+    ).fetchall()
+    return [
+        {"kind": kind, "place": place, "events": _class(place, _PER_USER), "share": float(share)} for kind, place, share in rows
+    ]
+
+
+def _place(value: str, over: str, borders: Sequence[float]) -> str:
+    """SQL of a value's class: 1, and one more for each border that it is over."""
+    return " + ".join(["1", *(f"({value} {over} {border})::INT" for border in borders)])
+
+
+def _class(place: int, ends: Sequence[int]) -> str:
+    if place > len(ends):
+        return f"over {ends[-1]}"
+    low = ends[place - 2] + 1 if place > 1 else 1
+    return str(low) if low == ends[place - 1] else f"{low} to {ends[place - 1]}"
+
+
+def _lift(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
+    rows = connection.execute(
+        f"""WITH known AS (SELECT {ITEM_ID}, n, sum(n) OVER () AS total FROM counts WHERE kind = 'real'),
+                 placed AS (SELECT {_place("probability * total / n", ">=", _LIFTS)} AS place
+                            FROM synthetic JOIN known USING ({ITEM_ID})),
+                 counted AS (SELECT place, count(*) AS n FROM placed GROUP BY place)
+            SELECT place, n / sum(n) OVER () FROM counted ORDER BY place"""
+    ).fetchall()
+    return [{"kind": "synthetic", "place": place, "lift": _lift_class(place), "share": float(share)} for place, share in rows]
+
+
+def _lift_class(place: int) -> str:
+    if place > len(_LIFTS):
+        return f"over {_LIFTS[-1]:g} ×"
+    return f"under {_LIFTS[0]:g} ×" if place == 1 else f"{_LIFTS[place - 2]:g} to {_LIFTS[place - 1]:g} ×"

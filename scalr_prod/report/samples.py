@@ -1,0 +1,93 @@
+"""Translations to read: a user's history as it was, and what was drawn from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    import duckdb
+
+    from scalr_prod.lake import Lake
+
+__all__ = ["Sample", "translations"]
+
+_USERS: Final = 12
+_HISTORY: Final = 5
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One synthetic event.
+
+    Attributes:
+        event_id: The event's id.
+        user: The user's id, as text.
+        history: The last source items up to the source event, the latest first: title or id, and when (UTC).
+        drawn: The target item's title or id.
+        time: The synthetic event's time (UTC).
+        probability: Of the draw.
+        lift: Probability over the item's share of the real events known to the run; None for an item without one.
+    """
+
+    event_id: str
+    user: str
+    history: Sequence[tuple[str, datetime]]
+    drawn: str
+    time: datetime
+    probability: float
+    lift: float | None
+
+
+def translations(connection: duckdb.DuckDBPyConnection, lake: Lake) -> list[Sample]:
+    """Those with the lowest event ids, one a user: the ids are digests, so the choice is arbitrary and always the same.
+
+    Args:
+        connection: Holds ``synthetic`` and ``real``.
+        lake: For source events and titles.
+    """
+    for view, table in (("source_events", Table.SOURCE_EVENTS), ("source_items", Table.SOURCE_ITEMS),
+                        ("target_items", Table.TARGET_ITEMS)):  # fmt: skip
+        if lake.exists(table):
+            connection.register(view, lake.dataset(table))
+        else:
+            connection.execute(f"CREATE TEMP TABLE {view} AS SELECT NULL::VARCHAR AS {ITEM_ID}, NULL::VARCHAR AS title LIMIT 0")
+    connection.execute(
+        f"""CREATE TEMP TABLE chosen AS
+            SELECT * FROM (SELECT * FROM synthetic ORDER BY event_id LIMIT {_USERS * 20})
+            QUALIFY row_number() OVER (PARTITION BY {USER_ID} ORDER BY event_id) = 1 ORDER BY event_id LIMIT {_USERS}"""
+    )
+    rows = connection.execute(
+        f"""SELECT event_id, {USER_ID}::VARCHAR, coalesce(title, chosen.{ITEM_ID}::VARCHAR),
+                   chosen.{EVENT_TIMESTAMP} AT TIME ZONE 'UTC', probability,
+                   probability / nullif((SELECT count(*) FROM real r WHERE r.{ITEM_ID} = chosen.{ITEM_ID})
+                                        / (SELECT count(*) FROM real), 0)
+            FROM chosen LEFT JOIN target_items i ON i.{ITEM_ID}::VARCHAR = chosen.{ITEM_ID}::VARCHAR ORDER BY event_id"""
+    ).fetchall()
+    histories = _histories(connection)
+    return [
+        Sample(
+            event_id, user, histories.get(event_id, ()), drawn, time, float(probability), None if lift is None else float(lift)
+        )
+        for event_id, user, drawn, time, probability, lift in rows
+    ]
+
+
+def _histories(connection: duckdb.DuckDBPyConnection) -> dict[str, list[tuple[str, datetime]]]:
+    rows: list[tuple[Any, ...]] = connection.execute(
+        f"""SELECT event_id, coalesce(title, e.{ITEM_ID}::VARCHAR), e.{EVENT_TIMESTAMP} AT TIME ZONE 'UTC'
+            FROM chosen JOIN source_events e
+              ON e.{USER_ID} = chosen.{USER_ID} AND e.{EVENT_TIMESTAMP} <= chosen.source_event_timestamp
+            LEFT JOIN source_items i ON i.{ITEM_ID}::VARCHAR = e.{ITEM_ID}::VARCHAR
+            QUALIFY row_number() OVER (PARTITION BY event_id ORDER BY e.{EVENT_TIMESTAMP} DESC, e.{ITEM_ID}) <= {_HISTORY}
+            ORDER BY event_id, e.{EVENT_TIMESTAMP} DESC, e.{ITEM_ID}"""
+    ).fetchall()
+    found: dict[str, list[tuple[str, datetime]]] = {}
+    for event_id, title, time in rows:
+        found.setdefault(event_id, []).append((title, time))
+    return found

@@ -1,0 +1,236 @@
+"""A run's page: its figures are the lake's, and a real browser shows it well, wide and narrow, light and dark."""
+
+from __future__ import annotations
+
+import html
+import json
+import shutil
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from scalr_prod import Project
+from scalr_prod.cli import app
+from scalr_prod.contracts import Table
+from scalr_prod.errors import QualityGateFailed, ReportError, RunNotFound
+from scalr_prod.ledger import run_folder
+from scalr_prod.report.facts import collect
+
+pytestmark = pytest.mark.slow
+
+TRAINED = datetime(2024, 6, 1, tzinfo=UTC)
+HOSTILE = "<script>document.title = 'taken'</script> & \"quoted\" 'title'"
+EXTRA = """
+[serving]
+scorer = "local"
+threads = 1
+[compute]
+workers = 1
+[quality]
+max_bucket_distance = 1.0
+min_information = 0
+"""
+LEAN = 'threads = 1\nestimators = ["popularity", "frequency", "linear"]'
+
+
+def window(number):
+    start = TRAINED + timedelta(days=14) * number
+    return {"mode": "causal", "start": start, "end": start + timedelta(days=14), "as_of": start + timedelta(days=14)}
+
+
+@pytest.fixture(scope="module")
+def project(make_project, tmp_path_factory):
+    """One published run, one rejected, one only planned and generated; every target item has a title that is no friend of HTML."""
+    config = make_project(tmp_path_factory.mktemp("report") / "logs", EXTRA, users=80).base / "scalr.toml"
+    config.write_text(config.read_text().replace("threads = 2", LEAN))
+    with Project.open(config, generation=window(0)) as first:
+        first.ingest()
+        items = first.lake.read(Table.TARGET_ITEMS)
+        titles = pa.array([f"{HOSTILE} {number}" for number in range(len(items))])
+        first.lake.replace(
+            Table.TARGET_ITEMS, items.set_column(items.schema.get_field_index("title"), "title", titles), key="titles"
+        )
+        first.histories()
+        first.train(TRAINED)
+        published = first.generate().run_id
+        first.validate(published)
+        first.publish(published)
+    with Project.open(config, generation=window(1), quality={"min_source_coverage": 1.0}) as second:
+        rejected = second.generate().run_id
+        with pytest.raises(QualityGateFailed, match="coverage"):
+            second.validate(rejected)
+    with Project.open(config, generation=window(2)) as third:
+        generated = third.generate().run_id
+    with Project.open(config) as opened:
+        yield opened, published, rejected, generated
+
+
+def synthetic(project, run_id):
+    rows = project.lake.read(Table.SYNTHETIC_TARGET_EVENTS).to_pandas()
+    return rows[rows["run_id"] == run_id]
+
+
+def known(project, run_id):
+    events = project.lake.read(Table.TARGET_EVENTS).to_pandas()
+    return events[events["created_timestamp"] <= project.ledger.run(run_id).spec.as_of]
+
+
+def test_its_figures_are_those_of_the_lake(project):
+    opened, run_id, *_ = project
+    facts = collect(opened.settings, opened.ledger, run_id)
+    made, real = synthetic(opened, run_id), known(opened, run_id)
+    assert facts.events_of == "published"
+    assert facts.published == len(made) > 50
+    funnel = {step["step"]: step["rows"] for step in facts.funnel}
+    assert list(funnel) == ["contexts", "draws", "staged", "accepted", "published"]
+    assert funnel["published"] == len(made) == funnel["accepted"] == funnel["staged"]
+    assert funnel["draws"] - funnel["staged"] == sum(facts.generation["dropped"].values())
+
+    found = facts.distributions
+    for kind, events in (("real", real), ("synthetic", made)):
+        counts = events["item_id"].value_counts().to_numpy()
+        catalogue = len(set(real["item_id"]) | set(made["item_id"]))
+        for row in (row for row in found.popularity if row["kind"] == kind):
+            assert row["share"] == pytest.approx(counts[: max(1, round(row["head"] * catalogue))].sum() / counts.sum())
+        by_user = events["user_id"].value_counts()
+        for row in (row for row in found.per_user if row["kind"] == kind):
+            low, _, high = row["events"].partition(" to ")
+            assert row["share"] == pytest.approx(by_user.between(int(low), int(high or low)).mean())
+        assert sum(row["share"] for row in found.per_user if row["kind"] == kind) == pytest.approx(1)
+    assert sum(row["share"] for row in found.time if row["kind"] == "synthetic") == pytest.approx(1)
+
+    share = real["item_id"].value_counts(normalize=True)
+    lift = (made["probability"] / made["item_id"].map(share)).dropna()
+    above = sum(row["share"] for row in found.lift if row["place"] > 2)
+    assert above == pytest.approx((lift >= 1).mean(), abs=2 / len(lift))
+
+
+def test_translations_show_the_history_as_it_was(project):
+    opened, run_id, *_ = project
+    sample = collect(opened.settings, opened.ledger, run_id).sample
+    made = synthetic(opened, run_id).set_index("event_id")
+    source = opened.lake.read(Table.SOURCE_EVENTS).to_pandas()
+    titles = opened.lake.read(Table.SOURCE_ITEMS).to_pandas().set_index("item_id")["title"]
+    assert len(sample) == len({one.user for one in sample}) == 12
+    for one in sample:
+        event = made.loc[one.event_id]
+        assert one.user == event["user_id"]
+        assert one.probability == pytest.approx(event["probability"])
+        own = source[(source["user_id"] == one.user) & (source["event_timestamp"] <= event["source_event_timestamp"])]
+        latest = own.sort_values(["event_timestamp", "item_id"], ascending=[False, True]).head(5)
+        assert [title for title, _ in one.history] == [titles[item] for item in latest["item_id"]]
+        assert one.history[0][1] == event["source_event_timestamp"].tz_convert(None)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("there is no Chromium: as root, make browser")
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.mark.parametrize("width", [1200, 390])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_pages_in_a_browser(project, browser, width, scheme):
+    from axe_playwright_python.sync_playwright import Axe
+
+    opened, *runs = project
+    written = [opened.report(run_id) for run_id in runs]
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    said, asked = [], []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    try:
+        for address, figures in [(written[0].path, 4), (written[1].path, 4), (written[2].path, 4), (written[0].index, 0)]:
+            page.goto(f"file://{address}")
+            assert page.locator("figure").count() == figures
+            for number in range(figures):
+                drawing = page.locator("figure svg").nth(number)
+                assert drawing.bounding_box()["height"] > 80
+                assert drawing.locator("path[fill], path[stroke]").count() > 3
+                # Axes and words take the page's ink: they can be read in the dark.
+                ink = page.evaluate("getComputedStyle(document.body).color")
+                assert drawing.locator("text").first.evaluate("node => getComputedStyle(node).fill") == ink
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page itself never scrolls sideways"
+            serious = [v for v in Axe().run(page).response["violations"] if v["impact"] in {"serious", "critical"}]
+            assert [(v["id"], v["nodes"][0]["html"]) for v in serious] == []
+        assert said == []
+        assert all(url.startswith(("file://", "data:")) for url in asked)
+        page.goto(f"file://{written[0].path}")
+        assert page.title() == f"{runs[0]} · {opened.settings.project_name}", "no title of an item is run as a script"
+        assert HOSTILE in page.inner_text("main")
+        assert f"{len(synthetic(opened, runs[0])):,} synthetic events are in the feature view" in page.inner_text(".verdict")
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.tagName") == "A"
+    finally:
+        page.close()
+
+
+def test_a_refused_run_says_which_rule_broke(project):
+    opened, _, rejected, generated = project
+    page = open_page(opened.report(rejected))
+    broken = [rule for rule in gate(opened, rejected)["rules"] if not rule["success"]]
+    assert broken
+    assert all(rule["rule"] in page and rule["says"] in page for rule in broken)
+    assert "Refused by the quality gate." in page
+    assert f"scalr validate {generated}" in open_page(opened.report(generated))
+
+
+def test_a_run_that_was_rolled_back_is_told_from_one_that_is_published(project):
+    opened, run_id, *_ = project
+    opened.rollback(run_id)
+    try:
+        facts = collect(opened.settings, opened.ledger, run_id)
+        assert (facts.events_of, facts.published) == ("accepted", None)
+        assert "Rolled back." in open_page(opened.report(run_id))
+    finally:
+        opened.publish(run_id)
+
+
+def test_the_command(project, tmp_path):
+    opened, run_id, _, generated = project
+    config = ["--config", str(opened.settings.base / "scalr.toml")]
+    latest = ask("report", *config, "--json")
+    assert latest.exit_code == 0
+    assert json.loads(latest.stdout)["run_id"] in {run_id, generated}
+    own = ask("report", run_id, *config, "--output", str(tmp_path / "own" / "page.html"), "--json")
+    assert json.loads(own.stdout) == {"run_id": run_id, "path": str(tmp_path / "own" / "page.html"), "index": None}
+    assert [path.name for path in (tmp_path / "own").iterdir()] == ["page.html"]
+
+    unknown = ask("report", "run_0000000000000000", *config, "--output", str(tmp_path / "none.html"), "--json")
+    assert unknown.exit_code == 1
+    assert json.loads(unknown.stdout)["error"] == RunNotFound.__name__
+    assert not (tmp_path / "none.html").exists()
+
+
+def test_where_there_is_no_run_or_nothing_that_draws(project, make_project, tmp_path, monkeypatch):
+    opened, run_id, *_ = project
+    with Project(make_project(tmp_path / "logs", EXTRA, users=20)) as empty, pytest.raises(ReportError, match="no run yet"):
+        empty.report()
+    monkeypatch.setitem(sys.modules, "vl_convert", None)
+    with pytest.raises(ReportError, match=r"scalr-prod\[report\]"):
+        opened.report(run_id, output=tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+
+
+def ask(*arguments) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def open_page(written) -> str:
+    return html.unescape(Path(written.path).read_text(encoding="utf-8"))
+
+
+def gate(project, run_id):
+    return json.loads((run_folder(project.settings, run_id) / "gate.json").read_text())["report"]
