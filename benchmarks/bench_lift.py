@@ -100,7 +100,7 @@ def _rounded(value: object) -> object:
 
 
 def markdown(tables: dict) -> str:
-    """The tables of docs/lift.md."""
+    """The tables of docs/experiments/food-and-kitchen.md."""
     lines = []
     for name, settings in tables.items():
         target, _, source = name.partition("_from_")
