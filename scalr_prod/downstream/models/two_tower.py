@@ -5,6 +5,7 @@ the user; the item's a vector and a bias. Trained on every event beside negative
 event's weight, by log loss: so it says P(positive) beside as many negatives.
 
 A synthetic event is a term of the loss. It never joins the user's items: what it says of a user reaches the user's own vector.
+An epoch sees no more synthetic than observed events: a random share of them, with weights that make up for the others.
 """
 
 from __future__ import annotations
@@ -72,6 +73,9 @@ class TwoTower:
         self.n_items = events.n_items
         self._history = Ragged.of(events.take(observed), last=self.length)
         self._extra = Ragged.of(events.take(~observed))
+        #: Of the synthetic events, which may be many times the observed ones: each epoch takes as many of them at random, and each
+        #: of those counts for all that were left out.
+        self._share = min(1.0, len(self._history.item) / max(1, len(self._extra.item)))
         self._net = _Net(self.n_items, self.dim, self.dropout)
         self._person = PersonTable(events.n_users, self.dim)
         rows = torch.nonzero(self._history.count + self._extra.count)[:, 0]
@@ -124,9 +128,11 @@ class TwoTower:
     def _loss(self, users: torch.Tensor) -> torch.Tensor:
         sums, at, row = self._sums(users)
         extra, of = self._extra.places(users)
+        kept = torch.rand(len(extra)) < self._share
+        extra, of = extra[kept], of[kept]
         own, count = self._history.item[at], self._history.count[users]
         item = torch.cat([own, self._extra.item[extra]])
-        weight = torch.cat([self._history.weight[at], self._extra.weight[extra]])
+        weight = torch.cat([self._history.weight[at], self._extra.weight[extra] / self._share])
         # Of an observed event, the user without it; of a synthetic one, the user as observed.
         sums = torch.cat([sums[row] - self._net.history(own), sums[of]])
         user = self._net.user(sums, torch.cat([count[row] - 1, count[of]])) + self._person(users)[torch.cat([row, of])]
