@@ -6,6 +6,7 @@ of partitions, workers or batches, nor on where the translator runs.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from dataclasses import dataclass, field
@@ -51,6 +52,8 @@ __all__ = [
     "open_tools",
     "parts_folder",
 ]
+
+logger = logging.getLogger(__name__)
 
 #: Why a draw became no event, as far as one partition can tell.
 REASONS: Final = ("below_lift", "none_eligible", "duplicate")
@@ -125,6 +128,7 @@ def make_part(
                 tally.count_sources(connection, part, tools.sources)
                 write(table)
     facts = identity(spec, partition, partitions) | tally.facts()
+    logger.debug("%d contexts, %d events in %.1f s", tally.contexts, tally.rows, time.perf_counter() - started)
     return seal(path, facts | {"seconds": round(time.perf_counter() - started, 3)})
 
 
