@@ -21,6 +21,7 @@ __all__ = [
     "HistorySettings",
     "LedgerSettings",
     "LoggingSettings",
+    "MetricsSettings",
     "ProjectSettings",
     "PublicationSettings",
     "QualitySettings",
@@ -323,4 +324,17 @@ class LoggingSettings(_Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     heartbeat_s: float = Field(
         default=30.0, gt=0, le=3600, description="seconds between two lines on work that is under way, where no bar is shown"
+    )
+
+
+class MetricsSettings(_Section):
+    """Where figures of the project go for Prometheus, after each stage."""
+
+    textfile: str | None = Field(
+        default=None,
+        pattern=r"\.prom$",
+        description="a file of this project alone, in the folder of node_exporter's textfile collector",
+    )
+    push: str | None = Field(
+        default=None, repr=False, pattern=r"^https?://\S+$", description="URL of a push gateway; may hold a user and a password"
     )

@@ -29,6 +29,7 @@ from scalr_prod.sections import (
     HistorySettings,
     LedgerSettings,
     LoggingSettings,
+    MetricsSettings,
     ProjectSettings,
     PublicationSettings,
     QualitySettings,
@@ -68,6 +69,7 @@ class Settings(BaseSettings):
     feast: FeastSettings = FeastSettings()
     ledger: LedgerSettings = LedgerSettings()
     logging: LoggingSettings = LoggingSettings()
+    metrics: MetricsSettings = MetricsSettings()
 
     #: Folder that relative paths start from (that of scalr.toml).
     base: Path = Field(default_factory=Path.cwd, exclude=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from scalr_prod.errors import ScalrError
 from scalr_prod.interrupts import Interrupted
 from scalr_prod.logs import about
+from scalr_prod.metrics import measured
 from scalr_prod.progress import Heartbeat, beating, lines_every
 from scalr_prod.stages.graph import GRAPH
 from scalr_prod.stages.job import Job, PipelineReport, StageState
@@ -55,7 +56,7 @@ def walk(job: Job, stages: Iterable[Stage]) -> Job:
     with about(project=job.settings.project_name), lines_every(every):
         for stage in stages:
             started = time.perf_counter()
-            with at_stage(stage.name, job.run_id):
+            with at_stage(stage.name, job.run_id), measured(job.settings, stage.name, light=stage.light):
                 report = stage.work(job)
                 if report is not None:
                     job.reports[stage.name] = report

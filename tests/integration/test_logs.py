@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 SETTINGS = {
     "SCALR_LOGGING__FORMAT": "json",
@@ -19,6 +20,7 @@ SETTINGS = {
     "SCALR_SERVING__SCORER": "local",
     "SCALR_GENERATION__PARTITIONS": "2",
     "SCALR_COMPUTE__WORKERS": "1",
+    "SCALR_METRICS__TEXTFILE": "scalr.prom",
 }
 
 
@@ -75,6 +77,22 @@ def test_generation_tells_how_far_it_is(generated):
     assert {line["total"] for line in beats} == {report["contexts"]}
     assert [line["done"] for line in beats] == sorted(line["done"] for line in beats)
     assert all(line["share"] == pytest.approx(line["done"] / line["total"], abs=1e-3) for line in beats)
+
+
+@pytest.mark.slow
+def test_what_workers_measured_is_in_the_textfile(generated):
+    done, config = generated
+    report = json.loads(done.stdout)
+    families = {family.name: family for family in text_string_to_metric_families((config.parent / "scalr.prom").read_text())}
+    latency = {
+        sample.name.removeprefix("scalr_scoring_latency_seconds_"): sample.value
+        for sample in families["scalr_scoring_latency_seconds"].samples
+    }
+    assert latency["count"] >= 2  # a batch at least in each of two parts
+    assert 0 < latency["sum"] < report["seconds"]
+    assert [sample.value for sample in families["scalr_generation_contexts"].samples] == [report["contexts"]]
+    (ended,) = families["scalr_stage_seconds"].samples
+    assert ended.labels == {"project": "gadgets_to_dishes", "stage": "generate"}
 
 
 def test_an_error_is_a_line_too_and_the_option_goes_before_the_settings(project):
