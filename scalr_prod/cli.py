@@ -7,15 +7,16 @@ With ``--json`` one JSON object goes to stdout; logs and progress bars always go
 from __future__ import annotations
 
 import json
-import logging
 import sys
 from datetime import datetime  # noqa: TC003 - Typer reads it at run time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import typer
 
 from scalr_prod.errors import ScalrError
+from scalr_prod.logs import about, log_error, start_logging
+from scalr_prod.rendering import as_lines
 from scalr_prod.serving.virtualenvs import Torch  # noqa: TC001 - Typer reads it at run time
 from scalr_prod.version import __version__
 
@@ -63,13 +64,20 @@ def main() -> None:
 def _root(
     show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars, warnings only.")] = False,
+    log_format: Annotated[
+        Literal["text", "json"] | None, typer.Option(help="Log lines on stderr; default: by [logging] format.")
+    ] = None,
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"] | None, typer.Option(help="Default: by [logging] level.")
+    ] = None,
 ) -> None:
     if show_version:
         print(__version__)
         raise typer.Exit
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("scalr_prod").setLevel(logging.WARNING if quiet else logging.INFO)
-    _Door.progress = not quiet and sys.stderr.isatty()
+    named = {"format": log_format, "level": log_level or ("warning" if quiet else None)}
+    _Door.logging = {name: value for name, value in named.items() if value}
+    start_logging(log_format or "text", _Door.logging.get("level", "info"))
+    _Door.progress = not quiet and sys.stderr.isatty() and log_format != "json"
 
 
 @app.command()
@@ -324,6 +332,8 @@ class _Door:
     """What every command shares: read the settings, do the work, print the report or the error."""
 
     progress = False
+    #: The options that go before ``[logging]``.
+    logging: ClassVar[dict[str, str]] = {}
 
     def __init__(self, config: Path | None, as_json: bool, stage: str | None = None, run_id: str | None = None) -> None:
         self.config = config
@@ -343,45 +353,45 @@ class _Door:
 
     def show(self, work: Callable[[Any, bool], Any]) -> None:
         """Show what comes of the settings, or of none."""
+        from contextlib import ExitStack
+
         from scalr_prod.interrupts import Interrupted, ending_in_order
+        from scalr_prod.progress import lines_every
         from scalr_prod.settings import load_settings
         from scalr_prod.stages import at_stage
 
-        try:
-            settings = load_settings(self.config) if self.config is not None else None
-            with ending_in_order(), at_stage(self.stage, self.run_id):
-                report = work(settings, self.progress)
-        except ScalrError as error:
-            _fail(error.at(run_id=self.run_id), as_json=self.as_json)
-        except Interrupted as stopped:
-            _fail(stopped.at(stage=self.stage, run_id=self.run_id), as_json=self.as_json)
+        with ExitStack() as known:
+            try:
+                settings = self._begun(load_settings(self.config)) if self.config is not None else None
+                if settings is not None:
+                    known.enter_context(about(project=settings.project_name))
+                known.enter_context(lines_every(0 if self.progress or settings is None else settings.logging.heartbeat_s))
+                with ending_in_order(), at_stage(self.stage, self.run_id):
+                    report = work(settings, self.progress)
+            except ScalrError as error:
+                _fail(error.at(run_id=self.run_id), as_json=self.as_json)
+            except Interrupted as stopped:
+                _fail(stopped.at(stage=self.stage, run_id=self.run_id), as_json=self.as_json)
         facts = report if isinstance(report, dict) else report.to_json()
         if self.as_json:
             print(json.dumps(facts, default=str))
         else:
             shown = getattr(report, "for_people", None)
-            print("\n".join(_lines(shown() if shown else facts)))
+            print("\n".join(as_lines(shown() if shown else facts)))
+
+    def _begun(self, settings: Settings) -> Settings:
+        """The settings as the options change them; log lines are theirs from here on."""
+        options = settings.logging.model_copy(update=self.logging)
+        start_logging(options.format, options.level)
+        self.progress = self.progress and options.format == "text"
+        return settings.model_copy(update={"logging": options})
 
 
 def _fail(error: ScalrError | Interrupted, *, as_json: bool) -> Any:
     if as_json:
         print(json.dumps(error.to_json()))
-    print(f"error: {error}" if isinstance(error, ScalrError) else error, file=sys.stderr)
+    log_error(f"error: {error}" if isinstance(error, ScalrError) else str(error), error.to_json())
     raise typer.Exit(error.exit_code)
-
-
-def _lines(facts: Any, indent: str = "") -> list[str]:
-    """A report as aligned, readable lines; a list of like rows as a table."""
-    lines: list[str] = []
-    width = max((len(str(key)) for key in facts), default=0)
-    for key, value in facts.items():
-        if isinstance(value, dict) and value:
-            lines += [f"{indent}{key}:", *_lines(value, indent + "  ")]
-        elif isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
-            lines += [f"{indent}{key}:", *_table(value, indent + "  ")]
-        else:
-            lines.append(f"{indent}{key:<{width}}  {_cell(value)}")
-    return lines
 
 
 def _in_brief(run: dict[str, Any]) -> dict[str, Any]:
@@ -395,21 +405,6 @@ def _in_brief(run: dict[str, Any]) -> dict[str, Any]:
         "rows": run["rows"],
         "updated": run["updated_at"][:19],
     }
-
-
-def _table(rows: list[dict[str, Any]], indent: str) -> list[str]:
-    columns = [name for name, value in rows[0].items() if not isinstance(value, dict | list)]
-    cells = [columns, *([_cell(row.get(name)) for name in columns] for row in rows)]
-    widths = [max(len(row[position]) for row in cells) for position in range(len(columns))]
-    return [indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, list):
-        return ", ".join(str(part) for part in value)
-    return "-" if value is None else str(value)
 
 
 def _utc(moment: datetime | None) -> datetime | None:

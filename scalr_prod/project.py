@@ -280,9 +280,11 @@ class Project:
         Raises:
             PublicationError: The run was never published.
         """
+        from scalr_prod.metrics import measured
         from scalr_prod.publication import rollback_run
 
-        return rollback_run(self.settings, run_id)
+        with measured(self.settings, "rollback"):
+            return rollback_run(self.settings, run_id)
 
     def training_set(self, version: int | None = None) -> TrainingSet:
         """A training set that was built: Arrow, pandas, Polars, or a torch ``DataLoader``; default: the latest version.

@@ -20,6 +20,8 @@ __all__ = [
     "GenerationSettings",
     "HistorySettings",
     "LedgerSettings",
+    "LoggingSettings",
+    "MetricsSettings",
     "ProjectSettings",
     "PublicationSettings",
     "QualitySettings",
@@ -313,3 +315,26 @@ class LedgerSettings(_Section):
     """Where run state is kept."""
 
     url: str | None = Field(default=None, repr=False, description="SQLAlchemy URL; default: SQLite under home")
+
+
+class LoggingSettings(_Section):
+    """What is told while work goes on, on stderr."""
+
+    format: Literal["text", "json"] = Field(default="text", description="a line of text, or a JSON object, a message")
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    heartbeat_s: float = Field(
+        default=30.0, gt=0, le=3600, description="seconds between two lines on work that is under way, where no bar is shown"
+    )
+
+
+class MetricsSettings(_Section):
+    """Where figures of the project go for Prometheus, after each stage."""
+
+    textfile: str | None = Field(
+        default=None,
+        pattern=r"\.prom$",
+        description="a file of this project alone, in the folder of node_exporter's textfile collector",
+    )
+    push: str | None = Field(
+        default=None, repr=False, pattern=r"^https?://\S+$", description="URL of a push gateway; may hold a user and a password"
+    )

@@ -28,6 +28,8 @@ from scalr_prod.sections import (
     GenerationSettings,
     HistorySettings,
     LedgerSettings,
+    LoggingSettings,
+    MetricsSettings,
     ProjectSettings,
     PublicationSettings,
     QualitySettings,
@@ -66,6 +68,8 @@ class Settings(BaseSettings):
     serving: ServingSettings = Field(default_factory=ServingSettings)
     feast: FeastSettings = FeastSettings()
     ledger: LedgerSettings = LedgerSettings()
+    logging: LoggingSettings = LoggingSettings()
+    metrics: MetricsSettings = MetricsSettings()
 
     #: Folder that relative paths start from (that of scalr.toml).
     base: Path = Field(default_factory=Path.cwd, exclude=True)

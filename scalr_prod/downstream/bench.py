@@ -63,12 +63,13 @@ class Bench:
 
     def choose(self, stages: Sequence[Stage]) -> None:
         """Every arm's choices, on validation scenes."""
+        self.pulse.total = sum(len(self._arms(family)) for family in self.settings.downstream.models) * (1 + len(self.scenes))
         self.pulse.at("choosing the half-life of popular_lately")
         _, self.lately = tune_lately(stages)
         for family in self.settings.downstream.models:
             tuner = Tuner(family, stages, self.settings, self.lately, self.pulse.fitted)
             self.choices[family], self.figures[family], self.scales[family] = {}, {}, {}
-            for arm in self._arms(family):
+            for arm in self.pulse.steps(self._arms(family)):
                 if arm in LISTS:
                     continue
                 if arm in {BASE, RIVAL, *TUNED}:
@@ -97,12 +98,12 @@ class Bench:
         half_life = self.lately["half_life"]
         for family in self.choices:
             found = self.outcomes.setdefault(family, {arm: [] for arm in self._arms(family)})
-            for arm in self._arms(family):
+            for arm in self.pulse.steps(self._arms(family)):
                 choice = self._choice(family, arm)
                 if arm == OURS and any(choice.weights) and published.refused(choice.draw):
                     choice = replace(self._choice(family, BASE), draw=choice.draw)  # nothing ships
                 if arm in LISTS:
-                    self.pulse.doing = f"{family} {arm} at {at}"
+                    self.pulse.label = f"{family} {arm} at {at}"
                     lately = judge.lately(half_life)
                     outcomes = [judge.judge(lately if arm == "popular_lately" else maker.recommender(choice.draw, lately))]
                 else:
@@ -159,9 +160,9 @@ class Bench:
     def _fitted(
         self, judge: Judge, maker: Maker, published: Published, family: str, arm: str, choice: Choice, seed: int
     ) -> Outcome:
-        self.pulse.doing = f"{family} {arm} at {judge.scene.cutoff.date()}"
+        self.pulse.label = f"{family} {arm} at {judge.scene.cutoff.date()}"
         model = judge.fit(family, choice.options, maker.events(arm, choice, seed, published.behind(arm, choice)), seed=seed)
-        self.pulse.fitted(self.pulse.doing)
+        self.pulse.fitted(self.pulse.label)
         return judge.judge(model, boost=choice.boost, half_life=self.lately["half_life"], scale=self.scales[family][arm])
 
     def _choice(self, family: str, arm: str) -> Choice:

@@ -67,7 +67,7 @@ def evaluate(
         arms: Which of `ARMS`, and of those that leave one of several source domains out, beside those that are compared; default:
             those that decide and those that leave one out, or with ``full`` all.
         full: All arms, models, seeds and windows. Otherwise the first model, two seeds and one window, unless the settings name others.
-        progress: Show a progress bar on stderr; without one, a line of log says at least every half minute what is going on.
+        progress: Show a progress bar on stderr; without one, lines of log say what is going on.
 
     Raises:
         EvaluationError: Too few test users, an unknown arm, or a model that cannot be used.

@@ -1,69 +1,70 @@
-"""Tell what is going on, at least every half minute, to whoever reads a log."""
+"""Tell how far an evaluation is, to whoever reads a log or looks at a terminal."""
 
 from __future__ import annotations
 
 import logging
-import threading
-import time
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from scalr_prod.progress import counting
+from scalr_prod import progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterable, Iterator
 
 __all__ = ["Heartbeat", "heartbeat"]
 
 logger = logging.getLogger(__name__)
 
-_EVERY_S: Final = 20.0
+Step = TypeVar("Step")
 
 
-class Heartbeat:
-    """What is being done, and how many models were fitted so far."""
+class Heartbeat(progress.Heartbeat):
+    """What is being done, how many models were fitted so far, and how many steps (an arm of a family, chosen or judged) are behind."""
 
-    def __init__(self, advance: Callable[[int], None]) -> None:
-        self.doing, self.fits, self.started = "starting", 0, time.monotonic()
-        self._advance = advance
+    def __init__(self) -> None:
+        super().__init__("starting", unit="steps")
+        self.fits = 0
 
     def at(self, doing: str) -> None:
         """Something else is begun."""
-        self.doing = doing
-        logger.info("%s: %d s, %d models fitted", doing, time.monotonic() - self.started, self.fits)
+        self.label = doing
+        logger.info("%s: %d s, %d models fitted", doing, self.seconds, self.fits)
 
     def fitted(self, doing: str, count: int = 1) -> None:
         """Models were fitted."""
-        self.doing, self.fits = doing, self.fits + count
-        self._advance(count)
+        self.label, self.fits = doing, self.fits + count
 
-    def beat(self) -> None:
-        """A line on what goes on."""
-        logger.info("still at %s: %d s, %d models fitted", self.doing, time.monotonic() - self.started, self.fits)
+    def steps(self, things: Iterable[Step]) -> Iterator[Step]:
+        """The same, each of which is a step when it is done with."""
+        for thing in things:
+            yield thing
+            self.advance()
+
+    def text(self, known: dict[str, Any]) -> str:
+        """The line's text."""
+        return f"still at {super().text(known)}, {self.fits} models fitted"
+
+
+class _Bar(Heartbeat):
+    """The same beside a bar that counts fits."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        super().__init__()
+        self._advance = stack.enter_context(progress.counting("evaluate", show=True, unit="fits"))
+
+    def fitted(self, doing: str, count: int = 1) -> None:
+        """Models were fitted."""
+        super().fitted(doing, count)
+        self._advance(count)
 
 
 @contextmanager
-def heartbeat(*, bar: bool, every_s: float = _EVERY_S) -> Iterator[Heartbeat]:
+def heartbeat(*, bar: bool) -> Iterator[Heartbeat]:
     """A progress bar where there is a terminal, else a line of log from time to time, however long one step takes.
 
     Args:
         bar: stderr is a terminal that shows a bar.
-        every_s: Seconds between two lines.
     """
-    stopped = threading.Event()
-    with counting("evaluate", show=bar, unit="fits") as advance:
-        pulse = Heartbeat(advance)
-
-        def beats() -> None:
-            while not stopped.wait(every_s):
-                pulse.beat()
-
-        thread = threading.Thread(target=beats, name="heartbeat", daemon=True)
-        if not bar:
-            thread.start()
-        try:
-            yield pulse
-        finally:
-            stopped.set()
-            if not bar:
-                thread.join()
+    with ExitStack() as stack:
+        pulse = _Bar(stack) if bar else Heartbeat()
+        yield stack.enter_context(progress.beating(pulse))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,9 +20,11 @@ from scalr_prod.generation.parts import identity, part_path, read_manifest, remo
 from scalr_prod.generation.report import GenerationReport
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger, RunState, run_folder
+from scalr_prod.logs import about, start_logging
+from scalr_prod.progress import counting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -111,12 +113,12 @@ def _make_parts(
         warm_up(settings)
         for table, version in spec.table_versions.items():
             Lake.open(settings).open_table(Table(table), version=version)  # told now, not by every worker
-        total = _count_contexts(settings, spec) if progress else 0
+        total = _count_contexts(settings, spec)
         done = sum(manifest["contexts"] for manifest in manifests.values())
         with (
             serving(),
             open_cluster(settings, tasks=len(missing)) as cluster,
-            _progress_bar(show=progress, total=total, done=done) as advance,
+            counting("translating", show=progress, total=total, unit="contexts", done=done) as advance,
         ):
             cluster.listen(_TRANSLATED, advance)
             lean = _for_worker(settings)
@@ -128,14 +130,19 @@ def _make_parts(
 
 def _task(settings: Settings, spec: RunSpec, partition: int, partitions: int) -> dict[str, Any]:
     """What a worker runs."""
-    if settings.compute.dask == "local":
+    local = settings.compute.dask == "local"
+    if local:
         import scalr_prod.generation.warm  # noqa: F401 - there already where the worker was forked
-    try:
-        return make_part(settings, spec, partition, partitions, translated=lambda contexts: tell_driver(_TRANSLATED, contexts))
-    except ScalrError as error:
-        # Causes are pickled along, and gRPC's hold locks, which cannot be: the message alone says what matters.
-        error.__cause__ = error.__context__ = None
-        raise
+    start_logging(settings.logging.format, settings.logging.level, logger=None if local else "scalr_prod")
+    with about(project=settings.project_name, run_id=spec.run_id, stage="generate", partition=partition):
+        try:
+            return make_part(
+                settings, spec, partition, partitions, translated=lambda contexts: tell_driver(_TRANSLATED, contexts)
+            )
+        except ScalrError as error:
+            # Causes are pickled along, and gRPC's hold locks, which cannot be: the message alone says what matters.
+            error.__cause__ = error.__context__ = None
+            raise
 
 
 def _for_worker(settings: Settings) -> Settings:
@@ -228,34 +235,3 @@ def _report(
         parts_made=len(made),
         parts_kept=len(manifests) - len(made),
     )
-
-
-@contextmanager
-def _progress_bar(*, show: bool, total: int, done: int) -> Iterator[Callable[[int], None]]:
-    """Contexts done, contexts/s of this call and the time left, on stderr; gives a function to call with contexts done."""
-    if not show:
-        yield lambda _: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("contexts, {task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("translating", total=total, completed=done, rate="")
-        started, translated = time.perf_counter(), 0
-
-        def advance(contexts: int) -> None:
-            nonlocal translated
-            translated += contexts
-            rate = translated / (time.perf_counter() - started)
-            bar.update(task, advance=contexts, rate=f"{rate:,.0f}/s")
-
-        yield advance

@@ -6,6 +6,7 @@ of partitions, workers or batches, nor on where the translator runs.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.ledger import RunSpec
     from scalr_prod.scoring import Scorer
+    from scalr_prod.scoring.latency import Latencies
     from scalr_prod.settings import Settings
     from scalr_prod.translator.versions import Vocabulary
 
@@ -51,6 +53,8 @@ __all__ = [
     "open_tools",
     "parts_folder",
 ]
+
+logger = logging.getLogger(__name__)
 
 #: Why a draw became no event, as far as one partition can tell.
 REASONS: Final = ("below_lift", "none_eligible", "duplicate")
@@ -106,6 +110,7 @@ def make_part(
 
     started = time.perf_counter()
     tools = open_tools(settings, spec)
+    tools.latencies.take()  # of opening, and of a task that failed
     tally = _Tally()
     path = part_path(parts_folder(settings, spec.run_id), partition)
     with staging_folder(settings, "generate") as folder, open_duckdb(settings, folder) as connection:
@@ -124,7 +129,8 @@ def make_part(
                 tally.add(part, drawn, table)
                 tally.count_sources(connection, part, tools.sources)
                 write(table)
-    facts = identity(spec, partition, partitions) | tally.facts()
+    facts = identity(spec, partition, partitions) | tally.facts() | {"scoring": tools.latencies.take()}
+    logger.debug("%d contexts, %d events in %.1f s", tally.contexts, tally.rows, time.perf_counter() - started)
     return seal(path, facts | {"seconds": round(time.perf_counter() - started, 3)})
 
 
@@ -137,6 +143,7 @@ class Tools:
     folds: int
     schema: pa.Schema
     sources: tuple[str, ...]
+    latencies: Latencies
 
 
 _opened = threading.local()
@@ -145,15 +152,17 @@ _opened = threading.local()
 def open_tools(settings: Settings, spec: RunSpec) -> Tools:
     """Open the scorer and the vocabulary, or find those that this thread opened before: they never travel between processes."""
     from scalr_prod.scoring import open_scorer
+    from scalr_prod.scoring.latency import Latencies
     from scalr_prod.translator import load_version
 
     key = (settings.model_dump_json(), settings.home, spec.translator_version, spec.translator_sha256)
     if getattr(_opened, "key", None) != key:
         close_tools()
         version = load_version(settings, spec.translator_version)
-        scorer = open_scorer(settings, spec.translator_version, guarded=True)
+        latencies = Latencies()
+        scorer = open_scorer(settings, spec.translator_version, guarded=True, latencies=latencies)
         _opened.tools = Tools(
-            scorer, version.vocabulary(), version.folds, candidate_schema(settings), settings.domains.source_names
+            scorer, version.vocabulary(), version.folds, candidate_schema(settings), settings.domains.source_names, latencies
         )
         _opened.key = key
     tools: Tools = _opened.tools

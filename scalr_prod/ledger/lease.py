@@ -20,6 +20,7 @@ import sqlalchemy as sa
 from scalr_prod.errors import LeaseHeld, LeaseLost, LedgerError
 from scalr_prod.ledger.models import RunRow
 from scalr_prod.ledger.runs import Runs
+from scalr_prod.logs import in_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -131,7 +132,7 @@ class Leases(Runs):
                     raise
                 time.sleep(_POLL_S)
         stop = threading.Event()
-        keeper = threading.Thread(target=held.keep, args=(stop,), name=f"lease {run_id}", daemon=True)
+        keeper = threading.Thread(target=in_context(held.keep), args=(stop,), name=f"lease {run_id}", daemon=True)
         keeper.start()
         try:
             yield held

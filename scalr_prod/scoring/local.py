@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self
 
+from scalr_prod.scoring.latency import Latencies
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
@@ -25,12 +27,13 @@ class LocalScorer:
         folder: The version's folder, as `load_version` found it.
         version: The version.
         threads: Groups of contexts that are worked on side by side; torch itself gets one thread in this whole process.
+        latencies: Counts how long batches take.
 
     Raises:
         TranslatorError: The folder holds no usable model.
     """
 
-    def __init__(self, folder: Path, version: int, *, threads: int) -> None:
+    def __init__(self, folder: Path, version: int, *, threads: int, latencies: Latencies | None = None) -> None:
         import torch
 
         from scalr_prod.translator.module import TranslatorModule
@@ -38,6 +41,7 @@ class LocalScorer:
         torch.set_num_threads(1)
         self._module: Module = TranslatorModule.load(folder, threads=threads, trusted=True)
         self._version = version
+        self._latencies = latencies or Latencies()
 
     @property
     def version(self) -> int:
@@ -46,7 +50,8 @@ class LocalScorer:
 
     def sample(self, contexts: Contexts, k: int, *, temperature: float = 1.0, min_lift: float = 0.0) -> Samples:
         """Draw ``k`` items without replacement for each context; see `Scorer.sample`."""
-        return self._module.sample(contexts, k, temperature=temperature, min_lift=min_lift)
+        with self._latencies.timed():
+            return self._module.sample(contexts, k, temperature=temperature, min_lift=min_lift)
 
     def sample_stream(
         self, batches: Iterable[Contexts], k: int, *, temperature: float = 1.0, min_lift: float = 0.0

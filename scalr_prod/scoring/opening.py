@@ -15,13 +15,21 @@ from scalr_prod.scoring.triton import TritonScorer
 from scalr_prod.translator import load_version
 
 if TYPE_CHECKING:
+    from scalr_prod.scoring.latency import Latencies
     from scalr_prod.scoring.scorer import Scorer
     from scalr_prod.settings import Settings
 
 __all__ = ["known_digest", "open_scorer"]
 
 
-def open_scorer(settings: Settings, version: int, *, threads: int | None = None, guarded: bool = False) -> Scorer:
+def open_scorer(
+    settings: Settings,
+    version: int,
+    *,
+    threads: int | None = None,
+    guarded: bool = False,
+    latencies: Latencies | None = None,
+) -> Scorer:
     """Open the scorer of one version. Each process opens its own.
 
     Args:
@@ -30,6 +38,7 @@ def open_scorer(settings: Settings, version: int, *, threads: int | None = None,
         threads: Threads of the local scorer; default ``[serving] threads``.
         guarded: Somebody starts a local server anew when it fails (`serving.guarded_serving`): wait for it, up to the
             deadline, also where a server by itself would never recover.
+        latencies: Counts how long answers take: of a request to Triton, or of a batch in this process.
 
     Raises:
         ServerUnreachable: Triton does not answer.
@@ -39,7 +48,8 @@ def open_scorer(settings: Settings, version: int, *, threads: int | None = None,
     """
     serving = settings.serving
     if serving.scorer == "local":
-        return LocalScorer(load_version(settings, version).path, version, threads=threads or serving.threads)
+        path = load_version(settings, version).path
+        return LocalScorer(path, version, threads=threads or serving.threads, latencies=latencies)
     return TritonScorer(
         lambda: server_url(settings),
         version,
@@ -49,7 +59,7 @@ def open_scorer(settings: Settings, version: int, *, threads: int | None = None,
         max_request_mb=serving.max_request_mb,
         digest=known_digest(settings, version),
         guarded=guarded and serving.url is None,
-        connect=partial(Channel, security=Security.of(settings)),
+        connect=partial(Channel, security=Security.of(settings), latencies=latencies),
     )
 
 

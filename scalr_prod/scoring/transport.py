@@ -6,6 +6,7 @@ attempt, knows no deadline by default, and decodes an empty tensor without compl
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeAlias
 
@@ -14,6 +15,8 @@ from scalr_prod.scoring.security import Security
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+    from scalr_prod.scoring.latency import Latencies
 
 __all__ = ["Channel", "Failure", "Message", "Reply", "Transport"]
 
@@ -136,11 +139,12 @@ class Transport(Protocol):
 class Channel:
     """A channel to the server at ``url``. Nothing is sent before the first call. It belongs to one process."""
 
-    def __init__(self, url: str, security: Security | None = None) -> None:
+    def __init__(self, url: str, security: Security | None = None, latencies: Latencies | None = None) -> None:
         import grpc
         from tritonclient.grpc import service_pb2, service_pb2_grpc
 
         self.url = url
+        self._latencies = latencies
         self._pb = service_pb2
         security = security or Security()
         self._metadata = security.metadata
@@ -154,7 +158,9 @@ class Channel:
 
     def infer(self, request: Message, timeout: float) -> Reply:
         """Send a request; returns at once."""
-        return _GrpcReply(self._stub.ModelInfer.future(request, timeout=timeout, metadata=self._metadata), self._error)
+        started = time.perf_counter()
+        future = self._stub.ModelInfer.future(request, timeout=timeout, metadata=self._metadata)
+        return _GrpcReply(future, self._error, started, self._latencies)
 
     def server_name(self, timeout: float) -> str:
         """What the server calls itself; an answer shows that it lives.
@@ -219,19 +225,28 @@ class Channel:
 
 
 class _GrpcReply:
-    def __init__(self, future: Any, error: type[Exception]) -> None:
+    def __init__(self, future: Any, error: type[Exception], started: float, latencies: Latencies | None) -> None:
         self._future = future
         self._error = error
+        self._started, self._arrived, self._latencies = started, 0.0, latencies
+        if latencies is not None:
+            future.add_done_callback(self._note)  # the answer may be there long before somebody asks for it
+
+    def _note(self, _: Any) -> None:
+        self._arrived = time.perf_counter()
 
     def result(self) -> Message:
         import grpc
 
         try:
-            return self._future.result()
+            found = self._future.result()
         except grpc.FutureCancelledError as error:
             raise Failure("CANCELLED", "cancelled") from error
         except self._error as error:
             raise Failure(self._future.code().name, self._future.details() or "") from error
+        if self._latencies is not None:
+            self._latencies.observe((self._arrived or time.perf_counter()) - self._started)
+        return found
 
     def cancel(self) -> None:
         self._future.cancel()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from scalr_prod.errors import ScalrError
 from scalr_prod.interrupts import Interrupted
+from scalr_prod.logs import about
+from scalr_prod.metrics import measured
+from scalr_prod.progress import Heartbeat, beating, lines_every
 from scalr_prod.stages.graph import GRAPH
 from scalr_prod.stages.job import Job, PipelineReport, StageState
 
@@ -49,15 +52,17 @@ def walk(job: Job, stages: Iterable[Stage]) -> Job:
     Raises:
         ScalrError: Any stage's, with the stage and the run named.
     """
-    for stage in stages:
-        started = time.perf_counter()
-        with at_stage(stage.name, job.run_id):
-            report = stage.work(job)
-        if report is not None:
-            job.reports[stage.name] = report
-        if not stage.light:
-            job.seconds[stage.name] = round(time.perf_counter() - started, 2)
-            logger.info("%s done in %.1f s", stage.name, job.seconds[stage.name])
+    every = 0 if job.progress else job.settings.logging.heartbeat_s
+    with about(project=job.settings.project_name), lines_every(every):
+        for stage in stages:
+            started = time.perf_counter()
+            with at_stage(stage.name, job.run_id), measured(job.settings, stage.name, light=stage.light):
+                report = stage.work(job)
+                if report is not None:
+                    job.reports[stage.name] = report
+                if not stage.light:
+                    job.seconds[stage.name] = round(time.perf_counter() - started, 2)
+                    logger.info("%s done in %.1f s", stage.name, job.seconds[stage.name])
     return job
 
 
@@ -78,7 +83,9 @@ def states(settings: Settings) -> list[StageState]:
 
 @contextmanager
 def at_stage(name: str | None, run_id: str | None = None) -> Iterator[None]:
-    """Name the stage (and run) in any `ScalrError` or `Interrupted` that comes out of it; a full or write-protected disk becomes one.
+    """Tell of the stage while it is at work; name it (and the run) in log lines, and in any `ScalrError` or `Interrupted`.
+
+    A full or write-protected disk becomes a `ScalrError`.
 
     Args:
         name: The stage, or the command; None: not known here.
@@ -87,7 +94,8 @@ def at_stage(name: str | None, run_id: str | None = None) -> Iterator[None]:
     from scalr_prod.duck import disk_errors
 
     try:
-        with disk_errors("the project's home"):
+        telling = beating(Heartbeat(name)) if name is not None else nullcontext()
+        with disk_errors("the project's home"), about(stage=name, run_id=run_id), telling:
             yield
     except (ScalrError, Interrupted) as error:
         error.at(stage=name, run_id=run_id)

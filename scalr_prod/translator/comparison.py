@@ -134,7 +134,7 @@ def _recipe_until(
     past = log.label_times()
     middle = cut_at(past[past < until], 1 - settings.translator.validation_fraction)
     steps = steps_of(settings, 2) + 1
-    with counting("comparison", show=progress, total=steps, unit=f"of {steps} fits") as done:
+    with counting("comparison", show=progress, total=steps, unit="fits") as done:
         held_out = log.one_in(settings.translator.folds)
         calibrated = fit_calibration(settings, log, held_out, middle, until, done, side_by_side)
         pairs = Pairs.of(log, until, settings.translator)

@@ -78,7 +78,7 @@ def evaluate(settings: Settings, version: int | None = None, *, progress: bool =
     steps = steps_of(settings, 2) + 1
     with (
         workers(settings.translator.threads) as side_by_side,
-        counting("evaluation", show=progress, total=steps, unit=f"of {steps} fits") as done,
+        counting("evaluation", show=progress, total=steps, unit="fits") as done,
     ):
         calibrated = fit_calibration(settings, log, cold, begin, middle, done, side_by_side)
         pairs = Pairs.of(log, middle, settings.translator, popularity_until=end)

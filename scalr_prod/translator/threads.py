@@ -12,6 +12,8 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from scalr_prod.logs import in_context
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
@@ -44,7 +46,7 @@ class Workers:
         if self._pool is None or self._stopped is None:
             yield from map(work, units)
             return
-        futures = [self._pool.submit(work, unit) for unit in units]
+        futures = [self._pool.submit(in_context(work), unit) for unit in units]
         try:
             for future in futures:
                 yield future.result()

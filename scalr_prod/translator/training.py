@@ -125,7 +125,7 @@ def _train(
     coverage = pairs.coverage()
     _say_what_is_left_out(coverage)
     steps = steps_of(settings, folds + 2) + 1
-    with counting("translator", show=progress, total=steps, unit=f"of {steps} fits") as done:
+    with counting("translator", show=progress, total=steps, unit="fits") as done:
         # Calibrated as it will be used: as many users as a fold has are unknown to the parameters, the others are not.
         begin = cut_at(log.label_times(), 1 - settings.translator.validation_fraction)
         calibrated = fit_calibration(settings, log, log.one_in(folds), begin, everything, done, side_by_side, informed=True)

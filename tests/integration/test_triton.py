@@ -32,6 +32,7 @@ from scalr_prod.errors import (
 from scalr_prod.naming import read_mark
 from scalr_prod.scoring import open_scorer
 from scalr_prod.scoring.address import secret_file
+from scalr_prod.scoring.latency import Latencies
 from scalr_prod.serving import (
     ensure_serving,
     guard,
@@ -119,6 +120,19 @@ def test_samples_are_those_of_the_module_in_this_process(served, local, exclude)
     assert (answer.items >= 0).any()
     assert np.abs(answer.probabilities - expected.probabilities).max() < SAME
     assert np.abs(answer.prior - expected.prior).max() < SAME
+
+
+def test_the_time_to_each_answer_is_counted(served):
+    latencies = Latencies()
+    with open_scorer(served, 2, latencies=latencies) as scorer:
+        latencies.take()
+        started = time.perf_counter()
+        for _ in scorer.sample_stream([contexts(20)] * 5, 4):
+            time.sleep(0.3)  # the answers to come arrive meanwhile
+        whole = time.perf_counter() - started - 5 * 0.3
+    found = latencies.take()
+    assert sum(found["counts"]) == 5
+    assert 0 < found["seconds"] <= whole + 2 * 0.3  # two are on their way at a time
 
 
 def test_named_candidates_are_scored(served, local):

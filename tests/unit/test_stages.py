@@ -79,21 +79,23 @@ def stage(name, work, *, light=False):
     return Stage(name, (), "", "", work, lambda _: True, light=light)
 
 
-def test_a_walk_keeps_reports_and_the_seconds_of_what_takes_time():
-    job = walk(Job(None), [stage("a", lambda _: Made()), stage("b", lambda _: None, light=True), stage("c", lambda _: None)])
+def test_a_walk_keeps_reports_and_the_seconds_of_what_takes_time(settings):
+    job = walk(
+        Job(settings), [stage("a", lambda _: Made()), stage("b", lambda _: None, light=True), stage("c", lambda _: None)]
+    )
     assert job.reports["a"].to_json() == {"made": True}
     assert list(job.reports) == ["a"]
     assert list(job.seconds) == ["a", "c"]
 
 
-def test_a_failure_names_its_stage_and_ends_the_walk():
+def test_a_failure_names_its_stage_and_ends_the_walk(settings):
     done = []
 
     def fails(_):
         raise ScalrError("broke", where="x", next_step="y")
 
     with pytest.raises(ScalrError) as caught:
-        walk(Job(None), [stage("a", lambda _: done.append("a")), stage("b", fails), stage("c", lambda _: done.append("c"))])
+        walk(Job(settings), [stage("a", lambda _: done.append("a")), stage("b", fails), stage("c", lambda _: done.append("c"))])
     assert caught.value.stage == "b"
     assert done == ["a"]
 

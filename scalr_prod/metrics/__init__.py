@@ -1,0 +1,8 @@
+"""Figures of a project for Prometheus: what its ledger and its runs' reports say, in a textfile or at a push gateway."""
+
+from __future__ import annotations
+
+from scalr_prod.metrics.deliver import deliver, measured
+from scalr_prod.metrics.names import METRICS, Metric
+
+__all__ = ["METRICS", "Metric", "deliver", "measured"]

@@ -1,0 +1,167 @@
+"""What a project's ledger and its runs' reports say, as metrics.
+
+Everything is worked out anew from what is kept, so that each command of a project gives all of its metrics, whichever process
+and machine did the work: commands are short, and what one of them counted would be gone with it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, Final
+
+from scalr_prod.ledger import Ledger, PublicationStatus, RunState, run_folder
+from scalr_prod.metrics.ended import ended_stages
+from scalr_prod.metrics.names import METRICS
+from scalr_prod.scoring.latency import sum_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from prometheus_client.core import Metric
+
+    from scalr_prod.ledger import Publication, Run
+    from scalr_prod.settings import Settings
+
+__all__ = ["ProjectCollector"]
+
+_VERDICTS: Final = {RunState.VALIDATED.value: "passed", RunState.REJECTED.value: "rejected"}
+#: How far back the latest run with a report is looked for.
+_LOOKED_AT: Final = 50
+
+
+class ProjectCollector:
+    """All metrics of a project, for a ``CollectorRegistry`` of prometheus_client.
+
+    Args:
+        settings: The project's settings.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def collect(self) -> list[Metric]:
+        """Prometheus calls it.
+
+        Raises:
+            LedgerError: The ledger cannot be read.
+        """
+        with Ledger.open(self._settings) as ledger:
+            latest = ledger.runs(limit=_LOOKED_AT)
+            found = [
+                *self._of_runs(ledger),
+                *_of_publications(ledger.publications()),
+                *self._of_generation(ledger, latest),
+                *self._of_gate(latest),
+                *_of_artefacts(ledger),
+            ]
+        return [self._family(name, samples) for name, samples in _grouped([*found, *self._of_stages()]).items()]
+
+    def _of_runs(self, ledger: Ledger) -> Iterator[_Sample]:
+        changes = ledger.history(subject="run")
+        states = Counter({change.key: change.to_state for change in changes}.values())
+        yield from (("scalr_runs", (state.value,), states[state.value]) for state in RunState)
+        verdicts = Counter(_VERDICTS[change.to_state] for change in changes if change.to_state in _VERDICTS)
+        yield from (("scalr_gate_verdicts", (verdict,), verdicts[verdict]) for verdict in _VERDICTS.values())
+
+    def _of_stages(self) -> Iterator[_Sample]:
+        for stage, ended in ended_stages(self._settings).items():
+            yield "scalr_stage_seconds", (stage,), ended["seconds"]
+            yield "scalr_stage_failed", (stage,), int(ended["outcome"] != "done")
+            yield "scalr_stage_end_timestamp_seconds", (stage,), ended["at"]
+            yield from (("scalr_stage_runs", (stage, outcome), count) for outcome, count in ended["counts"].items())
+
+    def _of_generation(self, ledger: Ledger, runs: Sequence[Run]) -> Iterator[_Sample]:
+        run, content = self._latest(runs, "generation.json")
+        if run is None:
+            return
+        report = content["report"]
+        yield "scalr_generation_contexts", (), report["contexts"]
+        yield "scalr_generation_events", (), report["events"]
+        yield "scalr_generation_coverage", (), report["coverage"]
+        yield from (("scalr_generation_dropped", (reason,), count) for reason, count in report["dropped"].items())
+        if report["events_per_s"]:
+            yield "scalr_generation_events_per_second", (), report["events_per_s"]
+        taken = [part.manifest["scoring"] for part in ledger.partitions(run.run_id) if "scoring" in part.manifest]
+        if taken:
+            yield "scalr_scoring_latency_seconds", (), sum_of(taken)
+
+    def _of_gate(self, runs: Sequence[Run]) -> Iterator[_Sample]:
+        run, content = self._latest(runs, "gate.json")
+        if run is None:
+            return
+        report = content["report"]
+        refused = report["rows"] - report["accepted"] - report["quarantined"]
+        results = {"accepted": report["accepted"], "quarantined": report["quarantined"], "refused": refused}
+        yield from (("scalr_gate_rows", (result,), count) for result, count in results.items())
+        failed: Counter[str] = Counter()
+        for rule in report["rules"]:
+            failed[rule["rule"]] += rule["failed"]
+        yield from (("scalr_gate_rule_failed_rows", (rule,), count) for rule, count in failed.items())
+
+    def _latest(self, runs: Sequence[Run], name: str) -> tuple[Run | None, Mapping[str, Any]]:
+        """The newest run that has a report of this name, and the report; a run whose folder is gone has none."""
+        for run in runs:
+            path = run_folder(self._settings, run.run_id) / name
+            if path.is_file():
+                return run, json.loads(path.read_text(encoding="utf-8"))
+        return None, {}
+
+    def _family(self, name: str, samples: Iterable[tuple[tuple[str, ...], Any]]) -> Metric:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+        metric, project = METRICS[name], self._settings.project_name
+        labels = ("project", *metric.labels)
+        if metric.kind == "histogram":
+            histogram = HistogramMetricFamily(name, metric.says, labels=labels)
+            for values, counted in samples:
+                above = [*map(str, counted["bounds"]), "+Inf"]
+                buckets = list(zip(above, accumulate(counted["counts"]), strict=True))
+                histogram.add_metric((project, *values), buckets, counted["seconds"])
+            return histogram
+        kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+        family = kind(name, metric.says, labels=labels)
+        for values, value in samples:
+            family.add_metric((project, *values), value)
+        return family
+
+
+#: A metric's name, the values of its labels beside ``project``, and its value.
+_Sample = tuple[str, tuple[str, ...], Any]
+
+
+def _of_publications(publications: Sequence[Publication]) -> Iterator[_Sample]:
+    yield "scalr_events_published", (), sum(one.rows for one in publications if one.published_at is not None)
+    there = [one for one in publications if one.status is PublicationStatus.PUBLISHED and one.published_at is not None]
+    if not there:
+        return
+    end = max(one.end for one in there)
+    first = min(one.published_at for one in there if one.end == end and one.published_at is not None)
+    yield "scalr_window_end_timestamp_seconds", (), end.timestamp()
+    yield "scalr_publication_lag_seconds", (), (first - end).total_seconds()
+    yield (
+        "scalr_publication_timestamp_seconds",
+        (),
+        max(one.published_at.timestamp() for one in there if one.published_at is not None),
+    )
+
+
+def _of_artefacts(ledger: Ledger) -> Iterator[_Sample]:
+    latest = {record.name: record for record in sorted(ledger.datasets(), key=lambda record: record.version)}
+    for name, record in latest.items():
+        yield "scalr_training_set_timestamp_seconds", (name,), record.created_at.timestamp()
+        yield "scalr_training_set_rows", (name,), record.rows
+        if record.cutoff is not None:
+            yield "scalr_training_set_cutoff_timestamp_seconds", (name,), record.cutoff.timestamp()
+    versions = ledger.model_versions()
+    if versions:
+        newest = max(versions, key=lambda version: version.version)
+        yield "scalr_translator_trained_until_timestamp_seconds", (), newest.trained_until.timestamp()
+
+
+def _grouped(samples: Iterable[_Sample]) -> dict[str, list[tuple[tuple[str, ...], Any]]]:
+    groups: dict[str, list[tuple[tuple[str, ...], Any]]] = {}
+    for name, values, value in samples:
+        groups.setdefault(name, []).append((values, value))
+    return groups

@@ -1,0 +1,57 @@
+"""How a project's stages ended: the latest end of each, and how often each kind of end was, in ``<home>/stages.json``."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+from scalr_prod.generation.parts import write_json
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from scalr_prod.settings import Settings
+
+__all__ = ["ended_stages", "note_end"]
+
+
+def note_end(settings: Settings, stage: str, outcome: str, seconds: float) -> None:
+    """Add one end of a stage; of several processes that do, none is lost.
+
+    Args:
+        settings: The project's settings.
+        stage: The stage's name.
+        outcome: ``done``, ``failed``, ``rejected`` or ``interrupted``.
+        seconds: How long it was at work.
+
+    Raises:
+        OSError: The home cannot be written to.
+    """
+    from filelock import FileLock
+
+    path = _path(settings)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(".stages.lock"), timeout=10):
+        ended = ended_stages(settings)
+        counts = ended.get(stage, {}).get("counts", {})
+        ended[stage] = {
+            "seconds": round(seconds, 3),
+            "outcome": outcome,
+            "at": round(time.time(), 3),
+            "counts": counts | {outcome: counts.get(outcome, 0) + 1},
+        }
+        write_json(path, ended)
+
+
+def ended_stages(settings: Settings) -> dict[str, dict[str, Any]]:
+    """By stage: ``seconds``, ``outcome`` and ``at`` (seconds since the epoch) of its latest end, ``counts`` by outcome."""
+    try:
+        found: dict[str, dict[str, Any]] = json.loads(_path(settings).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def _path(settings: Settings) -> Path:
+    return settings.home / "stages.json"

@@ -1,0 +1,88 @@
+"""Work tells how far it is where there is no terminal: share done, rate, and time left."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from scalr_prod.logs import about
+from scalr_prod.progress import Heartbeat, beating, counting, lines_every
+
+
+@pytest.fixture
+def lines(caplog):
+    caplog.set_level("INFO", logger="scalr_prod")
+
+    def wait_for(count: int) -> list:
+        give_up = time.monotonic() + 30
+        while len(caplog.records) < count:
+            assert time.monotonic() < give_up, caplog.text
+            time.sleep(0.005)
+        return caplog.records
+
+    return wait_for
+
+
+def test_a_line_says_share_rate_and_time_left(lines):
+    with lines_every(0.02), counting("reading", show=False, total=1000, unit="events", done=200) as advance:
+        advance(300)
+        record = lines(2)[1]
+    assert record.done == 500
+    assert record.share == 0.5
+    assert record.rate == pytest.approx(300 / record.seconds, rel=0.01)  # of this call: not what was there before
+    assert record.eta_s == pytest.approx(500 / record.rate, rel=0.01)
+    assert "reading: at work for 0 s, 500 of 1,000 events (50 %)" in record.message
+    assert "s left" in record.message
+
+
+def test_unknown_totals_are_left_out(lines):
+    with lines_every(0.02), counting("reading", show=False) as advance:
+        lines(1)
+        advance(5)
+        record = lines(2)[1]
+    assert not hasattr(record, "share")
+    assert not hasattr(record, "eta_s")
+    assert "of" not in record.message.split()
+
+
+def test_work_without_figures_is_silent_while_a_part_of_it_has_some(lines):
+    with lines_every(0.02), beating(Heartbeat("histories")):
+        lines(1)
+        with counting("item statistics", show=False, total=10) as advance:
+            advance(1)
+            told = len(lines(1))
+            records = lines(told + 4)[told + 1 :]  # one line of the outer work may have been under way
+        assert {record.message.split(":")[0] for record in records} == {"item statistics"}
+        told = len(lines(1))
+        assert lines(told + 2)[-1].message.startswith("histories: at work for")
+
+
+def test_short_work_writes_no_line(caplog):
+    caplog.set_level("INFO", logger="scalr_prod")
+    with counting("nothing", show=False, total=1) as advance:
+        advance(1)
+    assert not caplog.records
+
+
+def test_no_thread_is_left_behind_after_an_error():
+    with pytest.raises(ValueError, match="bad row"), lines_every(0.02), counting("reading", show=False):
+        raise ValueError("bad row")
+    assert not any(thread.name == "heartbeat" for thread in threading.enumerate())
+
+
+def test_lines_of_the_heartbeat_know_what_they_are_about():
+    from scalr_prod.logs import facts
+
+    told: list[dict] = []
+
+    class Listening(Heartbeat):
+        def beat(self) -> None:
+            told.append(facts())
+
+    with about(project="shop", stage="histories"), lines_every(0.01), beating(Listening("histories")):
+        give_up = time.monotonic() + 30
+        while not told and time.monotonic() < give_up:
+            time.sleep(0.005)
+    assert told[0] == {"project": "shop", "stage": "histories"}
