@@ -7,7 +7,7 @@ export UV_FIND_LINKS
 export PYTHONHASHSEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser demo test test-fast faults lint audit soak bench bench-lift clean constraints
+.PHONY: help setup browser demo test test-fast faults lint docs audit soak bench bench-lift clean constraints
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,10 @@ lint: setup ## ruff, mypy --strict, import contracts
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo
+
+docs: setup ## the site, in build/site; first the pages that are made from the code
+	.venv/bin/python scripts/reference.py
+	.venv/bin/mkdocs build --strict
 
 bench: setup ## each stage beside its limit
 	.venv/bin/python -m benchmarks

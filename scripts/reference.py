@@ -1,0 +1,89 @@
+"""Write the pages of docs/reference that are made from the code: commands, and errors. `--check` only says whether they are up to date."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer.main
+
+from scalr_prod import errors
+from scalr_prod.cli import app
+
+FOLDER = Path(__file__).resolve().parent.parent / "docs" / "reference"
+INTRODUCTION = """# Commands
+
+Each takes `--config scalr.toml` where it needs a project, and `--json` for one JSON object on stdout. Logs and progress go to stderr.
+Exit codes: 0 done, 1 a clear error, 2 wrong usage, 3 the quality gate said no, 130 and 143 stopped by Ctrl-C or SIGTERM.
+
+"""
+
+
+def commands() -> str:
+    """Every command with its arguments and options."""
+    return INTRODUCTION + "\n".join(_command(typer.main.get_command(app), "scalr"))
+
+
+def _command(command: Any, name: str) -> list[str]:
+    lines = []
+    if name != "scalr":
+        lines += [f"## {name}", "", inspect.cleandoc(command.help or "").replace("\n", " "), ""]
+    rows = [_parameter(one) for one in command.params if one.name != "help" and not getattr(one, "hidden", False)]
+    if rows:
+        lines += ["| | |", "|---|---|", *rows, ""]
+    for child in getattr(command, "commands", {}).values():
+        lines += _command(child, f"{name} {child.name}")
+    return lines
+
+
+def _parameter(one: Any) -> str:
+    label = " ".join(f"`{part}`" for part in one.opts) if one.param_type_name == "option" else f"`{one.name.upper()}`"
+    default = one.default
+    plain = (
+        default is not None and not callable(default) and default not in (False, [], ()) and "default" not in (one.help or "")
+    )
+    said = (one.help or "").strip() + (f" Default: `{default}`." if plain else "")
+    return f"| {label} | {said.replace('|', chr(92) + '|').strip()} |"
+
+
+def found_errors() -> str:
+    """The tree of errors, and each with what it means."""
+    tree = re.sub(r"^.*?\n\n", "", inspect.getdoc(errors) or "", count=1, flags=re.DOTALL)
+    lines = [
+        "# Errors",
+        "",
+        "Every error names what was found, where, and the next step; `--json` gives them as `error`, `found`, `where` and",
+        "`next_step`, with the stage and the run where there is one.",
+        "",
+        "```text",
+        tree.strip(),
+        "```",
+        "",
+        "| error | means | exit code |",
+        "|---|---|---|",
+    ]
+    for name in errors.__all__:
+        kind = getattr(errors, name)
+        meaning = inspect.cleandoc(kind.__doc__ or "").split("\n\n")[0].replace("\n", " ")
+        lines.append(f"| `{name}` | {meaning} | {kind.exit_code} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Write them, or compare."""
+    stale = []
+    for name, text in (("commands.md", commands()), ("errors.md", found_errors())):
+        path = FOLDER / name
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            stale.append(name)
+            if "--check" not in sys.argv:
+                path.write_text(text, encoding="utf-8")
+    if stale and "--check" in sys.argv:
+        sys.exit(f"docs/reference: {', '.join(stale)} not up to date; run: make docs")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""The pages are true: the site builds, what is made from the code is up to date, and the tutorial does what it says."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+SCALR = str(Path(sys.executable).with_name("scalr"))
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
+
+
+def done(command, **options):
+    found = subprocess.run(command, capture_output=True, text=True, check=False, **options)
+    assert found.returncode == 0, (found.stdout + found.stderr)[-3000:]
+    return found.stdout
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)], cwd=ROOT, env=environment
+    )
+    pages = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.html")}
+    written = {path.relative_to(ROOT / "docs").with_suffix(".html").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    assert written <= pages
+    assert "Build the training set" in (tmp_path / "reference" / "python.html").read_text(encoding="utf-8")
+    # Nothing is asked of another host when a page is opened, but for links that a reader follows.
+    for path in tmp_path.rglob("*.html"):
+        loaded = re.findall(r'<(?:script|img|link)[^>]+(?:src|href)="(https?://[^"]+)"', path.read_text(encoding="utf-8"))
+        assert [address for address in loaded if "canonical" not in address] == []
+
+
+def test_what_is_made_from_the_code_is_up_to_date():
+    done([sys.executable, str(ROOT / "scripts" / "reference.py"), "--check"])
+
+
+def test_every_decision_is_listed():
+    index = (ROOT / "docs" / "adr" / "index.md").read_text(encoding="utf-8")
+    records = sorted((ROOT / "docs" / "adr").glob("0*.md"))
+    assert len(records) > 30
+    for path in records:
+        title = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+        assert f"- [{title}]({path.name})" in index
+
+
+@pytest.mark.timeout(900)
+def test_the_tutorial_from_its_first_line_to_its_last(tmp_path):
+    blocks = BLOCK.findall((ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8"))
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    code = ""
+    for language, text in blocks:
+        if language == "toml":
+            (tmp_path / "scalr.toml").write_text(text)
+        elif language == "python":
+            code += text
+            if "Project" not in text and "scalr_prod" not in code:
+                done([sys.executable, "-c", text], cwd=tmp_path)
+        else:
+            for line in text.splitlines():
+                done([SCALR, *line.removeprefix("$ scalr ").split(), "--json"], cwd=tmp_path, env=environment)
+    assert {language for language, _ in blocks} == {"python", "toml", "console"}
+    runs = json.loads(done([SCALR, "runs", "list", "--json"], cwd=tmp_path))["runs"]
+    assert [run["state"] for run in runs] == ["published"]
+    assert (tmp_path / ".scalr" / "reports" / "index.html").exists()
+    # All of its Python as one program, from the logs to the matrix: nothing is done twice.
+    shape = done([sys.executable, "-c", code + "\nprint(*matrix.shape, int(rows['is_synthetic'].sum()))"], cwd=tmp_path)
+    users, items, synthetic = map(int, shape.split()[-3:])
+    assert users > 200
+    assert items > 100
+    assert synthetic > 1000
+    assert len(json.loads(done([SCALR, "runs", "list", "--json"], cwd=tmp_path))["runs"]) == 1
