@@ -11,7 +11,7 @@ import re
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.contracts import EVENT_TIMESTAMP, Table
 from scalr_prod.errors import CommitFailed, CommitOutcomeUnknown, ForeignFiles, LakeError, TableNotFound
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     Rows: TypeAlias = "pa.Table | pa.RecordBatchReader"
 
-__all__ = ["Commit", "Lake"]
+__all__ = ["Commit", "Lake", "record_of"]
 
 _MADE_BY = {
     Table.SOURCE_EVENTS: "scalr ingest",
@@ -48,6 +48,11 @@ _MADE_BY = {
 _GUARD = "expected-version"
 #: The key again, where a table's history shows it.
 _KEY = "scalr.key"
+#: A log is summed up every ten commits, so that opening a table costs the same on any day. (Delta's default is a hundred.) What was
+#: summed up stays: former versions are read by those who are pinned to them.
+_LOGGED: Final[dict[str, str | None]] = {"delta.checkpointInterval": "10", "delta.enableExpiredLogCleanup": "false"}
+#: What a commit says of itself.
+_RECORD = "scalr.record"
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,7 @@ class Lake:
                 mode="ignore",
                 name=table.value,
                 description=description,
+                configuration=_LOGGED,
                 storage_options=self.storage_options,
             )
         except (DeltaError, OSError) as error:
@@ -312,7 +318,9 @@ class Lake:
         """The Delta version that the commit with this key made; None where the table's history does not reach back to it."""
         return _version_of(self.open_table(table), key)
 
-    def append(self, table: Table, rows: Rows, *, key: str, expected_version: int | None = None) -> Commit:
+    def append(
+        self, table: Table, rows: Rows, *, key: str, expected_version: int | None = None, record: str | None = None
+    ) -> Commit:
         """Add rows once per key.
 
         Args:
@@ -321,15 +329,18 @@ class Lake:
             key: Names this write.
             expected_version: The version that the rows were computed from. Where it is given, the rows are added to that
                 version or not at all: of several writers that started from one version, one lands.
+            record: What the commit says of itself, for `record_of`: it is there if and only if the rows are.
 
         Raises:
             CommitFailed: Nothing changed; with ``expected_version``, the table may have moved on.
         """
-        return self._commit(table, rows, key=key, mode="append", expected_version=expected_version)
+        return self._commit(table, rows, key=key, mode="append", expected_version=expected_version, record=record)
 
-    def replace(self, table: Table, rows: Rows, *, key: str, expected_version: int | None = None) -> Commit:
-        """Replace the whole table once per key; ``expected_version`` as for `append`."""
-        return self._commit(table, rows, key=key, mode="overwrite", expected_version=expected_version)
+    def replace(
+        self, table: Table, rows: Rows, *, key: str, expected_version: int | None = None, record: str | None = None
+    ) -> Commit:
+        """Replace the whole table once per key; ``expected_version`` and ``record`` as for `append`."""
+        return self._commit(table, rows, key=key, mode="overwrite", expected_version=expected_version, record=record)
 
     def replace_window(
         self, table: Table, rows: Rows, *, start: datetime, end: datetime, key: str, expected_version: int | None = None
@@ -398,10 +409,11 @@ class Lake:
         mode: Any,
         predicate: str | None = None,
         expected_version: int | None = None,
+        record: str | None = None,
     ) -> Commit:
         from deltalake import write_deltalake
 
-        properties = _properties(key, expected_version)
+        properties = _properties(key, expected_version, record)
 
         def write(delta: DeltaTable) -> None:
             _must_be_at(delta, expected_version)
@@ -451,6 +463,12 @@ class Lake:
             ) from error
 
 
+def record_of(table: DeltaTable) -> str | None:
+    """What the commit that made this version of a table says of itself, see `Lake.append`; None: nothing."""
+    latest = next((entry for entry in table.history(1) if entry.get("version") == table.version()), {})
+    return latest.get(_RECORD)
+
+
 def _files_beside_log(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if path.name != "_delta_log"] if folder.is_dir() else []
 
@@ -460,12 +478,13 @@ def _missing_file(table: DeltaTable) -> str | None:
     return next((uri for uri in table.file_uris() if "://" not in uri and not Path(uri).exists()), None)
 
 
-def _properties(key: str, expected_version: int | None) -> CommitProperties:
+def _properties(key: str, expected_version: int | None, record: str | None = None) -> CommitProperties:
     from deltalake import CommitProperties, Transaction
 
     # Two commits that share an app id and started from one version conflict: that is what makes one of two writers lose.
     guard = [] if expected_version is None else [Transaction(_GUARD, expected_version)]
-    return CommitProperties(custom_metadata={_KEY: key}, app_transactions=[Transaction(key, 1), *guard])
+    said = {_KEY: key} if record is None else {_KEY: key, _RECORD: record}
+    return CommitProperties(custom_metadata=said, app_transactions=[Transaction(key, 1), *guard])
 
 
 def _writing() -> WriterProperties:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlparse
 
 from scalr_prod.errors import FeatureStoreError
+from scalr_prod.growth import GLOB, local_files
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +23,6 @@ __all__ = ["Scan", "delta_table", "literal", "quote", "resolved", "scan_delta", 
 
 #: Bits for the position within a file; the file's number stands above them.
 _POSITION_BITS = 40
-_GLOB = set("*?[]{}")
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def scan_delta(connection: Any, table: DeltaTable, alias: str, columns: Sequence
     import pyarrow as pa
 
     schema = pa.schema(table.schema().to_arrow())
-    files = _local_files(table)
+    files = local_files(table)
     if files == []:
         connection.register(alias, schema.empty_table())
         return Scan(quote(alias), schema, "0::BIGINT")
@@ -127,7 +126,7 @@ def scan_parquet(connection: Any, path: str, alias: str, columns: Sequence[str] 
     if not files:
         connection.register(alias, dataset.schema.empty_table())
         return Scan(quote(alias), dataset.schema, "0::BIGINT")
-    if "://" not in path and not any(_GLOB & set(file) for file in files):
+    if "://" not in path and not any(GLOB & set(file) for file in files):
         relation = f"read_parquet([{', '.join(literal(file) for file in files)}], hive_partitioning = false)"
         return Scan(relation, dataset.schema, _file_row_id())
     return _copied(connection, dataset, alias, columns)
@@ -145,24 +144,3 @@ def _copied(connection: Any, dataset: Any, alias: str, columns: Sequence[str] | 
     connection.execute(f"CREATE TEMP TABLE {quote(alias)} AS SELECT {selected} FROM {quote(f'{alias}_dataset')}")
     connection.unregister(f"{alias}_dataset")
     return Scan(quote(alias), dataset.schema, "rowid")
-
-
-def _local_files(table: DeltaTable) -> list[str] | None:
-    """The table's files where DuckDB can read them as they are, else None.
-
-    Deletion vectors, column mapping and partition columns are not in the files themselves.
-    """
-    metadata, protocol = table.metadata(), table.protocol()
-    features = set(protocol.reader_features or ())
-    if metadata.partition_columns or features & {"deletionVectors", "columnMapping"}:
-        return None
-    files = []
-    for uri in table.file_uris():
-        parsed = urlparse(uri)
-        if parsed.scheme not in {"", "file"}:
-            return None
-        path = unquote(parsed.path) if parsed.scheme == "file" else uri
-        if _GLOB & set(path) or not Path(path).is_absolute():
-            return None
-        files.append(path)
-    return files

@@ -31,6 +31,7 @@ class TableReport:
         version: Its Delta version.
         events_version: Delta version of the events it was made from.
         built: False where it was up to date already.
+        appended: Whether only the rows of new events were written, after those that were there.
     """
 
     events: int
@@ -38,6 +39,7 @@ class TableReport:
     version: int
     events_version: int
     built: bool
+    appended: bool = False
 
 
 @dataclass(frozen=True)

@@ -9,17 +9,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
+from scalr_prod.contracts import Table
 from scalr_prod.duck import open_duckdb, staging_folder
 from scalr_prod.errors import CommitFailed, LakeError
-from scalr_prod.hashing import stable_hash_sql
+from scalr_prod.growth import fragments_of, records_of, schema_of_table
 from scalr_prod.histories import TableReport
+from scalr_prod.histories.added import Built, addition, all_ordered, known_by_file, new_ordered
 from scalr_prod.histories.knowledge import Chunk, Rows
+from scalr_prod.lake import record_of
 from scalr_prod.progress import counting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    import numpy.typing as npt
     from deltalake import DeltaTable
 
     from scalr_prod.errors import ScalrError
@@ -32,8 +35,9 @@ __all__ = ["build_table", "is_built"]
 logger = logging.getLogger(__name__)
 
 #: Part of the key of every commit: change it when the rows' meaning changes, so that they are built anew.
-_LAYOUT = 1
+_LAYOUT = 2
 _DAY_US = 86_400_000_000
+_NEVER = np.iinfo(np.int64).max
 #: A log whose events all became known late and in disorder has a state for each pair of events: refuse before the disk is full.
 _ROWS_PER_EVENT = 20
 _ROWS_ALWAYS = 1_000_000
@@ -52,7 +56,7 @@ def is_built(settings: Settings, lake: Lake, table: Table) -> bool:
     """Whether a table was made from the events that there are, with these settings."""
     if not lake.exists(table) or not lake.exists(_EVENTS[table]):
         return False
-    return _is_fresh(lake, table, _made_from(settings, table, lake.open_table(_EVENTS[table])), lake.version(table))
+    return _is_fresh(lake.open_table(table), _made_from(settings, table, lake.open_table(_EVENTS[table])))
 
 
 def build_table(settings: Settings, lake: Lake, table: Table, *, progress: bool) -> TableReport:
@@ -69,35 +73,55 @@ def build_table(settings: Settings, lake: Lake, table: Table, *, progress: bool)
         CommitFailed: The table is as it was.
     """
     events = lake.open_table(_EVENTS[table])
-    version = lake.version(table)
-    chosen = settings.histories
-    step = _step_us(settings, table)
-    made_from = _made_from(settings, table, events)
-    count = lake.dataset(_EVENTS[table], version=events.version()).count_rows()
-    built = not _is_fresh(lake, table, made_from, version)
+    current = lake.open_table(table)
+    built, appended = not _is_fresh(current, _made_from(settings, table, events)), False
     if built:
-        # Each build leaves the one before behind for those who are reading it; a week later nobody is.
+        appended = _build(settings, lake, table, events, current, progress=progress)
+        current = lake.open_table(table)
+    return TableReport(
+        events=records_of(events),
+        rows=records_of(current),
+        version=current.version(),
+        events_version=events.version(),
+        built=built,
+        appended=appended,
+    )
+
+
+def _build(settings: Settings, lake: Lake, table: Table, events: DeltaTable, current: DeltaTable, *, progress: bool) -> bool:
+    """Append the rows of new events, or replace the table; gives whether rows were appended."""
+    chosen, step, version = settings.histories, _step_us(settings, table), current.version()
+    shape, made_from = _shape(settings, table), _made_from(settings, table, events)
+    added = addition(lake, _EVENTS[table], events, Built.read(record_of(current)), shape)
+    if added is None:
+        # Each replaced version stays behind for those who are reading it; a week later nobody is.
         lake.tidy(table)
-        version = lake.version(table)
-        with (
-            staging_folder(settings, "histories") as folder,
-            open_duckdb(settings, folder) as db,
-            counting(table.value, show=progress, total=count, unit="events") as tell,
-        ):
-            work = _Work(table, lake.schema(table), chosen, step, limit=_ROWS_PER_EVENT * count + _ROWS_ALWAYS, tell=tell)
-            rows = pa.RecordBatchReader.from_batches(work.schema, work.rows(_ordered(lake, table, events.version(), db)))
-            try:
-                lake.replace(table, rows, key=f"{made_from}@{version}", expected_version=version)
-            except CommitFailed:
-                # The stream's own error comes back through the writer as text only.
-                if work.failure is not None:
-                    raise work.failure from None
-                # Another process may have built the same in the meantime.
-                if not _is_fresh(lake, table, made_from, lake.version(table)):
-                    raise
-    version = lake.version(table)
-    size = lake.dataset(table, version=version).count_rows()
-    return TableReport(events=count, rows=size, version=version, events_version=events.version(), built=built)
+    limit = _ROWS_PER_EVENT * records_of(events) + _ROWS_ALWAYS - (records_of(current) if added else 0)
+    with (
+        staging_folder(settings, "histories") as folder,
+        open_duckdb(settings, folder) as db,
+        counting(table.value, show=progress, total=None if added else records_of(events), unit="events") as tell,
+    ):
+        marks, after = (added.marks, added.known_until) if added else (known_by_file(fragments_of(events)), None)
+        work = _Work(table, schema_of_table(current), chosen, step, marks, after, limit, tell)
+        if added:
+            reach = chosen.trailing_days * _DAY_US if table is Table.TARGET_ITEM_STATS else chosen.length
+            ordered = new_ordered(db, table, added, reach=reach)
+        else:
+            ordered = all_ordered(db, table, fragments_of(events))
+        record = Built(shape, str(events.metadata().id), events.version(), int(marks[-1]) if len(marks) else None).to_json()
+        rows = pa.RecordBatchReader.from_batches(work.schema, work.rows(ordered))
+        write = lake.append if added else lake.replace
+        try:
+            write(table, rows, key=f"{made_from}@{version}", expected_version=version, record=record)
+        except CommitFailed:
+            # The stream's own error comes back through the writer as text only.
+            if work.failure is not None:
+                raise work.failure from None
+            # Another process may have built the same in the meantime.
+            if not _is_fresh(lake.open_table(table), made_from):
+                raise
+    return added is not None
 
 
 def _step_us(settings: Settings, table: Table) -> int:
@@ -105,34 +129,21 @@ def _step_us(settings: Settings, table: Table) -> int:
     return max(settings.histories.late_step_s * 1_000_000, _DAY_US if table is Table.TARGET_ITEM_STATS else 0)
 
 
+def _shape(settings: Settings, table: Table) -> str:
+    """Names the settings that decide a table's rows, and the layout of the rows."""
+    chosen = settings.histories
+    reach = chosen.trailing_days if table is Table.TARGET_ITEM_STATS else chosen.length
+    return f"{table.value}-{_LAYOUT}-{reach}-{_step_us(settings, table)}"
+
+
 def _made_from(settings: Settings, table: Table, events: DeltaTable) -> str:
     """Names the events and settings that a table is made from."""
-    chosen = settings.histories
-    shape = f"{chosen.trailing_days if table is Table.TARGET_ITEM_STATS else chosen.length}-{_step_us(settings, table)}"
-    return f"{table.value}-{_LAYOUT}-{events.metadata().id}-{events.version()}-{shape}"
+    return f"{_shape(settings, table)}-{events.metadata().id}-{events.version()}"
 
 
-def _is_fresh(lake: Lake, table: Table, made_from: str, version: int) -> bool:
+def _is_fresh(current: DeltaTable, made_from: str) -> bool:
     """Whether the commit that made this version was made from the same."""
-    return version > 0 and lake.committed(table, f"{made_from}@{version - 1}")
-
-
-def _ordered(lake: Lake, table: Table, version: int, db: Any) -> pa.RecordBatchReader:
-    """The events by key and time; ties in the order that every reader of a history expects."""
-    key = ITEM_ID if table is Table.TARGET_ITEM_STATS else USER_ID
-    scanner = lake.dataset(_EVENTS[table], version=version).scanner(
-        columns=[USER_ID, ITEM_ID, EVENT_TIMESTAMP, CREATED_TIMESTAMP],
-        batch_size=_BATCH,
-        batch_readahead=2,
-        fragment_readahead=1,
-    )
-    db.register("events", scanner.to_reader())
-    ties = "" if key == ITEM_ID else f"{stable_hash_sql(ITEM_ID)}, {ITEM_ID}, "
-    item = "" if key == ITEM_ID else f"{ITEM_ID} AS item, "
-    return db.sql(
-        f"SELECT {key} AS key, {item}epoch_us({EVENT_TIMESTAMP}) AS time, epoch_us({CREATED_TIMESTAMP}) AS created "
-        f"FROM events ORDER BY {key}, {EVENT_TIMESTAMP}, {ties}{CREATED_TIMESTAMP}"
-    ).to_arrow_reader(_BATCH)
+    return current.version() > 0 and current.transaction_version(f"{made_from}@{current.version() - 1}") is not None
 
 
 @dataclass
@@ -144,6 +155,8 @@ class _Work:
         schema: Its Arrow schema.
         chosen: ``[histories]``.
         step: Late events make rows at multiples of this, µs.
+        marks: But no later than at these, see `Chunk`.
+        after: Only rows known later than this, µs; None: all.
         limit: Rows at most.
         tell: Called with the number of events done.
         failure: What stopped the stream, if something did.
@@ -153,6 +166,8 @@ class _Work:
     schema: pa.Schema
     chosen: HistorySettings
     step: int
+    marks: npt.NDArray[np.int64]
+    after: int | None
     limit: int
     tell: Callable[[int], None]
     failure: ScalrError | None = None
@@ -161,8 +176,8 @@ class _Work:
         """The table's batches."""
         done = 0
         for events in _whole_keys(ordered):
-            chunk = _chunk(events, self.step)
-            for rows in chunk.rows():
+            chunk = _chunk(events, self.step, self.marks)
+            for rows in chunk.rows(self.after):
                 done += len(rows)
                 if done > self.limit:
                     self.failure = self._too_many()
@@ -211,9 +226,9 @@ def _new_key(keys: pa.Array) -> Any:
     return new
 
 
-def _chunk(events: pa.Table, step: int) -> Chunk:
+def _chunk(events: pa.Table, step: int, marks: npt.NDArray[np.int64]) -> Chunk:
     new_key, times, created = (_column(events, name) for name in ("key", "time", "created"))
-    return Chunk(_new_key(new_key), times.to_numpy(), created.to_numpy(), step=step)
+    return Chunk(_new_key(new_key), times.to_numpy(), created.to_numpy(), step=step, marks=marks)
 
 
 def _column(events: pa.Table, name: str) -> pa.Array:
@@ -222,6 +237,7 @@ def _column(events: pa.Table, name: str) -> pa.Array:
 
 def _histories(chunk: Chunk, rows: Rows, events: pa.Table, schema: pa.Schema, length: int) -> Iterator[pa.RecordBatch]:
     users, items, times = (_column(events, name) for name in ("key", "item", "time"))
+    before = _column(events, "before").to_numpy()
     step = max(_ELEMENTS // length, 1)
     for low in range(0, len(rows), step):
         part = rows.slice(low, low + step)
@@ -234,7 +250,7 @@ def _histories(chunk: Chunk, rows: Rows, events: pa.Table, schema: pa.Schema, le
                 _instants(chunk.times[at]),
                 pa.ListArray.from_arrays(lists, items.take(pa.array(positions))),
                 pa.ListArray.from_arrays(lists, _instants(times.to_numpy()[positions])),
-                pa.array(count),
+                pa.array(count + before[at]),
                 _instants(chunk.created_times[part.known]),
             ],
             schema=schema,
@@ -242,16 +258,19 @@ def _histories(chunk: Chunk, rows: Rows, events: pa.Table, schema: pa.Schema, le
 
 
 def _statistics(chunk: Chunk, rows: Rows, events: pa.Table, schema: pa.Schema, trailing: int) -> Iterator[pa.RecordBatch]:
-    items = _column(events, "key")
+    items, before = _column(events, "key"), _column(events, "before").to_numpy()
+    # Of what was left out, a row sees all, since it is later on both clocks.
+    earliest = _column(events, "first").fill_null(_NEVER).to_numpy() if "first" in events.schema.names else None
     for low in range(0, len(rows), _BATCH):
         part = rows.slice(low, low + _BATCH)
         at = chunk.end_of(part) - 1
+        first = chunk.times[chunk.first_seen(part)]
         yield pa.RecordBatch.from_arrays(
             [
                 items.take(pa.array(at)),
                 _instants(chunk.times[at]),
-                _instants(chunk.times[chunk.first_seen(part)]),
-                pa.array(chunk.count(part, chunk.start_of(part))),
+                _instants(first if earliest is None else np.minimum(first, earliest[at])),
+                pa.array(chunk.count(part, chunk.start_of(part)) + before[at]),
                 pa.array(chunk.count(part, chunk.start_after(part, trailing))),
                 _instants(chunk.created_times[part.known]),
             ],

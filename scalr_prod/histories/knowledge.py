@@ -64,17 +64,21 @@ class Chunk:
         times: int64 [N], µs.
         created: int64 [N], µs.
         step: Late events make rows at multiples of this only, µs; 0: as soon as they were known.
+        marks: int64 [M], ascending, µs: but never later than the first of these from which on they were known. The last one is no
+            earlier than any event's created time.
     """
 
-    def __init__(self, new_key: npt.NDArray[np.bool_], times: Ints, created: Ints, *, step: int = 0) -> None:
+    def __init__(
+        self, new_key: npt.NDArray[np.bool_], times: Ints, created: Ints, *, step: int = 0, marks: Ints | None = None
+    ) -> None:
         self.times, self.step = times, step
         key = np.cumsum(new_key) - 1
         self.key_start = np.flatnonzero(new_key)
         wake = created
         if step:
-            # Never later than the key's last created time, so that whoever knows all of the log sees all of it.
-            last = np.maximum.reduceat(created, self.key_start)[key]
-            wake = np.minimum(-(-created // step) * step, last)
+            wake = -(-created // step) * step
+            if marks is not None:
+                wake = np.minimum(wake, marks[np.searchsorted(marks, created, side="left")])
         self.created_times = np.unique(np.concatenate((created, wake)) if step else created)
         self.rank: Ints = np.searchsorted(self.created_times, created)
         #: Rank of the time at which an event, where it is late, makes rows.
@@ -101,19 +105,26 @@ class Chunk:
         """Position after the last event at each row's time: int64 [R]."""
         return self.group_end[rows.group]
 
-    def rows(self) -> Iterator[Rows]:
-        """All rows, some at a time: one for each group, then one for each time at which a late event became known."""
-        yield Rows(np.arange(len(self.group_start)), self.first_known)
-        late = self.latest_known[self.group_end - 1] > self.first_known
-        if late.any():
-            yield from self._later_rows(late)
+    def rows(self, after: int | None = None) -> Iterator[Rows]:
+        """All rows, some at a time: one for each group, then one for each time at which a late event became known.
 
-    def _later_rows(self, late: npt.NDArray[np.bool_]) -> Iterator[Rows]:
+        Args:
+            after: Only rows with a later knowledge time than this, µs.
+        """
+        floor = 0 if after is None else int(np.searchsorted(self.created_times, after, side="right"))
+        group = np.flatnonzero(self.first_known >= floor)
+        yield Rows(group, self.first_known[group])
+        latest = self.latest_known[self.group_end - 1]
+        late = (latest > self.first_known) & (latest >= floor)
+        if late.any():
+            yield from self._later_rows(late, floor)
+
+    def _later_rows(self, late: npt.NDArray[np.bool_], floor: int) -> Iterator[Rows]:
         # A created time x of a key concerns the groups from the first event known at x on, as far as a group first known before
         # x follows. The suffix minimum of first_known bounds where that can be; what it lets through is checked below.
         of_late_key = np.zeros(len(self.key_start), bool)
         of_late_key[self.group_key[late]] = True
-        at = np.flatnonzero(of_late_key[self.key])
+        at = np.flatnonzero(of_late_key[self.key] & (self.wake >= floor))
         composite, first = np.unique(self.key[at] * self.span + self.wake[at], return_index=True)
         known, begin = composite % self.span, self.group_of[at[first]]
         backwards = (self.group_key * self.span + self.first_known)[::-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scalr_prod.contracts import Table, schema_of
-from scalr_prod.histories import build, build_histories
+from scalr_prod.histories import added, build, build_histories
 from scalr_prod.histories.dominance import Dominance
 from scalr_prod.lake import Lake
 from scalr_prod.settings import Settings
@@ -45,32 +46,34 @@ def named(events, ids: str):
     return [(user(u), item(i), EPOCH + t * STEP, EPOCH + (t + d) * STEP) for u, i, t, d in events]
 
 
-def states(events, key: int, step: timedelta = timedelta()):
+def states(events, key: int, step: timedelta = timedelta(), marks=()):
     """All (key, t, c) that there must be, with the events of the key visible in each."""
+    marks = sorted(marks or [max(event[3] for event in events)]) if events else []
     for name in {event[key] for event in events}:
         own = [event for event in events if event[key] == name]
         for time in {event[2] for event in own}:
             first = min(event[3] for event in own if event[2] == time)
             later = {event[3] for event in own if event[2] <= time and event[3] > first}
             if step:
-                # Rounded up to whole steps since 1970, but never past the last knowledge of the key.
+                # Rounded up to whole steps since 1970, but never past the end of the file that brought the event.
                 steps = {known: -((DAWN - known) // step) for known in later}
-                later = {min(DAWN + steps[known] * step, max(event[3] for event in own)) for known in later}
+                ends = {known: min(mark for mark in marks if mark >= known) for known in later}
+                later = {min(DAWN + steps[known] * step, ends[known]) for known in later}
             for known in {first, *later}:
                 yield name, time, known, [event for event in own if event[2] <= time and event[3] <= known]
 
 
-def expected_histories(events, length: int, step: timedelta):
+def expected_histories(events, length: int, step: timedelta, marks=()):
     rows = []
-    for user, time, known, seen in states(events, 0, step):
+    for user, time, known, seen in states(events, 0, step, marks):
         last = sorted(seen, key=lambda event: (event[2], low_md5(event[1])))[-length:]
         rows.append((user, time, known, [event[1] for event in last], [event[2] for event in last], len(seen)))
     return sorted(rows, key=repr)
 
 
-def expected_statistics(events, days: int):
+def expected_statistics(events, days: int, marks=()):
     rows = []
-    for item, time, known, seen in states(events, 1, timedelta(days=1)):
+    for item, time, known, seen in states(events, 1, timedelta(days=1), marks):
         trailing = sum(event[2] > time - timedelta(days=days) for event in seen)
         rows.append((item, time, known, min(event[2] for event in seen), len(seen), trailing))
     return sorted(rows, key=repr)
@@ -81,12 +84,23 @@ def project(folder, events, ids: str, **chosen: int) -> Settings:
     lake = Lake.open(made)
     for table in TABLES:
         lake.create(table, schema_of(table, user=ids, item=ids))
+    add(made, events, "made")
+    return made
+
+
+def add(made: Settings, events, key: str) -> None:
+    lake = Lake.open(made)
     schema = lake.schema(Table.TARGET_EVENTS)
     columns = list(zip(*events, strict=True)) or [(), (), (), ()]
     arrays = [pa.array(column, field.type) for column, field in zip((*columns, [1.0] * len(events)), schema, strict=True)]
     for table in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS):
-        lake.append(table, pa.Table.from_arrays(arrays, schema=schema), key="made")
-    return made
+        lake.append(table, pa.Table.from_arrays(arrays, schema=schema), key=key)
+
+
+def found_all(made: Settings):
+    lake = Lake.open(made)
+    tables = (Table.SOURCE_USER_HISTORY, Table.TARGET_USER_HISTORY)
+    return [*(found_histories(lake, table) for table in tables), found_statistics(lake)]
 
 
 def found_histories(lake: Lake, table: Table):
@@ -117,6 +131,7 @@ def test_every_row_is_what_the_rules_say(tmp_path_factory, raw, ids, length, day
         # Small pieces everywhere, so that their seams are tested as well.
         patch.setattr(build, "_CHUNK", at_once)
         patch.setattr(build, "_BATCH", at_once)
+        patch.setattr(added, "_BATCH", at_once)
         patch.setattr(build, "_ELEMENTS", at_once * 3)
         patch.setattr("scalr_prod.histories.knowledge._AT_ONCE", at_once)
         build_histories(made)
@@ -125,6 +140,80 @@ def test_every_row_is_what_the_rules_say(tmp_path_factory, raw, ids, length, day
     assert found_histories(lake, Table.SOURCE_USER_HISTORY) == expected
     assert found_histories(lake, Table.TARGET_USER_HISTORY) == expected
     assert found_statistics(lake) == expected_statistics(events, days)
+
+
+@settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    raw=EVENTS,
+    cuts=st.sets(st.integers(0, 28), max_size=3),
+    ids=st.sampled_from(["int64", "string"]),
+    length=st.integers(1, 4),
+    days=st.integers(1, 3),
+    hours=st.sampled_from([0, 10]),
+    at_once=st.sampled_from([1, 5, 1000]),
+)
+def test_day_by_day_gives_the_rows_of_a_build_from_all_days(tmp_path_factory, raw, cuts, ids, length, days, hours, at_once):
+    events, chosen = named(raw, ids), {"length": length, "trailing_days": days, "late_step_s": hours * 3600}
+    edges = [EPOCH - STEP, *(EPOCH + cut * STEP for cut in sorted(cuts)), EPOCH + 30 * STEP]
+    # What became known between two edges reaches the log on one day.
+    batches = [[event for event in events if low <= event[3] < high] for low, high in pairwise(edges)]
+    batches = [batch for batch in batches if batch] or [[]]
+    folder = tmp_path_factory.mktemp("project")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "_CHUNK", at_once)
+        patch.setattr(added, "_BATCH", at_once)
+        patch.setattr(build, "_ELEMENTS", at_once * 3)
+        patch.setattr("scalr_prod.histories.knowledge._AT_ONCE", at_once)
+        made = project(folder / "days", batches[0], ids, **chosen)
+        build_histories(made)
+        for number, batch in enumerate(batches[1:]):
+            add(made, batch, f"day {number}")
+            assert all(report.appended for report in build_histories(made).tables.values())
+        whole = project(folder / "whole", batches[0], ids, **chosen)
+        for number, batch in enumerate(batches[1:]):
+            add(whole, batch, f"day {number}")
+        assert not any(report.appended for report in build_histories(whole).tables.values())
+    found, marks = found_all(made), [max(event[3] for event in batch) for batch in batches if batch]
+    assert found == found_all(whole)
+    assert found[0] == found[1] == expected_histories(events, length, timedelta(hours=hours), marks)
+    assert found[2] == expected_statistics(events, days, marks)
+
+
+@pytest.mark.parametrize("in_place", [True, False], ids=["files on disk", "a store's files"])
+def test_a_long_log_day_by_day_gives_the_rows_that_the_rules_say(tmp_path, monkeypatch, in_place):
+    if not in_place:  # files that DuckDB cannot read where they are come through Arrow
+        monkeypatch.setattr(added, "local_files", lambda _: None)
+    draw = np.random.default_rng(0)
+    columns = [draw.integers(0, high, 360) for high in (3, 4, 40)]
+    late = draw.integers(1, 25, 360) * (draw.random(360) < 0.4)
+    events = named(list(zip(*(column.tolist() for column in (*columns, late)), strict=True)), "int64")
+    events.sort(key=lambda event: event[3])
+    batches = [[event for event in events if (event[3] - EPOCH) // (8 * STEP) == day] for day in range(8)]
+    made = project(tmp_path, batches[0], "int64", length=2, trailing_days=2)
+    build_histories(made)
+    for number, batch in enumerate(batches[1:]):
+        add(made, batch, f"day {number}")
+        assert all(report.appended for report in build_histories(made).tables.values())
+    marks = [max(event[3] for event in batch) for batch in batches]
+    found = found_all(made)
+    assert found[0] == found[1] == expected_histories(events, 2, timedelta())
+    assert found[2] == expected_statistics(events, 2, marks)
+
+
+@settings(deadline=None, max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(EVENTS, min_size=2, max_size=3))
+def test_what_does_not_come_in_the_order_of_knowledge_gives_the_same_rows(tmp_path_factory, raw):
+    batches = [named(batch, "int64") for batch in raw]
+    made = project(tmp_path_factory.mktemp("project"), batches[0], "int64", length=3, trailing_days=2)
+    build_histories(made)
+    for number, batch in enumerate(batches[1:]):
+        add(made, batch, f"day {number}")
+        build_histories(made)
+    events = [event for batch in batches for event in batch]
+    marks = [max(event[3] for event in batch) for batch in batches if batch]
+    found = found_all(made)
+    assert found[0] == found[1] == expected_histories(events, 3, timedelta())
+    assert found[2] == expected_statistics(events, 2, marks)
 
 
 @settings(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -130,8 +130,84 @@ def test_a_second_call_does_nothing_and_a_changed_log_or_setting_builds_anew(tmp
     assert histories_of(settings) == [(1, 1, "a", 1), (2, 2, "ab", 2)]
 
     add(settings, [("u", "c", 3, 3)], "second")
-    assert all(table.built for table in build_histories(settings).tables.values())
-    assert histories_of(settings)[-1] == (3, 3, "abc", 3)
+    assert [(table.built, table.appended) for table in build_histories(settings).tables.values()] == [(True, True)] * 3
+    assert histories_of(settings) == [(1, 1, "a", 1), (2, 2, "ab", 2), (3, 3, "abc", 3)]
+    assert not any(table.built for table in build_histories(settings).tables.values())
+    # Known no later than what the tables were built from: rows that are there change.
+    add(settings, [("u", "d", 1.5, 3)], "third")
+    assert [(table.built, table.appended) for table in build_histories(settings).tables.values()] == [(True, False)] * 3
+    assert histories_of(settings)[-1] == (3, 3, "adbc", 4)
+
+
+def log_of(days: int, first: int = 0) -> list[tuple[str, str, float, float]]:
+    """200 events of 40 users each day, some of them known a day late."""
+    return [
+        (f"u{(7 * number + day) % 40}", f"i{(3 * number + day) % 25}", day + number / 200, day + number / 200 + number % 9 // 8)
+        for day in range(first, first + days)
+        for number in range(200)
+    ]
+
+
+def bytes_of(settings) -> int:
+    return sum(path.stat().st_size for table in BUILT for path in (settings.home / "lake" / table).glob("*.parquet"))
+
+
+def known_on(rows, day: int):
+    return [row for row in rows if int(row[3]) == day]
+
+
+def test_a_day_adds_what_the_day_brings_whatever_lies_before(tmp_path):
+    rows = log_of(30)
+    added = {}
+    for name, before in (("short", 3), ("long", 29)):
+        settings = project(tmp_path / name, [row for row in rows if 29 - before <= row[3] < 29], length=5)
+        build_histories(settings)
+        size = bytes_of(settings)
+        add(settings, known_on(rows, 29), "day 29")
+        report = build_histories(settings)
+        assert all(table.appended for table in report.tables.values())
+        added[name] = bytes_of(settings) - size
+    assert added["long"] < 1.3 * added["short"]
+
+
+def test_a_build_that_was_cut_off_between_two_tables_is_finished_and_adds_nothing_twice(tmp_path, monkeypatch):
+    rows = log_of(4)
+    settings = project(tmp_path / "days", [row for row in rows if row[3] < 3], length=5)
+    build_histories(settings)
+    add(settings, known_on(rows, 3), "day 3")
+    commit = Lake.append
+
+    def cut_off(self, table, *args, **kwargs):
+        commit(self, table, *args, **kwargs)
+        if table is Table.TARGET_USER_HISTORY:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Lake, "append", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            build_histories(settings)
+    report = build_histories(settings)
+    assert [table.appended for table in report.tables.values()] == [False, False, True]
+    whole = project(tmp_path / "whole", [row for row in rows if row[3] < 3], length=5)
+    add(whole, known_on(rows, 3), "day 3")
+    build_histories(whole)
+    for table in BUILT:
+        found, expected = (
+            sorted(Lake.open(made).read(table).to_pylist(), key=lambda row: repr(sorted(row.items())))
+            for made in (settings, whole)
+        )
+        assert found == expected
+
+
+def test_events_that_were_written_anew_or_whose_former_version_is_gone_are_built_from_anew(tmp_path):
+    settings = project(tmp_path, [("u", "a", 1, 1), ("u", "b", 2, 2)])
+    build_histories(settings)
+    lake = Lake.open(settings)
+    for table in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS):
+        lake.replace(table, lake.read(table), key="written anew")
+    add(settings, [("u", "c", 3, 3)], "second")
+    assert not any(table.appended for table in build_histories(settings).tables.values())
+    assert histories_of(settings) == [(1, 1, "a", 1), (2, 2, "ab", 2), (3, 3, "abc", 3)]
 
 
 def test_two_at_the_same_time_end_with_the_same_table(tmp_path):
@@ -161,13 +237,14 @@ def test_files_that_no_recent_version_uses_are_deleted(tmp_path):
     lake = Lake.open(settings)
     folder = settings.home / "lake" / Table.SOURCE_USER_HISTORY
     for number in range(3):
-        add(settings, [("u", "b", number, number)], f"more {number}")
+        # Known no later than the first event, so that the table is replaced each time.
+        add(settings, [("u", "b", number / 9, number / 9)], f"more {number}")
         build_histories(settings)
     assert len(list(folder.glob("*.parquet"))) == 3
     assert lake.tidy(Table.SOURCE_USER_HISTORY) == 0
     assert lake.tidy(Table.SOURCE_USER_HISTORY, keep_days=0) == 2
     assert len(list(folder.glob("*.parquet"))) == 1
-    assert sorted(row[3] for row in histories_of(settings)) == [1, 3, 4]
+    assert sorted(row[3] for row in histories_of(settings)) == [1, 2, 3, 4]
     report = build_histories(settings)
     assert report.tables[Table.TARGET_USER_HISTORY].built is False
 

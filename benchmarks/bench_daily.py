@@ -1,0 +1,174 @@
+"""Thirty days, one after another: what each of them costs, stage by stage, and how much it adds to the lake, home and online store.
+
+Every day brings as many events as the day before, a twentieth of them late, and as many synthetic events for its own window. A stage
+whose cost follows the day takes as long on day 30 as on day 5; one whose cost follows the log takes six times as long.
+
+SCALR_BENCH_DAYS and SCALR_BENCH_EVENTS (of each domain, a day) change the size.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import statistics
+import tempfile
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+if TYPE_CHECKING:
+    from scalr_prod.settings import Settings
+
+DAYS = max(int(os.environ.get("SCALR_BENCH_DAYS", "30")), 8)
+EVENTS = int(os.environ.get("SCALR_BENCH_EVENTS", "5000"))
+#: Histories and trailing counts are full before the days that are compared.
+USERS, ITEMS, LENGTH, TRAILING = 1_000, 2_000, 10, 3
+START = datetime(2026, 1, 1, tzinfo=UTC)
+DAY_US = 86_400_000_000
+#: The first days fill caches and meet users for the first time; a day is compared with these.
+FORMER, LATTER = (4, 5, 6), (-3, -2, -1)
+LIMIT = 1.3
+
+
+def main() -> dict[str, Any]:
+    """Seconds and bytes of each day by stage, and the last days beside the first ones."""
+    logging.disable(logging.WARNING)  # Feast and Great Expectations tell each write
+    with tempfile.TemporaryDirectory() as scratch:
+        days = []
+        for day in range(DAYS):
+            days.append(one_day(Path(scratch), day))
+            print(f"  day {day + 1}: {days[-1]}", flush=True)
+    logging.disable(logging.NOTSET)
+    stages = days[0]["seconds"]
+    return {
+        "days": DAYS,
+        "events_a_day": EVENTS,
+        "ratio_limit": LIMIT,
+        "seconds_ratio": {stage: _ratio([day["seconds"][stage] for day in days]) for stage in stages},
+        "bytes_ratio": {place: _ratio([day["bytes"][place] for day in days]) for place in days[0]["bytes"]},
+        "seconds": {stage: [day["seconds"][stage] for day in days] for stage in stages},
+        "bytes": {place: [day["bytes"][place] for day in days] for place in days[0]["bytes"]},
+    }
+
+
+def _ratio(values: list[float]) -> dict[str, float]:
+    former = statistics.median(values[index] for index in FORMER)
+    latter = statistics.median(values[index] for index in LATTER)
+    return {"former": round(former, 3), "latter": round(latter, 3), "ratio": round(latter / max(former, 1e-9), 2)}
+
+
+def one_day(folder: Path, day: int) -> dict[str, Any]:
+    """Ingest, histories, online store and training set of one day."""
+    from scalr_prod.feast_store import apply_feature_repo, materialize
+    from scalr_prod.histories import build_histories
+    from scalr_prod.ingest import ingest
+    from scalr_prod.training_set import build_training_set
+
+    settings = settings_of(folder, day)
+    seconds: dict[str, float] = {}
+    sizes = _sizes(folder / "home")
+
+    def timed(stage: str, work: Any) -> None:
+        started = time.perf_counter()
+        work()
+        seconds[stage] = round(time.perf_counter() - started, 3)
+
+    timed("ingest", lambda: ingest(settings))
+    timed("histories", lambda: build_histories(settings))
+    if not day:
+        apply_feature_repo(settings)
+    publish(settings, day)
+    timed("online_store", lambda: materialize(settings, end=START + timedelta(days=day + 1)))
+    timed("training_set", lambda: build_training_set(settings))
+    grown = {place: size - sizes.get(place, 0) for place, size in _sizes(folder / "home").items()}
+    return {"seconds": seconds, "bytes": grown}
+
+
+def settings_of(folder: Path, day: int) -> Settings:
+    """The project, reading the logs of one day."""
+    from scalr_prod.settings import load_settings
+
+    for domain in ("source", "target"):
+        pq.write_table(events(domain, day), folder / f"{domain}.parquet")
+    domains = "".join(
+        f'[domains.{domain}]\nname = "{domain}"\nevents = "{folder / domain}.parquet"\n'
+        f'columns.timestamp = "time"\ncolumns.created = "created"\n'
+        for domain in ("source", "target")
+    )
+    cutoff = (START + timedelta(days=day + 1)).isoformat()
+    (folder / "scalr.toml").write_text(
+        f'[project]\nname = "daily"\nhome = "{folder / "home"}"\n{domains}[histories]\nlength = {LENGTH}\n'
+        f'trailing_days = {TRAILING}\n[training_set]\ncutoff = "{cutoff}"\n'
+    )
+    return load_settings(folder / "scalr.toml")
+
+
+def events(domain: str, day: int) -> pa.Table:
+    """What reached a domain's log on one day; a twentieth of it happened up to two days before."""
+    draw = np.random.default_rng([day, domain == "target"])
+    created = np.sort(draw.integers(0, DAY_US, EVENTS)) + day * DAY_US
+    late = draw.random(EVENTS) < 0.05
+    happened = np.maximum(created - late * draw.integers(1, 2 * DAY_US, EVENTS), 0)
+    start = int(START.timestamp()) * 1_000_000
+    kind = pa.timestamp("us", tz="UTC")
+    return pa.table(
+        {
+            "user_id": draw.integers(0, USERS, EVENTS),
+            "item_id": (ITEMS * draw.random(EVENTS) ** 2).astype(np.int64),
+            "time": pa.array(happened + start).cast(kind),
+            "created": pa.array(created + start).cast(kind),
+        }
+    )
+
+
+def publish(settings: Settings, day: int) -> None:
+    """As many synthetic events as real ones, in one commit for the day's window, as a publication writes them."""
+    from scalr_prod.contracts import Table
+    from scalr_prod.lake import Lake
+
+    lake, draw = Lake.open(settings), np.random.default_rng([day, 7])
+    schema = lake.schema(Table.SYNTHETIC_TARGET_EVENTS)
+    window = START + timedelta(days=day)
+    start = int(window.timestamp()) * 1_000_000
+    happened = pa.array(np.sort(draw.integers(0, DAY_US, EVENTS)) + start).cast(pa.timestamp("us", tz="UTC"))
+    known = pa.array(np.full(EVENTS, start + DAY_US)).cast(pa.timestamp("us", tz="UTC"))
+    columns = {
+        "event_id": pa.array([f"{day}-{number}" for number in range(EVENTS)]),
+        "user_id": draw.integers(0, USERS, EVENTS),
+        "item_id": draw.integers(0, ITEMS, EVENTS),
+        "event_timestamp": happened,
+        "probability": pa.array(np.full(EVENTS, 0.5, np.float32)),
+        "weight": pa.array(np.ones(EVENTS, np.float32)),
+        "source_domain": pa.array(["source"] * EVENTS),
+        "source_item_id": draw.integers(0, ITEMS, EVENTS),
+        "source_event_timestamp": happened,
+        "translator_version": pa.array(np.ones(EVENTS, np.int64)),
+        "run_id": pa.array([f"run_{day}"] * EVENTS),
+        "created_timestamp": known,
+    }
+    rows = pa.table([columns[name] for name in schema.names], schema=schema)
+    lake.replace_window(
+        Table.SYNTHETIC_TARGET_EVENTS, rows, start=window, end=window + timedelta(days=1), key=f"publish run_{day}"
+    )
+
+
+def _sizes(home: Path) -> dict[str, int]:
+    """Bytes that lie in the lake, in the training set's versions (a file that two versions share counts once) and online."""
+    return {
+        "lake": _bytes(home / "lake"),
+        "training_set": _bytes(home / "datasets"),
+    }
+
+
+def _bytes(folder: Path) -> int:
+    found = {(status.st_dev, status.st_ino): status.st_size for status in _statuses(folder)}
+    return sum(found.values())
+
+
+def _statuses(folder: Path) -> list[os.stat_result]:
+    return [path.stat() for path in folder.rglob("*") if path.is_file()]

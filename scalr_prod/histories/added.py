@@ -1,0 +1,216 @@
+"""Which events a table does not hold yet, and how little of what lies before them its new rows need.
+
+Where every new event became known after all that the table was built from, no row that is there changes: new rows are appended. What
+the table was built from stands in the commit that wrote it, so that rows and record are there together or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
+from scalr_prod.errors import LakeError
+from scalr_prod.growth import fragments_of, growth, local_files
+from scalr_prod.hashing import stable_hash_sql
+from scalr_prod.instants import datetime_of
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import pyarrow as pa
+    import pyarrow.dataset as ds
+    from deltalake import DeltaTable
+
+    from scalr_prod.lake import Lake
+
+__all__ = ["Addition", "Built", "addition", "all_ordered", "known_by_file", "new_ordered"]
+
+_BATCH = 65_536
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a table was built from.
+
+    Attributes:
+        shape: Table, layout of its rows and settings.
+        events: Id of the events table.
+        version: Delta version of the events.
+        known_until: Latest created time among them, µs; None: there are no events.
+    """
+
+    shape: str
+    events: str
+    version: int
+    known_until: int | None
+
+    def to_json(self) -> str:
+        """As the commit keeps it."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def read(cls, record: str | None) -> Built | None:
+        """What a commit kept; None where it kept nothing."""
+        return None if record is None else cls(**json.loads(record))
+
+
+@dataclass(frozen=True)
+class Addition:
+    """Events that were added since a table was built.
+
+    Attributes:
+        old: The events that it was built from.
+        new: The events that were added.
+        known_until: All of the old ones were known by then, and none of the new ones, µs.
+        marks: int64 [M]. See `known_by_file`: those of the new files, after ``known_until``.
+    """
+
+    old: DeltaTable
+    new: ds.Dataset
+    known_until: int
+    marks: npt.NDArray[np.int64]
+
+
+def addition(lake: Lake, events: Table, now: DeltaTable, built: Built | None, shape: str) -> Addition | None:
+    """What was added since; None where the table has to be built anew.
+
+    Args:
+        lake: The lake.
+        events: The events table.
+        now: The events as they are to be built from.
+        built: What the table was built from.
+        shape: What it is to be.
+    """
+    same = (
+        built is not None and built.shape == shape and built.events == str(now.metadata().id) and built.version <= now.version()
+    )
+    if built is None or built.known_until is None or not same:
+        return None
+    try:
+        before = lake.open_table(events, version=built.version)
+    except LakeError:
+        return None  # its log or its files were cleaned up
+    grown = growth(before, now)
+    if grown.removed:
+        return None
+    new = fragments_of(now, grown.added)
+    first, marks = _first_known(new), known_by_file(new)
+    if first is not None and first <= built.known_until:
+        return None
+    return Addition(before, new, built.known_until, np.append(built.known_until, marks))
+
+
+def known_by_file(events: ds.Dataset) -> npt.NDArray[np.int64]:
+    """The latest created time in each file, µs, ascending: int64 [M]. The log's own statistics are of milliseconds."""
+    latest = [_extreme(fragment, events.schema, "max") for fragment in events.get_fragments()]
+    return np.unique(np.array([one for one in latest if one is not None], np.int64))
+
+
+def _first_known(events: ds.Dataset) -> int | None:
+    earliest = [_extreme(fragment, events.schema, "min") for fragment in events.get_fragments()]
+    return min((one for one in earliest if one is not None), default=None)
+
+
+def _extreme(fragment: Any, schema: pa.Schema, which: str) -> int | None:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    column = fragment.to_table(schema=schema, columns=[CREATED_TIMESTAMP]).column(0).cast(pa.int64())
+    found: int | None = pc.min_max(column).as_py()[which]
+    return found
+
+
+def all_ordered(db: Any, table: Table, events: ds.Dataset) -> pa.RecordBatchReader:
+    """All events by key and time; ties in the order that every reader of a history expects.
+
+    Gives: Batches of ``key, item`` (not for statistics), ``time, created`` (µs), ``before`` (0).
+    """
+    _register(db, table, "events", events)
+    return db.sql(f"SELECT *, 0::BIGINT AS before FROM events ORDER BY {_order(table)}").to_arrow_reader(_BATCH)
+
+
+def new_ordered(db: Any, table: Table, added: Addition, *, reach: int) -> pa.RecordBatchReader:
+    """The events that rows of new events are made from, as `all_ordered` gives them: those of the keys that have new events.
+
+    Of what happened before a key's first new event there is only what a row can reach, and how many there are before that.
+
+    Args:
+        db: DuckDB connection.
+        table: Which table.
+        added: The new events.
+        reach: For histories, how many events at most; for statistics, how many µs back.
+
+    Gives: Further columns ``before``, how many events were left out, and for statistics ``first``, the time of the first, µs.
+    """
+    statistics = table is Table.TARGET_ITEM_STATS
+    columns = "key, time, created" if statistics else "key, item, time, created"
+    _register(db, table, "new_scan", added.new)
+    db.execute("CREATE TEMP TABLE new_events AS FROM new_scan")
+    db.execute("CREATE TEMP TABLE touched AS SELECT key, min(time) AS since FROM new_events GROUP BY key")
+    # Once over all old events for what only counts, then over those that are as late as what a row can reach.
+    _old(db, table, "counted", added.old)
+    found = (
+        f"count(*) FILTER (WHERE time <= since - {reach}) AS before, min(time) AS first, min(since) - {reach} + 1 AS horizon"
+        if statistics
+        # Events of one time stay together, so that a few more than a row reaches may be kept.
+        else f"count(*) FILTER (WHERE time < since) AS before, list_min(max(time, {reach}) FILTER (WHERE time < since)) AS horizon"
+    )
+    db.execute(f"CREATE TEMP TABLE former AS SELECT key, {found} FROM counted JOIN touched USING (key) GROUP BY key")
+    db.execute("UPDATE former SET horizon = since FROM touched WHERE former.key = touched.key AND horizon IS NULL")
+    earliest = db.sql("SELECT min(horizon) FROM former").fetchall()[0][0]
+    _old(db, table, "reached", added.old, earliest=earliest)
+    db.execute(f"CREATE TEMP TABLE old_events AS SELECT {columns} FROM reached JOIN former USING (key) WHERE time >= horizon")
+    if not statistics:
+        db.execute(
+            "UPDATE former SET before = before - kept FROM (SELECT key, count(*) AS kept FROM old_events "
+            "JOIN touched USING (key) WHERE time < since GROUP BY key) AS near WHERE former.key = near.key"
+        )
+    more = ", first" if statistics else ""
+    return db.sql(
+        f"SELECT {columns}, coalesce(before, 0) AS before{more} FROM "
+        f"(SELECT {columns} FROM old_events UNION ALL SELECT {columns} FROM new_events) "
+        f"LEFT JOIN former USING (key) ORDER BY {_order(table)}"
+    ).to_arrow_reader(_BATCH)
+
+
+def _old(db: Any, table: Table, name: str, events: DeltaTable, *, earliest: int | None = None) -> None:
+    """A view of old events, or of those from a time on (µs), that reads no more columns and files than it must, where it can."""
+    import pyarrow.dataset as ds
+
+    files = local_files(events)
+    if files:
+        listed = ", ".join("'" + file.replace("'", "''") + "'" for file in files)
+        bound = "" if earliest is None else f" WHERE {EVENT_TIMESTAMP} >= make_timestamptz({earliest})"
+        _view(db, table, name, f"read_parquet([{listed}]){bound}")
+    else:
+        where = None if earliest is None else ds.field(EVENT_TIMESTAMP) >= datetime_of(earliest)
+        _register(db, table, name, fragments_of(events), where=where)
+
+
+def _register(db: Any, table: Table, name: str, events: ds.Dataset, *, where: ds.Expression | None = None) -> None:
+    """A view of the events in the columns of `all_ordered`, to be scanned once."""
+    scanner = events.scanner(
+        columns=[USER_ID, ITEM_ID, EVENT_TIMESTAMP, CREATED_TIMESTAMP],
+        filter=where,
+        batch_size=_BATCH,
+        batch_readahead=2,
+        fragment_readahead=1,
+    )
+    db.register(f"{name}_stream", scanner.to_reader())
+    _view(db, table, name, f"{name}_stream")
+
+
+def _view(db: Any, table: Table, name: str, relation: str) -> None:
+    names = f"{ITEM_ID} AS key" if table is Table.TARGET_ITEM_STATS else f"{USER_ID} AS key, {ITEM_ID} AS item"
+    db.execute(
+        f"CREATE TEMP VIEW {name} AS SELECT {names}, epoch_us({EVENT_TIMESTAMP}) AS time, "
+        f"epoch_us({CREATED_TIMESTAMP}) AS created FROM {relation}"
+    )
+
+
+def _order(table: Table) -> str:
+    ties = "" if table is Table.TARGET_ITEM_STATS else f"{stable_hash_sql('item')}, item, "
+    return f"key, time, {ties}created"
