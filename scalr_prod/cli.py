@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import typer
 
-from scalr_prod.errors import ScalrError
+from scalr_prod.errors import QualityGateFailed, ScalrError
 from scalr_prod.logs import about, log_error, start_logging
 from scalr_prod.rendering import as_lines
 from scalr_prod.serving.virtualenvs import Torch  # noqa: TC001 - Typer reads it at run time
@@ -42,13 +42,18 @@ serving_app = typer.Typer(help="The environment that a local Triton runs in.", n
 triton_app = typer.Typer(help="Start and stop the local Triton server.", no_args_is_help=True)
 dataset_app = typer.Typer(help="Build training sets.", no_args_is_help=True)
 runs_app = typer.Typer(help="Look at runs, go on with one, take one out.", no_args_is_help=True)
+quality_app = typer.Typer(help="Check training sets, of this project or anybody's.", no_args_is_help=True)
 app.add_typer(translator_app, name="translator")
 app.add_typer(serving_app, name="serving")
 app.add_typer(triton_app, name="triton")
 app.add_typer(dataset_app, name="dataset")
 app.add_typer(runs_app, name="runs")
+app.add_typer(quality_app, name="quality")
 
 Config = Annotated[Path, typer.Option("--config", "-c", help="The project's settings.")]
+OptionalConfig = Annotated[
+    Path | None, typer.Option("--config", "-c", help="The project's settings; default: scalr.toml, where it is there.")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Version = Annotated[int | None, typer.Option("--version", help="Translator version; default: the latest trained.")]
 RunId = Annotated[str, typer.Argument(help="A run's id, as `scalr runs list` shows it.")]
@@ -160,13 +165,10 @@ def serving_install(
     """Make the environment that a local Triton runs in, or bring it up to date."""
     from scalr_prod.serving.installer import install_serving, plan_serving
 
-    if config is None and DEFAULT_CONFIG.is_file():
-        config = DEFAULT_CONFIG
-
     def work(settings: Settings | None, _: bool) -> Any:
         return plan_serving(settings, folder=folder) if dry_run else install_serving(settings, folder=folder, torch=torch)
 
-    _Door(config, as_json, "serving install").show(work)
+    _Door(_config_if_there(config), as_json, "serving install").show(work)
 
 
 @triton_app.command("start")
@@ -215,6 +217,72 @@ def publish(run_id: RunId, config: Config = DEFAULT_CONFIG, as_json: Json = Fals
 def dataset_build(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
     """Build a training set of real and synthetic events with point-in-time features."""
     _Door(config, as_json, "dataset build").open(lambda project: project.build_training_set())
+
+
+@quality_app.command("check")
+def quality_check(
+    dataset: Annotated[
+        str | None,
+        typer.Argument(
+            help="Parquet file or folder, Delta table, URL, or name of a data set saved in Feast; default: the latest training set."
+        ),
+    ] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(help="A suite's file or name; default: [training_set] suite, else training, which is built in."),
+    ] = None,
+    docs: Annotated[
+        Path | None, typer.Option(help="Folder of the data docs; default: the project's home, or scalr_quality without one.")
+    ] = None,
+    config: OptionalConfig = None,
+    as_json: Json = False,
+) -> None:
+    """Check a data set before training: exit code 0 passed, 3 refused, 1 it could not be checked.
+
+    Example: scalr quality check rows.parquet --suite checks.yaml --json
+    """
+    from scalr_prod.quality import check_dataset
+
+    def work(settings: Settings | None, _: bool) -> Any:
+        if dataset is None:
+            if settings is None:
+                raise typer.BadParameter("without a scalr.toml, name the data set", param_hint="DATASET")
+            from scalr_prod.training_set import TrainingSet
+
+            chosen = str(TrainingSet.open(settings.home / "datasets" / settings.training_set.name).path)
+        named = suite or (settings.training_set.suite if settings else None) or "training"
+        return check_dataset(dataset or chosen, suite=named, settings=settings, folder=docs)
+
+    if not _Door(_config_if_there(config), as_json, "quality check").show(work).passed:
+        raise typer.Exit(QualityGateFailed.exit_code)
+
+
+@quality_app.command("init-suite")
+def quality_init_suite(
+    file: Annotated[Path, typer.Argument(help="The YAML file to write.")] = Path("quality/training.yaml"),
+    user: Annotated[str, typer.Option(help="Name of the column.")] = "user_id",
+    item: Annotated[str, typer.Option(help="Name of the column.")] = "item_id",
+    timestamp: Annotated[str, typer.Option(help="Name of the column of the label's time.")] = "event_timestamp",
+    label: Annotated[str, typer.Option(help="Name of the column.")] = "label",
+    weight: Annotated[str, typer.Option(help="Name of the column; skipped where it is not there.")] = "weight",
+    synthetic: Annotated[str, typer.Option(help="Name of the column that marks synthetic rows, likewise.")] = "is_synthetic",
+    as_json: Json = False,
+) -> None:
+    """Write a suite of checks, with comments, for editing; a file that is there stays as it is.
+
+    Example: scalr quality init-suite checks.yaml --timestamp ts
+    """
+    from scalr_prod.quality.suites import write_suite
+
+    columns = {
+        "user": user,
+        "item": item,
+        "timestamp": timestamp,
+        "label": label,
+        "weight": weight,
+        "synthetic": synthetic,
+    }
+    _Door(None, as_json).show(lambda _, __: {"suite": write_suite(file, columns)})
 
 
 @app.command()
@@ -351,8 +419,8 @@ class _Door:
 
         self.show(opened)
 
-    def show(self, work: Callable[[Any, bool], Any]) -> None:
-        """Show what comes of the settings, or of none."""
+    def show(self, work: Callable[[Any, bool], Any]) -> Any:
+        """Show what comes of the settings, or of none; gives it back."""
         from contextlib import ExitStack
 
         from scalr_prod.interrupts import Interrupted, ending_in_order
@@ -378,6 +446,7 @@ class _Door:
         else:
             shown = getattr(report, "for_people", None)
             print("\n".join(as_lines(shown() if shown else facts)))
+        return report
 
     def _begun(self, settings: Settings) -> Settings:
         """The settings as the options change them; log lines are theirs from here on."""
@@ -385,6 +454,10 @@ class _Door:
         start_logging(options.format, options.level)
         self.progress = self.progress and options.format == "text"
         return settings.model_copy(update={"logging": options})
+
+
+def _config_if_there(config: Path | None) -> Path | None:
+    return DEFAULT_CONFIG if config is None and DEFAULT_CONFIG.is_file() else config
 
 
 def _fail(error: ScalrError | Interrupted, *, as_json: bool) -> Any:

@@ -336,20 +336,23 @@ def _training_set_dag(name: str, config: dict[str, Param], asset: Asset) -> None
     def training_set() -> None:
         """Whenever synthetic events are published, build the training set anew and put it before the gate.
 
-        It is triggered by the asset, and builds the training set of the project that published. Its cutoff is the latest
-        ``as_of`` among the asset's events, so that all they published is known; the param ``cutoff`` and ``[training_set]
-        cutoff`` of scalr.toml go before.
+        It is that of the project that published. Its cutoff is the latest ``as_of`` among the asset's events, so that all they
+        published is known; the param and ``[training_set] cutoff`` go before. ``check`` puts it to ``[training_set] suite``.
         """
 
         @task(inlets=[asset])
         def build(*, inlet_events: Any = None) -> dict[str, Any]:
-            from scalr_prod.orchestration import do_stages, training_set_project
+            from scalr_prod.orchestration import build_training_set
 
-            context = get_current_context()
-            job = do_stages(["dataset"], lambda: training_set_project(context, [event.extra for event in inlet_events[asset]]))
-            return job.reports["dataset"].to_json()
+            return build_training_set(get_current_context(), [event.extra for event in inlet_events[asset]])
 
-        build()
+        @task(inlets=[asset])
+        def check(built: dict[str, Any], *, inlet_events: Any = None) -> dict[str, Any]:
+            from scalr_prod.orchestration import check_training_set
+
+            return check_training_set(get_current_context(), [event.extra for event in inlet_events[asset]], built["path"])
+
+        check(build())
 
     training_set()
 

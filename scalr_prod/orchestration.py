@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CONFIG_VARIABLE",
+    "build_training_set",
+    "check_training_set",
     "config_of",
     "do_stages",
     "open_project",
@@ -208,6 +210,38 @@ def training_set_project(context: Mapping[str, Any], extras: Iterable[Mapping[st
         published = [datetime.fromisoformat(extra["as_of"]) for extra in extras if extra.get("as_of")]
         asked["cutoff"] = max(published, default=None)
     return open_project(context, extras=extras, training_set={name: moment for name, moment in asked.items() if moment})
+
+
+def build_training_set(context: Mapping[str, Any], extras: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Build the training set of the project that published; its report as JSON values. See `do_stages` for what is raised."""
+    report: dict[str, Any] = do_stages(["dataset"], lambda: training_set_project(context, extras)).reports["dataset"].to_json()
+    return report
+
+
+def check_training_set(context: Mapping[str, Any], extras: Iterable[Mapping[str, Any]], path: str) -> dict[str, Any]:
+    """Check a version of that training set by the project's own suite.
+
+    Args:
+        context: The task's context.
+        extras: What the asset's events carry.
+        path: The version's folder.
+
+    Returns:
+        The verdict as JSON values.
+
+    Raises:
+        AirflowSkipException: ``[training_set] suite`` names no suite.
+        AirflowFailException: The suite refuses the version, or cannot be used.
+        ScalrError: The scheduler retries.
+    """
+    from scalr_prod.project import Project
+
+    with scheduler_errors(), Project(training_set_project(context, extras)) as project:
+        if project.settings.training_set.suite is None:
+            from airflow.sdk.exceptions import AirflowSkipException
+
+            raise AirflowSkipException("[training_set] suite names no suite")
+        return project.check_quality(path).to_json()
 
 
 def _instant(text: str | None, name: str) -> datetime | None:

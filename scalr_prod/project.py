@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from scalr_prod.ledger import Ledger, ModelVersion, Run
     from scalr_prod.operations import UpkeepReport
     from scalr_prod.publication import PublicationReport
-    from scalr_prod.quality import GateReport
+    from scalr_prod.quality import GateReport, Verdict
     from scalr_prod.report import ReportWritten
     from scalr_prod.scoring import Scorer
     from scalr_prod.serving import PromotionDecision, PromotionReport
@@ -295,6 +295,27 @@ class Project:
         from scalr_prod.training_set import TrainingSet
 
         return TrainingSet.open(self.settings.home / "datasets" / self.settings.training_set.name, version)
+
+    def check_quality(self, dataset: str | Path | None = None, suite: str | None = None) -> Verdict:
+        """Check a training set, of this project or anybody's, by a suite of expectations that can be edited.
+
+        Args:
+            dataset: A Parquet file or folder, a Delta table's folder, a URL of one of these, or the name of a data set saved in
+                Feast; default: the latest version of the project's training set.
+            suite: A suite's file or name; default: ``[training_set] suite``, else ``training``, which is built in.
+
+        Raises:
+            QualityGateFailed: An expectation of severity ``critical`` failed; names it, and the data docs.
+            InputError: The data set is not there, or cannot be read.
+            SettingsError: There is no such suite, or the file is none.
+        """
+        from scalr_prod.quality import check_dataset
+
+        return check_dataset(
+            dataset if dataset is not None else self.training_set().path,
+            suite=suite or self.settings.training_set.suite or "training",
+            settings=self.settings,
+        ).require()
 
     def evaluate(
         self,

@@ -175,6 +175,10 @@ class TrainingSetSettings(_Section):
     """What the training set holds."""
 
     name: str = Field(default="training_set", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
+    suite: str | None = Field(
+        default=None,
+        description="a suite's file or name: what `scalr quality check` and the scheduled build check a version by",
+    )
     start: Instant | None = None
     cutoff: Instant | None = Field(default=None, description="no row, feature or label from after it; default: the data's end")
     negatives_per_event: int = Field(default=0, ge=0, le=1000)

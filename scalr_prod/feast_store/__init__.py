@@ -7,7 +7,7 @@ read through; `open_feature_store` gives Feast's own SDK. Only this room imports
 from __future__ import annotations
 
 from scalr_prod.feast_store.access import open_feature_store, point_in_time, read_window
-from scalr_prod.feast_store.datasets import SavedDatasetReport, save_dataset
+from scalr_prod.feast_store.datasets import SavedDatasetReport, save_dataset, saved_dataset_location
 from scalr_prod.feast_store.online import MaterializationReport, materialize
 from scalr_prod.feast_store.repository import RepositoryReport, apply_feature_repo
 
@@ -21,4 +21,5 @@ __all__ = [
     "point_in_time",
     "read_window",
     "save_dataset",
+    "saved_dataset_location",
 ]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["SavedDatasetReport", "save_dataset"]
+__all__ = ["SavedDatasetReport", "save_dataset", "saved_dataset_location"]
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,37 @@ def save_dataset(
         dataset.min_event_timestamp, dataset.max_event_timestamp = first, last
         store.registry.apply_saved_dataset(dataset, store.project, commit=True)
     return SavedDatasetReport(name, str(path), (*others, EVENT_TIMESTAMP, *features))
+
+
+def saved_dataset_location(settings: Settings, name: str) -> str:
+    """Where the files of a saved dataset lie: the path or URL of Parquet or of a Delta table.
+
+    Args:
+        settings: The project's settings; the dataset may be of this package or of anybody who saves to the same registry.
+        name: Its name in the registry.
+
+    Raises:
+        FeatureStoreError: There is no such dataset (names those that there are), or it is kept in something else than files.
+    """
+    from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
+
+    with explained(settings), quiet("saved datasets"):
+        store = open_feature_store(settings)
+        saved = {one.name: one for one in store.registry.list_saved_datasets(store.project)}
+    if name not in saved:
+        there = ", ".join(sorted(saved)) or "none"
+        raise FeatureStoreError(
+            f"no saved dataset {name}; there are: {there}", where=str(settings.feast_repo), next_step="name one of them"
+        )
+    storage = saved[name].storage
+    if not isinstance(storage, SavedDatasetFileStorage):
+        raise FeatureStoreError(
+            f"the saved dataset {name} is kept in {type(storage).__name__}, not in files",
+            where=str(settings.feast_repo),
+            next_step="save it with SavedDatasetFileStorage",
+        )
+    uri = str(storage.file_options.uri)
+    return uri if "://" in uri else str(settings.feast_repo / uri)
 
 
 def _facts(path: Path) -> tuple[pa.Schema, datetime, datetime]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from scalr_prod.ingest.formats import TableFormat
     from scalr_prod.ingest.protocol import LogSource
 
-__all__ = ["Delta", "Iceberg"]
+__all__ = ["Delta", "Iceberg", "delta_rows"]
 
 _ROWS = 65_536
 #: Snapshots that an error names.
@@ -115,6 +115,19 @@ def _delta(url: str, origin: str, wanted: Wanted, version: int | None, options: 
     names = pick([field.name for field in table.schema().fields], wanted, origin)
     for batch in _delta_reader(table, names):
         yield batch.select(names)
+
+
+def delta_rows(url: str, options: dict[str, str]) -> pa.RecordBatchReader:
+    """Stream every column of a Delta table's current version.
+
+    Args:
+        url: Its folder.
+        options: ``storage_options`` of the settings.
+    """
+    from deltalake import DeltaTable
+
+    table = DeltaTable(url, storage_options=_named_for("delta", options))
+    return _delta_reader(table, [field.name for field in table.schema().fields])
 
 
 def _delta_reader(table: DeltaTable, names: list[str]) -> pa.RecordBatchReader:

@@ -1,4 +1,4 @@
-"""The gate between what was generated and what may be read: Great Expectations over a run, and over a training set."""
+"""The gate between what was generated and what may be read, and checks of anybody's training set: Great Expectations over each."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from scalr_prod.quality.protocol import AuditedRun, FigureRule, GateRule, RowRule
 from scalr_prod.quality.report import GateReport, RuleOutcome
+from scalr_prod.quality.verdict import RuleResult, Verdict
 
 if TYPE_CHECKING:
+    from scalr_prod.quality.check import check_dataset
     from scalr_prod.quality.gate import validate_run
     from scalr_prod.quality.training_set import validate_training_set
 
@@ -19,11 +21,14 @@ __all__ = [
     "GateRule",
     "RowRule",
     "RuleOutcome",
+    "RuleResult",
+    "Verdict",
+    "check_dataset",
     "validate_run",
     "validate_training_set",
 ]
 
-_HOMES = {"validate_run": "gate", "validate_training_set": "training_set"}
+_HOMES = {"check_dataset": "check", "validate_run": "gate", "validate_training_set": "training_set"}
 
 
 def __getattr__(name: str) -> Any:

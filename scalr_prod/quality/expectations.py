@@ -14,12 +14,13 @@ from scalr_prod.ownership import claim_home
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     import pandas as pd
 
     from scalr_prod.settings import Settings
 
-__all__ = ["Check", "Finding", "Inspector", "inspecting"]
+__all__ = ["Check", "Finding", "Inspector", "data_context", "inspecting"]
 
 #: Results are kept on disk; the suites live in this package, and are laid into memory when they are used.
 _STORES: Final = {
@@ -127,6 +128,23 @@ def inspecting(settings: Settings) -> Iterator[Inspector]:
         ForeignFiles: Home holds what this package did not make.
         QualityError: Another audit has held the data context for too long.
     """
+    claim_home(settings)
+    with data_context(settings.home) as (context, docs):
+        inspector = Inspector(context, docs)
+        yield inspector
+        inspector.build_docs()
+
+
+@contextmanager
+def data_context(folder: Path) -> Iterator[tuple[Any, str]]:
+    """Great Expectations' context below a folder, held by one process at a time, and the index of its data docs.
+
+    Args:
+        folder: Results are kept in ``gx`` below it, data docs in ``data_docs``; the caller has claimed it.
+
+    Raises:
+        QualityError: Another audit has held the data context for too long.
+    """
     # Read when the library is imported: it would send usage events otherwise.
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
     from filelock import FileLock, Timeout
@@ -138,8 +156,7 @@ def inspecting(settings: Settings) -> Iterator[Inspector]:
         import great_expectations as gx
         from great_expectations.data_context.types.base import DataContextConfig
 
-    root, docs = settings.home / "gx", settings.home / "data_docs"
-    claim_home(settings)
+    root, docs = folder / "gx", folder / "data_docs"
     root.mkdir(parents=True, exist_ok=True)
     config = DataContextConfig(
         config_version=4.0,
@@ -170,9 +187,7 @@ def inspecting(settings: Settings) -> Iterator[Inspector]:
             next_step="wait for it to end, then run the command again",
         ) from error
     try:
-        inspector = Inspector(gx.get_context(mode="ephemeral", project_config=config), str(docs / "index.html"))
-        yield inspector
-        inspector.build_docs()
+        yield gx.get_context(mode="ephemeral", project_config=config), str(docs / "index.html")
     finally:
         lock.release()
 

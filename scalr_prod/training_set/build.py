@@ -129,7 +129,7 @@ def _inputs(settings: Settings) -> tuple[dict[str, Any], Window]:
         "name": options.name,
         "cutoff": cutoff.isoformat(),
         "start": start.isoformat() if start else None,
-        "settings": options.model_dump(mode="json", exclude={"name", "cutoff", "start"})
+        "settings": options.model_dump(mode="json", exclude={"name", "cutoff", "start", "suite"})
         | ({"sparse_below": settings.downstream.sparse_below} if options.segment_weights else {}),
         "versions": {table.value: lake.version(table) for table in _TABLES},
     }

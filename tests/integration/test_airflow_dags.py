@@ -63,7 +63,7 @@ class Airflow:
 def project(make_project, tmp_path_factory):
     extra = (
         '[serving]\nscorer = "local"\nthreads = 1\n[compute]\nworkers = 1\n'
-        "[training_set]\nnegatives_per_event = 1\n[quality]\nmax_bucket_distance = 1.0\nmin_information = 0\n"
+        '[training_set]\nnegatives_per_event = 1\nsuite = "training"\n[quality]\nmax_bucket_distance = 1.0\nmin_information = 0\n'
     )
     return make_project(tmp_path_factory.mktemp("logs"), extra, users=120)
 
@@ -170,6 +170,9 @@ def test_the_training_set_takes_its_cutoff_from_the_asset(airflow, training_set,
     published = DeltaTable(str(project.home / "lake" / "synthetic_target_events")).to_pandas()
     assert rows["is_synthetic"].sum() == (published["created_timestamp"] <= END).sum()
     assert (rows["label"] == 0).sum() > 100
+    # `check` has put it to the suite that [training_set] names.
+    ((verdict,),) = [[page] for page in (project.home / "data_docs" / "validations" / "training").rglob("*.html")]
+    assert "no two rows have the same user, item and time" in verdict.read_text()
 
 
 def test_running_everything_again_changes_nothing(airflow, training_set, project):

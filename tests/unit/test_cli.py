@@ -34,6 +34,7 @@ COMMANDS = [
     "runs show",
     "runs resume",
     "runs rollback",
+    "quality check",
 ]
 
 

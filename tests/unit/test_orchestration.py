@@ -8,9 +8,10 @@ from datetime import UTC, datetime
 import pytest
 
 from scalr_prod import errors
-from scalr_prod.errors import EmptyWindow, QualityGateFailed, ScalrError, ServerUnreachable, SettingsError
+from scalr_prod.errors import EmptyWindow, QualityGateFailed, ScalrError, ServerUnreachable, SettingsError, UnreadableInput
 from scalr_prod.instants import micros
 from scalr_prod.orchestration import (
+    check_training_set,
     config_of,
     open_project,
     scheduler_errors,
@@ -114,6 +115,15 @@ RETRIED = {
 @pytest.mark.parametrize("name", errors.__all__)
 def test_what_may_pass_by_itself_is_retried_and_nothing_else(name):
     assert worth_a_retry(getattr(errors, name)("found")) is (name in RETRIED)
+
+
+def test_a_training_set_is_checked_only_where_a_suite_is_named(project):
+    exceptions = pytest.importorskip("airflow.sdk.exceptions")
+    with pytest.raises(exceptions.AirflowSkipException, match="names no suite"):
+        check_training_set(context(config=str(project)), [], "nowhere")
+    project.write_text(project.read_text() + '\n[training_set]\nsuite = "training"\n')
+    with pytest.raises(UnreadableInput, match="no such file"):
+        check_training_set(context(config=str(project)), [], "nowhere")
 
 
 def test_every_error_of_the_package_is_decided_on():

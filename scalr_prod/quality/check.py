@@ -1,0 +1,216 @@
+"""Data-quality checks before training, of anybody's training set: a suite, real Great Expectations, one verdict."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from scalr_prod.duck import disk_errors, staging_folder, temporary_folder
+from scalr_prod.errors import QualityError
+from scalr_prod.ownership import claim, claim_home
+from scalr_prod.quality.dataset import VIEW, find, lay
+from scalr_prod.quality.expectations import data_context
+from scalr_prod.quality.suites import expectations_of, known_type, read_suite
+from scalr_prod.quality.verdict import RuleResult, Verdict
+from scalr_prod.sections import ComputeSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from scalr_prod.quality.suites import Rule, Suite
+    from scalr_prod.quality.verdict import Outcome
+    from scalr_prod.settings import Settings
+
+__all__ = ["check_dataset"]
+
+#: Where data docs go without a project.
+_FOLDER: Final = "scalr_quality"
+_EXAMPLES: Final = 3
+#: What DuckDB says of a query that no rows can satisfy. Types that cannot be compared are the data set's own.
+_FAULTS_OF_A_SUITE: Final = ("Parser Error", "Catalog Error", "Referenced column", "NotImplemented")
+
+
+def check_dataset(
+    dataset: str | Path, *, suite: str = "training", settings: Settings | None = None, folder: str | Path | None = None
+) -> Verdict:
+    """Check a data set by a suite; its rows are read by DuckDB, within ``[compute] memory_mb``.
+
+    >>> from scalr_prod.quality import check_dataset  # doctest: +SKIP
+    >>> check_dataset("rows.parquet", suite="checks.yaml").require()
+
+    Args:
+        dataset: A Parquet file, folder or glob, a Delta table's folder, an fsspec URL of one of these, the folder of a version of
+            a training set, or the name of a data set saved in Feast.
+        suite: A suite's file, or its name: see `scalr_prod.quality.suites.read_suite`.
+        settings: The project's settings: its Feast registry, ``storage_options``, and home for data docs; None: no project.
+        folder: Where results and data docs go; default: the project's home, without one ``scalr_quality`` in the current folder.
+
+    Returns:
+        The verdict, passed or not; `Verdict.require` raises where it is not.
+
+    Raises:
+        InputError: The data set is not there, cannot be read, or has no row.
+        SettingsError: There is no such suite, or the file is none.
+        QualityError: An expectation cannot be computed whatever the rows are, or another check holds the data docs.
+        ForeignFiles: The folder holds what this package did not make.
+        LakeError: The folder cannot be written to.
+    """
+    chosen = read_suite(suite, settings.base if settings else Path.cwd())
+    found = find(str(dataset), settings)
+    compute = settings.compute if settings else ComputeSettings()
+    limits = {"memory_mb": compute.memory_mb, "threads": min(os.cpu_count() or 1, 8)}
+    with _place(settings, folder) as (home, staging):
+        database = staging / "dataset.duckdb"
+        rows, columns = lay(found, database, settings, **limits)
+        rules = expectations_of(chosen, columns)
+        with data_context(home) as (context, docs):
+            results = _validate(context, chosen, rules, str(dataset), columns, database, limits)
+    return Verdict(
+        dataset=str(dataset),
+        kind=found.kind,
+        location=found.location,
+        suite=chosen.name,
+        suite_file=chosen.file,
+        passed=not any(result.outcome == "failed" for result in results),
+        rows=rows,
+        columns=tuple(columns),
+        rules=results,
+        docs=docs,
+    )
+
+
+@contextmanager
+def _place(settings: Settings | None, folder: str | Path | None) -> Iterator[tuple[Path, Path]]:
+    """Where results are kept, and a staging folder; both claimed."""
+    if settings is not None and folder is None:
+        claim_home(settings)
+        with staging_folder(settings, "quality") as staging:
+            yield settings.home, staging
+        return
+    home = Path(folder or _FOLDER).absolute()
+    with disk_errors(home):
+        claim(home, "quality", setting="--docs", names=("gx", "data_docs", "staging"), former=lambda _: False)
+        with temporary_folder(home / "staging", "quality-") as staging:
+            yield home, staging
+
+
+def _validate(
+    context: Any,
+    suite: Suite,
+    rules: Sequence[Rule],
+    subject: str,
+    columns: dict[str, str],
+    database: Path,
+    limits: dict[str, int],
+) -> list[RuleResult]:
+    """Every rule's result, in the suite's order; results and data docs are written."""
+    import great_expectations as gx
+    from great_expectations.data_context.types.resource_identifiers import ExpectationSuiteIdentifier
+
+    from scalr_prod.quality.dialect import url_of
+
+    # It tells of every check of a type that it has no module for DuckDB's, and takes SQLAlchemy's, as it should.
+    logging.getLogger("great_expectations.expectations.type_comparison").setLevel(logging.ERROR)
+    name = _file_name(suite.name)
+    asked = [rule for rule in rules if not rule.missing]
+    stored = context.suites.add(gx.ExpectationSuite(name=name, expectations=[_expectation(rule, suite.file) for rule in asked]))
+    source = context.data_sources.add_sql(VIEW, connection_string=url_of(database, **limits), create_temp_table=False)
+    data = source.add_table_asset(VIEW, table_name=VIEW).add_batch_definition_whole_table("all")
+    definition = context.validation_definitions.add(gx.ValidationDefinition(name=name, data=data, suite=stored))
+    checkpoint = context.checkpoints.add(
+        gx.Checkpoint(
+            name=name,
+            validation_definitions=[definition],
+            result_format={"result_format": "BASIC", "partial_unexpected_count": _EXAMPLES},
+        )
+    )
+    engine = source.get_engine()
+    try:
+        outcome = checkpoint.run(run_id=gx.RunIdentifier(run_name=_file_name(subject)))
+        ((identifier, result),) = outcome.run_results.items()
+        found = {entry.expectation_config.meta["rule"]: entry for entry in result.results}
+        results = [_outcome(rule, found.get(rule.name), columns, suite.file, engine) for rule in rules]
+    finally:
+        engine.dispose()
+    context.build_data_docs(resource_identifiers=[ExpectationSuiteIdentifier(name), identifier])
+    return results
+
+
+def _expectation(rule: Rule, file: str) -> Any:
+    from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
+    from great_expectations.expectations.registry import list_registered_expectation_implementations
+
+    where = f"{file}, {rule.name}"
+    known_type(rule.type, list_registered_expectation_implementations(), where)
+    try:
+        return ExpectationConfiguration(
+            type=rule.type,
+            kwargs=dict(rule.kwargs),
+            severity=rule.severity,
+            description=rule.says,
+            meta={"rule": rule.name},
+        ).to_domain_obj()
+    except Exception as error:  # pydantic's, and whatever an expectation's own checks raise
+        raise QualityError(
+            f"Great Expectations does not take the expectation: {error}",
+            where=where,
+            next_step=f"correct its kwargs: see the documentation of {rule.type}",
+        ) from error
+
+
+def _outcome(rule: Rule, entry: Any, columns: dict[str, str], file: str, engine: Any) -> RuleResult:
+    if entry is None:
+        return RuleResult(rule.name, rule.says, "skipped", reason=f"no column {', '.join(rule.missing)}")
+    outcome: Outcome = "passed" if entry.success else "failed" if rule.severity == "critical" else "warning"
+    absent = [name for name in rule.columns if name not in columns]
+    if not entry.success and absent:
+        return RuleResult(
+            rule.name, rule.says, outcome, reason=f"no column {', '.join(absent)}; there are: {', '.join(columns)}"
+        )
+    problem = _problem(entry.exception_info or {})
+    if problem is not None:
+        if any(sign in problem for sign in _FAULTS_OF_A_SUITE):
+            raise QualityError(
+                f"the expectation cannot be computed: {problem}",
+                where=f"{file}, {rule.name}",
+                next_step="correct it, or name the columns that it needs in meta.needs",
+            )
+        return RuleResult(rule.name, rule.says, outcome, reason=f"cannot be computed: {problem}")
+    result = entry.result
+    examples = tuple(str(one) for one in (result.get("partial_unexpected_list") or [])[:_EXAMPLES])
+    if rule.type == "unexpected_rows_expectation":
+        shown = () if entry.success else _first_rows(engine, rule.kwargs["unexpected_rows_query"])
+        return RuleResult(rule.name, rule.says, outcome, observed=result.get("observed_value"), examples=shown)
+    if "unexpected_count" in result:
+        checked, failed = int(result.get("element_count") or 0), int(result["unexpected_count"])
+        return RuleResult(rule.name, rule.says, outcome, checked, failed, examples=examples)
+    return RuleResult(rule.name, rule.says, outcome, observed=_plain(result.get("observed_value")))
+
+
+def _first_rows(engine: Any, query: str) -> tuple[str, ...]:
+    """The first rows that a query finds: Great Expectations keeps them only where it keeps every row."""
+    with engine.connect() as connection:
+        rows = connection.exec_driver_sql(f"SELECT * FROM ({query.format(batch=VIEW)}) LIMIT {_EXAMPLES}").mappings().fetchall()
+    return tuple(str({name: _plain(value) for name, value in row.items()}) for row in rows)
+
+
+def _problem(info: Any) -> str | None:
+    """The first exception's message; Great Expectations tells of one, or of one for each metric."""
+    for one in [info, *(value for value in info.values() if isinstance(value, dict))]:
+        if one.get("raised_exception"):
+            said = str(one.get("exception_message") or "failed")
+            return next((line.strip() for line in said.splitlines() if line.strip()), "failed")[:400]
+    return None
+
+
+def _file_name(text: str) -> str:
+    """The end of a path or URL as a name that data docs can lie under."""
+    return re.sub(r"[^\w.=-]+", "_", text)[-80:].strip("_") or VIEW
+
+
+def _plain(value: Any) -> Any:
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

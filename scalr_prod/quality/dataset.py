@@ -1,0 +1,161 @@
+"""Anybody's data set as a DuckDB view: Parquet, a Delta table, a data set saved in Feast, a training set of ours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from scalr_prod.errors import EmptyInput, FeatureStoreError, ScalrError, UnreadableInput
+
+if TYPE_CHECKING:
+    from scalr_prod.settings import Settings
+
+__all__ = ["VIEW", "Found", "find", "lay"]
+
+#: What the data set is called in DuckDB, and in data docs.
+VIEW: Final = "dataset"
+_NEXT: Final = "name a Parquet file or folder, a Delta table's folder, or a data set that is saved in Feast"
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where a data set's rows lie.
+
+    Attributes:
+        kind: ``parquet``, ``delta``, ``feast`` or ``training set``.
+        location: Absolute path, glob or URL.
+        is_delta: Whether it is a Delta table there; else Parquet files.
+    """
+
+    kind: str
+    location: str
+    is_delta: bool = False
+
+
+def find(dataset: str, settings: Settings | None) -> Found:
+    """Where a data set lies that is named by its path, URL, glob, or its name in Feast's registry.
+
+    Args:
+        dataset: As the user says it; a path from the current folder, or from the project's.
+        settings: The project's settings; None: there is no project.
+
+    Raises:
+        UnreadableInput: Nothing is there.
+        FeatureStoreError: Feast's registry cannot be read.
+    """
+    if "://" in dataset:
+        return _table("parquet", dataset, settings)
+    for path in [Path(dataset).expanduser(), *([settings.resolve(dataset)] if settings else [])]:
+        if (path / "manifest.json").is_file() and (path / "rows").is_dir():
+            return Found("training set", str((path / "rows").resolve()))
+        if path.exists() or any(sign in dataset for sign in "*?"):
+            return _table("parquet", str(path.absolute()), settings)
+    if settings is None:
+        raise UnreadableInput("there is no such file or folder", where=dataset, next_step=f"{_NEXT} (with --config)")
+    from scalr_prod.feast_store import saved_dataset_location
+
+    try:
+        location = saved_dataset_location(settings, dataset)
+    except FeatureStoreError as error:
+        raise UnreadableInput(
+            f"there is no such file or folder, and no such data set in Feast: {error.found}", where=dataset, next_step=_NEXT
+        ) from error
+    return _table("feast", location, settings)
+
+
+def lay(found: Found, database: Path, settings: Settings | None, *, memory_mb: int, threads: int) -> tuple[int, dict[str, str]]:
+    """Make the view over the rows; of tables and remote files, a copy in the database.
+
+    Args:
+        found: The data set.
+        database: A DuckDB file to make.
+        settings: See `find`; its ``storage_options`` open what is remote.
+        memory_mb: What DuckDB may hold; beyond it, it spills beside the file.
+        threads: How many it may use.
+
+    Returns:
+        Rows, and column → DuckDB type.
+
+    Raises:
+        UnreadableInput: It cannot be read.
+        EmptyInput: It has no row.
+    """
+    import duckdb
+
+    config = {
+        "memory_limit": f"{memory_mb}MB",
+        "threads": threads,
+        "temp_directory": f"{database}.spill",
+        "preserve_insertion_order": False,
+        "autoinstall_known_extensions": False,
+    }
+    try:
+        with duckdb.connect(str(database), config=config) as connection:
+            connection.execute("SET TimeZone = 'UTC'")
+            connection.execute("SET enable_progress_bar = false")
+            _make(connection, found, dict(settings.project.storage_options) if settings else {})
+            types = {str(name): str(kind) for name, kind, *_ in connection.execute(f"DESCRIBE {VIEW}").fetchall()}
+            rows = int(connection.execute(f"SELECT count(*) FROM {VIEW}").fetchall()[0][0])
+    except ScalrError:
+        raise
+    except Exception as error:
+        # DuckDB, pyarrow, deltalake, fsspec and the object stores below them raise exceptions of many kinds.
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise UnreadableInput(
+            f"cannot be read: {first}", where=found.location, next_step="check the files, and [project] storage_options"
+        ) from error
+    if not rows:
+        raise EmptyInput("holds no row", where=found.location, next_step="check what should have written it")
+    return rows, types
+
+
+def _make(connection: Any, found: Found, options: dict[str, str]) -> None:
+    if found.is_delta:
+        from scalr_prod.ingest.tables import delta_rows
+
+        connection.register("incoming", delta_rows(found.location, options))
+        connection.execute(f"CREATE TABLE {VIEW} AS SELECT * FROM incoming")
+    elif "://" in found.location:
+        import fsspec
+        import pyarrow.dataset as ds
+
+        filesystem, path = fsspec.core.url_to_fs(found.location, **options)
+        names = sorted(filesystem.glob(path)) if any(sign in path for sign in "*?") else path
+        incoming = ds.dataset(names, filesystem=filesystem, format="parquet", partitioning="hive")
+        connection.register("incoming", incoming.scanner(batch_readahead=2, fragment_readahead=1).to_reader())
+        connection.execute(f"CREATE TABLE {VIEW} AS SELECT * FROM incoming")
+    else:
+        connection.execute(
+            f"CREATE VIEW {VIEW} AS SELECT * FROM read_parquet({_files(found.location)}, hive_partitioning = true)"
+        )
+
+
+def _files(location: str) -> str:
+    """The files of a path or glob as a DuckDB list; files whose names begin with . or _ are no data."""
+    path = Path(location)
+    if path.is_dir():
+        files = [file for pattern in ("*.parquet", "*.pq") for file in path.rglob(pattern)]
+        files = [file for file in files if not any(part[0] in "._" for part in file.relative_to(path).parts)]
+    elif path.is_file():
+        files = [path]
+    else:
+        files = list(Path(path.anchor).glob(location.removeprefix(path.anchor)))
+    if not files:
+        raise UnreadableInput("there is no Parquet file", where=location, next_step=_NEXT)
+    return "[" + ", ".join("'" + str(file).replace("'", "''") + "'" for file in sorted(files)) + "]"
+
+
+def _table(kind: str, location: str, settings: Settings | None) -> Found:
+    from scalr_prod.ingest.files import locate
+    from scalr_prod.ingest.formats import table_at
+
+    if any(sign in location for sign in "*?"):
+        return Found(kind, location)
+    with locate(location, dict(settings.project.storage_options) if settings else {}) as (_, filesystem, path):
+        table = table_at(filesystem, path)
+    if table == "iceberg":
+        raise UnreadableInput(
+            "is an Iceberg table, which is not checked", where=location, next_step="write the rows to be checked as Parquet"
+        )
+    return Found("delta" if table == "delta" and kind == "parquet" else kind, location, table == "delta")

@@ -1,0 +1,289 @@
+"""Suites that a user edits: Great Expectations' own, as YAML or JSON, with a few words of ours in ``meta``."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from copy import deepcopy
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from scalr_prod.errors import QualityError, SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+__all__ = ["COLUMNS", "Rule", "Suite", "expectations_of", "read_suite", "write_suite"]
+
+#: What the suite that is built in calls its columns.
+COLUMNS: Final = {
+    "user": "user_id",
+    "item": "item_id",
+    "timestamp": "event_timestamp",
+    "label": "label",
+    "weight": "weight",
+    "synthetic": "is_synthetic",
+}
+_BUILT_IN: Final = {"training": Path(__file__).with_name("training.yaml")}
+#: Where a suite that is asked for by its name alone is looked for first.
+_FOLDER: Final = "quality"
+_SUFFIXES: Final = (".yaml", ".yml", ".json")
+_SEVERITIES: Final = ("critical", "warning", "info")
+_TIMES: Final = ("TIMESTAMP", "DATE")
+_NUMBERS: Final = (
+    *("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT"),
+    *("UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT"),
+    *("FLOAT", "DOUBLE", "DECIMAL"),
+)
+#: meta.each.kind → whether a DuckDB type is meant.
+_KINDS: Final[Mapping[str, Callable[[str], bool]]] = {
+    "any": lambda _: True,
+    "time": lambda name: name.startswith(_TIMES) and not name.endswith("]"),
+    "times": lambda name: name.startswith(_TIMES) and name.endswith("]"),
+    "number": lambda name: name.startswith(_NUMBERS) and not name.endswith("]"),
+    "text": lambda name: name == "VARCHAR",
+}
+#: What a name of a column may be made of that is written into a suite's text.
+_PLAIN: Final = re.compile(r"[A-Za-z_][\w.-]*")
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A suite as it was read.
+
+    Attributes:
+        name: Names it in data docs.
+        file: Where it was read from.
+        entries: Its expectations, as they stand there.
+    """
+
+    name: str
+    file: str
+    entries: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An expectation for the columns of one data set.
+
+    Attributes:
+        name: Its name in the verdict, of its own in the suite.
+        says: What it asks for.
+        type: Great Expectations' name of it.
+        kwargs: Its arguments.
+        severity: ``critical``, ``warning`` or ``info``.
+        columns: Those that its arguments name.
+        missing: The columns that it needs and that are not there; it is skipped then.
+    """
+
+    name: str
+    says: str
+    type: str
+    kwargs: Mapping[str, Any]
+    severity: str
+    columns: tuple[str, ...]
+    missing: tuple[str, ...] = ()
+
+
+def write_suite(path: Path, columns: Mapping[str, str] | None = None) -> str:
+    """Write the suite that is built in, with comments, for editing.
+
+    Args:
+        path: A file that is not there yet.
+        columns: Other names of the columns ``user``, ``item``, ``timestamp``, ``label``, ``weight`` and ``synthetic``.
+
+    Returns:
+        The path.
+
+    Raises:
+        QualityError: The file is there, or cannot be written, or a name is not plain; nothing was written.
+    """
+    for role, column in (columns or {}).items():
+        if not _PLAIN.fullmatch(column):
+            raise QualityError(
+                f"the name {column!r} cannot be written into a suite as it is",
+                where=f"--{role}",
+                next_step="write the suite without it, then put the name into the file by hand",
+            )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("x", encoding="utf-8") as file:
+            file.write(_filled("training", columns or {}))
+    except FileExistsError as error:
+        raise QualityError("is there already", where=str(path), next_step="edit it, or name another file") from error
+    except OSError as error:
+        raise QualityError(
+            f"cannot be written: {error.strerror}", where=str(path), next_step="name a file in a folder that you may write to"
+        ) from error
+    return str(path)
+
+
+def read_suite(named: str, base: Path) -> Suite:
+    """A suite by its path or name.
+
+    Args:
+        named: A YAML or JSON file; or a name: of ``quality/<name>.yaml`` (``.yml``, ``.json``) below ``base``, else of one that is
+            built in (``training``).
+        base: Folder that relative paths start from.
+
+    Raises:
+        SettingsError: There is no such suite, or the file is none.
+    """
+    path = base / Path(named).expanduser()
+    if not path.is_file() and Path(named).suffix not in _SUFFIXES:
+        kept = [base / _FOLDER / f"{named}{suffix}" for suffix in _SUFFIXES]
+        path = next((file for file in kept if file.is_file()), path)
+        if not path.is_file() and named in _BUILT_IN:
+            return _suite(_parsed(_filled(named, {}), named), "built in", named)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise SettingsError(
+            f"there is no suite {named!r}: {_reason(error)}",
+            where=str(path),
+            next_step=f"write one to edit: scalr quality init-suite {_FOLDER}/training.yaml",
+        ) from error
+    return _suite(_parsed(text, str(path)), str(path), path.stem)
+
+
+def expectations_of(suite: Suite, columns: Mapping[str, str]) -> list[Rule]:
+    """The suite's expectations for a data set, one for each column where ``meta.each`` asks for it.
+
+    Args:
+        suite: The suite.
+        columns: Column → DuckDB type.
+
+    Raises:
+        SettingsError: An entry is no expectation; names it.
+    """
+    rules: list[Rule] = []
+    names: dict[str, int] = {}
+    for number, entry in enumerate(suite.entries, 1):
+        for rule in _rules(entry, columns, f"{suite.file}, expectation {number}"):
+            names[rule.name] = names.get(rule.name, 0) + 1
+            again = f"_{names[rule.name]}" if names[rule.name] > 1 else ""
+            rules.append(Rule(**{**rule.__dict__, "name": rule.name + again}))
+    return rules
+
+
+def _rules(entry: Mapping[str, Any], columns: Mapping[str, str], where: str) -> Iterator[Rule]:
+    meta = dict(entry.get("meta") or {})
+    severity = entry.get("severity") or "critical"
+    kwargs = dict(entry.get("kwargs") or {})
+    if severity not in _SEVERITIES:
+        raise _bad(where, f"severity is {severity!r}", f"one of {', '.join(_SEVERITIES)}")
+    named = [kwargs.get(key) for key in ("column", "column_A", "column_B")] + list(kwargs.get("column_list") or [])
+    rule = Rule(
+        str(meta.get("rule") or _named(entry["type"], named)),
+        str(entry.get("description") or entry["type"].replace("_", " ")),
+        entry["type"],
+        kwargs,
+        severity,
+        tuple(str(name) for name in named if name is not None and name != "{column}"),
+        tuple(name for name in _names(meta.get("needs", []), where) if name not in columns),
+    )
+    each = meta.get("each")
+    if each is None:
+        yield rule
+        return
+    fitting = _fitting(each, columns, where)
+    if rule.missing or not fitting:
+        missing = rule.missing or tuple(map(str, each["columns"]))
+        plain = rule.says.replace("{column}", "a feature")
+        yield Rule(rule.name, plain, rule.type, rule.kwargs, rule.severity, (), missing)
+    for column in [] if rule.missing else fitting:
+        if column not in _names(meta.get("needs", []), where):
+            yield Rule(
+                f"{column}_{rule.name}",
+                rule.says.replace("{column}", column),
+                rule.type,
+                _filled_in(kwargs, column),
+                rule.severity,
+                (*rule.columns, column),
+            )
+
+
+def _fitting(each: Any, columns: Mapping[str, str], where: str) -> list[str]:
+    if not isinstance(each, dict) or not {"columns"} <= each.keys() <= {"columns", "kind"}:
+        raise _bad(where, "meta.each lacks its columns, or holds something else", "{columns: ['*__*'], kind: time}")
+    kind = each.get("kind", "any")
+    if kind not in _KINDS:
+        raise _bad(where, f"meta.each.kind is {kind!r}", f"one of {', '.join(_KINDS)}")
+    patterns = _names(each["columns"], where)
+    return [
+        name
+        for name, type_ in columns.items()
+        if any(fnmatchcase(name, pattern) for pattern in patterns) and _KINDS[kind](type_)
+    ]
+
+
+def _filled_in(value: Any, column: str) -> Any:
+    """The arguments with the column's name for ``{column}``; inside of a query, quoted."""
+    if isinstance(value, str):
+        quoted = '"' + column.replace('"', '""').replace("{", "{{").replace("}", "}}") + '"'
+        return column if value == "{column}" else value.replace("{column}", quoted)
+    if isinstance(value, dict):
+        return {key: _filled_in(inner, column) for key, inner in value.items()}
+    return [_filled_in(inner, column) for inner in value] if isinstance(value, list) else value
+
+
+def _filled(name: str, columns: Mapping[str, str]) -> str:
+    text = _BUILT_IN[name].read_text(encoding="utf-8")
+    for role, column in (COLUMNS | dict(columns)).items():
+        text = text.replace(f'"<{role}>"', '"' + column.replace('"', '""') + '"').replace(f"<{role}>", column)
+    return text
+
+
+def _parsed(text: str, where: str) -> Any:
+    import yaml
+
+    try:
+        return json.loads(text) if where.endswith(".json") else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        raise SettingsError(f"cannot be read as a suite: {error}", where=where, next_step="correct the file") from error
+
+
+def _suite(content: Any, file: str, name: str) -> Suite:
+    entries = content.get("expectations") if isinstance(content, dict) else None
+    if not isinstance(entries, list) or not entries:
+        raise _bad(file, "holds no list of expectations", "expectations: [{type: …, kwargs: {…}}]")
+    for number, entry in enumerate(entries, 1):
+        where = f"{file}, expectation {number}"
+        if not isinstance(entry, dict) or not isinstance(entry.get("type"), str):
+            raise _bad(where, "has no type", "type: expect_column_to_exist")
+        for key in ("kwargs", "meta"):
+            if not isinstance(entry.get(key) or {}, dict):
+                raise _bad(where, f"{key} is no mapping", f"{key}: {{…}}")
+    return Suite(str(content.get("name") or name), file, deepcopy(entries))
+
+
+def known_type(name: str, known: Sequence[str], where: str) -> None:
+    """Refuse a name that Great Expectations does not know.
+
+    Raises:
+        SettingsError: Names the closest one.
+    """
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        raise _bad(where, f"there is no expectation {name!r}", f"{close[0]}" if close else "expect_column_to_exist")
+
+
+def _named(kind: str, columns: Sequence[Any]) -> str:
+    return "_".join([kind.removeprefix("expect_"), *(str(name) for name in columns if name and name != "{column}")])
+
+
+def _names(value: Any, where: str) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise _bad(where, "names columns by something else than a list of names", "[user_id, item_id]")
+    return value
+
+
+def _bad(where: str, found: str, example: str) -> SettingsError:
+    return SettingsError(found, where=where, next_step=f"write it as: {example}; see docs/quality.md")
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
