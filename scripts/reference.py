@@ -1,4 +1,7 @@
-"""Write the pages of docs/reference that are made from the code: commands, and errors. `--check` only says whether they are up to date."""
+"""Write the pages of docs that are made from the code: commands, errors, and the list of decisions.
+
+Usage: python scripts/reference.py [--check]. With ``--check`` nothing is written; a page that is not up to date is exit code 1.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ import typer.main
 from scalr_prod import errors
 from scalr_prod.cli import app
 
-FOLDER = Path(__file__).resolve().parent.parent / "docs" / "reference"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 INTRODUCTION = """# Commands
 
 Each takes `--config scalr.toml` where it needs a project, and `--json` for one JSON object on stdout. Logs and progress go to stderr.
@@ -72,17 +75,32 @@ def found_errors() -> str:
     return "\n".join(lines) + "\n"
 
 
+def decisions() -> str:
+    """Every decision record, in order."""
+    lines = [
+        "# Decisions",
+        "",
+        "Each record says what was decided, what it was chosen over, and what was measured. A later one may replace an earlier one, and says so.",
+        "",
+    ]
+    for path in sorted((DOCS / "adr").glob("0*.md")):
+        title = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+        lines.append(f"- [{title}]({path.name})")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Write them, or compare."""
     stale = []
-    for name, text in (("commands.md", commands()), ("errors.md", found_errors())):
-        path = FOLDER / name
+    made = {"reference/commands.md": commands(), "reference/errors.md": found_errors(), "adr/index.md": decisions()}
+    for name, text in made.items():
+        path = DOCS / name
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             stale.append(name)
             if "--check" not in sys.argv:
                 path.write_text(text, encoding="utf-8")
     if stale and "--check" in sys.argv:
-        sys.exit(f"docs/reference: {', '.join(stale)} not up to date; run: make docs")
+        sys.exit(f"not up to date: {', '.join(stale)}; run: make docs")
 
 
 if __name__ == "__main__":
