@@ -80,7 +80,8 @@ def decisions() -> str:
     lines = [
         "# Decisions",
         "",
-        "Each record says what was decided, what it was chosen over, and what was measured. A later one may replace an earlier one, and says so.",
+        "Each record says what was decided, what it was chosen over, and what was measured. A later one may replace an earlier one,",
+        "and says so.",
         "",
     ]
     for path in sorted((DOCS / "adr").glob("0*.md")):
