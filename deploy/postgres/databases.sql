@@ -1,0 +1,3 @@
+-- Beside the ledger's own database, at the first start.
+CREATE DATABASE feast;
+CREATE DATABASE airflow;
