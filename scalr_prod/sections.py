@@ -156,6 +156,10 @@ class QualitySettings(_Section):
         ge=0,
         description="nats a target event that source histories must say at least, by the interval's lower end; 0: off",
     )
+    max_drift_warn: float = Field(
+        default=0.25, ge=0, description="PSI from the run published before, over which a warning is written; 0: off"
+    )
+    max_drift: float = Field(default=0.0, ge=0, description="the same, over which the run is refused; 0: off")
 
     @field_validator("rules")
     @classmethod
