@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from scalr_prod.contracts import EVENT_TIMESTAMP, Table
 from scalr_prod.errors import CommitFailed, CommitOutcomeUnknown, ForeignFiles, LakeError, TableNotFound
 from scalr_prod.ownership import is_empty
+from scalr_prod.written import note_written
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
@@ -440,9 +441,13 @@ class Lake:
             self._settle(table, key, error)
             delta = self.open_table(table)
             known = _version_of(delta, key)
-            return Commit(table.value, delta.version() if known is None else known, written=True)
+            return self._written(table, delta.version() if known is None else known)
         # The handle stands at the version that its own commit made, whatever others have added since.
-        return Commit(table.value, delta.version(), written=True)
+        return self._written(table, delta.version())
+
+    def _written(self, table: Table, version: int) -> Commit:
+        note_written(self.uri(table), version)
+        return Commit(table.value, version, written=True)
 
     def _settle(self, table: Table, key: str, error: Exception) -> None:
         """Read the log after a failed write: landed after all, not landed, or not to be known."""

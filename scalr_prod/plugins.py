@@ -195,6 +195,7 @@ RULES: Final = Group(
         "rows": "scalr_prod.quality.rules:RowRules",
         "runs": "scalr_prod.quality.rules:RunRules",
         "information": "scalr_prod.quality.information:InformationRules",
+        "drift": "scalr_prod.quality.drift:DriftRules",
     },
 )
 MODELS: Final = Group(

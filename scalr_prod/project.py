@@ -280,10 +280,11 @@ class Project:
         Raises:
             PublicationError: The run was never published.
         """
+        from scalr_prod.lineage import traced
         from scalr_prod.metrics import measured
         from scalr_prod.publication import rollback_run
 
-        with measured(self.settings, "rollback"):
+        with measured(self.settings, "rollback"), traced(self.settings, "rollback", run_id=lambda: run_id):
             return rollback_run(self.settings, run_id)
 
     def training_set(self, version: int | None = None) -> TrainingSet:

@@ -20,6 +20,7 @@ __all__ = [
     "GenerationSettings",
     "HistorySettings",
     "LedgerSettings",
+    "LineageSettings",
     "LoggingSettings",
     "MetricsSettings",
     "ProjectSettings",
@@ -156,6 +157,10 @@ class QualitySettings(_Section):
         ge=0,
         description="nats a target event that source histories must say at least, by the interval's lower end; 0: off",
     )
+    max_drift_warn: float = Field(
+        default=0.25, ge=0, description="PSI from the run published before, over which a warning is written; 0: off"
+    )
+    max_drift: float = Field(default=0.0, ge=0, description="the same, over which the run is refused; 0: off")
 
     @field_validator("rules")
     @classmethod
@@ -342,3 +347,16 @@ class MetricsSettings(_Section):
     push: str | None = Field(
         default=None, repr=False, pattern=r"^https?://\S+$", description="URL of a push gateway; may hold a user and a password"
     )
+
+
+class LineageSettings(_Section):
+    """Where OpenLineage events of stages go; nowhere by default. Needs the extra ``lineage``."""
+
+    file: str | None = Field(default=None, description="events are added to it, one JSON object a line")
+    url: str | None = Field(
+        default=None, repr=False, pattern=r"^https?://\S+$", description="of a lineage server; events go to its api/v1/lineage"
+    )
+    api_key: str | None = Field(
+        default=None, repr=False, description="sent to it as a bearer token. Keep it in the environment"
+    )
+    namespace: str = Field(default="scalr", min_length=1, description="of the jobs, <project>.<stage>")

@@ -28,6 +28,7 @@ from scalr_prod.sections import (
     GenerationSettings,
     HistorySettings,
     LedgerSettings,
+    LineageSettings,
     LoggingSettings,
     MetricsSettings,
     ProjectSettings,
@@ -70,6 +71,7 @@ class Settings(BaseSettings):
     ledger: LedgerSettings = LedgerSettings()
     logging: LoggingSettings = LoggingSettings()
     metrics: MetricsSettings = MetricsSettings()
+    lineage: LineageSettings = LineageSettings()
 
     #: Folder that relative paths start from (that of scalr.toml).
     base: Path = Field(default_factory=Path.cwd, exclude=True)

@@ -95,6 +95,9 @@ class ProjectCollector:
         refused = report["rows"] - report["accepted"] - report["quarantined"]
         results = {"accepted": report["accepted"], "quarantined": report["quarantined"], "refused": refused}
         yield from (("scalr_gate_rows", (result,), count) for result, count in results.items())
+        for name, value in report["figures"].items():
+            if name.startswith("drift_") and name != "drift_reference":
+                yield "scalr_drift_psi", (name.removeprefix("drift_"),), value
         failed: Counter[str] = Counter()
         for rule in report["rules"]:
             failed[rule["rule"]] += rule["failed"]

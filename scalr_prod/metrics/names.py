@@ -42,6 +42,9 @@ METRICS: Final[dict[str, Metric]] = {
     ),
     "scalr_gate_rows": Metric("gauge", "Rows of the latest audited run, by what became of them", ("result",)),
     "scalr_gate_rule_failed_rows": Metric("gauge", "Rows (or figures) of the latest audited run that broke a rule", ("rule",)),
+    "scalr_drift_psi": Metric(
+        "gauge", "PSI of the latest audited run from the run published before it; none where there was none", ("figure",)
+    ),
     "scalr_publication_lag_seconds": Metric("gauge", "From the end of the latest published window to its first publication"),
     "scalr_publication_timestamp_seconds": Metric("gauge", "When the latest publication was committed"),
     "scalr_window_end_timestamp_seconds": Metric("gauge", "End of the latest published window"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from scalr_prod.contracts import Table
@@ -14,6 +15,7 @@ from scalr_prod.ledger import Ledger, RunState, run_folder
 from scalr_prod.progress import counting
 from scalr_prod.quality.accept import write_accepted, write_quarantine
 from scalr_prod.quality.audit import auditing
+from scalr_prod.quality.drift import held_in, measure_drift, reference_of, say_drift
 from scalr_prod.quality.expectations import inspecting
 from scalr_prod.quality.information import information_figures, next_step_of
 from scalr_prod.quality.inspections import inspect_columns, inspect_figures, inspect_rows
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from scalr_prod.ledger import ModelVersion, Run, RunSpec
+    from scalr_prod.ledger import ModelVersion, Publication, Run, RunSpec
     from scalr_prod.settings import Settings
 
 __all__ = ["validate_run"]
@@ -59,7 +61,7 @@ def validate_run(settings: Settings, run_id: str, *, progress: bool = False) -> 
     with Ledger.open(settings) as ledger, ledger.lease(run_id):
         run = ledger.run(run_id)
         record = next((model for model in ledger.model_versions() if model.version == run.spec.translator_version), None)
-        report = _verdict(settings, run, record, progress=progress)
+        report = _verdict(settings, run, record, ledger.publications(), progress=progress)
         if run.state in _AUDITABLE:
             state = RunState.VALIDATED if report.passed else RunState.REJECTED
             ledger.set_stage(run_id, state, cause=_summary(report))
@@ -68,7 +70,9 @@ def validate_run(settings: Settings, run_id: str, *, progress: bool = False) -> 
     return report
 
 
-def _verdict(settings: Settings, run: Run, record: ModelVersion | None, *, progress: bool) -> GateReport:
+def _verdict(
+    settings: Settings, run: Run, record: ModelVersion | None, publications: Sequence[Publication], *, progress: bool
+) -> GateReport:
     folder = run_folder(settings, run.run_id)
     stored = _read(folder / "gate.json")
     if run.state in _OUT_OF_OUR_HANDS and stored is not None:
@@ -85,7 +89,8 @@ def _verdict(settings: Settings, run: Run, record: ModelVersion | None, *, progr
         )
     files = sorted((folder / "candidates").glob("*.parquet"))
     rule_set = RuleSet(settings.quality)
-    inputs = _inputs(settings, run.spec, record, files, rule_set)
+    reference = reference_of(publications, run.spec, rows=_rows(files), held=partial(held_in, Lake.open(settings)))
+    inputs = _inputs(settings, run.spec, record, files, rule_set, reference)
     if stored is not None and stored["inputs"] == inputs:
         report = GateReport.from_json(stored["report"], repeated=True)
         if all(
@@ -93,14 +98,19 @@ def _verdict(settings: Settings, run: Run, record: ModelVersion | None, *, progr
         ):
             return report
     with counting("audit", show=progress) as count:
-        report = _audit(settings, run.spec, record, folder, files, rule_set)
+        report = _audit(settings, run.spec, record, folder, files, rule_set, reference)
         count(report.rows)
     write_json(folder / "gate.json", {"inputs": inputs, "report": report.to_json()})
     return report
 
 
 def _inputs(
-    settings: Settings, spec: RunSpec, record: ModelVersion | None, files: Sequence[Path], rule_set: RuleSet
+    settings: Settings,
+    spec: RunSpec,
+    record: ModelVersion | None,
+    files: Sequence[Path],
+    rule_set: RuleSet,
+    reference: Publication | None,
 ) -> dict[str, Any]:
     """All that the verdict follows from."""
     return {
@@ -111,6 +121,7 @@ def _inputs(
         "quality": settings.quality.model_dump(mode="json", exclude={"rules"}),
         "translator": None if record is None else [record.sha256, record.trained_until.isoformat()],
         "information": information_figures(record),
+        "reference": None if reference is None else reference.key,
     }
 
 
@@ -123,7 +134,13 @@ def _differing(spec: RunSpec, record: ModelVersion | None) -> int:
 
 
 def _audit(
-    settings: Settings, spec: RunSpec, record: ModelVersion | None, folder: Path, files: Sequence[Path], rule_set: RuleSet
+    settings: Settings,
+    spec: RunSpec,
+    record: ModelVersion | None,
+    folder: Path,
+    files: Sequence[Path],
+    rule_set: RuleSet,
+    reference: Publication | None,
 ) -> GateReport:
     quality = settings.quality
     asked = _generation_settings(settings, spec)
@@ -157,6 +174,7 @@ def _audit(
             exclude_consumed=asked["exclude_consumed"],
             events_per_source_event=asked["events_per_source_event"],
             translator=record,
+            reference=None if reference is None else reference.run_id,
         )
         rules, bounds = rule_set.rules(run, _TAKEN)
         with auditing(settings, spec, files, rules, popularity_buckets=asked["align_buckets"]) as audit:
@@ -164,9 +182,14 @@ def _audit(
             by_row = inspect_rows(inspector, _SUITE, spec.run_id, audit.judged, severity=severity)
             figures: dict[str, Any] = audit.figures() | {"translator_facts_differing": _differing(spec, record)}
             figures |= information_figures(record)
+            if reference is not None:
+                figures |= measure_drift(audit.judged.connection, Lake.open(settings), spec, reference)
+                say_drift(figures, quality, reference)
             figures |= audit.asked(bounds, figures)
             by_run = inspect_figures(inspector, _SUITE, spec.run_id, figures, bounds)
             figures["by_source"] = audit.by_source()
+            if reference is not None:
+                figures["drift_reference"] = reference.run_id
             rows, good = audit.judged.counts()
             passed = all(rule.success for rule in by_run) and (quality.policy == "quarantine" or good == rows)
             quarantined = rows - good if quality.policy == "quarantine" else 0

@@ -68,6 +68,7 @@ class AuditedRun:
         exclude_consumed: Whether the run was asked to leave out what a user had.
         events_per_source_event: The most that it was asked for.
         translator: What the ledger recorded when its translator was trained; None where it has no record.
+        reference: Id of the run published before that the figures ``drift_…`` compare it with; None: there are no such figures.
     """
 
     spec: RunSpec
@@ -76,6 +77,7 @@ class AuditedRun:
     exclude_consumed: bool
     events_per_source_event: int
     translator: ModelVersion | None
+    reference: str | None = None
 
 
 class GateRule(Protocol):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from scalr_prod.errors import ScalrError
 from scalr_prod.interrupts import Interrupted
+from scalr_prod.lineage import traced
 from scalr_prod.logs import about
 from scalr_prod.metrics import measured
 from scalr_prod.progress import Heartbeat, beating, lines_every
@@ -56,7 +57,8 @@ def walk(job: Job, stages: Iterable[Stage]) -> Job:
     with about(project=job.settings.project_name), lines_every(every):
         for stage in stages:
             started = time.perf_counter()
-            with at_stage(stage.name, job.run_id), measured(job.settings, stage.name, light=stage.light):
+            told = traced(job.settings, stage.name, run_id=lambda: job.run_id, light=stage.light)
+            with at_stage(stage.name, job.run_id), measured(job.settings, stage.name, light=stage.light), told:
                 report = stage.work(job)
                 if report is not None:
                     job.reports[stage.name] = report

@@ -22,6 +22,7 @@ from scalr_prod.training_set.manifest import (
 )
 from scalr_prod.training_set.report import TrainingSetReport
 from scalr_prod.training_set.spine import KEYS, LABEL_COLUMNS, Window
+from scalr_prod.written import note_written
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -89,6 +90,7 @@ def _build(settings: Settings, home: Path, *, progress: bool) -> TrainingSetRepo
             manifest = _stage(settings, window, inputs, folder, progress=progress)
             version = _next_version(settings, home)
             _put(folder / "version", home / f"v{version}", manifest | {"version": version})
+            note_written(str(home), version)
     manifest = read_manifest(home / f"v{version}")
     _register(settings, home / f"v{version}", manifest)
     counts = {

@@ -43,11 +43,12 @@ def generation(run_id: str) -> dict:
 
 
 def gate(run_id: str) -> dict:
+    figures = {"coverage": 0.5, "drift_probability": 0.125, "drift_reference": "run_before"}
     rules = [RuleOutcome("item_known", "", "row", success=False, checked=70, failed=3)]
     return {
         "inputs": {},
         "report": GateReport(
-            run_id, passed=True, policy="quarantine", rows=70, accepted=66, quarantined=3, rules=rules
+            run_id, passed=True, policy="quarantine", rows=70, accepted=66, quarantined=3, rules=rules, figures=figures
         ).to_json(),
     }
 
@@ -103,6 +104,7 @@ def test_every_metric_says_what_is_kept(measured):
         ("scalr_gate_rows", "quarantined"): 3,
         ("scalr_gate_rows", "refused"): 1,
         ("scalr_gate_rule_failed_rows", "item_known"): 3,
+        ("scalr_drift_psi", "probability"): 0.125,
         ("scalr_window_end_timestamp_seconds",): window_end,
         ("scalr_training_set_rows", "training_set"): 20,
         ("scalr_training_set_cutoff_timestamp_seconds", "training_set"): T0.timestamp(),

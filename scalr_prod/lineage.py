@@ -1,0 +1,155 @@
+"""OpenLineage events of stages: what each of them reads, and which versions of which tables it wrote.
+
+Off unless ``[lineage]`` says where to. What fails here is a warning, and fails no stage.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+from scalr_prod.contracts import Table
+from scalr_prod.masking import masked
+from scalr_prod.version import __version__
+from scalr_prod.written import collected
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from scalr_prod.settings import Settings
+    from scalr_prod.written import Written
+
+__all__ = ["traced"]
+
+logger = logging.getLogger(__name__)
+
+_EVENTS: Final = (Table.SOURCE_EVENTS, Table.TARGET_EVENTS)
+_HISTORIES: Final = (Table.SOURCE_USER_HISTORY, Table.TARGET_USER_HISTORY, Table.TARGET_ITEM_STATS)
+#: Tables that stages make theirs from.
+_READ: Final[Mapping[str, tuple[Table, ...]]] = {
+    "histories": _EVENTS,
+    "translator": _EVENTS,
+    "generate": (*_EVENTS, Table.SOURCE_USER_HISTORY),
+    "validate": (*_EVENTS, Table.TARGET_ITEMS),
+    "publish": (*_EVENTS, Table.SOURCE_USER_HISTORY),
+    "dataset": (Table.TARGET_EVENTS, Table.SYNTHETIC_TARGET_EVENTS, *_HISTORIES),
+}
+_PRODUCER: Final = f"scalr_prod/{__version__}"
+_SECONDS: Final = 5.0
+
+
+@contextmanager
+def traced(settings: Settings, stage: str, *, run_id: Callable[[], str | None], light: bool = False) -> Iterator[None]:
+    """Tell of the stage in the block: when it starts, and how it ends and what it wrote.
+
+    Args:
+        settings: The project's settings; ``[lineage]`` decides.
+        stage: The stage's name.
+        run_id: Gives the run that it works on; None: none.
+        light: It writes no table.
+    """
+    if light or (settings.lineage.file is None and settings.lineage.url is None):
+        yield
+        return
+    told = _Stage(settings, stage, run_id)
+    told.emit("START")
+    outcome, error = "ABORT", None
+    with collected() as written:
+        try:
+            yield
+            outcome = "COMPLETE"
+        except Exception as failed:
+            outcome, error = "FAIL", str(failed)
+            raise
+        finally:
+            told.emit(outcome, written, error)
+
+
+class _Stage:
+    """One stage's events, which have an id in common."""
+
+    def __init__(self, settings: Settings, stage: str, run_id: Callable[[], str | None]) -> None:
+        self._settings, self._stage, self._run_id = settings, stage, run_id
+        self._id: str | None = None
+
+    def emit(self, kind: str, written: Sequence[Written] = (), error: str | None = None) -> None:
+        """Send one event to each place that the settings name."""
+        lineage = self._settings.lineage
+        places = {lineage.file: "the file", lineage.url: "the server"}
+        for place, what in places.items():
+            if place is None:
+                continue
+            try:
+                event = self._event(kind, written, error)
+                (_append if place == lineage.file else _post)(self._settings, event)
+            except Exception as failed:  # eyes only: whatever is wrong with them, the stage ends as it ended
+                hint = "; install scalr_prod[lineage]" if isinstance(failed, ModuleNotFoundError) else ""
+                said = masked(str(failed), (lineage.api_key, urlsplit(lineage.url or "").password))
+                logger.warning("%s of lineage did not get an event: %s: %s%s", what, type(failed).__name__, said, hint)
+
+    def _event(self, kind: str, written: Sequence[Written], error: str | None) -> Any:
+        from openlineage.client.event_v2 import InputDataset, Job, OutputDataset, Run, RunEvent, RunState
+        from openlineage.client.facet_v2 import dataset_version_dataset, error_message_run, tags_run
+        from openlineage.client.uuid import generate_new_uuid
+
+        self._id = self._id or str(generate_new_uuid())
+        facets: dict[str, Any] = {}
+        run_id = self._run_id()
+        if run_id is not None:
+            tags = [tags_run.TagsRunFacetFields("scalr_run_id", run_id, "scalr")]
+            facets["tags"] = tags_run.TagsRunFacet(tags, producer=_PRODUCER)
+        if error is not None:
+            facets["errorMessage"] = error_message_run.ErrorMessageRunFacet(error, "python", producer=_PRODUCER)
+        latest = {one.uri: one.version for one in written}
+        return RunEvent(
+            eventType=RunState[kind],
+            eventTime=datetime.now(UTC).isoformat(),
+            producer=_PRODUCER,
+            run=Run(self._id, facets),
+            job=Job(self._settings.lineage.namespace, f"{self._settings.project_name}.{self._stage}"),
+            inputs=[InputDataset(*_name(uri)) for uri in _inputs(self._settings, self._stage)],
+            outputs=[
+                OutputDataset(
+                    *_name(uri),
+                    facets={"version": dataset_version_dataset.DatasetVersionDatasetFacet(str(version), producer=_PRODUCER)},
+                )
+                for uri, version in latest.items()
+            ],
+        )
+
+
+def _inputs(settings: Settings, stage: str) -> list[str]:
+    """Folders of the tables that a stage reads, and for ingest the logs; a query's database is not told."""
+    if stage == "ingest":
+        places = (*settings.domains.places("source"), *settings.domains.places("target"))
+        logs = [settings.domains[place].events for place in places]
+        return [log if "://" in log else str(settings.resolve(log)) for log in logs if log is not None]
+    return [f"{settings.lake_url.rstrip('/')}/{table.value}" for table in _READ.get(stage, ())]
+
+
+def _name(uri: str) -> tuple[str, str]:
+    """Namespace and name of a data set, by OpenLineage's rules: ``file`` and a path, or ``s3://bucket`` and a key."""
+    if "://" not in uri:
+        return "file", uri
+    parts = urlsplit(uri)
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{host}", parts.path.strip("/") or "/"
+
+
+def _append(settings: Settings, event: Any) -> None:
+    from openlineage.client.transport.file import FileConfig, FileTransport
+
+    path = settings.resolve(str(settings.lineage.file))
+    FileTransport(FileConfig(str(path), append=True)).emit(event)
+
+
+def _post(settings: Settings, event: Any) -> None:
+    from openlineage.client.transport.http import ApiKeyTokenProvider, HttpConfig, HttpTransport
+
+    key = settings.lineage.api_key
+    known = {} if key is None else {"auth": ApiKeyTokenProvider({"apiKey": key})}
+    config = HttpConfig(str(settings.lineage.url), timeout=_SECONDS, retry={"total": 1, "connect": 1}, **known)
+    HttpTransport(config).emit(event)

@@ -1,0 +1,170 @@
+"""What a stage wrote is told as OpenLineage has it: which version of which table, from what, and how the stage ended."""
+
+from __future__ import annotations
+
+import json
+import threading
+from datetime import datetime
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from scalr_prod.contracts import Table
+from scalr_prod.errors import ScalrError
+from scalr_prod.lake import Lake
+from scalr_prod.lineage import _name
+from scalr_prod.project import Project
+from scalr_prod.settings import load_settings
+from scalr_prod.stages import Job, Stage, walk
+from scalr_prod.written import note_written
+
+
+def events(settings) -> list[dict]:
+    return [json.loads(line) for line in settings.resolve("lineage.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def settings(project):
+    return load_settings(project, lineage={"file": "lineage.jsonl"})
+
+
+def nothing(name: str = "ingest", work=lambda _: None, **more) -> Stage:
+    return Stage(name, (), "", "", work, lambda _: True, **more)
+
+
+def test_every_table_that_a_stage_wrote_is_told_with_its_version(settings, two_domains):
+    with Project(settings) as opened:
+        opened.ingest()
+        opened.histories()
+        opened.ingest()  # nothing is new
+    lake = Lake.open(settings)
+    told = events(settings)
+    assert [(one["job"]["name"].split(".")[1], one["eventType"]) for one in told] == [
+        ("ingest", "START"),
+        ("ingest", "COMPLETE"),
+        ("histories", "START"),
+        ("histories", "COMPLETE"),
+        ("ingest", "START"),
+        ("ingest", "COMPLETE"),
+    ]
+    assert {one["job"]["name"].split(".")[0] for one in told} == {"gadgets_to_dishes"}
+    assert {one["job"]["namespace"] for one in told} == {"scalr"}
+    ids = [one["run"]["runId"] for one in told]
+    assert ids[::2] == ids[1::2]
+    assert len(set(ids)) == 3
+    assert all(datetime.fromisoformat(one["eventTime"]).tzinfo for one in told)
+    assert told[1]["outputs"]
+    for one in told:
+        for output in one["outputs"]:
+            folder = output["name"].rsplit("/", 1)
+            assert output["namespace"] == "file"
+            assert folder[0] == settings.lake_url
+            assert output["facets"]["version"]["datasetVersion"] == str(lake.version(Table(folder[1])))
+    written = [{output["name"].rsplit("/", 1)[1] for output in one["outputs"]} for one in told]
+    assert written[1] == {"source_events", "target_events", "source_items", "target_items"}
+    assert written[3] == {"source_user_history", "target_user_history", "target_item_stats"}
+    assert not written[5]
+    assert {one["name"] for one in told[1]["inputs"]} == {str(two_domains.source), str(two_domains.target)}
+    assert {one["name"].rsplit("/", 1)[1] for one in told[3]["inputs"]} == {"source_events", "target_events"}
+
+
+def test_a_failure_is_told_with_what_was_written_before_it(settings):
+    def fails(_):
+        note_written("s3://bucket/lake/source_events", 4)
+        raise ScalrError("broke", next_step="mend it")
+
+    with pytest.raises(ScalrError, match="broke"):
+        walk(Job(settings), [nothing(work=fails)])
+    last = events(settings)[-1]
+    assert last["eventType"] == "FAIL"
+    assert "broke" in last["run"]["facets"]["errorMessage"]["message"]
+    assert [(one["namespace"], one["name"]) for one in last["outputs"]] == [("s3://bucket", "lake/source_events")]
+
+
+def test_a_signal_is_told_as_one(settings):
+    def stopped(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        walk(Job(settings), [nothing(work=stopped)])
+    assert events(settings)[-1]["eventType"] == "ABORT"
+
+
+def test_a_stage_within_a_stage_tells_of_its_own_tables_alone(settings):
+    def outer(job):
+        walk(job, [nothing("publish", lambda _: note_written("/lake/inner", 1))])
+        note_written("/lake/outer", 2)
+
+    walk(Job(settings), [nothing("late", outer)])
+    ended = {one["job"]["name"].split(".")[1]: one for one in events(settings) if one["eventType"] == "COMPLETE"}
+    assert {name: [output["name"] for output in one["outputs"]] for name, one in ended.items()} == {
+        "publish": ["/lake/inner"],
+        "late": ["/lake/outer"],
+    }
+
+
+class Server(BaseHTTPRequestHandler):
+    """Takes events as a lineage server does, and keeps them."""
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.taken.append((self.path, self.headers.get("Authorization"), json.loads(body)))
+        self.send_response(self.server.status)
+        self.end_headers()
+
+    def log_message(self, *_):
+        """Keep stderr clean."""
+
+
+@pytest.fixture
+def server():
+    found = HTTPServer(("127.0.0.1", 0), Server)
+    found.taken, found.status = [], 201
+    thread = threading.Thread(target=found.serve_forever)
+    thread.start()
+    yield found
+    found.shutdown()
+    thread.join()
+    found.server_close()
+
+
+def test_a_server_gets_the_events_with_its_key(project, server):
+    url = f"http://127.0.0.1:{server.server_port}"
+    settings = load_settings(project, lineage={"url": url, "api_key": "secret-key", "namespace": "shop"})
+    walk(Job(settings), [nothing()])
+    assert [(path, key, body["eventType"]) for path, key, body in server.taken] == [
+        ("/api/v1/lineage", "Bearer secret-key", "START"),
+        ("/api/v1/lineage", "Bearer secret-key", "COMPLETE"),
+    ]
+    assert server.taken[0][2]["job"] == {"facets": {}, "name": "gadgets_to_dishes.ingest", "namespace": "shop"}
+
+
+def test_what_fails_is_a_warning_without_the_key_and_fails_no_stage(project, server, caplog):
+    server.status = 403
+    url = f"http://127.0.0.1:{server.server_port}"
+    settings = load_settings(project, lineage={"url": url, "api_key": "secret-key", "file": "no/such/folder/x.jsonl"})
+    job = walk(Job(settings), [nothing()])
+    assert "ingest" in job.seconds
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert any("the server of lineage" in line and "403" in line for line in warned)
+    assert any("the file of lineage" in line and "no/such/folder" in line for line in warned)
+    assert "secret-key" not in caplog.text
+
+
+def test_light_stages_and_projects_without_a_place_tell_nothing(settings, project):
+    walk(Job(settings), [nothing("feast", light=True)])
+    assert not settings.resolve("lineage.jsonl").exists()
+    walk(Job(load_settings(project)), [nothing()])
+    assert not settings.resolve("lineage.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("/srv/lake/source_events", ("file", "/srv/lake/source_events")),
+        ("s3://bucket/lake/source_events", ("s3://bucket", "lake/source_events")),
+        ("https://me:secret@host/logs/a.csv", ("https://host", "logs/a.csv")),
+    ],
+)
+def test_data_sets_are_named_as_openlineage_names_them(uri, expected):
+    assert _name(uri) == expected
