@@ -50,6 +50,8 @@ app.add_typer(dataset_app, name="dataset")
 app.add_typer(runs_app, name="runs")
 app.add_typer(quality_app, name="quality")
 
+DEFAULT_CONFIG = Path("scalr.toml")
+
 Config = Annotated[Path, typer.Option("--config", "-c", help="The project's settings.")]
 OptionalConfig = Annotated[
     Path | None, typer.Option("--config", "-c", help="The project's settings; default: scalr.toml, where it is there.")
@@ -57,7 +59,6 @@ OptionalConfig = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Version = Annotated[int | None, typer.Option("--version", help="Translator version; default: the latest trained.")]
 RunId = Annotated[str, typer.Argument(help="A run's id, as `scalr runs list` shows it.")]
-DEFAULT_CONFIG = Path("scalr.toml")
 
 
 def main() -> None:
@@ -83,6 +84,67 @@ def _root(
     _Door.logging = {name: value for name, value in named.items() if value}
     start_logging(log_format or "text", _Door.logging.get("level", "info"))
     _Door.progress = not quiet and sys.stderr.isatty() and log_format != "json"
+
+
+@app.command()
+def init(
+    source: Annotated[
+        str | None,
+        typer.Option(help="Log of the domain with many events: a path, glob, folder or URL; or, with a query, a SQL URL."),
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="Log of the domain where events are wanted, likewise.")] = None,
+    items: Annotated[str | None, typer.Option(help="A file of items with their titles, of both domains.")] = None,
+    source_items: Annotated[str | None, typer.Option(help="A file of items of the source alone.")] = None,
+    target_items: Annotated[str | None, typer.Option(help="A file of items of the target alone.")] = None,
+    source_query: Annotated[str | None, typer.Option(help="SQL; --source is then a SQLAlchemy URL.")] = None,
+    target_query: Annotated[str | None, typer.Option(help="SQL; --target is then a SQLAlchemy URL.")] = None,
+    source_name: Annotated[str | None, typer.Option(help="Name of the domain; default: from the file's name.")] = None,
+    target_name: Annotated[str | None, typer.Option(help="Name of the domain; default: from the file's name.")] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(help="Which column is what, as PLACE.ROLE=COLUMN: source.user=customer; repeat for more."),
+    ] = None,
+    timezone: Annotated[str | None, typer.Option(help="IANA zone of times that name none; default: UTC.")] = None,
+    config: Annotated[Path, typer.Option("--config", "-c", help="The file to write.")] = DEFAULT_CONFIG,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing: write what is understood.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Look at two logs, say how they are understood, and write a scalr.toml with comments.
+
+    Example: scalr init --yes --source ratings.csv --target orders.jsonl --timezone Europe/Paris
+    """
+    from scalr_prod.onboarding import Asked, Beginning, check_free, corrected, understand, until_right
+
+    ask = not yes and not as_json and sys.stdin.isatty()
+    if not ask and not (yes or as_json):
+        raise typer.BadParameter("where there is no terminal, nothing can be asked: give --yes", param_hint="--yes")
+    if not ask and (source is None or target is None):
+        raise typer.BadParameter("name both logs", param_hint="--source, --target")
+    item_files = {"source": source_items or items, "target": target_items or items}
+    names = {"source": source_name, "target": target_name}
+
+    def work(_: Any, __: bool) -> Any:
+        check_free(config, force=force)
+        logs = [
+            Asked(place, location or typer.prompt(f"Log of the {place} domain"), query, timezone=timezone)
+            for place, location, query in (("source", source, source_query), ("target", target, target_query))
+        ]
+        logs = corrected(logs, column or [])
+        extra = {"items": _given(item_files), "names": _given(names)}
+        if ask:
+            found = until_right(
+                config, logs, **extra, show=_show_guess, ask=lambda text: typer.prompt(text, default="", show_default=False)
+            )
+        else:
+            found = understand(config, logs, **extra)
+        found.write(force=force)
+        return found if not ask else {"settings": str(config), "next": f"scalr ingest --config {config}"}
+
+    def _show_guess(found: Any) -> None:
+        print("\n".join(_lines(found.for_people())) if isinstance(found, Beginning) else f"error: {found}")
+
+    _Door(None, as_json).show(work)
 
 
 @app.command()
@@ -454,6 +516,10 @@ class _Door:
         start_logging(options.format, options.level)
         self.progress = self.progress and options.format == "text"
         return settings.model_copy(update={"logging": options})
+
+
+def _given(options: dict[str, str | None]) -> dict[str, str]:
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _config_if_there(config: Path | None) -> Path | None:

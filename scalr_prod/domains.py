@@ -60,6 +60,9 @@ class DomainSettings(Section):
     )
     columns: Columns = Columns()
     timezone: str | None = None
+    timestamp_format: str | None = Field(
+        default=None, description="strptime format of local times that are not ISO 8601, such as %d.%m.%Y %H:%M"
+    )
     items: str | None = None
     items_version: int | None = Field(default=None, ge=0, description="as version, of items")
     item_columns: ItemColumns = ItemColumns()
@@ -77,6 +80,13 @@ class DomainSettings(Section):
     def _known_reader(cls, value: str | None) -> str | None:
         if value is not None and (problem := READERS.problem(value)) is not None:
             raise ValueError(problem)
+        return value
+
+    @field_validator("timestamp_format")
+    @classmethod
+    def _whole_date(cls, value: str | None) -> str | None:
+        if value is not None and "%Y" not in value:
+            raise ValueError(f"{value!r} names no year with century (%Y), such as in %d.%m.%Y")
         return value
 
     @field_validator("timezone")

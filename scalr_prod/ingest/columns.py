@@ -21,12 +21,14 @@ class Wanted:
     Attributes:
         required: Must be there.
         optional: Read where they are there.
+        whole: Read every column, for a look at a log that is not known yet.
         setting: The settings' section that maps them, for the error.
     """
 
     required: tuple[str, ...]
     setting: str
     optional: tuple[str, ...] = ()
+    whole: bool = False
 
 
 def pick(there: Sequence[str], wanted: Wanted, origin: str) -> list[str]:
@@ -46,7 +48,8 @@ def pick(there: Sequence[str], wanted: Wanted, origin: str) -> list[str]:
                 next_step=(f"did you mean '{close[0]}'? " if close else "")
                 + f"map the column under [{wanted.setting}] in scalr.toml",
             )
-    names = [name for name in dict.fromkeys((*wanted.required, *wanted.optional)) if name in there]
+    asked = there if wanted.whole else (*wanted.required, *wanted.optional)
+    names = [name for name in dict.fromkeys(asked) if name in there]
     for name in names:
         if list(there).count(name) > 1:
             raise BadValue(

@@ -23,7 +23,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Csv", "Files", "JsonLines", "Parquet", "locate", "short", "to_batch"]
 
-_FORMATS = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+_FORMATS = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    # RecBole's files of events and of items: tables with tabs.
+    ".inter": "csv",
+    ".item": "csv",
+}
 _COMPRESSED = {".gz", ".bz2", ".xz", ".zst"}
 _DELIMITERS = (",", ";", "\t", "|")
 _ROWS = 65_536
@@ -222,7 +232,7 @@ def _csv_header(filesystem: Any, path: str, url: str, wanted: Wanted) -> tuple[s
     if not line.strip():
         return ",", []
     headers = {delimiter: next(csv.reader([line], delimiter=delimiter), []) for delimiter in _DELIMITERS}
-    fitting = [sign for sign, names in headers.items() if set(wanted.required) <= set(names)]
+    fitting = [sign for sign, names in headers.items() if wanted.required and set(wanted.required) <= set(names)]
     sign = fitting[0] if fitting else max(_DELIMITERS, key=lambda delimiter: len(headers[delimiter]))
     return sign, pick(headers[sign], wanted, url)
 
@@ -234,7 +244,10 @@ def _jsonl(filesystem: Any, path: str, url: str, wanted: Wanted) -> Iterator[pa.
             objects = [_object(line, row + at, url) for at, line in enumerate(lines) if not line.isspace()]
             if objects:
                 names = _json_names(objects, wanted, url)
-                yield to_batch(names, ([found.get(name) for found in objects] for name in names), url, row)
+                columns = {name: [found.get(name) for found in objects] for name in names}
+                if wanted.whole:  # what no setting may ask for does not stop a first look
+                    columns = {name: values for name, values in columns.items() if _is_column(values)}
+                yield to_batch(list(columns), columns.values(), url, row)
             row += len(lines)
 
 
@@ -260,6 +273,16 @@ def _json_names(objects: list[dict[str, Any]], wanted: Wanted, url: str) -> list
     for found in objects:
         there.update(dict.fromkeys(found))
     return pick(list(there), wanted, url)
+
+
+def _is_column(values: Sequence[Any]) -> bool:
+    import pyarrow as pa
+
+    try:
+        pa.array(values)
+    except (pa.ArrowException, OverflowError, UnicodeError):
+        return False
+    return True
 
 
 def to_batch(names: Sequence[str], columns: Iterable[Sequence[Any]], origin: str, row: int) -> pa.RecordBatch:

@@ -38,11 +38,13 @@ class Instants:
         zone: IANA zone of naive timestamps, or None to refuse them.
         key: The setting that names the zone, for the error.
         unit: Unit of epoch numbers, once seen; it may not change.
+        format: Of text and whole numbers that are local times in another form than ISO 8601, as `strptime` has it.
     """
 
     zone: str | None
     key: str
     unit: str | None = None
+    format: str | None = None
 
     def read(self, values: pa.Array, place: Place) -> pa.Array:
         """A batch as ``timestamp[us, UTC]``; sub-microseconds are cut off.
@@ -63,6 +65,8 @@ class Instants:
             instants = _to_us(values, place) if kind.tz else self._localise(_to_us(values, place), place)
         elif pa.types.is_date(kind):
             instants = self._localise(values.cast(pa.timestamp("s")).cast(_NAIVE), place)
+        elif self.format is not None and (is_text(kind) or pa.types.is_integer(kind)):
+            instants = self._localise(self._formatted(pc.utf8_trim_whitespace(values.cast(pa.string())), place), place)
         elif is_text(kind):
             instants = self._parse(pc.utf8_trim_whitespace(values.cast(pa.string())), place)
         elif pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
@@ -124,6 +128,19 @@ class Instants:
         local = self._localise(_cast(pc.if_else(zoned, None, text), _NAIVE, place), place)
         return pc.coalesce(aware, local)
 
+    def _formatted(self, text: pa.Array, place: Place) -> pa.Array:
+        naive = pc.strptime(text, format=self.format, unit="s", error_is_null=True)
+        # strptime takes 31 February for 2 March: what was read must be what stands there.
+        again = _unpadded(pc.strftime(naive, format=self.format, locale="C"))
+        at = first_true(pc.invert(pc.fill_null(pc.equal(again, _unpadded(text)), fill_value=False)))
+        if at is not None:
+            raise place.bad(
+                f"'{text[at].as_py()[:100]}' is no timestamp of the form {self.format}",
+                at=at,
+                next_step="correct the value, or timestamp_format under [domains] in scalr.toml",
+            )
+        return naive.cast(_NAIVE)
+
     def _from_epoch(self, values: pa.Array, place: Place) -> pa.Array:
         size = pc.abs(values.cast(pa.float64(), safe=False))
         fitting = [
@@ -152,6 +169,11 @@ class Instants:
         else:
             micros = pc.round(pc.multiply(values.cast(pa.float64(), safe=False), factor)).cast(pa.int64())
         return micros.cast(UTC)
+
+
+def _unpadded(text: pa.Array) -> pa.Array:
+    """Text in small letters, with no zero before a number."""
+    return pc.replace_substring_regex(pc.utf8_lower(text), r"\b0+(\d)", r"\1")
 
 
 def _to_us(values: pa.Array, place: Place) -> pa.Array:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from scalr_prod.ingest.protocol import Batch
     from scalr_prod.settings import Settings
 
-__all__ = ["StagedEvents", "StagedItems", "open_events", "open_items", "stage_events", "stage_items"]
+__all__ = ["EventCells", "ItemCells", "StagedEvents", "StagedItems", "open_events", "open_items", "stage_events", "stage_items"]
 
 _LARGEST_FLOAT32 = 3.4028234663852886e38
 
@@ -58,6 +58,69 @@ class StagedItems:
     items: Ids = field(default_factory=Ids)
     files: list[Path] = field(default_factory=list)
     rows: int = 0
+
+
+class EventCells:
+    """The cells of a domain's log, batch by batch, as the lake holds them; ids that were untyped text are strings still.
+
+    Attributes:
+        users: What was learned of the user ids.
+        items: What was learned of the item ids.
+        lifted: Rows known before they happened.
+    """
+
+    def __init__(self, settings: Settings, place: str) -> None:
+        chosen = settings.domains[place]
+        key = f"[domains.{place}] timezone"
+        self.users, self.items, self.lifted = Ids(), Ids(), 0
+        self._names = chosen.columns
+        self._happened, self._known = (Instants(chosen.timezone, key, format=chosen.timestamp_format) for _ in range(2))
+
+    def read(self, batch: Batch) -> pa.RecordBatch:
+        """A batch with user, item, both times and weight.
+
+        Raises:
+            BadValue: A cell cannot be taken; names its column and row. Null ids are told of by `Ids.refuse_nulls`, at the end.
+        """
+        names = self._names
+        users = self.users.read(_cells(batch, names.user), _place(batch, names.user), untyped=batch.untyped)
+        items = self.items.read(_cells(batch, names.item), _place(batch, names.item), untyped=batch.untyped)
+        times = self._happened.read(_cells(batch, names.timestamp), _place(batch, names.timestamp))
+        created = times
+        if names.created is not None:
+            created = self._known.read(_cells(batch, names.created), _place(batch, names.created))
+            early = pc.less(created, times)
+            self.lifted += pc.sum(early).as_py() or 0
+            created = pc.if_else(early, times, created)
+        columns = [users, items, times, created, _weights(batch, names.weight)]
+        return pa.RecordBatch.from_arrays(columns, [USER_ID, ITEM_ID, EVENT_TIMESTAMP, CREATED_TIMESTAMP, "weight"])
+
+
+class ItemCells:
+    """The cells of a domain's item file, likewise; ``row`` is the position in the input.
+
+    Attributes:
+        items: What was learned of the item ids.
+    """
+
+    def __init__(self, settings: Settings, place: str) -> None:
+        self._names = settings.domains[place].item_columns
+        self._rows = 0
+        self.items = Ids()
+
+    def read(self, batch: Batch) -> pa.RecordBatch:
+        """A batch with item, title, category, value and row.
+
+        Raises:
+            BadValue: As for `EventCells.read`.
+        """
+        names, size = self._names, batch.rows.num_rows
+        items = self.items.read(_cells(batch, names.item), _place(batch, names.item), untyped=batch.untyped)
+        title, category = (_optional(batch, name, texts, pa.string()) for name in (names.title, names.category))
+        value = _optional(batch, names.value, _finite, pa.float64())
+        row = pa.array(range(self._rows, self._rows + size), pa.int64())
+        self._rows += size
+        return pa.RecordBatch.from_arrays([items, title, category, value, row], [ITEM_ID, "title", "category", "value", "row"])
 
 
 def open_events(settings: Settings, place: str) -> tuple[Generator[Batch, None, None], str]:
@@ -101,29 +164,17 @@ def stage_events(settings: Settings, place: str, folder: Path, *, count: Callabl
     Raises:
         InputError: The log cannot be read, is empty, lacks a column, or holds a cell that cannot be taken.
     """
-    chosen = settings.domains[place]
-    names = chosen.columns
     batches, origin = open_events(settings, place)
-    staged = StagedEvents(origin)
-    key = f"[domains.{place}] timezone"
-    happened, known = Instants(chosen.timezone, key), Instants(chosen.timezone, key)
+    cells = EventCells(settings, place)
+    staged = StagedEvents(origin, cells.users, cells.items)
     # closing: where a cell is refused, the cursor or file is closed at once, not when the generator is collected.
     with closing(batches), _Parts(folder, f"{place}-events") as parts:
         for batch in batches:
-            users = staged.users.read(_cells(batch, names.user), _place(batch, names.user), untyped=batch.untyped)
-            items = staged.items.read(_cells(batch, names.item), _place(batch, names.item), untyped=batch.untyped)
-            times = happened.read(_cells(batch, names.timestamp), _place(batch, names.timestamp))
-            created = times
-            if names.created is not None:
-                created = known.read(_cells(batch, names.created), _place(batch, names.created))
-                early = pc.less(created, times)
-                staged.lifted += pc.sum(early).as_py() or 0
-                created = pc.if_else(early, times, created)
-            weights = _weights(batch, names.weight)
-            columns = [users, items, times, created, weights]
-            parts.write(pa.RecordBatch.from_arrays(columns, [USER_ID, ITEM_ID, EVENT_TIMESTAMP, CREATED_TIMESTAMP, "weight"]))
-            staged.rows += len(times)
-            count(len(times))
+            rows = cells.read(batch)
+            parts.write(rows)
+            staged.rows += rows.num_rows
+            count(rows.num_rows)
+    staged.lifted = cells.lifted
     staged.files = parts.files
     staged.users.refuse_nulls()
     staged.items.refuse_nulls()
@@ -141,20 +192,14 @@ def stage_items(settings: Settings, place: str, folder: Path) -> StagedItems | N
     chosen = settings.domains[place]
     if chosen.items is None:
         return None
-    names = chosen.item_columns
-    mapped = {key: getattr(names, key) for key in ("title", "category", "value")}
     batches = open_items(settings, place)
-    staged = StagedItems(chosen.items)
+    cells = ItemCells(settings, place)
+    staged = StagedItems(chosen.items, cells.items)
     with closing(batches), _Parts(folder, f"{place}-items") as parts:
         for batch in batches:
-            size = batch.rows.num_rows
-            items = staged.items.read(_cells(batch, names.item), _place(batch, names.item), untyped=batch.untyped)
-            title, category = (_optional(batch, mapped[key], texts, pa.string()) for key in ("title", "category"))
-            value = _optional(batch, mapped["value"], _finite, pa.float64())
-            row = pa.array(range(staged.rows, staged.rows + size), pa.int64())
-            columns = [items, title, category, value, row]
-            parts.write(pa.RecordBatch.from_arrays(columns, [ITEM_ID, "title", "category", "value", "row"]))
-            staged.rows += size
+            rows = cells.read(batch)
+            parts.write(rows)
+            staged.rows += rows.num_rows
     staged.files = parts.files
     staged.items.refuse_nulls()
     if not staged.rows:

@@ -88,6 +88,31 @@ def test_other_spellings(text, expected):
     assert read([text]) == [expected]
 
 
+FORMATS = ("%d.%m.%Y %H:%M:%S", "%m/%d/%Y %H:%M:%S", "%Y%m%d%H%M%S", "%d %b %Y %H:%M:%S")
+
+
+@settings(max_examples=60)
+@given(st.lists(MOMENTS, min_size=1, max_size=10), st.sampled_from(FORMATS), st.sampled_from(["UTC", "Asia/Tokyo"]))
+def test_text_of_a_format_that_the_settings_name(moments, form, zone):
+    moments = [moment.replace(microsecond=0) for moment in moments]
+    reader = Instants(zone, KEY, format=form)
+    text = pa.array([moment.astimezone(ZoneInfo(zone)).strftime(form) for moment in moments])
+    assert reader.read(text, PLACE).to_pylist() == moments
+
+
+@pytest.mark.parametrize(
+    "text", ["31.02.2024", "00.01.2024", "01.13.2024", "01.02.24", "1.2", "01.02.2024 10:00", "2024-02-01", ""]
+)
+def test_what_is_not_of_the_format_is_named_with_it(text):
+    reader = Instants("UTC", KEY, format="%d.%m.%Y")
+    assert reader.read(pa.array(["1.2.2024", "01.02.2024"]), PLACE).to_pylist() == [datetime(2024, 2, 1, tzinfo=UTC)] * 2
+    with pytest.raises(BadValue, match=r"no timestamp of the form %d.%m.%Y|outside of the years") as caught:
+        reader.read(pa.array(["01.02.2024", text]), PLACE)
+    assert "row 2" in caught.value.where
+    with pytest.raises(BadValue, match="naive"):
+        Instants(None, KEY, format="%d.%m.%Y").read(pa.array(["01.02.2024"]), PLACE)
+
+
 def test_dates_are_midnight_in_the_zone():
     values = pa.array([datetime(2024, 7, 1, tzinfo=UTC).date()])
     assert read(values, "Europe/Paris") == [datetime(2024, 6, 30, 22, tzinfo=UTC)]

@@ -35,6 +35,7 @@ COMMANDS = [
     "runs resume",
     "runs rollback",
     "quality check",
+    "init",
 ]
 
 

@@ -1,0 +1,287 @@
+"""`scalr init`: from two logs to a scalr.toml that the ingest takes."""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID
+from scalr_prod.errors import EmptyInput, SettingsError
+from scalr_prod.onboarding.guess import Asked, ItemGuess, LogGuess, guess_items, guess_log
+from scalr_prod.onboarding.text import DomainText, parsed, write_toml
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from scalr_prod.settings import Settings
+
+__all__ = ["Beginning", "Understood", "check_free", "understand"]
+
+_SHOWN: Final = 5
+
+
+@dataclass(frozen=True)
+class Understood:
+    """One log, as the ingest reads it by the settings that would be written.
+
+    Attributes:
+        asked: What was asked.
+        name: The domain's name.
+        log: How its columns and times are understood.
+        items: Likewise of its item file.
+        items_location: Where that is.
+        rows: The first rows, read by the product's own ingest: user, item, time (UTC, ISO 8601).
+    """
+
+    asked: Asked
+    name: str
+    log: LogGuess
+    items: ItemGuess | None
+    items_location: str | None
+    rows: Sequence[Mapping[str, str]]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "name": self.name,
+            "columns": dict(self.log.columns),
+            "there": list(self.log.there),
+            "times": self.log.times,
+            **self.log.settings,
+            "item_columns": dict(self.items.columns) if self.items else None,
+            "rows": [dict(row) for row in self.rows],
+        }
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What a scalr.toml would say.
+
+    Attributes:
+        config: Where it goes.
+        domains: ``source`` and ``target``.
+        text: The file.
+    """
+
+    config: Path
+    domains: Mapping[str, Understood]
+    text: str
+
+    @property
+    def notes(self) -> list[str]:
+        """What was decided between several possibilities."""
+        return [note for domain in self.domains.values() for note in domain.log.notes]
+
+    def write(self, *, force: bool = False) -> None:
+        """Write the file, whole.
+
+        Args:
+            force: Also in place of one that is there.
+
+        Raises:
+            SettingsError: It is there, or cannot be written; nothing was.
+        """
+        check_free(self.config, force=force)
+        made = self.config.with_name(f".{self.config.name}.{os.getpid()}") if force else self.config
+        try:
+            self.config.parent.mkdir(parents=True, exist_ok=True)
+            with made.open("w" if force else "x", encoding="utf-8") as file:
+                file.write(self.text)
+            made.replace(self.config)
+        except FileExistsError:
+            check_free(self.config, force=False)
+        except OSError as error:
+            raise SettingsError(
+                f"cannot be written: {error.strerror}", where=str(self.config), next_step="name another file: --config FILE"
+            ) from error
+
+    def for_people(self) -> dict[str, Any]:
+        """The same for reading: five rows of each log as they are understood."""
+        shown: dict[str, Any] = {}
+        for place, one in self.domains.items():
+            shown[place] = {
+                "name": one.name,
+                "log": one.asked.query or one.asked.location,
+                "columns": ", ".join(f"{role} = {column}" for role, column in one.log.columns.items()),
+                "times": one.log.times,
+                "first rows": [dict(row) for row in one.rows],
+            }
+            if one.items is not None:
+                shown[place]["items"] = one.items_location
+                shown[place]["item columns"] = ", ".join(f"{role} = {column}" for role, column in one.items.columns.items())
+        for number, note in enumerate(self.notes, 1):
+            shown[f"note {number}"] = note
+        return shown | {"settings": str(self.config), "next": f"scalr ingest --config {self.config}"}
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "config": str(self.config),
+            **{place: domain.to_json() for place, domain in self.domains.items()},
+            "notes": self.notes,
+            "next": f"scalr ingest --config {self.config}",
+        }
+
+
+def check_free(config: Path, *, force: bool) -> None:
+    """Make sure that no file would be written over.
+
+    Raises:
+        SettingsError: It is there.
+    """
+    if config.exists() and not force:
+        raise SettingsError(
+            "is there already, and stays as it is",
+            where=str(config),
+            next_step="name another file with --config, or give --force to write over it",
+        )
+
+
+def understand(
+    config: Path, asked: Sequence[Asked], *, items: Mapping[str, str] | None = None, names: Mapping[str, str] | None = None
+) -> Beginning:
+    """Look at both logs, and read their first rows as the ingest will.
+
+    Args:
+        config: Where scalr.toml would go; nothing is written.
+        asked: Source and target, in this order.
+        items: Place → item file.
+        names: Place → name of the domain; default: from the file's name.
+
+    Raises:
+        InputError: A log or item file is not there, cannot be read, or holds nothing that fits; names the columns that are there,
+            and the option to give.
+        BadValue: The users' ids of the two are of types that cannot be compared.
+        SettingsError: A name is no name of a domain, or a zone is none.
+    """
+    from scalr_prod.settings import make_settings
+
+    base = config.absolute().parent
+    absolute = [_absolute(one) for one in asked]
+    # Of no log yet: the folder that paths start from, and whether the zone is one.
+    blank = {one.place: {"name": one.place, "events": "none", "timezone": one.timezone} for one in absolute}
+    empty = make_settings({"domains": blank}, base=base)
+    called = _names(absolute, dict(names or {}))
+    texts: list[DomainText] = []
+    found: dict[str, tuple[Asked, str, LogGuess, ItemGuess | None, str | None]] = {}
+    for one in absolute:
+        log = guess_log(empty, one)
+        location = _absolute_path((items or {})[one.place]) if one.place in (items or {}) else None
+        item = guess_items(empty, location, log.columns["item"]) if location else None
+        found[one.place] = (one, called[one.place], log, item, location)
+        texts.append(_domain(one, called[one.place], log, item, location, base))
+    text = write_toml(texts)
+    sections = parsed(text)
+    for one in absolute:  # what the file leaves to the environment
+        if one.query is not None:
+            sections["domains"][one.place]["url"] = one.location
+    settings = make_settings(sections, base=base)
+    rows = _read(settings)
+    return Beginning(config, {place: Understood(*facts, rows=rows[place]) for place, facts in found.items()}, text)
+
+
+def _read(settings: Settings) -> dict[str, list[dict[str, str]]]:
+    """The first rows of both logs and item files, by the product's own reading, with every check that it makes.
+
+    Raises:
+        InputError: What the ingest would refuse.
+    """
+    from scalr_prod.ingest.idtypes import agreed_type
+    from scalr_prod.ingest.staging import EventCells, ItemCells, open_events, open_items
+
+    rows: dict[str, list[dict[str, str]]] = {}
+    users = []
+    for place in ("source", "target"):
+        cells, item_cells = EventCells(settings, place), ItemCells(settings, place)
+        batches, origin = open_events(settings, place)
+        shown: list[dict[str, Any]] = []
+        with closing(batches):
+            for batch in batches:
+                read = cells.read(batch)
+                shown += read.slice(0, _SHOWN - len(shown)).select([USER_ID, ITEM_ID, EVENT_TIMESTAMP]).to_pylist()
+                if len(shown) == _SHOWN:
+                    break
+        if not shown:
+            raise EmptyInput("holds no row", where=origin, next_step="name a file that holds rows")
+        cells.users.refuse_nulls()
+        cells.items.refuse_nulls()
+        users.append(cells.users)
+        rows[place] = [
+            {"user": str(row[USER_ID]), "item": str(row[ITEM_ID]), "time": row[EVENT_TIMESTAMP].isoformat()} for row in shown
+        ]
+        if settings.domains[place].items is not None:
+            described = open_items(settings, place)
+            with closing(described):
+                first = next((batch for batch in described if batch.rows.num_rows), None)
+            if first is not None:
+                item_cells.read(first)
+            agreed_type("item", [cells.items, item_cells.items])
+    agreed_type("user", users)
+    return rows
+
+
+def _domain(
+    asked: Asked, name: str, log: LogGuess, item: ItemGuess | None, items_location: str | None, base: Path
+) -> DomainText:
+    values: dict[str, Any] = {"name": name}
+    if asked.query is not None:
+        values |= {"url": asked.location, "query": asked.query}
+    else:
+        values["events"] = _shown(asked.location, base)
+    values["columns"] = dict(log.columns)
+    values |= log.settings
+    if item is not None and items_location is not None:
+        values["items"] = _shown(items_location, base)
+        values["item_columns"] = dict(item.columns)
+    others = [column for column in log.there if column not in log.columns.values()]
+    comments = [f"{'What users did where there are many events' if asked.place == 'source' else 'Where events are wanted'}."]
+    comments.append(f"Times: {log.times}.")
+    comments += [note.split("] ", 1)[1] for note in log.notes]
+    if others:
+        comments.append(
+            "Other columns, which are not read: "
+            + ", ".join(others)
+            + ". One of them may be columns.weight or columns.created."
+        )
+    plain = tuple(re.sub(r"[\x00-\x1f\x7f]", " ", comment) for comment in comments)
+    return DomainText(asked.place, values, plain, secret_url=asked.query is not None and _has_password(asked.location))
+
+
+def _has_password(url: str) -> bool:
+    import sqlalchemy as sa
+
+    parsed_url = sa.make_url(url)
+    return parsed_url.password is not None or bool(parsed_url.query)
+
+
+def _names(asked: Sequence[Asked], given: dict[str, str]) -> dict[str, str]:
+    """Names of the domains: as given, else from the files' names, the folders' where those are alike, else the place."""
+    by_file = {one.place: _name(Path(one.location).name.split(".")[0]) for one in asked}
+    by_folder = {one.place: _name(Path(one.location).parent.name) for one in asked}
+    place = {one.place: one.place for one in asked}
+    usable = [names for names in (by_file, by_folder) if all(names.values()) and len(set(names.values())) == len(asked)]
+    if any(one.query is not None for one in asked):
+        usable = []
+    return {**(usable[0] if usable else place), **given}
+
+
+def _name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_. -]+", "_", text).strip("_. -")[:63].lower()
+
+
+def _absolute(asked: Asked) -> Asked:
+    return asked if asked.query is not None else replace(asked, location=_absolute_path(asked.location))
+
+
+def _absolute_path(location: str) -> str:
+    return location if "://" in location else str(Path(location).expanduser().absolute())
+
+
+def _shown(location: str, base: Path) -> str:
+    """A path from the file's folder, where it lies below that; else absolute."""
+    path = Path(location)
+    return path.relative_to(base).as_posix() if "://" not in location and path.is_relative_to(base) else location

@@ -1,0 +1,85 @@
+"""A scalr.toml with comments, from what was understood."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["DomainText", "write_toml"]
+
+_SAYS: Final = {
+    "format": "its name does not tell its format",
+    "timezone": "of times that name no zone",
+    "timestamp_format": "of times that are not ISO 8601",
+}
+
+
+class DomainText:
+    """The lines of one domain.
+
+    Args:
+        place: ``source`` or ``target``.
+        values: Keys of ``[domains.<place>]`` → values; ``columns`` and ``item_columns`` are mappings.
+        comments: Lines above the section.
+        secret_url: The URL holds a password: it is left to the environment.
+    """
+
+    def __init__(self, place: str, values: Mapping[str, Any], comments: tuple[str, ...], *, secret_url: bool = False) -> None:
+        self.place, self.values, self.comments, self.secret_url = place, values, comments, secret_url
+
+    def lines(self) -> list[str]:
+        """As they stand in the file."""
+        lines = [f"# {comment}" for comment in self.comments] + [f"[domains.{self.place}]"]
+        for key, value in self.values.items():
+            if key == "url" and self.secret_url:
+                lines.append(
+                    f"# url: holds a password, so give it by the environment: SCALR_DOMAINS__{self.place.upper()}__URL"
+                )
+            else:
+                said = f"  # {_SAYS[key]}" if key in _SAYS else ""
+                lines.append(f"{key} = {_toml(value)}{said}")
+        return lines
+
+
+def write_toml(domains: list[DomainText]) -> str:
+    """The whole file; every other key with its default is left out.
+
+    Args:
+        domains: Source and target.
+    """
+    lines = [
+        "# Written by `scalr init`. Only [domains] is needed; all else has a default: see the README and docs/your-data.md.",
+        "# Look again: scalr doctor --config scalr.toml    Go on: scalr ingest, or everything at once: scalr run",
+    ]
+    for domain in domains:
+        lines += ["", *domain.lines()]
+    lines += [
+        "",
+        "# [project]",
+        '# name = "…"                      # default: from the domains\' names',
+        '# home = ".scalr"                 # where everything that is made lies',
+        "",
+        "# [generation]",
+        "# events_per_source_event = 2     # how many synthetic events each source event may give",
+        '# mode = "backfill"               # "causal" for a daily window',
+        "",
+        "# [serving]",
+        '# scorer = "triton"               # "local": without a server',
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def parsed(text: str) -> dict[str, Any]:
+    """The file's content, as it will be read."""
+    return tomllib.loads(text)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_toml(one)}" for key, one in value.items()) + " }"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

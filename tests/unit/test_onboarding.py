@@ -1,0 +1,420 @@
+"""`scalr init`: foreign files of many shapes → a scalr.toml that `scalr ingest` takes."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sqlite3
+import tomllib
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import pandas as pd
+import pytest
+from deltalake import write_deltalake
+from typer.testing import CliRunner
+
+from scalr_prod.cli import app
+from scalr_prod.contracts import Table
+from scalr_prod.errors import BadValue, ColumnNotFound, EmptyInput, SettingsError, UnreadableInput
+from scalr_prod.lake import Lake
+from scalr_prod.onboarding import Asked, corrected, understand, until_right
+from scalr_prod.onboarding.names import by_name, plain
+from scalr_prod.settings import load_settings
+
+runner = CliRunner()
+START = datetime(2023, 3, 14, 9, 26, 53, tzinfo=UTC)
+#: (user, item, time) of the log that each shape writes; twelve days apart, so that a day stands after the twelfth.
+EVENTS = [(number % 4 + 1, number % 5 + 100, START + timedelta(days=12 * number)) for number in range(12)]
+
+
+def frame(user: str, item: str, time: str, times: list, **more: list) -> pd.DataFrame:
+    return pd.DataFrame({user: [e[0] for e in EVENTS], item: [e[1] for e in EVENTS], **more, time: times})
+
+
+def seconds() -> list[int]:
+    return [int(at.timestamp()) for _, _, at in EVENTS]
+
+
+def form(pattern: str, zone: str = "UTC") -> list[str]:
+    return [at.astimezone(ZoneInfo(zone)).strftime(pattern) for _, _, at in EVENTS]
+
+
+def csv(rows: pd.DataFrame, name: str, sep: str = ","):
+    def write(folder: Path) -> str:
+        rows.to_csv(folder / name, index=False, sep=sep)
+        return name
+
+    return write
+
+
+def jsonl(rows: list[dict], name: str):
+    def write(folder: Path) -> str:
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        opened = gzip.open if name.endswith(".gz") else open
+        with opened(folder / name, "wt", encoding="utf-8") as file:
+            file.write(text)
+        return name
+
+    return write
+
+
+def by_date(folder: Path) -> str:
+    for user, item, at in EVENTS:
+        part = folder / "events" / f"date={at:%Y-%m-%d}"
+        part.mkdir(parents=True)
+        pd.DataFrame({"customer_id": [user], "product_id": [item], "event_time": [pd.Timestamp(at)]}).to_parquet(
+            part / "p.parquet"
+        )
+    return "events"
+
+
+def delta(folder: Path) -> str:
+    rows = frame("user_id", "item_id", "timestamp", pd.to_datetime([e[2] for e in EVENTS]).astype("datetime64[us, UTC]"))
+    write_deltalake(str(folder / "table"), rows)
+    return "table"
+
+
+def parquet(rows: pd.DataFrame, name: str):
+    def write(folder: Path) -> str:
+        rows.to_parquet(folder / name)
+        return name
+
+    return write
+
+
+def amazon(name: str):
+    rows = [
+        {
+            "rating": 5.0,
+            "title": "Fine",
+            "images": [{"small": "a"}] if user == 1 else [],
+            "asin": f"B{item}",
+            "parent_asin": f"P{item}",
+            "user_id": f"A{user}",
+            "timestamp": int(at.timestamp() * 1000) + 7,
+            "verified_purchase": True,
+            "details": 3 if user == 1 else "several types",
+        }
+        for user, item, at in EVENTS
+    ]
+    return jsonl(rows, name)
+
+
+def old_amazon(name: str):
+    rows = [
+        {"reviewerID": f"A{user}", "asin": str(item), "reviewTime": f"{at:%m %d, %Y}", "overall": 5.0}
+        for user, item, at in EVENTS
+    ]
+    return jsonl(rows, name)
+
+
+NAIVE = [at.replace(tzinfo=None) for _, _, at in EVENTS]
+#: name → how to write it, its columns, further settings, and (where only days are kept) that.
+SHAPES = {
+    "MovieLens ratings": (
+        csv(frame("userId", "movieId", "timestamp", seconds(), rating=[4.5] * 12), "ratings.csv"),
+        ("userId", "movieId", "timestamp"),
+        {},
+    ),
+    "Amazon Reviews 2023": (amazon("Kitchen.jsonl.gz"), ("user_id", "parent_asin", "timestamp"), {}),
+    "Amazon Reviews 2014": (
+        old_amazon("reviews.json"),
+        ("reviewerID", "asin", "reviewTime"),
+        {"format": "jsonl", "timezone": "UTC", "timestamp_format": "%m %d, %Y"},
+    ),
+    "RecBole": (
+        csv(frame("user_id:token", "item_id:token", "timestamp:float", [float(s) for s in seconds()]), "ml.inter", "\t"),
+        ("user_id:token", "item_id:token", "timestamp:float"),
+        {},
+    ),
+    "Parquet by date": (by_date, ("customer_id", "product_id", "event_time"), {}),
+    "Delta": (delta, ("user_id", "item_id", "timestamp"), {}),
+    "Parquet, naive": (
+        parquet(frame("member_id", "track_id", "played_at", pd.to_datetime(NAIVE)), "plays.parquet"),
+        ("member_id", "track_id", "played_at"),
+        {"timezone": "UTC"},
+    ),
+    "European dates with a clock": (
+        csv(
+            frame("Kunde ID", "Artikel", "Datum", form("%d.%m.%Y %H:%M:%S")).rename(
+                columns={"Kunde ID": "client_id", "Artikel": "article_id", "Datum": "date"}
+            ),
+            "bon.csv",
+            ";",
+        ),
+        ("client_id", "article_id", "date"),
+        {"timezone": "UTC", "timestamp_format": "%d.%m.%Y %H:%M:%S"},
+    ),
+    "days with slashes": (
+        csv(frame("household_key", "product_id", "day", form("%d/%m/%Y")), "baskets.csv"),
+        ("household_key", "product_id", "day"),
+        {"timezone": "UTC", "timestamp_format": "%d/%m/%Y"},
+    ),
+    "American days": (
+        csv(frame("CustomerID", "StockCode", "InvoiceDate", form("%m/%d/%Y %H:%M"), InvoiceNo=list(range(12))), "retail.csv"),
+        ("CustomerID", "StockCode", "InvoiceDate"),
+        {"timezone": "UTC", "timestamp_format": "%m/%d/%Y %H:%M"},
+    ),
+    "compact days": (
+        csv(frame("user", "item", "date", form("%Y%m%d")), "compact.csv"),
+        ("user", "item", "date"),
+        {"timezone": "UTC", "timestamp_format": "%Y%m%d"},
+    ),
+    "ISO with zone": (
+        csv(frame("uid", "sku", "ts", form("%Y-%m-%dT%H:%M:%S%z", "Asia/Tokyo")), "shop.csv"),
+        ("uid", "sku", "ts"),
+        {},
+    ),
+    "ISO without zone": (
+        csv(frame("visitorid", "itemid", "created_at", form("%Y-%m-%d %H:%M:%S")), "visits.tsv", "\t"),
+        ("visitorid", "itemid", "created_at"),
+        {"timezone": "UTC"},
+    ),
+    "ISO days": (
+        csv(frame("customer_id", "article_id", "t_dat", form("%Y-%m-%d")), "fashion.csv"),
+        ("customer_id", "article_id", "t_dat"),
+        {"timezone": "UTC"},
+    ),
+    "milliseconds": (
+        csv(frame("visitorid", "itemid", "timestamp", [s * 1000 for s in seconds()], event=["view"] * 12), "clicks.csv"),
+        ("visitorid", "itemid", "timestamp"),
+        {},
+    ),
+    "text file": (
+        csv(frame("user_id", "business_id", "date", form("%Y-%m-%d %H:%M:%S")), "yelp.txt", "|"),
+        ("user_id", "business_id", "date"),
+        {"format": "csv", "timezone": "UTC"},
+    ),
+    "an item of another name": (
+        csv(frame("user_id", "garment_code", "timestamp", seconds(), rating=[1] * 12), "wardrobe.csv"),
+        ("user_id", "garment_code", "timestamp"),
+        {},
+    ),
+}
+DAYS_ONLY = {"Amazon Reviews 2014", "days with slashes", "compact days", "ISO days"}
+MINUTES_ONLY = {"American days"}
+
+
+@pytest.fixture
+def target(tmp_path):
+    rows = frame("user_id", "item_id", "timestamp", seconds())
+    rows["user_id"] = rows["user_id"].astype(str)
+    path = tmp_path / "dishes.csv"
+    rows.to_csv(path, index=False)
+    return path
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_foreign_files_are_understood_and_ingested(shape, tmp_path, monkeypatch):
+    write, columns, more = SHAPES[shape]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "ours").mkdir()
+    log = write(tmp_path / "theirs")
+    # The same log under another name is the target: the ids of users are of one type then.
+    other = write(tmp_path / "ours")
+    asked = ["init", "--yes", "--source", f"theirs/{log}", "--target", f"ours/{other}", "--json"]
+    done = runner.invoke(app, asked)
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    found = tomllib.loads(Path("scalr.toml").read_text())["domains"]
+    for place in ("source", "target"):
+        said = {key: value for key, value in found[place].items() if key not in {"name", "events", "columns"}}
+        assert tuple(found[place]["columns"].values()) == columns
+        assert said == more
+    assert len(told["source"]["rows"]) == 5
+    assert runner.invoke(app, ["ingest"]).exit_code == 0
+    rows = Lake.open(load_settings("scalr.toml")).read(Table.SOURCE_EVENTS)
+    times = sorted(at.replace(microsecond=0) for at in rows["event_timestamp"].to_pylist())
+    expected = sorted(at for _, _, at in EVENTS)
+    if shape in DAYS_ONLY:
+        expected = [at.replace(hour=0, minute=0, second=0) for at in expected]
+    if shape in MINUTES_ONLY:
+        expected = [at.replace(second=0) for at in expected]
+    assert times == expected
+    assert len(rows) == len(EVENTS)
+
+
+def test_items_and_names_come_along(tmp_path, monkeypatch, target):
+    monkeypatch.chdir(tmp_path)
+    csv(frame("userId", "movieId", "timestamp", seconds()), "ratings.csv")(tmp_path)
+    movies = pd.DataFrame({"movieId": range(100, 105), "title": ["a"] * 5, "genres": ["b|c"] * 5, "price": ["1.5"] * 5})
+    movies.to_csv("movies.csv", index=False)
+    asked = ["init", "--yes", "--source", "ratings.csv", "--target", str(target), "--source-items", "movies.csv"]
+    done = runner.invoke(app, [*asked, "--source-name", "films"])
+    assert done.exit_code == 0, done.output
+    assert "userId" in done.stdout
+    assert "2023-03-14T09:26:53+00:00" in done.stdout
+    found = tomllib.loads(Path("scalr.toml").read_text())["domains"]
+    assert found["source"]["name"] == "films"
+    assert found["source"]["items"] == "movies.csv"
+    assert found["source"]["item_columns"] == {"item": "movieId", "title": "title", "category": "genres", "value": "price"}
+    assert found["target"]["events"] == "dishes.csv"
+    assert found["target"]["name"] == "dishes"
+    assert runner.invoke(app, ["ingest"]).exit_code == 0
+
+
+def test_a_query_is_read_and_its_password_is_not_written(tmp_path, monkeypatch, target):
+    monkeypatch.chdir(tmp_path)
+    with sqlite3.connect(tmp_path / "shop.db") as db:
+        frame("customer_id", "product_id", "ordered_at", form("%Y-%m-%dT%H:%M:%SZ")).astype({"customer_id": str}).to_sql(
+            "orders", db
+        )
+    url = f"sqlite:///{tmp_path}/shop.db"
+    query = "SELECT customer_id, product_id, ordered_at FROM orders"
+    done = runner.invoke(app, ["init", "--yes", "--source", url, "--source-query", query, "--target", str(target)])
+    assert done.exit_code == 0, done.output
+    found = tomllib.loads(Path("scalr.toml").read_text())["domains"]["source"]
+    assert (found["url"], found["query"]) == (url, query)
+    assert (
+        runner.invoke(
+            app, ["init", "--yes", "--force", "--source", f"{url}?timeout=3", "--source-query", query, "--target", str(target)]
+        ).exit_code
+        == 0
+    )
+    text = Path("scalr.toml").read_text()
+    assert "timeout" not in text
+    assert "SCALR_DOMAINS__SOURCE__URL" in text
+
+
+def test_a_file_that_is_there_is_never_written_over(tmp_path, monkeypatch, target):
+    monkeypatch.chdir(tmp_path)
+    Path("scalr.toml").write_text("# mine\n")
+    asked = ["init", "--yes", "--source", str(target), "--target", str(target), "--json"]
+    done = runner.invoke(app, asked)
+    assert done.exit_code == 1
+    assert json.loads(done.stdout)["found"] == "is there already, and stays as it is"
+    assert Path("scalr.toml").read_text() == "# mine\n"
+    assert runner.invoke(app, [*asked, "--force"]).exit_code == 0
+    assert "[domains.target]" in Path("scalr.toml").read_text()
+    assert not list(tmp_path.glob(".scalr.toml*"))
+
+
+def test_where_nothing_can_be_asked_usage_says_so(target):
+    assert runner.invoke(app, ["init", "--source", str(target), "--target", str(target)]).exit_code == 2
+    assert runner.invoke(app, ["init", "--yes", "--source", str(target)]).exit_code == 2
+
+
+def look(tmp_path: Path, target: Path, log: str, **more):
+    asked = [Asked("source", str(tmp_path / log), **more), Asked("target", str(target))]
+    return understand(tmp_path / "scalr.toml", asked)
+
+
+def test_what_was_decided_is_told(tmp_path, target):
+    rows = frame("user_id", "asin", "time", form("%d/%m/%Y")[:1] * 12, customer_id=[7] * 12, parent_asin=["p"] * 12)
+    rows["time"] = "03/04/2024"
+    rows.to_csv(tmp_path / "log.csv", index=False)
+    found = look(tmp_path, target, "log.csv")
+    assert found.domains["source"].log.columns == {"user": "user_id", "item": "parent_asin", "timestamp": "time"}
+    assert found.domains["source"].rows[0]["time"] == "2024-04-03T00:00:00+00:00"
+    notes = "\n".join(found.notes)
+    assert "user_id was taken; customer_id would do too" in notes
+    assert "parent_asin was taken; asin would do too" in notes
+    assert "read as %d/%m/%Y; %m/%d/%Y would do too" in notes
+    assert "taken as UTC" in notes
+    for note in found.domains["source"].log.notes:
+        assert note.split("] ")[1] in found.text
+
+
+def test_a_zone_that_is_named_is_used_and_not_remarked_on(tmp_path, target):
+    csv(frame("user_id", "item_id", "ts", form("%d.%m.%Y %H:%M", "Europe/Paris")), "log.csv")(tmp_path)
+    found = look(tmp_path, target, "log.csv", timezone="Europe/Paris")
+    assert found.domains["source"].rows[0]["time"] == START.replace(second=0).isoformat()
+    assert not [note for note in found.notes if "zone" in note]
+
+
+def test_what_the_user_says_goes_before_every_guess(tmp_path, target):
+    csv(frame("item_id", "user_id", "timestamp", seconds()), "log.csv")(tmp_path)
+    swapped = look(tmp_path, target, "log.csv", columns={"user": "item_id", "item": "user_id"})
+    assert swapped.domains["source"].log.columns == {"user": "item_id", "item": "user_id", "timestamp": "timestamp"}
+
+
+def written(text: str):
+    return lambda path: path.write_text(text)
+
+
+UNFIT = {
+    "no column looks like the user's id; there are: a, item_id, timestamp": (
+        "a,item_id,timestamp\n1,2,1700000000\n",
+        ColumnNotFound,
+    ),
+    "no column looks like the item's id; there are: user_id, foo_id, bar_id": (
+        "user_id,foo_id,bar_id,timestamp\n1,2,3,1700000000\n",
+        ColumnNotFound,
+    ),
+    "no column looks like the time of the event": ("user_id,item_id,when\n1,2,1700000000\n", ColumnNotFound),
+    "'timestamp' looks like the time of the event, but": ("user_id,item_id,timestamp\n1,2,soon\n", BadValue),
+    "epoch numbers of unclear unit": ("user_id,item_id,timestamp\n1,2,37\n", BadValue),
+    "null or empty id": ("user_id,item_id,timestamp\n1,,1700000000\n", BadValue),
+    "has no line of column names": ("196,242,3,881250949\n186,302,3,891717742\n", ColumnNotFound),
+    "holds no row": ("user_id,item_id,timestamp\n", EmptyInput),
+}
+
+
+@pytest.mark.parametrize("found", UNFIT)
+def test_where_nothing_fits_the_columns_and_the_option_are_named(found, tmp_path, target):
+    text, kind = UNFIT[found]
+    (tmp_path / "log.csv").write_text(text)
+    with pytest.raises(kind, match=found.replace("'", ".")) as caught:
+        look(tmp_path, target, "log.csv")
+    assert "log.csv" in caught.value.where
+    if "looks like" in found:
+        assert "--column source." in caught.value.next_step
+    assert not (tmp_path / "scalr.toml").exists()
+
+
+def test_other_mistakes_are_clear_errors(tmp_path, target):
+    with pytest.raises(UnreadableInput, match="no such file"):
+        look(tmp_path, target, "nothing.csv")
+    (tmp_path / "log.xlsx").write_bytes(b"PK")
+    with pytest.raises(UnreadableInput, match="does not tell its format"):
+        look(tmp_path, target, "log.xlsx")
+    with pytest.raises(ColumnNotFound, match="no column 'nobody'"):
+        look(tmp_path, target, "dishes.csv", columns={"user": "nobody"})
+    csv(frame("user_id", "item_id", "ts", form("%Y-%m-%d")), "naive.csv")(tmp_path)
+    with pytest.raises(SettingsError, match="no IANA time zone"):
+        look(tmp_path, target, "naive.csv", timezone="Mars/Base")
+    frame("user_id", "item_id", "timestamp", seconds()).to_parquet(tmp_path / "typed.parquet")
+    rows = frame("user_id", "item_id", "timestamp", seconds())
+    rows["user_id"] = "u" + rows["user_id"].astype(str)
+    rows.to_csv(tmp_path / "text.csv", index=False)
+    with pytest.raises(BadValue, match="is no int64"):
+        understand(
+            tmp_path / "scalr.toml",
+            [Asked("source", str(tmp_path / "typed.parquet")), Asked("target", str(tmp_path / "text.csv"))],
+        )
+    for correction in ("user=x", "source.colour=x", "middle.user=x", "source.user="):
+        with pytest.raises(SettingsError, match="is no correction"):
+            corrected([Asked("source", "a"), Asked("target", "b")], [correction])
+
+
+def test_a_wrong_guess_is_one_prompt_away(tmp_path, target):
+    rows = frame("customer_id", "item_id", "ts", form("%Y-%m-%d %H:%M:%S"), user_id=["staff"] * 12)
+    rows.to_csv(tmp_path / "log.csv", index=False)
+    answers = iter(["source.user=nobody", "source.user=customer_id", "what", "timezone=Asia/Tokyo", ""])
+    shown: list = []
+    asked = [Asked("source", str(tmp_path / "log.csv")), Asked("target", str(target))]
+    found = until_right(tmp_path / "scalr.toml", asked, items={}, names={}, show=shown.append, ask=lambda _: next(answers))
+    assert [type(one).__name__ for one in shown] == ["Beginning", "ColumnNotFound", "Beginning", "SettingsError", "Beginning"]
+    assert found.domains["source"].log.columns["user"] == "customer_id"
+    assert found.domains["source"].rows[0]["time"] == (START - timedelta(hours=9)).isoformat()
+    with pytest.raises(UnreadableInput):
+        until_right(
+            tmp_path / "x", [Asked("source", "none.csv"), asked[1]], items={}, names={}, show=shown.append, ask=lambda _: ""
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [("userId", "user_id"), ("userid", "user_id"), ("reviewerID", "reviewer_id"), ("item_id:token", "item_id"), ("User Id", "user_id"),
+     ("unixReviewTime", "unix_review_time"), ("paid", "paid"), ("isbn", "isbn")],
+)  # fmt: skip
+def test_names_are_compared_in_one_form(name, found):
+    assert plain(name) == found
+
+
+def test_an_item_of_unknown_name_is_taken_where_it_is_the_only_id():
+    assert by_name("item", ["user_id", "garment_code", "rating"], ["user_id"]) == ["garment_code"]
+    assert by_name("item", ["user_id", "garment_code", "shelf_no"], ["user_id"]) == []
