@@ -142,7 +142,7 @@ def init(
         return found if not ask else {"settings": str(config), "next": f"scalr ingest --config {config}"}
 
     def _show_guess(found: Any) -> None:
-        print("\n".join(_lines(found.for_people())) if isinstance(found, Beginning) else f"error: {found}")
+        print("\n".join(as_lines(found.for_people())) if isinstance(found, Beginning) else f"error: {found}")
 
     _Door(None, as_json).show(work)
 
