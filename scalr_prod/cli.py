@@ -43,12 +43,14 @@ triton_app = typer.Typer(help="Start and stop the local Triton server.", no_args
 dataset_app = typer.Typer(help="Build training sets.", no_args_is_help=True)
 runs_app = typer.Typer(help="Look at runs, go on with one, take one out.", no_args_is_help=True)
 quality_app = typer.Typer(help="Check training sets, of this project or anybody's.", no_args_is_help=True)
+config_app = typer.Typer(help="The settings that are in force.", no_args_is_help=True)
 app.add_typer(translator_app, name="translator")
 app.add_typer(serving_app, name="serving")
 app.add_typer(triton_app, name="triton")
 app.add_typer(dataset_app, name="dataset")
 app.add_typer(runs_app, name="runs")
 app.add_typer(quality_app, name="quality")
+app.add_typer(config_app, name="config")
 
 DEFAULT_CONFIG = Path("scalr.toml")
 
@@ -421,6 +423,28 @@ def runs_resume(run_id: RunId, config: Config = DEFAULT_CONFIG, as_json: Json = 
 def runs_rollback(run_id: RunId, config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
     """Take a published run out of the feature view."""
     _Door(config, as_json, "runs rollback", run_id).open(lambda project: project.rollback(run_id))
+
+
+@config_app.command("show")
+def config_show(
+    config: Config = DEFAULT_CONFIG,
+    named: Annotated[bool, typer.Option("--named", help="Leave out what is at its default.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Every setting in force, and where it came from: default, file, environment or override. Secrets are not shown.
+
+    Example: SCALR_GENERATION__MODE=causal scalr config show --named
+    """
+    from scalr_prod.explanation import effective
+
+    def work(settings: Any, _: bool) -> Any:
+        found = [one.to_json() for one in effective(settings) if not named or one.source != "default"]
+        return {
+            "config": str(config),
+            "keys": found if as_json else [{k: one[k] for k in ("key", "value", "source")} for one in found],
+        }
+
+    _Door(config, as_json, "config show").show(work)
 
 
 @app.command()

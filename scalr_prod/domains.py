@@ -28,45 +28,51 @@ class Section(BaseModel):
 class Columns(Section):
     """Which column of the log holds what. ``created``: from when on the row may be known (default: the event's own time)."""
 
-    user: str = "user_id"
-    item: str = "item_id"
-    timestamp: str = "timestamp"
-    created: str | None = None
-    weight: str | None = None
+    user: str = Field(default="user_id", description="column of the user's id")
+    item: str = Field(default="item_id", description="column of the item's id")
+    timestamp: str = Field(default="timestamp", description="column of the event's time")
+    created: str | None = Field(default=None, description="column of when the row became known; default: the event's own time")
+    weight: str | None = Field(
+        default=None, description="column of the event's weight, a finite number of at least 0; default: 1 for every event"
+    )
 
 
 class ItemColumns(Section):
     """Which column of the item file holds what."""
 
-    item: str = "item_id"
-    title: str | None = "title"
-    category: str | None = "category"
-    value: str | None = "value"
+    item: str = Field(default="item_id", description="column of the item's id")
+    title: str | None = Field(default="title", description="column of the title")
+    category: str | None = Field(default="category", description="column of the category")
+    value: str | None = Field(default="value", description="column of a number, such as the price")
 
 
 class DomainSettings(Section):
     """One domain's log: a Delta or Iceberg table, files (path, glob or fsspec URL), or a SQL query."""
 
-    name: str
+    name: str = Field(description="the domain's name: 1 to 64 letters, digits, '_', '.', '-' or spaces")
     formerly: str | None = Field(default=None, description="the name that the project's tables know this domain by: renames it")
-    events: str | None = None
-    query: str | None = None
-    url: str | None = Field(default=None, repr=False)
+    events: str | None = Field(default=None, description="the log: path, glob or folder, or fsspec URL")
+    query: str | None = Field(default=None, description="SQL that gives the log, in place of events")
+    url: str | None = Field(
+        default=None, repr=False, description="SQLAlchemy URL that the query is put to; keep a password in the environment"
+    )
     format: str | None = Field(
         default=None, description="parquet, csv, jsonl, delta, iceberg, or a log reader of your own; default: by what is there"
     )
     version: int | None = Field(
         default=None, ge=0, description="Delta version or Iceberg snapshot id of events; default: latest"
     )
-    columns: Columns = Columns()
-    timezone: str | None = None
+    columns: Columns = Field(default=Columns(), description="what the log's columns are called")
+    timezone: str | None = Field(default=None, description="IANA zone of times that name none; without it they are refused")
     timestamp_format: str | None = Field(
         default=None, description="strptime format of local times that are not ISO 8601, such as %d.%m.%Y %H:%M"
     )
-    items: str | None = None
+    items: str | None = Field(default=None, description="file of items with their titles, as events")
     items_version: int | None = Field(default=None, ge=0, description="as version, of items")
-    item_columns: ItemColumns = ItemColumns()
-    storage_options: dict[str, str] = Field(default_factory=dict, repr=False)
+    item_columns: ItemColumns = Field(default=ItemColumns(), description="what its columns are called")
+    storage_options: dict[str, str] = Field(
+        default_factory=dict, repr=False, description="passed to the library that opens the log; may hold secrets"
+    )
 
     @field_validator("name")
     @classmethod
@@ -118,9 +124,11 @@ class Domains(Section):
     A *place* is where a log's settings stand below ``[domains]``: ``source``, ``sources.<name>`` or ``target``.
     """
 
-    source: DomainSettings | None = None
-    sources: dict[str, DomainSettings] = Field(default_factory=dict)
-    target: DomainSettings
+    source: DomainSettings | None = Field(default=None, description="the source domain")
+    sources: dict[str, DomainSettings] = Field(
+        default_factory=dict, description="several source domains, by name, in place of source"
+    )
+    target: DomainSettings = Field(description="the target domain")
 
     @field_validator("sources", mode="before")
     @classmethod

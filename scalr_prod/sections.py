@@ -66,15 +66,21 @@ class ProjectSettings(_Section):
     moved_from: str | None = Field(
         default=None, description="the lake or home that those stores know the project by: it was moved, not copied"
     )
-    home: str = ".scalr"
+    home: str = Field(
+        default=".scalr", description="folder of everything that is made here: lake, ledger, models, training sets, reports"
+    )
     lake: str | None = Field(default=None, description="folder or object-store URL of the Delta tables; default: <home>/lake")
-    storage_options: dict[str, str] = Field(default_factory=dict, repr=False)
+    storage_options: dict[str, str] = Field(
+        default_factory=dict,
+        repr=False,
+        description="passed to the library that opens a lake on an object store; may hold secrets",
+    )
 
 
 class HistorySettings(_Section):
     """How much of the past a history holds."""
 
-    length: int = Field(default=50, ge=1, le=1000)
+    length: int = Field(default=50, ge=1, le=1000, description="L: events that a history holds at most, the latest ones")
     trailing_days: int = Field(default=30, ge=1, le=3650, description="window of an item's trailing popularity")
     late_step_s: int = Field(
         default=0, ge=0, le=31_536_000, description="late events enter user histories at multiples of this; 0: once known"
@@ -89,13 +95,21 @@ class TranslatorSettings(_Section):
     )
     folds: int = Field(default=3, ge=2, le=20, description="user folds for cross-fitting (mode = backfill)")
     validation_fraction: float = Field(default=0.1, gt=0, lt=0.5, description="last share of target time, for the mixture")
-    dim: int = Field(default=64, ge=4, le=1024)
-    epochs: int = Field(default=3, ge=1, le=1000)
-    batch_size: int = Field(default=256, ge=1, le=65536)
-    max_source_items: int = Field(default=100_000, ge=1)
-    max_target_items: int = Field(default=100_000, ge=2)
-    seed: int = Field(default=0, ge=0, lt=2**63)
-    threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
+    dim: int = Field(
+        default=64, ge=4, le=1024, description="length of item vectors; the sizes of other estimators follow from it"
+    )
+    epochs: int = Field(default=3, ge=1, le=1000, description="passes of the sequential estimator over its events")
+    batch_size: int = Field(
+        default=256, ge=1, le=65536, description="target events of one training batch of the sequential estimator"
+    )
+    max_source_items: int = Field(default=100_000, ge=1, description="source items that are known, the most frequent ones")
+    max_target_items: int = Field(default=100_000, ge=2, description="target items that are known, the most frequent ones")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="of everything random in training")
+    threads: int = Field(
+        default_factory=lambda: os.cpu_count() or 1,
+        ge=1,
+        description="CPU threads of training; default: all; the translator is the same with any number",
+    )
 
     @field_validator("estimators")
     @classmethod
@@ -108,22 +122,37 @@ class TranslatorSettings(_Section):
 class GenerationSettings(_Section):
     """Which source events are translated, and how."""
 
-    mode: Literal["causal", "backfill"] = "backfill"
-    start: Instant | None = None
-    end: Instant | None = None
-    as_of: Instant | None = None
+    mode: Literal["causal", "backfill"] = Field(
+        default="backfill",
+        description="causal: by a translator that was trained until the window's start; backfill: cross-fitted over users",
+    )
+    start: Instant | None = Field(
+        default=None,
+        description="the window's first instant; default: that of the first source event, in causal mode a day before the end",
+    )
+    end: Instant | None = Field(default=None, description="the instant after the window; default: after all that is known")
+    as_of: Instant | None = Field(
+        default=None, description="nothing that became known later is read; default: the window's end"
+    )
     contexts: Literal["events", "users"] = Field(
         default="events", description="translate every source event at its time, or every user once at the window's end"
     )
-    events_per_source_event: int = Field(default=2, ge=1, le=100)
+    events_per_source_event: int = Field(
+        default=2, ge=1, le=100, description="synthetic events that are drawn for each source event, at most"
+    )
     temperature: float = Field(default=1.0, gt=0, le=100, description="1 samples from P; towards 0 it becomes top-k")
     min_lift: float = Field(default=1.0, ge=0, description="drop draws with P(i|context) < min_lift * P(i)")
-    exclude_consumed: bool = True
+    exclude_consumed: bool = Field(default=True, description="never propose an item that the user had before")
     align: bool = Field(default=False, description="downsample value buckets towards the real distribution; costs ranking")
-    align_buckets: int = Field(default=10, ge=1, le=1000)
-    partitions: int = Field(default=8, ge=1, le=100_000)
-    batch_size: int = Field(default=512, ge=1, le=65536)
-    seed: int = Field(default=0, ge=0, lt=2**63)
+    align_buckets: int = Field(
+        default=10,
+        ge=1,
+        le=1000,
+        description="buckets of items by popularity, in alignment and in the gate's distribution of values",
+    )
+    partitions: int = Field(default=8, ge=1, le=100_000, description="user buckets of a run, each a task of its own")
+    batch_size: int = Field(default=512, ge=1, le=65536, description="contexts that are scored at once")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="of the draws: the same seed gives the same events")
     lookback: float = Field(
         default=0.0,
         ge=0,
@@ -147,9 +176,13 @@ class GenerationSettings(_Section):
 class QualitySettings(_Section):
     """What happens to rows that break a rule."""
 
-    policy: Literal["strict", "quarantine"] = "strict"
+    policy: Literal["strict", "quarantine"] = Field(
+        default="strict", description="strict: one bad row refuses the run; quarantine: bad rows are put aside"
+    )
     rules: tuple[str, ...] = Field(default=(), description="gate rules of your own, beside ours, which always hold")
-    max_quarantine_share: float = Field(default=0.05, ge=0, le=1)
+    max_quarantine_share: float = Field(
+        default=0.05, ge=0, le=1, description="share of bad rows above which a run is refused in spite of quarantine"
+    )
     max_bucket_distance: float = Field(default=0.8, gt=0, le=1, description="total variation from the real value buckets")
     min_source_coverage: float = Field(default=0.01, ge=0, le=1, description="share of contexts with a translation")
     min_information: float = Field(
@@ -179,15 +212,21 @@ class PublicationSettings(_Section):
 class TrainingSetSettings(_Section):
     """What the training set holds."""
 
-    name: str = Field(default="training_set", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
+    name: str = Field(
+        default="training_set",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$",
+        description="names the training set's folder, and its versions in Feast",
+    )
     suite: str | None = Field(
         default=None,
         description="a suite's file or name: what `scalr quality check` and the scheduled build check a version by",
     )
-    start: Instant | None = None
+    start: Instant | None = Field(default=None, description="the first instant of a label; default: from the beginning")
     cutoff: Instant | None = Field(default=None, description="no row, feature or label from after it; default: the data's end")
-    negatives_per_event: int = Field(default=0, ge=0, le=1000)
-    negative_sampling: Literal["uniform", "popularity"] = "uniform"
+    negatives_per_event: int = Field(default=0, ge=0, le=1000, description="sampled rows of label 0 for each positive one")
+    negative_sampling: Literal["uniform", "popularity"] = Field(
+        default="uniform", description="draw negatives alike over items, or by their popularity"
+    )
     synthetic_weight: float = Field(
         default=1.0, ge=0, description="λ: multiplies the weight of synthetic rows; 0 leaves them out"
     )
@@ -195,7 +234,7 @@ class TrainingSetSettings(_Section):
         default=None,
         description="λ of cold, sparse and dense users (no, few, more real target events), beside synthetic_weight",
     )
-    seed: int = Field(default=0, ge=0, lt=2**63)
+    seed: int = Field(default=0, ge=0, lt=2**63, description="of the sampling of negatives")
 
 
 class RetentionSettings(_Section):
@@ -221,15 +260,17 @@ class DownstreamSettings(_Section):
     cutoff: Instant | None = Field(default=None, description="test from then on; default: the 80th percentile of target time")
     cold_fraction: float = Field(default=0.0, ge=0, lt=1, description="share of users whose target history is hidden")
     k: int = Field(default=20, ge=1, le=1000, description="depth of NDCG, recall and MRR")
-    seeds: int = Field(default=5, ge=1, le=100)
-    seed: int = Field(default=0, ge=0, lt=2**63)
+    seeds: int = Field(default=5, ge=1, le=100, description="how often each model is trained, by other random numbers")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="of hidden users, trainings and intervals")
     cutoffs: int = Field(default=1, ge=1, le=20, description="rolling cutoffs: what comes after the first, in equal parts")
     windows: int = Field(default=2, ge=1, le=5, description="windows of time before the cutoff that choices are validated on")
     sparse_below: int = Field(default=5, ge=2, description="real target events under which a user counts as sparse")
     volumes: tuple[int, ...] = Field(default=(5, 20), description="synthetic events a user, tried on validation")
     temperatures: tuple[float, ...] = Field(default=(1.0, 0.5, 0.02), description="tried on validation; towards 0: top-k")
     weights: tuple[float, ...] = Field(default=(0.03, 0.1, 0.3, 1.0), description="λ, tried on validation besides 0")
-    threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
+    threads: int = Field(
+        default_factory=lambda: os.cpu_count() or 1, ge=1, description="CPU threads of the models; default: all"
+    )
 
     @field_validator("models")
     @classmethod
@@ -247,10 +288,19 @@ class DownstreamSettings(_Section):
 class ComputeSettings(_Section):
     """Where Dask runs."""
 
-    dask: str = Field(default="local", pattern=r"^(local|(tcp|tls|ws|wss|ucx)://\S+)$")
-    workers: int = Field(default_factory=lambda: min(os.cpu_count() or 1, 8), ge=1, le=1024)
-    threads_per_worker: int = Field(default=1, ge=1, le=64)
-    connect_timeout_s: float = Field(default=10.0, gt=0)
+    dask: str = Field(
+        default="local",
+        pattern=r"^(local|(tcp|tls|ws|wss|ucx)://\S+)$",
+        description="local: processes of this machine; else the address of a Dask scheduler, such as tcp://host:8786",
+    )
+    workers: int = Field(
+        default_factory=lambda: min(os.cpu_count() or 1, 8),
+        ge=1,
+        le=1024,
+        description="local worker processes; default: a core each, at most 8",
+    )
+    threads_per_worker: int = Field(default=1, ge=1, le=64, description="threads of a local worker")
+    connect_timeout_s: float = Field(default=10.0, gt=0, description="seconds to wait for the scheduler")
     memory_mb: int = Field(
         default=1024, ge=64, description="what DuckDB may hold in ingest and histories; beyond it, it spills"
     )
@@ -259,7 +309,9 @@ class ComputeSettings(_Section):
 class ServingSettings(_Section):
     """Where the translator is served."""
 
-    scorer: Literal["triton", "local"] = "triton"
+    scorer: Literal["triton", "local"] = Field(
+        default="triton", description="triton: a Triton server scores; local: the same module in each worker"
+    )
     url: str | None = Field(
         default=None, description="host:port or unix:path of a Triton gRPC endpoint; none: a local one is started"
     )
@@ -271,9 +323,11 @@ class ServingSettings(_Section):
     repository: str | None = Field(default=None, description="model repository; default: <home>/triton")
     environment: str | None = Field(default=None, description="serving environment; default: .venv-triton")
     deadline_s: float = Field(default=60.0, gt=0, description="over all attempts of one request")
-    startup_timeout_s: float = Field(default=120.0, gt=0)
+    startup_timeout_s: float = Field(default=120.0, gt=0, description="seconds to wait for a local Triton")
     in_flight: int = Field(default=2, ge=1, le=64, description="requests in flight per worker")
-    max_request_mb: float = Field(default=64.0, gt=0, le=2000)
+    max_request_mb: float = Field(
+        default=64.0, gt=0, le=2000, description="MiB of a request's tensors at most; a larger one is never sent"
+    )
     tls: bool = Field(default=False, description="encrypt the connection to the server at url, and check its certificate")
     ca_certificate: str | None = Field(default=None, description="PEM; default: the certificate authorities that gRPC knows")
     client_certificate: str | None = Field(default=None, description="PEM, for a server that asks who we are")
@@ -284,7 +338,11 @@ class ServingSettings(_Section):
         pattern=r"^[a-z0-9_.-]{1,64}=[\x21-\x7e]{1,1024}$",
         description="name=value, sent with every request: opens Triton's restricted protocols. Keep it in the environment",
     )
-    threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
+    threads: int = Field(
+        default_factory=lambda: os.cpu_count() or 1,
+        ge=1,
+        description="CPU threads of a local Triton, or of the local scorer in all workers together; default: all",
+    )
 
     @field_validator("url")
     @classmethod
@@ -311,10 +369,14 @@ class ServingSettings(_Section):
 class FeastSettings(_Section):
     """Where the Feast repository is; by default one is laid under the project's home."""
 
-    repo: str | None = None
+    repo: str | None = Field(default=None, description="folder of the feature repository; default: <home>/feature_repo")
     registry: str | None = Field(default=None, repr=False, description="SQLAlchemy URL; default: SQLite under home")
-    online_store: Literal["sqlite", "redis"] = "sqlite"
-    redis: str = Field(default="localhost:6379", repr=False)
+    online_store: Literal["sqlite", "redis"] = Field(default="sqlite", description="where online features are served from")
+    redis: str = Field(
+        default="localhost:6379",
+        repr=False,
+        description="address of Redis, where that is the online store; may hold a password",
+    )
     writable: tuple[str, ...] = Field(
         default=(), description="Whole addresses of Delta tables of your own that write_to_offline_store may append to"
     )

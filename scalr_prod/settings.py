@@ -12,7 +12,7 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Final, Self, get_args, get_origin
 
 from pydantic import Field, PrivateAttr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -41,7 +41,7 @@ from scalr_prod.sections import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 __all__ = ["Settings", "load_settings", "make_settings"]
 
@@ -77,6 +77,8 @@ class Settings(BaseSettings):
     base: Path = Field(default_factory=Path.cwd, exclude=True)
 
     _named: frozenset[str] = PrivateAttr(default=frozenset())
+    #: What the file and the overrides hold, for `origin`.
+    _read: tuple[dict[str, Any], dict[str, Any]] = PrivateAttr(default=({}, {}))
     #: The project's name in the home's mark: a domain may be renamed, or a source added, and the project keeps its name.
     _remembered: str | None = PrivateAttr(default=None)
 
@@ -90,6 +92,22 @@ class Settings(BaseSettings):
     def named(self) -> frozenset[str]:
         """Keys that scalr.toml, an override or the environment gives a value, as ``section.key``; all others are defaults."""
         return self._named
+
+    def read_from(self, file: Mapping[str, Any], overrides: Mapping[str, Any]) -> Self:
+        """Remember what the settings were made of, for `origin`; gives them back."""
+        self._read = (dict(file), dict(overrides))
+        return self
+
+    def origin(self, keys: Sequence[str]) -> str:
+        """Where a key's value comes from: ``default``, ``file``, ``override``, or ``environment`` with the variable's name.
+
+        Args:
+            keys: From the section on: ``("domains", "source", "columns", "user")``.
+        """
+        if (variable := _set_by(list(keys))) is not None:
+            return f"environment {variable}"
+        file, overrides = self._read
+        return "override" if _holds(overrides, keys) else "file" if _holds(file, keys) else "default"
 
     @classmethod
     def settings_customise_sources(
@@ -113,7 +131,8 @@ class Settings(BaseSettings):
         for name in self.named:
             section, _, key = name.partition(".")
             named.setdefault(section, {})[key] = self.model_dump(include={section: {key}})[section][key]
-        return _checked(_merge(named, sections), "the settings", base=self.base)
+        changed = _checked(_merge(named, sections), "the settings", base=self.base)
+        return changed.read_from(self._read[0], _merge(self._read[1], sections))
 
     @property
     def project_name(self) -> str:
@@ -178,7 +197,7 @@ def load_settings(path: str | Path | None = None, **overrides: Any) -> Settings:
         ) from error
     except (OSError, ValueError, RecursionError) as error:  # of undecodable bytes, bad TOML, hostile numbers and depth
         raise SettingsError(f"cannot be read as TOML: {error}", where=str(path), next_step="correct the file") from error
-    return _checked(_merge(raw, overrides), str(path), base=path.resolve().parent)
+    return _checked(_merge(raw, overrides), str(path), base=path.resolve().parent).read_from(raw, overrides)
 
 
 def make_settings(sections: Mapping[str, Any], *, base: str | Path | None = None) -> Settings:
@@ -191,7 +210,7 @@ def make_settings(sections: Mapping[str, Any], *, base: str | Path | None = None
     Raises:
         SettingsError: As `load_settings`.
     """
-    return _checked(dict(sections), "the settings", base=Path(base or Path.cwd()).resolve())
+    return _checked(dict(sections), "the settings", base=Path(base or Path.cwd()).resolve()).read_from({}, sections)
 
 
 def _checked(sections: dict[str, Any], where: str, *, base: Path) -> Settings:
@@ -285,6 +304,14 @@ def _named_by_environment() -> set[str]:
         values = {key.partition("__")[0]: text} if key else json.loads(text)
         sections.setdefault(section, {}).update(values)
     return _keys(sections)
+
+
+def _holds(sections: Any, keys: Sequence[str]) -> bool:
+    for key in keys:
+        if not hasattr(sections, "keys") or key not in sections:
+            return False
+        sections = sections[key]
+    return True
 
 
 def _zero_byte(section: dict[str, Any]) -> str | None:

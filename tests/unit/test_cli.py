@@ -36,6 +36,7 @@ COMMANDS = [
     "runs rollback",
     "quality check",
     "init",
+    "config show",
 ]
 
 

@@ -1,0 +1,184 @@
+"""Settings that explain themselves: every key with its sentence, and what is in force with where it came from."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from scalr_prod.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pydantic.fields import FieldInfo
+
+__all__ = ["Effective", "Key", "effective", "every_key", "reference"]
+
+_HEAD: Final = """# Settings
+
+Every key of `scalr.toml`. This page is generated: `python -m scalr_prod.explanation > docs/settings.md`.
+
+The environment goes before the file: `SCALR_GENERATION__MODE=causal` sets `[generation] mode`; lists and sections are written as
+JSON. An unknown key is an error. `scalr config show` says what is in force, and where each value came from.
+"""
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key of scalr.toml.
+
+    Attributes:
+        section: Its table: ``generation``, ``domains.<place>.columns``.
+        name: Its name there.
+        type: What its value is, in TOML's words.
+        default: As it is written in TOML; None: it has none, or one that depends on the machine or on other keys.
+        says: Its sentence.
+        secret: Its value is never shown.
+    """
+
+    section: str
+    name: str
+    type: str
+    default: str | None
+    says: str
+    secret: bool
+
+
+@dataclass(frozen=True)
+class Effective:
+    """A value in force.
+
+    Attributes:
+        key: ``[generation] mode``.
+        value: The value; of a secret, ``***``.
+        source: ``default``, ``file``, ``override``, or ``environment`` with the variable's name.
+        says: The key's sentence.
+    """
+
+    key: str
+    value: Any
+    source: str
+    says: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+def every_key() -> list[Key]:
+    """All keys, in the order of the sections; those of a domain stand once, for every place."""
+    return [
+        Key(
+            _place(path[:-1]),
+            path[-1],
+            _type(field.annotation),
+            None if field.default is PydanticUndefined or field.default is None else _toml(field.default),
+            field.description or "",
+            not field.repr,
+        )
+        for path, field in _walk(Settings, ())
+    ]
+
+
+def effective(settings: Settings) -> list[Effective]:
+    """Every value in force, in the order of the sections, with where it came from; nothing secret."""
+    found = []
+    for path, field, value in _values(settings, ()):
+        source = settings.origin(path)
+        shown = _shown(value, secret=not field.repr and source != "default")
+        found.append(Effective(f"[{'.'.join(path[:-1])}] {path[-1]}", shown, source, field.description or ""))
+    return found
+
+
+def reference() -> str:
+    """docs/settings.md: a table for each section."""
+    sections: dict[str, list[Key]] = {}
+    for key in every_key():
+        sections.setdefault(key.section, []).append(key)
+    lines = [_HEAD]
+    for section, keys in sections.items():
+        lines += [f"## `[{section}]`", "| key | value | default | |", "|---|---|---|---|"]
+        for key in keys:
+            says = key.says.replace("|", "\\|").replace("<", "&lt;")
+            default = "" if key.default is None else f"`{key.default}`"
+            lines.append(f"| `{key.name}` | {key.type} | {default} | {says} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _walk(model: type[BaseModel], path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:
+    for name, field in model.model_fields.items():
+        if field.exclude or (path == ("domains",) and name != "source"):
+            continue
+        below = _model(field.annotation)
+        if below is not None:
+            yield from _walk(below, (*path, name))
+        else:
+            yield (*path, name), field
+
+
+def _values(model: BaseModel, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], FieldInfo, Any]]:
+    for name, field in type(model).model_fields.items():
+        value = getattr(model, name)
+        if isinstance(value, BaseModel):
+            yield from _values(value, (*path, name))
+        elif isinstance(value, dict) and path == ("domains",):
+            for key, one in value.items():
+                yield from _values(one, (*path, name, key))
+        elif not field.exclude and not (value is None and _model(field.annotation)):
+            yield (*path, name), field, value
+
+
+def _model(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field holds, perhaps; none where it holds a value."""
+    for one in (annotation, *get_args(annotation)):
+        if isinstance(one, type) and issubclass(one, BaseModel) and get_origin(annotation) is not dict:
+            return one
+    return None
+
+
+def _place(path: tuple[str, ...]) -> str:
+    return ".".join(path).replace("domains.source", "domains.<place>")
+
+
+def _type(annotation: Any) -> str:
+    origin, inner = get_origin(annotation), [one for one in get_args(annotation) if one is not type(None)]
+    if origin is Literal:
+        return ", ".join(f"`{_toml(one)}`" for one in inner)
+    if origin is tuple:
+        return f"list of {_type(inner[0])}"
+    if origin is dict:
+        return "table of text"
+    if inner:  # one of several, or annotated
+        return _type(inner[0])
+    return {"str": "text", "int": "whole number", "float": "number", "bool": "true, false", "datetime": "time with a zone"}[
+        annotation.__name__
+    ]
+
+
+def _toml(value: Any) -> str:
+    import json
+
+    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+
+
+def _shown(value: Any, *, secret: bool) -> Any:
+    if value is None or value in ({}, ()):
+        return None
+    if secret:
+        return "***"
+    if isinstance(value, str):
+        return re.sub(r"(://[^:/@]*:)[^@]*@", r"\1***@", value)
+    if isinstance(value, tuple):
+        return list(value)
+    return value if isinstance(value, bool | int | float | dict) else value.isoformat()
+
+
+if __name__ == "__main__":
+    import sys
+
+    sys.stdout.write(reference())
