@@ -58,7 +58,7 @@ def walk(job: Job, stages: Iterable[Stage]) -> Job:
         for stage in stages:
             started = time.perf_counter()
             told = traced(job.settings, stage.name, run_id=lambda: job.run_id, light=stage.light)
-            with at_stage(stage.name, job.run_id), measured(job.settings, stage.name, light=stage.light), told:
+            with told, measured(job.settings, stage.name, light=stage.light), at_stage(stage.name, job.run_id):
                 report = stage.work(job)
                 if report is not None:
                     job.reports[stage.name] = report
