@@ -20,7 +20,7 @@ __all__ = ["Effective", "Key", "effective", "every_key", "reference"]
 
 _HEAD: Final = """# Settings
 
-Every key of `scalr.toml`. This page is generated: `python -m scalr_prod.explanation > docs/settings.md`.
+Every key of `scalr.toml`. This page is made from the code: `make docs`.
 
 The environment goes before the file: `SCALR_GENERATION__MODE=causal` sets `[generation] mode`; lists and sections are written as
 JSON. An unknown key is an error. `scalr config show` says what is in force, and where each value came from.
@@ -176,9 +176,3 @@ def _shown(value: Any, *, secret: bool) -> Any:
     if isinstance(value, tuple):
         return list(value)
     return value if isinstance(value, bool | int | float | dict) else value.isoformat()
-
-
-if __name__ == "__main__":
-    import sys
-
-    sys.stdout.write(reference())

@@ -392,7 +392,9 @@ class LoggingSettings(_Section):
     """What is told while work goes on, on stderr."""
 
     format: Literal["text", "json"] = Field(default="text", description="a line of text, or a JSON object, a message")
-    level: Literal["debug", "info", "warning", "error"] = "info"
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="of the package's own lines; those of other libraries are shown from warning on"
+    )
     heartbeat_s: float = Field(
         default=30.0, gt=0, le=3600, description="seconds between two lines on work that is under way, where no bar is shown"
     )

@@ -1,4 +1,4 @@
-"""Write the pages of docs that are made from the code: commands, errors, and the list of decisions.
+"""Write the pages of docs that are made from the code: commands, errors, settings and the list of decisions.
 
 Usage: python scripts/reference.py [--check]. With ``--check`` nothing is written; a page that is not up to date is exit code 1.
 """
@@ -15,6 +15,7 @@ import typer.main
 
 from scalr_prod import errors
 from scalr_prod.cli import app
+from scalr_prod.explanation import reference
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 INTRODUCTION = """# Commands
@@ -93,7 +94,12 @@ def decisions() -> str:
 def main() -> None:
     """Write them, or compare."""
     stale = []
-    made = {"reference/commands.md": commands(), "reference/errors.md": found_errors(), "adr/index.md": decisions()}
+    made = {
+        "reference/commands.md": commands(),
+        "reference/errors.md": found_errors(),
+        "adr/index.md": decisions(),
+        "settings.md": reference(),
+    }
     for name, text in made.items():
         path = DOCS / name
         if not path.exists() or path.read_text(encoding="utf-8") != text:

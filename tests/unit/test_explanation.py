@@ -50,7 +50,7 @@ def test_no_section_and_no_domain_key_is_left_out():
 
 
 def test_the_reference_is_what_is_generated():
-    """Write it anew: python -m scalr_prod.explanation > docs/settings.md."""
+    """Write it anew: make docs."""
     assert (ROOT / "docs" / "settings.md").read_text(encoding="utf-8") == reference()
 
 
