@@ -1,0 +1,126 @@
+"""Commands before there is anything: write the settings, check the parts, say what is in force."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path  # noqa: TC003 - Typer reads it at run time
+from typing import Annotated, Any
+
+import typer
+
+from scalr_prod.cli.apps import app, config_app
+from scalr_prod.cli.door import DEFAULT_CONFIG, Config, Door, Json, fail
+from scalr_prod.errors import ScalrError
+from scalr_prod.rendering import as_lines
+
+
+@app.command()
+def init(
+    source: Annotated[
+        str | None,
+        typer.Option(help="Log of the domain with many events: a path, glob, folder or URL; or, with a query, a SQL URL."),
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="Log of the domain where events are wanted, likewise.")] = None,
+    items: Annotated[str | None, typer.Option(help="A file of items with their titles, of both domains.")] = None,
+    source_items: Annotated[str | None, typer.Option(help="A file of items of the source alone.")] = None,
+    target_items: Annotated[str | None, typer.Option(help="A file of items of the target alone.")] = None,
+    source_query: Annotated[str | None, typer.Option(help="SQL; --source is then a SQLAlchemy URL.")] = None,
+    target_query: Annotated[str | None, typer.Option(help="SQL; --target is then a SQLAlchemy URL.")] = None,
+    source_name: Annotated[str | None, typer.Option(help="Name of the domain; default: from the file's name.")] = None,
+    target_name: Annotated[str | None, typer.Option(help="Name of the domain; default: from the file's name.")] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(help="Which column is what, as PLACE.ROLE=COLUMN: source.user=customer; repeat for more."),
+    ] = None,
+    timezone: Annotated[str | None, typer.Option(help="IANA zone of times that name none; default: UTC.")] = None,
+    config: Annotated[Path, typer.Option("--config", "-c", help="The file to write.")] = DEFAULT_CONFIG,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing: write what is understood.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Look at two logs, say how they are understood, and write a scalr.toml with comments.
+
+    Example: scalr init --yes --source ratings.csv --target orders.jsonl --timezone Europe/Paris
+    """
+    from scalr_prod.onboarding import Asked, Beginning, check_free, corrected, understand, until_right
+
+    ask = not yes and not as_json and sys.stdin.isatty()
+    if not ask and not (yes or as_json):
+        raise typer.BadParameter("where there is no terminal, nothing can be asked: give --yes", param_hint="--yes")
+    if not ask and (source is None or target is None):
+        raise typer.BadParameter("name both logs", param_hint="--source, --target")
+    item_files = {"source": source_items or items, "target": target_items or items}
+    names = {"source": source_name, "target": target_name}
+
+    def work(_: Any, __: bool) -> Any:
+        check_free(config, force=force)
+        logs = [
+            Asked(place, location or typer.prompt(f"Log of the {place} domain"), query, timezone=timezone)
+            for place, location, query in (("source", source, source_query), ("target", target, target_query))
+        ]
+        logs = corrected(logs, column or [])
+        extra = {"items": _given(item_files), "names": _given(names)}
+        if ask:
+            found = until_right(
+                config, logs, **extra, show=_show_guess, ask=lambda text: typer.prompt(text, default="", show_default=False)
+            )
+        else:
+            found = understand(config, logs, **extra)
+        found.write(force=force)
+        return found if not ask else {"settings": str(config), "next": f"scalr ingest --config {config}"}
+
+    def _show_guess(found: Any) -> None:
+        print("\n".join(as_lines(found.for_people())) if isinstance(found, Beginning) else f"error: {found}")
+
+    Door(None, as_json).show(work)
+
+
+@app.command()
+def doctor(
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="Also check this project's own places.")] = None,
+    deep: Annotated[bool, typer.Option("--deep", help="Also start a Triton server and ask it.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Check each part that the pipeline needs, and say what to do about those that are missing."""
+    from scalr_prod.doctor import examine
+
+    try:
+        checks = examine(config, deep=deep)
+    except ScalrError as error:
+        fail(error, as_json=as_json)
+    if as_json:
+        print(json.dumps({"ok": all(check.ok for check in checks), "checks": [check.to_json() for check in checks]}))
+    else:
+        for check in checks:
+            print(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.found}")
+            if not check.ok and check.next_step:
+                print(f"      next: {check.next_step}")
+    if not all(check.ok for check in checks):
+        raise typer.Exit(1)
+
+
+@config_app.command("show")
+def config_show(
+    config: Config = DEFAULT_CONFIG,
+    named: Annotated[bool, typer.Option("--named", help="Leave out what is at its default.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Every setting in force, and where it came from: default, file, environment or override. Secrets are not shown.
+
+    Example: SCALR_GENERATION__MODE=causal scalr config show --named
+    """
+    from scalr_prod.explanation import effective
+
+    def work(settings: Any, _: bool) -> Any:
+        found = [one.to_json() for one in effective(settings) if not named or one.source != "default"]
+        return {
+            "config": str(config),
+            "keys": found if as_json else [{k: one[k] for k in ("key", "value", "source")} for one in found],
+        }
+
+    Door(config, as_json, "config show").show(work)
+
+
+def _given(options: dict[str, str | None]) -> dict[str, str]:
+    return {name: value for name, value in options.items() if value is not None}

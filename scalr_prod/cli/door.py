@@ -1,0 +1,113 @@
+"""What every command shares: its options, and the way in and out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import typer
+
+from scalr_prod.errors import ScalrError
+from scalr_prod.logs import about, log_error, start_logging
+from scalr_prod.rendering import as_lines
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from scalr_prod.interrupts import Interrupted
+    from scalr_prod.project import Project
+    from scalr_prod.settings import Settings
+
+__all__ = ["DEFAULT_CONFIG", "Config", "Door", "Json", "OptionalConfig", "RunId", "Version", "config_if_there", "fail", "utc"]
+
+DEFAULT_CONFIG = Path("scalr.toml")
+
+Config = Annotated[Path, typer.Option("--config", "-c", help="The project's settings.")]
+OptionalConfig = Annotated[
+    Path | None, typer.Option("--config", "-c", help="The project's settings; default: scalr.toml, where it is there.")
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+Version = Annotated[int | None, typer.Option("--version", help="Translator version; default: the latest trained.")]
+RunId = Annotated[str, typer.Argument(help="A run's id, as `scalr runs list` shows it.")]
+
+
+class Door:
+    """What every command shares: read the settings, do the work, print the report or the error."""
+
+    progress = False
+    #: The options that go before ``[logging]``.
+    logging: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, config: Path | None, as_json: bool, stage: str | None = None, run_id: str | None = None) -> None:
+        self.config = config
+        self.as_json = as_json
+        self.stage = stage
+        self.run_id = run_id
+
+    def open(self, work: Callable[[Project], Any]) -> None:
+        """Show what comes of the project."""
+        from scalr_prod.project import Project
+
+        def opened(settings: Any, progress: bool) -> Any:
+            with Project(settings, progress=progress) as project:
+                return work(project)
+
+        self.show(opened)
+
+    def show(self, work: Callable[[Any, bool], Any]) -> Any:
+        """Show what comes of the settings, or of none; gives it back."""
+        from contextlib import ExitStack
+
+        from scalr_prod.interrupts import Interrupted, ending_in_order
+        from scalr_prod.progress import lines_every
+        from scalr_prod.settings import load_settings
+        from scalr_prod.stages import at_stage
+
+        with ExitStack() as known:
+            try:
+                settings = self._begun(load_settings(self.config)) if self.config is not None else None
+                if settings is not None:
+                    known.enter_context(about(project=settings.project_name))
+                known.enter_context(lines_every(0 if self.progress or settings is None else settings.logging.heartbeat_s))
+                with ending_in_order(), at_stage(self.stage, self.run_id):
+                    report = work(settings, self.progress)
+            except ScalrError as error:
+                fail(error.at(run_id=self.run_id), as_json=self.as_json)
+            except Interrupted as stopped:
+                fail(stopped.at(stage=self.stage, run_id=self.run_id), as_json=self.as_json)
+        facts = report if isinstance(report, dict) else report.to_json()
+        if self.as_json:
+            print(json.dumps(facts, default=str))
+        else:
+            shown = getattr(report, "for_people", None)
+            print("\n".join(as_lines(shown() if shown else facts)))
+        return report
+
+    def _begun(self, settings: Settings) -> Settings:
+        """The settings as the options change them; log lines are theirs from here on."""
+        options = settings.logging.model_copy(update=self.logging)
+        start_logging(options.format, options.level)
+        self.progress = self.progress and options.format == "text"
+        return settings.model_copy(update={"logging": options})
+
+
+def config_if_there(config: Path | None) -> Path | None:
+    """The settings named, or those of the current folder; None where there are none."""
+    return DEFAULT_CONFIG if config is None and DEFAULT_CONFIG.is_file() else config
+
+
+def fail(error: ScalrError | Interrupted, *, as_json: bool) -> Any:
+    """Say what went wrong, and exit with its code."""
+    if as_json:
+        print(json.dumps(error.to_json()))
+    log_error(f"error: {error}" if isinstance(error, ScalrError) else str(error), error.to_json())
+    raise typer.Exit(error.exit_code)
+
+
+def utc(moment: datetime | None) -> datetime | None:
+    """A time of the command line, which names no zone, as UTC."""
+    from datetime import UTC
+
+    return moment.replace(tzinfo=UTC) if moment is not None and moment.tzinfo is None else moment

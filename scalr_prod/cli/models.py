@@ -1,0 +1,101 @@
+"""Commands of the translator, and of what serves it."""
+
+from __future__ import annotations
+
+from datetime import datetime  # noqa: TC003 - Typer reads it at run time
+from pathlib import Path  # noqa: TC003 - Typer reads it at run time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from scalr_prod.cli.apps import serving_app, translator_app, triton_app
+from scalr_prod.cli.door import DEFAULT_CONFIG, Config, Door, Json, Version, config_if_there, utc
+from scalr_prod.serving.virtualenvs import Torch  # noqa: TC001 - Typer reads it at run time
+
+if TYPE_CHECKING:
+    from scalr_prod.project import Project
+    from scalr_prod.settings import Settings
+
+
+@translator_app.command("train")
+def translator_train(
+    config: Config = DEFAULT_CONFIG,
+    trained_until: Annotated[
+        datetime | None, typer.Option(help="Read nothing from this time on (UTC); default: by [generation] mode.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a translator version; the same inputs give the version that is there already."""
+    Door(config, as_json, "translator train").open(lambda project: project.train(utc(trained_until)))
+
+
+@translator_app.command("evaluate")
+def translator_evaluate(config: Config = DEFAULT_CONFIG, version: Version = None, as_json: Json = False) -> None:
+    """Ranking, likelihood and calibration of each estimator and of their mixture, on the latest slice of time."""
+    Door(config, as_json, "translator evaluate").open(lambda project: project.evaluate_translator(version))
+
+
+@translator_app.command("promote")
+def translator_promote(config: Config = DEFAULT_CONFIG, version: Version = None, as_json: Json = False) -> None:
+    """Serve a version: load it, check that it answers, switch; the former one stays at hand for rollback."""
+    Door(config, as_json, "translator promote").open(lambda project: project.promote(version))
+
+
+@translator_app.command("rollback")
+def translator_rollback(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Serve the formerly promoted version again."""
+    Door(config, as_json, "translator rollback").open(lambda project: project.rollback_translator())
+
+
+@translator_app.command("list")
+def translator_list(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """All trained versions, and which one is served."""
+
+    def work(project: Project) -> dict[str, Any]:
+        versions = [version.to_json() for version in project.translators()]
+        return {"served": project.ledger.promoted_version(), "versions": versions}
+
+    Door(config, as_json, "translator list").open(work)
+
+
+@serving_app.command("install")
+def serving_install(
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="A project whose [serving] environment to make; default: scalr.toml.")
+    ] = None,
+    folder: Annotated[Path | None, typer.Option(help="Where to make it; default: .venv-triton.")] = None,
+    torch: Annotated[Torch, typer.Option(help="Which build of torch; auto: the CPU one where there is no GPU.")] = "auto",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make the environment that a local Triton runs in, or bring it up to date."""
+    from scalr_prod.serving.installer import install_serving, plan_serving
+
+    def work(settings: Settings | None, _: bool) -> Any:
+        return plan_serving(settings, folder=folder) if dry_run else install_serving(settings, folder=folder, torch=torch)
+
+    Door(config_if_there(config), as_json, "serving install").show(work)
+
+
+@triton_app.command("start")
+def triton_start(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Start the local Triton, or find the one that runs."""
+    from scalr_prod.serving import start_triton
+
+    Door(config, as_json, "triton start").show(lambda settings, _: start_triton(settings))
+
+
+@triton_app.command("stop")
+def triton_stop(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Stop the local Triton."""
+    from scalr_prod.serving import stop_triton
+
+    Door(config, as_json, "triton stop").show(lambda settings, _: {"stopped": stop_triton(settings)})
+
+
+@triton_app.command("status")
+def triton_status_command(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Whether Triton answers, and what it serves."""
+    from scalr_prod.serving import triton_status
+
+    Door(config, as_json, "triton status").show(lambda settings, _: triton_status(settings))

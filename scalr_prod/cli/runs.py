@@ -1,0 +1,87 @@
+"""Commands that look at what was done, and go on or undo."""
+
+from __future__ import annotations
+
+from pathlib import Path  # noqa: TC003 - Typer reads it at run time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from scalr_prod.cli.apps import app, runs_app
+from scalr_prod.cli.door import DEFAULT_CONFIG, Config, Door, Json, RunId
+
+if TYPE_CHECKING:
+    from scalr_prod.project import Project
+
+
+@runs_app.command("list")
+def runs_list(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """All runs, the newest first, with their windows and the rows that they published."""
+
+    def work(project: Project) -> dict[str, Any]:
+        published = {attempt.run_id: attempt.rows for attempt in project.ledger.publications()}
+        runs = [found.to_json() | {"rows": published.get(found.run_id)} for found in project.runs()]
+        return {"runs": runs if as_json else [_in_brief(found) for found in runs]}
+
+    Door(config, as_json, "runs list").open(work)
+
+
+@runs_app.command("show")
+def runs_show(run_id: RunId, config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """One run: its window, its state, its parts and publications, and every change with its time and cause."""
+
+    def work(project: Project) -> dict[str, Any]:
+        ledger = project.ledger
+        return ledger.run(run_id).to_json() | {
+            "partitions": [part.to_json() for part in ledger.partitions(run_id)],
+            "publications": [attempt.to_json() for attempt in ledger.publications(run_id)],
+            "history": [change.to_json() for change in ledger.history(run_id)],
+        }
+
+    Door(config, as_json, "runs show", run_id).open(work)
+
+
+@runs_app.command("resume")
+def runs_resume(run_id: RunId, config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Go on with a run from where it stopped."""
+    Door(config, as_json, "runs resume", run_id).open(lambda project: project.resume(run_id))
+
+
+@runs_app.command("rollback")
+def runs_rollback(run_id: RunId, config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Take a published run out of the feature view."""
+    Door(config, as_json, "runs rollback", run_id).open(lambda project: project.rollback(run_id))
+
+
+@app.command()
+def report(
+    run_id: Annotated[str | None, typer.Argument(help="A run's id; default: the run that was changed last.")] = None,
+    config: Config = DEFAULT_CONFIG,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The page's path.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a run's page: what went in and out, translations to read, the gate, and where it all comes from."""
+    Door(config, as_json, "report", run_id).open(lambda project: project.report(run_id, output=output))
+
+
+@app.command("maintain")
+def maintain_command(
+    config: Config = DEFAULT_CONFIG,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove what [retention] no longer keeps: staged parts, old training sets and translators, unused table files."""
+    Door(config, as_json, "maintain").open(lambda project: project.maintain(dry_run=dry_run))
+
+
+def _in_brief(run: dict[str, Any]) -> dict[str, Any]:
+    """A run as a line of a table."""
+    spec = run["spec"]
+    window = {name: str(spec[name])[:19] for name in ("start", "end")}
+    facts = {name: run[name] for name in ("run_id", "state")} | window
+    return facts | {
+        "mode": spec["mode"],
+        "translator": spec["translator_version"],
+        "rows": run["rows"],
+        "updated": run["updated_at"][:19],
+    }

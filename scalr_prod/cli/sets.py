@@ -1,0 +1,87 @@
+"""Commands of training sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from scalr_prod.cli.apps import dataset_app, quality_app
+from scalr_prod.cli.door import DEFAULT_CONFIG, Config, Door, Json, OptionalConfig, config_if_there
+from scalr_prod.errors import QualityGateFailed
+
+if TYPE_CHECKING:
+    from scalr_prod.settings import Settings
+
+
+@dataset_app.command("build")
+def dataset_build(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Build a training set of real and synthetic events with point-in-time features."""
+    Door(config, as_json, "dataset build").open(lambda project: project.build_training_set())
+
+
+@quality_app.command("check")
+def quality_check(
+    dataset: Annotated[
+        str | None,
+        typer.Argument(
+            help="Parquet file or folder, Delta table, URL, or name of a data set saved in Feast; default: the latest training set."
+        ),
+    ] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(help="A suite's file or name; default: [training_set] suite, else training, which is built in."),
+    ] = None,
+    docs: Annotated[
+        Path | None, typer.Option(help="Folder of the data docs; default: the project's home, or scalr_quality without one.")
+    ] = None,
+    config: OptionalConfig = None,
+    as_json: Json = False,
+) -> None:
+    """Check a data set before training: exit code 0 passed, 3 refused, 1 it could not be checked.
+
+    Example: scalr quality check rows.parquet --suite checks.yaml --json
+    """
+    from scalr_prod.quality import check_dataset
+
+    def work(settings: Settings | None, _: bool) -> Any:
+        if dataset is None:
+            if settings is None:
+                raise typer.BadParameter("without a scalr.toml, name the data set", param_hint="DATASET")
+            from scalr_prod.training_set import TrainingSet
+
+            chosen = str(TrainingSet.open(settings.home / "datasets" / settings.training_set.name).path)
+        named = suite or (settings.training_set.suite if settings else None) or "training"
+        return check_dataset(dataset or chosen, suite=named, settings=settings, folder=docs)
+
+    if not Door(config_if_there(config), as_json, "quality check").show(work).passed:
+        raise typer.Exit(QualityGateFailed.exit_code)
+
+
+@quality_app.command("init-suite")
+def quality_init_suite(
+    file: Annotated[Path, typer.Argument(help="The YAML file to write.")] = Path("quality/training.yaml"),
+    user: Annotated[str, typer.Option(help="Name of the column.")] = "user_id",
+    item: Annotated[str, typer.Option(help="Name of the column.")] = "item_id",
+    timestamp: Annotated[str, typer.Option(help="Name of the column of the label's time.")] = "event_timestamp",
+    label: Annotated[str, typer.Option(help="Name of the column.")] = "label",
+    weight: Annotated[str, typer.Option(help="Name of the column; skipped where it is not there.")] = "weight",
+    synthetic: Annotated[str, typer.Option(help="Name of the column that marks synthetic rows, likewise.")] = "is_synthetic",
+    as_json: Json = False,
+) -> None:
+    """Write a suite of checks, with comments, for editing; a file that is there stays as it is.
+
+    Example: scalr quality init-suite checks.yaml --timestamp ts
+    """
+    from scalr_prod.quality.suites import write_suite
+
+    columns = {
+        "user": user,
+        "item": item,
+        "timestamp": timestamp,
+        "label": label,
+        "weight": weight,
+        "synthetic": synthetic,
+    }
+    Door(None, as_json).show(lambda _, __: {"suite": write_suite(file, columns)})

@@ -1,0 +1,82 @@
+"""Commands that walk the stages."""
+
+from __future__ import annotations
+
+from datetime import datetime  # noqa: TC003 - Typer reads it at run time
+from typing import Annotated
+
+import typer
+
+from scalr_prod.cli.apps import app
+from scalr_prod.cli.door import DEFAULT_CONFIG, Config, Door, Json, RunId, Version, utc
+
+
+@app.command()
+def run(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Do everything: from two logs to published synthetic events and a training set."""
+    Door(config, as_json).open(lambda project: project.run())
+
+
+@app.command()
+def ingest(
+    config: Config = DEFAULT_CONFIG,
+    domain: Annotated[
+        str | None, typer.Option(help="source, target, or sources.NAME, one of several source domains; default: all.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Read all logs into the lake; reading the same input twice adds nothing."""
+    if domain not in {None, "source", "target"} and not str(domain).startswith("sources."):
+        raise typer.BadParameter("must be source, target or sources.NAME", param_hint="--domain")
+    Door(config, as_json, "ingest").open(lambda project: project.ingest(domain))
+
+
+@app.command()
+def histories(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Build users' histories and items' statistics as of every event, and bring the feature repository up to date."""
+    Door(config, as_json, "histories").open(lambda project: project.histories())
+
+
+@app.command()
+def generate(config: Config = DEFAULT_CONFIG, version: Version = None, as_json: Json = False) -> None:
+    """Translate the window's source events into staged candidates."""
+    Door(config, as_json).open(lambda project: project.generate(version))
+
+
+@app.command()
+def validate(run_id: RunId, config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Put a generated run before the quality gate."""
+    Door(config, as_json, "validate", run_id).open(lambda project: project.validate(run_id))
+
+
+@app.command()
+def publish(run_id: RunId, config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Publish a validated run to the feature view, all of it or nothing."""
+    Door(config, as_json, "publish", run_id).open(lambda project: project.publish(run_id))
+
+
+@app.command()
+def evaluate(
+    config: Config = DEFAULT_CONFIG,
+    cold_fraction: Annotated[
+        float | None,
+        typer.Option(help="Hide the target history of this share of users from everything.", min=0, max=0.99),
+    ] = None,
+    cutoff: Annotated[datetime | None, typer.Option(help="Test from then on (UTC); default: by [downstream].")] = None,
+    cutoffs: Annotated[
+        int | None, typer.Option(help="Rolling cutoffs: what comes after the first, in so many equal parts.", min=1, max=20)
+    ] = None,
+    arm: Annotated[list[str] | None, typer.Option(help="Only this arm, and those compared; repeat for more.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Every arm, model, seed and validation window.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train models with and without synthetic events, with controls, and judge them on what came later."""
+    Door(config, as_json, "evaluate").open(
+        lambda project: project.evaluate(cold_fraction=cold_fraction, cutoff=utc(cutoff), cutoffs=cutoffs, arms=arm, full=full)
+    )
+
+
+@app.command()
+def status(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Which stages are done, and the command that does each; run and onwards: of the latest run."""
+    Door(config, as_json, "status").open(lambda project: {"stages": [stage.to_json() for stage in project.status()]})
