@@ -32,7 +32,7 @@ test: setup browser lint ## every test, on real components; files are shared out
 	$(PYTEST) -m "not nightly" -n 2 --dist loadfile
 
 test-fast: setup ## the tests that take seconds
-	$(PYTEST) -m "not slow and not nightly"
+	$(PYTEST) -m "not slow and not nightly" -n 2 --dist loadfile
 
 faults: setup ## the nightly fault suite: a hundred kills, and what else takes minutes
 	SCALR_FAULTS_REPORT=benchmarks/results/faults.json $(PYTEST) -m "nightly or not nightly" tests/faults && $(PYTEST) -m nightly --ignore tests/faults
