@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from scalr_prod.plugins import READERS
 
@@ -67,6 +67,13 @@ class DomainSettings(Section):
     timestamp_format: str | None = Field(
         default=None, description="strptime format of local times that are not ISO 8601, such as %d.%m.%Y %H:%M"
     )
+    ahead_days: float = Field(
+        default=1.0,
+        ge=0,
+        le=1e6,
+        description="an event is refused that happened, or became known, more days than this from now",
+    )
+    earliest: AwareDatetime | None = Field(default=None, description="an event before this instant is refused")
     items: str | None = Field(default=None, description="file of items with their titles, as events")
     items_version: int | None = Field(default=None, ge=0, description="as version, of items")
     item_columns: ItemColumns = Field(default=ItemColumns(), description="what its columns are called")

@@ -155,9 +155,14 @@ def _type(annotation: Any) -> str:
         return "table of text"
     if inner:  # one of several, or annotated
         return _type(inner[0])
-    return {"str": "text", "int": "whole number", "float": "number", "bool": "true, false", "datetime": "time with a zone"}[
-        annotation.__name__
-    ]
+    return {
+        "str": "text",
+        "int": "whole number",
+        "float": "number",
+        "bool": "true, false",
+        "datetime": "time with a zone",
+        "AwareDatetime": "time with a zone",
+    }[annotation.__name__]
 
 
 def _toml(value: Any) -> str:

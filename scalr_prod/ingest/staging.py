@@ -14,6 +14,7 @@ from scalr_prod.errors import EmptyInput
 from scalr_prod.ingest.cells import Ids, Place, first_true, numbers, texts
 from scalr_prod.ingest.columns import Wanted
 from scalr_prod.ingest.instants import Instants
+from scalr_prod.ingest.limits import Limits
 from scalr_prod.ingest.readers import read_path
 from scalr_prod.ingest.sql import read_query
 
@@ -73,6 +74,7 @@ class EventCells:
         chosen = settings.domains[place]
         key = f"[domains.{place}] timezone"
         self.users, self.items, self.lifted = Ids(), Ids(), 0
+        self._limits = Limits.of(chosen, f"[domains.{place}]")
         self._names = chosen.columns
         self._happened, self._known = (Instants(chosen.timezone, key, format=chosen.timestamp_format) for _ in range(2))
 
@@ -86,9 +88,11 @@ class EventCells:
         users = self.users.read(_cells(batch, names.user), _place(batch, names.user), untyped=batch.untyped)
         items = self.items.read(_cells(batch, names.item), _place(batch, names.item), untyped=batch.untyped)
         times = self._happened.read(_cells(batch, names.timestamp), _place(batch, names.timestamp))
+        self._limits.check(times, _place(batch, names.timestamp))
         created = times
         if names.created is not None:
             created = self._known.read(_cells(batch, names.created), _place(batch, names.created))
+            self._limits.check(created, _place(batch, names.created))
             early = pc.less(created, times)
             self.lifted += pc.sum(early).as_py() or 0
             created = pc.if_else(early, times, created)

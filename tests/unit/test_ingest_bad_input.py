@@ -141,6 +141,23 @@ CASES = {
     ),
     "epoch of unclear unit": Case("t.csv", HEAD + "u1,i1,12345\n", BadValue, ("row 1", "unclear unit")),
     "epoch units mixed": Case("t.csv", HEAD + "u1,i1,1714564800\nu1,i1,1714564800000\n", BadValue, ("unclear unit",)),
+    "year 2099": Case(
+        "t.csv", HEAD + ROW + "u1,i1,2099-01-01T00:00:00Z\n", BadValue, ("row 2", "2099-01-01", "future", "[domains.target]")
+    ),
+    "known in 2099": Case(
+        "t.csv",
+        "user_id,item_id,timestamp,known\nu1,i1,2024-05-01T12:00:00Z,2099-01-01T00:00:00Z\n",
+        BadValue,
+        ("'known', row 1", "2099-01-01", "future"),
+        CREATED,
+    ),
+    "epoch zero where there is a floor": Case(
+        "t.csv",
+        HEAD + ROW + "u1,i1,1970-01-01T00:00:00Z\n",
+        BadValue,
+        ("row 2", "1970-01-01", "before 2000-01-01", "earliest"),
+        "earliest = 2000-01-01T00:00:00Z",
+    ),
     "year 2500": Case("t.csv", HEAD + ROW + "u1,i1,2500-01-01T00:00:00Z\n", BadValue, ("row 2", "2500", "1678 to 2261")),
     "boolean timestamp": Case("t.parquet", typed(timestamp=[True]), BadValue, ("column 'timestamp'", "bool")),
     "null created": Case(
@@ -222,6 +239,14 @@ def test_bad_input_is_refused_whole(folder, case):
     lake = Lake.open(settings)
     assert not any(lake.exists(table) for table in Table)
     assert not list((settings.home / "staging").iterdir())
+
+
+def test_the_future_is_let_in_where_the_settings_say_so(folder):
+    text = HEAD + ROW + "u1,i1,2099-01-01T00:00:00Z\n"
+    settings = settings_for(folder, Case("t.csv", text, EmptyInput, (), "ahead_days = 40000"))
+    ingest(settings)
+    times = Lake.open(settings).read(Table.TARGET_EVENTS)["event_timestamp"].to_pylist()
+    assert [time.year for time in times] == [2024, 2099]
 
 
 @pytest.mark.parametrize("name", ["null user", "naive csv", "truncated parquet"])

@@ -1,0 +1,68 @@
+"""Times that cannot be: one row of the year 2099 would move every window, cutoff and training end of a project."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Self
+
+import pyarrow.compute as pc
+
+from scalr_prod.ingest.cells import first_true
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from scalr_prod.domains import DomainSettings
+    from scalr_prod.ingest.cells import Place
+
+__all__ = ["Limits"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Between which instants the events of a log lie.
+
+    Attributes:
+        latest: None may be later: the start of the ingest, and some days.
+        earliest: None may be before; None: any.
+        key: Where the settings of the domain stand, for the error.
+    """
+
+    latest: datetime
+    earliest: datetime | None
+    key: str
+
+    @classmethod
+    def of(cls, chosen: DomainSettings, key: str) -> Self:
+        """The limits of a domain, as of now."""
+        now = datetime.now(UTC)
+        ahead = min(timedelta(days=chosen.ahead_days), datetime.max.replace(tzinfo=UTC) - now)
+        return cls(now + ahead, chosen.earliest.astimezone(UTC) if chosen.earliest else None, key)
+
+    def check(self, times: pa.Array, place: Place) -> None:
+        """Refuse a batch that holds a time beyond them.
+
+        Args:
+            times: ``timestamp[us, UTC]``.
+            place: Where the batch comes from.
+
+        Raises:
+            BadValue: One is; names its row.
+        """
+        at = first_true(pc.greater(times, self.latest))
+        if at is not None:
+            raise place.bad(
+                f"{times[at].as_py().isoformat()} lies in the future",
+                at=at,
+                next_step=f"correct the value or leave the row out; if it is meant, raise ahead_days of {self.key}",
+            )
+        if self.earliest is None:
+            return
+        at = first_true(pc.less(times, self.earliest))
+        if at is not None:
+            raise place.bad(
+                f"{times[at].as_py().isoformat()} lies before {self.earliest.isoformat()}",
+                at=at,
+                next_step=f"correct the value or leave the row out; if it is meant, lower earliest of {self.key}",
+            )
