@@ -1,4 +1,4 @@
-"""Thirty days, one after another: what each of them costs, stage by stage, and how much it adds to the lake, home and online store.
+"""Thirty days, one after another: what each of them costs, stage by stage, and how much it adds to the lake and the training sets.
 
 Every day brings as many events as the day before, a twentieth of them late, and as many synthetic events for its own window. A stage
 whose cost follows the day takes as long on day 30 as on day 5; one whose cost follows the log takes six times as long.
@@ -22,12 +22,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from scalr_prod.settings import Settings
 
 DAYS = max(int(os.environ.get("SCALR_BENCH_DAYS", "30")), 8)
 EVENTS = int(os.environ.get("SCALR_BENCH_EVENTS", "5000"))
-#: Histories and trailing counts are full before the days that are compared.
-USERS, ITEMS, LENGTH, TRAILING = 1_000, 2_000, 10, 3
+#: A fifth of the users are there on a day, other ones each day. Histories and trailing counts are full before the days that are compared.
+USERS, PRESENT, ITEMS, LENGTH, TRAILING = 5_000, 1_000, 2_000, 5, 3
 START = datetime(2026, 1, 1, tzinfo=UTC)
 DAY_US = 86_400_000_000
 #: The first days fill caches and meet users for the first time; a day is compared with these.
@@ -36,7 +38,7 @@ LIMIT = 1.3
 
 
 def main() -> dict[str, Any]:
-    """Seconds and bytes of each day by stage, and the last days beside the first ones."""
+    """Seconds (``cpu``: of all threads, whatever else the machine does) and bytes of each day, and the last days beside the first."""
     logging.disable(logging.WARNING)  # Feast and Great Expectations tell each write
     with tempfile.TemporaryDirectory() as scratch:
         days = []
@@ -49,8 +51,10 @@ def main() -> dict[str, Any]:
         "days": DAYS,
         "events_a_day": EVENTS,
         "ratio_limit": LIMIT,
+        "cpu_ratio": {stage: _ratio([day["cpu"][stage] for day in days]) for stage in stages},
         "seconds_ratio": {stage: _ratio([day["seconds"][stage] for day in days]) for stage in stages},
         "bytes_ratio": {place: _ratio([day["bytes"][place] for day in days]) for place in days[0]["bytes"]},
+        "cpu": {stage: [day["cpu"][stage] for day in days] for stage in stages},
         "seconds": {stage: [day["seconds"][stage] for day in days] for stage in stages},
         "bytes": {place: [day["bytes"][place] for day in days] for place in days[0]["bytes"]},
     }
@@ -71,12 +75,14 @@ def one_day(folder: Path, day: int) -> dict[str, Any]:
 
     settings = settings_of(folder, day)
     seconds: dict[str, float] = {}
+    cpu: dict[str, float] = {}
     sizes = _sizes(folder / "home")
 
     def timed(stage: str, work: Any) -> None:
-        started = time.perf_counter()
+        started, used = time.perf_counter(), time.process_time()
         work()
         seconds[stage] = round(time.perf_counter() - started, 3)
+        cpu[stage] = round(time.process_time() - used, 3)
 
     timed("ingest", lambda: ingest(settings))
     timed("histories", lambda: build_histories(settings))
@@ -86,7 +92,7 @@ def one_day(folder: Path, day: int) -> dict[str, Any]:
     timed("online_store", lambda: materialize(settings, end=START + timedelta(days=day + 1)))
     timed("training_set", lambda: build_training_set(settings))
     grown = {place: size - sizes.get(place, 0) for place, size in _sizes(folder / "home").items()}
-    return {"seconds": seconds, "bytes": grown}
+    return {"seconds": seconds, "cpu": cpu, "bytes": grown}
 
 
 def settings_of(folder: Path, day: int) -> Settings:
@@ -118,12 +124,17 @@ def events(domain: str, day: int) -> pa.Table:
     kind = pa.timestamp("us", tz="UTC")
     return pa.table(
         {
-            "user_id": draw.integers(0, USERS, EVENTS),
+            "user_id": draw.choice(present(day), EVENTS),
             "item_id": (ITEMS * draw.random(EVENTS) ** 2).astype(np.int64),
             "time": pa.array(happened + start).cast(kind),
             "created": pa.array(created + start).cast(kind),
         }
     )
+
+
+def present(day: int) -> NDArray[np.int64]:
+    """The users of a day."""
+    return np.random.default_rng([day, 3]).choice(USERS, PRESENT, replace=False)
 
 
 def publish(settings: Settings, day: int) -> None:
@@ -139,7 +150,7 @@ def publish(settings: Settings, day: int) -> None:
     known = pa.array(np.full(EVENTS, start + DAY_US)).cast(pa.timestamp("us", tz="UTC"))
     columns = {
         "event_id": pa.array([f"{day}-{number}" for number in range(EVENTS)]),
-        "user_id": draw.integers(0, USERS, EVENTS),
+        "user_id": draw.choice(present(day), EVENTS),
         "item_id": draw.integers(0, ITEMS, EVENTS),
         "event_timestamp": happened,
         "probability": pa.array(np.full(EVENTS, 0.5, np.float32)),
@@ -158,7 +169,7 @@ def publish(settings: Settings, day: int) -> None:
 
 
 def _sizes(home: Path) -> dict[str, int]:
-    """Bytes that lie in the lake, in the training set's versions (a file that two versions share counts once) and online."""
+    """Bytes that lie in the lake, and in the training set's versions (a file that two versions share counts once)."""
     return {
         "lake": _bytes(home / "lake"),
         "training_set": _bytes(home / "datasets"),

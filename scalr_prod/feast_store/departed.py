@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from scalr_prod.feast_store.columns import source_columns
 from scalr_prod.feast_store.reads import join_keys, known_by_us, microseconds, source_path, window_sql
 from scalr_prod.feast_store.retrievals import duckdb_session
 from scalr_prod.feast_store.scan import quote, scan_delta
+from scalr_prod.growth import growth
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from datetime import datetime
 
+    import pyarrow as pa
     from feast import FeatureStore, FeatureView
 
 __all__ = ["empty_view", "forget_departed", "redis_of"]
@@ -25,32 +27,36 @@ _BATCH = 10_000
 
 
 def forget_departed(
-    store: FeatureStore, view: FeatureView, before: tuple[int | None, datetime], now: tuple[int | None, datetime]
-) -> bool:
+    store: FeatureStore,
+    view: FeatureView,
+    before: tuple[int | None, datetime],
+    now: tuple[int | None, datetime],
+    *,
+    among: pa.Table,
+) -> Literal["none", "some", "all"]:
     """Delete the entities that had a row in one state of the view's table and have none in the other.
 
     Args:
         store: Feast's store.
-        view: The view.
+        view: The view; it has entities.
         before: Delta version and end of what may be in the online store.
         now: Delta version and end of what is to be there.
+        among: Keys of the entities that can be meant, see `changed_entities`.
 
     Returns:
-        Whether there were any. Where they cannot be told, the whole view is emptied.
+        What was deleted. Where there are any, SQLite loses ``all`` of the view; so does any store where a former version cannot be read.
     """
     from deltalake import DeltaTable
 
-    if before[0] is not None and before[0] == now[0] and before[1] <= now[1]:
-        return False
     options = store.config.offline_store.storage_options or None
+    path = source_path(store.config, view.batch_source)
+    if not among.num_rows or (before[1] <= now[1] and not _removed(path, options, before[0], now[0])):
+        return "none"
     columns = source_columns(view.batch_source)
     keys = [columns.of(key) for key in join_keys(view)]
-    if not keys or before[0] is None or now[0] is None:
-        # Nothing to tell entities, or versions, apart by.
-        empty_view(store, view)
-        return True
-    path = source_path(store.config, view.batch_source)
     with duckdb_session(store.config) as connection:
+        connection.register("among", among)
+        only = f"SEMI JOIN among USING ({', '.join(quote(key) for key in keys)})"
         for name, (version, end) in (("before", before), ("now", now)):
             try:
                 table = DeltaTable(path, version=version, storage_options=options)
@@ -67,21 +73,27 @@ def forget_departed(
                     known_by_us=limit_us,
                 )
                 # Run here: a version whose files were vacuumed opens, and fails when it is read.
-                connection.execute(f"CREATE TEMP TABLE entities_{name} AS SELECT DISTINCT * FROM ({query})")
+                connection.execute(f"CREATE TEMP TABLE entities_{name} AS SELECT DISTINCT * FROM ({query}) {only}")
             except Exception as error:
                 # What has gone can no longer be told.
                 logger.warning("%s: version %s cannot be read (%s); the online view is filled anew", view.name, version, error)
                 empty_view(store, view)
-                return True
-        present = " AND ".join(f"{quote(key)} IS NOT NULL" for key in keys)
-        gone = connection.sql(f"(FROM entities_before WHERE {present}) EXCEPT FROM entities_now").to_arrow_table()
+                return "all"
+        gone = connection.sql("FROM entities_before EXCEPT FROM entities_now").to_arrow_table()
     if not gone.num_rows:
-        return False
+        return "none"
     if store.config.online_store.type == "redis":
         _delete_from_redis(store, view, _redis_keys(store, view, gone.to_pylist(), keys))
-    else:
-        empty_view(store, view)
-    return True
+        return "some"
+    empty_view(store, view)
+    return "all"
+
+
+def _removed(path: str, options: dict[str, str] | None, before: int | None, now: int | None) -> bool:
+    from deltalake import DeltaTable
+
+    former, latter = (DeltaTable(path, version=version, storage_options=options) for version in (before, now))
+    return bool(growth(former, latter).removed)
 
 
 def empty_view(store: FeatureStore, view: FeatureView, *, drop: bool = False) -> int | None:

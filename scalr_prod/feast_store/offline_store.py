@@ -64,6 +64,8 @@ class DeltaOfflineStoreConfig(FeastConfigBaseModel):
     #: Delta version of each table that is to be read as it was: a table of the lake by its name, any by its whole path. The others
     #: are read as they are.
     versions: dict[str, int] = Field(default_factory=dict)
+    #: By a table's whole path, keys of the entities whose latest rows are pulled; of the others, none. Tables that are not named: all.
+    entities: dict[str, Any] = Field(default_factory=dict, repr=False, exclude=True)
 
 
 class DeltaOfflineStore(OfflineStore):
@@ -152,6 +154,7 @@ class DeltaOfflineStore(OfflineStore):
                 start_us=reads.microseconds(start_date),
                 end_us=reads.microseconds(end_date),
                 known_by_us=reads.known_by_us(config, data_source),
+                entities=config.offline_store.entities.get(reads.source_path(config, data_source)),
             )
 
         return retrievals.pull(config, data_source, columns, query, dummy=not join_key_columns)

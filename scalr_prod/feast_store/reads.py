@@ -232,9 +232,17 @@ def latest_sql(
     start_us: int | None,
     end_us: int | None,
     known_by_us: int | None,
+    entities: pa.Table | None = None,
 ) -> str:
-    """Of each entity the row with the greatest (event, created) in the window; the features decide between equal ones, as in a join."""
+    """Of each entity the row with the greatest (event, created) in the window; the features decide between equal ones, as in a join.
+
+    With ``entities``, only of those with these keys.
+    """
     where = _limits(event, created, start_us, end_us, known_by_us)
+    if entities is not None:
+        connection.register("wanted_entities", entities)
+        listed = ", ".join(map(quote, keys))
+        where += f"{' AND' if where else ' WHERE'} ({listed}) IN (SELECT ({listed}) FROM wanted_entities)"
     ties = tie_breakers(scan.schema, features)
     names = [f"k{i}" for i in range(len(keys))]
     group = ", ".join(names)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalr_prod.errors import FeatureStoreError
-from scalr_prod.growth import GLOB, local_files
+from scalr_prod.growth import GLOB, fragments_of, local_files, schema_of_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,7 +81,14 @@ def delta_table(path: str, storage_options: dict[str, str], version: int | None 
         ) from error
 
 
-def scan_delta(connection: Any, table: DeltaTable, alias: str, columns: Sequence[str] | None = None) -> Scan:
+def scan_delta(
+    connection: Any,
+    table: DeltaTable,
+    alias: str,
+    columns: Sequence[str] | None = None,
+    *,
+    names: frozenset[str] | None = None,
+) -> Scan:
     """Make a Delta table selectable in this DuckDB connection.
 
     Args:
@@ -89,17 +96,18 @@ def scan_delta(connection: Any, table: DeltaTable, alias: str, columns: Sequence
         table: The table.
         alias: A name that nothing else in the connection bears.
         columns: Those that will be asked for; what cannot be read in place is copied, and only these are.
+        names: Only these of its files, see `growth`.
     """
-    import pyarrow as pa
-
-    schema = pa.schema(table.schema().to_arrow())
+    schema = schema_of_table(table)
     files = local_files(table)
+    if files is not None and names is not None:
+        files = [file for file in files if Path(file).name in names]
     if files == []:
         connection.register(alias, schema.empty_table())
         return Scan(quote(alias), schema, "0::BIGINT")
     if files is not None:
         return Scan(f"read_parquet([{', '.join(literal(file) for file in files)}])", schema, _file_row_id())
-    return _copied(connection, table.to_pyarrow_dataset(), alias, columns)
+    return _copied(connection, fragments_of(table, names), alias, columns)
 
 
 def scan_parquet(connection: Any, path: str, alias: str, columns: Sequence[str] | None = None) -> Scan:

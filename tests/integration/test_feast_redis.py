@@ -132,6 +132,63 @@ class TestOnlineEqualsOffline:
         assert served(project, "source_user_history")["item_ids"][0] == ["s1", "s9", "s2"]
         assert_online_equals_offline(project)
 
+    def test_a_day_writes_the_entities_that_it_touches(self, project):
+        assert set(materialize(project).written.values()) == {None}, "all, at first"
+        assert set(materialize(project).written.values()) == {0}
+        add(project, Table.SYNTHETIC_TARGET_EVENTS, synthetic(["c"], [70], hours(9), "new"), "new")
+        written = materialize(project).written
+        assert written.pop("synthetic_target_events") == 1
+        assert set(written.values()) == {0}
+        assert_online_equals_offline(project)
+
+    def test_rows_that_come_of_age(self, project):
+        """They were in the table at the last fill, and neither had happened nor were known by its end."""
+        end = hours(1.5)[0]
+        materialize(project, end=end)
+        assert_online_equals_offline(project, at=end)
+        for later in (2.5, 15, 21):
+            end = hours(later)[0]
+            report = materialize(project, end=end)
+            assert_online_equals_offline(project, at=end)
+        assert report.written["synthetic_target_events"] == 2
+        assert report.written["source_user_history"] == 0
+
+    def test_a_store_that_lost_its_rows_or_went_back_to_an_older_copy(self, project):
+        address, file = project.feast.redis, project.home / "feast_online.db"
+        on_redis = project.feast.online_store == "redis"
+
+        def copy() -> dict:
+            if on_redis:
+                return {key: client(address).dump(key) for key in client(address).scan_iter()}
+            return {file: file.read_bytes()}
+
+        def bring_back(content: dict) -> None:
+            if on_redis:
+                client(address).flushall()
+            for key, value in content.items():
+                client(address).restore(key, 0, value) if on_redis else key.write_bytes(value)
+
+        empty = copy()
+        materialize(project)
+        older = copy()
+        assert older
+        add(project, Table.SYNTHETIC_TARGET_EVENTS, synthetic(["c"], [70], hours(9), "new"), "new")
+        materialize(project)
+        for content in (older, empty):
+            bring_back(content)
+            assert set(materialize(project).written.values()) == {None}
+            assert_online_equals_offline(project)
+
+    def test_a_view_that_was_defined_anew(self, project):
+        materialize(project)
+        store = open_feature_store(project)
+        view = store.get_feature_view("source_user_history")
+        view.tags = {**view.tags, "knowledge_time": "event"}
+        store.apply([view])
+        written = materialize(project).written
+        assert written["source_user_history"] is None
+        assert written["target_user_history"] == 0
+
     def test_a_window_published_again(self, project):
         materialize(project)
         publish(project, synthetic(["a", "c"], [70, 90], hours(2, 4), "again"), "again")

@@ -111,6 +111,7 @@ print(json.dumps({"rooms": rooms, "historical": historical.event_id.tolist(), "b
         "contracts",
         "duck",
         "errors",
+        "growth",
         "lake",
         "binding",
         "ownership",

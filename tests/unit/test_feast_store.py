@@ -244,7 +244,7 @@ def test_reports_are_json(feast_project):
     reports = [apply_feature_repo(feast_project), materialize(feast_project)]
     assert [set(json.loads(json.dumps(report.to_json()))) for report in reports] == [
         {"path", "applied", "views", "services"},
-        {"views", "emptied", "end", "online_store"},
+        {"views", "emptied", "end", "online_store", "written"},
     ]
 
 

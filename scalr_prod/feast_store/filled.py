@@ -1,0 +1,146 @@
+"""What each view of the online store was filled from, and whether the store still is the one that was filled.
+
+The record is a file beside the repository. A fill that was cut off may have written rows: until one has ended, all states since the last
+one that did are kept. The store itself bears the number of the last fill: one that was emptied, or brought back from an older copy, bears
+another, and is filled anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import sqlite3
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from scalr_prod.feast_store.changes import changed_entities
+from scalr_prod.feast_store.departed import empty_view, forget_departed, redis_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pyarrow as pa
+    from feast import FeatureStore, FeatureView
+
+    from scalr_prod.settings import Settings
+
+__all__ = ["Record", "State", "definition_of"]
+
+#: Beside what Feast keeps there.
+_REDIS_KEY: Final = "scalr:filled:{}"
+
+
+@dataclass(frozen=True)
+class State:
+    """What a view was filled from.
+
+    Attributes:
+        version: Version of its table; None: it is no Delta table.
+        end: Up to this event time.
+        definition: See `definition_of`.
+    """
+
+    version: int | None
+    end: datetime
+    definition: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As the record keeps it."""
+        return asdict(self) | {"end": self.end.isoformat()}
+
+
+def definition_of(view: FeatureView) -> str:
+    """A hash of what decides which columns are written of an entity, and of when the view was registered."""
+    source = view.batch_source
+    content = [
+        str(view.created_timestamp),
+        [[field.name, str(field.dtype)] for field in [*view.entity_columns, *view.features]],
+        [source.timestamp_field, source.created_timestamp_column, dict(source.field_mapping), getattr(source, "path", None)],
+        [dict(view.tags), dict(source.tags)],
+    ]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Record:
+    """The record of one project's online store."""
+
+    def __init__(self, settings: Settings, store: FeatureStore) -> None:
+        self.path: Path = settings.feast_repo / ".materialized.json"
+        self.store = store
+        address = json.dumps([store.project, store.config.online_store.model_dump(mode="json")], sort_keys=True)
+        # The address may hold a password.
+        self.address = hashlib.sha256(address.encode()).hexdigest()
+        self.number = 0
+        self.states = self._read()
+
+    def begin(self, view: FeatureView, now: State) -> tuple[bool, pa.Table | None]:
+        """Delete what the view's table no longer gives.
+
+        Returns:
+            Whether anything was deleted; and the keys of the entities whose rows may be others than those that are there, None:
+            all.
+        """
+        before, entities, deleted = self.states.get(view.name), None, False
+        latter = (now.version, now.end)
+        if before is not None and all(then.definition == now.definition for then in before):
+            entities = changed_entities(self.store, view, [(then.version, then.end) for then in before], latter)
+        if entities is None:
+            # Never filled from here, or the record was lost, or nothing can be told apart: whatever is there goes.
+            deleted = bool(empty_view(self.store, view)) or before is not None
+        else:
+            gone = {
+                forget_departed(self.store, view, (then.version, then.end), latter, among=entities) for then in before or []
+            }
+            deleted = gone != {"none"}
+            entities = None if "all" in gone else entities
+        self.states[view.name] = [*(before or []), now]
+        self._write()
+        return deleted, entities
+
+    def finish(self, view: FeatureView) -> None:
+        """The view holds what its last state gives, and nothing else."""
+        self.states[view.name] = self.states[view.name][-1:]
+        self._write()
+
+    def close(self) -> None:
+        """Number the fill, in the store first: a store whose number the record does not know is filled anew."""
+        self.number = 1 + secrets.randbelow(2**31 - 1)
+        _number(self.store, self.number)
+        self._write()
+
+    def _read(self) -> dict[str, list[State]]:
+        try:
+            found = json.loads(self.path.read_text(encoding="utf-8"))
+            if found["store"] != self.address or found["number"] != _number(self.store):
+                return {}
+            self.number = found["number"]
+            return {
+                view: [State(one["version"], datetime.fromisoformat(one["end"]), one["definition"]) for one in states]
+                for view, states in found["views"].items()
+            }
+        except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError):
+            return {}
+
+    def _write(self) -> None:
+        views = {view: [state.to_json() for state in states] for view, states in self.states.items()}
+        temporary = self.path.with_suffix(".tmp")
+        content = {"store": self.address, "number": self.number, "views": views}
+        temporary.write_text(json.dumps(content), encoding="utf-8")
+        temporary.replace(self.path)
+
+
+def _number(store: FeatureStore, new: int | None = None) -> int:
+    """The number that an online store bears, 0 where it bears none; a new one is written first."""
+    if store.config.online_store.type == "redis":
+        redis, key = redis_of(store), _REDIS_KEY.format(store.project)
+        if new is not None:
+            redis.set(key, new)
+        return int(redis.get(key) or 0)
+    online = store._get_provider().online_store  # noqa: SLF001 - Feast has no public way to its file
+    with closing(sqlite3.connect(online._get_db_path(store.config))) as connection:  # noqa: SLF001
+        if new is not None:
+            connection.execute(f"PRAGMA user_version = {new:d}")
+        return int(connection.execute("PRAGMA user_version").fetchone()[0])
