@@ -133,6 +133,15 @@ def kill_the_second_days_generate(airflow, project, events):
     return kill_task(task.pid), task.try_number
 
 
+def wait_for_runs_of(config, start, number):
+    """Until the ledger has so many runs of the window that begins then."""
+    give_up = time.monotonic() + 180
+    with Project.open(config) as project:
+        while sum(run.spec.start == start for run in project.runs()) < number:
+            assert time.monotonic() < give_up, [(run.run_id, run.spec.start, run.state) for run in project.runs()]
+            time.sleep(0.2)
+
+
 def in_order(airflow, dags, day, task):
     """Each project once its task of that day has begun, whichever comes first."""
     waiting, give_up = set(NAMES), time.monotonic() + 60 * 15
@@ -172,6 +181,7 @@ def test_two_projects_by_their_own_schedules_for_three_days(projects, databases,
             first_day = first[name].data_interval_start, first[name].data_interval_end
             add_events(projects[name], *first_day, every=30, seed=7)
         for name in in_order(airflow, dags, 2, "late"):
+            wait_for_runs_of(projects[name], first[name].data_interval_start, 2)  # the second is that of the late events
             third = airflow.runs(dags[name]["events"])[2]
             span = {"start": first[name].data_interval_start.isoformat(), "end": third.data_interval_end.isoformat()}
             airflow.trigger(dags[name]["backfill"], **span, minutes=MINUTES)
