@@ -9,7 +9,7 @@ from urllib.parse import quote, quote_plus, unquote
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["host_of", "masked", "masked_url", "secrets_of"]
+__all__ = ["host_of", "masked", "masked_url", "secrets_of", "without_user"]
 
 #: A secret of this length is masked inside of words too; a shorter one would be found in words that do not hold it.
 _LONG: Final = 6
@@ -66,9 +66,14 @@ def secrets_of(url: str | None) -> list[str]:
     return [spelled for one in found if one for spelled in dict.fromkeys((one, unquote(one)))]
 
 
+def without_user(url: str) -> str:
+    """The URL without user and password, up to the last ``@``."""
+    return _USER.sub("://", url, count=1)
+
+
 def host_of(url: str) -> str:
     """Host and port of a URL, of one that cannot be read too."""
-    return re.split(r"[/?#]", _USER.sub("://", url, count=1).partition("://")[2])[0]
+    return re.split(r"[/?#]", without_user(url).partition("://")[2])[0]
 
 
 def _masked_piece(piece: str) -> str:

@@ -278,12 +278,14 @@ class Project:
         """Take a published run out of the feature view.
 
         Raises:
+            RunNotFound: No such run.
             PublicationError: The run was never published.
         """
         from scalr_prod.lineage import traced
         from scalr_prod.metrics import measured
         from scalr_prod.publication import rollback_run
 
+        self.ledger.run(run_id)  # a run that is not there is no failure of the work
         with measured(self.settings, "rollback"), traced(self.settings, "rollback", run_id=lambda: run_id):
             return rollback_run(self.settings, run_id)
 
