@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 import yaml
 from ledger_world import T0, make_spec, to_state, validated
 from prometheus_client.parser import text_string_to_metric_families
@@ -20,6 +21,7 @@ from scalr_prod.errors import PublicationError, QualityGateFailed, RunNotFound, 
 from scalr_prod.generation.parts import write_json
 from scalr_prod.generation.report import GenerationReport
 from scalr_prod.ledger import Ledger, RunState, run_folder
+from scalr_prod.ledger.models import TransitionRow
 from scalr_prod.metrics import METRICS, deliver
 from scalr_prod.project import Project
 from scalr_prod.quality.report import GateReport, RuleOutcome
@@ -170,6 +172,20 @@ def test_a_light_stage_is_told_of_where_it_fails_and_of_the_first_success_after_
         found = read(measured)
         assert found["scalr_stage_failed", "feast"] == 0
         assert found["scalr_stage_runs_total", "done", "feast"] == 1
+
+
+def test_the_history_is_counted_where_it_lies(measured):
+    """Of thousands of runs, it is tens of thousands of rows: none is read to count them."""
+    loaded = []
+    sa.event.listen(TransitionRow, "load", note := lambda row, _: loaded.append(row))
+    try:
+        assert deliver(measured)
+        assert not loaded
+        with Ledger.open(measured) as ledger:
+            changes = ledger.history(subject="run")
+        assert len(loaded) == len(changes)
+    finally:
+        sa.event.remove(TransitionRow, "load", note)
 
 
 def test_a_project_with_nothing_yet_has_metrics_too(project):
