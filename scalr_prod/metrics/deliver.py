@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from prometheus_client import CollectorRegistry
 
+    from scalr_prod.errors import ScalrError
     from scalr_prod.settings import Settings
 
 __all__ = ["deliver", "measured"]
@@ -28,13 +29,16 @@ _PUSH_S: Final = 5.0
 
 
 @contextmanager
-def measured(settings: Settings, stage: str, *, light: bool = False) -> Iterator[None]:
+def measured(
+    settings: Settings, stage: str, *, light: bool = False, refusals: tuple[type[ScalrError], ...] = ()
+) -> Iterator[None]:
     """Note how the stage in the block ends and how long it takes, and deliver the metrics; nothing where the settings name no place.
 
     Args:
         settings: The project's settings; ``[metrics]`` decides.
         stage: The stage's name.
         light: It takes no time where nothing has changed: only its failures are noted, and a success after one.
+        refusals: Errors that say that the work did not begin, since what was asked for cannot be: no failure of the stage.
     """
     if settings.metrics.textfile is None and settings.metrics.push is None:
         yield
@@ -43,6 +47,9 @@ def measured(settings: Settings, stage: str, *, light: bool = False) -> Iterator
     try:
         yield
         outcome = "done"
+    except refusals:
+        outcome = "refused"
+        raise
     except QualityGateFailed:
         outcome = "rejected"
         raise
@@ -50,7 +57,8 @@ def measured(settings: Settings, stage: str, *, light: bool = False) -> Iterator
         outcome = "failed"
         raise
     finally:
-        _ended(settings, stage, outcome, time.perf_counter() - started, light=light)
+        if outcome != "refused":
+            _ended(settings, stage, outcome, time.perf_counter() - started, light=light)
 
 
 def _ended(settings: Settings, stage: str, outcome: str, seconds: float, *, light: bool) -> None:

@@ -17,7 +17,7 @@ import yaml
 from ledger_world import T0, make_spec, to_state, validated
 from prometheus_client.parser import text_string_to_metric_families
 
-from scalr_prod.errors import PublicationError, QualityGateFailed, RunNotFound, ScalrError, SettingsError
+from scalr_prod.errors import PublicationError, QualityGateFailed, RunNotFound, ScalrError, SettingsError, TableNotFound
 from scalr_prod.generation.parts import write_json
 from scalr_prod.generation.report import GenerationReport
 from scalr_prod.ledger import Ledger, RunState, run_folder
@@ -289,14 +289,15 @@ def test_impossible_places_are_refused(project, bad):
         load_settings(project, metrics=bad)
 
 
-def test_a_rollback_is_told_and_one_of_a_run_that_is_not_there_is_none(measured):
+def test_a_rollback_is_told_and_one_that_is_refused_is_none(measured):
     with Project(measured) as opened:
-        with pytest.raises(RunNotFound):
-            opened.rollback("run_0000000000000000")
-        assert not measured.resolve("scalr.prom").exists()
-        (rejected,) = opened.ledger.runs(state=RunState.REJECTED)
-        with pytest.raises(PublicationError):
-            opened.rollback(rejected.run_id)
+        (rejected,), (published,) = (opened.ledger.runs(state=state) for state in (RunState.REJECTED, RunState.PUBLISHED))
+        for run_id, error in (("run_0000000000000000", RunNotFound), (rejected.run_id, PublicationError)):
+            with pytest.raises(error):
+                opened.rollback(run_id)
+            assert not measured.resolve("scalr.prom").exists()
+        with pytest.raises(TableNotFound):  # the lake is gone
+            opened.rollback(published.run_id)
     assert read(measured)["scalr_stage_failed", "rollback"] == 1
 
 
