@@ -200,6 +200,23 @@ def test_a_folder_by_date_a_glob_and_a_url_are_the_same_rows(tmp_path):
     assert check_dataset(f"file://{tmp_path}/one.parquet").rows == 60
 
 
+def test_a_file_of_which_the_name_is_a_pattern_is_that_file_alone(tmp_path, monkeypatch):
+    put(good(), tmp_path / "a" / "part1.parquet")
+    bad = put([{**row, "user_id": "other", "label": 7} for row in good(20)], tmp_path / "a" / "part[1].parquet")
+    folder = check_dataset("a")
+    assert (folder.rows, failed(folder)) == (80, ["label_is_0_or_1"])
+    assert failed(check_dataset(bad)) == ["label_is_0_or_1"]
+    assert failed(check_dataset("a/*.parquet")) == ["label_is_0_or_1"]
+    # Nor is the folder that a pattern starts from one.
+    (tmp_path / "[a]").mkdir()
+    put(good(), tmp_path / "[a]" / "part1.parquet")
+    monkeypatch.chdir(tmp_path / "[a]")
+    assert check_dataset("*.parquet").passed
+    write_deltalake(tmp_path / "table", pa.Table.from_pylist(good(), schema=SCHEMA))
+    (tmp_path / "table").rename(tmp_path / "table?")
+    assert check_dataset(tmp_path / "table?").kind == "delta"
+
+
 def test_a_delta_table_is_read_by_its_log(tmp_path):
     rows = good()
     write_deltalake(tmp_path / "table", pa.Table.from_pylist([dict(rows[1], label=9), rows[2]], schema=SCHEMA))
