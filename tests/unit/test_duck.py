@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -142,6 +143,7 @@ def test_every_read_of_parquet_files_by_name_is_of_those_files_alone(tmp_path):
     from scalr_prod.ingest.commit import staged_sql
     from scalr_prod.quality.judged import judge
     from scalr_prod.quality.protocol import RowRule
+    from scalr_prod.training_set.reader import TrainingSet
     from scalr_prod.training_set.spine import _scan
     from scalr_prod.training_set.vocabulary import write_vocabulary
 
@@ -157,6 +159,11 @@ def test_every_read_of_parquet_files_by_name_is_of_those_files_alone(tmp_path):
     assert connection.sql(f"SELECT DISTINCT item_id FROM ({staged_sql([mine], types)})").fetchall() == [(7,)]
     assert connection.sql(f"SELECT DISTINCT item_id FROM {_scan(mine)}").fetchall() == [(7,)]
     write_vocabulary(connection, [mine], tmp_path / "v[1]")
+    for folder in ("v1", "v[1]"):
+        (tmp_path / folder / "rows").mkdir()
+        shutil.copyfile(tmp_path / folder / "p.parquet", tmp_path / folder / "rows" / "p.parquet")
+    opened = TrainingSet(tmp_path / "v[1]", {"files": ["rows/p.parquet"]})
+    assert opened.to_polars(["item_id"])["item_id"].to_list() == [7, 7]
     assert pq.read_table(tmp_path / "v[1]" / "vocabulary" / "users.parquet").column(0).to_pylist() == [7]
     (tmp_path / "v1" / "judged.parquet").write_bytes(mine.with_name("p.parquet").read_bytes())
     rules = [RowRule("positive", "is positive", "item_id > 0")]
@@ -169,8 +176,5 @@ def test_every_read_of_parquet_files_by_name_is_of_those_files_alone(tmp_path):
         path=tmp_path / "v[1]" / "judged.parquet",
     )
     assert judged.row("SELECT item_id FROM judged") == (5,)
-    for folder in ("v1", "v[1]"):
-        (tmp_path / folder / "rows").mkdir()
-        (tmp_path / folder / "p.parquet").rename(tmp_path / folder / "rows" / "p.parquet")
     assert _facts(tmp_path / "v[1]" / "rows")[1:] == _facts(tmp_path / "v[1]" / "rows" / "p.parquet")[1:]
     assert _facts(tmp_path / "v[1]" / "rows")[1].microsecond == 2
