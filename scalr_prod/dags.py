@@ -117,9 +117,10 @@ def _common(hours: int) -> dict[str, Any]:
         "max_active_runs": 1,
         "default_args": {
             "owner": "scalr",
-            "retries": int(os.environ.get("SCALR_AIRFLOW_RETRIES", "2")),
-            "retry_delay": timedelta(seconds=30),
-            "retry_exponential_backoff": True,
+            "retries": int(os.environ.get("SCALR_AIRFLOW_RETRIES", "3")),
+            # Airflow waits one to two delays, and twice that after each further try: a killed task begins again within a minute.
+            "retry_delay": timedelta(seconds=10),
+            "retry_exponential_backoff": 2.0,
             "max_retry_delay": timedelta(minutes=30),
             "execution_timeout": timedelta(hours=hours),
             "pool": os.environ.get("SCALR_AIRFLOW_POOL", "default_pool"),
@@ -227,6 +228,7 @@ def _backfill_dag(name: str, config: dict[str, Param], asset: Asset) -> None:
             "start": Param(None, **_INSTANT, description="first instant of the first window"),
             "end": Param(None, **_INSTANT, description="the instant after the last window"),
             "days": Param(1, type="integer", minimum=1, description="length of a window"),
+            "minutes": Param(None, type=["null", "integer"], minimum=1, description="length of a window, goes before days"),
             "mode": Param("causal", enum=["causal", "backfill"], description="what the translator may have learned from"),
         },
         **_common(hours=24),
@@ -240,14 +242,10 @@ def _backfill_dag(name: str, config: dict[str, Param], asset: Asset) -> None:
 
         @task
         def windows() -> list[list[str]]:
-            from scalr_prod.orchestration import scheduler_errors, window_of
+            from scalr_prod.orchestration import scheduler_errors, windows_of
 
             with scheduler_errors():
-                context = get_current_context()
-                start, end = window_of(context)
-                step = timedelta(days=context["params"]["days"])
-                begins = [start + number * step for number in range(-((start - end) // step))]
-                return [[begin.isoformat(), min(begin + step, end).isoformat()] for begin in begins]
+                return [[start.isoformat(), end.isoformat()] for start, end in windows_of(get_current_context())]
 
         @task(max_active_tis_per_dagrun=1)
         def translate(window: list[str]) -> dict[str, str]:

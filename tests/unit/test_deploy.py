@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 import yaml
 
 from scalr_prod.settings import load_settings
@@ -78,6 +79,13 @@ def test_the_project_of_the_deployment_names_its_servers(compose):
         section, _, key = name.removeprefix("SCALR_").lower().partition("__")
         if name.startswith("SCALR_") and key:
             assert key in type(getattr(settings, section)).model_fields, name
+
+
+def test_both_of_airflows_connections_name_the_driver_that_the_image_has(compose):
+    environment = compose["services"]["airflow"]["environment"]
+    for name, driver in (("SQL_ALCHEMY_CONN", "psycopg"), ("SQL_ALCHEMY_CONN_ASYNC", "psycopg_async")):
+        url = sa.make_url(environment[f"AIRFLOW__DATABASE__{name}"].replace("${POSTGRES_PASSWORD}", "secret"))
+        assert (url.drivername, url.database) == (f"postgresql+{driver}", "airflow")
 
 
 def test_prometheus_asks_services_that_are_there(compose):

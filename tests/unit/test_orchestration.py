@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import pytest
 
@@ -18,6 +19,7 @@ from scalr_prod.orchestration import (
     trained_until_of,
     training_set_project,
     window_of,
+    windows_of,
     worth_a_retry,
 )
 
@@ -33,6 +35,20 @@ def test_a_run_translates_its_data_interval_unless_its_params_name_a_window():
     asked = context(start="2024-01-01T00:00:00+02:00", end="2024-02-01T00:00:00Z") | DAY
     assert window_of(asked) == (datetime(2023, 12, 31, 22, tzinfo=UTC), datetime(2024, 2, 1, tzinfo=UTC))
     assert window_of(context(end="2024-06-01T00:00:00Z", start=None) | DAY)[1] == datetime(2024, 6, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("length", "hours"),
+    [
+        ({"days": 1}, [0, 24, 48, 60]),
+        ({"days": 7, "minutes": None}, [0, 60]),
+        ({"days": 1, "minutes": 20 * 60}, [0, 20, 40, 60]),
+    ],
+)
+def test_a_backfill_cuts_its_range_into_windows_of_days_or_of_minutes(length, hours):
+    asked = context(start="2024-05-01T00:00:00Z", end="2024-05-03T12:00:00Z", **length)
+    edges = [datetime(2024, 5, 1, tzinfo=UTC) + timedelta(hours=hour) for hour in hours]
+    assert windows_of(asked) == list(pairwise(edges))
 
 
 @pytest.mark.parametrize(
