@@ -10,7 +10,7 @@ COPY airflow_dags /build/package/airflow_dags
 COPY constraints /build/package/constraints
 RUN apt-get update && apt-get install --yes --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/* \
     && pip install --no-cache-dir --constraint /build/package/constraints/package.txt "/build/package[airflow,downstream,postgres,redis,report,s3]" \
-    && mkdir -p /srv/scalr /opt/airflow && cp -r /build/package/airflow_dags /opt/dags \
+    && mkdir -p /srv/scalr/metrics /srv/scalr/home /opt/airflow && cp -r /build/package/airflow_dags /opt/dags \
     && useradd --create-home scalr && chown -R scalr /srv/scalr /opt/airflow
 
 USER scalr

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.errors import LakeError
 from scalr_prod.ownership import claim_home
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["appear", "disk_errors", "open_duckdb", "staging_folder", "temporary_folder"]
+__all__ = ["appear", "disk_errors", "exact", "open_duckdb", "staging_folder", "temporary_folder"]
 
+#: What DuckDB takes for a pattern in the name of a file.
+_PATTERN: Final = re.compile(r"[*?\[]")
 _UNWRITABLE = {
     errno.ENOSPC,
     errno.EDQUOT,
@@ -145,6 +148,14 @@ def _sweep(root: Path) -> None:
                     shutil.rmtree(folder, ignore_errors=True)
             except OSError:  # held by a living process, or not ours
                 continue
+
+
+def exact(path: str | Path) -> str:
+    """A path as DuckDB is to be given it: DuckDB takes each for a pattern, and ``part[1].parquet`` names the file ``part1.parquet``.
+
+    A POSIX name that holds a backslash beside one of ``* ? [`` cannot be said: DuckDB takes the backslash for a folder's end.
+    """
+    return _PATTERN.sub(r"[\g<0>]", str(path))
 
 
 @contextmanager

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from scalr_prod.masking import masked_url
 from scalr_prod.settings import Settings
 
 if TYPE_CHECKING:
@@ -88,9 +88,9 @@ def effective(settings: Settings) -> list[Effective]:
     """Every value in force, in the order of the sections, with where it came from; nothing secret."""
     found = []
     for path, field, value in _values(settings, ()):
-        source = settings.origin(path)
-        shown = _shown(value, secret=not field.repr and source != "default")
-        found.append(Effective(f"[{'.'.join(path[:-1])}] {path[-1]}", shown, source, field.description or ""))
+        secret = not field.repr and value != field.get_default(call_default_factory=True)
+        shown = _shown(value, secret=secret)
+        found.append(Effective(f"[{'.'.join(path[:-1])}] {path[-1]}", shown, settings.origin(path), field.description or ""))
     return found
 
 
@@ -177,7 +177,9 @@ def _shown(value: Any, *, secret: bool) -> Any:
     if secret:
         return "***"
     if isinstance(value, str):
-        return re.sub(r"(://[^:/@]*:)[^@]*@", r"\1***@", value)
+        return masked_url(value)
     if isinstance(value, tuple):
-        return list(value)
-    return value if isinstance(value, bool | int | float | dict) else value.isoformat()
+        return [_shown(one, secret=False) for one in value]
+    if isinstance(value, dict):
+        return {key: _shown(one, secret=False) for key, one in value.items()}
+    return value if isinstance(value, bool | int | float) else value.isoformat()

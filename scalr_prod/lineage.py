@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from scalr_prod.contracts import Table
-from scalr_prod.masking import masked
+from scalr_prod.masking import masked, secrets_of, without_user
 from scalr_prod.version import __version__
 from scalr_prod.written import collected
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from scalr_prod.settings import Settings
     from scalr_prod.written import Written
 
-__all__ = ["traced"]
+__all__ = ["traced", "traced_together"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,26 @@ _READ: Final[Mapping[str, tuple[Table, ...]]] = {
     "dataset": (Table.TARGET_EVENTS, Table.SYNTHETIC_TARGET_EVENTS, *_HISTORIES),
 }
 _PRODUCER: Final = f"scalr_prod/{__version__}"
+#: To connect, and then for the answer.
 _SECONDS: Final = 5.0
+#: Servers that did not take an event, and get no more of them: a server that does not answer costs its time once.
+_given_up: ContextVar[set[str] | None] = ContextVar("scalr_lineage_given_up", default=None)
+
+
+@contextmanager
+def traced_together() -> Iterator[set[str]]:
+    """Stages in the block, and in blocks within it, send nothing more to a server that did not take one event.
+
+    Yields:
+        URLs of such servers.
+    """
+    outer = _given_up.get()
+    given_up = set() if outer is None else outer
+    token = _given_up.set(given_up)
+    try:
+        yield given_up
+    finally:
+        _given_up.reset(token)
 
 
 @contextmanager
@@ -54,10 +74,10 @@ def traced(settings: Settings, stage: str, *, run_id: Callable[[], str | None], 
     if light or (settings.lineage.file is None and settings.lineage.url is None):
         yield
         return
-    told = _Stage(settings, stage, run_id)
-    told.emit("START")
     outcome, error = "ABORT", None
-    with collected() as written:
+    with traced_together() as given_up, collected() as written:
+        told = _Stage(settings, stage, run_id, given_up)
+        told.emit("START")
         try:
             yield
             outcome = "COMPLETE"
@@ -71,24 +91,31 @@ def traced(settings: Settings, stage: str, *, run_id: Callable[[], str | None], 
 class _Stage:
     """One stage's events, which have an id in common."""
 
-    def __init__(self, settings: Settings, stage: str, run_id: Callable[[], str | None]) -> None:
-        self._settings, self._stage, self._run_id = settings, stage, run_id
+    def __init__(self, settings: Settings, stage: str, run_id: Callable[[], str | None], given_up: set[str]) -> None:
+        self._settings, self._stage, self._run_id, self._given_up = settings, stage, run_id, given_up
         self._id: str | None = None
 
     def emit(self, kind: str, written: Sequence[Written] = (), error: str | None = None) -> None:
         """Send one event to each place that the settings name."""
         lineage = self._settings.lineage
-        places = {lineage.file: "the file", lineage.url: "the server"}
-        for place, what in places.items():
-            if place is None:
-                continue
-            try:
-                event = self._event(kind, written, error)
-                (_append if place == lineage.file else _post)(self._settings, event)
-            except Exception as failed:  # eyes only: whatever is wrong with them, the stage ends as it ended
-                hint = "; install scalr_prod[lineage]" if isinstance(failed, ModuleNotFoundError) else ""
-                said = masked(str(failed), (lineage.api_key, urlsplit(lineage.url or "").password))
-                logger.warning("%s of lineage did not get an event: %s: %s%s", what, type(failed).__name__, said, hint)
+        if lineage.file is not None:
+            self._sent(_append, "the file", kind, written, error)
+        if lineage.url is None or lineage.url in self._given_up:
+            return
+        if not self._sent(_post, "the server", kind, written, error):
+            self._given_up.add(lineage.url)
+
+    def _sent(
+        self, send: Callable[[Settings, Any], None], what: str, kind: str, written: Sequence[Written], error: str | None
+    ) -> bool:
+        try:
+            send(self._settings, self._event(kind, written, error))
+        except Exception as failed:  # eyes only: whatever is wrong with them, the stage ends as it ended
+            hint = "; install scalr_prod[lineage]" if isinstance(failed, ModuleNotFoundError) else ""
+            said = masked(str(failed), (self._settings.lineage.api_key, *secrets_of(self._settings.lineage.url)))
+            logger.warning("%s of lineage did not get an event: %s: %s%s", what, type(failed).__name__, said, hint)
+            return False
+        return True
 
     def _event(self, kind: str, written: Sequence[Written], error: str | None) -> Any:
         from openlineage.client.event_v2 import InputDataset, Job, OutputDataset, Run, RunEvent, RunState
@@ -134,9 +161,8 @@ def _name(uri: str) -> tuple[str, str]:
     """Namespace and name of a data set, by OpenLineage's rules: ``file`` and a path, or ``s3://bucket`` and a key."""
     if "://" not in uri:
         return "file", uri
-    parts = urlsplit(uri)
-    host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{host}", parts.path.strip("/") or "/"
+    parts = urlsplit(without_user(uri))
+    return f"{parts.scheme}://{parts.netloc}", parts.path.strip("/") or "/"
 
 
 def _append(settings: Settings, event: Any) -> None:
@@ -151,5 +177,9 @@ def _post(settings: Settings, event: Any) -> None:
 
     key = settings.lineage.api_key
     known = {} if key is None else {"auth": ApiKeyTokenProvider({"apiKey": key})}
-    config = HttpConfig(str(settings.lineage.url), timeout=_SECONDS, retry={"total": 1, "connect": 1}, **known)
-    HttpTransport(config).emit(event)
+    once = {"total": 0, "status_forcelist": []}
+    transport = HttpTransport(HttpConfig(str(settings.lineage.url), timeout=_SECONDS, retry=once, **known))
+    try:
+        transport.emit(event)
+    finally:
+        transport.close()

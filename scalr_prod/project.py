@@ -278,13 +278,16 @@ class Project:
         """Take a published run out of the feature view.
 
         Raises:
+            RunNotFound: No such run.
             PublicationError: The run was never published.
         """
+        from scalr_prod.errors import PublicationError, RunNotFound
         from scalr_prod.lineage import traced
         from scalr_prod.metrics import measured
         from scalr_prod.publication import rollback_run
 
-        with measured(self.settings, "rollback"), traced(self.settings, "rollback", run_id=lambda: run_id):
+        told = traced(self.settings, "rollback", run_id=lambda: run_id)
+        with measured(self.settings, "rollback", refusals=(RunNotFound, PublicationError)), told:
             return rollback_run(self.settings, run_id)
 
     def training_set(self, version: int | None = None) -> TrainingSet:

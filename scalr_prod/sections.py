@@ -6,6 +6,7 @@ import os
 import re
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
@@ -49,7 +50,20 @@ def _named_once(group: Group, names: tuple[str, ...], beside: tuple[str, ...] = 
     return names
 
 
+def _web(value: str) -> str:
+    """A URL that can be read; what it says may be a password, and is not repeated."""
+    try:
+        parts = urlsplit(value)
+        there = parts.hostname and parts.port != 0 and parts.netloc.count("@") == value.count("@") <= 1
+    except ValueError:
+        there = False
+    if not there:
+        raise ValueError("is no URL of a server: in a user or password, write [ ] @ : / ? # as %5B %5D %40 %3A %2F %3F %23")
+    return value
+
+
 Instant = Annotated[datetime, AfterValidator(_aware)]
+WebAddress = Annotated[str, Field(pattern=r"^https?://\S+$"), AfterValidator(_web)]
 Weight = Annotated[float, Field(ge=0)]
 
 
@@ -408,8 +422,8 @@ class MetricsSettings(_Section):
         pattern=r"\.prom$",
         description="a file of this project alone, in the folder of node_exporter's textfile collector",
     )
-    push: str | None = Field(
-        default=None, repr=False, pattern=r"^https?://\S+$", description="URL of a push gateway; may hold a user and a password"
+    push: WebAddress | None = Field(
+        default=None, repr=False, description="URL of a push gateway; may hold a user and a password"
     )
 
 
@@ -417,9 +431,7 @@ class LineageSettings(_Section):
     """Where OpenLineage events of stages go; nowhere by default. Needs the extra ``lineage``."""
 
     file: str | None = Field(default=None, description="events are added to it, one JSON object a line")
-    url: str | None = Field(
-        default=None, repr=False, pattern=r"^https?://\S+$", description="of a lineage server; events go to its api/v1/lineage"
-    )
+    url: WebAddress | None = Field(default=None, repr=False, description="of a lineage server; events go to its api/v1/lineage")
     api_key: str | None = Field(
         default=None, repr=False, description="sent to it as a bearer token. Keep it in the environment"
     )

@@ -101,11 +101,13 @@ class Settings(BaseSettings):
     def origin(self, keys: Sequence[str]) -> str:
         """Where a key's value comes from: ``default``, ``file``, ``override``, or ``environment`` with the variable's name.
 
+        Of a table of texts, the variables of its entries are named: ``SCALR_PROJECT__STORAGE_OPTIONS__KEY``.
+
         Args:
             keys: From the section on: ``("domains", "source", "columns", "user")``.
         """
-        if (variable := _set_by(list(keys))) is not None:
-            return f"environment {variable}"
+        if (variables := _set_below(list(keys)) or _set_by(list(keys))) is not None:
+            return f"environment {variables}"
         file, overrides = self._read
         return "override" if _holds(overrides, keys) else "file" if _holds(file, keys) else "default"
 
@@ -275,6 +277,12 @@ def _set_by(keys: list[str]) -> str | None:
     """The environment variable that sets a key, or the section around it."""
     there = {name.upper(): name for name in os.environ}
     return next((there[name] for depth in range(len(keys), 0, -1) if (name := _variable(keys[:depth])) in there), None)
+
+
+def _set_below(keys: list[str]) -> str | None:
+    """The environment variables that set entries of a table, such as those of storage_options."""
+    above = _variable([*keys, ""])
+    return ", ".join(sorted(name for name in os.environ if name.upper().startswith(above))) or None
 
 
 def _not_json(error: SourceError) -> SettingsError:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from scalr_prod.contracts import EVENT_TIMESTAMP
+from scalr_prod.duck import exact
 from scalr_prod.errors import FeatureStoreError
 from scalr_prod.feast_store.access import explained, open_feature_store, quiet
 from scalr_prod.feast_store.repository import repository_lock
@@ -116,7 +117,7 @@ def _facts(path: Path) -> tuple[pa.Schema, datetime, datetime]:
 
     try:
         schema = ds.dataset(path, format="parquet").schema
-        pattern = f"{path}/**/*.parquet" if path.is_dir() else str(path)
+        pattern = f"{exact(path)}/**/*.parquet" if path.is_dir() else exact(path)
         with duckdb.connect(config={"threads": 1}) as connection:
             connection.execute("SET enable_progress_bar = false")  # stdout is for --json
             query = f"SELECT epoch_us(min({EVENT_TIMESTAMP})), epoch_us(max({EVENT_TIMESTAMP})) FROM read_parquet(?)"

@@ -34,7 +34,7 @@ def forget_departed(
     *,
     among: pa.Table,
 ) -> Literal["none", "some", "all"]:
-    """Delete the entities that had a row in one state of the view's table and have none in the other.
+    """Delete the entities that had a row in one state of the view's table and have none in the other, where they can be told.
 
     Args:
         store: Feast's store.
@@ -44,7 +44,8 @@ def forget_departed(
         among: Keys of the entities that can be meant, see `changed_entities`.
 
     Returns:
-        What was deleted. Where there are any, SQLite loses ``all`` of the view; so does any store where a former version cannot be read.
+        What was deleted. ``all``: nothing yet, the caller has to empty the view, for a former version cannot be read; or there are some,
+        and the store is SQLite, where Feast cannot delete one row.
     """
     from deltalake import DeltaTable
 
@@ -77,7 +78,6 @@ def forget_departed(
             except Exception as error:
                 # What has gone can no longer be told.
                 logger.warning("%s: version %s cannot be read (%s); the online view is filled anew", view.name, version, error)
-                empty_view(store, view)
                 return "all"
         gone = connection.sql("FROM entities_before EXCEPT FROM entities_now").to_arrow_table()
     if not gone.num_rows:
@@ -85,7 +85,6 @@ def forget_departed(
     if store.config.online_store.type == "redis":
         _delete_from_redis(store, view, _redis_keys(store, view, gone.to_pylist(), keys))
         return "some"
-    empty_view(store, view)
     return "all"
 
 

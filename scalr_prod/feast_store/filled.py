@@ -1,8 +1,8 @@
 """What each view of the online store was filled from, and whether the store still is the one that was filled.
 
 The record is a file beside the repository. A fill that was cut off may have written rows: until one has ended, all states since the last
-one that did are kept. The store itself bears the number of the last fill: one that was emptied, or brought back from an older copy, bears
-another, and is filled anew.
+one that did are kept. A fill of a whole view that was cut off left it empty or partial: until one has ended, every fill of it is whole. The
+store itself bears the number of the last fill: one that was emptied, or brought back from an older copy, bears another, and is filled anew.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["Record", "State", "definition_of"]
+__all__ = ["Record", "State", "definition_of", "forget_number"]
 
 #: Beside what Feast keeps there.
 _REDIS_KEY: Final = "scalr:filled:{}"
@@ -65,7 +65,12 @@ def definition_of(view: FeatureView) -> str:
 
 
 class Record:
-    """The record of one project's online store."""
+    """The record of one project's online store.
+
+    Attributes:
+        states: By view, what it may have been filled from.
+        filling: Views whose fill under way, or cut off, is whole: nothing is known of what they hold.
+    """
 
     def __init__(self, settings: Settings, store: FeatureStore) -> None:
         self.path: Path = settings.feast_repo / ".materialized.json"
@@ -74,7 +79,9 @@ class Record:
         # The address may hold a password.
         self.address = hashlib.sha256(address.encode()).hexdigest()
         self.number = 0
-        self.states = self._read()
+        self.states: dict[str, list[State]] = {}
+        self.filling: set[str] = set()
+        self._read()
 
     def begin(self, view: FeatureView, now: State) -> tuple[bool, pa.Table | None]:
         """Delete what the view's table no longer gives.
@@ -83,53 +90,67 @@ class Record:
             Whether anything was deleted; and the keys of the entities whose rows may be others than those that are there, None:
             all.
         """
-        before, entities, deleted = self.states.get(view.name), None, False
-        latter = (now.version, now.end)
-        if before is not None and all(then.definition == now.definition for then in before):
+        before, latter = self.states.get(view.name, []), (now.version, now.end)
+        entities, departed = None, "all"
+        if before and view.name not in self.filling and all(then.definition == now.definition for then in before):
             entities = changed_entities(self.store, view, [(then.version, then.end) for then in before], latter)
-        if entities is None:
-            # Never filled from here, or the record was lost, or nothing can be told apart: whatever is there goes.
-            deleted = bool(empty_view(self.store, view)) or before is not None
-        else:
-            gone = {
-                forget_departed(self.store, view, (then.version, then.end), latter, among=entities) for then in before or []
-            }
-            deleted = gone != {"none"}
-            entities = None if "all" in gone else entities
-        self.states[view.name] = [*(before or []), now]
-        self._write()
-        return deleted, entities
+        # Before anything is deleted: whatever cuts this off, the next fill writes what is missing then.
+        self._note(view, [*before, now], whole=entities is None)
+        if entities is not None:
+            found = {forget_departed(self.store, view, (then.version, then.end), latter, among=entities) for then in before}
+            departed = next(one for one in ("all", "some", "none") if one in found)
+        if departed != "all":
+            return departed == "some", entities
+        # Never filled from here, or the record was lost, or nothing can be told apart: whatever is there goes.
+        self._note(view, [now], whole=True)
+        return bool(empty_view(self.store, view)) or bool(before), None
 
     def finish(self, view: FeatureView) -> None:
         """The view holds what its last state gives, and nothing else."""
-        self.states[view.name] = self.states[view.name][-1:]
-        self._write()
+        self._note(view, self.states[view.name][-1:], whole=False)
 
     def close(self) -> None:
         """Number the fill, in the store first: a store whose number the record does not know is filled anew."""
-        self.number = 1 + secrets.randbelow(2**31 - 1)
-        _number(self.store, self.number)
+        self._renumber()
         self._write()
 
-    def _read(self) -> dict[str, list[State]]:
+    def _note(self, view: FeatureView, states: list[State], *, whole: bool) -> None:
+        """Write down what a view may hold, and whether its fill is whole."""
+        self.states[view.name] = states
+        self.filling = self.filling | {view.name} if whole else self.filling - {view.name}
+        if not self.number:
+            # An unnumbered store cannot be told from one that was emptied.
+            self._renumber()
+        self._write()
+
+    def _renumber(self) -> None:
+        self.number = 1 + secrets.randbelow(2**31 - 1)
+        _number(self.store, self.number)
+
+    def _read(self) -> None:
         try:
             found = json.loads(self.path.read_text(encoding="utf-8"))
-            if found["store"] != self.address or found["number"] != _number(self.store):
-                return {}
-            self.number = found["number"]
-            return {
+            if found["store"] != self.address or not found["number"] or found["number"] != _number(self.store):
+                return
+            states = {
                 view: [State(one["version"], datetime.fromisoformat(one["end"]), one["definition"]) for one in states]
                 for view, states in found["views"].items()
             }
+            self.number, self.states, self.filling = found["number"], states, set(found["filling"])
         except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError):
-            return {}
+            return
 
     def _write(self) -> None:
         views = {view: [state.to_json() for state in states] for view, states in self.states.items()}
         temporary = self.path.with_suffix(".tmp")
-        content = {"store": self.address, "number": self.number, "views": views}
+        content = {"store": self.address, "number": self.number, "views": views, "filling": sorted(self.filling)}
         temporary.write_text(json.dumps(content), encoding="utf-8")
         temporary.replace(self.path)
+
+
+def forget_number(store: FeatureStore) -> None:
+    """Take the number of a project's last fill out of Redis."""
+    redis_of(store).delete(_REDIS_KEY.format(store.project))
 
 
 def _number(store: FeatureStore, new: int | None = None) -> int:

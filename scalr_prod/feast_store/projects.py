@@ -110,7 +110,7 @@ def leave_registry(settings: Settings, store: FeatureStore, former: str, *, shar
     for source in sources:
         registry.delete_data_source(source.name, former)
     if settings.feast.online_store == "redis":
-        _release_redis(store, former, lake)
+        _release_redis(with_former, lake)
     if not _left(registry, former):
         registry.delete_project(former)
     logger.info("%d feature views moved from project '%s' to '%s' in the registry", len(views), former, store.project)
@@ -147,11 +147,14 @@ def _carry_datasets(registry: Any, former: str, now: str, *, below: Path) -> Non
             registry.delete_saved_dataset(dataset.name, former)
 
 
-def _release_redis(store: FeatureStore, former: str, lake: str) -> None:
+def _release_redis(store: FeatureStore, lake: str) -> None:
+    """Take out what says whose the rows of a store's project are, and of which fill, if they were this lake's."""
     from scalr_prod.feast_store.departed import redis_of
+    from scalr_prod.feast_store.filled import forget_number
 
-    redis, key = redis_of(store), _REDIS_KEY.format(former)
+    redis, key = redis_of(store), _REDIS_KEY.format(store.project)
     if (redis.get(key) or b"").decode() == lake:
+        forget_number(store)
         redis.delete(key)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, ITEM_ID, Table
-from scalr_prod.duck import open_duckdb, staging_folder
+from scalr_prod.duck import exact, open_duckdb, staging_folder
 from scalr_prod.generation.parts import identity, part_path, remove_others, seal, writing
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def align_parts(
         ]
         remove_others(candidates, partitions)
         kept = np.array([found[bucket, : limits[bucket]].sum() for bucket in range(buckets)], dtype=np.int64)
-        rows = {"files": [str(part_path(candidates, number)) for number in range(partitions)]}
+        rows = {"files": [exact(part_path(candidates, number)) for number in range(partitions)]}
         users, items = connection.execute(
             "SELECT count(DISTINCT user_id), count(DISTINCT item_id) FROM read_parquet($files)", rows
         ).fetchone()
@@ -214,7 +214,7 @@ def _count(connection: Any, staged: list[Path], buckets: int) -> NDArray[np.int6
         table = connection.sql(
             f"""SELECT coalesce(bucket, 0) AS bucket, {_CELL_SQL} AS cell, count(*) AS events
                 FROM read_parquet($path) LEFT JOIN value_buckets USING ({ITEM_ID}) GROUP BY ALL""",
-            params={"path": str(path)},
+            params={"path": exact(path)},
         ).to_arrow_table()
         np.add.at(found, (table["bucket"].to_numpy(), table["cell"].to_numpy()), table["events"].to_numpy())
     return found
@@ -233,7 +233,7 @@ def _write(connection: Any, source: Path, path: Path, schema: pa.Schema, facts: 
             JOIN limits ON limits.bucket = coalesce(value_buckets.bucket, 0)
             WHERE {_CELL_SQL} < limits.cells
             ORDER BY staged.user_id, staged.event_timestamp, staged.{ITEM_ID}""",
-        params={"path": str(source)},
+        params={"path": exact(source)},
     ).to_arrow_table()
     with writing(path, schema) as write:
         write(rows.cast(schema))

@@ -7,6 +7,7 @@ the table was built from stands in the commit that wrote it, so that rows and re
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from scalr_prod.lake import Lake
 
 __all__ = ["Addition", "Built", "addition", "all_ordered", "known_by_file", "new_ordered"]
+
+logger = logging.getLogger(__name__)
 
 _BATCH = 65_536
 
@@ -74,33 +77,50 @@ class Addition:
     marks: npt.NDArray[np.int64]
 
 
-def addition(lake: Lake, events: Table, now: DeltaTable, built: Built | None, shape: str) -> Addition | None:
-    """What was added since; None where the table has to be built anew.
+def addition(lake: Lake, table: Table, events: Table, now: DeltaTable, built: Built | None, shape: str) -> Addition | None:
+    """What was added since; None where the table has to be built anew: the log says why.
 
     Args:
         lake: The lake.
+        table: What is built.
         events: The events table.
         now: The events as they are to be built from.
         built: What the table was built from.
         shape: What it is to be.
     """
-    same = (
-        built is not None and built.shape == shape and built.events == str(now.metadata().id) and built.version <= now.version()
-    )
-    if built is None or built.known_until is None or not same:
-        return None
+    found = _addition(lake, events, now, built, shape)
+    if isinstance(found, Addition):
+        return found
+    logger.info("%s is built from all events: %s", table.value, found)
+    return None
+
+
+def _addition(lake: Lake, events: Table, now: DeltaTable, built: Built | None, shape: str) -> Addition | str:
+    """What was added, or why it cannot be told."""
+    if built is None or built.known_until is None:
+        return "nothing says what it was built from before" if built is None else "it was built from no events"
+    other_events = built.events != str(now.metadata().id) or built.version > now.version()
+    if built.shape != shape or other_events:
+        return (
+            f"{events.value} is another table than before" if other_events else "the settings or the rows' layout have changed"
+        )
     try:
         before = lake.open_table(events, version=built.version)
     except LakeError:
-        return None  # its log or its files were cleaned up
+        # Its log or its files were cleaned up.
+        return f"version {built.version} of {events.value}, which it was built from, cannot be read"
     grown = growth(before, now)
     if grown.removed:
-        return None
+        return f"files of {events.value} were written anew"
     new = fragments_of(now, grown.added)
-    first, marks = _first_known(new), known_by_file(new)
-    if first is not None and first <= built.known_until:
-        return None
-    return Addition(before, new, built.known_until, np.append(built.known_until, marks))
+    first = _first_known(new)
+    if first is None or first > built.known_until:
+        return Addition(before, new, built.known_until, np.append(built.known_until, known_by_file(new)))
+    since, until = (datetime_of(moment).isoformat() for moment in (first, built.known_until))
+    return (
+        f"a new event of {events.value} was known at {since}, others before it up to {until}; days are appended where "
+        "[domains.*] columns names a `created` that is set at delivery"
+    )
 
 
 def known_by_file(events: ds.Dataset) -> npt.NDArray[np.int64]:

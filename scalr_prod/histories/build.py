@@ -92,7 +92,7 @@ def _build(settings: Settings, lake: Lake, table: Table, events: DeltaTable, cur
     """Append the rows of new events, or replace the table; gives whether rows were appended."""
     chosen, step, version = settings.histories, _step_us(settings, table), current.version()
     shape, made_from = _shape(settings, table), _made_from(settings, table, events)
-    added = addition(lake, _EVENTS[table], events, Built.read(record_of(current)), shape)
+    added = addition(lake, table, _EVENTS[table], events, Built.read(record_of(current)), shape)
     if added is None:
         # Each replaced version stays behind for those who are reading it; a week later nobody is.
         lake.tidy(table)

@@ -23,12 +23,14 @@ class Wanted:
         optional: Read where they are there.
         whole: Read every column, for a look at a log that is not known yet.
         setting: The settings' section that maps them, for the error.
+        location: What names the log, for the error.
     """
 
     required: tuple[str, ...]
     setting: str
     optional: tuple[str, ...] = ()
     whole: bool = False
+    location: str = "the path under [domains] in scalr.toml"
 
 
 def pick(there: Sequence[str], wanted: Wanted, origin: str) -> list[str]:

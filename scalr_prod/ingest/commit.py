@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
+from scalr_prod.duck import exact
 from scalr_prod.errors import BadValue, CommitFailed
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def staged_sql(files: Sequence[Path], types: dict[str, IdType], *, prefix: str =
     if prefix:
         cast[ITEM_ID] = f"'{prefix}' || CAST({cast[ITEM_ID]} AS VARCHAR)"
     casts = ", ".join(f"{value} AS {column}" for column, value in cast.items())
-    quoted = (str(path).replace("'", "''") for path in files)
+    quoted = (exact(path).replace("'", "''") for path in files)
     return " UNION ALL ".join(f"SELECT * REPLACE ({casts}) FROM read_parquet('{path}')" for path in quoted)
 
 

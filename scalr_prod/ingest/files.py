@@ -65,7 +65,7 @@ class Files:
                 where=source.location,
                 next_step="name the table's own folder, or leave the version out",
             )
-        for url, filesystem, path in _expand(source.location, source.storage_options):
+        for url, filesystem, path in _expand(source):
             kind = self.kind or _format_of(url)
             with _readable(url, kind):
                 row = 0
@@ -127,8 +127,8 @@ def locate(location: str, storage_options: dict[str, str]) -> Iterator[tuple[str
         ) from error
 
 
-def _expand(location: str, storage_options: dict[str, str]) -> list[tuple[str, Any, str]]:
-    with locate(location, storage_options) as (url, filesystem, path):
+def _expand(source: LogSource) -> list[tuple[str, Any, str]]:
+    with locate(source.location, source.storage_options) as (url, filesystem, path):
         if _has_magic(path) and not filesystem.exists(path):
             paths = sorted(filesystem.glob(path))
         elif filesystem.isdir(path):
@@ -140,7 +140,7 @@ def _expand(location: str, storage_options: dict[str, str]) -> list[tuple[str, A
         raise UnreadableInput(
             "no file matches" if _has_magic(path) else "no such file",
             where=url,
-            next_step="correct the path under [domains] in scalr.toml",
+            next_step=f"correct {source.wanted.location}",
         )
     prefix = url.split("://", 1)[0] + "://" if "://" in url else ""
     return [

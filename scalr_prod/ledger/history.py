@@ -42,6 +42,13 @@ class History(Projects):
                 for row in session.scalars(query)
             ]
 
+    def changes_to(self, subject: Subject) -> dict[str, int]:
+        """How often one of a kind went to a state, by that state; counted by the database, however long the history is."""
+        query = sa.select(TransitionRow.to_state, sa.func.count()).where(TransitionRow.subject == subject)
+        with self._reading() as session:
+            query = query.where(TransitionRow.project_id == self._mine(session)).group_by(TransitionRow.to_state)
+            return {row[0]: row[1] for row in session.execute(query)}
+
     def _note(
         self,
         session: Session,

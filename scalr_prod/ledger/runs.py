@@ -69,6 +69,13 @@ class Runs(History):
             query = query.where(RunRow.project_id == self._mine(session))
             return [self._run(row) for row in session.scalars(query)]
 
+    def states(self) -> dict[RunState, int]:
+        """How many runs of the project are in a state, by that state; counted by the database."""
+        query = sa.select(RunRow.state, sa.func.count())
+        with self._reading() as session:
+            query = query.where(RunRow.project_id == self._mine(session)).group_by(RunRow.state)
+            return {RunState(state): count for state, count in session.execute(query)}
+
     def set_stage(self, run_id: str, state: RunState | str, *, cause: str) -> Run:
         """Move a run to a state and record when and why. Where it is there already, nothing changes.
 

@@ -59,11 +59,9 @@ class ProjectCollector:
         return [self._family(name, samples) for name, samples in _grouped([*found, *self._of_stages()]).items()]
 
     def _of_runs(self, ledger: Ledger) -> Iterator[_Sample]:
-        changes = ledger.history(subject="run")
-        states = Counter({change.key: change.to_state for change in changes}.values())
-        yield from (("scalr_runs", (state.value,), states[state.value]) for state in RunState)
-        verdicts = Counter(_VERDICTS[change.to_state] for change in changes if change.to_state in _VERDICTS)
-        yield from (("scalr_gate_verdicts", (verdict,), verdicts[verdict]) for verdict in _VERDICTS.values())
+        states, changes = ledger.states(), ledger.changes_to("run")
+        yield from (("scalr_runs", (state.value,), states.get(state, 0)) for state in RunState)
+        yield from (("scalr_gate_verdicts", (verdict,), changes.get(state, 0)) for state, verdict in _VERDICTS.items())
 
     def _of_stages(self) -> Iterator[_Sample]:
         for stage, ended in ended_stages(self._settings).items():

@@ -6,17 +6,18 @@ import logging
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from scalr_prod.errors import QualityGateFailed
-from scalr_prod.masking import masked
-from scalr_prod.metrics.ended import note_end
+from scalr_prod.masking import host_of, masked, secrets_of
+from scalr_prod.metrics.ended import failed_last, note_end
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from prometheus_client import CollectorRegistry
 
+    from scalr_prod.errors import ScalrError
     from scalr_prod.settings import Settings
 
 __all__ = ["deliver", "measured"]
@@ -28,13 +29,16 @@ _PUSH_S: Final = 5.0
 
 
 @contextmanager
-def measured(settings: Settings, stage: str, *, light: bool = False) -> Iterator[None]:
+def measured(
+    settings: Settings, stage: str, *, light: bool = False, refusals: tuple[type[ScalrError], ...] = ()
+) -> Iterator[None]:
     """Note how the stage in the block ends and how long it takes, and deliver the metrics; nothing where the settings name no place.
 
     Args:
         settings: The project's settings; ``[metrics]`` decides.
         stage: The stage's name.
-        light: It takes no time where nothing has changed: only its failures are noted.
+        light: It takes no time where nothing has changed: only its failures are noted, and a success after one.
+        refusals: Errors that say that the work did not begin, since what was asked for cannot be: no failure of the stage.
     """
     if settings.metrics.textfile is None and settings.metrics.push is None:
         yield
@@ -43,6 +47,9 @@ def measured(settings: Settings, stage: str, *, light: bool = False) -> Iterator
     try:
         yield
         outcome = "done"
+    except refusals:
+        outcome = "refused"
+        raise
     except QualityGateFailed:
         outcome = "rejected"
         raise
@@ -50,12 +57,18 @@ def measured(settings: Settings, stage: str, *, light: bool = False) -> Iterator
         outcome = "failed"
         raise
     finally:
-        if not light or outcome != "done":
-            try:
-                note_end(settings, stage, outcome, time.perf_counter() - started)
-            except Exception as error:  # eyes only: whatever is wrong with them, the stage ends as it ended
-                logger.warning("how the stage %s ended could not be noted: %s: %s", stage, type(error).__name__, error)
-            deliver(settings)
+        if outcome != "refused":
+            _ended(settings, stage, outcome, time.perf_counter() - started, light=light)
+
+
+def _ended(settings: Settings, stage: str, outcome: str, seconds: float, *, light: bool) -> None:
+    try:
+        if light and outcome == "done" and not failed_last(settings, stage):
+            return
+        note_end(settings, stage, outcome, seconds)
+    except Exception as error:  # eyes only: whatever is wrong with them, the stage ends as it ended
+        logger.warning("how the stage %s ended could not be noted: %s: %s", stage, type(error).__name__, error)
+    deliver(settings)
 
 
 def deliver(settings: Settings) -> bool:
@@ -67,56 +80,47 @@ def deliver(settings: Settings) -> bool:
     wanted = settings.metrics
     fine = True
     if wanted.textfile is not None:
-        path = settings.resolve(wanted.textfile)
-        fine = _tried(settings, lambda registry: _write(str(path), registry), f"to {path}")
+        fine = _tried(settings, _write, f"to {wanted.textfile}")
     if wanted.push is not None:
-        pushed = _tried(settings, lambda registry: _push(settings, registry), f"to the push gateway at {_host(wanted.push)}")
-        fine = fine and pushed
+        fine = _tried(settings, _push, f"to the push gateway at {host_of(wanted.push)}") and fine
     return fine
 
 
-def _tried(settings: Settings, work: Callable[[CollectorRegistry], None], where: str) -> bool:
-    from prometheus_client import CollectorRegistry
-
-    from scalr_prod.metrics.collect import ProjectCollector
-
+def _tried(settings: Settings, work: Callable[[Settings, CollectorRegistry], None], where: str) -> bool:
     try:
+        from prometheus_client import CollectorRegistry
+
+        from scalr_prod.metrics.collect import ProjectCollector
+
         registry = CollectorRegistry()
         registry.register(ProjectCollector(settings))
-        work(registry)
+        work(settings, registry)
     except Exception as error:  # eyes only: whatever is wrong with them, the stage ends as it ended
-        secrets = [part for url in (settings.metrics.push or "", settings.ledger_url) for part in _secrets(url)]
+        secrets = [secret for url in (settings.metrics.push, settings.ledger_url) for secret in secrets_of(url)]
         logger.warning("metrics did not get %s: %s: %s", where, type(error).__name__, masked(str(error), secrets))
         return False
     return True
 
 
-def _write(path: str, registry: CollectorRegistry) -> None:
+def _write(settings: Settings, registry: CollectorRegistry) -> None:
     from prometheus_client import write_to_textfile
 
-    write_to_textfile(path, registry)  # under another name first: a scrape sees the former file, or all of this one
+    path = settings.resolve(str(settings.metrics.textfile))
+    write_to_textfile(str(path), registry)  # under another name first: a scrape sees the former file, or all of this one
 
 
 def _push(settings: Settings, registry: CollectorRegistry) -> None:
     from prometheus_client import push_to_gateway
     from prometheus_client.exposition import basic_auth_handler, default_handler
 
-    address = urlsplit(str(settings.metrics.push))
+    push = str(settings.metrics.push)
+    address = urlsplit(push)
 
     def handler(url: str, method: str, timeout: float | None, headers: list[tuple[str, str]], data: bytes) -> object:
         if address.username is None:
             return default_handler(url, method, timeout, headers, data)
-        return basic_auth_handler(url, method, timeout, headers, data, address.username, address.password)
+        user, password = unquote(address.username), unquote(address.password or "")
+        return basic_auth_handler(url, method, timeout, headers, data, user, password)
 
-    gateway = f"{address.scheme}://{_host(str(settings.metrics.push))}{address.path}"
+    gateway = f"{address.scheme}://{host_of(push)}{address.path}"
     push_to_gateway(gateway, _JOB, registry, {"project": settings.project_name}, timeout=_PUSH_S, handler=handler)
-
-
-def _host(url: str) -> str:
-    return urlsplit(url).netloc.rpartition("@")[2]
-
-
-def _secrets(url: str) -> Iterator[str]:
-    password = urlsplit(url).password
-    if password:
-        yield password

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["ended_stages", "note_end"]
+__all__ = ["ended_stages", "failed_last", "note_end"]
 
 
 def note_end(settings: Settings, stage: str, outcome: str, seconds: float) -> None:
@@ -51,6 +51,12 @@ def ended_stages(settings: Settings) -> dict[str, dict[str, Any]]:
     except (OSError, ValueError):
         return {}
     return found
+
+
+def failed_last(settings: Settings, stage: str) -> bool:
+    """Whether the latest end of a stage that was noted is no success."""
+    ended = ended_stages(settings).get(stage)
+    return ended is not None and ended["outcome"] != "done"
 
 
 def _path(settings: Settings) -> Path:

@@ -139,7 +139,8 @@ def guess_items(base: Settings, location: str, item: str) -> ItemGuess:
 
 def _sample(base: Settings, asked: Asked) -> tuple[Batch, dict[str, str]]:
     """The first rows, with every column, and the format where the name does not tell it."""
-    everything = Wanted((), f"domains.{asked.place}.columns", whole=True)
+    option = "--items, --source-items or --target-items" if asked.place == "items" else f"--{asked.place}"
+    everything = Wanted((), f"domains.{asked.place}.columns", whole=True, location=option)
     if asked.query is not None:
         return _first(read_query(asked.location, asked.query, everything), "the query"), {}
     location = asked.location

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table, source_domain_sql, source_key_sql
-from scalr_prod.duck import open_duckdb, staging_folder
+from scalr_prod.duck import exact, open_duckdb, staging_folder
 from scalr_prod.lake import Lake
 from scalr_prod.quality.judged import Judged, judge
 from scalr_prod.quality.rule_set import unusable
@@ -49,7 +49,7 @@ def auditing(
                 f"SELECT * FROM all_{domain}_events WHERE {CREATED_TIMESTAMP} <= {instant_sql(spec.as_of)}"
             )
         if files:
-            found = connection.read_parquet([str(path) for path in files], filename=True, file_row_number=True)
+            found = connection.read_parquet([exact(path) for path in files], filename=True, file_row_number=True)
             found.create_view("candidates")
         else:
             connection.register("candidates", _nothing(lake.schema(Table.SYNTHETIC_TARGET_EVENTS)))

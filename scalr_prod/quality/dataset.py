@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from scalr_prod.duck import exact
 from scalr_prod.errors import EmptyInput, FeatureStoreError, ScalrError, UnreadableInput
 
 if TYPE_CHECKING:
@@ -46,11 +48,14 @@ def find(dataset: str, settings: Settings | None) -> Found:
     """
     if "://" in dataset:
         return _table("parquet", dataset, settings)
-    for path in [Path(dataset).expanduser(), *([settings.resolve(dataset)] if settings else [])]:
+    named = Path(dataset).expanduser()
+    for path in [named, *([settings.resolve(dataset)] if settings else [])]:
         if (path / "manifest.json").is_file() and (path / "rows").is_dir():
             return Found("training set", str((path / "rows").resolve()))
-        if path.exists() or any(sign in dataset for sign in "*?"):
+        if path.exists():
             return _table("parquet", str(path.absolute()), settings)
+        if any(sign in dataset for sign in "*?"):  # only what the user wrote is a pattern, not the folder that it starts from
+            return Found("parquet", str(Path(glob.escape(str(Path.cwd())), named)))
     if settings is None:
         raise UnreadableInput("there is no such file or folder", where=dataset, next_step=f"{_NEXT} (with --config)")
     from scalr_prod.feast_store import saved_dataset_location
@@ -132,7 +137,7 @@ def _make(connection: Any, found: Found, options: dict[str, str]) -> None:
 
 
 def _files(location: str) -> str:
-    """The files of a path or glob as a DuckDB list; files whose names begin with . or _ are no data."""
+    """The files of a path or glob as a DuckDB list, each by its exact name; files whose names begin with . or _ are no data."""
     path = Path(location)
     if path.is_dir():
         files = [file for pattern in ("*.parquet", "*.pq") for file in path.rglob(pattern)]
@@ -143,14 +148,14 @@ def _files(location: str) -> str:
         files = list(Path(path.anchor).glob(location.removeprefix(path.anchor)))
     if not files:
         raise UnreadableInput("there is no Parquet file", where=location, next_step=_NEXT)
-    return "[" + ", ".join("'" + str(file).replace("'", "''") + "'" for file in sorted(files)) + "]"
+    return "[" + ", ".join("'" + exact(file).replace("'", "''") + "'" for file in sorted(files)) + "]"
 
 
 def _table(kind: str, location: str, settings: Settings | None) -> Found:
     from scalr_prod.ingest.files import locate
     from scalr_prod.ingest.formats import table_at
 
-    if any(sign in location for sign in "*?"):
+    if any(sign in location for sign in "*?") and not Path(location).exists():
         return Found(kind, location)
     with locate(location, dict(settings.project.storage_options) if settings else {}) as (_, filesystem, path):
         table = table_at(filesystem, path)

@@ -16,7 +16,7 @@ from scalr_prod.ledger import PublicationStatus
 from scalr_prod.quality.protocol import FigureRule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import pyarrow as pa
     from numpy.typing import NDArray
@@ -63,7 +63,11 @@ class DriftRules:
 
 
 def reference_of(
-    publications: Iterable[Publication], spec: RunSpec, *, rows: int, held: Callable[[Publication], int]
+    publications: Iterable[Publication],
+    spec: RunSpec,
+    *,
+    rows: int,
+    held: Callable[[Sequence[Publication]], Mapping[str, int]],
 ) -> Publication | None:
     """The publication to compare a run with: of the latest window that ends no later than the run's; of several, the last one.
 
@@ -71,11 +75,14 @@ def reference_of(
         publications: The project's, the oldest first.
         spec: The run.
         rows: How many rows it has.
-        held: How many rows of a publication are in the view now: later ones may have taken their place.
+        held: How many rows of some publications are in the view now, by run: later ones may have taken their place. Called for those
+            of the latest window first, and at most once more.
 
     Returns:
         None where the run has fewer than `FEWEST_EVENTS` rows, or no publication has as many.
     """
+    if rows < FEWEST_EVENTS:
+        return None
     before = [
         one
         for one in publications
@@ -84,19 +91,38 @@ def reference_of(
         and one.end <= spec.end
         and one.rows >= FEWEST_EVENTS
     ]
-    if rows < FEWEST_EVENTS:
-        return None
-    latest_first = sorted(enumerate(before), key=lambda numbered: (numbered[1].end, numbered[0]), reverse=True)
-    return next((one for _, one in latest_first if held(one) >= FEWEST_EVENTS), None)
+    latest_first = [
+        one for _, one in sorted(enumerate(before), key=lambda numbered: (numbered[1].end, numbered[0]), reverse=True)
+    ]
+    # One of the latest window nearly always has its rows: what lies before it is then not read.
+    latest = sum(one.end == latest_first[0].end for one in latest_first)
+    for some in (latest_first[:latest], latest_first[latest:]):
+        there = held(some) if some else {}
+        for one in some:
+            if there.get(one.run_id, 0) >= FEWEST_EVENTS:
+                return one
+    return None
 
 
-def held_in(lake: Lake, publication: Publication) -> int:
-    """How many rows of a publication are in the feature view's table now."""
+def held_in(lake: Lake, publications: Sequence[Publication]) -> dict[str, int]:
+    """How many rows of some publications are in the feature view's table now, by run: one scan of what lies between their windows' ends.
+
+    Args:
+        lake: Where they are published.
+        publications: One or more.
+    """
+    import pyarrow.compute as pc
     import pyarrow.dataset as ds
 
     moment = ds.field(EVENT_TIMESTAMP)
-    own = (moment >= publication.start) & (moment < publication.end) & (ds.field("run_id") == publication.run_id)
-    return int(lake.dataset(Table.SYNTHETIC_TARGET_EVENTS).count_rows(filter=own))
+    between = (moment >= min(one.start for one in publications)) & (moment < max(one.end for one in publications))
+    held = dict.fromkeys((one.run_id for one in publications), 0)
+    scanner = lake.dataset(Table.SYNTHETIC_TARGET_EVENTS).scanner(columns=["run_id"], filter=between, batch_readahead=2)
+    for batch in scanner.to_batches():
+        for counted in pc.value_counts(batch.column(0)).to_pylist():
+            if counted["values"] in held:
+                held[counted["values"]] += counted["counts"]
+    return held
 
 
 def measure_drift(connection: Any, lake: Lake, spec: RunSpec, reference: Publication) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from scalr_prod.duck import exact
 from scalr_prod.quality.rule_set import unusable
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def judge(
     except duckdb.Error as error:
         _name_the_rule(connection, select, rules, error)
         raise
-    connection.read_parquet(str(path)).create_view("judged")
+    connection.read_parquet(exact(path)).create_view("judged")
     return Judged(connection, rules, shown)
 
 

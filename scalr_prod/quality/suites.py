@@ -130,7 +130,7 @@ def read_suite(named: str, base: Path) -> Suite:
         base: Folder that relative paths start from.
 
     Raises:
-        SettingsError: There is no such suite, or the file is none.
+        SettingsError: There is no such suite, or the file is none; names the expectation and the key.
     """
     path = base / Path(named).expanduser()
     if not path.is_file() and Path(named).suffix not in _SUFFIXES:
@@ -162,7 +162,7 @@ def expectations_of(suite: Suite, columns: Mapping[str, str]) -> list[Rule]:
     rules: list[Rule] = []
     names: dict[str, int] = {}
     for number, entry in enumerate(suite.entries, 1):
-        for rule in _rules(entry, columns, f"{suite.file}, expectation {number}"):
+        for rule in _rules(entry, columns, _place(suite.file, number, entry)):
             names[rule.name] = names.get(rule.name, 0) + 1
             again = f"_{names[rule.name]}" if names[rule.name] > 1 else ""
             rules.append(Rule(**{**rule.__dict__, "name": rule.name + again}))
@@ -173,6 +173,7 @@ def _rules(entry: Mapping[str, Any], columns: Mapping[str, str], where: str) -> 
     meta = dict(entry.get("meta") or {})
     severity = entry.get("severity") or "critical"
     kwargs = dict(entry.get("kwargs") or {})
+    needs = meta.get("needs") or []
     if severity not in _SEVERITIES:
         raise _bad(where, f"severity is {severity!r}", f"one of {', '.join(_SEVERITIES)}")
     named = [kwargs.get(key) for key in ("column", "column_A", "column_B")] + list(kwargs.get("column_list") or [])
@@ -183,19 +184,19 @@ def _rules(entry: Mapping[str, Any], columns: Mapping[str, str], where: str) -> 
         kwargs,
         severity,
         tuple(str(name) for name in named if name is not None and name != "{column}"),
-        tuple(name for name in _names(meta.get("needs", []), where) if name not in columns),
+        tuple(name for name in needs if name not in columns),
     )
     each = meta.get("each")
     if each is None:
         yield rule
         return
-    fitting = _fitting(each, columns, where)
+    fitting = _fitting(each, columns)
     if rule.missing or not fitting:
         missing = rule.missing or tuple(map(str, each["columns"]))
         plain = rule.says.replace("{column}", "a feature")
         yield Rule(rule.name, plain, rule.type, rule.kwargs, rule.severity, (), missing)
     for column in [] if rule.missing else fitting:
-        if column not in _names(meta.get("needs", []), where):
+        if column not in needs:
             yield Rule(
                 f"{column}_{rule.name}",
                 rule.says.replace("{column}", column),
@@ -206,17 +207,12 @@ def _rules(entry: Mapping[str, Any], columns: Mapping[str, str], where: str) -> 
             )
 
 
-def _fitting(each: Any, columns: Mapping[str, str], where: str) -> list[str]:
-    if not isinstance(each, dict) or not {"columns"} <= each.keys() <= {"columns", "kind"}:
-        raise _bad(where, "meta.each lacks its columns, or holds something else", "{columns: ['*__*'], kind: time}")
-    kind = each.get("kind", "any")
-    if kind not in _KINDS:
-        raise _bad(where, f"meta.each.kind is {kind!r}", f"one of {', '.join(_KINDS)}")
-    patterns = _names(each["columns"], where)
+def _fitting(each: Mapping[str, Any], columns: Mapping[str, str]) -> list[str]:
+    fits = _KINDS[each.get("kind", "any")]
     return [
         name
         for name, type_ in columns.items()
-        if any(fnmatchcase(name, pattern) for pattern in patterns) and _KINDS[kind](type_)
+        if any(fnmatchcase(name, pattern) for pattern in each["columns"]) and fits(type_)
     ]
 
 
@@ -250,14 +246,46 @@ def _suite(content: Any, file: str, name: str) -> Suite:
     entries = content.get("expectations") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:
         raise _bad(file, "holds no list of expectations", "expectations: [{type: …, kwargs: {…}}]")
+    entries = deepcopy(entries)
     for number, entry in enumerate(entries, 1):
-        where = f"{file}, expectation {number}"
         if not isinstance(entry, dict) or not isinstance(entry.get("type"), str):
-            raise _bad(where, "has no type", "type: expect_column_to_exist")
-        for key in ("kwargs", "meta"):
-            if not isinstance(entry.get(key) or {}, dict):
-                raise _bad(where, f"{key} is no mapping", f"{key}: {{…}}")
-    return Suite(str(content.get("name") or name), file, deepcopy(entries))
+            raise _bad(f"{file}, expectation {number}", "has no type", "type: expect_column_to_exist")
+        _check(entry, _place(file, number, entry))
+        kwargs = entry.get("kwargs") or {}
+        if "unexpected_rows_query" in kwargs:  # as Great Expectations takes it
+            kwargs["unexpected_rows_query"] = kwargs["unexpected_rows_query"].rstrip("; \t\r\n\v\f")
+    return Suite(str(content.get("name") or name), file, entries)
+
+
+def _place(file: str, number: int, entry: Mapping[str, Any]) -> str:
+    meta = entry.get("meta")
+    return f"{file}, expectation {number} ({(meta.get('rule') if isinstance(meta, dict) else None) or entry['type']})"
+
+
+def _check(entry: Mapping[str, Any], where: str) -> None:
+    """Refuse what this module itself could not read; Great Expectations checks the other arguments.
+
+    Raises:
+        SettingsError: Names the key.
+    """
+    for key in ("kwargs", "meta"):
+        if not isinstance(entry.get(key) or {}, dict):
+            raise _bad(where, f"{key} is no mapping", f"{key}: {{…}}")
+    kwargs, meta = entry.get("kwargs") or {}, entry.get("meta") or {}
+    for key in ("column", "column_A", "column_B", "unexpected_rows_query"):
+        if key in kwargs and not isinstance(kwargs[key], str):
+            raise _bad(where, f"kwargs.{key} is {kwargs[key]!r}, not text", f"{key}: …, in quotes where it looks like a number")
+    for key, names in (("kwargs.column_list", kwargs.get("column_list", [""])), ("meta.needs", meta.get("needs") or [])):
+        _check_names(key, names, where)
+    each = meta.get("each")
+    if each is None:
+        return
+    if not isinstance(each, dict) or not {"columns"} <= each.keys() <= {"columns", "kind"}:
+        raise _bad(where, "meta.each lacks its columns, or holds something else", "{columns: ['*__*'], kind: time}")
+    _check_names("meta.each.columns", each["columns"] or None, where)
+    kind = each.get("kind", "any")
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise _bad(where, f"meta.each.kind is {kind!r}", f"one of {', '.join(_KINDS)}")
 
 
 def known_type(name: str, known: Sequence[str], where: str) -> None:
@@ -275,10 +303,9 @@ def _named(kind: str, columns: Sequence[Any]) -> str:
     return "_".join([kind.removeprefix("expect_"), *(str(name) for name in columns if name and name != "{column}")])
 
 
-def _names(value: Any, where: str) -> list[str]:
+def _check_names(key: str, value: Any, where: str) -> None:
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise _bad(where, "names columns by something else than a list of names", "[user_id, item_id]")
-    return value
+        raise _bad(where, f"{key} is {value!r}, not a list of names", "[user_id, item_id]")
 
 
 def _bad(where: str, found: str, example: str) -> SettingsError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, PROVENANCE_COLUMNS, USER_ID
-from scalr_prod.duck import open_duckdb, staging_folder
+from scalr_prod.duck import exact, open_duckdb, staging_folder
 from scalr_prod.errors import QualityGateFailed
 from scalr_prod.quality.expectations import inspecting
 from scalr_prod.quality.inspections import inspect_columns, inspect_figures, inspect_rows
@@ -74,7 +74,7 @@ def _inspect(
     settings: Settings, inspector: Any, subject: str, files: Sequence[Path], manifest: Mapping[str, Any]
 ) -> tuple[list[RuleOutcome], dict[str, Any], tuple[int, int]]:
     with staging_folder(settings, "gate") as scratch, open_duckdb(settings, scratch) as connection:
-        connection.read_parquet([str(path) for path in files]).create_view("rows")
+        connection.read_parquet([exact(path) for path in files]).create_view("rows")
         keys = ", ".join(_KEYS)
         select = f"""
             SELECT {{columns}} FROM (

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
+from scalr_prod.errors import ReportError
 from scalr_prod.report.samples import Sample, translations
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     import duckdb
 
     from scalr_prod.lake import Lake
-    from scalr_prod.ledger import Ledger, Run
+    from scalr_prod.ledger import Ledger, Publication, Run
     from scalr_prod.settings import Settings
 
 __all__ = ["Distributions", "RunFacts", "collect"]
@@ -58,7 +59,9 @@ class RunFacts:
         funnel: Steps from source events to published rows, each with a ``step``, a ``rows`` count and a ``note``.
         generation: The generation's report; empty where there is none yet.
         gate: The gate's report; empty where there is none yet.
-        published: Rows of the last publication; None where there is none.
+        published: Rows that the run's last publication committed; None where it is not published.
+        held: How many of them the feature view still holds: others may have been replaced since.
+        replaced_by: Runs that have since been published over its window.
         distributions: None where there are no synthetic events.
         sample: Translations to read, one a user.
         translator: The translator version's own measurements; empty where the version is gone.
@@ -72,6 +75,8 @@ class RunFacts:
     generation: Mapping[str, Any]
     gate: Mapping[str, Any]
     published: int | None
+    held: int
+    replaced_by: Sequence[str]
     distributions: Distributions | None
     sample: Sequence[Sample]
     translator: Mapping[str, Any]
@@ -85,6 +90,7 @@ def collect(settings: Settings, ledger: Ledger, run_id: str) -> RunFacts:
     Raises:
         RunNotFound: The project has no such run.
         LakeError: A table cannot be read.
+        ReportError: A file of the run cannot be read.
     """
     from scalr_prod.duck import open_duckdb, staging_folder
     from scalr_prod.lake import Lake
@@ -95,19 +101,22 @@ def collect(settings: Settings, ledger: Ledger, run_id: str) -> RunFacts:
     generation = _json(folder / "generation.json").get("report", {})
     gate = _json(folder / "gate.json").get("report", {})
     publication = ledger.last_publication(run_id)
-    published = publication.rows if publication is not None and run.state == "published" else None
+    live = publication if publication is not None and run.state == "published" else None
     lake = Lake.open(settings)
+    held = _held(lake, live) if live is not None else 0
     with staging_folder(settings, "report") as scratch, open_duckdb(settings, scratch) as connection:
-        events_of = _register(connection, lake, folder, run)
+        events_of = _register(connection, lake, folder, run, held=held)
         distributions = _distributions(connection) if events_of != "none" else None
-        sample = translations(connection, lake) if events_of != "none" else ()
+        sample = translations(connection, lake, run.spec.as_of) if events_of != "none" else ()
     return RunFacts(
         run=run,
         events_of=events_of,
-        funnel=_funnel(generation, gate, published),
+        funnel=_funnel(generation, gate, live.rows if live is not None else None),
         generation=generation,
         gate=gate,
-        published=published,
+        published=live.rows if live is not None else None,
+        held=held,
+        replaced_by=list(dict.fromkeys(later.run_id for later in ledger.replaced_since(live))) if live is not None else [],
         distributions=distributions,
         sample=sample,
         translator=_json(settings.home / "models" / "translator" / str(run.spec.translator_version) / "manifest.json"),
@@ -122,7 +131,23 @@ def _json(path: Path) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
+    except (OSError, ValueError) as error:
+        raise ReportError(
+            f"cannot be read: {error}", where=str(path), next_step="scalr runs resume with the run's id makes it again"
+        ) from error
     return found
+
+
+def _held(lake: Lake, publication: Publication) -> int:
+    import pyarrow.dataset as ds
+
+    return int(lake.dataset(Table.SYNTHETIC_TARGET_EVENTS).count_rows(filter=_own(ds, publication)))
+
+
+def _own(ds: Any, publication: Publication) -> Any:
+    """The rows of a publication; its window first, so that files of others are passed over."""
+    moment = ds.field(EVENT_TIMESTAMP)
+    return (moment >= publication.start) & (moment < publication.end) & (ds.field("run_id") == publication.run_id)
 
 
 def _policy(settings: Settings) -> dict[str, Any] | None:
@@ -150,7 +175,7 @@ def _funnel(generation: Mapping[str, Any], gate: Mapping[str, Any], published: i
     return steps
 
 
-def _register(connection: duckdb.DuckDBPyConnection, lake: Lake, folder: Path, run: Run) -> str:
+def _register(connection: duckdb.DuckDBPyConnection, lake: Lake, folder: Path, run: Run, *, held: int) -> str:
     """Make the views ``synthetic`` and ``real``, and say where the former's rows come from."""
     import pyarrow.dataset as ds
 
@@ -162,7 +187,7 @@ def _register(connection: duckdb.DuckDBPyConnection, lake: Lake, folder: Path, r
         as_of,
     )
     places = {"accepted": folder / "accepted", "staged": folder / "parts"}
-    if run.state == "published":
+    if held:
         rows, found = lake.dataset(Table.SYNTHETIC_TARGET_EVENTS), "published"
     else:
         found = next((name for name, place in places.items() if any(place.glob("*.parquet"))), "none")

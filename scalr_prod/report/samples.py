@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
+from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,12 +44,13 @@ class Sample:
     lift: float | None
 
 
-def translations(connection: duckdb.DuckDBPyConnection, lake: Lake) -> list[Sample]:
+def translations(connection: duckdb.DuckDBPyConnection, lake: Lake, as_of: datetime) -> list[Sample]:
     """Those with the lowest event ids, one a user: the ids are digests, so the choice is arbitrary and always the same.
 
     Args:
         connection: Holds ``synthetic`` and ``real``.
         lake: For source events and titles.
+        as_of: What became known later has no part in a history.
     """
     for view, table in (("source_events", Table.SOURCE_EVENTS), ("source_items", Table.SOURCE_ITEMS),
                         ("target_items", Table.TARGET_ITEMS)):  # fmt: skip
@@ -69,7 +70,7 @@ def translations(connection: duckdb.DuckDBPyConnection, lake: Lake) -> list[Samp
                                         / (SELECT count(*) FROM real), 0)
             FROM chosen LEFT JOIN target_items i ON i.{ITEM_ID}::VARCHAR = chosen.{ITEM_ID}::VARCHAR ORDER BY event_id"""
     ).fetchall()
-    histories = _histories(connection)
+    histories = _histories(connection, as_of)
     return [
         Sample(
             event_id, user, histories.get(event_id, ()), drawn, time, float(probability), None if lift is None else float(lift)
@@ -78,14 +79,16 @@ def translations(connection: duckdb.DuckDBPyConnection, lake: Lake) -> list[Samp
     ]
 
 
-def _histories(connection: duckdb.DuckDBPyConnection) -> dict[str, list[tuple[str, datetime]]]:
+def _histories(connection: duckdb.DuckDBPyConnection, as_of: datetime) -> dict[str, list[tuple[str, datetime]]]:
     rows: list[tuple[Any, ...]] = connection.execute(
         f"""SELECT event_id, coalesce(title, e.{ITEM_ID}::VARCHAR), e.{EVENT_TIMESTAMP} AT TIME ZONE 'UTC'
             FROM chosen JOIN source_events e
               ON e.{USER_ID} = chosen.{USER_ID} AND e.{EVENT_TIMESTAMP} <= chosen.source_event_timestamp
+             AND e.{CREATED_TIMESTAMP} <= $as_of
             LEFT JOIN source_items i ON i.{ITEM_ID}::VARCHAR = e.{ITEM_ID}::VARCHAR
             QUALIFY row_number() OVER (PARTITION BY event_id ORDER BY e.{EVENT_TIMESTAMP} DESC, e.{ITEM_ID}) <= {_HISTORY}
-            ORDER BY event_id, e.{EVENT_TIMESTAMP} DESC, e.{ITEM_ID}"""
+            ORDER BY event_id, e.{EVENT_TIMESTAMP} DESC, e.{ITEM_ID}""",
+        {"as_of": as_of},
     ).fetchall()
     found: dict[str, list[tuple[str, datetime]]] = {}
     for event_id, title, time in rows:

@@ -86,6 +86,8 @@ def _latest(ledger: Ledger) -> str:
 def _write(path: Path, text: str) -> None:
     from scalr_prod.duck import disk_errors
 
+    if path.is_dir():
+        raise ReportError("is a folder", where=str(path), next_step="name a file, such as page.html")
     with disk_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{path.name}.{os.getpid()}")
@@ -137,14 +139,13 @@ def _page(settings: Settings, facts: RunFacts, folder: Path) -> str:
             target=settings.domains.target.name,
             verdict=_verdict(facts, len(broken)),
             charts=_charts(facts.distributions),
-            read=facts.published or facts.gate.get("accepted") or facts.generation.get("events") or 0,
+            read=facts.held or facts.gate.get("accepted") or facts.generation.get("events") or 0,
             translator=_translator(facts.translator),
             passed=len(rules) - len(broken),
             broken=broken,
             docs=_docs(facts.gate.get("docs"), folder),
             version=__version__,
             settings=json.dumps(facts.run.spec.settings, indent=2),
-            config=settings.base / "scalr.toml",
             written=datetime.now(UTC),
         )
     )
@@ -162,11 +163,7 @@ def _docs(index: str | None, folder: Path) -> str | None:
 def _verdict(facts: RunFacts, broken: int) -> dict[str, str]:
     match str(facts.run.state):
         case "published":
-            return {
-                "tone": "good",
-                "head": "Published.",
-                "text": f"{facts.published:,} synthetic events are in the feature view.",
-            }
+            return _published(facts)
         case "rejected":
             rules = "rule is" if broken == 1 else "rules are"
             return {
@@ -178,6 +175,14 @@ def _verdict(facts: RunFacts, broken: int) -> dict[str, str]:
             return {"tone": "bad", "head": "Rolled back.", "text": "Its events were published, and were taken out again."}
         case state:
             return {"tone": "", "head": f"{state.capitalize()}.", "text": "Nothing of this run is in the feature view yet."}
+
+
+def _published(facts: RunFacts) -> dict[str, str]:
+    if facts.held == facts.published:
+        return {"tone": "good", "head": "Published.", "text": f"{facts.held:,} synthetic events are in the feature view."}
+    others = ", ".join(facts.replaced_by) or "another run"
+    text = f"{facts.held:,} of its {facts.published:,} events are in the feature view; {others} has been published over its window."
+    return {"tone": "", "head": "Published, then replaced.", "text": text}
 
 
 def _charts(found: Distributions | None) -> list[dict[str, Any]]:
@@ -245,7 +250,7 @@ def _translator(manifest: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _index(settings: Settings, ledger: Ledger, folder: Path) -> str:
-    published = {attempt.run_id: attempt for attempt in ledger.publications()}
+    held = _held_by_run(settings)
     runs = sorted(ledger.runs(), key=lambda run: run.updated_at, reverse=True)[:_LISTED]
     rows = [
         {
@@ -254,7 +259,7 @@ def _index(settings: Settings, ledger: Ledger, folder: Path) -> str:
             "start": run.spec.start,
             "end": run.spec.end,
             "translator": run.spec.translator_version,
-            "rows": published[run.run_id].rows if run.state == "published" and run.run_id in published else None,
+            "rows": held.get(run.run_id) if run.state == "published" else None,
             "updated": run.updated_at,
             "page": f"{run.run_id}.html" if (folder / f"{run.run_id}.html").exists() else None,
         }
@@ -273,8 +278,22 @@ def _index(settings: Settings, ledger: Ledger, folder: Path) -> str:
     )
 
 
+def _held_by_run(settings: Settings) -> dict[str, int]:
+    """How many rows of each run the feature view holds now."""
+    from scalr_prod.contracts import Table
+    from scalr_prod.duck import open_duckdb, staging_folder
+    from scalr_prod.lake import Lake
+
+    lake = Lake.open(settings)
+    if not lake.exists(Table.SYNTHETIC_TARGET_EVENTS):
+        return {}
+    with staging_folder(settings, "report") as scratch, open_duckdb(settings, scratch) as connection:
+        connection.register("view", lake.dataset(Table.SYNTHETIC_TARGET_EVENTS))
+        return dict(connection.execute("SELECT run_id, count(*) FROM view GROUP BY run_id").fetchall())
+
+
 def _trends(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    points = [{"at": row["end"].isoformat(), "rows": row["rows"]} for row in reversed(rows) if row["rows"] is not None]
+    points = [{"at": row["end"].isoformat(), "rows": row["rows"]} for row in reversed(rows) if row["rows"]]
     if len(points) < 2:  # noqa: PLR2004 - one point is no trend
         return []
     return [

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from scalr_prod.errors import ScalrError
 from scalr_prod.interrupts import Interrupted
-from scalr_prod.lineage import traced
+from scalr_prod.lineage import traced, traced_together
 from scalr_prod.logs import about
 from scalr_prod.metrics import measured
 from scalr_prod.progress import Heartbeat, beating, lines_every
@@ -54,7 +54,7 @@ def walk(job: Job, stages: Iterable[Stage]) -> Job:
         ScalrError: Any stage's, with the stage and the run named.
     """
     every = 0 if job.progress else job.settings.logging.heartbeat_s
-    with about(project=job.settings.project_name), lines_every(every):
+    with about(project=job.settings.project_name), lines_every(every), traced_together():
         for stage in stages:
             started = time.perf_counter()
             told = traced(job.settings, stage.name, run_id=lambda: job.run_id, light=stage.light)

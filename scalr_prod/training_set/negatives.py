@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID
+from scalr_prod.duck import exact
 from scalr_prod.hashing import user_bucket_sql
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def stage_negatives(connection: Any, settings: Settings, real: Path, path: Path,
 
     options = settings.training_set
     connection.execute(
-        f"CREATE TEMP VIEW real_events AS SELECT * FROM read_parquet('{str(real).replace(chr(39), chr(39) * 2)}')"
+        f"CREATE TEMP VIEW real_events AS SELECT * FROM read_parquet('{exact(real).replace(chr(39), chr(39) * 2)}')"
     )
     connection.execute(f"""
         CREATE TEMP TABLE item_codes AS

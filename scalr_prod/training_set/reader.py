@@ -98,7 +98,7 @@ class TrainingSet:
             raise TrainingSetError(
                 "Polars is not installed", where="to_polars", next_step="pip install 'scalr-prod[polars]'"
             ) from error
-        return pl.read_parquet(self.files, columns=list(columns) if columns is not None else None)
+        return pl.read_parquet(self.files, glob=False, columns=list(columns) if columns is not None else None)
 
     def vocabulary(self) -> Vocabulary:
         """Numbers of its users and items, for embedding tables."""

@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
+from scalr_prod.duck import exact
 from scalr_prod.errors import TrainingSetError
 from scalr_prod.instants import micros
 
@@ -245,5 +246,5 @@ def _no_real_events(connection: Any, settings: Settings, window: Window, real: P
 
 
 def _scan(path: Path) -> str:
-    quoted = str(path).replace("'", "''")
+    quoted = exact(path).replace("'", "''")
     return f"read_parquet('{quoted}')"

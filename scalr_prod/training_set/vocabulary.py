@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from scalr_prod.contracts import ITEM_ID, USER_ID
+from scalr_prod.duck import exact
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,7 +79,7 @@ def write_vocabulary(connection: Any, parts: Sequence[Path], folder: Path) -> No
     """
     import pyarrow.parquet as pq
 
-    listed = ", ".join("'" + str(part).replace("'", "''") + "'" for part in parts)
+    listed = ", ".join("'" + exact(part).replace("'", "''") + "'" for part in parts)
     scan = f"read_parquet([{listed}])"
     queries: dict[Kind, str] = {
         "users": f"SELECT {USER_ID} AS id FROM {scan}",

@@ -172,7 +172,7 @@ def test_the_training_set_takes_its_cutoff_from_the_asset(airflow, training_set,
     assert (rows["label"] == 0).sum() > 100
     # `check` has put it to the suite that [training_set] names.
     ((verdict,),) = [[page] for page in (project.home / "data_docs" / "validations" / "training").rglob("*.html")]
-    assert "no two rows have the same user, item and time" in verdict.read_text()
+    assert "no two synthetic rows have the same user, item and time" in verdict.read_text()
 
 
 def test_running_everything_again_changes_nothing(airflow, training_set, project):

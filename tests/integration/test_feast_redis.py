@@ -115,6 +115,22 @@ def publish(settings, rows: dict, key: str) -> None:
     lake.replace_window(table, pa.table(rows).select(lake.schema(table).names).cast(lake.schema(table)), key=key, **DAY)
 
 
+def cut_off(settings, monkeypatch, *, at: int = 1) -> None:
+    """A fill that ends with an error, before it writes the rows of its `at`-th view."""
+    calls, fill = [], FeatureStore.materialize
+
+    def failing(store, *arguments, **options):
+        calls.append(options["feature_views"])
+        if len(calls) == at:
+            raise OSError("the machine goes down")
+        fill(store, *arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FeatureStore, "materialize", failing)
+        with pytest.raises(FeatureStoreError, match="goes down"):
+            materialize(settings)
+
+
 class TestOnlineEqualsOffline:
     def test_a_late_event_at_a_time_that_has_a_row(self, project):
         materialize(project)
@@ -260,6 +276,40 @@ class TestOnlineEqualsOffline:
                 materialize(project)
         Lake.open(project).delete(Table.SYNTHETIC_TARGET_EVENTS, "event_id = 'cut0'", key="take out")
         materialize(project)
+        assert_online_equals_offline(project)
+
+    @pytest.mark.parametrize("emptied", [False, True])
+    def test_a_first_fill_that_was_cut_off(self, project, monkeypatch, emptied):
+        """One view is filled, the others are not; then, perhaps, the store loses the first one too."""
+        file = project.home / "feast_online.db"
+        on_redis = project.feast.online_store == "redis"
+        content = None if on_redis else file.read_bytes()
+        cut_off(project, monkeypatch, at=2)
+        if emptied:
+            client(project.feast.redis).flushall() if on_redis else file.write_bytes(content)
+        written = list(materialize(project).written.values())
+        assert written[0] == (None if emptied else 0)
+        assert set(written[1:]) == {None}
+        assert_online_equals_offline(project)
+        assert set(materialize(project).written.values()) == {0}
+
+    def test_a_view_whose_first_fill_was_cut_off_beside_filled_ones(self, project, monkeypatch):
+        materialize(project, views=["source_user_history"])
+        cut_off(project, monkeypatch)
+        written = materialize(project).written
+        assert written.pop("source_user_history") == 0
+        assert set(written.values()) == {None}
+        assert_online_equals_offline(project)
+
+    def test_a_departure_that_was_cut_off_and_taken_back(self, project, monkeypatch):
+        """SQLite had been emptied for it: who neither departed nor came back is missing too."""
+        add(project, Table.SYNTHETIC_TARGET_EVENTS, synthetic(["c"], [70], hours(9), "other"), "a file of its own")
+        materialize(project)
+        Lake.open(project).delete(Table.SYNTHETIC_TARGET_EVENTS, "event_id = 'e0'", key="take out")
+        cut_off(project, monkeypatch)
+        add(project, Table.SYNTHETIC_TARGET_EVENTS, synthetic(["a"], [7], hours(2), "back"), "back")
+        materialize(project)
+        assert served(project)["event_id"] == ["back0", "e1", "other0", None]
         assert_online_equals_offline(project)
 
     @pytest.mark.parametrize("record", [None, "{", '{"synthetic_target_events": 3}'])

@@ -120,6 +120,7 @@ print(json.dumps({"rooms": rooms, "historical": historical.event_id.tolist(), "b
         "identity",
         "naming",
         "version",
+        "written",
     }, "the class and what it stands on"
     assert found["historical"] == [None, "e0", None], "not known before the run's as_of"
     assert found["by_query"] == ["e0", "e1", "e1"]

@@ -9,6 +9,7 @@ import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 import pytest
 from click.testing import Result
@@ -198,12 +199,66 @@ def test_a_run_that_was_rolled_back_is_told_from_one_that_is_published(project):
         opened.publish(run_id)
 
 
+def test_a_run_whose_rows_were_replaced_says_so(project):
+    opened, run_id, *_ = project
+    with Project.open(opened.settings.base / "scalr.toml", generation=window(0) | {"seed": 1}) as again:
+        other = again.generate().run_id
+        again.validate(other)
+        again.publish(other)
+    try:
+        facts = collect(opened.settings, opened.ledger, run_id)
+        assert (facts.held, facts.replaced_by, facts.events_of) == (0, [other], "accepted")
+        written = opened.report(run_id)
+        page = open_page(written)
+        assert (
+            f"0 of its {facts.published:,} events are in the feature view; {other} has been published over its window." in page
+        )
+        index = Path(written.index).read_text(encoding="utf-8")
+        held = {one: len(synthetic(opened, one)) for one in (run_id, other)}
+        assert held[run_id] == 0
+        assert f"{held[other]:,}" in index
+    finally:
+        opened.publish(run_id)
+    assert collect(opened.settings, opened.ledger, run_id).held == facts.published
+
+
+def test_a_source_event_that_the_run_did_not_know_is_in_no_history(project):
+    opened, run_id, *_ = project
+    sample = collect(opened.settings, opened.ledger, run_id).sample
+    events = opened.lake.read(Table.SOURCE_EVENTS)
+    late = events.to_pandas()
+    late = late[late["user_id"] == sample[0].user].head(1)
+    made = synthetic(opened, run_id).set_index("event_id").loc[sample[0].event_id]
+    late["event_timestamp"] = made["source_event_timestamp"] - pd.Timedelta("1s")
+    late["created_timestamp"] = opened.ledger.run(run_id).spec.as_of + pd.Timedelta("1h")
+    version = opened.lake.version(Table.SOURCE_EVENTS)
+    opened.lake.append(Table.SOURCE_EVENTS, pa.Table.from_pandas(late, preserve_index=False).cast(events.schema), key="late")
+    try:
+        assert collect(opened.settings, opened.ledger, run_id).sample == sample
+    finally:
+        opened.lake.replace(Table.SOURCE_EVENTS, opened.lake.read(Table.SOURCE_EVENTS, version=version), key="as before")
+
+
+def test_what_cannot_be_written_or_read_is_one_error(project, tmp_path):
+    opened, run_id, *_ = project
+    with pytest.raises(ReportError, match="is a folder"):
+        opened.report(run_id, output=tmp_path)
+    path = run_folder(opened.settings, run_id) / "gate.json"
+    content = path.read_text()
+    path.write_text(content[:100])
+    try:
+        with pytest.raises(ReportError, match=r"gate\.json"):
+            opened.report(run_id)
+    finally:
+        path.write_text(content)
+
+
 def test_the_command(project, tmp_path):
-    opened, run_id, _, generated = project
+    opened, run_id, *_ = project
     config = ["--config", str(opened.settings.base / "scalr.toml")]
     latest = ask("report", *config, "--json")
     assert latest.exit_code == 0
-    assert json.loads(latest.stdout)["run_id"] in {run_id, generated}
+    assert json.loads(latest.stdout)["run_id"] == max(opened.runs(), key=lambda run: run.updated_at).run_id
     own = ask("report", run_id, *config, "--output", str(tmp_path / "own" / "page.html"), "--json")
     assert json.loads(own.stdout) == {"run_id": run_id, "path": str(tmp_path / "own" / "page.html"), "index": None}
     assert [path.name for path in (tmp_path / "own").iterdir()] == ["page.html"]

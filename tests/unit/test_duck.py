@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from scalr_prod.duck import appear, open_duckdb, staging_folder
+from scalr_prod.duck import appear, exact, open_duckdb, staging_folder
 from scalr_prod.errors import LakeError
 from scalr_prod.settings import Settings
 
@@ -115,3 +116,65 @@ def test_a_staged_folder_appears_whole_on_another_file_system_too(tmp_path, monk
     ]
     assert (final / "part" / "0.parquet").read_bytes() == b"rows"
     assert not list((final.parent / ".partial").iterdir())
+
+
+@pytest.mark.parametrize("name", ["part[1].parquet", "part*.parquet", "part?.parquet", "part[!2].parquet", "pa{r,t}1.parquet"])
+@pytest.mark.parametrize("folder", ["v1", "v[1]"])
+def test_a_path_is_that_file_alone(folder, name, tmp_path):
+    import duckdb
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for path in {tmp_path / "v1" / "part1.parquet", tmp_path / "v1" / name, tmp_path / folder / name}:
+        path.parent.mkdir(exist_ok=True)
+        pq.write_table(pa.table({"path": [str(path)]}), path)
+    asked = tmp_path / folder / name
+    found = duckdb.execute("SELECT path FROM read_parquet($files)", {"files": [exact(asked)]}).fetchall()
+    assert found == [(str(asked),)]
+
+
+def test_every_read_of_parquet_files_by_name_is_of_those_files_alone(tmp_path):
+    """A home that holds a pattern, beside the one that it would match."""
+    import duckdb
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from scalr_prod.feast_store.datasets import _facts
+    from scalr_prod.ingest.commit import staged_sql
+    from scalr_prod.quality.judged import judge
+    from scalr_prod.quality.protocol import RowRule
+    from scalr_prod.training_set.reader import TrainingSet
+    from scalr_prod.training_set.spine import _scan
+    from scalr_prod.training_set.vocabulary import write_vocabulary
+
+    times = pa.array([1, 2], pa.timestamp("us", tz="UTC"))
+    for folder, item in (("v1", 1), ("v[1]", 7)):
+        (tmp_path / folder).mkdir()
+        columns = {"user_id": [item, item], "item_id": [item, item], "event_timestamp": times.take(pa.array([item % 2] * 2))}
+        histories = {"target_user_history__item_ids": [[item]] * 2, "source_user_history__item_ids": [[item]] * 2}
+        pq.write_table(pa.table(columns | histories), tmp_path / folder / "p.parquet")
+    mine = tmp_path / "v[1]" / "p.parquet"
+    connection = duckdb.connect()
+    types = {"user_id": "int64", "item_id": "int64"}
+    assert connection.sql(f"SELECT DISTINCT item_id FROM ({staged_sql([mine], types)})").fetchall() == [(7,)]
+    assert connection.sql(f"SELECT DISTINCT item_id FROM {_scan(mine)}").fetchall() == [(7,)]
+    write_vocabulary(connection, [mine], tmp_path / "v[1]")
+    for folder in ("v1", "v[1]"):
+        (tmp_path / folder / "rows").mkdir()
+        shutil.copyfile(tmp_path / folder / "p.parquet", tmp_path / folder / "rows" / "p.parquet")
+    opened = TrainingSet(tmp_path / "v[1]", {"files": ["rows/p.parquet"]})
+    assert opened.to_polars(["item_id"])["item_id"].to_list() == [7, 7]
+    assert pq.read_table(tmp_path / "v[1]" / "vocabulary" / "users.parquet").column(0).to_pylist() == [7]
+    (tmp_path / "v1" / "judged.parquet").write_bytes(mine.with_name("p.parquet").read_bytes())
+    rules = [RowRule("positive", "is positive", "item_id > 0")]
+    judged = judge(
+        connection,
+        "SELECT {columns} FROM (SELECT 5 AS item_id)",
+        rules,
+        columns=["item_id"],
+        shown=["item_id"],
+        path=tmp_path / "v[1]" / "judged.parquet",
+    )
+    assert judged.row("SELECT item_id FROM judged") == (5,)
+    assert _facts(tmp_path / "v[1]" / "rows")[1:] == _facts(tmp_path / "v[1]" / "rows" / "p.parquet")[1:]
+    assert _facts(tmp_path / "v[1]" / "rows")[1].microsecond == 2

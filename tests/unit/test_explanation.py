@@ -10,6 +10,8 @@ from typer.testing import CliRunner
 
 from scalr_prod.cli import app
 from scalr_prod.explanation import effective, every_key, reference
+from scalr_prod.masking import host_of, masked_url, secrets_of
+from scalr_prod.sections import LedgerSettings
 from scalr_prod.settings import Settings, load_settings, make_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,3 +91,71 @@ def test_the_command_shows_it_and_no_secret(config):
     assert "[generation] seed" in text.stdout
     assert "default" not in text.stdout
     assert "hush" not in text.output
+
+
+@pytest.mark.parametrize(
+    "variable", ["SCALR_PROJECT__STORAGE_OPTIONS__AWS_TOKEN", "SCALR_DOMAINS__TARGET__STORAGE_OPTIONS__KEY"]
+)
+def test_a_secret_of_the_environment_below_a_key_is_shown_as_from_there_and_not_told(config, monkeypatch, variable):
+    monkeypatch.setenv(variable, "hush-hush")
+    section = "project" if "PROJECT" in variable else "domains.target"
+    for more in ((), ("--named",)):
+        done = CliRunner().invoke(app, ["config", "show", "--config", str(config), "--json", *more])
+        assert "hush" not in done.output
+        found = {one["key"]: (one["value"], one["source"]) for one in json.loads(done.stdout)["keys"]}
+        assert found[f"[{section}] storage_options"] == ("***", f"environment {variable}")
+
+
+def test_no_value_of_any_key_shows_the_secret_of_a_url(config):
+    url = "s3://key:hu@sh/hush@bucket/lake"
+    settings = load_settings(config, project={"lake": url}, feast={"writable": ["s3://plain/table", url]})
+    found = {one.key: one.value for one in effective(settings)}
+    assert found["[project] lake"] == "s3://***@bucket/lake"
+    assert found["[feast] writable"] == ["s3://plain/table", "s3://***@bucket/lake"]
+
+
+def test_a_secret_equal_to_its_default_is_shown_and_another_is_not_wherever_it_comes_from(config):
+    settings = load_settings(config).model_copy(update={"ledger": LedgerSettings(url="sqlite:///hush")})  # of no known origin
+    found = {one.key: one.value for one in effective(settings)}
+    assert found["[ledger] url"] == "***"
+    assert found["[feast] redis"] == "localhost:6379"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("s3://key:hush@bucket/a", "s3://***@bucket/a"),
+        ("s3://key:hu@sh@bucket/a@b", "s3://***@b"),
+        ("s3://key:hu/sh@bucket/a", "s3://***@bucket/a"),
+        ("https://hush@host/a", "https://***@host/a"),
+        ("simplecache::s3://key:hush@bucket/a", "simplecache::s3://***@bucket/a"),
+        ("https://host/a.csv?sv=2&sig=hu/sh%3D&hush#hush", "https://host/a.csv?sv=***&sig=***&***#***"),
+        ("https://me:hush@host/a?sig=hush", "https://***@host/a?sig=***"),
+        ("https://host:90/a?sig=hu@sh", "https://***"),
+        ("s3://key:hu?s=h@bucket", "s3://***"),
+        ("SELECT * FROM 'https://host/a', 's3://key:hush@bucket/b'", "SELECT * FROM 'https://host/a', 's3://***@bucket/b'"),
+        ("s3://bucket/part-?.csv", "s3://bucket/part-?.csv"),
+        ("s3://bucket/day=1/a@b", "s3://bucket/day=1/a@b"),
+        ("data/a@b?c=d", "data/a@b?c=d"),
+    ],
+)
+def test_what_is_secret_in_a_text_is_masked(text, shown):
+    assert masked_url(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("url", "secrets", "host"),
+    [
+        ("http://me:p%40ss@host:9/a", ["p%40ss", "p@ss"], "host:9"),
+        ("http://me:p[w@host", ["p[w"], "host"),
+        ("http://me:p@/w@host/a", ["p@/w"], "host"),
+        ("http://token@host", ["token"], "host"),
+        ("https://host/a?sig=x%3D&mode=y", ["x%3D", "x=", "y"], "host"),
+        ("http://host:9", [], "host:9"),
+        ("nothing", [], ""),
+        (None, [], None),
+    ],
+)
+def test_secrets_and_host_of_a_url_are_found_in_one_that_cannot_be_read_too(url, secrets, host):
+    assert secrets_of(url) == secrets
+    assert url is None or host_of(url) == host

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import threading
 from datetime import UTC, datetime, timedelta
 
@@ -208,6 +209,34 @@ def test_events_that_were_written_anew_or_whose_former_version_is_gone_are_built
     add(settings, [("u", "c", 3, 3)], "second")
     assert not any(table.appended for table in build_histories(settings).tables.values())
     assert histories_of(settings) == [(1, 1, "a", 1), (2, 2, "ab", 2), (3, 3, "abc", 3)]
+
+
+def test_the_log_says_why_a_table_is_built_from_all_events(tmp_path, caplog):
+    """The last one: of two logs that know no delivery times, one ends a day before the other, each day again."""
+    caplog.set_level(logging.INFO, "scalr_prod.histories")
+
+    def said(made: Settings) -> set[str]:
+        caplog.clear()
+        assert all(table.built for table in build_histories(made).tables.values())
+        told = [record.getMessage() for record in caplog.records if "from all events" in record.getMessage()]
+        assert len({line.partition(" ")[0] for line in told}) == len(told), "once of each table"
+        return {line.partition(": ")[2] for line in told}
+
+    settings = project(tmp_path, [("u", "a", 1, 1), ("u", "b", 2, 2)])
+    assert said(settings) == {"nothing says what it was built from before"}
+    add(settings, [("u", "c", 3, 3)], "appended")
+    assert said(settings) == set()
+    coarser = settings.model_copy(update={"histories": settings.histories.model_copy(update={"late_step_s": 200_000})})
+    assert said(coarser) == {"the settings or the rows' layout have changed"}
+    lake = Lake.open(settings)
+    for table in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS):
+        lake.replace(table, lake.read(table), key="written anew")
+    assert said(coarser) == {f"files of {events}_events were written anew" for events in ("source", "target")}
+    for number in (4, 5):
+        add(settings, [("u", "x", number, number), ("v", "y", number - 1, number - 1)], f"day {number}")
+        for told in said(coarser):
+            assert f"known at {day(number - 1).isoformat()}, others before it up to {day(number - 1).isoformat()}" in told
+            assert "[domains.*] columns names a `created` that is set at delivery" in told
 
 
 def test_two_at_the_same_time_end_with_the_same_table(tmp_path):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import threading
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
+from scalr_prod import lineage
 from scalr_prod.contracts import Table
-from scalr_prod.errors import ScalrError
+from scalr_prod.errors import ScalrError, SettingsError
 from scalr_prod.lake import Lake
 from scalr_prod.lineage import _name
 from scalr_prod.project import Project
@@ -151,6 +154,45 @@ def test_what_fails_is_a_warning_without_the_key_and_fails_no_stage(project, ser
     assert "secret-key" not in caplog.text
 
 
+@pytest.fixture
+def silent():
+    """A server that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        yield found
+
+
+def test_a_server_that_does_not_answer_is_waited_for_once(project, silent, monkeypatch, caplog):
+    monkeypatch.setattr(lineage, "_SECONDS", 0.5)
+    settings = load_settings(project, lineage={"url": f"http://127.0.0.1:{silent.getsockname()[1]}", "file": "lineage.jsonl"})
+    inner = nothing("publish", lambda job: walk(job, [nothing("late")]))
+    walk(Job(settings), [nothing(), inner])
+    connections = []
+    silent.settimeout(0.2)
+    with contextlib.suppress(TimeoutError):
+        while True:
+            connections.append(silent.accept()[0])
+    for one in connections:
+        one.close()
+    assert len(connections) == 1
+    assert len([record for record in caplog.records if "the server of lineage" in record.getMessage()]) == 1
+    assert len(events(settings)) == 6
+    walk(Job(settings), [nothing()])  # another walk asks again
+    assert len([record for record in caplog.records if "the server of lineage" in record.getMessage()]) == 2
+
+
+def test_a_server_that_refuses_is_asked_once(project, server):
+    server.status = 503
+    settings = load_settings(project, lineage={"url": f"http://127.0.0.1:{server.server_port}"})
+    walk(Job(settings), [nothing(), nothing("histories")])
+    assert len(server.taken) == 1
+
+
+def test_a_url_that_cannot_be_read_is_refused_and_not_repeated(project):
+    with pytest.raises(SettingsError, match=r"\[lineage\] url") as caught:
+        load_settings(project, lineage={"url": "http://user:p[w@127.0.0.1:9"})
+    assert "p[w" not in str(caught.value)
+
+
 def test_light_stages_and_projects_without_a_place_tell_nothing(settings, project):
     walk(Job(settings), [nothing("feast", light=True)])
     assert not settings.resolve("lineage.jsonl").exists()
@@ -164,6 +206,7 @@ def test_light_stages_and_projects_without_a_place_tell_nothing(settings, projec
         ("/srv/lake/source_events", ("file", "/srv/lake/source_events")),
         ("s3://bucket/lake/source_events", ("s3://bucket", "lake/source_events")),
         ("https://me:secret@host/logs/a.csv", ("https://host", "logs/a.csv")),
+        ("s3://key:se[cr/et@bucket/logs", ("s3://bucket", "logs")),
     ],
 )
 def test_data_sets_are_named_as_openlineage_names_them(uri, expected):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import threading
@@ -11,14 +12,16 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 import yaml
 from ledger_world import T0, make_spec, to_state, validated
 from prometheus_client.parser import text_string_to_metric_families
 
-from scalr_prod.errors import QualityGateFailed, ScalrError
+from scalr_prod.errors import PublicationError, QualityGateFailed, RunNotFound, ScalrError, SettingsError, TableNotFound
 from scalr_prod.generation.parts import write_json
 from scalr_prod.generation.report import GenerationReport
 from scalr_prod.ledger import Ledger, RunState, run_folder
+from scalr_prod.ledger.models import TransitionRow
 from scalr_prod.metrics import METRICS, deliver
 from scalr_prod.project import Project
 from scalr_prod.quality.report import GateReport, RuleOutcome
@@ -152,9 +155,37 @@ def test_how_a_stage_ended_is_told_and_its_error_is_its_own(measured, error, out
     assert read(measured)["scalr_stage_failed", "validate"] == 0
 
 
-def test_a_light_stage_is_told_of_where_it_fails(measured):
-    walk(Job(measured), [Stage("feast", (), "", "", lambda _: None, lambda _: True, light=True)])
+def test_a_light_stage_is_told_of_where_it_fails_and_of_the_first_success_after_it(measured):
+    def fails(_):
+        raise ScalrError("broke")
+
+    def light(work=lambda _: None):
+        return [Stage("feast", (), "", "", work, lambda _: True, light=True)]
+
+    walk(Job(measured), light())
     assert not measured.resolve("scalr.prom").exists()
+    with pytest.raises(ScalrError, match="broke"):
+        walk(Job(measured), light(fails))
+    assert read(measured)["scalr_stage_failed", "feast"] == 1
+    for _ in range(2):  # the second success is no news
+        walk(Job(measured), light())
+        found = read(measured)
+        assert found["scalr_stage_failed", "feast"] == 0
+        assert found["scalr_stage_runs_total", "done", "feast"] == 1
+
+
+def test_the_history_is_counted_where_it_lies(measured):
+    """Of thousands of runs, it is tens of thousands of rows: none is read to count them."""
+    loaded = []
+    sa.event.listen(TransitionRow, "load", note := lambda row, _: loaded.append(row))
+    try:
+        assert deliver(measured)
+        assert not loaded
+        with Ledger.open(measured) as ledger:
+            changes = ledger.history(subject="run")
+        assert len(loaded) == len(changes)
+    finally:
+        sa.event.remove(TransitionRow, "load", note)
 
 
 def test_a_project_with_nothing_yet_has_metrics_too(project):
@@ -209,6 +240,31 @@ def test_metrics_are_pushed(measured, gateway):
     assert 'scalr_events_published_total{project="gadgets_to_dishes"} 66.0' in body
 
 
+@pytest.mark.parametrize(("user", "sent"), [("m%40e:p%40s%5Bs", "m@e:p@s[s"), ("token", "token:"), ("me:", "me:")])
+def test_a_user_and_a_password_are_sent_unquoted(measured, gateway, user, sent):
+    settings = measured.with_sections(metrics={"push": f"http://{user}@127.0.0.1:{gateway.server_port}"})
+    assert deliver(settings)
+    ((_, authorization, _),) = gateway.pushed
+    assert base64.b64decode(authorization.removeprefix("Basic ")).decode() == sent
+
+
+@pytest.mark.parametrize("url", ["http://user:p[w@127.0.0.1:9", "http://user:1/w@host", "http://user:p@w@host", "http://:9"])
+def test_a_gateway_that_cannot_be_read_is_refused_and_not_repeated(project, url):
+    with pytest.raises(SettingsError, match=r"\[metrics\] push") as caught:
+        load_settings(project, metrics={"push": url})
+    assert url.partition("://")[2] not in str(caught.value)
+    assert "p[w" not in str(caught.value)
+
+
+def test_a_ledger_url_that_no_parser_reads_fails_no_stage(project, caplog):
+    url = "postgresql://me:p[w%5Dhush@127.0.0.1:1/ledger"
+    settings = load_settings(project, metrics={"textfile": "scalr.prom"}, ledger={"url": url})
+    job = walk(Job(settings), [Stage("ingest", (), "", "", lambda _: None, lambda _: True)])
+    assert "ingest" in job.seconds
+    assert "metrics did not get to scalr.prom" in caplog.text
+    assert "hush" not in caplog.text
+
+
 def test_what_fails_is_a_warning_without_the_password_and_fails_no_stage(measured, gateway, caplog):
     gateway.status = 500
     url = f"http://me:secret@127.0.0.1:{gateway.server_port}"
@@ -233,9 +289,15 @@ def test_impossible_places_are_refused(project, bad):
         load_settings(project, metrics=bad)
 
 
-def test_a_rollback_is_told(measured):
-    with Project(measured) as opened, pytest.raises(ScalrError):
-        opened.rollback("run_0000000000000000")
+def test_a_rollback_is_told_and_one_that_is_refused_is_none(measured):
+    with Project(measured) as opened:
+        (rejected,), (published,) = (opened.ledger.runs(state=state) for state in (RunState.REJECTED, RunState.PUBLISHED))
+        for run_id, error in (("run_0000000000000000", RunNotFound), (rejected.run_id, PublicationError)):
+            with pytest.raises(error):
+                opened.rollback(run_id)
+            assert not measured.resolve("scalr.prom").exists()
+        with pytest.raises(TableNotFound):  # the lake is gone
+            opened.rollback(published.run_id)
     assert read(measured)["scalr_stage_failed", "rollback"] == 1
 
 

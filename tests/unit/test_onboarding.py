@@ -366,8 +366,17 @@ def test_where_nothing_fits_the_columns_and_the_option_are_named(found, tmp_path
 
 
 def test_other_mistakes_are_clear_errors(tmp_path, target):
-    with pytest.raises(UnreadableInput, match="no such file"):
+    with pytest.raises(UnreadableInput, match="no such file") as caught:
         look(tmp_path, target, "nothing.csv")
+    assert caught.value.next_step == "correct --source"
+    asked = [Asked("source", str(target)), Asked("target", str(tmp_path / "nothing-*.csv"))]
+    with pytest.raises(UnreadableInput, match="no file matches") as caught:
+        understand(tmp_path / "scalr.toml", asked)
+    assert caught.value.next_step == "correct --target"
+    asked[1] = Asked("target", str(target))
+    with pytest.raises(UnreadableInput, match="no such file") as caught:
+        understand(tmp_path / "scalr.toml", asked, items={"target": str(tmp_path / "nothing.csv")})
+    assert "--target-items" in caught.value.next_step
     (tmp_path / "log.xlsx").write_bytes(b"PK")
     with pytest.raises(UnreadableInput, match="does not tell its format"):
         look(tmp_path, target, "log.xlsx")

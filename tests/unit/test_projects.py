@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -296,3 +297,14 @@ def test_a_ledger_in_its_home_is_adopted_whole_wherever_the_home_was(url):
     with Ledger(url, one(home=".", lake="./lake")) as ledger:
         assert len(ledger.runs()) == 2
         assert [found.version for found in ledger.model_versions()] == [1, 2]
+
+
+def test_each_counts_its_own_runs_and_their_changes(url):
+    with Ledger(url, one("dee")) as first, Ledger(url, one("ee")) as second:
+        validated(first)
+        first.begin_run(make_spec(seed=1))
+        validated(second, seed=2)
+        assert first.states() == {RunState.PLANNED: 1, RunState.VALIDATED: 1}
+        assert second.states() == {RunState.VALIDATED: 1}
+        for ledger in (first, second):
+            assert ledger.changes_to("run") == Counter(change.to_state for change in ledger.history(subject="run"))

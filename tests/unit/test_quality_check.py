@@ -117,12 +117,12 @@ def test_each_broken_rule_is_named_with_the_rows_that_break_it(tmp_path):
     rows.append(dict(rows[30]))
     verdict = check_dataset(put(rows, tmp_path / "rows.parquet"))
     assert not verdict.passed
-    assert set(failed(verdict)) == {*(name.split(" ")[0] for name in BROKEN), "keys_are_unique"}
+    assert set(failed(verdict)) == {*(name.split(" ")[0] for name in BROKEN), "synthetic_rows_are_unique"}
     broken = {rule.rule: rule.observed if rule.failed is None else rule.failed for rule in verdict.rules}
     assert {name: broken[name] for name in failed(verdict)} == {
         **dict.fromkeys((name for name in BROKEN if "(" not in name), 1),
         "weight_is_finite": 4,
-        "keys_are_unique": 2,
+        "synthetic_rows_are_unique": 1,
     }
     with pytest.raises(QualityGateFailed, match="label_is_0_or_1") as caught:
         verdict.require()
@@ -151,6 +151,15 @@ def test_a_warning_does_not_refuse(tmp_path):
     assert verdict.passed
     warned = [rule.rule for rule in verdict.rules if rule.outcome == "warning"]
     assert warned == ["stats__first_seen_mostly_null", "share_of_synthetic_rows", "negatives"]
+
+
+def test_labels_may_be_true_and_false_and_a_real_event_may_be_there_twice(tmp_path):
+    rows = [{**row, "label": bool(row["label"])} for row in good()]
+    schema = SCHEMA.set(3, pa.field("label", pa.bool_()))
+    verdict = check_dataset(put([*rows, rows[3]], tmp_path / "rows.parquet", schema))
+    assert {rule.outcome for rule in verdict.rules} == {"passed"}
+    every(label=False)(rows)
+    assert failed(check_dataset(put(rows, tmp_path / "rows.parquet", schema))) == ["positives"]
 
 
 def test_what_is_wrong_is_told_with_counts_and_examples(tmp_path):
@@ -200,6 +209,23 @@ def test_a_folder_by_date_a_glob_and_a_url_are_the_same_rows(tmp_path):
     assert check_dataset(f"file://{tmp_path}/one.parquet").rows == 60
 
 
+def test_a_file_of_which_the_name_is_a_pattern_is_that_file_alone(tmp_path, monkeypatch):
+    put(good(), tmp_path / "a" / "part1.parquet")
+    bad = put([{**row, "user_id": "other", "label": 7} for row in good(20)], tmp_path / "a" / "part[1].parquet")
+    folder = check_dataset("a")
+    assert (folder.rows, failed(folder)) == (80, ["label_is_0_or_1"])
+    assert failed(check_dataset(bad)) == ["label_is_0_or_1"]
+    assert failed(check_dataset("a/*.parquet")) == ["label_is_0_or_1"]
+    # Nor is the folder that a pattern starts from one.
+    (tmp_path / "[a]").mkdir()
+    put(good(), tmp_path / "[a]" / "part1.parquet")
+    monkeypatch.chdir(tmp_path / "[a]")
+    assert check_dataset("*.parquet").passed
+    write_deltalake(tmp_path / "table", pa.Table.from_pylist(good(), schema=SCHEMA))
+    (tmp_path / "table").rename(tmp_path / "table?")
+    assert check_dataset(tmp_path / "table?").kind == "delta"
+
+
 def test_a_delta_table_is_read_by_its_log(tmp_path):
     rows = good()
     write_deltalake(tmp_path / "table", pa.Table.from_pylist([dict(rows[1], label=9), rows[2]], schema=SCHEMA))
@@ -226,8 +252,8 @@ def test_a_data_set_that_is_saved_in_feast_is_found_by_its_name(own, tmp_path):
         assert verdict.docs == str(own.home / "data_docs" / "index.html")
         with pytest.raises(UnreadableInput, match="there are: theirs"):
             project.check_quality("others")
-        put([*good(), good()[3]], path)
-        with pytest.raises(QualityGateFailed, match="keys_are_unique"):
+        put([*good(), good()[4]], path)
+        with pytest.raises(QualityGateFailed, match="synthetic_rows_are_unique"):
             project.check_quality("theirs")
 
 
@@ -273,6 +299,25 @@ BAD_SUITES = {
         "expectations: [{type: expect_column_to_exist, meta: {each: {columns: ['*'], kind: colour}}}]",
         SettingsError,
     ),
+    "[(]mine[)]: kwargs.column_list is 5": (
+        "expectations: [{type: expect_compound_columns_to_be_unique, kwargs: {column_list: 5}, meta: {rule: mine}}]",
+        SettingsError,
+    ),
+    "kwargs.column_list is 'user_id'": (
+        "expectations: [{type: expect_compound_columns_to_be_unique, kwargs: {column_list: user_id}}]",
+        SettingsError,
+    ),
+    "kwargs.column is 5": ("expectations: [{type: expect_column_to_exist, kwargs: {column: 5}}]", SettingsError),
+    "kwargs.unexpected_rows_query is": (
+        "expectations: [{type: unexpected_rows_expectation, kwargs: {unexpected_rows_query: [x]}}]",
+        SettingsError,
+    ),
+    "meta.needs is 'label'": ("expectations: [{type: expect_column_to_exist, meta: {needs: label}}]", SettingsError),
+    "meta.each.columns is None": ("expectations: [{type: expect_column_to_exist, meta: {each: {columns: []}}}]", SettingsError),
+    "meta.each.kind is .'time'.": (
+        "expectations: [{type: expect_column_to_exist, meta: {each: {columns: ['*'], kind: [time]}}}]",
+        SettingsError,
+    ),
     "does not take the expectation": ("expectations: [{type: expect_column_to_exist, kwargs: {row: 3}}]", QualityError),
     "cannot be computed": (
         'expectations: [{type: unexpected_rows_expectation, kwargs: {unexpected_rows_query: "SELECT colour FROM {batch}"}}]',
@@ -294,6 +339,23 @@ def test_a_bad_suite_is_a_clear_error(found, tmp_path):
     assert caught.value.exit_code == 1
     assert "bad.yaml" in caught.value.where
     assert caught.value.next_step
+
+
+def test_a_query_may_end_in_a_semicolon_and_fail_on_a_value(tmp_path):
+    queries = {
+        "semicolon": "SELECT label FROM {batch} WHERE label = 1;\n",
+        "values": "SELECT user_id::INTEGER AS number FROM {batch}",
+    }
+    entries = [
+        {"type": "unexpected_rows_expectation", "kwargs": {"unexpected_rows_query": query}, "meta": {"rule": name}}
+        for name, query in queries.items()
+    ]
+    (tmp_path / "mine.json").write_text(json.dumps({"expectations": entries}))
+    verdict = check_dataset(put(good(), tmp_path / "rows.parquet"), suite="mine.json")
+    assert failed(verdict) == list(queries)
+    found = {rule.rule: rule for rule in verdict.rules}
+    assert (found["semicolon"].observed, found["semicolon"].examples) == (40, ("{'label': 1}",) * 3)
+    assert "Conversion Error" in found["values"].reason
 
 
 def test_bad_input_is_a_clear_error(tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from functools import partial
 from math import log
 
 import numpy as np
@@ -12,11 +14,14 @@ import pytest
 from handmade import Handmade, hour
 from ledger_world import make_spec
 
+from scalr_prod.contracts import Table, schema_of
 from scalr_prod.errors import QualityGateFailed
+from scalr_prod.lake import Lake
 from scalr_prod.ledger import Publication, PublicationStatus, run_folder
 from scalr_prod.publication import publish
 from scalr_prod.quality import validate_run
-from scalr_prod.quality.drift import FEWEST_EVENTS, FIGURES, drift_of, psi, reference_of
+from scalr_prod.quality.drift import FEWEST_EVENTS, FIGURES, drift_of, held_in, psi, reference_of
+from scalr_prod.settings import Settings
 
 USERS, PER_WINDOW = 150, 5
 ITEMS = [f"t{i}" for i in range(10)]
@@ -193,7 +198,10 @@ def test_the_reference_is_of_the_latest_window_up_to_the_runs_own():
     replaced: dict[str, int] = {}
 
     def found(*publications: Publication, rows: int = FEWEST_EVENTS) -> str | None:
-        reference = reference_of(publications, spec, rows=rows, held=lambda one: one.rows - replaced.get(one.run_id, 0))
+        def held(some: Sequence[Publication]) -> dict[str, int]:
+            return {one.run_id: one.rows - replaced.get(one.run_id, 0) for one in some}
+
+        reference = reference_of(publications, spec, rows=rows, held=held)
         return reference.run_id if reference else None
 
     assert found() is None
@@ -207,3 +215,47 @@ def test_the_reference_is_of_the_latest_window_up_to_the_runs_own():
     assert found(*there, publication("small", 22, rows=FEWEST_EVENTS - 1)) == "day"
     replaced["day"] = 1500
     assert found(*there) == "early"
+
+
+def test_however_many_were_published_the_view_is_scanned_twice_at_most(tmp_path, monkeypatch):
+    lake = Lake.open(
+        Settings(domains={"source": {"name": "a", "events": "a"}, "target": {"name": "b", "events": "b"}}, base=tmp_path)
+    )
+    table = Table.SYNTHETIC_TARGET_EVENTS
+    lake.create(table, schema_of(table, user="string", item="string", source_item="string"))
+
+    def add(run_id: str, at: float, rows: int) -> None:
+        schema = lake.schema(table)
+        of = {"run_id": run_id, "event_timestamp": hour(at), "source_event_timestamp": hour(at), "created_timestamp": hour(at)}
+        zeros = {"probability": 0.5, "weight": 1.0, "translator_version": 1}
+        made = {name: [of.get(name, zeros.get(name, "x"))] * rows for name in schema.names}
+        lake.append(table, pa.table(made, schema=schema), key=run_id)
+
+    add("kept", 5, FEWEST_EVENTS)
+    add("partly replaced", 15, FEWEST_EVENTS - 1)
+    add("of no publication", 15, FEWEST_EVENTS)
+    scans: list[Table] = []
+    dataset = Lake.dataset
+
+    def counted(self: Lake, one: Table, **how: object) -> object:
+        scans.append(one)
+        return dataset(self, one, **how)
+
+    monkeypatch.setattr(Lake, "dataset", counted)
+    spec = make_spec(start=hour(14), end=hour(24), as_of=hour(24))
+    for many in (1, 2000):
+        # Each on its own window, or all on one: none of them has a row left.
+        for ends in ([11 + number % 9 for number in range(many)], [20] * many):
+            replaced = [publication(f"replaced {number}", end) for number, end in enumerate(ends)]
+            there = [publication("kept", 10), *replaced, publication("partly replaced", 20)]
+            scans.clear()
+            found = reference_of(there, spec, rows=FEWEST_EVENTS, held=partial(held_in, lake))
+            assert found is not None
+            assert found.run_id == "kept"
+            assert len(scans) == 2
+    add("latest", 20, FEWEST_EVENTS)
+    scans.clear()
+    found = reference_of([*there, publication("latest", 24)], spec, rows=FEWEST_EVENTS, held=partial(held_in, lake))
+    assert found is not None
+    assert found.run_id == "latest"
+    assert len(scans) == 1
