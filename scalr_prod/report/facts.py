@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
 from scalr_prod.errors import ReportError
+from scalr_prod.quality.drift import held_in
 from scalr_prod.report.samples import Sample, translations
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     import duckdb
 
     from scalr_prod.lake import Lake
-    from scalr_prod.ledger import Ledger, Publication, Run
+    from scalr_prod.ledger import Ledger, Run
     from scalr_prod.settings import Settings
 
 __all__ = ["Distributions", "RunFacts", "collect"]
@@ -103,7 +104,7 @@ def collect(settings: Settings, ledger: Ledger, run_id: str) -> RunFacts:
     publication = ledger.last_publication(run_id)
     live = publication if publication is not None and run.state == "published" else None
     lake = Lake.open(settings)
-    held = _held(lake, live) if live is not None else 0
+    held = held_in(lake, [live])[run_id] if live is not None else 0
     with staging_folder(settings, "report") as scratch, open_duckdb(settings, scratch) as connection:
         events_of = _register(connection, lake, folder, run, held=held)
         distributions = _distributions(connection) if events_of != "none" else None
@@ -136,18 +137,6 @@ def _json(path: Path) -> dict[str, Any]:
             f"cannot be read: {error}", where=str(path), next_step="scalr runs resume with the run's id makes it again"
         ) from error
     return found
-
-
-def _held(lake: Lake, publication: Publication) -> int:
-    import pyarrow.dataset as ds
-
-    return int(lake.dataset(Table.SYNTHETIC_TARGET_EVENTS).count_rows(filter=_own(ds, publication)))
-
-
-def _own(ds: Any, publication: Publication) -> Any:
-    """The rows of a publication; its window first, so that files of others are passed over."""
-    moment = ds.field(EVENT_TIMESTAMP)
-    return (moment >= publication.start) & (moment < publication.end) & (ds.field("run_id") == publication.run_id)
 
 
 def _policy(settings: Settings) -> dict[str, Any] | None:

@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.errors import ReportError
+from scalr_prod.lake import Lake
+from scalr_prod.ledger import PublicationStatus
+from scalr_prod.quality.drift import held_in
 from scalr_prod.report import charts
 from scalr_prod.report.facts import collect
 from scalr_prod.version import __version__
@@ -250,7 +253,8 @@ def _translator(manifest: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _index(settings: Settings, ledger: Ledger, folder: Path) -> str:
-    held = _held_by_run(settings)
+    there = [attempt for attempt in ledger.publications() if attempt.status is PublicationStatus.PUBLISHED]
+    held = held_in(Lake.open(settings), there) if there else {}
     runs = sorted(ledger.runs(), key=lambda run: run.updated_at, reverse=True)[:_LISTED]
     rows = [
         {
@@ -276,20 +280,6 @@ def _index(settings: Settings, ledger: Ledger, folder: Path) -> str:
             written=datetime.now(UTC),
         )
     )
-
-
-def _held_by_run(settings: Settings) -> dict[str, int]:
-    """How many rows of each run the feature view holds now."""
-    from scalr_prod.contracts import Table
-    from scalr_prod.duck import open_duckdb, staging_folder
-    from scalr_prod.lake import Lake
-
-    lake = Lake.open(settings)
-    if not lake.exists(Table.SYNTHETIC_TARGET_EVENTS):
-        return {}
-    with staging_folder(settings, "report") as scratch, open_duckdb(settings, scratch) as connection:
-        connection.register("view", lake.dataset(Table.SYNTHETIC_TARGET_EVENTS))
-        return dict(connection.execute("SELECT run_id, count(*) FROM view GROUP BY run_id").fetchall())
 
 
 def _trends(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
