@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
-__all__ = ["Interrupted", "ending_in_order"]
+__all__ = ["Interrupted", "ending_in_order", "raise_what_was_lost"]
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 #: For so long, what is open may close undisturbed by another SIGTERM.
@@ -74,12 +74,14 @@ class Interrupted(KeyboardInterrupt):
 class _Handler:
     """Raises on the first signal; then lets what is open close.
 
-    What is raised in a destructor or a callback of C goes nowhere, so that after a while a signal raises again.
+    What is raised in a destructor or a callback of C goes nowhere, so that after a while a signal raises again, and so does the
+    next stage (`raise_what_was_lost`).
     """
 
     def __init__(self) -> None:
         self.process = os.getpid()
         self.raised_at = -math.inf
+        self.number: int | None = None
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self.process:  # a fork of ours, which nobody has told what to do
@@ -90,7 +92,7 @@ class _Handler:
         if closing and number == signal.SIGINT:
             signal.default_int_handler(number, frame)
         if not closing:
-            self.raised_at = time.monotonic()
+            self.raised_at, self.number = time.monotonic(), number
             raise Interrupted(number)
 
 
@@ -114,3 +116,12 @@ def ending_in_order() -> Iterator[None]:
     finally:
         for number, former in ours.items():
             signal.signal(number, former if former is not None else signal.SIG_DFL)
+
+
+def raise_what_was_lost() -> None:
+    """Raise `Interrupted` once more where a signal's own went nowhere. Called where a stage begins: none does while things close."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for handler in map(signal.getsignal, _SIGNALS):
+        if isinstance(handler, _Handler) and handler.number is not None and handler.process == os.getpid():
+            raise Interrupted(handler.number)

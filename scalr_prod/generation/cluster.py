@@ -211,19 +211,17 @@ def _local_client(settings: Settings, tasks: int) -> Iterator[Any]:
 
 @contextmanager
 def _closed_in_the_end(cluster: Any) -> Iterator[Any]:
-    """Close the cluster; where an error is under way already, one of the closing does not take its place.
+    """Close the cluster; an error of the closing is logged, and neither fails what is done nor hides an error under way.
 
-    A worker that dies while its nanny starts it anew cannot be joined, and closing says so.
+    A worker that dies while its nanny starts it anew cannot be joined, and closing says so. Such a worker ends with its pipe.
     """
     try:
         yield cluster
-    except BaseException:
+    finally:
         try:
             cluster.close()
         except Exception as error:
             logger.warning("the local cluster did not close in order: %s: %s", type(error).__name__, error)
-        raise
-    cluster.close()
 
 
 @contextmanager

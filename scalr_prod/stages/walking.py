@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from scalr_prod.errors import ScalrError
-from scalr_prod.interrupts import Interrupted
+from scalr_prod.interrupts import Interrupted, raise_what_was_lost
 from scalr_prod.lineage import traced, traced_together
 from scalr_prod.logs import about
 from scalr_prod.metrics import measured
@@ -98,6 +98,7 @@ def at_stage(name: str | None, run_id: str | None = None) -> Iterator[None]:
     try:
         telling = beating(Heartbeat(name)) if name is not None else nullcontext()
         with disk_errors("the project's home"), about(stage=name, run_id=run_id), telling:
+            raise_what_was_lost()
             yield
     except (ScalrError, Interrupted) as error:
         error.at(stage=name, run_id=run_id)

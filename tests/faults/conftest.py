@@ -129,7 +129,7 @@ def served(drivers, project) -> Project:
     config = project.before("generate")
     found = drivers.drive(config, "run", **options)
     assert found.error is None, found.error
-    # A renewed lease is a point too, so that a slow run passes more: only what both runs passed can be counted on.
+    # Only what both runs passed can be counted on.
     points = {stage: min(project.points[stage], found.points[stage]) for stage in ("generate", "validate", "publish")}
     yield replace(project, options=options, rows=view(config, **options), points=project.points | points)
     stop_triton(load_settings(config, **options))

@@ -147,7 +147,7 @@ def test_workers_that_die_again_and_again_are_an_error_not_a_loop(settings_at):
     assert "[generation] partitions" in caught.value.next_step
 
 
-def test_an_error_of_the_closing_takes_no_other_s_place(caplog):
+def test_an_error_of_the_closing_is_logged_and_fails_nothing(caplog):
     from scalr_prod.generation.cluster import _closed_in_the_end
 
     class Unruly:
@@ -156,6 +156,7 @@ def test_an_error_of_the_closing_takes_no_other_s_place(caplog):
 
     with pytest.raises(GenerationError, match="the task failed"), _closed_in_the_end(Unruly()):
         raise GenerationError("the task failed")
-    assert "can only join a started process" in caplog.text
-    with pytest.raises(AssertionError, match="can only join"), _closed_in_the_end(Unruly()):
-        pass
+    with _closed_in_the_end(Unruly()):
+        done = True
+    assert done
+    assert caplog.text.count("can only join a started process") == 2

@@ -52,6 +52,23 @@ def test_a_stage_without_a_run_is_repeated():
     }
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_that_went_nowhere_is_raised_by_the_next_stage():
+    class Dying:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def stage(name):
+        with at_stage(name, "run_1"):
+            Dying()  # raised in its destructor, where Python prints an error and goes on
+            passed.append(name)
+
+    passed = []
+    with pytest.raises(Interrupted, match="SIGTERM") as caught, ending_in_order():
+        list(map(stage, ("validate", "publish")))
+    assert (passed, caught.value.stage) == (["validate"], "publish")
+
+
 def test_a_block_within_a_block_changes_nothing():
     with ending_in_order():
         outer = signal.getsignal(signal.SIGTERM)
