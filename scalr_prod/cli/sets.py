@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,10 +16,32 @@ if TYPE_CHECKING:
     from scalr_prod.settings import Settings
 
 
+class Format(StrEnum):
+    """The formats of `scalr dataset export`."""
+
+    CSV = "csv"
+    RECBOLE = "recbole"
+
+
 @dataset_app.command("build")
 def dataset_build(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
     """Build a training set of real and synthetic events with point-in-time features."""
     Door(config, as_json, "dataset build").open(lambda project: project.build_training_set())
+
+
+@dataset_app.command("export")
+def dataset_export(
+    target: Annotated[Path, typer.Argument(help="The file to write (csv), or the folder of the data set (recbole).")],
+    form: Annotated[Format, typer.Option("--format", help="csv, or RecBole's atomic files.")] = Format.CSV,
+    version: Annotated[int | None, typer.Option(help="Version of the training set; default: the latest.")] = None,
+    config: Config = DEFAULT_CONFIG,
+    as_json: Json = False,
+) -> None:
+    """Write a training set's users, items, times, labels and weights as files of other tools.
+
+    Example: scalr dataset export rows.csv
+    """
+    Door(config, as_json, "dataset export").open(lambda project: project.training_set(version).export(target, form.value))
 
 
 @quality_app.command("check")

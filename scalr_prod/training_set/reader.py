@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.dataset as ds
 
+    from scalr_prod.training_set.export import ExportReport, Format
     from scalr_prod.training_set.vocabulary import Vocabulary
 
 __all__ = ["TrainingSet"]
@@ -99,6 +100,20 @@ class TrainingSet:
                 "Polars is not installed", where="to_polars", next_step="pip install 'scalr-prod[polars]'"
             ) from error
         return pl.read_parquet(self.files, glob=False, columns=list(columns) if columns is not None else None)
+
+    def export(self, target: str | Path, form: Format = "csv") -> ExportReport:
+        """Write user, item, time, label, weight and ``is_synthetic`` of every row as files of other tools.
+
+        Args:
+            target: ``csv``: the file; ``recbole``: the folder of the data set, ``NAME/NAME.inter`` in RecBole's terms.
+            form: ``csv`` or ``recbole``.
+
+        Raises:
+            TrainingSetError: Something is there already, or an id cannot stand in such a file; nothing is written then.
+        """
+        from scalr_prod.training_set.export import export
+
+        return export(self, Path(target), form)
 
     def vocabulary(self) -> Vocabulary:
         """Numbers of its users and items, for embedding tables."""

@@ -1,4 +1,4 @@
-"""The pages are true: the site builds, what is made from the code is up to date, and the tutorial does what it says."""
+"""The pages are true: the site builds, what is made from the code is up to date, and the tutorial and the page on training sets do what they say."""
 
 from __future__ import annotations
 
@@ -69,3 +69,24 @@ def test_the_tutorial_from_its_first_line_to_its_last(tmp_path):
     assert items > 100
     assert synthetic > 1000
     assert len(json.loads(done([SCALR, "runs", "list", "--json"], cwd=tmp_path))["runs"]) == 1
+    the_page_on_training_sets(tmp_path, environment)
+
+
+def the_page_on_training_sets(folder, environment):
+    """On the tutorial's project: its settings added, its commands run, its Python as one program."""
+    code = ""
+    for language, text in BLOCK.findall((ROOT / "docs" / "training-sets.md").read_text(encoding="utf-8")):
+        if language == "toml":
+            with (folder / "scalr.toml").open("a") as settings:
+                settings.write(text)
+        elif language == "python":
+            code += text
+        else:
+            for line in text.splitlines():
+                done([SCALR, *line.removeprefix("$ scalr ").split(), "--json"], cwd=folder, env=environment)
+    code += "\nprint(len(hugging_face), int((frame['label'] == 0).sum()), len(batch['user']), model.num_trees())"
+    rows, negatives, batch, trees = map(int, done([sys.executable, "-c", code], cwd=folder, env=environment).split()[-4:])
+    assert 0 < negatives < rows
+    assert (batch, trees) == (1024, 20)
+    assert len((folder / "rows.csv").read_text().splitlines()) == rows + 1
+    assert (folder / "films" / "films.inter").is_file()

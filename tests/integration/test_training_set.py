@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import DAYS, START, make_two_domains, write_toml
 from torch.utils.data import DataLoader
@@ -442,3 +443,64 @@ def test_a_log_that_is_read_piece_by_piece_is_read_whole(project, monkeypatch):
     monkeypatch.setattr("scalr_prod.training_set.spine._ROWS_AT_ONCE", 50)
     _, _, pieces = build(project, name="pieces", negatives_per_event=1)
     assert pieces.to_arrow().equals(whole.to_arrow())
+
+
+def as_exported(rows: pd.DataFrame) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "user_id": rows["user_id"].astype(str),
+            "item_id": rows["item_id"].astype(str),
+            "timestamp": rows["event_timestamp"].map(pd.Timestamp.timestamp),
+            "label": rows["label"].astype("float64"),
+            "weight": rows["weight"].astype("float64"),
+            "is_synthetic": rows["is_synthetic"].astype("int64"),
+        }
+    )
+
+
+@BOTH_ID_TYPES
+def test_exported_files_hold_every_row_in_order(project, tmp_path):
+    _, report, opened = build(project, **SHARED)
+    expected = as_exported(opened.to_pandas())
+    types = expected.dtypes.to_dict()
+    found = opened.export(tmp_path / "rows.csv").to_json()
+    assert (found["rows"], found["synthetic"]) == (report.rows, report.synthetic)
+    pd.testing.assert_frame_equal(pd.read_csv(found["path"], dtype=types), expected, rtol=1e-6)
+    opened.export(tmp_path / "films", "recbole")
+    rows = pd.read_csv(tmp_path / "films" / "films.inter", sep="\t", dtype=str)
+    assert list(rows) == [f"{name}:{'token' if name.endswith('_id') else 'float'}" for name in expected]
+    pd.testing.assert_frame_equal(rows.set_axis(expected.columns, axis=1).astype(types), expected, rtol=1e-6)
+    with pytest.raises(TrainingSetError, match="something at the target already"):
+        opened.export(tmp_path / "rows.csv")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["films", "rows.csv"]
+
+
+def test_an_id_that_would_break_a_line_is_refused_and_nothing_is_left(tmp_path):
+    rows = pa.table(
+        {
+            "user_id": ["a", "b"],
+            "item_id": ["x", "two\nlines"],
+            "event_timestamp": pa.array([1, 2], pa.timestamp("us", "UTC")),
+            "label": pa.array([1, 1], pa.int8()),
+            "weight": pa.array([1, 1], pa.float32()),
+            "is_synthetic": [False, True],
+        }
+    )
+    (tmp_path / "set" / "rows").mkdir(parents=True)
+    pq.write_table(rows, tmp_path / "set" / "rows" / "0.parquet")
+    opened = TrainingSet(tmp_path / "set", {"version": 1, "files": {"rows/0.parquet": ""}})
+    with pytest.raises(TrainingSetError, match=r"two\\nlines") as caught:
+        opened.export(tmp_path / "out", "recbole")
+    assert "csv" in caught.value.next_step
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+    opened.export(tmp_path / "out.csv")
+    assert list(pd.read_csv(tmp_path / "out.csv")["item_id"]) == ["x", "two\nlines"]
+
+
+def test_hugging_face_reads_the_files_as_they_are(project, tmp_path):
+    import datasets
+
+    _, report, opened = build(project, **SHARED)
+    rows = datasets.Dataset.from_parquet([str(path) for path in opened.files], cache_dir=str(tmp_path))
+    assert len(rows) == report.rows
+    assert set(opened.features) < set(rows.column_names)

@@ -1,0 +1,134 @@
+"""A training set in the files of other tools: RecBole's atomic files, and CSV for anything else."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID
+from scalr_prod.errors import TrainingSetError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pyarrow as pa
+
+    from scalr_prod.training_set.reader import TrainingSet
+
+__all__ = ["ExportReport", "Format", "export"]
+
+Format = Literal["csv", "recbole"]
+#: Columns of a file, with RecBole's type of each. Times are seconds since 1970 (UTC).
+_COLUMNS: Final = {
+    "user_id": "token",
+    "item_id": "token",
+    "timestamp": "float",
+    "label": "float",
+    "weight": "float",
+    "is_synthetic": "float",
+}
+#: What would end a field or a line of an atomic file, or begin a quoted field, which it does not know.
+_BREAKS: Final = '[\t\r\n"]'
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written.
+
+    Attributes:
+        path: The file (csv), or the folder of the data set (recbole).
+        format: ``csv`` or ``recbole``.
+        version: Of the training set.
+        rows: Rows of the file, one for each row of the training set.
+        synthetic: Those that are synthetic.
+    """
+
+    path: str
+    format: str
+    version: int
+    rows: int
+    synthetic: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return asdict(self)
+
+
+def export(training_set: TrainingSet, target: Path, form: Format) -> ExportReport:
+    """Write every row, in order: user, item, time, label, weight, and whether the row is synthetic. A batch is in memory at a time.
+
+    Args:
+        training_set: An opened version.
+        target: ``csv``: the file; ``recbole``: the data set's folder, whose name the file in it bears.
+        form: ``csv`` (with a header, quoted where needed) or ``recbole`` (``NAME/NAME.inter``).
+
+    Raises:
+        TrainingSetError: Something is at the target already, or an id cannot stand in an atomic file. Nothing is written then.
+    """
+    if target.exists():
+        raise TrainingSetError("there is something at the target already", where=str(target), next_step="name another target")
+    unfinished = target.with_name(f".{target.name}.unfinished")
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if form == "recbole":
+            unfinished.mkdir(exist_ok=True)
+            rows, synthetic = _write(training_set, unfinished / f"{target.name}.inter", tabs=True)
+        else:
+            rows, synthetic = _write(training_set, unfinished, tabs=False)
+        unfinished.rename(target)
+    finally:
+        if unfinished.is_dir():
+            shutil.rmtree(unfinished)
+        else:
+            unfinished.unlink(missing_ok=True)
+    return ExportReport(str(target), form, training_set.version, rows, synthetic)
+
+
+def _write(training_set: TrainingSet, path: Path, *, tabs: bool) -> tuple[int, int]:
+    """The file; gives its rows, and how many of them are synthetic."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    from pyarrow import csv
+
+    options = csv.WriteOptions(
+        include_header=False, delimiter="\t" if tabs else ",", quoting_style="none" if tabs else "needed"
+    )
+    names = [f"{name}:{kind}" if tabs else name for name, kind in _COLUMNS.items()]
+    rows = synthetic = 0
+    with path.open("wb") as file:
+        file.write((("\t" if tabs else ",").join(names) + "\n").encode())
+        columns = [USER_ID, ITEM_ID, EVENT_TIMESTAMP, "label", "weight", "is_synthetic"]
+        for batch in training_set.dataset().to_batches(columns=columns):
+            if tabs:
+                _refuse_breaks(batch, path)
+            micros = batch.column(EVENT_TIMESTAMP).cast(pa.int64())
+            marked = batch.column("is_synthetic")
+            values = [
+                batch.column(USER_ID).cast(pa.string()),
+                batch.column(ITEM_ID).cast(pa.string()),
+                pc.divide(micros.cast(pa.float64(), safe=False), 1e6),
+                batch.column("label").cast(pa.float32()),
+                batch.column("weight"),
+                marked.cast(pa.int8()),
+            ]
+            csv.write_csv(pa.RecordBatch.from_arrays(values, names=list(_COLUMNS)), file, options)
+            rows, synthetic = rows + batch.num_rows, synthetic + (pc.sum(marked).as_py() or 0)
+    return rows, synthetic
+
+
+def _refuse_breaks(batch: pa.RecordBatch, path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for name in (USER_ID, ITEM_ID):
+        ids = batch.column(name)
+        if not pa.types.is_string(ids.type):
+            continue
+        broken = ids.filter(pc.match_substring_regex(ids, _BREAKS))
+        if len(broken):
+            raise TrainingSetError(
+                f"the {name} {broken[0].as_py()!r} holds a tab, a line break or a quote, which an atomic file cannot hold",
+                where=path.name,
+                next_step="export as csv, which quotes it, or rename the id in the log",
+            )
