@@ -329,6 +329,7 @@ class Project:
         cutoffs: int | None = None,
         arms: Sequence[str] | None = None,
         full: bool = False,
+        quick: bool = False,
     ) -> EvaluationReport:
         """Train models with and without synthetic events, beside controls, and judge them on what came later.
 
@@ -338,6 +339,7 @@ class Project:
             cutoffs: Rolling cutoffs: what comes after the first, in so many equal parts.
             arms: Only these, and those compared.
             full: Every arm, model, seed and validation window.
+            quick: End with the first verdict, for which fewer choices are tried; no policy is written.
         """
         from scalr_prod.downstream import evaluate
 
@@ -348,6 +350,7 @@ class Project:
             cutoffs=cutoffs,
             arms=tuple(arms) if arms else None,
             full=full,
+            quick=quick,
             progress=self.progress,
         )
 

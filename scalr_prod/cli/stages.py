@@ -68,11 +68,21 @@ def evaluate(
     ] = None,
     arm: Annotated[list[str] | None, typer.Option(help="Only this arm, and those compared; repeat for more.")] = None,
     full: Annotated[bool, typer.Option("--full", help="Every arm, model, seed and validation window.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="End with the first verdict: fewer choices are tried, and no policy is written.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Train models with and without synthetic events, with controls, and judge them on what came later."""
+    """Train models with and without synthetic events, with controls, and judge them on what came later.
+
+    A first verdict comes before the rest. What is worked out is kept: after it was stopped, the same command goes on.
+    """
+    if quick and (full or cutoffs or arm):
+        raise typer.BadParameter("goes without --full, --cutoffs and --arm", param_hint="--quick")
     Door(config, as_json, "evaluate").open(
-        lambda project: project.evaluate(cold_fraction=cold_fraction, cutoff=utc(cutoff), cutoffs=cutoffs, arms=arm, full=full)
+        lambda project: project.evaluate(
+            cold_fraction=cold_fraction, cutoff=utc(cutoff), cutoffs=cutoffs, arms=arm, full=full, quick=quick
+        )
     )
 
 

@@ -87,20 +87,49 @@ class Choice:
         """Everything that a fit depends on: all but the boost."""
         return (tuple(sorted(self.options.items())), self.draw, self.weights, self.source_weight)
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return dict(vars(self)) | {"draw": self.draw.to_json()}
+
 
 class Maker:
     """Training events of any arm on one scene.
 
     Args:
         scene: The scene.
-        translation: Its translator.
+        translation: Its translator; default: trained, or found, when an arm first asks for it.
+        begun: Called before that.
+        at_most: Contexts that it is asked about; None: all.
     """
 
-    def __init__(self, scene: Scene, translation: Translation) -> None:
-        self.scene, self.translation = scene, translation
+    def __init__(
+        self,
+        scene: Scene,
+        translation: Translation | None = None,
+        *,
+        begun: Callable[[], None] = lambda: None,
+        at_most: int | None = None,
+    ) -> None:
+        self.scene, self.at_most = scene, at_most
+        self._translation, self.begun = translation, begun
         self._segments = scene.segments()
         self._drawn: dict[Draw, Interactions] = {}
         self._leaving_out: dict[str, Maker | None] = {}
+
+    @property
+    def translation(self) -> Translation:
+        """The scene's translator.
+
+        Raises:
+            TranslatorError: Too little to learn from.
+        """
+        from scalr_prod.downstream.translation import Translation
+
+        if self._translation is None:
+            self.begun()
+            found = Translation.of(self.scene)
+            self._translation = found if self.at_most is None else found.at_most(self.at_most)
+        return self._translation
 
     def events(self, arm: str, choice: Choice, seed: int, published: Published | None = None) -> Interactions:
         """What an arm trains on.

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from scalr_prod.downstream.arms import LISTS, RIVAL, TUNED, Maker
+from scalr_prod.downstream.few import few_contexts
+from scalr_prod.downstream.kept import FACTS, Kept, family_code, outcomes_of
 from scalr_prod.downstream.models import knows_source
 from scalr_prod.downstream.panel import Panel
 from scalr_prod.downstream.published import Published
 from scalr_prod.downstream.report import BASE, OURS, SEGMENTS, EvaluationReport, summarise, verdict_of, write_report
-from scalr_prod.downstream.translation import Translation
+from scalr_prod.downstream.signal import signal_of
 from scalr_prod.downstream.trial import Judge
 from scalr_prod.downstream.tuning import Tuner, tune_lately
 from scalr_prod.policy import Policy, logs_digest, policy_path, settings_digest
@@ -30,11 +33,33 @@ if TYPE_CHECKING:
     from scalr_prod.downstream.trials import Stage
     from scalr_prod.settings import Settings
 
-__all__ = ["Bench"]
+__all__ = ["Bench", "Here"]
 
 logger = logging.getLogger(__name__)
 
 _NOTHING: Final = (0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Here:
+    """One cutoff at which arms are judged.
+
+    Attributes:
+        judge: Of its scene.
+        maker: Likewise.
+        published: Likewise.
+        kept: What was worked out there before.
+    """
+
+    judge: Judge
+    maker: Maker
+    published: Published
+    kept: Kept
+
+    @property
+    def date(self) -> str:
+        """The cutoff's."""
+        return self.judge.scene.cutoff.date().isoformat()
 
 
 class Bench:
@@ -46,41 +71,69 @@ class Bench:
         scenes: One for each cutoff, in order of time.
         cold: Share of users whose target history is hidden.
         pulse: Is told what goes on.
+        quick: Fewer choices are tried, ours is drawn in process, and no policy follows.
     """
 
-    def __init__(self, settings: Settings, arms: Sequence[str], scenes: Sequence[Scene], cold: float, pulse: Heartbeat) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        arms: Sequence[str],
+        scenes: Sequence[Scene],
+        cold: float,
+        pulse: Heartbeat,
+        *,
+        quick: bool = False,
+    ) -> None:
         self.settings, self.arms, self.scenes, self.cold, self.pulse = settings, arms, scenes, cold, pulse
-        self.folder = settings.home / "evaluations" / f"report-{scenes[0].settings.home.name}"
+        self.quick = quick
+        self.folder = settings.home / "evaluations" / f"{'quick' if quick else 'report'}-{scenes[0].settings.home.name}"
         self.choices: dict[str, dict[str, Choice]] = {}
         self.figures: dict[str, dict[str, Any]] = {}
         self.scales: dict[str, dict[str, LogitMap | None]] = {}
         self.best: dict[str, dict[str, str]] = {}
         self.lately: dict[str, Any] = {}
+        self.signal: dict[str, Any] | None = None
         self.outcomes: dict[str, dict[str, list[list[Outcome]]]] = {}
         self.synthetic: dict[tuple[str, str], dict[str, float]] = {}
         self.runs: list[dict[str, Any]] = []
+        self._tuners: dict[str, Tuner] = {}
         self._started = time.perf_counter()
 
     def choose(self, stages: Sequence[Stage]) -> None:
         """Every arm's choices, on validation scenes."""
         self.pulse.total = sum(len(self._arms(family)) for family in self.settings.downstream.models) * (1 + len(self.scenes))
+        self.begin(stages)
+        self.signal = signal_of(stages[0])
+        for family in self.settings.downstream.models:
+            for arm in self.pulse.steps(self._arms(family)):
+                self.choose_arm(family, arm)
+
+    def begin(self, stages: Sequence[Stage]) -> None:
+        """The half-life of the list, which every other choice needs."""
         self.pulse.at("choosing the half-life of popular_lately")
         _, self.lately = tune_lately(stages)
-        for family in self.settings.downstream.models:
-            tuner = Tuner(family, stages, self.settings, self.lately, self.pulse.fitted)
+        self._tuners = {
+            family: Tuner(family, stages, self.settings, self.lately, self.pulse.fitted, few=self.quick)
+            for family in self.settings.downstream.models
+        }
+
+    def choose_arm(self, family: str, arm: str) -> None:
+        """One arm's choices; real events alone come first."""
+        tuner = self._tuners[family]
+        if arm == BASE:
             self.choices[family], self.figures[family], self.scales[family] = {}, {}, {}
-            for arm in self.pulse.steps(self._arms(family)):
-                if arm in LISTS:
-                    continue
-                if arm in {BASE, RIVAL, *TUNED}:
-                    self.pulse.at(f"choosing for {family} {arm}")
-                    choice, figures = tuner.of(arm)
-                    self.choices[family][arm], self.figures[family][arm] = choice, figures
-                    logger.info("%s %s on validation: NDCG %.4f, %d fits", family, arm, figures["ndcg"], figures["fits"])
-                # A family without probabilities is fitted for nothing here: the first arm tells.
-                wanted = arm == BASE or self.scales[family][BASE] is not None
-                self.scales[family][arm] = tuner.trials.scale(arm, self._choice(family, arm)) if wanted else None
-                tuner.trials.forget(arm)
+        if arm in LISTS:
+            return
+        if arm in {BASE, RIVAL, *TUNED}:
+            self.pulse.at(f"choosing for {family} {arm}")
+            choice, figures = tuner.of(arm)
+            self.choices[family][arm], self.figures[family][arm] = choice, figures
+            logger.info("%s %s on validation: NDCG %.4f, %d fits", family, arm, figures["ndcg"], figures["fits"])
+        # A family without probabilities is fitted for nothing here: the first arm tells.
+        wanted = arm == BASE or self.scales[family][BASE] is not None
+        self.scales[family][arm] = tuner.trials.scale(arm, self._choice(family, arm)) if wanted else None
+        tuner.trials.forget(arm)
+        if arm == BASE:
             self.best[family] = tuner.best_baselines()
             logger.info("%s: the best baselines on validation are %s", family, self.best[family])
 
@@ -90,35 +143,52 @@ class Bench:
 
     def judge(self, scene: Scene) -> None:
         """Every family and arm at one cutoff; what there is so far is reported after each family."""
-        at = scene.cutoff.date().isoformat()
-        self.pulse.at(f"training the translator up to {at}")
-        judge = Judge(scene, self.settings.downstream.k)
-        maker = Maker(scene, Translation.of(scene))
-        published = Published(scene)
-        half_life = self.lately["half_life"]
+        here = self.at(scene)
         for family in self.choices:
-            found = self.outcomes.setdefault(family, {arm: [] for arm in self._arms(family)})
             for arm in self.pulse.steps(self._arms(family)):
-                choice = self._choice(family, arm)
-                if arm == OURS and any(choice.weights) and published.refused(choice.draw):
-                    choice = replace(self._choice(family, BASE), draw=choice.draw)  # nothing ships
-                if arm in LISTS:
-                    self.pulse.label = f"{family} {arm} at {at}"
-                    lately = judge.lately(half_life)
-                    outcomes = [judge.judge(lately if arm == "popular_lately" else maker.recommender(choice.draw, lately))]
-                else:
-                    outcomes = [
-                        self._fitted(judge, maker, published, family, arm, choice, seed)
-                        for seed in range(self.settings.downstream.seeds)
-                    ]
-                    self._count(maker, published, family, arm, choice)
-                found[arm].append(outcomes)
-                self._tell(family, arm, at, judge, outcomes)
-            self.runs = [run for run in self.runs if run["cutoff"] != scene.cutoff.isoformat()] + published.facts
+                self.judge_arm(here, family, arm)
+            others = [run for run in self.runs if run["cutoff"] != scene.cutoff.isoformat()]
+            self.runs = others + here.published.facts
             write_report(self.report(complete=False), self.folder)
 
+    def at(self, scene: Scene) -> Here:
+        """A cutoff; its translator is trained when an arm needs it."""
+        kept = Kept.of(scene)
+        begun = partial(self.pulse.at, f"training the translator up to {scene.cutoff.date().isoformat()}")
+        maker = Maker(scene, begun=begun, at_most=few_contexts(scene) if self.quick else None)
+        return Here(Judge(scene, self.settings.downstream.k), maker, Published(maker, kept), kept)
+
+    def judge_arm(self, here: Here, family: str, arm: str) -> None:
+        """One arm at one cutoff."""
+        half_life = self.lately["half_life"]
+        self.pulse.label = f"{family} {arm} at {here.date}"
+        if arm == "popular_lately":
+            outcomes = [here.judge.judge(here.judge.lately(half_life))]
+        elif arm in LISTS:
+            choice = self._choice(family, arm)
+            key = ("listed", arm, choice.draw.to_json(), half_life)
+            outcomes = [here.kept.once(key, lambda: self._recommended(here, choice), outcomes_of(here.judge))]
+        else:
+            choice = self._choice(family, arm)
+            if arm == OURS and any(choice.weights) and not self.quick and here.published.refused(choice.draw):
+                choice = replace(self._choice(family, BASE), draw=choice.draw)  # nothing ships
+            ships = not self.quick and here.published.ships(arm, choice)
+            alone = self.quick and not any(choice.weights)  # no translator is trained for events of weight 0
+            outcomes = [
+                self._fitted(here, family, BASE if alone and arm == OURS else arm, choice, seed, ships=ships)
+                for seed in range(self.settings.downstream.seeds)
+            ]
+            if not alone:
+                self._count(here, family, arm, choice, ships=ships)
+        self.outcomes.setdefault(family, {}).setdefault(arm, []).append(outcomes)
+        self._tell(family, arm, here, outcomes)
+
     def finish(self) -> EvaluationReport:
-        """The whole report, on disk, and the policy that follows from it."""
+        """The report, on disk, and the policy that follows from it, unless it is a quick one."""
+        if self.quick:
+            report = self.report(complete=False)
+            write_report(report, self.folder)
+            return report
         policy = self._policy()
         path = policy_path(self.settings)
         policy.write(self.folder / "policy.json", path)
@@ -144,7 +214,8 @@ class Bench:
             cold_fraction=self.cold,
             users={"all": len(widest.owner)} | {name: int((widest.segment == n).sum()) for n, name in enumerate(SEGMENTS)},
             arms=rows,
-            verdict={"best_baseline": self.best[self._headline()]["all"], "models": models},
+            signal=self.signal,
+            verdict={"quick": self.quick, "best_baseline": self.best[self._headline()]["all"], "models": models},
             choices={family: self._choice_json(family) for family in self.outcomes},
             budget={
                 family: {arm: {key: figures[key] for key in ("fits", "rankings")} for arm, figures in arms.items()}
@@ -157,30 +228,47 @@ class Bench:
             seconds=round(time.perf_counter() - self._started, 1),
         )
 
-    def _fitted(
-        self, judge: Judge, maker: Maker, published: Published, family: str, arm: str, choice: Choice, seed: int
-    ) -> Outcome:
-        self.pulse.label = f"{family} {arm} at {judge.scene.cutoff.date()}"
-        model = judge.fit(family, choice.options, maker.events(arm, choice, seed, published.behind(arm, choice)), seed=seed)
-        self.pulse.fitted(self.pulse.label)
-        return judge.judge(model, boost=choice.boost, half_life=self.lately["half_life"], scale=self.scales[family][arm])
+    def _fitted(self, here: Here, family: str, arm: str, choice: Choice, seed: int, *, ships: bool) -> Outcome:
+        judge, scale = here.judge, self.scales[family][arm]
+        half_life = self.lately["half_life"]
+
+        def fit() -> Outcome:
+            published = here.published.events(choice.draw) if ships else None
+            events = here.maker.events(arm, choice, seed, published)
+            self.pulse.label = f"{family} {arm} at {here.date}"
+            model = judge.fit(family, choice.options, events, seed=seed)
+            self.pulse.fitted(self.pulse.label)
+            return judge.judge(model, boost=choice.boost, half_life=half_life, scale=scale)
+
+        drawn = (ships, here.maker.at_most) if arm not in {BASE, RIVAL} else ()
+        asked = (family, family_code(family), arm, choice.to_json(), seed, drawn, half_life, scale and scale.to_json())
+        return here.kept.once(("judged", *asked), fit, outcomes_of(judge))
+
+    def _recommended(self, here: Here, choice: Choice) -> Outcome:
+        return here.judge.judge(here.maker.recommender(choice.draw, here.judge.lately(self.lately["half_life"])))
 
     def _choice(self, family: str, arm: str) -> Choice:
         """What validation chose; what is no control changes one thing of ours."""
         choices = self.choices[family]
         return choices[arm] if arm in choices else choices[OURS]
 
-    def _count(self, maker: Maker, published: Published, family: str, arm: str, choice: Choice) -> None:
+    def _count(self, here: Here, family: str, arm: str, choice: Choice, *, ships: bool) -> None:
         """How many synthetic events an arm has, before λ (first cutoff and seed), and which share of the catalogue they name."""
-        if arm not in {BASE, RIVAL} and (family, arm) not in self.synthetic:
-            events = maker.synthetic(arm, choice, 0, published.behind(arm, choice))
-            self.synthetic[family, arm] = {"events": len(events), "coverage": len(np.unique(events.item)) / events.n_items}
 
-    def _tell(self, family: str, arm: str, at: str, judge: Judge, outcomes: Sequence[Outcome]) -> None:
+        def count() -> dict[str, float]:
+            events = here.maker.synthetic(arm, choice, 0, here.published.events(choice.draw) if ships else None)
+            return {"events": len(events), "coverage": len(np.unique(events.item)) / events.n_items}
+
+        if arm not in {BASE, RIVAL} and (family, arm) not in self.synthetic:
+            self.synthetic[family, arm] = here.kept.once(
+                ("synthetic", arm, choice.to_json(), ships, here.maker.at_most), count, FACTS
+            )
+
+    def _tell(self, family: str, arm: str, here: Here, outcomes: Sequence[Outcome]) -> None:
         ndcg = np.mean([one.ranking.ndcg for one in outcomes], axis=0)
-        cold = judge.segments == 0
+        cold = here.judge.segments == 0
         of_cold = f", cold users {ndcg[cold].mean():.4f}" if cold.any() else ""
-        logger.info("%s %s at %s: NDCG@%d %.4f%s", family, arm, at, judge.k, ndcg.mean(), of_cold)
+        logger.info("%s %s at %s: NDCG@%d %.4f%s", family, arm, here.date, here.judge.k, ndcg.mean(), of_cold)
 
     def _headline(self) -> str:
         """The family whose ours is best on validation."""

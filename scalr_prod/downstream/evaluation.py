@@ -12,9 +12,12 @@ import numpy as np
 from scalr_prod.contracts import Table
 from scalr_prod.downstream.arms import ABLATIONS, CONTROLS, LISTS, MAIN, NEEDS, QUICK, RIVAL, Maker, leaving_out
 from scalr_prod.downstream.bench import Bench
+from scalr_prod.downstream.few import with_few_contexts
+from scalr_prod.downstream.first import first_verdict
 from scalr_prod.downstream.heartbeat import heartbeat
+from scalr_prod.downstream.kept import Kept
 from scalr_prod.downstream.scene import Scene
-from scalr_prod.downstream.translation import Translation
+from scalr_prod.downstream.signal import signal_of
 from scalr_prod.downstream.trial import Judge
 from scalr_prod.downstream.trials import Stage
 from scalr_prod.errors import EvaluationError, TranslatorError
@@ -51,9 +54,13 @@ def evaluate(
     cutoffs: int | None = None,
     arms: Sequence[str] | None = None,
     full: bool = False,
+    quick: bool = False,
     progress: bool = False,
 ) -> EvaluationReport:
     """Train models with and without synthetic events up to a cutoff and judge them on what came after.
+
+    A first verdict comes before the rest (see `first`). What is worked out is kept in the isolated homes (see `kept`): the same call goes
+    on from where an earlier one was stopped, and comes to the same report but for `EvaluationReport.seconds`.
 
     Everything that learns reads an isolated home (see `isolation`). Each arm's choices are made on windows of the training period of the
     first cutoff, each in a home of its own: its last fifth, the last fifth of what comes before … Cutoffs after the first are tested
@@ -67,6 +74,7 @@ def evaluate(
         arms: Which of `ARMS`, and of those that leave one of several source domains out, beside those that are compared; default:
             those that decide and those that leave one out, or with ``full`` all.
         full: All arms, models, seeds and windows. Otherwise the first model, two seeds and one window, unless the settings name others.
+        quick: End with the first verdict: the first model, the first cutoff, three arms; no policy is written.
         progress: Show a progress bar on stderr; without one, lines of log say what is going on.
 
     Raises:
@@ -77,14 +85,19 @@ def evaluate(
     with heartbeat(bar=progress) as pulse:
         pulse.at("reading the logs")
         _ingested(settings)
-        moments = _cutoffs(settings, cutoff, cutoffs or settings.downstream.cutoffs)
+        count = 1 if quick else cutoffs or settings.downstream.cutoffs
+        moments = _cutoffs(settings, cutoff, count)
         ends = [*moments[1:], None]
         scenes = [
             Scene.of(plan.settings, moment, end=end, cold_fraction=cold, name="test")
             for moment, end in zip(moments, ends, strict=True)
         ]
+        latest = _stage(scenes[0], 0, None, cold, pulse)
+        first = first_verdict(Bench(plan.first(), _ALWAYS, scenes[:1], cold, pulse, quick=True), with_few_contexts(latest))
+        if quick:
+            return first
         bench = Bench(plan.settings, plan.arms, scenes, cold, pulse)
-        bench.choose(_stages(scenes[0], cold, pulse))
+        bench.choose(_stages(latest, scenes[0], cold, pulse))
         for scene in scenes:
             bench.judge(scene)
         return bench.finish()
@@ -110,28 +123,44 @@ class _Plan:
         quick = settings.model_copy(update={"downstream": wanted.model_copy(update=changed)})
         return cls(quick, _checked(arms, settings.translator.estimators, sources))
 
+    def first(self) -> Settings:
+        """What the first verdict needs."""
+        wanted = self.settings.downstream
+        few = {"models": wanted.models[:1], "seeds": min(wanted.seeds, _QUICK_SEEDS)}
+        return self.settings.model_copy(update={"downstream": wanted.model_copy(update=few)})
 
-def _stages(scene: Scene, cold: float, pulse: Heartbeat) -> list[Stage]:
-    """Validation scenes within a scene's training period, the latest first; fewer than asked for where the log is too short.
+
+def _stage(scene: Scene, number: int, end: datetime | None, cold: float, pulse: Heartbeat) -> Stage:
+    """A validation scene within a scene's training period: number 0 is its last fifth, 1 the last fifth of the rest.
 
     Raises:
-        EvaluationError: Too few users in the latest.
-        TranslatorError: Too little to learn from before it.
+        EvaluationError: Too few users in it.
     """
-    wanted, stages = scene.settings.downstream, list[Stage]()
-    end, name = None, "validation"
-    for number in range(wanted.windows):
-        begin = datetime_of(cut_at(scene.real.time, VALIDATION_SHARE ** (number + 1)))
-        pulse.at(f"training the translator of validation window {number + 1}")
+    begin = datetime_of(cut_at(scene.real.time, VALIDATION_SHARE ** (number + 1)))
+    name = f"validation-{number + 1}" if number else "validation"
+    earlier = Scene.of(scene.settings, begin, end=end, cold_fraction=cold, name=name)
+    maker = Maker(earlier, begun=lambda: pulse.at(f"training the translator of validation window {number + 1}"))
+    return Stage(Judge(earlier, scene.settings.downstream.k), maker, Kept.of(earlier))
+
+
+def _stages(latest: Stage, scene: Scene, cold: float, pulse: Heartbeat) -> list[Stage]:
+    """Validation scenes within a scene's training period, the latest first; fewer than asked for where the log is too short.
+
+    Args:
+        latest: The latest.
+        scene: The scene.
+        cold: Share of users whose target history is hidden.
+        pulse: Is told what goes on.
+    """
+    stages = [latest]
+    for number in range(1, scene.settings.downstream.windows):
         try:
-            earlier = Scene.of(scene.settings, begin, end=end, cold_fraction=cold, name=name)
-            stages.append(Stage(Judge(earlier, wanted.k), Maker(earlier, Translation.of(earlier))))
+            stage = _stage(scene, number, stages[-1].judge.scene.cutoff, cold, pulse)
+            signal_of(stage)  # there is enough to learn from
         except (EvaluationError, TranslatorError) as error:
-            if not stages:
-                raise
-            logger.warning("validation rests on %d of %d windows: %s", number, wanted.windows, error)
+            logger.warning("validation rests on %d of %d windows: %s", number, scene.settings.downstream.windows, error)
             break
-        end, name = begin, f"validation-{number + 2}"
+        stages.append(stage)
     return stages
 
 

@@ -6,14 +6,14 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from scalr_prod.downstream.diagnostics import diagnose
+from scalr_prod.downstream.kept import FACTS, FORGETFUL, Kept
 from scalr_prod.downstream.report import OURS
 from scalr_prod.downstream.translation import publish_draw
 from scalr_prod.errors import QualityGateFailed
 
 if TYPE_CHECKING:
-    from scalr_prod.downstream.arms import Choice
+    from scalr_prod.downstream.arms import Choice, Maker
     from scalr_prod.downstream.protocol import Interactions
-    from scalr_prod.downstream.scene import Scene
     from scalr_prod.downstream.translation import Draw
 
 __all__ = ["Published"]
@@ -27,33 +27,46 @@ class Published:
     Where the gate refuses a draw, nothing ships, and the arm is what remains: real events alone.
 
     Args:
-        scene: Its home holds a trained translator.
+        maker: Of the scene; its translator is the one that is published by.
+        kept: What was published before is not published again, unless a model is to be fitted on it.
     """
 
-    def __init__(self, scene: Scene) -> None:
-        self.scene = scene
-        self.facts: list[dict[str, Any]] = []
+    def __init__(self, maker: Maker, kept: Kept = FORGETFUL) -> None:
+        self.scene = maker.scene
+        self._maker, self._kept = maker, kept
+        self._facts: dict[Draw, dict[str, Any]] = {}
         self._made: dict[Draw, tuple[Interactions, Interactions]] = {}
 
-    def behind(self, arm: str, choice: Choice) -> tuple[Interactions, Interactions] | None:
-        """What an arm trains on as it was published; None where it trains on draws, or where λ is 0."""
-        shipped = arm in {OURS, "synthetic_only"} and any(choice.weights) and not self.refused(choice.draw)
-        return self._of(choice.draw) if shipped else None
+    @property
+    def facts(self) -> list[dict[str, Any]]:
+        """What was published, in the order in which it was asked for."""
+        return list(self._facts.values())
+
+    def ships(self, arm: str, choice: Choice) -> bool:
+        """Whether an arm trains on what is published; not where it trains on draws, or where λ is 0."""
+        return arm in {OURS, "synthetic_only"} and any(choice.weights) and not self.refused(choice.draw)
 
     def refused(self, draw: Draw) -> bool:
         """Whether the gate refuses such events; published first, if they were not yet."""
-        return not len(self._of(draw)[1])
+        if draw not in self._facts:
+            self._facts[draw] = self._kept.once(("published", draw.to_json()), lambda: self._publish(draw), FACTS)
+        return not self._facts[draw]["events"]
 
-    def _of(self, draw: Draw) -> tuple[Interactions, Interactions]:
+    def events(self, draw: Draw) -> tuple[Interactions, Interactions]:
+        """Real and synthetic events of the training set."""
         if draw not in self._made:
-            facts: dict[str, Any] = {"cutoff": self.scene.cutoff.isoformat(), "draw": draw.to_json()}
-            try:
-                real, synthetic, found = publish_draw(self.scene, draw)
-                facts |= {"events": len(synthetic), "diagnostics": diagnose(self.scene, synthetic)} | found
-            except QualityGateFailed as error:
-                logger.warning("the quality gate refused %s: nothing ships, and %s is real events alone. %s", draw, OURS, error)
-                real, synthetic = self.scene.real, self.scene.real.synthetic().weighted(0.0)
-                facts |= {"events": 0, "diagnostics": {}, "refused": str(error)}
-            self._made[draw] = (real, synthetic)
-            self.facts.append(facts)
+            self._publish(draw)
         return self._made[draw]
+
+    def _publish(self, draw: Draw) -> dict[str, Any]:
+        facts: dict[str, Any] = {"cutoff": self.scene.cutoff.isoformat(), "draw": draw.to_json()}
+        _ = self._maker.translation  # the run below finds it
+        try:
+            real, synthetic, found = publish_draw(self.scene, draw)
+            facts |= {"events": len(synthetic), "diagnostics": diagnose(self.scene, synthetic)} | found
+        except QualityGateFailed as error:
+            logger.warning("the quality gate refused %s: nothing ships, and %s is real events alone. %s", draw, OURS, error)
+            real, synthetic = self.scene.real, self.scene.real.synthetic().weighted(0.0)
+            facts |= {"events": 0, "diagnostics": {}, "refused": str(error)}
+        self._made[draw] = (real, synthetic)
+        return facts

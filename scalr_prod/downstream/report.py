@@ -11,6 +11,7 @@ import numpy as np
 
 from scalr_prod.downstream.arms import RIVAL
 from scalr_prod.downstream.entropy import entropies
+from scalr_prod.downstream.signal import signal_sentence
 from scalr_prod.downstream.statistics import Comparison, TwoWayBootstrap, holm
 
 if TYPE_CHECKING:
@@ -41,14 +42,15 @@ class EvaluationReport:
         arms: One row an arm and family; see `summarise`. ``probabilities``: NE and calibration; see `entropies`.
             ``synthetic``: how many synthetic events it has, before λ, and the share of
             the catalogue that they name.
-        verdict: The best baseline, and by model the lift of ours over the better of `popular_lately` and real events alone (chosen on
-            validation), with two-way intervals.
+        signal: What source histories say beyond popularity (see `signal_of`); None where it could not be measured.
+        verdict: ``quick``: it is a first verdict, for which fewer choices were tried. The best baseline, and by model the lift of ours
+            over the better of `popular_lately` and real events alone (chosen on validation), with two-way intervals.
         choices: Family → what validation chose for ours, the figures it rests on, and the same of every other arm (``arms``).
         budget: Family → arm → models fitted and rankings made for its choice.
         runs: What was published for ``real+scalr``: the draw, the gate's report, fidelity and privacy (see `diagnostics`).
         path: Folder of ``report.json`` and ``arms.parquet``.
         policy: The policy that runs follow from now on; None where none was written.
-        complete: False while arms are still to come.
+        complete: False while arms are still to come, and of a first verdict.
         seconds: Wall-clock time.
     """
 
@@ -56,6 +58,7 @@ class EvaluationReport:
     cold_fraction: float
     users: dict[str, int]
     arms: list[dict[str, Any]]
+    signal: dict[str, Any] | None
     verdict: dict[str, Any]
     choices: dict[str, Any] = field(repr=False)
     budget: dict[str, dict[str, Any]] = field(repr=False)
@@ -76,8 +79,11 @@ class EvaluationReport:
             "cutoffs": self.cutoffs,
             "cold_fraction": self.cold_fraction,
             "users": self.users,
+            "signal beyond the trend": signal_sentence(self.signal),
             "arms": [_line(row) for row in self.arms],
-            "verdict": [_sentence(one) for one in self.verdict["models"]],
+            "first verdict, fewer choices tried" if self.verdict["quick"] else "verdict": [
+                _sentence(one) for one in self.verdict["models"]
+            ],
             "budget": {family: _spent(arms) for family, arms in self.budget.items()},
             "lambda": {family: choice["lambda"] for family, choice in self.choices.items()},
             "helps": {family: "yes" if choice["helps"] else "no: λ is 0" for family, choice in self.choices.items()},

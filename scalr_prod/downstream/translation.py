@@ -61,6 +61,8 @@ class Translation:
         item_number: int32 [n_target]. The scene's number of each of the translator's items.
         value_bucket: int64 [N]. Of each item of the scene, as alignment cuts them.
         module: The translator.
+        information: What source histories say beyond popularity, as measured at its training (see `translator.information`); None
+            where its version has no such measure.
     """
 
     scene: Scene
@@ -69,6 +71,7 @@ class Translation:
     item_number: NDArray[np.int32]
     value_bucket: NDArray[np.int64]
     module: TranslatorModule
+    information: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, scene: Scene, *, progress: bool = False) -> Translation:
@@ -103,7 +106,15 @@ class Translation:
             item_number=index_in(vocabulary.target_ids_all, scene.numbering.items),
             value_bucket=value_buckets(counts, settings.generation.align_buckets),
             module=TranslatorModule.load(version.path, trusted=True),
+            information=version.manifest["metrics"].get("information"),
         )
+
+    def at_most(self, contexts: int) -> Translation:
+        """The same of so many contexts, chosen at random and alike in every call; all of them where there are no more."""
+        if len(self.user) <= contexts:
+            return self
+        rows = np.sort(np.random.default_rng(0).choice(len(self.user), contexts, replace=False))
+        return replace(self, contexts=self.contexts.take(rows), user=self.user[rows])
 
     def draw(self, how: Draw) -> Interactions:
         """Synthetic events, weighted by their confidence P / (P + prior), the best of each (user, item) kept."""

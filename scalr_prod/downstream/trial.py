@@ -28,11 +28,13 @@ class Outcome:
         ranking: By user.
         exposure: Coverage, Gini, tail share.
         odds: Calibrated probabilities of the test rows; None for a model without probabilities.
+        negatives: Drawn for each positive of those rows; 0 where there are none.
     """
 
     ranking: Ranking
     exposure: dict[str, float]
     odds: Odds | None = None
+    negatives: int = 0
 
 
 class Judge:
@@ -92,11 +94,11 @@ class Judge:
         ranking = rank_users(
             boosted, self.scene.users, relevant=self.scene.relevant, seen=self.seen, is_head=self.is_head, k=self.k
         )
-        odds = None
-        if scale is not None and isinstance(model, Probabilistic):
-            rows = self.rows(model.negatives)
-            odds = Odds(rows, scale(rows.predicted(model), rows.segment))
-        return Outcome(ranking, exposure(ranking.top, self.scene.real.n_items, self.is_head), odds)
+        spread = exposure(ranking.top, self.scene.real.n_items, self.is_head)
+        if scale is None or not isinstance(model, Probabilistic):
+            return Outcome(ranking, spread)
+        rows = self.rows(model.negatives)
+        return Outcome(ranking, spread, Odds(rows, scale(rows.predicted(model), rows.segment)), model.negatives)
 
     def rows(self, negatives: int) -> LabelledRows:
         """What probabilities are judged on: every test pair beside so many negatives; the same for every model."""

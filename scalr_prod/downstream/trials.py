@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scalr_prod.downstream.arms import RIVAL
+from scalr_prod.downstream.kept import ARRAY, FACTS, FORGETFUL, Kept, family_code, outcomes_of
 from scalr_prod.downstream.models import measure_of
 from scalr_prod.downstream.odds import LogitMap, Odds
 from scalr_prod.downstream.protocol import Probabilistic
@@ -30,18 +33,20 @@ __all__ = ["Stage", "Trials"]
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """A validation scene's judge and maker."""
+    """A validation scene's judge and maker, what was worked out on it before, and how many contexts its maker asks about at most."""
 
     judge: Judge
     maker: Maker
+    kept: Kept = FORGETFUL
+    at_most: int | None = None
 
 
 class Trials:
-    """What arms and choices reach, by validation user.
+    """What arms and choices reach, by validation user. What was worked out by an earlier command is found, not fitted again.
 
     Attributes:
-        fits: Models fitted by arm.
-        rankings: Fitted models ranked by arm; a boost needs no fit of its own.
+        fits: Models by arm that its choice takes, whether they were fitted now or before.
+        rankings: Fitted models ranked by arm, likewise; a boost needs no fit of its own.
         tried: Every choice with its mean figure, in order.
         measure: ``ndcg``, or ``information``: nats a row over the base rate, calibrated; what choices are made by.
 
@@ -58,7 +63,9 @@ class Trials:
         self.tried: list[dict[str, Any]] = []
         self.measure = measure_of(family)
         self._family, self._stages, self._half_life, self._done = family, stages, half_life, done
-        self._models: dict[Any, list[DownstreamModel]] = {}
+        self._code = family_code(family)
+        self._counted: set[Any] = set()
+        self._models: dict[Any, DownstreamModel] = {}
         self._ndcg: dict[Any, NDArray[np.float64]] = {}
         self._information: dict[Any, NDArray[np.float64]] = {}
 
@@ -72,45 +79,74 @@ class Trials:
 
     def outcomes(self, arm: str, choice: Choice) -> list[list[Outcome]]:
         """The ranking of each scene's users, as `Panel` takes them."""
-        models = self._fitted(arm, choice)
+        self._count(arm, choice)
         return [
-            [stage.judge.judge(model, boost=choice.boost, half_life=self._half_life)]
-            for stage, model in zip(self._stages, models, strict=True)
+            [
+                stage.kept.once(
+                    self._key("outcome", arm, choice), partial(self._judged, number, arm, choice), outcomes_of(stage.judge)
+                )
+            ]
+            for number, stage in enumerate(self._stages)
         ]
 
     def ndcg(self, arm: str, choice: Choice) -> NDArray[np.float64]:
         """NDCG [V] of the users of all scenes."""
         key = (arm, choice.fitted_by(), choice.boost)
         if key not in self._ndcg:
-            self._ndcg[key] = np.concatenate([one.ranking.ndcg for (one,) in self.outcomes(arm, choice)])
+            self._count(arm, choice)
+            ranked = [
+                stage.kept.once(self._key("ndcg", arm, choice), partial(self._ranked, number, arm, choice), ARRAY)
+                for number, stage in enumerate(self._stages)
+            ]
+            self._ndcg[key] = np.concatenate(ranked)
             self.rankings[arm] += len(self._stages)
             self._note(arm, choice, ndcg=float(self._ndcg[key].mean()))
         return self._ndcg[key]
 
     def scale(self, arm: str, choice: Choice) -> LogitMap | None:
         """What calibrates the probabilities of an arm's models, from the real events of all scenes; None where there are none."""
-        predicted = self._predicted(arm, choice)
-        return LogitMap.fit(*zip(*predicted, strict=True)) if predicted else None
+
+        def fit() -> dict[str, Any] | None:
+            predicted = self._predicted(arm, choice)
+            return LogitMap.fit(*zip(*predicted, strict=True)).to_json() if predicted else None
+
+        self._count(arm, choice)
+        found = self._stages[0].kept.once(self._key("scale", arm, choice, together=True), fit, FACTS)
+        return None if found is None else LogitMap(tuple(found["slope"]), tuple(found["offset"]))
 
     def forget(self, arm: str) -> None:
         """Drop an arm's fitted models; its figures stay."""
-        self._models = {key: models for key, models in self._models.items() if key[0] != arm}
+        self._models = {key: model for key, model in self._models.items() if key[0] != arm}
+        self._counted = {key for key in self._counted if key[0] != arm}
 
     def _told(self, arm: str, choice: Choice) -> NDArray[np.float64]:
         """Information [V]; see `Odds.information`."""
-        key = (arm, choice.fitted_by())
-        if key not in self._information:
+
+        def tell() -> NDArray[np.float64]:
             predicted = self._predicted(arm, choice)
             scale = LogitMap.fit(*zip(*predicted, strict=True))
-            self._information[key] = np.concatenate([Odds(rows, scale(p, rows.segment)).information() for rows, p in predicted])
+            return np.concatenate([Odds(rows, scale(p, rows.segment)).information() for rows, p in predicted])
+
+        key = (arm, choice.fitted_by())
+        if key not in self._information:
+            self._count(arm, choice)
+            kept = self._stages[0].kept
+            self._information[key] = kept.once(self._key("information", arm, choice, together=True), tell, ARRAY)
             self._note(arm, choice, information=float(self._information[key].mean()))
         return self._information[key]
 
+    def _judged(self, number: int, arm: str, choice: Choice) -> Outcome:
+        model = self._fitted(number, arm, choice)
+        return self._stages[number].judge.judge(model, boost=choice.boost, half_life=self._half_life)
+
+    def _ranked(self, number: int, arm: str, choice: Choice) -> NDArray[np.float64]:
+        return self._judged(number, arm, choice).ranking.ndcg
+
     def _predicted(self, arm: str, choice: Choice) -> list[tuple[LabelledRows, NDArray[np.float64]]]:
         """The labelled rows of every scene, and an arm's probabilities before calibration; empty where its models have none."""
-        models = self._fitted(arm, choice)
         found = []
-        for stage, model in zip(self._stages, models, strict=True):
+        for number, stage in enumerate(self._stages):
+            model = self._fitted(number, arm, choice)
             if isinstance(model, Probabilistic):
                 rows = stage.judge.rows(model.negatives)
                 found.append((rows, rows.predicted(model)))
@@ -122,13 +158,23 @@ class Trials:
              "source_weight": choice.source_weight, "boost": list(choice.boost), **figure}
         )  # fmt: skip
 
-    def _fitted(self, arm: str, choice: Choice) -> list[DownstreamModel]:
+    def _key(self, what: str, arm: str, choice: Choice, *, together: bool = False) -> tuple[Any, ...]:
+        """What a kept result depends on beside its scene; of all scenes together: on each of them."""
+        scenes = [stage.kept.fingerprint for stage in self._stages] if together else []
+        asked = [stage.at_most for stage in self._stages] if arm not in {"real", RIVAL} else []
+        return (what, self._family, self._code, arm, choice.to_json(), self._half_life, scenes, asked)
+
+    def _count(self, arm: str, choice: Choice) -> None:
+        """Count the fits of a choice, once until the arm is forgotten, wherever its results come from."""
         key = (arm, choice.fitted_by())
+        if key not in self._counted:
+            self._counted.add(key)
+            self.fits[arm] += len(self._stages)
+
+    def _fitted(self, number: int, arm: str, choice: Choice) -> DownstreamModel:
+        key = (arm, choice.fitted_by(), number)
         if key not in self._models:
-            self._models[key] = []
-            for stage in self._stages:
-                events = stage.maker.events(arm, choice, 0)
-                self._models[key].append(stage.judge.fit(self._family, choice.options, events, seed=0))
-                self.fits[arm] += 1
-                self._done(f"{self._family} {arm}", 1)
+            stage = self._stages[number]
+            self._models[key] = stage.judge.fit(self._family, choice.options, stage.maker.events(arm, choice, 0), seed=0)
+            self._done(f"{self._family} {arm}", 1)
         return self._models[key]

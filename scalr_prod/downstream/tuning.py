@@ -90,6 +90,7 @@ class Tuner:
         settings: ``[downstream]`` names what is tried; ``[generation]`` filter and alignment.
         lately: What `tune_lately` found.
         done: Called with a description and 1 after every fit.
+        few: Of arms with synthetic events, search only λ, the model's settings and the boost, for a first verdict.
     """
 
     def __init__(
@@ -99,11 +100,16 @@ class Tuner:
         settings: Settings,
         lately: dict[str, Any],
         done: Callable[[str, int], None],
+        *,
+        few: bool = False,
     ) -> None:
+        self.few = few
         self.family, self.stages, self.settings, self.lately = family, stages, settings, lately
         self.trials = Trials(family, stages, lately["half_life"], done)
         self.segments = np.concatenate([stage.judge.segments for stage in stages])
         self.edges: dict[str, list[str]] = {}
+        #: What arms whose λ is 0 for want of evidence gained over real events alone.
+        self.refused: dict[str, Comparison] = {}
         self._real: Choice | None = None
 
     def of(self, arm: str) -> tuple[Choice, dict[str, Any]]:
@@ -130,6 +136,9 @@ class Tuner:
                 self.trials.by_user(arm, choice), self.trials.by_user("real", self.real()), seed=self.settings.downstream.seed
             )
             figures |= {"lift_pct": gain.lift_pct, "ci95": list(gain.ci95)}
+        if arm in self.refused:
+            found = self.refused[arm]
+            figures["refused"] = {"lift_pct": found.lift_pct, "ci95": list(found.ci95)}
         return choice, figures
 
     def real(self) -> Choice:
@@ -178,17 +187,25 @@ class Tuner:
             BOOST,
         ]
         start = replace(real, draw=draw, weights=(wanted.weights[0],) * 3)
+        if self.few:
+            knobs = [knob for knob in knobs[:-2] if knob.name not in {"temperature", "volume", FILTER.name}] + [BOOST]
         if arm == "synthetic_only":  # λ weighs synthetic events against real ones, and there are none
             return self._searched(arm, start, [knob for knob in knobs if knob.name != "weight"])
         choice = self._searched(arm, start, knobs)
         choice = self._by_segment(arm, choice, self.trials.by_user("real", real))
-        if not any(choice.weights) or not self._helps(arm, choice):
+        if not any(choice.weights):
             logger.warning("%s: the events of %s do not help on the validation windows; λ is 0", self.family, arm)
+            return replace(real, draw=choice.draw)
+        over_real, over_strongest = self._compared(arm, choice)
+        if not helps(over_real, over_strongest):
+            self.refused[arm] = over_real
+            message = "%s: the events of %s do not help on the validation windows beyond chance: %+.1f %% (95 %%: %+.1f … %+.1f); λ is 0"
+            logger.warning(message, self.family, arm, over_real.lift_pct, *over_real.ci95)
             return replace(real, draw=choice.draw)
         return choice
 
-    def _helps(self, arm: str, choice: Choice) -> bool:
-        """Whether an arm is ahead of real events alone, and not behind the strongest baseline, beyond chance (1 % on one side).
+    def _compared(self, arm: str, choice: Choice) -> tuple[Comparison, Comparison]:
+        """An arm against real events alone, and against the strongest baseline.
 
         Users and items are resampled where rankings decide: hits are on few items, and so is what a validation slice can tell.
         """
@@ -196,7 +213,7 @@ class Tuner:
         if self.trials.measure != "ndcg":
             told, (_, strongest) = self.trials.by_user(arm, choice), self.strongest()
             alone = self.trials.by_user("real", self.real())
-            return helps(paired_bootstrap(told, alone, seed=seed), paired_bootstrap(told, strongest, seed=seed))
+            return paired_bootstrap(told, alone, seed=seed), paired_bootstrap(told, strongest, seed=seed)
         in_time = self.stages[::-1]
         panel = Panel.of([stage.judge.scene for stage in in_time])
         bootstrap = TwoWayBootstrap(panel.owner, panel.n_items, seed=seed)
@@ -204,7 +221,7 @@ class Tuner:
         best = real
         if self.strongest()[0] == "popular_lately":
             best = panel.hits([[stage.judge.judge(stage.judge.lately(self.lately["half_life"]))] for stage in in_time])
-        return helps(bootstrap.compare(ours, real), bootstrap.compare(ours, best))
+        return bootstrap.compare(ours, real), bootstrap.compare(ours, best)
 
     def _searched(self, arm: str, choice: Choice, knobs: Sequence[Knob]) -> Choice:
         """One setting after the other; each search starts from what the ones before it found."""

@@ -15,7 +15,7 @@ import pytest
 from scalr_prod.contracts import Table
 from scalr_prod.downstream import evaluate
 from scalr_prod.downstream.arms import Choice, Maker
-from scalr_prod.downstream.evaluation import _stages
+from scalr_prod.downstream.evaluation import _stage, _stages
 from scalr_prod.downstream.heartbeat import heartbeat
 from scalr_prod.downstream.models.snapshot import FEATURES, Snapshot
 from scalr_prod.downstream.panel import Panel
@@ -282,7 +282,7 @@ def test_an_unknown_arm_is_an_error(settings):
 
 def _windows(scene):
     with heartbeat(bar=False) as pulse:
-        return _stages(scene, 0.5, pulse)
+        return _stages(_stage(scene, 0, None, 0.5, pulse), scene, 0.5, pulse)
 
 
 def _day(day: int) -> datetime:

@@ -101,6 +101,8 @@ def test_evaluate_names_the_arms_that_there_are(two_domains, settings):
     assert found["error"] == "EvaluationError"
     assert "real+scalr" in found["found"]
     assert runner.invoke(app, ["evaluate", "--cold-fraction", "2", "--config", config]).exit_code == 2
+    for more in (["--full"], ["--cutoffs", "2"], ["--arm", "real"]):
+        assert runner.invoke(app, ["evaluate", "--quick", *more, "--config", config]).exit_code == 2
 
 
 def test_runs_are_listed_with_their_window_and_what_they_published(settings, two_domains):

@@ -1,0 +1,242 @@
+"""What an evaluation has worked out, kept on disk as it comes, so that the same command goes on from there after it was stopped.
+
+A result is a file in the isolated home of its scene, named by a digest of everything that it depends on: the events that may be
+learned from, those that judge, the settings, the code, the versions of the libraries that fit models, and what was asked (family, arm,
+choice, seed). Whatever changes gives another name, and the result is worked out anew. A file appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import tempfile
+import zipfile
+import zlib
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+import numpy as np
+
+from scalr_prod.contracts import Table
+from scalr_prod.downstream.metrics import Ranking
+from scalr_prod.downstream.odds import Odds
+from scalr_prod.downstream.protocol import DownstreamModel
+from scalr_prod.downstream.trial import Judge, Outcome
+from scalr_prod.duck import disk_errors
+from scalr_prod.lake import Lake
+from scalr_prod.plugins import ESTIMATORS, MODELS, source_digest
+from scalr_prod.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from scalr_prod.downstream.scene import Scene
+
+__all__ = ["ARRAY", "FACTS", "FORGETFUL", "Form", "Kept", "Record", "family_code", "outcomes_of"]
+
+logger = logging.getLogger(__name__)
+
+Value = TypeVar("Value")
+
+#: What fits or scores models; another version may round otherwise.
+_LIBRARIES: Final = ("implicit", "lightgbm", "numpy", "scipy", "torch")
+#: Settings that decide it. Grids, models, seeds and windows say which results are asked for, not what each of them is.
+_SECTIONS: Final = ("histories", "translator", "generation", "quality", "training_set")
+_OF_DOWNSTREAM: Final = ("k", "seed", "sparse_below", "threads")
+_EVENTS: Final = (Table.SOURCE_EVENTS, Table.TARGET_EVENTS, Table.SOURCE_ITEMS, Table.TARGET_ITEMS)
+_RANKED: Final = ("top", "gain", "ndcg", "recall", "mrr", "head", "tail")
+
+
+@dataclass(frozen=True)
+class Record:
+    """A result as it lies on disk: plain JSON values, and arrays by name."""
+
+    facts: Any
+    arrays: Mapping[str, np.ndarray[Any, Any]]
+
+
+@dataclass(frozen=True)
+class Form(Generic[Value]):
+    """How a kind of result becomes a record, and a record a result again; the same to the bit."""
+
+    pack: Callable[[Value], Record]
+    unpack: Callable[[Record], Value]
+
+
+#: Plain JSON values.
+FACTS: Final[Form[Any]] = Form(lambda facts: Record(facts, {}), lambda record: record.facts)
+#: One array.
+ARRAY: Final[Form[Any]] = Form(lambda array: Record(None, {"array": array}), lambda record: record.arrays["array"])
+
+
+def outcomes_of(judge: Judge) -> Form[Outcome]:
+    """What a judge says of one fitted model."""
+
+    def pack(one: Outcome) -> Record:
+        arrays = {name: getattr(one.ranking, name) for name in _RANKED}
+        odds = {} if one.odds is None else {"probability": one.odds.probability}
+        return Record({"exposure": one.exposure, "negatives": one.negatives}, arrays | odds)
+
+    def unpack(record: Record) -> Outcome:
+        facts, arrays = record.facts, record.arrays
+        odds = Odds(judge.rows(facts["negatives"]), arrays["probability"]) if "probability" in arrays else None
+        ranking = Ranking(**{name: arrays[name] for name in _RANKED})
+        return Outcome(ranking, facts["exposure"], odds, facts["negatives"])
+
+    return Form(pack, unpack)
+
+
+class Kept:
+    """Results of one scene.
+
+    Attributes:
+        fingerprint: Of what every one of them depends on; empty where nothing is kept.
+
+    Args:
+        folder: Where they are; None: nothing is kept.
+        fingerprint: See above.
+    """
+
+    def __init__(self, folder: Path | None, fingerprint: str) -> None:
+        self.folder, self.fingerprint = folder, fingerprint
+
+    @classmethod
+    def of(cls, scene: Scene) -> Kept:
+        """In the scene's isolated home."""
+        return cls(scene.settings.home / "kept", _digest([_made_from(scene), _judged_by(scene), _worked_out_by(scene)]))
+
+    def once(self, key: tuple[Any, ...], make: Callable[[], Value], form: Form[Value]) -> Value:
+        """A result: found, or made and kept.
+
+        Args:
+            key: What is asked, as plain JSON values; the name of a family of models stands for its code as well.
+            make: Works it out.
+            form: How it lies on disk.
+
+        Raises:
+            LakeError: It cannot be written: no permission, or no space.
+        """
+        if self.folder is None:
+            return make()
+        path = self.folder / f"{_digest([self.fingerprint, key])}.npz"
+        found = _read(path)
+        if found is not None:
+            return form.unpack(found)
+        made = make()
+        _write(path, form.pack(made))
+        return made
+
+
+#: Keeps nothing.
+FORGETFUL: Final = Kept(None, "")
+
+
+def family_code(family: str) -> str:
+    """Digest of the module of a family's class: a model of your own that was edited is another model."""
+    return source_digest(MODELS.load(family, DownstreamModel))
+
+
+def _read(path: Path) -> Record | None:
+    """A file's record; None where there is none, or none that can be read."""
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            arrays = {name: found[name] for name in found.files}
+        return Record(json.loads(str(arrays.pop("facts"))), arrays)
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        logger.warning("what was kept at %s cannot be read and is worked out anew: %s", path, error)
+        return None
+
+
+def _write(path: Path, record: Record) -> None:
+    with disk_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as staged:
+            try:
+                arrays: dict[str, Any] = {"facts": np.array(json.dumps(record.facts)), **record.arrays}
+                np.savez_compressed(staged, **arrays)
+                staged.close()
+                Path(staged.name).replace(path)
+            except BaseException:
+                Path(staged.name).unlink(missing_ok=True)
+                raise
+
+
+def _made_from(scene: Scene) -> list[str]:
+    """Digest of each table that the isolated home was given, row by row."""
+    import pyarrow as pa
+
+    lake, digests = Lake.open(scene.settings), []
+    for table in _EVENTS:
+        sink = _Digesting()
+        rows = lake.read(table)
+        with pa.ipc.new_stream(pa.PythonFile(sink, mode="w"), rows.schema.remove_metadata()) as stream:
+            stream.write_table(rows.replace_schema_metadata(None).combine_chunks())
+        digests.append(sink.found.hexdigest())
+    return digests
+
+
+def _judged_by(scene: Scene) -> list[str]:
+    """Digest of the test users and their items, and of what no negative may be."""
+    pairs = (getattr(matrix, part) for matrix in (scene.relevant, scene.held_out) for part in ("indptr", "indices"))
+    digests = [hashlib.sha256(array.tobytes()).hexdigest() for array in (scene.users, scene.hidden, *pairs)]
+    return [scene.cutoff.isoformat(), *digests]
+
+
+def _worked_out_by(scene: Scene) -> dict[str, Any]:
+    """Settings, code, and versions of libraries."""
+    settings = scene.settings
+    sections = {name: getattr(settings, name).model_dump(mode="json") for name in _SECTIONS}
+    carried = [name for name in settings.translator.estimators if name not in {"popularity", *ESTIMATORS.own}]
+    return {
+        **sections,
+        "downstream": {name: getattr(settings.downstream, name) for name in _OF_DOWNSTREAM},
+        "estimators": {name: source_digest(ESTIMATORS.load(name, object)) for name in carried},
+        "code": _code(),
+        "versions": {"scalr_prod": __version__} | {name: _version(name) for name in _LIBRARIES},
+    }
+
+
+@functools.cache
+def _code() -> str:
+    """Digest of the package."""
+    root, found = Path(__file__).parents[1], hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        found.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return found.hexdigest()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+class _Digesting:
+    """A file that keeps the digest of what is written to it."""
+
+    closed = False
+
+    def __init__(self) -> None:
+        self.found = hashlib.sha256()
+
+    def write(self, block: Any) -> int:
+        """Number of bytes."""
+        self.found.update(block)
+        return len(block)
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def close(self) -> None:
+        """The digest stays."""

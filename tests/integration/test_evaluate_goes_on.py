@@ -1,0 +1,158 @@
+"""What `evaluate` has worked out is kept: stopped, it goes on from there; a first verdict comes before the rest, and is part of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from datetime import UTC, datetime
+
+import pyarrow.dataset as ds
+import pytest
+
+from scalr_prod.contracts import Table
+from scalr_prod.downstream import evaluate
+from scalr_prod.downstream.kept import Kept
+from scalr_prod.downstream.scene import Scene
+from scalr_prod.downstream.trial import Judge
+from scalr_prod.ingest import ingest
+from scalr_prod.interrupts import Interrupted, ending_in_order
+from scalr_prod.lake import Lake
+from scalr_prod.policy import policy_path
+
+CUTOFF = datetime(2024, 6, 1, tzinfo=UTC)
+EXTRA = """
+estimators = ["popularity", "linear"]
+[generation]
+contexts = "users"
+partitions = 1
+[compute]
+workers = 1
+[serving]
+scorer = "local"
+[quality]
+max_bucket_distance = 1.0
+min_information = 0.0
+[downstream]
+models = ["als"]
+seeds = 2
+k = 5
+volumes = [3]
+temperatures = [0.1]
+weights = [1.0]
+threads = 1
+"""
+ARMS = ("shuffled",)
+
+
+class Fits:
+    """Models that were fitted to the end, and after how many this process is sent a SIGTERM."""
+
+    def __init__(self) -> None:
+        self.done, self.last = 0, -1
+
+    def before(self) -> None:
+        if self.done == self.last:
+            self.last = -1
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture
+def fits(monkeypatch):
+    counted = Fits()
+    fit = Judge.fit
+
+    def counting(self, family, options, events, *, seed):
+        counted.before()
+        model = fit(self, family, options, events, seed=seed)
+        counted.done += 1
+        return model
+
+    monkeypatch.setattr(Judge, "fit", counting)
+    return counted
+
+
+@pytest.mark.slow
+def test_stopped_it_goes_on_and_comes_to_the_same_report(make_project, tmp_path, caplog, fits):
+    caplog.set_level("INFO", logger="scalr_prod")
+    settings = make_project(tmp_path, EXTRA)
+
+    def evaluated(**asked):
+        return evaluate(settings, cutoff=CUTOFF, cold_fraction=0.5, **asked)
+
+    undisturbed = evaluated(arms=ARMS)
+    assert undisturbed.runs, "ours was published"
+    lines = [
+        next(number for number, line in enumerate(caplog.messages) if line.startswith(beginning))
+        for beginning in (
+            "als popular_lately at",
+            "als real at",
+            "signal beyond the trend",
+            "als real+scalr at",
+            "first verdict",
+        )
+    ]
+    assert lines == sorted(lines), "each is told when it is known"
+    needed = fits.done
+    evaluations = policy_path(settings).parent
+    policy = policy_path(settings).read_bytes()
+    evaluations.rename(tmp_path / "undisturbed")
+
+    fits.done = 0
+    first = evaluated(quick=True)
+    assert first.verdict["quick"]
+    assert not first.complete
+    assert {row["name"] for row in first.arms} == {"real", "real+scalr", "popular_lately"}
+    assert first.signal["own_over_others"]["ci99"][0] > 0, "the made logs have a signal"
+    assert not policy_path(settings).exists(), "fewer choices were tried"
+    assert 0 < fits.done < needed
+    begun = fits.done
+    for last in (begun + (needed - begun) // 3, begun + (needed - begun) // 2, needed - 1):
+        fits.last = last
+        with pytest.raises(Interrupted), ending_in_order():
+            evaluated(arms=ARMS)
+    gone_on = evaluated(arms=ARMS)
+    assert fits.done == needed, "nothing was fitted twice, and a first verdict costs nothing when the rest follows"
+    assert _told(gone_on) == _told(undisturbed)
+    assert policy_path(settings).read_bytes() == policy
+
+    again = evaluated(arms=ARMS)
+    assert (fits.done, _told(again)) == (needed, _told(undisturbed))
+
+
+def _told(report) -> str:
+    """The report's JSON without what a clock said."""
+    return json.dumps({name: value for name, value in report.to_json().items() if name != "seconds"})
+
+
+def test_what_is_kept_is_named_by_all_that_it_depends_on(make_project, tmp_path):
+    """A setting that decides results, more events, or other users hidden: nothing that was kept is found."""
+    settings = make_project(tmp_path, EXTRA)
+    ingest(settings)
+
+    def fingerprint(settings, cold=0.5, end=None):
+        return Kept.of(Scene.of(settings, CUTOFF, end=end, cold_fraction=cold, name="test")).fingerprint
+
+    before = fingerprint(settings)
+    assert fingerprint(settings) == before
+    same = {
+        "downstream": {"seeds": 5, "weights": (0.1,)},
+        "logging": {"heartbeat_s": 1.0},
+        "metrics": {"textfile": "there.prom"},
+    }
+    for section, values in same.items():
+        assert fingerprint(settings.with_sections(**{section: values})) == before, section
+    others = [
+        settings.with_sections(**{section: values})
+        for section, values in {
+            "downstream": {"k": 7}, "translator": {"epochs": 5}, "histories": {"length": 9}, "generation": {"contexts": "events"}
+        }.items()
+    ]  # fmt: skip
+    found = [before, *map(fingerprint, others), fingerprint(settings, cold=0.4)]
+    found.append(fingerprint(settings, end=datetime(2024, 6, 20, tzinfo=UTC)))
+    lake = Lake.open(settings)
+    for table in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS):
+        known = lake.read(table, where=ds.field("event_timestamp") < CUTOFF)
+        lake.append(table, known.slice(0, 50), key=f"more of {table}")
+        found.append(fingerprint(settings))
+    assert len(set(found)) == len(found)
