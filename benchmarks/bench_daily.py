@@ -2,6 +2,7 @@
 
 Every day brings as many events as the day before, a twentieth of them late, and as many synthetic events for its own window. A stage
 whose cost follows the day takes as long on day 30 as on day 5; one whose cost follows the log takes six times as long.
+On the days that are compared, ``training_set_whole`` is the same training set with nothing of a former version.
 
 SCALR_BENCH_DAYS and SCALR_BENCH_EVENTS (of each domain, a day) change the size.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import statistics
 import tempfile
 import time
@@ -43,31 +45,32 @@ def main() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         days = []
         for day in range(DAYS):
-            days.append(one_day(Path(scratch), day))
+            days.append(one_day(Path(scratch), day, whole=day in {index % DAYS for index in (*FORMER, *LATTER)}))
             print(f"  day {day + 1}: {days[-1]}", flush=True)
     logging.disable(logging.NOTSET)
-    stages = days[0]["seconds"]
+    stages, places = days[FORMER[0]]["seconds"], days[FORMER[0]]["bytes"]
     return {
         "days": DAYS,
         "events_a_day": EVENTS,
         "ratio_limit": LIMIT,
-        "cpu_ratio": {stage: _ratio([day["cpu"][stage] for day in days]) for stage in stages},
-        "seconds_ratio": {stage: _ratio([day["seconds"][stage] for day in days]) for stage in stages},
-        "bytes_ratio": {place: _ratio([day["bytes"][place] for day in days]) for place in days[0]["bytes"]},
-        "cpu": {stage: [day["cpu"][stage] for day in days] for stage in stages},
-        "seconds": {stage: [day["seconds"][stage] for day in days] for stage in stages},
-        "bytes": {place: [day["bytes"][place] for day in days] for place in days[0]["bytes"]},
+        "cpu_ratio": {stage: _ratio([day["cpu"].get(stage) for day in days]) for stage in stages},
+        "seconds_ratio": {stage: _ratio([day["seconds"].get(stage) for day in days]) for stage in stages},
+        "bytes_ratio": {place: _ratio([day["bytes"].get(place) for day in days]) for place in places},
+        "cpu": {stage: [day["cpu"].get(stage) for day in days] for stage in stages},
+        "seconds": {stage: [day["seconds"].get(stage) for day in days] for stage in stages},
+        "bytes": {place: [day["bytes"].get(place) for day in days] for place in places},
     }
 
 
-def _ratio(values: list[float]) -> dict[str, float]:
+def _ratio(values: list[Any]) -> dict[str, float]:
+    """Medians of the first days that are compared and of the last ones; all of these were measured."""
     former = statistics.median(values[index] for index in FORMER)
     latter = statistics.median(values[index] for index in LATTER)
     return {"former": round(former, 3), "latter": round(latter, 3), "ratio": round(latter / max(former, 1e-9), 2)}
 
 
-def one_day(folder: Path, day: int) -> dict[str, Any]:
-    """Ingest, histories, online store and training set of one day."""
+def one_day(folder: Path, day: int, *, whole: bool = False) -> dict[str, Any]:
+    """Ingest, histories, online store and training set of one day, and where asked for the training set from nothing."""
     from scalr_prod.feast_store import apply_feature_repo, materialize
     from scalr_prod.histories import build_histories
     from scalr_prod.ingest import ingest
@@ -92,6 +95,12 @@ def one_day(folder: Path, day: int) -> dict[str, Any]:
     timed("online_store", lambda: materialize(settings, end=START + timedelta(days=day + 1)))
     timed("training_set", lambda: build_training_set(settings))
     grown = {place: size - sizes.get(place, 0) for place, size in _sizes(folder / "home").items()}
+    if whole:
+        named = settings.training_set.model_copy(update={"name": f"whole_{day}"})
+        timed("training_set_whole", lambda: build_training_set(settings.model_copy(update={"training_set": named})))
+        made = folder / "home" / "datasets" / named.name
+        grown["training_set_whole"] = _bytes(made)
+        shutil.rmtree(made)
     return {"seconds": seconds, "cpu": cpu, "bytes": grown}
 
 

@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, urlparse
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import pyarrow as pa
     import pyarrow.dataset as ds
     from deltalake import DeltaTable
 
-__all__ = ["GLOB", "Growth", "fragments_of", "growth", "local_files", "records_of", "schema_of_table"]
+__all__ = [
+    "ALWAYS",
+    "GLOB",
+    "Growth",
+    "bounds_of",
+    "former_version",
+    "fragments_of",
+    "growth",
+    "local_files",
+    "records_of",
+    "schema_of_table",
+    "state_of",
+]
+
+#: Bounds of a time that is not known, µs since 1970.
+ALWAYS: Final = (-(2**62), 2**62)
+#: The log rounds times down to whole milliseconds (those before 1970 up).
+_ROUNDED_US: Final = 1_000
 
 #: What a path may not hold where DuckDB is to read it.
 GLOB: Final = frozenset("*?[]{}")
@@ -35,6 +55,59 @@ def growth(before: DeltaTable, now: DeltaTable) -> Growth:
     """Compare two versions of one table by their logs alone."""
     former, latter = _names(before), _names(now)
     return Growth(added=latter - former, removed=former - latter)
+
+
+def state_of(table: DeltaTable) -> dict[str, Any]:
+    """What a version of a table is told from any other by, as JSON values: its id, its number and a digest of its files' names.
+
+    A table that was restored from a backup may come to the same number again with other files.
+    """
+    names = "\n".join(sorted(_names(table)))
+    return {
+        "id": str(table.metadata().id),
+        "version": table.version(),
+        "files": hashlib.sha256(names.encode()).hexdigest(),
+    }
+
+
+def former_version(now: DeltaTable, state: Mapping[str, Any], storage_options: dict[str, str] | None) -> DeltaTable | None:
+    """The log of a table as it was in a state; None where that can no longer be read, or the table is another one.
+
+    Its files may have been removed since: what is in them cannot be relied on.
+    """
+    from deltalake import DeltaTable
+    from deltalake.exceptions import DeltaError
+
+    if state["id"] != str(now.metadata().id) or state["version"] > now.version():
+        return None
+    try:
+        before = DeltaTable(now.table_uri, version=state["version"], storage_options=storage_options or None)
+        return before if state_of(before) == state else None
+    except (DeltaError, OSError):
+        return None
+
+
+def bounds_of(table: DeltaTable, column: str) -> dict[str, tuple[int, int]]:
+    """By name of each file, between which times a column's values lie, both included, µs since 1970, as the log tells.
+
+    `ALWAYS` where it does not tell, or where a value is null.
+    """
+    import pyarrow as pa
+
+    actions = pa.table(table.get_add_actions(flatten=True))
+    names = actions.column("path").to_pylist()
+    kinds = [f"{which}.{column}" for which in ("min", "max")]
+    told = [f"null_count.{column}", *kinds]
+    if not set(told) <= set(actions.schema.names) or not all(
+        pa.types.is_timestamp(actions.schema.field(kind).type) and actions.schema.field(kind).type.tz for kind in kinds
+    ):
+        return dict.fromkeys(names, ALWAYS)
+    nulls = actions.column(told[0]).to_pylist()
+    lows, highs = (actions.column(kind).cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_pylist() for kind in kinds)
+    return {
+        name: ALWAYS if none != 0 or low is None or high is None else (low - _ROUNDED_US * (low < 0), high + _ROUNDED_US)
+        for name, none, low, high in zip(names, nulls, lows, highs, strict=True)
+    }
 
 
 def fragments_of(table: DeltaTable, names: frozenset[str] | None = None) -> ds.Dataset:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["datetime_of", "micros", "micros_of"]
+__all__ = ["datetime_of", "micros", "micros_of", "micros_of_text"]
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -19,6 +19,11 @@ def micros(moment: datetime) -> int:
     past = moment - _EPOCH
     # Part by part: the difference may be of a subclass that does not floor-divide by a timedelta, as pendulum's, which Airflow hands out.
     return (past.days * 86_400 + past.seconds) * 1_000_000 + past.microseconds
+
+
+def micros_of_text(moment: str) -> int:
+    """Microseconds since the epoch of an ISO 8601 text with a time zone."""
+    return micros(datetime.fromisoformat(moment))
 
 
 def micros_of(column: Any) -> NDArray[np.int64]:

@@ -10,11 +10,14 @@ from scalr_prod.feast_store.access import open_feature_store, point_in_time, rea
 from scalr_prod.feast_store.datasets import SavedDatasetReport, save_dataset, saved_dataset_location
 from scalr_prod.feast_store.online import MaterializationReport, materialize
 from scalr_prod.feast_store.repository import RepositoryReport, apply_feature_repo
+from scalr_prod.feast_store.sources import FeatureSource, ServiceSources, service_sources
 
 __all__ = [
+    "FeatureSource",
     "MaterializationReport",
     "RepositoryReport",
     "SavedDatasetReport",
+    "ServiceSources",
     "apply_feature_repo",
     "materialize",
     "open_feature_store",
@@ -22,4 +25,5 @@ __all__ = [
     "read_window",
     "save_dataset",
     "saved_dataset_location",
+    "service_sources",
 ]

@@ -132,12 +132,18 @@ def _training_sets(settings: Settings, now: datetime, *, dry_run: bool) -> Itera
             if not dry_run:
                 held.enter_context(FileLock(home / ".lock"))
             there = versions(home)
-            for version in sorted(there)[: -settings.retention.training_sets]:
-                folder = there[version]
-                made = datetime.fromtimestamp(folder.stat().st_mtime, UTC)
-                if now - made >= timedelta(days=settings.retention.days):
-                    reason = f"{len(there)} versions, built {_ago(now, made)}"
-                    yield _remove(settings, "training_set", f"{home.name} v{version}", [folder], reason, dry_run=dry_run)
+            made = {version: datetime.fromtimestamp(folder.stat().st_mtime, UTC) for version, folder in there.items()}
+            old = [
+                version
+                for version in sorted(there)[: -settings.retention.training_sets]
+                if now - made[version] >= timedelta(days=settings.retention.days)
+            ]
+            # A part that versions share is one file with a name in each of them: it goes with the last name.
+            counted = {_number(path) for version in there.keys() - set(old) for path in _files([there[version]])}
+            for version in old:
+                reason = f"{len(there)} versions, built {_ago(now, made[version])}"
+                folders, name = [there[version]], f"{home.name} v{version}"
+                yield _remove(settings, "training_set", name, folders, reason, counted=counted, dry_run=dry_run)
 
 
 def _translators(settings: Settings, now: datetime, *, dry_run: bool) -> Iterator[Removal]:
@@ -191,14 +197,45 @@ def _tables(settings: Settings, *, dry_run: bool) -> Iterator[Removal]:
             yield Removal("table", table.value, None, files, f"no version of the last {days:g} days uses them")
 
 
-def _remove(settings: Settings, kind: str, name: str, folders: list[Path], reason: str, *, dry_run: bool) -> Removal:
-    """Take folders out of sight in one step each, where they lie on home's file system, then delete them."""
-    sizes = [path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file()]
+def _remove(
+    settings: Settings,
+    kind: str,
+    name: str,
+    folders: list[Path],
+    reason: str,
+    *,
+    counted: set[tuple[int, int]] | None = None,
+    dry_run: bool,
+) -> Removal:
+    """Take folders out of sight in one step each, where they lie on home's file system, then delete them.
+
+    Args:
+        settings: The project's settings.
+        kind: See `Removal`.
+        name: See `Removal`.
+        folders: What goes.
+        reason: See `Removal`.
+        counted: Files that stay under another name or were counted under one: they give no room. Those of the folders are added.
+        dry_run: Nothing goes.
+    """
+    counted = set() if counted is None else counted
+    sizes = {_number(path): path.stat().st_size for path in _files(folders) if _number(path) not in counted}
+    counted |= sizes.keys()
     if not dry_run:
         with staging_folder(settings, "maintain") as scratch:
             for number, folder in enumerate(folders):
                 _move(folder, scratch / str(number))
-    return Removal(kind, name, sum(sizes), len(sizes), reason)
+    return Removal(kind, name, sum(sizes.values()), len(sizes), reason)
+
+
+def _files(folders: list[Path]) -> list[Path]:
+    return [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+
+
+def _number(path: Path) -> tuple[int, int]:
+    """A file's number, whatever its name."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def _move(folder: Path, target: Path) -> None:

@@ -12,7 +12,7 @@ from scalr_prod.quality.verdict import RuleResult, Verdict
 if TYPE_CHECKING:
     from scalr_prod.quality.check import check_dataset
     from scalr_prod.quality.gate import validate_run
-    from scalr_prod.quality.training_set import validate_training_set
+    from scalr_prod.quality.training_set import row_rules_digest, validate_training_set
 
 __all__ = [
     "AuditedRun",
@@ -24,11 +24,17 @@ __all__ = [
     "RuleResult",
     "Verdict",
     "check_dataset",
+    "row_rules_digest",
     "validate_run",
     "validate_training_set",
 ]
 
-_HOMES = {"check_dataset": "check", "validate_run": "gate", "validate_training_set": "training_set"}
+_HOMES = {
+    "check_dataset": "check",
+    "row_rules_digest": "training_set",
+    "validate_run": "gate",
+    "validate_training_set": "training_set",
+}
 
 
 def __getattr__(name: str) -> Any:

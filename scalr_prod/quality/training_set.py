@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, PROVENANCE_COLUMNS, USER_ID
@@ -14,28 +16,35 @@ from scalr_prod.quality.protocol import FigureRule, RowRule
 from scalr_prod.quality.report import GateReport, refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
     from scalr_prod.quality.report import RuleOutcome
     from scalr_prod.settings import Settings
 
-__all__ = ["validate_training_set"]
+__all__ = ["row_rules_digest", "validate_training_set"]
 
 _SUITE: Final = "training_set"
 _HISTORIES: Final = ("source_user_history", "target_user_history")
 _KEYS: Final = (USER_ID, ITEM_ID, EVENT_TIMESTAMP)
 _SHOWN: Final = (*_KEYS, "label")
+_OF_THE_WINDOW: Final = ("label_is_before_the_cutoff", "label_is_in_the_window")
 
 
-def validate_training_set(settings: Settings, folder: Path, manifest: Mapping[str, Any]) -> GateReport:
+def validate_training_set(
+    settings: Settings, folder: Path, manifest: Mapping[str, Any], *, judged: Collection[str] = ()
+) -> GateReport:
     """Audit every row of a training set before it appears.
+
+    What asks for other rows of the set asks for those of one label time. So files that were judged before, with all rows of their
+    times, need not be judged again: of them only the times are read, and what they count.
 
     Args:
         settings: The project's settings.
         folder: Holds the set's Parquet files, at any depth.
         manifest: Has ``name``, ``cutoff`` and (optional) ``start`` (ISO 8601), ``columns`` (name → Arrow type), ``features``,
             ``rows`` and ``synthetic``.
+        judged: Names of files that a former version's gate passed by the same rules, see `row_rules_digest`.
 
     Raises:
         QualityGateFailed: A rule is broken; names the expectations, the counts and the data docs.
@@ -48,7 +57,7 @@ def validate_training_set(settings: Settings, folder: Path, manifest: Mapping[st
         rows = good = 0
         figures: dict[str, Any] = {}
         if outcomes[0].success and files:
-            more, figures, (rows, good) = _inspect(settings, inspector, subject, files, manifest)
+            more, figures, (rows, good) = _inspect(settings, inspector, subject, files, manifest, judged)
             outcomes += more
         report = GateReport(
             subject,
@@ -70,34 +79,61 @@ def validate_training_set(settings: Settings, folder: Path, manifest: Mapping[st
     return report
 
 
+def row_rules_digest(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of the rules by row, without those that the window's ends set: these are asked of every row each time."""
+    rules = [(rule.name, rule.holds) for rule in _row_rules(manifest) if rule.name not in _OF_THE_WINDOW]
+    return hashlib.sha256(json.dumps(rules).encode()).hexdigest()
+
+
 def _inspect(
-    settings: Settings, inspector: Any, subject: str, files: Sequence[Path], manifest: Mapping[str, Any]
+    settings: Settings,
+    inspector: Any,
+    subject: str,
+    files: Sequence[Path],
+    manifest: Mapping[str, Any],
+    judged_before: Collection[str],
 ) -> tuple[list[RuleOutcome], dict[str, Any], tuple[int, int]]:
+    anew, kept = ([path for path in files if (path.name in judged_before) is before] for before in (False, True))
+    outcomes: list[RuleOutcome] = []
+    broken = 0
     with staging_folder(settings, "gate") as scratch, open_duckdb(settings, scratch) as connection:
-        connection.read_parquet([exact(path) for path in files]).create_view("rows")
-        keys = ", ".join(_KEYS)
-        select = f"""
-            SELECT {{columns}} FROM (
-                SELECT *, CASE WHEN is_synthetic THEN row_number() OVER (PARTITION BY {keys}, is_synthetic) ELSE 1 END AS copy
-                FROM rows) r
-            LEFT JOIN (
-                SELECT {keys}, true AS found FROM rows GROUP BY {keys} HAVING min(label) <> max(label)) b
-            ON b.{USER_ID} = r.{USER_ID} AND b.{ITEM_ID} = r.{ITEM_ID} AND b.{EVENT_TIMESTAMP} = r.{EVENT_TIMESTAMP}"""
-        kept = [f"r.{name}" for name in (*_SHOWN, "is_synthetic")]
-        rules = _row_rules(manifest)
-        judged = judge(connection, select, rules, columns=kept, shown=_SHOWN, path=scratch / "judged.parquet")
-        outcomes = inspect_rows(inspector, _SUITE, subject, judged)
-        rows, good = judged.counts()
-        (synthetic,) = judged.row("SELECT count(*) FILTER (is_synthetic) FROM judged")
+        connection.read_parquet([exact(path) for path in files]).create_view("whole")
+        if anew:
+            connection.read_parquet([exact(path) for path in anew]).create_view("rows")
+            keys = ", ".join(_KEYS)
+            select = f"""
+                SELECT {{columns}} FROM (
+                    SELECT *, CASE WHEN is_synthetic THEN row_number() OVER (PARTITION BY {keys}, is_synthetic) ELSE 1 END AS copy
+                    FROM rows) r
+                LEFT JOIN (
+                    SELECT {keys}, true AS found FROM rows GROUP BY {keys} HAVING min(label) <> max(label)) b
+                ON b.{USER_ID} = r.{USER_ID} AND b.{ITEM_ID} = r.{ITEM_ID} AND b.{EVENT_TIMESTAMP} = r.{EVENT_TIMESTAMP}"""
+            shown = [f"r.{name}" for name in _SHOWN]
+            rules = _row_rules(manifest)
+            judged = judge(connection, select, rules, columns=shown, shown=_SHOWN, path=scratch / "judged.parquet")
+            outcomes += inspect_rows(inspector, _SUITE, subject, judged)
+            asked, good = judged.counts()
+            broken = asked - good
+        start, cutoff = (_at(moment) if moment else "NULL" for moment in (manifest.get("start"), manifest["cutoff"]))
+        rows, synthetic, outside = connection.execute(f"""
+            SELECT count(*), count(*) FILTER (is_synthetic),
+                count(*) FILTER ({EVENT_TIMESTAMP} >= {cutoff} OR {EVENT_TIMESTAMP} < {start}) FROM whole""").fetchall()[0]
+        shared = 0
+        if anew and kept:
+            connection.read_parquet([exact(path) for path in kept]).create_view("kept")
+            met = f"SELECT count(*) FROM kept WHERE {EVENT_TIMESTAMP} IN (SELECT {EVENT_TIMESTAMP} FROM rows)"
+            shared = connection.execute(met).fetchall()[0][0]
     offered = [name for name in manifest["features"] if name.rsplit("__", 1)[-1] in PROVENANCE_COLUMNS]
     figures = {
-        "rows": rows,
+        "rows": int(rows),
         "synthetic": int(synthetic),
+        "labels_outside": int(outside),
+        "labels_shared": int(shared),
         "provenance_among_features": len(offered),
         "features_without_column": len(set(manifest["features"]) - set(manifest["columns"])),
     }
     outcomes += inspect_figures(inspector, _SUITE, subject, figures, _figure_rules(manifest))
-    return outcomes, figures, (rows, good)
+    return outcomes, figures, (int(rows), int(rows) - broken)
 
 
 def _row_rules(manifest: Mapping[str, Any]) -> list[RowRule]:
@@ -152,6 +188,15 @@ def _figure_rules(manifest: Mapping[str, Any]) -> list[FigureRule]:
         FigureRule("rows_are_the_manifests", f"there are {rows} rows", "rows", low=rows, high=rows),
         FigureRule(
             "synthetic_rows_are_the_manifests", f"{synthetic} are synthetic", "synthetic", low=synthetic, high=synthetic
+        ),
+        FigureRule(
+            "labels_are_in_the_window", "no label is from before the start or after the cutoff", "labels_outside", high=0
+        ),
+        FigureRule(
+            "parts_share_no_time",
+            "no label of a part that was judged before has the time of one that was not",
+            "labels_shared",
+            high=0,
         ),
         FigureRule(
             "provenance_is_no_feature", "no provenance column is offered as a feature", "provenance_among_features", high=0

@@ -10,8 +10,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, PROVENANCE_COLUMNS, Table
 from scalr_prod.errors import TrainingSetBusy, TrainingSetError
-from scalr_prod.progress import counting
+from scalr_prod.feast_store import service_sources
+from scalr_prod.growth import state_of
+from scalr_prod.training_set.changes import EVENTS
+from scalr_prod.training_set.making import make_parts
 from scalr_prod.training_set.manifest import (
+    IDS,
     MANIFEST,
     ROWS,
     describe_files,
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from scalr_prod.settings import Settings
-    from scalr_prod.training_set.spine import Spine
+    from scalr_prod.training_set.making import Made
 
 __all__ = ["build_training_set"]
 
@@ -42,7 +46,7 @@ _TABLES: Final = (
     Table.TARGET_ITEM_STATS,
 )
 #: Raised when the same inputs would give other rows than before.
-_LAYOUT: Final = 3
+_LAYOUT: Final = 4
 _LOCK_TIMEOUT_S: Final = 3600
 
 
@@ -87,7 +91,7 @@ def _build(settings: Settings, home: Path, *, progress: bool) -> TrainingSetRepo
     created = version is None
     if version is None:
         with staging_folder(settings, "dataset") as folder:
-            manifest = _stage(settings, window, inputs, folder, progress=progress)
+            manifest = _stage(settings, window, inputs, home, folder, progress=progress)
             version = _next_version(settings, home)
             _put(folder / "version", home / f"v{version}", manifest | {"version": version})
             note_written(str(home), version)
@@ -126,6 +130,7 @@ def _inputs(settings: Settings) -> tuple[dict[str, Any], Window]:
         )
     lake = Lake.open(settings)
     lake.require(Table.SYNTHETIC_TARGET_EVENTS, "source_domain")
+    states = {table.value: state_of(lake.open_table(table)) for table in _TABLES}
     inputs = {
         "layout": _LAYOUT,
         "name": options.name,
@@ -133,7 +138,9 @@ def _inputs(settings: Settings) -> tuple[dict[str, Any], Window]:
         "start": start.isoformat() if start else None,
         "settings": options.model_dump(mode="json", exclude={"name", "cutoff", "start", "suite"})
         | ({"sparse_below": settings.downstream.sparse_below} if options.segment_weights else {}),
-        "versions": {table.value: lake.version(table) for table in _TABLES},
+        "versions": {name: state["version"] for name, state in states.items()},
+        # A table that was restored from a backup may come to the same version again with other rows.
+        "contents": {name: state["files"] for name, state in states.items()},
     }
     return inputs, Window(start, cutoff)
 
@@ -153,42 +160,49 @@ def _all_known(settings: Settings) -> datetime:
     return end
 
 
-def _stage(settings: Settings, window: Window, inputs: dict[str, Any], folder: Path, *, progress: bool) -> dict[str, Any]:
+def _stage(
+    settings: Settings, window: Window, inputs: dict[str, Any], home: Path, folder: Path, *, progress: bool
+) -> dict[str, Any]:
     """Make the whole version in the staging folder, put it before the gate, and describe it."""
     from scalr_prod.duck import open_duckdb
     from scalr_prod.lake import Lake
-    from scalr_prod.quality import validate_training_set
-    from scalr_prod.training_set.features import write_parts
-    from scalr_prod.training_set.spine import stage_spine
+    from scalr_prod.quality import row_rules_digest, validate_training_set
+    from scalr_prod.training_set.changes import Tables
+    from scalr_prod.training_set.features import FEATURE_SERVICE
     from scalr_prod.training_set.vocabulary import write_vocabulary
 
-    (folder / "spine").mkdir()
-    rows = folder / "version" / ROWS
-    rows.mkdir(parents=True)
-    spine = stage_spine(settings, window, folder / "spine")
-    with counting("training set", show=progress, total=spine.rows) as advance:
-        parts = write_parts(settings, spine, rows, advance=advance)
-    with open_duckdb(settings, folder) as connection:
-        write_vocabulary(connection, parts, folder / "version")
+    version = folder / "version"
+    for below in (ROWS, IDS):
+        (version / below).mkdir(parents=True)
     lake = Lake.open(settings)
-    moved = [name for name, version in inputs["versions"].items() if lake.version(Table(name)) != version]
+    tables = Tables({table: lake.open_table(table) for table in EVENTS}, service_sources(settings, FEATURE_SERVICE))
+    states = tables.states()
+    made = make_parts(settings, window, inputs, tables, home, folder, progress=progress)
+    if not sum(part.figures.real for part in made.parts):
+        raise _no_real_events(settings, window)
+    with open_duckdb(settings, folder) as connection:
+        write_vocabulary(connection, sorted((version / IDS).glob("*.parquet")), version)
+    moved = [name for name, number in inputs["versions"].items() if lake.version(Table(name)) != number]
+    moved += [name for name in tables.moved(lake.storage_options) if name not in moved]
     if moved:
         raise TrainingSetBusy(
             f"the lake changed while the training set was built: {', '.join(moved)}",
             where=settings.lake_url,
             next_step="repeat the command",
         )
-    manifest = _describe(settings, window, inputs, folder / "version", spine)
-    validate_training_set(settings, rows, manifest)
-    return manifest
+    manifest = _describe(settings, window, inputs, version, made) | {"tables": states}
+    digest = row_rules_digest(manifest)
+    judged = made.kept if made.former is not None and made.former.manifest["judged_by"] == digest else {}
+    validate_training_set(settings, version / ROWS, manifest, judged={(version / name).name for name in judged})
+    return manifest | {"judged_by": digest}
 
 
-def _describe(settings: Settings, window: Window, inputs: dict[str, Any], folder: Path, spine: Spine) -> dict[str, Any]:
+def _describe(settings: Settings, window: Window, inputs: dict[str, Any], folder: Path, made: Made) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
     from scalr_prod.training_set.features import FEATURE_SERVICE
 
-    schema = pq.read_schema(folder / ROWS / "part-00000.parquet")
+    schema = pq.read_schema(folder / made.parts[0].files[0])
     features = [name for name in schema.names if name not in {*KEYS, *LABEL_COLUMNS}]
     provenance = [name for name in features if name.split("__")[-1] in PROVENANCE_COLUMNS]
     if provenance:
@@ -197,22 +211,43 @@ def _describe(settings: Settings, window: Window, inputs: dict[str, Any], folder
             where=FEATURE_SERVICE,
             next_step="take them out of the service in feature_repo",
         )
+    counts = {
+        count: sum(getattr(part.figures, count) for part in made.parts) for count in ("rows", "real", "synthetic", "negatives")
+    }
     return {
         **inputs,
         "fingerprint": fingerprint_of(inputs),
+        "shape": made.shape,
         "feature_service": FEATURE_SERVICE,
         "columns": {field.name: str(field.type) for field in schema},
         "features": features,
         "history_length": settings.histories.length,
-        "rows": spine.rows,
-        "real": spine.real,
-        "synthetic": spine.synthetic,
-        "negatives": spine.negatives,
-        "missing_negatives": spine.missing_negatives,
+        **counts,
+        "missing_negatives": counts["real"] * settings.training_set.negatives_per_event - counts["negatives"],
         "synthetic_unknown": _unknown(settings, window),
-        "files": describe_files(folder),
+        "parts": [part.to_json() for part in made.parts],
+        "files": describe_files(folder, made.kept),
         "created_at": datetime.now(UTC).isoformat(),
     }
+
+
+def _no_real_events(settings: Settings, window: Window) -> TrainingSetError:
+    import pyarrow.compute as pc
+    import pyarrow.dataset as ds
+
+    from scalr_prod.contracts import EVENT_TIMESTAMP
+    from scalr_prod.lake import Lake
+
+    known = (ds.field(CREATED_TIMESTAMP) <= window.cutoff) & (ds.field(EVENT_TIMESTAMP) < window.cutoff)
+    found = pc.min_max(Lake.open(settings).read(Table.TARGET_EVENTS, columns=[EVENT_TIMESTAMP], where=known).column(0)).as_py()
+    since = f" from {window.start.isoformat()} on" if window.start else ""
+    first, last = found["min"], found["max"]
+    told = f"; known by then are events from {first.isoformat()} to {last.isoformat()}" if first else ""
+    return TrainingSetError(
+        f"there is no real target event{since} before the cutoff {window.cutoff.isoformat()} that was known by it{told}",
+        where=f"{settings.lake_url}/{Table.TARGET_EVENTS.value}",
+        next_step="choose an earlier [training_set] start" if first else "choose a later [training_set] cutoff",
+    )
 
 
 def _unknown(settings: Settings, window: Window) -> int:
@@ -280,5 +315,5 @@ def _register(settings: Settings, folder: Path, manifest: dict[str, Any]) -> Non
             fingerprint=manifest["fingerprint"],
             rows=manifest["rows"],
             cutoff=datetime.fromisoformat(manifest["cutoff"]),
-            manifest={key: value for key, value in manifest.items() if key != "files"},
+            manifest={key: value for key, value in manifest.items() if key not in {"files", "parts", "tables"}},
         )

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID
 from scalr_prod.errors import TrainingSetError
+from scalr_prod.training_set.manifest import IDS, ROWS
 from scalr_prod.training_set.spine import KEYS
+from scalr_prod.training_set.vocabulary import write_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
     import pyarrow as pa
 
     from scalr_prod.settings import Settings
+    from scalr_prod.training_set.periods import Period
     from scalr_prod.training_set.spine import Spine
 
 __all__ = ["FEATURE_SERVICE", "part_rows", "write_parts"]
@@ -28,34 +31,73 @@ _ROW_GROUP: Final = 8_192
 
 
 def part_rows(settings: Settings) -> int:
-    """Rows of one part: 100 000 at histories of 50 events, more for shorter ones and fewer for longer ones."""
+    """Most rows of one file: 100 000 at histories of 50 events, more for shorter ones and fewer for longer ones."""
     return min(200_000, max(10_000, _ELEMENTS // settings.histories.length))
 
 
-def write_parts(settings: Settings, spine: Spine, folder: Path, *, advance: Callable[[int], None]) -> list[Path]:
+def write_parts(
+    settings: Settings, spine: Spine, periods: Mapping[Period, int], wanted: Collection[Period], folder: Path,
+    *, advance: Callable[[int], None],
+) -> dict[Period, tuple[str, ...]]:  # fmt: skip
     """Join every feature of the service as of the last microsecond before each label, and write the result.
+
+    Short periods are joined together, long ones piece by piece.
 
     Args:
         settings: The project's settings.
         spine: The labelled rows.
-        folder: Where ``part-00000.parquet``, … go.
-        advance: Called with the number of rows after each part.
+        periods: Rows of each of its periods, in order.
+        wanted: Those of them that are written.
+        folder: Of the version: ``rows/part-2026-01-31-00000.parquet`` goes there, and the same name below ``ids``.
+        advance: Called with the number of rows as they are done.
+
+    Returns:
+        The names of each period's files, relative to the folder.
 
     Raises:
         TrainingSetError: The join gave other rows than it was asked for.
     """
+    import pyarrow as pa
+
+    limit = part_rows(settings)
+    pieces = [
+        (period, number, min(limit, rows - number * limit))
+        for period, rows in periods.items()
+        for number in range(-(-rows // limit))
+    ]
+    files: dict[Period, tuple[str, ...]] = {}
+    waiting: list[tuple[str, pa.Table]] = []
+
+    def join() -> None:
+        joined = _join(settings, pa.concat_tables([piece for _, piece in waiting]))
+        since = 0
+        for name, piece in waiting:
+            _write(joined.slice(since, piece.num_rows).combine_chunks(), folder, name)
+            since += piece.num_rows
+        advance(since)
+        waiting.clear()
+
+    for (period, number, size), piece in zip(pieces, spine.pieces([size for _, _, size in pieces]), strict=True):
+        if period not in wanted:
+            advance(size)
+            continue
+        if waiting and sum(held.num_rows for _, held in waiting) + size > limit:
+            join()
+        name = f"part-{period.name}-{number:05d}.parquet"
+        waiting.append((name, piece))
+        files[period] = (*files.get(period, ()), f"{ROWS}/{name}", f"{IDS}/{name}")
+    if waiting:
+        join()
+    return files
+
+
+def _write(rows: pa.Table, folder: Path, name: str) -> None:
     import pyarrow.parquet as pq
 
-    paths: list[Path] = []
-    schema: Any = None
-    for number, chunk in enumerate(spine.chunks(part_rows(settings))):
-        rows = _join(settings, chunk)
-        schema = schema or rows.schema
-        path = folder / f"part-{number:05d}.parquet"
-        pq.write_table(rows.cast(schema), path, compression="zstd", row_group_size=_ROW_GROUP, coerce_timestamps="us")
-        paths.append(path)
-        advance(rows.num_rows)
-    return paths
+    for below in (ROWS, IDS):
+        (folder / below).mkdir(parents=True, exist_ok=True)
+    pq.write_table(rows, folder / ROWS / name, compression="zstd", row_group_size=_ROW_GROUP, coerce_timestamps="us")
+    write_ids(rows, folder / IDS / name)
 
 
 def _join(settings: Settings, chunk: pa.Table) -> pa.Table:

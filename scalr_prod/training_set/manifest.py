@@ -13,11 +13,24 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["MANIFEST", "ROWS", "describe_files", "fingerprint_of", "latest_version", "read_manifest", "verify", "versions"]
+__all__ = [
+    "IDS",
+    "MANIFEST",
+    "ROWS",
+    "check_file",
+    "describe_files",
+    "fingerprint_of",
+    "latest_version",
+    "read_manifest",
+    "verify",
+    "versions",
+]
 
 MANIFEST: Final = "manifest.json"
 #: Folder of a version that holds Parquet files and nothing else, so that any engine can be pointed at it.
 ROWS: Final = "rows"
+#: Folder of a version that holds, for each file of rows, the ids in it.
+IDS: Final = "ids"
 
 _VERSION: Final = re.compile(r"v([1-9]\d*)")
 _BUILD: Final = "scalr dataset build"
@@ -29,18 +42,19 @@ def fingerprint_of(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Rows, bytes and SHA-256 of every Parquet file below a folder, by relative path."""
+def describe_files(folder: Path, known: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, dict[str, Any]]:
+    """Rows, bytes and SHA-256 of every Parquet file below a folder, by relative path; those that are known are not read."""
     import pyarrow.parquet as pq
 
-    return {
-        path.relative_to(folder).as_posix(): {
+    known, files = known or {}, {}
+    for path in sorted(folder.rglob("*.parquet")):
+        name = path.relative_to(folder).as_posix()
+        files[name] = dict(known[name]) if name in known else {
             "rows": pq.read_metadata(path).num_rows,
             "bytes": path.stat().st_size,
             "sha256": _sha256(path),
-        }
-        for path in sorted(folder.rglob("*.parquet"))
-    }
+        }  # fmt: skip
+    return files
 
 
 def versions(folder: Path) -> dict[int, Path]:
@@ -82,18 +96,27 @@ def verify(folder: Path, manifest: Mapping[str, Any]) -> None:
     Raises:
         TrainingSetError: One is missing, was added, or differs; names it.
     """
-    named = manifest["files"]
-    there = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.parquet")}
-    for name in sorted(named.keys() | there.keys()):
-        if name not in there:
-            problem = "the file is missing"
-        elif name not in named:
-            problem = "the manifest does not name this file"
-        elif there[name].stat().st_size != named[name]["bytes"] or _sha256(there[name]) != named[name]["sha256"]:
-            problem = "the file is not the one that the manifest names: its SHA-256 differs"
-        else:
-            continue
-        raise TrainingSetError(problem, where=str(folder / name), next_step=f"remove {folder} and build anew: {_BUILD}")
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*.parquet")}
+    for name in sorted(manifest["files"].keys() | there):
+        check_file(folder, manifest, name)
+
+
+def check_file(folder: Path, manifest: Mapping[str, Any], name: str) -> None:
+    """See that one file is the one that the manifest names, byte for byte.
+
+    Raises:
+        TrainingSetError: It is missing, not named, or another one.
+    """
+    path, named = folder / name, manifest["files"].get(name)
+    if not path.is_file():
+        problem = "the file is missing"
+    elif named is None:
+        problem = "the manifest does not name this file"
+    elif path.stat().st_size != named["bytes"] or _sha256(path) != named["sha256"]:
+        problem = "the file is not the one that the manifest names: its SHA-256 differs"
+    else:
+        return
+    raise TrainingSetError(problem, where=str(path), next_step=f"remove {folder} and build anew: {_BUILD}")
 
 
 def _sha256(path: Path) -> str:

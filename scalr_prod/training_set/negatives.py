@@ -17,6 +17,7 @@ from scalr_prod.duck import exact
 from scalr_prod.hashing import user_bucket_sql
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -62,15 +63,15 @@ class Events:
     labelled: NDArray[np.bool_]
 
 
-def stage_negatives(connection: Any, settings: Settings, real: Path, path: Path, *, start: int) -> None:
-    """Write the negatives of all real events from ``start`` (microseconds) on.
+def stage_negatives(connection: Any, settings: Settings, real: Path, path: Path, *, spans: Sequence[tuple[int, int]]) -> None:
+    """Write the negatives of all real events of some times.
 
     Args:
         connection: A DuckDB connection.
         settings: ``[training_set]`` negatives_per_event, negative_sampling, seed.
         real: Parquet file of every real event that is known.
         path: Parquet file to write, with the columns of the spine.
-        start: Events before it are consumed, but get no negatives.
+        spans: Half-open times, µs, ascending. Events of others are consumed, but get no negatives.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -92,7 +93,7 @@ def stage_negatives(connection: Any, settings: Settings, real: Path, path: Path,
     schema = spine_schema(pq.read_schema(real).field(USER_ID).type, pq.read_schema(real).field(ITEM_ID).type)
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for bucket in range(buckets):
-            user_ids, some = _events_of(connection, bucket, buckets, start)
+            user_ids, some = _events_of(connection, bucket, buckets, spans)
             rows, items = draw_negatives(some, pool, options.negatives_per_event, seed=options.seed)
             columns = [
                 user_ids.take(pa.array(rows)),
@@ -242,7 +243,7 @@ def _pool(connection: Any, *, popularity: bool) -> Pool:
     return Pool(np.asarray(found["code"], np.int32), np.asarray(found["time"], np.int64))
 
 
-def _events_of(connection: Any, bucket: int, buckets: int, start: int) -> tuple[Any, Events]:
+def _events_of(connection: Any, bucket: int, buckets: int, spans: Sequence[tuple[int, int]]) -> tuple[Any, Events]:
     """User ids (Arrow) and events of the users of a bucket."""
     occurrence = f"row_number() OVER (PARTITION BY {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP})"
     found = connection.sql(f"""
@@ -263,6 +264,14 @@ def _events_of(connection: Any, bucket: int, buckets: int, start: int) -> tuple[
         items=column("code", np.int32),
         times=times,
         keys=column("key", np.uint64),
-        labelled=times >= start,
+        labelled=_inside(times, spans),
     )
     return found.column(USER_ID), events
+
+
+def _inside(times: NDArray[np.int64], spans: Sequence[tuple[int, int]]) -> NDArray[np.bool_]:
+    """Which times lie in one of the spans: bool [N]."""
+    starts, ends = (np.array([span[side] for span in spans], np.int64) for side in (0, 1))
+    # As many spans have begun as have not ended yet, plus those that have ended: one more where the time lies in one.
+    inside: NDArray[np.bool_] = np.searchsorted(starts, times, side="right") > np.searchsorted(ends, times, side="right")
+    return inside

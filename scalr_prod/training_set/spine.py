@@ -7,22 +7,27 @@ before the cutoff and known by it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
 from scalr_prod.duck import exact
-from scalr_prod.errors import TrainingSetError
-from scalr_prod.instants import micros
+from scalr_prod.feast_store import read_window
+from scalr_prod.instants import datetime_of, micros
+from scalr_prod.training_set.parts import Figures
+from scalr_prod.training_set.periods import DAY_US, Period, day_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
+    from typing import TypeAlias
 
     import pyarrow as pa
 
     from scalr_prod.settings import Settings
+
+    Span: TypeAlias = tuple[int, int]
 
 __all__ = ["KEYS", "LABEL_COLUMNS", "Spine", "Window", "spine_schema", "stage_spine"]
 
@@ -32,6 +37,9 @@ LABEL_COLUMNS: Final = ("label", "weight", "is_synthetic", "run_id", "source_dom
 #: Before every event: what an open start means to a store. (Feast's own paths use nanoseconds, which begin in 1677.)
 _BEGINNING: Final = datetime(1700, 1, 1, tzinfo=UTC)
 _ROWS_AT_ONCE: Final = 1_000_000
+_BATCH: Final = 65_536
+#: Windows of a view that are read: each costs as much as some ten thousand rows.
+_READS: Final = 4
 #: Rows with equal keys are ordered to the last column, so that the same rows give the same files.
 _ORDER: Final = f"{EVENT_TIMESTAMP}, {USER_ID}, {ITEM_ID}, is_synthetic, label DESC, run_id, source_domain, weight"
 
@@ -48,6 +56,11 @@ class Window:
     start: datetime | None
     cutoff: datetime
 
+    @property
+    def span(self) -> Span:
+        """Its labels' times, µs."""
+        return micros(self.start or _BEGINNING), micros(self.cutoff)
+
 
 @dataclass(frozen=True)
 class Spine:
@@ -55,40 +68,34 @@ class Spine:
 
     Attributes:
         path: One Parquet file, ordered by label time, then by every other column.
-        real: Positive real rows.
-        synthetic: Synthetic rows.
-        negatives: Negative rows.
-        missing_negatives: Negatives asked for that are not there: no eligible item was left, or the draw met a synthetic row.
+        days: What the rows of each UTC day come to, for those that have any; in order.
     """
 
     path: Path
-    real: int
-    synthetic: int
-    negatives: int
-    missing_negatives: int
+    days: Mapping[Period, Figures]
 
     @property
     def rows(self) -> int:
         """All rows."""
-        return self.real + self.synthetic + self.negatives
+        return sum(day.rows for day in self.days.values())
 
-    def chunks(self, rows: int) -> Iterator[pa.Table]:
-        """The rows in order, in tables of exactly this many (the last one may hold fewer)."""
+    def pieces(self, sizes: Iterable[int]) -> Iterator[pa.Table]:
+        """The rows in order, in tables of these many."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         with pq.ParquetFile(self.path) as file:
-            kept: list[pa.RecordBatch] = []
-            held = 0
-            for batch in file.iter_batches(batch_size=rows):
-                rest = batch
-                while held + rest.num_rows >= rows:
-                    yield pa.Table.from_batches([*kept, rest.slice(0, rows - held)])
-                    rest, kept, held = rest.slice(rows - held), [], 0
-                if rest.num_rows:
-                    kept.append(rest)
-                    held += rest.num_rows
-            if held:
+            batches = file.iter_batches(batch_size=_BATCH)
+            rest: pa.RecordBatch | None = None
+            for size in sizes:
+                kept: list[pa.RecordBatch] = []
+                held = 0
+                while held < size:
+                    batch = rest if rest is not None else next(batches)
+                    taken, rest = batch.slice(0, size - held), batch.slice(size - held)
+                    rest = rest if rest.num_rows else None
+                    kept.append(taken)
+                    held += taken.num_rows
                 yield pa.Table.from_batches(kept)
 
 
@@ -110,39 +117,39 @@ def spine_schema(user: pa.DataType, item: pa.DataType) -> pa.Schema:
     )
 
 
-def stage_spine(settings: Settings, window: Window, folder: Path) -> Spine:
+def stage_spine(settings: Settings, window: Window, folder: Path, *, spans: Sequence[Span]) -> Spine:
     """Read the events through Feast, draw the negatives, and write all rows in their canonical order.
 
     Args:
         settings: ``[training_set]`` tells negatives, λ and seed.
         window: Which labels.
         folder: An empty folder to write to.
-
-    Raises:
-        TrainingSetError: There is no real event in the window.
+        spans: Only the labels of these half-open times (µs, ascending) are staged. Their rows are those that they have among all.
     """
     from scalr_prod.duck import open_duckdb
+    from scalr_prod.training_set.changes import weighted_by_segment
     from scalr_prod.training_set.negatives import stage_negatives
 
     options = settings.training_set
     real, synthetic, negative = (folder / f"{name}.parquet" for name in ("real", "synthetic", "negatives"))
-    start = micros(window.start or _BEGINNING)
+    # What a user had before, and how much, is asked of events outside of the spans as well.
+    read = (
+        [(micros(_BEGINNING), micros(window.cutoff))] if options.negatives_per_event or weighted_by_segment(settings) else spans
+    )
     with open_duckdb(settings, folder) as connection:
-        schema = _stage_events(connection, settings, Table.TARGET_EVENTS, window.cutoff, more=("weight",), path=real)
+        schema = _stage_events(connection, settings, Table.TARGET_EVENTS, window.cutoff, read, more=("weight",), path=real)
         _stage_events(
             connection,
             settings,
             Table.SYNTHETIC_TARGET_EVENTS,
             window.cutoff,
+            spans,
             more=("weight", "run_id", "source_domain"),
             path=synthetic,
         )
         output = spine_schema(schema.field(USER_ID).type, schema.field(ITEM_ID).type)
-        counted = {path: _count(connection, path, start) for path in (real, synthetic)}
-        if not counted[real]:
-            raise _no_real_events(connection, settings, window, real)
         if options.negatives_per_event:
-            stage_negatives(connection, settings, real, negative, start=start)
+            stage_negatives(connection, settings, real, negative, spans=spans)
         else:
             _write(iter(()), output, negative)
         path = folder / "spine.parquet"
@@ -153,58 +160,94 @@ def stage_spine(settings: Settings, window: Window, folder: Path) -> Spine:
             WITH real_events AS (SELECT {USER_ID}, count(*) AS real_events FROM {_scan(real)} GROUP BY {USER_ID})
             SELECT * FROM (
                 SELECT {keys}, 1 AS label, weight, false AS is_synthetic, NULL AS run_id, NULL AS source_domain
-                FROM {_scan(real)} WHERE epoch_us({EVENT_TIMESTAMP}) >= {start}
+                FROM {_scan(real)} WHERE {_within(spans)}
                 UNION ALL
                 SELECT {keys}, 1, weight * {lambda_}, true, run_id, source_domain
                 FROM {_scan(synthetic)} LEFT JOIN real_events USING ({USER_ID})
-                WHERE epoch_us({EVENT_TIMESTAMP}) >= {start} AND {lambda_} > 0
+                WHERE {_within(spans)} AND {lambda_} > 0
                 UNION ALL
                 SELECT {keys}, label, weight, is_synthetic, run_id, source_domain
                 FROM {_scan(negative)} WHERE ({keys}) NOT IN (SELECT ({keys}) FROM {_scan(synthetic)}))
             ORDER BY {_ORDER}"""
-        reader = connection.sql(query).to_arrow_reader(65_536)
-        rows = _write(reader, output, path)
-        counted[synthetic] = _count(connection, path, start, where="is_synthetic")
-        negatives = rows - counted[real] - counted[synthetic]
-    missing = counted[real] * options.negatives_per_event - negatives
-    return Spine(path, counted[real], counted[synthetic], negatives, missing)
+        _write(connection.sql(query).to_arrow_reader(_BATCH), output, path)
+        return Spine(path, _figures(connection, path))
+
+
+def _figures(connection: Any, path: Path) -> dict[Period, Figures]:
+    """What the rows of each day come to."""
+
+    def told(column: str) -> str:  # its length goes before it, so that no two rows give one text
+        return f"coalesce(length({column}::VARCHAR) || ':' || {column}::VARCHAR, '-')"
+
+    time = f"epoch_us({EVENT_TIMESTAMP})"
+    text = " || '|' || ".join([f"{time}::VARCHAR", *(told(column) for column in (*KEYS[:2], *LABEL_COLUMNS))])
+    query = f"""
+        SELECT {time} - ({time} % {DAY_US} + {DAY_US}) % {DAY_US} AS day, count(*), count(*) FILTER (label = 1 AND NOT is_synthetic),
+            count(*) FILTER (is_synthetic), min({time}), max({time}), sum(md5_number_lower({text})::HUGEINT) % {2**64}
+        FROM {_scan(path)} GROUP BY day ORDER BY day"""
+    return {day_of(day): Figures(*map(int, figures)) for day, *figures in connection.sql(query).fetchall()}
 
 
 def _stage_events(
-    connection: Any, settings: Settings, table: Table, cutoff: datetime, *, more: tuple[str, ...], path: Path
+    connection: Any,
+    settings: Settings,
+    table: Table,
+    cutoff: datetime,
+    spans: Sequence[Span],
+    *,
+    more: tuple[str, ...],
+    path: Path,
 ) -> pa.Schema:
-    """Every event of a view from before the cutoff and known by it, in one file."""
+    """The events of a view, known by the cutoff, of some times at least, in one file."""
     import pyarrow.parquet as pq
 
-    from scalr_prod.feast_store import read_window
-
     columns = [*KEYS, *more]
-    edges = [_BEGINNING, *_edges(connection, settings, table, cutoff), cutoff]
     writer: Any = None
-    for start, end in pairwise(edges):
-        found = read_window(settings, table.value, start=start, end=end, known_by=cutoff, columns=columns)
-        writer = writer or pq.ParquetWriter(path, found.schema.remove_metadata(), compression="zstd")
-        writer.write_table(found.replace_schema_metadata(None))
+    for span in _at_most(_READS, spans):
+        edges = [span[0], *_edges(connection, settings, table, span), span[1]]
+        for start, end in pairwise(map(datetime_of, edges)):
+            found = read_window(settings, table.value, start=start, end=end, known_by=cutoff, columns=columns)
+            writer = writer or pq.ParquetWriter(path, found.schema.remove_metadata(), compression="zstd")
+            writer.write_table(found.replace_schema_metadata(None))
     writer.close()
     schema: pa.Schema = pq.read_schema(path)
     return schema
 
 
-def _edges(connection: Any, settings: Settings, table: Table, cutoff: datetime) -> list[datetime]:
-    """Instants that cut a view into pieces of about `_ROWS_AT_ONCE` rows: what is read at once has to fit in memory."""
+def _at_most(number: int, spans: Sequence[Span]) -> list[Span]:
+    """Spans that hold these and are no more than so many: what lies between is read with them, the least of it."""
+    spans = list(spans) or [(micros(_BEGINNING), micros(_BEGINNING) + 1)]
+    while len(spans) > number:
+        between = [after[0] - before[1] for before, after in pairwise(spans)]
+        place = between.index(min(between))
+        spans[place : place + 2] = [(spans[place][0], spans[place + 1][1])]
+    return spans
+
+
+def _edges(connection: Any, settings: Settings, table: Table, span: Span) -> list[int]:
+    """Instants that cut a span into pieces of about `_ROWS_AT_ONCE` rows: what is read at once has to fit in memory."""
+    import pyarrow.dataset as ds
+
     from scalr_prod.lake import Lake
 
+    start, end = map(datetime_of, span)
     dataset = Lake.open(settings).dataset(table)
-    pieces = 1 + dataset.count_rows() // _ROWS_AT_ONCE
+    inside = (ds.field(EVENT_TIMESTAMP) >= start) & (ds.field(EVENT_TIMESTAMP) < end)
+    pieces = 1 + dataset.count_rows(filter=inside) // _ROWS_AT_ONCE
     if pieces == 1:
         return []
-    connection.register("all_events", dataset)
+    connection.register("some_events", dataset.filter(inside))
     shares = [number / pieces for number in range(1, pieces)]
-    query = f"SELECT approx_quantile(epoch_us({EVENT_TIMESTAMP}), {shares}) FROM all_events"
+    query = f"SELECT approx_quantile(epoch_us({EVENT_TIMESTAMP}), {shares}) FROM some_events"
     found = connection.sql(query).fetchall()[0][0]
-    connection.unregister("all_events")
-    instants = {datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=int(micros)) for micros in found}
-    return sorted(instant for instant in instants if _BEGINNING < instant < cutoff)
+    connection.unregister("some_events")
+    return sorted({instant for instant in map(int, found) if span[0] < instant < span[1]})
+
+
+def _within(spans: Sequence[Span]) -> str:
+    """SQL: whether the label's time lies in one of the spans."""
+    time = f"epoch_us({EVENT_TIMESTAMP})"
+    return f"({' OR '.join(f'{time} >= {start} AND {time} < {end}' for start, end in spans) or 'false'})"
 
 
 def _write(batches: Iterator[pa.RecordBatch], schema: pa.Schema, path: Path) -> int:
@@ -226,23 +269,6 @@ def _lambda(settings: Settings) -> str:
         f"{float(options.synthetic_weight * weight)!r}::DOUBLE" for weight in options.segment_weights or (1.0, 1.0, 1.0)
     )
     return f"(CASE WHEN real_events IS NULL THEN {cold} WHEN real_events < {sparse_below} THEN {sparse} ELSE {dense} END)"
-
-
-def _count(connection: Any, path: Path, start: int, *, where: str = "true") -> int:
-    query = f"SELECT count(*) FROM {_scan(path)} WHERE epoch_us({EVENT_TIMESTAMP}) >= {start} AND {where}"
-    return int(connection.sql(query).fetchall()[0][0])
-
-
-def _no_real_events(connection: Any, settings: Settings, window: Window, real: Path) -> TrainingSetError:
-    bounds = connection.sql(f"SELECT min({EVENT_TIMESTAMP}), max({EVENT_TIMESTAMP}) FROM {_scan(real)}")
-    first, last = bounds.fetchall()[0]
-    since = f" from {window.start.isoformat()} on" if window.start else ""
-    known = f"; known by then are events from {first.isoformat()} to {last.isoformat()}" if first else ""
-    return TrainingSetError(
-        f"there is no real target event{since} before the cutoff {window.cutoff.isoformat()} that was known by it{known}",
-        where=f"{settings.lake_url}/{Table.TARGET_EVENTS.value}",
-        next_step="choose an earlier [training_set] start" if first else "choose a later [training_set] cutoff",
-    )
 
 
 def _scan(path: Path) -> str:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from scalr_prod.training_set.vocabulary import Kind, Vocabulary
 
     Batch = dict[str, "NDArray[Any]"]
+    Group = tuple[Path, int, int]  # a file, the number of a row group in it, and its rows
 
 __all__ = ["COLUMNS", "NUMERIC", "RowDataset", "StreamDataset", "encode"]
 
@@ -49,8 +50,8 @@ COLUMNS: Final = (
     *NUMERIC,
 )
 _DAY_US: Final = 86_400_000_000
-#: Row groups that a stream shuffles among each other.
-_SHUFFLED_GROUPS: Final = 8
+#: Rows that a stream shuffles among each other, in whole row groups.
+_SHUFFLED_ROWS: Final = 65_536
 
 
 def encode(rows: pa.Table, vocabulary: Vocabulary, length: int) -> Batch:
@@ -128,7 +129,10 @@ class StreamDataset(IterableDataset):
 
         if batch_size is not None and batch_size < 1:
             raise TrainingSetError(f"a batch of {batch_size} rows", where="batch_size", next_step="choose 1 or more")
-        self._groups = [(path, group) for path in files for group in range(pq.read_metadata(path).num_row_groups)]
+        self._groups = []
+        for path in files:
+            metadata = pq.read_metadata(path)
+            self._groups += [(path, group, metadata.row_group(group).num_rows) for group in range(metadata.num_row_groups)]
         self._vocabulary, self._length = vocabulary, length
         self._batch_size, self._shuffle, self._seed = batch_size, shuffle, seed
         # Shared memory: workers that persist over epochs see it as well.
@@ -145,7 +149,7 @@ class StreamDataset(IterableDataset):
             groups = [groups[position] for position in rng.permutation(len(groups))]
         shard, shards = _shard()
         rest: Batch | None = None
-        for batch in self._read(groups[shard::shards], np.random.default_rng([self._seed, int(self._epoch), shard])):
+        for batch in self._read(_share(groups, shard, shards), np.random.default_rng([self._seed, int(self._epoch), shard])):
             joined = batch if rest is None else {name: np.concatenate([rest[name], batch[name]]) for name in batch}
             size = self._batch_size or 1
             whole = len(joined["user"]) // size * size
@@ -154,14 +158,13 @@ class StreamDataset(IterableDataset):
         if rest is not None and len(rest["user"]):
             yield from self._cut(rest, 0, len(rest["user"]))
 
-    def _read(self, groups: Sequence[tuple[Path, int]], rng: np.random.Generator) -> Iterator[Batch]:
+    def _read(self, groups: Sequence[Group], rng: np.random.Generator) -> Iterator[Batch]:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        step = _SHUFFLED_GROUPS if self._shuffle else 1
-        for begin in range(0, len(groups), step):
+        for together in _together(groups, _SHUFFLED_ROWS if self._shuffle else 1):
             tables = []
-            for path, group in groups[begin : begin + step]:
+            for path, group, _ in together:
                 with pq.ParquetFile(path) as file:
                     tables.append(file.read_row_group(group, columns=_leaves(file)))
             batch = encode(pa.concat_tables(tables), self._vocabulary, self._length)
@@ -178,6 +181,29 @@ class StreamDataset(IterableDataset):
         else:
             for begin in range(start, stop, self._batch_size):
                 yield {name: values[begin : begin + self._batch_size] for name, values in tensors.items()}
+
+
+def _share(groups: Sequence[Group], shard: int, shards: int) -> list[Group]:
+    """Those of a worker: each goes to whoever has the fewest rows so far, since a day's group may be much smaller than another's."""
+    held, mine = [0] * shards, []
+    for group in groups:
+        least = held.index(min(held))
+        held[least] += group[2]
+        if least == shard:
+            mine.append(group)
+    return mine
+
+
+def _together(groups: Sequence[Group], rows: int) -> Iterator[list[Group]]:
+    """Row groups in order, so many at once that they hold these rows."""
+    waiting: list[Group] = []
+    for group in groups:
+        waiting.append(group)
+        if sum(held[2] for held in waiting) >= rows:
+            yield waiting
+            waiting = []
+    if waiting:
+        yield waiting
 
 
 def _shard() -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from scalr_prod.contracts import ITEM_ID, USER_ID
 from scalr_prod.duck import exact
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-__all__ = ["SOURCE_HISTORY", "TARGET_HISTORY", "VOCABULARY", "Kind", "Vocabulary", "write_vocabulary"]
+__all__ = ["SOURCE_HISTORY", "TARGET_HISTORY", "VOCABULARY", "Kind", "Vocabulary", "write_ids", "write_vocabulary"]
 
 #: Folder of a version that holds one Parquet file of sorted ids for each kind.
 VOCABULARY: Final = "vocabulary"
@@ -69,24 +69,41 @@ class Vocabulary:
         return pc.fill_null(found.cast(pa.int64()), -1).to_numpy() + 1  # type: ignore[no-any-return]  # pyarrow is untyped
 
 
-def write_vocabulary(connection: Any, parts: Sequence[Path], folder: Path) -> None:
+def write_ids(rows: pa.Table, path: Path) -> None:
+    """Write the ids that rows of the training set hold: one row of one list for each kind, each id once."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    def inside(name: str) -> list[pa.Array]:
+        return [chunk.flatten() for chunk in rows.column(name).chunks]
+
+    items = rows.schema.field(ITEM_ID).type
+    found: dict[Kind, tuple[pa.DataType, list[pa.Array]]] = {
+        "users": (rows.schema.field(USER_ID).type, rows.column(USER_ID).chunks),
+        "target_items": (items, [*rows.column(ITEM_ID).chunks, *(ids.cast(items) for ids in inside(TARGET_HISTORY))]),
+        "source_items": (rows.schema.field(SOURCE_HISTORY).type.value_type, inside(SOURCE_HISTORY)),
+    }
+    columns = {}
+    for kind, (type_, chunks) in found.items():
+        ids = pc.unique(pa.chunked_array(chunks, type_)).drop_null()
+        columns[kind] = pa.ListArray.from_arrays(pa.array([0, len(ids)], pa.int32()), ids.take(pc.sort_indices(ids)))
+    pq.write_table(pa.table(columns), path, compression="zstd")
+
+
+def write_vocabulary(connection: Any, ids: Sequence[Path], folder: Path) -> None:
     """Write every id that the parts hold, sorted, one Parquet file for each kind.
 
     Args:
         connection: A DuckDB connection.
-        parts: Parquet files of the training set.
+        ids: What `write_ids` wrote of each file of rows.
         folder: The version's folder.
     """
     import pyarrow.parquet as pq
 
-    listed = ", ".join("'" + exact(part).replace("'", "''") + "'" for part in parts)
-    scan = f"read_parquet([{listed}])"
-    queries: dict[Kind, str] = {
-        "users": f"SELECT {USER_ID} AS id FROM {scan}",
-        "target_items": f"SELECT {ITEM_ID} AS id FROM {scan} UNION ALL SELECT unnest({TARGET_HISTORY}) FROM {scan}",
-        "source_items": f"SELECT unnest({SOURCE_HISTORY}) AS id FROM {scan}",
-    }
+    listed = ", ".join("'" + exact(path).replace("'", "''") + "'" for path in ids)
     (folder / VOCABULARY).mkdir()
-    for kind, query in queries.items():
-        ids = connection.sql(f"SELECT DISTINCT id FROM ({query}) WHERE id IS NOT NULL ORDER BY id").to_arrow_table()
-        pq.write_table(ids, folder / VOCABULARY / f"{kind}.parquet", compression="zstd")
+    for kind in get_args(Kind):
+        query = f"SELECT DISTINCT id FROM (SELECT unnest({kind}) AS id FROM read_parquet([{listed}])) ORDER BY id"
+        found = connection.sql(query).to_arrow_table()
+        pq.write_table(found, folder / VOCABULARY / f"{kind}.parquet", compression="zstd")

@@ -310,15 +310,38 @@ def test_the_same_inputs_give_the_same_bytes_and_no_new_version(project):
         assert [record.version for record in ledger.datasets("again")] == [1, 2]
 
 
-def test_many_small_parts_hold_the_rows_of_one_large_part(project, monkeypatch):
-    _, _, one = build(project, **SHARED)
-    monkeypatch.setattr("scalr_prod.training_set.features.part_rows", lambda _: 100)
+def test_many_small_files_hold_the_rows_of_few_large_ones(project, monkeypatch):
+    _, _, few = build(project, **SHARED)
+    monkeypatch.setattr("scalr_prod.training_set.features.part_rows", lambda _: 9)
     _, report, many = build(project, name="many_parts", negatives_per_event=1)
-    assert len(many.files) == -(-report.rows // 100) > 5
-    assert [file["rows"] for name, file in many.manifest["files"].items() if name.startswith("rows/")][:-1] == [100] * (
-        len(many.files) - 1
-    )
-    assert many.to_arrow().equals(one.to_arrow())
+    sizes = [file["rows"] for name, file in many.manifest["files"].items() if name.startswith("rows/")]
+    assert max(sizes) == 9
+    assert sum(sizes) == report.rows
+    assert len(sizes) > len(few.files) > 5
+    assert any(len(part["files"]) > 2 for part in many.manifest["parts"]), "a day with more rows than one file may hold"
+    assert many.to_arrow().equals(few.to_arrow())
+
+
+def test_the_next_day_keeps_the_files_of_the_days_before_and_judges_only_the_others(project, monkeypatch):
+    from scalr_prod.quality import training_set as gate
+
+    seen = []
+
+    def watched(connection, select, rules, **options):
+        found = judge(connection, select, rules, **options)
+        seen.append(found.counts()[0])
+        return found
+
+    judge = gate.judge
+    monkeypatch.setattr(gate, "judge", watched)
+    _, first, former = build(project, name="days", cutoff=at(DAYS - 1))
+    _, second, latter = build(project, name="days", cutoff=at(DAYS + 90))
+    shared = [name for name in former.manifest["files"] if (latter.path / name).exists() and name.startswith("rows/")]
+    kept = [name for name in shared if (latter.path / name).samefile(former.path / name)]
+    rows = sum(former.manifest["files"][name]["rows"] for name in kept)
+    assert seen == [first.rows, second.rows - rows]
+    assert 0 < rows < first.rows, "late events became known"
+    assert latter.to_arrow().equals(build(project, name="at_once", cutoff=at(DAYS + 90))[2].to_arrow())
 
 
 def test_a_damaged_version_is_not_handed_out_again(project):

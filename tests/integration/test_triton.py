@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -45,6 +46,7 @@ from scalr_prod.serving import (
     stop_triton,
     triton_status,
 )
+from scalr_prod.serving.loading import load_versions, loaded_versions
 from scalr_prod.serving.state import read_record
 from scalr_prod.settings import Settings, load_settings
 from scalr_prod.translator.contexts import Contexts
@@ -291,6 +293,60 @@ def test_two_projects_on_one_server_have_a_model_each(served, trained_home, tmp_
     with pytest.raises(ProjectsMixed, match=f"project '{former}'"), ensure_serving(taken, 2):
         pass
     assert {path: path.read_bytes() for path in served.model_repository.rglob("*") if path.is_file()} == before
+
+
+def test_versions_are_promoted_and_rolled_back_under_load_and_no_request_fails(served):
+    """Some clients ask whatever is served, each time anew; others stay with the version that a run is pinned to."""
+    asked = [contexts(16, seed=seed) for seed in range(4)]
+    plain = served.model_copy(update={"serving": served.serving.model_copy(update={"scorer": "local"})})
+    expected = {version: [open_scorer(plain, version).sample(one, 4).items for one in asked] for version in (1, 2)}
+    assert not any(np.array_equal(*items) for items in zip(*expected.values(), strict=True))
+    over, failed, answers = threading.Event(), [], Counter()
+
+    def told(client: str, number: int, version: int, items: np.ndarray) -> None:
+        fits = [one for one in (1, 2) if np.array_equal(items, expected[one][number])]
+        answers[client, *fits] += 1
+        if fits != [version]:
+            failed.append(f"{client} asked version {version} and got an answer of {fits}")
+
+    def following(number: int) -> None:
+        while not over.is_set():
+            try:
+                version = served_version(served)
+                with open_scorer(served, version) as scorer:
+                    told("following", number, version, scorer.sample(asked[number], 4).items)
+            except ScalrError as error:
+                failed.append(str(error))
+
+    def pinned(number: int) -> None:
+        with open_scorer(served, 1) as scorer:
+            while not over.is_set():
+                try:
+                    told("pinned", number, 1, scorer.sample(asked[number], 4).items)
+                except ScalrError as error:
+                    failed.append(str(error))
+
+    promote(served, 1)
+    load_versions(served, [1], needed=1)  # so that the other one is loaded while requests come
+    assert loaded_versions(served) == [1]
+    clients = [threading.Thread(target=work, args=(number,)) for number in range(2) for work in (following, pinned)]
+    for client in clients:
+        client.start()
+    try:
+        for _ in range(4):
+            promote(served, 2)
+            assert served_version(served) == 2
+            before, until = answers["following", 2], time.monotonic() + 30
+            while answers["following", 2] < before + 3 and not failed and time.monotonic() < until:
+                time.sleep(0.02)
+            assert rollback(served).version == 1
+    finally:
+        over.set()
+        for client in clients:
+            client.join()
+    assert not failed
+    assert answers.keys() == {("following", 1), ("following", 2), ("pinned", 1)}
+    assert loaded_versions(served) == [1, 2]
 
 
 def test_a_killed_server_is_told_and_a_new_one_is_followed(home):

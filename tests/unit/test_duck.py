@@ -145,7 +145,7 @@ def test_every_read_of_parquet_files_by_name_is_of_those_files_alone(tmp_path):
     from scalr_prod.quality.protocol import RowRule
     from scalr_prod.training_set.reader import TrainingSet
     from scalr_prod.training_set.spine import _scan
-    from scalr_prod.training_set.vocabulary import write_vocabulary
+    from scalr_prod.training_set.vocabulary import write_ids, write_vocabulary
 
     times = pa.array([1, 2], pa.timestamp("us", tz="UTC"))
     for folder, item in (("v1", 1), ("v[1]", 7)):
@@ -153,12 +153,13 @@ def test_every_read_of_parquet_files_by_name_is_of_those_files_alone(tmp_path):
         columns = {"user_id": [item, item], "item_id": [item, item], "event_timestamp": times.take(pa.array([item % 2] * 2))}
         histories = {"target_user_history__item_ids": [[item]] * 2, "source_user_history__item_ids": [[item]] * 2}
         pq.write_table(pa.table(columns | histories), tmp_path / folder / "p.parquet")
+        write_ids(pa.table(columns | histories), tmp_path / folder / "ids.parquet")
     mine = tmp_path / "v[1]" / "p.parquet"
     connection = duckdb.connect()
     types = {"user_id": "int64", "item_id": "int64"}
     assert connection.sql(f"SELECT DISTINCT item_id FROM ({staged_sql([mine], types)})").fetchall() == [(7,)]
     assert connection.sql(f"SELECT DISTINCT item_id FROM {_scan(mine)}").fetchall() == [(7,)]
-    write_vocabulary(connection, [mine], tmp_path / "v[1]")
+    write_vocabulary(connection, [mine.with_name("ids.parquet")], tmp_path / "v[1]")
     for folder in ("v1", "v[1]"):
         (tmp_path / folder / "rows").mkdir()
         shutil.copyfile(tmp_path / folder / "p.parquet", tmp_path / folder / "rows" / "p.parquet")

@@ -11,7 +11,7 @@ import pytest
 from handmade import Handmade, hour
 
 from scalr_prod.errors import QualityGateFailed
-from scalr_prod.quality import validate_training_set
+from scalr_prod.quality import row_rules_digest, validate_training_set
 
 STAMP = pa.timestamp("us", tz="UTC")
 SCHEMA = pa.schema(
@@ -166,3 +166,35 @@ def test_a_manifest_that_does_not_fit_is_named(settings, write, rule, changes):
 def test_an_empty_training_set_is_refused(settings, write):
     with pytest.raises(QualityGateFailed, match="no row"):
         validate_training_set(settings, write([]), manifest([]))
+
+
+def test_of_files_that_were_judged_before_only_what_is_asked_of_the_whole_set_is_asked(settings, write):
+    rows = good_rows()
+    folder = write(rows[:20])
+    pq.write_table(pa.Table.from_pylist([rows[20] | {"weight": -1.0}, *rows[21:30]], schema=SCHEMA), folder / "before.parquet")
+    whole = manifest(rows[:30])
+    with pytest.raises(QualityGateFailed, match="weight_is_finite"):
+        validate_training_set(settings, folder, whole)
+    report = validate_training_set(settings, folder, whole, judged={"before.parquet"})
+    assert (report.rows, report.accepted) == (30, 30)
+    assert {rule.checked for rule in report.rules if rule.scope == "row"} == {20}
+    everything = {path.name for path in folder.glob("*.parquet")}
+    assert validate_training_set(settings, folder, whole, judged=everything).rows == 30
+    for rule, broken in (
+        ("rows_are_the_manifests", whole | {"rows": 20}),
+        ("synthetic_rows_are_the_manifests", whole | {"synthetic": 3}),
+        ("labels_are_in_the_window", whole | {"cutoff": hour(35).isoformat()}),
+        ("labels_are_in_the_window", whole | {"start": hour(12).isoformat()}),
+    ):
+        with pytest.raises(QualityGateFailed, match=rule):
+            validate_training_set(settings, folder, broken, judged=everything)
+    pq.write_table(pa.Table.from_pylist([rows[0], *rows[21:30]], schema=SCHEMA), folder / "before.parquet")
+    with pytest.raises(QualityGateFailed, match=r"parts_share_no_time \("):
+        validate_training_set(settings, folder, whole, judged={"before.parquet"})
+
+
+def test_the_windows_ends_are_no_part_of_what_a_file_was_judged_by():
+    digest = row_rules_digest(manifest(good_rows()))
+    assert row_rules_digest(manifest([], cutoff=hour(70).isoformat(), start=None)) == digest
+    fewer = {name: kind for name, kind in manifest([])["columns"].items() if name != "target_item_stats__first_seen"}
+    assert row_rules_digest(manifest([], columns=fewer)) != digest

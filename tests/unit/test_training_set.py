@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import duckdb
 import numpy as np
@@ -14,11 +15,16 @@ import torch
 from torch.utils.data import DataLoader
 
 from scalr_prod.errors import TrainingSetError
+from scalr_prod.growth import ALWAYS
 from scalr_prod.instants import micros
 from scalr_prod.training_set import TrainingSet
+from scalr_prod.training_set.changes import Changes
 from scalr_prod.training_set.manifest import describe_files, fingerprint_of, verify
+from scalr_prod.training_set.parts import Figures, Former, Part, grouped, untouched
+from scalr_prod.training_set.periods import Period, cut, day_of, gaps
 from scalr_prod.training_set.spine import Spine
-from scalr_prod.training_set.vocabulary import write_vocabulary
+from scalr_prod.training_set.torch_data import _share, _together
+from scalr_prod.training_set.vocabulary import write_ids, write_vocabulary
 
 STAMP = pa.timestamp("us", tz="UTC")
 DAY = 86_400_000_000
@@ -80,7 +86,11 @@ def made(tmp_path):
         parts = [folder / "rows" / f"part-0000{number}.parquet" for number in range(2)]
         pq.write_table(table.slice(0, count // 2), parts[0], row_group_size=group)
         pq.write_table(table.slice(count // 2), parts[1], row_group_size=group)
-        write_vocabulary(duckdb.connect(), parts, folder)
+        (folder / "ids").mkdir()
+        ids = [folder / "ids" / part.name for part in parts]
+        for part, path in zip(parts, ids, strict=True):
+            write_ids(pq.read_table(part), path)
+        write_vocabulary(duckdb.connect(), ids, folder)
         manifest = {
             "version": version,
             "rows": count,
@@ -258,13 +268,74 @@ def test_another_set_is_numbered_by_the_first_ones_vocabulary(made):
     assert small.torch(vocabulary=known)[5]["item"] == known.encode("target_items", ["t5"])[0]
 
 
-@pytest.mark.parametrize("size", [1, 7, 30, 100, 1000])
-def test_chunks_are_of_the_size_asked_for_and_in_order(tmp_path, size):
+@pytest.mark.parametrize("sizes", [[100], [1] * 100, [7, 1, 60, 32], [33, 33, 34], []])
+def test_pieces_of_the_spine_are_of_the_sizes_asked_for_and_in_order(tmp_path, monkeypatch, sizes):
+    monkeypatch.setattr("scalr_prod.training_set.spine._BATCH", 10)
     path = tmp_path / "spine.parquet"
     pq.write_table(pa.table({"n": np.arange(100)}), path, row_group_size=33)
-    chunks = list(Spine(path, 100, 0, 0, 0).chunks(size))
-    assert all(chunk.num_rows == size for chunk in chunks[:-1])
-    assert pa.concat_tables(chunks)["n"].to_pylist() == list(range(100))
+    pieces = list(Spine(path, {}).pieces(sizes))
+    assert [piece.num_rows for piece in pieces] == sizes
+    assert [number for piece in pieces for number in piece["n"].to_pylist()] == list(range(sum(sizes)))
+
+
+def day(text: str) -> Period:
+    return day_of(micros(datetime.fromisoformat(f"{text}T05:00+00:00")))
+
+
+def until(text: str) -> int:
+    return micros(datetime.fromisoformat(f"{text}T00:00+00:00"))
+
+
+def test_old_months_and_years_are_one_part_where_they_are_small():
+    rows = {day(text): 10 for text in ("2022-01-01", "2022-12-31", "2023-02-03", "2023-02-28", "2024-03-01", "2024-04-30")}
+    rows[day("2023-05-05")] = rows[day("2023-05-06")] = 30
+
+    def starts(cutoff: str, limit: int) -> list[str]:
+        return [period.name for period in cut(rows, cutoff=until(cutoff), limit=limit)]
+
+    assert starts("2024-05-01", 50) == [
+        "2022-01-01", "2023-02-01", "2023-05-05", "2023-05-06", "2024-03-01", "2024-04-30",
+    ], "March is the month before the last one: it is cut by day, since late events still come"  # fmt: skip
+    assert starts("2024-05-02", 50)[-2:] == ["2024-03-01", "2024-04-30"]
+    assert starts("2024-05-02", 80)[1] == "2023-01-01", "a whole year"
+    assert starts("2022-12-31", 80)[:2] == ["2022-01-01", "2022-12-31"], "no year that has not ended"
+    assert cut(rows, cutoff=until("2024-05-02"), limit=80)[0] == Period(until("2022-01-01"), until("2023-01-01"))
+
+
+def test_a_cut_of_kept_parts_and_days_is_the_cut_of_days_alone():
+    draw = np.random.default_rng(4)
+    days = sorted({day_of(until("2021-06-01") + int(number) * DAY) for number in draw.integers(0, 1000, 300)})
+    rows = {period: int(count) for period, count in zip(days, draw.integers(1, 30, len(days)), strict=True)}
+    earlier = {period: count for period, count in rows.items() if period.end <= until("2023-08-11")}
+    former = cut(earlier, cutoff=until("2023-08-11"), limit=100)
+    totals = {larger: sum(count for one, count in earlier.items() if larger.holds(one)) for larger in former}
+    parts = {
+        period: Part(period, Figures(total, total, 0, period.start, period.start, 0), ()) for period, total in totals.items()
+    }
+    changed = (until("2022-05-05"), until("2022-05-07"))
+    changes = Changes((changed,), ALWAYS[1])
+    kept = untouched(Former(Path(), {}, parts), changes, cutoff=until("2024-03-01"), limit=100)
+    assert len(former) > len(kept) > 20
+    assert not any(period.meets(*changed) for period in kept)
+    spans = gaps(kept, ALWAYS[0], until("2024-03-01"))
+    staged = {
+        one: Figures(rows[one], rows[one], 0, one.start, one.start, 1)
+        for one in days
+        if any(a <= one.start < b for a, b in spans)
+    }
+    found = grouped(staged, kept, cutoff=until("2024-03-01"), limit=100)
+    assert sorted([*kept, *found]) == cut(rows, cutoff=until("2024-03-01"), limit=100)
+    for period in found:
+        inside = [one for one in days if period.holds(one)]
+        assert (found[period].rows, found[period].digest) == (sum(rows[one] for one in inside), len(inside))
+
+
+def test_small_groups_are_shared_out_by_their_rows():
+    groups = [(Path("a"), number, size) for number, size in enumerate([8, 8, 1, 1, 1, 5, 8])]
+    shares = [_share(groups, shard, 3) for shard in range(3)]
+    assert sorted(group for share in shares for group in share) == groups
+    assert [sum(size for _, _, size in share) for share in shares] == [16, 8, 8]
+    assert [[size for _, _, size in held] for held in _together(groups, 9)] == [[8, 8], [1, 1, 1, 5, 8]]
 
 
 def test_the_fingerprint_depends_on_content_not_on_order():

@@ -54,6 +54,21 @@ def built(project, version):
     return folder
 
 
+def test_a_part_that_versions_share_goes_with_the_last_of_them(opened):
+    folders = [built(opened, version) for version in (1, 2, 3)]
+    parts = [folder / "rows" / "part-2026-01-01-00000.parquet" for folder in folders]
+    parts[0].write_bytes(b"z" * 1000)
+    for part in parts[1:]:
+        os.link(parts[0], part)
+    (folders[0] / "rows" / "part-2026-01-02-00000.parquet").write_bytes(b"z" * 70)
+    manifests = [(folder / MANIFEST).stat().st_size for folder in folders[:2]]
+    report = opened.maintain()
+    assert names(report, "training_set") == ["training_set v1", "training_set v2"]
+    assert report.bytes == 70 + sum(manifests), "the third version still has the other file"
+    assert parts[2].read_bytes() == b"z" * 1000
+    assert not any(folder.exists() for folder in folders[:2])
+
+
 def names(report, kind):
     return sorted(one.name for one in report.removed if one.kind == kind)
 
