@@ -372,6 +372,35 @@ class Lake:
         """Replace the rows that a SQL predicate names by these, all of which it must name too, in one commit, once per key."""
         return self._commit(table, rows, key=key, mode="overwrite", predicate=predicate, expected_version=expected_version)
 
+    def merge(self, table: Table, rows: Rows, *, on: str, key: str, expected_version: int) -> Commit:
+        """Change the rows whose value in a column is that of one of these, and add the others, in one commit, once per key.
+
+        Args:
+            table: Which table.
+            rows: At most one for each value of the column.
+            on: The column.
+            key: Names this write.
+            expected_version: The commit follows this version or does not land.
+
+        Raises:
+            CommitFailed: Nothing changed; the table may have moved on.
+        """
+        properties = _properties(key, expected_version)
+
+        def write(delta: DeltaTable) -> None:
+            _must_be_at(delta, expected_version)
+            merging = delta.merge(
+                rows,
+                predicate=f"there.{on} = new.{on}",
+                source_alias="new",
+                target_alias="there",
+                writer_properties=_writing(),
+                commit_properties=properties,
+            )
+            merging.when_matched_update_all().when_not_matched_insert_all().execute()
+
+        return self._once(table, key, write)
+
     def delete(self, table: Table, predicate: str, *, key: str, expected_version: int | None = None) -> Commit:
         """Delete the rows that a SQL predicate names, once per key. Where it names none, there is no commit."""
         properties = _properties(key, expected_version)
