@@ -14,12 +14,14 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     import pyarrow as pa
 
 __all__ = [
     "CREATED_TIMESTAMP",
+    "EVENT_EXTRAS",
+    "EVENT_ID",
     "EVENT_TIMESTAMP",
     "ITEM_ID",
     "PROVENANCE_COLUMNS",
@@ -39,6 +41,9 @@ USER_ID: Final = "user_id"
 ITEM_ID: Final = "item_id"
 EVENT_TIMESTAMP: Final = "event_timestamp"
 CREATED_TIMESTAMP: Final = "created_timestamp"
+EVENT_ID: Final = "event_id"
+#: Columns that the tables of events have where a log's settings map them; null in rows of other logs.
+EVENT_EXTRAS: Final = (EVENT_ID, "event_type", "value")
 
 #: Columns that tell a synthetic row from a real one: never offered to a model as features.
 PROVENANCE_COLUMNS: Final = (
@@ -50,6 +55,7 @@ PROVENANCE_COLUMNS: Final = (
     "translator_version",
     "run_id",
     "is_synthetic",
+    "held_out",
 )
 
 #: Between domain and id: no name of a domain holds it.
@@ -88,7 +94,9 @@ class Table(StrEnum):
         return Table.SOURCE_USER_HISTORY if domain == "source" else Table.TARGET_USER_HISTORY
 
 
-def schema_of(table: Table, *, user: IdType, item: IdType, source_item: IdType | None = None) -> pa.Schema:
+def schema_of(
+    table: Table, *, user: IdType, item: IdType, source_item: IdType | None = None, extras: Collection[str] = ()
+) -> pa.Schema:
     """The Arrow schema of a table, for the given id types.
 
     Args:
@@ -96,6 +104,7 @@ def schema_of(table: Table, *, user: IdType, item: IdType, source_item: IdType |
         user: Type of ``user_id``.
         item: Type of ``item_id`` in the table's own domain.
         source_item: Type of ``source_item_id`` (synthetic tables only; default: that of ``item``).
+        extras: Which of `EVENT_EXTRAS` a table of events has.
     """
     import pyarrow as pa
 
@@ -116,6 +125,7 @@ def schema_of(table: Table, *, user: IdType, item: IdType, source_item: IdType |
                 *clocks,
                 *created,
                 required("weight", pa.float32()),
+                *(pa.field(name, pa.float64() if name == "value" else pa.string()) for name in EVENT_EXTRAS if name in extras),
             ]
         case Table.SOURCE_ITEMS | Table.TARGET_ITEMS:
             fields = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["Columns", "DomainSettings", "Domains", "ItemColumns", "Section"]
 
 _NAME_LENGTH: Final = 63
+#: What an event of a type weighs: float32 in the lake.
+Weight = Annotated[float, Field(gt=0, le=1e6)]
 
 
 class Section(BaseModel):
@@ -35,6 +37,11 @@ class Columns(Section):
     weight: str | None = Field(
         default=None, description="column of the event's weight, a finite number of at least 0; default: 1 for every event"
     )
+    event_id: str | None = Field(
+        default=None, description="column of the event's own id: the same id again changes the event, and never counts twice"
+    )
+    event_type: str | None = Field(default=None, description="column of what kind of event it is, such as view or purchase")
+    value: str | None = Field(default=None, description="column of a number, such as the price paid; kept, and used by nothing")
 
 
 class ItemColumns(Section):
@@ -74,6 +81,37 @@ class DomainSettings(Section):
         description="an event is refused that happened, or became known, more days than this from now",
     )
     earliest: AwareDatetime | None = Field(default=None, description="an event before this instant is refused")
+    bad_times: Literal["refuse", "drop"] = Field(
+        default="refuse", description="an event beyond ahead_days or earliest refuses the log, or is left out and counted"
+    )
+    types: dict[str, Weight] = Field(
+        default_factory=dict,
+        description="what an event weighs by its type, times its own weight: { view = 0.1, purchase = 1.0 }; default: 1 each",
+    )
+    unknown_types: Literal["refuse", "drop"] = Field(
+        default="refuse", description="an event of a type that types does not name refuses the log, or is left out and counted"
+    )
+    weights_for: Literal["all", "downstream"] = Field(
+        default="all",
+        description="what weights of types reach. The translator counts every event once: types that do not weigh 1 need downstream",
+    )
+    max_user_day: int | None = Field(
+        default=None, ge=1, description="events that a user may have on one day (UTC), such as of a bot; default: any number"
+    )
+    over_user_day: Literal["drop", "cap"] = Field(
+        default="drop", description="of a user's day with more events: leave all of them out, or all after the first ones"
+    )
+    duplicates: Literal["notice", "keep", "drop"] = Field(
+        default="notice",
+        description="rows that are the same in every column: notice keeps and counts them, and refuses a log that is there twice; "
+        "keep never refuses; drop takes each once",
+    )
+    max_left_out: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="share of a log's rows that may be left out by these limits; above it, it is refused",
+    )
     items: str | None = Field(default=None, description="file of items with their titles, as events")
     items_version: int | None = Field(default=None, ge=0, description="as version, of items")
     item_columns: ItemColumns = Field(default=ItemColumns(), description="what its columns are called")
@@ -111,6 +149,18 @@ class DomainSettings(Section):
             except (ZoneInfoNotFoundError, ValueError) as error:
                 raise ValueError(f"{value!r} is no IANA time zone, such as 'UTC' or 'Europe/Paris'") from error
         return value
+
+    @model_validator(mode="after")
+    def _weights_of_types(self) -> Self:
+        if self.types and self.columns.event_type is None:
+            raise ValueError("has 'types', but no column of event types: map columns.event_type")
+        if self.weights_for == "all" and any(weight != 1 for weight in self.types.values()):
+            raise ValueError(
+                "has types of other weights than 1, which the translator does not know: it counts every event once. Set "
+                'weights_for = "downstream" where they are to weigh in training sets and in real events downstream alone; to leave a '
+                'type out of everything, take it out of types and set unknown_types = "drop"'
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:

@@ -37,6 +37,7 @@ ScalrError                      exit code 1; names where, what was found, what t
 │   ├── EmptyWindow             no source event in the window
 │   └── SchedulerUnreachable    the Dask address does not answer
 ├── PublicationError            the run is not in a state that can be published or rolled back
+│   └── PublicationDisabled     the project's publication is switched off
 ├── TrainingSetError            the training set could not be built
 │   └── TrainingSetBusy         its inputs changed meanwhile, or another build is at work; safe to repeat
 ├── EvaluationError             nothing to evaluate on, or a downstream model that cannot be used
@@ -71,6 +72,7 @@ __all__ = [
     "ModelVersionMismatch",
     "NoCommonUsers",
     "ProjectsMixed",
+    "PublicationDisabled",
     "PublicationError",
     "QualityError",
     "QualityGateFailed",
@@ -296,6 +298,10 @@ class SchedulerUnreachable(GenerationError):
 
 class PublicationError(ScalrError):
     """The run is not in a state in which it can be published or rolled back."""
+
+
+class PublicationDisabled(PublicationError):
+    """The project's publication is switched off: the feature view reads as empty, and nothing is published to it."""
 
 
 class TrainingSetError(ScalrError):

@@ -152,7 +152,7 @@ def _type(annotation: Any) -> str:
     if origin is tuple:
         return f"list of {_type(inner[0])}"
     if origin is dict:
-        return "table of text"
+        return "table of text" if inner[-1] is str else "table of numbers"
     if inner:  # one of several, or annotated
         return _type(inner[0])
     return {

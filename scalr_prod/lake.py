@@ -19,7 +19,7 @@ from scalr_prod.ownership import is_empty
 from scalr_prod.written import note_written
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from datetime import datetime
     from typing import TypeAlias
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     Rows: TypeAlias = "pa.Table | pa.RecordBatchReader"
 
-__all__ = ["Commit", "Lake", "record_of"]
+__all__ = ["Commit", "Lake", "record_of", "window_sql"]
 
 _MADE_BY = {
     Table.SOURCE_EVENTS: "scalr ingest",
@@ -54,6 +54,8 @@ _KEY = "scalr.key"
 _LOGGED: Final[dict[str, str | None]] = {"delta.checkpointInterval": "10", "delta.enableExpiredLogCleanup": "false"}
 #: What a commit says of itself.
 _RECORD = "scalr.record"
+#: App ids whose value is a version of the table: the one that was set aside, and the one that was brought back last.
+_ASIDE, _BACK = "scalr.set-aside", "scalr.brought-back"
 
 
 @dataclass(frozen=True)
@@ -217,6 +219,14 @@ class Lake:
             raise self._gone(table, version, f"{missing} was removed")
         return found
 
+    def readable(self, table: Table, version: int) -> bool:
+        """Whether a former version, and on disk each of its files, is still there."""
+        try:
+            self.open_table(table, version=version)
+        except LakeError:
+            return False
+        return True
+
     def check_ours(self) -> None:
         """Make sure that every table of the lake is this package's own, or not there.
 
@@ -354,13 +364,42 @@ class Lake:
             CommitFailed: Nothing changed: a row lies outside of the window, another writer won, or the disk is full.
             CommitOutcomeUnknown: The table's log could not be read after the failure.
         """
-        return self.replace_where(table, rows, _window(start, end), key=key, expected_version=expected_version)
+        return self.replace_where(table, rows, window_sql(start, end), key=key, expected_version=expected_version)
 
     def replace_where(
         self, table: Table, rows: Rows, predicate: str, *, key: str, expected_version: int | None = None
     ) -> Commit:
         """Replace the rows that a SQL predicate names by these, all of which it must name too, in one commit, once per key."""
         return self._commit(table, rows, key=key, mode="overwrite", predicate=predicate, expected_version=expected_version)
+
+    def merge(self, table: Table, rows: Rows, *, on: str, key: str, expected_version: int) -> Commit:
+        """Change the rows whose value in a column is that of one of these, and add the others, in one commit, once per key.
+
+        Args:
+            table: Which table.
+            rows: At most one for each value of the column.
+            on: The column.
+            key: Names this write.
+            expected_version: The commit follows this version or does not land.
+
+        Raises:
+            CommitFailed: Nothing changed; the table may have moved on.
+        """
+        properties = _properties(key, expected_version)
+
+        def write(delta: DeltaTable) -> None:
+            _must_be_at(delta, expected_version)
+            merging = delta.merge(
+                rows,
+                predicate=f"there.{on} = new.{on}",
+                source_alias="new",
+                target_alias="there",
+                writer_properties=_writing(),
+                commit_properties=properties,
+            )
+            merging.when_matched_update_all().when_not_matched_insert_all().execute()
+
+        return self._once(table, key, write)
 
     def delete(self, table: Table, predicate: str, *, key: str, expected_version: int | None = None) -> Commit:
         """Delete the rows that a SQL predicate names, once per key. Where it names none, there is no commit."""
@@ -371,6 +410,69 @@ class Lake:
             delta.delete(predicate, commit_properties=properties)
 
         return self._once(table, key, write)
+
+    def set_aside(self, table: Table, *, key: str, expected_version: int) -> Commit:
+        """Make the table read as empty, in one commit; `bring_back` undoes it. The version before is kept in its log.
+
+        Raises:
+            CommitFailed: Nothing changed; the table may have moved on.
+        """
+        from deltalake import write_deltalake
+
+        schema = self.schema(table)
+        properties = _properties(key, expected_version, also={_ASIDE: expected_version})
+
+        def write(delta: DeltaTable) -> None:
+            _must_be_at(delta, expected_version)
+            write_deltalake(delta, schema.empty_table(), mode="overwrite", commit_properties=properties)
+
+        return self._once(table, key, write)
+
+    def bring_back(self, table: Table, aside: int, *, key: str, expected_version: int) -> Commit:
+        """Let the table hold the files of the version that was set aside, in one commit: the same rows, byte for byte.
+
+        Args:
+            table: Which table.
+            aside: From `aside`.
+            key: Names this write.
+            expected_version: The commit follows this version or does not land.
+
+        Raises:
+            LakeError: Files of that version are no longer there.
+            CommitFailed: Nothing changed; the table may have moved on.
+        """
+        self.open_table(table, version=aside)  # says which file is gone
+        properties = _properties(key, expected_version, also={_BACK: aside})
+
+        def write(delta: DeltaTable) -> None:
+            _must_be_at(delta, expected_version)
+            delta.restore(aside, commit_properties=properties)
+
+        return self._once(table, key, write)
+
+    def aside(self, table: Table, *, version: int | None = None) -> int | None:
+        """The version that is set aside, see `set_aside`; None: the table reads as what it holds.
+
+        Args:
+            table: Which table.
+            version: As of this version; default: now.
+        """
+        from deltalake import DeltaTable
+
+        if version is None:
+            found = self.open_table(table)
+        else:  # the log alone is asked: files of a former version need not be there
+            found = DeltaTable(self.uri(table), version=version, storage_options=self.storage_options)
+        aside = found.transaction_version(_ASIDE)
+        return None if aside == found.transaction_version(_BACK) else aside
+
+    def committed_at(self, table: Table, version: int) -> datetime | None:
+        """When a version was committed (UTC, the writer's clock); None where the table's history does not reach back to it."""
+        from datetime import UTC, datetime
+
+        entries = self.open_table(table).history()
+        millis = next((entry["timestamp"] for entry in entries if entry.get("version") == version), None)
+        return None if millis is None else datetime.fromtimestamp(millis / 1000, UTC)
 
     def tidy(self, table: Table, *, keep_days: float = 7, keep_versions: Collection[int] = (), dry_run: bool = False) -> int:
         """Delete files that no version of the last days uses.
@@ -483,13 +585,16 @@ def _missing_file(table: DeltaTable) -> str | None:
     return next((uri for uri in table.file_uris() if "://" not in uri and not Path(uri).exists()), None)
 
 
-def _properties(key: str, expected_version: int | None, record: str | None = None) -> CommitProperties:
+def _properties(
+    key: str, expected_version: int | None, record: str | None = None, *, also: Mapping[str, int] | None = None
+) -> CommitProperties:
     from deltalake import CommitProperties, Transaction
 
     # Two commits that share an app id and started from one version conflict: that is what makes one of two writers lose.
     guard = [] if expected_version is None else [Transaction(_GUARD, expected_version)]
+    others = [Transaction(name, version) for name, version in (also or {}).items()]
     said = {_KEY: key} if record is None else {_KEY: key, _RECORD: record}
-    return CommitProperties(custom_metadata=said, app_transactions=[Transaction(key, 1), *guard])
+    return CommitProperties(custom_metadata=said, app_transactions=[Transaction(key, 1), *guard, *others])
 
 
 def _writing() -> WriterProperties:
@@ -515,7 +620,8 @@ def _version_of(delta: DeltaTable, key: str) -> int | None:
     return next((int(entry["version"]) for entry in delta.history() if entry.get(_KEY) == key), None)
 
 
-def _window(start: datetime, end: datetime) -> str:
+def window_sql(start: datetime, end: datetime) -> str:
+    """SQL of Delta: the rows with ``start <= event_timestamp < end``."""
     return f"{EVENT_TIMESTAMP} >= '{_literal(start)}' AND {EVENT_TIMESTAMP} < '{_literal(end)}'"
 
 

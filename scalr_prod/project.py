@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from scalr_prod.scoring import Scorer
     from scalr_prod.serving import PromotionDecision, PromotionReport
     from scalr_prod.settings import Settings
+    from scalr_prod.switch import SwitchReport
     from scalr_prod.training_set import TrainingSet, TrainingSetReport
     from scalr_prod.translator import EvaluationReport as TranslatorEvaluation
     from scalr_prod.translator import TrainReport, TranslatorVersion
@@ -275,11 +276,11 @@ class Project:
         return stages.resume_run(self.settings, run_id, progress=self.progress)
 
     def rollback(self, run_id: str) -> PublicationReport:
-        """Take a published run out of the feature view.
+        """Take a published run out of the feature view, and bring back the rows that it had replaced.
 
         Raises:
             RunNotFound: No such run.
-            PublicationError: The run was never published.
+            PublicationError: The run was never published, or publication is switched off.
         """
         from scalr_prod.errors import PublicationError, RunNotFound
         from scalr_prod.lineage import traced
@@ -289,6 +290,33 @@ class Project:
         told = traced(self.settings, "rollback", run_id=lambda: run_id)
         with measured(self.settings, "rollback", refusals=(RunNotFound, PublicationError)), told:
             return rollback_run(self.settings, run_id)
+
+    def publication_state(self) -> SwitchReport:
+        """Whether the project publishes, and what the feature view holds, or holds back."""
+        from scalr_prod.switch import publication_state
+
+        return publication_state(self.settings)
+
+    def disable_publication(self) -> SwitchReport:
+        """Let the feature view read as empty, in one commit; nothing is published until it is enabled again.
+
+        Raises:
+            TableNotFound: There is no view yet.
+        """
+        from scalr_prod.switch import disable
+
+        return disable(self.settings)
+
+    def enable_publication(self) -> SwitchReport:
+        """Let the feature view hold what it held before: the same files, in one commit.
+
+        Raises:
+            PublicationError: Somebody has written rows to the view while it was off.
+            LakeError: Files of the rows are gone.
+        """
+        from scalr_prod.switch import enable
+
+        return enable(self.settings)
 
     def training_set(self, version: int | None = None) -> TrainingSet:
         """A training set that was built: Arrow, pandas, Polars, or a torch ``DataLoader``; default: the latest version.

@@ -10,13 +10,14 @@ import json
 import logging
 import random
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from scalr_prod.contracts import EVENT_TIMESTAMP, Table
-from scalr_prod.errors import CommitFailed, PublicationError
+from scalr_prod.errors import CommitFailed, PublicationDisabled, PublicationError
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import PublicationStatus, RunState, run_folder
+from scalr_prod.replaced import restored_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from scalr_prod.ledger import Lease, Ledger, Publication
     from scalr_prod.settings import Settings
 
-__all__ = ["PublicationReport", "publish", "rollback_run"]
+__all__ = ["PublicationReport", "against_others", "fill_online", "publish", "rollback_run"]
 
 Outcome = TypeVar("Outcome")
 
@@ -55,6 +56,8 @@ class PublicationReport:
         rows: Rows published, or taken out.
         replaced: Rows that the publication removed from its window, by the run they came from.
         replaced_by: Runs that have since been published over this one's window.
+        restored: Rows that a rollback brought back, which the run had replaced, by the run they came from.
+        not_restored: Runs whose rows could not be brought back, since the table's files of then are gone.
         online: Whether the online store was brought up to date.
     """
 
@@ -66,11 +69,13 @@ class PublicationReport:
     rows: int
     replaced: Mapping[str, int] = field(default_factory=dict)
     replaced_by: Sequence[str] = ()
+    restored: Mapping[str, int] = field(default_factory=dict)
+    not_restored: Sequence[str] = ()
     online: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return asdict(self) | {"replaced_by": list(self.replaced_by)}
+        return asdict(self) | {"replaced_by": list(self.replaced_by), "not_restored": list(self.not_restored)}
 
 
 def publish(settings: Settings, run_id: str) -> PublicationReport:
@@ -84,6 +89,7 @@ def publish(settings: Settings, run_id: str) -> PublicationReport:
 
     Raises:
         PublicationError: The run was not validated, was rejected, or its accepted files are not the audited ones.
+        PublicationDisabled: The project's publication is switched off.
         CommitFailed: Nothing was written; safe to repeat.
         CommitOutcomeUnknown: The commit may have landed; repeating finds out.
         LedgerError: Another driver works on the run.
@@ -92,18 +98,22 @@ def publish(settings: Settings, run_id: str) -> PublicationReport:
 
     lake = Lake.open(settings)
     with Ledger.open(settings) as ledger, ledger.lease(run_id, wait_s=_LEASE_WAIT_S) as lease:
+        _refuse_disabled(lake, run_id)
         report = _settled(lake, ledger, run_id)
         if report is None:
             report = _commit_run(settings, lake, ledger, lease, run_id)
     logger.info("%s: %s, %d rows in version %s", run_id, report.outcome, report.rows, report.delta_version)
-    return _materialised(settings, report)
+    return replace(report, online=fill_online(settings))
 
 
 def rollback_run(settings: Settings, run_id: str) -> PublicationReport:
-    """Take a run's rows out of the feature view, in one commit. What it had replaced does not come back by itself.
+    """Take a run's rows out of the feature view, and bring back what they had replaced, in one commit.
+
+    Rows of runs that have been rolled back themselves do not come back.
 
     Raises:
         PublicationError: The run was never published.
+        PublicationDisabled: The project's publication is switched off.
         CommitFailed: Nothing was written; safe to repeat.
         LedgerError: Another driver works on the run.
     """
@@ -111,6 +121,7 @@ def rollback_run(settings: Settings, run_id: str) -> PublicationReport:
 
     lake = Lake.open(settings)
     with Ledger.open(settings) as ledger, ledger.lease(run_id, wait_s=_LEASE_WAIT_S) as lease:
+        _refuse_disabled(lake, run_id)
         _settled(lake, ledger, run_id)
         last = ledger.last_publication(run_id)
         if last is None or last.status is PublicationStatus.PENDING:
@@ -124,7 +135,16 @@ def rollback_run(settings: Settings, run_id: str) -> PublicationReport:
         else:
             report = _take_out(lake, ledger, lease, last)
     logger.info("%s: %s, %d rows", run_id, report.outcome, report.rows)
-    return _materialised(settings, report)
+    return replace(report, online=fill_online(settings))
+
+
+def _refuse_disabled(lake: Lake, run_id: str, *, version: int | None = None) -> None:
+    if lake.aside(_VIEW, version=version) is not None:
+        raise PublicationDisabled(
+            "publication is switched off: the feature view reads as empty, and stays as it is",
+            where=lake.uri(_VIEW),
+            next_step="switch it on, then repeat the command: scalr publication enable",
+        ).at(run_id=run_id)
 
 
 def _settled(lake: Lake, ledger: Ledger, run_id: str) -> PublicationReport | None:
@@ -165,6 +185,7 @@ def _commit_run(settings: Settings, lake: Lake, ledger: Ledger, lease: Lease, ru
     schema = lake.schema(_VIEW)
 
     def attempt(version: int) -> tuple[Publication, Commit]:
+        _refuse_disabled(lake, run_id, version=version)
         replaced = _rows_by_run(lake, spec.start, spec.end, version=version)
         intent = ledger.intend_publication(run_id, base_version=version, rows=rows, replaced=replaced)
         lease.check()
@@ -173,7 +194,7 @@ def _commit_run(settings: Settings, lake: Lake, ledger: Ledger, lease: Lease, ru
         )
         return intent, commit
 
-    intent, commit = _against_others(lake, attempt)
+    intent, commit = against_others(lake, attempt)
     replaced = ", ".join(f"{count} of {name}" for name, count in sorted(intent.replaced.items())) or "nothing"
     done = ledger.record_publication(
         run_id,
@@ -189,29 +210,40 @@ def _take_out(lake: Lake, ledger: Ledger, lease: Lease, last: Publication) -> Pu
     run_id = last.run_id
     key = f"rollback:{run_id}:{last.attempt}"
     rows: dict[str, int] = {}
+    not_restored: list[str] = []
 
     def attempt(version: int) -> Commit:
-        nonlocal rows
+        nonlocal rows, not_restored
+        _refuse_disabled(lake, run_id, version=version)
         rows = _rows_by_run(lake, last.start, last.end, version=version)
         lease.check()
-        return lake.delete(_VIEW, f"run_id = '{run_id}'", key=key, expected_version=version)
+        former, not_restored = restored_by(lake, ledger, last, version=version) if rows.get(run_id) else (None, [])
+        if former is None:
+            return lake.delete(_VIEW, f"run_id = '{run_id}'", key=key, expected_version=version)
+        return lake.replace_where(_VIEW, former.rows(), former.predicate, key=key, expected_version=version)
 
     recovered = lake.committed(_VIEW, key)
-    commit = _against_others(lake, attempt)
+    commit = against_others(lake, attempt)
     if recovered:  # an earlier call took them out and died before it could say so
         rows = _rows_by_run(lake, last.start, last.end, version=commit.version - 1)
     held = rows.pop(run_id, 0)
+    after = _rows_by_run(lake, last.start, last.end, version=commit.version) if held else {}
+    restored = {name: count - rows.get(name, 0) for name, count in after.items() if count > rows.get(name, 0)}
     # Others whose rows lie in its window came after it, whether or not the ledger knows of them yet.
-    replaced_by = sorted({later.run_id for later in ledger.replaced_since(last)} | rows.keys())
+    later = {one.run_id for one in ledger.replaced_since(last) if one.status is PublicationStatus.PUBLISHED}
+    replaced_by = sorted(later | rows.keys())
     outcome = "rolled_back" if held else "replaced"
     cause = f"rollback: {held} rows in version {commit.version}"
     if replaced_by:
         cause += f"; its window had been published again by {', '.join(replaced_by)}"
+    if restored:
+        cause += f"; brought back {', '.join(f'{count} of {name}' for name, count in sorted(restored.items()))}"
     done = ledger.record_rollback(run_id, attempt=last.attempt, delta_version=commit.version, cause=cause)
-    return _report(done, outcome, version=commit.version, rows=held, replaced_by=replaced_by)
+    report = _report(done, outcome, version=commit.version, rows=held, replaced_by=replaced_by)
+    return replace(report, restored=restored, not_restored=not_restored)
 
 
-def _against_others(lake: Lake, attempt: Callable[[int], Outcome]) -> Outcome:
+def against_others(lake: Lake, attempt: Callable[[int], Outcome]) -> Outcome:
     """Try a commit that follows the table's current version, again from the next one when another writer was faster."""
     tried = 0
     while True:
@@ -297,14 +329,16 @@ def _not_validated(run_id: str, state: RunState) -> PublicationError:
     )
 
 
-def _materialised(settings: Settings, report: PublicationReport) -> PublicationReport:
-    """Bring the online store up to date, where the settings ask for it; a repeated call makes good what was cut off here."""
-    if not settings.publication.online:
-        return report
-    from dataclasses import replace
+def fill_online(settings: Settings) -> bool:
+    """Bring the online store up to date, where ``[publication] online`` asks for it; a repeated call makes good what was cut off.
 
+    Returns:
+        Whether it was asked for.
+    """
+    if not settings.publication.online:
+        return False
     from scalr_prod.feast_store import apply_feature_repo, materialize
 
     apply_feature_repo(settings)
     materialize(settings)
-    return replace(report, online=True)
+    return True

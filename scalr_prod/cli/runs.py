@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scalr_prod.cli.apps import app, runs_app
+from scalr_prod.cli.apps import app, publication_app, runs_app
 from scalr_prod.cli.door import DEFAULT_CONFIG, Config, Door, Json, RunId
 
 if TYPE_CHECKING:
@@ -49,8 +49,20 @@ def runs_resume(run_id: RunId, config: Config = DEFAULT_CONFIG, as_json: Json = 
 
 @runs_app.command("rollback")
 def runs_rollback(run_id: RunId, config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """Take a published run out of the feature view."""
+    """Take a published run out of the feature view, and bring back the rows that it had replaced."""
     Door(config, as_json, "runs rollback", run_id).open(lambda project: project.rollback(run_id))
+
+
+@publication_app.command("disable")
+def publication_disable(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Let the feature view read as empty, in one commit; nothing is published until it is enabled again."""
+    Door(config, as_json, "publication disable").open(lambda project: project.disable_publication())
+
+
+@publication_app.command("enable")
+def publication_enable(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Let the feature view hold what it held before, byte for byte, in one commit."""
+    Door(config, as_json, "publication enable").open(lambda project: project.enable_publication())
 
 
 @app.command()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from datetime import datetime  # noqa: TC003 - Typer reads it at run time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from scalr_prod.cli.apps import app
 from scalr_prod.cli.door import DEFAULT_CONFIG, Config, Door, Json, RunId, Version, utc
+
+if TYPE_CHECKING:
+    from scalr_prod.project import Project
 
 
 @app.command()
@@ -88,5 +91,11 @@ def evaluate(
 
 @app.command()
 def status(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """Which stages are done, and the command that does each; run and onwards: of the latest run."""
-    Door(config, as_json, "status").open(lambda project: {"stages": [stage.to_json() for stage in project.status()]})
+    """Which stages are done, and the command that does each; run and onwards: of the latest run. Whether the project publishes."""
+
+    def work(project: Project) -> dict[str, Any]:
+        done = [stage.to_json() for stage in project.status()]
+        state = project.publication_state().to_json()
+        return {"stages": done, "publication": {name: state[name] for name in ("publication", "since", "rows", "waiting")}}
+
+    Door(config, as_json, "status").open(work)

@@ -117,7 +117,9 @@ def _standing(settings: Settings, *, before: datetime) -> list[RunSpec]:
     with Ledger.open(settings) as ledger:
         published = [one for one in ledger.publications() if one.status is PublicationStatus.PUBLISHED and one.end <= before]
         published.sort(key=lambda one: one.delta_version or 0)
-        return [ledger.run(one.run_id).spec for one in published if not ledger.replaced_since(one)]
+        gone = PublicationStatus.ROLLED_BACK  # what such a publication had replaced is back
+        standing = (one for one in published if all(later.status is gone for later in ledger.replaced_since(one)))
+        return [ledger.run(one.run_id).spec for one in standing]
 
 
 def _too_late(lake: Lake, standing: list[RunSpec], *, edge: datetime) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from scalr_prod.errors import BadValue, ColumnNotFound
@@ -24,6 +24,7 @@ class Wanted:
         whole: Read every column, for a look at a log that is not known yet.
         setting: The settings' section that maps them, for the error.
         location: What names the log, for the error.
+        seen: Columns that there are, wanted or not; `pick` adds them.
     """
 
     required: tuple[str, ...]
@@ -31,6 +32,7 @@ class Wanted:
     optional: tuple[str, ...] = ()
     whole: bool = False
     location: str = "the path under [domains] in scalr.toml"
+    seen: set[str] = field(default_factory=set, compare=False, repr=False)
 
 
 def pick(there: Sequence[str], wanted: Wanted, origin: str) -> list[str]:
@@ -40,6 +42,7 @@ def pick(there: Sequence[str], wanted: Wanted, origin: str) -> list[str]:
         ColumnNotFound: A required one is missing; lists those that are there and the closest match.
         BadValue: One is there twice.
     """
+    wanted.seen.update(there)
     for name in wanted.required:
         if name not in there:
             close = difflib.get_close_matches(name, there, n=1, cutoff=0.5)

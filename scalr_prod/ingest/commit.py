@@ -98,6 +98,9 @@ class Addition:
     def __init__(self, db: Any, lake: Lake, log: Log) -> None:
         self.db, self.lake, self.log = db, lake, log
         self.table = Table.events(log.domain)
+        #: Rows of the table that were changed; rows of the log that the table holds already, and that the log holds more often, and
+        #: those that it holds in the log's window.
+        self.updated, self.again, self.there = 0, 0, 0
         self._missing = ""
         self._compared = -1
 
@@ -128,8 +131,12 @@ class Addition:
             f"CREATE OR REPLACE TEMP TABLE {self._missing} AS "
             f"SELECT new.*, new.times - coalesce(counted.times, 0) AS lacking "
             f"FROM (SELECT {columns}, count(*) AS times FROM {self.log.view} GROUP BY ALL) AS new "
-            f"LEFT JOIN counted USING ({columns}) WHERE lacking > 0"
+            f"LEFT JOIN counted ON {_same(there.schema.names)} WHERE lacking > 0"
         )
+        self.again, self.there = self.db.sql(
+            f"SELECT (SELECT coalesce(sum(lacking), 0) FROM {self._missing} AS new SEMI JOIN counted "
+            f"ON {_same(there.schema.names)}), (SELECT coalesce(sum(times), 0) FROM counted)"
+        ).fetchall()[0]
         self._refuse_other_values()
         self._compared = version
 
@@ -138,12 +145,19 @@ class Addition:
         changed = self.db.sql(
             f"SELECT coalesce(sum(lacking), 0) FROM {self._missing} SEMI JOIN counted USING ({event})"
         ).fetchall()[0][0]
-        if 2 * changed > self.log.rows:
+        self.refuse_counted_twice(int(changed) - int(self.again), f"with another {CREATED_TIMESTAMP}, weight, type or value")
+
+    def refuse_counted_twice(self, events: int, how: str) -> None:
+        """Refuse a log where more than half of it is in the lake in another form.
+
+        Raises:
+            BadValue: It is.
+        """
+        if 2 * events > self.log.rows:
             raise BadValue(
-                f"{changed} of {self.log.rows} events are in the lake already with another {CREATED_TIMESTAMP} or weight; "
-                "they would count twice",
+                f"{events} of {self.log.rows} events are in the lake already {how}; they would count twice",
                 where=self.log.origin,
-                next_step=f"map 'created' and 'weight' under [domains.{self.log.place}.columns] as before, or start a new "
+                next_step=f"map the columns under [domains.{self.log.place}.columns], and weigh its types, as before, or start a new "
                 "project home",
             )
 
@@ -197,6 +211,11 @@ def repeat_while_moving(lake: Lake, table: Table, attempt: Callable[[int], Outco
                 raise
             logger.info("%s has moved on while rows were added to it; comparing again", table.value)
     raise AssertionError("unreachable")
+
+
+def _same(names: Sequence[str]) -> str:
+    """SQL: a row of the log (``new``) and one of the lake (``counted``) are equal, also in what both leave empty."""
+    return " AND ".join(f"new.{name} IS NOT DISTINCT FROM counted.{name}" for name in names)
 
 
 def as_table_rows(reader: pa.RecordBatchReader, schema: pa.Schema, count: Callable[[int], None]) -> pa.RecordBatchReader:

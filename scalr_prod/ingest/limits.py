@@ -27,18 +27,26 @@ class Limits:
         latest: None may be later: the start of the ingest, and some days.
         earliest: None may be before; None: any.
         key: Where the settings of the domain stand, for the error.
+        drop: Leave events beyond them out, instead of refusing the log.
     """
 
     latest: datetime
     earliest: datetime | None
     key: str
+    drop: bool = False
 
     @classmethod
     def of(cls, chosen: DomainSettings, key: str) -> Self:
         """The limits of a domain, as of now."""
         now = datetime.now(UTC)
         ahead = min(timedelta(days=chosen.ahead_days), datetime.max.replace(tzinfo=UTC) - now)
-        return cls(now + ahead, chosen.earliest.astimezone(UTC) if chosen.earliest else None, key)
+        earliest = chosen.earliest.astimezone(UTC) if chosen.earliest else None
+        return cls(now + ahead, earliest, key, chosen.bad_times == "drop")
+
+    def beyond(self, times: pa.Array) -> dict[str, pa.Array]:
+        """Which times lie beyond them, by reason; see `check` for the times."""
+        found = {"in_the_future": pc.greater(times, self.latest)}
+        return found if self.earliest is None else found | {"before_earliest": pc.less(times, self.earliest)}
 
     def check(self, times: pa.Array, place: Place) -> None:
         """Refuse a batch that holds a time beyond them.
@@ -55,7 +63,8 @@ class Limits:
             raise place.bad(
                 f"{times[at].as_py().isoformat()} lies in the future",
                 at=at,
-                next_step=f"correct the value or leave the row out; if it is meant, raise ahead_days of {self.key}",
+                next_step='correct the value or leave the row out (bad_times = "drop" leaves such rows out); if it is meant, '
+                f"raise ahead_days of {self.key}",
             )
         if self.earliest is None:
             return
@@ -64,5 +73,6 @@ class Limits:
             raise place.bad(
                 f"{times[at].as_py().isoformat()} lies before {self.earliest.isoformat()}",
                 at=at,
-                next_step=f"correct the value or leave the row out; if it is meant, lower earliest of {self.key}",
+                next_step='correct the value or leave the row out (bad_times = "drop" leaves such rows out); if it is meant, '
+                f"lower earliest of {self.key}",
             )

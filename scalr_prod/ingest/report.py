@@ -30,6 +30,11 @@ class DomainReport:
         items: Their distinct items in the lake afterwards.
         first_event: Its earliest event in the lake afterwards (UTC).
         last_event: Its latest event in the lake afterwards (UTC).
+        rows_updated: Rows of the lake that a row with the same event id changed.
+        left_out: Rows of the log that were left out, by reason.
+        duplicates: Rows of the log that are the same as another one, or have the event id of a later one.
+        unused_columns: Columns of the log that the settings do not map.
+        items_not_in_file: Items of the log that the item file does not name; None where there is no item file.
         created_lifted: Rows that claimed to be known before they happened; they count as known when they happened.
         catalogue: Its rows of the item catalogue afterwards.
         catalogue_duplicates: Rows of the item file that a later row with the same id replaced.
@@ -50,6 +55,11 @@ class DomainReport:
     items: int
     first_event: datetime
     last_event: datetime
+    rows_updated: int
+    left_out: dict[str, int]
+    duplicates: int
+    unused_columns: list[str]
+    items_not_in_file: int | None
     created_lifted: int
     catalogue: int
     catalogue_duplicates: int

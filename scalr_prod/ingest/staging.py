@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Self
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID
+from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_ID, EVENT_TIMESTAMP, ITEM_ID, USER_ID
 from scalr_prod.errors import EmptyInput
 from scalr_prod.ingest.cells import Ids, Place, first_true, numbers, texts
 from scalr_prod.ingest.columns import Wanted
+from scalr_prod.ingest.contract import LeftOut, TypeWeights
 from scalr_prod.ingest.instants import Instants
 from scalr_prod.ingest.limits import Limits
 from scalr_prod.ingest.readers import read_path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from pathlib import Path
 
+    from scalr_prod.domains import Columns
     from scalr_prod.ingest.protocol import Batch
     from scalr_prod.settings import Settings
 
@@ -41,14 +43,18 @@ class StagedEvents:
         files: The Parquet files.
         rows: Rows in all.
         lifted: Rows known before they happened.
+        left_out: Rows that were left out, by reason.
+        unused: Columns of the log that the settings do not map.
     """
 
     origin: str
+    left_out: LeftOut
     users: Ids = field(default_factory=Ids)
     items: Ids = field(default_factory=Ids)
     files: list[Path] = field(default_factory=list)
     rows: int = 0
     lifted: int = 0
+    unused: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -68,18 +74,22 @@ class EventCells:
         users: What was learned of the user ids.
         items: What was learned of the item ids.
         lifted: Rows known before they happened.
+        left_out: Rows that are left out, by reason.
     """
 
     def __init__(self, settings: Settings, place: str) -> None:
         chosen = settings.domains[place]
         key = f"[domains.{place}] timezone"
         self.users, self.items, self.lifted = Ids(), Ids(), 0
+        self.left_out = LeftOut(chosen.events or f"the query of [domains.{place}]", f"[domains.{place}]", chosen.max_left_out)
         self._limits = Limits.of(chosen, f"[domains.{place}]")
+        self._types = TypeWeights.of(chosen, f"[domains.{place}]")
+        self._event_ids, self._rows = Ids(), 0
         self._names = chosen.columns
         self._happened, self._known = (Instants(chosen.timezone, key, format=chosen.timestamp_format) for _ in range(2))
 
     def read(self, batch: Batch) -> pa.RecordBatch:
-        """A batch with user, item, both times and weight.
+        """A batch with user, item, both times and weight, and what else is mapped; rows that are left out are counted.
 
         Raises:
             BadValue: A cell cannot be taken; names its column and row. Null ids are told of by `Ids.refuse_nulls`, at the end.
@@ -88,16 +98,58 @@ class EventCells:
         users = self.users.read(_cells(batch, names.user), _place(batch, names.user), untyped=batch.untyped)
         items = self.items.read(_cells(batch, names.item), _place(batch, names.item), untyped=batch.untyped)
         times = self._happened.read(_cells(batch, names.timestamp), _place(batch, names.timestamp))
-        self._limits.check(times, _place(batch, names.timestamp))
+        beyond: dict[str, pa.Array] = {}
+        self._check_times(times, _place(batch, names.timestamp), beyond)
         created = times
         if names.created is not None:
             created = self._known.read(_cells(batch, names.created), _place(batch, names.created))
-            self._limits.check(created, _place(batch, names.created))
-            early = pc.less(created, times)
-            self.lifted += pc.sum(early).as_py() or 0
-            created = pc.if_else(early, times, created)
-        columns = [users, items, times, created, _weights(batch, names.weight)]
-        return pa.RecordBatch.from_arrays(columns, [USER_ID, ITEM_ID, EVENT_TIMESTAMP, CREATED_TIMESTAMP, "weight"])
+            self._check_times(created, _place(batch, names.created), beyond)
+        columns = {USER_ID: users, ITEM_ID: items, EVENT_TIMESTAMP: times, CREATED_TIMESTAMP: created}
+        columns |= {"weight": _weights(batch, names.weight)} | self._extras(batch, beyond)
+        if names.event_type is not None:
+            columns["weight"] = pc.multiply(columns["weight"], columns.pop("type_weight"))
+        rows = self._without(pa.RecordBatch.from_arrays(list(columns.values()), list(columns)), beyond)
+        if names.created is None:
+            return rows
+        early = pc.less(rows.column(CREATED_TIMESTAMP), rows.column(EVENT_TIMESTAMP))
+        self.lifted += pc.sum(early).as_py() or 0
+        lifted = pc.if_else(early, rows.column(EVENT_TIMESTAMP), rows.column(CREATED_TIMESTAMP))
+        return rows.set_column(rows.schema.get_field_index(CREATED_TIMESTAMP), CREATED_TIMESTAMP, lifted)
+
+    def _check_times(self, times: pa.Array, place: Place, beyond: dict[str, pa.Array]) -> None:
+        if not self._limits.drop:
+            self._limits.check(times, place)
+            return
+        for reason, rows in self._limits.beyond(times).items():
+            beyond[reason] = pc.or_(rows, beyond[reason]) if reason in beyond else rows
+
+    def _extras(self, batch: Batch, beyond: dict[str, pa.Array]) -> dict[str, pa.Array]:
+        """Columns of `EVENT_EXTRAS` that are mapped, with what they need on the way."""
+        names, size = self._names, batch.rows.num_rows
+        found: dict[str, pa.Array] = {}
+        if names.event_id is not None:
+            place = _place(batch, names.event_id)
+            ids = self._event_ids.read(_cells(batch, names.event_id), place, untyped=batch.untyped).cast(pa.string())
+            if (at := first_true(pc.is_null(ids))) is not None:
+                raise place.bad("null or empty event id", at=at, next_step="give each event an id, or map no event_id")
+            found |= {EVENT_ID: ids, "position": pa.array(range(self._rows, self._rows + size), pa.int64())}
+        if names.event_type is not None:
+            place = _place(batch, names.event_type)
+            found["event_type"], found["type_weight"], unknown = self._types.read(_cells(batch, names.event_type), place)
+            if unknown is not None:
+                beyond["unknown_type"] = unknown
+        if names.value is not None:
+            found["value"] = _finite(_cells(batch, names.value), _place(batch, names.value))
+        self._rows += size
+        return found
+
+    def _without(self, rows: pa.RecordBatch, beyond: dict[str, pa.Array]) -> pa.RecordBatch:
+        """The rows that are not left out; one of several reasons counts for the first."""
+        kept = pa.repeat(pa.scalar(value=True), rows.num_rows)
+        for reason, left in beyond.items():
+            self.left_out.counts[reason] += pc.sum(pc.and_(kept, left)).as_py() or 0
+            kept = pc.and_(kept, pc.invert(left))
+        return rows.filter(kept) if beyond else rows
 
 
 class ItemCells:
@@ -127,18 +179,28 @@ class ItemCells:
         return pa.RecordBatch.from_arrays([items, title, category, value, row], [ITEM_ID, "title", "category", "value", "row"])
 
 
-def open_events(settings: Settings, place: str) -> tuple[Generator[Batch, None, None], str]:
-    """The rows of a domain's log, batch by batch, and where they come from; nothing is read before the first is asked for."""
+def open_events(settings: Settings, place: str, *, seen: set[str] | None = None) -> tuple[Generator[Batch, None, None], str]:
+    """The rows of a domain's log, batch by batch, and where they come from; nothing is read before the first is asked for.
+
+    Args:
+        settings: The project's settings.
+        place: Where its settings stand below ``[domains]``.
+        seen: The log's columns are added to it, as they are read.
+    """
     chosen = settings.domains[place]
     names = chosen.columns
-    wanted = Wanted(
-        (names.user, names.item, names.timestamp, *filter(None, (names.created, names.weight))), f"domains.{place}.columns"
-    )
+    wanted = Wanted(mapped_columns(names), f"domains.{place}.columns", seen=set() if seen is None else seen)
     if chosen.query is not None and chosen.url is not None:
         return read_query(chosen.url, chosen.query, wanted), f"the query of [domains.{place}]"
     origin, options = chosen.events or "", chosen.storage_options
     batches = read_path(settings, origin, wanted, format=chosen.format, version=chosen.version, storage_options=options)
     return batches, origin
+
+
+def mapped_columns(names: Columns) -> tuple[str, ...]:
+    """The log's columns that the settings map."""
+    others = (names.created, names.weight, names.event_id, names.event_type, names.value)
+    return names.user, names.item, names.timestamp, *filter(None, others)
 
 
 def open_items(settings: Settings, place: str) -> Generator[Batch, None, None]:
@@ -168,9 +230,10 @@ def stage_events(settings: Settings, place: str, folder: Path, *, count: Callabl
     Raises:
         InputError: The log cannot be read, is empty, lacks a column, or holds a cell that cannot be taken.
     """
-    batches, origin = open_events(settings, place)
+    seen: set[str] = set()
+    batches, origin = open_events(settings, place, seen=seen)
     cells = EventCells(settings, place)
-    staged = StagedEvents(origin, cells.users, cells.items)
+    staged = StagedEvents(origin, cells.left_out, cells.users, cells.items)
     # closing: where a cell is refused, the cursor or file is closed at once, not when the generator is collected.
     with closing(batches), _Parts(folder, f"{place}-events") as parts:
         for batch in batches:
@@ -182,6 +245,8 @@ def stage_events(settings: Settings, place: str, folder: Path, *, count: Callabl
     staged.files = parts.files
     staged.users.refuse_nulls()
     staged.items.refuse_nulls()
+    staged.unused = sorted(seen - set(mapped_columns(settings.domains[place].columns)))
+    staged.left_out.check(staged.rows)
     if not staged.rows:
         raise EmptyInput("holds no row", where=origin, next_step=f"check what [domains.{place}] names")
     return staged

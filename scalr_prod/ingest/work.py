@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scalr_prod.binding import MARKED, check_domains, description_of, project_of
-from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table, id_type_of, item_key, schema_of
+from scalr_prod.contracts import (
+    EVENT_EXTRAS,
+    EVENT_ID,
+    EVENT_TIMESTAMP,
+    ITEM_ID,
+    USER_ID,
+    Table,
+    id_type_of,
+    item_key,
+    schema_of,
+)
 from scalr_prod.errors import NoCommonUsers
 from scalr_prod.ingest.catalogue import update_catalogue
-from scalr_prod.ingest.commit import SQL_TYPES, Addition, Log, commit_key, repeat_while_moving, scan, staged_sql
+from scalr_prod.ingest.commit import SQL_TYPES, Log, commit_key, repeat_while_moving, scan, staged_sql
+from scalr_prod.ingest.contract import held_to_limits, missing_from_file, refuse_doubled, repeated_rows
 from scalr_prod.ingest.idtypes import agreed_type
+from scalr_prod.ingest.merging import addition_of, latest_of_each_id
 from scalr_prod.ingest.report import DomainReport
 from scalr_prod.instants import datetime_of
 from scalr_prod.progress import counting
@@ -49,8 +62,11 @@ class Work:
         self.there = tuple(domain for domain in _BOTH if lake.exists(Table.events(domain)))
         self.read = {domain: [place for place in settings.domains.places(domain) if place in events] for domain in _BOTH}
         self.user, self.item, self.own = self._agree()
+        #: Rows that stand for others: their event id is that of a later row, or they are dropped repetitions. By place.
+        self.renewed: dict[str, int] = {}
         self.logs = {place: self._view(domain, place) for domain in _BOTH for place in self.read[domain]}
-        self.additions = {place: Addition(db, lake, log) for place, log in self.logs.items()}
+        self.repeated = {place: repeated_rows(db, log) for place, log in self.logs.items()}
+        self.additions = {place: addition_of(db, lake, log, settings.domains[place]) for place, log in self.logs.items()}
 
     def _agree(self) -> tuple[IdType, dict[Domain, IdType], dict[str, IdType]]:
         """Types of the user ids, of the item ids in the lake, and of those in each log."""
@@ -85,11 +101,31 @@ class Work:
         prefix = item_key(self.settings.domains[place].name) if domain == "source" and self.several else ""
         view = f"{place.replace('.', '_')}_log"
         query = staged_sql(staged.files, {USER_ID: self.user, ITEM_ID: own}, prefix=prefix)
-        self.db.execute(f"CREATE TEMP VIEW {view} AS {query}")
+        lacking = [name for name in EVENT_EXTRAS if getattr(self.settings.domains[place].columns, name) is None]
+        nothing = "".join(f", NULL::{'DOUBLE' if name == 'value' else 'VARCHAR'} AS {name}" for name in lacking)
+        named = f" REPLACE ('{prefix}' || {EVENT_ID} AS {EVENT_ID})" if prefix and EVENT_ID not in lacking else ""
+        self.db.execute(f"CREATE TEMP VIEW {view} AS SELECT *{named}{nothing} FROM ({query})")
+        return self._limited(Log(domain, place, own, prefix, staged.origin, view, staged.rows, *self._span(view)))
+
+    def _limited(self, log: Log) -> Log:
+        """The log without what its settings' limits leave out, and with one row for each event id."""
+        chosen, staged = self.settings.domains[log.place], self.events[log.place]
+        if chosen.columns.event_id is not None:
+            log = replace(log, rows=latest_of_each_id(self.db, log, chosen))
+        before = log.rows
+        rows, dropped = held_to_limits(self.db, log, chosen, staged.left_out)
+        self.renewed[log.place] = staged.rows - before + dropped
+        log = replace(log, rows=rows)
+        if rows == before:
+            return log
+        first, last = self._span(log.view)
+        return replace(log, first=first, last=last)
+
+    def _span(self, view: str) -> tuple[datetime, datetime]:
         first, last = self.db.sql(
             f"SELECT epoch_us(min({EVENT_TIMESTAMP})), epoch_us(max({EVENT_TIMESTAMP})) FROM {view}"
         ).fetchall()[0]
-        return Log(domain, place, own, prefix, staged.origin, view, staged.rows, datetime_of(first), datetime_of(last))
+        return datetime_of(first), datetime_of(last)
 
     def common_users(self) -> int | None:
         """Users of the target domain and any source domain, counted over what was read (or, of what was not, over the lake).
@@ -145,8 +181,10 @@ class Work:
         Raises:
             BadValue: A log is in the lake already, but with other created times or weights.
         """
-        for addition in self.additions.values():
+        for place, addition in self.additions.items():
             addition.compare()
+            chosen = self.settings.domains[place]
+            refuse_doubled(addition.log, chosen, self.repeated[place], again=addition.again, there=addition.there)
 
     def create_tables(self) -> None:
         """Make every table that is missing and whose id types are known, bound to the project and each side's to its domains.
@@ -158,8 +196,10 @@ class Work:
         for domain, item in self.item.items():
             events = Table.events(domain)
             described = description_of(self.settings, domain)
-            self.lake.create(events, schema_of(events, user=self.user, item=item), description=described)
+            schema = schema_of(events, user=self.user, item=item, extras=self._extras(domain))
+            self.lake.create(events, schema, description=described)
             self._bind(events, domain)
+            self.lake.complete(events, schema)
             own = [Table.items(domain), Table.history(domain)]
             for table in [*own, *([Table.TARGET_ITEM_STATS] if domain == "target" else [])]:
                 self.lake.create(table, schema_of(table, user=self.user, item=item))
@@ -170,6 +210,12 @@ class Work:
                 self.lake.create(table, schema, description=project_of(self.settings) if table == MARKED else None)
                 self.lake.complete(table, schema)  # one of a former version knows no source domain
             self._bind(MARKED, None)
+
+    def _extras(self, domain: Domain) -> set[str]:
+        """The columns of `EVENT_EXTRAS` that the settings map, or that the table has."""
+        events, columns = Table.events(domain), [self.settings.domains[place].columns for place in self.read[domain]]
+        there = self.lake.schema(events).names if domain in self.there else ()
+        return {name for name in EVENT_EXTRAS if name in there or any(getattr(one, name) is not None for one in columns)}
 
     def _item_of_source(self) -> IdType:
         """Type of a synthetic event's ``source_item_id``: as in the logs, where those of several domains are alike."""
@@ -198,15 +244,16 @@ class Work:
         staged, log = self.events[place], self.logs[place]
         table = Table.events(log.domain)
         size, duplicates = update_catalogue(self.db, self.lake, log, self.items[place])
+        unnamed = missing_from_file(self.db, log) if self.items[place] else None
         with counting(f"add {place}", show=progress, total=staged.rows) as count:
             added, version = self.additions[place].commit(count)
         read = self._extent(log.view)
         rows = self.lake.dataset(table, version=version).count_rows(filter=log.own())
         # All of the log is in the table now: of equal size, the two are equal.
-        kept = read if rows == staged.rows else self._extent_in_lake(log, version)
+        kept = read if rows == log.rows else self._extent_in_lake(log, version)
         return DomainReport(
             name=self.settings.domains[place].name,
-            rows_read=staged.rows,
+            rows_read=staged.rows + sum(staged.left_out.counts.values()) - staged.left_out.counts["over_user_day"],
             users_read=read.users,
             items_read=read.items,
             first_read=read.first,
@@ -217,6 +264,11 @@ class Work:
             items=kept.items,
             first_event=kept.first,
             last_event=kept.last,
+            rows_updated=self.additions[place].updated,
+            left_out={reason: number for reason, number in sorted(staged.left_out.counts.items()) if number},
+            duplicates=self.repeated[place].rows + self.renewed[place],
+            unused_columns=staged.unused,
+            items_not_in_file=unnamed,
             created_lifted=staged.lifted,
             catalogue=size,
             catalogue_duplicates=duplicates,

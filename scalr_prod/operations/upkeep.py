@@ -19,6 +19,7 @@ from scalr_prod.duck import staging_folder
 from scalr_prod.errors import LeaseHeld
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger, PublicationStatus, RunState, run_folder
+from scalr_prod.replaced import restoring_versions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -177,18 +178,23 @@ def _published_by(settings: Settings, now: datetime) -> set[int]:
         }
 
 
-def _pinned(settings: Settings) -> dict[str, list[int]]:
-    """By table, the versions that runs which have not ended read."""
-    pins: dict[str, list[int]] = {}
+def _pinned(settings: Settings, lake: Lake) -> dict[str, list[int]]:
+    """By table, the versions that runs which have not ended read, that a rollback brings rows back from, or that are set aside."""
+    view = Table.SYNTHETIC_TARGET_EVENTS
+    aside = lake.aside(view) if lake.exists(view) else None
+    pins: dict[str, list[int]] = {view.value: [] if aside is None else [aside]}
     with Ledger.open(settings) as ledger:
         for run in ledger.runs():
             for table, version in run.spec.table_versions.items() if run.state not in _ENDED else ():
                 pins.setdefault(table, []).append(version)
+        replaced = restoring_versions(ledger, since=datetime.now(UTC) - timedelta(days=settings.retention.days))
+        pins[view.value] += [version for version in replaced if lake.readable(view, version)]
     return pins
 
 
 def _tables(settings: Settings, *, dry_run: bool) -> Iterator[Removal]:
-    lake, days, pins = Lake.open(settings), settings.retention.files_days, _pinned(settings)
+    lake, days = Lake.open(settings), settings.retention.files_days
+    pins = _pinned(settings, lake)
     for table in Table:
         if not lake.exists(table):
             continue

@@ -14,6 +14,7 @@ from scalr_prod.ledger import Ledger, RunState, run_folder
 from scalr_prod.publication import publish, rollback_run
 from scalr_prod.quality import validate_run
 from scalr_prod.settings import load_settings
+from scalr_prod.switch import disable, enable
 
 VIEW = Table.SYNTHETIC_TARGET_EVENTS
 
@@ -79,6 +80,10 @@ def test_the_online_store_follows_where_the_settings_ask_for_it(project):
 
     assert served("u3") == [spec.run_id]
     assert served("first") == [None]
+    assert disable(project.settings).online
+    assert served("u3") == [None], "publication is off"
+    assert enable(project.settings).online
+    assert served("u3") == [spec.run_id]
     assert rollback_run(project.settings, spec.run_id).online
     assert served("u3") == [None]
 

@@ -25,6 +25,7 @@ from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger
 from scalr_prod.policy import Policy, logs_digest, policy_path, settings_digest
 from scalr_prod.settings import load_settings
+from scalr_prod.switch import disable, enable
 from scalr_prod.training_set import TrainingSet, build_training_set
 
 pytestmark = pytest.mark.slow
@@ -351,6 +352,21 @@ def test_a_damaged_version_is_not_handed_out_again(project):
         TrainingSet.open(first.path, check=True)
     _, second, _ = build(project, name="damaged")
     assert (second.created, second.version) == (True, 2)
+
+
+def test_no_synthetic_row_while_publication_is_off_and_the_same_rows_after(project):
+    options = {"name": "switched"}
+    settings, before, first = build(project, **options)
+    disable(settings)
+    try:
+        _, off, without = build(project, **options)
+    finally:
+        enable(settings)
+    _, after, again = build(project, **options)
+    assert (before.synthetic > 0, off.synthetic, off.real) == (True, 0, before.real)
+    assert not without.to_pandas()["is_synthetic"].any()
+    assert after.version > off.version > before.version
+    pd.testing.assert_frame_equal(again.to_pandas(), first.to_pandas(), check_exact=True)
 
 
 def test_rows_come_in_order_of_time_in_plain_parquet(project):

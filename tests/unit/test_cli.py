@@ -34,6 +34,8 @@ COMMANDS = [
     "runs show",
     "runs resume",
     "runs rollback",
+    "publication disable",
+    "publication enable",
     "quality check",
     "init",
     "config show",

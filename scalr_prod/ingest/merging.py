@@ -1,0 +1,127 @@
+"""Events that bear an id → the lake: the same id again changes the event that is there, and never counts twice."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_ID, EVENT_TIMESTAMP, ITEM_ID, USER_ID
+from scalr_prod.ingest.commit import ROWS, Addition, as_table_rows, commit_key, repeat_while_moving, scan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from scalr_prod.domains import DomainSettings
+    from scalr_prod.ingest.commit import Log
+    from scalr_prod.lake import Lake
+
+__all__ = ["Merging", "addition_of", "latest_of_each_id"]
+
+
+def addition_of(db: Any, lake: Lake, log: Log, chosen: DomainSettings) -> Addition:
+    """What a log adds, by its events' ids where the settings map them."""
+    return Addition(db, lake, log) if chosen.columns.event_id is None else Merging(db, lake, log, chosen)
+
+
+def latest_of_each_id(db: Any, log: Log, chosen: DomainSettings) -> int:
+    """Leave the last row of each event id in a log's view: the latest known, where that is mapped, else the one read last.
+
+    Returns:
+        Rows that are left.
+    """
+    order = f"{CREATED_TIMESTAMP} DESC, position DESC" if chosen.columns.created else "position DESC"
+    db.execute(
+        f"CREATE TEMP TABLE {log.view}_latest AS SELECT * EXCLUDE (position) FROM {log.view} "
+        f"QUALIFY row_number() OVER (PARTITION BY {EVENT_ID} ORDER BY {order}) = 1"
+    )
+    db.execute(f"DROP VIEW {log.view}")
+    db.execute(f"CREATE TEMP VIEW {log.view} AS FROM {log.view}_latest")
+    return int(db.sql(f"SELECT count(*) FROM {log.view}").fetchall()[0][0])
+
+
+class Merging(Addition):
+    """What a log whose events have ids adds to its events table, and what it changes there.
+
+    An event that the lake holds as it became known later than the log's stays as it is, where that time is mapped.
+    """
+
+    def __init__(self, db: Any, lake: Lake, log: Log, chosen: DomainSettings) -> None:
+        super().__init__(db, lake, log)
+        self._newer = "new.created_timestamp >= there.created_timestamp" if chosen.columns.created else "true"
+
+    def compare(self) -> None:
+        """Find the events that the table lacks, or holds otherwise."""
+        self._missing = f"missing_{self.log.view}"
+        if not self.lake.exists(self.table):
+            self.db.execute(f"CREATE OR REPLACE TEMP TABLE {self._missing} AS SELECT *, false AS known FROM {self.log.view}")
+            self._compared = 0
+            return
+        version = self.lake.version(self.table)
+        names = self.lake.schema(self.table).names
+        if EVENT_ID not in names:  # a table of before the ids were mapped: `create_tables` gives it the column
+            self._without_ids(version, names)
+            return
+        self.db.register("there_rows", scan(self.lake, self.table, version=version, where=self.log.own()))
+        self.db.execute(
+            f"CREATE OR REPLACE TEMP TABLE there AS SELECT * FROM there_rows SEMI JOIN {self.log.view} USING ({EVENT_ID})"
+        )
+        self.db.unregister("there_rows")
+        other = " OR ".join(f"new.{name} IS DISTINCT FROM there.{name}" for name in names if name != EVENT_ID)
+        self.db.execute(
+            f"CREATE OR REPLACE TEMP TABLE {self._missing} AS SELECT new.*, there.{EVENT_ID} IS NOT NULL AS known "
+            f"FROM {self.log.view} AS new LEFT JOIN there USING ({EVENT_ID}) "
+            f"WHERE there.{EVENT_ID} IS NULL OR ({self._newer} AND ({other}))"
+        )
+        self.db.execute("DROP TABLE there")
+        self._refuse_known_without_ids(version)
+        self._compared = version
+
+    def _without_ids(self, version: int, names: list[str]) -> None:
+        self.db.execute(f"CREATE OR REPLACE TEMP TABLE {self._missing} AS SELECT *, false AS known FROM {self.log.view}")
+        self._refuse_known_without_ids(version, with_ids=EVENT_ID in names)
+        self._compared = -1  # compared again, when the column is there
+
+    def _refuse_known_without_ids(self, version: int, *, with_ids: bool = True) -> None:
+        """Events of before the ids were mapped would count twice."""
+        import pyarrow.dataset as ds
+
+        happened = ds.field(EVENT_TIMESTAMP)
+        window = (happened >= self.log.first) & (happened <= self.log.last)
+        if with_ids:
+            window &= ds.field(EVENT_ID).is_null()
+        own = self.log.own()
+        event = f"{USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP}"
+        rows = scan(
+            self.lake,
+            self.table,
+            version=version,
+            columns=[USER_ID, ITEM_ID, EVENT_TIMESTAMP],
+            where=window if own is None else window & own,
+        )
+        self.db.register("there_rows", rows)
+        self.db.execute("CREATE OR REPLACE TEMP TABLE counted AS SELECT DISTINCT * FROM there_rows")
+        self.db.unregister("there_rows")
+        same = self.db.sql(f"SELECT count(*) FROM {self._missing} SEMI JOIN counted USING ({event})").fetchall()[0][0]
+        self.refuse_counted_twice(int(same), "without an event_id")
+
+    def commit(self, count: Callable[[int], None]) -> tuple[int, int]:
+        """Add what is missing and change what is known otherwise, in one commit; see `Addition.commit`."""
+        schema = self.lake.schema(self.table)
+        names = ", ".join(schema.names)
+
+        def merge(version: int) -> tuple[int, int]:
+            if version != self._compared:
+                self.compare()
+            rows, known = self.db.sql(f"SELECT count(*), count(*) FILTER (known) FROM {self._missing}").fetchall()[0]
+            self.updated = int(known)
+            if not rows:
+                return 0, self._compared
+            ordered = self.db.sql(
+                f"SELECT {names} FROM {self._missing} ORDER BY {EVENT_TIMESTAMP}, {USER_ID}, {ITEM_ID}, {EVENT_ID}"
+            ).to_arrow_reader(ROWS)
+            batches = as_table_rows(ordered, schema, count)
+            write = self.lake.merge if known else self.lake.append
+            by = {"on": EVENT_ID} if known else {}
+            done = write(self.table, batches, key=commit_key(), expected_version=version, **by)
+            return int(rows) - int(known), done.version
+
+        return repeat_while_moving(self.lake, self.table, merge)

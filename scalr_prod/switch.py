@@ -1,0 +1,135 @@
+"""Publication on and off: the feature view reads as empty at once, and comes back as it was.
+
+Both are one commit of the view's table, and the table's own log knows which of them was the last: a reader that opens the table by any
+means, in Spark or DuckDB too, finds no row while publication is off.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from scalr_prod.contracts import Table
+from scalr_prod.errors import PublicationError
+from scalr_prod.lake import Lake
+from scalr_prod.ledger import Ledger, RunState
+from scalr_prod.publication import against_others, fill_online
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from scalr_prod.settings import Settings
+
+__all__ = ["SwitchReport", "disable", "enable", "publication_state"]
+
+logger = logging.getLogger(__name__)
+
+_VIEW: Final = Table.SYNTHETIC_TARGET_EVENTS
+
+
+@dataclass(frozen=True)
+class SwitchReport:
+    """Whether the project publishes.
+
+    Attributes:
+        publication: ``enabled`` or ``disabled``.
+        changed: Whether this call changed it.
+        since: When it was disabled (UTC); None where it is enabled.
+        rows: Rows that the view holds; while disabled, those that come back when it is enabled. None where there is no view yet,
+            or their files are gone.
+        delta_version: The view's Delta version.
+        waiting: Validated runs that are not published.
+        online: Whether the online store was brought up to date by this call.
+    """
+
+    publication: str
+    changed: bool
+    since: datetime | None
+    rows: int | None
+    delta_version: int | None
+    waiting: list[str]
+    online: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; the time as ISO 8601 in UTC."""
+        return {**vars(self), "since": self.since.isoformat() if self.since else None}
+
+
+def publication_state(settings: Settings) -> SwitchReport:
+    """Whether the project publishes, and what the view holds, or holds back."""
+    return _report(settings, Lake.open(settings), changed=False)
+
+
+def disable(settings: Settings) -> SwitchReport:
+    """Let the feature view read as empty, in one commit. Nothing is published, and no run rolled back, until `enable`.
+
+    The online store is emptied of the view's entities at once where ``[publication] online`` is set, else by its next fill.
+
+    Raises:
+        TableNotFound: There is no view yet.
+        CommitFailed: Nothing was written; safe to repeat.
+    """
+    lake = Lake.open(settings)
+
+    def attempt(version: int) -> bool:
+        if lake.aside(_VIEW, version=version) is not None:
+            return False
+        return lake.set_aside(_VIEW, key=_key("disable"), expected_version=version).written
+
+    changed = against_others(lake, attempt)
+    return _told(settings, lake, changed=changed)
+
+
+def enable(settings: Settings) -> SwitchReport:
+    """Let the feature view hold what it held before `disable`: the same files, in one commit.
+
+    Raises:
+        TableNotFound: There is no view yet.
+        PublicationError: Somebody has written rows to the view while it was off.
+        LakeError: Files of the rows are gone.
+        CommitFailed: Nothing was written; safe to repeat.
+    """
+    lake = Lake.open(settings)
+
+    def attempt(version: int) -> bool:
+        aside = lake.aside(_VIEW, version=version)
+        if aside is None:
+            return False
+        if strange := lake.dataset(_VIEW, version=version).count_rows():
+            raise PublicationError(
+                f"{strange} rows were written to the view while publication was off; they would be lost",
+                where=lake.uri(_VIEW),
+                next_step="take them out of the table, then repeat the command: scalr publication enable",
+            )
+        return lake.bring_back(_VIEW, aside, key=_key("enable"), expected_version=version).written
+
+    changed = against_others(lake, attempt)
+    return _told(settings, lake, changed=changed)
+
+
+def _told(settings: Settings, lake: Lake, *, changed: bool) -> SwitchReport:
+    # A repeated call makes good what was cut off here.
+    report = _report(settings, lake, changed=changed, online=fill_online(settings))
+    logger.info("publication is %s; version %s, %s rows", report.publication, report.delta_version, report.rows)
+    return report
+
+
+def _report(settings: Settings, lake: Lake, *, changed: bool, online: bool = False) -> SwitchReport:
+    with Ledger.open(settings) as ledger:
+        waiting = [run.run_id for run in ledger.runs() if run.state is RunState.VALIDATED]
+    if not lake.exists(_VIEW):
+        return SwitchReport("enabled", changed, None, None, None, waiting, online)
+    version = lake.version(_VIEW)
+    aside = lake.aside(_VIEW, version=version)
+    held = version if aside is None else aside
+    rows = lake.dataset(_VIEW, version=held).count_rows() if lake.readable(_VIEW, held) else None
+    since = None if aside is None else lake.committed_at(_VIEW, aside + 1)
+    state = "enabled" if aside is None else "disabled"
+    return SwitchReport(state, changed, since, rows, version, waiting, online)
+
+
+def _key(what: str) -> str:
+    # Each call that finds the view in the other state is a change of its own; the version that it follows keeps two of them apart.
+    return f"{what}:{uuid.uuid4().hex}"
