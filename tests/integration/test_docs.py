@@ -1,4 +1,4 @@
-"""The pages are true: the site builds, what is made from the code is up to date, and the tutorial and the page on training sets do what they say."""
+"""The site builds, what is made from the code is up to date, the tutorial and the page on training sets do what they say."""
 
 from __future__ import annotations
 
