@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from scalr_prod import progress
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 __all__ = ["Heartbeat", "heartbeat"]
 
@@ -19,11 +19,15 @@ Step = TypeVar("Step")
 
 
 class Heartbeat(progress.Heartbeat):
-    """What is being done, how many models were fitted so far, and how many steps (an arm of a family, chosen or judged) are behind."""
+    """What is being done, and how many of the models that are expected to be fitted are behind.
+
+    A step (an arm of a family, chosen or judged) is expected to take some number of fits; whatever it takes, it ends there.
+    """
 
     def __init__(self) -> None:
-        super().__init__("starting", unit="steps")
+        super().__init__("starting", unit="expected fits")
         self.fits = 0
+        self._end_of_step = 0
 
     def at(self, doing: str) -> None:
         """Something else is begun."""
@@ -33,12 +37,19 @@ class Heartbeat(progress.Heartbeat):
     def fitted(self, doing: str, count: int = 1) -> None:
         """Models were fitted."""
         self.label, self.fits = doing, self.fits + count
+        self.done = max(self.done, min(self.done + count, self._end_of_step))
 
-    def steps(self, things: Iterable[Step]) -> Iterator[Step]:
-        """The same, each of which is a step when it is done with."""
+    def steps(self, things: Iterable[Step], fits: Callable[[Step], int]) -> Iterator[Step]:
+        """The same; each of them is done with when the next one is asked for.
+
+        Args:
+            things: What is gone through.
+            fits: How many models each of them is expected to take.
+        """
         for thing in things:
+            self._end_of_step += fits(thing)
             yield thing
-            self.advance()
+            self.done = self._end_of_step
 
     def text(self, known: dict[str, Any]) -> str:
         """The line's text."""

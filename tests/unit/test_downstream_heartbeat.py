@@ -10,15 +10,19 @@ from scalr_prod.progress import lines_every
 
 def test_a_long_step_is_told_of_again_and_again(caplog):
     caplog.set_level("INFO", logger="scalr_prod")
+    behind = []
     with lines_every(0.01), heartbeat(bar=False) as pulse:
-        pulse.total = 4
+        pulse.total = 40
         pulse.at("training the translator")
-        for arm in pulse.steps(["real", "ours"]):
-            pulse.fitted(f"als {arm}")
+        for arm in pulse.steps(["real", "ours"], {"real": 2, "ours": 18}.get):
+            pulse.fitted(f"als {arm}", 5)
+            behind.append(pulse.done)
         while sum("still at als ours" in line for line in caplog.messages) < 3:
             pass
-    assert "2 of 4 steps (50 %)" in caplog.text
-    assert "2 models fitted" in caplog.text
+    # Five fits where two were expected, then five of eighteen; and all that were expected when a step is done with.
+    assert behind == [2, 7]
+    assert "20 of 40 expected fits (50 %)" in caplog.text
+    assert "10 models fitted" in caplog.text
     assert not any(thread.name == "heartbeat" for thread in threading.enumerate())
 
 
