@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     P = ParamSpec("P")
     R = TypeVar("R")
 
-__all__ = ["FACTS", "about", "facts", "in_context", "log_error", "start_logging"]
+__all__ = ["FACTS", "about", "facts", "in_context", "log_error", "logs_are_json", "start_logging"]
 
 #: What a line can be about.
 FACTS: Final = ("project", "run_id", "stage", "partition")
@@ -92,7 +92,7 @@ def log_error(text: str, facts: Mapping[str, Any]) -> None:
         text: For people.
         facts: For machines.
     """
-    if not _in_json():
+    if not logs_are_json():
         print(text, file=sys.stderr)  # noqa: T201 - the other form of the line below
         return
     found = {name: value for name, value in facts.items() if value is not None}
@@ -136,7 +136,8 @@ def _add_facts(record: logging.LogRecord) -> bool:
     return True
 
 
-def _in_json() -> bool:
+def logs_are_json() -> bool:
+    """Whether log lines on stderr are JSON."""
     return any(isinstance(handler, _Stderr) and handler.form == "json" for handler in logging.getLogger().handlers)
 
 

@@ -1,10 +1,125 @@
-"""Reports as text for people."""
+"""Reports and errors for people: plain lines, or, on a terminal, tables and boxes that fit it."""
 
 from __future__ import annotations
 
-from typing import Any
+import re
+import sys
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
 
-__all__ = ["as_lines"]
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.text import Text
+
+    from scalr_prod.errors import ScalrError
+
+__all__ = ["as_lines", "print_error_box", "print_report"]
+
+_ISO: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+_COLORS: Final = {
+    "published": "green",
+    "passed": "green",
+    "done": "green",
+    "ok": "green",
+    "validated": "cyan",
+    "generated": "cyan",
+    "planned": "yellow",
+    "generating": "yellow",
+    "rolled_back": "magenta",
+    "rejected": "red",
+    "failed": "red",
+    "missing": "red",
+}
+
+
+def print_report(facts: Any) -> None:
+    """Print a report on stdout: plain lines where it is read by a program, else tables no wider than the terminal.
+
+    On a terminal times are in the reader's zone, checksums are cut to twelve digits, and states have colours.
+    """
+    if not sys.stdout.isatty():
+        print("\n".join(as_lines(facts)))  # noqa: T201 - what the command is for
+        return
+    from rich.console import Console
+
+    _print_section(Console(highlight=False), facts, 0)
+
+
+def print_error_box(error: ScalrError) -> None:
+    """Print an error on stderr in a box: what was found, where, what to do next."""
+    from rich.console import Console
+    from rich.panel import Panel
+    from rich.text import Text
+
+    known = error.to_json()
+    lines = [Text(str(known["found"]))]
+    for name, title in (("where", "where"), ("stage", "stage"), ("run_id", "run"), ("next_step", "next")):
+        if known.get(name) is not None:
+            lines.append(Text.assemble((f"{title:<6}", "bold"), str(known[name])))
+    Console(stderr=True, highlight=False).print(
+        Panel(Text("\n").join(lines), title=type(error).__name__, title_align="left", border_style="red")
+    )
+
+
+def _print_section(console: Console, facts: dict[str, Any], depth: int) -> None:
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    pairs = Table.grid(padding=(0, 2))
+
+    def flush() -> None:
+        nonlocal pairs
+        if pairs.row_count:
+            console.print(Padding(pairs, (0, 0, 0, 2 * depth)))
+            pairs = Table.grid(padding=(0, 2))
+
+    for key, value in facts.items():
+        if isinstance(value, dict) and value:
+            flush()
+            console.print(Text("  " * depth + key, style="bold"))
+            _print_section(console, value, depth + 1)
+        elif isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+            flush()
+            console.print(Text("  " * depth + key, style="bold"))
+            console.print(Padding(_rich_table(value), (0, 0, 0, 2 * depth + 2)))
+        else:
+            pairs.add_row(Text(key, style="dim"), _rich_cell(value))
+    flush()
+
+
+def _rich_table(rows: list[dict[str, Any]]) -> RenderableType:
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in _columns(rows):
+        values = [row.get(name) for row in rows]
+        number = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+        # An id is there to be copied: it stays on one line where the terminal has room for it at all.
+        table.add_column(
+            name,
+            justify="right" if number else "left",
+            overflow="fold",
+            no_wrap=name.endswith("_id"),
+            header_style="bold underline",
+        )
+    for row in rows:
+        table.add_row(*(_rich_cell(row.get(name)) for name in _columns(rows)))
+    return table
+
+
+def _rich_cell(value: Any) -> Text:
+    from rich.text import Text
+
+    if isinstance(value, str) and _ISO.fullmatch(value):
+        value = datetime.fromisoformat(value)
+    if isinstance(value, datetime):
+        return Text(value.astimezone().strftime("%Y-%m-%d %H:%M %Z"))
+    if isinstance(value, str) and _SHA256.fullmatch(value):
+        return Text(value[:12])
+    text = _cell(value)
+    return Text(text, style=_COLORS.get(text, ""))
 
 
 def as_lines(facts: Any, indent: str = "") -> list[str]:
@@ -22,10 +137,14 @@ def as_lines(facts: Any, indent: str = "") -> list[str]:
 
 
 def _table(rows: list[dict[str, Any]], indent: str) -> list[str]:
-    columns = [name for name, value in rows[0].items() if not isinstance(value, dict | list)]
+    columns = _columns(rows)
     cells = [columns, *([_cell(row.get(name)) for name in columns] for row in rows)]
     widths = [max(len(row[position]) for row in cells) for position in range(len(columns))]
     return [indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+
+
+def _columns(rows: list[dict[str, Any]]) -> list[str]:
+    return [name for name, value in rows[0].items() if not isinstance(value, dict | list)]
 
 
 def _cell(value: Any) -> str:

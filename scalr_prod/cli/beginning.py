@@ -82,7 +82,10 @@ def doctor(
     deep: Annotated[bool, typer.Option("--deep", help="Also start a Triton server and ask it.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Check each part that the pipeline needs, and say what to do about those that are missing."""
+    """Check each part that the pipeline needs, and say what to do about those that are missing.
+
+    Example: scalr doctor
+    """
     from scalr_prod.doctor import examine
 
     try:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
 from scalr_prod.errors import ScalrError
-from scalr_prod.logs import about, log_error, start_logging
-from scalr_prod.rendering import as_lines
+from scalr_prod.logs import about, log_error, logs_are_json, start_logging
+from scalr_prod.rendering import print_error_box, print_report
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,7 +83,7 @@ class Door:
             print(json.dumps(facts, default=str))
         else:
             shown = getattr(report, "for_people", None)
-            print("\n".join(as_lines(shown() if shown else facts)))
+            print_report(shown() if shown else facts)
         return report
 
     def _begun(self, settings: Settings) -> Settings:
@@ -102,7 +103,10 @@ def fail(error: ScalrError | Interrupted, *, as_json: bool) -> Any:
     """Say what went wrong, and exit with its code."""
     if as_json:
         print(json.dumps(error.to_json()))
-    log_error(f"error: {error}" if isinstance(error, ScalrError) else str(error), error.to_json())
+    if isinstance(error, ScalrError) and sys.stderr.isatty() and not logs_are_json():
+        print_error_box(error)
+    else:
+        log_error(f"error: {error}" if isinstance(error, ScalrError) else str(error), error.to_json())
     raise typer.Exit(error.exit_code)
 
 

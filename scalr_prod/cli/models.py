@@ -25,31 +25,46 @@ def translator_train(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Train a translator version; the same inputs give the version that is there already."""
+    """Train a translator version; the same inputs give the version that is there already.
+
+    Example: scalr translator train --trained-until 2024-06-01
+    """
     Door(config, as_json, "translator train").open(lambda project: project.train(utc(trained_until)))
 
 
 @translator_app.command("evaluate")
 def translator_evaluate(config: Config = DEFAULT_CONFIG, version: Version = None, as_json: Json = False) -> None:
-    """Ranking, likelihood and calibration of each estimator and of their mixture, on the latest slice of time."""
+    """Ranking, likelihood and calibration of each estimator and of their mixture, on the latest slice of time.
+
+    Example: scalr translator evaluate
+    """
     Door(config, as_json, "translator evaluate").open(lambda project: project.evaluate_translator(version))
 
 
 @translator_app.command("promote")
 def translator_promote(config: Config = DEFAULT_CONFIG, version: Version = None, as_json: Json = False) -> None:
-    """Serve a version: load it, check that it answers, switch; the former one stays at hand for rollback."""
+    """Serve a version: load it, check that it answers, switch; the former one stays at hand for rollback.
+
+    Example: scalr translator promote --version 3
+    """
     Door(config, as_json, "translator promote").open(lambda project: project.promote(version))
 
 
 @translator_app.command("rollback")
 def translator_rollback(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """Serve the formerly promoted version again."""
+    """Serve the formerly promoted version again.
+
+    Example: scalr translator rollback
+    """
     Door(config, as_json, "translator rollback").open(lambda project: project.rollback_translator())
 
 
 @translator_app.command("list")
 def translator_list(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """All trained versions, and which one is served."""
+    """All trained versions, and which one is served.
+
+    Example: scalr translator list
+    """
 
     def work(project: Project) -> dict[str, Any]:
         versions = [version.to_json() for version in project.translators()]
@@ -68,7 +83,10 @@ def serving_install(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Make the environment that a local Triton runs in, or bring it up to date."""
+    """Make the environment that a local Triton runs in, or bring it up to date.
+
+    Example: scalr serving install
+    """
     from scalr_prod.serving.installer import install_serving, plan_serving
 
     def work(settings: Settings | None, _: bool) -> Any:
@@ -79,7 +97,10 @@ def serving_install(
 
 @triton_app.command("start")
 def triton_start(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """Start the local Triton, or find the one that runs."""
+    """Start the local Triton, or find the one that runs.
+
+    Example: scalr triton start
+    """
     from scalr_prod.serving import start_triton
 
     Door(config, as_json, "triton start").show(lambda settings, _: start_triton(settings))
@@ -87,7 +108,10 @@ def triton_start(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None
 
 @triton_app.command("stop")
 def triton_stop(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """Stop the local Triton."""
+    """Stop the local Triton.
+
+    Example: scalr triton stop
+    """
     from scalr_prod.serving import stop_triton
 
     Door(config, as_json, "triton stop").show(lambda settings, _: {"stopped": stop_triton(settings)})
@@ -95,7 +119,10 @@ def triton_stop(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
 
 @triton_app.command("status")
 def triton_status_command(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """Whether Triton answers, and what it serves."""
+    """Whether Triton answers, and what it serves.
+
+    Example: scalr triton status
+    """
     from scalr_prod.serving import triton_status
 
     Door(config, as_json, "triton status").show(lambda settings, _: triton_status(settings))

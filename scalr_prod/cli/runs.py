@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path  # noqa: TC003 - Typer reads it at run time
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
 
 @runs_app.command("list")
 def runs_list(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """All runs, the newest first, with their windows and the rows that they published."""
+    """All runs, the newest first, with their windows and the rows that they published.
+
+    Example: scalr runs list
+    """
 
     def work(project: Project) -> dict[str, Any]:
         published = {attempt.run_id: attempt.rows for attempt in project.ledger.publications()}
@@ -28,7 +32,10 @@ def runs_list(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
 
 @runs_app.command("show")
 def runs_show(run_id: RunId, config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """One run: its window, its state, its parts and publications, and every change with its time and cause."""
+    """One run: its window, its state, its parts and publications, and every change with its time and cause.
+
+    Example: scalr runs show run_00c51a83e2b7f904
+    """
 
     def work(project: Project) -> dict[str, Any]:
         ledger = project.ledger
@@ -43,25 +50,37 @@ def runs_show(run_id: RunId, config: Config = DEFAULT_CONFIG, as_json: Json = Fa
 
 @runs_app.command("resume")
 def runs_resume(run_id: RunId, config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """Go on with a run from where it stopped."""
+    """Go on with a run from where it stopped.
+
+    Example: scalr runs resume run_00c51a83e2b7f904
+    """
     Door(config, as_json, "runs resume", run_id).open(lambda project: project.resume(run_id))
 
 
 @runs_app.command("rollback")
 def runs_rollback(run_id: RunId, config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """Take a published run out of the feature view, and bring back the rows that it had replaced."""
+    """Take a published run out of the feature view, and bring back the rows that it had replaced.
+
+    Example: scalr runs rollback run_00c51a83e2b7f904
+    """
     Door(config, as_json, "runs rollback", run_id).open(lambda project: project.rollback(run_id))
 
 
 @publication_app.command("disable")
 def publication_disable(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """Let the feature view read as empty, in one commit; nothing is published until it is enabled again."""
+    """Let the feature view read as empty, in one commit; nothing is published until it is enabled again.
+
+    Example: scalr publication disable
+    """
     Door(config, as_json, "publication disable").open(lambda project: project.disable_publication())
 
 
 @publication_app.command("enable")
 def publication_enable(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """Let the feature view hold what it held before, byte for byte, in one commit."""
+    """Let the feature view hold what it held before, byte for byte, in one commit.
+
+    Example: scalr publication enable
+    """
     Door(config, as_json, "publication enable").open(lambda project: project.enable_publication())
 
 
@@ -72,7 +91,10 @@ def report(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The page's path.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a run's page: what went in and out, translations to read, the gate, and where it all comes from."""
+    """Write a run's page: what went in and out, translations to read, the gate, and where it all comes from.
+
+    Example: scalr report
+    """
     Door(config, as_json, "report", run_id).open(lambda project: project.report(run_id, output=output))
 
 
@@ -82,18 +104,21 @@ def maintain_command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Remove what [retention] no longer keeps: staged parts, old training sets and translators, unused table files."""
+    """Remove what [retention] no longer keeps: staged parts, old training sets and translators, unused table files.
+
+    Example: scalr maintain --dry-run
+    """
     Door(config, as_json, "maintain").open(lambda project: project.maintain(dry_run=dry_run))
 
 
 def _in_brief(run: dict[str, Any]) -> dict[str, Any]:
     """A run as a line of a table."""
     spec = run["spec"]
-    window = {name: str(spec[name])[:19] for name in ("start", "end")}
+    window = {name: str(spec[name]) for name in ("start", "end")}
     facts = {name: run[name] for name in ("run_id", "state")} | window
     return facts | {
         "mode": spec["mode"],
         "translator": spec["translator_version"],
         "rows": run["rows"],
-        "updated": run["updated_at"][:19],
+        "updated": datetime.fromisoformat(run["updated_at"]).isoformat(timespec="seconds"),
     }

@@ -25,7 +25,10 @@ class Format(StrEnum):
 
 @dataset_app.command("build")
 def dataset_build(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """Build a training set of real and synthetic events with point-in-time features."""
+    """Build a training set of real and synthetic events with point-in-time features.
+
+    Example: scalr dataset build
+    """
     Door(config, as_json, "dataset build").open(lambda project: project.build_training_set())
 
 

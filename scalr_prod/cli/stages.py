@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 @app.command()
 def run(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """Do everything: from two logs to published synthetic events and a training set."""
+    """Do everything: from two logs to published synthetic events and a training set.
+
+    Example: scalr run --json
+    """
     Door(config, as_json).open(lambda project: project.run())
 
 
@@ -28,7 +31,10 @@ def ingest(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Read all logs into the lake; reading the same input twice adds nothing."""
+    """Read all logs into the lake; reading the same input twice adds nothing.
+
+    Example: scalr ingest --domain target
+    """
     if domain not in {None, "source", "target"} and not str(domain).startswith("sources."):
         raise typer.BadParameter("must be source, target or sources.NAME", param_hint="--domain")
     Door(config, as_json, "ingest").open(lambda project: project.ingest(domain))
@@ -36,25 +42,37 @@ def ingest(
 
 @app.command()
 def histories(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """Build users' histories and items' statistics as of every event, and bring the feature repository up to date."""
+    """Build users' histories and items' statistics as of every event, and bring the feature repository up to date.
+
+    Example: scalr histories
+    """
     Door(config, as_json, "histories").open(lambda project: project.histories())
 
 
 @app.command()
 def generate(config: Config = DEFAULT_CONFIG, version: Version = None, as_json: Json = False) -> None:
-    """Translate the window's source events into staged candidates."""
+    """Translate the window's source events into staged candidates.
+
+    Example: scalr generate --version 3
+    """
     Door(config, as_json).open(lambda project: project.generate(version))
 
 
 @app.command()
 def validate(run_id: RunId, config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """Put a generated run before the quality gate."""
+    """Put a generated run before the quality gate.
+
+    Example: scalr validate run_00c51a83e2b7f904
+    """
     Door(config, as_json, "validate", run_id).open(lambda project: project.validate(run_id))
 
 
 @app.command()
 def publish(run_id: RunId, config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """Publish a validated run to the feature view, all of it or nothing."""
+    """Publish a validated run to the feature view, all of it or nothing.
+
+    Example: scalr publish run_00c51a83e2b7f904
+    """
     Door(config, as_json, "publish", run_id).open(lambda project: project.publish(run_id))
 
 
@@ -79,6 +97,8 @@ def evaluate(
     """Train models with and without synthetic events, with controls, and judge them on what came later.
 
     A first verdict comes before the rest. What is worked out is kept: after it was stopped, the same command goes on.
+
+    Example: scalr evaluate --cold-fraction 0.5 --cutoffs 4
     """
     if quick and (full or cutoffs or arm):
         raise typer.BadParameter("goes without --full, --cutoffs and --arm", param_hint="--quick")
@@ -91,7 +111,10 @@ def evaluate(
 
 @app.command()
 def status(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """Which stages are done, and the command that does each; run and onwards: of the latest run. Whether the project publishes."""
+    """Which stages are done, and the command that does each; run and onwards: of the latest run. Whether the project publishes.
+
+    Example: scalr status
+    """
 
     def work(project: Project) -> dict[str, Any]:
         done = [stage.to_json() for stage in project.status()]
