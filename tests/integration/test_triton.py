@@ -333,7 +333,7 @@ def test_versions_are_promoted_and_rolled_back_under_load_and_no_request_fails(s
     for client in clients:
         client.start()
     try:
-        for _ in range(4):
+        for _ in range(3):
             promote(served, 2)
             assert served_version(served) == 2
             before, until = answers["following", 2], time.monotonic() + 30
