@@ -74,6 +74,9 @@ class DomainSettings(Section):
         description="an event is refused that happened, or became known, more days than this from now",
     )
     earliest: AwareDatetime | None = Field(default=None, description="an event before this instant is refused")
+    max_removed_share: float = Field(
+        default=0.5, ge=0, le=1, description="scalr ingest --replace is refused where it takes more of the domain's events away"
+    )
     items: str | None = Field(default=None, description="file of items with their titles, as events")
     items_version: int | None = Field(default=None, ge=0, description="as version, of items")
     item_columns: ItemColumns = Field(default=ItemColumns(), description="what its columns are called")

@@ -19,7 +19,7 @@ from scalr_prod.ownership import is_empty
 from scalr_prod.written import note_written
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from datetime import datetime
     from typing import TypeAlias
 
@@ -357,10 +357,44 @@ class Lake:
         return self.replace_where(table, rows, _window(start, end), key=key, expected_version=expected_version)
 
     def replace_where(
-        self, table: Table, rows: Rows, predicate: str, *, key: str, expected_version: int | None = None
+        self,
+        table: Table,
+        rows: Rows,
+        predicate: str,
+        *,
+        key: str,
+        expected_version: int | None = None,
+        record: str | None = None,
+        notes: Mapping[str, int] | None = None,
     ) -> Commit:
-        """Replace the rows that a SQL predicate names by these, all of which it must name too, in one commit, once per key."""
-        return self._commit(table, rows, key=key, mode="overwrite", predicate=predicate, expected_version=expected_version)
+        """Replace the rows that a SQL predicate names by these, all of which it must name too, in one commit, once per key.
+
+        ``notes`` are numbers by name that the table's log keeps for `note`, whatever is committed later.
+        """
+        return self._commit(
+            table,
+            rows,
+            key=key,
+            mode="overwrite",
+            predicate=predicate,
+            expected_version=expected_version,
+            record=record,
+            notes=notes,
+        )
+
+    def note(self, table: Table, name: str) -> int | None:
+        """The latest number of this name that a commit has left in the table's log, see `replace_where`; None: there is none."""
+        return self.open_table(table).transaction_version(name)
+
+    def records(self, table: Table, *, after: int = -1) -> list[tuple[int, str]]:
+        """What the commits of a table say of themselves (see `append`), the oldest first, with the versions that they made.
+
+        Args:
+            table: Which table.
+            after: Only of later versions. Each commit's file is read.
+        """
+        told = [(int(entry["version"]), entry.get(_RECORD)) for entry in self.open_table(table).history()]
+        return sorted((version, record) for version, record in told if record is not None and version > after)
 
     def delete(self, table: Table, predicate: str, *, key: str, expected_version: int | None = None) -> Commit:
         """Delete the rows that a SQL predicate names, once per key. Where it names none, there is no commit."""
@@ -411,10 +445,11 @@ class Lake:
         predicate: str | None = None,
         expected_version: int | None = None,
         record: str | None = None,
+        notes: Mapping[str, int] | None = None,
     ) -> Commit:
         from deltalake import write_deltalake
 
-        properties = _properties(key, expected_version, record)
+        properties = _properties(key, expected_version, record, notes)
 
         def write(delta: DeltaTable) -> None:
             _must_be_at(delta, expected_version)
@@ -483,13 +518,16 @@ def _missing_file(table: DeltaTable) -> str | None:
     return next((uri for uri in table.file_uris() if "://" not in uri and not Path(uri).exists()), None)
 
 
-def _properties(key: str, expected_version: int | None, record: str | None = None) -> CommitProperties:
+def _properties(
+    key: str, expected_version: int | None, record: str | None = None, notes: Mapping[str, int] | None = None
+) -> CommitProperties:
     from deltalake import CommitProperties, Transaction
 
     # Two commits that share an app id and started from one version conflict: that is what makes one of two writers lose.
     guard = [] if expected_version is None else [Transaction(_GUARD, expected_version)]
     said = {_KEY: key} if record is None else {_KEY: key, _RECORD: record}
-    return CommitProperties(custom_metadata=said, app_transactions=[Transaction(key, 1), *guard])
+    kept = [Transaction(name, number) for name, number in (notes or {}).items()]
+    return CommitProperties(custom_metadata=said, app_transactions=[Transaction(key, 1), *guard, *kept])
 
 
 def _writing() -> WriterProperties:

@@ -13,10 +13,12 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from scalr_prod.contracts import EVENT_TIMESTAMP, Table
+from scalr_prod.contracts import EVENT_TIMESTAMP, USER_ID, Table
 from scalr_prod.errors import CommitFailed, PublicationError
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import PublicationStatus, RunState, run_folder
+from scalr_prod.replacements import stale_since
+from scalr_prod.tombstones import Tombstones
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from scalr_prod.lake import Commit
-    from scalr_prod.ledger import Lease, Ledger, Publication
+    from scalr_prod.ledger import Lease, Ledger, Publication, RunSpec
     from scalr_prod.settings import Settings
 
 __all__ = ["PublicationReport", "publish", "rollback_run"]
@@ -83,7 +85,8 @@ def publish(settings: Settings, run_id: str) -> PublicationReport:
         run_id: A validated run.
 
     Raises:
-        PublicationError: The run was not validated, was rejected, or its accepted files are not the audited ones.
+        PublicationError: The run was not validated, was rejected, or its accepted files are not the audited ones; or the events that
+            it was made from have been replaced since.
         CommitFailed: Nothing was written; safe to repeat.
         CommitOutcomeUnknown: The commit may have landed; repeating finds out.
         LedgerError: Another driver works on the run.
@@ -161,7 +164,9 @@ def _replaced(lake: Lake, ledger: Ledger, publication: Publication) -> bool:
 
 def _commit_run(settings: Settings, lake: Lake, ledger: Ledger, lease: Lease, run_id: str) -> PublicationReport:
     spec = ledger.run(run_id).spec
+    _refuse_stale(lake, spec)
     files, rows = _accepted_files(settings, run_id)
+    _refuse_forgotten(settings, run_id, files)
     schema = lake.schema(_VIEW)
 
     def attempt(version: int) -> tuple[Publication, Commit]:
@@ -183,6 +188,33 @@ def _commit_run(settings: Settings, lake: Lake, ledger: Ledger, lease: Lease, ru
         cause=f"publish: {rows} rows in version {commit.version}, replacing {replaced}",
     )
     return _report(done, "published")
+
+
+def _refuse_stale(lake: Lake, spec: RunSpec) -> None:
+    """What was taken out of the log stays out of the view: neither a late publication nor one after a rollback brings it back."""
+    since = stale_since(lake, spec.table_versions, spec.as_of)
+    if since is not None:
+        raise PublicationError(
+            f"events from {since.isoformat()} on, which the run was made from, have been replaced since",
+            where=lake.root,
+            next_step="make a run of the events that there are now: scalr run",
+        ).at(run_id=spec.run_id)
+
+
+def _refuse_forgotten(settings: Settings, run_id: str, files: Sequence[Path]) -> None:
+    """Forgetting takes users out of accepted files; those of a copy that was brought back may hold them again."""
+    stones = Tombstones.open(settings)
+    if not stones.users:
+        return
+    import pyarrow.parquet as pq
+
+    users = {user for path in files for user in pq.read_table(path, columns=[USER_ID]).column(0).unique().to_pylist()}
+    if found := stones.held(users):
+        raise PublicationError(
+            f"the run has rows of {len(found)} users who were forgotten",
+            where=str(run_folder(settings, run_id) / "accepted"),
+            next_step="forget them again, which takes them out of it: scalr forget; or make a new run: scalr run",
+        ).at(run_id=run_id)
 
 
 def _take_out(lake: Lake, ledger: Ledger, lease: Lease, last: Publication) -> PublicationReport:

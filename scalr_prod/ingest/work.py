@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from scalr_prod.binding import MARKED, check_domains, description_of, project_of
 from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table, id_type_of, item_key, schema_of
-from scalr_prod.errors import NoCommonUsers
-from scalr_prod.ingest.catalogue import update_catalogue
+from scalr_prod.errors import CommitFailed, EmptyInput, NoCommonUsers
+from scalr_prod.ingest.catalogue import leave_out_unused, update_catalogue
 from scalr_prod.ingest.commit import SQL_TYPES, Addition, Log, commit_key, repeat_while_moving, scan, staged_sql
+from scalr_prod.ingest.forgotten import without_forgotten
 from scalr_prod.ingest.idtypes import agreed_type
+from scalr_prod.ingest.replacing import replacements_of
 from scalr_prod.ingest.report import DomainReport
 from scalr_prod.instants import datetime_of
 from scalr_prod.progress import counting
+from scalr_prod.tombstones import Tombstones
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from datetime import datetime
 
     from scalr_prod.contracts import Domain, IdType
+    from scalr_prod.ingest.commit import Change
     from scalr_prod.ingest.staging import StagedEvents, StagedItems
     from scalr_prod.lake import Lake
     from scalr_prod.settings import Settings
@@ -25,6 +30,16 @@ if TYPE_CHECKING:
 __all__ = ["Work"]
 
 _BOTH: tuple[Domain, ...] = ("source", "target")
+
+
+class Changing(Protocol):
+    """What a log does to its events table."""
+
+    def compare(self) -> None:
+        """Find it, and write nothing."""
+
+    def commit(self, count: Callable[[int], None]) -> Change:
+        """Do it."""
 
 
 class Work:
@@ -36,21 +51,35 @@ class Work:
         lake: The lake.
         events: The staged logs, by the place of their settings.
         items: The staged item files likewise, None where there is none.
+        since: From then on, the lake's events become those of the logs (UTC); None: what the lake lacks is added.
 
     Raises:
         BadValue: The inputs' id types do not agree with one another or with the lake.
     """
 
     def __init__(
-        self, settings: Settings, db: Any, lake: Lake, events: dict[str, StagedEvents], items: dict[str, StagedItems | None]
+        self,
+        settings: Settings,
+        db: Any,
+        lake: Lake,
+        events: dict[str, StagedEvents],
+        items: dict[str, StagedItems | None],
+        *,
+        since: datetime | None = None,
     ) -> None:
         self.settings, self.db, self.lake, self.events, self.items = settings, db, lake, events, items
         self.several = settings.domains.several
+        self.stones = Tombstones.open(settings)
         self.there = tuple(domain for domain in _BOTH if lake.exists(Table.events(domain)))
         self.read = {domain: [place for place in settings.domains.places(domain) if place in events] for domain in _BOTH}
         self.user, self.item, self.own = self._agree()
         self.logs = {place: self._view(domain, place) for domain in _BOTH for place in self.read[domain]}
-        self.additions = {place: Addition(db, lake, log) for place, log in self.logs.items()}
+        self.since = since
+        self.changes: Mapping[str, Changing] = (
+            {place: Addition(db, lake, log) for place, log in self.logs.items()}
+            if since is None
+            else replacements_of(settings, db, lake, self.logs, since)
+        )
 
     def _agree(self) -> tuple[IdType, dict[Domain, IdType], dict[str, IdType]]:
         """Types of the user ids, of the item ids in the lake, and of those in each log."""
@@ -85,11 +114,18 @@ class Work:
         prefix = item_key(self.settings.domains[place].name) if domain == "source" and self.several else ""
         view = f"{place.replace('.', '_')}_log"
         query = staged_sql(staged.files, {USER_ID: self.user, ITEM_ID: own}, prefix=prefix)
+        query = without_forgotten(self.db, self.stones, query)
         self.db.execute(f"CREATE TEMP VIEW {view} AS {query}")
-        first, last = self.db.sql(
-            f"SELECT epoch_us(min({EVENT_TIMESTAMP})), epoch_us(max({EVENT_TIMESTAMP})) FROM {view}"
+        rows, first, last = self.db.sql(
+            f"SELECT count(*), epoch_us(min({EVENT_TIMESTAMP})), epoch_us(max({EVENT_TIMESTAMP})) FROM {view}"
         ).fetchall()[0]
-        return Log(domain, place, own, prefix, staged.origin, view, staged.rows, datetime_of(first), datetime_of(last))
+        if not rows:
+            raise EmptyInput(
+                "holds only rows of users who were forgotten",
+                where=staged.origin,
+                next_step=f"check what [domains.{place}] names",
+            )
+        return Log(domain, place, own, prefix, staged.origin, view, rows, datetime_of(first), datetime_of(last))
 
     def common_users(self) -> int | None:
         """Users of the target domain and any source domain, counted over what was read (or, of what was not, over the lake).
@@ -140,13 +176,14 @@ class Work:
         return repr(self.db.sql(f"SELECT min({USER_ID}) FROM {domain}_users").fetchall()[0][0])
 
     def compare(self) -> None:
-        """Find what each domain adds.
+        """Find what each domain changes.
 
         Raises:
-            BadValue: A log is in the lake already, but with other created times or weights.
+            BadValue: A log is in the lake already, but with other created times or weights; or a replacement would take out more
+                than the settings let it.
         """
-        for addition in self.additions.values():
-            addition.compare()
+        for change in self.changes.values():
+            change.compare()
 
     def create_tables(self) -> None:
         """Make every table that is missing and whose id types are known, bound to the project and each side's to its domains.
@@ -197,13 +234,21 @@ class Work:
         """
         staged, log = self.events[place], self.logs[place]
         table = Table.events(log.domain)
+        if Tombstones.open(self.settings).users.keys() != self.stones.users.keys():
+            raise CommitFailed(
+                "users were forgotten while the logs were read; nothing more was added",
+                where=self.lake.uri(table),
+                next_step="repeat the command",
+            )
         size, duplicates = update_catalogue(self.db, self.lake, log, self.items[place])
         with counting(f"add {place}", show=progress, total=staged.rows) as count:
-            added, version = self.additions[place].commit(count)
+            change = self.changes[place].commit(count)
+        if self.since is not None:
+            size -= leave_out_unused(self.db, self.lake, log)
         read = self._extent(log.view)
-        rows = self.lake.dataset(table, version=version).count_rows(filter=log.own())
-        # All of the log is in the table now: of equal size, the two are equal.
-        kept = read if rows == staged.rows else self._extent_in_lake(log, version)
+        rows = self.lake.dataset(table, version=change.version).count_rows(filter=log.own())
+        # All of the log is in the table now: of equal size, the two are equal. (Of a replacement, only what lies in its window is.)
+        kept = read if rows == log.rows and self.since is None else self._extent_in_lake(log, change.version)
         return DomainReport(
             name=self.settings.domains[place].name,
             rows_read=staged.rows,
@@ -211,7 +256,9 @@ class Work:
             items_read=read.items,
             first_read=read.first,
             last_read=read.last,
-            rows_added=added,
+            rows_added=change.added,
+            rows_removed=change.removed,
+            rows_forgotten=staged.rows - log.rows,
             rows=rows,
             users=kept.users,
             items=kept.items,
@@ -222,7 +269,7 @@ class Work:
             catalogue_duplicates=duplicates,
             user_id=self.user,
             item_id=log.item,
-            version=version,
+            version=change.version,
         )
 
     def _extent_in_lake(self, log: Log, version: int) -> _Extent:
