@@ -112,6 +112,9 @@ class DomainSettings(Section):
         le=1,
         description="share of a log's rows that may be left out by these limits; above it, it is refused",
     )
+    max_removed_share: float = Field(
+        default=0.5, ge=0, le=1, description="scalr ingest --replace is refused where it takes more of the domain's events away"
+    )
     items: str | None = Field(default=None, description="file of items with their titles, as events")
     items_version: int | None = Field(default=None, ge=0, description="as version, of items")
     item_columns: ItemColumns = Field(default=ItemColumns(), description="what its columns are called")

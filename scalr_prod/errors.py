@@ -42,6 +42,7 @@ ScalrError                      exit code 1; names where, what was found, what t
 │   └── TrainingSetBusy         its inputs changed meanwhile, or another build is at work; safe to repeat
 ├── EvaluationError             nothing to evaluate on, or a downstream model that cannot be used
 ├── QualityError                the audit itself could not be done
+├── ForgettingError             users cannot be forgotten, or it cannot be told who was; what was done so far stays done
 ├── ReportError                 a run's page cannot be drawn or written
 └── QualityGateFailed           exit code 3; names the failed expectations and the report
 """
@@ -60,6 +61,7 @@ __all__ = [
     "EvaluationError",
     "FeatureStoreError",
     "ForeignFiles",
+    "ForgettingError",
     "GenerationError",
     "InputError",
     "InvalidRequest",
@@ -318,6 +320,10 @@ class EvaluationError(ScalrError):
 
 class QualityError(ScalrError):
     """The audit itself could not be done; it says nothing about the rows."""
+
+
+class ForgettingError(ScalrError):
+    """Users cannot be forgotten, or it cannot be told who was forgotten; what was done so far stays done."""
 
 
 class ReportError(ScalrError):

@@ -367,10 +367,44 @@ class Lake:
         return self.replace_where(table, rows, window_sql(start, end), key=key, expected_version=expected_version)
 
     def replace_where(
-        self, table: Table, rows: Rows, predicate: str, *, key: str, expected_version: int | None = None
+        self,
+        table: Table,
+        rows: Rows,
+        predicate: str,
+        *,
+        key: str,
+        expected_version: int | None = None,
+        record: str | None = None,
+        notes: Mapping[str, int] | None = None,
     ) -> Commit:
-        """Replace the rows that a SQL predicate names by these, all of which it must name too, in one commit, once per key."""
-        return self._commit(table, rows, key=key, mode="overwrite", predicate=predicate, expected_version=expected_version)
+        """Replace the rows that a SQL predicate names by these, all of which it must name too, in one commit, once per key.
+
+        ``notes`` are numbers by name that the table's log keeps for `note`, whatever is committed later.
+        """
+        return self._commit(
+            table,
+            rows,
+            key=key,
+            mode="overwrite",
+            predicate=predicate,
+            expected_version=expected_version,
+            record=record,
+            notes=notes,
+        )
+
+    def note(self, table: Table, name: str) -> int | None:
+        """The latest number of this name that a commit has left in the table's log, see `replace_where`; None: there is none."""
+        return self.open_table(table).transaction_version(name)
+
+    def records(self, table: Table, *, after: int = -1) -> list[tuple[int, str]]:
+        """What the commits of a table say of themselves (see `append`), the oldest first, with the versions that they made.
+
+        Args:
+            table: Which table.
+            after: Only of later versions. Each commit's file is read.
+        """
+        told = [(int(entry["version"]), entry.get(_RECORD)) for entry in self.open_table(table).history()]
+        return sorted((version, record) for version, record in told if record is not None and version > after)
 
     def merge(self, table: Table, rows: Rows, *, on: str, key: str, expected_version: int) -> Commit:
         """Change the rows whose value in a column is that of one of these, and add the others, in one commit, once per key.
@@ -420,7 +454,7 @@ class Lake:
         from deltalake import write_deltalake
 
         schema = self.schema(table)
-        properties = _properties(key, expected_version, also={_ASIDE: expected_version})
+        properties = _properties(key, expected_version, notes={_ASIDE: expected_version})
 
         def write(delta: DeltaTable) -> None:
             _must_be_at(delta, expected_version)
@@ -442,7 +476,7 @@ class Lake:
             CommitFailed: Nothing changed; the table may have moved on.
         """
         self.open_table(table, version=aside)  # says which file is gone
-        properties = _properties(key, expected_version, also={_BACK: aside})
+        properties = _properties(key, expected_version, notes={_BACK: aside})
 
         def write(delta: DeltaTable) -> None:
             _must_be_at(delta, expected_version)
@@ -513,10 +547,11 @@ class Lake:
         predicate: str | None = None,
         expected_version: int | None = None,
         record: str | None = None,
+        notes: Mapping[str, int] | None = None,
     ) -> Commit:
         from deltalake import write_deltalake
 
-        properties = _properties(key, expected_version, record)
+        properties = _properties(key, expected_version, record, notes=notes)
 
         def write(delta: DeltaTable) -> None:
             _must_be_at(delta, expected_version)
@@ -586,15 +621,15 @@ def _missing_file(table: DeltaTable) -> str | None:
 
 
 def _properties(
-    key: str, expected_version: int | None, record: str | None = None, *, also: Mapping[str, int] | None = None
+    key: str, expected_version: int | None, record: str | None = None, *, notes: Mapping[str, int] | None = None
 ) -> CommitProperties:
     from deltalake import CommitProperties, Transaction
 
     # Two commits that share an app id and started from one version conflict: that is what makes one of two writers lose.
     guard = [] if expected_version is None else [Transaction(_GUARD, expected_version)]
-    others = [Transaction(name, version) for name, version in (also or {}).items()]
     said = {_KEY: key} if record is None else {_KEY: key, _RECORD: record}
-    return CommitProperties(custom_metadata=said, app_transactions=[Transaction(key, 1), *guard, *others])
+    kept = [Transaction(name, number) for name, number in (notes or {}).items()]
+    return CommitProperties(custom_metadata=said, app_transactions=[Transaction(key, 1), *guard, *kept])
 
 
 def _writing() -> WriterProperties:

@@ -32,6 +32,7 @@ _HOME: Final = (
         "feast_online.db",
         "feast_registry.db",
         "feature_repo",
+        "forgotten",
         "gx",
         "lake",
         "ledger.db",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from feast import FeatureStore
 
     from scalr_prod.downstream import EvaluationReport
+    from scalr_prod.forgetting import ForgetReport
     from scalr_prod.generation import GenerationReport
     from scalr_prod.histories import HistoriesReport
     from scalr_prod.ingest import IngestReport
@@ -160,16 +161,18 @@ class Project:
         """
         return stages.PipelineReport.of(self._walk(stages.path()))
 
-    def ingest(self, domain: str | None = None) -> IngestReport:
+    def ingest(self, domain: str | None = None, *, replace: datetime | None = None) -> IngestReport:
         """Read the logs into the lake; reading the same input twice adds nothing.
 
         Args:
             domain: ``source``, ``target`` or ``sources.NAME``; default: all.
+            replace: Make the lake's events from then on (UTC) equal to those of the logs. What was made from events that changed is
+                stale: `status` says so, and `run` makes it anew.
 
         Raises:
             ScalrError: A log cannot be read, or holds a value that cannot be; nothing was added.
         """
-        report: IngestReport = self._do("ingest", domain=domain)
+        report: IngestReport = self._do("ingest", domain=domain, replace=replace)
         return report
 
     def histories(self) -> HistoriesReport:
@@ -406,6 +409,12 @@ class Project:
         from scalr_prod.operations import maintain
 
         return maintain(self.settings, dry_run=dry_run)
+
+    def forget(self, users: Sequence[int | str]) -> ForgetReport:
+        """Remove users, by their ids in the log, from all that the project keeps, and keep logs and runs from bringing them back."""
+        from scalr_prod.forgetting import forget
+
+        return forget(self.settings, users)
 
     def status(self) -> list[stages.StageState]:
         """Which stages are done, in their order, and the command that does each."""

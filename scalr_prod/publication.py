@@ -13,11 +13,13 @@ import time
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from scalr_prod.contracts import EVENT_TIMESTAMP, Table
+from scalr_prod.contracts import EVENT_TIMESTAMP, USER_ID, Table
 from scalr_prod.errors import CommitFailed, PublicationDisabled, PublicationError
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import PublicationStatus, RunState, run_folder
 from scalr_prod.replaced import restored_by
+from scalr_prod.replacements import stale_since
+from scalr_prod.tombstones import Tombstones
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from scalr_prod.lake import Commit
-    from scalr_prod.ledger import Lease, Ledger, Publication
+    from scalr_prod.ledger import Lease, Ledger, Publication, RunSpec
     from scalr_prod.settings import Settings
 
 __all__ = ["PublicationReport", "against_others", "fill_online", "publish", "rollback_run"]
@@ -88,7 +90,8 @@ def publish(settings: Settings, run_id: str) -> PublicationReport:
         run_id: A validated run.
 
     Raises:
-        PublicationError: The run was not validated, was rejected, or its accepted files are not the audited ones.
+        PublicationError: The run was not validated, was rejected, or its accepted files are not the audited ones; or the events that
+            it was made from have been replaced since.
         PublicationDisabled: The project's publication is switched off.
         CommitFailed: Nothing was written; safe to repeat.
         CommitOutcomeUnknown: The commit may have landed; repeating finds out.
@@ -181,7 +184,9 @@ def _replaced(lake: Lake, ledger: Ledger, publication: Publication) -> bool:
 
 def _commit_run(settings: Settings, lake: Lake, ledger: Ledger, lease: Lease, run_id: str) -> PublicationReport:
     spec = ledger.run(run_id).spec
+    _refuse_stale(lake, spec)
     files, rows = _accepted_files(settings, run_id)
+    _refuse_forgotten(settings, run_id, files)
     schema = lake.schema(_VIEW)
 
     def attempt(version: int) -> tuple[Publication, Commit]:
@@ -206,18 +211,53 @@ def _commit_run(settings: Settings, lake: Lake, ledger: Ledger, lease: Lease, ru
     return _report(done, "published")
 
 
+def _refuse_stale(lake: Lake, spec: RunSpec) -> None:
+    """What was taken out of the log stays out of the view: neither a late publication nor one after a rollback brings it back."""
+    since = stale_since(lake, spec.table_versions, spec.as_of)
+    if since is not None:
+        raise PublicationError(
+            f"events from {since.isoformat()} on, which the run was made from, have been replaced since",
+            where=lake.root,
+            next_step="make a run of the events that there are now: scalr run",
+        ).at(run_id=spec.run_id)
+
+
+def _refuse_forgotten(settings: Settings, run_id: str, files: Sequence[Path]) -> None:
+    """Forgetting takes users out of accepted files; those of a copy that was brought back may hold them again."""
+    stones = Tombstones.open(settings)
+    if not stones.users:
+        return
+    import pyarrow.parquet as pq
+
+    users = {user for path in files for user in pq.read_table(path, columns=[USER_ID]).column(0).unique().to_pylist()}
+    if found := stones.held(users):
+        raise PublicationError(
+            f"the run has rows of {len(found)} users who were forgotten",
+            where=str(run_folder(settings, run_id) / "accepted"),
+            next_step="forget them again, which takes them out of it: scalr forget; or make a new run: scalr run",
+        ).at(run_id=run_id)
+
+
 def _take_out(lake: Lake, ledger: Ledger, lease: Lease, last: Publication) -> PublicationReport:
     run_id = last.run_id
     key = f"rollback:{run_id}:{last.attempt}"
     rows: dict[str, int] = {}
     not_restored: list[str] = []
+    # Events that were taken out of the log stay out of the view.
+    stale = {
+        name
+        for name in last.replaced
+        if stale_since(lake, (spec := ledger.run(name).spec).table_versions, spec.as_of) is not None
+    }
 
     def attempt(version: int) -> Commit:
         nonlocal rows, not_restored
         _refuse_disabled(lake, run_id, version=version)
         rows = _rows_by_run(lake, last.start, last.end, version=version)
         lease.check()
-        former, not_restored = restored_by(lake, ledger, last, version=version) if rows.get(run_id) else (None, [])
+        former, not_restored = (
+            restored_by(lake, ledger, last, version=version, without=stale) if rows.get(run_id) else (None, [])
+        )
         if former is None:
             return lake.delete(_VIEW, f"run_id = '{run_id}'", key=key, expected_version=version)
         return lake.replace_where(_VIEW, former.rows(), former.predicate, key=key, expected_version=version)

@@ -17,7 +17,7 @@ from scalr_prod.lake import window_sql
 from scalr_prod.ledger import PublicationStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
     from datetime import datetime
     from typing import TypeAlias
 
@@ -75,7 +75,9 @@ class Former:
         return pa.RecordBatchReader.from_batches(schema, batches())
 
 
-def restored_by(lake: Lake, ledger: Ledger, last: Publication, *, version: int) -> tuple[Former | None, list[str]]:
+def restored_by(
+    lake: Lake, ledger: Ledger, last: Publication, *, version: int, without: Collection[str] = ()
+) -> tuple[Former | None, list[str]]:
     """What comes back when a publication's rows are taken out of the view.
 
     Args:
@@ -83,12 +85,13 @@ def restored_by(lake: Lake, ledger: Ledger, last: Publication, *, version: int) 
         ledger: The project's.
         last: The publication; its rows are there.
         version: The view's version that the rollback follows.
+        without: Runs whose rows stay out.
 
     Returns:
         The rows, None where there are none; and the runs whose rows should be there, but whose files are gone.
     """
     made = [one for one in ledger.publications() if one.delta_version is not None]
-    out = _rolled_back(made) | {last.run_id}
+    out = _rolled_back(made) | {last.run_id} | set(without)
     own = _owned(last, made, version)
     parts = [part for piece in own for part in _before(piece, last, made, out)]
     try:
@@ -100,10 +103,11 @@ def restored_by(lake: Lake, ledger: Ledger, last: Publication, *, version: int) 
         lost = sorted(run for run in last.replaced if run not in out)
         logger.warning("what %s had replaced cannot be brought back: %s", last.run_id, error)
         return None, lost
+    lost = sorted(run for run in last.replaced if run in without)
     if not found:
-        return None, []
+        return None, lost
     windows = " OR ".join(f"({window_sql(*piece)})" for piece in own)
-    return Former(lake, parts, sorted(found), f"{windows} OR run_id = '{last.run_id}'"), []
+    return Former(lake, parts, sorted(found), f"{windows} OR run_id = '{last.run_id}'"), lost
 
 
 def restoring_versions(ledger: Ledger, *, since: datetime) -> list[int]:

@@ -18,6 +18,7 @@ __all__ = [
     "ComputeSettings",
     "DownstreamSettings",
     "FeastSettings",
+    "ForgettingSettings",
     "GenerationSettings",
     "HistorySettings",
     "LedgerSettings",
@@ -261,6 +262,16 @@ class RetentionSettings(_Section):
     translators: int = Field(default=10, ge=1, description="latest versions of the translator that stay at any age")
     files_days: float = Field(
         default=7, ge=0, description="for how long a replaced version of a table can still be read; 0: not at all"
+    )
+
+
+class ForgettingSettings(_Section):
+    """What follows when users are forgotten (`scalr forget`)."""
+
+    grace_days: float = Field(
+        default=30,
+        ge=0,
+        description="for how long runs may go on using a translator that learned from a forgotten user; after it, train a new one",
     )
 
 

@@ -25,6 +25,7 @@ from scalr_prod.sections import (
     ComputeSettings,
     DownstreamSettings,
     FeastSettings,
+    ForgettingSettings,
     GenerationSettings,
     HistorySettings,
     LedgerSettings,
@@ -64,6 +65,7 @@ class Settings(BaseSettings):
     publication: PublicationSettings = PublicationSettings()
     training_set: TrainingSetSettings = TrainingSetSettings()
     retention: RetentionSettings = RetentionSettings()
+    forgetting: ForgettingSettings = ForgettingSettings()
     downstream: DownstreamSettings = Field(default_factory=DownstreamSettings)
     compute: ComputeSettings = Field(default_factory=ComputeSettings)
     serving: ServingSettings = Field(default_factory=ServingSettings)

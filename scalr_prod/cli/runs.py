@@ -111,6 +111,23 @@ def maintain_command(
     Door(config, as_json, "maintain").open(lambda project: project.maintain(dry_run=dry_run))
 
 
+@app.command("forget")
+def forget_command(
+    users: Annotated[list[str] | None, typer.Argument(metavar="USER...", help="Ids of users, as the log has them.")] = None,
+    config: Config = DEFAULT_CONFIG,
+    file: Annotated[
+        Path | None, typer.Option("--file", help="A text file with an id in each line.", exists=True, dir_okay=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Remove users from tables, runs, training sets, online store and reports; no log or run brings them back."""
+    named = [*(users or ()), *(line.strip() for line in (file.read_text(encoding="utf-8").splitlines() if file else ()))]
+    ids = [one for one in named if one]
+    if not ids:
+        raise typer.BadParameter("name at least one user, or a --file that does", param_hint="USER")
+    Door(config, as_json, "forget").open(lambda project: project.forget(ids))
+
+
 def _in_brief(run: dict[str, Any]) -> dict[str, Any]:
     """A run as a line of a table."""
     spec = run["spec"]

@@ -29,6 +29,13 @@ def ingest(
     domain: Annotated[
         str | None, typer.Option(help="source, target, or sources.NAME, one of several source domains; default: all.")
     ] = None,
+    replace: Annotated[
+        datetime | None,
+        typer.Option(
+            metavar="SINCE",
+            help="Make the lake's events from then on (UTC) equal to those of the logs: rows that a log no longer holds are removed.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Read all logs into the lake; reading the same input twice adds nothing.
@@ -37,7 +44,7 @@ def ingest(
     """
     if domain not in {None, "source", "target"} and not str(domain).startswith("sources."):
         raise typer.BadParameter("must be source, target or sources.NAME", param_hint="--domain")
-    Door(config, as_json, "ingest").open(lambda project: project.ingest(domain))
+    Door(config, as_json, "ingest").open(lambda project: project.ingest(domain, replace=utc(replace)))
 
 
 @app.command()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from feast import FeatureStore, FeatureView
 
-__all__ = ["empty_view", "forget_departed", "redis_of"]
+__all__ = ["all_redis_keys", "empty_view", "forget_departed", "redis_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ def empty_view(store: FeatureStore, view: FeatureView, *, drop: bool = False) ->
         drop: It has no place there any more.
     """
     if store.config.online_store.type == "redis":
-        return _delete_from_redis(store, view, _all_redis_keys(store, view))
+        return _delete_from_redis(store, view, all_redis_keys(store, view))
     provider = store._get_provider()  # noqa: SLF001 - Feast has no public way to empty one view
     for delete, keep in (([view], []), ([], [] if drop else [view])):
         provider.update_infra(
@@ -135,7 +135,7 @@ def _redis_keys(store: FeatureStore, view: FeatureView, rows: list[dict[str, Any
         yield _redis_key(store.project, key, entity_key_serialization_version=store.config.entity_key_serialization_version)
 
 
-def _all_redis_keys(store: FeatureStore, view: FeatureView) -> Iterator[bytes]:
+def all_redis_keys(store: FeatureStore, view: FeatureView) -> Iterator[bytes]:
     """The Redis keys of this project whose entities have the view's join keys.
 
     A key is the serialised entity and the project's name after it. Feast's own deletion looks for the end alone, and finds the

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, Table
 from scalr_prod.errors import LakeError
@@ -13,6 +13,8 @@ from scalr_prod.ledger import Ledger, PublicationStatus
 from scalr_prod.translator.versions import models_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from scalr_prod.ledger import RunSpec
     from scalr_prod.settings import Settings
 
@@ -44,6 +46,13 @@ class LateWindow:
     error: str | None = None
 
 
+class Corrected(Protocol):
+    """What became of a window whose events were replaced."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+
+
 @dataclass(frozen=True)
 class LateReport:
     """What became of late source events.
@@ -51,10 +60,12 @@ class LateReport:
     Attributes:
         windows: Those within the look-back that late events lie in, the earliest first.
         too_late: Source events that arrived since the run before this one and lie before the look-back: nothing translates them.
+        corrected: Windows whose events were replaced, and what became of them; see `scalr_prod.stages.stale`.
     """
 
     windows: list[LateWindow] = field(default_factory=list)
     too_late: int = 0
+    corrected: Sequence[Corrected] = ()
 
     @property
     def published(self) -> list[LateWindow]:
@@ -67,7 +78,7 @@ class LateReport:
             {key: value.isoformat() if isinstance(value, datetime) else value for key, value in asdict(window).items()}
             for window in self.windows
         ]
-        return {"windows": windows, "too_late": self.too_late}
+        return {"windows": windows, "too_late": self.too_late, "corrected": [one.to_json() for one in self.corrected]}
 
 
 def late_windows(settings: Settings, start: datetime, end: datetime, as_of: datetime) -> LateReport:

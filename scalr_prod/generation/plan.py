@@ -10,6 +10,7 @@ from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, Table
 from scalr_prod.errors import EmptyWindow, TrainedPastWindow
 from scalr_prod.instants import datetime_of
 from scalr_prod.ledger import Ledger, RunSpec
+from scalr_prod.tombstones import refuse_overdue
 
 if TYPE_CHECKING:
     from scalr_prod.sections import GenerationSettings
@@ -53,6 +54,7 @@ def plan_run(settings: Settings, *, version: int | None = None, cause: str = "pl
         TrainedPastWindow: The translator has learned from what came after the window's start (``causal``) or ``as_of``
             (``backfill``).
         TranslatorNotFound: No such version, or none at all.
+        TranslatorError: It learned from users who were forgotten, and ``[forgetting] grace_days`` are over.
         TableNotFound: A stage was skipped.
         LakeError: A former version made the table of synthetic events, and no ingest has brought it up to date.
     """
@@ -157,4 +159,5 @@ def _choose(settings: Settings, version: int | None, limit: datetime) -> Transla
             where="[generation] mode, start, as_of",
             next_step=_TRAIN_AGAIN.format(limit=limit.isoformat()),
         )
+    refuse_overdue(settings, translator.version)
     return translator

@@ -18,6 +18,7 @@ from scalr_prod.errors import LakeError
 from scalr_prod.growth import fragments_of, growth, local_files
 from scalr_prod.hashing import stable_hash_sql
 from scalr_prod.instants import datetime_of
+from scalr_prod.replacements import replaced_since
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -109,9 +110,9 @@ def _addition(lake: Lake, events: Table, now: DeltaTable, built: Built | None, s
     except LakeError:
         # Its log or its files were cleaned up.
         return f"version {built.version} of {events.value}, which it was built from, cannot be read"
-    grown = growth(before, now)
-    if grown.removed:
-        return f"files of {events.value} were written anew"
+    grown, replaced = growth(before, now), replaced_since(lake, events, built.version)
+    if grown.removed or replaced:
+        return f"events of {events.value} were replaced" if replaced else f"files of {events.value} were written anew"
     new = fragments_of(now, grown.added)
     first = _first_known(new)
     if first is None or first > built.known_until:

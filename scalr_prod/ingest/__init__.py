@@ -12,18 +12,24 @@ from scalr_prod.ingest.protocol import Batch, LogReader, LogSource
 from scalr_prod.ingest.report import DomainReport, IngestReport
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from scalr_prod.ingest.staging import StagedEvents, StagedItems
     from scalr_prod.settings import Settings
 
 __all__ = ["Batch", "DomainReport", "IngestReport", "LogReader", "LogSource", "ingest"]
 
 
-def ingest(settings: Settings, *, domain: str | None = None, progress: bool = False) -> IngestReport:
+def ingest(
+    settings: Settings, *, domain: str | None = None, replace: datetime | None = None, progress: bool = False
+) -> IngestReport:
     """Read all domains' logs and item files into the lake, and make every later stage's table, empty, where it is missing.
 
     Args:
         settings: The project's settings.
         domain: Read ``source`` (all source domains), ``target``, or one of several, ``sources.<name>``; default: all.
+        replace: Make the lake's events from then on (UTC) equal to those of the logs: rows that a log does not hold any more leave
+            the lake. Rows of a log from before are not looked at. Default: what the lake lacks is added, and nothing leaves it.
         progress: Show progress bars on stderr.
 
     Raises:
@@ -55,7 +61,7 @@ def ingest(settings: Settings, *, domain: str | None = None, progress: bool = Fa
                 events[one] = stage_events(settings, one, folder, count=count)
             items[one] = stage_items(settings, one, folder)
         db = stack.enter_context(open_duckdb(settings, folder))
-        work = Work(settings, db, lake, events, items)
+        work = Work(settings, db, lake, events, items, since=replace)
         common = work.common_users()
         work.compare()
         work.create_tables()

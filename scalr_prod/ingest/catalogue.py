@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from scalr_prod.ingest.staging import StagedItems
     from scalr_prod.lake import Lake
 
-__all__ = ["update_catalogue"]
+__all__ = ["leave_out_unused", "update_catalogue"]
 
 _DESCRIPTION = ("title", "category", "value")
 
@@ -54,7 +54,7 @@ def update_catalogue(db: Any, lake: Lake, log: Log, staged: StagedItems | None) 
             f"LEFT JOIN former USING ({ITEM_ID}) LEFT JOIN file USING ({ITEM_ID})"
         )
         size = _count(db, f"SELECT * FROM latest WHERE starts_with({ITEM_ID}, '{log.prefix}')" if log.prefix else "FROM latest")
-        # No item ever leaves, so that rows that differ are all that can have changed.
+        # No item leaves here, so that rows that differ are all that can have changed.
         if _count(db, f"SELECT {columns} FROM latest EXCEPT SELECT {columns} FROM former"):
             ordered = db.sql(f"SELECT {columns} FROM latest ORDER BY {ITEM_ID}").to_arrow_reader(ROWS)
             rows = as_table_rows(ordered, schema, lambda _: None)
@@ -62,6 +62,39 @@ def update_catalogue(db: Any, lake: Lake, log: Log, staged: StagedItems | None) 
         return size
 
     return repeat_while_moving(lake, table, update), duplicates
+
+
+def leave_out_unused(db: Any, lake: Lake, log: Log) -> int:
+    """Take a domain's items that have no event any more out of its catalogue; gives their number.
+
+    Args:
+        db: DuckDB connection.
+        lake: The lake; what the log replaced is committed.
+        log: The log.
+
+    Raises:
+        CommitFailed: The catalogue is as it was.
+    """
+    table, events = Table.items(log.domain), Table.events(log.domain)
+    schema = lake.schema(table)
+    own = f"starts_with({ITEM_ID}, '{log.prefix}')" if log.prefix else "true"
+
+    def update(version: int) -> int:
+        db.register("former_rows", scan(lake, table, version=version))
+        db.execute("CREATE OR REPLACE TEMP TABLE former AS SELECT * FROM former_rows")
+        db.unregister("former_rows")
+        db.register("event_rows", scan(lake, events, version=lake.version(events), columns=[ITEM_ID]))
+        db.execute(f"CREATE OR REPLACE TEMP TABLE used AS SELECT DISTINCT {ITEM_ID} FROM event_rows")
+        db.unregister("event_rows")
+        unused = _count(db, f"SELECT * FROM former ANTI JOIN used USING ({ITEM_ID}) WHERE {own}")
+        if unused:
+            ordered = db.sql(
+                f"SELECT {', '.join(schema.names)} FROM former WHERE NOT ({own}) OR {ITEM_ID} IN (FROM used) ORDER BY {ITEM_ID}"
+            ).to_arrow_reader(ROWS)
+            lake.replace(table, as_table_rows(ordered, schema, lambda _: None), key=commit_key(), expected_version=version)
+        return unused
+
+    return repeat_while_moving(lake, table, update)
 
 
 def _load_file(db: Any, log: Log, staged: StagedItems | None) -> int:

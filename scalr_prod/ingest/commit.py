@@ -6,7 +6,7 @@ import itertools
 import logging
 import uuid
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
 from scalr_prod.duck import exact
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from scalr_prod.contracts import Domain, IdType
     from scalr_prod.lake import Lake
 
-__all__ = ["Addition", "Log", "as_table_rows", "commit_key", "repeat_while_moving", "scan", "staged_sql"]
+__all__ = ["Addition", "Change", "Log", "as_table_rows", "commit_key", "repeat_while_moving", "scan", "staged_sql"]
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +66,22 @@ class Log:
         return pc.starts_with(pc.field(ITEM_ID), pattern=self.prefix) if self.prefix else None
 
 
+class Change(NamedTuple):
+    """What became of a log's rows in its events table.
+
+    Attributes:
+        added: Rows that were added.
+        removed: Rows that were taken out.
+        version: The table's version afterwards.
+        updated: Rows that were changed.
+    """
+
+    added: int
+    removed: int
+    version: int
+    updated: int = 0
+
+
 def staged_sql(files: Sequence[Path], types: dict[str, IdType], *, prefix: str = "") -> str:
     """A query of all staged rows with the id columns cast to their types, item ids with a prefix where there is one."""
     cast = {column: f"CAST({column} AS {SQL_TYPES[kind]})" for column, kind in types.items()}
@@ -98,9 +114,8 @@ class Addition:
     def __init__(self, db: Any, lake: Lake, log: Log) -> None:
         self.db, self.lake, self.log = db, lake, log
         self.table = Table.events(log.domain)
-        #: Rows of the table that were changed; rows of the log that the table holds already, and that the log holds more often, and
-        #: those that it holds in the log's window.
-        self.updated, self.again, self.there = 0, 0, 0
+        #: Rows of the log that the table holds already, and that the log holds more often, and those that it holds in the log's window.
+        self.again, self.there = 0, 0
         self._missing = ""
         self._compared = -1
 
@@ -161,14 +176,11 @@ class Addition:
                 "project home",
             )
 
-    def commit(self, count: Callable[[int], None]) -> tuple[int, int]:
+    def commit(self, count: Callable[[int], None]) -> Change:
         """Add what is missing; of several ingests at once, each row is added by one.
 
         Args:
             count: Called with the number of rows of each batch written.
-
-        Returns:
-            Rows added, and the table's version afterwards.
 
         Raises:
             CommitFailed: Nothing was added.
@@ -177,20 +189,22 @@ class Addition:
         schema = self.lake.schema(self.table)
         names = ", ".join(schema.names)
 
-        def add(version: int) -> tuple[int, int]:
+        def add(version: int) -> Change:
             # A table made since a comparison with none is empty at version 0, so that all of the log is missing from it.
             if version != self._compared:
                 self.compare()
             rows = self.db.sql(f"SELECT coalesce(sum(lacking), 0) FROM {self._missing}").fetchall()[0][0]
             if not rows:
                 # The table may have moved on after `version` was read: what holds the whole log is the version compared with.
-                return 0, self._compared
+                return Change(0, 0, self._compared)
             ordered = self.db.sql(
                 f"SELECT {names} FROM (SELECT {names}, unnest(range(lacking)) FROM {self._missing}) "
                 f"ORDER BY {EVENT_TIMESTAMP}, {USER_ID}, {ITEM_ID}, {CREATED_TIMESTAMP}, weight"
             ).to_arrow_reader(ROWS)
             batches = as_table_rows(ordered, schema, count)
-            return int(rows), self.lake.append(self.table, batches, key=commit_key(), expected_version=version).version
+            return Change(
+                int(rows), 0, self.lake.append(self.table, batches, key=commit_key(), expected_version=version).version
+            )
 
         return repeat_while_moving(self.lake, self.table, add)
 

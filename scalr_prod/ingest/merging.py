@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_ID, EVENT_TIMESTAMP, ITEM_ID, USER_ID
-from scalr_prod.ingest.commit import ROWS, Addition, as_table_rows, commit_key, repeat_while_moving, scan
+from scalr_prod.ingest.commit import ROWS, Addition, Change, as_table_rows, commit_key, repeat_while_moving, scan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,18 +103,17 @@ class Merging(Addition):
         same = self.db.sql(f"SELECT count(*) FROM {self._missing} SEMI JOIN counted USING ({event})").fetchall()[0][0]
         self.refuse_counted_twice(int(same), "without an event_id")
 
-    def commit(self, count: Callable[[int], None]) -> tuple[int, int]:
+    def commit(self, count: Callable[[int], None]) -> Change:
         """Add what is missing and change what is known otherwise, in one commit; see `Addition.commit`."""
         schema = self.lake.schema(self.table)
         names = ", ".join(schema.names)
 
-        def merge(version: int) -> tuple[int, int]:
+        def merge(version: int) -> Change:
             if version != self._compared:
                 self.compare()
             rows, known = self.db.sql(f"SELECT count(*), count(*) FILTER (known) FROM {self._missing}").fetchall()[0]
-            self.updated = int(known)
             if not rows:
-                return 0, self._compared
+                return Change(0, 0, self._compared)
             ordered = self.db.sql(
                 f"SELECT {names} FROM {self._missing} ORDER BY {EVENT_TIMESTAMP}, {USER_ID}, {ITEM_ID}, {EVENT_ID}"
             ).to_arrow_reader(ROWS)
@@ -122,6 +121,6 @@ class Merging(Addition):
             write = self.lake.merge if known else self.lake.append
             by = {"on": EVENT_ID} if known else {}
             done = write(self.table, batches, key=commit_key(), expected_version=version, **by)
-            return int(rows) - int(known), done.version
+            return Change(int(rows) - int(known), 0, done.version, int(known))
 
         return repeat_while_moving(self.lake, self.table, merge)

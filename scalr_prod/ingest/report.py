@@ -25,6 +25,8 @@ class DomainReport:
         first_read: The log's earliest event (UTC).
         last_read: The log's latest event (UTC).
         rows_added: Rows that were not in the lake yet.
+        rows_removed: Rows that a replacement took out of the lake, since the log does not hold them.
+        rows_forgotten: Rows of the log that were left out, since their users were forgotten.
         rows: Its rows in the lake afterwards.
         users: Their distinct users in the lake afterwards.
         items: Their distinct items in the lake afterwards.
@@ -50,6 +52,8 @@ class DomainReport:
     first_read: datetime
     last_read: datetime
     rows_added: int
+    rows_removed: int
+    rows_forgotten: int
     rows: int
     users: int
     items: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from scalr_prod.binding import MARKED, check_domains, description_of, project_of
 from scalr_prod.contracts import (
@@ -17,20 +17,25 @@ from scalr_prod.contracts import (
     item_key,
     schema_of,
 )
-from scalr_prod.errors import NoCommonUsers
-from scalr_prod.ingest.catalogue import update_catalogue
-from scalr_prod.ingest.commit import SQL_TYPES, Log, commit_key, repeat_while_moving, scan, staged_sql
+from scalr_prod.errors import CommitFailed, EmptyInput, NoCommonUsers
+from scalr_prod.ingest.catalogue import leave_out_unused, update_catalogue
+from scalr_prod.ingest.commit import SQL_TYPES, Addition, Log, commit_key, repeat_while_moving, scan, staged_sql
 from scalr_prod.ingest.contract import held_to_limits, missing_from_file, refuse_doubled, repeated_rows
+from scalr_prod.ingest.forgotten import without_forgotten
 from scalr_prod.ingest.idtypes import agreed_type
 from scalr_prod.ingest.merging import addition_of, latest_of_each_id
+from scalr_prod.ingest.replacing import replacements_of
 from scalr_prod.ingest.report import DomainReport
 from scalr_prod.instants import datetime_of
 from scalr_prod.progress import counting
+from scalr_prod.tombstones import Tombstones
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from datetime import datetime
 
     from scalr_prod.contracts import Domain, IdType
+    from scalr_prod.ingest.commit import Change
     from scalr_prod.ingest.staging import StagedEvents, StagedItems
     from scalr_prod.lake import Lake
     from scalr_prod.settings import Settings
@@ -38,6 +43,16 @@ if TYPE_CHECKING:
 __all__ = ["Work"]
 
 _BOTH: tuple[Domain, ...] = ("source", "target")
+
+
+class Changing(Protocol):
+    """What a log does to its events table."""
+
+    def compare(self) -> None:
+        """Find it, and write nothing."""
+
+    def commit(self, count: Callable[[int], None]) -> Change:
+        """Do it."""
 
 
 class Work:
@@ -49,24 +64,40 @@ class Work:
         lake: The lake.
         events: The staged logs, by the place of their settings.
         items: The staged item files likewise, None where there is none.
+        since: From then on, the lake's events become those of the logs (UTC); None: what the lake lacks is added.
 
     Raises:
         BadValue: The inputs' id types do not agree with one another or with the lake.
     """
 
     def __init__(
-        self, settings: Settings, db: Any, lake: Lake, events: dict[str, StagedEvents], items: dict[str, StagedItems | None]
+        self,
+        settings: Settings,
+        db: Any,
+        lake: Lake,
+        events: dict[str, StagedEvents],
+        items: dict[str, StagedItems | None],
+        *,
+        since: datetime | None = None,
     ) -> None:
         self.settings, self.db, self.lake, self.events, self.items = settings, db, lake, events, items
         self.several = settings.domains.several
+        self.stones = Tombstones.open(settings)
         self.there = tuple(domain for domain in _BOTH if lake.exists(Table.events(domain)))
         self.read = {domain: [place for place in settings.domains.places(domain) if place in events] for domain in _BOTH}
         self.user, self.item, self.own = self._agree()
         #: Rows that stand for others: their event id is that of a later row, or they are dropped repetitions. By place.
         self.renewed: dict[str, int] = {}
+        #: Rows of users who were forgotten. By place.
+        self.forgotten: dict[str, int] = {}
         self.logs = {place: self._view(domain, place) for domain in _BOTH for place in self.read[domain]}
         self.repeated = {place: repeated_rows(db, log) for place, log in self.logs.items()}
-        self.additions = {place: addition_of(db, lake, log, settings.domains[place]) for place, log in self.logs.items()}
+        self.since = since
+        self.changes: Mapping[str, Changing] = (
+            {place: addition_of(db, lake, log, settings.domains[place]) for place, log in self.logs.items()}
+            if since is None
+            else replacements_of(settings, db, lake, self.logs, since)
+        )
 
     def _agree(self) -> tuple[IdType, dict[Domain, IdType], dict[str, IdType]]:
         """Types of the user ids, of the item ids in the lake, and of those in each log."""
@@ -101,20 +132,29 @@ class Work:
         prefix = item_key(self.settings.domains[place].name) if domain == "source" and self.several else ""
         view = f"{place.replace('.', '_')}_log"
         query = staged_sql(staged.files, {USER_ID: self.user, ITEM_ID: own}, prefix=prefix)
+        query = without_forgotten(self.db, self.stones, query)
         lacking = [name for name in EVENT_EXTRAS if getattr(self.settings.domains[place].columns, name) is None]
         nothing = "".join(f", NULL::{'DOUBLE' if name == 'value' else 'VARCHAR'} AS {name}" for name in lacking)
         named = f" REPLACE ('{prefix}' || {EVENT_ID} AS {EVENT_ID})" if prefix and EVENT_ID not in lacking else ""
         self.db.execute(f"CREATE TEMP VIEW {view} AS SELECT *{named}{nothing} FROM ({query})")
-        return self._limited(Log(domain, place, own, prefix, staged.origin, view, staged.rows, *self._span(view)))
+        rows = int(self.db.sql(f"SELECT count(*) FROM {view}").fetchall()[0][0])
+        self.forgotten[place] = staged.rows - rows
+        if not rows:
+            raise EmptyInput(
+                "holds only rows of users who were forgotten",
+                where=staged.origin,
+                next_step=f"check what [domains.{place}] names",
+            )
+        return self._limited(Log(domain, place, own, prefix, staged.origin, view, rows, *self._span(view)))
 
     def _limited(self, log: Log) -> Log:
         """The log without what its settings' limits leave out, and with one row for each event id."""
-        chosen, staged = self.settings.domains[log.place], self.events[log.place]
+        chosen, read = self.settings.domains[log.place], log.rows
         if chosen.columns.event_id is not None:
             log = replace(log, rows=latest_of_each_id(self.db, log, chosen))
         before = log.rows
-        rows, dropped = held_to_limits(self.db, log, chosen, staged.left_out)
-        self.renewed[log.place] = staged.rows - before + dropped
+        rows, dropped = held_to_limits(self.db, log, chosen, self.events[log.place].left_out)
+        self.renewed[log.place] = read - before + dropped
         log = replace(log, rows=rows)
         if rows == before:
             return log
@@ -176,15 +216,17 @@ class Work:
         return repr(self.db.sql(f"SELECT min({USER_ID}) FROM {domain}_users").fetchall()[0][0])
 
     def compare(self) -> None:
-        """Find what each domain adds.
+        """Find what each domain changes.
 
         Raises:
-            BadValue: A log is in the lake already, but with other created times or weights.
+            BadValue: A log is in the lake already, but with other created times or weights; or a replacement would take out more
+                than the settings let it.
         """
-        for place, addition in self.additions.items():
-            addition.compare()
-            chosen = self.settings.domains[place]
-            refuse_doubled(addition.log, chosen, self.repeated[place], again=addition.again, there=addition.there)
+        for place, change in self.changes.items():
+            change.compare()
+            if isinstance(change, Addition):
+                chosen = self.settings.domains[place]
+                refuse_doubled(change.log, chosen, self.repeated[place], again=change.again, there=change.there)
 
     def create_tables(self) -> None:
         """Make every table that is missing and whose id types are known, bound to the project and each side's to its domains.
@@ -243,14 +285,22 @@ class Work:
         """
         staged, log = self.events[place], self.logs[place]
         table = Table.events(log.domain)
+        if Tombstones.open(self.settings).users.keys() != self.stones.users.keys():
+            raise CommitFailed(
+                "users were forgotten while the logs were read; nothing more was added",
+                where=self.lake.uri(table),
+                next_step="repeat the command",
+            )
         size, duplicates = update_catalogue(self.db, self.lake, log, self.items[place])
         unnamed = missing_from_file(self.db, log) if self.items[place] else None
         with counting(f"add {place}", show=progress, total=staged.rows) as count:
-            added, version = self.additions[place].commit(count)
+            change = self.changes[place].commit(count)
+        if self.since is not None:
+            size -= leave_out_unused(self.db, self.lake, log)
         read = self._extent(log.view)
-        rows = self.lake.dataset(table, version=version).count_rows(filter=log.own())
-        # All of the log is in the table now: of equal size, the two are equal.
-        kept = read if rows == log.rows else self._extent_in_lake(log, version)
+        rows = self.lake.dataset(table, version=change.version).count_rows(filter=log.own())
+        # All of the log is in the table now: of equal size, the two are equal. (Of a replacement, only what lies in its window is.)
+        kept = read if rows == log.rows and self.since is None else self._extent_in_lake(log, change.version)
         return DomainReport(
             name=self.settings.domains[place].name,
             rows_read=staged.rows + sum(staged.left_out.counts.values()) - staged.left_out.counts["over_user_day"],
@@ -258,13 +308,15 @@ class Work:
             items_read=read.items,
             first_read=read.first,
             last_read=read.last,
-            rows_added=added,
+            rows_added=change.added,
+            rows_removed=change.removed,
+            rows_forgotten=self.forgotten[place],
             rows=rows,
             users=kept.users,
             items=kept.items,
             first_event=kept.first,
             last_event=kept.last,
-            rows_updated=self.additions[place].updated,
+            rows_updated=change.updated,
             left_out={reason: number for reason, number in sorted(staged.left_out.counts.items()) if number},
             duplicates=self.repeated[place].rows + self.renewed[place],
             unused_columns=staged.unused,
@@ -274,7 +326,7 @@ class Work:
             catalogue_duplicates=duplicates,
             user_id=self.user,
             item_id=log.item,
-            version=version,
+            version=change.version,
         )
 
     def _extent_in_lake(self, log: Log, version: int) -> _Extent:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["History", "Subject"]
 
-Subject = Literal["run", "partition", "publication", "lease", "model", "dataset"]
+Subject = Literal["run", "partition", "publication", "lease", "model", "dataset", "forgotten"]
 
 
 class History(Projects):
@@ -48,6 +48,16 @@ class History(Projects):
         with self._reading() as session:
             query = query.where(TransitionRow.project_id == self._mine(session)).group_by(TransitionRow.to_state)
             return {row[0]: row[1] for row in session.execute(query)}
+
+    def record_forgotten(self, digest: str, *, cause: str) -> None:
+        """Write down that a user was forgotten, and what was removed; nothing by which the user could be told.
+
+        Args:
+            digest: Keyed hash of the user's id.
+            cause: What was removed, in counts.
+        """
+        with self._writing() as session:
+            self._note(session, "forgotten", digest, None, "forgotten", cause=cause)
 
     def _note(
         self,

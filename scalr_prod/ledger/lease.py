@@ -141,6 +141,18 @@ class Leases(Runs):
             keeper.join()
             self.release_lease(run_id, owner)
 
+    def at_work(self) -> dict[str, str]:
+        """The project's runs that a driver works on, and who does."""
+        query = sa.select(RunRow).where(RunRow.lease_owner.is_not(None))
+        with self._reading() as session:
+            now = self._now(session)
+            held = session.scalars(query.where(RunRow.project_id == self._mine(session)))
+            return {
+                row.run_id: row.lease_owner
+                for row in held
+                if row.lease_owner and row.lease_expires_at and row.lease_expires_at > now and not _is_dead(row.lease_owner)
+            }
+
     def acquire_lease(self, run_id: str, owner: str, *, ttl_s: float = _TTL_S) -> datetime:
         """Take the run if it is free, expired, or the owner's already; returns until when (UTC).
 

@@ -32,6 +32,7 @@ class Job:
         settings: The project's settings; the stage ``policy`` puts the home's policy in them.
         progress: Show progress bars on stderr.
         domain: ``source``, ``target`` or ``sources.NAME``: ingest this one alone; None: all.
+        replace: Ingest makes the lake's events from then on equal to those of the logs (UTC); None: it adds what is missing.
         trained_until: The translator reads nothing from then on (UTC); None: by ``[generation] mode``.
         version: The translator version to generate with; ``translator`` sets it. None: the latest trained.
         cause: Why a run is planned, for the ledger's history.
@@ -43,6 +44,7 @@ class Job:
     settings: Settings
     progress: bool = False
     domain: str | None = None
+    replace: datetime | None = None
     trained_until: datetime | None = None
     version: int | None = None
     cause: str = "planned"
@@ -110,12 +112,14 @@ class StageState:
         done: Whether what it makes is there, as of the latest run.
         makes: What that is.
         command: The command that does it.
+        stale: Why what is there is out of date, though it was made; None: it is not.
     """
 
     stage: str
     done: bool
     makes: str
     command: str
+    stale: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The state as JSON values."""

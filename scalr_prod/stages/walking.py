@@ -15,6 +15,7 @@ from scalr_prod.metrics import measured
 from scalr_prod.progress import Heartbeat, beating, lines_every
 from scalr_prod.stages.graph import GRAPH
 from scalr_prod.stages.job import Job, PipelineReport, StageState
+from scalr_prod.stages.stale import stale_stages
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
@@ -79,8 +80,14 @@ def resume_run(settings: Settings, run_id: str, *, progress: bool = False) -> Pi
 
 
 def states(settings: Settings) -> list[StageState]:
-    """Which stages are done, in their order."""
-    return [StageState(stage.name, stage.done(settings), stage.makes, stage.command) for stage in GRAPH]
+    """Which stages are done, in their order, and why what is there is stale, where it is."""
+    stale = stale_stages(settings)
+    return [
+        StageState(
+            stage.name, stage.done(settings) and stage.name not in stale, stage.makes, stage.command, stale.get(stage.name)
+        )
+        for stage in GRAPH
+    ]
 
 
 @contextmanager

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from scalr_prod.errors import QualityGateFailed, TranslatorError
+from scalr_prod.errors import EmptyWindow, QualityGateFailed, TranslatorError
+from scalr_prod.stages.stale import CorrectedWindow, stale_publications, stale_version
 
 if TYPE_CHECKING:
-    from scalr_prod.generation.late import LateWindow
+    from scalr_prod.ledger import Publication, RunSpec
     from scalr_prod.settings import Settings
     from scalr_prod.stages.job import Job, Report
 
@@ -26,7 +27,7 @@ def ingest(job: Job) -> Report:
     """Logs → events and catalogues."""
     from scalr_prod.ingest import ingest
 
-    return ingest(job.settings, domain=job.domain, progress=job.progress)
+    return ingest(job.settings, domain=job.domain, replace=job.replace, progress=job.progress)
 
 
 def histories(job: Job) -> Report:
@@ -98,7 +99,7 @@ def publish(job: Job) -> Report:
 
 
 def late(job: Job) -> Report | None:
-    """Publish again the earlier windows that source events arrived late in, within the look-back.
+    """Publish again the earlier windows whose events were replaced, and those in the look-back that source events arrived late in.
 
     A window that cannot be published again, since the gate refuses it or no translator fits, is reported; the others go on.
     """
@@ -106,26 +107,52 @@ def late(job: Job) -> Report | None:
 
     from scalr_prod.generation.late import LateReport, late_windows, settings_again
 
+    corrected = [_correct(job, one, spec) for one, spec in stale_publications(job.settings) if one.run_id != job.run_id]
     window = job.spec or job.settings.generation  # on a day without source events there is no run
     if not job.settings.generation.lookback or window.start is None or window.end is None:
-        return None
+        return LateReport(corrected=corrected) if corrected else None
     found = late_windows(job.settings, window.start, window.end, window.as_of or window.end)
     done = []
     for one in found.windows:
         try:
-            run_id = _publish_again(job, *settings_again(job.settings, one), one) if one.events else None
+            cause = f"{one.events} source events arrived after {one.published_by}"
+            run_id = _publish_again(job, *settings_again(job.settings, one), cause) if one.events else None
             done.append(replace(one, run_id=run_id))
         except (QualityGateFailed, TranslatorError) as error:
             logger.exception("the window from %s on could not be published again", one.start.isoformat())
             done.append(replace(one, error=f"{type(error).__name__}: {error.found}"))
-    return LateReport(done, found.too_late)
+    return LateReport(done, found.too_late, corrected)
 
 
-def _publish_again(job: Job, settings: Settings, version: int | None, window: LateWindow) -> str | None:
+def _correct(job: Job, publication: Publication, spec: RunSpec) -> CorrectedWindow:
+    """Publish a window anew whose events were replaced; what lies in the window of the walk's run, or has no events, is taken out."""
+    from scalr_prod.generation.late import LateWindow, settings_again
+    from scalr_prod.publication import rollback_run
+    from scalr_prod.translator import train
+
+    start, end, run_id = publication.start, publication.end, None
+    covered = job.spec is not None and start < job.spec.end and job.spec.start < end
+    try:
+        if not covered:
+            window = LateWindow(start, end, spec.as_of, publication.run_id, 0, 0)
+            again, version = settings_again(job.settings, window)
+            if version is None or stale_version(job.settings, version):
+                version = train(again, trained_until=spec.translator_trained_until, progress=job.progress).version
+            run_id = _publish_again(job, again, version, f"events of {publication.run_id} were replaced")
+    except EmptyWindow:
+        logger.info("%s has no source event any more", publication.run_id)
+    except (QualityGateFailed, TranslatorError) as error:
+        logger.exception("the window from %s on could not be published anew", start.isoformat())
+        return CorrectedWindow(start, end, publication.run_id, error=f"{type(error).__name__}: {error.found}")
+    if run_id is None:
+        rollback_run(job.settings, publication.run_id)
+    return CorrectedWindow(start, end, publication.run_id, run_id)
+
+
+def _publish_again(job: Job, settings: Settings, version: int | None, cause: str) -> str | None:
     from scalr_prod.stages.job import Job
     from scalr_prod.stages.walking import path, walk
 
-    cause = f"{window.events} source events arrived after {window.published_by}"
     again = Job(settings, progress=job.progress, version=version, cause=cause)
     return walk(again, path("plan", "publish")).run_id
 

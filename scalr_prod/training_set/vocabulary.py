@@ -65,7 +65,8 @@ class Vocabulary:
 
         known = getattr(self, kind)
         array = ids if isinstance(ids, pa.Array | pa.ChunkedArray) else pa.array(ids)
-        found = pc.index_in(array.cast(known.type), value_set=known)
+        # Null stands in the place of a user who was forgotten: the others keep their numbers.
+        found = pc.index_in(array.cast(known.type), value_set=known, skip_nulls=True)
         return pc.fill_null(found.cast(pa.int64()), -1).to_numpy() + 1  # type: ignore[no-any-return]  # pyarrow is untyped
 
 

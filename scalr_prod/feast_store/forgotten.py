@@ -1,0 +1,111 @@
+"""Entities of users who are forgotten, out of the online store: their keys are their ids, serialised."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+from scalr_prod.contracts import USER_ID
+from scalr_prod.feast_store.access import explained, open_feature_store, quiet
+from scalr_prod.feast_store.departed import all_redis_keys, redis_of
+from scalr_prod.feast_store.reads import join_keys
+from scalr_prod.feast_store.repository import apply_feature_repo, repository_lock
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from feast import FeatureStore, FeatureView
+
+    from scalr_prod.settings import Settings
+
+__all__ = ["forget_entities"]
+
+
+def forget_entities(settings: Settings, users: Sequence[int | str]) -> int:
+    """Delete the users' rows from the project's online store, of every view; gives how many keys there were.
+
+    Args:
+        settings: The project's settings.
+        users: Their ids, in the type that the lake has them in.
+
+    Raises:
+        FeatureStoreError: The store cannot be reached.
+    """
+    if not (settings.feast_repo / "feature_store.yaml").is_file():
+        return 0
+    # A repository that was moved with its home names the former place until it is applied.
+    apply_feature_repo(settings)
+    with explained(settings), repository_lock(settings), quiet("forget"):
+        store = open_feature_store(settings)
+        views = [view for view in store.list_feature_views() if USER_ID in join_keys(view)]
+        if store.config.online_store.type == "redis":
+            keys = {key for view in views for key in _redis_keys(store, view, users)}
+            return sum(redis_of(store).delete(key) for key in keys)
+        return _forget_in_sqlite(store, views, users)
+
+
+def _redis_keys(store: FeatureStore, view: FeatureView, users: Sequence[int | str]) -> Iterator[bytes]:
+    from feast.infra.online_stores.helpers import _redis_key
+
+    if list(join_keys(view)) == [USER_ID]:
+        version = store.config.entity_key_serialization_version
+        yield from (_redis_key(store.project, key, entity_key_serialization_version=version) for key in _entities(view, users))
+        return
+    theirs, tail = set(map(str, users)), len(store.project.encode())
+    for key in all_redis_keys(store, view):
+        if _user_of(key[:-tail], store) in theirs:
+            yield key
+
+
+def _forget_in_sqlite(store: FeatureStore, views: list[FeatureView], users: Sequence[int | str]) -> int:
+    from feast.infra.key_encoding_utils import serialize_entity_key
+
+    online = store._get_provider().online_store  # noqa: SLF001 - Feast has no public way to its file
+    path: Path | str = online._get_db_path(store.config)  # noqa: SLF001
+    version, theirs, found = store.config.entity_key_serialization_version, set(map(str, users)), 0
+    with closing(sqlite3.connect(path, timeout=60, isolation_level=None)) as db:
+        tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        for view in views:
+            # Feast adds a number for views that have several versions.
+            own = [
+                name
+                for name in tables
+                if name == f"{store.project}_{view.name}" or name.startswith(f"{store.project}_{view.name}_v")
+            ]
+            for table in own:
+                if list(join_keys(view)) == [USER_ID]:
+                    keys = [
+                        serialize_entity_key(key, entity_key_serialization_version=version) for key in _entities(view, users)
+                    ]
+                else:
+                    every = db.execute(f'SELECT DISTINCT entity_key FROM "{table}"')
+                    keys = [key for (key,) in every if _user_of(key, store) in theirs]
+                for key in keys:
+                    found += bool(db.execute(f'DELETE FROM "{table}" WHERE entity_key = ?', (key,)).rowcount)
+        # Deleted rows stay in free pages, and in the log beside the file, until both are written anew.
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        db.execute("VACUUM")
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return found
+
+
+def _entities(view: FeatureView, users: Sequence[int | str]) -> Iterator[Any]:
+    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+    from feast.type_map import python_values_to_proto_values
+
+    kind = next(column.dtype.to_value_type() for column in view.entity_columns if column.name == USER_ID)
+    for value in python_values_to_proto_values(list(users), kind):
+        yield EntityKey(join_keys=[USER_ID], entity_values=[value])
+
+
+def _user_of(serialised: bytes, store: FeatureStore) -> str | None:
+    """The user of a serialised entity of several keys."""
+    from feast.infra.key_encoding_utils import deserialize_entity_key
+
+    key = deserialize_entity_key(serialised, entity_key_serialization_version=store.config.entity_key_serialization_version)
+    for name, value in zip(key.join_keys, key.entity_values, strict=True):
+        if name == USER_ID:
+            return str(getattr(value, value.WhichOneof("val")))
+    return None

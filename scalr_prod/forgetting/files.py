@@ -1,0 +1,160 @@
+"""Users' ids out of what lies below a project's home beside the lake: runs, training sets, evaluations, reports, data docs, logs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Final
+
+from scalr_prod.forgetting.traces import FileOfRows, Users, write_over
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from scalr_prod.settings import Settings
+
+__all__ = ["forget_in_files"]
+
+#: Below home, and looked after elsewhere, or without a word of users: definitions, model files, markers.
+_NOT_HERE: Final = frozenset({"feature_repo", "forgotten", "lake", "models", "staging", "triton"})
+#: What of a run is of no use once the tables it was pinned to are gone.
+_PARTS: Final = ("parts", "candidates")
+#: Markers and secrets.
+_OWN: Final = (".scalr-", "secret")
+_TEXT: Final = frozenset({"", ".csv", ".err", ".html", ".json", ".jsonl", ".log", ".md", ".out", ".txt"})
+
+
+def forget_in_files(settings: Settings, users: Users, *, parts: bool) -> Counter[str]:
+    """Take the users out of every file of the home; gives what went, by the folder it was in.
+
+    Args:
+        settings: The project's settings.
+        users: Who is forgotten.
+        parts: Whether staged parts of runs go too: what they were made from can be read no more.
+    """
+    found: Counter[str] = Counter()
+    if parts:
+        found["staged parts"] = _drop_parts(settings)
+    found["evaluations"] = _drop_evaluations(settings, users)
+    renewed: dict[str, FileOfRows] = {}
+    for path in _files(settings.home):
+        if path.suffix == ".parquet":
+            changed = users.in_parquet(path)
+            if changed is not None:
+                renewed[changed.former] = changed
+                found[path.relative_to(settings.home).parts[0]] += changed.removed
+        elif path.suffix in _TEXT:
+            found[path.relative_to(settings.home).parts[0]] += users.in_file(path)
+    # Also where a former call was cut off between a file and what says which file it is.
+    _renew(settings, renewed)
+    return found
+
+
+def _files(home: Path) -> Iterator[Path]:
+    for top in sorted(home.iterdir()) if home.is_dir() else ():
+        if top.name in _NOT_HERE or top.is_symlink():
+            continue
+        for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
+            if path.is_file() and not path.is_symlink() and not path.name.startswith(_OWN):
+                yield path
+
+
+def _drop_parts(settings: Settings) -> int:
+    there = 0
+    for folder in (settings.home / "runs").glob("run_*"):
+        for part in [*(folder / name for name in _PARTS), *folder.glob(".accepted-*")]:
+            if part.is_dir():
+                there += sum(path.suffix == ".parquet" for path in part.rglob("*"))
+                shutil.rmtree(part)
+    return there
+
+
+def _drop_evaluations(settings: Settings, users: Users) -> int:
+    """Isolated homes of evaluations that hold one of the users, whole: they are made again when they are needed."""
+    gone = 0
+    for home in (settings.home / "evaluations").glob("*"):
+        if home.is_dir() and (home / "lake").is_dir() and any(users.held_by(path) for path in home.rglob("*.parquet")):
+            shutil.rmtree(home)
+            gone += 1
+    return gone
+
+
+def _renew(settings: Settings, renewed: dict[str, FileOfRows]) -> None:
+    """Let gate reports and manifests name the files that there are now."""
+    documents = [*(settings.home / "runs").glob("run_*/gate.json"), *(settings.home / "datasets").glob("*/v*/manifest.json")]
+    for path in documents:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if path.name == "gate.json":
+            changed = _named_anew(content, renewed) | _audited(path.parent, content)
+        else:
+            changed = _named_anew(content, renewed) | _verified(path.parent, content)
+        if changed:
+            write_over(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def _named_anew(content: Any, renewed: dict[str, FileOfRows]) -> bool:
+    """Put the new size and checksum wherever a file's former one is named."""
+    if not isinstance(content, list | dict):
+        return False
+    changed = False
+    for one in content.values() if isinstance(content, dict) else content:
+        changed |= _named_anew(one, renewed)
+    if isinstance(content, list):
+        return changed
+    file = renewed.get(str(content.get("sha256")))
+    if file is None:
+        return changed
+    content.update({name: getattr(file, name) for name in ("rows", "bytes", "sha256") if name in content})
+    return True
+
+
+def _audited(folder: Path, content: dict[str, Any]) -> bool:
+    """Count a run's accepted rows anew, by its files."""
+    from scalr_prod.generation.parts import sha256_of
+
+    report = content.get("report") or {}
+    if not report.get("passed"):
+        return False
+    changed, left = False, 0
+    for file in report.get("files", []):
+        path = folder / file["path"]
+        if path.is_file():
+            now = {"rows": _rows_of(path), "sha256": sha256_of(path)}
+            changed |= any(file[name] != value for name, value in now.items())
+            file.update(now)
+        left += file["rows"]
+    if report.get("files") and report.get("accepted") != left:
+        report["accepted"], changed = left, True
+    return changed
+
+
+def _verified(folder: Path, content: dict[str, Any]) -> bool:
+    """Count a training set's rows anew, where files lie in its folder that a former call changed."""
+    import pyarrow.compute as pc
+    import pyarrow.dataset as ds
+
+    rows = folder / "rows"
+    if not rows.is_dir() or not {"rows", "real", "synthetic", "negatives"} <= content.keys():
+        return False
+    data = ds.dataset(rows, format="parquet")
+    if data.count_rows() == content["rows"]:
+        return False
+    table = data.to_table(columns=["label", "is_synthetic"])
+    positive = pc.greater(table["label"], 0)
+    synthetic = pc.sum(pc.and_(positive, table["is_synthetic"])).as_py() or 0
+    positives = pc.sum(positive).as_py() or 0
+    content |= {
+        "rows": len(table),
+        "real": positives - synthetic,
+        "synthetic": synthetic,
+        "negatives": len(table) - positives,
+    }
+    return True
+
+
+def _rows_of(path: Path) -> int:
+    import pyarrow.parquet as pq
+
+    return int(pq.read_metadata(path).num_rows)

@@ -1,0 +1,41 @@
+"""What came of forgetting."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+__all__ = ["ForgetReport"]
+
+
+@dataclass(frozen=True)
+class ForgetReport:
+    """What was removed; it names no user.
+
+    Attributes:
+        users: How many were asked for.
+        known: How many of them had been forgotten before.
+        removed: Rows, files or entries that went, by where they were.
+        translators: Versions that learned from events of these users.
+        retrain_by: From then on (UTC) runs refuse those versions; None: there are none.
+    """
+
+    users: int
+    known: int
+    removed: Mapping[str, int]
+    translators: Sequence[int]
+    retrain_by: datetime | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return {
+            "users": self.users,
+            "known": self.known,
+            "removed": dict(self.removed),
+            "translators": list(self.translators),
+            "retrain_by": self.retrain_by.isoformat() if self.retrain_by else None,
+        }

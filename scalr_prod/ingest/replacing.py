@@ -1,0 +1,212 @@
+"""Staged events in place of those of a window: rows that the logs no longer hold leave the lake, in one commit for each table."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from datetime import UTC
+from typing import TYPE_CHECKING, Any
+
+from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_ID, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
+from scalr_prod.errors import BadValue
+from scalr_prod.ingest.commit import ROWS, Change, Log, as_table_rows, commit_key, repeat_while_moving, scan
+from scalr_prod.instants import datetime_of
+from scalr_prod.replacements import REPLACED, Replacement
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from datetime import datetime
+
+    from scalr_prod.lake import Lake
+    from scalr_prod.settings import Settings
+
+__all__ = ["LogReplacement", "replacements_of"]
+
+logger = logging.getLogger(__name__)
+
+
+def replacements_of(
+    settings: Settings, db: Any, lake: Lake, logs: Mapping[str, Log], since: datetime
+) -> dict[str, LogReplacement]:
+    """What each log replaces, by the place of its settings; logs of one table share its commit."""
+    found: dict[str, LogReplacement] = {}
+    for domain in ("source", "target"):
+        own = [log for log in logs.values() if log.domain == domain]
+        if own:
+            limits = {log.place: settings.domains[log.place].max_removed_share for log in own}
+            table = _TableReplacement(db, lake, own, since, limits)
+            found |= {log.place: LogReplacement(table, log.place) for log in own}
+    return found
+
+
+@dataclass
+class LogReplacement:
+    """One log's part in the replacement of its table's events."""
+
+    table: _TableReplacement
+    place: str
+
+    def compare(self) -> None:
+        """Find what comes and what goes.
+
+        Raises:
+            BadValue: More of the domain's events would go than ``max_removed_share`` lets go.
+        """
+        self.table.compare()
+
+    def commit(self, count: Callable[[int], None]) -> Change:
+        """Replace the events, once for all logs of the table.
+
+        Args:
+            count: Called with the number of rows of each batch written.
+
+        Raises:
+            CommitFailed: Nothing changed.
+            BadValue: As for `compare`, where the table has moved on since.
+        """
+        return self.table.commit(count)[self.place]
+
+
+class _TableReplacement:
+    """The events of some logs from a time on, in place of those that the table has of them.
+
+    Args:
+        db: DuckDB connection that holds the logs' views.
+        lake: The lake.
+        logs: Logs of one side.
+        since: The window's start (UTC).
+        limits: By place, the share of a domain's events that may go.
+    """
+
+    def __init__(self, db: Any, lake: Lake, logs: list[Log], since: datetime, limits: Mapping[str, float]) -> None:
+        self.db, self.lake, self.logs, self.limits = db, lake, logs, limits
+        self.since = since.astimezone(UTC)
+        self.table = Table.events(logs[0].domain)
+        self._name = f"{logs[0].domain}_replaced"
+        self._compared: int | None = None
+        self._changes: dict[str, tuple[int, int]] = {}
+        self._first: datetime | None = None
+        self._done: dict[str, Change] | None = None
+
+    def compare(self) -> None:
+        """See `LogReplacement.compare`."""
+        version = self.lake.version(self.table) if self.lake.exists(self.table) else -1
+        if self._compared == version:
+            return
+        names = [USER_ID, ITEM_ID, EVENT_TIMESTAMP, CREATED_TIMESTAMP, "weight"]
+        if version >= 0:
+            names = self.lake.schema(self.table).names
+        columns = ", ".join(names)
+        window = f"{EVENT_TIMESTAMP} >= {self._literal()}"
+        new = " UNION ALL ".join(f"SELECT {columns} FROM {log.view} WHERE {window}" for log in self.logs)
+        if version < 0:
+            there = f"SELECT {columns} FROM {self.logs[0].view} WHERE false"
+        else:
+            self.db.register("there", scan(self.lake, self.table, version=version, columns=names, where=self._mine()))
+            there = f"SELECT {columns} FROM there"
+        # How often each row is there, and how often it is to be.
+        self.db.execute(
+            f"CREATE OR REPLACE TEMP TABLE {self._name} AS SELECT {columns}, sum(old)::BIGINT AS old, sum(new)::BIGINT AS new FROM "
+            f"(SELECT *, 1 AS old, 0 AS new FROM ({there}) UNION ALL SELECT *, 0, 1 FROM ({new})) GROUP BY {columns}"
+        )
+        self.db.unregister("there")
+        first = self.db.sql(f"SELECT epoch_us(min({EVENT_TIMESTAMP})) FROM {self._name} WHERE old <> new").fetchall()[0][0]
+        self._first = None if first is None else datetime_of(first)
+        self._changes = {log.place: self._change(log) for log in self.logs}
+        if EVENT_ID in names:
+            self._refuse_ids_of_before(version)
+        for log in self.logs:
+            self._refuse_too_much(log, version)
+        self._compared = version
+
+    def _refuse_ids_of_before(self, version: int) -> None:
+        """An event whose time was corrected from before the window into it would be there twice."""
+        import pyarrow.dataset as ds
+
+        before = scan(
+            self.lake, self.table, version=version, columns=[EVENT_ID], where=ds.field(EVENT_TIMESTAMP) < ds.scalar(self.since)
+        )
+        self.db.register("before", before)
+        same = f"SELECT {EVENT_ID} FROM {self._name} WHERE new > 0 AND {EVENT_ID} IN (SELECT {EVENT_ID} FROM before)"
+        found = self.db.sql(f"SELECT count(*), min({EVENT_ID}) FROM ({same})").fetchall()[0]
+        self.db.unregister("before")
+        if found[0]:
+            raise BadValue(
+                f"{found[0]} events of the log, such as {found[1]}, are in the lake with a time before {self.since.isoformat()}",
+                where=self.logs[0].origin,
+                next_step="replace from an earlier time on, so that they are corrected and not there twice",
+            )
+
+    def _change(self, log: Log) -> tuple[int, int]:
+        own = f"starts_with({ITEM_ID}, '{log.prefix}')" if log.prefix else "true"
+        added, removed = self.db.sql(
+            f"SELECT coalesce(sum(greatest(new - old, 0)), 0), coalesce(sum(greatest(old - new, 0)), 0) FROM {self._name} WHERE {own}"
+        ).fetchall()[0]
+        return int(added), int(removed)
+
+    def _refuse_too_much(self, log: Log, version: int) -> None:
+        removed, limit = self._changes[log.place][1], self.limits[log.place]
+        if not removed:
+            return
+        rows = self.lake.dataset(self.table, version=version).count_rows(filter=log.own())
+        if removed > limit * rows:
+            raise BadValue(
+                f"{removed} of the domain's {rows} events in the lake are not in the log, and would be removed from it: more than "
+                f"max_removed_share = {limit:g}",
+                where=log.origin,
+                next_step=f"check that the log holds all events since {self.since.isoformat()}; if they are to go, raise "
+                f"max_removed_share under [domains.{log.place}]",
+            )
+
+    def commit(self, count: Callable[[int], None]) -> dict[str, Change]:
+        """See `LogReplacement.commit`."""
+        if self._done is None:
+            self._done = repeat_while_moving(self.lake, self.table, lambda version: self._replace(version, count))
+        return self._done
+
+    def _replace(self, version: int, count: Callable[[int], None]) -> dict[str, Change]:
+        if version != self._compared:
+            self.compare()
+        if self._first is None:
+            return {place: Change(0, 0, version) for place in self._changes}
+        schema = self.lake.schema(self.table)
+        names = ", ".join(schema.names)
+        ordered = self.db.sql(
+            f"SELECT {names} FROM (SELECT {names}, unnest(range(new)) FROM {self._name}) "
+            f"ORDER BY {EVENT_TIMESTAMP}, {USER_ID}, {ITEM_ID}, {CREATED_TIMESTAMP}, weight"
+        ).to_arrow_reader(ROWS)
+        added, removed = (sum(change[side] for change in self._changes.values()) for side in (0, 1))
+        commit = self.lake.replace_where(
+            self.table,
+            as_table_rows(ordered, schema, count),
+            self._predicate(),
+            key=commit_key(),
+            expected_version=version,
+            record=Replacement(self._first, removed, added).to_json(),
+            notes={REPLACED: version + 1},
+        )
+        logger.info("%s: %d events removed and %d added from %s on", self.table.value, removed, added, self._first.isoformat())
+        return {place: Change(*change, commit.version) for place, change in self._changes.items()}
+
+    def _mine(self) -> Any:
+        """The rows of the window that are of these logs, as an expression of pyarrow's datasets."""
+        import pyarrow.dataset as ds
+
+        window = ds.field(EVENT_TIMESTAMP) >= self.since
+        own = [log.own() for log in self.logs if log.prefix]
+        if not own:
+            return window
+        of_some = own[0]
+        for one in own[1:]:
+            of_some |= one
+        return window & of_some
+
+    def _predicate(self) -> str:
+        """The same for Delta."""
+        moment = self.since.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        window = f"{EVENT_TIMESTAMP} >= '{moment}'"
+        own = " OR ".join(f"starts_with({ITEM_ID}, '{log.prefix}')" for log in self.logs if log.prefix)
+        return f"{window} AND ({own})" if own else window
+
+    def _literal(self) -> str:
+        return f"TIMESTAMPTZ '{self.since.isoformat()}'"

@@ -1,0 +1,194 @@
+"""Who was forgotten, without saying who: keyed hashes of users' ids, by which a log, a run or a copy is kept from bringing one back.
+
+They stand in ``<home>/forgotten``. The key is drawn at the first use, and lies beside them in a file that only its owner can read: without
+it, nobody can tell by trying ids whose hash is there.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import os
+import secrets
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from scalr_prod.errors import ForgettingError, TranslatorError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from scalr_prod.settings import Settings
+
+__all__ = ["Tombstone", "Tombstones", "refuse_overdue"]
+
+_FOLDER: Final = "forgotten"
+_SECRET: Final = "secret"  # noqa: S105 - a file's name
+_FILE: Final = "tombstones.json"
+_KEY_BYTES: Final = 32
+
+
+@dataclass(frozen=True)
+class Tombstone:
+    """One forgotten user.
+
+    Attributes:
+        digest: Keyed hash of the id.
+        at: When it was asked for (UTC).
+        versions: Translator versions that there were then, where there were events of the user to learn from.
+        done: Whether everything was removed; else it was cut off, and the same command goes on.
+        removed: How many rows, files or entries went, by where they were.
+    """
+
+    digest: str
+    at: datetime
+    versions: tuple[int, ...] = ()
+    done: bool = False
+    removed: dict[str, int] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """As the file keeps it."""
+        return {"at": self.at.isoformat(), "versions": list(self.versions), "done": self.done, "removed": dict(self.removed)}
+
+
+class Tombstones:
+    """The forgotten users of a project.
+
+    Args:
+        folder: Where they are kept.
+        key: Of the hashes; empty where nobody was ever forgotten.
+        users: By hash.
+    """
+
+    def __init__(self, folder: Path, key: bytes, users: dict[str, Tombstone]) -> None:
+        self.folder, self._key, self.users = folder, key, users
+
+    @classmethod
+    def open(cls, settings: Settings) -> Self:
+        """Those of a project; none where nobody was forgotten.
+
+        Raises:
+            ForgettingError: They, or their key, cannot be read.
+        """
+        folder = settings.home / _FOLDER
+        try:
+            found = json.loads((folder / _FILE).read_text(encoding="utf-8"))["users"]
+        except FileNotFoundError:
+            return cls(folder, _key_of(folder, needed=False), {})
+        except (OSError, ValueError, KeyError) as error:
+            raise ForgettingError(
+                f"it cannot be read who was forgotten: {error}",
+                where=str(folder / _FILE),
+                next_step="restore the file from a copy; without it, a log could bring forgotten users back",
+            ) from error
+        users = {
+            digest: Tombstone(digest, datetime.fromisoformat(one["at"]), tuple(one["versions"]), one["done"], one["removed"])
+            for digest, one in found.items()
+        }
+        return cls(folder, _key_of(folder, needed=bool(users)), users)
+
+    @classmethod
+    @contextmanager
+    def changing(cls, settings: Settings) -> Iterator[Self]:
+        """Those of a project, to be added to: by one process at a time; the key is made where there is none.
+
+        Raises:
+            ForgettingError: As for `open`; or another process is at it.
+        """
+        from filelock import FileLock, Timeout
+
+        from scalr_prod.ownership import claim_home
+
+        claim_home(settings)
+        folder = settings.home / _FOLDER
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            with FileLock(folder / ".lock", timeout=0):
+                if not (folder / _SECRET).exists() and not (folder / _FILE).exists():
+                    _write(folder / _SECRET, secrets.token_hex(_KEY_BYTES))
+                yield cls.open(settings)
+        except Timeout as error:
+            raise ForgettingError(
+                "another process is forgetting users",
+                where=str(folder / ".lock"),
+                next_step="wait for it to end, then repeat the command",
+            ) from error
+
+    def digest(self, user: int | str) -> str:
+        """The keyed hash of an id, 64 hex digits; an id is the same as text and as a number."""
+        return hmac.digest(self._key, f"user:{user}".encode(), "sha256").hex()
+
+    def held(self, users: Iterable[int | str]) -> list[int | str]:
+        """Those of some ids that were forgotten."""
+        return [user for user in users if self.digest(user) in self.users] if self.users else []
+
+    def put(self, tombstone: Tombstone) -> None:
+        """Add or change one; it is on disk when this returns."""
+        self.users[tombstone.digest] = tombstone
+        content = {"users": {digest: one.to_json() for digest, one in sorted(self.users.items())}}
+        _write(self.folder / _FILE, json.dumps(content, indent=1))
+
+    def finish(self, digest: str, removed: dict[str, int]) -> None:
+        """One is forgotten everywhere."""
+        self.put(replace(self.users[digest], done=True, removed=removed))
+
+    def unfinished(self) -> int:
+        """How many were asked for, and the command was cut off."""
+        return sum(not one.done for one in self.users.values())
+
+    def retrain_by(self, settings: Settings, version: int) -> tuple[int, datetime] | None:
+        """How many forgotten users a translator version learned from, and until when runs may use it; None: from none."""
+        known = [one.at for one in self.users.values() if version in one.versions]
+        if not known:
+            return None
+        days = min(timedelta(days=settings.forgetting.grace_days), datetime.max.replace(tzinfo=UTC) - min(known))
+        return len(known), min(known) + days
+
+
+def refuse_overdue(settings: Settings, version: int) -> None:
+    """Make sure that a run may use a translator version, though it may have learned from users who were forgotten since.
+
+    Raises:
+        TranslatorError: The time to train a new one, ``[forgetting] grace_days``, is over.
+    """
+    found = Tombstones.open(settings).retrain_by(settings, version)
+    if found is None or datetime.now(UTC) < found[1]:
+        return
+    raise TranslatorError(
+        f"translator version {version} learned from {found[0]} users who have been forgotten since; runs could use it until "
+        f"{found[1].isoformat(timespec='seconds')}",
+        where="[forgetting] grace_days",
+        next_step="train a new version: scalr translator train",
+    )
+
+
+def _key_of(folder: Path, *, needed: bool) -> bytes:
+    try:
+        return bytes.fromhex((folder / _SECRET).read_text(encoding="ascii"))
+    except FileNotFoundError as error:
+        if not needed:
+            return b""
+        raise _no_key(folder, "the key of the hashes is not there") from error
+    except (OSError, ValueError) as error:
+        raise _no_key(folder, f"the key of the hashes cannot be read: {error}") from error
+
+
+def _no_key(folder: Path, found: str) -> ForgettingError:
+    return ForgettingError(
+        found,
+        where=str(folder / _SECRET),
+        next_step="restore the file from a copy; without it, it cannot be told which users of a log were forgotten",
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file that only its owner can read, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

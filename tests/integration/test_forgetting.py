@@ -1,0 +1,328 @@
+"""`scalr forget`: a user is in everything that a project keeps, then in nothing of it, and nothing brings them back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import stat
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pytest
+from byte_search import in_redis, traces
+from redis_server import client, running_redis
+from typer.testing import CliRunner
+
+from scalr_prod import Project
+from scalr_prod.cli import app
+from scalr_prod.contracts import Table
+from scalr_prod.downstream.isolation import isolate
+from scalr_prod.errors import ForgettingError, LakeError, LeaseHeld, PublicationError, TranslatorError
+from scalr_prod.feast_store import open_feature_store
+from scalr_prod.forgetting import forget
+from scalr_prod.generation.parts import part_path, sha256_of, writing
+from scalr_prod.ledger import Ledger, RunSpec, run_folder
+from scalr_prod.quality import GateReport
+from scalr_prod.quality.accept import write_accepted
+from scalr_prod.settings import load_settings
+from scalr_prod.tombstones import Tombstones, refuse_overdue
+from scalr_prod.training_set.manifest import read_manifest, verify
+from scalr_prod.training_set.vocabulary import Vocabulary
+
+pytestmark = pytest.mark.slow
+
+START = datetime(2024, 1, 1, tzinfo=UTC)
+END = START + timedelta(days=40)
+TEXT, NUMBER = "zebra-7731-quokka", 7_731_773_177_317_731
+
+
+def write_logs(folder, person):
+    """Twenty users and one more, whose id is nowhere else; each with events in both domains."""
+    rng = np.random.default_rng(5)
+    others = [f"u{n}" for n in range(20)] if isinstance(person, str) else [1_000 + n for n in range(20)]
+    for name, items, count in (("s", 12, 8), ("t", 10, 4)):
+        rows = [
+            (user, f"{name}{rng.integers(items)}", START + timedelta(seconds=int(rng.integers(40 * 86_400))))
+            for user in [*others, person]
+            for _ in range(count)
+        ]
+        frame = pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp"])
+        frame["timestamp"] = frame["timestamp"].astype("datetime64[us, UTC]")
+        frame.to_parquet(folder / f"{name}.parquet", index=False)
+
+
+def accepted_run(project):
+    """A run as the gate leaves it, with two synthetic events for each source event, staged parts, and a gate's examples."""
+    settings, lake = project.settings, project.lake
+    versions = {t.value: lake.version(t) for t in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS, Table.SOURCE_USER_HISTORY)}
+    spec = RunSpec.make(
+        mode="backfill",
+        start=START,
+        end=END,
+        as_of=END,
+        seed=0,
+        translator_version=1,
+        translator_sha256="0" * 64,
+        translator_trained_until=END,
+        table_versions=versions,
+        settings={"generation": {}, "histories": {"length": 50}, "sources": ["source"]},
+    )
+    schema = lake.schema(Table.SYNTHETIC_TARGET_EVENTS)
+    events = lake.read(Table.SOURCE_EVENTS).to_pandas()
+    rows = pd.DataFrame(
+        {
+            "event_id": [f"{number:032x}" for number in range(len(events))],
+            "user_id": events["user_id"],
+            "item_id": [f"t{number % 10}" for number in range(len(events))],
+            "event_timestamp": events["event_timestamp"],
+            "probability": np.float32(0.2),
+            "weight": np.float32(0.5),
+            "source_domain": "source",
+            "source_item_id": events["item_id"],
+            "source_event_timestamp": events["event_timestamp"],
+            "translator_version": 1,
+            "run_id": spec.run_id,
+            "created_timestamp": END,
+        }
+    )
+    table = pa.Table.from_pandas(rows, schema=schema, preserve_index=False)
+    folder = run_folder(settings, spec.run_id)
+    for name in ("parts", "candidates"):
+        with writing(part_path(folder / name, 0), schema) as write:
+            write(table)
+    files = write_accepted(folder, table.to_reader(), schema)
+    report = GateReport(spec.run_id, True, "strict", len(rows), len(rows), 0, [], files=files).to_json()  # noqa: FBT003
+    report["rules"] = [
+        {"rule": "shown", "examples": json.loads(rows.tail(3)[["user_id", "item_id"]].to_json(orient="records"))}
+    ]
+    (folder / "gate.json").write_text(json.dumps({"inputs": {}, "report": report}))
+    (folder / "run.json").write_text(json.dumps(spec.to_json()))
+    ledger = project.ledger
+    ledger.record_model_version(1, path="", sha256="0" * 64, fingerprint="1", trained_until=END, metrics={})
+    ledger.begin_run(spec)
+    for state in ("generating", "generated", "validated"):
+        ledger.set_stage(spec.run_id, state, cause="test")
+    return spec.run_id, table
+
+
+def fill(project, person):
+    """Everything that may hold the person; gives the run."""
+    settings = project.settings
+    project.ingest()
+    project.histories()
+    run_id, rows = accepted_run(project)
+    project.publish(run_id)
+    project.build_training_set()
+    theirs = rows.filter(ds.field("user_id") == person)
+    schema = project.lake.schema(Table.SYNTHETIC_QUARANTINE)
+    quarantined = theirs.append_column("reason", pa.array(["shown"] * len(theirs))).select(schema.names).cast(schema)
+    project.lake.append(Table.SYNTHETIC_QUARANTINE, quarantined, key="test")
+    isolate(settings, END, pa.array([person]).slice(0, 0), name="half")
+    for name, text in (
+        ("triton-server/server.log", f"asked for user {person} twice"),
+        ("reports/x.html", f"<td>{person}</td>"),
+    ):
+        path = settings.home / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"before\n{text}\nafter\n")
+    shown = validation(settings)
+    content = json.loads(shown.read_text())
+    content["shown"] = {"partial_unexpected_list": [person, 3], "element_count": 3}
+    shown.write_text(json.dumps(content))
+    return run_id
+
+
+def validation(settings):
+    """A result of Great Expectations."""
+    return next(iter(sorted((settings.home / "gx" / "validations").rglob("*rows.json"))))
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory):
+    with running_redis(tmp_path_factory.mktemp("redis")) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
+    """A filled project on SQLite; copy its folder before changing it."""
+    folder = tmp_path_factory.mktemp("filled") / "logs"
+    return make(folder, TEXT, "")
+
+
+def make(folder, person, extra):
+    folder.mkdir()
+    write_logs(folder, person)
+    (folder / "scalr.toml").write_text(
+        '[domains.source]\nname = "source"\nevents = "s.parquet"\n[domains.target]\nname = "target"\nevents = "t.parquet"\n'
+        f"[publication]\nonline = true\n[compute]\nworkers = 1\n{extra}"
+    )
+    with Project.open(folder / "scalr.toml") as project:
+        run_id = fill(project, person)
+    return folder / "scalr.toml", run_id
+
+
+def where(found):
+    """The top folders of traces."""
+    return {one.split(":")[0].split("/")[0] for one in found}
+
+
+def gone(settings, person, redis=None):
+    found = traces(settings.home, person)
+    assert found == []
+    if redis is not None:
+        assert in_redis(client(redis), person) == []
+
+
+@pytest.mark.parametrize(("person", "store"), [(TEXT, "sqlite"), (NUMBER, "redis")], ids=["text in sqlite", "number in redis"])
+def test_a_forgotten_user_is_nowhere_and_does_not_come_back(person, store, redis, filled, tmp_path):
+    if store == "redis":
+        client(redis).flushall()
+        config, run_id = make(tmp_path / "logs", person, f'[feast]\nonline_store = "redis"\nredis = "{redis}"\n')
+    else:
+        shutil.copytree(filled[0].parent, tmp_path / "logs")
+        config, run_id = tmp_path / "logs" / "scalr.toml", filled[1]
+    settings = load_settings(config)
+    held = {"lake", "runs", "datasets", "evaluations", "gx", "reports", "triton-server"}
+    assert where(traces(settings.home, person)) >= held | ({"feast_online.db"} if store == "sqlite" else set())
+    assert bool(in_redis(client(redis), person)) == (store == "redis")
+    address = redis if store == "redis" else None
+    backup = tmp_path / "backup"
+    shutil.copytree(run_folder(settings, run_id) / "accepted", backup)
+    with Project(settings) as project:
+        before = project.lake.read(Table.SOURCE_EVENTS).num_rows
+        names = project.training_set().vocabulary()
+        report = project.forget([str(person)])
+        gone(settings, person, address)
+        assert report.users == 1
+        assert report.known == 0
+        assert report.removed["source_events"] == 8
+        assert report.removed["target_events"] == 4
+        assert report.removed["synthetic_target_events"] == 8
+        assert report.removed["synthetic_quarantine"] == 8
+        assert report.removed["online store"] >= 1
+        assert report.translators == [1]
+        assert project.lake.read(Table.SOURCE_EVENTS).num_rows == before - 8
+        # The proof says nothing of who it was, the tombstone can be read by its owner alone.
+        (proof,) = project.ledger.history(subject="forgotten")
+        stones = Tombstones.open(settings)
+        assert proof.key == stones.digest(person)
+        assert json.loads(proof.cause)["removed"]["source_events"] == 8
+        assert stat.S_IMODE((settings.home / "forgotten" / "secret").stat().st_mode) == 0o600
+        # Others are served, and keep their rows and numbers.
+        one = 1_003 if isinstance(person, int) else "u3"
+        features = ["source_user_history:event_count"]
+        served = open_feature_store(settings).get_online_features(features, [{"user_id": one}, {"user_id": person}]).to_dict()
+        assert served["event_count"] == [8, None]
+        version = project.training_set()
+        manifest = read_manifest(version.path)
+        verify(version.path, manifest)
+        assert manifest["rows"] == version.to_arrow().num_rows == manifest["real"] + manifest["synthetic"]
+        numbers = Vocabulary.read(version.path)
+        assert list(numbers.encode("users", [one, person])) == [next(iter(names.encode("users", [one]))), 0]
+        shown = json.loads(validation(settings).read_text())
+        assert shown["shown"] == {"partial_unexpected_list": ["[forgotten]", 3], "element_count": 3}
+        assert (settings.home / "reports" / "x.html").read_text() == "before\n<td>[forgotten]</td>\nafter\n"
+
+        # The logs hold the person still: no command brings them back.
+        rows = project.ingest().domains
+        assert [one.rows_forgotten for one in rows.values()] == [8, 4]
+        assert [one.rows_added for one in rows.values()] == [0, 0]
+        with pytest.raises(LakeError, match="is no longer there"):
+            project.resume(run_id)
+        for work in (
+            project.status,
+            project.histories,
+            lambda: project.rollback(run_id),
+            lambda: project.publish(run_id),
+            project.build_training_set,
+            lambda: project.ingest(replace=START),
+            project.maintain,
+            lambda: project.forget([person]),
+        ):
+            work()
+            gone(settings, person, address)
+        view = project.lake.read(Table.SYNTHETIC_TARGET_EVENTS)
+        assert view.num_rows == 160
+        assert project.forget([person]).known == 1
+        assert len(project.ledger.history(subject="forgotten")) == 1
+
+        # A copy of the run from before is refused, and forgetting again takes them out of it.
+        project.rollback(run_id)
+        accepted = run_folder(settings, run_id) / "accepted"
+        shutil.rmtree(accepted)
+        shutil.copytree(backup, accepted)
+        (file,) = accepted.glob("*.parquet")
+        gate = accepted.parent / "gate.json"
+        content = json.loads(gate.read_text())
+        content["report"]["files"][0]["sha256"] = sha256_of(file)
+        gate.write_text(json.dumps(content))
+        with pytest.raises(PublicationError, match="1 users who were forgotten"):
+            project.publish(run_id)
+        project.forget([person])
+        project.publish(run_id)
+        gone(settings, person, address)
+
+
+@pytest.fixture
+def settings(filled, tmp_path):
+    shutil.copytree(filled[0].parent, tmp_path / "logs")
+    return load_settings(tmp_path / "logs" / "scalr.toml")
+
+
+@pytest.mark.parametrize("at", ["forget_in_files", "forget_entities", "_conclude"])
+def test_a_call_that_was_cut_off_goes_on(settings, monkeypatch, at):
+    from scalr_prod.forgetting import work
+
+    def cut_off(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(work, at, cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            forget(settings, [TEXT])
+    stones = Tombstones.open(settings)
+    assert stones.unfinished() == 1
+    # Already now nothing brings them back.
+    with Project(settings) as project:
+        assert project.ingest().domains["source"].rows_added == 0
+    report = forget(settings, [TEXT])
+    assert (report.known, report.translators) == (0, [1])
+    gone(settings, TEXT)
+    assert Tombstones.open(settings).unfinished() == 0
+
+
+def test_a_run_at_work_is_not_disturbed(settings, filled):
+    with Ledger.open(settings) as ledger, ledger.lease(filled[1]), pytest.raises(LeaseHeld, match="works on this run"):
+        forget(settings, [TEXT])
+    assert traces(settings.home / "lake", TEXT)
+    forget(settings, [TEXT])
+    gone(settings, TEXT)
+
+
+def test_a_translator_that_learned_from_the_user_is_used_for_the_days_of_grace(settings):
+    forget(settings, ["u7"])
+    refuse_overdue(settings, 1)
+    late = settings.with_sections(forgetting={"grace_days": 0})
+    with pytest.raises(TranslatorError, match="1 users who have been forgotten"):
+        refuse_overdue(late, 1)
+    refuse_overdue(late, 2)  # one that was trained since
+    forget(settings, ["nobody at all"])
+    assert Tombstones.open(settings).retrain_by(settings, 1)[0] == 1
+
+
+def test_without_the_key_no_log_is_read(settings, tmp_path):
+    config, listed = tmp_path / "logs" / "scalr.toml", tmp_path / "users.txt"
+    assert CliRunner().invoke(app, ["forget", "--config", str(config)]).exit_code == 2
+    listed.write_text(f"{TEXT}\n\nu4\n")
+    found = CliRunner().invoke(app, ["forget", "--config", str(config), "--file", str(listed), "--json"])
+    assert found.exit_code == 0
+    assert json.loads(found.stdout)["users"] == 2
+    assert TEXT not in found.stdout
+    gone(settings, TEXT)
+    (settings.home / "forgotten" / "secret").unlink()
+    with Project(settings) as project, pytest.raises(ForgettingError, match="the key of the hashes is not there"):
+        project.ingest()
