@@ -231,7 +231,8 @@ class Bench:
             users={"all": len(widest.owner)} | {name: int((widest.segment == n).sum()) for n, name in enumerate(SEGMENTS)},
             arms=rows,
             signal=self.signal,
-            verdict={"quick": self.quick, "best_baseline": self.best[self._headline()]["all"], "models": models},
+            verdict={"quick": self.quick, "best_baseline": self.best[self._headline()]["all"], "models": models}
+            | ({"contexts_at_most": few_contexts(self.scenes[0])} if self.quick else {}),
             choices={family: self._choice_json(family) for family in self.outcomes},
             budget={
                 family: {arm: {key: figures[key] for key in ("fits", "rankings")} for arm, figures in arms.items()}

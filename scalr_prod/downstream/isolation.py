@@ -72,9 +72,11 @@ def isolate(settings: Settings, cutoff: datetime, hidden: pa.Array, *, name: str
 
     source = Lake.open(settings)
     check_domains(settings, source)
-    versions = {table.value: source.version(table) for table in _COPIED}
+    opened = {table.value: source.open_table(table) for table in _COPIED}
+    versions = {name: table.version() for name, table in opened.items()}
+    ids = [table.metadata().id for table in opened.values()]  # a lake that was made anew counts its versions from 0 again
     digest = hashlib.sha256(repr(hidden.to_pylist()).encode()).hexdigest()
-    made_from = json.dumps([versions, cutoff.isoformat(), digest, *([left_out] if left_out else [])])
+    made_from = json.dumps([versions, ids, cutoff.isoformat(), digest, *([left_out] if left_out else [])])
     home = settings.home / "evaluations" / f"{name}-{hashlib.sha256(made_from.encode()).hexdigest()[:12]}"
     inner = _inner(settings, home, cutoff)
     lake = Lake.open(inner)

@@ -49,7 +49,8 @@ class Published:
     def refused(self, draw: Draw) -> bool:
         """Whether the gate refuses such events; published first, if they were not yet."""
         if draw not in self._facts:
-            self._facts[draw] = self._kept.once(("published", draw.to_json()), lambda: self._publish(draw), FACTS)
+            key = ("published", draw.to_json(), str(self.scene.settings.home))  # the facts name files in it
+            self._facts[draw] = self._kept.once(key, lambda: self._publish(draw), FACTS)
         return not self._facts[draw]["events"]
 
     def events(self, draw: Draw) -> tuple[Interactions, Interactions]:

@@ -16,13 +16,16 @@ from scalr_prod.contracts import Table
 from scalr_prod.downstream import evaluate
 from scalr_prod.downstream.arms import Choice, Maker
 from scalr_prod.downstream.evaluation import _stage, _stages
+from scalr_prod.downstream.few import few_contexts, with_few_contexts
 from scalr_prod.downstream.heartbeat import heartbeat
+from scalr_prod.downstream.kept import Kept
 from scalr_prod.downstream.models.snapshot import FEATURES, Snapshot
 from scalr_prod.downstream.panel import Panel
 from scalr_prod.downstream.report import summarise
 from scalr_prod.downstream.scene import Scene
 from scalr_prod.downstream.translation import Draw, Translation, publish_draw
 from scalr_prod.downstream.trial import Judge
+from scalr_prod.downstream.trials import Stage, Trials
 from scalr_prod.errors import EvaluationError
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
@@ -201,6 +204,33 @@ def test_what_is_published_is_what_is_drawn(translated):
     assert np.array_equal(np.unique(real.user * 10_000 + real.item), np.unique(scene.real.user * 10_000 + scene.real.item))
     assert np.array_equal(_pairs(published), _pairs(drawn))
     assert np.allclose(published.weight[_order(published)], drawn.weight[_order(drawn)], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_first_verdict_asks_about_fewer_contexts_and_draws_the_same_for_them(translated, monkeypatch):
+    """The fewer are some of all, drawn alike; results of the one are not taken for those of the other, unless no draw is in them."""
+    scene, translation = translated
+    how = Draw(3, 0.5)
+    assert few_contexts(scene) is None
+    assert translation.at_most(len(translation.user)) is translation
+    monkeypatch.setattr("scalr_prod.downstream.few.MOST", 40)
+    assert few_contexts(scene) == 40
+    some = translation.at_most(40)
+    assert len(set(some.user.tolist())) == 40
+    drawn = translation.draw(how)
+    ours = drawn.take(np.isin(drawn.user, some.user))
+    assert len(ours) > 40
+    assert np.array_equal(_pairs(some.draw(how)), _pairs(ours))
+
+    stage = Stage(Judge(scene, 5), Maker(scene, translation), Kept.of(scene))
+    fewer = with_few_contexts(stage)
+    choice = Choice({}, how, (0.3, 0.3, 0.3), 0.1)
+    fits = {"real": [], "real+scalr": []}
+    for arm, fitted in fits.items():
+        for one in (stage, fewer, stage, fewer):
+            trials = Trials("als", [one], 30.0, lambda *_: None)
+            fitted.append(len(trials.ndcg(arm, choice)) and len(trials._models))
+    assert fits == {"real": [1, 0, 0, 0], "real+scalr": [1, 1, 0, 0]}
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from datetime import UTC, datetime
 
@@ -156,3 +157,18 @@ def test_what_is_kept_is_named_by_all_that_it_depends_on(make_project, tmp_path)
         lake.append(table, known.slice(0, 50), key=f"more of {table}")
         found.append(fingerprint(settings))
     assert len(set(found)) == len(found)
+
+
+def test_another_log_in_a_lake_made_anew_is_not_taken_for_the_former_one(make_project, tmp_path):
+    """The tables' versions are the same, and so is the cutoff; what may be learned from is not."""
+    seen = []
+    for seed in (7, 8):
+        settings = make_project(tmp_path, EXTRA, seed=seed)
+        ingest(settings)
+        scene = Scene.of(settings, CUTOFF, end=None, cold_fraction=0.0, name="test")
+        known = Lake.open(settings).read(Table.TARGET_EVENTS, where=ds.field("event_timestamp") < CUTOFF)
+        assert len(scene.real) == len(known)
+        seen.append((Lake.open(settings).version(Table.TARGET_EVENTS), scene.real))
+        shutil.rmtree(settings.home / "lake")
+    assert seen[0][0] == seen[1][0]
+    assert len(seen[0][1]) != len(seen[1][1])
