@@ -31,7 +31,7 @@ __all__ = [
 
 #: Bounds of a time that is not known, µs since 1970.
 ALWAYS: Final = (-(2**62), 2**62)
-#: The log rounds times down to whole milliseconds (those before 1970 up).
+#: The log rounds times to whole milliseconds: down, and before 1970 either way is allowed for.
 _ROUNDED_US: Final = 1_000
 
 #: What a path may not hold where DuckDB is to read it.

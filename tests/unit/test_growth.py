@@ -1,0 +1,59 @@
+"""What a Delta table's log tells of its files: which state it is in, and between which times rows lie."""
+
+from __future__ import annotations
+
+import shutil
+
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable, write_deltalake
+
+from scalr_prod.growth import ALWAYS, bounds_of, former_version, growth, state_of
+
+STAMP = pa.timestamp("us", tz="UTC")
+
+
+def write(path, times, kind=STAMP) -> DeltaTable:
+    write_deltalake(str(path), pa.table({"t": pa.array(times, kind), "n": pa.array(range(len(times)))}), mode="append")
+    return DeltaTable(str(path))
+
+
+@pytest.mark.parametrize("times", [[1_700_000_000_123_456, 1_700_000_000_999_999], [-1_500, -1, 7], [0], [-86_400_000_000_001]])
+def test_the_times_of_a_file_lie_within_its_bounds(tmp_path, times):
+    ((low, high),) = bounds_of(write(tmp_path / "table", times), "t").values()
+    assert min(times) - 2_000 < low <= min(times)
+    assert max(times) <= high <= max(times) + 1_000
+
+
+def test_times_that_the_log_does_not_tell_are_any(tmp_path):
+    assert list(bounds_of(write(tmp_path / "null", [1, None]), "t").values()) == [ALWAYS]
+    assert list(bounds_of(write(tmp_path / "naive", [1, 2], pa.timestamp("us")), "t").values()) == [ALWAYS]
+    table = write(tmp_path / "number", [1, 2])
+    assert list(bounds_of(table, "n").values()) == list(bounds_of(table, "other").values()) == [ALWAYS]
+
+
+def test_each_file_has_its_own_bounds(tmp_path):
+    first = write(tmp_path / "table", [5_000, 9_000])
+    second = write(tmp_path / "table", [70_000])
+    (added,) = growth(first, second).added
+    assert bounds_of(second, "t")[added] == (70_000, 71_000)
+    assert bounds_of(second, "t") == bounds_of(first, "t") | {added: (70_000, 71_000)}
+
+
+def test_a_state_is_found_again_and_the_same_version_of_a_restored_table_is_another(tmp_path):
+    table = tmp_path / "table"
+    write(table, [1])
+    shutil.copytree(table, tmp_path / "backup")
+    before = state_of(write(table, [2]))
+    now = write(table, [3])
+    assert former_version(now, before, None).version() == 1
+    assert former_version(DeltaTable(str(table), version=0), before, None) is None, "it has not come so far"
+    shutil.rmtree(table)
+    shutil.copytree(tmp_path / "backup", table)
+    write(table, [2])
+    again = write(table, [3])
+    assert state_of(again) | {"files": ""} == state_of(now) | {"files": ""}
+    assert former_version(again, before, None) is None
+    other = write(tmp_path / "other", [1])
+    assert former_version(other, before | {"version": 0}, None) is None
+    assert former_version(other, state_of(other), None).version() == 0
