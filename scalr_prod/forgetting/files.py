@@ -120,10 +120,9 @@ def _audited(folder: Path, content: dict[str, Any]) -> bool:
     changed, left = False, 0
     for file in report.get("files", []):
         path = folder / file["path"]
-        if path.is_file():
-            now = {"rows": _rows_of(path), "sha256": sha256_of(path)}
-            changed |= any(file[name] != value for name, value in now.items())
-            file.update(now)
+        if path.is_file() and (rows := _rows_of(path)) != file["rows"]:  # a former call was cut off before it came here
+            file.update({"rows": rows, "sha256": sha256_of(path)})
+            changed = True
         left += file["rows"]
     if report.get("files") and report.get("accepted") != left:
         report["accepted"], changed = left, True
@@ -131,16 +130,24 @@ def _audited(folder: Path, content: dict[str, Any]) -> bool:
 
 
 def _verified(folder: Path, content: dict[str, Any]) -> bool:
-    """Count a training set's rows anew, where files lie in its folder that a former call changed."""
+    """Count a training set's rows anew, and name the files that a former call changed before it was cut off."""
     import pyarrow.compute as pc
     import pyarrow.dataset as ds
 
+    from scalr_prod.generation.parts import sha256_of
+
+    changed = False
+    for name, file in content.get("files", {}).items():
+        path = folder / name
+        if path.is_file() and path.stat().st_size != file["bytes"]:
+            file.update({"rows": _rows_of(path), "bytes": path.stat().st_size, "sha256": sha256_of(path)})
+            changed = True
     rows = folder / "rows"
     if not rows.is_dir() or not {"rows", "real", "synthetic", "negatives"} <= content.keys():
-        return False
+        return changed
     data = ds.dataset(rows, format="parquet")
     if data.count_rows() == content["rows"]:
-        return False
+        return changed
     table = data.to_table(columns=["label", "is_synthetic"])
     positive = pc.greater(table["label"], 0)
     synthetic = pc.sum(pc.and_(positive, table["is_synthetic"])).as_py() or 0

@@ -214,6 +214,7 @@ def test_a_forgotten_user_is_nowhere_and_does_not_come_back(person, store, redis
         assert stat.S_IMODE((settings.home / "forgotten" / "secret").stat().st_mode) == 0o600
         # Others are served, and keep their rows and numbers.
         one = 1_003 if isinstance(person, int) else "u3"
+        assert project.lake.dataset(Table.SOURCE_EVENTS).count_rows(filter=ds.field("user_id") == one) == 8
         features = ["source_user_history:event_count"]
         served = open_feature_store(settings).get_online_features(features, [{"user_id": one}, {"user_id": person}]).to_dict()
         assert served["event_count"] == [8, None]
@@ -273,15 +274,13 @@ def settings(filled, tmp_path):
     return load_settings(tmp_path / "logs" / "scalr.toml")
 
 
-@pytest.mark.parametrize("at", ["forget_in_files", "forget_entities", "_conclude"])
-def test_a_call_that_was_cut_off_goes_on(settings, monkeypatch, at):
-    from scalr_prod.forgetting import work
-
+@pytest.mark.parametrize("at", ["work.forget_in_files", "files._renew", "work.forget_entities", "work._conclude"])
+def test_a_call_that_was_cut_off_goes_on(settings, filled, monkeypatch, at):
     def cut_off(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(work, at, cut_off)
+        patched.setattr(f"scalr_prod.forgetting.{at}", cut_off)
         with pytest.raises(KeyboardInterrupt):
             forget(settings, [TEXT])
     stones = Tombstones.open(settings)
@@ -293,6 +292,13 @@ def test_a_call_that_was_cut_off_goes_on(settings, monkeypatch, at):
     assert (report.known, report.translators) == (0, [1])
     gone(settings, TEXT)
     assert Tombstones.open(settings).unfinished() == 0
+    # Checksums are those of the files that there are now.
+    with Project(settings) as project:
+        version = project.training_set()
+        verify(version.path, version.manifest)
+        assert version.manifest["rows"] == version.to_arrow().num_rows
+        project.rollback(filled[1])
+        assert project.publish(filled[1]).rows == 160
 
 
 def test_a_run_at_work_is_not_disturbed(settings, filled):
