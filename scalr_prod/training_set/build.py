@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, PROVENANCE_COLUMNS, Table
 from scalr_prod.errors import TrainingSetBusy, TrainingSetError
+from scalr_prod.holdout import HELD_OUT, Holdout
 from scalr_prod.progress import counting
 from scalr_prod.training_set.manifest import (
     MANIFEST,
@@ -126,13 +127,15 @@ def _inputs(settings: Settings) -> tuple[dict[str, Any], Window]:
         )
     lake = Lake.open(settings)
     lake.require(Table.SYNTHETIC_TARGET_EVENTS, "source_domain")
+    held = Holdout.of(settings)
     inputs = {
         "layout": _LAYOUT,
         "name": options.name,
         "cutoff": cutoff.isoformat(),
         "start": start.isoformat() if start else None,
         "settings": options.model_dump(mode="json", exclude={"name", "cutoff", "start", "suite"})
-        | ({"sparse_below": settings.downstream.sparse_below} if options.segment_weights else {}),
+        | ({"sparse_below": settings.downstream.sparse_below} if options.segment_weights else {})
+        | (held.to_run() if held else {}),
         "versions": {table.value: lake.version(table) for table in _TABLES},
     }
     return inputs, Window(start, cutoff)
@@ -189,7 +192,7 @@ def _describe(settings: Settings, window: Window, inputs: dict[str, Any], folder
     from scalr_prod.training_set.features import FEATURE_SERVICE
 
     schema = pq.read_schema(folder / ROWS / "part-00000.parquet")
-    features = [name for name in schema.names if name not in {*KEYS, *LABEL_COLUMNS}]
+    features = [name for name in schema.names if name not in {*KEYS, *LABEL_COLUMNS, HELD_OUT}]
     provenance = [name for name in features if name.split("__")[-1] in PROVENANCE_COLUMNS]
     if provenance:
         raise TrainingSetError(
