@@ -37,7 +37,8 @@ ScalrError                      exit code 1; names where, what was found, what t
 │   ├── EmptyWindow             no source event in the window
 │   └── SchedulerUnreachable    the Dask address does not answer
 ├── PublicationError            the run is not in a state that can be published or rolled back
-│   └── PublicationDisabled     the project's publication is switched off
+│   ├── PublicationDisabled     the project's publication is switched off
+│   └── EventNotFound           the feature view has no such event
 ├── TrainingSetError            the training set could not be built
 │   └── TrainingSetBusy         its inputs changed meanwhile, or another build is at work; safe to repeat
 ├── EvaluationError             nothing to evaluate on, or a downstream model that cannot be used
@@ -59,6 +60,7 @@ __all__ = [
     "EmptyInput",
     "EmptyWindow",
     "EvaluationError",
+    "EventNotFound",
     "FeatureStoreError",
     "ForeignFiles",
     "ForgettingError",
@@ -304,6 +306,10 @@ class PublicationError(ScalrError):
 
 class PublicationDisabled(PublicationError):
     """The project's publication is switched off: the feature view reads as empty, and nothing is published to it."""
+
+
+class EventNotFound(PublicationError):
+    """The feature view has no event with this id."""
 
 
 class TrainingSetError(ScalrError):

@@ -485,18 +485,21 @@ class Lake:
         return self._once(table, key, write)
 
     def aside(self, table: Table, *, version: int | None = None) -> int | None:
-        """The version that is set aside, see `set_aside`; None: the table reads as what it holds.
+        """The version that is set aside, see `set_aside`; None: the table reads as what it holds, or is not there.
 
         Args:
             table: Which table.
             version: As of this version; default: now.
         """
         from deltalake import DeltaTable
+        from deltalake.exceptions import DeltaError, TableNotFoundError
 
-        if version is None:
-            found = self.open_table(table)
-        else:  # the log alone is asked: files of a former version need not be there
+        try:  # the log alone is asked: files of a former version need not be there
             found = DeltaTable(self.uri(table), version=version, storage_options=self.storage_options)
+        except TableNotFoundError:
+            return None
+        except (DeltaError, OSError) as error:
+            raise self._unreadable(table, error) from error
         aside = found.transaction_version(_ASIDE)
         return None if aside == found.transaction_version(_BACK) else aside
 

@@ -12,7 +12,7 @@ import logging
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from scalr_prod.contracts import Table
+from scalr_prod.contracts import EVENT_EXTRAS, Table
 from scalr_prod.errors import EvaluationError
 from scalr_prod.lake import Lake
 
@@ -171,12 +171,19 @@ def settings_digest(settings: Settings) -> str:
     if settings.domains.sources:
         domains = {"sources": dict.fromkeys(settings.domains.sources, _DOMAIN), "target": _DOMAIN}
     made_of = [
-        settings.domains.model_dump(mode="json", include=domains),
+        _without_unmapped(settings.domains.model_dump(mode="json", include=domains)),
         settings.histories.model_dump(mode="json"),
         settings.translator.model_dump(mode="json", exclude={"threads"}),
         settings.generation.model_dump(mode="json", include={"contexts", "exclude_consumed"}),
     ]
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _without_unmapped(found: Any) -> Any:
+    """Without the columns that came with a later version and are not mapped: a verdict of before stays one of these settings."""
+    if not isinstance(found, dict):
+        return found
+    return {key: _without_unmapped(value) for key, value in found.items() if value is not None or key not in EVENT_EXTRAS}
 
 
 def logs_digest(settings: Settings) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from scalr_prod import stages
+from scalr_prod.steering import Steered
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from scalr_prod.scoring import Scorer
     from scalr_prod.serving import PromotionDecision, PromotionReport
     from scalr_prod.settings import Settings
-    from scalr_prod.switch import SwitchReport
     from scalr_prod.training_set import TrainingSet, TrainingSetReport
     from scalr_prod.translator import EvaluationReport as TranslatorEvaluation
     from scalr_prod.translator import TrainReport, TranslatorVersion
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["Project"]
 
 
-class Project:
+class Project(Steered):
     """Two domains, a lake, and all that is made from them.
 
     Every method that makes something finds what was made before, and makes only what is missing. What a project holds open
@@ -293,33 +293,6 @@ class Project:
         told = traced(self.settings, "rollback", run_id=lambda: run_id)
         with measured(self.settings, "rollback", refusals=(RunNotFound, PublicationError)), told:
             return rollback_run(self.settings, run_id)
-
-    def publication_state(self) -> SwitchReport:
-        """Whether the project publishes, and what the feature view holds, or holds back."""
-        from scalr_prod.switch import publication_state
-
-        return publication_state(self.settings)
-
-    def disable_publication(self) -> SwitchReport:
-        """Let the feature view read as empty, in one commit; nothing is published until it is enabled again.
-
-        Raises:
-            TableNotFound: There is no view yet.
-        """
-        from scalr_prod.switch import disable
-
-        return disable(self.settings)
-
-    def enable_publication(self) -> SwitchReport:
-        """Let the feature view hold what it held before: the same files, in one commit.
-
-        Raises:
-            PublicationError: Somebody has written rows to the view while it was off.
-            LakeError: Files of the rows are gone.
-        """
-        from scalr_prod.switch import enable
-
-        return enable(self.settings)
 
     def training_set(self, version: int | None = None) -> TrainingSet:
         """A training set that was built: Arrow, pandas, Polars, or a torch ``DataLoader``; default: the latest version.

@@ -17,6 +17,7 @@ from scalr_prod.plugins import ESTIMATORS, MODELS, RULES, Group
 __all__ = [
     "ComputeSettings",
     "DownstreamSettings",
+    "ExperimentSettings",
     "FeastSettings",
     "ForgettingSettings",
     "GenerationSettings",
@@ -250,6 +251,19 @@ class TrainingSetSettings(_Section):
         description="λ of cold, sparse and dense users (no, few, more real target events), beside synthetic_weight",
     )
     seed: int = Field(default=0, ge=0, lt=2**63, description="of the sampling of negatives")
+
+
+class ExperimentSettings(_Section):
+    """Users that get no synthetic event, so that the effect can be measured (`scalr experiment`)."""
+
+    holdout: float = Field(default=0.0, ge=0, le=0.5, description="share of users that are held out; 0: nobody")
+    key: str | None = Field(
+        default=None,
+        min_length=8,
+        repr=False,
+        description="under which users are held out; another key is another choice of users. Default: one that the home got when it "
+        "was made",
+    )
 
 
 class RetentionSettings(_Section):

@@ -24,6 +24,7 @@ from scalr_prod.naming import read_mark
 from scalr_prod.sections import (
     ComputeSettings,
     DownstreamSettings,
+    ExperimentSettings,
     FeastSettings,
     ForgettingSettings,
     GenerationSettings,
@@ -64,6 +65,7 @@ class Settings(BaseSettings):
     quality: QualitySettings = QualitySettings()
     publication: PublicationSettings = PublicationSettings()
     training_set: TrainingSetSettings = TrainingSetSettings()
+    experiment: ExperimentSettings = ExperimentSettings()
     retention: RetentionSettings = RetentionSettings()
     forgetting: ForgettingSettings = ForgettingSettings()
     downstream: DownstreamSettings = Field(default_factory=DownstreamSettings)

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scalr_prod.contracts import Table, schema_of
+from scalr_prod.holdout import Holdout
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger, RunSpec, RunState, run_folder
 from scalr_prod.quality import GateReport
@@ -136,6 +137,7 @@ class Handmade:
         wanted = {"events_per_source_event": 2, "exclude_consumed": True, "align": True, "align_buckets": 10, **generation}
         until = hour(start if trained_until is None else trained_until)
         version = self.versions.setdefault(until, len(self.versions) + 1)
+        held = Holdout.of(self.settings)
         spec = RunSpec.make(
             mode=mode,
             start=hour(start),
@@ -146,7 +148,7 @@ class Handmade:
             translator_sha256="0" * 64,
             translator_trained_until=until,
             table_versions=versions,
-            settings={"generation": wanted, "histories": {"length": 50}},
+            settings={"generation": wanted, "histories": {"length": 50}} | (held.to_run() if held else {}),
         )
         with Ledger.open(self.settings) as ledger:
             ledger.record_model_version(

@@ -84,6 +84,33 @@ def publication_enable(config: Config = DEFAULT_CONFIG, as_json: Json = False) -
     Door(config, as_json, "publication enable").open(lambda project: project.enable_publication())
 
 
+@app.command("explain")
+def explain_command(
+    event_id: Annotated[str, typer.Argument(help="An event_id of synthetic_target_events.")],
+    config: Config = DEFAULT_CONFIG,
+    as_json: Json = False,
+) -> None:
+    """Why a synthetic event is there: its source event, the history as it was, and what each part of the translator said."""
+    Door(config, as_json, "explain").open(lambda project: project.explain(event_id))
+
+
+@app.command("experiment")
+def experiment_command(
+    outcomes: Annotated[
+        str | None,
+        typer.Option(help="A table of user_id, value and, where there is one, pre_value; users without an outcome with 0."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write every user's side to this .parquet or .csv file.")] = None,
+    config: Config = DEFAULT_CONFIG,
+    as_json: Json = False,
+) -> None:
+    """Who is held out by [experiment]; with outcomes, the effect of synthetic events with a 95 % interval (CUPED with pre_value).
+
+    Example: scalr experiment --outcomes revenue.csv --json
+    """
+    Door(config, as_json, "experiment").open(lambda project: project.experiment(outcomes=outcomes, out=out))
+
+
 @app.command()
 def report(
     run_id: Annotated[str | None, typer.Argument(help="A run's id; default: the run that was changed last.")] = None,

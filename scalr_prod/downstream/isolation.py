@@ -16,7 +16,7 @@ from scalr_prod.binding import check_domains
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table, id_type_of, item_key, schema_of
 from scalr_prod.hashing import stable_hash
 from scalr_prod.lake import Lake
-from scalr_prod.sections import FeastSettings, LedgerSettings, LineageSettings, MetricsSettings
+from scalr_prod.sections import ExperimentSettings, FeastSettings, LedgerSettings, LineageSettings, MetricsSettings
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -126,6 +126,7 @@ def _inner(settings: Settings, home: Any, cutoff: datetime) -> Settings:
             "serving": settings.serving.model_copy(update={"scorer": "local", "url": None, "repository": None}),
             "feast": FeastSettings(),
             "ledger": LedgerSettings(),
+            "experiment": ExperimentSettings(),  # nobody is held out of what is judged offline
             "metrics": MetricsSettings(),
             "lineage": LineageSettings(),
         }

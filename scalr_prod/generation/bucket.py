@@ -9,6 +9,7 @@ import numpy as np
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
 from scalr_prod.generation import contexts as encoding
 from scalr_prod.hashing import fold_of, user_bucket_sql
+from scalr_prod.holdout import not_held_out_sql
 from scalr_prod.instants import micros_of
 from scalr_prod.translator.contexts import EVERYBODY, NEWCOMERS
 
@@ -55,6 +56,7 @@ def read_bucket(
         if spec.settings["generation"].get("contexts") == "users"
         else (SOURCE_TIMESTAMP, "")
     )
+    asked = not_held_out_sql(spec.settings, USER_ID)
     # A causal run may not know who comes to the target domain within its window.
     before = "$start" if spec.mode == "causal" else "'infinity'::TIMESTAMPTZ"
     rows = connection.sql(
@@ -64,7 +66,7 @@ def read_bucket(
             FROM (SELECT {USER_ID}, {ITEM_ID}, {moment} AS {EVENT_TIMESTAMP}, {SOURCE_TIMESTAMP}
             FROM (SELECT DISTINCT {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP} AS {SOURCE_TIMESTAMP} FROM {Table.SOURCE_EVENTS}
                   WHERE {EVENT_TIMESTAMP} >= $start AND {EVENT_TIMESTAMP} < $end
-                    AND {CREATED_TIMESTAMP} <= $as_of AND {bucket}) {last})
+                    AND {CREATED_TIMESTAMP} <= $as_of AND {bucket} AND {asked}) {last})
             ORDER BY {USER_ID}, {EVENT_TIMESTAMP}, {ITEM_ID}""",
         params={"seed": spec.seed, "start": spec.start, "end": spec.end, "as_of": spec.as_of},
     ).to_arrow_table()

@@ -18,6 +18,7 @@ from scalr_prod.generation.cluster import open_cluster, tell_driver, warm_up
 from scalr_prod.generation.partition import REASONS, candidate_schema, kept_part, make_part, parts_folder
 from scalr_prod.generation.parts import identity, part_path, read_manifest, remove_others, write_json
 from scalr_prod.generation.report import GenerationReport
+from scalr_prod.holdout import not_held_out_sql
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger, RunState, run_folder
 from scalr_prod.logs import about, start_logging
@@ -162,7 +163,8 @@ def _count_contexts(settings: Settings, spec: RunSpec) -> int:
         each = "user_id" if spec.settings["generation"]["contexts"] == "users" else "user_id, item_id, event_timestamp"
         row = connection.execute(
             f"""SELECT count(*) FROM (SELECT DISTINCT {each} FROM events
-               WHERE event_timestamp >= $start AND event_timestamp < $end AND created_timestamp <= $as_of)""",
+               WHERE event_timestamp >= $start AND event_timestamp < $end AND created_timestamp <= $as_of
+               AND {not_held_out_sql(spec.settings, "user_id")})""",
             {"start": spec.start, "end": spec.end, "as_of": spec.as_of},
         ).fetchone()
     return int(row[0])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, Table
 from scalr_prod.errors import EmptyWindow, TrainedPastWindow
+from scalr_prod.holdout import Holdout
 from scalr_prod.instants import datetime_of
 from scalr_prod.ledger import Ledger, RunSpec
 from scalr_prod.tombstones import refuse_overdue
@@ -73,6 +74,7 @@ def plan_run(settings: Settings, *, version: int | None = None, cause: str = "pl
         raise _empty(start, end, as_of, found)
     start = start or found.first
     translator = _choose(settings, version, start if wanted.mode == "causal" else as_of)
+    held = Holdout.of(settings)
     spec = RunSpec.make(
         mode=wanted.mode,
         start=start,
@@ -87,6 +89,7 @@ def plan_run(settings: Settings, *, version: int | None = None, cause: str = "pl
             "generation": _row_settings(wanted),
             "histories": {"length": settings.histories.length},
             "sources": list(settings.domains.source_names),
+            **(held.to_run() if held else {}),
         },
     )
     with Ledger.open(settings) as ledger:

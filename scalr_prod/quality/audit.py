@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table, source_domain_sql, source_key_sql
 from scalr_prod.duck import exact, open_duckdb, staging_folder
+from scalr_prod.holdout import not_held_out_sql
 from scalr_prod.lake import Lake
 from scalr_prod.quality.judged import Judged, judge
 from scalr_prod.quality.rule_set import unusable
@@ -149,9 +150,10 @@ class Audit:
         return found
 
     def _in_window(self) -> str:
-        """SQL: the window's distinct source events."""
+        """SQL: the window's distinct source events of users that are not held out."""
         window = f"{EVENT_TIMESTAMP} >= {instant_sql(self._spec.start)} AND {EVENT_TIMESTAMP} < {instant_sql(self._spec.end)}"
-        return f"SELECT DISTINCT {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP} FROM source_events WHERE {window}"
+        asked = not_held_out_sql(self._spec.settings, USER_ID)
+        return f"SELECT DISTINCT {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP} FROM source_events WHERE {window} AND {asked}"
 
     def _bucket_distance(self) -> float:
         """Total variation between the shares of accepted and of real events in buckets of equal real volume by popularity.

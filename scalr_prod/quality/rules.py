@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID
+from scalr_prod.holdout import not_held_out_sql
 from scalr_prod.quality.protocol import FigureRule, RowRule
 
 if TYPE_CHECKING:
@@ -87,6 +88,9 @@ class RowRules:
                     f"u.first_consumed IS NULL OR u.first_consumed >= c.{EVENT_TIMESTAMP}",
                 )
             )
+        if "experiment" in spec.settings:
+            holds = not_held_out_sql(spec.settings, f"c.{USER_ID}")
+            rules.append(RowRule("user_is_not_held_out", "the user is not one of those that are held out", holds))
         return [
             *rules,
             RowRule(

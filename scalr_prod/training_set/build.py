@@ -12,6 +12,7 @@ from scalr_prod.contracts import CREATED_TIMESTAMP, PROVENANCE_COLUMNS, Table
 from scalr_prod.errors import TrainingSetBusy, TrainingSetError
 from scalr_prod.feast_store import service_sources
 from scalr_prod.growth import state_of
+from scalr_prod.holdout import HELD_OUT, Holdout
 from scalr_prod.training_set.changes import EVENTS
 from scalr_prod.training_set.making import make_parts
 from scalr_prod.training_set.manifest import (
@@ -131,13 +132,15 @@ def _inputs(settings: Settings) -> tuple[dict[str, Any], Window]:
     lake = Lake.open(settings)
     lake.require(Table.SYNTHETIC_TARGET_EVENTS, "source_domain")
     states = {table.value: state_of(lake.open_table(table)) for table in _TABLES}
+    held = Holdout.of(settings)
     inputs = {
         "layout": _LAYOUT,
         "name": options.name,
         "cutoff": cutoff.isoformat(),
         "start": start.isoformat() if start else None,
         "settings": options.model_dump(mode="json", exclude={"name", "cutoff", "start", "suite"})
-        | ({"sparse_below": settings.downstream.sparse_below} if options.segment_weights else {}),
+        | ({"sparse_below": settings.downstream.sparse_below} if options.segment_weights else {})
+        | (held.to_run() if held else {}),
         "versions": {name: state["version"] for name, state in states.items()},
         # A table that was restored from a backup may come to the same version again with other rows.
         "contents": {name: state["files"] for name, state in states.items()},
@@ -203,7 +206,7 @@ def _describe(settings: Settings, window: Window, inputs: dict[str, Any], folder
     from scalr_prod.training_set.features import FEATURE_SERVICE
 
     schema = pq.read_schema(folder / made.parts[0].files[0])
-    features = [name for name in schema.names if name not in {*KEYS, *LABEL_COLUMNS}]
+    features = [name for name in schema.names if name not in {*KEYS, *LABEL_COLUMNS, HELD_OUT}]
     provenance = [name for name in features if name.split("__")[-1] in PROVENANCE_COLUMNS]
     if provenance:
         raise TrainingSetError(

@@ -98,7 +98,13 @@ def _shape(inputs: Mapping[str, Any], tables: Tables) -> str:
     from scalr_prod.growth import schema_of_table
 
     spine = [str(schema_of_table(delta)) for delta in tables.events.values()]
-    alike = {"layout": inputs["layout"], "features": tables.features.digest, "spine": spine, "pyarrow": pa.__version__}
+    alike = {
+        "layout": inputs["layout"],
+        "features": tables.features.digest,
+        "spine": spine,
+        "held out": inputs["settings"].get("experiment"),
+        "pyarrow": pa.__version__,
+    }
     return fingerprint_of(alike)
 
 

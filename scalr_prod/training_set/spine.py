@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
 from scalr_prod.duck import exact
 from scalr_prod.feast_store import read_window
+from scalr_prod.holdout import HELD_OUT, Holdout
 from scalr_prod.instants import datetime_of, micros
 from scalr_prod.training_set.parts import Figures
 from scalr_prod.training_set.periods import DAY_US, Period, day_of
@@ -99,11 +100,11 @@ class Spine:
                 yield pa.Table.from_batches(kept)
 
 
-def spine_schema(user: pa.DataType, item: pa.DataType) -> pa.Schema:
-    """Columns of the spine, which are also the first columns of the training set."""
+def spine_schema(user: pa.DataType, item: pa.DataType, *, held_out: bool = False) -> pa.Schema:
+    """Columns of the spine, which are also the first columns of the training set; ``held_out`` where there is an experiment."""
     import pyarrow as pa
 
-    return pa.schema(
+    schema = pa.schema(
         [
             pa.field(USER_ID, user, nullable=False),
             pa.field(ITEM_ID, item, nullable=False),
@@ -115,6 +116,7 @@ def spine_schema(user: pa.DataType, item: pa.DataType) -> pa.Schema:
             pa.field("source_domain", pa.string()),
         ]
     )
+    return schema.append(pa.field(HELD_OUT, pa.bool_(), nullable=False)) if held_out else schema
 
 
 def stage_spine(settings: Settings, window: Window, folder: Path, *, spans: Sequence[Span]) -> Spine:
@@ -147,24 +149,27 @@ def stage_spine(settings: Settings, window: Window, folder: Path, *, spans: Sequ
             more=("weight", "run_id", "source_domain"),
             path=synthetic,
         )
-        output = spine_schema(schema.field(USER_ID).type, schema.field(ITEM_ID).type)
+        held = Holdout.of(settings)
+        output = spine_schema(schema.field(USER_ID).type, schema.field(ITEM_ID).type, held_out=held is not None)
         if options.negatives_per_event:
             stage_negatives(connection, settings, real, negative, spans=spans)
         else:
-            _write(iter(()), output, negative)
+            _write(iter(()), spine_schema(output.field(USER_ID).type, output.field(ITEM_ID).type), negative)
         path = folder / "spine.parquet"
         keys = ", ".join(KEYS)
         # A negative that meets a synthetic row of the same instant would contradict it: it goes, the others stay.
         lambda_ = _lambda(settings)
+        # What a user got before being held out is no part of an experiment.
+        marked, treated = ("", "true") if held is None else (f", {held.sql(USER_ID)} AS {HELD_OUT}", f"NOT {held.sql(USER_ID)}")
         query = f"""
             WITH real_events AS (SELECT {USER_ID}, count(*) AS real_events FROM {_scan(real)} GROUP BY {USER_ID})
-            SELECT * FROM (
+            SELECT *{marked} FROM (
                 SELECT {keys}, 1 AS label, weight, false AS is_synthetic, NULL AS run_id, NULL AS source_domain
                 FROM {_scan(real)} WHERE {_within(spans)}
                 UNION ALL
                 SELECT {keys}, 1, weight * {lambda_}, true, run_id, source_domain
                 FROM {_scan(synthetic)} LEFT JOIN real_events USING ({USER_ID})
-                WHERE {_within(spans)} AND {lambda_} > 0
+                WHERE {_within(spans)} AND {lambda_} > 0 AND {treated}
                 UNION ALL
                 SELECT {keys}, label, weight, is_synthetic, run_id, source_domain
                 FROM {_scan(negative)} WHERE ({keys}) NOT IN (SELECT ({keys}) FROM {_scan(synthetic)}))

@@ -34,6 +34,8 @@ COMMANDS = [
     "runs show",
     "runs resume",
     "runs rollback",
+    "experiment",
+    "explain",
     "publication disable",
     "publication enable",
     "quality check",

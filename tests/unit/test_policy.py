@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 
@@ -93,3 +94,25 @@ def test_a_policy_is_read_as_it_was_written(settings, tmp_path):
     written = policy_of(settings)
     written.write(tmp_path / "a" / "policy.json")
     assert Policy.read(tmp_path / "a" / "policy.json") == written
+
+
+def test_a_verdict_is_of_the_columns_that_are_mapped(two_domains):
+    """Columns that came with a later version leave it as it was, until they are mapped."""
+    settings = load_settings(write_toml(two_domains))
+    columns = settings.domains.target.columns
+    mapped = columns.model_copy(update={"event_type": "kind"})
+    target = settings.domains.target.model_copy(update={"columns": mapped})
+    other = settings.model_copy(update={"domains": settings.domains.model_copy(update={"target": target})})
+    assert settings_digest(other) != settings_digest(settings)
+    asked = {"name", "events", "query", "columns"}
+    told = settings.domains.model_dump(mode="json", include={"source": asked, "target": asked})
+    for one in told.values():
+        assert [one["columns"].pop(name) for name in ("event_id", "event_type", "value")] == [None] * 3
+    made_of = [
+        told,
+        settings.histories.model_dump(mode="json"),
+        settings.translator.model_dump(mode="json", exclude={"threads"}),
+        settings.generation.model_dump(mode="json", include={"contexts", "exclude_consumed"}),
+    ]
+    digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+    assert settings_digest(settings) == digest[:16]

@@ -1,0 +1,271 @@
+"""Why a synthetic event is there: its source event, the history as it was, and what each part of the translator said."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table, source_key_sql
+from scalr_prod.duck import open_duckdb, staging_folder
+from scalr_prod.errors import EventNotFound, TranslatorError
+from scalr_prod.generation import contexts as encoding
+from scalr_prod.generation.bucket import SOURCE_TIMESTAMP, ask, read_bucket
+from scalr_prod.hashing import bucket_of
+from scalr_prod.lake import Lake
+from scalr_prod.ledger import Ledger
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import pyarrow as pa
+
+    from scalr_prod.ledger import RunSpec
+    from scalr_prod.settings import Settings
+    from scalr_prod.translator.explaining import Apart
+    from scalr_prod.translator.module import TranslatorModule
+    from scalr_prod.translator.versions import TranslatorVersion, Vocabulary
+
+__all__ = ["Explanation", "explain", "explain_events"]
+
+#: So many buckets that one of them holds few users beside the one that is asked about.
+_BUCKETS: Final = 2**20
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One synthetic event.
+
+    Attributes:
+        event: Its id, user, item with title, time, and weight.
+        source: The event that it translates: domain, item with title, time.
+        probability: ``published``, as the event bears it; ``recomputed`` from the terms; ``prior``, of the item for everybody at that
+            time; ``lift``, the first over the last.
+        terms: What adds up to the logit: estimators and features of popularity, the most telling first; see
+            `scalr_prod.translator.explaining.Term`.
+        history: Items of the history as the run knew it, the latest first, with titles and times; ``known`` by the translator.
+        drawn: What the run drew for the source event: item, title, probability; below ``min_lift`` nothing.
+        drawn_without_history: What the same noise draws where only popularity is asked.
+        translator: Version, checksum, and which parameters answered: ``everybody``, ``newcomers``, or a fold that never saw this user.
+        run: Its id, mode, window, as_of, seed, and the versions of the tables that it read.
+    """
+
+    event: dict[str, Any]
+    source: dict[str, Any]
+    probability: dict[str, float]
+    terms: list[dict[str, Any]]
+    history: list[dict[str, Any]]
+    drawn: list[dict[str, Any]]
+    drawn_without_history: list[dict[str, Any]]
+    translator: dict[str, Any]
+    run: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; times as ISO 8601 in UTC."""
+        return asdict(self)
+
+
+def explain(settings: Settings, event_id: str) -> Explanation:
+    """Explain one event of the feature view.
+
+    Raises:
+        EventNotFound: The view has no such event.
+        TranslatorNotFound: Its translator version is no longer there.
+        TranslatorError: The version is not the one that the run asked, or what the run read gives no such context.
+        LakeError: A table is no longer there as the run read it.
+    """
+    return explain_events(settings, [event_id])[0]
+
+
+def explain_events(settings: Settings, event_ids: Sequence[str]) -> list[Explanation]:
+    """Explain several events, in their order; see `explain`."""
+    from scalr_prod.translator.threads import workers
+
+    lake, names = Lake.open(settings), settings.domains.source_names
+    with staging_folder(settings, "explain") as folder, open_duckdb(settings, folder) as db, Ledger.open(settings) as ledger:
+        db.register("view", lake.dataset(Table.SYNTHETIC_TARGET_EVENTS))
+        db.execute(
+            "CREATE TEMP TABLE wanted AS SELECT * FROM unnest($ids) WITH ORDINALITY AS w(event_id, place)",
+            {"ids": list(event_ids)},
+        )
+        key = source_key_sql("source_domain", "source_item_id", names)
+        db.execute(
+            f"CREATE TEMP TABLE asked AS SELECT view.*, {key} AS source_key, place FROM view JOIN wanted USING (event_id)"
+        )
+        there = {row[0] for row in db.sql("SELECT event_id FROM asked").fetchall()}
+        if missing := [one for one in event_ids if one not in there]:
+            raise EventNotFound(
+                f"the feature view has no event {missing[0][:40]!r}",
+                where=lake.uri(Table.SYNTHETIC_TARGET_EVENTS),
+                next_step="take an event_id of synthetic_target_events; what was rolled back or replaced, or is switched off, is not "
+                "in the view: see scalr status, scalr runs list",
+            )
+        for table in (Table.SOURCE_ITEMS, Table.TARGET_ITEMS):
+            db.register(table.value, lake.dataset(table))
+        titles = _Titles(db)
+        found: dict[str, Explanation] = {}
+        with workers(1):
+            for (run_id,) in db.sql("SELECT DISTINCT run_id FROM asked ORDER BY run_id").fetchall():
+                found |= {one.event["event_id"]: one for one in _of_run(settings, db, ledger.run(run_id).spec, titles)}
+    return [found[one] for one in event_ids]
+
+
+def _of_run(settings: Settings, db: Any, spec: RunSpec, titles: _Titles) -> Iterator[Explanation]:
+    from scalr_prod.feast_store import point_in_time
+    from scalr_prod.translator import load_version
+    from scalr_prod.translator.explaining import taken_apart
+    from scalr_prod.translator.module import TranslatorModule
+
+    version = load_version(settings, spec.translator_version)
+    if version.sha256 != spec.translator_sha256:
+        raise TranslatorError(
+            f"version {version.version} is not the one that the run asked: its checksum is another",
+            where=str(version.path),
+            next_step="bring the version back from a copy",
+        ).at(run_id=spec.run_id)
+    vocabulary = version.vocabulary()
+    module = TranslatorModule.load(version.path, trusted=True)
+    query = "SELECT * FROM asked WHERE run_id = $run ORDER BY place"
+    events = db.sql(query, params={"run": spec.run_id}).to_arrow_table()
+    rows, consumed = _contexts(settings, db, spec, events, vocabulary)
+    histories = point_in_time(
+        settings,
+        rows.select([USER_ID, ITEM_ID, EVENT_TIMESTAMP]),
+        ["source_user_history:item_ids", "source_user_history:event_timestamps"],
+        known_by=spec.as_of,
+        versions=spec.table_versions,
+    )
+    wanted = spec.settings["generation"]
+    number, how = wanted["events_per_source_event"], {"temperature": wanted["temperature"]}
+    at = 0
+    for contexts in ask(settings, spec, vocabulary, rows, consumed, folds=version.folds):
+        part = events.slice(at, len(contexts))
+        items = vocabulary.target_index(part[ITEM_ID].combine_chunks())
+        drawn = module.sample(contexts, number, min_lift=wanted["min_lift"], **how)
+        without = module.sample(contexts, number, member="popularity", **how)
+        for row, apart in enumerate(taken_apart(module, contexts, items)):
+            event = part.slice(row, 1).to_pylist()[0]
+            history = histories.slice(at + row, 1).to_pylist()[0]
+            yield Explanation(
+                **_facts(event, titles),
+                probability=_probability(event, apart),
+                terms=[asdict(one) for one in sorted(apart.terms, key=lambda one: -abs(one.above))],
+                history=_history(history, vocabulary, titles, spec),
+                drawn=_draws(drawn, row, vocabulary, titles),
+                drawn_without_history=_draws(without, row, vocabulary, titles),
+                translator=_translator(version, int(contexts.fold[row]), module),
+                run=_run(spec),
+            )
+        at += len(contexts)
+
+
+def _contexts(
+    settings: Settings, db: Any, spec: RunSpec, events: pa.Table, vocabulary: Vocabulary
+) -> tuple[pa.Table, encoding.Consumed | None]:
+    """What the run asked the translator for each event, in their order."""
+    users = events[USER_ID].combine_chunks().unique()
+    buckets = _BUCKETS if len(users) == 1 else 1
+    bucket, real = read_bucket(db, settings, spec, int(bucket_of(users, buckets)[0]), buckets)
+    db.register("bucket", bucket)
+    same = " AND ".join(f"b.{name} = a.{name}" for name in (USER_ID, EVENT_TIMESTAMP, SOURCE_TIMESTAMP))
+    rows = db.sql(
+        f"SELECT b.* FROM asked a JOIN bucket b ON b.{ITEM_ID} = a.source_key AND {same} WHERE a.run_id = $run ORDER BY a.place",
+        params={"run": spec.run_id},
+    ).to_arrow_table()
+    db.unregister("bucket")
+    if len(rows) != len(events):
+        raise TranslatorError(
+            f"{len(events) - len(rows)} of {len(events)} source events are not among those that the run read",
+            where=settings.lake_url,
+            next_step="check that the tables are those that the run read: scalr runs show " + spec.run_id,
+        ).at(run_id=spec.run_id)
+    return rows, None if real is None else encoding.Consumed.of(real, vocabulary)
+
+
+class _Titles:
+    """Titles by item, as the catalogues have them now."""
+
+    def __init__(self, db: Any) -> None:
+        self._db = db
+        self._known: dict[tuple[str, Any], str | None] = {}
+
+    def of(self, table: Table, item: Any) -> str | None:
+        """None where there is none."""
+        if (table.value, item) not in self._known:
+            row = self._db.execute(
+                f"SELECT title FROM {table.value} WHERE {ITEM_ID} = $item LIMIT 1", {"item": item}
+            ).fetchone()
+            self._known[table.value, item] = row[0] if row else None
+        return self._known[table.value, item]
+
+
+def _facts(event: dict[str, Any], titles: _Titles) -> dict[str, dict[str, Any]]:
+    return {
+        "event": {
+            "event_id": event["event_id"],
+            "user": event[USER_ID],
+            "item": event[ITEM_ID],
+            "title": titles.of(Table.TARGET_ITEMS, event[ITEM_ID]),
+            "time": event[EVENT_TIMESTAMP].isoformat(),
+            "weight": event["weight"],
+        },
+        "source": {
+            "domain": event["source_domain"],
+            "item": event["source_item_id"],
+            "title": titles.of(Table.SOURCE_ITEMS, event["source_key"]),
+            "time": event[SOURCE_TIMESTAMP].isoformat(),
+        },
+    }
+
+
+def _probability(event: dict[str, Any], apart: Apart) -> dict[str, float]:
+    lift = apart.probability / apart.prior if apart.prior else float("inf")
+    return {"published": event["probability"], "recomputed": apart.probability, "prior": apart.prior, "lift": lift}
+
+
+def _history(row: dict[str, Any], vocabulary: Vocabulary, titles: _Titles, spec: RunSpec) -> list[dict[str, Any]]:
+    items, times = (row[name] or [] for name in (encoding.HISTORY_ITEMS, encoding.HISTORY_TIMES))
+    latest = list(zip(items, times, strict=True))[-spec.settings["histories"]["length"] :]
+    known: Any = vocabulary.source_index([item for item, _ in latest]) > 0 if latest else []
+    return [
+        {
+            "item": item,
+            "title": titles.of(Table.SOURCE_ITEMS, item),
+            "time": time.isoformat(),
+            "known": bool(there),
+        }
+        for (item, time), there in reversed(list(zip(latest, known, strict=True)))
+    ]
+
+
+def _draws(drawn: Any, row: int, vocabulary: Vocabulary, titles: _Titles) -> list[dict[str, Any]]:
+    there = np.flatnonzero(drawn.items[row] >= 0)
+    ids = vocabulary.target_ids(drawn.items[row, there]).to_pylist()
+    return [
+        {"item": item, "title": titles.of(Table.TARGET_ITEMS, item), "probability": float(drawn.probabilities[row, place])}
+        for item, place in zip(ids, there, strict=True)
+    ]
+
+
+def _translator(version: TranslatorVersion, fold: int, module: TranslatorModule) -> dict[str, Any]:
+    from scalr_prod.translator.contexts import EVERYBODY, NEWCOMERS
+
+    named = {EVERYBODY: "everybody", NEWCOMERS: "newcomers"}
+    return {
+        "version": version.version,
+        "sha256": version.sha256,
+        "parameters": named.get(fold, f"fold {fold} of {module.folds}"),
+    }
+
+
+def _run(spec: RunSpec) -> dict[str, Any]:
+    return {
+        "run_id": spec.run_id,
+        "mode": spec.mode,
+        "start": spec.start.isoformat(),
+        "end": spec.end.isoformat(),
+        "as_of": spec.as_of.isoformat(),
+        "seed": spec.seed,
+        "tables": dict(spec.table_versions),
+    }

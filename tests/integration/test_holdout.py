@@ -1,0 +1,118 @@
+"""Held-out users through retrains and changes of volume: no synthetic event in runs, in the feature view, or in training sets."""
+
+from __future__ import annotations
+
+import shutil
+
+import duckdb
+import pandas as pd
+import pytest
+
+from scalr_prod.contracts import Table
+from scalr_prod.experiment import experiment
+from scalr_prod.feast_store import apply_feature_repo
+from scalr_prod.generation import generate, plan_run
+from scalr_prod.holdout import HELD_OUT, Holdout
+from scalr_prod.lake import Lake
+from scalr_prod.publication import publish
+from scalr_prod.quality import validate_run
+from scalr_prod.settings import load_settings
+from scalr_prod.training_set import TrainingSet, build_training_set
+from scalr_prod.translator import train
+
+pytestmark = pytest.mark.slow
+
+SHARE = 0.2
+
+
+@pytest.fixture(scope="module")
+def here():
+    """Address of a scheduler whose workers are threads of this process: it costs no start-up."""
+    from distributed import LocalCluster
+
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=False, protocol="tcp", host="127.0.0.1", dashboard_address=":0"
+    ) as cluster:
+        yield cluster.scheduler_address
+
+
+@pytest.fixture(scope="module")
+def opened(trained_home, tmp_path_factory, here):
+    """Settings of a copy of the trained project, with more sections."""
+    folder = tmp_path_factory.mktemp("holdout") / "project"
+    shutil.copytree(trained_home.parent, folder)
+    shutil.rmtree(folder / ".scalr" / "feature_repo", ignore_errors=True)
+
+    def make(*, holdout: float = SHARE, **sections):
+        return load_settings(
+            folder / trained_home.name,
+            generation={"partitions": 2} | sections.pop("generation", {}),
+            compute={"workers": 1, "dask": here},
+            serving={"scorer": "local", "threads": 2},
+            experiment={"holdout": holdout},
+            translator={"threads": 1} | sections.pop("translator", {}),
+            **sections,
+        )
+
+    apply_feature_repo(make())
+    return make
+
+
+def held_users(settings) -> set[str]:
+    users = Lake.open(settings).read(Table.SOURCE_EVENTS, columns=["user_id"])
+    with duckdb.connect() as db:
+        db.register("users", users)
+        return {
+            row[0]
+            for row in db.sql(f"SELECT DISTINCT user_id FROM users WHERE {Holdout.of(settings).sql('user_id')}").fetchall()
+        }
+
+
+def published(settings, version: int) -> pd.DataFrame:
+    """The feature view's rows after a whole run of a translator version."""
+    spec = plan_run(settings, version=version)
+    generate(settings, spec)
+    report = validate_run(settings, spec.run_id)
+    assert report.passed
+    publish(settings, spec.run_id)
+    view = Lake.open(settings).read(Table.SYNTHETIC_TARGET_EVENTS).to_pandas()
+    assert set(view["run_id"]) == {spec.run_id}
+    return view
+
+
+def test_held_out_users_get_no_event_over_three_retrains_and_a_change_of_volume(opened):
+    held = held_users(opened())
+    assert 40 < len(held) < 80
+    everybody = published(opened(holdout=0.0), 1)
+    assert len(held & set(everybody["user_id"])) > 30, "they would have events"
+    assert experiment(opened()).synthetic_events_of_held_out > 0, "of before the experiment"
+    before = build_training_set(opened())
+    rows = TrainingSet.open(before.path).to_pandas()
+    assert not rows.loc[rows["is_synthetic"], "user_id"].isin(held).any(), "what they had before is no part of it"
+
+    version = train(opened(translator={"seed": 2})).version
+    assert version == 3
+    for retrained in (1, 2, version):
+        view = published(opened(), retrained)
+        assert not held & set(view["user_id"])
+        assert len(view) > 1000
+    more = published(opened(generation={"events_per_source_event": 4}), version)
+    assert not held & set(more["user_id"])
+    assert len(more) > 1.2 * len(view)
+    assert held_users(opened()) == held
+    report = experiment(opened())
+    assert (report.users_held_out, report.synthetic_events_of_held_out, report.runs_of_other_keys) == (len(held), 0, [])
+
+
+def test_a_training_set_marks_their_rows_and_offers_the_mark_to_no_model(opened):
+    held = held_users(opened())
+    settings = opened(training_set={"negatives_per_event": 1})
+    report = build_training_set(settings)
+    chosen = TrainingSet.open(report.path, check=True)
+    rows = chosen.to_pandas()
+    assert (rows[HELD_OUT] == rows["user_id"].isin(held)).all()
+    assert 0.1 < rows.loc[~rows["is_synthetic"], HELD_OUT].mean() < 0.3
+    assert set(rows.loc[rows[HELD_OUT], "label"]) == {0, 1}
+    assert HELD_OUT not in chosen.manifest["features"]
+    plain = TrainingSet.open(build_training_set(opened(holdout=0.0)).path).to_pandas()
+    assert HELD_OUT not in plain.columns
