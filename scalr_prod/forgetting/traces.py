@@ -23,8 +23,9 @@ __all__ = ["FileOfRows", "Users", "write_over"]
 GONE: Final = "[forgotten]"
 #: Keys by which a JSON object is a row of a user.
 _KEYS: Final = (USER_ID, "user")
-#: The column of a file that lists users.
+#: The column of a file that lists users, and of one whose only row is a list of them for each kind.
 _LISTED: Final = "id"
+_LIST: Final = "users"
 #: Keys of JSON below which values of rows are shown.
 _SHOWN: Final = re.compile(r"user|unexpected|example|value|row|cause|message|detail", re.IGNORECASE)
 _BATCH: Final = 65_536
@@ -143,9 +144,14 @@ class Users:
         former, temporary, rows, removed = _sha256(path), path.with_name(f".{path.name}.{os.getpid()}"), 0, 0
         with pq.ParquetFile(path) as file, pq.ParquetWriter(temporary, file.schema_arrow, compression="zstd") as writer:
             column = str(_column_of(file, path))
-            kind = file.schema_arrow.field(column).type
+            kind = _kind_of(file, column)
             ids = self.of_column(kind)
             for batch in file.iter_batches(_BATCH):
+                if column == _LIST:
+                    kept, gone = _without(batch, ids)
+                    writer.write_batch(kept)
+                    rows, removed = rows + kept.num_rows, removed + gone
+                    continue
                 theirs = pc.is_in(batch.column(column), value_set=ids)
                 if column == _LISTED:
                     kept = pa.record_batch([pc.if_else(theirs, pa.scalar(None, kind), batch.column(0))], schema=batch.schema)
@@ -166,11 +172,10 @@ class Users:
             column = _column_of(file, path)
             if column is None:
                 return False
-            ids = self.of_column(file.schema_arrow.field(column).type)
-            return any(
-                pc.any(pc.is_in(batch.column(0), value_set=ids)).as_py()
-                for batch in file.iter_batches(_BATCH, columns=[column])
-            )
+            ids = self.of_column(_kind_of(file, column))
+            values = (batch.column(0) for batch in file.iter_batches(_BATCH, columns=[column]) if batch.num_rows)
+            flat = (pc.list_flatten(one) if column == _LIST else one for one in values)
+            return any(pc.any(pc.is_in(one, value_set=ids)).as_py() for one in flat)
 
 
 def write_over(path: Path, content: bytes) -> None:
@@ -189,11 +194,35 @@ def _column_of(file: pq.ParquetFile, path: Path) -> str | None:
     import pyarrow as pa
 
     names = file.schema_arrow.names
-    column = _LISTED if names == [_LISTED] and path.stem == "users" else USER_ID
+    if _LIST in names and pa.types.is_list(file.schema_arrow.field(_LIST).type):
+        column = _LIST
+    else:
+        column = _LISTED if names == [_LISTED] and path.stem == "users" else USER_ID
     if column not in names:
         return None
-    kind = file.schema_arrow.field(column).type
+    kind = _kind_of(file, column)
     return column if pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind) else None
+
+
+def _kind_of(file: pq.ParquetFile, column: str) -> pa.DataType:
+    """The type of the ids in a column."""
+    kind = file.schema_arrow.field(column).type
+    return kind.value_type if column == _LIST else kind
+
+
+def _without(batch: pa.RecordBatch, ids: pa.Array) -> tuple[pa.RecordBatch, int]:
+    """Rows whose lists of users do not hold the ids, and how many were taken out."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    lists = batch.column(_LIST)
+    flat, of = pc.list_flatten(lists), pc.list_parent_indices(lists)
+    theirs = pc.is_in(flat, value_set=ids)
+    kept, left = flat.filter(pc.invert(theirs)), of.filter(pc.invert(theirs)).to_numpy()
+    ends = [int((left < row).sum()) for row in range(len(lists) + 1)]
+    place = batch.schema.get_field_index(_LIST)
+    changed = pa.ListArray.from_arrays(pa.array(ends, pa.int32()), kept)
+    return batch.set_column(place, batch.schema.field(place), changed.cast(lists.type)), pc.sum(theirs).as_py() or 0
 
 
 def _sha256(path: Path) -> str:
