@@ -90,7 +90,10 @@ def explain_command(
     config: Config = DEFAULT_CONFIG,
     as_json: Json = False,
 ) -> None:
-    """Why a synthetic event is there: its source event, the history as it was, and what each part of the translator said."""
+    """Why a synthetic event is there: its source event, the history as it was, and what each part of the translator said.
+
+    Example: scalr explain 0f343b0931126a20f133d67c2b018a3b
+    """
     Door(config, as_json, "explain").open(lambda project: project.explain(event_id))
 
 
@@ -147,7 +150,10 @@ def forget_command(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Remove users from tables, runs, training sets, online store and reports; no log or run brings them back."""
+    """Remove users from tables, runs, training sets, online store and reports; no log or run brings them back.
+
+    Example: scalr forget --file users.txt
+    """
     named = [*(users or ()), *(line.strip() for line in (file.read_text(encoding="utf-8").splitlines() if file else ()))]
     ids = [one for one in named if one]
     if not ids:

@@ -120,5 +120,5 @@ def test_runs_are_listed_with_their_window_and_what_they_published(settings, two
     assert result.exit_code == 0, result.output
     header, line = (text.split() for text in result.stdout.splitlines()[1:3])
     assert header == ["run_id", "state", "start", "end", "mode", "translator", "rows", "updated"]
-    assert line[:4] == [spec.run_id, "planned", f"{spec.start:%Y-%m-%dT%H:%M:%S}", f"{spec.end:%Y-%m-%dT%H:%M:%S}"]
+    assert line[:4] == [spec.run_id, "planned", spec.start.isoformat(), spec.end.isoformat()]
     assert line[6] == "-"

@@ -24,10 +24,10 @@ def test_the_first_signal_closes_what_is_open_and_names_where_it_came(number, co
 
     def work():
         try:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)  # to this thread: any thread may get what is sent to the process
             time.sleep(5)
         finally:
-            os.kill(os.getpid(), signal.SIGTERM)  # another one, while it closes
+            signal.raise_signal(signal.SIGTERM)  # another one, while it closes
             closed.append("all of it")
 
     with pytest.raises(Interrupted) as caught, ending_in_order(), at_stage("generate", "run_1"):
@@ -56,7 +56,7 @@ def test_a_stage_without_a_run_is_repeated():
 def test_a_signal_that_went_nowhere_is_raised_by_the_next_stage():
     class Dying:
         def __del__(self):
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
 
     def stage(name):
         with at_stage(name, "run_1"):
