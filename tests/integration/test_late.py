@@ -118,7 +118,7 @@ def test_windows_within_the_look_back_are_what_they_had_been_in_time(late, in_ti
         ]
         assert "source events arrived after run_" in planned.cause
     # Nothing is late any more.
-    assert publish(late, 2, lookback=14).reports["late"].to_json() == {"windows": [], "too_late": 0}
+    assert publish(late, 2, lookback=14).reports["late"].to_json() == {"windows": [], "too_late": 0, "corrected": []}
     pd.testing.assert_frame_equal(rows_of(late), in_time)
 
 
