@@ -190,6 +190,7 @@ def publish_draw(scene: Scene, how: Draw, *, progress: bool = False) -> tuple[In
 
     job = walk(Job(with_draw(scene.settings, how), progress=progress), path("plan"))
     made = job.reports["dataset"].to_json()
+    del made["fingerprint"]  # it is of the names of files in the scene's lake, which are drawn at random
     rows = TrainingSet.open(made["path"]).to_arrow([USER_ID, ITEM_ID, "event_timestamp", "weight", "is_synthetic"])
     is_synthetic = rows["is_synthetic"]
     masks = (pc.invert(is_synthetic), is_synthetic)

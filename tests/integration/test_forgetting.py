@@ -332,3 +332,16 @@ def test_without_the_key_no_log_is_read(settings, tmp_path):
     (settings.home / "forgotten" / "secret").unlink()
     with Project(settings) as project, pytest.raises(ForgettingError, match="the key of the hashes is not there"):
         project.ingest()
+
+
+def test_nobody_is_forgotten_while_rows_are_set_aside(settings):
+    """Switching publication on would bring the files back as they were."""
+    with Project(settings) as project:
+        project.disable_publication()
+        with pytest.raises(ForgettingError, match="switched off") as caught:
+            project.forget([TEXT])
+        assert "scalr publication enable" in caught.value.next_step
+        assert not Tombstones.open(settings).users
+        project.enable_publication()
+        project.forget([TEXT])
+    gone(settings, TEXT)

@@ -17,6 +17,7 @@ from scalr_prod.errors import CommitFailed, LakeError, PublicationDisabled, Publ
 from scalr_prod.generation.late import late_windows
 from scalr_prod.ledger import RunState
 from scalr_prod.publication import publish, rollback_run
+from scalr_prod.replacements import REPLACED, Replacement
 from scalr_prod.switch import disable, enable, publication_state
 
 VIEW = Table.SYNTHETIC_TARGET_EVENTS
@@ -240,6 +241,20 @@ def test_rows_that_were_erased_before_stay_erased(project):
     publish(project.settings, second.run_id)
     rollback_run(project.settings, second.run_id)
     pd.testing.assert_frame_equal(rows(project), left, check_exact=True)
+
+
+def test_rows_of_a_run_whose_events_were_replaced_since_stay_out(project):
+    """A correction took source events out of the log: a rollback does not bring back what they had been translated into."""
+    first, second = project.accepted(seed=1), project.accepted(seed=2)
+    for spec in (first, second):
+        publish(project.settings, spec.run_id)
+    lake, table = project.lake, Table.SOURCE_EVENTS
+    version, kept = lake.version(table), lake.read(table)
+    corrected = Replacement(first.start, 1, 0).to_json()
+    lake.replace_where(table, kept.slice(1), "true", key="corrected", record=corrected, notes={REPLACED: version + 1})
+    report = rollback_run(project.settings, second.run_id)
+    assert (report.restored, report.not_restored) == ({}, [first.run_id])
+    assert rows(project).empty
 
 
 def test_maintenance_keeps_what_a_rollback_brings_back(project):

@@ -166,3 +166,22 @@ def test_the_status_says_that_histories_are_to_be_built(project):
     with Project(project(SOURCE.drop(index=7))) as opened:
         opened.ingest("source", replace=NOON_3)
         assert not {state.stage: state.done for state in opened.status()}["histories"]
+
+
+def test_an_event_id_that_moves_into_the_window_is_refused_and_nothing_changes(project):
+    """Its event of before the window would stay, so that the id would be there twice."""
+    toml = 'columns = { event_id = "id" }'
+    named = SOURCE.assign(id=[f"e{n}" for n in range(len(SOURCE))])
+    settings = project(named, toml=toml)
+    ingest(settings)
+    before = Lake.open(settings).version(Table.SOURCE_EVENTS)
+    moved = named.copy()
+    moved.loc[1, "timestamp"] = moved.loc[6, "timestamp"]
+    with pytest.raises(BadValue, match="1 events of the log, such as e1, are in the lake with a time before") as caught:
+        ingest(project(moved, toml=toml), replace=NOON_3)
+    assert "earlier time" in caught.value.next_step
+    assert Lake.open(settings).version(Table.SOURCE_EVENTS) == before
+    report = ingest(project(moved, toml=toml), replace=DAY.to_pydatetime()).domains["source"]
+    assert (report.rows_added, report.rows_removed, report.rows) == (1, 1, len(named))
+    ids = Lake.open(settings).read(Table.SOURCE_EVENTS).column("event_id").to_pylist()
+    assert sorted(ids) == sorted(named["id"])
