@@ -204,6 +204,8 @@ def copy(config: Path, folder: Path) -> Path:
 def _drive(config: str, action: str, kill: Kill | None, out: str, options: dict[str, Any]) -> None:
     with open(os.devnull, "w") as nothing:  # noqa: PTH123 - file descriptors of the process itself
         os.dup2(nothing.fileno(), 2)
+    # As a shell starts a command. The server that forks drivers may be one of local workers, in which SIGINT is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     points = _Points(Path(config).parent, kill)
     points.faults = options.pop("faults", {})
     os.environ.update(options.pop("environment", {}))

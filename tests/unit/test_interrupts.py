@@ -17,6 +17,14 @@ from scalr_prod.interrupts import Interrupted, ending_in_order
 from scalr_prod.stages import at_stage
 
 
+@pytest.fixture(autouse=True)
+def sigint_as_at_a_terminal():
+    """What a shell starts in the background ignores SIGINT, and so would its tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_the_first_signal_closes_what_is_open_and_names_where_it_came(number, code):
     before = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
