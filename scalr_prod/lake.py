@@ -436,14 +436,12 @@ class Lake:
         return self._once(table, key, write)
 
     def delete(self, table: Table, predicate: str, *, key: str, expected_version: int | None = None) -> Commit:
-        """Delete the rows that a SQL predicate names, once per key. Where it names none, there is no commit."""
-        properties = _properties(key, expected_version)
+        """Delete the rows that a SQL predicate names, in one commit, once per key.
 
-        def write(delta: DeltaTable) -> None:
-            _must_be_at(delta, expected_version)
-            delta.delete(predicate, commit_properties=properties)
-
-        return self._once(table, key, write)
+        They are replaced by none: files that Delta's own delete rewrites hold ``string_view`` columns, which pyarrow cannot filter.
+        """
+        none = self.schema(table).empty_table()
+        return self.replace_where(table, none, predicate, key=key, expected_version=expected_version)
 
     def set_aside(self, table: Table, *, key: str, expected_version: int) -> Commit:
         """Make the table read as empty, in one commit; `bring_back` undoes it. The version before is kept in its log.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from scalr_prod.contracts import EVENT_TIMESTAMP, USER_ID, Table
 from scalr_prod.errors import CommitFailed, PublicationDisabled, PublicationError
-from scalr_prod.lake import Lake
+from scalr_prod.lake import Commit, Lake
 from scalr_prod.ledger import PublicationStatus, RunState, run_folder
 from scalr_prod.replaced import restored_by
 from scalr_prod.replacements import stale_since
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from scalr_prod.lake import Commit
     from scalr_prod.ledger import Lease, Ledger, Publication, RunSpec
     from scalr_prod.settings import Settings
 
@@ -243,6 +242,7 @@ def _take_out(lake: Lake, ledger: Ledger, lease: Lease, last: Publication) -> Pu
     key = f"rollback:{run_id}:{last.attempt}"
     rows: dict[str, int] = {}
     not_restored: list[str] = []
+    recovered = lake.committed(_VIEW, key)
     # Events that were taken out of the log stay out of the view.
     stale = {
         name
@@ -258,11 +258,12 @@ def _take_out(lake: Lake, ledger: Ledger, lease: Lease, last: Publication) -> Pu
         former, not_restored = (
             restored_by(lake, ledger, last, version=version, without=stale) if rows.get(run_id) else (None, [])
         )
+        if not rows.get(run_id) and not recovered:
+            return Commit(_VIEW.value, version, written=False)
         if former is None:
             return lake.delete(_VIEW, f"run_id = '{run_id}'", key=key, expected_version=version)
         return lake.replace_where(_VIEW, former.rows(), former.predicate, key=key, expected_version=version)
 
-    recovered = lake.committed(_VIEW, key)
     commit = against_others(lake, attempt)
     if recovered:  # an earlier call took them out and died before it could say so
         rows = _rows_by_run(lake, last.start, last.end, version=commit.version - 1)

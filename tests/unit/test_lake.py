@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pytest
 
 from scalr_prod.contracts import Table, schema_of
@@ -76,14 +77,15 @@ def test_a_row_outside_of_the_window_fails_the_commit_and_changes_nothing(lake):
     assert days(lake) == list(range(10))
 
 
-def test_deleting_and_reading_an_earlier_version(lake):
-    lake.append(Table.TARGET_EVENTS, rows(0, 2, "x"), key="a")
-    lake.append(Table.TARGET_EVENTS, rows(0, 2, "y"), key="b")
+def test_deleting_rows_of_a_file_and_reading_an_earlier_version(lake):
+    both = pa.concat_tables([rows(0, 2, "x"), rows(0, 2, "y"), rows(0, 1, "z")])
+    lake.append(Table.TARGET_EVENTS, both, key="a")
     version = lake.version(Table.TARGET_EVENTS)
     lake.delete(Table.TARGET_EVENTS, "user_id = 'x'", key="d")
-    assert days(lake, "x") == []
-    assert days(lake, "y") == [0, 1]
-    assert lake.read(Table.TARGET_EVENTS, version=version).num_rows == 4
+    # A filter on text, which pyarrow cannot apply to the files that Delta's own delete leaves.
+    left = {user: lake.read(Table.TARGET_EVENTS, where=ds.field("user_id") == user).num_rows for user in "xyz"}
+    assert left == {"x": 0, "y": 2, "z": 1}
+    assert lake.read(Table.TARGET_EVENTS, version=version).num_rows == 5
 
 
 def test_a_missing_table_names_the_command_that_makes_it(lake):
