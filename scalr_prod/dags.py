@@ -1,6 +1,7 @@
 """The Airflow DAGs: of one project that the environment names, or of each in a list; tasks are the stages of the graph.
 
-The only room that imports Airflow where a file is parsed; nothing heavy is imported before a task runs.
+The only room that imports Airflow where a file is parsed; nothing heavy is imported before a task runs, nor then where
+SCALR_COMMAND names the command of another environment.
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from airflow.sdk import Asset, CronDataIntervalTimetable, Param, dag, get_current_context, task
 
 from scalr_prod.errors import SettingsError
 from scalr_prod.settings import load_settings
 from scalr_prod.stages import path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 __all__ = ["Listed", "listed_projects", "make_dags"]
 
@@ -133,18 +137,29 @@ def _cron(variable: str, default: str) -> CronDataIntervalTimetable:
     return CronDataIntervalTimetable(os.environ.get(variable, default), timezone="UTC")
 
 
-def _settings() -> Any:
-    from scalr_prod.orchestration import open_project
+def _perform(name: str, extras: Iterable[Any] = (), **asked: Any) -> dict[str, Any]:
+    """Do one of `orchestration.TASKS` for the task that runs, here or by the command that SCALR_COMMAND names.
 
-    return open_project(get_current_context())
+    Raises:
+        AirflowSkipException: There was nothing to do.
+        AirflowFailException: A retry would fail alike.
+        ScalrError: The scheduler retries.
+    """
+    from scalr_prod.orchestration import COMMAND, call_of, perform, perform_elsewhere, scheduler_errors
+
+    with scheduler_errors():
+        call = call_of(get_current_context(), extras, **asked)
+        command = os.environ.get(COMMAND)
+        done = perform_elsewhere(command, name, call) if command else perform(name, call)
+    if "skipped" in done:
+        _skip(done["skipped"])
+    return done
 
 
-def _window_settings(start: datetime, end: datetime) -> Any:
-    from scalr_prod.orchestration import open_project
+def _skip(why: str) -> None:
+    from airflow.sdk.exceptions import AirflowSkipException
 
-    context = get_current_context()
-    mode = context["params"]["mode"]
-    return open_project(context, generation={"mode": mode, "start": start, "end": end, "as_of": end})
+    raise AirflowSkipException(why)
 
 
 def _announce(outlet_events: Any, asset: Asset, windows: list[dict[str, str]]) -> None:
@@ -156,16 +171,9 @@ def _announce(outlet_events: Any, asset: Asset, windows: list[dict[str, str]]) -
     from scalr_prod.orchestration import config_of
 
     if not windows:
-        from airflow.sdk.exceptions import AirflowSkipException
-
-        raise AirflowSkipException("no window was published")
+        _skip("no window was published")
     last = max(windows, key=lambda window: datetime.fromisoformat(window["as_of"]))
     outlet_events[asset].extra = {"config": config_of(get_current_context()), **last}
-
-
-def _told(run: Any) -> dict[str, str]:
-    """What the asset carries of a run, or of a window that was published again."""
-    return {"run_id": run.run_id, **{name: getattr(run, name).isoformat() for name in ("start", "end", "as_of")}}
 
 
 def _events_dag(name: str, config: dict[str, Param], asset: Asset) -> None:
@@ -189,21 +197,12 @@ def _events_dag(name: str, config: dict[str, Param], asset: Asset) -> None:
         emits the asset.
         """
 
-        def project() -> Any:
-            from scalr_prod.orchestration import window_of
-
-            return _window_settings(*window_of(get_current_context()))
-
         @task
         def work(stage: str, run: dict[str, Any] | None = None, *, outlet_events: Any = None) -> dict[str, Any]:
-            from scalr_prod.orchestration import do_stages
-
-            job = do_stages([stage], project, run_id=run["run_id"] if run else None)
-            report: Any = job.reports.get(stage)
+            done = _perform("events", stage=stage, run_id=run["run_id"] if run else None)
             if stage == DAILY[-1]:
-                published = [*([job.spec] if job.spec else []), *(report.published if report else [])]
-                _announce(outlet_events, asset, [_told(run) for run in published])
-            return {"run_id": job.run_id, **(report.to_json() if report else {})}
+                _announce(outlet_events, asset, done["announced"])
+            return done
 
         before: Any = None
         run: Any = None
@@ -248,11 +247,8 @@ def _backfill_dag(name: str, config: dict[str, Param], asset: Asset) -> None:
                 return [[start.isoformat(), end.isoformat()] for start, end in windows_of(get_current_context())]
 
         @task(max_active_tis_per_dagrun=1)
-        def translate(window: list[str]) -> dict[str, str]:
-            from scalr_prod.orchestration import do_stages
-
-            start, end = map(datetime.fromisoformat, window)
-            return _told(do_stages(("generate", "validate", "publish"), lambda: _window_settings(start, end)).run())
+        def translate(window: list[str]) -> dict[str, Any]:
+            return _perform("window", window=window)
 
         @task(outlets=[asset], trigger_rule="none_failed")
         def announce(published: Any, *, outlet_events: Any = None) -> int:
@@ -287,27 +283,15 @@ def _translator_dag(name: str, config: dict[str, Param]) -> None:
 
         @task
         def work(stage: str) -> dict[str, Any]:
-            from scalr_prod.orchestration import do_stages, trained_until_of
-
-            until = trained_until_of(get_current_context()) if stage == "translator" else None
-            return do_stages([stage], _settings, trained_until=until).reports[stage].to_json()
+            return _perform("translator", stage=stage)
 
         @task
         def evaluate(trained: dict[str, Any]) -> int:
-            from scalr_prod.orchestration import scheduler_errors
-            from scalr_prod.project import Project
-
-            with scheduler_errors():
-                Project(_settings()).evaluate_translator(trained["version"])
-            return int(trained["version"])
+            return int(_perform("evaluate", version=trained["version"])["version"])
 
         @task
         def promote_if_better(version: int) -> dict[str, Any]:
-            from scalr_prod.orchestration import scheduler_errors
-            from scalr_prod.project import Project
-
-            with scheduler_errors():
-                return Project(_settings()).promote_if_better(version).to_json()
+            return _perform("promote", version=version)
 
         before: Any = None
         for stage in WEEKLY:
@@ -340,15 +324,11 @@ def _training_set_dag(name: str, config: dict[str, Param], asset: Asset) -> None
 
         @task(inlets=[asset])
         def build(*, inlet_events: Any = None) -> dict[str, Any]:
-            from scalr_prod.orchestration import build_training_set
-
-            return build_training_set(get_current_context(), [event.extra for event in inlet_events[asset]])
+            return _perform("dataset", [event.extra for event in inlet_events[asset]])
 
         @task(inlets=[asset])
         def check(built: dict[str, Any], *, inlet_events: Any = None) -> dict[str, Any]:
-            from scalr_prod.orchestration import check_training_set
-
-            return check_training_set(get_current_context(), [event.extra for event in inlet_events[asset]], built["path"])
+            return _perform("check", [event.extra for event in inlet_events[asset]], path=built["path"])
 
         check(build())
 
@@ -362,11 +342,7 @@ def _maintenance_dag(name: str, config: dict[str, Param]) -> None:
 
         @task
         def maintain() -> dict[str, Any]:
-            from scalr_prod.orchestration import scheduler_errors
-            from scalr_prod.project import Project
-
-            with scheduler_errors():
-                return Project(_settings()).maintain().to_json()
+            return _perform("maintain")
 
         maintain()
 

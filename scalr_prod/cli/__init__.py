@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from scalr_prod.cli import beginning, models, runs, sets, stages  # noqa: F401 - they register their commands
+from scalr_prod.cli import beginning, models, runs, scheduled, sets, stages  # noqa: F401 - they register their commands
 from scalr_prod.cli.apps import app
 from scalr_prod.cli.door import Door
 from scalr_prod.logs import start_logging

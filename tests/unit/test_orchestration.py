@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import json
+import shlex
+import signal
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
@@ -12,9 +17,12 @@ from scalr_prod import errors
 from scalr_prod.errors import EmptyWindow, QualityGateFailed, ScalrError, ServerUnreachable, SettingsError, UnreadableInput
 from scalr_prod.instants import micros
 from scalr_prod.orchestration import (
-    check_training_set,
+    TASKS,
+    call_of,
     config_of,
     open_project,
+    perform,
+    perform_elsewhere,
     scheduler_errors,
     trained_until_of,
     training_set_project,
@@ -134,12 +142,78 @@ def test_what_may_pass_by_itself_is_retried_and_nothing_else(name):
 
 
 def test_a_training_set_is_checked_only_where_a_suite_is_named(project):
-    exceptions = pytest.importorskip("airflow.sdk.exceptions")
-    with pytest.raises(exceptions.AirflowSkipException, match="names no suite"):
-        check_training_set(context(config=str(project)), [], "nowhere")
+    call = call_of(context(config=str(project)), path="nowhere")
+    assert perform("check", call) == {"skipped": "[training_set] suite names no suite"}
     project.write_text(project.read_text() + '\n[training_set]\nsuite = "training"\n')
     with pytest.raises(UnreadableInput, match="no such file"):
-        check_training_set(context(config=str(project)), [], "nowhere")
+        perform("check", call)
+
+
+def test_a_call_holds_json_values_and_names_the_project(project, monkeypatch):
+    monkeypatch.setenv("SCALR_CONFIG", "elsewhere.toml")
+    extras = [{"as_of": "2024-05-02T00:00:00+00:00", "config": str(project)}]
+    call = json.loads(json.dumps(call_of(context(start=None) | DAY, extras, path="v1")))
+    assert call["params"] == {"start": None, "config": str(project)}
+    assert (call["extras"], call["path"]) == (extras, "v1")
+    assert (window_of(call), trained_until_of(call)) == (window_of(context() | DAY), DAY["data_interval_end"])
+    assert training_set_project(call, call["extras"]).training_set.cutoff == datetime(2024, 5, 2, tzinfo=UTC)
+
+
+SCALR = shlex.join([sys.executable, "-c", "from scalr_prod.cli import main; main()"])
+
+
+def test_a_command_of_another_environment_does_the_same(project, monkeypatch):
+    """Same outcomes, and errors of the same kind: the scheduler retries what it would retry."""
+    call = call_of(context(config=str(project)), path="nowhere")
+    assert perform_elsewhere(SCALR, "check", call) == perform("check", call)
+    project.write_text(project.read_text() + '\n[training_set]\nsuite = "training"\n')
+    with pytest.raises(UnreadableInput) as here:
+        perform("check", call)
+    with pytest.raises(UnreadableInput) as there:
+        perform_elsewhere(SCALR, "check", call)
+    assert (there.value.found, there.value.where) == (here.value.found, here.value.where)
+    with pytest.raises(SettingsError, match="there is no task nothing") as caught:
+        perform_elsewhere(SCALR, "nothing", call)
+    assert all(task in caught.value.next_step for task in TASKS)
+
+
+def test_a_command_that_is_not_there_is_named():
+    with pytest.raises(SettingsError, match="SCALR_COMMAND = nowhere/scalr"):
+        perform_elsewhere("nowhere/scalr", "maintain", {})
+
+
+def test_a_command_that_dies_without_a_word_is_worth_a_retry():
+    with pytest.raises(RuntimeError, match="exit code 7"):
+        perform_elsewhere("sh -c 'cat > /dev/null; echo no; exit 7'", "maintain", {})
+
+
+def test_a_command_ends_with_the_task_that_waits_for_it(tmp_path):
+    """A scheduler that ends a task sends a signal, whose exception comes while the task waits."""
+    script = tmp_path / "waits.py"
+    script.write_text(
+        "import os, signal, sys, time\n"
+        f"signal.signal(signal.SIGTERM, lambda *_: (open({str(tmp_path / 'ended')!r}, 'w').close(), sys.exit(143)))\n"
+        "os.kill(os.getppid(), signal.SIGALRM)\n"
+        "time.sleep(60)\n"
+    )
+
+    def end(*_):
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, end)
+    try:
+        with pytest.raises(TimeoutError):
+            perform_elsewhere(shlex.join([sys.executable, str(script)]), "maintain", {})
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert (tmp_path / "ended").exists()
+
+
+@pytest.mark.parametrize("text", ["", "x", "[]", "{}", '{"params": {}}', '{"params": {"config": 3}}'])
+def test_what_is_no_call_is_refused(text):
+    done = subprocess.run([*shlex.split(SCALR), "task", "maintain"], input=text, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["where"] == "stdin"
 
 
 def test_every_error_of_the_package_is_decided_on():
