@@ -8,12 +8,18 @@ target history.
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+
+# Tests start some hundreds of Python processes. Where no bytecode is kept (images of containers often say so), each compiles anew what
+# it imports: six seconds of the sixteen that torch, Feast, Great Expectations and Dask take together.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 DATA = Path(os.environ.get("SCALR_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 START = pd.Timestamp("2024-01-01", tz="UTC")
