@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import warnings
@@ -13,6 +11,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 from feast_project import VIEWS, make_project
+from support.warm import run
 
 from scalr_prod.errors import FeatureStoreError
 from scalr_prod.feast_store import apply_feature_repo, open_feature_store
@@ -50,7 +49,7 @@ def test_applied_and_read_without_a_secret_in_any_file(registry, tmp_path, monke
         assert "not-to-be-found" not in (file.read_text() if file.is_file() else "")
 
     command = [str(Path(sys.executable).with_name("feast")), "-c", str(settings.feast_repo), "feature-services", "list"]
-    done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ), timeout=240, check=False)
+    done = run(command)
     assert "downstream_training_v1" in done.stdout, done.stderr
 
     # Another registry is another matter: it is empty, and filled.
