@@ -8,23 +8,35 @@ target history.
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-
-# Tests start some hundreds of Python processes. Where no bytecode is kept (images of containers often say so), each compiles anew what
-# it imports: six seconds of the sixteen that torch, Feast, Great Expectations and Dask take together.
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-sys.dont_write_bytecode = False
+from support.order import ByGroup, Seconds, dearest_first
+from support.postgres import Postgres
 
 DATA = Path(os.environ.get("SCALR_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 START = pd.Timestamp("2024-01-01", tz="UTC")
 DAYS = 200
 TASTES = 8
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if (path := os.environ.get("SCALR_TEST_SECONDS")) and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Seconds(Path(path)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByGroup | None:
+    return ByGroup(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        items[:] = dearest_first(items)
 
 
 @dataclass(frozen=True)
@@ -152,6 +164,14 @@ def amazon() -> Path:
     if not (folder / "food.parquet").exists():
         pytest.skip(f"the data set is not at {folder}; set SCALR_TEST_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    """A PostgreSQL for all tests of the session, each with databases of its own."""
+    server = Postgres()
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")

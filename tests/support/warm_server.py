@@ -25,6 +25,8 @@ _OF_FEAST = ("PROMETHEUS_MULTIPROCESS_DIR", "PROMETHEUS_MULTIPROC_DIR")
 def main(modules: list[str]) -> None:
     """Import, then fork a process for each command, one after the other."""
     sys.path.pop(0)  # this program's folder
+    answers = os.dup(1)
+    os.dup2(2, 1)  # what libraries have to say while they are imported is no answer
     for name in modules:
         importlib.import_module(name)
     gc.freeze()
@@ -32,14 +34,10 @@ def main(modules: list[str]) -> None:
         command = json.loads(line)
         child = os.fork()
         if child == 0:
+            os.close(answers)
             _become(command)
-        _answer(child)
-        _answer(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-
-
-def _answer(number: int) -> None:
-    sys.stdout.write(f"{number}\n")
-    sys.stdout.flush()
+        os.write(answers, b"%d\n" % child)
+        os.write(answers, b"%d\n" % os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
 def _become(command: dict[str, Any]) -> NoReturn:
@@ -67,6 +65,7 @@ def _enter(command: dict[str, Any]) -> None:
     kept = {name: os.environ[name] for name in _OF_FEAST if name in os.environ}
     os.environ.clear()
     os.environ.update(kept | command["environment"])
+    sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
     os.chdir(command["folder"])
     sys.path[:0] = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path not in sys.path]
 
