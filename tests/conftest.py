@@ -8,12 +8,14 @@ target history.
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from filelock import FileLock
 from support.order import ByGroup, Seconds, dearest_first
 from support.postgres import Postgres
 
@@ -176,18 +178,34 @@ def postgres():
 
 @pytest.fixture(scope="session")
 def trained_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The scalr.toml of a home with histories and translator versions 1 and 2. Copy its folder before changing it."""
+    """The scalr.toml of a home with histories and translator versions 1 and 2. Copy its folder before changing it.
+
+    Of several processes that share out the tests, the first to need it makes it for all.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    folder = root / "trained"
+    config, complete = folder / "logs" / "scalr.toml", folder / "complete"
+    with FileLock(root / "trained.lock"):
+        if not complete.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            make_trained_home(config.parent)
+            complete.touch()
+    return config
+
+
+def make_trained_home(logs: Path) -> None:
     from scalr_prod.feast_store import apply_feature_repo
     from scalr_prod.histories import build_histories
     from scalr_prod.ingest import ingest
     from scalr_prod.settings import load_settings
     from scalr_prod.translator import train
 
-    config = write_toml(make_two_domains(tmp_path_factory.mktemp("trained") / "logs"))
+    config = write_toml(make_two_domains(logs))
     first = load_settings(config, translator={"threads": 1})
     ingest(first)
     build_histories(first)
     apply_feature_repo(first)
     train(first)
     train(load_settings(config, translator={"threads": 1, "seed": 1}))
-    return config

@@ -19,6 +19,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from redis_server import running_redis
+from support.small import LOCAL, lean
 
 from scalr_prod import Project
 from scalr_prod.contracts import Table
@@ -27,17 +28,6 @@ pytestmark = [pytest.mark.nightly, pytest.mark.timeout(1200)]
 
 SECRET = "planted-secret-key"  # noqa: S105 - an S3 that asks nobody
 BUCKET = "the-lake"
-EXTRA = """
-[serving]
-scorer = "local"
-threads = 1
-[compute]
-workers = 1
-[quality]
-max_bucket_distance = 1.0
-min_information = 0
-"""
-LEAN = 'threads = 1\nestimators = ["popularity", "frequency", "linear"]'
 TRAINED = datetime(2024, 6, 1, tzinfo=UTC)
 
 
@@ -124,8 +114,7 @@ def published(project):
 @pytest.fixture(scope="module")
 def embedded(make_project, tmp_path_factory):
     """The settings of a project that has run with everything embedded."""
-    config = make_project(tmp_path_factory.mktemp("embedded") / "logs", EXTRA, users=80).base / "scalr.toml"
-    config.write_text(config.read_text().replace("threads = 2", LEAN))
+    config = lean(make_project(tmp_path_factory.mktemp("embedded") / "logs", LOCAL, users=80).base / "scalr.toml")
     with Project.open(config) as project:
         project.run()
         assert len(published(project)) > 500

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from redis_server import running_redis
+from support.small import LOCAL, lean
 
 pytest.importorskip("airflow.sdk")
 
@@ -29,19 +30,9 @@ NAMES = ("north", "south")
 KINDS = ("backfill", "events", "maintenance", "training_set", "translator")
 #: Length of a window, minutes. The first day's run must end within two of them, or Airflow leaves a window out (catchup is off).
 MINUTES = 3
-EXTRA = """
-[serving]
-scorer = "local"
-threads = 1
-[compute]
-workers = 1
-[quality]
-max_bucket_distance = 1.0
-min_information = 0
-[generation]
+EXTRA = f"""{LOCAL}[generation]
 partitions = 2
 """
-LEAN = 'threads = 1\nestimators = ["popularity", "frequency", "linear"]'
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +61,8 @@ redis = "{redis}"
     configs = {}
     for number, name in enumerate(NAMES):
         folder = root / "projects" / name
-        config = make_project(folder, EXTRA, users=80, seed=11 + number).base / "scalr.toml"
-        text = f'[project]\nname = "{name}"\n' + config.read_text().replace("threads = 2", LEAN)
+        config = lean(make_project(folder, EXTRA, users=80, seed=11 + number).base / "scalr.toml")
+        text = f'[project]\nname = "{name}"\n' + config.read_text()
         (folder / "alone.toml.txt").write_text(text)
         config.write_text(shared + text + "lookback = 1\n")  # of [generation], the last section
         shift = pd.Timestamp.now(tz="UTC") - pd.read_parquet(folder / "s.parquet")["timestamp"].max()
