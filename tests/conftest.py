@@ -8,17 +8,37 @@ target history.
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from filelock import FileLock
+from support.order import ByGroup, Seconds, dearest_first
+from support.postgres import Postgres
 
 DATA = Path(os.environ.get("SCALR_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 START = pd.Timestamp("2024-01-01", tz="UTC")
 DAYS = 200
 TASTES = 8
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if (path := os.environ.get("SCALR_TEST_SECONDS")) and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Seconds(Path(path)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByGroup | None:
+    return ByGroup(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        items[:] = dearest_first(items)
 
 
 @dataclass(frozen=True)
@@ -149,19 +169,43 @@ def amazon() -> Path:
 
 
 @pytest.fixture(scope="session")
+def postgres():
+    """A PostgreSQL for all tests of the session, each with databases of its own."""
+    server = Postgres()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
 def trained_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The scalr.toml of a home with histories and translator versions 1 and 2. Copy its folder before changing it."""
+    """The scalr.toml of a home with histories and translator versions 1 and 2. Copy its folder before changing it.
+
+    Of several processes that share out the tests, the first to need it makes it for all.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    folder = root / "trained"
+    config, complete = folder / "logs" / "scalr.toml", folder / "complete"
+    with FileLock(root / "trained.lock"):
+        if not complete.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            make_trained_home(config.parent)
+            complete.touch()
+    return config
+
+
+def make_trained_home(logs: Path) -> None:
     from scalr_prod.feast_store import apply_feature_repo
     from scalr_prod.histories import build_histories
     from scalr_prod.ingest import ingest
     from scalr_prod.settings import load_settings
     from scalr_prod.translator import train
 
-    config = write_toml(make_two_domains(tmp_path_factory.mktemp("trained") / "logs"))
+    config = write_toml(make_two_domains(logs))
     first = load_settings(config, translator={"threads": 1})
     ingest(first)
     build_histories(first)
     apply_feature_repo(first)
     train(first)
     train(load_settings(config, translator={"threads": 1, "seed": 1}))
-    return config

@@ -22,6 +22,7 @@ from collections import Counter
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, Self
 
@@ -114,6 +115,11 @@ class Drivers:
 
     def __init__(self) -> None:
         self._context = multiprocessing.get_context("forkserver")
+        # Another may be there, which has imported less: each driver would import the rest for itself. It ends with its last process.
+        former = forkserver._forkserver
+        if former._forkserver_alive_fd is not None:
+            os.close(former._forkserver_alive_fd)
+            former._forkserver_address = former._forkserver_alive_fd = former._forkserver_pid = None
         self._context.set_forkserver_preload(["fault_harness", *_PRELOAD])
 
     def start(self, config: Path, action: str, *, kill: Kill | None = None, **options: Any) -> Driver:

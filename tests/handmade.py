@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -19,6 +18,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from support.warm import forking
 
 from scalr_prod.contracts import Table, schema_of
 from scalr_prod.holdout import Holdout
@@ -235,7 +235,7 @@ def in_processes(work: Callable[..., Any], arguments: list[tuple]) -> list[Any]:
 
     Each call gets one more argument, a barrier to wait at.
     """
-    context = multiprocessing.get_context("spawn")
+    context = forking("scalr_prod.generation.warm")
     with context.Manager() as manager, context.Pool(len(arguments)) as pool:
         barrier = manager.Barrier(len(arguments))
         return pool.starmap(work, [(*given, barrier) for given in arguments])

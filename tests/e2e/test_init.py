@@ -10,14 +10,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from support.warm import run
 
 SCALR = Path(sys.executable).with_name("scalr")
 
 
 def scalr(folder: Path, *arguments: str, timeout: int = 900) -> dict:
-    done = subprocess.run(
-        [SCALR, *arguments, "--json"], check=False, cwd=folder, capture_output=True, text=True, timeout=timeout
-    )
+    done = run([SCALR, *arguments, "--json"], cwd=folder, timeout=timeout)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout)
 

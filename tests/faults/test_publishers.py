@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from handmade import Handmade
+from support.warm import forking
 
 from scalr_prod.contracts import Table
 from scalr_prod.ledger import Ledger, RunState
@@ -27,7 +27,7 @@ def _publish_all(config: str, run_ids: list[str], barrier: object) -> list[dict]
 
 
 def at_once(project: Handmade, shares: list[list[str]]) -> list[dict]:
-    context = multiprocessing.get_context("spawn")
+    context = forking()
     with context.Manager() as manager, context.Pool(len(shares)) as pool:
         barrier = manager.Barrier(len(shares))
         return [

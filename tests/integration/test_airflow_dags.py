@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from deltalake import DeltaTable
+from support.warm import LIBRARIES, Warm
 
 pytest.importorskip("airflow.sdk")
 
@@ -23,6 +24,14 @@ pytestmark = [pytest.mark.airflow, pytest.mark.slow, pytest.mark.timeout(900)]
 DAGS = Path(__file__).resolve().parents[2] / "airflow_dags"
 KINDS = ("backfill", "events", "maintenance", "training_set", "translator")
 HEAVY = {"torch", "feast", "great_expectations", "dask", "duckdb", "deltalake", "pyarrow", "pandas", "tritonclient"}
+#: What its commands import, beside the rest.
+OF_AIRFLOW = (
+    "airflow.cli.commands.dag_command",
+    "airflow.cli.commands.db_command",
+    "airflow.api_fastapi.execution_api.app",
+    "airflow.sdk.execution_time.supervisor",
+    "airflow.sdk.execution_time.task_runner",
+)
 NAMES = tuple(f"scalr_{kind}" for kind in KINDS)
 #: The translator learns until here, and the window begins here.
 TRAINED = datetime(2024, 5, 30, tzinfo=UTC)
@@ -42,10 +51,13 @@ class Outcome:
 class Airflow:
     home: Path
     env: dict[str, str]
+    process: Warm | None
 
-    def __call__(self, *arguments: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+    def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "airflow", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout, env=self.env)
+        if self.process:
+            return self.process.run(command, env=self.env)
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, env=self.env)
 
     def test(self, dag: str, **conf: object) -> Outcome:
         """`airflow dags test` with a window or none; a logical date of its own for each run."""
@@ -83,10 +95,11 @@ def airflow(project, tmp_path_factory):
         "SCALR_AIRFLOW_RETRIES": "0",
         "OMP_NUM_THREADS": "1",
     }
-    run = Airflow(home, env)
+    run = Airflow(home, env, Warm((*LIBRARIES, *OF_AIRFLOW), env))
     done = run("db", "migrate")
     assert done.returncode == 0, done.stderr
-    return run
+    yield run
+    run.process.close()
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +118,7 @@ sys.meta_path.insert(0, Without())
 """)
     scalr = [sys.executable, "-c", "from scalr_prod.cli import main; main()"]
     command = shlex.join(["env", "-u", "PYTHONPATH", *scalr])
-    return Airflow(airflow.home, airflow.env | {"PYTHONPATH": str(folder), "SCALR_COMMAND": command})
+    return Airflow(airflow.home, airflow.env | {"PYTHONPATH": str(folder), "SCALR_COMMAND": command}, None)
 
 
 @pytest.fixture(scope="module")
@@ -139,12 +152,13 @@ print(json.dumps([seconds, sorted(heavy)]))
 """
     (file,) = DAGS.glob("*.py")
     command = [sys.executable, "-c", script, str(file)]
-    found = [
-        json.loads(subprocess.run(command, capture_output=True, text=True, check=True, env=airflow.env).stdout.splitlines()[-1])
-        for _ in range(3)
-    ]
-    assert min(seconds for seconds, _ in found) < 1
-    assert [heavy for _, heavy in found] == [[]] * 3
+    for _ in range(3):  # the machine may be busy
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=airflow.env)
+        seconds, heavy = json.loads(done.stdout.splitlines()[-1])
+        assert heavy == []
+        if seconds < 1:
+            break
+    assert seconds < 1
 
 
 def test_airflow_finds_the_dags_and_no_import_error(airflow):
@@ -259,7 +273,7 @@ found = {dag.dag_id: [dag.params.get("config"), sorted(task.task_id for task in 
 print(json.dumps([found, {str(file): text for file, text in bag.import_errors.items()}], default=str))
 """
     env = airflow.env | {"SCALR_PROJECTS": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", script, str(DAGS)], capture_output=True, text=True, check=False, env=env)
+    done = airflow.process.run([sys.executable, "-c", script, DAGS], env=env)
     assert done.returncode == 0, done.stderr
     found, errors = json.loads(done.stdout.splitlines()[-1])
     assert errors == {}

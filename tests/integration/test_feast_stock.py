@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from feast_project import VIEWS, hours, make_project, synthetic
+from support import warm
 
 from scalr_prod.contracts import Table
 from scalr_prod.lake import Lake
@@ -42,7 +42,7 @@ print(json.dumps(said))
 
 
 def run(command: list[str], cwd: Path, environment: dict[str, str] | None = None) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=300, check=False)
+    done = warm.run(command, cwd=cwd, env=environment)
     assert done.returncode == 0, done.stderr + done.stdout
     return done.stdout
 

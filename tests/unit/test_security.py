@@ -5,11 +5,11 @@ from __future__ import annotations
 import ast
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from support.warm import run
 
 import scalr_prod
 
@@ -139,14 +139,8 @@ def test_planted_secrets_are_nowhere(tmp_path):
         "        print(words, done.exit_code, done.output, repr(done.exception))\n"
         "from scalr_prod.settings import load_settings\nprint(repr(load_settings(sys.argv[1])))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path / "scalr.toml"), *(" ".join(words) for words in COMMANDS)],
-        env={**os.environ, **PLANTED},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=300,
-    )
+    command = [sys.executable, "-c", program, tmp_path / "scalr.toml", *(" ".join(words) for words in COMMANDS)]
+    done = run(command, env={**os.environ, **PLANTED}, check=True)
     said = done.stdout + done.stderr
     assert said.count("SystemExit(1)") >= 2 * (len(COMMANDS) - 3), said[-3000:]
     assert "PLANTED" not in said

@@ -1,0 +1,1 @@
+"""What tests of several rooms start from: commands in warm processes, servers that a session shares, the order of the files."""

@@ -1,0 +1,77 @@
+"""Which process runs which test, where several share them: the dearest files first, and together what shares a session's fixtures.
+
+A file is run whole by one process. What costs minutes comes first, so that no process works long after the others have ended. The
+figures stand beside this file, seconds by file; a whole run writes them anew where ``SCALR_TEST_SECONDS`` says::
+
+    SCALR_TEST_SECONDS=tests/support/seconds.json make test
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xdist.scheduler import LoadFileScheduling
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import pytest
+
+__all__ = ["ByGroup", "Seconds", "dearest_first", "group_of"]
+
+FIGURES = Path(__file__).with_name("seconds.json")
+#: Tests below it share a Dask cluster, an undisturbed run and a Triton server, which take as long as a few of them.
+TOGETHER = ("tests/faults/",)
+#: Of a file that nobody has measured: of each test that is marked slow, and of each other.
+UNKNOWN = (10.0, 0.1)
+
+
+def group_of(nodeid: str) -> str:
+    """What one process runs whole: a file, or the folder of files that stay together."""
+    file = nodeid.partition("::")[0]
+    return next((folder for folder in TOGETHER if file.startswith(folder)), file)
+
+
+def dearest_first(items: Iterable[pytest.Item]) -> list[pytest.Item]:
+    """The groups of these tests by their seconds, most first; within a group they keep their order."""
+    listed, known = list(items), json.loads(FIGURES.read_text())
+    seconds: defaultdict[str, float] = defaultdict(float)
+    files = {item.nodeid.partition("::")[0] for item in listed}
+    for file in files & known.keys():
+        seconds[group_of(file)] += known[file]
+    for item in listed:
+        if item.nodeid.partition("::")[0] not in known:
+            seconds[group_of(item.nodeid)] += UNKNOWN[item.get_closest_marker("slow") is None]
+    return sorted(listed, key=lambda item: (-seconds[group_of(item.nodeid)], group_of(item.nodeid)))
+
+
+class ByGroup(LoadFileScheduling):
+    """``--dist loadfile``, with files that stay together, in the order in which they were collected."""
+
+    def __init__(self, config: pytest.Config, log: Any = None) -> None:
+        config.option.loadscopereorder = False  # xdist would put first whichever has the most tests
+        super().__init__(config, log)
+
+    def _split_scope(self, nodeid: str) -> str:
+        return group_of(nodeid)
+
+
+class Seconds:
+    """Counts each file's seconds, its fixtures' included, and writes them at the end."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.by_file: defaultdict[str, float] = defaultdict(float)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """A test's setup, call or teardown, wherever it ran."""
+        self.by_file[report.nodeid.partition("::")[0]] += report.duration
+
+    def pytest_sessionfinish(self) -> None:
+        """The dearest first; what takes less than a second is left out."""
+        dearest = sorted(self.by_file.items(), key=lambda found: -found[1])
+        found = {file: round(seconds, 1) for file, seconds in dearest if seconds >= 1}
+        self.path.write_text(json.dumps(found, indent=1) + "\n")
