@@ -14,7 +14,7 @@ from scalr_prod.plugins import READERS
 if TYPE_CHECKING:
     from scalr_prod.contracts import Domain
 
-__all__ = ["Columns", "DomainSettings", "Domains", "ItemColumns", "Section"]
+__all__ = ["Columns", "DomainSettings", "Domains", "ItemColumns", "MapColumns", "Section", "UserMapSettings"]
 
 _NAME_LENGTH: Final = 63
 #: What an event of a type weighs: float32 in the lake.
@@ -51,6 +51,54 @@ class ItemColumns(Section):
     title: str | None = Field(default="title", description="column of the title")
     category: str | None = Field(default="category", description="column of the category")
     value: str | None = Field(default="value", description="column of a number, such as the price")
+
+
+def _reader(value: str | None) -> str | None:
+    if value is not None and (problem := READERS.problem(value)) is not None:
+        raise ValueError(problem)
+    return value
+
+
+class MapColumns(Section):
+    """Which column of the map of users holds what."""
+
+    source: str | None = Field(default=None, description="column of the source's ids; default: by its name")
+    target: str | None = Field(default=None, description="column of the target's ids; default: by its name")
+
+
+class UserMapSettings(Section):
+    """Where it stands which user of the source logs is which of the target log: files or a table, or a SQL query."""
+
+    map: str | None = Field(
+        default=None, description="pairs of a source id and a target id: path, glob, folder or URL, as events of a domain"
+    )
+    query: str | None = Field(default=None, description="SQL that gives the pairs, in place of map")
+    url: str | None = Field(
+        default=None, repr=False, description="SQLAlchemy URL that the query is put to; keep a password in the environment"
+    )
+    format: str | None = Field(default=None, description="as format of a domain, of map")
+    columns: MapColumns = Field(default=MapColumns(), description="what the map's columns are called")
+    storage_options: dict[str, str] = Field(
+        default_factory=dict, repr=False, description="passed to the library that opens the map; may hold secrets"
+    )
+
+    @property
+    def given(self) -> bool:
+        """Whether there is a map."""
+        return self.map is not None or self.query is not None
+
+    @field_validator("format")
+    @classmethod
+    def _known_reader(cls, value: str | None) -> str | None:
+        return _reader(value)
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if self.map is not None and self.query is not None:
+            raise ValueError("has both 'map' and 'query': name one of them")
+        if self.query is not None and self.url is None:
+            raise ValueError("has a 'query' but no 'url' (a SQLAlchemy URL; keep its password in the environment)")
+        return self
 
 
 class DomainSettings(Section):
@@ -132,9 +180,7 @@ class DomainSettings(Section):
     @field_validator("format")
     @classmethod
     def _known_reader(cls, value: str | None) -> str | None:
-        if value is not None and (problem := READERS.problem(value)) is not None:
-            raise ValueError(problem)
-        return value
+        return _reader(value)
 
     @field_validator("timestamp_format")
     @classmethod

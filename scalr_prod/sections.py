@@ -251,6 +251,16 @@ class TrainingSetSettings(_Section):
         description="λ of cold, sparse and dense users (no, few, more real target events), beside synthetic_weight",
     )
     seed: int = Field(default=0, ge=0, lt=2**63, description="of the sampling of negatives")
+    features: tuple[str, ...] = Field(
+        default=(), description="features of your own beside ours: Feast services, views, or view:feature"
+    )
+    features_repo: str | None = Field(
+        default=None, description="folder of the Feast repository that has features; default: the project's own"
+    )
+    feature_keys: dict[str, Literal["user", "item"]] = Field(
+        default_factory=dict,
+        description="which join key of features is the user's id and which the item's: { account = \"user\" }; default: by its name",
+    )
 
 
 class ExperimentSettings(_Section):

@@ -18,7 +18,7 @@ from pydantic import Field, PrivateAttr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as SourceError
 
-from scalr_prod.domains import Domains
+from scalr_prod.domains import Domains, UserMapSettings
 from scalr_prod.errors import SettingsError
 from scalr_prod.naming import read_mark
 from scalr_prod.sections import (
@@ -59,6 +59,7 @@ class Settings(BaseSettings):
 
     project: ProjectSettings = ProjectSettings()
     domains: Domains
+    users: UserMapSettings = UserMapSettings()
     histories: HistorySettings = HistorySettings()
     translator: TranslatorSettings = Field(default_factory=TranslatorSettings)
     generation: GenerationSettings = GenerationSettings()

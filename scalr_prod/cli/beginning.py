@@ -19,19 +19,21 @@ from scalr_prod.rendering import as_lines
 def init(
     source: Annotated[
         str | None,
-        typer.Option(help="Log of the domain with many events: a path, glob, folder or URL; or, with a query, a SQL URL."),
+        typer.Option(help="Log of the domain with many events: a path, glob, folder, URL or SQL URL."),
     ] = None,
     target: Annotated[str | None, typer.Option(help="Log of the domain where events are wanted, likewise.")] = None,
     items: Annotated[str | None, typer.Option(help="A file of items with their titles, of both domains.")] = None,
     source_items: Annotated[str | None, typer.Option(help="A file of items of the source alone.")] = None,
     target_items: Annotated[str | None, typer.Option(help="A file of items of the target alone.")] = None,
-    source_query: Annotated[str | None, typer.Option(help="SQL; --source is then a SQLAlchemy URL.")] = None,
-    target_query: Annotated[str | None, typer.Option(help="SQL; --target is then a SQLAlchemy URL.")] = None,
+    source_query: Annotated[str | None, typer.Option(help="SQL that gives the log; --source is then a SQL URL.")] = None,
+    target_query: Annotated[str | None, typer.Option(help="SQL that gives the log; --target is then a SQL URL.")] = None,
     source_name: Annotated[str | None, typer.Option(help="Name of the domain; default: from the file's name.")] = None,
     target_name: Annotated[str | None, typer.Option(help="Name of the domain; default: from the file's name.")] = None,
     column: Annotated[
         list[str] | None,
-        typer.Option(help="Which column is what, as PLACE.ROLE=COLUMN: source.user=customer; repeat for more."),
+        typer.Option(
+            help="Which column is what, as PLACE.ROLE=COLUMN: source.user=customer; or source.timezone=ZONE; repeat for more."
+        ),
     ] = None,
     timezone: Annotated[str | None, typer.Option(help="IANA zone of times that name none; default: UTC.")] = None,
     config: Annotated[Path, typer.Option("--config", "-c", help="The file to write.")] = DEFAULT_CONFIG,

@@ -9,18 +9,22 @@ from __future__ import annotations
 from scalr_prod.feast_store.access import open_feature_store, point_in_time, read_window
 from scalr_prod.feast_store.datasets import SavedDatasetReport, save_dataset, saved_dataset_location
 from scalr_prod.feast_store.online import MaterializationReport, materialize
+from scalr_prod.feast_store.own import OwnFeatures, check_own_features, open_own_features
 from scalr_prod.feast_store.repository import RepositoryReport, apply_feature_repo
 from scalr_prod.feast_store.sources import FeatureSource, ServiceSources, service_sources
 
 __all__ = [
     "FeatureSource",
     "MaterializationReport",
+    "OwnFeatures",
     "RepositoryReport",
     "SavedDatasetReport",
     "ServiceSources",
     "apply_feature_repo",
+    "check_own_features",
     "materialize",
     "open_feature_store",
+    "open_own_features",
     "point_in_time",
     "read_window",
     "save_dataset",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from scalr_prod.feast_store.access import explained, open_feature_store
@@ -13,11 +13,15 @@ from scalr_prod.feast_store.scan import delta_table
 from scalr_prod.growth import schema_of_table
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from deltalake import DeltaTable
+    from feast import FeatureStore
+    from feast.feature_view_projection import FeatureViewProjection
 
     from scalr_prod.settings import Settings
 
-__all__ = ["FeatureSource", "ServiceSources", "service_sources"]
+__all__ = ["FeatureSource", "ServiceSources", "service_sources", "sources_of"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,12 @@ class ServiceSources:
     sources: tuple[FeatureSource, ...]
     unclear: str | None = None
 
+    def beside(self, own: ServiceSources) -> ServiceSources:
+        """With the sources of the user's own features."""
+        both = hashlib.sha256(f"{self.digest} {own.digest}".encode()).hexdigest()
+        named = tuple(replace(source, view=f"own {source.view}") for source in own.sources)
+        return ServiceSources(both, (*self.sources, *named), self.unclear or own.unclear)
+
 
 def service_sources(settings: Settings, service: str) -> ServiceSources:
     """The sources of a feature service.
@@ -58,35 +68,50 @@ def service_sources(settings: Settings, service: str) -> ServiceSources:
     Raises:
         FeatureStoreError: There is no such service, or a table cannot be read.
     """
+    with explained(settings):
+        store = open_feature_store(settings)
+        projections = store.get_feature_service(service).feature_view_projections
+        return sources_of(store, projections, settings.project.storage_options)
+
+
+def sources_of(store: FeatureStore, projections: Iterable[FeatureViewProjection], options: dict[str, str]) -> ServiceSources:
+    """The sources of some features of a store's views.
+
+    Args:
+        store: Feast's store.
+        projections: Which features of which views.
+        options: Access to the tables, as the deltalake package takes it.
+
+    Raises:
+        FeatureStoreError: A table cannot be read.
+    """
     from feast.data_format import DeltaFormat
     from feast.infra.offline_stores.file_source import FileSource
 
     from scalr_prod.feast_store.reads import source_path
 
     told, sources, unclear = [], [], None
-    with explained(settings):
-        store = open_feature_store(settings)
-        ordinary = {view.name: view for view in store.list_feature_views()}
-        for projection in store.get_feature_service(service).feature_view_projections:
-            view = ordinary.get(projection.name)
-            source = view.batch_source if view else None
-            if view is None or not isinstance(source, FileSource) or not isinstance(source.file_format, DeltaFormat):
-                unclear = unclear or f"the view {projection.name} is not read from a Delta table"
-                continue
-            table = delta_table(source_path(store.config, source), settings.project.storage_options)
-            columns = source_columns(source)
-            limited = limited_by_creation(view.name, view.tags, source.tags)
-            sources.append(FeatureSource(view.name, table, columns.event, columns.created if limited else None))
-            told.append(
-                {
-                    "view": projection.name_to_use(),
-                    "features": [[feature.name, str(feature.dtype)] for feature in projection.features],
-                    "keys": {name: projection.join_key_map.get(name, name) for name in view.join_keys},
-                    "ttl": view.ttl.total_seconds() if view.ttl else 0,
-                    "path": source.path,
-                    "columns": [dict(columns.column_of), columns.event, columns.created, limited],
-                    "schema": str(schema_of_table(table)),
-                }
-            )
+    ordinary = {view.name: view for view in store.list_feature_views()}
+    for projection in projections:
+        view = ordinary.get(projection.name)
+        source = view.batch_source if view else None
+        if view is None or not isinstance(source, FileSource) or not isinstance(source.file_format, DeltaFormat):
+            unclear = unclear or f"the view {projection.name} is not read from a Delta table"
+            continue
+        table = delta_table(source_path(store.config, source), options)
+        columns = source_columns(source)
+        limited = limited_by_creation(view.name, view.tags, source.tags)
+        sources.append(FeatureSource(view.name, table, columns.event, columns.created if limited else None))
+        told.append(
+            {
+                "view": projection.name_to_use(),
+                "features": [[feature.name, str(feature.dtype)] for feature in projection.features],
+                "keys": {name: projection.join_key_map.get(name, name) for name in view.join_keys},
+                "ttl": view.ttl.total_seconds() if view.ttl else 0,
+                "path": source.path,
+                "columns": [dict(columns.column_of), columns.event, columns.created, limited],
+                "schema": str(schema_of_table(table)),
+            }
+        )
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
     return ServiceSources(digest, tuple(sources), unclear)

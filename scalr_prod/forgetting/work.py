@@ -16,6 +16,7 @@ from scalr_prod.forgetting.files import forget_in_files
 from scalr_prod.forgetting.report import ForgetReport
 from scalr_prod.forgetting.tables import OF_USERS, forget_rows, purge, rows_of
 from scalr_prod.forgetting.traces import Users
+from scalr_prod.ingest.usermap import UserMap
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger
 from scalr_prod.tombstones import Tombstone, Tombstones
@@ -40,7 +41,7 @@ def forget_users(settings: Settings, asked: Sequence[int | str]) -> ForgetReport
 
     lake = Lake.open(settings)
     check_domains(settings, lake)
-    ids = _typed(lake, asked)
+    ids = _by_every_id(settings, _typed(lake, asked))
     _refuse_switched_off(lake)
     with Tombstones.changing(settings) as stones, Ledger.open(settings) as ledger:
         _refuse_at_work(ledger)
@@ -81,6 +82,12 @@ def _typed(lake: Lake, asked: Sequence[int | str]) -> list[int | str]:
             where=lake.uri(table),
             next_step="name users by the ids that the log has",
         ) from error
+
+
+def _by_every_id(settings: Settings, ids: list[int | str]) -> list[int | str]:
+    """The ids, and those by which the lake would hold the same people if the map of users were another one."""
+    user_map = UserMap.read(settings)
+    return ids if user_map is None else [*ids, *user_map.same_people(ids)]
 
 
 def _refuse_switched_off(lake: Lake) -> None:

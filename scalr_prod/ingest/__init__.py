@@ -44,6 +44,7 @@ def ingest(
     from scalr_prod.binding import check_domains
     from scalr_prod.duck import open_duckdb, staging_folder
     from scalr_prod.ingest.staging import stage_events, stage_items
+    from scalr_prod.ingest.usermap import UserMap
     from scalr_prod.ingest.work import Work
     from scalr_prod.lake import Lake
     from scalr_prod.progress import counting
@@ -54,6 +55,7 @@ def ingest(
     lake = Lake.open(settings)
     check_domains(settings, lake)
     lake.check_ours()
+    user_map = UserMap.read(settings)
     with ExitStack() as stack:
         folder = stack.enter_context(staging_folder(settings, "ingest"))
         for one in places:
@@ -61,12 +63,12 @@ def ingest(
                 events[one] = stage_events(settings, one, folder, count=count)
             items[one] = stage_items(settings, one, folder)
         db = stack.enter_context(open_duckdb(settings, folder))
-        work = Work(settings, db, lake, events, items, since=replace)
+        work = Work(settings, db, lake, events, items, since=replace, user_map=user_map)
         common = work.common_users()
         work.compare()
         work.create_tables()
         reports = {one: work.commit(one, progress=progress) for one in places}
-    return IngestReport(reports, common)
+    return IngestReport(reports, common, work.users.mapped)
 
 
 def _places(settings: Settings, domain: str | None) -> tuple[str, ...]:

@@ -19,6 +19,8 @@ __all__ = ["Ids", "Place", "first_failure", "first_true", "is_text", "numbers", 
 #: No id is longer than this; what is, is another column, or an attempt to fill memory and messages.
 _LONGEST_ID = 1024
 _INT64_TEXT = r"^(0|-?[1-9][0-9]{0,18})$"
+#: A whole number as a column of floats is written.
+_FLOAT_TEXT = r"^(0|-?[1-9][0-9]{0,14})\.0$"
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,14 @@ class Ids:
     """Reads an id column batch by batch and learns its type.
 
     Text files carry no types, so an id column of theirs is int64 where every value is a canonical int64 ('7', not '007'),
-    unless what it must match holds strings. Typed inputs keep their type; narrower integers are widened.
+    unless what it must match holds strings. Where every value is a whole number with a point ('7.0', as tools write integers that
+    they hold as floats), it is int64 if what it must match is. Typed inputs keep their type; narrower integers are widened.
 
     Attributes:
         typed: The type that a typed input came with.
         typed_at: Where that was.
         odd_text: The first text that is not a canonical int64, and where it was.
+        floats: Whether every text so far is a whole number with a point.
         nulls: Null or blank ids so far.
         first_null: Where the first one was.
     """
@@ -60,6 +64,7 @@ class Ids:
     typed_at: Place | None = None
     text_at: Place | None = None
     odd_text: tuple[str, Place] | None = None
+    floats: bool = True
     nulls: int = 0
     first_null: Place | None = None
 
@@ -104,6 +109,7 @@ class Ids:
             self._keep_type("string", place)
             return ids
         self.text_at = self.text_at or place
+        self.floats = self.floats and first_true(pc.invert(pc.match_substring_regex(ids, _FLOAT_TEXT))) is None
         if self.odd_text is None:
             at = first_true(pc.invert(_canonical(ids)))
             if at is not None:

@@ -155,7 +155,7 @@ def _has_magic(path: str) -> bool:
 def _known(name: str) -> bool:
     path = PurePosixPath(name)
     hidden = any(part.startswith((".", "_")) for part in path.parts[-1:])
-    return not hidden and any(suffix in _FORMATS for suffix in path.suffixes[-2:])
+    return not hidden and any(suffix.lower() in _FORMATS for suffix in path.suffixes[-2:])
 
 
 def _format_of(url: str) -> str:

@@ -19,7 +19,7 @@ def agreed_type(what: str, inputs: Sequence[Ids], *, kept: tuple[IdType, str] | 
     """The one type of several id columns.
 
     What the lake holds decides, then what a typed input holds; untyped text follows. Where all is untyped text, it is int64 if
-    every value is a canonical int64, else string.
+    every value is a canonical int64, else string. A column of '7.0' alone follows the others.
 
     Args:
         what: ``user`` or ``item``, for the error.
@@ -31,7 +31,9 @@ def agreed_type(what: str, inputs: Sequence[Ids], *, kept: tuple[IdType, str] | 
     """
     fixed = kept or next(((ids.typed, ids.typed_at.file) for ids in inputs if ids.typed and ids.typed_at), None)
     if fixed is None:
-        return "string" if any(ids.odd_text for ids in inputs) else "int64"
+        odd = [ids for ids in inputs if ids.odd_text]
+        followed = len(odd) < len(inputs) and all(ids.floats for ids in odd)
+        return "int64" if followed or not odd else "string"
     kind, holder = fixed
     next_step = f"give the {what} ids of both as {kind}, or cast one of them before"
     if kept:
@@ -43,7 +45,7 @@ def agreed_type(what: str, inputs: Sequence[Ids], *, kept: tuple[IdType, str] | 
                 where=f"{ids.typed_at.file}, column '{ids.typed_at.column}'",
                 next_step=next_step,
             )
-        if kind == "int64" and ids.odd_text is not None:
+        if kind == "int64" and ids.odd_text is not None and not ids.floats:
             text, place = ids.odd_text
             raise place.bad(f"'{text}' is no int64, but {holder} holds int64 {what} ids", at=0, next_step=next_step)
     return kind

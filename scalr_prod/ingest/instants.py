@@ -20,7 +20,7 @@ _NAIVE = pa.timestamp("us")
 
 _ISO = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}(:\d{2}(:\d{2}(\.\d+)?)?)?(Z|[+-]\d{2}(:?\d{2})?)?)?$"
 _ZONED = r"[T ]\d{2}.*(Z|[+-]\d{2}(:?\d{2})?)$"
-_NUMBER = r"^-?\d+(\.\d*)?$"
+_NUMBER = r"^-?\d+(\.\d*)?([eE]\+?\d+)?$"
 
 #: Magnitudes of epoch numbers; each range begins in 1973 and ends in 5138. Below it nothing tells days from seconds.
 _UNITS = (("s", 1e8, 1_000_000.0), ("ms", 1e11, 1_000.0), ("us", 1e14, 1.0), ("ns", 1e17, 1e-3))
@@ -105,7 +105,7 @@ class Instants:
         if not len(text):
             return text.cast(UTC)
         if pc.all(pc.match_substring_regex(text, _NUMBER)).as_py():
-            fraction = pc.any(pc.match_substring(text, ".")).as_py()
+            fraction = pc.any(pc.match_substring_regex(text, r"[.eE]")).as_py()
             kind = pa.float64() if fraction else pa.int64()
             return self._from_epoch(_cast(text, kind, place), place)
         text = pc.replace_substring_regex(text, r"\s*(UTC|GMT)$", "Z")

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from scalr_prod.contracts import IdType
+    from scalr_prod.ingest.users import MappedUsers
 
 __all__ = ["DomainReport", "IngestReport"]
 
@@ -84,10 +85,12 @@ class IngestReport:
     Attributes:
         domains: Those that were read, by the place of their settings: ``source`` or ``sources.<name>``, and ``target``.
         common_users: Users with events in the target domain and in a source domain; None where only one side is there.
+        mapped: What ``[users]`` made of the source logs' users; None where it names no map, or no source log was read.
     """
 
     domains: dict[str, DomainReport]
     common_users: int | None
+    mapped: MappedUsers | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values, nested as the settings are."""
@@ -95,4 +98,5 @@ class IngestReport:
         for place, report in self.domains.items():
             outer, _, name = place.rpartition(".")
             (found.setdefault(outer, {}) if outer else found)[name] = report.to_json()
-        return found | {"common_users": self.common_users}
+        users = {} if self.mapped is None else {"users": self.mapped.to_json()}
+        return found | {"common_users": self.common_users} | users

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.ingest.columns import Wanted
 
-__all__ = ["reach", "read_query"]
+__all__ = ["reach", "read_query", "tables_of"]
 
 _ROWS = 20_000
 #: Packages that bring a dialect to SQLAlchemy.
@@ -72,6 +72,21 @@ def reach(url: str) -> str:
     """
     with _connected(url) as (_, origin):
         return origin
+
+
+def tables_of(url: str) -> dict[str, list[str]]:
+    """Tables and views of a database's default schema, by name as a query writes it → their columns.
+
+    Raises:
+        UnreadableInput: As `read_query`.
+    """
+    import sqlalchemy as sa
+
+    with _connected(url) as (connection, _):
+        inspector = sa.inspect(connection)
+        quote = connection.dialect.identifier_preparer.quote
+        names = sorted({*inspector.get_table_names(), *inspector.get_view_names()})
+        return {quote(name): [str(column["name"]) for column in inspector.get_columns(name)] for name in names}
 
 
 @contextmanager

@@ -21,11 +21,11 @@ from scalr_prod.errors import CommitFailed, EmptyInput, NoCommonUsers
 from scalr_prod.ingest.catalogue import leave_out_unused, update_catalogue
 from scalr_prod.ingest.commit import SQL_TYPES, Addition, Log, commit_key, repeat_while_moving, scan, staged_sql
 from scalr_prod.ingest.contract import held_to_limits, missing_from_file, refuse_doubled, repeated_rows
-from scalr_prod.ingest.forgotten import without_forgotten
 from scalr_prod.ingest.idtypes import agreed_type
 from scalr_prod.ingest.merging import addition_of, latest_of_each_id
 from scalr_prod.ingest.replacing import replacements_of
 from scalr_prod.ingest.report import DomainReport
+from scalr_prod.ingest.users import Users
 from scalr_prod.instants import datetime_of
 from scalr_prod.progress import counting
 from scalr_prod.tombstones import Tombstones
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from scalr_prod.contracts import Domain, IdType
     from scalr_prod.ingest.commit import Change
     from scalr_prod.ingest.staging import StagedEvents, StagedItems
+    from scalr_prod.ingest.usermap import UserMap
     from scalr_prod.lake import Lake
     from scalr_prod.settings import Settings
 
@@ -65,9 +66,10 @@ class Work:
         events: The staged logs, by the place of their settings.
         items: The staged item files likewise, None where there is none.
         since: From then on, the lake's events become those of the logs (UTC); None: what the lake lacks is added.
+        user_map: Which source user is which target user; None: the ids are the same ones.
 
     Raises:
-        BadValue: The inputs' id types do not agree with one another or with the lake.
+        BadValue: The inputs' id types do not agree with one another or with the lake; or the map gives a user several ids.
     """
 
     def __init__(
@@ -79,17 +81,22 @@ class Work:
         items: dict[str, StagedItems | None],
         *,
         since: datetime | None = None,
+        user_map: UserMap | None = None,
     ) -> None:
         self.settings, self.db, self.lake, self.events, self.items = settings, db, lake, events, items
         self.several = settings.domains.several
         self.stones = Tombstones.open(settings)
         self.there = tuple(domain for domain in _BOTH if lake.exists(Table.events(domain)))
         self.read = {domain: [place for place in settings.domains.places(domain) if place in events] for domain in _BOTH}
-        self.user, self.item, self.own = self._agree()
+        kept = next((self._kept(Table.events(domain), USER_ID) for domain in self.there), None)
+        self.users = Users({domain: [events[place] for place in self.read[domain]] for domain in _BOTH}, kept, user_map)
+        self.user = self.users.kind
+        self.item, self.own = self._agree()
         #: Rows that stand for others: their event id is that of a later row, or they are dropped repetitions. By place.
         self.renewed: dict[str, int] = {}
         #: Rows of users who were forgotten. By place.
         self.forgotten: dict[str, int] = {}
+        self.users.load(db)
         self.logs = {place: self._view(domain, place) for domain in _BOTH for place in self.read[domain]}
         self.repeated = {place: repeated_rows(db, log) for place, log in self.logs.items()}
         self.since = since
@@ -99,10 +106,8 @@ class Work:
             else replacements_of(settings, db, lake, self.logs, since)
         )
 
-    def _agree(self) -> tuple[IdType, dict[Domain, IdType], dict[str, IdType]]:
-        """Types of the user ids, of the item ids in the lake, and of those in each log."""
-        users = next((self._kept(Table.events(domain), USER_ID) for domain in self.there), None)
-        user = agreed_type("user", [staged.users for staged in self.events.values()], kept=users)
+    def _agree(self) -> tuple[dict[Domain, IdType], dict[str, IdType]]:
+        """Types of the item ids in the lake, and of those in each log."""
         item: dict[Domain, IdType] = {}
         own: dict[str, IdType] = {}
         for domain in _BOTH:
@@ -116,7 +121,7 @@ class Work:
                 item[domain] = kept[0]
             elif self.read[domain]:
                 item[domain] = "string" if domain == "source" and self.several else own[self.read[domain][0]]
-        return user, item, own
+        return item, own
 
     def _kept(self, table: Table, column: str) -> tuple[IdType, str]:
         return id_type_of(self.lake.schema(table), column), f"the table {table.value}"
@@ -131,8 +136,8 @@ class Work:
         staged, own = self.events[place], self.own[place]
         prefix = item_key(self.settings.domains[place].name) if domain == "source" and self.several else ""
         view = f"{place.replace('.', '_')}_log"
-        query = staged_sql(staged.files, {USER_ID: self.user, ITEM_ID: own}, prefix=prefix)
-        query = without_forgotten(self.db, self.stones, query)
+        query = staged_sql(staged.files, {USER_ID: self.users.in_log[domain], ITEM_ID: own}, prefix=prefix)
+        query = self.users.without_forgotten(self.db, self.stones, query, domain)
         lacking = [name for name in EVENT_EXTRAS if getattr(self.settings.domains[place].columns, name) is None]
         nothing = "".join(f", NULL::{'DOUBLE' if name == 'value' else 'VARCHAR'} AS {name}" for name in lacking)
         named = f" REPLACE ('{prefix}' || {EVENT_ID} AS {EVENT_ID})" if prefix and EVENT_ID not in lacking else ""
@@ -190,7 +195,8 @@ class Work:
                 f"{sources} and '{domains.target.name}' share no user, so there is nothing to learn a translation from "
                 f"(user ids look like {examples[0]} and {examples[1]})",
                 where=" and ".join(staged.origin for staged in self.events.values()),
-                next_step="map columns that hold the same ids of the same users under [domains.*.columns] user",
+                next_step="map columns that hold the same ids of the same users under [domains.*.columns] user; or, where the two know "
+                "the same people by different ids, name a table of the pairs: [users] map",
             )
         return common
 
@@ -219,14 +225,19 @@ class Work:
         """Find what each domain changes.
 
         Raises:
-            BadValue: A log is in the lake already, but with other created times or weights; or a replacement would take out more
-                than the settings let it.
+            BadValue: A log is in the lake already, but with other created times or weights, or under other users; or a replacement
+                would take out more than the settings let it.
         """
         for place, change in self.changes.items():
             change.compare()
+            self.users.check(self.db, self.lake, self.logs[place], adds=self._adds(place))
             if isinstance(change, Addition):
                 chosen = self.settings.domains[place]
                 refuse_doubled(change.log, chosen, self.repeated[place], again=change.again, there=change.there)
+
+    def _adds(self, place: str) -> bool:
+        """Whether a log's rows come beside those of the lake: events with ids of their own change in place."""
+        return self.since is None and self.settings.domains[place].columns.event_id is None
 
     def create_tables(self) -> None:
         """Make every table that is missing and whose id types are known, bound to the project and each side's to its domains.

@@ -22,7 +22,7 @@ _HELP: Final = "Enter: right. Else a correction, such as source.user=customer or
 
 
 def corrected(asked: Sequence[Asked], corrections: Iterable[str]) -> list[Asked]:
-    """What is asked, with corrections: ``PLACE.ROLE=COLUMN``, or ``timezone=ZONE`` of both logs.
+    """What is asked, with corrections: ``PLACE.ROLE=COLUMN``, ``timezone=ZONE`` of both logs, ``PLACE.timezone=ZONE`` of one.
 
     Args:
         asked: Source and target.
@@ -37,6 +37,8 @@ def corrected(asked: Sequence[Asked], corrections: Iterable[str]) -> list[Asked]
         place, _, role = key.partition(".")
         if sign and value and key == "timezone":
             found = {name: replace(one, timezone=value) for name, one in found.items()}
+        elif sign and value and place in found and role == "timezone":
+            found[place] = replace(found[place], timezone=value)
         elif sign and value and place in found and role in ROLES:
             found[place] = replace(found[place], columns={**found[place].columns, role: value})
         else:
@@ -44,7 +46,7 @@ def corrected(asked: Sequence[Asked], corrections: Iterable[str]) -> list[Asked]
                 f"{correction!r} is no correction",
                 where="--column",
                 next_step="write PLACE.ROLE=COLUMN, for example source.user=customer; "
-                f"a place is {' or '.join(found)}, a role {', '.join(ROLES)}",
+                f"a place is {' or '.join(found)}, a role {', '.join(ROLES)} or timezone",
             )
     return list(found.values())
 

@@ -43,6 +43,7 @@ class Asked:
         query: SQL.
         columns: Role → column, where the guess is not to decide.
         timezone: IANA zone of naive timestamps.
+        table: The table that the query reads, where it was found in the database.
     """
 
     place: str
@@ -50,6 +51,7 @@ class Asked:
     query: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     timezone: str | None = None
+    table: str | None = None
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,18 @@ _NAMES: Final[dict[str, tuple[str, ...]]] = {
         *("movie", "book", "track", "song", "artist", "video", "article"),
     ),
     "timestamp": (
-        *("timestamp", "event_timestamp", "event_time", "datetime", "date_time", "time", "ts", "unix_review_time", "unix_time"),
+        *(
+            "timestamp",
+            "event_timestamp",
+            "event_time",
+            "event_ts",
+            "datetime",
+            "date_time",
+            "time",
+            "ts",
+            "unix_review_time",
+            "unix_time",
+        ),
         *("occurred_at", "happened_at", "created_at", "created", "purchased_at", "ordered_at", "viewed_at", "played_at"),
         *("transaction_timestamp", "purchase_timestamp", "order_timestamp", "transaction_time", "transaction_date"),
         *("order_time", "order_date", "purchase_date", "invoice_date", "event_date", "review_time", "review_date", "rated_at"),
@@ -83,7 +94,9 @@ _NAMES: Final[dict[str, tuple[str, ...]]] = {
     "value": ("value", "price", "sales_price", "unit_price", "cost"),
 }
 #: A column whose name ends like this may be an id where no name tells more.
-_LIKE_ID: Final = ("_id", "_key", "_code", "_no", "_number", "_sku")
+_LIKE_ID: Final = ("_id", "_key", "_code", "_no", "_nr", "_number", "_sku")
+#: Likewise a time.
+_LIKE_TIME: Final = ("_at", "_on", "_ts", "_time", "_date", "_datetime", "_timestamp")
 
 
 def plain(name: str) -> str:
@@ -109,10 +122,21 @@ def by_name(role: str, columns: Sequence[str], taken: Sequence[str] = ()) -> lis
     """
     free = [column for column in columns if column not in taken]
     ranks = {name: rank for rank, name in enumerate(_NAMES[role])}
-    named = sorted((column for column in free if plain(column) in ranks), key=lambda column: ranks[plain(column)])
-    if named or role != "item":
-        return named
-    # An item goes by many names: where a single column is left that is called like an id, it is that.
-    others = {name for other in ("user", "timestamp") for name in _NAMES[other]}
-    left = [column for column in free if plain(column).endswith(_LIKE_ID) and plain(column) not in others]
+    for spelled in (plain, _as_id):
+        named = sorted((column for column in free if spelled(column) in ranks), key=lambda column: ranks[spelled(column)])
+        if named:
+            return named
+    # Items and times go by many names: where a single column is left that is called like one, it is that.
+    endings = {"item": _LIKE_ID, "timestamp": _LIKE_TIME}.get(role)
+    if endings is None:
+        return []
+    others = {name for other in ("user", "item", "timestamp") if other != role for name in _NAMES[other]}
+    left = [column for column in free if plain(column).endswith(endings) and not others & {plain(column), _as_id(column)}]
     return left if len(left) == 1 else []
+
+
+def _as_id(name: str) -> str:
+    """A column's name with ``_id`` in place of another word for it: ``CUSTOMER_NO`` is ``customer_id``."""
+    name = plain(name)
+    ending = next((ending for ending in _LIKE_ID if name.endswith(ending)), "")
+    return f"{name.removesuffix(ending)}_id" if ending else name

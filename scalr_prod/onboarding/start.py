@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 import re
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID
 from scalr_prod.errors import EmptyInput, SettingsError
+from scalr_prod.onboarding.databases import located
 from scalr_prod.onboarding.guess import Asked, ItemGuess, LogGuess, guess_items, guess_log
 from scalr_prod.onboarding.text import DomainText, parsed, write_toml
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from scalr_prod.contracts import IdType
     from scalr_prod.settings import Settings
 
 __all__ = ["Beginning", "Understood", "check_free", "understand"]
@@ -161,7 +163,7 @@ def understand(
     from scalr_prod.settings import make_settings
 
     base = config.absolute().parent
-    absolute = [_absolute(one) for one in asked]
+    absolute = [located(one) for one in asked]
     # Of no log yet: the folder that paths start from, and whether the zone is one.
     blank = {one.place: {"name": one.place, "events": "none", "timezone": one.timezone} for one in absolute}
     empty = make_settings({"domains": blank}, base=base)
@@ -219,9 +221,17 @@ def _read(settings: Settings) -> dict[str, list[dict[str, str]]]:
                 first = next((batch for batch in described if batch.rows.num_rows), None)
             if first is not None:
                 item_cells.read(first)
-            agreed_type("item", [cells.items, item_cells.items])
-    agreed_type("user", users)
+            _show_as(agreed_type("item", [cells.items, item_cells.items]), rows[place], "item")
+    kind = agreed_type("user", users)
+    for shown_rows in rows.values():
+        _show_as(kind, shown_rows, "user")
     return rows
+
+
+def _show_as(kind: IdType, rows: list[dict[str, str]], role: str) -> None:
+    """Whole numbers that were written as floats as the lake will hold them."""
+    for row in rows:
+        row[role] = row[role].removesuffix(".0") if kind == "int64" else row[role]
 
 
 def _domain(
@@ -259,22 +269,18 @@ def _has_password(url: str) -> bool:
 
 
 def _names(asked: Sequence[Asked], given: dict[str, str]) -> dict[str, str]:
-    """Names of the domains: as given, else from the files' names, the folders' where those are alike, else the place."""
-    by_file = {one.place: _name(Path(one.location).name.split(".")[0]) for one in asked}
+    """Names of the domains: as given, else from the files' or tables' names, the folders' where those are alike, else the place."""
+    by_file = {one.place: _name(one.table or Path(one.location).name.split(".")[0]) for one in asked}
     by_folder = {one.place: _name(Path(one.location).parent.name) for one in asked}
     place = {one.place: one.place for one in asked}
     usable = [names for names in (by_file, by_folder) if all(names.values()) and len(set(names.values())) == len(asked)]
-    if any(one.query is not None for one in asked):
+    if any(one.query is not None and one.table is None for one in asked):
         usable = []
     return {**(usable[0] if usable else place), **given}
 
 
 def _name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_. -]+", "_", text).strip("_. -")[:63].lower()
-
-
-def _absolute(asked: Asked) -> Asked:
-    return asked if asked.query is not None else replace(asked, location=_absolute_path(asked.location))
 
 
 def _absolute_path(location: str) -> str:

@@ -22,6 +22,9 @@ GRAPH: Final[tuple[Stage, ...]] = (
         state.served,
         light=True,
     ),  # needed late, after minutes of work: asked for first
+    Stage(
+        "features", (), "your own features of training sets", "feast apply", work.features, state.own_features, light=True
+    ),  # likewise
     Stage("ingest", (), "source_events, target_events, catalogues", "scalr ingest", work.ingest, state.ingested),
     Stage(
         "histories",
@@ -76,5 +79,5 @@ GRAPH: Final[tuple[Stage, ...]] = (
         PUBLISHED,
     ),
     Stage("late", ("publish",), "earlier windows, where source events arrived late", "scalr run", work.late, PUBLISHED),
-    Stage("dataset", ("feast", "late"), "a training set", "scalr dataset build", work.dataset, state.data_set),
+    Stage("dataset", ("features", "feast", "late"), "a training set", "scalr dataset build", work.dataset, state.data_set),
 )

@@ -23,6 +23,19 @@ def served(settings: Settings) -> bool:
     return True
 
 
+def own_features(settings: Settings) -> bool:
+    """Whether the features that the training set is to have are there."""
+    if not settings.training_set.features:
+        return True
+    from scalr_prod.feast_store import check_own_features
+
+    try:
+        check_own_features(settings)
+    except ScalrError:
+        return False
+    return True
+
+
 def ingested(settings: Settings) -> bool:
     """Whether there are events of both domains."""
     from scalr_prod.contracts import Table

@@ -23,6 +23,14 @@ def serving(job: Job) -> None:
     require_environment(job.settings)
 
 
+def features(job: Job) -> None:
+    """Look for the user's own features, which the training set needs last."""
+    if job.settings.training_set.features:
+        from scalr_prod.feast_store import check_own_features
+
+        check_own_features(job.settings)
+
+
 def ingest(job: Job) -> Report:
     """Logs → events and catalogues."""
     from scalr_prod.ingest import ingest

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, PROVENANCE_COLUMNS, Table
 from scalr_prod.errors import TrainingSetBusy, TrainingSetError
-from scalr_prod.feast_store import service_sources
+from scalr_prod.feast_store import open_own_features, service_sources
 from scalr_prod.growth import state_of
 from scalr_prod.holdout import HELD_OUT, Holdout
 from scalr_prod.training_set.changes import EVENTS
@@ -32,6 +32,10 @@ from scalr_prod.written import note_written
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import pyarrow as pa
+
+    from scalr_prod.feast_store import OwnFeatures
+    from scalr_prod.lake import Lake
     from scalr_prod.settings import Settings
     from scalr_prod.training_set.making import Made
 
@@ -49,13 +53,16 @@ _TABLES: Final = (
 #: Raised when the same inputs would give other rows than before.
 _LAYOUT: Final = 4
 _LOCK_TIMEOUT_S: Final = 3600
+#: Settings that say nothing where there are no features of the user's own.
+_OWN: Final = ("features", "features_repo", "feature_keys")
 
 
 def build_training_set(settings: Settings, *, progress: bool = False) -> TrainingSetReport:
     """Build the training set of ``[training_set]``, or find the version that the same inputs gave before.
 
     Positives are the real and the synthetic target events of ``[start, cutoff)`` that were known by the cutoff; negatives come
-    on request. Features are those of the Feast service ``downstream_training_v1``, strictly before each label on both clocks.
+    on request. Features are those of the Feast service ``downstream_training_v1``, and the user's own (``features``), strictly before
+    each label on both clocks.
 
     Args:
         settings: The project's settings.
@@ -65,6 +72,7 @@ def build_training_set(settings: Settings, *, progress: bool = False) -> Trainin
         TrainingSetError: The window is empty, or holds no real event.
         TrainingSetBusy: The lake changed while it was read, or another build is at work; repeat.
         QualityGateFailed: The gate said no; nothing was kept.
+        FeatureStoreError: A feature of the user's own is not there, or cannot be joined; nothing was done.
     """
     from filelock import FileLock, Timeout
 
@@ -86,13 +94,14 @@ def _build(settings: Settings, home: Path, *, progress: bool) -> TrainingSetRepo
     from scalr_prod.policy import follow_policy
 
     settings, followed = follow_policy(settings)
-    inputs, window = _inputs(settings)
+    own = open_own_features(settings)
+    inputs, window = _inputs(settings, own)
     fingerprint = fingerprint_of(inputs)
     version = _version_with(home, fingerprint)
     created = version is None
     if version is None:
         with staging_folder(settings, "dataset") as folder:
-            manifest = _stage(settings, window, inputs, home, folder, progress=progress)
+            manifest = _stage(settings, window, inputs, own, home, folder, progress=progress)
             version = _next_version(settings, home)
             _put(folder / "version", home / f"v{version}", manifest | {"version": version})
             note_written(str(home), version)
@@ -116,7 +125,7 @@ def _build(settings: Settings, home: Path, *, progress: bool) -> TrainingSetRepo
     )
 
 
-def _inputs(settings: Settings) -> tuple[dict[str, Any], Window]:
+def _inputs(settings: Settings, own: OwnFeatures | None) -> tuple[dict[str, Any], Window]:
     """Everything that decides the rows, as JSON values, and the window."""
     from scalr_prod.lake import Lake
 
@@ -138,13 +147,15 @@ def _inputs(settings: Settings) -> tuple[dict[str, Any], Window]:
         "name": options.name,
         "cutoff": cutoff.isoformat(),
         "start": start.isoformat() if start else None,
-        "settings": options.model_dump(mode="json", exclude={"name", "cutoff", "start", "suite"})
+        "settings": options.model_dump(
+            mode="json", exclude={"name", "cutoff", "start", "suite", *(_OWN if own is None else ())}
+        )
         | ({"sparse_below": settings.downstream.sparse_below} if options.segment_weights else {})
         | (held.to_run() if held else {}),
         "versions": {name: state["version"] for name, state in states.items()},
         # A table that was restored from a backup may come to the same version again with other rows.
         "contents": {name: state["files"] for name, state in states.items()},
-    }
+    } | ({"own_features": own.state} if own is not None else {})
     return inputs, Window(start, cutoff)
 
 
@@ -164,7 +175,14 @@ def _all_known(settings: Settings) -> datetime:
 
 
 def _stage(
-    settings: Settings, window: Window, inputs: dict[str, Any], home: Path, folder: Path, *, progress: bool
+    settings: Settings,
+    window: Window,
+    inputs: dict[str, Any],
+    own: OwnFeatures | None,
+    home: Path,
+    folder: Path,
+    *,
+    progress: bool,
 ) -> dict[str, Any]:
     """Make the whole version in the staging folder, put it before the gate, and describe it."""
     from scalr_prod.duck import open_duckdb
@@ -178,7 +196,11 @@ def _stage(
     for below in (ROWS, IDS):
         (version / below).mkdir(parents=True)
     lake = Lake.open(settings)
-    tables = Tables({table: lake.open_table(table) for table in EVENTS}, service_sources(settings, FEATURE_SERVICE))
+    features = service_sources(settings, FEATURE_SERVICE)
+    if own is not None:
+        features = features.beside(own.sources)
+        own.join(settings, _spine(lake))  # a key of another type, a lost column: before any work
+    tables = Tables({table: lake.open_table(table) for table in EVENTS}, features, own)
     states = tables.states()
     made = make_parts(settings, window, inputs, tables, home, folder, progress=progress)
     if not sum(part.figures.real for part in made.parts):
@@ -187,9 +209,11 @@ def _stage(
         write_vocabulary(connection, sorted((version / IDS).glob("*.parquet")), version)
     moved = [name for name, number in inputs["versions"].items() if lake.version(Table(name)) != number]
     moved += [name for name in tables.moved(lake.storage_options) if name not in moved]
+    if own is not None and (now := open_own_features(settings)) is not None and now.state != own.state:
+        moved.append("the sources of [training_set] features")
     if moved:
         raise TrainingSetBusy(
-            f"the lake changed while the training set was built: {', '.join(moved)}",
+            f"tables changed while the training set was built: {', '.join(moved)}",
             where=settings.lake_url,
             next_step="repeat the command",
         )
@@ -198,6 +222,14 @@ def _stage(
     judged = made.kept if made.former is not None and made.former.manifest["judged_by"] == digest else {}
     validate_training_set(settings, version / ROWS, manifest, judged={(version / name).name for name in judged})
     return manifest | {"judged_by": digest}
+
+
+def _spine(lake: Lake) -> pa.Table:
+    """What features are asked for, without a row."""
+    import pyarrow as pa
+
+    events = lake.schema(Table.TARGET_EVENTS)
+    return pa.schema([events.field(key) for key in KEYS]).empty_table()
 
 
 def _describe(settings: Settings, window: Window, inputs: dict[str, Any], folder: Path, made: Made) -> dict[str, Any]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from deltalake import DeltaTable
 
-    from scalr_prod.feast_store import FeatureSource, ServiceSources
+    from scalr_prod.feast_store import FeatureSource, OwnFeatures, ServiceSources
     from scalr_prod.settings import Settings
     from scalr_prod.training_set.periods import Period
 
@@ -34,11 +34,13 @@ class Tables:
 
     Attributes:
         events: The log of real events, and the synthetic ones.
-        features: What the features are read from.
+        features: What the features are read from, the user's own among them.
+        own: The user's own features.
     """
 
     events: Mapping[Table, DeltaTable]
     features: ServiceSources
+    own: OwnFeatures | None = None
 
     def states(self) -> dict[str, Any]:
         """As the manifest keeps them."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from scalr_prod.feast_store import OwnFeatures
     from scalr_prod.settings import Settings
     from scalr_prod.training_set.periods import Period
     from scalr_prod.training_set.spine import Spine
@@ -37,9 +38,9 @@ def part_rows(settings: Settings) -> int:
 
 def write_parts(
     settings: Settings, spine: Spine, periods: Mapping[Period, int], wanted: Collection[Period], folder: Path,
-    *, advance: Callable[[int], None],
+    *, own: OwnFeatures | None = None, advance: Callable[[int], None],
 ) -> dict[Period, tuple[str, ...]]:  # fmt: skip
-    """Join every feature of the service as of the last microsecond before each label, and write the result.
+    """Join every feature of the service, and those of the user's own, as of the last microsecond before each label, and write the result.
 
     Short periods are joined together, long ones piece by piece.
 
@@ -49,6 +50,7 @@ def write_parts(
         periods: Rows of each of its periods, in order.
         wanted: Those of them that are written.
         folder: Of the version: ``rows/part-2026-01-31-00000.parquet`` goes there, and the same name below ``ids``.
+        own: The user's own features.
         advance: Called with the number of rows as they are done.
 
     Returns:
@@ -69,7 +71,7 @@ def write_parts(
     waiting: list[tuple[str, pa.Table]] = []
 
     def join() -> None:
-        joined = _join(settings, pa.concat_tables([piece for _, piece in waiting]))
+        joined = _join(settings, pa.concat_tables([piece for _, piece in waiting]), own)
         since = 0
         for name, piece in waiting:
             _write(joined.slice(since, piece.num_rows).combine_chunks(), folder, name)
@@ -100,7 +102,7 @@ def _write(rows: pa.Table, folder: Path, name: str) -> None:
     write_ids(rows, folder / IDS / name)
 
 
-def _join(settings: Settings, chunk: pa.Table) -> pa.Table:
+def _join(settings: Settings, chunk: pa.Table, own: OwnFeatures | None) -> pa.Table:
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -121,11 +123,12 @@ def _join(settings: Settings, chunk: pa.Table) -> pa.Table:
             next_step="see that feature_store.yaml names the offline store of scalr_prod",
         )
     rows = chunk
-    for name in found.schema.names:
-        if name not in KEYS:
-            rows = rows.append_column(
-                _plain(found.schema.field(name)), found.column(name).cast(_plain(found.schema.field(name)).type)
-            )
+    features = [(field, found.column(field.name)) for field in found.schema if field.name not in KEYS]
+    if own is not None:
+        theirs = own.join(settings, asked)
+        features += [(field, theirs.column(field.name)) for field in theirs.schema]
+    for field, column in features:
+        rows = rows.append_column(_plain(field), column.cast(_plain(field).type))
     return rows.replace_schema_metadata(None)
 
 

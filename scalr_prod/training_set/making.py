@@ -80,7 +80,13 @@ def make_parts(
     version = folder / "version"
     with counting("training set", show=progress, total=spine.rows) as advance:
         files = write_parts(
-            settings, spine, {period: figures.rows for period, figures in found.items()}, wanted, version, advance=advance
+            settings,
+            spine,
+            {period: figures.rows for period, figures in found.items()},
+            wanted,
+            version,
+            own=tables.own,
+            advance=advance,
         )
     told: dict[str, Any] = {}
     if former is not None:

@@ -302,6 +302,26 @@ def test_ids_of_a_text_file_are_int64_only_if_all_are_canonical(project, tmp_pat
         assert rows_of(settings, table)[0]["user_id"] == expected
 
 
+@pytest.mark.parametrize(
+    ("source", "target", "expected"),
+    [
+        (("1.0", "2.0"), ("1", "2"), [1, 2]),
+        (("1.0", "2.0"), ("1.0", "2.0"), ["1.0", "2.0"]),  # nothing says that these are numbers
+        (("1.0", "b"), ("1.0", "2"), ["1.0", "b"]),
+        (("123456789012345.0",), ("123456789012345",), [123456789012345]),
+    ],
+)
+def test_whole_numbers_with_a_point_are_integers_where_the_other_side_has_integers(project, tmp_path, source, target, expected):
+    def text(name, ids):
+        return csv(tmp_path, name, "user_id,item_id,timestamp\n" + "".join(f"{i},a,2024-01-01T00:00:00Z\n" for i in ids))
+
+    settings = project(text("s.csv", source), text("t.csv", target))
+    ingest(settings)
+    assert [row["user_id"] for row in rows_of(settings)] == expected
+    ingest(settings)  # by what the lake holds
+    assert [row["user_id"] for row in rows_of(settings)] == expected
+
+
 @pytest.mark.parametrize("kind", [str, int])
 def test_text_ids_follow_the_typed_side(project, tmp_path, kind):
     source = csv(tmp_path, "s.csv", "user_id,item_id,timestamp\n1,5,2024-01-01T00:00:00Z\n")

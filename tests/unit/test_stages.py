@@ -51,7 +51,7 @@ def test_a_day_has_the_translator_that_is_there():
         ("validate", ["validate"]),
         ("publish", ["publish"]),
         ("late", ["late"]),
-        ("dataset", ["feast", "dataset"]),
+        ("dataset", ["features", "feast", "dataset"]),
     ],
 )
 def test_one_stage_takes_the_light_ones_along(stage, expected):

@@ -1,0 +1,269 @@
+"""Features of the user's own: services and views of a Feast repository that is not ours, joined by our rules.
+
+The repository's registry and definitions are read as they are. What computes is this package's offline store, whatever its
+feature_store.yaml names: so a value counts only from when it had happened and was known, no row of the spine is lost or moved, and
+memory is bounded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
+from scalr_prod.errors import FeatureStoreError
+from scalr_prod.feast_store.access import explained, open_feature_store
+from scalr_prod.feast_store.sources import ServiceSources, sources_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    import pyarrow as pa
+    from feast import FeatureService, FeatureStore, FeatureView
+    from feast.feature_view_projection import FeatureViewProjection
+
+    from scalr_prod.settings import Settings
+
+__all__ = ["OwnFeatures", "check_own_features", "open_own_features"]
+
+_SETTING: Final = "[training_set] features"
+_LISTED: Final = 30
+
+
+@dataclass(frozen=True)
+class OwnFeatures:
+    """What ``[training_set] features`` names.
+
+    Attributes:
+        store: The user's feature store, computed by ours.
+        asked: Services, and lists of ``view:feature``; each is one join.
+        projections: What they take of which views.
+        keys: Join keys of the views → ``user_id`` or ``item_id``.
+        sources: What the features are computed from.
+        state: Digest of the definitions and of what the sources hold now.
+    """
+
+    store: FeatureStore
+    asked: tuple[FeatureService | list[str], ...]
+    projections: tuple[FeatureViewProjection, ...]
+    keys: dict[str, str]
+    sources: ServiceSources
+    state: str
+
+    def join(self, settings: Settings, spine: pa.Table) -> pa.Table:
+        """The features of each row of a spine, in its order.
+
+        Args:
+            settings: The project's settings.
+            spine: ``user_id``, ``item_id`` and ``event_timestamp``: of each row, values that had happened, and were known, by then.
+
+        Returns:
+            One column ``view__feature`` for each feature, null where there is no value.
+
+        Raises:
+            FeatureStoreError: A key is of another type than the ids, or a table cannot be read or lacks a column.
+        """
+        import pyarrow as pa
+
+        columns = {key: spine.column(own) for key, own in self.keys.items()} | {EVENT_TIMESTAMP: spine.column(EVENT_TIMESTAMP)}
+        asked, joined = pa.table(columns), []
+        with explained(settings):
+            for one in self.asked:
+                found = self.store.get_historical_features(entity_df=asked, features=one, full_feature_names=True).to_arrow()
+                if found.num_rows != asked.num_rows or not all(
+                    found.column(name).cast(asked.schema.field(name).type).equals(asked.column(name)) for name in columns
+                ):
+                    raise FeatureStoreError(
+                        f"the point-in-time join gave {found.num_rows} rows for {asked.num_rows}, or gave them in another order",
+                        where=_SETTING,
+                    )
+                joined.append(found.drop_columns(list(columns)))
+        fields = [(name, one.column(name)) for one in joined for name in one.column_names]
+        return pa.table([column for _, column in fields], names=[name for name, _ in fields])
+
+
+def check_own_features(settings: Settings) -> None:
+    """Make sure, before any work, that the features of ``[training_set] features`` are there.
+
+    In the project's own repository they can only be looked for once it is laid.
+
+    Raises:
+        FeatureStoreError: See `open_own_features`.
+    """
+    if settings.training_set.features_repo is not None or (settings.feast_repo / "feature_store.yaml").is_file():
+        open_own_features(settings)
+
+
+def open_own_features(settings: Settings) -> OwnFeatures | None:
+    """The features that ``[training_set] features`` names; None where it names none.
+
+    Raises:
+        FeatureStoreError: There is no such repository, service, view or feature; a view has another key than user and item, or is
+            called like one of ours; or a source is no file, or not there.
+    """
+    options = settings.training_set
+    if not options.features:
+        return None
+    with explained(settings):
+        repo = settings.resolve(options.features_repo) if options.features_repo else None
+        store = _opened(settings, repo) if repo else open_feature_store(settings)
+        views = {view.name: view for view in store.list_feature_views()}
+        services = {service.name: service for service in store.list_feature_services()}
+        where = f"{_SETTING} of {repo or settings.feast_repo}"
+        references: list[str] = []
+        asked: list[FeatureService | list[str]] = []
+        projections: list[FeatureViewProjection] = []
+        for name in options.features:
+            if name in services and ":" not in name:
+                asked.append(services[name])
+                projections += services[name].feature_view_projections
+            else:
+                projection = _projection(name, views, services, where)
+                references += [f"{projection.name}:{feature.name}" for feature in projection.features]
+                projections.append(projection)
+        asked += [references] if references else []
+        _check(projections, views, where)
+        keys = _keys(settings, projections, views)
+        sources = sources_of(store, projections, settings.project.storage_options)
+        files = {one.name: _files(store, views[one.name]) for one in projections}
+        told = json.dumps({"digest": sources.digest, "files": files}, sort_keys=True)
+        return OwnFeatures(store, tuple(asked), tuple(projections), keys, sources, hashlib.sha256(told.encode()).hexdigest())
+
+
+def _opened(settings: Settings, repo: Path) -> FeatureStore:
+    """The user's repository, with this package's offline store in place of its own."""
+    import yaml
+    from feast import FeatureStore
+    from feast.repo_config import RepoConfig
+
+    from scalr_prod.feast_store.offline_store import DeltaOfflineStoreConfig
+
+    file = repo / "feature_store.yaml"
+    os.environ.setdefault("FEAST_USAGE", "False")
+    try:
+        content = yaml.safe_load(os.path.expandvars(file.read_text(encoding="utf-8")))
+        ours = DeltaOfflineStoreConfig(
+            memory_mb=settings.compute.memory_mb, storage_options=dict(settings.project.storage_options)
+        )
+        config = RepoConfig(**content | {"offline_store": ours.model_dump()})
+        config.repo_path = repo
+        return FeatureStore(config=config, repo_path=str(repo))
+    except FileNotFoundError as error:
+        raise FeatureStoreError(
+            "there is no feature repository: no feature_store.yaml",
+            where=str(repo),
+            next_step="correct [training_set] features_repo",
+        ) from error
+    except Exception as error:
+        # Feast lets everything through: YAML, pydantic, drivers, addresses that do not answer.
+        raise FeatureStoreError(
+            f"Feast cannot open the repository: {error}", where=str(file), next_step="see that `feast apply` works there"
+        ) from error
+
+
+def _projection(name: str, views: dict[str, FeatureView], services: Iterable[str], where: str) -> FeatureViewProjection:
+    """The features of a view that ``view`` or ``view:feature`` names."""
+    from copy import copy
+
+    view_name, _, feature = name.partition(":")
+    view = views.get(view_name)
+    if view is None:
+        raise FeatureStoreError(
+            f"there is no feature {'view' if ':' in name else 'service or view'} '{view_name}'; there are the services "
+            f"{_listed(services)} and the views {_listed(views)}",
+            where=where,
+            next_step="correct the name, or run `feast apply` in the repository",
+        )
+    projection = copy(view.projection)
+    projection.features = [one for one in view.features if not feature or one.name == feature]
+    if not projection.features:
+        raise FeatureStoreError(
+            f"the view {view_name} has no feature '{feature}'; it has: {_listed(one.name for one in view.features)}",
+            where=where,
+            next_step="correct the name",
+        )
+    return projection
+
+
+def _check(projections: list[FeatureViewProjection], views: dict[str, FeatureView], where: str) -> None:
+    columns: set[str] = set()
+    for projection in projections:
+        called = projection.name_to_use()
+        if projection.name not in views:
+            raise FeatureStoreError(
+                f"the view {projection.name} is none that is read from a table (on-demand and stream views are not)",
+                where=where,
+                next_step="name views and services of feature views alone",
+            )
+        if called in set(Table):
+            raise FeatureStoreError(
+                f"the view {called} is called like one whose features every training set has",
+                where=where,
+                next_step="leave it out, or give it another name (with_name in the service)",
+            )
+        names = {f"{called}__{feature.name}" for feature in projection.features}
+        if both := sorted(names & columns):
+            raise FeatureStoreError(f"{both[0]} is named twice", where=where, next_step="name each feature once")
+        columns |= names
+
+
+def _keys(settings: Settings, projections: list[FeatureViewProjection], views: dict[str, FeatureView]) -> dict[str, str]:
+    """Which of our columns each join key is: as the settings say, else by the name that it has here or in the target's log."""
+    from feast.feature_view import DUMMY_ENTITY_ID
+
+    log = settings.domains.target.columns
+    known = {log.user: USER_ID, log.item: ITEM_ID, USER_ID: USER_ID, ITEM_ID: ITEM_ID}
+    known |= {key: {"user": USER_ID, "item": ITEM_ID}[own] for key, own in settings.training_set.feature_keys.items()}
+    found: dict[str, str] = {}
+    for projection in projections:
+        for name in views[projection.name].join_keys:
+            key = projection.join_key_map.get(name, name)
+            if name == DUMMY_ENTITY_ID:
+                continue
+            if key not in known:
+                raise FeatureStoreError(
+                    f"the view {projection.name} is joined on '{key}', which is neither the user nor the item",
+                    where=_SETTING,
+                    next_step=f'say which it is: feature_keys = {{ {key} = "user" }} under [training_set]; other keys cannot be joined',
+                )
+            found[key] = known[key]
+    return found
+
+
+def _files(store: FeatureStore, view: FeatureView) -> Any:
+    """What a source holds now: the version of a Delta table; of Parquet files, their names, sizes and times.
+
+    Raises:
+        FeatureStoreError: It is no file, or not there.
+    """
+    import fsspec
+    from feast.data_format import DeltaFormat
+
+    from scalr_prod.feast_store.reads import source_path
+    from scalr_prod.feast_store.scan import delta_table
+    from scalr_prod.growth import state_of
+
+    options = store.config.offline_store.storage_options
+    path = source_path(store.config, view.batch_source)
+    if isinstance(view.batch_source.file_format, DeltaFormat):
+        return state_of(delta_table(path, options))
+    filesystem, inner = fsspec.core.url_to_fs(path)
+    found = filesystem.find(inner, detail=True) if filesystem.exists(inner) else {}
+    if not found:
+        raise FeatureStoreError(
+            "the feature view's source is not there",
+            where=path,
+            next_step=f"correct the source of {view.name}, then `feast apply`",
+        )
+    return [
+        [name, facts.get("size"), str(facts.get("mtime") or facts.get("LastModified") or facts.get("etag"))]
+        for name, facts in sorted(found.items())
+    ]
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)[:_LISTED]) or "(none)"

@@ -1,0 +1,216 @@
+"""Users' ids in an ingest: of one type everywhere, or, by the map of ``[users]``, those of the target log."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Domain, Table
+from scalr_prod.errors import BadValue
+from scalr_prod.ingest.commit import Log, scan, staged_sql
+from scalr_prod.ingest.forgotten import without_forgotten
+from scalr_prod.ingest.idtypes import agreed_type
+from scalr_prod.ingest.usermap import OWN, PAIRS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from scalr_prod.contracts import IdType
+    from scalr_prod.ingest.staging import StagedEvents
+    from scalr_prod.ingest.usermap import UserMap
+    from scalr_prod.lake import Lake
+    from scalr_prod.tombstones import Tombstones
+
+__all__ = ["MappedUsers", "Users"]
+
+logger = logging.getLogger(__name__)
+
+_SIDES: Final[tuple[Domain, ...]] = ("source", "target")
+
+
+@dataclass(frozen=True)
+class MappedUsers:
+    """What became of the source logs' users.
+
+    Attributes:
+        pairs: Different pairs of the map.
+        without: Its rows that lack an id on one side, and say nothing.
+        mapped: Users of the source logs that have a target id.
+        unmapped: Those that have none; the lake holds them as ``source:<id>``.
+        merged: Target ids that stand for several source ids of the logs.
+    """
+
+    pairs: int
+    without: int
+    mapped: int
+    unmapped: int
+    merged: int
+
+    def to_json(self) -> dict[str, int]:
+        """The counts by name."""
+        return asdict(self)
+
+
+class Users:
+    """The users of the logs that an ingest reads.
+
+    Args:
+        events: The staged logs, by side.
+        kept: The type of the users' ids in the lake, and the table; None: it is empty.
+        user_map: Which source user is which target user; None: the ids are the same ones.
+
+    Attributes:
+        kind: Type of the ids in the lake.
+        mapped: What became of the source logs' users; None where there is no map, or no source log.
+
+    Raises:
+        BadValue: The ids' types do not agree with one another, or with the lake.
+    """
+
+    def __init__(
+        self, events: Mapping[Domain, Sequence[StagedEvents]], kept: tuple[IdType, str] | None, user_map: UserMap | None
+    ) -> None:
+        self._events, self._map = events, user_map
+        self.mapped: MappedUsers | None = None
+        if user_map is None:
+            self.kind = agreed_type("user", [staged.users for side in _SIDES for staged in events[side]], kept=kept)
+            self.in_log: dict[Domain, IdType] = dict.fromkeys(_SIDES, self.kind)
+            return
+        if kept and kept[0] != "string":
+            raise BadValue(
+                f"{kept[1]} holds int64 user ids; with a map they are text, since source users without a pair are '{OWN}<id>'",
+                where="[users]",
+                next_step="start a new project home, or leave [users] out",
+            )
+        self.kind = "string"
+        ids = {"source": user_map.source, "target": user_map.target}
+        self.in_log = {side: agreed_type("user", [*(one.users for one in events[side]), ids[side]]) for side in _SIDES}
+
+    def load(self, db: Any) -> None:
+        """Put the map, if there is one, in DuckDB, and count what becomes of the source logs' users.
+
+        Raises:
+            BadValue: It gives a user several ids.
+        """
+        if self._map is None:
+            return
+        pairs, without = self._map.load(db, self.in_log["source"], self.in_log["target"])
+        kind = self.in_log["source"]
+        logs = [staged_sql(staged.files, {USER_ID: kind}) for staged in self._events["source"]]
+        self.mapped = _count(db, logs, pairs, without) if logs else None
+
+    def without_forgotten(self, db: Any, stones: Tombstones, query: str, domain: Domain) -> str:
+        """A staged log's query with the lake's user ids, without the rows of users who were forgotten.
+
+        Args:
+            db: DuckDB connection that holds the map.
+            stones: Who was forgotten.
+            query: Of all rows, with the log's ids in its own type.
+            domain: Of the log.
+        """
+        if self._map is None:
+            return without_forgotten(db, stones, query)
+        if domain == "source":
+            # Whoever was forgotten before there was a pair stays away.
+            query = without_forgotten(db, stones, query, user=_own_sql())
+            query = (
+                f"SELECT log.* REPLACE (coalesce({PAIRS}.target, {_own_sql('log.')}) AS {USER_ID}) FROM ({query}) AS log "
+                f"LEFT JOIN {PAIRS} ON {PAIRS}.source = CAST(log.{USER_ID} AS VARCHAR)"
+            )
+        else:
+            query = f"SELECT * REPLACE (CAST({USER_ID} AS VARCHAR) AS {USER_ID}) FROM ({query})"
+        return without_forgotten(db, stones, query)
+
+    def check(self, db: Any, lake: Lake, log: Log, *, adds: bool) -> None:
+        """Refuse what a map does not go with.
+
+        Args:
+            db: DuckDB connection that holds the log's view.
+            lake: The lake.
+            log: The log, with the lake's ids.
+            adds: Whether its rows are added to those of the lake, and not put in their place.
+
+        Raises:
+            BadValue: Events of a source log are in the lake under another user; or a user of the target log is called like a source
+                user without a pair.
+        """
+        if self._map is None:
+            return
+        if log.domain == "source":
+            if adds:
+                _refuse_moved(db, lake, log)
+        elif found := db.sql(f"SELECT min({USER_ID}) FROM {log.view} WHERE starts_with({USER_ID}, '{OWN}')").fetchall()[0][0]:
+            raise BadValue(
+                f"the user id '{found}' begins with '{OWN}', as the lake's ids of source users without a pair do",
+                where=log.origin,
+                next_step="give the target's users other ids",
+            )
+
+
+def _own_sql(prefix: str = "") -> str:
+    """The id of a source user who is not mapped, in SQL."""
+    return f"'{OWN}' || CAST({prefix}{USER_ID} AS VARCHAR)"
+
+
+def _count(db: Any, queries: Sequence[str], pairs: int, without: int) -> MappedUsers:
+    """What becomes of the users of source logs.
+
+    Args:
+        db: DuckDB connection that holds the map.
+        queries: Of the logs' rows, with their own ids.
+        pairs: See `MappedUsers`.
+        without: Likewise.
+    """
+    users = " UNION ".join(f"SELECT DISTINCT CAST({USER_ID} AS VARCHAR) AS source FROM ({query})" for query in queries)
+    mapped, unmapped, targets = db.sql(
+        f"SELECT count(target), count(*) - count(target), count(DISTINCT target) FROM ({users}) LEFT JOIN {PAIRS} USING (source)"
+    ).fetchall()[0]
+    merged = db.sql(
+        f"SELECT count(*) FROM (SELECT target FROM ({users}) JOIN {PAIRS} USING (source) GROUP BY target HAVING count(*) > 1)"
+    ).fetchall()[0][0]
+    found = MappedUsers(pairs, without, int(mapped), int(unmapped), int(merged))
+    if not targets:
+        logger.warning("[users]: no user of the source logs is in the map")
+    return found
+
+
+def _refuse_moved(db: Any, lake: Lake, log: Log) -> None:
+    """Refuse a source log some of whose events are in the lake under another user, as after a change of the map: they would count twice.
+
+    Args:
+        db: DuckDB connection that holds the log's view, with the lake's ids.
+        lake: The lake.
+        log: The log.
+
+    Raises:
+        BadValue: They are; says how many, and how to bring them over.
+    """
+    import pyarrow.dataset as ds
+
+    table = Table.events(log.domain)
+    if not lake.exists(table):
+        return
+    happened, own = ds.field(EVENT_TIMESTAMP), log.own()
+    window = (happened >= ds.scalar(log.first)) & (happened <= ds.scalar(log.last))
+    columns = [USER_ID, ITEM_ID, EVENT_TIMESTAMP]
+    rows = scan(lake, table, version=lake.version(table), columns=columns, where=window if own is None else window & own)
+    names = ", ".join(columns)
+    db.register("window_rows", rows)
+    db.execute("CREATE OR REPLACE TEMP TABLE there AS SELECT DISTINCT * FROM window_rows")
+    db.unregister("window_rows")
+    new, gone = (
+        f"SELECT DISTINCT {names} FROM {log.view} ANTI JOIN there USING ({names})",
+        f"FROM there ANTI JOIN {log.view} USING ({names})",
+    )
+    moved, users, first = db.sql(
+        f"SELECT count(*), count(DISTINCT {USER_ID}), min({EVENT_TIMESTAMP})::VARCHAR FROM ({new}) SEMI JOIN (SELECT * {gone}) "
+        f"USING ({ITEM_ID}, {EVENT_TIMESTAMP})"
+    ).fetchall()[0]
+    db.execute("DROP TABLE there")
+    if moved:
+        raise BadValue(
+            f"{moved} events of {users} users are in the lake under other ids, as before [users] changed: they would count twice",
+            where=log.origin,
+            next_step=f"bring them over with a log that holds all of them: scalr ingest --replace {first[:10]}",
+        )

@@ -1,0 +1,99 @@
+"""A database without a query: the table in it that looks like a log."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from scalr_prod.errors import ColumnNotFound
+from scalr_prod.ingest.sql import tables_of
+from scalr_prod.onboarding.names import ROLES, by_name
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from scalr_prod.onboarding.guess import Asked
+
+__all__ = ["located"]
+
+_SQLITE: Final = {".db", ".sqlite", ".sqlite3"}
+#: Tables and columns that an error lists.
+_LISTED: Final = 20
+
+
+def located(asked: Asked) -> Asked:
+    """The log with an absolute path, or, of a database, an absolute URL and the query that reads it.
+
+    A file of SQLite is known by its suffix. Where no query is given, it is of the only table or view of the database that has
+    columns called like a user, an item and a time.
+
+    Raises:
+        UnreadableInput: The database cannot be read.
+        ColumnNotFound: No table is called so, or several are; lists them.
+    """
+    location = asked.location
+    if "://" not in location:
+        path = str(Path(location).expanduser().absolute())
+        if asked.query is None and Path(path).suffix.lower() not in _SQLITE:
+            return replace(asked, location=path)
+        location = path if asked.query is not None else f"sqlite:///{path}"
+    if asked.query is None and not _is_database(location):
+        return asked
+    location = _from_here(location)
+    if asked.query is not None:
+        return replace(asked, location=location)
+    table = _table(asked, tables_of(location))
+    return replace(asked, location=location, query=f"SELECT * FROM {table}", table=table)
+
+
+def _table(asked: Asked, tables: dict[str, list[str]]) -> str:
+    fitting = [name for name, columns in tables.items() if _is_log(columns, asked)]
+    if len(fitting) == 1:
+        return fitting[0]
+    listed = "; ".join(f"{name} ({', '.join(columns[:_LISTED])})" for name, columns in list(tables.items())[:_LISTED])
+    found = f"several tables look like a log: {', '.join(fitting)}" if fitting else "no table looks like a log"
+    raise ColumnNotFound(
+        f"{found}; there are: {listed or 'none'}",
+        where=f"the database of --{asked.place}",
+        next_step=f'name one: --{asked.place}-query "SELECT * FROM {(fitting or list(tables) or ["TABLE"])[0]}"',
+    )
+
+
+def _is_log(columns: Sequence[str], asked: Asked) -> bool:
+    taken = [column for column in asked.columns.values() if column in columns]
+    if len(taken) < len(asked.columns):
+        return False
+    for role in ROLES:
+        if role in asked.columns:
+            continue
+        fitting = by_name(role, columns, taken)
+        if not fitting:
+            return False
+        taken.append(fitting[0])
+    return True
+
+
+def _is_database(location: str) -> bool:
+    import sqlalchemy as sa
+
+    try:
+        sa.make_url(location).get_dialect()
+    except (sa.exc.ArgumentError, ImportError, ValueError):  # another kind of URL, such as s3://
+        return False
+    return True
+
+
+def _from_here(url: str) -> str:
+    """The URL of a SQLite file with its path made absolute: commands may run in another folder."""
+    import sqlalchemy as sa
+
+    try:
+        parsed = sa.make_url(url)
+    except (sa.exc.ArgumentError, ValueError):
+        return url  # told of where it is opened
+    path = parsed.database
+    if parsed.get_backend_name() != "sqlite" or not path or path.startswith((":", "file:")):
+        return url
+    absolute = str(Path(path).expanduser().absolute())
+    return parsed.set(database=absolute).render_as_string(hide_password=False) if absolute != path else url
