@@ -239,6 +239,10 @@ class TrainingSetSettings(_Section):
     )
     start: Instant | None = Field(default=None, description="the first instant of a label; default: from the beginning")
     cutoff: Instant | None = Field(default=None, description="no row, feature or label from after it; default: the data's end")
+    task: Literal["ranking", "classification"] = Field(
+        default="ranking",
+        description="what is trained on it; classification: a set has both labels or is refused, and negatives_per_event is 4 by default",
+    )
     negatives_per_event: int = Field(default=0, ge=0, le=1000, description="sampled rows of label 0 for each positive one")
     negative_sampling: Literal["uniform", "popularity"] = Field(
         default="uniform", description="draw negatives alike over items, or by their popularity"
@@ -251,6 +255,19 @@ class TrainingSetSettings(_Section):
         description="λ of cold, sparse and dense users (no, few, more real target events), beside synthetic_weight",
     )
     seed: int = Field(default=0, ge=0, lt=2**63, description="of the sampling of negatives")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_task(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("task") == "classification":
+            return {"negatives_per_event": 4} | data
+        return data
+
+    @model_validator(mode="after")
+    def _both_labels(self) -> Self:
+        if self.task == "classification" and not self.negatives_per_event:
+            raise ValueError("task is classification, which needs rows of label 0, but negatives_per_event is 0")
+        return self
 
 
 class ExperimentSettings(_Section):
