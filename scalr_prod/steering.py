@@ -1,4 +1,4 @@
-"""What a project does about its published events: switch them off and on, measure their effect, explain one."""
+"""What a project does about what it holds: switch publication off and on, measure its effect, explain an event, forget."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from scalr_prod.experiment import ExperimentReport
     from scalr_prod.explain import Explanation
+    from scalr_prod.forgetting import ForgetReport
     from scalr_prod.settings import Settings
     from scalr_prod.switch import SwitchReport
 
@@ -15,7 +18,7 @@ __all__ = ["Steered"]
 
 
 class Steered:
-    """The part of `Project` that looks after published events."""
+    """The part of `Project` that looks after what was published and kept."""
 
     settings: Settings
 
@@ -73,3 +76,15 @@ class Steered:
         from scalr_prod.experiment import experiment
 
         return experiment(self.settings, outcomes=outcomes, out=Path(out) if out is not None else None)
+
+    def forget(self, users: Sequence[int | str]) -> ForgetReport:
+        """Remove users, by their ids in the log, from all that the project keeps, and keep logs and runs from bringing them back."""
+        from scalr_prod.forgetting import forget
+
+        return forget(self.settings, users)
+
+    def forget_items(self, items: Sequence[int | str]) -> ForgetReport:
+        """Remove items of the target domain likewise; a translator that knows them is not let propose them."""
+        from scalr_prod.forgetting import forget_items
+
+        return forget_items(self.settings, items)

@@ -88,7 +88,7 @@ class Work:
         self.user, self.item, self.own = self._agree()
         #: Rows that stand for others: their event id is that of a later row, or they are dropped repetitions. By place.
         self.renewed: dict[str, int] = {}
-        #: Rows of users who were forgotten. By place.
+        #: Rows of users and items that were forgotten. By place.
         self.forgotten: dict[str, int] = {}
         self.logs = {place: self._view(domain, place) for domain in _BOTH for place in self.read[domain]}
         self.repeated = {place: repeated_rows(db, log) for place, log in self.logs.items()}
@@ -132,7 +132,7 @@ class Work:
         prefix = item_key(self.settings.domains[place].name) if domain == "source" and self.several else ""
         view = f"{place.replace('.', '_')}_log"
         query = staged_sql(staged.files, {USER_ID: self.user, ITEM_ID: own}, prefix=prefix)
-        query = without_forgotten(self.db, self.stones, query)
+        query = without_forgotten(self.db, self.stones, domain, query)
         lacking = [name for name in EVENT_EXTRAS if getattr(self.settings.domains[place].columns, name) is None]
         nothing = "".join(f", NULL::{'DOUBLE' if name == 'value' else 'VARCHAR'} AS {name}" for name in lacking)
         named = f" REPLACE ('{prefix}' || {EVENT_ID} AS {EVENT_ID})" if prefix and EVENT_ID not in lacking else ""
@@ -141,7 +141,7 @@ class Work:
         self.forgotten[place] = staged.rows - rows
         if not rows:
             raise EmptyInput(
-                "holds only rows of users who were forgotten",
+                "holds only rows of users or items that were forgotten",
                 where=staged.origin,
                 next_step=f"check what [domains.{place}] names",
             )
@@ -285,9 +285,10 @@ class Work:
         """
         staged, log = self.events[place], self.logs[place]
         table = Table.events(log.domain)
-        if Tombstones.open(self.settings).users.keys() != self.stones.users.keys():
+        stones = Tombstones.open(self.settings)
+        if stones.users.keys() != self.stones.users.keys() or stones.items.keys() != self.stones.items.keys():
             raise CommitFailed(
-                "users were forgotten while the logs were read; nothing more was added",
+                "users or items were forgotten while the logs were read; nothing more was added",
                 where=self.lake.uri(table),
                 next_step="repeat the command",
             )
