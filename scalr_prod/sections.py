@@ -422,6 +422,24 @@ class ServingSettings(_Section):
         return self
 
 
+class FeastExportSettings(_Section):
+    """What the definitions of `scalr feast export` are called in a feature repository of your own."""
+
+    entity: str = Field(default="user", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="name of the entity of users")
+    key: str = Field(
+        default="user_id",
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="its join key: what the column of users is called in your entity rows",
+    )
+    prefix: str | None = Field(
+        default=None,
+        pattern=r"^([A-Za-z][A-Za-z0-9_]*)?$",
+        description="before the names of views and sources; default: <project>_",
+    )
+    owner: str = Field(default="", description="of the entity and the views, such as an e-mail address")
+    tags: dict[str, str] = Field(default_factory=dict, description="of the entity and the views, beside the project's name")
+
+
 class FeastSettings(_Section):
     """Where the Feast repository is; by default one is laid under the project's home."""
 
@@ -435,6 +453,9 @@ class FeastSettings(_Section):
     )
     writable: tuple[str, ...] = Field(
         default=(), description="Whole addresses of Delta tables of your own that write_to_offline_store may append to"
+    )
+    export: FeastExportSettings = Field(
+        default_factory=FeastExportSettings, description="names of what `scalr feast export` writes"
     )
 
 

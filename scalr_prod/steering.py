@@ -1,4 +1,4 @@
-"""What a project does about what it holds: switch publication off and on, measure its effect, explain an event, forget."""
+"""What a project does about what it holds: switch publication off and on, measure its effect, explain an event, hand them on, forget."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.experiment import ExperimentReport
     from scalr_prod.explain import Explanation
+    from scalr_prod.feast_store import ExportFormat, FeastExport
     from scalr_prod.forgetting import ForgetReport
     from scalr_prod.settings import Settings
     from scalr_prod.switch import SwitchReport
@@ -76,6 +77,23 @@ class Steered:
         from scalr_prod.experiment import experiment
 
         return experiment(self.settings, outcomes=outcomes, out=Path(out) if out is not None else None)
+
+    def export_feast(self, folder: str | Path, form: ExportFormat | None = None) -> FeastExport:
+        """Write Feast definitions of published events and source histories into a feature repository of your own.
+
+        Args:
+            folder: A folder of the repository.
+            form: ``delta``: the lake's tables as they are; ``parquet``: copies of their rows, for Feast's file and DuckDB stores.
+                Default: by the offline store of the repository's ``feature_store.yaml``.
+
+        Raises:
+            TableNotFound: Nothing was published yet.
+            ForeignFiles: A file or folder of that name lies there that this command did not make.
+            FeatureStoreError: There is no ``feature_store.yaml`` to tell the format from, or nothing can be written there.
+        """
+        from scalr_prod.feast_store import export_definitions
+
+        return export_definitions(self.settings, Path(folder), form)
 
     def forget(self, users: Sequence[int | str]) -> ForgetReport:
         """Remove users, by their ids in the log, from all that the project keeps, and keep logs and runs from bringing them back."""

@@ -74,6 +74,7 @@ def test_settings_are_frozen(tmp_path):
         ('[training_set]\nname = "../../etc"', "[training_set] name", "name"),
         ('[training_set]\ntask = "regression"', "[training_set] task", "task"),
         ('[training_set]\ntask = "classification"\nnegatives_per_event = 0', "rows of label 0", "[training_set]"),
+        ('[feast.export]\nkey = "customer id"', "[feast.export] key", "key"),
         ('[serving]\nmodel_name = "../x"', "[serving] model_name", "model_name"),
         ('[translator]\nestimators = ["linear", "linear"]', "each once", "estimators"),
         ('base = "/"', "unknown key 'base'", "remove it"),
