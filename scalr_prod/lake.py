@@ -406,7 +406,17 @@ class Lake:
         told = [(int(entry["version"]), entry.get(_RECORD)) for entry in self.open_table(table).history()]
         return sorted((version, record) for version, record in told if record is not None and version > after)
 
-    def merge(self, table: Table, rows: Rows, *, on: str, key: str, expected_version: int) -> Commit:
+    def merge(
+        self,
+        table: Table,
+        rows: Rows,
+        *,
+        on: str,
+        key: str,
+        expected_version: int,
+        record: str | None = None,
+        notes: Mapping[str, int] | None = None,
+    ) -> Commit:
         """Change the rows whose value in a column is that of one of these, and add the others, in one commit, once per key.
 
         Args:
@@ -415,11 +425,13 @@ class Lake:
             on: The column.
             key: Names this write.
             expected_version: The commit follows this version or does not land.
+            record: As for `append`.
+            notes: As for `replace_where`.
 
         Raises:
             CommitFailed: Nothing changed; the table may have moved on.
         """
-        properties = _properties(key, expected_version)
+        properties = _properties(key, expected_version, record, notes=notes)
 
         def write(delta: DeltaTable) -> None:
             _must_be_at(delta, expected_version)

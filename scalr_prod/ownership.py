@@ -41,13 +41,13 @@ _HOME: Final = (
 )
 
 
-def claim(folder: Path, kind: str, *, setting: str, names: Iterable[str] | None, former: Callable[[Path], bool]) -> None:
+def claim(folder: Path, kind: str, *, setting: str | None, names: Iterable[str] | None, former: Callable[[Path], bool]) -> None:
     """Make sure that the package may write into a folder, and mark it; a folder that is not there is made.
 
     Args:
         folder: The folder.
         kind: What it is to be, in the marker's name; a folder may be of several kinds.
-        setting: The key of the settings that names it, for the error.
+        setting: The key of the settings that names it, for the error; None: the command line did.
         names: Files and folders that will be written below it; None: all of it will be the package's own.
         former: Whether a version that left no marker made what lies there.
 
@@ -64,7 +64,7 @@ def claim(folder: Path, kind: str, *, setting: str, names: Iterable[str] | None,
         raise ForeignFiles(
             f"holds {', '.join(sorted(there)[:3])}, which this package did not make and would write over",
             where=str(folder),
-            next_step=f"name another folder as {setting} in scalr.toml, or move these files away",
+            next_step=f"name another folder{f' as {setting} in scalr.toml' if setting else ''}, or move these files away",
         )
     folder.mkdir(parents=True, exist_ok=True)
     marker.write_text(_TEXT, encoding="utf-8")  # that it is there is all that counts

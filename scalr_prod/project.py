@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from feast import FeatureStore
 
     from scalr_prod.downstream import EvaluationReport
-    from scalr_prod.forgetting import ForgetReport
     from scalr_prod.generation import GenerationReport
     from scalr_prod.histories import HistoriesReport
     from scalr_prod.ingest import IngestReport
@@ -382,12 +381,6 @@ class Project(Steered):
         from scalr_prod.operations import maintain
 
         return maintain(self.settings, dry_run=dry_run)
-
-    def forget(self, users: Sequence[int | str]) -> ForgetReport:
-        """Remove users, by their ids in the log, from all that the project keeps, and keep logs and runs from bringing them back."""
-        from scalr_prod.forgetting import forget
-
-        return forget(self.settings, users)
 
     def status(self) -> list[stages.StageState]:
         """Which stages are done, in their order, and the command that does each."""

@@ -13,7 +13,7 @@ import time
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from scalr_prod.contracts import EVENT_TIMESTAMP, USER_ID, Table
+from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
 from scalr_prod.errors import CommitFailed, PublicationDisabled, PublicationError
 from scalr_prod.lake import Commit, Lake
 from scalr_prod.ledger import PublicationStatus, RunState, run_folder
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.ledger import Lease, Ledger, Publication, RunSpec
     from scalr_prod.settings import Settings
+    from scalr_prod.tombstones import Kind
 
 __all__ = ["PublicationReport", "against_others", "fill_online", "publish", "rollback_run"]
 
@@ -222,19 +223,21 @@ def _refuse_stale(lake: Lake, spec: RunSpec) -> None:
 
 
 def _refuse_forgotten(settings: Settings, run_id: str, files: Sequence[Path]) -> None:
-    """Forgetting takes users out of accepted files; those of a copy that was brought back may hold them again."""
+    """Forgetting takes users and items out of accepted files; those of a copy that was brought back may hold them again."""
     stones = Tombstones.open(settings)
-    if not stones.users:
-        return
-    import pyarrow.parquet as pq
+    kinds: dict[Kind, tuple[str, str]] = {"user": (USER_ID, "users who"), "item": (ITEM_ID, "items that")}
+    for kind, (column, those) in kinds.items():
+        if not stones.of(kind):
+            continue
+        import pyarrow.parquet as pq
 
-    users = {user for path in files for user in pq.read_table(path, columns=[USER_ID]).column(0).unique().to_pylist()}
-    if found := stones.held(users):
-        raise PublicationError(
-            f"the run has rows of {len(found)} users who were forgotten",
-            where=str(run_folder(settings, run_id) / "accepted"),
-            next_step="forget them again, which takes them out of it: scalr forget; or make a new run: scalr run",
-        ).at(run_id=run_id)
+        ids = {one for path in files for one in pq.read_table(path, columns=[column]).column(0).unique().to_pylist()}
+        if found := stones.held(ids, kind):
+            raise PublicationError(
+                f"the run has rows of {len(found)} {those} were forgotten",
+                where=str(run_folder(settings, run_id) / "accepted"),
+                next_step="forget them again, which takes them out of it: scalr forget; or make a new run: scalr run",
+            ).at(run_id=run_id)
 
 
 def _take_out(lake: Lake, ledger: Ledger, lease: Lease, last: Publication) -> PublicationReport:

@@ -239,6 +239,10 @@ class TrainingSetSettings(_Section):
     )
     start: Instant | None = Field(default=None, description="the first instant of a label; default: from the beginning")
     cutoff: Instant | None = Field(default=None, description="no row, feature or label from after it; default: the data's end")
+    task: Literal["ranking", "classification"] = Field(
+        default="ranking",
+        description="what is trained on it; classification: a set has both labels or is refused, and negatives_per_event is 4 by default",
+    )
     negatives_per_event: int = Field(default=0, ge=0, le=1000, description="sampled rows of label 0 for each positive one")
     negative_sampling: Literal["uniform", "popularity"] = Field(
         default="uniform", description="draw negatives alike over items, or by their popularity"
@@ -261,6 +265,19 @@ class TrainingSetSettings(_Section):
         default_factory=dict,
         description="which join key of features is the user's id and which the item's: { account = \"user\" }; default: by its name",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_task(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("task") == "classification":
+            return {"negatives_per_event": 4} | data
+        return data
+
+    @model_validator(mode="after")
+    def _both_labels(self) -> Self:
+        if self.task == "classification" and not self.negatives_per_event:
+            raise ValueError("task is classification, which needs rows of label 0, but negatives_per_event is 0")
+        return self
 
 
 class ExperimentSettings(_Section):
@@ -415,6 +432,24 @@ class ServingSettings(_Section):
         return self
 
 
+class FeastExportSettings(_Section):
+    """What the definitions of `scalr feast export` are called in a feature repository of your own."""
+
+    entity: str = Field(default="user", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="name of the entity of users")
+    key: str = Field(
+        default="user_id",
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="its join key: what the column of users is called in your entity rows",
+    )
+    prefix: str | None = Field(
+        default=None,
+        pattern=r"^([A-Za-z][A-Za-z0-9_]*)?$",
+        description="before the names of views and sources; default: <project>_",
+    )
+    owner: str = Field(default="", description="of the entity and the views, such as an e-mail address")
+    tags: dict[str, str] = Field(default_factory=dict, description="of the entity and the views, beside the project's name")
+
+
 class FeastSettings(_Section):
     """Where the Feast repository is; by default one is laid under the project's home."""
 
@@ -428,6 +463,9 @@ class FeastSettings(_Section):
     )
     writable: tuple[str, ...] = Field(
         default=(), description="Whole addresses of Delta tables of your own that write_to_offline_store may append to"
+    )
+    export: FeastExportSettings = Field(
+        default_factory=FeastExportSettings, description="names of what `scalr feast export` writes"
     )
 
 

@@ -65,7 +65,8 @@ class Settings(BaseSettings):
     generation: GenerationSettings = GenerationSettings()
     quality: QualitySettings = QualitySettings()
     publication: PublicationSettings = PublicationSettings()
-    training_set: TrainingSetSettings = TrainingSetSettings()
+    # Made as it is needed: what a task gives by default is known from the keys that are named, and defaults are named otherwise.
+    training_set: TrainingSetSettings = Field(default_factory=TrainingSetSettings)
     experiment: ExperimentSettings = ExperimentSettings()
     retention: RetentionSettings = RetentionSettings()
     forgetting: ForgettingSettings = ForgettingSettings()

@@ -1,4 +1,4 @@
-"""What a project does about its published events: switch them off and on, measure their effect, explain one."""
+"""What a project does about what it holds: switch publication off and on, measure its effect, explain an event, hand them on, forget."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from scalr_prod.experiment import ExperimentReport
     from scalr_prod.explain import Explanation
+    from scalr_prod.feast_store import ExportFormat, FeastExport
+    from scalr_prod.forgetting import ForgetReport
     from scalr_prod.settings import Settings
     from scalr_prod.switch import SwitchReport
 
@@ -15,7 +19,7 @@ __all__ = ["Steered"]
 
 
 class Steered:
-    """The part of `Project` that looks after published events."""
+    """The part of `Project` that looks after what was published and kept."""
 
     settings: Settings
 
@@ -73,3 +77,32 @@ class Steered:
         from scalr_prod.experiment import experiment
 
         return experiment(self.settings, outcomes=outcomes, out=Path(out) if out is not None else None)
+
+    def export_feast(self, folder: str | Path, form: ExportFormat | None = None) -> FeastExport:
+        """Write Feast definitions of published events and source histories into a feature repository of your own.
+
+        Args:
+            folder: A folder of the repository.
+            form: ``delta``: the lake's tables as they are; ``parquet``: copies of their rows, for Feast's file and DuckDB stores.
+                Default: by the offline store of the repository's ``feature_store.yaml``.
+
+        Raises:
+            TableNotFound: Nothing was published yet.
+            ForeignFiles: A file or folder of that name lies there that this command did not make.
+            FeatureStoreError: There is no ``feature_store.yaml`` to tell the format from, or nothing can be written there.
+        """
+        from scalr_prod.feast_store import export_definitions
+
+        return export_definitions(self.settings, Path(folder), form)
+
+    def forget(self, users: Sequence[int | str]) -> ForgetReport:
+        """Remove users, by their ids in the log, from all that the project keeps, and keep logs and runs from bringing them back."""
+        from scalr_prod.forgetting import forget
+
+        return forget(self.settings, users)
+
+    def forget_items(self, items: Sequence[int | str]) -> ForgetReport:
+        """Remove items of the target domain likewise; a translator that knows them is not let propose them."""
+        from scalr_prod.forgetting import forget_items
+
+        return forget_items(self.settings, items)

@@ -1,7 +1,7 @@
 """Who was forgotten, without saying who: keyed hashes of users' ids, by which a log, a run or a copy is kept from bringing one back.
 
-They stand in ``<home>/forgotten``. The key is drawn at the first use, and lies beside them in a file that only its owner can read: without
-it, nobody can tell by trying ids whose hash is there.
+Items of the target domain that were forgotten stand beside them in the same way. All stand in ``<home>/forgotten``. The key is drawn at
+the first use, and lies beside them in a file that only its owner can read: without it, nobody can tell by trying ids whose hash is there.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import secrets
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from scalr_prod.errors import ForgettingError, TranslatorError
 
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["Tombstone", "Tombstones", "refuse_overdue"]
+__all__ = ["Kind", "Tombstone", "Tombstones", "refuse_overdue"]
+
+#: Whose ids: of users, or of items of the target domain.
+Kind = Literal["user", "item"]
 
 _FOLDER: Final = "forgotten"
 _SECRET: Final = "secret"  # noqa: S105 - a file's name
@@ -33,7 +36,7 @@ _KEY_BYTES: Final = 32
 
 @dataclass(frozen=True)
 class Tombstone:
-    """One forgotten user.
+    """One forgotten user or item.
 
     Attributes:
         digest: Keyed hash of the id.
@@ -55,16 +58,17 @@ class Tombstone:
 
 
 class Tombstones:
-    """The forgotten users of a project.
+    """The forgotten users and items of a project.
 
     Args:
         folder: Where they are kept.
         key: Of the hashes; empty where nobody was ever forgotten.
         users: By hash.
+        items: Likewise.
     """
 
-    def __init__(self, folder: Path, key: bytes, users: dict[str, Tombstone]) -> None:
-        self.folder, self._key, self.users = folder, key, users
+    def __init__(self, folder: Path, key: bytes, users: dict[str, Tombstone], items: dict[str, Tombstone]) -> None:
+        self.folder, self._key, self.users, self.items = folder, key, users, items
 
     @classmethod
     def open(cls, settings: Settings) -> Self:
@@ -75,20 +79,17 @@ class Tombstones:
         """
         folder = settings.home / _FOLDER
         try:
-            found = json.loads((folder / _FILE).read_text(encoding="utf-8"))["users"]
+            found = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+            users, items = _read(found["users"]), _read(found.get("items", {}))  # former versions knew no items
         except FileNotFoundError:
-            return cls(folder, _key_of(folder, needed=False), {})
+            return cls(folder, _key_of(folder, needed=False), {}, {})
         except (OSError, ValueError, KeyError) as error:
             raise ForgettingError(
                 f"it cannot be read who was forgotten: {error}",
                 where=str(folder / _FILE),
                 next_step="restore the file from a copy; without it, a log could bring forgotten users back",
             ) from error
-        users = {
-            digest: Tombstone(digest, datetime.fromisoformat(one["at"]), tuple(one["versions"]), one["done"], one["removed"])
-            for digest, one in found.items()
-        }
-        return cls(folder, _key_of(folder, needed=bool(users)), users)
+        return cls(folder, _key_of(folder, needed=bool(users or items)), users, items)
 
     @classmethod
     @contextmanager
@@ -117,27 +118,35 @@ class Tombstones:
                 next_step="wait for it to end, then repeat the command",
             ) from error
 
-    def digest(self, user: int | str) -> str:
+    def digest(self, one: int | str, kind: Kind = "user") -> str:
         """The keyed hash of an id, 64 hex digits; an id is the same as text and as a number."""
-        return hmac.digest(self._key, f"user:{user}".encode(), "sha256").hex()
+        return hmac.digest(self._key, f"{kind}:{one}".encode(), "sha256").hex()
 
-    def held(self, users: Iterable[int | str]) -> list[int | str]:
+    def of(self, kind: Kind) -> dict[str, Tombstone]:
+        """The users, or the items, by hash."""
+        return self.users if kind == "user" else self.items
+
+    def held(self, ids: Iterable[int | str], kind: Kind = "user") -> list[int | str]:
         """Those of some ids that were forgotten."""
-        return [user for user in users if self.digest(user) in self.users] if self.users else []
+        there = self.of(kind)
+        return [one for one in ids if self.digest(one, kind) in there] if there else []
 
-    def put(self, tombstone: Tombstone) -> None:
+    def put(self, tombstone: Tombstone, kind: Kind = "user") -> None:
         """Add or change one; it is on disk when this returns."""
-        self.users[tombstone.digest] = tombstone
-        content = {"users": {digest: one.to_json() for digest, one in sorted(self.users.items())}}
+        self.of(kind)[tombstone.digest] = tombstone
+        content = {
+            name: {digest: one.to_json() for digest, one in sorted(found.items())}
+            for name, found in (("users", self.users), ("items", self.items))
+        }
         _write(self.folder / _FILE, json.dumps(content, indent=1))
 
-    def finish(self, digest: str, removed: dict[str, int]) -> None:
+    def finish(self, digest: str, removed: dict[str, int], kind: Kind = "user") -> None:
         """One is forgotten everywhere."""
-        self.put(replace(self.users[digest], done=True, removed=removed))
+        self.put(replace(self.of(kind)[digest], done=True, removed=removed), kind)
 
     def unfinished(self) -> int:
         """How many were asked for, and the command was cut off."""
-        return sum(not one.done for one in self.users.values())
+        return sum(not one.done for one in (*self.users.values(), *self.items.values()))
 
     def retrain_by(self, settings: Settings, version: int) -> tuple[int, datetime] | None:
         """How many forgotten users a translator version learned from, and until when runs may use it; None: from none."""
@@ -163,6 +172,13 @@ def refuse_overdue(settings: Settings, version: int) -> None:
         where="[forgetting] grace_days",
         next_step="train a new version: scalr translator train",
     )
+
+
+def _read(found: dict[str, Any]) -> dict[str, Tombstone]:
+    return {
+        digest: Tombstone(digest, datetime.fromisoformat(one["at"]), tuple(one["versions"]), one["done"], one["removed"])
+        for digest, one in found.items()
+    }
 
 
 def _key_of(folder: Path, *, needed: bool) -> bytes:

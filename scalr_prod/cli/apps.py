@@ -26,5 +26,6 @@ triton_app = _group("triton", "Start and stop the local Triton server.", "scalr 
 dataset_app = _group("dataset", "Build and export training sets.", "scalr dataset build")
 runs_app = _group("runs", "Look at runs, go on with one, take one out.", "scalr runs list")
 publication_app = _group("publication", "Switch the project's publication off and on.", "scalr publication disable")
+feast_app = _group("feast", "Synthetic events in a feature repository of your own.", "scalr feast export ../features")
 quality_app = _group("quality", "Check training sets, of this project or anybody's.", "scalr quality check rows.parquet")
 config_app = _group("config", "The settings that are in force.", "scalr config show")

@@ -143,22 +143,24 @@ def maintain_command(
 
 @app.command("forget")
 def forget_command(
-    users: Annotated[list[str] | None, typer.Argument(metavar="USER...", help="Ids of users, as the log has them.")] = None,
+    ids: Annotated[list[str] | None, typer.Argument(metavar="USER...", help="Ids of users, as the log has them.")] = None,
     config: Config = DEFAULT_CONFIG,
+    items: Annotated[bool, typer.Option("--items", help="The ids are of items of the target domain, not of users.")] = False,
     file: Annotated[
         Path | None, typer.Option("--file", help="A text file with an id in each line.", exists=True, dir_okay=False)
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Remove users from tables, runs, training sets, online store and reports; no log or run brings them back.
+    """Remove users, or items, from tables, runs, training sets, online store and reports; no log or run brings them back.
 
     Example: scalr forget --file users.txt
     """
-    named = [*(users or ()), *(line.strip() for line in (file.read_text(encoding="utf-8").splitlines() if file else ()))]
-    ids = [one for one in named if one]
-    if not ids:
-        raise typer.BadParameter("name at least one user, or a --file that does", param_hint="USER")
-    Door(config, as_json, "forget").open(lambda project: project.forget(ids))
+    named = [*(ids or ()), *(line.strip() for line in (file.read_text(encoding="utf-8").splitlines() if file else ()))]
+    given = [one for one in named if one]
+    if not given:
+        what = "item" if items else "user"
+        raise typer.BadParameter(f"name at least one {what}, or a --file that does", param_hint="USER")
+    Door(config, as_json, "forget").open(lambda project: (project.forget_items if items else project.forget)(given))
 
 
 def _in_brief(run: dict[str, Any]) -> dict[str, Any]:

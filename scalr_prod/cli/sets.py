@@ -1,4 +1,4 @@
-"""Commands of training sets."""
+"""Commands of training sets, and of what else hands events on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scalr_prod.cli.apps import dataset_app, quality_app
+from scalr_prod.cli.apps import dataset_app, feast_app, quality_app
 from scalr_prod.cli.door import DEFAULT_CONFIG, Config, Door, Json, OptionalConfig, config_if_there
 from scalr_prod.errors import QualityGateFailed
 
@@ -21,6 +21,13 @@ class Format(StrEnum):
 
     CSV = "csv"
     RECBOLE = "recbole"
+
+
+class Source(StrEnum):
+    """The formats of `scalr feast export`."""
+
+    DELTA = "delta"
+    PARQUET = "parquet"
 
 
 @dataset_app.command("build")
@@ -45,6 +52,27 @@ def dataset_export(
     Example: scalr dataset export rows.csv
     """
     Door(config, as_json, "dataset export").open(lambda project: project.training_set(version).export(target, form.value))
+
+
+@feast_app.command("export")
+def feast_export(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of your feature repository.")],
+    form: Annotated[
+        Source | None,
+        typer.Option(
+            "--format",
+            help="delta: the lake's tables as they are; parquet: copies of their rows, for Feast's file and DuckDB stores. Default: "
+            "by the repository's offline store.",
+        ),
+    ] = None,
+    config: Config = DEFAULT_CONFIG,
+    as_json: Json = False,
+) -> None:
+    """Write Feast definitions of published events and source histories, for `feast apply` in a repository of your own.
+
+    Example: scalr feast export ../features
+    """
+    Door(config, as_json, "feast export").open(lambda project: project.export_feast(folder, form.value if form else None))
 
 
 @quality_app.command("check")

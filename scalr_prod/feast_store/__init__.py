@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from scalr_prod.feast_store.access import open_feature_store, point_in_time, read_window
 from scalr_prod.feast_store.datasets import SavedDatasetReport, save_dataset, saved_dataset_location
+from scalr_prod.feast_store.export import ExportFormat, FeastExport, export_definitions
 from scalr_prod.feast_store.online import MaterializationReport, materialize
 from scalr_prod.feast_store.own import OwnFeatures, check_own_features, open_own_features
 from scalr_prod.feast_store.repository import RepositoryReport, apply_feature_repo
 from scalr_prod.feast_store.sources import FeatureSource, ServiceSources, service_sources
 
 __all__ = [
+    "ExportFormat",
+    "FeastExport",
     "FeatureSource",
     "MaterializationReport",
     "OwnFeatures",
@@ -22,6 +25,7 @@ __all__ = [
     "ServiceSources",
     "apply_feature_repo",
     "check_own_features",
+    "export_definitions",
     "materialize",
     "open_feature_store",
     "open_own_features",

@@ -64,6 +64,15 @@ def definition_of(view: FeatureView) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def was_filled(settings: Settings) -> bool:
+    """Whether the project's online store was ever filled from here."""
+    return _path(settings).is_file()
+
+
+def _path(settings: Settings) -> Path:
+    return settings.feast_repo / ".materialized.json"
+
+
 class Record:
     """The record of one project's online store.
 
@@ -73,7 +82,7 @@ class Record:
     """
 
     def __init__(self, settings: Settings, store: FeatureStore) -> None:
-        self.path: Path = settings.feast_repo / ".materialized.json"
+        self.path: Path = _path(settings)
         self.store = store
         address = json.dumps([store.project, store.config.online_store.model_dump(mode="json")], sort_keys=True)
         # The address may hold a password.

@@ -1,4 +1,4 @@
-"""Entities of users who are forgotten, out of the online store: their keys are their ids, serialised."""
+"""Entities that are forgotten, users or items, out of the online store: their keys are their ids, serialised."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import sqlite3
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from scalr_prod.contracts import USER_ID
 from scalr_prod.feast_store.access import explained, open_feature_store, quiet
 from scalr_prod.feast_store.departed import all_redis_keys, redis_of
 from scalr_prod.feast_store.reads import join_keys
@@ -23,11 +22,12 @@ if TYPE_CHECKING:
 __all__ = ["forget_entities"]
 
 
-def forget_entities(settings: Settings, users: Sequence[int | str]) -> int:
-    """Delete the users' rows from the project's online store, of every view; gives how many keys there were.
+def forget_entities(settings: Settings, join_key: str, users: Sequence[int | str]) -> int:
+    """Delete the rows of entities from the project's online store, of every view; gives how many keys there were.
 
     Args:
         settings: The project's settings.
+        join_key: What their ids are called: ``user_id`` or ``item_id``.
         users: Their ids, in the type that the lake has them in.
 
     Raises:
@@ -39,27 +39,29 @@ def forget_entities(settings: Settings, users: Sequence[int | str]) -> int:
     apply_feature_repo(settings)
     with explained(settings), repository_lock(settings), quiet("forget"):
         store = open_feature_store(settings)
-        views = [view for view in store.list_feature_views() if USER_ID in join_keys(view)]
+        views = [view for view in store.list_feature_views() if join_key in join_keys(view)]
         if store.config.online_store.type == "redis":
-            keys = {key for view in views for key in _redis_keys(store, view, users)}
+            keys = {key for view in views for key in _redis_keys(store, view, join_key, users)}
             return sum(redis_of(store).delete(key) for key in keys)
-        return _forget_in_sqlite(store, views, users)
+        return _forget_in_sqlite(store, views, join_key, users)
 
 
-def _redis_keys(store: FeatureStore, view: FeatureView, users: Sequence[int | str]) -> Iterator[bytes]:
+def _redis_keys(store: FeatureStore, view: FeatureView, join_key: str, users: Sequence[int | str]) -> Iterator[bytes]:
     from feast.infra.online_stores.helpers import _redis_key
 
-    if list(join_keys(view)) == [USER_ID]:
+    if list(join_keys(view)) == [join_key]:
         version = store.config.entity_key_serialization_version
-        yield from (_redis_key(store.project, key, entity_key_serialization_version=version) for key in _entities(view, users))
+        yield from (
+            _redis_key(store.project, key, entity_key_serialization_version=version) for key in _entities(view, join_key, users)
+        )
         return
     theirs, tail = set(map(str, users)), len(store.project.encode())
     for key in all_redis_keys(store, view):
-        if _user_of(key[:-tail], store) in theirs:
+        if _id_of(key[:-tail], join_key, store) in theirs:
             yield key
 
 
-def _forget_in_sqlite(store: FeatureStore, views: list[FeatureView], users: Sequence[int | str]) -> int:
+def _forget_in_sqlite(store: FeatureStore, views: list[FeatureView], join_key: str, users: Sequence[int | str]) -> int:
     from feast.infra.key_encoding_utils import serialize_entity_key
 
     online = store._get_provider().online_store  # noqa: SLF001 - Feast has no public way to its file
@@ -75,13 +77,14 @@ def _forget_in_sqlite(store: FeatureStore, views: list[FeatureView], users: Sequ
                 if name == f"{store.project}_{view.name}" or name.startswith(f"{store.project}_{view.name}_v")
             ]
             for table in own:
-                if list(join_keys(view)) == [USER_ID]:
+                if list(join_keys(view)) == [join_key]:
                     keys = [
-                        serialize_entity_key(key, entity_key_serialization_version=version) for key in _entities(view, users)
+                        serialize_entity_key(key, entity_key_serialization_version=version)
+                        for key in _entities(view, join_key, users)
                     ]
                 else:
                     every = db.execute(f'SELECT DISTINCT entity_key FROM "{table}"')
-                    keys = [key for (key,) in every if _user_of(key, store) in theirs]
+                    keys = [key for (key,) in every if _id_of(key, join_key, store) in theirs]
                 for key in keys:
                     found += bool(db.execute(f'DELETE FROM "{table}" WHERE entity_key = ?', (key,)).rowcount)
         # Deleted rows stay in free pages, and in the log beside the file, until both are written anew.
@@ -91,21 +94,21 @@ def _forget_in_sqlite(store: FeatureStore, views: list[FeatureView], users: Sequ
     return found
 
 
-def _entities(view: FeatureView, users: Sequence[int | str]) -> Iterator[Any]:
+def _entities(view: FeatureView, join_key: str, users: Sequence[int | str]) -> Iterator[Any]:
     from feast.protos.feast.types.EntityKey_pb2 import EntityKey
     from feast.type_map import python_values_to_proto_values
 
-    kind = next(column.dtype.to_value_type() for column in view.entity_columns if column.name == USER_ID)
+    kind = next(column.dtype.to_value_type() for column in view.entity_columns if column.name == join_key)
     for value in python_values_to_proto_values(list(users), kind):
-        yield EntityKey(join_keys=[USER_ID], entity_values=[value])
+        yield EntityKey(join_keys=[join_key], entity_values=[value])
 
 
-def _user_of(serialised: bytes, store: FeatureStore) -> str | None:
-    """The user of a serialised entity of several keys."""
+def _id_of(serialised: bytes, join_key: str, store: FeatureStore) -> str | None:
+    """One of the ids of a serialised entity of several keys."""
     from feast.infra.key_encoding_utils import deserialize_entity_key
 
     key = deserialize_entity_key(serialised, entity_key_serialization_version=store.config.entity_key_serialization_version)
     for name, value in zip(key.join_keys, key.entity_values, strict=True):
-        if name == USER_ID:
+        if name == join_key:
             return str(getattr(value, value.WhichOneof("val")))
     return None

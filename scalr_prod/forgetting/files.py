@@ -1,4 +1,4 @@
-"""Users' ids out of what lies below a project's home beside the lake: runs, training sets, evaluations, reports, data docs, logs."""
+"""Ids out of what lies below a project's home beside the lake: runs, training sets, evaluations, reports, data docs, logs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shutil
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
-from scalr_prod.forgetting.traces import FileOfRows, Users, write_over
+from scalr_prod.forgetting.traces import FileOfRows, Ids, write_over
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,12 +26,12 @@ _OWN: Final = (".scalr-", "secret")
 _TEXT: Final = frozenset({"", ".csv", ".err", ".html", ".json", ".jsonl", ".log", ".md", ".out", ".txt"})
 
 
-def forget_in_files(settings: Settings, users: Users, *, parts: bool) -> Counter[str]:
-    """Take the users out of every file of the home; gives what went, by the folder it was in.
+def forget_in_files(settings: Settings, users: Ids, *, parts: bool) -> Counter[str]:
+    """Take them out of every file of the home; gives what went, by the folder it was in.
 
     Args:
         settings: The project's settings.
-        users: Who is forgotten.
+        users: Who, or what, is forgotten.
         parts: Whether staged parts of runs go too: what they were made from can be read no more.
     """
     found: Counter[str] = Counter()
@@ -71,8 +71,8 @@ def _drop_parts(settings: Settings) -> int:
     return there
 
 
-def _drop_evaluations(settings: Settings, users: Users) -> int:
-    """Isolated homes of evaluations that hold one of the users, whole: they are made again when they are needed."""
+def _drop_evaluations(settings: Settings, users: Ids) -> int:
+    """Isolated homes of evaluations that hold one of them, whole: they are made again when they are needed."""
     gone = 0
     for home in (settings.home / "evaluations").glob("*"):
         if home.is_dir() and (home / "lake").is_dir() and any(users.held_by(path) for path in home.rglob("*.parquet")):

@@ -14,10 +14,11 @@ __all__ = ["ForgetReport"]
 
 @dataclass(frozen=True)
 class ForgetReport:
-    """What was removed; it names no user.
+    """What was removed; it names no user and no item.
 
     Attributes:
         users: How many were asked for.
+        items: Likewise.
         known: How many of them had been forgotten before.
         removed: Rows, files or entries that went, by where they were.
         translators: Versions that learned from events of these users.
@@ -25,6 +26,7 @@ class ForgetReport:
     """
 
     users: int
+    items: int
     known: int
     removed: Mapping[str, int]
     translators: Sequence[int]
@@ -34,6 +36,7 @@ class ForgetReport:
         """The report as JSON values."""
         return {
             "users": self.users,
+            "items": self.items,
             "known": self.known,
             "removed": dict(self.removed),
             "translators": list(self.translators),

@@ -1,4 +1,4 @@
-"""Users' rows out of the lake's tables, and out of everything by which a former version could be read again."""
+"""Rows of users or items out of the lake's tables, and out of everything by which a former version could be read again."""
 
 from __future__ import annotations
 
@@ -7,48 +7,70 @@ import re
 import uuid
 from typing import TYPE_CHECKING, Final
 
-from scalr_prod.contracts import USER_ID, Table, id_type_of
+from scalr_prod.contracts import EVENT_TIMESTAMP, Table, id_type_of
 from scalr_prod.errors import CommitFailed
+from scalr_prod.replacements import REPLACED, Replacement
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from scalr_prod.forgetting.traces import Users
-    from scalr_prod.lake import Lake
+    import pyarrow as pa
 
-__all__ = ["OF_USERS", "forget_rows", "purge", "rows_of"]
+    from scalr_prod.forgetting.traces import Ids
+    from scalr_prod.lake import Lake
+    from scalr_prod.tombstones import Kind
+
+__all__ = ["HELD", "MADE_OF_ITEMS", "TABLES", "forget_rows", "purge", "rows_of"]
 
 logger = logging.getLogger(__name__)
 
-#: Every table whose rows are of users.
-OF_USERS: Final = (
-    Table.SOURCE_EVENTS,
-    Table.TARGET_EVENTS,
-    Table.SOURCE_USER_HISTORY,
-    Table.TARGET_USER_HISTORY,
-    Table.SYNTHETIC_TARGET_EVENTS,
-    Table.SYNTHETIC_QUARANTINE,
-)
+#: Every table whose rows are of users, and of items of the target domain.
+TABLES: Final[dict[Kind, tuple[Table, ...]]] = {
+    "user": (
+        Table.SOURCE_EVENTS,
+        Table.TARGET_EVENTS,
+        Table.SOURCE_USER_HISTORY,
+        Table.TARGET_USER_HISTORY,
+        Table.SYNTHETIC_TARGET_EVENTS,
+        Table.SYNTHETIC_QUARANTINE,
+    ),
+    "item": (
+        Table.TARGET_EVENTS,
+        Table.TARGET_ITEMS,
+        Table.TARGET_ITEM_STATS,
+        Table.SYNTHETIC_TARGET_EVENTS,
+        Table.SYNTHETIC_QUARANTINE,
+    ),
+}
+#: Tables of rows of others that are made from the items' events.
+MADE_OF_ITEMS: Final = (Table.TARGET_USER_HISTORY, Table.TARGET_ITEM_STATS)
+#: What is learned from.
+HELD: Final[dict[Kind, tuple[Table, ...]]] = {
+    "user": (Table.SOURCE_EVENTS, Table.TARGET_EVENTS),
+    "item": (Table.TARGET_EVENTS,),
+}
 _ATTEMPTS: Final = 8
-#: Users of one predicate.
+#: Ids of one predicate.
 _AT_ONCE: Final = 500
 
 
-def rows_of(lake: Lake, table: Table, users: Users) -> int:
-    """How many rows of a table are of the users."""
+def rows_of(lake: Lake, table: Table, users: Ids) -> int:
+    """How many rows of a table are of them."""
     import pyarrow.compute as pc
 
     if not lake.exists(table):
         return 0
     rows = lake.dataset(table)
-    ids = users.of_column(rows.schema.field(USER_ID).type)
+    ids = users.of_column(rows.schema.field(users.column).type)
     # Not as a filter: a rollback may have left files whose text is of another type, which pyarrow cannot compare.
-    batches = rows.to_batches(columns=[USER_ID])
+    batches = rows.to_batches(columns=[users.column])
     return sum(pc.sum(pc.is_in(batch.column(0), value_set=ids)).as_py() or 0 for batch in batches)
 
 
-def forget_rows(lake: Lake, table: Table, users: Users) -> int:
-    """Delete the users' rows from a table's current version; gives their number. Files without such a row stay as they are.
+def forget_rows(lake: Lake, table: Table, users: Ids) -> int:
+    """Delete their rows from a table's current version; gives their number. Files without such a row stay as they are.
+
+    What other users' rows were made from changes with an item's events: the commit counts as a replacement of them.
 
     Raises:
         CommitFailed: Nothing was deleted.
@@ -56,26 +78,45 @@ def forget_rows(lake: Lake, table: Table, users: Users) -> int:
     count = rows_of(lake, table, users)
     if not count:
         return 0
-    kind = id_type_of(lake.schema(table), USER_ID)
-    ids = users.of_column(lake.schema(table).field(USER_ID).type).to_pylist()
-    for low in range(0, len(ids), _AT_ONCE):
-        some = ids[low : low + _AT_ONCE]
-        listed = ", ".join(str(one) if kind == "int64" else "'" + one.replace("'", "''") + "'" for one in some)
-        _delete(lake, table, f"{USER_ID} IN ({listed})")
+    kind = id_type_of(lake.schema(table), users.column)
+    ids = users.of_column(lake.schema(table).field(users.column).type)
+    first = _first(lake, table, users, ids) if users.kind == "item" and table is Table.TARGET_EVENTS else None
+    replaced = None if first is None else Replacement(first, count, 0)
+    listed = [str(one) if kind == "int64" else "'" + one.replace("'", "''") + "'" for one in ids.to_pylist()]
+    for low in range(0, len(listed), _AT_ONCE):
+        _delete(lake, table, f"{users.column} IN ({', '.join(listed[low : low + _AT_ONCE])})", replaced)
     return count
 
 
-def _delete(lake: Lake, table: Table, predicate: str) -> None:
+def _first(lake: Lake, table: Table, users: Ids, ids: pa.Array) -> datetime:
+    """The earliest of their events."""
+    import pyarrow.compute as pc
+
+    batches = lake.dataset(table).to_batches(columns=[users.column, EVENT_TIMESTAMP])
+    times = (batch.column(1).filter(pc.is_in(batch.column(0), value_set=ids)) for batch in batches)
+    first: datetime = min(one for one in (pc.min(some).as_py() for some in times) if one is not None)
+    return first
+
+
+def _delete(lake: Lake, table: Table, predicate: str, replaced: Replacement | None) -> None:
     for attempt in range(1, _ATTEMPTS + 1):
         version = lake.version(table)
         # Delta's own deletion writes what is left of a file with another type of text, which filters of pyarrow cannot compare.
         nothing = lake.schema(table).empty_table()
         try:
-            lake.replace_where(table, nothing, predicate, key=f"forget-{uuid.uuid4().hex}", expected_version=version)
+            lake.replace_where(
+                table,
+                nothing,
+                predicate,
+                key=f"forget-{uuid.uuid4().hex}",
+                expected_version=version,
+                record=replaced.to_json() if replaced else None,
+                notes={REPLACED: version + 1} if replaced else None,
+            )
         except CommitFailed:
             if attempt == _ATTEMPTS or lake.version(table) == version:
                 raise
-            logger.info("%s has moved on while users were forgotten; deleting again", table.value)
+            logger.info("%s has moved on while rows were forgotten; deleting again", table.value)
         else:
             return
 

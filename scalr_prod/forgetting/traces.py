@@ -1,4 +1,4 @@
-"""How users' ids are found, and taken out, in what is no table: text, JSON values, Parquet files."""
+"""How ids of users or items are found, and taken out, in what is no table: text, JSON values, Parquet files."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import json
 import os
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from scalr_prod.contracts import USER_ID
+from scalr_prod.contracts import ITEM_ID, USER_ID
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,15 +17,16 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-__all__ = ["FileOfRows", "Users", "write_over"]
+    from scalr_prod.tombstones import Kind
+
+__all__ = ["FileOfRows", "Ids", "Items", "Users", "write_over"]
 
 #: What stands where an id stood.
 GONE: Final = "[forgotten]"
-#: Keys by which a JSON object is a row of a user.
-_KEYS: Final = (USER_ID, "user")
-#: The column of a file that lists users, and of one whose only row is a list of them for each kind.
+#: The column of a file that lists ids.
 _LISTED: Final = "id"
-_LIST: Final = "users"
+#: Digits from which on an item's number is looked for in texts too.
+_NUMBER_LIKE_AN_ID: Final = 6
 #: Keys of JSON below which values of rows are shown.
 _SHOWN: Final = re.compile(r"user|unexpected|example|value|row|cause|message|detail", re.IGNORECASE)
 _BATCH: Final = 65_536
@@ -50,28 +51,47 @@ class FileOfRows:
     sha256: str
 
 
-class Users:
-    """Users who are to be forgotten.
+class Ids:
+    """What is to be forgotten.
 
     Args:
         ids: Their ids, in the type that the lake has them in.
+
+    Attributes:
+        kind: Whose ids they are.
+        column: Where a row names one.
+        keys: By which a JSON object is a row of one.
+        listed: The name of a file that lists them, and the column of a file whose only row is a list for each kind.
+        within: The column of a row's list of others that may hold them; null stands where one stood.
     """
+
+    kind: ClassVar[Kind]
+    column: ClassVar[str]
+    keys: ClassVar[tuple[str, ...]]
+    listed: ClassVar[str]
+    within: ClassVar[str | None] = None
 
     def __init__(self, ids: Sequence[int | str]) -> None:
         self.ids = list(dict.fromkeys(ids))
         self.texts = {str(one) for one in self.ids}
+        spelled = self._in_words()
         # Longer ids first, and none inside of a longer word or number: u1 is not in u17.
-        listed = "|".join(re.escape(text) for text in sorted(self.texts, key=len, reverse=True))
+        listed = "|".join(re.escape(text) for text in sorted(spelled, key=len, reverse=True))
         self._pattern = re.compile(rf"(?<![\w.-])(?:{listed})(?![\w-]|\.\w)")
+        self._spelled = spelled
+
+    def _in_words(self) -> set[str]:
+        """The ids that are taken out of texts and of values that are no ids by their name."""
+        return self.texts
 
     def in_text(self, text: str) -> tuple[str, int]:
         """A text without the ids, and how many there were."""
-        if not any(one in text for one in self.texts):
+        if not any(one in text for one in self._spelled):
             return text, 0
         return self._pattern.subn(GONE, text)
 
     def in_json(self, value: Any, *, shown: bool = False) -> tuple[Any, int]:
-        """A JSON value without the ids, and how many there were; entries of lists that are rows of such a user go whole.
+        """A JSON value without the ids, and how many there were; entries of lists that are rows of one of them go whole.
 
         Args:
             value: The value.
@@ -80,7 +100,7 @@ class Users:
         if isinstance(value, str):
             return self.in_text(value) if shown else (value, 0)
         if isinstance(value, int) and not isinstance(value, bool):
-            return (GONE, 1) if shown and str(value) in self.texts else (value, 0)
+            return (GONE, 1) if shown and str(value) in self._spelled else (value, 0)
         found = 0
         if isinstance(value, dict):
             content: dict[str, Any] = {}
@@ -91,7 +111,7 @@ class Users:
         if isinstance(value, list):
             kept = []
             for one in value:
-                if isinstance(one, dict) and any(str(one.get(name)) in self.texts for name in _KEYS):
+                if isinstance(one, dict) and any(str(one.get(name)) in self.texts for name in self.keys):
                     found += 1
                     continue
                 plain, inside = self.in_json(one, shown=shown)
@@ -131,7 +151,7 @@ class Users:
         return pa.array(sorted(self.texts), kind)
 
     def in_parquet(self, path: Path) -> FileOfRows | None:
-        """Take the rows of the users out of a Parquet file, in one step; None: it holds none.
+        """Take their rows out of a Parquet file, in one step; None: it holds none.
 
         In a list of ids (one column ``id``), null stands where an id stood, so that the places of the others are what they were.
         """
@@ -143,12 +163,12 @@ class Users:
             return None
         former, temporary, rows, removed = _sha256(path), path.with_name(f".{path.name}.{os.getpid()}"), 0, 0
         with pq.ParquetFile(path) as file, pq.ParquetWriter(temporary, file.schema_arrow, compression="zstd") as writer:
-            column = str(_column_of(file, path))
-            kind = _kind_of(file, column)
+            column = str(self._column_of(file, path))
+            kind = self._kind_of(file, column)
             ids = self.of_column(kind)
             for batch in file.iter_batches(_BATCH):
-                if column == _LIST:
-                    kept, gone = _without(batch, ids)
+                if column == self.listed:
+                    kept, gone = _without(batch, ids, column)
                     writer.write_batch(kept)
                     rows, removed = rows + kept.num_rows, removed + gone
                     continue
@@ -156,7 +176,7 @@ class Users:
                 if column == _LISTED:
                     kept = pa.record_batch([pc.if_else(theirs, pa.scalar(None, kind), batch.column(0))], schema=batch.schema)
                 else:
-                    kept = batch.filter(pc.invert(theirs))
+                    kept = _without_others(batch.filter(pc.invert(theirs)), ids, self.within)
                 writer.write_batch(kept)
                 rows += kept.num_rows
                 removed += pc.sum(theirs).as_py() or 0
@@ -164,18 +184,63 @@ class Users:
         return FileOfRows(removed, former, rows, path.stat().st_size, _sha256(path))
 
     def held_by(self, path: Path) -> bool:
-        """Whether a Parquet file has a row of one of the users."""
+        """Whether a Parquet file has a row of one of them, or a list that holds one."""
         import pyarrow.compute as pc
         import pyarrow.parquet as pq
 
         with pq.ParquetFile(path) as file:
-            column = _column_of(file, path)
+            column = self._column_of(file, path)
             if column is None:
                 return False
-            ids = self.of_column(_kind_of(file, column))
-            values = (batch.column(0) for batch in file.iter_batches(_BATCH, columns=[column]) if batch.num_rows)
-            flat = (pc.list_flatten(one) if column == _LIST else one for one in values)
-            return any(pc.any(pc.is_in(one, value_set=ids)).as_py() for one in flat)
+            names = [name for name in (column, self.within) if name in file.schema_arrow.names]
+            return any(
+                pc.any(pc.is_in(_flat(column), value_set=self.of_column(_flat(column).type))).as_py()
+                for batch in file.iter_batches(_BATCH, columns=names)
+                for column in batch.columns
+                if len(_flat(column))
+            )
+
+    def _column_of(self, file: pq.ParquetFile, path: Path) -> str | None:
+        """The column of a file that names them; None: it has none."""
+        import pyarrow as pa
+
+        names = file.schema_arrow.names
+        if self.listed in names and pa.types.is_list(file.schema_arrow.field(self.listed).type):
+            column = self.listed
+        else:
+            column = _LISTED if names == [_LISTED] and path.stem == self.listed else self.column
+        if column not in names:
+            return None
+        kind = self._kind_of(file, column)
+        return column if pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind) else None
+
+    def _kind_of(self, file: pq.ParquetFile, column: str) -> pa.DataType:
+        """The type of the ids in a column."""
+        kind = file.schema_arrow.field(column).type
+        return kind.value_type if column == self.listed else kind
+
+
+class Users(Ids):
+    """Users who are to be forgotten."""
+
+    kind = "user"
+    column = USER_ID
+    keys = (USER_ID, "user")
+    listed = "users"
+
+
+class Items(Ids):
+    """Items of the target domain that are to be forgotten."""
+
+    kind = "item"
+    column = ITEM_ID
+    keys = (ITEM_ID, "item")
+    listed = "target_items"
+    within = "target_user_history__item_ids"
+
+    def _in_words(self) -> set[str]:
+        # A short number is rarely an item where it stands in a text, but a count, a version or a time.
+        return {text for text in self.texts if not text.isdecimal() or len(text) >= _NUMBER_LIKE_AN_ID}
 
 
 def write_over(path: Path, content: bytes) -> None:
@@ -189,38 +254,43 @@ def write_over(path: Path, content: bytes) -> None:
     temporary.replace(path)
 
 
-def _column_of(file: pq.ParquetFile, path: Path) -> str | None:
-    """The column of a file that names users; None: it has none."""
-    import pyarrow as pa
-
-    names = file.schema_arrow.names
-    if _LIST in names and pa.types.is_list(file.schema_arrow.field(_LIST).type):
-        column = _LIST
-    else:
-        column = _LISTED if names == [_LISTED] and path.stem == "users" else USER_ID
-    if column not in names:
-        return None
-    kind = _kind_of(file, column)
-    return column if pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind) else None
-
-
-def _kind_of(file: pq.ParquetFile, column: str) -> pa.DataType:
-    """The type of the ids in a column."""
-    kind = file.schema_arrow.field(column).type
-    return kind.value_type if column == _LIST else kind
-
-
-def _without(batch: pa.RecordBatch, ids: pa.Array) -> tuple[pa.RecordBatch, int]:
-    """Rows whose lists of users do not hold the ids, and how many were taken out."""
+def _flat(column: pa.Array) -> pa.Array:
+    """The values of a column, or of its lists."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    lists = batch.column(_LIST)
+    lists = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+    return pc.list_flatten(column) if lists else column
+
+
+def _without_others(batch: pa.RecordBatch, ids: pa.Array, within: str | None) -> pa.RecordBatch:
+    """Rows with null in place of the ids that their lists hold: places, times and lengths of the lists are what they were."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if within is None or within not in batch.schema.names:
+        return batch
+    lists = batch.column(within)
+    counts = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
+    values = pc.list_flatten(lists)
+    kept = pc.if_else(pc.is_in(values, value_set=ids.cast(values.type)), pa.scalar(None, values.type), values)
+    offsets = pa.array([0, *counts.cumsum().tolist()], pa.int32())
+    changed = pa.ListArray.from_arrays(offsets, kept, mask=lists.is_null())
+    place = batch.schema.get_field_index(within)
+    return batch.set_column(place, batch.schema.field(place), changed.cast(lists.type))
+
+
+def _without(batch: pa.RecordBatch, ids: pa.Array, column: str) -> tuple[pa.RecordBatch, int]:
+    """Rows whose lists do not hold the ids, and how many were taken out."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    lists = batch.column(column)
     flat, of = pc.list_flatten(lists), pc.list_parent_indices(lists)
     theirs = pc.is_in(flat, value_set=ids)
     kept, left = flat.filter(pc.invert(theirs)), of.filter(pc.invert(theirs)).to_numpy()
     ends = [int((left < row).sum()) for row in range(len(lists) + 1)]
-    place = batch.schema.get_field_index(_LIST)
+    place = batch.schema.get_field_index(column)
     changed = pa.ListArray.from_arrays(pa.array(ends, pa.int32()), kept)
     return batch.set_column(place, batch.schema.field(place), changed.cast(lists.type)), pc.sum(theirs).as_py() or 0
 

@@ -1,4 +1,4 @@
-"""The order in which users leave: first the tombstones, so that nothing comes back; then the lake, home, stores; last the proof."""
+"""The order in which users or items leave: first the tombstones, so that nothing comes back; then lake, home, stores; last the proof."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections import Counter
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from scalr_prod.contracts import USER_ID, Table, id_type_of
+from scalr_prod.contracts import Table, id_type_of
 from scalr_prod.duck import staging_folder
 from scalr_prod.errors import ForgettingError, LeaseHeld
 from scalr_prod.feast_store.forgotten import forget_entities
 from scalr_prod.forgetting.files import forget_in_files
 from scalr_prod.forgetting.report import ForgetReport
-from scalr_prod.forgetting.tables import OF_USERS, forget_rows, purge, rows_of
-from scalr_prod.forgetting.traces import Users
+from scalr_prod.forgetting.tables import HELD, MADE_OF_ITEMS, TABLES, forget_rows, purge, rows_of
+from scalr_prod.forgetting.traces import Ids, Items, Users
 from scalr_prod.ingest.usermap import UserMap
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger
@@ -25,62 +25,67 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from scalr_prod.settings import Settings
+    from scalr_prod.tombstones import Kind
 
-__all__ = ["forget_users"]
+__all__ = ["forget_ids"]
 
 logger = logging.getLogger(__name__)
 
-_EVENTS: Final = (Table.SOURCE_EVENTS, Table.TARGET_EVENTS)
+_KINDS: Final[dict[Kind, type[Ids]]] = {"user": Users, "item": Items}
 #: An ingest that was under way may commit once more; one that begins later knows the tombstones.
 _ROUNDS: Final = 3
 
 
-def forget_users(settings: Settings, asked: Sequence[int | str]) -> ForgetReport:
-    """See `scalr_prod.forgetting.forget`."""
+def forget_ids(settings: Settings, asked: Sequence[int | str], kind: Kind) -> ForgetReport:
+    """See `scalr_prod.forgetting`."""
     from scalr_prod.binding import check_domains
 
     lake = Lake.open(settings)
     check_domains(settings, lake)
-    ids = _by_every_id(settings, _typed(lake, asked))
+    ids = _typed(lake, asked, kind)
+    if kind == "user":
+        ids = _by_every_id(settings, ids)
     _refuse_switched_off(lake)
     with Tombstones.changing(settings) as stones, Ledger.open(settings) as ledger:
         _refuse_at_work(ledger)
         runs = {run.run_id for run in ledger.runs()}
-        known = [one for one in ids if (stone := stones.users.get(stones.digest(one))) is not None and stone.done]
+        known = [one for one in ids if (stone := stones.of(kind).get(stones.digest(one, kind))) is not None and stone.done]
         pending = [one for one in ids if one not in set(known)]
         for one in pending:
-            _intend(lake, ledger, stones, one)
-        removed = _remove(settings, lake, Users(ids), whole=bool(pending))
+            _intend(lake, ledger, stones, one, kind)
+        removed = _remove(settings, lake, _KINDS[kind](ids), whole=bool(pending))
         _refuse_at_work(ledger)
         if {run.run_id for run in ledger.runs()} - runs:
             raise LeaseHeld(
-                "a run was begun while users were forgotten, and may have read their events",
+                f"a run was begun while {kind}s were forgotten, and may have read their events",
                 where=ledger.address,
                 next_step="repeat the command",
             )
         counts = {name: count for name, count in sorted(removed.items()) if count}
         for one in pending:
-            _conclude(ledger, stones, one, counts, together=len(pending))
-        return _report(settings, stones, ids, known, counts)
+            _conclude(ledger, stones, one, kind, counts, together=len(pending))
+        return _report(settings, stones, kind, ids, known, counts)
 
 
-def _typed(lake: Lake, asked: Sequence[int | str]) -> list[int | str]:
-    """The ids in the type that the lake has users in."""
+def _typed(lake: Lake, asked: Sequence[int | str], kind: Kind) -> list[int | str]:
+    """The ids in the type that the lake has them in."""
     ids = list(dict.fromkeys(str(one).strip() for one in asked))
     if not ids or not all(ids):
         raise ForgettingError(
-            "no user is named, or an id is empty", where="users", next_step="name users, or a file with an id in each line"
+            f"no {kind} is named, or an id is empty",
+            where=f"{kind}s",
+            next_step=f"name {kind}s, or a file with an id in each line",
         )
-    table = next((table for table in _EVENTS if lake.exists(table)), None)
-    if table is None or id_type_of(lake.schema(table), USER_ID) == "string":
+    table = next((table for table in HELD[kind] if lake.exists(table)), None)
+    if table is None or id_type_of(lake.schema(table), _KINDS[kind].column) == "string":
         return [*ids]
     try:
         return [*dict.fromkeys(int(one) for one in ids)]
     except ValueError as error:
         raise ForgettingError(
-            "an id is no integer; the lake's user ids are integers",
+            f"an id is no integer; the lake's {kind} ids are integers",
             where=lake.uri(table),
-            next_step="name users by the ids that the log has",
+            next_step=f"name {kind}s by the ids that the log has",
         ) from error
 
 
@@ -94,7 +99,7 @@ def _refuse_switched_off(lake: Lake) -> None:
     view = Table.SYNTHETIC_TARGET_EVENTS
     if lake.exists(view) and lake.aside(view) is not None:
         raise ForgettingError(
-            "publication is switched off: the files of the feature view, which would come back with the users, are set aside",
+            "publication is switched off: the files of the feature view, which would come back with the rows, are set aside",
             where=lake.uri(view),
             next_step="switch it on, forget, and switch it off again: scalr publication enable",
         )
@@ -105,63 +110,95 @@ def _refuse_at_work(ledger: Ledger) -> None:
     if held:
         run_id, owner = next(iter(held.items()))
         raise LeaseHeld(
-            f"{owner} works on this run, which may have read events of the users",
+            f"{owner} works on this run, which may have read events that are to be forgotten",
             where=ledger.address,
             next_step="wait for it to end, or stop it, then repeat the command",
         ).at(run_id=run_id)
 
 
-def _intend(lake: Lake, ledger: Ledger, stones: Tombstones, user: int | str) -> None:
-    """Write the tombstone, and which translators learned from the user, before the events are gone."""
-    digest = stones.digest(user)
-    if digest in stones.users:  # the command was cut off
+def _intend(lake: Lake, ledger: Ledger, stones: Tombstones, one: int | str, kind: Kind) -> None:
+    """Write the tombstone, and which translators learned from a user, before the events are gone."""
+    digest = stones.digest(one, kind)
+    if digest in stones.of(kind):  # the command was cut off
         return
-    learned = any(rows_of(lake, table, Users([user])) for table in _EVENTS)
-    versions = tuple(one.version for one in ledger.model_versions()) if learned else ()
-    stones.put(Tombstone(digest, datetime.now(UTC), versions))
+    # A translator that knows an item is stale with the item's events, and is not let propose it.
+    learned = kind == "user" and any(rows_of(lake, table, Users([one])) for table in HELD[kind])
+    versions = tuple(found.version for found in ledger.model_versions()) if learned else ()
+    stones.put(Tombstone(digest, datetime.now(UTC), versions), kind)
 
 
-def _remove(settings: Settings, lake: Lake, users: Users, *, whole: bool) -> Counter[str]:
-    """Remove the users from everywhere.
+def _remove(settings: Settings, lake: Lake, ids: Ids, *, whole: bool) -> Counter[str]:
+    """Remove users or items from everywhere.
 
     Args:
         settings: The project's settings.
         lake: Its lake.
-        users: Who.
-        whole: Whether former versions of tables go although the current ones do not hold the users.
+        ids: Who, or what.
+        whole: Whether former versions of tables go although the current ones do not hold them.
     """
-    removed: Counter[str] = Counter()
+    tables, removed = TABLES[ids.kind], Counter[str]()
     with staging_folder(settings, "forget"):
         pass  # what killed processes had staged goes by this
     for round_ in range(_ROUNDS):
-        found = {table: forget_rows(lake, table, users) for table in OF_USERS}
+        everything = whole and round_ == 0
+        found = {table: forget_rows(lake, table, ids) for table in tables}
+        if ids.kind == "item" and (everything or any(found.values())):
+            found |= _rebuilt(settings, lake)
         before = datetime.now(UTC)
-        old = [table for table in OF_USERS if lake.exists(table) and (found[table] or (whole and round_ == 0))]
-        removed += Counter({table.value: count for table, count in found.items()})
+        old = [table for table in found if lake.exists(table) and (found[table] or everything)]
+        removed += Counter({table.value: count for table, count in found.items() if table in tables})
         removed["files of tables"] += sum(purge(lake, table, before=before) for table in old)
-        removed += forget_in_files(settings, users, parts=bool(old))
-        removed["online store"] += forget_entities(settings, users.ids)
-        if not any(rows_of(lake, table, users) for table in OF_USERS):
+        removed += forget_in_files(settings, ids, parts=bool(old))
+        if ids.kind == "item":
+            _refill(settings)
+        removed["online store"] += forget_entities(settings, ids.column, ids.ids)
+        if not any(rows_of(lake, table, ids) for table in tables):
             return removed
     raise ForgettingError(
-        "another process goes on adding events of the users",
+        f"another process goes on adding events of the {ids.kind}s",
         where=lake.root,
         next_step="stop what reads logs into the lake, then repeat the command",
     )
 
 
-def _conclude(ledger: Ledger, stones: Tombstones, user: int | str, counts: dict[str, int], *, together: int) -> None:
-    digest = stones.digest(user)
+def _rebuilt(settings: Settings, lake: Lake) -> dict[Table, int]:
+    """Build histories and statistics from the events that are left, where there were any; gives the tables, with whether they were."""
+    there = [table for table in MADE_OF_ITEMS if lake.exists(table) and lake.dataset(table).count_rows()]
+    if there:
+        from scalr_prod.histories import build_histories
+
+        build_histories(settings)
+    return dict.fromkeys(there, 1)
+
+
+def _refill(settings: Settings) -> None:
+    """Let the online store follow the tables where it was ever filled: users' histories there hold items."""
+    from scalr_prod.feast_store import apply_feature_repo, materialize
+    from scalr_prod.feast_store.filled import was_filled
+
+    if was_filled(settings):
+        apply_feature_repo(settings)
+        materialize(settings)
+
+
+def _conclude(ledger: Ledger, stones: Tombstones, one: int | str, kind: Kind, counts: dict[str, int], *, together: int) -> None:
+    digest = stones.digest(one, kind)
     if digest not in {change.key for change in ledger.history(subject="forgotten")}:
-        ledger.record_forgotten(digest, cause=json.dumps({"users": together, "removed": counts}))
-    stones.finish(digest, counts)
+        ledger.record_forgotten(digest, cause=json.dumps({f"{kind}s": together, "removed": counts}))
+    stones.finish(digest, counts, kind)
 
 
 def _report(
-    settings: Settings, stones: Tombstones, ids: Sequence[int | str], known: Sequence[int | str], counts: dict[str, int]
+    settings: Settings,
+    stones: Tombstones,
+    kind: Kind,
+    ids: Sequence[int | str],
+    known: Sequence[int | str],
+    counts: dict[str, int],
 ) -> ForgetReport:
-    versions = sorted({version for one in ids for version in stones.users[stones.digest(one)].versions})
+    versions = sorted({version for one in ids for version in stones.of(kind)[stones.digest(one, kind)].versions})
     limits = [found[1] for version in versions if (found := stones.retrain_by(settings, version)) is not None]
     if versions:
         logger.info("translator versions %s learned from these users: train a new one", ", ".join(map(str, versions)))
-    return ForgetReport(len(ids), len(known), counts, versions, min(limits, default=None))
+    users, items = (len(ids), 0) if kind == "user" else (0, len(ids))
+    return ForgetReport(users, items, len(known), counts, versions, min(limits, default=None))

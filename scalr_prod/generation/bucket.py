@@ -89,7 +89,10 @@ def in_scoring_order(rows: pa.Table, spec: RunSpec, folds: int) -> pa.Table:
 def ask(
     settings: Settings, spec: RunSpec, vocabulary: Vocabulary, rows: pa.Table, consumed: encoding.Consumed | None, *, folds: int
 ) -> Iterator[Contexts]:
-    """What the scorer is asked about rows of `read_bucket`, in batches: histories as of each event, read through Feast."""
+    """What the scorer is asked about rows of `read_bucket`, in batches: histories as of each event, read through Feast.
+
+    Items that were forgotten since the translator was trained are never to be proposed.
+    """
     from scalr_prod.feast_store import point_in_time
 
     joined = point_in_time(
@@ -108,9 +111,19 @@ def ask(
         noise_keys=rows["noise_key"].to_numpy().view(np.int64),
         consumed=consumed,
         users=rows[USER_ID].combine_chunks(),
+        never=_forgotten(settings, vocabulary),
         size=settings.generation.batch_size,
         most_bytes=int(settings.serving.max_request_mb * 2**20 * _REQUEST_SHARE),
     )
+
+
+def _forgotten(settings: Settings, vocabulary: Vocabulary) -> NDArray[np.int32]:
+    """Target indices of items that were forgotten: int32 [F]."""
+    from scalr_prod.tombstones import Tombstones
+
+    stones = Tombstones.open(settings)
+    held = stones.held(vocabulary.target_ids_all.to_pylist(), "item") if stones.items else []
+    return vocabulary.target_index(held) if held else np.empty(0, np.int32)
 
 
 def _fold(rows: pa.Table, spec: RunSpec, folds: int) -> NDArray[np.int32]:

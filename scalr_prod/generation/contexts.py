@@ -147,6 +147,7 @@ def batches(
     noise_keys: NDArray[np.int64],
     consumed: Consumed | None,
     users: pa.Array,
+    never: NDArray[np.int32],
     size: int,
     most_bytes: int,
 ) -> Iterator[Contexts]:
@@ -160,6 +161,7 @@ def batches(
         noise_keys: [B].
         consumed: What not to propose; None excludes nothing.
         users: [B].
+        never: int32 [F]. Target indices that no context may propose.
         size: Contexts in a batch.
         most_bytes: Upper limit of a batch's arrays.
     """
@@ -167,7 +169,7 @@ def batches(
     rows = len(times)
     none = np.zeros(rows, np.int64)
     had = consumed.before(users, times) if consumed else Had(np.empty(0, np.int32), none, none)
-    fixed = 8 * indices.shape[1] + 28
+    fixed = 8 * indices.shape[1] + 28 + 4 * len(never)
     start = 0
     while start < rows:
         stop = min(start + size, rows)
@@ -181,7 +183,7 @@ def batches(
             event_time=times[here],
             fold=folds[here],
             noise_key=noise_keys[here],
-            exclude=had[here].matrix(),
+            exclude=np.hstack([had[here].matrix(), np.broadcast_to(never, (stop - start, len(never)))]),
         )
         start = stop
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_ID, EVENT_TIMESTAMP, ITEM_ID, USER_ID
 from scalr_prod.ingest.commit import ROWS, Addition, Change, as_table_rows, commit_key, repeat_while_moving, scan
+from scalr_prod.instants import datetime_of
+from scalr_prod.replacements import REPLACED, Replacement
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +43,8 @@ def latest_of_each_id(db: Any, log: Log, chosen: DomainSettings) -> int:
 class Merging(Addition):
     """What a log whose events have ids adds to its events table, and what it changes there.
 
-    An event that the lake holds as it became known later than the log's stays as it is, where that time is mapped.
+    An event that the lake holds as it became known later than the log's stays as it is, where that time is mapped. The commit says since
+    when events differ, as a replacement does: what was made from a former event is stale.
     """
 
     def __init__(self, db: Any, lake: Lake, log: Log, chosen: DomainSettings) -> None:
@@ -52,7 +55,7 @@ class Merging(Addition):
         """Find the events that the table lacks, or holds otherwise."""
         self._missing = f"missing_{self.log.view}"
         if not self.lake.exists(self.table):
-            self.db.execute(f"CREATE OR REPLACE TEMP TABLE {self._missing} AS SELECT *, false AS known FROM {self.log.view}")
+            self.db.execute(f"CREATE OR REPLACE TEMP TABLE {self._missing} AS {self._all()}")
             self._compared = 0
             return
         version = self.lake.version(self.table)
@@ -67,7 +70,8 @@ class Merging(Addition):
         self.db.unregister("there_rows")
         other = " OR ".join(f"new.{name} IS DISTINCT FROM there.{name}" for name in names if name != EVENT_ID)
         self.db.execute(
-            f"CREATE OR REPLACE TEMP TABLE {self._missing} AS SELECT new.*, there.{EVENT_ID} IS NOT NULL AS known "
+            f"CREATE OR REPLACE TEMP TABLE {self._missing} AS SELECT new.*, there.{EVENT_ID} IS NOT NULL AS known, "
+            f"least(new.{EVENT_TIMESTAMP}, there.{EVENT_TIMESTAMP}) AS since "
             f"FROM {self.log.view} AS new LEFT JOIN there USING ({EVENT_ID}) "
             f"WHERE there.{EVENT_ID} IS NULL OR ({self._newer} AND ({other}))"
         )
@@ -75,8 +79,12 @@ class Merging(Addition):
         self._refuse_known_without_ids(version)
         self._compared = version
 
+    def _all(self) -> str:
+        """Every row of the log, as one that the table lacks."""
+        return f"SELECT *, false AS known, {EVENT_TIMESTAMP} AS since FROM {self.log.view}"
+
     def _without_ids(self, version: int, names: list[str]) -> None:
-        self.db.execute(f"CREATE OR REPLACE TEMP TABLE {self._missing} AS SELECT *, false AS known FROM {self.log.view}")
+        self.db.execute(f"CREATE OR REPLACE TEMP TABLE {self._missing} AS {self._all()}")
         self._refuse_known_without_ids(version, with_ids=EVENT_ID in names)
         self._compared = -1  # compared again, when the column is there
 
@@ -111,16 +119,29 @@ class Merging(Addition):
         def merge(version: int) -> Change:
             if version != self._compared:
                 self.compare()
-            rows, known = self.db.sql(f"SELECT count(*), count(*) FILTER (known) FROM {self._missing}").fetchall()[0]
+            rows, known, since = self.db.sql(
+                f"SELECT count(*), count(*) FILTER (known), epoch_us(min(since) FILTER (known)) FROM {self._missing}"
+            ).fetchall()[0]
             if not rows:
                 return Change(0, 0, self._compared)
             ordered = self.db.sql(
                 f"SELECT {names} FROM {self._missing} ORDER BY {EVENT_TIMESTAMP}, {USER_ID}, {ITEM_ID}, {EVENT_ID}"
             ).to_arrow_reader(ROWS)
             batches = as_table_rows(ordered, schema, count)
-            write = self.lake.merge if known else self.lake.append
-            by = {"on": EVENT_ID} if known else {}
-            done = write(self.table, batches, key=commit_key(), expected_version=version, **by)
+            key = commit_key()
+            if known:
+                replaced = Replacement(datetime_of(since), int(known), int(known))
+                done = self.lake.merge(
+                    self.table,
+                    batches,
+                    on=EVENT_ID,
+                    key=key,
+                    expected_version=version,
+                    record=replaced.to_json(),
+                    notes={REPLACED: version + 1},
+                )
+            else:
+                done = self.lake.append(self.table, batches, key=key, expected_version=version)
             return Change(int(rows) - int(known), 0, done.version, int(known))
 
         return repeat_while_moving(self.lake, self.table, merge)

@@ -110,17 +110,17 @@ class Users:
             domain: Of the log.
         """
         if self._map is None:
-            return without_forgotten(db, stones, query)
+            return without_forgotten(db, stones, query, domain)
         if domain == "source":
             # Whoever was forgotten before there was a pair stays away.
-            query = without_forgotten(db, stones, query, user=_own_sql())
+            query = without_forgotten(db, stones, query, domain, user=_own_sql())
             query = (
                 f"SELECT log.* REPLACE (coalesce({PAIRS}.target, {_own_sql('log.')}) AS {USER_ID}) FROM ({query}) AS log "
                 f"LEFT JOIN {PAIRS} ON {PAIRS}.source = CAST(log.{USER_ID} AS VARCHAR)"
             )
         else:
             query = f"SELECT * REPLACE (CAST({USER_ID} AS VARCHAR) AS {USER_ID}) FROM ({query})"
-        return without_forgotten(db, stones, query)
+        return without_forgotten(db, stones, query, domain)
 
     def check(self, db: Any, lake: Lake, log: Log, *, adds: bool) -> None:
         """Refuse what a map does not go with.

@@ -94,7 +94,7 @@ class Work:
         self.item, self.own = self._agree()
         #: Rows that stand for others: their event id is that of a later row, or they are dropped repetitions. By place.
         self.renewed: dict[str, int] = {}
-        #: Rows of users who were forgotten. By place.
+        #: Rows of users and items that were forgotten. By place.
         self.forgotten: dict[str, int] = {}
         self.users.load(db)
         self.logs = {place: self._view(domain, place) for domain in _BOTH for place in self.read[domain]}
@@ -146,7 +146,7 @@ class Work:
         self.forgotten[place] = staged.rows - rows
         if not rows:
             raise EmptyInput(
-                "holds only rows of users who were forgotten",
+                "holds only rows of users or items that were forgotten",
                 where=staged.origin,
                 next_step=f"check what [domains.{place}] names",
             )
@@ -296,9 +296,10 @@ class Work:
         """
         staged, log = self.events[place], self.logs[place]
         table = Table.events(log.domain)
-        if Tombstones.open(self.settings).users.keys() != self.stones.users.keys():
+        stones = Tombstones.open(self.settings)
+        if stones.users.keys() != self.stones.users.keys() or stones.items.keys() != self.stones.items.keys():
             raise CommitFailed(
-                "users were forgotten while the logs were read; nothing more was added",
+                "users or items were forgotten while the logs were read; nothing more was added",
                 where=self.lake.uri(table),
                 next_step="repeat the command",
             )

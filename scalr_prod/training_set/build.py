@@ -69,7 +69,7 @@ def build_training_set(settings: Settings, *, progress: bool = False) -> Trainin
         progress: Show a progress bar on stderr.
 
     Raises:
-        TrainingSetError: The window is empty, or holds no real event.
+        TrainingSetError: The window is empty, or holds no real event; or the task is classification, and there are no negatives.
         TrainingSetBusy: The lake changed while it was read, or another build is at work; repeat.
         QualityGateFailed: The gate said no; nothing was kept.
         FeatureStoreError: A feature of the user's own is not there, or cannot be joined; nothing was done.
@@ -106,6 +106,7 @@ def _build(settings: Settings, home: Path, *, progress: bool) -> TrainingSetRepo
             _put(folder / "version", home / f"v{version}", manifest | {"version": version})
             note_written(str(home), version)
     manifest = read_manifest(home / f"v{version}")
+    _check_labels(settings, window, manifest)
     _register(settings, home / f"v{version}", manifest)
     counts = {
         key: manifest[key] for key in ("rows", "real", "synthetic", "negatives", "missing_negatives", "synthetic_unknown")
@@ -147,8 +148,9 @@ def _inputs(settings: Settings, own: OwnFeatures | None) -> tuple[dict[str, Any]
         "name": options.name,
         "cutoff": cutoff.isoformat(),
         "start": start.isoformat() if start else None,
+        # The task decides no row: it asks for negatives, and for both labels.
         "settings": options.model_dump(
-            mode="json", exclude={"name", "cutoff", "start", "suite", *(_OWN if own is None else ())}
+            mode="json", exclude={"name", "cutoff", "start", "suite", "task", *(_OWN if own is None else ())}
         )
         | ({"sparse_below": settings.downstream.sparse_below} if options.segment_weights else {})
         | (held.to_run() if held else {}),
@@ -218,6 +220,7 @@ def _stage(
             next_step="repeat the command",
         )
     manifest = _describe(settings, window, inputs, version, made) | {"tables": states}
+    _check_labels(settings, window, manifest)
     digest = row_rules_digest(manifest)
     judged = made.kept if made.former is not None and made.former.manifest["judged_by"] == digest else {}
     validate_training_set(settings, version / ROWS, manifest, judged={(version / name).name for name in judged})
@@ -283,6 +286,18 @@ def _no_real_events(settings: Settings, window: Window) -> TrainingSetError:
         where=f"{settings.lake_url}/{Table.TARGET_EVENTS.value}",
         next_step="choose an earlier [training_set] start" if first else "choose a later [training_set] cutoff",
     )
+
+
+def _check_labels(settings: Settings, window: Window, manifest: dict[str, Any]) -> None:
+    """Refuse a set of one label for a classifier, which would learn nothing from it."""
+    if settings.training_set.task == "classification" and not manifest["negatives"]:
+        since = f"from {window.start.isoformat()} on and " if window.start else ""
+        raise TrainingSetError(
+            f"the training set for classification would hold one label: no row of label 0 could be drawn for the {manifest['real']} real "
+            f"events {since}before {window.cutoff.isoformat()}, whose users had had every item that was seen before",
+            where="[training_set]",
+            next_step='choose a longer time by start and cutoff, or task = "ranking" for a model that needs positives alone',
+        )
 
 
 def _unknown(settings: Settings, window: Window) -> int:

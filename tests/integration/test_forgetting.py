@@ -37,6 +37,12 @@ pytestmark = pytest.mark.slow
 START = datetime(2024, 1, 1, tzinfo=UTC)
 END = START + timedelta(days=40)
 TEXT, NUMBER = "zebra-7731-quokka", 7_731_773_177_317_731
+ITEM = "okapi-4242-numbat"
+
+
+def item_of(name, number):
+    """An item's id; one of the target domain's is nowhere else."""
+    return ITEM if (name, number) == ("t", 7) else f"{name}{number}"
 
 
 def write_logs(folder, person):
@@ -45,7 +51,7 @@ def write_logs(folder, person):
     others = [f"u{n}" for n in range(20)] if isinstance(person, str) else [1_000 + n for n in range(20)]
     for name, items, count in (("s", 12, 8), ("t", 10, 4)):
         rows = [
-            (user, f"{name}{rng.integers(items)}", START + timedelta(seconds=int(rng.integers(40 * 86_400))))
+            (user, item_of(name, rng.integers(items)), START + timedelta(seconds=int(rng.integers(40 * 86_400))))
             for user in [*others, person]
             for _ in range(count)
         ]
@@ -76,7 +82,7 @@ def accepted_run(project):
         {
             "event_id": [f"{number:032x}" for number in range(len(events))],
             "user_id": events["user_id"],
-            "item_id": [f"t{number % 10}" for number in range(len(events))],
+            "item_id": [item_of("t", number % 10) for number in range(len(events))],
             "event_timestamp": events["event_timestamp"],
             "probability": np.float32(0.2),
             "weight": np.float32(0.5),
@@ -96,7 +102,8 @@ def accepted_run(project):
     files = write_accepted(folder, table.to_reader(), schema)
     report = GateReport(spec.run_id, True, "strict", len(rows), len(rows), 0, [], files=files).to_json()  # noqa: FBT003
     report["rules"] = [
-        {"rule": "shown", "examples": json.loads(rows.tail(3)[["user_id", "item_id"]].to_json(orient="records"))}
+        {"rule": "shown", "examples": json.loads(rows.tail(3)[["user_id", "item_id"]].to_json(orient="records"))},
+        {"rule": "also", "examples": [{"user_id": "u1", "item_id": ITEM}, {"user_id": "u1", "item_id": "t1"}]},
     ]
     (folder / "gate.json").write_text(json.dumps({"inputs": {}, "report": report}))
     (folder / "run.json").write_text(json.dumps(spec.to_json()))
@@ -124,6 +131,7 @@ def fill(project, person):
     for name, text in (
         ("triton-server/server.log", f"asked for user {person} twice"),
         ("reports/x.html", f"<td>{person}</td>"),
+        ("reports/y.html", f"<td>{ITEM}</td>"),
     ):
         path = settings.home / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -274,11 +282,75 @@ def settings(filled, tmp_path):
     return load_settings(tmp_path / "logs" / "scalr.toml")
 
 
+@pytest.mark.parametrize("at", [None, "work._rebuilt", "work._refill"])
+def test_a_forgotten_item_is_nowhere_and_does_not_come_back(settings, filled, tmp_path, monkeypatch, at):
+    run_id, folder = filled[1], run_folder(settings, filled[1])
+    held = {"lake", "runs", "datasets", "evaluations", "reports", "feast_online.db"}
+    assert where(traces(settings.home, ITEM)) >= held
+    shutil.copytree(folder / "accepted", tmp_path / "backup")
+    with Project(settings) as project:
+        before = {table: project.lake.read(table).to_pandas() for table in (Table.TARGET_EVENTS, Table.SYNTHETIC_TARGET_EVENTS)}
+        former = project.training_set()
+        names, rows = former.vocabulary(), former.to_pandas()
+        theirs = before[Table.TARGET_EVENTS]["item_id"] == ITEM
+        published = before[Table.SYNTHETIC_TARGET_EVENTS]["item_id"] == ITEM
+        if at is not None:
+            with monkeypatch.context() as patched:
+                patched.setattr(f"scalr_prod.forgetting.{at}", cut_off)
+                with pytest.raises(KeyboardInterrupt):
+                    project.forget_items([ITEM])
+            assert project.ingest().domains["target"].rows_added == 0
+        report = project.forget_items([ITEM])
+        gone(settings, ITEM)
+        assert (report.users, report.items, report.known, report.translators) == (0, 1, 0, [])
+        if at is None:
+            assert report.removed["target_events"] == theirs.sum() > 0
+            assert report.removed["synthetic_target_events"] == published.sum() > 0
+            assert report.removed["target_items"] == 1
+        (proof,) = project.ledger.history(subject="forgotten")
+        assert proof.key == Tombstones.open(settings).digest(ITEM, "item")
+        left = project.lake.read(Table.TARGET_EVENTS).to_pandas()
+        assert len(left) == len(before[Table.TARGET_EVENTS]) - theirs.sum()
+        # Histories are those of the events that are left.
+        history = project.lake.read(Table.TARGET_USER_HISTORY).to_pandas()
+        assert history.groupby("user_id")["event_count"].max().to_dict() == left.groupby("user_id").size().to_dict()
+        # The training set keeps its other rows, their places and numbers; the item's place in histories is nobody's.
+        version = project.training_set()
+        verify(version.path, read_manifest(version.path))
+        kept = version.to_pandas()
+        assert len(kept) == version.manifest["rows"] == (rows["item_id"] != ITEM).sum() < len(rows)
+        wanted = rows[rows["item_id"] != ITEM]["target_user_history__item_ids"]
+        expected = [None if one is None else [None if item == ITEM else item for item in one] for one in wanted]
+        assert any(one is not None and None in one for one in expected)
+        assert [None if one is None else list(one) for one in kept["target_user_history__item_ids"]] == expected
+        numbers = Vocabulary.read(version.path)
+        assert list(numbers.encode("target_items", ["t3", ITEM])) == [next(iter(names.encode("target_items", ["t3"]))), 0]
+        assert len(version.torch(history_length=5)) == len(kept)
+        # What was made from its events is stale, and the logs do not bring it back.
+        assert {"dataset", "publish"} <= {state.stage for state in project.status() if state.stale}
+        domains = project.ingest().domains
+        assert [one.rows_forgotten for one in domains.values()] == [0, theirs.sum()]
+        assert [one.rows_added for one in domains.values()] == [0, 0]
+        for work in (
+            project.histories,
+            project.build_training_set,
+            lambda: project.ingest(replace=START),
+            lambda: project.rollback(run_id),
+            lambda: project.forget_items([ITEM]),
+        ):
+            work()
+            gone(settings, ITEM)
+        assert ITEM not in set(project.lake.read(Table.TARGET_ITEMS)["item_id"].to_pylist())
+        assert (settings.home / "reports" / "y.html").read_text() == "before\n<td>[forgotten]</td>\nafter\n"
+        assert traces(settings.home, TEXT)  # nobody else goes with it
+
+
+def cut_off(*_, **__):
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("at", ["work.forget_in_files", "files._renew", "work.forget_entities", "work._conclude"])
 def test_a_call_that_was_cut_off_goes_on(settings, filled, monkeypatch, at):
-    def cut_off(*_, **__):
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patched:
         patched.setattr(f"scalr_prod.forgetting.{at}", cut_off)
         with pytest.raises(KeyboardInterrupt):
@@ -329,6 +401,10 @@ def test_without_the_key_no_log_is_read(settings, tmp_path):
     assert json.loads(found.stdout)["users"] == 2
     assert TEXT not in found.stdout
     gone(settings, TEXT)
+    listed.write_text(f"{ITEM}\n")
+    found = CliRunner().invoke(app, ["forget", "--items", "--config", str(config), "--file", str(listed), "--json"])
+    assert json.loads(found.stdout)["items"] == 1
+    gone(settings, ITEM)
     (settings.home / "forgotten" / "secret").unlink()
     with Project(settings) as project, pytest.raises(ForgettingError, match="the key of the hashes is not there"):
         project.ingest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from scalr_prod.generation.partition import candidate_schema, close_tools, kept_
 from scalr_prod.generation.parts import part_path
 from scalr_prod.lake import Lake
 from scalr_prod.settings import load_settings
+from scalr_prod.tombstones import Tombstone, Tombstones
 
 LOCAL = {"serving": {"scorer": "local", "threads": 1}}
 
@@ -84,6 +85,22 @@ def test_rows_are_what_the_contract_says(made):
             ["user_id", "event_timestamp", "item_id"]
         ]
         assert order.equals(order.sort_values(list(order.columns), ignore_index=True))
+
+
+def test_an_item_that_was_forgotten_since_the_training_is_not_drawn(made, config, tmp_path):
+    rows = made[3]
+    item = rows["item_id"].mode()[0]
+    shutil.copytree(config.parent, tmp_path / "project")
+    copied = tmp_path / "project" / config.name
+    with Tombstones.changing(load_settings(copied, **LOCAL)) as stones:
+        stones.put(Tombstone(stones.digest(item, "item"), datetime.now(UTC)), "item")
+    _, _, _, without = make(copied, partitions=3)
+    assert item not in set(without["item_id"])
+    assert len(without) > 0.9 * len(rows)  # others are drawn in its place
+    contexts = ["user_id", "source_item_id", "source_event_timestamp"]
+    asked = rows[rows["item_id"] == item][contexts].drop_duplicates()
+    untouched = rows.merge(asked, on=contexts, how="left", indicator=True).query("_merge == 'left_only'")
+    assert untouched["event_id"].isin(without["event_id"]).mean() > 0.9
 
 
 def test_every_draw_is_accounted_for(made):

@@ -272,6 +272,23 @@ def test_negatives_had_been_seen_and_were_never_consumed_by_then(project, sampli
     assert not negatives["is_synthetic"].any()
 
 
+def test_a_set_for_classification_has_both_labels_or_is_refused(project):
+    settings, report, _ = build(project, name="classified", task="classification")
+    assert report.negatives > report.real  # four for each, where as many items are left
+    _, same, _ = build(project, name="classified", negatives_per_event=4)
+    assert (same.version, same.created) == (report.version, False)
+    first = lake(settings, Table.TARGET_EVENTS)["created_timestamp"].min()  # nothing was seen before the first events
+    early = {"name": "one_label", "cutoff": (first + pd.Timedelta(seconds=1)).to_pydatetime()}
+    with pytest.raises(TrainingSetError, match="would hold one label") as refused:
+        build(project, task="classification", **early)
+    assert 'task = "ranking"' in refused.value.next_step
+    assert not list((settings.home / "datasets" / "one_label").glob("v*"))
+    _, ranking, _ = build(project, negatives_per_event=4, **early)
+    assert (ranking.negatives, ranking.created) == (0, True)
+    with pytest.raises(TrainingSetError, match="would hold one label"):  # a version that is there already does not serve either
+        build(project, task="classification", **early)
+
+
 def test_real_rows_and_negatives_do_not_depend_on_what_was_published(project):
     """The same set without synthetic rows (their cutoff has not come) has the same other rows, but for what they contradict."""
     with_them = build(project, name="with", negatives_per_event=2, cutoff=at(DAYS + 90))[2].to_pandas()

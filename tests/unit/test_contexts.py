@@ -159,6 +159,7 @@ def test_batches_keep_order_and_stay_below_the_limit(size):
             noise_keys=np.arange(rows, dtype=np.int64),
             consumed=consumed,
             users=names,
+            never=np.empty(0, np.int32),
             size=size,
             most_bytes=limit,
         )

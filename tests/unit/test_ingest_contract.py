@@ -15,6 +15,7 @@ from scalr_prod.errors import BadValue, EmptyInput, ScalrError, SettingsError
 from scalr_prod.histories import build_histories
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
+from scalr_prod.replacements import Replacement, replaced_since
 from scalr_prod.settings import load_settings
 
 DAY = pd.Timestamp("2024-03-01T12:00:00Z")
@@ -297,6 +298,28 @@ def test_a_changed_event_changes_the_histories(project):
     items = Lake.open(settings).read(Table.SOURCE_USER_HISTORY).to_pandas()["item_ids"].explode()
     assert "changed" in set(items)
     assert "s0" not in set(items)
+
+
+@pytest.mark.parametrize(
+    ("changed", "since"),
+    [
+        ([("u0", "changed", 0), *plain()[1:]], DAY),
+        (
+            [*plain()[:-1], ("u9", "s19", 5)],
+            DAY + pd.Timedelta(days=1),
+        ),  # a later time: the former one is the first that differs
+        ([*plain()[:-1], ("u9", "s19", 0.5)], DAY + pd.Timedelta(days=0.5)),
+    ],
+    ids=["another item", "a later time", "an earlier time"],
+)
+def test_a_changed_event_counts_as_replaced_from_the_earlier_of_both_times_on(project, changed, since):
+    settings = project(log(plain(), id=same_ids), "", IDS)
+    ingest(settings)
+    before = Lake.open(settings).version(Table.SOURCE_EVENTS)
+    ingest(project(log([*plain(), ("u0", "s0", 9)], id=[*same_ids, "e20"]), "", IDS))
+    assert replaced_since(Lake.open(settings), Table.SOURCE_EVENTS, before) == []  # one that only comes replaces nothing
+    ingest(project(log([*changed, ("u1", "s1", 9)], id=[*same_ids, "e21"]), "", IDS))
+    assert replaced_since(Lake.open(settings), Table.SOURCE_EVENTS, before) == [Replacement(since.to_pydatetime(), 1, 1)]
 
 
 def test_ids_mapped_later_are_refused_where_events_would_count_twice(project):

@@ -44,6 +44,15 @@ def test_environment_wins_over_the_file(tmp_path, monkeypatch):
     assert "secret" not in repr(settings)
 
 
+def test_the_task_of_a_training_set_decides_whether_there_are_negatives(tmp_path, monkeypatch):
+    (tmp_path / "scalr.toml").write_text(DOMAINS)
+    assert load_settings(tmp_path / "scalr.toml").training_set.negatives_per_event == 0
+    monkeypatch.setenv("SCALR_TRAINING_SET__TASK", "classification")
+    assert load_settings(tmp_path / "scalr.toml").training_set.negatives_per_event == 4
+    (tmp_path / "scalr.toml").write_text(DOMAINS + "[training_set]\nnegatives_per_event = 2\n")
+    assert load_settings(tmp_path / "scalr.toml").training_set.negatives_per_event == 2
+
+
 def test_settings_are_frozen(tmp_path):
     settings = load_settings(write(tmp_path, DOMAINS))
     with pytest.raises(ValueError, match="frozen"):
@@ -63,6 +72,9 @@ def test_settings_are_frozen(tmp_path):
         ("[generation]\nend = 2024-02-01T00:00:00Z\nas_of = 2024-01-01T00:00:00Z", "before the window's end", "generation"),
         ('[compute]\ndask = "somewhere"', "[compute] dask", "dask"),
         ('[training_set]\nname = "../../etc"', "[training_set] name", "name"),
+        ('[training_set]\ntask = "regression"', "[training_set] task", "task"),
+        ('[training_set]\ntask = "classification"\nnegatives_per_event = 0', "rows of label 0", "[training_set]"),
+        ('[feast.export]\nkey = "customer id"', "[feast.export] key", "key"),
         ('[serving]\nmodel_name = "../x"', "[serving] model_name", "model_name"),
         ('[translator]\nestimators = ["linear", "linear"]', "each once", "estimators"),
         ('base = "/"', "unknown key 'base'", "remove it"),
