@@ -23,8 +23,8 @@ Pulse = TypeVar("Pulse", bound="Heartbeat")
 #: What takes less than this needs no line.
 _FIRST_S: Final = 2.0
 _EVERY_S: Final = 30.0
-#: Seconds between two lines; 0: none.
-_every: ContextVar[float] = ContextVar("scalr_heartbeat_s", default=_EVERY_S)
+#: Seconds before the first line, and between two lines; 0: none.
+_every: ContextVar[tuple[float, float]] = ContextVar("scalr_heartbeat_s", default=(_FIRST_S, _EVERY_S))
 _around: ContextVar[Heartbeat | None] = ContextVar("scalr_heartbeat", default=None)
 
 
@@ -109,7 +109,8 @@ def counting(
     counted = "{task.completed:,.0f}" + (f" of {total:,}" if total else "") + f" {unit}, {{task.fields[rate]}}"
     remaining = (TextColumn("left"), TimeRemainingColumn()) if total else ()
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn(counted), TimeElapsedColumn(), *remaining)
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress, lines_every(0):
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    with bar as progress, _told_by_another(_around.get()), lines_every(0):
         task = progress.add_task(label, total=total, completed=done, rate="")
         pulse = Heartbeat(label, total=total, unit=unit, done=done)
 
@@ -122,38 +123,53 @@ def counting(
 
 @contextmanager
 def beating(pulse: Pulse) -> Iterator[Pulse]:
-    """Write a line of log on the work in the block after 2 s, then as often as `lines_every` says, however long one step takes."""
-    every, around = _every.get(), _around.get()
+    """Write lines of log on the work in the block as often as `lines_every` says, however long one step takes."""
+    (first, every), around = _every.get(), _around.get()
     if not every:
         yield pulse
         return
     stopped = threading.Event()
 
     def beats() -> None:
-        wait = min(_FIRST_S, every)
+        wait = min(first, every)
         while not stopped.wait(wait):
             pulse.beat()
             wait = every
 
     thread = threading.Thread(target=in_context(beats), name="heartbeat", daemon=True)
     token = _around.set(pulse)
-    if around is not None:
-        around.within += 1
-    thread.start()
-    try:
-        yield pulse
-    finally:
-        stopped.set()
-        thread.join()
-        _around.reset(token)
-        if around is not None:
-            around.within -= 1
+    with _told_by_another(around):
+        thread.start()
+        try:
+            yield pulse
+        finally:
+            stopped.set()
+            thread.join()
+            _around.reset(token)
 
 
 @contextmanager
-def lines_every(seconds: float) -> Iterator[None]:
-    """Within the block, lines on the same piece of work are so many seconds apart; 0: there are none."""
-    token = _every.set(seconds)
+def _told_by_another(around: Heartbeat | None) -> Iterator[None]:
+    """Within the block, a bar or other lines tell how far a piece of work is."""
+    if around is None:
+        yield
+        return
+    around.within += 1
+    try:
+        yield
+    finally:
+        around.within -= 1
+
+
+@contextmanager
+def lines_every(seconds: float, *, bars: bool = False) -> Iterator[None]:
+    """Within the block, lines on the same piece of work are so many seconds apart, the first after 2 s; 0: there are none.
+
+    Args:
+        seconds: How many.
+        bars: Where bars are shown, too, they tell of short work: the first line comes as late as the others.
+    """
+    token = _every.set((seconds if bars else _FIRST_S, seconds))
     try:
         yield
     finally:

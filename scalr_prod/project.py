@@ -160,6 +160,14 @@ class Project(Steered):
         """
         return stages.PipelineReport.of(self._walk(stages.path()))
 
+    def dry_run(self, stage: str | None = None) -> stages.DryRun:
+        """What `run` would do, and about how long it would take by the rates of former runs; nothing is written.
+
+        Args:
+            stage: What this stage would do alone, such as ``generate``.
+        """
+        return stages.dry_run(self.settings, stages.path() if stage is None else stages.step(stage))
+
     def ingest(self, domain: str | None = None, *, replace: datetime | None = None) -> IngestReport:
         """Read the logs into the lake; reading the same input twice adds nothing.
 
@@ -380,7 +388,8 @@ class Project(Steered):
         """
         from scalr_prod.operations import maintain
 
-        return maintain(self.settings, dry_run=dry_run)
+        with stages.at_stage("maintain"):
+            return maintain(self.settings, dry_run=dry_run)
 
     def status(self) -> list[stages.StageState]:
         """Which stages are done, in their order, and the command that does each."""

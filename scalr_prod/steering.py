@@ -98,11 +98,15 @@ class Steered:
     def forget(self, users: Sequence[int | str]) -> ForgetReport:
         """Remove users, by their ids in the log, from all that the project keeps, and keep logs and runs from bringing them back."""
         from scalr_prod.forgetting import forget
+        from scalr_prod.stages import at_stage
 
-        return forget(self.settings, users)
+        with at_stage("forget"):
+            return forget(self.settings, users)
 
     def forget_items(self, items: Sequence[int | str]) -> ForgetReport:
         """Remove items of the target domain likewise; a translator that knows them is not let propose them."""
         from scalr_prod.forgetting import forget_items
+        from scalr_prod.stages import at_stage
 
-        return forget_items(self.settings, items)
+        with at_stage("forget"):
+            return forget_items(self.settings, items)

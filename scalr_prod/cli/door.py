@@ -71,7 +71,8 @@ class Door:
                 settings = self._begun(load_settings(self.config)) if self.config is not None else None
                 if settings is not None:
                     known.enter_context(about(project=settings.project_name))
-                known.enter_context(lines_every(0 if self.progress or settings is None else settings.logging.heartbeat_s))
+                every = 0 if settings is None else settings.logging.heartbeat_s
+                known.enter_context(lines_every(every, bars=self.progress))
                 with ending_in_order(), at_stage(self.stage, self.run_id):
                     report = work(settings, self.progress)
             except ScalrError as error:

@@ -14,13 +14,21 @@ if TYPE_CHECKING:
     from scalr_prod.project import Project
 
 
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Only say what would be done, for how many users and contexts, and about how long it would take."
+    ),
+]
+
+
 @app.command()
-def run(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
+def run(config: Config = DEFAULT_CONFIG, dry_run: DryRun = False, as_json: Json = False) -> None:
     """Do everything: from two logs to published synthetic events and a training set.
 
-    Example: scalr run --json
+    Example: scalr run --dry-run
     """
-    Door(config, as_json).open(lambda project: project.run())
+    Door(config, as_json).open(lambda project: project.dry_run() if dry_run else project.run())
 
 
 @app.command()
@@ -57,12 +65,12 @@ def histories(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
 
 
 @app.command()
-def generate(config: Config = DEFAULT_CONFIG, version: Version = None, as_json: Json = False) -> None:
+def generate(config: Config = DEFAULT_CONFIG, version: Version = None, dry_run: DryRun = False, as_json: Json = False) -> None:
     """Translate the window's source events into staged candidates.
 
     Example: scalr generate --version 3
     """
-    Door(config, as_json).open(lambda project: project.generate(version))
+    Door(config, as_json).open(lambda project: project.dry_run("generate") if dry_run else project.generate(version))
 
 
 @app.command()

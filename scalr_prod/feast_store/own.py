@@ -13,9 +13,10 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
+from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, PROVENANCE_COLUMNS, USER_ID, Table
 from scalr_prod.errors import FeatureStoreError
 from scalr_prod.feast_store.access import explained, open_feature_store
+from scalr_prod.feast_store.columns import limited_by_creation, source_columns
 from scalr_prod.feast_store.sources import ServiceSources, sources_of
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def open_own_features(settings: Settings) -> OwnFeatures | None:
 
     Raises:
         FeatureStoreError: There is no such repository, service, view or feature; a view has another key than user and item, or is
-            called like one of ours; or a source is no file, or not there.
+            called like one of ours; a feature is called like a row's provenance; or a source is no file, or not there.
     """
     options = settings.training_set
     if not options.features:
@@ -130,7 +131,8 @@ def open_own_features(settings: Settings) -> OwnFeatures | None:
         keys = _keys(settings, projections, views)
         sources = sources_of(store, projections, settings.project.storage_options)
         files = {one.name: _files(store, views[one.name]) for one in projections}
-        told = json.dumps({"digest": sources.digest, "files": files}, sort_keys=True)
+        defined = [_definition(one, views[one.name]) for one in projections]
+        told = json.dumps({"keys": keys, "defined": defined, "files": files}, sort_keys=True)
         return OwnFeatures(store, tuple(asked), tuple(projections), keys, sources, hashlib.sha256(told.encode()).hexdigest())
 
 
@@ -206,6 +208,12 @@ def _check(projections: list[FeatureViewProjection], views: dict[str, FeatureVie
                 next_step="leave it out, or give it another name (with_name in the service)",
             )
         names = {f"{called}__{feature.name}" for feature in projection.features}
+        if told := [feature.name for feature in projection.features if feature.name in PROVENANCE_COLUMNS]:
+            raise FeatureStoreError(
+                f"the feature {called}:{told[0]} is called like a column that tells a synthetic row from a real one",
+                where=where,
+                next_step="leave it out, or give it another name: no model may learn from where a row comes",
+            )
         if both := sorted(names & columns):
             raise FeatureStoreError(f"{both[0]} is named twice", where=where, next_step="name each feature once")
         columns |= names
@@ -232,6 +240,19 @@ def _keys(settings: Settings, projections: list[FeatureViewProjection], views: d
                 )
             found[key] = known[key]
     return found
+
+
+def _definition(projection: FeatureViewProjection, view: FeatureView) -> list[Any]:
+    """Whatever of a view's definition decides its values."""
+    source, columns = view.batch_source, source_columns(view.batch_source)
+    return [
+        projection.name_to_use(),
+        [[feature.name, str(feature.dtype)] for feature in projection.features],
+        {name: projection.join_key_map.get(name, name) for name in view.join_keys},
+        view.ttl.total_seconds() if view.ttl else 0,
+        source.path,
+        [dict(columns.column_of), columns.event, columns.created, limited_by_creation(view.name, view.tags, source.tags)],
+    ]
 
 
 def _files(store: FeatureStore, view: FeatureView) -> Any:

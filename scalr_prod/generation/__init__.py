@@ -7,12 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scalr_prod.generation.driver import generate
+    from scalr_prod.generation.foresight import Foreseen, foresee_run
     from scalr_prod.generation.plan import plan_run
     from scalr_prod.generation.report import GenerationReport
 
-__all__ = ["GenerationReport", "generate", "plan_run"]
+__all__ = ["Foreseen", "GenerationReport", "foresee_run", "generate", "plan_run"]
 
-_HOMES = {"generate": "driver", "plan_run": "plan", "GenerationReport": "report"}
+_HOMES = {
+    "Foreseen": "foresight",
+    "GenerationReport": "report",
+    "foresee_run": "foresight",
+    "generate": "driver",
+    "plan_run": "plan",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -11,24 +11,48 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID
+from scalr_prod.holdout import not_held_out_sql
 from scalr_prod.instants import micros_of
 from scalr_prod.translator.contexts import PADDING, Contexts, Had
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+    from datetime import datetime
 
     import pyarrow as pa
     from numpy.typing import NDArray
 
     from scalr_prod.translator.versions import Vocabulary
 
-__all__ = ["HISTORY_ITEMS", "HISTORY_TIMES", "Consumed", "batches", "encode_histories", "user_slices"]
+__all__ = ["HISTORY_ITEMS", "HISTORY_TIMES", "Consumed", "batches", "count_contexts", "encode_histories", "user_slices"]
 
 #: Columns of the point-in-time join that hold a history.
 HISTORY_ITEMS: Final = "source_user_history__item_ids"
 HISTORY_TIMES: Final = "source_user_history__event_timestamps"
 
 _DAY_US: Final = 86_400_000_000
+
+
+def count_contexts(
+    connection: Any, settings: Mapping[str, Any], *, start: datetime, end: datetime, as_of: datetime
+) -> tuple[int, int]:
+    """How many contexts a run translates, and of how many users.
+
+    Args:
+        connection: A DuckDB connection in which ``events`` are the source events.
+        settings: Those of the run's specification.
+        start: The window's first instant.
+        end: The instant after it.
+        as_of: Nothing that became known later counts.
+    """
+    each = "user_id" if settings["generation"]["contexts"] == "users" else "user_id, item_id, event_timestamp"
+    row = connection.execute(
+        f"""SELECT count(*), count(DISTINCT user_id) FROM (SELECT DISTINCT {each} FROM events
+           WHERE event_timestamp >= $start AND event_timestamp < $end AND created_timestamp <= $as_of
+           AND {not_held_out_sql(settings, "user_id")})""",
+        {"start": start, "end": end, "as_of": as_of},
+    ).fetchone()
+    return int(row[0]), int(row[1])
 
 
 def user_slices(users: pa.ChunkedArray, most: int) -> list[tuple[int, int]]:

@@ -18,7 +18,6 @@ from scalr_prod.generation.cluster import open_cluster, tell_driver, warm_up
 from scalr_prod.generation.partition import REASONS, candidate_schema, kept_part, make_part, parts_folder
 from scalr_prod.generation.parts import identity, part_path, read_manifest, remove_others, write_json
 from scalr_prod.generation.report import GenerationReport
-from scalr_prod.holdout import not_held_out_sql
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger, RunState, run_folder
 from scalr_prod.logs import about, start_logging
@@ -156,18 +155,12 @@ def _for_worker(settings: Settings) -> Settings:
 
 def _count_contexts(settings: Settings, spec: RunSpec) -> int:
     from scalr_prod.duck import open_duckdb, staging_folder
+    from scalr_prod.generation.contexts import count_contexts
 
     table = Table.SOURCE_EVENTS
     with staging_folder(settings, "count") as folder, open_duckdb(settings, folder) as connection:
         connection.register("events", Lake.open(settings).dataset(table, version=spec.table_versions[table]))
-        each = "user_id" if spec.settings["generation"]["contexts"] == "users" else "user_id, item_id, event_timestamp"
-        row = connection.execute(
-            f"""SELECT count(*) FROM (SELECT DISTINCT {each} FROM events
-               WHERE event_timestamp >= $start AND event_timestamp < $end AND created_timestamp <= $as_of
-               AND {not_held_out_sql(spec.settings, "user_id")})""",
-            {"start": spec.start, "end": spec.end, "as_of": spec.as_of},
-        ).fetchone()
-    return int(row[0])
+        return count_contexts(connection, spec.settings, start=spec.start, end=spec.end, as_of=spec.as_of)[0]
 
 
 def _align(settings: Settings, spec: RunSpec) -> Aligned:

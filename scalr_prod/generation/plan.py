@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from scalr_prod.settings import Settings
     from scalr_prod.translator.versions import TranslatorVersion
 
-__all__ = ["TABLES_READ", "plan_run"]
+__all__ = ["TABLES_READ", "RunWindow", "plan_run", "run_settings", "window_of"]
 
 #: Every table that generation reads; their versions are part of the run.
 TABLES_READ: Final = (Table.SOURCE_EVENTS, Table.TARGET_EVENTS, Table.SOURCE_USER_HISTORY)
@@ -37,6 +37,21 @@ class _Range:
     last: datetime | None
     in_window: int
     first_of_all: datetime | None
+
+
+@dataclass(frozen=True)
+class RunWindow:
+    """A run's window with every default resolved.
+
+    Attributes:
+        start: Its first instant (UTC).
+        end: The instant after it (UTC).
+        as_of: Nothing that became known later is read (UTC).
+    """
+
+    start: datetime
+    end: datetime
+    as_of: datetime
 
 
 def plan_run(settings: Settings, *, version: int | None = None, cause: str = "planned") -> RunSpec:
@@ -59,22 +74,18 @@ def plan_run(settings: Settings, *, version: int | None = None, cause: str = "pl
         TableNotFound: A stage was skipped.
         LakeError: A former version made the table of synthetic events, and no ingest has brought it up to date.
     """
+    from scalr_prod.duck import open_duckdb, staging_folder
     from scalr_prod.lake import Lake
-    from scalr_prod.translator import data_end
 
     wanted = settings.generation
     lake = Lake.open(settings)
     lake.require(Table.SYNTHETIC_TARGET_EVENTS, "source_domain")
     versions = {table.value: lake.version(table) for table in TABLES_READ}
-    end = wanted.end or data_end(settings)
-    as_of = wanted.as_of or end
-    start = wanted.start or (end - _CAUSAL_WINDOW if wanted.mode == "causal" else None)
-    found = _known_range(settings, lake.dataset(Table.SOURCE_EVENTS, version=versions[Table.SOURCE_EVENTS]), start, end, as_of)
-    if found.first is None or found.last is None or not found.in_window:
-        raise _empty(start, end, as_of, found)
-    start = start or found.first
+    with staging_folder(settings, "plan") as folder, open_duckdb(settings, folder) as connection:
+        connection.register("events", lake.dataset(Table.SOURCE_EVENTS, version=versions[Table.SOURCE_EVENTS]))
+        window = window_of(settings, connection)
+    start, end, as_of = window.start, window.end, window.as_of
     translator = _choose(settings, version, start if wanted.mode == "causal" else as_of)
-    held = Holdout.of(settings)
     spec = RunSpec.make(
         mode=wanted.mode,
         start=start,
@@ -85,16 +96,44 @@ def plan_run(settings: Settings, *, version: int | None = None, cause: str = "pl
         translator_sha256=translator.sha256,
         translator_trained_until=translator.trained_until,
         table_versions=versions,
-        settings={
-            "generation": _row_settings(wanted),
-            "histories": {"length": settings.histories.length},
-            "sources": list(settings.domains.source_names),
-            **(held.to_run() if held else {}),
-        },
+        settings=run_settings(settings),
     )
     with Ledger.open(settings) as ledger:
         ledger.begin_run(spec, cause=cause)
     return spec
+
+
+def window_of(settings: Settings, connection: Any) -> RunWindow:
+    """The window of the settings; see `plan_run` for the defaults.
+
+    Args:
+        settings: The project's settings.
+        connection: A DuckDB connection in which ``events`` are the source events.
+
+    Raises:
+        EmptyWindow: No source event of the window was known by ``as_of``.
+    """
+    from scalr_prod.translator import data_end
+
+    wanted = settings.generation
+    end = wanted.end or data_end(settings)
+    as_of = wanted.as_of or end
+    start = wanted.start or (end - _CAUSAL_WINDOW if wanted.mode == "causal" else None)
+    found = _known_range(connection, start, end, as_of)
+    if found.first is None or found.last is None or not found.in_window:
+        raise _empty(start, end, as_of, found)
+    return RunWindow(start or found.first, end, as_of)
+
+
+def run_settings(settings: Settings) -> dict[str, Any]:
+    """Those settings that change a run's rows, as its specification keeps them."""
+    held = Holdout.of(settings)
+    return {
+        "generation": _row_settings(settings.generation),
+        "histories": {"length": settings.histories.length},
+        "sources": list(settings.domains.source_names),
+        **(held.to_run() if held else {}),
+    }
 
 
 def _row_settings(wanted: GenerationSettings) -> dict[str, Any]:
@@ -110,18 +149,14 @@ def _row_settings(wanted: GenerationSettings) -> dict[str, Any]:
     }
 
 
-def _known_range(settings: Settings, events: Any, start: datetime | None, end: datetime, as_of: datetime) -> _Range:
-    from scalr_prod.duck import open_duckdb, staging_folder
-
-    with staging_folder(settings, "plan") as folder, open_duckdb(settings, folder) as connection:
-        connection.register("events", events)
-        row = connection.execute(
-            f"""SELECT epoch_us(min({EVENT_TIMESTAMP}) FILTER (known)), epoch_us(max({EVENT_TIMESTAMP}) FILTER (known)),
-                       count(*) FILTER (known AND {EVENT_TIMESTAMP} < $end AND ($start IS NULL OR {EVENT_TIMESTAMP} >= $start)),
-                       epoch_us(min({EVENT_TIMESTAMP}))
-                FROM (SELECT {EVENT_TIMESTAMP}, {CREATED_TIMESTAMP} <= $as_of AS known FROM events)""",
-            {"start": start, "end": end, "as_of": as_of},
-        ).fetchone()
+def _known_range(connection: Any, start: datetime | None, end: datetime, as_of: datetime) -> _Range:
+    row = connection.execute(
+        f"""SELECT epoch_us(min({EVENT_TIMESTAMP}) FILTER (known)), epoch_us(max({EVENT_TIMESTAMP}) FILTER (known)),
+                   count(*) FILTER (known AND {EVENT_TIMESTAMP} < $end AND ($start IS NULL OR {EVENT_TIMESTAMP} >= $start)),
+                   epoch_us(min({EVENT_TIMESTAMP}))
+            FROM (SELECT {EVENT_TIMESTAMP}, {CREATED_TIMESTAMP} <= $as_of AS known FROM events)""",
+        {"start": start, "end": end, "as_of": as_of},
+    ).fetchone()
     return _Range(_instant(row[0]), _instant(row[1]), int(row[2]), _instant(row[3]))
 
 

@@ -13,18 +13,21 @@ before it.
 
 from __future__ import annotations
 
+from scalr_prod.stages.dry import DryRun, dry_run
 from scalr_prod.stages.graph import GRAPH
 from scalr_prod.stages.job import Job, PipelineReport, Report, Stage, StageState
 from scalr_prod.stages.walking import at_stage, path, resume_run, states, step, walk
 
 __all__ = [
     "GRAPH",
+    "DryRun",
     "Job",
     "PipelineReport",
     "Report",
     "Stage",
     "StageState",
     "at_stage",
+    "dry_run",
     "path",
     "resume_run",
     "states",

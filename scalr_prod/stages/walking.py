@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from scalr_prod.settings import Settings
     from scalr_prod.stages.job import Stage
 
-__all__ = ["at_stage", "path", "resume_run", "states", "step", "walk"]
+__all__ = ["at_stage", "needed", "path", "resume_run", "states", "step", "walk"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,9 +36,9 @@ def path(first: str | None = None, last: str = "dataset", *, without: Collection
         last: The stage to reach.
         without: Stages that are left out.
     """
-    wanted = _needed(last) | {last}
+    wanted = needed(last) | {last}
     if first is not None:
-        wanted = {name for name in wanted if name == first or first in _needed(name)}
+        wanted = {name for name in wanted if name == first or first in needed(name)}
     return tuple(stage for stage in GRAPH if stage.name in wanted and stage.name not in without)
 
 
@@ -54,8 +54,8 @@ def walk(job: Job, stages: Iterable[Stage]) -> Job:
     Raises:
         ScalrError: Any stage's, with the stage and the run named.
     """
-    every = 0 if job.progress else job.settings.logging.heartbeat_s
-    with about(project=job.settings.project_name), lines_every(every), traced_together():
+    lines = lines_every(job.settings.logging.heartbeat_s, bars=job.progress)
+    with about(project=job.settings.project_name), lines, traced_together():
         for stage in stages:
             started = time.perf_counter()
             told = traced(job.settings, stage.name, run_id=lambda: job.run_id, light=stage.light)
@@ -116,10 +116,10 @@ def _stage(name: str) -> Stage:
     return next(stage for stage in GRAPH if stage.name == name)
 
 
-def _needed(name: str) -> set[str]:
+def needed(name: str) -> set[str]:
     """All stages that come before one."""
     direct = _stage(name).needs
-    return set(direct).union(*(_needed(one) for one in direct))
+    return set(direct).union(*(needed(one) for one in direct))
 
 
 def _light_needs(name: str) -> set[str]:

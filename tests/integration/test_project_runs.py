@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from support.small import LOCAL, lean
 
-from scalr_prod import Project
+from scalr_prod import Project, stages
 from scalr_prod.contracts import Table
 from scalr_prod.ledger import RunState, run_folder
 
@@ -76,3 +76,37 @@ def test_each_method_acts_on_the_run_that_it_is_asked_for(two_runs):
     assert not (run_folder(project.settings, one) / "candidates").exists()
     assert project.resume(two).stages["publish"]["outcome"] == "published"
     assert len(project.runs()) == 2
+
+
+def test_a_dry_run_tells_what_would_be_done_and_leaves_the_home_as_it_is(two_runs):
+    project, _, _ = two_runs
+    home = project.settings.home
+    before = files_of(home)
+    source = project.lake.read(Table.SOURCE_EVENTS).to_pandas()
+    mine = source[source["event_timestamp"].between(TRAINED + WEEK, TRAINED + 2 * WEEK, inclusive="left")]
+    contexts = len(mine.drop_duplicates(["user_id", "item_id", "event_timestamp"]))
+
+    found = project.dry_run().to_json()
+    assert (found["contexts"], found["users"], found["partitions"]) == (contexts, mine["user_id"].nunique(), 8)
+    would = found["stages"]
+    assert list(would) == [stage.name for stage in stages.GRAPH if not stage.light]
+    assert {would[name] for name in ("ingest", "histories", "translator", "generate")} == {"done"}
+    assert {would[name] for name in ("validate", "publish", "dataset")} == {"make"}
+
+    # Another window is another run: about as long as the ledger says that contexts took.
+    with Project(project.settings.with_sections(generation=window(2))) as later:
+        found = later.dry_run("generate").to_json()
+        assert found["stages"] == {"generate": "make"}
+        took = []
+        for run in later.runs():
+            contexts = sum(part.manifest["contexts"] for part in later.ledger.partitions(run.run_id))
+            at = {change.to_state: change.at for change in later.ledger.transitions(run.run_id)}
+            took.append((at[RunState.GENERATED] - at[RunState.GENERATING]).total_seconds() / contexts)
+        assert found["seconds"]["generate"] == pytest.approx(min(took) * found["contexts"], abs=0.1)
+        assert found["seconds_in_all"] == found["seconds"]["generate"] > 0
+        assert "contexts a second in former runs" in found["measured"]
+    assert files_of(home) == before
+
+
+def files_of(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

@@ -12,7 +12,7 @@ import pytest
 from deltalake import write_deltalake
 from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, FileSource
 from feast.data_format import DeltaFormat
-from feast.types import Int64, String
+from feast.types import Float64, Int64, String
 from feast.value_type import ValueType
 from feast_project import STAMP, T0, hours
 
@@ -68,10 +68,17 @@ def theirs(tmp_path) -> Path:
     profile = FeatureView(name="profile", entities=[customer], schema=[Field(name="plan", dtype=String)], source=plans)
     about = FeatureView(name="about", entities=[film], schema=[Field(name="length", dtype=Int64)], source=facts)
     pq.write_table(pa.table({"place": ["x"], "at": pa.array([T0], STAMP), "rain": [1]}), repo / "rain.parquet")
+    pq.write_table(pa.table({"customer": ["a"], "at": pa.array([T0], STAMP), "probability": [0.5]}), repo / "odds.parquet")
+    risky = FeatureView(
+        name="risky",
+        entities=[customer],
+        schema=[Field(name="probability", dtype=Float64)],
+        source=FileSource(name="odds", path="odds.parquet", timestamp_field="at"),
+    )
     rain = FileSource(name="rain", path="rain.parquet", timestamp_field="at")
     weather = FeatureView(name="weather", entities=[place], schema=[Field(name="rain", dtype=Int64)], source=rain)
     service = FeatureService(name="their_service", features=[profile.with_name("user"), about])
-    FeatureStore(repo_path=str(repo)).apply([customer, film, place, profile, about, weather, service])
+    FeatureStore(repo_path=str(repo)).apply([customer, film, place, profile, about, weather, risky, service])
     return repo
 
 
@@ -122,6 +129,18 @@ def test_a_new_version_is_made_where_their_tables_have_changed_and_only_then(own
     assert 7 in set(TrainingSet.open(again.path.replace("v2", "v3")).to_pandas()["about__length"])
 
 
+def test_a_new_version_is_made_where_a_definition_has_changed(own, theirs):
+    settings = with_features(own, "profile")
+    first = TrainingSet.open(build_training_set(settings).path).to_pandas()
+    store = FeatureStore(repo_path=str(theirs))
+    profile = store.get_feature_view("profile")
+    profile.ttl = timedelta(minutes=30)
+    store.apply([profile])
+    report = build_training_set(settings)
+    assert (report.version, report.created) == (2, True)
+    assert TrainingSet.open(report.path).to_pandas()["profile__plan"].isna().sum() > first["profile__plan"].isna().sum()
+
+
 def test_without_features_of_ones_own_a_version_is_what_it_was(own, theirs):
     plain = build_training_set(load_settings(own.base / "scalr.toml"))
     elsewhere = with_features(own, features=[])
@@ -134,12 +153,13 @@ def test_without_features_of_ones_own_a_version_is_what_it_was(own, theirs):
         (
             ["nobodys"],
             {},
-            "there is no feature service or view 'nobodys'; there are the services their_service and the views about, profile, weather",
+            "no feature service or view 'nobodys'; there are the services their_service and the views about, profile, risky, weather",
         ),
         (["nobodys:plan"], {}, "there is no feature view 'nobodys'"),
         (["profile:colour"], {}, "the view profile has no feature 'colour'; it has: plan"),
         (["about", "about:length"], {}, "about__length is named twice"),
         (["weather"], {}, "the view weather is joined on 'place', which is neither the user nor the item"),
+        (["risky"], {}, "the feature risky:probability is called like a column that tells a synthetic row from a real one"),
         (["profile"], {"feature_keys": {}}, "the view profile is joined on 'customer'"),
         (["profile"], {"features_repo": "elsewhere"}, "there is no feature repository"),
     ],

@@ -59,6 +59,17 @@ def test_work_without_figures_is_silent_while_a_part_of_it_has_some(lines):
         assert lines(told + 2)[-1].message.startswith("histories: at work for")
 
 
+def test_where_bars_are_shown_work_without_one_is_told_by_lines(lines):
+    with lines_every(0.02, bars=True), beating(Heartbeat("ingest")):
+        lines(1)
+        with counting("read source", show=True):
+            told = len(lines(1)) + 1  # one line may have been under way
+            time.sleep(0.3)
+            assert len(lines(1)) <= told
+        told = len(lines(1))
+        assert lines(told + 2)[-1].message.startswith("ingest: at work for")
+
+
 def test_short_work_writes_no_line(caplog):
     caplog.set_level("INFO", logger="scalr_prod")
     with counting("nothing", show=False, total=1) as advance:

@@ -1,0 +1,74 @@
+"""What a run would translate, without a run: its window, how many contexts of how many users. Nothing is written."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scalr_prod.contracts import Table
+from scalr_prod.generation.contexts import count_contexts
+from scalr_prod.generation.plan import TABLES_READ, run_settings, window_of
+from scalr_prod.lake import Lake
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from scalr_prod.ledger import RunSpec
+    from scalr_prod.settings import Settings
+
+__all__ = ["Foreseen", "foresee_run"]
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """A run that might be.
+
+    Attributes:
+        start: The window's first instant (UTC).
+        end: The instant after the window (UTC).
+        as_of: Nothing that became known later would be read (UTC).
+        contexts: How many contexts would be translated.
+        users: Of how many users.
+        partitions: In how many parts.
+    """
+
+    start: datetime
+    end: datetime
+    as_of: datetime
+    contexts: int
+    users: int
+    partitions: int
+
+    def is_run(self, settings: Settings, spec: RunSpec) -> bool:
+        """Whether a run of the ledger is this one, if the same translator is asked."""
+        lake, same = Lake.open(settings), (self.start, self.end, self.as_of) == (spec.start, spec.end, spec.as_of)
+        versions = {table.value: lake.version(table) for table in TABLES_READ}
+        chosen = settings.generation
+        facts = (chosen.mode, chosen.seed, versions, run_settings(settings))
+        return same and facts == (spec.mode, spec.seed, dict(spec.table_versions), dict(spec.settings))
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values; times as ISO 8601 in UTC."""
+        return vars(self) | {name: getattr(self, name).isoformat() for name in ("start", "end", "as_of")}
+
+
+def foresee_run(settings: Settings) -> Foreseen:
+    """The run of the settings' window, on the events that the lake has now.
+
+    Raises:
+        EmptyWindow: No source event of the window was known by ``as_of``.
+        TableNotFound: Nothing was ingested yet.
+    """
+    from scalr_prod.duck import open_duckdb
+
+    lake = Lake.open(settings)
+    events = lake.dataset(Table.SOURCE_EVENTS, version=lake.version(Table.SOURCE_EVENTS))
+    # What DuckDB spills goes beside the project, not into it.
+    with tempfile.TemporaryDirectory(prefix="scalr-") as folder, open_duckdb(settings, Path(folder)) as connection:
+        connection.register("events", events)
+        window = window_of(settings, connection)
+        chosen = run_settings(settings)
+        contexts, users = count_contexts(connection, chosen, start=window.start, end=window.end, as_of=window.as_of)
+    return Foreseen(window.start, window.end, window.as_of, contexts, users, settings.generation.partitions)

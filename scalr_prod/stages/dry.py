@@ -1,0 +1,154 @@
+"""A dry run: what a walk over the graph would do, and about how long it would take. Nothing is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from scalr_prod.contracts import Table
+from scalr_prod.errors import EmptyWindow
+from scalr_prod.stages.walking import needed, states
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from datetime import datetime
+
+    from scalr_prod.generation import Foreseen
+    from scalr_prod.ledger import Ledger, Run
+    from scalr_prod.settings import Settings
+    from scalr_prod.stages.job import Stage
+
+__all__ = ["DryRun", "dry_run"]
+
+#: Former runs that rates are taken from.
+_LOOKED_AT: Final = 10
+#: Stages of a run, by the states between which the ledger has their time.
+_TIMED: Final = {
+    "generate": ("generating", "generated"),
+    "validate": ("generated", "validated"),
+    "publish": ("validated", "published"),
+}
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What would be done.
+
+    Attributes:
+        run: The window, contexts and users; None: not known before the logs are read.
+        why: Why it is not known.
+        stages: Each stage that takes time, and whether it would be done (``make``) or is done (``done``), and only looks for what is new.
+        seconds: Estimated for stages that would be done, where former runs of the project were measured.
+        measured: What the estimate rests on, in words.
+    """
+
+    run: Foreseen | None
+    why: str | None
+    stages: Mapping[str, str]
+    seconds: Mapping[str, float]
+    measured: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        run = {"window": self.why} if self.run is None else self.run.to_json()
+        missing = [name for name, would in self.stages.items() if would == "make" and name not in self.seconds]
+        return {
+            **run,
+            "stages": dict(self.stages),
+            "seconds": dict(self.seconds),
+            "seconds_in_all": None if missing else round(sum(self.seconds.values()), 1),
+            "not_measured": missing,
+            "measured": self.measured,
+        }
+
+
+def dry_run(settings: Settings, graph: Iterable[Stage]) -> DryRun:
+    """Look at what a walk would find.
+
+    Args:
+        settings: The project's settings.
+        graph: The stages.
+
+    Raises:
+        ScalrError: The lake or the ledger is there, and cannot be read.
+    """
+    from scalr_prod.policy import follow_policy
+
+    settings, _ = follow_policy(settings)
+    graph = [stage for stage in graph if not stage.light]
+    found, why = _foreseen(settings)
+    if not _has_ledger(settings):
+        done = {stage.name: not _of_ledger(stage.name) and settings.home.is_dir() and stage.done(settings) for stage in graph}
+        would = {name: "done" if there else "make" for name, there in done.items()}
+        return DryRun(found, why, would, {}, "no former run of this project: no time can be told")
+    from scalr_prod.ledger import Ledger
+
+    done = {state.stage: state.done for state in states(settings)}
+    with Ledger.open(settings) as ledger:
+        runs = ledger.runs(limit=_LOOKED_AT)
+        if found is None or not runs or not found.is_run(settings, runs[0].spec):  # another run would be planned
+            done |= dict.fromkeys((name for name in done if name == "plan" or "plan" in needed(name)), False)
+        rates = _rates(ledger, runs)
+    would = {stage.name: "done" if done[stage.name] else "make" for stage in graph}
+    seconds = {} if found is None else {name: round(rate * found.contexts, 1) for name, rate in rates.items()}
+    seconds |= {name: took for name, took in _ended(settings).items() if name not in seconds}
+    seconds = {name: took for name, took in seconds.items() if would.get(name) == "make"}
+    return DryRun(found, why, would, seconds, _told(rates, seconds))
+
+
+def _foreseen(settings: Settings) -> tuple[Foreseen | None, str | None]:
+    from scalr_prod.generation import foresee_run
+    from scalr_prod.lake import Lake
+
+    lake = Lake.open(settings)
+    if not all(lake.exists(table) for table in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS, Table.SOURCE_USER_HISTORY)):
+        return None, "not known before the logs are read: scalr ingest, scalr histories"
+    try:
+        return foresee_run(settings), None
+    except EmptyWindow as error:
+        return None, error.found
+
+
+def _has_ledger(settings: Settings) -> bool:
+    """Whether there is a ledger: opening one that is not there makes it."""
+    import sqlalchemy as sa
+
+    url = sa.make_url(settings.ledger_url)
+    return url.get_backend_name() != "sqlite" or Path(url.database or "").is_file()
+
+
+def _of_ledger(name: str) -> bool:
+    return name == "translator" or "translator" in needed(name)
+
+
+def _rates(ledger: Ledger, runs: list[Run]) -> dict[str, float]:
+    """Seconds a context, by stage: the least of the runs, since a run may have waited for somebody between two stages."""
+    found: dict[str, float] = {}
+    for run in runs:
+        contexts = sum(int(part.manifest.get("contexts", 0)) for part in ledger.partitions(run.run_id))
+        changes = ledger.transitions(run.run_id)
+        if not contexts:
+            continue
+        entered: dict[str, datetime] = {}
+        for change in changes:
+            for stage, (before, after) in _TIMED.items():
+                if change.to_state.value == after and change.from_state is not None and change.from_state.value == before:
+                    rate = (change.at - entered[before]).total_seconds() / contexts
+                    found[stage] = min(rate, found.get(stage, rate))
+            entered[change.to_state.value] = change.at
+    return found
+
+
+def _ended(settings: Settings) -> dict[str, float]:
+    """How long stages took the last time, where ``[metrics]`` keeps it."""
+    from scalr_prod.metrics.ended import ended_stages
+
+    return {name: round(ended["seconds"], 1) for name, ended in ended_stages(settings).items() if ended["outcome"] == "done"}
+
+
+def _told(rates: Mapping[str, float], seconds: Mapping[str, float]) -> str:
+    if not seconds and not rates:
+        return "no former run of this project was measured: no time can be told"
+    rate = f"{1 / rates['generate']:.0f} contexts a second in former runs" if rates.get("generate") else "former runs"
+    return f"{rate}; stages other than generate, validate and publish are measured where [metrics] is on"

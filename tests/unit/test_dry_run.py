@@ -1,0 +1,46 @@
+"""`scalr run --dry-run` before there is anything to look at."""
+
+from __future__ import annotations
+
+import json
+
+from typer.testing import CliRunner
+
+from scalr_prod import Project
+from scalr_prod.cli import app
+
+runner = CliRunner()
+
+
+def files_of(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def told(project, *arguments) -> dict:
+    done = runner.invoke(app, [*arguments, "--dry-run", "--json", "--config", str(project)])
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+def test_before_anything_was_made_nothing_is(project, settings):
+    before = files_of(project.parent)
+    found = told(project, "run")
+    assert set(found["stages"].values()) == {"make"}
+    assert found["window"] == "not known before the logs are read: scalr ingest, scalr histories"
+    assert found["seconds_in_all"] is None
+    assert found["measured"] == "no former run of this project: no time can be told"
+    assert files_of(project.parent) == before
+    assert not settings.home.exists()
+
+
+def test_what_is_there_is_told_from_what_is_missing(project, settings):
+    with Project(settings) as opened:
+        opened.ingest()
+        opened.histories()
+    before = files_of(settings.home)
+    found = told(project, "run")
+    assert {name for name, would in found["stages"].items() if would == "done"} == {"ingest", "histories"}
+    assert found["contexts"] > found["users"] == 300
+    assert found["not_measured"] == ["translator", "generate", "validate", "publish", "late", "dataset"]
+    assert told(project, "generate")["stages"] == {"generate": "make"}
+    assert files_of(settings.home) == before
