@@ -12,6 +12,7 @@ import pytest
 from support import order, warm
 
 
+@pytest.mark.slow
 def test_a_warm_command_has_its_own_arguments_environment_folder_and_end(tmp_path):
     program = (
         "import json, os, sys, torch\n"
@@ -27,11 +28,13 @@ def test_a_warm_command_has_its_own_arguments_environment_folder_and_end(tmp_pat
     assert dict(os.environ) == before
 
 
+@pytest.mark.slow
 def test_what_is_the_projects_own_is_imported_anew():
     program = "import sys; print([name for name in sys.modules if name.partition('.')[0] == 'scalr_prod'])"
     assert warm.run([sys.executable, "-c", program], check=True).stdout == "[]\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "code", "says"),
     [
