@@ -28,7 +28,7 @@ browser: ## headless Chromium for the tests of the report's pages, where Debian'
 demo: setup ## the whole pipeline on a year of grocery transactions
 	.venv/bin/python scripts/demo.py
 
-test: setup browser lint ## every test, on real components; files are shared out among two processes
+test: setup browser lint ## every test, on real components; files are shared out among two processes, the dearest first
 	$(PYTEST) -m "not nightly" -n 2 --dist loadfile
 
 test-fast: setup ## the tests that take seconds

@@ -169,6 +169,17 @@ def amazon() -> Path:
 
 
 @pytest.fixture(scope="session")
+def here():
+    """Address of a scheduler whose workers are threads of this process: it costs no start-up."""
+    from distributed import LocalCluster
+
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=False, protocol="tcp", host="127.0.0.1", dashboard_address=":0"
+    ) as cluster:
+        yield cluster.scheduler_address
+
+
+@pytest.fixture(scope="session")
 def postgres():
     """A PostgreSQL for all tests of the session, each with databases of its own."""
     server = Postgres()

@@ -32,7 +32,13 @@ def published(folder: Path) -> int:
     return DeltaTable(str(folder / ".scalr" / "lake" / "synthetic_target_events")).to_pyarrow_table().num_rows
 
 
-def test_independent_logs_are_refused_and_published_only_on_purpose(tmp_path, scalr):
+@pytest.fixture
+def at_hand(here, monkeypatch):
+    """Workers that are there already."""
+    monkeypatch.setenv("SCALR_COMPUTE__DASK", here)
+
+
+def test_independent_logs_are_refused_and_published_only_on_purpose(tmp_path, scalr, at_hand):
     config = World(signal=0.0, repeats=0.2, drift=0.5, **WORLD).make().write(tmp_path, LEAN + "min_source_coverage = 0\n")
     code, error, stderr = scalr("run", config=config, timeout=1400)
     assert (code, error["error"]) == (3, "QualityGateFailed"), stderr
@@ -45,7 +51,7 @@ def test_independent_logs_are_refused_and_published_only_on_purpose(tmp_path, sc
         assert published(tmp_path)
 
 
-def test_a_tenth_of_a_nat_passes(tmp_path, scalr):
+def test_a_tenth_of_a_nat_passes(tmp_path, scalr, at_hand):
     config = World(signal=0.2, **WORLD).make().write(tmp_path, LEAN)
     code, report, stderr = scalr("run", config=config, timeout=1400)
     assert code == 0, stderr

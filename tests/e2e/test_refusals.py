@@ -13,8 +13,9 @@ pytestmark = [pytest.mark.slow]
 
 
 @pytest.fixture
-def trained(trained_home, tmp_path) -> Path:
+def trained(trained_home, tmp_path, here, monkeypatch) -> Path:
     """A copy of the trained home, for each test: what one has generated, another would find."""
+    monkeypatch.setenv("SCALR_COMPUTE__DASK", here)
     folder = tmp_path / "logs"
     shutil.copytree(trained_home.parent, folder)
     return folder / trained_home.name

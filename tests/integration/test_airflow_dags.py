@@ -83,7 +83,7 @@ def project(make_project, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def airflow(project, tmp_path_factory):
+def airflow(project, tmp_path_factory, here):
     home = tmp_path_factory.mktemp("airflow")
     env = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
     env |= {
@@ -93,6 +93,7 @@ def airflow(project, tmp_path_factory):
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}",
         "SCALR_CONFIG": str(project.base / "scalr.toml"),
         "SCALR_AIRFLOW_RETRIES": "0",
+        "SCALR_COMPUTE__DASK": here,
         "OMP_NUM_THREADS": "1",
     }
     run = Airflow(home, env, Warm((*LIBRARIES, *OF_AIRFLOW), env))

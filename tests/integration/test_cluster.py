@@ -15,16 +15,6 @@ from scalr_prod.generation.cluster import open_cluster, tell_driver
 from scalr_prod.settings import load_settings
 
 
-@pytest.fixture(scope="module")
-def here():
-    from distributed import LocalCluster
-
-    with LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=False, protocol="tcp", host="127.0.0.1", dashboard_address=":0"
-    ) as cluster:
-        yield cluster.scheduler_address
-
-
 @pytest.fixture
 def settings_at(project):
     return lambda dask: load_settings(project, compute={"dask": dask, "workers": 1})

@@ -26,20 +26,17 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def config(trained_home, tmp_path_factory):
+def config(trained_home, tmp_path_factory, here):
     """A project with a published run."""
-    from distributed import LocalCluster
-
     folder = tmp_path_factory.mktemp("explain") / "project"
     shutil.copytree(trained_home.parent, folder)
     shutil.rmtree(folder / ".scalr" / "feature_repo", ignore_errors=True)
     path = folder / trained_home.name
     path.write_text(path.read_text() + '[generation]\npartitions = 2\n[serving]\nscorer = "local"\n')
     apply_feature_repo(load_settings(path))
-    with LocalCluster(n_workers=1, processes=False, protocol="tcp", host="127.0.0.1", dashboard_address=":0") as cluster:
-        settings = load_settings(path, compute={"workers": 1, "dask": cluster.scheduler_address})
-        spec = plan_run(settings, version=2)
-        generate(settings, spec)
+    settings = load_settings(path, compute={"workers": 1, "dask": here})
+    spec = plan_run(settings, version=2)
+    generate(settings, spec)
     validate_run(settings, spec.run_id)
     publish(settings, spec.run_id)
     return path

@@ -43,17 +43,6 @@ def config(trained_home, tmp_path_factory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def here():
-    """Address of a scheduler whose workers are threads of this process: it costs no start-up."""
-    from distributed import LocalCluster
-
-    with LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=False, protocol="tcp", host="127.0.0.1", dashboard_address=":0"
-    ) as cluster:
-        yield cluster.scheduler_address
-
-
 def project(config: Path, dask: str, *, workers: int = 1, connect: float = 10, **generation):
     return load_settings(
         config,

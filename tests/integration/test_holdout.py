@@ -26,17 +26,6 @@ SHARE = 0.2
 
 
 @pytest.fixture(scope="module")
-def here():
-    """Address of a scheduler whose workers are threads of this process: it costs no start-up."""
-    from distributed import LocalCluster
-
-    with LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=False, protocol="tcp", host="127.0.0.1", dashboard_address=":0"
-    ) as cluster:
-        yield cluster.scheduler_address
-
-
-@pytest.fixture(scope="module")
 def opened(trained_home, tmp_path_factory, here):
     """Settings of a copy of the trained project, with more sections."""
     folder = tmp_path_factory.mktemp("holdout") / "project"

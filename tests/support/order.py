@@ -26,7 +26,7 @@ FIGURES = Path(__file__).with_name("seconds.json")
 #: Tests below it share a Dask cluster, an undisturbed run and a Triton server, which take as long as a few of them.
 TOGETHER = ("tests/faults/",)
 #: Of a file that nobody has measured: of each test that is marked slow, and of each other.
-UNKNOWN = (10.0, 0.1)
+UNKNOWN = (5.0, 0.1)
 
 
 def group_of(nodeid: str) -> str:

@@ -1,0 +1,71 @@
+"""What other tests stand on: a warm command is one of its own, and the dearest files come first."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from support import order, warm
+
+
+@pytest.mark.slow
+def test_a_warm_command_has_its_own_arguments_environment_folder_and_end(tmp_path):
+    program = (
+        "import json, os, sys, torch\n"
+        "print(json.dumps([sys.argv[1:], os.getcwd(), os.environ.get('HERE'), __name__, os.getpid()]))\n"
+        "print('to be seen', file=sys.stderr)\nraise SystemExit(3)"
+    )
+    before = dict(os.environ)
+    runs = [warm.run([sys.executable, "-c", program, "a b"], cwd=tmp_path, env={**before, "HERE": "there"}) for _ in range(2)]
+    said = [json.loads(run.stdout) for run in runs]
+    assert [one[:4] for one in said] == [[["a b"], str(tmp_path), "there", "__main__"]] * 2
+    assert len({os.getpid(), *(one[4] for one in said)}) == 3, "each in a process of its own"
+    assert {(run.returncode, run.stderr) for run in runs} == {(3, "to be seen\n")}
+    assert dict(os.environ) == before
+
+
+@pytest.mark.slow
+def test_what_is_the_projects_own_is_imported_anew():
+    program = "import sys; print([name for name in sys.modules if name.partition('.')[0] == 'scalr_prod'])"
+    assert warm.run([sys.executable, "-c", program], check=True).stdout == "[]\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("program", "code", "says"),
+    [
+        ("import os; os._exit(77)", 77, ""),
+        ("import os; os.kill(os.getpid(), 9)", -9, ""),
+        ("raise SystemExit('no')", 1, "no\n"),
+        ("1 / 0", 1, "ZeroDivisionError"),
+    ],
+)
+def test_however_a_warm_command_ends_it_is_told_and_the_next_one_runs(program, code, says):
+    run = warm.run([sys.executable, "-c", program])
+    assert run.returncode == code
+    assert says in run.stderr
+    with pytest.raises(subprocess.TimeoutExpired):
+        warm.run([sys.executable, "-c", "import time; time.sleep(60)"], timeout=0.2)
+    assert warm.run([sys.executable, "-m", "this"], check=True).stdout.startswith("The Zen")
+
+
+def test_the_dearest_files_come_first_whole_and_the_fault_suite_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(order, "FIGURES", tmp_path / "seconds.json")
+    order.FIGURES.write_text('{"tests/b.py": 9, "tests/faults/x.py": 6, "tests/faults/y.py": 6}')
+    names = ["a.py::1", "faults/x.py::1", "b.py::1", "new.py::slow", "faults/y.py::1", "b.py::2"]
+    items = [
+        SimpleNamespace(nodeid=f"tests/{name}", get_closest_marker=lambda mark, name=name: name.endswith(mark) or None)
+        for name in names
+    ]
+    found = [item.nodeid.removeprefix("tests/") for item in order.dearest_first(items)]
+    assert found == ["faults/x.py::1", "faults/y.py::1", "b.py::1", "b.py::2", "new.py::slow", "a.py::1"]
+    assert order.group_of("tests/faults/x.py::1") == order.group_of("tests/faults/y.py::2") != order.group_of("tests/b.py::1")
+
+
+def test_the_figures_name_files_that_are_there():
+    root = order.FIGURES.parents[2]
+    assert [name for name in json.loads(order.FIGURES.read_text()) if not (root / name).is_file()] == []
