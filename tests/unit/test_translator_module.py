@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -28,6 +29,8 @@ from scalr_prod.translator.mixture import Mixture
 from scalr_prod.translator.module import DESCRIPTION, TranslatorModule
 from scalr_prod.translator.pairs import Pairs
 
+EXECUTIONS = ("fused", "reference")
+
 
 @pytest.fixture(scope="module")
 def world() -> SimpleNamespace:
@@ -37,7 +40,8 @@ def world() -> SimpleNamespace:
     tensors = fit_sets(pairs, {-1: np.zeros(len(fold), bool), 0: fold == 0, 1: fold == 1}, lambda _: None)
     tensors |= calibration()
     metadata = METADATA | {"n_source": str(pairs.n_source)}
-    return SimpleNamespace(pairs=pairs, tensors=tensors, metadata=metadata, module=TranslatorModule(tensors, metadata))
+    modules = {name: TranslatorModule(tensors, metadata, reference=name == "reference") for name in EXECUTIONS}
+    return SimpleNamespace(pairs=pairs, tensors=tensors, metadata=metadata, modules=modules, module=modules["fused"])
 
 
 def make_contexts(world: SimpleNamespace, rows: int, *, seed: int = 0, exclude: int = 0) -> Contexts:
@@ -196,8 +200,9 @@ def test_more_threads_change_nothing(world):
 def test_each_group_of_rows_is_told(world, monkeypatch):
     """Inside a server that is the sign that a long batch makes progress."""
     monkeypatch.setattr(module_file, "_CHUNK", 4 * world.module.n_target)
-    for threads in (1, 3):
-        module, told = TranslatorModule(world.tensors, world.metadata, threads=threads), []
+    monkeypatch.setattr(module_file, "_ROWS", 4)
+    for threads, name in itertools.product((1, 3), EXECUTIONS):
+        module, told = TranslatorModule(world.tensors, world.metadata, threads=threads, reference=name == "reference"), []
         module.on_group = lambda told=told: told.append(None)
         contexts = replace(make_contexts(world, 30), fold=np.full(30, -1, dtype=np.int32))
         module.sample(contexts, 3)
@@ -252,13 +257,16 @@ def looked_at_again(monkeypatch) -> dict[str, int]:
 )
 def test_draws_are_those_of_float64(world, k, temperature, min_lift):
     contexts = make_contexts(world, 3_000, seed=9, exclude=2)
-    drawn = world.module.sample(contexts, k, temperature=temperature, min_lift=min_lift).items
-    np.testing.assert_array_equal(drawn, exact_draws(world.module, contexts, k, temperature, min_lift))
+    expected = exact_draws(world.module, contexts, k, temperature, min_lift)
+    for module in world.modules.values():
+        drawn = module.sample(contexts, k, temperature=temperature, min_lift=min_lift).items
+        np.testing.assert_array_equal(drawn, expected)
 
 
-def test_float64_is_seldom_needed(world, looked_at_again):
+@pytest.mark.parametrize("name", EXECUTIONS)
+def test_float64_is_seldom_needed(world, looked_at_again, name):
     contexts = make_contexts(world, 3_000, seed=10)
-    world.module.sample(contexts, 20, min_lift=1.0)
+    world.modules[name].sample(contexts, 20, min_lift=1.0)
     assert looked_at_again["best"] < 0.1 * len(contexts)
     assert looked_at_again["all"] < 0.01 * len(contexts)
 
@@ -268,27 +276,34 @@ def test_near_ties_are_those_of_float64(world, looked_at_again, k):
     """Alike but for their variates to the power of a low temperature, or for less than float32 can tell: all items are close."""
     contexts = make_contexts(world, 300, seed=11, exclude=2)
     alike = calibration_table() * 1e-6
-    module = TranslatorModule(world.tensors | dict.fromkeys(TABLES, alike), world.metadata)
+    tensors = world.tensors | dict.fromkeys(TABLES, alike)
+    fused, reference = (TranslatorModule(tensors, world.metadata, reference=name == "reference") for name in EXECUTIONS)
     for temperature in (1e-6, 1e-4):
-        expected = exact_draws(module, contexts, k, temperature, 0)
+        expected = exact_draws(reference, contexts, k, temperature, 0)
+        np.testing.assert_array_equal(fused.sample(contexts, k, temperature=temperature).items, expected)
         looked_at_again.update(best=0, all=0)
-        np.testing.assert_array_equal(module.sample(contexts, k, temperature=temperature).items, expected)
+        np.testing.assert_array_equal(reference.sample(contexts, k, temperature=temperature).items, expected)
         assert looked_at_again["best"] > (0.8 * len(contexts) if temperature < 1e-5 else 0)
     # Of many races of one context, those whose two best are nearest.
     many = make_contexts(world, 1, seed=12).take(np.zeros(100_000, dtype=np.int64))
     many = replace(many, noise_key=np.arange(len(many)), event_time=np.full(len(many), 100 * DAY))
     nearest = many.take(nearest_races(world.module, many)[:50])
-    drawn = world.module.sample(nearest, k).items
-    np.testing.assert_array_equal(drawn, exact_draws(world.module, nearest, k, 1.0, 0))
+    expected = exact_draws(world.module, nearest, k, 1.0, 0)
+    for module in world.modules.values():
+        looked_at_again.update(best=0, all=0)
+        np.testing.assert_array_equal(module.sample(nearest, k).items, expected)
+        assert looked_at_again["best"] > 0
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_probabilities_too_small_for_float32_are_drawn_too(world, looked_at_again, temperature):
     contexts = make_contexts(world, 300, seed=14)
-    module = TranslatorModule(world.tensors | dict.fromkeys(TABLES, 40 * calibration_table()), world.metadata)
-    expected = exact_draws(module, contexts, 40, temperature, 0)
+    tensors = world.tensors | dict.fromkeys(TABLES, 40 * calibration_table())
+    fused, reference = (TranslatorModule(tensors, world.metadata, reference=name == "reference") for name in EXECUTIONS)
+    expected = exact_draws(reference, contexts, 40, temperature, 0)
+    np.testing.assert_array_equal(fused.sample(contexts, 40, temperature=temperature).items, expected)
     looked_at_again.update(best=0, all=0)
-    drawn = module.sample(contexts, 40, temperature=temperature)
+    drawn = reference.sample(contexts, 40, temperature=temperature)
     np.testing.assert_array_equal(drawn.items, expected)
     assert ((drawn.items != NO_ITEM) & (drawn.probabilities == 0)).any()
     assert looked_at_again["all"] > 0.8 * len(contexts)
@@ -456,11 +471,11 @@ def test_a_missing_file_is_told_from_a_damaged_one(folder, tmp_path):
 
 
 def test_the_module_needs_torch_numpy_and_safetensors_alone(world, folder):
-    """As in the serving environment: nothing else can be imported there."""
+    """Nothing else has to be there: without numba, which the serving environment has, the plain code answers."""
     program = f"""
         import sys
         allowed = {{"torch", "numpy", "safetensors", "scalr_prod"}}
-        refused = {{"pandas", "pyarrow", "scipy", "pydantic", "feast", "dask", "sqlalchemy", "duckdb", "deltalake", "rich"}}
+        refused = {{"pandas", "pyarrow", "scipy", "pydantic", "feast", "dask", "sqlalchemy", "duckdb", "deltalake", "rich", "numba"}}
         class Refuse:
             def find_spec(self, name, path=None, target=None):
                 if name.partition(".")[0] in refused:
