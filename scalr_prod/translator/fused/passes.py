@@ -57,8 +57,8 @@ class Found:
         return cls(
             keys=np.full((rows, best), -np.inf),
             items=np.zeros((rows, best), np.int32),
-            logits=np.zeros((rows, best), np.float32),
-            priors=np.zeros((rows, best), np.float32),
+            logits=np.full((rows, best), -np.inf, np.float32),
+            priors=np.full((rows, best), -np.inf, np.float32),
             peak=np.full(rows, -np.inf, np.float32),
             mass=np.zeros(rows),
             prior_peak=np.full(rows, -np.inf, np.float32),
@@ -67,11 +67,10 @@ class Found:
         )
 
     def probabilities(self, logits: NDArray[np.float32], priors: NDArray[np.float32]) -> tuple[torch.Tensor, torch.Tensor]:
-        """P and the prior P of logits [R, C], float32; no number where nothing can be proposed."""
-        with np.errstate(invalid="ignore", divide="ignore"):
-            p = np.exp(logits.astype(np.float64) - self.peak[:, None]) / self.mass[:, None]
-            q = np.exp(priors.astype(np.float64) - self.prior_peak[:, None]) / self.prior_mass[:, None]
-        return torch.from_numpy(p.astype(np.float32)), torch.from_numpy(q.astype(np.float32))
+        """P and the prior P of logits [R, C], float32 within [0, 1]; 0 for what is not there, whose logits are -infinity."""
+        # What is cancelled is worked out anew: with the whole sum it stays within bounds until then.
+        prior_mass = np.where(self.cancelled, self.prior_gross, self.prior_mass)
+        return _shares(logits, self.peak, self.mass), _shares(priors, self.prior_peak, prior_mass)
 
     @property
     def cancelled(self) -> NDArray[np.bool_]:
@@ -275,6 +274,14 @@ class Fused:
             order = np.lexsort((item, np.repeat(np.arange(len(start) - 1), np.diff(start))))
             self._entries[at] = item[order], parameters["share"].numpy()[order]
         return self._entries[at]
+
+
+def _shares(logits: NDArray[np.float32], peak: NDArray[np.float32], mass: NDArray[np.float64]) -> torch.Tensor:
+    """e^(logit - peak) / mass, of logits [R, C] that are at most the peak: float32; all 0 in a row without one."""
+    there = mass > 0
+    above = np.where(there, peak, 0).astype(np.float64)[:, None]
+    shares = np.exp(np.where(there[:, None], logits, -np.inf) - above) / np.where(there, mass, 1)[:, None]
+    return torch.from_numpy(shares.astype(np.float32))
 
 
 def _none(rows: int) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]]:
