@@ -9,11 +9,10 @@ Only torch, numpy, safetensors and, where it is there, numba are imported.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,14 +22,14 @@ import torch
 from scalr_prod.errors import TranslatorError, TranslatorNotFound
 from scalr_prod.translator import noise
 from scalr_prod.translator.batch import Batch
-from scalr_prod.translator.contexts import EVERYBODY, NEWCOMERS, NO_ITEM, Contexts, Samples
+from scalr_prod.translator.contexts import NEWCOMERS, NO_ITEM, Contexts, Samples
 from scalr_prod.translator.estimators import scored_of
 from scalr_prod.translator.estimators.carried import estimator_of, unpack
 from scalr_prod.translator.estimators.popularity import by_item
 from scalr_prod.translator.layout import Layout
 from scalr_prod.translator.mixture import Mixture
 from scalr_prod.translator.race import Race, run
-from scalr_prod.translator.requests import LATEST_US, Bounds, check_draws
+from scalr_prod.translator.requests import Bounds, check_draws
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -101,17 +100,17 @@ class TranslatorModule(torch.nn.Module):
 
     @cached_property
     def _fused(self) -> Fused | None:
-        """The fused execution, where there is one: on a CPU, with numba."""
+        """The fused execution, where there is one: on a CPU, with a numba that compiles."""
         if self._reference or self.device.type != "cpu":
             return None
         try:
-            importlib.import_module("numba")
-        except ImportError:
-            logger.warning("numba is not installed here: contexts are translated several times slower")
-            return None
-        from scalr_prod.translator.fused.passes import Fused
+            from scalr_prod.translator.fused import trial
 
-        return Fused(self._sets[NEWCOMERS].popularity, self._numbers)
+            with torch.inference_mode():
+                return trial.tried(tuple(self._sets.values()), self._numbers, self.first_seen)
+        except Exception as error:  # of numba, which may be missing, or not know the machine
+            _say_slower(f"{type(error).__name__}: {error}")
+            return None
 
     def parameter_set(self, fold: int) -> Mixture:
         """A fold's estimators."""
@@ -167,17 +166,7 @@ class TranslatorModule(torch.nn.Module):
 
     def warm_up(self) -> None:
         """Compile what `sample` and `score` run, so that no request waits for it: seconds, once for each machine and package."""
-        nobody = Contexts(
-            history_items=np.zeros((1, 1), np.int32),
-            history_ages=np.zeros((1, 1), np.float32),
-            history_end=np.zeros(1, np.int64),
-            event_time=np.full(1, LATEST_US),
-            fold=np.full(1, EVERYBODY, np.int32),
-            noise_key=np.zeros(1, np.int64),
-            exclude=np.empty((1, 0), np.int32),
-        )
-        self.sample(nobody, 1)
-        self.score(nobody, np.zeros((1, 1), np.int32))
+        _ = self._fused
 
     def sample(
         self, contexts: Contexts, k: int, *, temperature: float = 1.0, min_lift: float = 0.0, member: str = "mixture"
@@ -319,6 +308,12 @@ class TranslatorModule(torch.nn.Module):
             step = -(-len(rows) // -(-len(rows) // most))
             for start in range(0, len(rows), step):
                 yield rows[start : start + step], self._sets[fold]
+
+
+@cache
+def _say_slower(reason: str) -> None:
+    """Warn, once in a process."""
+    logger.warning("nothing can be compiled here, so that contexts are translated several times slower (%s)", reason)
 
 
 def _travelled(folder: Path, metadata: dict[str, str], manifest: dict[str, Any], *, trusted: bool) -> dict[str, Any]:

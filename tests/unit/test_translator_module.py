@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
+import os
 import subprocess
 import sys
 import textwrap
@@ -24,6 +26,7 @@ from scalr_prod.translator.calibration import TABLES
 from scalr_prod.translator.contexts import EVERYBODY, NEWCOMERS, NO_ITEM, Contexts, Samples
 from scalr_prod.translator.estimators import SCORED
 from scalr_prod.translator.fitting import fit_sets
+from scalr_prod.translator.fused import trial
 from scalr_prod.translator.layout import OURS
 from scalr_prod.translator.mixture import Mixture
 from scalr_prod.translator.module import DESCRIPTION, TranslatorModule
@@ -470,12 +473,13 @@ def test_a_missing_file_is_told_from_a_damaged_one(folder, tmp_path):
         TranslatorModule.load(folder)
 
 
-def test_the_module_needs_torch_numpy_and_safetensors_alone(world, folder):
-    """Nothing else has to be there: without numba, which the serving environment has, the plain code answers."""
+@pytest.mark.parametrize("lacks", ["numba", "a compiler"])
+def test_the_module_needs_torch_numpy_and_safetensors_alone(world, folder, lacks):
+    """Nothing else has to be there: without numba, which the serving environment has, the plain code answers, and says so once."""
+    more = {"numba"} if lacks == "numba" else set()
     program = f"""
         import sys
-        allowed = {{"torch", "numpy", "safetensors", "scalr_prod"}}
-        refused = {{"pandas", "pyarrow", "scipy", "pydantic", "feast", "dask", "sqlalchemy", "duckdb", "deltalake", "rich", "numba"}}
+        refused = {{"pandas", "pyarrow", "scipy", "pydantic", "feast", "dask", "sqlalchemy", "duckdb", "deltalake", "rich"}} | {more}
         class Refuse:
             def find_spec(self, name, path=None, target=None):
                 if name.partition(".")[0] in refused:
@@ -484,15 +488,56 @@ def test_the_module_needs_torch_numpy_and_safetensors_alone(world, folder):
         import numpy as np
         from scalr_prod.translator.contexts import Contexts
         from scalr_prod.translator.module import DESCRIPTION, TranslatorModule
-        module = TranslatorModule.load({str(folder)!r})
         contexts = Contexts(
             np.ones((2, 3), np.int32), np.zeros((2, 3), np.float32), np.full(2, 2**59), np.full(2, 2**60),
             np.array([-1, 0], np.int32), np.arange(2), np.empty((2, 0), np.int32),
         )
-        print(module.sample(contexts, 2).items.min())
+        for _ in range(2):
+            module = TranslatorModule.load({str(folder)!r})
+            module.warm_up()
+            print(*module.sample(contexts, 2).items.ravel())
     """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env=os.environ | ({"NUMBA_DISABLE_JIT": "1"} if lacks == "a compiler" else {}),
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) >= 0
+    contexts = Contexts(
+        np.ones((2, 3), np.int32),
+        np.zeros((2, 3), np.float32),
+        np.full(2, 2**59),
+        np.full(2, 2**60),
+        np.array([-1, 0], np.int32),
+        np.arange(2),
+        np.empty((2, 0), np.int32),
+    )
+    expected = " ".join(map(str, world.module.sample(contexts, 2).items.ravel()))
+    assert done.stdout.splitlines() == [expected] * 2
+    assert done.stderr.count("several times slower") == 1
+    assert ("numba is not" if lacks == "numba" else "NUMBA_DISABLE_JIT is set") in done.stderr
+
+
+def test_where_nothing_can_be_compiled_the_plain_code_answers(world, monkeypatch, caplog):
+    """Whatever the compiler raises: it was tried again with nothing kept on disk, and one warning says why it is slow."""
+    tries = []
+
+    def fail(self, *arguments):
+        tries.append(self)
+        raise RuntimeError("no such processor")
+
+    monkeypatch.setattr(trial.Fused, "draw", fail)
+    monkeypatch.setattr(trial.cache, "empty", lambda: tries.append("emptied"))
+    module_file._say_slower.cache_clear()
+    contexts, expected = make_contexts(world, 20), world.modules["reference"].sample(make_contexts(world, 20), 3)
+    for _ in range(2):
+        found = TranslatorModule(world.tensors, world.metadata).sample(contexts, 3)
+        np.testing.assert_array_equal(found.items, expected.items)
+        np.testing.assert_array_equal(found.probabilities, expected.probabilities)
+    assert [one == "emptied" for one in tries] == [False, True, False] * 2
+    (warning,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert "RuntimeError: no such processor" in warning.getMessage()
+    module_file._say_slower.cache_clear()

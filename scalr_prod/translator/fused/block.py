@@ -1,6 +1,6 @@
 """One block of items for a group of contexts: popularity, logits, normalisers and the race, in one pass of compiled code.
 
-Everything is float32 but normalisers, which are summed in float64, and the keys of candidates, which are worked out in float64 from
+Everything is float32 but normalisers, whose parts are summed in float64, and the keys of candidates, which are worked out in float64 from
 logits in float32. An item is a candidate where a cheap bound of its key does not rule it out: E >= v for E = -log(1 - v), so that an
 item whose P^(1 / T) is below v times the K-th best key cannot be among the best. So two logarithms are taken for a hundred items and
 not for all.
@@ -41,6 +41,8 @@ _L0, _L1, _L2, _L3, _L4, _L5, _L6, _L7 = (
 )
 #: Half-lives, after which decayed counts are told from a later instant on, so that float32 can hold them.
 _FAR: Final = 48.0
+#: Terms of a normaliser that are added in float32, in several sums side by side: off by a few units together.
+_SUMMED: Final = 256
 #: Items that are looked at for candidates with one bound.
 _STEP: Final = 64
 
@@ -98,10 +100,29 @@ def _log_variate(bits: Any) -> Any:
 
 
 @helper
-def _come_to(time: Any, place: Any, state: Any, reference: Any, events: Any, span: Any, first: Any, half_lives: Any) -> Any:
+def _copy(values: Any, to: Any) -> None:
+    """Copy values to the beginning of an array. As an assignment of slices, its error message would take as long to compile as all else."""
+    for i in range(len(values)):
+        to[i] = values[i]
+
+
+@helper
+def _come_to(
+    time: Any,
+    place: Any,
+    state: Any,
+    reference: Any,
+    events: Any,
+    span: Any,
+    first: Any,
+    half_lives: Any,
+    added: Any,
+    logs: Any,
+) -> Any:
     """Take in a block's events before a time (those of lower positions than ``place``); gives the next one's number in the order.
 
-    ``state`` holds decayed counts [4, items] as of ``reference``, an instant for each count.
+    ``state`` holds decayed counts [4, items] as of ``reference``, an instant for each count; ``logs[0]`` the logarithms of the one that
+    does not decay.
     """
     item, when, count_0, count_1, count_2, count_3, order = events
     event, end = span
@@ -118,6 +139,7 @@ def _come_to(time: Any, place: Any, state: Any, reference: Any, events: Any, spa
         which = order[event]
         i = item[which] - first
         state[0, i] = count_0[which]
+        logs[0, i] = log(count_0[which] + added[0])
         state[1, i] = count_1[which] * power((when[which] - reference[1]) * rate_1)
         state[2, i] = count_2[which] * power((when[which] - reference[2]) * rate_2)
         state[3, i] = count_3[which] * power((when[which] - reference[3]) * rate_3)
@@ -127,11 +149,9 @@ def _come_to(time: Any, place: Any, state: Any, reference: Any, events: Any, spa
 
 @helper
 def _log_counts(time: Any, state: Any, reference: Any, half_lives: Any, added: Any, logs: Any, n: Any) -> None:
-    """Logarithms of the first n items' counts as of a time, with what is added to each."""
-    for q in range(4):
-        decay, more = _ONE, added[q]
-        if q > 0:
-            decay = _F(2.0 ** -max((time - reference[q]) / half_lives[q], 0.0))
+    """Logarithms of the first n items' decayed counts as of a time, with what is added to each."""
+    for q in range(1, 4):
+        decay, more = _F(2.0 ** -max((time - reference[q]) / half_lives[q], 0.0)), added[q]
         counts, line = state[q], logs[q]
         for i in range(n):
             line[i] = log(counts[i] * decay + more)
@@ -157,12 +177,15 @@ def _highest(line: Any, n: Any) -> Any:
 
 @helper
 def _mass(line: Any, top: Any, powers: Any, n: Any) -> Any:
-    """Σ e^(logit - top) of the first n items, in float64; the terms are kept."""
+    """Σ e^(logit - top) of the first n items, in float64 from sums of a few in float32; the terms are kept."""
     total = 0.0
-    for i in range(n):
-        x = exp(line[i] - top)
-        powers[i] = x
-        total += np.float64(x)
+    for start in range(0, n, _SUMMED):
+        part, of_part, powers_of_part = _ZERO, line[start : min(start + _SUMMED, n)], powers[start : min(start + _SUMMED, n)]
+        for i in range(len(of_part)):
+            x = exp(of_part[i] - top)
+            powers_of_part[i] = x
+            part += x
+        total += np.float64(part)
     return total
 
 
@@ -312,17 +335,20 @@ def run(
             continue
         if mark[r] != at_mark:
             at_mark, at_count = mark[r], np.int64(-1)
-            state[0, :count] = marked_0[at_mark, first : first + count]
-            state[1, :count] = marked_1[at_mark, first : first + count]
-            state[2, :count] = marked_2[at_mark, first : first + count]
-            state[3, :count] = marked_3[at_mark, first : first + count]
+            _copy(marked_0[at_mark, first : first + count], state[0])
+            _copy(marked_1[at_mark, first : first + count], state[1])
+            _copy(marked_2[at_mark, first : first + count], state[2])
+            _copy(marked_3[at_mark, first : first + count], state[3])
+            all_counts, of_all = state[0], logs[0]
+            for i in range(count):
+                of_all[i] = log(all_counts[i] + added[0])
             reference[:] = since[at_mark]
             event = offset[at_mark, number]
         if time[r] != at_time or n != at_count:
             at_time, at_count = time[r], n
             known = (item, when, count_0, count_1, count_2, count_3, order)
             span = (event, offset[at_mark, number + 1])
-            event = _come_to(at_time, place[r], state[:, :count], reference, known, span, first, half_lives)
+            event = _come_to(at_time, place[r], state[:, :count], reference, known, span, first, half_lives, added, logs)
             _log_counts(at_time, state, reference, half_lives, added, logs, n)
             of_popularity[:n] = 0
             _add_features(logs, of_prior, of_popularity, n)

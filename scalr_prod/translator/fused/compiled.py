@@ -1,4 +1,4 @@
-"""How functions are compiled: once for each processor, without the interpreter's lock, and kept on disk where that is possible."""
+"""How functions are compiled: once for each processor, without the interpreter's lock, and kept on disk where `cache` has a folder."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ import numba
 from numba.core import types
 from numba.extending import intrinsic
 
+from scalr_prod.translator.fused import cache
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["as_float", "as_int", "compiled", "helper", "inlined"]
+
+if numba.config.DISABLE_JIT:
+    raise ImportError("NUMBA_DISABLE_JIT is set")
 
 _Function = TypeVar("_Function", bound="Callable[..., Any]")
 
@@ -19,10 +24,14 @@ _Function = TypeVar("_Function", bound="Callable[..., Any]")
 def compiled(function: _Function) -> _Function:
     """A kernel. Sums may be taken in any order, as in the reference; what is infinite stays so."""
     flags = {"nogil": True, "fastmath": {"contract", "reassoc", "nsz", "nnan"}, "error_model": "numpy"}
+    place, before = cache.folder(), numba.config.CACHE_DIR
+    if place is None:
+        return numba.njit(**flags)(function)  # type: ignore[no-any-return]
+    numba.config.CACHE_DIR = str(place)  # read when a function is wrapped
     try:
         return numba.njit(cache=True, **flags)(function)  # type: ignore[no-any-return]
-    except RuntimeError:  # neither the package's folder nor the user's can be written to
-        return numba.njit(**flags)(function)  # type: ignore[no-any-return]
+    finally:
+        numba.config.CACHE_DIR = before
 
 
 def helper(function: _Function) -> _Function:

@@ -53,6 +53,19 @@ def _distinct(items: Any, found: Any) -> Any:
     return many
 
 
+@helper
+def _not_above(ascending: Any, value: Any) -> Any:
+    """How many are not above a value, of int64 in ascending order. As numpy's function it would compile for any kind of number."""
+    first, last = 0, len(ascending)
+    while first < last:
+        middle = (first + last) // 2
+        if ascending[middle] <= value:
+            first = middle + 1
+        else:
+            last = middle
+    return first
+
+
 @compiled
 def _linear(basis: Any, items: Any, out: Any) -> None:
     found = np.empty(items.shape[1], np.int64)
@@ -151,11 +164,12 @@ def _factorisation(vectors: Any, gram: Any, inverse: Any, extra: Any, items: Any
 def _topics(shares: Any, recency: Any, items: Any, out: Any) -> None:
     offset = len(recency) - items.shape[1]
     for b in range(len(items)):
-        total, mixed = 0.0, out[b]
+        total, known, mixed = 0.0, 0, out[b]
         for place in range(items.shape[1]):
             if items[b, place] > 0:
                 total += recency[offset + place]
-        if total == 0 and not items[b].any():
+                known += 1
+        if known == 0:
             for k in range(len(mixed)):
                 mixed[k] = shares[0, k]
             continue
@@ -201,7 +215,9 @@ def _sequential(source: Any, weights: Any, limits: Any, history: Any, out: Any) 
             row = source[items[b, place]]
             for i in range(d):
                 x[place, i] = row[i]
-            klass[place] = np.searchsorted(limits, ages[b, place])
+            klass[place] = 0
+            for limit in limits:
+                klass[place] += ages[b, place] > limit
             _normed(x[place], normed[place])
             for i in range(d):
                 normed[place, i] *= norm_weight[i]
@@ -269,7 +285,7 @@ def _tastes(tables: Any, constants: Any, history: Any, out: Any) -> None:
             recent += ages[b, place] < RECENT_DAYS
             days = min(max(np.float64(ages[b, place]), 0.0), OLDEST_DAYS)
             asked = max(history_end[b], EARLIEST_US) - np.int64(days * _DAY_US)
-            row = max(np.searchsorted(instants, asked, side="right") - 1, 0)
+            row = max(_not_above(instants, asked) - 1, 0)
             asked = min(asked, end[0] + SAME_US)
             first, last = start[item], start[item + 1]
             while first < last:
