@@ -35,7 +35,7 @@ def world() -> SimpleNamespace:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(passes, "ITEMS", 16)
         modules = [TranslatorModule(tensors, metadata, reference=reference) for reference in (False, True)]
-        yield SimpleNamespace(pairs=pairs, fused=modules[0], reference=modules[1])
+        yield SimpleNamespace(pairs=pairs, tensors=tensors, metadata=metadata, fused=modules[0], reference=modules[1])
 
 
 def make_contexts(world: SimpleNamespace, rows: int, *, seed: int = 0, exclude: int = 0, length: int = LENGTH) -> Contexts:
@@ -145,6 +145,19 @@ def test_what_it_does_not_know_is_left_to_the_plain_code(world, monkeypatch, who
     monkeypatch.setitem(mixture.estimators, "linear", SimpleNamespace(score=None))
     assert not passes.Fused.can(mixture, "mixture")
     assert passes.Fused.can(mixture, "sequential")
+
+
+def test_what_the_trial_compiled_is_all_that_is_needed(world):
+    """A request that found other types of arrays would wait until all was compiled for them once more."""
+    of_histories = [vars(users)[name] for name in ("_linear", "_factorisation", "_topics", "_sequential", "_tastes")]
+    kernels = [block.run, block.add_logarithms, *of_histories]
+    TranslatorModule(world.tensors, world.metadata).warm_up()
+    for rows, exclude, k in ((1, 0, 1), (7, 3, 5), (40, 0, 70)):
+        contexts = make_contexts(world, rows, seed=rows, exclude=exclude)
+        world.fused.sample(contexts, k, temperature=0.5)
+        for member in ("mixture", "popularity", "sequential"):
+            world.fused.score(contexts, np.zeros((rows, k), np.int32), member=member)
+    assert [len(kernel.signatures) for kernel in kernels] == [1] * len(kernels)
 
 
 def test_counts_of_named_items_are_those_of_all(world):

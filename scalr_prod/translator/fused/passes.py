@@ -199,7 +199,8 @@ class Fused:
         exclude = np.sort(contexts.excluded(), axis=1)
         low, high = (word[:, 0].numpy().view(np.uint32) for word in noise.key_words(contexts.noise_key))
         weights = summary.weights[member].float().numpy()
-        of_member = np.ascontiguousarray(np.broadcast_to(weights, (rows, weights.shape[-1])))
+        # A copy in any case: what cannot be written to has a type of its own, for which all would be compiled once more.
+        of_member = np.array(np.broadcast_to(weights, (rows, weights.shape[-1])), order="C")
         c = mixture.calibration[member]
         heavy = [name for name in mixture.estimators if c[name] != 0]
         dense = [
