@@ -1,6 +1,6 @@
 """Run the benchmarks and keep their figures under `benchmarks/results/`.
 
-Usage: python -m benchmarks [point_in_time scoring generation translator run daily lift abxi soak worlds]
+Usage: python -m benchmarks [point_in_time scoring limits generation translator run daily lift abxi soak worlds]
 
 ``lift`` and ``abxi`` take up to an hour, ``worlds`` half an hour, ``soak`` and ``daily`` ten minutes; they run only when they are named.
 
@@ -18,10 +18,21 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-NAMES = ("point_in_time", "scoring", "generation", "translator", "run")
+NAMES = ("point_in_time", "scoring", "limits", "generation", "translator", "run")
 RESULTS = Path(__file__).parent / "results"
 LONG = ("daily", "lift", "abxi", "soak", "worlds")
-PARTS = ("torch", "implicit", "feast", "deltalake", "duckdb", "distributed", "great-expectations", "tritonclient", "numpy")
+PARTS = (
+    "torch",
+    "numba",
+    "implicit",
+    "feast",
+    "deltalake",
+    "duckdb",
+    "distributed",
+    "great-expectations",
+    "tritonclient",
+    "numpy",
+)
 
 
 def main(names: list[str]) -> None:

@@ -7,9 +7,9 @@ FROM ${TRITON}
 ENV PIP_BREAK_SYSTEM_PACKAGES=1
 
 COPY constraints/serving.txt /build/constraints/
-RUN pip install --no-cache-dir --constraint /build/constraints/serving.txt "numpy<2" safetensors torch
+RUN pip install --no-cache-dir --constraint /build/constraints/serving.txt numba "numpy<2" safetensors torch
 
-# The package without its dependencies: what runs here imports torch, numpy and safetensors alone.
+# The package without its dependencies: what runs here imports torch, numpy, numba and safetensors alone.
 COPY pyproject.toml README.md LICENSE /build/package/
 COPY scalr_prod /build/package/scalr_prod
 COPY feature_repo /build/package/feature_repo

@@ -212,7 +212,8 @@ def _events(connection: Any, spec: RunSpec, tools: Tools, rows: pa.Table, drawn:
             }
         ),
     )
-    # Scorers agree to about 1e-7: compare probabilities to a thousandth, so that rounding never decides which draw is kept.
+    # Scorers agree to about 1e-7, compiled code and plain to 4e-6: probabilities are compared to a thousandth, so that rounding hardly
+    # ever decides which draw is kept.
     source_item = source_item_sql("source_key", tools.sources, id_type_of(tools.schema, "source_item_id"))
     table = connection.sql(
         f"""SELECT event_id, {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP}, probability, weight,

@@ -42,10 +42,13 @@ _KEPT: Final = frozenset(
         "LANG",
         "LC_ALL",
         "LC_CTYPE",
+        "NUMBA_CACHE_DIR",
+        "NUMBA_DISABLE_JIT",
         "NVIDIA_DRIVER_CAPABILITIES",
         "NVIDIA_VISIBLE_DEVICES",
         "TMPDIR",
         "TZ",
+        "XDG_CACHE_HOME",
     }
 )
 _QUESTION: Final = """

@@ -13,6 +13,7 @@ weighed by the user's tastes z (`tastes`; no other member has them), and what th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -25,13 +26,31 @@ from scalr_prod.translator.layout import Layout, tilts
 from scalr_prod.translator.tastes import TASTES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from scalr_prod.translator.batch import Batch
+    from scalr_prod.translator.pairs import Parameters
 
-__all__ = ["Mixture", "Summary"]
+__all__ = ["PLAIN", "Histories", "Mixture", "Summary"]
 
 _FEATURES: Final = popularity.FEATURES
+
+
+@dataclass(frozen=True)
+class Histories:
+    """How histories are read.
+
+    Attributes:
+        told: What `tastes.raw` gives in float64.
+        users: Estimator → what its ``user`` gives, where it is not asked itself.
+    """
+
+    told: Callable[[Parameters, Batch], torch.Tensor]
+    users: Mapping[Any, Callable[[Parameters, Batch], torch.Tensor]]
+
+
+#: By the plain code.
+PLAIN: Final = Histories(partial(tastes.raw, dtype=torch.float64), {})
 
 
 @dataclass(frozen=True)
@@ -64,10 +83,14 @@ class Sizes:
     Attributes:
         features: float32 [F, N]. Popularity's features.
         scores: Estimator that is a product or a logarithm → its scores, or the lengths of its items' vectors: float32 [N].
+        any_feature: float32 [F]. The largest of any item.
+        any_score: Likewise, of each estimator.
     """
 
     features: torch.Tensor
     scores: dict[str, torch.Tensor]
+    any_feature: torch.Tensor
+    any_score: dict[str, torch.Tensor]
 
     @classmethod
     def of(
@@ -83,7 +106,8 @@ class Sizes:
                 sizes[name] = estimator.largest(parameters[name], of_popularity["prior"])
             elif is_product(estimator):
                 sizes[name] = lengths(estimator.vectors(parameters[name]))
-        return cls(popularity.largest(of_popularity), sizes)
+        features = popularity.largest(of_popularity)
+        return cls(features, sizes, features.amax(1), {name: of_each.amax() for name, of_each in sizes.items()})
 
 
 @dataclass
@@ -138,17 +162,17 @@ class Mixture:
             sizes=Sizes.of(estimators, parameters, of_popularity),
         )
 
-    def summary(self, batch: Batch, members: Sequence[str]) -> Summary:
+    def summary(self, batch: Batch, members: Sequence[str], how: Histories = PLAIN) -> Summary:
         """What members need to know of the histories of a batch."""
         users, exact = {}, {}
         for name, estimator in self.estimators.items():
             if all(self.calibration[member][name] == 0 for member in members):
                 continue
             if is_product(estimator):
-                users[name] = estimator.user(self.parameters[name], batch)
+                users[name] = how.users.get(estimator, estimator.user)(self.parameters[name], batch)
             elif not is_logarithm(estimator):
                 exact[name] = self._exact_scores(name, batch)
-        weights = {member: self._feature_weights(member, batch) for member in members}
+        weights = {member: self._feature_weights(member, batch, how) for member in members}
         return Summary(batch, weights, users, exact)
 
     def distributions(self, summary: Summary, *, dtype: Any = torch.float32) -> dict[str, torch.Tensor]:
@@ -185,7 +209,7 @@ class Mixture:
     def rounding(self, summary: Summary, member: str, items: torch.Tensor | None = None) -> torch.Tensor:
         """How far a member's logits in float32 may be from those in float64, whatever the order of summation.
 
-        A feature is a logarithm (off by four units of its size) of a count (off by four units); weights and users' vectors are
+        A feature is a logarithm (off by four units of its size) of a count (off by six units); weights and users' vectors are
         rounded once, and so are scores that are worked out in float64; each of the terms may be rounded at every addition that follows.
 
         Args:
@@ -197,13 +221,16 @@ class Mixture:
             float64 [B, C].
         """
 
-        def of(sizes: torch.Tensor) -> torch.Tensor:
-            return (sizes.amax(-1)[..., None, None] if items is None else sizes[..., items]).double()
+        def of(sizes: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
+            return (largest[..., None, None] if items is None else sizes[..., items]).double()
 
         heavy = {name: abs(self.calibration[member][name]) for name in self.estimators if self.calibration[member][name] != 0}
         weights = summary.weights[member].abs()
+        dim = sum(  # products may be one sum, in any order
+            summary.users[name].shape[1] for name in heavy if name in summary.users and not is_logarithm(self.estimators[name])
+        )
         additions = weights.shape[-1] + len(heavy)
-        features = (additions + 6) * of(self.sizes.features) + 4  # [F, B or 1, C]
+        features = (additions + 6) * of(self.sizes.features, self.sizes.any_feature) + 6  # [F, B or 1, C]
         off = UNIT * (weights.reshape(-1, weights.shape[-1]).T[..., None] * features).sum(0)
         for name, weight in heavy.items():
             if name in summary.scores:
@@ -211,12 +238,13 @@ class Mixture:
                 size = exact.amax(1, keepdim=True) if items is None else exact.gather(1, items)
                 score = UNIT * size
             elif is_logarithm(self.estimators[name]):  # of a product, or of a sum of a few positive terms
-                size, user = of(self.sizes.scores[name]), summary.users.get(name)
+                user = summary.users.get(name)
+                size = of(self.sizes.scores[name], self.sizes.any_score[name])
                 score = UNIT * ((24 if user is None else user.shape[1] + 8) + 4 * size)
             else:
                 user = summary.users[name]
-                size = of(self.sizes.scores[name]) * user.norm(dim=1)[:, None]
-                score = rounding(user.shape[1]) * size
+                size = of(self.sizes.scores[name], self.sizes.any_score[name]) * user.norm(dim=1)[:, None]
+                score = rounding(dim) * size
             off = off + weight * (score + (additions + 2) * UNIT * size)
         return off.expand(len(summary.batch.time), -1)
 
@@ -237,12 +265,11 @@ class Mixture:
     def _exact_scores(self, name: str, batch: Batch) -> torch.Tensor:
         return exact_scores(name, self.estimators[name], self.parameters[name], batch, self.popularity["prior"])
 
-    def tastes_of(self, batch: Batch, dtype: Any = torch.float32) -> torch.Tensor:
-        """The users' tastes, in standard deviations: [B, T]."""
-        told = tastes.raw(self.tastes, batch, dtype)
-        return tastes.standard(told, self.tastes["mean"], self.tastes["spread"])
+    def tastes_of(self, batch: Batch, how: Histories = PLAIN) -> torch.Tensor:
+        """The users' tastes, in standard deviations: float64 [B, T]."""
+        return tastes.standard(how.told(self.tastes, batch), self.tastes["mean"], self.tastes["spread"])
 
-    def _feature_weights(self, member: str, batch: Batch) -> torch.Tensor:
+    def _feature_weights(self, member: str, batch: Batch, how: Histories) -> torch.Tensor:
         """b, or b + Σ_z d_z z(context) where tastes tilt it: float64 [F] or [B, F]."""
 
         def row(names: Sequence[str]) -> torch.Tensor:
@@ -250,7 +277,7 @@ class Mixture:
             return torch.tensor(weights, dtype=torch.float64, device=batch.time.device)
 
         tilt = torch.stack([row(tilts(taste)) for taste in TASTES])
-        return row(_FEATURES) + self.tastes_of(batch, torch.float64) @ tilt if tilt.any() else row(_FEATURES)
+        return row(_FEATURES) + self.tastes_of(batch, how) @ tilt if tilt.any() else row(_FEATURES)
 
     def score(self, name: str, batch: Batch) -> torch.Tensor:
         """One estimator's scores: float32 [B, N]."""

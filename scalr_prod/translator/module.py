@@ -3,14 +3,16 @@
 For every context it gives ``P(i | context)`` over the target items that had been seen before the event and are not excluded for it,
 samples from it without replacement, and scores named candidates. Sets of parameters: ``-1`` was trained on every user, and is ``-2`` as
 well, with the weights for users without target events; ``0, 1, …`` were trained on all but the target events of that fold's users.
-Only torch, numpy and safetensors are imported.
+Only torch, numpy, safetensors and, where it is there, numba are imported.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,6 +25,7 @@ from scalr_prod.translator.batch import Batch
 from scalr_prod.translator.contexts import NEWCOMERS, NO_ITEM, Contexts, Samples
 from scalr_prod.translator.estimators import scored_of
 from scalr_prod.translator.estimators.carried import estimator_of, unpack
+from scalr_prod.translator.estimators.popularity import by_item
 from scalr_prod.translator.layout import Layout
 from scalr_prod.translator.mixture import Mixture
 from scalr_prod.translator.race import Race, run
@@ -33,12 +36,19 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from scalr_prod.translator.fused.passes import Fused
+
 __all__ = ["DESCRIPTION", "TranslatorModule"]
 
+logger = logging.getLogger(__name__)
 #: Key of what a weights' file says of itself, as JSON.
 DESCRIPTION: Final = "translator"
 #: Elements of a [rows, items] tensor that are worked on at a time: they stay near the processor's cache.
 _CHUNK: Final = 2**19
+#: Contexts that are worked on at a time by the fused execution, which holds a block of items for each.
+_ROWS: Final = 256
+#: Of a request that several threads share, not fewer than these: products of few rows are slow.
+_LEAST_ROWS: Final = 64
 
 
 class TranslatorModule(torch.nn.Module):
@@ -50,6 +60,7 @@ class TranslatorModule(torch.nn.Module):
         device: Where the parameters live.
         threads: Groups of rows that are worked on side by side.
         travelled: Estimators that came with the version, by name; all others are the installed ones.
+        reference: Run the plain torch code alone, which the fused execution is compared with.
     """
 
     def __init__(
@@ -60,10 +71,12 @@ class TranslatorModule(torch.nn.Module):
         threads: int = 1,
         *,
         travelled: Mapping[str, Any] | None = None,
+        reference: bool = False,
     ) -> None:
         super().__init__()
         self.device = torch.device(device)
         self._threads = ThreadPoolExecutor(threads, "translator") if threads > 1 and self.device.type == "cpu" else None
+        self._shares = threads
         #: Called after each group of rows of `sample` and `score`, so that others can see that a long batch makes progress.
         self.on_group: Callable[[], None] = lambda: None
         self.folds = int(metadata["folds"])
@@ -77,17 +90,36 @@ class TranslatorModule(torch.nn.Module):
         self.first_seen = tensors["shared/first_seen"]
         self.n_target = len(self.first_seen)
         self.n_source = int(metadata["n_source"])
+        if "shared/popularity/item" in tensors:  # else the version is refused below
+            tensors["shared/popularity/by_item"] = by_item({"item": tensors["shared/popularity/item"]})
         self.bounds = Bounds(self.n_source, self.n_target, self.folds)
         self._numbers = noise.item_numbers(self.n_target).to(self.device)
         self.layout = Layout.stored(metadata)
         self._sets = {fold: Mixture.of(tensors, fold, estimators, self.layout) for fold in range(NEWCOMERS, self.folds)}
+        self._reference = reference
+
+    @cached_property
+    def _fused(self) -> Fused | None:
+        """The fused execution, where there is one: on a CPU, with a numba that compiles."""
+        if self._reference or self.device.type != "cpu":
+            return None
+        try:
+            from scalr_prod.translator.fused import trial
+
+            with torch.inference_mode():
+                return trial.tried(tuple(self._sets.values()), self._numbers, self.first_seen)
+        except Exception as error:  # of numba, which may be missing, or not know the machine
+            _say_slower(f"{type(error).__name__}: {error}")
+            return None
 
     def parameter_set(self, fold: int) -> Mixture:
         """A fold's estimators."""
         return self._sets[fold]
 
     @classmethod
-    def load(cls, folder: str | Path, device: str = "cpu", threads: int = 1, *, trusted: bool = False) -> TranslatorModule:
+    def load(
+        cls, folder: str | Path, device: str = "cpu", threads: int = 1, *, trusted: bool = False, reference: bool = False
+    ) -> TranslatorModule:
         """Read a version's folder.
 
         Args:
@@ -97,6 +129,7 @@ class TranslatorModule(torch.nn.Module):
                 itself then: threads that share out each small operation wait for one another more than they work.
             trusted: Run the sources of estimators that the version carries. Of a folder that `load_version` found: it has compared
                 their checksum with what the ledger recorded. Others may hold anything.
+            reference: Run the plain torch code alone.
 
         Raises:
             TranslatorNotFound: There is no such folder, or it is not a translator's.
@@ -125,11 +158,15 @@ class TranslatorModule(torch.nn.Module):
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 metadata = json.loads(file.metadata()[DESCRIPTION])
             travelled = _travelled(Path(folder), metadata, manifest, trusted=trusted)
-            return cls(tensors, metadata, device, threads, travelled=travelled)
+            return cls(tensors, metadata, device, threads, travelled=travelled, reference=reference)
         except KeyError as error:
             raise _unreadable(folder, f"it has no {error}, as those of former packages") from error
         except (SafetensorError, OSError, TypeError, ValueError) as error:
             raise _unreadable(folder, str(error)) from error
+
+    def warm_up(self) -> None:
+        """Compile what `sample` and `score` run, so that no request waits for it: seconds, once for each machine and package."""
+        _ = self._fused
 
     def sample(
         self, contexts: Contexts, k: int, *, temperature: float = 1.0, min_lift: float = 0.0, member: str = "mixture"
@@ -157,16 +194,20 @@ class TranslatorModule(torch.nn.Module):
         probabilities, prior = np.zeros((2, len(contexts), k), dtype=np.float32)
 
         unsure = np.zeros(len(contexts), dtype=bool)
-        race = Race(k, temperature, min_lift, member)
+        fused, race = self._fused, Race(k, temperature, min_lift, member)
 
         def draw(rows: NDArray[np.int64], mixture: Mixture, dtype: torch.dtype = torch.float32) -> None:
             part = contexts.take(rows)
-            drawn = run(race, mixture, part, Batch.of(part, self.first_seen), self._numbers, dtype)
+            batch = Batch.of(part, self.first_seen)
+            if dtype == torch.float32 and fused is not None and fused.can(mixture, member, k):
+                drawn = fused.draw(race, mixture, part, batch)
+            else:
+                drawn = run(race, mixture, part, batch, self._numbers, dtype)
             items[rows] = _padded(drawn.items, k, NO_ITEM)
             probabilities[rows], prior[rows] = _padded(drawn.probabilities, k, 0), _padded(drawn.prior, k, 0)
             unsure[rows] = drawn.unsure.cpu().numpy()
 
-        self._each(draw, self._groups(contexts))
+        self._each(draw, self._groups(contexts, lambda mixture: fused is not None and fused.can(mixture, member, k)))
         # All at once: float64 takes a copy of every matrix.
         again = np.flatnonzero(unsure)
         self._each(lambda rows, mixture: draw(again[rows], mixture, torch.float64), self._groups(contexts.take(again)))
@@ -191,9 +232,15 @@ class TranslatorModule(torch.nn.Module):
         self.bounds.check(contexts)
         self.bounds.check_candidates(candidates, len(contexts))
         probabilities, prior = np.zeros((2, *candidates.shape), dtype=np.float32)
+        inexact = np.zeros(len(contexts), dtype=bool)
+        fused = self._fused
 
         def look_up(rows: NDArray[np.int64], mixture: Mixture) -> None:
-            batch = Batch.of(contexts.take(rows), self.first_seen)
+            part = contexts.take(rows)
+            batch = Batch.of(part, self.first_seen)
+            if fused is not None and not inexact[rows[0]] and fused.can(mixture, member):
+                probabilities[rows], prior[rows], inexact[rows] = fused.score(mixture, part, batch, candidates[rows], member)
+                return
             chosen = torch.from_numpy(candidates[rows]).to(self.device, torch.int64)
             named = (chosen >= 0) & (chosen < batch.eligible[:, None])
             found = mixture.distributions(mixture.summary(batch, ("popularity", member)))
@@ -202,7 +249,9 @@ class TranslatorModule(torch.nn.Module):
             probabilities[rows] = torch.where(named, p.gather(1, chosen), 0).cpu().numpy()
             prior[rows] = torch.where(named, q.gather(1, chosen), 0).cpu().numpy()
 
-        self._each(look_up, self._groups(contexts))
+        self._each(look_up, self._groups(contexts, lambda mixture: fused is not None and fused.can(mixture, member)))
+        again = np.flatnonzero(inexact)
+        self._each(lambda rows, mixture: look_up(again[rows], mixture), self._groups(contexts.take(again)))
         return probabilities, prior
 
     @torch.inference_mode()
@@ -235,9 +284,17 @@ class TranslatorModule(torch.nn.Module):
         for _ in map(one, groups) if self._threads is None else self._threads.map(one, groups):
             self.on_group()
 
-    def _groups(self, contexts: Contexts) -> Iterator[tuple[NDArray[np.int64], Mixture]]:
-        """Rows of one fold at a time, not too many at once."""
-        step = max(1, _CHUNK // self.n_target)
+    def _groups(
+        self, contexts: Contexts, in_blocks: Callable[[Mixture], bool] = lambda _: False
+    ) -> Iterator[tuple[NDArray[np.int64], Mixture]]:
+        """Rows of one fold at a time, in order of time, not too many at once.
+
+        Args:
+            contexts: All of them.
+            in_blocks: Whether a parameter set is worked on in blocks of items, so that more rows are few enough.
+        """
+        of_whole_rows = max(1, _CHUNK // self.n_target)
+        of_blocks = min(_ROWS, max(_LEAST_ROWS, -(-len(contexts) // self._shares)))
         for fold in np.unique(contexts.fold).tolist():
             if fold not in self._sets:
                 raise TranslatorError(
@@ -246,8 +303,17 @@ class TranslatorModule(torch.nn.Module):
                     next_step="use the fold count of the version's manifest",
                 )
             rows = np.flatnonzero(contexts.fold == fold)
+            rows = rows[np.argsort(contexts.event_time[rows], kind="stable")]
+            most = of_blocks if in_blocks(self._sets[fold]) else of_whole_rows
+            step = -(-len(rows) // -(-len(rows) // most))
             for start in range(0, len(rows), step):
                 yield rows[start : start + step], self._sets[fold]
+
+
+@cache
+def _say_slower(reason: str) -> None:
+    """Warn, once in a process."""
+    logger.warning("nothing can be compiled here, so that contexts are translated several times slower (%s)", reason)
 
 
 def _travelled(folder: Path, metadata: dict[str, str], manifest: dict[str, Any], *, trusted: bool) -> dict[str, Any]:

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from scalr_prod.translator.contexts import Contexts
     from scalr_prod.translator.mixture import Mixture, Summary
 
-__all__ = ["Draws", "Race", "run"]
+__all__ = ["SPARE", "Draws", "Race", "exact_order", "near_limit", "run"]
 
 #: Candidates beyond the k + 1 best that are looked at again with them.
-_SPARE: Final = 7
+SPARE: Final = 7
 #: What the steps from a logit to its key add to rounding, beside a unit of the logarithm of P: exponential, variate, powers, quotients.
 _STEPS: Final = 32 * UNIT
 #: The same with that of a P that counts, 2^-100 at the least.
@@ -84,19 +84,40 @@ def run(race: Race, mixture: Mixture, contexts: Contexts, batch: Batch, numbers:
     p, prior = found[race.member], found["popularity"]
     low, high = (word.to(device) for word in noise.key_words(contexts.noise_key))
     keys = _keys(p, noise.exponential((low, high), numbers, dtype), race.temperature)
-    best, chosen = keys.topk(min(race.k + 1 + _SPARE, keys.shape[1]), dim=1)
+    best, chosen = keys.topk(min(race.k + 1 + SPARE, keys.shape[1]), dim=1)
     unsure = torch.zeros(len(best), dtype=torch.bool, device=device)
     if dtype == torch.float32:
         unsure |= _lost(race, best, p, batch)
         unsure |= _settle(race, mixture, summary, p, (best, chosen), (low, high), numbers)
     there, chosen = best[:, : race.k] > 0, chosen[:, : race.k]
     p, q = (torch.where(there, of_all.gather(1, chosen), 0) for of_all in (p, prior))
-    excess = p - race.min_lift * q
-    if dtype == torch.float32 and race.min_lift > 0 and race.member != "popularity":
-        # A normaliser is off by no more than what it sums.
-        band = sum(mixture.rounding(summary, member) + mixture.rounding(summary, member, chosen) for member in race.members)
-        unsure |= (there & (excess.abs() <= (band + 4 * _ALL_STEPS) * p)).any(1)
-    return Draws(torch.where(there & (excess >= 0), chosen, NO_ITEM), p, q, unsure)
+    if dtype == torch.float32:
+        unsure |= near_limit(race, mixture, summary, there, chosen, p, q)
+    return Draws(torch.where(there & (p >= race.min_lift * q), chosen, NO_ITEM), p, q, unsure)
+
+
+def near_limit(
+    race: Race,
+    mixture: Mixture,
+    summary: Summary,
+    there: torch.Tensor,
+    chosen: torch.Tensor,
+    p: torch.Tensor,
+    q: torch.Tensor,
+) -> torch.Tensor:
+    """Rows in which rounding may have decided whether P, of what is there [B, K], reaches ``min_lift`` times the prior: bool [B]."""
+    if race.min_lift == 0 or race.member == "popularity":
+        return torch.zeros(len(there), dtype=torch.bool, device=there.device)
+    excess = (p - race.min_lift * q).abs()
+    # A normaliser is off by no more than what it sums.
+    widest = sum(2 * mixture.rounding(summary, member) for member in race.members)
+    near = (there & (excess <= (widest + 4 * _ALL_STEPS) * p)).any(1)
+    rows = near.nonzero()[:, 0]
+    if len(rows):
+        some, items = summary.take(rows), chosen[rows]
+        band = sum(mixture.rounding(some, member) + mixture.rounding(some, member, items) for member in race.members)
+        near[rows] = (there[rows] & (excess[rows] <= (band + 4 * _ALL_STEPS) * p[rows])).any(1)
+    return near
 
 
 def _keys(p: torch.Tensor, variates: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -137,12 +158,35 @@ def _settle(
     close = (reach[:, 1:] >= least[:, :-1])[:, : race.k].any(1)
     rows = close.nonzero()[:, 0]
     if len(rows):
-        items = chosen[rows]
-        logits = mixture.logits(summary.take(rows), race.member, items)
-        variates = noise.exponential((words[0][rows], words[1][rows]), numbers[items], torch.float64).log_()
-        exact = logits / max(race.temperature, 1) - min(race.temperature, 1) * variates
-        order = exact.masked_fill_(best[rows] == 0, -torch.inf).argsort(dim=1, descending=True, stable=True)
-        chosen[rows] = items.gather(1, order)
+        order = exact_order(race, mixture, summary, rows, (chosen[rows], best[rows] > 0), words, numbers)
+        chosen[rows] = chosen[rows].gather(1, order)
     others = best[:, -1] * (1 + 1.01 * (mixture.rounding(summary, race.member)[:, 0] + _ALL_STEPS))
     beyond = (others >= least[:, : race.k].amin(1)) & (best[:, -1] > 0)
     return beyond & (best.shape[1] < len(numbers))
+
+
+def exact_order(
+    race: Race,
+    mixture: Mixture,
+    summary: Summary,
+    rows: torch.Tensor,
+    candidates: tuple[torch.Tensor, torch.Tensor],
+    words: tuple[torch.Tensor, torch.Tensor],
+    numbers: torch.Tensor,
+) -> torch.Tensor:
+    """The order of candidates' keys in float64, what is not there last: int64 [R, C].
+
+    Args:
+        race: What is drawn.
+        mixture: The parameter set.
+        summary: Of B contexts.
+        rows: int64 [R]. Which of them.
+        candidates: int64 [R, C] items, and bool [R, C], which of these are there.
+        words: Of the contexts' keys, see `noise.key_words`.
+        numbers: The items' words.
+    """
+    items, there = candidates
+    logits = mixture.logits(summary.take(rows), race.member, items)
+    variates = noise.exponential((words[0][rows], words[1][rows]), numbers[items], torch.float64).log_()
+    exact = logits / max(race.temperature, 1) - min(race.temperature, 1) * variates
+    return exact.masked_fill_(~there, -torch.inf).argsort(dim=1, descending=True, stable=True)

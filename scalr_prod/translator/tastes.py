@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from scalr_prod.translator.batch import Batch
     from scalr_prod.translator.pairs import Pairs, Parameters
 
-__all__ = ["TASTES", "fit", "raw", "spread", "standard"]
+__all__ = ["EARLIEST_US", "OLDEST_DAYS", "RECENT_DAYS", "SAME_US", "TASTES", "fit", "raw", "spread", "standard"]
 
-_RECENT_DAYS: Final = 30.0
+RECENT_DAYS: Final = 30.0
 #: Events of an item that are all kept; of the later ones, the last of each day.
 _ALL_KEPT: Final = 256
 #: Most intervals of time that have a mean, fewest events in one, and most events that the means are taken from.
@@ -39,10 +39,10 @@ _MOST_EVENTS: Final = 200_000
 _WIDEST: Final = 3.0
 _DAY_US: Final = 86_400_000_000
 #: Ages travel in float32: what happened within so many microseconds before an event may be the event itself.
-_SAME_US: Final = 300_000_000
+SAME_US: Final = 300_000_000
 #: Ages and times beyond these (days, microseconds) are nobody's: kept where arithmetic on them cannot overflow.
-_OLDEST_DAYS: Final = 1e6
-_EARLIEST_US: Final = -(2**61)
+OLDEST_DAYS: Final = 1e6
+EARLIEST_US: Final = -(2**61)
 #: What is known of each user's taste.
 TASTES: Final = (*(f"taste_{name}" for name in DECAYED), "length", "recent")
 
@@ -79,11 +79,11 @@ def fit(pairs: Pairs) -> Parameters:
 def raw(parameters: Parameters, batch: Batch, dtype: Any = torch.float32) -> torch.Tensor:
     """Each context's tastes as they are told: [B, 6]; NaN where the history holds no known item."""
     known = batch.items > 0
-    age = (batch.ages.double().clamp(0, _OLDEST_DAYS) * _DAY_US).long()
-    values = _relative(parameters, batch.items, batch.history_end[:, None].clamp(min=_EARLIEST_US) - age, dtype)
+    age = (batch.ages.double().clamp(0, OLDEST_DAYS) * _DAY_US).long()
+    values = _relative(parameters, batch.items, batch.history_end[:, None].clamp(min=EARLIEST_US) - age, dtype)
     many = known.sum(1, keepdim=True).to(dtype)
     mean = (values * known[..., None]).sum(1) / many
-    recent = (known & (batch.ages < _RECENT_DAYS)).sum(1, keepdim=True).to(dtype)
+    recent = (known & (batch.ages < RECENT_DAYS)).sum(1, keepdim=True).to(dtype)
     return torch.cat([mean, many.log1p(), recent.log1p()], 1).masked_fill(many == 0, torch.nan)
 
 
@@ -110,8 +110,8 @@ def _relative(parameters: Parameters, items: torch.Tensor, time: torch.Tensor, d
 def _log_counts(parameters: Parameters, items: torch.Tensor, time: torch.Tensor, dtype: Any) -> torch.Tensor:
     """Logarithms of the decayed counts of items just before times (any shape): [..., 4]."""
     times, key = parameters["times"], parameters["key"]
-    time = torch.minimum(time, parameters["end"] + _SAME_US)
-    place = torch.searchsorted(key, items * (len(times) + 1) + torch.searchsorted(times, time - _SAME_US)) - 1
+    time = torch.minimum(time, parameters["end"] + SAME_US)
+    place = torch.searchsorted(key, items * (len(times) + 1) + torch.searchsorted(times, time - SAME_US)) - 1
     before = place >= parameters["start"][items]
     place = place.clamp(min=0)
     age = (time - times[key[place] % (len(times) + 1)]).to(dtype) / _DAY_US

@@ -49,6 +49,7 @@ from scalr_prod.serving import (
 from scalr_prod.serving.loading import load_versions, loaded_versions
 from scalr_prod.serving.state import read_record
 from scalr_prod.settings import Settings, load_settings
+from scalr_prod.translator import TranslatorModule, load_version
 from scalr_prod.translator.contexts import Contexts
 
 pytestmark = [pytest.mark.triton, pytest.mark.slow]
@@ -122,6 +123,21 @@ def test_samples_are_those_of_the_module_in_this_process(served, local, exclude)
     assert (answer.items >= 0).any()
     assert np.abs(answer.probabilities - expected.probabilities).max() < SAME
     assert np.abs(answer.prior - expected.prior).max() < SAME
+
+
+def test_the_server_runs_what_was_compiled_and_draws_as_the_plain_code(served):
+    asked, candidates = contexts(300, seed=5), np.random.default_rng(5).integers(-1, 100, (300, 4), dtype=np.int32)
+    plain = TranslatorModule.load(load_version(served, 2).path, reference=True)
+    with open_scorer(served, 2) as scorer:
+        answer, scores = scorer.sample(asked, 8), scorer.score(asked, candidates)
+    expected = plain.sample(asked, 8)
+    assert np.array_equal(answer.items, expected.items)
+    np.testing.assert_allclose(answer.probabilities, expected.probabilities, rtol=SAME)
+    for got, wanted in zip(scores, plain.score(asked, candidates), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=SAME)
+    log = Path(read_record(served).log).read_text()
+    assert "translator" in log  # the model's process writes there
+    assert "several times slower" not in log
 
 
 def test_the_time_to_each_answer_is_counted(served):

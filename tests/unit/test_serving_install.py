@@ -55,6 +55,7 @@ def test_the_plan_is_made_from_what_ships_with_the_package(project, tmp_path):
     assert plan.minor in interpreters.MINORS
     wanted = [line for line in plan.requirements.read_text().splitlines() if not line.startswith("#")]
     assert {line.partition("<")[0].partition(">")[0].partition("=")[0] for line in wanted} == {
+        "numba",
         "numpy",
         "nvidia-pytriton",
         "safetensors",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import logging
+import os
 import subprocess
 import sys
 import textwrap
@@ -23,10 +26,13 @@ from scalr_prod.translator.calibration import TABLES
 from scalr_prod.translator.contexts import EVERYBODY, NEWCOMERS, NO_ITEM, Contexts, Samples
 from scalr_prod.translator.estimators import SCORED
 from scalr_prod.translator.fitting import fit_sets
+from scalr_prod.translator.fused import trial
 from scalr_prod.translator.layout import OURS
 from scalr_prod.translator.mixture import Mixture
 from scalr_prod.translator.module import DESCRIPTION, TranslatorModule
 from scalr_prod.translator.pairs import Pairs
+
+EXECUTIONS = ("fused", "reference")
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +43,8 @@ def world() -> SimpleNamespace:
     tensors = fit_sets(pairs, {-1: np.zeros(len(fold), bool), 0: fold == 0, 1: fold == 1}, lambda _: None)
     tensors |= calibration()
     metadata = METADATA | {"n_source": str(pairs.n_source)}
-    return SimpleNamespace(pairs=pairs, tensors=tensors, metadata=metadata, module=TranslatorModule(tensors, metadata))
+    modules = {name: TranslatorModule(tensors, metadata, reference=name == "reference") for name in EXECUTIONS}
+    return SimpleNamespace(pairs=pairs, tensors=tensors, metadata=metadata, modules=modules, module=modules["fused"])
 
 
 def make_contexts(world: SimpleNamespace, rows: int, *, seed: int = 0, exclude: int = 0) -> Contexts:
@@ -196,8 +203,9 @@ def test_more_threads_change_nothing(world):
 def test_each_group_of_rows_is_told(world, monkeypatch):
     """Inside a server that is the sign that a long batch makes progress."""
     monkeypatch.setattr(module_file, "_CHUNK", 4 * world.module.n_target)
-    for threads in (1, 3):
-        module, told = TranslatorModule(world.tensors, world.metadata, threads=threads), []
+    monkeypatch.setattr(module_file, "_ROWS", 4)
+    for threads, name in itertools.product((1, 3), EXECUTIONS):
+        module, told = TranslatorModule(world.tensors, world.metadata, threads=threads, reference=name == "reference"), []
         module.on_group = lambda told=told: told.append(None)
         contexts = replace(make_contexts(world, 30), fold=np.full(30, -1, dtype=np.int32))
         module.sample(contexts, 3)
@@ -252,13 +260,16 @@ def looked_at_again(monkeypatch) -> dict[str, int]:
 )
 def test_draws_are_those_of_float64(world, k, temperature, min_lift):
     contexts = make_contexts(world, 3_000, seed=9, exclude=2)
-    drawn = world.module.sample(contexts, k, temperature=temperature, min_lift=min_lift).items
-    np.testing.assert_array_equal(drawn, exact_draws(world.module, contexts, k, temperature, min_lift))
+    expected = exact_draws(world.module, contexts, k, temperature, min_lift)
+    for module in world.modules.values():
+        drawn = module.sample(contexts, k, temperature=temperature, min_lift=min_lift).items
+        np.testing.assert_array_equal(drawn, expected)
 
 
-def test_float64_is_seldom_needed(world, looked_at_again):
+@pytest.mark.parametrize("name", EXECUTIONS)
+def test_float64_is_seldom_needed(world, looked_at_again, name):
     contexts = make_contexts(world, 3_000, seed=10)
-    world.module.sample(contexts, 20, min_lift=1.0)
+    world.modules[name].sample(contexts, 20, min_lift=1.0)
     assert looked_at_again["best"] < 0.1 * len(contexts)
     assert looked_at_again["all"] < 0.01 * len(contexts)
 
@@ -268,27 +279,34 @@ def test_near_ties_are_those_of_float64(world, looked_at_again, k):
     """Alike but for their variates to the power of a low temperature, or for less than float32 can tell: all items are close."""
     contexts = make_contexts(world, 300, seed=11, exclude=2)
     alike = calibration_table() * 1e-6
-    module = TranslatorModule(world.tensors | dict.fromkeys(TABLES, alike), world.metadata)
+    tensors = world.tensors | dict.fromkeys(TABLES, alike)
+    fused, reference = (TranslatorModule(tensors, world.metadata, reference=name == "reference") for name in EXECUTIONS)
     for temperature in (1e-6, 1e-4):
-        expected = exact_draws(module, contexts, k, temperature, 0)
+        expected = exact_draws(reference, contexts, k, temperature, 0)
+        np.testing.assert_array_equal(fused.sample(contexts, k, temperature=temperature).items, expected)
         looked_at_again.update(best=0, all=0)
-        np.testing.assert_array_equal(module.sample(contexts, k, temperature=temperature).items, expected)
+        np.testing.assert_array_equal(reference.sample(contexts, k, temperature=temperature).items, expected)
         assert looked_at_again["best"] > (0.8 * len(contexts) if temperature < 1e-5 else 0)
     # Of many races of one context, those whose two best are nearest.
     many = make_contexts(world, 1, seed=12).take(np.zeros(100_000, dtype=np.int64))
     many = replace(many, noise_key=np.arange(len(many)), event_time=np.full(len(many), 100 * DAY))
     nearest = many.take(nearest_races(world.module, many)[:50])
-    drawn = world.module.sample(nearest, k).items
-    np.testing.assert_array_equal(drawn, exact_draws(world.module, nearest, k, 1.0, 0))
+    expected = exact_draws(world.module, nearest, k, 1.0, 0)
+    for module in world.modules.values():
+        looked_at_again.update(best=0, all=0)
+        np.testing.assert_array_equal(module.sample(nearest, k).items, expected)
+        assert looked_at_again["best"] > 0
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_probabilities_too_small_for_float32_are_drawn_too(world, looked_at_again, temperature):
     contexts = make_contexts(world, 300, seed=14)
-    module = TranslatorModule(world.tensors | dict.fromkeys(TABLES, 40 * calibration_table()), world.metadata)
-    expected = exact_draws(module, contexts, 40, temperature, 0)
+    tensors = world.tensors | dict.fromkeys(TABLES, 40 * calibration_table())
+    fused, reference = (TranslatorModule(tensors, world.metadata, reference=name == "reference") for name in EXECUTIONS)
+    expected = exact_draws(reference, contexts, 40, temperature, 0)
+    np.testing.assert_array_equal(fused.sample(contexts, 40, temperature=temperature).items, expected)
     looked_at_again.update(best=0, all=0)
-    drawn = module.sample(contexts, 40, temperature=temperature)
+    drawn = reference.sample(contexts, 40, temperature=temperature)
     np.testing.assert_array_equal(drawn.items, expected)
     assert ((drawn.items != NO_ITEM) & (drawn.probabilities == 0)).any()
     assert looked_at_again["all"] > 0.8 * len(contexts)
@@ -455,12 +473,13 @@ def test_a_missing_file_is_told_from_a_damaged_one(folder, tmp_path):
         TranslatorModule.load(folder)
 
 
-def test_the_module_needs_torch_numpy_and_safetensors_alone(world, folder):
-    """As in the serving environment: nothing else can be imported there."""
+@pytest.mark.parametrize("lacks", ["numba", "a compiler"])
+def test_the_module_needs_torch_numpy_and_safetensors_alone(world, folder, lacks):
+    """Nothing else has to be there: without numba, which the serving environment has, the plain code answers, and says so once."""
+    more = {"numba"} if lacks == "numba" else set()
     program = f"""
         import sys
-        allowed = {{"torch", "numpy", "safetensors", "scalr_prod"}}
-        refused = {{"pandas", "pyarrow", "scipy", "pydantic", "feast", "dask", "sqlalchemy", "duckdb", "deltalake", "rich"}}
+        refused = {{"pandas", "pyarrow", "scipy", "pydantic", "feast", "dask", "sqlalchemy", "duckdb", "deltalake", "rich"}} | {more}
         class Refuse:
             def find_spec(self, name, path=None, target=None):
                 if name.partition(".")[0] in refused:
@@ -469,15 +488,56 @@ def test_the_module_needs_torch_numpy_and_safetensors_alone(world, folder):
         import numpy as np
         from scalr_prod.translator.contexts import Contexts
         from scalr_prod.translator.module import DESCRIPTION, TranslatorModule
-        module = TranslatorModule.load({str(folder)!r})
         contexts = Contexts(
             np.ones((2, 3), np.int32), np.zeros((2, 3), np.float32), np.full(2, 2**59), np.full(2, 2**60),
             np.array([-1, 0], np.int32), np.arange(2), np.empty((2, 0), np.int32),
         )
-        print(module.sample(contexts, 2).items.min())
+        for _ in range(2):
+            module = TranslatorModule.load({str(folder)!r})
+            module.warm_up()
+            print(*module.sample(contexts, 2).items.ravel())
     """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env=os.environ | ({"NUMBA_DISABLE_JIT": "1"} if lacks == "a compiler" else {}),
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) >= 0
+    contexts = Contexts(
+        np.ones((2, 3), np.int32),
+        np.zeros((2, 3), np.float32),
+        np.full(2, 2**59),
+        np.full(2, 2**60),
+        np.array([-1, 0], np.int32),
+        np.arange(2),
+        np.empty((2, 0), np.int32),
+    )
+    expected = " ".join(map(str, world.module.sample(contexts, 2).items.ravel()))
+    assert done.stdout.splitlines() == [expected] * 2
+    assert done.stderr.count("several times slower") == 1
+    assert ("numba is not" if lacks == "numba" else "NUMBA_DISABLE_JIT is set") in done.stderr
+
+
+def test_where_nothing_can_be_compiled_the_plain_code_answers(world, monkeypatch, caplog):
+    """Whatever the compiler raises: it was tried again with nothing kept on disk, and one warning says why it is slow."""
+    tries = []
+
+    def fail(self, *arguments):
+        tries.append(self)
+        raise RuntimeError("no such processor")
+
+    monkeypatch.setattr(trial.Fused, "draw", fail)
+    monkeypatch.setattr(trial.cache, "empty", lambda: tries.append("emptied"))
+    module_file._say_slower.cache_clear()
+    contexts, expected = make_contexts(world, 20), world.modules["reference"].sample(make_contexts(world, 20), 3)
+    for _ in range(2):
+        found = TranslatorModule(world.tensors, world.metadata).sample(contexts, 3)
+        np.testing.assert_array_equal(found.items, expected.items)
+        np.testing.assert_array_equal(found.probabilities, expected.probabilities)
+    assert [one == "emptied" for one in tries] == [False, True, False] * 2
+    (warning,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert "RuntimeError: no such processor" in warning.getMessage()
+    module_file._say_slower.cache_clear()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from scalr_prod.translator.batch import Batch
     from scalr_prod.translator.pairs import Pairs, Parameters
 
-__all__ = ["fit", "largest", "score", "share", "version"]
+__all__ = ["asked", "fit", "largest", "score", "share", "version"]
 
 version: Final = 1
 #: Pseudo-users who follow popularity.
@@ -66,11 +66,7 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
 def score(parameters: Parameters, batch: Batch, log_prior: torch.Tensor) -> torch.Tensor:
     """log P(i | context): [B, N] in the dtype of ``log_prior``."""
     dtype = log_prior.dtype
-    history = batch.items[:, -DEPTH:]
-    steps = torch.arange(history.shape[1] - 1, -1, -1, dtype=dtype, device=history.device)
-    weight = torch.where(history > 0, DECAY**steps, 0.0)
-    total = weight.sum(1, keepdim=True)
-    weight = weight / total.clamp(min=torch.finfo(dtype).tiny)
+    history, weight, rest = asked(parameters, batch, dtype)
     start = parameters["start"]
     begin, count = start[history], start[history + 1] - start[history]
     flat = count.reshape(-1)
@@ -81,8 +77,18 @@ def score(parameters: Parameters, batch: Batch, log_prior: torch.Tensor) -> torc
     where = torch.repeat_interleave(row * len(log_prior), flat) + parameters["item"][entry]
     mass = parameters["share"][entry].to(dtype) * torch.repeat_interleave(weight.reshape(-1), flat)
     found = torch.zeros(len(history) * len(log_prior), dtype=dtype, device=history.device).index_add_(0, where, mass)
-    rest = (weight * parameters["rest"][history].to(dtype)).sum(1, keepdim=True) + (total == 0)
     return found.view(len(history), -1).add_(rest * log_prior.exp()).log_()
+
+
+def asked(parameters: Parameters, batch: Batch, dtype: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The items of each history that are looked at, int64 [B, H], their weights [B, H], and the weight of popularity [B, 1]."""
+    history = batch.items[:, -DEPTH:]
+    steps = torch.arange(history.shape[1] - 1, -1, -1, dtype=dtype, device=history.device)
+    weight = torch.where(history > 0, DECAY**steps, 0.0)
+    total = weight.sum(1, keepdim=True)
+    weight = weight / total.clamp(min=torch.finfo(dtype).tiny)
+    rest = (weight * parameters["rest"][history].to(dtype)).sum(1, keepdim=True) + (total == 0)
+    return history, weight, rest
 
 
 def largest(parameters: Parameters, log_prior: torch.Tensor) -> torch.Tensor:

@@ -38,6 +38,7 @@ __all__ = [
     "FEATURES",
     "TENSORS",
     "at_instants",
+    "by_item",
     "decayed",
     "feature",
     "fit",
@@ -165,6 +166,8 @@ def log_counts(
     before = torch.searchsorted(parameters["time"], time)
     mark = torch.minimum(before // parameters["every"], parameters["since"].new_tensor(len(parameters["since"]) - 1))
     begin = mark * parameters["every"]
+    if items is not None:
+        return _log_counts_of(parameters, time, (mark, begin, before), items, dtype)
     event, owner = _latest(parameters["next"], begin, before)
     place = owner * parameters["count_marked"].shape[1] + parameters["item"][event]
     # Days in float64: what rounding leaves of a decayed count is then a few units in its last place.
@@ -176,9 +179,44 @@ def log_counts(
         counts *= (-elapsed / half_life).exp2().to(dtype)[:, None]
         since = parameters[name][event].to(dtype) * (-age / half_life).exp2().to(dtype)
         counts.view(-1)[place] = since
-        counts = counts if items is None else counts.gather(1, items)
         found[name] = counts.add_(smoothing).log_()
     return found
+
+
+def _log_counts_of(
+    parameters: Parameters,
+    time: torch.Tensor,
+    places: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    items: torch.Tensor,
+    dtype: Any,
+) -> dict[str, torch.Tensor]:
+    """`log_counts` of named items, whose last events are looked up: the cost does not depend on the number of items."""
+    mark, begin, before = places
+    span = len(parameters["time"]) + 1
+    key = parameters["by_item"] if "by_item" in parameters else by_item(parameters)
+    place = torch.searchsorted(key, items * span + before[:, None]) - 1
+    # Negative where the item has no event before; the one before the mark is counted there.
+    event = torch.cat([key, key.new_full((1,), -span)])[place] - items * span
+    since_mark = event >= begin[:, None]
+    event = event.clamp(min=0) * since_mark
+    elapsed = (time - parameters["since"][mark]).clamp(min=0).double() / _DAY_US
+    age = elapsed[:, None].expand(items.shape)
+    if since_mark.any():
+        age = (time[:, None] - parameters["time"][event]).double() / _DAY_US
+    found = {}
+    for name, (half_life, smoothing) in DECAYED.items():
+        marked = parameters[f"{name}_marked"][mark[:, None], items].to(dtype)
+        counts = marked * (-elapsed / half_life).exp2().to(dtype)[:, None]
+        if since_mark.any():
+            counts = torch.where(since_mark, parameters[name][event].to(dtype) * (-age / half_life).exp2().to(dtype), counts)
+        found[name] = counts.add_(smoothing).log_()
+    return found
+
+
+def by_item(parameters: Parameters) -> torch.Tensor:
+    """Events in the order of items and time, for `log_counts` of named items: int64 [M], item x (M + 1) + position."""
+    item = parameters["item"].long()
+    return (item * (len(item) + 1) + torch.arange(len(item), device=item.device)).sort().values
 
 
 def _latest(following: torch.Tensor, begin: torch.Tensor, before: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,290 @@
+"""Draws and normalisers of a group of contexts by one pass over blocks of items: products by BLAS, all else by `block`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+
+from scalr_prod.translator import noise
+from scalr_prod.translator.contexts import NO_ITEM
+from scalr_prod.translator.estimators import frequency, is_logarithm, is_product, popularity
+from scalr_prod.translator.fused import block, users
+from scalr_prod.translator.mixture import Histories
+from scalr_prod.translator.race import SPARE, Draws, exact_order, near_limit
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from scalr_prod.translator.batch import Batch
+    from scalr_prod.translator.contexts import Contexts
+    from scalr_prod.translator.mixture import Mixture, Summary
+    from scalr_prod.translator.race import Race
+
+__all__ = ["MOST_DRAWS", "Fused"]
+
+#: Items of a block: a block of logits stays in the processor's cache.
+ITEMS: Final = 2048
+#: More draws than these for each context are left to the reference, which sorts.
+MOST_DRAWS: Final = 256
+#: Share of the prior's mass that must be left when what is excluded is taken from it.
+_LEFT: Final = 2.0**-4
+#: What float64 adds to the rounding of a key, beside that of its logit, in units of the key.
+_STEPS: Final = 2.0**-48
+#: How histories are read here.
+_COMPILED: Final = Histories(users.told, users.USERS)
+_US_A_DAY: Final = 86_400_000_000.0
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a pass gathers of R contexts: the K best keys, what normalises, and logits of named candidates."""
+
+    keys: NDArray[np.float64]
+    items: NDArray[np.int32]
+    logits: NDArray[np.float32]
+    priors: NDArray[np.float32]
+    peak: NDArray[np.float32]
+    mass: NDArray[np.float64]
+    prior_peak: NDArray[np.float32]
+    prior_mass: NDArray[np.float64]
+    prior_gross: NDArray[np.float64]
+
+    @classmethod
+    def nothing(cls, rows: int, best: int) -> Found:
+        return cls(
+            keys=np.full((rows, best), -np.inf),
+            items=np.zeros((rows, best), np.int32),
+            logits=np.full((rows, best), -np.inf, np.float32),
+            priors=np.full((rows, best), -np.inf, np.float32),
+            peak=np.full(rows, -np.inf, np.float32),
+            mass=np.zeros(rows),
+            prior_peak=np.full(rows, -np.inf, np.float32),
+            prior_mass=np.zeros(rows),
+            prior_gross=np.zeros(rows),
+        )
+
+    def probabilities(self, logits: NDArray[np.float32], priors: NDArray[np.float32]) -> tuple[torch.Tensor, torch.Tensor]:
+        """P and the prior P of logits [R, C], float32 within [0, 1]; 0 for what is not there, whose logits are -infinity."""
+        # What is cancelled is worked out anew: with the whole sum it stays within bounds until then.
+        prior_mass = np.where(self.cancelled, self.prior_gross, self.prior_mass)
+        return _shares(logits, self.peak, self.mass), _shares(priors, self.prior_peak, prior_mass)
+
+    @property
+    def cancelled(self) -> NDArray[np.bool_]:
+        """Where so much of the prior's mass is excluded that the rest is not exact: bool [R]."""
+        return self.prior_mass < _LEFT * self.prior_gross
+
+
+class Fused:
+    """The execution for one module's tensors.
+
+    Args:
+        of_popularity: Tensors of `popularity.fit`.
+        numbers: int32 [N], the items' words for `noise`.
+    """
+
+    def __init__(self, of_popularity: dict[str, torch.Tensor], numbers: torch.Tensor) -> None:
+        self._popularity = {name: of_popularity[name].numpy() for name in popularity.TENSORS}
+        self._numbers = numbers.numpy().view(np.uint32)
+        self._n_target = len(numbers)
+        item, every = self._popularity["item"], int(self._popularity["every"][0])
+        marks, blocks = len(self._popularity["since"]), -(-self._n_target // ITEMS)
+        # Events by mark, block of items and time.
+        where = np.minimum(np.arange(len(item)) // every, marks - 1) * blocks + item // ITEMS
+        self._order = np.argsort(where, kind="stable").astype(np.int32)
+        begin = np.concatenate([[0], np.cumsum(np.bincount(where, minlength=marks * blocks))])
+        self._offset = begin[np.arange(marks)[:, None] * blocks + np.arange(blocks + 1)]
+        self._half_lives = np.array([days * _US_A_DAY for days, _ in popularity.DECAYED.values()])
+        self._added = np.array([added for _, added in popularity.DECAYED.values()], np.float32)
+        self._entries: dict[int, tuple[NDArray[np.int32], NDArray[np.float32]]] = {}
+
+    @staticmethod
+    def can(mixture: Mixture, member: str, draws: int = 0) -> bool:
+        """Whether the member's logits are of the form that this execution knows."""
+        heavy = [estimator for name, estimator in mixture.estimators.items() if mixture.calibration[member][name] != 0]
+        return draws <= MOST_DRAWS and all(is_product(one) or one is frequency for one in heavy)
+
+    def draw(self, race: Race, mixture: Mixture, contexts: Contexts, batch: Batch) -> Draws:
+        """What `race.run` gives in float32; the batch is in the order of ``event_time``."""
+        summary = mixture.summary(batch, race.members, _COMPILED)
+        best = min(race.k + 1 + SPARE, self._n_target)
+        found = self._pass(race.temperature, best, mixture, summary, race.member, contexts, _none(len(contexts)))
+        keys, chosen = torch.from_numpy(found.keys), torch.from_numpy(found.items).long()
+        words = noise.key_words(contexts.noise_key)
+        order, unsure = self._settle(race, mixture, summary, (keys, chosen), words)
+        there, chosen = (keys > -torch.inf).gather(1, order), chosen.gather(1, order)
+        p, q = (torch.where(there, x.gather(1, order), 0) for x in found.probabilities(found.logits, found.priors))
+        unsure |= there.any(1) & torch.from_numpy(found.cancelled)
+        unsure |= near_limit(race, mixture, summary, there, chosen, p, q)
+        return Draws(torch.where(there & (p >= race.min_lift * q), chosen, NO_ITEM), p, q, unsure)
+
+    def score(
+        self, mixture: Mixture, contexts: Contexts, batch: Batch, candidates: NDArray[np.int32], member: str
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
+        """P and the prior P of candidates, int32 [B, C], 0 for what cannot be proposed; the batch is in the order of ``event_time``.
+
+        Returns:
+            Two float32 arrays [B, C]; bool [B], where so much is excluded that the prior is not exact.
+        """
+        summary = mixture.summary(batch, tuple(dict.fromkeys(("popularity", member))), _COMPILED)
+        asked = (np.ascontiguousarray(candidates), *np.full((2, *candidates.shape), -np.inf, np.float32))
+        found = self._pass(1.0, 0, mixture, summary, member, contexts, asked)
+        p, q = found.probabilities(*asked[1:])
+        there = torch.from_numpy(asked[1]) > -torch.inf
+        p, q = (torch.where(there, x, 0) for x in (p, q))
+        return p.numpy(), q.numpy(), found.cancelled & there.any(1).numpy()
+
+    def _settle(
+        self,
+        race: Race,
+        mixture: Mixture,
+        summary: Summary,
+        ranking: tuple[torch.Tensor, torch.Tensor],
+        words: tuple[torch.Tensor, torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The order of the first k candidates, exact where rounding may have decided it, int64 [B, k]; and `Draws.unsure`."""
+        keys, chosen = ranking
+        of_any = mixture.rounding(summary, race.member)
+        order = torch.arange(keys.shape[1]).repeat(len(keys), 1)
+        close, beyond = self._near(race, keys, of_any, of_any[:, 0])
+        rows = (close | beyond).nonzero()[:, 0]
+        if len(rows):  # by the bound of any item; now by those of the candidates
+            of_each = mixture.rounding(summary.take(rows), race.member, chosen[rows])
+            close[rows], beyond[rows] = self._near(race, keys[rows], of_each, of_any[rows, 0])
+            rows = close.nonzero()[:, 0]
+        if len(rows):
+            numbers = torch.from_numpy(self._numbers.view(np.int32))
+            order[rows] = exact_order(race, mixture, summary, rows, (chosen[rows], keys[rows] > -torch.inf), words, numbers)
+        return order[:, : race.k], beyond
+
+    def _near(
+        self, race: Race, keys: torch.Tensor, rounding: torch.Tensor, of_any: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where rounding may have decided the order of the first k, and who is among them: bool [B] each.
+
+        Args:
+            race: What is drawn.
+            keys: float64 [B, K], descending; -infinity: not there.
+            rounding: [B, K] or [B, 1]. How far their logits may be off.
+            of_any: [B]. How far those of all other items may be.
+        """
+        there, k = keys > -torch.inf, min(race.k, keys.shape[1])
+        off = 1.01 * rounding / race.temperature + _STEPS * (1 + keys.abs())
+        least, most = (torch.where(there, bound, -torch.inf) for bound in (keys - off, keys + off))
+        reach = most.flip(1).cummax(1).values.flip(1)  # of this and all that follow
+        close = (there[:, 1:] & (reach[:, 1:] >= least[:, :-1]))[:, :k].any(1)
+        others = keys[:, -1] + 1.01 * of_any / race.temperature + _STEPS * (1 + keys[:, -1].abs())
+        beyond = there[:, -1] & (others >= least[:, :k].amin(1)) & (keys.shape[1] < self._n_target)
+        return close, beyond
+
+    def _pass(
+        self,
+        temperature: float,
+        best: int,
+        mixture: Mixture,
+        summary: Summary,
+        member: str,
+        contexts: Contexts,
+        candidates: tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]],
+    ) -> Found:
+        batch, rows = summary.batch, len(contexts)
+        found = Found.nothing(rows, best)
+        eligible = batch.eligible.numpy()
+        time = np.minimum(batch.time.numpy(), self._popularity["end"])
+        place = np.searchsorted(self._popularity["time"], time)
+        mark = np.minimum(place // self._popularity["every"], len(self._popularity["since"]) - 1)
+        exclude = np.sort(contexts.excluded(), axis=1)
+        low, high = (word[:, 0].numpy().view(np.uint32) for word in noise.key_words(contexts.noise_key))
+        weights = summary.weights[member].float().numpy()
+        # A copy in any case: what cannot be written to has a type of its own, for which all would be compiled once more.
+        of_member = np.array(np.broadcast_to(weights, (rows, weights.shape[-1])), order="C")
+        c = mixture.calibration[member]
+        heavy = [name for name in mixture.estimators if c[name] != 0]
+        dense = [
+            ((c[name] * summary.users[name]).float(), mixture.estimators[name].vectors(mixture.parameters[name]))
+            for name in heavy
+            if name in summary.users and not is_logarithm(mixture.estimators[name])
+        ]
+        logarithms = [
+            (c[name], summary.users[name].float(), mixture.estimators[name].vectors(mixture.parameters[name]))
+            for name in heavy
+            if name in summary.users and is_logarithm(mixture.estimators[name])
+        ]
+        arguments = (
+            (time, place, mark, eligible, exclude, np.zeros(rows, np.int64)),
+            (
+                self._popularity["since"],
+                self._half_lives,
+                self._added,
+                *(self._popularity[f"{name}_marked"] for name in popularity.COUNTS),
+            ),
+            (
+                self._popularity["item"],
+                self._popularity["time"],
+                *(self._popularity[name] for name in popularity.COUNTS),
+                self._order,
+                self._offset,
+            ),
+            (of_member, summary.weights["popularity"].float().numpy()),
+            self._frequency(mixture, member, batch),
+            (low, high, self._numbers),
+            (float(temperature), *candidates),
+            tuple(vars(found).values()),
+        )
+        logits, products = torch.empty(2, rows, ITEMS)
+        last = int(eligible.max(initial=0))
+        for number, first in enumerate(range(0, last, ITEMS)):
+            count = min(ITEMS, last - first)
+            part, own = np.s_[first : first + count], logits[:, :count]
+            for own_users, vectors in dense[:1]:
+                torch.mm(own_users, vectors[part].T, out=own)
+            for own_users, vectors in dense[1:]:
+                own.addmm_(own_users, vectors[part].T)
+            if not dense:
+                logits.zero_()
+            for weight, own_users, vectors in logarithms:
+                torch.mm(own_users, vectors[part].T, out=products[:, :count])
+                block.add_logarithms(logits.numpy(), products.numpy(), count, np.float32(weight))
+            block.run((first, count, number), logits.numpy(), *arguments)
+        return found
+
+    def _frequency(self, mixture: Mixture, member: str, batch: Batch) -> tuple[Any, ...]:
+        """The estimator's table, and where each context's entries begin."""
+        weight = mixture.calibration[member].get("frequency", 0.0)
+        if weight == 0:
+            nothing = np.zeros((len(batch.time), 0), np.int64)
+            none = np.zeros(0, np.float32)
+            return none, none, np.float32(0), np.zeros(0, np.int32), none, nothing, nothing, nothing.astype(np.float32)
+        parameters = mixture.parameters["frequency"]
+        history, share_of, rest = frequency.asked(parameters, batch, torch.float32)
+        start = parameters["start"].numpy()
+        item, share = self._sorted(parameters)
+        asked = np.ascontiguousarray(history.numpy())
+        prior = mixture.popularity["prior"].exp().numpy()
+        of_each = np.ascontiguousarray(share_of.numpy())
+        return rest[:, 0].numpy(), prior, np.float32(weight), item, share, start[asked], start[asked + 1], of_each
+
+    def _sorted(self, parameters: dict[str, torch.Tensor]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """The table's entries, those of each source item in the order of their target items."""
+        at = parameters["item"].data_ptr()
+        if at not in self._entries:
+            start, item = parameters["start"].numpy(), parameters["item"].numpy()
+            order = np.lexsort((item, np.repeat(np.arange(len(start) - 1), np.diff(start))))
+            self._entries[at] = item[order], parameters["share"].numpy()[order]
+        return self._entries[at]
+
+
+def _shares(logits: NDArray[np.float32], peak: NDArray[np.float32], mass: NDArray[np.float64]) -> torch.Tensor:
+    """e^(logit - peak) / mass, of logits [R, C] that are at most the peak: float32; all 0 in a row without one."""
+    there = mass > 0
+    above = np.where(there, peak, 0).astype(np.float64)[:, None]
+    shares = np.exp(np.where(there[:, None], logits, -np.inf) - above) / np.where(there, mass, 1)[:, None]
+    return torch.from_numpy(shares.astype(np.float32))
+
+
+def _none(rows: int) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]]:
+    nothing = np.empty((rows, 0), np.float32)
+    return nothing.astype(np.int32), nothing, nothing

@@ -1,0 +1,64 @@
+"""The fused execution, once it has been seen to run: compiling fails where a machine or its numba is out of the ordinary."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scalr_prod.translator.batch import Batch
+from scalr_prod.translator.contexts import EVERYBODY, Contexts
+from scalr_prod.translator.fused import cache
+from scalr_prod.translator.fused.passes import Fused
+from scalr_prod.translator.race import Race
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+    from scalr_prod.translator.mixture import Mixture
+
+__all__ = ["tried"]
+
+logger = logging.getLogger(__name__)
+
+
+def tried(mixtures: Sequence[Mixture], numbers: torch.Tensor, first_seen: torch.Tensor) -> Fused:
+    """The execution for one module's tensors, with all that its parameter sets run compiled.
+
+    Args:
+        mixtures: The parameter sets.
+        numbers: int32 [N], the items' words for `noise`.
+        first_seen: int64 [N], ascending: when the target items were first seen, microseconds.
+
+    Raises:
+        Exception: Whatever numba raises where it cannot compile, with nothing kept on disk too.
+    """
+    fused = Fused(mixtures[0].popularity, numbers)
+    try:
+        _run(fused, mixtures, first_seen)
+    except Exception as error:  # a damaged file may give any
+        logger.info("compiled anew, since what was kept does not run: %r", error)
+        cache.empty()
+        _run(fused, mixtures, first_seen)
+    return fused
+
+
+def _run(fused: Fused, mixtures: Sequence[Mixture], first_seen: torch.Tensor) -> None:
+    """Draw and score for one context of an empty history, when there was one item."""
+    nobody = Contexts(
+        history_items=np.zeros((1, 1), np.int32),
+        history_ages=np.zeros((1, 1), np.float32),
+        history_end=np.zeros(1, np.int64),
+        event_time=first_seen[:1].numpy() + 1,
+        fold=np.full(1, EVERYBODY, np.int32),
+        noise_key=np.zeros(1, np.int64),
+        exclude=np.empty((1, 0), np.int32),
+    )
+    batch = Batch.of(nobody, first_seen)
+    for mixture in mixtures:
+        member = "mixture" if fused.can(mixture, "mixture") else "popularity"
+        fused.draw(Race(1, 1.0, 0.0, member), mixture, nobody, batch)
+        fused.score(mixture, nobody, batch, np.zeros((1, 1), np.int32), member)

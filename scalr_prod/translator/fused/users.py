@@ -1,0 +1,360 @@
+"""What histories tell, compiled: users' vectors of our estimators and tastes, row by row, in float64 as in the reference.
+
+Each kernel is the formula of its estimator's ``user`` (or of `tastes.raw`), without the copies and without work for padding.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+
+from scalr_prod.translator.estimators import attention, factorisation, linear, sequential, topics
+from scalr_prod.translator.estimators.popularity import DECAYED
+from scalr_prod.translator.fused.compiled import compiled, helper
+from scalr_prod.translator.tastes import EARLIEST_US, OLDEST_DAYS, RECENT_DAYS, SAME_US, TASTES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from scalr_prod.translator.batch import Batch
+    from scalr_prod.translator.pairs import Parameters
+
+__all__ = ["USERS", "told"]
+
+#: Numbers that a few registers hold: loops of whole ones need no rest.
+_LANES: Final = 16
+_EPSILON: Final = 1e-5
+_DAY_US: Final = 86_400_000_000
+_HALF_LIVES: Final = np.array([days for days, _ in DECAYED.values()])
+_ADDED: Final = np.array([added for _, added in DECAYED.values()])
+_LIMITS: Final = np.array(attention.LIMITS_DAYS, np.float32)
+_EXTRA: Final = factorisation.CONFIDENCE * factorisation.SOURCE_WEIGHT
+
+
+@helper
+def _distinct(items: Any, found: Any) -> Any:
+    """Put a history's items into ``found`` once each, in ascending order; gives their number."""
+    many = 0
+    for item in items:
+        if item == 0:
+            continue
+        at = many
+        while at > 0 and found[at - 1] > item:
+            at -= 1
+        if at > 0 and found[at - 1] == item:
+            continue
+        for place in range(many, at, -1):
+            found[place] = found[place - 1]
+        found[at] = item
+        many += 1
+    return many
+
+
+@helper
+def _not_above(ascending: Any, value: Any) -> Any:
+    """How many are not above a value, of int64 in ascending order. As numpy's function it would compile for any kind of number."""
+    first, last = 0, len(ascending)
+    while first < last:
+        middle = (first + last) // 2
+        if ascending[middle] <= value:
+            first = middle + 1
+        else:
+            last = middle
+    return first
+
+
+@compiled
+def _linear(basis: Any, items: Any, out: Any) -> None:
+    found = np.empty(items.shape[1], np.int64)
+    for b in range(len(items)):
+        many = _distinct(items[b], found)
+        total = out[b]
+        for i in range(len(total)):
+            total[i] = (items.shape[1] - many) * np.float64(basis[0, i])
+        for place in range(many):
+            row = basis[found[place]]
+            for i in range(len(total)):
+                total[i] += row[i]
+        scale = 1 / math.sqrt(max(many, 1))
+        for i in range(len(total)):
+            total[i] *= scale
+
+
+@helper
+def _solve(system: Any, right: Any, column: Any) -> None:
+    """Solve a symmetric positive definite system in place, by Cholesky's factor of its lower triangle; the upper one is lost."""
+    n = len(right)
+    for k in range(n):
+        pivot = math.sqrt(system[k, k])
+        system[k, k] = pivot
+        first = (k + 1) // _LANES * _LANES  # whole registers: what stands before k + 1 is left as it is, since its column is 0
+        for i in range(first, k + 1):
+            column[i] = 0
+        for i in range(k + 1, n):
+            system[i, k] /= pivot
+            column[i] = system[i, k]
+        for i in range(k + 1, n):
+            end = min((i // _LANES + 1) * _LANES, n)
+            line, below, factor = system[i, first:end], column[first:end], column[i]
+            for j in range(len(line)):
+                line[j] -= factor * below[j]
+    for i in range(n):
+        total = right[i]
+        for j in range(i):
+            total -= system[i, j] * right[j]
+        right[i] = total / system[i, i]
+    for i in range(n - 1, -1, -1):
+        right[i] /= system[i, i]
+        for j in range(i):
+            right[j] -= system[i, j] * right[i]
+
+
+@compiled
+def _factorisation(vectors: Any, gram: Any, inverse: Any, extra: Any, items: Any, out: Any) -> None:
+    """With few items n, x = (1 + e) Vᵀ (1 + e S Vᵀ)⁻¹ 1 of the items' vectors S [n, d] and V = S gram⁻¹: a system of n rows, not of d."""
+    d, length = len(gram), items.shape[1]
+    found = np.empty(length, np.int64)
+    rows, moved = np.zeros((length + 4, d)), np.empty((d, d))
+    system, column, ones = np.empty((d, d)), np.zeros(d), np.empty(d)
+    for b in range(len(items)):
+        many = _distinct(items[b], found)
+        x = out[b]
+        for place in range(many):
+            for i in range(d):
+                rows[place, i] = vectors[found[place], i]
+        if 2 * many <= d:
+            for place in range(many):
+                line = moved[place]
+                line[:] = 0
+                for i in range(d):
+                    factor = rows[place, i]
+                    for j in range(d):
+                        line[j] += factor * inverse[i, j]
+                for other in range(place + 1):
+                    total = 0.0
+                    for j in range(d):
+                        total += line[j] * rows[other, j]
+                    system[place, other] = extra * total
+                system[place, place] += 1
+                ones[place] = 1
+            _solve(system[:many, :many], ones[:many], column)
+            for place in range(many):
+                for j in range(d):
+                    x[j] += (1 + extra) * ones[place] * moved[place, j]
+            continue
+        for i in range(d):
+            for j in range(i + 1):
+                system[i, j] = gram[i, j]
+        rows[many : many + 4] = 0
+        for place in range(0, many, 4):
+            r0, r1, r2, r3 = rows[place], rows[place + 1], rows[place + 2], rows[place + 3]
+            for i in range(d):
+                x[i] += (1 + extra) * (r0[i] + r1[i] + r2[i] + r3[i])
+                a0, a1, a2, a3 = extra * r0[i], extra * r1[i], extra * r2[i], extra * r3[i]
+                line = system[i]
+                for j in range(min((i // _LANES + 1) * _LANES, d)):
+                    line[j] += a0 * r0[j] + a1 * r1[j] + a2 * r2[j] + a3 * r3[j]
+        _solve(system, x, column)
+
+
+@compiled
+def _topics(shares: Any, recency: Any, items: Any, out: Any) -> None:
+    offset = len(recency) - items.shape[1]
+    for b in range(len(items)):
+        total, known, mixed = 0.0, 0, out[b]
+        for place in range(items.shape[1]):
+            if items[b, place] > 0:
+                total += recency[offset + place]
+                known += 1
+        if known == 0:
+            for k in range(len(mixed)):
+                mixed[k] = shares[0, k]
+            continue
+        for place in range(items.shape[1]):
+            if items[b, place] > 0:
+                weight, row = recency[offset + place] / max(total, 2.0**-1022), shares[items[b, place]]
+                for k in range(len(mixed)):
+                    mixed[k] += weight * row[k]
+
+
+@helper
+def _normed(x: Any, out: Any) -> None:
+    d = len(x)
+    mean = 0.0
+    for i in range(d):
+        mean += x[i]
+    mean /= d
+    square = 0.0
+    for i in range(d):
+        square += (x[i] - mean) ** 2
+    scale = 1 / math.sqrt(square / d + _EPSILON)
+    for i in range(d):
+        out[i] = (x[i] - mean) * scale
+
+
+@compiled
+def _sequential(source: Any, weights: Any, limits: Any, history: Any, out: Any) -> None:
+    norm_weight, query, key, value, bias, widen, narrow = weights
+    items, ages = history
+    length, d, heads, wide = items.shape[1], source.shape[1], len(bias), widen.shape[1]
+    size = d // heads
+    x, normed = np.empty((length, d)), np.empty((length, d))
+    asked, chosen, hidden, line = np.empty((heads, d)), np.empty(d), np.empty(wide), np.empty(d)
+    weight, klass = np.empty(length), np.empty(length, np.int64)
+    for b in range(len(items)):
+        mixed = out[b]
+        begin = 0
+        while begin < length and items[b, begin] == 0:
+            begin += 1
+        if begin == length:
+            continue
+        for place in range(begin, length):
+            row = source[items[b, place]]
+            for i in range(d):
+                x[place, i] = row[i]
+            klass[place] = 0
+            for limit in limits:
+                klass[place] += ages[b, place] > limit
+            _normed(x[place], normed[place])
+            for i in range(d):
+                normed[place, i] *= norm_weight[i]
+        chosen[:] = 0
+        for i in range(d):
+            for j in range(d):
+                chosen[j] += normed[length - 1, i] * query[i, j]
+        for h in range(heads):
+            own_chosen = chosen[h * size : (h + 1) * size]
+            for i in range(d):
+                total, own_key = 0.0, key[i, h * size : (h + 1) * size]
+                for j in range(size):
+                    total += own_chosen[j] * own_key[j]
+                asked[h, i] = total / math.sqrt(size)
+        for h in range(heads):
+            most = -np.inf
+            for place in range(begin, length):
+                if items[b, place] == 0:
+                    continue
+                total = 0.0
+                for i in range(d):
+                    total += asked[h, i] * normed[place, i]
+                total += bias[h, klass[place]]
+                weight[place] = total
+                most = max(most, total)
+            total = 0.0
+            line[:] = 0
+            for place in range(begin, length):
+                if items[b, place] == 0:
+                    continue
+                power = math.exp(weight[place] - most)
+                total += power
+                for i in range(d):
+                    line[i] += power * x[place, i]
+            own_mixed = mixed[h * size : (h + 1) * size]
+            for i in range(d):
+                share, own_value = line[i] / total, value[i, h * size : (h + 1) * size]
+                for j in range(size):
+                    own_mixed[j] += share * own_value[j]
+        _normed(mixed, line)
+        hidden[:] = 0
+        for i in range(d):
+            for j in range(wide):
+                hidden[j] += line[i] * widen[i, j]
+        for j in range(wide):
+            hidden[j] = 0.5 * hidden[j] * (1 + math.erf(hidden[j] * math.sqrt(0.5)))
+        for j in range(wide):
+            for i in range(d):
+                mixed[i] += hidden[j] * narrow[j, i]
+
+
+@compiled
+def _tastes(tables: Any, constants: Any, history: Any, out: Any) -> None:
+    times, end, key, start, count_0, count_1, count_2, count_3, instants, around = tables
+    half_lives, added = constants
+    items, ages, history_end = history
+    base = len(times) + 1
+    for b in range(len(items)):
+        many, recent, told_ = 0, 0, out[b]
+        for place in range(items.shape[1]):
+            item = items[b, place]
+            if item == 0:
+                continue
+            many += 1
+            recent += ages[b, place] < RECENT_DAYS
+            days = min(max(np.float64(ages[b, place]), 0.0), OLDEST_DAYS)
+            asked = max(history_end[b], EARLIEST_US) - np.int64(days * _DAY_US)
+            row = max(_not_above(instants, asked) - 1, 0)
+            asked = min(asked, end[0] + SAME_US)
+            first, last = start[item], start[item + 1]
+            while first < last:
+                middle = (first + last) // 2
+                if times[key[middle] - item * base] < asked - SAME_US:
+                    first = middle + 1
+                else:
+                    last = middle
+            counts = (0.0, 0.0, 0.0, 0.0)
+            if first > start[item]:
+                age = (asked - times[key[first - 1] - item * base]) / np.float64(_DAY_US)
+                counts = (
+                    np.float64(count_0[first - 1]),
+                    count_1[first - 1] * 0.5 ** (age / half_lives[1]),
+                    count_2[first - 1] * 0.5 ** (age / half_lives[2]),
+                    count_3[first - 1] * 0.5 ** (age / half_lives[3]),
+                )
+            for q in range(4):
+                told_[q] += math.log(counts[q] + added[q]) - around[row, q]
+        for q in range(4):
+            told_[q] = told_[q] / many if many else np.nan
+        told_[4] = math.log1p(many) if many else np.nan
+        told_[5] = math.log1p(recent) if many else np.nan
+
+
+def _of_linear(parameters: Parameters, batch: Batch) -> torch.Tensor:
+    basis = parameters["basis"].numpy()
+    return _filled(batch, basis.shape[1], lambda out: _linear(basis, batch.items.numpy(), out))
+
+
+def _of_factorisation(parameters: Parameters, batch: Batch) -> torch.Tensor:
+    source, gram = parameters["source"].numpy(), parameters["gram"]
+    inverse = torch.linalg.inv(gram).numpy()
+    return _filled(
+        batch, len(gram), lambda out: _factorisation(source, gram.numpy(), inverse, _EXTRA, batch.items.numpy(), out)
+    )
+
+
+def _of_topics(parameters: Parameters, batch: Batch) -> torch.Tensor:
+    source, recency = parameters["source"].numpy(), parameters["recency"].double().numpy()
+    items = np.ascontiguousarray(batch.items[:, -len(recency) :].numpy())
+    return _filled(batch, source.shape[1], lambda out: _topics(source, recency, items, out))
+
+
+def _of_sequential(parameters: Parameters, batch: Batch) -> torch.Tensor:
+    names = ("norm_weight", "query", "key", "value", "age_bias", "widen", "narrow")
+    weights = tuple(parameters[name].double().numpy() for name in names)
+    source, history = parameters["source"].numpy(), (batch.items.numpy(), batch.ages.numpy())
+    return _filled(batch, source.shape[1], lambda out: _sequential(source, weights, _LIMITS, history, out))
+
+
+#: Our estimators whose users' vectors are worked out here.
+USERS: Final[dict[Any, Callable[[Parameters, Batch], torch.Tensor]]] = {
+    linear: _of_linear,
+    factorisation: _of_factorisation,
+    topics: _of_topics,
+    sequential: _of_sequential,
+}
+
+
+def told(parameters: Parameters, batch: Batch) -> torch.Tensor:
+    """What `tastes.raw` tells, float64 [B, 6]."""
+    names = ("times", "end", "key", "start", *DECAYED, "instants", "around")
+    tables = tuple(parameters[name].numpy() for name in names)
+    history = (batch.items.numpy(), batch.ages.numpy(), batch.history_end.numpy())
+    return _filled(batch, len(TASTES), lambda out: _tastes(tables, (_HALF_LIVES, _ADDED), history, out))
+
+
+def _filled(batch: Batch, width: int, fill: Callable[[Any], None]) -> torch.Tensor:
+    out = np.zeros((len(batch.items), width))
+    fill(out)
+    return torch.from_numpy(out)

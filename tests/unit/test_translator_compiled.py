@@ -1,0 +1,108 @@
+"""Compiled code: where it is kept, and what happens on a machine where nothing can be compiled."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+
+import numpy as np
+import pytest
+
+from scalr_prod.translator.fused import block, cache
+from scalr_prod.translator.fused.compiled import compiled
+
+
+@pytest.fixture
+def base(tmp_path, monkeypatch):
+    """A folder to keep compiled code in, not asked for yet."""
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    cache.folder.cache_clear()
+    yield tmp_path
+    cache.folder.cache_clear()
+
+
+def kept(base) -> list[str]:
+    return sorted(file.name.rpartition(".")[2] for file in base.rglob("*.nb[ci]"))
+
+
+def add(function) -> float:
+    logits = np.zeros((1, 4), np.float32)
+    function(logits, np.full((1, 4), np.e, np.float32), 3, np.float32(2))
+    return float(logits.sum())
+
+
+def test_a_function_is_compiled_once_and_what_was_damaged_is_compiled_anew(base):
+    assert add(compiled(block.add_logarithms.py_func)) == pytest.approx(6)
+    assert kept(base) == ["nbc", "nbi"]
+    again = compiled(block.add_logarithms.py_func)
+    assert add(again) == pytest.approx(6)
+    assert sum(again.stats.cache_hits.values()) == 1
+    for file in base.rglob("*.nbi"):
+        file.write_bytes(b"")  # as after a loss of power
+    damaged = compiled(block.add_logarithms.py_func)
+    with pytest.raises(EOFError):
+        add(damaged)
+    cache.empty()
+    assert kept(base) == []
+    assert add(damaged) == pytest.approx(6)
+    assert kept(base) == ["nbc", "nbi"]
+
+
+def test_the_folder_is_of_this_package_and_this_user_alone(base, monkeypatch):
+    place = cache.folder()
+    assert place is not None
+    assert place.parent == base / "scalr_prod"
+    assert place.stat().st_mode & 0o777 == place.parent.stat().st_mode & 0o777 == 0o700
+    monkeypatch.setattr(cache.metadata, "version", lambda name: f"another {name}")
+    cache.folder.cache_clear()
+    other = cache.folder()
+    assert other is not None
+    assert other != place
+
+
+def no_folder(caplog) -> str:
+    cache.folder.cache_clear()
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "scalr_prod"):
+        assert cache.folder() is None
+    (record,) = caplog.records
+    return record.getMessage()
+
+
+def test_a_folder_that_is_not_safe_is_not_used(base, monkeypatch, caplog):
+    place = cache.folder()
+    for shared in (place, place.parent):
+        shared.chmod(0o770)
+        assert f"{shared} is no folder of this user alone" in no_folder(caplog)
+        shared.chmod(0o700)
+    owner = place.stat().st_uid
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: owner + 1)
+        assert "no folder of this user alone" in no_folder(caplog)
+    place.rmdir()
+    elsewhere = base / "elsewhere"
+    elsewhere.mkdir(mode=0o700)
+    place.symlink_to(elsewhere)
+    assert "no folder of this user alone" in no_folder(caplog)
+
+
+def test_without_a_folder_that_can_be_written_each_process_compiles(base, monkeypatch, caplog):
+    (base / "file").touch()
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(base / "file"))
+    assert "compiled code is not kept" in no_folder(caplog)
+    assert add(compiled(block.add_logarithms.py_func)) == pytest.approx(6)
+    assert kept(base) == []
+
+
+def test_folders_of_former_packages_go_after_a_month(base):
+    place = cache.folder()
+    for name, days in (("former", 31), ("lately", 29)):
+        (place.parent / name).mkdir()
+        (place.parent / name / "run.nbc").touch()
+        then = time.time() - days * 86_400
+        os.utime(place.parent / name, (then, then))
+    os.utime(place, (0, 0))  # this one is asked for now
+    cache.folder.cache_clear()
+    assert cache.folder() == place
+    assert sorted(other.name for other in place.parent.iterdir()) == sorted([place.name, "lately"])
