@@ -406,47 +406,6 @@ class Lake:
         told = [(int(entry["version"]), entry.get(_RECORD)) for entry in self.open_table(table).history()]
         return sorted((version, record) for version, record in told if record is not None and version > after)
 
-    def merge(
-        self,
-        table: Table,
-        rows: Rows,
-        *,
-        on: str,
-        key: str,
-        expected_version: int,
-        record: str | None = None,
-        notes: Mapping[str, int] | None = None,
-    ) -> Commit:
-        """Change the rows whose value in a column is that of one of these, and add the others, in one commit, once per key.
-
-        Args:
-            table: Which table.
-            rows: At most one for each value of the column.
-            on: The column.
-            key: Names this write.
-            expected_version: The commit follows this version or does not land.
-            record: As for `append`.
-            notes: As for `replace_where`.
-
-        Raises:
-            CommitFailed: Nothing changed; the table may have moved on.
-        """
-        properties = _properties(key, expected_version, record, notes=notes)
-
-        def write(delta: DeltaTable) -> None:
-            _must_be_at(delta, expected_version)
-            merging = delta.merge(
-                rows,
-                predicate=f"there.{on} = new.{on}",
-                source_alias="new",
-                target_alias="there",
-                writer_properties=_writing(),
-                commit_properties=properties,
-            )
-            merging.when_matched_update_all().when_not_matched_insert_all().execute()
-
-        return self._once(table, key, write)
-
     def delete(self, table: Table, predicate: str, *, key: str, expected_version: int | None = None) -> Commit:
         """Delete the rows that a SQL predicate names, in one commit, once per key.
 

@@ -11,6 +11,9 @@ from scalr_prod.replacements import REPLACED, Replacement
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import datetime
+
+    import pyarrow as pa
 
     from scalr_prod.domains import DomainSettings
     from scalr_prod.ingest.commit import Log
@@ -114,34 +117,52 @@ class Merging(Addition):
     def commit(self, count: Callable[[int], None]) -> Change:
         """Add what is missing and change what is known otherwise, in one commit; see `Addition.commit`."""
         schema = self.lake.schema(self.table)
-        names = ", ".join(schema.names)
 
         def merge(version: int) -> Change:
             if version != self._compared:
                 self.compare()
-            rows, known, since = self.db.sql(
-                f"SELECT count(*), count(*) FILTER (known), epoch_us(min(since) FILTER (known)) FROM {self._missing}"
+            rows, known, since, first = self.db.sql(
+                f"SELECT count(*), count(*) FILTER (known), epoch_us(min(since) FILTER (known)), epoch_us(min(since)) FROM {self._missing}"
             ).fetchall()[0]
             if not rows:
                 return Change(0, 0, self._compared)
-            ordered = self.db.sql(
-                f"SELECT {names} FROM {self._missing} ORDER BY {EVENT_TIMESTAMP}, {USER_ID}, {ITEM_ID}, {EVENT_ID}"
-            ).to_arrow_reader(ROWS)
-            batches = as_table_rows(ordered, schema, count)
             key = commit_key()
-            if known:
-                replaced = Replacement(datetime_of(since), int(known), int(known))
-                done = self.lake.merge(
-                    self.table,
-                    batches,
-                    on=EVENT_ID,
-                    key=key,
-                    expected_version=version,
-                    record=replaced.to_json(),
-                    notes={REPLACED: version + 1},
-                )
-            else:
+            if not known:
+                batches = as_table_rows(self._ordered(schema.names), schema, count)
                 done = self.lake.append(self.table, batches, key=key, expected_version=version)
+                return Change(int(rows), 0, done.version)
+            batches = as_table_rows(self._ordered(schema.names, (version, datetime_of(first))), schema, count)
+            done = self.lake.replace_where(
+                self.table,
+                batches,
+                self._predicate(datetime_of(first)),
+                key=key,
+                expected_version=version,
+                record=Replacement(datetime_of(since), int(known), int(known)).to_json(),
+                notes={REPLACED: version + 1},
+            )
             return Change(int(rows) - int(known), 0, done.version, int(known))
 
         return repeat_while_moving(self.lake, self.table, merge)
+
+    def _ordered(self, names: list[str], beside: tuple[int, datetime] | None = None) -> pa.RecordBatchReader:
+        """What is missing, and beside it the log's other events that a version of the table holds from some time on."""
+        import pyarrow.dataset as ds
+
+        columns = ", ".join(names)
+        rows = f"SELECT {columns} FROM {self._missing}"
+        if beside is not None:
+            version, first = beside
+            own = self.log.own()
+            window = ds.field(EVENT_TIMESTAMP) >= first
+            there = scan(self.lake, self.table, version=version, columns=names, where=window if own is None else window & own)
+            self.db.register("there_rows", there)
+            rows += f" UNION ALL SELECT {columns} FROM there_rows ANTI JOIN {self._missing} USING ({EVENT_ID})"
+        order = f"{EVENT_TIMESTAMP}, {USER_ID}, {ITEM_ID}, {EVENT_ID}"
+        reader: pa.RecordBatchReader = self.db.sql(f"SELECT * FROM ({rows}) ORDER BY {order}").to_arrow_reader(ROWS)
+        return reader
+
+    def _predicate(self, first: datetime) -> str:
+        """The log's own events from then on, for Delta, whose own merge leaves ``string_view`` columns, as its delete does."""
+        window = f"{EVENT_TIMESTAMP} >= '{first.strftime('%Y-%m-%dT%H:%M:%S.%fZ')}'"
+        return f"{window} AND starts_with({ITEM_ID}, '{self.log.prefix}')" if self.log.prefix else window

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
+import pyarrow.dataset as ds
 import pytest
 from typer.testing import CliRunner
 
@@ -355,6 +356,20 @@ def test_the_same_ids_of_two_source_domains_are_different_events(tmp_path):
         reports = ingest(settings).domains
         assert [reports[f"sources.{name}"].rows_added for name in ("a", "b")] == [added, added]
     assert len(held(settings)) == 40
+    log([("u0", "changed", 0), *plain()[1:]], id=same_ids).to_parquet(tmp_path / "a.parquet", index=False)
+    assert ingest(settings).domains["sources.a"].rows_updated == 1
+    assert sorted(row["item_id"] for row in held(settings)) == sorted(
+        ["a:changed", *(f"a:s{n}" for n in range(1, 20)), *(f"b:s{n}" for n in range(20))]
+    )
+
+
+def test_tables_with_changed_events_can_be_filtered_by_text(project):
+    """Files that Delta's own merge leaves cannot: `evaluate` and DuckDB filter tables so."""
+    ingest(project(log(plain(), id=same_ids), "", IDS))
+    settings = project(log([("u0", "changed", 0), *plain()[1:]], id=same_ids), "", IDS)
+    ingest(settings)
+    rows = Lake.open(settings).read(Table.SOURCE_EVENTS, where=~ds.field("user_id").isin(["u0", "u1"]))
+    assert set(rows["user_id"].to_pylist()) == {row["user_id"] for row in held(settings)} - {"u0", "u1"}
 
 
 @pytest.mark.parametrize(
