@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from scalr_prod.settings import Settings
     from scalr_prod.translator.versions import TranslatorVersion
 
-__all__ = ["TABLES_READ", "plan_run"]
+__all__ = ["TABLES_READ", "plan_run", "spec_of"]
 
 #: Every table that generation reads; their versions are part of the run.
 TABLES_READ: Final = (Table.SOURCE_EVENTS, Table.TARGET_EVENTS, Table.SOURCE_USER_HISTORY)
@@ -40,7 +40,24 @@ class _Range:
 
 
 def plan_run(settings: Settings, *, version: int | None = None, cause: str = "planned") -> RunSpec:
-    """Resolve the run of the settings' window and write it down in the ledger; the same plan again is the same run.
+    """Resolve the run of the settings' window (`spec_of`) and write it down in the ledger; the same plan again is the same run.
+
+    Args:
+        settings: The project's settings.
+        version: Translator version.
+        cause: Why there is this run, for the ledger's history.
+
+    Raises:
+        ScalrError: As `spec_of`.
+    """
+    spec = spec_of(settings, version=version)
+    with Ledger.open(settings) as ledger:
+        ledger.begin_run(spec, cause=cause)
+    return spec
+
+
+def spec_of(settings: Settings, *, version: int | None = None) -> RunSpec:
+    """The run of the settings' window, with every default resolved; nothing is written down.
 
     Defaults: the window ends with the data; it starts at the first source event (``backfill``) or a day before its end
     (``causal``); ``as_of`` is the window's end; the translator is the latest version that may be asked.
@@ -48,7 +65,6 @@ def plan_run(settings: Settings, *, version: int | None = None, cause: str = "pl
     Args:
         settings: The project's settings.
         version: Translator version.
-        cause: Why there is this run, for the ledger's history.
 
     Raises:
         EmptyWindow: No source event of the window was known by ``as_of``.
@@ -75,7 +91,7 @@ def plan_run(settings: Settings, *, version: int | None = None, cause: str = "pl
     start = start or found.first
     translator = _choose(settings, version, start if wanted.mode == "causal" else as_of)
     held = Holdout.of(settings)
-    spec = RunSpec.make(
+    return RunSpec.make(
         mode=wanted.mode,
         start=start,
         end=end,
@@ -92,9 +108,6 @@ def plan_run(settings: Settings, *, version: int | None = None, cause: str = "pl
             **(held.to_run() if held else {}),
         },
     )
-    with Ledger.open(settings) as ledger:
-        ledger.begin_run(spec, cause=cause)
-    return spec
 
 
 def _row_settings(wanted: GenerationSettings) -> dict[str, Any]:
