@@ -65,10 +65,16 @@ def _web(value: str) -> str:
     return value
 
 
+def _open(value: str) -> str:
+    """An address to link to."""
+    if "@" in value:
+        raise ValueError("names a user or password, which everybody who opens the page would see: leave it out")
+    return value
+
+
 Instant = Annotated[datetime, AfterValidator(_aware)]
 WebAddress = Annotated[str, Field(pattern=r"^https?://\S+$"), AfterValidator(_web)]
-#: To link to: whoever sees the page sees it, so that it holds no password.
-PageAddress = Annotated[WebAddress, Field(pattern=r"^[^@]*$")]
+PageAddress = Annotated[WebAddress, AfterValidator(_open)]
 Weight = Annotated[float, Field(ge=0)]
 
 

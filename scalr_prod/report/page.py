@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["domains_of", "environment", "index_page", "listed_runs", "run_page"]
 
 _LISTED: Final = 200
-#: Expected events that a class of probability needs, to be shown.
+#: Events that a point of the calibration curve is expected to have at the least, and what its classes are added up by.
 _FEWEST_EXPECTED: Final = 5
+_COUNTED: Final = ("pairs", "expected", "events")
 _TRANSLATOR_ROWS: Final = ("mixture", "popularity")
 
 
@@ -84,6 +85,7 @@ def run_page(settings: Settings, facts: RunFacts, made: Environment, *, index: s
         read=facts.held or facts.gate.get("accepted") or facts.generation.get("events") or 0,
         translator=_translator(facts.translator),
         curve=_curve(facts.translator.get("calibration_curve", [])),
+        curve_kept="calibration_curve" in facts.translator,
         passed=len(rules) - len(broken),
         broken=broken,
         index=index,
@@ -189,9 +191,9 @@ def _translator(manifest: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _curve(classes: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """How often an item came that was said to be so probable, by class of probability."""
-    told = [row for row in classes if row["expected"] >= _FEWEST_EXPECTED]
-    if not told:
+    """How often an item came that was said to be so probable; None where there are too few events for two points."""
+    told = _merged(classes)
+    if len(told) < 2:  # noqa: PLR2004 - one point is no curve
         return None
     events = sum(row["events"] for row in classes)
     wrong = sum(abs(row["expected"] - row["events"]) for row in classes) / max(events, 1)
@@ -208,6 +210,19 @@ def _curve(classes: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
             "events": "Events",
         },
     }
+
+
+def _merged(classes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Neighbouring classes of probability put together, until each has events enough to be told from chance."""
+    sums: list[dict[str, Any]] = []
+    for row in classes:
+        if not sums or sums[-1]["expected"] >= _FEWEST_EXPECTED:
+            sums.append(dict.fromkeys(_COUNTED, 0))
+        sums[-1] = {name: sums[-1][name] + row[name] for name in _COUNTED}
+    if len(sums) > 1 and sums[-1]["expected"] < _FEWEST_EXPECTED:
+        last = sums.pop()
+        sums[-1] = {name: sums[-1][name] + last[name] for name in _COUNTED}
+    return [{**row, "predicted": row["expected"] / row["pairs"], "observed": row["events"] / row["pairs"]} for row in sums]
 
 
 def listed_runs(settings: Settings, ledger: Ledger, page_of: Callable[[str], str | None]) -> list[dict[str, Any]]:

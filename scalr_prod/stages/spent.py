@@ -32,12 +32,14 @@ def note_spent(settings: Settings, run_id: str, spent: Mapping[str, Mapping[str,
 def spent_of(settings: Settings, run_id: str) -> dict[str, dict[str, Any]]:
     """By stage: ``seconds``, and ``memory_mb``, the peak of its process by the stage's end in MiB; None where it is not known.
 
-    Empty for runs of former versions.
+    In the order of the stages; empty for runs of former versions.
     """
+    from scalr_prod.stages.graph import GRAPH
+
     try:
         found: dict[str, dict[str, Any]] = json.loads(
             (run_folder(settings, run_id) / "stages.json").read_text(encoding="utf-8")
         )
     except (OSError, ValueError):
         return {}
-    return found
+    return {stage.name: found[stage.name] for stage in GRAPH if stage.name in found}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.errors import EventNotFound, InputError, RunNotFound, ScalrError, TranslatorNotFound
 from scalr_prod.ledger import Ledger
+from scalr_prod.report.charts import require_charts
 from scalr_prod.report.facts import collect
 from scalr_prod.report.page import domains_of, environment, listed_runs, run_page
 from scalr_prod.ui.users import past_of, some_users
@@ -72,7 +73,13 @@ class Pages:
         return Page(self._render("ui_runs.html.j2", facts), refresh_s=refresh)
 
     def run(self, run_id: str) -> Page:
-        """A run's report."""
+        """A run's report.
+
+        Raises:
+            RunNotFound: The project has no such run.
+            ReportError: The library that draws charts is not installed.
+        """
+        require_charts()
         with Ledger.open(self._settings) as ledger:
             facts = collect(self._settings, ledger, run_id)
             owner = ledger.at_work().get(run_id)

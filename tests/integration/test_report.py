@@ -148,7 +148,7 @@ def test_the_curve_is_of_events_that_the_translator_had_not_seen(project):
     manifest = collect(opened.settings, opened.ledger, run_id).translator
     cold = manifest["metrics"]["cold"]["mixture"]
     curve = manifest["calibration_curve"]
-    assert sum(row["events"] for row in curve) == cold["eligible"] > 20
+    assert sum(row["events"] for row in curve) == cold["eligible"] > 5
     assert sum(row["expected"] for row in curve) == pytest.approx(cold["eligible"], abs=0.01)
     error = sum(abs(row["expected"] - row["events"]) for row in curve) / cold["eligible"]
     assert error == pytest.approx(cold["ece"], abs=1e-5)

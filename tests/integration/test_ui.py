@@ -261,10 +261,14 @@ def test_the_pages_in_a_browser(served, reported, browser, width, scheme):
 
 
 def test_before_there_is_anything(make_project, tmp_path):
-    settings = make_project(tmp_path / "logs", LOCAL, users=20)
+    links = {"dask": "http://127.0.0.1:8787/status", "airflow": "https://airflow.example/home?a=1&b=2"}
+    settings = make_project(tmp_path / "logs", LOCAL, users=20).with_sections(ui=links)
     with opened_in_a_thread(settings) as address:
         status, _, text = ask(address)
         assert (status, "There is no run yet." in text, "Nothing is published yet." in text) == (200, True, True)
+        assert all(f'href="{html.escape(link)}"' in text for link in links.values())
+        assert "Data docs" not in text
+        assert ask(address, "data_docs/index.html")[0] == 404
         for method in ("GET", "POST"):
             status, _, text = ask(address, "translate", method=method, user="u1")
             assert (status, "scalr ingest" in text, "Traceback" in text) == (500, True, False)
