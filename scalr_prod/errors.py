@@ -44,7 +44,7 @@ ScalrError                      exit code 1; names where, what was found, what t
 ├── EvaluationError             nothing to evaluate on, or a downstream model that cannot be used
 ├── QualityError                the audit itself could not be done
 ├── ForgettingError             users cannot be forgotten, or it cannot be told who was; what was done so far stays done
-├── ReportError                 a run's page cannot be drawn or written
+├── ReportError                 a page cannot be drawn, written or served
 └── QualityGateFailed           exit code 3; names the failed expectations and the report
 """
 
@@ -333,7 +333,7 @@ class ForgettingError(ScalrError):
 
 
 class ReportError(ScalrError):
-    """A run's page cannot be drawn or written."""
+    """A page cannot be drawn, written or served."""
 
 
 class QualityGateFailed(ScalrError):

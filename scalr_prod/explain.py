@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from scalr_prod.translator.module import TranslatorModule
     from scalr_prod.translator.versions import TranslatorVersion, Vocabulary
 
-__all__ = ["Explanation", "explain", "explain_events"]
+__all__ = ["Explanation", "explain", "explain_events", "explain_rows"]
 
-#: So many buckets that one of them holds few users beside the one that is asked about.
+#: So many buckets that one of them holds few users beside the one that is asked about; of how many users each has a bucket read.
 _BUCKETS: Final = 2**20
+_FEW: Final = 8
 
 
 @dataclass(frozen=True)
@@ -80,20 +81,12 @@ def explain(settings: Settings, event_id: str) -> Explanation:
 
 def explain_events(settings: Settings, event_ids: Sequence[str]) -> list[Explanation]:
     """Explain several events, in their order; see `explain`."""
-    from scalr_prod.translator.threads import workers
-
-    lake, names = Lake.open(settings), settings.domains.source_names
+    lake = Lake.open(settings)
     with staging_folder(settings, "explain") as folder, open_duckdb(settings, folder) as db, Ledger.open(settings) as ledger:
         db.register("view", lake.dataset(Table.SYNTHETIC_TARGET_EVENTS))
-        db.execute(
-            "CREATE TEMP TABLE wanted AS SELECT * FROM unnest($ids) WITH ORDINALITY AS w(event_id, place)",
-            {"ids": list(event_ids)},
-        )
-        key = source_key_sql("source_domain", "source_item_id", names)
-        db.execute(
-            f"CREATE TEMP TABLE asked AS SELECT view.*, {key} AS source_key, place FROM view JOIN wanted USING (event_id)"
-        )
-        there = {row[0] for row in db.sql("SELECT event_id FROM asked").fetchall()}
+        db.execute("CREATE TEMP TABLE wanted AS SELECT unnest($ids) AS event_id", {"ids": list(event_ids)})
+        rows = db.sql("SELECT view.* FROM view WHERE event_id IN (SELECT event_id FROM wanted)").to_arrow_table()
+        there = set(rows["event_id"].to_pylist())
         if missing := [one for one in event_ids if one not in there]:
             raise EventNotFound(
                 f"the feature view has no event {missing[0][:40]!r}",
@@ -101,14 +94,40 @@ def explain_events(settings: Settings, event_ids: Sequence[str]) -> list[Explana
                 next_step="take an event_id of synthetic_target_events; what was rolled back or replaced, or is switched off, is not "
                 "in the view: see scalr status, scalr runs list",
             )
+        specs = [ledger.run(run_id).spec for run_id in sorted(set(rows["run_id"].to_pylist()))]
+    of_run = rows["run_id"].to_pylist()
+    found: dict[str, Explanation] = {}
+    for spec in specs:
+        some = rows.filter([run_id == spec.run_id for run_id in of_run])
+        found |= {one.event["event_id"]: one for one in explain_rows(settings, spec, some)}
+    return [found[one] for one in event_ids]
+
+
+def explain_rows(settings: Settings, spec: RunSpec, rows: pa.Table) -> list[Explanation]:
+    """Explain rows of one run, in their order, whether they are published or not.
+
+    Args:
+        settings: The project's settings.
+        spec: The run.
+        rows: As ``synthetic_target_events`` has them.
+
+    Raises:
+        TranslatorNotFound: As `explain`.
+        TranslatorError: As `explain`.
+        LakeError: As `explain`.
+    """
+    import pyarrow as pa
+
+    from scalr_prod.translator.threads import workers
+
+    lake, names = Lake.open(settings), settings.domains.source_names
+    with staging_folder(settings, "explain") as folder, open_duckdb(settings, folder) as db, workers(1):
+        db.register("given", rows.append_column("place", pa.array(range(len(rows)), pa.int64())))
+        key = source_key_sql("source_domain", "source_item_id", names)
+        db.execute(f"CREATE TEMP TABLE asked AS SELECT *, {key} AS source_key FROM given")
         for table in (Table.SOURCE_ITEMS, Table.TARGET_ITEMS):
             db.register(table.value, lake.dataset(table))
-        titles = _Titles(db)
-        found: dict[str, Explanation] = {}
-        with workers(1):
-            for (run_id,) in db.sql("SELECT DISTINCT run_id FROM asked ORDER BY run_id").fetchall():
-                found |= {one.event["event_id"]: one for one in _of_run(settings, db, ledger.run(run_id).spec, titles)}
-    return [found[one] for one in event_ids]
+        return list(_of_run(settings, db, spec, _Titles(db)))
 
 
 def _of_run(settings: Settings, db: Any, spec: RunSpec, titles: _Titles) -> Iterator[Explanation]:
@@ -126,8 +145,7 @@ def _of_run(settings: Settings, db: Any, spec: RunSpec, titles: _Titles) -> Iter
         ).at(run_id=spec.run_id)
     vocabulary = version.vocabulary()
     module = TranslatorModule.load(version.path, trusted=True)
-    query = "SELECT * FROM asked WHERE run_id = $run ORDER BY place"
-    events = db.sql(query, params={"run": spec.run_id}).to_arrow_table()
+    events = db.sql("SELECT * FROM asked ORDER BY place").to_arrow_table()
     rows, consumed = _contexts(settings, db, spec, events, vocabulary)
     histories = point_in_time(
         settings,
@@ -164,14 +182,16 @@ def _contexts(
     settings: Settings, db: Any, spec: RunSpec, events: pa.Table, vocabulary: Vocabulary
 ) -> tuple[pa.Table, encoding.Consumed | None]:
     """What the run asked the translator for each event, in their order."""
+    import pyarrow as pa
+
     users = events[USER_ID].combine_chunks().unique()
-    buckets = _BUCKETS if len(users) == 1 else 1
-    bucket, real = read_bucket(db, settings, spec, int(bucket_of(users, buckets)[0]), buckets)
-    db.register("bucket", bucket)
+    buckets = _BUCKETS if len(users) <= _FEW else 1
+    read = [read_bucket(db, settings, spec, number, buckets) for number in sorted(set(bucket_of(users, buckets).tolist()))]
+    db.register("bucket", pa.concat_tables([rows for rows, _ in read]))
+    consumed = [real for _, real in read if real is not None]
     same = " AND ".join(f"b.{name} = a.{name}" for name in (USER_ID, EVENT_TIMESTAMP, SOURCE_TIMESTAMP))
     rows = db.sql(
-        f"SELECT b.* FROM asked a JOIN bucket b ON b.{ITEM_ID} = a.source_key AND {same} WHERE a.run_id = $run ORDER BY a.place",
-        params={"run": spec.run_id},
+        f"SELECT b.* FROM asked a JOIN bucket b ON b.{ITEM_ID} = a.source_key AND {same} ORDER BY a.place"
     ).to_arrow_table()
     db.unregister("bucket")
     if len(rows) != len(events):
@@ -180,7 +200,7 @@ def _contexts(
             where=settings.lake_url,
             next_step="check that the tables are those that the run read: scalr runs show " + spec.run_id,
         ).at(run_id=spec.run_id)
-    return rows, None if real is None else encoding.Consumed.of(real, vocabulary)
+    return rows, encoding.Consumed.of(pa.concat_tables(consumed), vocabulary) if consumed else None
 
 
 class _Titles:

@@ -33,6 +33,7 @@ __all__ = [
     "ServingSettings",
     "TrainingSetSettings",
     "TranslatorSettings",
+    "UiSettings",
 ]
 
 
@@ -64,8 +65,16 @@ def _web(value: str) -> str:
     return value
 
 
+def _open(value: str) -> str:
+    """An address to link to."""
+    if "@" in value:
+        raise ValueError("names a user or password, which everybody who opens the page would see: leave it out")
+    return value
+
+
 Instant = Annotated[datetime, AfterValidator(_aware)]
 WebAddress = Annotated[str, Field(pattern=r"^https?://\S+$"), AfterValidator(_web)]
+PageAddress = Annotated[WebAddress, AfterValidator(_open)]
 Weight = Annotated[float, Field(ge=0)]
 
 
@@ -509,3 +518,11 @@ class LineageSettings(_Section):
         default=None, repr=False, description="sent to it as a bearer token. Keep it in the environment"
     )
     namespace: str = Field(default="scalr", min_length=1, description="of the jobs, <project>.<stage>")
+
+
+class UiSettings(_Section):
+    """The page that `scalr ui` serves on this machine."""
+
+    port: int = Field(default=8700, ge=0, le=65535, description="on 127.0.0.1; 0: any that is free")
+    dask: PageAddress | None = Field(default=None, description="address of the Dask dashboard, to link to")
+    airflow: PageAddress | None = Field(default=None, description="address of Airflow's pages, to link to")

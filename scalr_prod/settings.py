@@ -40,6 +40,7 @@ from scalr_prod.sections import (
     ServingSettings,
     TrainingSetSettings,
     TranslatorSettings,
+    UiSettings,
 )
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ class Settings(BaseSettings):
     logging: LoggingSettings = LoggingSettings()
     metrics: MetricsSettings = MetricsSettings()
     lineage: LineageSettings = LineageSettings()
+    ui: UiSettings = UiSettings()
 
     #: Folder that relative paths start from (that of scalr.toml).
     base: Path = Field(default_factory=Path.cwd, exclude=True)

@@ -1,4 +1,4 @@
-"""What a project does about what it holds: switch publication off and on, measure its effect, explain an event, hand them on, forget."""
+"""What a project does about what it holds: switch publication off and on, measure its effect, explain or show it, hand it on, forget."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from scalr_prod.experiment import ExperimentReport
     from scalr_prod.explain import Explanation
@@ -61,6 +61,20 @@ class Steered:
         from scalr_prod.explain import explain
 
         return explain(self.settings, event_id)
+
+    def ui(self, *, port: int | None = None, started: Callable[[str], None]) -> None:
+        """Serve a page over the project on 127.0.0.1, until Ctrl-C or SIGTERM.
+
+        Args:
+            port: 0: any that is free; default: ``[ui] port``.
+            started: Called with the page's address once it can be opened; whoever has it can read all that the project knows.
+
+        Raises:
+            ReportError: The port is taken.
+        """
+        from scalr_prod.ui import serve
+
+        serve(self.settings, port=port, started=started)
 
     def experiment(self, *, outcomes: str | None = None, out: str | Path | None = None) -> ExperimentReport:
         """Who is held out; with outcomes, the effect of synthetic events, with a 95 % interval.

@@ -79,6 +79,8 @@ class Door:
                 fail(error.at(run_id=self.run_id), as_json=self.as_json)
             except Interrupted as stopped:
                 fail(stopped.at(stage=self.stage, run_id=self.run_id), as_json=self.as_json)
+        if report is None:  # it has said all that there is to say
+            return None
         facts = report if isinstance(report, dict) else report.to_json()
         if self.as_json:
             print(json.dumps(facts, default=str))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 from pathlib import Path  # noqa: TC003 - Typer reads it at run time
 from typing import TYPE_CHECKING, Annotated, Any
@@ -126,6 +127,30 @@ def report(
     Example: scalr report
     """
     Door(config, as_json, "report", run_id).open(lambda project: project.report(run_id, output=output))
+
+
+@app.command()
+def ui(
+    config: Config = DEFAULT_CONFIG,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="On 127.0.0.1; 0: any that is free; default: by [ui] port.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Serve a page on this machine: runs and their reports, what is published, and what the translator says of one user. Ctrl-C ends it.
+
+    Example: scalr ui --port 0
+    """
+
+    def started(address: str) -> None:
+        print(json.dumps({"url": address}) if as_json else f"{address} is open until Ctrl-C.", flush=True)
+
+    def work(project: Project) -> None:
+        project.ui(port=port, started=started)
+        if not as_json:
+            print("The page is closed; the project is as it was.")
+
+    Door(config, as_json).open(work)
 
 
 @app.command("maintain")

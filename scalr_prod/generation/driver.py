@@ -229,4 +229,5 @@ def _report(
         events_per_s=round(aligned.events / seconds, 1) if made else 0.0,
         parts_made=len(made),
         parts_kept=len(manifests) - len(made),
+        worker_mb=max((manifest["memory_mb"] for manifest in manifests if manifest.get("memory_mb")), default=None),
     )

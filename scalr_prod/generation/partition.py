@@ -29,6 +29,7 @@ from scalr_prod.generation import contexts as encoding
 from scalr_prod.generation.bucket import SOURCE_TIMESTAMP, ask, context_text, in_scoring_order, read_bucket
 from scalr_prod.generation.parts import identity, part_path, read_manifest, seal, writing
 from scalr_prod.ledger import run_folder
+from scalr_prod.resident import peak_mb
 from scalr_prod.translator.contexts import Samples
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ __all__ = [
     "Tools",
     "candidate_schema",
     "close_tools",
+    "draw",
     "kept_part",
     "make_part",
     "open_tools",
@@ -120,18 +122,36 @@ def make_part(
         with writing(path, tools.schema) as write:
             for start, stop in encoding.user_slices(rows[USER_ID], _SLICE):
                 part = in_scoring_order(rows.slice(start, stop - start), spec, tools.folds)
-                answers = []
-                for answer in _answers(settings, spec, tools, part, consumed):
-                    answers.append(answer)
-                    translated(len(answer))
-                drawn = Samples.concat(answers)
-                table = _events(connection, spec, tools, part, drawn)
+                drawn, table = draw(settings, connection, spec, tools, part, consumed, translated=translated)
                 tally.add(part, drawn, table)
                 tally.count_sources(connection, part, tools.sources)
                 write(table)
     facts = identity(spec, partition, partitions) | tally.facts() | {"scoring": tools.latencies.take()}
     logger.debug("%d contexts, %d events in %.1f s", tally.contexts, tally.rows, time.perf_counter() - started)
-    return seal(path, facts | {"seconds": round(time.perf_counter() - started, 3)})
+    return seal(path, facts | {"seconds": round(time.perf_counter() - started, 3), "memory_mb": peak_mb()})
+
+
+def draw(
+    settings: Settings,
+    connection: Any,
+    spec: RunSpec,
+    tools: Tools,
+    rows: pa.Table,
+    consumed: encoding.Consumed | None,
+    *,
+    translated: Callable[[int], None] = lambda _: None,
+) -> tuple[Samples, pa.Table]:
+    """What the run draws for contexts (rows of `read_bucket`): as the scorer answers, and as rows of the feature view.
+
+    Raises:
+        ScalrError: Of the feature store or the scorer.
+    """
+    answers = []
+    for answer in _answers(settings, spec, tools, rows, consumed):
+        answers.append(answer)
+        translated(len(answer))
+    drawn = Samples.concat(answers)
+    return drawn, _events(connection, spec, tools, rows, drawn)
 
 
 @dataclass(frozen=True)

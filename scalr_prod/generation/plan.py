@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from scalr_prod.settings import Settings
     from scalr_prod.translator.versions import TranslatorVersion
 
-__all__ = ["TABLES_READ", "RunWindow", "plan_run", "run_settings", "window_of"]
+__all__ = ["TABLES_READ", "RunWindow", "plan_run", "run_settings", "spec_of", "window_of"]
 
 #: Every table that generation reads; their versions are part of the run.
 TABLES_READ: Final = (Table.SOURCE_EVENTS, Table.TARGET_EVENTS, Table.SOURCE_USER_HISTORY)
@@ -55,7 +55,24 @@ class RunWindow:
 
 
 def plan_run(settings: Settings, *, version: int | None = None, cause: str = "planned") -> RunSpec:
-    """Resolve the run of the settings' window and write it down in the ledger; the same plan again is the same run.
+    """Resolve the run of the settings' window (`spec_of`) and write it down in the ledger; the same plan again is the same run.
+
+    Args:
+        settings: The project's settings.
+        version: Translator version.
+        cause: Why there is this run, for the ledger's history.
+
+    Raises:
+        ScalrError: As `spec_of`.
+    """
+    spec = spec_of(settings, version=version)
+    with Ledger.open(settings) as ledger:
+        ledger.begin_run(spec, cause=cause)
+    return spec
+
+
+def spec_of(settings: Settings, *, version: int | None = None) -> RunSpec:
+    """The run of the settings' window, with every default resolved; nothing is written down.
 
     Defaults: the window ends with the data; it starts at the first source event (``backfill``) or a day before its end
     (``causal``); ``as_of`` is the window's end; the translator is the latest version that may be asked.
@@ -63,7 +80,6 @@ def plan_run(settings: Settings, *, version: int | None = None, cause: str = "pl
     Args:
         settings: The project's settings.
         version: Translator version.
-        cause: Why there is this run, for the ledger's history.
 
     Raises:
         EmptyWindow: No source event of the window was known by ``as_of``.
@@ -86,7 +102,7 @@ def plan_run(settings: Settings, *, version: int | None = None, cause: str = "pl
         window = window_of(settings, connection)
     start, end, as_of = window.start, window.end, window.as_of
     translator = _choose(settings, version, start if wanted.mode == "causal" else as_of)
-    spec = RunSpec.make(
+    return RunSpec.make(
         mode=wanted.mode,
         start=start,
         end=end,
@@ -98,9 +114,6 @@ def plan_run(settings: Settings, *, version: int | None = None, cause: str = "pl
         table_versions=versions,
         settings=run_settings(settings),
     )
-    with Ledger.open(settings) as ledger:
-        ledger.begin_run(spec, cause=cause)
-    return spec
 
 
 def window_of(settings: Settings, connection: Any) -> RunWindow:

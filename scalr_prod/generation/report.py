@@ -33,6 +33,7 @@ class GenerationReport:
         events_per_s: Events staged, per second of it.
         parts_made: Parts that this call made.
         parts_kept: Parts that were there, whole and verified.
+        worker_mb: The peak of a worker's memory by the end of a part, the largest of all parts, in MiB; None where it is not known.
     """
 
     run_id: str
@@ -50,6 +51,7 @@ class GenerationReport:
     events_per_s: float = 0.0
     parts_made: int = 0
     parts_kept: int = 0
+    worker_mb: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.report.facts import Distributions
 
-__all__ = ["COLOURS", "by_lift", "by_popularity", "by_time", "by_user", "require_charts", "trend"]
+__all__ = ["COLOURS", "by_lift", "by_popularity", "by_time", "by_user", "calibration", "require_charts", "trend"]
 
 #: Told apart by the colour-blind, and at least 3 : 1 against white and against the dark page.
 COLOURS: Final = {"real": "#4d7fb5", "synthetic": "#c9660f"}
@@ -66,6 +66,24 @@ def by_lift(rows: Distributions) -> str:
     order = [row["lift"] for row in rows.lift]
     title = "probability of the drawn item over its share of the real events"
     return _svg(rows.lift, _bars("lift", order, title, "share of the synthetic events"))
+
+
+def calibration(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How often items came by how probable they were said to be; ``rows`` have ``predicted`` and ``observed``, a class each."""
+    ends = [min(row["predicted"] for row in rows), max(row["predicted"] for row in rows)]
+    there = [row for row in rows if row["observed"] > 0]
+
+    def axis(field: str, title: str) -> dict[str, Any]:
+        ticks = {"format": "~g", "tickCount": 5}
+        return {"field": field, "type": "quantitative", "scale": {"type": "log"}, "title": title, "axis": ticks}
+
+    encoding = {"x": axis("predicted", "predicted probability"), "y": axis("observed", "observed frequency")}
+    line = {
+        "data": {"values": [{"predicted": end, "observed": end} for end in ends]},
+        "mark": {"type": "line", "color": _INK, "strokeDash": [4, 4], "opacity": 0.6},
+    }
+    points = {"mark": {"type": "line", "color": COLOURS["synthetic"], "point": {"size": 50, "color": COLOURS["synthetic"]}}}
+    return _svg(there, {"layer": [line | {"encoding": encoding}, points | {"encoding": encoding}]})
 
 
 def trend(rows: Sequence[Mapping[str, Any]], field: str, title: str) -> str:

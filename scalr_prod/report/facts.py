@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
-from scalr_prod.errors import ReportError
+from scalr_prod.errors import LakeError, ReportError, TranslatorError
+from scalr_prod.explain import explain_rows
 from scalr_prod.quality.drift import held_in
 from scalr_prod.report.samples import Sample, translations
+from scalr_prod.stages.spent import spent_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
     import duckdb
 
+    from scalr_prod.explain import Explanation
     from scalr_prod.lake import Lake
     from scalr_prod.ledger import Ledger, Run
     from scalr_prod.settings import Settings
@@ -27,6 +30,8 @@ __all__ = ["Distributions", "RunFacts", "collect"]
 _HEADS: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
 #: Upper ends of the classes of events a user has.
 _PER_USER: Final = (1, 2, 5, 10, 20, 50, 100)
+#: Events of the sample that are explained.
+_EXPLAINED: Final = 3
 #: Bars of a chart over time.
 _PERIODS: Final = 30
 #: Borders between the classes of lift over popularity.
@@ -65,6 +70,9 @@ class RunFacts:
         replaced_by: Runs that have since been published over its window.
         distributions: None where there are no synthetic events.
         sample: Translations to read, one a user.
+        explained: Why the first of them are there.
+        not_explained: Why that cannot be told; None where it is told, or there is nothing to tell of.
+        spent: By stage, ``seconds`` and ``memory_mb``; empty for a run of a former version.
         translator: The translator version's own measurements; empty where the version is gone.
         policy: What the last evaluation decided; None where there was none.
         history: The ledger's lines on this run.
@@ -80,6 +88,9 @@ class RunFacts:
     replaced_by: Sequence[str]
     distributions: Distributions | None
     sample: Sequence[Sample]
+    explained: Sequence[Explanation]
+    not_explained: str | None
+    spent: Mapping[str, Mapping[str, Any]]
     translator: Mapping[str, Any]
     policy: Mapping[str, Any] | None
     history: Sequence[Mapping[str, Any]]
@@ -109,6 +120,7 @@ def collect(settings: Settings, ledger: Ledger, run_id: str) -> RunFacts:
         events_of = _register(connection, lake, folder, run, held=held)
         distributions = _distributions(connection) if events_of != "none" else None
         sample = translations(connection, lake, run.spec.as_of) if events_of != "none" else ()
+        explained, not_explained = _explained(settings, connection, run, sample) if sample else ((), None)
     return RunFacts(
         run=run,
         events_of=events_of,
@@ -120,10 +132,27 @@ def collect(settings: Settings, ledger: Ledger, run_id: str) -> RunFacts:
         replaced_by=list(dict.fromkeys(later.run_id for later in ledger.replaced_since(live))) if live is not None else [],
         distributions=distributions,
         sample=sample,
+        explained=explained,
+        not_explained=not_explained,
+        spent=spent_of(settings, run_id),
         translator=_json(settings.home / "models" / "translator" / str(run.spec.translator_version) / "manifest.json"),
         policy=_policy(settings),
         history=[change.to_json() for change in ledger.history(run_id)],
     )
+
+
+def _explained(
+    settings: Settings, connection: duckdb.DuckDBPyConnection, run: Run, sample: Sequence[Sample]
+) -> tuple[Sequence[Explanation], str | None]:
+    """Why the first of the sample are there; else why that cannot be told any more."""
+    rows = connection.sql(
+        "SELECT * FROM rows WHERE event_id IN (SELECT unnest($ids)) AND run_id = $run ORDER BY event_id",
+        params={"ids": [one.event_id for one in sample[:_EXPLAINED]], "run": run.run_id},
+    ).to_arrow_table()
+    try:
+        return explain_rows(settings, run.spec, rows), None
+    except (LakeError, TranslatorError) as error:  # maintenance has removed what the run read or asked
+        return (), error.found
 
 
 def _json(path: Path) -> dict[str, Any]:

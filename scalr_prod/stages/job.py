@@ -38,6 +38,7 @@ class Job:
         cause: Why a run is planned, for the ledger's history.
         spec: The run; ``plan`` sets it.
         seconds: Wall-clock seconds by stage.
+        memory_mb: By stage, the peak of this process's memory by its end, in MiB; None where it is not known.
         reports: Each stage's own report.
     """
 
@@ -50,6 +51,7 @@ class Job:
     cause: str = "planned"
     spec: RunSpec | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    memory_mb: dict[str, int | None] = field(default_factory=dict)
     reports: dict[str, Report] = field(default_factory=dict)
 
     @classmethod
@@ -68,6 +70,10 @@ class Job:
     def run_id(self) -> str | None:
         """The run, once there is one."""
         return self.spec.run_id if self.spec else None
+
+    def spent(self) -> dict[str, dict[str, float | None]]:
+        """``seconds`` and ``memory_mb`` of every stage so far."""
+        return {name: {"seconds": seconds, "memory_mb": self.memory_mb.get(name)} for name, seconds in self.seconds.items()}
 
     def run(self) -> RunSpec:
         """The run.

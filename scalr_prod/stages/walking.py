@@ -13,8 +13,10 @@ from scalr_prod.lineage import traced, traced_together
 from scalr_prod.logs import about
 from scalr_prod.metrics import measured
 from scalr_prod.progress import Heartbeat, beating, lines_every
+from scalr_prod.resident import peak_mb
 from scalr_prod.stages.graph import GRAPH
 from scalr_prod.stages.job import Job, PipelineReport, StageState
+from scalr_prod.stages.spent import note_spent
 from scalr_prod.stages.stale import stale_stages
 
 if TYPE_CHECKING:
@@ -65,6 +67,9 @@ def walk(job: Job, stages: Iterable[Stage]) -> Job:
                     job.reports[stage.name] = report
                 if not stage.light:
                     job.seconds[stage.name] = round(time.perf_counter() - started, 2)
+                    job.memory_mb[stage.name] = peak_mb()
+                    if job.run_id is not None:
+                        note_spent(job.settings, job.run_id, job.spent())
                     logger.info("%s done in %.1f s", stage.name, job.seconds[stage.name])
     return job
 

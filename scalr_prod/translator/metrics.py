@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from scalr_prod.translator.contexts import Contexts
     from scalr_prod.translator.module import TranslatorModule
 
-__all__ = ["Figures", "gains_of", "measure", "ranks_of"]
+__all__ = ["Class", "Figures", "gains_of", "measure", "ranks_of"]
 
 DEPTH: Final = 20
 _CLASSES: Final = 24
@@ -38,6 +38,26 @@ _TOP_CLASSES: Final = 15
 #: Events of one unit of work.
 _BLOCK_ROWS: Final = 512
 _LOWEST: Final = -24.0  # log2 of probability: what is below falls into the lowest class
+
+
+@dataclass(frozen=True)
+class Class:
+    """One of the 24 classes of predicted probability: a point of the calibration curve.
+
+    Attributes:
+        pairs: (event, item) pairs in it: of events whose item was eligible, with the items that were.
+        expected: How many events they add up to by their probabilities.
+        events: How many of them came.
+    """
+
+    pairs: int
+    expected: float
+    events: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, with ``predicted`` and ``observed``, the mean probability and the frequency of a pair."""
+        predicted, observed = self.expected / self.pairs, self.events / self.pairs
+        return {**vars(self), "expected": round(self.expected, 6), "predicted": predicted, "observed": observed}
 
 
 @dataclass(frozen=True)
@@ -53,6 +73,7 @@ class Figures:
         top_ece: The calibration error of the most probable item alone.
         events: Events.
         eligible: Those whose item was eligible.
+        curve: The classes that hold a pair, the most probable first; not among the JSON values.
     """
 
     ndcg: float
@@ -63,6 +84,7 @@ class Figures:
     top_ece: float
     events: int
     eligible: int
+    curve: tuple[Class, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -122,6 +144,7 @@ class _Said:
         came: bool [r]. Whether it was that one.
         eligible: bool [r].
         share: float64 [r, classes]. Probability mass in each class.
+        pairs: float64 [r, classes]. Eligible items in each class.
         own_class: int64 [r]. The class of the event's item.
     """
 
@@ -131,6 +154,7 @@ class _Said:
     came: NDArray[np.bool_]
     eligible: NDArray[np.bool_]
     share: NDArray[np.float64]
+    pairs: NDArray[np.float64]
     own_class: NDArray[np.int64]
 
 
@@ -145,6 +169,7 @@ def _said(labels: NDArray[np.int32], p: torch.Tensor) -> _Said:
     best, which = p.max(1)
     classes = ((p.log2() / _LOWEST).clamp(0, 1 - 1e-6) * _CLASSES).long()
     share = p.new_zeros(len(p), _CLASSES, dtype=torch.float64).scatter_add_(1, classes, p.double())
+    pairs = torch.zeros_like(share).scatter_add_(1, classes, (p > 0).double())
     found = (
         torch.where(there, ranks_of(p, known[:, 0]), torch.inf),
         torch.where(there, -own[:, 0].log(), torch.nan),
@@ -152,6 +177,7 @@ def _said(labels: NDArray[np.int32], p: torch.Tensor) -> _Said:
         (which == label) & there,
         there,
         share,
+        pairs,
         classes.gather(1, known)[:, 0],
     )
     return _Said(*(tensor.cpu().numpy() for tensor in found))
@@ -165,7 +191,7 @@ class _Tally:
         self._rank = np.full(events, np.inf)
         self._loss = np.full(events, np.nan)
         self._top, self._came = np.zeros(events), np.zeros(events, bool)
-        self._mass, self._hits, self._variance = ({name: np.zeros(_CLASSES) for name in groups} for _ in range(3))
+        self._mass, self._hits, self._variance, self._pairs = ({name: np.zeros(_CLASSES) for name in groups} for _ in range(4))
 
     def add(self, rows: NDArray[np.int64], said: _Said) -> None:
         """What it said of the events in these rows."""
@@ -174,6 +200,7 @@ class _Tally:
             counted = chosen[rows] & said.eligible
             share = said.share[counted]
             self._mass[name] += share.sum(0)
+            self._pairs[name] += said.pairs[counted].sum(0)
             self._variance[name] += (share * (1 - share)).clip(min=0).sum(0)
             self._hits[name] += np.bincount(said.own_class[counted], minlength=_CLASSES)
 
@@ -186,6 +213,11 @@ class _Tally:
             ece=np.abs(self._mass[group] - self._hits[group]).sum(),
             ece_by_chance=np.sqrt(2 / np.pi * self._variance[group]).sum(),
             top_ece=_top_ece(self._top[chosen], self._came[chosen], self._rank[chosen]),
+            curve=tuple(
+                Class(int(pairs), float(mass), int(hits))
+                for pairs, mass, hits in zip(self._pairs[group], self._mass[group], self._hits[group], strict=True)
+                if pairs
+            ),
         )
 
 
@@ -212,7 +244,13 @@ def _top_ece(top: NDArray[np.float64], came: NDArray[np.bool_], rank: NDArray[np
 
 
 def _figures(
-    rank: NDArray[np.float64], loss: NDArray[np.float64], *, ece: float, ece_by_chance: float, top_ece: float
+    rank: NDArray[np.float64],
+    loss: NDArray[np.float64],
+    *,
+    ece: float,
+    ece_by_chance: float,
+    top_ece: float,
+    curve: tuple[Class, ...],
 ) -> Figures:
     """The two errors are sums over the classes, in events."""
     import torch
@@ -227,4 +265,5 @@ def _figures(
         top_ece=top_ece,
         events=len(rank),
         eligible=eligible,
+        curve=curve,
     )

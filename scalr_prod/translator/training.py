@@ -150,6 +150,8 @@ def _train(
         "estimators": list(settings.translator.estimators),
         "exclude_consumed": log.exclude_consumed,
         "metrics": metrics,
+        # Of users whose target events shaped neither the parameters nor the weights that are asked here.
+        "calibration_curve": [one.to_json() for one in calibrated.figures["cold"]["mixture"].curve],
         "vocabulary": {domain: asdict(counts) for domain, counts in coverage.items()},
         "data_versions": data_versions,
         **({"carried": {name: one.described() for name, one in sources.items()}} if sources else {}),

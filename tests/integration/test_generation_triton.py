@@ -12,7 +12,9 @@ from scalr_prod.errors import ServerUnreachable
 from scalr_prod.generation import generate, plan_run
 from scalr_prod.ledger import run_folder
 from scalr_prod.serving import ensure_serving
+from scalr_prod.serving.state import read_record
 from scalr_prod.settings import load_settings
+from scalr_prod.ui.drawing import Drawing
 
 pytestmark = [pytest.mark.slow, pytest.mark.triton]
 
@@ -52,9 +54,16 @@ def test_triton_and_the_module_in_process_give_the_same_events(config):
     served = project(config, "triton", workers=3, batch_size=64, partitions=6)
     assert plan_run(served, version=1) == spec
     shutil.rmtree(run_folder(local, spec.run_id))
-    with ensure_serving(served, 1):
+    user = rows["user_id"].iloc[0]
+    with Drawing(served) as drawing:  # what `scalr ui` draws with: it starts Triton, which the run uses too
+        shown = drawing.translate(spec, user, None)
         second = generate(served, spec)
+    assert read_record(served) is None, "and stops it"
     assert second.parts_made == 6
+    drawn = {event.event["event_id"]: event.probability["published"] for one in shown for event in one.drawn}
+    own = rows[(rows["user_id"] == user) & (rows["event_timestamp"] >= min(one.at for one in shown))]
+    assert drawn == pytest.approx(dict(zip(own["event_id"], own["probability"], strict=True)), abs=1e-5)
+    assert len(drawn) > 5
     pd.testing.assert_frame_equal(candidates(served, spec.run_id), rows, rtol=0, atol=1e-5)
     assert (second.events, second.dropped, second.items) == (first.events, first.dropped, first.items)
 

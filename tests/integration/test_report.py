@@ -4,60 +4,30 @@ from __future__ import annotations
 
 import html
 import json
-import shutil
 import sys
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
 import pytest
 from click.testing import Result
-from support.small import LOCAL, lean
+from reported_runs import HOSTILE_TITLE, window
+from support.small import LOCAL
 from typer.testing import CliRunner
 
 from scalr_prod import Project
 from scalr_prod.cli import app
 from scalr_prod.contracts import Table
-from scalr_prod.errors import QualityGateFailed, ReportError, RunNotFound
+from scalr_prod.errors import ReportError, RunNotFound
 from scalr_prod.ledger import run_folder
 from scalr_prod.report.facts import collect
 
 pytestmark = pytest.mark.slow
 
-TRAINED = datetime(2024, 6, 1, tzinfo=UTC)
-HOSTILE = "<script>document.title = 'taken'</script> & \"quoted\" 'title'"
 
-
-def window(number):
-    start = TRAINED + timedelta(days=14) * number
-    return {"mode": "causal", "start": start, "end": start + timedelta(days=14), "as_of": start + timedelta(days=14)}
-
-
-@pytest.fixture(scope="module")
-def project(make_project, tmp_path_factory):
-    """One published run, one rejected, one only planned and generated; every target item has a title that is no friend of HTML."""
-    config = lean(make_project(tmp_path_factory.mktemp("report") / "logs", LOCAL, users=80).base / "scalr.toml")
-    with Project.open(config, generation=window(0)) as first:
-        first.ingest()
-        items = first.lake.read(Table.TARGET_ITEMS)
-        titles = pa.array([f"{HOSTILE} {number}" for number in range(len(items))])
-        first.lake.replace(
-            Table.TARGET_ITEMS, items.set_column(items.schema.get_field_index("title"), "title", titles), key="titles"
-        )
-        first.histories()
-        first.train(TRAINED)
-        published = first.generate().run_id
-        first.validate(published)
-        first.publish(published)
-    with Project.open(config, generation=window(1), quality={"min_source_coverage": 1.0}) as second:
-        rejected = second.generate().run_id
-        with pytest.raises(QualityGateFailed, match="coverage"):
-            second.validate(rejected)
-    with Project.open(config, generation=window(2)) as third:
-        generated = third.generate().run_id
-    with Project.open(config) as opened:
-        yield opened, published, rejected, generated
+@pytest.fixture
+def project(reported):
+    return reported
 
 
 def synthetic(project, run_id):
@@ -117,18 +87,6 @@ def test_translations_show_the_history_as_it_was(project):
         assert one.history[0][1] == event["source_event_timestamp"].tz_convert(None)
 
 
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if chromium is None:
-        pytest.skip("there is no Chromium: as root, make browser")
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
 @pytest.mark.parametrize("width", [1200, 390])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_pages_in_a_browser(project, browser, width, scheme):
@@ -142,7 +100,7 @@ def test_the_pages_in_a_browser(project, browser, width, scheme):
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
     try:
-        for address, figures in [(written[0].path, 4), (written[1].path, 4), (written[2].path, 4), (written[0].index, 0)]:
+        for address, figures in [(written[0].path, 5), (written[1].path, 5), (written[2].path, 5), (written[0].index, 0)]:
             page.goto(f"file://{address}")
             assert page.locator("figure").count() == figures
             for number in range(figures):
@@ -159,12 +117,55 @@ def test_the_pages_in_a_browser(project, browser, width, scheme):
         assert all(url.startswith(("file://", "data:")) for url in asked)
         page.goto(f"file://{written[0].path}")
         assert page.title() == f"{runs[0]} · {opened.settings.project_name}", "no title of an item is run as a script"
-        assert HOSTILE in page.inner_text("main")
+        assert HOSTILE_TITLE in page.inner_text("main")
         assert f"{len(synthetic(opened, runs[0])):,} synthetic events are in the feature view" in page.inner_text(".verdict")
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.tagName") == "A"
     finally:
         page.close()
+
+
+def test_the_first_of_them_are_explained(project):
+    opened, run_id, *_ = project
+    facts = collect(opened.settings, opened.ledger, run_id)
+    assert [one.event["event_id"] for one in facts.explained] == [one.event_id for one in facts.sample[:3]]
+    assert facts.explained[1] == opened.explain(facts.sample[1].event_id)
+    page = open_page(opened.report(run_id))
+    for one in facts.explained:
+        assert one.event["event_id"] in page
+        assert f"{one.terms[0]['logit']:.3f}" in page
+    version = opened.translator(facts.run.spec.translator_version).path
+    version.rename(version.with_name("aside"))
+    try:
+        page = open_page(opened.report(run_id))
+        assert "Why they are there cannot be told any more: " in page
+        assert "The version is gone: retention took it." in page
+    finally:
+        version.with_name("aside").rename(version)
+
+
+def test_the_curve_is_of_events_that_the_translator_had_not_seen(project):
+    opened, run_id, *_ = project
+    manifest = collect(opened.settings, opened.ledger, run_id).translator
+    cold = manifest["metrics"]["cold"]["mixture"]
+    curve = manifest["calibration_curve"]
+    assert sum(row["events"] for row in curve) == cold["eligible"] > 5
+    assert sum(row["expected"] for row in curve) == pytest.approx(cold["eligible"], abs=0.01)
+    error = sum(abs(row["expected"] - row["events"]) for row in curve) / cold["eligible"]
+    assert error == pytest.approx(cold["ece"], abs=1e-5)
+    predicted = [row["predicted"] for row in curve]
+    assert predicted == sorted(predicted, reverse=True)
+
+
+def test_what_the_stages_took_is_told(project):
+    opened, run_id, _, generated = project
+    facts = collect(opened.settings, opened.ledger, run_id)
+    assert list(facts.spent) == ["generate", "validate", "publish"]
+    assert all(took["seconds"] > 0 and 100 < took["memory_mb"] < 100_000 for took in facts.spent.values())
+    assert 100 < facts.generation["worker_mb"] < 100_000
+    page = open_page(opened.report(run_id))
+    assert f"A Dask worker held {facts.generation['worker_mb']:,} MiB at most." in page
+    assert list(collect(opened.settings, opened.ledger, generated).spent) == ["generate"]
 
 
 def test_a_refused_run_says_which_rule_broke(project):

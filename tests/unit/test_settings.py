@@ -77,6 +77,8 @@ def test_settings_are_frozen(tmp_path):
         ('[feast.export]\nkey = "customer id"', "[feast.export] key", "key"),
         ('[serving]\nmodel_name = "../x"', "[serving] model_name", "model_name"),
         ('[translator]\nestimators = ["linear", "linear"]', "each once", "estimators"),
+        ('[ui]\ndask = "http://me:pass@host/status"', "everybody who opens the page would see", "[ui] dask"),
+        ('[ui]\nairflow = "javascript:alert(1)"', "[ui] airflow", "airflow"),
         ('base = "/"', "unknown key 'base'", "remove it"),
         ("[domains.source.columns]\nusr = 'u'", "unknown key [domains.source.columns] usr", "did you mean 'user'?"),
     ],

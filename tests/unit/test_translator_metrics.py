@@ -81,6 +81,26 @@ def test_the_calibration_error_is_the_mass_in_the_wrong_class(group):
     assert group.found.ece == pytest.approx(np.abs(said - seen).sum() / len(group.usable), abs=1e-4)
 
 
+def test_the_curve_is_how_often_a_pair_came_by_how_probable_it_was(group):
+    pairs = [
+        (min(max(int(-np.log2(p)), 0), 23), p, item == group.labels[row])
+        for row in group.usable
+        for item, p in enumerate(group.p[row])
+        if p > 0
+    ]
+    classes = sorted({place for place, _, _ in pairs})
+    assert len(group.found.curve) == len(classes) > 10
+    for found, place in zip(group.found.curve, classes, strict=True):
+        inside = [(p, came) for where, p, came in pairs if where == place]
+        facts = found.to_json()
+        # A probability on the border of two classes may be rounded into either.
+        assert facts["pairs"] == pytest.approx(len(inside), abs=2)
+        assert facts["predicted"] == pytest.approx(np.mean([p for p, _ in inside]), rel=0.01)
+        assert facts["events"] == pytest.approx(sum(came for _, came in inside), abs=1)
+        assert facts["observed"] == facts["events"] / facts["pairs"]
+    assert sum(found.events for found in group.found.curve) == len(group.usable)
+
+
 def test_the_error_by_chance_is_that_of_the_true_distribution(world):
     """The whole slice is answered anew, many times, by the distribution itself."""
     random = np.random.default_rng(4)

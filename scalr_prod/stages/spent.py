@@ -1,0 +1,45 @@
+"""What the stages of a run took, in ``stages.json`` of the run's folder: for people who look, so that no failure of it fails a stage."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import TYPE_CHECKING, Any
+
+from scalr_prod.generation.parts import write_json
+from scalr_prod.ledger import run_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from scalr_prod.settings import Settings
+
+__all__ = ["note_spent", "spent_of"]
+
+logger = logging.getLogger(__name__)
+
+
+def note_spent(settings: Settings, run_id: str, spent: Mapping[str, Mapping[str, Any]]) -> None:
+    """Add what stages took, by their names; a stage that was done again replaces what was there."""
+    try:
+        folder = run_folder(settings, run_id)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "stages.json", spent_of(settings, run_id) | dict(spent))
+    except OSError as error:
+        logger.warning("what the stages of %s took could not be noted: %s", run_id, error)
+
+
+def spent_of(settings: Settings, run_id: str) -> dict[str, dict[str, Any]]:
+    """By stage: ``seconds``, and ``memory_mb``, the peak of its process by the stage's end in MiB; None where it is not known.
+
+    In the order of the stages; empty for runs of former versions.
+    """
+    from scalr_prod.stages.graph import GRAPH
+
+    try:
+        found: dict[str, dict[str, Any]] = json.loads(
+            (run_folder(settings, run_id) / "stages.json").read_text(encoding="utf-8")
+        )
+    except (OSError, ValueError):
+        return {}
+    return {stage.name: found[stage.name] for stage in GRAPH if stage.name in found}

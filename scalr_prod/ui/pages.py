@@ -1,0 +1,181 @@
+"""What each address of the page shows. All but `Pages.draw` only reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from scalr_prod.errors import EventNotFound, InputError, RunNotFound, ScalrError, TranslatorNotFound
+from scalr_prod.ledger import Ledger
+from scalr_prod.report.charts import require_charts
+from scalr_prod.report.facts import collect
+from scalr_prod.report.page import domains_of, environment, listed_runs, run_page
+from scalr_prod.ui.users import past_of, some_users
+
+if TYPE_CHECKING:
+    from scalr_prod.ledger import RunSpec
+    from scalr_prod.settings import Settings
+    from scalr_prod.ui.drawing import Drawing
+
+__all__ = ["Page", "Pages"]
+
+#: Seconds between two looks at a list in which a run is at work.
+_REFRESH_S: Final = 5
+#: Runs to choose from.
+_RUNS: Final = 50
+_LONGEST_ID: Final = 2_000
+_FAULT: Final = 500
+_NOT_FOUND: Final = (RunNotFound, EventNotFound, TranslatorNotFound)
+
+
+@dataclass(frozen=True)
+class Page:
+    """HTML, its HTTP status, and after how many seconds the browser asks again."""
+
+    html: str
+    status: int = 200
+    refresh_s: int | None = None
+
+
+class Pages:
+    """The pages of a project.
+
+    Args:
+        settings: The project's settings.
+        drawing: Who draws.
+        root: What all addresses begin with, ``/`` at its end.
+    """
+
+    def __init__(self, settings: Settings, drawing: Drawing, root: str) -> None:
+        self._settings, self._drawing, self._root = settings, drawing, root
+        self._made = environment("scalr_prod.ui")
+        self._made.globals |= {"root": root, "project": settings.project_name, "domains": domains_of(settings)}
+
+    def runs(self, *, still: bool) -> Page:
+        """All runs with their states, and what is published; looks again by itself while one is at work, unless ``still``."""
+        from scalr_prod.stages import states
+        from scalr_prod.switch import publication_state
+
+        with Ledger.open(self._settings) as ledger:
+            rows = listed_runs(self._settings, ledger, self._run_address)
+            work = {run_id: self._progress(ledger, run_id, owner) for run_id, owner in ledger.at_work().items()}
+        refresh = _REFRESH_S if work and not still else None
+        facts = {
+            "runs": rows,
+            "work": work,
+            "still": still,
+            "refresh_s": refresh,
+            "publication": publication_state(self._settings),
+            "stages": [] if rows else states(self._settings),
+        }
+        return Page(self._render("ui_runs.html.j2", facts), refresh_s=refresh)
+
+    def run(self, run_id: str) -> Page:
+        """A run's report.
+
+        Raises:
+            RunNotFound: The project has no such run.
+            ReportError: The library that draws charts is not installed.
+        """
+        require_charts()
+        with Ledger.open(self._settings) as ledger:
+            facts = collect(self._settings, ledger, run_id)
+            owner = ledger.at_work().get(run_id)
+            notice = self._progress(ledger, run_id, owner) if owner else None
+        made = self._made.overlay()
+        made.globals = self._made.globals | {"nav": self._nav(run_id), "notice": notice}
+        return Page(run_page(self._settings, facts, made, index=self._root, docs=self._docs(facts.gate.get("docs"))))
+
+    def user(self, run_id: str, user: str) -> Page:
+        """Choose a user, and see what a run knew of that user."""
+        return self._of_user(run_id, user, None, drawn=False)
+
+    def draw(self, run_id: str, user: str, before: str) -> Page:
+        """What the run draws for a user, and why.
+
+        Args:
+            run_id: The run; empty: the latest.
+            user: The id as text.
+            before: ISO 8601; only contexts before it. Empty: all.
+
+        Raises:
+            ScalrError: Nothing can be drawn.
+        """
+        try:
+            instant = datetime.fromisoformat(before) if before else None
+        except ValueError as error:
+            raise InputError(f"{before[:40]!r} is no instant", where="before", next_step="go back, and ask again") from error
+        if instant is not None and instant.tzinfo is None:
+            raise InputError(f"{before[:40]!r} names no zone", where="before", next_step="go back, and ask again")
+        return self._of_user(run_id, user, instant, drawn=True)
+
+    def error(self, error: ScalrError) -> Page:
+        """What went wrong, and what to do next."""
+        status = 404 if isinstance(error, _NOT_FOUND) else 400 if isinstance(error, InputError) else 500
+        return Page(self._render("ui_error.html.j2", {"error": error.to_json()}), status)
+
+    def refusal(self, status: int) -> Page:
+        """No page: an address that is none of ours, or a fault of this package, which the log tells of."""
+        if status < _FAULT:
+            error = ScalrError("there is nothing at this address", next_step="begin at the list of runs")
+        else:
+            error = ScalrError("this page could not be made", next_step="look at what scalr ui has written, and report it")
+        return Page(self._render("ui_error.html.j2", {"error": error.to_json()}), status)
+
+    def _of_user(self, run_id: str, user: str, before: datetime | None, *, drawn: bool) -> Page:
+        spec, choices = self._spec(run_id)
+        if len(user) > _LONGEST_ID:
+            raise InputError(
+                "this is too long for a user's id", where="user", next_step="name a user by the id that the log has"
+            )
+        facts: dict[str, Any] = {
+            "spec": spec,
+            "choices": choices,
+            "user": user,
+            "past": past_of(self._settings, spec, user) if user else None,
+            "some": [] if user else some_users(self._settings, spec),
+            "found": None,
+            "scorer": self._settings.serving.scorer,
+        }
+        past = facts["past"]
+        if drawn and past is not None and past.events and not past.held_out:
+            facts["found"] = self._drawing.translate(spec, past.user, before)
+        known = not user or bool(past.events)
+        return Page(self._render("ui_user.html.j2", facts), 200 if known else 404)
+
+    def _spec(self, run_id: str) -> tuple[RunSpec, list[str]]:
+        """The run that is asked for, the latest published one, the latest, or where there is none that which `scalr run` would plan."""
+        from scalr_prod.generation.plan import spec_of
+
+        with Ledger.open(self._settings) as ledger:
+            runs = ledger.runs(limit=_RUNS)
+            if run_id:
+                found = ledger.run(run_id).spec
+                return found, list(dict.fromkeys([found.run_id, *(run.run_id for run in runs)]))
+        if not runs:
+            return spec_of(self._settings), []
+        latest = next((run for run in runs if run.state == "published"), runs[0])
+        return latest.spec, [run.run_id for run in runs]
+
+    def _progress(self, ledger: Ledger, run_id: str, owner: str) -> str:
+        made = len(ledger.partitions(run_id))
+        return f"{' process '.join(owner.split(':')[:2])} works on it; {made:,} parts are made."
+
+    def _nav(self, run_id: str | None = None) -> list[tuple[str, str]]:
+        asked = f"?run={run_id}" if run_id else ""
+        links = [("Runs", self._root), ("Translate a user", f"{self._root}translate{asked}")]
+        if docs := self._docs(str(self._settings.home / "data_docs" / "index.html")):
+            links.append(("Data docs", docs))
+        ui = self._settings.ui
+        return links + [(label, address) for label, address in (("Dask", ui.dask), ("Airflow", ui.airflow)) if address]
+
+    def _run_address(self, run_id: str) -> str:
+        return f"{self._root}runs/{run_id}"
+
+    def _docs(self, index: str | None) -> str | None:
+        return f"{self._root}data_docs/index.html" if index and Path(index).exists() else None
+
+    def _render(self, template: str, facts: dict[str, Any]) -> str:
+        return self._made.get_template(template).render(nav=self._nav(), **facts)

@@ -1,0 +1,236 @@
+"""One user of a run: what the run knew of that user, and what it draws, by the code that makes runs and explains events."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from scalr_prod.contracts import (
+    CREATED_TIMESTAMP,
+    EVENT_TIMESTAMP,
+    ITEM_ID,
+    USER_ID,
+    Table,
+    id_type_of,
+    source_domain_sql,
+    source_item_sql,
+)
+from scalr_prod.duck import open_duckdb, staging_folder
+from scalr_prod.errors import InputError
+from scalr_prod.explain import explain_rows
+from scalr_prod.generation import contexts as encoding
+from scalr_prod.generation.bucket import SOURCE_TIMESTAMP, in_scoring_order, read_bucket
+from scalr_prod.generation.partition import draw
+from scalr_prod.hashing import bucket_of
+from scalr_prod.holdout import not_held_out_sql
+from scalr_prod.instants import micros, micros_of
+from scalr_prod.lake import Lake
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    import pyarrow as pa
+
+    from scalr_prod.explain import Explanation
+    from scalr_prod.generation.partition import Tools
+    from scalr_prod.ledger import RunSpec
+    from scalr_prod.settings import Settings
+
+__all__ = ["Past", "Seen", "Translation", "past_of", "some_users", "translate"]
+
+#: Users to pick from, source events of a history, and contexts that are translated at once.
+_USERS: Final = 24
+_HISTORY: Final = 50
+_CONTEXTS: Final = 10
+_BUCKETS: Final = 2**20
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A source event as the run knew it.
+
+    Attributes:
+        domain: Its source domain.
+        item: Its title, else its id.
+        time: When it happened (UTC).
+        inside: Whether it lies in the run's window.
+    """
+
+    domain: str
+    item: str
+    time: datetime
+    inside: bool
+
+
+@dataclass(frozen=True)
+class Past:
+    """What a run knew of a user.
+
+    Attributes:
+        user: The id, as the lake has it.
+        events: The latest source events before the window's end, the last one first; empty for a user that the run did not know.
+        count: How many there are in all.
+        held_out: Whether ``[experiment]`` keeps the user from synthetic events.
+    """
+
+    user: int | str
+    events: Sequence[Seen]
+    count: int
+    held_out: bool
+
+
+@dataclass(frozen=True)
+class Translation:
+    """A source event, and what the run draws for it.
+
+    Attributes:
+        source: The source event.
+        at: The instant that is asked about (UTC).
+        drawn: The synthetic events, the most probable first; none where every draw fell below ``min_lift`` or was another
+            context's already.
+    """
+
+    source: Seen
+    at: datetime
+    drawn: Sequence[Explanation]
+
+
+def some_users(settings: Settings, spec: RunSpec) -> list[tuple[str, int]]:
+    """Users with source events in the run's window, chosen by a hash of their ids, and how many events each has there."""
+    with staging_folder(settings, "ui") as folder, open_duckdb(settings, folder) as db:
+        db.register("events", _source_events(settings, spec))
+        rows = db.execute(
+            f"""SELECT {USER_ID}::VARCHAR, count(*) FROM events
+                WHERE {EVENT_TIMESTAMP} >= $start AND {EVENT_TIMESTAMP} < $end AND {CREATED_TIMESTAMP} <= $as_of
+                  AND {not_held_out_sql(spec.settings, USER_ID)}
+                GROUP BY {USER_ID} ORDER BY md5({USER_ID}::VARCHAR) LIMIT {_USERS}""",
+            {"start": spec.start, "end": spec.end, "as_of": spec.as_of},
+        ).fetchall()
+    return [(str(user), int(count)) for user, count in rows]
+
+
+def past_of(settings: Settings, spec: RunSpec, user: str) -> Past:
+    """What a run knew of a user.
+
+    Args:
+        settings: The project's settings.
+        spec: The run.
+        user: The id as text.
+
+    Raises:
+        InputError: The lake's ids are integers, and this is none.
+        LakeError: A table is no longer there as the run read it.
+    """
+    events = _source_events(settings, spec)
+    known = _typed(events.schema, user)
+    names = settings.domains.source_names
+    with staging_folder(settings, "ui") as folder, open_duckdb(settings, folder) as db:
+        db.register("events", events)
+        _register_titles(db, Lake.open(settings))
+        rows = db.execute(
+            f"""SELECT {source_domain_sql(f"e.{ITEM_ID}", names)}, coalesce(i.title, {_plain(f"e.{ITEM_ID}", names)}),
+                       e.{EVENT_TIMESTAMP}, e.{EVENT_TIMESTAMP} >= $start, count(*) OVER ()
+                FROM (SELECT DISTINCT {ITEM_ID}, {EVENT_TIMESTAMP} FROM events WHERE {USER_ID} = $user
+                      AND {EVENT_TIMESTAMP} < $end AND {CREATED_TIMESTAMP} <= $as_of) e
+                LEFT JOIN titles i USING ({ITEM_ID})
+                ORDER BY e.{EVENT_TIMESTAMP} DESC, e.{ITEM_ID} LIMIT {_HISTORY}""",
+            {"user": known, "start": spec.start, "end": spec.end, "as_of": spec.as_of},
+        ).fetchall()
+        asked = not_held_out_sql(spec.settings, USER_ID)
+        held_out = not db.execute(f"SELECT {asked} FROM (SELECT $user AS {USER_ID})", {"user": known}).fetchone()[0]
+    return Past(known, [Seen(*row[:4]) for row in rows], int(rows[0][4]) if rows else 0, held_out)
+
+
+def translate(
+    settings: Settings, spec: RunSpec, tools: Tools, user: int | str, *, before: datetime | None = None
+) -> list[Translation]:
+    """What the run draws for a user's latest contexts, the last one first: the same events as in the run, with their ids.
+
+    Where the run aligns its events with the real distribution, some of these are not in it.
+
+    Args:
+        settings: The project's settings.
+        spec: The run.
+        tools: Scorer and vocabulary, of `open_tools`.
+        user: The id, as the lake has it.
+        before: Only contexts before this instant; default: all in the window.
+
+    Raises:
+        ScalrError: Of the lake, the feature store, the scorer, or the translator's files.
+    """
+    bucket = int(bucket_of([user], _BUCKETS)[0])
+    with staging_folder(settings, "ui") as folder, open_duckdb(settings, folder) as db:
+        rows, real = read_bucket(db, settings, spec, bucket, _BUCKETS)
+        rows = _latest(rows, user, before)
+        if not len(rows):
+            return []
+        consumed = None if real is None else encoding.Consumed.of(real, tools.vocabulary)
+        _, table = draw(settings, db, spec, tools, in_scoring_order(rows, spec, tools.folds), consumed)
+        sources = _sources(settings, db, spec, rows)
+    found: dict[tuple[str, str, str], list[Explanation]] = {}
+    for one in explain_rows(settings, spec, table) if len(table) else ():
+        found.setdefault((one.source["domain"], str(one.source["item"]), one.source["time"]), []).append(one)
+    return [
+        Translation(seen, at, sorted(found.get(key, ()), key=lambda one: -one.probability["published"]))
+        for key, seen, at in sources
+    ]
+
+
+def _latest(rows: pa.Table, user: int | str, before: datetime | None) -> pa.Table:
+    """The user's latest contexts, and all that are asked about at the same instant as one of them: these drop each other's items."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    rows = rows.filter(pc.equal(rows[USER_ID], pa.scalar(user, rows[USER_ID].type)))
+    times = micros_of(rows[EVENT_TIMESTAMP])
+    fits = np.ones(len(times), bool) if before is None else times < micros(before)
+    if fits.sum() > _CONTEXTS:
+        fits &= times >= np.sort(times[fits])[-_CONTEXTS]
+    return rows.filter(pa.array(fits))
+
+
+def _sources(settings: Settings, db: Any, spec: RunSpec, rows: pa.Table) -> list[tuple[tuple[str, str, str], Seen, datetime]]:
+    """Each context's source event, the last one first, with the key that explanations have: domain, item, time."""
+    names = settings.domains.source_names
+    db.register("asked", rows)
+    _register_titles(db, Lake.open(settings))
+    found = db.execute(
+        f"""SELECT {source_domain_sql(f"e.{ITEM_ID}", names)} AS domain, {_plain(f"e.{ITEM_ID}", names)} AS item,
+                   i.title, e.{SOURCE_TIMESTAMP}, e.{EVENT_TIMESTAMP}
+            FROM asked e LEFT JOIN titles i USING ({ITEM_ID})
+            ORDER BY e.{EVENT_TIMESTAMP} DESC, e.{SOURCE_TIMESTAMP} DESC, e.{ITEM_ID}"""
+    ).fetchall()
+    return [
+        ((domain, item, time.isoformat()), Seen(domain, title or item, time, time >= spec.start), at)
+        for domain, item, title, time, at in found
+    ]
+
+
+def _plain(key: str, names: tuple[str, ...]) -> str:
+    """SQL: a source item's id as its log has it, as text."""
+    return f"CAST({source_item_sql(key, names, 'string')} AS VARCHAR)"
+
+
+def _register_titles(db: Any, lake: Lake) -> None:
+    db.register("items", lake.dataset(Table.SOURCE_ITEMS))
+    db.execute(f"CREATE TEMP VIEW titles AS SELECT {ITEM_ID}, any_value(title) AS title FROM items GROUP BY {ITEM_ID}")
+
+
+def _source_events(settings: Settings, spec: RunSpec) -> Any:
+    return Lake.open(settings).dataset(Table.SOURCE_EVENTS, version=spec.table_versions[Table.SOURCE_EVENTS])
+
+
+def _typed(schema: pa.Schema, user: str) -> int | str:
+    if id_type_of(schema, USER_ID) == "string":
+        return user
+    if not re.fullmatch(r"[+-]?\d{1,19}", user, re.ASCII) or not -(2**63) <= int(user) < 2**63:
+        raise InputError(
+            f"{user[:80]!r} is no integer of 64 bits, as the lake's user ids are",
+            where="user",
+            next_step="name a user by the id that the log has",
+        )
+    return int(user)

@@ -1,0 +1,52 @@
+"""Shared by the tests of pages: a project with runs in several states, and a browser."""
+
+from __future__ import annotations
+
+import shutil
+
+import pyarrow as pa
+import pytest
+from reported_runs import HOSTILE_TITLE, TRAINED, window
+from support.small import LOCAL, lean
+
+from scalr_prod import Project
+from scalr_prod.contracts import Table
+from scalr_prod.errors import QualityGateFailed
+
+
+@pytest.fixture(scope="session")
+def reported(make_project, tmp_path_factory):
+    """One published run, one rejected, one only planned and generated; every target item has a title that is no friend of HTML."""
+    config = lean(make_project(tmp_path_factory.mktemp("report") / "logs", LOCAL, users=80).base / "scalr.toml")
+    with Project.open(config, generation=window(0)) as first:
+        first.ingest()
+        items = first.lake.read(Table.TARGET_ITEMS)
+        titles = pa.array([f"{HOSTILE_TITLE} {number}" for number in range(len(items))])
+        first.lake.replace(
+            Table.TARGET_ITEMS, items.set_column(items.schema.get_field_index("title"), "title", titles), key="titles"
+        )
+        first.histories()
+        first.train(TRAINED)
+        published = first.generate().run_id
+        first.validate(published)
+        first.publish(published)
+    with Project.open(config, generation=window(1), quality={"min_source_coverage": 1.0}) as second:
+        rejected = second.generate().run_id
+        with pytest.raises(QualityGateFailed, match="coverage"):
+            second.validate(rejected)
+    with Project.open(config, generation=window(2)) as third:
+        generated = third.generate().run_id
+    with Project.open(config) as opened:
+        yield opened, published, rejected, generated
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("there is no Chromium: as root, make browser")
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield opened
+        opened.close()
