@@ -28,17 +28,19 @@ from scalr_prod.histories import build_histories
 from scalr_prod.ingest import ingest
 from scalr_prod.settings import load_settings
 from scalr_prod.translator import Contexts, TranslatorModule, load_version, train
-from scalr_prod.translator.estimators import popularity
+from scalr_prod.translator.estimators import SCORED, popularity
 from scalr_prod.translator.fused.passes import ITEMS
 from scalr_prod.translator.module import DESCRIPTION
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-K, BATCHES, ROUNDS, FOLD = 8, 4, 5, 0
+K, BATCHES, ROUNDS, FOLD = 8, 4, 3, 0
 SHORT, DAY_US = 8, 86_400_000_000
+#: Of each estimator in the mixture.
+WEIGHT = 0.3
 #: Copies of each item → contexts of a round.
-COPIES = {1: 1_024, 10: 256}
+COPIES = {1: 512, 10: 128}
 #: Of the product, and times the plain code; what was aimed at.
 OF_PRODUCT, OF_PLAIN = 0.45, 4.0
 
@@ -122,6 +124,10 @@ def copied(folder: Path, copies: int) -> tuple[dict[str, torch.Tensor], dict[str
             tensors[name] = tensor * copies
         elif name.endswith("/popularity/prior"):
             tensors[name] = tensors[name] - float(np.log(copies))
+    # Every estimator weighs: of made data the calibration leaves some out by chance.
+    table, names = tensors[f"{FOLD}/calibration/held_out"].clone(), json.loads(metadata["weights"])
+    table[0, [names.index(name) for name in SCORED]] = WEIGHT
+    tensors[f"{FOLD}/calibration/held_out"] = table
     item = known["item"].long().repeat_interleave(copies) * copies + torch.arange(copies).repeat(len(known["item"]))
     time = known["time"].repeat_interleave(copies)
     pairs: Any = SimpleNamespace(
