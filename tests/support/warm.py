@@ -7,10 +7,12 @@ by each, from its console script on. `tests/unit/test_import_time.py` and what m
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -114,19 +116,29 @@ class Warm:
         requests, answers = self._server.stdin, self._server.stdout
         assert requests is not None
         assert answers is not None
-        requests.write(json.dumps(asked) + "\n")
-        requests.flush()
-        child, late = answers.readline(), threading.Event()
-        assert child, "the warm process has ended; stderr says why"
+        children: list[int] = []
+        late = threading.Event()
 
         def end() -> None:
             late.set()
-            os.kill(int(child), 9)
+            for child in children:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
 
         timer = threading.Timer(timeout, end)
-        timer.start()
         try:
+            requests.write(json.dumps(asked) + "\n")
+            requests.flush()
+            started = answers.readline()
+            assert started, "the warm process has ended; stderr says why"
+            children.append(int(started))
+            timer.start()
             return int(answers.readline()), late.is_set()
+        except BaseException:  # a test's own time limit, say: the next answer would be that of this command
+            end()
+            self._server.kill()
+            self.close()
+            raise
         finally:
             timer.cancel()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -51,6 +52,22 @@ def test_however_a_warm_command_ends_it_is_told_and_the_next_one_runs(program, c
     with pytest.raises(subprocess.TimeoutExpired):
         warm.run([sys.executable, "-c", "import time; time.sleep(60)"], timeout=0.2)
     assert warm.run([sys.executable, "-m", "this"], check=True).stdout.startswith("The Zen")
+
+
+@pytest.mark.slow
+def test_a_test_that_is_cut_off_leaves_no_command_behind_and_its_answer_to_nobody():
+    own = warm.Warm(("json",))
+    assert own.run([sys.executable, "-c", "print(1)"]).stdout == "1\n"
+    former = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, 1)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            own.run([sys.executable, "-c", "import time; time.sleep(60)"])
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, former)
+    assert own.run([sys.executable, "-c", "print(2)"]).stdout == "2\n"
+    own.close()
 
 
 def test_the_dearest_files_come_first_whole_and_the_fault_suite_together(tmp_path, monkeypatch):
