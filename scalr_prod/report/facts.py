@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
-from scalr_prod.errors import LakeError, ReportError, TranslatorError
+from scalr_prod.errors import FeatureStoreError, LakeError, ReportError, TranslatorError
 from scalr_prod.explain import explain_rows
 from scalr_prod.quality.drift import held_in
 from scalr_prod.report.samples import Sample, translations
@@ -151,7 +151,11 @@ def _explained(
     ).to_arrow_table()
     try:
         return explain_rows(settings, run.spec, rows), None
-    except (LakeError, TranslatorError) as error:  # maintenance has removed what the run read or asked
+    except (
+        FeatureStoreError,
+        LakeError,
+        TranslatorError,
+    ) as error:  # what the run read or asked was removed, or lies elsewhere
         return (), error.found
 
 
