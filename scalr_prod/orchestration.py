@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a scheduled task needs besides the stages themselves: its project, its window, and errors in the scheduler's words.
 
 The DAG files hold no logic; what little there is stands here, where it can be tested without a scheduler.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a project does about its published events: switch them off and on, measure their effect, explain one."""
 
 from __future__ import annotations

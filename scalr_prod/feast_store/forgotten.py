@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Entities of users who are forgotten, out of the online store: their keys are their ids, serialised."""
 
 from __future__ import annotations
