@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SCALR: synthetic cross-domain augmentation and learning for recommendation.
 
 >>> from scalr_prod import Project  # doctest: +SKIP

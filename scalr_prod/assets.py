@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where the folders of templates and of constraints lie: beside the package in a checkout, inside it when it was installed from a wheel."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A lake's tables belong to a project, and to the pair of domains that they were made for, whatever settings point at them later.
 
 The table of quarantined events, which nothing is computed from, bears the project's name. The events table of each side bears the names of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The columns of every table of the lake.
 
 Where there is one source domain, its items bear the ids of their log. Where there are several, ``source_events``, ``source_items`` and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Airflow DAGs: of one project that the environment names, or of each in a list; tasks are the stages of the graph.
 
 The only room that imports Airflow where a file is parsed; nothing heavy is imported before a task runs, nor then where

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`scalr doctor`: is each part there, does it work, and what to do if not."""
 
 from __future__ import annotations

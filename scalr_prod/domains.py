@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``[domains]`` of scalr.toml: where each domain's log is, and what its columns are called."""
 
 from __future__ import annotations

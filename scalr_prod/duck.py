@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A DuckDB session that stays within its memory and spills below the project's home."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every error a user can meet, at one look.
 
 ScalrError                      exit code 1; names where, what was found, what to do next

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What synthetic events do online: who is held out, and the effect on an outcome, with an interval."""
 
 from __future__ import annotations

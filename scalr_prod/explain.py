@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Why a synthetic event is there: its source event, the history as it was, and what each part of the translator said."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Settings that explain themselves: every key with its sentence, and what is in force with where it came from."""
 
 from __future__ import annotations

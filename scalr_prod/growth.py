@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The files of a Delta table: which it has gained and lost between two of its versions, without reading what lay before."""
 
 from __future__ import annotations

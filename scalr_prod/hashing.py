@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One stable hash of an id, the same in Python and in DuckDB, on any machine and in any process.
 
 It is the low 64 bits of the md5 of the id's text: ``md5_number_lower(CAST(id AS VARCHAR))`` in DuckDB, so the int 7 and the

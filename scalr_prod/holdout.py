@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who is held out: users that get no synthetic event, so that its effect can be measured on the others.
 
 A user is held out by a hash of the id under a key, and by nothing else: not by logs, translators or runs. So a user stays on one side,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which project this is: its name, and the lake and home that the name stands for in every store that several projects may share."""
 
 from __future__ import annotations

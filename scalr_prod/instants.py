@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Instants as microseconds since the epoch, UTC, and back; exact, where floats would round."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SIGTERM and Ctrl-C end a command in order: the run's lease is freed, a local Triton stopped, staged parts kept."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The lake: one Delta table per name of `contracts.Table`, on disk or at any object-store URL.
 
 Every commit carries a *key* as a Delta app transaction, so that repeating it changes nothing. A commit that fails is told apart

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """OpenLineage events of stages: what each of them reads, and which versions of which tables it wrote.
 
 Off unless ``[lineage]`` says where to. What fails here is a warning, and fails no stage.

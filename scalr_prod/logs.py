@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Log lines, as text or as JSON: each says which project, run, stage and partition it is about, where that is known."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Secrets taken out of what drivers say, and of what is shown of the settings."""
 
 from __future__ import annotations

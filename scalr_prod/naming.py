@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The mark that a project's folder bears: the project's name, and an id of its own that stays the same wherever it is mounted."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ids as dense numbers, and back: the order of the ids themselves, so that equal sets are numbered alike."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tasks of a scheduler: what each does with its call, which holds JSON values alone, and errors in the scheduler's words.
 
 The DAG files hold no logic; what little there is stands here, where it can be tested without a scheduler. A task is done in the

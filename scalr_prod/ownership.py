@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Folders that the settings name, and whether what lies in them is ours to write over.
 
 A folder that this package writes into bears a marker file. One without a marker is taken if nothing lies where the package would

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The one registry of plug-ins: estimators, gate rules, downstream models and log readers, ours and those of other packages.
 
 The settings name a plug-in by its name, or by its place as ``module:object``. Names come from two tables: `Group.own`, which needs no

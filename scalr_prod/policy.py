@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an evaluation decided, for runs to follow: how events are drawn, and how much they weigh for whom.
 
 `scalr evaluate` writes it; `scalr run`, `scalr generate` and `scalr dataset build` follow it as long as it was measured under the settings

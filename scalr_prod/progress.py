@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Work that counts rows, events or fits tells how far it is: a bar on a terminal, else a line of log from time to time."""
 
 from __future__ import annotations

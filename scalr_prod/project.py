@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`Project`: the package from Python. What the commands do are its methods."""
 
 from __future__ import annotations

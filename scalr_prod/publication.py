@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An audited run → the feature view, exactly once: one atomic commit replaces the run's window.
 
 The ledger holds the intent before the commit and the outcome after it. A crash between the two is told by the commit's key:

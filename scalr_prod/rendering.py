@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reports and errors for people: plain lines, or, on a terminal, tables and boxes that fit it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a publication had replaced: the rows that a rollback brings back.
 
 The feature view is what its publications give, one after the other, each in its own window. A rollback makes it what it would be

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Events that were taken back: which commits replaced rows of the lake's events, and whether something was made from what was there before.
 
 Events tables are otherwise only ever added to. A replacement says so in its commit: since when events differ. Whatever read a former

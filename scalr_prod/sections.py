@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The sections of scalr.toml beside ``[domains]``: what may stand in each, and what its values must be."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """scalr.toml and ``SCALR_*`` environment variables → one frozen ``Settings``.
 
 The environment wins over the file (``SCALR_LEDGER__URL=…`` sets ``[ledger] url``), so that secrets need not be in the file.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a project does about what it holds: switch publication off and on, measure its effect, explain or show it, hand it on, forget."""
 
 from __future__ import annotations

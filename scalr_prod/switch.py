@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Publication on and off: the feature view reads as empty at once, and comes back as it was.
 
 Both are one commit of the view's table, and the table's own log knows which of them was the last: a reader that opens the table by any

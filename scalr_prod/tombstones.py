@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who was forgotten, without saying who: keyed hashes of users' ids, by which a log, a run or a copy is kept from bringing one back.
 
 Items of the target domain that were forgotten stand beside them in the same way. All stand in ``<home>/forgotten``. The key is drawn at

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is written, told to whoever listens: every commit to the lake, and every training set."""
 
 from __future__ import annotations

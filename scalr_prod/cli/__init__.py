@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The `scalr` command: one thin door before each stage, and the only room that prints.
 
 Exit codes: 0 done, 1 a clear `ScalrError`, 2 wrong usage, 3 the quality gate said no, 130 and 143 stopped by SIGINT or SIGTERM.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The `scalr` command and its groups; the modules beside this one fill them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Commands before there is anything: write the settings, check the parts, say what is in force."""
 
 from __future__ import annotations

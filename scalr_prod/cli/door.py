@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What every command shares: its options, and the way in and out."""
 
 from __future__ import annotations

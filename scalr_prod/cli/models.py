@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Commands of the translator, and of what serves it."""
 
 from __future__ import annotations

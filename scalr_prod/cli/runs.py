@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Commands that look at what was done, and go on or undo."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command that a scheduler's tasks call where the scheduler has an environment of its own."""
 
 from __future__ import annotations

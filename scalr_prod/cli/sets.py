@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Commands of training sets, and of what else hands events on."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Commands that walk the stages."""
 
 from __future__ import annotations

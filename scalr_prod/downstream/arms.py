@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The arms of an evaluation: what each trains on.
 
 Real events alone; with translated ones; translated ones alone; the controls that a lift must survive; the rival, which needs no

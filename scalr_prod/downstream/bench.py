@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The evaluation as it goes: choices of every arm, then every arm at every cutoff, with a report after each family."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How like the real events the synthetic ones are, and whether they give away events that they were not made from.
 
 Fidelity: Kolmogorov-Smirnov distances (0 alike, 1 apart) of item popularity, time and events a user, total variation of popularity

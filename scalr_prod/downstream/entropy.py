@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Normalised entropy and calibration of arms whose models give probabilities, for all test users and by segment, with intervals.
 
 NE is log loss over the entropy of the base rate (He et al., ADKDD 2014). All arms are judged on the same rows, so the relative

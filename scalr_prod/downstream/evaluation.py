@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`scalr evaluate`: does training on synthetic events help, over what knows the time already, and is it the translation that does it?"""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How many contexts a first verdict asks about, so that it comes soon on a large log as well."""
 
 from __future__ import annotations

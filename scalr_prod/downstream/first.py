@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The first verdict: does it help, and over what, as soon as that can honestly be said.
 
 One cutoff, one family, two seeds. What is cheap comes first: the list of what is popular lately, real events alone, then what source

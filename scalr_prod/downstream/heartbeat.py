@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tell how far an evaluation is, to whoever reads a log or looks at a terminal."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An evaluation's own home: a lake that holds only what was known by the cutoff, without the hidden users' target events.
 
 What is not in it cannot leak: translator, filters, gate and downstream models read this home and no other.

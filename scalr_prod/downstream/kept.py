@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an evaluation has worked out, kept on disk as it comes, so that the same command goes on from there after it was stopped.
 
 A result is a file in the isolated home of its scene, named by a digest of everything that it depends on: the events that may be

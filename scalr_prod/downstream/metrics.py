@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Metrics of a model on the users of a test slice, over the full catalogue.
 
 NDCG, recall and MRR are means over users; a user's items are those met in the test slice that the model had not seen with

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Probabilities on test rows: positives beside sampled negatives, calibrated on real validation rows, and what they lose.
 
 The rows are those of the test users: every item that a user met, and for each so many items drawn uniformly that the user had not

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The test cases of all cutoffs side by side: a user at a cutoff is a case, and users and items are numbered alike throughout."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a downstream model is to the evaluation: three methods, or two.
 
 A model of your own is a class with ``fit`` and ``score``; one that also gives probabilities is judged on them too. See

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What really ships: training sets with the events that went through generation, gate and publishing."""
 
 from __future__ import annotations

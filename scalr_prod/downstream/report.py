@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an evaluation came to: by arm and family, with intervals over users and items, as JSON and as a Parquet table."""
 
 from __future__ import annotations

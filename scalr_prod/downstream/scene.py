@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One evaluation's stage: an isolated home up to a cutoff, and what its users did afterwards.
 
 The isolated home alone reaches translator and models. What came after the cutoff is read here, to judge with, and nowhere else.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Search one setting after the other, and never stop at the edge of what was named.
 
 Where the best value is the first or the last of a grid, the grid is widened in that direction until the best lies inside, a natural

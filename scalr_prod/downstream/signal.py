@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether there is anything to translate: what source histories say of target events beyond what is popular at the moment.
 
 It is measured where a translator is trained, on users whose target events did not shape it (see `scalr_prod.translator.information`),

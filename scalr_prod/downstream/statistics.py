@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Paired bootstraps, over users and over users and items at once, and Holm's correction over arms.
 
 Hits are not independent: many users' hits are on the same few items, so that an interval from resampled users alone is too short.

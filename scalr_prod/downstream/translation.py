@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Synthetic events of an isolated home: drawn in process for the many arms, and published the way a user would get them.
 
 Both ways ask the same contexts of the same translator: the run is planned by `scalr_prod.generation`, its contexts are read by it.

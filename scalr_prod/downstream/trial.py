@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fit one family on one arm's events and judge it on a scene."""
 
 from __future__ import annotations

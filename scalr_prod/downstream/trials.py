@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fits of one family on the validation scenes, each made once, with their count.
 
 A family is chosen by NDCG, or by what its probabilities tell of the labelled rows where its class says ``chosen_by = "information"``.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Choices made on validation scenes: each arm's own, at the same budget.
 
 The list of what is popular lately gets its half-life, the family its model for real events alone, the rival its source weight, and

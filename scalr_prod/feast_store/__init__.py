@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Features, point in time: Feast over the lake's Delta tables.
 
 `apply_feature_repo` lays the repository and registers the views; `point_in_time` and `read_window` are what the other rooms

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The doors to Feast for the other rooms: open it, join point in time, read a window, save a dataset, fill the online store."""
 
 from __future__ import annotations

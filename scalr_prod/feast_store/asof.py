@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The point-in-time join: for each spine row, the newest feature row that had happened and was known by then.
 
 A feature row is visible to a spine row at time T if ``event <= T`` and ``created <= K``, where K is T itself, or a fixed

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Of which entities the latest row may be another one than at the last fill of the online store."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The columns of a source's table, by the names that Feast uses for them, and which of its clocks is the knowledge time."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Training sets in Feast's registry, beside the features that they were joined from."""
 
 from __future__ import annotations

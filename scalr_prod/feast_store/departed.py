@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Deleting from the online store what a view's table no longer gives: Feast itself can only write over it, or drop a whole view."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Definitions for a feature repository of somebody else's: published synthetic events and source histories, read by Feast's own stores.
 
 Nothing in what is written needs this package. Stores that know Delta's log read the lake's tables as they are. Feast's file store reads

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What each view of the online store was filled from, and whether the store still is the one that was filled.
 
 The record is a file beside the repository. A fill that was cut off may have written rows: until one has ended, all states since the last

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Entities that are forgotten, users or items, out of the online store: their keys are their ids, serialised."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a retrieval hands back: nothing is read before it is asked for, and it can be asked for as a stream."""
 
 from __future__ import annotations

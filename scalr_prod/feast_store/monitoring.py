@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Feast's data-quality monitoring: statistics of features, computed by DuckDB where the rows are, and the SQLite file that keeps them."""
 
 from __future__ import annotations

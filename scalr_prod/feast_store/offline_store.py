@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Feast's offline store over Delta tables: ``offline_store.type`` of a feature_store.yaml names the class below.
 
 Data sources are Feast's own ``FileSource`` (Delta or Parquet), so that the stock SDK and command line need nothing of this

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The online store: each entity's latest row, as a point-in-time join would give it, and no row that the lake no longer holds."""
 
 from __future__ import annotations

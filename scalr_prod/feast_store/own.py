@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Features of the user's own: services and views of a Feast repository that is not ours, joined by our rules.
 
 The repository's registry and definitions are read as they are. What computes is this package's offline store, whatever its

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Projects that share a registry or a Redis: each keeps to its own name there, and a name stands for one lake.
 
 Feast keys the registry's objects, and the rows of an online store, by the project's name alone: two projects of one name would read each

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From Feast's feature views and sources to what DuckDB reads: which table, which columns, which rows."""
 
 from __future__ import annotations

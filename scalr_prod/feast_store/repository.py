@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Feast repository of a project: laid from a template, and applied to the registry once per change."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the offline store's methods run: nothing is opened before a result is asked for, and everything is closed after."""
 
 from __future__ import annotations

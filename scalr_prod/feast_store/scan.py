@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A Delta table or Parquet files, as something DuckDB can select from.
 
 Local Delta tables are read as the Parquet files that their log names: DuckDB then knows a row by file and position, and the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A DuckDB connection for one retrieval: bounded memory, its own spill folder, nothing left behind."""
 
 from __future__ import annotations

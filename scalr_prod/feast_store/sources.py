@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the features of a service are computed from: tables, clocks, and a digest of the definitions."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The rows to which features are joined: a data frame, an Arrow table, or a SQL query over the project's tables."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Appending rows to a feature view's table, so that a resend adds nothing."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A person leaves the project: every table and its former versions, runs, training sets, online store, reports; and does not come back.
 
 An item of the target domain leaves it in the same way.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ids out of what lies below a project's home beside the lake: runs, training sets, evaluations, reports, data docs, logs."""
 
 from __future__ import annotations

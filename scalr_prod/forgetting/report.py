@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What came of forgetting."""
 
 from __future__ import annotations

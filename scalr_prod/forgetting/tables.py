@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rows of users or items out of the lake's tables, and out of everything by which a former version could be read again."""
 
 from __future__ import annotations

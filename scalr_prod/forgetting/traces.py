@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How ids of users or items are found, and taken out, in what is no table: text, JSON values, Parquet files."""
 
 from __future__ import annotations

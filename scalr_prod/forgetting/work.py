@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The order in which users or items leave: first the tombstones, so that nothing comes back; then lake, home, stores; last the proof."""
 
 from __future__ import annotations

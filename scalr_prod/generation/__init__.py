@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Source events of a window → staged synthetic target events: the plan, one partition's task, alignment, and the driver."""
 
 from __future__ import annotations

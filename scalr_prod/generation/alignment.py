@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Downsample the synthetic events so that their items' values are distributed as the real events' are.
 
 An item's *value* is its popularity: the number of real target events on it known by the run's ``as_of``. Buckets of equal mass

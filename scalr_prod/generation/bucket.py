@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What one user bucket asks of the translator: its contexts in the window, as they were known by the run's ``as_of``."""
 
 from __future__ import annotations

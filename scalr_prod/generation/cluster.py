@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Dask: a local cluster of processes, or any scheduler's address; a bounded number of tasks in flight."""
 
 from __future__ import annotations

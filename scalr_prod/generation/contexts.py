@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rows to arrays: source events with their histories and what their users had consumed → `Contexts`.
 
 Everything is done on whole columns; no Python loop runs over rows.

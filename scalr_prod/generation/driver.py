@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Generate a run: tasks over user buckets, then the alignment; the driver alone keeps the ledger.
 
 Parts that are there and whole are kept, so that a run goes on from where it stopped.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a run would translate, without a run: its window, how many contexts of how many users. Nothing is written."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Source events that arrived after their window was published, and the windows that are to be published again for them."""
 
 from __future__ import annotations

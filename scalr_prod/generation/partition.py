@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One partition's task: the window's contexts of one user bucket → a part on disk. Pure: the same run gives the same rows.
 
 What is read is pinned: tables at the run's versions, rows known by its ``as_of``. What is written depends neither on the number

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A part on disk: a Parquet file under a name that follows from the run, and a manifest beside it that vouches for it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which run this is: its window, what it may know, which translator it asks. Every default is resolved here, once."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the tasks of local workers need, imported once in the process that they are forked from.
 
 To import Feast and the rest takes seconds; forked workers have it at once, share its memory, and a lost one is replaced in

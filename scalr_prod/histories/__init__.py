@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Events → what was known of each user and each item as of every event: the tables that point-in-time joins read.
 
 A *user history* row (user, t, c) holds the user's last L events that happened by t and were known by c. An *item statistics*

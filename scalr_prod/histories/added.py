@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which events a table does not hold yet, and how little of what lies before them its new rows need.
 
 Where every new event became known after all that the table was built from, no row that is there changes: new rows are appended. What

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One table from its events: sorted out of core, cut at whole keys, computed in numpy, streamed into one commit."""
 
 from __future__ import annotations

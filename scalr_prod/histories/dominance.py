@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How many of the values at positions ``start … end - 1`` are at most a bound, for many questions at once.
 
 A wavelet matrix: one bit of every value a level, with running counts of set bits. A question costs one step a level, and the

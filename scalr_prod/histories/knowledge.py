@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which (key, t, c) rows there are, and which events each of them sees. All in numpy, over a chunk of whole keys.
 
 A chunk's events are sorted by (key, time, …). A *group* is the events of one key at one time. A row is a group and a knowledge

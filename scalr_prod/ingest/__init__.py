@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Foreign logs → events and item catalogues in the lake: everything is checked before anything is written.
 
 Reading the same input again adds nothing; reading a log that has grown adds its new rows.

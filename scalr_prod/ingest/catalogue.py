@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Item catalogues: one row for each item that has events, with what the item file says of it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One column of foreign cells → the type that the lake holds. A cell that cannot be taken is named by its row."""
 
 from __future__ import annotations

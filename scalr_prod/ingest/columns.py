@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which foreign columns are wanted, and what to say when they are not there."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Staged events → the lake. A log is a multiset: only rows that are not there yet, as often as they are missing, are added."""
 
 from __future__ import annotations

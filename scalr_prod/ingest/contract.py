@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a log is held to beyond its single cells: event types, events a user and day, repeated rows, and how much may be left out."""
 
 from __future__ import annotations

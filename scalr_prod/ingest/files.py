@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Parquet, CSV and JSON lines at any path, glob or fsspec URL → Arrow batches of the columns asked for, streamed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rows of users and items that were forgotten, left out of a log."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether a folder is a Delta or Iceberg table: one is read by its log, never as loose files, since deleted rows lie in them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which type the ids of one kind have, when several inputs and the lake must agree."""
 
 from __future__ import annotations

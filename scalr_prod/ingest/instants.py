@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Foreign timestamps → UTC microseconds. Naive ones are refused unless the settings name their zone; nothing is guessed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Times that cannot be: one row of the year 2099 would move every window, cutoff and training end of a project."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Events that bear an id → the lake: the same id again changes the event that is there, and never counts twice."""
 
 from __future__ import annotations

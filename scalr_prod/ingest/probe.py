@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A look at a domain's input that costs little: whether an ingest could begin to read it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a log reader is to the ingest: one method, which streams the rows of a log.
 
 A reader of your own is a class with ``read``; name it in ``[domains.*] format``. See docs/plugins.md for a whole one.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which reader reads a log: the one that the settings name, or the one that fits what is there."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Staged events in place of those of a window: rows that the logs no longer hold leave the lake, in one commit for each table."""
 
 from __future__ import annotations

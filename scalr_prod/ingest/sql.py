@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A SQL query on any SQLAlchemy URL → Arrow batches, through a server-side cursor where the database has one."""
 
 from __future__ import annotations

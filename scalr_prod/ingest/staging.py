@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A log and its item file → Parquet under the project's home, each cell checked on the way; nothing reaches the lake."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Delta and Iceberg tables, read by their logs, at their current version or at the one asked for."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The map that ``[users]`` names: pairs of a source id and a target id, read and checked."""
 
 from __future__ import annotations

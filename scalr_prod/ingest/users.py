@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Users' ids in an ingest: of one type everywhere, or, by the map of ``[users]``, those of the target log."""
 
 from __future__ import annotations

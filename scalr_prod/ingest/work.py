@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From staged logs to commits: what they must agree on, and what is written in which order."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run state: what was planned, made, audited and published, by which translator, into which version of the lake.
 
 `Ledger` is loaded on first use, so that values such as `RunSpec` can be imported without SQLAlchemy.

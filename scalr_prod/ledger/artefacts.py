@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Model versions, which of them is promoted, and data sets."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ledger's database: opened, brought to the current schema, and its errors told in our words."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every change of state, with its time, its cause and who made it: of runs, partitions, publications, leases, models, data sets."""
 
 from __future__ import annotations

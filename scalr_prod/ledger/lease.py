@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A lease on a run: two drivers never work on the same one."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ledger's tables, as SQLAlchemy maps them. A change here needs a migration beside it (a test compares the two)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which rows are this project's: several projects may keep their runs in one database, and none sees another's."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Publications: the intent is written before the lake's commit, its outcome after; so a crash between the two can be told."""
 
 from __future__ import annotations

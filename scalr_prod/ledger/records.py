@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The values that the ledger hands out, and the states a run can be in."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs, their states, and their partitions."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a run is: everything that decides its rows, and an id that follows from it."""
 
 from __future__ import annotations

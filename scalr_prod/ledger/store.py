@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ledger: what every run, publication, model version and data set came to."""
 
 from __future__ import annotations

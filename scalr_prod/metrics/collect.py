@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a project's ledger and its runs' reports say, as metrics.
 
 Everything is worked out anew from what is kept, so that each command of a project gives all of its metrics, whichever process

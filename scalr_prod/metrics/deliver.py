@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hand a project's metrics over after each stage. What fails here is a warning, and fails no stage."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How a project's stages ended: the latest end of each, and how often each kind of end was, in ``<home>/stages.json``."""
 
 from __future__ import annotations

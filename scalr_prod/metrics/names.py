@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every metric that there is: its kind, its labels beside ``project``, and what it says."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A guess, shown and corrected in one line at a time."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A database without a query: the table in it that looks like a log."""
 
 from __future__ import annotations

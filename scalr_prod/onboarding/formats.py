@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Dates that are not ISO 8601: which format reads every value of a sample."""
 
 from __future__ import annotations

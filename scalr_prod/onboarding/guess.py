@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A foreign log as it is understood: which columns, times of which kind and zone; checked by reading it as the ingest does."""
 
 from __future__ import annotations

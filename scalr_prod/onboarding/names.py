@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which column is what, by its name: the rules that `scalr init` states."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`scalr init`: from two logs to a scalr.toml that the ingest takes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A scalr.toml with comments, from what was understood."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Upkeep: what a project that runs for months no longer needs."""
 
 from __future__ import annotations

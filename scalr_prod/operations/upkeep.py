@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Remove what `[retention]` no longer keeps: staged parts, old training sets and translators, files that no table version uses.
 
 Nothing goes that a published window, a served translator or a run that has not ended refers to. No table gets a new version by it,

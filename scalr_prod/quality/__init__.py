@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The gate between what was generated and what may be read, and checks of anybody's training set: Great Expectations over each."""
 
 from __future__ import annotations

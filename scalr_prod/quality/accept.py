@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the gate decided, on disk: accepted rows beside the run, refused ones in the quarantine table."""
 
 from __future__ import annotations

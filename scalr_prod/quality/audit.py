@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every rule over every candidate, in DuckDB: out of core, vectorised, against the lake as the run was allowed to see it."""
 
 from __future__ import annotations

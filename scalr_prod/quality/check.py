@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Data-quality checks before training, of anybody's training set: a suite, real Great Expectations, one verdict."""
 
 from __future__ import annotations

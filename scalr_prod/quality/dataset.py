@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Anybody's data set as a DuckDB view: Parquet, a Delta table, a data set saved in Feast, a training set of ours."""
 
 from __future__ import annotations

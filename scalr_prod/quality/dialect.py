@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How Great Expectations asks DuckDB: duckdb-engine's SQLAlchemy dialect, for a database that is only read.
 
 A result stays with DuckDB's connection until it is fetched, and Great Expectations fetches after SQLAlchemy has let the connection

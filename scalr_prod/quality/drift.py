@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How far a run's events are from those that were published before it: the population stability index (PSI) of three figures.
 
 PSI = Σ (q − p) ln(q / p) over bins that hold about a tenth of the former run's events each (p: its shares, q: the run's).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Great Expectations, opened below home: results and data docs on disk, nothing sent anywhere."""
 
 from __future__ import annotations

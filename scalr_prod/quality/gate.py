@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The gate over a run: audit every candidate, let Great Expectations decide, keep what passed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A bound on what the run's translator was measured to know, see `scalr_prod.translator.information`."""
 
 from __future__ import annotations

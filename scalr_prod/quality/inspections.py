@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The three kinds of suite: a file's columns, rule by row, and figures of the whole."""
 
 from __future__ import annotations

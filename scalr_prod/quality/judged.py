@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rows with one boolean column per rule, computed in DuckDB, out of core."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a gate rule is to the gate: a version, and the rules that it puts to a run.
 
 A gate rule of your own is a class with these two; name it in ``[quality] rules``. See docs/plugins.md for a whole one.

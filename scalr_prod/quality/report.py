@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the gate found, as a value and as gate.json."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The rule set that a run is judged by: our gate rules, which always hold, and those that the settings name beside them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Our rules that a run's events must keep, each with its name, a sentence, and how it is computed.
 
 A row rule is a SQL condition over the candidates ``c``, joined to what the lake knew by the run's ``as_of`` (see `audit`).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Suites that a user edits: Great Expectations' own, as YAML or JSON, with a few words of ours in ``meta``."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The gate over a training set's files: labels, clocks, histories, and no provenance among the features."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Charts as SVG, drawn by Vega-Lite, which needs no browser, no network and no script on the page.
 
 What is text or an axis takes the page's own colour, so that one drawing serves light and dark.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a report tells of a run, from the ledger, the run's folder and the lake. Nothing is read that the run did not know."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Facts → pages: HTML of a run, and of the list of all runs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Translations to read: a user's history as it was, and what was drawn from it."""
 
 from __future__ import annotations

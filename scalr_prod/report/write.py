@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pages → files: one page a run, and an index over all runs beside it."""
 
 from __future__ import annotations

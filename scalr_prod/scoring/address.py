@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where the server is, and the secret of a local one: the settings' address, or what was written down when it was started."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Requests to protobuf messages, and answers back to arrays: nothing of an answer is believed before it was checked."""
 
 from __future__ import annotations

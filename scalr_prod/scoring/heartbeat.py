@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A sign of life from within a batch: the model's process counts the groups of contexts that it has worked on, in a file.
 
 A large batch on a slow machine takes longer than a server may be silent. Who watches the server reads the count: while it grows, the

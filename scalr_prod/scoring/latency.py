@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How long answers take: counted by bucket in the process that asks, and handed on with what it made."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The translator in this process: the same module that runs inside Triton."""
 
 from __future__ import annotations

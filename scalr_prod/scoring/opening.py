@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The scorer that the settings ask for."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How long to wait, when to ask again, and how much to send at once."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The request and the answer as tensors: their names, types and shapes, and how the server answers many requests at once.
 
 Both ends import this file, so only numpy and what needs no more than it are imported here.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a server asks for before it answers: TLS, a client certificate, a header that opens restricted protocols."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One gRPC channel to one Triton server: the only file that speaks gRPC.
 
 Requests are built once as messages and sent as often as needed. tritonclient's own client would build them again for every

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Triton server: started and stopped here when the settings name no address, and told which version to serve.
 
 Only what is asked for is imported.

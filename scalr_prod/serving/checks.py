@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What `scalr doctor` tells of the serving side."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether a new version takes the served one's place."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A server for as long as it is needed."""
 
 from __future__ import annotations

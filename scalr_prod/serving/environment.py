@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The serving environment: where it is, and whether a Triton server can be started from it.
 
 The server is the one inside the wheel nvidia-pytriton. Its python backend starts a stub that embeds the interpreter, so it

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A local server that is watched over while a run uses it: one that dies or hangs is started anew.
 
 The workers need not know. They ask again until their deadline, and go to where the server is then.

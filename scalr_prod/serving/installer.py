@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`scalr serving install`: the environment that a local Triton runs in, from the constraints that ship with the package.
 
 Imports the standard library only: `make setup` uses it before anything is installed.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which Python the serving environment is made from: one that the server can embed, and that numpy < 2 has wheels for.
 
 Imports the standard library only: `make setup` uses it before anything is installed.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command that starts a local Triton: who can reach it, and what it is told.
 
 Triton's control protocols run code: whoever may load a model may send its program along. So a local server has no HTTP, its gRPC

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Have a running server load versions, and see with a real request that one answers."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """This very package, for the serving environment: the server runs its torch module, and both sides must be of one version."""
 
 from __future__ import annotations

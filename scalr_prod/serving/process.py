@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The local Triton server: a process of its own, on loopback, that outlives the command which started it."""
 
 from __future__ import annotations

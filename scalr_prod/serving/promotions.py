@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which version is to be served, as the ledger tells it."""
 
 from __future__ import annotations

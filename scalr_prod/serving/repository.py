@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The model repository: one folder a version, and a configuration that names those to be loaded.
 
 It is an ordinary Triton repository: NVIDIA's own container loads it as it lies there.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is written down of the local server, and who uses it: so that it can be found, shared, and stopped by its last user."""
 
 from __future__ import annotations

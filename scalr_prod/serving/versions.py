@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Switch the served version: write it, load it, ask it something, and only then switch."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Virtual environments from pinned constraints: the serving one for `scalr serving install`, both for `make setup`.
 
 Imports the standard library only: `make setup` uses it before anything is installed.

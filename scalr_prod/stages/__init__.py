@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The one graph of stages: what each of them needs and makes, whether it is done, and its work.
 
 The command line, the DAGs, an evaluation's isolated runs, `runs resume` and `Project` all walk it::

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A dry run: what a walk over the graph would do, and about how long it would take. Nothing is written."""
 
 from __future__ import annotations

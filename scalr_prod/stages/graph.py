@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The graph itself. Stages stand in the order in which they are done; ``needs`` says which of them a walk takes."""
 
 from __future__ import annotations

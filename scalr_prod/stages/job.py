@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A node of the graph, and one walk over it."""
 
 from __future__ import annotations

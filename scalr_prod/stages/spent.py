@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the stages of a run took, in ``stages.json`` of the run's folder: for people who look, so that no failure of it fails a stage."""
 
 from __future__ import annotations

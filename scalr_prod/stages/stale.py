@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What was made from events that have been replaced since (`scalr ingest --replace`), and what makes it anew."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ways over the graph."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The work of each stage. Heavy rooms are imported when their stage is done."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The training set: real and synthetic target events with point-in-time features, as a versioned folder of Parquet.
 
 `build_training_set` makes it; `TrainingSet` reads it into Arrow, pandas, Polars or a torch ``DataLoader``.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Spine → features → gate → a new version beside the old ones."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Of which labels the row or the features may be others than in a former version, as the tables' logs tell.
 
 No row of a table is read. A label at T sees what happened and was known before T, so that rows which were known from F on change

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A training set in the files of other tools: RecBole's atomic files, and CSV for anything else."""
 
 from __future__ import annotations

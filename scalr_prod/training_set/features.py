@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The spine's features, joined through the Feast service, part by part."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The parts of a new version: those of a former one as they are, the others from their rows of the spine."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a version of a training set is made of, and whether its files are still the ones that were written."""
 
 from __future__ import annotations

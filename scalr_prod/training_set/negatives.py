@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Negatives: items that a user could have chosen at a real event's time, and had not.
 
 Eligible for an event at t is an item first seen strictly before t that the user has not consumed by t. Each draw is a pure

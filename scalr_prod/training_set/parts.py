@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The parts of a training set, and which of a former version's stay as they are."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where a training set is cut by label time: UTC days of late, whole months and years further back where they are small.
 
 The cut is a function of the rows and the cutoff alone. What is new comes into days, and no part is larger than what is joined at

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A version of a training set, opened: Arrow, pandas, Polars, or torch."""
 
 from __future__ import annotations

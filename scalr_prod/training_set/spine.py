@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The spine: which labelled rows a training set has, before any feature is joined.
 
 The union of real target events, synthetic target events (both label 1) and, on request, negatives (label 0): all of them from

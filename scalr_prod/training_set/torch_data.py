@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A training set as torch data sets: rows in memory for any sampler, or a stream for sets that do not fit.
 
 A row is a dictionary of tensors: ``user``, ``item`` (int64, numbers of the vocabulary), ``label``, ``weight`` (float32),

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which number stands for which user and item when a training set goes into embedding tables."""
 
 from __future__ import annotations

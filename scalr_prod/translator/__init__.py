@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The translator: a mixture of estimators of P(target item | user, source event, history).
 
 Only the names asked for are imported, so that the serving environment, which has torch and numpy alone, can load the module.

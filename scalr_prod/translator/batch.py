@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Contexts as tensors on the module's device."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fit how the estimators become distributions: weights by log-likelihood of target events later than those they were fitted on.
 
 A fold's parameter set has not seen its users' target events, nor does the table that weighs it: that is fitted on events of held-out

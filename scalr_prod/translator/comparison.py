@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Is a new version fit to take the served one's place? Both are asked about events that neither has learned from.
 
 Those lie between the served version's ``trained_until`` and the candidate's. The candidate itself has learned from them, so its

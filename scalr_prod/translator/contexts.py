@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a scorer is asked, and what it answers: arrays that travel unchanged from Dask through gRPC into the module.
 
 A *context* is one source event to translate, with the history that leads up to it. Only numpy is imported: this file also

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A backtest of a version's recipe: fit, calibrate on the slice after, refit, and measure on the slice after that."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A probability taken apart: what each estimator and each feature of popularity adds to an item's logit."""
 
 from __future__ import annotations

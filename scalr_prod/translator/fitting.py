@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fit parameter sets on a slice of the log, and calibrate them on the slice after it."""
 
 from __future__ import annotations

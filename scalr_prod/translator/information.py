@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measure how much a user's source history says of that user's target events: whether there is anything to translate.
 
 Two questions, asked of users whose target events did not shape the parameters, with weights fitted on other users:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Calibration tables: which member weighs what, stored by name in both directions.
 
 Rows are members (the mixture, or one estimator alone), columns are weights (of estimators, of popularity's features, of features

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Weights that make choices among items most likely: penalised multinomial logits, by Newton's method.
 
 A weight that must be positive and would not be is left out. How far tastes may tilt is what makes each half of the rows, in time, most

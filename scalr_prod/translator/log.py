@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a translator may learn from: both domains' events known by its ``trained_until``, read through Feast, as integer arrays.
 
 Each target event is paired with its user's source history strictly before it by a point-in-time join.

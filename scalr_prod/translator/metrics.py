@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How good a distribution over the whole catalogue is: NDCG@20, Recall@20, NLL and calibration error of one target event each.
 
 An event has one relevant item, so NDCG@20 is 1 / log2(rank + 1) where the rank is within 20; items that tie share the mean of their ranks.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The translator as one torch module: the same in training, in-process and inside Triton.
 
 For every context it gives ``P(i | context)`` over the target items that had been seen before the event and are not excluded for it,

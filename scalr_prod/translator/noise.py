@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Noise that depends on nothing but (key, item): the same on any machine, in any batch, with any number of threads.
 
 Drawing without replacement in proportion to p^(1/T) is an exponential race: with E ~ Exp(1) independent for each item, the k

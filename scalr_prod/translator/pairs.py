@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One training slice of a log: its vocabularies, its users, its matrices, and contexts at its target events."""
 
 from __future__ import annotations

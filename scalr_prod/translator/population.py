@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which target events a run can generate: what the translator is fitted, calibrated and judged on.
 
 Where consumed items are excluded (``[generation] exclude_consumed``), no event is generated that repeats an earlier one of the same user

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The exponential race that draws items, decided as exact arithmetic would decide it.
 
 Every eligible item runs with the key P^(1 / T) / E, E from `noise`; the k largest keys are the draws, in their order. The race is run in

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What may be asked of a translator: every index, age, time and number, checked before a tensor is made of it.
 
 An index beyond a table is an IndexError on a CPU; on a GPU it ends the process, for everybody who waits for an answer. The same

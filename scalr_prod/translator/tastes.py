@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a source history tells of its user's taste, whatever its items are: for the popular, for the new, and how much there is of it.
 
 Who buys in one domain what everybody buys there, or what has just come up, does so in the other. So every taste tilts every weight of

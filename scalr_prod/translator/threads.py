@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Several threads, and the same numbers with any number of them.
 
 A sum that threads share out is added up in another order than by one thread, and rounds differently. So nothing within a *unit* of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Train a translator version: fit on what came first, calibrate on what came next, then fit every parameter set on all of it."""
 
 from __future__ import annotations

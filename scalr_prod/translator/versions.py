@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A translator version: the folder ``<home>/models/translator/<N>/``, written once and never changed.
 
 ``translator.safetensors`` holds every tensor, ``manifest.json`` what it is, two Parquet files the vocabularies, and ``estimator_*.py`` the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The one thread that draws: it opens the scorer once and keeps it, as a worker of a run does."""
 
 from __future__ import annotations

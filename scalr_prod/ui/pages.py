@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What each address of the page shows. All but `Pages.draw` only reads."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The page on loopback: addresses, who may ask, and its beginning and end."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One user of a run: what the run knew of that user, and what it draws, by the code that makes runs and explains events."""
 
 from __future__ import annotations

@@ -154,3 +154,11 @@ def test_the_installed_package_packs_itself_into_a_wheel(tmp_path):
 
 def test_a_checkout_is_told_from_an_installed_package():
     assert checkout() == ROOT
+
+
+def test_every_source_file_names_the_license():
+    line = f"# SPDX-License-Identifier: {PROJECT['license']}\n"
+    files = sorted((ROOT / "scalr_prod").rglob("*.py"))
+    assert len(files) > 200
+    assert [path for path in files if not path.read_text(encoding="utf-8").startswith(line)] == []
+    assert (ROOT / "LICENSE").read_text(encoding="utf-8").startswith("Apache License")

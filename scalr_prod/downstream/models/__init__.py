@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The reference recommenders, unlike one another: a factorisation, a sequential model, and two rankers with probabilities.
 
 The two-tower ranker learns vectors of users and items, the feature ranker boosts trees over what is known of both. They are plug-ins

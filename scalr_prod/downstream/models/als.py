@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Implicit ALS (Hu, Koren, Volinsky 2008), by the library `implicit`: confidence 1 + α × weight on an observed cell."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A feature ranker: gradient-boosted trees (LightGBM) over features of a user and an item as of a time, as a probability.
 
 Every event stands beside negatives drawn uniformly from the items known by then, all with the event's weight, under log loss. A

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is popular lately: one list for everybody, and the same as a term beside any model's scores."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the torch models share: events by user, and a vector for each user that is learned from the loss alone."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rows to train and to rank on: events and sampled negatives, under the features of the last instant up to their time.
 
 Training time is cut into periods of as many events each. A row's features are those of its period's begin (see `Snapshot`), as the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SASRec (Kang & McAuley 2018): a causal transformer over a user's own events that predicts the next one.
 
 Sampled softmax with negatives shared by the batch, each corrected by the log of its expected number (logQ); items are drawn in

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What was known of users and items at an instant, as features of pairs.
 
 Popularity of the item at several half-lives, counts and recency of the user in both domains, and affinities: whom a user shares

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A two-tower ranker: what a user's other events say, against an item, as a probability.
 
 The user's tower is the mean of the user's other observed items (FISM, Kabbur et al. 2013), a vector of the user's activity and one of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Alembic migrations of the ledger, shipped inside the package and run when a ledger is opened."""
 
 from __future__ import annotations

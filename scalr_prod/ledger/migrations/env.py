@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run by Alembic: migrates the connection that `scalr_prod.ledger.migrations.config` was given."""
 
 from __future__ import annotations

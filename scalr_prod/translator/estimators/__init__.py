@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The estimators: each is fitted (training data → tensors) and scores (tensors, contexts → a score for every target item).
 
 Scoring needs torch alone, so that it also runs in the serving environment. Ours are modules, those of other packages mostly

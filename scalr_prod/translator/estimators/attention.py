@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One block of attention over a user's source events: the sequential estimator's body.
 
 Every event attends to those up to it, with a bias that depends on the time between the two (as in T5 and HSTU, so that one pass gives

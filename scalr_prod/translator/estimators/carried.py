@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Estimators of other packages: their source file is part of every version that is trained with them.
 
 So a version scores the same wherever it is loaded: in this process, in a worker of another machine, in Triton's environment, which

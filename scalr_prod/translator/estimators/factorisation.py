@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Both domains factorised at once: implicit ALS (Hu, Koren, Volinsky 2008) on users x [target items | source items].
 
 An observed cell has preference 1 and confidence 1 + α (target) or 1 + wα (source), any other cell 0 and 1. A context's

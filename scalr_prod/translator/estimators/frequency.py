@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The paper's estimator: how often the users of a source item also had a target item, smoothed towards popularity.
 
 ``P(i | j) = (n(j, i) + α P(i)) / (n(j) + α)`` with n(j, i) the number of users who had both. A context is the translated item

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A linear estimator: ridge regression from a user's source items to target items, on the source domain's principal components.
 
 With X the users' source items (rows scaled to unit norm, columns damped by popularity) and Q [n_source, r] the first right singular

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Popularity as of an event: how often an item had been chosen by then, and how often lately, to the event.
 
 Everybody's events count, a held-out fold's too: what had happened before an event was known to whoever looked then. The prior

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the sequential estimator learns before it sees a target event: which source event comes next.
 
 Everybody's source events teach it, those of users without target events too, and no parameter set has to leave any out. There are

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scores that are products of a user's vector and the items' vectors, and how far rounding to float32 may move them.
 
 The user's vector is worked out in float64 and rounded once, so that all that rounding adds is what the product adds: for any order of

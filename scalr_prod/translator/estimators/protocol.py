@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an estimator is to the translator: what it learns, and the score that it gives every target item.
 
 An estimator of your own is a class with the parts of `Estimator` or of `ProductEstimator`, in one file that imports nothing but the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sampled softmax (Jean et al. 2015): the likelihood of a choice among many items, by a few that are drawn for all choices together."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A causal transformer over the source history: its state after an event predicts the user's next target events.
 
 One block of attention (see `attention`); the score is the state's product with the target items' vectors. First the block and the source

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Translation through topics: an aspect model (Hofmann 1999) whose hidden topic links a source item to a target item.
 
 A history proposes topics and a topic proposes target items:

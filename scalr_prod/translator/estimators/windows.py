@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Users' source events cut into windows, with the target events that follow each: what the sequential estimator is trained on."""
 
 from __future__ import annotations

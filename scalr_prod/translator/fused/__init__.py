@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The translator's fused execution on a CPU: one pass over blocks of items, compiled by numba.
 
 It gives the draws of the plain torch code (`race`, `mixture`), which stays the reference and takes over where numba is missing, on a GPU,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One block of items for a group of contexts: popularity, logits, normalisers and the race, in one pass of compiled code.
 
 Everything is float32 but normalisers, whose parts are summed in float64, and the keys of candidates, which are worked out in float64 from

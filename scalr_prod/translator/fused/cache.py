@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where compiled code is kept, so that each machine compiles a package once: in a folder that nobody else may write to.
 
 The folder's name is a digest of the translator's sources and of what compiles them, so that no process runs the code of another

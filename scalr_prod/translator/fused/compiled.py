@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How functions are compiled: once for each processor, without the interpreter's lock, and kept on disk where `cache` has a folder."""
 
 from __future__ import annotations

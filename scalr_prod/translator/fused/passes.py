@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Draws and normalisers of a group of contexts by one pass over blocks of items: products by BLAS, all else by `block`."""
 
 from __future__ import annotations

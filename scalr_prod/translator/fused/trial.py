@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The fused execution, once it has been seen to run: compiling fails where a machine or its numba is out of the ordinary."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What histories tell, compiled: users' vectors of our estimators and tastes, row by row, in float64 as in the reference.
 
 Each kernel is the formula of its estimator's ``user`` (or of `tastes.raw`), without the copies and without work for padding.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The first schema: runs, their transitions, partitions, publications, model versions, promotions and data sets."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One history for all that has a state: the runs' transitions move into it, with the rest of the ledger's subjects beside them."""
 
 from __future__ import annotations

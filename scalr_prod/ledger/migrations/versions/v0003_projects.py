@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every row belongs to a project. Rows from before are told apart by the homes that their models and data sets lie in.
 
 Each such home becomes a project without a name, which the project of that home claims when it opens the ledger.
