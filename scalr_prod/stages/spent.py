@@ -21,11 +21,14 @@ logger = logging.getLogger(__name__)
 
 
 def note_spent(settings: Settings, run_id: str, spent: Mapping[str, Mapping[str, Any]]) -> None:
-    """Add what stages took, by their names; a stage that was done again replaces what was there."""
+    """Add what stages took when they were first done, by their names: a run that is repeated changes no file."""
     try:
+        known = spent_of(settings, run_id)
+        if known.keys() >= spent.keys():
+            return
         folder = run_folder(settings, run_id)
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "stages.json", spent_of(settings, run_id) | dict(spent))
+        write_json(folder / "stages.json", dict(spent) | known)
     except OSError as error:
         logger.warning("what the stages of %s took could not be noted: %s", run_id, error)
 

@@ -79,9 +79,10 @@ def test_each_method_acts_on_the_run_that_it_is_asked_for(two_runs):
 
 
 def test_a_dry_run_tells_what_would_be_done_and_leaves_the_home_as_it_is(two_runs):
-    project, _, _ = two_runs
+    project, _, two = two_runs
     home = project.settings.home
     before = files_of(home)
+    published = project.ledger.run(two).state is RunState.PUBLISHED  # tests run in any order, and another publishes it
     source = project.lake.read(Table.SOURCE_EVENTS).to_pandas()
     mine = source[source["event_timestamp"].between(TRAINED + WEEK, TRAINED + 2 * WEEK, inclusive="left")]
     contexts = len(mine.drop_duplicates(["user_id", "item_id", "event_timestamp"]))
@@ -91,7 +92,7 @@ def test_a_dry_run_tells_what_would_be_done_and_leaves_the_home_as_it_is(two_run
     would = found["stages"]
     assert list(would) == [stage.name for stage in stages.GRAPH if not stage.light]
     assert {would[name] for name in ("ingest", "histories", "translator", "generate")} == {"done"}
-    assert {would[name] for name in ("validate", "publish", "dataset")} == {"make"}
+    assert {would[name] for name in ("validate", "publish", "dataset")} == {"done" if published else "make"}
 
     # Another window is another run: about as long as the ledger says that contexts took.
     with Project(project.settings.with_sections(generation=window(2))) as later:

@@ -132,7 +132,7 @@ class World:
             report = build_training_set(self.settings())
         version = TrainingSet.open(report.path, check=True)
         settings, _ = follow_policy(self.settings())
-        inputs, window = _inputs(settings)
+        inputs, window = _inputs(settings, None)
         lake = Lake.open(settings)
         tables = Tables({table: lake.open_table(table) for table in EVENTS}, service_sources(settings, FEATURE_SERVICE))
         folder = self.folder / f"whole {report.version}"
