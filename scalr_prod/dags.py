@@ -139,14 +139,15 @@ def _cron(variable: str, default: str) -> CronDataIntervalTimetable:
 
 
 def _perform(name: str, extras: Iterable[Any] = (), **asked: Any) -> dict[str, Any]:
-    """Do one of `orchestration.TASKS` for the task that runs, here or by the command that SCALR_COMMAND names.
+    """Do one of `tasks.TASKS` for the task that runs, here or by the command that SCALR_COMMAND names.
 
     Raises:
         AirflowSkipException: There was nothing to do.
         AirflowFailException: A retry would fail alike.
         ScalrError: The scheduler retries.
     """
-    from scalr_prod.orchestration import COMMAND, call_of, perform, perform_elsewhere, scheduler_errors
+    from scalr_prod.orchestration import call_of, scheduler_errors
+    from scalr_prod.tasks import COMMAND, perform, perform_elsewhere
 
     with scheduler_errors():
         call = call_of(get_current_context(), extras, **asked)

@@ -25,7 +25,7 @@ def task(
 
     Example: echo '{"params": {"config": "scalr.toml"}}' | scalr task maintain
     """
-    from scalr_prod.orchestration import perform
+    from scalr_prod.tasks import perform
 
     text = sys.stdin.read()
     call = _call(text)

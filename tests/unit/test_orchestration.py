@@ -17,12 +17,9 @@ from scalr_prod import errors
 from scalr_prod.errors import EmptyWindow, QualityGateFailed, ScalrError, ServerUnreachable, SettingsError, UnreadableInput
 from scalr_prod.instants import micros
 from scalr_prod.orchestration import (
-    TASKS,
     call_of,
     config_of,
     open_project,
-    perform,
-    perform_elsewhere,
     scheduler_errors,
     trained_until_of,
     training_set_project,
@@ -30,6 +27,7 @@ from scalr_prod.orchestration import (
     windows_of,
     worth_a_retry,
 )
+from scalr_prod.tasks import TASKS, perform, perform_elsewhere
 
 DAY = {"data_interval_start": datetime(2024, 5, 1, tzinfo=UTC), "data_interval_end": datetime(2024, 5, 2, tzinfo=UTC)}
 
