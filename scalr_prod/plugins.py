@@ -209,6 +209,7 @@ MODELS: Final = Group(
         "sasrec": "scalr_prod.downstream.models.sasrec:SasRec",
         "two_tower": "scalr_prod.downstream.models.two_tower:TwoTower",
         "feature_ranker": "scalr_prod.downstream.models.feature_ranker:FeatureRanker",
+        "stacked_ranker": "scalr_prod.downstream.models.stacked_ranker:StackedRanker",
     },
 )
 READERS: Final = Group(

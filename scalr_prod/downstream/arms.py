@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from scalr_prod.errors import EmptyWindow, TranslatorError
+from scalr_prod.numbering import index_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.downstream.models.lately import PopularLately
     from scalr_prod.downstream.protocol import Interactions
-    from scalr_prod.downstream.scene import Scene
+    from scalr_prod.downstream.scene import Numbering, Scene
     from scalr_prod.downstream.translation import Draw, Translation
 
     #: Real and synthetic events, as a training set holds them.
@@ -116,6 +117,7 @@ class Maker:
         self._segments = scene.segments()
         self._drawn: dict[Draw, Interactions] = {}
         self._leaving_out: dict[str, Maker | None] = {}
+        self._earlier: Maker | None = None
 
     @property
     def translation(self) -> Translation:
@@ -151,6 +153,21 @@ class Maker:
             return synthetic
         base = published[0] if arm == "real+scalr" and published else real
         return base.joined([self.weigh(synthetic, choice.weights)])
+
+    def with_before(self, events: Interactions, arm: str, choice: Choice, seed: int) -> Interactions:
+        """An arm's training events with those of the earlier scene (`Interactions.before`), whose synthetic events are draws.
+
+        Args:
+            events: What `events` gave.
+            arm: Likewise.
+            choice: Likewise.
+            seed: Likewise.
+        """
+        if self._earlier is None:
+            self._earlier = Maker(self.scene.earlier(), begun=self.begun, at_most=self.at_most)
+        scene = self._earlier.scene
+        found = replace(self._earlier.events(arm, choice, seed), source=scene.source)
+        return replace(events, before=renumbered(found, scene.numbering, self.scene.numbering))
 
     def synthetic(self, arm: str, choice: Choice, seed: int, published: Published | None = None) -> Interactions:
         """An arm's synthetic events, before λ; of those arms that have some."""
@@ -264,7 +281,39 @@ def both_domains(scene: Scene, source_weight: float) -> Interactions:
     real, source = scene.real, scene.source
     items = real.n_items + source.n_items
     shifted = replace(source, item=source.item + np.int32(real.n_items), n_items=items).weighted(source_weight)
-    return replace(real, n_items=items).joined([shifted])
+    return replace(real, n_items=items, catalogue=real.n_items).joined([shifted])
+
+
+def renumbered(events: Interactions, own: Numbering, other: Numbering) -> Interactions:
+    """The same events under the numbers of a scene that knows all their users and items, and more.
+
+    Args:
+        events: Of one domain, or of both where `Interactions.catalogue` is set.
+        own: What they are numbered by.
+        other: Of the other scene.
+    """
+    users, items = index_in(own.users, other.users), index_in(own.items, other.items)
+    things = index_in(own.source_items, other.source_items)
+    count = len(other.items)
+    if events.catalogue is not None:
+        items, count = np.concatenate([items, things + np.int32(count)]), count + len(other.source_items)
+    source = events.source
+    return replace(
+        events,
+        user=users[events.user],
+        item=items[events.item],
+        n_users=len(other.users),
+        n_items=count,
+        catalogue=None if events.catalogue is None else len(other.items),
+        source=source
+        and replace(
+            source,
+            user=users[source.user],
+            item=things[source.item],
+            n_users=len(other.users),
+            n_items=len(other.source_items),
+        ),
+    )
 
 
 def _thinned(events: Interactions, share: float, rng: np.random.Generator) -> Interactions:

@@ -14,7 +14,7 @@ import numpy as np
 from scalr_prod.downstream.arms import LISTS, RIVAL, TUNED, Maker
 from scalr_prod.downstream.few import few_contexts
 from scalr_prod.downstream.kept import FACTS, Kept, family_code, outcomes_of
-from scalr_prod.downstream.models import knows_source
+from scalr_prod.downstream.models import knows_before, knows_source
 from scalr_prod.downstream.panel import Panel
 from scalr_prod.downstream.published import Published
 from scalr_prod.downstream.report import BASE, OURS, SEGMENTS, EvaluationReport, summarise, verdict_of, write_report
@@ -253,6 +253,8 @@ class Bench:
         def fit() -> Outcome:
             published = here.published.events(choice.draw) if ships else None
             events = here.maker.events(arm, choice, seed, published)
+            if knows_before(family):
+                events = here.maker.with_before(events, arm, choice, seed)
             self.pulse.label = f"{family} {arm} at {here.date}"
             model = judge.fit(family, choice.options, events, seed=seed)
             self.pulse.fitted(self.pulse.label)

@@ -43,7 +43,6 @@ ARMS: Final = (*MAIN, *LISTS, *CONTROLS, RIVAL, *ABLATIONS)
 #: Always there: what is compared.
 _ALWAYS: Final = ("real", "real+scalr", "popular_lately")
 TEST_SHARE: Final = 0.8
-VALIDATION_SHARE: Final = 0.8
 _QUICK_SEEDS: Final = 2
 
 
@@ -93,12 +92,12 @@ def evaluate(
             Scene.of(plan.settings, moment, end=end, cold_fraction=cold, name="test")
             for moment, end in zip(moments, ends, strict=True)
         ]
-        latest = _stage(scenes[0], 0, None, cold, pulse)
+        latest = _stage(scenes[0], 0, None, pulse)
         first = first_verdict(Bench(plan.first(), _ALWAYS, scenes[:1], cold, pulse, quick=True), with_few_contexts(latest))
         if quick:
             return first
         bench = Bench(plan.settings, plan.arms, scenes, cold, pulse)
-        bench.choose(_stages(latest, scenes[0], cold, pulse))
+        bench.choose(_stages(latest, scenes[0], pulse))
         for scene in scenes:
             bench.judge(scene)
         return bench.finish()
@@ -131,32 +130,29 @@ class _Plan:
         return self.settings.model_copy(update={"downstream": wanted.model_copy(update=few)})
 
 
-def _stage(scene: Scene, number: int, end: datetime | None, cold: float, pulse: Heartbeat) -> Stage:
-    """A validation scene within a scene's training period: number 0 is its last fifth, 1 the last fifth of the rest.
+def _stage(scene: Scene, number: int, end: datetime | None, pulse: Heartbeat) -> Stage:
+    """A validation scene within a scene's training period (see `Scene.earlier`).
 
     Raises:
         EvaluationError: Too few users in it.
     """
-    begin = datetime_of(cut_at(scene.real.time, VALIDATION_SHARE ** (number + 1)))
-    name = f"validation-{number + 1}" if number else "validation"
-    earlier = Scene.of(scene.settings, begin, end=end, cold_fraction=cold, name=name)
+    earlier = scene.earlier(number, end=end)
     maker = Maker(earlier, begun=lambda: pulse.at(f"training the translator of validation window {number + 1}"))
     return Stage(Judge(earlier, scene.settings.downstream.k), maker, Kept.of(earlier))
 
 
-def _stages(latest: Stage, scene: Scene, cold: float, pulse: Heartbeat) -> list[Stage]:
+def _stages(latest: Stage, scene: Scene, pulse: Heartbeat) -> list[Stage]:
     """Validation scenes within a scene's training period, the latest first; fewer than asked for where the log is too short.
 
     Args:
         latest: The latest.
         scene: The scene.
-        cold: Share of users whose target history is hidden.
         pulse: Is told what goes on.
     """
     stages = [latest]
     for number in range(1, scene.settings.downstream.windows):
         try:
-            stage = _stage(scene, number, stages[-1].judge.scene.cutoff, cold, pulse)
+            stage = _stage(scene, number, stages[-1].judge.scene.cutoff, pulse)
             signal_of(stage)  # there is enough to learn from
         except (EvaluationError, TranslatorError) as error:
             logger.warning("validation rests on %d of %d windows: %s", number, scene.settings.downstream.windows, error)

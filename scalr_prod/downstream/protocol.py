@@ -39,6 +39,10 @@ class Interactions:
             events are observed.
         source: Observed events of the source domain up to `until`, users numbered alike, for a model that knows both domains; None
             where there are none.
+        catalogue: Items from this number on are no target items: they are learned from, and neither ranked nor judged. None: all are.
+        before: What the same arm trained on as of an earlier instant, users and items numbered alike, for a model that says so in
+            ``knows_before``: it learns from this model's events after that instant how far scores of then can be trusted. Users whose
+            target events were hidden there are cold in it.
 
     Raises:
         ValueError: Columns of unlike length, or a number out of range.
@@ -53,6 +57,8 @@ class Interactions:
     until: int
     observed: NDArray[np.bool_] | None = None
     source: Interactions | None = None
+    catalogue: int | None = None
+    before: Interactions | None = None
 
     def __post_init__(self) -> None:
         lengths = {len(self.user), len(self.item), len(self.time), len(self.weight), len(self.in_history())}

@@ -7,7 +7,7 @@ The isolated home alone reaches translator and models. What came after the cutof
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -15,9 +15,10 @@ from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, US
 from scalr_prod.downstream.isolation import Isolated, hidden_users, isolate
 from scalr_prod.downstream.protocol import Interactions
 from scalr_prod.errors import EvaluationError
-from scalr_prod.instants import micros, micros_of
+from scalr_prod.instants import datetime_of, micros, micros_of
 from scalr_prod.lake import Lake
 from scalr_prod.numbering import index_in, sorted_unique
+from scalr_prod.translator.fitting import cut_at
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -31,6 +32,8 @@ __all__ = ["Numbering", "Scene"]
 
 #: Test users that a comparison needs at the least.
 FEWEST_USERS = 20
+#: Of a training period's target events, those before an earlier scene's cutoff.
+EARLIER_SHARE: Final = 0.8
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class Scene:
         users: int64 [V]. Test users: those with at least one test item.
         relevant: scipy CSR [U, N]. Target items met from the cutoff on that the visible history does not hold.
         held_out: scipy CSR [U, N]. Those, and what the hidden users' histories hold: real events that nothing may have seen.
+        cold_fraction: Share of users whose target history was hidden.
     """
 
     isolated: Isolated
@@ -86,6 +90,7 @@ class Scene:
     users: NDArray[np.int64]
     relevant: Any
     held_out: Any
+    cold_fraction: float = 0.0
 
     @classmethod
     def of(cls, settings: Settings, cutoff: datetime, *, end: datetime | None, cold_fraction: float, name: str) -> Scene:
@@ -127,7 +132,33 @@ class Scene:
                 where="[downstream] cutoff",
                 next_step="choose an earlier cutoff, or ingest more target events",
             )
-        return cls(isolated, numbering, real, of_source.interactions(known_source, cutoff), hidden, test, relevant, held_out)
+        return cls(
+            isolated,
+            numbering,
+            real,
+            of_source.interactions(known_source, cutoff),
+            hidden,
+            test,
+            relevant,
+            held_out,
+            cold_fraction,
+        )
+
+    def earlier(self, number: int = 0, *, end: datetime | None = None) -> Scene:
+        """A scene within this one's training period: number 0 is judged by its last fifth of events, 1 by the last fifth of the rest.
+
+        As many of the users that are left have their target history hidden there.
+
+        Args:
+            number: How often the last fifth is cut off, less one.
+            end: Testing ends; None: with the training period.
+
+        Raises:
+            EvaluationError: Too few users in it.
+        """
+        begin = datetime_of(cut_at(self.real.time, EARLIER_SHARE ** (number + 1)))
+        name = f"validation-{number + 1}" if number else "validation"
+        return Scene.of(self.settings, begin, end=end, cold_fraction=self.cold_fraction, name=name)
 
     def without(self, source: str) -> Scene:
         """The same stage without the events of one of several source domains."""

@@ -70,7 +70,10 @@ class Judge:
         )
         half_life = options.get("half_life", np.inf)
         events = replace(events, source=self.scene.source)
-        model.fit(events.decayed(half_life) if np.isfinite(half_life) else events, seed=seed)
+        if np.isfinite(half_life):
+            events = events.decayed(half_life)
+            events = replace(events, before=events.before and events.before.decayed(half_life))
+        model.fit(events, seed=seed)
         return model
 
     def judge(

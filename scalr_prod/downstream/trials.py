@@ -15,7 +15,7 @@ import numpy as np
 
 from scalr_prod.downstream.arms import RIVAL
 from scalr_prod.downstream.kept import ARRAY, FACTS, FORGETFUL, Kept, family_code, outcomes_of
-from scalr_prod.downstream.models import measure_of
+from scalr_prod.downstream.models import knows_before, measure_of
 from scalr_prod.downstream.odds import LogitMap, Odds
 from scalr_prod.downstream.protocol import Probabilistic
 
@@ -176,6 +176,9 @@ class Trials:
         key = (arm, choice.fitted_by(), number)
         if key not in self._models:
             stage = self._stages[number]
-            self._models[key] = stage.judge.fit(self._family, choice.options, stage.maker.events(arm, choice, 0), seed=0)
+            events = stage.maker.events(arm, choice, 0)
+            if knows_before(self._family):
+                events = stage.maker.with_before(events, arm, choice, 0)
+            self._models[key] = stage.judge.fit(self._family, choice.options, events, seed=0)
             self._done(f"{self._family} {arm}", 1)
         return self._models[key]

@@ -85,11 +85,11 @@ def test_it_is_calibrated_on_what_it_was_trained_on(log):
     model = fitted(log)
     assert isinstance(model, Probabilistic)
     rows = model._log.real(model.drawn)
-    p = 1 / (1 + np.exp(-model._logits(rows.features)))
+    p = 1 / (1 + np.exp(-model.logits(rows.features)))
     weight = np.where(rows.label, 1, model.negatives / model.drawn)
     assert (weight * p).sum() == pytest.approx(rows.label.sum(), rel=0.05)
     some = log.user[:50].astype(int), log.item[:50].astype(int)
-    assert model.probability(*some) == pytest.approx(1 / (1 + np.exp(-model._logits(model._log.now().features(*some)))))
+    assert model.probability(*some) == pytest.approx(1 / (1 + np.exp(-model.logits(model._log.now().features(*some)))))
 
 
 def test_settings_of_the_search_are_options_of_the_model():

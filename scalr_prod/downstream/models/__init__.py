@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The reference recommenders, unlike one another: a factorisation, a sequential model, and two rankers with probabilities.
 
-The two-tower ranker learns vectors of users and items, the feature ranker boosts trees over what is known of both. They are plug-ins
+The two-tower ranker learns vectors of users and items, the feature ranker boosts trees over what is known of both, and the stacked ranker
+adds the score of a factorisation to that. They are plug-ins
 (`scalr_prod.plugins.MODELS`) like a model of your own, see `scalr_prod.downstream.DownstreamModel`.
 """
 
@@ -17,7 +18,7 @@ from scalr_prod.plugins import MODELS
 if TYPE_CHECKING:
     from scalr_prod.downstream.search import Knob
 
-__all__ = ["FAMILIES", "knobs_of", "knows_source", "make_model", "measure_of"]
+__all__ = ["FAMILIES", "knobs_of", "knows_before", "knows_source", "make_model", "measure_of"]
 
 #: Ours.
 FAMILIES: Final = tuple(MODELS.own)
@@ -60,6 +61,15 @@ def measure_of(name: str) -> str:
 def knows_source(name: str) -> bool:
     """Whether a family has features of the source domain as it is: its class says so in ``knows_source``. It has no rival to be."""
     return bool(getattr(_class_of(name), "knows_source", False))
+
+
+def knows_before(name: str) -> bool:
+    """Whether a family learns from what an earlier model scored: its class says so in ``knows_before`` (see `Interactions.before`).
+
+    Raises:
+        EvaluationError: As `make_model`.
+    """
+    return bool(getattr(_class_of(name), "knows_before", False))
 
 
 def _class_of(name: str) -> Any:

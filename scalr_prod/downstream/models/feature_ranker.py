@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.downstream.protocol import Interactions
 
-__all__ = ["FeatureRanker"]
+__all__ = ["FeatureRanker", "lightgbm_library"]
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class FeatureRanker:
 
     def fit(self, events: Interactions, *, seed: int) -> None:
         """Train; without a row to train on, as where no event is observed, every pair is as likely as the base rate."""
-        lightgbm = _library()
+        lightgbm = lightgbm_library()
         self._trees = None
         self._ranked: dict[bytes, NDArray[np.float32]] = {}
         self._log = Log.of(events)
@@ -105,36 +105,59 @@ class FeatureRanker:
 
     def score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
         """[B, n_items]: logits of each user's shortlist; below them the other items, by popularity."""
+        row, item, _, logit = self.shortlist(users)
+        return self.placed(len(users), row, item, logit)
+
+    def shortlist(
+        self, users: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]:
+        """Rows (places in ``users``), items, features and logits of what is ranked for users; see `Log.shortlist`."""
         row, item, features = self._log.shortlist(users)
         key = users.tobytes()
         if key not in self._ranked:
-            self._ranked[key] = self._logits(features)
-        least = np.full(len(users), np.inf, np.float32)
-        np.minimum.at(least, row, self._ranked[key])
+            self._ranked[key] = self.logits(features)
+        return row, item, features, self._ranked[key]
+
+    def placed(
+        self, count: int, row: NDArray[np.int64], item: NDArray[np.int64], logit: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """[B, n_items]: a shortlist's logits in their places, and below them the other items, by popularity."""
+        least = np.full(count, np.inf, np.float32)
+        np.minimum.at(least, row, logit)
         found = least[:, None] - self._log.places()
-        found[row, item] = self._ranked[key]
+        found[row, item] = logit
         return found
 
     def probability(self, users: NDArray[np.int64], items: NDArray[np.int64]) -> NDArray[np.float32]:
         """P(positive) of pairs [P], beside ``negatives`` uniform negatives for each positive."""
         from scipy import special
 
-        found: NDArray[np.float32] = special.expit(self._logits(self._log.now().features(users, items)))
+        found: NDArray[np.float32] = special.expit(self.logits(self.features(users, items)))
         return found
 
-    def _logits(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+    def features(self, users: NDArray[np.int64], items: NDArray[np.int64]) -> NDArray[np.float32]:
+        """float32 [P, F]: of pairs, as of the end of training."""
+        return self._log.now().features(users, items)
+
+    def logits(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """float32 [R]: of rows of features, as `probability` has them."""
         if self._trees is None:
             return np.full(len(features), -np.log(self.negatives), np.float32)
         return np.asarray(self._trees.predict(features, raw_score=True), np.float32)
 
 
-def _library() -> Any:
+def lightgbm_library() -> Any:
+    """The module.
+
+    Raises:
+        EvaluationError: It cannot be loaded.
+    """
     try:
         import lightgbm
     except (ImportError, OSError) as error:  # OSError: OpenMP's libgomp is missing
         raise EvaluationError(
             f"the library 'lightgbm' cannot be loaded ({error})",
-            where="[downstream] models = feature_ranker",
-            next_step="pip install 'scalr-prod[downstream]' (and libgomp1 of the system), or leave 'feature_ranker' out of the models",
+            where="[downstream] models = feature_ranker or stacked_ranker",
+            next_step="pip install 'scalr-prod[downstream]' (and libgomp1 of the system), or leave both out of the models",
         ) from error
     return lightgbm

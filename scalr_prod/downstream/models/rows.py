@@ -39,10 +39,23 @@ class Rows:
         features: float32 [R, F].
         label: bool [R].
         event: int64 [R]. The event that each row is, or is a negative of, by number.
+        user: int64 [R].
+        item: int64 [R].
     """
 
-    def __init__(self, features: NDArray[np.float32], label: NDArray[np.bool_], event: NDArray[np.int64]) -> None:
-        self.features, self.label, self.event = features, label, event
+    def __init__(
+        self,
+        features: NDArray[np.float32],
+        label: NDArray[np.bool_],
+        event: NDArray[np.int64],
+        user: NDArray[np.int64],
+        item: NDArray[np.int64],
+    ) -> None:
+        self.features, self.label, self.event, self.user, self.item = features, label, event, user, item
+
+    def take(self, kept: NDArray[np.bool_]) -> Rows:
+        """Those rows."""
+        return Rows(self.features[kept], self.label[kept], self.event[kept], self.user[kept], self.item[kept])
 
     def weighed(
         self, weight: NDArray[np.float32], negative: float
@@ -138,9 +151,10 @@ class Log:
             people, things = np.concatenate([user, owners[apart]]), np.concatenate([item, others[apart]])
             label = np.concatenate([np.ones(len(mine), bool), np.zeros(int(apart.sum()), bool)])
             event = np.concatenate([mine, np.repeat(mine, drawn)[apart]])
-            parts.append((snapshot.features(people, things), label, event))
+            parts.append((snapshot.features(people, things), label, event, people, things))
         if not parts:
-            return Rows(np.empty((0, len(FEATURES)), np.float32), np.empty(0, bool), np.empty(0, np.int64))
+            none = np.empty(0, np.int64)
+            return Rows(np.empty((0, len(FEATURES)), np.float32), np.empty(0, bool), none, none, none)
         return Rows(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
     def shortlist(self, users: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
