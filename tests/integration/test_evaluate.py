@@ -28,6 +28,7 @@ from scalr_prod.downstream.trial import Judge
 from scalr_prod.downstream.trials import Stage, Trials
 from scalr_prod.errors import EvaluationError
 from scalr_prod.ingest import ingest
+from scalr_prod.instants import micros
 from scalr_prod.lake import Lake
 from scalr_prod.policy import Policy, follow_policy, policy_path
 from scalr_prod.training_set import TrainingSet, build_training_set
@@ -119,10 +120,16 @@ def test_the_report_has_every_arm_with_its_interval(half_cold):
 
 @pytest.mark.slow
 def test_a_family_with_probabilities_is_chosen_and_judged_by_them(make_project, tmp_path):
-    """The feature ranker knows the source: NE is below 1 for cold users too, and every arm has it by segment with an interval."""
-    settings = make_project(tmp_path, EXTRA.replace('["als"]', '["feature_ranker"]'))
+    """The rankers know the source: NE is below 1 for cold users too, and every arm has it by segment with an interval."""
+    settings = make_project(tmp_path, EXTRA.replace('["als"]', '["feature_ranker", "stacked_ranker"]'))
     report = evaluate(settings, cutoff=CUTOFF, cold_fraction=0.5, arms=("real", "real+scalr"))
-    rows = {row["name"]: row.get("probabilities") for row in report.to_json()["arms"]}
+    assert [found["model"] for found in report.verdict["models"]] == ["feature_ranker", "stacked_ranker"]
+    for model in report.choices:
+        _check_probabilities(report, model)
+
+
+def _check_probabilities(report, model):
+    rows = {row["name"]: row.get("probabilities") for row in report.to_json()["arms"] if row["model"] == model}
     assert rows["popular_lately"] is None
     real, ours = rows["real"], rows["real+scalr"]
     assert set(real) == set(ours) == {"all", *(name for name in ("cold", "sparse", "dense") if report.users[name])}
@@ -132,15 +139,47 @@ def test_a_family_with_probabilities_is_chosen_and_judged_by_them(make_project, 
         relative = 100 * (ours[name]["ne"] / part["ne"] - 1)
         assert ours[name]["ne_vs_real_pct"] == pytest.approx(relative, abs=0.2), "means over seeds, of NE and of losses"
         assert low <= ours[name]["ne_vs_real_pct"] <= high
-    choice = report.choices["feature_ranker"]
+    choice = report.choices[model]
     assert choice["validation"]["chosen_by"] == "information"
     assert choice["validation"]["information"] > 0
-    assert report.verdict["models"][0]["model"] == "feature_ranker"
-    (shown,) = (line for line in report.for_people()["arms"] if line["arm"] == "real+scalr")
+    (shown,) = (line for line in report.for_people()["arms"] if (line["arm"], line["model"]) == ("real+scalr", model))
     assert {"NE", "NE all % (95 % CI)", "NE cold % (95 % CI)"} <= set(shown)
     table = pq.read_table(f"{report.path}/arms.parquet").to_pylist()
-    (cold,) = (row["value"] for row in table if (row["arm"], row["slice"], row["metric"]) == ("real", "cold", "ne"))
+    wanted = (model, "real", "cold", "ne")
+    (cold,) = (row["value"] for row in table if (row["model"], row["arm"], row["slice"], row["metric"]) == wanted)
     assert cold == real["cold"]["ne"]
+
+
+@pytest.mark.slow
+def test_what_an_arm_trained_on_before_is_of_the_earlier_scene_alone(translated):
+    """Ids, not numbers, are compared: the earlier scene numbers users and items for itself."""
+    scene, translation = translated
+    maker, earlier = Maker(scene, translation), scene.earlier()
+    choice = Choice({}, Draw(3, 0.1), (1.0, 1.0, 1.0), 0.5)
+    until = micros(earlier.cutoff)
+
+    def ids(events, numbering, *, source=False):
+        items = numbering.source_items if source else numbering.items
+        named = (numbering.users.take(pa.array(events.user)).to_pylist(), items.take(pa.array(events.item)).to_pylist())
+        return sorted(zip(*named, events.time.tolist(), strict=True))
+
+    before = maker.with_before(maker.events("real+scalr", choice, 0), "real+scalr", choice, 0).before
+    observed, synthetic = before.take(before.in_history()), before.take(~before.in_history())
+    assert ids(observed, scene.numbering) == ids(earlier.real, earlier.numbering)
+    assert ids(before.source, scene.numbering, source=True) == ids(earlier.source, earlier.numbering, source=True)
+    assert before.until == until < scene.real.until
+    assert max(observed.time.max(), before.source.time.max(), synthetic.time.max()) < until
+    assert ids(synthetic, scene.numbering) == ids(Translation.of(earlier).draw(choice.draw), earlier.numbering)
+    cold = np.setdiff1d(synthetic.user, observed.user)
+    assert set(cold) & set(scene.real.user), "some are cold there, and have events since: what the trees learn from"
+
+    both = maker.with_before(maker.events("model_level_transfer", choice, 0), "model_level_transfer", choice, 0).before
+    assert (both.catalogue, both.n_items) == (scene.real.n_items, scene.real.n_items + scene.source.n_items)
+    target = both.take(both.item < both.catalogue)
+    assert ids(target, scene.numbering) == ids(earlier.real, earlier.numbering)
+    others = both.take(both.item >= both.catalogue)
+    others = replace(others, item=others.item - np.int32(both.catalogue))
+    assert ids(others, scene.numbering, source=True) == ids(earlier.source, earlier.numbering, source=True)
 
 
 @pytest.mark.slow
@@ -312,7 +351,7 @@ def test_an_unknown_arm_is_an_error(settings):
 
 def _windows(scene):
     with heartbeat(bar=False) as pulse:
-        return _stages(_stage(scene, 0, None, 0.5, pulse), scene, 0.5, pulse)
+        return _stages(_stage(scene, 0, None, pulse), scene, pulse)
 
 
 def _day(day: int) -> datetime:

@@ -68,7 +68,7 @@ def trials(monkeypatch):
 def test_a_class_says_what_it_is_chosen_by(trials):
     assert trials.measure == "information"
     assert {family: measure_of(family) for family in FAMILIES} == {
-        "als": "ndcg", "sasrec": "ndcg", "two_tower": "ndcg", "feature_ranker": "information"
+        "als": "ndcg", "sasrec": "ndcg", "two_tower": "ndcg", "feature_ranker": "information", "stacked_ranker": "information"
     }  # fmt: skip
 
 
