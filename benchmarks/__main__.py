@@ -1,8 +1,9 @@
 """Run the benchmarks and keep their figures under `benchmarks/results/`.
 
-Usage: python -m benchmarks [point_in_time scoring limits generation translator run daily lift abxi soak worlds]
+Usage: python -m benchmarks [point_in_time scoring limits generation translator run daily lift set_aside abxi soak worlds]
 
-``lift`` and ``abxi`` take up to an hour, ``worlds`` half an hour, ``soak`` and ``daily`` ten minutes; they run only when they are named.
+``lift`` and ``abxi`` take up to an hour, ``worlds`` and ``set_aside`` half an hour, ``soak`` and ``daily`` ten minutes; they run only when
+they are named.
 
 Each is a module `bench_NAME` with a `main() -> dict`. Ratios come from one run on one machine, medians of several rounds.
 """
@@ -20,7 +21,7 @@ from pathlib import Path
 
 NAMES = ("point_in_time", "scoring", "limits", "generation", "translator", "run")
 RESULTS = Path(__file__).parent / "results"
-LONG = ("daily", "lift", "abxi", "soak", "worlds")
+LONG = ("daily", "lift", "set_aside", "abxi", "soak", "worlds")
 PARTS = (
     "torch",
     "numba",

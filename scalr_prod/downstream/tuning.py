@@ -109,8 +109,8 @@ class Tuner:
         self.trials = Trials(family, stages, lately["half_life"], done)
         self.segments = np.concatenate([stage.judge.segments for stage in stages])
         self.edges: dict[str, list[str]] = {}
-        #: What arms whose λ is 0 for want of evidence gained over real events alone.
-        self.refused: dict[str, Comparison] = {}
+        #: The best choices of arms whose λ is 0 for want of evidence, and what they gained over real events alone.
+        self.refused: dict[str, tuple[Choice, Comparison]] = {}
         self._real: Choice | None = None
 
     def of(self, arm: str) -> tuple[Choice, dict[str, Any]]:
@@ -138,8 +138,8 @@ class Tuner:
             )
             figures |= {"lift_pct": gain.lift_pct, "ci95": list(gain.ci95)}
         if arm in self.refused:
-            found = self.refused[arm]
-            figures["refused"] = {"lift_pct": found.lift_pct, "ci95": list(found.ci95)}
+            best, found = self.refused[arm]
+            figures["refused"] = {"lift_pct": found.lift_pct, "ci95": list(found.ci95), "choice": best.to_json()}
         return choice, figures
 
     def real(self) -> Choice:
@@ -199,7 +199,7 @@ class Tuner:
             return replace(real, draw=choice.draw)
         over_real, over_strongest = self._compared(arm, choice)
         if not helps(over_real, over_strongest):
-            self.refused[arm] = over_real
+            self.refused[arm] = choice, over_real
             message = "%s: the events of %s do not help on the validation windows beyond chance: %+.1f %% (95 %%: %+.1f … %+.1f); λ is 0"
             logger.warning(message, self.family, arm, over_real.lift_pct, *over_real.ci95)
             return replace(real, draw=choice.draw)

