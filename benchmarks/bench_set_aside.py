@@ -100,7 +100,10 @@ def judged(name: str, queries: tuple[str, str], folder: Path) -> dict[str, Any]:
         "sizes": sizes,
         "test_users": report["users"],
         "ndcg": {arm: round(row["metrics"]["ndcg"], 4) for arm, row in rows.items()},
-        "ndcg_cold": {arm: round(row["slices"]["cold"]["ndcg"], 4) for arm, row in rows.items()},
+        "by_segment": {
+            arm: {name: round(row["slices"][name]["ndcg"], 4) for name in ("cold", "sparse", "dense") if name in row["slices"]}
+            for arm, row in rows.items()
+        },
         "signal": report["signal"],
         "lambda": choice["lambda"],
         "validation_pct": [round(one, 1) for one in (refused or validation).get("ci95", [])],
