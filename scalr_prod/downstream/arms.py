@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from scalr_prod.errors import EmptyWindow, TranslatorError
+from scalr_prod.errors import EmptyWindow, EvaluationError, TranslatorError
 from scalr_prod.numbering import index_in
 
 if TYPE_CHECKING:
@@ -157,16 +157,22 @@ class Maker:
     def with_before(self, events: Interactions, arm: str, choice: Choice, seed: int) -> Interactions:
         """An arm's training events with those of the earlier scene (`Interactions.before`), whose synthetic events are draws.
 
+        Where there is too little before the earlier cutoff, or after it, a warning says so, and the events come back as they are.
+
         Args:
             events: What `events` gave.
             arm: Likewise.
             choice: Likewise.
             seed: Likewise.
         """
-        if self._earlier is None:
-            self._earlier = Maker(self.scene.earlier(), begun=self.begun, at_most=self.at_most)
-        scene = self._earlier.scene
-        found = replace(self._earlier.events(arm, choice, seed), source=scene.source)
+        try:
+            if self._earlier is None:
+                self._earlier = Maker(self.scene.earlier(), begun=self.begun, at_most=self.at_most)
+            scene = self._earlier.scene
+            found = replace(self._earlier.events(arm, choice, seed), source=scene.source)
+        except (EvaluationError, EmptyWindow, TranslatorError) as error:
+            logger.warning("%s: nothing is known of an earlier instant: %s", arm, error)
+            return events
         return replace(events, before=renumbered(found, scene.numbering, self.scene.numbering))
 
     def synthetic(self, arm: str, choice: Choice, seed: int, published: Published | None = None) -> Interactions:

@@ -12,6 +12,7 @@ from scalr_prod.downstream.arms import ABLATIONS, CONTROLS, RIVAL, TOP, Choice, 
 from scalr_prod.downstream.diagnostics import diagnose
 from scalr_prod.downstream.protocol import Interactions
 from scalr_prod.downstream.translation import Draw
+from scalr_prod.errors import EvaluationError, TranslatorError
 
 USERS, ITEMS = 60, 30
 CHOICE = Choice({}, Draw(4, 0.5), (0.5, 0.2, 0.0), 0.1)
@@ -169,3 +170,14 @@ def test_diagnostics_tell_copies_from_chance_and_like_from_unlike(maker):
     assert other["popularity_ks"] > 0.9
     assert other["detector_auc"] > 0.9
     assert diagnose(scene, scene.real.take(np.zeros(0, int))) == {}
+
+
+@pytest.mark.parametrize("error", [EvaluationError("only 3 users"), TranslatorError("too little to learn from")])
+def test_where_too_little_is_known_of_before_a_warning_says_so(maker, caplog, monkeypatch, error):
+    def too_little():
+        raise error
+
+    monkeypatch.setattr(maker.scene, "earlier", too_little, raising=False)
+    made = maker.events("real", CHOICE, 0)
+    assert maker.with_before(made, "real", CHOICE, 0) is made
+    assert str(error).splitlines()[0] in caplog.text
