@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every error a user can meet, at one look.
+"""Every error a user can meet, at one look. The text of an error stands where it is raised.
 
 ScalrError                      exit code 1; names where, what was found, what to do next
 ├── SettingsError               scalr.toml or SCALR_*: unknown key, impossible value

@@ -117,7 +117,7 @@ class Maker:
         self._segments = scene.segments()
         self._drawn: dict[Draw, Interactions] = {}
         self._leaving_out: dict[str, Maker | None] = {}
-        self._earlier: Maker | None = None
+        self._earlier: Maker | tuple[()] | None = ()  # () where nobody has asked yet
 
     @property
     def translation(self) -> Translation:
@@ -157,7 +157,7 @@ class Maker:
     def with_before(self, events: Interactions, arm: str, choice: Choice, seed: int) -> Interactions:
         """An arm's training events with those of the earlier scene (`Interactions.before`), whose synthetic events are draws.
 
-        Where there is too little before the earlier cutoff, or after it, a warning says so, and the events come back as they are.
+        Where too little happened before the earlier cutoff, or after it, a warning says so, and every arm's events come back as they are.
 
         Args:
             events: What `events` gave.
@@ -165,15 +165,23 @@ class Maker:
             choice: Likewise.
             seed: Likewise.
         """
-        try:
-            if self._earlier is None:
-                self._earlier = Maker(self.scene.earlier(), begun=self.begun, at_most=self.at_most)
-            scene = self._earlier.scene
-            found = replace(self._earlier.events(arm, choice, seed), source=scene.source)
-        except (EvaluationError, EmptyWindow, TranslatorError) as error:
-            logger.warning("%s: nothing is known of an earlier instant: %s", arm, error)
+        if self._earlier == ():
+            self._earlier = self._of_earlier()
+        if not isinstance(self._earlier, Maker):
             return events
+        scene = self._earlier.scene
+        found = replace(self._earlier.events(arm, choice, seed), source=scene.source)
         return replace(events, before=renumbered(found, scene.numbering, self.scene.numbering))
+
+    def _of_earlier(self) -> Maker | None:
+        """That of the earlier scene, with its translator; None for every arm alike where either cannot be."""
+        try:
+            found = Maker(self.scene.earlier(), begun=self.begun, at_most=self.at_most)
+            _ = found.translation
+        except (EvaluationError, EmptyWindow, TranslatorError) as error:
+            logger.warning("nothing is known of an instant before %s: %s", self.scene.cutoff.date(), error)
+            return None
+        return found
 
     def synthetic(self, arm: str, choice: Choice, seed: int, published: Published | None = None) -> Interactions:
         """An arm's synthetic events, before λ; of those arms that have some."""
@@ -311,8 +319,9 @@ def renumbered(events: Interactions, own: Numbering, other: Numbering) -> Intera
         n_users=len(other.users),
         n_items=count,
         catalogue=None if events.catalogue is None else len(other.items),
-        source=source
-        and replace(
+        source=None
+        if source is None
+        else replace(
             source,
             user=users[source.user],
             item=things[source.item],

@@ -29,7 +29,7 @@ __all__ = ["entropies"]
 
 
 def entropies(
-    panel: Panel, outcomes: Mapping[str, Found], base: str, segments: Sequence[str], bootstrap: TwoWayBootstrap
+    panel: Panel, outcomes: Mapping[str, Found], base: str, ours: str, segments: Sequence[str], bootstrap: TwoWayBootstrap
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """NE, calibration ratio, ECE, and NE relative to an arm, for each arm with probabilities.
 
@@ -37,12 +37,14 @@ def entropies(
         panel: The test cases.
         outcomes: Arm → its outcomes.
         base: The arm that the others are compared with.
+        ours: The arm that is compared with the others.
         segments: Names of the numbers in `Panel.segment`.
         bootstrap: Of the panel's cases and items.
 
     Returns:
         Arm → ``all`` and each segment → ``rows``, ``ne``, ``calibration``, ``ece``; except for ``base``: ``ne_vs_real_pct``, its
-        ``ne_ci95`` and ``ne_p_value``, where less than 0 is better.
+        ``ne_ci95`` and ``ne_p_value``, where less than 0 is better. For what is neither ``base`` nor ``ours`` also
+        ``scalr_ne_vs_this_pct`` and ``scalr_ne_ci95``: NE of ours relative to the arm's.
     """
     losses = {arm: found for arm, one in outcomes.items() if (found := panel.losses(one)) is not None}
     if base not in losses:
@@ -58,6 +60,9 @@ def entropies(
             if arm != base:
                 against = bootstrap.compare(loss, losses[base], cases)
                 row |= {"ne_vs_real_pct": against.lift_pct, "ne_ci95": list(against.ci95), "ne_p_value": against.p_value}
+            if arm not in {base, ours} and ours in losses:
+                against = bootstrap.compare(losses[ours], loss, cases)
+                row |= {"scalr_ne_vs_this_pct": against.lift_pct, "scalr_ne_ci95": list(against.ci95)}
             table[arm][name] = row
     return table
 

@@ -109,7 +109,7 @@ def summarise(panel: Panel, family: str, outcomes: Mapping[str, Found], *, seed:
     adjusted = dict(zip(lifts, holm([found.p_value for found in lifts.values()]), strict=True))
     ahead = {arm: bootstrap.compare(hits[OURS], own) for arm, own in hits.items() if OURS in hits and arm not in {OURS, BASE}}
     against = dict(zip(ahead, holm([found.p_value for found in ahead.values()]), strict=True))
-    odds = entropies(panel, outcomes, BASE, SEGMENTS, bootstrap)
+    odds = entropies(panel, outcomes, BASE, OURS, SEGMENTS, bootstrap)
     rows = []
     for arm, found in outcomes.items():
         row: dict[str, Any] = {"name": arm, "model": family, "seeds": len(found[0]), "metrics": _metrics(panel, found)}

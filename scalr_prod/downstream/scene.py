@@ -80,6 +80,7 @@ class Scene:
         relevant: scipy CSR [U, N]. Target items met from the cutoff on that the visible history does not hold.
         held_out: scipy CSR [U, N]. Those, and what the hidden users' histories hold: real events that nothing may have seen.
         cold_fraction: Share of users whose target history was hidden.
+        name: Begins the home's name, and decides who is hidden.
     """
 
     isolated: Isolated
@@ -91,6 +92,7 @@ class Scene:
     relevant: Any
     held_out: Any
     cold_fraction: float = 0.0
+    name: str = "test"
 
     @classmethod
     def of(cls, settings: Settings, cutoff: datetime, *, end: datetime | None, cold_fraction: float, name: str) -> Scene:
@@ -147,7 +149,7 @@ class Scene:
     def earlier(self, number: int = 0, *, end: datetime | None = None) -> Scene:
         """A scene within this one's training period: number 0 is judged by its last fifth of events, 1 by the last fifth of the rest.
 
-        As many of the users that are left have their target history hidden there.
+        Of the users whose target history is visible here, the same share have it hidden there.
 
         Args:
             number: How often the last fifth is cut off, less one.
@@ -157,7 +159,9 @@ class Scene:
             EvaluationError: Too few users in it.
         """
         begin = datetime_of(cut_at(self.real.time, EARLIER_SHARE ** (number + 1)))
-        name = f"validation-{number + 1}" if number else "validation"
+        name = "validation" if self.name == "test" else f"{self.name}-earlier"  # another name, or it hides whom this one hides
+        if number:
+            name = f"{name}-{number + 1}"
         return Scene.of(self.settings, begin, end=end, cold_fraction=self.cold_fraction, name=name)
 
     def without(self, source: str) -> Scene:

@@ -13,6 +13,7 @@ import numpy as np
 
 from scalr_prod.contracts import ITEM_ID, USER_ID
 from scalr_prod.downstream.protocol import Interactions
+from scalr_prod.generation.confidence import confidence
 from scalr_prod.numbering import index_in
 
 if TYPE_CHECKING:
@@ -120,10 +121,8 @@ class Translation:
     def draw(self, how: Draw) -> Interactions:
         """Synthetic events, weighted by their confidence P / (P + prior), the best of each (user, item) kept."""
         events, probability, prior = self._best_of_pairs(how)
-        confidence = (probability / (probability + prior)).astype(np.float32)
-        if not how.align:
-            return replace(events, weight=confidence)
-        return replace(events, weight=confidence).take(self._aligned(events.item, how.seed))
+        events = replace(events, weight=confidence(probability, prior))
+        return events.take(self._aligned(events.item, how.seed)) if how.align else events
 
     def recommended(self, how: Draw) -> Interactions:
         """The same events, before alignment, weighted by their probability: what the translator itself would recommend."""
@@ -200,7 +199,10 @@ def publish_draw(scene: Scene, how: Draw, *, progress: bool = False) -> tuple[In
 
 
 def with_draw(settings: Settings, how: Draw) -> Settings:
-    """The settings of a run that draws so; whether there is anything to translate is for the evaluation to say, not for the gate."""
+    """The settings of a run that draws so, and of a training set of positives without λ, which the evaluation adds.
+
+    Whether there is anything to translate is for the evaluation to say, not for the gate.
+    """
     generation = settings.generation.model_copy(
         update={
             "events_per_source_event": how.volume,
@@ -211,4 +213,6 @@ def with_draw(settings: Settings, how: Draw) -> Settings:
         }
     )
     quality = settings.quality.model_copy(update={"min_information": 0.0})
-    return settings.model_copy(update={"generation": generation, "quality": quality})
+    plain = {"task": "ranking", "negatives_per_event": 0, "synthetic_weight": 1.0, "segment_weights": None}
+    training_set = settings.training_set.model_copy(update=plain)
+    return settings.model_copy(update={"generation": generation, "quality": quality, "training_set": training_set})

@@ -72,7 +72,8 @@ class Judge:
         events = replace(events, source=self.scene.source)
         if np.isfinite(half_life):
             events = events.decayed(half_life)
-            events = replace(events, before=events.before and events.before.decayed(half_life))
+            if events.before is not None:
+                events = replace(events, before=events.before.decayed(half_life))
         model.fit(events, seed=seed)
         return model
 

@@ -28,6 +28,7 @@ from scalr_prod.contracts import (
 )
 from scalr_prod.generation import contexts as encoding
 from scalr_prod.generation.bucket import SOURCE_TIMESTAMP, ask, context_text, in_scoring_order, read_bucket
+from scalr_prod.generation.confidence import confidence
 from scalr_prod.generation.parts import identity, part_path, read_manifest, seal, writing
 from scalr_prod.ledger import run_folder
 from scalr_prod.resident import peak_mb
@@ -228,7 +229,7 @@ def _events(connection: Any, spec: RunSpec, tools: Tools, rows: pa.Table, drawn:
                 EVENT_TIMESTAMP: of[EVENT_TIMESTAMP],
                 SOURCE_TIMESTAMP: of[SOURCE_TIMESTAMP],
                 "probability": probability.astype(np.float32),
-                "weight": (probability / (probability + prior)).astype(np.float32),
+                "weight": confidence(probability, prior),
                 "source_key": of[ITEM_ID],
             }
         ),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from scipy import sparse
 
-from scalr_prod.downstream.arms import ABLATIONS, CONTROLS, RIVAL, TOP, Choice, Maker
+from scalr_prod.downstream.arms import ABLATIONS, CONTROLS, RIVAL, TOP, Choice, Maker, renumbered
 from scalr_prod.downstream.diagnostics import diagnose
 from scalr_prod.downstream.protocol import Interactions
+from scalr_prod.downstream.scene import Numbering
 from scalr_prod.downstream.translation import Draw
 from scalr_prod.errors import EvaluationError, TranslatorError
 
@@ -172,12 +175,40 @@ def test_diagnostics_tell_copies_from_chance_and_like_from_unlike(maker):
     assert diagnose(scene, scene.real.take(np.zeros(0, int))) == {}
 
 
-@pytest.mark.parametrize("error", [EvaluationError("only 3 users"), TranslatorError("too little to learn from")])
-def test_where_too_little_is_known_of_before_a_warning_says_so(maker, caplog, monkeypatch, error):
-    def too_little():
-        raise error
+class Untaught:
+    """An earlier scene whose translator cannot be trained."""
 
-    monkeypatch.setattr(maker.scene, "earlier", too_little, raising=False)
-    made = maker.events("real", CHOICE, 0)
-    assert maker.with_before(made, "real", CHOICE, 0) is made
-    assert str(error).splitlines()[0] in caplog.text
+    def __init__(self, error):
+        self.error, self.asked = error, 0
+
+    def earlier(self):
+        self.asked += 1
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [EvaluationError("only 3 users"), TranslatorError("too little to learn from")])
+def test_where_too_little_is_known_of_before_no_arm_has_it_and_one_warning_says_so(maker, caplog, monkeypatch, error):
+    """Real events alone need no translator, and have nothing before either: or an arm would gain by what the others lack."""
+    world = Untaught(error)
+    if isinstance(error, EvaluationError):
+        monkeypatch.setattr(maker.scene, "earlier", world.earlier, raising=False)
+    else:
+        monkeypatch.setattr(maker.scene, "earlier", lambda: maker.scene, raising=False)
+        monkeypatch.setattr("scalr_prod.downstream.translation.Translation.of", lambda _: world.earlier())
+    monkeypatch.setattr(maker.scene, "cutoff", datetime(2024, 1, 1, tzinfo=UTC), raising=False)
+    for arm in ("real", "real+scalr", RIVAL, "real"):
+        made = maker.events(arm, CHOICE, 0)
+        assert maker.with_before(made, arm, CHOICE, 0) is made
+    assert world.asked == caplog.text.count(str(error).splitlines()[0]) == 1
+
+
+def test_events_without_a_source_are_numbered_anew_as_well():
+    """An empty log is not None: its users have numbers to be changed, too."""
+    here, there = (
+        Numbering(pa.array(users), pa.array(["a", "b"]), pa.array(things))
+        for users, things in ((["u"], []), (["t", "u"], ["x"]))
+    )
+    own = Interactions(*(np.zeros(1, kind) for kind in (np.int32, np.int32, np.int64, np.float32)), 1, 2, until=5)
+    none = replace(own.take(np.zeros(1, bool)), n_items=0)
+    made = renumbered(replace(own, source=none), here, there)
+    assert (made.user.tolist(), made.n_users, made.source.n_users, made.source.n_items) == ([1], 2, 2, 1)

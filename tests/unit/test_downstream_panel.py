@@ -118,7 +118,12 @@ def test_entropies_pool_cutoffs_and_seeds_by_segment(panel):
         sure, unsure = [cold, 1 - cold], [0.5, 0.5]
         return [[judged(*first, [*sure, *unsure])] * seeds, [judged(*second, [*unsure, *sure])] * seeds]
 
-    outcomes = {"real": found(0.5, 2), "real+scalr": found(right, 2), "popular_lately": NOTHING}
+    outcomes = {
+        "real": found(0.5, 2),
+        "real+scalr": found(right, 2),
+        "popular_lately": NOTHING,
+        "model_level_transfer": found(0.5, 2),
+    }
     rows = {row["name"]: row for row in summarise(panel, "two_tower", outcomes, seed=0)}
     assert "probabilities" not in rows["popular_lately"]
     real, ours = (rows[arm]["probabilities"] for arm in ("real", "real+scalr"))
@@ -133,6 +138,10 @@ def test_entropies_pool_cutoffs_and_seeds_by_segment(panel):
     low, high = ours["all"]["ne_ci95"]
     assert low < -gained / 2 < high <= 0
     assert ours["dense"]["ne_vs_real_pct"] == pytest.approx(0)
+    assert "scalr_ne_vs_this_pct" not in ours["all"]
+    rival = rows["model_level_transfer"]["probabilities"]
+    assert rival["cold"]["scalr_ne_vs_this_pct"] == pytest.approx(-gained), "it says the base rate, as real events alone do"
+    assert rival["all"]["scalr_ne_ci95"] == pytest.approx([low, high])
 
 
 def test_losses_are_hits_of_the_panels_items(panel):

@@ -20,8 +20,8 @@ import numpy as np
 
 from scalr_prod.downstream.models.als import ImplicitAls
 from scalr_prod.downstream.models.feature_ranker import FeatureRanker, lightgbm_library
-from scalr_prod.downstream.models.rows import Log
-from scalr_prod.downstream.search import HALF_LIFE, Knob
+from scalr_prod.downstream.models.rows import Log, in_order
+from scalr_prod.downstream.search import Knob
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,7 +48,7 @@ class StackedRanker:
         factors: Of the factorisation, as its other options (see `ImplicitAls`).
         alpha: Likewise.
         regularization: Likewise.
-        trees: Rounds of boosting on top of the feature ranker's logits.
+        trees: Rounds of boosting on top of the feature ranker's logits; 0 is the feature ranker alone.
         leaves: Of such a tree.
         rate: Learning rate of these.
         least: Of a leaf of theirs: sum of weight × p (1 - p), at least.
@@ -60,7 +60,8 @@ class StackedRanker:
     knobs: Final = (
         Knob("smallest", (100.0, 300.0), low=1.0),
         Knob("least", (100.0, 300.0), low=1.0),
-        *(knob for knob in ImplicitAls.knobs if knob.name != HALF_LIFE.name),
+        *ImplicitAls.knobs,
+        Knob("trees", (100, 0), step=2.0, high=400, whole=True),
     )
 
     #: Its probabilities are what it is for.
@@ -118,7 +119,7 @@ class StackedRanker:
         self._ranker = self._fitted_ranker(real, seed)
         self._als = self._factorised(events, seed)
         self._trees = None
-        if events.before is None:
+        if events.before is None or not self.trees:
             return
         before = _real(events.before)
         rows = self._labelled(real, before)
@@ -194,6 +195,7 @@ class StackedRanker:
     def _labelled(self, real: Interactions, before: Interactions) -> Rows:
         """What users did after the earlier instant, each beside so many others that they did not, under the features of that instant."""
         after = real.take(real.time >= before.until)
+        after = after.take(in_order(after))
 
         def make() -> Rows:
             rows = Log.of(before).rows(after, self.negatives, salt=2)

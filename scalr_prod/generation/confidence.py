@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a synthetic event weighs, before λ."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["confidence"]
+
+
+def confidence(probability: NDArray[np.float64], prior: NDArray[np.float64]) -> NDArray[np.float32]:
+    """P / (P + prior): ½ for an item as likely as its popularity says, towards 1 for one that the history speaks for.
+
+    Args:
+        probability: float64 [M]. Of the drawn items, given the history.
+        prior: float64 [M]. Of the same items, by popularity alone.
+
+    Returns:
+        float32 [M].
+    """
+    found: NDArray[np.float32] = (probability / (probability + prior)).astype(np.float32)
+    return found
