@@ -159,6 +159,17 @@ def exact(path: str | Path) -> str:
     return _PATTERN.sub(r"[\g<0>]", str(path))
 
 
+def no_loop_joins(connection: Any) -> None:
+    """Keep ASOF joins from comparing every row with every other one.
+
+    DuckDB does so where it expects hardly any rows, and it expects hardly any of an Arrow data set, whose length it does not know.
+
+    Args:
+        connection: Of DuckDB.
+    """
+    connection.execute("SET asof_loop_join_threshold = 0")
+
+
 @contextmanager
 def open_duckdb(settings: Settings, spill: Path) -> Iterator[Any]:
     """An in-memory DuckDB connection in UTC with explicit threads, memory limit and spill folder.
@@ -187,6 +198,7 @@ def open_duckdb(settings: Settings, spill: Path) -> Iterator[Any]:
         connection.execute("SET TimeZone = 'UTC'")
         # DuckDB draws its own bar on stdout, where --json has its one object.
         connection.execute("SET enable_progress_bar = false")
+        no_loop_joins(connection)
         yield connection
     except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
         raise LakeError(

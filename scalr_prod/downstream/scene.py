@@ -144,6 +144,7 @@ class Scene:
             relevant,
             held_out,
             cold_fraction,
+            name,
         )
 
     def earlier(self, number: int = 0, *, end: datetime | None = None) -> Scene:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalr_prod.duck import temporary_folder
+from scalr_prod.duck import no_loop_joins, temporary_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,6 +46,7 @@ def session(*, memory_mb: int, threads: int | None, spill: str | None, ordered: 
             connection.execute("SET TimeZone = 'UTC'")
             # DuckDB draws its own bar on stdout, where --json has its one object.
             connection.execute("SET enable_progress_bar = false")
+            no_loop_joins(connection)
             yield connection
         finally:
             connection.close()
