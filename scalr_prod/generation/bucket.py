@@ -45,12 +45,11 @@ def read_bucket(
         ``source_event_timestamp``, ``noise_key`` uint64, ``newcomer`` bool: no target event of the user can have been trained on),
         and the first time of each (user, target item), sorted by user and time; None where a run may propose consumed items.
     """
-    from scalr_prod.lake import Lake
-
-    lake = Lake.open(settings)
-    for table in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS):
-        connection.register(table.value, lake.dataset(table, version=spec.table_versions[table]))
-    bucket = f"{user_bucket_sql(USER_ID, partitions)} = {int(partition)}"
+    _open_events(connection, settings, spec)
+    # A hash costs more than all else that is done for a row, so each user is hashed once: what a task reads of the log hardly matters.
+    connection.execute(f"CREATE OR REPLACE TEMP TABLE users AS SELECT DISTINCT {USER_ID} FROM {Table.SOURCE_EVENTS}")
+    connection.execute(f"DELETE FROM users WHERE {user_bucket_sql(USER_ID, partitions)} <> {int(partition)}")
+    bucket = f"{USER_ID} IN (FROM users)"
     # Each source event at its own time, or each user's last one as seen from the window's last instant.
     moment, last = (
         ("$end - INTERVAL 1 MICROSECOND", f"QUALIFY row_number() OVER (PARTITION BY {USER_ID} ORDER BY {_LATEST}) = 1")
@@ -80,6 +79,21 @@ def read_bucket(
         params={"end": spec.end, "as_of": spec.as_of},
     ).to_arrow_table()
     return rows, consumed
+
+
+def _open_events(connection: Any, settings: Settings, spec: RunSpec) -> None:
+    """Make the events of both domains selectable, as they were when the run was planned."""
+    from scalr_prod.feast_store.scan import quote, scan_delta
+    from scalr_prod.lake import Lake
+
+    lake = Lake.open(settings)
+    for table in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS):
+        version = lake.open_table(table, version=spec.table_versions[table])
+        columns = [USER_ID, ITEM_ID, EVENT_TIMESTAMP, CREATED_TIMESTAMP]
+        scan = scan_delta(connection, version, f"{table.value}_rows", columns)
+        connection.execute(
+            f"CREATE OR REPLACE TEMP VIEW {quote(table.value)} AS SELECT {', '.join(columns)} FROM {scan.relation}"
+        )
 
 
 def in_scoring_order(rows: pa.Table, spec: RunSpec, folds: int) -> pa.Table:
