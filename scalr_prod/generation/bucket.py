@@ -43,7 +43,8 @@ def read_bucket(
     Returns:
         Contexts sorted by user, time and item (``user_id``, ``item_id``, ``event_timestamp``: the instant that is asked about,
         ``source_event_timestamp``, ``noise_key`` uint64, ``newcomer`` bool: no target event of the user can have been trained on),
-        and the first time of each (user, target item), sorted by user and time; None where a run may propose consumed items.
+        and the first time of each (user, target item) of users with source events, sorted by user and time; None where a run may
+        propose consumed items.
     """
     _open_events(connection, settings, spec)
     # A hash costs more than all else that is done for a row, so each user is hashed once.
