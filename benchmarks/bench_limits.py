@@ -1,10 +1,11 @@
-"""The translator in this process beside the matrix product of the same shapes, and beside its own plain code. One thread.
+"""The limits of this machine (`bare`); the translator beside the matrix product of the same shapes, and beside its own plain code.
 
-Made data with a catalogue of 10 000 items, and the same with ten copies of each item and event. Two kinds of contexts: `long` histories
-of 50 events, with times that are all different, and `short` ones of 8 events, with times that are days. All are of one fold, whose
-vectors the product is of: each of the groups of rows that the translator works on, times the vectors of the mixture's estimators side
-by side, in blocks of as many items, into memory that is there. It is the fastest form of it here. Rounds are taken in turn, and
-processor time is counted, so that other work on the machine disturbs the ratios little. The draws of both executions must be equal.
+One thread. Made data with a catalogue of 10 000 items, and the same with ten copies of each item and event. Two kinds of contexts:
+`long` histories of 50 events, with times that are all different, and `short` ones of 8 events, with times that are days. All are of one
+fold, whose vectors the product is of: each of the groups of rows that the translator works on, times the vectors of the mixture's
+estimators side by side, in blocks of as many items, into memory that is there. It is the fastest form of it here. Rounds are taken in
+turn, and processor time is counted, so that other work on the machine disturbs the ratios little. The draws of both executions must
+be equal.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
+from benchmarks import bare
 from benchmarks.bench_scoring import TARGET_ITEMS, make_contexts, write_project
 from scalr_prod.feast_store import apply_feature_repo
 from scalr_prod.histories import build_histories
@@ -51,7 +53,7 @@ def main() -> dict:
         ingest(settings)
         build_histories(settings)
         apply_feature_repo(settings)
-        return measured(load_version(settings, train(settings).version).path)
+        return {"bare": bare.measured()} | measured(load_version(settings, train(settings).version).path)
 
 
 def measured(folder: Path) -> dict:

@@ -11,6 +11,7 @@ import json
 import logging
 import random
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from scalr_prod.settings import Settings
     from scalr_prod.tombstones import Kind
 
-__all__ = ["PublicationReport", "against_others", "fill_online", "publish", "rollback_run"]
+__all__ = ["PublicationReport", "against_others", "fill_online", "publish", "rollback_run", "rows_by_run"]
 
 Outcome = TypeVar("Outcome")
 
@@ -179,7 +180,7 @@ def _replaced(lake: Lake, ledger: Ledger, publication: Publication) -> bool:
     """Whether other runs have taken rows of a publication's window. One that died before the ledger knew shows in the view."""
     if lake.version(_VIEW) == publication.delta_version:
         return False
-    rows = _rows_by_run(lake, publication.start, publication.end)
+    rows = rows_by_run(lake, publication.start, publication.end)
     return rows.pop(publication.run_id, 0) != publication.rows and bool(rows or ledger.replaced_since(publication))
 
 
@@ -192,7 +193,7 @@ def _commit_run(settings: Settings, lake: Lake, ledger: Ledger, lease: Lease, ru
 
     def attempt(version: int) -> tuple[Publication, Commit]:
         _refuse_disabled(lake, run_id, version=version)
-        replaced = _rows_by_run(lake, spec.start, spec.end, version=version)
+        replaced = rows_by_run(lake, spec.start, spec.end, version=version)
         intent = ledger.intend_publication(run_id, base_version=version, rows=rows, replaced=replaced)
         lease.check()
         commit = lake.replace_window(
@@ -257,7 +258,7 @@ def _take_out(lake: Lake, ledger: Ledger, lease: Lease, last: Publication) -> Pu
     def attempt(version: int) -> Commit:
         nonlocal rows, not_restored
         _refuse_disabled(lake, run_id, version=version)
-        rows = _rows_by_run(lake, last.start, last.end, version=version)
+        rows = rows_by_run(lake, last.start, last.end, version=version)
         lease.check()
         former, not_restored = (
             restored_by(lake, ledger, last, version=version, without=stale) if rows.get(run_id) else (None, [])
@@ -270,9 +271,9 @@ def _take_out(lake: Lake, ledger: Ledger, lease: Lease, last: Publication) -> Pu
 
     commit = against_others(lake, attempt)
     if recovered:  # an earlier call took them out and died before it could say so
-        rows = _rows_by_run(lake, last.start, last.end, version=commit.version - 1)
+        rows = rows_by_run(lake, last.start, last.end, version=commit.version - 1)
     held = rows.pop(run_id, 0)
-    after = _rows_by_run(lake, last.start, last.end, version=commit.version) if held else {}
+    after = rows_by_run(lake, last.start, last.end, version=commit.version) if held else {}
     restored = {name: count - rows.get(name, 0) for name, count in after.items() if count > rows.get(name, 0)}
     # Others whose rows lie in its window came after it, whether or not the ledger knows of them yet.
     later = {one.run_id for one in ledger.replaced_since(last) if one.status is PublicationStatus.PUBLISHED}
@@ -334,14 +335,19 @@ def _reader(files: Sequence[Path], schema: pa.Schema) -> pa.RecordBatchReader:
     return pa.RecordBatchReader.from_batches(schema, (batch.cast(schema) for batch in batches))
 
 
-def _rows_by_run(lake: Lake, start: Any, end: Any, *, version: int | None = None) -> dict[str, int]:
-    """How many rows of each run the view holds in a window."""
+def rows_by_run(lake: Lake, start: Any, end: Any, *, version: int | None = None) -> dict[str, int]:
+    """How many rows of each run the view holds in a window; memory does not grow with it."""
     import pyarrow.compute as pc
 
     moment = pc.field(EVENT_TIMESTAMP)
-    runs = lake.read(_VIEW, columns=["run_id"], where=(moment >= start) & (moment < end), version=version)
-    counted = runs.group_by("run_id").aggregate([([], "count_all")]).to_pydict()
-    return dict(zip(counted["run_id"], counted["count_all"], strict=True))
+    held = lake.dataset(_VIEW, version=version)
+    counted: Counter[str] = Counter()
+    for batch in held.to_batches(
+        columns=["run_id"], filter=(moment >= start) & (moment < end), batch_readahead=2, fragment_readahead=1
+    ):
+        for run in batch.column(0).value_counts().to_pylist():
+            counted[run["values"]] += run["counts"]
+    return dict(counted)
 
 
 def _report(

@@ -7,20 +7,21 @@ join cannot say that: the latest row may not be known yet, and must not hide an 
 first reduced to those that can ever be an answer, each from the moment at which it becomes visible,
 ``seen = greatest(event, created)``:
 
-* of all rows of an entity with the same ``seen``, the one with the greatest (event, created);
-* of these, only those whose event is not older than that of any row seen before: an older row that becomes known late never
-  replaces a newer one that is known already.
+* only those whose event is not older than that of any row seen before, or at the same time: an older row that becomes known
+  late never replaces a newer one that is known already;
+* of these with the same ``seen``, the one with the greatest creation time.
 
-After that an ASOF join on ``seen`` is exact. Where no row is late (``created <= event`` everywhere), the second step falls
-away. With a fixed K the rows created after K are left out; where T sets no limit, ``seen`` is the event's time.
+After that an ASOF join on ``seen`` is exact. Where no row is late (``created <= event`` everywhere), ``seen`` is the event's time
+and no row falls away. Rows of an entity with both ``seen`` and event equal are told apart after the join, and only those that
+it has found. With a fixed K the rows created after K are left out; where T sets no limit, ``seen`` is the event's time.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from scalr_prod.feast_store.scan import quote
+from scalr_prod.feast_store.scan import literal, quote
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.feast_store.scan import Scan
 
-__all__ = ["ROW", "SPINE", "TIME", "ViewJoin", "clocks_sql", "join_sql", "match", "tie_breakers", "withheld"]
+__all__ = ["ROW", "SPINE", "TIME", "ViewJoin", "clocks_sql", "fitted", "join_sql", "match", "tie_breakers", "withheld"]
 
 #: The spine's table in the connection and its row number.
 SPINE = "spine"
@@ -37,8 +38,14 @@ ROW = "__spine_row"
 #: The spine's time in microseconds, whatever the resolution and type of its own column.
 TIME = "__spine_time"
 
+#: A row's number in a view that was narrowed.
+_ROW_ID = "__row_id"
+
 #: Where the table has this many times the spine's rows, rows of other entities are left out first: it costs a lookup a row.
 _FEW = 8
+
+#: Features of so many bits together go through the join with the rows; wider ones are looked up by row id afterwards.
+_CARRIED_BITS = 256
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,7 @@ class ViewJoin:
         ttl_us: A row older than this at the spine's time counts as absent; 0: never.
         by_spine: Whether a row counts only from its creation time on.
         known_by_us: Rows created after this are left out, µs since 1970; None: none are.
+        few: The table has many rows beside the spine's: those of other entities are left out before the join.
     """
 
     scan: Scan
@@ -66,25 +74,77 @@ class ViewJoin:
     ttl_us: int = 0
     by_spine: bool = True
     known_by_us: int | None = None
+    few: bool = False
 
 
-def match(connection: Any, view: ViewJoin, number: int) -> None:
-    """Find each spine row's feature row: makes the table ``match_<number>`` (spine row, row id), without rows that find none.
+def fitted(connection: Any, view: ViewJoin) -> ViewJoin:
+    """The same view, of those rows alone whose first key lies between the spine's least and greatest.
+
+    A table that is sorted by that key (histories are) is then read where the spine's entities lie, and not as a whole.
+
+    Args:
+        connection: DuckDB connection that holds the spine as `SPINE`.
+        view: The feature view.
+    """
+    spine_rows, table_rows = (_count(connection, relation) for relation in (SPINE, view.scan.relation))
+    view = replace(view, few=spine_rows * _FEW < table_rows)
+    if not view.keys:
+        return view
+    import pyarrow as pa
+
+    column, spine = view.keys[0]
+    if pa.types.is_string(kind := view.scan.schema.field(column).type) or pa.types.is_large_string(kind):
+        spine = f"CAST({spine} AS VARCHAR)"  # a spine's categories have an order of their own
+    least, most = connection.execute(f"SELECT min({spine}), max({spine}) FROM {SPINE} s").fetchall()[0]
+    if not isinstance(least, int | str) or "\0" in f"{least}{most}":  # no keys, or such as cannot be said in SQL
+        return view
+    low, high = (literal(bound) if isinstance(bound, str) else str(bound) for bound in (least, most))
+    relation = (
+        f"(SELECT *, {view.scan.row_id} AS {_ROW_ID} FROM {view.scan.relation} WHERE {quote(column)} BETWEEN {low} AND {high})"
+    )
+    return replace(view, scan=replace(view.scan, relation=relation, row_id=_ROW_ID))
+
+
+def match(connection: Any, view: ViewJoin, number: int) -> bool:
+    """Find each spine row's feature row: makes the table ``match_<number>``, without spine rows that find none.
+
+    Its columns: ``spine_row``, ``rid``, and the features themselves (``c0``, …) where they are narrow.
 
     Args:
         connection: DuckDB connection that holds the spine as `SPINE`, with columns `ROW` and `TIME`.
         view: The feature view.
         number: Names the tables made here.
+
+    Returns:
+        Whether any row became visible only after it had happened.
     """
-    spine_rows, table_rows = (_count(connection, relation) for relation in (SPINE, view.scan.relation))
-    rows = _rows_sql(view, few=spine_rows * _FEW < table_rows)
-    late = view.created is not None and view.by_spine and _exists(connection, f"SELECT 1 FROM ({rows}) WHERE seen > event")
-    _reduce(connection, view, rows, number, late=late)
+    late = view.created is not None and view.by_spine and _any_late(connection, view)
+    rows = _rows_sql(view, late=late)
+    keys, carried = [f"k{i}" for i in range(len(view.keys))], _carried(view)
+    # Without late rows both clocks are one, and each column more makes the join's sort slower.
+    group = [*keys, "seen", *(["event"] if late else [])]
+    partition = f"PARTITION BY {', '.join(keys)} " if keys else ""
+    newest = f" QUALIFY event >= max(event) OVER ({partition}ORDER BY seen)" if late else ""
+    found = ", ".join(f"f.{name}" for name in [*group, "rid", *carried])
     connection.execute(
-        f"CREATE TEMP TABLE match_{number} AS SELECT s.{ROW} AS spine_row, f.rid FROM {SPINE} s"
-        f" ASOF JOIN reduced_{number} f ON {_asof_sql(view, 'seen')}"
+        f"CREATE TEMP TABLE match_{number} AS SELECT s.{ROW} AS spine_row, {found} FROM {SPINE} s"
+        f" ASOF JOIN (SELECT * FROM ({rows}){newest}) f ON {_asof_sql(view, 'seen')}"
     )
-    connection.execute(f"DROP TABLE reduced_{number}")
+    same = " AND ".join(f"r.{name} = m.{name}" for name in group)
+    if _exists(connection, f"SELECT 1 FROM ({rows}) r JOIN match_{number} m ON {same} WHERE r.rid <> m.rid"):
+        # Row ids depend on how the table's files lie: between rows with both clocks equal, the values decide. All of the view's
+        # count, not only those that are asked for: any choice of features comes from one row, the one in the online store.
+        values = [f"t{i}" for i in range(len(view.ties))]
+        kept = ", ".join(f"{name} := {name}" for name in ["rid", *carried])
+        best = (
+            f"SELECT {', '.join(group)}, arg_max(struct_pack({kept}), ({', '.join(['created', *values, 'rid'])})) AS best"
+            f" FROM ({rows}) r SEMI JOIN match_{number} m ON {same} GROUP BY ALL"
+        )
+        connection.execute(
+            f"CREATE OR REPLACE TEMP TABLE match_{number} AS SELECT m.spine_row, unnest(r.best)"
+            f" FROM match_{number} m JOIN ({best}) r ON {same}"
+        )
+    return late
 
 
 def withheld(connection: Any, view: ViewJoin, number: int) -> int:
@@ -99,9 +159,7 @@ def withheld(connection: Any, view: ViewJoin, number: int) -> int:
         return 0
     if _count(connection, f"match_{number}") == _count(connection, SPINE):
         return 0
-    event, created = clocks_sql(view.event, view.created)
-    if not _exists(connection, f"SELECT 1 FROM {view.scan.relation} WHERE {created} > {event}"):
-        return 0
+    event, _ = clocks_sql(view.event, view.created)
     unmatched = f"SELECT s.* FROM {SPINE} s ANTI JOIN match_{number} m ON m.spine_row = s.{ROW}"
     keys = "".join(f"{quote(column)} AS k{i}, " for i, (column, _) in enumerate(view.keys))
     # Most rows are those of entities that found theirs: they are left out before the join sorts.
@@ -140,54 +198,59 @@ def join_sql(spine_columns: Sequence[str], views: Sequence[ViewJoin]) -> str:
     joins = []
     for number, view in enumerate(views):
         columns = _columns(view)
-        payload = ", ".join(f"{quote(column)} AS c{i}" for i, column in enumerate(columns))
         selected += [f"v{number}.c{columns.index(column)} AS {quote(name)}" for column, name in view.features]
-        if columns:
-            joins.append(
-                f" LEFT JOIN (SELECT m.spine_row, p.* EXCLUDE (rid) FROM match_{number} m"
-                f" JOIN (SELECT {view.scan.row_id} AS rid, {payload} FROM {view.scan.relation}) p ON p.rid = m.rid) v{number}"
-                f" ON v{number}.spine_row = s.{ROW}"
+        found = f"match_{number}"
+        if columns and not _carried(view):
+            payload = ", ".join(f"{quote(column)} AS c{i}" for i, column in enumerate(columns))
+            found = (
+                f"(SELECT m.spine_row, p.* EXCLUDE (rid) FROM match_{number} m"
+                f" JOIN (SELECT {view.scan.row_id} AS rid, {payload} FROM {view.scan.relation}) p ON p.rid = m.rid)"
             )
+        if columns:
+            joins.append(f" LEFT JOIN {found} v{number} ON v{number}.spine_row = s.{ROW}")
     return f"SELECT {', '.join(selected)} FROM {SPINE} s{''.join(joins)} ORDER BY s.{ROW}"
 
 
-def _rows_sql(view: ViewJoin, *, few: bool) -> str:
-    """The rows that can matter to any spine row: keys, values, event, created, seen (all µs), row id."""
+def _any_late(connection: Any, view: ViewJoin) -> bool:
+    """Whether a row that can matter to a spine row was created after it had happened."""
     event, created = clocks_sql(view.event, view.created)
-    keys = [f"{quote(column)} AS k{i}" for i, (column, _) in enumerate(view.keys)]
-    seen = f"greatest({event}, {created})" if view.created is not None and view.by_spine else event
-    values = [f"{quote(column)} AS t{i}" for i, column in enumerate(view.ties)]
-    clocks = [f"{event} AS event", f"{created} AS created", f"{seen} AS seen"]
-    selected = ", ".join([*keys, *values, *clocks, f"{view.scan.row_id} AS rid"])
-    limits = [f"{seen} <= (SELECT max({TIME}) FROM {SPINE})"]
-    if few:
+    return _exists(connection, f"SELECT 1 FROM {view.scan.relation} WHERE {created} > {event} AND {_limits_sql(view, event)}")
+
+
+def _rows_sql(view: ViewJoin, *, late: bool) -> str:
+    """The rows that can matter to any spine row: keys, values, event, created, seen (all µs), row id, narrow features."""
+    event, created = clocks_sql(view.event, view.created)
+    seen = f"greatest({event}, {created})" if late else event
+    selected = [
+        *(f"{quote(column)} AS k{i}" for i, (column, _) in enumerate(view.keys)),
+        *(f"{quote(column)} AS t{i}" for i, column in enumerate(view.ties)),
+        *(f"{quote(column)} AS {name}" for column, name in zip(_columns(view), _carried(view), strict=False)),
+        f"{event} AS event, {created} AS created, {seen} AS seen, {view.scan.row_id} AS rid",
+    ]
+    return f"SELECT {', '.join(selected)} FROM {view.scan.relation} WHERE {_limits_sql(view, seen)}"
+
+
+def _limits_sql(view: ViewJoin, clock: str) -> str:
+    """Which rows can matter to any spine row, by when they had happened or could be seen."""
+    event, created = clocks_sql(view.event, view.created)
+    limits = [f"{clock} <= (SELECT max({TIME}) FROM {SPINE})"]
+    if view.few:
         limits += [f"{quote(column)} IN (SELECT {spine} FROM {SPINE} s)" for column, spine in view.keys]
     if view.ttl_us:
         limits.append(f"{event} >= (SELECT min({TIME}) FROM {SPINE}) - {view.ttl_us}")
     if view.created and view.known_by_us is not None:
         limits.append(f"{created} <= {view.known_by_us}")
-    return f"SELECT {selected} FROM {view.scan.relation} WHERE {' AND '.join(limits)}"
+    return " AND ".join(limits)
 
 
-def _reduce(connection: Any, view: ViewJoin, rows: str, number: int, *, late: bool) -> None:
-    """Make ``reduced_<number>``: for each entity and ``seen``, the row that counts from then on."""
-    keys = [f"k{i}" for i in range(len(view.keys))]
-    group = ", ".join([*keys, "seen"])
-    partition = f"PARTITION BY {', '.join(keys)} " if keys else ""
-    newest = f" QUALIFY event >= max(event) OVER ({partition}ORDER BY seen)" if late else ""
+def _carried(view: ViewJoin) -> list[str]:
+    """The names of the features in ``match_<number>``: all of them, if they are narrow; else none, and they are looked up by row id."""
+    import pyarrow as pa
 
-    def reduce(best: str) -> None:
-        connection.execute(
-            f"CREATE OR REPLACE TEMP TABLE reduced_{number} AS SELECT * FROM (SELECT {group}, max(event) AS event,"
-            f" {best} AS rid, count(*) AS rows FROM ({rows}) GROUP BY {group}){newest}"
-        )
-
-    reduce("max(rid)")
-    if _exists(connection, f"SELECT 1 FROM reduced_{number} WHERE rows > 1"):
-        # Row ids depend on how the table's files lie: between rows with both clocks equal, the values decide. All of the view's
-        # count, not only those that are asked for: any choice of features comes from one row, the one in the online store.
-        values = [f"t{i}" for i in range(len(view.ties))]
-        reduce(f"arg_max(rid, ({', '.join(['event', 'created', *values, 'rid'])}))")
+    kinds = [view.scan.schema.field(column).type for column in _columns(view)]
+    if not all(pa.types.is_primitive(kind) for kind in kinds) or sum(kind.bit_width for kind in kinds) > _CARRIED_BITS:
+        return []
+    return [f"c{i}" for i in range(len(kinds))]
 
 
 def _micros_sql(column: str) -> str:

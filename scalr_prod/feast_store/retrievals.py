@@ -12,7 +12,7 @@ from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL
 
 from scalr_prod.errors import FeatureStoreError
 from scalr_prod.feast_store import reads
-from scalr_prod.feast_store.asof import join_sql, match, withheld
+from scalr_prod.feast_store.asof import fitted, join_sql, match, withheld
 from scalr_prod.feast_store.columns import KNOWLEDGE_TIME, source_columns
 from scalr_prod.feast_store.job import DeltaRetrievalJob
 from scalr_prod.feast_store.scan import Scan, literal, quote
@@ -70,9 +70,10 @@ def _join(
         for number, (view, names) in enumerate(wanted.items())
     ]
     reads.check_names(spine.names, views)
+    views = [fitted(connection, view) for view in views]
     for number, (view, parts) in enumerate(zip(wanted, views, strict=True)):
-        match(connection, parts, number)
-        if rows := withheld(connection, parts, number):
+        late = match(connection, parts, number)
+        if late and (rows := withheld(connection, parts, number)):
             logger.warning(
                 "%s: %d spine rows get no value, since what had happened by their time was created only later; if %s holds load"
                 " times, tag the view or its source with %s = 'event'",

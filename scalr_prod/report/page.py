@@ -188,7 +188,13 @@ def _translator(manifest: Mapping[str, Any]) -> dict[str, Any] | None:
     if own is not None:
         low, high = own["ci99"]
         information = f"{own['nats']:.2f} nats an event over another user's (99 %: {low:.2f} to {high:.2f})"
-    return {"rows": rows, "events": everybody["mixture"]["events"], "information": information}
+    left_out = [
+        f"{counts['items'] - counts['kept']:,} of {counts['items']:,} {domain} items, with"
+        f" {1 - counts['events_kept'] / counts['events']:.2%} of the events"
+        for domain, counts in manifest.get("vocabulary", {}).items()
+        if counts["kept"] < counts["items"]
+    ]
+    return {"rows": rows, "events": everybody["mixture"]["events"], "information": information, "left_out": left_out}
 
 
 def _curve(classes: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

@@ -1,0 +1,207 @@
+"""What reading and writing cost at two sizes of the log, in seconds of processor time, so that other work on the machine disturbs little.
+
+`bucket_s`: what one generation task reads of the log (its contexts, and what its users had), and all of a run's tasks together, for
+8 and for 32 partitions. `histories_s`: the point-in-time join of 50 000 contexts of one bucket, one slice of a task, with histories of
+up to 50 events. `write_back`: a commit that replaces one window of the feature view by 10 000 rows, with nothing, and with many
+events published in other windows, beside a write of the same rows by pyarrow and a rename; `count_s` is the look at whose rows the
+window holds. Medians.
+
+SCALR_BENCH_EVENTS changes the larger size.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import tempfile
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from scalr_prod.settings import Settings
+
+LARGER = int(os.environ.get("SCALR_BENCH_EVENTS", "3000000"))
+SIZES = (LARGER // 10, LARGER)
+#: Events of a user; the log of the target domain has a tenth of the source's.
+EACH, ITEMS = 20, 10_000
+PARTITIONS, SLICE, WRITTEN, ROUNDS = (8, 32), 50_000, 10_000, 3
+START = datetime(2024, 1, 1, tzinfo=UTC)
+DAY_US, DAYS = 86_400_000_000, 360
+STAMP = pa.timestamp("us", tz="UTC")
+
+
+def main() -> dict:
+    figures: dict[str, Any] = {"source_events": list(SIZES)}
+    read = {}
+    for events in SIZES:
+        with tempfile.TemporaryDirectory() as scratch:
+            read[events] = reading(Path(scratch), events)
+            print(f"  {events}: {read[events]}", flush=True)
+    figures["reading"] = read
+    smaller, larger = (read[events] for events in SIZES)
+    figures["ratios"] = {name: round(larger[name] / smaller[name], 2) for name in smaller}
+    figures["write_back"] = write_back()
+    return figures
+
+
+def reading(folder: Path, events: int) -> dict[str, float]:
+    """Seconds of each step for a log of so many source events."""
+    from scalr_prod.duck import open_duckdb
+    from scalr_prod.feast_store import apply_feature_repo, point_in_time
+    from scalr_prod.generation import contexts
+    from scalr_prod.generation.bucket import read_bucket
+    from scalr_prod.generation.plan import run_settings
+    from scalr_prod.histories import build_histories
+    from scalr_prod.ingest import ingest
+    from scalr_prod.lake import Lake
+
+    settings = settings_of(folder, events)
+    figures = {"ingest_s": seconds(lambda: ingest(settings)), "build_histories_s": seconds(lambda: build_histories(settings))}
+    apply_feature_repo(settings)
+    lake, end = Lake.open(settings), START + timedelta(days=DAYS)
+    spec: Any = SimpleNamespace(
+        table_versions={table: lake.version(table) for table in lake_tables()},
+        settings=run_settings(settings),
+        mode="backfill",
+        seed=0,
+        start=START,
+        end=end,
+        as_of=end,
+    )
+    rows = None
+    for partitions in PARTITIONS:
+        with open_duckdb(settings, folder) as connection:
+            connection.execute("SET threads = 1")
+            took = []
+            for _ in range(ROUNDS):
+                started = time.process_time()
+                found, _had = read_bucket(connection, settings, spec, 0, partitions)
+                took.append(time.process_time() - started)
+            rows = found if rows is None else rows
+        figures[f"bucket_of_{partitions}_s"] = round(statistics.median(took), 3)
+        figures[f"buckets_together_{partitions}_s"] = round(partitions * statistics.median(took), 2)
+    slices = contexts.user_slices(rows["user_id"], SLICE)
+    start, stop = slices[len(slices) // 2]
+    asked = rows.slice(start, stop - start).select(["user_id", "item_id", "event_timestamp"])
+    features = ["source_user_history:item_ids", "source_user_history:event_timestamps"]
+    figures["contexts_of_a_slice"] = len(asked)
+    figures["histories_s"] = statistics.median(
+        seconds(lambda: point_in_time(settings, asked, features, known_by=end)) for _ in range(ROUNDS)
+    )
+    figures["histories_s_per_50000"] = round(figures["histories_s"] * SLICE / len(asked), 3)
+    return figures
+
+
+def lake_tables() -> tuple:
+    from scalr_prod.generation.plan import TABLES_READ
+
+    return TABLES_READ
+
+
+def settings_of(folder: Path, events: int) -> Settings:
+    """A project whose logs are there: users with names, items with numbers as text."""
+    from scalr_prod.settings import load_settings
+
+    rng = np.random.default_rng(0)
+    for name, count in (("source", events), ("target", events // 10)):
+        users = rng.integers(0, events // EACH, count).astype(str).astype(object)
+        log = {
+            "user_id": pa.array("customer-" + users, pa.string()),
+            "item_id": pa.array((rng.zipf(1.3, count) % ITEMS).astype(str)),
+            "timestamp": pa.array(micros(START) + rng.integers(0, DAYS * DAY_US, count), STAMP),
+        }
+        pq.write_table(pa.table(log), folder / f"{name}.parquet")
+    (folder / "scalr.toml").write_text(
+        '[domains.source]\nname = "source"\nevents = "source.parquet"\n[domains.target]\nname = "target"\nevents = "target.parquet"\n'
+    )
+    return load_settings(folder / "scalr.toml")
+
+
+def write_back() -> dict[str, float]:
+    """Seconds of a publication's commit by how many events were published before, and its ratio to a plain write."""
+    figures: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = published(WRITTEN, day=DAYS)
+        plain = [seconds(lambda: plain_write(Path(scratch), rows)) for _ in range(3 * ROUNDS)]
+        figures["pyarrow_write_and_rename_s"] = statistics.median(plain)
+        for held in (0, *SIZES):
+            figures |= commits(Path(scratch), rows, held)
+    figures["of_plain"] = round(figures["commit_beside_0_s"] / figures["pyarrow_write_and_rename_s"], 2)
+    figures["of_plain_at_most"] = round(figures[f"commit_beside_{SIZES[-1]}_s"] / figures["pyarrow_write_and_rename_s"], 2)
+    return figures
+
+
+def commits(folder: Path, rows: pa.Table, held: int) -> dict[str, float]:
+    """Seconds of the look at a window, and of the commit that replaces it, where so many events lie in other windows."""
+    from scalr_prod.contracts import Table
+    from scalr_prod.lake import Lake
+    from scalr_prod.publication import rows_by_run
+
+    table, lake = Table.SYNTHETIC_TARGET_EVENTS, Lake(str(folder / f"lake_{held}"))
+    lake.create(table, rows.schema)
+    for day in range(10 if held else 0):
+        lake.replace_window(table, published(held // 10, day=day), key=f"day {day}", **window(day))
+    counts, took = [], []
+    for attempt in range(3 * ROUNDS):
+        counts.append(seconds(lambda: rows_by_run(lake, *window(DAYS).values())))
+        took.append(seconds(lambda: lake.replace_window(table, rows, key=f"again {attempt}", **window(DAYS))))  # noqa: B023
+    return {f"count_beside_{held}_s": statistics.median(counts), f"commit_beside_{held}_s": statistics.median(took)}
+
+
+def window(day: int) -> dict[str, datetime]:
+    return {"start": START + timedelta(days=day), "end": START + timedelta(days=day + 1)}
+
+
+def plain_write(folder: Path, rows: pa.Table) -> None:
+    pq.write_table(rows, folder / "rows.tmp", compression="zstd", compression_level=1, use_dictionary=False)
+    (folder / "rows.tmp").replace(folder / "rows.parquet")
+
+
+def published(count: int, *, day: int) -> pa.Table:
+    """Rows of the feature view within one day."""
+    from scalr_prod.contracts import Table, schema_of
+
+    rng = np.random.default_rng(day)
+    times = micros(START) + day * DAY_US + rng.integers(0, DAY_US, count)
+    numbers = np.arange(count)
+    columns = {
+        "event_id": [f"{day:016x}{number:016x}" for number in numbers],
+        "user_id": [f"customer-{user}" for user in rng.integers(0, max(count // EACH, 1), count)],
+        "item_id": [str(item) for item in rng.integers(0, ITEMS, count)],
+        "event_timestamp": times,
+        "probability": rng.random(count),
+        "weight": rng.random(count),
+        "source_domain": ["source"] * count,
+        "source_item_id": [str(item) for item in rng.integers(0, ITEMS, count)],
+        "source_event_timestamp": times,
+        "translator_version": [1] * count,
+        "run_id": [f"run-of-day-{day}"] * count,
+        "created_timestamp": times + DAY_US,
+    }
+    schema = schema_of(Table.SYNTHETIC_TARGET_EVENTS, user="string", item="string", source_item="string")
+    return pa.table({field.name: pa.array(columns[field.name], field.type) for field in schema}, schema)
+
+
+def micros(moment: datetime) -> int:
+    return int(moment.timestamp()) * 1_000_000
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Of processor time, of all threads."""
+    started = time.process_time()
+    work()
+    return round(time.process_time() - started, 4)
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(), indent=2))

@@ -1,0 +1,125 @@
+"""Every stage of a run at two sizes, ten times apart: processor time, memory, and the ratios of both.
+
+Made logs: users of 20 source events each, a tenth as many target events, the same catalogue of 2 000 items at both sizes. Each stage is
+a process of its own, which has its libraries imported before the clock starts. `cpu_s` counts it and all that it starts, whatever else
+the machine does; `memory_mb` is the most that all of them hold together. The workers score, one at a time (`scorer = "local"`).
+Limits: 10.5 times the time and 1.2 times the memory. `generate` compiles the kernels and imports what its workers need, half a minute
+whatever the size, so that small sizes say little. The gate is let pass what was not measured: few users are too few for that.
+
+SCALR_BENCH_EVENTS is the larger number of source events.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.bench_run import PeakMemory
+
+if TYPE_CHECKING:
+    from scalr_prod import Project
+
+LARGER = int(os.environ.get("SCALR_BENCH_EVENTS", "3000000"))
+TIMES = 10
+EACH, ITEMS, GENRES, DAYS = 20, 2_000, 20, 365
+START = datetime(2024, 1, 1, tzinfo=UTC)
+STAGES = ("ingest", "histories", "train", "generate", "validate", "publish", "training_set")
+LIMITS = {"cpu_ratio": 10.5, "memory_ratio": 1.2}
+
+
+def main() -> dict[str, Any]:
+    found = {}
+    for events in (LARGER // TIMES, LARGER):
+        with tempfile.TemporaryDirectory() as scratch:
+            found[events] = stages(Path(scratch), events)
+    smaller, larger = found.values()
+    ratios = {
+        stage: {
+            "cpu_ratio": round(larger[stage]["cpu_s"] / smaller[stage]["cpu_s"], 2),
+            "memory_ratio": round(larger[stage]["memory_mb"] / smaller[stage]["memory_mb"], 2),
+        }
+        for stage in STAGES
+    }
+    return {
+        "limits": LIMITS,
+        "source_events": list(found),
+        "ratios": ratios,
+        "stages": {str(size): each for size, each in found.items()},
+    }
+
+
+def stages(folder: Path, events: int) -> dict[str, dict[str, float]]:
+    """What each stage took for so many source events, in a fresh home."""
+    write_logs(folder, events)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "feast", "great_expectations", "distributed", "scalr_prod.project"])
+    figures = {}
+    for stage in STAGES:
+        with ProcessPoolExecutor(1, context) as alone:
+            figures[stage] = alone.submit(measured, folder, stage).result()
+        print(f"  {events} {stage}: {figures[stage]}", flush=True)
+    return figures
+
+
+def measured(folder: Path, stage: str) -> dict[str, float]:
+    """One stage, in a process that does nothing else."""
+    from scalr_prod import Project
+
+    peak, before = PeakMemory(os.getpid()), used()
+    with Project.open(folder / "scalr.toml") as project:
+        done(project, stage)
+        # Its workers' processor time is told by the process that they were forked from, while it lives.
+        cpu = used() - before
+    peak.stop()
+    return {"cpu_s": round(cpu, 2), "memory_mb": peak.bytes >> 20}
+
+
+def done(project: Project, stage: str) -> None:
+    if stage in {"validate", "publish"}:
+        getattr(project, stage)(project.runs()[-1].run_id)
+    else:
+        getattr(project, {"training_set": "build_training_set"}.get(stage, stage))()
+
+
+def used() -> float:
+    """Seconds of processor time of this process, of all below it, and of those below it that have ended."""
+    own, total = psutil.Process(), 0.0
+    for process in (own, *own.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            total += sum(process.cpu_times()[:4])
+    return total
+
+
+def write_logs(folder: Path, events: int) -> None:
+    """Users with tastes: each likes some genres of both domains, so that the translator has something to learn."""
+    rng = np.random.default_rng(0)
+    users = events // EACH
+    tastes = rng.integers(0, GENRES, (users, 2))
+    for name, count in (("source", events), ("target", events // 10)):
+        user = rng.integers(0, users, count)
+        genre = tastes[user, rng.integers(0, 2, count)]
+        item = genre + GENRES * (rng.zipf(1.4, count) % (ITEMS // GENRES))
+        moments = int(START.timestamp()) * 1_000_000 + rng.integers(0, DAYS * 86_400_000_000, count)
+        log = {"user_id": user, "item_id": item, "timestamp": pa.array(moments, pa.timestamp("us", "UTC"))}
+        pq.write_table(pa.table(log), folder / f"{name}.parquet")
+    (folder / "scalr.toml").write_text(
+        "".join(f'[domains.{name}]\nname = "{name}"\nevents = "{name}.parquet"\n' for name in ("source", "target"))
+        + f"[generation]\nstart = {START.isoformat()}\nend = {(START + timedelta(days=DAYS)).isoformat()}\n"
+        + '[serving]\nscorer = "local"\n[compute]\nworkers = 1\n[translator]\nthreads = 1\n[quality]\nmin_information = 0\n'
+    )
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(), indent=2))
