@@ -9,6 +9,7 @@ first reduced to those that can ever be an answer, each from the moment at which
 
 * only those whose event is not older than that of any row seen before, or at the same time: an older row that becomes known
   late never replaces a newer one that is known already;
+* of those that every spine row sees, only each entity's newest;
 * of these with the same ``seen``, the one with the greatest creation time.
 
 After that an ASOF join on ``seen`` is exact. Where no row is late (``created <= event`` everywhere), ``seen`` is the event's time
@@ -40,6 +41,9 @@ TIME = "__spine_time"
 
 #: A row's number in a view that was narrowed.
 _ROW_ID = "__row_id"
+
+#: SQL of the earliest time that the spine asks about, µs.
+_SINCE = f"(SELECT min({TIME}) FROM {SPINE})"
 
 #: Where the table has this many times the spine's rows, rows of other entities are left out first: it costs a lookup a row.
 _FEW = 8
@@ -119,26 +123,28 @@ def match(connection: Any, view: ViewJoin, number: int) -> bool:
         Whether any row became visible only after it had happened.
     """
     late = view.created is not None and view.by_spine and _any_late(connection, view)
-    rows = _rows_sql(view, late=late)
+    rows = every = _rows_sql(view, late=late)
     keys, carried = [f"k{i}" for i in range(len(view.keys))], _carried(view)
     # Without late rows both clocks are one, and each column more makes the join's sort slower.
     group = [*keys, "seen", *(["event"] if late else [])]
     partition = f"PARTITION BY {', '.join(keys)} " if keys else ""
     newest = f" QUALIFY event >= max(event) OVER ({partition}ORDER BY seen)" if late else ""
+    if _mostly_before(connection, view):
+        rows = _last_before_sql(every, keys)
     found = ", ".join(f"f.{name}" for name in [*group, "rid", *carried])
     connection.execute(
         f"CREATE TEMP TABLE match_{number} AS SELECT s.{ROW} AS spine_row, {found} FROM {SPINE} s"
         f" ASOF JOIN (SELECT * FROM ({rows}){newest}) f ON {_asof_sql(view, 'seen')}"
     )
     same = " AND ".join(f"r.{name} = m.{name}" for name in group)
-    if _exists(connection, f"SELECT 1 FROM ({rows}) r JOIN match_{number} m ON {same} WHERE r.rid <> m.rid"):
+    if _exists(connection, f"SELECT 1 FROM ({every}) r JOIN match_{number} m ON {same} WHERE r.rid <> m.rid"):
         # Row ids depend on how the table's files lie: between rows with both clocks equal, the values decide. All of the view's
         # count, not only those that are asked for: any choice of features comes from one row, the one in the online store.
         values = [f"t{i}" for i in range(len(view.ties))]
         kept = ", ".join(f"{name} := {name}" for name in ["rid", *carried])
         best = (
             f"SELECT {', '.join(group)}, arg_max(struct_pack({kept}), ({', '.join(['created', *values, 'rid'])})) AS best"
-            f" FROM ({rows}) r SEMI JOIN match_{number} m ON {same} GROUP BY ALL"
+            f" FROM ({every}) r SEMI JOIN match_{number} m ON {same} GROUP BY ALL"
         )
         connection.execute(
             f"CREATE OR REPLACE TEMP TABLE match_{number} AS SELECT m.spine_row, unnest(r.best)"
@@ -228,6 +234,28 @@ def _rows_sql(view: ViewJoin, *, late: bool) -> str:
         f"{event} AS event, {created} AS created, {seen} AS seen, {view.scan.row_id} AS rid",
     ]
     return f"SELECT {', '.join(selected)} FROM {view.scan.relation} WHERE {_limits_sql(view, seen)}"
+
+
+def _mostly_before(connection: Any, view: ViewJoin) -> bool:
+    """Whether most rows had happened before anything that the spine asks about, as where a day is joined with years."""
+    event, _ = clocks_sql(view.event, view.created)
+    asked = f"SELECT count(*), count(*) FILTER (WHERE {event} <= {_SINCE}) FROM {view.scan.relation}"
+    rows, before = connection.execute(asked).fetchall()[0]
+    return bool(2 * before > rows)
+
+
+def _last_before_sql(rows: str, keys: Sequence[str]) -> str:
+    """The same rows, but of those that every spine row sees only each entity's newest, which alone can be an answer.
+
+    They are found by their event's time, and are neither sorted nor carried any further.
+    """
+    listed, by_key = ("".join(f"{key}, " for key in keys), f" GROUP BY {', '.join(keys)}") if keys else ("", "")
+    same = " AND ".join([*(f"r.{key} = l.{key}" for key in keys), "r.event = l.event"])
+    last = f"SELECT {listed}max(event) AS event FROM ({rows}) WHERE seen <= {_SINCE}{by_key}"
+    return (
+        f"SELECT r.* FROM ({rows}) r JOIN ({last}) l ON {same} WHERE r.seen <= {_SINCE}"
+        f" UNION ALL SELECT * FROM ({rows}) WHERE seen > {_SINCE}"
+    )
 
 
 def _limits_sql(view: ViewJoin, clock: str) -> str:
