@@ -187,6 +187,8 @@ def open_duckdb(settings: Settings, spill: Path) -> Iterator[Any]:
         connection.execute("SET TimeZone = 'UTC'")
         # DuckDB draws its own bar on stdout, where --json has its one object.
         connection.execute("SET enable_progress_bar = false")
+        # A file's footer is parsed once, however often queries come back to it.
+        connection.execute("SET parquet_metadata_cache = true")
         yield connection
     except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
         raise LakeError(

@@ -12,7 +12,8 @@ first reduced to those that can ever be an answer, each from the moment at which
   replaces a newer one that is known already.
 
 After that an ASOF join on ``seen`` is exact. Where no row is late (``created <= event`` everywhere), the second step falls
-away. With a fixed K the rows created after K are left out; where T sets no limit, ``seen`` is the event's time.
+away. With a fixed K the rows created after K are left out; where T sets no limit, ``seen`` is the event's time. What every
+spine row sees counts as seen at the earliest spine time: of an entity's history, one row is left of it.
 """
 
 from __future__ import annotations
@@ -77,9 +78,7 @@ def match(connection: Any, view: ViewJoin, number: int) -> None:
         number: Names the tables made here.
     """
     spine_rows, table_rows = (_count(connection, relation) for relation in (SPINE, view.scan.relation))
-    rows = _rows_sql(view, few=spine_rows * _FEW < table_rows)
-    late = view.created is not None and view.by_spine and _exists(connection, f"SELECT 1 FROM ({rows}) WHERE seen > event")
-    _reduce(connection, view, rows, number, late=late)
+    _reduce(connection, view, number, few=spine_rows * _FEW < table_rows)
     connection.execute(
         f"CREATE TEMP TABLE match_{number} AS SELECT s.{ROW} AS spine_row, f.rid FROM {SPINE} s"
         f" ASOF JOIN reduced_{number} f ON {_asof_sql(view, 'seen')}"
@@ -151,12 +150,12 @@ def join_sql(spine_columns: Sequence[str], views: Sequence[ViewJoin]) -> str:
     return f"SELECT {', '.join(selected)} FROM {SPINE} s{''.join(joins)} ORDER BY s.{ROW}"
 
 
-def _rows_sql(view: ViewJoin, *, few: bool) -> str:
-    """The rows that can matter to any spine row: keys, values, event, created, seen (all µs), row id."""
+def _rows_sql(view: ViewJoin, *, few: bool, ties: bool = False) -> str:
+    """The rows that can matter to any spine row: keys, event, created, seen (all µs), row id; with ``ties``, values too."""
     event, created = clocks_sql(view.event, view.created)
     keys = [f"{quote(column)} AS k{i}" for i, (column, _) in enumerate(view.keys)]
     seen = f"greatest({event}, {created})" if view.created is not None and view.by_spine else event
-    values = [f"{quote(column)} AS t{i}" for i, column in enumerate(view.ties)]
+    values = [f"{quote(column)} AS t{i}" for i, column in enumerate(view.ties)] if ties else []
     clocks = [f"{event} AS event", f"{created} AS created", f"{seen} AS seen"]
     selected = ", ".join([*keys, *values, *clocks, f"{view.scan.row_id} AS rid"])
     limits = [f"{seen} <= (SELECT max({TIME}) FROM {SPINE})"]
@@ -169,25 +168,45 @@ def _rows_sql(view: ViewJoin, *, few: bool) -> str:
     return f"SELECT {selected} FROM {view.scan.relation} WHERE {' AND '.join(limits)}"
 
 
-def _reduce(connection: Any, view: ViewJoin, rows: str, number: int, *, late: bool) -> None:
-    """Make ``reduced_<number>``: for each entity and ``seen``, the row that counts from then on."""
+def _reduce(connection: Any, view: ViewJoin, number: int, *, few: bool) -> None:
+    """Make ``reduced_<number>``: for each entity and ``seen``, the row that counts from then on.
+
+    Of what every spine row sees, one row of each entity is left: found by its event's time alone, then among the few rows that share that.
+    So what lies before the spine is read once, and is neither grouped by its times nor sorted.
+    """
+    rows = f"rows_{number}"
+    connection.execute(f"CREATE TEMP TABLE {rows} AS {_rows_sql(view, few=few)}")
+    late = view.created is not None and view.by_spine and _exists(connection, f"SELECT 1 FROM {rows} WHERE seen > event")
     keys = [f"k{i}" for i in range(len(view.keys))]
-    group = ", ".join([*keys, "seen"])
+    listed = "".join(f"{key}, " for key in keys)
+    by_key = f" GROUP BY {', '.join(keys)}" if keys else " HAVING count(*) > 0"
     partition = f"PARTITION BY {', '.join(keys)} " if keys else ""
     newest = f" QUALIFY event >= max(event) OVER ({partition}ORDER BY seen)" if late else ""
+    since = f"(SELECT min({TIME}) FROM {SPINE})"
+    same = " AND ".join([*(f"r.{key} = l.{key}" for key in keys), "r.event = l.event"])
 
-    def reduce(best: str) -> None:
-        connection.execute(
-            f"CREATE OR REPLACE TEMP TABLE reduced_{number} AS SELECT * FROM (SELECT {group}, max(event) AS event,"
-            f" {best} AS rid, count(*) AS rows FROM ({rows}) GROUP BY {group}){newest}"
-        )
+    def seen_by_all(rows: str) -> str:
+        last = f"SELECT {listed}max(event) AS event FROM {rows} WHERE seen <= {since}{by_key}"
+        return f"SELECT r.* FROM {rows} r JOIN ({last}) l ON {same} WHERE r.seen <= {since}"
 
-    reduce("max(rid)")
+    of_each = "max(event) AS event, max(rid) AS rid, count(*) AS rows"
+    connection.execute(
+        f"CREATE TEMP TABLE reduced_{number} AS SELECT * FROM ("
+        f"SELECT {listed}{since} AS seen, max(event) AS event, arg_max(rid, created) AS rid, arg_max(rows, created) AS rows"
+        f" FROM (SELECT {listed}created, {of_each} FROM ({seen_by_all(rows)}) GROUP BY {listed}created){by_key}"
+        f" UNION ALL SELECT {listed}seen, {of_each} FROM {rows} WHERE seen > {since} GROUP BY {listed}seen){newest}"
+    )
     if _exists(connection, f"SELECT 1 FROM reduced_{number} WHERE rows > 1"):
         # Row ids depend on how the table's files lie: between rows with both clocks equal, the values decide. All of the view's
         # count, not only those that are asked for: any choice of features comes from one row, the one in the online store.
-        values = [f"t{i}" for i in range(len(view.ties))]
-        reduce(f"arg_max(rid, ({', '.join(['event', 'created', *values, 'rid'])}))")
+        order = ", ".join(["event", "created", *(f"t{i}" for i in range(len(view.ties))), "rid"])
+        tied = f"({_rows_sql(view, few=few, ties=True)})"
+        connection.execute(
+            f"CREATE OR REPLACE TEMP TABLE reduced_{number} AS SELECT * FROM ("
+            f"SELECT {listed}seen, max(event) AS event, arg_max(rid, ({order})) AS rid FROM (SELECT * REPLACE ({since} AS seen)"
+            f" FROM ({seen_by_all(tied)}) UNION ALL FROM {tied} WHERE seen > {since}) GROUP BY {listed}seen){newest}"
+        )
+    connection.execute(f"DROP TABLE {rows}")
 
 
 def _micros_sql(column: str) -> str:

@@ -46,6 +46,8 @@ def session(*, memory_mb: int, threads: int | None, spill: str | None, ordered: 
             connection.execute("SET TimeZone = 'UTC'")
             # DuckDB draws its own bar on stdout, where --json has its one object.
             connection.execute("SET enable_progress_bar = false")
+            # A file's footer is parsed once, however often queries come back to it.
+            connection.execute("SET parquet_metadata_cache = true")
             yield connection
         finally:
             connection.close()
