@@ -7,7 +7,7 @@ export UV_FIND_LINKS
 export PYTHONHASHSEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser demo test test-fast faults lint docs audit soak bench bench-lift clean constraints
+.PHONY: help setup browser demo test test-fast faults ops lint docs audit soak bench bench-lift clean constraints
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,7 +35,10 @@ test-fast: setup ## the tests that take seconds
 	$(PYTEST) -m "not slow and not nightly" -n 2 --dist loadfile
 
 faults: setup ## the nightly fault suite: a hundred kills, and what else takes minutes
-	SCALR_FAULTS_REPORT=benchmarks/results/faults.json $(PYTEST) -m "nightly or not nightly" tests/faults && $(PYTEST) -m nightly --ignore tests/faults
+	SCALR_FAULTS_REPORT=benchmarks/results/faults.json $(PYTEST) -m "nightly or not nightly" tests/faults && $(PYTEST) -m nightly --ignore tests/faults --ignore tests/ops
+
+ops: setup ## half an hour on two idle cores: a real Airflow scheduler for two projects, every part a server's, a restore
+	$(PYTEST) -m "nightly or not nightly" tests/ops
 
 lint: setup ## ruff, mypy --strict, import contracts
 	.venv/bin/ruff check .

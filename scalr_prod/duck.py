@@ -199,6 +199,8 @@ def open_duckdb(settings: Settings, spill: Path) -> Iterator[Any]:
         # DuckDB draws its own bar on stdout, where --json has its one object.
         connection.execute("SET enable_progress_bar = false")
         no_loop_joins(connection)
+        # A file's footer is parsed once, however often queries come back to it.
+        connection.execute("SET parquet_metadata_cache = true")
         yield connection
     except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
         raise LakeError(

@@ -21,10 +21,12 @@ __all__ = [
     "GLOB",
     "Growth",
     "bounds_of",
+    "files_between",
     "former_version",
     "fragments_of",
     "growth",
     "local_files",
+    "records_by_file",
     "records_of",
     "schema_of_table",
     "state_of",
@@ -111,25 +113,36 @@ def bounds_of(table: DeltaTable, column: str) -> dict[str, tuple[int, int]]:
     }
 
 
+def files_between(table: DeltaTable, column: str, low: int, high: int) -> frozenset[str]:
+    """Names of the files that may hold a time of ``[low, high]`` (µs) in a column, as the log tells."""
+    bounds = bounds_of(table, column)
+    return frozenset(name for name, (first, last) in bounds.items() if first <= high and last >= low)
+
+
 def fragments_of(table: DeltaTable, names: frozenset[str] | None = None) -> ds.Dataset:
     """A table's rows, or those of some of its files only, as a pyarrow dataset."""
     import pyarrow.dataset as ds
 
-    whole = table.to_pyarrow_dataset()
     if names is None:
-        return whole
-    chosen = [fragment for fragment in whole.get_fragments() if fragment.path in names]
-    return ds.FileSystemDataset(chosen, whole.schema, whole.format, whole.filesystem)
+        return table.to_pyarrow_dataset()
+    if not _is_plain(table):
+        whole = table.to_pyarrow_dataset()
+        chosen = [fragment for fragment in whole.get_fragments() if fragment.path in names]
+        return ds.FileSystemDataset(chosen, whole.schema, whole.format, whole.filesystem)
+    # Delta's own way describes each file of the table, whatever is asked for.
+    from deltalake.fs import DeltaStorageHandler
+    from pyarrow.fs import PyFileSystem
+
+    handler = DeltaStorageHandler.from_table(table._table, table._storage_options)  # noqa: SLF001 - as Delta's own way does
+    files, form = PyFileSystem(handler), ds.ParquetFileFormat()
+    return ds.FileSystemDataset(
+        [form.make_fragment(name, files) for name in sorted(names)], schema_of_table(table), form, files
+    )
 
 
 def local_files(table: DeltaTable) -> list[str] | None:
-    """The table's files where DuckDB can read them as they are, else None.
-
-    Deletion vectors, column mapping and partition columns are not in the files themselves.
-    """
-    metadata, protocol = table.metadata(), table.protocol()
-    features = set(protocol.reader_features or ())
-    if metadata.partition_columns or features & {"deletionVectors", "columnMapping"}:
+    """The table's files where DuckDB can read them as they are, else None."""
+    if not _is_plain(table):
         return None
     files = []
     for uri in table.file_uris():
@@ -143,13 +156,24 @@ def local_files(table: DeltaTable) -> list[str] | None:
     return files
 
 
-def records_of(table: DeltaTable) -> int:
-    """A table's rows, as its log counts them."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
+def _is_plain(table: DeltaTable) -> bool:
+    """Whether a row is what its file says: deletion vectors, column mapping and partition columns are not in the files themselves."""
+    features = set(table.protocol().reader_features or ())
+    return not table.metadata().partition_columns and not features & {"deletionVectors", "columnMapping"}
 
-    counted = pa.table(table.get_add_actions(flatten=True)).column("num_records")
-    return int(pc.sum(counted).as_py() or 0)
+
+def records_of(table: DeltaTable, names: frozenset[str] | None = None) -> int:
+    """A table's rows, or those of some of its files, as its log counts them."""
+    return sum(rows for name, rows in records_by_file(table).items() if names is None or name in names)
+
+
+def records_by_file(table: DeltaTable) -> dict[str, int]:
+    """Rows of each of a table's files, by its name, as the log counts them."""
+    import pyarrow as pa
+
+    actions = pa.table(table.get_add_actions(flatten=True))
+    counted = zip(actions.column("path").to_pylist(), actions.column("num_records").to_pylist(), strict=True)
+    return {name: rows or 0 for name, rows in counted}
 
 
 def schema_of_table(table: DeltaTable) -> pa.Schema:

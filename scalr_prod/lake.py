@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.contracts import EVENT_TIMESTAMP, Table
 from scalr_prod.errors import CommitFailed, CommitOutcomeUnknown, ForeignFiles, LakeError, TableNotFound
+from scalr_prod.growth import schema_of_table
 from scalr_prod.ownership import is_empty
 from scalr_prod.written import note_written
 
@@ -246,7 +247,9 @@ class Lake:
         Raises:
             ForeignFiles: This package did not make it: those that it makes bear their name in their log.
         """
-        found = self.open_table(table)
+        return self._ours(table, self.open_table(table))
+
+    def _ours(self, table: Table, found: DeltaTable) -> DeltaTable:
         if found.metadata().name != table.value:
             raise self._foreign(table, "is a Delta table that this package did not make")
         return found
@@ -304,8 +307,8 @@ class Lake:
         return self.open_table(table).version()
 
     def schema(self, table: Table) -> pa.Schema:
-        """The table's Arrow schema, in pyarrow's types."""
-        return self.dataset(table).schema
+        """The table's Arrow schema, in pyarrow's types; no file of it is asked."""
+        return schema_of_table(self.open_table(table))
 
     def dataset(self, table: Table, *, version: int | None = None) -> ds.Dataset:
         """The table as a pyarrow dataset: lazily read, with filters pushed down; DuckDB and Polars scan it."""
@@ -331,7 +334,14 @@ class Lake:
         return _version_of(self.open_table(table), key)
 
     def append(
-        self, table: Table, rows: Rows, *, key: str, expected_version: int | None = None, record: str | None = None
+        self,
+        table: Table,
+        rows: Rows,
+        *,
+        key: str,
+        expected_version: int | None = None,
+        record: str | None = None,
+        opened: DeltaTable | None = None,
     ) -> Commit:
         """Add rows once per key.
 
@@ -342,17 +352,29 @@ class Lake:
             expected_version: The version that the rows were computed from. Where it is given, the rows are added to that
                 version or not at all: of several writers that started from one version, one lands.
             record: What the commit says of itself, for `record_of`: it is there if and only if the rows are.
+            opened: The table, where it is open already; afterwards it stands at the version that was made.
 
         Raises:
             CommitFailed: Nothing changed; with ``expected_version``, the table may have moved on.
         """
-        return self._commit(table, rows, key=key, mode="append", expected_version=expected_version, record=record)
+        return self._commit(
+            table, rows, key=key, mode="append", expected_version=expected_version, record=record, opened=opened
+        )
 
     def replace(
-        self, table: Table, rows: Rows, *, key: str, expected_version: int | None = None, record: str | None = None
+        self,
+        table: Table,
+        rows: Rows,
+        *,
+        key: str,
+        expected_version: int | None = None,
+        record: str | None = None,
+        opened: DeltaTable | None = None,
     ) -> Commit:
-        """Replace the whole table once per key; ``expected_version`` and ``record`` as for `append`."""
-        return self._commit(table, rows, key=key, mode="overwrite", expected_version=expected_version, record=record)
+        """Replace the whole table once per key; the others as for `append`."""
+        return self._commit(
+            table, rows, key=key, mode="overwrite", expected_version=expected_version, record=record, opened=opened
+        )
 
     def replace_window(
         self, table: Table, rows: Rows, *, start: datetime, end: datetime, key: str, expected_version: int | None = None
@@ -521,6 +543,7 @@ class Lake:
         expected_version: int | None = None,
         record: str | None = None,
         notes: Mapping[str, int] | None = None,
+        opened: DeltaTable | None = None,
     ) -> Commit:
         from deltalake import write_deltalake
 
@@ -537,10 +560,12 @@ class Lake:
                 writer_properties=_writing(),
             )
 
-        return self._once(table, key, write)
+        return self._once(table, key, write, opened)
 
-    def _once(self, table: Table, key: str, write: Callable[[DeltaTable], object]) -> Commit:
-        delta = self._open_ours(table)
+    def _once(self, table: Table, key: str, write: Callable[[DeltaTable], object], opened: DeltaTable | None = None) -> Commit:
+        if opened is not None:
+            opened.update_incremental()  # it may have moved on: much less work than opening it again
+        delta = self._ours(table, self.open_table(table) if opened is None else opened)
         if delta.transaction_version(key) is not None:
             known = _version_of(delta, key)
             return Commit(table.value, delta.version() if known is None else known, written=False)

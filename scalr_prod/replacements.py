@@ -17,6 +17,8 @@ from scalr_prod.contracts import Table
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from deltalake import DeltaTable
+
     from scalr_prod.lake import Lake
 
 __all__ = ["REPLACED", "Replacement", "replaced_since", "stale_since"]
@@ -53,9 +55,11 @@ class Replacement:
         return None if found is None else cls(datetime.fromisoformat(found["since"]), found["removed"], found["added"])
 
 
-def replaced_since(lake: Lake, table: Table, version: int) -> list[Replacement]:
-    """The replacements of an events table after one of its versions, the oldest first."""
-    latest = lake.note(table, REPLACED) if lake.exists(table) else None
+def replaced_since(lake: Lake, table: Table, version: int, *, now: DeltaTable | None = None) -> list[Replacement]:
+    """The replacements of an events table after one of its versions, the oldest first; ``now``: the table, where it is open already."""
+    if now is None and lake.exists(table):
+        now = lake.open_table(table)
+    latest = None if now is None else now.transaction_version(REPLACED)
     if latest is None or latest <= version:
         return []
     records = lake.records(table, after=version)

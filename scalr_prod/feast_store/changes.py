@@ -10,7 +10,7 @@ from scalr_prod.feast_store.columns import source_columns
 from scalr_prod.feast_store.reads import join_keys, microseconds, source_path
 from scalr_prod.feast_store.retrievals import duckdb_session
 from scalr_prod.feast_store.scan import quote, scan_delta
-from scalr_prod.growth import growth
+from scalr_prod.growth import files_between, growth
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -50,7 +50,6 @@ def changed_entities(store: FeatureStore, view: FeatureView, before: Sequence[St
 
     def queries(connection: Any) -> Iterator[str]:
         latter = DeltaTable(path, version=now[0], storage_options=options)
-        whole = None
         for number, (version, end) in enumerate(before):
             former = DeltaTable(path, version=version, storage_options=options)
             grown = growth(former, latter)
@@ -58,13 +57,14 @@ def changed_entities(store: FeatureStore, view: FeatureView, before: Sequence[St
                 if names:
                     yield _keys(keys, scan_delta(connection, table, f"{alias}_{number}", keys, names=names).relation)
             if end != now[1]:
-                whole = whole or scan_delta(connection, latter, "all_rows", [*keys, *clocks])
                 low, high = sorted(microseconds(moment) or 0 for moment in (end, now[1]))
-                # One clock at a time: the files' own statistics then tell most of them apart.
+                # One clock at a time: the log then tells most of the files apart.
                 for clock in clocks:
+                    names = files_between(latter, clock, low + 1, high)
+                    some = scan_delta(connection, latter, f"between_{number}_{clock}", [*keys, clock], names=names)
                     moment = f"CAST({quote(clock)} AS TIMESTAMPTZ)"
                     between = f"{moment} > make_timestamptz({low}) AND {moment} <= make_timestamptz({high})"
-                    yield f"{_keys(keys, whole.relation)} AND {between}"
+                    yield f"{_keys(keys, some.relation)} AND {between}"
 
     with duckdb_session(store.config) as connection:
         try:

@@ -144,6 +144,7 @@ class DeltaOfflineStore(OfflineStore):
         columns = retrievals.columns_of(join_key_columns, feature_name_columns, timestamp_field, created_timestamp_column)
 
         def query(connection: Any, scan: Scan, selected: list[tuple[str, str]]) -> str:
+            entities = config.offline_store.entities.get(reads.source_path(config, data_source))
             return reads.latest_sql(
                 connection,
                 scan,
@@ -155,7 +156,8 @@ class DeltaOfflineStore(OfflineStore):
                 start_us=reads.microseconds(start_date),
                 end_us=reads.microseconds(end_date),
                 known_by_us=reads.known_by_us(config, data_source),
-                entities=config.offline_store.entities.get(reads.source_path(config, data_source)),
+                entities=entities,
+                recent_us=None if entities is None else reads.recent_us(scan, timestamp_field, entities.num_rows),
             )
 
         return retrievals.pull(config, data_source, columns, query, dummy=not join_key_columns)

@@ -16,6 +16,7 @@ from scalr_prod.feast_store.asof import ViewJoin, clocks_sql, tie_breakers
 from scalr_prod.feast_store.columns import limited_by_creation, source_columns
 from scalr_prod.feast_store.scan import Scan, delta_table, quote, resolved, scan_delta, scan_parquet
 from scalr_prod.feast_store.spines import EVENT_TIMESTAMP, key_sql
+from scalr_prod.growth import ALWAYS, bounds_of, files_between, records_by_file
 from scalr_prod.instants import micros
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ __all__ = [
     "latest_sql",
     "microseconds",
     "open_source",
+    "recent_us",
     "source_path",
     "view_join",
     "wanted_features",
@@ -161,8 +163,12 @@ def open_source(
     columns: Sequence[str],
     *,
     also: Sequence[str] = (),
+    between: tuple[str, int | None, int | None] | None = None,
 ) -> Scan:
     """Make a data source selectable, and check that it has the columns; those in ``also`` may be missing.
+
+    ``between``: a column of times and the range (µs) outside of which no row is asked for. Files of a Delta table that lie
+    outside of it are not opened.
 
     Raises:
         FeatureStoreError: It is no file source, is not there, or lacks a column.
@@ -170,7 +176,12 @@ def open_source(
     path = source_path(config, source)
     options = config.offline_store.storage_options
     if source is not None and isinstance(source.file_format, DeltaFormat):
-        scan = scan_delta(connection, delta_table(path, options, _pinned(config, path)), alias, [*columns, *also])
+        table = delta_table(path, options, _pinned(config, path))
+        names = None
+        if between is not None:
+            column, low, high = between
+            names = files_between(table, column, ALWAYS[0] if low is None else low, ALWAYS[1] if high is None else high)
+        scan = scan_delta(connection, table, alias, [*columns, *also], names=names)
     else:
         scan = scan_parquet(connection, path, alias, [*columns, *also])
     missing = [column for column in columns if column not in scan.schema.names]
@@ -234,10 +245,12 @@ def latest_sql(
     end_us: int | None,
     known_by_us: int | None,
     entities: pa.Table | None = None,
+    recent_us: int | None = None,
 ) -> str:
     """Of each entity the row with the greatest (event, created) in the window; the features decide between equal ones, as in a join.
 
-    With ``entities``, only of those with these keys.
+    With ``entities``, only of those with these keys. They are looked for from ``recent_us`` on first: where each has a row there, no older
+    one is read.
     """
     where = _limits(event, created, start_us, end_us, known_by_us)
     if entities is not None:
@@ -249,21 +262,50 @@ def latest_sql(
     group = ", ".join(names)
     clocks = ", ".join(clocks_sql(event, created))
     selected = [f"{quote(column)} AS {name}" for column, name in zip([*keys, *ties], [*names, *_numbered(ties)], strict=True)]
-    rows = f"SELECT {', '.join([*selected, f'({clocks}) AS clocks', f'{scan.row_id} AS rid'])} FROM {scan.relation}{where}"
     by_key = f" GROUP BY {group}" if keys else " HAVING count(*) > 0"
     listed = "".join(f"{name}, " for name in names)
-    connection.execute(
-        f"CREATE TEMP TABLE latest AS SELECT {listed}max(clocks) AS clocks, arg_max(rid, (clocks, rid)) AS rid FROM ({rows}){by_key}"
-    )
+
+    def rows(since: int | None) -> str:
+        late = "" if since is None else f"{' AND' if where else ' WHERE'} {_happened(event)} >= make_timestamptz({since})"
+        return f"SELECT {', '.join([*selected, f'({clocks}) AS clocks', f'{scan.row_id} AS rid'])} FROM {scan.relation}{where}{late}"
+
+    def find(since: int | None) -> tuple[int, int | None]:
+        """Make the table ``latest``; gives how many rows it has, and the earliest event among them (None: not known of each)."""
+        connection.execute(
+            f"CREATE OR REPLACE TEMP TABLE latest AS SELECT {listed}max(clocks) AS clocks, arg_max(rid, (clocks, rid)) AS rid "
+            f"FROM ({rows(since)}){by_key}"
+        )
+        found, timed, first = connection.execute("SELECT count(*), count(clocks[1]), min(clocks[1]) FROM latest").fetchall()[0]
+        return int(found), first if timed == found else None
+
+    found, first = find(recent_us if entities is not None else None)
+    if entities is not None and recent_us is not None and found < entities.num_rows:
+        found, first = find(None)
     same = " AND ".join([*(f"r.{name} IS NOT DISTINCT FROM l.{name}" for name in names), "r.clocks = l.clocks"])
-    tied = f"SELECT r.* FROM ({rows}) r JOIN latest l ON {same}"
+    tied = f"SELECT r.* FROM ({rows(first)}) r JOIN latest l ON {same}"
     if connection.execute(f"SELECT EXISTS ({tied} AND r.rid <> l.rid)").fetchall()[0][0]:
         order = ", ".join(["clocks", *_numbered(ties), "rid"])
         connection.execute(
             f"CREATE OR REPLACE TEMP TABLE latest AS SELECT arg_max(rid, ({order})) AS rid FROM ({tied}){by_key}"
         )
     wanted = ", ".join(f"{quote(column)} AS {quote(name)}" for column, name in columns)
-    return f"SELECT {wanted} FROM (SELECT *, {scan.row_id} AS rid FROM {scan.relation}) SEMI JOIN latest USING (rid)"
+    late = "" if first is None else f" WHERE {_happened(event)} >= make_timestamptz({first})"
+    return f"SELECT {wanted} FROM (SELECT *, {scan.row_id} AS rid FROM {scan.relation}{late}) SEMI JOIN latest USING (rid)"
+
+
+def recent_us(scan: Scan, column: str, rows: int) -> int | None:
+    """Since when the newest files of a Delta table hold so many rows, by a column of times, as its log tells, µs.
+
+    None: it is no Delta table, it has fewer rows, or its log does not tell.
+    """
+    if scan.table is None:
+        return None
+    bounds, records, held = bounds_of(scan.table, column), records_by_file(scan.table), 0
+    for name in sorted(bounds, key=lambda name: bounds[name][1], reverse=True):
+        held += records[name]
+        if held >= rows:
+            return None if bounds[name] == ALWAYS else bounds[name][0]
+    return None
 
 
 def _numbered(ties: Sequence[str]) -> list[str]:
@@ -272,8 +314,7 @@ def _numbered(ties: Sequence[str]) -> list[str]:
 
 def _limits(event: str, created: str | None, start_us: int | None, end_us: int | None, known_by_us: int | None) -> str:
     limits = []
-    # The casts are for tables of others, with naive times or nanoseconds; for the lake's own they do nothing.
-    happened = f"CAST({quote(event)} AS TIMESTAMPTZ)"
+    happened = _happened(event)
     if start_us is not None:
         limits.append(f"{happened} >= make_timestamptz({start_us})")
     if end_us is not None:
@@ -281,6 +322,11 @@ def _limits(event: str, created: str | None, start_us: int | None, end_us: int |
     if created and known_by_us is not None:
         limits.append(f"coalesce(CAST({quote(created)} AS TIMESTAMPTZ), {happened}) <= make_timestamptz({known_by_us})")
     return f" WHERE {' AND '.join(limits)}" if limits else ""
+
+
+def _happened(event: str) -> str:
+    # The cast is for tables of others, with naive times or nanoseconds; for the lake's own it does nothing.
+    return f"CAST({quote(event)} AS TIMESTAMPTZ)"
 
 
 def microseconds(moment: datetime | None) -> int | None:

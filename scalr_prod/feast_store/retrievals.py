@@ -124,7 +124,8 @@ def window(
         source, selected = view.batch_source, reads.window_columns(view, names, full=full, created=len(wanted) == 1)
         columns = source_columns(source)
         needed = dict.fromkeys([*(column for column, _ in selected), *([columns.created] if columns.created else [])])
-        scan = reads.open_source(connection, config, source, alias, list(needed))
+        between = (columns.event, limits["start_us"], limits["end_us"])
+        scan = reads.open_source(connection, config, source, alias, list(needed), between=between)
         return reads.window_sql(
             scan,
             selected,

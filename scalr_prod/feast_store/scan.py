@@ -7,7 +7,7 @@ join can carry that number instead of the row. DuckDB's own Delta extension is n
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,11 +34,13 @@ class Scan:
         relation: SQL for a FROM clause.
         schema: Arrow schema of all of its columns.
         row_id: SQL expression (BIGINT) that is different for each row.
+        table: The Delta table; None: it is none.
     """
 
     relation: str
     schema: pa.Schema
     row_id: str
+    table: DeltaTable | None = None
 
 
 def quote(name: str) -> str:
@@ -107,8 +109,8 @@ def scan_delta(
         connection.register(alias, schema.empty_table())
         return Scan(quote(alias), schema, "0::BIGINT")
     if files is not None:
-        return Scan(f"read_parquet([{', '.join(literal(file) for file in files)}])", schema, _file_row_id())
-    return _copied(connection, fragments_of(table, names), alias, columns)
+        return Scan(f"read_parquet([{', '.join(literal(file) for file in files)}])", schema, _file_row_id(), table)
+    return replace(_copied(connection, fragments_of(table, names), alias, columns), table=table)
 
 
 def scan_parquet(connection: Any, path: str, alias: str, columns: Sequence[str] | None = None) -> Scan:

@@ -47,6 +47,8 @@ def session(*, memory_mb: int, threads: int | None, spill: str | None, ordered: 
             # DuckDB draws its own bar on stdout, where --json has its one object.
             connection.execute("SET enable_progress_bar = false")
             no_loop_joins(connection)
+            # A file's footer is parsed once, however often queries come back to it.
+            connection.execute("SET parquet_metadata_cache = true")
             yield connection
         finally:
             connection.close()

@@ -111,7 +111,7 @@ def _addition(lake: Lake, events: Table, now: DeltaTable, built: Built | None, s
     except LakeError:
         # Its log or its files were cleaned up.
         return f"version {built.version} of {events.value}, which it was built from, cannot be read"
-    grown, replaced = growth(before, now), replaced_since(lake, events, built.version)
+    grown, replaced = growth(before, now), replaced_since(lake, events, built.version, now=now)
     if grown.removed or replaced:
         return f"events of {events.value} were replaced" if replaced else f"files of {events.value} were written anew"
     new = fragments_of(now, grown.added)

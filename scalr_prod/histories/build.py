@@ -78,7 +78,7 @@ def build_table(settings: Settings, lake: Lake, table: Table, *, progress: bool)
     built, appended = not _is_fresh(current, _made_from(settings, table, events)), False
     if built:
         appended = _build(settings, lake, table, events, current, progress=progress)
-        current = lake.open_table(table)
+        current.update_incremental()
     return TableReport(
         events=records_of(events),
         rows=records_of(current),
@@ -114,7 +114,7 @@ def _build(settings: Settings, lake: Lake, table: Table, events: DeltaTable, cur
         rows = pa.RecordBatchReader.from_batches(work.schema, work.rows(ordered))
         write = lake.append if added else lake.replace
         try:
-            write(table, rows, key=f"{made_from}@{version}", expected_version=version, record=record)
+            write(table, rows, key=f"{made_from}@{version}", expected_version=version, record=record, opened=current)
         except CommitFailed:
             # The stream's own error comes back through the writer as text only.
             if work.failure is not None:

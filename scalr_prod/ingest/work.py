@@ -19,6 +19,7 @@ from scalr_prod.contracts import (
     schema_of,
 )
 from scalr_prod.errors import CommitFailed, EmptyInput, NoCommonUsers
+from scalr_prod.growth import records_of
 from scalr_prod.ingest.catalogue import leave_out_unused, update_catalogue
 from scalr_prod.ingest.commit import SQL_TYPES, Addition, Log, commit_key, repeat_while_moving, scan, staged_sql
 from scalr_prod.ingest.contract import held_to_limits, missing_from_file, refuse_doubled, repeated_rows
@@ -311,7 +312,7 @@ class Work:
         if self.since is not None:
             size -= leave_out_unused(self.db, self.lake, log)
         read = self._extent(log.view)
-        rows = self.lake.dataset(table, version=change.version).count_rows(filter=log.own())
+        rows = self._rows_in_lake(log, change.version)
         # All of the log is in the table now: of equal size, the two are equal. (Of a replacement, only what lies in its window is.)
         kept = read if rows == log.rows and self.since is None else self._extent_in_lake(log, change.version)
         return DomainReport(
@@ -341,6 +342,11 @@ class Work:
             item_id=log.item,
             version=change.version,
         )
+
+    def _rows_in_lake(self, log: Log, version: int) -> int:
+        own = log.own()
+        table = self.lake.open_table(Table.events(log.domain), version=version)
+        return records_of(table) if own is None else int(table.to_pyarrow_dataset().count_rows(filter=own))
 
     def _extent_in_lake(self, log: Log, version: int) -> _Extent:
         columns = [USER_ID, ITEM_ID, EVENT_TIMESTAMP]

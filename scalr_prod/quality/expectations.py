@@ -31,6 +31,8 @@ _STORES: Final = {
     "checkpoint_store": ("CheckpointStore", None),
 }
 _LOCK_TIMEOUT_S: Final = 300
+#: Results that the data docs' index lists, the latest: each is read again for every page. The older ones' pages stay where they are.
+_LISTED: Final = 30
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,9 @@ def data_context(folder: Path) -> Iterator[tuple[Any, str]]:
                 "class_name": "SiteBuilder",
                 "show_how_to_buttons": False,
                 "store_backend": _backend(docs, ""),
-                "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+                "site_index_builder": {"class_name": "DefaultSiteIndexBuilder", "validation_results_limit": _LISTED},
+                # Else the index's limit holds for what is built, too.
+                "site_section_builders": {"validations": {"validation_results_limit": None}},
             }
         },
         analytics_enabled=False,

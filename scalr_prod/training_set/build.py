@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 from scalr_prod.contracts import CREATED_TIMESTAMP, PROVENANCE_COLUMNS, Table
 from scalr_prod.errors import TrainingSetBusy, TrainingSetError
 from scalr_prod.feast_store import open_own_features, service_sources
-from scalr_prod.growth import state_of
+from scalr_prod.growth import ALWAYS, files_between, fragments_of, state_of
 from scalr_prod.holdout import HELD_OUT, Holdout
+from scalr_prod.instants import micros
 from scalr_prod.training_set.changes import EVENTS
 from scalr_prod.training_set.making import make_parts
 from scalr_prod.training_set.manifest import (
@@ -311,7 +312,9 @@ def _unknown(settings: Settings, window: Window) -> int:
     late = (ds.field(CREATED_TIMESTAMP) > window.cutoff) & (ds.field(EVENT_TIMESTAMP) < window.cutoff)
     if window.start is not None:
         late &= ds.field(EVENT_TIMESTAMP) >= window.start
-    return int(Lake.open(settings).dataset(Table.SYNTHETIC_TARGET_EVENTS).count_rows(filter=late))
+    table = Lake.open(settings).open_table(Table.SYNTHETIC_TARGET_EVENTS)
+    names = files_between(table, CREATED_TIMESTAMP, micros(window.cutoff) + 1, ALWAYS[1])
+    return int(fragments_of(table, names).count_rows(filter=late)) if names else 0
 
 
 def _version_with(home: Path, fingerprint: str) -> int | None:
@@ -344,6 +347,8 @@ def _put(staged: Path, final: Path, manifest: dict[str, Any]) -> None:
     path = staged / MANIFEST
     path.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     for file in (path, *staged.rglob("*.parquet")):
+        if file.stat().st_nlink > 1:  # a former version's, which is on the disk
+            continue
         with file.open("rb+") as opened:
             os.fsync(opened.fileno())
     appear(staged, final)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
 from scalr_prod.duck import exact
 from scalr_prod.feast_store import read_window
+from scalr_prod.growth import files_between, records_of
 from scalr_prod.holdout import HELD_OUT, Holdout
 from scalr_prod.instants import datetime_of, micros
 from scalr_prod.training_set.parts import Figures
@@ -236,8 +237,11 @@ def _edges(connection: Any, settings: Settings, table: Table, span: Span) -> lis
 
     from scalr_prod.lake import Lake
 
+    delta = Lake.open(settings).open_table(table)
+    if records_of(delta, files_between(delta, EVENT_TIMESTAMP, *span)) <= _ROWS_AT_ONCE:
+        return []
     start, end = map(datetime_of, span)
-    dataset = Lake.open(settings).dataset(table)
+    dataset = delta.to_pyarrow_dataset()
     inside = (ds.field(EVENT_TIMESTAMP) >= start) & (ds.field(EVENT_TIMESTAMP) < end)
     pieces = 1 + dataset.count_rows(filter=inside) // _ROWS_AT_ONCE
     if pieces == 1:

@@ -21,6 +21,11 @@ def at(minute: int | None) -> datetime | None:
     return None if minute is None else T0 + timedelta(minutes=minute)
 
 
+def spine_from(first: int, rows):
+    """The rows from a minute on: what lies before all of them is reduced on a way of its own."""
+    return [(user, time) for user, time in rows if time is None or time >= first]
+
+
 @st.composite
 def cases(draw):
     """Few users and few minutes, so that ties, late rows and rows not yet known are common."""
@@ -32,7 +37,7 @@ def cases(draw):
     return {
         "text": draw(st.booleans()),
         "rows": draw(st.lists(row, min_size=count, max_size=count)),
-        "spine": draw(st.permutations(SPINE)),
+        "spine": spine_from(draw(st.sampled_from([-1, -1, 4, 7])), draw(st.permutations(SPINE))),
         "ttl": draw(st.sampled_from([0, 0, 2, 5])),
         "known_by": draw(st.one_of(st.none(), st.integers(-1, 12))),
         "files": draw(st.integers(1, 3)),
@@ -153,6 +158,35 @@ def test_equals_the_oracle(folder, case):
     if not case["narrow"]:
         lists = found["view__values"].to_pylist()
         assert lists == [[value, value] if seen else None for value, seen in zip(values, there, strict=True)]
+
+
+@given(case=cases(), asked=st.lists(st.sampled_from([0, 1, 2, 9]), unique=True), end=st.integers(-1, 12))
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_the_latest_rows_of_some_are_those_that_they_have_among_all(folder, case, asked, end):
+    """Some are looked for in the newest files first."""
+    path = folder / f"table_{next(NAMES)}"
+    write(path, case)
+    key = pa.string() if case["text"] else pa.int64()
+    entities = pa.table({"user_id": pa.array([name(user, case) for user in asked], key)})
+    source = feature_view(path, text=case["text"], ttl=0).batch_source
+    whole, some = (latest(source, case, at(end), chosen) for chosen in ({}, {str(path): entities}))
+    wanted = set(entities["user_id"].to_pylist())
+    assert some == [row for row in whole if row["user_id"] in wanted]
+
+
+def latest(source, case, end, entities):
+    from feast.repo_config import RepoConfig
+
+    from scalr_prod.feast_store.offline_store import DeltaOfflineStore, DeltaOfflineStoreConfig
+
+    store = DeltaOfflineStoreConfig(threads=1, known_by=at(case["known_by"]))
+    store.entities = entities
+    config = RepoConfig(project="p", provider="local", registry="none.db", offline_store=store, online_store=None)
+    clocks = source.timestamp_field, source.created_timestamp_column
+    job = DeltaOfflineStore.pull_latest_from_table_or_query(
+        config, source, ["user_id"], ["value", "values"], *clocks, datetime(1970, 1, 1, tzinfo=UTC), end
+    )
+    return sorted(job.to_arrow().to_pylist(), key=lambda row: str(row["user_id"]))
 
 
 def test_a_row_that_is_not_known_yet_hides_no_older_one(folder):

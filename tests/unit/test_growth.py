@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
-from scalr_prod.growth import ALWAYS, bounds_of, former_version, growth, state_of
+from scalr_prod.growth import ALWAYS, bounds_of, files_between, former_version, fragments_of, growth, records_of, state_of
 
 STAMP = pa.timestamp("us", tz="UTC")
 
@@ -38,6 +38,27 @@ def test_each_file_has_its_own_bounds(tmp_path):
     (added,) = growth(first, second).added
     assert bounds_of(second, "t")[added] == (70_000, 71_000)
     assert bounds_of(second, "t") == bounds_of(first, "t") | {added: (70_000, 71_000)}
+
+
+def test_some_files_of_a_table_are_its_rows_of_a_time_and_counted_from_the_log(tmp_path):
+    for day in range(4):
+        table = write(tmp_path / "table", [day * 1_000_000, day * 1_000_000 + 500_000])
+    names = files_between(table, "t", 1_500_000, 2_400_000)
+    assert len(names) == 2
+    assert files_between(table, "t", 3_600_000, ALWAYS[1]) == files_between(table, "t", 600_000, 900_000) == frozenset()
+    some = fragments_of(table, names)
+    assert some.schema.equals(table.to_pyarrow_dataset().schema)
+    assert sorted(some.to_table()["t"].cast(pa.int64()).to_pylist()) == [1_000_000, 1_500_000, 2_000_000, 2_500_000]
+    assert [records_of(table, chosen) for chosen in (names, frozenset(), None)] == [4, 0, 8]
+    assert fragments_of(table, frozenset()).to_table().num_rows == 0
+
+
+def test_some_files_of_a_partitioned_table_have_its_columns(tmp_path):
+    rows = pa.table({"t": pa.array([1, 2, 3], STAMP), "n": [1, 1, 2]})
+    write_deltalake(str(tmp_path / "table"), rows, partition_by=["n"])
+    table = DeltaTable(str(tmp_path / "table"))
+    (name,) = (name for name in bounds_of(table, "t") if "n=2" in name)
+    assert fragments_of(table, frozenset([name])).to_table().select(["t", "n"]).to_pydict()["n"] == [2]
 
 
 def test_a_state_is_found_again_and_the_same_version_of_a_restored_table_is_another(tmp_path):

@@ -198,3 +198,22 @@ def test_the_windows_ends_are_no_part_of_what_a_file_was_judged_by():
     assert row_rules_digest(manifest([], cutoff=hour(70).isoformat(), start=None)) == digest
     fewer = {name: kind for name, kind in manifest([])["columns"].items() if name != "target_item_stats__first_seen"}
     assert row_rules_digest(manifest([], columns=fewer)) != digest
+
+
+def test_the_index_of_the_data_docs_lists_the_latest_results_and_each_has_its_page(tmp_path, monkeypatch):
+    import pandas as pd
+
+    from scalr_prod.quality import expectations
+
+    monkeypatch.setattr(expectations, "_LISTED", 2)
+    home = Handmade(tmp_path).settings.home
+    checks = [expectations.Check.all_true("is_good", "it is good")]
+    for name in ("the_first", "the_second", "the_third"):
+        with expectations.data_context(home) as (context, docs):
+            inspector = expectations.Inspector(context, docs)
+            inspector.inspect("some", name, pd.DataFrame({"is_good": [True]}), checks)
+            inspector.build_docs()
+    pages = [path.relative_to(home / "data_docs").parts[2] for path in (home / "data_docs" / "validations").rglob("*.html")]
+    assert sorted(pages) == ["the_first", "the_second", "the_third"]
+    index = Path(docs).read_text()
+    assert [name in index for name in ("the_first", "the_second", "the_third")] == [False, True, True]
