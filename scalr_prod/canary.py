@@ -74,7 +74,7 @@ def widen(settings: Settings, runs: Sequence[str] = (), *, share: float | None =
     for one in chosen:
         if share is not None and share < (one.canary or {})["share"]:
             raise PublicationError(
-                f"the run is published for {(one.canary or {})['share']:.3%} of users, and not to be for fewer",
+                f"the run is published for {100 * (one.canary or {})['share']:.3g} % of users, and not to be for fewer",
                 where="share",
                 next_step="take it out, then publish it for fewer: scalr publication withdraw",
             ).at(run_id=one.run_id)

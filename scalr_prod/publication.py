@@ -256,7 +256,7 @@ def _commit_run(
 
     intent, commit = against_others(lake, attempt)
     replaced = ", ".join(f"{count} of {name}" for name, count in sorted(intent.replaced.items())) or "nothing"
-    whom = "" if canary is None else f" of {canary.share:.3%} of users"
+    whom = "" if canary is None else f" of {100 * canary.share:.3g} % of users"
     done = ledger.record_publication(
         run_id,
         attempt=intent.attempt,

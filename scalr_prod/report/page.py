@@ -122,7 +122,7 @@ def _verdict(facts: RunFacts, broken: int) -> dict[str, str]:
 def _published(facts: RunFacts) -> dict[str, str]:
     if facts.held == facts.published and facts.canary is not None:
         text = (
-            f"{facts.held:,} synthetic events are in the feature view, those of {facts.canary:.3%} of users; "
+            f"{facts.held:,} synthetic events are in the feature view, those of {100 * facts.canary:.3g} % of users; "
             "all others wait for scalr publication widen."
         )
         return {"tone": "", "head": "Published for a share of users.", "text": text}
