@@ -145,7 +145,7 @@ def commits(folder: Path, rows: pa.Table, held: int) -> dict[str, float]:
     """Seconds of the look at a window, and of the commit that replaces it, where so many events lie in other windows."""
     from scalr_prod.contracts import Table
     from scalr_prod.lake import Lake
-    from scalr_prod.publication import rows_by_run
+    from scalr_prod.pieces import Piece, rows_by_run
 
     table, lake = Table.SYNTHETIC_TARGET_EVENTS, Lake(str(folder / f"lake_{held}"))
     lake.create(table, rows.schema)
@@ -153,7 +153,7 @@ def commits(folder: Path, rows: pa.Table, held: int) -> dict[str, float]:
         lake.replace_window(table, published(held // 10, day=day), key=f"day {day}", **window(day))
     counts, took = [], []
     for attempt in range(3 * ROUNDS):
-        counts.append(seconds(lambda: rows_by_run(lake, *window(DAYS).values())))
+        counts.append(seconds(lambda: rows_by_run(lake, Piece(*window(DAYS).values()))))
         took.append(seconds(lambda: lake.replace_window(table, rows, key=f"again {attempt}", **window(DAYS))))  # noqa: B023
     return {f"count_beside_{held}_s": statistics.median(counts), f"commit_beside_{held}_s": statistics.median(took)}
 

@@ -68,6 +68,8 @@ def history(name: str, item_type: object, description: str) -> FeatureView:
 def events(name: str, item_type: object, description: str) -> FeatureView:
     """A log of real events; read by window, so it needs no place in the online store."""
     fields = [Field(name="item_id", dtype=item_type), Field(name="weight", dtype=Float32)]
+    if LAKE.get("typed") == name:
+        fields.append(Field(name="event_type", dtype=String))
     return view(name, user, Field(name="user_id", dtype=USER), fields, description, online=False)
 
 

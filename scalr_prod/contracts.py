@@ -57,6 +57,7 @@ PROVENANCE_COLUMNS: Final = (
     "run_id",
     "is_synthetic",
     "held_out",
+    "canary",
 )
 
 #: Between domain and id: no name of a domain holds it.

@@ -142,7 +142,8 @@ class DomainSettings(Section):
     )
     weights_for: Literal["all", "downstream"] = Field(
         default="all",
-        description="what weights of types reach. The translator counts every event once: types that do not weigh 1 need downstream",
+        description="what weights of types reach: the translator, training sets and real events downstream, or the latter two alone. In "
+        "a source domain the translator counts every event once: there, types that do not weigh 1 need downstream",
     )
     max_user_day: int | None = Field(
         default=None, ge=1, description="events that a user may have on one day (UTC), such as of a bot; default: any number"
@@ -204,12 +205,6 @@ class DomainSettings(Section):
     def _weights_of_types(self) -> Self:
         if self.types and self.columns.event_type is None:
             raise ValueError("has 'types', but no column of event types: map columns.event_type")
-        if self.weights_for == "all" and any(weight != 1 for weight in self.types.values()):
-            raise ValueError(
-                "has types of other weights than 1, which the translator does not know: it counts every event once. Set "
-                'weights_for = "downstream" where they are to weigh in training sets and in real events downstream alone; to leave a '
-                'type out of everything, take it out of types and set unknown_types = "drop"'
-            )
         return self
 
     @model_validator(mode="after")
@@ -261,6 +256,18 @@ class Domains(Section):
                 raise ValueError(
                     f"[domains.sources.{key}] formerly: one of several sources cannot be renamed, since its name is a part of "
                     "its items' ids; name another [project] home"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _weights_of_source_types(self) -> Self:
+        for place in self.places("source"):
+            one = self[place]
+            if one.weights_for == "all" and any(weight != 1 for weight in one.types.values()):
+                raise ValueError(
+                    f"[domains.{place}] has types of other weights than 1, which the translator does not know in a source domain: a "
+                    'history holds every event once. Set weights_for = "downstream" where they are to weigh downstream alone; to leave '
+                    'a type out of everything, take it out of types and set unknown_types = "drop"'
                 )
         return self
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What synthetic events do online: who is held out, and the effect on an outcome, with an interval."""
+"""What synthetic events do online: who is held out, who comes first, and the effect on an outcome, with an interval."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from scalr_prod.contracts import USER_ID, Table
 from scalr_prod.duck import open_duckdb, staging_folder
 from scalr_prod.errors import BadValue, ColumnNotFound, EvaluationError, SettingsError
-from scalr_prod.holdout import Holdout
+from scalr_prod.holdout import Canary, Holdout
 from scalr_prod.lake import Lake
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ _UNLIKELY: Final = 0.001
 @dataclass(frozen=True)
 class Effect:
     """The mean outcome of users with synthetic events, less that of held-out users.
+
+    Of a canary: that of its users, less that of the users whom runs are published for later; those count as held out here.
 
     Attributes:
         method: ``difference_in_means``, or ``cuped`` where there is a value of before.
@@ -72,21 +74,28 @@ class ExperimentReport:
 
     Attributes:
         holdout: ``[experiment] holdout``.
+        canary: ``[experiment] canary``.
         users_treated: Users of the source domains that are not held out.
         users_held_out: Those that are.
+        users_canary: Those for whom runs are published first; they count as treated, too.
         synthetic_events_of_held_out: Rows of the feature view that held-out users have: published before they were held out.
         runs_of_other_keys: Runs that were planned with another key, under which other users were held out.
         out: The file with every user's side; None: none was asked for.
-        effect: None where no outcomes were given.
+        effect: None where no outcomes were given, or nobody is held out.
+        canary_effect: Of canary users against those who are neither in the canary nor held out. None where no outcomes were given, or
+            there is no canary.
     """
 
     holdout: float
+    canary: float
     users_treated: int
     users_held_out: int
+    users_canary: int
     synthetic_events_of_held_out: int
     runs_of_other_keys: list[str]
     out: str | None = None
     effect: Effect | None = None
+    canary_effect: Effect | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -94,22 +103,23 @@ class ExperimentReport:
 
 
 def experiment(settings: Settings, *, outcomes: str | None = None, out: Path | None = None) -> ExperimentReport:
-    """Say who is held out; with outcomes, measure the effect.
+    """Say who is held out, and who is in the canary; with outcomes, measure the effect.
 
     Args:
         settings: ``[experiment]``.
         outcomes: Path or URL of a table ``user_id``, ``value`` and, where there is one, ``pre_value``: one row a user, users without
             any outcome with 0. Parquet, CSV, JSON lines, a Delta or Iceberg table.
-        out: Write ``user_id`` and ``side`` (``treated``, ``held_out``) of every user of the source domains: ``.parquet`` or ``.csv``.
+        out: Write ``user_id`` and ``side`` (``treated``, ``held_out``, ``canary``) of every user of the source domains: ``.parquet`` or
+            ``.csv``.
 
     Raises:
-        SettingsError: Nobody is held out.
+        SettingsError: Nobody is held out, and there is no canary.
         TableNotFound: Nothing was ingested yet.
         InputError: The outcomes cannot be read, lack a column, or hold a user twice.
         EvaluationError: There are too few users on a side; or the file's name ends otherwise.
     """
-    held = Holdout.of(settings)
-    if held is None:
+    held, canary = Holdout.of(settings), Canary.of(settings)
+    if held is None and canary is None:
         raise SettingsError(
             "nobody is held out", where="[experiment] holdout", next_step="set the share of users: [experiment] holdout = 0.05"
         )
@@ -120,24 +130,29 @@ def experiment(settings: Settings, *, outcomes: str | None = None, out: Path | N
     lake = Lake.open(settings)
     with staging_folder(settings, "experiment") as folder, open_duckdb(settings, folder) as db:
         db.register("events", lake.dataset(Table.SOURCE_EVENTS))
-        side = f"CASE WHEN {held.sql(USER_ID)} THEN 'held_out' ELSE 'treated' END"
+        side = _side_sql(held, canary)
         db.execute(f"CREATE TEMP TABLE sides AS SELECT {USER_ID}, {side} AS side FROM (SELECT DISTINCT {USER_ID} FROM events)")
         counts = dict(db.sql("SELECT side, count(*) FROM sides GROUP BY side").fetchall())
         synthetic = 0
         if lake.exists(Table.SYNTHETIC_TARGET_EVENTS):
             db.register("synthetic", lake.dataset(Table.SYNTHETIC_TARGET_EVENTS))
-            synthetic = db.sql(f"SELECT count(*) FROM synthetic WHERE {held.sql(USER_ID)}").fetchall()[0][0]
-        effect = None if outcomes is None else _effect(db, held, _outcomes(settings, outcomes), outcomes)
+            synthetic = db.sql(f"SELECT count(*) FROM synthetic WHERE {side} = 'held_out'").fetchall()[0][0]
+        effect, first = (
+            (None, None) if outcomes is None else _effects(db, held, canary, _outcomes(settings, outcomes), outcomes)
+        )
         if out is not None:
             _write(db, out)
     return ExperimentReport(
-        holdout=held.share,
-        users_treated=counts.get("treated", 0),
+        holdout=held.share if held else 0.0,
+        canary=canary.share if canary else 0.0,
+        users_treated=counts.get("treated", 0) + counts.get("canary", 0),
         users_held_out=counts.get("held_out", 0),
+        users_canary=counts.get("canary", 0),
         synthetic_events_of_held_out=int(synthetic),
-        runs_of_other_keys=_other_runs(settings, held),
+        runs_of_other_keys=_other_runs(settings, (held or canary).salt),  # type: ignore[union-attr]  # one of them is there
         out=None if out is None else str(out),
         effect=effect,
+        canary_effect=first,
     )
 
 
@@ -206,7 +221,16 @@ def _half_width(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64], qu
     return float(quantile(0.975, freedom) * np.sqrt(total))
 
 
-def _effect(db: Any, held: Holdout, rows: pa.Table, origin: str) -> Effect:
+def _side_sql(held: Holdout | None, canary: Canary | None) -> str:
+    """DuckDB expression: ``held_out``, ``canary`` or ``treated``."""
+    one, other = (found.sql(USER_ID) if found else "false" for found in (held, canary))
+    return f"(CASE WHEN {one} THEN 'held_out' WHEN {other} THEN 'canary' ELSE 'treated' END)"
+
+
+def _effects(
+    db: Any, held: Holdout | None, canary: Canary | None, rows: pa.Table, origin: str
+) -> tuple[Effect | None, Effect | None]:
+    """Of not being held out, and of being in the canary."""
     db.register("outcomes", rows)
     twice = db.sql(
         f"SELECT {USER_ID} FROM outcomes GROUP BY {USER_ID} HAVING count(*) > 1 ORDER BY {USER_ID} LIMIT 1"
@@ -217,17 +241,30 @@ def _effect(db: Any, held: Holdout, rows: pa.Table, origin: str) -> Effect:
             where=f"{origin}, column '{USER_ID}'",
             next_step="sum up the outcomes of each user: one row a user",
         )
-    sides = db.sql(f"SELECT {held.sql(USER_ID)} AS held, {_VALUE}, {_BEFORE} FROM outcomes ORDER BY {USER_ID}").fetchnumpy()
-    before = np.ma.filled(sides[_BEFORE].astype(np.float64), np.nan)
+    query = f"SELECT {_side_sql(held, canary)} AS side, {_VALUE}, {_BEFORE} FROM outcomes ORDER BY {USER_ID}"
+    found = db.sql(query).fetchnumpy()
+    side, value = np.asarray(found["side"]).astype(str), np.asarray(found[_VALUE])
+    before = np.ma.filled(found[_BEFORE].astype(np.float64), np.nan)
     known = None if rows[_BEFORE].null_count == rows.num_rows else before
-    found = effect_of(np.asarray(sides[_VALUE]), np.asarray(sides["held"]), held.share, before=known)
+
+    def measured(users: npt.NDArray[np.bool_], without: npt.NDArray[np.bool_], share: float) -> Effect:
+        return _told(effect_of(value[users], without[users], share, before=None if known is None else known[users]), share)
+
+    effect = measured(np.ones(len(side), dtype=bool), side == "held_out", held.share) if held else None
+    if canary is None:
+        return effect, None
+    later = 1 - canary.share / (1 - (held.share if held else 0.0))
+    return effect, measured(side != "held_out", side == "treated", later)
+
+
+def _told(found: Effect, share: float) -> Effect:
     if found.split_p < _UNLIKELY:
         logger.warning(
-            "of %d users with an outcome, %d are held out, and %.0f were to be expected: the users of the table are a choice that depends "
-            "on the experiment, and the effect cannot be trusted",
+            "of %d users with an outcome, %d are without synthetic events, and %.0f were to be expected: the users of the table are a "
+            "choice that depends on the experiment, and the effect cannot be trusted",
             found.users_treated + found.users_held_out,
             found.users_held_out,
-            held.share * (found.users_treated + found.users_held_out),
+            share * (found.users_treated + found.users_held_out),
         )
     return found
 
@@ -275,10 +312,10 @@ def _write(db: Any, out: Path) -> None:
         scratch.unlink(missing_ok=True)
 
 
-def _other_runs(settings: Settings, held: Holdout) -> list[str]:
+def _other_runs(settings: Settings, salt: str) -> list[str]:
     from scalr_prod.ledger import Ledger
 
     with Ledger.open(settings) as ledger:
         specs = [run.spec for run in ledger.runs()]
     planned = ((spec.run_id, Holdout.of_run(spec.settings)) for spec in specs)
-    return [run_id for run_id, one in planned if one is not None and one.salt != held.salt]
+    return [run_id for run_id, one in planned if one is not None and one.salt != salt]

@@ -7,21 +7,22 @@ the lake's log holds it or does not.
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 import time
-from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
+from scalr_prod.contracts import Table
 from scalr_prod.errors import CommitFailed, PublicationDisabled, PublicationError
+from scalr_prod.holdout import Canary
 from scalr_prod.lake import Commit, Lake
-from scalr_prod.ledger import PublicationStatus, RunState, run_folder
+from scalr_prod.ledger import PublicationStatus, RunState
+from scalr_prod.outgoing import accepted_files, accepted_rows, count_of, refuse_forgotten
+from scalr_prod.pieces import Part, Piece, piece_of, rows_by_run, stream
 from scalr_prod.replaced import restored_by
 from scalr_prod.replacements import stale_since
-from scalr_prod.tombstones import Tombstones
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -31,9 +32,8 @@ if TYPE_CHECKING:
 
     from scalr_prod.ledger import Lease, Ledger, Publication, RunSpec
     from scalr_prod.settings import Settings
-    from scalr_prod.tombstones import Kind
 
-__all__ = ["PublicationReport", "against_others", "fill_online", "publish", "rollback_run", "rows_by_run"]
+__all__ = ["PublicationReport", "against_others", "fill_online", "publish", "publish_for", "rollback_run"]
 
 Outcome = TypeVar("Outcome")
 
@@ -52,8 +52,9 @@ class PublicationReport:
 
     Attributes:
         run_id: The run.
-        outcome: ``published``, ``already_published``, ``recovered`` (an earlier call committed it and died before it could say
-            so), ``rolled_back``, ``already_rolled_back`` or ``replaced`` (nothing to take out: other runs hold its window).
+        outcome: ``published``, ``widened`` (it was published for fewer users), ``already_published``, ``recovered`` (an earlier call
+            committed it and died before it could say so), ``rolled_back``, ``already_rolled_back`` or ``replaced`` (nothing to take
+            out: other runs hold its window).
         attempt: Which publication of the run this is.
         table: The feature view's table.
         delta_version: The Delta version that the commit made.
@@ -63,6 +64,7 @@ class PublicationReport:
         restored: Rows that a rollback brought back, which the run had replaced, by the run they came from.
         not_restored: Runs whose rows could not be brought back, since the table's files of then are gone.
         online: Whether the online store was brought up to date.
+        canary: Share of users whom it is published for; None: everybody.
     """
 
     run_id: str
@@ -76,6 +78,7 @@ class PublicationReport:
     restored: Mapping[str, int] = field(default_factory=dict)
     not_restored: Sequence[str] = ()
     online: bool = False
+    canary: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -85,7 +88,9 @@ class PublicationReport:
 def publish(settings: Settings, run_id: str) -> PublicationReport:
     """Put a validated run's accepted rows into the feature view, in place of whatever its window held.
 
-    Publishing a published run changes nothing; one that was rolled back, or replaced since, is put back.
+    With ``[experiment] canary``, of that share of users alone: what others have in the window stays. Publishing a published run changes
+    nothing; one that was rolled back, or replaced since, is put back, and one that is published for fewer users than the settings say is
+    published for all of those.
 
     Args:
         settings: The project's settings.
@@ -99,14 +104,29 @@ def publish(settings: Settings, run_id: str) -> PublicationReport:
         CommitOutcomeUnknown: The commit may have landed; repeating finds out.
         LedgerError: Another driver works on the run.
     """
+    return publish_for(settings, run_id, Canary.of(settings))
+
+
+def publish_for(settings: Settings, run_id: str, canary: Canary | None, *, widens: bool = False) -> PublicationReport:
+    """`publish`, for the users of a canary; None: for everybody.
+
+    Args:
+        settings: The project's settings.
+        run_id: A validated run.
+        canary: The users.
+        widens: It is published for fewer users already, and goes on being what it is, also where later runs have taken rows of its window.
+    """
     from scalr_prod.ledger import Ledger
 
     lake = Lake.open(settings)
     with Ledger.open(settings) as ledger, ledger.lease(run_id, wait_s=_LEASE_WAIT_S) as lease:
         _refuse_disabled(lake, run_id)
-        report = _settled(lake, ledger, run_id)
-        if report is None:
-            report = _commit_run(settings, lake, ledger, lease, run_id)
+        last, outcome = _confirmed(lake, ledger, run_id)
+        standing = None if last is None or (not widens and _replaced(lake, ledger, last)) else last
+        if standing is not None and _covers(standing, canary):
+            report = _report(standing, outcome)
+        else:
+            report = _commit_run(settings, lake, ledger, lease, run_id, canary, standing)
     logger.info("%s: %s, %d rows in version %s", run_id, report.outcome, report.rows, report.delta_version)
     return replace(report, online=fill_online(settings))
 
@@ -127,9 +147,10 @@ def rollback_run(settings: Settings, run_id: str) -> PublicationReport:
     lake = Lake.open(settings)
     with Ledger.open(settings) as ledger, ledger.lease(run_id, wait_s=_LEASE_WAIT_S) as lease:
         _refuse_disabled(lake, run_id)
-        _settled(lake, ledger, run_id)
-        last = ledger.last_publication(run_id)
-        if last is None or last.status is PublicationStatus.PENDING:
+        _confirmed(lake, ledger, run_id)
+        # An attempt that is pending did not land; what it was to replace may stand.
+        last = next((one for one in ledger.publications(run_id)[::-1] if one.status is not PublicationStatus.PENDING), None)
+        if last is None:
             raise PublicationError(
                 f"the run is {ledger.run(run_id).state.value}: it was never published",
                 where=lake.uri(_VIEW),
@@ -152,65 +173,107 @@ def _refuse_disabled(lake: Lake, run_id: str, *, version: int | None = None) -> 
         ).at(run_id=run_id)
 
 
-def _settled(lake: Lake, ledger: Ledger, run_id: str) -> PublicationReport | None:
-    """The report where the view holds the run; an attempt that landed without its confirmation is confirmed first."""
+def _confirmed(lake: Lake, ledger: Ledger, run_id: str) -> tuple[Publication | None, str]:
+    """The run's standing publication, None where there is none; an attempt that landed without its confirmation is confirmed first."""
     state = ledger.run(run_id).state
     if state not in _PUBLISHABLE:
         raise _not_validated(run_id, state)
-    last = ledger.last_publication(run_id)
-    if last is None or last.status is PublicationStatus.ROLLED_BACK:
-        return None
+    made = ledger.publications(run_id)
     outcome = "already_published"
-    if last.status is PublicationStatus.PENDING:
-        if not lake.committed(_VIEW, last.key):
-            return None
-        version = lake.commit_version(_VIEW, last.key)
-        last = ledger.record_publication(
-            run_id,
-            attempt=last.attempt,
-            delta_version=lake.version(_VIEW) if version is None else version,
-            rows=last.rows,
-            cause="publish: found in the lake's log after an interruption",
-        )
-        outcome = "recovered"
-    return None if _replaced(lake, ledger, last) else _report(last, outcome)
+    if made and made[-1].status is PublicationStatus.PENDING:
+        last = made.pop()
+        if lake.committed(_VIEW, last.key):
+            version = lake.commit_version(_VIEW, last.key)
+            last = ledger.record_publication(
+                run_id,
+                attempt=last.attempt,
+                delta_version=lake.version(_VIEW) if version is None else version,
+                rows=last.rows,
+                cause="publish: found in the lake's log after an interruption",
+            )
+            made.append(last)
+            outcome = "recovered"
+    return (made[-1] if made and made[-1].status is PublicationStatus.PUBLISHED else None), outcome
+
+
+def _covers(standing: Publication, canary: Canary | None) -> bool:
+    """Whether a publication is for all of these users already."""
+    former = Canary.of_publication(standing.canary)
+    if former is None or canary is None:
+        return former is None
+    if former.salt != canary.salt:
+        raise PublicationError(
+            "the run is published for users who were chosen under another key",
+            where="[experiment] key",
+            next_step="publish it for everybody, or take it out: scalr publication widen, scalr publication withdraw",
+        ).at(run_id=standing.run_id)
+    return canary <= former
 
 
 def _replaced(lake: Lake, ledger: Ledger, publication: Publication) -> bool:
     """Whether other runs have taken rows of a publication's window. One that died before the ledger knew shows in the view."""
     if lake.version(_VIEW) == publication.delta_version:
         return False
-    rows = rows_by_run(lake, publication.start, publication.end)
+    rows = rows_by_run(lake, piece_of(publication))
     return rows.pop(publication.run_id, 0) != publication.rows and bool(rows or ledger.replaced_since(publication))
 
 
-def _commit_run(settings: Settings, lake: Lake, ledger: Ledger, lease: Lease, run_id: str) -> PublicationReport:
+def _commit_run(
+    settings: Settings,
+    lake: Lake,
+    ledger: Ledger,
+    lease: Lease,
+    run_id: str,
+    canary: Canary | None,
+    standing: Publication | None,
+) -> PublicationReport:
     spec = ledger.run(run_id).spec
     _refuse_stale(lake, spec)
-    files, rows = _accepted_files(settings, run_id)
-    _refuse_forgotten(settings, run_id, files)
-    schema = lake.schema(_VIEW)
+    files, rows = accepted_files(settings, run_id)
+    refuse_forgotten(settings, run_id, files)
+    users = frozenset[Canary]() if canary is None else frozenset({canary})
+    if canary is not None:
+        rows = count_of(files, canary)
+    taken = Piece(spec.start, spec.end, users)
+    others = [Piece(spec.start, spec.end, beyond=users)] if users else []
 
     def attempt(version: int) -> tuple[Publication, Commit]:
         _refuse_disabled(lake, run_id, version=version)
-        replaced = rows_by_run(lake, spec.start, spec.end, version=version)
-        intent = ledger.intend_publication(run_id, base_version=version, rows=rows, replaced=replaced)
+        intent = ledger.intend_publication(
+            run_id,
+            base_version=version,
+            rows=rows,
+            replaced=rows_by_run(lake, taken, version=version),
+            canary=None if canary is None else canary.to_json(),
+            widens=None if standing is None else standing.attempt,
+        )
         lease.check()
+        stay = [Part(version, piece) for piece in others]
         commit = lake.replace_window(
-            _VIEW, _reader(files, schema), start=spec.start, end=spec.end, key=intent.key, expected_version=version
+            _VIEW, _reader(lake, files, canary, stay), start=spec.start, end=spec.end, key=intent.key, expected_version=version
         )
         return intent, commit
 
     intent, commit = against_others(lake, attempt)
     replaced = ", ".join(f"{count} of {name}" for name, count in sorted(intent.replaced.items())) or "nothing"
+    whom = "" if canary is None else f" of {100 * canary.share:.3g} % of users"
     done = ledger.record_publication(
         run_id,
         attempt=intent.attempt,
         delta_version=commit.version,
         rows=rows,
-        cause=f"publish: {rows} rows in version {commit.version}, replacing {replaced}",
+        cause=f"publish: {rows} rows{whom} in version {commit.version}, replacing {replaced}",
     )
-    return _report(done, "published")
+    return _report(done, "published" if standing is None else "widened")
+
+
+def _reader(lake: Lake, files: Sequence[Path], canary: Canary | None, stay: Sequence[Part]) -> pa.RecordBatchReader:
+    """The rows to commit: a run's, and those of others that stay beside them."""
+    import pyarrow as pa
+
+    schema = lake.schema(_VIEW)
+    beside = stream(lake, stay)
+    return pa.RecordBatchReader.from_batches(schema, chain(accepted_rows(files, schema, canary), beside))
 
 
 def _refuse_stale(lake: Lake, spec: RunSpec) -> None:
@@ -224,41 +287,25 @@ def _refuse_stale(lake: Lake, spec: RunSpec) -> None:
         ).at(run_id=spec.run_id)
 
 
-def _refuse_forgotten(settings: Settings, run_id: str, files: Sequence[Path]) -> None:
-    """Forgetting takes users and items out of accepted files; those of a copy that was brought back may hold them again."""
-    stones = Tombstones.open(settings)
-    kinds: dict[Kind, tuple[str, str]] = {"user": (USER_ID, "users who"), "item": (ITEM_ID, "items that")}
-    for kind, (column, those) in kinds.items():
-        if not stones.of(kind):
-            continue
-        import pyarrow.parquet as pq
-
-        ids = {one for path in files for one in pq.read_table(path, columns=[column]).column(0).unique().to_pylist()}
-        if found := stones.held(ids, kind):
-            raise PublicationError(
-                f"the run has rows of {len(found)} {those} were forgotten",
-                where=str(run_folder(settings, run_id) / "accepted"),
-                next_step="forget them again, which takes them out of it: scalr forget; or make a new run: scalr run",
-            ).at(run_id=run_id)
-
-
 def _take_out(lake: Lake, ledger: Ledger, lease: Lease, last: Publication) -> PublicationReport:
     run_id = last.run_id
     key = f"rollback:{run_id}:{last.attempt}"
+    window = Piece(last.start, last.end)
     rows: dict[str, int] = {}
+    others: dict[str, int] = {}
     not_restored: list[str] = []
     recovered = lake.committed(_VIEW, key)
     # Events that were taken out of the log stay out of the view.
+    taken = {name for one in ledger.publications(run_id) for name in one.replaced} - {run_id}
     stale = {
-        name
-        for name in last.replaced
-        if stale_since(lake, (spec := ledger.run(name).spec).table_versions, spec.as_of) is not None
+        name for name in taken if stale_since(lake, (spec := ledger.run(name).spec).table_versions, spec.as_of) is not None
     }
 
     def attempt(version: int) -> Commit:
-        nonlocal rows, not_restored
+        nonlocal rows, others, not_restored
         _refuse_disabled(lake, run_id, version=version)
-        rows = rows_by_run(lake, last.start, last.end, version=version)
+        rows = rows_by_run(lake, window, version=version)
+        others = rows_by_run(lake, piece_of(last), version=version)
         lease.check()
         former, not_restored = (
             restored_by(lake, ledger, last, version=version, without=stale) if rows.get(run_id) else (None, [])
@@ -271,13 +318,13 @@ def _take_out(lake: Lake, ledger: Ledger, lease: Lease, last: Publication) -> Pu
 
     commit = against_others(lake, attempt)
     if recovered:  # an earlier call took them out and died before it could say so
-        rows = rows_by_run(lake, last.start, last.end, version=commit.version - 1)
+        rows, others = (rows_by_run(lake, piece, version=commit.version - 1) for piece in (window, piece_of(last)))
     held = rows.pop(run_id, 0)
-    after = rows_by_run(lake, last.start, last.end, version=commit.version) if held else {}
+    after = rows_by_run(lake, window, version=commit.version) if held else {}
     restored = {name: count - rows.get(name, 0) for name, count in after.items() if count > rows.get(name, 0)}
-    # Others whose rows lie in its window came after it, whether or not the ledger knows of them yet.
+    # Others whose rows it does not let stand beside it came after it, whether or not the ledger knows of them yet.
     later = {one.run_id for one in ledger.replaced_since(last) if one.status is PublicationStatus.PUBLISHED}
-    replaced_by = sorted(later | rows.keys())
+    replaced_by = sorted(later | (others.keys() - {run_id}))
     outcome = "rolled_back" if held else "replaced"
     cause = f"rollback: {held} rows in version {commit.version}"
     if replaced_by:
@@ -304,52 +351,6 @@ def against_others(lake: Lake, attempt: Callable[[int], Outcome]) -> Outcome:
             time.sleep(random.uniform(0.0, 0.02 * tried))  # noqa: S311 - jitter, not a secret
 
 
-def _accepted_files(settings: Settings, run_id: str) -> tuple[list[Path], int]:
-    """The files that the gate accepted, each with the checksum that it wrote down."""
-    from scalr_prod.generation.parts import sha256_of
-
-    folder = run_folder(settings, run_id)
-    again = f"audit the run again: scalr validate {run_id}"
-    try:
-        report = json.loads((folder / "gate.json").read_text(encoding="utf-8"))["report"]
-    except (OSError, ValueError, KeyError) as error:
-        raise PublicationError("the gate's verdict is not there", where=str(folder / "gate.json"), next_step=again) from error
-    if not report["passed"]:
-        raise PublicationError("the gate's verdict is no", where=str(folder / "gate.json"), next_step=again).at(run_id=run_id)
-    paths = []
-    for file in report["files"]:
-        path = folder / file["path"]
-        if not path.exists() or sha256_of(path) != file["sha256"]:
-            raise PublicationError("this file is not the one that the gate accepted", where=str(path), next_step=again).at(
-                run_id=run_id
-            )
-        paths.append(path)
-    return paths, int(report["accepted"])
-
-
-def _reader(files: Sequence[Path], schema: pa.Schema) -> pa.RecordBatchReader:
-    import pyarrow as pa
-    import pyarrow.dataset as ds
-
-    batches = ds.dataset([str(path) for path in files], format="parquet", schema=schema).to_batches()
-    return pa.RecordBatchReader.from_batches(schema, (batch.cast(schema) for batch in batches))
-
-
-def rows_by_run(lake: Lake, start: Any, end: Any, *, version: int | None = None) -> dict[str, int]:
-    """How many rows of each run the view holds in a window; memory does not grow with it."""
-    import pyarrow.compute as pc
-
-    moment = pc.field(EVENT_TIMESTAMP)
-    held = lake.dataset(_VIEW, version=version)
-    counted: Counter[str] = Counter()
-    for batch in held.to_batches(
-        columns=["run_id"], filter=(moment >= start) & (moment < end), batch_readahead=2, fragment_readahead=1
-    ):
-        for run in batch.column(0).value_counts().to_pylist():
-            counted[run["values"]] += run["counts"]
-    return dict(counted)
-
-
 def _report(
     publication: Publication,
     outcome: str,
@@ -367,6 +368,7 @@ def _report(
         rows=publication.rows if rows is None else rows,
         replaced=dict(publication.replaced),
         replaced_by=list(replaced_by),
+        canary=None if publication.canary is None else publication.canary["share"],
     )
 
 

@@ -9,27 +9,23 @@ before that. Rows come from the table's own former versions, so that what was er
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from scalr_prod.contracts import EVENT_TIMESTAMP, Table
+from scalr_prod.contracts import Table
 from scalr_prod.errors import LakeError
 from scalr_prod.lake import window_sql
 from scalr_prod.ledger import PublicationStatus
+from scalr_prod.pieces import Part, Piece, piece_of, rows_by_run, stream
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
     from datetime import datetime
-    from typing import TypeAlias
 
     import pyarrow as pa
-    import pyarrow.dataset as ds
 
     from scalr_prod.lake import Lake
     from scalr_prod.ledger import Ledger, Publication
-
-    #: Instants ``[start, end)``.
-    Piece: TypeAlias = tuple[datetime, datetime]
 
 __all__ = ["Former", "restored_by", "restoring_versions"]
 
@@ -44,36 +40,20 @@ class Former:
 
     Attributes:
         lake: Where they are.
-        parts: Versions of the table, and the piece of the window that each gives.
-        runs: The runs whose rows are brought back.
-        predicate: SQL: the rows that they take the place of, and they themselves.
+        parts: The rows, and those beside them that stay, see `predicate`.
+        predicate: SQL: the rows that they take the place of, and they themselves. Which users are in a canary no SQL says: rows of
+            others in the window are written again.
     """
 
     lake: Lake
-    parts: Sequence[tuple[int, Piece]]
-    runs: Sequence[str]
+    parts: Sequence[Part]
     predicate: str
 
     def rows(self) -> pa.RecordBatchReader:
         """The rows as a stream."""
         import pyarrow as pa
 
-        schema = self.lake.schema(_VIEW)
-        # Opened here: inside of the stream, the library that writes it is at work and cannot open a table.
-        pieces = [(self.lake.dataset(_VIEW, version=version), piece) for version, piece in self.parts]
-
-        def batches() -> Iterator[pa.RecordBatch]:
-            for dataset, piece in pieces:
-                for batch in dataset.to_batches(filter=_within(piece, self.runs)):
-                    columns = [  # a version of a former package may lack a column
-                        batch.column(field.name).cast(field.type)
-                        if field.name in batch.schema.names
-                        else pa.nulls(len(batch), field.type)
-                        for field in schema
-                    ]
-                    yield pa.RecordBatch.from_arrays(columns, schema=schema)
-
-        return pa.RecordBatchReader.from_batches(schema, batches())
+        return pa.RecordBatchReader.from_batches(self.lake.schema(_VIEW), stream(self.lake, self.parts))
 
 
 def restored_by(
@@ -93,27 +73,31 @@ def restored_by(
     """
     made = [one for one in ledger.publications() if one.delta_version is not None]
     out = _rolled_back(made) | {last.run_id} | set(without)
+    taken = {run for one in made if one.run_id == last.run_id for run in one.replaced} - {last.run_id}
     own = _owned(last, made, version)
     parts = [part for piece in own for part in _before(piece, last, made, out)]
     try:
-        if {run for piece in own for run in _runs_in(lake, version, piece)} != {last.run_id}:
+        if {run for piece in own for run in rows_by_run(lake, piece, version=version)} != {last.run_id}:
             # Others were published without the ledger's knowledge: after this one, so that nothing of before may stand beside them.
             return None, []
-        found = {run for at, piece in parts for run in _runs_in(lake, at, piece)} - out
+        found = {run for part in parts for run in rows_by_run(lake, part.piece, version=part.version)} - out
     except (LakeError, OSError) as error:  # an emergency: the run goes out whether or not the former rows can be read
-        lost = sorted(run for run in last.replaced if run not in out)
+        lost = sorted(run for run in taken if run not in out)
         logger.warning("what %s had replaced cannot be brought back: %s", last.run_id, error)
         return None, lost
-    lost = sorted(run for run in last.replaced if run in without)
+    lost = sorted(run for run in taken if run in without)
     if not found:
         return None, lost
-    windows = " OR ".join(f"({window_sql(*piece)})" for piece in own)
-    return Former(lake, parts, sorted(found), f"{windows} OR run_id = '{last.run_id}'"), lost
+    back = [replace(part, runs=sorted(found)) for part in parts]
+    windows = sorted({(piece.start, piece.end) for piece in own})
+    predicate = " OR ".join(f"({window_sql(*window)})" for window in windows)
+    return Former(lake, [*back, *_beside(lake, last, own, windows, version)], f"{predicate} OR run_id = '{last.run_id}'"), lost
 
 
 def restoring_versions(ledger: Ledger, *, since: datetime) -> list[int]:
     """Versions of the view that rollbacks of the publications since then would bring rows back from."""
-    return [one.base_version for one in ledger.publications() if one.replaced and one.created_at >= since]
+    publications = ledger.publications()
+    return [one.base_version for one in publications if (one.replaced or one.canary) and one.created_at >= since]
 
 
 def _rolled_back(made: Sequence[Publication]) -> set[str]:
@@ -123,56 +107,40 @@ def _rolled_back(made: Sequence[Publication]) -> set[str]:
 
 
 def _owned(one: Publication, made: Sequence[Publication], version: int) -> list[Piece]:
-    """The pieces of a publication's window that no later one holds, as of a version of the view."""
-    pieces = [(one.start, one.end)]
+    """The pieces of what a publication took hold of that no later one holds, as of a version of the view."""
+    pieces = [piece_of(one)]
     for later in made:
         if (later.delta_version or 0) > (one.delta_version or 0) and _in_force(later, version):
-            pieces = [rest for piece in pieces for rest in _without(piece, (later.start, later.end))]
+            pieces = [rest for piece in pieces for rest in piece.without(piece_of(later))]
     return pieces
 
 
-def _before(piece: Piece, one: Publication, made: Sequence[Publication], out: set[str]) -> Iterator[tuple[int, Piece]]:
-    """The versions that give a piece of the view as it was before a publication, without the runs that are ``out``."""
+def _before(piece: Piece, one: Publication, made: Sequence[Publication], out: set[str]) -> Iterator[Part]:
+    """A piece of the view as it was before a publication, without the runs that are ``out``."""
     below = [former for former in made if _in_force(former, one.base_version)]
     rest = [piece]
     for former in sorted(below, key=lambda former: former.delta_version or 0, reverse=True):
-        shared = [both for left in rest if (both := _common(left, (former.start, former.end)))]
-        rest = [left for whole in rest for left in _without(whole, (former.start, former.end))]
+        held = piece_of(former)
+        shared = [both for left in rest if (both := left.common(held))]
+        rest = [left for whole in rest for left in whole.without(held)]
         for both in shared:
             if former.run_id in out:
                 yield from _before(both, former, made, out)
             else:
-                yield one.base_version, both
+                yield Part(one.base_version, both)
+
+
+def _beside(
+    lake: Lake, last: Publication, own: Sequence[Piece], windows: Sequence[tuple[datetime, datetime]], version: int
+) -> list[Part]:
+    """Rows of other users in the windows of a publication's pieces: they stay."""
+    beside = [Piece(*window) for window in windows]
+    for piece in own:
+        beside = [rest for whole in beside for rest in whole.without(piece)]
+    parts = [(piece, sorted(rows_by_run(lake, piece, version=version).keys() - {last.run_id})) for piece in beside]
+    return [Part(version, piece, runs) for piece, runs in parts if runs]
 
 
 def _in_force(one: Publication, version: int) -> bool:
     """Whether a publication had been made, and not been rolled back, at a version of the view."""
     return (one.delta_version or 0) <= version and (one.rollback_version is None or one.rollback_version > version)
-
-
-def _common(one: Piece, other: Piece) -> Piece | None:
-    start, end = max(one[0], other[0]), min(one[1], other[1])
-    return (start, end) if start < end else None
-
-
-def _without(piece: Piece, taken: Piece) -> list[Piece]:
-    start, end = piece
-    left, right = (start, min(end, taken[0])), (max(start, taken[1]), end)
-    return [(a, b) for a, b in (left, right) if a < b]
-
-
-def _runs_in(lake: Lake, version: int, piece: Piece) -> set[str]:
-    import pyarrow.compute as pc
-
-    found: set[str] = set()
-    for batch in lake.dataset(_VIEW, version=version).to_batches(columns=["run_id"], filter=_within(piece)):
-        found.update(pc.unique(batch.column(0)).to_pylist())
-    return found
-
-
-def _within(piece: Piece, runs: Sequence[str] | None = None) -> ds.Expression:
-    import pyarrow.compute as pc
-
-    moment = pc.field(EVENT_TIMESTAMP)
-    inside = (moment >= piece[0]) & (moment < piece[1])
-    return inside if runs is None else inside & pc.field("run_id").isin(list(runs))

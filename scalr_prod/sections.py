@@ -291,16 +291,31 @@ class TrainingSetSettings(_Section):
 
 
 class ExperimentSettings(_Section):
-    """Users that get no synthetic event, so that the effect can be measured (`scalr experiment`)."""
+    """Users that get no synthetic event, so that the effect can be measured (`scalr experiment`), and users that get theirs first."""
 
     holdout: float = Field(default=0.0, ge=0, le=0.5, description="share of users that are held out; 0: nobody")
+    canary: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of users for whom runs are published first; `scalr publication widen` publishes them for all others. 0: runs "
+        "are published for everybody at once",
+    )
     key: str | None = Field(
         default=None,
         min_length=8,
         repr=False,
-        description="under which users are held out; another key is another choice of users. Default: one that the home got when it "
-        "was made",
+        description="under which users are held out, and come first; another key is another choice of users. Default: one that the home "
+        "got when it was made",
     )
+
+    @model_validator(mode="after")
+    def _apart(self) -> Self:
+        if self.holdout + self.canary > 1:
+            raise ValueError(
+                f"holdout ({self.holdout:g}) and canary ({self.canary:g}) are more than all users together; no held-out user is in a canary"
+            )
+        return self
 
 
 class RetentionSettings(_Section):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from scalr_prod.canary import CanaryReport
     from scalr_prod.experiment import ExperimentReport
     from scalr_prod.explain import Explanation
     from scalr_prod.feast_store import ExportFormat, FeastExport
@@ -50,6 +51,33 @@ class Steered:
         from scalr_prod.switch import enable
 
         return enable(self.settings)
+
+    def widen_publication(self, *runs: str, share: float | None = None) -> CanaryReport:
+        """Publish for everybody what is published for a share of users (``[experiment] canary``), in one commit a run.
+
+        Args:
+            *runs: Ids; default: all that are published for a share of users.
+            share: For this share of users, not for everybody.
+
+        Raises:
+            PublicationError: A run is not published for a share of users, or for a larger one; or publication is switched off.
+        """
+        from scalr_prod.canary import widen
+
+        return widen(self.settings, runs, share=share)
+
+    def withdraw_publication(self, *runs: str) -> CanaryReport:
+        """Take out what is published for a share of users, and bring back what it had replaced, in one commit a run.
+
+        Args:
+            *runs: Ids; default: all that are published for a share of users.
+
+        Raises:
+            PublicationError: A run is not published for a share of users; or publication is switched off.
+        """
+        from scalr_prod.canary import withdraw
+
+        return withdraw(self.settings, runs)
 
     def explain(self, event_id: str) -> Explanation:
         """Why a synthetic event is there: source event, history as it was, what each part of the translator said, run and versions.

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import logging
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from scalr_prod.canary import canaries
 from scalr_prod.contracts import Table
 from scalr_prod.errors import PublicationError
 from scalr_prod.lake import Lake
@@ -43,6 +44,7 @@ class SwitchReport:
         delta_version: The view's Delta version.
         waiting: Validated runs that are not published.
         online: Whether the online store was brought up to date by this call.
+        canary: Runs that are published for a share of users, see `scalr_prod.canary.canaries`.
     """
 
     publication: str
@@ -52,6 +54,7 @@ class SwitchReport:
     delta_version: int | None
     waiting: list[str]
     online: bool = False
+    canary: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; the time as ISO 8601 in UTC."""
@@ -122,13 +125,14 @@ def _report(settings: Settings, lake: Lake, *, changed: bool, online: bool = Fal
         waiting = [run.run_id for run in ledger.runs() if run.state is RunState.VALIDATED]
     if not lake.exists(_VIEW):
         return SwitchReport("enabled", changed, None, None, None, waiting, online)
+    canary = canaries(settings)
     version = lake.version(_VIEW)
     aside = lake.aside(_VIEW, version=version)
     held = version if aside is None else aside
     rows = lake.dataset(_VIEW, version=held).count_rows() if lake.readable(_VIEW, held) else None
     since = None if aside is None else lake.committed_at(_VIEW, aside + 1)
     state = "enabled" if aside is None else "disabled"
-    return SwitchReport(state, changed, since, rows, version, waiting, online)
+    return SwitchReport(state, changed, since, rows, version, waiting, online, canary)
 
 
 def _key(what: str) -> str:

@@ -86,6 +86,32 @@ def publication_enable(config: Config = DEFAULT_CONFIG, as_json: Json = False) -
     Door(config, as_json, "publication enable").open(lambda project: project.enable_publication())
 
 
+_Runs = Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Ids of runs; default: all that are in a canary.")]
+
+
+@publication_app.command("widen")
+def publication_widen(
+    runs: _Runs = None,
+    share: Annotated[float | None, typer.Option(min=0, max=1, help="For this share of users; default: for everybody.")] = None,
+    config: Config = DEFAULT_CONFIG,
+    as_json: Json = False,
+) -> None:
+    """Publish for everybody what [experiment] canary let be published for a share of users; one commit a run.
+
+    Example: scalr publication widen
+    """
+    Door(config, as_json, "publication widen").open(lambda project: project.widen_publication(*(runs or ()), share=share))
+
+
+@publication_app.command("withdraw")
+def publication_withdraw(runs: _Runs = None, config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Take out what is published for a share of users, and bring back what it had replaced; one commit a run.
+
+    Example: scalr publication withdraw
+    """
+    Door(config, as_json, "publication withdraw").open(lambda project: project.withdraw_publication(*(runs or ())))
+
+
 @app.command("explain")
 def explain_command(
     event_id: Annotated[str, typer.Argument(help="An event_id of synthetic_target_events.")],

@@ -135,6 +135,9 @@ def status(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
     def work(project: Project) -> dict[str, Any]:
         done = [stage.to_json() for stage in project.status()]
         state = project.publication_state().to_json()
-        return {"stages": done, "publication": {name: state[name] for name in ("publication", "since", "rows", "waiting")}}
+        return {
+            "stages": done,
+            "publication": {name: state[name] for name in ("publication", "since", "rows", "waiting", "canary")},
+        }
 
     Door(config, as_json, "status").open(work)

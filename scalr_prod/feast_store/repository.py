@@ -163,6 +163,7 @@ def _lake_facts(settings: Settings) -> dict[str, str]:
         "source_item": item,
         "source_item_id": id_type_of(synthetic, "source_item_id") if synthetic is not None else item,
         "target_item": id_type_of(target, ITEM_ID),
+        **({"typed": Table.TARGET_EVENTS.value} if "event_type" in target.names else {}),
     }
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, Table
 from scalr_prod.errors import LakeError
+from scalr_prod.holdout import Canary
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger, PublicationStatus
 from scalr_prod.translator.versions import models_folder
@@ -110,16 +111,20 @@ def late_windows(settings: Settings, start: datetime, end: datetime, as_of: date
 
 
 def settings_again(settings: Settings, window: LateWindow) -> tuple[Settings, int | None]:
-    """The settings, and the translator version, that a window is published again with: those of its run.
+    """The settings, and the translator version, that a window is published again with: those of its run, for the users of its publication.
 
     Returns:
         The settings; and the version, None where it is no longer there and the latest that fits takes its place.
     """
     with Ledger.open(settings) as ledger:
         spec = ledger.run(window.published_by).spec
+        standing = {one.run_id: one for one in ledger.standing_publications()}
+    canary = Canary.of_publication(standing[spec.run_id].canary if spec.run_id in standing else None)
+    users = settings.experiment.model_copy(update={"canary": canary.share if canary else 0.0})
     of_then = {"mode": spec.mode, "seed": spec.seed, **spec.settings["generation"]}
     times = {"start": window.start, "end": window.end, "as_of": window.as_of}
-    again = settings.model_copy(update={"generation": settings.generation.model_copy(update=of_then | times)})
+    generation = settings.generation.model_copy(update=of_then | times)
+    again = settings.model_copy(update={"generation": generation, "experiment": users})
     there = (models_folder(settings) / str(spec.translator_version)).is_dir()
     return again, spec.translator_version if there else None
 
@@ -127,8 +132,7 @@ def settings_again(settings: Settings, window: LateWindow) -> tuple[Settings, in
 def _standing(settings: Settings, *, before: datetime) -> list[RunSpec]:
     """The runs whose rows are in the feature view, whole, in the order in which they were published."""
     with Ledger.open(settings) as ledger:
-        published = [one for one in ledger.publications() if one.status is PublicationStatus.PUBLISHED and one.end <= before]
-        published.sort(key=lambda one: one.delta_version or 0)
+        published = [one for one in ledger.standing_publications() if one.end <= before]
         gone = PublicationStatus.ROLLED_BACK  # what such a publication had replaced is back
         standing = (one for one in published if all(later.status is gone for later in ledger.replaced_since(one)))
         return [ledger.run(one.run_id).spec for one in standing]

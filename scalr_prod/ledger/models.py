@@ -155,6 +155,8 @@ class PublicationRow(Base):
     delta_version: Mapped[int | None] = mapped_column(BigInteger)
     rows: Mapped[int] = mapped_column(BigInteger)
     replaced: Mapped[dict[str, int]] = mapped_column(JSON)
+    canary: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    widens: Mapped[int | None] = mapped_column(Integer)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     published_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     rolled_back_at: Mapped[datetime | None] = mapped_column(UtcDateTime)

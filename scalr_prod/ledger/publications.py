@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
@@ -24,7 +24,16 @@ __all__ = ["Publications"]
 class Publications(Runs):
     """The part of the ledger that knows what the feature view holds."""
 
-    def intend_publication(self, run_id: str, *, base_version: int, rows: int, replaced: Mapping[str, int]) -> Publication:
+    def intend_publication(
+        self,
+        run_id: str,
+        *,
+        base_version: int,
+        rows: int,
+        replaced: Mapping[str, int],
+        canary: Mapping[str, Any] | None = None,
+        widens: int | None = None,
+    ) -> Publication:
         """Write down that a run is about to be committed; a pending attempt is taken up again, with the new figures.
 
         Args:
@@ -32,6 +41,8 @@ class Publications(Runs):
             base_version: The table's Delta version.
             rows: How many will be committed.
             replaced: Rows that the commit will remove, by run.
+            canary: The users whom it is for, see `scalr_prod.holdout.Canary`; None: everybody.
+            widens: The attempt, for fewer users, in whose place it comes.
         """
         with self._writing() as session:
             run = self._row(session, run_id, lock=True)
@@ -46,6 +57,7 @@ class Publications(Runs):
                 last.status, last.start, last.end = PublicationStatus.PENDING.value, spec.start, spec.end
                 self._follow(session, last, former, cause=f"{rows} rows to follow version {base_version}")
             last.base_version, last.rows, last.replaced, last.created_at = base_version, rows, dict(replaced), now
+            last.canary, last.widens = None if canary is None else dict(canary), widens
             session.add(last)
             session.flush()
             return _publication(last)
@@ -66,13 +78,13 @@ class Publications(Runs):
             return _publication(row)
 
     def record_rollback(self, run_id: str, *, attempt: int, delta_version: int, cause: str) -> Publication:
-        """Record that a publication was taken out of the feature view, and the run with it."""
+        """Record that a publication was taken out of the feature view, with the run and its former attempts."""
         with self._writing() as session:
             row = self._attempt(session, run_id, attempt)
-            if row.status == PublicationStatus.PUBLISHED:
-                row.status, row.rollback_version = PublicationStatus.ROLLED_BACK.value, delta_version
-                row.rolled_back_at = self._now(session)
-                self._follow(session, row, PublicationStatus.PUBLISHED, cause=cause)
+            for former in session.scalars(_up_to(row)):
+                former.status, former.rollback_version = PublicationStatus.ROLLED_BACK.value, delta_version
+                former.rolled_back_at = self._now(session)
+                self._follow(session, former, PublicationStatus.PUBLISHED, cause=cause)
             self._move(session, run_id, RunState.ROLLED_BACK, cause)
             return _publication(row)
 
@@ -84,6 +96,13 @@ class Publications(Runs):
         with self._reading() as session:
             query = query.where(PublicationRow.project_id == self._mine(session))
             return [_publication(row) for row in session.scalars(query)]
+
+    def standing_publications(self) -> list[Publication]:
+        """The latest confirmed publication of each run that was not rolled back since, in the order in which they were made."""
+        made = [one for one in self.publications() if one.status is not PublicationStatus.PENDING]
+        latest = {one.run_id: one for one in sorted(made, key=lambda one: one.attempt)}
+        standing = [one for one in latest.values() if one.status is PublicationStatus.PUBLISHED]
+        return sorted(standing, key=lambda one: one.delta_version or 0)
 
     def last_publication(self, run_id: str) -> Publication | None:
         """A run's latest attempt.
@@ -140,6 +159,20 @@ class Publications(Runs):
         return row
 
 
+def _up_to(row: PublicationRow) -> sa.Select[PublicationRow]:
+    """A run's published attempts up to one."""
+    return (
+        sa.select(PublicationRow)
+        .where(
+            PublicationRow.project_id == row.project_id,
+            PublicationRow.run_id == row.run_id,
+            PublicationRow.attempt <= row.attempt,
+            PublicationRow.status == PublicationStatus.PUBLISHED,
+        )
+        .order_by(PublicationRow.attempt)
+    )
+
+
 def _publication(row: PublicationRow) -> Publication:
     return Publication(
         run_id=row.run_id,
@@ -156,4 +189,6 @@ def _publication(row: PublicationRow) -> Publication:
         published_at=row.published_at,
         rolled_back_at=row.rolled_back_at,
         rollback_version=row.rollback_version,
+        canary=row.canary,
+        widens=row.widens,
     )

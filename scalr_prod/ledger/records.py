@@ -144,6 +144,8 @@ class Publication(_Record):
         delta_version: The Delta version that holds it; None while pending.
         rows: Rows committed.
         replaced: Rows that it removed from the window, by the run that they came from.
+        canary: The users whom it was for, see `scalr_prod.holdout.Canary`; None: everybody.
+        widens: The attempt, for fewer users, in whose place it came.
     """
 
     run_id: str
@@ -160,6 +162,8 @@ class Publication(_Record):
     published_at: datetime | None
     rolled_back_at: datetime | None
     rollback_version: int | None
+    canary: Mapping[str, Any] | None = None
+    widens: int | None = None
 
 
 @dataclass(frozen=True)

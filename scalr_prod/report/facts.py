@@ -67,6 +67,7 @@ class RunFacts:
         generation: The generation's report; empty where there is none yet.
         gate: The gate's report; empty where there is none yet.
         published: Rows that the run's last publication committed; None where it is not published.
+        canary: Share of users whom it was committed for; None: everybody.
         held: How many of them the feature view still holds: others may have been replaced since.
         replaced_by: Runs that have since been published over its window.
         distributions: None where there are no synthetic events.
@@ -85,6 +86,7 @@ class RunFacts:
     generation: Mapping[str, Any]
     gate: Mapping[str, Any]
     published: int | None
+    canary: float | None
     held: int
     replaced_by: Sequence[str]
     distributions: Distributions | None
@@ -129,6 +131,7 @@ def collect(settings: Settings, ledger: Ledger, run_id: str) -> RunFacts:
         generation=generation,
         gate=gate,
         published=live.rows if live is not None else None,
+        canary=live.canary["share"] if live is not None and live.canary else None,
         held=held,
         replaced_by=list(dict.fromkeys(later.run_id for later in ledger.replaced_since(live))) if live is not None else [],
         distributions=distributions,

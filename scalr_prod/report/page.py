@@ -120,6 +120,12 @@ def _verdict(facts: RunFacts, broken: int) -> dict[str, str]:
 
 
 def _published(facts: RunFacts) -> dict[str, str]:
+    if facts.held == facts.published and facts.canary is not None:
+        text = (
+            f"{facts.held:,} synthetic events are in the feature view, those of {100 * facts.canary:.3g} % of users; "
+            "all others wait for scalr publication widen."
+        )
+        return {"tone": "", "head": "Published for a share of users.", "text": text}
     if facts.held == facts.published:
         return {"tone": "good", "head": "Published.", "text": f"{facts.held:,} synthetic events are in the feature view."}
     others = ", ".join(facts.replaced_by) or "another run"

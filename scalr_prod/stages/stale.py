@@ -76,14 +76,13 @@ def stale_stages(settings: Settings) -> dict[str, str]:
 def stale_publications(settings: Settings) -> list[tuple[Publication, RunSpec]]:
     """What stands in the feature view of runs whose events have been replaced, with the runs, the earliest window first."""
     from scalr_prod.lake import Lake
-    from scalr_prod.ledger import Ledger, PublicationStatus
+    from scalr_prod.ledger import Ledger
 
     lake = Lake.open(settings)
     if not _anything_replaced(lake):
         return []
     with Ledger.open(settings) as ledger:
-        standing = [one for one in ledger.publications() if one.status is PublicationStatus.PUBLISHED]
-        found = [(one, ledger.run(one.run_id).spec) for one in standing]
+        found = [(one, ledger.run(one.run_id).spec) for one in ledger.standing_publications()]
     there = _runs_in_view(lake)
     stale = [(one, spec) for one, spec in found if one.run_id in there and _stale_run_since(lake, spec) is not None]
     return sorted(stale, key=lambda pair: pair[0].start)

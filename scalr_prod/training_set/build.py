@@ -13,7 +13,7 @@ from scalr_prod.contracts import CREATED_TIMESTAMP, PROVENANCE_COLUMNS, Table
 from scalr_prod.errors import TrainingSetBusy, TrainingSetError
 from scalr_prod.feast_store import open_own_features, service_sources
 from scalr_prod.growth import ALWAYS, files_between, fragments_of, state_of
-from scalr_prod.holdout import HELD_OUT, Holdout
+from scalr_prod.holdout import CANARY, HELD_OUT, Canary, Holdout
 from scalr_prod.instants import micros
 from scalr_prod.training_set.changes import EVENTS
 from scalr_prod.training_set.making import make_parts
@@ -144,7 +144,7 @@ def _inputs(settings: Settings, own: OwnFeatures | None) -> tuple[dict[str, Any]
     lake = Lake.open(settings)
     lake.require(Table.SYNTHETIC_TARGET_EVENTS, "source_domain")
     states = {table.value: state_of(lake.open_table(table)) for table in _TABLES}
-    held = Holdout.of(settings)
+    held, canary = Holdout.of(settings), Canary.of(settings)
     inputs = {
         "layout": _LAYOUT,
         "name": options.name,
@@ -155,7 +155,8 @@ def _inputs(settings: Settings, own: OwnFeatures | None) -> tuple[dict[str, Any]
             mode="json", exclude={"name", "cutoff", "start", "suite", "task", *(_OWN if own is None else ())}
         )
         | ({"sparse_below": settings.downstream.sparse_below} if options.segment_weights else {})
-        | (held.to_run() if held else {}),
+        | (held.to_run() if held else {})
+        | ({CANARY: canary.to_json()} if canary else {}),
         "versions": {name: state["version"] for name, state in states.items()},
         # A table that was restored from a backup may come to the same version again with other rows.
         "contents": {name: state["files"] for name, state in states.items()},
@@ -243,7 +244,7 @@ def _describe(settings: Settings, window: Window, inputs: dict[str, Any], folder
     from scalr_prod.training_set.features import FEATURE_SERVICE
 
     schema = pq.read_schema(folder / made.parts[0].files[0])
-    features = [name for name in schema.names if name not in {*KEYS, *LABEL_COLUMNS, HELD_OUT}]
+    features = [name for name in schema.names if name not in {*KEYS, *LABEL_COLUMNS, HELD_OUT, CANARY}]
     provenance = [name for name in features if name.split("__")[-1] in PROVENANCE_COLUMNS]
     if provenance:
         raise TrainingSetError(

@@ -111,7 +111,7 @@ def _shape(inputs: Mapping[str, Any], tables: Tables) -> str:
         "spine": spine,
         "held out": inputs["settings"].get("experiment"),
         "pyarrow": pa.__version__,
-    }
+    } | {name: inputs["settings"][name] for name in ("canary",) if name in inputs["settings"]}
     return fingerprint_of(alike)
 
 

@@ -16,7 +16,7 @@ from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
 from scalr_prod.duck import exact
 from scalr_prod.feast_store import read_window
 from scalr_prod.growth import files_between, records_of
-from scalr_prod.holdout import HELD_OUT, Holdout
+from scalr_prod.holdout import CANARY, HELD_OUT, Canary, Holdout
 from scalr_prod.instants import datetime_of, micros
 from scalr_prod.training_set.parts import Figures
 from scalr_prod.training_set.periods import DAY_US, Period, day_of
@@ -102,8 +102,8 @@ class Spine:
                 yield pa.Table.from_batches(kept)
 
 
-def spine_schema(user: pa.DataType, item: pa.DataType, *, held_out: bool = False) -> pa.Schema:
-    """Columns of the spine, which are also the first columns of the training set; ``held_out`` where there is an experiment."""
+def spine_schema(user: pa.DataType, item: pa.DataType, *, marks: Sequence[str] = ()) -> pa.Schema:
+    """Columns of the spine, which are also the first columns of the training set; ``marks`` of users where there is an experiment."""
     import pyarrow as pa
 
     schema = pa.schema(
@@ -118,7 +118,9 @@ def spine_schema(user: pa.DataType, item: pa.DataType, *, held_out: bool = False
             pa.field("source_domain", pa.string()),
         ]
     )
-    return schema.append(pa.field(HELD_OUT, pa.bool_(), nullable=False)) if held_out else schema
+    for mark in marks:
+        schema = schema.append(pa.field(mark, pa.bool_(), nullable=False))
+    return schema
 
 
 def stage_spine(settings: Settings, window: Window, folder: Path, *, spans: Sequence[Span]) -> Spine:
@@ -152,7 +154,8 @@ def stage_spine(settings: Settings, window: Window, folder: Path, *, spans: Sequ
             path=synthetic,
         )
         held = Holdout.of(settings)
-        output = spine_schema(schema.field(USER_ID).type, schema.field(ITEM_ID).type, held_out=held is not None)
+        marks = {name: one.sql(USER_ID) for name, one in ((HELD_OUT, held), (CANARY, Canary.of(settings))) if one is not None}
+        output = spine_schema(schema.field(USER_ID).type, schema.field(ITEM_ID).type, marks=tuple(marks))
         if options.negatives_per_event:
             stage_negatives(connection, settings, real, negative, spans=spans)
         else:
@@ -162,7 +165,8 @@ def stage_spine(settings: Settings, window: Window, folder: Path, *, spans: Sequ
         # A negative that meets a synthetic row of the same instant would contradict it: it goes, the others stay.
         lambda_ = _lambda(settings)
         # What a user got before being held out is no part of an experiment.
-        marked, treated = ("", "true") if held is None else (f", {held.sql(USER_ID)} AS {HELD_OUT}", f"NOT {held.sql(USER_ID)}")
+        treated = "true" if held is None else f"NOT {held.sql(USER_ID)}"
+        marked = "".join(f", {mark} AS {name}" for name, mark in marks.items())
         query = f"""
             WITH real_events AS (SELECT {USER_ID}, count(*) AS real_events FROM {_scan(real)} GROUP BY {USER_ID})
             SELECT *{marked} FROM (

@@ -62,6 +62,7 @@ def calibrate(
     *,
     seed: int,
     fold: NDArray[np.int32] | None = None,
+    weight: NDArray[np.float32] | None = None,
     workers: Workers = ALONE,
 ) -> dict[str, torch.Tensor]:
     """Fit what makes distributions of scores, popularity and tastes.
@@ -73,6 +74,7 @@ def calibrate(
         held_out: bool [R]. Rows of held-out users.
         seed: Of the draws.
         fold: int32 [R]. Each row's user's fold; default: no fold has a table of its own.
+        weight: float32 [R]. How much each event counts; None: one.
         workers: Where units of work run: blocks of rows, then members of tables.
 
     Returns:
@@ -93,7 +95,8 @@ def calibrate(
     # Popularity alone has no scores to scale, and torch warns about the spread of nothing.
     scale = values[:, :-_FEATURES, 1:].std((0, 2)).clamp(min=1e-12) if module.estimators else values.new_ones(0)
     values[:, :-_FEATURES] /= scale[:, None]
-    evidence = Evidence(values, tastes.standard(told, mean, spread), log_q)
+    counts = None if weight is None else torch.from_numpy(weight[rows])[:, None]
+    evidence = Evidence(values, tastes.standard(told, mean, spread), log_q, counts)
     everybody = np.ones(len(rows), bool)
     learnt_from = {TABLES[0]: everybody, TABLES[1]: _enough(held_out, everybody)}
     folds = np.full(len(rows), -1) if fold is None else fold[rows]

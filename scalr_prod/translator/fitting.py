@@ -194,15 +194,24 @@ def fit_calibration(
     user = log.target.user[rows]
     layout = Layout.of(settings.translator.estimators)
     module = TranslatorModule(tensors | neutral(layout), metadata_of(settings, pairs, 0))
+    counted, seed = log.label_weights(end), settings.translator.seed
     tables = calibrate(
-        module, contexts, labels, held_out[user], seed=settings.translator.seed, fold=log.fold[user], workers=workers
+        module,
+        contexts,
+        labels,
+        held_out[user],
+        seed=seed,
+        fold=log.fold[user],
+        weight=None if counted is None else counted[rows],
+        workers=workers,
     )
     figures = figures_of(settings, log, pairs, tensors | tables, rows, held_out, workers)
     information = None
     if informed:
-        later = Asked(contexts, labels, user, held_out[user])
-        everything = _asked_of(log, pairs, np.flatnonzero(log.possible & held_out[log.target.user] & (log.target.time < end)))
-        seed = settings.translator.seed
+        some = np.isin(rows, log.in_proportion(rows, end, seed))
+        later = Asked(contexts, labels, user, held_out[user]).take(np.flatnonzero(some))
+        own = np.flatnonzero(log.possible & held_out[log.target.user] & (log.target.time < end))
+        everything = _asked_of(log, pairs, log.in_proportion(own, end, seed))
         information = measure_information(tensors, metadata_of(settings, pairs, 0), everything, later, seed=seed)
     done(1)
     return Calibrated(tables, layout, figures, information)
@@ -241,12 +250,15 @@ def figures_of(
 ) -> dict[str, dict[str, Figures]]:
     """Every member's figures: group of users (``all``, ``cold`` = held out, ``warm``) → member → figures.
 
+    Where events weigh differently, they are asked of in proportion.
+
     Held-out users are asked of as in a run: with parameters that never saw them, weighed by their fold's own table.
     """
     folds = settings.translator.folds
     seen = {name.removeprefix("-1/"): tensor for name, tensor in tensors.items() if name.startswith("-1/")}
     twins = {f"{fold}/{name}": tensor for fold in range(folds) for name, tensor in seen.items()}
     module = TranslatorModule(tensors | twins, metadata_of(settings, pairs, folds))
+    rows = log.in_proportion(rows, int(log.target.time[rows].max()) + 1, settings.translator.seed)
     user = log.target.user[rows]
     cold = held_out[user]
     fold = np.where(cold, log.fold[user], -1).astype(np.int32)

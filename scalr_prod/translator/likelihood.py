@@ -34,18 +34,21 @@ class Evidence:
         values: [R, E + F, 1 + M]. Standardised scores, and features.
         tastes: [R, T], standardised.
         log_q: [R, 1 + M]. Logarithms of the expected numbers of draws.
+        weight: [R, 1]. How many choices each is; None: one.
     """
 
     values: torch.Tensor
     tastes: torch.Tensor
     log_q: torch.Tensor
+    weight: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.values)
 
     def take(self, rows: torch.Tensor) -> Evidence:
         """The named rows: int64 [r]."""
-        return Evidence(self.values[rows], self.tastes[rows], self.log_q[rows])
+        weight = None if self.weight is None else self.weight[rows]
+        return Evidence(self.values[rows], self.tastes[rows], self.log_q[rows], weight)
 
     def with_one(self, rows: torch.Tensor, many: int) -> torch.Tensor:
         """The first of 1 and the tastes: [r, many]."""
@@ -91,7 +94,8 @@ def _loss(evidence: Evidence, plain: list[int], weights: torch.Tensor) -> float:
     total = 0.0
     for rows in torch.arange(len(evidence)).split(_CHUNK_ROWS):
         logits = ((evidence.with_one(rows, len(weights)) @ weights)[:, None] @ evidence.values[rows][:, plain])[:, 0]
-        total -= float((logits - evidence.log_q[rows]).log_softmax(1)[:, 0].sum())
+        said = (logits - evidence.log_q[rows]).log_softmax(1)[:, 0]
+        total -= float((said if evidence.weight is None else said * evidence.weight[rows][:, 0]).sum())
     return total
 
 
@@ -134,8 +138,9 @@ def _maximise(evidence: Evidence, plain: list[int], tilted: list[int], tilt_pena
             p = (((z @ weights.float())[:, None] @ x)[:, 0] - evidence.log_q[rows]).softmax(1)
             mean = (x @ p[:, :, None])[:, :, 0]
             covariance = (x * p[:, None]) @ x.mT - mean[:, :, None] * mean[:, None]
-            gradient += (z.T @ (x[:, :, 0] - mean)).double()
-            of_pairs = (z[:, :, None] * z[:, None]).flatten(1).T @ covariance.flatten(1)
+            counted = z if evidence.weight is None else z * evidence.weight[rows]
+            gradient += (counted.T @ (x[:, :, 0] - mean)).double()
+            of_pairs = (counted[:, :, None] * z[:, None]).flatten(1).T @ covariance.flatten(1)
             of_pairs = of_pairs.view(many, many, len(plain), len(plain)).transpose(1, 2)
             curvature += of_pairs.reshape(curvature.shape).double()
         kept = free.flatten()

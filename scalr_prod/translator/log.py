@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["Events", "Log", "data_end", "read_log"]
+__all__ = ["Events", "Log", "data_end", "read_log", "type_weights"]
 
 #: Target events that are joined at a time.
 _SPINE_ROWS = 200_000
@@ -45,12 +45,14 @@ class Events:
         item: int32 [M]. Position in ``ids``.
         time: int64 [M]. Microseconds since the epoch.
         ids: The item ids, sorted.
+        weight: float32 [M]. How much each counts, by its type; None: one each.
     """
 
     user: NDArray[np.int32]
     item: NDArray[np.int32]
     time: NDArray[np.int64]
     ids: pa.Array
+    weight: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.user)
@@ -81,6 +83,52 @@ class Log:
     def possible(self) -> NDArray[np.bool_]:
         """Which target events a run could have generated, so that they are labels: bool [len(target)]."""
         return firsts(self.target) if self.exclude_consumed else np.ones(len(self.target), dtype=bool)
+
+    @cached_property
+    def gains(self) -> NDArray[np.float32] | None:
+        """How much each target event adds to what counts: float32 [len(target)]; None: each of `possible` adds one, others nothing.
+
+        A user's events on one item count as the heaviest of them. So a purchase after a view adds the difference, when it happens.
+        """
+        weight = self.target.weight
+        if weight is None or not self.exclude_consumed:
+            return weight
+        _, pair = np.unique(self._pairs(), return_inverse=True)
+        order = np.argsort(pair, kind="stable")
+        # Pairs are kept apart by more than any weight.
+        apart = pair[order] * (float(weight.max(initial=0)) + 1)
+        heaviest = np.maximum.accumulate(weight[order] + apart) - apart
+        before = np.append(0.0, heaviest[:-1]) * np.append(False, pair[order][1:] == pair[order][:-1])
+        gained = np.empty(len(weight), dtype=np.float32)
+        gained[order] = np.maximum(heaviest - before, 0)
+        # What rounding leaves of a difference is no event.
+        return np.where(gained > 1e-6 * max(float(weight.max(initial=0)), 1e-30), gained, 0).astype(np.float32)
+
+    def label_weights(self, until: int) -> NDArray[np.float32] | None:
+        """How much each target event counts as a label, by what had happened before an instant (µs): float32 [len(target)].
+
+        None: one each.
+        """
+        weight = self.target.weight
+        if weight is None or not self.exclude_consumed:
+            return weight
+        _, pair = np.unique(self._pairs(), return_inverse=True)
+        heaviest = np.zeros(pair.max(initial=-1) + 1, dtype=np.float32)
+        known = self.target.time < until
+        np.maximum.at(heaviest, pair[known], weight[known])
+        return heaviest[pair]
+
+    def _pairs(self) -> NDArray[np.int64]:
+        pairs: NDArray[np.int64] = self.target.user.astype(np.int64) * len(self.target.ids) + self.target.item
+        return pairs
+
+    def in_proportion(self, rows: NDArray[np.int64], until: int, seed: int) -> NDArray[np.int64]:
+        """Some of the labels, each as likely to be there as it weighs; all of them where each counts once."""
+        weight = self.label_weights(until)
+        if weight is None or not len(rows):
+            return rows
+        chance = np.random.default_rng(seed).random(len(rows)) * max(float(weight[rows].max()), 1e-30)
+        return rows[chance < weight[rows]]
 
     def label_times(self) -> NDArray[np.int64]:
         """When the labels happened: int64 [labels], microseconds."""
@@ -142,8 +190,9 @@ def read_log(settings: Settings, trained_until: datetime, *, versions: Mapping[s
             where="domains.source.columns.user, domains.target.columns.user",
             next_step="map the columns that hold the same kind of user id in both logs",
         )
+    weighed = {"source": {}, "target": type_weights(settings)}
     users = sorted_unique(pa.chunked_array([source_users.cast(target_users.type), target_users]))
-    (source, source_known), (target, _) = (_events(tables[domain], users) for domain in ("source", "target"))
+    (source, source_known), (target, _) = (_events(tables[domain], users, weights) for domain, weights in weighed.items())
     return Log(
         users=users,
         fold=fold_of(users, settings.translator.folds),
@@ -156,16 +205,35 @@ def read_log(settings: Settings, trained_until: datetime, *, versions: Mapping[s
 
 def _read(settings: Settings, table: Table, until: datetime, versions: Mapping[str, int] | None) -> pa.Table:
     columns = [USER_ID, ITEM_ID, EVENT_TIMESTAMP, CREATED_TIMESTAMP]
+    columns += ["event_type"] if table is Table.TARGET_EVENTS and type_weights(settings) else []
     return read_window(settings, table.value, end=until, known_by=until, columns=columns, versions=versions)
 
 
-def _events(table: pa.Table, users: pa.Array) -> tuple[Events, NDArray[np.int64]]:
+def type_weights(settings: Settings) -> dict[str, float]:
+    """What target events count by their type; empty: one each."""
+    target = settings.domains.target
+    return dict(target.types) if target.weights_for == "all" and any(weight != 1 for weight in target.types.values()) else {}
+
+
+def _events(table: pa.Table, users: pa.Array, weights: Mapping[str, float]) -> tuple[Events, NDArray[np.int64]]:
     """The events in their order, and when each became known (µs): int64 [M]."""
     ids = sorted_unique(table[ITEM_ID])
     user, item = index_in(table[USER_ID], users), index_in(table[ITEM_ID], ids)
     time, known = micros_of(table[EVENT_TIMESTAMP]), micros_of(table[CREATED_TIMESTAMP])
     order = np.lexsort((known, stable_hash(ids)[item], time, user))
-    return Events(user[order], item[order], time[order], ids), known[order]
+    weight = _weighed(table["event_type"], weights)[order] if weights else None
+    return Events(user[order], item[order], time[order], ids, weight), known[order]
+
+
+def _weighed(types: pa.ChunkedArray, weights: Mapping[str, float]) -> NDArray[np.float32]:
+    """What each event counts; one where the log did not say what it is: float32 [M]."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    known = pa.array(list(weights.values()), pa.float32())
+    found = known.take(pc.index_in(types.combine_chunks().cast(pa.string()), pa.array(list(weights), pa.string())))
+    weighed: NDArray[np.float32] = pc.fill_null(found, 1.0).to_numpy(zero_copy_only=False)
+    return weighed
 
 
 def _histories(

@@ -125,14 +125,21 @@ class Pairs:
         events = self.log.target
         counts = (events.time < self.until) & (self.target_index[events.item] >= 0) & ~self.held_out[events.user]
         counts &= self.log.possible
-        return np.flatnonzero(counts)
+        weights = self.log.label_weights(self.until)
+        return np.flatnonzero(counts if weights is None else counts & (weights > 0))
 
-    def popularity_events(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """(vocabulary index, time) of every target event that popularity counts: labels too."""
-        events = self.log.target
+    def target_weights(self, rows: NDArray[np.int64]) -> NDArray[np.float32] | None:
+        """How much each of `target_rows` counts: float32 [rows]; None: one each."""
+        weights = self.log.label_weights(self.until)
+        return None if weights is None else weights[rows]
+
+    def popularity_events(self) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.float32] | None]:
+        """(vocabulary index, time, how much it adds) of every target event that popularity counts: labels too. None: one each."""
+        events, gains = self.log.target, self.log.gains
         index = self.target_index[events.item]
-        counts = (events.time < self.popularity_until) & (index >= 0) & ~self.held_out[events.user] & self.log.possible
-        return index[counts], events.time[counts]
+        counts = (events.time < self.popularity_until) & (index >= 0) & ~self.held_out[events.user]
+        counts &= self.log.possible if gains is None else gains > 0
+        return index[counts], events.time[counts], None if gains is None else gains[counts]
 
     def source_matrix(self) -> Any:
         """scipy CSR float32 [U, n_source + 1]: 1 where the user had the item; column 0 is empty."""
@@ -140,10 +147,20 @@ class Pairs:
         return _matrix(user, item, (len(self.log.users), self.n_source + 1))
 
     def target_matrix(self) -> Any:
-        """scipy CSR float32 [U, n_target]: 1 where the user had the item; rows of held-out users are empty."""
+        """scipy CSR float32 [U, n_target]: 1, or the weight, where the user had the item; rows of held-out users are empty."""
         rows = self.target_rows()
-        events = self.log.target
-        return _matrix(events.user[rows], self.target_index[events.item[rows]], (len(self.log.users), self.n_target))
+        events, shape = self.log.target, (len(self.log.users), self.n_target)
+        matrix = _matrix(events.user[rows], self.target_index[events.item[rows]], shape)
+        weights = self.target_weights(rows)
+        if weights is not None:
+            matrix.sort_indices()
+            cell = events.user[rows].astype(np.int64) * self.n_target + self.target_index[events.item[rows]]
+            there, place = np.unique(cell, return_inverse=True)  # in the order of the matrix
+            heaviest = np.zeros(len(there), dtype=np.float32)
+            np.maximum.at(heaviest, place, weights)
+            matrix.data[:] = heaviest
+            matrix.eliminate_zeros()
+        return matrix
 
 
 def contexts_at(

@@ -20,7 +20,7 @@ from scalr_prod.progress import counting
 from scalr_prod.translator.estimators import SCORED, scored_of
 from scalr_prod.translator.estimators.carried import carried, estimator_of
 from scalr_prod.translator.fitting import cut_at, fit_calibration, fit_sets, metadata_of, steps_of
-from scalr_prod.translator.log import Log, data_end, read_log
+from scalr_prod.translator.log import Log, data_end, read_log, type_weights
 from scalr_prod.translator.pairs import Coverage, Pairs
 from scalr_prod.translator.threads import Workers, workers
 from scalr_prod.translator.versions import TranslatorVersion, Vocabulary, find_version, write_version
@@ -185,7 +185,7 @@ def _vocabulary(settings: Settings, log: Log, pairs: Pairs, data_versions: dict[
     source = np.argsort(np.where(pairs.source_index > 0, pairs.source_index, np.iinfo(np.int32).max), kind="stable")
     target = np.argsort(np.where(pairs.target_index >= 0, pairs.target_index, np.iinfo(np.int32).max), kind="stable")
     ids = log.target.ids.take(target[: pairs.n_target])
-    count = np.asarray(pairs.target_matrix().sum(axis=0)).ravel().astype(np.int64)
+    count = pairs.target_matrix().getnnz(axis=0).astype(np.int64)
     return Vocabulary(
         source_ids=log.source.ids.take(source[: pairs.n_source]),
         target_ids_all=ids,
@@ -223,6 +223,8 @@ def _fingerprint(settings: Settings, until: datetime) -> tuple[str, dict[str, in
     others = {name: [one.version, one.sha256] for name, one in carried(settings.translator.estimators).items()}
     changed = others | {name: version for name, version in later.items() if version > 1}
     content |= {"estimators": changed} if changed else {}
+    weighed = type_weights(settings)
+    content |= {"types": weighed} if weighed else {}
     for table in tables:
         if table is not Table.SOURCE_USER_HISTORY:  # made from the events; training checks that it was
             content[table.value] = _digest(settings, lake, table, versions[table.value], until)
@@ -235,6 +237,7 @@ def _digest(settings: Settings, lake: Lake, table: Table, version: int, until: d
 
     of_items = table is Table.TARGET_ITEMS
     row = "item_id, value" if of_items else "user_id, item_id, epoch_us(event_timestamp), epoch_us(created_timestamp)"
+    row += ", event_type" if table is Table.TARGET_EVENTS and type_weights(settings) else ""
     known = "" if of_items else " WHERE event_timestamp < $1 AND created_timestamp <= $1"
     query = f"SELECT count(*), sum(md5_number_lower(concat_ws('|', {row}))::HUGEINT) FROM events{known}"
     with staging_folder(settings, "translator") as folder, open_duckdb(settings, folder) as duck:

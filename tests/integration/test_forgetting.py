@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import stat
+import subprocess
+import sys
+import time
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -12,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
-from byte_search import in_redis, traces
+from byte_search import in_redis, short_traces, traces
 from redis_server import client, running_redis
 from typer.testing import CliRunner
 
@@ -40,18 +44,28 @@ TEXT, NUMBER = "zebra-7731-quokka", 7_731_773_177_317_731
 ITEM = "okapi-4242-numbat"
 
 
-def item_of(name, number):
-    """An item's id; one of the target domain's is nowhere else."""
+#: Ids of items that are numbers: a short one and one that no other bytes are by chance; source items are others.
+SHORT, LONG = 7, 8_442_844_284_428_442
+
+
+def item_of(name, number, *, numbers=False):
+    """An item's id; one of the target domain's, or two where ids are numbers, is nowhere else."""
+    if numbers:
+        return 600 + number if name == "s" else LONG if number == 8 else number
     return ITEM if (name, number) == ("t", 7) else f"{name}{number}"
 
 
-def write_logs(folder, person):
+def write_logs(folder, person, *, numbers=False):
     """Twenty users and one more, whose id is nowhere else; each with events in both domains."""
     rng = np.random.default_rng(5)
     others = [f"u{n}" for n in range(20)] if isinstance(person, str) else [1_000 + n for n in range(20)]
     for name, items, count in (("s", 12, 8), ("t", 10, 4)):
         rows = [
-            (user, item_of(name, rng.integers(items)), START + timedelta(seconds=int(rng.integers(40 * 86_400))))
+            (
+                user,
+                item_of(name, int(rng.integers(items)), numbers=numbers),
+                START + timedelta(seconds=int(rng.integers(40 * 86_400))),
+            )
             for user in [*others, person]
             for _ in range(count)
         ]
@@ -77,12 +91,13 @@ def accepted_run(project):
         settings={"generation": {}, "histories": {"length": 50}, "sources": ["source"]},
     )
     schema = lake.schema(Table.SYNTHETIC_TARGET_EVENTS)
+    numbers = pa.types.is_integer(schema.field("item_id").type)
     events = lake.read(Table.SOURCE_EVENTS).to_pandas()
     rows = pd.DataFrame(
         {
             "event_id": [f"{number:032x}" for number in range(len(events))],
             "user_id": events["user_id"],
-            "item_id": [item_of("t", number % 10) for number in range(len(events))],
+            "item_id": [item_of("t", number % 10, numbers=numbers) for number in range(len(events))],
             "event_timestamp": events["event_timestamp"],
             "probability": np.float32(0.2),
             "weight": np.float32(0.5),
@@ -161,9 +176,9 @@ def filled(tmp_path_factory):
     return make(folder, TEXT, "")
 
 
-def make(folder, person, extra):
+def make(folder, person, extra, *, numbers=False):
     folder.mkdir()
-    write_logs(folder, person)
+    write_logs(folder, person, numbers=numbers)
     (folder / "scalr.toml").write_text(
         '[domains.source]\nname = "source"\nevents = "s.parquet"\n[domains.target]\nname = "target"\nevents = "t.parquet"\n'
         f"[publication]\nonline = true\n[compute]\nworkers = 1\n{extra}"
@@ -343,6 +358,80 @@ def test_a_forgotten_item_is_nowhere_and_does_not_come_back(settings, filled, tm
         assert ITEM not in set(project.lake.read(Table.TARGET_ITEMS)["item_id"].to_pylist())
         assert (settings.home / "reports" / "y.html").read_text() == "before\n<td>[forgotten]</td>\nafter\n"
         assert traces(settings.home, TEXT)  # nobody else goes with it
+
+
+def test_items_whose_ids_are_numbers_leave_too(tmp_path):
+    """A long one is searched for as bytes; a short one in all that holds ids of target items."""
+    config, run_id = make(tmp_path / "logs", TEXT, "", numbers=True)
+    settings = load_settings(config)
+    of_items = r"^(target_user_history__|target_item_stats__)?item_ids?$|^target_items?$|partial_unexpected"
+
+    def left(one):
+        # Histories of the source domain hold other items under the same names.
+        return short_traces(settings.home, one, of_items)
+
+    with Project(settings) as project:
+        assert where(left(SHORT)) >= {"lake", "runs", "datasets", "evaluations", "feast_online.db"}
+        assert where(traces(settings.home, LONG)) >= {"lake", "runs", "datasets", "feast_online.db"}
+        assert project.forget_items([str(SHORT), str(LONG)]).items == 2
+        assert left(SHORT) == []
+        gone(settings, LONG)
+        for work in (project.ingest, project.histories, project.build_training_set, lambda: project.rollback(run_id)):
+            work()
+            assert left(SHORT) == []
+            gone(settings, LONG)
+        assert left(3), "other items stay"
+
+
+def test_a_forgotten_user_is_in_no_object_of_a_store(tmp_path):
+    """The lake of an S3-compatible store: every object is read, those of former versions are gone."""
+    import boto3
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # Not a thread of this process: a library that waits for it may keep the interpreter.
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        address = f"http://127.0.0.1:{port}"
+        for _ in range(600):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        keys = {"aws_access_key_id": "somebody", "aws_secret_access_key": "nobody-asks"}
+        s3 = boto3.client("s3", endpoint_url=address, region_name="us-east-1", **keys)
+        s3.create_bucket(Bucket="the-lake")
+        options = {"AWS_ENDPOINT_URL": address, "AWS_REGION": "us-east-1", "AWS_ALLOW_HTTP": "true"}
+        options |= {name.upper(): key for name, key in keys.items()}
+        listed = "\n".join(f'{name} = "{value}"' for name, value in options.items())
+        extra = f'[project]\nlake = "s3://the-lake/lake"\n[project.storage_options]\n{listed}\n'
+
+        def objects(name):
+            """All objects as files of a folder."""
+            for page in s3.get_paginator("list_objects_v2").paginate(Bucket="the-lake"):
+                for found in page.get("Contents", ()):
+                    path = tmp_path / name / found["Key"]
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(s3.get_object(Bucket="the-lake", Key=found["Key"])["Body"].read())
+            return tmp_path / name
+
+        config, run_id = make(tmp_path / "logs", TEXT, extra)
+        with Project.open(config) as project:
+            tables = {one.split("/")[1] for one in traces(objects("before"), TEXT)}
+            assert tables >= {"source_events", "target_events", "source_user_history", "synthetic_target_events"}
+            assert project.forget([TEXT]).removed["files of tables"] > 0
+            assert traces(objects("after"), TEXT) == []
+            gone(project.settings, TEXT)
+            assert project.ingest().domains["source"].rows_added == 0
+            project.rollback(run_id)
+            project.publish(run_id)
+            assert traces(objects("later"), TEXT) == []
+            assert project.lake.read(Table.SYNTHETIC_TARGET_EVENTS).num_rows == 160
+    finally:
+        server.terminate()
+        server.wait(30)
 
 
 def cut_off(*_, **__):

@@ -5,14 +5,16 @@ from __future__ import annotations
 import shutil
 
 import duckdb
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from scalr_prod.contracts import Table
 from scalr_prod.experiment import experiment
 from scalr_prod.feast_store import apply_feature_repo
 from scalr_prod.generation import generate, plan_run
-from scalr_prod.holdout import HELD_OUT, Holdout
+from scalr_prod.holdout import CANARY, HELD_OUT, Canary, Holdout
 from scalr_prod.lake import Lake
 from scalr_prod.publication import publish
 from scalr_prod.quality import validate_run
@@ -32,13 +34,13 @@ def opened(trained_home, tmp_path_factory, here):
     shutil.copytree(trained_home.parent, folder)
     shutil.rmtree(folder / ".scalr" / "feature_repo", ignore_errors=True)
 
-    def make(*, holdout: float = SHARE, **sections):
+    def make(*, holdout: float = SHARE, canary: float = 0.0, **sections):
         return load_settings(
             folder / trained_home.name,
             generation={"partitions": 2} | sections.pop("generation", {}),
             compute={"workers": 1, "dask": here},
             serving={"scorer": "local", "threads": 2},
-            experiment={"holdout": holdout},
+            experiment={"holdout": holdout, "canary": canary},
             translator={"threads": 1} | sections.pop("translator", {}),
             **sections,
         )
@@ -95,13 +97,17 @@ def test_held_out_users_get_no_event_over_three_retrains_and_a_change_of_volume(
 
 def test_a_training_set_marks_their_rows_and_offers_the_mark_to_no_model(opened):
     held = held_users(opened())
-    settings = opened(training_set={"negatives_per_event": 1})
+    settings = opened(canary=0.3, training_set={"negatives_per_event": 1})
     report = build_training_set(settings)
     chosen = TrainingSet.open(report.path, check=True)
     rows = chosen.to_pandas()
     assert (rows[HELD_OUT] == rows["user_id"].isin(held)).all()
     assert 0.1 < rows.loc[~rows["is_synthetic"], HELD_OUT].mean() < 0.3
     assert set(rows.loc[rows[HELD_OUT], "label"]) == {0, 1}
-    assert HELD_OUT not in chosen.manifest["features"]
+    assert not {HELD_OUT, CANARY} & set(chosen.manifest["features"])
+    first = dict(zip(rows["user_id"], Canary.of(settings).among(pa.array(rows["user_id"])).to_pylist(), strict=True))
+    assert (rows[CANARY] == rows["user_id"].map(first)).all()
+    assert 0.15 < np.mean(list(first.values())) < 0.45
+    assert not (rows[CANARY] & rows[HELD_OUT]).any()
     plain = TrainingSet.open(build_training_set(opened(holdout=0.0)).path).to_pandas()
-    assert HELD_OUT not in plain.columns
+    assert not {HELD_OUT, CANARY} & set(plain.columns)

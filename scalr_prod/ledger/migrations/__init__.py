@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["HEAD", "config", "upgrade"]
 
 #: The newest revision. Revisions are numbers as text, so that a newer schema is told from an older one.
-HEAD: Final = "0003"
+HEAD: Final = "0004"
 
 
 def upgrade(connection: Connection, *, alone: bool = False) -> None:

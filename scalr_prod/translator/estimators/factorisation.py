@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Both domains factorised at once: implicit ALS (Hu, Koren, Volinsky 2008) on users x [target items | source items].
 
-An observed cell has preference 1 and confidence 1 + α (target) or 1 + wα (source), any other cell 0 and 1. A context's
+An observed cell has preference 1 and confidence 1 + α (target) or 1 + wα (source), any other cell 0 and 1. A target cell of weight v is
+a mixture of both, observed with share v. A context's
 user vector comes from its source items alone, by the same least squares over the source items; the score is its product with the
 target items' vectors. Each half step is a few conjugate-gradient steps for all rows at once (Takács et al. 2011).
 """
@@ -54,7 +55,11 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
     generator = torch.Generator().manual_seed(pairs.settings.seed)
     items = 0.01 * torch.randn(cells.shape[1], pairs.settings.dim, generator=generator)
     users = torch.zeros(cells.shape[0], pairs.settings.dim)
-    by_user, by_item = _blocks(cells), _blocks(sparse.csr_matrix(cells.T))
+    right = None
+    if pairs.log.target.weight is not None:
+        right = sparse.hstack([(1 + CONFIDENCE) * target, (1 + CONFIDENCE * SOURCE_WEIGHT) * source], format="csr")
+    by_user = _blocks(cells, right)
+    by_item = _blocks(sparse.csr_matrix(cells.T), None if right is None else sparse.csr_matrix(right.T))
     for _ in range(ITERATIONS):
         heed_stop()
         users = _half_step(by_user, users, items)
@@ -94,7 +99,13 @@ def _half_step(blocks: list[Any], x: torch.Tensor, y: torch.Tensor) -> torch.Ten
 
 
 def _solve(
-    x: torch.Tensor, y: torch.Tensor, gram: torch.Tensor, extra: torch.Tensor, row: torch.Tensor, column: torch.Tensor
+    x: torch.Tensor,
+    y: torch.Tensor,
+    gram: torch.Tensor,
+    extra: torch.Tensor,
+    row: torch.Tensor,
+    column: torch.Tensor,
+    right: torch.Tensor | None,
 ) -> torch.Tensor:
     values = extra.values()
 
@@ -102,7 +113,7 @@ def _solve(
         weighted = values * (v[row] * y[column]).sum(1)
         return v @ gram + _like(extra, weighted) @ y
 
-    residual = _like(extra, values + 1) @ y - times(x)
+    residual = _like(extra, values + 1 if right is None else right) @ y - times(x)
     direction = residual.clone()
     size = (residual**2).sum(1, keepdim=True)
     for _ in range(_CG_STEPS):
@@ -116,8 +127,13 @@ def _solve(
     return x
 
 
-def _blocks(matrix: Any) -> list[Any]:
-    """(first row, row after the last, CSR tensor, row of each cell, column of each cell), a bounded number of cells each."""
+def _blocks(matrix: Any, right: Any = None) -> list[Any]:
+    """(first row, row after the last, CSR tensor, each cell's row, column and ``right``), a bounded number of cells each.
+
+    Args:
+        matrix: What each cell's confidence has over 1.
+        right: Confidence times preference, in the same cells; None: confidence.
+    """
     import numpy as np
 
     bounds = [0]
@@ -125,7 +141,10 @@ def _blocks(matrix: Any) -> list[Any]:
         most = matrix.indptr[bounds[-1]] + _CELLS
         stop = int(np.searchsorted(matrix.indptr, most, side="right")) - 1
         bounds.append(min(max(stop, bounds[-1] + 1), matrix.shape[0]))
-    return [(start, stop, *_csr(matrix[start:stop])) for start, stop in itertools.pairwise(bounds)]
+    return [
+        (start, stop, *_csr(matrix[start:stop]), None if right is None else _csr(right[start:stop])[0].values())
+        for start, stop in itertools.pairwise(bounds)
+    ]
 
 
 def _csr(matrix: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

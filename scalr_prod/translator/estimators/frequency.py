@@ -52,7 +52,8 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
     both = np.asarray(target.sum(axis=1)).ravel() > 0
     source, target = source[both], target[both]
     counts = sparse.csr_matrix(source.T @ target)
-    users = np.asarray(source.sum(axis=0)).ravel()
+    # A user counts as much as the heaviest event: one each where all events weigh one.
+    users = np.asarray(source.sum(axis=0)).ravel() if pairs.log.target.weight is None else source.T @ _heaviest(target)
     start, item, share = _keep_most(counts, KEPT)
     total = users + SMOOTHING
     share = share / np.repeat(total, np.diff(start))
@@ -96,6 +97,13 @@ def largest(parameters: Parameters, log_prior: torch.Tensor) -> torch.Tensor:
     """No score of an item is larger, its sign aside, than: float32 [N]."""
     least_rest = min(1.0, float(parameters["rest"].min()))
     return (-log_prior - math.log(least_rest)) * (1 + 8 * UNIT)
+
+
+def _heaviest(target: Any) -> Any:
+    """The largest entry of each row of a CSR matrix, none of which is empty: float32 [rows]."""
+    import numpy as np
+
+    return np.maximum.reduceat(target.data, target.indptr[:-1])
 
 
 def _keep_most(counts: Any, kept: int) -> tuple[Any, Any, Any]:

@@ -86,9 +86,9 @@ def fit(pairs: Pairs, marks: int = MARKS) -> Parameters:
         the item's decayed count just after it; ``every`` int64 [1], events between two marks; ``since`` int64 [G], the time of the
         last event before each mark, and by ``<count>_marked`` float32 [G, n_target], all items' decayed counts just after that.
     """
-    item, time = pairs.popularity_events()
+    item, time, weight = pairs.popularity_events()
     by_item = np.lexsort((time, item))
-    item, time = item[by_item], time[by_item]
+    item, time, weight = item[by_item], time[by_item], None if weight is None else weight[by_item]
     kept = _last_of_each(item, time)
     in_time = np.argsort(time[kept], kind="stable")
     position = np.empty(len(kept), dtype=np.int32)
@@ -99,7 +99,7 @@ def fit(pairs: Pairs, marks: int = MARKS) -> Parameters:
     events: dict[str, NDArray[Any]] = {"time": time[kept][in_time], "item": item[kept][in_time].astype(np.int32)}
     events["next"] = following[in_time]
     for name, (half_life, _) in DECAYED.items():
-        events[name] = decayed(item, time, half_life)[kept][in_time].astype(np.float32)
+        events[name] = decayed(item, time, half_life, weight)[kept][in_time].astype(np.float32)
     end = np.array([pairs.popularity_until])
     number = max(min(marks, _MOST_NUMBERS // pairs.n_target), len(kept) // max(pairs.n_target, _LEAST_BETWEEN), 1)
     found = events | {"end": end} | _marked(events, end, -(-len(kept) // number) or 1, pairs.n_target)
@@ -108,25 +108,29 @@ def fit(pairs: Pairs, marks: int = MARKS) -> Parameters:
 
 def instants(pairs: Pairs, most: int) -> torch.Tensor:
     """Instants (at most so many) with as many events between each two, the last one at the end: int64 [G], ascending."""
-    _, time = pairs.popularity_events()
+    _, time, _ = pairs.popularity_events()
     time = np.sort(time)
     most = int(np.clip(_MOST_NUMBERS // pairs.n_target, 8, most))
     inner = time[(np.arange(most - 1) * len(time)) // (most - 1)] if len(time) else time
     return torch.from_numpy(np.unique(np.append(inner, pairs.popularity_until)))
 
 
-def decayed(item: NDArray[Any], time: NDArray[np.int64], half_life: float) -> NDArray[np.float64]:
+def decayed(
+    item: NDArray[Any], time: NDArray[np.int64], half_life: float, weight: NDArray[np.float32] | None = None
+) -> NDArray[np.float64]:
     """Each event's decayed count of its item's events up to it, itself included, in order of item and time: float64 [M].
 
     Args:
         item: [M], ascending.
         time: int64 [M], microseconds, ascending for each item.
         half_life: In days; infinity counts every event as one.
+        weight: float32 [M]. How much each counts; None: one.
     """
     number = np.arange(len(item)) - np.searchsorted(item, item) + 1  # of each event among its item's
-    if math.isinf(half_life):
+    if math.isinf(half_life) and weight is None:
         return number.astype(np.float64)
-    total, step, some = np.ones(len(item)), 1, np.flatnonzero(number > 1)
+    total = np.ones(len(item)) if weight is None else weight.astype(np.float64)
+    step, some = 1, np.flatnonzero(number > 1)
     while len(some):  # sums over the last 1, 2, 4, … events
         days = (time[some] - time[some - step]) / _DAY_US
         total[some] += 0.5 ** (days / half_life) * total[some - step]

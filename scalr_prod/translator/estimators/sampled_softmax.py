@@ -45,6 +45,7 @@ def loss(
     *,
     own: torch.Tensor,
     others: Callable[[torch.Tensor], torch.Tensor],
+    weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Mean -log P(label), where log P is state · vector + offset but for a constant.
 
@@ -55,8 +56,10 @@ def loss(
         negatives: M of them.
         own: [P, 1]. Offset of each label.
         others: Offsets of items [M]: [P, M] or [M].
+        weight: [P]. How much each label counts, 1 on average; None: one.
     """
     logits = state @ functional.embedding(negatives.items, vectors).T + others(negatives.items) - negatives.log_expected
     logits = logits.masked_fill(negatives.items == label[:, None], -torch.inf)
     positive = (state * functional.embedding(label, vectors)).sum(1, keepdim=True) + own
-    return (torch.cat([positive, logits], 1).logsumexp(1) - positive[:, 0]).mean()
+    loss_of_each = torch.cat([positive, logits], 1).logsumexp(1) - positive[:, 0]
+    return (loss_of_each if weight is None else loss_of_each * weight).mean()

@@ -72,6 +72,7 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
                 Negatives.drawn(offsets.drawn, generator),
                 own=offsets.of_own(window.time, window.item),
                 others=lambda items, time=window.time: offsets.of_each(time, items),  # type: ignore[misc]
+                weight=window.weight,
             )
             optimizer.zero_grad()
             loss.backward()
@@ -103,8 +104,9 @@ def _target_vectors(p: Parameters, windows: Windows, n_target: int, batch_size: 
     gram, sums, trained = torch.zeros(dim, dim).double(), torch.zeros(n_target, dim).double(), 0
     for window in windows.epoch(batch_size, torch.Generator().manual_seed(0)):
         state = attention.states(p, window.items, window.days)[window.row, window.place].double()
-        gram += state.T @ state
-        sums.index_add_(0, window.item, state)
+        counted = state if window.weight is None else state * window.weight[:, None]
+        gram += state.T @ counted
+        sums.index_add_(0, window.item, counted)
         trained += len(state)
     gram += RIDGE * (gram.trace() / max(trained, 1)).clamp(min=1e-12) * torch.eye(dim)
     found = torch.linalg.solve(gram, sums.T).T.float()

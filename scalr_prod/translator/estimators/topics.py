@@ -78,6 +78,8 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
     history = pairs.log.history[rows, -DEPTH:]
     items = torch.from_numpy((pairs.source_index[pairs.log.source.item[history]] * (history >= 0)).astype("int64"))
     label = torch.from_numpy(pairs.target_index[pairs.log.target.item[rows]].astype("int64"))
+    weights = pairs.target_weights(rows)
+    weighs = None if weights is None else torch.from_numpy(weights)[:, None]
     owner = torch.from_numpy(pairs.log.target.user[rows].astype("int64"))
     group = (owner * 2654435761 >> 16) % GROUPS
     chosen = popularity.prior(pairs).exp()
@@ -94,6 +96,8 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
             source, target = counts.without(number) if iteration else (shared["source"], None)
             for some in part.split(_CHUNK_ROWS):
                 share_of = _shares(items[some], weight[place])
+                # How many events each is.
+                of_events = share_of if weighs is None else share_of * weighs[some]
                 of_items = source[items[some]]
                 topics = (share_of[:, None] @ of_items)[:, 0]
                 # How much more a topic explains the event than the history leads to expect: [B, K].
@@ -101,10 +105,11 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
                 if target is not None:
                     gain = target[label[some]]
                     gain = gain / (topics * gain).sum(1, keepdim=True).clamp(min=1e-30)
-                    said.index_add_(0, place, share_of.sum(0))
-                    seen.index_add_(0, place, (share_of * (of_items @ gain[:, :, None])[:, :, 0]).sum(0))
-                found.source[number].index_add_(0, items[some].flatten(), (share_of[:, :, None] * gain[:, None]).flatten(0, 1))
-                found.target[number].index_add_(0, label[some], topics * gain)
+                    said.index_add_(0, place, of_events.sum(0))
+                    seen.index_add_(0, place, (of_events * (of_items @ gain[:, :, None])[:, :, 0]).sum(0))
+                found.source[number].index_add_(0, items[some].flatten(), (of_events[:, :, None] * gain[:, None]).flatten(0, 1))
+                chosen_by = topics * gain if weighs is None else topics * gain * weighs[some]
+                found.target[number].index_add_(0, label[some], chosen_by)
             found.source[number].mul_(source)
         if iteration:
             weight = weight * (seen + 1) / (said + 1)

@@ -30,6 +30,7 @@ class Window:
         place: int64 [P]. The place in it of the last source event strictly before.
         item: int64 [P]. Target vocabulary index.
         time: int64 [P]. Microseconds since the epoch.
+        weight: float32 [P]. How much each target event counts, 1 on average; None: one each.
     """
 
     items: torch.Tensor
@@ -38,6 +39,7 @@ class Window:
     place: torch.Tensor
     item: torch.Tensor
     time: torch.Tensor
+    weight: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Windows:
     place: torch.Tensor
     item: torch.Tensor
     time: torch.Tensor
+    weight: torch.Tensor | None = None
 
     @classmethod
     def of(cls, pairs: Pairs) -> Windows:
@@ -78,6 +81,7 @@ class Windows:
         time = source.time[place]
         begin = np.where(there, time, np.iinfo(np.int64).max).min(axis=1, keepdims=True)
         days = np.where(there, (time - begin) / 86_400_000_000, 0)
+        weights = pairs.target_weights(rows[order]) if len(rows) else None
         return cls(
             items=torch.from_numpy(items.astype(np.int64)),
             days=torch.from_numpy(days.astype(np.float32)),
@@ -85,6 +89,7 @@ class Windows:
             place=torch.from_numpy((length - 1 - back % length)[order]),
             item=torch.from_numpy(pairs.target_index[log.target.item[rows[order]]].astype(np.int64)),
             time=torch.from_numpy(log.target.time[rows[order]]),
+            weight=None if weights is None else torch.from_numpy(weights / max(float(weights.mean()), 1e-30)),
         )
 
     def batches(self, batch_size: int) -> int:
@@ -98,7 +103,10 @@ class Windows:
             begin, count = self.start[chosen], self.start[chosen + 1] - self.start[chosen]
             row = torch.repeat_interleave(torch.arange(len(chosen)), count)
             event = torch.repeat_interleave(begin - (count.cumsum(0) - count), count) + torch.arange(len(row))
-            yield Window(self.items[chosen], self.days[chosen], row, self.place[event], self.item[event], self.time[event])
+            weight = None if self.weight is None else self.weight[event]
+            yield Window(
+                self.items[chosen], self.days[chosen], row, self.place[event], self.item[event], self.time[event], weight
+            )
 
 
 def source_windows(pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor]:

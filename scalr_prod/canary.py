@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs that are published for a share of users: which they are, and what makes them published for all, or for nobody."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from scalr_prod.errors import PublicationError
+from scalr_prod.holdout import Canary
+from scalr_prod.ledger import Ledger
+from scalr_prod.pieces import piece_of
+from scalr_prod.publication import publish_for, rollback_run
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from scalr_prod.ledger import Publication
+    from scalr_prod.publication import PublicationReport
+    from scalr_prod.settings import Settings
+
+__all__ = ["CanaryReport", "canaries", "widen", "withdraw"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CanaryReport:
+    """What became of runs that were published for a share of users.
+
+    Attributes:
+        runs: What was done, run by run.
+        canary: Runs that are published for a share of users now, see `canaries`.
+    """
+
+    runs: list[PublicationReport] = field(default_factory=list)
+    canary: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"runs": [one.to_json() for one in self.runs], "canary": self.canary}
+
+
+def canaries(settings: Settings) -> list[dict[str, Any]]:
+    """Runs that are published for a share of users: ``run_id``, ``share``, ``rows``, ``start`` and ``end``, in the order of publication."""
+    with Ledger.open(settings) as ledger:
+        standing = _standing(ledger)
+    return [
+        {
+            "run_id": one.run_id,
+            "share": (one.canary or {})["share"],
+            "rows": one.rows,
+            "start": one.start.isoformat(),
+            "end": one.end.isoformat(),
+        }
+        for one in standing
+    ]
+
+
+def widen(settings: Settings, runs: Sequence[str] = (), *, share: float | None = None) -> CanaryReport:
+    """Publish for everybody what is published for a share of users: what would be there without a canary. One commit a run.
+
+    Args:
+        settings: The project's settings.
+        runs: Only these; default: all, in the order in which they were published.
+        share: For this share of users, not for everybody.
+
+    Raises:
+        PublicationError: A run that is named is not published for a share of users, or for a larger one; or as `publish`.
+    """
+    chosen = _chosen(settings, runs)
+    canary = Canary.of(settings, share) if share is not None and share < 1 else None
+    for one in chosen:
+        if share is not None and share < (one.canary or {})["share"]:
+            raise PublicationError(
+                f"the run is published for {100 * (one.canary or {})['share']:.3g} % of users, and not to be for fewer",
+                where="share",
+                next_step="take it out, then publish it for fewer: scalr publication withdraw",
+            ).at(run_id=one.run_id)
+    return CanaryReport([publish_for(settings, one.run_id, canary, widens=True) for one in chosen], canaries(settings))
+
+
+def withdraw(settings: Settings, runs: Sequence[str] = ()) -> CanaryReport:
+    """Take out what is published for a share of users, and bring back what it had replaced. One commit a run.
+
+    Args:
+        settings: The project's settings.
+        runs: Only these; default: all, in the order in which they were published.
+
+    Raises:
+        PublicationError: A run that is named is not published for a share of users.
+    """
+    chosen = _chosen(settings, runs)
+    return CanaryReport([rollback_run(settings, one.run_id) for one in chosen], canaries(settings))
+
+
+def _chosen(settings: Settings, runs: Sequence[str]) -> list[Publication]:
+    with Ledger.open(settings) as ledger:
+        standing = _standing(ledger)
+        for run_id in runs:
+            ledger.run(run_id)  # says that there is no such run
+    others = set(runs) - {one.run_id for one in standing}
+    if others:
+        raise PublicationError(
+            "the run is not published for a share of users",
+            where="ledger",
+            next_step="see which are: scalr status",
+        ).at(run_id=min(others))
+    return [one for one in standing if not runs or one.run_id in set(runs)]
+
+
+def _standing(ledger: Ledger) -> list[Publication]:
+    """Publications for a share of users of which later ones have left something, in the order in which the runs came."""
+    standing = ledger.standing_publications()
+    came = {one.run_id: _came(ledger, one) for one in standing}
+    found = []
+    for one in standing:
+        left = [piece_of(one)]
+        for later in standing if one.canary else ():
+            if came[later.run_id] > came[one.run_id]:
+                left = [rest for piece in left for rest in piece.without(piece_of(later))]
+        if one.canary and left:
+            found.append(one)
+    return sorted(found, key=lambda one: came[one.run_id])
+
+
+def _came(ledger: Ledger, publication: Publication) -> int:
+    """The version that a publication made, or the first one that it only widens."""
+    attempts = {one.attempt: one for one in ledger.publications(publication.run_id)} if publication.widens else {}
+    while publication.widens is not None:
+        publication = attempts[publication.widens]
+    return publication.delta_version or 0

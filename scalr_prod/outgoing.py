@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run's accepted rows on their way to the feature view: the files that were audited, of nobody who was forgotten."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from scalr_prod.contracts import ITEM_ID, USER_ID
+from scalr_prod.errors import PublicationError
+from scalr_prod.ledger import run_folder
+from scalr_prod.tombstones import Tombstones
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    import pyarrow as pa
+
+    from scalr_prod.holdout import Canary
+    from scalr_prod.settings import Settings
+    from scalr_prod.tombstones import Kind
+
+__all__ = ["accepted_files", "accepted_rows", "count_of", "refuse_forgotten"]
+
+
+def accepted_files(settings: Settings, run_id: str) -> tuple[list[Path], int]:
+    """The files that the gate accepted, each with the checksum that it wrote down."""
+    from scalr_prod.generation.parts import sha256_of
+
+    folder = run_folder(settings, run_id)
+    again = f"audit the run again: scalr validate {run_id}"
+    try:
+        report = json.loads((folder / "gate.json").read_text(encoding="utf-8"))["report"]
+    except (OSError, ValueError, KeyError) as error:
+        raise PublicationError("the gate's verdict is not there", where=str(folder / "gate.json"), next_step=again) from error
+    if not report["passed"]:
+        raise PublicationError("the gate's verdict is no", where=str(folder / "gate.json"), next_step=again).at(run_id=run_id)
+    paths = []
+    for file in report["files"]:
+        path = folder / file["path"]
+        if not path.exists() or sha256_of(path) != file["sha256"]:
+            raise PublicationError("this file is not the one that the gate accepted", where=str(path), next_step=again).at(
+                run_id=run_id
+            )
+        paths.append(path)
+    return paths, int(report["accepted"])
+
+
+def accepted_rows(files: Sequence[Path], schema: pa.Schema, canary: Canary | None) -> Iterator[pa.RecordBatch]:
+    """The rows of accepted files, of the users of a canary; None: of everybody."""
+    import pyarrow.dataset as ds
+
+    for batch in ds.dataset([str(path) for path in files], format="parquet", schema=schema).to_batches():
+        rows = batch if canary is None or not len(batch) else batch.filter(canary.among(batch.column(USER_ID)))
+        yield rows.cast(schema)
+
+
+def count_of(files: Sequence[Path], canary: Canary) -> int:
+    """How many rows of accepted files are of the users of a canary."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    users = (pq.read_table(path, columns=[USER_ID]).column(0).combine_chunks() for path in files)
+    return sum(pc.sum(canary.among(some)).as_py() or 0 for some in users if len(some))
+
+
+def refuse_forgotten(settings: Settings, run_id: str, files: Sequence[Path]) -> None:
+    """Forgetting takes users and items out of accepted files; those of a copy that was brought back may hold them again."""
+    stones = Tombstones.open(settings)
+    kinds: dict[Kind, tuple[str, str]] = {"user": (USER_ID, "users who"), "item": (ITEM_ID, "items that")}
+    for kind, (column, those) in kinds.items():
+        if not stones.of(kind):
+            continue
+        import pyarrow.parquet as pq
+
+        ids = {one for path in files for one in pq.read_table(path, columns=[column]).column(0).unique().to_pylist()}
+        if found := stones.held(ids, kind):
+            raise PublicationError(
+                f"the run has rows of {len(found)} {those} were forgotten",
+                where=str(run_folder(settings, run_id) / "accepted"),
+                next_step="forget them again, which takes them out of it: scalr forget; or make a new run: scalr run",
+            ).at(run_id=run_id)

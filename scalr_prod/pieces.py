@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pieces of the feature view: a stretch of time, of everybody or of some users, at a version of the table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from scalr_prod.contracts import EVENT_TIMESTAMP, USER_ID, Table
+from scalr_prod.holdout import Canary
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from datetime import datetime
+
+    import pyarrow as pa
+
+    from scalr_prod.lake import Lake
+    from scalr_prod.ledger import Publication
+
+__all__ = ["Part", "Piece", "piece_of", "rows_by_run", "stream"]
+
+_VIEW: Final = Table.SYNTHETIC_TARGET_EVENTS
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Instants ``[start, end)`` of some users.
+
+    Attributes:
+        start: The first instant (UTC).
+        end: The instant after the last.
+        within: The users are in each of these; none: everybody.
+        beyond: They are in none of these.
+    """
+
+    start: datetime
+    end: datetime
+    within: frozenset[Canary] = frozenset()
+    beyond: frozenset[Canary] = frozenset()
+
+    def common(self, other: Piece) -> Piece | None:
+        """What two pieces share; None: nothing."""
+        start, end = max(self.start, other.start), min(self.end, other.end)
+        within, beyond = self.within | other.within, self.beyond | other.beyond
+        empty = start >= end or any(one <= former for one in within for former in beyond)
+        return None if empty else Piece(start, end, within, beyond)
+
+    def without(self, taken: Piece) -> list[Piece]:
+        """What is left when another piece is taken out: pieces that share nothing."""
+        sides = [(self.start, min(self.end, taken.start)), (max(self.start, taken.end), self.end)]
+        rest = [replace(self, start=start, end=end) for start, end in sides if start < end]
+        left = self.common(Piece(taken.start, taken.end))
+        for canary in sorted(taken.within | taken.beyond, key=str):
+            users = frozenset({canary})
+            inner, outer = Piece(taken.start, taken.end, within=users), Piece(taken.start, taken.end, beyond=users)
+            kept, gone = (outer, inner) if canary in taken.within else (inner, outer)
+            if left is not None:
+                rest += [one] if (one := left.common(kept)) else []
+                left = left.common(gone)
+        return rest
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of the view.
+
+    Attributes:
+        version: Of the table.
+        piece: Where they lie.
+        runs: Whose they are; None: anybody's.
+    """
+
+    version: int
+    piece: Piece
+    runs: Sequence[str] | None = None
+
+
+def piece_of(publication: Publication) -> Piece:
+    """What a publication took hold of."""
+    canary = Canary.of_publication(publication.canary)
+    return Piece(publication.start, publication.end, frozenset() if canary is None else frozenset({canary}))
+
+
+def stream(lake: Lake, parts: Sequence[Part]) -> Iterator[pa.RecordBatch]:
+    """The rows of some parts, one after the other, as the table has its columns now.
+
+    Tables are opened by this call and not by the first batch: while a stream is written, the library that writes it cannot open a table.
+    """
+    import pyarrow as pa
+
+    schema = lake.schema(_VIEW)
+    opened = [(lake.dataset(_VIEW, version=part.version), part) for part in parts]
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for dataset, part in opened:
+            for batch in dataset.to_batches(filter=_inside(part)):
+                rows = _of_users(batch, part.piece)
+                columns = [  # a version of a former package may lack a column
+                    rows.column(field.name).cast(field.type)
+                    if field.name in rows.schema.names
+                    else pa.nulls(len(rows), field.type)
+                    for field in schema
+                ]
+                yield pa.RecordBatch.from_arrays(columns, schema=schema)
+
+    return batches()
+
+
+def rows_by_run(lake: Lake, piece: Piece, *, version: int | None = None) -> dict[str, int]:
+    """How many rows of each run the view holds in a piece; ``version``: then. Memory does not grow with it."""
+    found: Counter[str] = Counter()
+    columns = ["run_id", USER_ID] if piece.within or piece.beyond else ["run_id"]
+    held = lake.dataset(_VIEW, version=version)
+    for batch in held.to_batches(columns=columns, filter=_inside(Part(0, piece)), batch_readahead=2, fragment_readahead=1):
+        for counted in _of_users(batch, piece).column(0).value_counts().to_pylist():
+            found[counted["values"]] += counted["counts"]
+    return dict(found)
+
+
+def _inside(part: Part) -> pa.compute.Expression:
+    import pyarrow.compute as pc
+
+    moment = pc.field(EVENT_TIMESTAMP)
+    inside = (moment >= part.piece.start) & (moment < part.piece.end)
+    return inside if part.runs is None else inside & pc.field("run_id").isin(list(part.runs))
+
+
+def _of_users(batch: pa.RecordBatch, piece: Piece) -> pa.RecordBatch:
+    import pyarrow.compute as pc
+
+    for canary in piece.within if len(batch) else ():
+        batch = batch.filter(canary.among(batch.column(USER_ID)))
+    for canary in piece.beyond if len(batch) else ():
+        batch = batch.filter(pc.invert(canary.among(batch.column(USER_ID))))
+    return batch
