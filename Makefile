@@ -28,6 +28,10 @@ browser: ## headless Chromium for the tests of the report's pages, where Debian'
 demo: setup ## the whole pipeline on a year of grocery transactions
 	.venv/bin/python scripts/demo.py
 
+# Tests start processes by the dozen. Where the machine says that none keeps bytecode, each of them compiles torch, Feast and the rest
+# anew, which takes longer than most tests.
+test test-fast faults: export PYTHONDONTWRITEBYTECODE :=
+
 test: setup browser lint ## every test, on real components; files are shared out among two processes, the dearest first
 	$(PYTEST) -m "not nightly" -n 2 --dist loadfile
 
@@ -35,7 +39,7 @@ test-fast: setup ## the tests that take seconds
 	$(PYTEST) -m "not slow and not nightly" -n 2 --dist loadfile
 
 faults: setup ## the nightly fault suite: a hundred kills, and what else takes minutes
-	SCALR_FAULTS_REPORT=benchmarks/results/faults.json $(PYTEST) -m "nightly or not nightly" tests/faults && $(PYTEST) -m nightly --ignore tests/faults
+	SCALR_FAULTS_REPORT=benchmarks/results/faults.json $(PYTEST) -m "nightly or not nightly" tests/faults && $(PYTEST) -m nightly --ignore tests/faults && SCALR_TEST_EXAMPLES=4 $(PYTEST) tests/property
 
 lint: setup ## ruff, mypy --strict, import contracts
 	.venv/bin/ruff check .
