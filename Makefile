@@ -7,7 +7,7 @@ export UV_FIND_LINKS
 export PYTHONHASHSEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser demo test test-fast coverage faults lint docs audit soak bench bench-lift clean constraints
+.PHONY: help setup browser demo test test-long test-fast coverage faults lint docs audit soak bench bench-lift clean constraints
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,18 +30,21 @@ demo: setup ## the whole pipeline on a year of grocery transactions
 
 # Tests start processes by the dozen. Where the machine says that none keeps bytecode, each of them compiles torch, Feast and the rest
 # anew, which takes longer than most tests.
-test test-fast coverage faults: export PYTHONDONTWRITEBYTECODE :=
+test test-long test-fast coverage faults: export PYTHONDONTWRITEBYTECODE :=
 
 test: setup browser lint ## every test, on real components; files are shared out among two processes, the dearest first
-	$(PYTEST) -m "not nightly" -n 2 --dist loadfile
+	$(PYTEST) -m "not nightly and not long" -n 2 --dist loadfile
+
+test-long: setup ## what takes most of a minute each, and no line of the package that make test does not run; CI runs it after make test
+	$(PYTEST) -m "long and not nightly" -n 2 --dist loadfile
 
 test-fast: setup ## the tests that take seconds
-	$(PYTEST) -m "not slow and not nightly" -n 2 --dist loadfile
+	$(PYTEST) -m "not slow and not long and not nightly" -n 2 --dist loadfile
 
 coverage: export COVERAGE_FILE := $(CURDIR)/build/coverage/data
 coverage: setup ## branches that `make test` runs, in every process but Triton's and killed ones; TESTS="tests/unit/test_lake.py" for some
 	@mkdir -p build/coverage && rm -f build/coverage/data*
-	.venv/bin/coverage run -m pytest -n 2 --dist loadfile -m "not nightly" $(TESTS)
+	.venv/bin/coverage run -m pytest -n 2 --dist loadfile -m "not nightly and not long" $(TESTS)
 	.venv/bin/coverage combine --quiet
 	.venv/bin/coverage json --quiet
 	.venv/bin/coverage report --format=total

@@ -53,7 +53,7 @@ def dearest_first(items: Iterable[pytest.Item]) -> list[pytest.Item]:
 
 def mark_slow(items: Iterable[pytest.Item]) -> None:
     """Mark what is slow by the seconds of its file; its fixtures' are among them, so that a file is in or out as a whole."""
-    by_day = [item for item in items if item.get_closest_marker("nightly") is None]
+    by_day = [item for item in items if not any(map(item.get_closest_marker, ("nightly", "long")))]
     known, tests = json.loads(FIGURES.read_text()), Counter(item.nodeid.partition("::")[0] for item in by_day)
     for item in by_day:
         file = item.nodeid.partition("::")[0]
