@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import threading
 import time
 from pathlib import Path
@@ -119,6 +121,10 @@ def test_a_batch_that_takes_longer_than_a_server_may_be_silent_is_seen_through_a
         assert read_record(slow) == before
 
 
+def kill(settings, _) -> None:
+    os.killpg(read_record(settings).pid, signal.SIGKILL)
+
+
 def halt(settings, _) -> None:
     for process in psutil.Process(read_record(settings).pid).children(recursive=True):
         if "stub" in process.name():
@@ -128,11 +134,12 @@ def halt(settings, _) -> None:
 @pytest.mark.parametrize(
     "fault",
     [
+        pytest.param(kill, id="killed"),
         pytest.param(lambda _, hang: hang.touch(), id="no progress"),
         pytest.param(halt, id="halted", marks=pytest.mark.nightly),  # CONTRIBUTING.md
     ],
 )
-def test_a_server_that_hangs_within_a_batch_is_replaced(slow, hang, fault):
+def test_a_server_that_ends_or_hangs_within_a_batch_is_replaced(slow, hang, fault):
     # The request has to outlive the silence, a new server's start, and its first answer.
     patient = slow.with_sections(serving={"deadline_s": 60.0})
     with guarded_serving(slow, 1), open_scorer(patient, 1, guarded=True) as scorer:
