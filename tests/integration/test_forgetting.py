@@ -40,6 +40,11 @@ TEXT, NUMBER = "zebra-7731-quokka", 7_731_773_177_317_731
 ITEM = "okapi-4242-numbat"
 
 
+def by_night(place):
+    """One more place to be cut off at; CONTRIBUTING.md."""
+    return pytest.param(place, marks=pytest.mark.nightly)
+
+
 def item_of(name, number):
     """An item's id; one of the target domain's is nowhere else."""
     return ITEM if (name, number) == ("t", 7) else f"{name}{number}"
@@ -282,7 +287,7 @@ def settings(filled, tmp_path):
     return load_settings(tmp_path / "logs" / "scalr.toml")
 
 
-@pytest.mark.parametrize("at", [None, "work._rebuilt", "work._refill"])
+@pytest.mark.parametrize("at", [None, "work._rebuilt", by_night("work._refill")])
 def test_a_forgotten_item_is_nowhere_and_does_not_come_back(settings, filled, tmp_path, monkeypatch, at):
     run_id, folder = filled[1], run_folder(settings, filled[1])
     held = {"lake", "runs", "datasets", "evaluations", "reports", "feast_online.db"}
@@ -349,7 +354,9 @@ def cut_off(*_, **__):
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("at", ["work.forget_in_files", "files._renew", "work.forget_entities", "work._conclude"])
+@pytest.mark.parametrize(
+    "at", [by_night("work.forget_in_files"), "files._renew", by_night("work.forget_entities"), "work._conclude"]
+)
 def test_a_call_that_was_cut_off_goes_on(settings, filled, monkeypatch, at):
     with monkeypatch.context() as patched:
         patched.setattr(f"scalr_prod.forgetting.{at}", cut_off)
