@@ -35,7 +35,7 @@ test test-long test-fast coverage faults: export PYTHONDONTWRITEBYTECODE :=
 test: setup browser lint ## every test, on real components; files are shared out among two processes, the dearest first
 	$(PYTEST) -m "not nightly and not long" -n 2 --dist loadfile
 
-test-long: setup ## what takes most of a minute each, and no line of the package that make test does not run; CI runs it after make test
+test-long: setup ## what takes most of a minute each and protects a property of the whole; CI runs it after make test
 	$(PYTEST) -m "long and not nightly" -n 2 --dist loadfile
 
 test-fast: setup ## the tests that take seconds
