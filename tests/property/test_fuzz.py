@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 CATALOGUE = 50
 DOMAINS = '[domains.source]\nname = "a"\nevents = "s.csv"\n[domains.target]\nname = "b"\nevents = "{}"\n'
 HEAD = "user_id,item_id,timestamp\n"
-FEW = settings(max_examples=examples(15), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def clear(error: ScalrError) -> None:
