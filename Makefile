@@ -7,7 +7,7 @@ export UV_FIND_LINKS
 export PYTHONHASHSEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser demo test test-fast faults ops lint docs audit soak bench bench-lift clean constraints
+.PHONY: help setup browser demo test test-long test-fast coverage faults ops lint docs audit soak bench bench-lift clean constraints
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,14 +28,29 @@ browser: ## headless Chromium for the tests of the report's pages, where Debian'
 demo: setup ## the whole pipeline on a year of grocery transactions
 	.venv/bin/python scripts/demo.py
 
+# Tests start processes by the dozen. Where the machine says that none keeps bytecode, each of them compiles torch, Feast and the rest
+# anew, which takes longer than most tests.
+test test-long test-fast coverage faults: export PYTHONDONTWRITEBYTECODE :=
+
 test: setup browser lint ## every test, on real components; files are shared out among two processes, the dearest first
-	$(PYTEST) -m "not nightly" -n 2 --dist loadfile
+	$(PYTEST) -m "not nightly and not long" -n 2 --dist loadfile
+
+test-long: setup ## what takes most of a minute each and protects a property of the whole; CI runs it after make test
+	$(PYTEST) -m "long and not nightly" -n 2 --dist loadfile
 
 test-fast: setup ## the tests that take seconds
-	$(PYTEST) -m "not slow and not nightly" -n 2 --dist loadfile
+	$(PYTEST) -m "not slow and not long and not nightly" -n 2 --dist loadfile
+
+coverage: export COVERAGE_FILE := $(CURDIR)/build/coverage/data
+coverage: setup ## branches that `make test` runs, in every process but Triton's and killed ones; TESTS="tests/unit/test_lake.py" for some
+	@mkdir -p build/coverage && rm -f build/coverage/data*
+	.venv/bin/coverage run -m pytest -n 2 --dist loadfile -m "not nightly and not long" $(TESTS)
+	.venv/bin/coverage combine --quiet
+	.venv/bin/coverage json --quiet
+	.venv/bin/coverage report --format=total
 
 faults: setup ## the nightly fault suite: a hundred kills, and what else takes minutes
-	SCALR_FAULTS_REPORT=benchmarks/results/faults.json $(PYTEST) -m "nightly or not nightly" tests/faults && $(PYTEST) -m nightly --ignore tests/faults --ignore tests/ops
+	SCALR_FAULTS_REPORT=benchmarks/results/faults.json $(PYTEST) -m "nightly or not nightly" tests/faults && $(PYTEST) -m nightly --ignore tests/faults --ignore tests/ops && SCALR_TEST_EXAMPLES=4 $(PYTEST) tests/property
 
 ops: setup ## half an hour on two idle cores: a real Airflow scheduler for two projects, every part a server's, a restore
 	$(PYTEST) -m "nightly or not nightly" tests/ops

@@ -11,13 +11,18 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import pytest
 from filelock import FileLock
-from support.order import ByGroup, Seconds, dearest_first
+from support.order import ByGroup, Seconds, dearest_first, mark_slow
 from support.postgres import Postgres
+from support.templates import compile_once
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 DATA = Path(os.environ.get("SCALR_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 START = pd.Timestamp("2024-01-01", tz="UTC")
@@ -26,6 +31,7 @@ TASTES = 8
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    compile_once()
     if (path := os.environ.get("SCALR_TEST_SECONDS")) and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Seconds(Path(path)))
 
@@ -35,8 +41,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByGroup |
     return ByGroup(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
+    mark_slow(items)
+    yield
     if hasattr(config, "workerinput"):
         items[:] = dearest_first(items)
 
@@ -177,6 +185,14 @@ def here():
         n_workers=2, threads_per_worker=1, processes=False, protocol="tcp", host="127.0.0.1", dashboard_address=":0"
     ) as cluster:
         yield cluster.scheduler_address
+
+
+@pytest.fixture(scope="module")
+def at_hand(here):
+    """For all of a file's runs, workers that are there already. How a run starts its own: tests/integration/test_local_workers.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SCALR_COMPUTE__DASK", here)
+        yield
 
 
 @pytest.fixture(scope="session")

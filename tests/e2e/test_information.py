@@ -9,7 +9,7 @@ from deltalake import DeltaTable
 
 from benchmarks.worlds import World
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500), pytest.mark.usefixtures("at_hand")]
 
 LEAN = """
 [translator]
@@ -32,13 +32,7 @@ def published(folder: Path) -> int:
     return DeltaTable(str(folder / ".scalr" / "lake" / "synthetic_target_events")).to_pyarrow_table().num_rows
 
 
-@pytest.fixture
-def at_hand(here, monkeypatch):
-    """Workers that are there already."""
-    monkeypatch.setenv("SCALR_COMPUTE__DASK", here)
-
-
-def test_independent_logs_are_refused_and_published_only_on_purpose(tmp_path, scalr, at_hand):
+def test_independent_logs_are_refused_and_published_only_on_purpose(tmp_path, scalr):
     config = World(signal=0.0, repeats=0.2, drift=0.5, **WORLD).make().write(tmp_path, LEAN + "min_source_coverage = 0\n")
     code, error, stderr = scalr("run", config=config, timeout=1400)
     assert (code, error["error"]) == (3, "QualityGateFailed"), stderr
@@ -51,7 +45,7 @@ def test_independent_logs_are_refused_and_published_only_on_purpose(tmp_path, sc
         assert published(tmp_path)
 
 
-def test_a_tenth_of_a_nat_passes(tmp_path, scalr, at_hand):
+def test_a_tenth_of_a_nat_passes(tmp_path, scalr):
     config = World(signal=0.2, **WORLD).make().write(tmp_path, LEAN)
     code, report, stderr = scalr("run", config=config, timeout=1400)
     assert code == 0, stderr

@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 from deltalake import DeltaTable
 
-pytestmark = [pytest.mark.slow]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("at_hand")]
 
 
 @pytest.fixture
-def trained(trained_home, tmp_path, here, monkeypatch) -> Path:
+def trained(trained_home, tmp_path) -> Path:
     """A copy of the trained home, for each test: what one has generated, another would find."""
-    monkeypatch.setenv("SCALR_COMPUTE__DASK", here)
     folder = tmp_path / "logs"
     shutil.copytree(trained_home.parent, folder)
     return folder / trained_home.name

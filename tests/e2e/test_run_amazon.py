@@ -18,9 +18,9 @@ from scalr_prod.translator.contexts import Contexts
 from scalr_prod.translator.module import TranslatorModule
 
 pytestmark = [pytest.mark.slow, pytest.mark.triton, pytest.mark.data, pytest.mark.timeout(1500)]
-#: An eighth of the users in `make test`; all of them, which takes minutes and runs the same code, by night.
+#: An eighth of the users in `make test-long`; all of them, which takes minutes and runs the same code, by night.
 SLICES = [
-    pytest.param("kitchen", "food", 8, id="food<-kitchen, an eighth"),
+    pytest.param("kitchen", "food", 8, id="food<-kitchen, an eighth", marks=pytest.mark.long),
     pytest.param("kitchen", "food", 1, id="food<-kitchen", marks=pytest.mark.nightly),
     pytest.param("food", "kitchen", 1, id="kitchen<-food", marks=pytest.mark.nightly),
 ]

@@ -88,7 +88,7 @@ FULL = {
     "the model": ("translator", "models", 4_096),
 }
 #: Those that `make test` has time for.
-SOON = {"the parts of the run", "the commit"}
+SOON = {"the parts of the run"}
 
 
 @as_root
@@ -222,7 +222,8 @@ def test_another_host_s_lease_is_waited_for_and_then_told(project, drivers):
     project.check()
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.nightly) for n in range(1, 10))])
+@pytest.mark.nightly(reason="CONTRIBUTING.md")
+@pytest.mark.parametrize("seed", range(10))
 def test_a_killed_worker_s_tasks_are_done_by_others(project, drivers, cluster, seed):
     config = project.before("generate")
     (kill,) = drawn(project.points, {"generate": 0.6 * project.seconds["generate"]}, {"generate": 2}, seed=seed)[1:]

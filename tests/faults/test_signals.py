@@ -15,7 +15,7 @@ from fault_harness import drawn
 from scalr_prod.ledger import Ledger
 from scalr_prod.settings import load_settings
 
-pytestmark = [pytest.mark.slow, pytest.mark.triton]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.triton]
 
 SHARES = {"translator": 1, "generate": 5, "validate": 2, "publish": 2}
 NIGHTLY = {0, 2, 3, 4, 5, 6, 7, 9}

@@ -17,7 +17,7 @@ from scalr_prod.serving import triton_status
 from scalr_prod.serving.state import read_record
 from scalr_prod.settings import load_settings
 
-pytestmark = [pytest.mark.slow, pytest.mark.triton]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.triton]
 
 
 def stubs(pid: int) -> list[psutil.Process]:
@@ -50,7 +50,7 @@ def model_unloaded(record, settings) -> None:
 
 
 FAULTS = [server_killed, model_process_killed, server_stopped, model_process_stopped, model_unloaded]
-#: Those that `make test` has time for.
+#: Those that `make test-long` has time for.
 SOON = [server_killed]
 
 

@@ -15,10 +15,11 @@ from scalr_prod.errors import QualityGateFailed
 
 
 @pytest.fixture(scope="session")
-def reported(make_project, tmp_path_factory):
+def reported(make_project, tmp_path_factory, here):
     """One published run, one rejected, one only planned and generated; every target item has a title that is no friend of HTML."""
     config = lean(make_project(tmp_path_factory.mktemp("report") / "logs", LOCAL, users=80).base / "scalr.toml")
-    with Project.open(config, generation=window(0)) as first:
+    compute = {"dask": here}
+    with Project.open(config, generation=window(0), compute=compute) as first:
         first.ingest()
         items = first.lake.read(Table.TARGET_ITEMS)
         titles = pa.array([f"{HOSTILE_TITLE} {number}" for number in range(len(items))])
@@ -30,11 +31,11 @@ def reported(make_project, tmp_path_factory):
         published = first.generate().run_id
         first.validate(published)
         first.publish(published)
-    with Project.open(config, generation=window(1), quality={"min_source_coverage": 1.0}) as second:
+    with Project.open(config, generation=window(1), compute=compute, quality={"min_source_coverage": 1.0}) as second:
         rejected = second.generate().run_id
         with pytest.raises(QualityGateFailed, match="coverage"):
             second.validate(rejected)
-    with Project.open(config, generation=window(2)) as third:
+    with Project.open(config, generation=window(2), compute=compute) as third:
         generated = third.generate().run_id
     with Project.open(config) as opened:
         yield opened, published, rejected, generated

@@ -220,9 +220,9 @@ def test_running_everything_again_changes_nothing(apart, training_set, project):
     pd.testing.assert_frame_equal(before.reset_index(drop=True), after.reset_index(drop=True))
 
 
-def test_a_window_the_translator_has_seen_fails_at_once_and_says_why(apart, translator):
+def test_a_window_the_translator_has_seen_fails_at_once_and_says_why(airflow, translator):
     start = TRAINED - timedelta(days=20)
-    done = apart.test("scalr_events", start=start.isoformat(), end=(start + timedelta(days=1)).isoformat())
+    done = airflow.test("scalr_events", start=start.isoformat(), end=(start + timedelta(days=1)).isoformat())
     assert done.returncode != 0
     states = done.states
     assert states["generate"] == "failed"
@@ -231,8 +231,8 @@ def test_a_window_the_translator_has_seen_fails_at_once_and_says_why(apart, tran
     assert "scalr translator train --trained-until" in done.output
 
 
-def test_a_window_without_source_events_is_skipped(apart, translator):
-    done = apart.test("scalr_events", start="2025-01-01T00:00:00+00:00", end="2025-01-02T00:00:00+00:00")
+def test_a_window_without_source_events_is_skipped(airflow, translator):
+    done = airflow.test("scalr_events", start="2025-01-01T00:00:00+00:00", end="2025-01-02T00:00:00+00:00")
     assert done.returncode == 0, done.output[-8000:]
     states = done.states
     assert states["ingest"] == "success"

@@ -13,7 +13,7 @@ from scalr_prod import Project
 from scalr_prod.contracts import Table
 from scalr_prod.errors import PublicationError
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("at_hand")]
 
 SINCE = datetime(2090, 1, 1, tzinfo=UTC)
 TRAINED = datetime(2024, 6, 1, tzinfo=UTC)

@@ -43,7 +43,9 @@ def test_what_is_made_from_the_code_is_up_to_date():
     done([sys.executable, str(ROOT / "scripts" / "reference.py"), "--check"])
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
+@pytest.mark.usefixtures("at_hand")
 def test_the_tutorial_from_its_first_line_to_its_last(tmp_path):
     blocks = BLOCK.findall((ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8"))
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}

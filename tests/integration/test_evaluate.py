@@ -33,6 +33,8 @@ from scalr_prod.lake import Lake
 from scalr_prod.policy import Policy, follow_policy, policy_path
 from scalr_prod.training_set import TrainingSet, build_training_set
 
+pytestmark = pytest.mark.usefixtures("at_hand")
+
 CUTOFF = datetime(2024, 6, 1, tzinfo=UTC)
 EXTRA = """
 estimators = ["popularity", "linear"]
@@ -308,6 +310,7 @@ def test_the_rankers_features_are_those_of_the_feature_service_where_it_has_them
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_planted_future_changes_no_metric(half_cold, make_project, tmp_path):
     """Source events from the cutoff on, and events of before it that became known later: nobody may have seen them."""
     _, expected = half_cold

@@ -93,10 +93,10 @@ def served(settings, view: str = "synthetic_target_events") -> dict[str, list]:
 
 
 def joined(settings, view: str, at: datetime | None = None) -> dict[str, list]:
-    """The oracle: the point-in-time join at one time, one feature at a time."""
+    """The oracle: the point-in-time join at one time."""
     rows = spine(PEOPLE, [at or datetime.now(UTC)] * len(PEOPLE))
-    features = VIEWS[view]
-    return {name: point_in_time(settings, rows, [f"{view}:{name}"])[f"{view}__{name}"].to_pylist() for name in features}
+    found = point_in_time(settings, rows, [f"{view}:{name}" for name in VIEWS[view]])
+    return {name: found[f"{view}__{name}"].to_pylist() for name in VIEWS[view]}
 
 
 def assert_online_equals_offline(settings, at: datetime | None = None) -> None:

@@ -48,6 +48,11 @@ ITEM = "okapi-4242-numbat"
 SHORT, LONG = 7, 8_442_844_284_428_442
 
 
+def by_night(place):
+    """One more place to be cut off at; CONTRIBUTING.md."""
+    return pytest.param(place, marks=pytest.mark.nightly)
+
+
 def item_of(name, number, *, numbers=False):
     """An item's id; one of the target domain's, or two where ids are numbers, is nowhere else."""
     if numbers:
@@ -297,7 +302,7 @@ def settings(filled, tmp_path):
     return load_settings(tmp_path / "logs" / "scalr.toml")
 
 
-@pytest.mark.parametrize("at", [None, "work._rebuilt", "work._refill"])
+@pytest.mark.parametrize("at", [None, "work._rebuilt", by_night("work._refill")])
 def test_a_forgotten_item_is_nowhere_and_does_not_come_back(settings, filled, tmp_path, monkeypatch, at):
     run_id, folder = filled[1], run_folder(settings, filled[1])
     held = {"lake", "runs", "datasets", "evaluations", "reports", "feast_online.db"}
@@ -438,7 +443,9 @@ def cut_off(*_, **__):
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("at", ["work.forget_in_files", "files._renew", "work.forget_entities", "work._conclude"])
+@pytest.mark.parametrize(
+    "at", [by_night("work.forget_in_files"), "files._renew", by_night("work.forget_entities"), "work._conclude"]
+)
 def test_a_call_that_was_cut_off_goes_on(settings, filled, monkeypatch, at):
     with monkeypatch.context() as patched:
         patched.setattr(f"scalr_prod.forgetting.{at}", cut_off)

@@ -12,7 +12,7 @@ from support.small import LOCAL, lean
 from scalr_prod import Project
 from scalr_prod.contracts import Table
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("at_hand")]
 
 TRAINED = datetime(2024, 6, 1, tzinfo=UTC)
 WEEK = timedelta(days=7)

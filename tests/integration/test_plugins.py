@@ -25,7 +25,7 @@ from scalr_prod.serving import ensure_serving
 from scalr_prod.settings import load_settings
 from scalr_prod.translator import load_version, train
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("at_hand")]
 
 LEAN = """
 estimators = ["popularity", "linear"]
@@ -90,7 +90,7 @@ def test_a_log_reader(make_project, tmp_path, outside):
                 yield Batch(source.location, 0, pa.RecordBatch.from_arrays(columns, names), untyped=True)
         ''',
     )
-    settings = make_project(tmp_path / "logs", LEAN)
+    settings = make_project(tmp_path / "logs", LEAN, users=100)
     frame = pd.read_parquet(tmp_path / "logs" / "t.parquet")
     rows = frame.assign(timestamp=frame["timestamp"].map(lambda t: t.isoformat()), extra="x").to_dict("records")
     events = "".join("<event " + " ".join(f'{key}="{value}"' for key, value in row.items()) + "/>" for row in rows)
@@ -131,7 +131,7 @@ def test_a_gate_rule(make_project, tmp_path, outside):
         ''',
     )
     quality = 'rules = ["house_rules:HouseRules"]\npolicy = "quarantine"\nmax_quarantine_share = 1.0\n'
-    settings = make_project(tmp_path / "logs", LEAN + quality)
+    settings = make_project(tmp_path / "logs", LEAN + quality, users=100)
     code, report, said = run(tmp_path / "logs" / "scalr.toml", folder)
     assert code == 0, said
     gate = report["stages"]["validate"]
@@ -231,8 +231,9 @@ def published(settings) -> pd.DataFrame:
 
 
 @pytest.mark.triton
-def test_an_estimator(make_project, tmp_path, together):
+def test_an_estimator(make_project, tmp_path, together, monkeypatch):
     """By its entry point, in the workers' own processes, in a real Triton, and after it was uninstalled."""
+    monkeypatch.delenv("SCALR_COMPUTE__DASK")
     lean = LEAN.replace('["popularity", "linear"]', '["popularity", "linear", "together"]')
     settings = make_project(tmp_path / "logs", lean)
     code, report, said = run(tmp_path / "logs" / "scalr.toml", together.parent)

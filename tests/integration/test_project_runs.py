@@ -12,7 +12,7 @@ from scalr_prod import Project, stages
 from scalr_prod.contracts import Table
 from scalr_prod.ledger import RunState, run_folder
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("at_hand")]
 
 TRAINED = datetime(2024, 6, 1, tzinfo=UTC)
 WEEK = timedelta(days=7)

@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from click.testing import Result
-from reported_runs import HOSTILE_TITLE, window
+from reported_runs import HOSTILE_TITLE, PAGES, window
 from support.small import LOCAL
 from typer.testing import CliRunner
 
@@ -87,8 +87,7 @@ def test_translations_show_the_history_as_it_was(project):
         assert one.history[0][1] == event["source_event_timestamp"].tz_convert(None)
 
 
-@pytest.mark.parametrize("width", [1200, 390])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("width", "scheme"), PAGES)
 def test_the_pages_in_a_browser(project, browser, width, scheme):
     from axe_playwright_python.sync_playwright import Axe
 
@@ -189,9 +188,10 @@ def test_a_run_that_was_rolled_back_is_told_from_one_that_is_published(project):
         opened.publish(run_id)
 
 
-def test_a_run_whose_rows_were_replaced_says_so(project):
+def test_a_run_whose_rows_were_replaced_says_so(project, here):
     opened, run_id, *_ = project
-    with Project.open(opened.settings.base / "scalr.toml", generation=window(0) | {"seed": 1}) as again:
+    other_seed = {"generation": window(0) | {"seed": 1}, "compute": {"dask": here}}
+    with Project.open(opened.settings.base / "scalr.toml", **other_seed) as again:
         other = again.generate().run_id
         again.validate(other)
         again.publish(other)

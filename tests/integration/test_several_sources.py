@@ -31,6 +31,8 @@ from scalr_prod.settings import load_settings
 from scalr_prod.training_set import TrainingSet, build_training_set
 from scalr_prod.translator import load_version, train
 
+pytestmark = pytest.mark.usefixtures("at_hand")
+
 LAX = "[quality]\nmin_information = 0.0\nmax_bucket_distance = 1.0\n"
 KEYS = ["user_id", "source_item_id", "source_event_timestamp"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import warnings
@@ -48,9 +49,19 @@ BOTH_ID_TYPES = pytest.mark.parametrize("project", ["string", "int64"], indirect
 
 
 @pytest.fixture(scope="module")
-def project(request, tmp_path_factory):
+def projects(tmp_path_factory):
+    """By the type of their ids, made when first asked for."""
+    return functools.cache(lambda ids: make(tmp_path_factory.mktemp("project"), ids))
+
+
+@pytest.fixture
+def project(request, projects):
+    return projects(getattr(request, "param", "string"))
+
+
+def make(folder, ids: str):
     """Both logs with days for times (many ties) and rows that become known late; synthetic events of two runs, made up here."""
-    domains = make_two_domains(tmp_path_factory.mktemp("project"), users=80, ids=getattr(request, "param", "string"))
+    domains = make_two_domains(folder, users=80, ids=ids)
     rng = np.random.default_rng(11)
     for path in (domains.source, domains.target):
         log = pd.read_parquet(path)

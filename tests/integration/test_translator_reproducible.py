@@ -18,7 +18,7 @@ from scalr_prod.translator import load_version, train
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +32,9 @@ def untrained(tmp_path_factory: pytest.TempPathFactory, make_project) -> Path:
     return folder
 
 
-def digests(home: Path, threads: int) -> dict[str, str]:
-    """Train in this home: the digest of every tensor and of every other table of the version, and its figures."""
+def trained(untrained: Path, home: Path, threads: int) -> dict[str, str]:
+    """Train in a copy: the digest of every tensor and of every other table of the version, and its figures."""
+    shutil.copytree(untrained, home)
     settings = load_settings(home / "scalr.toml", translator={"threads": threads, "dim": 64})
     apply_feature_repo(settings)
     train(settings)
@@ -44,14 +45,15 @@ def digests(home: Path, threads: int) -> dict[str, str]:
     return found | {"metrics": str(version.manifest["metrics"])}
 
 
-def test_any_number_of_threads_trains_the_same_version(untrained, tmp_path):
-    found = []
-    for number, threads in enumerate((1, 2, 3)):
-        home = tmp_path / str(number)
-        shutil.copytree(untrained, home)
-        found.append(digests(home, threads))
-    first, *others = found
-    assert {"-1/sequential/source", "1/factorisation/target", "1/calibration/held_out"} <= first.keys()
-    for other in others:
-        assert first.keys() == other.keys()
-        assert [name for name in first if first[name] != other[name]] == []
+@pytest.fixture(scope="module")
+def alone(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What one thread trains."""
+    return trained(untrained, tmp_path_factory.mktemp("alone") / "logs", 1)
+
+
+@pytest.mark.parametrize("threads", [2, pytest.param(3, marks=pytest.mark.nightly(reason="CONTRIBUTING.md"))])
+def test_any_number_of_threads_trains_the_same_version(untrained, alone, tmp_path, threads):
+    assert {"-1/sequential/source", "1/factorisation/target", "1/calibration/held_out"} <= alone.keys()
+    found = trained(untrained, tmp_path / "logs", threads)
+    assert alone.keys() == found.keys()
+    assert [name for name in alone if alone[name] != found[name]] == []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import threading
 import time
 from pathlib import Path
@@ -23,7 +25,7 @@ from scalr_prod.translator.contexts import Contexts
 pytestmark = [pytest.mark.triton, pytest.mark.slow]
 
 ROW_S = 0.25
-ROWS = 40
+ROWS = 36
 #: A server that is silent for half of it hangs; the batch above takes over twice as long as that.
 DEADLINE_S = 8.0
 #: The model's program, with a pause before each context, and a way to have it hang.
@@ -48,26 +50,33 @@ TranslatorModule.sample = _slowly
 """
 
 
-@pytest.fixture
-def hang(tmp_path) -> Path:
-    """While this file exists, the model works on nothing."""
-    return tmp_path / "hang"
-
-
-@pytest.fixture
-def slow(tmp_path, trained_home, hang, monkeypatch):
-    """A home whose server's model takes a quarter of a second for each context."""
-    models = tmp_path / "triton_models"
+@pytest.fixture(scope="module")
+def served(tmp_path_factory, trained_home):
+    """A home whose server's model takes a quarter of a second for each context; it runs for all tests, and the file that hangs it."""
+    folder = tmp_path_factory.mktemp("slow")
+    hang, models, config = folder / "hang", folder / "triton_models", folder / "logs" / trained_home.name
     shutil.copytree(assets.folder("triton_models"), models)
     program = models / "translator" / "1" / "model.py"
     program.write_text(program.read_text() + SLOW.format(hang=str(hang), pause=ROW_S))
-    monkeypatch.setattr(assets, "folder", lambda _: models)
-    shutil.copytree(trained_home.parent, tmp_path / "logs")
-    serving = {"threads": 1, "deadline_s": DEADLINE_S, "startup_timeout_s": 240}
-    settings = load_settings(tmp_path / "logs" / trained_home.name, serving=serving)
-    yield settings
-    hang.unlink(missing_ok=True)
-    stop_triton(settings)
+    shutil.copytree(trained_home.parent, config.parent)
+    settings = load_settings(config, serving={"threads": 1, "deadline_s": DEADLINE_S, "startup_timeout_s": 240})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assets, "folder", lambda _: models)
+        with ensure_serving(settings, 1):
+            yield settings, hang
+        stop_triton(settings)
+
+
+@pytest.fixture
+def slow(served):
+    return served[0]
+
+
+@pytest.fixture
+def hang(served) -> Path:
+    """While this file exists, the model works on nothing."""
+    yield served[1]
+    served[1].unlink(missing_ok=True)
 
 
 def contexts(rows: int) -> Contexts:
@@ -98,26 +107,22 @@ def one_large_request(settings) -> threading.Thread:
     return thread
 
 
-def test_a_batch_that_takes_longer_than_a_server_may_be_silent_is_seen_through(slow):
+def test_a_batch_that_takes_longer_than_a_server_may_be_silent_is_seen_through_and_another_run_waits(slow):
     with guarded_serving(slow, 1):
         before = read_record(slow)
         started = time.monotonic()
         thread = one_large_request(slow)
+        time.sleep(4 * ROW_S)  # it is at work
+        with ensure_serving(slow, 1):
+            assert read_record(slow) == before
         thread.join()
         assert time.monotonic() - started > 2 * DEADLINE_S / 2, "longer than the limit, or this test shows nothing"
         assert thread.items.shape == (ROWS, 3)
         assert read_record(slow) == before
 
 
-def test_another_run_waits_for_a_busy_server_and_does_not_replace_it(slow):
-    with ensure_serving(slow, 1):
-        before = read_record(slow)
-        thread = one_large_request(slow)
-        time.sleep(4 * ROW_S)  # it is at work
-        with ensure_serving(slow, 1):
-            assert read_record(slow) == before
-        thread.join()
-        assert thread.items.shape == (ROWS, 3)
+def kill(settings, _) -> None:
+    os.killpg(read_record(settings).pid, signal.SIGKILL)
 
 
 def halt(settings, _) -> None:
@@ -129,14 +134,15 @@ def halt(settings, _) -> None:
 @pytest.mark.parametrize(
     "fault",
     [
+        pytest.param(kill, id="killed"),
         pytest.param(lambda _, hang: hang.touch(), id="no progress"),
-        pytest.param(halt, id="halted", marks=pytest.mark.nightly),  # half a minute of silence; CONTRIBUTING.md
+        pytest.param(halt, id="halted", marks=pytest.mark.nightly),  # CONTRIBUTING.md
     ],
 )
-def test_a_server_that_hangs_within_a_batch_is_replaced(slow, hang, fault):
+def test_a_server_that_ends_or_hangs_within_a_batch_is_replaced(slow, hang, fault):
     # The request has to outlive the silence, a new server's start, and its first answer.
-    slow = slow.model_copy(update={"serving": slow.serving.model_copy(update={"deadline_s": 40.0})})
-    with guarded_serving(slow, 1), open_scorer(slow, 1, guarded=True) as scorer:
+    patient = slow.with_sections(serving={"deadline_s": 60.0})
+    with guarded_serving(slow, 1), open_scorer(patient, 1, guarded=True) as scorer:
         expected = scorer.sample(contexts(4), 3).items
         before = read_record(slow)
         answers: list[np.ndarray] = []

@@ -16,8 +16,9 @@ from urllib.parse import quote, unquote, urlencode, urlsplit
 
 import psutil
 import pytest
-from reported_runs import HOSTILE_TITLE
+from reported_runs import HOSTILE_TITLE, PAGES
 from support.small import LOCAL
+from support.warm import run
 
 from scalr_prod.contracts import Table
 from scalr_prod.errors import ReportError
@@ -214,7 +215,7 @@ def test_looking_and_drawing_change_nothing(served, reported):
     assert now - folders == set()
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (1200, "dark"), (390, "light"), (390, "dark")])
+@pytest.mark.parametrize(("width", "scheme"), PAGES)
 def test_the_pages_in_a_browser(served, reported, browser, width, scheme):
     from axe_playwright_python.sync_playwright import Axe
 
@@ -283,8 +284,6 @@ def test_a_port_that_is_taken_is_one_error(served, reported):
     with pytest.raises(ReportError, match=f"port {port} cannot be had"):
         serve(opened.settings, port=port, started=lambda _: None)
     config = str(opened.settings.base / "scalr.toml")
-    done = subprocess.run(
-        [SCALR, "ui", "--port", str(port), "--json", "--config", config], capture_output=True, text=True, check=False
-    )
+    done = run([SCALR, "ui", "--port", str(port), "--json", "--config", config])
     assert done.returncode == 1
     assert json.loads(done.stdout)["error"] == "ReportError"

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
+from support.examples import examples
 
 from scalr_prod.contracts import Table
 from scalr_prod.errors import ScalrError
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.slow
 CATALOGUE = 50
 DOMAINS = '[domains.source]\nname = "a"\nevents = "s.csv"\n[domains.target]\nname = "b"\nevents = "{}"\n'
 HEAD = "user_id,item_id,timestamp\n"
-FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def clear(error: ScalrError) -> None:

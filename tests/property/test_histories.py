@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 
 from scalr_prod.contracts import Table, schema_of
 from scalr_prod.histories import added, build, build_histories
@@ -114,7 +115,7 @@ def found_statistics(lake: Lake):
     return sorted((tuple(row[name] for name in columns) for row in rows), key=repr)
 
 
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=examples(10), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     raw=EVENTS,
     ids=st.sampled_from(["int64", "string"]),
@@ -142,7 +143,7 @@ def test_every_row_is_what_the_rules_say(tmp_path_factory, raw, ids, length, day
     assert found_statistics(lake) == expected_statistics(events, days)
 
 
-@settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=examples(5), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     raw=EVENTS,
     cuts=st.sets(st.integers(0, 28), max_size=3),
@@ -200,7 +201,7 @@ def test_a_long_log_day_by_day_gives_the_rows_that_the_rules_say(tmp_path, monke
     assert found[2] == expected_statistics(events, 2, marks)
 
 
-@settings(deadline=None, max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=examples(3), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(EVENTS, min_size=2, max_size=3))
 def test_what_does_not_come_in_the_order_of_knowledge_gives_the_same_rows(tmp_path_factory, raw):
     batches = [named(batch, "int64") for batch in raw]
@@ -216,7 +217,7 @@ def test_what_does_not_come_in_the_order_of_knowledge_gives_the_same_rows(tmp_pa
     assert found[2] == expected_statistics(events, 2, marks)
 
 
-@settings(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=examples(4), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(EVENTS, st.integers(1, 3), st.lists(st.tuples(st.integers(-1, 14), st.integers(-1, 30)), min_size=1, max_size=8))
 def test_reading_as_of_a_time_and_a_knowledge_gives_what_was_visible(tmp_path_factory, raw, length, asked):
     events = named(raw, "int64")
@@ -241,7 +242,7 @@ def test_reading_as_of_a_time_and_a_knowledge_gives_what_was_visible(tmp_path_fa
             assert row["event_count"] == len(seen)
 
 
-@settings(deadline=None, max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=examples(3), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(EVENTS, st.lists(st.tuples(st.integers(-1, 14), st.integers(-1, 30)), min_size=1, max_size=8))
 def test_steps_never_show_what_was_not_known_and_hide_nothing_from_who_knows_all(tmp_path_factory, raw, asked):
     events = named(raw, "int64")

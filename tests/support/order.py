@@ -1,4 +1,5 @@
-"""Which process runs which test, where several share them: the dearest files first, and together what shares a session's fixtures.
+"""Which process runs which test, where several share them: the dearest files first, and together what shares a session's fixtures. And
+which files `make test-fast` leaves out.
 
 A file is run whole by one process. What costs minutes comes first, so that no process works long after the others have ended. The
 figures stand beside this file, seconds by file; a whole run writes them anew where ``SCALR_TEST_SECONDS`` says::
@@ -9,30 +10,32 @@ figures stand beside this file, seconds by file; a whole run writes them anew wh
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from xdist.scheduler import LoadFileScheduling
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    import pytest
-
-__all__ = ["ByGroup", "Seconds", "dearest_first", "group_of"]
+__all__ = ["ByGroup", "Seconds", "dearest_first", "group_of", "mark_slow"]
 
 FIGURES = Path(__file__).with_name("seconds.json")
-#: Tests below it share a Dask cluster, an undisturbed run and a Triton server, which take as long as a few of them.
-TOGETHER = ("tests/faults/",)
+#: What begins like one of these shares what takes as long as a few of its tests: a Dask cluster, an undisturbed run and a Triton server;
+#: a project with runs in every state, and a browser.
+TOGETHER = (("tests/faults/",), ("tests/integration/test_report.py", "tests/integration/test_ui.py"))
+#: A file whose tests take longer than this, on average, is slow as a whole: many such files make minutes.
+FAST_S = 0.3
 #: Of a file that nobody has measured: of each test that is marked slow, and of each other.
 UNKNOWN = (5.0, 0.1)
 
 
 def group_of(nodeid: str) -> str:
-    """What one process runs whole: a file, or the folder of files that stay together."""
+    """What one process runs whole: a file, or those that stay together, by the first of them."""
     file = nodeid.partition("::")[0]
-    return next((folder for folder in TOGETHER if file.startswith(folder)), file)
+    return next((together[0] for together in TOGETHER if file.startswith(together)), file)
 
 
 def dearest_first(items: Iterable[pytest.Item]) -> list[pytest.Item]:
@@ -46,6 +49,16 @@ def dearest_first(items: Iterable[pytest.Item]) -> list[pytest.Item]:
         if item.nodeid.partition("::")[0] not in known:
             seconds[group_of(item.nodeid)] += UNKNOWN[item.get_closest_marker("slow") is None]
     return sorted(listed, key=lambda item: (-seconds[group_of(item.nodeid)], group_of(item.nodeid)))
+
+
+def mark_slow(items: Iterable[pytest.Item]) -> None:
+    """Mark what is slow by the seconds of its file; its fixtures' are among them, so that a file is in or out as a whole."""
+    by_day = [item for item in items if not any(map(item.get_closest_marker, ("nightly", "long")))]
+    known, tests = json.loads(FIGURES.read_text()), Counter(item.nodeid.partition("::")[0] for item in by_day)
+    for item in by_day:
+        file = item.nodeid.partition("::")[0]
+        if known.get(file, 0) > FAST_S * tests[file]:
+            item.add_marker(pytest.mark.slow)
 
 
 class ByGroup(LoadFileScheduling):

@@ -160,6 +160,7 @@ def test_a_call_holds_json_values_and_names_the_project(project, monkeypatch):
 SCALR = shlex.join([sys.executable, "-c", "from scalr_prod.cli import main; main()"])
 
 
+@pytest.mark.slow
 def test_a_command_of_another_environment_does_the_same(project, monkeypatch):
     """Same outcomes, and errors of the same kind: the scheduler retries what it would retry."""
     call = call_of(context(config=str(project)), path="nowhere")

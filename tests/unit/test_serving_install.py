@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -129,8 +130,18 @@ def index(request, tmp_path, monkeypatch) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory) -> Path:
+    """A virtual environment with pip alone; to make one takes seconds."""
+    folder = tmp_path_factory.mktemp("empty") / "environment"
+    virtualenvs._make_venv(folder, sys.executable, system_packages=False)
+    return folder
+
+
 @pytest.fixture
-def recipe(tmp_path) -> Recipe:
+def recipe(tmp_path, empty, monkeypatch) -> Recipe:
+    """What is made is a copy of the empty one, instead of another."""
+    monkeypatch.setattr(virtualenvs, "_make_venv", lambda folder, *_, **__: shutil.copytree(empty, folder, symlinks=True))
     constraints = tmp_path / "constraints.txt"
     constraints.write_text("torch==2.13.0\n")
     return Recipe(tmp_path / "environment", sys.executable, constraints, ("torch>=2.6",))

@@ -81,8 +81,34 @@ def test_the_dearest_files_come_first_whole_and_the_fault_suite_together(tmp_pat
     found = [item.nodeid.removeprefix("tests/") for item in order.dearest_first(items)]
     assert found == ["faults/x.py::1", "faults/y.py::1", "b.py::1", "b.py::2", "new.py::slow", "a.py::1"]
     assert order.group_of("tests/faults/x.py::1") == order.group_of("tests/faults/y.py::2") != order.group_of("tests/b.py::1")
+    marked = []
+    for item in items:
+        item.add_marker = lambda mark, item=item: marked.append((item.nodeid.removeprefix("tests/"), mark.name))
+    order.FIGURES.write_text('{"tests/b.py": 0.7, "tests/a.py": 0.2, "tests/faults/x.py": 6}')
+    order.mark_slow(items)
+    assert marked == [(name, "slow") for name in ("faults/x.py::1", "b.py::1", "b.py::2")]
+    assert len({order.group_of(f"tests/integration/test_{name}.py::1") for name in ("report", "ui")}) == 1
 
 
 def test_the_figures_name_files_that_are_there():
     root = order.FIGURES.parents[2]
     assert [name for name in json.loads(order.FIGURES.read_text()) if not (root / name).is_file()] == []
+
+
+@pytest.mark.slow
+def test_pages_share_compiled_templates_of_one_text(monkeypatch):
+    from jinja2 import ChoiceLoader, DictLoader, Environment, PackageLoader
+
+    library = PackageLoader("great_expectations", "render/view/templates")
+    compiled, compiling = [], Environment.compile
+    monkeypatch.setattr(Environment, "compile", lambda *given: compiled.append(given) or compiling(*given))
+
+    def page(text, *loaders):
+        found = Environment(loader=ChoiceLoader([DictLoader({"a page of tests": text}), *loaders]), autoescape=True)
+        return found.get_template("a page of tests").render(name="<x>")
+
+    assert [page("hi {{ name }}", library) for _ in range(2)] == ["hi &lt;x&gt;"] * 2
+    assert page("by {{ name }}", library) == "by &lt;x&gt;"
+    assert len(compiled) == 2
+    assert [page("hi {{ name }}") for _ in range(2)] == ["hi &lt;x&gt;"] * 2
+    assert len(compiled) == 4, "other environments are left as they are"

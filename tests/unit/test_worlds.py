@@ -47,6 +47,7 @@ def test_who_knows_more_predicts_better():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_strong_signal_is_recovered():
     found = measured(World(signal=0.9, **SMALL), **LEAN)
     assert found["recovered"] > 0.4  # .49 when this was written, without the sequential estimator
@@ -56,6 +57,7 @@ def test_a_strong_signal_is_recovered():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("knobs", [{}, {"drift": 1.0, "repeats": 0.3}], ids=str)
 def test_without_a_signal_nothing_is_found_and_nothing_is_lost(knobs):
     found = measured(World(signal=0.0, **SMALL | knobs), **LEAN)
@@ -66,6 +68,7 @@ def test_without_a_signal_nothing_is_found_and_nothing_is_lost(knobs):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_source_domains_recover_more_than_either_alone(tmp_path):
     """Each knows half of the topics, by ids that the other has as well."""
     found = two_sources(
