@@ -56,7 +56,10 @@ def loss(
         own: [P, 1]. Offset of each label.
         others: Offsets of items [M]: [P, M] or [M].
     """
-    logits = state @ functional.embedding(negatives.items, vectors).T + others(negatives.items) - negatives.log_expected
-    logits = logits.masked_fill(negatives.items == label[:, None], -torch.inf)
+    logits = state @ functional.embedding(negatives.items, vectors).T
+    # In place: a copy of so many numbers takes as long as the arithmetic.
+    logits += others(negatives.items)
+    logits -= negatives.log_expected
+    logits.masked_fill_(negatives.items == label[:, None], -torch.inf)
     positive = (state * functional.embedding(label, vectors)).sum(1, keepdim=True) + own
     return (torch.cat([positive, logits], 1).logsumexp(1) - positive[:, 0]).mean()
