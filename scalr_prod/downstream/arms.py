@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from scalr_prod.downstream.few import ALL, Few
 from scalr_prod.errors import EmptyWindow, TranslatorError
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class Maker:
         scene: The scene.
         translation: Its translator; default: trained, or found, when an arm first asks for it.
         begun: Called before that.
-        at_most: Contexts that it is asked about; None: all.
+        few: What the translator does not learn from, and is not asked about.
     """
 
     def __init__(
@@ -109,9 +110,9 @@ class Maker:
         translation: Translation | None = None,
         *,
         begun: Callable[[], None] = lambda: None,
-        at_most: int | None = None,
+        few: Few = ALL,
     ) -> None:
-        self.scene, self.at_most = scene, at_most
+        self.scene, self.few = scene, few
         self._translation, self.begun = translation, begun
         self._segments = scene.segments()
         self._drawn: dict[Draw, Interactions] = {}
@@ -128,8 +129,7 @@ class Maker:
 
         if self._translation is None:
             self.begun()
-            found = Translation.of(self.scene)
-            self._translation = found if self.at_most is None else found.at_most(self.at_most)
+            self._translation = Translation.of(self.few.learned_from(self.scene), most=self.few.contexts)
         return self._translation
 
     def events(self, arm: str, choice: Choice, seed: int, published: Published | None = None) -> Interactions:
