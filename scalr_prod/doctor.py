@@ -44,7 +44,7 @@ def examine(config: Path | None = None, *, deep: bool = False) -> list[Check]:
     Raises:
         SettingsError: The settings file cannot be used.
     """
-    from scalr_prod.ingest.probe import probe
+    from scalr_prod.ingest.probe import probe, probe_users
     from scalr_prod.serving import serving_checks
     from scalr_prod.settings import load_settings
 
@@ -55,8 +55,10 @@ def examine(config: Path | None = None, *, deep: bool = False) -> list[Check]:
         checks += [_guarded("home", lambda: _home(settings))]
         places = (*settings.domains.places("source"), *settings.domains.places("target"))
         checks += [_guarded(f"{place} log", partial(probe, settings, place)) for place in places]
+        checks += [_guarded("users' map", lambda: probe_users(settings))] if settings.users.given else []
         checks += [_guarded("compute", lambda: _compute(settings)), _guarded("lake", lambda: _lake(settings))]
         checks += [_guarded("ledger", lambda: _ledger(settings)), _guarded("feast", lambda: _feast(settings))]
+        checks += [_guarded("features", lambda: _features(settings))] if settings.training_set.features else []
     return checks
 
 
@@ -146,3 +148,15 @@ def _feast(settings: Settings) -> str:
         return "not laid yet (run: scalr histories)"
     views = open_feature_store(settings).list_feature_views()
     return f"{len(views)} feature views in {settings.feast_repo}"
+
+
+def _features(settings: Settings) -> str:
+    """Those of ``[training_set] features``: of another repository, or, once it is laid, of the project's own."""
+    from scalr_prod.feast_store.own import open_own_features
+
+    options = settings.training_set
+    if options.features_repo is None and not (settings.feast_repo / "feature_store.yaml").is_file():
+        return "looked for when the feature repository is laid (run: scalr histories)"
+    found = open_own_features(settings)
+    views = sorted({one.name for one in found.projections}) if found else []
+    return f"{len(views)} views in {options.features_repo or settings.feast_repo}: {', '.join(views)}"

@@ -173,6 +173,9 @@ def effect_of(
         held: bool [N].
         share: Of users that should be held out.
         before: float64 [N] of a time before the experiment; None: there is none.
+
+    Raises:
+        EvaluationError: Too few users on one side.
     """
     from scipy import stats
 

@@ -174,7 +174,7 @@ def settings_digest(settings: Settings) -> str:
     made_of = [
         _without_unmapped(settings.domains.model_dump(mode="json", include=domains)),
         settings.histories.model_dump(mode="json"),
-        settings.translator.model_dump(mode="json", exclude={"threads"}),
+        settings.translator.recipe(),
         settings.generation.model_dump(mode="json", include={"contexts", "exclude_consumed"}),
     ]
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]

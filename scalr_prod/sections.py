@@ -130,6 +130,11 @@ class TranslatorSettings(_Section):
     )
     max_source_items: int = Field(default=100_000, ge=1, description="source items that are known, the most frequent ones")
     max_target_items: int = Field(default=100_000, ge=2, description="target items that are known, the most frequent ones")
+    pretraining_events: int | None = Field(
+        default=None,
+        ge=1,
+        description="source events, at most, that the sequential estimator learns from before it sees a target event; default: all",
+    )
     seed: int = Field(default=0, ge=0, lt=2**63, description="of everything random in training")
     threads: int = Field(
         default_factory=lambda: os.cpu_count() or 1,
@@ -143,6 +148,14 @@ class TranslatorSettings(_Section):
         if not value:
             raise ValueError("must name at least one estimator")
         return _named_once(ESTIMATORS, value, beside=("popularity",))
+
+    def recipe(self) -> dict[str, Any]:
+        """What decides a version, as plain JSON values.
+
+        A key that came with a later package is left out at its default: versions, and verdicts, of before stay those of these settings.
+        """
+        made = self.model_dump(mode="json", exclude={"threads"})
+        return {key: value for key, value in made.items() if value is not None or key != "pretraining_events"}
 
 
 class GenerationSettings(_Section):

@@ -103,7 +103,12 @@ class Settings(BaseSettings):
         return self._named
 
     def read_from(self, file: Mapping[str, Any], overrides: Mapping[str, Any]) -> Self:
-        """Remember what the settings were made of, for `origin`; gives them back."""
+        """Remember what the settings were made of, for `origin`; gives them back.
+
+        Args:
+            file: What scalr.toml says.
+            overrides: What was passed beside it.
+        """
         self._read = (dict(file), dict(overrides))
         return self
 
@@ -204,7 +209,7 @@ def load_settings(path: str | Path | None = None, **overrides: Any) -> Settings:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise SettingsError(
-            "no such file", where=str(path), next_step="name it with --config, or write one: see README, 'Your own data'"
+            "no such file", where=str(path), next_step="write one: scalr init; or name it with --config"
         ) from error
     except (OSError, ValueError, RecursionError) as error:  # of undecodable bytes, bad TOML, hostile numbers and depth
         raise SettingsError(f"cannot be read as TOML: {error}", where=str(path), next_step="correct the file") from error

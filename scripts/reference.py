@@ -54,7 +54,7 @@ def _parameter(one: Any) -> str:
 
 
 def found_errors() -> str:
-    """The tree of errors, and each with what it means."""
+    """The tree of errors, and each with what it means and what to do about it."""
     tree = re.sub(r"^.*?\n\n", "", inspect.getdoc(errors) or "", count=1, flags=re.DOTALL)
     lines = [
         "# Errors",
@@ -66,13 +66,13 @@ def found_errors() -> str:
         tree.strip(),
         "```",
         "",
-        "| error | means | exit code |",
-        "|---|---|---|",
+        "| error | means | what to do | exit code |",
+        "|---|---|---|---|",
     ]
     for name in errors.__all__:
         kind = getattr(errors, name)
         meaning = inspect.cleandoc(kind.__doc__ or "").split("\n\n")[0].replace("\n", " ")
-        lines.append(f"| `{name}` | {meaning} | {kind.exit_code} |")
+        lines.append(f"| `{name}` | {meaning} | {kind.cure} | {kind.exit_code} |")
     return "\n".join(lines) + "\n"
 
 

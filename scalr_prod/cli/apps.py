@@ -3,11 +3,28 @@
 
 from __future__ import annotations
 
+from typing import Any, Final
+
 import typer
+from typer.core import TyperGroup
+
+#: What a newcomer needs, in the order of a first day; the other commands follow.
+_FIRST: Final = ("init", "run", "report", "evaluate", "ui", "status", "doctor", "config", "explain")
+
+
+class _Ordered(TyperGroup):
+    """Lists its commands in the order in which they are needed."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        there = super().list_commands(ctx)
+        return [name for name in _FIRST if name in there] + [name for name in there if name not in _FIRST]
+
 
 app = typer.Typer(
     name="scalr",
-    help="Turn users' source-domain events into validated synthetic target-domain events, published as a Feast feature view.",
+    cls=_Ordered,
+    help="Turn what your users did in one domain into validated synthetic events for another, published as a Feast feature view, and "
+    "into training sets of both. Begin with: scalr init, then scalr run.",
     epilog="Example: scalr init --source kitchen.csv --target food.csv && scalr run",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

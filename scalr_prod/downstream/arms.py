@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from scalr_prod.downstream.few import ALL, Few
 from scalr_prod.errors import EmptyWindow, EvaluationError, TranslatorError
 from scalr_prod.numbering import index_in
 
@@ -101,7 +102,7 @@ class Maker:
         scene: The scene.
         translation: Its translator; default: trained, or found, when an arm first asks for it.
         begun: Called before that.
-        at_most: Contexts that it is asked about; None: all.
+        few: What the translator does not learn from, and is not asked about.
     """
 
     def __init__(
@@ -110,9 +111,9 @@ class Maker:
         translation: Translation | None = None,
         *,
         begun: Callable[[], None] = lambda: None,
-        at_most: int | None = None,
+        few: Few = ALL,
     ) -> None:
-        self.scene, self.at_most = scene, at_most
+        self.scene, self.few = scene, few
         self._translation, self.begun = translation, begun
         self._segments = scene.segments()
         self._drawn: dict[Draw, Interactions] = {}
@@ -130,8 +131,7 @@ class Maker:
 
         if self._translation is None:
             self.begun()
-            found = Translation.of(self.scene)
-            self._translation = found if self.at_most is None else found.at_most(self.at_most)
+            self._translation = Translation.of(self.few.learned_from(self.scene), most=self.few.contexts)
         return self._translation
 
     def events(self, arm: str, choice: Choice, seed: int, published: Published | None = None) -> Interactions:
@@ -176,7 +176,7 @@ class Maker:
     def _of_earlier(self) -> Maker | None:
         """That of the earlier scene, with its translator; None for every arm alike where either cannot be."""
         try:
-            found = Maker(self.scene.earlier(), begun=self.begun, at_most=self.at_most)
+            found = Maker(self.scene.earlier(), begun=self.begun, few=self.few)
             _ = found.translation
         except (EvaluationError, EmptyWindow, TranslatorError) as error:
             logger.warning("nothing is known of an instant before %s: %s", self.scene.cutoff.date(), error)

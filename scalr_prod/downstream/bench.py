@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from scalr_prod.downstream.arms import LISTS, RIVAL, TUNED, Maker
-from scalr_prod.downstream.few import few_contexts
+from scalr_prod.downstream.few import ALL, few_of
 from scalr_prod.downstream.kept import FACTS, Kept, family_code, outcomes_of
 from scalr_prod.downstream.models import knows_before, knows_source
 from scalr_prod.downstream.panel import Panel
@@ -172,7 +172,7 @@ class Bench:
         """A cutoff; its translator is trained when an arm needs it."""
         kept = Kept.of(scene)
         begun = partial(self.pulse.at, f"training the translator up to {scene.cutoff.date().isoformat()}")
-        maker = Maker(scene, begun=begun, at_most=few_contexts(scene) if self.quick else None)
+        maker = Maker(scene, begun=begun, few=few_of(scene) if self.quick else ALL)
         return Here(Judge(scene, self.settings.downstream.k), maker, Published(maker, kept), kept)
 
     def judge_arm(self, here: Here, family: str, arm: str) -> None:
@@ -233,7 +233,7 @@ class Bench:
             arms=rows,
             signal=self.signal,
             verdict={"quick": self.quick, "best_baseline": self.best[self._headline()]["all"], "models": models}
-            | ({"contexts_at_most": few_contexts(self.scenes[0])} if self.quick else {}),
+            | (few_of(self.scenes[0]).to_json() if self.quick else {}),
             choices={family: self._choice_json(family) for family in self.outcomes},
             budget={
                 family: {arm: {key: figures[key] for key in ("fits", "rankings")} for arm, figures in arms.items()}
@@ -260,7 +260,7 @@ class Bench:
             self.pulse.fitted(self.pulse.label)
             return judge.judge(model, boost=choice.boost, half_life=half_life, scale=scale)
 
-        drawn = (ships, here.maker.at_most) if arm not in {BASE, RIVAL} else ()
+        drawn = (ships, here.maker.few.to_json()) if arm not in {BASE, RIVAL} else ()
         asked = (family, family_code(family), arm, choice.to_json(), seed, drawn, half_life, scale and scale.to_json())
         return here.kept.once(("judged", *asked), fit, outcomes_of(judge))
 
@@ -281,7 +281,7 @@ class Bench:
 
         if arm not in {BASE, RIVAL} and (family, arm) not in self.synthetic:
             self.synthetic[family, arm] = here.kept.once(
-                ("synthetic", arm, choice.to_json(), ships, here.maker.at_most), count, FACTS
+                ("synthetic", arm, choice.to_json(), ships, here.maker.few.to_json()), count, FACTS
             )
 
     def _tell(self, family: str, arm: str, here: Here, outcomes: Sequence[Outcome]) -> None:

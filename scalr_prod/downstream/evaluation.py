@@ -13,7 +13,7 @@ import numpy as np
 from scalr_prod.contracts import Table
 from scalr_prod.downstream.arms import ABLATIONS, CONTROLS, LISTS, MAIN, NEEDS, QUICK, RIVAL, Maker, leaving_out
 from scalr_prod.downstream.bench import Bench
-from scalr_prod.downstream.few import with_few_contexts
+from scalr_prod.downstream.few import with_few
 from scalr_prod.downstream.first import first_verdict
 from scalr_prod.downstream.heartbeat import heartbeat
 from scalr_prod.downstream.kept import Kept
@@ -93,7 +93,7 @@ def evaluate(
             for moment, end in zip(moments, ends, strict=True)
         ]
         latest = _stage(scenes[0], 0, None, pulse)
-        first = first_verdict(Bench(plan.first(), _ALWAYS, scenes[:1], cold, pulse, quick=True), with_few_contexts(latest))
+        first = first_verdict(Bench(plan.first(), _ALWAYS, scenes[:1], cold, pulse, quick=True), with_few(latest))
         if quick:
             return first
         bench = Bench(plan.settings, plan.arms, scenes, cold, pulse)

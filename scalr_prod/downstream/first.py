@@ -47,7 +47,8 @@ def first_verdict(bench: Bench, stage: Stage) -> EvaluationReport:
         bench.choose_arm(family, arm)
         bench.judge_arm(here, family, arm)
     report = bench.finish()
-    logger.info("first verdict, with fewer choices tried than in the whole evaluation: %s", _sentence(report, family))
+    made_of = f"with fewer choices tried than in the whole evaluation{here.maker.few.told()}"
+    logger.info("first verdict, %s: %s", made_of, _sentence(report, family))
     return report
 
 

@@ -138,7 +138,12 @@ class DownstreamModel(Scorer, Protocol):
     """A model under test."""
 
     def fit(self, events: Interactions, *, seed: int) -> None:
-        """Learn from weighted events; the same events and seed give the same model."""
+        """Learn from weighted events; the same events and seed give the same model.
+
+        Args:
+            events: Users, items, times and weights.
+            seed: Of everything random.
+        """
 
 
 @runtime_checkable

@@ -25,7 +25,8 @@ def signal_of(stage: Stage) -> dict[str, Any] | None:
     Raises:
         TranslatorError: Too little to learn from.
     """
-    found: dict[str, Any] | None = stage.kept.once(("signal",), lambda: stage.maker.translation.information, FACTS)
+    asked = ("signal", stage.few.pretraining_events)
+    found: dict[str, Any] | None = stage.kept.once(asked, lambda: stage.maker.translation.information, FACTS)
     return found
 
 

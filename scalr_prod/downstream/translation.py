@@ -76,8 +76,13 @@ class Translation:
     information: dict[str, Any] | None = None
 
     @classmethod
-    def of(cls, scene: Scene, *, progress: bool = False) -> Translation:
+    def of(cls, scene: Scene, *, most: int | None = None, progress: bool = False) -> Translation:
         """Build histories, train the translator, and read the contexts of the run up to the cutoff.
+
+        Args:
+            scene: The scene.
+            most: Contexts that are read, at most, chosen at random and alike in every call; default: all.
+            progress: Show progress bars on stderr.
 
         Raises:
             TranslatorError: Too little to learn from.
@@ -98,6 +103,8 @@ class Translation:
         vocabulary = version.vocabulary()
         with staging_folder(settings, "evaluate") as folder, open_duckdb(settings, folder) as connection:
             rows, real = read_bucket(connection, settings, spec, 0, 1)
+        if most is not None and len(rows) > most:
+            rows = rows.take(np.sort(np.random.default_rng(0).choice(len(rows), most, replace=False)))
         consumed = None if real is None else Consumed.of(real, vocabulary)
         contexts = Contexts.concat(list(ask(settings, spec, vocabulary, rows, consumed, folds=version.folds)))
         counts = np.round(scene.real.popularity()).astype(np.int64)
@@ -110,13 +117,6 @@ class Translation:
             module=TranslatorModule.load(version.path, trusted=True),
             information=version.manifest["metrics"].get("information"),
         )
-
-    def at_most(self, contexts: int) -> Translation:
-        """The same of so many contexts, chosen at random and alike in every call; all of them where there are no more."""
-        if len(self.user) <= contexts:
-            return self
-        rows = np.sort(np.random.default_rng(0).choice(len(self.user), contexts, replace=False))
-        return replace(self, contexts=self.contexts.take(rows), user=self.user[rows])
 
     def draw(self, how: Draw) -> Interactions:
         """Synthetic events, weighted by their confidence P / (P + prior), the best of each (user, item) kept."""

@@ -154,7 +154,11 @@ def window(
 
 
 def spine_of_query(config: RepoConfig, query: str, registry: BaseRegistry, project: str) -> Spine:
-    """A spine from a SQL query over the project's feature views."""
+    """A spine from a SQL query over the project's feature views.
+
+    Raises:
+        FeatureStoreError: The query fails, or gives no spine.
+    """
     import duckdb
 
     with duckdb_session(config, ordered=True) as connection:

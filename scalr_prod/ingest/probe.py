@@ -11,7 +11,7 @@ from scalr_prod.errors import EmptyInput
 if TYPE_CHECKING:
     from scalr_prod.settings import Settings
 
-__all__ = ["probe"]
+__all__ = ["probe", "probe_users"]
 
 
 def probe(settings: Settings, place: str) -> str:
@@ -47,3 +47,25 @@ def probe(settings: Settings, place: str) -> str:
             next(items, None)
         found.append(f"so can {chosen.items}")
     return "; ".join(found)
+
+
+def probe_users(settings: Settings) -> str:
+    """Read the first pairs of ``[users] map``; of a query reach the database alone.
+
+    Args:
+        settings: The project's settings; they name a map.
+
+    Returns:
+        What was found, in one sentence.
+
+    Raises:
+        InputError: The map is not there, cannot be read, lacks a column, holds no id where one belongs, or is empty.
+    """
+    from scalr_prod.ingest.sql import reach
+    from scalr_prod.ingest.usermap import UserMap
+
+    chosen = settings.users
+    if chosen.url is not None and chosen.query is not None:
+        return f"{reach(chosen.url)} can be reached"
+    found = UserMap.read(settings, whole=False)
+    return f"{found.origin if found else 'no map'} can be read, with its columns"

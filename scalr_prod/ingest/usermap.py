@@ -51,8 +51,12 @@ class UserMap:
     pairs: list[pa.Table] = field(default_factory=list)
 
     @classmethod
-    def read(cls, settings: Settings) -> Self | None:
+    def read(cls, settings: Settings, *, whole: bool = True) -> Self | None:
         """The map that the settings name; None where they name none.
+
+        Args:
+            settings: The project's settings.
+            whole: Read all of it; False: end with its first pairs.
 
         Raises:
             UnreadableInput: It is not there, or cannot be read.
@@ -74,6 +78,8 @@ class UserMap:
         with closing(batches):
             for batch in batches:
                 found._add(batch, *_columns(settings, batch.rows.schema.names, origin))
+                if not whole and batch.rows.num_rows:
+                    break
         if not any(len(one) for one in found.pairs):
             raise EmptyInput("holds no pair of ids", where=origin, next_step="check what [users] names")
         return found

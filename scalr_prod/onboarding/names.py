@@ -78,7 +78,7 @@ _NAMES: Final[dict[str, tuple[str, ...]]] = {
         *("occurred_at", "happened_at", "created_at", "created", "purchased_at", "ordered_at", "viewed_at", "played_at"),
         *("transaction_timestamp", "purchase_timestamp", "order_timestamp", "transaction_time", "transaction_date"),
         *("order_time", "order_date", "purchase_date", "invoice_date", "event_date", "review_time", "review_date", "rated_at"),
-        *("date", "day", "t_dat"),
+        *("date", "day", "t_dat", "when", "at"),
     ),
     "title": ("title", "name", "item_title", "item_name", "product_title", "product_name", "movie_title", "book_title"),
     "category": (

@@ -182,7 +182,7 @@ def restart_locked(settings: Settings, versions: Iterable[int]) -> ServerStatus:
 
 
 def stop_locked(settings: Settings) -> bool:
-    """`stop_triton` for a caller that holds the server's lock."""
+    """See `stop_triton`; for a caller that holds the server's lock."""
     record = read_record(settings)
     if record is None:
         return False

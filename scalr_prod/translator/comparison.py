@@ -15,7 +15,7 @@ import numpy as np
 
 from scalr_prod.instants import micros
 from scalr_prod.progress import counting
-from scalr_prod.translator.fitting import cut_at, fit_calibration, fit_sets, metadata_of, steps_of
+from scalr_prod.translator.fitting import calibration_slice, cut_at, fit_calibration, fit_sets, metadata_of, share, steps_of
 from scalr_prod.translator.log import read_log
 from scalr_prod.translator.module import TranslatorModule
 from scalr_prod.translator.pairs import Pairs, contexts_at
@@ -137,9 +137,11 @@ def _recipe_until(
     steps = steps_of(settings, 2) + 1
     with counting("comparison", show=progress, total=steps, unit="fits") as done:
         held_out = log.one_in(settings.translator.folds)
-        calibrated = fit_calibration(settings, log, held_out, middle, until, done, side_by_side)
         pairs = Pairs.of(log, until, settings.translator)
-        tensors = fit_sets(pairs, {-1: np.zeros(len(log.users), dtype=bool)}, done, side_by_side) | calibrated.tables
+        earlier, whole = share([calibration_slice(settings, log, middle, until), pairs], side_by_side)
+        calibrated = fit_calibration(settings, log, held_out, middle, until, done, side_by_side, shared=earlier)
+        nobody = np.zeros(len(log.users), dtype=bool)
+        tensors = fit_sets(pairs, {-1: nobody}, done, side_by_side, shared=whole) | calibrated.tables
     return TranslatorModule(tensors, metadata_of(settings, pairs, 0)), pairs
 
 

@@ -10,9 +10,17 @@ from typing import TYPE_CHECKING, Any
 from scalr_prod.errors import TranslatorError
 from scalr_prod.instants import datetime_of, micros
 from scalr_prod.progress import counting
-from scalr_prod.translator.fitting import cut_at, figures_of, fit_calibration, fit_sets, rows_between, steps_of
+from scalr_prod.translator.fitting import (
+    calibration_slice,
+    cut_at,
+    figures_of,
+    fit_calibration,
+    fit_sets,
+    rows_between,
+    share,
+    steps_of,
+)
 from scalr_prod.translator.log import read_log
-from scalr_prod.translator.pairs import Pairs
 from scalr_prod.translator.threads import workers
 from scalr_prod.translator.versions import named_version
 
@@ -81,9 +89,11 @@ def evaluate(settings: Settings, version: int | None = None, *, progress: bool =
         workers(settings.translator.threads) as side_by_side,
         counting("evaluation", show=progress, total=steps, unit="fits") as done,
     ):
-        calibrated = fit_calibration(settings, log, cold, begin, middle, done, side_by_side)
-        pairs = Pairs.of(log, middle, settings.translator, popularity_until=end)
-        tensors = fit_sets(pairs, {-1: cold}, done, side_by_side) | calibrated.tables
+        two = [calibration_slice(settings, log, begin, middle), calibration_slice(settings, log, middle, end)]
+        earlier, later = share(two, side_by_side)
+        calibrated = fit_calibration(settings, log, cold, begin, middle, done, side_by_side, shared=earlier)
+        pairs = later.pairs
+        tensors = fit_sets(pairs, {-1: cold}, done, side_by_side, shared=later) | calibrated.tables
         test = figures_of(settings, log, pairs, tensors, rows_between(log, middle, end), cold, side_by_side)
     slices = {"validation": (begin, middle, calibrated.figures), "test": (middle, end, test)}
     return EvaluationReport(

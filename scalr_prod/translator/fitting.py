@@ -27,17 +27,30 @@ from scalr_prod.translator.pairs import Pairs, contexts_at
 from scalr_prod.translator.threads import ALONE, Workers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import torch
     from numpy.typing import NDArray
 
     from scalr_prod.settings import Settings
     from scalr_prod.translator.estimators.carried import Carried
+    from scalr_prod.translator.estimators.protocol import Fitted
     from scalr_prod.translator.log import Log
     from scalr_prod.translator.pairs import Parameters
 
-__all__ = ["Calibrated", "cut_at", "figures_of", "fit_calibration", "fit_sets", "metadata_of", "rows_between", "steps_of"]
+__all__ = [
+    "Calibrated",
+    "Shared",
+    "calibration_slice",
+    "cut_at",
+    "figures_of",
+    "fit_calibration",
+    "fit_sets",
+    "metadata_of",
+    "rows_between",
+    "share",
+    "steps_of",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +81,21 @@ class Calibrated:
         }
 
 
+@dataclass(frozen=True)
+class Shared:
+    """What all parameter sets of a slice have in common: popularity, tastes, and what source events teach.
+
+    Attributes:
+        pairs: The slice.
+        estimators: By name, those that gave the parameters; the longest work first, so that the shorter fits fill the gaps beside it.
+        parameters: Estimator → its tensors.
+    """
+
+    pairs: Pairs
+    estimators: dict[str, Fitted]
+    parameters: dict[str, Parameters]
+
+
 def steps_of(settings: Settings, sets: int) -> int:
     """Units of work that `fit_sets` reports for so many parameter sets."""
     return sets * len(scored_of(settings.translator.estimators))
@@ -96,8 +124,37 @@ def _described(estimators: Mapping[str, Carried]) -> dict[str, str]:
     return {"carried": json.dumps({name: one.described() for name, one in estimators.items()})} if estimators else {}
 
 
+def share(slices: Sequence[Pairs], workers: Workers = ALONE) -> list[Shared]:
+    """What all parameter sets of each slice have in common. Each estimator of each slice is a unit of work.
+
+    The longest of them, the sequential estimator's pretraining, has one thread; several slices' run side by side.
+
+    Args:
+        slices: The slices.
+        workers: Where the units run.
+    """
+    # Each slice has instances of its own, as whatever they remember is of one slice.
+    made = [{name: estimator_of(name) for name in reversed(scored_of(pairs.settings.estimators))} for pairs in slices]
+    ours: dict[str, Callable[[Pairs], Parameters]] = {"popularity": popularity.fit, "tastes": tastes.fit}
+    names = [*made[0], *ours]
+    units = list(itertools.product(names, range(len(slices))))
+
+    def fit(unit: tuple[str, int]) -> Parameters:
+        name, number = unit
+        with _naming(name):
+            return (ours.get(name) or made[number][name].share)(slices[number])
+
+    found = dict(zip(units, workers.map(fit, units), strict=True))
+    return [Shared(pairs, made[n], {name: found[name, n] for name in names}) for n, pairs in enumerate(slices)]
+
+
 def fit_sets(
-    pairs: Pairs, held_out: dict[int, NDArray[np.bool_]], done: Callable[[int], None], workers: Workers = ALONE
+    pairs: Pairs,
+    held_out: dict[int, NDArray[np.bool_]],
+    done: Callable[[int], None],
+    workers: Workers = ALONE,
+    *,
+    shared: Shared | None = None,
 ) -> dict[str, torch.Tensor]:
     """Fit parameter sets on one slice. Each estimator of each set is a unit of work.
 
@@ -107,6 +164,7 @@ def fit_sets(
             parameter of a set, counts everybody's that came before.
         done: Called with 1 after every estimator of every set.
         workers: Where the units run.
+        shared: What `share` gave for the slice; default: it is worked out here.
 
     Returns:
         Tensors named as `Mixture.of` expects them, calibration aside.
@@ -114,30 +172,22 @@ def fit_sets(
     import torch
 
     tensors = {"shared/first_seen": torch.from_numpy(pairs.first_seen)}
-    # The longest work first, so that the shorter fits fill the gaps beside it.
-    estimators = {name: estimator_of(name) for name in reversed(scored_of(pairs.settings.estimators))}
-    common: dict[str, Callable[[Pairs], Parameters]] = {name: one.share for name, one in estimators.items()}
-    common |= {"popularity": popularity.fit, "tastes": tastes.fit}
-
-    def share(name: str) -> Parameters:
-        with _naming(name):
-            return common[name](pairs)
-
-    shared = dict(zip(common, workers.map(share, common), strict=True))
+    shared = shared or share([pairs], workers)[0]
+    estimators, common = shared.estimators, shared.parameters
     learn = {number: pairs.without(users) for number, users in held_out.items()}
     tensors |= {f"{number}/popularity/prior": popularity.prior(slice_) for number, slice_ in learn.items()}
 
     def fit(unit: tuple[int, str]) -> dict[str, torch.Tensor]:
         number, name = unit
         with _naming(name):
-            return _named(f"{number}/{name}", estimators[name].fit(learn[number], shared[name]))
+            return _named(f"{number}/{name}", estimators[name].fit(learn[number], common[name]))
 
     for fitted in workers.map(fit, itertools.product(learn, estimators)):
         tensors |= fitted
         done(1)
     # What every set has of its own was only where its fit started from.
     own = {name.partition("/")[2] for name in tensors if not name.startswith("shared/")}
-    for name, parts in shared.items():
+    for name, parts in common.items():
         tensors |= {key: x for key, x in _named(f"shared/{name}", parts).items() if key.removeprefix("shared/") not in own}
     return tensors
 
@@ -168,6 +218,15 @@ def _named(prefix: str, parts: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
     return {f"{prefix}/{key}": tensor.clone() for key, tensor in parts.items()}
 
 
+def calibration_slice(settings: Settings, log: Log, begin: int, end: int) -> Pairs:
+    """What `fit_calibration` fits its one set on.
+
+    Raises:
+        TranslatorError: Too little to learn from.
+    """
+    return Pairs.of(log, begin, settings.translator, popularity_until=end)
+
+
 def fit_calibration(
     settings: Settings,
     log: Log,
@@ -177,18 +236,20 @@ def fit_calibration(
     done: Callable[[int], None],
     workers: Workers = ALONE,
     *,
+    shared: Shared | None = None,
     informed: bool = False,
 ) -> Calibrated:
     """Fit one set before ``begin`` without the held-out users' target events, and its calibration on ``[begin, end)``.
 
     The held-out users are of all folds: what they teach can weigh every fold's set, each without the fold's own users.
-    With ``informed``, measure as well what the held-out users' source histories say.
+    With ``informed``, measure as well what the held-out users' source histories say. ``shared`` is what `share` gave for the
+    `calibration_slice`; by default it is worked out here.
 
     Raises:
         TranslatorError: One of the two slices is empty.
     """
-    pairs = Pairs.of(log, begin, settings.translator, popularity_until=end)
-    tensors = fit_sets(pairs, {-1: held_out}, done, workers)
+    pairs = shared.pairs if shared else calibration_slice(settings, log, begin, end)
+    tensors = fit_sets(pairs, {-1: held_out}, done, workers, shared=shared)
     rows = rows_between(log, begin, end)
     contexts, labels = contexts_at(log, rows, source_index=pairs.source_index, target_index=pairs.target_index)
     user = log.target.user[rows]

@@ -19,7 +19,7 @@ from scalr_prod.lake import Lake
 from scalr_prod.progress import counting
 from scalr_prod.translator.estimators import SCORED, scored_of
 from scalr_prod.translator.estimators.carried import carried, estimator_of
-from scalr_prod.translator.fitting import cut_at, fit_calibration, fit_sets, metadata_of, steps_of
+from scalr_prod.translator.fitting import calibration_slice, cut_at, fit_calibration, fit_sets, metadata_of, share, steps_of
 from scalr_prod.translator.log import Log, data_end, read_log, type_weights
 from scalr_prod.translator.pairs import Coverage, Pairs
 from scalr_prod.translator.threads import Workers, workers
@@ -129,9 +129,12 @@ def _train(
     with counting("translator", show=progress, total=steps, unit="fits") as done:
         # Calibrated as it will be used: as many users as a fold has are unknown to the parameters, the others are not.
         begin = cut_at(log.label_times(), 1 - settings.translator.validation_fraction)
-        calibrated = fit_calibration(settings, log, log.one_in(folds), begin, everything, done, side_by_side, informed=True)
+        earlier, whole = share([calibration_slice(settings, log, begin, everything), pairs], side_by_side)
+        calibrated = fit_calibration(
+            settings, log, log.one_in(folds), begin, everything, done, side_by_side, shared=earlier, informed=True
+        )
         held_out = {fold: log.fold == fold for fold in range(-1, folds)}
-        tensors = fit_sets(pairs, held_out, done, side_by_side) | calibrated.tables
+        tensors = fit_sets(pairs, held_out, done, side_by_side, shared=whole) | calibrated.tables
     metrics = {
         "slice": "validation",
         "from": datetime_of(begin).isoformat(),
@@ -217,7 +220,7 @@ def _fingerprint(settings: Settings, until: datetime) -> tuple[str, dict[str, in
     content: dict[str, Any] = {"recipe": RECIPE, "until": until.isoformat()}
     content["histories"] = settings.histories.model_dump(mode="json", include={"length", "late_step_s"})
     content["generation"] = settings.generation.model_dump(mode="json", include={"exclude_consumed"})
-    content["settings"] = settings.translator.model_dump(mode="json", exclude={"threads"})
+    content["settings"] = settings.translator.recipe()
     # Settings and recipe stand for the first version of each of ours.
     later = {name: estimator_of(name).version for name in scored_of(settings.translator.estimators) if name in SCORED}
     others = {name: [one.version, one.sha256] for name, one in carried(settings.translator.estimators).items()}

@@ -91,7 +91,11 @@ class TranslatorVersion:
     manifest: dict[str, Any] = field(repr=False)
 
     def vocabulary(self) -> Vocabulary:
-        """Read the vocabularies."""
+        """Read the vocabularies.
+
+        Raises:
+            TranslatorError: Their files are not there, or cannot be read.
+        """
         import pyarrow.parquet as pq
 
         try:

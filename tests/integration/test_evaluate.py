@@ -16,7 +16,7 @@ from scalr_prod.contracts import Table
 from scalr_prod.downstream import evaluate
 from scalr_prod.downstream.arms import Choice, Maker
 from scalr_prod.downstream.evaluation import _stage, _stages
-from scalr_prod.downstream.few import few_contexts, with_few_contexts
+from scalr_prod.downstream.few import ALL, Few, few_of, with_few
 from scalr_prod.downstream.heartbeat import heartbeat
 from scalr_prod.downstream.kept import Kept
 from scalr_prod.downstream.models.snapshot import FEATURES, Snapshot
@@ -258,19 +258,28 @@ def test_a_first_verdict_asks_about_fewer_contexts_and_draws_the_same_for_them(t
     """The fewer are some of all, drawn alike; results of the one are not taken for those of the other, unless no draw is in them."""
     scene, translation = translated
     how = Draw(3, 0.5)
-    assert few_contexts(scene) is None
-    assert translation.at_most(len(translation.user)) is translation
-    monkeypatch.setattr("scalr_prod.downstream.few.MOST", 40)
-    assert few_contexts(scene) == 40
-    some = translation.at_most(40)
+    assert few_of(scene) == ALL
+    assert np.array_equal(Translation.of(scene, most=len(translation.user)).user, translation.user)
+    monkeypatch.setattr("scalr_prod.downstream.few.CONTEXTS", 40)
+    assert few_of(scene) == Few(contexts=40)
+    some = Translation.of(scene, most=40)
     assert len(set(some.user.tolist())) == 40
     drawn = translation.draw(how)
     ours = drawn.take(np.isin(drawn.user, some.user))
     assert len(ours) > 40
     assert np.array_equal(_pairs(some.draw(how)), _pairs(ours))
 
+    monkeypatch.setattr("scalr_prod.downstream.few.PRETRAINING_EVENTS", 100)
     stage = Stage(Judge(scene, 5), Maker(scene, translation), Kept.of(scene))
-    fewer = with_few_contexts(stage)
+    fewer = with_few(stage)
+    assert fewer.few == few_of(scene) == Few(contexts=40), "nothing is pretrained here"
+    translator = scene.settings.translator.model_copy(update={"estimators": ("popularity", "sequential")})
+    settings = scene.settings.model_copy(update={"translator": translator})
+    pretrained = replace(scene, isolated=replace(scene.isolated, settings=settings))
+    shorter = few_of(pretrained)
+    assert shorter == Few(contexts=40, pretraining_events=100)
+    assert shorter.learned_from(pretrained).settings.translator.pretraining_events == 100
+    assert shorter.learned_from(pretrained).settings.home == scene.settings.home
     choice = Choice({}, how, (0.3, 0.3, 0.3), 0.1)
     fits = {"real": [], "real+scalr": []}
     for arm, fitted in fits.items():

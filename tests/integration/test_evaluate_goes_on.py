@@ -75,7 +75,7 @@ def fits(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("at_hand")
-def test_stopped_it_goes_on_and_comes_to_the_same_report(make_project, tmp_path, caplog, fits):
+def test_stopped_it_goes_on_and_comes_to_the_same_report(make_project, tmp_path, caplog, fits, monkeypatch):
     caplog.set_level("INFO", logger="scalr_prod")
     settings = make_project(tmp_path, EXTRA)
 
@@ -120,6 +120,12 @@ def test_stopped_it_goes_on_and_comes_to_the_same_report(make_project, tmp_path,
 
     again = evaluated(arms=ARMS)
     assert (fits.done, _told(again)) == (needed, _told(undisturbed))
+
+    evaluations.rename(tmp_path / "gone-on")
+    monkeypatch.setattr("scalr_prod.downstream.few.CONTEXTS", 100)
+    assert _told(evaluated(arms=ARMS)) == _told(undisturbed), "a first verdict of less leaves nothing to the whole evaluation"
+    assert policy_path(settings).read_bytes() == policy
+    assert "drawn for 100 contexts at most: with als" in caplog.text
 
 
 def _told(report) -> str:

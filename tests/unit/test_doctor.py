@@ -95,3 +95,33 @@ def test_a_home_of_somebody_else_is_found_and_left_alone(config, tmp_path):
     assert [str(file.relative_to(tmp_path / "mine")) for file in (tmp_path / "mine").rglob("*") if file.is_file()] == [
         "models/mine.bin"
     ]
+
+
+@pytest.mark.parametrize(
+    ("users", "pairs", "found", "next_step"),
+    [
+        ('map = "absent.csv"', "", "no such file", "correct [users] map"),
+        ('map = "pairs.csv"', "s,films\n", "holds no pair", "[users]"),
+        ('map = "pairs.csv"\ncolumns = { source = "shop" }', "s,films\n1,2\n", "no column 'shop'", "columns"),
+        ('query = "SELECT 1"\nurl = "sqlite:////no/such.db"', "", "no such file", "database URL"),
+        ('map = "pairs.csv"', "source,target\nu1,70\n", None, None),
+    ],
+)
+def test_a_map_of_users_that_cannot_be_read_is_found(config, tmp_path, users, pairs, found, next_step):
+    assert "users' map" not in look(config())
+    (tmp_path / "pairs.csv").write_text(pairs)
+    check = look(config(f"[users]\n{users}"))["users' map"]
+    assert check.ok is (found is None)
+    assert (found or "pairs.csv can be read") in check.found
+    assert (next_step or "None") in str(check.next_step)
+
+
+def test_features_of_a_repository_that_is_not_there_are_found(config, tmp_path):
+    """Of one that is there: tests/unit/test_own_features.py."""
+    checks = look(config('[training_set]\nfeatures = ["their_service"]\nfeatures_repo = "elsewhere"'))
+    assert not checks["features"].ok
+    assert "no feature repository" in checks["features"].found
+    assert "features_repo" in str(checks["features"].next_step)
+    own = look(config('[training_set]\nfeatures = ["their_service"]'))["features"]
+    assert own.ok
+    assert "scalr histories" in own.found

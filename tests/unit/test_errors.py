@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import pickle
+import re
+from pathlib import Path
 
 import pytest
+import typer.main
 
 from scalr_prod import errors
+from scalr_prod.cli import app
+from scalr_prod.settings import Settings
 
 KINDS = [getattr(errors, name) for name in errors.__all__]
 
@@ -25,6 +30,31 @@ def test_every_error_stands_in_the_tree_and_has_an_exit_code(kind):
     assert issubclass(kind, errors.ScalrError)
     assert kind.__name__ in (errors.__doc__ or "")
     assert kind.exit_code == (3 if kind is errors.QualityGateFailed else 1)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_every_error_has_a_cure_of_its_own_that_stands_in_the_docs(kind):
+    assert "cure" in vars(kind)
+    assert sum(kind.cure == other.cure for other in KINDS) == 1
+    page = (Path(__file__).resolve().parents[2] / "docs/reference/errors.md").read_text(encoding="utf-8")
+    assert [kind.cure in line for line in page.splitlines() if line.startswith(f"| `{kind.__name__}` |")] == [True]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_every_command_and_setting_that_a_cure_names_is_there(kind):
+    """A cure that names a command of a former version helps nobody."""
+    command = typer.main.get_command(app)
+    for named in re.findall(r"`scalr ([^`]+)`", kind.cure):
+        found = command
+        for word in named.split():
+            if word.startswith("--"):
+                assert word in {option for one in found.params for option in one.opts}, named
+            elif hasattr(found, "commands") and found.commands:
+                assert word in found.commands, named
+                found = found.commands[word]
+    for section, key in re.findall(r"`\[(\w+)\](?: (\w+)[^`]*)?`", kind.cure):
+        assert section in Settings.model_fields, section
+        assert not key or key in Settings.model_fields[section].annotation.model_fields, key
 
 
 def test_stage_and_run_are_set_once():

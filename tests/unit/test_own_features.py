@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from feast.types import Float64, Int64, String
 from feast.value_type import ValueType
 from feast_project import STAMP, T0, hours
 
+from scalr_prod.doctor import _features
 from scalr_prod.errors import FeatureStoreError
 from scalr_prod.settings import load_settings
 from scalr_prod.stages import Job, step, walk
@@ -171,6 +173,8 @@ def test_what_is_missing_is_an_error_before_any_work(own, theirs, features, more
     assert said in caught.value.found
     assert caught.value.next_step
     assert caught.value.stage == "features"
+    with pytest.raises(FeatureStoreError, match=re.escape(caught.value.found)):
+        _features(settings)  # `scalr doctor` finds it as well
     with pytest.raises(FeatureStoreError):
         build_training_set(settings)
     assert not list((settings.home / "datasets").glob("*/v*"))

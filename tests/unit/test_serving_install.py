@@ -18,7 +18,7 @@ from scalr_prod.errors import ServingError
 from scalr_prod.project import Project
 from scalr_prod.serving import interpreters, virtualenvs
 from scalr_prod.serving.environment import environment_places, find_environment, require_environment
-from scalr_prod.serving.installer import plan_serving
+from scalr_prod.serving.installer import _compiled, plan_serving
 from scalr_prod.serving.virtualenvs import Recipe, build
 from scalr_prod.settings import load_settings
 
@@ -48,6 +48,19 @@ def test_an_environment_of_another_version_of_the_package_is_not_used(project):
     assert environment.problem() is None
     other = replace(environment, packages=environment.packages | {"scalr-prod": "0.0.1"})
     assert other.problem() == f"scalr-prod 0.0.1 is installed there, and {__version__} here"
+
+
+@pytest.mark.slow
+def test_what_the_model_imports_is_kept_compiled_and_what_cannot_be_imported_is_told(project, tmp_path):
+    environment = find_environment(load_settings(project))
+    assert _compiled(environment) is None
+    packages = next(environment.folder.glob("lib/python3*/site-packages"))
+    assert all(list((packages / name / "__pycache__").glob("__init__.*.pyc")) for name in ("numba", "numpy", "torch"))
+    broken = tmp_path / "bin" / "python"
+    broken.parent.mkdir()
+    broken.write_text("#!/bin/sh\necho no torch >&2\nexit 1\n")
+    broken.chmod(0o755)
+    assert _compiled(replace(environment, folder=tmp_path)) == "what the model runs in cannot be imported: no torch"
 
 
 def test_the_plan_is_made_from_what_ships_with_the_package(project, tmp_path):

@@ -253,6 +253,18 @@ def test_factorisation_lowers_the_loss_it_stands_for(pairs):
     assert all(fitted_loss < other for other in nearby)
 
 
+@pytest.mark.parametrize("dim", [4, 30, 64])
+def test_products_in_parts_are_those_of_all_cells_at_once(dim):
+    """To the bit, so that a translator does not depend on how large the parts are; one part may be of a single cell."""
+    generator = torch.Generator().manual_seed(1)
+    cells = 2 * (factorisation._CACHED // dim) + 1
+    v, y = torch.randn(70, dim, generator=generator), torch.randn(90, dim, generator=generator)
+    row, column = (torch.randint(0, n, (cells,), generator=generator) for n in (70, 90))
+    assert torch.equal(factorisation._products(v, row, y, column), (v[row] * y[column]).sum(1))
+    nothing = row[:0]
+    assert factorisation._products(v, nothing, y, nothing).shape == (0,)
+
+
 def test_factorisation_folds_a_context_in_by_least_squares(pairs):
     fitted = factorisation.fit(pairs, {})
     batch, _ = batch_of(pairs, later_rows(pairs)[:5])

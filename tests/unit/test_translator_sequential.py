@@ -105,3 +105,27 @@ def test_what_comes_next_in_the_source_domain_is_learned_before_any_target_event
     assert (nearest == kept["label"]).float().mean() > 0.8
     again = sequential.share(follows)
     assert all(torch.equal(parameters[name], again[name]) for name in parameters), "target events teach it nothing"
+
+
+def test_pretraining_takes_no_more_source_events_than_it_is_given(pairs, monkeypatch):
+    """Whole windows, of all users, until the events are that many; with enough of them, all windows in the order they always had."""
+    seen = []
+
+    def keep(parameters, items, days, generator):
+        seen.append(int((items > 0).sum()))
+        return states(parameters, items, days, generator)
+
+    states = attention.states
+    monkeypatch.setattr(attention, "states", keep)
+    everything = sequential.share(pairs)
+    told = sum(seen) // pretraining.EPOCHS
+    found = {}
+    for most in (told // 3, told, 1):
+        seen.clear()
+        some = replace(pairs, settings=pairs.settings.model_copy(update={"pretraining_events": most}))
+        found[most] = sequential.share(some)
+        assert sum(seen) % pretraining.EPOCHS == 0
+        if most > 1:
+            assert most - LENGTH < sum(seen) // pretraining.EPOCHS <= most
+    assert all(torch.equal(everything[name], found[told][name]) for name in everything)
+    assert not torch.equal(everything["source"], found[told // 3]["source"])

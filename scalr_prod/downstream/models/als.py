@@ -55,7 +55,15 @@ class ImplicitAls:
         }
 
     def fit(self, events: Interactions, *, seed: int) -> None:
-        """Factorise the summed weights."""
+        """Factorise the summed weights.
+
+        Args:
+            events: What is learned from.
+            seed: Of the first factors.
+
+        Raises:
+            EvaluationError: The library is not installed.
+        """
         try:
             from implicit.cpu.als import AlternatingLeastSquares
         except ImportError as error:

@@ -2,7 +2,8 @@
 """What the sequential estimator learns before it sees a target event: which source event comes next.
 
 Everybody's source events teach it, those of users without target events too, and no parameter set has to leave any out. There are
-usually far more of them than target events, and where a user goes next in one domain says much about the other.
+usually far more of them than target events, and where a user goes next in one domain says much about the other. Training takes time
+in proportion to them; ``[translator] pretraining_events`` takes some of the windows, chosen at random, instead of all.
 """
 
 from __future__ import annotations
@@ -39,12 +40,16 @@ def pretrained(pairs: Pairs, parameters: Parameters, generator: torch.Generator)
         generator: Of the order, the hidden events and the negatives.
     """
     items, days = source_windows(pairs)
-    told = (items > 0).sum(1) > 1
-    items, days = items[told], days[told]
+    known = (items > 0).sum(1)
+    told = known > 1
+    items, days, known = items[told], days[told], known[told]
     count = torch.bincount(items.flatten(), minlength=len(parameters["source"])).float()
     count[0] = 0
     chance = 0.5 * count / count.sum().clamp(min=1) + 0.5 * (count > 0) / (count > 0).sum().clamp(min=1)
     popular = _POPULARITY * (count + 0.5).log()
+    if pairs.settings.pretraining_events is not None:
+        chosen = _some(known, pairs.settings.pretraining_events, pairs.settings.seed)
+        items, days = items[chosen], days[chosen]
     trained = {name: tensor.clone() for name, tensor in parameters.items()}
     trained |= {"next": 0.1 * parameters["source"], "bias": torch.zeros(len(count))}
     for tensor in trained.values():
@@ -74,3 +79,10 @@ def pretrained(pairs: Pairs, parameters: Parameters, generator: torch.Generator)
             optimizer.step()
             schedule.step()
     return {name: trained[name].detach() for name in parameters}
+
+
+def _some(known: torch.Tensor, most: int, seed: int) -> torch.Tensor:
+    """Windows, chosen at random, in order, that hold so many events at most, but one at least; of the numbers of events in each."""
+    order = torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))
+    fitting = int((known[order].cumsum(0) <= most).sum())
+    return order[: max(fitting, 1)].sort().values

@@ -58,8 +58,11 @@ def loss(
         others: Offsets of items [M]: [P, M] or [M].
         weight: [P]. How much each label counts, 1 on average; None: one.
     """
-    logits = state @ functional.embedding(negatives.items, vectors).T + others(negatives.items) - negatives.log_expected
-    logits = logits.masked_fill(negatives.items == label[:, None], -torch.inf)
+    logits = state @ functional.embedding(negatives.items, vectors).T
+    # In place: a copy of so many numbers takes as long as the arithmetic.
+    logits += others(negatives.items)
+    logits -= negatives.log_expected
+    logits.masked_fill_(negatives.items == label[:, None], -torch.inf)
     positive = (state * functional.embedding(label, vectors)).sum(1, keepdim=True) + own
     loss_of_each = torch.cat([positive, logits], 1).logsumexp(1) - positive[:, 0]
     return (loss_of_each if weight is None else loss_of_each * weight).mean()

@@ -1,0 +1,117 @@
+"""What each module exports is documented whole: arguments as in the signature, and the errors of ours that it raises."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import scalr_prod
+from scalr_prod import errors
+
+ROOT = Path(__file__).resolve().parents[2] / "scalr_prod"
+#: What docs/reference/python.md promises.
+PUBLIC = {*scalr_prod.__all__, "ReportWritten"}
+#: Called by a library alone, as it asks for.
+HOOKS = {"Settings.settings_customise_sources"}
+
+
+def exported_by(path: Path) -> set[str]:
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        if any(isinstance(one, ast.Name) and one.id == "__all__" for one in targets):
+            return set(ast.literal_eval(node.value))
+    return set()
+
+
+def documented() -> list[tuple[str, ast.FunctionDef]]:
+    """Every exported function, and every public method of an exported class, by a name that tells where it is."""
+    found = []
+    for path in sorted(ROOT.rglob("*.py")):
+        exported, place = exported_by(path), path.relative_to(ROOT).with_suffix("").as_posix()
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if getattr(node, "name", None) not in exported:
+                continue
+            if isinstance(node, ast.FunctionDef):
+                found.append((f"{place}:{node.name}", node))
+            elif isinstance(node, ast.ClassDef):
+                methods = [one for one in node.body if isinstance(one, ast.FunctionDef) and not one.name.startswith("_")]
+                found += [(f"{place}:{node.name}.{one.name}", one) for one in methods]
+    return [(name, node) for name, node in found if not any("overload" in ast.unparse(one) for one in node.decorator_list)]
+
+
+FOUND = documented()
+
+
+def parameters(node: ast.FunctionDef) -> set[str]:
+    named = node.args
+    several = [one for one in (named.vararg, named.kwarg) if one]
+    return {one.arg for one in (*named.posonlyargs, *named.args, *named.kwonlyargs, *several)} - {"self", "cls"}
+
+
+def section(text: str, title: str) -> set[str] | None:
+    """The names that a section of a docstring explains; None where there is no such section."""
+    lines = re.search(rf"^{title}:\n((?: +.*\n?|\n)+)", text, flags=re.MULTILINE)
+    if lines is None:
+        return None
+    entries = [line.strip() for line in lines.group(1).splitlines() if re.match(r" {4}\S", line)]
+    return {name.strip().lstrip("*") for entry in entries for name in entry.partition(":")[0].split(",")}
+
+
+def test_the_walk_finds_what_is_there():
+    names = {name for name, _ in FOUND}
+    assert {
+        "project:Project.run",
+        "settings:load_settings",
+        "training_set/reader:TrainingSet.torch",
+        "lake:Lake.append",
+    } <= names
+    assert len(names) > 900
+
+
+@pytest.mark.parametrize("place", sorted({name.partition(":")[0].partition("/")[0] for name, _ in FOUND}))
+def test_arguments_are_those_of_the_signature(place):
+    wrong = {}
+    for name, node in FOUND:
+        if name.partition(":")[0].partition("/")[0] == place:
+            text = ast.get_docstring(node)
+            assert text, f"{name} has no docstring"
+            told = section(text, "Args")
+            if told is not None and told != parameters(node):
+                wrong[name] = told ^ parameters(node)
+    assert wrong == {}
+
+
+def test_errors_of_ours_that_are_raised_are_told():
+    """Its own class or a more general one, under Raises or in the text; or the docstring names the function that tells."""
+    wrong = {}
+    for name, node in FOUND:
+        text = ast.get_docstring(node) or ""
+        raised = {
+            getattr(errors, one.exc.func.id)
+            for one in ast.walk(node)
+            if isinstance(one, ast.Raise)
+            and isinstance(one.exc, ast.Call)
+            and isinstance(one.exc.func, ast.Name)
+            and one.exc.func.id in errors.__all__
+        }
+        told = [getattr(errors, word) for word in re.findall(r"\w+", text) if word in errors.__all__]
+        missing = {kind.__name__ for kind in raised if not any(issubclass(kind, one) for one in told)}
+        if missing and not re.search(r"\b[Ss]ee `", text):
+            wrong[name] = missing
+    assert wrong == {}
+
+
+def test_every_argument_of_the_public_interface_is_explained():
+    wrong = {}
+    for name, node in FOUND:
+        where = name.partition(":")[2]
+        if where.partition(".")[0] in PUBLIC and where not in HOOKS:
+            text = ast.get_docstring(node) or ""
+            told = section(text, "Args") or set()
+            missing = {one for one in parameters(node) - told if not (len(parameters(node)) == 1 and text)}
+            if missing and not re.search(r"\b[Ss]ee `", text):
+                wrong[name] = missing
+    assert wrong == {}
