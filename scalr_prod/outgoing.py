@@ -25,7 +25,11 @@ __all__ = ["accepted_files", "accepted_rows", "count_of", "refuse_forgotten"]
 
 
 def accepted_files(settings: Settings, run_id: str) -> tuple[list[Path], int]:
-    """The files that the gate accepted, each with the checksum that it wrote down."""
+    """The files that the gate accepted, each with the checksum that it wrote down, and how many rows it accepted.
+
+    Raises:
+        PublicationError: There is no verdict, it is no, or a file is missing or another one.
+    """
     from scalr_prod.generation.parts import sha256_of
 
     folder = run_folder(settings, run_id)

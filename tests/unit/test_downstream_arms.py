@@ -194,7 +194,7 @@ def test_where_too_little_is_known_of_before_no_arm_has_it_and_one_warning_says_
         monkeypatch.setattr(maker.scene, "earlier", world.earlier, raising=False)
     else:
         monkeypatch.setattr(maker.scene, "earlier", lambda: maker.scene, raising=False)
-        monkeypatch.setattr("scalr_prod.downstream.translation.Translation.of", lambda _: world.earlier())
+        monkeypatch.setattr("scalr_prod.downstream.translation.Translation.of", lambda *_, **__: world.earlier())
     monkeypatch.setattr(maker.scene, "cutoff", datetime(2024, 1, 1, tzinfo=UTC), raising=False)
     for arm in ("real", "real+scalr", RIVAL, "real"):
         made = maker.events(arm, CHOICE, 0)

@@ -344,7 +344,7 @@ UNFIT = {
         "user_id,foo_id,bar_id,timestamp\n1,2,3,1700000000\n",
         ColumnNotFound,
     ),
-    "no column looks like the time of the event": ("user_id,item_id,when\n1,2,1700000000\n", ColumnNotFound),
+    "no column looks like the time of the event": ("user_id,item_id,moment_of\n1,2,1700000000\n", ColumnNotFound),
     "'timestamp' looks like the time of the event, but": ("user_id,item_id,timestamp\n1,2,soon\n", BadValue),
     "epoch numbers of unclear unit": ("user_id,item_id,timestamp\n1,2,37\n", BadValue),
     "null or empty id": ("user_id,item_id,timestamp\n1,,1700000000\n", BadValue),
