@@ -32,9 +32,11 @@ NAMED = {
     "quality check": ["t.parquet"],
     "feast export": ["exported"],  # into a folder of theirs it adds files of its own: test_feast_export.py
     "dataset export": ["out"],
+    "evaluate": ["--quick"],
+    "init": ["--yes", "--source", "s.parquet", "--target", "t.parquet"],
 }
-#: They serve until they are stopped, install what another test installs, or are not of a project's folder.
-LEFT_OUT = {"ui", "serving install", "init", "triton start", "evaluate"}
+#: They serve until they are stopped, or install what another test installs.
+LEFT_OUT = {"ui", "serving install", "triton start"}
 FILES = {
     "feature_store.yaml": "project: mine\nregistry: data/registry.db\nprovider: local\n",
     "definitions.py": "# ours, and nobody else's\n",
