@@ -18,6 +18,7 @@ from scalr_prod.cli import app
 from scalr_prod.contracts import Table
 from scalr_prod.errors import PublicationDisabled, PublicationError, SettingsError
 from scalr_prod.experiment import experiment
+from scalr_prod.forgetting import forget
 from scalr_prod.generation.late import late_windows, settings_again
 from scalr_prod.ledger import Ledger
 from scalr_prod.publication import publish, rollback_run
@@ -338,6 +339,21 @@ def test_a_widening_that_was_killed_can_be_taken_out_instead(project):
     with Ledger.open(project.settings) as ledger:
         assert ledger.standing_publications() == []
     assert publish(project.settings, spec.run_id).rows == len(wanted(project, spec, canary_users(0.4)))
+
+
+def test_who_is_forgotten_while_a_canary_stands_is_in_no_widening(project):
+    """One of the share, whose rows are there, and one of those who wait, whose rows lie in the home."""
+    spec, chosen = project.accepted(), canary_users(0.4)
+    publish(project.settings, spec.run_id)
+    gone = {min(chosen), min(USERS - chosen)}
+    forget(project.settings, sorted(gone))
+    assert ids(project, spec.run_id) == wanted(project, spec, chosen - gone)
+    assert [one.outcome for one in widen(project.settings).runs] == ["widened"]
+    assert ids(project, spec.run_id) == wanted(project, spec, USERS - gone)
+    withdraw(project.settings)
+    rollback_run(project.settings, spec.run_id)
+    assert publish(project.settings, spec.run_id).canary == 0.4
+    assert ids(project, spec.run_id) == wanted(project, spec, chosen - gone), "nor in what is published again"
 
 
 def test_pieces_of_times_and_users_share_nothing_and_leave_nothing_out():
