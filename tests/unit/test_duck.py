@@ -186,7 +186,7 @@ def test_every_read_of_parquet_files_by_name_is_of_those_files_alone(tmp_path):
 
 
 def test_an_asof_join_of_arrow_data_sets_compares_no_row_with_every_other_one(tmp_path):
-    """DuckDB does not know how long a data set is: it took it for a handful of rows, and 8 000 took ten times as long as 2 000."""
+    """DuckDB does not know how long a data set is: it took it for a handful of rows, and 8 000 took nine times as long as 2 000."""
     rows = pa.table({"user_id": ["a", "b"] * 500, "at": range(1000)})
     pq.write_table(rows, tmp_path / "rows.parquet")
     with open_duckdb(project(tmp_path), tmp_path) as ours, session(memory_mb=100, threads=1, spill=str(tmp_path)) as stores:

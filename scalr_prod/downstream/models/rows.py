@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.downstream.protocol import Interactions
 
-__all__ = ["Log", "Rows", "in_order"]
+__all__ = ["Log", "Rows", "digest_of", "in_order"]
 
 #: The first of them has too little before it to learn from.
 _PERIODS: Final = 10
@@ -91,7 +91,7 @@ class Log:
         """That of the observed ones among some events; the last few are kept."""
         observed = events.take(events.in_history())
         observed = observed.take(in_order(observed))
-        key = _digest(observed) + (b"" if observed.source is None else _digest(observed.source))
+        key = digest_of(observed) + (b"" if observed.source is None else digest_of(observed.source))
         if key not in cls._known:
             cls._known[key] = cls(observed)
         cls._known.move_to_end(key)
@@ -113,7 +113,7 @@ class Log:
 
     def synthetic(self, events: Interactions) -> Rows:
         """Rows of synthetic events beside one negative each; the last are kept, since a search tries many weights for them."""
-        key = _digest(events)
+        key = digest_of(events)
         if self._synthetic is None or self._synthetic[0] != key:
             self._synthetic = (key, self.rows(events, 1, salt=1))
         return self._synthetic[1]
@@ -186,7 +186,7 @@ def in_order(events: Interactions) -> NDArray[np.int64]:
     return np.lexsort((events.item, events.user, events.time))
 
 
-def _digest(events: Interactions) -> bytes:
+def digest_of(events: Interactions) -> bytes:
     """Of who met what when, and of nothing else."""
     found = hashlib.blake2b(repr((events.n_users, events.n_items, events.until)).encode())
     for column in (events.user, events.item, events.time):

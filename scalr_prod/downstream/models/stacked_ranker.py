@@ -20,7 +20,8 @@ import numpy as np
 
 from scalr_prod.downstream.models.als import ImplicitAls
 from scalr_prod.downstream.models.feature_ranker import FeatureRanker, lightgbm_library
-from scalr_prod.downstream.models.rows import Log, in_order
+from scalr_prod.downstream.models.rows import Log, digest_of, in_order
+from scalr_prod.downstream.protocol import Interactions
 from scalr_prod.downstream.search import Knob
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scalr_prod.downstream.models.rows import Rows
-    from scalr_prod.downstream.protocol import Interactions
 
 __all__ = ["StackedRanker"]
 
@@ -190,7 +190,7 @@ class StackedRanker:
             ranker.fit(real, seed=seed)
             return ranker
 
-        return _once(self._rankers, _digest(self._ranker_options, seed, real), fit)
+        return _once(self._rankers, _key(self._ranker_options, seed, real), fit)
 
     def _labelled(self, real: Interactions, before: Interactions) -> Rows:
         """What users did after the earlier instant, each beside so many others that they did not, under the features of that instant."""
@@ -202,7 +202,7 @@ class StackedRanker:
             pairs = np.unique(real.user.astype(np.int64) * real.n_items + real.item)
             return rows.take(rows.label | ~np.isin(rows.user * real.n_items + rows.item, pairs))
 
-        return _once(self._rows, _digest(self.negatives, real, before), make)
+        return _once(self._rows, _key(self.negatives, real, before), make)
 
 
 def _once(kept: OrderedDict[bytes, Kept], key: bytes, make: Callable[[], Kept]) -> Kept:
@@ -226,15 +226,14 @@ def _stacked(features: NDArray[np.float32], logit: NDArray[np.float32], score: N
     return np.column_stack([features, logit, score])
 
 
-def _digest(*parts: Any) -> bytes:
+def _key(*parts: Any) -> bytes:
+    """Of options, and of events with their weights and their source."""
     found = hashlib.blake2b()
     for part in parts:
-        if not hasattr(part, "item"):
+        if not isinstance(part, Interactions):
             found.update(repr(part).encode())
             continue
         for events in (part, part.source):
             if events is not None:
-                found.update(repr((events.n_users, events.n_items, events.until)).encode())
-                for column in (events.user, events.item, events.time, events.weight):
-                    found.update(column.tobytes())
+                found.update(digest_of(events) + events.weight.tobytes())
     return found.digest()
