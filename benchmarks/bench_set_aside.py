@@ -166,7 +166,7 @@ def _choice(found: dict[str, Any]) -> Any:
 
 def _of_yelp(path: Path, source: str, target: str) -> tuple[str, str]:
     """Queries of the places of one category, and of those of another."""
-    named = "list_contains(list_transform(string_split(title, ','), one -> trim(one)), '{}')".format
+    named = "list_contains(list_transform(string_split(title, ','), lambda one: trim(one)), '{}')".format
     rows = f"SELECT user_id, item_id, timestamp FROM '{path}' WHERE"
     return f"{rows} {named(source)} AND NOT {named(target)}", f"{rows} {named(target)}"
 
