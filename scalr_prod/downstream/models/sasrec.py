@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["SasRec"]
 
 _LEARNING_RATE: Final = 3e-3
-_SCORED_AT_ONCE: Final = 2048
+_SCORED_AT_ONCE: Final = 512
 
 
 class SasRec:
@@ -106,30 +106,38 @@ class SasRec:
     def score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
         """[B, n_items]: logits of the next event."""
         scores = np.empty((len(users), self.n_items), dtype=np.float32)
+        # Those of like length together: a sequence is as long as the longest beside it.
+        order = np.argsort(self._history.count.numpy()[users], kind="stable")
         for start in range(0, len(users), _SCORED_AT_ONCE):
-            chosen = torch.from_numpy(users[start : start + _SCORED_AT_ONCE])
+            rows = order[start : start + _SCORED_AT_ONCE]
+            chosen = torch.from_numpy(users[rows])
             items, _, count = self._sequences(chosen)
             states = self._net(_shifted(items, self.n_items))
             last = states[torch.arange(len(count)), count] + self._person(chosen)
-            scores[start : start + _SCORED_AT_ONCE] = (last @ self._net.target.weight.T + self._net.bias).numpy()
+            scores[rows] = (last @ self._net.target.weight.T + self._net.bias).numpy()
         return scores
 
     def _loss(self, users: torch.Tensor, chance: torch.Tensor) -> torch.Tensor:
         items, weight, count = self._sequences(users)
         states = self._net(_shifted(items, self.n_items))
-        there = torch.arange(items.shape[1])[None] < count[:, None]
+        row, place = (torch.arange(items.shape[1])[None] < count[:, None]).nonzero(as_tuple=True)
         extra, of = self._extra.places(users)
-        person = self._person(users)
-        own = states[:, :-1][there] + person[there.nonzero()[:, 0]]
-        states = torch.cat([own, states[of, self._known_before(users, extra, of)] + person[of]])
-        label = torch.cat([items[there], self._extra.item[extra]])
-        weight = torch.cat([weight[there], self._extra.weight[extra]])
+        label = torch.cat([items[row, place], self._extra.item[extra]])
+        weight = torch.cat([weight[row, place], self._extra.weight[extra]])
+        # Events that are predicted from one state, as synthetic ones of one instant are, share what the negatives come to there.
+        at = torch.cat([row * states.shape[1] + place, of * states.shape[1] + self._known_before(users, extra, of)])
+        at, event = at.unique(return_inverse=True)
+        state = states.flatten(0, 1)[at] + self._person(users)[at // states.shape[1]]
         negative = torch.multinomial(chance, self.drawn, replacement=True)
-        logits = states @ self._net.target(negative).T + self._net.bias[negative] - (self.drawn * chance[negative]).log()
-        logits = logits.masked_fill(negative[None] == label[:, None], -torch.inf)
-        positive = (states * self._net.target(label)).sum(1) + self._net.bias[label]
-        loss = torch.cat([positive[:, None], logits], 1).logsumexp(1) - positive
-        return (weight * loss).sum() / max(self._mass, 1e-6)
+        bias = self._net.bias[negative] - (self.drawn * chance[negative]).log()
+        logits = torch.addmm(bias, state, self._net.target(negative).T)
+        others = logits.logsumexp(1)[event]
+        drawn = torch.zeros(self.n_items, dtype=torch.bool).index_fill_(0, negative, True)
+        hit = drawn[label].nonzero()[:, 0]
+        but = logits[event[hit]].masked_fill(negative[None] == label[hit, None], -torch.inf)
+        others = others.index_copy(0, hit, but.logsumexp(1))
+        positive = (state[event] * self._net.target(label)).sum(1) + self._net.bias[label]
+        return (weight * functional.softplus(others - positive)).sum() / max(self._mass, 1e-6)
 
     def _sequences(self, users: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Items and weights [B, T] of the last observed events, events first, zeros after them; counts [B]."""
