@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from filelock import FileLock
+from support.expectations import configure_once
 from support.order import ByGroup, Seconds, dearest_first, mark_slow
 from support.postgres import Postgres
 from support.templates import compile_once
@@ -34,6 +35,10 @@ def pytest_configure(config: pytest.Config) -> None:
     compile_once()
     if (path := os.environ.get("SCALR_TEST_SECONDS")) and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Seconds(Path(path)))
+
+
+def pytest_runtest_setup() -> None:
+    configure_once()  # once the library is there: to import it takes seconds
 
 
 @pytest.hookimpl(optionalhook=True)
