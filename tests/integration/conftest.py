@@ -44,6 +44,14 @@ def reported(make_project, tmp_path_factory, here):
         yield opened, published, rejected, generated
 
 
+@pytest.fixture
+def url(postgres):
+    """A database of its own for each test, by the plain scheme that users write."""
+    database = postgres.database("ledger")
+    yield database.set(drivername="postgresql").render_as_string(hide_password=False)
+    postgres.drop(database)
+
+
 @pytest.fixture(scope="session")
 def attacked(tmp_path_factory, trained_home):
     """A home whose server holds versions 1 and 2, and was started by a process that has secrets in its environment."""

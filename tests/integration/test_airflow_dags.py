@@ -85,7 +85,7 @@ def project(make_project, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def airflow(project, tmp_path_factory, here):
+def airflow(request, project, tmp_path_factory, here):
     home = tmp_path_factory.mktemp("airflow")
     env = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
     env |= {
@@ -98,7 +98,8 @@ def airflow(project, tmp_path_factory, here):
         "SCALR_COMPUTE__DASK": here,
         "OMP_NUM_THREADS": "1",
     }
-    run = Airflow(home, env, Warm((*LIBRARIES, *OF_AIRFLOW), env))
+    runs = any(item.get_closest_marker("long") for item in request.session.items)  # else nothing of ours is at work
+    run = Airflow(home, env, Warm((*LIBRARIES, *OF_AIRFLOW) if runs else OF_AIRFLOW, env))
     done = run("db", "migrate")
     assert done.returncode == 0, done.stderr
     yield run

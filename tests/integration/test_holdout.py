@@ -71,7 +71,8 @@ def published(settings, version: int) -> pd.DataFrame:
     return view
 
 
-def test_held_out_users_get_no_event_over_retrains_and_a_change_of_volume(opened):
+@pytest.mark.long
+def test_held_out_users_get_no_event_over_three_retrains_and_a_change_of_volume(opened):
     held = held_users(opened())
     assert 40 < len(held) < 80
     everybody = published(opened(holdout=0.0), 1)
@@ -83,7 +84,7 @@ def test_held_out_users_get_no_event_over_retrains_and_a_change_of_volume(opened
 
     version = train(opened(translator={"seed": 2})).version
     assert version == 3
-    for retrained in (1, version):
+    for retrained in (1, 2, version):
         view = published(opened(), retrained)
         assert not held & set(view["user_id"])
         assert len(view) > 1000
