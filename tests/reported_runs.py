@@ -8,12 +8,12 @@ import pytest
 
 TRAINED = datetime(2024, 6, 1, tzinfo=UTC)
 HOSTILE_TITLE = "<script>document.title = 'taken'</script> & \"quoted\" 'title'"
-#: Width and colours of a browser. Each width and each of the two schemes once; all four by night.
-PAGES = [
-    (1200, "light"),
-    (390, "dark"),
-    *(pytest.param(*page, marks=pytest.mark.nightly(reason="CONTRIBUTING.md")) for page in ((1200, "dark"), (390, "light"))),
-]
+
+
+def pages(width, scheme):
+    """Widths and colours of a browser: this one, and the other three by night."""
+    others = [(wide, colours) for wide in (1200, 390) for colours in ("light", "dark") if (wide, colours) != (width, scheme)]
+    return [(width, scheme), *(pytest.param(*page, marks=pytest.mark.nightly(reason="CONTRIBUTING.md")) for page in others)]
 
 
 def window(number):

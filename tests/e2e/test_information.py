@@ -9,7 +9,7 @@ from deltalake import DeltaTable
 
 from benchmarks.worlds import World
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500), pytest.mark.usefixtures("at_hand")]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1500), pytest.mark.usefixtures("at_hand")]
 
 LEAN = """
 [translator]

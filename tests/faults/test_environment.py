@@ -21,7 +21,7 @@ from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger, RunState
 from scalr_prod.settings import load_settings
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 as_root = pytest.mark.usefixtures("mounts")
 
@@ -87,7 +87,7 @@ FULL = {
     "the lake, at ingest": ("ingest", "lake", 16_384),
     "the model": ("translator", "models", 4_096),
 }
-#: Those that `make test` has time for.
+#: Those that `make test-long` has time for.
 SOON = {"the parts of the run"}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from fault_harness import drawn, files_of
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 #: Kills of each stage: a handful, and a hundred for the night. A run spends most of its points and its time in the last five.
 SOME = {"ingest": 1, "translator": 1, "generate": 2, "publish": 2}

@@ -1,4 +1,4 @@
-"""Shared by the tests of pages: a project with runs in several states, and a browser."""
+"""Shared by several files: for the tests of pages a project with runs in several states, and a browser; a Triton to attack."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import shutil
 
 import pyarrow as pa
 import pytest
+from attacked_server import PLANTED
 from reported_runs import HOSTILE_TITLE, TRAINED, window
 from support.small import LOCAL, lean
 
 from scalr_prod import Project
 from scalr_prod.contracts import Table
 from scalr_prod.errors import QualityGateFailed
+from scalr_prod.serving import promote, start_triton, stop_triton
+from scalr_prod.settings import load_settings
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +42,32 @@ def reported(make_project, tmp_path_factory, here):
         generated = third.generate().run_id
     with Project.open(config) as opened:
         yield opened, published, rejected, generated
+
+
+@pytest.fixture
+def url(postgres):
+    """A database of its own for each test, by the plain scheme that users write."""
+    database = postgres.database("ledger")
+    yield database.set(drivername="postgresql").render_as_string(hide_password=False)
+    postgres.drop(database)
+
+
+@pytest.fixture(scope="session")
+def attacked(tmp_path_factory, trained_home):
+    """A home whose server holds versions 1 and 2, and was started by a process that has secrets in its environment."""
+    folder = tmp_path_factory.mktemp("attacked") / "logs"
+    shutil.copytree(trained_home.parent, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in PLANTED.items():
+            if not name.startswith("SCALR_"):
+                patch.setenv(name, value)
+        settings = load_settings(folder / "scalr.toml", serving={"threads": 1})
+        promote(settings, 1)
+        promote(settings, 2)
+        patch.setenv("SCALR_LEDGER__URL", PLANTED["SCALR_LEDGER__URL"])  # read already: only a child could see it
+        assert start_triton(settings).versions == [1, 2]
+    yield settings
+    stop_triton(settings)
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,8 @@ from support.warm import LIBRARIES, Warm
 pytest.importorskip("airflow.sdk")
 
 pytestmark = [pytest.mark.airflow, pytest.mark.slow, pytest.mark.timeout(900)]
+#: Runs of DAGs: ten seconds each, and what they share takes most of a minute; CONTRIBUTING.md.
+long = pytest.mark.long
 
 DAGS = Path(__file__).resolve().parents[2] / "airflow_dags"
 KINDS = ("backfill", "events", "maintenance", "training_set", "translator")
@@ -83,7 +85,7 @@ def project(make_project, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def airflow(project, tmp_path_factory, here):
+def airflow(request, project, tmp_path_factory, here):
     home = tmp_path_factory.mktemp("airflow")
     env = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
     env |= {
@@ -96,7 +98,8 @@ def airflow(project, tmp_path_factory, here):
         "SCALR_COMPUTE__DASK": here,
         "OMP_NUM_THREADS": "1",
     }
-    run = Airflow(home, env, Warm((*LIBRARIES, *OF_AIRFLOW), env))
+    runs = any(item.get_closest_marker("long") for item in request.session.items)  # else nothing of ours is at work
+    run = Airflow(home, env, Warm((*LIBRARIES, *OF_AIRFLOW) if runs else OF_AIRFLOW, env))
     done = run("db", "migrate")
     assert done.returncode == 0, done.stderr
     yield run
@@ -169,6 +172,7 @@ def test_airflow_finds_the_dags_and_no_import_error(airflow):
     assert found == dict.fromkeys(NAMES, 1)
 
 
+@long
 def test_the_translator_is_trained_until_the_given_time_and_promoted(airflow, translator, project):
     assert translator.returncode == 0, translator.output[-8000:]
     assert set(translator.states.values()) == {"success"}
@@ -178,6 +182,7 @@ def test_the_translator_is_trained_until_the_given_time_and_promoted(airflow, tr
     assert datetime.fromisoformat(manifest["trained_until"]) == TRAINED
 
 
+@long
 def test_the_window_is_published_and_the_asset_carries_it(airflow, events, project):
     assert events.returncode == 0, events.output[-8000:]
     assert set(events.states.values()) == {"success"}
@@ -196,6 +201,7 @@ def test_the_window_is_published_and_the_asset_carries_it(airflow, events, proje
     assert [datetime.fromisoformat(extra[name]) for name in ("start", "end", "as_of")] == [TRAINED, END, END]
 
 
+@long
 def test_the_training_set_takes_its_cutoff_from_the_asset(airflow, training_set, project):
     assert training_set.returncode == 0, training_set.output[-8000:]
     folder = project.home / "datasets" / "training_set" / "v1"
@@ -211,6 +217,7 @@ def test_the_training_set_takes_its_cutoff_from_the_asset(airflow, training_set,
     assert "no two synthetic rows have the same user, item and time" in verdict.read_text()
 
 
+@long
 def test_running_everything_again_changes_nothing(apart, training_set, project):
     """Nor where Airflow has an environment of its own; a second way to do the tasks comes to the same rows."""
     before = DeltaTable(str(project.home / "lake" / "synthetic_target_events")).to_pandas().sort_values("event_id")
@@ -220,6 +227,7 @@ def test_running_everything_again_changes_nothing(apart, training_set, project):
     pd.testing.assert_frame_equal(before.reset_index(drop=True), after.reset_index(drop=True))
 
 
+@long
 def test_a_window_the_translator_has_seen_fails_at_once_and_says_why(airflow, translator):
     start = TRAINED - timedelta(days=20)
     done = airflow.test("scalr_events", start=start.isoformat(), end=(start + timedelta(days=1)).isoformat())
@@ -231,6 +239,7 @@ def test_a_window_the_translator_has_seen_fails_at_once_and_says_why(airflow, tr
     assert "scalr translator train --trained-until" in done.output
 
 
+@long
 def test_a_window_without_source_events_is_skipped(airflow, translator):
     done = airflow.test("scalr_events", start="2025-01-01T00:00:00+00:00", end="2025-01-02T00:00:00+00:00")
     assert done.returncode == 0, done.output[-8000:]
@@ -239,6 +248,7 @@ def test_a_window_without_source_events_is_skipped(airflow, translator):
     assert {states[task] for task in ("generate", "validate", "publish", "late")} == {"skipped"}
 
 
+@long
 def test_a_backfill_publishes_the_windows_of_its_range_and_emits_the_asset_once(airflow, events, training_set, project):
     before = len(airflow.query("SELECT id FROM asset_event"))
     done = airflow.test("scalr_backfill", start=END.isoformat(), end=(END + timedelta(days=10)).isoformat(), days=5)
@@ -254,6 +264,7 @@ def test_a_backfill_publishes_the_windows_of_its_range_and_emits_the_asset_once(
     assert [json.loads(extra)["as_of"] for (extra,) in new] == [(END + timedelta(days=10)).isoformat()]
 
 
+@long
 def test_upkeep_is_a_dag(airflow, events):
     done = airflow.test("scalr_maintenance")
     assert done.returncode == 0, done.output[-8000:]

@@ -102,6 +102,7 @@ def test_a_row_of_2099_that_is_corrected_away_leaves_no_trace_in_what_is_made(ne
             same(project, other)
 
 
+@pytest.mark.long
 def test_an_event_that_was_changed_by_its_id_leaves_no_trace_of_the_former_one(never, tmp_path):
     config, pristine = never
     folder = tmp_path / "logs"
@@ -137,6 +138,7 @@ def weekly(config, number):
     return walk(Job(project.settings), path(last="late", without=("translator",)))
 
 
+@pytest.mark.long
 def test_windows_that_a_correction_reaches_are_published_anew_and_the_others_stay(never, tmp_path):
     _, pristine = never
     base = tmp_path / "base"

@@ -121,6 +121,7 @@ def test_the_report_has_every_arm_with_its_interval(half_cold):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_family_with_probabilities_is_chosen_and_judged_by_them(make_project, tmp_path):
     """The rankers know the source: NE is below 1 for cold users too, and every arm has it by segment with an interval."""
     settings = make_project(tmp_path, EXTRA.replace('["als"]', '["feature_ranker", "stacked_ranker"]'))

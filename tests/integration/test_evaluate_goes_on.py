@@ -74,6 +74,7 @@ def fits(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("at_hand")
 def test_stopped_it_goes_on_and_comes_to_the_same_report(make_project, tmp_path, caplog, fits, monkeypatch):
     caplog.set_level("INFO", logger="scalr_prod")

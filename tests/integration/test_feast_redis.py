@@ -86,6 +86,17 @@ def project(request, tmp_path):
     return make_project(tmp_path, f'[feast]\nonline_store = "redis"\nredis = "{address}"\n')
 
 
+#: What is decided before a row reaches the store, so that either store passes the same lines: the other one by night; CONTRIBUTING.md.
+on_redis, on_sqlite = (
+    pytest.mark.parametrize(
+        "project",
+        [pytest.param(kind, marks=[] if kind == by_day else [pytest.mark.nightly]) for kind in ("sqlite", "redis")],
+        indirect=True,
+    )
+    for by_day in ("redis", "sqlite")
+)
+
+
 def served(settings, view: str = "synthetic_target_events") -> dict[str, list]:
     references = [f"{view}:{feature}" for feature in VIEWS[view]]
     found = open_feature_store(settings).get_online_features(references, [{"user_id": user} for user in PEOPLE]).to_dict()
@@ -148,6 +159,7 @@ class TestOnlineEqualsOffline:
         assert served(project, "source_user_history")["item_ids"][0] == ["s1", "s9", "s2"]
         assert_online_equals_offline(project)
 
+    @on_redis
     def test_a_day_writes_the_entities_that_it_touches(self, project):
         assert set(materialize(project).written.values()) == {None}, "all, at first"
         assert set(materialize(project).written.values()) == {0}
@@ -157,6 +169,7 @@ class TestOnlineEqualsOffline:
         assert set(written.values()) == {0}
         assert_online_equals_offline(project)
 
+    @on_redis
     def test_rows_that_come_of_age(self, project):
         """They were in the table at the last fill, and neither had happened nor were known by its end."""
         end = hours(1.5)[0]
@@ -195,6 +208,7 @@ class TestOnlineEqualsOffline:
             assert set(materialize(project).written.values()) == {None}
             assert_online_equals_offline(project)
 
+    @on_sqlite
     def test_a_view_that_was_defined_anew(self, project):
         materialize(project)
         store = open_feature_store(project)
@@ -212,6 +226,7 @@ class TestOnlineEqualsOffline:
         assert served(project)["event_id"] == ["again0", None, "again1", None], "a's new event has the old one's time"
         assert_online_equals_offline(project)
 
+    @on_redis
     def test_a_window_published_again_with_older_rows(self, project):
         materialize(project)
         publish(project, synthetic(["a", "b"], [70, 90], hours(1, 1), "older"), "older")
@@ -219,6 +234,7 @@ class TestOnlineEqualsOffline:
         assert served(project)["event_id"] == ["older0", "older1", None, None]
         assert_online_equals_offline(project)
 
+    @on_redis
     def test_a_rollback(self, project):
         materialize(project)
         add(
@@ -232,6 +248,7 @@ class TestOnlineEqualsOffline:
         assert served(project)["event_id"] == ["e0", "e1", None, None]
         assert_online_equals_offline(project)
 
+    @on_redis
     def test_one_context_a_user(self, project):
         """With ``contexts = "users"`` all of a user's events have one time, in each run the same."""
 
@@ -251,6 +268,7 @@ class TestOnlineEqualsOffline:
             assert all(value is None or value.startswith(prefix) for value in found["event_id"])
             assert_online_equals_offline(project)
 
+    @on_redis
     def test_up_to_an_earlier_time(self, project):
         materialize(project)
         end = hours(2.5)[0]
@@ -261,6 +279,7 @@ class TestOnlineEqualsOffline:
         materialize(project)
         assert_online_equals_offline(project)
 
+    @on_redis
     def test_a_fill_that_was_cut_off(self, project, monkeypatch):
         materialize(project)
         add(project, Table.SYNTHETIC_TARGET_EVENTS, synthetic(["c"], [70], hours(9), "cut"), "cut")
@@ -293,6 +312,7 @@ class TestOnlineEqualsOffline:
         assert_online_equals_offline(project)
         assert set(materialize(project).written.values()) == {0}
 
+    @on_sqlite
     def test_a_view_whose_first_fill_was_cut_off_beside_filled_ones(self, project, monkeypatch):
         materialize(project, views=["source_user_history"])
         cut_off(project, monkeypatch)
@@ -312,7 +332,10 @@ class TestOnlineEqualsOffline:
         assert served(project)["event_id"] == ["back0", "e1", "other0", None]
         assert_online_equals_offline(project)
 
-    @pytest.mark.parametrize("record", [None, "{", '{"synthetic_target_events": 3}'])
+    @pytest.mark.parametrize(
+        "record",
+        [None, *(pytest.param(one, marks=pytest.mark.nightly) for one in ("{", '{"synthetic_target_events": 3}'))],
+    )
     def test_a_lost_record(self, project, record):
         """What the store holds is not known then: all of it goes first."""
         materialize(project)

@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pytest
 from byte_search import in_redis, short_traces, traces
@@ -302,7 +303,7 @@ def settings(filled, tmp_path):
     return load_settings(tmp_path / "logs" / "scalr.toml")
 
 
-@pytest.mark.parametrize("at", [None, "work._rebuilt", by_night("work._refill")])
+@pytest.mark.parametrize("at", [by_night(None), "work._rebuilt", by_night("work._refill")])
 def test_a_forgotten_item_is_nowhere_and_does_not_come_back(settings, filled, tmp_path, monkeypatch, at):
     run_id, folder = filled[1], run_folder(settings, filled[1])
     held = {"lake", "runs", "datasets", "evaluations", "reports", "feast_online.db"}
@@ -378,7 +379,14 @@ def test_items_whose_ids_are_numbers_leave_too(tmp_path):
     with Project(settings) as project:
         assert where(left(SHORT)) >= {"lake", "runs", "datasets", "evaluations", "feast_online.db"}
         assert where(traces(settings.home, LONG)) >= {"lake", "runs", "datasets", "feast_online.db"}
-        assert project.forget_items([str(SHORT), str(LONG)]).items == 2
+        theirs = {
+            table: pc.sum(pc.is_in(project.lake.read(table)["item_id"], pa.array([SHORT, LONG]))).as_py()
+            for table in (Table.TARGET_EVENTS, Table.SYNTHETIC_TARGET_EVENTS)
+        }
+        report = project.forget_items([str(SHORT), str(LONG)])
+        assert (report.items, report.removed["target_items"]) == (2, 2)
+        for table, rows in theirs.items():
+            assert report.removed[table.value] == rows > 0
         assert left(SHORT) == []
         gone(settings, LONG)
         for work in (project.ingest, project.histories, project.build_training_set, lambda: project.rollback(run_id)):
@@ -388,6 +396,7 @@ def test_items_whose_ids_are_numbers_leave_too(tmp_path):
         assert left(3), "other items stay"
 
 
+@pytest.mark.long
 def test_a_forgotten_user_is_in_no_object_of_a_store(tmp_path):
     """The lake of an S3-compatible store: every object is read, those of former versions are gone."""
     import boto3

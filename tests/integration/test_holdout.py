@@ -71,6 +71,7 @@ def published(settings, version: int) -> pd.DataFrame:
     return view
 
 
+@pytest.mark.long
 def test_held_out_users_get_no_event_over_three_retrains_and_a_change_of_volume(opened):
     held = held_users(opened())
     assert 40 < len(held) < 80

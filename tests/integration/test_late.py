@@ -90,6 +90,7 @@ def in_time(week_by_week, tmp_path_factory):
     return rows_of(folder / "scalr.toml")
 
 
+@pytest.mark.long
 def test_windows_within_the_look_back_are_what_they_had_been_in_time(late, in_time):
     before = rows_of(late)
     job = publish(late, 2, lookback=14)
@@ -111,12 +112,16 @@ def test_windows_within_the_look_back_are_what_they_had_been_in_time(late, in_ti
     pd.testing.assert_frame_equal(rows_of(late), in_time)
 
 
-def test_what_lies_before_the_look_back_is_counted_as_too_late(late):
+def test_without_a_look_back_nothing_is_published_again_and_what_lies_before_it_is_counted_as_too_late(late):
+    job = publish(late, 2)
+    assert "late" not in job.reports
+    assert len(Project.open(late).runs()) == 3
     report = publish(late, 2, lookback=8).reports["late"].to_json()
     assert [found["start"] for found in report["windows"]] == [(TRAINED + WEEK).isoformat()]
     assert report["too_late"] > 5
 
 
+@pytest.mark.long
 def test_a_window_is_published_again_as_it_was_whatever_the_settings_say_now(late, in_time):
     """Its own mode, seed and draws; a window that was taken out of the view stays out."""
     with Project.open(late) as project:
@@ -144,14 +149,7 @@ def test_a_window_that_the_gate_refuses_is_reported_and_stops_no_other(late):
     assert [found["error"].split(":")[0] for found in report["windows"]] == ["QualityGateFailed"] * 2
 
 
-def test_without_a_look_back_nothing_is_published_again(late):
-    job = publish(late, 2)
-    assert "late" not in job.reports
-    assert len(Project.open(late).runs()) == 3
-
-
-@pytest.mark.parametrize(("policy", "windows"), [("at_window_end", 0), ("latest", 1)])
-def test_events_that_became_known_after_the_window_are_translated_if_the_settings_say_so(late, week_by_week, policy, windows):
+def test_events_that_became_known_after_the_window_are_translated_if_the_settings_say_so(late, week_by_week):
     _, whole = week_by_week
     known = whole["timestamp"].copy()
     first_week = whole["timestamp"].between(TRAINED, TRAINED + WEEK, inclusive="left")
@@ -161,12 +159,13 @@ def test_events_that_became_known_after_the_window_are_translated_if_the_setting
     log = whole.assign(seen=known).drop(whole[second_week].index[::7])
     log.to_parquet(late.parent / "s.parquet")
     late.write_text(late.read_text().replace('events = "s.parquet"', 'events = "s.parquet"\ncolumns = { created = "seen" }'))
-    report = publish(late, 2, lookback=30, late_as_of=policy).reports["late"].to_json()
-    (found,) = report["windows"]
-    assert (found["events"], found["unknown"]) == ((len(late_ones), 0) if windows else (0, len(late_ones)))
-    assert (found["run_id"] is not None) == bool(windows)
-    assert report["too_late"] == 0
-    rows = rows_of(late)
-    week = rows[rows["event_timestamp"].between(TRAINED, TRAINED + WEEK, inclusive="left")]
-    as_of = TRAINED + (3 if windows else 1) * WEEK
-    assert (week["created_timestamp"] == as_of).all()
+    for policy, translated in (("at_window_end", False), ("latest", True)):
+        report = publish(late, 2, lookback=30, late_as_of=policy).reports["late"].to_json()
+        (found,) = report["windows"]
+        assert (found["events"], found["unknown"]) == ((len(late_ones), 0) if translated else (0, len(late_ones)))
+        assert (found["run_id"] is not None) == translated
+        assert report["too_late"] == 0
+        rows = rows_of(late)
+        week = rows[rows["event_timestamp"].between(TRAINED, TRAINED + WEEK, inclusive="left")]
+        as_of = TRAINED + (3 if translated else 1) * WEEK
+        assert (week["created_timestamp"] == as_of).all()

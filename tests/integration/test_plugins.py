@@ -231,6 +231,7 @@ def published(settings) -> pd.DataFrame:
 
 
 @pytest.mark.triton
+@pytest.mark.long
 def test_an_estimator(make_project, tmp_path, together, monkeypatch):
     """By its entry point, in the workers' own processes, in a real Triton, and after it was uninstalled."""
     monkeypatch.delenv("SCALR_COMPUTE__DASK")

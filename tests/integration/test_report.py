@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from click.testing import Result
-from reported_runs import HOSTILE_TITLE, PAGES, window
+from reported_runs import HOSTILE_TITLE, pages, window
 from support.small import LOCAL
 from typer.testing import CliRunner
 
@@ -87,7 +87,7 @@ def test_translations_show_the_history_as_it_was(project):
         assert one.history[0][1] == event["source_event_timestamp"].tz_convert(None)
 
 
-@pytest.mark.parametrize(("width", "scheme"), PAGES)
+@pytest.mark.parametrize(("width", "scheme"), pages(390, "dark"))
 def test_the_pages_in_a_browser(project, browser, width, scheme):
     from axe_playwright_python.sync_playwright import Axe
 

@@ -286,6 +286,7 @@ threads = 1
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_evaluate_has_an_arm_without_each_domain(tmp_path):
     settings = load_settings(make_sources(tmp_path, users=200, toml=EVALUATED))
     report = evaluate(settings, cutoff=datetime(2024, 6, 1, tzinfo=UTC), cold_fraction=0.5)

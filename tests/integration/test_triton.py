@@ -385,6 +385,7 @@ def test_a_killed_server_is_told_and_a_new_one_is_followed(home):
     assert not family(former.name)
 
 
+@pytest.mark.long
 def test_a_model_whose_process_died_is_told_at_once_and_loaded_anew_for_the_next_run(home):
     with ensure_serving(home, 1), open_scorer(home, 1) as scorer:
         before = scorer.sample(contexts(20), 3).items

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 import subprocess
 import urllib.request
@@ -13,25 +12,17 @@ import grpc
 import numpy as np
 import psutil
 import pytest
+from attacked_server import PLANTED
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from scalr_prod.scoring import open_scorer
 from scalr_prod.serving import promote, rollback, served_version, start_triton, stop_triton, triton_status
 from scalr_prod.serving.state import read_record
-from scalr_prod.settings import load_settings
 from scalr_prod.translator.contexts import Contexts
 
 pytestmark = [pytest.mark.triton, pytest.mark.slow]
 
-PLANTED = {
-    "AWS_SECRET_ACCESS_KEY": "PLANTED-lake",
-    "SCALR_LEDGER__URL": "sqlite:///PLANTED-ledger.db?password=PLANTED",
-    "PGPASSWORD": "PLANTED-database",
-    "GOOGLE_APPLICATION_CREDENTIALS": "/PLANTED/key.json",
-    "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": "postgresql://airflow:PLANTED@127.0.0.1/airflow",
-    "A_NAME_NOBODY_THOUGHT_OF": "PLANTED-other",
-}
 NOBODY = 65534
 #: What an attacker sends: without a secret, with a wrong one, with one under another name.
 HEADERS = {
@@ -42,22 +33,9 @@ HEADERS = {
 }
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory, trained_home):
-    """A home whose server was started by a process that has secrets in its environment."""
-    folder = tmp_path_factory.mktemp("attacked") / "logs"
-    shutil.copytree(trained_home.parent, folder)
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in PLANTED.items():
-            if not name.startswith("SCALR_"):
-                patch.setenv(name, value)
-        settings = load_settings(folder / "scalr.toml", serving={"threads": 1})
-        promote(settings, 1)
-        promote(settings, 2)
-        patch.setenv("SCALR_LEDGER__URL", PLANTED["SCALR_LEDGER__URL"])  # read already: only a child could see it
-        assert start_triton(settings).versions == [1, 2]
-    yield settings
-    stop_triton(settings)
+@pytest.fixture
+def served(attacked):
+    return attacked
 
 
 @pytest.fixture

@@ -107,6 +107,7 @@ def one_large_request(settings) -> threading.Thread:
     return thread
 
 
+@pytest.mark.long
 def test_a_batch_that_takes_longer_than_a_server_may_be_silent_is_seen_through_and_another_run_waits(slow):
     with guarded_serving(slow, 1):
         before = read_record(slow)
@@ -135,7 +136,7 @@ def halt(settings, _) -> None:
     "fault",
     [
         pytest.param(kill, id="killed"),
-        pytest.param(lambda _, hang: hang.touch(), id="no progress"),
+        pytest.param(lambda _, hang: hang.touch(), id="no progress", marks=pytest.mark.long),
         pytest.param(halt, id="halted", marks=pytest.mark.nightly),  # CONTRIBUTING.md
     ],
 )

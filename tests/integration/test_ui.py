@@ -16,7 +16,7 @@ from urllib.parse import quote, unquote, urlencode, urlsplit
 
 import psutil
 import pytest
-from reported_runs import HOSTILE_TITLE, PAGES
+from reported_runs import HOSTILE_TITLE, pages
 from support.small import LOCAL
 from support.warm import run
 
@@ -215,7 +215,7 @@ def test_looking_and_drawing_change_nothing(served, reported):
     assert now - folders == set()
 
 
-@pytest.mark.parametrize(("width", "scheme"), PAGES)
+@pytest.mark.parametrize(("width", "scheme"), pages(1200, "light"))
 def test_the_pages_in_a_browser(served, reported, browser, width, scheme):
     from axe_playwright_python.sync_playwright import Axe
 

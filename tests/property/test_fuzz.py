@@ -27,7 +27,10 @@ pytestmark = pytest.mark.slow
 CATALOGUE = 50
 DOMAINS = '[domains.source]\nname = "a"\nevents = "s.csv"\n[domains.target]\nname = "b"\nevents = "{}"\n'
 HEAD = "user_id,item_id,timestamp\n"
-FEW = settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW, FEWER = (
+    settings(max_examples=examples(few), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    for few in (60, 30)
+)
 
 
 def clear(error: ScalrError) -> None:
@@ -126,7 +129,7 @@ def test_json_lines(home, rows):
     offered(home, "t2.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
-@FEW
+@FEWER  # each is read as four formats
 @given(st.binary(max_size=300))
 def test_noise(home, content):
     for name in ("t3.csv", "t3.jsonl", "t3.parquet", "t3.csv.gz"):

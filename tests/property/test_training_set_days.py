@@ -160,13 +160,8 @@ class World:
             assert known.to_pylist() == sorted({one for ids in listed for one in ids} | more)
 
 
-@pytest.mark.parametrize(
-    "seed", [0, pytest.param(1, marks=pytest.mark.nightly(reason="as seed 0, other ids: takes as long again"))]
-)
-def test_each_version_has_the_rows_and_files_of_one_that_is_built_from_nothing(tmp_path, monkeypatch, seed, caplog):
-    monkeypatch.setattr("scalr_prod.training_set.features.part_rows", lambda _: LIMITS[seed])
-    caplog.set_level("INFO", "scalr_prod.training_set")
-    world = World(tmp_path, seed)
+def first_weeks(world: World) -> int:
+    """The first six versions, after days, late events, a window published again and a rollback; the files of a day that stay."""
     world.pass_by(45 * DAY, 30)
     apply_feature_repo(world.settings())
     assert world.build() == 0
@@ -182,6 +177,50 @@ def test_each_version_has_the_rows_and_files_of_one_that_is_built_from_nothing(t
     assert ordinary - 5 <= world.build() < ordinary + 1, "three days were published again"
     Lake.open(world.settings()).delete(Table.SYNTHETIC_TARGET_EVENTS, f"run_id = '{run}'", key="rolled back")
     assert world.build() >= ordinary - 5
+    return ordinary
+
+
+def damage_and_other_histories(world: World, caplog, *, kept: int) -> None:
+    """A file of the latest version is cut short, then all histories are written anew."""
+    damaged = max((world.folder / ".scalr" / "datasets" / "days").glob("v*"), key=lambda path: int(path.name[1:]))
+    file = sorted((damaged / "rows").iterdir())[3]
+    file.write_bytes(file.read_bytes()[:-1])
+    world.at += DAY
+    caplog.clear()
+    assert world.build() > kept
+    assert "SHA-256 differs; it is built anew" in caplog.text
+    world.histories = {"length": 2, "trailing_days": 2}
+    build_histories(world.settings())
+    caplog.clear()
+    assert world.build() == 0
+    assert "was written anew" in caplog.text
+    manifest = json.loads((damaged / "manifest.json").read_text(encoding="utf-8"))
+    assert sum(part["rows"] for part in manifest["parts"]) == manifest["rows"]
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch, caplog, request) -> World:
+    monkeypatch.setattr("scalr_prod.training_set.features.part_rows", lambda _: LIMITS[request.param])
+    caplog.set_level("INFO", "scalr_prod.training_set")
+    return World(tmp_path, request.param)
+
+
+@pytest.mark.parametrize("world", [0], indirect=True)
+def test_a_version_of_former_parts_has_the_rows_and_files_of_one_that_is_built_from_nothing(world, caplog):
+    first_weeks(world)
+    damage_and_other_histories(world, caplog, kept=5)
+
+
+@pytest.mark.parametrize(
+    "world",
+    [
+        pytest.param(0, marks=pytest.mark.long),
+        pytest.param(1, marks=pytest.mark.nightly(reason="as seed 0, other ids: takes as long again")),
+    ],
+    indirect=True,
+)
+def test_so_has_each_of_eighteen_through_changes_of_settings_and_policy(world, caplog):
+    ordinary = first_weeks(world)
 
     world.options = {"synthetic_weight": 0.5}
     assert world.build() < ordinary, "each part with a synthetic row has other weights"
@@ -214,17 +253,4 @@ def test_each_version_has_the_rows_and_files_of_one_that_is_built_from_nothing(t
     world.build()
     world.at += DAY
     assert world.build() > 20, "nothing has happened"
-    damaged = max((tmp_path / ".scalr" / "datasets" / "days").glob("v*"), key=lambda path: int(path.name[1:]))
-    file = sorted((damaged / "rows").iterdir())[3]
-    file.write_bytes(file.read_bytes()[:-1])
-    world.at += DAY
-    caplog.clear()
-    assert world.build() > 20
-    assert "SHA-256 differs; it is built anew" in caplog.text
-    world.histories = {"length": 2, "trailing_days": 2}
-    build_histories(world.settings())
-    caplog.clear()
-    assert world.build() == 0
-    assert "was written anew" in caplog.text
-    manifest = json.loads((damaged / "manifest.json").read_text(encoding="utf-8"))
-    assert sum(part["rows"] for part in manifest["parts"]) == manifest["rows"]
+    damage_and_other_histories(world, caplog, kept=20)

@@ -24,12 +24,19 @@ __all__ = ["ByGroup", "Seconds", "dearest_first", "group_of", "mark_slow"]
 
 FIGURES = Path(__file__).with_name("seconds.json")
 #: What begins like one of these shares what takes as long as a few of its tests: a Dask cluster, an undisturbed run and a Triton server;
-#: a project with runs in every state, and a browser.
-TOGETHER = (("tests/faults/",), ("tests/integration/test_report.py", "tests/integration/test_ui.py"))
+#: a project with runs in every state, and a browser; a Triton server to attack; a PostgreSQL.
+TOGETHER = (
+    ("tests/faults/",),
+    ("tests/integration/test_report.py", "tests/integration/test_ui.py"),
+    ("tests/integration/test_triton_control.py", "tests/integration/test_triton_fuzz.py"),
+    tuple(f"tests/integration/test_{name}.py" for name in ("ledger_postgres", "ingest_sql", "shared_stores", "feast_postgres")),
+)
 #: A file whose tests take longer than this, on average, is slow as a whole: many such files make minutes.
 FAST_S = 0.3
 #: Of a file that nobody has measured: of each test that is marked slow, and of each other.
 UNKNOWN = (5.0, 0.1)
+#: Of each test that is marked long: `make test`, which measures, has none.
+LONG_S = 10.0
 
 
 def group_of(nodeid: str) -> str:
@@ -42,12 +49,16 @@ def dearest_first(items: Iterable[pytest.Item]) -> list[pytest.Item]:
     """The groups of these tests by their seconds, most first; within a group they keep their order."""
     listed, known = list(items), json.loads(FIGURES.read_text())
     seconds: defaultdict[str, float] = defaultdict(float)
-    files = {item.nodeid.partition("::")[0] for item in listed}
+    by_day = [item for item in listed if item.get_closest_marker("long") is None]
+    files = {item.nodeid.partition("::")[0] for item in by_day}
     for file in files & known.keys():
         seconds[group_of(file)] += known[file]
-    for item in listed:
+    for item in by_day:
         if item.nodeid.partition("::")[0] not in known:
             seconds[group_of(item.nodeid)] += UNKNOWN[item.get_closest_marker("slow") is None]
+    for item in listed:
+        if item.get_closest_marker("long") is not None:
+            seconds[group_of(item.nodeid)] += LONG_S
     return sorted(listed, key=lambda item: (-seconds[group_of(item.nodeid)], group_of(item.nodeid)))
 
 

@@ -27,9 +27,11 @@ def main(modules: list[str]) -> None:
     sys.path.pop(0)  # this program's folder
     answers = os.dup(1)
     os.dup2(2, 1)  # what libraries have to say while they are imported is no answer
+    gc.disable()  # it would look through all that was imported, again and again
     for name in modules:
         importlib.import_module(name)
     gc.freeze()
+    gc.enable()
     for line in sys.stdin:
         command = json.loads(line)
         child = os.fork()

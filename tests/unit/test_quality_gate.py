@@ -185,7 +185,7 @@ def test_a_distribution_far_from_the_real_one_fails(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.nightly) for seed in (1, 2))])
 def test_the_distance_is_the_one_that_the_alignment_reports(tmp_path, seed):
     """Two computations that share no code: DuckDB here, numpy in the generation."""
     from scalr_prod.generation.alignment import bucket_targets, value_buckets
@@ -233,7 +233,9 @@ def test_an_empty_run_is_rejected_with_a_clear_message(project, files):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("wrong", ["missing", "extra", "type", "order"])
+@pytest.mark.parametrize(
+    "wrong", ["missing", "order", *(pytest.param(one, marks=pytest.mark.nightly) for one in ("extra", "type"))]
+)
 def test_wrong_columns_are_refused_before_any_row_is_read(project, wrong):
     spec = project.run()
     schema = schema_of(Table.SYNTHETIC_TARGET_EVENTS, **IDS)

@@ -178,7 +178,12 @@ def test_an_index_that_has_the_cuda_build_alone_is_told_of(index, recipe, caplog
     assert installed(recipe) == {"torch", "nvidia_cublas"}
 
 
+#: pip is asked for as uv is: by day it has the test above.
+uv_by_day = pytest.mark.parametrize("index", ["uv", pytest.param("pip", marks=pytest.mark.nightly)], indirect=True)
+
+
 @pytest.mark.slow
+@uv_by_day
 def test_a_cpu_build_that_the_index_has_is_taken(index, recipe, caplog):
     add_wheel(index, "torch", "2.13.0", "nvidia-cublas")
     add_wheel(index, "nvidia_cublas", "13.1.0")
@@ -189,6 +194,7 @@ def test_a_cpu_build_that_the_index_has_is_taken(index, recipe, caplog):
 
 
 @pytest.mark.slow
+@uv_by_day
 def test_an_installation_that_fails_leaves_what_was_there(index, recipe):
     add_wheel(index, "torch", "2.13.0+cpu")
     build(recipe)

@@ -88,11 +88,40 @@ def test_the_dearest_files_come_first_whole_and_the_fault_suite_together(tmp_pat
     order.mark_slow(items)
     assert marked == [(name, "slow") for name in ("faults/x.py::1", "b.py::1", "b.py::2")]
     assert len({order.group_of(f"tests/integration/test_{name}.py::1") for name in ("report", "ui")}) == 1
+    assert len({order.group_of(f"tests/integration/test_triton_{name}.py::1") for name in ("control", "fuzz")}) == 1
 
 
 def test_the_figures_name_files_that_are_there():
     root = order.FIGURES.parents[2]
     assert [name for name in json.loads(order.FIGURES.read_text()) if not (root / name).is_file()] == []
+
+
+def test_a_test_that_is_marked_long_counts_for_itself(monkeypatch, tmp_path):
+    """What has been measured is `make test`, which has none of them."""
+    monkeypatch.setattr(order, "FIGURES", tmp_path / "seconds.json")
+    order.FIGURES.write_text('{"tests/a.py": 14, "tests/b.py": 12}')
+    items = [
+        SimpleNamespace(nodeid=f"tests/{name}", get_closest_marker=lambda mark, name=name: name.endswith(mark) or None)
+        for name in ("a.py::long", "b.py::1", "b.py::long", "c.py::1-long", "c.py::2-long")
+    ]
+    found = [item.nodeid.removeprefix("tests/").partition("::")[0] for item in order.dearest_first(items)]
+    assert found == ["b.py", "b.py", "c.py", "c.py", "a.py"]
+
+
+@pytest.mark.slow
+def test_an_expectation_is_configured_once_for_a_look_at_its_arguments(monkeypatch):
+    import great_expectations.expectations as library
+    from great_expectations.expectations import expectation
+    from support.expectations import configure_once
+
+    configure_once()
+    made, make = [], expectation.ExpectationConfiguration
+    monkeypatch.setattr(expectation, "ExpectationConfiguration", lambda **given: made.append(given) or make(**given))
+    asked = library.ExpectColumnValuesToBeInSet(column="a", value_set=[1])
+    found = asked._get_runtime_kwargs()
+    assert (found["column"], found["value_set"], len(made)) == ("a", [1], 1)
+    asked.value_set = [2]
+    assert (asked._get_runtime_kwargs()["value_set"], asked.configuration.kwargs["value_set"], len(made)) == ([2], [2], 3)
 
 
 @pytest.mark.slow

@@ -100,6 +100,7 @@ def test_answers_of_a_mixture_give_its_likelihood_back(world):
     assert best < popularity - 0.1, "popularity alone must not explain the answers, or this test shows nothing"
 
 
+@pytest.mark.long
 def test_tastes_that_tilt_popularity_are_found_again(world):
     true = mixing(TRUE | {"days_20_by_taste_count": 0.8, "count_by_recent": -0.8})
     labels = drawn_by(world, true)
@@ -109,6 +110,7 @@ def test_tastes_that_tilt_popularity_are_found_again(world):
     assert world.nll(without, labels) > world.nll(true, labels) + 0.05
 
 
+@pytest.mark.long
 def test_no_estimator_speaks_against_its_own_evidence(world):
     labels = drawn_by(world, mixing(TRUE | {"factorisation": -3.0}))
     names = OURS.weights
@@ -116,6 +118,7 @@ def test_no_estimator_speaks_against_its_own_evidence(world):
     assert (found[:, [names.index(name) for name in ("frequency", "linear", "factorisation", "sequential")]] >= 0).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("events", [150, None])
 def test_where_history_says_nothing_the_mixture_is_no_worse_than_popularity(world, events):
     """Judged by other answers than those that it was fitted on; few of them must not make tastes out of chance."""
