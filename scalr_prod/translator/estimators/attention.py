@@ -64,8 +64,8 @@ def states(p: Parameters, items: torch.Tensor, days: torch.Tensor, generator: to
     normed = functional.layer_norm(x, x.shape[-1:], p["norm_weight"])
     q, k, v = (_split(part, heads) for part in (normed @ p["query"], normed @ p["key"], x @ p["value"]))
     ages = (days[:, :, None] - days[:, None]).clamp(min=0)
-    logits = q @ k.mT / q.shape[-1] ** 0.5 + _bias(p, ages)
-    logits = logits.masked_fill(~seen[:, None], torch.finfo(logits.dtype).min)
+    logits = (q @ k.mT).div_(q.shape[-1] ** 0.5).add_(_bias(p, ages))  # in place: copies take as long as the arithmetic
+    logits = logits.masked_fill_(~seen[:, None], torch.finfo(logits.dtype).min)
     return _fed_forward(p, (logits.softmax(-1) @ v).transpose(1, 2).flatten(2))
 
 
