@@ -159,3 +159,24 @@ def test_the_loss_in_blocks_is_that_of_plain_operations(of_each, weighed):
     learnt = [state, vectors, offset]
     for mine, theirs in zip(torch.autograd.grad(found, learnt), torch.autograd.grad(plain, learnt), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("dim", [6, 64])
+def test_compiled_attention_is_that_of_tensor_operations(dim, monkeypatch):
+    """To the bit, and so are its gradients; a window may begin with nothing, and events may be hidden."""
+    generator = torch.Generator().manual_seed(0)
+    learnt = {"source": torch.randn(50, dim, generator=generator), **attention.initial(dim, generator)}
+    learnt["age_bias"] = torch.randn(learnt["age_bias"].shape, generator=generator)
+    for tensor in learnt.values():
+        tensor.requires_grad_()
+    items = torch.randint(1, 50, (9, LENGTH), generator=generator) * (torch.arange(LENGTH) >= torch.arange(9)[:, None])
+    days = (torch.rand(9, LENGTH, generator=generator) * 20).cumsum(1)
+
+    def found() -> list[torch.Tensor]:
+        states = attention.states(learnt, items, days, torch.Generator().manual_seed(1))
+        return [states, *torch.autograd.grad(states.square().sum(), list(learnt.values()))]
+
+    assert attention.kernels() is not None, "numba is a dependency"
+    compiled = found()
+    monkeypatch.setattr(attention, "kernels", lambda: None)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(compiled, found(), strict=True))
