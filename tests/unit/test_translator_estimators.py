@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from scipy import sparse
 from translator_world import DAY, METADATA, SETTINGS, calibration, make_log
 
 from scalr_prod.errors import TranslatorError
@@ -263,6 +264,18 @@ def test_products_in_parts_are_those_of_all_cells_at_once(dim):
     assert torch.equal(factorisation._products(v, row, y, column), (v[row] * y[column]).sum(1))
     nothing = row[:0]
     assert factorisation._products(v, nothing, y, nothing).shape == (0,)
+
+
+@pytest.mark.parametrize("dim", [4, 30, 64])
+def test_compiled_cells_move_the_factors_as_tensor_operations_do(dim, monkeypatch):
+    """On processors whose sparse product joins multiplications with additions, up to the last bits."""
+    assert factorisation.kernels() is not None, "numba is a dependency"
+    cells = sparse.random(200, 90, 0.1, format="csr", dtype=np.float32, random_state=1)
+    cells.data[:] = np.where(cells.data > 0.5, 40, 4)
+    blocks, y = factorisation._blocks(cells), torch.randn(90, dim, generator=torch.Generator().manual_seed(1))
+    found = factorisation._half_step(blocks, torch.zeros(200, dim), y)
+    monkeypatch.setattr(factorisation, "kernels", lambda: None)
+    torch.testing.assert_close(found, factorisation._half_step(blocks, torch.zeros(200, dim), y), rtol=1e-4, atol=1e-6)
 
 
 def test_factorisation_folds_a_context_in_by_least_squares(pairs):

@@ -129,3 +129,54 @@ def test_pretraining_takes_no_more_source_events_than_it_is_given(pairs, monkeyp
             assert most - LENGTH < sum(seen) // pretraining.EPOCHS <= most
     assert all(torch.equal(everything[name], found[told][name]) for name in everything)
     assert not torch.equal(everything["source"], found[told // 3]["source"])
+
+
+@pytest.mark.parametrize("of_each", [False, True])
+@pytest.mark.parametrize("weighed", [False, True])
+def test_the_loss_in_blocks_is_that_of_plain_operations(of_each, weighed):
+    """To the bit, and so are its gradients: a translator does not depend on how large the blocks are."""
+    generator = torch.Generator().manual_seed(0)
+    choices, items, dim = 2 * sampled_softmax._ROWS + 7, 300, 16
+    state, vectors = (torch.randn(n, dim, generator=generator).requires_grad_() for n in (choices, items))
+    offset = torch.randn(choices if of_each else 1, items, generator=generator).requires_grad_()
+    label = torch.randint(0, items, (choices,), generator=generator)
+    weight = torch.rand(choices, generator=generator) if weighed else None
+    negatives = sampled_softmax.Negatives.drawn(torch.ones(items) / items, generator)
+    own = torch.randn(choices, 1, generator=generator)
+
+    def others(chosen):
+        return offset[:, chosen] if of_each else offset[0, chosen]
+
+    positive = (state * vectors[label]).sum(1, keepdim=True) + own
+    logits = (
+        state @ torch.nn.functional.embedding(negatives.items, vectors).T + others(negatives.items) - negatives.log_expected
+    )
+    logits = logits.masked_fill(negatives.items == label[:, None], -torch.inf)
+    plain = torch.cat([positive, logits], 1).logsumexp(1) - positive[:, 0]
+    plain = (plain if weight is None else plain * weight).mean()
+    found = sampled_softmax.loss(state, vectors, label, negatives, own=own, others=others, weight=weight)
+    assert torch.equal(found, plain)
+    learnt = [state, vectors, offset]
+    for mine, theirs in zip(torch.autograd.grad(found, learnt), torch.autograd.grad(plain, learnt), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("dim", [6, 64])
+def test_compiled_attention_is_that_of_tensor_operations(dim, monkeypatch):
+    """To the bit, and so are its gradients; a window may begin with nothing, and events may be hidden."""
+    generator = torch.Generator().manual_seed(0)
+    learnt = {"source": torch.randn(50, dim, generator=generator), **attention.initial(dim, generator)}
+    learnt["age_bias"] = torch.randn(learnt["age_bias"].shape, generator=generator)
+    for tensor in learnt.values():
+        tensor.requires_grad_()
+    items = torch.randint(1, 50, (9, LENGTH), generator=generator) * (torch.arange(LENGTH) >= torch.arange(9)[:, None])
+    days = (torch.rand(9, LENGTH, generator=generator) * 20).cumsum(1)
+
+    def found() -> list[torch.Tensor]:
+        states = attention.states(learnt, items, days, torch.Generator().manual_seed(1))
+        return [states, *torch.autograd.grad(states.square().sum(), list(learnt.values()))]
+
+    assert attention.kernels() is not None, "numba is a dependency"
+    compiled = found()
+    monkeypatch.setattr(attention, "kernels", lambda: None)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(compiled, found(), strict=True))

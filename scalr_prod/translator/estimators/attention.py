@@ -7,12 +7,16 @@ a state for every event of a user), then a feed-forward layer.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import torch
 from torch.nn import functional
 
+from scalr_prod.translator.estimators.kernels import kernels
+
 if TYPE_CHECKING:
+    from scalr_prod.translator.estimators.kernels import Kernels
     from scalr_prod.translator.pairs import Parameters
 
 __all__ = ["initial", "last_state", "states"]
@@ -63,9 +67,7 @@ def states(p: Parameters, items: torch.Tensor, days: torch.Tensor, generator: to
     heads = len(p["age_bias"])
     normed = functional.layer_norm(x, x.shape[-1:], p["norm_weight"])
     q, k, v = (_split(part, heads) for part in (normed @ p["query"], normed @ p["key"], x @ p["value"]))
-    ages = (days[:, :, None] - days[:, None]).clamp(min=0)
-    logits = q @ k.mT / q.shape[-1] ** 0.5 + _bias(p, ages)
-    logits = logits.masked_fill(~seen[:, None], torch.finfo(logits.dtype).min)
+    logits = _biased(p, q @ k.mT, days, seen)
     return _fed_forward(p, (logits.softmax(-1) @ v).transpose(1, 2).flatten(2))
 
 
@@ -92,6 +94,46 @@ def last_state(p: Parameters, items: torch.Tensor, ages: torch.Tensor) -> torch.
     logits = logits.masked_fill(~known[:, None], torch.finfo(logits.dtype).min)
     mixed = torch.einsum("bhd,dhc->bhc", logits.softmax(-1) @ x, p["value"].unflatten(-1, (heads, -1))).flatten(1)
     return _fed_forward(p, mixed) * known.any(1, keepdim=True)
+
+
+def _biased(p: Parameters, products: torch.Tensor, days: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """Logits [W, heads, L, L] of the products of queries and keys, which are written over."""
+    size = len(p["norm_weight"]) / len(p["age_bias"])
+    compiled = kernels()
+    if compiled is not None:
+        logits: torch.Tensor = _Biased.apply(products, p["age_bias"], days, seen, size**0.5, compiled)
+        return logits
+    ages = (days[:, :, None] - days[:, None]).clamp(min=0)
+    logits = products.div_(size**0.5).add_(_bias(p, ages))
+    return logits.masked_fill_(~seen[:, None], torch.finfo(logits.dtype).min)
+
+
+class _Biased(torch.autograd.Function):
+    """What `_biased` says, by `fused.ages`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        products: torch.Tensor,
+        bias: torch.Tensor,
+        days: torch.Tensor,
+        seen: torch.Tensor,
+        scale: float,
+        compiled: Kernels,
+    ) -> torch.Tensor:
+        ctx.mark_dirty(products)
+        ctx.scale, ctx.compiled, ctx.shape = np.float32(scale), compiled, bias.shape
+        ctx.classes = np.empty(seen.shape, np.uint8)
+        told = (x.detach().contiguous().numpy() for x in (days, seen, bias))
+        compiled.biased(products.detach().numpy(), *told, np.array(LIMITS_DAYS, np.float32), ctx.scale, ctx.classes)
+        return products
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        of_products, of_bias = torch.empty(gradient.shape), torch.zeros(ctx.shape)
+        out = of_products.numpy(), of_bias.numpy()
+        ctx.compiled.gradients(gradient.contiguous().numpy(), ctx.classes, ctx.scale, *out)
+        return of_products, of_bias, None, None, None, None
 
 
 def _bias(p: Parameters, ages: torch.Tensor) -> torch.Tensor:

@@ -15,9 +15,11 @@ import threading
 import warnings
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import torch
 
 from scalr_prod.translator.batch import distinct
+from scalr_prod.translator.estimators.kernels import kernels
 from scalr_prod.translator.estimators.products import products
 from scalr_prod.translator.threads import heed_stop
 
@@ -34,10 +36,12 @@ SOURCE_WEIGHT: Final = 0.1
 REGULARISATION: Final = 1.0
 ITERATIONS: Final = 8
 _CG_STEPS: Final = 3
-#: Observed cells that are worked on at a time.
-_CELLS: Final = 2_000_000
+#: Observed cells that are worked on at a time: few enough that their rows' vectors stay in the processor's cache.
+_CELLS: Final = 20_000
 #: Numbers that the processor's cache holds beside the rest.
 _CACHED: Final = 262_144
+#: Length of vectors up to which compiled code takes sums in torch's order.
+_MOST_COMPILED: Final = 512
 _warning: Final = threading.Lock()
 
 
@@ -110,10 +114,14 @@ def _solve(
     right: torch.Tensor | None,
 ) -> torch.Tensor:
     values = extra.values()
+    compiled = kernels() if y.shape[1] <= _MOST_COMPILED else None
 
     def times(v: torch.Tensor) -> torch.Tensor:
-        weighted = values * _products(v, row, y, column)
-        return v @ gram + _like(extra, weighted) @ y
+        if compiled is None:
+            return v @ gram + _like(extra, values * _products(v, row, y, column)) @ y
+        of_cells = torch.empty_like(v)
+        compiled.weighted_sums(*(x.numpy() for x in (extra.crow_indices(), column, values, v, y, of_cells)))
+        return v @ gram + of_cells
 
     residual = _like(extra, values + 1 if right is None else right) @ y - times(x)
     direction = residual.clone()
@@ -143,8 +151,6 @@ def _blocks(matrix: Any, right: Any = None) -> list[Any]:
         matrix: What each cell's confidence has over 1.
         right: Confidence times preference, in the same cells; None: confidence.
     """
-    import numpy as np
-
     bounds = [0]
     while bounds[-1] < matrix.shape[0]:
         most = matrix.indptr[bounds[-1]] + _CELLS
@@ -157,8 +163,6 @@ def _blocks(matrix: Any, right: Any = None) -> list[Any]:
 
 
 def _csr(matrix: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    import numpy as np
-
     start = torch.from_numpy(matrix.indptr.astype(np.int64))
     column = torch.from_numpy(matrix.indices.astype(np.int64))
     values = torch.from_numpy(matrix.data.astype(np.float32))
