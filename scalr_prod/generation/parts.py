@@ -40,9 +40,9 @@ def part_path(folder: Path, partition: int) -> Path:
 
 
 def identity(spec: RunSpec, partition: int, partitions: int) -> dict[str, Any]:
-    """What a part's manifest says of which part it is: a part that a former version made with other columns is none of ours."""
+    """What a part's manifest says of which part it is: one that a former version made, of other columns or users, is none of ours."""
     columns = schema_of(Table.SYNTHETIC_TARGET_EVENTS, user="string", item="string").names
-    return {"run_id": spec.run_id, "partition": partition, "partitions": partitions, "columns": columns}
+    return {"run_id": spec.run_id, "partition": partition, "partitions": partitions, "columns": columns, "cut": "by user"}
 
 
 def manifest_path(path: Path) -> Path:
