@@ -3,8 +3,8 @@
 `together`: what a run reads of the log (contexts, and what their users had), for 8, 32 and 128 partitions: the driver's pass (`lay_out`)
 and all tasks (`tasks`). `histories`: the point-in-time join of one slice of a task, at most 50 000 contexts, with histories of up to
 50 events. `write_back`: a commit that replaces one window of the feature view by 10 000 rows, with nothing, and with many
-events published in other windows, beside a write of the same rows by pyarrow and a rename; `count_s` is the look at whose rows the
-window holds. Medians.
+events published in other windows, beside a write of the same rows by pyarrow and a rename, and beside Delta's own append; `count_s`
+is the look at whose rows the window holds. Medians.
 
 SCALR_BENCH_EVENTS changes the larger size.
 """
@@ -131,11 +131,24 @@ def write_back() -> dict[str, float]:
         rows = published(WRITTEN, day=DAYS)
         plain = [seconds(lambda: plain_write(Path(scratch), rows)) for _ in range(3 * ROUNDS)]
         figures["pyarrow_write_and_rename_s"] = statistics.median(plain)
+        figures |= bare_append(Path(scratch), rows)
         for held in (0, *SIZES):
             figures |= commits(Path(scratch), rows, held)
     figures["of_plain"] = round(figures["commit_beside_0_s"] / figures["pyarrow_write_and_rename_s"], 2)
     figures["of_plain_at_most"] = round(figures[f"commit_beside_{SIZES[-1]}_s"] / figures["pyarrow_write_and_rename_s"], 2)
     return figures
+
+
+def bare_append(folder: Path, rows: pa.Table) -> dict[str, float]:
+    """Seconds of Delta's own append, without anything of ours: of all rows by the table's address, and of ten to an open table."""
+    from deltalake import DeltaTable, write_deltalake
+
+    open_table = DeltaTable.create(str(folder / "bare"), schema=rows.schema)
+    few = rows.slice(0, 10)
+    took = [seconds(lambda: write_deltalake(str(folder / "bare"), rows, mode="append")) for _ in range(3 * ROUNDS)]
+    open_table.update_incremental()
+    least = [seconds(lambda: write_deltalake(open_table, few, mode="append")) for _ in range(3 * ROUNDS)]
+    return {"bare_append_s": statistics.median(took), "bare_append_of_10_rows_s": statistics.median(least)}
 
 
 def commits(folder: Path, rows: pa.Table, held: int) -> dict[str, float]:
