@@ -142,7 +142,7 @@ def consumed_of(connection: Any, spec: RunSpec, *columns: str) -> Any:
 
 
 def _of_users(spec: RunSpec) -> bool:
-    return spec.settings["generation"].get("contexts") == "users"
+    return bool(spec.settings["generation"].get("contexts") == "users")
 
 
 def _used(spec: RunSpec, query: str) -> dict[str, Any]:
