@@ -1,10 +1,10 @@
 """What reading and writing cost at two sizes of the log, in seconds of processor time, so that other work on the machine disturbs little.
 
-`bucket_s`: what one generation task reads of the log (its contexts, and what its users had), and all of a run's tasks together, for
-8 and for 32 partitions. `histories_s`: the point-in-time join of 50 000 contexts of one bucket, one slice of a task, with histories of
-up to 50 events. `write_back`: a commit that replaces one window of the feature view by 10 000 rows, with nothing, and with many
-events published in other windows, beside a write of the same rows by pyarrow and a rename; `count_s` is the look at whose rows the
-window holds. Medians.
+`together`: what a run reads of the log (contexts, and what their users had), for 8, 32 and 128 partitions: the driver's pass (`lay_out`)
+and all tasks (`tasks`). `histories`: the point-in-time join of one slice of a task, at most 50 000 contexts, with histories of up to
+50 events. `write_back`: a commit that replaces one window of the feature view by 10 000 rows, with nothing, and with many
+events published in other windows, beside a write of the same rows by pyarrow and a rename, and beside Delta's own append; `count_s`
+is the look at whose rows the window holds. Medians.
 
 SCALR_BENCH_EVENTS changes the larger size.
 """
@@ -34,7 +34,8 @@ LARGER = int(os.environ.get("SCALR_BENCH_EVENTS", "3000000"))
 SIZES = (LARGER // 10, LARGER)
 #: Events of a user; the log of the target domain has a tenth of the source's.
 EACH, ITEMS = 20, 10_000
-PARTITIONS, SLICE, WRITTEN, ROUNDS = (8, 32), 50_000, 10_000, 3
+PARTITIONS, SLICE, WRITTEN, ROUNDS = (8, 32, 128), 50_000, 10_000, 3
+HISTORY = ["source_user_history:item_ids", "source_user_history:event_timestamps"]
 START = datetime(2024, 1, 1, tzinfo=UTC)
 DAY_US, DAYS = 86_400_000_000, 360
 STAMP = pa.timestamp("us", tz="UTC")
@@ -56,10 +57,8 @@ def main() -> dict:
 
 def reading(folder: Path, events: int) -> dict[str, float]:
     """Seconds of each step for a log of so many source events."""
-    from scalr_prod.duck import open_duckdb
     from scalr_prod.feast_store import apply_feature_repo, point_in_time
-    from scalr_prod.generation import contexts
-    from scalr_prod.generation.bucket import read_bucket
+    from scalr_prod.generation import slices
     from scalr_prod.generation.plan import run_settings
     from scalr_prod.histories import build_histories
     from scalr_prod.ingest import ingest
@@ -77,29 +76,27 @@ def reading(folder: Path, events: int) -> dict[str, float]:
         start=START,
         end=end,
         as_of=end,
+        run_id=f"run_{0:016x}",
     )
-    rows = None
     for partitions in PARTITIONS:
-        with open_duckdb(settings, folder) as connection:
-            connection.execute("SET threads = 1")
-            took = []
-            for _ in range(ROUNDS):
-                started = time.process_time()
-                found, _had = read_bucket(connection, settings, spec, 0, partitions)
-                took.append(time.process_time() - started)
-            rows = found if rows is None else rows
-        figures[f"bucket_of_{partitions}_s"] = round(statistics.median(took), 3)
-        figures[f"buckets_together_{partitions}_s"] = round(partitions * statistics.median(took), 2)
-    slices = contexts.user_slices(rows["user_id"], SLICE)
-    start, stop = slices[len(slices) // 2]
-    asked = rows.slice(start, stop - start).select(["user_id", "item_id", "event_timestamp"])
-    features = ["source_user_history:item_ids", "source_user_history:event_timestamps"]
-    figures["contexts_of_a_slice"] = len(asked)
-    figures["histories_s"] = statistics.median(
-        seconds(lambda: point_in_time(settings, asked, features, known_by=end)) for _ in range(ROUNDS)
-    )
-    figures["histories_s_per_50000"] = round(figures["histories_s"] * SLICE / len(asked), 3)
+        slices.remove_slices(settings, spec)
+        figures[f"lay_out_{partitions}_s"] = seconds(lambda: slices.lay_out(settings, spec, partitions))  # noqa: B023
+        figures[f"tasks_{partitions}_s"] = seconds(lambda: read_all(settings, spec, partitions))  # noqa: B023
+        figures[f"together_{partitions}_s"] = round(figures[f"lay_out_{partitions}_s"] + figures[f"tasks_{partitions}_s"], 2)
+        of_task = list(slices.read_slices(settings, spec, partitions // 2, partitions))
+        asked = of_task[len(of_task) // 2][0].select(["user_id", "item_id", "event_timestamp"])
+        took = [seconds(lambda: point_in_time(settings, asked, HISTORY, known_by=end)) for _ in range(ROUNDS)]  # noqa: B023
+        figures[f"histories_{partitions}_s"] = statistics.median(took)
+        figures[f"contexts_of_a_slice_{partitions}"] = len(asked)
+        figures[f"histories_{partitions}_s_per_50000"] = round(statistics.median(took) * SLICE / len(asked), 3)
     return figures
+
+
+def read_all(settings: Settings, spec: Any, partitions: int) -> int:
+    """What all tasks of a run read of its contexts."""
+    from scalr_prod.generation.slices import read_slices
+
+    return sum(len(rows) for number in range(partitions) for rows, _ in read_slices(settings, spec, number, partitions))
 
 
 def lake_tables() -> tuple:
@@ -134,11 +131,24 @@ def write_back() -> dict[str, float]:
         rows = published(WRITTEN, day=DAYS)
         plain = [seconds(lambda: plain_write(Path(scratch), rows)) for _ in range(3 * ROUNDS)]
         figures["pyarrow_write_and_rename_s"] = statistics.median(plain)
+        figures |= bare_append(Path(scratch), rows)
         for held in (0, *SIZES):
             figures |= commits(Path(scratch), rows, held)
     figures["of_plain"] = round(figures["commit_beside_0_s"] / figures["pyarrow_write_and_rename_s"], 2)
     figures["of_plain_at_most"] = round(figures[f"commit_beside_{SIZES[-1]}_s"] / figures["pyarrow_write_and_rename_s"], 2)
     return figures
+
+
+def bare_append(folder: Path, rows: pa.Table) -> dict[str, float]:
+    """Seconds of Delta's own append, without anything of ours: of all rows by the table's address, and of ten to an open table."""
+    from deltalake import DeltaTable, write_deltalake
+
+    open_table = DeltaTable.create(str(folder / "bare"), schema=rows.schema)
+    few = rows.slice(0, 10)
+    took = [seconds(lambda: write_deltalake(str(folder / "bare"), rows, mode="append")) for _ in range(3 * ROUNDS)]
+    open_table.update_incremental()
+    least = [seconds(lambda: write_deltalake(open_table, few, mode="append")) for _ in range(3 * ROUNDS)]
+    return {"bare_append_s": statistics.median(took), "bare_append_of_10_rows_s": statistics.median(least)}
 
 
 def commits(folder: Path, rows: pa.Table, held: int) -> dict[str, float]:

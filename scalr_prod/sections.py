@@ -189,7 +189,7 @@ class GenerationSettings(_Section):
         le=1000,
         description="buckets of items by popularity, in alignment and in the gate's distribution of values",
     )
-    partitions: int = Field(default=8, ge=1, le=100_000, description="user buckets of a run, each a task of its own")
+    partitions: int = Field(default=8, ge=1, le=100_000, description="parts of a run, each a task of its own")
     batch_size: int = Field(default=512, ge=1, le=65536, description="contexts that are scored at once")
     seed: int = Field(default=0, ge=0, lt=2**63, description="of the draws: the same seed gives the same events")
     lookback: float = Field(

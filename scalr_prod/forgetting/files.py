@@ -21,7 +21,7 @@ __all__ = ["forget_in_files"]
 #: Below home, and looked after elsewhere, or without a word of users: definitions, model files, markers.
 _NOT_HERE: Final = frozenset({"feature_repo", "forgotten", "lake", "models", "staging", "triton"})
 #: What of a run is of no use once the tables it was pinned to are gone.
-_PARTS: Final = ("parts", "candidates")
+_PARTS: Final = ("asked", "parts", "candidates")
 #: Markers and secrets.
 _OWN: Final = (".scalr-", "secret")
 _TEXT: Final = frozenset({"", ".csv", ".err", ".html", ".json", ".jsonl", ".log", ".md", ".out", ".txt"})

@@ -6,7 +6,7 @@ of real events cut the values; in each bucket as many synthetic events are kept 
 real ones, while at least half of all events stay. Which ones stay is decided by a hash, the event's own id: any number of
 parts gives the same choice. After the bucket-wise downsampling of SCALR (arXiv 2606.00282).
 
-Two passes over the staged parts, each one part at a time: memory does not grow with the run.
+Two passes over the staged parts, each in batches: memory does not grow with the run.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ __all__ = ["KEEP_AT_LEAST", "Aligned", "align_parts", "bucket_targets", "keep_co
 
 #: Closeness is not bought with more than half of the events.
 KEEP_AT_LEAST: Final = 0.5
+
+#: Rows that are written at a time.
+_BATCH: Final = 100_000
 
 #: The choice is made by the first 12 bits of an event's id: fine enough that a bucket's share is met to 1/4096.
 _CELLS: Final = 4096
@@ -228,17 +231,22 @@ def _register_limits(connection: Any, limits: list[int]) -> None:
 
 
 def _write(connection: Any, source: Path, path: Path, schema: pa.Schema, facts: dict[str, Any]) -> dict[str, Any]:
+    import pyarrow as pa
+
     columns = ", ".join(f"staged.{name}" for name in schema.names)
-    rows = connection.sql(
+    found = connection.sql(
         f"""SELECT {columns} FROM read_parquet($path) AS staged LEFT JOIN value_buckets USING ({ITEM_ID})
             JOIN limits ON limits.bucket = coalesce(value_buckets.bucket, 0)
             WHERE {_CELL_SQL} < limits.cells
             ORDER BY staged.user_id, staged.event_timestamp, staged.{ITEM_ID}""",
         params={"path": exact(source)},
-    ).to_arrow_table()
+    )
+    rows = 0
     with writing(path, schema) as write:
-        write(rows.cast(schema))
-    return seal(path, facts | {"rows": len(rows)})
+        for batch in found.to_arrow_reader(_BATCH):
+            write(pa.Table.from_batches([batch]).cast(schema))
+            rows += len(batch)
+    return seal(path, facts | {"rows": rows})
 
 
 def _distance(counts: NDArray[np.int64], shares: NDArray[np.float64]) -> float:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one user bucket asks of the translator: its contexts in the window, as they were known by the run's ``as_of``."""
+"""What a run asks of the translator: contexts of users in the window, as they were known by its ``as_of``."""
 
 from __future__ import annotations
 
@@ -25,61 +25,130 @@ if TYPE_CHECKING:
     from scalr_prod.translator.contexts import Contexts
     from scalr_prod.translator.versions import Vocabulary
 
-__all__ = ["SOURCE_TIMESTAMP", "ask", "context_text", "in_scoring_order", "read_bucket"]
+__all__ = [
+    "CHOSEN",
+    "SOURCE_TIMESTAMP",
+    "ask",
+    "choose_users",
+    "consumed_of",
+    "context_text",
+    "contexts_of",
+    "in_scoring_order",
+    "read_bucket",
+]
 
 #: When the translated source event happened; its context is asked about at ``event_timestamp``, the same or later.
 SOURCE_TIMESTAMP: Final = "source_event_timestamp"
 _LATEST: Final = f"{SOURCE_TIMESTAMP} DESC, {ITEM_ID}"
+
+#: The table of the users that are asked about, and conditions of what is read of them.
+CHOSEN: Final = "chosen_users"
+_OF_CHOSEN: Final = f"{USER_ID} IN (SELECT {USER_ID} FROM {CHOSEN})"
+_IN_WINDOW: Final = f"{EVENT_TIMESTAMP} >= $start AND {EVENT_TIMESTAMP} < $end AND {CREATED_TIMESTAMP} <= $as_of"
 
 #: Of what a request may weigh, the share that a batch may take up.
 _REQUEST_SHARE: Final = 0.5
 
 
 def read_bucket(
-    connection: Any, settings: Settings, spec: RunSpec, partition: int, partitions: int
+    connection: Any, settings: Settings, spec: RunSpec, bucket: int, buckets: int
 ) -> tuple[pa.Table, pa.Table | None]:
-    """A user bucket's distinct contexts, and what its users consumed in the target domain.
+    """The distinct contexts of some users of the run, and what these users consumed in the target domain.
+
+    Args:
+        connection: Of DuckDB.
+        settings: The project's settings.
+        spec: The run.
+        bucket: Whose: those whose id's hash is in this bucket, see `hashing.bucket_of`.
+        buckets: How many there are.
 
     Returns:
         Contexts sorted by user, time and item (``user_id``, ``item_id``, ``event_timestamp``: the instant that is asked about,
         ``source_event_timestamp``, ``noise_key`` uint64, ``newcomer`` bool: no target event of the user can have been trained on),
-        and the first time of each (user, target item) of users with source events, sorted by user and time; None where a run may
-        propose consumed items.
+        and the first time of each (user, target item) of their users, sorted by user and time; None where a run may propose consumed
+        items.
+    """
+    choose_users(connection, settings, spec, f"{user_bucket_sql(USER_ID, buckets)} = {int(bucket)}" if buckets > 1 else "true")
+    rows = contexts_of(connection, spec).to_arrow_table()
+    consumed = consumed_of(connection, spec)
+    return rows, None if consumed is None else consumed.to_arrow_table()
+
+
+def choose_users(connection: Any, settings: Settings, spec: RunSpec, among: str = "true") -> None:
+    """Make the table `CHOSEN` of the users that the run asks about: ``user_id``, ``contexts`` (as many or a few less), ``newcomer``.
+
+    Args:
+        connection: Of DuckDB; events of both domains are selectable in it afterwards, as they were when the run was planned.
+        settings: The project's settings.
+        spec: The run.
+        among: A condition on ``user_id``, as SQL.
+
+    Raises:
+        LakeError: A table cannot be read.
     """
     _open_events(connection, settings, spec)
-    # A hash costs more than all else that is done for a row, so each user is hashed once.
-    connection.execute(f"CREATE OR REPLACE TEMP TABLE users AS SELECT DISTINCT {USER_ID} FROM {Table.SOURCE_EVENTS}")
-    connection.execute(f"DELETE FROM users WHERE {user_bucket_sql(USER_ID, partitions)} <> {int(partition)}")
-    bucket = f"{USER_ID} IN (FROM users)"
+    contexts = "1" if _of_users(spec) else "count(*)"
+    connection.execute(
+        f"""CREATE OR REPLACE TEMP TABLE users AS SELECT {USER_ID}, {contexts} AS contexts
+            FROM {Table.SOURCE_EVENTS} WHERE {_IN_WINDOW} GROUP BY {USER_ID}""",
+        _used(spec, _IN_WINDOW),
+    )
+    # A causal run may not know who comes to the target domain within its window.
+    before = "$start" if spec.mode == "causal" else "'infinity'::TIMESTAMPTZ"
+    learned = f"{EVENT_TIMESTAMP} < {before} AND {CREATED_TIMESTAMP} <= $as_of"
+    # A hash costs more than all else that is done for a row: each user is hashed once, which a condition above would not do.
+    connection.execute(
+        f"""CREATE OR REPLACE TEMP TABLE {CHOSEN} AS
+            SELECT *, {USER_ID} NOT IN (SELECT {USER_ID} FROM {Table.TARGET_EVENTS} WHERE {learned}) AS newcomer
+            FROM users WHERE {among} AND {not_held_out_sql(spec.settings, USER_ID)}""",
+        _used(spec, learned),
+    )
+
+
+def contexts_of(connection: Any, spec: RunSpec, *columns: str) -> Any:
+    """The distinct contexts of `CHOSEN` users, as `read_bucket` gives them: a DuckDB relation.
+
+    Args:
+        connection: Of DuckDB, after `choose_users`.
+        spec: The run.
+        columns: More columns, of `CHOSEN`.
+    """
     # Each source event at its own time, or each user's last one as seen from the window's last instant.
     moment, last = (
         ("$end - INTERVAL 1 MICROSECOND", f"QUALIFY row_number() OVER (PARTITION BY {USER_ID} ORDER BY {_LATEST}) = 1")
-        if spec.settings["generation"].get("contexts") == "users"
+        if _of_users(spec)
         else (SOURCE_TIMESTAMP, "")
     )
-    asked = not_held_out_sql(spec.settings, USER_ID)
-    # A causal run may not know who comes to the target domain within its window.
-    before = "$start" if spec.mode == "causal" else "'infinity'::TIMESTAMPTZ"
-    rows = connection.sql(
-        f"""SELECT *, md5_number_lower(concat($seed, ':', {context_text(ITEM_ID)})) AS noise_key,
-            {USER_ID} NOT IN (SELECT {USER_ID} FROM {Table.TARGET_EVENTS}
-                WHERE {EVENT_TIMESTAMP} < {before} AND {CREATED_TIMESTAMP} <= $as_of AND {bucket}) AS newcomer
+    wanted = ", ".join((USER_ID, ITEM_ID, EVENT_TIMESTAMP, SOURCE_TIMESTAMP, "noise_key", "newcomer", *columns))
+    query = f"""SELECT {wanted}
+        FROM (SELECT *, md5_number_lower(concat($seed, ':', {context_text(ITEM_ID)})) AS noise_key
             FROM (SELECT {USER_ID}, {ITEM_ID}, {moment} AS {EVENT_TIMESTAMP}, {SOURCE_TIMESTAMP}
-            FROM (SELECT DISTINCT {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP} AS {SOURCE_TIMESTAMP} FROM {Table.SOURCE_EVENTS}
-                  WHERE {EVENT_TIMESTAMP} >= $start AND {EVENT_TIMESTAMP} < $end
-                    AND {CREATED_TIMESTAMP} <= $as_of AND {bucket} AND {asked}) {last})
-            ORDER BY {USER_ID}, {EVENT_TIMESTAMP}, {ITEM_ID}""",
-        params={"seed": spec.seed, "start": spec.start, "end": spec.end, "as_of": spec.as_of},
-    ).to_arrow_table()
+                FROM (SELECT DISTINCT {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP} AS {SOURCE_TIMESTAMP}
+                    FROM {Table.SOURCE_EVENTS} WHERE {_IN_WINDOW} AND {_OF_CHOSEN}) {last}))
+        JOIN {CHOSEN} USING ({USER_ID}) ORDER BY {USER_ID}, {EVENT_TIMESTAMP}, {ITEM_ID}"""
+    return connection.sql(query, params=_used(spec, query))
+
+
+def consumed_of(connection: Any, spec: RunSpec, *columns: str) -> Any:
+    """What `CHOSEN` users consumed, as `read_bucket` gives it: a DuckDB relation, or None; arguments as for `contexts_of`."""
     if not spec.settings["generation"]["exclude_consumed"]:
-        return rows, None
-    consumed = connection.sql(
-        f"""SELECT {USER_ID}, {ITEM_ID}, min({EVENT_TIMESTAMP}) AS {EVENT_TIMESTAMP} FROM {Table.TARGET_EVENTS}
-            WHERE {EVENT_TIMESTAMP} < $end AND {CREATED_TIMESTAMP} <= $as_of AND {bucket}
-            GROUP BY {USER_ID}, {ITEM_ID} ORDER BY {USER_ID}, {EVENT_TIMESTAMP}, {ITEM_ID}""",
-        params={"end": spec.end, "as_of": spec.as_of},
-    ).to_arrow_table()
-    return rows, consumed
+        return None
+    wanted = ", ".join((USER_ID, ITEM_ID, EVENT_TIMESTAMP, *columns))
+    query = f"""SELECT {wanted}
+        FROM (SELECT {USER_ID}, {ITEM_ID}, min({EVENT_TIMESTAMP}) AS {EVENT_TIMESTAMP} FROM {Table.TARGET_EVENTS}
+            WHERE {EVENT_TIMESTAMP} < $end AND {CREATED_TIMESTAMP} <= $as_of AND {_OF_CHOSEN} GROUP BY {USER_ID}, {ITEM_ID})
+        JOIN {CHOSEN} USING ({USER_ID}) ORDER BY {USER_ID}, {EVENT_TIMESTAMP}, {ITEM_ID}"""
+    return connection.sql(query, params=_used(spec, query))
+
+
+def _of_users(spec: RunSpec) -> bool:
+    return bool(spec.settings["generation"].get("contexts") == "users")
+
+
+def _used(spec: RunSpec, query: str) -> dict[str, Any]:
+    """Of the run, what a query names: DuckDB refuses parameters that it does not."""
+    known = {"seed": spec.seed, "start": spec.start, "end": spec.end, "as_of": spec.as_of}
+    return {name: value for name, value in known.items() if f"${name}" in query}
 
 
 def _open_events(connection: Any, settings: Settings, spec: RunSpec) -> None:

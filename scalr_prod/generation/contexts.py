@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.translator.versions import Vocabulary
 
-__all__ = ["HISTORY_ITEMS", "HISTORY_TIMES", "Consumed", "batches", "count_contexts", "encode_histories", "user_slices"]
+__all__ = ["HISTORY_ITEMS", "HISTORY_TIMES", "Consumed", "batches", "count_contexts", "encode_histories"]
 
 #: Columns of the point-in-time join that hold a history.
 HISTORY_ITEMS: Final = "source_user_history__item_ids"
@@ -54,29 +54,6 @@ def count_contexts(
         {"start": start, "end": end, "as_of": as_of},
     ).fetchone()
     return int(row[0]), int(row[1])
-
-
-def user_slices(users: pa.ChunkedArray, most: int) -> list[tuple[int, int]]:
-    """Cut rows that are sorted by user into slices of about ``most`` rows, never through a user.
-
-    Returns:
-        Half-open row ranges.
-    """
-    import pyarrow.compute as pc
-
-    rows = len(users)
-    if rows <= most:
-        return [(0, rows)] if rows else []
-    changes = pc.not_equal(users.slice(1), users.slice(0, rows - 1)).to_numpy()
-    borders = np.append(np.flatnonzero(changes) + 1, rows)
-    slices, start = [], 0
-    while start < rows:
-        # The last border within reach, or the first one beyond where a single user has more rows than that.
-        reach = int(np.searchsorted(borders, start + most, side="right")) - 1
-        stop = int(borders[reach]) if reach >= 0 and borders[reach] > start else int(borders[reach + 1])
-        slices.append((start, stop))
-        start = stop
-    return slices
 
 
 def encode_histories(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Generate a run: tasks over user buckets, then the alignment; the driver alone keeps the ledger.
+"""Generate a run: one pass over the logs, tasks over slices of users, then the alignment; the driver alone keeps the ledger.
 
 Parts that are there and whole are kept, so that a run goes on from where it stopped.
 """
@@ -19,6 +19,7 @@ from scalr_prod.generation.cluster import open_cluster, tell_driver, warm_up
 from scalr_prod.generation.partition import REASONS, candidate_schema, kept_part, make_part, parts_folder
 from scalr_prod.generation.parts import identity, part_path, read_manifest, remove_others, write_json
 from scalr_prod.generation.report import GenerationReport
+from scalr_prod.generation.slices import lay_out, remove_slices
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger, RunState, run_folder
 from scalr_prod.logs import about, start_logging
@@ -114,7 +115,7 @@ def _make_parts(
         warm_up(settings)
         for table, version in spec.table_versions.items():
             Lake.open(settings).open_table(Table(table), version=version)  # told now, not by every worker
-        total = _count_contexts(settings, spec)
+        total = lay_out(settings, spec, partitions)
         done = sum(manifest["contexts"] for manifest in manifests.values())
         with (
             serving(),
@@ -126,6 +127,7 @@ def _make_parts(
             for manifest in cluster.map(_task, ((lean, spec, number, partitions) for number in missing)):
                 manifests[manifest["partition"]] = manifest
                 ledger.record_partition(spec.run_id, manifest["partition"], manifest)
+    remove_slices(settings, spec)
     return [manifests[number] for number in range(partitions)], missing
 
 
@@ -152,16 +154,6 @@ def _for_worker(settings: Settings) -> Settings:
         return settings
     threads = max(1, settings.serving.threads // settings.compute.workers)
     return settings.model_copy(update={"serving": settings.serving.model_copy(update={"threads": threads})})
-
-
-def _count_contexts(settings: Settings, spec: RunSpec) -> int:
-    from scalr_prod.duck import open_duckdb, staging_folder
-    from scalr_prod.generation.contexts import count_contexts
-
-    table = Table.SOURCE_EVENTS
-    with staging_folder(settings, "count") as folder, open_duckdb(settings, folder) as connection:
-        connection.register("events", Lake.open(settings).dataset(table, version=spec.table_versions[table]))
-        return count_contexts(connection, spec.settings, start=spec.start, end=spec.end, as_of=spec.as_of)[0]
 
 
 def _align(settings: Settings, spec: RunSpec) -> Aligned:

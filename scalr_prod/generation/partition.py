@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One partition's task: the window's contexts of one user bucket → a part on disk. Pure: the same run gives the same rows.
+"""One partition's task: its slices of the window's contexts → a part on disk. Pure: the same run gives the same rows.
 
 What is read is pinned: tables at the run's versions, rows known by its ``as_of``. What is written depends neither on the number
 of partitions, workers or batches, nor on where the translator runs.
@@ -27,9 +27,10 @@ from scalr_prod.contracts import (
     source_item_sql,
 )
 from scalr_prod.generation import contexts as encoding
-from scalr_prod.generation.bucket import SOURCE_TIMESTAMP, ask, context_text, in_scoring_order, read_bucket
+from scalr_prod.generation.bucket import SOURCE_TIMESTAMP, ask, context_text, in_scoring_order
 from scalr_prod.generation.confidence import confidence
 from scalr_prod.generation.parts import identity, part_path, read_manifest, seal, writing
+from scalr_prod.generation.slices import read_slices
 from scalr_prod.ledger import run_folder
 from scalr_prod.resident import peak_mb
 from scalr_prod.translator.contexts import Samples
@@ -63,9 +64,6 @@ logger = logging.getLogger(__name__)
 #: Why a draw became no event, as far as one partition can tell.
 REASONS: Final = ("below_lift", "none_eligible", "duplicate")
 
-#: Contexts that are held in memory at a time, with their histories.
-_SLICE: Final = 50_000
-
 
 def parts_folder(settings: Settings, run_id: str) -> Path:
     """``<home>/runs/<run_id>/parts``."""
@@ -95,20 +93,21 @@ def make_part(
     *,
     translated: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Translate the contexts of one user bucket and write them as a part.
+    """Translate one task's slices of contexts, which `slices.lay_out` wrote, into a part.
 
     Args:
         settings: The project's settings.
         spec: The run.
-        partition: The bucket.
-        partitions: How many there are.
+        partition: The task's number.
+        partitions: How many tasks there are.
         translated: Called with the number of contexts translated since the last call.
 
     Returns:
         The part's manifest: plain JSON values.
 
     Raises:
-        ScalrError: Of the lake, the feature store or the scorer.
+        GenerationError: Its contexts are not laid out.
+        ScalrError: Of the feature store or the scorer.
     """
     from scalr_prod.duck import open_duckdb, staging_folder
 
@@ -119,11 +118,10 @@ def make_part(
     path = part_path(parts_folder(settings, spec.run_id), partition)
     with staging_folder(settings, "generate") as folder, open_duckdb(settings, folder) as connection:
         connection.execute("SET threads = 1")  # one task, one core: the other cores have tasks of their own
-        rows, real = read_bucket(connection, settings, spec, partition, partitions)
-        consumed = None if real is None else encoding.Consumed.of(real, tools.vocabulary)
         with writing(path, tools.schema) as write:
-            for start, stop in encoding.user_slices(rows[USER_ID], _SLICE):
-                part = in_scoring_order(rows.slice(start, stop - start), spec, tools.folds)
+            for rows, real in read_slices(settings, spec, partition, partitions):
+                consumed = None if real is None else encoding.Consumed.of(real, tools.vocabulary)
+                part = in_scoring_order(rows, spec, tools.folds)
                 drawn, table = draw(settings, connection, spec, tools, part, consumed, translated=translated)
                 tally.add(part, drawn, table)
                 tally.count_sources(connection, part, tools.sources)

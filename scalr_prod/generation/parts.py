@@ -40,9 +40,9 @@ def part_path(folder: Path, partition: int) -> Path:
 
 
 def identity(spec: RunSpec, partition: int, partitions: int) -> dict[str, Any]:
-    """What a part's manifest says of which part it is: a part that a former version made with other columns is none of ours."""
+    """What a part's manifest says of which part it is: one that a former version made, of other columns or users, is none of ours."""
     columns = schema_of(Table.SYNTHETIC_TARGET_EVENTS, user="string", item="string").names
-    return {"run_id": spec.run_id, "partition": partition, "partitions": partitions, "columns": columns}
+    return {"run_id": spec.run_id, "partition": partition, "partitions": partitions, "columns": columns, "cut": "by user"}
 
 
 def manifest_path(path: Path) -> Path:
@@ -52,7 +52,7 @@ def manifest_path(path: Path) -> Path:
 
 @contextmanager
 def writing(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
-    """Write a Parquet file row group by row group; it appears under its name only once it is whole.
+    """Write a Parquet file, a row group at each call; it appears under its name only once it is whole.
 
     Args:
         path: Its name in the end.
@@ -65,7 +65,7 @@ def writing(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None
     try:
         # A writer that cannot write its end does not close a file that it opened itself, and a full disk would stay full.
         with unfinished.open("wb") as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
-            yield writer.write_table
+            yield lambda table: writer.write_table(table, max(len(table), 1))
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)

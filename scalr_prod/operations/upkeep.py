@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 _ENDED: Final = (RunState.PUBLISHED, RunState.ROLLED_BACK, RunState.REJECTED)
 #: What of a run's folder goes. Its spec, figures and verdict stay, and the accepted rows: a run that was rolled back may be published
 #: again.
-_PARTS: Final = ("parts", "candidates")
+_PARTS: Final = ("asked", "parts", "candidates")
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ def accepted_run(project):
     )
     table = pa.Table.from_pandas(rows, schema=schema, preserve_index=False)
     folder = run_folder(settings, spec.run_id)
-    for name in ("parts", "candidates"):
+    for name in ("asked/contexts", "parts", "candidates"):
         with writing(part_path(folder / name, 0), schema) as write:
             write(table)
     files = write_accepted(folder, table.to_reader(), schema)

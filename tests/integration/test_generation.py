@@ -23,6 +23,7 @@ from scalr_prod.contracts import Table
 from scalr_prod.errors import LedgerError, SchedulerUnreachable, TranslatorError
 from scalr_prod.generation import GenerationReport, generate, plan_run
 from scalr_prod.generation.parts import part_path
+from scalr_prod.generation.slices import lay_out
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger, RunSpec, RunState, run_folder
 from scalr_prod.policy import Policy, logs_digest, policy_path, settings_digest
@@ -85,6 +86,7 @@ def test_the_report_adds_up_and_the_run_is_written_down(config, made):
     assert report.drawn == 2 * report.contexts == report.events + sum(report.dropped.values())
     assert (report.events, report.users, report.items) == (len(rows), rows["user_id"].nunique(), rows["item_id"].nunique())
     assert (report.parts_made, report.parts_kept) == (5, 0)
+    assert not (run_folder(settings, spec.run_id) / "asked").exists()
     assert 0 < report.coverage <= 1
     assert report.bucket_distance["after"] < report.bucket_distance["before"]
     assert json.loads(json.dumps(report.to_json())) == report.to_json()
@@ -165,7 +167,12 @@ def test_missing_and_damaged_parts_are_made_again_and_others_kept(config, here, 
     parts[0].unlink()
     parts[2].write_bytes(parts[2].read_bytes()[:-1])
     part_path(folder / "candidates", 1).unlink()
+    # What a killed driver leaves of the contexts that it lays out: one file with its manifest, and one without.
+    lay_out(settings, spec, 5)
+    for path in (folder / "asked").rglob("_part-0000[1-4].json"):
+        path.unlink()
     report = generate(settings, spec)
+    assert not (folder / "asked").exists()
     after = [part.stat().st_mtime_ns for part in parts]
     assert (report.parts_made, report.parts_kept) == (2, 3)
     assert [old == new for old, new in zip(before, after, strict=True)] == [False, True, False, True, True]

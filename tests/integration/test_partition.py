@@ -15,9 +15,10 @@ import pytest
 
 from scalr_prod.contracts import Table
 from scalr_prod.errors import TranslatorError
-from scalr_prod.generation import partition, plan_run
+from scalr_prod.generation import plan_run, slices
 from scalr_prod.generation.partition import candidate_schema, close_tools, kept_part, make_part, parts_folder
 from scalr_prod.generation.parts import part_path
+from scalr_prod.generation.slices import lay_out
 from scalr_prod.lake import Lake
 from scalr_prod.settings import load_settings
 from scalr_prod.tombstones import Tombstone, Tombstones
@@ -49,7 +50,9 @@ def make(config: Path, spec=None, **generation):
     settings = load_settings(config, generation=generation, **LOCAL)
     spec = spec or plan_run(settings, version=1)
     count = settings.generation.partitions
+    contexts = lay_out(settings, spec, count)
     manifests = [make_part(settings, spec, number, count) for number in range(count)]
+    assert contexts == sum(manifest["contexts"] for manifest in manifests)
     files = [part_path(parts_folder(settings, spec.run_id), number) for number in range(count)]
     rows = pd.concat([pd.read_parquet(file) for file in files])
     return settings, spec, manifests, rows.sort_values("event_id", ignore_index=True)
@@ -179,7 +182,7 @@ def test_probabilities_are_those_of_the_translator(made):
 
 @pytest.mark.parametrize("cut", [{"partitions": 1, "batch_size": 64}, {"partitions": 5, "batch_size": 1024}])
 def test_how_the_work_is_cut_changes_no_row(config, made, cut, monkeypatch):
-    monkeypatch.setattr(partition, "_SLICE", 700)
+    monkeypatch.setattr(slices, "_SLICE", 700)
     _, spec, _, rows = make(config, **cut)
     assert spec == made[1]
     pd.testing.assert_frame_equal(rows, made[3], rtol=0, atol=1e-5)
@@ -215,6 +218,7 @@ def test_a_failing_translator_leaves_no_part(config, made):
     weights = settings.home / "models" / "translator" / "1" / "translator.safetensors"
     whole = weights.read_bytes()
     count = 4
+    lay_out(settings, spec, count)
     try:
         weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
         with pytest.raises(TranslatorError):

@@ -14,7 +14,6 @@ from scalr_prod.generation.contexts import (
     Consumed,
     batches,
     encode_histories,
-    user_slices,
 )
 from scalr_prod.instants import micros_of
 from scalr_prod.translator.contexts import NO_ITEM, Contexts
@@ -127,18 +126,6 @@ def test_exclusions_are_what_was_consumed_strictly_before(events, asked):
         want = {TARGET.index(item) for who, item, when in events if who == user and when < time and item in TARGET}
         assert set(row[row != NO_ITEM].tolist()) == want
     assert matrix.shape[1] == had.count.max()
-
-
-@given(st.lists(st.integers(1, 9), max_size=12), st.integers(1, 12))
-def test_slices_cover_all_rows_and_cut_no_user(sizes, most):
-    names = pa.chunked_array(
-        [pa.array([f"u{number:02}" for number, size in enumerate(sizes) for _ in range(size)], pa.string())]
-    )
-    slices = user_slices(names, most)
-    assert [row for start, stop in slices for row in range(start, stop)] == list(range(len(names)))
-    owners = [set(names.slice(start, stop - start).to_pylist()) for start, stop in slices]
-    assert sum(map(len, owners)) == len(sizes)
-    assert all(stop - start <= most or len(own) == 1 for (start, stop), own in zip(slices, owners, strict=True))
 
 
 @pytest.mark.parametrize("size", [1, 3, 100])

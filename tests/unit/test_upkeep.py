@@ -30,7 +30,7 @@ def staged(project, seed, state, **changes):
     run_id = project.ledger.begin_run(make_spec(seed=seed, **changes)).run_id
     to_state(project.ledger, run_id, state)
     folder = run_folder(project.settings, run_id)
-    for name in ("parts", "candidates", "accepted"):
+    for name in ("asked", "parts", "candidates", "accepted"):
         (folder / name).mkdir(parents=True)
         (folder / name / "part-00000.parquet").write_bytes(b"x" * 100)
     (folder / "gate.json").write_text("{}")
@@ -84,12 +84,12 @@ def test_parts_go_of_runs_that_have_ended_and_their_verdict_stays(opened):
     ]
     report = opened.maintain()
     assert names(report, "run") == sorted(ended)
-    assert report.bytes == 3 * 2 * 100
+    assert report.bytes == 3 * 3 * 100
     for run_id in ended:
         assert sorted(path.name for path in run_folder(opened.settings, run_id).iterdir()) == ["accepted", "gate.json"]
         assert opened.ledger.run(run_id).run_id == run_id
     for run_id in others:
-        assert len(list(run_folder(opened.settings, run_id).rglob("*.parquet"))) == 3
+        assert len(list(run_folder(opened.settings, run_id).rglob("*.parquet"))) == 4
     assert opened.maintain().removed == []
     assert not list((opened.settings.home / "staging").glob("*"))
 

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run asks, laid out once for all of its tasks: contexts by user, cut into slices, in ``<home>/runs/<run_id>/asked``.
+
+The driver reads the logs in one pass. Each task reads its own slices, so that all tasks together read each context once, however
+many tasks there are; and a slice is of users that follow each other, so that what is read of other tables for it lies together
+there. A file has a row group a slice, and a manifest. A run that goes on finds what is whole; it goes once all parts are made.
+"""
+
+from __future__ import annotations
+
+import shutil
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from scalr_prod.contracts import USER_ID
+from scalr_prod.errors import GenerationError
+from scalr_prod.generation.bucket import CHOSEN, choose_users, consumed_of, contexts_of
+from scalr_prod.generation.parts import identity, part_path, read_manifest, remove_others, seal, writing
+from scalr_prod.ledger import run_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import pyarrow as pa
+
+    from scalr_prod.ledger import RunSpec
+    from scalr_prod.settings import Settings
+
+__all__ = ["lay_out", "read_slices", "remove_slices"]
+
+#: Contexts that a task holds in memory at a time, with their histories.
+_SLICE: Final = 50_000
+_BATCH: Final = 100_000
+_NUMBER: Final = "slice"
+
+
+def lay_out(settings: Settings, spec: RunSpec, partitions: int) -> int:
+    """Write what each task of a run is to read, or find it written.
+
+    Args:
+        settings: The project's settings.
+        spec: The run.
+        partitions: Number of tasks. Each gets about as many contexts, of users that follow each other in the order of their ids.
+
+    Returns:
+        How many contexts there are.
+
+    Raises:
+        LakeError: A table cannot be read.
+    """
+    from scalr_prod.duck import open_duckdb, staging_folder
+
+    found = _laid_out(settings, spec, partitions)
+    if found is not None:
+        return found
+    with staging_folder(settings, "contexts") as folder, open_duckdb(settings, folder) as connection:
+        choose_users(connection, settings, spec)
+        slices = _cut(connection, partitions)
+        rows = _write(_folder(settings, spec, "contexts"), spec, slices, contexts_of(connection, spec, _NUMBER))
+        consumed = consumed_of(connection, spec, _NUMBER)
+        if consumed is not None:
+            _write(_folder(settings, spec, "consumed"), spec, slices, consumed)
+    return rows
+
+
+def read_slices(
+    settings: Settings, spec: RunSpec, partition: int, partitions: int
+) -> Iterator[tuple[pa.Table, pa.Table | None]]:
+    """One task's slices: contexts, and what their users consumed in the target domain, as `read_bucket` gives both.
+
+    Raises:
+        GenerationError: What the driver laid out is not there.
+    """
+    import pyarrow.parquet as pq
+
+    paths = [part_path(_folder(settings, spec, name), partition) for name in _names(spec)]
+    for path in paths:
+        if read_manifest(path, **identity(spec, partition, partitions)) is None:
+            raise GenerationError(
+                "the contexts that this task is to translate are missing or damaged",
+                where=str(path),
+                next_step="check that every worker sees the project's home, then go on, which writes them anew: scalr runs resume",
+            ).at(run_id=spec.run_id)
+    files = [pq.ParquetFile(path) for path in paths]
+    try:
+        for number in range(files[0].num_row_groups):
+            rows, *consumed = (file.read_row_group(number) for file in files)
+            yield rows, consumed[0] if consumed else None
+    finally:
+        for file in files:
+            file.close()
+
+
+def remove_slices(settings: Settings, spec: RunSpec) -> None:
+    """Remove what `lay_out` wrote, if anything."""
+    shutil.rmtree(_folder(settings, spec), ignore_errors=True)
+
+
+def _folder(settings: Settings, spec: RunSpec, name: str = "") -> Path:
+    return run_folder(settings, spec.run_id) / "asked" / name
+
+
+def _names(spec: RunSpec) -> tuple[str, ...]:
+    return ("contexts", "consumed") if spec.settings["generation"]["exclude_consumed"] else ("contexts",)
+
+
+def _laid_out(settings: Settings, spec: RunSpec, partitions: int) -> int | None:
+    """How many contexts are laid out, where all is there and whole."""
+    rows = 0
+    for number in range(partitions):
+        for name in _names(spec):
+            manifest = read_manifest(part_path(_folder(settings, spec, name), number), **identity(spec, number, partitions))
+            if manifest is None:
+                return None
+            rows += int(manifest["rows"]) if name == "contexts" else 0
+    return rows
+
+
+def _cut(connection: Any, partitions: int) -> list[list[int]]:
+    """Give each chosen user a slice, so that all have about as many contexts; gives the numbers of each task's slices.
+
+    No user is cut in two: after one with very many, numbers are missing.
+    """
+    (contexts,) = connection.execute(f"SELECT coalesce(sum(contexts), 0)::BIGINT FROM {CHOSEN}").fetchone()
+    each = max(1, -(-contexts // (partitions * _SLICE)))
+    connection.execute(
+        f"""CREATE OR REPLACE TEMP TABLE {CHOSEN} AS SELECT {USER_ID}, newcomer,
+            CAST((sum(contexts) OVER (ORDER BY {USER_ID}) - contexts) * {partitions * each} // {max(contexts, 1)} AS BIGINT)
+            AS {_NUMBER} FROM {CHOSEN}"""
+    )
+    numbers = [row[0] for row in connection.execute(f"SELECT DISTINCT {_NUMBER} FROM {CHOSEN} ORDER BY ALL").fetchall()]
+    found: list[list[int]] = [[] for _ in range(partitions)]
+    for number in numbers:
+        found[number // each].append(number)
+    return found
+
+
+def _write(folder: Path, spec: RunSpec, slices: list[list[int]], relation: Any) -> int:
+    """Write the rows of a relation, which come slice by slice, to a file for each task; gives how many there are.
+
+    A slice without rows has a row group, too, so that the files of a task agree.
+    """
+    partitions, reader = len(slices), relation.to_arrow_reader(_BATCH)
+    schema = reader.schema.remove(reader.schema.get_field_index(_NUMBER))
+    found, rows = _by_slice(reader), 0
+    following = next(found, None)
+    for part, numbers in enumerate(slices):
+        path, written = part_path(folder, part), 0
+        with writing(path, schema) as write:
+            for number in numbers:
+                table = schema.empty_table()
+                if following is not None and following[0] == number:
+                    table, following = following[1], next(found, None)
+                write(table)
+                written += len(table)
+        seal(path, identity(spec, part, partitions) | {"rows": written})
+        rows += written
+    remove_others(folder, partitions)
+    return rows
+
+
+def _by_slice(reader: pa.RecordBatchReader) -> Iterator[tuple[int, pa.Table]]:
+    """The rows of each slice that has any, without its number; only one slice is in memory."""
+    import pyarrow as pa
+
+    held: list[pa.RecordBatch] = []
+    at = -1
+    for batch in reader:
+        numbers = batch.column(_NUMBER).to_numpy()
+        for start, stop in pairwise([0, *(np.flatnonzero(np.diff(numbers)) + 1), len(numbers)] if len(numbers) else ()):
+            if numbers[start] != at and held:
+                yield at, pa.Table.from_batches(held)
+                held = []
+            at = int(numbers[start])
+            held.append(batch.slice(start, stop - start).drop_columns(_NUMBER))
+    if held:
+        yield at, pa.Table.from_batches(held)
