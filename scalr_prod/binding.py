@@ -16,6 +16,8 @@ from scalr_prod.errors import DomainsMixed, ProjectsMixed
 from scalr_prod.identity import Identity
 
 if TYPE_CHECKING:
+    from deltalake import DeltaTable
+
     from scalr_prod.contracts import Domain
     from scalr_prod.domains import DomainSettings
     from scalr_prod.lake import Lake
@@ -57,22 +59,30 @@ def description_of(settings: Settings, domain: Domain) -> str:
     return f"{_PREFIX}{_named(settings, domain).name}"
 
 
-def check_domains(settings: Settings, lake: Lake) -> None:
+def check_domains(settings: Settings, lake: Lake) -> dict[Table, DeltaTable]:
     """Make sure that the settings name the project and the domains that the lake's tables are bound to.
 
     A domain may bear a new name where its former one is given as ``formerly``, and several source domains may get more company; the next
     ingest binds the table anew.
+
+    Returns:
+        The events tables that there are, as they were opened for it.
 
     Raises:
         ProjectsMixed: They name another project. Nothing was written.
         DomainsMixed: They name other domains, or the same two swapped, or several sources where there was one. Nothing was written.
     """
     _check_project(settings, lake)
-    described = {domain: lake.description(Table.events(domain)) if _there(lake, domain) else None for domain in _OTHER}
+    tables = {domain: Table.events(domain) for domain in _OTHER}
+    opened = {table: lake.open_table(table) for table in tables.values() if lake.exists(table)}
+    described = {
+        domain: lake.description(table, opened=opened[table]) if table in opened else None for domain, table in tables.items()
+    }
     if settings.domains.several or (described["source"] or "").startswith(_SEVERAL):
         _check_several(settings, lake, described)
     else:
         _check_pair(settings, lake, {domain: _bound(text) for domain, text in described.items()})
+    return opened
 
 
 def _check_project(settings: Settings, lake: Lake) -> None:
@@ -150,10 +160,6 @@ def _next_step(*, swapped: bool, renamed: dict[Domain, str | None]) -> str:
         lines = " and ".join(f'[domains.{domain}] formerly = "{name}"' for domain, name in renamed.items())
         advice += f"; if the same logs only bear a new name, set {lines}, and run: scalr ingest"
     return advice
-
-
-def _there(lake: Lake, domain: Domain) -> bool:
-    return lake.exists(Table.events(domain))
 
 
 def _bound(described: str | None) -> str | None:

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, urlparse
 
@@ -150,7 +150,7 @@ def local_files(table: DeltaTable) -> list[str] | None:
         if parsed.scheme not in {"", "file"}:
             return None
         path = unquote(parsed.path) if parsed.scheme == "file" else uri
-        if GLOB & set(path) or not Path(path).is_absolute():
+        if GLOB & set(path) or not os.path.isabs(path):  # noqa: PTH117 - of each file
             return None
         files.append(path)
     return files

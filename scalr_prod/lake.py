@@ -8,6 +8,7 @@ from one whose outcome is unknown.
 from __future__ import annotations
 
 import math
+import os
 import re
 import socket
 from dataclasses import dataclass
@@ -221,6 +222,19 @@ class Lake:
             raise self._gone(table, version, f"{missing} was removed")
         return found
 
+    def follow(self, table: Table, opened: DeltaTable) -> None:
+        """Bring an open table up to its latest version: much less work than opening it again, also where the log was cut since.
+
+        Raises:
+            LakeError: Its log cannot be read.
+        """
+        from deltalake.exceptions import DeltaError
+
+        try:
+            opened.update_incremental()
+        except (DeltaError, OSError) as error:
+            raise self._unreadable(table, error) from error
+
     def readable(self, table: Table, version: int) -> bool:
         """Whether a former version, and on disk each of its files, is still there."""
         try:
@@ -287,9 +301,9 @@ class Lake:
             next_step="a vacuum has removed it; plan the run on today's tables: scalr generate",
         )
 
-    def description(self, table: Table) -> str:
-        """What the table's log says of it; empty where it says nothing."""
-        return self._open_ours(table).metadata().description or ""
+    def description(self, table: Table, *, opened: DeltaTable | None = None) -> str:
+        """What the table's log says of it; empty where it says nothing. ``opened``: the table, where it is open already."""
+        return self._ours(table, self.open_table(table) if opened is None else opened).metadata().description or ""
 
     def describe(self, table: Table, description: str, *, key: str) -> Commit:
         """Change the table's description, once per key.
@@ -564,7 +578,7 @@ class Lake:
 
     def _once(self, table: Table, key: str, write: Callable[[DeltaTable], object], opened: DeltaTable | None = None) -> Commit:
         if opened is not None:
-            opened.update_incremental()  # it may have moved on: much less work than opening it again
+            self.follow(table, opened)  # it may have moved on
         delta = self._ours(table, self.open_table(table) if opened is None else opened)
         if delta.transaction_version(key) is not None:
             known = _version_of(delta, key)
@@ -575,6 +589,8 @@ class Lake:
             # deltalake raises exceptions of many kinds (DeltaError, OSError, pyarrow's); the log alone tells what happened.
             self._settle(table, key, error)
             delta = self.open_table(table)
+            if opened is not None:
+                self.follow(table, opened)
             known = _version_of(delta, key)
             return self._written(table, delta.version() if known is None else known)
         # The handle stands at the version that its own commit made, whatever others have added since.
@@ -615,7 +631,7 @@ def _files_beside_log(folder: Path) -> list[Path]:
 
 def _missing_file(table: DeltaTable) -> str | None:
     """The first file of a table on disk that is not there any more. Object stores are not asked, file by file, beforehand."""
-    return next((uri for uri in table.file_uris() if "://" not in uri and not Path(uri).exists()), None)
+    return next((uri for uri in table.file_uris() if "://" not in uri and not os.path.exists(uri)), None)  # noqa: PTH110 - of each file
 
 
 def _properties(

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["HistoriesReport", "TableReport", "build_histories", "histories_built"]
 
 
-_TABLES = ("source_user_history", "target_user_history", "target_item_stats")
-
-
 @dataclass(frozen=True)
 class TableReport:
     """What became of one table.
@@ -75,20 +72,17 @@ def build_histories(settings: Settings, *, progress: bool = False) -> HistoriesR
         CommitFailed: The lake refused a commit; the tables are as they were.
     """
     from scalr_prod.binding import check_domains
-    from scalr_prod.contracts import Table
-    from scalr_prod.histories.build import build_table
+    from scalr_prod.histories.build import build_tables
     from scalr_prod.lake import Lake
 
     lake = Lake.open(settings)
-    check_domains(settings, lake)
-    return HistoriesReport({name: build_table(settings, lake, Table(name), progress=progress) for name in _TABLES})
+    opened = check_domains(settings, lake)
+    return HistoriesReport(build_tables(settings, lake, opened, progress=progress))
 
 
 def histories_built(settings: Settings) -> bool:
     """Whether all of the tables were made from the events that there are, with these settings."""
-    from scalr_prod.contracts import Table
-    from scalr_prod.histories.build import is_built
+    from scalr_prod.histories.build import all_built
     from scalr_prod.lake import Lake
 
-    lake = Lake.open(settings)
-    return all(is_built(settings, lake, Table(name)) for name in _TABLES)
+    return all_built(settings, Lake.open(settings))

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
 from scalr_prod.errors import LakeError
-from scalr_prod.growth import fragments_of, growth, local_files
+from scalr_prod.growth import fragments_of, growth, local_files, records_of
 from scalr_prod.hashing import stable_hash_sql
 from scalr_prod.instants import datetime_of
 from scalr_prod.replacements import replaced_since
@@ -29,11 +29,13 @@ if TYPE_CHECKING:
 
     from scalr_prod.lake import Lake
 
-__all__ = ["Addition", "Built", "addition", "all_ordered", "known_by_file", "new_ordered"]
+__all__ = ["Addition", "Built", "Events", "addition", "all_ordered", "known_by_file", "new_ordered"]
 
 logger = logging.getLogger(__name__)
 
 _BATCH = 65_536
+#: So many old events are held in the session (of integer ids: 32 bytes each), so that each of their files is read once.
+_HELD = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,32 @@ class Built:
 
 
 @dataclass(frozen=True)
+class Events:
+    """An events table, opened once at each version that is asked for.
+
+    Attributes:
+        lake: Where it lies.
+        table: Which one.
+        now: As it is to be built from.
+    """
+
+    lake: Lake
+    table: Table
+    now: DeltaTable
+    _former: dict[int, DeltaTable] = field(default_factory=dict)
+
+    def at(self, version: int) -> DeltaTable:
+        """As it was.
+
+        Raises:
+            LakeError: Its log or its files were cleaned up.
+        """
+        if version not in self._former:
+            self._former[version] = self.lake.open_table(self.table, version=version)
+        return self._former[version]
+
+
+@dataclass(frozen=True)
 class Addition:
     """Events that were added since a table was built.
 
@@ -79,48 +107,44 @@ class Addition:
     marks: npt.NDArray[np.int64]
 
 
-def addition(lake: Lake, table: Table, events: Table, now: DeltaTable, built: Built | None, shape: str) -> Addition | None:
+def addition(table: Table, events: Events, built: Built | None, shape: str) -> Addition | None:
     """What was added since; None where the table has to be built anew: the log says why.
 
     Args:
-        lake: The lake.
         table: What is built.
-        events: The events table.
-        now: The events as they are to be built from.
-        built: What the table was built from.
+        events: What it is to be built from.
+        built: What it was built from.
         shape: What it is to be.
     """
-    found = _addition(lake, events, now, built, shape)
+    found = _addition(events, built, shape)
     if isinstance(found, Addition):
         return found
     logger.info("%s is built from all events: %s", table.value, found)
     return None
 
 
-def _addition(lake: Lake, events: Table, now: DeltaTable, built: Built | None, shape: str) -> Addition | str:
+def _addition(events: Events, built: Built | None, shape: str) -> Addition | str:
     """What was added, or why it cannot be told."""
+    now, name = events.now, events.table.value
     if built is None or built.known_until is None:
         return "nothing says what it was built from before" if built is None else "it was built from no events"
     other_events = built.events != str(now.metadata().id) or built.version > now.version()
     if built.shape != shape or other_events:
-        return (
-            f"{events.value} is another table than before" if other_events else "the settings or the rows' layout have changed"
-        )
+        return f"{name} is another table than before" if other_events else "the settings or the rows' layout have changed"
     try:
-        before = lake.open_table(events, version=built.version)
+        before = events.at(built.version)
     except LakeError:
-        # Its log or its files were cleaned up.
-        return f"version {built.version} of {events.value}, which it was built from, cannot be read"
-    grown, replaced = growth(before, now), replaced_since(lake, events, built.version, now=now)
+        return f"version {built.version} of {name}, which it was built from, cannot be read"
+    grown, replaced = growth(before, now), replaced_since(events.lake, events.table, built.version, now=now)
     if grown.removed or replaced:
-        return f"events of {events.value} were replaced" if replaced else f"files of {events.value} were written anew"
+        return f"events of {name} were replaced" if replaced else f"files of {name} were written anew"
     new = fragments_of(now, grown.added)
     first = _first_known(new)
     if first is None or first > built.known_until:
         return Addition(before, new, built.known_until, np.append(built.known_until, known_by_file(new)))
     since, until = (datetime_of(moment).isoformat() for moment in (first, built.known_until))
     return (
-        f"a new event of {events.value} was known at {since}, others before it up to {until}; days are appended where "
+        f"a new event of {name} was known at {since}, others before it up to {until}; days are appended where "
         "[domains.*] columns names a `created` that is set at delivery"
     )
 
@@ -170,8 +194,8 @@ def new_ordered(db: Any, table: Table, added: Addition, *, reach: int) -> pa.Rec
     statistics = table is Table.TARGET_ITEM_STATS
     columns = "key, time, created" if statistics else "key, item, time, created"
     _register(db, table, "new_scan", added.new)
-    db.execute("CREATE TEMP TABLE new_events AS FROM new_scan")
-    db.execute("CREATE TEMP TABLE touched AS SELECT key, min(time) AS since FROM new_events GROUP BY key")
+    _hold(db, "new_events", "FROM new_scan")
+    _hold(db, "touched", "SELECT key, min(time) AS since FROM new_events GROUP BY key")
     # Once over all old events for what only counts, then over those that are as late as what a row can reach.
     _old(db, table, "counted", added.old)
     found = (
@@ -180,11 +204,11 @@ def new_ordered(db: Any, table: Table, added: Addition, *, reach: int) -> pa.Rec
         # Events of one time stay together, so that a few more than a row reaches may be kept.
         else f"count(*) FILTER (WHERE time < since) AS before, list_min(max(time, {reach}) FILTER (WHERE time < since)) AS horizon"
     )
-    db.execute(f"CREATE TEMP TABLE former AS SELECT key, {found} FROM counted JOIN touched USING (key) GROUP BY key")
+    _hold(db, "former", f"SELECT key, {found} FROM counted JOIN touched USING (key) GROUP BY key")
     db.execute("UPDATE former SET horizon = since FROM touched WHERE former.key = touched.key AND horizon IS NULL")
     earliest = db.sql("SELECT min(horizon) FROM former").fetchall()[0][0]
     _old(db, table, "reached", added.old, earliest=earliest)
-    db.execute(f"CREATE TEMP TABLE old_events AS SELECT {columns} FROM reached JOIN former USING (key) WHERE time >= horizon")
+    _hold(db, "old_events", f"SELECT {columns} FROM reached JOIN former USING (key) WHERE time >= horizon")
     if not statistics:
         db.execute(
             "UPDATE former SET before = before - kept FROM (SELECT key, count(*) AS kept FROM old_events "
@@ -198,18 +222,33 @@ def new_ordered(db: Any, table: Table, added: Addition, *, reach: int) -> pa.Rec
     ).to_arrow_reader(_BATCH)
 
 
+def _hold(db: Any, name: str, rows: str) -> None:
+    """A table of the session, in place of the one that the last call made."""
+    db.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS {rows}")
+
+
 def _old(db: Any, table: Table, name: str, events: DeltaTable, *, earliest: int | None = None) -> None:
     """A view of old events, or of those from a time on (µs), that reads no more columns and files than it must, where it can."""
     import pyarrow.dataset as ds
 
     files = local_files(events)
     if files:
-        listed = ", ".join("'" + file.replace("'", "''") + "'" for file in files)
         bound = "" if earliest is None else f" WHERE {EVENT_TIMESTAMP} >= make_timestamptz({earliest})"
-        _view(db, table, name, f"read_parquet([{listed}]){bound}")
+        _view(db, table, name, f"{_held(db, events, files)}{bound}")
     else:
         where = None if earliest is None else ds.field(EVENT_TIMESTAMP) >= datetime_of(earliest)
         _register(db, table, name, fragments_of(events), where=where)
+
+
+def _held(db: Any, events: DeltaTable, files: list[str]) -> str:
+    """What the events are read from: where they are few, from the session, for each table that is made from them."""
+    listed = ", ".join("'" + file.replace("'", "''") + "'" for file in files)
+    if records_of(events) > _HELD:
+        return f"read_parquet([{listed}])"
+    held = f'"{events.metadata().id}@{events.version()}"'
+    columns = f"{USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP}, {CREATED_TIMESTAMP}"
+    db.execute(f"CREATE TEMP TABLE IF NOT EXISTS {held} AS SELECT {columns} FROM read_parquet([{listed}])")
+    return held
 
 
 def _register(db: Any, table: Table, name: str, events: ds.Dataset, *, where: ds.Expression | None = None) -> None:
@@ -228,7 +267,7 @@ def _register(db: Any, table: Table, name: str, events: ds.Dataset, *, where: ds
 def _view(db: Any, table: Table, name: str, relation: str) -> None:
     names = f"{ITEM_ID} AS key" if table is Table.TARGET_ITEM_STATS else f"{USER_ID} AS key, {ITEM_ID} AS item"
     db.execute(
-        f"CREATE TEMP VIEW {name} AS SELECT {names}, epoch_us({EVENT_TIMESTAMP}) AS time, "
+        f"CREATE OR REPLACE TEMP VIEW {name} AS SELECT {names}, epoch_us({EVENT_TIMESTAMP}) AS time, "
         f"epoch_us({CREATED_TIMESTAMP}) AS created FROM {relation}"
     )
 

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import logging
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,13 +17,13 @@ from scalr_prod.duck import open_duckdb, staging_folder
 from scalr_prod.errors import CommitFailed, LakeError
 from scalr_prod.growth import fragments_of, records_of, schema_of_table
 from scalr_prod.histories import TableReport
-from scalr_prod.histories.added import Built, addition, all_ordered, known_by_file, new_ordered
+from scalr_prod.histories.added import Built, Events, addition, all_ordered, known_by_file, new_ordered
 from scalr_prod.histories.knowledge import Chunk, Rows
 from scalr_prod.lake import record_of
 from scalr_prod.progress import counting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     import numpy.typing as npt
     from deltalake import DeltaTable
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from scalr_prod.sections import HistorySettings
     from scalr_prod.settings import Settings
 
-__all__ = ["build_table", "is_built"]
+__all__ = ["all_built", "build_tables"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,56 +55,80 @@ _EVENTS = {
 }
 
 
-def is_built(settings: Settings, lake: Lake, table: Table) -> bool:
-    """Whether a table was made from the events that there are, with these settings."""
+def all_built(settings: Settings, lake: Lake) -> bool:
+    """Whether all tables were made from the events that there are, with these settings."""
+    return all(_is_built(settings, lake, table) for table in _EVENTS)
+
+
+def _is_built(settings: Settings, lake: Lake, table: Table) -> bool:
     if not lake.exists(table) or not lake.exists(_EVENTS[table]):
         return False
     return _is_fresh(lake.open_table(table), _made_from(settings, table, lake.open_table(_EVENTS[table])))
 
 
-def build_table(settings: Settings, lake: Lake, table: Table, *, progress: bool) -> TableReport:
-    """Build a table, unless it was made from the same events with the same settings.
+def build_tables(
+    settings: Settings, lake: Lake, opened: Mapping[Table, DeltaTable], *, progress: bool
+) -> dict[str, TableReport]:
+    """Build each table that was not made from the events that there are, with these settings.
+
+    Events are opened once and brought up to date for each table; one session of DuckDB reads them, so that tables made from the same
+    events share what it has read.
 
     Args:
         settings: ``[histories]``, and ``[compute] memory_mb``.
         lake: The lake.
-        table: A user-history table or the item statistics.
-        progress: Show a progress bar on stderr.
+        opened: Its events tables, as far as they are there.
+        progress: Show a progress bar on stderr for each table.
 
     Raises:
         TableNotFound: Nothing has been ingested yet.
-        CommitFailed: The table is as it was.
+        CommitFailed: The table is as it was; those before it may have been built.
     """
-    events = lake.open_table(_EVENTS[table])
+    there = {name: opened[name] if name in opened else lake.open_table(name) for name in dict.fromkeys(_EVENTS.values())}
+    events = {name: Events(lake, name, table) for name, table in there.items()}
+    with ExitStack() as stack:
+
+        @cache
+        def session() -> Any:  # where nothing is to be built, none is opened
+            folder = stack.enter_context(staging_folder(settings, "histories"))
+            return stack.enter_context(open_duckdb(settings, folder))
+
+        return {
+            table.value: _build_table(settings, lake, table, events[name], session, progress=progress)
+            for table, name in _EVENTS.items()
+        }
+
+
+def _build_table(
+    settings: Settings, lake: Lake, table: Table, events: Events, session: Callable[[], Any], *, progress: bool
+) -> TableReport:
     current = lake.open_table(table)
-    built, appended = not _is_fresh(current, _made_from(settings, table, events)), False
+    lake.follow(events.table, events.now)  # after the table: what another process has built it from meanwhile is there
+    built, appended = not _is_fresh(current, _made_from(settings, table, events.now)), False
     if built:
-        appended = _build(settings, lake, table, events, current, progress=progress)
-        current.update_incremental()
+        appended = _build(settings, lake, table, events, current, session(), progress=progress)
     return TableReport(
-        events=records_of(events),
+        events=records_of(events.now),
         rows=records_of(current),
         version=current.version(),
-        events_version=events.version(),
+        events_version=events.now.version(),
         built=built,
         appended=appended,
     )
 
 
-def _build(settings: Settings, lake: Lake, table: Table, events: DeltaTable, current: DeltaTable, *, progress: bool) -> bool:
-    """Append the rows of new events, or replace the table; gives whether rows were appended."""
-    chosen, step, version = settings.histories, _step_us(settings, table), current.version()
+def _build(
+    settings: Settings, lake: Lake, table: Table, source: Events, current: DeltaTable, db: Any, *, progress: bool
+) -> bool:
+    """Append the rows of new events, or replace the table; gives whether rows were appended. ``current`` moves on with it."""
+    chosen, step, version, events = settings.histories, _step_us(settings, table), current.version(), source.now
     shape, made_from = _shape(settings, table), _made_from(settings, table, events)
-    added = addition(lake, table, _EVENTS[table], events, Built.read(record_of(current)), shape)
+    added = addition(table, source, Built.read(record_of(current)), shape)
     if added is None:
         # Each replaced version stays behind for those who are reading it; a week later nobody is.
         lake.tidy(table)
     limit = _ROWS_PER_EVENT * records_of(events) + _ROWS_ALWAYS - (records_of(current) if added else 0)
-    with (
-        staging_folder(settings, "histories") as folder,
-        open_duckdb(settings, folder) as db,
-        counting(table.value, show=progress, total=None if added else records_of(events), unit="events") as tell,
-    ):
+    with counting(table.value, show=progress, total=None if added else records_of(events), unit="events") as tell:
         marks, after = (added.marks, added.known_until) if added else (known_by_file(fragments_of(events)), None)
         work = _Work(table, schema_of_table(current), chosen, step, marks, after, limit, tell)
         if added:
@@ -120,7 +146,8 @@ def _build(settings: Settings, lake: Lake, table: Table, events: DeltaTable, cur
             if work.failure is not None:
                 raise work.failure from None
             # Another process may have built the same in the meantime.
-            if not _is_fresh(lake.open_table(table), made_from):
+            lake.follow(table, current)
+            if not _is_fresh(current, made_from):
                 raise
     return added is not None
 

@@ -18,16 +18,22 @@ from scalr_prod.settings import load_settings
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.triton]
 
 SHARES = {"translator": 1, "generate": 5, "validate": 2, "publish": 2}
-NIGHTLY = {0, 2, 3, 4, 5, 6, 7, 9}
+#: SIGTERM at each of ten points, SIGINT at three of them, a quarter of a minute each: by `make test-long` one of each, the others by night.
+ASKED = [(signal.SIGTERM, number) for number in range(10)] + [(signal.SIGINT, number) for number in (2, 5, 8)]
+BY_DAY = {(signal.SIGTERM, 1), (signal.SIGINT, 8)}
 
 
 @pytest.mark.parametrize(
-    "number",
-    [pytest.param(n, marks=pytest.mark.nightly if n in NIGHTLY else ()) for n in range(sum(SHARES.values()))],
+    ("by", "number"),
+    [
+        pytest.param(*asked, marks=() if asked in BY_DAY else pytest.mark.nightly, id=f"{asked[0].name}-{asked[1]}")
+        for asked in ASKED
+    ],
 )
-def test_a_driver_that_is_asked_to_end_leaves_nothing_behind(served, drivers, number):
-    kill = drawn(served.points, served.seconds, SHARES, seed=3)[number]
-    kill = replace(kill, signal=signal.SIGINT if number % 3 == 2 else signal.SIGTERM)
+def test_a_driver_that_is_asked_to_end_leaves_nothing_behind(served, drivers, by, number):
+    kills = drawn(served.points, served.seconds, SHARES, seed=3)
+    assert len(set(kills)) == 10, "ten points, all of them different"
+    kill = replace(kills[number], signal=by)
     config, mark = served.before(kill.stage), uuid.uuid4().hex
     options = served.options | {"compute": {"dask": "local", "workers": 1}}
     found = drivers.drive(config, "run", kill=kill, environment={"FAULTS_MARK": mark}, **options)

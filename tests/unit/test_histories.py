@@ -11,9 +11,11 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pyarrow as pa
 import pytest
+from deltalake import DeltaTable
 
 from scalr_prod.contracts import Table, schema_of
 from scalr_prod.errors import LakeError, TableNotFound
+from scalr_prod.forgetting.tables import purge
 from scalr_prod.histories import build, build_histories
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
@@ -259,6 +261,50 @@ def test_two_at_the_same_time_end_with_the_same_table(tmp_path):
     assert not errors
     assert Lake.open(settings).dataset(Table.SOURCE_USER_HISTORY).count_rows() == 100
     assert not any(table.built for table in build_histories(settings).tables.values())
+
+
+def test_what_others_commit_while_a_table_is_built_is_seen_by_the_next_one(tmp_path, monkeypatch):
+    """Also where the log was cut: events of who was forgotten meanwhile come back in no table."""
+    settings = project(tmp_path, [("u", "a", 1, 1), ("gone", "a", 1, 1)])
+    lake, built = Lake.open(settings), build._build
+
+    def meanwhile(settings, lake, table, *rest, **options):
+        appended = built(settings, lake, table, *rest, **options)
+        if table is Table.SOURCE_USER_HISTORY:
+            add(settings, [("u", "b", 2, 2)], "meanwhile")
+            lake.delete(Table.TARGET_EVENTS, "user_id = 'gone'", key="forgotten")
+            assert purge(lake, Table.TARGET_EVENTS, before=datetime.now(UTC) + timedelta(days=1))
+        return appended
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "_build", meanwhile)
+        report = build_histories(settings)
+    for table in (Table.TARGET_USER_HISTORY, Table.TARGET_ITEM_STATS):
+        assert report.tables[table.value].events_version == lake.version(Table.TARGET_EVENTS)
+    assert histories_of(settings, table=Table.TARGET_USER_HISTORY) == [(1, 1, "a", 1), (2, 2, "ab", 2)]
+    assert histories_of(settings, "gone", Table.TARGET_USER_HISTORY) == []
+    statistics = lake.read(Table.TARGET_ITEM_STATS).to_pylist()
+    assert {row["item_id"]: row["event_count"] for row in statistics} == {"a": 1, "b": 1}
+    assert histories_of(settings) == [(1, 1, "a", 1)]
+    build_histories(settings)
+    assert histories_of(settings) == [(1, 1, "a", 1), (2, 2, "ab", 2)]
+
+
+def test_a_day_opens_each_log_once_and_that_of_former_events(tmp_path, monkeypatch):
+    settings = project(tmp_path, [("u", "a", 1, 1)])
+    build_histories(settings)
+    add(settings, [("u", "b", 2, 2)], "second")
+    opened, opening = [], DeltaTable.__init__
+
+    def counted(self, uri, version=None, **options):
+        opened.append((str(uri).rpartition("/")[2], version))
+        opening(self, uri, version=version, **options)
+
+    monkeypatch.setattr(DeltaTable, "__init__", counted)
+    assert all(table.appended for table in build_histories(settings).tables.values())
+    events = (Table.SOURCE_EVENTS, Table.TARGET_EVENTS)
+    now = [(table.value, None) for table in (*events, *BUILT, Table.SYNTHETIC_QUARANTINE)]
+    assert sorted(opened, key=str) == sorted([*now, *((table.value, 1) for table in events)], key=str)
 
 
 def test_files_that_no_recent_version_uses_are_deleted(tmp_path):
