@@ -148,6 +148,9 @@ class ScalrError(Exception):
         Args:
             stage: Its name.
             run_id: Of the run.
+
+        Returns:
+            The error itself.
         """
         self.stage = self.stage or stage
         self.run_id = self.run_id or run_id

@@ -35,13 +35,14 @@ class Heartbeat:
     Args:
         label: What is being done.
         total: Units in all, where known.
-        unit: What is counted.
+        unit: What is counted; empty: work as expected beforehand, of which the share alone says something.
         done: Units that were done before.
     """
 
-    def __init__(self, label: str, *, total: int | None = None, unit: str = "rows", done: int = 0) -> None:
+    def __init__(self, label: str, *, total: float | None = None, unit: str = "rows", done: float = 0) -> None:
         self.label, self.total, self.unit = label, total, unit
         self.done, self._before = done, done
+        self._lock = threading.Lock()
         #: Pieces of work within this one that tell themselves how far they are.
         self.within = 0
         self._started = time.monotonic()
@@ -51,9 +52,10 @@ class Heartbeat:
         """Since the beginning."""
         return time.monotonic() - self._started
 
-    def advance(self, count: int = 1) -> None:
-        """So many more units are done."""
-        self.done += count
+    def advance(self, count: float = 1) -> None:
+        """So many more units are done; called from any thread."""
+        with self._lock:
+            self.done += count
 
     def figures(self) -> dict[str, Any]:
         """Seconds, units done and in all, their share (0 to 1), units a second of this call, seconds left; None: not known."""
@@ -69,17 +71,21 @@ class Heartbeat:
             return
         known = self.figures()
         counted = known if self.total or self.done else {"seconds": known["seconds"]}
+        if not self.unit:
+            counted = {name: counted[name] for name in ("seconds", "share", "eta_s") if name in counted}
         told = {name: _round(value) for name, value in counted.items() if value is not None}
         logger.info("%s", self.text(known), extra=told)
 
     def text(self, known: dict[str, Any]) -> str:
         """The line's text, of `figures`."""
         line = f"{self.label}: at work for {known['seconds']:.0f} s"
-        if self.total:
+        if not self.unit:
+            line += f", {100 * known['share']:.0f} %" if self.total else ""
+        elif self.total:
             line += f", {self.done:,} of {self.total:,} {self.unit} ({100 * known['share']:.0f} %)"
         elif self.done:
             line += f", {self.done:,} {self.unit}"
-        if known["rate"]:
+        if known["rate"] and self.unit:
             line += f", {known['rate']:,.3g}/s" if known["rate"] < _SLOW else f", {known['rate']:,.0f}/s"
         return line + (f", about {known['eta_s']:,.0f} s left" if known["eta_s"] is not None else "")
 
@@ -89,15 +95,15 @@ _SLOW: Final = 10
 
 @contextmanager
 def counting(
-    label: str, *, show: bool, total: int | None = None, unit: str = "rows", done: int = 0
-) -> Iterator[Callable[[int], None]]:
+    label: str, *, show: bool, total: float | None = None, unit: str = "rows", done: int = 0
+) -> Iterator[Callable[[float], None]]:
     """Tell how far a piece of work is; gives a function to call with the number of units done since the last call.
 
     Args:
         label: What is being done.
         show: Show a bar on stderr; otherwise lines of log tell it, see `beating`.
         total: Units in all, where known.
-        unit: What is counted.
+        unit: What is counted; empty: work as expected beforehand, of which the share alone says something.
         done: Units that were done before.
     """
     if not show:
@@ -108,6 +114,8 @@ def counting(
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     counted = "{task.completed:,.0f}" + (f" of {total:,}" if total else "") + f" {unit}, {{task.fields[rate]}}"
+    if not unit:
+        counted = "{task.percentage:.0f} %"
     remaining = (TextColumn("left"), TimeRemainingColumn()) if total else ()
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn(counted), TimeElapsedColumn(), *remaining)
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
@@ -115,7 +123,7 @@ def counting(
         task = progress.add_task(label, total=total, completed=done, rate="")
         pulse = Heartbeat(label, total=total, unit=unit, done=done)
 
-        def advance(count: int) -> None:
+        def advance(count: float) -> None:
             pulse.advance(count)
             progress.update(task, advance=count, rate=f"{pulse.figures()['rate']:,.3g}/s")
 

@@ -77,6 +77,9 @@ class Project(Steered):
             progress: Show progress bars on stderr.
             overrides: Whole sections, merged over those of a file: ``generation={"mode": "causal"}``.
 
+        Returns:
+            The project; nothing is read or written before it is asked for something. Use it in a ``with`` statement, or `close` it.
+
         Raises:
             SettingsError: No such file, an unknown key, or an impossible value; names the key.
         """
@@ -138,6 +141,9 @@ class Project(Steered):
         Args:
             version: Default: the latest trained.
 
+        Returns:
+            A client that draws and scores for that version; the project closes it.
+
         Raises:
             TranslatorNotFound: No such version.
             ServingError: Triton cannot be started.
@@ -166,6 +172,10 @@ class Project(Steered):
 
         Args:
             stage: What this stage would do alone, such as ``generate``.
+
+        Returns:
+            The run's window, users and contexts where they are known; of each stage whether it would be done, and its seconds where former
+            runs tell.
         """
         return stages.dry_run(self.settings, stages.path() if stage is None else stages.step(stage))
 
@@ -176,6 +186,9 @@ class Project(Steered):
             domain: ``source``, ``target`` or ``sources.NAME``; default: all.
             replace: Make the lake's events from then on (UTC) equal to those of the logs. What was made from events that changed is
                 stale: `status` says so, and `run` makes it anew.
+
+        Returns:
+            Rows read, added, left out and why, by domain.
 
         Raises:
             ScalrError: A log cannot be read, or holds a value that cannot be; nothing was added.
@@ -195,6 +208,9 @@ class Project(Steered):
 
         Args:
             trained_until: Read nothing from then on (UTC); default: by ``[generation] mode``.
+
+        Returns:
+            Number, folder, checksum and metrics of the version; ``reused`` where it was there.
         """
         report: TrainReport = self._do("translator", trained_until=trained_until)
         return report
@@ -204,12 +220,21 @@ class Project(Steered):
 
         Args:
             version: Translator version; default: the latest trained.
+
+        Returns:
+            The run's id, its contexts, what was staged, and what was dropped and why.
         """
         report: GenerationReport = self._do("generate", version=version)
         return report
 
     def validate(self, run_id: str) -> GateReport:
         """Put a generated run before the quality gate.
+
+        Args:
+            run_id: Of a run that was generated.
+
+        Returns:
+            Every rule with what it found, and where the data docs are.
 
         Raises:
             QualityGateFailed: The gate said no.
@@ -220,6 +245,12 @@ class Project(Steered):
 
     def publish(self, run_id: str) -> PublicationReport:
         """Publish a validated run to the feature view ``synthetic_target_events``, all of it or nothing.
+
+        Args:
+            run_id: Of a run that passed the gate.
+
+        Returns:
+            How it went (``outcome``), rows published and replaced, and the table's Delta version.
 
         Raises:
             PublicationError: The run was not validated, or was rejected.
@@ -239,13 +270,27 @@ class Project(Steered):
     # --- the translator
 
     def evaluate_translator(self, version: int | None = None) -> TranslatorEvaluation:
-        """Ranking, likelihood and calibration of each estimator and of their mixture, on the latest slice of time."""
+        """Ranking, likelihood and calibration of each estimator and of their mixture, on the latest slice of time.
+
+        Args:
+            version: Number of the version; default: the latest.
+
+        Returns:
+            Figures of each slice of time, and the mixture's weights.
+        """
         from scalr_prod.translator import evaluate
 
         return evaluate(self.settings, version, progress=self.progress)
 
     def translator(self, version: int | None = None) -> TranslatorVersion:
-        """A trained version: its folder, checksum and metrics; default: the latest."""
+        """A trained version: its folder, checksum and metrics; default: the latest.
+
+        Args:
+            version: Number; default: the latest.
+
+        Returns:
+            The version; its weights are not loaded.
+        """
         from scalr_prod.translator import named_version
 
         return named_version(self.settings, version)
@@ -255,13 +300,27 @@ class Project(Steered):
         return self.ledger.model_versions()
 
     def promote(self, version: int | None = None) -> PromotionReport:
-        """Serve a version: load it, check that it answers, switch; default: the latest trained."""
+        """Serve a version: load it, check that it answers, switch; default: the latest trained.
+
+        Args:
+            version: Number; default: the latest trained.
+
+        Returns:
+            The version that is served now, the one that was until then, and what the server holds.
+        """
         from scalr_prod.serving import promote
 
         return promote(self.settings, version)
 
     def promote_if_better(self, version: int) -> PromotionDecision:
-        """Serve a version if it is no worse than the served one on events that neither learned from."""
+        """Serve a version if it is no worse than the served one on events that neither learned from.
+
+        Args:
+            version: Number; default: the latest trained.
+
+        Returns:
+            Whether it is served now, why, and both versions' figures on the same events.
+        """
         from scalr_prod.serving import promote_if_better
 
         return promote_if_better(self.settings, version, progress=self.progress)
@@ -281,6 +340,12 @@ class Project(Steered):
     def resume(self, run_id: str) -> stages.PipelineReport:
         """Go on with a run from where it stopped: what is staged is kept, what is missing is made.
 
+        Args:
+            run_id: Of a run that was planned.
+
+        Returns:
+            What each stage that was done came to.
+
         Raises:
             RunNotFound: No such run.
         """
@@ -288,6 +353,12 @@ class Project(Steered):
 
     def rollback(self, run_id: str) -> PublicationReport:
         """Take a published run out of the feature view, and bring back the rows that it had replaced.
+
+        Args:
+            run_id: Of a published run.
+
+        Returns:
+            How it went (``outcome``), rows taken out, and rows brought back by the run they came from.
 
         Raises:
             RunNotFound: No such run.
@@ -305,6 +376,12 @@ class Project(Steered):
     def training_set(self, version: int | None = None) -> TrainingSet:
         """A training set that was built: Arrow, pandas, Polars, or a torch ``DataLoader``; default: the latest version.
 
+        Args:
+            version: Number; default: the latest.
+
+        Returns:
+            The version; rows are read when they are asked for.
+
         Raises:
             TrainingSetError: There is no such version.
         """
@@ -319,6 +396,9 @@ class Project(Steered):
             dataset: A Parquet file or folder, a Delta table's folder, a URL of one of these, or the name of a data set saved in
                 Feast; default: the latest version of the project's training set.
             suite: A suite's file or name; default: ``[training_set] suite``, else ``training``, which is built in.
+
+        Returns:
+            Each rule with what it found.
 
         Raises:
             QualityGateFailed: An expectation of severity ``critical`` failed; names it, and the data docs.
@@ -352,6 +432,9 @@ class Project(Steered):
             arms: Only these, and those compared.
             full: Every arm, model, seed and validation window.
             quick: End with the first verdict, for which fewer choices are tried; no policy is written.
+
+        Returns:
+            Lifts with intervals by model, arm and segment, and the policy that runs follow.
         """
         from scalr_prod.downstream import evaluate
 
@@ -373,6 +456,9 @@ class Project(Steered):
             run_id: Default: the run that was changed last.
             output: The page's path; default: ``<home>/reports/<run_id>.html``. With a path of its own, no index is written.
 
+        Returns:
+            The paths of both.
+
         Raises:
             RunNotFound: This project has no such run.
             ReportError: The page cannot be drawn.
@@ -386,6 +472,9 @@ class Project(Steered):
 
         Args:
             dry_run: Only say what would go.
+
+        Returns:
+            What was removed, or would be, by kind.
         """
         from scalr_prod.operations import maintain
 

@@ -108,6 +108,9 @@ class Settings(BaseSettings):
         Args:
             file: What scalr.toml says.
             overrides: What was passed beside it.
+
+        Returns:
+            The settings themselves.
         """
         self._read = (dict(file), dict(overrides))
         return self
@@ -119,6 +122,9 @@ class Settings(BaseSettings):
 
         Args:
             keys: From the section on: ``("domains", "source", "columns", "user")``.
+
+        Returns:
+            One of these words.
         """
         if (variables := _set_below(list(keys)) or _set_by(list(keys))) is not None:
             return f"environment {variables}"
@@ -139,6 +145,12 @@ class Settings(BaseSettings):
 
     def with_sections(self, **sections: Mapping[str, Any]) -> Settings:
         """The same with some keys of some sections changed: ``generation={"mode": "causal"}``.
+
+        Args:
+            sections: Section → keys and values.
+
+        Returns:
+            New settings; these stay as they are.
 
         Raises:
             SettingsError: An unknown key, or an impossible value; names the key.
@@ -190,7 +202,14 @@ class Settings(BaseSettings):
         return self.resolve(self.serving.repository) if self.serving.repository else self.home / "triton"
 
     def resolve(self, path: str) -> Path:
-        """A path of the settings, absolute."""
+        """A path of the settings, absolute.
+
+        Args:
+            path: Relative ones start from the folder of scalr.toml.
+
+        Returns:
+            The absolute path.
+        """
         return (self.base / Path(path).expanduser()).resolve()
 
 
@@ -200,6 +219,9 @@ def load_settings(path: str | Path | None = None, **overrides: Any) -> Settings:
     Args:
         path: The file; default ``scalr.toml`` in the current folder.
         overrides: Whole sections as dictionaries, merged over the file's.
+
+    Returns:
+        All settings, with defaults filled in.
 
     Raises:
         SettingsError: No such file, not TOML, an unknown key, or an impossible value; names the key.

@@ -80,7 +80,14 @@ class Interactions:
         return replace(self, observed=np.zeros(len(self), dtype=bool))
 
     def take(self, rows: NDArray[Any]) -> Self:
-        """The named rows (numbers or a mask)."""
+        """The named rows (numbers or a mask).
+
+        Args:
+            rows: Positions (int [R]) or a mask (bool [M]).
+
+        Returns:
+            Those rows; users and items keep their numbers.
+        """
         return replace(
             self,
             user=self.user[rows],
@@ -91,18 +98,39 @@ class Interactions:
         )
 
     def decayed(self, half_life_days: float) -> Self:
-        """Each observed event's weight halved for every ``half_life_days`` before `until`; synthetic weights stay as they are."""
+        """Each observed event's weight halved for every ``half_life_days`` before `until`; synthetic weights stay as they are.
+
+        Args:
+            half_life_days: Days after which an event counts half; more than 0.
+
+        Returns:
+            The same rows with other weights.
+        """
         age = (self.until - self.time) / _DAY
         factor = np.where(self.in_history(), np.exp2(-age / half_life_days), 1.0)
         return replace(self, weight=(self.weight * factor).astype(np.float32))
 
     def weighted(self, factor: NDArray[np.float32] | float) -> Self:
-        """Every weight times a factor; rows that come to 0 are left out."""
+        """Every weight times a factor; rows that come to 0 are left out.
+
+        Args:
+            factor: By which every weight is multiplied, 0 or more.
+
+        Returns:
+            The rows that still weigh something.
+        """
         weight = (self.weight * factor).astype(np.float32)
         return replace(self, weight=weight).take(weight > 0)
 
     def joined(self, others: Sequence[Interactions]) -> Self:
-        """These events and the others', in that order; users and items are numbered alike."""
+        """These events and the others', in that order; users and items are numbered alike.
+
+        Args:
+            others: Events of the same users and items.
+
+        Returns:
+            All rows of both.
+        """
         parts: list[Interactions] = [self, *others]
         return replace(
             self,

@@ -40,7 +40,15 @@ class Knob:
     whole: bool = False
 
     def beyond(self, value: float, *, up: bool) -> float | None:
-        """The next value outwards; None at a natural limit."""
+        """The next value outwards; None at a natural limit.
+
+        Args:
+            value: One of the knob's.
+            up: Whether to go upwards.
+
+        Returns:
+            `step` times as much, or as little, within ``low`` and ``high``; None where it would be the same value.
+        """
         if value >= self.high if up else value <= self.low:
             return None
         moved = min(value * self.step, self.high) if up else max(value / self.step, self.low)

@@ -63,6 +63,9 @@ class LogReader(Protocol):
         Args:
             source: The log.
 
+        Returns:
+            Batches of raw columns, in the order of the log.
+
         Raises:
             UnreadableInput: It is not there, cannot be decoded, or has no such version.
             ColumnNotFound: A required column is missing.

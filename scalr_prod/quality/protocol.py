@@ -88,4 +88,11 @@ class GateRule(Protocol):
     version: int
 
     def rules(self, run: AuditedRun) -> Sequence[RowRule | FigureRule]:
-        """The rules for a run, under names that no other gate rule gives."""
+        """The rules for a run, under names that no other gate rule gives.
+
+        Args:
+            run: Its window, mode, tables and settings.
+
+        Returns:
+            Conditions on rows, and bounds of figures.
+        """

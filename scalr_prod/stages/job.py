@@ -149,7 +149,14 @@ class PipelineReport:
 
     @classmethod
     def of(cls, job: Job) -> PipelineReport:
-        """Of a job whose run is done."""
+        """Of a job whose run is done.
+
+        Args:
+            job: With the reports of its stages.
+
+        Returns:
+            The run's id, and what each stage came to.
+        """
         return cls(job.run().run_id, dict(job.seconds), {name: report.to_json() for name, report in job.reports.items()})
 
     def to_json(self) -> dict[str, Any]:

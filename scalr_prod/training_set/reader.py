@@ -43,6 +43,9 @@ class TrainingSet:
             version: Which one; default: the latest.
             check: Also compare every file with its checksum.
 
+        Returns:
+            The version; rows are read when they are asked for.
+
         Raises:
             TrainingSetError: There is no such version, or a file is not the one that the manifest names.
         """
@@ -81,15 +84,35 @@ class TrainingSet:
         return ds.dataset([str(path) for path in self.files], format="parquet")
 
     def to_arrow(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """Every row, in order; all columns, or some."""
+        """Every row, in order; all columns, or some.
+
+        Args:
+            columns: Their names; default: all.
+
+        Returns:
+            A row for each label.
+        """
         return self.dataset().to_table(columns=list(columns) if columns is not None else None)
 
     def to_pandas(self, columns: Sequence[str] | None = None) -> Any:
-        """Every row, in order, as a pandas frame."""
+        """Every row, in order, as a pandas frame.
+
+        Args:
+            columns: Their names; default: all.
+
+        Returns:
+            A ``pandas.DataFrame``.
+        """
         return self.to_arrow(columns).to_pandas()
 
     def to_polars(self, columns: Sequence[str] | None = None) -> Any:
         """Every row, in order, as a Polars frame.
+
+        Args:
+            columns: Their names; default: all.
+
+        Returns:
+            A ``polars.DataFrame``.
 
         Raises:
             TrainingSetError: Polars is not installed.
@@ -108,6 +131,9 @@ class TrainingSet:
         Args:
             target: ``csv``: the file; ``recbole``: the folder of the data set, ``NAME/NAME.inter`` in RecBole's terms.
             form: ``csv`` or ``recbole``.
+
+        Returns:
+            Where it was written, and how many rows it has.
 
         Raises:
             TrainingSetError: Something is there already, or an id cannot stand in such a file; nothing is written then.
@@ -142,6 +168,9 @@ class TrainingSet:
             batch_size: Only for a stream: yield whole batches, for ``DataLoader(…, batch_size=None)``; default: single rows.
             shuffle: Only for a stream: mix the rows; `set_epoch` mixes them differently.
             seed: Only for a stream: of the shuffle.
+
+        Returns:
+            A ``Dataset`` with random access, or an ``IterableDataset`` with ``stream=True``.
 
         Raises:
             TrainingSetError: An argument of a stream without ``stream=True``.

@@ -41,7 +41,15 @@ class Batch:
 
     @classmethod
     def of(cls, contexts: Contexts, first_seen: torch.Tensor) -> Batch:
-        """The tensors of a batch, on the device of ``first_seen`` (int64 [N], ascending)."""
+        """The tensors of a batch, on the device of ``first_seen`` (int64 [N], ascending).
+
+        Args:
+            contexts: B of them.
+            first_seen: int64 [N], ascending: microseconds since the epoch at which each target item was first seen.
+
+        Returns:
+            B rows.
+        """
         device = first_seen.device
         time = torch.from_numpy(contexts.event_time).to(device)
         return cls(
@@ -54,12 +62,26 @@ class Batch:
         )
 
     def take(self, rows: torch.Tensor) -> Batch:
-        """The named rows."""
+        """The named rows.
+
+        Args:
+            rows: int64 [R]. Positions.
+
+        Returns:
+            R rows.
+        """
         exclude = None if self.exclude is None else self.exclude[rows.cpu().numpy()]
         return Batch(self.items[rows], self.ages[rows], self.history_end[rows], self.time[rows], self.eligible[rows], exclude)
 
     def hidden(self, n_target: int) -> torch.Tensor:
-        """Which of all target items cannot be proposed, since they had not been seen yet or are excluded: bool [B, n_target]."""
+        """Which of all target items cannot be proposed, since they had not been seen yet or are excluded: bool [B, n_target].
+
+        Args:
+            n_target: How many target items there are.
+
+        Returns:
+            True where an item cannot be proposed.
+        """
         device = self.eligible.device
         hidden = torch.arange(n_target, device=device) >= self.eligible[:, None]
         exclude = self.exclude.matrix() if isinstance(self.exclude, Had) else self.exclude

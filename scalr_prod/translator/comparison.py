@@ -15,7 +15,8 @@ import numpy as np
 
 from scalr_prod.instants import micros
 from scalr_prod.progress import counting
-from scalr_prod.translator.fitting import calibration_slice, cut_at, fit_calibration, fit_sets, metadata_of, share, steps_of
+from scalr_prod.translator import effort
+from scalr_prod.translator.fitting import calibration_slice, cut_at, fit_calibration, fit_sets, metadata_of, rows_between, share
 from scalr_prod.translator.log import read_log
 from scalr_prod.translator.module import TranslatorModule
 from scalr_prod.translator.pairs import Pairs, contexts_at
@@ -134,11 +135,11 @@ def _recipe_until(
     """What training would have given at that instant, as far as it is asked about users that it knows."""
     past = log.label_times()
     middle = cut_at(past[past < until], 1 - settings.translator.validation_fraction)
-    steps = steps_of(settings, 2) + 1
-    with counting("comparison", show=progress, total=steps, unit="fits") as done:
-        held_out = log.one_in(settings.translator.folds)
-        pairs = Pairs.of(log, until, settings.translator)
-        earlier, whole = share([calibration_slice(settings, log, middle, until), pairs], side_by_side)
+    held_out = log.one_in(settings.translator.folds)
+    pairs, before = Pairs.of(log, until, settings.translator), calibration_slice(settings, log, middle, until)
+    work = effort.training_work(before, 1, measured_on=len(rows_between(log, middle, until))) + effort.training_work(pairs, 1)
+    with counting("comparison", show=progress, total=work, unit="") as done:
+        earlier, whole = share([before, pairs], side_by_side, done)
         calibrated = fit_calibration(settings, log, held_out, middle, until, done, side_by_side, shared=earlier)
         nobody = np.zeros(len(log.users), dtype=bool)
         tensors = fit_sets(pairs, {-1: nobody}, done, side_by_side, shared=whole) | calibrated.tables

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from scalr_prod.errors import TranslatorError
 from scalr_prod.instants import datetime_of, micros
 from scalr_prod.progress import counting
+from scalr_prod.translator import effort
 from scalr_prod.translator.fitting import (
     calibration_slice,
     cut_at,
@@ -18,7 +19,6 @@ from scalr_prod.translator.fitting import (
     fit_sets,
     rows_between,
     share,
-    steps_of,
 )
 from scalr_prod.translator.log import read_log
 from scalr_prod.translator.threads import workers
@@ -84,17 +84,22 @@ def evaluate(settings: Settings, version: int | None = None, *, progress: bool =
             next_step="ingest more target events, or raise translator.validation_fraction",
         )
     cold = log.one_in(2)
-    steps = steps_of(settings, 2) + 1
+    earlier_slice, later_slice = calibration_slice(settings, log, begin, middle), calibration_slice(settings, log, middle, end)
+    measured = [len(rows_between(log, *ends)) for ends in ((begin, middle), (middle, end))]
+    work = sum(
+        effort.training_work(one, 1, measured_on=events)
+        for one, events in zip((earlier_slice, later_slice), measured, strict=True)
+    )
     with (
         workers(settings.translator.threads) as side_by_side,
-        counting("evaluation", show=progress, total=steps, unit="fits") as done,
+        counting("evaluation", show=progress, total=work, unit="") as done,
     ):
-        two = [calibration_slice(settings, log, begin, middle), calibration_slice(settings, log, middle, end)]
-        earlier, later = share(two, side_by_side)
+        earlier, later = share([earlier_slice, later_slice], side_by_side, done)
         calibrated = fit_calibration(settings, log, cold, begin, middle, done, side_by_side, shared=earlier)
         pairs = later.pairs
         tensors = fit_sets(pairs, {-1: cold}, done, side_by_side, shared=later) | calibrated.tables
         test = figures_of(settings, log, pairs, tensors, rows_between(log, middle, end), cold, side_by_side)
+        done(effort.calibration_work(measured[1]))
     slices = {"validation": (begin, middle, calibrated.figures), "test": (middle, end, test)}
     return EvaluationReport(
         version=found.version,

@@ -15,7 +15,7 @@ import numpy as np
 
 from scalr_prod.errors import ScalrError, TranslatorError
 from scalr_prod.plugins import ESTIMATORS
-from scalr_prod.translator import tastes
+from scalr_prod.translator import effort, tastes
 from scalr_prod.translator.calibration import TABLES, calibrate, neutral
 from scalr_prod.translator.estimators import SCORED, popularity, scored_of
 from scalr_prod.translator.estimators.carried import carried, estimator_of
@@ -24,7 +24,7 @@ from scalr_prod.translator.layout import Layout
 from scalr_prod.translator.metrics import Figures, measure
 from scalr_prod.translator.module import TranslatorModule
 from scalr_prod.translator.pairs import Pairs, contexts_at
-from scalr_prod.translator.threads import ALONE, Workers
+from scalr_prod.translator.threads import ALONE, Workers, telling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -49,7 +49,6 @@ __all__ = [
     "metadata_of",
     "rows_between",
     "share",
-    "steps_of",
 ]
 
 logger = logging.getLogger(__name__)
@@ -96,11 +95,6 @@ class Shared:
     parameters: dict[str, Parameters]
 
 
-def steps_of(settings: Settings, sets: int) -> int:
-    """Units of work that `fit_sets` reports for so many parameter sets."""
-    return sets * len(scored_of(settings.translator.estimators))
-
-
 def cut_at(time: NDArray[np.int64], share: float) -> int:
     """The instant (µs) before which a share of the events lies."""
     ordered = np.sort(time)
@@ -124,7 +118,7 @@ def _described(estimators: Mapping[str, Carried]) -> dict[str, str]:
     return {"carried": json.dumps({name: one.described() for name, one in estimators.items()})} if estimators else {}
 
 
-def share(slices: Sequence[Pairs], workers: Workers = ALONE) -> list[Shared]:
+def share(slices: Sequence[Pairs], workers: Workers = ALONE, done: Callable[[float], None] = lambda _: None) -> list[Shared]:
     """What all parameter sets of each slice have in common. Each estimator of each slice is a unit of work.
 
     The longest of them, the sequential estimator's pretraining, has one thread; several slices' run side by side.
@@ -132,6 +126,7 @@ def share(slices: Sequence[Pairs], workers: Workers = ALONE) -> list[Shared]:
     Args:
         slices: The slices.
         workers: Where the units run.
+        done: Called with the work that was done since its last call, see `effort`; in any thread.
     """
     # Each slice has instances of its own, as whatever they remember is of one slice.
     made = [{name: estimator_of(name) for name in reversed(scored_of(pairs.settings.estimators))} for pairs in slices]
@@ -141,7 +136,7 @@ def share(slices: Sequence[Pairs], workers: Workers = ALONE) -> list[Shared]:
 
     def fit(unit: tuple[str, int]) -> Parameters:
         name, number = unit
-        with _naming(name):
+        with _naming(name), telling(effort.share_work(name, slices[number]), done):
             return (ours.get(name) or made[number][name].share)(slices[number])
 
     found = dict(zip(units, workers.map(fit, units), strict=True))
@@ -151,7 +146,7 @@ def share(slices: Sequence[Pairs], workers: Workers = ALONE) -> list[Shared]:
 def fit_sets(
     pairs: Pairs,
     held_out: dict[int, NDArray[np.bool_]],
-    done: Callable[[int], None],
+    done: Callable[[float], None],
     workers: Workers = ALONE,
     *,
     shared: Shared | None = None,
@@ -162,7 +157,7 @@ def fit_sets(
         pairs: The slice.
         held_out: Set number → bool [U], users whose target events must not shape it; popularity as of an event, which is no
             parameter of a set, counts everybody's that came before.
-        done: Called with 1 after every estimator of every set.
+        done: Called with the work that was done since its last call, see `effort`; in any thread.
         workers: Where the units run.
         shared: What `share` gave for the slice; default: it is worked out here.
 
@@ -179,12 +174,11 @@ def fit_sets(
 
     def fit(unit: tuple[int, str]) -> dict[str, torch.Tensor]:
         number, name = unit
-        with _naming(name):
+        with _naming(name), telling(effort.fit_work(name, pairs), done):
             return _named(f"{number}/{name}", estimators[name].fit(learn[number], common[name]))
 
     for fitted in workers.map(fit, itertools.product(learn, estimators)):
         tensors |= fitted
-        done(1)
     # What every set has of its own was only where its fit started from.
     own = {name.partition("/")[2] for name in tensors if not name.startswith("shared/")}
     for name, parts in common.items():
@@ -233,7 +227,7 @@ def fit_calibration(
     held_out: NDArray[np.bool_],
     begin: int,
     end: int,
-    done: Callable[[int], None],
+    done: Callable[[float], None],
     workers: Workers = ALONE,
     *,
     shared: Shared | None = None,
@@ -274,7 +268,7 @@ def fit_calibration(
         own = np.flatnonzero(log.possible & held_out[log.target.user] & (log.target.time < end))
         everything = _asked_of(log, pairs, log.in_proportion(own, end, seed))
         information = measure_information(tensors, metadata_of(settings, pairs, 0), everything, later, seed=seed)
-    done(1)
+    done(effort.calibration_work(len(rows)))
     return Calibrated(tables, layout, figures, information)
 
 

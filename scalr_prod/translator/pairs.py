@@ -78,6 +78,15 @@ class Pairs:
     def of(cls, log: Log, until: int, settings: TranslatorSettings, *, popularity_until: int | None = None) -> Pairs:
         """The slice before ``until``, with nobody held out.
 
+        Args:
+            log: Everything that training may read.
+            until: Microseconds since the epoch.
+            settings: ``[translator]``.
+            popularity_until: See the attribute; default: ``until``.
+
+        Returns:
+            With vocabularies of the items that had events in it.
+
         Raises:
             TranslatorError: It has too few target items or no event to learn from.
         """
@@ -95,7 +104,14 @@ class Pairs:
         return cls(log, until, source_index, target_index, first_seen, nobody, popularity_until or until, settings)
 
     def without(self, held_out: NDArray[np.bool_]) -> Pairs:
-        """The same slice and vocabularies without the target events of some users."""
+        """The same slice and vocabularies without the target events of some users.
+
+        Args:
+            held_out: bool [U]. Whose target events do not count.
+
+        Returns:
+            A slice that shares the log and the vocabularies.
+        """
         return replace(self, held_out=held_out)
 
     @property
@@ -129,7 +145,14 @@ class Pairs:
         return np.flatnonzero(counts if weights is None else counts & (weights > 0))
 
     def target_weights(self, rows: NDArray[np.int64]) -> NDArray[np.float32] | None:
-        """How much each of `target_rows` counts: float32 [rows]; None: one each."""
+        """How much each of `target_rows` counts: float32 [rows]; None: one each.
+
+        Args:
+            rows: int64 [R]. Positions in ``log.target``.
+
+        Returns:
+            float32 [R], 0 or more; None: one each.
+        """
         weights = self.log.label_weights(self.until)
         return None if weights is None else weights[rows]
 

@@ -18,12 +18,12 @@ from scalr_prod.logs import in_context
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["ALONE", "Workers", "heed_stop", "workers"]
+__all__ = ["ALONE", "Workers", "heed_stop", "telling", "workers"]
 
 Unit = TypeVar("Unit")
 Result = TypeVar("Result")
 
-#: Knows, in each thread of a pool, whether somebody still waits for its work.
+#: Knows, in each thread of a pool, whether somebody still waits for its work; in any, whom a unit tells how far it is.
 _here = threading.local()
 
 
@@ -62,8 +62,11 @@ class Workers:
 ALONE: Final = Workers()
 
 
-def heed_stop() -> None:
+def heed_stop(part: float = 0.0) -> None:
     """Called by long units now and then: another unit has failed, or the user has pressed Ctrl-C.
+
+    Args:
+        part: How much of the unit (0 to 1) the step is that comes now; the time that is left is reckoned by it.
 
     Raises:
         CancelledError: Nobody waits for this unit's result any more.
@@ -71,6 +74,33 @@ def heed_stop() -> None:
     stopped = getattr(_here, "stopped", None)
     if stopped is not None and stopped.is_set():
         raise CancelledError
+    tell = getattr(_here, "tell", None)
+    if tell is not None:
+        tell(part)
+
+
+@contextmanager
+def telling(work: float, done: Callable[[float], None]) -> Iterator[None]:
+    """The block is a unit of so much work: the parts that `heed_stop` hears of are passed on as they are done, the rest at the end.
+
+    Args:
+        work: Expected, in any measure that all units have in common.
+        done: Called with the work that was done since its last call, in this thread.
+    """
+    left = 1.0
+
+    def tell(part: float) -> None:
+        nonlocal left
+        part = min(part, left)
+        left -= part
+        done(work * part)
+
+    _here.tell = tell
+    try:
+        yield
+    finally:
+        _here.tell = None
+    tell(1.0)
 
 
 @contextmanager

@@ -17,9 +17,10 @@ from scalr_prod.contracts import Table
 from scalr_prod.instants import datetime_of, micros
 from scalr_prod.lake import Lake
 from scalr_prod.progress import counting
+from scalr_prod.translator import effort
 from scalr_prod.translator.estimators import SCORED, scored_of
 from scalr_prod.translator.estimators.carried import carried, estimator_of
-from scalr_prod.translator.fitting import calibration_slice, cut_at, fit_calibration, fit_sets, metadata_of, share, steps_of
+from scalr_prod.translator.fitting import calibration_slice, cut_at, fit_calibration, fit_sets, metadata_of, rows_between, share
 from scalr_prod.translator.log import Log, data_end, read_log, type_weights
 from scalr_prod.translator.pairs import Coverage, Pairs
 from scalr_prod.translator.threads import Workers, workers
@@ -125,11 +126,13 @@ def _train(
     pairs = Pairs.of(log, everything, settings.translator)
     coverage = pairs.coverage()
     _say_what_is_left_out(coverage)
-    steps = steps_of(settings, folds + 2) + 1
-    with counting("translator", show=progress, total=steps, unit="fits") as done:
-        # Calibrated as it will be used: as many users as a fold has are unknown to the parameters, the others are not.
-        begin = cut_at(log.label_times(), 1 - settings.translator.validation_fraction)
-        earlier, whole = share([calibration_slice(settings, log, begin, everything), pairs], side_by_side)
+    # Calibrated as it will be used: as many users as a fold has are unknown to the parameters, the others are not.
+    begin = cut_at(log.label_times(), 1 - settings.translator.validation_fraction)
+    before = calibration_slice(settings, log, begin, everything)
+    measured_on = len(rows_between(log, begin, everything))
+    work = effort.training_work(before, 1, measured_on=measured_on) + effort.training_work(pairs, folds + 1)
+    with counting("translator", show=progress, total=work, unit="") as done:
+        earlier, whole = share([before, pairs], side_by_side, done)
         calibrated = fit_calibration(
             settings, log, log.one_in(folds), begin, everything, done, side_by_side, shared=earlier, informed=True
         )

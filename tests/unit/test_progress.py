@@ -97,3 +97,13 @@ def test_lines_of_the_heartbeat_know_what_they_are_about():
         while not told and time.monotonic() < give_up:
             time.sleep(0.005)
     assert told[0] == {"project": "shop", "stage": "histories"}
+
+
+def test_expected_work_is_told_by_its_share_and_the_time_left(lines):
+    with lines_every(0.02), counting("translator", show=False, total=8e6, unit="") as advance:
+        advance(2e6)
+        record = lines(2)[1]
+    assert record.share == 0.25
+    assert record.eta_s == pytest.approx(3 * record.seconds, rel=0.01)
+    assert record.message == "translator: at work for 0 s, 25 %, about 0 s left"
+    assert not {"done", "total", "rate"} & set(vars(record))

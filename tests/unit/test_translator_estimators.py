@@ -13,10 +13,11 @@ from translator_world import DAY, METADATA, SETTINGS, calibration, make_log
 
 from scalr_prod.errors import TranslatorError
 from scalr_prod.sections import TranslatorSettings
+from scalr_prod.translator import effort
 from scalr_prod.translator.batch import Batch
 from scalr_prod.translator.estimators import SCORED, factorisation, frequency, linear, popularity
 from scalr_prod.translator.estimators.carried import estimator_of
-from scalr_prod.translator.fitting import fit_sets
+from scalr_prod.translator.fitting import fit_sets, share
 from scalr_prod.translator.log import Events, Log
 from scalr_prod.translator.module import TranslatorModule
 from scalr_prod.translator.pairs import Coverage, Pairs, contexts_at
@@ -394,3 +395,16 @@ def test_what_came_later_does_not_shape_the_parameters(pairs):
     ours, others = fit_sets(pairs, nobody, lambda _: None), fit_sets(other, nobody, lambda _: None)
     for name, tensor in ours.items():
         assert torch.equal(tensor, others[name]), name
+
+
+def test_the_work_that_is_told_adds_up_to_what_was_expected(pairs):
+    told: list[float] = []
+    nobody = np.zeros(len(pairs.log.users), bool)
+    (shared,) = share([pairs], done=told.append)
+    assert sum(told) == pytest.approx(effort.training_work(pairs, 0))
+    assert len(told) > 10, "pretraining tells how far it is"
+    fit_sets(pairs, {-1: nobody, 0: nobody}, told.append, shared=shared)
+    assert sum(told) == pytest.approx(effort.training_work(pairs, 2))
+    events = pairs.log.source.time < pairs.until
+    fewer = replace(pairs, settings=pairs.settings.model_copy(update={"pretraining_events": int(events.sum()) // 2}))
+    assert effort.share_work("sequential", fewer) == pytest.approx(effort.share_work("sequential", pairs) / 2, rel=0.01)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info
 
-from scalr_prod.translator.threads import heed_stop, workers
+from scalr_prod.translator.threads import heed_stop, telling, workers
 
 
 def blas_threads() -> set[int]:
@@ -60,3 +60,17 @@ def test_what_a_unit_raises_ends_the_others(threads):
     units = ["fails", "endless", "endless"]
     with workers(threads) as found, pytest.raises(ValueError, match="too little"):
         list(found.map(work, units))
+
+
+def test_a_unit_tells_its_parts_as_they_are_done_and_the_rest_at_its_end():
+    told: list[float] = []
+    with telling(10.0, told.append):
+        heed_stop(0.25)
+        assert told == [2.5]
+        heed_stop(0.5)
+        heed_stop(0.5)
+    heed_stop(0.5)  # in no unit
+    assert told == [2.5, 5.0, 2.5, 0.0]
+    with pytest.raises(ValueError, match="failed"), telling(10.0, told.append):
+        raise ValueError("failed")
+    assert len(told) == 4

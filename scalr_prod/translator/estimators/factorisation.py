@@ -67,7 +67,7 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
     by_user = _blocks(cells, right)
     by_item = _blocks(sparse.csr_matrix(cells.T), None if right is None else sparse.csr_matrix(right.T))
     for _ in range(ITERATIONS):
-        heed_stop()
+        heed_stop(1 / ITERATIONS)
         users = _half_step(by_user, users, items)
         items = _half_step(by_item, items, users)
     vectors = items[pairs.n_target :].double()

@@ -59,7 +59,7 @@ def pretrained(pairs: Pairs, parameters: Parameters, generator: torch.Generator)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps + 1)
     for _ in range(EPOCHS):
         for chosen in torch.randperm(len(items), generator=generator).split(_BATCH):
-            heed_stop()
+            heed_stop(1 / steps)
             begin = int((items[chosen] > 0).any(0).to(torch.uint8).argmax())
             some, when = items[chosen, begin:], days[chosen, begin:]
             states = attention.states(trained, some, when, generator)

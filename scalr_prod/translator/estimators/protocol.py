@@ -30,6 +30,9 @@ class Fitted(Protocol):
 
         Args:
             pairs: All users' events before an instant. Its ``settings`` are ``[translator]``.
+
+        Returns:
+            Tensors by name; none where everything depends on target events.
         """
 
     def fit(self, pairs: Pairs, shared: Parameters) -> Parameters:
@@ -38,6 +41,9 @@ class Fitted(Protocol):
         Args:
             pairs: The same events; ``target_rows`` and ``target_matrix`` leave out those that must not shape the set.
             shared: What `share` gave; a tensor of the same name takes its place.
+
+        Returns:
+            Tensors by name, on the CPU.
         """
 
 
@@ -63,14 +69,37 @@ class ProductEstimator(Fitted, Protocol):
     """An estimator whose score is the product of a user's vector and the items': faster, since the race runs in float32."""
 
     def user(self, parameters: Parameters, batch: Batch) -> torch.Tensor:
-        """A vector of each context's history: float64 [B, d]."""
+        """A vector of each context's history: float64 [B, d].
+
+        Args:
+            parameters: What `share` and `fit` gave.
+            batch: B contexts.
+
+        Returns:
+            float64 [B, d], on the device of the parameters; a row must not depend on the others.
+        """
 
     def vectors(self, parameters: Parameters) -> torch.Tensor:
-        """Each target item's vector: float32 [N, d]."""
+        """Each target item's vector: float32 [N, d].
+
+        Args:
+            parameters: What `share` and `fit` gave.
+
+        Returns:
+            float32 [N, d].
+        """
 
 
 class LogarithmEstimator(Fitted, Protocol):
     """What has `largest` too scores by the logarithm of a sum of positive terms: of `score`'s, or of a product of positive vectors."""
 
     def largest(self, parameters: Parameters, log_prior: torch.Tensor) -> torch.Tensor:
-        """No score of an item is larger, its sign aside, than: float32 [N], of ``log_prior`` float32 [N]."""
+        """No score of an item is larger, its sign aside, than: float32 [N], of ``log_prior`` float32 [N].
+
+        Args:
+            parameters: What `share` and `fit` gave.
+            log_prior: float32 [N]. log P(i), the items' popularity.
+
+        Returns:
+            float32 [N].
+        """

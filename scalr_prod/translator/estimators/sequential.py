@@ -63,7 +63,7 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps + 1)
     for _ in range(settings.epochs):
         for window in windows.epoch(settings.batch_size, generator):
-            heed_stop()
+            heed_stop(1 / steps)
             state = attention.states(parameters, window.items, window.days, generator)[window.row, window.place]
             loss = sampled_softmax.loss(
                 state * (window.items[window.row, window.place] > 0)[:, None],

@@ -89,7 +89,7 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
     parts = [torch.nonzero(told & (group == number))[:, 0] for number in range(GROUPS)]
     counts = _Counts.empty(shared["source"], chosen)
     for iteration in range(ITERATIONS):
-        heed_stop()
+        heed_stop(1 / ITERATIONS)
         found = _Counts.empty(shared["source"], chosen)
         said, seen = torch.zeros_like(weight), torch.zeros_like(weight)
         for number, part in enumerate(parts):

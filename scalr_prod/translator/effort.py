@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much work each unit of training is expected to be: what the share that is done, and the time left, are reckoned by.
+
+Only how units compare matters. How fast they go is seen while they do.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from scalr_prod.translator.estimators import scored_of
+
+if TYPE_CHECKING:
+    from scalr_prod.translator.pairs import Pairs
+
+__all__ = ["calibration_work", "fit_work", "share_work", "training_work"]
+
+#: Microseconds of one core for each source event and each target event of a slice, with 64 factors, as measured on Yelp's logs.
+_SHARE: Final = {"popularity": (0.0, 0.6), "tastes": (1.2, 0.0), "topics": (3.5, 0.0), "linear": (6.4, 0.0)}
+_FIT: Final = {"frequency": (0.0, 12.0), "topics": (0.0, 80.0), "linear": (0.3, 0.0), "factorisation": (15.6, 15.6)}
+#: The same for each place in a window of source events, in all epochs: pretraining, and a fit to the target events that follow.
+_PRETRAINING: Final = 47.0
+_SEQUENTIAL: Final = 35.0
+#: Of an estimator of another package.
+_OTHER: Final = (1.0, 10.0)
+#: Weights, figures and information, for each target event that they are measured on.
+_CALIBRATION: Final = 2500.0
+_DIM: Final = 64
+_EPOCHS: Final = 3
+
+
+def share_work(name: str, pairs: Pairs) -> float:
+    """Microseconds for what an estimator, ``popularity`` or ``tastes`` shares among all sets of a slice."""
+    if name == "sequential":
+        most, events = pairs.settings.pretraining_events, _source_events(pairs)
+        part = 1.0 if most is None else min(1.0, most / max(events, 1))
+        return _scaled(pairs, part * _PRETRAINING * _windows(pairs) * pairs.log.history.shape[1])
+    source, target = _SHARE.get(name, (0.0, 0.0))
+    return _scaled(pairs, source * _source_events(pairs) + target * len(pairs.target_rows()))
+
+
+def fit_work(name: str, pairs: Pairs) -> float:
+    """Microseconds for an estimator of one parameter set."""
+    labels = len(pairs.target_rows())
+    if name == "sequential":
+        windows = min(_windows(pairs), labels)
+        return _scaled(pairs, _SEQUENTIAL * pairs.settings.epochs / _EPOCHS * windows * pairs.log.history.shape[1])
+    source, target = _FIT.get(name, _OTHER)
+    return _scaled(pairs, source * _source_events(pairs) + target * labels)
+
+
+def calibration_work(events: int) -> float:
+    """Microseconds to calibrate one set on so many target events, and to measure it on them."""
+    return _CALIBRATION * events
+
+
+def training_work(pairs: Pairs, sets: int, *, measured_on: int = 0) -> float:
+    """Microseconds for what a slice's parameter sets share, for so many of them, and to measure one on so many target events."""
+    names = scored_of(pairs.settings.estimators)
+    shared = sum(share_work(name, pairs) for name in (*names, "popularity", "tastes"))
+    return shared + sets * sum(fit_work(name, pairs) for name in names) + calibration_work(measured_on)
+
+
+def _scaled(pairs: Pairs, work: float) -> float:
+    return work * pairs.settings.dim / _DIM
+
+
+def _windows(pairs: Pairs) -> int:
+    """Windows of the history's length that the users' source events fill, see `windows.source_windows`."""
+    source = pairs.log.source
+    events = np.bincount(source.user[source.time < pairs.until])
+    return int((-(-events // pairs.log.history.shape[1])).sum())
+
+
+def _source_events(pairs: Pairs) -> int:
+    return int((pairs.log.source.time < pairs.until).sum())
