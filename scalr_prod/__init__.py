@@ -11,9 +11,9 @@ Importing this package is cheap: every heavy library is imported inside the room
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
+from scalr_prod.lazy import exports
 from scalr_prod.version import __version__
 
 if TYPE_CHECKING:
@@ -44,27 +44,24 @@ __all__ = [
     "load_settings",
 ]
 
-_HOMES: Final = {
-    "DownstreamModel": "downstream",
-    "Estimator": "translator",
-    "EvaluationReport": "downstream",
-    "GateRule": "quality",
-    "Interactions": "downstream",
-    "LogReader": "ingest",
-    "PipelineReport": "stages",
-    "Project": "project",
-    "ScalrError": "errors",
-    "Settings": "settings",
-    "StageState": "stages",
-    "TrainingSet": "training_set",
-    "load_settings": "settings",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = exports(
+    __name__,
+    {
+        "DownstreamModel": "downstream",
+        "Estimator": "translator",
+        "EvaluationReport": "downstream",
+        "GateRule": "quality",
+        "Interactions": "downstream",
+        "LogReader": "ingest",
+        "PipelineReport": "stages",
+        "Project": "project",
+        "ScalrError": "errors",
+        "Settings": "settings",
+        "StageState": "stages",
+        "TrainingSet": "training_set",
+        "load_settings": "settings",
+    },
+)
 
 
 def __dir__() -> list[str]:

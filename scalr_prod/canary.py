@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from scalr_prod.errors import PublicationError
 from scalr_prod.holdout import Canary
+from scalr_prod.jsonable import Jsonable
 from scalr_prod.ledger import Ledger
 from scalr_prod.pieces import piece_of
 from scalr_prod.publication import publish_for, rollback_run
@@ -26,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class CanaryReport:
+class CanaryReport(Jsonable):
     """What became of runs that were published for a share of users.
 
     Attributes:
@@ -36,10 +37,6 @@ class CanaryReport:
 
     runs: list[PublicationReport] = field(default_factory=list)
     canary: list[dict[str, Any]] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {"runs": [one.to_json() for one in self.runs], "canary": self.canary}
 
 
 def canaries(settings: Settings) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -13,6 +13,7 @@ from scalr_prod.contracts import USER_ID, Table
 from scalr_prod.duck import open_duckdb, staging_folder
 from scalr_prod.errors import BadValue, ColumnNotFound, EvaluationError, SettingsError
 from scalr_prod.holdout import Canary, Holdout
+from scalr_prod.jsonable import Jsonable
 from scalr_prod.lake import Lake
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class Effect:
 
 
 @dataclass(frozen=True)
-class ExperimentReport:
+class ExperimentReport(Jsonable):
     """Who is where, and what came of it.
 
     Attributes:
@@ -96,10 +97,6 @@ class ExperimentReport:
     out: str | None = None
     effect: Effect | None = None
     canary_effect: Effect | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
 
 
 def experiment(settings: Settings, *, outcomes: str | None = None, out: Path | None = None) -> ExperimentReport:

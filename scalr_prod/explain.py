@@ -14,6 +14,7 @@ from scalr_prod.errors import EventNotFound, TranslatorError
 from scalr_prod.generation import contexts as encoding
 from scalr_prod.generation.bucket import SOURCE_TIMESTAMP, ask, read_bucket
 from scalr_prod.hashing import bucket_of
+from scalr_prod.jsonable import Jsonable
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger
 
@@ -36,7 +37,7 @@ _FEW: Final = 8
 
 
 @dataclass(frozen=True)
-class Explanation:
+class Explanation(Jsonable):
     """One synthetic event.
 
     Attributes:
@@ -62,10 +63,6 @@ class Explanation:
     drawn_without_history: list[dict[str, Any]]
     translator: dict[str, Any]
     run: dict[str, Any]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; times as ISO 8601 in UTC."""
-        return asdict(self)
 
 
 def explain(settings: Settings, event_id: str) -> Explanation:

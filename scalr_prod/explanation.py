@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from scalr_prod.jsonable import Jsonable
 from scalr_prod.masking import masked_url
 from scalr_prod.settings import Settings
 
@@ -50,7 +51,7 @@ class Key:
 
 
 @dataclass(frozen=True)
-class Effective:
+class Effective(Jsonable):
     """A value in force.
 
     Attributes:
@@ -64,10 +65,6 @@ class Effective:
     value: Any
     source: str
     says: str
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
-        return asdict(self)
 
 
 def every_key() -> list[Key]:

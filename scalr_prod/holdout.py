@@ -12,6 +12,7 @@ import hashlib
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from scalr_prod.jsonable import Jsonable
 from scalr_prod.naming import read_mark
 from scalr_prod.ownership import claim_home
 
@@ -77,7 +78,7 @@ class Holdout:
 
 
 @dataclass(frozen=True)
-class Canary:
+class Canary(Jsonable):
     """The users for whom runs are published first.
 
     Attributes:
@@ -107,10 +108,6 @@ class Canary:
     def of_publication(cls, found: Mapping[str, Any] | None) -> Self | None:
         """The one that a publication was for, as the ledger has it; None: it was for everybody."""
         return None if found is None else cls(**found)
-
-    def to_json(self) -> dict[str, Any]:
-        """What `of_publication` reads."""
-        return asdict(self)
 
     def __le__(self, other: Canary | None) -> bool:
         """Whether every user of this one is one of the other's (None: everybody) for certain."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.contracts import EVENT_EXTRAS, Table
 from scalr_prod.errors import EvaluationError
+from scalr_prod.jsonable import Jsonable
 from scalr_prod.lake import Lake
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class Policy:
 
 
 @dataclass(frozen=True)
-class Followed:
+class Followed(Jsonable):
     """What became of a policy.
 
     Attributes:
@@ -108,10 +109,6 @@ class Followed:
     reason: str
     applied: dict[str, Any]
     overruled: list[str]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
 
 
 def policy_path(settings: Settings) -> Path:

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from scalr_prod.ingest import IngestReport
     from scalr_prod.lake import Lake
     from scalr_prod.ledger import Ledger, ModelVersion, Run
-    from scalr_prod.operations import UpkeepReport
     from scalr_prod.publication import PublicationReport
     from scalr_prod.quality import GateReport, Verdict
     from scalr_prod.report import ReportWritten
@@ -466,20 +465,6 @@ class Project(Steered):
         from scalr_prod.report import write_report
 
         return write_report(self.settings, run_id, output=Path(output) if output is not None else None)
-
-    def maintain(self, *, dry_run: bool = False) -> UpkeepReport:
-        """Remove what ``[retention]`` no longer keeps; never what a published window, a served translator or a run at work needs.
-
-        Args:
-            dry_run: Only say what would go.
-
-        Returns:
-            What was removed, or would be, by kind.
-        """
-        from scalr_prod.operations import maintain
-
-        with stages.at_stage("maintain"):
-            return maintain(self.settings, dry_run=dry_run)
 
     def status(self) -> list[stages.StageState]:
         """Which stages are done, in their order, and the command that does each."""

@@ -10,13 +10,14 @@ from __future__ import annotations
 import logging
 import random
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from scalr_prod.contracts import Table
 from scalr_prod.errors import CommitFailed, PublicationDisabled, PublicationError
 from scalr_prod.holdout import Canary
+from scalr_prod.jsonable import Jsonable
 from scalr_prod.lake import Commit, Lake
 from scalr_prod.ledger import PublicationStatus, RunState
 from scalr_prod.outgoing import accepted_files, accepted_rows, count_of, refuse_forgotten
@@ -47,7 +48,7 @@ _LEASE_WAIT_S: Final = 90.0
 
 
 @dataclass(frozen=True)
-class PublicationReport:
+class PublicationReport(Jsonable):
     """What a publication or a rollback came to.
 
     Attributes:
@@ -79,10 +80,6 @@ class PublicationReport:
     not_restored: Sequence[str] = ()
     online: bool = False
     canary: float | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self) | {"replaced_by": list(self.replaced_by), "not_restored": list(self.not_restored)}
 
 
 def publish(settings: Settings, run_id: str) -> PublicationReport:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a project does about what it holds: switch publication off and on, measure its effect, explain or show it, hand it on, forget."""
+"""What a project does about what it holds: switch publication, measure its effect, explain or show it, hand it on, forget, tidy up."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from scalr_prod.explain import Explanation
     from scalr_prod.feast_store import ExportFormat, FeastExport
     from scalr_prod.forgetting import ForgetReport
+    from scalr_prod.operations import UpkeepReport
     from scalr_prod.settings import Settings
     from scalr_prod.switch import SwitchReport
 
@@ -153,3 +154,18 @@ class Steered:
 
         with at_stage("forget"):
             return forget_items(self.settings, items)
+
+    def maintain(self, *, dry_run: bool = False) -> UpkeepReport:
+        """Remove what ``[retention]`` no longer keeps; never what a published window, a served translator or a run at work needs.
+
+        Args:
+            dry_run: Only say what would go.
+
+        Returns:
+            What was removed, or would be, by kind.
+        """
+        from scalr_prod.operations import maintain
+        from scalr_prod.stages import at_stage
+
+        with at_stage("maintain"):
+            return maintain(self.settings, dry_run=dry_run)

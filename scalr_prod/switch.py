@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from scalr_prod.canary import canaries
 from scalr_prod.contracts import Table
 from scalr_prod.errors import PublicationError
+from scalr_prod.jsonable import Jsonable
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger, RunState
 from scalr_prod.publication import against_others, fill_online
@@ -32,7 +33,7 @@ _VIEW: Final = Table.SYNTHETIC_TARGET_EVENTS
 
 
 @dataclass(frozen=True)
-class SwitchReport:
+class SwitchReport(Jsonable):
     """Whether the project publishes.
 
     Attributes:
@@ -55,10 +56,6 @@ class SwitchReport:
     waiting: list[str]
     online: bool = False
     canary: list[dict[str, Any]] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; the time as ISO 8601 in UTC."""
-        return {**vars(self), "since": self.since.isoformat() if self.since else None}
 
 
 def publication_state(settings: Settings) -> SwitchReport:

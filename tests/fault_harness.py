@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from multiprocessing import forkserver
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Self
 
 #: Stages in the order of a run; a kill of one of them starts from a copy of the home as it was before it.
@@ -277,13 +278,13 @@ class _Points:
     def __enter__(self) -> Self:
         from sqlalchemy import Engine, event
 
-        from scalr_prod import lake
+        from scalr_prod.lake import tables
         from scalr_prod.stages import walking
 
         sys.addaudithook(self._audit)
         for name in ("begin", "commit", "rollback"):
             event.listen(Engine, name, lambda _: self.reach())
-        _around(lake.Lake, "_once", self.reach)
+        _around(tables, "commit_once", self.reach)
         walking.at_stage = self._entering(walking.at_stage)
         return self
 
@@ -361,14 +362,14 @@ def _writes(arguments: tuple[Any, ...]) -> bool:
     return any(sign in str(mode or "") for sign in "wax+") or bool((flags or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
 
 
-def _around(kind: type, name: str, reach: Any) -> None:
-    """A point before and one after every call of a method."""
-    method = getattr(kind, name)
+def _around(module: ModuleType, name: str, reach: Any) -> None:
+    """A point before and one after every call of a function."""
+    function = getattr(module, name)
 
     def called(*arguments: Any, **options: Any) -> Any:
         reach()
-        found = method(*arguments, **options)
+        found = function(*arguments, **options)
         reach()
         return found
 
-    setattr(kind, name, called)
+    setattr(module, name, called)

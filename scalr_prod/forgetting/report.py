@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from scalr_prod.jsonable import Jsonable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -14,7 +16,7 @@ __all__ = ["ForgetReport"]
 
 
 @dataclass(frozen=True)
-class ForgetReport:
+class ForgetReport(Jsonable):
     """What was removed; it names no user and no item.
 
     Attributes:
@@ -32,14 +34,3 @@ class ForgetReport:
     removed: Mapping[str, int]
     translators: Sequence[int]
     retrain_by: datetime | None
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        return {
-            "users": self.users,
-            "items": self.items,
-            "known": self.known,
-            "removed": dict(self.removed),
-            "translators": list(self.translators),
-            "retrain_by": self.retrain_by.isoformat() if self.retrain_by else None,
-        }

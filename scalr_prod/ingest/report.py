@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from scalr_prod.jsonable import Jsonable
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -16,7 +18,7 @@ __all__ = ["DomainReport", "IngestReport"]
 
 
 @dataclass(frozen=True)
-class DomainReport:
+class DomainReport(Jsonable):
     """What was read of one domain's log, and what it added.
 
     Attributes:
@@ -72,11 +74,6 @@ class DomainReport:
     user_id: IdType
     item_id: IdType
     version: int
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        moments = ("first_read", "last_read", "first_event", "last_event")
-        return {**asdict(self), **{name: getattr(self, name).isoformat() for name in moments}}
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Domain, Table
@@ -13,6 +13,7 @@ from scalr_prod.ingest.commit import Log, scan, staged_sql
 from scalr_prod.ingest.forgotten import without_forgotten
 from scalr_prod.ingest.idtypes import agreed_type
 from scalr_prod.ingest.usermap import OWN, PAIRS
+from scalr_prod.jsonable import Jsonable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,7 +32,7 @@ _SIDES: Final[tuple[Domain, ...]] = ("source", "target")
 
 
 @dataclass(frozen=True)
-class MappedUsers:
+class MappedUsers(Jsonable):
     """What became of the source logs' users.
 
     Attributes:
@@ -47,10 +48,6 @@ class MappedUsers:
     mapped: int
     unmapped: int
     merged: int
-
-    def to_json(self) -> dict[str, int]:
-        """The counts by name."""
-        return asdict(self)
 
 
 class Users:

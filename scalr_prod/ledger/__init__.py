@@ -6,8 +6,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from scalr_prod.lazy import exports
 from scalr_prod.ledger.records import (
     Change,
     DatasetRecord,
@@ -45,13 +46,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "Ledger":
-        from scalr_prod.ledger.store import Ledger
-
-        return Ledger
-    if name == "Lease":
-        from scalr_prod.ledger.lease import Lease
-
-        return Lease
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = exports(__name__, {"Ledger": "store", "Lease": "lease"})

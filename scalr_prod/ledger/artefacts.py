@@ -38,7 +38,6 @@ class Artefacts(History):
         fingerprint: str,
         trained_until: datetime,
         metrics: Mapping[str, Any],
-        name: str = _TRANSLATOR,
     ) -> ModelVersion:
         """Record a trained model; the same one again changes nothing.
 
@@ -46,7 +45,7 @@ class Artefacts(History):
             LedgerError: The version is taken by another model.
         """
         row = ModelVersionRow(
-            name=name,
+            name=_TRANSLATOR,
             version=version,
             path=path,
             sha256=sha256,
@@ -56,17 +55,15 @@ class Artefacts(History):
         )
         with self._writing() as session:
             row.project_id, row.created_at = self._own(session), self._now(session)
-            found = self._insert_once(session, row, (name, version), sha256=sha256, fingerprint=fingerprint)
+            found = self._insert_once(session, row, (_TRANSLATOR, version), sha256=sha256, fingerprint=fingerprint)
             return _model_version(found)
 
-    def model_versions(self, name: str = _TRANSLATOR) -> list[ModelVersion]:
-        """Every version of the project's model, the oldest first."""
-        query = sa.select(ModelVersionRow).where(ModelVersionRow.name == name).order_by(ModelVersionRow.version)
-        with self._reading() as session:
-            query = query.where(ModelVersionRow.project_id == self._mine(session))
-            return [_model_version(row) for row in session.scalars(query)]
+    def model_versions(self) -> list[ModelVersion]:
+        """Every version of the project's translator, the oldest first."""
+        query = sa.select(ModelVersionRow).where(ModelVersionRow.name == _TRANSLATOR).order_by(ModelVersionRow.version)
+        return [_model_version(row) for row in self._listed(query)]
 
-    def promote_version(self, version: int, *, cause: str, name: str = _TRANSLATOR) -> Promotion:
+    def promote_version(self, version: int, *, cause: str) -> Promotion:
         """From now on this is the version to be served. Promoting the promoted one changes nothing.
 
         Raises:
@@ -74,32 +71,30 @@ class Artefacts(History):
         """
         with self._writing() as session:
             own = self._own(session)
-            if session.get(ModelVersionRow, (own, name, version)) is None:
+            if session.get(ModelVersionRow, (own, _TRANSLATOR, version)) is None:
                 raise TranslatorNotFound(
-                    f"{name} has no version {version}{self._elsewhere_too(session, version, name)}",
+                    f"translator has no version {version}{self._elsewhere_too(session, version)}",
                     where=self.address,
                     next_step="list them: scalr translator list",
                 )
-            last = self._last_promotion(session, name)
+            last = self._last_promotion(session)
             if last is None or last.version != version:
                 former = None if last is None else f"version {last.version}"
-                self._note(session, "model", name, former, f"version {version}", cause=cause)
-                last = PromotionRow(project_id=own, name=name, version=version, at=self._now(session), cause=cause)
+                self._note(session, "model", _TRANSLATOR, former, f"version {version}", cause=cause)
+                last = PromotionRow(project_id=own, name=_TRANSLATOR, version=version, at=self._now(session), cause=cause)
                 session.add(last)
             return _promotion(last)
 
-    def promoted_version(self, name: str = _TRANSLATOR) -> int | None:
+    def promoted_version(self) -> int | None:
         """The version to be served; None where none was promoted."""
         with self._reading() as session:
-            last = self._last_promotion(session, name)
+            last = self._last_promotion(session)
             return None if last is None else last.version
 
-    def promotions(self, name: str = _TRANSLATOR) -> list[Promotion]:
+    def promotions(self) -> list[Promotion]:
         """Which versions were to be served, in order."""
-        query = sa.select(PromotionRow).where(PromotionRow.name == name).order_by(PromotionRow.id)
-        with self._reading() as session:
-            query = query.where(PromotionRow.project_id == self._mine(session))
-            return [_promotion(row) for row in session.scalars(query)]
+        query = sa.select(PromotionRow).where(PromotionRow.name == _TRANSLATOR).order_by(PromotionRow.id)
+        return [_promotion(row) for row in self._listed(query)]
 
     def record_dataset(
         self,
@@ -129,9 +124,7 @@ class Artefacts(History):
         query = sa.select(DatasetRow).order_by(DatasetRow.name, DatasetRow.version)
         if name is not None:
             query = query.where(DatasetRow.name == name)
-        with self._reading() as session:
-            query = query.where(DatasetRow.project_id == self._mine(session))
-            return [_dataset(row) for row in session.scalars(query)]
+        return [_dataset(row) for row in self._listed(query)]
 
     def _insert_once(self, session: Session, row: Row, key: tuple[str, int], **identity: str) -> Row:
         kind, whole = type(row), (row.project_id, *key)
@@ -155,19 +148,21 @@ class Artefacts(History):
             )
         return found
 
-    def _last_promotion(self, session: Session, name: str) -> PromotionRow | None:
-        query = sa.select(PromotionRow).where(PromotionRow.project_id == self._mine(session), PromotionRow.name == name)
+    def _last_promotion(self, session: Session) -> PromotionRow | None:
+        query = sa.select(PromotionRow).where(PromotionRow.project_id == self._mine(session), PromotionRow.name == _TRANSLATOR)
         return session.scalars(query.order_by(PromotionRow.id.desc()).limit(1)).one_or_none()
 
-    def elsewhere(self, version: int, name: str = _TRANSLATOR) -> str:
+    def elsewhere(self, version: int) -> str:
         """Which other projects have a version of this number, as the end of a sentence; empty where none has."""
         if not 0 < version < 2**31:  # nobody has: the column holds no such number
             return ""
         with self._reading() as session:
-            return self._elsewhere_too(session, version, name)
+            return self._elsewhere_too(session, version)
 
-    def _elsewhere_too(self, session: Session, version: int, name: str) -> str:
-        with_it = sa.select(ModelVersionRow.project_id).where(ModelVersionRow.name == name, ModelVersionRow.version == version)
+    def _elsewhere_too(self, session: Session, version: int) -> str:
+        with_it = sa.select(ModelVersionRow.project_id).where(
+            ModelVersionRow.name == _TRANSLATOR, ModelVersionRow.version == version
+        )
         others = self._others_with(session, with_it)
         return f"; there is one of {' and of '.join(self._called(row) for row in others)}" if others else ""
 

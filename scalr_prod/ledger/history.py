@@ -36,12 +36,10 @@ class History(Projects):
             query = query.where(TransitionRow.run_id == run_id)
         if subject is not None:
             query = query.where(TransitionRow.subject == subject)
-        with self._reading() as session:
-            query = query.where(TransitionRow.project_id == self._mine(session))
-            return [
-                Change(row.subject, row.key, row.from_state, row.to_state, row.at, row.cause, row.actor)
-                for row in session.scalars(query)
-            ]
+        return [
+            Change(row.subject, row.key, row.from_state, row.to_state, row.at, row.cause, row.actor)
+            for row in self._listed(query)
+        ]
 
     def changes_to(self, subject: Subject) -> dict[str, int]:
         """How often one of a kind went to a state, by that state; counted by the database, however long the history is."""

@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from scalr_prod.errors import ProjectsMixed
 from scalr_prod.ledger.database import Database
-from scalr_prod.ledger.models import ProjectRow
+from scalr_prod.ledger.models import (
+    ProjectRow,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from scalr_prod.identity import Identity
 
 __all__ = ["Projects"]
+
+Row = TypeVar("Row")
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +73,11 @@ class Projects(Database):
         if number is None:
             number = session.info[_NUMBER] = self._made(session).id
         return int(number)
+
+    def _listed(self, query: sa.Select[Row]) -> list[Row]:
+        """This project's rows among those that a query finds, in its order."""
+        with self._reading() as session:
+            return list(session.scalars(query.filter_by(project_id=self._mine(session))))
 
     def _made(self, session: Session) -> ProjectRow:
         project = self.project

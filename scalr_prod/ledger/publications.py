@@ -93,9 +93,7 @@ class Publications(Runs):
         query = sa.select(PublicationRow).order_by(PublicationRow.id)
         if run_id is not None:
             query = query.where(PublicationRow.run_id == run_id)
-        with self._reading() as session:
-            query = query.where(PublicationRow.project_id == self._mine(session))
-            return [_publication(row) for row in session.scalars(query)]
+        return [_publication(row) for row in self._listed(query)]
 
     def standing_publications(self) -> list[Publication]:
         """The latest confirmed publication of each run that was not rolled back since, in the order in which they were made."""
@@ -130,9 +128,7 @@ class Publications(Runs):
             )
             .order_by(PublicationRow.delta_version)
         )
-        with self._reading() as session:
-            query = query.where(PublicationRow.project_id == self._mine(session))
-            return [_publication(row) for row in session.scalars(query)]
+        return [_publication(row) for row in self._listed(query)]
 
     def _last(self, session: Session, run_id: str) -> PublicationRow | None:
         query = (

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
+from scalr_prod.jsonable import Jsonable
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import datetime
 
     from scalr_prod.ledger.spec import RunSpec
 
@@ -61,14 +63,8 @@ class PublicationStatus(StrEnum):
     ROLLED_BACK = "rolled_back"
 
 
-class _Record:
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; times as ISO 8601 in UTC."""
-        return {key: _plain(value) for key, value in asdict(self).items()}  # type: ignore[call-overload]  # subclasses are dataclasses
-
-
 @dataclass(frozen=True)
-class Run(_Record):
+class Run(Jsonable):
     """One run of a project. ``created`` is False where `Ledger.begin_run` found it already there."""
 
     project: str
@@ -81,13 +77,9 @@ class Run(_Record):
     lease_expires_at: datetime | None = None
     created: bool = False
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; times as ISO 8601 in UTC."""
-        return super().to_json() | {"spec": self.spec.to_json()}
-
 
 @dataclass(frozen=True)
-class Transition(_Record):
+class Transition(Jsonable):
     """A run went from one state to another; ``from_state`` is None for its first."""
 
     run_id: str
@@ -98,7 +90,7 @@ class Transition(_Record):
 
 
 @dataclass(frozen=True)
-class Change(_Record):
+class Change(Jsonable):
     """One line of the ledger's history.
 
     Attributes:
@@ -121,7 +113,7 @@ class Change(_Record):
 
 
 @dataclass(frozen=True)
-class Partition(_Record):
+class Partition(Jsonable):
     """One part of a run: ``rows`` in the file at ``path`` with this checksum; ``manifest`` is all that its task reported."""
 
     run_id: str
@@ -135,7 +127,7 @@ class Partition(_Record):
 
 
 @dataclass(frozen=True)
-class Publication(_Record):
+class Publication(Jsonable):
     """One attempt to publish a run.
 
     Attributes:
@@ -167,7 +159,7 @@ class Publication(_Record):
 
 
 @dataclass(frozen=True)
-class ModelVersion(_Record):
+class ModelVersion(Jsonable):
     """One trained model."""
 
     name: str
@@ -181,7 +173,7 @@ class ModelVersion(_Record):
 
 
 @dataclass(frozen=True)
-class Promotion(_Record):
+class Promotion(Jsonable):
     """From ``at`` on, this version was the one to be served."""
 
     name: str
@@ -191,7 +183,7 @@ class Promotion(_Record):
 
 
 @dataclass(frozen=True)
-class DatasetRecord(_Record):
+class DatasetRecord(Jsonable):
     """One version of a training set."""
 
     name: str
@@ -202,7 +194,3 @@ class DatasetRecord(_Record):
     cutoff: datetime | None
     created_at: datetime
     manifest: Mapping[str, Any] = field(default_factory=dict)
-
-
-def _plain(value: object) -> object:
-    return value.isoformat() if isinstance(value, datetime) else value

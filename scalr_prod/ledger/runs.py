@@ -66,9 +66,7 @@ class Runs(History):
             query = query.where(RunRow.state == RunState(state).value)
         if limit is not None:
             query = query.limit(limit)
-        with self._reading() as session:
-            query = query.where(RunRow.project_id == self._mine(session))
-            return [self._run(row) for row in session.scalars(query)]
+        return [self._run(row) for row in self._listed(query)]
 
     def states(self) -> dict[RunState, int]:
         """How many runs of the project are in a state, by that state; counted by the database."""

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from scalr_prod.lazy import exports
 from scalr_prod.quality.protocol import AuditedRun, FigureRule, GateRule, RowRule
 from scalr_prod.quality.report import GateReport, RuleOutcome
 from scalr_prod.quality.verdict import RuleResult, Verdict
@@ -30,15 +30,12 @@ __all__ = [
     "validate_training_set",
 ]
 
-_HOMES = {
-    "check_dataset": "check",
-    "row_rules_digest": "training_set",
-    "validate_run": "gate",
-    "validate_training_set": "training_set",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = exports(
+    __name__,
+    {
+        "check_dataset": "check",
+        "row_rules_digest": "training_set",
+        "validate_run": "gate",
+        "validate_training_set": "training_set",
+    },
+)

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Self
+
+from scalr_prod.jsonable import Jsonable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -38,7 +40,7 @@ class RuleOutcome:
 
 
 @dataclass(frozen=True)
-class GateReport:
+class GateReport(Jsonable):
     """The gate's verdict.
 
     Attributes:
@@ -73,10 +75,6 @@ class GateReport:
     def failures(self) -> list[RuleOutcome]:
         """The expectations that did not hold."""
         return [rule for rule in self.rules if not rule.success]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self) | {"rules": [asdict(rule) for rule in self.rules], "files": [dict(file) for file in self.files]}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], *, repeated: bool = False) -> Self:

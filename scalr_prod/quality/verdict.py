@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from scalr_prod.errors import QualityGateFailed
+from scalr_prod.jsonable import Jsonable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,7 +49,7 @@ class RuleResult:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Verdict(Jsonable):
     """Whether a data set may be trained on.
 
     Attributes:
@@ -74,10 +75,6 @@ class Verdict:
     columns: Sequence[str]
     rules: Sequence[RuleResult]
     docs: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self) | {"columns": list(self.columns), "rules": [asdict(rule) for rule in self.rules]}
 
     def for_people(self) -> dict[str, Any]:
         """The same in brief: what failed comes last."""

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scalr_prod.errors import ReportError
+from scalr_prod.jsonable import Jsonable
 from scalr_prod.report import charts
 from scalr_prod.report.facts import collect
 from scalr_prod.report.page import environment, index_page, listed_runs, run_page
@@ -21,7 +22,7 @@ __all__ = ["ReportWritten", "write_report"]
 
 
 @dataclass(frozen=True)
-class ReportWritten:
+class ReportWritten(Jsonable):
     """Where a report is.
 
     Attributes:
@@ -33,10 +34,6 @@ class ReportWritten:
     run_id: str
     path: str
     index: str | None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
 
 
 def write_report(settings: Settings, run_id: str | None = None, *, output: Path | None = None) -> ReportWritten:

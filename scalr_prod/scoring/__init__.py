@@ -6,8 +6,9 @@ Only the names asked for are imported: `protocol` also runs inside the server, w
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from scalr_prod.lazy import exports
 
 if TYPE_CHECKING:
     from scalr_prod.scoring.local import LocalScorer
@@ -18,18 +19,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Deadline", "Limits", "LocalScorer", "RetryPolicy", "Scorer", "TritonScorer", "open_scorer"]
 
-_HOMES = {
-    "Deadline": "policy",
-    "Limits": "policy",
-    "LocalScorer": "local",
-    "RetryPolicy": "policy",
-    "Scorer": "scorer",
-    "TritonScorer": "triton",
-    "open_scorer": "opening",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = exports(
+    __name__,
+    {
+        "Deadline": "policy",
+        "Limits": "policy",
+        "LocalScorer": "local",
+        "RetryPolicy": "policy",
+        "Scorer": "scorer",
+        "TritonScorer": "triton",
+        "open_scorer": "opening",
+    },
+)

@@ -6,9 +6,9 @@ Only what is asked for is imported.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from scalr_prod.lazy import exports
 from scalr_prod.serving.check import Check
 
 if TYPE_CHECKING:
@@ -40,26 +40,23 @@ __all__ = [
     "triton_status",
 ]
 
-_HOMES = {
-    "PromotionDecision": "decision",
-    "PromotionReport": "versions",
-    "ServerStatus": "process",
-    "ensure_serving": "ensure",
-    "guarded_serving": "guard",
-    "promote": "versions",
-    "promote_if_better": "decision",
-    "require_environment": "environment",
-    "rollback": "versions",
-    "served_version": "promotions",
-    "serving_checks": "checks",
-    "start_triton": "process",
-    "stop_triton": "process",
-    "stop_unused": "ensure",
-    "triton_status": "process",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = exports(
+    __name__,
+    {
+        "PromotionDecision": "decision",
+        "PromotionReport": "versions",
+        "ServerStatus": "process",
+        "ensure_serving": "ensure",
+        "guarded_serving": "guard",
+        "promote": "versions",
+        "promote_if_better": "decision",
+        "require_environment": "environment",
+        "rollback": "versions",
+        "served_version": "promotions",
+        "serving_checks": "checks",
+        "start_triton": "process",
+        "stop_triton": "process",
+        "stop_unused": "ensure",
+        "triton_status": "process",
+    },
+)

@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+
+from scalr_prod.jsonable import Jsonable
 
 __all__ = ["Check"]
 
 
 @dataclass(frozen=True)
-class Check:
+class Check(Jsonable):
     """One thing that was looked at.
 
     Attributes:
@@ -24,7 +25,3 @@ class Check:
     ok: bool
     found: str
     next_step: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """The check as JSON values."""
-        return asdict(self)

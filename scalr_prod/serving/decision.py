@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from scalr_prod.jsonable import Jsonable
 from scalr_prod.serving.promotions import served_version
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ __all__ = ["PromotionDecision", "promote_if_better"]
 
 
 @dataclass(frozen=True)
-class PromotionDecision:
+class PromotionDecision(Jsonable):
     """Whether a new translator took the served one's place, and why.
 
     Attributes:
@@ -31,10 +32,6 @@ class PromotionDecision:
     promoted: bool
     reason: str
     comparison: dict[str, Any] | None
-
-    def to_json(self) -> dict[str, Any]:
-        """The decision as JSON values."""
-        return dict(self.__dict__)
 
 
 def promote_if_better(settings: Settings, version: int, *, progress: bool = False) -> PromotionDecision:

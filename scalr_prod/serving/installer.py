@@ -11,12 +11,13 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod import assets
 from scalr_prod.errors import ServingError
+from scalr_prod.jsonable import Jsonable
 from scalr_prod.serving.environment import ServingEnvironment, environment_places, examine_environment
 from scalr_prod.serving.interpreters import LOCAL, choose_interpreter, install_system_package, require_platform
 from scalr_prod.serving.own_package import checkout, pack_wheel
@@ -38,7 +39,7 @@ _IMPORTED: Final = (
 
 
 @dataclass(frozen=True)
-class InstallPlan:
+class InstallPlan(Jsonable):
     """What `install_serving` would do.
 
     Attributes:
@@ -61,12 +62,12 @@ class InstallPlan:
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON values."""
-        values = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
+        values = super().to_json()
         return values | {"package": values["package"] or f"scalr-prod {__version__}, as it is installed here"}
 
 
 @dataclass(frozen=True)
-class InstallReport:
+class InstallReport(Jsonable):
     """What was installed.
 
     Attributes:
@@ -84,10 +85,6 @@ class InstallReport:
     packages: dict[str, str | None]
     server: str
     next_step: str | None
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        return asdict(self)
 
 
 def plan_serving(settings: Settings | None = None, *, folder: Path | None = None, system_packages: bool = False) -> InstallPlan:

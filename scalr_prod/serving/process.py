@@ -10,9 +10,10 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from scalr_prod.errors import ServingError
+from scalr_prod.jsonable import Jsonable
 from scalr_prod.scoring.address import secret_file, server_file
 from scalr_prod.scoring.security import Security
 from scalr_prod.scoring.transport import Channel, Failure
@@ -48,7 +49,7 @@ _PORT_TRIES: Final = 3
 
 
 @dataclass(frozen=True)
-class ServerStatus:
+class ServerStatus(Jsonable):
     """The server at one moment.
 
     Attributes:
@@ -70,10 +71,6 @@ class ServerStatus:
     log: str | None = None
     started: bool = False
     detail: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """The status as JSON values."""
-        return asdict(self)
 
 
 def start_triton(settings: Settings) -> ServerStatus:

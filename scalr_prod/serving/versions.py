@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from scalr_prod.errors import ServingError
+from scalr_prod.jsonable import Jsonable
 from scalr_prod.ledger import Ledger
 from scalr_prod.serving.ensure import serving
 from scalr_prod.serving.loading import loaded_versions
@@ -21,7 +22,7 @@ __all__ = ["PromotionReport", "promote", "rollback"]
 
 
 @dataclass(frozen=True)
-class PromotionReport:
+class PromotionReport(Jsonable):
     """What is served from now on.
 
     Attributes:
@@ -35,10 +36,6 @@ class PromotionReport:
     former: int | None
     loaded: list[int]
     seconds: float
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        return asdict(self)
 
 
 def promote(settings: Settings, version: int | None = None) -> PromotionReport:

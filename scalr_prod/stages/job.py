@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from scalr_prod.errors import ScalrError
+from scalr_prod.jsonable import Jsonable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -111,7 +112,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class StageState:
+class StageState(Jsonable):
     """Whether a stage is done.
 
     Attributes:
@@ -128,13 +129,9 @@ class StageState:
     command: str
     stale: str | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        """The state as JSON values."""
-        return dict(vars(self))
-
 
 @dataclass(frozen=True)
-class PipelineReport:
+class PipelineReport(Jsonable):
     """What one whole run came to.
 
     Attributes:
@@ -158,7 +155,3 @@ class PipelineReport:
             The run's id, and what each stage came to.
         """
         return cls(job.run().run_id, dict(job.seconds), {name: report.to_json() for name, report in job.reports.items()})
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        return {"run_id": self.run_id, "seconds": self.seconds, "stages": self.stages}

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from scalr_prod.contracts import Table
+from scalr_prod.jsonable import Jsonable
 from scalr_prod.replacements import REPLACED, stale_since
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _OF_RUN: Final = ("plan", "generate", "validate", "publish", "late")
 
 
 @dataclass(frozen=True)
-class CorrectedWindow:
+class CorrectedWindow(Jsonable):
     """A published window whose events were replaced.
 
     Attributes:
@@ -43,11 +44,6 @@ class CorrectedWindow:
     published_by: str
     run_id: str | None = None
     error: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """The window as JSON values; times as ISO 8601 in UTC."""
-        times = {"start": self.start.isoformat(), "end": self.end.isoformat()}
-        return asdict(self) | times
 
 
 def stale_stages(settings: Settings) -> dict[str, str]:

@@ -6,8 +6,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from scalr_prod.lazy import exports
 
 if TYPE_CHECKING:
     from scalr_prod.training_set.build import build_training_set
@@ -16,10 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TrainingSet", "TrainingSetReport", "build_training_set"]
 
-_HOMES = {"TrainingSet": "reader", "TrainingSetReport": "report", "build_training_set": "build"}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = exports(
+    __name__,
+    {"TrainingSet": "reader", "TrainingSetReport": "report", "build_training_set": "build"},
+)

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
 
 from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID
 from scalr_prod.errors import TrainingSetError
+from scalr_prod.jsonable import Jsonable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,7 +35,7 @@ _BREAKS: Final = '[\t\r\n"]'
 
 
 @dataclass(frozen=True)
-class ExportReport:
+class ExportReport(Jsonable):
     """What was written.
 
     Attributes:
@@ -50,10 +51,6 @@ class ExportReport:
     version: int
     rows: int
     synthetic: int
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        return asdict(self)
 
 
 def export(training_set: TrainingSet, target: Path, form: Format) -> ExportReport:

@@ -6,6 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from scalr_prod.jsonable import Jsonable
+
 if TYPE_CHECKING:
     from datetime import datetime
 
@@ -13,7 +15,7 @@ __all__ = ["TrainingSetReport"]
 
 
 @dataclass(frozen=True)
-class TrainingSetReport:
+class TrainingSetReport(Jsonable):
     """What a build came to.
 
     Attributes:
@@ -47,11 +49,3 @@ class TrainingSetReport:
     synthetic_unknown: int
     fingerprint: str
     policy: dict[str, Any] | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        return {
-            **self.__dict__,
-            "cutoff": self.cutoff.isoformat(),
-            "start": self.start.isoformat() if self.start else None,
-        }

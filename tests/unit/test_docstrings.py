@@ -67,7 +67,7 @@ def test_the_walk_finds_what_is_there():
         "project:Project.run",
         "settings:load_settings",
         "training_set/reader:TrainingSet.torch",
-        "lake:Lake.append",
+        "lake/tables:Lake.append",
     } <= names
     assert len(names) > 900
 

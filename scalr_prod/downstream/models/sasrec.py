@@ -132,7 +132,7 @@ class SasRec:
         bias = self._net.bias[negative] - (self.drawn * chance[negative]).log()
         logits = torch.addmm(bias, state, self._net.target(negative).T)
         others = logits.logsumexp(1)[event]
-        drawn = torch.zeros(self.n_items, dtype=torch.bool).index_fill_(0, negative, True)
+        drawn = torch.zeros(self.n_items, dtype=torch.bool).index_fill_(0, negative, 1)
         hit = drawn[label].nonzero()[:, 0]
         but = logits[event[hit]].masked_fill(negative[None] == label[hit, None], -torch.inf)
         others = others.index_copy(0, hit, but.logsumexp(1))

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the tables are: each of them found, opened as it is or as it was, and known as ours or not."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from scalr_prod.contracts import Table
+from scalr_prod.errors import ForeignFiles, LakeError, TableNotFound
+from scalr_prod.ownership import is_empty
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from deltalake import DeltaTable
+
+__all__ = ["Storage", "in_one_line"]
+
+_MADE_BY: Final[Mapping[Table, str]] = {
+    Table.SOURCE_EVENTS: "scalr ingest",
+    Table.TARGET_EVENTS: "scalr ingest",
+    Table.SOURCE_ITEMS: "scalr ingest",
+    Table.TARGET_ITEMS: "scalr ingest",
+    Table.SOURCE_USER_HISTORY: "scalr histories",
+    Table.TARGET_USER_HISTORY: "scalr histories",
+    Table.TARGET_ITEM_STATS: "scalr histories",
+    Table.SYNTHETIC_TARGET_EVENTS: "scalr publish",
+    Table.SYNTHETIC_QUARANTINE: "scalr validate",
+}
+
+
+class Storage:
+    """One folder or URL that Delta tables are below.
+
+    Args:
+        root: The folder or URL.
+        storage_options: Passed to the library that opens an object store.
+    """
+
+    def __init__(self, root: str, storage_options: dict[str, str] | None = None) -> None:
+        self.root = root.rstrip("/")
+        self.storage_options = storage_options or {}
+
+    def uri(self, table: Table) -> str:
+        """Where a table is."""
+        return f"{self.root}/{table.value}"
+
+    def exists(self, table: Table) -> bool:
+        """Whether a table is there.
+
+        Raises:
+            LakeError: The lake cannot be asked.
+        """
+        from deltalake import DeltaTable
+        from deltalake.exceptions import DeltaError
+
+        try:
+            return DeltaTable.is_deltatable(self.uri(table), storage_options=self.storage_options)
+        except (DeltaError, OSError) as error:
+            raise self.unreadable(table, error) from error
+
+    def open_table(self, table: Table, *, version: int | None = None) -> DeltaTable:
+        """The Delta table itself.
+
+        Raises:
+            TableNotFound: It is not there; names the command that makes it.
+            LakeError: It is no longer there as it was at this version; or its log cannot be read.
+        """
+        from deltalake import DeltaTable
+        from deltalake.exceptions import DeltaError, TableNotFoundError
+
+        try:
+            found = DeltaTable(self.uri(table), version=version, storage_options=self.storage_options)
+        except (DeltaError, OSError) as error:
+            if version is not None and self.exists(table):
+                raise self._gone(table, version, in_one_line(error)) from error
+            if isinstance(error, TableNotFoundError):
+                raise TableNotFound(
+                    "the table does not exist yet", where=self.uri(table), next_step=f"run: {_MADE_BY[table]}"
+                ) from error
+            raise self.unreadable(table, error) from error
+        if version is not None and (missing := _missing_file(found)):
+            raise self._gone(table, version, f"{missing} was removed")
+        return found
+
+    def follow(self, table: Table, opened: DeltaTable) -> None:
+        """Bring an open table up to its latest version: much less work than opening it again, also where the log was cut since.
+
+        Raises:
+            LakeError: Its log cannot be read.
+        """
+        from deltalake.exceptions import DeltaError
+
+        try:
+            opened.update_incremental()
+        except (DeltaError, OSError) as error:
+            raise self.unreadable(table, error) from error
+
+    def readable(self, table: Table, version: int) -> bool:
+        """Whether a former version, and on disk each of its files, is still there."""
+        try:
+            self.open_table(table, version=version)
+        except LakeError:
+            return False
+        return True
+
+    def open_ours(self, table: Table, opened: DeltaTable | None = None) -> DeltaTable:
+        """The Delta table itself, to be written to; as it was ``opened``, where it is open already.
+
+        Raises:
+            ForeignFiles: This package did not make it: those that it makes bear their name in their log.
+        """
+        found = self.open_table(table) if opened is None else opened
+        if found.metadata().name != table.value:
+            raise self._foreign(table, "is a Delta table that this package did not make")
+        return found
+
+    def refuse_files(self, table: Table) -> None:
+        """Make sure that nothing lies where a table is to be made.
+
+        On disk alone: an object store has no folders, and no file there is ever removed that no log of ours names.
+
+        Raises:
+            ForeignFiles: Files are there.
+        """
+        folder = Path(self.uri(table))
+        if "://" in self.root or not folder.is_dir():
+            return
+        if any(path.name != "_delta_log" and not is_empty(path) for path in folder.iterdir()):
+            raise self._foreign(table, "holds files, but no Delta table")
+
+    def check_ours(self) -> None:
+        """Make sure that every table of the lake is this package's own, or not there.
+
+        Raises:
+            ForeignFiles: One is not; nothing was written.
+        """
+        for table in Table:
+            if self.exists(table):
+                self.open_ours(table)
+            else:
+                self.refuse_files(table)
+
+    def committed(self, table: Table, key: str) -> bool:
+        """Whether a commit with this key has landed."""
+        return self.exists(table) and self.open_table(table).transaction_version(key) is not None
+
+    def tidy(self, table: Table, *, keep_days: float = 7, keep_versions: Collection[int] = (), dry_run: bool = False) -> int:
+        """Delete files that no version of the last days uses.
+
+        Delta's own vacuum writes two versions of the table each time. This one writes none: what was made from a version goes on
+        being made from the latest.
+
+        Args:
+            table: Which table.
+            keep_days: Versions that were replaced no longer ago can still be read.
+            keep_versions: Those that can be read at any age.
+            dry_run: Delete nothing.
+
+        Returns:
+            How many files; those that are there no more, though the log still names them, are not counted.
+        """
+        from deltalake.fs import DeltaStorageHandler
+        from pyarrow.fs import FileType, PyFileSystem
+
+        unused = set(self.open_ours(table).vacuum(math.ceil(keep_days * 24), dry_run=True, enforce_retention_duration=False))
+        for version in set(keep_versions):
+            root = len(f"{self.uri(table)}/")
+            unused -= {uri[root:] for uri in self.open_table(table, version=version).file_uris()}
+        files = PyFileSystem(DeltaStorageHandler(self.uri(table), self.storage_options))
+        there = [name for name in sorted(unused) if files.get_file_info(name).type is FileType.File]
+        if not dry_run:
+            for name in there:
+                files.delete_file(name)
+        return len(there)
+
+    def unreadable(self, table: Table, error: Exception) -> LakeError:
+        """The error of a log that cannot be read from here."""
+        here = "check that the lake can be read; restore the table's _delta_log from a copy if it is damaged"
+        there = (
+            "check that this machine, and each Dask worker, reaches the store and has its credentials: [project] storage_options "
+            "in scalr.toml, or the store's variables in the environment"
+        )
+        return LakeError(
+            f"the table's log cannot be read on {socket.gethostname()}: {in_one_line(error)}",
+            where=self.uri(table),
+            next_step=there if "://" in self.root else here,
+        )
+
+    def _foreign(self, table: Table, found: str) -> ForeignFiles:
+        return ForeignFiles(
+            found,
+            where=self.uri(table),
+            next_step="name another [project] home or lake; if it is a copy of a table of this package, give it back its name: "
+            f"deltalake.DeltaTable(…).alter.set_table_name('{table.value}')",
+        )
+
+    def _gone(self, table: Table, version: int, found: str) -> LakeError:
+        return LakeError(
+            f"version {version}, which the run is pinned to, is no longer there: {found}",
+            where=self.uri(table),
+            next_step="a vacuum has removed it; plan the run on today's tables: scalr generate",
+        )
+
+
+def _missing_file(table: DeltaTable) -> str | None:
+    """The first file of a table on disk that is not there any more. Object stores are not asked, file by file, beforehand."""
+    return next((uri for uri in table.file_uris() if "://" not in uri and not os.path.exists(uri)), None)  # noqa: PTH110 - of each file
+
+
+def in_one_line(error: Exception) -> str:
+    """What deltalake says, causes and all, without its colours and arrows."""
+    lines = (re.sub(r"\x1b\[[0-9;]*m|↳", "", line).strip() for line in str(error).splitlines())
+    return ": ".join(line for line in lines if line)[:300] or type(error).__name__

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kinds of values that several sections have."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field
+
+if TYPE_CHECKING:
+    from scalr_prod.plugins import Group
+
+__all__ = ["Instant", "PageAddress", "WebAddress", "Weight", "named_once"]
+
+
+def _aware(value: datetime) -> datetime:
+    if value.tzinfo is None:
+        raise ValueError("is a naive timestamp: add its zone, for example 2024-05-01T00:00:00Z")
+    return value
+
+
+def named_once(group: Group, names: tuple[str, ...], beside: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Names of plug-ins, each of which is there and stands once."""
+    if len(set(names)) != len(names):
+        raise ValueError(f"names a {group.kind} twice: name each once")
+    for name in names:
+        if name not in beside and (problem := group.problem(name)) is not None:
+            raise ValueError(problem)
+    return names
+
+
+def _web(value: str) -> str:
+    """A URL that can be read; what it says may be a password, and is not repeated."""
+    try:
+        parts = urlsplit(value)
+        there = parts.hostname and parts.port != 0 and parts.netloc.count("@") == value.count("@") <= 1
+    except ValueError:
+        there = False
+    if not there:
+        raise ValueError("is no URL of a server: in a user or password, write [ ] @ : / ? # as %5B %5D %40 %3A %2F %3F %23")
+    return value
+
+
+def _open(value: str) -> str:
+    """An address to link to."""
+    if "@" in value:
+        raise ValueError("names a user or password, which everybody who opens the page would see: leave it out")
+    return value
+
+
+Instant = Annotated[datetime, AfterValidator(_aware)]
+WebAddress = Annotated[str, Field(pattern=r"^https?://\S+$"), AfterValidator(_web)]
+PageAddress = Annotated[WebAddress, AfterValidator(_open)]
+Weight = Annotated[float, Field(ge=0)]
