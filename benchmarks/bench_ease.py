@@ -29,7 +29,7 @@ name = "other"
 events = "{folder}/target.parquet"
 """
 CUTOFFS, COLD, HALF_LIFE = 4, 0.5, 365.0
-SOURCE_WEIGHTS, PENALTIES, BOOSTS = (0.0, 0.1, 0.3, 1.0), (300.0, 1000.0, 3000.0), (0.0, 0.001, 0.003, 0.01, 0.03, 0.1)
+SOURCE_WEIGHTS, PENALTIES, BOOSTS = (0.0, 0.3, 1.0), (1000.0, 3000.0), (0.0, 0.001, 0.003, 0.01, 0.03, 0.1)
 
 
 class Ease:

@@ -5,9 +5,6 @@ without those of half of the users; weights on the next tenth; figures on the la
 users' events there that are new to their users, over the items seen before that are new to them too. ``recovered`` is (popularity -
 mixture) / (popularity - oracle). ``information`` is what `scalr_prod.translator.information` measures, by which the gate accepts or
 refuses a run.
-
-``downstream`` is what `scalr evaluate` comes to in small worlds, half of the users target-cold: whether λ and the lift follow the signal,
-and are 0 where there is none.
 """
 
 from __future__ import annotations
@@ -51,34 +48,14 @@ KNOBS: tuple[dict[str, Any], ...] = (
     {"target_events": 3},
     {"source_items": 1_800, "target_items": 1_800},
 )
-#: Signals of the large world, and knobs of the small one in which models are trained.
+#: Of the large world.
 LARGE_SIGNALS = (0.0, 0.6, 0.9)
-LIFTS: tuple[dict[str, Any], ...] = (
-    *({"signal": signal} for signal in (0.0, 0.1, 0.3, 0.6, 0.9)),
-    {"signal": 0.6, "repeats": 0.3},
-)
-LIFT_SETTINGS = """[project]
-name = "world"
-[translator]
-threads = 1
-[generation]
-contexts = "users"
-[serving]
-scorer = "local"
-threads = 1
-[downstream]
-models = ["als"]
-cold_fraction = 0.5
-threads = 1
-"""
 
 
 def main() -> dict:
     torch.set_num_threads(1)
     found = {_named(knobs): measured(replace(SMALL, **knobs)) for knobs in KNOBS}
     found |= {f"8 000 users, signal {signal:g}": measured(World(signal=signal)) for signal in LARGE_SIGNALS}
-    with TemporaryDirectory() as folder:
-        found["downstream"] = {_named(knobs): lift(replace(SMALL, **knobs), Path(folder) / _named(knobs)) for knobs in LIFTS}
     with TemporaryDirectory() as folder:
         found |= {f"source domains: {name}": figures for name, figures in two_sources(SMALL, Path(folder)).items()}
     return found
@@ -91,31 +68,6 @@ def measured(world: World, **translator: Any) -> dict[str, Any]:
     settings: Any = SimpleNamespace(translator=TranslatorSettings(threads=1, **translator), histories=HistorySettings())
     log = logs.log(length=settings.histories.length, folds=settings.translator.folds)
     return _measured(logs, log, settings) | {"cpu_seconds": round(time.process_time() - started, 1)}
-
-
-def lift(world: World, folder: Path) -> dict[str, Any]:
-    """What `scalr evaluate` comes to with ALS: λ by segment, NDCG@20 of each arm, and the gain over the best baseline."""
-    from scalr_prod.downstream import evaluate
-
-    started = time.process_time()
-    settings = load_settings(world.make().write(folder, LIFT_SETTINGS))
-    report = evaluate(settings, arms=("translator", "shuffled", "model_level_transfer")).to_json()
-    (verdict,) = report["verdict"]["models"]
-    rows = {row["name"]: row for row in report["arms"]}
-    return {
-        "test_users": report["users"]["all"],
-        "ndcg": {name: round(row["metrics"]["ndcg"], 4) for name, row in rows.items()},
-        "by_segment": {
-            name: {segment: round(found["ndcg"], 4) for segment, found in row["slices"].items() if segment in report["users"]}
-            for name, row in rows.items()
-        },
-        "lambda": report["choices"]["als"]["lambda"],
-        "lambda_of_shuffled": report["choices"]["als"]["arms"]["shuffled"]["lambda"],
-        "best_baseline": verdict["best_baseline"],
-        "lift_over_best_pct": round(verdict["lift_over_best_pct"], 1),
-        "ci95": [round(bound, 1) for bound in verdict["ci95"]],
-        "cpu_seconds": round(time.process_time() - started, 1),
-    }
 
 
 def two_sources(world: World, folder: Path, extra: str = "[translator]\nthreads = 1\n") -> dict[str, Any]:
