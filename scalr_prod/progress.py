@@ -46,6 +46,8 @@ class Heartbeat:
         #: Pieces of work within this one that tell themselves how far they are.
         self.within = 0
         self._started = time.monotonic()
+        #: Where the rate of expected work is reckoned from: what is imported before the first step says nothing of the next ones.
+        self._first: tuple[float, float] | None = None
 
     @property
     def seconds(self) -> float:
@@ -56,11 +58,14 @@ class Heartbeat:
         """So many more units are done; called from any thread."""
         with self._lock:
             self.done += count
+            if self._first is None and not self.unit:
+                self._first = time.monotonic(), self.done
 
     def figures(self) -> dict[str, Any]:
         """Seconds, units done and in all, their share (0 to 1), units a second of this call, seconds left; None: not known."""
         seconds = max(self.seconds, 1e-9)
-        rate = (self.done - self._before) / seconds
+        begun, before = self._first or (self._started, self._before)
+        rate = (self.done - before) / max(time.monotonic() - begun, 1e-9)
         share = min(self.done / self.total, 1.0) if self.total else None
         left = None if not self.total or not rate else max(self.total - self.done, 0) / rate
         return {"seconds": seconds, "done": self.done, "total": self.total, "share": share, "rate": rate, "eta_s": left}

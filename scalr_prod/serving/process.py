@@ -279,12 +279,15 @@ def _sweep(record: ServerRecord) -> None:
     """What a killed server leaves behind: its stubs, its socket, and shared memory under its own prefix."""
     import psutil
 
+    killed = []
     for process in psutil.process_iter(["cmdline"]):
         if any(record.name in part for part in process.info["cmdline"] or ()) and process.pid != os.getpid():
             try:
                 process.kill()
             except psutil.Error:  # it has ended meanwhile, or is not ours
                 continue
+            killed.append(process)
+    psutil.wait_procs(killed, timeout=_STOP_S)  # one that holds much memory is there for a while yet
     for region in Path("/dev/shm").glob(f"{record.name}_*"):  # noqa: S108 - where the server keeps it
         region.unlink(missing_ok=True)
     if record.socket_folder:

@@ -113,6 +113,7 @@ print(json.dumps({"rooms": rooms, "historical": historical.event_id.tolist(), "b
         "errors",
         "growth",
         "lake",
+        "lazy",
         "binding",
         "ownership",
         "assets",

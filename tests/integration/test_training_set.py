@@ -245,7 +245,7 @@ def test_a_policy_that_says_no_leaves_no_synthetic_row(project, caplog):
         policy_path(settings).unlink()
     assert report.synthetic == 0
     assert report.real == len(lake(settings, Table.TARGET_EVENTS)) == report.rows
-    assert report.policy["applied"]["training_set.segment_weights"] == (0.0, 0.0, 0.0)
+    assert report.policy["applied"]["training_set.segment_weights"] == [0.0, 0.0, 0.0]
     assert not TrainingSet.open(report.path).to_pandas()["is_synthetic"].any()
 
 

@@ -104,6 +104,17 @@ def test_expected_work_is_told_by_its_share_and_the_time_left(lines):
         advance(2e6)
         record = lines(2)[1]
     assert record.share == 0.25
-    assert record.eta_s == pytest.approx(3 * record.seconds, rel=0.01)
-    assert record.message == "translator: at work for 0 s, 25 %, about 0 s left"
+    assert record.message == "translator: at work for 0 s, 25 %"
     assert not {"done", "total", "rate"} & set(vars(record))
+
+
+def test_the_time_left_of_expected_work_is_reckoned_from_its_first_step_on(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr("scalr_prod.progress.time.monotonic", lambda: clock[0])
+    pulse = Heartbeat("translator", total=8e6, unit="")
+    clock[0] += 20  # libraries are imported
+    pulse.advance(1e6)
+    clock[0] += 5
+    pulse.advance(1e6)
+    assert pulse.figures()["eta_s"] == pytest.approx(30)
+    assert pulse.text(pulse.figures()) == "translator: at work for 25 s, 25 %, about 30 s left"
