@@ -188,6 +188,7 @@ def _write(rows: pd.DataFrame, path: Path) -> None:
 
 def readme(page: Page) -> None:
     page.only_logs(kitchen__csv="s", food__jsonl__gz="t", kitchen__parquet="s", food__parquet="t")
+    page.names = {"food.jsonl.gz ": "food.jsonl.gz --yes "}  # there is no terminal to ask on
 
 
 def airflow(page: Page) -> None:
