@@ -47,8 +47,16 @@ class Shell:
         environment = {**os.environ, **(env or {})}
         environment["PATH"] = os.pathsep.join([str(self._path), str(Path(sys.executable).parent), environment["PATH"]])
         command = ["bash", "-euo", "pipefail", "-c", script]
-        options = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "timeout": 600}
-        return subprocess.run(command, cwd=cwd, env=environment, check=False, **options)
+        return subprocess.run(
+            command,
+            cwd=cwd,
+            env=environment,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
 
 
 @contextmanager
