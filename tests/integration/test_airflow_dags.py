@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from deltalake import DeltaTable
-from support.warm import LIBRARIES, Warm
+from support.warm import LIBRARIES, OF_AIRFLOW, Warm
 
 pytest.importorskip("airflow.sdk")
 
@@ -26,14 +26,6 @@ long = pytest.mark.long
 DAGS = Path(__file__).resolve().parents[2] / "airflow_dags"
 KINDS = ("backfill", "events", "maintenance", "training_set", "translator")
 HEAVY = {"torch", "feast", "great_expectations", "dask", "duckdb", "deltalake", "pyarrow", "pandas", "tritonclient"}
-#: What its commands import, beside the rest.
-OF_AIRFLOW = (
-    "airflow.cli.commands.dag_command",
-    "airflow.cli.commands.db_command",
-    "airflow.api_fastapi.execution_api.app",
-    "airflow.sdk.execution_time.supervisor",
-    "airflow.sdk.execution_time.task_runner",
-)
 NAMES = tuple(f"scalr_{kind}" for kind in KINDS)
 #: The translator learns until here, and the window begins here.
 TRAINED = datetime(2024, 5, 30, tzinfo=UTC)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from multiprocessing.context import ForkServerContext
 
-__all__ = ["LIBRARIES", "Warm", "forking", "run"]
+__all__ = ["LIBRARIES", "OF_AIRFLOW", "Warm", "forking", "run"]
 
 #: What the project's commands import, in an order in which a command may.
 LIBRARIES = (
@@ -45,6 +45,14 @@ LIBRARIES = (
     "great_expectations",
     "distributed",
     "tritonclient.grpc",
+)
+#: What Airflow's commands import, beside the rest.
+OF_AIRFLOW = (
+    "airflow.cli.commands.dag_command",
+    "airflow.cli.commands.db_command",
+    "airflow.api_fastapi.execution_api.app",
+    "airflow.sdk.execution_time.supervisor",
+    "airflow.sdk.execution_time.task_runner",
 )
 
 

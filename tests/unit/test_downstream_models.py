@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -11,6 +15,7 @@ from scalr_prod.downstream.models import make_model
 from scalr_prod.downstream.protocol import Interactions, Probabilistic
 from scalr_prod.errors import EvaluationError
 
+ROOT = Path(__file__).resolve().parents[2]
 #: The families that learn users by their numbers; the feature ranker has tests of its own.
 FAMILIES = ("als", "sasrec", "two_tower")
 USERS, ITEMS, TASTES = 120, 40, 4
@@ -104,24 +109,16 @@ def test_the_ranker_is_calibrated_on_what_it_was_trained_on(tastes):
     assert p[: len(tastes)].mean() > 1.5 * p[len(tastes) :].mean()
 
 
-class Popular:
-    """A model of one's own, as docs/evaluation.md shows it."""
-
-    def fit(self, events, *, seed):  # noqa: ARG002 - part of the protocol
-        self.counts = events.popularity().astype(np.float32)
-
-    def score(self, users):
-        return np.tile(self.counts, (len(users), 1))
-
-
 class Broken:
     def fit(self, events, *, seed): ...
 
 
 def test_a_model_of_ones_own(tastes, monkeypatch):
-    import sys
-
-    monkeypatch.setitem(sys.modules, "my_models", sys.modules[__name__])
+    """The one that docs/evaluation.md shows."""
+    (shown,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "evaluation.md").read_text(), re.DOTALL)
+    monkeypatch.setitem(sys.modules, "my_models", mine := ModuleType("my_models"))
+    exec(shown, vars(mine))  # noqa: S102 - our own page
+    mine.Broken = Broken
     model = make_model("my_models:Popular", {}, threads=1)
     model.fit(tastes, seed=0)
     assert np.argmax(model.score(np.array([0]))) == np.argmax(np.bincount(tastes.item))

@@ -1,0 +1,319 @@
+"""The code blocks of each page, run as written, one after the other: commands by a shell, Python as one program, settings as the project's.
+
+What a page names (`user-17`, `rows.parquet`, `/srv/scalr`) is there, or stands for what is. A block that cannot be run here says why in
+a comment before it, ``<!-- not run: … -->``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+import tomllib
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import pytest
+from support.shell import shell
+from support.small import LOCAL, lean
+from support.warm import LIBRARIES, OF_AIRFLOW, Warm, run
+
+from scalr_prod import Project
+from scalr_prod.contracts import Table
+from scalr_prod.settings import load_settings
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+BLOCK = re.compile(r"^(?:<!-- not run: ([^\n]*) -->\n)?```(\w+)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md"))
+}
+#: Whole pages, or what they have beside commands, that other tests run.
+ELSEWHERE = {
+    "docs/tutorial.md": "tests/integration/test_docs.py",
+    "docs/training-sets.md": "tests/integration/test_docs.py",
+    "docs/plugins.md": "tests/unit/test_plugins.py",
+    "docs/evaluation.md": "tests/unit/test_downstream_models.py",
+}
+#: Why a block is not run.
+NEEDED = {
+    "a clone of the repository, and minutes",
+    "a database server",
+    "a package index",
+    "a server that runs until it is stopped",
+    "a terminal",
+    "an evaluation, which takes minutes",
+    "an object store",
+    "these run the tests",
+}
+#: As tests/support/small.py has it, for projects that a page makes itself.
+SMALL = {
+    "SCALR_SERVING__SCORER": "local",
+    "SCALR_TRANSLATOR__ESTIMATORS": '["popularity", "frequency", "linear"]',
+    "SCALR_TRANSLATOR__FOLDS": "2",
+    "SCALR_TRANSLATOR__DIM": "16",
+    "SCALR_QUALITY__MAX_BUCKET_DISTANCE": "1.0",
+    "SCALR_QUALITY__MIN_INFORMATION": "0",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+class Block(NamedTuple):
+    reason: str
+    language: str
+    text: str
+
+
+BLOCKS = {
+    page: [Block(*found) for found in BLOCK.findall(path.read_text(encoding="utf-8"))]
+    for page, path in PAGES.items()
+    if "docs/adr/" not in page
+}
+RUN = [
+    page
+    for page, blocks in BLOCKS.items()
+    if page not in ELSEWHERE and {block.language for block in blocks if not block.reason} - {"text", "json"}
+]
+
+
+NOT_RUN = [
+    pytest.param(block, id=f"{page}: {block.text.splitlines()[0]}")
+    for page, blocks in BLOCKS.items()
+    for block in blocks
+    if block.reason
+]
+
+
+@pytest.mark.parametrize("block", NOT_RUN)
+def test_what_is_not_run_says_why(block):
+    """Each is in the list of what was skipped, with its reason."""
+    assert block.reason in NEEDED
+    pytest.skip(f"not run: {block.reason}")
+
+
+def test_no_block_is_left_out_by_mistake():
+    text = "".join(path.read_text(encoding="utf-8") for path in PAGES.values())
+    assert text.count("<!-- not run:") == len(NOT_RUN), "a comment that stands before no block"
+    for page, path in ELSEWHERE.items():
+        assert Path(page).name in ROOT.joinpath(path).read_text(encoding="utf-8"), f"{path} does not read {page}"
+
+
+@pytest.fixture(scope="module")
+def home(make_project, tmp_path_factory, at_hand):
+    """A folder with a project that has run, to be brought back before each page; and a copy of it."""
+    folder = tmp_path_factory.mktemp("page") / "project"
+    config = lean(make_project(folder, LOCAL, users=80).base / "scalr.toml")
+    for name in ("s", "t", "ti"):
+        rows = pd.read_parquet(folder / f"{name}.parquet")
+        ids = {"user_id": ("u", "user-"), "item_id": (name[0], "sku-" if name != "s" else "s")}
+        for column, (short, long) in ids.items():
+            if column in rows:
+                rows[column] = rows[column].str.replace(f"^{short}", long, regex=True)
+        rows.to_parquet(folder / f"{name}.parquet")
+    with Project.open(config) as project:
+        project.run()
+    aside = folder.with_name("aside")
+    shutil.copytree(folder, aside)
+    return folder, aside
+
+
+@pytest.fixture(scope="module")
+def bash(home):
+    with tempfile.TemporaryDirectory() as short:  # a socket's path is short
+        process = Warm((*LIBRARIES, *OF_AIRFLOW), {**os.environ, **_airflows(home[0])})
+        programs = {name: partial(_forked, run, [BIN / name]) for name in ("scalr", "feast")}
+        programs["airflow"] = partial(_forked, process.run, [sys.executable, "-m", "airflow"])
+        with shell(Path(short), programs) as made:
+            yield made
+        process.close()
+
+
+def _forked(by, program, arguments, *, cwd, env):
+    return by([*program, *arguments], cwd=cwd, env=env)
+
+
+def _airflows(folder: Path) -> dict[str, str]:
+    """What Airflow reads as soon as it is imported, so that its warm process has it, too."""
+    return {
+        "AIRFLOW_HOME": str(folder / "airflow"),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(folder / "airflow_dags"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{folder / 'airflow' / 'airflow.db'}",
+    }
+
+
+class Page:
+    """A page at work in a folder of its own."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.blocks, self.folder = BLOCKS[name], folder
+        self.names: dict[str, str] = {}
+        self.environment = dict(SMALL)
+        {"README.md": readme, "docs/airflow.md": airflow, **OTHERS}.get(name, lambda _: None)(self)
+
+    def text(self, block: Block) -> str:
+        """With what the page's names stand for."""
+        text = block.text
+        for name, meant in self.names.items():
+            text = text.replace(name, meant)
+        return text
+
+    def add(self, settings: str) -> None:
+        """To the project's own."""
+        config = self.folder / "scalr.toml"
+        own = tomllib.loads(config.read_text()) if config.exists() else {}
+        more = tomllib.loads(settings)
+        if "sources" in more.get("domains", {}):  # several stand in place of one
+            own["domains"].pop("source", None)
+        _merge(own, more)
+        config.write_text("\n".join(_lines("", own)))
+        load_settings(config)
+
+    def only_logs(self, **files: str) -> None:
+        """The project's logs by other names, and nothing else."""
+        logs = {name: pd.read_parquet(self.folder / f"{name}.parquet") for name in ("s", "t", "ti")}
+        shutil.rmtree(self.folder)
+        self.folder.mkdir()
+        for name, log in files.items():
+            _write(logs[log], self.folder / name.replace("__", "."))
+
+
+def _write(rows: pd.DataFrame, path: Path) -> None:
+    if path.suffix == ".parquet":
+        path.parent.mkdir(exist_ok=True)
+        rows.to_parquet(path)
+    elif path.suffix in {".inter", ".item"}:
+        seconds = {"timestamp": rows["timestamp"].astype("int64") // 10**6} if "timestamp" in rows else {}
+        typed = rows.assign(**seconds).rename(
+            columns=lambda name: f"{name}:{'float' if name in {'timestamp', 'value'} else 'token'}"
+        )
+        typed.to_csv(path, sep="\t", index=False)
+    elif ".json" in path.name:
+        rows.to_json(path, orient="records", lines=True, date_format="iso")
+    else:
+        rows.to_csv(path, index=False)
+
+
+def readme(page: Page) -> None:
+    page.only_logs(kitchen__csv="s", food__jsonl__gz="t", kitchen__parquet="s", food__parquet="t")
+    page.names = {"food.jsonl.gz ": "food.jsonl.gz --yes "}  # there is no terminal to ask on
+
+
+def airflow(page: Page) -> None:
+    shutil.copytree(ROOT / "airflow_dags", page.folder / "airflow_dags")
+    page.environment |= {**_airflows(page.folder), "SCALR_AIRFLOW_RETRIES": "0"}
+    page.names = {"/srv/scalr": str(page.folder)}
+    # What the scheduler does, which is not started here.
+    page.names["airflow dags trigger scalr_translator"] = "airflow dags reserialize; airflow dags trigger scalr_translator"
+
+
+def corrected(page: Page) -> None:
+    log = pd.read_parquet(page.folder / "s.parquet")
+    wrong = (log["timestamp"] >= "2024-06-01") & (log.index % 7 == 0)
+    assert wrong.sum() > 10
+    log[~wrong].to_parquet(page.folder / "s.parquet")
+    (page.folder / "users.txt").write_text("user-18\n")
+
+
+def outcomes(page: Page) -> None:
+    users = range(1000)  # a share of 0.05 of those in the logs is too few to compare
+    revenue = pd.DataFrame(
+        {"user_id": [f"user-{number}" for number in users], "value": users, "pre_value": [number % 7 for number in users]}
+    )
+    revenue.to_csv(page.folder / "revenue.csv", index=False)
+
+
+def of_another_team(page: Page) -> None:
+    theirs = page.folder.with_name("features")
+    shutil.rmtree(theirs, ignore_errors=True)
+    theirs.mkdir()
+    (theirs / "feature_store.yaml").write_text(
+        "project: theirs\nprovider: local\nregistry: registry.db\nonline_store: {type: sqlite, path: online.db}\n"
+        "entity_key_serialization_version: 3\n"
+    )
+
+
+def audited(page: Page) -> None:
+    (suite,) = (block.text for block in page.blocks if block.language == "yaml")
+    (page.folder / "checks.yaml").write_text(suite)
+    with Project.open(page.folder / "scalr.toml") as project:
+        project.training_set().to_pandas().to_parquet(page.folder / "rows.parquet")
+    page.names = {"training_set_v3": "training_set_v1"}
+
+
+def reported(page: Page) -> None:
+    with Project.open(page.folder / "scalr.toml") as project:
+        (made,) = project.runs()
+        events = project.lake.read(Table.SYNTHETIC_TARGET_EVENTS)
+    page.names = {"run_731827e0691e8570": made.run_id, "0a1f…": events["event_id"][0].as_py()}
+
+
+def foreign(page: Page) -> None:
+    page.only_logs(ratings__csv="s", orders__jsonl__gz="t", food__inter="t", food__item="ti", **{"events/1__parquet": "s"})
+    page.names = {"$ scalr init": "$ rm -f scalr.toml; scalr init"}  # each line is one of several ways
+
+
+OTHERS = {
+    "docs/correct-and-forget.md": corrected,
+    "docs/experiment.md": outcomes,
+    "docs/feast.md": of_another_team,
+    "docs/quality.md": audited,
+    "docs/report.md": reported,
+    "docs/your-data.md": foreign,
+}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", RUN)
+def test_its_blocks_run(name, home, bash, here):
+    folder, aside = home
+    shutil.rmtree(folder)
+    shutil.copytree(aside, folder)
+    page = Page(name, folder)
+    program = ""
+    for block in page.blocks:
+        if block.reason:
+            continue
+        text = page.text(block)
+        if block.language == "toml":
+            page.add(text)
+        elif block.language == "python":
+            program += text
+        elif block.language in {"console", "sh"}:
+            lines = text.splitlines()
+            if block.language == "console":
+                lines = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+            assert lines, f"no command: {text}"
+            done = bash("\n".join(lines), cwd=folder, env=page.environment)
+            assert done.returncode == 0, f"{text}\n{(done.stdout + done.stderr)[-3000:]}"
+    if program:
+        done = run([sys.executable, "-c", program], cwd=folder, env={**os.environ, **page.environment})
+        assert done.returncode == 0, f"{program}\n{(done.stdout + done.stderr)[-3000:]}"
+
+
+def _merge(own: dict, more: dict) -> None:
+    for key, value in more.items():
+        if isinstance(value, dict) and isinstance(own.get(key), dict):
+            _merge(own[key], value)
+        else:
+            own[key] = value
+
+
+def _lines(name: str, table: dict) -> list[str]:
+    """A table as TOML."""
+    own = [f"{json.dumps(key)} = {_value(value)}" for key, value in table.items() if not isinstance(value, dict)]
+    below = [
+        line for key, value in table.items() if isinstance(value, dict) for line in _lines(f"{name}.{key}".strip("."), value)
+    ]
+    return [*([f"[{name}]"] if name else []), *own, *below]
+
+
+def _value(value: object) -> str:
+    return value.isoformat() if hasattr(value, "isoformat") else json.dumps(value, ensure_ascii=False)
