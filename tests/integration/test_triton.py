@@ -146,11 +146,11 @@ def test_the_time_to_each_answer_is_counted(served):
         latencies.take()
         started = time.perf_counter()
         for _ in scorer.sample_stream([contexts(20)] * 5, 4):
-            time.sleep(0.3)  # the answers to come arrive meanwhile
-        whole = time.perf_counter() - started - 5 * 0.3
+            time.sleep(0.6)  # the answers to come arrive meanwhile
+        whole = time.perf_counter() - started - 5 * 0.6
     found = latencies.take()
     assert sum(found["counts"]) == 5
-    assert 0 < found["seconds"] <= 2 * whole + 2 * 0.3  # two are on their way at a time
+    assert 0 < found["seconds"] <= whole + 2 * 0.6  # two are on their way at a time
 
 
 def test_named_candidates_are_scored(served, local):
