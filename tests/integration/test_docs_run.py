@@ -44,6 +44,7 @@ ELSEWHERE = {
 #: Why a block is not run.
 NEEDED = {
     "a clone of the repository, and minutes",
+    "a cluster",
     "a database server",
     "a package index",
     "a server that runs until it is stopped",
