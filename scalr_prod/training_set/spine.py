@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
@@ -167,20 +167,29 @@ def stage_spine(settings: Settings, window: Window, folder: Path, *, spans: Sequ
         # What a user got before being held out is no part of an experiment.
         treated = "true" if held is None else f"NOT {held.sql(USER_ID)}"
         marked = "".join(f", {mark} AS {name}" for name, mark in marks.items())
-        query = f"""
-            WITH real_events AS (SELECT {USER_ID}, count(*) AS real_events FROM {_scan(real)} GROUP BY {USER_ID})
-            SELECT *{marked} FROM (
-                SELECT {keys}, 1 AS label, weight, false AS is_synthetic, NULL AS run_id, NULL AS source_domain
-                FROM {_scan(real)} WHERE {_within(spans)}
-                UNION ALL
-                SELECT {keys}, 1, weight * {lambda_}, true, run_id, source_domain
-                FROM {_scan(synthetic)} LEFT JOIN real_events USING ({USER_ID})
-                WHERE {_within(spans)} AND {lambda_} > 0 AND {treated}
-                UNION ALL
-                SELECT {keys}, label, weight, is_synthetic, run_id, source_domain
-                FROM {_scan(negative)} WHERE ({keys}) NOT IN (SELECT ({keys}) FROM {_scan(synthetic)}))
-            ORDER BY {_ORDER}"""
-        _write(connection.sql(query).to_arrow_reader(_BATCH), output, path)
+        connection.execute(
+            f"CREATE TEMP TABLE counts AS SELECT {USER_ID}, count(*) AS real_events FROM {_scan(real)} GROUP BY {USER_ID}"
+        )
+
+        def ordered(span: Span) -> Any:
+            here = f"{_within(spans)} AND {_within([span])}"
+            query = f"""
+                SELECT *{marked} FROM (
+                    SELECT {keys}, 1 AS label, weight, false AS is_synthetic, NULL AS run_id, NULL AS source_domain
+                    FROM {_scan(real)} WHERE {here}
+                    UNION ALL
+                    SELECT {keys}, 1, weight * {lambda_}, true, run_id, source_domain
+                    FROM {_scan(synthetic)} LEFT JOIN counts USING ({USER_ID})
+                    WHERE {here} AND {lambda_} > 0 AND {treated}
+                    UNION ALL
+                    SELECT {keys}, label, weight, is_synthetic, run_id, source_domain
+                    FROM {_scan(negative)}
+                    WHERE {here} AND ({keys}) NOT IN (SELECT ({keys}) FROM {_scan(synthetic)} WHERE {here}))
+                ORDER BY {_ORDER}"""
+            return connection.sql(query).to_arrow_reader(_BATCH)
+
+        pieces = _pieces(connection, (real, synthetic, negative), window.span)
+        _write(chain.from_iterable(map(ordered, pieces)), output, path)
         return Spine(path, _figures(connection, path))
 
 
@@ -251,11 +260,30 @@ def _edges(connection: Any, settings: Settings, table: Table, span: Span) -> lis
     if pieces == 1:
         return []
     connection.register("some_events", dataset.filter(inside))
-    shares = [number / pieces for number in range(1, pieces)]
-    query = f"SELECT approx_quantile(epoch_us({EVENT_TIMESTAMP}), {shares}) FROM some_events"
-    found = connection.sql(query).fetchall()[0][0]
+    found = _cut(connection, f"epoch_us({EVENT_TIMESTAMP})", "some_events", pieces, span)
     connection.unregister("some_events")
-    return sorted({instant for instant in map(int, found) if span[0] < instant < span[1]})
+    return found
+
+
+def _pieces(connection: Any, paths: Sequence[Path], span: Span) -> list[Span]:
+    """A span in consecutive pieces that hold about `_ROWS_AT_ONCE` of the files' rows each.
+
+    Rows are ordered piece by piece: DuckDB gives up on sorting rows with text in them that take more than the memory it may use.
+    """
+    import pyarrow.parquet as pq
+
+    number = 1 + sum(pq.read_metadata(path).num_rows for path in paths) // _ROWS_AT_ONCE
+    if number == 1:
+        return [span]
+    times = " UNION ALL ".join(f"SELECT epoch_us({EVENT_TIMESTAMP}) AS instant FROM {_scan(path)}" for path in paths)
+    return list(pairwise([span[0], *_cut(connection, "instant", f"({times})", number, span), span[1]]))
+
+
+def _cut(connection: Any, instant: str, rows: str, number: int, span: Span) -> list[int]:
+    """Instants (µs) within a span that cut rows into so many pieces of about the same size; fewer where many share an instant."""
+    shares = [place / number for place in range(1, number)]
+    found = connection.sql(f"SELECT approx_quantile({instant}, {shares}) FROM {rows}").fetchall()[0][0]
+    return sorted({each for each in map(int, found) if span[0] < each < span[1]})
 
 
 def _within(spans: Sequence[Span]) -> str:
