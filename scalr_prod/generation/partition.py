@@ -112,7 +112,7 @@ def make_part(
     from scalr_prod.duck import open_duckdb, staging_folder
 
     started = time.perf_counter()
-    tools = open_tools(settings, spec)
+    tools = open_tools(settings, spec, place=partition)
     tools.latencies.take()  # of opening, and of a task that failed
     tally = _Tally()
     path = part_path(parts_folder(settings, spec.run_id), partition)
@@ -169,7 +169,7 @@ class Tools:
 _opened = threading.local()
 
 
-def open_tools(settings: Settings, spec: RunSpec) -> Tools:
+def open_tools(settings: Settings, spec: RunSpec, *, place: int = 0) -> Tools:
     """Open the scorer and the vocabulary, or find those that this thread opened before: they never travel between processes."""
     from scalr_prod.scoring import open_scorer
     from scalr_prod.scoring.latency import Latencies
@@ -180,7 +180,7 @@ def open_tools(settings: Settings, spec: RunSpec) -> Tools:
         close_tools()
         version = load_version(settings, spec.translator_version)
         latencies = Latencies()
-        scorer = open_scorer(settings, spec.translator_version, guarded=True, latencies=latencies)
+        scorer = open_scorer(settings, spec.translator_version, guarded=True, latencies=latencies, place=place)
         _opened.tools = Tools(
             scorer, version.vocabulary(), version.folds, candidate_schema(settings), settings.domains.source_names, latencies
         )

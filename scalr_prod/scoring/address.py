@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the server is, and the secret of a local one: the settings' address, or what was written down when it was started."""
+"""Where the servers are, and the secret of a local one: the settings' address, or what was written down when it was started."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["secret_file", "server_file", "server_url"]
+__all__ = ["secret_file", "server_file", "server_urls"]
 
 
 def server_file(settings: Settings) -> Path:
@@ -26,17 +26,17 @@ def secret_file(settings: Settings) -> Path:
     return settings.home / "triton-server" / "secret"
 
 
-def server_url(settings: Settings) -> str:
-    """Address of the gRPC endpoint: host:port, or unix:path of a local one.
+def server_urls(settings: Settings) -> tuple[str, ...]:
+    """Addresses of the gRPC endpoints, one or more: host:port, or unix:path of a local one.
 
     Raises:
         ServerUnreachable: The settings name none, and no local server was started.
     """
-    if settings.serving.url is not None:
-        return settings.serving.url.removeprefix("grpc://")
+    if settings.serving.urls:
+        return settings.serving.urls
     path = server_file(settings)
     try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["url"])
+        return (str(json.loads(path.read_text(encoding="utf-8"))["url"]),)
     except (OSError, ValueError, KeyError) as error:
         raise ServerUnreachable(
             "no local Triton is running, and [serving] url names none",

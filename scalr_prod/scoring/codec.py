@@ -96,6 +96,20 @@ def check_version(versions: NDArray[np.int64], expected: int, *, where: str) -> 
         raise version_mismatch(int(versions[versions != expected][0]), expected, where)
 
 
+def check_digest(digests: NDArray[np.int64], expected: int | None, version: int, *, where: str) -> None:
+    """Every row was answered by the expected model; None: by any.
+
+    Raises:
+        ModelVersionMismatch: Another model of that number answered: another project's, or one that was trained anew.
+    """
+    if expected is not None and (digests != expected).any():
+        raise ModelVersionMismatch(
+            f"version {version} there is another model than version {version} here",
+            where=where,
+            next_step=f"install this one: scalr translator promote --version {version}",
+        )
+
+
 def check_request(keys: NDArray[np.int64], expected: NDArray[np.int64], *, where: str) -> None:
     """The answer is that to the request with these keys.
 

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from scalr_prod.errors import TranslatorNotFound
-from scalr_prod.scoring.address import server_url
+from scalr_prod.scoring.address import server_urls
 from scalr_prod.scoring.local import LocalScorer
 from scalr_prod.scoring.protocol import digest_of
 from scalr_prod.scoring.security import Security
@@ -30,6 +30,7 @@ def open_scorer(
     threads: int | None = None,
     guarded: bool = False,
     latencies: Latencies | None = None,
+    place: int = 0,
 ) -> Scorer:
     """Open the scorer of one version. Each process opens its own.
 
@@ -40,6 +41,7 @@ def open_scorer(
         guarded: Somebody starts a local server anew when it fails (`serving.guarded_serving`): wait for it, up to the
             deadline, also where a server by itself would never recover.
         latencies: Counts how long answers take: of a request to Triton, or of a batch in this process.
+        place: Of several servers, the one to ask first is the ``place % servers``-th. Where it fails, the next one is asked.
 
     Raises:
         ServerUnreachable: Triton does not answer.
@@ -52,7 +54,7 @@ def open_scorer(
         path = load_version(settings, version).path
         return LocalScorer(path, version, threads=threads or serving.threads, latencies=latencies)
     return TritonScorer(
-        lambda: server_url(settings),
+        lambda: server_urls(settings),
         version,
         model=settings.served_model,
         deadline_s=serving.deadline_s,
@@ -60,6 +62,7 @@ def open_scorer(
         max_request_mb=serving.max_request_mb,
         digest=known_digest(settings, version),
         guarded=guarded and serving.url is None,
+        place=place,
         connect=partial(Channel, security=Security.of(settings), latencies=latencies),
     )
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
-from scalr_prod.errors import DeadlineExceeded, MalformedResponse, ModelVersionMismatch, ScoringError, ServerUnreachable
+from scalr_prod.errors import DeadlineExceeded, MalformedResponse, ScoringError, ServerUnreachable
 from scalr_prod.scoring import codec
 from scalr_prod.scoring.policy import Deadline, Limits, Pace, RetryPolicy
 from scalr_prod.scoring.protocol import OUTPUTS, SAMPLE_OUTPUTS, SCORE_OUTPUTS, Identity, encode, request_key
@@ -52,15 +52,16 @@ class _Pending:
     piece: _Piece
     message: Message
     deadline: Deadline
+    channel: Transport
     reply: Reply | None
 
 
 class TritonScorer:
-    """Asks one version of the translator, over one channel; see `scalr_prod.scoring.Scorer`.
+    """Asks one version of the translator, one server at a time; see `scalr_prod.scoring.Scorer`.
 
     Args:
-        address: Gives host:port of the gRPC endpoint. It is asked again after a lost connection, since a local server that
-            was started anew has another port.
+        addresses: Gives the addresses of the servers. It is asked again after a failure: the next server is gone on with, and a local
+            one that was started anew has another address.
         version: The version that must answer.
         model: The model's name in the server.
         deadline_s: Seconds for one request, over all of its attempts.
@@ -69,6 +70,7 @@ class TritonScorer:
         digest: The model's expected `digest_of`, where it is known.
         retries: Waits between attempts.
         guarded: Somebody starts the server anew when it fails, so a failure that it would not recover from may pass.
+        place: Which server to ask first, counted around.
         connect: Opens a channel to an address.
 
     Raises:
@@ -79,7 +81,7 @@ class TritonScorer:
 
     def __init__(
         self,
-        address: Callable[[], str],
+        addresses: Callable[[], Sequence[str]],
         version: int,
         *,
         model: str = "translator",
@@ -89,20 +91,27 @@ class TritonScorer:
         digest: int | None = None,
         retries: RetryPolicy | None = None,
         guarded: bool = False,
+        place: int = 0,
         connect: Callable[[str], Transport] = Channel,
     ) -> None:
-        self._address, self._connect, self._model, self._version = address, connect, model, version
-        self._deadline_s, self._in_flight, self._guarded = deadline_s, in_flight, guarded
+        self._addresses, self._connect, self._model, self._version = addresses, connect, model, version
+        self._deadline_s, self._in_flight, self._guarded, self._place = deadline_s, in_flight, guarded, place
         self._retries = retries if retries is not None else RetryPolicy()
         self._pace = Pace(deadline_s)
-        self._channel = connect(address())
+        self._digest = digest
+        urls = addresses()
+        #: Whether another server can be asked where one fails.
+        self._others = len(urls) > 1
+        self._channel = connect(urls[place % len(urls)])
+        self._channels = {self._channel.url: self._channel}
         try:
             patience = Deadline.after(deadline_s if guarded else min(_PATIENCE_S, deadline_s))
             self._limits = Limits(int(max_request_mb * 2**20), self._ask_rows(patience))
             # A real request: it waits behind those of other workers, so it has a request's own time.
-            self.identity = self._ask_identity(Deadline.after(deadline_s), digest)
+            self.identity = self._ask_identity(Deadline.after(deadline_s))
+            self._digest = self.identity.digest
         except BaseException:
-            self._channel.close()
+            self.close()
             raise
 
     @property
@@ -138,8 +147,9 @@ class TritonScorer:
         return probabilities, prior
 
     def close(self) -> None:
-        """Close the channel; what is in flight is dropped."""
-        self._channel.close()
+        """Close the channels; what is in flight is dropped."""
+        for channel in self._channels.values():
+            channel.close()
 
     def __enter__(self) -> Self:
         return self
@@ -185,7 +195,7 @@ class TritonScorer:
         while stop < total:
             stop = min(start + self._pace.rows_per_request(most), total)
             shapes = dict.fromkeys(outputs, (stop - start, width)) | dict.fromkeys(
-                ("model_version", "request_key"), (stop - start, 1)
+                ("model_version", "model_digest", "request_key"), (stop - start, 1)
             )
             yield _Piece({name: array[start:stop] for name, array in tensors.items()}, shapes, last=stop == total)
             start = stop
@@ -197,8 +207,8 @@ class TritonScorer:
         )
         deadline = Deadline.after(self._deadline_s)
         # A batch without rows needs no answer from anybody.
-        reply = self._channel.infer(message, deadline.remaining) if len(piece.tensors["event_time"]) else None
-        return _Pending(piece, message, deadline, reply)
+        reply = self._channel.infer(message, self._patience(deadline)) if len(piece.tensors["event_time"]) else None
+        return _Pending(piece, message, deadline, self._channel, reply)
 
     def _wait(self, pending: _Pending) -> dict[str, NDArray[Any]]:
         """The checked answer, after as many attempts as the deadline allows."""
@@ -217,7 +227,7 @@ class TritonScorer:
             response = self._persist(
                 lambda left: self._channel.infer(pending.message, left).result(),
                 pending.deadline,
-                first=first,
+                first=None if first is None else (pending.channel, first),
                 await_model=await_model,
             )
             try:
@@ -225,18 +235,19 @@ class TritonScorer:
             except MalformedResponse as error:
                 # A server that mixes answers up does so until it is started anew, which is done where it is watched over.
                 pause = next(pauses)
-                if not self._guarded or pause >= pending.deadline.remaining:
+                if not (self._guarded or self._others) or pause >= pending.deadline.remaining:
                     raise
                 logger.warning("%s: %s", self._channel.url, error.found)
                 time.sleep(pause)
                 first = None
-                self._follow()
+                self._follow(self._channel)
 
     def _checked(self, piece: _Piece, response: Message) -> dict[str, NDArray[Any]]:
         """The answer's tensors, once nothing speaks against them."""
         where = self._channel.url
         tensors = codec.read_tensors(response, piece.shapes, where=where)
         codec.check_version(tensors.pop("model_version"), self._version, where=where)
+        codec.check_digest(tensors["model_digest"], self._digest, self._version, where=where)
         codec.check_request(tensors.pop("request_key"), request_key(piece.tensors), where=where)
         for name, array in tensors.items():
             if array.dtype == np.float32:
@@ -248,7 +259,7 @@ class TritonScorer:
         attempt: Callable[[float], Message],
         deadline: Deadline,
         *,
-        first: Callable[[], Message] | None = None,
+        first: tuple[Transport, Callable[[], Message]] | None = None,
         await_model: bool = True,
     ) -> Message:
         """Try until there is an answer, a failure that will not pass, or no time left.
@@ -256,37 +267,51 @@ class TritonScorer:
         Args:
             attempt: Makes one attempt, which may take the given seconds.
             deadline: Of all attempts.
-            first: The first attempt, where it is on its way already.
+            first: The first attempt, where it is on its way already, and the channel that it took.
             await_model: A model that is absent may be on its way back: the server was started anew.
         """
         pauses = self._retries.waits()
         attempts = 1
         while True:
+            asked = self._channel if first is None else first[0]
             try:
-                return first() if first is not None else attempt(deadline.remaining)
+                return attempt(self._patience(deadline)) if first is None else first[1]()
             except Failure as failure:
                 pause = next(pauses)
                 awaited = failure.may_pass or (failure.model_absent and await_model)
-                hopeless = not (awaited or (self._guarded and (failure.backend_died or failure.model_absent)))
+                elsewhere = (self._guarded or self._others) and (failure.backend_died or failure.model_absent)
+                hung = self._others and failure.code == "DEADLINE_EXCEEDED"
+                hopeless = not (awaited or elsewhere or hung)
                 if hopeless or pause >= deadline.remaining:
                     raise self._explain(failure, attempts, deadline) from failure
-                logger.warning("%s, attempt %d: %s %s", self._channel.url, attempts, failure.code, failure.detail)
+                logger.warning("%s, attempt %d: %s %s", asked.url, attempts, failure.code, failure.detail)
                 time.sleep(pause)
                 if deadline.passed:  # a busy machine may sleep longer than it was asked to
                     raise self._explain(failure, attempts, deadline) from failure
             first = None
             attempts += 1
-            self._follow()
+            self._follow(asked)
 
-    def _follow(self) -> None:
-        """Go to where the server is now: one that was started anew may have another port."""
+    def _patience(self, deadline: Deadline) -> float:
+        """Seconds that one attempt may take: where there is another server, a server that hangs leaves time to ask it."""
+        return min(deadline.remaining, deadline.seconds / 2) if self._others else deadline.remaining
+
+    def _follow(self, failed: Transport) -> None:
+        """Go to the next server, or to where the local one is now: one that was started anew has another address."""
+        if failed is not self._channel:  # another request has found out before
+            return
         try:
-            url = self._address()
+            urls = self._addresses()
         except ServerUnreachable:  # none is there now; one may come until the deadline
             return
-        if url != self._channel.url:
-            self._channel.close()
-            self._channel = self._connect(url)
+        if failed.url in urls:
+            url = urls[(urls.index(failed.url) + 1) % len(urls)]
+        else:
+            self._channels.pop(failed.url).close()
+            url = urls[self._place % len(urls)]
+        if url not in self._channels:
+            self._channels[url] = self._connect(url)
+        self._channel = self._channels[url]
 
     def _explain(self, failure: Failure, attempts: int, deadline: Deadline) -> ScoringError:
         if failure.code == "DEADLINE_EXCEEDED":
@@ -304,7 +329,7 @@ class TritonScorer:
         )
         return max(1, int(config.max_batch_size))
 
-    def _ask_identity(self, deadline: Deadline, digest: int | None) -> Identity:
+    def _ask_identity(self, deadline: Deadline) -> Identity:
         """Who answers: asked with a real request, so that a model that loads but cannot answer is found out now."""
         contexts = Contexts(
             history_items=np.zeros((1, 1), np.int32),
@@ -319,15 +344,9 @@ class TritonScorer:
         asked = ("items", "model_version", "request_key", "model_digest", "catalogue_size")
         piece = _Piece(encode(contexts), dict.fromkeys(asked, (1, 1)), last=True)
         message = codec.build_request(self._model, self._version, piece.tensors, asked, timeout_s=self._deadline_s)
-        found = self._answer(_Pending(piece, message, deadline, None), await_model=False)
+        found = self._answer(_Pending(piece, message, deadline, self._channel, None), await_model=False)
         self._pace.measured(1, deadline.elapsed)
         where = self._channel.url
         identity = Identity(self._version, int(found["model_digest"][0, 0]), int(found["catalogue_size"][0, 0]))
         codec.check_items(found["items"], identity.catalogue_size, where=where)
-        if digest is not None and identity.digest != digest:
-            raise ModelVersionMismatch(
-                f"version {self._version} there is another model than version {self._version} here",
-                where=where,
-                next_step=f"install this one: scalr translator promote --version {self._version}",
-            )
         return identity

@@ -42,7 +42,8 @@ class ServingSettings(Section):
         default="triton", description="triton: a Triton server scores; local: the same module in each worker"
     )
     url: str | None = Field(
-        default=None, description="host:port or unix:path of a Triton gRPC endpoint; none: a local one is started"
+        default=None,
+        description="host:port or unix:path of a Triton gRPC endpoint, or of several with commas between; none: a local one is started",
     )
     model_name: str | None = Field(
         default=None,
@@ -76,12 +77,24 @@ class ServingSettings(Section):
     @field_validator("url")
     @classmethod
     def _address(cls, value: str | None) -> str | None:
-        if value is not None and re.fullmatch(r"unix:/[^\x00-\x20]+", value):
+        if value is None:
             return value
-        found = re.fullmatch(r"(?:grpc://)?(?:[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]):(\d{1,5})", value) if value else None
-        if value is not None and (found is None or not 0 < int(found[1]) < 2**16):
-            raise ValueError(f"{value!r} is no host:port of a gRPC endpoint, such as 127.0.0.1:8001, and no unix:/path of one")
+        addresses = _addresses(value)
+        for one in addresses:
+            found = re.fullmatch(r"(?:[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]):(\d{1,5})", one)
+            known = found is not None and 0 < int(found[1]) < 2**16
+            if not known and not re.fullmatch(r"unix:/[^\x00-\x20]+", one):
+                raise ValueError(
+                    f"{one!r} is no host:port of a gRPC endpoint, such as 127.0.0.1:8001, and no unix:/path of one"
+                )
+        if len(set(addresses)) < len(addresses):
+            raise ValueError(f"{value!r} names a server twice")
         return value
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The addresses in ``url``, in order, without ``grpc://``; none where a local server is started."""
+        return () if self.url is None else _addresses(self.url)
 
     @model_validator(mode="after")
     def _certificates(self) -> Self:
@@ -93,3 +106,7 @@ class ServingSettings(Section):
         if (self.tls or self.header is not None) and self.url is None:
             raise ValueError("has tls or header but no url: the local server listens on a private socket and needs neither")
         return self
+
+
+def _addresses(url: str) -> tuple[str, ...]:
+    return tuple(one.strip().removeprefix("grpc://") for one in url.split(","))

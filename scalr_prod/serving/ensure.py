@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from scalr_prod.errors import DeadlineExceeded, MalformedResponse, ModelNotReady, ModelVersionMismatch, ServerUnreachable
 from scalr_prod.scoring import open_scorer
-from scalr_prod.serving.loading import check_version, load_versions, loaded_versions
+from scalr_prod.serving.loading import check_version, load_versions, versions_by_server
 from scalr_prod.serving.process import restart_locked, start_locked, stop_locked
 from scalr_prod.serving.repository import configured_versions
 from scalr_prod.serving.state import beats, read_record, server_lock, used_by_others, using
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 def ensure_serving(settings: Settings, version: int) -> AbstractContextManager[None]:
     """Have the version answer for as long as the block takes.
 
-    The local scorer needs nothing. Where the settings name a server, it is checked, and asked to load the version if it does
+    The local scorer needs nothing. Where the settings name servers, each is checked, and asked to load the version if it does
     not hold it. Else the local server is found or started; one that was not started by command is stopped by its last user.
 
     Args:
@@ -97,8 +97,8 @@ def _ensure_local(settings: Settings, version: int, beside: AbstractSet[int] | N
 
 
 def _ensure_loaded(settings: Settings, version: int, beside: AbstractSet[int] | None) -> None:
-    loaded = loaded_versions(settings)
-    if version not in loaded or (beside is not None and not set(loaded) <= {version, *beside}):
+    held = versions_by_server(settings).values()
+    if any(version not in loaded or (beside is not None and not set(loaded) <= {version, *beside}) for loaded in held):
         load_versions(settings, {version, *(configured_versions(settings) if beside is None else beside)}, needed=version)
         return
     try:

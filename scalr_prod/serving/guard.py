@@ -96,7 +96,7 @@ class _Guard(threading.Thread):
             return "has lost the process that the model runs in"
         name = self._settings.served_model
         try:  # with a real request: a server may say that it is well, and its model not answer
-            TritonScorer(lambda: record.url, self._version, model=name, deadline_s=_PROBE_S).close()
+            TritonScorer(lambda: [record.url], self._version, model=name, deadline_s=_PROBE_S).close()
         except MalformedResponse:
             return "hands out answers that are meant for others"
         except ModelNotReady as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Have a running server load versions, and see with a real request that one answers."""
+"""Have the running servers load versions, and see with real requests that one answers at each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from scalr_prod.errors import ModelNotReady, ModelVersionMismatch, ServingError
 from scalr_prod.scoring import open_scorer
-from scalr_prod.scoring.address import server_url
+from scalr_prod.scoring.address import server_urls
 from scalr_prod.scoring.security import Security
 from scalr_prod.scoring.transport import Channel, Failure
 from scalr_prod.serving.repository import configured_versions, install_version, model_folder, write_config
@@ -20,29 +20,40 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["check_version", "load_versions", "loaded_versions"]
+__all__ = ["check_version", "load_versions", "loaded_versions", "versions_by_server"]
 
 logger = logging.getLogger(__name__)
 
 
 def loaded_versions(settings: Settings) -> list[int]:
-    """The versions that the server holds, the lowest first.
+    """The versions that every server holds, the lowest first.
 
     Raises:
-        ServerUnreachable: It does not answer.
+        ServerUnreachable: One does not answer.
     """
-    url = server_url(settings)
-    try:
-        with Channel(url, Security.control(settings)) as channel:
-            return channel.ready_versions(settings.served_model, settings.serving.deadline_s)
-    except Failure as failure:
-        raise failure.explain(url, settings.served_model) from failure
+    return sorted(set.intersection(*map(set, versions_by_server(settings).values())))
+
+
+def versions_by_server(settings: Settings) -> dict[str, list[int]]:
+    """The versions that each server holds, the lowest first, by its address.
+
+    Raises:
+        ServerUnreachable: One does not answer.
+    """
+    found = {}
+    for url in server_urls(settings):
+        try:
+            with Channel(url, Security.control(settings)) as channel:
+                found[url] = channel.ready_versions(settings.served_model, settings.serving.deadline_s)
+        except Failure as failure:
+            raise failure.explain(url, settings.served_model) from failure
+    return found
 
 
 def load_versions(settings: Settings, versions: Iterable[int], *, needed: int) -> None:
-    """Have the server hold these versions and no others, and check that the needed one answers.
+    """Have each server hold these versions and no others, and check that the needed one answers.
 
-    If it does not, the server gets back what it held before.
+    If it does not, each gets back what it held before.
 
     Args:
         settings: The project's settings.
@@ -51,7 +62,7 @@ def load_versions(settings: Settings, versions: Iterable[int], *, needed: int) -
 
     Raises:
         TranslatorNotFound: The needed version was never trained.
-        ServingError: The server could not load it; with its reason.
+        ServingError: A server could not load it; with its reason.
         ScoringError: It was loaded, but does not answer as it should.
     """
     install_version(settings, load_version(settings, needed))
@@ -68,13 +79,14 @@ def load_versions(settings: Settings, versions: Iterable[int], *, needed: int) -
 
 
 def check_version(settings: Settings, version: int) -> None:
-    """Ask the version something.
+    """Ask the version something, at each server.
 
     Raises:
         ScoringError: It does not answer as it should.
     """
     try:
-        open_scorer(settings, version).close()
+        for url in server_urls(settings):
+            open_scorer(_asking(settings, url), version).close()
     except (ModelNotReady, ModelVersionMismatch) as error:
         if settings.serving.url is not None:
             error.next_step = (
@@ -85,7 +97,13 @@ def check_version(settings: Settings, version: int) -> None:
 
 
 def _load(settings: Settings) -> None:
-    url = server_url(settings)
+    for url in server_urls(settings):
+        _load_at(settings, url)
+    if settings.serving.url is None and (record := read_record(settings)) is not None:
+        close_memory(record)
+
+
+def _load_at(settings: Settings, url: str) -> None:
     try:
         with Channel(url, Security.control(settings)) as channel:
             channel.load(settings.served_model, settings.serving.startup_timeout_s)
@@ -97,8 +115,13 @@ def _load(settings: Settings) -> None:
             where=f"{url}, {model_folder(settings)}",
             next_step="correct what it names; in the serving environment, scalr-prod must be of this version",
         ) from failure
-    if settings.serving.url is None and (record := read_record(settings)) is not None:
-        close_memory(record)
+
+
+def _asking(settings: Settings, url: str) -> Settings:
+    """The settings with one of several servers alone."""
+    if len(settings.serving.urls) <= 1:
+        return settings
+    return settings.model_copy(update={"serving": settings.serving.model_copy(update={"url": url})})
 
 
 def _try_load(settings: Settings) -> None:

@@ -108,7 +108,16 @@ def triton_status(settings: Settings) -> ServerStatus:
         return ServerStatus(running=False, url=None, detail="no local server was started")
     if record is not None and not is_alive(record):
         return ServerStatus(running=False, url=record.url, log=record.log, detail=f"process {record.pid} has ended")
-    url = record.url if record is not None else str(settings.serving.url)
+    found = [_asked(settings, url, record) for url in ((record.url,) if record is not None else settings.serving.urls)]
+    if len(found) == 1:
+        return found[0]
+    silent = "; ".join(f"{one.url}: {one.detail}" for one in found if not one.running)
+    held = set.intersection(*(set(one.versions) for one in found))
+    return ServerStatus(running=not silent, url=", ".join(settings.serving.urls), versions=sorted(held), detail=silent or None)
+
+
+def _asked(settings: Settings, url: str, record: ServerRecord | None) -> ServerStatus:
+    """One server's own answer."""
     local = {} if record is None else {key: getattr(record, key) for key in ("pid", "metrics_url", "log")}
     try:
         with Channel(url, Security.control(settings)) as channel:

@@ -24,7 +24,7 @@ def of_kind(kind):
 
 def templates():
     """Name → pod template of everything that starts pods."""
-    pods = {name: one["spec"]["template"] for name, one in of_kind("Deployment").items()}
+    pods = {name: one["spec"]["template"] for name, one in (of_kind("Deployment") | of_kind("StatefulSet")).items()}
     return pods | {name: one["spec"]["jobTemplate"]["spec"]["template"] for name, one in of_kind("CronJob").items()}
 
 
@@ -68,8 +68,10 @@ def test_what_pods_name_is_there():
 
 def test_services_find_pods_and_their_ports():
     labels = {name: pod["metadata"]["labels"] for name, pod in templates().items()}
-    for name, deployment in of_kind("Deployment").items():
-        assert deployment["spec"]["selector"]["matchLabels"].items() <= labels[name].items()
+    for name, one in (of_kind("Deployment") | of_kind("StatefulSet")).items():
+        assert one["spec"]["selector"]["matchLabels"].items() <= labels[name].items()
+    (stateful,) = of_kind("StatefulSet").values()
+    assert of_kind("Service")[stateful["spec"]["serviceName"]]["spec"]["clusterIP"] == "None", "each pod has a name"
     for name, service in of_kind("Service").items():
         found = [pod for pod, has in labels.items() if service["spec"]["selector"].items() <= has.items()]
         assert found == [name]
@@ -93,7 +95,9 @@ def test_the_project_names_services_that_are_there_and_files_that_are_mounted(mo
         monkeypatch.setenv(variable, value)
     settings = load_settings(FOLDER / "scalr.toml")
     assert settings.ledger.url.startswith("postgresql")
-    for address in (settings.compute.dask.removeprefix("tcp://"), settings.serving.url):
+    replicas = of_kind("StatefulSet")["scalr-triton"]["spec"]["replicas"]
+    assert [url.split(".")[0] for url in settings.serving.urls] == [f"scalr-triton-{number}" for number in range(replicas)]
+    for address in (settings.compute.dask.removeprefix("tcp://"), *(url.partition(".")[2] for url in settings.serving.urls)):
         host, port = address.split(":")
         assert int(port) in {one["port"] for one in of_kind("Service")[host]["spec"]["ports"]}
     worker = templates()["scalr-worker"]["spec"]["containers"][0]
@@ -138,4 +142,4 @@ def test_the_gpu_is_added_to_the_container_of_triton():
         place = place[int(part)] if isinstance(place, list) else place[part]
     place[key] = change["value"]
     for version in ("1.30", "1.34"):
-        kubernetes_validate.validate(of_kind("Deployment")["scalr-triton"], version, strict=True)
+        kubernetes_validate.validate(of_kind("StatefulSet")["scalr-triton"], version, strict=True)

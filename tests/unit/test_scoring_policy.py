@@ -121,7 +121,7 @@ def contexts(rows: int, exclude: int = 2) -> Contexts:
 
 
 def scorer(server: Server, **options) -> TritonScorer:
-    return TritonScorer(lambda: server.url, 3, connect=lambda _: server, retries=FAST, **({"deadline_s": 60.0} | options))
+    return TritonScorer(lambda: [server.url], 3, connect=lambda _: server, retries=FAST, **({"deadline_s": 60.0} | options))
 
 
 def after_opening(spoil):
@@ -235,12 +235,71 @@ def test_an_absent_model_is_told_at_once_when_opening_and_awaited_in_the_middle(
 def test_a_lost_server_is_followed_to_its_new_address():
     first, second = Server(after_opening(fail("UNAVAILABLE"))), Server()
     second.url = "fake:2"
-    urls = iter(["fake:1"])
+    urls = iter([["fake:1"]])
     asked = TritonScorer(
-        lambda: next(urls, "fake:2"), 3, connect={"fake:1": first, "fake:2": second}.get, retries=FAST, deadline_s=1.0
+        lambda: next(urls, ["fake:2"]), 3, connect={"fake:1": first, "fake:2": second}.get, retries=FAST, deadline_s=1.0
     )
     assert asked.sample(contexts(3), 1).items.ravel().tolist() == [0, 7, 14]
     assert first.closed
+
+
+def several(*servers: Server, **options) -> TritonScorer:
+    for number, server in enumerate(servers):
+        server.url = f"fake:{number}"
+    by_url = {server.url: server for server in servers}
+    return TritonScorer(lambda: list(by_url), 3, connect=by_url.get, retries=FAST, **({"deadline_s": 60.0} | options))
+
+
+def test_scorers_of_different_places_ask_different_servers():
+    servers = Server(), Server()
+    for place in range(4):
+        several(*servers, place=place).sample(contexts(3), 1)
+    assert [len(server.sent) for server in servers] == [4, 4]  # each time who it is, then the contexts
+
+
+def test_where_a_server_is_lost_the_next_one_answers_all_that_was_asked():
+    first, second = Server(after_opening(fail("UNAVAILABLE"))), Server()
+    asked = several(first, second, in_flight=3)
+    found = list(asked.sample_stream([contexts(rows) for rows in (1, 2, 3, 4)], 1))
+    assert [len(samples) for samples in found] == [1, 2, 3, 4]
+    # The three on their way fail together, and none of them sends the others back to where they failed.
+    assert (len(first.sent), len(second.sent)) == (1 + 3, 4)
+    asked.close()
+    assert first.closed
+    assert second.closed
+
+
+def test_a_server_that_hangs_takes_half_of_the_deadline():
+    limits = []
+
+    class Slow(Server):
+        def infer(self, request, timeout):
+            limits.append(timeout)
+            return super().infer(request, timeout)
+
+    asked = several(Slow(after_opening(fail("DEADLINE_EXCEEDED"))), Server(), deadline_s=8.0)
+    assert len(asked.sample(contexts(3), 1)) == 3
+    assert all(3 < timeout <= 4 for timeout in limits)
+    with pytest.raises(DeadlineExceeded):
+        scorer(Server(after_opening(fail("DEADLINE_EXCEEDED"))), deadline_s=8.0).sample(contexts(3), 1)
+
+
+def test_a_server_that_mixes_answers_up_is_left_for_the_next_one():
+    other = []
+
+    def mixed(attempt, reply):
+        other.append(reply)
+        return other[0] if attempt > 1 else reply
+
+    asked = several(Server(mixed), Server())
+    assert asked.sample(contexts(1), 1).items.ravel().tolist() == [0]
+
+
+def test_another_model_under_the_same_number_at_the_next_server_is_told():
+    first, second = Server(after_opening(fail("UNAVAILABLE"))), Server()
+    second.identity = Identity(3, 78, CATALOGUE)
+    with pytest.raises(ModelVersionMismatch, match=r"fake:1: version 3 there is another model"):
+        several(first, second).sample(contexts(2), 1)
 
 
 @pytest.mark.parametrize("in_flight", [1, 2, 4])

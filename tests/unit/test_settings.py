@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -168,3 +169,29 @@ def test_variables_of_others_and_of_free_keys_are_no_settings(tmp_path, monkeypa
     settings = load_settings(write(tmp_path, DOMAINS))
     assert settings.project.storage_options == {"AWS_REGION": "eu-west-1"}
     assert settings.domains.source.storage_options == {"key": "k"}
+
+
+@pytest.mark.parametrize(
+    ("url", "urls"),
+    [
+        ("gpu:8001", ("gpu:8001",)),
+        ("grpc://gpu:8001, [::1]:8001,unix:/run/t/grpc", ("gpu:8001", "[::1]:8001", "unix:/run/t/grpc")),
+    ],
+)
+def test_servers_are_named_one_by_one(tmp_path, url, urls):
+    assert load_settings(write(tmp_path, f'{DOMAINS}[serving]\nurl = "{url}"\n')).serving.urls == urls
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("", "'' is no host:port"),
+        ("gpu:8001,", "'' is no host:port"),
+        ("gpu:8001,other:0", "'other:0' is no host:port"),
+        ("gpu:8001 other:8001", "is no host:port"),
+        ("gpu:8001,grpc://gpu:8001", "names a server twice"),
+    ],
+)
+def test_a_list_of_servers_that_is_none_is_refused(tmp_path, url, said):
+    with pytest.raises(SettingsError, match=re.escape(said)):
+        load_settings(write(tmp_path, f'{DOMAINS}[serving]\nurl = "{url}"\n'))
