@@ -1,6 +1,8 @@
 # Every habit of the project. `make help` lists them.
 PYTHON ?= python3
 PYTEST := .venv/bin/python -m pytest
+# Processes that share out the tests' files.
+WORKERS ?= 2
 # uv reads no pip configuration; where a machine offers local wheels to pip, offer them to uv too.
 UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export UV_FIND_LINKS
@@ -32,19 +34,19 @@ demo: setup ## the whole pipeline on a year of grocery transactions
 # anew, which takes longer than most tests.
 test test-long test-fast coverage faults: export PYTHONDONTWRITEBYTECODE :=
 
-test: setup browser lint ## every test, on real components; files are shared out among two processes, the dearest first
-	$(PYTEST) -m "not nightly and not long" -n 2 --dist loadfile
+test: setup browser lint ## every test, on real components; files are shared out among two processes (WORKERS=3 for more), the dearest first
+	$(PYTEST) -m "not nightly and not long" -n $(WORKERS) --dist loadfile
 
 test-long: setup ## what takes most of a minute each and protects a property of the whole; CI runs it after make test
-	$(PYTEST) -m "long and not nightly" -n 2 --dist loadfile
+	$(PYTEST) -m "long and not nightly" -n $(WORKERS) --dist loadfile
 
 test-fast: setup ## the tests that take seconds
-	$(PYTEST) -m "not slow and not long and not nightly" -n 2 --dist loadfile
+	$(PYTEST) -m "not slow and not long and not nightly" -n $(WORKERS) --dist loadfile
 
 coverage: export COVERAGE_FILE := $(CURDIR)/build/coverage/data
 coverage: setup ## branches that `make test` runs, in every process but Triton's and killed ones; TESTS="tests/unit/test_lake.py" for some
 	@mkdir -p build/coverage && rm -f build/coverage/data*
-	.venv/bin/coverage run -m pytest -n 2 --dist loadfile -m "not nightly and not long" $(TESTS)
+	.venv/bin/coverage run -m pytest -n $(WORKERS) --dist loadfile -m "not nightly and not long" $(TESTS)
 	.venv/bin/coverage combine --quiet
 	.venv/bin/coverage json --quiet
 	.venv/bin/coverage report --format=total

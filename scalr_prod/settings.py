@@ -10,10 +10,9 @@ from __future__ import annotations
 import difflib
 import json
 import os
-import re
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field, PrivateAttr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -43,20 +42,19 @@ from scalr_prod.sections import (
     TranslatorSettings,
     UiSettings,
 )
+from scalr_prod.variables import PREFIX, check_variables, known_keys, not_json, set_below, set_by
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 __all__ = ["Settings", "load_settings", "make_settings"]
 
-_PREFIX: Final = "SCALR_"
-
 
 class Settings(BaseSettings):
     """All of it. Made by `load_settings`."""
 
     model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", env_prefix=_PREFIX, env_nested_delimiter="__", nested_model_default_partial_update=True
+        frozen=True, extra="forbid", env_prefix=PREFIX, env_nested_delimiter="__", nested_model_default_partial_update=True
     )
 
     project: ProjectSettings = ProjectSettings()
@@ -126,7 +124,7 @@ class Settings(BaseSettings):
         Returns:
             One of these words.
         """
-        if (variables := _set_below(list(keys)) or _set_by(list(keys))) is not None:
+        if (variables := set_below(list(keys)) or set_by(list(keys))) is not None:
             return f"environment {variables}"
         file, overrides = self._read
         return "override" if _holds(overrides, keys) else "file" if _holds(file, keys) else "default"
@@ -256,81 +254,13 @@ def _checked(sections: dict[str, Any], where: str, *, base: Path) -> Settings:
         raise SettingsError("holds a zero byte, which no path and no name can", where=f"{where}, {key}", next_step="remove it")
     if "base" in sections:
         raise SettingsError("unknown key 'base'", where=where, next_step="remove it")
-    _check_variables()
+    check_variables(Settings)
     try:
         return Settings(**sections, base=base)
     except ValidationError as error:
         raise _explain(error, where) from error
     except SourceError as error:
-        raise _not_json(error) from error
-
-
-def _check_variables() -> None:
-    """Refuse variables that are meant for a setting that there is not: pydantic-settings looks past them.
-
-    A name without ``__`` may be another program's; it is refused where it clearly means a setting of ours.
-
-    Raises:
-        SettingsError: Names the variable and the closest one that there is.
-    """
-    for variable in sorted(os.environ):
-        if not variable.upper().startswith(_PREFIX):
-            continue
-        keys = variable[len(_PREFIX) :].lower().split("__")
-        if len(keys) == 1:
-            keys = _meant(keys[0])
-            if keys:
-                raise _no_setting(variable, keys, len(keys) - 1)
-        for depth, key in enumerate(keys):
-            known = _known_keys(keys[:depth])
-            if known and key not in known:
-                raise _no_setting(variable, keys, depth)
-
-
-def _meant(name: str) -> list[str]:
-    """Section and key of a name like ``generation_mode``, which lacks an underscore; none where it is no such name."""
-    for section in _known_keys([]):
-        key = name.removeprefix(f"{section}_")
-        if key != name and key in _known_keys([section]):
-            return [section, key]
-    return ["base"] if name == "base" else []
-
-
-def _no_setting(variable: str, keys: list[str], depth: int) -> SettingsError:
-    """The error for a variable whose key at this depth there is not."""
-    known = _known_keys(keys[:depth])
-    close = difflib.get_close_matches(keys[depth], known, n=1)
-    meant = [*keys[:depth], *close, *keys[depth + 1 :]]
-    hint = f"did you mean {_variable(meant)}?" if close else f"known here: {', '.join(known)}"
-    return SettingsError("matches no setting", where=f"environment variable {variable}", next_step=hint)
-
-
-def _variable(keys: list[str]) -> str:
-    return _PREFIX + "__".join(keys).upper()
-
-
-def _set_by(keys: list[str]) -> str | None:
-    """The environment variable that sets a key, or the section around it."""
-    there = {name.upper(): name for name in os.environ}
-    return next((there[name] for depth in range(len(keys), 0, -1) if (name := _variable(keys[:depth])) in there), None)
-
-
-def _set_below(keys: list[str]) -> str | None:
-    """The environment variables that set entries of a table, such as those of storage_options."""
-    above = _variable([*keys, ""])
-    return ", ".join(sorted(name for name in os.environ if name.upper().startswith(above))) or None
-
-
-def _not_json(error: SourceError) -> SettingsError:
-    """Sections and lists come as JSON. What cannot be read may be a secret: it is not repeated."""
-    field = re.search(r'field "(\w+)"', str(error))
-    section = _variable([field[1]]) if field else _PREFIX
-    names = [name for name in sorted(os.environ) if name.upper() == section or name.upper().startswith(f"{section}__")]
-    return SettingsError(
-        "cannot be read as JSON, in which sections and lists are written",
-        where=f"environment variable {', '.join(names)}",
-        next_step=f'set one key of the section with {section}__KEY=value, or write a list as \'["a", "b"]\' (JSON)',
-    )
+        raise not_json(error) from error
 
 
 def _keys(sections: dict[str, Any]) -> set[str]:
@@ -378,11 +308,11 @@ def _explain(error: ValidationError, file: str) -> SettingsError:
     first = error.errors(include_url=False, include_input=False)[0]
     keys = [str(part) for part in first["loc"]]
     place = f"[{'.'.join(keys[:-1])}] {keys[-1]}" if len(keys) > 1 else f"[{keys[0]}]" if keys else "settings"
-    variable = _set_by(keys)
+    variable = set_by(keys)
     where = f"environment variable {variable}" if variable else file
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
-        known = _known_keys(keys[:-1])
+        known = known_keys(Settings, keys[:-1])
         close = difflib.get_close_matches(keys[-1], known, n=1)
         hint = f"did you mean '{close[0]}'?" if close else f"known here: {', '.join(known)}"
         return SettingsError(f"unknown key {place}{more}", where=where, next_step=hint)
@@ -391,19 +321,3 @@ def _explain(error: ValidationError, file: str) -> SettingsError:
         message = "is required"
     next_step = f"correct {variable or f'{place} in {Path(file).name}'}"
     return SettingsError(f"{place}: {message}{more}", where=where, next_step=next_step)
-
-
-def _known_keys(keys: list[str]) -> list[str]:
-    """The keys of a section; none where anything may stand, or a single value."""
-    model: Any = Settings
-    for key in keys:
-        named = _fields(model)
-        # Of a table by names, such as [domains.sources], every value is alike; of an optional section, the section.
-        model = named[key].annotation if key in named else get_args(model)[1] if get_origin(model) is dict else None
-        if get_origin(model) is not dict:
-            model = next((one for one in get_args(model) if _fields(one)), model)
-    return sorted(name for name in _fields(model) if name != "base")
-
-
-def _fields(model: Any) -> dict[str, Any]:
-    return getattr(model, "model_fields", {})

@@ -19,6 +19,7 @@ import pandas as pd
 import pytest
 from filelock import FileLock
 from support.expectations import configure_once
+from support.ledgers import migrate_once
 from support.order import ByGroup, Seconds, dearest_first, mark_slow
 from support.postgres import Postgres
 from support.templates import compile_once
@@ -52,6 +53,7 @@ def pytest_collection() -> Iterator[object]:
 
 def pytest_runtest_setup() -> None:
     configure_once()  # once the library is there: to import it takes seconds
+    migrate_once()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -1,11 +1,14 @@
-"""Shared by several files: for the tests of pages a project with runs in several states, and a browser; a Triton to attack."""
+"""Shared by several files: projects that take seconds to make, a Triton to attack, a browser, databases."""
 
 from __future__ import annotations
 
+import functools
 import shutil
 
+import forgotten_world
 import pyarrow as pa
 import pytest
+import training_world
 from attacked_server import PLANTED
 from reported_runs import HOSTILE_TITLE, TRAINED, window
 from support.small import LOCAL, lean
@@ -13,7 +16,7 @@ from support.small import LOCAL, lean
 from scalr_prod import Project
 from scalr_prod.contracts import Table
 from scalr_prod.errors import QualityGateFailed
-from scalr_prod.serving import promote, start_triton, stop_triton
+from scalr_prod.serving import ensure_serving, promote, start_triton, stop_triton
 from scalr_prod.settings import load_settings
 
 
@@ -62,10 +65,11 @@ def attacked(tmp_path_factory, trained_home):
             if not name.startswith("SCALR_"):
                 patch.setenv(name, value)
         settings = load_settings(folder / "scalr.toml", serving={"threads": 1})
-        promote(settings, 1)
-        promote(settings, 2)
         patch.setenv("SCALR_LEDGER__URL", PLANTED["SCALR_LEDGER__URL"])  # read already: only a child could see it
-        assert start_triton(settings).versions == [1, 2]
+        with ensure_serving(settings, 1):  # one server for all: each promotion would start its own, and stop it
+            promote(settings, 1)
+            promote(settings, 2)
+            assert start_triton(settings).versions == [1, 2]  # it is there to stay now
     yield settings
     stop_triton(settings)
 
@@ -80,3 +84,15 @@ def browser():
         opened = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield opened
         opened.close()
+
+
+@pytest.fixture(scope="session")
+def filled(tmp_path_factory):
+    """A filled project on SQLite; copy its folder before changing it."""
+    return forgotten_world.make(tmp_path_factory.mktemp("filled") / "logs", forgotten_world.TEXT, "")
+
+
+@pytest.fixture(scope="session")
+def projects(tmp_path_factory):
+    """Those that training sets are built from, by the type of their ids; made when first asked for."""
+    return functools.cache(lambda ids: training_world.make(tmp_path_factory.mktemp("project"), ids))

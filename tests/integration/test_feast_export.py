@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from feast_project import STAMP, T0, make_project, synthetic
+from support import warm
 from typer.testing import CliRunner
 
 from scalr_prod import Project
@@ -120,7 +120,7 @@ def theirs(project, tmp_path_factory):
     environment = {key: value for key, value in os.environ.items() if not key.startswith("SCALR_")}
     known = {str(root / store): store != "none" for store in told}
     command = [sys.executable, "-c", PROGRAM, json.dumps([refs, known])]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500, cwd=root, check=False)
+    done = warm.run(command, env=environment, cwd=root)
     assert done.returncode == 0, done.stderr[-3000:]
     said = json.loads(done.stdout.splitlines()[-1])
     assert said["ours"] == []

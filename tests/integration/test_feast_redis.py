@@ -58,7 +58,8 @@ def test_filled_read_and_emptied(redis, tmp_path):
     assert served("source_user_history:item_ids") == [[["s1", "s2"], ["s1"], None]], "other views keep theirs"
 
 
-def test_a_redis_that_does_not_answer(redis, tmp_path):
+def test_a_redis_that_does_not_answer(redis, tmp_path, monkeypatch):
+    monkeypatch.setattr("redis.retry.sleep", lambda _: None)  # ten seconds between the client's attempts
     client(redis).flushall()
     settings = make_project(tmp_path, f'[feast]\nonline_store = "redis"\nredis = "{redis}"\n')
     gone = load_settings(Path(tmp_path) / "scalr.toml", feast={"redis": "127.0.0.1:1"})

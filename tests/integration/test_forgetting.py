@@ -9,164 +9,28 @@ import stat
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime, timedelta
 
-import numpy as np
-import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pytest
-from byte_search import in_redis, short_traces, traces
+from byte_search import in_redis, traces
+from forgotten_world import ITEM, NUMBER, START, TEXT, by_night, cut_off, gone, make, validation, where
 from redis_server import client, running_redis
 from typer.testing import CliRunner
 
 from scalr_prod import Project
 from scalr_prod.cli import app
 from scalr_prod.contracts import Table
-from scalr_prod.downstream.isolation import isolate
 from scalr_prod.errors import ForgettingError, LakeError, LeaseHeld, PublicationError, TranslatorError
 from scalr_prod.feast_store import open_feature_store
 from scalr_prod.forgetting import forget
-from scalr_prod.generation.parts import part_path, sha256_of, writing
-from scalr_prod.ledger import Ledger, RunSpec, run_folder
-from scalr_prod.quality import GateReport
-from scalr_prod.quality.accept import write_accepted
+from scalr_prod.generation.parts import sha256_of
+from scalr_prod.ledger import Ledger, run_folder
 from scalr_prod.settings import load_settings
 from scalr_prod.tombstones import Tombstones, refuse_overdue
 from scalr_prod.training_set.manifest import read_manifest, verify
 from scalr_prod.training_set.vocabulary import Vocabulary
 
 pytestmark = pytest.mark.slow
-
-START = datetime(2024, 1, 1, tzinfo=UTC)
-END = START + timedelta(days=40)
-TEXT, NUMBER = "zebra-7731-quokka", 7_731_773_177_317_731
-ITEM = "okapi-4242-numbat"
-
-
-#: Ids of items that are numbers: a short one and one that no other bytes are by chance; source items are others.
-SHORT, LONG = 7, 8_442_844_284_428_442
-
-
-def by_night(place):
-    """One more place to be cut off at; CONTRIBUTING.md."""
-    return pytest.param(place, marks=pytest.mark.nightly)
-
-
-def item_of(name, number, *, numbers=False):
-    """An item's id; one of the target domain's, or two where ids are numbers, is nowhere else."""
-    if numbers:
-        return 600 + number if name == "s" else LONG if number == 8 else number
-    return ITEM if (name, number) == ("t", 7) else f"{name}{number}"
-
-
-def write_logs(folder, person, *, numbers=False):
-    """Twenty users and one more, whose id is nowhere else; each with events in both domains."""
-    rng = np.random.default_rng(5)
-    others = [f"u{n}" for n in range(20)] if isinstance(person, str) else [1_000 + n for n in range(20)]
-    for name, items, count in (("s", 12, 8), ("t", 10, 4)):
-        rows = [
-            (
-                user,
-                item_of(name, int(rng.integers(items)), numbers=numbers),
-                START + timedelta(seconds=int(rng.integers(40 * 86_400))),
-            )
-            for user in [*others, person]
-            for _ in range(count)
-        ]
-        frame = pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp"])
-        frame["timestamp"] = frame["timestamp"].astype("datetime64[us, UTC]")
-        frame.to_parquet(folder / f"{name}.parquet", index=False)
-
-
-def accepted_run(project):
-    """A run as the gate leaves it, with two synthetic events for each source event, staged parts, and a gate's examples."""
-    settings, lake = project.settings, project.lake
-    versions = {t.value: lake.version(t) for t in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS, Table.SOURCE_USER_HISTORY)}
-    spec = RunSpec.make(
-        mode="backfill",
-        start=START,
-        end=END,
-        as_of=END,
-        seed=0,
-        translator_version=1,
-        translator_sha256="0" * 64,
-        translator_trained_until=END,
-        table_versions=versions,
-        settings={"generation": {}, "histories": {"length": 50}, "sources": ["source"]},
-    )
-    schema = lake.schema(Table.SYNTHETIC_TARGET_EVENTS)
-    numbers = pa.types.is_integer(schema.field("item_id").type)
-    events = lake.read(Table.SOURCE_EVENTS).to_pandas()
-    rows = pd.DataFrame(
-        {
-            "event_id": [f"{number:032x}" for number in range(len(events))],
-            "user_id": events["user_id"],
-            "item_id": [item_of("t", number % 10, numbers=numbers) for number in range(len(events))],
-            "event_timestamp": events["event_timestamp"],
-            "probability": np.float32(0.2),
-            "weight": np.float32(0.5),
-            "source_domain": "source",
-            "source_item_id": events["item_id"],
-            "source_event_timestamp": events["event_timestamp"],
-            "translator_version": 1,
-            "run_id": spec.run_id,
-            "created_timestamp": END,
-        }
-    )
-    table = pa.Table.from_pandas(rows, schema=schema, preserve_index=False)
-    folder = run_folder(settings, spec.run_id)
-    for name in ("asked/contexts", "parts", "candidates"):
-        with writing(part_path(folder / name, 0), schema) as write:
-            write(table)
-    files = write_accepted(folder, table.to_reader(), schema)
-    report = GateReport(spec.run_id, True, "strict", len(rows), len(rows), 0, [], files=files).to_json()  # noqa: FBT003
-    report["rules"] = [
-        {"rule": "shown", "examples": json.loads(rows.tail(3)[["user_id", "item_id"]].to_json(orient="records"))},
-        {"rule": "also", "examples": [{"user_id": "u1", "item_id": ITEM}, {"user_id": "u1", "item_id": "t1"}]},
-    ]
-    (folder / "gate.json").write_text(json.dumps({"inputs": {}, "report": report}))
-    (folder / "run.json").write_text(json.dumps(spec.to_json()))
-    ledger = project.ledger
-    ledger.record_model_version(1, path="", sha256="0" * 64, fingerprint="1", trained_until=END, metrics={})
-    ledger.begin_run(spec)
-    for state in ("generating", "generated", "validated"):
-        ledger.set_stage(spec.run_id, state, cause="test")
-    return spec.run_id, table
-
-
-def fill(project, person):
-    """Everything that may hold the person; gives the run."""
-    settings = project.settings
-    project.ingest()
-    project.histories()
-    run_id, rows = accepted_run(project)
-    project.publish(run_id)
-    project.build_training_set()
-    theirs = rows.filter(ds.field("user_id") == person)
-    schema = project.lake.schema(Table.SYNTHETIC_QUARANTINE)
-    quarantined = theirs.append_column("reason", pa.array(["shown"] * len(theirs))).select(schema.names).cast(schema)
-    project.lake.append(Table.SYNTHETIC_QUARANTINE, quarantined, key="test")
-    isolate(settings, END, pa.array([person]).slice(0, 0), name="half")
-    for name, text in (
-        ("triton-server/server.log", f"asked for user {person} twice"),
-        ("reports/x.html", f"<td>{person}</td>"),
-        ("reports/y.html", f"<td>{ITEM}</td>"),
-    ):
-        path = settings.home / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"before\n{text}\nafter\n")
-    shown = validation(settings)
-    content = json.loads(shown.read_text())
-    content["shown"] = {"partial_unexpected_list": [person, 3], "element_count": 3}
-    shown.write_text(json.dumps(content))
-    return run_id
-
-
-def validation(settings):
-    """A result of Great Expectations."""
-    return next(iter(sorted((settings.home / "gx" / "validations").rglob("*rows.json"))))
 
 
 @pytest.fixture(scope="module")
@@ -175,41 +39,16 @@ def redis(tmp_path_factory):
         yield address
 
 
-@pytest.fixture(scope="module")
-def filled(tmp_path_factory):
-    """A filled project on SQLite; copy its folder before changing it."""
-    folder = tmp_path_factory.mktemp("filled") / "logs"
-    return make(folder, TEXT, "")
-
-
-def make(folder, person, extra, *, numbers=False):
-    folder.mkdir()
-    write_logs(folder, person, numbers=numbers)
-    (folder / "scalr.toml").write_text(
-        '[domains.source]\nname = "source"\nevents = "s.parquet"\n[domains.target]\nname = "target"\nevents = "t.parquet"\n'
-        f"[publication]\nonline = true\n[compute]\nworkers = 1\n{extra}"
-    )
-    with Project.open(folder / "scalr.toml") as project:
-        run_id = fill(project, person)
-    return folder / "scalr.toml", run_id
-
-
-def where(found):
-    """The top folders of traces."""
-    return {one.split(":")[0].split("/")[0] for one in found}
-
-
-def gone(settings, person, redis=None):
-    found = traces(settings.home, person)
-    assert found == []
-    if redis is not None:
-        assert in_redis(client(redis), person) == []
-
-
-@pytest.mark.parametrize(("person", "store"), [(TEXT, "sqlite"), (NUMBER, "redis")], ids=["text in sqlite", "number in redis"])
-def test_a_forgotten_user_is_nowhere_and_does_not_come_back(person, store, redis, filled, tmp_path):
+@pytest.mark.parametrize(
+    ("person", "store"),
+    [
+        pytest.param(TEXT, "sqlite", id="text in sqlite"),
+        pytest.param(NUMBER, "redis", id="number in redis", marks=pytest.mark.long),  # CONTRIBUTING.md
+    ],
+)
+def test_a_forgotten_user_is_nowhere_and_does_not_come_back(person, store, request, filled, tmp_path):
+    redis = request.getfixturevalue("redis") if store == "redis" else None
     if store == "redis":
-        client(redis).flushall()
         config, run_id = make(tmp_path / "logs", person, f'[feast]\nonline_store = "redis"\nredis = "{redis}"\n')
     else:
         shutil.copytree(filled[0].parent, tmp_path / "logs")
@@ -217,15 +56,15 @@ def test_a_forgotten_user_is_nowhere_and_does_not_come_back(person, store, redis
     settings = load_settings(config)
     held = {"lake", "runs", "datasets", "evaluations", "gx", "reports", "triton-server"}
     assert where(traces(settings.home, person)) >= held | ({"feast_online.db"} if store == "sqlite" else set())
-    assert bool(in_redis(client(redis), person)) == (store == "redis")
-    address = redis if store == "redis" else None
+    if redis is not None:
+        assert in_redis(client(redis), person)
     backup = tmp_path / "backup"
     shutil.copytree(run_folder(settings, run_id) / "accepted", backup)
     with Project(settings) as project:
         before = project.lake.read(Table.SOURCE_EVENTS).num_rows
         names = project.training_set().vocabulary()
         report = project.forget([str(person)])
-        gone(settings, person, address)
+        gone(settings, person, redis)
         assert report.users == 1
         assert report.known == 0
         assert report.removed["source_events"] == 8
@@ -274,7 +113,7 @@ def test_a_forgotten_user_is_nowhere_and_does_not_come_back(person, store, redis
             lambda: project.forget([person]),
         ):
             work()
-            gone(settings, person, address)
+            gone(settings, person, redis)
         view = project.lake.read(Table.SYNTHETIC_TARGET_EVENTS)
         assert view.num_rows == 160
         assert project.forget([person]).known == 1
@@ -294,106 +133,13 @@ def test_a_forgotten_user_is_nowhere_and_does_not_come_back(person, store, redis
             project.publish(run_id)
         project.forget([person])
         project.publish(run_id)
-        gone(settings, person, address)
+        gone(settings, person, redis)
 
 
 @pytest.fixture
 def settings(filled, tmp_path):
     shutil.copytree(filled[0].parent, tmp_path / "logs")
     return load_settings(tmp_path / "logs" / "scalr.toml")
-
-
-@pytest.mark.parametrize("at", [by_night(None), "work._rebuilt", by_night("work._refill")])
-def test_a_forgotten_item_is_nowhere_and_does_not_come_back(settings, filled, tmp_path, monkeypatch, at):
-    run_id, folder = filled[1], run_folder(settings, filled[1])
-    held = {"lake", "runs", "datasets", "evaluations", "reports", "feast_online.db"}
-    assert where(traces(settings.home, ITEM)) >= held
-    shutil.copytree(folder / "accepted", tmp_path / "backup")
-    with Project(settings) as project:
-        before = {table: project.lake.read(table).to_pandas() for table in (Table.TARGET_EVENTS, Table.SYNTHETIC_TARGET_EVENTS)}
-        former = project.training_set()
-        names, rows = former.vocabulary(), former.to_pandas()
-        theirs = before[Table.TARGET_EVENTS]["item_id"] == ITEM
-        published = before[Table.SYNTHETIC_TARGET_EVENTS]["item_id"] == ITEM
-        if at is not None:
-            with monkeypatch.context() as patched:
-                patched.setattr(f"scalr_prod.forgetting.{at}", cut_off)
-                with pytest.raises(KeyboardInterrupt):
-                    project.forget_items([ITEM])
-            assert project.ingest().domains["target"].rows_added == 0
-        report = project.forget_items([ITEM])
-        gone(settings, ITEM)
-        assert (report.users, report.items, report.known, report.translators) == (0, 1, 0, [])
-        if at is None:
-            assert report.removed["target_events"] == theirs.sum() > 0
-            assert report.removed["synthetic_target_events"] == published.sum() > 0
-            assert report.removed["target_items"] == 1
-        (proof,) = project.ledger.history(subject="forgotten")
-        assert proof.key == Tombstones.open(settings).digest(ITEM, "item")
-        left = project.lake.read(Table.TARGET_EVENTS).to_pandas()
-        assert len(left) == len(before[Table.TARGET_EVENTS]) - theirs.sum()
-        # Histories are those of the events that are left.
-        history = project.lake.read(Table.TARGET_USER_HISTORY).to_pandas()
-        assert history.groupby("user_id")["event_count"].max().to_dict() == left.groupby("user_id").size().to_dict()
-        # The training set keeps its other rows, their places and numbers; the item's place in histories is nobody's.
-        version = project.training_set()
-        verify(version.path, read_manifest(version.path))
-        kept = version.to_pandas()
-        assert len(kept) == version.manifest["rows"] == (rows["item_id"] != ITEM).sum() < len(rows)
-        wanted = rows[rows["item_id"] != ITEM]["target_user_history__item_ids"]
-        expected = [None if one is None else [None if item == ITEM else item for item in one] for one in wanted]
-        assert any(one is not None and None in one for one in expected)
-        assert [None if one is None else list(one) for one in kept["target_user_history__item_ids"]] == expected
-        numbers = Vocabulary.read(version.path)
-        assert list(numbers.encode("target_items", ["t3", ITEM])) == [next(iter(names.encode("target_items", ["t3"]))), 0]
-        assert len(version.torch(history_length=5)) == len(kept)
-        # What was made from its events is stale, and the logs do not bring it back.
-        assert {"dataset", "publish"} <= {state.stage for state in project.status() if state.stale}
-        domains = project.ingest().domains
-        assert [one.rows_forgotten for one in domains.values()] == [0, theirs.sum()]
-        assert [one.rows_added for one in domains.values()] == [0, 0]
-        for work in (
-            project.histories,
-            project.build_training_set,
-            lambda: project.ingest(replace=START),
-            lambda: project.rollback(run_id),
-            lambda: project.forget_items([ITEM]),
-        ):
-            work()
-            gone(settings, ITEM)
-        assert ITEM not in set(project.lake.read(Table.TARGET_ITEMS)["item_id"].to_pylist())
-        assert (settings.home / "reports" / "y.html").read_text() == "before\n<td>[forgotten]</td>\nafter\n"
-        assert traces(settings.home, TEXT)  # nobody else goes with it
-
-
-def test_items_whose_ids_are_numbers_leave_too(tmp_path):
-    """A long one is searched for as bytes; a short one in all that holds ids of target items."""
-    config, run_id = make(tmp_path / "logs", TEXT, "", numbers=True)
-    settings = load_settings(config)
-    of_items = r"^(target_user_history__|target_item_stats__)?item_ids?$|^target_items?$|partial_unexpected"
-
-    def left(one):
-        # Histories of the source domain hold other items under the same names.
-        return short_traces(settings.home, one, of_items)
-
-    with Project(settings) as project:
-        assert where(left(SHORT)) >= {"lake", "runs", "datasets", "evaluations", "feast_online.db"}
-        assert where(traces(settings.home, LONG)) >= {"lake", "runs", "datasets", "feast_online.db"}
-        theirs = {
-            table: pc.sum(pc.is_in(project.lake.read(table)["item_id"], pa.array([SHORT, LONG]))).as_py()
-            for table in (Table.TARGET_EVENTS, Table.SYNTHETIC_TARGET_EVENTS)
-        }
-        report = project.forget_items([str(SHORT), str(LONG)])
-        assert (report.items, report.removed["target_items"]) == (2, 2)
-        for table, rows in theirs.items():
-            assert report.removed[table.value] == rows > 0
-        assert left(SHORT) == []
-        gone(settings, LONG)
-        for work in (project.ingest, project.histories, project.build_training_set, lambda: project.rollback(run_id)):
-            work()
-            assert left(SHORT) == []
-            gone(settings, LONG)
-        assert left(3), "other items stay"
 
 
 @pytest.mark.long
@@ -446,10 +192,6 @@ def test_a_forgotten_user_is_in_no_object_of_a_store(tmp_path):
     finally:
         server.terminate()
         server.wait(30)
-
-
-def cut_off(*_, **__):
-    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(

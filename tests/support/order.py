@@ -24,11 +24,14 @@ __all__ = ["ByGroup", "Seconds", "dearest_first", "group_of", "mark_slow"]
 
 FIGURES = Path(__file__).with_name("seconds.json")
 #: What begins like one of these shares what takes as long as a few of its tests: a Dask cluster, an undisturbed run and a Triton server;
-#: a project with runs in every state, and a browser; a Triton server to attack; a PostgreSQL.
+#: a project with runs in every state, and a browser; a Triton server to attack; a project with something to forget; projects
+#: to build training sets from; a PostgreSQL.
 TOGETHER = (
     ("tests/faults/",),
     ("tests/integration/test_report.py", "tests/integration/test_ui.py"),
     ("tests/integration/test_triton_control.py", "tests/integration/test_triton_fuzz.py"),
+    ("tests/integration/test_forgetting",),
+    ("tests/integration/test_training_set",),
     tuple(f"tests/integration/test_{name}.py" for name in ("ledger_postgres", "ingest_sql", "shared_stores", "feast_postgres")),
 )
 #: A file whose tests take longer than this, on average, is slow as a whole: many such files make minutes.

@@ -6,14 +6,15 @@ import inspect
 import json
 import shlex
 import signal
-import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 import pytest
+from typer.testing import CliRunner
 
 from scalr_prod import errors
+from scalr_prod.cli import app
 from scalr_prod.errors import EmptyWindow, QualityGateFailed, ScalrError, ServerUnreachable, SettingsError, UnreadableInput
 from scalr_prod.instants import micros
 from scalr_prod.orchestration import (
@@ -210,8 +211,8 @@ def test_a_command_ends_with_the_task_that_waits_for_it(tmp_path):
 
 @pytest.mark.parametrize("text", ["", "x", "[]", "{}", '{"params": {}}', '{"params": {"config": 3}}'])
 def test_what_is_no_call_is_refused(text):
-    done = subprocess.run([*shlex.split(SCALR), "task", "maintain"], input=text, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
+    done = CliRunner().invoke(app, ["task", "maintain"], input=text)
+    assert done.exit_code == 1
     assert json.loads(done.stdout)["where"] == "stdin"
 
 

@@ -16,60 +16,22 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from translator_world import DAY, LENGTH, METADATA, SETTINGS, calibration, calibration_table, make_log
+from translated import EXECUTIONS, equal, make_contexts, make_world
+from translator_world import DAY, calibration_table
 
 from scalr_prod.errors import InvalidRequest, TranslatorError, TranslatorNotFound
 from scalr_prod.translator import module as module_file
 from scalr_prod.translator import noise
-from scalr_prod.translator.batch import Batch
 from scalr_prod.translator.calibration import TABLES
 from scalr_prod.translator.contexts import EVERYBODY, NEWCOMERS, NO_ITEM, Contexts, Samples
-from scalr_prod.translator.estimators import SCORED
-from scalr_prod.translator.fitting import fit_sets
 from scalr_prod.translator.fused import trial
 from scalr_prod.translator.layout import OURS
-from scalr_prod.translator.mixture import Mixture
 from scalr_prod.translator.module import DESCRIPTION, TranslatorModule
-from scalr_prod.translator.pairs import Pairs
-
-EXECUTIONS = ("fused", "reference")
 
 
 @pytest.fixture(scope="module")
 def world() -> SimpleNamespace:
-    torch.set_num_threads(1)
-    pairs = Pairs.of(make_log(target_items=60), 90 * DAY, SETTINGS)
-    fold = pairs.log.fold
-    tensors = fit_sets(pairs, {-1: np.zeros(len(fold), bool), 0: fold == 0, 1: fold == 1}, lambda _: None)
-    tensors |= calibration()
-    metadata = METADATA | {"n_source": str(pairs.n_source)}
-    modules = {name: TranslatorModule(tensors, metadata, reference=name == "reference") for name in EXECUTIONS}
-    return SimpleNamespace(pairs=pairs, tensors=tensors, metadata=metadata, modules=modules, module=modules["fused"])
-
-
-def make_contexts(world: SimpleNamespace, rows: int, *, seed: int = 0, exclude: int = 0) -> Contexts:
-    random = np.random.default_rng(seed)
-    length = random.integers(0, LENGTH + 1, rows)
-    there = np.arange(LENGTH) >= LENGTH - length[:, None]
-    items = np.where(there, random.integers(0, world.pairs.n_source + 1, (rows, LENGTH)), 0)
-    ages = np.where(there, np.sort(random.exponential(30, (rows, LENGTH)))[:, ::-1], 0)
-    ages[:, -1] = 0
-    time = random.integers(0, 110, rows) * DAY + 1
-    return Contexts(
-        history_items=items.astype(np.int32),
-        history_ages=ages.astype(np.float32),
-        history_end=time - 1,
-        event_time=time,
-        fold=random.integers(-1, 2, rows).astype(np.int32),
-        noise_key=random.integers(-(2**63), 2**63, rows),
-        exclude=random.integers(-1, world.pairs.n_target, (rows, exclude)).astype(np.int32),
-    )
-
-
-def equal(one: Samples, other: Samples) -> None:
-    np.testing.assert_array_equal(one.items, other.items)
-    np.testing.assert_allclose(one.probabilities, other.probabilities, rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(one.prior, other.prior, rtol=1e-5, atol=1e-7)
+    return make_world()
 
 
 @pytest.mark.parametrize("name", ["days_1", "backoff"])
@@ -212,147 +174,6 @@ def test_each_group_of_rows_is_told(world, monkeypatch):
         assert len(told) == 8
         module.score(contexts, np.zeros((30, 1), dtype=np.int32))
         assert len(told) == 16
-
-
-def exact_draws(module: TranslatorModule, contexts: Contexts, k: int, temperature: float, min_lift: float) -> np.ndarray:
-    """The race written out again, all of it in float64: items [B, k]."""
-    drawn = np.full((len(contexts), k), NO_ITEM)
-    for fold in np.unique(contexts.fold).tolist():
-        rows = np.flatnonzero(contexts.fold == fold)
-        part, mixture = contexts.take(rows), module.parameter_set(fold)
-        batch = Batch.of(part, module.first_seen)
-        found = mixture.distributions(mixture.summary(batch, ("popularity", "mixture")), dtype=torch.float64)
-        p, prior = (found[member].numpy() for member in ("mixture", "popularity"))
-        race = noise.exponential(noise.key_words(part.noise_key), noise.item_numbers(module.n_target), torch.float64).numpy()
-        with np.errstate(divide="ignore"):
-            keys = np.log(p) / temperature - np.log(race)
-        for row, exclude in enumerate(part.exclude):
-            keys[row, exclude[exclude >= 0]] = -np.inf
-        best = np.argsort(-keys, axis=1, kind="stable")[:, :k]
-        kept = np.isfinite(np.take_along_axis(keys, best, 1)) & (
-            np.take_along_axis(p, best, 1) >= min_lift * np.take_along_axis(prior, best, 1)
-        )
-        drawn[rows, : best.shape[1]] = np.where(kept, best, NO_ITEM)
-    return drawn
-
-
-@pytest.fixture
-def looked_at_again(monkeypatch) -> dict[str, int]:
-    """How many rows had their best candidates, or all items, worked out in float64."""
-    rows = {"best": 0, "all": 0}
-    logits, distributions = Mixture.logits, Mixture.distributions
-
-    def count_best(self, summary, member, items):
-        rows["best"] += len(items)
-        return logits(self, summary, member, items)
-
-    def count_all(self, summary, *, dtype=torch.float32):
-        rows["all"] += len(summary.batch.time) if dtype == torch.float64 else 0
-        return distributions(self, summary, dtype=dtype)
-
-    monkeypatch.setattr(Mixture, "logits", count_best)
-    monkeypatch.setattr(Mixture, "distributions", count_all)
-    return rows
-
-
-@pytest.mark.parametrize(
-    ("k", "temperature", "min_lift"), [(4, 1.0, 0.0), (20, 1.0, 1.0), (20, 0.5, 0.0), (9, 2.0, 0.5), (70, 1.0, 0.0)]
-)
-def test_draws_are_those_of_float64(world, k, temperature, min_lift):
-    contexts = make_contexts(world, 3_000, seed=9, exclude=2)
-    expected = exact_draws(world.module, contexts, k, temperature, min_lift)
-    for module in world.modules.values():
-        drawn = module.sample(contexts, k, temperature=temperature, min_lift=min_lift).items
-        np.testing.assert_array_equal(drawn, expected)
-
-
-@pytest.mark.parametrize("name", EXECUTIONS)
-def test_float64_is_seldom_needed(world, looked_at_again, name):
-    contexts = make_contexts(world, 3_000, seed=10)
-    world.modules[name].sample(contexts, 20, min_lift=1.0)
-    assert looked_at_again["best"] < 0.1 * len(contexts)
-    assert looked_at_again["all"] < 0.01 * len(contexts)
-
-
-@pytest.mark.parametrize("k", [1, 5, 40])
-def test_near_ties_are_those_of_float64(world, looked_at_again, k):
-    """Alike but for their variates to the power of a low temperature, or for less than float32 can tell: all items are close."""
-    contexts = make_contexts(world, 300, seed=11, exclude=2)
-    alike = calibration_table() * 1e-6
-    tensors = world.tensors | dict.fromkeys(TABLES, alike)
-    fused, reference = (TranslatorModule(tensors, world.metadata, reference=name == "reference") for name in EXECUTIONS)
-    for temperature in (1e-6, 1e-4):
-        expected = exact_draws(reference, contexts, k, temperature, 0)
-        np.testing.assert_array_equal(fused.sample(contexts, k, temperature=temperature).items, expected)
-        looked_at_again.update(best=0, all=0)
-        np.testing.assert_array_equal(reference.sample(contexts, k, temperature=temperature).items, expected)
-        assert looked_at_again["best"] > (0.8 * len(contexts) if temperature < 1e-5 else 0)
-    # Of many races of one context, those whose two best are nearest.
-    many = make_contexts(world, 1, seed=12).take(np.zeros(100_000, dtype=np.int64))
-    many = replace(many, noise_key=np.arange(len(many)), event_time=np.full(len(many), 100 * DAY))
-    nearest = many.take(nearest_races(world.module, many)[:50])
-    expected = exact_draws(world.module, nearest, k, 1.0, 0)
-    for module in world.modules.values():
-        looked_at_again.update(best=0, all=0)
-        np.testing.assert_array_equal(module.sample(nearest, k).items, expected)
-        assert looked_at_again["best"] > 0
-
-
-@pytest.mark.parametrize("temperature", [1.0, 3.0])
-def test_probabilities_too_small_for_float32_are_drawn_too(world, looked_at_again, temperature):
-    contexts = make_contexts(world, 300, seed=14)
-    tensors = world.tensors | dict.fromkeys(TABLES, 40 * calibration_table())
-    fused, reference = (TranslatorModule(tensors, world.metadata, reference=name == "reference") for name in EXECUTIONS)
-    expected = exact_draws(reference, contexts, 40, temperature, 0)
-    np.testing.assert_array_equal(fused.sample(contexts, 40, temperature=temperature).items, expected)
-    looked_at_again.update(best=0, all=0)
-    drawn = reference.sample(contexts, 40, temperature=temperature)
-    np.testing.assert_array_equal(drawn.items, expected)
-    assert ((drawn.items != NO_ITEM) & (drawn.probabilities == 0)).any()
-    assert looked_at_again["all"] > 0.8 * len(contexts)
-
-
-def nearest_races(module: TranslatorModule, contexts: Contexts) -> np.ndarray:
-    """Rows in order of how near the two best keys are, by float64; all contexts are alike but for their noise."""
-    mixture = module.parameter_set(int(contexts.fold[0]))
-    p = mixture.distributions(
-        mixture.summary(Batch.of(contexts.slice(0, 1), module.first_seen), ("mixture",)), dtype=torch.float64
-    )
-    race = noise.exponential(noise.key_words(contexts.noise_key), noise.item_numbers(module.n_target), torch.float64)
-    best = (p["mixture"] / race).topk(2).values
-    assert float((best[:, 1] / best[:, 0]).max()) > 1 - 1e-4
-    return (best[:, 1] / best[:, 0]).argsort(descending=True).numpy()
-
-
-@pytest.mark.parametrize("scale", [1.0, 30.0])
-def test_rounding_is_bounded(world, scale):
-    """Logits in float32 are no further from those in float64 than the bound, and it is not a hundred times too wide."""
-    contexts = replace(make_contexts(world, 400, seed=13), fold=np.zeros(400, dtype=np.int32))
-    noisy = torch.randn(calibration_table().shape, generator=torch.Generator().manual_seed(2))
-    noisy[:, : len(SCORED)] = noisy[:, : len(SCORED)].abs()
-    for table in (calibration_table(), noisy):
-        module = TranslatorModule(world.tensors | dict.fromkeys(TABLES, scale * table), world.metadata)
-        mixture = module.parameter_set(0)
-        for member in OURS.members:
-            batch = Batch.of(contexts, module.first_seen)
-            summary = mixture.summary(batch, (member,))
-            every = torch.arange(module.n_target).expand(len(contexts), -1)
-            exact = mixture.logits(summary, member, every)
-            rough = mixture.logits_of_all(summary)[member].double()
-            off, bound = (rough - exact).abs(), mixture.rounding(summary, member, every)
-            assert (off <= bound).all()
-            assert (bound <= mixture.rounding(summary, member)).all()
-            assert bound.median() < 100 * off.amax(1).median()
-
-
-def test_variates_are_the_same_in_float32():
-    words = noise.key_words(np.arange(4_000))
-    rough, exact = (
-        noise.exponential(words, noise.item_numbers(500), dtype).double() for dtype in (torch.float32, torch.float64)
-    )
-    assert float(exact.min()) < 1e-5
-    assert float(exact.max()) > 13
-    torch.testing.assert_close(rough, exact, rtol=8 * 2**-24, atol=0)
 
 
 def test_a_low_temperature_gives_the_most_probable(world):

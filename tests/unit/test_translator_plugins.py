@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_translator_module import equal, make_contexts
+from translated import equal, make_contexts
 from translator_world import DAY, SETTINGS, make_log
 
 from scalr_prod.errors import TranslatorError

@@ -90,7 +90,8 @@ def test_what_comes_next_in_the_source_domain_is_learned_before_any_target_event
     follows = replace(
         follows, source_index=np.where(np.arange(len(pairs.source_index)) < 12, np.arange(len(pairs.source_index)) + 1, 0)
     )
-    monkeypatch.setattr(pretraining, "EPOCHS", 200)
+    monkeypatch.setattr(pretraining, "EPOCHS", 50)
+    monkeypatch.setattr(pretraining, "LEARNING_RATE", 1e-2)
     kept = {}
 
     def keep(state, vectors, label, negatives, **offsets):

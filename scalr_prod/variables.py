@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Environment variables that set settings: which of them sets a key, and what one that sets none was meant for."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from typing import TYPE_CHECKING, Any, Final, get_args, get_origin
+
+from scalr_prod.errors import SettingsError
+
+if TYPE_CHECKING:
+    from pydantic_settings import BaseSettings
+    from pydantic_settings import SettingsError as SourceError
+
+__all__ = ["PREFIX", "check_variables", "known_keys", "not_json", "set_below", "set_by"]
+
+PREFIX: Final = "SCALR_"
+
+
+def check_variables(settings: type[BaseSettings]) -> None:
+    """Refuse variables that are meant for a setting that there is not: pydantic-settings looks past them.
+
+    A name without ``__`` may be another program's; it is refused where it clearly means a setting of ours.
+
+    Args:
+        settings: The model of all settings.
+
+    Raises:
+        SettingsError: Names the variable and the closest one that there is.
+    """
+    for variable in sorted(os.environ):
+        if not variable.upper().startswith(PREFIX):
+            continue
+        keys = variable[len(PREFIX) :].lower().split("__")
+        if len(keys) == 1:
+            keys = _meant(settings, keys[0])
+            if keys:
+                raise _no_setting(settings, variable, keys, len(keys) - 1)
+        for depth, key in enumerate(keys):
+            known = known_keys(settings, keys[:depth])
+            if known and key not in known:
+                raise _no_setting(settings, variable, keys, depth)
+
+
+def _meant(settings: type[BaseSettings], name: str) -> list[str]:
+    """Section and key of a name like ``generation_mode``, which lacks an underscore; none where it is no such name."""
+    for section in known_keys(settings, []):
+        key = name.removeprefix(f"{section}_")
+        if key != name and key in known_keys(settings, [section]):
+            return [section, key]
+    return ["base"] if name == "base" else []
+
+
+def _no_setting(settings: type[BaseSettings], variable: str, keys: list[str], depth: int) -> SettingsError:
+    """The error for a variable whose key at this depth there is not."""
+    known = known_keys(settings, keys[:depth])
+    close = difflib.get_close_matches(keys[depth], known, n=1)
+    meant = [*keys[:depth], *close, *keys[depth + 1 :]]
+    hint = f"did you mean {_variable(meant)}?" if close else f"known here: {', '.join(known)}"
+    return SettingsError("matches no setting", where=f"environment variable {variable}", next_step=hint)
+
+
+def known_keys(settings: type[BaseSettings], keys: list[str]) -> list[str]:
+    """The keys of a section; none where anything may stand, or a single value."""
+    model: Any = settings
+    for key in keys:
+        named = _fields(model)
+        # Of a table by names, such as [domains.sources], every value is alike; of an optional section, the section.
+        model = named[key].annotation if key in named else get_args(model)[1] if get_origin(model) is dict else None
+        if get_origin(model) is not dict:
+            model = next((one for one in get_args(model) if _fields(one)), model)
+    return sorted(name for name in _fields(model) if name != "base")
+
+
+def _fields(model: Any) -> dict[str, Any]:
+    return getattr(model, "model_fields", {})
+
+
+def set_by(keys: list[str]) -> str | None:
+    """The environment variable that sets a key, or the section around it."""
+    there = {name.upper(): name for name in os.environ}
+    return next((there[name] for depth in range(len(keys), 0, -1) if (name := _variable(keys[:depth])) in there), None)
+
+
+def set_below(keys: list[str]) -> str | None:
+    """The environment variables that set entries of a table, such as those of storage_options."""
+    above = _variable([*keys, ""])
+    return ", ".join(sorted(name for name in os.environ if name.upper().startswith(above))) or None
+
+
+def _variable(keys: list[str]) -> str:
+    return PREFIX + "__".join(keys).upper()
+
+
+def not_json(error: SourceError) -> SettingsError:
+    """Sections and lists come as JSON. What cannot be read may be a secret: it is not repeated."""
+    field = re.search(r'field "(\w+)"', str(error))
+    section = _variable([field[1]]) if field else PREFIX
+    names = [name for name in sorted(os.environ) if name.upper() == section or name.upper().startswith(f"{section}__")]
+    return SettingsError(
+        "cannot be read as JSON, in which sections and lists are written",
+        where=f"environment variable {', '.join(names)}",
+        next_step=f'set one key of the section with {section}__KEY=value, or write a list as \'["a", "b"]\' (JSON)',
+    )

@@ -1,0 +1,133 @@
+"""A training set as others read it: Parquet, PyTorch, Feast, Hugging Face, exported files."""
+
+from __future__ import annotations
+
+import warnings
+
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from torch.utils.data import DataLoader
+from training_world import BOTH_ID_TYPES, LENGTH, SHARED, build
+
+from scalr_prod.errors import TrainingSetError
+from scalr_prod.feast_store import open_feature_store
+from scalr_prod.training_set import TrainingSet
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def project(request, projects):
+    return projects(getattr(request, "param", "string"))
+
+
+def test_rows_come_in_order_of_time_in_plain_parquet(project):
+    _, report, opened = build(project, **SHARED)
+    rows = opened.to_pandas()
+    assert rows["event_timestamp"].is_monotonic_increasing
+    frame = pd.read_parquet(opened.path / "rows")
+    pd.testing.assert_frame_equal(frame, rows)
+    scanned = pl.scan_parquet(opened.path / "rows").collect()
+    assert scanned.equals(opened.to_polars())
+    assert scanned.height == report.rows
+    stamps = {name: kind for name, kind in opened.manifest["columns"].items() if "timestamp" in kind}
+    assert len(stamps) == 4
+    assert all("timestamp[us, tz=UTC]" in kind for kind in stamps.values()), "Spark reads microseconds, not nanoseconds"
+
+
+def test_provenance_is_no_feature(project):
+    _, _, opened = build(project, **SHARED)
+    assert set(opened.features) == {
+        *(f"{d}_user_history__{n}" for d in ("source", "target") for n in ("item_ids", "event_timestamps", "event_count")),
+        *(f"target_item_stats__{n}" for n in ("first_seen", "event_count", "trailing_event_count")),
+    }
+    assert [*opened.manifest["columns"]][:8] == [
+        "user_id", "item_id", "event_timestamp", "label", "weight", "is_synthetic", "run_id", "source_domain",
+    ]  # fmt: skip
+
+
+@BOTH_ID_TYPES
+def test_a_data_loader_with_two_workers_trains_on_it(project):
+    _, report, opened = build(project, **SHARED)
+    rows = opened.to_pandas()
+    for data, size in ((opened.torch(), 64), (opened.torch(stream=True, shuffle=True), 64)):
+        seen = list(DataLoader(data, batch_size=size, num_workers=2))
+        assert sum(len(batch["user"]) for batch in seen) == report.rows
+        assert sum(float(batch["label"].sum()) for batch in seen) == rows["label"].sum()
+        assert seen[0]["source_history"].shape == (64, LENGTH)
+        assert max(int(batch["item"].max()) for batch in seen) < opened.vocabulary().size("target_items")
+        assert min(int(batch["user"].min()) for batch in seen) > 0
+
+
+def test_it_is_a_saved_dataset_of_feast(project):
+    settings, report, opened = build(project, **SHARED)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # Feast calls saved datasets experimental
+        saved = open_feature_store(settings).get_saved_dataset(f"shared_v{report.version}")
+    frame = saved.to_df()
+    assert len(frame) == report.rows
+    assert set(opened.features) <= set(frame.columns)
+
+
+def as_exported(rows: pd.DataFrame) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "user_id": rows["user_id"].astype(str),
+            "item_id": rows["item_id"].astype(str),
+            "timestamp": rows["event_timestamp"].map(pd.Timestamp.timestamp),
+            "label": rows["label"].astype("float64"),
+            "weight": rows["weight"].astype("float64"),
+            "is_synthetic": rows["is_synthetic"].astype("int64"),
+        }
+    )
+
+
+@BOTH_ID_TYPES
+def test_exported_files_hold_every_row_in_order(project, tmp_path):
+    _, report, opened = build(project, **SHARED)
+    expected = as_exported(opened.to_pandas())
+    types = expected.dtypes.to_dict()
+    found = opened.export(tmp_path / "rows.csv").to_json()
+    assert (found["rows"], found["synthetic"]) == (report.rows, report.synthetic)
+    pd.testing.assert_frame_equal(pd.read_csv(found["path"], dtype=types), expected, rtol=1e-6)
+    opened.export(tmp_path / "films", "recbole")
+    rows = pd.read_csv(tmp_path / "films" / "films.inter", sep="\t", dtype=str)
+    assert list(rows) == [f"{name}:{'token' if name.endswith('_id') else 'float'}" for name in expected]
+    pd.testing.assert_frame_equal(rows.set_axis(expected.columns, axis=1).astype(types), expected, rtol=1e-6)
+    with pytest.raises(TrainingSetError, match="something at the target already"):
+        opened.export(tmp_path / "rows.csv")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["films", "rows.csv"]
+
+
+def test_an_id_that_would_break_a_line_is_refused_and_nothing_is_left(tmp_path):
+    rows = pa.table(
+        {
+            "user_id": ["a", "b"],
+            "item_id": ["x", "two\nlines"],
+            "event_timestamp": pa.array([1, 2], pa.timestamp("us", "UTC")),
+            "label": pa.array([1, 1], pa.int8()),
+            "weight": pa.array([1, 1], pa.float32()),
+            "is_synthetic": [False, True],
+        }
+    )
+    (tmp_path / "set" / "rows").mkdir(parents=True)
+    pq.write_table(rows, tmp_path / "set" / "rows" / "0.parquet")
+    opened = TrainingSet(tmp_path / "set", {"version": 1, "files": {"rows/0.parquet": ""}})
+    with pytest.raises(TrainingSetError, match=r"two\\nlines") as caught:
+        opened.export(tmp_path / "out", "recbole")
+    assert "csv" in caught.value.next_step
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+    opened.export(tmp_path / "out.csv")
+    assert list(pd.read_csv(tmp_path / "out.csv")["item_id"]) == ["x", "two\nlines"]
+
+
+def test_hugging_face_reads_the_files_as_they_are(project, tmp_path):
+    import datasets
+
+    _, report, opened = build(project, **SHARED)
+    rows = datasets.Dataset.from_parquet([str(path) for path in opened.files], cache_dir=str(tmp_path))
+    assert len(rows) == report.rows
+    assert set(opened.features) < set(rows.column_names)

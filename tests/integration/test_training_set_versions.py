@@ -1,0 +1,138 @@
+"""Versions of a training set over a real lake: what makes a new one, what is kept of the former, and what is refused whole."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pandas as pd
+import pytest
+from conftest import DAYS
+from training_world import SHARED, at, build
+
+from scalr_prod.contracts import Table
+from scalr_prod.errors import QualityGateFailed, TrainingSetBusy, TrainingSetError
+from scalr_prod.lake import Lake
+from scalr_prod.ledger import Ledger
+from scalr_prod.settings import load_settings
+from scalr_prod.switch import disable, enable
+from scalr_prod.training_set import TrainingSet, build_training_set
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def project(request, projects):
+    return projects(getattr(request, "param", "string"))
+
+
+def test_the_same_inputs_give_the_same_bytes_and_no_new_version(project):
+    _, first, opened = build(project, name="again", negatives_per_event=2)
+    _, second, _ = build(project, name="again", negatives_per_event=2)
+    assert (first.created, second.created) == (True, False)
+    assert (second.version, second.path, second.fingerprint) == (1, first.path, first.fingerprint)
+    _, _, other = build(project, name="again_elsewhere", negatives_per_event=2)
+    assert [f["sha256"] for f in other.manifest["files"].values()] == [f["sha256"] for f in opened.manifest["files"].values()]
+    _, third, _ = build(project, name="again", negatives_per_event=2, seed=1)
+    assert (third.created, third.version) == (True, 2)
+    settings, fourth, _ = build(project, name="again", negatives_per_event=2)
+    assert (fourth.created, fourth.version) == (False, 1)
+    with Ledger.open(settings) as ledger:
+        assert [record.version for record in ledger.datasets("again")] == [1, 2]
+
+
+def test_many_small_files_hold_the_rows_of_few_large_ones(project, monkeypatch):
+    _, _, few = build(project, **SHARED)
+    monkeypatch.setattr("scalr_prod.training_set.features.part_rows", lambda _: 200)
+    _, report, many = build(project, name="many_parts", negatives_per_event=1)
+    sizes = [file["rows"] for name, file in many.manifest["files"].items() if name.startswith("rows/")]
+    assert max(sizes) <= 200
+    assert sum(sizes) == report.rows
+    assert len(sizes) > len(few.files) > 5
+    assert many.to_arrow().equals(few.to_arrow())
+
+
+def test_the_next_day_keeps_the_files_of_the_days_before_and_judges_only_the_others(project, monkeypatch):
+    from scalr_prod.quality import training_set as gate
+
+    seen = []
+
+    def watched(connection, select, rules, **options):
+        found = judge(connection, select, rules, **options)
+        seen.append(found.counts()[0])
+        return found
+
+    judge = gate.judge
+    monkeypatch.setattr(gate, "judge", watched)
+    _, first, former = build(project, name="days", cutoff=at(DAYS - 1))
+    _, second, latter = build(project, name="days", cutoff=at(DAYS + 90))
+    shared = [name for name in former.manifest["files"] if (latter.path / name).exists() and name.startswith("rows/")]
+    kept = [name for name in shared if (latter.path / name).samefile(former.path / name)]
+    rows = sum(former.manifest["files"][name]["rows"] for name in kept)
+    assert seen == [first.rows, second.rows - rows]
+    assert 0 < rows < first.rows, "late events became known"
+    assert latter.to_arrow().equals(build(project, name="at_once", cutoff=at(DAYS + 90))[2].to_arrow())
+
+
+def test_a_damaged_version_is_not_handed_out_again(project):
+    _, first, opened = build(project, name="damaged")
+    opened.files[0].write_bytes(opened.files[0].read_bytes()[:-1])
+    with pytest.raises(TrainingSetError, match="SHA-256 differs"):
+        TrainingSet.open(first.path, check=True)
+    _, second, _ = build(project, name="damaged")
+    assert (second.created, second.version) == (True, 2)
+
+
+def test_no_synthetic_row_while_publication_is_off_and_the_same_rows_after(project):
+    options = {"name": "switched"}
+    settings, before, first = build(project, **options)
+    disable(settings)
+    try:
+        _, off, without = build(project, **options)
+    finally:
+        enable(settings)
+    _, after, again = build(project, **options)
+    assert (before.synthetic > 0, off.synthetic, off.real) == (True, 0, before.real)
+    assert not without.to_pandas()["is_synthetic"].any()
+    assert after.version > off.version > before.version
+    pd.testing.assert_frame_equal(again.to_pandas(), first.to_pandas(), check_exact=True)
+
+
+def test_a_row_that_the_gate_refuses_leaves_nothing_behind(project):
+    """The same synthetic event twice, as no publication would leave it."""
+    settings = load_settings(project, training_set={"name": "refused_by_the_gate"})
+    store = Lake.open(settings)
+    version = store.version(Table.SYNTHETIC_TARGET_EVENTS)
+    before = store.read(Table.SYNTHETIC_TARGET_EVENTS)
+    store.append(Table.SYNTHETIC_TARGET_EVENTS, before.slice(0, 3), key="twice")
+    try:
+        with pytest.raises(QualityGateFailed, match="unique"):
+            build_training_set(settings)
+    finally:
+        store.replace(Table.SYNTHETIC_TARGET_EVENTS, store.read(Table.SYNTHETIC_TARGET_EVENTS, version=version), key="once")
+    assert not list((settings.home / "datasets" / "refused_by_the_gate").glob("v*"))
+    assert not list((settings.home / "staging").iterdir())
+    with Ledger.open(settings) as ledger:
+        assert ledger.datasets("refused_by_the_gate") == []
+
+
+def test_a_lake_that_moves_during_the_build_is_noticed(project, monkeypatch):
+    settings = load_settings(project, training_set={"name": "moved"})
+    store = Lake.open(settings)
+    from scalr_prod.training_set import features
+
+    def write_meanwhile(*arguments, **options):
+        empty = store.read(Table.SYNTHETIC_TARGET_EVENTS).slice(0, 0)
+        store.append(Table.SYNTHETIC_TARGET_EVENTS, empty, key=f"meanwhile {datetime.now(UTC)} {timedelta()}")
+        return real(*arguments, **options)
+
+    real = features.write_parts
+    monkeypatch.setattr(features, "write_parts", write_meanwhile)
+    with pytest.raises(TrainingSetBusy, match=r"changed while .*synthetic_target_events"):
+        build_training_set(settings)
+
+
+def test_a_log_that_is_read_piece_by_piece_is_read_whole(project, monkeypatch):
+    _, _, whole = build(project, **SHARED)
+    monkeypatch.setattr("scalr_prod.training_set.spine._ROWS_AT_ONCE", 50)
+    _, _, pieces = build(project, name="pieces", negatives_per_event=1)
+    assert pieces.to_arrow().equals(whole.to_arrow())
