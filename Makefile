@@ -30,7 +30,7 @@ demo: setup ## the whole pipeline on a year of grocery transactions
 
 # Tests start processes by the dozen. Where the machine says that none keeps bytecode, each of them compiles torch, Feast and the rest
 # anew, which takes longer than most tests.
-test test-long test-fast coverage faults: export PYTHONDONTWRITEBYTECODE :=
+test test-long test-fast coverage faults ops: export PYTHONDONTWRITEBYTECODE :=
 
 test: setup browser lint ## every test, on real components; files are shared out among two processes, the dearest first
 	$(PYTEST) -m "not nightly and not long" -n 2 --dist loadfile
