@@ -52,7 +52,7 @@ coverage: setup ## branches that `make test` runs, in every process but Triton's
 faults: setup ## the nightly fault suite: a hundred kills, and what else takes minutes
 	SCALR_FAULTS_REPORT=benchmarks/results/faults.json $(PYTEST) -m "nightly or not nightly" tests/faults && $(PYTEST) -m nightly --ignore tests/faults --ignore tests/ops && SCALR_TEST_EXAMPLES=4 $(PYTEST) tests/property
 
-ops: setup ## half an hour on two idle cores: a real Airflow scheduler for two projects, every part a server's, a restore
+ops: setup ## a real Airflow scheduler for two projects, every part a server's, a restore: ten minutes on one core; CI runs it after make test-long
 	$(PYTEST) -m "nightly or not nightly" tests/ops
 
 lint: setup ## ruff, mypy --strict, import contracts
