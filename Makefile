@@ -32,7 +32,7 @@ demo: setup ## the whole pipeline on a year of grocery transactions
 
 # Tests start processes by the dozen. Where the machine says that none keeps bytecode, each of them compiles torch, Feast and the rest
 # anew, which takes longer than most tests.
-test test-long test-fast coverage faults: export PYTHONDONTWRITEBYTECODE :=
+test test-long test-fast coverage faults ops: export PYTHONDONTWRITEBYTECODE :=
 
 test: setup browser lint ## every test, on real components; files are shared out among two processes (WORKERS=3 for more), the dearest first
 	$(PYTEST) -m "not nightly and not long" -n $(WORKERS) --dist loadfile
@@ -54,7 +54,7 @@ coverage: setup ## branches that `make test` runs, in every process but Triton's
 faults: setup ## the nightly fault suite: a hundred kills, and what else takes minutes
 	SCALR_FAULTS_REPORT=benchmarks/results/faults.json $(PYTEST) -m "nightly or not nightly" tests/faults && $(PYTEST) -m nightly --ignore tests/faults --ignore tests/ops && SCALR_TEST_EXAMPLES=4 $(PYTEST) tests/property
 
-ops: setup ## half an hour on two idle cores: a real Airflow scheduler for two projects, every part a server's, a restore
+ops: setup ## a real Airflow scheduler for two projects, every part a server's, a restore: ten minutes on one core; CI runs it after make test-long
 	$(PYTEST) -m "nightly or not nightly" tests/ops
 
 lint: setup ## ruff, mypy --strict, import contracts

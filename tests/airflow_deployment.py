@@ -1,10 +1,12 @@
-"""A real Airflow on PostgreSQL: scheduler, LocalExecutor, API server; asked by its REST API, read from its database."""
+"""A real Airflow on PostgreSQL: scheduler, DAG processor, API server; asked by its REST API, read from its database.
+
+Nothing here is timed: each wait is for a state, and all of them share one limit, after which what Airflow was at is said.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -19,59 +21,106 @@ import psutil
 import sqlalchemy as sa
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-__all__ = ["Deployment", "running_airflow"]
+__all__ = ["Deployment", "kill_task", "running_airflow"]
 
-DAGS = Path(__file__).resolve().parents[1] / "airflow_dags"
+TESTS = Path(__file__).resolve().parent
+DAGS = TESTS.parent / "airflow_dags"
 
 
 class Deployment:
-    """Airflow at work: its API, and what its database says."""
+    """Airflow at work: its components, its API, and what its database says."""
 
-    def __init__(self, home: Path, port: int, database: sa.URL) -> None:
+    def __init__(self, home: Path, port: int, database: sa.URL, environment: dict[str, str], limit: float) -> None:
         self.home = home
-        self.started_at = datetime.now(UTC)
+        self._components: dict[str, subprocess.Popen[bytes]] = {}
+        self._environment = environment
+        self._give_up = time.monotonic() + limit
         self._api = f"http://127.0.0.1:{port}"
         self._engine = sa.create_engine(database, isolation_level="AUTOCOMMIT")
         self._token = ""
 
+    def begin(self, component: str, **settings: str) -> datetime:
+        """Start a component; where it is at work, end it first. Gives when.
+
+        Args:
+            component: A command of Airflow's.
+            settings: More of its environment.
+        """
+        if component in self._components:
+            self._components[component].terminate()
+            self._components[component].wait(max(self._give_up - time.monotonic(), 1))
+        began = datetime.now(UTC)
+        with (self.home / f"{component}.log").open("ab") as log:
+            self._components[component] = subprocess.Popen(
+                [sys.executable, "-m", "airflow", component],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._environment | settings,
+                start_new_session=True,
+            )
+        return began
+
+    def until(self, found: Callable[[], Any], *, what: str, every: float = 1) -> Any:
+        """What is found, once it is true.
+
+        Args:
+            found: Asked again and again.
+            what: What is waited for, in words.
+            every: Seconds between.
+        """
+        while not (result := found()):
+            ended = {name: code for name, one in self._components.items() if (code := one.poll()) is not None}
+            assert not ended, (ended, self.log())
+            assert time.monotonic() < self._give_up, f"waited in vain for {what}\n{self.states()}\n{self.log()}"
+            time.sleep(every)
+        return result
+
+    def states(self) -> str:
+        """Of each run and, where it has not succeeded, of its tasks: a line each."""
+        runs = self.query("SELECT dag_id, run_id, state, start_date, end_date FROM dag_run ORDER BY id")
+        lines = []
+        for dag, run_id, state, *times in runs:
+            lines.append(f"{dag} {run_id} {state} {times[0]} … {times[1]}")
+            if state != "success":
+                lines += [f"  {task.task_id} {task.state}, try {task.try_number}" for task in self.tasks(dag, run_id).values()]
+        return "\n".join(lines)
+
     def log(self) -> str:
-        return (self.home / "standalone.log").read_text()[-3000:]
+        """The last lines of each component."""
+        return "\n".join(f"{path.name}:\n{path.read_text()[-2000:]}" for path in sorted(self.home.glob("*.log")))
 
     def query(self, sql: str, **values: Any) -> list[tuple]:
         with self._engine.connect() as connection:
             return [tuple(row) for row in connection.execute(sa.text(sql), values)]
 
     def close(self) -> None:
+        """End the components; they have half a minute for it."""
         self._engine.dispose()
+        for one in self._components.values():
+            one.terminate()
+        for one in self._components.values():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                one.wait(30)
 
-    def wait_until_listed(self, dags: set[str], *, minutes: float = 6) -> None:
-        """Until Airflow answers, and has read the file."""
-        give_up = time.monotonic() + 60 * minutes
-        found: set[str] = set()
-        while not self._token or not dags <= found:
-            assert time.monotonic() < give_up, (found, self.log())
-            time.sleep(2)
+    def wait_until_listed(self, dags: set[str], *, since: datetime | None = None) -> None:
+        """Until Airflow answers, and has read the file; since then, where a time is given."""
+        since = since or datetime(2024, 1, 1, tzinfo=UTC)
+
+        def listed() -> bool:
             with contextlib.suppress(httpx.TransportError):
                 self._token = self._token or httpx.get(f"{self._api}/auth/token").raise_for_status().json()["access_token"]
-            with contextlib.suppress(sa.exc.ProgrammingError):  # the tables are being made
-                found = {dag for (dag,) in self.query("SELECT dag_id FROM dag")}
+            read = self.query("SELECT dag_id FROM dag WHERE last_parsed_time > :since", since=since)
+            return bool(self._token) and dags <= {dag for (dag,) in read}
+
+        self.until(listed, what=f"Airflow to list {sorted(dags)}")
 
     def ask(self, method: str, path: str, content: dict[str, Any] | None = None) -> Any:
         headers = {"Authorization": f"Bearer {self._token}"}
-        answer = httpx.request(method, f"{self._api}/api/v2/{path}", json=content, headers=headers, timeout=60)
+        answer = httpx.request(method, f"{self._api}/api/v2/{path}", json=content, headers=headers, timeout=300)
         assert answer.is_success, (path, answer.text)
         return answer.json() if answer.content else None
-
-    def parse_again(self, dag: str, *, minutes: float = 3) -> None:
-        """Have the DAG's file read again, so that its next window is the last one that is over."""
-        token = self.ask("GET", f"dags/{dag}")["file_token"]
-        asked, give_up = datetime.now(UTC), time.monotonic() + 60 * minutes
-        self.ask("PUT", f"parseDagFile/{token}")
-        while not self.query("SELECT dag_id FROM dag WHERE dag_id = :dag AND last_parsed_time > :asked", dag=dag, asked=asked):
-            assert time.monotonic() < give_up, self.log()
-            time.sleep(0.5)
 
     def pause(self, dag: str, *, paused: bool) -> None:
         self.ask("PATCH", f"dags/{dag}", {"is_paused": paused})
@@ -99,17 +148,16 @@ class Deployment:
         sql = " UNION ALL ".join(f"SELECT try_number, start_date FROM {table} {where}" for table in tables)
         return dict(self.query(sql, dag=dag, run_id=run_id, task=task))
 
-    def wait_for_run(self, dag: str, number: int = 0, *, minutes: float = 12) -> sa.Row:
+    def wait_for_run(self, dag: str, number: int = 0) -> sa.Row:
         """The DAG's run of that number, once it has succeeded."""
-        give_up = time.monotonic() + 60 * minutes
-        while True:
+
+        def ended() -> sa.Row | None:
             found = self.runs(dag)
-            if len(found) > number and found[number].state in {"success", "failed"}:
-                run = found[number]
-                assert run.state == "success", (dag, run, self.tasks(dag, run.run_id), self.log_of(dag))
-                return run
-            assert time.monotonic() < give_up, (dag, found, self.log())
-            time.sleep(1)
+            return found[number] if len(found) > number and found[number].state in {"success", "failed"} else None
+
+        run = self.until(ended, what=f"run {number} of {dag}")
+        assert run.state == "success", (dag, run, self.tasks(dag, run.run_id), self.log_of(dag))
+        return run
 
     def state(self, dag: str, number: int, task: str) -> str | None:
         """Of a task of the DAG's run of that number; None: not there yet."""
@@ -120,17 +168,18 @@ class Deployment:
         assert found[number].state != "failed", (dag, tasks, self.log_of(dag))
         return tasks[task].state if task in tasks else None
 
-    def wait_until_idle(self, dags: set[str], *, minutes: float = 12) -> None:
+    def wait_until_idle(self, dags: set[str]) -> None:
         """Until no run of these DAGs is under way or due, because an asset was updated."""
-        give_up = time.monotonic() + 60 * minutes
         idle = 0
-        while idle < 3:  # a run is made, and its asset event taken, one after the other
+
+        def over() -> bool:
+            nonlocal idle
             due = self.query("SELECT target_dag_id FROM asset_dag_run_queue")
-            active = self.query("SELECT dag_id, state FROM dag_run WHERE state IN ('queued', 'running')")
-            busy = [row for row in due if row[0] in dags] + [row for row in active if row[0] in dags]
-            idle = 0 if busy else idle + 1
-            assert time.monotonic() < give_up, (busy, self.log())
-            time.sleep(2)
+            active = self.query("SELECT dag_id FROM dag_run WHERE state IN ('queued', 'running')")
+            idle = 0 if any(dag in dags for (dag,) in due + active) else idle + 1
+            return idle == 3  # a run is made, and its asset event taken, one after the other
+
+        self.until(over, every=2, what=f"the last run of {sorted(dags)}")
 
     def log_of(self, dag: str) -> str:
         logs = sorted((self.home / "logs" / f"dag_id={dag}").rglob("*.log"), key=lambda path: path.stat().st_mtime)
@@ -150,12 +199,13 @@ def kill_task(pid: int) -> datetime:
 
 
 @contextmanager
-def running_airflow(home: Path, database: sa.URL, **settings: str) -> Iterator[Deployment]:
-    """`airflow standalone` with its metadata in a PostgreSQL database; nothing of it is left when this ends.
+def running_airflow(home: Path, database: sa.URL, *, limit: float, **settings: str) -> Iterator[Deployment]:
+    """What `airflow standalone` starts, but for the triggerer; its metadata in a PostgreSQL database. Nothing is left when this ends.
 
     Args:
         home: ``AIRFLOW_HOME``, an empty folder.
         database: Of the metadata; empty.
+        limit: Seconds that all waits may take together.
         settings: More of the environment.
     """
     with socket.socket() as free:
@@ -164,13 +214,14 @@ def running_airflow(home: Path, database: sa.URL, **settings: str) -> Iterator[D
     env = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "SCALR"))}
     sync, of_loop = (database.set(drivername=f"postgresql+{name}") for name in ("psycopg", "psycopg_async"))
     env |= {
+        "PYTHONPATH": str(TESTS),  # the executor is of the tests
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "AIRFLOW_HOME": str(home),
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": sync.render_as_string(hide_password=False),
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN_ASYNC": of_loop.render_as_string(hide_password=False),
         "AIRFLOW__CORE__DAGS_FOLDER": str(DAGS),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-        "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
+        "AIRFLOW__CORE__EXECUTOR": "support.warm_executor.WarmExecutor",
         "AIRFLOW__CORE__PARALLELISM": "6",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{port}/execution/",
@@ -185,24 +236,22 @@ def running_airflow(home: Path, database: sa.URL, **settings: str) -> Iterator[D
         "OMP_NUM_THREADS": "1",
         **settings,
     }
-    deployment = Deployment(home, port, sync)
-    with (home / "standalone.log").open("w") as log:
-        command = [sys.executable, "-m", "airflow", "standalone"]
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env, start_new_session=True)
-        try:
-            yield deployment
-        finally:
-            deployment.close()
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(30)
-            left = list(_of(home))
-            for one in left:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    one.kill()
-            psutil.wait_procs(left, timeout=20)
-            process.wait(20)
+    made = subprocess.run(
+        [sys.executable, "-m", "airflow", "db", "migrate"], env=env, capture_output=True, text=True, check=False, timeout=limit
+    )
+    assert made.returncode == 0, made.stdout[-3000:] + made.stderr[-3000:]
+    deployment = Deployment(home, port, sync, env, limit)
+    try:
+        for component in ("scheduler", "dag-processor", "api-server"):
+            deployment.begin(component)
+        yield deployment
+    finally:
+        deployment.close()
+        left = list(_of(home))
+        for one in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        psutil.wait_procs(left, timeout=20)
 
 
 def _of(home: Path) -> Iterator[psutil.Process]:

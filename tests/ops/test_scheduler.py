@@ -1,14 +1,14 @@
 """A real Airflow scheduler, two projects in one deployment, three days in a row: published sets as by Project's methods alone.
 
-Airflow's metadata, the ledger and the Feast registry are in PostgreSQL, the online store is Redis. A day lasts a few minutes. The weekly
-DAG trains and the daily one publishes, each by its own schedule; the asset builds the training sets. On the second day a task is
-killed; events of the first day arrive before the third; a backfill of the three days runs beside the third.
+Airflow's metadata, the ledger and the Feast registry are in PostgreSQL, the online store is Redis. A day lasts a few minutes, as many as
+the weekly DAG's run says that this machine needs. The weekly DAG trains and the daily one publishes, each by its own schedule; the asset
+builds the training sets. On the second day a task is killed; events of the first day arrive before the third; a backfill of the three
+days runs beside the third.
 """
 
 from __future__ import annotations
 
 import shutil
-import time
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -24,12 +24,17 @@ from airflow_deployment import kill_task, running_airflow
 from scalr_prod import Project
 from scalr_prod.contracts import Table
 
-pytestmark = [pytest.mark.airflow, pytest.mark.nightly, pytest.mark.timeout(2700)]
+#: Seconds for all waits together, on a machine of any speed.
+LIMIT = 2400
+pytestmark = [pytest.mark.airflow, pytest.mark.nightly, pytest.mark.timeout(LIMIT + 600)]
 
 NAMES = ("north", "south")
+MINUTE = timedelta(minutes=1)
 KINDS = ("backfill", "events", "maintenance", "training_set", "translator")
-#: Length of a window, minutes. The first day's run must end within two of them, or Airflow leaves a window out (catchup is off).
-MINUTES = 3
+#: Lengths that a window may have, minutes; an hour is so many of them.
+LENGTHS = (2, 3, 4, 5, 6)
+#: Source events of a window, of whatever length.
+EVENTS = 20
 EXTRA = f"""{LOCAL}[generation]
 partitions = 2
 """
@@ -89,60 +94,66 @@ def add_events(config, start, end, *, every, seed):
     beside.replace(path)
 
 
-def plant_three_days(configs):
+def window_for(trained):
+    """Minutes of a window, from the weekly DAG's runs: at least four times the shorter one, in which no task was tried again.
+
+    A day's run takes twice as long, and that of the killed task a minute more. Airflow leaves a window out where the run before it
+    is not over within two windows (catchup is off).
+    """
+    seconds = min((run.end_date - run.start_date).total_seconds() for run in trained)
+    return next((length for length in LENGTHS if length * 60 >= 4 * seconds), LENGTHS[-1])
+
+
+def plant_three_days(configs, length):
     """Events from two windows ago to four ahead, whichever of them Airflow takes for the first."""
     now = datetime.now(UTC).replace(second=0, microsecond=0)
-    today = now - timedelta(minutes=now.minute % MINUTES)
+    today = now - now.minute % (length // MINUTE) * MINUTE
     for seed, config in enumerate(configs.values()):
-        add_events(config, today - timedelta(minutes=2 * MINUTES), today + timedelta(minutes=4 * MINUTES), every=10, seed=seed)
+        add_events(config, today - 2 * length, today + 4 * length, every=length.seconds // EVENTS, seed=seed)
 
 
 def kill_the_second_days_generate(airflow, project, events):
     """Once the run is under way: its lease is held, and the ledger says it generates. Gives when, and which try it was."""
-    give_up = time.monotonic() + 60 * 12
-    while not any(run.state == "generating" for run in project.runs()) or airflow.state(events, 1, "generate") != "running":
-        assert time.monotonic() < give_up, (airflow.runs(events), airflow.log())
-        time.sleep(0.05)
+
+    def generates():
+        return any(run.state == "generating" for run in project.runs()) and airflow.state(events, 1, "generate") == "running"
+
+    airflow.until(generates, every=0.05, what=f"the second day's generate of {events}")
     task = airflow.tasks(events, airflow.runs(events)[1].run_id)["generate"]
     return kill_task(task.pid), task.try_number
 
 
-def wait_for_runs_of(config, start, number):
-    """Until the ledger has so many runs of the window that begins then."""
-    give_up = time.monotonic() + 180
+def runs_of(config, start):
+    """How many runs of the window that begins then the ledger has."""
     with Project.open(config) as project:
-        while sum(run.spec.start == start for run in project.runs()) < number:
-            assert time.monotonic() < give_up, [(run.run_id, run.spec.start, run.state) for run in project.runs()]
-            time.sleep(0.2)
+        return sum(run.spec.start == start for run in project.runs())
 
 
-def in_order(airflow, dags, day, task):
-    """Each project once its task of that day has begun, whichever comes first."""
-    waiting, give_up = set(NAMES), time.monotonic() + 60 * 15
+def in_order(airflow, ready, what):
+    """Each project once it is ready, whichever is first."""
+    waiting = set(NAMES)
     while waiting:
-        for name in sorted(waiting):
-            if airflow.state(dags[name]["events"], day, task) in {"running", "success"}:
-                waiting.remove(name)
-                yield name
-        assert time.monotonic() < give_up, (waiting, airflow.log())
-        time.sleep(0.5)
+        found = airflow.until(lambda: [name for name in sorted(waiting) if ready(name)], every=0.2, what=f"{waiting}: {what}")
+        waiting.difference_update(found)
+        yield from found
 
 
 def test_two_projects_by_their_own_schedules_for_three_days(projects, databases, tmp_path):
     home = tmp_path / "airflow"
     home.mkdir()
     dags = {name: {kind: f"scalr_{name}_{kind}" for kind in KINDS} for name in NAMES}
-    environment = {
-        "SCALR_PROJECTS": str(projects["north"].parent.parent),
-        "SCALR_EVENTS_CRON": f"*/{MINUTES} * * * *",
-    }
-    with running_airflow(home, databases["airflow"], **environment) as airflow:
-        airflow.wait_until_listed({dag for of_project in dags.values() for dag in of_project.values()})
+    listing = {"SCALR_PROJECTS": str(projects["north"].parent.parent)}
+    with running_airflow(home, databases["airflow"], limit=LIMIT, **listing) as airflow:
+        every_dag = {dag for of_project in dags.values() for dag in of_project.values()}
+        airflow.wait_until_listed(every_dag)
         for name in NAMES:
             airflow.pause(dags[name]["translator"], paused=False)
         trained = {name: airflow.wait_for_run(dags[name]["translator"]) for name in NAMES}
-        plant_three_days(projects)
-        airflow.parse_again(dags["north"]["events"])
+        length = window_for(trained.values()) * MINUTE
+        plant_three_days(projects, length)
+        # Airflow reads the file once more, with the schedule: the next window is the last one that is over.
+        read_again = airflow.begin("dag-processor", SCALR_EVENTS_CRON=f"*/{length // MINUTE} * * * *")
+        airflow.wait_until_listed(every_dag, since=read_again)
         for kind in ("training_set", "backfill", "events"):
             for name in NAMES:
                 airflow.pause(dags[name][kind], paused=False)
@@ -151,14 +162,21 @@ def test_two_projects_by_their_own_schedules_for_three_days(projects, databases,
         with Project.open(projects["north"]) as project:
             killed_at, tried = kill_the_second_days_generate(airflow, project, dags["north"]["events"])
         first = {name: airflow.wait_for_run(dags[name]["events"]) for name in NAMES}
-        for name in in_order(airflow, dags, 1, "publish"):
+
+        def begun(name, day, task):
+            return airflow.state(dags[name]["events"], day, task) in {"running", "success"}
+
+        for name in in_order(airflow, lambda name: begun(name, 1, "publish"), "the second day's publish"):
             first_day = first[name].data_interval_start, first[name].data_interval_end
-            add_events(projects[name], *first_day, every=30, seed=7)
-        for name in in_order(airflow, dags, 2, "late"):
-            wait_for_runs_of(projects[name], first[name].data_interval_start, 2)  # the second is that of the late events
+            add_events(projects[name], *first_day, every=3 * length.seconds // EVENTS, seed=7)
+
+        def late(name):  # the second run of the first window is that of the late events
+            return begun(name, 2, "late") and runs_of(projects[name], first[name].data_interval_start) >= 2
+
+        for name in in_order(airflow, late, "the run of the late events"):
             third = airflow.runs(dags[name]["events"])[2]
             span = {"start": first[name].data_interval_start.isoformat(), "end": third.data_interval_end.isoformat()}
-            airflow.trigger(dags[name]["backfill"], **span, minutes=MINUTES)
+            airflow.trigger(dags[name]["backfill"], **span, minutes=length // MINUTE)
         for name in NAMES:
             airflow.wait_for_run(dags[name]["events"], 2)
             airflow.pause(dags[name]["events"], paused=True)
@@ -171,8 +189,8 @@ def test_two_projects_by_their_own_schedules_for_three_days(projects, databases,
             days = airflow.runs(dags[name]["events"])[:3]
             windows[name] = [(day.data_interval_start, day.data_interval_end) for day in days]
             assert {day.run_type for day in days} == {trained[name].run_type} == {"scheduled"}
-            assert [start for start, _ in windows[name][1:]] == [end for _, end in windows[name][:-1]]
-            assert {end - start for start, end in windows[name]} == {timedelta(minutes=MINUTES)}
+            assert [start for start, _ in windows[name][1:]] == [end for _, end in windows[name][:-1]], airflow.states()
+            assert {end - start for start, end in windows[name]} == {length}
             # Beside: the third day's run was not over when the backfill began.
             assert filled[name].start_date < days[2].end_date
             built = airflow.runs(dags[name]["training_set"])
