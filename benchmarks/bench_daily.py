@@ -3,6 +3,7 @@
 Every day brings as many events as the day before, a twentieth of them late, and as many synthetic events for its own window. A stage
 whose cost follows the day takes as long on day 30 as on day 5; one whose cost follows the log takes six times as long.
 On the days that are compared, ``training_set_whole`` is the same training set with nothing of a former version.
+``maintained`` are the last days once more, after `scalr maintain` has removed all that it ever may: what the weekly upkeep saves a day.
 
 SCALR_BENCH_DAYS and SCALR_BENCH_EVENTS (of each domain, a day) change the size.
 """
@@ -13,6 +14,7 @@ import logging
 import os
 import shutil
 import statistics
+import subprocess
 import tempfile
 import time
 from datetime import UTC, datetime, timedelta
@@ -43,11 +45,21 @@ def main() -> dict[str, Any]:
     """Seconds (``cpu``: of all threads, whatever else the machine does) and bytes of each day, and the last days beside the first."""
     logging.disable(logging.WARNING)  # Feast and Great Expectations tell each write
     with tempfile.TemporaryDirectory() as scratch:
+        folder, before = Path(scratch) / "project", Path(scratch) / "before"
+        folder.mkdir()
         days = []
         for day in range(DAYS):
-            days.append(one_day(Path(scratch), day, whole=day in {index % DAYS for index in (*FORMER, *LATTER)}))
+            if day == DAYS + LATTER[0]:
+                copy(folder, before)
+            days.append(one_day(folder, day, whole=day in {index % DAYS for index in (*FORMER, *LATTER)}))
             print(f"  day {day + 1}: {days[-1]}", flush=True)
+        shutil.rmtree(folder)
+        copy(before, folder)  # to where it was: definitions name whole paths
+        removed = upkeep(folder, DAYS + LATTER[0])
+        maintained = [one_day(folder, DAYS + index) for index in LATTER]
+        print(f"  after upkeep, {removed} removals: {maintained}", flush=True)
     logging.disable(logging.NOTSET)
+    again = [*days[: LATTER[0]], *maintained]
     stages, places = days[FORMER[0]]["seconds"], days[FORMER[0]]["bytes"]
     return {
         "days": DAYS,
@@ -59,7 +71,26 @@ def main() -> dict[str, Any]:
         "cpu": {stage: [day["cpu"].get(stage) for day in days] for stage in stages},
         "seconds": {stage: [day["seconds"].get(stage) for day in days] for stage in stages},
         "bytes": {place: [day["bytes"].get(place) for day in days] for place in places},
+        "maintained": {
+            "removed": removed,
+            "cpu_ratio": {stage: _ratio([day["cpu"].get(stage) for day in again]) for stage in maintained[0]["cpu"]},
+            "cpu": {stage: [day["cpu"][stage] for day in maintained] for stage in maintained[0]["cpu"]},
+        },
     }
+
+
+def copy(folder: Path, to: Path) -> None:
+    """A project's folder; files with several names stay one file."""
+    subprocess.run(["cp", "--archive", str(folder), str(to)], check=True)
+
+
+def upkeep(folder: Path, day: int) -> int:
+    """`scalr maintain`, where everything is as old as it has to be to go; gives how many things went."""
+    from scalr_prod.operations import maintain
+
+    settings = settings_of(folder, day)
+    retention = settings.retention.model_copy(update={"days": 0.0, "files_days": 0.0})
+    return len(maintain(settings.model_copy(update={"retention": retention})).removed)
 
 
 def _ratio(values: list[Any]) -> dict[str, float]:

@@ -16,11 +16,11 @@ from scalr_prod.errors import LakeError
 from scalr_prod.ownership import claim_home
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from scalr_prod.settings import Settings
 
-__all__ = ["appear", "disk_errors", "exact", "open_duckdb", "staging_folder", "temporary_folder"]
+__all__ = ["appear", "disk_errors", "exact", "open_duckdb", "parquet_sql", "staging_folder", "temporary_folder"]
 
 #: What DuckDB takes for a pattern in the name of a file.
 _PATTERN: Final = re.compile(r"[*?\[]")
@@ -157,6 +157,12 @@ def exact(path: str | Path) -> str:
     A POSIX name that holds a backslash beside one of ``* ? [`` cannot be said: DuckDB takes the backslash for a folder's end.
     """
     return _PATTERN.sub(r"[\g<0>]", str(path))
+
+
+def parquet_sql(files: Iterable[str]) -> str:
+    """What DuckDB selects the rows of Parquet files from; no name may hold a pattern, see `growth.local_files`."""
+    listed = ", ".join("'" + file.replace("'", "''") + "'" for file in files)
+    return f"read_parquet([{listed}])"
 
 
 def no_loop_joins(connection: Any) -> None:

@@ -146,10 +146,12 @@ def local_files(table: DeltaTable) -> list[str] | None:
         return None
     files = []
     for uri in table.file_uris():
-        parsed = urlparse(uri)
-        if parsed.scheme not in {"", "file"}:
-            return None
-        path = unquote(parsed.path) if parsed.scheme == "file" else uri
+        path = uri
+        if not uri.startswith("/"):
+            parsed = urlparse(uri)
+            if parsed.scheme not in {"", "file"}:
+                return None
+            path = unquote(parsed.path) if parsed.scheme == "file" else uri
         if GLOB & set(path) or not os.path.isabs(path):  # noqa: PTH117 - of each file
             return None
         files.append(path)
@@ -164,7 +166,12 @@ def _is_plain(table: DeltaTable) -> bool:
 
 def records_of(table: DeltaTable, names: frozenset[str] | None = None) -> int:
     """A table's rows, or those of some of its files, as its log counts them."""
-    return sum(rows for name, rows in records_by_file(table).items() if names is None or name in names)
+    if names is not None:
+        return sum(rows for name, rows in records_by_file(table).items() if name in names)
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    return pc.sum(pa.table(table.get_add_actions()).column("num_records")).as_py() or 0
 
 
 def records_by_file(table: DeltaTable) -> dict[str, int]:

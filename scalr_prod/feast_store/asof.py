@@ -45,6 +45,10 @@ _ROW_ID = "__row_id"
 #: SQL of the earliest time that the spine asks about, µs.
 _SINCE = f"(SELECT min({TIME}) FROM {SPINE})"
 
+#: So many rows of a table of several files are held in the session, 40 bytes each and narrow features: each file is then read once for
+#: what only finds rows.
+_HELD = 1_000_000
+
 #: Where the table has this many times the spine's rows, rows of other entities are left out first: it costs a lookup a row.
 _FEW = 8
 
@@ -67,6 +71,7 @@ class ViewJoin:
         by_spine: Whether a row counts only from its creation time on.
         known_by_us: Rows created after this are left out, µs since 1970; None: none are.
         few: The table has many rows beside the spine's: those of other entities are left out before the join.
+        held: Keys, clocks and narrow features of the rows that can matter, where the session holds them: what finds a row reads these.
     """
 
     scan: Scan
@@ -79,19 +84,46 @@ class ViewJoin:
     by_spine: bool = True
     known_by_us: int | None = None
     few: bool = False
+    held: Scan | None = None
+
+    @property
+    def narrow(self) -> Scan:
+        """Where what finds a row looks."""
+        return self.held or self.scan
 
 
-def fitted(connection: Any, view: ViewJoin) -> ViewJoin:
-    """The same view, of those rows alone whose first key lies between the spine's least and greatest.
+def fitted(connection: Any, view: ViewJoin, number: int) -> ViewJoin:
+    """The same view, of those rows alone that can matter to the spine.
 
-    A table that is sorted by that key (histories are) is then read where the spine's entities lie, and not as a whole.
+    Their first key lies between the spine's least and greatest: a table that is sorted by that key (histories are) is then read where the
+    spine's entities lie, and not as a whole. Of a table of several files, keys, clocks and narrow features are held in the session: a file
+    costs time at each look, whatever is in it.
 
     Args:
         connection: DuckDB connection that holds the spine as `SPINE`.
         view: The feature view.
+        number: Names the table made here.
     """
     spine_rows, table_rows = (_count(connection, relation) for relation in (SPINE, view.scan.relation))
-    view = replace(view, few=spine_rows * _FEW < table_rows)
+    view = _between(connection, replace(view, few=spine_rows * _FEW < table_rows))
+    return _hold(connection, view, number) if view.scan.files > 1 and table_rows <= _HELD else view
+
+
+def _hold(connection: Any, view: ViewJoin, number: int) -> ViewJoin:
+    """Read once what finds a row: a row is numbered there as in the files."""
+    event, _ = clocks_sql(view.event, view.created)
+    columns = dict.fromkeys([*(column for column, _ in view.keys), view.event, *([view.created] if view.created else [])])
+    carried = [column for column, _ in zip(_columns(view), _carried(view), strict=False)]
+    selected = ", ".join(map(quote, dict.fromkeys([*columns, *carried])))
+    connection.execute(
+        f"CREATE TEMP TABLE held_{number} AS SELECT {selected}, {view.scan.row_id} AS {_ROW_ID} FROM {view.scan.relation}"
+        f" WHERE {_limits_sql(replace(view, known_by_us=None), event)}"
+    )
+    return replace(view, held=replace(view.scan, relation=f"held_{number}", row_id=_ROW_ID), few=False)
+
+
+def _between(connection: Any, view: ViewJoin) -> ViewJoin:
+    """The same view, of those rows alone whose first key lies between the spine's least and greatest."""
     if not view.keys:
         return view
     import pyarrow as pa
@@ -144,7 +176,7 @@ def match(connection: Any, view: ViewJoin, number: int) -> bool:
         kept = ", ".join(f"{name} := {name}" for name in ["rid", *carried])
         best = (
             f"SELECT {', '.join(group)}, arg_max(struct_pack({kept}), ({', '.join(['created', *values, 'rid'])})) AS best"
-            f" FROM ({every}) r SEMI JOIN match_{number} m ON {same} GROUP BY ALL"
+            f" FROM ({_rows_sql(view, late=late, ties=True)}) r SEMI JOIN match_{number} m ON {same} GROUP BY ALL"
         )
         connection.execute(
             f"CREATE OR REPLACE TEMP TABLE match_{number} AS SELECT m.spine_row, unnest(r.best)"
@@ -170,7 +202,7 @@ def withheld(connection: Any, view: ViewJoin, number: int) -> int:
     keys = "".join(f"{quote(column)} AS k{i}, " for i, (column, _) in enumerate(view.keys))
     # Most rows are those of entities that found theirs: they are left out before the join sorts.
     asked = [f"{quote(column)} IN (SELECT {spine} FROM ({unmatched}) s)" for column, spine in view.keys]
-    rows = f"SELECT {keys}{event} AS event FROM {view.scan.relation} WHERE {' AND '.join(asked) or 'true'}"
+    rows = f"SELECT {keys}{event} AS event FROM {view.narrow.relation} WHERE {' AND '.join(asked) or 'true'}"
     return _count(connection, f"({unmatched}) s ASOF JOIN ({rows}) f ON {_asof_sql(view, 'event')}")
 
 
@@ -220,26 +252,26 @@ def join_sql(spine_columns: Sequence[str], views: Sequence[ViewJoin]) -> str:
 def _any_late(connection: Any, view: ViewJoin) -> bool:
     """Whether a row that can matter to a spine row was created after it had happened."""
     event, created = clocks_sql(view.event, view.created)
-    return _exists(connection, f"SELECT 1 FROM {view.scan.relation} WHERE {created} > {event} AND {_limits_sql(view, event)}")
+    return _exists(connection, f"SELECT 1 FROM {view.narrow.relation} WHERE {created} > {event} AND {_limits_sql(view, event)}")
 
 
-def _rows_sql(view: ViewJoin, *, late: bool) -> str:
-    """The rows that can matter to any spine row: keys, values, event, created, seen (all µs), row id, narrow features."""
-    event, created = clocks_sql(view.event, view.created)
+def _rows_sql(view: ViewJoin, *, late: bool, ties: bool = False) -> str:
+    """The rows that can matter to any spine row: keys, event, created, seen (all µs), row id, narrow features; and what breaks ties."""
+    scan, (event, created) = view.scan if ties else view.narrow, clocks_sql(view.event, view.created)
     seen = f"greatest({event}, {created})" if late else event
     selected = [
         *(f"{quote(column)} AS k{i}" for i, (column, _) in enumerate(view.keys)),
-        *(f"{quote(column)} AS t{i}" for i, column in enumerate(view.ties)),
+        *(f"{quote(column)} AS t{i}" for i, column in enumerate(view.ties if ties else ())),
         *(f"{quote(column)} AS {name}" for column, name in zip(_columns(view), _carried(view), strict=False)),
-        f"{event} AS event, {created} AS created, {seen} AS seen, {view.scan.row_id} AS rid",
+        f"{event} AS event, {created} AS created, {seen} AS seen, {scan.row_id} AS rid",
     ]
-    return f"SELECT {', '.join(selected)} FROM {view.scan.relation} WHERE {_limits_sql(view, seen)}"
+    return f"SELECT {', '.join(selected)} FROM {scan.relation} WHERE {_limits_sql(view, seen)}"
 
 
 def _mostly_before(connection: Any, view: ViewJoin) -> bool:
     """Whether most rows had happened before anything that the spine asks about, as where a day is joined with years."""
     event, _ = clocks_sql(view.event, view.created)
-    asked = f"SELECT count(*), count(*) FILTER (WHERE {event} <= {_SINCE}) FROM {view.scan.relation}"
+    asked = f"SELECT count(*), count(*) FILTER (WHERE {event} <= {_SINCE}) FROM {view.narrow.relation}"
     rows, before = connection.execute(asked).fetchall()[0]
     return bool(2 * before > rows)
 

@@ -43,7 +43,12 @@ class SavedDatasetReport:
 
 
 def save_dataset(
-    settings: Settings, name: str, *, path: Path, service: str | None = "downstream_training_v1"
+    settings: Settings,
+    name: str,
+    *,
+    path: Path,
+    service: str | None = "downstream_training_v1",
+    span: tuple[datetime, datetime] | None = None,
 ) -> SavedDatasetReport:
     """Register Parquet files as a Feast saved dataset; registering the same again changes nothing.
 
@@ -53,11 +58,12 @@ def save_dataset(
         path: A Parquet file or a folder of them, with ``event_timestamp``, other columns of any name, and features
             called ``view__feature``.
         service: The feature service that it was joined with.
+        span: Its first and last ``event_timestamp``; default: all of them are read.
 
     Raises:
         FeatureStoreError: There is no such Parquet, it has no ``event_timestamp`` or no row, or the registry cannot be reached.
     """
-    schema, first, last = _facts(path)
+    schema, first, last = _facts(path, span)
     with explained(settings), repository_lock(settings), quiet("save_dataset"):
         store = open_feature_store(settings)
         from feast.data_format import ParquetFormat
@@ -112,12 +118,14 @@ def saved_dataset_location(settings: Settings, name: str) -> str:
     return uri if "://" in uri else str(settings.feast_repo / uri)
 
 
-def _facts(path: Path) -> tuple[pa.Schema, datetime, datetime]:
+def _facts(path: Path, span: tuple[datetime, datetime] | None = None) -> tuple[pa.Schema, datetime, datetime]:
     import duckdb
     import pyarrow.dataset as ds
 
     try:
         schema = ds.dataset(path, format="parquet").schema
+        if span is not None:
+            return schema, *span
         pattern = f"{exact(path)}/**/*.parquet" if path.is_dir() else exact(path)
         with duckdb.connect(config={"threads": 1}) as connection:
             connection.execute("SET enable_progress_bar = false")  # stdout is for --json

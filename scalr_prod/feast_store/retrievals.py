@@ -70,7 +70,7 @@ def _join(
         for number, (view, names) in enumerate(wanted.items())
     ]
     reads.check_names(spine.names, views)
-    views = [fitted(connection, view) for view in views]
+    views = [fitted(connection, view, number) for number, view in enumerate(views)]
     for number, (view, parts) in enumerate(zip(wanted, views, strict=True)):
         late = match(connection, parts, number)
         if late and (rows := withheld(connection, parts, number)):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scalr_prod.duck import parquet_sql
 from scalr_prod.errors import FeatureStoreError
 from scalr_prod.growth import GLOB, fragments_of, local_files, schema_of_table
 
@@ -35,12 +36,14 @@ class Scan:
         schema: Arrow schema of all of its columns.
         row_id: SQL expression (BIGINT) that is different for each row.
         table: The Delta table; None: it is none.
+        files: How many files it is read from at each look; 0: it was copied.
     """
 
     relation: str
     schema: pa.Schema
     row_id: str
     table: DeltaTable | None = None
+    files: int = 0
 
 
 def quote(name: str) -> str:
@@ -109,7 +112,7 @@ def scan_delta(
         connection.register(alias, schema.empty_table())
         return Scan(quote(alias), schema, "0::BIGINT")
     if files is not None:
-        return Scan(f"read_parquet([{', '.join(literal(file) for file in files)}])", schema, _file_row_id(), table)
+        return Scan(parquet_sql(files), schema, _file_row_id(), table, len(files))
     return replace(_copied(connection, fragments_of(table, names), alias, columns), table=table)
 
 
@@ -139,7 +142,7 @@ def scan_parquet(connection: Any, path: str, alias: str, columns: Sequence[str] 
         return Scan(quote(alias), dataset.schema, "0::BIGINT")
     if "://" not in path and not any(GLOB & set(file) for file in files):
         relation = f"read_parquet([{', '.join(literal(file) for file in files)}], hive_partitioning = false)"
-        return Scan(relation, dataset.schema, _file_row_id())
+        return Scan(relation, dataset.schema, _file_row_id(), files=len(files))
     return _copied(connection, dataset, alias, columns)
 
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
+from scalr_prod.duck import parquet_sql
 from scalr_prod.errors import LakeError
 from scalr_prod.growth import fragments_of, growth, local_files, records_of
 from scalr_prod.hashing import stable_hash_sql
@@ -34,8 +36,10 @@ __all__ = ["Addition", "Built", "Events", "addition", "all_ordered", "known_by_f
 logger = logging.getLogger(__name__)
 
 _BATCH = 65_536
-#: So many old events are held in the session (of integer ids: 32 bytes each), so that each of their files is read once.
+#: So many old events are held in the session (of integer ids: 24 bytes each), so that each of their files is read once.
 _HELD = 1_000_000
+#: What is read of an old event.
+_OF_OLD = (USER_ID, ITEM_ID, EVENT_TIMESTAMP)
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,16 @@ class Addition:
     new: ds.Dataset
     known_until: int
     marks: npt.NDArray[np.int64]
+
+    @cached_property
+    def files(self) -> list[str] | None:
+        """Those of the old events, where DuckDB can read them as they are."""
+        return local_files(self.old)
+
+    @cached_property
+    def are_held(self) -> bool:
+        """Whether the old events are few enough to be held in the session."""
+        return records_of(self.old) <= _HELD
 
 
 def addition(table: Table, events: Events, built: Built | None, shape: str) -> Addition | None:
@@ -181,7 +195,8 @@ def all_ordered(db: Any, table: Table, events: ds.Dataset) -> pa.RecordBatchRead
 def new_ordered(db: Any, table: Table, added: Addition, *, reach: int) -> pa.RecordBatchReader:
     """The events that rows of new events are made from, as `all_ordered` gives them: those of the keys that have new events.
 
-    Of what happened before a key's first new event there is only what a row can reach, and how many there are before that.
+    Of what happened before a key's first new event there is only what a row can reach, and how many there are before that. All old events
+    count as created at ``known_until``: each new row knows them all, so that when each of them became known is not read.
 
     Args:
         db: DuckDB connection.
@@ -197,7 +212,7 @@ def new_ordered(db: Any, table: Table, added: Addition, *, reach: int) -> pa.Rec
     _hold(db, "new_events", "FROM new_scan")
     _hold(db, "touched", "SELECT key, min(time) AS since FROM new_events GROUP BY key")
     # Once over all old events for what only counts, then over those that are as late as what a row can reach.
-    _old(db, table, "counted", added.old)
+    _old(db, table, "counted", added)
     found = (
         f"count(*) FILTER (WHERE time <= since - {reach}) AS before, min(time) AS first, min(since) - {reach} + 1 AS horizon"
         if statistics
@@ -207,7 +222,7 @@ def new_ordered(db: Any, table: Table, added: Addition, *, reach: int) -> pa.Rec
     _hold(db, "former", f"SELECT key, {found} FROM counted JOIN touched USING (key) GROUP BY key")
     db.execute("UPDATE former SET horizon = since FROM touched WHERE former.key = touched.key AND horizon IS NULL")
     earliest = db.sql("SELECT min(horizon) FROM former").fetchall()[0][0]
-    _old(db, table, "reached", added.old, earliest=earliest)
+    _old(db, table, "reached", added, earliest=earliest)
     _hold(db, "old_events", f"SELECT {columns} FROM reached JOIN former USING (key) WHERE time >= horizon")
     if not statistics:
         db.execute(
@@ -227,48 +242,50 @@ def _hold(db: Any, name: str, rows: str) -> None:
     db.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS {rows}")
 
 
-def _old(db: Any, table: Table, name: str, events: DeltaTable, *, earliest: int | None = None) -> None:
+def _old(db: Any, table: Table, name: str, added: Addition, *, earliest: int | None = None) -> None:
     """A view of old events, or of those from a time on (µs), that reads no more columns and files than it must, where it can."""
     import pyarrow.dataset as ds
 
-    files = local_files(events)
-    if files:
+    if added.files:
         bound = "" if earliest is None else f" WHERE {EVENT_TIMESTAMP} >= make_timestamptz({earliest})"
-        _view(db, table, name, f"{_held(db, events, files)}{bound}")
+        _view(db, table, name, f"{_held(db, added, added.files)}{bound}", known=added.known_until)
     else:
         where = None if earliest is None else ds.field(EVENT_TIMESTAMP) >= datetime_of(earliest)
-        _register(db, table, name, fragments_of(events), where=where)
+        _register(db, table, name, fragments_of(added.old), where=where, known=added.known_until)
 
 
-def _held(db: Any, events: DeltaTable, files: list[str]) -> str:
+def _held(db: Any, added: Addition, files: list[str]) -> str:
     """What the events are read from: where they are few, from the session, for each table that is made from them."""
-    listed = ", ".join("'" + file.replace("'", "''") + "'" for file in files)
-    if records_of(events) > _HELD:
-        return f"read_parquet([{listed}])"
-    held = f'"{events.metadata().id}@{events.version()}"'
-    columns = f"{USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP}, {CREATED_TIMESTAMP}"
-    db.execute(f"CREATE TEMP TABLE IF NOT EXISTS {held} AS SELECT {columns} FROM read_parquet([{listed}])")
+    if not added.are_held:
+        return parquet_sql(files)
+    held = f'"{added.old.metadata().id}@{added.old.version()}"'
+    columns = ", ".join(_OF_OLD)
+    db.execute(f"CREATE TEMP TABLE IF NOT EXISTS {held} AS SELECT {columns} FROM {parquet_sql(files)}")
     return held
 
 
-def _register(db: Any, table: Table, name: str, events: ds.Dataset, *, where: ds.Expression | None = None) -> None:
+def _register(
+    db: Any, table: Table, name: str, events: ds.Dataset, *, where: ds.Expression | None = None, known: int | None = None
+) -> None:
     """A view of the events in the columns of `all_ordered`, to be scanned once."""
     scanner = events.scanner(
-        columns=[USER_ID, ITEM_ID, EVENT_TIMESTAMP, CREATED_TIMESTAMP],
+        columns=[*_OF_OLD, *([CREATED_TIMESTAMP] if known is None else [])],
         filter=where,
         batch_size=_BATCH,
         batch_readahead=2,
         fragment_readahead=1,
     )
     db.register(f"{name}_stream", scanner.to_reader())
-    _view(db, table, name, f"{name}_stream")
+    _view(db, table, name, f"{name}_stream", known=known)
 
 
-def _view(db: Any, table: Table, name: str, relation: str) -> None:
+def _view(db: Any, table: Table, name: str, relation: str, *, known: int | None = None) -> None:
+    """Events in the columns of `all_ordered`; ``known``: all of them as created then, µs."""
+    created = f"epoch_us({CREATED_TIMESTAMP})" if known is None else f"{known}::BIGINT"
     names = f"{ITEM_ID} AS key" if table is Table.TARGET_ITEM_STATS else f"{USER_ID} AS key, {ITEM_ID} AS item"
     db.execute(
         f"CREATE OR REPLACE TEMP VIEW {name} AS SELECT {names}, epoch_us({EVENT_TIMESTAMP}) AS time, "
-        f"epoch_us({CREATED_TIMESTAMP}) AS created FROM {relation}"
+        f"{created} AS created FROM {relation}"
     )
 
 

@@ -54,8 +54,7 @@ def ingest(
     events: dict[str, StagedEvents] = {}
     items: dict[str, StagedItems | None] = {}
     lake = Lake.open(settings)
-    check_domains(settings, lake)
-    lake.check_ours()
+    opened = lake.check_ours(check_domains(settings, lake))
     user_map = UserMap.read(settings)
     with ExitStack() as stack:
         folder = stack.enter_context(staging_folder(settings, "ingest"))
@@ -64,7 +63,7 @@ def ingest(
                 events[one] = stage_events(settings, one, folder, count=count)
             items[one] = stage_items(settings, one, folder)
         db = stack.enter_context(open_duckdb(settings, folder))
-        work = Work(settings, db, lake, events, items, since=replace, user_map=user_map)
+        work = Work(settings, db, lake, opened, events, items, since=replace, user_map=user_map)
         common = work.common_users()
         work.compare()
         work.create_tables()

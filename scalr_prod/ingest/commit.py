@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
 from scalr_prod.duck import exact
 from scalr_prod.errors import BadValue, CommitFailed
+from scalr_prod.growth import ALWAYS, files_between, fragments_of
+from scalr_prod.instants import micros
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -94,10 +96,22 @@ def staged_sql(files: Sequence[Path], types: dict[str, IdType], *, prefix: str =
 
 
 def scan(
-    lake: Lake, table: Table, *, version: int, columns: Sequence[str] | None = None, where: Any = None
+    lake: Lake,
+    table: Table,
+    *,
+    version: int,
+    columns: Sequence[str] | None = None,
+    where: Any = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
 ) -> pa.RecordBatchReader:
-    """A table's rows as a stream that reads ahead little, to be scanned once."""
-    scanner = lake.dataset(table, version=version).scanner(
+    """A table's rows as a stream that reads ahead little, to be scanned once.
+
+    Files of events from before ``since`` alone, or from after ``until``, are not opened.
+    """
+    delta = lake.open_table(table, version=version)
+    low, high = (edge if moment is None else micros(moment) for moment, edge in zip((since, until), ALWAYS, strict=True))
+    scanner = fragments_of(delta, files_between(delta, EVENT_TIMESTAMP, low, high)).scanner(
         columns=list(columns) if columns else None, filter=where, batch_size=ROWS, batch_readahead=2, fragment_readahead=1
     )
     return scanner.to_reader()
@@ -136,7 +150,14 @@ class Addition:
         happened = ds.field(EVENT_TIMESTAMP)
         window = (happened >= self.log.first) & (happened <= self.log.last)
         own = self.log.own()
-        there = scan(self.lake, self.table, version=version, where=window if own is None else window & own)
+        there = scan(
+            self.lake,
+            self.table,
+            version=version,
+            where=window if own is None else window & own,
+            since=self.log.first,
+            until=self.log.last,
+        )
         columns = ", ".join(there.schema.names)
         self.db.register("there", there)
         self.db.execute(f"CREATE OR REPLACE TEMP TABLE counted AS SELECT {columns}, count(*) AS times FROM there GROUP BY ALL")

@@ -108,6 +108,8 @@ class Merging(Addition):
             version=version,
             columns=[USER_ID, ITEM_ID, EVENT_TIMESTAMP],
             where=window if own is None else window & own,
+            since=self.log.first,
+            until=self.log.last,
         )
         self.db.register("there_rows", rows)
         self.db.execute("CREATE OR REPLACE TEMP TABLE counted AS SELECT DISTINCT * FROM there_rows")
@@ -156,7 +158,8 @@ class Merging(Addition):
             version, first = beside
             own = self.log.own()
             window = ds.field(EVENT_TIMESTAMP) >= first
-            there = scan(self.lake, self.table, version=version, columns=names, where=window if own is None else window & own)
+            chosen = window if own is None else window & own
+            there = scan(self.lake, self.table, version=version, columns=names, where=chosen, since=first)
             self.db.register("there_rows", there)
             rows += f" UNION ALL SELECT {columns} FROM there_rows ANTI JOIN {self._missing} USING ({EVENT_ID})"
         order = f"{EVENT_TIMESTAMP}, {USER_ID}, {ITEM_ID}, {EVENT_ID}"

@@ -103,7 +103,8 @@ class _TableReplacement:
         if version < 0:
             there = f"SELECT {columns} FROM {self.logs[0].view} WHERE false"
         else:
-            self.db.register("there", scan(self.lake, self.table, version=version, columns=names, where=self._mine()))
+            rows = scan(self.lake, self.table, version=version, columns=names, where=self._mine(), since=self.since)
+            self.db.register("there", rows)
             there = f"SELECT {columns} FROM there"
         # How often each row is there, and how often it is to be.
         self.db.execute(
@@ -124,9 +125,8 @@ class _TableReplacement:
         """An event whose time was corrected from before the window into it would be there twice."""
         import pyarrow.dataset as ds
 
-        before = scan(
-            self.lake, self.table, version=version, columns=[EVENT_ID], where=ds.field(EVENT_TIMESTAMP) < ds.scalar(self.since)
-        )
+        earlier = ds.field(EVENT_TIMESTAMP) < ds.scalar(self.since)
+        before = scan(self.lake, self.table, version=version, columns=[EVENT_ID], where=earlier, until=self.since)
         self.db.register("before", before)
         same = f"SELECT {EVENT_ID} FROM {self._name} WHERE new > 0 AND {EVENT_ID} IN (SELECT {EVENT_ID} FROM before)"
         found = self.db.sql(f"SELECT count(*), min({EVENT_ID}) FROM ({same})").fetchall()[0]

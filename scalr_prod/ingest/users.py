@@ -192,7 +192,15 @@ def _refuse_moved(db: Any, lake: Lake, log: Log) -> None:
     happened, own = ds.field(EVENT_TIMESTAMP), log.own()
     window = (happened >= ds.scalar(log.first)) & (happened <= ds.scalar(log.last))
     columns = [USER_ID, ITEM_ID, EVENT_TIMESTAMP]
-    rows = scan(lake, table, version=lake.version(table), columns=columns, where=window if own is None else window & own)
+    rows = scan(
+        lake,
+        table,
+        version=lake.version(table),
+        columns=columns,
+        where=window if own is None else window & own,
+        since=log.first,
+        until=log.last,
+    )
     names = ", ".join(columns)
     db.register("window_rows", rows)
     db.execute("CREATE OR REPLACE TEMP TABLE there AS SELECT DISTINCT * FROM window_rows")

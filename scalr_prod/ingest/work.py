@@ -18,8 +18,9 @@ from scalr_prod.contracts import (
     item_key,
     schema_of,
 )
+from scalr_prod.duck import parquet_sql
 from scalr_prod.errors import CommitFailed, EmptyInput, NoCommonUsers
-from scalr_prod.growth import records_of
+from scalr_prod.growth import local_files, records_of, schema_of_table
 from scalr_prod.ingest.catalogue import leave_out_unused, update_catalogue
 from scalr_prod.ingest.commit import SQL_TYPES, Addition, Log, commit_key, repeat_while_moving, scan, staged_sql
 from scalr_prod.ingest.contract import held_to_limits, missing_from_file, refuse_doubled, repeated_rows
@@ -35,6 +36,9 @@ from scalr_prod.tombstones import Tombstones
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from datetime import datetime
+
+    import pyarrow as pa
+    from deltalake import DeltaTable
 
     from scalr_prod.contracts import Domain, IdType
     from scalr_prod.ingest.commit import Change
@@ -65,6 +69,7 @@ class Work:
         settings: The project's settings.
         db: DuckDB connection.
         lake: The lake.
+        opened: Its tables that were there when the ingest began.
         events: The staged logs, by the place of their settings.
         items: The staged item files likewise, None where there is none.
         since: From then on, the lake's events become those of the logs (UTC); None: what the lake lacks is added.
@@ -79,6 +84,7 @@ class Work:
         settings: Settings,
         db: Any,
         lake: Lake,
+        opened: Mapping[Table, DeltaTable],
         events: dict[str, StagedEvents],
         items: dict[str, StagedItems | None],
         *,
@@ -86,9 +92,10 @@ class Work:
         user_map: UserMap | None = None,
     ) -> None:
         self.settings, self.db, self.lake, self.events, self.items = settings, db, lake, events, items
+        self.opened = dict(opened)
         self.several = settings.domains.several
         self.stones = Tombstones.open(settings)
-        self.there = tuple(domain for domain in _BOTH if lake.exists(Table.events(domain)))
+        self.there = tuple(domain for domain in _BOTH if self._known(Table.events(domain)))
         self.read = {domain: [place for place in settings.domains.places(domain) if place in events] for domain in _BOTH}
         kept = next((self._kept(Table.events(domain), USER_ID) for domain in self.there), None)
         self.users = Users({domain: [events[place] for place in self.read[domain]] for domain in _BOTH}, kept, user_map)
@@ -126,12 +133,18 @@ class Work:
         return item, own
 
     def _kept(self, table: Table, column: str) -> tuple[IdType, str]:
-        return id_type_of(self.lake.schema(table), column), f"the table {table.value}"
+        return id_type_of(schema_of_table(self.opened[table]), column), f"the table {table.value}"
+
+    def _known(self, table: Table) -> bool:
+        """Whether a table is there; another ingest may have made it since this one began."""
+        if table not in self.opened and self.lake.exists(table):
+            self.opened[table] = self.lake.open_ours(table)
+        return table in self.opened
 
     def _kept_of_several(self) -> tuple[IdType, str] | None:
         """Where all of several source domains have had integers as item ids, synthetic events give them back as such."""
         table = Table.SYNTHETIC_TARGET_EVENTS
-        kept = self._kept(table, "source_item_id") if self.lake.exists(table) else None
+        kept = self._kept(table, "source_item_id") if self._known(table) else None
         return kept if kept and kept[0] == "int64" else None
 
     def _view(self, domain: Domain, place: str) -> Log:
@@ -252,24 +265,29 @@ class Work:
             events = Table.events(domain)
             described = description_of(self.settings, domain)
             schema = schema_of(events, user=self.user, item=item, extras=self._extras(domain))
-            self.lake.create(events, schema, description=described)
-            self._bind(events, domain)
-            self.lake.complete(events, schema)
+            self._make(events, schema, described, domain)
             own = [Table.items(domain), Table.history(domain)]
             for table in [*own, *([Table.TARGET_ITEM_STATS] if domain == "target" else [])]:
-                self.lake.create(table, schema_of(table, user=self.user, item=item))
+                self.lake.create(table, schema_of(table, user=self.user, item=item), opened=self.opened.get(table))
         if len(self.item) == len(_BOTH):
             source = self._item_of_source()
             for table in (Table.SYNTHETIC_TARGET_EVENTS, Table.SYNTHETIC_QUARANTINE):
                 schema = schema_of(table, user=self.user, item=self.item["target"], source_item=source)
-                self.lake.create(table, schema, description=project_of(self.settings) if table == MARKED else None)
-                self.lake.complete(table, schema)  # one of a former version knows no source domain
-            self._bind(MARKED, None)
+                self._make(table, schema, project_of(self.settings) if table == MARKED else None, None)
+        check_domains(self.settings, self.lake)
+
+    def _make(self, table: Table, schema: pa.Schema, described: str | None, domain: Domain | None) -> None:
+        """Make a table that bears this description, if any, where there is none; where there is one, it gets both, and what it lacks."""
+        made = self.lake.create(table, schema, description=described, opened=self.opened.get(table))
+        if described is not None and self.lake.description(table, opened=made) != described:
+            self._bind(table, domain)
+            self.lake.follow(table, made)
+        self.lake.complete(table, schema, opened=made)  # one of a former version knows no source domain
 
     def _extras(self, domain: Domain) -> set[str]:
         """The columns of `EVENT_EXTRAS` that the settings map, or that the table has."""
         events, columns = Table.events(domain), [self.settings.domains[place].columns for place in self.read[domain]]
-        there = self.lake.schema(events).names if domain in self.there else ()
+        there = schema_of_table(self.opened[events]).names if domain in self.there else ()
         return {name for name in EVENT_EXTRAS if name in there or any(getattr(one, name) is not None for one in columns)}
 
     def _item_of_source(self) -> IdType:
@@ -311,10 +329,10 @@ class Work:
             change = self.changes[place].commit(count)
         if self.since is not None:
             size -= leave_out_unused(self.db, self.lake, log)
-        read = self._extent(log.view)
-        rows = self._rows_in_lake(log, change.version)
+        read, delta = self._extent(log.view), self.lake.open_table(table, version=change.version)
+        rows = self._rows_in_lake(log, delta)
         # All of the log is in the table now: of equal size, the two are equal. (Of a replacement, only what lies in its window is.)
-        kept = read if rows == log.rows and self.since is None else self._extent_in_lake(log, change.version)
+        kept = read if rows == log.rows and self.since is None else self._extent_in_lake(log, delta)
         return DomainReport(
             name=self.settings.domains[place].name,
             rows_read=staged.rows + sum(staged.left_out.counts.values()) - staged.left_out.counts["over_user_day"],
@@ -343,14 +361,16 @@ class Work:
             version=change.version,
         )
 
-    def _rows_in_lake(self, log: Log, version: int) -> int:
+    def _rows_in_lake(self, log: Log, table: DeltaTable) -> int:
         own = log.own()
-        table = self.lake.open_table(Table.events(log.domain), version=version)
         return records_of(table) if own is None else int(table.to_pyarrow_dataset().count_rows(filter=own))
 
-    def _extent_in_lake(self, log: Log, version: int) -> _Extent:
+    def _extent_in_lake(self, log: Log, table: DeltaTable) -> _Extent:
+        files, own = local_files(table), log.own()
+        if files and own is None:  # as they lie: less work for each file than through Arrow
+            return self._extent(parquet_sql(files))
         columns = [USER_ID, ITEM_ID, EVENT_TIMESTAMP]
-        rows = scan(self.lake, Table.events(log.domain), version=version, columns=columns, where=log.own())
+        rows = scan(self.lake, Table.events(log.domain), version=table.version(), columns=columns, where=own)
         self.db.register("lake_rows", rows)
         try:
             return self._extent("lake_rows")
@@ -358,7 +378,7 @@ class Work:
             self.db.unregister("lake_rows")
 
     def _extent(self, view: str) -> _Extent:
-        """Read a view once."""
+        """Read a relation once."""
         users, items, first, last = self.db.sql(
             f"SELECT count(DISTINCT {USER_ID}), count(DISTINCT {ITEM_ID}), "
             f"epoch_us(min({EVENT_TIMESTAMP})), epoch_us(max({EVENT_TIMESTAMP})) FROM {view}"

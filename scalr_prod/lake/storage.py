@@ -134,17 +134,26 @@ class Storage:
         if any(path.name != "_delta_log" and not is_empty(path) for path in folder.iterdir()):
             raise self._foreign(table, "holds files, but no Delta table")
 
-    def check_ours(self) -> None:
+    def check_ours(self, opened: Mapping[Table, DeltaTable] | None = None) -> dict[Table, DeltaTable]:
         """Make sure that every table of the lake is this package's own, or not there.
+
+        Args:
+            opened: Tables that are open already.
+
+        Returns:
+            Every table that is there, as it was opened.
 
         Raises:
             ForeignFiles: One is not; nothing was written.
         """
+        found: dict[Table, DeltaTable] = {}
         for table in Table:
-            if self.exists(table):
-                self.open_ours(table)
+            known = (opened or {}).get(table)
+            if known is not None or self.exists(table):
+                found[table] = self.open_ours(table, known)
             else:
                 self.refuse_files(table)
+        return found
 
     def committed(self, table: Table, key: str) -> bool:
         """Whether a commit with this key has landed."""

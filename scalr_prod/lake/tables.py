@@ -41,13 +41,19 @@ class Lake(Storage):
         """The lake of a project: ``[project] lake``, or ``<home>/lake``."""
         return cls(settings.lake_url, dict(settings.project.storage_options))
 
-    def create(self, table: Table, schema: pa.Schema, *, description: str | None = None) -> None:
+    def create(
+        self, table: Table, schema: pa.Schema, *, description: str | None = None, opened: DeltaTable | None = None
+    ) -> DeltaTable:
         """Make an empty table where there is none.
 
         Args:
             table: Which table.
             schema: Its columns.
             description: Kept in its log, from its first version on.
+            opened: The table, where it is open already.
+
+        Returns:
+            The table as it is now.
 
         Raises:
             ForeignFiles: There is a table, or a folder of files, that this package did not make.
@@ -56,13 +62,14 @@ class Lake(Storage):
         from deltalake import DeltaTable
         from deltalake.exceptions import DeltaError
 
-        if self.exists(table):
-            self.open_ours(table)
-            return
+        if opened is not None:
+            self.follow(table, opened)
+        if opened is not None or self.exists(table):
+            return self.open_ours(table, opened)
         uri = self.uri(table)
         self.refuse_files(table)
         try:
-            DeltaTable.create(
+            return DeltaTable.create(
                 uri,
                 schema=schema,
                 mode="ignore",
@@ -73,28 +80,33 @@ class Lake(Storage):
             )
         except (DeltaError, OSError) as error:
             if self.exists(table):  # another process made it at the same moment
-                return
+                return self.open_ours(table)
             raise CommitFailed(
                 f"the table cannot be made: {in_one_line(error)}",
                 where=uri,
                 next_step="check that the lake can be written to and has room, and repeat the command",
             ) from error
 
-    def complete(self, table: Table, schema: pa.Schema) -> None:
+    def complete(self, table: Table, schema: pa.Schema, *, opened: DeltaTable | None = None) -> None:
         """Give a table of a former version the columns that it lacks, null in its rows, in one commit.
 
         The rows are written anew: what reads the files of a table without its log would not find the column in the old ones.
+
+        Args:
+            table: Which table.
+            schema: Its columns.
+            opened: The table, where it is open already, as it is now.
 
         Raises:
             CommitFailed: Nothing changed; another writer may have been faster.
         """
         import pyarrow as pa
 
-        version = self.version(table)
-        rows = self.dataset(table, version=version)
-        lacking = set(schema.names) - set(rows.schema.names)
+        there = self.open_table(table) if opened is None else opened
+        version, lacking = there.version(), set(schema.names) - set(schema_of_table(there).names)
         if not lacking:
             return
+        rows = self.dataset(table, version=version)
         wanted = pa.schema([column.with_nullable(nullable=True) if column.name in lacking else column for column in schema])
         key = f"columns: {', '.join(sorted(lacking))}"
 
@@ -109,13 +121,20 @@ class Lake(Storage):
         anew = pa.RecordBatchReader.from_batches(wanted, completed())
         self._write(table, anew, key=key, mode="overwrite", schema_mode="overwrite", expected_version=version)
 
-    def require(self, table: Table, column: str) -> None:
+    def require(self, table: Table, column: str, *, opened: DeltaTable | None = None) -> None:
         """Make sure that a table, where there is one, has a column that those of former versions lack.
+
+        Args:
+            table: Which table.
+            column: Its name.
+            opened: The table, where it is open already.
 
         Raises:
             LakeError: It lacks it.
         """
-        if self.exists(table) and column not in self.schema(table).names:
+        if opened is None and not self.exists(table):
+            return
+        if column not in (self.schema(table) if opened is None else schema_of_table(opened)).names:
             raise LakeError(
                 f"a former version of this package made the table: it has no column '{column}'",
                 where=self.uri(table),

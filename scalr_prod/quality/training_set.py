@@ -38,14 +38,14 @@ def validate_training_set(
     """Audit every row of a training set before it appears.
 
     What asks for other rows of the set asks for those of one label time. So files that were judged before, with all rows of their
-    times, need not be judged again: of them only the times are read, and what they count.
+    times, need not be judged again: of them only the times are read, and what they count, once.
 
     Args:
         settings: The project's settings.
         folder: Holds the set's Parquet files, at any depth.
         manifest: Has ``name``, ``cutoff`` and (optional) ``start`` (ISO 8601), ``columns`` (name → Arrow type), ``features``,
             ``rows`` and ``synthetic``.
-        judged: Names of files that a former version's gate passed by the same rules, see `row_rules_digest`.
+        judged: Names of files that a former version's gate passed with the same columns by the same rules, see `row_rules_digest`.
 
     Raises:
         QualityGateFailed: A rule is broken; names the expectations, the counts and the data docs.
@@ -54,7 +54,8 @@ def validate_training_set(
     subject = f"{manifest.get('name', 'training_set')}"
     with inspecting(settings) as inspector:
         says = "columns, order and types are those that the manifest names"
-        outcomes = inspect_columns(inspector, _SUITE, subject, files, manifest["columns"], says=says)
+        anew = [path for path in files if path.name not in judged]
+        outcomes = inspect_columns(inspector, _SUITE, subject, anew or files[:1], manifest["columns"], says=says)
         rows = good = 0
         figures: dict[str, Any] = {}
         if outcomes[0].success and files:
@@ -81,9 +82,9 @@ def validate_training_set(
 
 
 def row_rules_digest(manifest: Mapping[str, Any]) -> str:
-    """SHA-256 of the rules by row, without those that the window's ends set: these are asked of every row each time."""
+    """SHA-256 of the columns and of the rules by row, without those that the window's ends set: these are asked of every row each time."""
     rules = [(rule.name, rule.holds) for rule in _row_rules(manifest) if rule.name not in _OF_THE_WINDOW]
-    return hashlib.sha256(json.dumps(rules).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([manifest["columns"], rules]).encode()).hexdigest()
 
 
 def _inspect(
@@ -98,9 +99,10 @@ def _inspect(
     outcomes: list[RuleOutcome] = []
     broken = 0
     with staging_folder(settings, "gate") as scratch, open_duckdb(settings, scratch) as connection:
-        connection.read_parquet([exact(path) for path in files]).create_view("whole")
+        read = {name: [exact(path) for path in paths] for name, paths in (("rows", anew), ("kept", kept)) if paths}
+        for name, paths in read.items():
+            connection.read_parquet(paths).create_view(name)
         if anew:
-            connection.read_parquet([exact(path) for path in anew]).create_view("rows")
             keys = ", ".join(_KEYS)
             select = f"""
                 SELECT {{columns}} FROM (
@@ -116,14 +118,15 @@ def _inspect(
             asked, good = judged.counts()
             broken = asked - good
         start, cutoff = (_at(moment) if moment else "NULL" for moment in (manifest.get("start"), manifest["cutoff"]))
-        rows, synthetic, outside = connection.execute(f"""
+        met = f"{EVENT_TIMESTAMP} IN (SELECT {EVENT_TIMESTAMP} FROM rows)" if anew and kept else "false"
+        shares = {"rows": "false", "kept": met}
+        whole = " UNION ALL ".join(
+            f"SELECT {EVENT_TIMESTAMP}, is_synthetic, {shares[name]} AS shared FROM {name}" for name in read
+        )
+        rows, synthetic, outside, shared = connection.execute(f"""
             SELECT count(*), count(*) FILTER (is_synthetic),
-                count(*) FILTER ({EVENT_TIMESTAMP} >= {cutoff} OR {EVENT_TIMESTAMP} < {start}) FROM whole""").fetchall()[0]
-        shared = 0
-        if anew and kept:
-            connection.read_parquet([exact(path) for path in kept]).create_view("kept")
-            met = f"SELECT count(*) FROM kept WHERE {EVENT_TIMESTAMP} IN (SELECT {EVENT_TIMESTAMP} FROM rows)"
-            shared = connection.execute(met).fetchall()[0][0]
+                count(*) FILTER ({EVENT_TIMESTAMP} >= {cutoff} OR {EVENT_TIMESTAMP} < {start}), count(*) FILTER (shared)
+            FROM ({whole})""").fetchall()[0]
     offered = [name for name in manifest["features"] if name.rsplit("__", 1)[-1] in PROVENANCE_COLUMNS]
     figures = {
         "rows": int(rows),

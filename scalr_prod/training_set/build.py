@@ -14,7 +14,7 @@ from scalr_prod.errors import TrainingSetBusy, TrainingSetError
 from scalr_prod.feast_store import open_own_features, service_sources
 from scalr_prod.growth import ALWAYS, files_between, fragments_of, state_of
 from scalr_prod.holdout import CANARY, HELD_OUT, Canary, Holdout
-from scalr_prod.instants import micros
+from scalr_prod.instants import datetime_of, micros
 from scalr_prod.training_set.changes import EVENTS
 from scalr_prod.training_set.making import make_parts
 from scalr_prod.training_set.manifest import (
@@ -23,6 +23,7 @@ from scalr_prod.training_set.manifest import (
     ROWS,
     describe_files,
     fingerprint_of,
+    may_hold,
     read_manifest,
     verify,
     versions,
@@ -32,13 +33,16 @@ from scalr_prod.training_set.spine import KEYS, LABEL_COLUMNS, Window
 from scalr_prod.written import note_written
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     import pyarrow as pa
+    from deltalake import DeltaTable
 
     from scalr_prod.feast_store import OwnFeatures
     from scalr_prod.lake import Lake
     from scalr_prod.settings import Settings
+    from scalr_prod.training_set.changes import Tables
     from scalr_prod.training_set.making import Made
 
 __all__ = ["build_training_set"]
@@ -93,17 +97,19 @@ def build_training_set(settings: Settings, *, progress: bool = False) -> Trainin
 
 def _build(settings: Settings, home: Path, *, progress: bool) -> TrainingSetReport:
     from scalr_prod.duck import staging_folder
+    from scalr_prod.lake import Lake
     from scalr_prod.policy import follow_policy
 
     settings, followed = follow_policy(settings)
-    own = open_own_features(settings)
-    inputs, window = _inputs(settings, own)
+    own, lake = open_own_features(settings), Lake.open(settings)
+    opened = {table: lake.open_table(table) for table in _TABLES}
+    inputs, window = _inputs(settings, lake, opened, own)
     fingerprint = fingerprint_of(inputs)
     version = _version_with(home, fingerprint)
     created = version is None
     if version is None:
         with staging_folder(settings, "dataset") as folder:
-            manifest = _stage(settings, window, inputs, own, home, folder, progress=progress)
+            manifest = _stage(settings, lake, opened, window, inputs, own, home, folder, progress=progress)
             version = _next_version(settings, home)
             _put(folder / "version", home / f"v{version}", manifest | {"version": version})
             note_written(str(home), version)
@@ -128,10 +134,10 @@ def _build(settings: Settings, home: Path, *, progress: bool) -> TrainingSetRepo
     )
 
 
-def _inputs(settings: Settings, own: OwnFeatures | None) -> tuple[dict[str, Any], Window]:
-    """Everything that decides the rows, as JSON values, and the window."""
-    from scalr_prod.lake import Lake
-
+def _inputs(
+    settings: Settings, lake: Lake, opened: Mapping[Table, DeltaTable], own: OwnFeatures | None
+) -> tuple[dict[str, Any], Window]:
+    """Everything that decides the rows, as JSON values, and the window; of the lake's tables as they were ``opened``."""
     options = settings.training_set
     cutoff = (options.cutoff or _all_known(settings)).astimezone(UTC)
     start = options.start.astimezone(UTC) if options.start else None
@@ -141,9 +147,9 @@ def _inputs(settings: Settings, own: OwnFeatures | None) -> tuple[dict[str, Any]
             where="[training_set]",
             next_step="choose an earlier start or a later cutoff",
         )
-    lake = Lake.open(settings)
-    lake.require(Table.SYNTHETIC_TARGET_EVENTS, "source_domain")
-    states = {table.value: state_of(lake.open_table(table)) for table in _TABLES}
+    synthetic = Table.SYNTHETIC_TARGET_EVENTS
+    lake.require(synthetic, "source_domain", opened=opened[synthetic])
+    states = {table.value: state_of(opened[table]) for table in _TABLES}
     held, canary = Holdout.of(settings), Canary.of(settings)
     inputs = {
         "layout": _LAYOUT,
@@ -181,6 +187,8 @@ def _all_known(settings: Settings) -> datetime:
 
 def _stage(
     settings: Settings,
+    lake: Lake,
+    opened: Mapping[Table, DeltaTable],
     window: Window,
     inputs: dict[str, Any],
     own: OwnFeatures | None,
@@ -191,7 +199,6 @@ def _stage(
 ) -> dict[str, Any]:
     """Make the whole version in the staging folder, put it before the gate, and describe it."""
     from scalr_prod.duck import open_duckdb
-    from scalr_prod.lake import Lake
     from scalr_prod.quality import row_rules_digest, validate_training_set
     from scalr_prod.training_set.changes import Tables
     from scalr_prod.training_set.features import FEATURE_SERVICE
@@ -200,20 +207,20 @@ def _stage(
     version = folder / "version"
     for below in (ROWS, IDS):
         (version / below).mkdir(parents=True)
-    lake = Lake.open(settings)
     features = service_sources(settings, FEATURE_SERVICE)
     if own is not None:
         features = features.beside(own.sources)
         own.join(settings, _spine(lake))  # a key of another type, a lost column: before any work
-    tables = Tables({table: lake.open_table(table) for table in EVENTS}, features, own)
+    tables = Tables({table: opened[table] for table in EVENTS}, features, own)
     states = tables.states()
     made = make_parts(settings, window, inputs, tables, home, folder, progress=progress)
     if not sum(part.figures.real for part in made.parts):
         raise _no_real_events(settings, window)
     with open_duckdb(settings, folder) as connection:
         write_vocabulary(connection, sorted((version / IDS).glob("*.parquet")), version)
-    moved = [name for name, number in inputs["versions"].items() if lake.version(Table(name)) != number]
-    moved += [name for name in tables.moved(lake.storage_options) if name not in moved]
+    latest = {table: lake.open_table(table) for table in opened}
+    moved = [table.value for table, delta in latest.items() if delta.version() != inputs["versions"][table.value]]
+    moved += [name for name in tables.moved(lake.storage_options, latest.values()) if name not in moved]
     if own is not None and (now := open_own_features(settings)) is not None and now.state != own.state:
         moved.append("the sources of [training_set] features")
     if moved:
@@ -222,7 +229,7 @@ def _stage(
             where=settings.lake_url,
             next_step="repeat the command",
         )
-    manifest = _describe(settings, window, inputs, version, made) | {"tables": states}
+    manifest = _describe(settings, window, inputs, version, made, tables) | {"tables": states}
     _check_labels(settings, window, manifest)
     digest = row_rules_digest(manifest)
     judged = made.kept if made.former is not None and made.former.manifest["judged_by"] == digest else {}
@@ -238,7 +245,9 @@ def _spine(lake: Lake) -> pa.Table:
     return pa.schema([events.field(key) for key in KEYS]).empty_table()
 
 
-def _describe(settings: Settings, window: Window, inputs: dict[str, Any], folder: Path, made: Made) -> dict[str, Any]:
+def _describe(
+    settings: Settings, window: Window, inputs: dict[str, Any], folder: Path, made: Made, tables: Tables
+) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
     from scalr_prod.training_set.features import FEATURE_SERVICE
@@ -265,7 +274,7 @@ def _describe(settings: Settings, window: Window, inputs: dict[str, Any], folder
         "history_length": settings.histories.length,
         **counts,
         "missing_negatives": counts["real"] * settings.training_set.negatives_per_event - counts["negatives"],
-        "synthetic_unknown": _unknown(settings, window),
+        "synthetic_unknown": _unknown(tables.events[Table.SYNTHETIC_TARGET_EVENTS], window),
         "parts": [part.to_json() for part in made.parts],
         "files": describe_files(folder, made.kept),
         "created_at": datetime.now(UTC).isoformat(),
@@ -303,24 +312,24 @@ def _check_labels(settings: Settings, window: Window, manifest: dict[str, Any]) 
         )
 
 
-def _unknown(settings: Settings, window: Window) -> int:
+def _unknown(synthetic: DeltaTable, window: Window) -> int:
     """Synthetic events of the window that are published, but were not known by the cutoff."""
     import pyarrow.dataset as ds
 
     from scalr_prod.contracts import EVENT_TIMESTAMP
-    from scalr_prod.lake import Lake
 
     late = (ds.field(CREATED_TIMESTAMP) > window.cutoff) & (ds.field(EVENT_TIMESTAMP) < window.cutoff)
     if window.start is not None:
         late &= ds.field(EVENT_TIMESTAMP) >= window.start
-    table = Lake.open(settings).open_table(Table.SYNTHETIC_TARGET_EVENTS)
-    names = files_between(table, CREATED_TIMESTAMP, micros(window.cutoff) + 1, ALWAYS[1])
-    return int(fragments_of(table, names).count_rows(filter=late)) if names else 0
+    names = files_between(synthetic, CREATED_TIMESTAMP, micros(window.cutoff) + 1, ALWAYS[1])
+    return int(fragments_of(synthetic, names).count_rows(filter=late)) if names else 0
 
 
 def _version_with(home: Path, fingerprint: str) -> int | None:
     """The version that the same inputs gave before, where its files are whole."""
     for version, folder in reversed(versions(home).items()):
+        if not may_hold(folder, fingerprint):
+            continue
         manifest = read_manifest(folder)
         if manifest.get("fingerprint") == fingerprint:
             try:
@@ -364,7 +373,8 @@ def _register(settings: Settings, folder: Path, manifest: dict[str, Any]) -> Non
     with Ledger.open(settings) as ledger:
         if any(record.version == version for record in ledger.datasets(name)):
             return
-        save_dataset(settings, f"{name}_v{version}", path=folder / ROWS)
+        ends = (min(part["first"] for part in manifest["parts"]), max(part["last"] for part in manifest["parts"]))
+        save_dataset(settings, f"{name}_v{version}", path=folder / ROWS, span=(datetime_of(ends[0]), datetime_of(ends[1])))
         ledger.record_dataset(
             name,
             version,

@@ -15,7 +15,7 @@ from scalr_prod.growth import ALWAYS, bounds_of, former_version, growth, state_o
 from scalr_prod.instants import micros_of_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from deltalake import DeltaTable
 
@@ -50,17 +50,21 @@ class Tables:
             "features": {source.view: state_of(source.table) for source in self.features.sources},
         }
 
-    def moved(self, options: dict[str, str]) -> list[str]:
-        """Names of the views whose tables have another version by now."""
+    def moved(self, options: dict[str, str], now: Iterable[DeltaTable]) -> list[str]:
+        """Names of the views whose tables have another version by now.
+
+        Args:
+            options: Access to the tables.
+            now: Tables that were just opened; the others are opened here.
+        """
         from deltalake import DeltaTable
 
+        versions = {delta.table_uri: delta.version() for delta in now}
         opened = [(table.value, delta) for table, delta in self.events.items()]
         opened += [(source.view, source.table) for source in self.features.sources]
-        return [
-            name
-            for name, delta in opened
-            if DeltaTable(delta.table_uri, storage_options=options or None).version() != delta.version()
-        ]
+        for uri in {delta.table_uri for _, delta in opened} - versions.keys():
+            versions[uri] = DeltaTable(uri, storage_options=options or None).version()
+        return [name for name, delta in opened if versions[delta.table_uri] != delta.version()]
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ __all__ = [
     "describe_files",
     "fingerprint_of",
     "latest_version",
+    "may_hold",
     "read_manifest",
     "verify",
     "versions",
@@ -56,6 +57,14 @@ def describe_files(folder: Path, known: Mapping[str, Mapping[str, Any]] | None =
             "sha256": _sha256(path),
         }  # fmt: skip
     return files
+
+
+def may_hold(folder: Path, fingerprint: str) -> bool:
+    """Whether a version's manifest may be the one with a fingerprint: those that do not name it need not be read as JSON."""
+    try:
+        return fingerprint.encode() in (folder / MANIFEST).read_bytes()
+    except OSError:
+        return True  # `read_manifest` tells what is wrong with it
 
 
 def versions(folder: Path) -> dict[int, Path]:

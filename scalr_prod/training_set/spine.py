@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     import pyarrow as pa
+    from deltalake import DeltaTable
 
     from scalr_prod.settings import Settings
 
@@ -123,12 +124,15 @@ def spine_schema(user: pa.DataType, item: pa.DataType, *, marks: Sequence[str] =
     return schema
 
 
-def stage_spine(settings: Settings, window: Window, folder: Path, *, spans: Sequence[Span]) -> Spine:
+def stage_spine(
+    settings: Settings, window: Window, tables: Mapping[Table, DeltaTable], folder: Path, *, spans: Sequence[Span]
+) -> Spine:
     """Read the events through Feast, draw the negatives, and write all rows in their canonical order.
 
     Args:
         settings: ``[training_set]`` tells negatives, λ and seed.
         window: Which labels.
+        tables: The tables of real and of synthetic events, as they are.
         folder: An empty folder to write to.
         spans: Only the labels of these half-open times (µs, ascending) are staged. Their rows are those that they have among all.
     """
@@ -143,10 +147,13 @@ def stage_spine(settings: Settings, window: Window, folder: Path, *, spans: Sequ
         [(micros(_BEGINNING), micros(window.cutoff))] if options.negatives_per_event or weighted_by_segment(settings) else spans
     )
     with open_duckdb(settings, folder) as connection:
-        schema = _stage_events(connection, settings, Table.TARGET_EVENTS, window.cutoff, read, more=("weight",), path=real)
+        schema = _stage_events(
+            connection, settings, tables, Table.TARGET_EVENTS, window.cutoff, read, more=("weight",), path=real
+        )
         _stage_events(
             connection,
             settings,
+            tables,
             Table.SYNTHETIC_TARGET_EVENTS,
             window.cutoff,
             spans,
@@ -211,6 +218,7 @@ def _figures(connection: Any, path: Path) -> dict[Period, Figures]:
 def _stage_events(
     connection: Any,
     settings: Settings,
+    tables: Mapping[Table, DeltaTable],
     table: Table,
     cutoff: datetime,
     spans: Sequence[Span],
@@ -224,7 +232,7 @@ def _stage_events(
     columns = [*KEYS, *more]
     writer: Any = None
     for span in _at_most(_READS, spans):
-        edges = [span[0], *_edges(connection, settings, table, span), span[1]]
+        edges = [span[0], *_edges(connection, tables[table], span), span[1]]
         for start, end in pairwise(map(datetime_of, edges)):
             found = read_window(settings, table.value, start=start, end=end, known_by=cutoff, columns=columns)
             writer = writer or pq.ParquetWriter(path, found.schema.remove_metadata(), compression="zstd")
@@ -244,13 +252,10 @@ def _at_most(number: int, spans: Sequence[Span]) -> list[Span]:
     return spans
 
 
-def _edges(connection: Any, settings: Settings, table: Table, span: Span) -> list[int]:
+def _edges(connection: Any, delta: DeltaTable, span: Span) -> list[int]:
     """Instants that cut a span into pieces of about `_ROWS_AT_ONCE` rows: what is read at once has to fit in memory."""
     import pyarrow.dataset as ds
 
-    from scalr_prod.lake import Lake
-
-    delta = Lake.open(settings).open_table(table)
     if records_of(delta, files_between(delta, EVENT_TIMESTAMP, *span)) <= _ROWS_AT_ONCE:
         return []
     start, end = map(datetime_of, span)

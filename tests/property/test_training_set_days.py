@@ -21,7 +21,7 @@ from scalr_prod.lake import Lake
 from scalr_prod.policy import Policy, follow_policy, logs_digest, policy_path, settings_digest
 from scalr_prod.settings import Settings
 from scalr_prod.training_set import TrainingSet, build_training_set
-from scalr_prod.training_set.build import _inputs
+from scalr_prod.training_set.build import _TABLES, _inputs
 from scalr_prod.training_set.changes import EVENTS, Tables
 from scalr_prod.training_set.features import FEATURE_SERVICE
 from scalr_prod.training_set.making import make_parts
@@ -132,9 +132,10 @@ class World:
             report = build_training_set(self.settings())
         version = TrainingSet.open(report.path, check=True)
         settings, _ = follow_policy(self.settings())
-        inputs, window = _inputs(settings, None)
         lake = Lake.open(settings)
-        tables = Tables({table: lake.open_table(table) for table in EVENTS}, service_sources(settings, FEATURE_SERVICE))
+        opened = {table: lake.open_table(table) for table in _TABLES}
+        inputs, window = _inputs(settings, lake, opened, None)
+        tables = Tables({table: opened[table] for table in EVENTS}, service_sources(settings, FEATURE_SERVICE))
         folder = self.folder / f"whole {report.version}"
         (folder / "nothing").mkdir(parents=True)
         whole = make_parts(settings, window, inputs, tables, folder / "nothing", folder, progress=False)

@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from deltalake import DeltaTable
 
 from scalr_prod.contracts import Table, id_type_of, schema_of
 from scalr_prod.errors import BadValue, NoCommonUsers
@@ -114,6 +115,32 @@ def test_a_grown_log_adds_its_new_rows_only(project):
     assert report.domains["source"].rows_added == 1
     assert report.domains["target"].rows_added == 0
     assert triples(settings) == sorted(grown.itertuples(index=False, name=None))
+
+
+def test_a_day_opens_the_lakes_logs_a_bounded_number_of_times_and_describes_no_files_but_its_own(project, monkeypatch):
+    ingest(project())
+    opened, described, opening = [], [], DeltaTable.__init__
+    describing = DeltaTable.to_pyarrow_dataset
+
+    def counted(self, uri, **options):
+        opened.append(str(uri).rpartition("/")[2])
+        opening(self, uri, **options)
+
+    def told(self, *arguments, **options):
+        described.append(self.table_uri)
+        return describing(self, *arguments, **options)
+
+    settings = project(log(("u1", "s2", 40)), log(("u3", "t1", 40)))
+    with monkeypatch.context() as patch:
+        patch.setattr(DeltaTable, "__init__", counted)
+        patch.setattr(DeltaTable, "to_pyarrow_dataset", told)
+        report = ingest(settings)
+    assert [domain.rows_added for domain in report.domains.values()] == [1, 1]
+    assert not described
+    assert set(opened) == {table.value for table in Table}, "each is seen to be the project's own"
+    assert len(opened) <= 35
+    expected = [("u1", "s1", 0), ("u1", "s2", 1), ("u1", "s2", 40), ("u2", "s1", 2)]
+    assert triples(settings) == [(user, item, DAY + pd.Timedelta(day, "D")) for user, item, day in expected]
 
 
 def test_a_log_is_a_multiset(project):
