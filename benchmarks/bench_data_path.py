@@ -2,9 +2,10 @@
 
 `together`: what a run reads of the log (contexts, and what their users had), for 8, 32 and 128 partitions: the driver's pass (`lay_out`)
 and all tasks (`tasks`). `histories`: the point-in-time join of one slice of a task, at most 50 000 contexts, with histories of up to
-50 events. `write_back`: a commit that replaces one window of the feature view by 10 000 rows, with nothing, and with many
-events published in other windows, beside a write of the same rows by pyarrow and a rename, and beside Delta's own append; `count_s`
-is the look at whose rows the window holds. Medians.
+50 events; `joined`: all joins of a run, as its tasks make them one after the other. `write_back`: what a publication of 10 000 rows does
+to the feature view, with nothing, and with many events published in ten other windows: it opens the view, counts whose rows the window
+holds, and commits, to an empty window (`new`), or in place of as many rows (`again`). Beside it a write of the same rows by pyarrow and a
+rename, and Delta's own append. Medians, and for `write_back` also the least.
 
 SCALR_BENCH_EVENTS changes the larger size.
 """
@@ -16,6 +17,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections import defaultdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -83,6 +85,7 @@ def reading(folder: Path, events: int) -> dict[str, float]:
         figures[f"lay_out_{partitions}_s"] = seconds(lambda: slices.lay_out(settings, spec, partitions))  # noqa: B023
         figures[f"tasks_{partitions}_s"] = seconds(lambda: read_all(settings, spec, partitions))  # noqa: B023
         figures[f"together_{partitions}_s"] = round(figures[f"lay_out_{partitions}_s"] + figures[f"tasks_{partitions}_s"], 2)
+        figures[f"joined_{partitions}_s"] = seconds(lambda: join_all(settings, spec, partitions))  # noqa: B023
         of_task = list(slices.read_slices(settings, spec, partitions // 2, partitions))
         asked = of_task[len(of_task) // 2][0].select(["user_id", "item_id", "event_timestamp"])
         took = [seconds(lambda: point_in_time(settings, asked, HISTORY, known_by=end)) for _ in range(ROUNDS)]  # noqa: B023
@@ -97,6 +100,23 @@ def read_all(settings: Settings, spec: Any, partitions: int) -> int:
     from scalr_prod.generation.slices import read_slices
 
     return sum(len(rows) for number in range(partitions) for rows, _ in read_slices(settings, spec, number, partitions))
+
+
+def join_all(settings: Settings, spec: Any, partitions: int) -> int:
+    """The histories of all contexts of a run, joined as `make_part` does it in one worker."""
+    from scalr_prod.duck import open_duckdb, staging_folder
+    from scalr_prod.feast_store import open_feature_store, point_in_time
+    from scalr_prod.generation.slices import read_slices
+
+    store, joined = open_feature_store(settings), 0
+    for number in range(partitions):
+        with staging_folder(settings, "generate") as folder, open_duckdb(settings, folder) as connection:
+            connection.execute("SET threads = 1")
+            for rows, _ in read_slices(settings, spec, number, partitions):
+                asked = rows.select(["user_id", "item_id", "event_timestamp"])
+                known = {"known_by": spec.as_of, "versions": spec.table_versions}
+                joined += len(point_in_time(settings, asked, HISTORY, **known, store=store, within=connection))
+    return joined
 
 
 def lake_tables() -> tuple:
@@ -130,13 +150,20 @@ def write_back() -> dict[str, float]:
     with tempfile.TemporaryDirectory() as scratch:
         rows = published(WRITTEN, day=DAYS)
         plain = [seconds(lambda: plain_write(Path(scratch), rows)) for _ in range(3 * ROUNDS)]
-        figures["pyarrow_write_and_rename_s"] = statistics.median(plain)
+        figures |= middle_and_least("pyarrow_write_and_rename", plain)
         figures |= bare_append(Path(scratch), rows)
         for held in (0, *SIZES):
             figures |= commits(Path(scratch), rows, held)
-    figures["of_plain"] = round(figures["commit_beside_0_s"] / figures["pyarrow_write_and_rename_s"], 2)
-    figures["of_plain_at_most"] = round(figures[f"commit_beside_{SIZES[-1]}_s"] / figures["pyarrow_write_and_rename_s"], 2)
+    plain_s = figures["pyarrow_write_and_rename_least_s"]
+    for what in ("new", "again", "whole_new", "whole_again"):
+        figures[f"{what}_of_plain"] = round(figures[f"{what}_beside_0_least_s"] / plain_s, 2)
+        figures[f"{what}_of_plain_at_most"] = round(figures[f"{what}_beside_{SIZES[-1]}_least_s"] / plain_s, 2)
     return figures
+
+
+def middle_and_least(name: str, took: list[float]) -> dict[str, float]:
+    """Two figures of several measurements."""
+    return {f"{name}_s": statistics.median(took), f"{name}_least_s": min(took)}
 
 
 def bare_append(folder: Path, rows: pa.Table) -> dict[str, float]:
@@ -152,7 +179,7 @@ def bare_append(folder: Path, rows: pa.Table) -> dict[str, float]:
 
 
 def commits(folder: Path, rows: pa.Table, held: int) -> dict[str, float]:
-    """Seconds of the look at a window, and of the commit that replaces it, where so many events lie in other windows."""
+    """Seconds of opening the view, of the look at a window, of the commit, and of all three, where so many events lie in other windows."""
     from scalr_prod.contracts import Table
     from scalr_prod.lake import Lake
     from scalr_prod.pieces import Piece, rows_by_run
@@ -161,11 +188,32 @@ def commits(folder: Path, rows: pa.Table, held: int) -> dict[str, float]:
     lake.create(table, rows.schema)
     for day in range(10 if held else 0):
         lake.replace_window(table, published(held // 10, day=day), key=f"day {day}", **window(day))
-    counts, took = [], []
-    for attempt in range(3 * ROUNDS):
-        counts.append(seconds(lambda: rows_by_run(lake, Piece(*window(DAYS).values()))))
-        took.append(seconds(lambda: lake.replace_window(table, rows, key=f"again {attempt}", **window(DAYS))))  # noqa: B023
-    return {f"count_beside_{held}_s": statistics.median(counts), f"commit_beside_{held}_s": statistics.median(took)}
+    took: dict[str, list[float]] = defaultdict(list)
+
+    def publish(what: str, day: int, rows: pa.Table) -> None:
+        parts = {"open": lambda: views.append(lake.open_table(table))}
+        views: list[Any] = []
+        parts["count"] = lambda: rows_by_run(lake, Piece(*window(day).values()), opened=views[0])
+        parts[what] = lambda: lake.replace_window(
+            table,
+            rows,
+            key=f"{what} {day} {len(took[what])}",
+            expected_version=views[0].version(),
+            opened=views[0],
+            **window(day),
+        )
+        each = {name: seconds(work) for name, work in parts.items()}
+        for name, one in (each | {f"whole_{what}": sum(each.values())}).items():
+            took[name].append(round(one, 4))
+
+    for day in range(DAYS, DAYS + 3 * ROUNDS):
+        publish("new", day, published(WRITTEN, day=day))
+    for _ in range(3 * ROUNDS):
+        publish("again", DAYS, rows)
+    found: dict[str, float] = {}
+    for name, several in took.items():
+        found |= middle_and_least(f"{name}_beside_{held}", several)
+    return found
 
 
 def window(day: int) -> dict[str, datetime]:

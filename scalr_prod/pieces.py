@@ -8,13 +8,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from scalr_prod.contracts import EVENT_TIMESTAMP, USER_ID, Table
+from scalr_prod.growth import fragments_of
 from scalr_prod.holdout import Canary
+from scalr_prod.lake import files_within
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from datetime import datetime
 
     import pyarrow as pa
+    from deltalake import DeltaTable
 
     from scalr_prod.lake import Lake
     from scalr_prod.ledger import Publication
@@ -83,14 +86,13 @@ def piece_of(publication: Publication) -> Piece:
     return Piece(publication.start, publication.end, frozenset() if canary is None else frozenset({canary}))
 
 
-def stream(lake: Lake, parts: Sequence[Part]) -> Iterator[pa.RecordBatch]:
-    """The rows of some parts, one after the other, as the table has its columns now.
+def stream(lake: Lake, parts: Sequence[Part], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """The rows of some parts, one after the other, with the columns of a schema: those that the table has now.
 
     Tables are opened by this call and not by the first batch: while a stream is written, the library that writes it cannot open a table.
     """
     import pyarrow as pa
 
-    schema = lake.schema(_VIEW)
     opened = [(lake.dataset(_VIEW, version=part.version), part) for part in parts]
 
     def batches() -> Iterator[pa.RecordBatch]:
@@ -108,11 +110,25 @@ def stream(lake: Lake, parts: Sequence[Part]) -> Iterator[pa.RecordBatch]:
     return batches()
 
 
-def rows_by_run(lake: Lake, piece: Piece, *, version: int | None = None) -> dict[str, int]:
-    """How many rows of each run the view holds in a piece; ``version``: then. Memory does not grow with it."""
+def rows_by_run(lake: Lake, piece: Piece, *, version: int | None = None, opened: DeltaTable | None = None) -> dict[str, int]:
+    """How many rows of each run the view holds in a piece. Memory does not grow with it.
+
+    Args:
+        lake: Where the view is.
+        piece: Where the rows lie.
+        version: As of this version; default: now.
+        opened: As of the version at which this table, the view, stands.
+
+    Raises:
+        LakeError: The view, or a file of it, cannot be read.
+    """
     found: Counter[str] = Counter()
     columns = ["run_id", USER_ID] if piece.within or piece.beyond else ["run_id"]
-    held = lake.dataset(_VIEW, version=version)
+    if opened is None:
+        opened = lake.open_table(_VIEW, version=version)
+    else:
+        lake.refuse_gone(_VIEW, opened)
+    held = fragments_of(opened, files_within(opened, piece.start, piece.end))
     for batch in held.to_batches(columns=columns, filter=_inside(Part(0, piece)), batch_readahead=2, fragment_readahead=1):
         for counted in _of_users(batch, piece).column(0).value_counts().to_pylist():
             found[counted["values"]] += counted["counts"]

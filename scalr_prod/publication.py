@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from scalr_prod.contracts import Table
 from scalr_prod.errors import CommitFailed, PublicationDisabled, PublicationError
+from scalr_prod.growth import schema_of_table
 from scalr_prod.holdout import Canary
 from scalr_prod.jsonable import Jsonable
 from scalr_prod.lake import Commit, Lake
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pyarrow as pa
+    from deltalake import DeltaTable
 
     from scalr_prod.ledger import Lease, Ledger, Publication, RunSpec
     from scalr_prod.settings import Settings
@@ -117,13 +119,14 @@ def publish_for(settings: Settings, run_id: str, canary: Canary | None, *, widen
 
     lake = Lake.open(settings)
     with Ledger.open(settings) as ledger, ledger.lease(run_id, wait_s=_LEASE_WAIT_S) as lease:
-        _refuse_disabled(lake, run_id)
-        last, outcome = _confirmed(lake, ledger, run_id)
-        standing = None if last is None or (not widens and _replaced(lake, ledger, last)) else last
+        view = lake.open_table(_VIEW)
+        _refuse_disabled(lake, view, run_id)
+        last, outcome = _confirmed(lake, ledger, view, run_id)
+        standing = None if last is None or (not widens and _replaced(lake, ledger, view, last)) else last
         if standing is not None and _covers(standing, canary):
             report = _report(standing, outcome)
         else:
-            report = _commit_run(settings, lake, ledger, lease, run_id, canary, standing)
+            report = _commit_run(settings, lake, view, ledger, lease, run_id, canary, standing)
     logger.info("%s: %s, %d rows in version %s", run_id, report.outcome, report.rows, report.delta_version)
     return replace(report, online=fill_online(settings))
 
@@ -143,8 +146,9 @@ def rollback_run(settings: Settings, run_id: str) -> PublicationReport:
 
     lake = Lake.open(settings)
     with Ledger.open(settings) as ledger, ledger.lease(run_id, wait_s=_LEASE_WAIT_S) as lease:
-        _refuse_disabled(lake, run_id)
-        _confirmed(lake, ledger, run_id)
+        view = lake.open_table(_VIEW)
+        _refuse_disabled(lake, view, run_id)
+        _confirmed(lake, ledger, view, run_id)
         # An attempt that is pending did not land; what it was to replace may stand.
         last = next((one for one in ledger.publications(run_id)[::-1] if one.status is not PublicationStatus.PENDING), None)
         if last is None:
@@ -156,13 +160,13 @@ def rollback_run(settings: Settings, run_id: str) -> PublicationReport:
         if last.status is PublicationStatus.ROLLED_BACK:
             report = _report(last, "already_rolled_back", version=last.rollback_version, rows=0)
         else:
-            report = _take_out(lake, ledger, lease, last)
+            report = _take_out(lake, view, ledger, lease, last)
     logger.info("%s: %s, %d rows", run_id, report.outcome, report.rows)
     return replace(report, online=fill_online(settings))
 
 
-def _refuse_disabled(lake: Lake, run_id: str, *, version: int | None = None) -> None:
-    if lake.aside(_VIEW, version=version) is not None:
+def _refuse_disabled(lake: Lake, view: DeltaTable, run_id: str) -> None:
+    if lake.aside(_VIEW, opened=view) is not None:
         raise PublicationDisabled(
             "publication is switched off: the feature view reads as empty, and stays as it is",
             where=lake.uri(_VIEW),
@@ -170,7 +174,7 @@ def _refuse_disabled(lake: Lake, run_id: str, *, version: int | None = None) -> 
         ).at(run_id=run_id)
 
 
-def _confirmed(lake: Lake, ledger: Ledger, run_id: str) -> tuple[Publication | None, str]:
+def _confirmed(lake: Lake, ledger: Ledger, view: DeltaTable, run_id: str) -> tuple[Publication | None, str]:
     """The run's standing publication, None where there is none; an attempt that landed without its confirmation is confirmed first."""
     state = ledger.run(run_id).state
     if state not in _PUBLISHABLE:
@@ -179,12 +183,11 @@ def _confirmed(lake: Lake, ledger: Ledger, run_id: str) -> tuple[Publication | N
     outcome = "already_published"
     if made and made[-1].status is PublicationStatus.PENDING:
         last = made.pop()
-        if lake.committed(_VIEW, last.key):
-            version = lake.commit_version(_VIEW, last.key)
+        if view.transaction_version(last.key) is not None:
             last = ledger.record_publication(
                 run_id,
                 attempt=last.attempt,
-                delta_version=lake.version(_VIEW) if version is None else version,
+                delta_version=lake.commit_version(_VIEW, last.key) or view.version(),
                 rows=last.rows,
                 cause="publish: found in the lake's log after an interruption",
             )
@@ -207,17 +210,18 @@ def _covers(standing: Publication, canary: Canary | None) -> bool:
     return canary <= former
 
 
-def _replaced(lake: Lake, ledger: Ledger, publication: Publication) -> bool:
+def _replaced(lake: Lake, ledger: Ledger, view: DeltaTable, publication: Publication) -> bool:
     """Whether other runs have taken rows of a publication's window. One that died before the ledger knew shows in the view."""
-    if lake.version(_VIEW) == publication.delta_version:
+    if view.version() == publication.delta_version:
         return False
-    rows = rows_by_run(lake, piece_of(publication))
+    rows = rows_by_run(lake, piece_of(publication), opened=view)
     return rows.pop(publication.run_id, 0) != publication.rows and bool(rows or ledger.replaced_since(publication))
 
 
 def _commit_run(
     settings: Settings,
     lake: Lake,
+    view: DeltaTable,
     ledger: Ledger,
     lease: Lease,
     run_id: str,
@@ -229,29 +233,28 @@ def _commit_run(
     files, rows = accepted_files(settings, run_id)
     refuse_forgotten(settings, run_id, files)
     users = frozenset[Canary]() if canary is None else frozenset({canary})
-    if canary is not None:
-        rows = count_of(files, canary)
+    rows = rows if canary is None else count_of(files, canary)
     taken = Piece(spec.start, spec.end, users)
     others = [Piece(spec.start, spec.end, beyond=users)] if users else []
 
     def attempt(version: int) -> tuple[Publication, Commit]:
-        _refuse_disabled(lake, run_id, version=version)
+        _refuse_disabled(lake, view, run_id)
         intent = ledger.intend_publication(
             run_id,
             base_version=version,
             rows=rows,
-            replaced=rows_by_run(lake, taken, version=version),
+            replaced=rows_by_run(lake, taken, opened=view),
             canary=None if canary is None else canary.to_json(),
             widens=None if standing is None else standing.attempt,
         )
         lease.check()
-        stay = [Part(version, piece) for piece in others]
+        anew = _reader(lake, view, files, canary, [Part(version, piece) for piece in others])
         commit = lake.replace_window(
-            _VIEW, _reader(lake, files, canary, stay), start=spec.start, end=spec.end, key=intent.key, expected_version=version
+            _VIEW, anew, start=spec.start, end=spec.end, key=intent.key, expected_version=version, opened=view
         )
         return intent, commit
 
-    intent, commit = against_others(lake, attempt)
+    intent, commit = against_others(lake, view, attempt)
     replaced = ", ".join(f"{count} of {name}" for name, count in sorted(intent.replaced.items())) or "nothing"
     whom = "" if canary is None else f" of {100 * canary.share:.3g} % of users"
     done = ledger.record_publication(
@@ -264,12 +267,14 @@ def _commit_run(
     return _report(done, "published" if standing is None else "widened")
 
 
-def _reader(lake: Lake, files: Sequence[Path], canary: Canary | None, stay: Sequence[Part]) -> pa.RecordBatchReader:
+def _reader(
+    lake: Lake, view: DeltaTable, files: Sequence[Path], canary: Canary | None, stay: Sequence[Part]
+) -> pa.RecordBatchReader:
     """The rows to commit: a run's, and those of others that stay beside them."""
     import pyarrow as pa
 
-    schema = lake.schema(_VIEW)
-    beside = stream(lake, stay)
+    schema = schema_of_table(view)
+    beside = stream(lake, stay, schema)
     return pa.RecordBatchReader.from_batches(schema, chain(accepted_rows(files, schema, canary), beside))
 
 
@@ -284,14 +289,14 @@ def _refuse_stale(lake: Lake, spec: RunSpec) -> None:
         ).at(run_id=spec.run_id)
 
 
-def _take_out(lake: Lake, ledger: Ledger, lease: Lease, last: Publication) -> PublicationReport:
+def _take_out(lake: Lake, view: DeltaTable, ledger: Ledger, lease: Lease, last: Publication) -> PublicationReport:
     run_id = last.run_id
     key = f"rollback:{run_id}:{last.attempt}"
     window = Piece(last.start, last.end)
     rows: dict[str, int] = {}
     others: dict[str, int] = {}
     not_restored: list[str] = []
-    recovered = lake.committed(_VIEW, key)
+    recovered = view.transaction_version(key) is not None
     # Events that were taken out of the log stay out of the view.
     taken = {name for one in ledger.publications(run_id) for name in one.replaced} - {run_id}
     stale = {
@@ -300,9 +305,9 @@ def _take_out(lake: Lake, ledger: Ledger, lease: Lease, last: Publication) -> Pu
 
     def attempt(version: int) -> Commit:
         nonlocal rows, others, not_restored
-        _refuse_disabled(lake, run_id, version=version)
-        rows = rows_by_run(lake, window, version=version)
-        others = rows_by_run(lake, piece_of(last), version=version)
+        _refuse_disabled(lake, view, run_id)
+        rows = rows_by_run(lake, window, opened=view)
+        others = rows_by_run(lake, piece_of(last), opened=view)
         lease.check()
         former, not_restored = (
             restored_by(lake, ledger, last, version=version, without=stale) if rows.get(run_id) else (None, [])
@@ -310,10 +315,11 @@ def _take_out(lake: Lake, ledger: Ledger, lease: Lease, last: Publication) -> Pu
         if not rows.get(run_id) and not recovered:
             return Commit(_VIEW.value, version, written=False)
         if former is None:
-            return lake.delete(_VIEW, f"run_id = '{run_id}'", key=key, expected_version=version)
-        return lake.replace_where(_VIEW, former.rows(), former.predicate, key=key, expected_version=version)
+            return lake.delete(_VIEW, f"run_id = '{run_id}'", key=key, expected_version=version, opened=view)
+        back = former.rows(schema_of_table(view))
+        return lake.replace_where(_VIEW, back, former.predicate, key=key, expected_version=version, opened=view)
 
-    commit = against_others(lake, attempt)
+    commit = against_others(lake, view, attempt)
     if recovered:  # an earlier call took them out and died before it could say so
         rows, others = (rows_by_run(lake, piece, version=commit.version - 1) for piece in (window, piece_of(last)))
     held = rows.pop(run_id, 0)
@@ -333,17 +339,17 @@ def _take_out(lake: Lake, ledger: Ledger, lease: Lease, last: Publication) -> Pu
     return replace(report, restored=restored, not_restored=not_restored)
 
 
-def against_others(lake: Lake, attempt: Callable[[int], Outcome]) -> Outcome:
-    """Try a commit that follows the table's current version, again from the next one when another writer was faster."""
+def against_others(lake: Lake, view: DeltaTable, attempt: Callable[[int], Outcome]) -> Outcome:
+    """Try a commit that follows the view's current version, at which ``view`` then stands, again when another writer was faster."""
     tried = 0
     while True:
         tried += 1
-        version = lake.version(_VIEW)
+        version = lake.current(_VIEW, view).version()
         try:
             return attempt(version)
         except CommitFailed:
             # The table stands where it stood: it was no conflict, and trying again would not help.
-            if tried == _ATTEMPTS or lake.version(_VIEW) == version:
+            if tried == _ATTEMPTS or lake.current(_VIEW, view).version() == version:
                 raise
             time.sleep(random.uniform(0.0, 0.02 * tried))  # noqa: S311 - jitter, not a secret
 

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from scalr_prod.contracts import Table
 from scalr_prod.errors import LakeError
 from scalr_prod.lake import window_sql
 from scalr_prod.ledger import PublicationStatus
@@ -31,8 +30,6 @@ __all__ = ["Former", "restored_by", "restoring_versions"]
 
 logger = logging.getLogger(__name__)
 
-_VIEW: Final = Table.SYNTHETIC_TARGET_EVENTS
-
 
 @dataclass(frozen=True)
 class Former:
@@ -49,11 +46,11 @@ class Former:
     parts: Sequence[Part]
     predicate: str
 
-    def rows(self) -> pa.RecordBatchReader:
-        """The rows as a stream."""
+    def rows(self, schema: pa.Schema) -> pa.RecordBatchReader:
+        """The rows as a stream, with the columns that the view has now."""
         import pyarrow as pa
 
-        return pa.RecordBatchReader.from_batches(self.lake.schema(_VIEW), stream(self.lake, self.parts))
+        return pa.RecordBatchReader.from_batches(schema, stream(self.lake, self.parts, schema))
 
 
 def restored_by(

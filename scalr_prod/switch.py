@@ -73,13 +73,14 @@ def disable(settings: Settings) -> SwitchReport:
         CommitFailed: Nothing was written; safe to repeat.
     """
     lake = Lake.open(settings)
+    view = lake.open_table(_VIEW)
 
     def attempt(version: int) -> bool:
-        if lake.aside(_VIEW, version=version) is not None:
+        if lake.aside(_VIEW, opened=view) is not None:
             return False
         return lake.set_aside(_VIEW, key=_key("disable"), expected_version=version).written
 
-    changed = against_others(lake, attempt)
+    changed = against_others(lake, view, attempt)
     return _told(settings, lake, changed=changed)
 
 
@@ -93,9 +94,10 @@ def enable(settings: Settings) -> SwitchReport:
         CommitFailed: Nothing was written; safe to repeat.
     """
     lake = Lake.open(settings)
+    view = lake.open_table(_VIEW)
 
     def attempt(version: int) -> bool:
-        aside = lake.aside(_VIEW, version=version)
+        aside = lake.aside(_VIEW, opened=view)
         if aside is None:
             return False
         if strange := lake.dataset(_VIEW, version=version).count_rows():
@@ -106,7 +108,7 @@ def enable(settings: Settings) -> SwitchReport:
             )
         return lake.bring_back(_VIEW, aside, key=_key("enable"), expected_version=version).written
 
-    changed = against_others(lake, attempt)
+    changed = against_others(lake, view, attempt)
     return _told(settings, lake, changed=changed)
 
 

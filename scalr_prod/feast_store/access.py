@@ -77,6 +77,8 @@ def point_in_time(
     *,
     known_by: datetime | None = None,
     versions: Mapping[str, int] | None = None,
+    store: FeatureStore | None = None,
+    within: Any = None,
 ) -> pa.Table:
     """Join features to each row of a spine, as they were known at its time.
 
@@ -89,6 +91,8 @@ def point_in_time(
         features: The name of a feature service, or ``view:feature`` references.
         known_by: Fixed knowledge time.
         versions: Delta versions of tables, by name, that are to be read as they were.
+        store: The project's store, where it is open already: it reads as of ``known_by`` and ``versions`` from now on.
+        within: An open DuckDB connection, in whose database the join is made; default: one of its own.
 
     Returns:
         All spine rows in their order, with their columns, then one column ``view__feature`` for each feature, null where no
@@ -98,10 +102,15 @@ def point_in_time(
         FeatureStoreError: No such service, view or feature; a missing key; a table that cannot be read.
     """
     with explained(settings):
-        store = open_feature_store(settings, known_by=known_by, versions=versions)
-        wanted = store.get_feature_service(features) if isinstance(features, str) else list(features)
-        job = store.get_historical_features(entity_df=spine, features=wanted, full_feature_names=True)
-        return job.to_arrow()
+        store = store or open_feature_store(settings)
+        options = store.config.offline_store
+        options.known_by, options.versions, options.within = known_by, dict(versions or {}), within
+        try:
+            wanted = store.get_feature_service(features) if isinstance(features, str) else list(features)
+            job = store.get_historical_features(entity_df=spine, features=wanted, full_feature_names=True)
+            return job.to_arrow()
+        finally:
+            options.within = None
 
 
 @overload

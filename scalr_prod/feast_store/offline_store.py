@@ -67,6 +67,8 @@ class DeltaOfflineStoreConfig(FeastConfigBaseModel):
     versions: dict[str, int] = Field(default_factory=dict)
     #: By a table's whole path, keys of the entities whose latest rows are pulled; of the others, none. Tables that are not named: all.
     entities: dict[str, Any] = Field(default_factory=dict, repr=False, exclude=True)
+    #: An open DuckDB connection, in whose database retrievals are made, see `session.beside`. Default: each has its own.
+    within: Any = Field(default=None, repr=False, exclude=True)
 
 
 class DeltaOfflineStore(OfflineStore):

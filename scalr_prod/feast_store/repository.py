@@ -186,7 +186,10 @@ def _files(settings: Settings, lake: dict[str, str]) -> dict[str, str]:
     return {
         "feature_store.yaml": yaml.substitute(
             project=settings.project_name,
-            sqlalchemy=json.dumps({"echo": False} | ({"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {})),
+            # A worker keeps its store: a database that was started anew meanwhile is connected to again.
+            sqlalchemy=json.dumps(
+                {"echo": False, "pool_pre_ping": True} | ({"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {})
+            ),
             registry=json.dumps("${SCALR_FEAST__REGISTRY}" if _has_password(url) else url),
             storage_options=json.dumps(options),
             lake=json.dumps(lake["root"]),

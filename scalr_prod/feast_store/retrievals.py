@@ -16,7 +16,7 @@ from scalr_prod.feast_store.asof import fitted, join_sql, match, withheld
 from scalr_prod.feast_store.columns import KNOWLEDGE_TIME, source_columns
 from scalr_prod.feast_store.job import DeltaRetrievalJob
 from scalr_prod.feast_store.scan import Scan, literal, quote
-from scalr_prod.feast_store.session import session
+from scalr_prod.feast_store.session import beside, session
 from scalr_prod.feast_store.spines import EVENT_TIMESTAMP, Spine, load_spine, to_spine
 
 if TYPE_CHECKING:
@@ -38,8 +38,10 @@ Run: TypeAlias = Callable[[], AbstractContextManager[Any]]
 
 
 def duckdb_session(config: RepoConfig, *, ordered: bool = False) -> AbstractContextManager[Any]:
-    """A DuckDB connection within the limits of feature_store.yaml."""
+    """A DuckDB connection within the limits of feature_store.yaml; where one is open already, another to its database."""
     options = config.offline_store
+    if options.within is not None and not ordered:
+        return beside(options.within)
     return session(memory_mb=options.memory_mb, threads=options.threads, spill=options.spill, ordered=ordered)
 
 

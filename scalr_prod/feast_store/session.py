@@ -15,7 +15,7 @@ from scalr_prod.duck import no_loop_joins, temporary_folder
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["session"]
+__all__ = ["beside", "session"]
 
 
 @contextmanager
@@ -43,12 +43,33 @@ def session(*, memory_mb: int, threads: int | None, spill: str | None, ordered: 
             }
         )
         try:
-            connection.execute("SET TimeZone = 'UTC'")
-            # DuckDB draws its own bar on stdout, where --json has its one object.
-            connection.execute("SET enable_progress_bar = false")
-            no_loop_joins(connection)
-            # A file's footer is parsed once, however often queries come back to it.
-            connection.execute("SET parquet_metadata_cache = true")
+            _set(connection)
             yield connection
         finally:
             connection.close()
+
+
+@contextmanager
+def beside(opened: Any) -> Iterator[Any]:
+    """A connection to the database of one that is open: what is made or registered in it is gone when it is closed.
+
+    What DuckDB loads and parses once, its time zones and the footers of files, is there already.
+
+    Args:
+        opened: The open connection, whose memory, threads and spill folder it shares.
+    """
+    connection = opened.cursor()
+    try:
+        _set(connection)
+        yield connection
+    finally:
+        connection.close()
+
+
+def _set(connection: Any) -> None:
+    connection.execute("SET TimeZone = 'UTC'")
+    # DuckDB draws its own bar on stdout, where --json has its one object.
+    connection.execute("SET enable_progress_bar = false")
+    no_loop_joins(connection)
+    # A file's footer is parsed once, however often queries come back to it.
+    connection.execute("SET parquet_metadata_cache = true")

@@ -173,11 +173,20 @@ def in_scoring_order(rows: pa.Table, spec: RunSpec, folds: int) -> pa.Table:
 
 
 def ask(
-    settings: Settings, spec: RunSpec, vocabulary: Vocabulary, rows: pa.Table, consumed: encoding.Consumed | None, *, folds: int
+    settings: Settings,
+    spec: RunSpec,
+    vocabulary: Vocabulary,
+    rows: pa.Table,
+    consumed: encoding.Consumed | None,
+    *,
+    folds: int,
+    store: Any = None,
+    within: Any = None,
 ) -> Iterator[Contexts]:
     """What the scorer is asked about rows of `read_bucket`, in batches: histories as of each event, read through Feast.
 
-    Items that were forgotten since the translator was trained are never to be proposed.
+    Items that were forgotten since the translator was trained are never to be proposed. ``store`` and ``within``: Feast's store and a
+    DuckDB connection, where they are open already, see `point_in_time`.
     """
     from scalr_prod.feast_store import point_in_time
 
@@ -187,6 +196,8 @@ def ask(
         ["source_user_history:item_ids", "source_user_history:event_timestamps"],
         known_by=spec.as_of,
         versions=spec.table_versions,
+        store=store,
+        within=within,
     )
     ends = micros_of(rows[SOURCE_TIMESTAMP])
     return encoding.batches(

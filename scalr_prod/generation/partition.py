@@ -147,7 +147,7 @@ def draw(
         ScalrError: Of the feature store or the scorer.
     """
     answers = []
-    for answer in _answers(settings, spec, tools, rows, consumed):
+    for answer in _answers(settings, connection, spec, tools, rows, consumed):
         answers.append(answer)
         translated(len(answer))
     drawn = Samples.concat(answers)
@@ -164,13 +164,15 @@ class Tools:
     schema: pa.Schema
     sources: tuple[str, ...]
     latencies: Latencies
+    store: Any
 
 
 _opened = threading.local()
 
 
 def open_tools(settings: Settings, spec: RunSpec, *, place: int = 0) -> Tools:
-    """Open the scorer and the vocabulary, or find those that this thread opened before: they never travel between processes."""
+    """Open the scorer, the vocabulary and Feast's store, or find those of this thread: they never travel between processes."""
+    from scalr_prod.feast_store import open_feature_store
     from scalr_prod.scoring import open_scorer
     from scalr_prod.scoring.latency import Latencies
     from scalr_prod.translator import load_version
@@ -180,9 +182,10 @@ def open_tools(settings: Settings, spec: RunSpec, *, place: int = 0) -> Tools:
         close_tools()
         version = load_version(settings, spec.translator_version)
         latencies = Latencies()
+        store, schema = open_feature_store(settings), candidate_schema(settings)
         scorer = open_scorer(settings, spec.translator_version, guarded=True, latencies=latencies, place=place)
         _opened.tools = Tools(
-            scorer, version.vocabulary(), version.folds, candidate_schema(settings), settings.domains.source_names, latencies
+            scorer, version.vocabulary(), version.folds, schema, settings.domains.source_names, latencies, store
         )
         _opened.key = key
     tools: Tools = _opened.tools
@@ -198,12 +201,12 @@ def close_tools() -> None:
 
 
 def _answers(
-    settings: Settings, spec: RunSpec, tools: Tools, rows: pa.Table, consumed: encoding.Consumed | None
+    settings: Settings, connection: Any, spec: RunSpec, tools: Tools, rows: pa.Table, consumed: encoding.Consumed | None
 ) -> Iterator[Samples]:
     """Draws for each context, in order, with several requests in flight."""
     wanted: Mapping[str, Any] = spec.settings["generation"]
     return tools.scorer.sample_stream(
-        ask(settings, spec, tools.vocabulary, rows, consumed, folds=tools.folds),
+        ask(settings, spec, tools.vocabulary, rows, consumed, folds=tools.folds, store=tools.store, within=connection),
         wanted["events_per_source_event"],
         temperature=wanted["temperature"],
         min_lift=wanted["min_lift"],

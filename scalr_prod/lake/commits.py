@@ -71,9 +71,7 @@ def commit_once(
         CommitFailed: Nothing changed.
         CommitOutcomeUnknown: The table's log could not be read after the failure.
     """
-    if opened is not None:
-        storage.follow(table, opened)  # it may have moved on
-    delta = storage.open_ours(table, opened)
+    delta = storage.open_ours(table, storage.current(table, opened))
     if delta.transaction_version(key) is not None:
         return Commit(table.value, _made_by(delta, key), written=False)
     try:

@@ -84,9 +84,29 @@ class Storage:
                     "the table does not exist yet", where=self.uri(table), next_step=f"run: {_MADE_BY[table]}"
                 ) from error
             raise self.unreadable(table, error) from error
-        if version is not None and (missing := _missing_file(found)):
-            raise self._gone(table, version, f"{missing} was removed")
+        if version is not None:
+            self.refuse_gone(table, found)
         return found
+
+    def refuse_gone(self, table: Table, opened: DeltaTable) -> None:
+        """Make sure that, on disk, each file of an open table is still there.
+
+        Raises:
+            LakeError: One is not.
+        """
+        if missing := _missing_file(opened):
+            raise self._gone(table, opened.version(), f"{missing} was removed")
+
+    def current(self, table: Table, opened: DeltaTable | None = None) -> DeltaTable:
+        """The Delta table itself as it is now: brought up to date where it is open already.
+
+        Raises:
+            LakeError: As for `open_table`.
+        """
+        if opened is None:
+            return self.open_table(table)
+        self.follow(table, opened)
+        return opened
 
     def follow(self, table: Table, opened: DeltaTable) -> None:
         """Bring an open table up to its latest version: much less work than opening it again, also where the log was cut since.

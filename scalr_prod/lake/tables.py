@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from scalr_prod.contracts import EVENT_TIMESTAMP, Table
 from scalr_prod.errors import CommitFailed, LakeError
 from scalr_prod.growth import schema_of_table
 from scalr_prod.lake.commits import Commit, commit_once, records_of, version_of
 from scalr_prod.lake.storage import Storage, in_one_line
+from scalr_prod.lake.windows import is_empty_between, only_between, window_sql
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     import pyarrow.dataset as ds
     from deltalake import CommitProperties, DeltaTable, WriterProperties
 
+    from scalr_prod.contracts import Table
     from scalr_prod.settings import Settings
 
     Rows: TypeAlias = "pa.Table | pa.RecordBatchReader"
 
-__all__ = ["Lake", "window_sql"]
+__all__ = ["Lake"]
 
 #: A log is summed up every ten commits, so that opening a table costs the same on any day. (Delta's default is a hundred.) What was
 #: summed up stays: former versions are read by those who are pinned to them.
@@ -226,17 +227,33 @@ class Lake(Storage):
         )
 
     def replace_window(
-        self, table: Table, rows: Rows, *, start: datetime, end: datetime, key: str, expected_version: int | None = None
+        self,
+        table: Table,
+        rows: Rows,
+        *,
+        start: datetime,
+        end: datetime,
+        key: str,
+        expected_version: int | None = None,
+        opened: DeltaTable | None = None,
     ) -> Commit:
         """Replace the rows with ``start <= event_timestamp < end`` by these, in one commit, once per key.
 
-        With ``expected_version``, the commit follows that version or does not land: see `append`.
+        With ``expected_version``, the commit follows that version or does not land: see `append`, also for ``opened``.
 
         Raises:
             CommitFailed: Nothing changed: a row lies outside of the window, another writer won, or the disk is full.
             CommitOutcomeUnknown: The table's log could not be read after the failure.
         """
-        return self.replace_where(table, rows, window_sql(start, end), key=key, expected_version=expected_version)
+        if expected_version is not None:
+            opened = self.current(table, opened)
+            # Planning a replacement takes Delta longer than writing 10 000 rows. The commit follows this version or does not land.
+            if opened.version() == expected_version and is_empty_between(opened, start, end):
+                inside = only_between(rows, start, end)
+                return self.append(table, inside, key=key, expected_version=expected_version, opened=opened)
+        return self.replace_where(
+            table, rows, window_sql(start, end), key=key, expected_version=expected_version, opened=opened
+        )
 
     def replace_where(
         self,
@@ -248,6 +265,7 @@ class Lake(Storage):
         expected_version: int | None = None,
         record: str | None = None,
         notes: Mapping[str, int] | None = None,
+        opened: DeltaTable | None = None,
     ) -> Commit:
         """Replace the rows that a SQL predicate names by these, all of which it must name too, in one commit, once per key.
 
@@ -262,6 +280,7 @@ class Lake(Storage):
             expected_version=expected_version,
             record=record,
             notes=notes,
+            opened=opened,
         )
 
     def note(self, table: Table, name: str) -> int | None:
@@ -277,13 +296,22 @@ class Lake(Storage):
         """
         return [(version, record) for version, record in records_of(self.open_table(table)) if version > after]
 
-    def delete(self, table: Table, predicate: str, *, key: str, expected_version: int | None = None) -> Commit:
+    def delete(
+        self,
+        table: Table,
+        predicate: str,
+        *,
+        key: str,
+        expected_version: int | None = None,
+        opened: DeltaTable | None = None,
+    ) -> Commit:
         """Delete the rows that a SQL predicate names, in one commit, once per key.
 
         They are replaced by none: files that Delta's own delete rewrites hold ``string_view`` columns, which pyarrow cannot filter.
         """
-        none = self.schema(table).empty_table()
-        return self.replace_where(table, none, predicate, key=key, expected_version=expected_version)
+        opened = self.current(table, opened)
+        none = schema_of_table(opened).empty_table()
+        return self.replace_where(table, none, predicate, key=key, expected_version=expected_version, opened=opened)
 
     def set_aside(self, table: Table, *, key: str, expected_version: int) -> Commit:
         """Make the table read as empty, in one commit; `bring_back` undoes it. The version before is kept in its log.
@@ -314,18 +342,19 @@ class Lake(Storage):
 
         return commit_once(self, table, key, write, expected_version=expected_version, notes={_BACK: aside})
 
-    def aside(self, table: Table, *, version: int | None = None) -> int | None:
+    def aside(self, table: Table, *, version: int | None = None, opened: DeltaTable | None = None) -> int | None:
         """The version that is set aside, see `set_aside`; None: the table reads as what it holds, or is not there.
 
         Args:
             table: Which table.
             version: As of this version; default: now.
+            opened: As of the version at which this table stands.
         """
         from deltalake import DeltaTable
         from deltalake.exceptions import DeltaError, TableNotFoundError
 
         try:  # the log alone is asked: files of a former version need not be there
-            found = DeltaTable(self.uri(table), version=version, storage_options=self.storage_options)
+            found = opened or DeltaTable(self.uri(table), version=version, storage_options=self.storage_options)
         except TableNotFoundError:
             return None
         except (DeltaError, OSError) as error:
@@ -381,14 +410,3 @@ def _writing() -> WriterProperties:
         max_row_group_size=65_536,
         default_column_properties=ColumnProperties(dictionary_enabled=False),
     )
-
-
-def window_sql(start: datetime, end: datetime) -> str:
-    """SQL of Delta: the rows with ``start <= event_timestamp < end``."""
-    return f"{EVENT_TIMESTAMP} >= '{_literal(start)}' AND {EVENT_TIMESTAMP} < '{_literal(end)}'"
-
-
-def _literal(moment: datetime) -> str:
-    from datetime import UTC
-
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -9,6 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from deltalake import DeltaTable
 from handmade import Handmade
 
 from scalr_prod.contracts import Table
@@ -75,6 +76,27 @@ def test_another_run_of_the_window_replaces_it_and_can_be_replaced_in_turn(proje
     back = publish(project.settings, first.run_id)
     assert (back.outcome, back.attempt, back.replaced) == ("published", 2, {second.run_id: 200})
     assert project.held() == {first.run_id: 200}
+
+
+def test_a_publication_opens_the_view_once(project, monkeypatch):
+    """Into an empty window, and in place of another run; a rollback, too, looks for what it brings back in former versions alone."""
+    real, opened = DeltaTable.__init__, []
+
+    def counted(self, uri, version=None, *args, **kwargs):
+        opened.append((str(uri).rpartition("/")[2], version))
+        real(self, uri, version, *args, **kwargs)
+
+    first, second = project.accepted(seed=1), project.accepted(seed=2)
+    for spec, replaced in ((first, {}), (second, {first.run_id: 200})):
+        monkeypatch.setattr(DeltaTable, "__init__", counted)
+        assert publish(project.settings, spec.run_id).replaced == replaced
+        monkeypatch.undo()
+        assert [version for table, version in opened if table == VIEW] == [None]
+        opened.clear()
+    monkeypatch.setattr(DeltaTable, "__init__", counted)
+    assert rollback_run(project.settings, second.run_id).restored == {first.run_id: 200}
+    monkeypatch.undo()
+    assert [version for table, version in opened if table == VIEW].count(None) == 1
 
 
 def test_neighbouring_windows_do_not_touch_each_other(project):

@@ -34,9 +34,11 @@ work, point, config, run_id = sys.argv[1:]
 def die(*_args, **_options):
     os._exit(77)
 
-def half(files, schema):
+def half(lake, view, files, canary, stay):
     import pyarrow as pa
     import pyarrow.parquet as pq
+    from scalr_prod.growth import schema_of_table
+    schema = schema_of_table(view)
     def batches():
         yield from pq.read_table(files[0]).cast(schema).slice(0, 50).to_batches()
         die()

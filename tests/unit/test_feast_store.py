@@ -240,6 +240,26 @@ class TestReadWindow:
         assert store.get_historical_features(features=refs, filter_by_created_timestamp=True, **window).to_df().empty
 
 
+def test_an_open_store_and_connection_give_the_same_and_keep_nothing(feast_project):
+    import duckdb
+
+    store, asked = open_feature_store(feast_project), spine(["a", "b", "nobody"], hours(9, 3, 9))
+    with duckdb.connect() as connection:
+        connection.execute("CREATE TEMP TABLE mine AS SELECT 1 AS x")
+        for known_by in (None, T0 + timedelta(hours=2)):
+            for refs in (COUNTS, ["source_user_history:item_ids", "source_user_history:event_timestamps"]):
+                kept = point_in_time(feast_project, asked, refs, known_by=known_by, store=store, within=connection)
+                assert kept.equals(point_in_time(feast_project, asked, refs, known_by=known_by))
+        with pytest.raises(FeatureStoreError):
+            point_in_time(feast_project, asked.drop_columns("user_id"), COUNTS, store=store, within=connection)
+        names = connection.execute(
+            "SELECT table_name FROM duckdb_tables() UNION ALL SELECT view_name FROM duckdb_views() WHERE NOT internal"
+        )
+        assert names.fetchall() == [("mine",)]
+    # The connection is closed: the store opens one of its own again.
+    assert point_in_time(feast_project, asked, COUNTS, store=store).num_rows == 3
+
+
 def test_reports_are_json(feast_project):
     reports = [apply_feature_repo(feast_project), materialize(feast_project)]
     assert [set(json.loads(json.dumps(report.to_json()))) for report in reports] == [

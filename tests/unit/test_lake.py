@@ -77,6 +77,72 @@ def test_a_row_outside_of_the_window_fails_the_commit_and_changes_nothing(lake):
     assert days(lake) == list(range(10))
 
 
+def operation(lake: Lake) -> tuple[str, str]:
+    latest = lake.open_table(Table.TARGET_EVENTS).history(1)[0]
+    return latest["operation"], latest["operationParameters"]["mode"]
+
+
+WINDOW = {"start": T0 + timedelta(days=3), "end": T0 + timedelta(days=6)}
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_rows_of_a_window_that_no_file_reaches_are_appended_and_all_else_is_a_replacement(lake, streamed):
+    lake.append(Table.TARGET_EVENTS, rows(0, 3, "old"), key="a")
+    view = lake.open_table(Table.TARGET_EVENTS)
+    for key, made, how in (("w", rows(3, 3, "one"), "Append"), ("again", rows(4, 2, "two"), "Overwrite")):
+        given = made.to_reader() if streamed else made
+        done = lake.replace_window(Table.TARGET_EVENTS, given, key=key, expected_version=view.version(), opened=view, **WINDOW)
+        assert done.written
+        assert done.version == view.version() == lake.version(Table.TARGET_EVENTS)
+        assert operation(lake) == ("WRITE", how)
+        assert not lake.replace_window(
+            Table.TARGET_EVENTS, made, key=key, expected_version=view.version(), opened=view, **WINDOW
+        ).written
+    assert (days(lake, "old"), days(lake, "one"), days(lake, "two")) == ([0, 1, 2], [], [4, 5])
+
+
+def test_without_a_version_to_follow_nothing_is_appended_to_a_window_that_looks_empty(lake):
+    """Another writer may fill it meanwhile."""
+    lake.replace_window(Table.TARGET_EVENTS, rows(3, 3), key="w", **WINDOW)
+    assert operation(lake) == ("WRITE", "Overwrite")
+
+
+def test_a_window_that_another_writer_filled_is_not_appended_to(lake):
+    view = lake.open_table(Table.TARGET_EVENTS)
+    lake.append(Table.TARGET_EVENTS, rows(4, 1, "other"), key="other", expected_version=0)
+    with pytest.raises(CommitFailed, match="is at version 1, the rows were computed from 0"):
+        lake.replace_window(Table.TARGET_EVENTS, rows(3, 3), key="w", expected_version=0, opened=view, **WINDOW)
+    assert (days(lake), days(lake, "other")) == ([], [4])
+    assert view.version() == 1
+
+
+def test_of_two_that_append_to_one_empty_window_one_lands(lake, monkeypatch):
+    """The other one commits after the window was found empty, before the rows are written."""
+    from scalr_prod.lake import tables
+
+    first = tables.only_between
+
+    def overtaken(*args):
+        monkeypatch.setattr(tables, "only_between", first)
+        lake.replace_window(Table.TARGET_EVENTS, rows(3, 1, "other"), key="other", expected_version=0, **WINDOW)
+        return first(*args)
+
+    monkeypatch.setattr(tables, "only_between", overtaken)
+    with pytest.raises(CommitFailed):
+        lake.replace_window(Table.TARGET_EVENTS, rows(3, 3), key="w", expected_version=0, **WINDOW)
+    assert (days(lake), days(lake, "other")) == ([], [3])
+
+
+@pytest.mark.parametrize(("first", "count"), [(2, 2), (5, 2)])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_row_outside_of_an_empty_window_fails_the_commit_and_changes_nothing(lake, first, count, streamed):
+    made = rows(first, count)
+    with pytest.raises(CommitFailed, match="a row lies outside of the window from 2024-01-04"):
+        lake.replace_window(Table.TARGET_EVENTS, made.to_reader() if streamed else made, key="w", expected_version=0, **WINDOW)
+    assert lake.version(Table.TARGET_EVENTS) == 0
+    assert days(lake) == []
+
+
 def test_deleting_rows_of_a_file_and_reading_an_earlier_version(lake):
     both = pa.concat_tables([rows(0, 2, "x"), rows(0, 2, "y"), rows(0, 1, "z")])
     lake.append(Table.TARGET_EVENTS, both, key="a")

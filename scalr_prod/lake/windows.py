@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Windows of a table, ``start <= event_timestamp < end``: as SQL, as its log tells of them, and kept to by rows on their way."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scalr_prod.contracts import EVENT_TIMESTAMP
+from scalr_prod.growth import files_between
+from scalr_prod.instants import micros
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import datetime
+
+    import pyarrow as pa
+    from deltalake import DeltaTable
+
+__all__ = ["files_within", "is_empty_between", "only_between", "window_sql"]
+
+
+def window_sql(start: datetime, end: datetime) -> str:
+    """SQL of Delta: the rows with ``start <= event_timestamp < end``."""
+    return f"{EVENT_TIMESTAMP} >= '{_literal(start)}' AND {EVENT_TIMESTAMP} < '{_literal(end)}'"
+
+
+def files_within(table: DeltaTable, start: datetime, end: datetime) -> frozenset[str]:
+    """Names of the files that may hold a row of a window, as the table's log tells."""
+    return files_between(table, EVENT_TIMESTAMP, micros(start), micros(end) - 1)
+
+
+def is_empty_between(table: DeltaTable, start: datetime, end: datetime) -> bool:
+    """Whether the table's log rules out that a window holds a row."""
+    return not files_within(table, start, end)
+
+
+def only_between(rows: pa.Table | pa.RecordBatchReader, start: datetime, end: datetime) -> pa.RecordBatchReader:
+    """The same rows as a stream, which fails with a ``ValueError`` at the first batch that holds a row outside of a window."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for batch in rows.to_batches() if isinstance(rows, pa.Table) else rows:
+            times = batch.column(EVENT_TIMESTAMP)
+            found = pc.min_max(times).as_py()
+            if times.null_count or (len(times) and not start <= found["min"] <= found["max"] < end):
+                raise ValueError(
+                    f"a row lies outside of the window from {start.isoformat()} to {end.isoformat()}: "
+                    f"rows from {found['min']} to {found['max']}, {times.null_count} without a time"
+                )
+            yield batch
+
+    return pa.RecordBatchReader.from_batches(rows.schema, batches())
+
+
+def _literal(moment: datetime) -> str:
+    from datetime import UTC
+
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
