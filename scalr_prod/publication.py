@@ -119,6 +119,7 @@ def publish_for(settings: Settings, run_id: str, canary: Canary | None, *, widen
 
     lake = Lake.open(settings)
     with Ledger.open(settings) as ledger, ledger.lease(run_id, wait_s=_LEASE_WAIT_S) as lease:
+        _refuse_unaudited(ledger, run_id)
         view = lake.open_table(_VIEW)
         _refuse_disabled(lake, view, run_id)
         last, outcome = _confirmed(lake, ledger, view, run_id)
@@ -146,6 +147,7 @@ def rollback_run(settings: Settings, run_id: str) -> PublicationReport:
 
     lake = Lake.open(settings)
     with Ledger.open(settings) as ledger, ledger.lease(run_id, wait_s=_LEASE_WAIT_S) as lease:
+        _refuse_unaudited(ledger, run_id)
         view = lake.open_table(_VIEW)
         _refuse_disabled(lake, view, run_id)
         _confirmed(lake, ledger, view, run_id)
@@ -174,11 +176,14 @@ def _refuse_disabled(lake: Lake, view: DeltaTable, run_id: str) -> None:
         ).at(run_id=run_id)
 
 
-def _confirmed(lake: Lake, ledger: Ledger, view: DeltaTable, run_id: str) -> tuple[Publication | None, str]:
-    """The run's standing publication, None where there is none; an attempt that landed without its confirmation is confirmed first."""
+def _refuse_unaudited(ledger: Ledger, run_id: str) -> None:
     state = ledger.run(run_id).state
     if state not in _PUBLISHABLE:
         raise _not_validated(run_id, state)
+
+
+def _confirmed(lake: Lake, ledger: Ledger, view: DeltaTable, run_id: str) -> tuple[Publication | None, str]:
+    """The run's standing publication, None where there is none; an attempt that landed without its confirmation is confirmed first."""
     made = ledger.publications(run_id)
     outcome = "already_published"
     if made and made[-1].status is PublicationStatus.PENDING:

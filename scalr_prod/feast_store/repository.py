@@ -8,8 +8,10 @@ import importlib.util
 import json
 import logging
 import os
+import random
 import re
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -27,13 +29,17 @@ from scalr_prod.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from feast import FeatureStore
+
     from scalr_prod.settings import Settings
 
-__all__ = ["RepositoryReport", "apply_feature_repo", "registry_url", "repository_lock"]
+__all__ = ["RepositoryReport", "apply_feature_repo", "open_registry", "registry_url", "repository_lock"]
 
 logger = logging.getLogger(__name__)
 
 _LOCK_TIMEOUT_S = 300
+#: Seconds between attempts to open a registry, on average.
+_PAUSES_S = (0.1, 0.3, 1.0, 3.0)
 #: How every feature_store.yaml of ours has begun.
 _FIRST_WORDS = "# Laid by `scalr` from scalr.toml"
 _SECRET = re.compile(r"(secret|password|passwd|token|sas|_key$|account_key|access_key)", re.IGNORECASE)
@@ -251,6 +257,21 @@ def _same(path: Path, text: str) -> bool:
     return path.is_file() and path.read_text(encoding="utf-8") == text
 
 
+def open_registry(store: FeatureStore) -> Any:
+    """The store's registry, with its tables.
+
+    Feast makes the tables of a fresh one without a lock: of several projects that do it at once, all but one fail, table by table.
+    They try again.
+    """
+    from sqlalchemy.exc import IntegrityError, ProgrammingError
+
+    for pause in _PAUSES_S:
+        with suppress(IntegrityError, ProgrammingError):
+            return store.registry
+        time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - so that they come one after the other
+    return store.registry
+
+
 def _apply(settings: Settings, former: str | None) -> tuple[list[str], list[str]]:
     """Hand the definitions to Feast; what is in the registry beside them is left alone, but for ours under a former name."""
     from scalr_prod.feast_store.access import open_feature_store
@@ -266,6 +287,7 @@ def _apply(settings: Settings, former: str | None) -> tuple[list[str], list[str]
     file = _registry_file(settings)
     shared = file is None or not file.resolve().is_relative_to(settings.home)
     try:
+        open_registry(store)
         check_registry(settings, store, shared=shared)
         store.apply([*sources, *objects])
         if former is not None:

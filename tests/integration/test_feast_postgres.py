@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from support.warm import run
 
 from scalr_prod.errors import FeatureStoreError
 from scalr_prod.feast_store import apply_feature_repo, open_feature_store
+from scalr_prod.feast_store.repository import open_registry
 from scalr_prod.settings import load_settings
 
 pytestmark = pytest.mark.slow
@@ -47,3 +50,19 @@ def test_a_registry_that_does_not_answer(registry, tmp_path, monkeypatch):
         apply_feature_repo(load_settings(settings.base / "scalr.toml"))
     assert "not-to-be-found" not in str(caught.value)
     assert caught.value.next_step
+
+
+def test_several_that_open_a_fresh_registry_at_once_all_find_it(registry, postgres, tmp_path, monkeypatch):
+    monkeypatch.setenv("SCALR_FEAST__REGISTRY", registry)
+    settings = make_project(tmp_path)
+    monkeypatch.setenv("SCALR_FEAST__REGISTRY", postgres.database("fresh").render_as_string(hide_password=False))
+    settings, together = load_settings(settings.base / "scalr.toml"), threading.Barrier(6)
+
+    def opened(_):
+        store = open_feature_store(settings)
+        together.wait()
+        open_registry(store)
+        return store.list_feature_views()
+
+    with ThreadPoolExecutor(6) as threads:
+        assert list(threads.map(opened, range(6))) == [[]] * 6

@@ -75,6 +75,7 @@ def made(config, here):
     settings = project(config, here, batch_size=64)
     spec = plan_run(settings, version=1)
     report = generate(settings, spec)
+    assert not (run_folder(settings, spec.run_id) / "asked").exists()
     staged = pd.read_parquet(run_folder(settings, spec.run_id) / "parts")
     return Made(spec, report, candidates(settings, spec.run_id), staged)
 
@@ -86,7 +87,6 @@ def test_the_report_adds_up_and_the_run_is_written_down(config, made):
     assert report.drawn == 2 * report.contexts == report.events + sum(report.dropped.values())
     assert (report.events, report.users, report.items) == (len(rows), rows["user_id"].nunique(), rows["item_id"].nunique())
     assert (report.parts_made, report.parts_kept) == (5, 0)
-    assert not (run_folder(settings, spec.run_id) / "asked").exists()
     assert 0 < report.coverage <= 1
     assert report.bucket_distance["after"] < report.bucket_distance["before"]
     assert json.loads(json.dumps(report.to_json())) == report.to_json()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
 
 import grpc
@@ -108,12 +109,21 @@ def stubs(settings) -> set[int]:
     return {p.pid for p in psutil.Process(read_record(settings).pid).children(recursive=True) if "stub" in p.name()}
 
 
+def settled(settings) -> set[int]:
+    """The models' processes, once those of versions that were unloaded before have ended."""
+    former: set[int] = set()
+    while (now := stubs(settings)) != former:
+        former = now
+        time.sleep(2)
+    return now
+
+
 @pytest.mark.parametrize("requests", [1_500, pytest.param(12_000, marks=pytest.mark.nightly)])
 def test_no_request_harms_the_server(served, requests):
     manifest = load_version(served, 1).manifest
     fuzz = Fuzz({name: int(manifest[name]) for name in ("n_source", "n_target", "folds")}, seed=20)
     local = open_scorer(served.model_copy(update={"serving": served.serving.model_copy(update={"scorer": "local"})}), 1)
-    record, processes = read_record(served), stubs(served)
+    record, processes = read_record(served), settled(served)
     found: Counter[str] = Counter()
     with grpc.insecure_channel(record.url) as channel:
         infer = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer
