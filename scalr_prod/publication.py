@@ -178,8 +178,12 @@ def _refuse_disabled(lake: Lake, view: DeltaTable, run_id: str) -> None:
 
 def _refuse_unaudited(ledger: Ledger, run_id: str) -> None:
     state = ledger.run(run_id).state
+    if state is RunState.REJECTED:
+        raise PublicationError("the gate rejected this run", where="ledger", next_step=f"see why: scalr validate {run_id}")
     if state not in _PUBLISHABLE:
-        raise _not_validated(run_id, state)
+        raise PublicationError(
+            f"the run is {state.value}, not validated", where="ledger", next_step=f"go on with it: scalr runs resume {run_id}"
+        )
 
 
 def _confirmed(lake: Lake, ledger: Ledger, view: DeltaTable, run_id: str) -> tuple[Publication | None, str]:
@@ -377,16 +381,6 @@ def _report(
         replaced=dict(publication.replaced),
         replaced_by=list(replaced_by),
         canary=None if publication.canary is None else publication.canary["share"],
-    )
-
-
-def _not_validated(run_id: str, state: RunState) -> PublicationError:
-    if state is RunState.REJECTED:
-        return PublicationError("the gate rejected this run", where="ledger", next_step=f"see why: scalr validate {run_id}")
-    return PublicationError(
-        f"the run is {state.value}, not validated",
-        where="ledger",
-        next_step=f"go on with it: scalr runs resume {run_id}",
     )
 
 
