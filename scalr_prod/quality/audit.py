@@ -159,7 +159,8 @@ class Audit:
     def _bucket_distance(self) -> float:
         """Total variation between the shares of accepted and of real events in buckets of equal real volume by popularity.
 
-        Items of one popularity share a bucket, as in the alignment of `scalr_prod.generation`, of which this is no part.
+        Items of one popularity share a bucket, as in the alignment of `scalr_prod.generation`, of which this is no part. Summed up
+        in order, so that the same events give the same figure to the last bit.
         """
         (distance,) = self.judged.row(
             f"""WITH popularity AS (SELECT {ITEM_ID}, count(*) AS events FROM target_events GROUP BY {ITEM_ID}),
@@ -168,11 +169,11 @@ class Audit:
                 SELECT events, mass, sum(mass) OVER () AS total,
                     floor({self._buckets} * (sum(mass) OVER (ORDER BY events) - mass / 2) / sum(mass) OVER ()) AS bucket
                 FROM levels),
-            real AS (SELECT bucket, sum(mass / total) AS share FROM cut GROUP BY bucket),
+            real AS (SELECT bucket, sum(mass) / any_value(total) AS share FROM cut GROUP BY bucket),
             made AS (
                 SELECT bucket, count(*) / sum(count(*)) OVER () AS share
                 FROM judged JOIN popularity USING ({ITEM_ID}) JOIN cut USING (events) WHERE accepted GROUP BY bucket)
-            SELECT 0.5 * sum(abs(real.share - coalesce(made.share, 0))) FROM real LEFT JOIN made USING (bucket)"""
+            SELECT 0.5 * sum(abs(real.share - coalesce(made.share, 0)) ORDER BY bucket) FROM real LEFT JOIN made USING (bucket)"""
         )
         return float(distance)
 
