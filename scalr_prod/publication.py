@@ -193,10 +193,11 @@ def _confirmed(lake: Lake, ledger: Ledger, view: DeltaTable, run_id: str) -> tup
     if made and made[-1].status is PublicationStatus.PENDING:
         last = made.pop()
         if view.transaction_version(last.key) is not None:
+            version = lake.commit_version(_VIEW, last.key)
             last = ledger.record_publication(
                 run_id,
                 attempt=last.attempt,
-                delta_version=lake.commit_version(_VIEW, last.key) or view.version(),
+                delta_version=view.version() if version is None else version,
                 rows=last.rows,
                 cause="publish: found in the lake's log after an interruption",
             )
