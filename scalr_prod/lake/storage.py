@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from scalr_prod.contracts import Table
 from scalr_prod.errors import ForeignFiles, LakeError, TableNotFound
+from scalr_prod.growth import schema_of_table
 from scalr_prod.ownership import is_empty
 
 if TYPE_CHECKING:
@@ -174,6 +175,26 @@ class Storage:
             else:
                 self.refuse_files(table)
         return found
+
+    def require(self, table: Table, column: str, *, opened: DeltaTable | None = None) -> None:
+        """Make sure that a table, where there is one, has a column that those of former versions lack.
+
+        Args:
+            table: Which table.
+            column: Its name.
+            opened: The table, where it is open already.
+
+        Raises:
+            LakeError: It lacks it.
+        """
+        if opened is None and not self.exists(table):
+            return
+        if column not in schema_of_table(self.open_table(table) if opened is None else opened).names:
+            raise LakeError(
+                f"a former version of this package made the table: it has no column '{column}'",
+                where=self.uri(table),
+                next_step="bring it up to date, which keeps its rows: scalr ingest",
+            )
 
     def committed(self, table: Table, key: str) -> bool:
         """Whether a commit with this key has landed."""

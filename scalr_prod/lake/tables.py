@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from scalr_prod.errors import CommitFailed, LakeError
+from scalr_prod.errors import CommitFailed
 from scalr_prod.growth import schema_of_table
 from scalr_prod.lake.commits import Commit, commit_once, records_of, version_of
 from scalr_prod.lake.storage import Storage, in_one_line
@@ -121,26 +121,6 @@ class Lake(Storage):
 
         anew = pa.RecordBatchReader.from_batches(wanted, completed())
         self._write(table, anew, key=key, mode="overwrite", schema_mode="overwrite", expected_version=version)
-
-    def require(self, table: Table, column: str, *, opened: DeltaTable | None = None) -> None:
-        """Make sure that a table, where there is one, has a column that those of former versions lack.
-
-        Args:
-            table: Which table.
-            column: Its name.
-            opened: The table, where it is open already.
-
-        Raises:
-            LakeError: It lacks it.
-        """
-        if opened is None and not self.exists(table):
-            return
-        if column not in (self.schema(table) if opened is None else schema_of_table(opened)).names:
-            raise LakeError(
-                f"a former version of this package made the table: it has no column '{column}'",
-                where=self.uri(table),
-                next_step="bring it up to date, which keeps its rows: scalr ingest",
-            )
 
     def description(self, table: Table, *, opened: DeltaTable | None = None) -> str:
         """What the table's log says of it; empty where it says nothing. ``opened``: the table, where it is open already."""
