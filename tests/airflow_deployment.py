@@ -227,6 +227,9 @@ def running_airflow(home: Path, database: sa.URL, *, limit: float, **settings: s
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{port}/execution/",
         # Each time that Airflow reads the file it leaves out windows that a slow run has kept from starting: here, when it is asked to.
         "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "7200",
+        # And it leaves out a DAG that it has stored a moment ago, half a minute by default: a fast machine asks again within that, and
+        # Airflow would go on by the former schedule.
+        "AIRFLOW__CORE__MIN_SERIALIZED_DAG_UPDATE_INTERVAL": "0",
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "30",
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "5",
         "AIRFLOW__API__HOST": "127.0.0.1",
