@@ -98,7 +98,7 @@ class TritonScorer:
         self._deadline_s, self._in_flight, self._guarded, self._place = deadline_s, in_flight, guarded, place
         self._retries = retries if retries is not None else RetryPolicy()
         self._pace = Pace(deadline_s)
-        self._digest = digest
+        self._digest, self._catalogue_size = digest, 0
         urls = addresses()
         #: Whether another server can be asked where one fails.
         self._others = len(urls) > 1
@@ -109,7 +109,7 @@ class TritonScorer:
             self._limits = Limits(int(max_request_mb * 2**20), self._ask_rows(patience))
             # A real request: it waits behind those of other workers, so it has a request's own time.
             self.identity = self._ask_identity(Deadline.after(deadline_s))
-            self._digest = self.identity.digest
+            self._digest, self._catalogue_size = self.identity.digest, self.identity.catalogue_size
         except BaseException:
             self.close()
             raise
@@ -129,7 +129,6 @@ class TritonScorer:
         """The answer to each batch, in order, with several requests in flight; see `Scorer.sample_stream`."""
         encoded = (encode(batch, k=k, temperature=temperature, min_lift=min_lift) for batch in batches)
         for answer in self._stream(encoded, SAMPLE_OUTPUTS, k):
-            codec.check_items(answer["items"], self.identity.catalogue_size, where=self._channel.url)
             yield Samples(**answer)
 
     def score(self, contexts: Contexts, candidates: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -224,31 +223,32 @@ class TritonScorer:
         """The checked answer; see `_persist`."""
         pauses = self._retries.waits()
         while True:
-            response = self._persist(
-                lambda left: self._channel.infer(pending.message, left).result(),
+            asked, response = self._persist(
+                lambda channel, left: channel.infer(pending.message, left).result(),
                 pending.deadline,
                 first=None if first is None else (pending.channel, first),
                 await_model=await_model,
             )
             try:
-                return self._checked(pending.piece, response)
+                return self._checked(pending.piece, response, where=asked.url)
             except MalformedResponse as error:
                 # A server that mixes answers up does so until it is started anew, which is done where it is watched over.
                 pause = next(pauses)
                 if not (self._guarded or self._others) or pause >= pending.deadline.remaining:
                     raise
-                logger.warning("%s: %s", self._channel.url, error.found)
+                logger.warning("%s: %s", asked.url, error.found)
                 time.sleep(pause)
                 first = None
-                self._follow(self._channel)
+                self._follow(asked)
 
-    def _checked(self, piece: _Piece, response: Message) -> dict[str, NDArray[Any]]:
-        """The answer's tensors, once nothing speaks against them."""
-        where = self._channel.url
+    def _checked(self, piece: _Piece, response: Message, *, where: str) -> dict[str, NDArray[Any]]:
+        """The tensors of an answer that came from this address, once nothing speaks against them."""
         tensors = codec.read_tensors(response, piece.shapes, where=where)
         codec.check_version(tensors.pop("model_version"), self._version, where=where)
         codec.check_digest(tensors["model_digest"], self._digest, self._version, where=where)
         codec.check_request(tensors.pop("request_key"), request_key(piece.tensors), where=where)
+        if "items" in tensors and self._catalogue_size:  # who answers tells it with the first answer
+            codec.check_items(tensors["items"], self._catalogue_size, where=where)
         for name, array in tensors.items():
             if array.dtype == np.float32:
                 codec.check_shares(name, array, where=where)
@@ -256,26 +256,29 @@ class TritonScorer:
 
     def _persist(
         self,
-        attempt: Callable[[float], Message],
+        attempt: Callable[[Transport, float], Message],
         deadline: Deadline,
         *,
         first: tuple[Transport, Callable[[], Message]] | None = None,
         await_model: bool = True,
-    ) -> Message:
+    ) -> tuple[Transport, Message]:
         """Try until there is an answer, a failure that will not pass, or no time left.
 
         Args:
-            attempt: Makes one attempt, which may take the given seconds.
+            attempt: Makes one attempt at a channel, which may take the given seconds.
             deadline: Of all attempts.
             first: The first attempt, where it is on its way already, and the channel that it took.
             await_model: A model that is absent may be on its way back: the server was started anew.
+
+        Returns:
+            The channel that the answer came by, which may have been left since it was asked, and the answer.
         """
         pauses = self._retries.waits()
         attempts = 1
         while True:
             asked = self._channel if first is None else first[0]
             try:
-                return attempt(self._patience(deadline)) if first is None else first[1]()
+                return asked, (attempt(asked, self._patience(deadline)) if first is None else first[1]())
             except Failure as failure:
                 pause = next(pauses)
                 awaited = failure.may_pass or (failure.model_absent and await_model)
@@ -283,11 +286,11 @@ class TritonScorer:
                 hung = self._others and failure.code == "DEADLINE_EXCEEDED"
                 hopeless = not (awaited or elsewhere or hung)
                 if hopeless or pause >= deadline.remaining:
-                    raise self._explain(failure, attempts, deadline) from failure
+                    raise self._explain(failure, asked.url, attempts, deadline) from failure
                 logger.warning("%s, attempt %d: %s %s", asked.url, attempts, failure.code, failure.detail)
                 time.sleep(pause)
                 if deadline.passed:  # a busy machine may sleep longer than it was asked to
-                    raise self._explain(failure, attempts, deadline) from failure
+                    raise self._explain(failure, asked.url, attempts, deadline) from failure
             first = None
             attempts += 1
             self._follow(asked)
@@ -313,19 +316,19 @@ class TritonScorer:
             self._channels[url] = self._connect(url)
         self._channel = self._channels[url]
 
-    def _explain(self, failure: Failure, attempts: int, deadline: Deadline) -> ScoringError:
+    def _explain(self, failure: Failure, url: str, attempts: int, deadline: Deadline) -> ScoringError:
         if failure.code == "DEADLINE_EXCEEDED":
             return DeadlineExceeded(
                 f"no answer within {deadline.seconds:g} s ({attempts} attempts)",
-                where=self._channel.url,
+                where=url,
                 next_step="see how busy the server is: scalr triton status; or raise [serving] deadline_s",
             )
-        return failure.explain(self._channel.url, f"{self._model} version {self._version}")
+        return failure.explain(url, f"{self._model} version {self._version}")
 
     def _ask_rows(self, deadline: Deadline) -> int:
         """The most rows that the server takes in one request."""
-        config = self._persist(
-            lambda left: self._channel.model_config(self._model, str(self._version), left), deadline, await_model=False
+        _, config = self._persist(
+            lambda channel, left: channel.model_config(self._model, str(self._version), left), deadline, await_model=False
         )
         return max(1, int(config.max_batch_size))
 

@@ -295,6 +295,67 @@ def test_a_server_that_mixes_answers_up_is_left_for_the_next_one():
     assert asked.sample(contexts(1), 1).items.ravel().tolist() == [0]
 
 
+def late(first, spoiled):
+    """Three servers; the first loses the first of three requests on their way, and spoils the answer to the second."""
+
+    def spoil(attempt, reply):
+        if attempt == 1:
+            raise Failure("UNAVAILABLE", "down")
+        return spoiled(reply) if attempt == 2 else reply
+
+    answers = itertools.count(1)
+    first.spoil = lambda attempt, reply: reply if attempt == 1 else spoil(next(answers), reply)
+    return first
+
+
+def of_another_request(reply):
+    """The same answer with another request's key."""
+    place = [output.name for output in reply.outputs].index("request_key")
+    reply.raw_output_contents[place] = bytes(len(reply.raw_output_contents[place]))
+    return reply
+
+
+def test_a_mixed_up_answer_of_a_server_that_was_left_moves_the_scorer_no_further(caplog):
+    first, second, third = late(Server(), of_another_request), Server(), Server()
+    asked = several(first, second, third, in_flight=3)
+    assert [len(samples) for samples in asked.sample_stream([contexts(rows) for rows in (1, 2, 3)], 1)] == [1, 2, 3]
+    # Who it is and all three; the first two again; the third server is never needed.
+    assert [len(server.sent) for server in (first, second, third)] == [4, 2, 0]
+    assert ["fake:0" in record.getMessage() for record in caplog.records] == [True, True]
+
+
+def test_an_answer_is_told_of_under_the_address_that_it_came_from():
+    def of_another_model(reply):
+        place = [output.name for output in reply.outputs].index("model_digest")
+        reply.raw_output_contents[place] = bytes(len(reply.raw_output_contents[place]))
+        return reply
+
+    asked = several(late(Server(), of_another_model), Server(), in_flight=3)
+    with pytest.raises(ModelVersionMismatch) as caught:
+        list(asked.sample_stream([contexts(2)] * 3, 1))
+    assert caught.value.where == "fake:0"
+
+
+def test_a_failure_that_will_not_pass_is_told_of_under_the_address_that_it_came_from():
+    def refused(reply):
+        raise Failure("INVALID_ARGUMENT", "no")
+
+    asked = several(late(Server(), refused), Server(), in_flight=3)
+    with pytest.raises(ScoringError) as caught:
+        list(asked.sample_stream([contexts(2)] * 3, 1))
+    assert caught.value.where == "fake:0"
+
+
+def test_an_item_out_of_the_catalogue_is_asked_for_at_the_next_server():
+    def outside(attempt, reply):
+        place = [output.name for output in reply.outputs].index("items")
+        reply.raw_output_contents[place] = np.full(2, CATALOGUE, np.int32).tobytes()
+        return reply
+
+    asked = several(Server(after_opening(outside)), Server())
+    assert asked.sample(contexts(2), 1).items.ravel().tolist() == [0, 7]
+
+
 def test_another_model_under_the_same_number_at_the_next_server_is_told():
     first, second = Server(after_opening(fail("UNAVAILABLE"))), Server()
     second.identity = Identity(3, 78, CATALOGUE)
