@@ -9,7 +9,7 @@ from scalr_prod.errors import CommitFailed
 from scalr_prod.growth import schema_of_table
 from scalr_prod.lake.commits import Commit, commit_once, records_of, version_of
 from scalr_prod.lake.storage import Storage, in_one_line
-from scalr_prod.lake.windows import is_empty_between, only_between, window_sql
+from scalr_prod.lake.windows import is_empty_between, is_whole_between, only_between, window_sql
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -228,9 +228,11 @@ class Lake(Storage):
         if expected_version is not None:
             opened = self.current(table, opened)
             # Planning a replacement takes Delta longer than writing 10 000 rows. The commit follows this version or does not land.
-            if opened.version() == expected_version and is_empty_between(opened, start, end):
-                inside = only_between(rows, start, end)
-                return self.append(table, inside, key=key, expected_version=expected_version, opened=opened)
+            if opened.version() == expected_version:
+                empty, whole = is_empty_between(opened, start, end), is_whole_between(opened, start, end)
+                if empty or whole:
+                    write, inside = self.append if empty else self.replace, only_between(rows, start, end)
+                    return write(table, inside, key=key, expected_version=expected_version, opened=opened)
         return self.replace_where(
             table, rows, window_sql(start, end), key=key, expected_version=expected_version, opened=opened
         )

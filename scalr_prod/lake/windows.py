@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from scalr_prod.contracts import EVENT_TIMESTAMP
-from scalr_prod.growth import files_between
+from scalr_prod.growth import bounds_of, files_between
 from scalr_prod.instants import micros
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from deltalake import DeltaTable
 
-__all__ = ["files_within", "is_empty_between", "only_between", "window_sql"]
+__all__ = ["files_within", "is_empty_between", "is_whole_between", "only_between", "window_sql"]
 
 
 def window_sql(start: datetime, end: datetime) -> str:
@@ -32,6 +32,12 @@ def files_within(table: DeltaTable, start: datetime, end: datetime) -> frozenset
 def is_empty_between(table: DeltaTable, start: datetime, end: datetime) -> bool:
     """Whether the table's log rules out that a window holds a row."""
     return not files_within(table, start, end)
+
+
+def is_whole_between(table: DeltaTable, start: datetime, end: datetime) -> bool:
+    """Whether the table's log rules out that a row lies outside of a window."""
+    low, high = micros(start), micros(end) - 1
+    return all(low <= first and last <= high for first, last in bounds_of(table, EVENT_TIMESTAMP).values())
 
 
 def only_between(rows: pa.Table | pa.RecordBatchReader, start: datetime, end: datetime) -> pa.RecordBatchReader:

@@ -133,6 +133,47 @@ def test_of_two_that_append_to_one_empty_window_one_lands(lake, monkeypatch):
     assert (days(lake), days(lake, "other")) == ([], [3])
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("beside", [[], [2], [6]])
+def test_where_all_rows_lie_in_the_window_nothing_is_asked_for_in_place_of_them(lake, beside, streamed):
+    lake.append(Table.TARGET_EVENTS, rows(3, 3, "old"), key="a")
+    for day in beside:
+        lake.append(Table.TARGET_EVENTS, rows(day, 1, "beside"), key=f"day {day}")
+    made, version = rows(4, 2, "new"), lake.version(Table.TARGET_EVENTS)
+    given = made.to_reader() if streamed else made
+    assert lake.replace_window(Table.TARGET_EVENTS, given, key="w", expected_version=version, **WINDOW).version == version + 1
+    said = lake.open_table(Table.TARGET_EVENTS).history(1)[0]["operationParameters"]
+    assert (said["mode"], "predicate" in said) == ("Overwrite", bool(beside))
+    assert (days(lake, "old"), days(lake, "new"), days(lake, "beside")) == ([], [4, 5], beside)
+
+
+@pytest.mark.parametrize("expected", [1, None])
+@pytest.mark.parametrize("day", [4, 8])
+def test_what_another_writer_adds_is_not_lost_where_all_rows_are_replaced(lake, monkeypatch, day, expected):
+    """The other one commits after all rows were found to lie in the window; to it, or beside it."""
+    from scalr_prod.lake import tables
+
+    lake.append(Table.TARGET_EVENTS, rows(3, 3, "old"), key="a")
+    first = tables.only_between
+
+    def overtaken(*args):
+        monkeypatch.setattr(tables, "only_between", first)
+        lake.append(Table.TARGET_EVENTS, rows(day, 1, "other"), key="other", expected_version=expected)
+        return first(*args)
+
+    monkeypatch.setattr(tables, "only_between", overtaken)
+    with pytest.raises(CommitFailed):
+        lake.replace_window(Table.TARGET_EVENTS, rows(3, 2, "new"), key="w", expected_version=1, **WINDOW)
+    assert (days(lake, "old"), days(lake, "new"), days(lake, "other")) == ([3, 4, 5], [], [day])
+
+
+def test_a_row_outside_of_a_window_that_holds_all_rows_changes_nothing(lake):
+    lake.append(Table.TARGET_EVENTS, rows(3, 3, "old"), key="a")
+    with pytest.raises(CommitFailed, match="a row lies outside of the window from 2024-01-04"):
+        lake.replace_window(Table.TARGET_EVENTS, rows(5, 2), key="w", expected_version=1, **WINDOW)
+    assert (lake.version(Table.TARGET_EVENTS), days(lake, "old")) == (1, [3, 4, 5])
+
+
 @pytest.mark.parametrize(("first", "count"), [(2, 2), (5, 2)])
 @pytest.mark.parametrize("streamed", [False, True])
 def test_a_row_outside_of_an_empty_window_fails_the_commit_and_changes_nothing(lake, first, count, streamed):
