@@ -153,18 +153,12 @@ def _used(spec: RunSpec, query: str) -> dict[str, Any]:
 
 def _open_events(connection: Any, settings: Settings, spec: RunSpec) -> None:
     """Make the events of both domains selectable, as they were when the run was planned."""
-    from scalr_prod.growth import local_files
+    from scalr_prod.duck import view_of
     from scalr_prod.lake import Lake
 
     lake = Lake.open(settings)
     for table in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS):
-        found = lake.open_table(table, version=spec.table_versions[table])
-        files = local_files(found)
-        if files:  # read in place, which costs a third of a stream through pyarrow
-            listed = ", ".join("'" + file.replace("'", "''") + "'" for file in files)
-            connection.execute(f"CREATE OR REPLACE TEMP VIEW {table.value} AS FROM read_parquet([{listed}])")
-        else:
-            connection.register(table.value, found.to_pyarrow_dataset())
+        view_of(connection, table.value, lake.open_table(table, version=spec.table_versions[table]))
 
 
 def in_scoring_order(rows: pa.Table, spec: RunSpec, folds: int) -> pa.Table:

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table, source_domain_sql, source_key_sql
-from scalr_prod.duck import exact, open_duckdb, staging_folder
+from scalr_prod.duck import exact, open_duckdb, staging_folder, view_of
 from scalr_prod.holdout import not_held_out_sql
 from scalr_prod.lake import Lake
 from scalr_prod.quality.judged import Judged, judge
@@ -26,7 +28,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Audit", "auditing"]
 
+#: Tables of the lake by what the audit calls them.
+_READ: Final = {
+    "all_source_events": Table.SOURCE_EVENTS,
+    "all_target_events": Table.TARGET_EVENTS,
+    "target_items": Table.TARGET_ITEMS,
+}
 _SHOWN: Final = ("event_id", USER_ID, ITEM_ID, EVENT_TIMESTAMP)
+#: Rows that are put in order at once: DuckDB holds them whole, with their texts.
+_SORTED_ROWS: Final = 500_000
 #: What tells the contexts of events apart.
 _CONTEXT: Final = f"{USER_ID}, source_domain, source_item_id, source_event_timestamp"
 
@@ -39,15 +49,11 @@ def auditing(
     with staging_folder(settings, "gate") as folder, open_duckdb(settings, folder) as connection:
         lake = Lake.open(settings)
 
-        def known(table: Table) -> Any:
-            return lake.dataset(table, version=spec.table_versions.get(table.value))
-
-        connection.register("all_source_events", known(Table.SOURCE_EVENTS))
-        connection.register("all_target_events", known(Table.TARGET_EVENTS))
-        connection.register("target_items", known(Table.TARGET_ITEMS))
+        for name, table in _READ.items():
+            view_of(connection, name, lake.open_table(table, version=spec.table_versions.get(table.value)))
         for domain in ("source", "target"):
             connection.execute(
-                f"CREATE VIEW {domain}_events AS "
+                f"CREATE TEMP VIEW {domain}_events AS "
                 f"SELECT * FROM all_{domain}_events WHERE {CREATED_TIMESTAMP} <= {instant_sql(spec.as_of)}"
             )
         if files:
@@ -55,6 +61,8 @@ def auditing(
             found.create_view("candidates")
         else:
             connection.register("candidates", _nothing(lake.schema(Table.SYNTHETIC_TARGET_EVENTS)))
+        _number_repeated(connection, "repeated_ids", "event_id")
+        _number_repeated(connection, "repeated_keys", f"{USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP}")
         own = [f"c.{name}" for name in COLUMNS]
         judged = judge(
             connection, _joined(settings.domains.source_names), rules, columns=own, shown=_SHOWN, path=folder / "judged.parquet"
@@ -74,9 +82,30 @@ class Audit:
 
     def accepted(self) -> pa.RecordBatchReader:
         """The rows that keep every rule, by user and time, so that the same rows make the same file."""
-        columns = ", ".join(COLUMNS)
-        order = f"{USER_ID}, {EVENT_TIMESTAMP}, {ITEM_ID}"
-        return self._connection.sql(f"SELECT {columns} FROM judged WHERE accepted ORDER BY {order}").to_arrow_reader(100_000)
+        import pyarrow as pa
+
+        query = f"SELECT {', '.join(COLUMNS)} FROM judged WHERE accepted"
+        order = f"ORDER BY {USER_ID}, {EVENT_TIMESTAMP}, {ITEM_ID}"
+        schema = self._connection.sql(f"{query} LIMIT 0").to_arrow_table().schema
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            for before, last in pairwise([None, *self._pieces_by_user()]):
+                after = "" if before is None else f"AND {USER_ID} > $before"
+                params = {"last": last} if before is None else {"last": last, "before": before}
+                piece = self._connection.sql(f"{query} AND {USER_ID} <= $last {after} {order}", params=params)
+                yield from piece.to_arrow_reader(100_000)
+
+        return pa.RecordBatchReader.from_batches(schema, batches())
+
+    def _pieces_by_user(self) -> list[Any]:
+        """Users that the accepted rows are cut after, so that about `_SORTED_ROWS` at a time are put in order: the last of each piece."""
+        found = self._connection.sql(
+            f"""SELECT max({USER_ID}) FROM (
+                SELECT {USER_ID}, sum(count(*)) OVER (ORDER BY {USER_ID}) - count(*) AS before
+                FROM judged WHERE accepted GROUP BY {USER_ID})
+            GROUP BY before // {_SORTED_ROWS} ORDER BY 1"""
+        )
+        return [last for (last,) in found.fetchall()]
 
     def refused(self) -> pa.RecordBatchReader:
         """The other rows with the names of the rules that they break in ``reason``; ``run_id`` is the audited run's."""
@@ -88,15 +117,13 @@ class Audit:
     def figures(self) -> dict[str, float | int | None]:
         """What the accepted rows come to as a whole; see `rules.run_rules`."""
         rows, good = self.judged.counts()
-        (most,) = self.judged.row(
-            f"SELECT max(events) FROM (SELECT count(*) AS events FROM judged WHERE accepted GROUP BY {_CONTEXT})"
+        most, translated = self.judged.row(
+            f"SELECT max(events), count(*) FROM (SELECT count(*) AS events FROM judged WHERE accepted GROUP BY {_CONTEXT})"
         )
-        per_user = one_context_per_user(self._spec)
-        (translated,) = self.judged.row(
-            f"SELECT count(*) FROM (SELECT DISTINCT {USER_ID if per_user else _CONTEXT} FROM judged WHERE accepted)"
-        )
-        source_events, users = self.judged.row(f"SELECT count(*), count(DISTINCT {USER_ID}) FROM ({self._in_window()})")
-        contexts = users if per_user else source_events
+        source_events = contexts = sum(self._window_by_source.values())
+        if one_context_per_user(self._spec):
+            (translated,) = self.judged.row(f"SELECT count(DISTINCT {USER_ID}) FROM judged WHERE accepted")
+            (contexts,) = self.judged.row(f"SELECT count(DISTINCT {USER_ID}) FROM ({self._in_window()})")
         limit = self._spec.start if self._spec.mode == "causal" else self._spec.as_of
         return {
             "candidates": rows,
@@ -136,19 +163,20 @@ class Audit:
 
     def by_source(self) -> dict[str, dict[str, int]]:
         """By source domain: its ``source_events`` of the window, and the ``candidates`` and ``accepted`` rows made from them."""
-        domain = source_domain_sql(ITEM_ID, self._sources)
-        found = {name: dict.fromkeys(("source_events", "candidates", "accepted"), 0) for name in self._sources}
-        for query, figures in (
-            (f"SELECT {domain}, count(*) FROM ({self._in_window()}) GROUP BY ALL", ("source_events",)),
-            (
-                "SELECT source_domain, count(*), count(*) FILTER (accepted) FROM judged GROUP BY source_domain",
-                ("candidates", "accepted"),
-            ),
-        ):
-            for name, *counts in self._connection.sql(query).fetchall():
-                if name in found:
-                    found[name] |= dict(zip(figures, counts, strict=True))
+        asked = self._window_by_source
+        found = {name: {"source_events": asked.get(name, 0), "candidates": 0, "accepted": 0} for name in self._sources}
+        query = "SELECT source_domain, count(*), count(*) FILTER (accepted) FROM judged GROUP BY source_domain"
+        for name, candidates, accepted in self._connection.sql(query).fetchall():
+            if name in found:
+                found[name] |= {"candidates": candidates, "accepted": accepted}
         return found
+
+    @cached_property
+    def _window_by_source(self) -> dict[str, int]:
+        """Source events of the window by domain."""
+        domain = source_domain_sql(ITEM_ID, self._sources)
+        query = f"SELECT {domain}, count(*) FROM ({self._in_window()}) GROUP BY ALL"
+        return dict(self._connection.sql(query).fetchall())
 
     def _in_window(self) -> str:
         """SQL: the window's distinct source events of users that are not held out."""
@@ -185,21 +213,36 @@ def _nothing(schema: pa.Schema) -> pa.Table:
     return pa.schema([*schema, *more]).empty_table()
 
 
+def _number_repeated(connection: Any, name: str, key: str) -> None:
+    """Make the table ``name``: the place of each candidate that shares a key with a better one, by ``filename, file_row_number``.
+
+    Of rows that share a key, the one with the highest probability comes first. Hashes are counted, eight bytes a row, and only rows
+    that share one are put in order.
+    """
+    connection.execute(
+        f"""CREATE TEMP TABLE {name} AS
+        WITH shared AS (SELECT hash({key}) AS digest FROM candidates GROUP BY digest HAVING count(*) > 1)
+        SELECT filename, file_row_number,
+            row_number() OVER (PARTITION BY {key} ORDER BY probability DESC, event_id, filename, file_row_number) AS place
+        FROM candidates WHERE hash({key}) IN (SELECT digest FROM shared) QUALIFY place > 1"""
+    )
+
+
 def _joined(sources: Sequence[str]) -> str:
-    """The candidates ``c`` joined to their source event ``s``, their item ``i`` and the user's own consumption of it ``u``."""
-    # Of rows that share a key, the one with the highest probability stays.
-    first = "ORDER BY probability DESC, event_id, filename, file_row_number"
-    key = f"{USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP}"
+    """The candidates ``c`` with their source event ``s``, joined to their item ``i`` and the user's own consumption of it ``u``."""
+    source_key = source_key_sql("source_domain", "source_item_id", sources)
     return f"""
-        WITH c AS (
-            SELECT *, {source_key_sql("source_domain", "source_item_id", sources)} AS source_key,
-                row_number() OVER (PARTITION BY event_id {first}) AS same_event_id,
-                row_number() OVER (PARTITION BY {key} {first}) AS same_user_item_time
-            FROM candidates),
-        s AS (
-            SELECT DISTINCT {key}, true AS found FROM source_events e
-            SEMI JOIN c ON e.{USER_ID} = c.{USER_ID} AND e.{ITEM_ID} = c.source_key
-                AND e.{EVENT_TIMESTAMP} = c.source_event_timestamp),
+        WITH e AS (
+            SELECT {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP} FROM source_events
+            WHERE {EVENT_TIMESTAMP} >= (SELECT min(source_event_timestamp) FROM candidates)
+                AND {EVENT_TIMESTAMP} <= (SELECT max(source_event_timestamp) FROM candidates)),
+        c AS (
+            SELECT candidates.*,
+                coalesce(of_id.place, 1) AS same_event_id, coalesce(of_key.place, 1) AS same_user_item_time,
+                struct_pack(found := ({USER_ID}, {source_key}, source_event_timestamp) IN (FROM e)) AS s
+            FROM candidates
+            LEFT JOIN repeated_ids of_id USING (filename, file_row_number)
+            LEFT JOIN repeated_keys of_key USING (filename, file_row_number)),
         i AS (
             SELECT {ITEM_ID}, true AS found, min(first_seen) AS first_seen FROM (
                 SELECT {ITEM_ID}, min({EVENT_TIMESTAMP}) AS first_seen FROM target_events GROUP BY {ITEM_ID}
@@ -210,7 +253,5 @@ def _joined(sources: Sequence[str]) -> str:
             SEMI JOIN candidates c ON t.{USER_ID} = c.{USER_ID} AND t.{ITEM_ID} = c.{ITEM_ID}
             GROUP BY {USER_ID}, {ITEM_ID})
         SELECT {{columns}} FROM c
-        LEFT JOIN s ON s.{USER_ID} = c.{USER_ID} AND s.{ITEM_ID} = c.source_key
-            AND s.{EVENT_TIMESTAMP} = c.source_event_timestamp
         LEFT JOIN i ON i.{ITEM_ID} = c.{ITEM_ID}
         LEFT JOIN u ON u.{USER_ID} = c.{USER_ID} AND u.{ITEM_ID} = c.{ITEM_ID}"""

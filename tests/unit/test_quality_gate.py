@@ -329,3 +329,20 @@ def test_a_large_run_is_looked_at_in_slices(project, monkeypatch):
     project.write(spec, heavier(project.candidates(spec), 0, 199))
     with pytest.raises(QualityGateFailed, match=r"weight_is_in_range \(.*2 of 200 break it"):
         validate_run(project.settings, spec.run_id)
+
+
+def test_accepted_rows_are_put_in_order_piece_by_piece(project, monkeypatch):
+    spec = project.run()
+    folder = run_folder(project.settings, spec.run_id)
+    validate_run(project.settings, spec.run_id)
+    (whole,) = (folder / "accepted").glob("*.parquet")
+    rows = pq.read_table(whole)
+    keys = list(zip(*(rows[name].to_pylist() for name in ("user_id", "event_timestamp", "item_id")), strict=True))
+    assert keys == sorted(keys)
+    assert pq.read_metadata(whole).num_row_groups == 1
+    monkeypatch.setattr("scalr_prod.quality.audit._SORTED_ROWS", 32)
+    (folder / "gate.json").unlink()
+    assert validate_run(project.settings, spec.run_id).accepted == 200
+    (pieces,) = (folder / "accepted").glob("*.parquet")
+    assert pq.read_metadata(pieces).num_row_groups > 5
+    assert pq.read_table(pieces).equals(rows)
