@@ -87,7 +87,7 @@ class EvaluationReport:
             ],
             "budget": {family: _spent(arms) for family, arms in self.budget.items()},
             "lambda": {family: choice["lambda"] for family, choice in self.choices.items()},
-            "helps": {family: "yes" if choice["helps"] else "no: λ is 0" for family, choice in self.choices.items()},
+            "helps": {family: _helps(choice) for family, choice in self.choices.items()},
             "path": self.path,
             "policy": self.policy,
             "seconds": self.seconds,
@@ -247,6 +247,12 @@ def _sentence(found: Mapping[str, Any]) -> dict[str, Any]:
         "cold users": _interval({"lift_pct": cold["lift_over_best_pct"], "ci95": cold["ci95"]}) if cold else "",
         "over the rival": _interval(found.get("over_rival", {})),
     }
+
+
+def _helps(choice: Mapping[str, Any]) -> str:
+    bar = choice["validation"].get("bar")
+    told = f"p {bar['p_value']:.2g} on validation, below {bar['p_below']:g} is asked: {bar['why']}" if bar else ""
+    return f"yes ({told})" if choice["helps"] else f"no: λ is 0{told and f' ({told})'}"
 
 
 def _spent(arms: Mapping[str, Any]) -> str:
