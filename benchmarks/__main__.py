@@ -4,7 +4,7 @@ Usage: python -m benchmarks [point_in_time data_path scoring limits generation t
        python -m benchmarks [daily scale lift set_aside ease abxi soak worlds world_lifts]
 
 The second line's run only when they are named: ``scale`` takes hours at its default size, ``lift`` and ``abxi`` up to an hour,
-``worlds`` and ``ease`` half an hour, ``set_aside``, ``soak``, ``daily`` and ``world_lifts`` ten minutes.
+``worlds``, ``set_aside`` and ``ease`` half an hour, ``soak``, ``daily`` and ``world_lifts`` ten minutes.
 
 Each is a module `bench_NAME` with a `main() -> dict`. Ratios come from one run on one machine, medians of several rounds.
 """

@@ -10,14 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from scalr_prod.downstream.report import OURS
 from scalr_prod.downstream.signal import knows_users, signal_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from scalr_prod.downstream.statistics import Comparison
     from scalr_prod.downstream.trials import Stage
 
-__all__ = ["KNOWN", "STRICT", "Bar", "bar_of"]
+__all__ = ["KNOWN", "STRICT", "Bar", "bar_of", "bar_sentence"]
 
 #: Two-sided p-value below which a difference is beyond chance: 1 % on the side that matters.
 _BEYOND_CHANCE: Final = 0.02
@@ -35,14 +36,21 @@ class Bar:
     p_below: float
     why: str
 
-    def passed(self, over_real: Comparison, over_strongest: Comparison) -> bool:
-        """Whether an arm is ahead of real events alone by this bar, and not behind the strongest baseline beyond chance."""
-        ahead = over_real.difference > 0 and over_real.p_value < self.p_below
-        return ahead and not (over_strongest.difference < 0 and over_strongest.p_value < _BEYOND_CHANCE)
+    def judged(self, over_real: Comparison, over_strongest: Comparison) -> dict[str, Any]:
+        """Whether an arm passes, and by what.
 
-    def to_json(self, over_real: Comparison) -> dict[str, Any]:
-        """Plain JSON values: ``p_below``, ``why``, and the arm's ``p_value``, ``lift_pct`` and ``ci95`` over real events alone."""
-        return vars(self) | {"p_value": over_real.p_value, "lift_pct": over_real.lift_pct, "ci95": list(over_real.ci95)}
+        Args:
+            over_real: The arm against real events alone.
+            over_strongest: The arm against the strongest baseline, which it must not be behind beyond chance.
+
+        Returns:
+            Plain JSON values: ``passed``, ``p_below``, ``why``, the arm's ``p_value``, ``lift_pct`` and ``ci95`` over real events alone,
+            and ``behind_strongest``.
+        """
+        behind = over_strongest.difference < 0 and over_strongest.p_value < _BEYOND_CHANCE
+        ahead = over_real.difference > 0 and over_real.p_value < self.p_below
+        gain = {"p_value": over_real.p_value, "lift_pct": over_real.lift_pct, "ci95": list(over_real.ci95)}
+        return {"passed": ahead and not behind} | vars(self) | gain | {"behind_strongest": behind}
 
 
 STRICT: Final = Bar(_BEYOND_CHANCE, "the best of some thirty choices is judged on the users that chose it")
@@ -50,6 +58,12 @@ STRICT: Final = Bar(_BEYOND_CHANCE, "the best of some thirty choices is judged o
 KNOWN: Final = Bar(0.5, "on other events, own source histories were measured to say more than others' do")
 
 
-def bar_of(arm: str, stage: Stage) -> Bar:
-    """The bar for an arm, by what the translator of the latest validation window was measured to know."""
-    return KNOWN if arm == OURS and knows_users(signal_of(stage)) else STRICT
+def bar_of(stage: Stage) -> Bar:
+    """The bar for the events of a stage's translator, by what it was measured to know."""
+    return KNOWN if knows_users(signal_of(stage)) else STRICT
+
+
+def bar_sentence(judged: Mapping[str, Any]) -> str:
+    """What `Bar.judged` found, for people."""
+    behind = ", but it is behind the strongest baseline" if judged["behind_strongest"] else ""
+    return f"p {judged['p_value']:.2g}, below {judged['p_below']:g} is asked: {judged['why']}{behind}"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from scalr_prod.downstream.arms import RIVAL
+from scalr_prod.downstream.bar import bar_sentence
 from scalr_prod.downstream.entropy import entropies
 from scalr_prod.downstream.signal import signal_sentence
 from scalr_prod.downstream.statistics import Comparison, TwoWayBootstrap, holm
@@ -251,8 +252,7 @@ def _sentence(found: Mapping[str, Any]) -> dict[str, Any]:
 
 def _helps(choice: Mapping[str, Any]) -> str:
     bar = choice["validation"].get("bar")
-    told = f"p {bar['p_value']:.2g} on validation, below {bar['p_below']:g} is asked: {bar['why']}" if bar else ""
-    return f"yes ({told})" if choice["helps"] else f"no: λ is 0{told and f' ({told})'}"
+    return ("yes" if choice["helps"] else "no: λ is 0") + (f" ({bar_sentence(bar)})" if bar else "")
 
 
 def _spent(arms: Mapping[str, Any]) -> str:

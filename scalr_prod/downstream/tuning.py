@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from scalr_prod.downstream.arms import RIVAL, Choice
-from scalr_prod.downstream.bar import bar_of
+from scalr_prod.downstream.bar import STRICT, bar_of, bar_sentence
 from scalr_prod.downstream.models import knobs_of
 from scalr_prod.downstream.models.lately import HALF_LIVES
 from scalr_prod.downstream.panel import Panel
-from scalr_prod.downstream.report import SEGMENTS
+from scalr_prod.downstream.report import OURS, SEGMENTS
 from scalr_prod.downstream.search import Knob, search
 from scalr_prod.downstream.statistics import TwoWayBootstrap, paired_bootstrap
 from scalr_prod.downstream.translation import Draw
@@ -194,12 +194,13 @@ class Tuner:
             logger.warning("%s: the events of %s do not help on the validation windows; λ is 0", self.family, arm)
             return replace(real, draw=choice.draw)
         over_real, over_strongest = self._compared(arm, choice)
-        bar = bar_of(arm, self.stages[0])
-        self.bars[arm] = bar.to_json(over_real)
-        if not bar.passed(over_real, over_strongest):
+        asked = bar_of(self.stages[0]) if arm == OURS else STRICT
+        bar = self.bars[arm] = asked.judged(over_real, over_strongest)
+        if not bar["passed"]:
             self.refused[arm] = choice, over_real
-            message = "%s: the events of %s do not help on the validation windows beyond chance: %+.1f %% (95 %%: %+.1f … %+.1f); λ is 0"
-            logger.warning(message, self.family, arm, over_real.lift_pct, *over_real.ci95)
+            gain = "%+.1f %% (95 %%: %+.1f … %+.1f; %s)"
+            message = f"%s: the events of %s do not help on the validation windows beyond chance: {gain}; λ is 0"
+            logger.warning(message, self.family, arm, over_real.lift_pct, *over_real.ci95, bar_sentence(bar))
             return replace(real, draw=choice.draw)
         return choice
 

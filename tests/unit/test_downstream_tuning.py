@@ -217,7 +217,10 @@ def test_what_the_translator_was_measured_to_know_is_evidence_for_ours_alone():
 def test_evidence_does_not_make_a_gain(gain, listed):
     """Hardly ahead of real events alone, or far behind the list: known users or not."""
     choice, figures = chosen(gain, listed=lambda half_life: listed, information=measured(0.2))
-    assert figures["bar"]["p_below"] == 0.5
+    bar = figures["bar"]
+    assert bar["p_below"] == 0.5
+    assert (bar["p_value"] < 0.5) is bar["behind_strongest"] is (listed > 0), "each alone"
+    assert not bar["passed"]
     assert not any(choice.weights)
 
 
