@@ -2,7 +2,7 @@
 """How clearly an arm has to be ahead on validation for its λ to stay above 0.
 
 The bar is lower for ours where its translator was measured to know something of users (docs/adr/0075): that was asked of other events than
-those which validation ranks, so both say the same independently of each other. A control's events carry nothing of what was measured.
+those which validation ranks, so that the one is evidence beside the other. It is no evidence for a control.
 """
 
 from __future__ import annotations
