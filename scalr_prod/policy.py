@@ -48,6 +48,8 @@ class Policy:
         settings: Digest of the settings that it was measured under.
         logs: Digest of the logs that it was measured on.
         report: The evaluation's report.
+        bar: ``p_below``: the p-value below which a gain on validation counted, ``why``, and ``p_value`` of ours. None where nothing was
+            ahead, and in a policy of an earlier version.
     """
 
     model: str
@@ -62,6 +64,7 @@ class Policy:
     settings: str
     logs: str
     report: str
+    bar: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; λ by segment."""

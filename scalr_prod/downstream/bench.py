@@ -312,12 +312,18 @@ class Bench:
             settings=settings_digest(self.settings),
             logs=logs_digest(self.settings),
             report=str(self.folder),
+            bar=_bar_json(self.figures[family][OURS].get("bar")),
         )
 
     def _choice_json(self, family: str) -> dict[str, Any]:
         arms = {arm: _choice_json(choice, self.figures[family][arm]) for arm, choice in self.choices[family].items()}
         listed = {name: value for name, value in self.lately.items() if name != "by_user"}
         return arms[OURS] | {"best_baseline": self.best[family]["all"], "popular_lately": listed, "arms": arms}
+
+
+def _bar_json(found: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What a policy holds of it: a lift may be undefined."""
+    return found and {name: found[name] for name in ("p_below", "why", "p_value")}
 
 
 def _choice_json(choice: Choice, figures: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from scalr_prod.downstream.arms import RIVAL
+from scalr_prod.downstream.bar import bar_sentence
 from scalr_prod.downstream.entropy import entropies
 from scalr_prod.downstream.signal import signal_sentence
 from scalr_prod.downstream.statistics import Comparison, TwoWayBootstrap, holm
@@ -87,7 +88,7 @@ class EvaluationReport:
             ],
             "budget": {family: _spent(arms) for family, arms in self.budget.items()},
             "lambda": {family: choice["lambda"] for family, choice in self.choices.items()},
-            "helps": {family: "yes" if choice["helps"] else "no: λ is 0" for family, choice in self.choices.items()},
+            "helps": {family: _helps(choice) for family, choice in self.choices.items()},
             "path": self.path,
             "policy": self.policy,
             "seconds": self.seconds,
@@ -247,6 +248,11 @@ def _sentence(found: Mapping[str, Any]) -> dict[str, Any]:
         "cold users": _interval({"lift_pct": cold["lift_over_best_pct"], "ci95": cold["ci95"]}) if cold else "",
         "over the rival": _interval(found.get("over_rival", {})),
     }
+
+
+def _helps(choice: Mapping[str, Any]) -> str:
+    bar = choice["validation"].get("bar")
+    return ("yes" if choice["helps"] else "no: λ is 0") + (f" ({bar_sentence(bar)})" if bar else "")
 
 
 def _spent(arms: Mapping[str, Any]) -> str:

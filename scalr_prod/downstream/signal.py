@@ -10,13 +10,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from scalr_prod.downstream.kept import FACTS
+from scalr_prod.quality.information import FEWEST_USERS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from scalr_prod.downstream.trials import Stage
 
-__all__ = ["signal_of", "signal_sentence"]
+__all__ = ["knows_users", "signal_of", "signal_sentence"]
 
 
 def signal_of(stage: Stage) -> dict[str, Any] | None:
@@ -28,6 +29,11 @@ def signal_of(stage: Stage) -> dict[str, Any] | None:
     asked = ("signal", stage.few.pretraining_events)
     found: dict[str, Any] | None = stage.kept.once(asked, lambda: stage.maker.translation.information, FACTS)
     return found
+
+
+def knows_users(found: Mapping[str, Any] | None) -> bool:
+    """Whether own source histories say more of target events than others' do: the 99 % interval is above 0, over enough users for one."""
+    return found is not None and found["users"] >= FEWEST_USERS and found["own_over_others"]["ci99"][0] > 0
 
 
 def signal_sentence(found: Mapping[str, Any] | None) -> str:

@@ -9,7 +9,7 @@ Scenes lie one before the other in time, and what counts is the users of all of 
 to season by more than one scene's interval tells (docs/adr/0013).
 
 λ goes to 0 for a segment that ranks worse with the events than with real events alone, and altogether where the arm is not ahead of real
-events alone on validation, or is behind the strongest baseline (see `helps`).
+events alone on validation, or is behind the strongest baseline (see `bar`).
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from scalr_prod.downstream.arms import RIVAL, Choice
+from scalr_prod.downstream.bar import STRICT, bar_of, bar_sentence
 from scalr_prod.downstream.models import knobs_of
 from scalr_prod.downstream.models.lately import HALF_LIVES
 from scalr_prod.downstream.panel import Panel
-from scalr_prod.downstream.report import SEGMENTS
+from scalr_prod.downstream.report import OURS, SEGMENTS
 from scalr_prod.downstream.search import Knob, search
 from scalr_prod.downstream.statistics import TwoWayBootstrap, paired_bootstrap
 from scalr_prod.downstream.translation import Draw
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from scalr_prod.downstream.trials import Stage
     from scalr_prod.settings import Settings
 
-__all__ = ["Tuner", "helps", "tune_lately"]
+__all__ = ["Tuner", "tune_lately"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,9 +53,6 @@ BOOST: Final = Knob("boost", (0.0, 0.1, 0.3, 1.0, 3.0), high=300.0)
 _PARTS: Final = (0.0, 1 / 3, 1.0, 3.0)
 #: Choices whose validation metrics differ by less than this share count as equal.
 _WORTH: Final = 0.005
-#: Two-sided p-value up to which a difference counts: 1 % on the side that matters, since the best of some thirty choices is judged on
-#: the users that chose it.
-_P_VALUE: Final = 0.02
 
 
 def tune_lately(stages: Sequence[Stage]) -> tuple[float, dict[str, Any]]:
@@ -74,12 +72,6 @@ def tune_lately(stages: Sequence[Stage]) -> tuple[float, dict[str, Any]]:
         "tried": {f"{half_life:g}": float(by_user.mean()) for half_life, by_user in sorted(found.items())},
     }
     return best, figures | {"by_user": found[best]}
-
-
-def helps(over_real: Comparison, over_strongest: Comparison) -> bool:
-    """Whether an arm is ahead of real events alone, and not behind the strongest baseline, beyond chance (1 % on one side)."""
-    ahead = over_real.difference > 0 and over_real.p_value < _P_VALUE
-    return ahead and not (over_strongest.difference < 0 and over_strongest.p_value < _P_VALUE)
 
 
 class Tuner:
@@ -111,6 +103,8 @@ class Tuner:
         self.edges: dict[str, list[str]] = {}
         #: The best choices of arms whose λ is 0 for want of evidence, and what they gained over real events alone.
         self.refused: dict[str, tuple[Choice, Comparison]] = {}
+        #: What was asked of arms with some λ, and how they did.
+        self.bars: dict[str, dict[str, Any]] = {}
         self._real: Choice | None = None
 
     def of(self, arm: str) -> tuple[Choice, dict[str, Any]]:
@@ -137,6 +131,8 @@ class Tuner:
                 self.trials.by_user(arm, choice), self.trials.by_user("real", self.real()), seed=self.settings.downstream.seed
             )
             figures |= {"lift_pct": gain.lift_pct, "ci95": list(gain.ci95)}
+        if arm in self.bars:
+            figures["bar"] = self.bars[arm]
         if arm in self.refused:
             best, found = self.refused[arm]
             figures["refused"] = {"lift_pct": found.lift_pct, "ci95": list(found.ci95), "choice": best.to_json()}
@@ -198,10 +194,13 @@ class Tuner:
             logger.warning("%s: the events of %s do not help on the validation windows; λ is 0", self.family, arm)
             return replace(real, draw=choice.draw)
         over_real, over_strongest = self._compared(arm, choice)
-        if not helps(over_real, over_strongest):
+        asked = bar_of(self.stages[0]) if arm == OURS else STRICT
+        bar = self.bars[arm] = asked.judged(over_real, over_strongest)
+        if not bar["passed"]:
             self.refused[arm] = choice, over_real
-            message = "%s: the events of %s do not help on the validation windows beyond chance: %+.1f %% (95 %%: %+.1f … %+.1f); λ is 0"
-            logger.warning(message, self.family, arm, over_real.lift_pct, *over_real.ci95)
+            gain = "%+.1f %% (95 %%: %+.1f … %+.1f; %s)"
+            message = f"%s: the events of %s do not help on the validation windows beyond chance: {gain}; λ is 0"
+            logger.warning(message, self.family, arm, over_real.lift_pct, *over_real.ci95, bar_sentence(bar))
             return replace(real, draw=choice.draw)
         return choice
 

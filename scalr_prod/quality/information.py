@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from scalr_prod.quality.protocol import AuditedRun
     from scalr_prod.quality.report import GateReport
 
-__all__ = ["InformationRules", "information_figures", "next_step_of"]
+__all__ = ["FEWEST_USERS", "InformationRules", "information_figures", "next_step_of"]
 
 #: An interval that resamples fewer users than this is no interval.
 FEWEST_USERS: Final = 20

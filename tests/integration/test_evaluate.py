@@ -104,12 +104,16 @@ def test_the_report_has_every_arm_with_its_interval(half_cold):
     policy = Policy.read(policy_path(settings))
     chosen = report.choices["als"]
     assert policy.weights == tuple(chosen["lambda"].values())
+    bar = chosen["validation"].get("bar")
+    assert policy.bar == (bar and {name: bar[name] for name in ("p_below", "why", "p_value")})
+    assert arms["shuffled"]["validation"].get("bar", {"p_below": 0.02})["p_below"] == 0.02
     assert (policy.volume, policy.temperature) == (chosen["draw"]["volume"], chosen["draw"]["temperature"])
     assert follow_policy(settings)[0].training_set.segment_weights == policy.weights
     assert json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert report.choices["als"]["validation"]["windows"] == 2
     shown = report.for_people()
     assert "fits" in shown["budget"]["als"]
+    assert shown["helps"]["als"].startswith("yes (p " if chosen["helps"] else "no: λ is 0")
     lines = shown["arms"]
     assert [line["arm"] for line in lines] == [row["name"] for row in report.arms]
     assert "…" in lines[1]["lift % (95 % CI)"]

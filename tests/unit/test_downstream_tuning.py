@@ -17,6 +17,8 @@ from scalr_prod.sections import DownstreamSettings, GenerationSettings
 
 USERS, ITEMS = 600, 1000
 NO_BOOST = (0.0, 0.0, 0.0)
+#: Each user's NDCG with real events alone.
+NOISE = np.random.default_rng(0).gamma(1.0, 0.05, USERS)
 SETTINGS = SimpleNamespace(
     downstream=DownstreamSettings(volumes=(5, 20), temperatures=(1.0, 0.5, 0.02), weights=(0.1, 1.0)),
     generation=GenerationSettings(),
@@ -25,6 +27,11 @@ OURS = "real+scalr"
 
 
 class Maker:
+    """Events that are their arm and choice; what its translator was measured to know of users."""
+
+    def __init__(self, information=None):
+        self.translation = SimpleNamespace(information=information)
+
     def events(self, arm, choice, seed):
         return arm, choice
 
@@ -35,7 +42,7 @@ class Judge:
     def __init__(self, rule, listed):
         self.rule, self.listed, self.fits = rule, listed, 0
         self.segments = np.arange(USERS) % 3
-        self.noise = np.random.default_rng(0).gamma(1.0, 0.05, USERS)
+        self.noise = NOISE
         items = SimpleNamespace(items=pa.array(np.arange(ITEMS)))
         self.scene = SimpleNamespace(users=np.arange(USERS), numbering=items, segments=lambda: self.segments)
 
@@ -59,9 +66,9 @@ class Judge:
         return SimpleNamespace(ranking=SimpleNamespace(ndcg=ndcg, top=hit, gain=ndcg[:, None]))
 
 
-def tuner_of(*rules, listed=lambda half_life: -0.5, counted=None):
+def tuner_of(*rules, listed=lambda half_life: -0.5, counted=None, information=None):
     judges = [Judge(rule, listed) for rule in rules]
-    stages = [Stage(judge, Maker()) for judge in judges]
+    stages = [Stage(judge, Maker(information)) for judge in judges]
     _, lately = tune_lately(stages)
     tuner = Tuner("als", stages, SETTINGS, lately, lambda doing, fits: counted.append(fits) if counted is not None else None)
     return tuner, judges
@@ -169,6 +176,52 @@ def test_a_gain_within_the_noise_is_no_reason():
     noise = np.random.default_rng(1).normal(0.02, 1.0, USERS)
     choice, _ = chosen(only(OURS, lambda choice, segment: noise))
     assert choice.weights == (0.0, 0.0, 0.0)
+
+
+def measured(low, users=100):
+    return {"users": users, "own_over_others": {"nats": 0.4, "ci99": [low, 0.6]}}
+
+
+def hardly(mean):
+    """A gain in every segment that another draw of users could turn, whatever is chosen."""
+
+    def rule(arm, choice, segment):
+        if not any(choice.weights):
+            return np.zeros(USERS)
+        gain = np.random.default_rng(1).normal(0.0, 1.0, USERS)
+        for one in range(3):
+            own = segment == one
+            gain[own] += mean - np.average(gain[own], weights=NOISE[own])
+        return gain
+
+    return rule
+
+
+def test_what_the_translator_was_measured_to_know_is_evidence_for_ours_alone():
+    for information, arm, asked in (
+        (measured(0.2), OURS, 0.5),
+        (measured(-0.1), OURS, 0.02),
+        (measured(0.2, users=19), OURS, 0.02),
+        (None, OURS, 0.02),
+        (measured(0.2), "trend", 0.02),
+        (measured(0.2), "shuffled", 0.02),
+    ):
+        choice, figures = chosen(hardly(0.08), arm=arm, information=information)
+        assert 0.02 < figures["bar"]["p_value"] < 0.5, "or this test tells nothing"
+        assert figures["bar"]["p_below"] == asked
+        assert any(choice.weights) is (asked == 0.5)
+        assert ("refused" in figures) is (asked != 0.5)
+
+
+@pytest.mark.parametrize(("gain", "listed"), [(hardly(0.025), -0.5), (hardly(0.08), 3.0)])
+def test_evidence_does_not_make_a_gain(gain, listed):
+    """Hardly ahead of real events alone, or far behind the list: known users or not."""
+    choice, figures = chosen(gain, listed=lambda half_life: listed, information=measured(0.2))
+    bar = figures["bar"]
+    assert bar["p_below"] == 0.5
+    assert (bar["p_value"] < 0.5) is bar["behind_strongest"] is (listed > 0), "each alone"
+    assert not bar["passed"]
+    assert not any(choice.weights)
 
 
 @pytest.mark.parametrize("lightest", [0.003, 8.0])

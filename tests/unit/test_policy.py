@@ -91,9 +91,17 @@ def test_a_broken_policy_is_a_clear_error(settings, text):
 
 
 def test_a_policy_is_read_as_it_was_written(settings, tmp_path):
-    written = policy_of(settings)
+    written = policy_of(settings, bar={"p_below": 0.5, "why": "it is known", "p_value": 0.1})
     written.write(tmp_path / "a" / "policy.json")
     assert Policy.read(tmp_path / "a" / "policy.json") == written
+
+
+def test_a_policy_of_before_the_bar_was_told_is_followed(settings):
+    older = policy_of(settings).to_json()
+    del older["bar"]
+    policy_path(settings).parent.mkdir(parents=True)
+    policy_path(settings).write_text(json.dumps(older))
+    assert follow_policy(settings)[1].followed
 
 
 def test_a_verdict_is_of_the_columns_that_are_mapped(two_domains):
