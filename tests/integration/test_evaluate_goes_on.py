@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 import pyarrow.dataset as ds
 import pytest
+from support.shown import difference, example
 
 from scalr_prod.contracts import Table
 from scalr_prod.downstream import evaluate
@@ -96,6 +97,8 @@ def test_stopped_it_goes_on_and_comes_to_the_same_report(make_project, tmp_path,
         )
     ]
     assert lines == sorted(lines), "each is told when it is known"
+    shown = "\n…\n".join(["", *example("docs/evaluation.md"), ""])
+    assert difference(shown, "\n".join(caplog.messages)) == ""
     needed = fits.done
     evaluations = policy_path(settings).parent
     policy = policy_path(settings).read_bytes()

@@ -187,6 +187,11 @@ SHAPES = {
         ("user_id", "business_id", "date"),
         {"format": "csv", "timezone": "UTC"},
     ),
+    "a time with its unit": (
+        csv(frame("customer", "film", "ts_ms", [s * 1000 for s in seconds()]), "watched.csv"),
+        ("customer", "film", "ts_ms"),
+        {},
+    ),
     "an item of another name": (
         csv(frame("user_id", "garment_code", "timestamp", seconds(), rating=[1] * 12), "wardrobe.csv"),
         ("user_id", "garment_code", "timestamp"),
@@ -363,6 +368,14 @@ def test_where_nothing_fits_the_columns_and_the_option_are_named(found, tmp_path
     if "looks like" in found:
         assert "--column source." in caught.value.next_step
     assert not (tmp_path / "scalr.toml").exists()
+
+
+def test_a_cell_that_is_in_the_way_is_named_by_its_row(tmp_path, target):
+    (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\n1,2,1700000000\n1,,1700000000\n1,,1700000000\n")
+    with pytest.raises(BadValue, match="2 null or empty ids, the first one here") as caught:
+        look(tmp_path, target, "log.csv")
+    assert caught.value.where.endswith("log.csv, column 'item_id', row 2")
+    assert caught.value.next_step.startswith("remove these rows or give them an id")
 
 
 def test_other_mistakes_are_clear_errors(tmp_path, target):
