@@ -29,8 +29,8 @@ def says(console, folder, environment):
     for command, shown in said(console):
         found = run([SCALR, *command.split()[1:]], cwd=folder, env=environment)
         assert found.returncode == 0, (found.stdout + found.stderr)[-3000:]
-        if shown:
-            assert difference(shown, found.stdout, found.stderr) == ""
+        if shown and (found := difference(shown, found.stdout, found.stderr)):
+            pytest.fail(found)
 
 
 def test_the_site_builds_without_a_warning(tmp_path):

@@ -300,14 +300,15 @@ def test_its_blocks_run(name, home, bash, here):
         elif block.language == "python":
             program += text
         elif block.language == "text":
-            assert difference(text, *printed) == ""
+            if found := difference(text, *printed):
+                pytest.fail(found)
         elif block.language in {"console", "sh"}:
             for command, shown in said(text) if block.language == "console" else [(text, "")]:
                 done = bash(command, cwd=folder, env=page.environment)
                 printed = done.stdout, done.stderr
                 assert done.returncode == 0, f"{command}\n{''.join(printed)[-3000:]}"
-                if shown:
-                    assert difference(shown, *printed) == ""
+                if shown and (found := difference(shown, *printed)):
+                    pytest.fail(found)
     if program:
         done = run([sys.executable, "-c", program], cwd=folder, env={**os.environ, **page.environment})
         assert done.returncode == 0, f"{program}\n{(done.stdout + done.stderr)[-3000:]}"

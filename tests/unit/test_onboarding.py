@@ -323,6 +323,10 @@ def test_what_was_decided_is_told(tmp_path, target):
         assert note.split("] ")[1] in found.text
 
 
+def test_one_log_for_both_is_remarked_on(tmp_path, target):
+    assert look(tmp_path, target, target.name).notes == ["[target] log: it is the source's log, too (--target)"]
+
+
 def test_a_zone_that_is_named_is_used_and_not_remarked_on(tmp_path, target):
     csv(frame("user_id", "item_id", "ts", form("%d.%m.%Y %H:%M", "Europe/Paris")), "log.csv")(tmp_path)
     found = look(tmp_path, target, "log.csv", timezone="Europe/Paris")
