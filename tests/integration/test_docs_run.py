@@ -44,7 +44,9 @@ ELSEWHERE = {
     "docs/plugins.md": "tests/unit/test_plugins.py",
     "docs/evaluation.md": "tests/unit/test_downstream_models.py",
 }
-#: Why a block is not run.
+#: Blocks that name no language, which nothing looks at.
+DRAWINGS = {"README.md": 1, "docs/reference/errors.md": 1}
+#: Why a block is not run, or not compared.
 NEEDED = {
     "a clone of the repository, and minutes",
     "a cluster",
@@ -106,6 +108,12 @@ def test_output_is_shown_after_the_command_that_prints_it(page):
             before = block
             shown = block.language == "console" and any(one.shown for one in said(block.text))
             assert not (block.without == "run" and shown), "output of what is not run is a block of its own, not compared"
+
+
+@pytest.mark.parametrize("page", BLOCKS)
+def test_output_is_in_no_block_that_nothing_looks_at(page):
+    fences = re.findall(r"^```", PAGES[page].read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert len(fences) / 2 - len(BLOCKS[page]) == DRAWINGS.get(page, 0)
 
 
 def test_no_block_is_left_out_by_mistake():
