@@ -18,6 +18,8 @@ __all__ = ["as_lines", "print_error_box", "print_report"]
 
 _ISO: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
+#: A column of plain lines is no wider: a longer cell moves the rest of its own row alone.
+_WIDEST: Final = 60
 _COLORS: Final = {
     "published": "green",
     "passed": "green",
@@ -140,7 +142,7 @@ def as_lines(facts: Any, indent: str = "") -> list[str]:
 def _table(rows: list[dict[str, Any]], indent: str) -> list[str]:
     columns = _columns(rows)
     cells = [columns, *([_cell(row.get(name)) for name in columns] for row in rows)]
-    widths = [max(len(row[position]) for row in cells) for position in range(len(columns))]
+    widths = [min(max(len(row[position]) for row in cells), _WIDEST) for position in range(len(columns))]
     return [indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
 
 
@@ -151,6 +153,6 @@ def _columns(rows: list[dict[str, Any]]) -> list[str]:
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
-    if isinstance(value, list):
+    if value and isinstance(value, list):
         return ", ".join(str(part) for part in value)
-    return "-" if value is None else str(value)
+    return "-" if value is None or value in ({}, []) else str(value)

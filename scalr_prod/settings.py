@@ -231,7 +231,14 @@ def load_settings(path: str | Path | None = None, **overrides: Any) -> Settings:
         raise SettingsError(
             "no such file", where=str(path), next_step="write one: scalr init; or name it with --config"
         ) from error
-    except (OSError, ValueError, RecursionError) as error:  # of undecodable bytes, bad TOML, hostile numbers and depth
+    except OSError as error:
+        step = (
+            f"name the file in it: --config {path / 'scalr.toml'}"
+            if path.is_dir()
+            else "name a file that can be read: --config"
+        )
+        raise SettingsError(f"cannot be read: {error.strerror}", where=str(path), next_step=step) from error
+    except (ValueError, RecursionError) as error:  # of undecodable bytes, bad TOML, hostile numbers and depth
         raise SettingsError(f"cannot be read as TOML: {error}", where=str(path), next_step="correct the file") from error
     return _checked(_merge(raw, overrides), str(path), base=path.resolve().parent).read_from(raw, overrides)
 

@@ -62,7 +62,7 @@ def found_errors() -> str:
         "Every error names what was found, where, and the next step; `--json` gives them as `error`, `found`, `where` and",
         "`next_step`, with the stage and the run where there is one.",
         "",
-        "```text",
+        "```",
         tree.strip(),
         "```",
         "",

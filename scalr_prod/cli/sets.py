@@ -52,6 +52,8 @@ def dataset_export(
 
     Example: scalr dataset export rows.csv
     """
+    if form is Format.CSV and target.suffix.lower() not in {"", ".csv", ".txt"}:
+        raise typer.BadParameter(f"a CSV file would be written: name {target.with_suffix('.csv')}", param_hint="TARGET")
     Door(config, as_json, "dataset export").open(lambda project: project.training_set(version).export(target, form.value))
 
 

@@ -141,7 +141,11 @@ def _addition(events: Events, built: Built | None, shape: str) -> Addition | str
     """What was added, or why it cannot be told."""
     now, name = events.now, events.table.value
     if built is None or built.known_until is None:
-        return "nothing says what it was built from before" if built is None else "it was built from no events"
+        return (
+            "it is new, or of a version that did not note what it was built from"
+            if built is None
+            else "it was built from no events"
+        )
     other_events = built.events != str(now.metadata().id) or built.version > now.version()
     if built.shape != shape or other_events:
         return f"{name} is another table than before" if other_events else "the settings or the rows' layout have changed"

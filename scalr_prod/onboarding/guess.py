@@ -172,7 +172,8 @@ def _first(batches: Any, origin: str) -> Batch:
     if not found:
         raise EmptyInput("holds no row", where=origin, next_step="name a file that holds rows")
     rows = pa.Table.from_batches([one.rows for one in found]).combine_chunks().slice(0, _ROWS).to_batches()[0]
-    return Batch(found[0].origin, found[0].row, rows, found[0].untyped)
+    one_file = len({one.origin for one in found}) == 1
+    return Batch(found[0].origin if one_file else origin, found[0].row, rows, found[0].untyped)
 
 
 def _check_header(there: Sequence[str], asked: Asked) -> None:
@@ -195,18 +196,21 @@ def _column(role: str, sample: Batch, there: list[str], asked: Asked, taken: lis
             )
         return named
     fitting = by_name(role, there, taken)
-    usable = [name for name in fitting if _problem(role, sample, name, asked) is None]
+    problems = {name: _problem(role, sample, name, asked) for name in fitting}
+    usable = [name for name, problem in problems.items() if problem is None]
     if not fitting:
         raise ColumnNotFound(
             f"no column looks like the {_SAYS[role]}; there are: {', '.join(there)}",
             where=asked.location,
             next_step=f"name it: {option}",
         )
-    if not usable:
+    error = problems[fitting[0]]
+    if not usable and error is not None:
+        looked = f" (in the first {_ROWS} rows, which are looked at)" if sample.rows.num_rows == _ROWS else ""
         raise BadValue(
-            f"'{fitting[0]}' looks like the {_SAYS[role]}, but {_problem(role, sample, fitting[0], asked)}",
-            where=asked.location,
-            next_step=f"name another column: {option} (there are: {', '.join(there)}), or write the values in another form",
+            f"'{fitting[0]}' looks like the {_SAYS[role]}, but {error.found}{looked}",
+            where=error.where,
+            next_step=f"{error.next_step}; or name another column: {option} (there are: {', '.join(there)})",
         )
     if len(usable) > 1:
         notes.append(f"[{asked.place}] {role}: {usable[0]} was taken; {', '.join(usable[1:])} would do too ({option})")
@@ -216,7 +220,7 @@ def _column(role: str, sample: Batch, there: list[str], asked: Asked, taken: lis
 _SAYS: Final = {"user": "user's id", "item": "item's id", "timestamp": "time of the event"}
 
 
-def _problem(role: str, sample: Batch, name: str, asked: Asked) -> str | None:
+def _problem(role: str, sample: Batch, name: str, asked: Asked) -> BadValue | None:
     """Why the ingest could not take a column in a role."""
     values, place = sample.rows.column(name), Place(sample.origin, name, sample.row)
     try:
@@ -227,7 +231,7 @@ def _problem(role: str, sample: Batch, name: str, asked: Asked) -> str | None:
             ids.read(values, place, untyped=sample.untyped)
             ids.refuse_nulls()
     except BadValue as error:
-        return error.found
+        return error
     return None
 
 

@@ -34,7 +34,20 @@ _NAMES: Final[dict[str, tuple[str, ...]]] = {
         ),
     ),
     "item": (
-        *("item_id", "item", "iid", "parent_asin", "asin", "product_id", "product", "sku", "article_id", "movie_id", "book_id"),
+        *(
+            "item_id",
+            "item",
+            "iid",
+            "parent_asin",
+            "asin",
+            "product_id",
+            "product",
+            "sku",
+            "article_id",
+            "movie_id",
+            "film_id",
+            "book_id",
+        ),
         *(
             "isbn",
             "stock_code",
@@ -60,7 +73,7 @@ _NAMES: Final[dict[str, tuple[str, ...]]] = {
             "listing_id",
             "offer_id",
         ),
-        *("movie", "book", "track", "song", "artist", "video", "article"),
+        *("movie", "film", "book", "track", "song", "artist", "video", "article"),
     ),
     "timestamp": (
         *(
@@ -94,6 +107,8 @@ _NAMES: Final[dict[str, tuple[str, ...]]] = {
     ),
     "value": ("value", "price", "sales_price", "unit_price", "cost"),
 }
+#: What a time's name may say of its unit: ``ts_ms``, ``time_s``. The numbers tell it, too.
+_UNIT: Final = re.compile(r"_(s|ms|us|ns|sec|secs|millis|seconds)$")
 #: A column whose name ends like this may be an id where no name tells more.
 _LIKE_ID: Final = ("_id", "_key", "_code", "_no", "_nr", "_number", "_sku")
 #: Likewise a time.
@@ -123,7 +138,7 @@ def by_name(role: str, columns: Sequence[str], taken: Sequence[str] = ()) -> lis
     """
     free = [column for column in columns if column not in taken]
     ranks = {name: rank for rank, name in enumerate(_NAMES[role])}
-    for spelled in (plain, _as_id):
+    for spelled in (plain, _without_unit if role == "timestamp" else _as_id):
         named = sorted((column for column in free if spelled(column) in ranks), key=lambda column: ranks[spelled(column)])
         if named:
             return named
@@ -132,8 +147,15 @@ def by_name(role: str, columns: Sequence[str], taken: Sequence[str] = ()) -> lis
     if endings is None:
         return []
     others = {name for other in ("user", "item", "timestamp") if other != role for name in _NAMES[other]}
-    left = [column for column in free if plain(column).endswith(endings) and not others & {plain(column), _as_id(column)}]
+    left = [
+        column for column in free if _without_unit(column).endswith(endings) and not others & {plain(column), _as_id(column)}
+    ]
     return left if len(left) == 1 else []
+
+
+def _without_unit(name: str) -> str:
+    """A time's name without its unit: ``ts_ms`` is ``ts``."""
+    return _UNIT.sub("", plain(name))
 
 
 def _as_id(name: str) -> str:

@@ -77,7 +77,10 @@ class Beginning:
     @property
     def notes(self) -> list[str]:
         """What was decided between several possibilities."""
-        return [note for domain in self.domains.values() for note in domain.log.notes]
+        found = [note for domain in self.domains.values() for note in domain.log.notes]
+        source, target = (self.domains[place].asked for place in ("source", "target"))
+        same = (source.location, source.query) == (target.location, target.query)
+        return [*found, "[target] log: it is the source's log, too (--target)"] if same else found
 
     def write(self, *, force: bool = False) -> None:
         """Write the file, whole.

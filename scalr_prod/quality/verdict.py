@@ -42,9 +42,10 @@ class RuleResult:
     reason: str | None = None
 
     def __str__(self) -> str:
-        found = self.reason or (
-            f"{self.failed} of {self.checked} rows break it" if self.failed is not None else f"found {_short(self.observed)}"
-        )
+        if self.reason or self.failed is not None:
+            found = self.reason or f"{self.failed} of {self.checked} rows break it"
+        else:  # of a query, the number of rows that it finds, and the first one: a share out of bounds stands in it
+            found = ": ".join((f"found {_short(self.observed)}", *self.examples[:1]))
         return f"{self.rule} ({self.says}): {found}"
 
 

@@ -24,7 +24,13 @@ GRAPH: Final[tuple[Stage, ...]] = (
         light=True,
     ),  # needed late, after minutes of work: asked for first
     Stage(
-        "features", (), "your own features of training sets", "feast apply", work.features, state.own_features, light=True
+        "features",
+        (),
+        "your own features of training sets, where there are any",
+        "feast apply",
+        work.features,
+        state.own_features,
+        light=True,
     ),  # likewise
     Stage("ingest", (), "source_events, target_events, catalogues", "scalr ingest", work.ingest, state.ingested),
     Stage(
@@ -38,7 +44,7 @@ GRAPH: Final[tuple[Stage, ...]] = (
     Stage(
         "policy",
         ("histories",),
-        "the settings that an evaluation chose",
+        "the settings that an evaluation chose, where there was one",
         "scalr evaluate",
         work.policy,
         state.always,

@@ -155,3 +155,29 @@ class PipelineReport(Jsonable):
             The run's id, and what each stage came to.
         """
         return cls(job.run().run_id, dict(job.seconds), {name: report.to_json() for name, report in job.reports.items()})
+
+    def for_people(self) -> dict[str, Any]:
+        """What fits on a screen: a line for each step. All of it is in `to_json`, and in the page of ``scalr report``."""
+        facts: dict[str, Any] = {"run_id": self.run_id}
+        for side, log in self.stages.get("ingest", {}).items():
+            if side == "common_users":
+                facts["users of both"] = log
+            else:
+                facts[side] = f"{log['rows']} events of {log['users']} users on {log['items']} items ({log['rows_added']} new)"
+        if (made := self.stages.get("translator")) is not None:
+            facts["translator"] = f"version {made['version']}, {'as it was' if made['reused'] else 'trained'}"
+        if (made := self.stages.get("generate")) is not None:
+            facts["generated"] = f"{made['events']} events for {made['users']} users, from {made['contexts']} contexts"
+        if (made := self.stages.get("validate")) is not None:
+            facts["quality gate"] = f"{made['accepted']} accepted, {made['quarantined']} put aside"
+            facts["data docs"] = made["docs"]
+        if (made := self.stages.get("publish")) is not None:
+            facts["published"] = f"{made['rows']} rows in {made['table']} ({made['outcome']})"
+        if (made := self.stages.get("dataset")) is not None:
+            kinds = f"{made['real']} real, {made['synthetic']} synthetic, {made['negatives']} negatives"
+            facts["training set"] = f"version {made['version']}, {made['rows']} rows: {kinds}"
+            facts["its folder"] = made["path"]
+        return facts | {
+            "seconds": round(sum(self.seconds.values()), 1),
+            "next": "scalr report, and scalr evaluate: does it help?",
+        }

@@ -9,19 +9,28 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.shown import blocks_of, difference, said
 from support.warm import run
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 SCALR = str(Path(sys.executable).with_name("scalr"))
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 
 
 def done(command, **options):
     found = run(command, **options)
     assert found.returncode == 0, (found.stdout + found.stderr)[-3000:]
     return found.stdout
+
+
+def says(console, folder, environment):
+    """The commands of a block, each with the lines that it is shown to print."""
+    for command, shown in said(console):
+        found = run([SCALR, *command.split()[1:]], cwd=folder, env=environment)
+        assert found.returncode == 0, (found.stdout + found.stderr)[-3000:]
+        if shown and (found := difference(shown, found.stdout, found.stderr)):
+            pytest.fail(found)
 
 
 def test_the_site_builds_without_a_warning(tmp_path):
@@ -47,10 +56,10 @@ def test_what_is_made_from_the_code_is_up_to_date():
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("at_hand")
 def test_the_tutorial_from_its_first_line_to_its_last(tmp_path):
-    blocks = BLOCK.findall((ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8"))
+    blocks = blocks_of((ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8"))
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     code = ""
-    for language, text in blocks:
+    for _, _, language, text in blocks:
         if language == "toml":
             (tmp_path / "scalr.toml").write_text(text)
         elif language == "python":
@@ -58,9 +67,8 @@ def test_the_tutorial_from_its_first_line_to_its_last(tmp_path):
             if "Project" not in text and "scalr_prod" not in code:
                 done([sys.executable, "-c", text], cwd=tmp_path)
         else:
-            for line in text.splitlines():
-                done([SCALR, *line.removeprefix("$ scalr ").split(), "--json"], cwd=tmp_path, env=environment)
-    assert {language for language, _ in blocks} == {"python", "toml", "console"}
+            says(text, tmp_path, environment)
+    assert {block.language for block in blocks} == {"python", "toml", "console"}
     runs = json.loads(done([SCALR, "runs", "list", "--json"], cwd=tmp_path))["runs"]
     assert [run["state"] for run in runs] == ["published"]
     assert (tmp_path / ".scalr" / "reports" / "index.html").exists()
@@ -77,7 +85,7 @@ def test_the_tutorial_from_its_first_line_to_its_last(tmp_path):
 def the_page_on_training_sets(folder, environment):
     """On the tutorial's project: its settings added, its commands run, its Python as one program."""
     code = ""
-    for language, text in BLOCK.findall((ROOT / "docs" / "training-sets.md").read_text(encoding="utf-8")):
+    for _, _, language, text in blocks_of((ROOT / "docs" / "training-sets.md").read_text(encoding="utf-8")):
         if "features_repo" in text:  # of another repository: tests/unit/test_own_features.py has one
             continue
         if language == "toml":
@@ -86,8 +94,7 @@ def the_page_on_training_sets(folder, environment):
         elif language == "python":
             code += text
         else:
-            for line in text.splitlines():
-                done([SCALR, *line.removeprefix("$ scalr ").split(), "--json"], cwd=folder, env=environment)
+            says(text, folder, environment)
     code += "\nprint(len(hugging_face), int((frame['label'] == 0).sum()), len(batch['user']), model.num_trees())"
     rows, negatives, batch, trees = map(int, done([sys.executable, "-c", code], cwd=folder, env=environment).split()[-4:])
     assert 0 < negatives < rows

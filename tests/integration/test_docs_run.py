@@ -2,6 +2,10 @@
 
 What a page names (`user-17`, `rows.parquet`, `/srv/scalr`) is there, or stands for what is. A block that cannot be run here says why in
 a comment before it, ``<!-- not run: … -->``.
+
+Output that a page shows is what comes out, where `…` stands for what changes from run to run (`support/shown.py`): the lines after a
+command of a console block, or a ``text`` block, which is of the last command before it. Where it cannot be compared here,
+``<!-- not compared: … -->`` says why. A block that names no language is a drawing.
 """
 
 from __future__ import annotations
@@ -15,11 +19,11 @@ import tempfile
 import tomllib
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 import pytest
 from support.shell import shell
+from support.shown import Block, blocks_of, difference, said
 from support.small import LOCAL, lean
 from support.warm import LIBRARIES, OF_AIRFLOW, Warm, run
 
@@ -29,7 +33,6 @@ from scalr_prod.settings import load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
-BLOCK = re.compile(r"^(?:<!-- not run: ([^\n]*) -->\n)?```(\w+)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 PAGES = {
     path.relative_to(ROOT).as_posix(): path
     for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md"))
@@ -41,7 +44,9 @@ ELSEWHERE = {
     "docs/plugins.md": "tests/unit/test_plugins.py",
     "docs/evaluation.md": "tests/unit/test_downstream_models.py",
 }
-#: Why a block is not run.
+#: Blocks that name no language, which nothing looks at.
+DRAWINGS = {"README.md": 1, "docs/reference/errors.md": 1}
+#: Why a block is not run, or not compared.
 NEEDED = {
     "a clone of the repository, and minutes",
     "a cluster",
@@ -65,42 +70,57 @@ SMALL = {
 }
 
 
-class Block(NamedTuple):
-    reason: str
-    language: str
-    text: str
-
-
-BLOCKS = {
-    page: [Block(*found) for found in BLOCK.findall(path.read_text(encoding="utf-8"))]
-    for page, path in PAGES.items()
-    if "docs/adr/" not in page
-}
+BLOCKS = {page: blocks_of(path.read_text(encoding="utf-8")) for page, path in PAGES.items() if "docs/adr/" not in page}
 RUN = [
     page
     for page, blocks in BLOCKS.items()
-    if page not in ELSEWHERE and {block.language for block in blocks if not block.reason} - {"text", "json"}
+    if page not in ELSEWHERE and {block.language for block in blocks if block.without != "run"} - {"text", "json"}
 ]
-
-
-NOT_RUN = [
-    pytest.param(block, id=f"{page}: {block.text.splitlines()[0]}")
+LEFT_OUT = [
+    pytest.param(page, block, id=f"{page}: {block.text.splitlines()[0]}")
     for page, blocks in BLOCKS.items()
     for block in blocks
-    if block.reason
+    if block.without
 ]
 
 
-@pytest.mark.parametrize("block", NOT_RUN)
-def test_what_is_not_run_says_why(block):
-    """Each is in the list of what was skipped, with its reason."""
+@pytest.mark.parametrize(("page", "block"), LEFT_OUT)
+def test_what_is_not_run_or_compared_says_why(page, block):
+    """Each is in the list of what was skipped, with its reason; the reason may be the test that compares it."""
+    if block.without == "compared" and block.reason.endswith(".py"):
+        assert Path(page).name in ROOT.joinpath(block.reason).read_text(encoding="utf-8"), (
+            f"{block.reason} does not read {page}"
+        )
+        return
     assert block.reason in NEEDED
-    pytest.skip(f"not run: {block.reason}")
+    pytest.skip(f"not {block.without}: {block.reason}")
+
+
+@pytest.mark.parametrize("page", BLOCKS)
+def test_output_is_shown_after_the_command_that_prints_it(page):
+    """So that it is compared with it, or says that it is not."""
+    before = None
+    for block in BLOCKS[page]:
+        if block.language == "text" and not block.without:
+            assert before is not None, f"no command before:\n{block.text}"
+            assert before.without != "run", f"nothing is run that prints:\n{block.text}"
+        elif block.language in {"console", "sh"}:
+            before = block
+            shown = block.language == "console" and any(one.shown for one in said(block.text))
+            assert not (block.without == "run" and shown), "output of what is not run is a block of its own, not compared"
+
+
+@pytest.mark.parametrize("page", BLOCKS)
+def test_output_is_in_no_block_that_nothing_looks_at(page):
+    fences = re.findall(r"^```", PAGES[page].read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert len(fences) / 2 - len(BLOCKS[page]) == DRAWINGS.get(page, 0)
 
 
 def test_no_block_is_left_out_by_mistake():
-    text = "".join(path.read_text(encoding="utf-8") for path in PAGES.values())
-    assert text.count("<!-- not run:") == len(NOT_RUN), "a comment that stands before no block"
+    text = "\n".join(path.read_text(encoding="utf-8") for path in PAGES.values())
+    assert len(re.findall(r"^<!-- not (?:run|compared):", text, flags=re.MULTILINE)) == len(LEFT_OUT), (
+        "a comment before no block"
+    )
     for page, path in ELSEWHERE.items():
         assert Path(page).name in ROOT.joinpath(path).read_text(encoding="utf-8"), f"{path} does not read {page}"
 
@@ -278,22 +298,25 @@ def test_its_blocks_run(name, home, bash, here):
     shutil.rmtree(folder)
     shutil.copytree(aside, folder)
     page = Page(name, folder)
-    program = ""
+    program, printed = "", ("", "")
     for block in page.blocks:
-        if block.reason:
+        if block.without:
             continue
         text = page.text(block)
         if block.language == "toml":
             page.add(text)
         elif block.language == "python":
             program += text
+        elif block.language == "text":
+            if found := difference(text, *printed):
+                pytest.fail(found)
         elif block.language in {"console", "sh"}:
-            lines = text.splitlines()
-            if block.language == "console":
-                lines = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
-            assert lines, f"no command: {text}"
-            done = bash("\n".join(lines), cwd=folder, env=page.environment)
-            assert done.returncode == 0, f"{text}\n{(done.stdout + done.stderr)[-3000:]}"
+            for command, shown in said(text) if block.language == "console" else [(text, "")]:
+                done = bash(command, cwd=folder, env=page.environment)
+                printed = done.stdout, done.stderr
+                assert done.returncode == 0, f"{command}\n{''.join(printed)[-3000:]}"
+                if shown and (found := difference(shown, *printed)):
+                    pytest.fail(found)
     if program:
         done = run([sys.executable, "-c", program], cwd=folder, env={**os.environ, **page.environment})
         assert done.returncode == 0, f"{program}\n{(done.stdout + done.stderr)[-3000:]}"

@@ -7,12 +7,15 @@ import os
 import shutil
 import signal
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import pyarrow.dataset as ds
 import pytest
+from support.shown import difference, example
 
 from scalr_prod.contracts import Table
 from scalr_prod.downstream import evaluate
+from scalr_prod.downstream.first import _sentence
 from scalr_prod.downstream.kept import Kept
 from scalr_prod.downstream.scene import Scene
 from scalr_prod.downstream.trial import Judge
@@ -96,6 +99,9 @@ def test_stopped_it_goes_on_and_comes_to_the_same_report(make_project, tmp_path,
         )
     ]
     assert lines == sorted(lines), "each is told when it is known"
+    *shown, verdict = example("docs/evaluation.md")  # of a world where ours helps
+    shown = "\n…\n".join(["", *shown, f"{verdict.partition(' helps: ')[0]} …", ""])
+    assert difference(shown, "\n".join(caplog.messages)) == ""
     needed = fits.done
     evaluations = policy_path(settings).parent
     policy = policy_path(settings).read_bytes()
@@ -127,6 +133,14 @@ def test_stopped_it_goes_on_and_comes_to_the_same_report(make_project, tmp_path,
     assert _told(evaluated(arms=ARMS)) == _told(undisturbed), "a first verdict of less leaves nothing to the whole evaluation"
     assert policy_path(settings).read_bytes() == policy
     assert "drawn for 100 contexts at most: with als" in caplog.text
+
+
+def test_a_verdict_says_what_the_docs_show():
+    lifts = {"ci95": [59.5, 115.9], "lift_over_best_pct": 84.9, "best_baseline": "real"}
+    cold = {"ci95": [72.4, 237.7], "lift_over_best_pct": 129.6}
+    report = SimpleNamespace(verdict={"models": [lifts | {"cold": cold}]}, choices={"als": {"helps": True}})
+    made_of = "first verdict, with fewer choices tried than in the whole evaluation"
+    assert difference(example("docs/evaluation.md")[-1], f"{made_of}: {_sentence(report, 'als')}") == ""
 
 
 def _told(report) -> str:

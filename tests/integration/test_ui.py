@@ -17,6 +17,7 @@ from urllib.parse import quote, unquote, urlencode, urlsplit
 import psutil
 import pytest
 from reported_runs import HOSTILE_TITLE, pages
+from support.shown import difference, example
 from support.small import LOCAL
 from support.warm import run
 
@@ -53,11 +54,12 @@ def served(reported):
     )
     try:
         line = process.stdout.readline()
-        assert line.startswith("http://127.0.0.1:"), process.stderr.read()
+        opened_at, closed = example("docs/ui.md")
+        assert difference(opened_at, line) == "", process.stderr.read()
         yield line.split()[0], process
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
-        assert process.stdout.read() == "The page is closed; the project is as it was.\n"
+        assert process.stdout.read() == f"{closed}\n"
         assert process.stderr.read() == ""
     finally:
         process.kill()

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from scalr_prod import __version__
 from scalr_prod.cli import app
+from scalr_prod.rendering import as_lines
 
 runner = CliRunner()
 
@@ -56,10 +57,18 @@ def test_version():
     assert runner.invoke(app, ["--version"]).stdout.strip() == __version__
 
 
+def test_a_long_cell_widens_no_other_row():
+    rows = [{"rule": "a", "says": "x" * 90, "failed": 1}, {"rule": "b", "says": "y", "failed": 2}]
+    lines = as_lines({"rules": rows, "replaced": {}, "waiting": []})
+    assert lines[2:4] == [f"  a     {'x' * 90}  1", f"  b     y{' ' * 59}  2"]
+    assert lines[4:] == ["replaced  -", "waiting   -"]
+
+
 def test_wrong_usage_exits_with_2():
     assert runner.invoke(app, ["ingest", "--domain", "sideways"]).exit_code == 2
     assert runner.invoke(app, ["validate"]).exit_code == 2
     assert runner.invoke(app, ["fly"]).exit_code == 2
+    assert "rows.csv" in runner.invoke(app, ["dataset", "export", "rows.xlsx"]).output
 
 
 def test_an_error_is_one_json_object_and_exit_code_1(tmp_path):

@@ -22,6 +22,7 @@ from feast.on_demand_feature_view import on_demand_feature_view
 from feast.repo_config import RepoConfig
 from feast.types import Array, Bool, Float32, Float64, Int32, Int64, String, UnixTimestamp
 from feast_project import hours, make_project, synthetic
+from support.shown import difference, example
 
 from scalr_prod.contracts import Table
 from scalr_prod.errors import FeatureStoreError
@@ -155,7 +156,8 @@ class TestKnowledgeTime:
         (said,) = [record.getMessage() for record in caplog.records if "get no value" in record.getMessage()]
         assert said.startswith("power: 3 spine rows"), "not those that nothing had happened to, or too long ago"
         assert "knowledge_time = 'event'" in said
-        assert "stored_at" in said
+        (shown,) = example("docs/feast.md")
+        assert difference(shown.replace("loaded", "stored_at"), said) == ""
 
     def test_nothing_is_said_where_nothing_is_withheld(self, store, tmp_path, caplog):
         store.apply([METER, view_of(readings(tmp_path))])

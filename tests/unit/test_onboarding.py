@@ -187,6 +187,11 @@ SHAPES = {
         ("user_id", "business_id", "date"),
         {"format": "csv", "timezone": "UTC"},
     ),
+    "a time with its unit": (
+        csv(frame("customer", "film", "ts_ms", [s * 1000 for s in seconds()]), "watched.csv"),
+        ("customer", "film", "ts_ms"),
+        {},
+    ),
     "an item of another name": (
         csv(frame("user_id", "garment_code", "timestamp", seconds(), rating=[1] * 12), "wardrobe.csv"),
         ("user_id", "garment_code", "timestamp"),
@@ -318,6 +323,10 @@ def test_what_was_decided_is_told(tmp_path, target):
         assert note.split("] ")[1] in found.text
 
 
+def test_one_log_for_both_is_remarked_on(tmp_path, target):
+    assert look(tmp_path, target, target.name).notes == ["[target] log: it is the source's log, too (--target)"]
+
+
 def test_a_zone_that_is_named_is_used_and_not_remarked_on(tmp_path, target):
     csv(frame("user_id", "item_id", "ts", form("%d.%m.%Y %H:%M", "Europe/Paris")), "log.csv")(tmp_path)
     found = look(tmp_path, target, "log.csv", timezone="Europe/Paris")
@@ -363,6 +372,14 @@ def test_where_nothing_fits_the_columns_and_the_option_are_named(found, tmp_path
     if "looks like" in found:
         assert "--column source." in caught.value.next_step
     assert not (tmp_path / "scalr.toml").exists()
+
+
+def test_a_cell_that_is_in_the_way_is_named_by_its_row(tmp_path, target):
+    (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\n1,2,1700000000\n1,,1700000000\n1,,1700000000\n")
+    with pytest.raises(BadValue, match="2 null or empty ids, the first one here") as caught:
+        look(tmp_path, target, "log.csv")
+    assert caught.value.where.endswith("log.csv, column 'item_id', row 2")
+    assert caught.value.next_step.startswith("remove these rows or give them an id")
 
 
 def test_other_mistakes_are_clear_errors(tmp_path, target):

@@ -6,6 +6,7 @@ import threading
 import time
 
 import pytest
+from support.shown import difference, example
 
 from scalr_prod.logs import about
 from scalr_prod.progress import Heartbeat, beating, counting, lines_every
@@ -35,6 +36,8 @@ def test_a_line_says_share_rate_and_time_left(lines):
     assert record.eta_s == pytest.approx(500 / record.rate, rel=0.01)
     assert "reading: at work for 0 s, 500 of 1,000 events (50 %)" in record.message
     assert "s left" in record.message
+    (shown,) = example("docs/observability.md")
+    assert difference(shown.replace("translating", "reading").replace("contexts", "events"), record.message) == ""
 
 
 def test_unknown_totals_are_left_out(lines):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -140,7 +141,10 @@ SHARES = {
 def test_a_share_out_of_bounds_is_named_alone(name, tmp_path):
     rows = good()
     SHARES[name](rows)
-    assert failed(check_dataset(put(rows, tmp_path / "rows.parquet"))) == [name]
+    verdict = check_dataset(put(rows, tmp_path / "rows.parquet"))
+    assert failed(verdict) == [name]
+    (told,) = (str(rule) for rule in verdict.rules if rule.rule == name)
+    assert re.search(r": found 1: \{'share': 0(\.\d+)?\}$", told), told
 
 
 def test_a_warning_does_not_refuse(tmp_path):

@@ -115,6 +115,11 @@ def test_missing_and_broken_files(tmp_path):
         load_settings(tmp_path / "absent.toml")
     with pytest.raises(SettingsError, match="cannot be read as TOML"):
         load_settings(write(tmp_path, "[domains"))
+    with pytest.raises(SettingsError, match="cannot be read: Is a directory") as caught:
+        load_settings(tmp_path)
+    assert caught.value.next_step == f"name the file in it: --config {tmp_path / 'scalr.toml'}"
+    with pytest.raises(SettingsError, match="cannot be read: Not a directory"):
+        load_settings(tmp_path / "scalr.toml" / "below")
     (tmp_path / "scalr.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(SettingsError, match="cannot be read as TOML"):
         load_settings(tmp_path / "scalr.toml")

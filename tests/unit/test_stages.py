@@ -100,6 +100,13 @@ def test_a_failure_names_its_stage_and_ends_the_walk(settings):
     assert done == ["a"]
 
 
+def test_a_report_for_people_leaves_out_what_was_not_done():
+    published = {"rows": 7, "table": "synthetic_target_events", "outcome": "published"}
+    shown = PipelineReport("run_0", {"publish": 1.23}, {"publish": published}).for_people()
+    assert list(shown) == ["run_id", "published", "seconds", "next"]
+    assert shown["published"] == "7 rows in synthetic_target_events (published)"
+
+
 def test_a_job_without_a_run_says_what_is_missing():
     with pytest.raises(ScalrError, match="no run is planned"):
         PipelineReport.of(Job(None))
