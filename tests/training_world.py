@@ -103,7 +103,7 @@ def build(config, **options):
 
 
 @contextmanager
-def in_the_order_of_time(settings, spine, groups, folder, *, limit, own, advance):
+def in_the_order_of_time(settings, spine, groups, *, limit, own, advance):
     """In place of `joined_by_key`: each group of rows is joined by itself, as it lies."""
     rows = pq.read_table(spine)
     group_of = groups.of(np.arange(len(rows)))

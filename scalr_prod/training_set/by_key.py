@@ -70,16 +70,15 @@ class Groups:
 
 @contextmanager
 def joined_by_key(
-    settings: Settings, spine: Path, groups: Groups, folder: Path,
+    settings: Settings, spine: Path, groups: Groups,
     *, limit: int, own: OwnFeatures | None, advance: Callable[[int], None],
 ) -> Iterator[Callable[[int], pa.Table]]:  # fmt: skip
     """Join the features of all groups; gives what gives those of a group, in the order of its rows.
 
     Args:
         settings: The project's settings.
-        spine: The labelled rows, one Parquet file in the order of time.
+        spine: The labelled rows, one Parquet file in the order of time. The features of all groups are kept beside it meanwhile.
         groups: Of its rows.
-        folder: For what is kept on disk meanwhile: the features of all groups, and the keys of the rows.
         limit: Rows of a join.
         own: The user's own features, which are joined in the order of users.
         advance: Called with the number of rows as their users' features are joined.
@@ -94,13 +93,13 @@ def joined_by_key(
 
     with ExitStack() as stack:
         made: list[Regrouped] = []
-        with open_duckdb(settings, folder) as connection:
+        with open_duckdb(settings, spine.parent) as connection:
             store = open_feature_store(settings)
             join = partial(features_of, settings, store=store, within=connection)
             columns = join(pq.read_schema(spine).empty_table(), own=own).column_names
             for key, asked in sorted(references_by_key(store, FEATURE_SERVICE).items()):
                 users = key == USER_ID
-                kept = stack.enter_context(Regrouped(folder / f"features by {key}.arrow", _ROW))
+                kept = stack.enter_context(Regrouped(spine.with_name(f"features by {key}.arrow"), _ROW))
                 for rows in _in_the_order_of(key, connection, spine, groups, limit):
                     found = join(rows, asked=asked, own=own if users else None)
                     number = rows.column(_ROW)

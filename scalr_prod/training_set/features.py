@@ -73,10 +73,8 @@ def write_parts(
     with ExitStack() as stack:
         found: Callable[[int], pa.Table] | None = None
         if (numbers > 0).any():
-            groups, below = Groups(np.cumsum(sizes), numbers), spine.path.parent
-            found = stack.enter_context(
-                joined_by_key(settings, spine.path, groups, below, limit=limit, own=own, advance=advance)
-            )
+            groups = Groups(np.cumsum(sizes), numbers)
+            found = stack.enter_context(joined_by_key(settings, spine.path, groups, limit=limit, own=own, advance=advance))
         read = zip(pieces, spine.pieces(sizes.tolist()), strict=True)
         for group, some in groupby((one for one in read if one[0].group >= 0), lambda one: one[0].group):
             names, chunks = zip(*((piece.file, chunk) for piece, chunk in some), strict=True)
