@@ -81,9 +81,6 @@ def references_by_key(store: FeatureStore, service: str) -> dict[str, str | list
 
     The whole service, by its name, under ``user_id`` where references would not mean the same (a view has another name or other keys
     in it, or is no plain one), or where nothing is looked up by the user.
-
-    Raises:
-        FeatureStoreError: There is no such service.
     """
     from scalr_prod.feast_store.reads import join_keys
 
