@@ -13,7 +13,7 @@ from scalr_prod.feast_store.export import ExportFormat, FeastExport, export_defi
 from scalr_prod.feast_store.online import MaterializationReport, materialize
 from scalr_prod.feast_store.own import OwnFeatures, check_own_features, open_own_features
 from scalr_prod.feast_store.repository import RepositoryReport, apply_feature_repo
-from scalr_prod.feast_store.sources import FeatureSource, ServiceSources, service_sources
+from scalr_prod.feast_store.sources import FeatureSource, ServiceSources, references_by_key, service_sources
 
 __all__ = [
     "ExportFormat",
@@ -32,6 +32,7 @@ __all__ = [
     "open_own_features",
     "point_in_time",
     "read_window",
+    "references_by_key",
     "save_dataset",
     "saved_dataset_location",
     "service_sources",

@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from scalr_prod.contracts import ITEM_ID, USER_ID
 from scalr_prod.feast_store.access import explained, open_feature_store
 from scalr_prod.feast_store.columns import limited_by_creation, source_columns
 from scalr_prod.feast_store.scan import delta_table
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["FeatureSource", "ServiceSources", "service_sources", "sources_of"]
+__all__ = ["FeatureSource", "ServiceSources", "references_by_key", "service_sources", "sources_of"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,26 @@ def service_sources(settings: Settings, service: str) -> ServiceSources:
         store = open_feature_store(settings)
         projections = store.get_feature_service(service).feature_view_projections
         return sources_of(store, projections, settings.project.storage_options)
+
+
+def references_by_key(store: FeatureStore, service: str) -> dict[str, str | list[str]]:
+    """``user_id`` and ``item_id`` → what of a service is looked up by it first: ``view:feature`` references, each in one of both.
+
+    The whole service, by its name, under ``user_id`` where references would not mean the same (a view has another name or other keys
+    in it, or is no plain one), or where nothing is looked up by the user.
+    """
+    from scalr_prod.feast_store.reads import join_keys
+
+    projections = store.get_feature_service(service).feature_view_projections
+    views = {view.name: view for view in store.list_feature_views()}
+    found: dict[str, list[str]] = {}
+    for projection in projections:
+        if projection.name not in views or projection.name_to_use() != projection.name or projection.join_key_map:
+            return {USER_ID: service}
+        first = next(iter(join_keys(views[projection.name])), USER_ID)
+        key = ITEM_ID if first == ITEM_ID else USER_ID
+        found.setdefault(key, []).extend(f"{projection.name}:{feature.name}" for feature in projection.features)
+    return dict(found) if USER_ID in found else {USER_ID: service}
 
 
 def sources_of(store: FeatureStore, projections: Iterable[FeatureViewProjection], options: dict[str, str]) -> ServiceSources:

@@ -201,7 +201,7 @@ def _stage(
     from scalr_prod.duck import open_duckdb
     from scalr_prod.quality import row_rules_digest, validate_training_set
     from scalr_prod.training_set.changes import Tables
-    from scalr_prod.training_set.features import FEATURE_SERVICE
+    from scalr_prod.training_set.joining import FEATURE_SERVICE
     from scalr_prod.training_set.vocabulary import write_vocabulary
 
     version = folder / "version"
@@ -250,7 +250,7 @@ def _describe(
 ) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
-    from scalr_prod.training_set.features import FEATURE_SERVICE
+    from scalr_prod.training_set.joining import FEATURE_SERVICE
 
     schema = pq.read_schema(folder / made.parts[0].files[0])
     features = [name for name in schema.names if name not in {*KEYS, *LABEL_COLUMNS, HELD_OUT, CANARY}]

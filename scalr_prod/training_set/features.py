@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
-from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID
-from scalr_prod.errors import TrainingSetError
+import numpy as np
+
+from scalr_prod.training_set.by_key import Groups, joined_by_key
+from scalr_prod.training_set.joining import features_of
 from scalr_prod.training_set.manifest import IDS, ROWS
-from scalr_prod.training_set.spine import KEYS
 from scalr_prod.training_set.vocabulary import write_ids
 
 if TYPE_CHECKING:
@@ -22,9 +26,7 @@ if TYPE_CHECKING:
     from scalr_prod.training_set.periods import Period
     from scalr_prod.training_set.spine import Spine
 
-__all__ = ["FEATURE_SERVICE", "part_rows", "write_parts"]
-
-FEATURE_SERVICE: Final = "downstream_training_v1"
+__all__ = ["part_rows", "write_parts"]
 
 #: List elements that one part's histories may hold; bounds the memory of a join, whatever the length of histories.
 _ELEMENTS: Final = 5_000_000
@@ -43,7 +45,8 @@ def write_parts(
 ) -> dict[Period, tuple[str, ...]]:  # fmt: skip
     """Join every feature of the service, and those of the user's own, as of the last microsecond before each label, and write the result.
 
-    Short periods are joined together, long ones piece by piece.
+    Short periods are joined and written together, long ones piece by piece. What is more than one join takes is joined in the order of
+    users and of items, and written in the order of time.
 
     Args:
         settings: The project's settings.
@@ -63,35 +66,67 @@ def write_parts(
     import pyarrow as pa
 
     limit = part_rows(settings)
-    pieces = [
-        (period, number, min(limit, rows - number * limit))
-        for period, rows in periods.items()
-        for number in range(-(-rows // limit))
-    ]
+    pieces = _pieces(periods, wanted, limit)
+    sizes, numbers = (np.array([getattr(piece, name) for piece in pieces], np.int64) for name in ("rows", "group"))
+    advance(int(sizes[numbers < 0].sum()))
     files: dict[Period, tuple[str, ...]] = {}
-    waiting: list[tuple[str, pa.Table]] = []
-
-    def join() -> None:
-        joined = _join(settings, pa.concat_tables([piece for _, piece in waiting]), own)
-        since = 0
-        for name, piece in waiting:
-            _write(joined.slice(since, piece.num_rows).combine_chunks(), folder, name)
-            since += piece.num_rows
-        advance(since)
-        waiting.clear()
-
-    for (period, number, size), piece in zip(pieces, spine.pieces([size for _, _, size in pieces]), strict=True):
-        if period not in wanted:
-            advance(size)
-            continue
-        if waiting and sum(held.num_rows for _, held in waiting) + size > limit:
-            join()
-        name = f"part-{period.name}-{number:05d}.parquet"
-        waiting.append((name, piece))
-        files[period] = (*files.get(period, ()), f"{ROWS}/{name}", f"{IDS}/{name}")
-    if waiting:
-        join()
+    with ExitStack() as stack:
+        found: Callable[[int], pa.Table] | None = None
+        if (numbers > 0).any():
+            groups = Groups(np.cumsum(sizes), numbers)
+            found = stack.enter_context(joined_by_key(settings, spine.path, groups, limit=limit, own=own, advance=advance))
+        read = zip(pieces, spine.pieces(sizes.tolist()), strict=True)
+        for group, some in groupby((one for one in read if one[0].group >= 0), lambda one: one[0].group):
+            names, chunks = zip(*((piece.file, chunk) for piece, chunk in some), strict=True)
+            rows = pa.concat_tables(chunks)
+            if found is None:
+                features = features_of(settings, rows, own=own)
+                advance(len(rows))
+            else:
+                features = found(group)
+            for field, column in zip(features.schema, features.columns, strict=True):
+                rows = rows.append_column(field, column)
+            rows, since = rows.replace_schema_metadata(None), 0
+            for name, chunk in zip(names, chunks, strict=True):
+                _write(rows.slice(since, len(chunk)).combine_chunks(), folder, name)
+                since += len(chunk)
+    for piece in pieces:
+        if piece.group >= 0:
+            files[piece.period] = (*files.get(piece.period, ()), f"{ROWS}/{piece.file}", f"{IDS}/{piece.file}")
     return files
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """The rows of one file.
+
+    Attributes:
+        period: Which they belong to.
+        file: Its name.
+        rows: How many.
+        group: Those of one number are joined or fetched, and written, together; -1: it is not written.
+    """
+
+    period: Period
+    file: str
+    rows: int
+    group: int
+
+
+def _pieces(periods: Mapping[Period, int], wanted: Collection[Period], limit: int) -> list[_Piece]:
+    """Cut periods into files of at most so many rows, and take files together up to as many."""
+    found: list[_Piece] = []
+    group = held = 0
+    for period, rows in periods.items():
+        for number, since in enumerate(range(0, rows, limit)):
+            size = min(limit, rows - since)
+            if period in wanted:
+                if held and held + size > limit:
+                    group, held = group + 1, 0
+                held += size
+            name = f"part-{period.name}-{number:05d}.parquet"
+            found.append(_Piece(period, name, size, group if period in wanted else -1))
+    return found
 
 
 def _write(rows: pa.Table, folder: Path, name: str) -> None:
@@ -101,49 +136,3 @@ def _write(rows: pa.Table, folder: Path, name: str) -> None:
         (folder / below).mkdir(parents=True, exist_ok=True)
     pq.write_table(rows, folder / ROWS / name, compression="zstd", row_group_size=_ROW_GROUP, coerce_timestamps="us")
     write_ids(rows, folder / IDS / name)
-
-
-def _join(settings: Settings, chunk: pa.Table, own: OwnFeatures | None) -> pa.Table:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    from scalr_prod.feast_store import point_in_time
-
-    stamp = chunk.schema.field(EVENT_TIMESTAMP).type
-    # Strictly before the label, on both clocks: the store shows what happened and was known up to the spine's instant.
-    before = pc.subtract(chunk.column(EVENT_TIMESTAMP).cast(pa.int64()), 1).cast(stamp)
-    asked = pa.table([chunk.column(USER_ID), chunk.column(ITEM_ID), before], names=list(KEYS))
-    found = point_in_time(settings, asked, FEATURE_SERVICE)
-    same = found.num_rows == asked.num_rows and all(
-        found.column(key).cast(asked.schema.field(key).type).equals(asked.column(key)) for key in KEYS
-    )
-    if not same:
-        raise TrainingSetError(
-            f"the point-in-time join gave {found.num_rows} rows for {asked.num_rows}, or gave them in another order",
-            where=FEATURE_SERVICE,
-            next_step="see that feature_store.yaml names the offline store of scalr_prod",
-        )
-    rows = chunk
-    features = [(field, found.column(field.name)) for field in found.schema if field.name not in KEYS]
-    if own is not None:
-        theirs = own.join(settings, asked)
-        features += [(field, theirs.column(field.name)) for field in theirs.schema]
-    for field, column in features:
-        rows = rows.append_column(_plain(field), column.cast(_plain(field).type))
-    return rows.replace_schema_metadata(None)
-
-
-def _plain(field: pa.Field) -> pa.Field:
-    """The field with types that every reader of Parquet knows: no 'large' ones, and timestamps in UTC microseconds."""
-    import pyarrow as pa
-
-    def plain(kind: pa.DataType) -> pa.DataType:
-        if pa.types.is_timestamp(kind):
-            return pa.timestamp("us", tz="UTC")
-        if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-            return pa.list_(plain(kind.value_type))
-        if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-            return pa.string()
-        return kind
-
-    return pa.field(field.name, plain(field.type))

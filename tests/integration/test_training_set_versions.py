@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pandas as pd
 import pytest
 from conftest import DAYS
-from training_world import SHARED, at, build
+from training_world import BOTH_ID_TYPES, SHARED, at, build
 
 from scalr_prod.contracts import Table
 from scalr_prod.errors import QualityGateFailed, TrainingSetBusy, TrainingSetError
@@ -40,7 +41,8 @@ def test_the_same_inputs_give_the_same_bytes_and_no_new_version(project):
         assert [record.version for record in ledger.datasets("again")] == [1, 2]
 
 
-def test_many_small_files_hold_the_rows_of_few_large_ones(project, monkeypatch):
+@BOTH_ID_TYPES
+def test_many_small_files_joined_by_user_and_item_hold_the_rows_of_one_join(project, monkeypatch):
     _, _, few = build(project, **SHARED)
     monkeypatch.setattr("scalr_prod.training_set.features.part_rows", lambda _: 200)
     _, report, many = build(project, name="many_parts", negatives_per_event=1)
@@ -49,6 +51,9 @@ def test_many_small_files_hold_the_rows_of_few_large_ones(project, monkeypatch):
     assert sum(sizes) == report.rows
     assert len(sizes) > len(few.files) > 5
     assert many.to_arrow().equals(few.to_arrow())
+    assert few.to_arrow()["target_user_history__item_ids"].null_count > 50, "users without a history are there"
+    staging = Path(report.path).parents[2] / "staging"
+    assert list(staging.glob("*")) == [], "what is kept meanwhile has gone"
 
 
 def test_the_next_day_keeps_the_files_of_the_days_before_and_judges_only_the_others(project, monkeypatch):

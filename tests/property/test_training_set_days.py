@@ -1,4 +1,5 @@
-"""Version after version made of former parts and new ones, against one that is made of nothing else: the same rows, files and ids.
+"""Version after version made of former parts and new ones, joined by user and by item, against one that is made of nothing else and joined
+in the order of time: the same rows, files and ids.
 
 The logs are random, on random days, with late events; windows are published again and rolled back; settings and the policy change.
 """
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
+from training_world import in_the_order_of_time
 
 from scalr_prod.contracts import Table, schema_of
 from scalr_prod.feast_store import apply_feature_repo, service_sources
@@ -23,7 +25,7 @@ from scalr_prod.settings import Settings
 from scalr_prod.training_set import TrainingSet, build_training_set
 from scalr_prod.training_set.build import _TABLES, _inputs
 from scalr_prod.training_set.changes import EVENTS, Tables
-from scalr_prod.training_set.features import FEATURE_SERVICE
+from scalr_prod.training_set.joining import FEATURE_SERVICE
 from scalr_prod.training_set.making import make_parts
 
 pytestmark = pytest.mark.slow
@@ -138,7 +140,9 @@ class World:
         tables = Tables({table: opened[table] for table in EVENTS}, service_sources(settings, FEATURE_SERVICE))
         folder = self.folder / f"whole {report.version}"
         (folder / "nothing").mkdir(parents=True)
-        whole = make_parts(settings, window, inputs, tables, folder / "nothing", folder, progress=False)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("scalr_prod.training_set.features.joined_by_key", in_the_order_of_time)
+            whole = make_parts(settings, window, inputs, tables, folder / "nothing", folder, progress=False)
         files = [folder / "version" / name for part in whole.parts for name in part.files if name.startswith("rows/")]
         found, wanted = version.to_arrow(), ds.dataset([str(file) for file in files]).to_table()
         assert found.equals(wanted)

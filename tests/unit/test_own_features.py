@@ -113,6 +113,15 @@ def test_views_and_single_features_are_named_too(own, theirs):
     assert rows["b", pd.Timestamp(hours(2)[0])].about__length == 120
 
 
+def test_rows_of_several_joins_have_the_values_that_they_have_in_one(own, theirs, monkeypatch):
+    _, one = built(with_features(own, "their_service", name="one"))
+    monkeypatch.setattr("scalr_prod.training_set.features.part_rows", lambda _: 2)
+    _, several = built(with_features(own, "their_service", name="several"))
+    assert len(several.files) > len(one.files)
+    assert several.to_arrow().equals(one.to_arrow())
+    assert several.manifest["columns"] == one.manifest["columns"]
+
+
 def test_a_new_version_is_made_where_their_tables_have_changed_and_only_then(own, theirs):
     settings = with_features(own, "their_service")
     first = build_training_set(settings)
@@ -205,3 +214,24 @@ def test_features_of_views_that_were_applied_to_the_projects_own_repository(own,
     assert rows["b", pd.Timestamp(hours(3)[0])].profile__plan == "at the second event"
     with pytest.raises(FeatureStoreError, match="is called like one whose features"):
         build_training_set(with_features(own, "target_item_stats", features_repo=None))
+
+
+def test_a_services_features_are_parted_by_what_they_are_looked_up_by_where_references_say_the_same(own):
+    from scalr_prod.feast_store import open_feature_store, references_by_key
+
+    store = open_feature_store(own)
+    histories = [
+        f"{domain}_user_history:{feature}"
+        for domain in ("source", "target")
+        for feature in ("item_ids", "event_timestamps", "event_count")
+    ]
+    stats = [f"target_item_stats:{feature}" for feature in ("first_seen", "event_count", "trailing_event_count")]
+    assert references_by_key(store, "downstream_training_v1") == {"user_id": histories, "item_id": stats}
+    views = {name: store.get_feature_view(name) for name in ("source_user_history", "target_item_stats")}
+    services = {
+        "renamed": [views["source_user_history"], views["target_item_stats"].with_name("stats")],
+        "of_items": [views["target_item_stats"]],
+    }
+    for name, features in services.items():
+        store.apply([FeatureService(name=name, features=features)])
+        assert references_by_key(store, name) == {"user_id": name}

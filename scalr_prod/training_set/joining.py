@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The features of labelled rows, as they were strictly before each label."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID
+from scalr_prod.errors import TrainingSetError
+from scalr_prod.training_set.spine import KEYS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pyarrow as pa
+
+    from scalr_prod.feast_store import OwnFeatures
+    from scalr_prod.settings import Settings
+
+__all__ = ["FEATURE_SERVICE", "features_of"]
+
+FEATURE_SERVICE: Final = "downstream_training_v1"
+
+
+def features_of(
+    settings: Settings,
+    rows: pa.Table,
+    *,
+    asked: str | Sequence[str] = FEATURE_SERVICE,
+    own: OwnFeatures | None = None,
+    store: Any = None,
+    within: Any = None,
+) -> pa.Table:
+    """The features of each row as of the last microsecond before its label, in the order of the rows.
+
+    Args:
+        settings: The project's settings.
+        rows: ``user_id``, ``item_id`` and ``event_timestamp``, the label's time.
+        asked: A service, or ``view:feature`` references.
+        own: The user's own features, which come after these.
+        store: The project's store, where it is open already.
+        within: An open DuckDB connection, in whose database the join is made; default: one of its own.
+
+    Raises:
+        TrainingSetError: The join gave other rows than it was asked for.
+        FeatureStoreError: A table cannot be read.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from scalr_prod.feast_store import point_in_time
+
+    stamp = rows.schema.field(EVENT_TIMESTAMP).type
+    # Strictly before the label, on both clocks: the store shows what happened and was known up to the spine's instant.
+    before = pc.subtract(rows.column(EVENT_TIMESTAMP).cast(pa.int64()), 1).cast(stamp)
+    spine = pa.table([rows.column(USER_ID), rows.column(ITEM_ID), before], names=list(KEYS))
+    found = point_in_time(settings, spine, asked, store=store, within=within)
+    same = found.num_rows == spine.num_rows and all(
+        found.column(key).cast(spine.schema.field(key).type).equals(spine.column(key)) for key in KEYS
+    )
+    if not same:
+        raise TrainingSetError(
+            f"the point-in-time join gave {found.num_rows} rows for {spine.num_rows}, or gave them in another order",
+            where=FEATURE_SERVICE,
+            next_step="see that feature_store.yaml names the offline store of scalr_prod",
+        )
+    features = [(field, found.column(field.name)) for field in found.schema if field.name not in KEYS]
+    if own is not None:
+        theirs = own.join(settings, spine)
+        features += [(field, theirs.column(field.name)) for field in theirs.schema]
+    schema = pa.schema([_plain(field) for field, _ in features])
+    columns = [column.cast(field.type) for field, (_, column) in zip(schema, features, strict=True)]
+    return pa.table(columns, schema=schema)
+
+
+def _plain(field: pa.Field) -> pa.Field:
+    """The field with types that every reader of Parquet knows: no 'large' ones, and timestamps in UTC microseconds."""
+    import pyarrow as pa
+
+    def plain(kind: pa.DataType) -> pa.DataType:
+        if pa.types.is_timestamp(kind):
+            return pa.timestamp("us", tz="UTC")
+        if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+            return pa.list_(plain(kind.value_type))
+        if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+            return pa.string()
+        return kind
+
+    return pa.field(field.name, plain(field.type))

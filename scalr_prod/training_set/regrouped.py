@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows that come in one order and are had back in another: kept on disk by the group that each goes to."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+__all__ = ["Regrouped"]
+
+
+class Regrouped:
+    """One Arrow file, a record batch for each group of each table that is put; neither holds more than one table in memory.
+
+    Args:
+        path: The file, which is removed at the end.
+        column: int64 column of the tables that numbers their rows, each once in all.
+    """
+
+    def __init__(self, path: Path, column: str) -> None:
+        self._path, self._column = path, column
+        self._batches: dict[int, list[int]] = {}
+        self._count = 0
+        self._files = ExitStack()
+        self._writer: Any = None
+        self._reader: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            self._files.close()
+        finally:
+            self._path.unlink(missing_ok=True)
+
+    def put(self, rows: pa.Table, groups: NDArray[np.int64]) -> None:
+        """Keep rows.
+
+        Args:
+            rows: Of the same columns each time.
+            groups: int64 [N]. The group of each row.
+        """
+        import pyarrow as pa
+
+        if self._writer is None:
+            sink = self._files.enter_context(pa.OSFile(str(self._path), "wb"))
+            options = pa.ipc.IpcWriteOptions(compression="lz4")
+            self._writer = self._files.enter_context(pa.ipc.new_file(sink, rows.schema, options=options))
+        if (np.diff(groups) < 0).any():
+            order = np.argsort(groups, kind="stable")
+            rows, groups = rows.take(pa.array(order)), groups[order]
+        ends = [0, *(np.flatnonzero(np.diff(groups)) + 1), len(groups)]
+        for start, stop in pairwise(ends if len(groups) else ()):
+            for batch in rows.slice(start, stop - start).combine_chunks().to_batches():
+                self._writer.write_batch(batch)
+                self._batches.setdefault(int(groups[start]), []).append(self._count)
+                self._count += 1
+
+    @property
+    def groups(self) -> list[int]:
+        """Those that have any rows, ascending."""
+        return sorted(self._batches)
+
+    def take(self, group: int) -> pa.Table:
+        """The rows of a group, by their numbers. Nothing can be put any more."""
+        import pyarrow as pa
+
+        if self._reader is None:
+            self._files.close()  # the file's end tells where each batch lies
+            source = self._files.enter_context(pa.OSFile(str(self._path), "rb"))
+            self._reader = self._files.enter_context(pa.ipc.open_file(source))
+        rows = pa.Table.from_batches([self._reader.get_batch(number) for number in self._batches[group]])
+        numbers = rows.column(self._column).to_numpy()
+        return rows if (np.diff(numbers) > 0).all() else rows.take(pa.array(np.argsort(numbers)))

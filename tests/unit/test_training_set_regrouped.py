@@ -1,0 +1,101 @@
+"""Rows that are put in one order and taken in another, and which rows of a spine go where."""
+
+from __future__ import annotations
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from scalr_prod.training_set.by_key import Groups, _shared_out
+from scalr_prod.training_set.features import _pieces
+from scalr_prod.training_set.periods import day_of
+from scalr_prod.training_set.regrouped import Regrouped
+
+DAY = 86_400_000_000
+
+
+def rows(numbers: np.ndarray) -> pa.Table:
+    """Rows whose every value follows from their number; some lists are null, some empty."""
+    lists = [None if n % 5 == 4 else [f"{n}-{k}" for k in range(n % 5)] for n in numbers.tolist()]
+    return pa.table({"row": numbers, "items": pa.array(lists, pa.list_(pa.string())), "text": [f"r{n}" for n in numbers]})
+
+
+def test_each_group_gives_its_rows_by_number_however_they_were_put(tmp_path):
+    drawn = np.random.default_rng(3)
+    numbers = drawn.permutation(1_000)
+    groups = np.sort(drawn.integers(0, 40, 1_000))[drawn.permutation(1_000)]
+    groups[groups == 7] = 8
+    with Regrouped(tmp_path / "kept.arrow", "row") as kept:
+        for place in range(0, 1_000, 130):  # the last is shorter
+            some = numbers[place : place + 130]
+            kept.put(rows(some), groups[some])
+        kept.put(rows(numbers[:0]), groups[:0])
+        assert kept.groups == sorted(set(groups.tolist()))
+        for group in reversed(kept.groups):
+            assert kept.take(group).equals(rows(np.flatnonzero(groups == group)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_leaves_no_file(tmp_path):
+    def fail() -> None:
+        with Regrouped(tmp_path / "kept.arrow", "row") as kept:
+            kept.put(rows(np.arange(3)), np.zeros(3, np.int64))
+            assert (tmp_path / "kept.arrow").exists()
+            kept.put(rows(np.arange(3)).drop_columns("text"), np.zeros(3, np.int64))
+
+    with pytest.raises(pa.ArrowInvalid):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_go_together_up_to_the_limit_past_what_is_not_written():
+    days = [day_of(number * DAY) for number in range(6)]
+    periods = dict(zip(days, (4, 3, 25, 4, 2, 9), strict=True))
+    pieces = _pieces(periods, [day for day in days if day != days[1]], 10)
+    assert [(piece.rows, piece.group) for piece in pieces] == [
+        (4, 0), (3, -1), (10, 1), (10, 2), (5, 3), (4, 3), (2, 4), (9, 5)
+    ]  # fmt: skip
+    assert pieces[3].file == "part-1970-01-03-00001.parquet"
+    assert [piece.group for piece in _pieces(periods, days[:2], 10)] == [0, 0, *[-1] * 6]
+
+
+def test_a_row_belongs_to_the_group_of_its_piece():
+    sizes, numbers = np.array([4, 3, 10, 5, 6]), np.array([0, -1, 0, 1, -1])
+    groups = Groups(np.cumsum(sizes), numbers)
+    every = np.arange(sizes.sum())
+    assert groups.of(every).tolist() == np.repeat(numbers, sizes).tolist()
+    assert groups.sql("n") == "(n >= 0 AND n < 4 OR n >= 7 AND n < 22)"
+
+
+@pytest.mark.parametrize("ids", ["int64", "string"])
+def test_shares_are_of_users_that_follow_each_other_and_hold_every_wanted_row_once(tmp_path, ids):
+    drawn, limit = np.random.default_rng(5), 400
+    user = np.where(drawn.random(3_000) < 0.4, 50, drawn.integers(0, 90, 3_000))  # one has twice what a join takes
+    spine = pa.table(
+        {
+            "user_id": pa.array(user).cast(ids),
+            "item_id": pa.array(drawn.integers(0, 9, 3_000)).cast(ids),
+            "event_timestamp": pa.array(np.arange(3_000)).cast(pa.timestamp("us", "UTC")),
+        }
+    )
+    path = tmp_path / "it's a [spine].parquet"
+    pq.write_table(spine, path, row_group_size=700)
+    groups = Groups(np.array([500, 1_200, 3_000]), np.array([0, -1, 1]))
+    connection = duckdb.connect(config={"threads": 2, "preserve_insertion_order": False})
+    connection.execute("SET TimeZone = 'UTC'")
+    found = list(_shared_out(connection, path, groups, "user_id", limit))
+    rows, share = pa.concat_tables(table for table, _ in found), np.concatenate([share for _, share in found])
+
+    wanted = np.r_[0:500, 1_200:3_000]
+    order = np.argsort(rows["row"].to_numpy())
+    assert rows["row"].to_numpy()[order].tolist() == wanted.tolist()
+    assert rows.take(pa.array(order)).drop_columns("row").equals(spine.take(pa.array(wanted)))
+    of = {}
+    for one, number in zip(rows["user_id"].to_pylist(), share.tolist(), strict=True):
+        assert of.setdefault(one, number) == number, "no user is cut in two"
+    assert [of[one] for one in sorted(of)] == sorted(of.values())
+    sizes = np.bincount(share)
+    assert (sizes == 0).any(), "shares that the one with very many rows has left empty"
+    assert sorted(sizes)[-2] <= limit < sizes.max()
