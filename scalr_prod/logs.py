@@ -60,7 +60,8 @@ def in_context(work: Callable[P, R]) -> Callable[P, R]:
 def start_logging(form: Literal["text", "json"], level: str, *, logger: str | None = None) -> None:
     """Write log lines to stderr, in place of the lines of an earlier call.
 
-    Nothing is installed where somebody else has installed handlers: a scheduler's task runner, or an application.
+    Nothing is installed where somebody else has installed handlers: a scheduler's task runner, or an application, whose own process
+    may have Dask's workers in it.
 
     Args:
         form: One line of text, or one JSON object, a message.
@@ -70,7 +71,7 @@ def start_logging(form: Literal["text", "json"], level: str, *, logger: str | No
     """
     root = logging.getLogger(logger)
     ours = [handler for handler in root.handlers if isinstance(handler, _Stderr)]
-    if len(ours) < len(root.handlers):
+    if len(ours) < len(root.handlers) or (logger is not None and logging.getLogger().handlers):
         return
     for handler in ours:
         root.removeHandler(handler)

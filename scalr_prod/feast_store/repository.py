@@ -289,7 +289,8 @@ def _apply(settings: Settings, former: str | None) -> tuple[list[str], list[str]
     try:
         open_registry(store)
         check_registry(settings, store, shared=shared)
-        store.apply([*sources, *objects])
+        with _read_once(store.registry):
+            store.apply([*sources, *objects])
         if former is not None:
             leave_registry(settings, store, former, shared=shared)
     except ScalrError:
@@ -303,6 +304,17 @@ def _apply(settings: Settings, former: str | None) -> tuple[list[str], list[str]
         ) from error
     views = [value.name for value in objects if isinstance(value, FeatureView)]
     return views, [value.name for value in objects if isinstance(value, FeatureService)]
+
+
+@contextmanager
+def _read_once(registry: Any) -> Iterator[None]:
+    """Have Feast read the registry, with the objects of every project in it, once at the end, and not after each object applied."""
+    mode, registry.cache_mode = registry.cache_mode, "held"  # any but the two that Feast knows
+    try:
+        yield
+    finally:
+        registry.cache_mode = mode
+    registry.refresh()
 
 
 def _load_definitions(path: Path) -> Any:

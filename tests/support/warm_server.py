@@ -1,4 +1,4 @@
-"""The process that `support.warm` forks commands from; a program of its own, which imports nothing of the project's.
+"""The process that `support.warm` forks commands from; a program of its own, which imports nothing of the package's.
 
 Arguments are the modules to import. Each line on stdin is a command as JSON; the answers are its process id and its exit code.
 It ends when stdin does.
@@ -24,6 +24,7 @@ _OF_FEAST = ("PROMETHEUS_MULTIPROCESS_DIR", "PROMETHEUS_MULTIPROC_DIR")
 
 def main(modules: list[str]) -> None:
     """Import, then fork a process for each command, one after the other."""
+    importlib.import_module("instrumented").instrument_once()  # beside this program
     sys.path.pop(0)  # this program's folder
     answers = os.dup(1)
     os.dup2(2, 1)  # what libraries have to say while they are imported is no answer

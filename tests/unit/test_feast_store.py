@@ -260,6 +260,22 @@ def test_an_open_store_and_connection_give_the_same_and_keep_nothing(feast_proje
     assert point_in_time(feast_project, asked, COUNTS, store=store).num_rows == 3
 
 
+def test_the_registry_is_not_read_anew_for_each_object_that_is_applied(own, tmp_path, monkeypatch):
+    """It holds those of all projects, so that a shared one would be read for longer with every project."""
+    from feast.infra.registry.sql import SqlRegistry
+
+    reads, read = [], SqlRegistry.proto
+    monkeypatch.setattr(SqlRegistry, "proto", lambda self: reads.append(len(self.list_projects())) or read(self))
+    settings = own.with_sections(feast={"registry": f"sqlite:///{tmp_path / 'another.db'}"})
+    applied = apply_feature_repo(settings)
+    assert applied.applied
+    assert len(applied.views) + len(applied.services) > 7
+    assert 0 < len(reads) < 7
+    registry, project = open_feature_store(settings).registry, settings.project_name
+    assert {view.name for view in registry.list_feature_views(project, allow_cache=True)} == set(applied.views)
+    assert {one.name for one in registry.list_feature_services(project, allow_cache=True)} == set(applied.services)
+
+
 def test_reports_are_json(feast_project):
     reports = [apply_feature_repo(feast_project), materialize(feast_project)]
     assert [set(json.loads(json.dumps(report.to_json()))) for report in reports] == [
