@@ -91,13 +91,11 @@ def main() -> dict[str, Any]:
 def _measured(name: str, pair: Pair) -> dict[str, Any]:
     from scalr_prod.errors import EvaluationError
 
-    where, source, target = pair
-    if where == "yelp" and not YELP.exists():
+    if pair[0] == "yelp" and not YELP.exists():
         return {"skipped": f"Yelp's log is not at {YELP}; set SCALR_TEST_DATA"}
-    queries = _of_yelp(YELP, source, target) if where == "yelp" else _of_groceries(source, target)
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            return judged(name, queries, Path(scratch))
+            return judged(name, queries_of(pair), Path(scratch))
         except EvaluationError as error:  # too few users, say: a figure as well, and the other pairs are measured
             return {"not_evaluated": str(error)}
 
@@ -194,6 +192,12 @@ def _choice(found: dict[str, Any]) -> Any:
     options = {name: inf if value is None else value for name, value in found["options"].items()}
     groups = {name: tuple(found[name]) for name in ("weights", "boost")}
     return Choice(**found | groups | {"options": options, "draw": Draw(**found["draw"])})
+
+
+def queries_of(pair: Pair) -> tuple[str, str]:
+    """Queries of a pair's source and target log."""
+    where, source, target = pair
+    return _of_yelp(YELP, source, target) if where == "yelp" else _of_groceries(source, target)
 
 
 def _of_yelp(path: Path, source: str, target: str) -> tuple[str, str]:

@@ -71,7 +71,7 @@ def init(
         else:
             found = understand(config, logs, **extra)
         found.write(force=force)
-        return found if not ask else {"settings": str(config), "next": f"scalr ingest --config {config}"}
+        return found if not ask else {"settings": str(config), "next": f"scalr run --config {config}"}
 
     def _show_guess(found: Any) -> None:
         print("\n".join(as_lines(found.for_people())) if isinstance(found, Beginning) else f"error: {found}")

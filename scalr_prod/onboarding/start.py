@@ -121,7 +121,7 @@ class Beginning:
                 shown[place]["item columns"] = ", ".join(f"{role} = {column}" for role, column in one.items.columns.items())
         for number, note in enumerate(self.notes, 1):
             shown[f"note {number}"] = note
-        return shown | {"settings": str(self.config), "next": f"scalr ingest --config {self.config}"}
+        return shown | {"settings": str(self.config), "next": f"scalr run --config {self.config}"}
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
@@ -129,7 +129,7 @@ class Beginning:
             "config": str(self.config),
             **{place: domain.to_json() for place, domain in self.domains.items()},
             "notes": self.notes,
-            "next": f"scalr ingest --config {self.config}",
+            "next": f"scalr run --config {self.config}",
         }
 
 

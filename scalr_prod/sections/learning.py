@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -13,6 +13,9 @@ from scalr_prod.plugins import MODELS
 from scalr_prod.sections.values import Instant, Weight, named_once
 
 __all__ = ["DownstreamSettings", "TrainingSetSettings"]
+
+#: λ where nothing was measured: neither a policy nor the settings give one (docs/adr/0078).
+_UNMEASURED: Final = 0.03
 
 
 class TrainingSetSettings(Section):
@@ -37,8 +40,10 @@ class TrainingSetSettings(Section):
     negative_sampling: Literal["uniform", "popularity"] = Field(
         default="uniform", description="draw negatives alike over items, or by their popularity"
     )
-    synthetic_weight: float = Field(
-        default=1.0, ge=0, description="λ: multiplies the weight of synthetic rows; 0 leaves them out"
+    synthetic_weight: float | None = Field(
+        default=None,
+        ge=0,
+        description="λ: multiplies the weight of synthetic rows; 0 leaves them out; default: 0.03, or 1 beside segment_weights",
     )
     segment_weights: tuple[Weight, Weight, Weight] | None = Field(
         default=None,
@@ -55,6 +60,15 @@ class TrainingSetSettings(Section):
         default_factory=dict,
         description="which join key of features is the user's id and which the item's: { account = \"user\" }; default: by its name",
     )
+
+    @property
+    def lambdas(self) -> tuple[float, float, float]:
+        """λ of cold, sparse and dense users."""
+        if self.segment_weights is None:
+            return (_UNMEASURED if self.synthetic_weight is None else self.synthetic_weight,) * 3
+        cold, sparse, dense = self.segment_weights
+        factor = 1.0 if self.synthetic_weight is None else self.synthetic_weight
+        return factor * cold, factor * sparse, factor * dense
 
     @model_validator(mode="before")
     @classmethod

@@ -15,7 +15,7 @@ from scalr_prod.feast_store import open_own_features, service_sources
 from scalr_prod.growth import ALWAYS, files_between, fragments_of, state_of
 from scalr_prod.holdout import CANARY, HELD_OUT, Canary, Holdout
 from scalr_prod.instants import datetime_of, micros
-from scalr_prod.training_set.changes import EVENTS
+from scalr_prod.training_set.changes import EVENTS, weighted_by_segment
 from scalr_prod.training_set.making import make_parts
 from scalr_prod.training_set.manifest import (
     IDS,
@@ -61,6 +61,8 @@ _LAYOUT: Final = 4
 _LOCK_TIMEOUT_S: Final = 3600
 #: Settings that say nothing where there are no features of the user's own.
 _OWN: Final = ("features", "features_repo", "feature_keys")
+#: Settings that decide no row (the task asks for negatives, and for both labels), or that `_inputs` resolves: the window, and λ.
+_NOT_OF_ROWS: Final = ("name", "cutoff", "start", "suite", "task", "synthetic_weight", "segment_weights")
 
 
 def build_training_set(settings: Settings, *, progress: bool = False) -> TrainingSetReport:
@@ -101,6 +103,9 @@ def _build(settings: Settings, home: Path, *, progress: bool) -> TrainingSetRepo
     from scalr_prod.policy import follow_policy
 
     settings, followed = follow_policy(settings)
+    options = settings.training_set
+    if followed is None and options.synthetic_weight is None and options.segment_weights is None:
+        logger.info("λ is %g, for want of a measured one: `scalr evaluate` measures it", options.lambdas[0])
     own, lake = open_own_features(settings), Lake.open(settings)
     opened = {table: lake.open_table(table) for table in _TABLES}
     inputs, window = _inputs(settings, lake, opened, own)
@@ -156,11 +161,9 @@ def _inputs(
         "name": options.name,
         "cutoff": cutoff.isoformat(),
         "start": start.isoformat() if start else None,
-        # The task decides no row: it asks for negatives, and for both labels.
-        "settings": options.model_dump(
-            mode="json", exclude={"name", "cutoff", "start", "suite", "task", *(_OWN if own is None else ())}
-        )
-        | ({"sparse_below": settings.downstream.sparse_below} if options.segment_weights else {})
+        "settings": options.model_dump(mode="json", exclude={*_NOT_OF_ROWS, *(_OWN if own is None else ())})
+        | {"lambda": list(options.lambdas)}
+        | ({"sparse_below": settings.downstream.sparse_below} if weighted_by_segment(settings) else {})
         | (held.to_run() if held else {})
         | ({CANARY: canary.to_json()} if canary else {}),
         "versions": {name: state["version"] for name, state in states.items()},

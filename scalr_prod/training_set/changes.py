@@ -121,8 +121,7 @@ def changes_since(settings: Settings, tables: Tables, inputs: Mapping[str, Any],
 
 def weighted_by_segment(settings: Settings) -> bool:
     """Whether a synthetic row's weight depends on how many real events its user has."""
-    options = settings.training_set
-    return options.synthetic_weight > 0 and len(set(options.segment_weights or ())) > 1
+    return len(set(settings.training_set.lambdas)) > 1
 
 
 def _events(now: DeltaTable, state: Mapping[str, Any], options: dict[str, str], ends: list[int]) -> Iterator[tuple[int, int]]:

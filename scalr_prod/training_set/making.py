@@ -124,7 +124,7 @@ def _tell(
 ) -> None:
     name = settings.training_set.name
     if former is None or changes is None:
-        why = tables.features.unclear or "no former version has rows of this shape"
+        why = tables.features.unclear or "there is no former version with rows of this shape"
         logger.info("training set %s: all %d parts are built: %s", name, len(parts), why)
         return
     because = f": {changes.because}" if changes.because else ""

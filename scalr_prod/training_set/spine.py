@@ -311,10 +311,8 @@ def _write(batches: Iterator[pa.RecordBatch], schema: pa.Schema, path: Path) -> 
 
 def _lambda(settings: Settings) -> str:
     """SQL of the factor of a synthetic row's weight, by the user's real events of before the cutoff."""
-    options, sparse_below = settings.training_set, settings.downstream.sparse_below
-    cold, sparse, dense = (
-        f"{float(options.synthetic_weight * weight)!r}::DOUBLE" for weight in options.segment_weights or (1.0, 1.0, 1.0)
-    )
+    sparse_below = settings.downstream.sparse_below
+    cold, sparse, dense = (f"{float(weight)!r}::DOUBLE" for weight in settings.training_set.lambdas)
     return f"(CASE WHEN real_events IS NULL THEN {cold} WHEN real_events < {sparse_below} THEN {sparse} ELSE {dense} END)"
 
 

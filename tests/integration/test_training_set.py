@@ -152,9 +152,13 @@ def test_a_policy_that_says_no_leaves_no_synthetic_row(project, caplog):
     assert not TrainingSet.open(report.path).to_pandas()["is_synthetic"].any()
 
 
-def test_by_default_everything_published_is_known(project):
-    settings, report, _ = build(project, name="defaults")
-    assert report.synthetic == len(lake(settings, Table.SYNTHETIC_TARGET_EVENTS))
+def test_by_default_everything_published_is_known_and_counts_little_until_it_is_measured(project, caplog):
+    caplog.set_level("INFO", logger="scalr_prod")
+    settings, report, opened = build(project, name="defaults")
+    made, rows = lake(settings, Table.SYNTHETIC_TARGET_EVENTS), opened.to_pandas()
+    assert report.synthetic == len(made)
+    assert rows.loc[rows["is_synthetic"], "weight"].sum() == pytest.approx(0.03 * made["weight"].sum(), rel=1e-5)
+    assert "λ is 0.03, for want of a measured one" in caplog.text
     assert report.real == len(lake(settings, Table.TARGET_EVENTS))
     events = [lake(settings, table) for table in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS)]
     assert report.cutoff > max(log[column].max() for log in events for column in ("event_timestamp", "created_timestamp"))

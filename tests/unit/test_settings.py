@@ -54,6 +54,20 @@ def test_the_task_of_a_training_set_decides_whether_there_are_negatives(tmp_path
     assert load_settings(tmp_path / "scalr.toml").training_set.negatives_per_event == 2
 
 
+@pytest.mark.parametrize(
+    ("named", "lambdas"),
+    [
+        ("", (0.03, 0.03, 0.03)),
+        ("synthetic_weight = 0", (0.0, 0.0, 0.0)),
+        ("segment_weights = [0.5, 0.0, 0.25]", (0.5, 0.0, 0.25)),
+        ("synthetic_weight = 2\nsegment_weights = [0.5, 0.0, 0.25]", (1.0, 0.0, 0.5)),
+    ],
+)
+def test_a_synthetic_row_counts_little_until_somebody_says_otherwise(tmp_path, named, lambdas):
+    (tmp_path / "scalr.toml").write_text(DOMAINS + f"[training_set]\n{named}\n")
+    assert load_settings(tmp_path / "scalr.toml").training_set.lambdas == lambdas
+
+
 def test_settings_are_frozen(tmp_path):
     settings = load_settings(write(tmp_path, DOMAINS))
     with pytest.raises(ValueError, match="frozen"):
