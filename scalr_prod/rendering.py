@@ -147,7 +147,10 @@ def _table(rows: list[dict[str, Any]], indent: str) -> list[str]:
 
 
 def _columns(rows: list[dict[str, Any]]) -> list[str]:
-    return [name for name, value in rows[0].items() if not isinstance(value, dict | list)]
+    """The names in any of the rows, by their first row, but for those that hold lists or tables there."""
+    first = {name: value for row in reversed(rows) for name, value in row.items()}
+    named = dict.fromkeys(name for row in rows for name in row)
+    return [name for name in named if not isinstance(first[name], dict | list)]
 
 
 def _cell(value: Any) -> str:

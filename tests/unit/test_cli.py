@@ -64,6 +64,11 @@ def test_a_long_cell_widens_no_other_row():
     assert lines[4:] == ["replaced  -", "waiting   -"]
 
 
+def test_what_the_first_row_of_a_table_lacks_is_shown():
+    rows = [{"arm": "real", "NE": 0.7, "tried": [1]}, {"arm": "ours", "NE": 0.6, "NE all %": "-6.1", "tried": [2]}]
+    assert as_lines({"arms": rows})[1:] == ["  arm   NE   NE all %", "  real  0.7  -", "  ours  0.6  -6.1"]
+
+
 def test_wrong_usage_exits_with_2():
     assert runner.invoke(app, ["ingest", "--domain", "sideways"]).exit_code == 2
     assert runner.invoke(app, ["validate"]).exit_code == 2
