@@ -7,8 +7,9 @@ import difflib
 import json
 import re
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -160,14 +161,13 @@ def expectations_of(suite: Suite, columns: Mapping[str, str]) -> list[Rule]:
     Raises:
         SettingsError: An entry is no expectation; names it.
     """
-    rules: list[Rule] = []
-    names: dict[str, int] = {}
+    rules: dict[str, Rule] = {}
     for number, entry in enumerate(suite.entries, 1):
         for rule in _rules(entry, columns, _place(suite.file, number, entry)):
-            names[rule.name] = names.get(rule.name, 0) + 1
-            again = f"_{names[rule.name]}" if names[rule.name] > 1 else ""
-            rules.append(Rule(**{**rule.__dict__, "name": rule.name + again}))
-    return rules
+            numbered = (f"{rule.name}_{again}" for again in count(2))
+            name = next(name for name in chain([rule.name], numbered) if name not in rules)
+            rules[name] = replace(rule, name=name)
+    return list(rules.values())
 
 
 def _rules(entry: Mapping[str, Any], columns: Mapping[str, str], where: str) -> Iterator[Rule]:

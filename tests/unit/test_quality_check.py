@@ -19,7 +19,7 @@ from scalr_prod import Project
 from scalr_prod.cli import app
 from scalr_prod.errors import EmptyInput, ForeignFiles, QualityError, QualityGateFailed, SettingsError, UnreadableInput
 from scalr_prod.quality import check_dataset
-from scalr_prod.quality.suites import write_suite
+from scalr_prod.quality.suites import expectations_of, read_suite, write_suite
 
 runner = CliRunner()
 DAY = timedelta(days=1)
@@ -276,6 +276,22 @@ def test_a_suite_that_is_written_is_edited_and_found_by_its_name(tmp_path):
     assert verdict.suite == "mine"
     with pytest.raises(QualityError, match="is there already"):
         write_suite(tmp_path / "quality" / "training.yaml")
+
+
+def test_each_rule_of_a_suite_has_a_name_of_its_own(tmp_path):
+    entries = [
+        {"type": "expect_column_values_to_be_between", "kwargs": {"column": column, "max_value": most}}
+        for column, most in (("price", 1), ("price", 2), ("price_2", 3), ("price", 4))
+    ]
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump({"expectations": entries}))
+    rules = expectations_of(read_suite(str(file), tmp_path), {"price": "DOUBLE", "price_2": "DOUBLE"})
+    assert {rule.name.removeprefix("column_values_to_be_between_"): rule.kwargs["max_value"] for rule in rules} == {
+        "price": 1,
+        "price_2": 2,
+        "price_2_2": 3,
+        "price_3": 4,
+    }
 
 
 def test_a_suite_is_written_with_other_names_of_columns(tmp_path):
