@@ -113,7 +113,7 @@ def experiment(settings: Settings, *, outcomes: str | None = None, out: Path | N
         SettingsError: Nobody is held out, and there is no canary.
         TableNotFound: Nothing was ingested yet.
         InputError: The outcomes cannot be read, lack a column, or hold a user twice.
-        EvaluationError: There are too few users on a side; or the file's name ends otherwise.
+        EvaluationError: There are too few users on a side; or the file's name ends otherwise, or it cannot be written.
     """
     held, canary = Holdout.of(settings), Canary.of(settings)
     if held is None and canary is None:
@@ -300,16 +300,27 @@ def _outcomes(settings: Settings, location: str) -> pa.Table:
 
 
 def _write(db: Any, out: Path) -> None:
-    """Whole or not at all."""
+    """Whole or not at all.
+
+    Raises:
+        EvaluationError: It cannot be written.
+    """
+    import duckdb
+
     scratch = out.with_name(f".{out.name}.part")
     kind = "PARQUET" if out.suffix == ".parquet" else "CSV, HEADER"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         place = str(scratch).replace("'", "''")
-        db.execute(f"COPY (SELECT {USER_ID}, side FROM sides ORDER BY {USER_ID}) TO '{place}' (FORMAT {kind})")
-        scratch.replace(out)
-    finally:
-        scratch.unlink(missing_ok=True)
+        try:
+            db.execute(f"COPY (SELECT {USER_ID}, side FROM sides ORDER BY {USER_ID}) TO '{place}' (FORMAT {kind})")
+            scratch.replace(out)
+        finally:
+            scratch.unlink(missing_ok=True)
+    except (OSError, duckdb.IOException) as error:
+        raise EvaluationError(
+            f"cannot be written: {error}", where=str(out), next_step="name a file in a folder that you may write to"
+        ) from error
 
 
 def _other_runs(settings: Settings, salt: str) -> list[str]:

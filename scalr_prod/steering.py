@@ -116,7 +116,7 @@ class Steered:
         Raises:
             SettingsError: Nobody is held out.
             InputError: The outcomes cannot be read, lack a column, or hold a user twice.
-            EvaluationError: There are too few users on a side.
+            EvaluationError: There are too few users on a side; or the file's name ends otherwise, or it cannot be written.
         """
         from scalr_prod.experiment import experiment
 

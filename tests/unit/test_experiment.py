@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import duckdb
 import numpy as np
@@ -148,6 +149,15 @@ def test_who_is_where_is_told_and_written_and_the_effect_measured(project):
     assert effect["low"] < 2 < effect["high"]
     assert effect["split_p"] > 0.01
     assert report["synthetic_events_of_held_out"] == 0
+    assert not list(project.folder.glob(".*.part"))
+
+
+def test_sides_that_cannot_be_written_are_told_with_the_file(project):
+    (project.folder / "folder.csv").mkdir()
+    for out in (project.folder / "folder.csv", project.config / "sides.csv", Path("/proc/sides.csv")):
+        with pytest.raises(EvaluationError, match="cannot be written") as told:
+            experiment(project.settings, out=out)
+        assert told.value.where == str(out)
     assert not list(project.folder.glob(".*.part"))
 
 
