@@ -172,6 +172,12 @@ def test_users_without_history_are_ranked_by_their_synthetic_events(family, tast
     assert (top % TASTES == lone[:, None] % TASTES).mean() > 0.6
 
 
+def test_synthetic_events_alone_teach_tastes(family, tastes):
+    users = np.arange(USERS - 10)
+    top = np.argsort(-fitted(family, tastes.synthetic()).score(users), axis=1)[:, :5]
+    assert (top % TASTES == users[:, None] % TASTES).mean() > 0.6
+
+
 def test_observed_events_lose_weight_with_age_and_synthetic_ones_do_not(tastes):
     day = 86_400_000_000
     events = replace(tastes.take(np.arange(3)), time=np.array([0, 5, 10]) * day, until=10 * day)

@@ -6,7 +6,8 @@ the user; the item's a vector and a bias. Trained on every event beside negative
 event's weight, by log loss: so it says P(positive) beside as many negatives.
 
 A synthetic event is a term of the loss. It never joins the user's items: what it says of a user reaches the user's own vector.
-An epoch sees no more synthetic than observed events: a random share of them, with weights that make up for the others.
+An epoch sees no more synthetic than observed events: a random share of them, with weights that make up for the others. Where nothing is
+observed, it sees them all.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class TwoTower:
         self._extra = Ragged.of(events.take(~observed))
         #: Of the synthetic events, which may be many times the observed ones: each epoch takes as many of them at random, and each
         #: of those counts for all that were left out.
-        self._share = min(1.0, len(self._history.item) / max(1, len(self._extra.item)))
+        self._share = min(1.0, len(self._history.item) / max(1, len(self._extra.item))) or 1.0
         self._net = _Net(self.n_items, self.dim, self.dropout)
         self._person = PersonTable(events.n_users, self.dim)
         rows = torch.nonzero(self._history.count + self._extra.count)[:, 0]
