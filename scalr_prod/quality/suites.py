@@ -103,8 +103,10 @@ def write_suite(path: Path, columns: Mapping[str, str] | None = None) -> str:
     Raises:
         QualityError: The file is there, or cannot be written, or a name is not plain; nothing was written.
     """
+    import yaml
+
     for role, column in (columns or {}).items():
-        if not _PLAIN.fullmatch(column):
+        if not _PLAIN.fullmatch(column) or yaml.safe_load(column) != column:  # it reads yes, off or null as no text
             raise QualityError(
                 f"the name {column!r} cannot be written into a suite as it is",
                 where=f"--{role}",

@@ -304,8 +304,9 @@ def test_a_suite_is_written_with_other_names_of_columns(tmp_path):
     assert json.loads(runner.invoke(app, command).stdout) == {"suite": "mine.yaml"}
     assert check_dataset(path, suite="mine.yaml").passed
     assert not check_dataset(path).passed
-    with pytest.raises(QualityError, match="cannot be written"):
-        write_suite(tmp_path / "other.yaml", {"user": "a: {b"})
+    for name in ("a: {b", "off", "Null"):  # the last two are no text to YAML
+        with pytest.raises(QualityError, match="cannot be written"):
+            write_suite(tmp_path / "other.yaml", {"user": name})
     assert not (tmp_path / "other.yaml").exists()
 
 
