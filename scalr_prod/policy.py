@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["Followed", "Policy", "follow_policy", "logs_digest", "policy_path", "settings_digest"]
+__all__ = ["SEGMENTS", "Followed", "Policy", "follow_policy", "logs_digest", "policy_path", "settings_digest"]
 
 logger = logging.getLogger(__name__)
 
-_SEGMENTS: Final = ("cold", "sparse", "dense")
+#: Of users, by their real target events: none, few, more. Their places are the numbers that they have everywhere.
+SEGMENTS: Final = ("cold", "sparse", "dense")
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Policy:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; λ by segment."""
-        return asdict(self) | {"weights": dict(zip(_SEGMENTS, self.weights, strict=True))}
+        return asdict(self) | {"weights": dict(zip(SEGMENTS, self.weights, strict=True))}
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -79,7 +80,7 @@ class Policy:
         """
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-            cold, sparse, dense = (float(found["weights"][name]) for name in _SEGMENTS)
+            cold, sparse, dense = (float(found["weights"][name]) for name in SEGMENTS)
             return cls(**found | {"weights": (cold, sparse, dense)})
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise EvaluationError(

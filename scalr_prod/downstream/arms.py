@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -32,11 +33,15 @@ if TYPE_CHECKING:
     #: Real and synthetic events, as a training set holds them.
     Published: TypeAlias = "tuple[Interactions, Interactions]"
 
-__all__ = ["ABLATIONS", "CONTROLS", "LISTS", "MAIN", "NEEDS", "QUICK", "RIVAL", "TUNED", "Choice", "Maker", "leaving_out"]
+__all__ = [
+    "ABLATIONS", "BASE", "CONTROLS", "LISTS", "MAIN", "NEEDS", "OURS", "QUICK", "RIVAL", "TUNED", "Choice", "Maker", "leaving_out",
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
-MAIN: Final = ("real", "real+scalr", "synthetic_only")
+BASE: Final = "real"
+OURS: Final = "real+scalr"
+MAIN: Final = (BASE, OURS, "synthetic_only")
 #: Arms that train no model of the family; each user's items come from elsewhere.
 LISTS: Final = ("popular_lately", "translator")
 CONTROLS: Final = ("popularity", "trend", "shuffled", "duplicated", "frequency")
@@ -48,17 +53,28 @@ ABLATIONS: Final = (
     "only_topics", "only_linear", "only_factorisation", "only_sequential",
 )  # fmt: skip
 #: Arms with synthetic events that get a volume, a temperature, a boost and λ of their own, at the same budget.
-TUNED: Final = ("real+scalr", "synthetic_only", *CONTROLS)
+TUNED: Final = (OURS, "synthetic_only", *CONTROLS)
 #: The fewest that decide: the baselines, ours, the two controls that a lift has to survive, and the rival.
-QUICK: Final = ("real", "real+scalr", *LISTS, "trend", "shuffled", RIVAL)
-#: Arms that need an estimator of their own in the translator.
-NEEDS: Final = {"frequency": "frequency", "trend": "popularity"} | {
-    arm: arm.removeprefix("only_") for arm in ABLATIONS if arm.startswith("only_")
-}
-#: Begins the name of an arm that is ours without one of several source domains.
-_WITHOUT: Final = "without_"
+QUICK: Final = (BASE, OURS, *LISTS, "trend", "shuffled", RIVAL)
 #: Near enough to 0 that the draw is the k most probable.
 TOP: Final = 0.02
+#: Arms whose events are drawn otherwise than ours: in what.
+_OTHERWISE: Final[dict[str, dict[str, Any]]] = {
+    "trend": {"member": "popularity"},
+    "frequency": {"member": "frequency"},
+    "sampled": {"temperature": 1.0},
+    "top_k": {"temperature": TOP},
+    "top_1": {"temperature": TOP, "volume": 1},
+    "align_off": {"align": False},
+    "align_on": {"align": True},
+    "filter_off": {"min_lift": 0.0},
+    "filter_on": {"min_lift": 1.0},
+    **{arm: {"member": arm.removeprefix("only_")} for arm in ABLATIONS if arm.startswith("only_")},
+}
+#: Arms that need an estimator of their own in the translator.
+NEEDS: Final[dict[str, str]] = {arm: how["member"] for arm, how in _OTHERWISE.items() if "member" in how}
+#: Begins the name of an arm that is ours without one of several source domains.
+_WITHOUT: Final = "without_"
 #: Items for each context that the translator is asked for as a recommender; the least, before what a user had falls away.
 _RECOMMENDED: Final = 50
 
@@ -144,14 +160,14 @@ class Maker:
             published: Real and synthetic events of the training set, for ``real+scalr`` and ``synthetic_only``; default: draws.
         """
         real = self.scene.real
-        if arm == "real":
+        if arm == BASE:
             return real
         if arm == RIVAL:
             return both_domains(self.scene, choice.source_weight)
         synthetic = self.synthetic(arm, choice, seed, published)
         if arm == "synthetic_only":
             return synthetic
-        base = published[0] if arm == "real+scalr" and published else real
+        base = published[0] if arm == OURS and published else real
         return base.joined([self.weigh(synthetic, choice.weights)])
 
     def with_before(self, events: Interactions, arm: str, choice: Choice, seed: int) -> Interactions:
@@ -186,33 +202,23 @@ class Maker:
     def synthetic(self, arm: str, choice: Choice, seed: int, published: Published | None = None) -> Interactions:
         """An arm's synthetic events, before λ; of those arms that have some."""
         base, rng = choice.draw, np.random.default_rng([seed, 17])
-        if arm in {"real+scalr", "synthetic_only"}:
+        if arm in {OURS, "synthetic_only"}:
             return published[1] if published else self.draw(base)
         if arm.startswith(_WITHOUT):
             others = self._without(arm.removeprefix(_WITHOUT))
             return others.draw(base) if others else self.scene.real.synthetic().weighted(0.0)
-        kinds: dict[str, Callable[[], Interactions]] = {
-            "popularity": lambda: self._popularity(self.draw(base), rng),
-            "trend": lambda: self.draw(replace(base, member="popularity")),
-            "shuffled": lambda: self._shuffled(self.draw(base), rng),
-            "duplicated": lambda: self._duplicated(self.draw(base), rng),
-            "frequency": lambda: self.draw(replace(base, member="frequency")),
-            "sampled": lambda: self.draw(replace(base, temperature=1.0)),
-            "top_k": lambda: self.draw(replace(base, temperature=TOP)),
-            "top_1": lambda: self.draw(replace(base, temperature=TOP, volume=1)),
-            "dose_0.25": lambda: _thinned(self.draw(base), 0.25, rng),
-            "dose_0.5": lambda: _thinned(self.draw(base), 0.5, rng),
-            "dose_2": lambda: self.draw(replace(base, volume=2 * base.volume)),
-            "align_off": lambda: self.draw(replace(base, align=False)),
-            "align_on": lambda: self.draw(replace(base, align=True)),
-            "filter_off": lambda: self.draw(replace(base, min_lift=0.0)),
-            "filter_on": lambda: self.draw(replace(base, min_lift=1.0)),
-            **{
-                f"only_{name}": lambda name=name: self.draw(replace(base, member=name))  # type: ignore[misc]
-                for name in ("topics", "linear", "factorisation", "sequential")
-            },
+        if arm in _OTHERWISE:
+            return self.draw(replace(base, **_OTHERWISE[arm]))
+        if arm == "dose_2":
+            return self.draw(replace(base, volume=2 * base.volume))
+        changed: dict[str, Callable[[Interactions, np.random.Generator], Interactions]] = {
+            "popularity": self._popularity,
+            "shuffled": self._shuffled,
+            "duplicated": self._duplicated,
+            "dose_0.25": partial(_thinned, share=0.25),
+            "dose_0.5": partial(_thinned, share=0.5),
         }
-        return kinds[arm]()
+        return changed[arm](self.draw(base), rng)
 
     def recommender(self, how: Draw, lately: PopularLately) -> Recommended:
         """The translator as a recommender: each user's most probable items, then what is popular lately.
@@ -331,6 +337,6 @@ def renumbered(events: Interactions, own: Numbering, other: Numbering) -> Intera
     )
 
 
-def _thinned(events: Interactions, share: float, rng: np.random.Generator) -> Interactions:
+def _thinned(events: Interactions, rng: np.random.Generator, *, share: float) -> Interactions:
     kept: NDArray[np.bool_] = rng.random(len(events)) < share
     return events.take(kept)

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from scalr_prod.downstream.arms import LISTS, RIVAL, TUNED, Maker
+from scalr_prod.downstream.arms import BASE, LISTS, OURS, RIVAL, TUNED, Maker
 from scalr_prod.downstream.few import ALL, few_of
 from scalr_prod.downstream.kept import FACTS, Kept, family_code, outcomes_of
 from scalr_prod.downstream.models import knows_before, knows_source
 from scalr_prod.downstream.panel import Panel
 from scalr_prod.downstream.published import Published
-from scalr_prod.downstream.report import BASE, OURS, SEGMENTS, EvaluationReport, summarise, verdict_of, write_report
+from scalr_prod.downstream.report import EvaluationReport, summarise, verdict_of, write_report
 from scalr_prod.downstream.signal import signal_of
 from scalr_prod.downstream.trial import Judge
 from scalr_prod.downstream.tuning import Tuner, tune_lately
-from scalr_prod.policy import Policy, logs_digest, policy_path, settings_digest
+from scalr_prod.policy import SEGMENTS, Policy, logs_digest, policy_path, settings_digest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from scalr_prod.contracts import Table
-from scalr_prod.downstream.arms import ABLATIONS, CONTROLS, LISTS, MAIN, NEEDS, QUICK, RIVAL, Maker, leaving_out
+from scalr_prod.downstream.arms import ABLATIONS, BASE, CONTROLS, LISTS, MAIN, NEEDS, OURS, QUICK, RIVAL, Maker, leaving_out
 from scalr_prod.downstream.bench import Bench
 from scalr_prod.downstream.few import with_few
 from scalr_prod.downstream.first import first_verdict
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 #: Of any project; where there are several source domains, `leaving_out` each of them comes to these.
 ARMS: Final = (*MAIN, *LISTS, *CONTROLS, RIVAL, *ABLATIONS)
 #: Always there: what is compared.
-_ALWAYS: Final = ("real", "real+scalr", "popular_lately")
+_ALWAYS: Final = (BASE, OURS, "popular_lately")
 TEST_SHARE: Final = 0.8
 _QUICK_SEEDS: Final = 2
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from scalr_prod.downstream.report import BASE, OURS
+from scalr_prod.downstream.arms import BASE, OURS
 from scalr_prod.downstream.signal import signal_of, signal_sentence
 
 if TYPE_CHECKING:

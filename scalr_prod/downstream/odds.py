@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
+from scalr_prod.policy import SEGMENTS
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["LabelledRows", "LogitMap", "Odds"]
 
 _LEAST: Final = 1e-7
-_SEGMENTS: Final = 3
 _STEPS: Final = 50
 #: Pulls slope to 1 and offset to 0, as so many rows would; it matters where a segment has hardly any.
 _RIDGE: Final = 1.0
@@ -95,7 +96,7 @@ class LogitMap:
         logit = _logit(np.concatenate(predicted))
         label = np.concatenate([one.label for one in rows])
         segment = np.concatenate([one.segment for one in rows])
-        fitted = [_platt(logit[segment == number], label[segment == number]) for number in range(_SEGMENTS)]
+        fitted = [_platt(logit[segment == number], label[segment == number]) for number in range(len(SEGMENTS))]
         slope, offset = zip(*fitted, strict=True)
         return cls(slope, offset)
 

@@ -6,14 +6,15 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from scalr_prod.downstream.arms import OURS
 from scalr_prod.downstream.diagnostics import diagnose
-from scalr_prod.downstream.kept import FACTS, FORGETFUL, Kept
-from scalr_prod.downstream.report import OURS
+from scalr_prod.downstream.kept import FACTS
 from scalr_prod.downstream.translation import publish_draw
 from scalr_prod.errors import QualityGateFailed
 
 if TYPE_CHECKING:
     from scalr_prod.downstream.arms import Choice, Maker
+    from scalr_prod.downstream.kept import Kept
     from scalr_prod.downstream.protocol import Interactions
     from scalr_prod.downstream.translation import Draw
 
@@ -32,7 +33,7 @@ class Published:
         kept: What was published before is not published again, unless a model is to be fitted on it.
     """
 
-    def __init__(self, maker: Maker, kept: Kept = FORGETFUL) -> None:
+    def __init__(self, maker: Maker, kept: Kept) -> None:
         self.scene = maker.scene
         self._maker, self._kept = maker, kept
         self._facts: dict[Draw, dict[str, Any]] = {}

@@ -6,15 +6,16 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scalr_prod.downstream.arms import RIVAL
+from scalr_prod.downstream.arms import BASE, OURS, RIVAL
 from scalr_prod.downstream.bar import bar_sentence
 from scalr_prod.downstream.entropy import entropies
 from scalr_prod.downstream.signal import signal_sentence
 from scalr_prod.downstream.statistics import Comparison, TwoWayBootstrap, holm
+from scalr_prod.policy import SEGMENTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,10 +28,6 @@ if TYPE_CHECKING:
     Found = Sequence[Sequence[Outcome]]
 
 __all__ = ["EvaluationReport", "summarise", "verdict_of", "write_report"]
-
-SEGMENTS: Final = ("cold", "sparse", "dense")
-BASE: Final = "real"
-OURS: Final = "real+scalr"
 
 
 @dataclass(frozen=True)

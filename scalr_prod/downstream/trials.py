@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scalr_prod.downstream.arms import RIVAL
+from scalr_prod.downstream.arms import BASE, RIVAL
 from scalr_prod.downstream.few import ALL, Few
 from scalr_prod.downstream.kept import ARRAY, FACTS, FORGETFUL, Kept, family_code, outcomes_of
 from scalr_prod.downstream.models import knows_before, measure_of
@@ -163,7 +163,7 @@ class Trials:
     def _key(self, what: str, arm: str, choice: Choice, *, together: bool = False) -> tuple[Any, ...]:
         """What a kept result depends on beside its scene; of all scenes together: on each of them."""
         scenes = [stage.kept.fingerprint for stage in self._stages] if together else []
-        asked = [stage.few.to_json() for stage in self._stages] if arm not in {"real", RIVAL} else []
+        asked = [stage.few.to_json() for stage in self._stages] if arm not in {BASE, RIVAL} else []
         return (what, self._family, self._code, arm, choice.to_json(), self._half_life, scenes, asked)
 
     def _count(self, arm: str, choice: Choice) -> None:

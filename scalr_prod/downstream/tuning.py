@@ -21,16 +21,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from scalr_prod.downstream.arms import RIVAL, Choice
+from scalr_prod.downstream.arms import BASE, OURS, RIVAL, Choice
 from scalr_prod.downstream.bar import STRICT, bar_of, bar_sentence
 from scalr_prod.downstream.models import knobs_of
 from scalr_prod.downstream.models.lately import HALF_LIVES
 from scalr_prod.downstream.panel import Panel
-from scalr_prod.downstream.report import OURS, SEGMENTS
 from scalr_prod.downstream.search import Knob, search
 from scalr_prod.downstream.statistics import TwoWayBootstrap, paired_bootstrap
 from scalr_prod.downstream.translation import Draw
 from scalr_prod.downstream.trials import Trials
+from scalr_prod.policy import SEGMENTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -109,7 +109,7 @@ class Tuner:
 
     def of(self, arm: str) -> tuple[Choice, dict[str, Any]]:
         """An arm's choice, and the validation figures that it rests on."""
-        if arm == "real":
+        if arm == BASE:
             choice = self.real()
         elif arm == RIVAL:
             choice = self._rival()
@@ -126,9 +126,9 @@ class Tuner:
             "on_edge": self.edges.get(arm, []),
             "tried": [one for one in self.trials.tried if one["arm"] == arm],
         }
-        if arm not in {"real", RIVAL}:
+        if arm not in {BASE, RIVAL}:
             gain = paired_bootstrap(
-                self.trials.by_user(arm, choice), self.trials.by_user("real", self.real()), seed=self.settings.downstream.seed
+                self.trials.by_user(arm, choice), self.trials.by_user(BASE, self.real()), seed=self.settings.downstream.seed
             )
             figures |= {"lift_pct": gain.lift_pct, "ci95": list(gain.ci95)}
         if arm in self.bars:
@@ -146,23 +146,23 @@ class Tuner:
             knobs = knobs_of(self.family)
             choice = Choice({knob.name: _value(knob, knob.values[0]) for knob in knobs}, draw, (0.0, 0.0, 0.0), 1.0)
             # Twice, since what suits a model depends on what its boost leaves to it; the other arms start from what is found.
-            choice = self._searched("real", choice, [*knobs, BOOST, *knobs])
+            choice = self._searched(BASE, choice, [*knobs, BOOST, *knobs])
             self._real = choice
         return self._real
 
     def strongest(self) -> tuple[str, NDArray[np.float64]]:
         """The best baseline by NDCG that needs no synthetic event: its name, and its figures [V] on validation; a list has NDCG alone."""
-        real, listed = self.trials.ndcg("real", self.real()), self.lately["by_user"]
-        name = "popular_lately" if listed.mean() > real.mean() else "real"
+        real, listed = self.trials.ndcg(BASE, self.real()), self.lately["by_user"]
+        name = "popular_lately" if listed.mean() > real.mean() else BASE
         other = name == "popular_lately" and self.trials.measure == "ndcg"
-        return name, listed if other else self.trials.by_user("real", self.real())
+        return name, listed if other else self.trials.by_user(BASE, self.real())
 
     def best_baselines(self) -> dict[str, str]:
         """The better of `popular_lately` and ``real`` on validation: of all users (``all``), and of each segment that has users."""
-        real, listed = self.trials.ndcg("real", self.real()), self.lately["by_user"]
+        real, listed = self.trials.ndcg(BASE, self.real()), self.lately["by_user"]
         groups = {"all": np.ones(len(real), dtype=bool)} | {name: self.segments == n for n, name in enumerate(SEGMENTS)}
         return {
-            name: "popular_lately" if listed[users].mean() > real[users].mean() else "real"
+            name: "popular_lately" if listed[users].mean() > real[users].mean() else BASE
             for name, users in groups.items()
             if users.any()
         }
@@ -189,7 +189,7 @@ class Tuner:
         if arm == "synthetic_only":  # λ weighs synthetic events against real ones, and there are none
             return self._searched(arm, start, [knob for knob in knobs if knob.name != "weight"])
         choice = self._searched(arm, start, knobs)
-        choice = self._by_segment(arm, choice, self.trials.by_user("real", real))
+        choice = self._by_segment(arm, choice, self.trials.by_user(BASE, real))
         if not any(choice.weights):
             logger.warning("%s: the events of %s do not help on the validation windows; λ is 0", self.family, arm)
             return replace(real, draw=choice.draw)
@@ -212,12 +212,12 @@ class Tuner:
         seed = self.settings.downstream.seed
         if self.trials.measure != "ndcg":
             told, (_, strongest) = self.trials.by_user(arm, choice), self.strongest()
-            alone = self.trials.by_user("real", self.real())
+            alone = self.trials.by_user(BASE, self.real())
             return paired_bootstrap(told, alone, seed=seed), paired_bootstrap(told, strongest, seed=seed)
         in_time = self.stages[::-1]
         panel = Panel.of([stage.judge.scene for stage in in_time])
         bootstrap = TwoWayBootstrap(panel.owner, panel.n_items, seed=seed)
-        ours, real = (panel.hits(self.trials.outcomes(*one)[::-1]) for one in ((arm, choice), ("real", self.real())))
+        ours, real = (panel.hits(self.trials.outcomes(*one)[::-1]) for one in ((arm, choice), (BASE, self.real())))
         best = real
         if self.strongest()[0] == "popular_lately":
             best = panel.hits([[stage.judge.judge(stage.judge.lately(self.lately["half_life"]))] for stage in in_time])
