@@ -49,7 +49,7 @@ class Bar:
         """
         behind = over_strongest.difference < 0 and over_strongest.p_value < _BEYOND_CHANCE
         ahead = over_real.difference > 0 and over_real.p_value < self.p_below
-        gain = {"p_value": over_real.p_value, "lift_pct": over_real.lift_pct, "ci95": list(over_real.ci95)}
+        gain = {"p_value": over_real.p_value} | over_real.gain()
         return {"passed": ahead and not behind} | vars(self) | gain | {"behind_strongest": behind}
 
 

@@ -125,7 +125,7 @@ class Bench:
     def begin(self, stages: Sequence[Stage]) -> None:
         """The half-life of the list, which every other choice needs."""
         self.pulse.at("choosing the half-life of popular_lately")
-        _, self.lately = tune_lately(stages)
+        self.lately = tune_lately(stages)
         self._tuners = {
             family: Tuner(family, stages, self.settings, self.lately, self.pulse.fitted, few=self.quick)
             for family in self.settings.downstream.models
@@ -220,10 +220,9 @@ class Bench:
         panels = {family: Panel.of(self.scenes[: len(found[BASE])]) for family, found in self.outcomes.items()}
         rows, models = [], []
         for family, found in self.outcomes.items():
-            rows += [
-                row | ({"synthetic": self.synthetic[family, row["name"]]} if (family, row["name"]) in self.synthetic else {})
-                for row in summarise(panels[family], family, found, seed=seed)
-            ]
+            for row in summarise(panels[family], family, found, seed=seed):
+                made = self.synthetic.get((family, row["name"]))
+                rows.append(row if made is None else row | {"synthetic": made})
             models.append(verdict_of(panels[family], family, found, self.best[family], seed=seed))
         widest = max(panels.values(), key=lambda panel: len(panel.owner))
         return EvaluationReport(

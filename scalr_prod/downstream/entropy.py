@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scalr_prod.downstream.arms import BASE, OURS
 from scalr_prod.downstream.metrics import calibration
 
 if TYPE_CHECKING:
@@ -28,40 +29,33 @@ if TYPE_CHECKING:
 __all__ = ["entropies"]
 
 
-def entropies(
-    panel: Panel, outcomes: Mapping[str, Found], base: str, ours: str, segments: Sequence[str], bootstrap: TwoWayBootstrap
-) -> dict[str, dict[str, dict[str, Any]]]:
-    """NE, calibration ratio, ECE, and NE relative to an arm, for each arm with probabilities.
+def entropies(panel: Panel, outcomes: Mapping[str, Found], bootstrap: TwoWayBootstrap) -> dict[str, dict[str, dict[str, Any]]]:
+    """NE, calibration ratio, ECE, and NE relative to real events alone, for each arm with probabilities.
 
     Args:
         panel: The test cases.
         outcomes: Arm → its outcomes.
-        base: The arm that the others are compared with.
-        ours: The arm that is compared with the others.
-        segments: Names of the numbers in `Panel.segment`.
         bootstrap: Of the panel's cases and items.
 
     Returns:
-        Arm → ``all`` and each segment → ``rows``, ``ne``, ``calibration``, ``ece``; except for ``base``: ``ne_vs_real_pct``, its
-        ``ne_ci95`` and ``ne_p_value``, where less than 0 is better. For what is neither ``base`` nor ``ours`` also
+        Arm → ``all`` and each segment → ``rows``, ``ne``, ``calibration``, ``ece``; except for real events alone: ``ne_vs_real_pct``, its
+        ``ne_ci95`` and ``ne_p_value``, where less than 0 is better. For what is neither those nor ours also
         ``scalr_ne_vs_this_pct`` and ``scalr_ne_ci95``: NE of ours relative to the arm's.
     """
     losses = {arm: found for arm, one in outcomes.items() if (found := panel.losses(one)) is not None}
-    if base not in losses:
+    if BASE not in losses:
         return {}
-    parts = {"all": np.ones(len(panel.segment), dtype=bool)} | {
-        name: panel.segment == number for number, name in enumerate(segments) if (panel.segment == number).any()
-    }
+    parts = {"all": np.ones(len(panel.segment), dtype=bool)} | panel.parts()
     table: dict[str, dict[str, dict[str, Any]]] = {}
     for arm, loss in losses.items():
         table[arm] = {}
         for name, cases in parts.items():
             row = _figures(outcomes[arm], cases)
-            if arm != base:
-                against = bootstrap.compare(loss, losses[base], cases)
+            if arm != BASE:
+                against = bootstrap.compare(loss, losses[BASE], cases)
                 row |= {"ne_vs_real_pct": against.lift_pct, "ne_ci95": list(against.ci95), "ne_p_value": against.p_value}
-            if arm not in {base, ours} and ours in losses:
-                against = bootstrap.compare(losses[ours], loss, cases)
+            if arm not in {BASE, OURS} and OURS in losses:
+                against = bootstrap.compare(losses[OURS], loss, cases)
                 row |= {"scalr_ne_vs_this_pct": against.lift_pct, "scalr_ne_ci95": list(against.ci95)}
             table[arm][name] = row
     return table

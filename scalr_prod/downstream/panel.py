@@ -10,6 +10,7 @@ import numpy as np
 
 from scalr_prod.downstream.statistics import Hits
 from scalr_prod.numbering import index_in
+from scalr_prod.policy import SEGMENTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,6 +57,11 @@ class Panel:
             item_number=tuple(numbers),
             n_items=extra,
         )
+
+    def parts(self) -> dict[str, NDArray[np.bool_]]:
+        """The cases of each segment that has some, by its name: bool [R]."""
+        found = {name: self.segment == number for number, name in enumerate(SEGMENTS)}
+        return {name: cases for name, cases in found.items() if cases.any()}
 
     def metric(self, found: Sequence[Sequence[Outcome]], name: str) -> NDArray[np.float64]:
         """Mean over seeds of a ranking's metric: float64 [R].

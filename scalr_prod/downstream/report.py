@@ -107,18 +107,18 @@ def summarise(panel: Panel, family: str, outcomes: Mapping[str, Found], *, seed:
     adjusted = dict(zip(lifts, holm([found.p_value for found in lifts.values()]), strict=True))
     ahead = {arm: bootstrap.compare(hits[OURS], own) for arm, own in hits.items() if OURS in hits and arm not in {OURS, BASE}}
     against = dict(zip(ahead, holm([found.p_value for found in ahead.values()]), strict=True))
-    odds = entropies(panel, outcomes, BASE, OURS, SEGMENTS, bootstrap)
+    odds = entropies(panel, outcomes, bootstrap)
     rows = []
     for arm, found in outcomes.items():
         row: dict[str, Any] = {"name": arm, "model": family, "seeds": len(found[0]), "metrics": _metrics(panel, found)}
         if arm in lifts:
-            row |= _lift(lifts[arm]) | {"p_holm": adjusted[arm]}
+            row |= lifts[arm].to_json() | {"p_holm": adjusted[arm]}
         if arm in ahead:
-            row["scalr_over_this"] = _lift(ahead[arm]) | {"p_holm": against[arm]}
+            row["scalr_over_this"] = ahead[arm].to_json() | {"p_holm": against[arm]}
         row["slices"] = _slices(panel, found)
-        for number, name in enumerate(SEGMENTS):
-            if arm != BASE and name in row["slices"]:
-                row["slices"][name] |= _lift(bootstrap.compare(hits[arm], hits[BASE], panel.segment == number))
+        for name, cases in panel.parts().items():
+            if arm != BASE:
+                row["slices"][name] |= bootstrap.compare(hits[arm], hits[BASE], cases).to_json()
         if arm in odds:
             row["probabilities"] = odds[arm]
         rows.append(row)
@@ -138,32 +138,20 @@ def verdict_of(panel: Panel, family: str, found: Mapping[str, Found], best: Mapp
     bootstrap = TwoWayBootstrap(panel.owner, panel.n_items, seed=seed)
     hits = {arm: panel.hits(found[arm]) for arm in {OURS, RIVAL, *best.values()} if arm in found}
     whole = bootstrap.compare(hits[OURS], hits[best["all"]])
-    row: dict[str, Any] = {
-        "model": family,
-        "best_baseline": best["all"],
-        "lift_over_best_pct": whole.lift_pct,
-        "ci95": list(whole.ci95),
-        "difference": whole.difference,
-        "difference_ci95": list(whole.difference_ci95),
-    }
+    row: dict[str, Any] = {"model": family} | _over_best(whole, best["all"])
+    row |= {"difference": whole.difference, "difference_ci95": list(whole.difference_ci95)}
     if RIVAL in hits:
-        over_rival = bootstrap.compare(hits[OURS], hits[RIVAL])
-        row["over_rival"] = {"lift_pct": over_rival.lift_pct, "ci95": list(over_rival.ci95)}
-    for number, name in enumerate(SEGMENTS):
-        counted = panel.segment == number
-        if counted.any():
-            baseline = best.get(name, best["all"])
-            part = bootstrap.compare(hits[OURS], hits[baseline], counted)
-            row[name] = {
-                "best_baseline": baseline,
-                "lift_over_best_pct": part.lift_pct,
-                "ci95": list(part.ci95),
-                "cases": int(counted.sum()),
-            }
-            if RIVAL in hits:
-                rival = bootstrap.compare(hits[OURS], hits[RIVAL], counted)
-                row[name]["over_rival"] = {"lift_pct": rival.lift_pct, "ci95": list(rival.ci95)}
+        row["over_rival"] = bootstrap.compare(hits[OURS], hits[RIVAL]).gain()
+    for name, cases in panel.parts().items():
+        baseline = best.get(name, best["all"])
+        row[name] = _over_best(bootstrap.compare(hits[OURS], hits[baseline], cases), baseline) | {"cases": int(cases.sum())}
+        if RIVAL in hits:
+            row[name]["over_rival"] = bootstrap.compare(hits[OURS], hits[RIVAL], cases).gain()
     return row
+
+
+def _over_best(found: Comparison, baseline: str) -> dict[str, Any]:
+    return {"best_baseline": baseline, "lift_over_best_pct": found.lift_pct, "ci95": list(found.ci95)}
 
 
 def write_report(report: EvaluationReport, folder: Path) -> None:
@@ -263,25 +251,9 @@ def _metrics(panel: Panel, found: Found) -> dict[str, float]:
 
 
 def _slices(panel: Panel, found: Found) -> dict[str, dict[str, Any]]:
-    slices: dict[str, dict[str, Any]] = {}
     ndcg = panel.metric(found, "ndcg")
-    for number, name in enumerate(SEGMENTS):
-        rows = panel.segment == number
-        if rows.any():
-            slices[name] = {"users": int(rows.sum()), "ndcg": float(ndcg[rows].mean())}
+    values = {name: ndcg[cases] for name, cases in panel.parts().items()}
     for name in ("head", "tail"):
-        values = panel.metric(found, name)
-        rows = np.isfinite(values)
-        if rows.any():
-            slices[name] = {"users": int(rows.sum()), "ndcg": float(values[rows].mean())}
-    return slices
-
-
-def _lift(found: Comparison) -> dict[str, Any]:
-    return {
-        "lift_pct": found.lift_pct,
-        "ci95": list(found.ci95),
-        "difference": found.difference,
-        "difference_ci95": list(found.difference_ci95),
-        "p_value": found.p_value,
-    }
+        of_items = panel.metric(found, name)
+        values[name] = of_items[np.isfinite(of_items)]
+    return {name: {"users": len(part), "ndcg": float(part.mean())} for name, part in values.items() if len(part)}

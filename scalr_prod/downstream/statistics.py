@@ -8,7 +8,7 @@ Resampling users and items (Owen 2007, "the pigeonhole bootstrap") weighs a hit 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -40,6 +40,14 @@ class Comparison:
     difference: float
     difference_ci95: tuple[float, float]
     p_value: float
+
+    def gain(self) -> dict[str, Any]:
+        """The lift and its interval as plain JSON values."""
+        return {"lift_pct": self.lift_pct, "ci95": list(self.ci95)}
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return dict(vars(self)) | {"ci95": list(self.ci95), "difference_ci95": list(self.difference_ci95)}
 
 
 @dataclass(frozen=True)
@@ -90,10 +98,11 @@ class TwoWayBootstrap:
         counted = np.ones(len(self._user), dtype=bool) if counted is None else counted
         cases = np.bincount(self._user, weights=counted, minlength=self._people.shape[1])
         total = np.array([row @ cases for row in self._people]).clip(1)
-        means = np.stack([self._sums(hits.within(counted)) / total for hits in (arm, baseline)], axis=1)
+        both = [hits.within(counted) for hits in (arm, baseline)]
+        means = np.stack([self._sums(hits) / total for hits in both], axis=1)
         count = max(int(counted.sum()), 1)
-        sums = [hits.within(counted).gain.sum() for hits in (arm, baseline)]
-        return _comparison(means, float(sums[0] / count), float(sums[1] / count))
+        ours, theirs = (float(hits.gain.sum() / count) for hits in both)
+        return _comparison(means, ours, theirs)
 
     def _sums(self, hits: Hits) -> NDArray[np.float64]:
         """Sum of the gains in each resample, each weighed by how often its user and its item were drawn: [B]."""
@@ -143,12 +152,8 @@ def paired_bootstrap(
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's adjusted p-values, in the order given (Holm 1979)."""
     order = np.argsort(p_values, kind="stable")
-    count = len(order)
-    adjusted = np.empty(count)
-    highest = 0.0
-    for rank, place in enumerate(order):
-        highest = max(highest, min(1.0, (count - rank) * p_values[place]))
-        adjusted[place] = highest
+    adjusted = np.empty(len(order))
+    adjusted[order] = np.maximum.accumulate(np.arange(len(order), 0, -1) * np.asarray(p_values)[order]).clip(max=1)
     return [float(value) for value in adjusted]
 
 

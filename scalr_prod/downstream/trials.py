@@ -155,10 +155,7 @@ class Trials:
         return found
 
     def _note(self, arm: str, choice: Choice, **figure: float) -> None:
-        self.tried.append(
-            {"arm": arm, "options": choice.options, "draw": choice.draw.to_json(), "weights": list(choice.weights),
-             "source_weight": choice.source_weight, "boost": list(choice.boost), **figure}
-        )  # fmt: skip
+        self.tried.append({"arm": arm} | choice.to_json() | figure)
 
     def _key(self, what: str, arm: str, choice: Choice, *, together: bool = False) -> tuple[Any, ...]:
         """What a kept result depends on beside its scene; of all scenes together: on each of them."""

@@ -55,8 +55,8 @@ _PARTS: Final = (0.0, 1 / 3, 1.0, 3.0)
 _WORTH: Final = 0.005
 
 
-def tune_lately(stages: Sequence[Stage]) -> tuple[float, dict[str, Any]]:
-    """The half-life (days) of `popular_lately`, and the validation figures it rests on."""
+def tune_lately(stages: Sequence[Stage]) -> dict[str, Any]:
+    """The ``half_life`` (days) of `popular_lately`, and the validation figures it rests on."""
     found: dict[float, NDArray[np.float64]] = {}
 
     def value(half_life: float) -> float:
@@ -65,13 +65,13 @@ def tune_lately(stages: Sequence[Stage]) -> tuple[float, dict[str, Any]]:
 
     knob = Knob("half_life", HALF_LIVES)
     best, on_edge = search(knob, value)
-    figures = {
+    return {
         "half_life": best,
         "on_edge": on_edge,
         "ndcg": float(found[best].mean()),
         "tried": {f"{half_life:g}": float(by_user.mean()) for half_life, by_user in sorted(found.items())},
+        "by_user": found[best],
     }
-    return best, figures | {"by_user": found[best]}
 
 
 class Tuner:
@@ -127,15 +127,14 @@ class Tuner:
             "tried": [one for one in self.trials.tried if one["arm"] == arm],
         }
         if arm not in {BASE, RIVAL}:
-            gain = paired_bootstrap(
-                self.trials.by_user(arm, choice), self.trials.by_user(BASE, self.real()), seed=self.settings.downstream.seed
-            )
-            figures |= {"lift_pct": gain.lift_pct, "ci95": list(gain.ci95)}
+            ours, alone = self.trials.by_user(arm, choice), self.trials.by_user(BASE, self.real())
+            over_real = paired_bootstrap(ours, alone, seed=self.settings.downstream.seed)
+            figures |= over_real.gain()
         if arm in self.bars:
             figures["bar"] = self.bars[arm]
         if arm in self.refused:
             best, found = self.refused[arm]
-            figures["refused"] = {"lift_pct": found.lift_pct, "ci95": list(found.ci95), "choice": best.to_json()}
+            figures["refused"] = found.gain() | {"choice": best.to_json()}
         return choice, figures
 
     def real(self) -> Choice:
@@ -152,10 +151,9 @@ class Tuner:
 
     def strongest(self) -> tuple[str, NDArray[np.float64]]:
         """The best baseline by NDCG that needs no synthetic event: its name, and its figures [V] on validation; a list has NDCG alone."""
-        real, listed = self.trials.ndcg(BASE, self.real()), self.lately["by_user"]
-        name = "popular_lately" if listed.mean() > real.mean() else BASE
-        other = name == "popular_lately" and self.trials.measure == "ndcg"
-        return name, listed if other else self.trials.by_user(BASE, self.real())
+        name = self.best_baselines()["all"]
+        listed = name == "popular_lately" and self.trials.measure == "ndcg"
+        return name, self.lately["by_user"] if listed else self.trials.by_user(BASE, self.real())
 
     def best_baselines(self) -> dict[str, str]:
         """The better of `popular_lately` and ``real`` on validation: of all users (``all``), and of each segment that has users."""

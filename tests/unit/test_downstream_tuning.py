@@ -69,7 +69,7 @@ class Judge:
 def tuner_of(*rules, listed=lambda half_life: -0.5, counted=None, information=None):
     judges = [Judge(rule, listed) for rule in rules]
     stages = [Stage(judge, Maker(information)) for judge in judges]
-    _, lately = tune_lately(stages)
+    lately = tune_lately(stages)
     tuner = Tuner("als", stages, SETTINGS, lately, lambda doing, fits: counted.append(fits) if counted is not None else None)
     return tuner, judges
 
@@ -90,11 +90,11 @@ def only(arm, rule):
 
 @pytest.mark.parametrize(("best", "edge"), [(20.0, False), (0.3, False), (3000.0, False), (1e9, True)])
 def test_the_half_life_of_the_list_is_chosen_and_its_grid_widens(best, edge):
-    found, figures = tune_lately([Stage(Judge(lambda *_: 0.0, lambda half_life: -abs(np.log(half_life / best)) / 10), Maker())])
+    figures = tune_lately([Stage(Judge(lambda *_: 0.0, lambda half_life: -abs(np.log(half_life / best)) / 10), Maker())])
     assert figures["on_edge"] is edge
     assert {"1", "3", "7", "20", "90", "365"} <= set(figures["tried"])
     if not edge:
-        assert abs(np.log(found / best)) < np.log(2)
+        assert abs(np.log(figures["half_life"] / best)) < np.log(2)
 
 
 def test_the_users_of_every_window_count():
@@ -290,7 +290,7 @@ def test_a_large_boost_of_the_real_model_does_not_hide_what_lambda_brings():
         downstream=SETTINGS.downstream.model_copy(update={"weights": (0.03, 0.1, 0.3, 1.0)}), generation=SETTINGS.generation
     )
     stages = [Stage(judge, Maker())]
-    tuner = Tuner("als", stages, settings, tune_lately(stages)[1], lambda doing, fits: None)
+    tuner = Tuner("als", stages, settings, tune_lately(stages), lambda doing, fits: None)
     assert min(tuner.real().boost) >= 9.0
     choice, _ = tuner.of(OURS)
     assert max(choice.weights) == pytest.approx(0.3)
@@ -306,7 +306,7 @@ def test_each_segment_has_the_boost_that_suits_it():
             return self.ranked(-0.05 * np.abs(np.log1p(np.asarray(boost)[self.segments]) - np.log1p(wanted)))
 
     stages = [Stage(Boosted(lambda *_: 0.0, lambda half_life: -0.5), Maker())]
-    tuner = Tuner("als", stages, SETTINGS, tune_lately(stages)[1], lambda doing, fits: None)
+    tuner = Tuner("als", stages, SETTINGS, tune_lately(stages), lambda doing, fits: None)
     cold, sparse, dense = tuner.real().boost
     assert (sparse, dense) == (1.0, 0.0)
     assert cold >= 3.0
@@ -338,7 +338,7 @@ def test_a_gain_on_two_items_is_no_reason():
 
     rule = only(OURS, lambda choice, segment: np.where(np.arange(USERS) % 5 == 0, 1.0, -0.08))
     stages = [Stage(Few(rule, lambda half_life: -0.5), Maker())]
-    tuner = Tuner("als", stages, SETTINGS, tune_lately(stages)[1], lambda doing, fits: None)
+    tuner = Tuner("als", stages, SETTINGS, tune_lately(stages), lambda doing, fits: None)
     assert tuner.of(OURS)[0].weights == (0.0, 0.0, 0.0)
-    spread = Tuner("als", tuner_of(rule)[0].stages, SETTINGS, tune_lately(stages)[1], lambda doing, fits: None)
+    spread = Tuner("als", tuner_of(rule)[0].stages, SETTINGS, tune_lately(stages), lambda doing, fits: None)
     assert any(spread.of(OURS)[0].weights)
