@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -134,7 +134,6 @@ class Maker:
         self._segments = scene.segments()
         self._drawn: dict[Draw, Interactions] = {}
         self._leaving_out: dict[str, Maker | None] = {}
-        self._earlier: Maker | tuple[()] | None = ()  # () where nobody has asked yet
 
     @property
     def translation(self) -> Translation:
@@ -181,15 +180,14 @@ class Maker:
             choice: Likewise.
             seed: Likewise.
         """
-        if self._earlier == ():
-            self._earlier = self._of_earlier()
-        if not isinstance(self._earlier, Maker):
+        earlier = self._earlier
+        if earlier is None:
             return events
-        scene = self._earlier.scene
-        found = replace(self._earlier.events(arm, choice, seed), source=scene.source)
-        return replace(events, before=renumbered(found, scene.numbering, self.scene.numbering))
+        found = replace(earlier.events(arm, choice, seed), source=earlier.scene.source)
+        return replace(events, before=renumbered(found, earlier.scene.numbering, self.scene.numbering))
 
-    def _of_earlier(self) -> Maker | None:
+    @cached_property
+    def _earlier(self) -> Maker | None:
         """That of the earlier scene, with its translator; None for every arm alike where either cannot be."""
         try:
             found = Maker(self.scene.earlier(), begun=self.begun, few=self.few)

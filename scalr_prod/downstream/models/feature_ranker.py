@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.downstream.protocol import Interactions
 
-__all__ = ["FeatureRanker", "lightgbm_library"]
+__all__ = ["FeatureRanker", "boosting_options", "lightgbm_library"]
 
 logger = logging.getLogger(__name__)
 
@@ -66,20 +66,8 @@ class FeatureRanker:
         threads: int = 1,
     ) -> None:
         self.trees, self.negatives, self.drawn = trees, negatives, drawn
-        self._options: dict[str, Any] = {
-            "objective": "binary",
-            "num_leaves": leaves,
-            "learning_rate": rate,
-            "min_data_in_leaf": 1,
-            "min_sum_hessian_in_leaf": smallest,
-            "feature_fraction": 0.8,
-            "bagging_fraction": 0.8,
-            "bagging_freq": 1,
-            "deterministic": True,
-            "force_row_wise": True,
-            "num_threads": threads,
-            "verbosity": -1,
-        }
+        self._options = boosting_options(leaves=leaves, rate=rate, smallest=smallest, threads=threads)
+        self._options |= {"feature_fraction": 0.8, "bagging_fraction": 0.8, "bagging_freq": 1}
 
     def fit(self, events: Interactions, *, seed: int) -> None:
         """Train; without a row to train on, as where no event is observed, every pair is as likely as the base rate."""
@@ -144,6 +132,21 @@ class FeatureRanker:
         if self._trees is None:
             return np.full(len(features), -np.log(self.negatives), np.float32)
         return np.asarray(self._trees.predict(features, raw_score=True), np.float32)
+
+
+def boosting_options(*, leaves: int, rate: float, smallest: float, threads: int) -> dict[str, Any]:
+    """LightGBM's options for log loss, where a row counts as its weight does, and the same rows give the same trees."""
+    return {
+        "objective": "binary",
+        "num_leaves": leaves,
+        "learning_rate": rate,
+        "min_data_in_leaf": 1,
+        "min_sum_hessian_in_leaf": smallest,
+        "deterministic": True,
+        "force_row_wise": True,
+        "num_threads": threads,
+        "verbosity": -1,
+    }
 
 
 def lightgbm_library() -> Any:

@@ -10,18 +10,22 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
 
 import numpy as np
 
 from scalr_prod.downstream.models.snapshot import FEATURES, Snapshot
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from scalr_prod.downstream.protocol import Interactions
 
-__all__ = ["Log", "Rows", "digest_of", "in_order"]
+__all__ = ["Log", "Rows", "digest_of", "in_order", "once"]
+
+Kept = TypeVar("Kept")
 
 #: The first of them has too little before it to learn from.
 _PERIODS: Final = 10
@@ -92,12 +96,7 @@ class Log:
         observed = events.take(events.in_history())
         observed = observed.take(in_order(observed))
         key = digest_of(observed) + (b"" if observed.source is None else digest_of(observed.source))
-        if key not in cls._known:
-            cls._known[key] = cls(observed)
-        cls._known.move_to_end(key)
-        while len(cls._known) > _KEPT:
-            cls._known.popitem(last=False)
-        return cls._known[key]
+        return once(cls._known, key, lambda: cls(observed), most=_KEPT)
 
     def now(self) -> Snapshot:
         """As of the end of training."""
@@ -179,6 +178,16 @@ class Log:
         found = np.empty(len(order), np.float32)
         found[order] = np.arange(1, len(order) + 1) / len(order)
         return found
+
+
+def once(kept: OrderedDict[bytes, Kept], key: bytes, make: Callable[[], Kept], *, most: int) -> Kept:
+    """What is kept under a key, made first where it is not there; the ``most`` that were asked for last are kept."""
+    if key not in kept:
+        kept[key] = make()
+    kept.move_to_end(key)
+    while len(kept) > most:
+        kept.popitem(last=False)
+    return kept[key]
 
 
 def in_order(events: Interactions) -> NDArray[np.int64]:

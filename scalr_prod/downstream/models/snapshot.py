@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from scalr_prod.downstream.protocol import Interactions
 
-__all__ = ["FEATURES", "Snapshot"]
+__all__ = ["FEATURES", "Snapshot", "in_groups"]
 
 #: Microseconds.
 _DAY: Final = 86_400_000_000
@@ -84,13 +86,10 @@ class Snapshot:
         wide = self._items.shape[1]
         found[:, :wide] = self._items[items]
         found[:, wide:first] = self._users[users]
-        people, row = np.unique(users, return_inverse=True)
-        order = np.argsort(row, kind="stable")
-        ends = np.searchsorted(row[order], np.arange(0, len(people) + _USERS_AT_ONCE, _USERS_AT_ONCE))
-        for number, (begin, end) in enumerate(itertools.pairwise(ends)):
-            start, rows = number * _USERS_AT_ONCE, order[begin:end]
+        people, place = np.unique(users, return_inverse=True)
+        for start, rows in in_groups(place, len(people), _USERS_AT_ONCE):
             affinity = self.affinities(people[start : start + _USERS_AT_ONCE])
-            own = affinity[:, row[rows] - start, items[rows]].T
+            own = affinity[:, place[rows] - start, items[rows]].T
             found[rows, first::2] = own
             found[rows, first + 1 :: 2] = own - self.shares[-1][items[rows], None]
         return found
@@ -117,6 +116,14 @@ class Snapshot:
     def has(self, users: NDArray[np.int64]) -> Any:
         """scipy CSR [B, N]: 1 where a user chose an item before the instant."""
         return self._chosen[users]
+
+
+def in_groups(place: NDArray[np.int64], count: int, size: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Rows by the place of their user, ``size`` of ``count`` users at a time: the first place of a group, and its rows."""
+    order = np.argsort(place, kind="stable")
+    ends = np.searchsorted(place[order], np.arange(0, count + size, size))
+    for start, (begin, end) in zip(range(0, count, size), itertools.pairwise(ends), strict=True):
+        yield start, order[begin:end]
 
 
 def _sets(events: Interactions) -> Any:

@@ -11,29 +11,25 @@ Synthetic events are terms of the factorisation's loss. The ranker's rows and fe
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections import OrderedDict
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import numpy as np
 
 from scalr_prod.downstream.models.als import ImplicitAls
-from scalr_prod.downstream.models.feature_ranker import FeatureRanker, lightgbm_library
-from scalr_prod.downstream.models.rows import Log, digest_of, in_order
+from scalr_prod.downstream.models.feature_ranker import FeatureRanker, boosting_options, lightgbm_library
+from scalr_prod.downstream.models.rows import Log, digest_of, in_order, once
+from scalr_prod.downstream.models.snapshot import in_groups
 from scalr_prod.downstream.protocol import Interactions
 from scalr_prod.downstream.search import Knob
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import NDArray
 
     from scalr_prod.downstream.models.rows import Rows
 
 __all__ = ["StackedRanker"]
-
-Kept = TypeVar("Kept")
 
 _USERS_AT_ONCE: Final = 512
 #: Rankers and rows that are kept, since all arms share them.
@@ -94,17 +90,7 @@ class StackedRanker:
             "regularization": regularization,
             "threads": threads,
         }
-        self._options: dict[str, Any] = {
-            "objective": "binary",
-            "num_leaves": leaves,
-            "learning_rate": rate,
-            "min_data_in_leaf": 1,
-            "min_sum_hessian_in_leaf": least,
-            "deterministic": True,
-            "force_row_wise": True,
-            "num_threads": threads,
-            "verbosity": -1,
-        }
+        self._options = boosting_options(leaves=leaves, rate=rate, smallest=least, threads=threads)
 
     def fit(self, events: Interactions, *, seed: int) -> None:
         """Train; where nothing is known of an earlier instant, or nothing happened after it, the feature ranker alone scores.
@@ -167,10 +153,7 @@ class StackedRanker:
     ) -> NDArray[np.float32]:
         """float32 [P]: the factorisation's score, by how many standard deviations it is above the mean of the user's items."""
         found = np.empty(len(place), np.float32)
-        order = np.argsort(place, kind="stable")
-        ends = np.searchsorted(place[order], np.arange(0, len(users) + _USERS_AT_ONCE, _USERS_AT_ONCE))
-        for number, (begin, end) in enumerate(itertools.pairwise(ends)):
-            start, rows = number * _USERS_AT_ONCE, order[begin:end]
+        for start, rows in in_groups(place, len(users), _USERS_AT_ONCE):
             scores = als.score(users[start : start + _USERS_AT_ONCE])[:, : self._catalogue]
             spread = scores.std(1, keepdims=True)
             standard = (scores - scores.mean(1, keepdims=True)) / np.where(spread > 0, spread, 1)
@@ -190,7 +173,7 @@ class StackedRanker:
             ranker.fit(real, seed=seed)
             return ranker
 
-        return _once(self._rankers, _key(self._ranker_options, seed, real), fit)
+        return once(self._rankers, _key(self._ranker_options, seed, real), fit, most=_KEPT)
 
     def _labelled(self, real: Interactions, before: Interactions) -> Rows:
         """What users did after the earlier instant, each beside so many others that they did not, under the features of that instant."""
@@ -202,17 +185,7 @@ class StackedRanker:
             pairs = np.unique(real.user.astype(np.int64) * real.n_items + real.item)
             return rows.take(rows.label | ~np.isin(rows.user * real.n_items + rows.item, pairs))
 
-        return _once(self._rows, _key(self.negatives, real, before), make)
-
-
-def _once(kept: OrderedDict[bytes, Kept], key: bytes, make: Callable[[], Kept]) -> Kept:
-    """What is kept under a key, made first where it is not there; the last few are kept."""
-    if key not in kept:
-        kept[key] = make()
-    kept.move_to_end(key)
-    while len(kept) > _KEPT:
-        kept.popitem(last=False)
-    return kept[key]
+        return once(self._rows, _key(self.negatives, real, before), make, most=_KEPT)
 
 
 def _real(events: Interactions) -> Interactions:
