@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from scalr_prod.lazy import exports
 
 if TYPE_CHECKING:
     from scalr_prod.downstream.evaluation import evaluate
@@ -13,15 +14,12 @@ if TYPE_CHECKING:
 
 __all__ = ["DownstreamModel", "EvaluationReport", "Interactions", "evaluate"]
 
-_HOMES = {
-    "EvaluationReport": "report",
-    "Interactions": "protocol",
-    "DownstreamModel": "protocol",
-    "evaluate": "evaluation",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = exports(
+    __name__,
+    {
+        "DownstreamModel": "protocol",
+        "EvaluationReport": "report",
+        "Interactions": "protocol",
+        "evaluate": "evaluation",
+    },
+)

@@ -67,4 +67,4 @@ def with_few(stage: Stage) -> Stage:
 
     scene = stage.judge.scene
     few = few_of(scene)
-    return stage if few == ALL else replace(stage, maker=Maker(scene, begun=stage.maker.begun, few=few), few=few)
+    return stage if few == ALL else replace(stage, maker=Maker(scene, begun=stage.maker.begun, few=few))

@@ -26,7 +26,7 @@ def signal_of(stage: Stage) -> dict[str, Any] | None:
     Raises:
         TranslatorError: Too little to learn from.
     """
-    asked = ("signal", stage.few.pretraining_events)
+    asked = ("signal", stage.maker.few.pretraining_events)
     found: dict[str, Any] | None = stage.kept.once(asked, lambda: stage.maker.translation.information, FACTS)
     return found
 

@@ -76,13 +76,12 @@ class Translation:
     information: dict[str, Any] | None = None
 
     @classmethod
-    def of(cls, scene: Scene, *, most: int | None = None, progress: bool = False) -> Translation:
+    def of(cls, scene: Scene, *, most: int | None = None) -> Translation:
         """Build histories, train the translator, and read the contexts of the run up to the cutoff.
 
         Args:
             scene: The scene.
             most: Contexts that are read, at most, chosen at random and alike in every call; default: all.
-            progress: Show progress bars on stderr.
 
         Raises:
             TranslatorError: Too little to learn from.
@@ -97,7 +96,7 @@ class Translation:
         from scalr_prod.translator.contexts import Contexts
 
         settings = scene.settings
-        job = walk(Job(settings, progress=progress), path("histories", "translator"))
+        job = walk(Job(settings), path("histories", "translator"))
         spec = plan_run(settings, version=job.version)
         version = load_version(settings, job.version)
         vocabulary = version.vocabulary()
@@ -172,13 +171,12 @@ class Translation:
         return stays
 
 
-def publish_draw(scene: Scene, how: Draw, *, progress: bool = False) -> tuple[Interactions, Interactions, dict[str, Any]]:
+def publish_draw(scene: Scene, how: Draw) -> tuple[Interactions, Interactions, dict[str, Any]]:
     """Generate, audit, publish and build the training set: the real and the synthetic events in it, and the gate's figures.
 
     Args:
         scene: Its home holds a trained translator.
         how: Volume, temperature, filter and alignment; the member is the mixture.
-        progress: Show progress bars on stderr.
 
     Raises:
         QualityGateFailed: The gate refused the events.
@@ -188,7 +186,7 @@ def publish_draw(scene: Scene, how: Draw, *, progress: bool = False) -> tuple[In
     from scalr_prod.stages import Job, path, walk
     from scalr_prod.training_set import TrainingSet
 
-    job = walk(Job(with_draw(scene.settings, how), progress=progress), path("plan"))
+    job = walk(Job(with_draw(scene.settings, how)), path("plan"))
     made = job.reports["dataset"].to_json()
     del made["fingerprint"]  # it is of the names of files in the scene's lake, which are drawn at random
     rows = TrainingSet.open(made["path"]).to_arrow([USER_ID, ITEM_ID, "event_timestamp", "weight", "is_synthetic"])

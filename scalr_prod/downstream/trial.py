@@ -110,7 +110,3 @@ class Judge:
         if negatives not in self._rows:
             self._rows[negatives] = LabelledRows.of(self.scene, negatives)
         return self._rows[negatives]
-
-    def trial(self, family: str, options: dict[str, Any], events: Interactions, *, seed: int) -> Outcome:
-        """Fit and judge, without a boost."""
-        return self.judge(self.fit(family, options, events, seed=seed))

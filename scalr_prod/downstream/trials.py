@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scalr_prod.downstream.arms import BASE, RIVAL
-from scalr_prod.downstream.few import ALL, Few
 from scalr_prod.downstream.kept import ARRAY, FACTS, FORGETFUL, Kept, family_code, outcomes_of
 from scalr_prod.downstream.models import knows_before, measure_of
 from scalr_prod.downstream.odds import LogitMap, Odds
@@ -35,12 +34,11 @@ __all__ = ["Stage", "Trials"]
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """A validation scene's judge and maker, what was worked out on it before, and what its maker leaves out."""
+    """A validation scene's judge and maker, and what was worked out on it before."""
 
     judge: Judge
     maker: Maker
     kept: Kept = FORGETFUL
-    few: Few = ALL
 
 
 class Trials:
@@ -160,7 +158,7 @@ class Trials:
     def _key(self, what: str, arm: str, choice: Choice, *, together: bool = False) -> tuple[Any, ...]:
         """What a kept result depends on beside its scene; of all scenes together: on each of them."""
         scenes = [stage.kept.fingerprint for stage in self._stages] if together else []
-        asked = [stage.few.to_json() for stage in self._stages] if arm not in {BASE, RIVAL} else []
+        asked = [stage.maker.few.to_json() for stage in self._stages] if arm not in {BASE, RIVAL} else []
         return (what, self._family, self._code, arm, choice.to_json(), self._half_life, scenes, asked)
 
     def _count(self, arm: str, choice: Choice) -> None:

@@ -203,7 +203,7 @@ def test_translated_tastes_help_users_whose_history_is_hidden(translated):
     choice = Choice({}, Draw(3, 0.5, member="linear"), (0.3, 0.3, 0.3), 0.1)
     cold = scene.segments()[scene.users] == 0
     ndcg = {
-        arm: judge.trial("als", {}, maker.events(arm, choice, 0), seed=0).ranking.ndcg[cold].mean()
+        arm: judge.judge(judge.fit("als", {}, maker.events(arm, choice, 0), seed=0)).ranking.ndcg[cold].mean()
         for arm in ("real", "real+scalr", "shuffled")
     }
     assert ndcg["real+scalr"] > 1.2 * ndcg["real"]
@@ -277,7 +277,7 @@ def test_a_first_verdict_asks_about_fewer_contexts_and_draws_the_same_for_them(t
     monkeypatch.setattr("scalr_prod.downstream.few.PRETRAINING_EVENTS", 100)
     stage = Stage(Judge(scene, 5), Maker(scene, translation), Kept.of(scene))
     fewer = with_few(stage)
-    assert fewer.few == few_of(scene) == Few(contexts=40), "nothing is pretrained here"
+    assert fewer.maker.few == few_of(scene) == Few(contexts=40), "nothing is pretrained here"
     translator = scene.settings.translator.model_copy(update={"estimators": ("popularity", "sequential")})
     settings = scene.settings.model_copy(update={"translator": translator})
     pretrained = replace(scene, isolated=replace(scene.isolated, settings=settings))
@@ -352,7 +352,7 @@ def test_with_shuffled_test_labels_there_is_no_lift(translated):
         blind = replace(scene, relevant=scene.relevant[:, rng.permutation(scene.real.n_items)].tocsr())
         judge, maker = Judge(blind, 5), Maker(scene, translation)
         outcomes = {
-            arm: [[judge.trial("als", {}, maker.events(arm, choice, seed), seed=seed) for seed in range(2)]]
+            arm: [[judge.judge(judge.fit("als", {}, maker.events(arm, choice, seed), seed=seed)) for seed in range(2)]]
             for arm in ("real", "real+scalr")
         }
         low, high = summarise(Panel.of([blind]), "als", outcomes, seed=0)[1]["difference_ci95"]

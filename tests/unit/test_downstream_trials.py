@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from scalr_prod.downstream.arms import Choice
+from scalr_prod.downstream.few import ALL
 from scalr_prod.downstream.models import FAMILIES, measure_of
 from scalr_prod.downstream.odds import LabelledRows, LogitMap, Odds
 from scalr_prod.downstream.translation import Draw
@@ -61,7 +62,7 @@ class Judge:
 @pytest.fixture
 def trials(monkeypatch):
     monkeypatch.setitem(sys.modules, "my_models", sys.modules[__name__])
-    maker = SimpleNamespace(events=lambda arm, choice, seed: choice)
+    maker = SimpleNamespace(events=lambda arm, choice, seed: choice, few=ALL)
     return Trials("my_models:Teller", [Stage(Judge(seed), maker) for seed in range(2)], 30.0, lambda *_: None)
 
 

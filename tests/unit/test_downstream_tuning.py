@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from scalr_prod.downstream.arms import RIVAL
+from scalr_prod.downstream.few import ALL
 from scalr_prod.downstream.trials import Stage
 from scalr_prod.downstream.tuning import Tuner, tune_lately
 from scalr_prod.sections import DownstreamSettings, GenerationSettings
@@ -28,6 +29,8 @@ OURS = "real+scalr"
 
 class Maker:
     """Events that are their arm and choice; what its translator was measured to know of users."""
+
+    few = ALL
 
     def __init__(self, information=None):
         self.translation = SimpleNamespace(information=information)
