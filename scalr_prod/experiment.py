@@ -193,7 +193,7 @@ def effect_of(
         total = float(within_y @ within_y)
         removed = slope * slope * spread / total if total else 0.0
     effect = float(adjusted[~held].mean() - adjusted[held].mean())
-    half = _half_width(adjusted[~held], adjusted[held], stats.t.ppf)
+    half = _half_width(adjusted[~held], adjusted[held])
     base = float(value[held].mean())
     split = stats.binomtest(int(held.sum()), len(held), share)
     return Effect(
@@ -211,14 +211,16 @@ def effect_of(
     )
 
 
-def _half_width(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64], quantile: Any) -> float:
+def _half_width(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> float:
     """Half of the 95 % interval of a difference of means, with Welch's degrees of freedom; 0 where nothing varies."""
+    from scipy import stats
+
     errors = [side.var(ddof=1) / len(side) for side in (one, other)]
     total = sum(errors)
     if not total:
         return 0.0
     freedom = total**2 / sum(error**2 / (len(side) - 1) for error, side in zip(errors, (one, other), strict=True))
-    return float(quantile(0.975, freedom) * np.sqrt(total))
+    return float(stats.t.ppf(0.975, freedom) * np.sqrt(total))
 
 
 def _side_sql(held: Holdout | None, canary: Canary | None) -> str:

@@ -135,18 +135,14 @@ _Sample = tuple[str, tuple[str, ...], Any]
 
 def _of_publications(publications: Sequence[Publication]) -> Iterator[_Sample]:
     yield "scalr_events_published", (), sum(one.rows for one in publications if one.published_at is not None)
-    there = [one for one in publications if one.status is PublicationStatus.PUBLISHED and one.published_at is not None]
-    if not there:
+    published = (one for one in publications if one.status is PublicationStatus.PUBLISHED)
+    ended = [(one.end, one.published_at) for one in published if one.published_at is not None]
+    if not ended:
         return
-    end = max(one.end for one in there)
-    first = min(one.published_at for one in there if one.end == end and one.published_at is not None)
-    yield "scalr_window_end_timestamp_seconds", (), end.timestamp()
-    yield "scalr_publication_lag_seconds", (), (first - end).total_seconds()
-    yield (
-        "scalr_publication_timestamp_seconds",
-        (),
-        max(one.published_at.timestamp() for one in there if one.published_at is not None),
-    )
+    latest = max(end for end, _ in ended)
+    yield "scalr_window_end_timestamp_seconds", (), latest.timestamp()
+    yield "scalr_publication_lag_seconds", (), (min(at for end, at in ended if end == latest) - latest).total_seconds()
+    yield "scalr_publication_timestamp_seconds", (), max(at for _, at in ended).timestamp()
 
 
 def _of_artefacts(ledger: Ledger) -> Iterator[_Sample]:

@@ -14,7 +14,7 @@ from scalr_prod.errors import EmptyInput, FeatureStoreError, ScalrError, Unreada
 if TYPE_CHECKING:
     from scalr_prod.settings import Settings
 
-__all__ = ["VIEW", "Found", "find", "lay"]
+__all__ = ["VIEW", "Found", "duckdb_options", "find", "lay"]
 
 #: What the data set is called in DuckDB, and in data docs.
 VIEW: Final = "dataset"
@@ -89,15 +89,9 @@ def lay(found: Found, database: Path, settings: Settings | None, *, memory_mb: i
     """
     import duckdb
 
-    config = {
-        "memory_limit": f"{memory_mb}MB",
-        "threads": threads,
-        "temp_directory": f"{database}.spill",
-        "preserve_insertion_order": False,
-        "autoinstall_known_extensions": False,
-    }
+    config = duckdb_options(database, memory_mb=memory_mb, threads=threads)
     try:
-        with duckdb.connect(str(database), config=config) as connection:
+        with duckdb.connect(str(database), config=dict(config)) as connection:
             connection.execute("SET TimeZone = 'UTC'")
             connection.execute("SET enable_progress_bar = false")
             _make(connection, found, dict(settings.project.storage_options) if settings else {})
@@ -114,6 +108,17 @@ def lay(found: Found, database: Path, settings: Settings | None, *, memory_mb: i
     if not rows:
         raise EmptyInput("holds no row", where=found.location, next_step="check what should have written it")
     return rows, types
+
+
+def duckdb_options(database: Path, *, memory_mb: int, threads: int) -> dict[str, str]:
+    """DuckDB's options for such a file; see `lay`."""
+    return {
+        "memory_limit": f"{memory_mb}MB",
+        "threads": str(threads),
+        "temp_directory": f"{database}.spill",
+        "preserve_insertion_order": "false",
+        "autoinstall_known_extensions": "false",
+    }
 
 
 def _make(connection: Any, found: Found, options: dict[str, str]) -> None:

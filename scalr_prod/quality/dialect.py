@@ -13,6 +13,8 @@ import duckdb_engine
 import sqlalchemy as sa
 from sqlalchemy.dialects import registry
 
+from scalr_prod.quality.dataset import duckdb_options
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -87,14 +89,7 @@ def url_of(database: Path, *, memory_mb: int, threads: int) -> str:
         threads: How many it may use.
     """
     registry.register(_NAME, __name__, ReadOnlyDialect.__name__)
-    query = {
-        "access_mode": "READ_ONLY",
-        "memory_limit": f"{memory_mb}MB",
-        "threads": str(threads),
-        "temp_directory": f"{database}.spill",
-        "preserve_insertion_order": "false",
-        "autoinstall_known_extensions": "false",
-    }
+    query = {"access_mode": "READ_ONLY"} | duckdb_options(database, memory_mb=memory_mb, threads=threads)
     return sa.URL.create(_NAME, database=str(database), query=query).render_as_string()
 
 

@@ -92,9 +92,7 @@ def reference_of(
         and one.end <= spec.end
         and one.rows >= FEWEST_EVENTS
     ]
-    latest_first = [
-        one for _, one in sorted(enumerate(before), key=lambda numbered: (numbered[1].end, numbered[0]), reverse=True)
-    ]
+    latest_first = sorted(before, key=lambda one: one.end)[::-1]  # of one end, the last one is first
     # One of the latest window nearly always has its rows: what lies before it is then not read.
     latest = sum(one.end == latest_first[0].end for one in latest_first)
     for some in (latest_first[:latest], latest_first[latest:]):

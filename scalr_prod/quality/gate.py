@@ -195,7 +195,7 @@ def _audit(
             passed = all(rule.success for rule in by_run) and (quality.policy == "quarantine" or good == rows)
             quarantined = rows - good if quality.policy == "quarantine" else 0
             write_quarantine(settings, spec, audit.refused() if quarantined else None)
-            accepted = write_accepted(folder, audit.accepted(), schema) if passed else write_accepted(folder, None, schema)
+            accepted = write_accepted(folder, audit.accepted() if passed else None, schema)
     return GateReport(
         spec.run_id,
         passed,

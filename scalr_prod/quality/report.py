@@ -11,7 +11,7 @@ from scalr_prod.jsonable import Jsonable
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["GateReport", "RuleOutcome", "refusal"]
+__all__ = ["GateReport", "RuleOutcome", "refusal", "short"]
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,11 @@ def refusal(report: GateReport) -> str:
     """The failed expectations in one sentence each, with what was found."""
     return "; ".join(
         f"{rule.rule} ({rule.says}): "
-        + (f"found {_short(rule.observed)}" if rule.scope == "run" else f"{rule.failed} of {rule.checked} break it")
+        + (f"found {short(rule.observed)}" if rule.scope == "run" else f"{rule.failed} of {rule.checked} break it")
         for rule in report.failures
     )
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """A figure with six digits, and anything else as it is."""
     return f"{value:.6g}" if isinstance(value, float) else str(value)

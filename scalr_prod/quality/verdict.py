@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from scalr_prod.errors import QualityGateFailed
 from scalr_prod.jsonable import Jsonable
+from scalr_prod.quality.report import short
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,7 +46,7 @@ class RuleResult:
         if self.reason or self.failed is not None:
             found = self.reason or f"{self.failed} of {self.checked} rows break it"
         else:  # of a query, the number of rows that it finds, and the first one: a share out of bounds stands in it
-            found = ": ".join((f"found {_short(self.observed)}", *self.examples[:1]))
+            found = ": ".join((f"found {short(self.observed)}", *self.examples[:1]))
         return f"{self.rule} ({self.says}): {found}"
 
 
@@ -106,7 +107,3 @@ class Verdict(Jsonable):
                 next_step=f"read the report, then correct the data set, or the suite {self.suite_file}",
             )
         return self
-
-
-def _short(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -118,6 +118,7 @@ def collect(settings: Settings, ledger: Ledger, run_id: str) -> RunFacts:
     publication = ledger.last_publication(run_id)
     live = publication if publication is not None and run.state == "published" else None
     lake = Lake.open(settings)
+    published = live.rows if live is not None else None
     held = held_in(lake, [live])[run_id] if live is not None else 0
     with staging_folder(settings, "report") as scratch, open_duckdb(settings, scratch) as connection:
         events_of = _register(connection, lake, folder, run, held=held)
@@ -127,10 +128,10 @@ def collect(settings: Settings, ledger: Ledger, run_id: str) -> RunFacts:
     return RunFacts(
         run=run,
         events_of=events_of,
-        funnel=_funnel(generation, gate, live.rows if live is not None else None),
+        funnel=_funnel(generation, gate, published),
         generation=generation,
         gate=gate,
-        published=live.rows if live is not None else None,
+        published=published,
         canary=live.canary["share"] if live is not None and live.canary else None,
         held=held,
         replaced_by=list(dict.fromkeys(later.run_id for later in ledger.replaced_since(live))) if live is not None else [],
