@@ -15,6 +15,7 @@ from scalr_prod.errors import BadValue, ColumnNotFound, EvaluationError, Setting
 from scalr_prod.holdout import Canary, Holdout
 from scalr_prod.jsonable import Jsonable
 from scalr_prod.lake import Lake
+from scalr_prod.whole import whole
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -309,16 +310,11 @@ def _write(db: Any, out: Path) -> None:
     """
     import duckdb
 
-    scratch = out.with_name(f".{out.name}.part")
     kind = "PARQUET" if out.suffix == ".parquet" else "CSV, HEADER"
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        place = str(scratch).replace("'", "''")
-        try:
+        with whole(out) as unfinished:
+            place = str(unfinished).replace("'", "''")
             db.execute(f"COPY (SELECT {USER_ID}, side FROM sides ORDER BY {USER_ID}) TO '{place}' (FORMAT {kind})")
-            scratch.replace(out)
-        finally:
-            scratch.unlink(missing_ok=True)
     except (OSError, duckdb.IOException) as error:
         raise EvaluationError(
             f"cannot be written: {error}", where=str(out), next_step="name a file in a folder that you may write to"

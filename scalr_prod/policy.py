@@ -17,6 +17,7 @@ from scalr_prod.contracts import EVENT_EXTRAS, Table
 from scalr_prod.errors import EvaluationError
 from scalr_prod.jsonable import Jsonable
 from scalr_prod.lake import Lake
+from scalr_prod.whole import whole
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -90,10 +91,8 @@ class Policy:
     def write(self, *paths: Path) -> None:
         """To files, each whole or not at all."""
         for path in paths:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            staged = path.with_suffix(".staged")
-            staged.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
-            staged.replace(path)
+            with whole(path) as unfinished:
+                unfinished.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,9 @@ import functools
 import hashlib
 import json
 import logging
-import tempfile
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
@@ -31,6 +30,7 @@ from scalr_prod.duck import disk_errors
 from scalr_prod.lake import Lake
 from scalr_prod.plugins import ESTIMATORS, MODELS, source_digest
 from scalr_prod.version import __version__
+from scalr_prod.whole import whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -49,7 +49,6 @@ _LIBRARIES: Final = ("implicit", "lightgbm", "numpy", "scipy", "torch")
 _SECTIONS: Final = ("histories", "translator", "generation", "quality", "training_set")
 _OF_DOWNSTREAM: Final = ("k", "seed", "sparse_below", "threads")
 _EVENTS: Final = (Table.SOURCE_EVENTS, Table.TARGET_EVENTS, Table.SOURCE_ITEMS, Table.TARGET_ITEMS)
-_RANKED: Final = ("top", "gain", "ndcg", "recall", "mrr", "head", "tail")
 
 
 @dataclass(frozen=True)
@@ -78,14 +77,13 @@ def outcomes_of(judge: Judge) -> Form[Outcome]:
     """What a judge says of one fitted model."""
 
     def pack(one: Outcome) -> Record:
-        arrays = {name: getattr(one.ranking, name) for name in _RANKED}
         odds = {} if one.odds is None else {"probability": one.odds.probability}
-        return Record({"exposure": one.exposure, "negatives": one.negatives}, arrays | odds)
+        return Record({"exposure": one.exposure, "negatives": one.negatives}, vars(one.ranking) | odds)
 
     def unpack(record: Record) -> Outcome:
         facts, arrays = record.facts, record.arrays
         odds = Odds(judge.rows(facts["negatives"]), arrays["probability"]) if "probability" in arrays else None
-        ranking = Ranking(**{name: arrays[name] for name in _RANKED})
+        ranking = Ranking(**{field.name: arrays[field.name] for field in fields(Ranking)})
         return Outcome(ranking, facts["exposure"], odds, facts["negatives"])
 
     return Form(pack, unpack)
@@ -155,17 +153,9 @@ def _read(path: Path) -> Record | None:
 
 
 def _write(path: Path, record: Record) -> None:
-    with disk_errors(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as staged:
-            try:
-                arrays: dict[str, Any] = {"facts": np.array(json.dumps(record.facts)), **record.arrays}
-                np.savez_compressed(staged, **arrays)
-                staged.close()
-                Path(staged.name).replace(path)
-            except BaseException:
-                Path(staged.name).unlink(missing_ok=True)
-                raise
+    arrays: dict[str, Any] = {"facts": np.array(json.dumps(record.facts)), **record.arrays}
+    with disk_errors(path.parent), whole(path) as unfinished, unfinished.open("wb") as file:
+        np.savez_compressed(file, **arrays)
 
 
 def _made_from(scene: Scene) -> list[str]:

@@ -16,6 +16,7 @@ from scalr_prod.downstream.entropy import entropies
 from scalr_prod.downstream.signal import signal_sentence
 from scalr_prod.downstream.statistics import Comparison, TwoWayBootstrap, holm
 from scalr_prod.policy import SEGMENTS
+from scalr_prod.whole import whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -159,10 +160,8 @@ def write_report(report: EvaluationReport, folder: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    folder.mkdir(parents=True, exist_ok=True)
-    staged = folder / "report.json.staged"
-    staged.write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
-    staged.replace(folder / "report.json")
+    with whole(folder / "report.json") as unfinished:
+        unfinished.write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
     flat = []
     for row in report.arms:
         flat += [(row["name"], row["model"], "all", metric, value) for metric, value in row["metrics"].items()]

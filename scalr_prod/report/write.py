@@ -13,6 +13,7 @@ from scalr_prod.jsonable import Jsonable
 from scalr_prod.report import charts
 from scalr_prod.report.facts import collect
 from scalr_prod.report.page import environment, index_page, listed_runs, run_page
+from scalr_prod.whole import whole
 
 if TYPE_CHECKING:
     from scalr_prod.ledger import Ledger
@@ -79,14 +80,8 @@ def _write(path: Path, text: str) -> None:
 
     if path.is_dir():
         raise ReportError("is a folder", where=str(path), next_step="name a file, such as page.html")
-    with disk_errors(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            draft.write_text(text, encoding="utf-8")
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
+    with disk_errors(path.parent), whole(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
 
 
 def _docs(index: str | None, folder: Path) -> str | None:

@@ -149,7 +149,7 @@ def test_who_is_where_is_told_and_written_and_the_effect_measured(project):
     assert effect["low"] < 2 < effect["high"]
     assert effect["split_p"] > 0.01
     assert report["synthetic_events_of_held_out"] == 0
-    assert not list(project.folder.glob(".*.part"))
+    assert not list(project.folder.glob(".*.tmp"))
 
 
 def test_sides_that_cannot_be_written_are_told_with_the_file(project):
@@ -158,7 +158,7 @@ def test_sides_that_cannot_be_written_are_told_with_the_file(project):
         with pytest.raises(EvaluationError, match="cannot be written") as told:
             experiment(project.settings, out=out)
         assert told.value.where == str(out)
-    assert not list(project.folder.glob(".*.part"))
+    assert not list(project.folder.glob(".*.tmp"))
 
 
 def test_a_choice_of_users_that_depends_on_the_experiment_is_told(project, caplog):
