@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the torch models share: events by user, and a vector for each user that is learned from the loss alone."""
+"""What the torch models share: events by user, a vector for each user that is learned from the loss alone, and the training."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Self
 
     from scalr_prod.downstream.protocol import Interactions
 
-__all__ = ["PersonTable", "Ragged"]
+__all__ = ["PersonTable", "Ragged", "descend"]
 
 _LEARNING_RATE: Final = 0.02
 
@@ -90,3 +91,39 @@ class PersonTable:
     def step(self) -> None:
         """After it."""
         self._optimizer.step()
+
+
+def descend(
+    net: nn.Module,
+    person: PersonTable,
+    losses: Iterable[torch.Tensor],
+    *,
+    rate: float,
+    decay: float,
+    steps: int,
+    clip: float | None = None,
+) -> None:
+    """Train a net and the users' vectors beside it: AdamW under one cycle of the learning rate, a step a loss.
+
+    Args:
+        net: Is in training mode while losses are asked for, and in evaluation mode afterwards.
+        person: The users' vectors.
+        losses: Of one batch after the other, each worked out when it is asked for: with the weights of the step before.
+        rate: The highest learning rate.
+        decay: Of the net's weights.
+        steps: How many losses there are.
+        clip: Norm of the net's gradients, at most; None: any.
+    """
+    optimizer = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=decay, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps + 1)
+    net.train()
+    for loss in losses:
+        optimizer.zero_grad()
+        person.zero_grad()
+        loss.backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(net.parameters(), clip)
+        optimizer.step()
+        person.step()
+        schedule.step()
+    net.eval()

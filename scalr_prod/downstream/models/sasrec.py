@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from scalr_prod.downstream.models.ragged import PersonTable, Ragged
+from scalr_prod.downstream.models.ragged import PersonTable, Ragged, descend
 from scalr_prod.downstream.search import HALF_LIFE, Knob
 
 if TYPE_CHECKING:
@@ -83,24 +83,16 @@ class SasRec:
         count = self._history.count.numpy()
         rows = np.flatnonzero(count + self._extra.count.numpy())
         batches = max(1, -(-len(rows) // self.batch))
-        steps = self.epochs * batches
         #: Of a batch, on average: a batch's own sum would cancel λ where all of its events are synthetic.
         self._mass = float(self._history.mass + self._extra.mass) / batches
-        optimizer = torch.optim.AdamW(self._net.parameters(), lr=_LEARNING_RATE, weight_decay=1e-3, fused=True)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=steps + 1)
         rng = np.random.default_rng(seed)
-        self._net.train()
-        for _ in range(self.epochs):
-            for chosen in _batches(rows, count, self.batch, rng):
-                loss = self._loss(torch.from_numpy(chosen), chance)
-                optimizer.zero_grad()
-                self._person.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(self._net.parameters(), 1.0)
-                optimizer.step()
-                self._person.step()
-                schedule.step()
-        self._net.eval()
+        losses = (
+            self._loss(torch.from_numpy(users), chance)
+            for _ in range(self.epochs)
+            for users in _batches(rows, count, self.batch, rng)
+        )
+        steps = self.epochs * batches
+        descend(self._net, self._person, losses, rate=_LEARNING_RATE, decay=1e-3, steps=steps, clip=1.0)
 
     @torch.inference_mode()
     def score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:

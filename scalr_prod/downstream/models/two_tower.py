@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from scalr_prod.downstream.models.ragged import PersonTable, Ragged
+from scalr_prod.downstream.models.ragged import PersonTable, Ragged, descend
 from scalr_prod.downstream.search import HALF_LIFE, Knob
 
 if TYPE_CHECKING:
@@ -84,19 +84,8 @@ class TwoTower:
         batches = max(1, -(-len(rows) // self.batch))
         #: Of a batch, on average: a batch's own sum would cancel λ where all of its events are synthetic.
         self._mass = float(self._history.mass + self._extra.mass) / batches
-        optimizer = torch.optim.AdamW(self._net.parameters(), lr=_LEARNING_RATE, weight_decay=self.decay, fused=True)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=self.epochs * batches + 1)
-        self._net.train()
-        for _ in range(self.epochs):
-            for chosen in rows[torch.randperm(len(rows))].split(self.batch):
-                loss = self._loss(chosen)
-                optimizer.zero_grad()
-                self._person.zero_grad()
-                loss.backward()
-                optimizer.step()
-                self._person.step()
-                schedule.step()
-        self._net.eval()
+        losses = (self._loss(users) for _ in range(self.epochs) for users in rows[torch.randperm(len(rows))].split(self.batch))
+        descend(self._net, self._person, losses, rate=_LEARNING_RATE, decay=self.decay, steps=self.epochs * batches)
 
     @torch.inference_mode()
     def score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
