@@ -14,7 +14,7 @@ from scalr_prod.duck import disk_errors, staging_folder, temporary_folder
 from scalr_prod.errors import QualityError
 from scalr_prod.ownership import claim, claim_home
 from scalr_prod.quality.dataset import VIEW, find, lay
-from scalr_prod.quality.expectations import data_context
+from scalr_prod.quality.expectations import build_docs, checkpoint_of, data_context, results_of
 from scalr_prod.quality.suites import expectations_of, known_type, read_suite
 from scalr_prod.quality.verdict import RuleResult, Verdict
 from scalr_prod.sections import ComputeSettings
@@ -109,35 +109,22 @@ def _validate(
     limits: dict[str, int],
 ) -> list[RuleResult]:
     """Every rule's result, in the suite's order; results and data docs are written."""
-    import great_expectations as gx
-    from great_expectations.data_context.types.resource_identifiers import ExpectationSuiteIdentifier
-
     from scalr_prod.quality.dialect import url_of
 
     # It tells of every check of a type that it has no module for DuckDB's, and takes SQLAlchemy's, as it should.
     logging.getLogger("great_expectations.expectations.type_comparison").setLevel(logging.ERROR)
     name = _file_name(suite.name)
-    asked = [rule for rule in rules if not rule.missing]
-    stored = context.suites.add(gx.ExpectationSuite(name=name, expectations=[_expectation(rule, suite.file) for rule in asked]))
+    asked = [_expectation(rule, suite.file) for rule in rules if not rule.missing]
     source = context.data_sources.add_sql(VIEW, connection_string=url_of(database, **limits), create_temp_table=False)
     data = source.add_table_asset(VIEW, table_name=VIEW).add_batch_definition_whole_table("all")
-    definition = context.validation_definitions.add(gx.ValidationDefinition(name=name, data=data, suite=stored))
-    checkpoint = context.checkpoints.add(
-        gx.Checkpoint(
-            name=name,
-            validation_definitions=[definition],
-            result_format={"result_format": "BASIC", "partial_unexpected_count": _EXAMPLES},
-        )
-    )
+    checkpoint = checkpoint_of(context, name, asked, data, examples=_EXAMPLES)
     engine = source.get_engine()
     try:
-        outcome = checkpoint.run(run_id=gx.RunIdentifier(run_name=_file_name(subject)))
-        ((identifier, result),) = outcome.run_results.items()
-        found = {entry.expectation_config.meta["rule"]: entry for entry in result.results}
+        identifier, found = results_of(checkpoint, _file_name(subject))
         results = [_outcome(rule, found.get(rule.name), columns, suite.file, engine) for rule in rules]
     finally:
         engine.dispose()
-    context.build_data_docs(resource_identifiers=[ExpectationSuiteIdentifier(name), identifier])
+    build_docs(context, [name], [identifier])
     return results
 
 

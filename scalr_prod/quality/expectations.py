@@ -14,14 +14,14 @@ from scalr_prod.errors import QualityError
 from scalr_prod.ownership import claim_home
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import pandas as pd
 
     from scalr_prod.settings import Settings
 
-__all__ = ["Check", "Finding", "Inspector", "data_context", "inspecting"]
+__all__ = ["Check", "Finding", "Inspector", "build_docs", "checkpoint_of", "data_context", "inspecting", "results_of"]
 
 #: Results are kept on disk; the suites live in this package, and are laid into memory when they are used.
 _STORES: Final = {
@@ -82,45 +82,17 @@ class Inspector:
         Returns:
             One finding per check, in order.
         """
-        import great_expectations as gx
-
         if suite not in self._checkpoints:
-            self._checkpoints[suite] = self._checkpoint(suite, checks)
-        outcome = self._checkpoints[suite].run(batch_parameters={"dataframe": frame}, run_id=gx.RunIdentifier(run_name=subject))
-        ((identifier, result),) = outcome.run_results.items()
+            rows = self._context.data_sources.add_or_update_pandas(suite).add_dataframe_asset("rows")
+            batch = rows.add_batch_definition_whole_dataframe("all")
+            self._checkpoints[suite] = checkpoint_of(self._context, suite, map(_expectation, checks), batch)
+        identifier, found = results_of(self._checkpoints[suite], subject, {"dataframe": frame})
         self._results.append(identifier)
-        found = {entry.expectation_config.meta["rule"]: entry for entry in result.results}
         return [_finding(check.rule, found[check.rule], len(frame)) for check in checks]
 
     def build_docs(self) -> None:
         """Bring the data docs up to date with what was inspected: one build, since most of its time is fixed."""
-        from great_expectations.data_context.types.resource_identifiers import ExpectationSuiteIdentifier
-
-        suites = [ExpectationSuiteIdentifier(name) for name in self._checkpoints]
-        self._context.build_data_docs(resource_identifiers=[*suites, *self._results])
-
-    def _checkpoint(self, suite: str, checks: Sequence[Check]) -> Any:
-        import great_expectations as gx
-        import great_expectations.expectations as library
-
-        context = self._context
-        expectations = [
-            getattr(library, check.expectation)(
-                **check.arguments,
-                severity=check.severity,
-                meta={"rule": check.rule, "notes": {"format": "markdown", "content": [f"**{check.rule}**: {check.says}"]}},
-            )
-            for check in checks
-        ]
-        stored = context.suites.add(gx.ExpectationSuite(name=suite, expectations=expectations))
-        data = context.data_sources.add_or_update_pandas(suite).add_dataframe_asset("rows")
-        definition = gx.ValidationDefinition(name=suite, data=data.add_batch_definition_whole_dataframe("all"), suite=stored)
-        checkpoint = gx.Checkpoint(
-            name=suite,
-            validation_definitions=[context.validation_definitions.add(definition)],
-            result_format={"result_format": "BASIC", "partial_unexpected_count": 0},
-        )
-        return context.checkpoints.add(checkpoint)
+        build_docs(self._context, self._checkpoints, self._results)
 
 
 @contextmanager
@@ -195,6 +167,42 @@ def data_context(folder: Path) -> Iterator[tuple[Any, str]]:
         yield gx.get_context(mode="ephemeral", project_config=config), str(docs / "index.html")
     finally:
         lock.release()
+
+
+def checkpoint_of(context: Any, name: str, expectations: Iterable[Any], batch: Any, *, examples: int = 0) -> Any:
+    """A checkpoint that looks at a batch by a suite of expectations and keeps the result, with so many examples of what broke each."""
+    import great_expectations as gx
+
+    suite = context.suites.add(gx.ExpectationSuite(name=name, expectations=list(expectations)))
+    definition = context.validation_definitions.add(gx.ValidationDefinition(name=name, data=batch, suite=suite))
+    wanted = {"result_format": "BASIC", "partial_unexpected_count": examples}
+    return context.checkpoints.add(gx.Checkpoint(name=name, validation_definitions=[definition], result_format=wanted))
+
+
+def results_of(checkpoint: Any, subject: str, parameters: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    """Run a checkpoint: the identifier of its result, and what each expectation came to, by the rule that its ``meta`` names."""
+    import great_expectations as gx
+
+    outcome = checkpoint.run(batch_parameters=parameters, run_id=gx.RunIdentifier(run_name=subject))
+    ((identifier, result),) = outcome.run_results.items()
+    return identifier, {entry.expectation_config.meta["rule"]: entry for entry in result.results}
+
+
+def build_docs(context: Any, suites: Iterable[str], results: Iterable[Any]) -> None:
+    """Bring the data docs up to date with suites, by their names, and results, by their identifiers."""
+    from great_expectations.data_context.types.resource_identifiers import ExpectationSuiteIdentifier
+
+    context.build_data_docs(resource_identifiers=[*map(ExpectationSuiteIdentifier, suites), *results])
+
+
+def _expectation(check: Check) -> Any:
+    import great_expectations.expectations as library
+
+    return getattr(library, check.expectation)(
+        **check.arguments,
+        severity=check.severity,
+        meta={"rule": check.rule, "notes": {"format": "markdown", "content": [f"**{check.rule}**: {check.says}"]}},
+    )
 
 
 def _backend(root: Any, folder: str | None) -> dict[str, str]:
