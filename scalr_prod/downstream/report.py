@@ -138,9 +138,9 @@ def verdict_of(panel: Panel, family: str, found: Mapping[str, Found], best: Mapp
     """
     bootstrap = TwoWayBootstrap(panel.owner, panel.n_items, seed=seed)
     hits = {arm: panel.hits(found[arm]) for arm in {OURS, RIVAL, *best.values()} if arm in found}
-    whole = bootstrap.compare(hits[OURS], hits[best["all"]])
-    row: dict[str, Any] = {"model": family} | _over_best(whole, best["all"])
-    row |= {"difference": whole.difference, "difference_ci95": list(whole.difference_ci95)}
+    of_all = bootstrap.compare(hits[OURS], hits[best["all"]])
+    row: dict[str, Any] = {"model": family} | _over_best(of_all, best["all"])
+    row |= {"difference": of_all.difference, "difference_ci95": list(of_all.difference_ci95)}
     if RIVAL in hits:
         row["over_rival"] = bootstrap.compare(hits[OURS], hits[RIVAL]).gain()
     for name, cases in panel.parts().items():
