@@ -56,7 +56,7 @@ def validate_run(settings: Settings, run_id: str, *, progress: bool = False) -> 
         QualityGateFailed: The gate said no; the run is rejected. Names the expectations, the counts and the data docs.
         QualityError: Another audit of the project has not ended in time, or a gate rule of the settings cannot be used.
         RunNotFound: No such run.
-        LedgerError: The run is not generated yet, or another driver works on it.
+        LedgerError: The run is not generated yet, or it was published and its verdict is gone, or another driver works on it.
         GenerationError: The run's candidates are gone.
     """
     with Ledger.open(settings) as ledger, ledger.lease(run_id):
@@ -76,7 +76,13 @@ def _verdict(
 ) -> GateReport:
     folder = run_folder(settings, run.run_id)
     stored = _read(folder / "gate.json")
-    if run.state in _OUT_OF_OUR_HANDS and stored is not None:
+    if run.state in _OUT_OF_OUR_HANDS:
+        if stored is None:
+            raise LedgerError(
+                f"the run is {run.state.value} and is not audited again; its verdict is gone",
+                where=str(folder / "gate.json"),
+                next_step="bring the run's folder back from a copy of the project's home",
+            )
         return GateReport.from_json(stored["report"], repeated=True)
     if run.state not in _AUDITABLE:
         raise LedgerError(

@@ -309,6 +309,20 @@ def test_there_is_nothing_to_audit_before_the_run_is_generated(project):
         validate_run(project.settings, "run_0123456789abcdef")
 
 
+def test_a_published_run_without_its_verdict_is_not_sent_to_be_generated(project):
+    spec = project.run()
+    validate_run(project.settings, spec.run_id)
+    with Ledger.open(project.settings) as ledger:
+        ledger.set_stage(spec.run_id, RunState.PUBLISHED, cause="test")
+    path = run_folder(project.settings, spec.run_id) / "gate.json"
+    assert validate_run(project.settings, spec.run_id).repeated
+    path.unlink()
+    with pytest.raises(LedgerError, match="its verdict is gone") as caught:
+        validate_run(project.settings, spec.run_id)
+    assert caught.value.where == str(path)
+    assert "generate" not in caught.value.next_step
+
+
 def test_lost_candidates_are_another_error_than_none(project):
     spec = project.run()
     shutil.rmtree(run_folder(project.settings, spec.run_id) / "candidates")
