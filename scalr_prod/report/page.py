@@ -157,7 +157,7 @@ def _charts(found: Distributions | None) -> list[dict[str, Any]]:
         },
         {
             "title": "When they happened",
-            "summary": "Share of the events in each thirtieth of the window.",
+            "summary": "Share of the events in each thirtieth of the time from the first synthetic event to the last.",
             "svg": charts.by_time(found),
             "rows": found.time,
             "columns": {"period": "From (UTC)", **shares},
