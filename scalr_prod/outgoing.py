@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from scalr_prod.contracts import ITEM_ID, USER_ID
 from scalr_prod.errors import PublicationError
 from scalr_prod.ledger import run_folder
+from scalr_prod.pieces import ONWARD
 from scalr_prod.tombstones import Tombstones
 
 if TYPE_CHECKING:
@@ -52,10 +53,13 @@ def accepted_files(settings: Settings, run_id: str) -> tuple[list[Path], int]:
 
 
 def accepted_rows(files: Sequence[Path], schema: pa.Schema, canary: Canary | None) -> Iterator[pa.RecordBatch]:
-    """The rows of accepted files, of the users of a canary; None: of everybody."""
+    """The rows of accepted files, of the users of a canary; None: of everybody. Memory does not grow with the files."""
     import pyarrow.dataset as ds
 
-    for batch in ds.dataset([str(path) for path in files], format="parquet", schema=schema).to_batches():
+    # Else a file is read whole before its first row is there.
+    options = ds.ParquetFragmentScanOptions(pre_buffer=False)
+    rows_of = ds.dataset([str(path) for path in files], format="parquet", schema=schema)
+    for batch in rows_of.to_batches(fragment_scan_options=options, **ONWARD):
         rows = batch if canary is None or not len(batch) else batch.filter(canary.among(batch.column(USER_ID)))
         yield rows.cast(schema)
 

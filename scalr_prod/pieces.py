@@ -22,9 +22,16 @@ if TYPE_CHECKING:
     from scalr_prod.lake import Lake
     from scalr_prod.ledger import Publication
 
-__all__ = ["Part", "Piece", "piece_of", "rows_by_run", "stream"]
+__all__ = ["ONWARD", "Part", "Piece", "piece_of", "rows_by_run", "stream"]
 
 _VIEW: Final = Table.SYNTHETIC_TARGET_EVENTS
+#: How pyarrow reads rows that are written again: no faster than they are written. Some ten batches wait in Delta's writer.
+ONWARD: Final[dict[str, int | bool]] = {
+    "batch_size": 16_384,
+    "batch_readahead": 1,
+    "fragment_readahead": 1,
+    "use_threads": False,
+}
 
 
 @dataclass(frozen=True)
@@ -97,7 +104,7 @@ def stream(lake: Lake, parts: Sequence[Part], schema: pa.Schema) -> Iterator[pa.
 
     def batches() -> Iterator[pa.RecordBatch]:
         for dataset, part in opened:
-            for batch in dataset.to_batches(filter=_inside(part)):
+            for batch in dataset.to_batches(filter=_inside(part), **ONWARD):
                 rows = _of_users(batch, part.piece)
                 columns = [  # a version of a former package may lack a column
                     rows.column(field.name).cast(field.type)

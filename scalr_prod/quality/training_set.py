@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, PROVENANCE_COLUMNS, USER_ID
@@ -29,6 +30,8 @@ _SUITE: Final = "training_set"
 _HISTORIES: Final = ("source_user_history", "target_user_history")
 _KEYS: Final = (USER_ID, ITEM_ID, EVENT_TIMESTAMP)
 _SHOWN: Final = (*_KEYS, "label")
+#: Rows whose hashes are counted at once, some 50 bytes each.
+_COUNTED_ROWS: Final = 500_000
 _OF_THE_WINDOW: Final = ("label_is_before_the_cutoff", "label_is_in_the_window")
 
 
@@ -101,16 +104,13 @@ def _inspect(
     with staging_folder(settings, "gate") as scratch, open_duckdb(settings, scratch) as connection:
         read = {name: [exact(path) for path in paths] for name, paths in (("rows", anew), ("kept", kept)) if paths}
         for name, paths in read.items():
-            connection.read_parquet(paths).create_view(name)
+            connection.read_parquet(paths, filename=True, file_row_number=True).create_view(name)
         if anew:
-            keys = ", ".join(_KEYS)
-            select = f"""
-                SELECT {{columns}} FROM (
-                    SELECT *, CASE WHEN is_synthetic THEN row_number() OVER (PARTITION BY {keys}, is_synthetic) ELSE 1 END AS copy
-                    FROM rows) r
-                LEFT JOIN (
-                    SELECT {keys}, true AS found FROM rows GROUP BY {keys} HAVING min(label) <> max(label)) b
-                ON b.{USER_ID} = r.{USER_ID} AND b.{ITEM_ID} = r.{ITEM_ID} AND b.{EVENT_TIMESTAMP} = r.{EVENT_TIMESTAMP}"""
+            _find_repeated(connection)
+            select = """
+                SELECT {columns} FROM (
+                    SELECT rows.*, coalesce(copies.copy, 1) AS copy FROM rows LEFT JOIN copies USING (filename, file_row_number)) r
+                LEFT JOIN contradicted b USING (filename, file_row_number)"""
             shown = [f"r.{name}" for name in _SHOWN]
             rules = _row_rules(manifest)
             judged = judge(connection, select, rules, columns=shown, shown=_SHOWN, path=scratch / "judged.parquet")
@@ -138,6 +138,49 @@ def _inspect(
     }
     outcomes += inspect_figures(inspector, _SUITE, subject, figures, _figure_rules(manifest))
     return outcomes, figures, (int(rows), int(rows) - broken)
+
+
+def _find_repeated(connection: Any) -> None:
+    """Make the tables ``copies`` and ``contradicted``, which mostly stay empty.
+
+    The first holds the place of each synthetic row after the first of its user, item and time; the second, rows of whose user, item and
+    time there is one with the other label. Hashes of the keys are counted, and only rows that share one are put in order, a stretch of
+    time after the other: rows with one key have one time.
+    """
+    keys = ", ".join(_KEYS)
+    known = " AND ".join(f"{key} IS NOT NULL" for key in _KEYS)
+    connection.execute("CREATE TEMP TABLE copies (filename VARCHAR, file_row_number BIGINT, copy BIGINT)")
+    connection.execute("CREATE TEMP TABLE contradicted (filename VARCHAR, file_row_number BIGINT, found BOOLEAN)")
+    for within in _stretches(connection):
+        connection.execute(
+            f"""CREATE OR REPLACE TEMP TABLE repeated AS
+            WITH shared AS (SELECT hash({keys}) AS digest FROM rows WHERE {within} GROUP BY digest HAVING count(*) > 1)
+            SELECT filename, file_row_number, {keys}, label, is_synthetic
+            FROM rows WHERE {within} AND hash({keys}) IN (FROM shared)"""
+        )
+        connection.execute(
+            f"""INSERT INTO copies SELECT filename, file_row_number,
+                row_number() OVER (PARTITION BY {keys} ORDER BY filename, file_row_number) AS copy
+            FROM repeated WHERE is_synthetic QUALIFY copy > 1"""
+        )
+        connection.execute(
+            f"""INSERT INTO contradicted SELECT filename, file_row_number, true
+            FROM repeated WHERE {known} QUALIFY min(label) OVER (PARTITION BY {keys}) <> max(label) OVER (PARTITION BY {keys})"""
+        )
+
+
+def _stretches(connection: Any) -> list[str]:
+    """SQL conditions that cut the rows by time, each of which holds for about `_COUNTED_ROWS`; of rows without a time, too."""
+    (rows,) = connection.execute("SELECT count(*) FROM rows").fetchall()[0]
+    number = 1 + rows // _COUNTED_ROWS
+    if number == 1:
+        return ["true"]
+    shares = [place / number for place in range(1, number)]
+    (found,) = connection.execute(f"SELECT approx_quantile(epoch_us({EVENT_TIMESTAMP}), {shares}) FROM rows").fetchall()[0]
+    edges = [f"make_timestamptz({edge})" for edge in sorted(set(found or ()))]
+    inner = [f"{EVENT_TIMESTAMP} >= {since} AND {EVENT_TIMESTAMP} < {until}" for since, until in pairwise(edges)]
+    ends = [f"{EVENT_TIMESTAMP} < {edges[0]}", *inner, f"{EVENT_TIMESTAMP} >= {edges[-1]}"] if edges else []
+    return [*ends, f"{EVENT_TIMESTAMP} IS NULL"]
 
 
 def _row_rules(manifest: Mapping[str, Any]) -> list[RowRule]:

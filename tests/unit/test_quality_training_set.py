@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from handmade import Handmade, hour
 
 from scalr_prod.errors import QualityGateFailed
-from scalr_prod.quality import row_rules_digest, validate_training_set
+from scalr_prod.quality import row_rules_digest, training_set, validate_training_set
 
 STAMP = pa.timestamp("us", tz="UTC")
 SCHEMA = pa.schema(
@@ -155,6 +158,37 @@ def test_each_broken_rule_is_named(settings, write, violations):
         assert f"{rule} (" in caught.value.found
     assert caught.value.where.endswith("data_docs/index.html")
     assert caught.value.exit_code == 3
+
+
+def test_rows_that_share_a_key_are_found_wherever_they_lie(settings, tmp_path, monkeypatch):
+    """Keys that are taken often, in files that each hold all times, counted a few rows at a time: as many as pandas finds."""
+    monkeypatch.setattr(training_set, "_COUNTED_ROWS", 40)
+    rng, model = np.random.default_rng(0), good_rows()
+    rows = []
+    for _ in range(600):
+        kind = rng.integers(0, 3)
+        missing = rng.random() < 0.1
+        user, item, when = (f"u{rng.integers(0, 3)}", f"t{rng.integers(0, 3)}", hour(10 + int(rng.integers(0, 40))))
+        key = {"user_id": user, "item_id": item, "event_timestamp": when}
+        if missing:
+            key[str(rng.choice(list(key)))] = None
+        rows.append(model[kind] | key | {"label": int(rng.random() < 0.7)})
+    for part in range(4):
+        pq.write_table(pa.Table.from_pylist(rows[part::4], schema=SCHEMA), tmp_path / f"{part}.parquet")
+
+    frame = pd.DataFrame(rows)
+    keys = ["user_id", "item_id", "event_timestamp"]
+    copies = int(frame[frame["is_synthetic"]].duplicated(keys).sum())
+    contradicted = int(
+        (frame.groupby(keys)["label"].transform("nunique") > 1).sum()
+    )  # a key that is not known is nobody else's
+    assert copies > 20
+    assert contradicted > 20
+    with pytest.raises(QualityGateFailed) as caught:
+        validate_training_set(settings, tmp_path, manifest(rows))
+    found = {name: int(count) for name, count in re.findall(r"(\w+) \([^)]*\): (\d+) of", caught.value.found)}
+    assert found["synthetic_rows_are_unique"] == copies
+    assert found["label_is_not_contradicted"] == contradicted
 
 
 @pytest.mark.parametrize(
