@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import re
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -91,19 +91,19 @@ class Beginning:
         Raises:
             SettingsError: It is there, or cannot be written; nothing was.
         """
-        check_free(self.config, force=force)
-        made = self.config.with_name(f".{self.config.name}.{os.getpid()}") if force else self.config
+        draft = self.config.with_name(f".{self.config.name}.{os.getpid()}")
         try:
             self.config.parent.mkdir(parents=True, exist_ok=True)
-            with made.open("w" if force else "x", encoding="utf-8") as file:
-                file.write(self.text)
-            made.replace(self.config)
-        except FileExistsError:
-            check_free(self.config, force=False)
+            draft.write_text(self.text, encoding="utf-8")
+            check_free(self.config, force=force)
+            draft.replace(self.config)
         except OSError as error:
             raise SettingsError(
                 f"cannot be written: {error.strerror}", where=str(self.config), next_step="name another file: --config FILE"
             ) from error
+        finally:
+            with suppress(OSError):  # its folder may be none
+                draft.unlink(missing_ok=True)
 
     def for_people(self) -> dict[str, Any]:
         """The same for reading: five rows of each log as they are understood."""

@@ -297,6 +297,20 @@ def test_a_file_that_is_there_is_never_written_over(tmp_path, monkeypatch, targe
     assert not list(tmp_path.glob(".scalr.toml*"))
 
 
+@pytest.mark.parametrize("config", ["dishes.csv/scalr.toml", "folder"])
+def test_settings_that_cannot_be_written_are_an_error_and_leave_nothing(config, tmp_path, monkeypatch, target):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    asked = ["init", "--yes", "--force", "--source", str(target), "--target", str(target), "--config", config, "--json"]
+    done = runner.invoke(app, asked)
+    assert done.exit_code == 1
+    told = json.loads(done.stdout)
+    assert told["found"].startswith("cannot be written")
+    assert told["where"] == config
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_where_nothing_can_be_asked_usage_says_so(target):
     assert runner.invoke(app, ["init", "--source", str(target), "--target", str(target)]).exit_code == 2
     assert runner.invoke(app, ["init", "--yes", "--source", str(target)]).exit_code == 2
