@@ -71,6 +71,14 @@ def test_wrong_usage_exits_with_2():
     assert "rows.csv" in runner.invoke(app, ["dataset", "export", "rows.xlsx"]).output
 
 
+def test_a_file_of_ids_that_is_no_text_is_an_error(tmp_path):
+    (tmp_path / "ids.txt").write_bytes(b"\xff\xfe\n")
+    done = runner.invoke(app, ["forget", "--file", str(tmp_path / "ids.txt"), "--json"])
+    assert done.exit_code == 1
+    told = json.loads(done.stdout)
+    assert (told["error"], told["where"]) == ("ForgettingError", str(tmp_path / "ids.txt"))
+
+
 def test_an_error_is_one_json_object_and_exit_code_1(tmp_path):
     result = runner.invoke(app, ["ingest", "--config", str(tmp_path / "none.toml"), "--json"])
     assert result.exit_code == 1
