@@ -35,6 +35,7 @@ _FORMATS = {
     ".inter": "csv",
     ".item": "csv",
 }
+_ENDINGS = ".parquet, .csv or .jsonl"
 _COMPRESSED = {".gz", ".bz2", ".xz", ".zst"}
 _DELIMITERS = (",", ";", "\t", "|")
 _ROWS = 65_536
@@ -68,7 +69,7 @@ class Files:
             )
         for url, filesystem, path in _expand(source):
             kind = self.kind or _format_of(url)
-            with _readable(url, kind):
+            with _readable(url, kind, by_name=self.kind is None):
                 row = 0
                 for rows in _STREAMS[kind](filesystem, path, url, source.wanted):
                     yield Batch(url, row, rows, untyped=kind == "csv")
@@ -143,10 +144,15 @@ def _expand(source: LogSource) -> list[tuple[str, Any, str]]:
             where=url,
             next_step=f"correct {source.wanted.location}",
         )
-    prefix = url.split("://", 1)[0] + "://" if "://" in url else ""
-    return [
-        (prefix + name.lstrip("/") if prefix and prefix != "file://" else prefix + name, filesystem, name) for name in paths
-    ]
+    return [(_url_of(name, url), filesystem, name) for name in paths]
+
+
+def _url_of(name: str, asked: str) -> str:
+    """A path on a file system as the URL, or plain path, that was asked for has it."""
+    scheme, apart, _ = asked.partition("://")
+    if not apart or apart in name:  # HTTP's file system calls a file by its whole URL
+        return name
+    return f"{scheme}{apart}{name if scheme == 'file' else name.lstrip('/')}"
 
 
 def _has_magic(path: str) -> bool:
@@ -167,13 +173,13 @@ def _format_of(url: str) -> str:
         raise UnreadableInput(
             "its name does not tell its format",
             where=url,
-            next_step='name it .parquet, .csv or .jsonl, or (for a log) set format = "parquet", "csv" or "jsonl"',
+            next_step=f'name it {_ENDINGS}, or (for a log) set format = "parquet", "csv" or "jsonl"',
         )
     return _FORMATS[suffixes[-1]]
 
 
 @contextmanager
-def _readable(url: str, kind: str) -> Iterator[None]:
+def _readable(url: str, kind: str, *, by_name: bool) -> Iterator[None]:
     import csv
 
     import pyarrow as pa
@@ -181,13 +187,12 @@ def _readable(url: str, kind: str) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
-        raise UnreadableInput(
-            f"cannot be read as {kind}: {short(error)}",
-            where=url,
-            next_step="write the file again as UTF-8"
-            if isinstance(error, UnicodeDecodeError)
-            else "check that the file is complete and of this format (setting: format)",
-        ) from error
+        next_step = "check that the file is complete, and of this format"
+        if isinstance(error, UnicodeDecodeError):
+            next_step = "write the file again as UTF-8"
+        elif by_name:
+            next_step = f"check that the file is complete; if it is not {kind}, give it the ending of its format: {_ENDINGS}"
+        raise UnreadableInput(f"cannot be read as {kind}: {short(error)}", where=url, next_step=next_step) from error
 
 
 def short(error: Exception) -> str:

@@ -74,7 +74,15 @@ CASES = {
     "truncated parquet": Case(
         "t.parquet", truncated(), UnreadableInput, ("t.parquet", "cannot be read as parquet", "complete")
     ),
-    "csv named parquet": Case("t.parquet", HEAD + ROW, UnreadableInput, ("t.parquet", "cannot be read as parquet")),
+    "csv named parquet": Case(
+        "t.parquet",
+        HEAD + ROW,
+        UnreadableInput,
+        ("t.parquet", "cannot be read as parquet", "ending of its format: .parquet, .csv"),
+    ),
+    "csv set as parquet": Case(
+        "t.csv", HEAD + ROW, UnreadableInput, ("t.csv", "complete, and of this format"), 'format = "parquet"'
+    ),
     "truncated gzip": Case("t.csv.gz", gzip.compress((HEAD + ROW * 5000).encode())[:-20], UnreadableInput, ("t.csv.gz",)),
     "not gzip": Case("t.csv.gz", HEAD + ROW, UnreadableInput, ("t.csv.gz",)),
     "unknown format": Case("t.xlsx", "PK", UnreadableInput, ("t.xlsx", "format")),
@@ -238,7 +246,9 @@ def test_bad_input_is_refused_whole(folder, case):
     assert caught.value.next_step
     lake = Lake.open(settings)
     assert not any(lake.exists(table) for table in Table)
-    assert not list((settings.home / "staging").iterdir())
+    assert not list(settings.home.glob("staging/*"))
+    # Cells are looked at one by one, in the home; whether there are any is told before there is one.
+    assert case.error in {BadValue, InputError, NoCommonUsers} or not settings.home.exists()
 
 
 def test_the_future_is_let_in_where_the_settings_say_so(folder):
