@@ -12,8 +12,8 @@ import pyarrow as pa
 from scalr_prod.errors import BadValue, ColumnNotFound, EmptyInput
 from scalr_prod.ingest.cells import Ids, Place
 from scalr_prod.ingest.columns import Wanted
-from scalr_prod.ingest.commit import SQL_TYPES
 from scalr_prod.ingest.readers import read_path
+from scalr_prod.ingest.rows import SQL_TYPES, count_of
 from scalr_prod.ingest.sql import read_query
 
 if TYPE_CHECKING:
@@ -110,10 +110,10 @@ class UserMap:
         db.execute(
             f"CREATE TEMP TABLE {PAIRS} AS SELECT DISTINCT {text} FROM read_pairs WHERE source IS NOT NULL AND target IS NOT NULL"
         )
-        without = int(db.sql("SELECT count(*) FROM read_pairs WHERE source IS NULL OR target IS NULL").fetchall()[0][0])
+        without = count_of(db, "FROM read_pairs WHERE source IS NULL OR target IS NULL")
         db.unregister("read_pairs")
         self._refuse_ambiguous(db)
-        return int(db.sql(f"SELECT count(*) FROM {PAIRS}").fetchall()[0][0]), without
+        return count_of(db, f"FROM {PAIRS}"), without
 
     def _refuse_ambiguous(self, db: Any) -> None:
         db.execute(
