@@ -6,8 +6,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from scalr_prod.contracts import ITEM_ID, Table
-from scalr_prod.ingest.commit import commit_key, repeat_while_moving
+from scalr_prod.ingest.commit import commit_key
 from scalr_prod.ingest.rows import ROWS, SQL_TYPES, as_table_rows, count_of, load, scan, staged_sql
+from scalr_prod.lake import repeat_while_moving
 
 if TYPE_CHECKING:
     from scalr_prod.ingest.commit import Log

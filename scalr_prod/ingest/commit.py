@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
-import itertools
-import logging
 import uuid
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
-from scalr_prod.errors import BadValue, CommitFailed
+from scalr_prod.errors import BadValue
 from scalr_prod.ingest.rows import ROWS, all_of, as_table_rows, load, scan
+from scalr_prod.lake import repeat_while_moving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,13 +21,7 @@ if TYPE_CHECKING:
     from scalr_prod.contracts import Domain, IdType
     from scalr_prod.lake import Lake
 
-__all__ = ["Addition", "Change", "Log", "commit_key", "repeat_while_moving"]
-
-logger = logging.getLogger(__name__)
-
-_ATTEMPTS = 8
-
-Outcome = TypeVar("Outcome")
+__all__ = ["Addition", "Change", "Log", "commit_key"]
 
 
 @dataclass(frozen=True)
@@ -192,19 +185,6 @@ class Addition:
 def commit_key() -> str:
     """A key for one commit. What makes an ingest repeatable is that it adds only what is missing, not the key."""
     return f"ingest-{uuid.uuid4().hex}"
-
-
-def repeat_while_moving(lake: Lake, table: Table, attempt: Callable[[int], Outcome]) -> Outcome:
-    """Call ``attempt`` with the table's version, again if another writer moved the table on in the meantime."""
-    for number in itertools.count(1):
-        version = lake.version(table)
-        try:
-            return attempt(version)
-        except CommitFailed:
-            if number == _ATTEMPTS or lake.version(table) == version:
-                raise
-            logger.info("%s has moved on while rows were added to it; comparing again", table.value)
-    raise AssertionError("unreachable")
 
 
 def _same(names: Sequence[str]) -> str:

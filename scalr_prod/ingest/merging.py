@@ -6,9 +6,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_ID, EVENT_TIMESTAMP, ITEM_ID, USER_ID
-from scalr_prod.ingest.commit import Addition, Change, commit_key, repeat_while_moving
+from scalr_prod.ingest.commit import Addition, Change, commit_key
 from scalr_prod.ingest.rows import ROWS, as_table_rows, count_of, load, scan
 from scalr_prod.instants import datetime_of
+from scalr_prod.lake import repeat_while_moving, window_sql
 from scalr_prod.replacements import REPLACED, Replacement
 
 if TYPE_CHECKING:
@@ -143,5 +144,4 @@ class Merging(Addition):
 
     def _predicate(self, first: datetime) -> str:
         """The log's own events from then on, for Delta, whose own merge leaves ``string_view`` columns, as its delete does."""
-        window = f"{EVENT_TIMESTAMP} >= '{first.strftime('%Y-%m-%dT%H:%M:%S.%fZ')}'"
-        return f"{window} AND {self.log.own_sql()}" if self.log.prefix else window
+        return f"{window_sql(first)} AND {self.log.own_sql()}" if self.log.prefix else window_sql(first)

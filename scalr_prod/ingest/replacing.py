@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_ID, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
 from scalr_prod.errors import BadValue
-from scalr_prod.ingest.commit import Change, Log, commit_key, repeat_while_moving
+from scalr_prod.ingest.commit import Change, Log, commit_key
 from scalr_prod.ingest.rows import ROWS, as_table_rows, scan
 from scalr_prod.instants import datetime_of
+from scalr_prod.lake import repeat_while_moving, window_sql
 from scalr_prod.replacements import REPLACED, Replacement
 
 if TYPE_CHECKING:
@@ -199,8 +200,7 @@ class _TableReplacement:
 
     def _predicate(self) -> str:
         """The same for Delta, from the window's start on."""
-        moment = self.since.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        window = f"{EVENT_TIMESTAMP} >= '{moment}'"
+        window = window_sql(self.since)
         own = " OR ".join(log.own_sql() for log in self.logs if log.prefix)
         return f"{window} AND ({own})" if own else window
 

@@ -22,7 +22,7 @@ from scalr_prod.duck import parquet_sql
 from scalr_prod.errors import CommitFailed, EmptyInput, NoCommonUsers
 from scalr_prod.growth import local_files, records_of, schema_of_table
 from scalr_prod.ingest.catalogue import leave_out_unused, update_catalogue
-from scalr_prod.ingest.commit import Addition, Log, commit_key, repeat_while_moving
+from scalr_prod.ingest.commit import Addition, Log, commit_key
 from scalr_prod.ingest.contract import held_to_limits, missing_from_file, refuse_doubled, repeated_rows
 from scalr_prod.ingest.idtypes import agreed_type
 from scalr_prod.ingest.merging import addition_of, latest_of_each_id
@@ -31,6 +31,7 @@ from scalr_prod.ingest.report import DomainReport
 from scalr_prod.ingest.rows import SQL_TYPES, count_of, scan, staged_sql
 from scalr_prod.ingest.users import Users
 from scalr_prod.instants import datetime_of
+from scalr_prod.lake import repeat_while_moving
 from scalr_prod.progress import counting
 from scalr_prod.tombstones import Tombstones
 
