@@ -136,7 +136,8 @@ def _lake(settings: Settings) -> str:
 def _ledger(settings: Settings) -> str:
     from scalr_prod.ledger import Ledger
 
-    return f"{len(Ledger.open(settings).runs())} runs"
+    with Ledger.open(settings) as ledger:
+        return f"{len(ledger.runs())} runs"
 
 
 def _feast(settings: Settings) -> str:
