@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from scalr_prod.duck import quote
 from scalr_prod.errors import FeatureStoreError
 from scalr_prod.feast_store.asof import ROW, SPINE, TIME
-from scalr_prod.feast_store.scan import quote
 
 if TYPE_CHECKING:
     from datetime import datetime

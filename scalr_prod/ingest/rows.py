@@ -8,7 +8,7 @@ import operator
 from typing import TYPE_CHECKING, Any
 
 from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID
-from scalr_prod.duck import exact
+from scalr_prod.duck import exact, literal
 from scalr_prod.growth import ALWAYS, files_between, fragments_of
 from scalr_prod.instants import micros
 
@@ -35,8 +35,7 @@ def staged_sql(files: Sequence[Path], types: dict[str, IdType], *, prefix: str =
     if prefix:
         cast[ITEM_ID] = f"'{prefix}' || CAST({cast[ITEM_ID]} AS VARCHAR)"
     casts = ", ".join(f"{value} AS {column}" for column, value in cast.items())
-    quoted = (exact(path).replace("'", "''") for path in files)
-    return " UNION ALL ".join(f"SELECT * REPLACE ({casts}) FROM read_parquet('{path}')" for path in quoted)
+    return " UNION ALL ".join(f"SELECT * REPLACE ({casts}) FROM read_parquet({literal(exact(path))})" for path in files)
 
 
 def all_of(*conditions: Any) -> Any:
