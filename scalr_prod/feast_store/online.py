@@ -6,12 +6,13 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scalr_prod.errors import FeatureStoreError
 from scalr_prod.feast_store.access import explained, open_feature_store, quiet
 from scalr_prod.feast_store.projects import claim_redis
 from scalr_prod.feast_store.repository import repository_lock
+from scalr_prod.jsonable import Jsonable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +30,7 @@ _BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
-class MaterializationReport:
+class MaterializationReport(Jsonable):
     """What was written to the online store.
 
     Attributes:
@@ -45,11 +46,6 @@ class MaterializationReport:
     end: datetime
     online_store: str
     written: dict[str, int | None]
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        views = {"views": list(self.views), "emptied": list(self.emptied)}
-        return {**views, "end": self.end.isoformat(), "online_store": self.online_store, "written": self.written}
 
 
 def materialize(

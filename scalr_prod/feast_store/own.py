@@ -84,8 +84,7 @@ class OwnFeatures:
                         where=_SETTING,
                     )
                 joined.append(found.drop_columns(list(columns)))
-        fields = [(name, one.column(name)) for one in joined for name in one.column_names]
-        return pa.table([column for _, column in fields], names=[name for name, _ in fields])
+        return pa.table({name: one.column(name) for one in joined for name in one.column_names})
 
 
 def check_own_features(settings: Settings) -> None:
