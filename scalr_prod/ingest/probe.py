@@ -35,8 +35,8 @@ def probe(settings: Settings, place: str) -> str:
 
     chosen = settings.domains[place]
     found = []
-    if chosen.url is not None and chosen.query is not None:
-        found.append(f"{reach(chosen.url)} can be reached")
+    if chosen.sql is not None:
+        found.append(f"{reach(chosen.sql[0])} can be reached")
     else:
         batches, origin = open_events(settings, place)
         first = _first(batches, origin, next_step=f"check what [domains.{place}] names")
@@ -71,7 +71,7 @@ def probe_users(settings: Settings) -> str:
     from scalr_prod.ingest.usermap import UserMap
 
     chosen = settings.users
-    if chosen.url is not None and chosen.query is not None:
-        return f"{reach(chosen.url)} can be reached"
+    if chosen.sql is not None:
+        return f"{reach(chosen.sql[0])} can be reached"
     found = UserMap.read(settings, whole=False)
     return f"{found.origin if found else 'no map'} can be read, with its columns"

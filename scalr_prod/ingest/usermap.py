@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import pyarrow as pa
 
 from scalr_prod.errors import BadValue, ColumnNotFound, EmptyInput
-from scalr_prod.ingest.cells import Ids, Place
+from scalr_prod.ingest.cells import Ids, column_of
 from scalr_prod.ingest.columns import Wanted
 from scalr_prod.ingest.readers import read_path
 from scalr_prod.ingest.rows import SQL_TYPES, count_of
@@ -69,8 +69,8 @@ class UserMap:
             return None
         named = chosen.columns.source, chosen.columns.target
         wanted = Wanted(tuple(filter(None, named)), "users.columns", whole=not all(named), location="[users] map")
-        if chosen.query is not None and chosen.url is not None:
-            batches, origin = read_query(chosen.url, chosen.query, wanted), "the query of [users]"
+        if chosen.sql is not None:
+            batches, origin = read_query(*chosen.sql, wanted), "the query of [users]"
         else:
             origin = chosen.map or ""
             batches = read_path(settings, origin, wanted, format=chosen.format, storage_options=chosen.storage_options)
@@ -86,7 +86,7 @@ class UserMap:
 
     def _add(self, batch: Batch, source: str, target: str) -> None:
         ids = [
-            reader.read(batch.rows.column(name), Place(batch.origin, name, batch.row), untyped=batch.untyped)
+            reader.read(*column_of(batch, name), untyped=batch.untyped)
             for reader, name in ((self.source, source), (self.target, target))
         ]
         self.pairs.append(pa.table([one.cast(pa.string()) for one in ids], names=["source", "target"]))
