@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import io
 import json
+import lzma
 import zlib
 from contextlib import contextmanager
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from scalr_prod.errors import BadValue, UnreadableInput
 from scalr_prod.ingest.columns import pick
@@ -186,7 +188,7 @@ def _readable(url: str, kind: str, *, by_name: bool) -> Iterator[None]:
 
     try:
         yield
-    except (pa.ArrowException, OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
+    except (pa.ArrowException, OSError, EOFError, zlib.error, lzma.LZMAError, UnicodeDecodeError, csv.Error) as error:
         next_step = "check that the file is complete, and of this format"
         if isinstance(error, UnicodeDecodeError):
             next_step = "write the file again as UTF-8"
@@ -198,6 +200,26 @@ def _readable(url: str, kind: str, *, by_name: bool) -> Iterator[None]:
 def short(error: Exception) -> str:
     """The first line of what an error says."""
     return (str(error) or type(error).__name__).splitlines()[0][:300]
+
+
+@contextmanager
+def _binary(filesystem: Any, path: str) -> Iterator[Any]:
+    """The bytes of a text file, decompressed where the ending of its name says so."""
+    import pyarrow as pa
+
+    if not path.lower().endswith(".zst"):
+        with filesystem.open(path, "rb", compression="infer") as stream:
+            yield stream
+        return
+    # By fsspec, and so by zstandard, a file that was cut off would end early without a word.
+    with filesystem.open(path, "rb") as raw, pa.CompressedInputStream(raw, "zstd") as stream:
+        yield stream
+
+
+@contextmanager
+def _text(filesystem: Any, path: str, *, newline: str | None = None) -> Iterator[TextIO]:
+    with _binary(filesystem, path) as stream, io.TextIOWrapper(stream, encoding="utf-8-sig", newline=newline) as text:
+        yield text
 
 
 def _parquet(filesystem: Any, path: str, url: str, wanted: Wanted) -> Iterator[pa.RecordBatch]:
@@ -216,7 +238,7 @@ def _csv(filesystem: Any, path: str, url: str, wanted: Wanted) -> Iterator[pa.Re
     delimiter, names = _csv_header(filesystem, path, url, wanted)
     if not names:
         return
-    with filesystem.open(path, "rb", compression="infer") as stream:
+    with _binary(filesystem, path) as stream:
         # newlines_in_values: a quoted title may hold a line break, and a break must not split a row between two blocks.
         reader = csv.open_csv(
             stream,
@@ -233,9 +255,10 @@ def _csv_header(filesystem: Any, path: str, url: str, wanted: Wanted) -> tuple[s
     """The delimiter under which the wanted columns are there, and their names."""
     import csv
 
-    with filesystem.open(path, "rt", compression="infer", encoding="utf-8-sig", newline="") as stream:
-        line = stream.readline(1 << 20)
-    if not line.strip():
+    with _text(filesystem, path, newline="") as stream:
+        # Empty lines are no rows, before the header either.
+        line = next((line for line in iter(lambda: stream.readline(1 << 20), "") if line.strip("\r\n")), "")
+    if not line:
         return ",", []
     headers = {delimiter: next(csv.reader([line], delimiter=delimiter), []) for delimiter in _DELIMITERS}
     fitting = [sign for sign, names in headers.items() if wanted.required and set(wanted.required) <= set(names)]
@@ -244,7 +267,7 @@ def _csv_header(filesystem: Any, path: str, url: str, wanted: Wanted) -> tuple[s
 
 
 def _jsonl(filesystem: Any, path: str, url: str, wanted: Wanted) -> Iterator[pa.RecordBatch]:
-    with filesystem.open(path, "rt", compression="infer", encoding="utf-8-sig") as stream:
+    with _text(filesystem, path) as stream:
         row = 0
         while lines := stream.readlines(_BYTES):
             objects = [_object(line, row + at, url) for at, line in enumerate(lines) if not line.isspace()]
