@@ -77,7 +77,11 @@ def materialize(
         chosen = [view for view in store.list_feature_views() if (view.online if views is None else view.name in views)]
         unknown = sorted(set(views or ()) - {view.name for view in chosen})
         if unknown:
-            raise FeatureStoreError(f"no feature view {', '.join(unknown)}", next_step="name views of the repository")
+            raise FeatureStoreError(
+                f"no feature view {', '.join(unknown)}",
+                where=str(settings.feast_repo),
+                next_step="name views of the repository",
+            )
         if settings.feast.online_store == "redis":
             claim_redis(settings, store)
         record = Record(settings, store)

@@ -82,6 +82,7 @@ class OwnFeatures:
                     raise FeatureStoreError(
                         f"the point-in-time join gave {found.num_rows} rows for {asked.num_rows}, or gave them in another order",
                         where=_SETTING,
+                        next_step="leave these features out, and report it: no definition of a view should bring this about",
                     )
                 joined.append(found.drop_columns(list(columns)))
         return pa.table({name: one.column(name) for one in joined for name in one.column_names})

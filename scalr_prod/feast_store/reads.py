@@ -212,7 +212,9 @@ def source_path(config: RepoConfig, source: DataSource | None) -> str:
     """
     if not isinstance(source, FileSource):
         raise FeatureStoreError(
-            f"this offline store reads a FileSource, not {type(source).__name__}", next_step="use a FileSource with DeltaFormat"
+            f"this offline store reads a FileSource, not {type(source).__name__}",
+            where=f"data source {getattr(source, 'name', '')}".rstrip(),
+            next_step="use a FileSource with DeltaFormat",
         )
     return resolved(source.path, config.repo_path)
 

@@ -60,7 +60,9 @@ def to_spine(rows: pd.DataFrame | pa.Table) -> Spine:
         table = rows
     else:
         raise FeatureStoreError(
-            f"a spine is a pandas DataFrame, an Arrow table or a SQL query, not {type(rows).__name__}", where="entity_df"
+            f"a spine is a pandas DataFrame, an Arrow table or a SQL query, not {type(rows).__name__}",
+            where="entity_df",
+            next_step="give it as one of these",
         )
     time = _time_column(table.schema)
     if pa.types.is_null(table.schema.field(time).type):

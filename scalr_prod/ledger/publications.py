@@ -151,7 +151,11 @@ class Publications(Runs):
         )
         row = session.scalars(query.with_for_update()).one_or_none()
         if row is None:
-            raise LedgerError(f"no attempt {attempt} to publish it is recorded", where=self.address).at(run_id=run_id)
+            raise LedgerError(
+                f"no attempt {attempt} to publish it is recorded",
+                where=self.address,
+                next_step=f"see those that are: scalr runs show {run_id}",
+            ).at(run_id=run_id)
         return row
 
 
