@@ -209,7 +209,7 @@ def forget_command(
     Example: scalr forget --file users.txt
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines() if file else []
+        lines = file.read_text(encoding="utf-8-sig").splitlines() if file else []
     except (OSError, UnicodeDecodeError) as error:
         fail(
             ForgettingError(
