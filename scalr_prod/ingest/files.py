@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from scalr_prod.ingest.columns import Wanted
     from scalr_prod.ingest.protocol import LogSource
 
-__all__ = ["Csv", "Files", "JsonLines", "Parquet", "locate", "short", "to_batch"]
+__all__ = ["Csv", "Files", "JsonLines", "Parquet", "locate", "short", "suffix_of", "to_batch"]
 
 _FORMATS = {
     ".parquet": "parquet",
@@ -167,17 +167,23 @@ def _known(name: str) -> bool:
     return not hidden and any(suffix.lower() in _FORMATS for suffix in path.suffixes[-2:])
 
 
-def _format_of(url: str) -> str:
-    suffixes = [suffix.lower() for suffix in PurePosixPath(url).suffixes]
+def suffix_of(name: str) -> str:
+    """The ending of a file's name, in small letters, before that of its compression; empty where there is none."""
+    suffixes = [suffix.lower() for suffix in PurePosixPath(name).suffixes]
     while suffixes and suffixes[-1] in _COMPRESSED:
         suffixes.pop()
-    if not suffixes or suffixes[-1] not in _FORMATS:
+    return suffixes[-1] if suffixes else ""
+
+
+def _format_of(url: str) -> str:
+    suffix = suffix_of(url)
+    if suffix not in _FORMATS:
         raise UnreadableInput(
             "its name does not tell its format",
             where=url,
             next_step=f'name it {_ENDINGS}, or (for a log) set format = "parquet", "csv" or "jsonl"',
         )
-    return _FORMATS[suffixes[-1]]
+    return _FORMATS[suffix]
 
 
 @contextmanager

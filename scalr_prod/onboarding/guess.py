@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.errors import BadValue, ColumnNotFound, EmptyInput, UnreadableInput
 from scalr_prod.ingest.cells import Ids, column_of, numbers
 from scalr_prod.ingest.columns import Wanted
+from scalr_prod.ingest.files import suffix_of
 from scalr_prod.ingest.instants import Instants
 from scalr_prod.ingest.readers import read_path
 from scalr_prod.ingest.sql import read_query
@@ -151,7 +151,7 @@ def _sample(base: Settings, asked: Asked) -> tuple[Batch, dict[str, str]]:
     try:
         return _first(read_path(base, location, everything), location), {}
     except UnreadableInput:
-        unsure = _UNSURE.get(Path(location.removesuffix(".gz")).suffix.lower())
+        unsure = _UNSURE.get(suffix_of(location))
         if unsure is None or asked.place == "items":
             raise
     return _first(read_path(base, location, everything, format=unsure), location), {"format": unsure}

@@ -159,6 +159,11 @@ SHAPES = {
         ("user_id", "business_id", "date"),
         {"format": "csv", "timezone": "UTC"},
     ),
+    "compressed text file": (
+        csv(frame("user_id", "business_id", "date", form("%Y-%m-%d %H:%M:%S")), "yelp.txt.xz", "|"),
+        ("user_id", "business_id", "date"),
+        {"format": "csv", "timezone": "UTC"},
+    ),
     "a time with its unit": (
         csv(frame("customer", "film", "ts_ms", [s * 1000 for s in seconds()]), "watched.csv"),
         ("customer", "film", "ts_ms"),
