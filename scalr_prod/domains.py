@@ -88,6 +88,11 @@ class UserMapSettings(Section):
         """Whether there is a map."""
         return self.map is not None or self.query is not None
 
+    @property
+    def sql(self) -> tuple[str, str] | None:
+        """URL and query, where the map is one."""
+        return None if self.query is None or self.url is None else (self.url, self.query)
+
     @field_validator("format")
     @classmethod
     def _known_reader(cls, value: str | None) -> str | None:
@@ -171,6 +176,11 @@ class DomainSettings(Section):
     storage_options: dict[str, str] = Field(
         default_factory=dict, repr=False, description="passed to the library that opens the log; may hold secrets"
     )
+
+    @property
+    def sql(self) -> tuple[str, str] | None:
+        """URL and query, where the log is one."""
+        return None if self.query is None or self.url is None else (self.url, self.query)
 
     @field_validator("name")
     @classmethod

@@ -23,7 +23,20 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["appear", "disk_errors", "exact", "open_duckdb", "parquet_sql", "staging_folder", "temporary_folder", "view_of"]
+__all__ = [
+    "appear",
+    "disk_errors",
+    "exact",
+    "literal",
+    "open_duckdb",
+    "parquet_sql",
+    "prepare",
+    "quote",
+    "session",
+    "staging_folder",
+    "temporary_folder",
+    "view_of",
+]
 
 #: What DuckDB takes for a pattern in the name of a file.
 _PATTERN: Final = re.compile(r"[*?\[]")
@@ -162,10 +175,19 @@ def exact(path: str | Path) -> str:
     return _PATTERN.sub(r"[\g<0>]", str(path))
 
 
+def quote(name: str) -> str:
+    """A SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def literal(value: str | int) -> str:
+    """A SQL literal of a text or a whole number."""
+    return str(value) if isinstance(value, int) else "'" + value.replace("'", "''") + "'"
+
+
 def parquet_sql(files: Iterable[str]) -> str:
     """What DuckDB selects the rows of Parquet files from; no name may hold a pattern, see `growth.local_files`."""
-    listed = ", ".join("'" + file.replace("'", "''") + "'" for file in files)
-    return f"read_parquet([{listed}])"
+    return f"read_parquet([{', '.join(map(literal, files))}])"
 
 
 def view_of(connection: Any, name: str, table: DeltaTable) -> None:
@@ -179,54 +201,71 @@ def view_of(connection: Any, name: str, table: DeltaTable) -> None:
         connection.register(name, table.to_pyarrow_dataset())
 
 
-def no_loop_joins(connection: Any) -> None:
-    """Keep ASOF joins from comparing every row with every other one.
-
-    DuckDB does so where it expects hardly any rows, and it expects hardly any of an Arrow data set, whose length it does not know.
+def prepare(connection: Any) -> None:
+    """Set what every connection of ours has beside its limits.
 
     Args:
         connection: Of DuckDB.
     """
+    # Not in a connection's config: the zones come with the ICU extension, which is loaded only after the connection is made.
+    connection.execute("SET TimeZone = 'UTC'")
+    # DuckDB draws its own bar on stdout, where --json has its one object.
+    connection.execute("SET enable_progress_bar = false")
+    # An ASOF join would compare every row with every other one where DuckDB expects hardly any rows, and it expects hardly any of an
+    # Arrow data set, whose length it does not know.
     connection.execute("SET asof_loop_join_threshold = 0")
+    # A file's footer is parsed once, however often queries come back to it.
+    connection.execute("SET parquet_metadata_cache = true")
+
+
+@contextmanager
+def session(*, memory_mb: int, spill: Path, threads: int | None = None, ordered: bool = False) -> Iterator[Any]:
+    """An in-memory DuckDB connection in UTC with explicit threads, memory limit and spill folder.
+
+    Args:
+        memory_mb: What DuckDB may hold before it spills.
+        spill: Folder for what does not fit.
+        threads: Default: all cores, at most eight.
+        ordered: Keep the order of the table in plain reads, at some cost in memory.
+    """
+    import duckdb
+
+    connection = duckdb.connect(
+        config={
+            "threads": threads or min(os.cpu_count() or 1, 8),
+            "memory_limit": f"{memory_mb}MB",
+            "temp_directory": str(spill),
+            "preserve_insertion_order": ordered,
+            # No extension is ever downloaded: what is needed is built in.
+            "autoinstall_known_extensions": False,
+        }
+    )
+    try:
+        prepare(connection)
+        yield connection
+    finally:
+        connection.close()
 
 
 @contextmanager
 def open_duckdb(settings: Settings, spill: Path) -> Iterator[Any]:
-    """An in-memory DuckDB connection in UTC with explicit threads, memory limit and spill folder.
+    """A `session` within ``[compute] memory_mb``.
 
     Args:
-        settings: ``[compute] memory_mb`` bounds what DuckDB holds; beyond it, it spills.
-        spill: Folder for what does not fit.
+        settings: The project's settings.
+        spill: Folder below which is what does not fit.
 
     Raises:
         LakeError: What was asked does not fit in memory, or the spill folder's disk is full.
     """
     import duckdb
 
-    connection = duckdb.connect(
-        config={
-            "threads": min(os.cpu_count() or 1, 8),
-            "memory_limit": f"{settings.compute.memory_mb}MB",
-            "temp_directory": str(spill / "spill"),
-            "preserve_insertion_order": False,
-            # No extension is ever downloaded: what is needed is built in.
-            "autoinstall_known_extensions": False,
-        }
-    )
     try:
-        # Not in the config above: the zones come with the ICU extension, which is loaded only after the connection is made.
-        connection.execute("SET TimeZone = 'UTC'")
-        # DuckDB draws its own bar on stdout, where --json has its one object.
-        connection.execute("SET enable_progress_bar = false")
-        no_loop_joins(connection)
-        # A file's footer is parsed once, however often queries come back to it.
-        connection.execute("SET parquet_metadata_cache = true")
-        yield connection
+        with session(memory_mb=settings.compute.memory_mb, spill=spill / "spill") as connection:
+            yield connection
     except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
         raise LakeError(
             f"DuckDB gave up: {(str(error) or type(error).__name__).splitlines()[0]}",
             where=str(spill),
             next_step="free some space, or raise [compute] memory_mb; then repeat the command",
         ) from error
-    finally:
-        connection.close()

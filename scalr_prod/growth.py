@@ -97,7 +97,7 @@ def bounds_of(table: DeltaTable, column: str) -> dict[str, tuple[int, int]]:
     """
     import pyarrow as pa
 
-    actions = pa.table(table.get_add_actions(flatten=True))
+    actions = _actions(table)
     names = actions.column("path").to_pylist()
     kinds = [f"{which}.{column}" for which in ("min", "max")]
     told = [f"null_count.{column}", *kinds]
@@ -176,9 +176,7 @@ def records_of(table: DeltaTable, names: frozenset[str] | None = None) -> int:
 
 def records_by_file(table: DeltaTable) -> dict[str, int]:
     """Rows of each of a table's files, by its name, as the log counts them."""
-    import pyarrow as pa
-
-    actions = pa.table(table.get_add_actions(flatten=True))
+    actions = _actions(table)
     counted = zip(actions.column("path").to_pylist(), actions.column("num_records").to_pylist(), strict=True)
     return {name: rows or 0 for name, rows in counted}
 
@@ -191,6 +189,11 @@ def schema_of_table(table: DeltaTable) -> pa.Schema:
 
 
 def _names(table: DeltaTable) -> frozenset[str]:
+    return frozenset(_actions(table).column("path").to_pylist())
+
+
+def _actions(table: DeltaTable) -> pa.Table:
+    """What the log says of each file of a table."""
     import pyarrow as pa
 
-    return frozenset(pa.table(table.get_add_actions(flatten=True)).column("path").to_pylist())
+    return pa.table(table.get_add_actions(flatten=True))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pyarrow as pa
 
-__all__ = ["bucket_of", "fold_of", "stable_hash", "stable_hash_sql", "user_bucket_sql", "user_fold_sql"]
+__all__ = ["bucket_of", "fold_of", "stable_hash", "stable_hash_sql", "user_bucket_sql"]
 
 _HIGH = 2**32
 
@@ -60,11 +60,6 @@ def stable_hash_sql(column: str) -> str:
 def user_bucket_sql(column: str, buckets: int) -> str:
     """DuckDB expression (BIGINT) that equals `bucket_of`."""
     return f"CAST({stable_hash_sql(column)} % {int(buckets)} AS BIGINT)"
-
-
-def user_fold_sql(column: str, folds: int) -> str:
-    """DuckDB expression (INTEGER) that equals `fold_of`."""
-    return f"CAST({stable_hash_sql(column)} // {_HIGH} % {int(folds)} AS INTEGER)"
 
 
 def _text(value: object) -> bytes:

@@ -16,6 +16,7 @@ from scalr_prod.orchestration import open_project, trained_until_of, training_se
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from scalr_prod.project import Project
     from scalr_prod.settings import Settings
 
 __all__ = ["COMMAND", "TASKS", "perform", "perform_elsewhere"]
@@ -148,25 +149,25 @@ def _translator(call: Mapping[str, Any]) -> dict[str, Any]:
     return report
 
 
-def _evaluate(call: Mapping[str, Any]) -> dict[str, Any]:
+def _opened(settings: Settings) -> Project:
     from scalr_prod.project import Project
 
-    with Project(open_project(call)) as project:
+    return Project(settings)
+
+
+def _evaluate(call: Mapping[str, Any]) -> dict[str, Any]:
+    with _opened(open_project(call)) as project:
         project.evaluate_translator(call["version"])
     return {"version": call["version"]}
 
 
 def _promote(call: Mapping[str, Any]) -> dict[str, Any]:
-    from scalr_prod.project import Project
-
-    with Project(open_project(call)) as project:
+    with _opened(open_project(call)) as project:
         return project.promote_if_better(call["version"]).to_json()
 
 
 def _maintain(call: Mapping[str, Any]) -> dict[str, Any]:
-    from scalr_prod.project import Project
-
-    with Project(open_project(call)) as project:
+    with _opened(open_project(call)) as project:
         return project.maintain().to_json()
 
 
@@ -180,9 +181,7 @@ def _dataset(call: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check(call: Mapping[str, Any]) -> dict[str, Any]:
     """The verdict of the project's own suite on the version in the folder ``path``."""
-    from scalr_prod.project import Project
-
-    with Project(training_set_project(call, call["extras"])) as project:
+    with _opened(training_set_project(call, call["extras"])) as project:
         if project.settings.training_set.suite is None:
             return {"skipped": "[training_set] suite names no suite"}
         return project.check_quality(call["path"]).to_json()

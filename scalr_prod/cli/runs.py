@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scalr_prod.cli.apps import app, publication_app, runs_app
-from scalr_prod.cli.door import DEFAULT_CONFIG, Config, Door, Json, RunId
+from scalr_prod.cli.door import DEFAULT_CONFIG, Config, Door, Json, RunId, fail
+from scalr_prod.errors import ForgettingError
 
 if TYPE_CHECKING:
     from scalr_prod.project import Project
@@ -207,8 +208,16 @@ def forget_command(
 
     Example: scalr forget --file users.txt
     """
-    named = [*(ids or ()), *(line.strip() for line in (file.read_text(encoding="utf-8").splitlines() if file else ()))]
-    given = [one for one in named if one]
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines() if file else []
+    except (OSError, UnicodeDecodeError) as error:
+        fail(
+            ForgettingError(
+                f"cannot be read: {error}", where=str(file), next_step="write it as UTF-8, with an id in each line"
+            ),
+            as_json=as_json,
+        )
+    given = [one for one in (*(ids or ()), *map(str.strip, lines)) if one]
     if not given:
         what = "item" if items else "user"
         raise typer.BadParameter(f"name at least one {what}, or a --file that does", param_hint="USER")

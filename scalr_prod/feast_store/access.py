@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The doors to Feast for the other rooms: open it, join point in time, read a window, save a dataset, fill the online store."""
+"""The doors to Feast for the other rooms: open it, join point in time, read a window; its errors and warnings in our words."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from scalr_prod.feast_store.scan import literal, quote
+from scalr_prod.duck import literal, quote
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -134,7 +134,7 @@ def _between(connection: Any, view: ViewJoin) -> ViewJoin:
     least, most = connection.execute(f"SELECT min({spine}), max({spine}) FROM {SPINE} s").fetchall()[0]
     if not isinstance(least, int | str) or "\0" in f"{least}{most}":  # no keys, or such as cannot be said in SQL
         return view
-    low, high = (literal(bound) if isinstance(bound, str) else str(bound) for bound in (least, most))
+    low, high = literal(least), literal(most)
     relation = (
         f"(SELECT *, {view.scan.row_id} AS {_ROW_ID} FROM {view.scan.relation} WHERE {quote(column)} BETWEEN {low} AND {high})"
     )

@@ -6,10 +6,11 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from scalr_prod.duck import quote
 from scalr_prod.feast_store.columns import source_columns
 from scalr_prod.feast_store.reads import join_keys, microseconds, source_path
 from scalr_prod.feast_store.retrievals import duckdb_session
-from scalr_prod.feast_store.scan import quote, scan_delta
+from scalr_prod.feast_store.scan import scan_delta
 from scalr_prod.growth import files_between, growth
 
 if TYPE_CHECKING:
@@ -46,7 +47,6 @@ def changed_entities(store: FeatureStore, view: FeatureView, before: Sequence[St
     if not keys or now[0] is None or any(version is None for version, _ in before):
         return None
     path, options = source_path(store.config, view.batch_source), store.config.offline_store.storage_options or None
-    clocks = [columns.event, *([columns.created] if columns.created else [])]
 
     def queries(connection: Any) -> Iterator[str]:
         latter = DeltaTable(path, version=now[0], storage_options=options)
@@ -59,7 +59,7 @@ def changed_entities(store: FeatureStore, view: FeatureView, before: Sequence[St
             if end != now[1]:
                 low, high = sorted(microseconds(moment) or 0 for moment in (end, now[1]))
                 # One clock at a time: the log then tells most of the files apart.
-                for clock in clocks:
+                for clock in columns.clocks:
                     names = files_between(latter, clock, low + 1, high)
                     some = scan_delta(connection, latter, f"between_{number}_{clock}", [*keys, clock], names=names)
                     moment = f"CAST({quote(clock)} AS TIMESTAMPTZ)"

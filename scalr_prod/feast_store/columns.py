@@ -36,6 +36,11 @@ class SourceColumns:
     event: str
     created: str | None
 
+    @property
+    def clocks(self) -> list[str]:
+        """The columns of both times, or of the event's where there is one alone."""
+        return [self.event, *([self.created] if self.created else [])]
+
     def of(self, name: str) -> str:
         """The column that Feast calls ``name``."""
         return self.column_of.get(name, name)

@@ -4,16 +4,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Final
 
 from scalr_prod.contracts import EVENT_TIMESTAMP
 from scalr_prod.duck import exact
 from scalr_prod.errors import FeatureStoreError
 from scalr_prod.feast_store.access import explained, open_feature_store, quiet
 from scalr_prod.feast_store.repository import repository_lock
+from scalr_prod.instants import datetime_of
+from scalr_prod.jsonable import Jsonable
 
 if TYPE_CHECKING:
+    from datetime import datetime
     from pathlib import Path
 
     import pyarrow as pa
@@ -22,9 +24,12 @@ if TYPE_CHECKING:
 
 __all__ = ["SavedDatasetReport", "save_dataset", "saved_dataset_location"]
 
+#: The feature service that training sets are joined with.
+_SERVICE: Final = "downstream_training_v1"
+
 
 @dataclass(frozen=True)
-class SavedDatasetReport:
+class SavedDatasetReport(Jsonable):
     """A dataset in Feast's registry.
 
     Attributes:
@@ -37,17 +42,12 @@ class SavedDatasetReport:
     path: str
     columns: tuple[str, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        return {"name": self.name, "path": self.path, "columns": list(self.columns)}
-
 
 def save_dataset(
     settings: Settings,
     name: str,
     *,
     path: Path,
-    service: str | None = "downstream_training_v1",
     span: tuple[datetime, datetime] | None = None,
 ) -> SavedDatasetReport:
     """Register Parquet files as a Feast saved dataset; registering the same again changes nothing.
@@ -57,7 +57,6 @@ def save_dataset(
         name: Its name in the registry.
         path: A Parquet file or a folder of them, with ``event_timestamp``, other columns of any name, and features
             called ``view__feature``.
-        service: The feature service that it was joined with.
         span: Its first and last ``event_timestamp``; default: all of them are read.
 
     Raises:
@@ -80,7 +79,7 @@ def save_dataset(
             join_keys=others,
             storage=SavedDatasetFileStorage(path=str(path), file_format=ParquetFormat()),
             full_feature_names=True,
-            feature_service_name=service,
+            feature_service_name=_SERVICE,
         )
         dataset.min_event_timestamp, dataset.max_event_timestamp = first, last
         store.registry.apply_saved_dataset(dataset, store.project, commit=True)
@@ -139,8 +138,4 @@ def _facts(path: Path, span: tuple[datetime, datetime] | None = None) -> tuple[p
         ) from error
     if first is None:
         raise FeatureStoreError("the dataset has no row", where=str(path), next_step="repeat: scalr dataset build")
-    return schema, _moment(first), _moment(last)
-
-
-def _moment(microseconds: int) -> datetime:
-    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=microseconds)
+    return schema, datetime_of(first), datetime_of(last)

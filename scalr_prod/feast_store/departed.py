@@ -7,10 +7,11 @@ import logging
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
+from scalr_prod.duck import quote
 from scalr_prod.feast_store.columns import source_columns
 from scalr_prod.feast_store.reads import join_keys, known_by_us, microseconds, source_path, window_sql
 from scalr_prod.feast_store.retrievals import duckdb_session
-from scalr_prod.feast_store.scan import quote, scan_delta
+from scalr_prod.feast_store.scan import scan_delta
 from scalr_prod.growth import growth
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from feast import FeatureStore, FeatureView
 
-__all__ = ["all_redis_keys", "empty_view", "forget_departed", "redis_of"]
+__all__ = ["all_redis_keys", "empty_view", "forget_departed", "redis_of", "sqlite_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -64,9 +65,7 @@ def forget_departed(
                 table = DeltaTable(path, version=version, storage_options=options)
                 limit_us = microseconds(end) if known_by_us(store.config, view.batch_source) is not None else None
                 query = window_sql(
-                    scan_delta(
-                        connection, table, name, [*keys, columns.event, *([columns.created] if columns.created else [])]
-                    ),
+                    scan_delta(connection, table, name, [*keys, *columns.clocks]),
                     [(key, key) for key in keys],
                     event=columns.event,
                     created=columns.created,
@@ -175,6 +174,12 @@ def _delete_from_redis(store: FeatureStore, view: FeatureView, keys: Iterable[by
                 pipe.hdel(key, *fields)
             found += sum(pipe.execute()[::2])
     return found
+
+
+def sqlite_of(store: FeatureStore) -> str:
+    """The file of a SQLite online store."""
+    online = store._get_provider().online_store  # noqa: SLF001 - Feast has no public way to its file
+    return str(online._get_db_path(store.config))  # noqa: SLF001
 
 
 def redis_of(store: FeatureStore) -> Any:

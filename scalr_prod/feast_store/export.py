@@ -11,11 +11,12 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from scalr_prod.binding import check_domains
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, USER_ID, Table
 from scalr_prod.errors import FeatureStoreError
+from scalr_prod.jsonable import Jsonable
 from scalr_prod.lake import Lake
 from scalr_prod.ownership import claim
 
@@ -41,7 +42,7 @@ _FILE_STORES: Final = {None, "file", "dask", "duckdb"}
 
 
 @dataclass(frozen=True)
-class FeastExport:
+class FeastExport(Jsonable):
     """What was written.
 
     Attributes:
@@ -57,10 +58,6 @@ class FeastExport:
     views: list[str]
     rows: dict[str, int]
     versions: dict[str, int]
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        return dict(vars(self))
 
 
 def export_definitions(settings: Settings, folder: Path, form: ExportFormat | None = None) -> FeastExport:

@@ -13,12 +13,13 @@ import json
 import secrets
 import sqlite3
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from scalr_prod.feast_store.changes import changed_entities
-from scalr_prod.feast_store.departed import empty_view, forget_departed, redis_of
+from scalr_prod.feast_store.departed import empty_view, forget_departed, redis_of, sqlite_of
+from scalr_prod.jsonable import Jsonable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,7 +36,7 @@ _REDIS_KEY: Final = "scalr:filled:{}"
 
 
 @dataclass(frozen=True)
-class State:
+class State(Jsonable):
     """What a view was filled from.
 
     Attributes:
@@ -47,10 +48,6 @@ class State:
     version: int | None
     end: datetime
     definition: str
-
-    def to_json(self) -> dict[str, Any]:
-        """As the record keeps it."""
-        return asdict(self) | {"end": self.end.isoformat()}
 
 
 def definition_of(view: FeatureView) -> str:
@@ -170,8 +167,7 @@ def _number(store: FeatureStore, new: int | None = None) -> int:
         if new is not None:
             redis.set(key, new)
         return int(redis.get(key) or 0)
-    online = store._get_provider().online_store  # noqa: SLF001 - Feast has no public way to its file
-    with closing(sqlite3.connect(online._get_db_path(store.config))) as connection:  # noqa: SLF001
+    with closing(sqlite3.connect(sqlite_of(store))) as connection:
         if new is not None:
             connection.execute(f"PRAGMA user_version = {new:d}")
         return int(connection.execute("PRAGMA user_version").fetchone()[0])

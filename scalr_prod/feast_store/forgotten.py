@@ -8,13 +8,12 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from scalr_prod.feast_store.access import explained, open_feature_store, quiet
-from scalr_prod.feast_store.departed import all_redis_keys, redis_of
+from scalr_prod.feast_store.departed import all_redis_keys, redis_of, sqlite_of
 from scalr_prod.feast_store.reads import join_keys
 from scalr_prod.feast_store.repository import apply_feature_repo, repository_lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from feast import FeatureStore, FeatureView
 
@@ -65,10 +64,8 @@ def _redis_keys(store: FeatureStore, view: FeatureView, join_key: str, users: Se
 def _forget_in_sqlite(store: FeatureStore, views: list[FeatureView], join_key: str, users: Sequence[int | str]) -> int:
     from feast.infra.key_encoding_utils import serialize_entity_key
 
-    online = store._get_provider().online_store  # noqa: SLF001 - Feast has no public way to its file
-    path: Path | str = online._get_db_path(store.config)  # noqa: SLF001
     version, theirs, found = store.config.entity_key_serialization_version, set(map(str, users)), 0
-    with closing(sqlite3.connect(path, timeout=60, isolation_level=None)) as db:
+    with closing(sqlite3.connect(sqlite_of(store), timeout=60, isolation_level=None)) as db:
         tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         for view in views:
             # Feast adds a number for views that have several versions.

@@ -109,6 +109,7 @@ class DeltaRetrievalJob(RetrievalJob):
         if not isinstance(storage, SavedDatasetFileStorage):
             raise FeatureStoreError(
                 f"a saved dataset cannot be stored as {type(storage).__name__}",
+                where="storage",
                 next_step="use feast.infra.offline_stores.file_source.SavedDatasetFileStorage",
             )
         options = storage.file_options

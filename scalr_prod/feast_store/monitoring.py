@@ -6,19 +6,20 @@ from __future__ import annotations
 import json
 import sqlite3
 from contextlib import closing, contextmanager
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from feast.monitoring.monitoring_utils import monitoring_table_meta, normalize_monitoring_row, opt_float
 
+from scalr_prod.duck import quote
 from scalr_prod.errors import FeatureStoreError
 from scalr_prod.feast_store import reads
 from scalr_prod.feast_store.asof import clocks_sql
 from scalr_prod.feast_store.columns import source_columns
 from scalr_prod.feast_store.retrievals import duckdb_session
-from scalr_prod.feast_store.scan import quote
+from scalr_prod.instants import datetime_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -31,7 +32,6 @@ __all__ = ["clear_baseline", "ensure_tables", "metrics_of", "newest_event", "que
 _QUANTILES = {"p50": 0.5, "p75": 0.75, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 _STATISTICS = ("mean", "stddev", "min_val", "max_val", *_QUANTILES)
 _KINDS = ("feature", "feature_view", "feature_service", "job")
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def metrics_of(
@@ -91,7 +91,7 @@ def newest_event(config: RepoConfig, source: DataSource, event: str) -> datetime
         scan = reads.open_source(connection, config, source, "source_0", [column])
         query = f"SELECT max({clocks_sql(column, None)[0]}) FROM {scan.relation}"
         ((found,),) = connection.execute(query).fetchall()
-    return None if found is None else _EPOCH + timedelta(microseconds=found)
+    return None if found is None else datetime_of(found)
 
 
 def _metric(name: str, kind: str, rows: int, nulls: int) -> dict[str, Any]:

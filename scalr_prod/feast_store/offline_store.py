@@ -229,7 +229,9 @@ class DeltaOfflineStore(OfflineStore):
         destination = logging_config.destination
         if not isinstance(destination, FileLoggingDestination):
             raise FeatureStoreError(
-                f"features cannot be logged to a {type(destination).__name__}", next_step="use a FileLoggingDestination"
+                f"features cannot be logged to a {type(destination).__name__}",
+                where="logging_config",
+                next_step="use a FileLoggingDestination",
             )
         rows = ds.dataset(data, format="parquet").to_table() if isinstance(data, Path) else data
         ds.write_dataset(

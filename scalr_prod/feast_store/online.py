@@ -6,12 +6,13 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scalr_prod.errors import FeatureStoreError
 from scalr_prod.feast_store.access import explained, open_feature_store, quiet
 from scalr_prod.feast_store.projects import claim_redis
 from scalr_prod.feast_store.repository import repository_lock
+from scalr_prod.jsonable import Jsonable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +30,7 @@ _BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
-class MaterializationReport:
+class MaterializationReport(Jsonable):
     """What was written to the online store.
 
     Attributes:
@@ -45,11 +46,6 @@ class MaterializationReport:
     end: datetime
     online_store: str
     written: dict[str, int | None]
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        views = {"views": list(self.views), "emptied": list(self.emptied)}
-        return {**views, "end": self.end.isoformat(), "online_store": self.online_store, "written": self.written}
 
 
 def materialize(
@@ -81,7 +77,11 @@ def materialize(
         chosen = [view for view in store.list_feature_views() if (view.online if views is None else view.name in views)]
         unknown = sorted(set(views or ()) - {view.name for view in chosen})
         if unknown:
-            raise FeatureStoreError(f"no feature view {', '.join(unknown)}", next_step="name views of the repository")
+            raise FeatureStoreError(
+                f"no feature view {', '.join(unknown)}",
+                where=str(settings.feast_repo),
+                next_step="name views of the repository",
+            )
         if settings.feast.online_store == "redis":
             claim_redis(settings, store)
         record = Record(settings, store)

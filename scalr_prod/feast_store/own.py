@@ -82,10 +82,10 @@ class OwnFeatures:
                     raise FeatureStoreError(
                         f"the point-in-time join gave {found.num_rows} rows for {asked.num_rows}, or gave them in another order",
                         where=_SETTING,
+                        next_step="leave these features out, and report it: no definition of a view should bring this about",
                     )
                 joined.append(found.drop_columns(list(columns)))
-        fields = [(name, one.column(name)) for one in joined for name in one.column_names]
-        return pa.table([column for _, column in fields], names=[name for name, _ in fields])
+        return pa.table({name: one.column(name) for one in joined for name in one.column_names})
 
 
 def check_own_features(settings: Settings) -> None:

@@ -49,11 +49,7 @@ def check_registry(settings: Settings, store: FeatureStore, *, shared: bool) -> 
     project = Identity.of(settings)
     for lake in sorted(_lakes(store, store.project)):
         if lake != project.lake and not project.came_from(lake):
-            raise ProjectsMixed(
-                f"project '{project.name}' is on lake {lake} there; the settings name lake {project.lake} for it",
-                where="[feast] registry",
-                next_step=_another_name(project.name, lake),
-            )
+            raise _other_lake(project, lake, "[feast] registry")
 
 
 def former_project(settings: Settings) -> str | None:
@@ -133,11 +129,7 @@ def claim_redis(settings: Settings, store: FeatureStore) -> None:
     if lake == project.lake:
         return
     if not project.came_from(lake):
-        raise ProjectsMixed(
-            f"project '{project.name}' is on lake {lake} there; the settings name lake {project.lake} for it",
-            where="[feast] redis",
-            next_step=_another_name(project.name, lake),
-        )
+        raise _other_lake(project, lake, "[feast] redis")
     redis.set(key, project.lake)
 
 
@@ -159,10 +151,12 @@ def _release_redis(store: FeatureStore, lake: str) -> None:
         redis.delete(key)
 
 
-def _another_name(name: str, lake: str) -> str:
-    return (
-        f'give one of the two another name, with [project] name and formerly = "{name}"; if it is the same project, and was moved, '
-        f'set [project] moved_from = "{lake}"'
+def _other_lake(project: Identity, lake: str, where: str) -> ProjectsMixed:
+    return ProjectsMixed(
+        f"project '{project.name}' is on lake {lake} there; the settings name lake {project.lake} for it",
+        where=where,
+        next_step=f'give one of the two another name, with [project] name and formerly = "{project.name}"; if it is the same project, '
+        f'and was moved, set [project] moved_from = "{lake}"',
     )
 
 

@@ -11,10 +11,11 @@ from feast.feature_view import DUMMY_ENTITY_ID
 from feast.infra.offline_stores.file_source import FileSource
 from feast.utils import _get_requested_feature_views_to_features_dict, _get_requested_on_demand_feature_views
 
+from scalr_prod.duck import quote
 from scalr_prod.errors import FeatureStoreError
 from scalr_prod.feast_store.asof import ViewJoin, clocks_sql, tie_breakers
 from scalr_prod.feast_store.columns import limited_by_creation, source_columns
-from scalr_prod.feast_store.scan import Scan, delta_table, quote, resolved, scan_delta, scan_parquet
+from scalr_prod.feast_store.scan import Scan, delta_table, resolved, scan_delta, scan_parquet
 from scalr_prod.feast_store.spines import EVENT_TIMESTAMP, key_sql
 from scalr_prod.growth import ALWAYS, bounds_of, files_between, records_by_file
 from scalr_prod.instants import micros
@@ -90,7 +91,7 @@ def view_join(
     """
     source, columns = view.batch_source, source_columns(view.batch_source)
     keys = {columns.of(key): spine_key for key, spine_key in join_keys(view).items()}
-    needed = [*keys, columns.event, *([columns.created] if columns.created else []), *map(columns.of, names)]
+    needed = [*keys, *columns.clocks, *map(columns.of, names)]
     features = [columns.of(feature.name) for feature in view.features]
     scan = open_source(connection, config, source, f"source_{number}", needed, also=features)
     prefix = f"{view.projection.name_to_use()}__" if full else ""
@@ -211,7 +212,9 @@ def source_path(config: RepoConfig, source: DataSource | None) -> str:
     """
     if not isinstance(source, FileSource):
         raise FeatureStoreError(
-            f"this offline store reads a FileSource, not {type(source).__name__}", next_step="use a FileSource with DeltaFormat"
+            f"this offline store reads a FileSource, not {type(source).__name__}",
+            where=f"data source {getattr(source, 'name', '')}".rstrip(),
+            next_step="use a FileSource with DeltaFormat",
         )
     return resolved(source.path, config.repo_path)
 

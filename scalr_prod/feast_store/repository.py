@@ -22,6 +22,7 @@ from scalr_prod.binding import check_domains
 from scalr_prod.contracts import ITEM_ID, USER_ID, Table, id_type_of
 from scalr_prod.errors import FeatureStoreError, ProjectsMixed, ScalrError
 from scalr_prod.feast_store.projects import APPLIED, check_registry, former_project, leave_registry
+from scalr_prod.jsonable import Jsonable
 from scalr_prod.lake import Lake
 from scalr_prod.ownership import claim
 from scalr_prod.version import __version__
@@ -46,7 +47,7 @@ _SECRET = re.compile(r"(secret|password|passwd|token|sas|_key$|account_key|acces
 
 
 @dataclass(frozen=True)
-class RepositoryReport:
+class RepositoryReport(Jsonable):
     """What came of `apply_feature_repo`.
 
     Attributes:
@@ -60,10 +61,6 @@ class RepositoryReport:
     applied: bool
     views: tuple[str, ...]
     services: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        return {"path": self.path, "applied": self.applied, "views": list(self.views), "services": list(self.services)}
 
 
 def apply_feature_repo(settings: Settings) -> RepositoryReport:

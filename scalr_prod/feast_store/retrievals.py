@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL
 
+from scalr_prod.duck import literal, quote
 from scalr_prod.errors import FeatureStoreError
 from scalr_prod.feast_store import reads
 from scalr_prod.feast_store.asof import fitted, join_sql, match, withheld
 from scalr_prod.feast_store.columns import KNOWLEDGE_TIME, source_columns
 from scalr_prod.feast_store.job import DeltaRetrievalJob
-from scalr_prod.feast_store.scan import Scan, literal, quote
 from scalr_prod.feast_store.session import beside, session
 from scalr_prod.feast_store.spines import EVENT_TIMESTAMP, Spine, load_spine, to_spine
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from feast.feature_view import FeatureView
     from feast.infra.registry.base_registry import BaseRegistry
     from feast.repo_config import RepoConfig
+
+    from scalr_prod.feast_store.scan import Scan
 
 __all__ = ["columns_of", "duckdb_session", "joined", "pull", "spine_of_query", "window"]
 
@@ -125,7 +127,7 @@ def window(
     def rows_of(connection: Any, view: FeatureView, names: list[str], alias: str) -> str:
         source, selected = view.batch_source, reads.window_columns(view, names, full=full, created=len(wanted) == 1)
         columns = source_columns(source)
-        needed = dict.fromkeys([*(column for column, _ in selected), *([columns.created] if columns.created else [])])
+        needed = dict.fromkeys([*(column for column, _ in selected), *columns.clocks])
         between = (columns.event, limits["start_us"], limits["end_us"])
         scan = reads.open_source(connection, config, source, alias, list(needed), between=between)
         return reads.window_sql(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalr_prod.duck import parquet_sql
+from scalr_prod.duck import literal, parquet_sql, quote
 from scalr_prod.errors import FeatureStoreError
 from scalr_prod.growth import GLOB, fragments_of, local_files, schema_of_table
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from deltalake import DeltaTable
 
-__all__ = ["Scan", "delta_table", "literal", "quote", "resolved", "scan_delta", "scan_parquet"]
+__all__ = ["Scan", "delta_table", "resolved", "scan_delta", "scan_parquet"]
 
 #: Bits for the position within a file; the file's number stands above them.
 _POSITION_BITS = 40
@@ -44,16 +44,6 @@ class Scan:
     row_id: str
     table: DeltaTable | None = None
     files: int = 0
-
-
-def quote(name: str) -> str:
-    """A SQL identifier."""
-    return '"' + name.replace('"', '""') + '"'
-
-
-def literal(text: str) -> str:
-    """A SQL string literal."""
-    return "'" + text.replace("'", "''") + "'"
 
 
 def resolved(path: str, repo_path: Path | str | None) -> str:

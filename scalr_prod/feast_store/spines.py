@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from scalr_prod.duck import quote
 from scalr_prod.errors import FeatureStoreError
 from scalr_prod.feast_store.asof import ROW, SPINE, TIME
-from scalr_prod.feast_store.scan import quote
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -60,7 +60,9 @@ def to_spine(rows: pd.DataFrame | pa.Table) -> Spine:
         table = rows
     else:
         raise FeatureStoreError(
-            f"a spine is a pandas DataFrame, an Arrow table or a SQL query, not {type(rows).__name__}", where="entity_df"
+            f"a spine is a pandas DataFrame, an Arrow table or a SQL query, not {type(rows).__name__}",
+            where="entity_df",
+            next_step="give it as one of these",
         )
     time = _time_column(table.schema)
     if pa.types.is_null(table.schema.field(time).type):

@@ -11,9 +11,10 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 
 from scalr_prod.contracts import Table
+from scalr_prod.duck import quote
 from scalr_prod.errors import CommitFailed, FeatureStoreError
 from scalr_prod.feast_store.job import normalised
-from scalr_prod.feast_store.scan import delta_table, quote, scan_delta
+from scalr_prod.feast_store.scan import delta_table, scan_delta
 from scalr_prod.lake import Lake
 
 if TYPE_CHECKING:

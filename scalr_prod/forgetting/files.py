@@ -9,6 +9,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.forgetting.traces import FileOfRows, Ids, write_over
+from scalr_prod.generation.parts import sha256_of
+from scalr_prod.ledger import STAGED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,8 +22,6 @@ __all__ = ["forget_in_files"]
 
 #: Below home, and looked after elsewhere, or without a word of users: definitions, model files, markers.
 _NOT_HERE: Final = frozenset({"feature_repo", "forgotten", "lake", "models", "staging", "triton"})
-#: What of a run is of no use once the tables it was pinned to are gone.
-_PARTS: Final = ("asked", "parts", "candidates")
 #: Markers and secrets.
 _OWN: Final = (".scalr-", "secret")
 _TEXT: Final = frozenset({"", ".csv", ".err", ".html", ".json", ".jsonl", ".log", ".md", ".out", ".txt"})
@@ -65,7 +65,7 @@ def _files(home: Path) -> Iterator[Path]:
 def _drop_parts(settings: Settings) -> int:
     there = 0
     for folder in (settings.home / "runs").glob("run_*"):
-        for part in [*(folder / name for name in _PARTS), *folder.glob(".accepted-*")]:
+        for part in [*(folder / name for name in STAGED), *folder.glob(".accepted-*")]:
             if part.is_dir():
                 there += sum(path.suffix == ".parquet" for path in part.rglob("*"))
                 shutil.rmtree(part)
@@ -113,8 +113,6 @@ def _named_anew(content: Any, renewed: dict[str, FileOfRows]) -> bool:
 
 def _audited(folder: Path, content: dict[str, Any]) -> bool:
     """Count a run's accepted rows anew, by its files."""
-    from scalr_prod.generation.parts import sha256_of
-
     report = content.get("report") or {}
     if not report.get("passed"):
         return False
@@ -134,8 +132,6 @@ def _verified(folder: Path, content: dict[str, Any]) -> bool:
     """Count a training set's rows anew, and name the files that a former call changed before it was cut off."""
     import pyarrow.compute as pc
     import pyarrow.dataset as ds
-
-    from scalr_prod.generation.parts import sha256_of
 
     changed = False
     for name, file in content.get("files", {}).items():

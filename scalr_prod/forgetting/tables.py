@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import uuid
 from typing import TYPE_CHECKING, Final
 
-from scalr_prod.contracts import EVENT_TIMESTAMP, Table, id_type_of
-from scalr_prod.errors import CommitFailed
+from scalr_prod.contracts import EVENT_TIMESTAMP, Table
+from scalr_prod.duck import literal
+from scalr_prod.lake import repeat_while_moving
 from scalr_prod.replacements import REPLACED, Replacement
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from scalr_prod.tombstones import Kind
 
 __all__ = ["HELD", "MADE_OF_ITEMS", "TABLES", "forget_rows", "purge", "rows_of"]
-
-logger = logging.getLogger(__name__)
 
 #: Every table whose rows are of users, and of items of the target domain.
 TABLES: Final[dict[Kind, tuple[Table, ...]]] = {
@@ -50,7 +48,6 @@ HELD: Final[dict[Kind, tuple[Table, ...]]] = {
     "user": (Table.SOURCE_EVENTS, Table.TARGET_EVENTS),
     "item": (Table.TARGET_EVENTS,),
 }
-_ATTEMPTS: Final = 8
 #: Ids of one predicate.
 _AT_ONCE: Final = 500
 
@@ -79,11 +76,10 @@ def forget_rows(lake: Lake, table: Table, users: Ids) -> int:
     count = rows_of(lake, table, users)
     if not count:
         return 0
-    kind = id_type_of(lake.schema(table), users.column)
     ids = users.of_column(lake.schema(table).field(users.column).type)
     first = _first(lake, table, users, ids) if users.kind == "item" and table is Table.TARGET_EVENTS else None
     replaced = None if first is None else Replacement(first, count, 0)
-    listed = [str(one) if kind == "int64" else "'" + one.replace("'", "''") + "'" for one in ids.to_pylist()]
+    listed = [literal(one) for one in ids.to_pylist()]
     for low in range(0, len(listed), _AT_ONCE):
         _delete(lake, table, f"{users.column} IN ({', '.join(listed[low : low + _AT_ONCE])})", replaced)
     return count
@@ -100,26 +96,19 @@ def _first(lake: Lake, table: Table, users: Ids, ids: pa.Array) -> datetime:
 
 
 def _delete(lake: Lake, table: Table, predicate: str, replaced: Replacement | None) -> None:
-    for attempt in range(1, _ATTEMPTS + 1):
-        version = lake.version(table)
-        # Delta's own deletion writes what is left of a file with another type of text, which filters of pyarrow cannot compare.
-        nothing = lake.schema(table).empty_table()
-        try:
-            lake.replace_where(
-                table,
-                nothing,
-                predicate,
-                key=f"forget-{uuid.uuid4().hex}",
-                expected_version=version,
-                record=replaced.to_json() if replaced else None,
-                notes={REPLACED: version + 1} if replaced else None,
-            )
-        except CommitFailed:
-            if attempt == _ATTEMPTS or lake.version(table) == version:
-                raise
-            logger.info("%s has moved on while rows were forgotten; deleting again", table.value)
-        else:
-            return
+    def delete(version: int) -> None:
+        lake.replace_where(
+            table,
+            # Delta's own deletion writes what is left of a file with another type of text, which filters of pyarrow cannot compare.
+            lake.schema(table).empty_table(),
+            predicate,
+            key=f"forget-{uuid.uuid4().hex}",
+            expected_version=version,
+            record=replaced.to_json() if replaced else None,
+            notes={REPLACED: version + 1} if replaced else None,
+        )
+
+    repeat_while_moving(lake, table, delete)
 
 
 def purge(lake: Lake, table: Table, *, before: datetime) -> int:

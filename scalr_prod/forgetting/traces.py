@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from scalr_prod.contracts import ITEM_ID, USER_ID
+from scalr_prod.generation.parts import sha256_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -162,7 +163,7 @@ class Ids:
 
         if not self.held_by(path):
             return None
-        former, temporary, rows, removed = _sha256(path), path.with_name(f".{path.name}.{os.getpid()}"), 0, 0
+        former, temporary, rows, removed = sha256_of(path), path.with_name(f".{path.name}.{os.getpid()}"), 0, 0
         with pq.ParquetFile(path) as file, pq.ParquetWriter(temporary, file.schema_arrow, compression="zstd") as writer:
             column = str(self._column_of(file, path))
             kind = self._kind_of(file, column)
@@ -182,7 +183,7 @@ class Ids:
                 rows += kept.num_rows
                 removed += pc.sum(theirs).as_py() or 0
         temporary.replace(path)
-        return FileOfRows(removed, former, rows, path.stat().st_size, _sha256(path))
+        return FileOfRows(removed, former, rows, path.stat().st_size, sha256_of(path))
 
     def held_by(self, path: Path) -> bool:
         """Whether a Parquet file has a row of one of them, or a list that holds one."""
@@ -294,10 +295,3 @@ def _without(batch: pa.RecordBatch, ids: pa.Array, column: str) -> tuple[pa.Reco
     place = batch.schema.get_field_index(column)
     changed = pa.ListArray.from_arrays(pa.array(ends, pa.int32()), kept)
     return batch.set_column(place, batch.schema.field(place), changed.cast(lists.type)), pc.sum(theirs).as_py() or 0
-
-
-def _sha256(path: Path) -> str:
-    import hashlib
-
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

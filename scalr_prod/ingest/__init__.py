@@ -44,6 +44,7 @@ def ingest(
     """
     from scalr_prod.binding import check_domains
     from scalr_prod.duck import open_duckdb, staging_folder
+    from scalr_prod.ingest.probe import probe
     from scalr_prod.ingest.staging import stage_events, stage_items
     from scalr_prod.ingest.usermap import UserMap
     from scalr_prod.ingest.work import Work
@@ -56,6 +57,9 @@ def ingest(
     lake = Lake.open(settings)
     opened = lake.check_ours(check_domains(settings, lake))
     user_map = UserMap.read(settings)
+    if not settings.home.exists():  # before it is made: a log that is not there leaves nothing behind
+        for one in places:
+            probe(settings, one)
     with ExitStack() as stack:
         folder = stack.enter_context(staging_folder(settings, "ingest"))
         for one in places:

@@ -6,7 +6,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from scalr_prod.contracts import ITEM_ID, Table
-from scalr_prod.ingest.commit import ROWS, SQL_TYPES, as_table_rows, commit_key, repeat_while_moving, scan, staged_sql
+from scalr_prod.ingest.commit import commit_key
+from scalr_prod.ingest.rows import ROWS, SQL_TYPES, as_table_rows, count_of, load, scan, staged_sql
+from scalr_prod.lake import repeat_while_moving
 
 if TYPE_CHECKING:
     from scalr_prod.ingest.commit import Log
@@ -46,17 +48,15 @@ def update_catalogue(db: Any, lake: Lake, log: Log, staged: StagedItems | None) 
     )
 
     def update(version: int) -> int:
-        db.register("former_rows", scan(lake, table, version=version))
-        db.execute("CREATE OR REPLACE TEMP TABLE former AS SELECT * FROM former_rows")
-        db.unregister("former_rows")
+        load(db, "former", scan(lake, table, version=version))
         db.execute(
             f"CREATE OR REPLACE TEMP TABLE latest AS SELECT {ITEM_ID}, {described} "
             f"FROM (SELECT {ITEM_ID} FROM {log.view} UNION SELECT {ITEM_ID} FROM former) AS ids "
             f"LEFT JOIN former USING ({ITEM_ID}) LEFT JOIN file USING ({ITEM_ID})"
         )
-        size = _count(db, f"SELECT * FROM latest WHERE starts_with({ITEM_ID}, '{log.prefix}')" if log.prefix else "FROM latest")
+        size = count_of(db, f"FROM latest WHERE {log.own_sql()}")
         # No item leaves here, so that rows that differ are all that can have changed.
-        if _count(db, f"SELECT {columns} FROM latest EXCEPT SELECT {columns} FROM former"):
+        if count_of(db, f"SELECT {columns} FROM latest EXCEPT SELECT {columns} FROM former"):
             ordered = db.sql(f"SELECT {columns} FROM latest ORDER BY {ITEM_ID}").to_arrow_reader(ROWS)
             rows = as_table_rows(ordered, schema, lambda _: None)
             lake.replace(table, rows, key=commit_key(), expected_version=version)
@@ -77,17 +77,13 @@ def leave_out_unused(db: Any, lake: Lake, log: Log) -> int:
         CommitFailed: The catalogue is as it was.
     """
     table, events = Table.items(log.domain), Table.events(log.domain)
-    schema = lake.schema(table)
-    own = f"starts_with({ITEM_ID}, '{log.prefix}')" if log.prefix else "true"
+    schema, own = lake.schema(table), log.own_sql()
 
     def update(version: int) -> int:
-        db.register("former_rows", scan(lake, table, version=version))
-        db.execute("CREATE OR REPLACE TEMP TABLE former AS SELECT * FROM former_rows")
-        db.unregister("former_rows")
-        db.register("event_rows", scan(lake, events, version=lake.version(events), columns=[ITEM_ID]))
-        db.execute(f"CREATE OR REPLACE TEMP TABLE used AS SELECT DISTINCT {ITEM_ID} FROM event_rows")
-        db.unregister("event_rows")
-        unused = _count(db, f"SELECT * FROM former ANTI JOIN used USING ({ITEM_ID}) WHERE {own}")
+        load(db, "former", scan(lake, table, version=version))
+        rows = scan(lake, events, version=lake.version(events), columns=[ITEM_ID])
+        load(db, "used", rows, f"SELECT DISTINCT {ITEM_ID} FROM loaded")
+        unused = count_of(db, f"SELECT * FROM former ANTI JOIN used USING ({ITEM_ID}) WHERE {own}")
         if unused:
             ordered = db.sql(
                 f"SELECT {', '.join(schema.names)} FROM former WHERE NOT ({own}) OR {ITEM_ID} IN (FROM used) ORDER BY {ITEM_ID}"
@@ -111,8 +107,4 @@ def _load_file(db: Any, log: Log, staged: StagedItems | None) -> int:
         f"CREATE OR REPLACE TEMP TABLE file AS "
         f'SELECT {ITEM_ID}, arg_max({{{described}}}, "row") AS described FROM ({rows}) GROUP BY {ITEM_ID}'
     )
-    return staged.rows - _count(db, "SELECT * FROM file") if staged else 0
-
-
-def _count(db: Any, query: str) -> int:
-    return int(db.sql(f"SELECT count(*) FROM ({query})").fetchall()[0][0])
+    return staged.rows - count_of(db, "SELECT * FROM file") if staged else 0

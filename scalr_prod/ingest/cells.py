@@ -14,8 +14,9 @@ from scalr_prod.errors import BadValue
 
 if TYPE_CHECKING:
     from scalr_prod.contracts import IdType
+    from scalr_prod.ingest.protocol import Batch
 
-__all__ = ["Ids", "Place", "first_failure", "first_true", "is_text", "numbers", "texts"]
+__all__ = ["Ids", "Place", "column_of", "decoded", "first_failure", "first_true", "is_text", "numbers", "texts"]
 
 #: No id is longer than this; what is, is another column, or an attempt to fill memory and messages.
 _LONGEST_ID = 1024
@@ -42,6 +43,11 @@ class Place:
         """The error for a cell (``at``: position in the batch) or for the whole column."""
         row = "" if at is None else f", row {self.row + at + 1}"
         return BadValue(found, where=f"{self.file}, column '{self.column}'{row}", next_step=next_step)
+
+
+def column_of(batch: Batch, name: str) -> tuple[pa.Array, Place]:
+    """A column of a batch, and where it comes from."""
+    return batch.rows.column(name), Place(batch.origin, name, batch.row)
 
 
 @dataclass
@@ -75,8 +81,7 @@ class Ids:
         Raises:
             BadValue: The column's type can be no id, it changes between files, or a value does not fit.
         """
-        if pa.types.is_dictionary(values.type):
-            values = values.dictionary_decode()
+        values = decoded(values)
         if pa.types.is_null(values.type):
             ids = values.cast(pa.string())
         elif is_text(values.type):
@@ -92,11 +97,7 @@ class Ids:
         return ids
 
     def _text(self, values: pa.Array, place: Place, *, untyped: bool) -> pa.Array:
-        ids = values.cast(pa.string())
-        try:
-            ids.validate(full=True)
-        except pa.ArrowInvalid as error:
-            raise place.bad(f"holds text that is not UTF-8 ({error})", next_step="write the file again as UTF-8") from error
+        ids = _as_text(values, place)
         at = first_true(pc.greater(pc.binary_length(ids), _LONGEST_ID))
         if at is not None:
             raise place.bad(
@@ -162,8 +163,7 @@ def numbers(values: pa.Array, place: Place) -> pa.Array:
     Raises:
         BadValue: Not a number.
     """
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
+    values = decoded(values)
     if is_text(values.type):
         text = pc.utf8_trim_whitespace(values.cast(pa.string()))
         text = pc.if_else(pc.equal(text, ""), None, text)
@@ -185,16 +185,30 @@ def texts(values: pa.Array, place: Place) -> pa.Array:
     Raises:
         BadValue: Lists, structures or bytes, or text that is not UTF-8.
     """
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
+    values = decoded(values)
     if pa.types.is_nested(values.type) or pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type):
         raise place.bad(f"holds {values.type}, expected text", next_step="map a column of text, or join its parts before")
+    text = _as_text(values, place)
+    return pc.if_else(pc.equal(pc.utf8_trim_whitespace(text), ""), None, text)
+
+
+def _as_text(values: pa.Array, place: Place) -> pa.Array:
+    """Plain values as text.
+
+    Raises:
+        BadValue: They are text that is not UTF-8.
+    """
     text = values.cast(pa.string())
     try:
         text.validate(full=True)
     except pa.ArrowInvalid as error:
         raise place.bad(f"holds text that is not UTF-8 ({error})", next_step="write the file again as UTF-8") from error
-    return pc.if_else(pc.equal(pc.utf8_trim_whitespace(text), ""), None, text)
+    return text
+
+
+def decoded(values: pa.Array) -> pa.Array:
+    """The values themselves, where they are given by the numbers of a dictionary."""
+    return values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
 
 
 def is_text(kind: pa.DataType) -> bool:

@@ -3,37 +3,25 @@
 
 from __future__ import annotations
 
-import itertools
-import logging
 import uuid
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
-from scalr_prod.duck import exact
-from scalr_prod.errors import BadValue, CommitFailed
-from scalr_prod.growth import ALWAYS, files_between, fragments_of
-from scalr_prod.instants import micros
+from scalr_prod.errors import BadValue
+from scalr_prod.ingest.rows import ROWS, all_of, as_table_rows, load, scan
+from scalr_prod.lake import repeat_while_moving
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from datetime import datetime
-    from pathlib import Path
 
     import pyarrow as pa
 
     from scalr_prod.contracts import Domain, IdType
     from scalr_prod.lake import Lake
 
-__all__ = ["Addition", "Change", "Log", "as_table_rows", "commit_key", "repeat_while_moving", "scan", "staged_sql"]
-
-logger = logging.getLogger(__name__)
-
-SQL_TYPES = {"int64": "BIGINT", "string": "VARCHAR"}
-ROWS = 65_536
-_ATTEMPTS = 8
-
-Outcome = TypeVar("Outcome")
+__all__ = ["Addition", "Change", "Log", "commit_key"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +56,10 @@ class Log:
 
         return pc.starts_with(pc.field(ITEM_ID), pattern=self.prefix) if self.prefix else None
 
+    def own_sql(self) -> str:
+        """The same in SQL."""
+        return f"starts_with({ITEM_ID}, '{self.prefix}')" if self.prefix else "true"
+
 
 class Change(NamedTuple):
     """What became of a log's rows in its events table.
@@ -83,38 +75,6 @@ class Change(NamedTuple):
     removed: int
     version: int
     updated: int = 0
-
-
-def staged_sql(files: Sequence[Path], types: dict[str, IdType], *, prefix: str = "") -> str:
-    """A query of all staged rows with the id columns cast to their types, item ids with a prefix where there is one."""
-    cast = {column: f"CAST({column} AS {SQL_TYPES[kind]})" for column, kind in types.items()}
-    if prefix:
-        cast[ITEM_ID] = f"'{prefix}' || CAST({cast[ITEM_ID]} AS VARCHAR)"
-    casts = ", ".join(f"{value} AS {column}" for column, value in cast.items())
-    quoted = (exact(path).replace("'", "''") for path in files)
-    return " UNION ALL ".join(f"SELECT * REPLACE ({casts}) FROM read_parquet('{path}')" for path in quoted)
-
-
-def scan(
-    lake: Lake,
-    table: Table,
-    *,
-    version: int,
-    columns: Sequence[str] | None = None,
-    where: Any = None,
-    since: datetime | None = None,
-    until: datetime | None = None,
-) -> pa.RecordBatchReader:
-    """A table's rows as a stream that reads ahead little, to be scanned once.
-
-    Files of events from before ``since`` alone, or from after ``until``, are not opened.
-    """
-    delta = lake.open_table(table, version=version)
-    low, high = (edge if moment is None else micros(moment) for moment, edge in zip((since, until), ALWAYS, strict=True))
-    scanner = fragments_of(delta, files_between(delta, EVENT_TIMESTAMP, low, high)).scanner(
-        columns=list(columns) if columns else None, filter=where, batch_size=ROWS, batch_readahead=2, fragment_readahead=1
-    )
-    return scanner.to_reader()
 
 
 class Addition:
@@ -141,27 +101,13 @@ class Addition:
             BadValue: More than half of the log is in the table with another created time or weight, as happens when their
                 columns are mapped anew; adding it would count every event twice.
         """
-        import pyarrow.dataset as ds
-
         if not self.lake.exists(self.table):
             self._missing, self._compared = f"(SELECT *, 1 AS lacking FROM {self.log.view})", 0
             return
         version = self.lake.version(self.table)
-        happened = ds.field(EVENT_TIMESTAMP)
-        window = (happened >= self.log.first) & (happened <= self.log.last)
-        own = self.log.own()
-        there = scan(
-            self.lake,
-            self.table,
-            version=version,
-            where=window if own is None else window & own,
-            since=self.log.first,
-            until=self.log.last,
-        )
+        there = self._in_window(version)
         columns = ", ".join(there.schema.names)
-        self.db.register("there", there)
-        self.db.execute(f"CREATE OR REPLACE TEMP TABLE counted AS SELECT {columns}, count(*) AS times FROM there GROUP BY ALL")
-        self.db.unregister("there")
+        load(self.db, "counted", there, f"SELECT {columns}, count(*) AS times FROM loaded GROUP BY ALL")
         # Grouping both sides and subtracting keeps rows that a log truly holds twice, and adds none that is there already.
         self._missing = f"missing_{self.log.view}"
         self.db.execute(
@@ -176,6 +122,11 @@ class Addition:
         ).fetchall()[0]
         self._refuse_other_values()
         self._compared = version
+
+    def _in_window(self, version: int, *, columns: Sequence[str] | None = None, where: Any = None) -> pa.RecordBatchReader:
+        """The rows of the table, of the log's domain and from its first event to its last."""
+        first, last, own = self.log.first, self.log.last, all_of(self.log.own(), where)
+        return scan(self.lake, self.table, version=version, columns=columns, where=own, since=first, until=last)
 
     def _refuse_other_values(self) -> None:
         event = f"{USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP}"
@@ -236,32 +187,6 @@ def commit_key() -> str:
     return f"ingest-{uuid.uuid4().hex}"
 
 
-def repeat_while_moving(lake: Lake, table: Table, attempt: Callable[[int], Outcome]) -> Outcome:
-    """Call ``attempt`` with the table's version, again if another writer moved the table on in the meantime."""
-    for number in itertools.count(1):
-        version = lake.version(table)
-        try:
-            return attempt(version)
-        except CommitFailed:
-            if number == _ATTEMPTS or lake.version(table) == version:
-                raise
-            logger.info("%s has moved on while rows were added to it; comparing again", table.value)
-    raise AssertionError("unreachable")
-
-
 def _same(names: Sequence[str]) -> str:
     """SQL: a row of the log (``new``) and one of the lake (``counted``) are equal, also in what both leave empty."""
     return " AND ".join(f"new.{name} IS NOT DISTINCT FROM counted.{name}" for name in names)
-
-
-def as_table_rows(reader: pa.RecordBatchReader, schema: pa.Schema, count: Callable[[int], None]) -> pa.RecordBatchReader:
-    """The reader's batches under the table's own schema, counted as they pass."""
-    import pyarrow as pa
-
-    def typed() -> Iterator[pa.RecordBatch]:
-        for batch in reader:
-            count(batch.num_rows)
-            columns = [batch.column(name).cast(schema.field(name).type) for name in schema.names]
-            yield pa.RecordBatch.from_arrays(columns, schema=schema)
-
-    return pa.RecordBatchReader.from_batches(schema, typed())

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID
 from scalr_prod.errors import BadValue
 from scalr_prod.ingest.cells import first_true, texts
+from scalr_prod.ingest.rows import count_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -145,7 +146,7 @@ def held_to_limits(db: Any, log: Log, chosen: DomainSettings, left_out: LeftOut)
     if chosen.duplicates != "drop":
         return rows, 0
     _replace_view(db, log.view, "SELECT DISTINCT * FROM {0}")
-    different = _count(db, f"FROM {log.view}")
+    different = count_of(db, f"FROM {log.view}")
     return different, rows - different
 
 
@@ -154,7 +155,7 @@ def repeated_rows(db: Any, log: Log) -> Repeated:
     different, least = db.sql(
         f"SELECT count(*), coalesce(min(times), 0) FROM (SELECT *, count(*) AS times FROM {log.view} GROUP BY ALL)"
     ).fetchall()[0]
-    rows = _count(db, f"FROM {log.view}")
+    rows = count_of(db, f"FROM {log.view}")
     return Repeated(rows - int(different), int(least) > 1 and int(different) >= _FEWEST)
 
 
@@ -190,7 +191,7 @@ def refuse_doubled(log: Log, chosen: DomainSettings, repeated: Repeated, *, agai
 
 def missing_from_file(db: Any, log: Log) -> int:
     """Items of a log that its item file, the table ``file``, does not name."""
-    return _count(db, f"FROM (SELECT DISTINCT {ITEM_ID} FROM {log.view}) ANTI JOIN file USING ({ITEM_ID})")
+    return count_of(db, f"FROM (SELECT DISTINCT {ITEM_ID} FROM {log.view}) ANTI JOIN file USING ({ITEM_ID})")
 
 
 def _limit_user_days(db: Any, view: str, rows: int, most: int, *, cap: bool, left_out: LeftOut) -> int:
@@ -220,10 +221,6 @@ def _limit_user_days(db: Any, view: str, rows: int, most: int, *, cap: bool, lef
 
 def _replace_view(db: Any, view: str, query: str) -> None:
     """A view over what it was before; ``{0}`` stands for that."""
-    former = f"{view}_{_count(db, 'FROM duckdb_views()')}"
+    former = f"{view}_{count_of(db, 'FROM duckdb_views()')}"
     db.execute(f"ALTER VIEW {view} RENAME TO {former}")
     db.execute(f"CREATE TEMP VIEW {view} AS {query.format(former)}")
-
-
-def _count(db: Any, query: str) -> int:
-    return int(db.sql(f"SELECT count(*) {query}").fetchall()[0][0])

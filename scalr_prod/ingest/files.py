@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import io
 import json
+import lzma
 import zlib
 from contextlib import contextmanager
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from scalr_prod.errors import BadValue, UnreadableInput
 from scalr_prod.ingest.columns import pick
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from scalr_prod.ingest.columns import Wanted
     from scalr_prod.ingest.protocol import LogSource
 
-__all__ = ["Csv", "Files", "JsonLines", "Parquet", "locate", "short", "to_batch"]
+__all__ = ["Csv", "Files", "JsonLines", "Parquet", "locate", "short", "suffix_of", "to_batch"]
 
 _FORMATS = {
     ".parquet": "parquet",
@@ -35,6 +37,7 @@ _FORMATS = {
     ".inter": "csv",
     ".item": "csv",
 }
+_ENDINGS = ".parquet, .csv or .jsonl"
 _COMPRESSED = {".gz", ".bz2", ".xz", ".zst"}
 _DELIMITERS = (",", ";", "\t", "|")
 _ROWS = 65_536
@@ -68,7 +71,7 @@ class Files:
             )
         for url, filesystem, path in _expand(source):
             kind = self.kind or _format_of(url)
-            with _readable(url, kind):
+            with _readable(url, kind, by_name=self.kind is None):
                 row = 0
                 for rows in _STREAMS[kind](filesystem, path, url, source.wanted):
                     yield Batch(url, row, rows, untyped=kind == "csv")
@@ -143,10 +146,15 @@ def _expand(source: LogSource) -> list[tuple[str, Any, str]]:
             where=url,
             next_step=f"correct {source.wanted.location}",
         )
-    prefix = url.split("://", 1)[0] + "://" if "://" in url else ""
-    return [
-        (prefix + name.lstrip("/") if prefix and prefix != "file://" else prefix + name, filesystem, name) for name in paths
-    ]
+    return [(_url_of(name, url), filesystem, name) for name in paths]
+
+
+def _url_of(name: str, asked: str) -> str:
+    """A path on a file system as the URL, or plain path, that was asked for has it."""
+    scheme, apart, _ = asked.partition("://")
+    if not apart or apart in name:  # HTTP's file system calls a file by its whole URL
+        return name
+    return f"{scheme}{apart}{name if scheme == 'file' else name.lstrip('/')}"
 
 
 def _has_magic(path: str) -> bool:
@@ -159,40 +167,65 @@ def _known(name: str) -> bool:
     return not hidden and any(suffix.lower() in _FORMATS for suffix in path.suffixes[-2:])
 
 
-def _format_of(url: str) -> str:
-    suffixes = [suffix.lower() for suffix in PurePosixPath(url).suffixes]
+def suffix_of(name: str) -> str:
+    """The ending of a file's name, in small letters, before that of its compression; empty where there is none."""
+    suffixes = [suffix.lower() for suffix in PurePosixPath(name).suffixes]
     while suffixes and suffixes[-1] in _COMPRESSED:
         suffixes.pop()
-    if not suffixes or suffixes[-1] not in _FORMATS:
+    return suffixes[-1] if suffixes else ""
+
+
+def _format_of(url: str) -> str:
+    suffix = suffix_of(url)
+    if suffix not in _FORMATS:
         raise UnreadableInput(
             "its name does not tell its format",
             where=url,
-            next_step='name it .parquet, .csv or .jsonl, or (for a log) set format = "parquet", "csv" or "jsonl"',
+            next_step=f'name it {_ENDINGS}, or (for a log) set format = "parquet", "csv" or "jsonl"',
         )
-    return _FORMATS[suffixes[-1]]
+    return _FORMATS[suffix]
 
 
 @contextmanager
-def _readable(url: str, kind: str) -> Iterator[None]:
+def _readable(url: str, kind: str, *, by_name: bool) -> Iterator[None]:
     import csv
 
     import pyarrow as pa
 
     try:
         yield
-    except (pa.ArrowException, OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
-        raise UnreadableInput(
-            f"cannot be read as {kind}: {short(error)}",
-            where=url,
-            next_step="write the file again as UTF-8"
-            if isinstance(error, UnicodeDecodeError)
-            else "check that the file is complete and of this format (setting: format)",
-        ) from error
+    except (pa.ArrowException, OSError, EOFError, zlib.error, lzma.LZMAError, UnicodeDecodeError, csv.Error) as error:
+        next_step = "check that the file is complete, and of this format"
+        if isinstance(error, UnicodeDecodeError):
+            next_step = "write the file again as UTF-8"
+        elif by_name:
+            next_step = f"check that the file is complete; if it is not {kind}, give it the ending of its format: {_ENDINGS}"
+        raise UnreadableInput(f"cannot be read as {kind}: {short(error)}", where=url, next_step=next_step) from error
 
 
 def short(error: Exception) -> str:
     """The first line of what an error says."""
     return (str(error) or type(error).__name__).splitlines()[0][:300]
+
+
+@contextmanager
+def _binary(filesystem: Any, path: str) -> Iterator[Any]:
+    """The bytes of a text file, decompressed where the ending of its name says so."""
+    import pyarrow as pa
+
+    if not path.lower().endswith(".zst"):
+        with filesystem.open(path, "rb", compression="infer") as stream:
+            yield stream
+        return
+    # By fsspec, and so by zstandard, a file that was cut off would end early without a word.
+    with filesystem.open(path, "rb") as raw, pa.CompressedInputStream(raw, "zstd") as stream:
+        yield stream
+
+
+@contextmanager
+def _text(filesystem: Any, path: str, *, newline: str | None = None) -> Iterator[TextIO]:
+    with _binary(filesystem, path) as stream, io.TextIOWrapper(stream, encoding="utf-8-sig", newline=newline) as text:
+        yield text
 
 
 def _parquet(filesystem: Any, path: str, url: str, wanted: Wanted) -> Iterator[pa.RecordBatch]:
@@ -211,7 +244,7 @@ def _csv(filesystem: Any, path: str, url: str, wanted: Wanted) -> Iterator[pa.Re
     delimiter, names = _csv_header(filesystem, path, url, wanted)
     if not names:
         return
-    with filesystem.open(path, "rb", compression="infer") as stream:
+    with _binary(filesystem, path) as stream:
         # newlines_in_values: a quoted title may hold a line break, and a break must not split a row between two blocks.
         reader = csv.open_csv(
             stream,
@@ -228,9 +261,10 @@ def _csv_header(filesystem: Any, path: str, url: str, wanted: Wanted) -> tuple[s
     """The delimiter under which the wanted columns are there, and their names."""
     import csv
 
-    with filesystem.open(path, "rt", compression="infer", encoding="utf-8-sig", newline="") as stream:
-        line = stream.readline(1 << 20)
-    if not line.strip():
+    with _text(filesystem, path, newline="") as stream:
+        # Empty lines are no rows, before the header either.
+        line = next((line for line in iter(lambda: stream.readline(1 << 20), "") if line.strip("\r\n")), "")
+    if not line:
         return ",", []
     headers = {delimiter: next(csv.reader([line], delimiter=delimiter), []) for delimiter in _DELIMITERS}
     fitting = [sign for sign, names in headers.items() if wanted.required and set(wanted.required) <= set(names)]
@@ -239,7 +273,7 @@ def _csv_header(filesystem: Any, path: str, url: str, wanted: Wanted) -> tuple[s
 
 
 def _jsonl(filesystem: Any, path: str, url: str, wanted: Wanted) -> Iterator[pa.RecordBatch]:
-    with filesystem.open(path, "rt", compression="infer", encoding="utf-8-sig") as stream:
+    with _text(filesystem, path) as stream:
         row = 0
         while lines := stream.readlines(_BYTES):
             objects = [_object(line, row + at, url) for at, line in enumerate(lines) if not line.isspace()]

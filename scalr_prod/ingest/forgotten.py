@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from scalr_prod.contracts import ITEM_ID, USER_ID
+from scalr_prod.duck import literal
 
 if TYPE_CHECKING:
     from scalr_prod.contracts import Domain
@@ -30,6 +31,5 @@ def without_forgotten(db: Any, stones: Tombstones, query: str, domain: Domain, *
             continue
         ids = db.sql(f"SELECT DISTINCT {column} FROM ({query})").to_arrow_table().column(0).to_pylist()
         if found := stones.held(ids, kind):
-            listed = ", ".join(str(one) if isinstance(one, int) else "'" + one.replace("'", "''") + "'" for one in found)
-            query = f"SELECT * FROM ({query}) WHERE {column} NOT IN ({listed})"
+            query = f"SELECT * FROM ({query}) WHERE {column} NOT IN ({', '.join(map(literal, found))})"
     return query

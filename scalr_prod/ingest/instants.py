@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from scalr_prod.ingest.cells import first_failure, first_true, is_text
+from scalr_prod.ingest.cells import decoded, first_failure, first_true, is_text
 
 if TYPE_CHECKING:
+    from scalr_prod.errors import BadValue
     from scalr_prod.ingest.cells import Place
 
 __all__ = ["UTC", "Instants"]
@@ -56,8 +57,7 @@ class Instants:
         Raises:
             BadValue: Null, unparsable, naive without a zone, an epoch number of unclear unit, or outside of 1678 … 2261.
         """
-        if pa.types.is_dictionary(values.type):
-            values = values.dictionary_decode()
+        values = decoded(values)
         at = first_true(pc.is_null(values, nan_is_null=True))
         if at is not None:
             raise place.bad("null timestamp", at=at, next_step="remove the row or give it a time")
@@ -88,11 +88,7 @@ class Instants:
 
     def _localise(self, naive: pa.Array, place: Place) -> pa.Array:
         if self.zone is None:
-            raise place.bad(
-                f"naive timestamp ({naive[0].as_py() if len(naive) else 'no zone'}): its time zone is not known",
-                at=0,
-                next_step=f'set {self.key}, for example {self.key} = "UTC"',
-            )
+            raise self._naive(f"({naive[0].as_py() if len(naive) else 'no zone'})", 0, place)
         if self.zone.upper() in {"UTC", "ETC/UTC"}:
             return naive.cast(UTC)
         try:
@@ -101,6 +97,10 @@ class Instants:
             raise place.bad(
                 f"cannot be localised in {self.zone}: {error}", next_step="install the system's time zone data (tzdata)"
             ) from error
+
+    def _naive(self, found: str, at: int, place: Place) -> BadValue:
+        next_step = f'set {self.key}, for example {self.key} = "UTC"'
+        return place.bad(f"naive timestamp {found}: its time zone is not known", at=at, next_step=next_step)
 
     def _parse(self, text: pa.Array, place: Place) -> pa.Array:
         if not len(text):
@@ -120,11 +120,7 @@ class Instants:
         if naive_at is None:
             return _cast(text, UTC, place)
         if self.zone is None:
-            raise place.bad(
-                f"naive timestamp '{text[naive_at].as_py()[:100]}': its time zone is not known",
-                at=naive_at,
-                next_step=f'set {self.key}, for example {self.key} = "UTC"',
-            )
+            raise self._naive(f"'{text[naive_at].as_py()[:100]}'", naive_at, place)
         aware = _cast(pc.if_else(zoned, text, None), UTC, place)
         local = self._localise(_cast(pc.if_else(zoned, None, text), _NAIVE, place), place)
         return pc.coalesce(aware, local)
@@ -193,7 +189,7 @@ def _cast(text: pa.Array, kind: pa.DataType, place: Place) -> pa.Array:
         raise _unparsable(text, first_failure(text, kind), place) from None
 
 
-def _unparsable(text: pa.Array, at: int, place: Place) -> Exception:
+def _unparsable(text: pa.Array, at: int, place: Place) -> BadValue:
     return place.bad(
         f"'{text[at].as_py()[:100]}' is no timestamp",
         at=at,

@@ -59,21 +59,15 @@ class Limits:
         Raises:
             BadValue: One is; names its row.
         """
-        at = first_true(pc.greater(times, self.latest))
-        if at is not None:
-            raise place.bad(
-                f"{times[at].as_py().isoformat()} lies in the future",
-                at=at,
-                next_step='correct the value or leave the row out (bad_times = "drop" leaves such rows out); if it is meant, '
-                f"raise ahead_days of {self.key}",
-            )
-        if self.earliest is None:
-            return
-        at = first_true(pc.less(times, self.earliest))
-        if at is not None:
-            raise place.bad(
-                f"{times[at].as_py().isoformat()} lies before {self.earliest.isoformat()}",
-                at=at,
-                next_step='correct the value or leave the row out (bad_times = "drop" leaves such rows out); if it is meant, '
-                f"lower earliest of {self.key}",
-            )
+        said = {"in_the_future": ("in the future", "raise ahead_days")}
+        if self.earliest is not None:
+            said["before_earliest"] = (f"before {self.earliest.isoformat()}", "lower earliest")
+        for reason, rows in self.beyond(times).items():
+            if (at := first_true(rows)) is not None:
+                where, change = said[reason]
+                raise place.bad(
+                    f"{times[at].as_py().isoformat()} lies {where}",
+                    at=at,
+                    next_step='correct the value or leave the row out (bad_times = "drop" leaves such rows out); if it is meant, '
+                    f"{change} of {self.key}",
+                )

@@ -6,8 +6,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_ID, EVENT_TIMESTAMP, ITEM_ID, USER_ID
-from scalr_prod.ingest.commit import ROWS, Addition, Change, as_table_rows, commit_key, repeat_while_moving, scan
+from scalr_prod.ingest.commit import Addition, Change, commit_key
+from scalr_prod.ingest.rows import ROWS, as_table_rows, count_of, load, scan
 from scalr_prod.instants import datetime_of
+from scalr_prod.lake import repeat_while_moving, window_sql
 from scalr_prod.replacements import REPLACED, Replacement
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ def latest_of_each_id(db: Any, log: Log, chosen: DomainSettings) -> int:
     )
     db.execute(f"DROP VIEW {log.view}")
     db.execute(f"CREATE TEMP VIEW {log.view} AS FROM {log.view}_latest")
-    return int(db.sql(f"SELECT count(*) FROM {log.view}").fetchall()[0][0])
+    return count_of(db, f"FROM {log.view}")
 
 
 class Merging(Addition):
@@ -58,64 +60,43 @@ class Merging(Addition):
     def compare(self) -> None:
         """Find the events that the table lacks, or holds otherwise."""
         self._missing = f"missing_{self.log.view}"
+        every = f"SELECT *, false AS known, {EVENT_TIMESTAMP} AS since FROM {self.log.view}"
         if not self.lake.exists(self.table):
-            self.db.execute(f"CREATE OR REPLACE TEMP TABLE {self._missing} AS {self._all()}")
+            self.db.execute(f"CREATE OR REPLACE TEMP TABLE {self._missing} AS {every}")
             self._compared = 0
             return
         version = self.lake.version(self.table)
         names = self.lake.schema(self.table).names
-        if EVENT_ID not in names:  # a table of before the ids were mapped: `create_tables` gives it the column
-            self._without_ids(version, names)
-            return
-        self.db.register("there_rows", scan(self.lake, self.table, version=version, where=self.log.own()))
+        with_ids = EVENT_ID in names
         self.db.execute(
-            f"CREATE OR REPLACE TEMP TABLE there AS SELECT * FROM there_rows SEMI JOIN {self.log.view} USING ({EVENT_ID})"
+            f"CREATE OR REPLACE TEMP TABLE {self._missing} AS {self._lacking(version, names) if with_ids else every}"
         )
-        self.db.unregister("there_rows")
+        self.db.execute("DROP TABLE IF EXISTS there")
+        self._refuse_known_without_ids(version, with_ids=with_ids)
+        # A table of before the ids were mapped gets the column by `create_tables`, and is compared again then.
+        self._compared = version if with_ids else -1
+
+    def _lacking(self, version: int, names: list[str]) -> str:
+        """A query of the events that a version of the table lacks, or holds otherwise."""
+        rows = scan(self.lake, self.table, version=version, where=self.log.own())
+        load(self.db, "there", rows, f"FROM loaded SEMI JOIN {self.log.view} USING ({EVENT_ID})")
         other = " OR ".join(f"new.{name} IS DISTINCT FROM there.{name}" for name in names if name != EVENT_ID)
-        self.db.execute(
-            f"CREATE OR REPLACE TEMP TABLE {self._missing} AS SELECT new.*, there.{EVENT_ID} IS NOT NULL AS known, "
+        return (
+            f"SELECT new.*, there.{EVENT_ID} IS NOT NULL AS known, "
             f"least(new.{EVENT_TIMESTAMP}, there.{EVENT_TIMESTAMP}) AS since "
             f"FROM {self.log.view} AS new LEFT JOIN there USING ({EVENT_ID}) "
             f"WHERE there.{EVENT_ID} IS NULL OR ({self._newer} AND ({other}))"
         )
-        self.db.execute("DROP TABLE there")
-        self._refuse_known_without_ids(version)
-        self._compared = version
 
-    def _all(self) -> str:
-        """Every row of the log, as one that the table lacks."""
-        return f"SELECT *, false AS known, {EVENT_TIMESTAMP} AS since FROM {self.log.view}"
-
-    def _without_ids(self, version: int, names: list[str]) -> None:
-        self.db.execute(f"CREATE OR REPLACE TEMP TABLE {self._missing} AS {self._all()}")
-        self._refuse_known_without_ids(version, with_ids=EVENT_ID in names)
-        self._compared = -1  # compared again, when the column is there
-
-    def _refuse_known_without_ids(self, version: int, *, with_ids: bool = True) -> None:
+    def _refuse_known_without_ids(self, version: int, *, with_ids: bool) -> None:
         """Events of before the ids were mapped would count twice."""
-        import pyarrow.dataset as ds
+        import pyarrow.compute as pc
 
-        happened = ds.field(EVENT_TIMESTAMP)
-        window = (happened >= self.log.first) & (happened <= self.log.last)
-        if with_ids:
-            window &= ds.field(EVENT_ID).is_null()
-        own = self.log.own()
-        event = f"{USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP}"
-        rows = scan(
-            self.lake,
-            self.table,
-            version=version,
-            columns=[USER_ID, ITEM_ID, EVENT_TIMESTAMP],
-            where=window if own is None else window & own,
-            since=self.log.first,
-            until=self.log.last,
-        )
-        self.db.register("there_rows", rows)
-        self.db.execute("CREATE OR REPLACE TEMP TABLE counted AS SELECT DISTINCT * FROM there_rows")
-        self.db.unregister("there_rows")
-        same = self.db.sql(f"SELECT count(*) FROM {self._missing} SEMI JOIN counted USING ({event})").fetchall()[0][0]
-        self.refuse_counted_twice(int(same), "without an event_id")
+        event = [USER_ID, ITEM_ID, EVENT_TIMESTAMP]
+        rows = self._in_window(version, columns=event, where=pc.field(EVENT_ID).is_null() if with_ids else None)
+        load(self.db, "counted", rows, "SELECT DISTINCT * FROM loaded")
+        same = count_of(self.db, f"FROM {self._missing} SEMI JOIN counted USING ({', '.join(event)})")
+        self.refuse_counted_twice(same, "without an event_id")
 
     def commit(self, count: Callable[[int], None]) -> Change:
         """Add what is missing and change what is known otherwise, in one commit; see `Addition.commit`."""
@@ -150,16 +131,11 @@ class Merging(Addition):
 
     def _ordered(self, names: list[str], beside: tuple[int, datetime] | None = None) -> pa.RecordBatchReader:
         """What is missing, and beside it the log's other events that a version of the table holds from some time on."""
-        import pyarrow.dataset as ds
-
         columns = ", ".join(names)
         rows = f"SELECT {columns} FROM {self._missing}"
         if beside is not None:
             version, first = beside
-            own = self.log.own()
-            window = ds.field(EVENT_TIMESTAMP) >= first
-            chosen = window if own is None else window & own
-            there = scan(self.lake, self.table, version=version, columns=names, where=chosen, since=first)
+            there = scan(self.lake, self.table, version=version, columns=names, where=self.log.own(), since=first)
             self.db.register("there_rows", there)
             rows += f" UNION ALL SELECT {columns} FROM there_rows ANTI JOIN {self._missing} USING ({EVENT_ID})"
         order = f"{EVENT_TIMESTAMP}, {USER_ID}, {ITEM_ID}, {EVENT_ID}"
@@ -168,5 +144,4 @@ class Merging(Addition):
 
     def _predicate(self, first: datetime) -> str:
         """The log's own events from then on, for Delta, whose own merge leaves ``string_view`` columns, as its delete does."""
-        window = f"{EVENT_TIMESTAMP} >= '{first.strftime('%Y-%m-%dT%H:%M:%S.%fZ')}'"
-        return f"{window} AND starts_with({ITEM_ID}, '{self.log.prefix}')" if self.log.prefix else window
+        return f"{window_sql(first)} AND {self.log.own_sql()}" if self.log.prefix else window_sql(first)

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 from scalr_prod.errors import EmptyInput
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from scalr_prod.ingest.protocol import Batch
     from scalr_prod.settings import Settings
 
 __all__ = ["probe", "probe_users"]
@@ -32,21 +35,24 @@ def probe(settings: Settings, place: str) -> str:
 
     chosen = settings.domains[place]
     found = []
-    if chosen.url is not None and chosen.query is not None:
-        found.append(f"{reach(chosen.url)} can be reached")
+    if chosen.sql is not None:
+        found.append(f"{reach(chosen.sql[0])} can be reached")
     else:
         batches, origin = open_events(settings, place)
-        with closing(batches):
-            first = next((batch for batch in batches if batch.rows.num_rows), None)
-        if first is None:
-            raise EmptyInput("holds no row", where=origin, next_step=f"check what [domains.{place}] names")
+        first = _first(batches, origin, next_step=f"check what [domains.{place}] names")
         found.append(f"{first.origin} can be read, with its columns")
     if chosen.items is not None:
-        items = open_items(settings, place)
-        with closing(items):
-            next(items, None)
+        _first(open_items(settings, place), chosen.items, next_step=f"check or leave out [domains.{place}] items")
         found.append(f"so can {chosen.items}")
     return "; ".join(found)
+
+
+def _first(batches: Generator[Batch, None, None], origin: str, *, next_step: str) -> Batch:
+    with closing(batches):
+        first = next((batch for batch in batches if batch.rows.num_rows), None)
+    if first is None:
+        raise EmptyInput("holds no row", where=origin, next_step=next_step)
+    return first
 
 
 def probe_users(settings: Settings) -> str:
@@ -65,7 +71,7 @@ def probe_users(settings: Settings) -> str:
     from scalr_prod.ingest.usermap import UserMap
 
     chosen = settings.users
-    if chosen.url is not None and chosen.query is not None:
-        return f"{reach(chosen.url)} can be reached"
+    if chosen.sql is not None:
+        return f"{reach(chosen.sql[0])} can be reached"
     found = UserMap.read(settings, whole=False)
     return f"{found.origin if found else 'no map'} can be read, with its columns"

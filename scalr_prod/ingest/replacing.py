@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import operator
 from dataclasses import dataclass
 from datetime import UTC
 from typing import TYPE_CHECKING, Any
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_ID, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
 from scalr_prod.errors import BadValue
-from scalr_prod.ingest.commit import ROWS, Change, Log, as_table_rows, commit_key, repeat_while_moving, scan
+from scalr_prod.ingest.commit import Change, Log, commit_key
+from scalr_prod.ingest.rows import ROWS, as_table_rows, scan
 from scalr_prod.instants import datetime_of
+from scalr_prod.lake import repeat_while_moving, window_sql
 from scalr_prod.replacements import REPLACED, Replacement
 
 if TYPE_CHECKING:
@@ -139,9 +143,9 @@ class _TableReplacement:
             )
 
     def _change(self, log: Log) -> tuple[int, int]:
-        own = f"starts_with({ITEM_ID}, '{log.prefix}')" if log.prefix else "true"
         added, removed = self.db.sql(
-            f"SELECT coalesce(sum(greatest(new - old, 0)), 0), coalesce(sum(greatest(old - new, 0)), 0) FROM {self._name} WHERE {own}"
+            f"SELECT coalesce(sum(greatest(new - old, 0)), 0), coalesce(sum(greatest(old - new, 0)), 0) FROM {self._name} "
+            f"WHERE {log.own_sql()}"
         ).fetchall()[0]
         return int(added), int(removed)
 
@@ -190,23 +194,14 @@ class _TableReplacement:
         return {place: Change(*change, commit.version) for place, change in self._changes.items()}
 
     def _mine(self) -> Any:
-        """The rows of the window that are of these logs, as an expression of pyarrow's datasets."""
-        import pyarrow.dataset as ds
-
-        window = ds.field(EVENT_TIMESTAMP) >= self.since
+        """Which rows of the table are of these logs, as an expression of pyarrow's datasets; None: all of them."""
         own = [log.own() for log in self.logs if log.prefix]
-        if not own:
-            return window
-        of_some = own[0]
-        for one in own[1:]:
-            of_some |= one
-        return window & of_some
+        return functools.reduce(operator.or_, own) if own else None
 
     def _predicate(self) -> str:
-        """The same for Delta."""
-        moment = self.since.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        window = f"{EVENT_TIMESTAMP} >= '{moment}'"
-        own = " OR ".join(f"starts_with({ITEM_ID}, '{log.prefix}')" for log in self.logs if log.prefix)
+        """The same for Delta, from the window's start on."""
+        window = window_sql(self.since)
+        own = " OR ".join(log.own_sql() for log in self.logs if log.prefix)
         return f"{window} AND ({own})" if own else window
 
     def _literal(self) -> str:

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_ID, EVENT_TIMESTAMP, ITEM_ID, USER_ID
 from scalr_prod.errors import EmptyInput
-from scalr_prod.ingest.cells import Ids, Place, first_true, numbers, texts
+from scalr_prod.ingest.cells import Ids, column_of, first_true, numbers, texts
 from scalr_prod.ingest.columns import Wanted
 from scalr_prod.ingest.contract import LeftOut, TypeWeights
 from scalr_prod.ingest.instants import Instants
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from scalr_prod.domains import Columns
+    from scalr_prod.ingest.cells import Place
     from scalr_prod.ingest.protocol import Batch
     from scalr_prod.settings import Settings
 
@@ -96,15 +97,12 @@ class EventCells:
             BadValue: A cell cannot be taken; names its column and row. Null ids are told of by `Ids.refuse_nulls`, at the end.
         """
         names = self._names
-        users = self.users.read(_cells(batch, names.user), _place(batch, names.user), untyped=batch.untyped)
-        items = self.items.read(_cells(batch, names.item), _place(batch, names.item), untyped=batch.untyped)
-        times = self._happened.read(_cells(batch, names.timestamp), _place(batch, names.timestamp))
+        users = self.users.read(*column_of(batch, names.user), untyped=batch.untyped)
+        items = self.items.read(*column_of(batch, names.item), untyped=batch.untyped)
         beyond: dict[str, pa.Array] = {}
-        self._check_times(times, _place(batch, names.timestamp), beyond)
-        created = times
+        created = times = self._times(self._happened, batch, names.timestamp, beyond)
         if names.created is not None:
-            created = self._known.read(_cells(batch, names.created), _place(batch, names.created))
-            self._check_times(created, _place(batch, names.created), beyond)
+            created = self._times(self._known, batch, names.created, beyond)
         columns = {USER_ID: users, ITEM_ID: items, EVENT_TIMESTAMP: times, CREATED_TIMESTAMP: created}
         columns |= {"weight": _weights(batch, names.weight)} | self._extras(batch, beyond)
         if names.event_type is not None:
@@ -117,30 +115,34 @@ class EventCells:
         lifted = pc.if_else(early, rows.column(EVENT_TIMESTAMP), rows.column(CREATED_TIMESTAMP))
         return rows.set_column(rows.schema.get_field_index(CREATED_TIMESTAMP), CREATED_TIMESTAMP, lifted)
 
-    def _check_times(self, times: pa.Array, place: Place, beyond: dict[str, pa.Array]) -> None:
+    def _times(self, reader: Instants, batch: Batch, name: str, beyond: dict[str, pa.Array]) -> pa.Array:
+        """A column of times within the limits; those that are not are refused, or added to ``beyond``."""
+        values, place = column_of(batch, name)
+        times = reader.read(values, place)
         if not self._limits.drop:
             self._limits.check(times, place)
-            return
+            return times
         for reason, rows in self._limits.beyond(times).items():
             beyond[reason] = pc.or_(rows, beyond[reason]) if reason in beyond else rows
+        return times
 
     def _extras(self, batch: Batch, beyond: dict[str, pa.Array]) -> dict[str, pa.Array]:
         """Columns of `EVENT_EXTRAS` that are mapped, with what they need on the way."""
         names, size = self._names, batch.rows.num_rows
         found: dict[str, pa.Array] = {}
         if names.event_id is not None:
-            place = _place(batch, names.event_id)
-            ids = self._event_ids.read(_cells(batch, names.event_id), place, untyped=batch.untyped).cast(pa.string())
+            values, place = column_of(batch, names.event_id)
+            ids = self._event_ids.read(values, place, untyped=batch.untyped).cast(pa.string())
             if (at := first_true(pc.is_null(ids))) is not None:
                 raise place.bad("null or empty event id", at=at, next_step="give each event an id, or map no event_id")
             found |= {EVENT_ID: ids, "position": pa.array(range(self._rows, self._rows + size), pa.int64())}
         if names.event_type is not None:
-            place = _place(batch, names.event_type)
-            found["event_type"], found["type_weight"], unknown = self._types.read(_cells(batch, names.event_type), place)
+            types = column_of(batch, names.event_type)
+            found["event_type"], found["type_weight"], unknown = self._types.read(*types)
             if unknown is not None:
                 beyond["unknown_type"] = unknown
         if names.value is not None:
-            found["value"] = _finite(_cells(batch, names.value), _place(batch, names.value))
+            found["value"] = _finite(*column_of(batch, names.value))
         self._rows += size
         return found
 
@@ -172,7 +174,7 @@ class ItemCells:
             BadValue: As for `EventCells.read`.
         """
         names, size = self._names, batch.rows.num_rows
-        items = self.items.read(_cells(batch, names.item), _place(batch, names.item), untyped=batch.untyped)
+        items = self.items.read(*column_of(batch, names.item), untyped=batch.untyped)
         title, category = (_optional(batch, name, texts, pa.string()) for name in (names.title, names.category))
         value = _optional(batch, names.value, _finite, pa.float64())
         row = pa.array(range(self._rows, self._rows + size), pa.int64())
@@ -191,8 +193,8 @@ def open_events(settings: Settings, place: str, *, seen: set[str] | None = None)
     chosen = settings.domains[place]
     names = chosen.columns
     wanted = Wanted(mapped_columns(names), f"domains.{place}.columns", seen=set() if seen is None else seen)
-    if chosen.query is not None and chosen.url is not None:
-        return read_query(chosen.url, chosen.query, wanted), f"the query of [domains.{place}]"
+    if chosen.sql is not None:
+        return read_query(*chosen.sql, wanted), f"the query of [domains.{place}]"
     origin, options = chosen.events or "", chosen.storage_options
     batches = read_path(settings, origin, wanted, format=chosen.format, version=chosen.version, storage_options=options)
     return batches, origin
@@ -280,8 +282,8 @@ def stage_items(settings: Settings, place: str, folder: Path) -> StagedItems | N
 def _weights(batch: Batch, name: str | None) -> pa.Array:
     if name is None:
         return pa.repeat(pa.scalar(1.0, pa.float32()), batch.rows.num_rows)
-    place = _place(batch, name)
-    weights = numbers(_cells(batch, name), place)
+    values, place = column_of(batch, name)
+    weights = numbers(values, place)
     good = pc.and_(pc.greater_equal(weights, 0.0), pc.less_equal(weights, _LARGEST_FLOAT32))
     at = first_true(pc.invert(pc.fill_null(good, fill_value=False)))
     if at is not None:
@@ -306,15 +308,7 @@ def _finite(values: pa.Array, place: Place) -> pa.Array:
 def _optional(batch: Batch, name: str | None, read: Callable[[pa.Array, Place], pa.Array], kind: pa.DataType) -> pa.Array:
     if name is None or name not in batch.rows.schema.names:
         return pa.nulls(batch.rows.num_rows, kind)
-    return read(_cells(batch, name), _place(batch, name))
-
-
-def _cells(batch: Batch, name: str) -> pa.Array:
-    return batch.rows.column(name)
-
-
-def _place(batch: Batch, name: str) -> Place:
-    return Place(batch.origin, name, batch.row)
+    return read(*column_of(batch, name))
 
 
 class _Parts:

@@ -192,5 +192,7 @@ def _latest_metadata(url: str, options: dict[str, str]) -> str:
 
 def _no_version(origin: str, there: str) -> UnreadableInput:
     return UnreadableInput(
-        f"there is no such version: {there}", where=origin, next_step="correct version in scalr.toml, or leave it out"
+        f"there is no such version: {there}",
+        where=origin,
+        next_step="correct version (of an item file: items_version) in scalr.toml, or leave it out",
     )

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import pyarrow as pa
 
 from scalr_prod.errors import BadValue, ColumnNotFound, EmptyInput
-from scalr_prod.ingest.cells import Ids, Place
+from scalr_prod.ingest.cells import Ids, column_of
 from scalr_prod.ingest.columns import Wanted
-from scalr_prod.ingest.commit import SQL_TYPES
 from scalr_prod.ingest.readers import read_path
+from scalr_prod.ingest.rows import SQL_TYPES, count_of
 from scalr_prod.ingest.sql import read_query
 
 if TYPE_CHECKING:
@@ -69,8 +69,8 @@ class UserMap:
             return None
         named = chosen.columns.source, chosen.columns.target
         wanted = Wanted(tuple(filter(None, named)), "users.columns", whole=not all(named), location="[users] map")
-        if chosen.query is not None and chosen.url is not None:
-            batches, origin = read_query(chosen.url, chosen.query, wanted), "the query of [users]"
+        if chosen.sql is not None:
+            batches, origin = read_query(*chosen.sql, wanted), "the query of [users]"
         else:
             origin = chosen.map or ""
             batches = read_path(settings, origin, wanted, format=chosen.format, storage_options=chosen.storage_options)
@@ -86,7 +86,7 @@ class UserMap:
 
     def _add(self, batch: Batch, source: str, target: str) -> None:
         ids = [
-            reader.read(batch.rows.column(name), Place(batch.origin, name, batch.row), untyped=batch.untyped)
+            reader.read(*column_of(batch, name), untyped=batch.untyped)
             for reader, name in ((self.source, source), (self.target, target))
         ]
         self.pairs.append(pa.table([one.cast(pa.string()) for one in ids], names=["source", "target"]))
@@ -110,10 +110,10 @@ class UserMap:
         db.execute(
             f"CREATE TEMP TABLE {PAIRS} AS SELECT DISTINCT {text} FROM read_pairs WHERE source IS NOT NULL AND target IS NOT NULL"
         )
-        without = int(db.sql("SELECT count(*) FROM read_pairs WHERE source IS NULL OR target IS NULL").fetchall()[0][0])
+        without = count_of(db, "FROM read_pairs WHERE source IS NULL OR target IS NULL")
         db.unregister("read_pairs")
         self._refuse_ambiguous(db)
-        return int(db.sql(f"SELECT count(*) FROM {PAIRS}").fetchall()[0][0]), without
+        return count_of(db, f"FROM {PAIRS}"), without
 
     def _refuse_ambiguous(self, db: Any) -> None:
         db.execute(

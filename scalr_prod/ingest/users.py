@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Domain, Table
 from scalr_prod.errors import BadValue
-from scalr_prod.ingest.commit import Log, scan, staged_sql
 from scalr_prod.ingest.forgotten import without_forgotten
 from scalr_prod.ingest.idtypes import agreed_type
+from scalr_prod.ingest.rows import load, scan, staged_sql
 from scalr_prod.ingest.usermap import OWN, PAIRS
 from scalr_prod.jsonable import Jsonable
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from scalr_prod.contracts import IdType
+    from scalr_prod.ingest.commit import Log
     from scalr_prod.ingest.staging import StagedEvents
     from scalr_prod.ingest.usermap import UserMap
     from scalr_prod.lake import Lake
@@ -184,27 +185,14 @@ def _refuse_moved(db: Any, lake: Lake, log: Log) -> None:
     Raises:
         BadValue: They are; says how many, and how to bring them over.
     """
-    import pyarrow.dataset as ds
-
     table = Table.events(log.domain)
     if not lake.exists(table):
         return
-    happened, own = ds.field(EVENT_TIMESTAMP), log.own()
-    window = (happened >= ds.scalar(log.first)) & (happened <= ds.scalar(log.last))
     columns = [USER_ID, ITEM_ID, EVENT_TIMESTAMP]
-    rows = scan(
-        lake,
-        table,
-        version=lake.version(table),
-        columns=columns,
-        where=window if own is None else window & own,
-        since=log.first,
-        until=log.last,
-    )
     names = ", ".join(columns)
-    db.register("window_rows", rows)
-    db.execute("CREATE OR REPLACE TEMP TABLE there AS SELECT DISTINCT * FROM window_rows")
-    db.unregister("window_rows")
+    version, own = lake.version(table), log.own()
+    rows = scan(lake, table, version=version, columns=columns, where=own, since=log.first, until=log.last)
+    load(db, "there", rows, "SELECT DISTINCT * FROM loaded")
     new, gone = (
         f"SELECT DISTINCT {names} FROM {log.view} ANTI JOIN there USING ({names})",
         f"FROM there ANTI JOIN {log.view} USING ({names})",

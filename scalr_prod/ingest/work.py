@@ -22,14 +22,16 @@ from scalr_prod.duck import parquet_sql
 from scalr_prod.errors import CommitFailed, EmptyInput, NoCommonUsers
 from scalr_prod.growth import local_files, records_of, schema_of_table
 from scalr_prod.ingest.catalogue import leave_out_unused, update_catalogue
-from scalr_prod.ingest.commit import SQL_TYPES, Addition, Log, commit_key, repeat_while_moving, scan, staged_sql
+from scalr_prod.ingest.commit import Addition, Log, commit_key
 from scalr_prod.ingest.contract import held_to_limits, missing_from_file, refuse_doubled, repeated_rows
 from scalr_prod.ingest.idtypes import agreed_type
 from scalr_prod.ingest.merging import addition_of, latest_of_each_id
 from scalr_prod.ingest.replacing import replacements_of
 from scalr_prod.ingest.report import DomainReport
+from scalr_prod.ingest.rows import SQL_TYPES, count_of, scan, staged_sql
 from scalr_prod.ingest.users import Users
 from scalr_prod.instants import datetime_of
+from scalr_prod.lake import repeat_while_moving
 from scalr_prod.progress import counting
 from scalr_prod.tombstones import Tombstones
 
@@ -157,7 +159,7 @@ class Work:
         nothing = "".join(f", NULL::{'DOUBLE' if name == 'value' else 'VARCHAR'} AS {name}" for name in lacking)
         named = f" REPLACE ('{prefix}' || {EVENT_ID} AS {EVENT_ID})" if prefix and EVENT_ID not in lacking else ""
         self.db.execute(f"CREATE TEMP VIEW {view} AS SELECT *{named}{nothing} FROM ({query})")
-        rows = int(self.db.sql(f"SELECT count(*) FROM {view}").fetchall()[0][0])
+        rows = count_of(self.db, f"FROM {view}")
         self.forgotten[place] = staged.rows - rows
         if not rows:
             raise EmptyInput(
@@ -216,22 +218,17 @@ class Work:
         return common
 
     def _load_users(self, domain: Domain, *, in_lake: bool) -> None:
-        name = f"{domain}_users"
-        none = f"SELECT NULL::{SQL_TYPES[self.user]} AS {USER_ID} WHERE false"
-        logs = " UNION ".join([none, *(f"SELECT {USER_ID} FROM {self.logs[place].view}" for place in self.read[domain])])
-        self.db.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS {logs}")
-        if not in_lake:
-            return
-        table = Table.events(domain)
-        self.db.register("lake_users", scan(self.lake, table, version=self.lake.version(table), columns=[USER_ID]))
-        self.db.execute(f"INSERT INTO {name} SELECT DISTINCT {USER_ID} FROM lake_users")
+        users = [f"SELECT NULL::{SQL_TYPES[self.user]} AS {USER_ID} WHERE false"]
+        users += [f"SELECT {USER_ID} FROM {self.logs[place].view}" for place in self.read[domain]]
+        if in_lake:
+            table = Table.events(domain)
+            self.db.register("lake_users", scan(self.lake, table, version=self.lake.version(table), columns=[USER_ID]))
+            users.append(f"SELECT {USER_ID} FROM lake_users")
+        self.db.execute(f"CREATE OR REPLACE TEMP TABLE {domain}_users AS {' UNION '.join(users)}")
         self.db.unregister("lake_users")
 
     def _shared(self) -> int:
-        found = self.db.sql(
-            f"SELECT count(*) FROM (SELECT {USER_ID} FROM source_users INTERSECT SELECT {USER_ID} FROM target_users)"
-        ).fetchall()[0]
-        return int(found[0])
+        return count_of(self.db, f"SELECT {USER_ID} FROM source_users INTERSECT SELECT {USER_ID} FROM target_users")
 
     def _example(self, domain: Domain) -> str:
         return repr(self.db.sql(f"SELECT min({USER_ID}) FROM {domain}_users").fetchall()[0][0])

@@ -8,8 +8,8 @@ event time, `tables` is what can be done with a table.
 
 from __future__ import annotations
 
-from scalr_prod.lake.commits import Commit, record_of
+from scalr_prod.lake.commits import Commit, record_of, repeat_while_moving
 from scalr_prod.lake.tables import Lake
 from scalr_prod.lake.windows import files_within, window_sql
 
-__all__ = ["Commit", "Lake", "files_within", "record_of", "window_sql"]
+__all__ = ["Commit", "Lake", "files_within", "record_of", "repeat_while_moving", "window_sql"]

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from scalr_prod.errors import CommitFailed, CommitOutcomeUnknown
 from scalr_prod.lake.storage import in_one_line
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
     from scalr_prod.contracts import Table
     from scalr_prod.lake.storage import Storage
 
-__all__ = ["Commit", "commit_once", "record_of", "records_of", "version_of"]
+__all__ = ["Commit", "commit_once", "record_of", "records_of", "repeat_while_moving", "version_of"]
+
+logger = logging.getLogger(__name__)
 
 #: App id shared by all commits that depend on the version they were computed from.
 _GUARD: Final = "expected-version"
@@ -26,6 +30,10 @@ _GUARD: Final = "expected-version"
 _KEY: Final = "scalr.key"
 #: What a commit says of itself.
 _RECORD: Final = "scalr.record"
+#: How often a commit is computed anew because another writer was faster.
+_ATTEMPTS: Final = 8
+
+Outcome = TypeVar("Outcome")
 
 
 @dataclass(frozen=True)
@@ -87,6 +95,23 @@ def commit_once(
         version = delta.version()  # the one that its own commit made, whatever others have added since
     note_written(storage.uri(table), version)
     return Commit(table.value, version, written=True)
+
+
+def repeat_while_moving(storage: Storage, table: Table, attempt: Callable[[int], Outcome]) -> Outcome:
+    """Call ``attempt`` with the table's version, again if another writer moved the table on in the meantime.
+
+    Raises:
+        CommitFailed: It did not land, and the table stands where it stood; or others were faster again and again.
+    """
+    for number in itertools.count(1):
+        version = storage.open_table(table).version()
+        try:
+            return attempt(version)
+        except CommitFailed:
+            if number == _ATTEMPTS or storage.open_table(table).version() == version:
+                raise
+            logger.info("%s has moved on in the meantime; computing the commit again", table.value)
+    raise AssertionError("unreachable")
 
 
 def _must_be_at(delta: DeltaTable, expected_version: int | None) -> None:

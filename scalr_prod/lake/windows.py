@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 __all__ = ["files_within", "is_empty_between", "is_whole_between", "only_between", "window_sql"]
 
 
-def window_sql(start: datetime, end: datetime) -> str:
-    """SQL of Delta: the rows with ``start <= event_timestamp < end``."""
-    return f"{EVENT_TIMESTAMP} >= '{_literal(start)}' AND {EVENT_TIMESTAMP} < '{_literal(end)}'"
+def window_sql(start: datetime, end: datetime | None = None) -> str:
+    """SQL of Delta: the rows with ``start <= event_timestamp < end``; None: all from the start on."""
+    since = f"{EVENT_TIMESTAMP} >= '{_literal(start)}'"
+    return since if end is None else f"{since} AND {EVENT_TIMESTAMP} < '{_literal(end)}'"
 
 
 def files_within(table: DeltaTable, start: datetime, end: datetime) -> frozenset[str]:

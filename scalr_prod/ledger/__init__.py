@@ -21,13 +21,14 @@ from scalr_prod.ledger.records import (
     RunState,
     Transition,
 )
-from scalr_prod.ledger.spec import RunSpec, check_run_id, run_folder
+from scalr_prod.ledger.spec import STAGED, RunSpec, check_run_id, run_folder
 
 if TYPE_CHECKING:
     from scalr_prod.ledger.lease import Lease
     from scalr_prod.ledger.store import Ledger
 
 __all__ = [
+    "STAGED",
     "Change",
     "DatasetRecord",
     "Lease",

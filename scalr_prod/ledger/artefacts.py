@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from scalr_prod.errors import LedgerError, TranslatorNotFound
 from scalr_prod.ledger.history import History, Subject
 from scalr_prod.ledger.models import DatasetRow, ModelVersionRow, PromotionRow
-from scalr_prod.ledger.records import DatasetRecord, ModelVersion, Promotion
+from scalr_prod.ledger.records import DatasetRecord, ModelVersion, Promotion, from_row
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,12 +56,12 @@ class Artefacts(History):
         with self._writing() as session:
             row.project_id, row.created_at = self._own(session), self._now(session)
             found = self._insert_once(session, row, (_TRANSLATOR, version), sha256=sha256, fingerprint=fingerprint)
-            return _model_version(found)
+            return from_row(found, ModelVersion)
 
     def model_versions(self) -> list[ModelVersion]:
         """Every version of the project's translator, the oldest first."""
         query = sa.select(ModelVersionRow).where(ModelVersionRow.name == _TRANSLATOR).order_by(ModelVersionRow.version)
-        return [_model_version(row) for row in self._listed(query)]
+        return [from_row(row, ModelVersion) for row in self._listed(query)]
 
     def promote_version(self, version: int, *, cause: str) -> Promotion:
         """From now on this is the version to be served. Promoting the promoted one changes nothing.
@@ -83,7 +83,7 @@ class Artefacts(History):
                 self._note(session, "model", _TRANSLATOR, former, f"version {version}", cause=cause)
                 last = PromotionRow(project_id=own, name=_TRANSLATOR, version=version, at=self._now(session), cause=cause)
                 session.add(last)
-            return _promotion(last)
+            return from_row(last, Promotion)
 
     def promoted_version(self) -> int | None:
         """The version to be served; None where none was promoted."""
@@ -94,7 +94,7 @@ class Artefacts(History):
     def promotions(self) -> list[Promotion]:
         """Which versions were to be served, in order."""
         query = sa.select(PromotionRow).where(PromotionRow.name == _TRANSLATOR).order_by(PromotionRow.id)
-        return [_promotion(row) for row in self._listed(query)]
+        return [from_row(row, Promotion) for row in self._listed(query)]
 
     def record_dataset(
         self,
@@ -117,14 +117,14 @@ class Artefacts(History):
         )
         with self._writing() as session:
             row.project_id, row.created_at = self._own(session), self._now(session)
-            return _dataset(self._insert_once(session, row, (name, version), fingerprint=fingerprint))
+            return from_row(self._insert_once(session, row, (name, version), fingerprint=fingerprint), DatasetRecord)
 
     def datasets(self, name: str | None = None) -> list[DatasetRecord]:
         """Every data set of the project, or one's versions, the oldest version first."""
         query = sa.select(DatasetRow).order_by(DatasetRow.name, DatasetRow.version)
         if name is not None:
             query = query.where(DatasetRow.name == name)
-        return [_dataset(row) for row in self._listed(query)]
+        return [from_row(row, DatasetRecord) for row in self._listed(query)]
 
     def _insert_once(self, session: Session, row: Row, key: tuple[str, int], **identity: str) -> Row:
         kind, whole = type(row), (row.project_id, *key)
@@ -170,17 +170,3 @@ class Artefacts(History):
 def _json(content: Mapping[str, Any]) -> dict[str, Any]:
     plain: dict[str, Any] = json.loads(json.dumps(dict(content), default=str))
     return plain
-
-
-def _model_version(row: ModelVersionRow) -> ModelVersion:
-    return ModelVersion(
-        row.name, row.version, row.path, row.sha256, row.fingerprint, row.trained_until, row.created_at, row.metrics
-    )
-
-
-def _promotion(row: PromotionRow) -> Promotion:
-    return Promotion(row.name, row.version, row.at, row.cause)
-
-
-def _dataset(row: DatasetRow) -> DatasetRecord:
-    return DatasetRecord(row.name, row.version, row.path, row.fingerprint, row.rows, row.cutoff, row.created_at, row.manifest)

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from scalr_prod.ledger.models import TransitionRow
 from scalr_prod.ledger.projects import Projects
-from scalr_prod.ledger.records import Change
+from scalr_prod.ledger.records import Change, from_row
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -36,10 +36,7 @@ class History(Projects):
             query = query.where(TransitionRow.run_id == run_id)
         if subject is not None:
             query = query.where(TransitionRow.subject == subject)
-        return [
-            Change(row.subject, row.key, row.from_state, row.to_state, row.at, row.cause, row.actor)
-            for row in self._listed(query)
-        ]
+        return [from_row(row, Change) for row in self._listed(query)]
 
     def changes_to(self, subject: Subject) -> dict[str, int]:
         """How often one of a kind went to a state, by that state; counted by the database, however long the history is."""

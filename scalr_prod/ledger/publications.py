@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from scalr_prod.errors import LedgerError
 from scalr_prod.ledger.models import PublicationRow
-from scalr_prod.ledger.records import Publication, PublicationStatus, RunState
+from scalr_prod.ledger.records import Publication, PublicationStatus, RunState, from_row
 from scalr_prod.ledger.runs import Runs
 from scalr_prod.ledger.spec import RunSpec
 
@@ -151,7 +151,11 @@ class Publications(Runs):
         )
         row = session.scalars(query.with_for_update()).one_or_none()
         if row is None:
-            raise LedgerError(f"no attempt {attempt} to publish it is recorded", where=self.address).at(run_id=run_id)
+            raise LedgerError(
+                f"no attempt {attempt} to publish it is recorded",
+                where=self.address,
+                next_step=f"see those that are: scalr runs show {run_id}",
+            ).at(run_id=run_id)
         return row
 
 
@@ -170,21 +174,4 @@ def _up_to(row: PublicationRow) -> sa.Select[PublicationRow]:
 
 
 def _publication(row: PublicationRow) -> Publication:
-    return Publication(
-        run_id=row.run_id,
-        attempt=row.attempt,
-        key=row.key,
-        status=PublicationStatus(row.status),
-        start=row.start,
-        end=row.end,
-        base_version=row.base_version,
-        delta_version=row.delta_version,
-        rows=row.rows,
-        replaced=row.replaced,
-        created_at=row.created_at,
-        published_at=row.published_at,
-        rolled_back_at=row.rolled_back_at,
-        rollback_version=row.rollback_version,
-        canary=row.canary,
-        widens=row.widens,
-    )
+    return from_row(row, Publication, status=PublicationStatus(row.status))

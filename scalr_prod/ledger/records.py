@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from scalr_prod.jsonable import Jsonable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
+
+    from _typeshed import DataclassInstance
 
     from scalr_prod.ledger.spec import RunSpec
 
@@ -27,7 +29,10 @@ __all__ = [
     "Run",
     "RunState",
     "Transition",
+    "from_row",
 ]
+
+Record = TypeVar("Record", bound="DataclassInstance")
 
 
 class RunState(StrEnum):
@@ -194,3 +199,9 @@ class DatasetRecord(Jsonable):
     cutoff: datetime | None
     created_at: datetime
     manifest: Mapping[str, Any] = field(default_factory=dict)
+
+
+def from_row(row: Any, kind: type[Record], **known: Any) -> Record:
+    """A row of the ledger as what is handed out: each field is the column of its name, but for those that are ``known``."""
+    columns = {one.name: getattr(row, one.name) for one in fields(kind) if one.name not in known}
+    return kind(**columns, **known)

@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from scalr_prod.errors import LedgerError, RunNotFound, RunOfOtherProject, ScalrError
 from scalr_prod.ledger.history import History
 from scalr_prod.ledger.models import PartitionRow, RunRow
-from scalr_prod.ledger.records import TRANSITIONS, Partition, Run, RunState, Transition
+from scalr_prod.ledger.records import TRANSITIONS, Partition, Run, RunState, Transition, from_row
 from scalr_prod.ledger.spec import RunSpec, check_run_id
 
 if TYPE_CHECKING:
@@ -152,10 +152,7 @@ class Runs(History):
         with self._reading() as session:
             run = self._row(session, run_id)
             query = sa.select(PartitionRow).where(*_parts_of(run)).order_by(PartitionRow.partition)
-            return [
-                Partition(row.run_id, row.partition, row.state, row.rows, row.sha256, row.path, row.updated_at, row.manifest)
-                for row in session.scalars(query)
-            ]
+            return [from_row(row, Partition) for row in session.scalars(query)]
 
     def _insert_run(self, session: Session, run_id: str, content: dict[str, Any], cause: str) -> tuple[RunRow, bool]:
         now = self._now(session)
@@ -209,17 +206,8 @@ class Runs(History):
         )
 
     def _run(self, row: RunRow, *, created: bool = False) -> Run:
-        return Run(
-            project=self.project.name,
-            run_id=row.run_id,
-            spec=RunSpec.from_json(row.spec),
-            state=RunState(row.state),
-            created_at=row.created_at,
-            updated_at=row.updated_at,
-            lease_owner=row.lease_owner,
-            lease_expires_at=row.lease_expires_at,
-            created=created,
-        )
+        spec, state = RunSpec.from_json(row.spec), RunState(row.state)
+        return from_row(row, Run, project=self.project.name, spec=spec, state=state, created=created)
 
 
 def _parts_of(run: RunRow) -> tuple[sa.ColumnElement[bool], ...]:

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["RunSpec", "check_run_id", "run_folder"]
+__all__ = ["STAGED", "RunSpec", "check_run_id", "run_folder"]
+
+#: Folders of a run that are of no use once it has ended, or the tables it was pinned to are gone. Its spec, figures and verdict stay, and
+#: the accepted rows: a run that was rolled back may be published again.
+STAGED: Final = ("asked", "parts", "candidates")
 
 _RUN_ID: Final = re.compile(r"run_[0-9a-f]{16}")
 _INSTANTS: Final = ("start", "end", "as_of", "translator_trained_until")

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.errors import BadValue, ColumnNotFound, EmptyInput, UnreadableInput
-from scalr_prod.ingest.cells import Ids, Place
+from scalr_prod.ingest.cells import Ids, column_of, numbers
 from scalr_prod.ingest.columns import Wanted
+from scalr_prod.ingest.files import suffix_of
 from scalr_prod.ingest.instants import Instants
 from scalr_prod.ingest.readers import read_path
 from scalr_prod.ingest.sql import read_query
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from scalr_prod.ingest.cells import Place
     from scalr_prod.ingest.protocol import Batch
     from scalr_prod.settings import Settings
 
@@ -150,7 +151,7 @@ def _sample(base: Settings, asked: Asked) -> tuple[Batch, dict[str, str]]:
     try:
         return _first(read_path(base, location, everything), location), {}
     except UnreadableInput:
-        unsure = _UNSURE.get(Path(location.removesuffix(".gz")).suffix.lower())
+        unsure = _UNSURE.get(suffix_of(location))
         if unsure is None or asked.place == "items":
             raise
     return _first(read_path(base, location, everything, format=unsure), location), {"format": unsure}
@@ -222,7 +223,7 @@ _SAYS: Final = {"user": "user's id", "item": "item's id", "timestamp": "time of 
 
 def _problem(role: str, sample: Batch, name: str, asked: Asked) -> BadValue | None:
     """Why the ingest could not take a column in a role."""
-    values, place = sample.rows.column(name), Place(sample.origin, name, sample.row)
+    values, place = column_of(sample, name)
     try:
         if role == "timestamp":
             _read_times(values, place, asked.timezone or "UTC")
@@ -250,7 +251,7 @@ def _read_times(values: pa.Array, place: Place, zone: str) -> tuple[Instants, st
 
 def _times(sample: Batch, name: str, asked: Asked, notes: list[str]) -> tuple[str, dict[str, str]]:
     """What a log's times are, in words, and the settings that they need."""
-    values, place = sample.rows.column(name), Place(sample.origin, name, sample.row)
+    values, place = column_of(sample, name)
     reader, pattern, others = _read_times(values, place, asked.timezone or "UTC")
     settings = {}
     if pattern is not None:
@@ -285,10 +286,8 @@ def _is_flat(values: pa.Array) -> bool:
 
 
 def _reads_numbers(sample: Batch, name: str) -> bool:
-    from scalr_prod.ingest.cells import numbers
-
     try:
-        numbers(sample.rows.column(name), Place(sample.origin, name, sample.row))
+        numbers(*column_of(sample, name))
     except BadValue:
         return False
     return True

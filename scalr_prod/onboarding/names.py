@@ -17,95 +17,30 @@ ROLES: Final = ("user", "item", "timestamp")
 ITEM_ROLES: Final = ("title", "category", "value")
 
 #: Names as `plain` gives them, the most telling first: the first that is there is taken.
-_NAMES: Final[dict[str, tuple[str, ...]]] = {
-    "user": (
-        *("user_id", "user", "uid", "user_no", "customer_id", "customer", "client_id", "client", "member_id", "member"),
-        *("account_id", "reviewer_id", "visitor_id", "visitor", "household_id", "household_key", "household", "person_id"),
-        *(
-            "buyer_id",
-            "buyer",
-            "shopper_id",
-            "reader_id",
-            "listener_id",
-            "subscriber_id",
-            "device_id",
-            "cookie_id",
-            "session_id",
-        ),
-    ),
-    "item": (
-        *(
-            "item_id",
-            "item",
-            "iid",
-            "parent_asin",
-            "asin",
-            "product_id",
-            "product",
-            "sku",
-            "article_id",
-            "movie_id",
-            "film_id",
-            "book_id",
-        ),
-        *(
-            "isbn",
-            "stock_code",
-            "track_id",
-            "song_id",
-            "artist_id",
-            "album_id",
-            "video_id",
-            "show_id",
-            "business_id",
-            "gmap_id",
-            "place_id",
-        ),
-        *(
-            "venue_id",
-            "poi_id",
-            "recipe_id",
-            "game_id",
-            "app_id",
-            "news_id",
-            "content_id",
-            "course_id",
-            "listing_id",
-            "offer_id",
-        ),
-        *("movie", "film", "book", "track", "song", "artist", "video", "article"),
-    ),
-    "timestamp": (
-        *(
-            "timestamp",
-            "event_timestamp",
-            "event_time",
-            "event_ts",
-            "datetime",
-            "date_time",
-            "time",
-            "ts",
-            "unix_review_time",
-            "unix_time",
-        ),
-        *("occurred_at", "happened_at", "created_at", "created", "purchased_at", "ordered_at", "viewed_at", "played_at"),
-        *("transaction_timestamp", "purchase_timestamp", "order_timestamp", "transaction_time", "transaction_date"),
-        *("order_time", "order_date", "purchase_date", "invoice_date", "event_date", "review_time", "review_date", "rated_at"),
-        *("date", "day", "t_dat", "when", "at"),
-    ),
-    "title": ("title", "name", "item_title", "item_name", "product_title", "product_name", "movie_title", "book_title"),
-    "category": (
-        "category",
-        "main_category",
-        "categories",
-        "genre",
-        "genres",
-        "department",
-        "class",
-        "product_category",
-        "type",
-    ),
-    "value": ("value", "price", "sales_price", "unit_price", "cost"),
+_NAMES: Final[dict[str, list[str]]] = {
+    role: names.split()
+    for role, names in {
+        "user": """
+            user_id user uid user_no customer_id customer client_id client member_id member account_id reviewer_id
+            visitor_id visitor household_id household_key household person_id buyer_id buyer shopper_id reader_id
+            listener_id subscriber_id device_id cookie_id session_id
+        """,
+        "item": """
+            item_id item iid parent_asin asin product_id product sku article_id movie_id film_id book_id isbn stock_code
+            track_id song_id artist_id album_id video_id show_id business_id gmap_id place_id venue_id poi_id recipe_id
+            game_id app_id news_id content_id course_id listing_id offer_id movie film book track song artist video
+            article
+        """,
+        "timestamp": """
+            timestamp event_timestamp event_time event_ts datetime date_time time ts unix_review_time unix_time
+            occurred_at happened_at created_at created purchased_at ordered_at viewed_at played_at transaction_timestamp
+            purchase_timestamp order_timestamp transaction_time transaction_date order_time order_date purchase_date
+            invoice_date event_date review_time review_date rated_at date day t_dat when at
+        """,
+        "title": "title name item_title item_name product_title product_name movie_title book_title",
+        "category": "category main_category categories genre genres department class product_category type",
+        "value": "value price sales_price unit_price cost",
+    }.items()
 }
 #: What a time's name may say of its unit: ``ts_ms``, ``time_s``. The numbers tell it, too.
 _UNIT: Final = re.compile(r"_(s|ms|us|ns|sec|secs|millis|seconds)$")

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import os
 import re
-from contextlib import closing
-from dataclasses import dataclass
+import tomllib
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,7 +15,7 @@ from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID
 from scalr_prod.errors import EmptyInput, SettingsError
 from scalr_prod.onboarding.databases import located
 from scalr_prod.onboarding.guess import Asked, ItemGuess, LogGuess, guess_items, guess_log
-from scalr_prod.onboarding.text import DomainText, parsed, write_toml
+from scalr_prod.onboarding.text import DomainText, write_toml
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -45,7 +46,7 @@ class Understood:
     log: LogGuess
     items: ItemGuess | None
     items_location: str | None
-    rows: Sequence[Mapping[str, str]]
+    rows: Sequence[Mapping[str, str]] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
@@ -91,19 +92,19 @@ class Beginning:
         Raises:
             SettingsError: It is there, or cannot be written; nothing was.
         """
-        check_free(self.config, force=force)
-        made = self.config.with_name(f".{self.config.name}.{os.getpid()}") if force else self.config
+        draft = self.config.with_name(f".{self.config.name}.{os.getpid()}")
         try:
             self.config.parent.mkdir(parents=True, exist_ok=True)
-            with made.open("w" if force else "x", encoding="utf-8") as file:
-                file.write(self.text)
-            made.replace(self.config)
-        except FileExistsError:
-            check_free(self.config, force=False)
+            draft.write_text(self.text, encoding="utf-8")
+            check_free(self.config, force=force)
+            draft.replace(self.config)
         except OSError as error:
             raise SettingsError(
                 f"cannot be written: {error.strerror}", where=str(self.config), next_step="name another file: --config FILE"
             ) from error
+        finally:
+            with suppress(OSError):  # its folder may be none
+                draft.unlink(missing_ok=True)
 
     def for_people(self) -> dict[str, Any]:
         """The same for reading: five rows of each log as they are understood."""
@@ -164,30 +165,38 @@ def understand(
         BadValue: The users' ids of the two are of types that cannot be compared.
         SettingsError: A name is no name of a domain, or a zone is none.
     """
-    from scalr_prod.settings import make_settings
-
     base = config.absolute().parent
     absolute = [located(one) for one in asked]
     # Of no log yet: the folder that paths start from, and whether the zone is one.
     blank = {one.place: {"name": one.place, "events": "none", "timezone": one.timezone} for one in absolute}
-    empty = make_settings({"domains": blank}, base=base)
+    empty = _settings({"domains": blank}, base, option="--timezone")
     called = _names(absolute, dict(names or {}))
-    texts: list[DomainText] = []
-    found: dict[str, tuple[Asked, str, LogGuess, ItemGuess | None, str | None]] = {}
+    item_files = {place: _absolute_path(location) for place, location in (items or {}).items()}
+    found: dict[str, Understood] = {}
     for one in absolute:
-        log = guess_log(empty, one)
-        location = _absolute_path((items or {})[one.place]) if one.place in (items or {}) else None
-        item = guess_items(empty, location, log.columns["item"]) if location else None
-        found[one.place] = (one, called[one.place], log, item, location)
-        texts.append(_domain(one, called[one.place], log, item, location, base))
-    text = write_toml(texts)
-    sections = parsed(text)
+        log, location = guess_log(empty, one), item_files.get(one.place)
+        described = guess_items(empty, location, log.columns["item"]) if location else None
+        found[one.place] = Understood(one, called[one.place], log, described, location)
+    text = write_toml([_domain(one, base) for one in found.values()], _one_line(config.name))
+    sections = tomllib.loads(text)
     for one in absolute:  # what the file leaves to the environment
         if one.query is not None:
             sections["domains"][one.place]["url"] = one.location
-    settings = make_settings(sections, base=base)
+    settings = _settings(sections, base, option="--source-name, --target-name")
     rows = _read(settings)
-    return Beginning(config, {place: Understood(*facts, rows=rows[place]) for place, facts in found.items()}, text)
+    return Beginning(config, {place: replace(one, rows=rows[place]) for place, one in found.items()}, text)
+
+
+def _settings(sections: dict[str, Any], base: Path, *, option: str) -> Settings:
+    """Settings of what was asked for; what they refuse was said by an option, where no environment variable is named."""
+    from scalr_prod.settings import make_settings
+
+    try:
+        return make_settings(sections, base=base)
+    except SettingsError as error:
+        if error.where != "the settings":
+            raise
+        raise SettingsError(error.found, where=option, next_step="correct the option") from error
 
 
 def _read(settings: Settings) -> dict[str, list[dict[str, str]]]:
@@ -238,19 +247,18 @@ def _show_as(kind: IdType, rows: list[dict[str, str]], role: str) -> None:
         row[role] = row[role].removesuffix(".0") if kind == "int64" else row[role]
 
 
-def _domain(
-    asked: Asked, name: str, log: LogGuess, item: ItemGuess | None, items_location: str | None, base: Path
-) -> DomainText:
-    values: dict[str, Any] = {"name": name}
+def _domain(one: Understood, base: Path) -> DomainText:
+    asked, log = one.asked, one.log
+    values: dict[str, Any] = {"name": one.name}
     if asked.query is not None:
         values |= {"url": asked.location, "query": asked.query}
     else:
         values["events"] = _shown(asked.location, base)
     values["columns"] = dict(log.columns)
     values |= log.settings
-    if item is not None and items_location is not None:
-        values["items"] = _shown(items_location, base)
-        values["item_columns"] = dict(item.columns)
+    if one.items is not None and one.items_location is not None:
+        values["items"] = _shown(one.items_location, base)
+        values["item_columns"] = dict(one.items.columns)
     others = [column for column in log.there if column not in log.columns.values()]
     comments = [f"{'What users did where there are many events' if asked.place == 'source' else 'Where events are wanted'}."]
     comments.append(f"Times: {log.times}.")
@@ -261,8 +269,17 @@ def _domain(
             + ", ".join(others)
             + ". One of them may be columns.weight or columns.created."
         )
-    plain = tuple(re.sub(r"[\x00-\x1f\x7f]", " ", comment) for comment in comments)
-    return DomainText(asked.place, values, plain, secret_url=asked.query is not None and _has_password(asked.location))
+    return DomainText(
+        asked.place,
+        values,
+        tuple(map(_one_line, comments)),
+        secret_url=asked.query is not None and _has_password(asked.location),
+    )
+
+
+def _one_line(text: str) -> str:
+    """As a comment of a TOML file may have it."""
+    return re.sub(r"[\x00-\x1f\x7f]", " ", text)
 
 
 def _has_password(url: str) -> bool:

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import json
-import tomllib
+import shlex
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -19,18 +20,21 @@ _SAYS: Final = {
 }
 
 
+@dataclass(frozen=True)
 class DomainText:
     """The lines of one domain.
 
-    Args:
+    Attributes:
         place: ``source`` or ``target``.
         values: Keys of ``[domains.<place>]`` → values; ``columns`` and ``item_columns`` are mappings.
         comments: Lines above the section.
         secret_url: The URL holds a password: it is left to the environment.
     """
 
-    def __init__(self, place: str, values: Mapping[str, Any], comments: tuple[str, ...], *, secret_url: bool = False) -> None:
-        self.place, self.values, self.comments, self.secret_url = place, values, comments, secret_url
+    place: str
+    values: Mapping[str, Any]
+    comments: tuple[str, ...]
+    secret_url: bool
 
     def lines(self) -> list[str]:
         """As they stand in the file."""
@@ -46,15 +50,17 @@ class DomainText:
         return lines
 
 
-def write_toml(domains: list[DomainText]) -> str:
+def write_toml(domains: list[DomainText], name: str) -> str:
     """The whole file; every other key with its default is left out.
 
     Args:
         domains: Source and target.
+        name: The file's.
     """
+    named = "" if name == "scalr.toml" else f" --config {shlex.quote(name)}"
     lines = [
         "# Written by `scalr init`. Only [domains] is needed; all else has a default: see the README and docs/your-data.md.",
-        "# Look again: scalr doctor --config scalr.toml    Go on: scalr ingest, or everything at once: scalr run",
+        f"# Look again: scalr doctor --config {shlex.quote(name)}    Go on: scalr ingest{named}, or everything at once: scalr run{named}",
     ]
     for domain in domains:
         lines += ["", *domain.lines()]
@@ -73,11 +79,6 @@ def write_toml(domains: list[DomainText]) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def parsed(text: str) -> dict[str, Any]:
-    """The file's content, as it will be read."""
-    return tomllib.loads(text)
 
 
 def _toml(value: Any) -> str:

@@ -19,7 +19,7 @@ from scalr_prod.contracts import Table
 from scalr_prod.duck import staging_folder
 from scalr_prod.errors import LeaseHeld
 from scalr_prod.lake import Lake
-from scalr_prod.ledger import Ledger, PublicationStatus, RunState, run_folder
+from scalr_prod.ledger import STAGED, Ledger, PublicationStatus, RunState, run_folder
 from scalr_prod.replaced import restoring_versions
 
 if TYPE_CHECKING:
@@ -34,9 +34,6 @@ logger = logging.getLogger(__name__)
 
 #: A run in one of these needs its staged parts no more.
 _ENDED: Final = (RunState.PUBLISHED, RunState.ROLLED_BACK, RunState.REJECTED)
-#: What of a run's folder goes. Its spec, figures and verdict stay, and the accepted rows: a run that was rolled back may be published
-#: again.
-_PARTS: Final = ("asked", "parts", "candidates")
 
 
 @dataclass(frozen=True)
@@ -107,7 +104,7 @@ def _runs(settings: Settings, now: datetime, *, dry_run: bool) -> Iterator[Remov
     keep = timedelta(days=settings.retention.days)
     with Ledger.open(settings) as ledger:
         for run in ledger.runs():
-            folders = [run_folder(settings, run.run_id) / name for name in _PARTS]
+            folders = [run_folder(settings, run.run_id) / name for name in STAGED]
             there = [folder for folder in folders if folder.is_dir()]
             if run.state not in _ENDED or now - run.updated_at < keep or not there:
                 continue

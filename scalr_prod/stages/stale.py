@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from scalr_prod.contracts import Table
+from scalr_prod.errors import TranslatorNotFound
 from scalr_prod.jsonable import Jsonable
 from scalr_prod.replacements import REPLACED, stale_since
 
@@ -57,9 +59,9 @@ def stale_stages(settings: Settings) -> dict[str, str]:
         return found
     with Ledger.open(settings) as ledger:
         runs, sets = ledger.runs(limit=1), ledger.datasets(settings.training_set.name)
-    since = _stale_version_since(settings, lake)
-    if since is not None:
-        found["translator"] = _reason(since)
+    with suppress(TranslatorNotFound):
+        if (since := _stale_version_since(settings, lake)) is not None:
+            found["translator"] = _reason(since)
     if runs and (since := _stale_run_since(lake, runs[0].spec)) is not None:
         found |= dict.fromkeys(_OF_RUN, _reason(since))
     elif others := stale_publications(settings):
@@ -86,15 +88,12 @@ def stale_publications(settings: Settings) -> list[tuple[Publication, RunSpec]]:
 
 def stale_version(settings: Settings, version: int) -> bool:
     """Whether a translator version learned from events that have been replaced since; one that is no longer there counts as such."""
-    from scalr_prod.errors import TranslatorNotFound
     from scalr_prod.lake import Lake
-    from scalr_prod.translator import load_version
 
     try:
-        found = load_version(settings, version)
+        return _stale_version_since(settings, Lake.open(settings), version) is not None
     except TranslatorNotFound:
         return True
-    return stale_since(Lake.open(settings), found.manifest.get("data_versions", {}), found.trained_until) is not None
 
 
 def _anything_replaced(lake: Lake) -> bool:
@@ -102,20 +101,15 @@ def _anything_replaced(lake: Lake) -> bool:
     return any(lake.exists(table) and lake.note(table, REPLACED) is not None for table in tables)
 
 
-def _stale_version_since(settings: Settings, lake: Lake) -> datetime | None:
-    from scalr_prod.errors import TranslatorNotFound
+def _stale_version_since(settings: Settings, lake: Lake, version: int | None = None) -> datetime | None:
     from scalr_prod.translator import load_version
 
-    try:
-        latest = load_version(settings)
-    except TranslatorNotFound:
-        return None
-    return stale_since(lake, latest.manifest.get("data_versions", {}), latest.trained_until)
+    found = load_version(settings, version)
+    return stale_since(lake, found.manifest.get("data_versions", {}), found.trained_until)
 
 
 def _to_be_trained(settings: Settings) -> dict[str, str]:
     """That the latest translator learned from users who were forgotten since, where it did."""
-    from scalr_prod.errors import TranslatorNotFound
     from scalr_prod.tombstones import Tombstones
     from scalr_prod.translator import load_version
 

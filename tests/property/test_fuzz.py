@@ -133,10 +133,10 @@ def test_json_lines(home, rows):
     offered(home, "t2.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
-@FEWER  # each is read as four formats
+@FEWER  # each is read as six formats
 @given(st.binary(max_size=300))
 def test_noise(home, content):
-    for name in ("t3.csv", "t3.jsonl", "t3.parquet", "t3.csv.gz"):
+    for name in ("t3.csv", "t3.jsonl", "t3.parquet", "t3.csv.gz", "t3.csv.xz", "t3.csv.zst"):
         offered(home, name, content)
 
 

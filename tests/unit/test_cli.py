@@ -9,7 +9,10 @@ from typer.testing import CliRunner
 
 from scalr_prod import __version__
 from scalr_prod.cli import app
+from scalr_prod.contracts import Table
+from scalr_prod.lake import Lake
 from scalr_prod.rendering import as_lines
+from scalr_prod.settings import load_settings
 
 runner = CliRunner()
 
@@ -74,6 +77,24 @@ def test_wrong_usage_exits_with_2():
     assert runner.invoke(app, ["validate"]).exit_code == 2
     assert runner.invoke(app, ["fly"]).exit_code == 2
     assert "rows.csv" in runner.invoke(app, ["dataset", "export", "rows.xlsx"]).output
+
+
+def test_a_file_of_ids_that_is_no_text_is_an_error(tmp_path):
+    (tmp_path / "ids.txt").write_bytes(b"\xff\xfe\n")
+    done = runner.invoke(app, ["forget", "--file", str(tmp_path / "ids.txt"), "--json"])
+    assert done.exit_code == 1
+    told = json.loads(done.stdout)
+    assert (told["error"], told["where"]) == ("ForgettingError", str(tmp_path / "ids.txt"))
+
+
+def test_a_file_of_ids_may_begin_with_a_byte_order_mark(project, tmp_path):
+    config = ["--config", str(project), "--json"]
+    assert runner.invoke(app, ["ingest", *config]).exit_code == 0
+    user = Lake.open(load_settings(project)).read(Table.TARGET_EVENTS)["user_id"][0].as_py()
+    (tmp_path / "ids.txt").write_text(f"{user}\n", encoding="utf-8-sig")
+    done = runner.invoke(app, ["forget", "--file", str(tmp_path / "ids.txt"), *config])
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)["removed"]["target_events"] > 0
 
 
 def test_an_error_is_one_json_object_and_exit_code_1(tmp_path):

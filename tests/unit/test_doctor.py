@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
+import tomllib
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from scalr_prod.doctor import Check, examine
+from scalr_prod.doctor import _OPTIONAL, Check, examine
 
 
 @pytest.fixture
@@ -41,6 +42,11 @@ def test_a_healthy_project_is_all_ok(config):
     names = ("home", "source log", "target log", "compute", "lake", "ledger")
     assert {name: checks[name].ok for name in names} == dict.fromkeys(names, True)
     assert "s.parquet" in checks["source log"].found
+
+
+def test_a_part_of_every_extra_is_looked_for():
+    project = tomllib.loads((Path(__file__).resolve().parents[2] / "pyproject.toml").read_text())["project"]
+    assert set(_OPTIONAL.values()) == project["optional-dependencies"].keys() - {"all"}
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ def test_every_read_of_parquet_files_by_name_is_of_those_files_alone(tmp_path):
     import pyarrow.parquet as pq
 
     from scalr_prod.feast_store.datasets import _facts
-    from scalr_prod.ingest.commit import staged_sql
+    from scalr_prod.ingest.rows import staged_sql
     from scalr_prod.quality.judged import judge
     from scalr_prod.quality.protocol import RowRule
     from scalr_prod.training_set.reader import TrainingSet

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import pickle
 import re
 from pathlib import Path
@@ -60,3 +61,17 @@ def test_every_command_and_setting_that_a_cure_names_is_there(kind):
 def test_stage_and_run_are_set_once():
     error = errors.ScalrError("x").at(stage="first").at(stage="second", run_id="r")
     assert (error.stage, error.run_id) == ("first", "r")
+
+
+ROOMS = ("cli", "downstream", "feast_store", "forgetting", "generation", "histories", "ingest", "lake", "ledger", "onboarding")
+
+
+@pytest.mark.parametrize("room", [*ROOMS, "operations", "quality", "report", "stages", "training_set"])
+def test_every_error_that_is_raised_says_where_and_what_to_do_next(room):
+    wrong = []
+    for path in sorted((Path(errors.__file__).parents[1] / room).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            ours = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in errors.__all__
+            if ours and "migrations" not in path.parts and not {"where", "next_step"} <= {one.arg for one in node.keywords}:
+                wrong.append(f"{path.name}:{node.lineno}")
+    assert wrong == []

@@ -16,70 +16,23 @@ from feast.data_format import DeltaFormat, ParquetFormat
 from feast.data_source import PushMode
 from feast.errors import RequestDataNotFoundInEntityDfException, SavedDatasetLocationAlreadyExists
 from feast.infra.offline_stores.file_source import FileLoggingDestination, SavedDatasetFileStorage
-from feast.monitoring.metrics_calculator import MetricsCalculator
-from feast.monitoring.monitoring_service import MonitoringService
 from feast.on_demand_feature_view import on_demand_feature_view
-from feast.repo_config import RepoConfig
 from feast.types import Array, Bool, Float32, Float64, Int32, Int64, String, UnixTimestamp
 from feast_project import hours, make_project, synthetic
+from meters import METER, READINGS, SCHEMA, readings, source_of, store_in, view_of
 from support.shown import difference, example
 
 from scalr_prod.contracts import Table
 from scalr_prod.errors import FeatureStoreError
 from scalr_prod.feast_store import materialize, open_feature_store
-from scalr_prod.feast_store.offline_store import DeltaOfflineStoreConfig
 from scalr_prod.lake import Lake
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*experimental.*:RuntimeWarning")
 
-#: Two meters, read every hour; the second reading of the first one was corrected two days later.
-READINGS = {
-    "meter_no": ["m1", "m1", "m1", "m2"],
-    "read_at": hours(1, 2, 2, 3),
-    "stored_at": hours(1, 2, 50, 3),
-    "kwh_total": [10.0, 20.0, 25.0, 30.0],
-    "phase": ["x", "y", "z", "x"],
-}
-RENAMED = {"meter_no": "meter", "read_at": "at", "stored_at": "known", "kwh_total": "kwh"}
-METER = Entity(name="meter", join_keys=["meter"], value_type=ValueType.STRING)
-SCHEMA = [Field(name="meter", dtype=String), Field(name="kwh", dtype=Float64), Field(name="phase", dtype=String)]
-
 
 @pytest.fixture
 def store(tmp_path):
-    """Feast with our offline store and nothing else of the package; ``readings`` may be written to."""
-    config = RepoConfig(
-        project="meters",
-        provider="local",
-        registry=str(tmp_path / "registry.db"),
-        offline_store=DeltaOfflineStoreConfig(threads=1, memory_mb=128, writable=[str(tmp_path / "readings")]),
-        online_store={"type": "sqlite", "path": str(tmp_path / "online.db")},
-        entity_key_serialization_version=3,
-    )
-    config.repo_path = tmp_path
-    return FeatureStore(config=config, repo_path=str(tmp_path))
-
-
-def readings(folder: Path, **tags: str) -> FileSource:
-    """A table whose every column but one has another name in Feast."""
-    write_deltalake(str(folder / "readings"), pa.table(READINGS))
-    return source_of(folder / "readings", **tags)
-
-
-def source_of(path: Path, **tags: str) -> FileSource:
-    return FileSource(
-        name=path.name,
-        path=str(path),
-        file_format=DeltaFormat(),
-        timestamp_field="at",
-        created_timestamp_column="known",
-        field_mapping=RENAMED,
-        tags=tags,
-    )
-
-
-def view_of(source, ttl: timedelta = timedelta(0), name: str = "power", **more) -> FeatureView:
-    return FeatureView(name=name, entities=[METER], schema=SCHEMA, source=source, ttl=ttl, **more)
+    return store_in(tmp_path)
 
 
 def spine(*rows: tuple[str, float]) -> pd.DataFrame:
@@ -360,68 +313,3 @@ def test_types_of_keys(store, tmp_path, declared, ids):
     assert store.get_historical_features(rows, ["keyed:value"]).to_df()["value"].tolist() == [10, 20]
     store.materialize(hours(0)[0], hours(2)[0])
     assert store.get_online_features(["keyed:value"], [{"place": ids[1]}]).to_dict()["value"] == [20]
-
-
-class TestMonitoring:
-    def test_equals_feasts_own_computation(self, store, tmp_path):
-        rng = np.random.default_rng(3)
-        count = 2_000
-        rows = pa.table(
-            {
-                "meter_no": [f"m{n % 7}" for n in range(count)],
-                "read_at": hours(*rng.uniform(0, 9, count)),
-                "stored_at": hours(*rng.uniform(0, 9, count)),
-                "kwh_total": pa.array(rng.normal(size=count), mask=rng.random(count) < 0.1),
-                "phase": pa.array(rng.choice(["x", "y", "z"], count, p=[0.5, 0.3, 0.2]), mask=rng.random(count) < 0.2),
-            }
-        )
-        write_deltalake(str(tmp_path / "readings"), rows)
-        source, limits = source_of(tmp_path / "readings"), {"start_date": hours(2)[0], "end_date": hours(7)[0]}
-        features = [("phase", "categorical"), ("kwh", "numeric")]
-        offline = store._get_provider().offline_store
-        found = offline.compute_monitoring_metrics(store.config, source, features, "at", **limits, histogram_bins=9, top_n=2)
-        at = rows["read_at"].to_numpy()
-        inside = (at >= np.datetime64("2024-01-01T02")) & (at <= np.datetime64("2024-01-01T07"))
-        same = rows.filter(pa.array(inside)).rename_columns([RENAMED.get(name, name) for name in rows.column_names])
-        expected = MetricsCalculator(histogram_bins=9, top_n=2).compute_all(same, features)
-        assert [metric.keys() for metric in found] == [metric.keys() | {"feature_name"} for metric in expected]
-        for ours, theirs in zip(found, expected, strict=True):
-            histogram = theirs.pop("histogram")
-            for name, value in theirs.items():
-                assert ours[name] == (pytest.approx(value, rel=1e-12) if isinstance(value, float) else value), name
-            for part, value in histogram.items():
-                assert ours["histogram"][part] == (value if part == "values" else pytest.approx(value))
-        assert offline.get_monitoring_max_timestamp(store.config, source, "at") == max(rows["read_at"].to_pylist())
-
-    def test_without_rows_and_with_values_that_are_no_numbers(self, store, tmp_path):
-        rows = {**READINGS, "kwh_total": [float("nan"), float("inf"), 5.0, None], "phase": pa.nulls(4, pa.string())}
-        write_deltalake(str(tmp_path / "readings"), pa.table(rows))
-        offline, source = store._get_provider().offline_store, source_of(tmp_path / "readings")
-        features = [("kwh", "numeric"), ("phase", "categorical")]
-        number, text = offline.compute_monitoring_metrics(store.config, source, features, "at")
-        assert (number["row_count"], number["null_count"], number["mean"], number["max_val"]) == (4, 1, 5.0, 5.0)
-        assert sum(number["histogram"]["counts"]) == 1
-        assert (text["row_count"], text["null_rate"], text["histogram"]) == (4, 1.0, None)
-        late = {"start_date": hours(99)[0]}
-        assert {m["row_count"] for m in offline.compute_monitoring_metrics(store.config, source, features, "at", **late)} == {0}
-
-    def test_feasts_service_keeps_and_finds_metrics(self, store, tmp_path):
-        store.apply([METER, view_of(readings(tmp_path))])
-        service, day = MonitoringService(store), hours(0)[0].date()
-        for start in (day, day, day + timedelta(days=1)):
-            service.compute_metrics("meters", "power", start_date=start, end_date=start, set_baseline=True)
-        metric, later = [
-            m for m in service.get_feature_metrics("meters", feature_view_name="power") if m["feature_name"] == "kwh"
-        ]
-        assert (metric["row_count"], metric["p50"], metric["metric_date"]) == (4, 22.5, "2024-01-01")
-        assert (later["row_count"], later["metric_date"]) == (0, "2024-01-02")
-        assert {m["metric_date"] for m in service.get_baseline("meters", "power")} == {"2024-01-02"}, "one baseline at a time"
-        assert service.get_feature_metrics("others", feature_view_name="power") == []
-        assert len(service.get_feature_view_metrics("meters", feature_view_name="power")) == 2
-        assert service.get_feature_metrics("meters", start_date=day + timedelta(days=2)) == []
-        assert service.get_job(service.submit_job("meters", "compute", "power"))["feature_view_name"] == "power"
-
-    def test_a_filter_that_is_no_column(self, store):
-        offline = store._get_provider().offline_store
-        with pytest.raises(FeatureStoreError, match="no column"):
-            offline.query_monitoring_metrics(store.config, "meters", "feature", filters={"1=1; --": "x"})

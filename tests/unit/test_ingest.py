@@ -2,74 +2,29 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import threading
-from datetime import UTC, datetime, timedelta
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
+from ingest_world import DAY, SOURCE, log, project_in, rows_of, triples
 
-from scalr_prod.contracts import Table, id_type_of, schema_of
+from scalr_prod.contracts import Table, schema_of
 from scalr_prod.errors import BadValue, NoCommonUsers
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
-from scalr_prod.settings import load_settings
-
-DAY = pd.Timestamp("2024-03-01T12:00:00Z")
-
-
-def log(*rows, **more) -> pd.DataFrame:
-    """Rows (user, item, days after DAY) as a log; ``more`` are further columns."""
-    made = pd.DataFrame(
-        {
-            "user_id": [row[0] for row in rows],
-            "item_id": [row[1] for row in rows],
-            "timestamp": pd.to_datetime([DAY + pd.Timedelta(row[2], "D") for row in rows]).astype("datetime64[us, UTC]"),
-        }
-    )
-    return made.assign(**more)
-
-
-SOURCE = log(("u1", "s1", 0), ("u1", "s2", 1), ("u2", "s1", 2))
-TARGET = log(("u1", "t1", 0), ("u3", "t2", 1))
 
 
 @pytest.fixture
 def project(tmp_path):
-    """Write two logs and a scalr.toml; gives the settings. A log is a frame (written as Parquet) or TOML lines."""
-
-    def make(source=SOURCE, target=TARGET, *, source_toml="", target_toml="", extra=""):
-        lines = []
-        for name, events, toml in (("source", source, source_toml), ("target", target, target_toml)):
-            lines += [f"[domains.{name}]", f'name = "{name}"']
-            if isinstance(events, pd.DataFrame):
-                events.to_parquet(tmp_path / f"{name}.parquet", index=False)
-                lines.append(f'events = "{name}.parquet"')
-            else:
-                lines.append(events)
-            lines.append(toml)
-        (tmp_path / "scalr.toml").write_text("\n".join([*lines, extra]))
-        return load_settings(tmp_path / "scalr.toml")
-
-    return make
-
-
-def rows_of(settings, table=Table.SOURCE_EVENTS):
-    return Lake.open(settings).read(table).sort_by([("event_timestamp", "ascending")]).to_pylist()
+    return project_in(tmp_path)
 
 
 def catalogue_of(settings, table=Table.SOURCE_ITEMS):
     return {
         row["item_id"]: (row["title"], row["category"], row["value"]) for row in Lake.open(settings).read(table).to_pylist()
     }
-
-
-def triples(settings, table=Table.SOURCE_EVENTS):
-    return sorted((row["user_id"], row["item_id"], row["event_timestamp"]) for row in rows_of(settings, table))
 
 
 def test_both_logs_arrive_and_every_later_table_is_there_empty(settings, two_domains):
@@ -287,140 +242,6 @@ def test_another_event_at_the_same_time_is_no_change_of_mapping(project):
     again = log(("u1", "s1", 0), ("u2", "s5", 0), ("u2", "s6", 0), w=[3.0, 1.0, 1.0])
     settings = project(source=again, source_toml='columns = { weight = "w" }')
     assert ingest(settings).domains["source"].rows_added == 3
-
-
-@pytest.mark.parametrize("ids", ["int64", "string"])
-def test_typed_ids_keep_their_type(project, ids):
-    kind = int if ids == "int64" else str
-    source, target = (
-        frame.assign(**{c: frame[c].str[1:].map(kind) for c in ("user_id", "item_id")}) for frame in (SOURCE, TARGET)
-    )
-    settings = project(source, target)
-    ingest(settings)
-    schema = Lake.open(settings).schema(Table.SYNTHETIC_TARGET_EVENTS)
-    assert {id_type_of(schema, column) for column in ("user_id", "item_id", "source_item_id")} == {ids}
-    assert {row["user_id"] for row in rows_of(settings)} == {kind(1), kind(2)}
-
-
-def test_the_domains_may_have_different_types_of_item_ids(project):
-    settings = project(source=SOURCE.assign(item_id=[1, 2, 1]))
-    ingest(settings)
-    schema = Lake.open(settings).schema(Table.SYNTHETIC_TARGET_EVENTS)
-    assert id_type_of(schema, "item_id") == "string"
-    assert id_type_of(schema, "source_item_id") == "int64"
-
-
-def csv(tmp_path, name: str, text: str) -> str:
-    (tmp_path / name).write_text(text)
-    return f'events = "{name}"'
-
-
-@pytest.mark.parametrize(
-    ("ids", "expected"),
-    [(("1", "2"), 1), (("1", "x"), "1"), (("007", "1"), "007"), (("1", "9223372036854775808"), "1"), (("-3", "0"), -3)],
-    ids=["all canonical", "one is a word", "leading zeros", "does not fit", "negative"],
-)
-def test_ids_of_a_text_file_are_int64_only_if_all_are_canonical(project, tmp_path, ids, expected):
-    source = csv(tmp_path, "s.csv", "".join(["user_id,item_id,timestamp\n", *(f"{i},a,2024-01-01T00:00:00Z\n" for i in ids)]))
-    target = csv(tmp_path, "t.csv", f"user_id,item_id,timestamp\n{ids[0]},b,2024-01-02T00:00:00Z\n")
-    settings = project(source, target)
-    ingest(settings)
-    for table in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS):
-        assert rows_of(settings, table)[0]["user_id"] == expected
-
-
-@pytest.mark.parametrize(
-    ("source", "target", "expected"),
-    [
-        (("1.0", "2.0"), ("1", "2"), [1, 2]),
-        (("1.0", "2.0"), ("1.0", "2.0"), ["1.0", "2.0"]),  # nothing says that these are numbers
-        (("1.0", "b"), ("1.0", "2"), ["1.0", "b"]),
-        (("123456789012345.0",), ("123456789012345",), [123456789012345]),
-    ],
-)
-def test_whole_numbers_with_a_point_are_integers_where_the_other_side_has_integers(project, tmp_path, source, target, expected):
-    def text(name, ids):
-        return csv(tmp_path, name, "user_id,item_id,timestamp\n" + "".join(f"{i},a,2024-01-01T00:00:00Z\n" for i in ids))
-
-    settings = project(text("s.csv", source), text("t.csv", target))
-    ingest(settings)
-    assert [row["user_id"] for row in rows_of(settings)] == expected
-    ingest(settings)  # by what the lake holds
-    assert [row["user_id"] for row in rows_of(settings)] == expected
-
-
-@pytest.mark.parametrize("kind", [str, int])
-def test_text_ids_follow_the_typed_side(project, tmp_path, kind):
-    source = csv(tmp_path, "s.csv", "user_id,item_id,timestamp\n1,5,2024-01-01T00:00:00Z\n")
-    settings = project(source, TARGET.assign(user_id=[kind(1), kind(3)]))
-    assert ingest(settings).domains["source"].user_id == {str: "string", int: "int64"}[kind]
-    assert [row["user_id"] for row in rows_of(settings)] == [kind(1)]
-
-
-def test_text_ids_follow_what_the_lake_holds(project, tmp_path):
-    ingest(project(source=SOURCE.assign(item_id=["1", "2", "3"])))
-    settings = project(csv(tmp_path, "s.csv", "user_id,item_id,timestamp\nu1,4,2024-05-01T00:00:00Z\n"))
-    ingest(settings)
-    assert [row["item_id"] for row in rows_of(settings)] == ["1", "2", "3", "4"]
-
-
-@pytest.mark.parametrize("suffix", ["csv", "tsv", "csv.gz", "jsonl", "jsonl.gz", "ndjson", "parquet"])
-def test_every_format_gives_the_same_rows(project, tmp_path, suffix):
-    frame = SOURCE.assign(other='ignored, "quoted"\nand broken', timestamp=SOURCE["timestamp"].map(lambda t: t.isoformat()))
-    path = tmp_path / f"s.{suffix}"
-    if suffix == "parquet":
-        SOURCE.to_parquet(path)
-    else:
-        separator = "\t" if suffix == "tsv" else ";"
-        text = frame.to_csv(index=False, sep=separator) if "sv" in suffix else frame.to_json(orient="records", lines=True)
-        path.write_bytes(gzip.compress(text.encode()) if suffix.endswith("gz") else text.encode())
-    settings = project(f'events = "s.{suffix}"')
-    ingest(settings)
-    assert triples(settings) == sorted(SOURCE.itertuples(index=False, name=None))
-
-
-def test_globs_folders_and_fsspec_urls(project, tmp_path):
-    import fsspec
-
-    folder = tmp_path / "days"
-    folder.mkdir()
-    for day in range(3):
-        SOURCE.iloc[day : day + 1].to_parquet(folder / f"{day}.parquet")
-    memory = fsspec.filesystem("memory")
-    with memory.open("/scalr-test/t.parquet", "wb") as file:
-        TARGET.to_parquet(file)
-    for events in ("days/*.parquet", "days"):
-        settings = project(f'events = "{events}"', 'events = "memory://scalr-test/t.parquet"')
-        assert ingest(settings).domains["source"].rows_read == 3
-    assert triples(settings) == sorted(SOURCE.itertuples(index=False, name=None))
-    assert triples(settings, Table.TARGET_EVENTS) == sorted(TARGET.itertuples(index=False, name=None))
-    memory.rm("/scalr-test", recursive=True)
-
-
-def test_dictionary_and_view_and_narrow_columns_are_taken(project, tmp_path):
-    times = pa.array([0, 1], pa.timestamp("ns", tz="Asia/Tokyo"))
-    table = pa.table(
-        {
-            "user_id": pa.array([3, 4], pa.uint8()),
-            "item_id": pa.array(["a", "b"]).dictionary_encode(),
-            "timestamp": times,
-        }
-    )
-    pq.write_table(table, tmp_path / "s.parquet")
-    large = table.set_column(1, "item_id", pa.array(["a", "b"], pa.large_string()))
-    pq.write_table(large, tmp_path / "t.parquet")
-    settings = project('events = "s.parquet"', 'events = "t.parquet"')
-    ingest(settings)
-    epoch = datetime(1970, 1, 1, tzinfo=UTC)
-    assert triples(settings) == [(3, "a", epoch), (4, "b", epoch)]
-    assert triples(settings, Table.TARGET_EVENTS) == triples(settings)
-
-
-def test_naive_timestamps_are_taken_in_the_zone_of_the_settings(project):
-    naive = SOURCE.assign(timestamp=SOURCE["timestamp"].dt.tz_localize(None))
-    settings = project(naive, source_toml='timezone = "Europe/Paris"')
-    ingest(settings)
-    assert rows_of(settings)[0]["event_timestamp"] == DAY.to_pydatetime() - timedelta(hours=1)
 
 
 def test_one_item_file_may_hold_both_domains_and_the_last_row_of_an_id_counts(project, tmp_path):

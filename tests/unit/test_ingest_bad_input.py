@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import lzma
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from scalr_prod.settings import load_settings
 
 HEAD = "user_id,item_id,timestamp\n"
 ROW = "u1,i1,2024-05-01T12:00:00Z\n"
+LINE = '{"user_id": "u1", "item_id": "i1", "timestamp": "2024-05-01T12:00:00Z"}\n'
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,10 @@ def typed(user=("u1",), item=("i1",), timestamp=None, **more) -> pa.Table:
     return pa.table({"user_id": user, "item_id": item, "timestamp": timestamp, **more})
 
 
+def zst(text: str) -> bytes:
+    return pa.compress(text.encode(), "zstd", asbytes=True)
+
+
 def truncated() -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(typed(user=["u1"] * 1000, item=["i"] * 1000), sink)
@@ -74,8 +80,21 @@ CASES = {
     "truncated parquet": Case(
         "t.parquet", truncated(), UnreadableInput, ("t.parquet", "cannot be read as parquet", "complete")
     ),
-    "csv named parquet": Case("t.parquet", HEAD + ROW, UnreadableInput, ("t.parquet", "cannot be read as parquet")),
+    "csv named parquet": Case(
+        "t.parquet",
+        HEAD + ROW,
+        UnreadableInput,
+        ("t.parquet", "cannot be read as parquet", "ending of its format: .parquet, .csv"),
+    ),
+    "csv set as parquet": Case(
+        "t.csv", HEAD + ROW, UnreadableInput, ("t.csv", "complete, and of this format"), 'format = "parquet"'
+    ),
     "truncated gzip": Case("t.csv.gz", gzip.compress((HEAD + ROW * 5000).encode())[:-20], UnreadableInput, ("t.csv.gz",)),
+    "truncated zst csv": Case("t.csv.zst", zst(HEAD + ROW * 5000)[:-20], UnreadableInput, ("t.csv.zst", "complete")),
+    "truncated zst jsonl": Case("t.jsonl.zst", zst(LINE * 5000)[:-20], UnreadableInput, ("t.jsonl.zst", "complete")),
+    "not zst": Case("t.csv.zst", HEAD + ROW, UnreadableInput, ("t.csv.zst", "complete")),
+    "damaged xz": Case("t.csv.xz", lzma.compress((HEAD + ROW).encode())[:30] + bytes(99), UnreadableInput, ("t.csv.xz",)),
+    "not xz": Case("t.csv.xz", HEAD + ROW, UnreadableInput, ("t.csv.xz", "complete")),
     "not gzip": Case("t.csv.gz", HEAD + ROW, UnreadableInput, ("t.csv.gz",)),
     "unknown format": Case("t.xlsx", "PK", UnreadableInput, ("t.xlsx", "format")),
     "ragged csv": Case("t.csv", HEAD + ROW + "u1,i1\n", UnreadableInput, ("t.csv", "cannot be read as csv")),
@@ -238,7 +257,9 @@ def test_bad_input_is_refused_whole(folder, case):
     assert caught.value.next_step
     lake = Lake.open(settings)
     assert not any(lake.exists(table) for table in Table)
-    assert not list((settings.home / "staging").iterdir())
+    assert not list(settings.home.glob("staging/*"))
+    # Cells are looked at one by one, in the home; whether there are any is told before there is one.
+    assert case.error in {BadValue, InputError, NoCommonUsers} or not settings.home.exists()
 
 
 def test_the_future_is_let_in_where_the_settings_say_so(folder):

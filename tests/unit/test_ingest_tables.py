@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from contextlib import closing
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,6 +19,7 @@ from pyroaring import BitMap
 from scalr_prod.contracts import Table
 from scalr_prod.errors import ColumnNotFound, EmptyInput, SettingsError, UnreadableInput
 from scalr_prod.ingest import ingest
+from scalr_prod.ingest.staging import open_events
 from scalr_prod.lake import Lake
 from scalr_prod.settings import load_settings
 
@@ -168,6 +170,9 @@ def test_item_files_can_be_tables_too(project, delta, tmp_path):
     ingest(project('events = "delta"\nitems = "items"'))
     titles = {row["item_id"]: row["title"] for row in Lake.open(settings).read(Table.TARGET_ITEMS).to_pylist()}
     assert titles["t1"] == "new"
+    with pytest.raises(UnreadableInput, match="no such version") as caught:
+        ingest(project('events = "delta"\nitems = "items"\nitems_version = 9'))
+    assert "items_version" in caught.value.next_step
 
 
 @pytest.mark.parametrize(
@@ -297,8 +302,11 @@ def test_a_web_server_is_asked_for_the_file_alone(project, tmp_path):
         thread = Thread(target=server.serve_forever)
         thread.start()
         try:
-            settings = project(f'events = "http://127.0.0.1:{server.server_port}/log.csv"')
+            url = f"http://127.0.0.1:{server.server_port}/log.csv"
+            settings = project(f'events = "{url}"')
             ingest(settings)
+            with closing(open_events(settings, "target")[0]) as batches:
+                assert next(batches).origin == url
         finally:
             server.shutdown()
             thread.join()

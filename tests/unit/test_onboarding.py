@@ -1,205 +1,24 @@
-"""`scalr init`: foreign files of many shapes → a scalr.toml that `scalr ingest` takes."""
+"""`scalr init`: two logs → a scalr.toml that `scalr ingest` takes, or what is wrong with them."""
 
 from __future__ import annotations
 
-import gzip
 import json
 import sqlite3
 import tomllib
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
-from zoneinfo import ZoneInfo
 
 import pandas as pd
 import pytest
-from deltalake import write_deltalake
+from onboarding_world import START, csv, form, frame, seconds
 from typer.testing import CliRunner
 
 from scalr_prod.cli import app
-from scalr_prod.contracts import Table
 from scalr_prod.errors import BadValue, ColumnNotFound, EmptyInput, SettingsError, UnreadableInput
-from scalr_prod.lake import Lake
 from scalr_prod.onboarding import Asked, corrected, understand, until_right
 from scalr_prod.onboarding.names import by_name, plain
-from scalr_prod.settings import load_settings
 
 runner = CliRunner()
-START = datetime(2023, 3, 14, 9, 26, 53, tzinfo=UTC)
-#: (user, item, time) of the log that each shape writes; twelve days apart, so that a day stands after the twelfth.
-EVENTS = [(number % 4 + 1, number % 5 + 100, START + timedelta(days=12 * number)) for number in range(12)]
-
-
-def frame(user: str, item: str, time: str, times: list, **more: list) -> pd.DataFrame:
-    return pd.DataFrame({user: [e[0] for e in EVENTS], item: [e[1] for e in EVENTS], **more, time: times})
-
-
-def seconds() -> list[int]:
-    return [int(at.timestamp()) for _, _, at in EVENTS]
-
-
-def form(pattern: str, zone: str = "UTC") -> list[str]:
-    return [at.astimezone(ZoneInfo(zone)).strftime(pattern) for _, _, at in EVENTS]
-
-
-def csv(rows: pd.DataFrame, name: str, sep: str = ","):
-    def write(folder: Path) -> str:
-        rows.to_csv(folder / name, index=False, sep=sep)
-        return name
-
-    return write
-
-
-def jsonl(rows: list[dict], name: str):
-    def write(folder: Path) -> str:
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        opened = gzip.open if name.endswith(".gz") else open
-        with opened(folder / name, "wt", encoding="utf-8") as file:
-            file.write(text)
-        return name
-
-    return write
-
-
-def by_date(folder: Path) -> str:
-    for user, item, at in EVENTS:
-        part = folder / "events" / f"date={at:%Y-%m-%d}"
-        part.mkdir(parents=True)
-        pd.DataFrame({"customer_id": [user], "product_id": [item], "event_time": [pd.Timestamp(at)]}).to_parquet(
-            part / "p.parquet"
-        )
-    return "events"
-
-
-def delta(folder: Path) -> str:
-    rows = frame("user_id", "item_id", "timestamp", pd.to_datetime([e[2] for e in EVENTS]).astype("datetime64[us, UTC]"))
-    write_deltalake(str(folder / "table"), rows)
-    return "table"
-
-
-def parquet(rows: pd.DataFrame, name: str):
-    def write(folder: Path) -> str:
-        rows.to_parquet(folder / name)
-        return name
-
-    return write
-
-
-def amazon(name: str):
-    rows = [
-        {
-            "rating": 5.0,
-            "title": "Fine",
-            "images": [{"small": "a"}] if user == 1 else [],
-            "asin": f"B{item}",
-            "parent_asin": f"P{item}",
-            "user_id": f"A{user}",
-            "timestamp": int(at.timestamp() * 1000) + 7,
-            "verified_purchase": True,
-            "details": 3 if user == 1 else "several types",
-        }
-        for user, item, at in EVENTS
-    ]
-    return jsonl(rows, name)
-
-
-def old_amazon(name: str):
-    rows = [
-        {"reviewerID": f"A{user}", "asin": str(item), "reviewTime": f"{at:%m %d, %Y}", "overall": 5.0}
-        for user, item, at in EVENTS
-    ]
-    return jsonl(rows, name)
-
-
-NAIVE = [at.replace(tzinfo=None) for _, _, at in EVENTS]
-#: name → how to write it, its columns, further settings, and (where only days are kept) that.
-SHAPES = {
-    "MovieLens ratings": (
-        csv(frame("userId", "movieId", "timestamp", seconds(), rating=[4.5] * 12), "ratings.csv"),
-        ("userId", "movieId", "timestamp"),
-        {},
-    ),
-    "Amazon Reviews 2023": (amazon("Kitchen.jsonl.gz"), ("user_id", "parent_asin", "timestamp"), {}),
-    "Amazon Reviews 2014": (
-        old_amazon("reviews.json"),
-        ("reviewerID", "asin", "reviewTime"),
-        {"format": "jsonl", "timezone": "UTC", "timestamp_format": "%m %d, %Y"},
-    ),
-    "RecBole": (
-        csv(frame("user_id:token", "item_id:token", "timestamp:float", [float(s) for s in seconds()]), "ml.inter", "\t"),
-        ("user_id:token", "item_id:token", "timestamp:float"),
-        {},
-    ),
-    "Parquet by date": (by_date, ("customer_id", "product_id", "event_time"), {}),
-    "Delta": (delta, ("user_id", "item_id", "timestamp"), {}),
-    "Parquet, naive": (
-        parquet(frame("member_id", "track_id", "played_at", pd.to_datetime(NAIVE)), "plays.parquet"),
-        ("member_id", "track_id", "played_at"),
-        {"timezone": "UTC"},
-    ),
-    "European dates with a clock": (
-        csv(
-            frame("Kunde ID", "Artikel", "Datum", form("%d.%m.%Y %H:%M:%S")).rename(
-                columns={"Kunde ID": "client_id", "Artikel": "article_id", "Datum": "date"}
-            ),
-            "bon.csv",
-            ";",
-        ),
-        ("client_id", "article_id", "date"),
-        {"timezone": "UTC", "timestamp_format": "%d.%m.%Y %H:%M:%S"},
-    ),
-    "days with slashes": (
-        csv(frame("household_key", "product_id", "day", form("%d/%m/%Y")), "baskets.csv"),
-        ("household_key", "product_id", "day"),
-        {"timezone": "UTC", "timestamp_format": "%d/%m/%Y"},
-    ),
-    "American days": (
-        csv(frame("CustomerID", "StockCode", "InvoiceDate", form("%m/%d/%Y %H:%M"), InvoiceNo=list(range(12))), "retail.csv"),
-        ("CustomerID", "StockCode", "InvoiceDate"),
-        {"timezone": "UTC", "timestamp_format": "%m/%d/%Y %H:%M"},
-    ),
-    "compact days": (
-        csv(frame("user", "item", "date", form("%Y%m%d")), "compact.csv"),
-        ("user", "item", "date"),
-        {"timezone": "UTC", "timestamp_format": "%Y%m%d"},
-    ),
-    "ISO with zone": (
-        csv(frame("uid", "sku", "ts", form("%Y-%m-%dT%H:%M:%S%z", "Asia/Tokyo")), "shop.csv"),
-        ("uid", "sku", "ts"),
-        {},
-    ),
-    "ISO without zone": (
-        csv(frame("visitorid", "itemid", "created_at", form("%Y-%m-%d %H:%M:%S")), "visits.tsv", "\t"),
-        ("visitorid", "itemid", "created_at"),
-        {"timezone": "UTC"},
-    ),
-    "ISO days": (
-        csv(frame("customer_id", "article_id", "t_dat", form("%Y-%m-%d")), "fashion.csv"),
-        ("customer_id", "article_id", "t_dat"),
-        {"timezone": "UTC"},
-    ),
-    "milliseconds": (
-        csv(frame("visitorid", "itemid", "timestamp", [s * 1000 for s in seconds()], event=["view"] * 12), "clicks.csv"),
-        ("visitorid", "itemid", "timestamp"),
-        {},
-    ),
-    "text file": (
-        csv(frame("user_id", "business_id", "date", form("%Y-%m-%d %H:%M:%S")), "yelp.txt", "|"),
-        ("user_id", "business_id", "date"),
-        {"format": "csv", "timezone": "UTC"},
-    ),
-    "a time with its unit": (
-        csv(frame("customer", "film", "ts_ms", [s * 1000 for s in seconds()]), "watched.csv"),
-        ("customer", "film", "ts_ms"),
-        {},
-    ),
-    "an item of another name": (
-        csv(frame("user_id", "garment_code", "timestamp", seconds(), rating=[1] * 12), "wardrobe.csv"),
-        ("user_id", "garment_code", "timestamp"),
-        {},
-    ),
-}
-DAYS_ONLY = {"Amazon Reviews 2014", "days with slashes", "compact days", "ISO days"}
-MINUTES_ONLY = {"American days"}
 
 
 @pytest.fixture
@@ -209,37 +28,6 @@ def target(tmp_path):
     path = tmp_path / "dishes.csv"
     rows.to_csv(path, index=False)
     return path
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_foreign_files_are_understood_and_ingested(shape, tmp_path, monkeypatch):
-    write, columns, more = SHAPES[shape]
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "theirs").mkdir()
-    (tmp_path / "ours").mkdir()
-    log = write(tmp_path / "theirs")
-    # The same log under another name is the target: the ids of users are of one type then.
-    other = write(tmp_path / "ours")
-    asked = ["init", "--yes", "--source", f"theirs/{log}", "--target", f"ours/{other}", "--json"]
-    done = runner.invoke(app, asked)
-    assert done.exit_code == 0, done.output
-    told = json.loads(done.stdout)
-    found = tomllib.loads(Path("scalr.toml").read_text())["domains"]
-    for place in ("source", "target"):
-        said = {key: value for key, value in found[place].items() if key not in {"name", "events", "columns"}}
-        assert tuple(found[place]["columns"].values()) == columns
-        assert said == more
-    assert len(told["source"]["rows"]) == 5
-    assert runner.invoke(app, ["ingest"]).exit_code == 0
-    rows = Lake.open(load_settings("scalr.toml")).read(Table.SOURCE_EVENTS)
-    times = sorted(at.replace(microsecond=0) for at in rows["event_timestamp"].to_pylist())
-    expected = sorted(at for _, _, at in EVENTS)
-    if shape in DAYS_ONLY:
-        expected = [at.replace(hour=0, minute=0, second=0) for at in expected]
-    if shape in MINUTES_ONLY:
-        expected = [at.replace(second=0) for at in expected]
-    assert times == expected
-    assert len(rows) == len(EVENTS)
 
 
 def test_items_and_names_come_along(tmp_path, monkeypatch, target):
@@ -297,6 +85,20 @@ def test_a_file_that_is_there_is_never_written_over(tmp_path, monkeypatch, targe
     assert not list(tmp_path.glob(".scalr.toml*"))
 
 
+@pytest.mark.parametrize("config", ["dishes.csv/scalr.toml", "folder"])
+def test_settings_that_cannot_be_written_are_an_error_and_leave_nothing(config, tmp_path, monkeypatch, target):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    asked = ["init", "--yes", "--force", "--source", str(target), "--target", str(target), "--config", config, "--json"]
+    done = runner.invoke(app, asked)
+    assert done.exit_code == 1
+    told = json.loads(done.stdout)
+    assert told["found"].startswith("cannot be written")
+    assert told["where"] == config
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_where_nothing_can_be_asked_usage_says_so(target):
     assert runner.invoke(app, ["init", "--source", str(target), "--target", str(target)]).exit_code == 2
     assert runner.invoke(app, ["init", "--yes", "--source", str(target)]).exit_code == 2
@@ -321,6 +123,13 @@ def test_what_was_decided_is_told(tmp_path, target):
     assert "taken as UTC" in notes
     for note in found.domains["source"].log.notes:
         assert note.split("] ")[1] in found.text
+
+
+def test_the_file_names_commands_that_read_it(tmp_path, target):
+    asked = [Asked(place, str(target)) for place in ("source", "target")]
+    said = {name: understand(tmp_path / name, asked).text.splitlines()[1] for name in ("scalr.toml", "shop.toml")}
+    assert said["scalr.toml"].endswith("--config scalr.toml    Go on: scalr ingest, or everything at once: scalr run")
+    assert said["shop.toml"].endswith("scalr ingest --config shop.toml, or everything at once: scalr run --config shop.toml")
 
 
 def test_one_log_for_both_is_remarked_on(tmp_path, target):
@@ -400,8 +209,13 @@ def test_other_mistakes_are_clear_errors(tmp_path, target):
     with pytest.raises(ColumnNotFound, match="no column 'nobody'"):
         look(tmp_path, target, "dishes.csv", columns={"user": "nobody"})
     csv(frame("user_id", "item_id", "ts", form("%Y-%m-%d")), "naive.csv")(tmp_path)
-    with pytest.raises(SettingsError, match="no IANA time zone"):
+    with pytest.raises(SettingsError, match="no IANA time zone") as caught:
         look(tmp_path, target, "naive.csv", timezone="Mars/Base")
+    assert caught.value.where == "--timezone"
+    asked = [Asked("source", str(target)), Asked("target", str(target))]
+    with pytest.raises(SettingsError, match="1 to 64 letters") as caught:
+        understand(tmp_path / "scalr.toml", asked, names={"target": "/"})
+    assert caught.value.where == "--source-name, --target-name"
     frame("user_id", "item_id", "timestamp", seconds()).to_parquet(tmp_path / "typed.parquet")
     rows = frame("user_id", "item_id", "timestamp", seconds())
     rows["user_id"] = "u" + rows["user_id"].astype(str)
