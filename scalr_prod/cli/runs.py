@@ -217,7 +217,7 @@ def forget_command(
             ),
             as_json=as_json,
         )
-    given = [one for one in (*(ids or ()), *map(str.strip, lines)) if one]
+    given = [one for one in (*(ids or ()), *lines) if one.strip()]
     if not given:
         what = "item" if items else "user"
         raise typer.BadParameter(f"name at least one {what}, or a --file that does", param_hint="USER")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from scalr_prod.lake import Lake
     from scalr_prod.tombstones import Kind
 
-__all__ = ["HELD", "MADE_OF_ITEMS", "TABLES", "forget_rows", "purge", "rows_of"]
+__all__ = ["HELD", "MADE_OF_ITEMS", "TABLES", "forget_rows", "held_of", "purge", "rows_of"]
 
 #: Every table whose rows are of users, and of items of the target domain.
 TABLES: Final[dict[Kind, tuple[Table, ...]]] = {
@@ -63,6 +63,21 @@ def rows_of(lake: Lake, table: Table, users: Ids) -> int:
     # Not as a filter: a rollback may have left files whose text is of another type, which pyarrow cannot compare.
     batches = rows.to_batches(columns=[users.column])
     return sum(pc.sum(pc.is_in(batch.column(0), value_set=ids)).as_py() or 0 for batch in batches)
+
+
+def held_of(lake: Lake, table: Table, users: Ids) -> set[int | str]:
+    """Which of them a table has rows of."""
+    import pyarrow.compute as pc
+
+    if not lake.exists(table):
+        return set()
+    rows = lake.dataset(table)
+    ids = users.of_column(rows.schema.field(users.column).type)
+    found: set[int | str] = set()
+    for batch in rows.to_batches(columns=[users.column]):
+        column = batch.column(0)
+        found.update(column.filter(pc.is_in(column, value_set=ids)).unique().to_pylist())
+    return found
 
 
 def forget_rows(lake: Lake, table: Table, users: Ids) -> int:

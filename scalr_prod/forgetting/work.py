@@ -15,7 +15,7 @@ from scalr_prod.errors import ForgettingError, LeaseHeld
 from scalr_prod.feast_store.forgotten import forget_entities
 from scalr_prod.forgetting.files import forget_in_files
 from scalr_prod.forgetting.report import ForgetReport
-from scalr_prod.forgetting.tables import HELD, MADE_OF_ITEMS, TABLES, forget_rows, purge, rows_of
+from scalr_prod.forgetting.tables import HELD, MADE_OF_ITEMS, TABLES, forget_rows, held_of, purge, rows_of
 from scalr_prod.forgetting.traces import Ids, Items, Users
 from scalr_prod.ingest.usermap import UserMap
 from scalr_prod.lake import Lake
@@ -43,7 +43,7 @@ def forget_ids(settings: Settings, asked: Sequence[int | str], kind: Kind) -> Fo
 
     lake = Lake.open(settings)
     check_domains(settings, lake)
-    ids = _typed(lake, asked, kind)
+    ids = _typed(settings, lake, asked, kind)
     if kind == "user":
         ids = _by_every_id(settings, ids)
     _refuse_switched_off(lake)
@@ -68,10 +68,10 @@ def forget_ids(settings: Settings, asked: Sequence[int | str], kind: Kind) -> Fo
         return _report(settings, stones, kind, ids, known, counts)
 
 
-def _typed(lake: Lake, asked: Sequence[int | str], kind: Kind) -> list[int | str]:
+def _typed(settings: Settings, lake: Lake, asked: Sequence[int | str], kind: Kind) -> list[int | str]:
     """The ids in the type that the lake has them in."""
-    ids = list(dict.fromkeys(str(one).strip() for one in asked))
-    if not ids or not all(ids):
+    ids = list(dict.fromkeys(map(str, asked)))
+    if not ids or not all(map(str.strip, ids)):
         raise ForgettingError(
             f"no {kind} is named, or an id is empty",
             where=f"{kind}s",
@@ -79,6 +79,7 @@ def _typed(lake: Lake, asked: Sequence[int | str], kind: Kind) -> list[int | str
         )
     table = next((table for table in HELD[kind] if lake.exists(table)), None)
     if table is None or id_type_of(lake.schema(table), _KINDS[kind].column) == "string":
+        _refuse_padded(settings, lake, ids, kind)
         return [*ids]
     try:
         return [*dict.fromkeys(int(one) for one in ids)]
@@ -88,6 +89,27 @@ def _typed(lake: Lake, asked: Sequence[int | str], kind: Kind) -> list[int | str
             where=lake.uri(table),
             next_step=f"name {kind}s by the ids that the log has",
         ) from error
+
+
+def _refuse_padded(settings: Settings, lake: Lake, ids: Sequence[str], kind: Kind) -> None:
+    """An id with blanks around it, as a file written by hand may have one, names somebody else than the id without them, or nobody.
+
+    Raises:
+        ForgettingError: It names nobody.
+    """
+    padded = [one for one in ids if one != one.strip()]
+    if not padded:
+        return
+    known = set(Tombstones.open(settings).held(padded, kind)).union(
+        *(held_of(lake, table, _KINDS[kind](padded)) for table in HELD[kind])
+    )
+    unknown = [one for one in padded if one not in known]
+    if unknown:
+        raise ForgettingError(
+            f"blanks stand before or after an id, and the lake has no such {kind}: {unknown[0]!r} ({len(unknown)} in all)",
+            where=f"{kind}s",
+            next_step=f"name {kind}s exactly as the log has them",
+        )
 
 
 def _by_every_id(settings: Settings, ids: list[int | str]) -> list[int | str]:

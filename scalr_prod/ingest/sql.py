@@ -99,8 +99,10 @@ def _connected(url: str) -> Iterator[tuple[Connection, str]]:
     """
     import sqlalchemy as sa
 
+    from scalr_prod.ledger.database import by_psycopg
+
     try:
-        parsed = sa.make_url(url)
+        parsed = by_psycopg(sa.make_url(url))
         engine = sa.create_engine(parsed, poolclass=sa.NullPool)
     except (sa.exc.ArgumentError, ImportError, ValueError) as error:
         # from None: SQLAlchemy's own message may repeat the URL.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["Database"]
+__all__ = ["Database", "by_psycopg"]
 
 logger = logging.getLogger(__name__)
 
@@ -199,12 +199,15 @@ class Database:
         return " ".join(masked(text, [self._url.password]).split()) or type(error).__name__
 
 
+def by_psycopg(url: sa.URL) -> sa.URL:
+    """The URL with psycopg 3, which this package installs, as PostgreSQL's driver where it names none; SQLAlchemy takes psycopg2."""
+    return url.set(drivername="postgresql+psycopg") if url.drivername in {"postgresql", "postgres"} else url
+
+
 def _parse(url: str) -> sa.URL:
     step = "write it as sqlite:////folder/ledger.db or postgresql://user:password@host/database"
     try:
-        parsed = sa.make_url(url)
-        if parsed.drivername in {"postgresql", "postgres"}:
-            parsed = parsed.set(drivername="postgresql+psycopg")
+        parsed = by_psycopg(sa.make_url(url))
         backend = parsed.get_backend_name()
     except (ArgumentError, NoSuchModuleError, ValueError) as error:
         # The text may hold a password: it is not repeated.

@@ -56,3 +56,12 @@ def test_what_is_no_url_is_called_so():
     text = said("s3cr@t")
     assert "no SQLAlchemy URL" in text
     assert "s3cr" not in text
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres"])
+def test_postgresqls_driver_is_the_one_that_the_package_installs(scheme):
+    """SQLAlchemy's own default is psycopg2, which no extra brings."""
+    text = said(f"{scheme}://joe:secret@127.0.0.1:1/shop")
+    assert "the query failed" in text
+    assert "psycopg2" not in text
+    assert "secret" not in text
