@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     import numpy.typing as npt
     import pyarrow as pa
@@ -35,8 +35,17 @@ def stable_hash(ids: Sequence[int | str] | npt.NDArray[Any] | pa.Array | pa.Chun
     Raises:
         TypeError: An id is neither an int nor a string (a null, a float, bytes): its text would not be the same everywhere.
     """
-    to_pylist = getattr(ids, "to_pylist", None)
-    values = to_pylist() if to_pylist else ids.tolist() if isinstance(ids, np.ndarray) else ids
+    distinct = getattr(ids, "dictionary_encode", None)
+    if distinct is not None:  # of pyarrow: users stand in it once for each of their events
+        encoded = distinct()
+        one = encoded.combine_chunks() if hasattr(encoded, "chunks") else encoded
+        if one.null_count:
+            raise TypeError("an id is an int or a string, not NoneType")
+        return _hashes(one.dictionary.to_pylist())[one.indices.to_numpy()]
+    return _hashes(ids.tolist() if isinstance(ids, np.ndarray) else ids)
+
+
+def _hashes(values: Iterable[Any]) -> npt.NDArray[np.uint64]:
     md5 = hashlib.md5
     low = b"".join(md5(_text(value), usedforsecurity=False).digest()[8:] for value in values)
     return np.frombuffer(low, dtype="<u8").astype(np.uint64)

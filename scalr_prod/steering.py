@@ -60,6 +60,9 @@ class Steered:
             *runs: Ids; default: all that are published for a share of users.
             share: For this share of users, not for everybody.
 
+        Returns:
+            What was done run by run, and the runs that are still published for a share of users.
+
         Raises:
             PublicationError: A run is not published for a share of users, or for a larger one; or publication is switched off.
         """
@@ -73,6 +76,9 @@ class Steered:
         Args:
             *runs: Ids; default: all that are published for a share of users.
 
+        Returns:
+            What was done run by run, and the runs that are still published for a share of users.
+
         Raises:
             PublicationError: A run is not published for a share of users; or publication is switched off.
         """
@@ -82,6 +88,12 @@ class Steered:
 
     def explain(self, event_id: str) -> Explanation:
         """Why a synthetic event is there: source event, history as it was, what each part of the translator said, run and versions.
+
+        Args:
+            event_id: Of the event, as the feature view has it.
+
+        Returns:
+            The event, what it translates, and its probability taken apart.
 
         Raises:
             EventNotFound: The feature view has no such event.
@@ -113,6 +125,9 @@ class Steered:
             outcomes: Path or URL of a table ``user_id``, ``value`` and, where there is one, ``pre_value``: one row a user.
             out: Write every user's side there: ``.parquet`` or ``.csv``.
 
+        Returns:
+            Users of each side; with outcomes, the effect and its interval.
+
         Raises:
             SettingsError: Nobody is held out.
             InputError: The outcomes cannot be read, lack a column, or hold a user twice.
@@ -130,6 +145,9 @@ class Steered:
             form: ``delta``: the lake's tables as they are; ``parquet``: copies of their rows, for Feast's file and DuckDB stores.
                 Default: by the offline store of the repository's ``feature_store.yaml``.
 
+        Returns:
+            The file, its feature views, and the rows and Delta version of each as of now.
+
         Raises:
             TableNotFound: Nothing was published yet.
             ForeignFiles: A file or folder of that name lies there that this command did not make.
@@ -140,7 +158,18 @@ class Steered:
         return export_definitions(self.settings, Path(folder), form)
 
     def forget(self, users: Sequence[int | str]) -> ForgetReport:
-        """Remove users, by their ids in the log, from all that the project keeps, and keep logs and runs from bringing them back."""
+        """Remove users from all that the project keeps, and keep logs and runs from bringing them back.
+
+        Args:
+            users: Ids as the log has them, to the letter.
+
+        Returns:
+            What was removed, by where it was, and translators that are to be trained again.
+
+        Raises:
+            ForgettingError: No user is named; an id is not of the lake's type; or another process is at it.
+            LeaseHeld: A run is at work. What was done so far stays done.
+        """
         from scalr_prod.forgetting import forget
         from scalr_prod.stages import at_stage
 
@@ -148,7 +177,18 @@ class Steered:
             return forget(self.settings, users)
 
     def forget_items(self, items: Sequence[int | str]) -> ForgetReport:
-        """Remove items of the target domain likewise; a translator that knows them is not let propose them."""
+        """Remove items of the target domain likewise; a translator that knows them is not let propose them.
+
+        Args:
+            items: Ids as the log has them, to the letter.
+
+        Returns:
+            What was removed, by where it was.
+
+        Raises:
+            ForgettingError: No item is named; an id is not of the lake's type; or another process is at it.
+            LeaseHeld: A run is at work. What was done so far stays done.
+        """
         from scalr_prod.forgetting import forget_items
         from scalr_prod.stages import at_stage
 

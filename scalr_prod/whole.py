@@ -3,15 +3,16 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-__all__ = ["whole"]
+__all__ = ["whole", "write_json"]
 
 
 @contextmanager
@@ -30,3 +31,9 @@ def whole(path: Path) -> Iterator[Path]:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON so that a reader sees all of it or the file as it was."""
+    with whole(path) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")

@@ -19,6 +19,7 @@ from scalr_prod.errors import FeatureStoreError
 from scalr_prod.jsonable import Jsonable
 from scalr_prod.lake import Lake
 from scalr_prod.ownership import claim
+from scalr_prod.whole import whole
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -139,26 +140,20 @@ def _copy(lake: Lake, table: Table, version: int, folder: Path) -> int:
 
     rows = lake.dataset(table, version=version)
     folder.mkdir(exist_ok=True)
-    path = folder / f"{table.value}.parquet"
-    unfinished, count = path.with_suffix(".unfinished"), 0
-    try:
-        with parquet.ParquetWriter(unfinished, rows.schema, compression="zstd") as writer:
-            for batch in rows.to_batches():
-                writer.write_batch(batch)
-                count += batch.num_rows
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    count = 0
+    with (
+        whole(folder / f"{table.value}.parquet") as unfinished,
+        parquet.ParquetWriter(unfinished, rows.schema, compression="zstd") as writer,
+    ):
+        for batch in rows.to_batches():
+            writer.write_batch(batch)
+            count += batch.num_rows
     return count
 
 
 def _write(path: Path, text: str) -> None:
-    unfinished = path.with_suffix(".unfinished")
-    try:
+    with whole(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _prefix(settings: Settings) -> str:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 from scalr_prod.feast_store.changes import changed_entities
 from scalr_prod.feast_store.departed import empty_view, forget_departed, redis_of, sqlite_of
 from scalr_prod.jsonable import Jsonable
+from scalr_prod.whole import whole
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -149,10 +150,9 @@ class Record:
 
     def _write(self) -> None:
         views = {view: [state.to_json() for state in states] for view, states in self.states.items()}
-        temporary = self.path.with_suffix(".tmp")
         content = {"store": self.address, "number": self.number, "views": views, "filling": sorted(self.filling)}
-        temporary.write_text(json.dumps(content), encoding="utf-8")
-        temporary.replace(self.path)
+        with whole(self.path) as unfinished:
+            unfinished.write_text(json.dumps(content), encoding="utf-8")
 
 
 def forget_number(store: FeatureStore) -> None:

@@ -11,7 +11,9 @@ Two passes over the staged parts, each in batches: memory does not grow with the
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -19,6 +21,7 @@ import numpy as np
 from scalr_prod.contracts import CREATED_TIMESTAMP, ITEM_ID, Table
 from scalr_prod.duck import exact, open_duckdb, staging_folder
 from scalr_prod.generation.parts import identity, part_path, remove_others, seal, writing
+from scalr_prod.whole import whole
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -161,15 +164,9 @@ def align_parts(
             int(np.searchsorted(np.cumsum(found[bucket]), keep[bucket])) + 1 if keep[bucket] else 0 for bucket in range(buckets)
         ]
         _register_limits(connection, limits)
+        write = _copy if (keep == counts).all() else partial(_write, connection, schema)
         manifests = [
-            _write(
-                connection,
-                path,
-                part_path(candidates, number),
-                schema,
-                identity(spec, number, partitions),
-            )
-            for number, path in enumerate(staged)
+            write(path, part_path(candidates, number), identity(spec, number, partitions)) for number, path in enumerate(staged)
         ]
         remove_others(candidates, partitions)
         kept = np.array([found[bucket, : limits[bucket]].sum() for bucket in range(buckets)], dtype=np.int64)
@@ -230,7 +227,16 @@ def _register_limits(connection: Any, limits: list[int]) -> None:
     connection.register("limits", pa.table({"bucket": np.arange(len(limits)), "cells": np.array(limits, dtype=np.int64)}))
 
 
-def _write(connection: Any, source: Path, path: Path, schema: pa.Schema, facts: dict[str, Any]) -> dict[str, Any]:
+def _copy(source: Path, path: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """A part that keeps all of its rows: they lie in it in the order that `_write` would put them in."""
+    import pyarrow.parquet as pq
+
+    with whole(path) as unfinished:
+        shutil.copyfile(source, unfinished)
+    return seal(path, facts | {"rows": pq.read_metadata(path).num_rows})
+
+
+def _write(connection: Any, schema: pa.Schema, source: Path, path: Path, facts: dict[str, Any]) -> dict[str, Any]:
     import pyarrow as pa
 
     columns = ", ".join(f"staged.{name}" for name in schema.names)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 from contextlib import contextmanager
 from multiprocessing import get_all_start_methods
 from pathlib import Path
@@ -20,12 +21,15 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["Cluster", "open_cluster", "tell_driver", "warm_up"]
+__all__ = ["Cluster", "open_cluster", "telling_driver", "warm_up"]
 
 logger = logging.getLogger(__name__)
 
 #: Tasks that wait on each worker thread beside the one that runs: enough that none idles, few enough to stay small.
 _WAITING: Final = 1
+
+#: Between two messages of a task.
+_TOLD_EVERY_S: Final = 0.5
 
 #: How local workers start: forked from a process that has imported what tasks need, where the system can.
 _START: Final = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
@@ -54,7 +58,7 @@ class Cluster:
         return max(1, sum(int(worker["nthreads"]) for worker in workers.values()))
 
     def listen(self, topic: str, handler: Callable[[Any], None]) -> None:
-        """Call the handler with everything that workers tell on a topic (`tell_driver`)."""
+        """Call the handler with everything that workers tell on a topic (`telling_driver`)."""
         self._client.subscribe_topic(topic, lambda event: handler(event[1]))
 
     def map(self, task: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
@@ -167,11 +171,32 @@ def warm_up(settings: Settings) -> None:
             del os.environ[name]
 
 
-def tell_driver(topic: str, message: Any) -> None:
-    """From within a task: a small message to whoever listens."""
+@contextmanager
+def telling_driver(topic: str) -> Iterator[Callable[[int], None]]:
+    """From within a task: a function that counts, and tells whoever listens what was counted, twice a second and at the end.
+
+    Each message passes through the scheduler, which shares the cores with the translator.
+    """
     from distributed import get_worker
 
-    get_worker().log_event(topic, message)
+    told, counted = time.monotonic(), 0
+
+    def tell() -> None:
+        nonlocal told, counted
+        if counted:
+            get_worker().log_event(topic, counted)
+        told, counted = time.monotonic(), 0
+
+    def count(units: int) -> None:
+        nonlocal counted
+        counted += units
+        if time.monotonic() - told >= _TOLD_EVERY_S:
+            tell()
+
+    try:
+        yield count
+    finally:
+        tell()
 
 
 @contextmanager

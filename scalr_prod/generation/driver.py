@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING, Any, Final
 from scalr_prod.contracts import Table
 from scalr_prod.errors import ScalrError
 from scalr_prod.generation.alignment import align_parts
-from scalr_prod.generation.cluster import open_cluster, tell_driver, warm_up
+from scalr_prod.generation.cluster import open_cluster, telling_driver, warm_up
 from scalr_prod.generation.partition import REASONS, candidate_schema, kept_part, make_part, parts_folder
-from scalr_prod.generation.parts import identity, part_path, read_manifest, remove_others, write_json
+from scalr_prod.generation.parts import identity, part_path, read_manifest, remove_others
 from scalr_prod.generation.report import GenerationReport
 from scalr_prod.generation.slices import lay_out, remove_slices
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger, RunState, run_folder
 from scalr_prod.logs import about, start_logging
 from scalr_prod.progress import counting
+from scalr_prod.whole import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -139,9 +140,8 @@ def _task(settings: Settings, spec: RunSpec, partition: int, partitions: int) ->
     start_logging(settings.logging.format, settings.logging.level, logger=None if local else "scalr_prod")
     with about(project=settings.project_name, run_id=spec.run_id, stage="generate", partition=partition):
         try:
-            return make_part(
-                settings, spec, partition, partitions, translated=lambda contexts: tell_driver(_TRANSLATED, contexts)
-            )
+            with telling_driver(_TRANSLATED) as translated:
+                return make_part(settings, spec, partition, partitions, translated=translated)
         except ScalrError as error:
             # Causes are pickled along, and gRPC's hold locks, which cannot be: the message alone says what matters.
             error.__cause__ = error.__context__ = None

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import uuid
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.contracts import Table, schema_of
+from scalr_prod.whole import whole, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +27,6 @@ __all__ = [
     "remove_others",
     "seal",
     "sha256_of",
-    "write_json",
     "writing",
 ]
 
@@ -60,15 +59,13 @@ def writing(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None
     """
     import pyarrow.parquet as pq
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = _unfinished(path)
-    try:
-        # A writer that cannot write its end does not close a file that it opened itself, and a full disk would stay full.
-        with unfinished.open("wb") as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
-            yield lambda table: writer.write_table(table, max(len(table), 1))
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    # A writer that cannot write its end does not close a file that it opened itself, and a full disk would stay full.
+    with (
+        whole(path) as unfinished,
+        unfinished.open("wb") as file,
+        pq.ParquetWriter(file, schema, compression="zstd") as writer,
+    ):
+        yield lambda table: writer.write_table(table, max(len(table), 1))
 
 
 def seal(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,19 +93,6 @@ def remove_others(folder: Path, partitions: int) -> None:
     for path in folder.glob("*"):
         if path not in kept:
             path.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON so that a reader sees all of it or the file as it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = _unfinished(path)
-    unfinished.write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
-    unfinished.replace(path)
-
-
-def _unfinished(path: Path) -> Path:
-    """A name of its own for every writer: two workers may have been given one task, when one of them was thought lost."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
 
 
 def sha256_of(path: Path) -> str:

@@ -7,7 +7,7 @@ import json
 import time
 from typing import TYPE_CHECKING, Any
 
-from scalr_prod.generation.parts import write_json
+from scalr_prod.whole import write_json
 
 if TYPE_CHECKING:
     from pathlib import Path

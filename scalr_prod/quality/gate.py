@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from scalr_prod.contracts import Table
 from scalr_prod.errors import GenerationError, LedgerError, QualityGateFailed
 from scalr_prod.generation.partition import candidate_schema
-from scalr_prod.generation.parts import sha256_of, write_json
+from scalr_prod.generation.parts import sha256_of
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger, RunState, run_folder
 from scalr_prod.progress import counting
@@ -24,6 +24,7 @@ from scalr_prod.quality.protocol import AuditedRun
 from scalr_prod.quality.report import GateReport, refusal
 from scalr_prod.quality.rule_set import RuleSet
 from scalr_prod.quality.rules import COLUMNS
+from scalr_prod.whole import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

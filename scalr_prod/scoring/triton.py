@@ -136,6 +136,7 @@ class TritonScorer:
         if candidates.dtype != np.int32 or candidates.ndim != 2 or len(candidates) != len(contexts):  # noqa: PLR2004
             raise ScoringError(
                 f"candidates are {candidates.dtype} {candidates.shape}, expected int32 ({len(contexts)}, C)",
+                where="candidates",
                 next_step="name the candidates of each context in one row",
             )
         if not candidates.size:

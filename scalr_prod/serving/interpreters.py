@@ -74,12 +74,14 @@ def require_platform() -> None:
     if sys.platform != "linux" or platform.machine() != "x86_64":
         raise ServingError(
             f"no Triton server for {platform.system()} {platform.machine()} comes from the package index",
+            where="this machine",
             next_step='set [serving] scorer = "local", or [serving] url',
         )
     kind, version = platform.libc_ver()
     if kind != "glibc" or tuple(int(part) for part in version.split(".")[:2]) < _GLIBC:
         raise ServingError(
             f"Triton needs glibc 2.35 or later (Ubuntu 22.04, Debian 12), this is {kind or 'another libc'} {version}",
+            where="this machine",
             next_step='set [serving] scorer = "local", or [serving] url',
         )
 

@@ -6,7 +6,6 @@ It is an ordinary Triton repository: NVIDIA's own container loads it as it lies 
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import tempfile
@@ -17,6 +16,7 @@ from scalr_prod import assets
 from scalr_prod.errors import ServingError
 from scalr_prod.identity import claim_for_project
 from scalr_prod.ownership import claim
+from scalr_prod.whole import whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -96,10 +96,8 @@ def write_config(settings: Settings, versions: Iterable[int]) -> None:
     try:
         if target.is_file() and target.read_text(encoding="utf-8") == text:
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        staged = folder / f".config-{os.getpid()}"
-        staged.write_text(text, encoding="utf-8")
-        staged.replace(target)
+        with whole(target) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
     except OSError as error:
         raise _unwritable(settings, error) from error
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -14,6 +13,7 @@ from scalr_prod.errors import ServingError
 from scalr_prod.ownership import claim_home
 from scalr_prod.scoring.address import server_file
 from scalr_prod.scoring.heartbeat import read_beats
+from scalr_prod.whole import whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,11 +84,8 @@ class ServerRecord:
 
     def write(self, settings: Settings) -> None:
         """Write it down, whole or not at all."""
-        path = server_file(settings)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        staged = path.with_suffix(f".{os.getpid()}")
-        staged.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-        staged.replace(path)
+        with whole(server_file(settings)) as unfinished:
+            unfinished.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
 
 def read_record(settings: Settings) -> ServerRecord | None:

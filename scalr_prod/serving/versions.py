@@ -66,6 +66,7 @@ def rollback(settings: Settings) -> PromotionReport:
     if len(chain) < 2:  # noqa: PLR2004 - the present one and the one before
         raise ServingError(
             "no version was served before this one" if chain else "no version was promoted yet",
+            where="translator versions",
             next_step="promote one: scalr translator promote --version N; list them: scalr translator list",
         )
     return _switch(settings, chain[-2], cause=ROLLED_BACK)

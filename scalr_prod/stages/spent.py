@@ -7,8 +7,8 @@ import json
 import logging
 from typing import TYPE_CHECKING, Any
 
-from scalr_prod.generation.parts import write_json
 from scalr_prod.ledger import run_folder
+from scalr_prod.whole import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

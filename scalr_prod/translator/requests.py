@@ -94,4 +94,4 @@ def _within(name: str, array: NDArray[Any], least: int, most: int) -> None:
 
 
 def _invalid(found: str) -> InvalidRequest:
-    return InvalidRequest(found, next_step=_NEXT)
+    return InvalidRequest(found, where="the request", next_step=_NEXT)

@@ -120,9 +120,11 @@ class Pages:
     def refusal(self, status: int) -> Page:
         """No page: an address that is none of ours, or a fault of this package, which the log tells of."""
         if status < _FAULT:
-            error = ScalrError("there is nothing at this address", next_step="begin at the list of runs")
+            error = ScalrError("there is nothing at this address", where="scalr ui", next_step="begin at the list of runs")
         else:
-            error = ScalrError("this page could not be made", next_step="look at what scalr ui has written, and report it")
+            error = ScalrError(
+                "this page could not be made", where="scalr ui", next_step="look at what scalr ui has written, and report it"
+            )
         return Page(self._render("ui_error.html.j2", {"error": error.to_json()}), status)
 
     def _of_user(self, run_id: str, user: str, before: datetime | None, *, drawn: bool) -> Page:

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from scalr_prod.errors import GenerationError, ScalrError
-from scalr_prod.generation.cluster import open_cluster, tell_driver
+from scalr_prod.generation.cluster import open_cluster, telling_driver
 from scalr_prod.settings import load_settings
 
 
@@ -111,7 +111,9 @@ def test_an_error_ends_the_work_that_waits(settings_at, here):
 
 def test_workers_tell_how_far_they_are(settings_at, here):
     def work(number: int) -> int:
-        tell_driver("done", number)
+        with telling_driver("done") as count:
+            for _ in range(1000):
+                count(number)
         return number
 
     told = []
@@ -119,9 +121,27 @@ def test_workers_tell_how_far_they_are(settings_at, here):
         cluster.listen("done", told.append)
         list(cluster.map(work, [(1,), (2,), (3,)]))
         deadline = time.monotonic() + 10
-        while len(told) < 3 and time.monotonic() < deadline:
+        while sum(told) < 6000 and time.monotonic() < deadline:
             time.sleep(0.01)
-    assert sorted(told) == [1, 2, 3]
+    assert sum(told) == 6000
+    assert len(told) < 100, "a message for each count"
+
+
+def test_what_a_task_that_fails_had_counted_is_told(settings_at, here):
+    def work() -> None:
+        with telling_driver("done") as count:
+            count(7)
+            raise ScalrError("no")
+
+    told = []
+    with open_cluster(settings_at(here), tasks=1) as cluster:
+        cluster.listen("done", told.append)
+        with pytest.raises(ScalrError):
+            list(cluster.map(work, [()]))
+        deadline = time.monotonic() + 10
+        while not told and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert told == [7]
 
 
 @pytest.mark.slow

@@ -201,6 +201,11 @@ def test_without_alignment_everything_staged_is_a_candidate(config, here):
     staged = pd.read_parquet(run_folder(settings, spec.run_id) / "parts").sort_values("event_id", ignore_index=True)
     pd.testing.assert_frame_equal(candidates(settings, spec.run_id), staged)
     assert report.dropped["alignment"] == 0
+    files = sorted((run_folder(settings, spec.run_id) / "candidates").glob("part-*.parquet"))
+    assert len(files) == 5
+    keys = ["user_id", "event_timestamp", "item_id"]
+    for rows in map(pd.read_parquet, files):
+        pd.testing.assert_frame_equal(rows, rows.sort_values(keys, ignore_index=True))
 
 
 def test_a_causal_run_over_the_next_day(config, here):

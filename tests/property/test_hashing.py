@@ -43,3 +43,17 @@ def test_every_container_gives_the_same():
 def test_what_is_no_id_is_refused(bad):
     with pytest.raises(TypeError, match="int or a string"):
         stable_hash([bad])
+
+
+def test_what_stands_in_it_again_and_again_keeps_its_place():
+    ids = ["a", "b", "a", "a", "c", "b"]
+    assert stable_hash(pa.chunked_array([ids[:2], ids[2:]])).tolist() == stable_hash(ids).tolist()
+    assert stable_hash(pa.array(ids).dictionary_encode()).tolist() == stable_hash(ids).tolist()
+    assert stable_hash(pa.array([], pa.string())).tolist() == []
+    assert stable_hash(pa.chunked_array([], pa.string())).tolist() == []
+
+
+@pytest.mark.parametrize("bad", [pa.array(["a", None]), pa.array([1.0]), pa.chunked_array([["a"], [None]]), pa.array([None])])
+def test_what_is_no_id_is_refused_in_a_column_too(bad):
+    with pytest.raises(TypeError, match="int or a string"):
+        stable_hash(bad)

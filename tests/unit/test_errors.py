@@ -63,15 +63,14 @@ def test_stage_and_run_are_set_once():
     assert (error.stage, error.run_id) == ("first", "r")
 
 
-ROOMS = ("cli", "downstream", "feast_store", "forgetting", "generation", "histories", "ingest", "lake", "ledger", "onboarding")
-
-
-@pytest.mark.parametrize("room", [*ROOMS, "operations", "quality", "report", "stages", "training_set"])
-def test_every_error_that_is_raised_says_where_and_what_to_do_next(room):
-    wrong = []
-    for path in sorted((Path(errors.__file__).parents[1] / room).rglob("*.py")):
+def test_every_error_that_is_raised_says_where_and_what_to_do_next():
+    raised, wrong = 0, []
+    for path in sorted(Path(errors.__file__).parents[1].rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            ours = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in errors.__all__
-            if ours and "migrations" not in path.parts and not {"where", "next_step"} <= {one.arg for one in node.keywords}:
-                wrong.append(f"{path.name}:{node.lineno}")
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in errors.__all__:
+                raised += 1
+                named = {one.arg for one in node.keywords}
+                if None not in named and not {"where", "next_step"} <= named:
+                    wrong.append(f"{path.name}:{node.lineno}")
     assert wrong == []
+    assert raised > 300

@@ -18,7 +18,6 @@ from ledger_world import T0, make_spec, to_state, validated
 from prometheus_client.parser import text_string_to_metric_families
 
 from scalr_prod.errors import PublicationError, QualityGateFailed, RunNotFound, ScalrError, SettingsError, TableNotFound
-from scalr_prod.generation.parts import write_json
 from scalr_prod.generation.report import GenerationReport
 from scalr_prod.ledger import Ledger, RunState, run_folder
 from scalr_prod.ledger.models import TransitionRow
@@ -28,6 +27,7 @@ from scalr_prod.quality.report import GateReport, RuleOutcome
 from scalr_prod.scoring.latency import BOUNDS_S, Latencies, sum_of
 from scalr_prod.settings import load_settings
 from scalr_prod.stages import Job, Stage, walk
+from scalr_prod.whole import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -80,7 +80,11 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Rows of several projects do not fit into the former tables."""
-    raise LedgerError("the former schema cannot hold projects", next_step="restore the ledger from a copy of before")
+    raise LedgerError(
+        "the former schema cannot hold projects",
+        where="the ledger's schema 3",
+        next_step="restore the ledger from a copy of before",
+    )
 
 
 class _Owners:
