@@ -41,7 +41,8 @@ def stable_hash(ids: Sequence[int | str] | npt.NDArray[Any] | pa.Array | pa.Chun
         one = encoded.combine_chunks() if hasattr(encoded, "chunks") else encoded
         if one.null_count:
             raise TypeError("an id is an int or a string, not NoneType")
-        return _hashes(one.dictionary.to_pylist())[one.indices.to_numpy()]
+        hashes: npt.NDArray[np.uint64] = _hashes(one.dictionary.to_pylist())[one.indices.to_numpy()]
+        return hashes
     return _hashes(ids.tolist() if isinstance(ids, np.ndarray) else ids)
 
 
