@@ -28,6 +28,22 @@ def evidence(*, weighed: bool) -> likelihood.Evidence:
     return likelihood.Evidence(values, tastes, log_q, torch.rand(ROWS, 1, generator=generator) if weighed else None)
 
 
+@pytest.mark.parametrize("dim", [3, 64])
+def test_sums_over_cells_are_those_of_dense_matrices(dim):
+    """Over rows without a cell, with one, and with all."""
+    random = np.random.default_rng(0)
+    there = random.random((40, 30)) < 0.2
+    there[0], there[1], there[1, 7], there[2] = False, False, True, True
+    values = np.where(there, random.random(there.shape), 0).astype(np.float32)
+    v, y = (random.standard_normal((n, dim)).astype(np.float32) for n in there.shape)
+    found, compiled = np.full_like(v, np.nan), kernels.kernels()
+    assert compiled is not None, "numba is a dependency"
+    start = np.concatenate([[0], there.sum(1).cumsum()])
+    compiled.weighted_sums(start, there.nonzero()[1], values[there], v, y, found)
+    np.testing.assert_allclose(found, (values * (v @ y.T)) @ y, rtol=1e-4, atol=1e-4)
+    assert not found[0].any()
+
+
 @pytest.mark.parametrize("weighed", [False, True])
 @pytest.mark.parametrize("rows", [ROWS, 1, 0])
 def test_sums_over_choices_are_those_of_tensor_operations(rows, weighed, monkeypatch):

@@ -111,7 +111,9 @@ class Table:
         self._since[rows.numpy()] = self._owed.steps
         if compiled is not None:
             tables = tuple(table.numpy() for table in self._tables)
-            compiled.moved(tables, rows.numpy(), values.grad.numpy(), tuple(map(np.float32, rates)), np.float32(_EPSILON))
+            compiled.moved(
+                tables, rows.numpy(), values.grad.contiguous().numpy(), tuple(map(np.float32, rates)), np.float32(_EPSILON)
+            )
             return
         shrink, step, of_mean, of_square, of_root = rates
         value, mean, square = (table[rows] for table in self._tables)
