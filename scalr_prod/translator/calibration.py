@@ -174,9 +174,12 @@ def _proposal(scores: list[torch.Tensor], counts: dict[str, torch.Tensor], batch
     """A blend of rough distributions: popularity, lately popular, and each estimator on top of popularity."""
     hidden = batch.hidden(counts["count"].shape[1])
     lately = 0.2 * counts["count"] + 0.4 * counts["days_90"] + 0.3 * counts["days_20"]
-    logits = [0.5 * counts["count"], lately + 0.3 * counts["days_3"]]
-    logits += [lately + 0.3 * (s - s.mean()) / s.std().clamp(min=1e-12) for s in scores]
-    return torch.stack([x.masked_fill(hidden, -torch.inf).softmax(1) for x in logits]).mean(0)
+    total = (0.5 * counts["count"]).masked_fill_(hidden, -torch.inf).softmax(1)
+    total += (lately + 0.3 * counts["days_3"]).masked_fill_(hidden, -torch.inf).softmax(1)
+    for s in scores:
+        scale = 0.3 / s.std().clamp(min=1e-12)
+        total += torch.addcmul(lately - s.mean() * scale, s, scale).masked_fill_(hidden, -torch.inf).softmax(1)
+    return total.div_(2 + len(scores))
 
 
 def _fit_tables(

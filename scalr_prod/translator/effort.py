@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 __all__ = ["calibration_work", "fit_work", "share_work", "training_work"]
 
 #: Microseconds of one core for each source event and each target event of a slice, with 64 factors, as measured on Yelp's logs.
-_SHARE: Final = {"popularity": (0.0, 0.6), "tastes": (1.2, 0.0), "topics": (3.5, 0.0), "linear": (6.4, 0.0)}
-_FIT: Final = {"frequency": (0.0, 12.0), "topics": (0.0, 80.0), "linear": (0.3, 0.0), "factorisation": (11.4, 11.4)}
+_SHARE: Final = {"popularity": (0.0, 0.6), "tastes": (1.0, 0.0), "topics": (2.7, 0.0), "linear": (5.6, 0.0)}
+_FIT: Final = {"frequency": (0.0, 5.0), "topics": (0.0, 8.0), "linear": (0.3, 0.0), "factorisation": (2.4, 2.4)}
 #: The same for each place in a window of source events, in all epochs: pretraining, and a fit to the target events that follow.
-_PRETRAINING: Final = 34.0
-_SEQUENTIAL: Final = 29.0
+_PRETRAINING: Final = 20.0
+_SEQUENTIAL: Final = 10.0
 #: Of an estimator of another package.
 _OTHER: Final = (1.0, 10.0)
 #: Weights, figures and information, for each target event that they are measured on.
-_CALIBRATION: Final = 2500.0
+_CALIBRATION: Final = 3700.0
 _DIM: Final = 64
 _EPOCHS: Final = 3
 

@@ -9,9 +9,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import torch
+
+from scalr_prod.translator.estimators.kernels import kernels
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["Columns", "Evidence", "fitted"]
 
@@ -91,6 +97,11 @@ def _tilt_penalty(evidence: Evidence, columns: Columns) -> float:
 
 def _loss(evidence: Evidence, plain: list[int], weights: torch.Tensor) -> float:
     """-Σ log P(label)."""
+    compiled = kernels()
+    if compiled is not None:
+        told, found = _told(evidence, plain, len(weights)), np.empty(len(evidence))
+        compiled.losses(*told, weights.numpy(), found)
+        return float((found if evidence.weight is None else found * evidence.weight[:, 0].numpy()).sum())
     total = 0.0
     for rows in torch.arange(len(evidence)).split(_CHUNK_ROWS):
         logits = ((evidence.with_one(rows, len(weights)) @ weights)[:, None] @ evidence.values[rows][:, plain])[:, 0]
@@ -132,17 +143,9 @@ def _maximise(evidence: Evidence, plain: list[int], tilted: list[int], tilt_pena
     weights[0] = 1.0 / len(plain)
     for _ in range(MOST_STEPS if len(evidence) else 0):
         gradient, curvature = -2 * penalty * weights, (2 * penalty).flatten().diag()
-        for rows in torch.arange(len(evidence)).split(_CHUNK_ROWS):
-            x = evidence.values[rows][:, plain]
-            z = evidence.with_one(rows, many)
-            p = (((z @ weights.float())[:, None] @ x)[:, 0] - evidence.log_q[rows]).softmax(1)
-            mean = (x @ p[:, :, None])[:, :, 0]
-            covariance = (x * p[:, None]) @ x.mT - mean[:, :, None] * mean[:, None]
-            counted = z if evidence.weight is None else z * evidence.weight[rows]
-            gradient += (counted.T @ (x[:, :, 0] - mean)).double()
-            of_pairs = (counted[:, :, None] * z[:, None]).flatten(1).T @ covariance.flatten(1)
-            of_pairs = of_pairs.view(many, many, len(plain), len(plain)).transpose(1, 2)
-            curvature += of_pairs.reshape(curvature.shape).double()
+        of_rows, of_pairs = _sums(evidence, plain, weights.float())
+        gradient += of_rows
+        curvature += of_pairs.transpose(1, 2).reshape(curvature.shape)
         kept = free.flatten()
         step = torch.zeros_like(weights)
         step[free] = torch.linalg.solve(curvature[kept][:, kept], gradient[free])
@@ -150,3 +153,33 @@ def _maximise(evidence: Evidence, plain: list[int], tilted: list[int], tilt_pena
         if float(step.norm()) < _SMALL_STEP:
             break
     return weights.float()
+
+
+def _told(evidence: Evidence, plain: list[int], many: int) -> tuple[NDArray[Any], ...]:
+    """What compiled sums are taken over: see `fused.newton`."""
+    z = evidence.with_one(torch.arange(len(evidence)), many)
+    parts = (evidence.values, torch.tensor(plain, dtype=torch.int64), z, evidence.log_q)
+    return tuple(part.contiguous().numpy() for part in parts)
+
+
+def _sums(evidence: Evidence, plain: list[int], weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Σ over the rows, at weights [A, C], of gradients and of minus second derivatives: float64 [A, C], [A, A, C, C]."""
+    many, columns = weights.shape
+    gradient, curvature = torch.zeros(many, columns).double(), torch.zeros(many, many, columns, columns).double()
+    compiled = kernels()
+    if compiled is not None:
+        counted = torch.ones(len(evidence)) if evidence.weight is None else evidence.weight[:, 0].contiguous()
+        told = _told(evidence, plain, many)
+        compiled.sums(*told, counted.numpy(), weights.contiguous().numpy(), gradient.numpy(), curvature.numpy())
+        return gradient, curvature
+    for rows in torch.arange(len(evidence)).split(_CHUNK_ROWS):
+        x = evidence.values[rows][:, plain]
+        z = evidence.with_one(rows, many)
+        p = (((z @ weights)[:, None] @ x)[:, 0] - evidence.log_q[rows]).softmax(1)
+        mean = (x @ p[:, :, None])[:, :, 0]
+        covariance = (x * p[:, None]) @ x.mT - mean[:, :, None] * mean[:, None]
+        counted = z if evidence.weight is None else z * evidence.weight[rows]
+        gradient += (counted.T @ (x[:, :, 0] - mean)).double()
+        of_pairs = (counted[:, :, None] * z[:, None]).flatten(1).T @ covariance.flatten(1)
+        curvature += of_pairs.view(many, many, columns, columns).double()
+    return gradient, curvature

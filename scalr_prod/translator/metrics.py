@@ -38,7 +38,8 @@ _CLASSES: Final = 24
 _TOP_CLASSES: Final = 15
 #: Events of one unit of work.
 _BLOCK_ROWS: Final = 512
-_LOWEST: Final = -24.0  # log2 of probability: what is below falls into the lowest class
+#: Each class is half of the one before it, as `fused.figures` has them.
+_LOWEST: Final = -float(_CLASSES)  # log2 of probability: what is below falls into the lowest class
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,27 @@ class _Said:
 
 def _said(labels: NDArray[np.int32], p: torch.Tensor) -> _Said:
     """Of events with these labels: distributions [r, N]."""
+    from scalr_prod.translator.estimators.kernels import kernels
+
+    compiled = kernels() if p.device.type == "cpu" else None
+    if compiled is None:
+        return plain_said(labels, p)
+    known = labels.astype(np.int64).clip(min=0)
+    table = p.contiguous().numpy()
+    rank, best, own_class = np.empty(len(p)), np.empty_like(known), np.empty_like(known)
+    share, pairs = np.zeros((2, len(p), _CLASSES))
+    compiled.said(table, known, rank, best, share, pairs, own_class)
+    every = np.arange(len(p))
+    own = table[every, known]
+    there = (labels >= 0) & (own > 0)
+    loss = np.full(len(p), np.nan)
+    loss[there] = -np.log(own[there])
+    rank[~there] = np.inf
+    return _Said(rank, loss, table[every, best], (best == known) & there, there, share, pairs, own_class)
+
+
+def plain_said(labels: NDArray[np.int32], p: torch.Tensor) -> _Said:
+    """What distributions [r, N] said of events with labels [r], by tensor operations alone: on a GPU, and where nothing compiles."""
     import torch
 
     label = torch.from_numpy(labels.astype(np.int64)).to(p.device)

@@ -157,6 +157,18 @@ def test_factorisation_lowers_the_loss_it_stands_for(pairs):
     assert all(fitted_loss < other for other in nearby)
 
 
+@pytest.mark.parametrize("rank", [20, 7])
+def test_columns_are_made_orthonormal_dependent_ones_too(rank):
+    random = np.random.default_rng(0)
+    columns = (random.standard_normal((300, rank)) @ random.standard_normal((rank, 20)) * np.logspace(0, -2, 20)).astype(
+        np.float32
+    )
+    found = linear.orthonormal(columns)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found.T @ found, np.eye(20), atol=1e-5)
+    np.testing.assert_allclose(found @ (found.T @ columns), columns, atol=1e-4 * np.abs(columns).max())
+
+
 @pytest.mark.parametrize("dim", [4, 30, 64])
 def test_products_in_parts_are_those_of_all_cells_at_once(dim):
     """To the bit, so that a translator does not depend on how large the parts are; one part may be of a single cell."""

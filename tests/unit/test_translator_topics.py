@@ -133,6 +133,52 @@ def test_groups_of_users_keep_em_from_memorising(monkeypatch):
 
     ours = lost()
     apart = topics._Counts.without
-    monkeypatch.setattr(topics._Counts, "without", lambda self, _: apart(self, None))
+    monkeypatch.setattr(topics._Counts, "without", lambda self, _, *tables: apart(self, None, *tables))
     assert ours < 0.06
     assert lost() > 1.25 * ours
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_compiled_sums_are_those_of_tensor_operations(first, monkeypatch):
+    """Over histories of nothing, of one item, of many, with unknown ones between, and of an item twice; events weigh differently."""
+    generator = torch.Generator().manual_seed(0)
+    rows, length, sources, targets, many = 300, 20, 40, 30, 12
+    items = torch.randint(0, sources, (rows, length), generator=generator)
+    items *= torch.arange(length) >= torch.randint(0, length + 1, (rows, 1), generator=generator)
+    items[0], items[1], items[1, -1], items[2] = 0, 0, 5, 7
+    label = torch.randint(0, targets, (rows,), generator=generator)
+    events = items, label, torch.rand(rows, generator=generator)
+    weight = torch.rand(length, generator=generator)
+    tables = tuple(torch.rand(n, many, generator=generator) for n in (sources, targets))
+    chosen = torch.rand(targets, generator=generator)
+
+    def found() -> list[torch.Tensor]:
+        counts, places = topics._Counts.empty(tables[0], chosen), torch.zeros(2, length, dtype=torch.float64)
+        for group in range(topics.GROUPS):
+            some = tuple(one[group :: topics.GROUPS] for one in events)
+            some = tuple(one.contiguous() for one in some)
+            topics._explain(some, weight, tables, (counts.source[group], counts.target[group]), places, first=first)
+        shares = []
+        for group in (None, 0, 3):
+            source, target = torch.empty_like(tables[0]), torch.empty_like(tables[1])
+            counts.without(group, source, target)
+            shares += [source, target]
+        # What is counted of row 0, which is no item, is nobody's.
+        return [counts.source[:, 1:], counts.target, places, *shares]
+
+    assert topics.kernels() is not None, "numba is a dependency"
+    compiled = found()
+    monkeypatch.setattr(topics, "kernels", lambda: None)
+    for mine, theirs in zip(compiled, found(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_a_compiled_fit_of_histories_longer_than_the_limit_is_that_of_tensor_operations(pairs, monkeypatch):
+    monkeypatch.setattr(topics, "DEPTH", 3)
+    assert (pairs.log.history[pairs.target_rows(), -4] >= 0).any()
+    shared = topics.share(pairs)
+    compiled = topics.fit(pairs, shared)
+    monkeypatch.setattr(topics, "kernels", lambda: None)
+    plain = topics.fit(pairs, shared)
+    for name, theirs in plain.items():
+        torch.testing.assert_close(compiled[name], theirs, rtol=1e-4, atol=1e-6)

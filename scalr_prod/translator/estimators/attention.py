@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from scalr_prod.translator.estimators.kernels import Kernels
     from scalr_prod.translator.pairs import Parameters
 
-__all__ = ["initial", "last_state", "states"]
+__all__ = ["initial", "last_state", "plain_states", "states"]
 
 #: Share of the earlier events that training hides from each event.
 DROPPED_EVENTS: Final = 0.2
@@ -45,30 +45,113 @@ def initial(dim: int, generator: torch.Generator) -> Parameters:
     }
 
 
-def states(p: Parameters, items: torch.Tensor, days: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-    """The state after every event of W windows.
+def states(
+    p: Parameters,
+    items: torch.Tensor,
+    days: torch.Tensor,
+    asked: tuple[torch.Tensor, torch.Tensor],
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """The states after P events of W windows.
 
     Args:
-        p: The parameters; ``source`` [n_source + 1, d] holds the events' vectors.
+        p: The parameters, float32; ``source`` [n_source + 1, d] holds the events' vectors.
         items: int64 [W, L]. Source vocabulary indices; 0 where there is no event.
         days: float32 [W, L]. When each event happened.
+        asked: int64 [P] each. Windows and places of the events.
         generator: Of the events to hide in training; None hides none.
 
     Returns:
-        [W, L, d].
+        float32 [P, d]; 0 where there is no event.
+    """
+    kept = items > 0
+    if generator is not None:
+        kept &= torch.rand(items.shape, generator=generator) >= DROPPED_EVENTS
+    compiled = kernels()
+    row, place = asked
+    there = items[row, place] > 0
+    if compiled is None:
+        return plain_states(p, items, days, kept)[row, place] * there[:, None]
+    if there.all():
+        return _asked_states(p, items, days, kept, asked, compiled)
+    known = there.nonzero()[:, 0]
+    found = _asked_states(p, items, days, kept, (row[known], place[known]), compiled)
+    return torch.zeros(len(row), found.shape[1]).index_copy(0, known, found)
+
+
+def plain_states(p: Parameters, items: torch.Tensor, days: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """The states after all events, by tensor operations alone: what compiled code is compared with, and what runs without it.
+
+    Args:
+        p: As in `states`, and so the next two.
+        items: See there.
+        days: See there.
+        kept: bool [W, L]. Whether later events see an event.
+
+    Returns:
+        float32 [W, L, d]; anything where there is no event.
     """
     known, length = items > 0, items.shape[1]
-    seen = known[:, None].expand(-1, length, -1)
-    if generator is not None:
-        kept = torch.rand(items.shape, generator=generator) >= DROPPED_EVENTS
-        seen = seen & (kept[:, None] | torch.eye(length, dtype=torch.bool))
+    seen = known[:, None] & (kept[:, None] | torch.eye(length, dtype=torch.bool))
     seen = seen & torch.ones(length, length, dtype=torch.bool).tril()
     x = functional.embedding(items, p["source"])
     heads = len(p["age_bias"])
     normed = functional.layer_norm(x, x.shape[-1:], p["norm_weight"])
     q, k, v = (_split(part, heads) for part in (normed @ p["query"], normed @ p["key"], x @ p["value"]))
-    logits = _biased(p, q @ k.mT, days, seen)
+    ages = (days[:, :, None] - days[:, None]).clamp(min=0)
+    logits = q @ k.mT / (x.shape[-1] / heads) ** 0.5 + _bias(p, ages)
+    logits = logits.masked_fill(~seen[:, None], torch.finfo(logits.dtype).min)
     return _fed_forward(p, (logits.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+def _asked_states(
+    p: Parameters,
+    items: torch.Tensor,
+    days: torch.Tensor,
+    kept: torch.Tensor,
+    asked: tuple[torch.Tensor, torch.Tensor],
+    compiled: Kernels,
+) -> torch.Tensor:
+    """The states after events that are there, [P, d]: all events stand one after another, without padding."""
+    known = items > 0
+    row, place = asked
+    before = (known.flatten().cumsum(0) - known.flatten().long()).view(items.shape)
+    first, last = before[row, 0], before[row, place]
+    pairs = (last - first + 1).cumsum(0)
+    x = functional.embedding(items[known], p["source"])
+    size = x.shape[-1] // len(p["age_bias"])
+    normed = functional.layer_norm(x, x.shape[-1:], p["norm_weight"])
+    query = normed.index_select(0, last) @ (p["query"] / size**0.5)
+    when = days[known].numpy(), kept[known].numpy()
+    places = first.numpy(), last.numpy(), (pairs - (last - first + 1)).numpy()
+    told = (when, places, int(pairs[-1]) if len(pairs) else 0, compiled)
+    mixed: torch.Tensor = _Attended.apply(query, normed @ p["key"], x @ p["value"], p["age_bias"], told)
+    return _fed_forward(p, mixed)
+
+
+class _Attended(torch.autograd.Function):
+    """Values mixed by softmax of queries · keys and bias by age, by `fused.attended`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor, told: tuple[Any, ...]
+    ) -> torch.Tensor:
+        when, places, pairs, compiled = told
+        parts = tuple(x.detach().numpy() for x in (query, key, value))
+        out = torch.empty(query.shape)
+        classes, weights = np.empty(pairs, np.uint8), np.empty(pairs * len(bias), np.float32)
+        limits = np.array(LIMITS_DAYS, np.float32)
+        compiled.attended(parts, bias.detach().numpy(), when, places, limits, classes, weights, out.numpy())
+        ctx.kept = parts, places, classes, weights, bias.shape, compiled
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        parts, places, classes, weights, shape, compiled = ctx.kept
+        of_parts, of_bias = [torch.zeros(x.shape) for x in parts], torch.zeros(shape)
+        found = tuple(x.numpy() for x in of_parts)
+        compiled.gradients(gradient.contiguous().numpy(), parts, places, classes, weights, found, of_bias.numpy())
+        return *of_parts, of_bias, None
 
 
 def last_state(p: Parameters, items: torch.Tensor, ages: torch.Tensor) -> torch.Tensor:
@@ -94,46 +177,6 @@ def last_state(p: Parameters, items: torch.Tensor, ages: torch.Tensor) -> torch.
     logits = logits.masked_fill(~known[:, None], torch.finfo(logits.dtype).min)
     mixed = torch.einsum("bhd,dhc->bhc", logits.softmax(-1) @ x, p["value"].unflatten(-1, (heads, -1))).flatten(1)
     return _fed_forward(p, mixed) * known.any(1, keepdim=True)
-
-
-def _biased(p: Parameters, products: torch.Tensor, days: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-    """Logits [W, heads, L, L] of the products of queries and keys, which are written over."""
-    size = len(p["norm_weight"]) / len(p["age_bias"])
-    compiled = kernels()
-    if compiled is not None:
-        logits: torch.Tensor = _Biased.apply(products, p["age_bias"], days, seen, size**0.5, compiled)
-        return logits
-    ages = (days[:, :, None] - days[:, None]).clamp(min=0)
-    logits = products.div_(size**0.5).add_(_bias(p, ages))
-    return logits.masked_fill_(~seen[:, None], torch.finfo(logits.dtype).min)
-
-
-class _Biased(torch.autograd.Function):
-    """What `_biased` says, by `fused.ages`."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        products: torch.Tensor,
-        bias: torch.Tensor,
-        days: torch.Tensor,
-        seen: torch.Tensor,
-        scale: float,
-        compiled: Kernels,
-    ) -> torch.Tensor:
-        ctx.mark_dirty(products)
-        ctx.scale, ctx.compiled, ctx.shape = np.float32(scale), compiled, bias.shape
-        ctx.classes = np.empty(seen.shape, np.uint8)
-        told = (x.detach().contiguous().numpy() for x in (days, seen, bias))
-        compiled.biased(products.detach().numpy(), *told, np.array(LIMITS_DAYS, np.float32), ctx.scale, ctx.classes)
-        return products
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
-        of_products, of_bias = torch.empty(gradient.shape), torch.zeros(ctx.shape)
-        out = of_products.numpy(), of_bias.numpy()
-        ctx.compiled.gradients(gradient.contiguous().numpy(), ctx.classes, ctx.scale, *out)
-        return of_products, of_bias, None, None, None, None
 
 
 def _bias(p: Parameters, ages: torch.Tensor) -> torch.Tensor:

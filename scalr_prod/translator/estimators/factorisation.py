@@ -40,8 +40,6 @@ _CG_STEPS: Final = 3
 _CELLS: Final = 20_000
 #: Numbers that the processor's cache holds beside the rest.
 _CACHED: Final = 262_144
-#: Length of vectors up to which compiled code takes sums in torch's order.
-_MOST_COMPILED: Final = 512
 _warning: Final = threading.Lock()
 
 
@@ -114,7 +112,7 @@ def _solve(
     right: torch.Tensor | None,
 ) -> torch.Tensor:
     values = extra.values()
-    compiled = kernels() if y.shape[1] <= _MOST_COMPILED else None
+    compiled = kernels()
 
     def times(v: torch.Tensor) -> torch.Tensor:
         if compiled is None:

@@ -110,8 +110,9 @@ def _keep_most(counts: Any, kept: int) -> tuple[Any, Any, Any]:
     """The ``kept`` largest entries of each row, ties by column: (row starts [rows + 1], columns, values)."""
     import numpy as np
 
+    counts.sort_indices()
     rows = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
-    order = np.lexsort((counts.indices, -counts.data, rows))
+    order = np.lexsort((-counts.data, rows))
     place = np.arange(len(order)) - counts.indptr[rows]  # rows stay together and in order
     order = order[place < kept]
     start = np.concatenate([[0], np.cumsum(np.minimum(np.diff(counts.indptr), kept))])

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from scalr_prod.translator.batch import Batch
     from scalr_prod.translator.pairs import Pairs, Parameters
 
-__all__ = ["fit", "score", "share", "source_basis", "user", "vectors", "version"]
+__all__ = ["fit", "orthonormal", "score", "share", "source_basis", "user", "vectors", "version"]
 
 version: Final = 1
 #: Principal components for each of ``[translator] dim``.
@@ -29,6 +29,8 @@ RIDGE: Final = 3.0
 #: How much popular source items are damped: columns are divided by (users + 1)^DAMPING.
 DAMPING: Final = 0.25
 _POWER_ITERATIONS: Final = 4
+#: Columns of which no part this small, in units of the largest, is left beside the others' span, can be made orthonormal by their products.
+_LEAST_APART: Final = 1e-5
 
 
 def share(pairs: Pairs) -> Parameters:
@@ -49,11 +51,36 @@ def source_basis(pairs: Pairs, components: int) -> Any:
     random = np.random.default_rng(pairs.settings.seed)
     q = random.standard_normal((x.shape[1], min(components + 32, *x.shape)), dtype=np.float32)
     for _ in range(_POWER_ITERATIONS):
-        q, _ = np.linalg.qr(x.T @ (x @ q))
+        q = orthonormal(x.T @ (x @ q))
     projected = x @ q
     _, vectors = np.linalg.eigh((projected.T @ projected).astype(np.float64))
     basis = q @ vectors[:, ::-1][:, :components].astype(np.float32)
     return (damping[:, None] * basis).astype(np.float32)
+
+
+def orthonormal(columns: Any) -> Any:
+    """An orthonormal basis of what columns span.
+
+    Cholesky's factor of their products, in float64, gives one in a tenth of the time of Householder's reflections, where the columns
+    are far from dependent; else it is those.
+
+    Args:
+        columns: numpy float32 [n, r], n >= r.
+
+    Returns:
+        numpy float32 [n, r].
+    """
+    import numpy as np
+
+    exact = columns.astype(np.float64)
+    try:
+        factor = np.linalg.cholesky(exact.T @ exact)
+    except np.linalg.LinAlgError:  # they are dependent
+        factor = np.zeros((1, 1))
+    if factor.diagonal().min() <= _LEAST_APART * factor.diagonal().max():
+        return np.linalg.qr(columns)[0]
+    # numpy's own routines, which have one thread in training.
+    return (exact @ np.linalg.inv(factor).T).astype(np.float32)
 
 
 def fit(pairs: Pairs, shared: Parameters) -> Parameters:

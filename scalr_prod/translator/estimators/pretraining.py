@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from scalr_prod.translator.estimators import attention, sampled_softmax
+from scalr_prod.translator.estimators.learning import Learner
 from scalr_prod.translator.estimators.sampled_softmax import Negatives
 from scalr_prod.translator.estimators.windows import source_windows
 from scalr_prod.translator.threads import heed_stop
@@ -50,35 +51,33 @@ def pretrained(pairs: Pairs, parameters: Parameters, generator: torch.Generator)
     if pairs.settings.pretraining_events is not None:
         chosen = _some(known, pairs.settings.pretraining_events, pairs.settings.seed)
         items, days = items[chosen], days[chosen]
-    trained = {name: tensor.clone() for name, tensor in parameters.items()}
-    trained |= {"next": 0.1 * parameters["source"], "bias": torch.zeros(len(count))}
-    for tensor in trained.values():
-        tensor.requires_grad_()
     steps = EPOCHS * -(-len(items) // _BATCH)
-    optimizer = torch.optim.AdamW(trained.values(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps + 1)
+    tables = {"source": parameters["source"].clone(), "next": 0.1 * parameters["source"]}
+    whole = {name: tensor.clone() for name, tensor in parameters.items() if name != "source"}
+    learner = Learner(whole | {"bias": torch.zeros(len(count))}, tables, steps=steps, rate=LEARNING_RATE, decay=WEIGHT_DECAY)
     for _ in range(EPOCHS):
         for chosen in torch.randperm(len(items), generator=generator).split(_BATCH):
             heed_stop(1 / steps)
             begin = int((items[chosen] > 0).any(0).to(torch.uint8).argmax())
             some, when = items[chosen, begin:], days[chosen, begin:]
-            states = attention.states(trained, some, when, generator)
-            followed = (some[:, :-1] > 0) & (some[:, 1:] > 0)
-            label = some[:, 1:][followed]
-            offset = popular + trained["bias"]
+            row, place = ((some[:, :-1] > 0) & (some[:, 1:] > 0)).nonzero(as_tuple=True)
+            label = some[row, place + 1]
+            source, (own,) = learner.tables["source"].take(some)
+            state = attention.states(learner.whole | {"source": source}, own, when, (row, place), generator)
+            drawn = Negatives.drawn(chance, generator)
+            vectors, (own, others) = learner.tables["next"].take(label, drawn.items)
+            offset = popular + learner.whole["bias"]
             loss = sampled_softmax.loss(
-                states[:, :-1][followed],
-                trained["next"],
-                label,
-                Negatives.drawn(chance, generator),
-                own=offset[label][:, None],
-                others=offset.__getitem__,
+                state,
+                vectors,
+                own,
+                Negatives(others, drawn.log_expected),
+                own=offset.index_select(0, label),
+                others=offset.index_select(0, drawn.items)[None],
             )
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-    return {name: trained[name].detach() for name in parameters}
+            learner.step(loss)
+    learnt = learner.learnt()
+    return {name: learnt[name] for name in parameters}
 
 
 def _some(known: torch.Tensor, most: int, seed: int) -> torch.Tensor:

@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch.nn import functional
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from scalr_prod.translator.estimators.kernels import kernels
 
-__all__ = ["Negatives", "loss"]
+if TYPE_CHECKING:
+    from scalr_prod.translator.estimators.kernels import Kernels
+
+__all__ = ["Negatives", "loss", "plain_loss"]
 
 #: Items drawn for each batch.
 DRAWN: Final = 1024
 #: Choices that are worked on at a time: their logits stay in the processor's cache.
-_ROWS: Final = 64
+_ROWS: Final = 128
 
 
 @dataclass(frozen=True)
@@ -46,31 +48,60 @@ def loss(
     negatives: Negatives,
     *,
     own: torch.Tensor,
-    others: Callable[[torch.Tensor], torch.Tensor],
+    others: torch.Tensor,
+    moment: torch.Tensor | None = None,
     weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Mean -log P(label), where log P is state · vector + offset but for a constant.
 
     Args:
-        state: [P, d].
-        vectors: [N, d].
+        state: float32 [P, d].
+        vectors: float32 [N, d].
         label: int64 [P].
         negatives: M of them.
-        own: [P, 1]. Offset of each label.
-        others: Offsets of items [M]: [P, M] or [M].
-        weight: [P]. How much each label counts, 1 on average; None: one.
+        own: float32 [P]. Offset of each label.
+        others: float32 [K, M]. Offsets of the drawn items, at so many moments.
+        moment: int64 [P]. Row of ``others`` for each label; None: the first.
+        weight: float32 [P]. How much each label counts, 1 on average; None: one.
+
+    Returns:
+        float32, a scalar.
     """
-    positive = (state * functional.embedding(label, vectors)).sum(1, keepdim=True) + own
+    compiled = kernels()
+    if compiled is None:
+        return plain_loss(state, vectors, label, negatives, own=own, others=others, moment=moment, weight=weight)
+    positive = (state * functional.embedding(label, vectors)).sum(1) + own
     drawn = functional.embedding(negatives.items, vectors)
-    loss_of_each: torch.Tensor = _Losses.apply(state, drawn, positive, others(negatives.items), label, negatives)
-    return (loss_of_each if weight is None else loss_of_each * weight).mean()
+    shares = torch.full((len(label),), 1 / max(len(label), 1)) if weight is None else weight / max(len(label), 1)
+    told = torch.zeros(len(label), dtype=torch.int64) if moment is None else moment
+    found: torch.Tensor = _Loss.apply(state, drawn, positive, others, (label, negatives, told, shares, compiled))
+    return found
 
 
-class _Losses(torch.autograd.Function):
-    """-log P of each label, [P], and its gradient.
+def plain_loss(
+    state: torch.Tensor,
+    vectors: torch.Tensor,
+    label: torch.Tensor,
+    negatives: Negatives,
+    *,
+    own: torch.Tensor,
+    others: torch.Tensor,
+    moment: torch.Tensor | None = None,
+    weight: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`loss`, by tensor operations alone: what the compiled one is compared with, and what runs where nothing compiles."""
+    positive = (state * functional.embedding(label, vectors)).sum(1, keepdim=True) + own[:, None]
+    logits = state @ functional.embedding(negatives.items, vectors).T + (others if moment is None else others[moment])
+    logits = (logits - negatives.log_expected).masked_fill(negatives.items == label[:, None], -torch.inf)
+    of_each = torch.cat([positive, logits], 1).logsumexp(1) - positive[:, 0]
+    return (of_each if weight is None else of_each * weight).mean()
 
-    Plain operations pass a dozen times over a number for every choice and item, and write a new copy each time. Here a block of
-    choices goes through all of them while it lies in the cache, with the same results to the bit.
+
+class _Loss(torch.autograd.Function):
+    """Σ weight × -log P(label), and its gradient, by `fused.choices`.
+
+    Plain operations pass a dozen times over a number for every choice and item, and keep a copy of each pass. Here a block of choices
+    goes through all of them while it lies in the cache, gradients included; no logit outlives its block.
     """
 
     @staticmethod
@@ -80,36 +111,40 @@ class _Losses(torch.autograd.Function):
         drawn: torch.Tensor,
         positive: torch.Tensor,
         others: torch.Tensor,
-        label: torch.Tensor,
-        negatives: Negatives,
+        told: tuple[torch.Tensor, Negatives, torch.Tensor, torch.Tensor, Kernels],
     ) -> torch.Tensor:
-        logits = state @ drawn.T
-        loss_of_each, own = torch.empty(len(state)), torch.empty(len(state), 1)
-        both = torch.empty(_ROWS, 1 + len(negatives.items))
+        label, negatives, moment, weight, compiled = told
+        offsets = (others - negatives.log_expected).contiguous()
+        of_state, of_drawn = torch.empty_like(state), torch.zeros_like(drawn)
+        losses, of_own, of_others = torch.empty(len(state)), torch.empty(len(state)), torch.zeros_like(offsets)
+        block = torch.empty(min(_ROWS, len(state)), len(drawn))
+        drawn_items, order = negatives.items.sort()
+        begin, end = (torch.searchsorted(drawn_items, label, right=right) for right in (False, True))
         for start in range(0, len(state), _ROWS):
             rows = slice(start, start + _ROWS)
-            of_drawn = logits[rows]
-            block = both[: len(of_drawn)]
-            block[:, :1] = positive[rows]
-            torch.add(of_drawn, others if others.ndim == 1 else others[rows], out=of_drawn)
-            of_drawn -= negatives.log_expected
-            of_drawn.masked_fill_(negatives.items == label[rows, None], -torch.inf)
-            block[:, 1:] = of_drawn
-            total = block.logsumexp(1, keepdim=True)
-            torch.sub(total, positive[rows], out=loss_of_each[rows, None])
-            # What the backward pass needs: every item's share.
-            block.sub_(total).exp_()
-            own[rows], logits[rows] = block[:, :1], block[:, 1:]
-        ctx.save_for_backward(state, drawn, logits, own)
-        ctx.of_each = others.ndim > 1
-        return loss_of_each
+            mine = state[rows]
+            logits = torch.mm(mine, drawn.T, out=block[: len(mine)])
+            told_of = (x[rows].numpy() for x in (begin, end, weight, losses, of_own))
+            first, last, own_weight, own_losses, by_own = told_of
+            compiled.chosen(
+                logits.numpy(),
+                positive[rows].numpy(),
+                offsets.numpy(),
+                moment[rows].numpy(),
+                (order.numpy(), first, last),
+                own_weight,
+                own_losses,
+                by_own,
+            )
+            torch.mm(logits, drawn, out=of_state[rows])
+            of_drawn.addmm_(logits.T, mine)
+            if ctx.needs_input_grad[3]:
+                of_others.index_add_(0, moment[rows], logits) if len(of_others) > 1 else of_others[0].add_(logits.sum(0))
+        ctx.save_for_backward(of_state, of_drawn, of_own, of_others)
+        return (losses * weight).sum()
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:
-        state, drawn, shares, own = ctx.saved_tensors
-        shares.mul_(gradient[:, None])  # in place: torch refuses to ask a second time
-        by_own = own * gradient[:, None] - gradient[:, None]
-        by_others = None
-        if ctx.needs_input_grad[3]:
-            by_others = shares if ctx.of_each else shares.sum(0)
-        return shares @ drawn, shares.T @ state, by_own, by_others, None, None
+        wanted = ctx.needs_input_grad
+        found = (one * gradient if want else None for one, want in zip(ctx.saved_tensors, wanted, strict=False))
+        return (*found, None)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from scalr_prod.translator.estimators import attention, linear, popularity, sampled_softmax
+from scalr_prod.translator.estimators.learning import Learner
 from scalr_prod.translator.estimators.pretraining import pretrained
 from scalr_prod.translator.estimators.products import products
 from scalr_prod.translator.estimators.sampled_softmax import Negatives
@@ -55,30 +56,32 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
     generator = torch.Generator().manual_seed(settings.seed)
     parameters = {name: tensor.clone() for name, tensor in shared.items()}
     parameters["target"] = _target_vectors(parameters, windows, pairs.n_target, settings.batch_size)
-    for tensor in parameters.values():
-        tensor.requires_grad_()
     offsets = _Popularity(pairs)
     steps = max(1, windows.batches(settings.batch_size)) * settings.epochs
-    optimizer = torch.optim.AdamW(parameters.values(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps + 1)
+    tables = {name: parameters.pop(name) for name in ("source", "target")}
+    learner = Learner(parameters, tables, steps=steps, rate=LEARNING_RATE, decay=WEIGHT_DECAY)
     for _ in range(settings.epochs):
         for window in windows.epoch(settings.batch_size, generator):
             heed_stop(1 / steps)
-            state = attention.states(parameters, window.items, window.days, generator)[window.row, window.place]
+            source, (items,) = learner.tables["source"].take(window.items)
+            state = attention.states(
+                learner.whole | {"source": source}, items, window.days, (window.row, window.place), generator
+            )
+            drawn = Negatives.drawn(offsets.drawn, generator)
+            target, (label, others) = learner.tables["target"].take(window.item, drawn.items)
+            moment = offsets.moment(window.time)
             loss = sampled_softmax.loss(
-                state * (window.items[window.row, window.place] > 0)[:, None],
-                parameters["target"],
-                window.item,
-                Negatives.drawn(offsets.drawn, generator),
-                own=offsets.of_own(window.time, window.item),
-                others=lambda items, time=window.time: offsets.of_each(time, items),  # type: ignore[misc]
+                state,
+                target,
+                label,
+                Negatives(others, drawn.log_expected),
+                own=offsets.table[window.item, moment],
+                others=offsets.table[drawn.items].T.contiguous(),
+                moment=moment,
                 weight=window.weight,
             )
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-    return {name: tensor.detach() for name, tensor in parameters.items()}
+            learner.step(loss)
+    return learner.learnt()
 
 
 def user(parameters: Parameters, batch: Batch) -> torch.Tensor:
@@ -103,7 +106,7 @@ def _target_vectors(p: Parameters, windows: Windows, n_target: int, batch_size: 
     dim = p["source"].shape[1]
     gram, sums, trained = torch.zeros(dim, dim).double(), torch.zeros(n_target, dim).double(), 0
     for window in windows.epoch(batch_size, torch.Generator().manual_seed(0)):
-        state = attention.states(p, window.items, window.days)[window.row, window.place].double()
+        state = attention.states(p, window.items, window.days, (window.row, window.place)).double()
         counted = state if window.weight is None else state * window.weight[:, None]
         gram += state.T @ counted
         sums.index_add_(0, window.item, counted)
@@ -114,7 +117,12 @@ def _target_vectors(p: Parameters, windows: Windows, n_target: int, batch_size: 
 
 
 class _Popularity:
-    """Log popularity of target items as of an event, roughly: the estimator's own part is what this leaves open."""
+    """Log popularity of target items as of an event, roughly: the estimator's own part is what this leaves open.
+
+    Attributes:
+        table: float32 [n_target, instants].
+        drawn: float32 [n_target]. By what chance an item is drawn in training.
+    """
 
     def __init__(self, pairs: Pairs) -> None:
         self.instants = popularity.instants(pairs, INSTANTS)
@@ -125,13 +133,6 @@ class _Popularity:
         chosen = popularity.prior(pairs).exp()
         self.drawn = 0.5 * chosen + 0.5 / len(chosen)
 
-    def of_each(self, time: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-        """[P, M] of items [M] at times [P]."""
-        return self.table[items].T.contiguous()[self._row(time)]
-
-    def of_own(self, time: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-        """[P, 1] of items [P] at times [P]."""
-        return self.table[items, self._row(time)][:, None]
-
-    def _row(self, time: torch.Tensor) -> torch.Tensor:
+    def moment(self, time: torch.Tensor) -> torch.Tensor:
+        """Column of ``table`` for each time, int64 [P]."""
         return (torch.searchsorted(self.instants, time, right=True) - 1).clamp(min=0)

@@ -18,8 +18,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import torch
 
+from scalr_prod.translator.estimators.kernels import kernels
 from scalr_prod.translator.estimators.products import UNIT, products
 from scalr_prod.translator.threads import heed_stop
 
@@ -79,7 +81,7 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
     items = torch.from_numpy((pairs.source_index[pairs.log.source.item[history]] * (history >= 0)).astype("int64"))
     label = torch.from_numpy(pairs.target_index[pairs.log.target.item[rows]].astype("int64"))
     weights = pairs.target_weights(rows)
-    weighs = None if weights is None else torch.from_numpy(weights)[:, None]
+    counted = torch.ones(len(rows)) if weights is None else torch.from_numpy(weights)
     owner = torch.from_numpy(pairs.log.target.user[rows].astype("int64"))
     group = (owner * 2654435761 >> 16) % GROUPS
     chosen = popularity.prior(pairs).exp()
@@ -87,35 +89,27 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
     weight = 1 / (1 + torch.arange(len(STEPS_BACK) + 1.0))
     told = (items > 0).any(1)
     parts = [torch.nonzero(told & (group == number))[:, 0] for number in range(GROUPS)]
-    counts = _Counts.empty(shared["source"], chosen)
+    counts, found = (_Counts.empty(shared["source"], chosen) for _ in range(2))
+    source, target = torch.empty_like(shared["source"]), torch.empty(len(chosen), shared["source"].shape[1])
     for iteration in range(ITERATIONS):
         heed_stop(1 / ITERATIONS)
-        found = _Counts.empty(shared["source"], chosen)
-        said, seen = torch.zeros_like(weight), torch.zeros_like(weight)
+        found.clear()
+        places = torch.zeros(2, items.shape[1], dtype=torch.float64)
         for number, part in enumerate(parts):
-            source, target = counts.without(number) if iteration else (shared["source"], None)
-            for some in part.split(_CHUNK_ROWS):
-                share_of = _shares(items[some], weight[place])
-                # How many events each is.
-                of_events = share_of if weighs is None else share_of * weighs[some]
-                of_items = source[items[some]]
-                topics = (share_of[:, None] @ of_items)[:, 0]
-                # How much more a topic explains the event than the history leads to expect: [B, K].
-                gain = torch.ones_like(topics)
-                if target is not None:
-                    gain = target[label[some]]
-                    gain = gain / (topics * gain).sum(1, keepdim=True).clamp(min=1e-30)
-                    said.index_add_(0, place, of_events.sum(0))
-                    seen.index_add_(0, place, (of_events * (of_items @ gain[:, :, None])[:, :, 0]).sum(0))
-                found.source[number].index_add_(0, items[some].flatten(), (of_events[:, :, None] * gain[:, None]).flatten(0, 1))
-                chosen_by = topics * gain if weighs is None else topics * gain * weighs[some]
-                found.target[number].index_add_(0, label[some], chosen_by)
+            if iteration:
+                counts.without(number, source, target)
+            else:
+                source.copy_(shared["source"])
+            events = items[part], label[part], counted[part]
+            learnt = found.source[number], found.target[number]
+            _explain(events, weight[place], (source, target), learnt, places, first=not iteration)
             found.source[number].mul_(source)
         if iteration:
+            said, seen = (torch.zeros(len(weight)).double().index_add_(0, place, one).float() for one in places)
             weight = weight * (seen + 1) / (said + 1)
             weight = weight / weight.sum()
-        counts = found
-    source, target = counts.without(None)
+        counts, found = found, counts
+    counts.without(None, source, target)
     return {"source": source, "target": target, "recency": weight[place].contiguous()}
 
 
@@ -171,17 +165,62 @@ class _Counts:
         topics = start.shape[1]
         return cls(torch.zeros(GROUPS, *start.shape), torch.zeros(GROUPS, len(chosen), topics), start, chosen)
 
-    def without(self, group: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """P(k | j) [n_source + 1, K] and P(i | k) [n_target, K] from all groups but one; from all of them for None."""
+    def clear(self) -> None:
+        """Make all numbers 0."""
+        self.source.zero_()
+        self.target.zero_()
+
+    def without(self, group: int | None, source: torch.Tensor, target: torch.Tensor) -> None:
+        """Write P(k | j) [n_source + 1, K] and P(i | k) [n_target, K] from all groups but one; from all of them for None."""
+        compiled = kernels()
+        if compiled is not None:
+            left, told = -1 if group is None else group, (np.float32(SMOOTHING), np.float32(ANCHOR))
+            compiled.source_shares(self.source.numpy(), left, self.start.numpy(), told, source.numpy())
+            compiled.target_shares(self.target.numpy(), left, self.chosen.numpy(), np.float32(TARGET_SMOOTHING), target.numpy())
+            return
         others = [number for number in range(GROUPS) if number != group]
-        source, target = self.source[others].sum(0), self.target[others].sum(0)
+        torch.sum(self.source[others], 0, out=source)
+        torch.sum(self.target[others], 0, out=target)
         shares = source[1:].sum(0) + 1
         shares = shares / shares.sum()
-        source = source + SMOOTHING * shares + ANCHOR * self.start
-        source = source / source.sum(1, keepdim=True)
+        source += SMOOTHING * shares + ANCHOR * self.start
+        source /= source.sum(1, keepdim=True)
         source[0] = shares
-        target = target + TARGET_SMOOTHING * self.chosen[:, None]
-        return source, target / target.sum(0)
+        target += TARGET_SMOOTHING * self.chosen[:, None]
+        target /= target.sum(0)
+
+
+def _explain(
+    events: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    weight: torch.Tensor,
+    tables: tuple[torch.Tensor, torch.Tensor],
+    found: tuple[torch.Tensor, torch.Tensor],
+    places: torch.Tensor,
+    *,
+    first: bool,
+) -> None:
+    """Add up how many events each item and topic explain; see `fused.topics.explained`."""
+    compiled = kernels()
+    if compiled is not None:
+        told, of_tables, of_found = (tuple(one.numpy() for one in some) for some in (events, tables, found))
+        compiled.explained(told, weight.numpy(), of_tables, first, of_found, places.numpy())
+        return
+    source, target = tables
+    for items, label, times in zip(*(one.split(_CHUNK_ROWS) for one in events), strict=True):
+        share_of = _shares(items, weight)
+        # How many events each is.
+        of_events = share_of * times[:, None]
+        of_items = source[items]
+        topics = (share_of[:, None] @ of_items)[:, 0]
+        # How much more a topic explains the event than the history leads to expect: [B, K].
+        gain = torch.ones_like(topics)
+        if not first:
+            gain = target[label]
+            gain = gain / (topics * gain).sum(1, keepdim=True).clamp(min=1e-30)
+            places[0] += of_events.sum(0)
+            places[1] += (of_events * (of_items @ gain[:, :, None])[:, :, 0]).sum(0)
+        found[0].index_add_(0, items.flatten(), (of_events[:, :, None] * gain[:, None]).flatten(0, 1))
+        found[1].index_add_(0, label, topics * gain * times[:, None])
 
 
 def _centres(vectors: torch.Tensor, weight: torch.Tensor, wanted: int, seed: int) -> Any:

@@ -14,7 +14,7 @@ from scalr_prod.translator.fused import cache
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["as_float", "as_int", "compiled", "exact", "helper", "inlined"]
+__all__ = ["as_float", "as_int", "compiled", "helper", "inlined"]
 
 if numba.config.DISABLE_JIT:
     raise ImportError("NUMBA_DISABLE_JIT is set")
@@ -24,16 +24,7 @@ _Function = TypeVar("_Function", bound="Callable[..., Any]")
 
 def compiled(function: _Function) -> _Function:
     """A kernel. Sums may be taken in any order, as in the reference; what is infinite stays so."""
-    return _kept(function, fastmath={"contract", "reassoc", "nsz", "nnan"})
-
-
-def exact(function: _Function) -> _Function:
-    """A kernel whose arithmetic is done as it is written, each step rounded."""
-    return _kept(function, fastmath=False)
-
-
-def _kept(function: _Function, *, fastmath: Any) -> _Function:
-    flags = {"nogil": True, "fastmath": fastmath, "error_model": "numpy"}
+    flags = {"nogil": True, "fastmath": {"contract", "reassoc", "nsz", "nnan"}, "error_model": "numpy"}
     place, before = cache.folder(), numba.config.CACHE_DIR
     if place is None:
         return numba.njit(**flags)(function)  # type: ignore[no-any-return]

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AdamW (Loshchilov & Hutter 2019) on large tables of which each batch needs a few rows.
+
+A step of AdamW moves every row, also one that the batch did not ask for: its value shrinks, and the mean of its former gradients goes on
+to push it. Here a row is moved when it is asked for. What the steps in between would have done to it has a closed form, since nothing but
+known factors has changed: with the means m and v after step s, step k pushes by lr_k (m / √v) Π β1 / √β2 and shrinks by 1 - lr_k λ. So a
+step costs what the batch's rows cost, whatever the size of the catalogue. The one approximation is ε, which is added to √v as it was at s.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import torch
+
+from scalr_prod.translator.estimators.kernels import kernels
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from scalr_prod.translator.pairs import Parameters
+
+__all__ = ["Learner", "Table"]
+
+_BETA_2: Final = 0.999
+_EPSILON: Final = 1e-8
+
+
+class Learner:
+    """AdamW in a one-cycle schedule (Smith & Topin 2018), for tensors that each step needs whole and for tables.
+
+    Args:
+        whole: Tensors that each step needs, by name; learnt in place.
+        tables: float32 [N, d] each, by name; learnt in place.
+        steps: How many there will be.
+        rate: The highest learning rate.
+        decay: Weight decay λ.
+    """
+
+    def __init__(self, whole: Parameters, tables: Parameters, *, steps: int, rate: float, decay: float) -> None:
+        self.whole: Parameters = {name: tensor.requires_grad_() for name, tensor in whole.items()}
+        self._optimizer = torch.optim.AdamW(
+            whole.values(), lr=rate, betas=(0.9, _BETA_2), eps=_EPSILON, weight_decay=decay, fused=True
+        )
+        self._schedule = torch.optim.lr_scheduler.OneCycleLR(self._optimizer, rate, total_steps=steps + 1)
+        self._owed = _Owed(decay, steps)
+        self.tables = {name: Table(tensor, self._owed) for name, tensor in tables.items()}
+
+    def step(self, loss: torch.Tensor) -> None:
+        """Move what the loss depends on, and owe all other rows their part.
+
+        Args:
+            loss: A scalar, of `whole` and of rows that were taken from `tables` since the last step.
+        """
+        self._optimizer.zero_grad()
+        loss.backward()
+        group = self._optimizer.param_groups[0]
+        self._owed.add(group["lr"], group["betas"][0])
+        self._optimizer.step()
+        for table in self.tables.values():
+            table.move()
+        self._schedule.step()
+
+    def learnt(self) -> Parameters:
+        """All tensors by name, tables with nothing owed to them."""
+        found = {name: tensor.detach() for name, tensor in self.whole.items()}
+        return found | {name: table.all() for name, table in self.tables.items()}
+
+
+class Table:
+    """A table of which each step moves the rows that it takes.
+
+    Args:
+        values: float32 [N, d], written to.
+        owed: Of the learner.
+    """
+
+    def __init__(self, values: torch.Tensor, owed: _Owed) -> None:
+        self._tables = (values, torch.zeros_like(values), torch.zeros_like(values))
+        self._since = np.zeros(len(values), np.int64)
+        self._owed = owed
+        self._taken: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def take(self, *wanted: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Rows for one step.
+
+        Args:
+            wanted: int64 of any shapes. Numbers of rows.
+
+        Returns:
+            float32 [R, d], the rows that are wanted, once each and in order, beside row 0; and, in place of each number, where
+            among them its row stands: that of row 0 is 0.
+        """
+        numbers = np.concatenate([np.zeros(1, np.int64), *(one.numpy().ravel() for one in wanted)])
+        rows, places = np.unique(numbers, return_inverse=True)
+        found = torch.from_numpy(places[1:]).split([one.numel() for one in wanted])
+        own = torch.from_numpy(rows)
+        values = self._caught_up(own).requires_grad_()
+        self._taken = own, values
+        return values, [place.view(one.shape) for place, one in zip(found, wanted, strict=True)]
+
+    def move(self) -> None:
+        """Move the rows that were taken, by their gradients."""
+        if self._taken is None:
+            return
+        (rows, values), self._taken = self._taken, None
+        if values.grad is None:
+            return
+        rates, compiled = self._owed.rates(), kernels()
+        self._since[rows.numpy()] = self._owed.steps
+        if compiled is not None:
+            tables = tuple(table.numpy() for table in self._tables)
+            compiled.moved(
+                tables, rows.numpy(), values.grad.contiguous().numpy(), tuple(map(np.float32, rates)), np.float32(_EPSILON)
+            )
+            return
+        shrink, step, of_mean, of_square, of_root = rates
+        value, mean, square = (table[rows] for table in self._tables)
+        mean = of_mean * mean + (1 - of_mean) * values.grad
+        square = of_square * square + (1 - of_square) * values.grad**2
+        value = shrink * value - step * mean / (square.sqrt() * of_root + _EPSILON)
+        for table, moved in zip(self._tables, (value, mean, square), strict=True):
+            table[rows] = moved
+
+    def all(self) -> torch.Tensor:
+        """float32 [N, d]: the values, with nothing owed to them."""
+        self._caught_up(torch.arange(len(self._since)))
+        return self._tables[0]
+
+    def _caught_up(self, rows: torch.Tensor) -> torch.Tensor:
+        """The values of some rows, with nothing owed to them: float32 [R, d]."""
+        owed, compiled = self._owed.since(self._since[rows.numpy()]), kernels()
+        self._since[rows.numpy()] = self._owed.steps
+        if compiled is not None:
+            out = torch.empty(len(rows), self._tables[0].shape[1])
+            tables = tuple(table.numpy() for table in self._tables)
+            compiled.caught_up(tables, rows.numpy(), owed, np.float32(_EPSILON), out.numpy())
+            return out
+        shrink, times, of_mean, of_square = torch.from_numpy(owed).T[:, :, None]
+        value, mean, square = (table[rows] for table in self._tables)
+        value = shrink * value - times * (mean / (square.sqrt() + _EPSILON))
+        for table, moved in zip(self._tables, (value, mean * of_mean, square * of_square), strict=True):
+            table[rows] = moved
+        return value
+
+
+class _Owed:
+    """What steps without a gradient do to a row, by the step from which on there was none.
+
+    Args:
+        decay: Weight decay.
+        most: Steps.
+    """
+
+    def __init__(self, decay: float, most: int) -> None:
+        self.steps = 0
+        self._decay = decay
+        #: Of each step: value's factor, pushes, the two means' factors since then.
+        self._since = np.tile(np.array([1.0, 0.0, 1.0, 1.0]), (most + 2, 1))
+        self._rates = (1.0, 0.0, 0.0, 0.0, 0.0)
+
+    def add(self, rate: float, beta_1: float) -> None:
+        """One more step, at a learning rate and a decay of the mean of gradients."""
+        self.steps += 1
+        shrink = 1 - rate * self._decay
+        step, of_root = rate / (1 - beta_1**self.steps), (1 - _BETA_2**self.steps) ** -0.5
+        before = self._since[: self.steps]
+        before[:, 2] *= beta_1
+        before[:, 3] *= _BETA_2
+        before[:, 1] = shrink * before[:, 1] + step / of_root * before[:, 2] / np.sqrt(before[:, 3])
+        before[:, 0] *= shrink
+        self._rates = (shrink, step, beta_1, _BETA_2, of_root)
+
+    def since(self, step: NDArray[np.int64]) -> NDArray[np.float32]:
+        """float32 [R, 4], see `fused.rows.caught_up`, of rows that were moved last in these steps."""
+        return self._since[step].astype(np.float32)
+
+    def rates(self) -> tuple[float, float, float, float, float]:
+        """Of the last step, see `fused.rows.moved`."""
+        return self._rates

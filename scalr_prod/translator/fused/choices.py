@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sampled softmax of a block of choices, compiled: losses, and what their gradients need, in one pass over the logits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from scalr_prod.translator.fused.block import exp
+from scalr_prod.translator.fused.compiled import compiled
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["chosen"]
+
+#: Largest numbers that are looked for side by side.
+_LANES: Final = 64
+_LEAST: Final = np.float32(np.finfo(np.float32).min)
+
+
+@compiled
+def chosen(
+    logits: NDArray[np.float32],
+    positive: NDArray[np.float32],
+    offsets: NDArray[np.float32],
+    moment: NDArray[np.int64],
+    same: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
+    weight: NDArray[np.float32],
+    losses: NDArray[np.float32],
+    by_own: NDArray[np.float32],
+) -> Any:
+    """-log P of the label of B choices, and its gradients; the plain code is `sampled_softmax.plain_loss`.
+
+    Args:
+        logits: float32 [B, M] of the drawn items, offsets aside; written over by the gradient by each, times the choice's weight.
+        positive: float32 [B]. The label's logit.
+        offsets: float32 [K, M]. Of the drawn items, at so many moments.
+        moment: int64 [B]. Row of the offsets for each choice.
+        same: int64 [M], [B] and [B]. The drawn items' places in order of the items, and from which to which of these a choice's label
+            was drawn: it does not count.
+        weight: float32 [B]. Of each choice in the whole loss.
+        losses: float32 [B], written to.
+        by_own: float32 [B], written to: the gradient by ``positive``, times the weight.
+    """
+    order, begin, end = same
+    most = logits.shape[1]
+    tops = np.empty(_LANES, np.float32)
+    for b in range(len(logits)):
+        k = moment[b]
+        for j in range(most):
+            logits[b, j] += offsets[k, j]
+        for place in range(begin[b], end[b]):
+            logits[b, order[place]] = _LEAST
+        top = positive[b]
+        for u in range(_LANES):
+            tops[u] = top
+        for start in range(0, most // _LANES * _LANES, _LANES):
+            for u in range(_LANES):
+                tops[u] = max(tops[u], logits[b, start + u])
+        for j in range(most // _LANES * _LANES, most):
+            top = max(top, logits[b, j])
+        for u in range(_LANES):
+            top = max(top, tops[u])
+        own = exp(positive[b] - top)
+        total = own
+        for j in range(most):
+            x = exp(logits[b, j] - top)
+            logits[b, j] = x
+            total += x
+        for place in range(begin[b], end[b]):
+            logits[b, order[place]] = 0
+        losses[b] = top + np.log(total) - positive[b]
+        scale = weight[b] / total
+        for j in range(most):
+            logits[b, j] *= scale
+        by_own[b] = (own - total) * scale

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sums over choices that the calibration's Newton steps are made of, compiled: a row's items are read once, while they lie in the cache.
+
+The plain code is in `likelihood`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from scalr_prod.translator.fused.block import exp
+from scalr_prod.translator.fused.compiled import compiled, helper
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["losses", "sums"]
+
+_ZERO: Final = np.float32(0)
+_ONE: Final = np.float32(1)
+#: Largest numbers that are looked for side by side.
+_LANES: Final = 64
+
+
+@helper
+def _logits(values: Any, plain: Any, own: Any, log_q: Any, r: Any, line: Any, tops: Any) -> Any:
+    """Write a row's logits; gives the largest."""
+    most = values.shape[2]
+    for m in range(most):
+        line[m] = -log_q[r, m]
+    for c in range(len(plain)):
+        column, factor = plain[c], own[c]
+        for m in range(most):
+            line[m] += factor * values[r, column, m]
+    whole = most // _LANES * _LANES
+    top = line[0]
+    for u in range(_LANES):
+        tops[u] = top
+    for begin in range(0, whole, _LANES):
+        for u in range(_LANES):
+            tops[u] = max(tops[u], line[begin + u])
+    for m in range(whole, most):
+        top = max(top, line[m])
+    for u in range(_LANES):
+        top = max(top, tops[u])
+    return top
+
+
+@helper
+def _weigh(weights: Any, z: Any, r: Any, own: Any) -> None:
+    """A row's own weights: Σ_a z_a D[a, c]."""
+    for c in range(len(own)):
+        own[c] = 0
+    for a in range(len(weights)):
+        for c in range(len(own)):
+            own[c] += z[r, a] * weights[a, c]
+
+
+@compiled
+def losses(
+    values: NDArray[np.float32],
+    plain: NDArray[np.int64],
+    z: NDArray[np.float32],
+    log_q: NDArray[np.float32],
+    weights: NDArray[np.float32],
+    out: NDArray[np.float64],
+) -> Any:
+    """-log P(label) of each row.
+
+    Args:
+        values: float32 [R, columns, 1 + M]; the label first.
+        plain: int64 [C]. The columns that are weighed.
+        z: float32 [R, A]. 1, and the tastes that tilt.
+        log_q: float32 [R, 1 + M]. Logarithms of the expected numbers of draws.
+        weights: float32 [A, C].
+        out: float64 [R], written to.
+    """
+    most = values.shape[2]
+    line, tops, own = np.empty(most, np.float32), np.empty(_LANES, np.float32), np.empty(len(plain), np.float32)
+    for r in range(len(values)):
+        _weigh(weights, z, r, own)
+        top = _logits(values, plain, own, log_q, r, line, tops)
+        total = _ZERO
+        for m in range(most):
+            total += exp(line[m] - top)
+        out[r] = np.log(np.float64(total)) - np.float64(line[0] - top)
+
+
+@compiled
+def sums(
+    values: NDArray[np.float32],
+    plain: NDArray[np.int64],
+    z: NDArray[np.float32],
+    log_q: NDArray[np.float32],
+    counted: NDArray[np.float32],
+    weights: NDArray[np.float32],
+    gradient: NDArray[np.float64],
+    curvature: NDArray[np.float64],
+) -> Any:
+    """Add the rows' part of Σ log P(label): its gradient, and minus its second derivatives.
+
+    Args:
+        values: As in `losses`, and so the next three.
+        plain: See there.
+        z: See there.
+        log_q: See there.
+        counted: float32 [R]. How many choices each row is.
+        weights: float32 [A, C].
+        gradient: float64 [A, C], added to.
+        curvature: float64 [A, A, C, C], added to.
+    """
+    many, columns, most = len(weights), len(plain), values.shape[2]
+    line, tops, own = np.empty(most, np.float32), np.empty(_LANES, np.float32), np.empty(columns, np.float32)
+    weighed, mean = np.empty(most, np.float32), np.empty(columns, np.float32)
+    covariance, found = np.empty(columns * columns), np.zeros((many * many, columns * columns))
+    for r in range(len(values)):
+        _weigh(weights, z, r, own)
+        top = _logits(values, plain, own, log_q, r, line, tops)
+        total = _ZERO
+        for m in range(most):
+            x = exp(line[m] - top)
+            line[m] = x
+            total += x
+        scale = _ONE / total
+        for m in range(most):
+            line[m] *= scale
+        for c in range(columns):
+            column, total = plain[c], _ZERO
+            for m in range(most):
+                x = line[m] * values[r, column, m]
+                weighed[m] = x
+                total += x
+            mean[c] = total
+            d = 0
+            while d + 3 <= c:
+                d0, d1, d2, d3 = plain[d], plain[d + 1], plain[d + 2], plain[d + 3]
+                t0 = t1 = t2 = t3 = _ZERO
+                for m in range(most):
+                    x = weighed[m]
+                    t0 += x * values[r, d0, m]
+                    t1 += x * values[r, d1, m]
+                    t2 += x * values[r, d2, m]
+                    t3 += x * values[r, d3, m]
+                covariance[c * columns + d] = t0
+                covariance[c * columns + d + 1] = t1
+                covariance[c * columns + d + 2] = t2
+                covariance[c * columns + d + 3] = t3
+                d += 4
+            for other in range(d, c + 1):
+                d0, t0 = plain[other], _ZERO
+                for m in range(most):
+                    t0 += weighed[m] * values[r, d0, m]
+                covariance[c * columns + other] = t0
+        for c in range(columns):
+            for d in range(c + 1):
+                covariance[c * columns + d] -= np.float64(mean[c]) * mean[d]
+                covariance[d * columns + c] = covariance[c * columns + d]
+        for a in range(many):
+            times = np.float64(counted[r]) * z[r, a]
+            for c in range(columns):
+                gradient[a, c] += times * (values[r, plain[c], 0] - mean[c])
+            for b in range(a + 1):
+                factor, place = times * z[r, b], a * many + b
+                for i in range(columns * columns):
+                    found[place, i] += factor * covariance[i]
+    for a in range(many):
+        for b in range(a + 1):
+            for c in range(columns):
+                for d in range(columns):
+                    x = found[a * many + b, c * columns + d]
+                    curvature[a, b, c, d] += x
+                    if b < a:
+                        curvature[b, a, c, d] += x
