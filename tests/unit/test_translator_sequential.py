@@ -232,3 +232,12 @@ def test_rows_that_are_moved_when_asked_for_end_where_adamw_moves_them(compiled,
     assert (table - before).abs().amax(1).min() > 1e-3, "every row is moved, if only by its decay"
     torch.testing.assert_close(found["table"], table.detach(), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(found["slope"], slope.detach(), rtol=1e-3, atol=1e-3)
+
+
+def test_what_is_owed_to_a_row_stays_finite_when_its_means_have_come_to_nothing():
+    owed = learning._Owed(decay=0.1, most=2)
+    owed._since[0, 2:] = 0.0  # as after a million steps
+    owed.add(1e-2, 0.9)
+    owed.add(1e-2, 0.9)
+    assert np.isfinite(owed.since(np.arange(3))).all()
+    assert owed.since(np.array([0]))[0, 1] == 0

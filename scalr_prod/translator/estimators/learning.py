@@ -25,6 +25,8 @@ __all__ = ["Learner", "Table"]
 
 _BETA_2: Final = 0.999
 _EPSILON: Final = 1e-8
+#: After some 700 000 steps both means of a row are 0, and so is what is left to push it.
+_NOTHING: Final = 1e-300
 
 
 class Learner:
@@ -168,7 +170,7 @@ class _Owed:
         before = self._since[: self.steps]
         before[:, 2] *= beta_1
         before[:, 3] *= _BETA_2
-        before[:, 1] = shrink * before[:, 1] + step / of_root * before[:, 2] / np.sqrt(before[:, 3])
+        before[:, 1] = shrink * before[:, 1] + step / of_root * before[:, 2] / np.sqrt(before[:, 3] + _NOTHING)
         before[:, 0] *= shrink
         self._rates = (shrink, step, beta_1, _BETA_2, of_root)
 
