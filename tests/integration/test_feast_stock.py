@@ -113,6 +113,7 @@ print(json.dumps({"rooms": rooms, "historical": historical.event_id.tolist(), "b
         "errors",
         "growth",
         "lake",
+        "jsonable",
         "lazy",
         "binding",
         "ownership",
@@ -121,6 +122,7 @@ print(json.dumps({"rooms": rooms, "historical": historical.event_id.tolist(), "b
         "identity",
         "naming",
         "version",
+        "whole",
         "written",
     }, "the class and what it stands on"
     assert found["historical"] == [None, "e0", None], "not known before the run's as_of"
