@@ -238,4 +238,8 @@ def in_processes(work: Callable[..., Any], arguments: list[tuple]) -> list[Any]:
     context = forking("scalr_prod.generation.warm")
     with context.Manager() as manager, context.Pool(len(arguments)) as pool:
         barrier = manager.Barrier(len(arguments))
-        return pool.starmap(work, [(*given, barrier) for given in arguments])
+        found = pool.starmap(work, [(*given, barrier) for given in arguments])
+        # In order: SIGTERM would find a process that writes down what was covered, which then never ends.
+        pool.close()
+        pool.join()
+        return found
