@@ -155,7 +155,9 @@ def _of_run(settings: Settings, db: Any, spec: RunSpec, titles: _Titles) -> Iter
     wanted = spec.settings["generation"]
     number, how = wanted["events_per_source_event"], {"temperature": wanted["temperature"]}
     at = 0
-    for contexts in ask(settings, spec, vocabulary, rows, consumed, folds=version.folds):
+    # Each alone, since those that are scored together are rounded otherwise: an event has one explanation, whoever asks for it.
+    alone = settings.model_copy(update={"generation": settings.generation.model_copy(update={"batch_size": 1})})
+    for contexts in ask(alone, spec, vocabulary, rows, consumed, folds=version.folds):
         part = events.slice(at, len(contexts))
         items = vocabulary.target_index(part[ITEM_ID].combine_chunks())
         drawn = module.sample(contexts, number, min_lift=wanted["min_lift"], **how)

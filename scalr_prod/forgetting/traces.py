@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from scalr_prod.contracts import ITEM_ID, USER_ID
 from scalr_prod.generation.parts import sha256_of
+from scalr_prod.whole import whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -163,8 +164,12 @@ class Ids:
 
         if not self.held_by(path):
             return None
-        former, temporary, rows, removed = sha256_of(path), path.with_name(f".{path.name}.{os.getpid()}"), 0, 0
-        with pq.ParquetFile(path) as file, pq.ParquetWriter(temporary, file.schema_arrow, compression="zstd") as writer:
+        former, rows, removed = sha256_of(path), 0, 0
+        with (
+            whole(path) as unfinished,
+            pq.ParquetFile(path) as file,
+            pq.ParquetWriter(unfinished, file.schema_arrow, compression="zstd") as writer,
+        ):
             column = str(self._column_of(file, path))
             kind = self._kind_of(file, column)
             ids = self.of_column(kind)
@@ -182,7 +187,6 @@ class Ids:
                 writer.write_batch(kept)
                 rows += kept.num_rows
                 removed += pc.sum(theirs).as_py() or 0
-        temporary.replace(path)
         return FileOfRows(removed, former, rows, path.stat().st_size, sha256_of(path))
 
     def held_by(self, path: Path) -> bool:
@@ -247,13 +251,11 @@ class Items(Ids):
 
 def write_over(path: Path, content: bytes) -> None:
     """Put other content into a file, whole or not at all; who may read it stays as it was."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
+    with whole(path) as unfinished, unfinished.open("wb") as file:
         os.fchmod(file.fileno(), path.stat().st_mode & 0o777)
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _flat(column: pa.Array) -> pa.Array:
