@@ -72,7 +72,7 @@ def perform_elsewhere(command: str, task: str, call: Mapping[str, Any]) -> dict[
         raise SettingsError(
             f"the command cannot be started: {error}",
             where=f"{COMMAND} = {command}",
-            next_step="name the scalr command of the environment that holds scalr_prod, by its whole path",
+            next_step="name the command of the environment that holds scalr_prod by its whole path: <environment>/bin/scalr",
         ) from error
     try:
         told, _ = process.communicate(json.dumps(call))

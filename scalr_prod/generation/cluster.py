@@ -111,13 +111,13 @@ class Cluster:
             raise SchedulerUnreachable(
                 "the Dask scheduler went away in the middle of the run",
                 where=f"Dask at {self._client.scheduler.address}",
-                next_step="start it again, then go on: scalr runs resume",
+                next_step="start it again, then go on: scalr runs resume RUN",
             ) from error
         except KilledWorker as error:
             raise GenerationError(
                 f"worker processes died on the same task again and again ({error.task}), most likely out of memory",
                 where=f"Dask at {self._client.scheduler.address}",
-                next_step="lower [compute] workers or raise [generation] partitions, then go on: scalr runs resume",
+                next_step="lower [compute] workers or raise [generation] partitions, then go on: scalr runs resume RUN",
             ) from error
         except Exception as error:  # the border of another process: whatever it met becomes one clear sentence
             self._fail(error)
@@ -126,7 +126,7 @@ class Cluster:
         raise GenerationError(
             f"a task failed: {type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}",
             where=f"Dask at {self._client.scheduler.address}",
-            next_step="mend the cause, then go on: scalr runs resume",
+            next_step="mend the cause, then go on: scalr runs resume RUN",
         ) from error
 
 

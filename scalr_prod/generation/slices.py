@@ -82,7 +82,7 @@ def read_slices(
             raise GenerationError(
                 "the contexts that this task is to translate are missing or damaged",
                 where=str(path),
-                next_step="check that every worker sees the project's home, then go on, which writes them anew: scalr runs resume",
+                next_step="check that every worker sees the project's home, then go on, which writes them anew: scalr runs resume RUN",
             ).at(run_id=spec.run_id)
     files = [pq.ParquetFile(path) for path in paths]
     try:

@@ -30,8 +30,8 @@ _MADE_BY: Final[Mapping[Table, str]] = {
     Table.SOURCE_USER_HISTORY: "scalr histories",
     Table.TARGET_USER_HISTORY: "scalr histories",
     Table.TARGET_ITEM_STATS: "scalr histories",
-    Table.SYNTHETIC_TARGET_EVENTS: "scalr publish",
-    Table.SYNTHETIC_QUARANTINE: "scalr validate",
+    Table.SYNTHETIC_TARGET_EVENTS: "scalr run",
+    Table.SYNTHETIC_QUARANTINE: "scalr run",
 }
 
 

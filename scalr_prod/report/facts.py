@@ -172,7 +172,7 @@ def _json(path: Path) -> dict[str, Any]:
         return {}
     except (OSError, ValueError) as error:
         raise ReportError(
-            f"cannot be read: {error}", where=str(path), next_step="scalr runs resume with the run's id makes it again"
+            f"cannot be read: {error}", where=str(path), next_step="scalr runs resume RUN makes it again"
         ) from error
     return found
 

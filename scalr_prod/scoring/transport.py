@@ -88,7 +88,7 @@ class Failure(Exception):
             return ModelNotReady(
                 f"the process that {model} runs in has died: {self.detail}",
                 where=url,
-                next_step="see that memory suffices, then go on with the run: scalr runs resume (the model is loaded anew)",
+                next_step="see that memory suffices, then go on with the run: scalr runs resume RUN (the model is loaded anew)",
             )
         if self.code in {"UNAVAILABLE", "DEADLINE_EXCEEDED"}:
             return ServerUnreachable(

@@ -12,6 +12,7 @@ import typer.main
 
 from scalr_prod import errors
 from scalr_prod.cli import app
+from scalr_prod.lake.storage import _MADE_BY
 from scalr_prod.settings import Settings
 
 KINDS = [getattr(errors, name) for name in errors.__all__]
@@ -74,3 +75,44 @@ def test_every_error_that_is_raised_says_where_and_what_to_do_next():
                     wrong.append(f"{path.name}:{node.lineno}")
     assert wrong == []
     assert raised > 300
+
+
+def test_every_command_that_an_error_tells_to_run_can_be_run_as_it_is_written():
+    """A next step that ends with a usage error is none: the command, its options and what it needs all have to be there."""
+    told, wrong = 0, []
+    for path in sorted(Path(errors.__file__).parents[1].rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.keyword) or node.arg != "next_step":
+                continue
+            for text in _texts(node.value):
+                for named in re.findall(r"scalr ((?:[a-z][a-z-]*)(?: [\w=./-]+)*)", text):
+                    told += 1
+                    wrong += [f"{path.name}:{node.value.lineno}: scalr {named}: {why}" for why in _unusable(named.split())]
+    for command in _MADE_BY.values():
+        wrong += [f"{command}: {why}" for why in _unusable(command.split()[1:])]
+    assert wrong == []
+    assert told > 60
+
+
+def _texts(node: ast.expr) -> list[str]:
+    """The texts that an expression can be; what is filled in reads as X."""
+    if isinstance(node, ast.JoinedStr):
+        return ["".join(str(one.value) if isinstance(one, ast.Constant) else "X" for one in node.values)]
+    if isinstance(node, ast.IfExp):
+        return _texts(node.body) + _texts(node.orelse)
+    return [node.value] if isinstance(node, ast.Constant) and isinstance(node.value, str) else []
+
+
+def _unusable(words: list[str]) -> list[str]:
+    """What is wrong with a command line that follows `scalr`; text may go on behind it."""
+    found = typer.main.get_command(app)
+    while words and getattr(found, "commands", None):
+        if words[0] not in found.commands:
+            return [f"there is no {words[0]}"]
+        found = found.commands[words.pop(0)]
+    if getattr(found, "commands", None):
+        return ["a group of commands"]
+    given = [word.split("=")[0] for word in words if word.startswith("--")]
+    options = {option for one in found.params for option in one.opts}
+    needed = [one.name for one in found.params if one.required and one.param_type_name == "argument"]
+    return [f"no option {one}" for one in given if one not in options] + (needed if not words else [])
