@@ -1,12 +1,14 @@
-"""Every stage of a run at two sizes, ten times apart: processor time, memory, and the ratios of both.
+"""Every stage of a run at several sizes: processor time, memory, and the ratios of both from each size to the next.
 
-Made logs: users of 20 source events each, a tenth as many target events, the same catalogue of 2 000 items at both sizes. Each stage is
+Made logs: users of 20 source events each, a tenth as many target events, the same catalogue of 2 000 items at every size. Each stage is
 a process of its own, which has its libraries imported before the clock starts. `cpu_s` counts it and all that it starts, whatever else
 the machine does; `memory_mb` is the most that all of them hold together. The workers score, one at a time (`scorer = "local"`).
-Limits: 10.5 times the time and 1.2 times the memory. `generate` compiles the kernels and imports what its workers need, half a minute
-whatever the size, so that small sizes say little. The gate is let pass what was not measured: few users are too few for that.
+Limits, for ten times the events: 10.5 times the time and 1.2 times the memory. `generate` compiles the kernels and imports what its
+workers need, half a minute whatever the size, so that small sizes say little. The gate is let pass what was not measured: few users are
+too few for that.
 
-SCALR_BENCH_EVENTS is the larger number of source events.
+SCALR_BENCH_EVENTS are the numbers of source events (default: 300000,3000000; 1000000,10000000 take an hour and a half of a core).
+SCALR_BENCH_FOLDER keeps the homes: a run that was cut off goes on after the last stage that ended.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ import json
 import multiprocessing
 import os
 import tempfile
+import time
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +35,8 @@ from benchmarks.bench_run import PeakMemory
 if TYPE_CHECKING:
     from scalr_prod import Project
 
-LARGER = int(os.environ.get("SCALR_BENCH_EVENTS", "3000000"))
-TIMES = 10
+SIZES = [int(size) for size in os.environ.get("SCALR_BENCH_EVENTS", "300000,3000000").split(",")]
+KEPT = os.environ.get("SCALR_BENCH_FOLDER")
 EACH, ITEMS, GENRES, DAYS = 20, 2_000, 20, 365
 START = datetime(2024, 1, 1, tzinfo=UTC)
 STAGES = ("ingest", "histories", "train", "generate", "validate", "publish", "training_set")
@@ -41,34 +45,43 @@ LIMITS = {"cpu_ratio": 10.5, "memory_ratio": 1.2}
 
 def main() -> dict[str, Any]:
     found = {}
-    for events in (LARGER // TIMES, LARGER):
-        with tempfile.TemporaryDirectory() as scratch:
-            found[events] = stages(Path(scratch), events)
-    smaller, larger = found.values()
-    ratios = {
+    for events in SIZES:
+        with nullcontext(KEPT) if KEPT else tempfile.TemporaryDirectory() as scratch:
+            found[events] = stages(Path(scratch) / str(events), events)
+    return {
+        "limits": LIMITS,
+        "source_events": SIZES,
+        "ratios": {f"{less} to {more}": ratios(found[less], found[more]) for less, more in pairwise(SIZES)},
+        "stages": {str(size): each for size, each in found.items()},
+    }
+
+
+def ratios(smaller: dict[str, dict[str, float]], larger: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """By stage, what the larger size took of what the smaller one took."""
+    return {
         stage: {
             "cpu_ratio": round(larger[stage]["cpu_s"] / smaller[stage]["cpu_s"], 2),
             "memory_ratio": round(larger[stage]["memory_mb"] / smaller[stage]["memory_mb"], 2),
         }
         for stage in STAGES
     }
-    return {
-        "limits": LIMITS,
-        "source_events": list(found),
-        "ratios": ratios,
-        "stages": {str(size): each for size, each in found.items()},
-    }
 
 
 def stages(folder: Path, events: int) -> dict[str, dict[str, float]]:
-    """What each stage took for so many source events, in a fresh home."""
-    write_logs(folder, events)
+    """What each stage took for so many source events, in a home that is fresh, or holds the stages that ended before."""
+    told = folder / "figures.json"
+    if not told.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_logs(folder, events)
+        told.write_text("{}")
+    figures = json.loads(told.read_text())
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "feast", "great_expectations", "distributed", "scalr_prod.project"])
-    figures = {}
     for stage in STAGES:
-        with ProcessPoolExecutor(1, context) as alone:
-            figures[stage] = alone.submit(measured, folder, stage).result()
+        if stage not in figures:
+            with ProcessPoolExecutor(1, context) as alone:
+                figures[stage] = alone.submit(measured, folder, stage).result()
+            told.write_text(json.dumps(figures))
         print(f"  {events} {stage}: {figures[stage]}", flush=True)
     return figures
 
@@ -77,13 +90,13 @@ def measured(folder: Path, stage: str) -> dict[str, float]:
     """One stage, in a process that does nothing else."""
     from scalr_prod import Project
 
-    peak, before = PeakMemory(os.getpid()), used()
+    peak, before, started = PeakMemory(os.getpid()), used(), time.perf_counter()
     with Project.open(folder / "scalr.toml") as project:
         done(project, stage)
         # Its workers' processor time is told by the process that they were forked from, while it lives.
         cpu = used() - before
     peak.stop()
-    return {"cpu_s": round(cpu, 2), "memory_mb": peak.bytes >> 20}
+    return {"cpu_s": round(cpu, 2), "seconds": round(time.perf_counter() - started, 2), "memory_mb": peak.bytes >> 20}
 
 
 def done(project: Project, stage: str) -> None:

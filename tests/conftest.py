@@ -29,6 +29,9 @@ from support.templates import compile_once
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+# Triton's language looks at it when it is imported, which torch may do at any time: kernels for GPUs run on this processor.
+os.environ["TRITON_INTERPRET"] = "1"
+
 DATA = Path(os.environ.get("SCALR_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 START = pd.Timestamp("2024-01-01", tz="UTC")
 DAYS = 200

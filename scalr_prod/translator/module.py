@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scalr_prod.translator.fused.passes import Fused
+    from scalr_prod.translator.gpu.passes import Fused as OnGpu
 
 __all__ = ["DESCRIPTION", "TranslatorModule"]
 
@@ -46,8 +47,6 @@ logger = logging.getLogger(__name__)
 DESCRIPTION: Final = "translator"
 #: Elements of a [rows, items] tensor that are worked on at a time: they stay near the processor's cache.
 _CHUNK: Final = 2**19
-#: Contexts that are worked on at a time by the fused execution, which holds a block of items for each.
-_ROWS: Final = 256
 #: Of a request that several threads share, not fewer than these: products of few rows are slow.
 _LEAST_ROWS: Final = 64
 
@@ -100,16 +99,21 @@ class TranslatorModule(torch.nn.Module):
         self._reference = reference
 
     @cached_property
-    def _fused(self) -> Fused | None:
-        """The fused execution, where there is one: on a CPU, with a numba that compiles."""
-        if self._reference or self.device.type != "cpu":
+    def _fused(self) -> Fused | OnGpu | None:
+        """The fused execution, where there is one: on a CPU with a numba that compiles, on a GPU with a Triton that does."""
+        if self._reference:
             return None
+        sets = tuple(self._sets.values())
         try:
-            from scalr_prod.translator.fused import trial
-
             with torch.inference_mode():
-                return trial.tried(tuple(self._sets.values()), self._numbers, self.first_seen)
-        except Exception as error:  # of numba, which may be missing, or not know the machine
+                if self.device.type == "cpu":
+                    from scalr_prod.translator.fused import trial
+
+                    return trial.tried(sets, self._numbers, self.first_seen)
+                from scalr_prod.translator.gpu import trial as on_gpu
+
+                return on_gpu.tried(sets, self._numbers, self.first_seen, self.n_source)
+        except Exception as error:  # of numba or Triton, which may be missing, or not know the machine
             _say_slower(f"{type(error).__name__}: {error}")
             return None
 
@@ -295,7 +299,8 @@ class TranslatorModule(torch.nn.Module):
             in_blocks: Whether a parameter set is worked on in blocks of items, so that more rows are few enough.
         """
         of_whole_rows = max(1, _CHUNK // self.n_target)
-        of_blocks = min(_ROWS, max(_LEAST_ROWS, -(-len(contexts) // self._shares)))
+        most_rows = 1 if self._fused is None else self._fused.most_rows
+        of_blocks = min(most_rows, max(_LEAST_ROWS, -(-len(contexts) // self._shares)))
         for fold in np.unique(contexts.fold).tolist():
             if fold not in self._sets:
                 raise TranslatorError(

@@ -28,6 +28,8 @@ __all__ = ["MOST_DRAWS", "Fused"]
 
 #: Items of a block: a block of logits stays in the processor's cache.
 ITEMS: Final = 2048
+#: Contexts that are worked on at a time: each holds a block of items.
+ROWS: Final = 256
 #: More draws than these for each context are left to the reference, which sorts.
 MOST_DRAWS: Final = 256
 #: Share of the prior's mass that must be left when what is excluded is taken from it.
@@ -101,6 +103,11 @@ class Fused:
         self._half_lives = np.array([days * _US_A_DAY for days, _ in popularity.DECAYED.values()])
         self._added = np.array([added for _, added in popularity.DECAYED.values()], np.float32)
         self._entries: dict[int, tuple[NDArray[np.int32], NDArray[np.float32]]] = {}
+
+    @property
+    def most_rows(self) -> int:
+        """Contexts that are best worked on at a time."""
+        return ROWS
 
     @staticmethod
     def can(mixture: Mixture, member: str, draws: int = 0) -> bool:

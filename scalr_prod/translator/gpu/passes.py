@@ -1,0 +1,417 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Draws and probabilities of a group of contexts by one pass of `kernel` over all items, and exact arithmetic for the few that matter.
+
+The pass works in float32. It gives what normalises, and for each context the best key of every `EACH` items; only items of the best such
+places can be among the draws. Their logits, and those of the items that a context's own lists change, are worked out in float64, so that
+the draws and their order are those of the reference. Where rounding may have hidden an item in another place, the context is unsure and
+goes to the reference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+
+from scalr_prod.translator import noise
+from scalr_prod.translator.contexts import NO_ITEM, Had
+from scalr_prod.translator.estimators import frequency, is_logarithm, is_product, popularity, scores
+from scalr_prod.translator.gpu.kernel import EACH, ITEMS, ROWS, one_pass
+from scalr_prod.translator.race import SPARE, Draws, near_limit
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from scalr_prod.translator.batch import Batch
+    from scalr_prod.translator.contexts import Contexts
+    from scalr_prod.translator.mixture import Mixture, Summary
+    from scalr_prod.translator.race import Race
+
+__all__ = ["MOST_DRAWS", "Fused"]
+
+#: More draws than these for each context are left to the reference.
+MOST_DRAWS: Final = 256
+#: Contexts that are worked on at a time, and numbers that the states of their tiles may hold for one count.
+_MOST_ROWS: Final = 4096
+_STATES: Final = 2**22
+#: Events between a tile's state and the time of its last context, at most.
+_CHANGED: Final = 512
+#: Programs that the items are shared out among, beside the tiles.
+_PROGRAMS: Final = 512
+#: Columns that vectors are filled up to a multiple of.
+_DEPTH: Final = 32
+#: Warps of a program: with fewer, or more contexts in a tile, registers do not suffice.
+_WARPS: Final = 8
+#: Products by three products of factors cut in two (``tf32x3``): what they lose, beside the same in float32, whatever the order.
+_PRECISION: Final = "tf32x3"
+_LOSS: Final = 4.0
+#: What a key is off by beside its logit: a variate's logarithm, and rounding of the sum.
+_STEPS: Final = 2.0**-16
+#: Numbers of a [rows, candidates, columns] tensor of exact products.
+_CHUNK: Final = 2**25
+_US_A_DAY: Final = 86_400_000_000.0
+_BITS: Final = 32
+
+
+@dataclass(frozen=True)
+class Lists:
+    """What contexts' own lists say of items.
+
+    Attributes:
+        items: int64 [R, S], ascending, N where there is none. Items whose logits the pass does not know.
+        mass: float64 [R, S]. What `frequency`'s table adds for them.
+        excluded: int32 [R, W]. A bit for each item that must not be proposed.
+        special: int32 [R, W]. A bit for each item that the pass leaves out.
+    """
+
+    items: torch.Tensor
+    mass: torch.Tensor
+    excluded: torch.Tensor
+    special: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What a pass gives of R contexts.
+
+    Attributes:
+        keys: float32 [R, W]. The best of each `EACH` items; empty without a race.
+        lists: Of the contexts.
+        logits: float64 [R, S]. Of the listed items; -infinity where they cannot be proposed.
+        normaliser: float64 [R]. Logarithm of the sum of e^logit over what can be proposed.
+        prior_normaliser: float64 [R]. Likewise, of the prior.
+    """
+
+    keys: torch.Tensor
+    lists: Lists
+    logits: torch.Tensor
+    normaliser: torch.Tensor
+    prior_normaliser: torch.Tensor
+
+
+class Fused:
+    """The execution for one module's tensors, on their device.
+
+    Args:
+        of_popularity: Tensors of `popularity.fit`.
+        numbers: int32 [N], the items' words for `noise`.
+    """
+
+    def __init__(self, of_popularity: dict[str, torch.Tensor], numbers: torch.Tensor) -> None:
+        self._popularity, self._numbers = of_popularity, numbers
+        self._device, self._n_target = numbers.device, len(numbers)
+        # What tiles are cut by is looked up on the host, so that nothing waits for the device.
+        self._time, self._item = (of_popularity[name].cpu().numpy() for name in ("time", "item"))
+        self._end = int(of_popularity["end"][0])
+        self._half_lives = np.array([days * _US_A_DAY for days, _ in popularity.DECAYED.values()])
+        self._added = torch.tensor([added for _, added in popularity.DECAYED.values()], device=self._device)
+        self._stacked: dict[tuple[int, ...], torch.Tensor] = {}
+
+    @property
+    def most_rows(self) -> int:
+        """Contexts that are best worked on at a time."""
+        return min(_MOST_ROWS, max(1, _STATES // self._n_target) * ROWS)
+
+    @staticmethod
+    def can(mixture: Mixture, member: str, draws: int = 0) -> bool:
+        """Whether the member's logits are of the form that this execution knows."""
+        heavy = [estimator for name, estimator in mixture.estimators.items() if mixture.calibration[member][name] != 0]
+        logarithms = sum(is_product(one) and is_logarithm(one) for one in heavy)
+        return draws <= MOST_DRAWS and logarithms <= 1 and all(is_product(one) or one is frequency for one in heavy)
+
+    def draw(self, race: Race, mixture: Mixture, contexts: Contexts, batch: Batch) -> Draws:
+        """What `race.run` gives; the batch is in the order of ``event_time``."""
+        summary = mixture.summary(batch, race.members)
+        words = tuple(word.to(self._device) for word in noise.key_words(contexts.noise_key))
+        found = self._pass(mixture, summary, race.member, contexts, words, 1 / race.temperature, race=True)
+        number = min(race.k + SPARE, found.keys.shape[1])
+        highest, places = found.keys.topk(min(number + 1, found.keys.shape[1]), dim=1)
+        candidates = (places[:, :number, None] * EACH + torch.arange(EACH, device=self._device)).flatten(1)
+        plain = self._can_be(candidates, batch) & ~_has(found.lists.special, candidates)
+        named = candidates.clamp(max=self._n_target - 1)
+        logits = self._exact(mixture, summary, race.member, named, None).masked_fill_(~plain, -torch.inf)
+        items = torch.cat([named, found.lists.items.clamp(max=self._n_target - 1)], 1)
+        logits = torch.cat([logits, found.logits], 1)
+        variates = noise.exponential(words, self._numbers[items], torch.float64).log_()
+        k = min(race.k, self._n_target)
+        keys, order = (logits / race.temperature - variates).topk(min(k, items.shape[1]), dim=1)
+        there, chosen, own = keys > -torch.inf, items.gather(1, order), logits.gather(1, order)
+        p = _shares(own, found.normaliser, there)
+        q = _shares(self._prior(summary, chosen), found.prior_normaliser, there)
+        unsure = torch.zeros(len(keys), dtype=torch.bool, device=self._device)
+        if highest.shape[1] > number:
+            off = 1.01 * _LOSS * mixture.rounding(summary, race.member)[:, 0] / race.temperature
+            size = highest[:, -1].double()
+            unsure = highest[:, -1] + off + _STEPS * (1 + size.abs()) >= keys[:, -1]
+            unsure &= highest[:, -1] > -torch.inf
+        unsure |= near_limit(race, mixture, summary, there, chosen, p, q)
+        return Draws(torch.where(there & (p >= race.min_lift * q), chosen, NO_ITEM), p, q, unsure)
+
+    def score(
+        self, mixture: Mixture, contexts: Contexts, batch: Batch, candidates: NDArray[np.int32], member: str
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
+        """P and the prior P of candidates, int32 [B, C], 0 for what cannot be proposed; the batch is in the order of ``event_time``.
+
+        Returns:
+            Two float32 arrays [B, C]; bool [B], all False: nothing is left to the reference.
+        """
+        summary = mixture.summary(batch, tuple(dict.fromkeys(("popularity", member))))
+        words = tuple(word.to(self._device) for word in noise.key_words(contexts.noise_key))
+        found = self._pass(mixture, summary, member, contexts, words, 1.0, race=False)
+        asked = torch.from_numpy(candidates).to(self._device, torch.int64)
+        there = (asked >= 0) & self._can_be(asked, batch)
+        named = asked.clamp(min=0)
+        there &= ~_has(found.lists.excluded, named)
+        logits = self._exact(mixture, summary, member, named, _mass_of(found.lists, named))
+        p = _shares(logits, found.normaliser, there)
+        q = _shares(self._prior(summary, named), found.prior_normaliser, there)
+        return p.cpu().numpy(), q.cpu().numpy(), np.zeros(len(candidates), bool)
+
+    def _can_be(self, items: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Which items had been seen before the event: bool, of int64 [R, C]."""
+        return items < batch.eligible[:, None].clamp(max=self._n_target)
+
+    def _prior(self, summary: Summary, items: torch.Tensor) -> torch.Tensor:
+        """Logits of the prior, in float64."""
+        weights = summary.weights["popularity"]
+        return popularity.weighted_at(self._popularity, summary.batch.time, weights, items, torch.float64)
+
+    def _exact(
+        self, mixture: Mixture, summary: Summary, member: str, items: torch.Tensor, mass: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Logits of named items, int64 [R, C], in float64; ``mass``, float64 [R, C], is what `frequency`'s table adds."""
+        widest = max((user.shape[1] for user in summary.users.values()), default=1)
+        step = max(1, _CHUNK // max(1, widest * items.shape[1]))
+        parts = []
+        for start in range(0, len(items), step):
+            rows = torch.arange(start, min(start + step, len(items)), device=self._device)
+            own = None if mass is None else mass[rows]
+            parts.append(self._exact_of(mixture, summary.take(rows), member, items[rows], own))
+        return torch.cat(parts) if parts else torch.empty(items.shape, dtype=torch.float64, device=self._device)
+
+    def _exact_of(
+        self, mixture: Mixture, summary: Summary, member: str, items: torch.Tensor, mass: torch.Tensor | None
+    ) -> torch.Tensor:
+        batch, log_prior = summary.batch, mixture.popularity["prior"].double()
+        total = popularity.weighted_at(self._popularity, batch.time, summary.weights[member], items, torch.float64)
+        for name, estimator in mixture.estimators.items():
+            weight, parameters = mixture.calibration[member][name], mixture.parameters[name]
+            if weight == 0:
+                continue
+            if is_product(estimator):
+                total += weight * scores(estimator, parameters, batch, log_prior, user=summary.users[name], items=items)
+            else:
+                _, _, rest = frequency.asked(parameters, batch, torch.float64)
+                likely = rest * log_prior.exp()[items]
+                total += weight * (likely if mass is None else likely + mass).log()
+        return total
+
+    def _pass(
+        self,
+        mixture: Mixture,
+        summary: Summary,
+        member: str,
+        contexts: Contexts,
+        words: tuple[torch.Tensor, ...],
+        slope: float,
+        *,
+        race: bool,
+    ) -> Gathered:
+        batch, rows = summary.batch, len(contexts)
+        time = np.minimum(contexts.event_time, self._end)
+        before = np.searchsorted(self._time, time)
+        tiles = _tiles(before)
+        of_tile = np.repeat(tiles, np.diff([*tiles, rows]))
+        lists = self._lists(mixture, summary, member, before, before[of_tile])
+        c = mixture.calibration[member]
+        heavy = [name for name in mixture.estimators if c[name] != 0]
+        products = [name for name in heavy if name in summary.users and not is_logarithm(mixture.estimators[name])]
+        logarithm = next((name for name in heavy if name in summary.users and is_logarithm(mixture.estimators[name])), None)
+        users = _filled([(c[name] * summary.users[name]).float() for name in products], rows, self._device)
+        vectors = self._side_by_side(mixture, products)
+        log_users = _filled([summary.users[logarithm].float()] if logarithm else [], rows, self._device)
+        log_vectors = self._side_by_side(mixture, [logarithm] if logarithm else [])
+        weight = c.get("frequency", 0.0)
+        rest = batch.time.new_zeros((1, 1), dtype=torch.float64)
+        if weight:
+            _, _, rest = frequency.asked(mixture.parameters["frequency"], batch, torch.float64)
+        decay = np.exp2(-(time - time[of_tile])[:, None] / self._half_lives).astype(np.float32)
+        weights = summary.weights[member].float().expand(rows, -1).contiguous()
+        width, each = -(-self._n_target // EACH), -(-self._n_target // ITEMS)
+        shares = min(each, max(1, _PROGRAMS // max(1, len(tiles))))
+        keys = torch.full((rows, width if race else 0), -torch.inf, device=self._device)
+        peak, prior_peak = torch.empty(2, rows, shares, device=self._device)
+        mass, prior_mass = torch.empty(2, rows, shares, dtype=torch.float64, device=self._device)
+        if rows:
+            one_pass[len(tiles), shares](
+                self._there(tiles.astype(np.int32)),
+                self._there(np.diff([*tiles, rows]).astype(np.int32)),
+                users,
+                vectors,
+                log_users,
+                log_vectors,
+                c[logarithm] if logarithm else 0.0,
+                rest.log().float().flatten(),
+                mixture.popularity["prior"],
+                weight,
+                self._states(batch.time[self._there(tiles)]),
+                self._there(decay),
+                self._added,
+                weights,
+                summary.weights["popularity"].float().contiguous(),
+                batch.eligible.clamp(max=self._n_target).int(),
+                lists.special,
+                words[0].flatten(),
+                words[1].flatten(),
+                self._numbers,
+                slope,
+                keys,
+                peak,
+                mass,
+                prior_peak,
+                prior_mass,
+                self._n_target,
+                -(-each // shares),
+                width=users.shape[1],
+                log_width=log_users.shape[1],
+                with_frequency=bool(weight),
+                with_race=race,
+                rows=ROWS,
+                items=ITEMS,
+                each=EACH,
+                depth=_DEPTH,
+                precision=_PRECISION,
+                num_warps=_WARPS,
+            )
+        named = lists.items.clamp(max=self._n_target - 1)
+        there = self._can_be(lists.items, batch) & ~_has(lists.excluded, named)
+        logits = self._exact(mixture, summary, member, named, lists.mass).masked_fill_(~there, -torch.inf)
+        prior_logits = self._prior(summary, named).masked_fill_(~there, -torch.inf)
+        return Gathered(
+            keys=keys,
+            lists=lists,
+            logits=logits,
+            normaliser=torch.cat([mass.log() + peak, logits], 1).logsumexp(1),
+            prior_normaliser=torch.cat([prior_mass.log() + prior_peak, prior_logits], 1).logsumexp(1),
+        )
+
+    def _states(self, time: torch.Tensor) -> torch.Tensor:
+        """All items' decayed counts as of each tile's time: float32 [J, 4, N]."""
+        items = torch.arange(self._n_target, device=self._device).expand(len(time), -1)
+        logs = popularity.log_counts(self._popularity, time, torch.float64, items)
+        added = {name: added for name, (_, added) in popularity.DECAYED.items()}
+        return torch.stack([(logs[name].exp() - added[name]).clamp(min=0).float() for name in popularity.COUNTS], 1)
+
+    def _lists(
+        self, mixture: Mixture, summary: Summary, member: str, before: NDArray[np.int64], begin: NDArray[np.int64]
+    ) -> Lists:
+        """Items of `frequency`'s table, items that were chosen since the tile's state, and those that are excluded."""
+        batch, absent = summary.batch, self._n_target
+        longest = int((before - begin).max(initial=0))
+        place = begin[:, None] + np.arange(longest)
+        changed = np.where(place < before[:, None], self._item[np.minimum(place, len(self._item) - 1)], absent)
+        items = self._there(changed.astype(np.int64))
+        mass = torch.zeros(items.shape, dtype=torch.float64, device=self._device)
+        if mixture.calibration[member].get("frequency", 0.0):
+            of_table, mass_of_table = _entries(mixture.parameters["frequency"], batch, absent)
+            items, mass = torch.cat([items, of_table], 1), torch.cat([mass, mass_of_table], 1)
+        items, mass = _once(items, mass, absent)
+        exclude = batch.exclude.matrix() if isinstance(batch.exclude, Had) else batch.exclude
+        never = np.empty((len(items), 0), np.int64) if exclude is None else exclude.astype(np.int64)
+        named = self._there(np.where(never < 0, absent, never))
+        named, _ = _once(named, torch.zeros(named.shape, dtype=torch.float64, device=self._device), absent)
+        excluded, own = (_bits(some, absent) for some in (named, items))
+        return Lists(items, mass, excluded, excluded | own)
+
+    def _side_by_side(self, mixture: Mixture, names: list[str]) -> torch.Tensor:
+        """The items' vectors of some estimators: float32 [N, columns], kept where they are tables of a parameter set."""
+        tables = [mixture.estimators[name].vectors(mixture.parameters[name]) for name in names]
+        key = tuple(table.data_ptr() for table in tables)
+        if key in self._stacked:
+            return self._stacked[key]
+        found = _filled(tables, self._n_target, self._device)
+        known = [one.data_ptr() for name in names for one in mixture.parameters[name].values()]
+        if all(pointer in known for pointer in key):  # else another estimator's: made anew each time
+            self._stacked[key] = found
+        return found
+
+    def _there(self, array: NDArray[Any]) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device, non_blocking=True)
+
+
+def _tiles(before: NDArray[np.int64]) -> NDArray[np.int64]:
+    """First context of each tile: int64 [J], of contexts in order of time with so many events before them."""
+    firsts = []
+    at = 0
+    while at < len(before):
+        firsts.append(at)
+        at += int(np.searchsorted(before[at : at + ROWS], before[at] + _CHANGED, side="right"))
+    return np.array(firsts, dtype=np.int64)
+
+
+def _filled(tables: list[torch.Tensor], rows: int, device: torch.device) -> torch.Tensor:
+    """Tables side by side, with columns of 0 to a multiple of `_DEPTH`: float32 [rows, columns]."""
+    columns = sum(table.shape[1] for table in tables)
+    return torch.cat([*tables, torch.zeros(rows, -columns % _DEPTH, device=device)], 1).contiguous()
+
+
+def _entries(parameters: dict[str, torch.Tensor], batch: Batch, absent: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `frequency`'s table holds for each history: items int64 and mass float64, [R, E] both."""
+    history, weight, _ = frequency.asked(parameters, batch, torch.float64)
+    start = parameters["start"]
+    if not len(parameters["item"]):
+        return history[:, :0], weight[:, :0]
+    begin, end = start[history], start[history + 1]
+    place = begin[..., None] + torch.arange(frequency.KEPT, device=history.device)
+    there = (place < end[..., None]) & (weight[..., None] > 0)
+    place = place.clamp(max=len(parameters["item"]) - 1)
+    items = torch.where(there, parameters["item"][place].long(), absent)
+    mass = torch.where(there, parameters["share"][place].double() * weight[..., None], 0.0)
+    return items.flatten(1), mass.flatten(1)
+
+
+def _once(items: torch.Tensor, mass: torch.Tensor, absent: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each row's items once each, ascending, then ``absent``, with the sum of their mass."""
+    if not items.shape[1]:
+        return items, mass
+    items, order = items.sort(1)
+    mass = mass.gather(1, order)
+    first, last = torch.ones_like(items, dtype=torch.bool), torch.ones_like(items, dtype=torch.bool)
+    first[:, 1:] = items[:, 1:] != items[:, :-1]
+    last[:, :-1] = first[:, 1:]
+    total = mass.cumsum(1)
+    place = torch.arange(items.shape[1], device=items.device)
+    begin = torch.where(first, place, 0).cummax(1).values
+    mass = total - (total - mass).gather(1, begin)
+    items, order = torch.where(last, items, absent).sort(1)
+    widest = int((items < absent).sum(1).max()) if len(items) else 0
+    return items[:, :widest].contiguous(), mass.gather(1, order)[:, :widest]
+
+
+def _bits(items: torch.Tensor, absent: int) -> torch.Tensor:
+    """A bit for each item that is listed, at most once, in int64 [R, C]: int32 [R, W]."""
+    words = torch.zeros(len(items), -(-absent // _BITS), dtype=torch.int32, device=items.device)
+    bit = torch.ones_like(items) << (items % _BITS)
+    bit = torch.where(items < absent, torch.where(bit >= 2**31, bit - 2**32, bit), 0).int()
+    return words.scatter_add_(1, items.clamp(max=absent - 1) // _BITS, bit)
+
+
+def _has(words: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+    """Whether items, int64 [R, C], have their bit: bool [R, C]."""
+    place = (items // _BITS).clamp(max=words.shape[1] - 1)
+    return ((words.gather(1, place) >> (items % _BITS)) & 1).bool()
+
+
+def _mass_of(lists: Lists, items: torch.Tensor) -> torch.Tensor:
+    """What `frequency`'s table adds for named items, int64 [R, C]: float64 [R, C]."""
+    if not lists.items.shape[1]:
+        return torch.zeros(items.shape, dtype=torch.float64, device=items.device)
+    place = torch.searchsorted(lists.items, items.contiguous()).clamp(max=lists.items.shape[1] - 1)
+    return torch.where(lists.items.gather(1, place) == items, lists.mass.gather(1, place), 0.0)
+
+
+def _shares(logits: torch.Tensor, normaliser: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
+    """e^(logit - normaliser) of what is there: float32 [R, C]."""
+    return torch.where(there, (logits - normaliser[:, None]).exp(), 0.0).float()

@@ -1,0 +1,191 @@
+"""The execution on a GPU beside the plain code, its kernels run by Triton's interpreter on a CPU: draws, probabilities, fallbacks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from translator_world import DAY, LENGTH, METADATA, SETTINGS, calibration, make_log
+
+from scalr_prod.translator.contexts import NEWCOMERS, NO_ITEM, Contexts, Had
+from scalr_prod.translator.estimators import frequency
+from scalr_prod.translator.fitting import fit_sets
+from scalr_prod.translator.layout import OURS
+from scalr_prod.translator.mixture import Mixture
+from scalr_prod.translator.module import TranslatorModule
+from scalr_prod.translator.pairs import Pairs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytest.importorskip("triton", reason="Triton's language is there for Linux alone")
+
+from scalr_prod.translator.gpu import passes, trial
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[SimpleNamespace]:
+    """150 target items: two blocks, and five places of 32; popularity changes within a tile, and histories' tables name few items."""
+    torch.set_num_threads(1)
+    pairs = Pairs.of(make_log(target_items=150), 90 * DAY, SETTINGS)
+    fold = pairs.log.fold
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(frequency, "KEPT", 3)
+        tensors = fit_sets(pairs, {-1: np.zeros(len(fold), bool), 0: fold == 0, 1: fold == 1}, lambda _: None) | calibration()
+        metadata = METADATA | {"n_source": str(pairs.n_source)}
+        gpu, reference = (TranslatorModule(tensors, metadata, reference=reference) for reference in (False, True))
+        gpu.__dict__["_fused"] = trial.tried(tuple(gpu._sets.values()), gpu._numbers, gpu.first_seen, gpu.n_source)
+        yield SimpleNamespace(pairs=pairs, gpu=gpu, reference=reference)
+
+
+def make_contexts(world: SimpleNamespace, rows: int, *, seed: int = 0, exclude: int = 0, days: int = 3) -> Contexts:
+    """In so many days, within which few items of so short a log are chosen; a third at one time each day."""
+    random = np.random.default_rng(seed)
+    there = np.arange(LENGTH) >= LENGTH - random.integers(0, LENGTH + 1, rows)[:, None]
+    items = np.where(there, random.integers(0, world.pairs.n_source + 1, (rows, LENGTH)), 0)
+    ages = np.where(there, np.sort(random.exponential(30, (rows, LENGTH)))[:, ::-1], 0)
+    time = random.integers(max(0, 60 - days) * DAY, 60 * DAY if days < 60 else 110 * DAY, rows)
+    time[: rows // 3] = time[: rows // 3] // DAY * DAY
+    return Contexts(
+        history_items=items.astype(np.int32),
+        history_ages=ages.astype(np.float32),
+        history_end=time - 1,
+        event_time=time,
+        fold=random.integers(NEWCOMERS, 2, rows).astype(np.int32),
+        noise_key=random.integers(-(2**63), 2**63, rows),
+        exclude=random.integers(-1, world.pairs.n_target, (rows, exclude)).astype(np.int32),
+    )
+
+
+@pytest.mark.parametrize(
+    ("k", "temperature", "min_lift", "days"),
+    [(4, 1.0, 0.0, 3), (20, 1.0, 1.0, 3), (9, 0.3, 0.5, 3), (9, 2.0, 0.5, 3), (160, 1.0, 0.0, 3), (9, 1.0, 0.5, 110)],
+)
+def test_draws_and_probabilities_are_the_references(world, k, temperature, min_lift, days):
+    contexts = make_contexts(world, 120, seed=k, exclude=4, days=days)
+    found, expected = (
+        module.sample(contexts, k, temperature=temperature, min_lift=min_lift) for module in (world.gpu, world.reference)
+    )
+    np.testing.assert_array_equal(found.items, expected.items)
+    np.testing.assert_allclose(found.probabilities, expected.probabilities, rtol=1e-5)
+    np.testing.assert_allclose(found.prior, expected.prior, rtol=1e-5)
+    assert (found.items != NO_ITEM).any()
+
+
+def test_every_member_scores_alike(world):
+    contexts = make_contexts(world, 70, seed=1, exclude=3)
+    every = np.tile(np.arange(-1, world.pairs.n_target, dtype=np.int32), (70, 1))
+    for member in OURS.members:
+        found, expected = (module.score(contexts, every, member=member) for module in (world.gpu, world.reference))
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5)
+        np.testing.assert_array_equal(found[0] == 0, expected[0] == 0)
+
+
+@pytest.fixture
+def whole_rows(monkeypatch) -> list[int]:
+    """Numbers of rows whose distributions were worked out as a whole, by the plain code."""
+    rows, distributions = [], Mixture.distributions
+
+    def count(self, summary, **how):
+        rows.append(len(summary.batch.time))
+        return distributions(self, summary, **how)
+
+    monkeypatch.setattr(Mixture, "distributions", count)
+    return rows
+
+
+def test_the_pass_draws_by_itself(world, whole_rows):
+    contexts = make_contexts(world, 120, seed=3, exclude=4)
+    world.gpu.sample(contexts, 4)
+    assert sum(whole_rows) <= 2  # of 120: rounding hides an item in another place almost never
+
+
+def test_what_the_bound_does_not_exclude_goes_to_the_plain_code(world, whole_rows, monkeypatch):
+    contexts = make_contexts(world, 30, seed=4)
+    expected = world.reference.sample(contexts, 4)
+    whole_rows.clear()
+    monkeypatch.setattr(passes, "SPARE", -3)  # one place of 32 items for four draws: others hide behind it
+    found = world.gpu.sample(contexts, 4)
+    np.testing.assert_array_equal(found.items, expected.items)
+    assert sum(whole_rows) > 10
+
+
+def test_a_batch_s_cut_changes_nothing(world, monkeypatch):
+    """Tiles of few contexts, since many events lie between them; groups of few; all items for one program."""
+    contexts = make_contexts(world, 60, seed=5, exclude=2)
+    expected = world.gpu.sample(contexts, 6)
+    monkeypatch.setattr(passes, "_CHANGED", 5)
+    monkeypatch.setattr(passes, "_STATES", 1)
+    monkeypatch.setattr(passes, "_CHUNK", 1_000)
+    monkeypatch.setattr(passes, "_PROGRAMS", 1)
+    found = world.gpu.sample(contexts, 6)
+    np.testing.assert_array_equal(found.items, expected.items)
+    np.testing.assert_allclose(found.probabilities, expected.probabilities, rtol=1e-5)
+
+
+def test_tiles_end_where_many_events_lie_between():
+    before = np.array([0, 1, 2, 600, 600, *([700] * 100)])
+    assert passes._tiles(before).tolist() == [0, 3, 35, 67, 99]
+    assert passes._tiles(before[:0]).tolist() == []
+
+
+def test_runs_of_excluded_items_are_their_lists(world):
+    contexts = make_contexts(world, 40, seed=6, exclude=5)
+    flat = contexts.excluded()
+    had = Had(flat.ravel(), np.arange(40) * 5, np.full(40, 5))
+    found = world.gpu.sample(replace(contexts, exclude=had), 5)
+    np.testing.assert_array_equal(found.items, world.reference.sample(contexts, 5).items)
+    assert not (found.items[:, :, None] == flat[:, None, :])[found.items >= 0].any()
+
+
+def test_no_contexts_and_no_items_left(world):
+    assert world.gpu.sample(make_contexts(world, 0), 3).items.shape == (0, 3)
+    contexts = make_contexts(world, 3, seed=7)
+    before = replace(contexts, event_time=np.zeros(3, np.int64), history_end=np.full(3, -1))
+    found = world.gpu.sample(before, 3)
+    assert (found.items == NO_ITEM).all()
+    assert not found.probabilities.any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("card", [80, 90])
+def test_the_kernel_compiles_for_cards(card):
+    """The interpreter takes what Triton's compiler refuses; it needs no card."""
+    code = f"""
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from scalr_prod.translator.gpu import kernel
+
+constants = dict(width=256, log_width=32, with_frequency=True, with_race=True, rows=kernel.ROWS, items=kernel.ITEMS, each=kernel.EACH)
+constants |= dict(depth=32, precision="tf32x3")
+known = dict.fromkeys(("tile_first", "tile_rows", "eligible", "special", "low", "high", "numbers"), "*i32")
+known |= dict.fromkeys(("mass_out", "prior_mass_out"), "*fp64") | dict.fromkeys(("n_items", "blocks_each"), "i32")
+known |= dict.fromkeys(("log_weight", "frequency_weight", "slope"), "fp32")
+names = kernel.one_pass.arg_names
+signature = {{name: "constexpr" if name in constants else known.get(name, "*fp32") for name in names}}
+places = {{(names.index(name),): value for name, value in constants.items()}}
+source = ASTSource(kernel.one_pass, signature=signature, constexprs=places)
+made = compile(source, target=GPUTarget("cuda", {card}, 32), options=dict(num_warps=8))
+assert made.asm["cubin"]
+print(made.metadata.shared)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2_000:]
+    assert int(done.stdout) <= 99 * 2**10  # of shared memory, which the smaller cards of that kind have
+
+
+def test_an_execution_that_draws_something_else_is_not_taken(world, monkeypatch):
+    """A driver, compiler or card that gives wrong numbers: the plain code answers, with a warning."""
+    states = passes.Fused._states
+    monkeypatch.setattr(passes.Fused, "_states", lambda self, time: 3 * states(self, time))
+    with pytest.raises(RuntimeError, match="differ"):
+        trial.tried(tuple(world.gpu._sets.values()), world.gpu._numbers, world.gpu.first_seen, world.gpu.n_source)
