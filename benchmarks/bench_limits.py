@@ -133,7 +133,7 @@ def copied(folder: Path, copies: int) -> tuple[dict[str, torch.Tensor], dict[str
     item = known["item"].long().repeat_interleave(copies) * copies + torch.arange(copies).repeat(len(known["item"]))
     time = known["time"].repeat_interleave(copies)
     pairs: Any = SimpleNamespace(
-        popularity_events=lambda: (item.numpy(), time.numpy()),
+        popularity_events=lambda: (item.numpy(), time.numpy(), None),
         popularity_until=int(known["end"]),
         n_target=copies * TARGET_ITEMS,
     )

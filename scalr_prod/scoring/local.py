@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self
 
+from scalr_prod.errors import SettingsError
 from scalr_prod.scoring.latency import Latencies
 
 if TYPE_CHECKING:
@@ -27,20 +28,24 @@ class LocalScorer:
     Args:
         folder: The version's folder, as `load_version` found it.
         version: The version.
-        threads: Groups of contexts that are worked on side by side; torch itself gets one thread in this whole process.
+        threads: Groups of contexts that are worked on side by side on a CPU; torch itself gets one thread in this whole process.
+        device: ``cpu``, ``cuda``, or ``auto``: on a GPU where torch sees one.
         latencies: Counts how long batches take.
 
     Raises:
         TranslatorError: The folder holds no usable model.
+        SettingsError: ``cuda``, and torch sees no GPU.
     """
 
-    def __init__(self, folder: Path, version: int, *, threads: int, latencies: Latencies | None = None) -> None:
+    def __init__(
+        self, folder: Path, version: int, *, threads: int, device: str = "cpu", latencies: Latencies | None = None
+    ) -> None:
         import torch
 
         from scalr_prod.translator.module import TranslatorModule
 
         torch.set_num_threads(1)
-        self._module: Module = TranslatorModule.load(folder, threads=threads, trusted=True)
+        self._module: Module = TranslatorModule.load(folder, _on(device), threads, trusted=True)
         self._version = version
         self._latencies = latencies or Latencies()
 
@@ -73,3 +78,22 @@ class LocalScorer:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _on(device: str) -> str:
+    """The device that the setting means here.
+
+    Raises:
+        SettingsError: There is none.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return "cpu" if device == "cpu" else "cuda"
+    if device == "cuda":
+        raise SettingsError(
+            f"torch {torch.__version__} sees no GPU in this process",
+            where="[compute] device = cuda",
+            next_step='install the CUDA build of torch and NVIDIA\'s driver, or set device = "auto"',
+        )
+    return "cpu"

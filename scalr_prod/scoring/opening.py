@@ -48,11 +48,14 @@ def open_scorer(
         ModelNotReady: Triton does not hold the version.
         ModelVersionMismatch: Another model answers.
         TranslatorNotFound: The local scorer finds no such version.
+        SettingsError: The local scorer is to work on a GPU, and torch sees none.
     """
     serving = settings.serving
     if serving.scorer == "local":
         path = load_version(settings, version).path
-        return LocalScorer(path, version, threads=threads or serving.threads, latencies=latencies)
+        return LocalScorer(
+            path, version, threads=threads or serving.threads, device=settings.compute.device, latencies=latencies
+        )
     return TritonScorer(
         lambda: server_urls(settings),
         version,

@@ -75,8 +75,8 @@ class TranslatorModule(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.device = torch.device(device)
-        self._threads = ThreadPoolExecutor(threads, "translator") if threads > 1 and self.device.type == "cpu" else None
-        self._shares = threads
+        self._shares = threads if self.device.type == "cpu" else 1
+        self._threads = ThreadPoolExecutor(threads, "translator") if self._shares > 1 else None
         #: Called after each group of rows of `sample` and `score`, so that others can see that a long batch makes progress.
         self.on_group: Callable[[], None] = lambda: None
         self.folds = int(metadata["folds"])
@@ -169,9 +169,13 @@ class TranslatorModule(torch.nn.Module):
         except (SafetensorError, OSError, TypeError, ValueError) as error:
             raise _unreadable(folder, str(error)) from error
 
-    def warm_up(self) -> None:
-        """Compile what `sample` and `score` run, so that no request waits for it: seconds, once for each machine and package."""
-        _ = self._fused
+    def warm_up(self) -> bool:
+        """Compile what `sample` and `score` run, so that no request waits for it: seconds, once for each machine and package.
+
+        Returns:
+            Whether compiled code answers, and not the plain code.
+        """
+        return self._fused is not None
 
     def sample(
         self, contexts: Contexts, k: int, *, temperature: float = 1.0, min_lift: float = 0.0, member: str = "mixture"

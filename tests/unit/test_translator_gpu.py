@@ -42,7 +42,7 @@ def world() -> Iterator[SimpleNamespace]:
         metadata = METADATA | {"n_source": str(pairs.n_source)}
         gpu, reference = (TranslatorModule(tensors, metadata, reference=reference) for reference in (False, True))
         gpu.__dict__["_fused"] = trial.tried(tuple(gpu._sets.values()), gpu._numbers, gpu.first_seen, gpu.n_source)
-        yield SimpleNamespace(pairs=pairs, gpu=gpu, reference=reference)
+        yield SimpleNamespace(pairs=pairs, gpu=gpu, reference=reference, tensors=tensors, metadata=metadata)
 
 
 def make_contexts(world: SimpleNamespace, rows: int, *, seed: int = 0, exclude: int = 0, days: int = 3) -> Contexts:
@@ -181,6 +181,14 @@ print(made.metadata.shared)
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2_000:]
     assert int(done.stdout) <= 99 * 2**10  # of shared memory, which the smaller cards of that kind have
+
+
+def test_it_is_tried_where_hardly_an_item_is_there_yet(world):
+    """A context before which two items had been seen has two draws of four."""
+    tensors = world.tensors | {"shared/first_seen": torch.arange(world.pairs.n_target) * DAY}
+    module = TranslatorModule(tensors, world.metadata, reference=True)
+    found = trial.tried(tuple(module._sets.values()), module._numbers, module.first_seen, module.n_source)
+    assert isinstance(found, passes.Fused)
 
 
 def test_an_execution_that_draws_something_else_is_not_taken(world, monkeypatch):

@@ -24,7 +24,7 @@ from scalr_prod.translator import module as module_file
 from scalr_prod.translator import noise
 from scalr_prod.translator.calibration import TABLES
 from scalr_prod.translator.contexts import EVERYBODY, NEWCOMERS, NO_ITEM, Contexts, Samples
-from scalr_prod.translator.fused import trial
+from scalr_prod.translator.fused import passes, trial
 from scalr_prod.translator.layout import OURS
 from scalr_prod.translator.module import DESCRIPTION, TranslatorModule
 
@@ -165,7 +165,7 @@ def test_more_threads_change_nothing(world):
 def test_each_group_of_rows_is_told(world, monkeypatch):
     """Inside a server that is the sign that a long batch makes progress."""
     monkeypatch.setattr(module_file, "_CHUNK", 4 * world.module.n_target)
-    monkeypatch.setattr(module_file, "_ROWS", 4)
+    monkeypatch.setattr(passes, "ROWS", 4)
     for threads, name in itertools.product((1, 3), EXECUTIONS):
         module, told = TranslatorModule(world.tensors, world.metadata, threads=threads, reference=name == "reference"), []
         module.on_group = lambda told=told: told.append(None)
