@@ -38,6 +38,15 @@ def test_each_group_gives_its_rows_by_number_however_they_were_put(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_rows_without_numbers_come_back_as_they_were_put(tmp_path):
+    with Regrouped(tmp_path / "kept.arrow") as kept:
+        kept.put(rows(np.array([9, 2, 7, 1])), np.array([1, 0, 1, 0]))
+        kept.put(rows(np.array([0, 8])), np.array([1, 1]))
+        assert kept.groups == [0, 1]
+        assert kept.take(1).equals(rows(np.array([9, 7, 0, 8])))
+        assert kept.take(0).equals(rows(np.array([2, 1])))
+
+
 def test_an_error_leaves_no_file(tmp_path):
     def fail() -> None:
         with Regrouped(tmp_path / "kept.arrow", "row") as kept:
