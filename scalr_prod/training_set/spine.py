@@ -245,9 +245,10 @@ def _stage_events(
     import pyarrow.parquet as pq
 
     writer: Any = None
-    for start, end in _at_most(_READS, spans):
-        window = {"start": datetime_of(start), "end": datetime_of(end), "known_by": cutoff}
-        found = read_window(settings, table.value, **window, columns=[*KEYS, *more], stream=True)
+    columns = [*KEYS, *more]
+    for span in _at_most(_READS, spans):
+        start, end = map(datetime_of, span)
+        found = read_window(settings, table.value, start=start, end=end, known_by=cutoff, columns=columns, stream=True)
         writer = writer or pq.ParquetWriter(path, found.schema.remove_metadata(), compression="lz4")
         for batch in found:
             writer.write_batch(batch.replace_schema_metadata(None))
