@@ -60,9 +60,10 @@ class Regrouped:
         if (np.diff(groups) < 0).any():
             order = np.argsort(groups, kind="stable")
             rows, groups = rows.take(pa.array(order)), groups[order]
+        rows = rows.combine_chunks()  # once: each group's rows are a slice of it
         ends = [0, *(np.flatnonzero(np.diff(groups)) + 1), len(groups)]
         for start, stop in pairwise(ends if len(groups) else ()):
-            for batch in rows.slice(start, stop - start).combine_chunks().to_batches():
+            for batch in rows.slice(start, stop - start).to_batches():
                 self._writer.write_batch(batch)
                 self._batches.setdefault(int(groups[start]), []).append(self._count)
                 self._count += 1
