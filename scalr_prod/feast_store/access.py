@@ -173,10 +173,10 @@ def read_window(
     with explained(settings):
         store = open_feature_store(settings, known_by=known_by, versions=versions)
         job, names = _window_job(settings, store, view, start=start, end=end, columns=columns)
-        return _streamed(job, names) if stream else job.to_arrow().select(names)
+        return _streamed(settings, job, names) if stream else job.to_arrow().select(names)
 
 
-def _streamed(job: DeltaRetrievalJob, names: list[str]) -> pa.RecordBatchReader:
+def _streamed(settings: Settings, job: DeltaRetrievalJob, names: list[str]) -> pa.RecordBatchReader:
     import pyarrow as pa
 
     # The connection stays open until the last batch has been read, or the reader is dropped.
@@ -186,7 +186,11 @@ def _streamed(job: DeltaRetrievalJob, names: list[str]) -> pa.RecordBatchReader:
 
     def batches() -> Iterator[pa.RecordBatch]:
         with resources:
-            for batch in reader:
+            while True:
+                with explained(settings):
+                    batch = next(reader, None)
+                if batch is None:
+                    return
                 yield batch.select(names)
 
     return pa.RecordBatchReader.from_batches(schema, batches())

@@ -178,11 +178,12 @@ def _all_known(settings: Settings) -> datetime:
     import pyarrow.compute as pc
 
     from scalr_prod.lake import Lake
+    from scalr_prod.pieces import ONWARD
     from scalr_prod.translator import data_end
 
     end: datetime = data_end(settings)
     # Synthetic events are known from their run's as_of on, which may be later than any event.
-    for batch in Lake.open(settings).dataset(Table.SYNTHETIC_TARGET_EVENTS).to_batches(columns=[CREATED_TIMESTAMP]):
+    for batch in Lake.open(settings).dataset(Table.SYNTHETIC_TARGET_EVENTS).to_batches(columns=[CREATED_TIMESTAMP], **ONWARD):
         latest = pc.max(batch.column(0)).as_py()
         end = max(end, latest) if latest is not None else end
     return end

@@ -136,12 +136,14 @@ def _shared_out(
 
     path = exact(spine).replace("'", "''")
     wanted = f"read_parquet('{path}') WHERE {groups.sql('file_row_number')}"
-    (rows,) = connection.execute(f"SELECT count(*) FROM {wanted}").fetchall()[0]
-    shares = rows // limit + 2  # below the limit, as a key is not cut in two
+    connection.execute(f"CREATE OR REPLACE TEMP TABLE counted AS SELECT {key}, count(*) AS rows FROM {wanted} GROUP BY {key}")
+    rows, most = connection.execute("SELECT sum(rows), max(rows) FROM counted").fetchall()[0]
+    # As a key is not cut in two, a share may hold as many rows more as its last key has.
+    shares = rows // max(limit - most, limit // 2) + 1
     connection.execute(
         f"""CREATE OR REPLACE TEMP TABLE shares AS
             SELECT {key}, CAST((sum(rows) OVER (ORDER BY {key}) - rows) * {shares} // {rows} AS BIGINT) AS {_SHARE}
-            FROM (SELECT {key}, count(*) AS rows FROM {wanted} GROUP BY {key})"""
+            FROM counted"""
     )
     query = f"""
         SELECT {", ".join(KEYS)}, {_ROW}, {_SHARE}

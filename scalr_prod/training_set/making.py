@@ -71,7 +71,7 @@ def make_parts(
     changes = None if former is None else changes_since(settings, tables, inputs, former.manifest)
     kept = {} if former is None or changes is None else untouched(former, changes, cutoff=cutoff, limit=limit)
     (folder / "spine").mkdir()
-    spine = stage_spine(settings, window, tables.events, folder / "spine", spans=gaps(kept, start, cutoff))
+    spine = stage_spine(settings, window, folder / "spine", spans=gaps(kept, start, cutoff))
     found = grouped(spine.days, kept, cutoff=cutoff, limit=limit)
     for period, figures in found.items():
         part = former.parts.get(period) if former else None

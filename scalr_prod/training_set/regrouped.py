@@ -24,10 +24,10 @@ class Regrouped:
 
     Args:
         path: The file, which is removed at the end.
-        column: int64 column of the tables that numbers their rows, each once in all.
+        column: int64 column of the tables that numbers their rows, each once in all; None: the rows of a group are had back as they came.
     """
 
-    def __init__(self, path: Path, column: str) -> None:
+    def __init__(self, path: Path, column: str | None = None) -> None:
         self._path, self._column = path, column
         self._batches: dict[int, list[int]] = {}
         self._count = 0
@@ -60,9 +60,10 @@ class Regrouped:
         if (np.diff(groups) < 0).any():
             order = np.argsort(groups, kind="stable")
             rows, groups = rows.take(pa.array(order)), groups[order]
+        rows = rows.combine_chunks()  # once: each group's rows are a slice of it
         ends = [0, *(np.flatnonzero(np.diff(groups)) + 1), len(groups)]
         for start, stop in pairwise(ends if len(groups) else ()):
-            for batch in rows.slice(start, stop - start).combine_chunks().to_batches():
+            for batch in rows.slice(start, stop - start).to_batches():
                 self._writer.write_batch(batch)
                 self._batches.setdefault(int(groups[start]), []).append(self._count)
                 self._count += 1
@@ -73,7 +74,7 @@ class Regrouped:
         return sorted(self._batches)
 
     def take(self, group: int) -> pa.Table:
-        """The rows of a group, by their numbers. Nothing can be put any more."""
+        """The rows of a group, by their numbers if they have any. Nothing can be put any more."""
         import pyarrow as pa
 
         if self._reader is None:
@@ -81,5 +82,7 @@ class Regrouped:
             source = self._files.enter_context(pa.OSFile(str(self._path), "rb"))
             self._reader = self._files.enter_context(pa.ipc.open_file(source))
         rows = pa.Table.from_batches([self._reader.get_batch(number) for number in self._batches[group]])
+        if self._column is None:
+            return rows
         numbers = rows.column(self._column).to_numpy()
         return rows if (np.diff(numbers) > 0).all() else rows.take(pa.array(np.argsort(numbers)))

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
 
 from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
 from scalr_prod.duck import exact
 from scalr_prod.feast_store import read_window
-from scalr_prod.growth import files_between, records_of
 from scalr_prod.holdout import CANARY, HELD_OUT, Canary, Holdout
 from scalr_prod.instants import datetime_of, micros
 from scalr_prod.training_set.parts import Figures
 from scalr_prod.training_set.periods import DAY_US, Period, day_of
+from scalr_prod.training_set.regrouped import Regrouped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     import pyarrow as pa
-    from deltalake import DeltaTable
+    from numpy.typing import NDArray
 
     from scalr_prod.settings import Settings
 
@@ -40,8 +42,11 @@ LABEL_COLUMNS: Final = ("label", "weight", "is_synthetic", "run_id", "source_dom
 
 #: Before every event: what an open start means to a store. (Feast's own paths use nanoseconds, which begin in 1677.)
 _BEGINNING: Final = datetime(1700, 1, 1, tzinfo=UTC)
-_ROWS_AT_ONCE: Final = 1_000_000
+#: Rows that are put in order at once, and rows that are laid out at once: what bounds the memory.
+_ROWS_AT_ONCE: Final = 500_000
+_LAID_OUT: Final = 262_144
 _BATCH: Final = 65_536
+_WANTED: Final = "wanted"
 #: Windows of a view that are read: each costs as much as some ten thousand rows.
 _READS: Final = 4
 #: Rows with equal keys are ordered to the last column, so that the same rows give the same files.
@@ -124,80 +129,98 @@ def spine_schema(user: pa.DataType, item: pa.DataType, *, marks: Sequence[str] =
     return schema
 
 
-def stage_spine(
-    settings: Settings, window: Window, tables: Mapping[Table, DeltaTable], folder: Path, *, spans: Sequence[Span]
-) -> Spine:
+def stage_spine(settings: Settings, window: Window, folder: Path, *, spans: Sequence[Span]) -> Spine:
     """Read the events through Feast, draw the negatives, and write all rows in their canonical order.
 
     Args:
         settings: ``[training_set]`` tells negatives, λ and seed.
         window: Which labels.
-        tables: The tables of real and of synthetic events, as they are.
         folder: An empty folder to write to.
         spans: Only the labels of these half-open times (µs, ascending) are staged. Their rows are those that they have among all.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     from scalr_prod.duck import open_duckdb
     from scalr_prod.training_set.changes import weighted_by_segment
     from scalr_prod.training_set.negatives import stage_negatives
 
     options = settings.training_set
-    real, synthetic, negative = (folder / f"{name}.parquet" for name in ("real", "synthetic", "negatives"))
+    real, synthetic, negative = files = tuple(folder / f"{name}.parquet" for name in ("real", "synthetic", "negatives"))
     # What a user had before, and how much, is asked of events outside of the spans as well.
     read = (
         [(micros(_BEGINNING), micros(window.cutoff))] if options.negatives_per_event or weighted_by_segment(settings) else spans
     )
     with open_duckdb(settings, folder) as connection:
-        schema = _stage_events(
-            connection, settings, tables, Table.TARGET_EVENTS, window.cutoff, read, more=("weight",), path=real
-        )
-        _stage_events(
-            connection,
-            settings,
-            tables,
-            Table.SYNTHETIC_TARGET_EVENTS,
-            window.cutoff,
-            spans,
-            more=("weight", "run_id", "source_domain"),
-            path=synthetic,
-        )
-        held = Holdout.of(settings)
-        marks = {name: one.sql(USER_ID) for name, one in ((HELD_OUT, held), (CANARY, Canary.of(settings))) if one is not None}
+        schema = _stage_events(settings, Table.TARGET_EVENTS, window.cutoff, read, more=("weight",), path=real)
+        more = ("weight", "run_id", "source_domain")
+        _stage_events(settings, Table.SYNTHETIC_TARGET_EVENTS, window.cutoff, spans, more=more, path=synthetic)
+        held = (HELD_OUT, Holdout.of(settings)), (CANARY, Canary.of(settings))
+        marks = {name: one.sql(USER_ID) for name, one in held if one is not None}
         output = spine_schema(schema.field(USER_ID).type, schema.field(ITEM_ID).type, marks=tuple(marks))
         if options.negatives_per_event:
             stage_negatives(connection, settings, real, negative, spans=spans)
         else:
-            _write(iter(()), spine_schema(output.field(USER_ID).type, output.field(ITEM_ID).type), negative)
+            pq.write_table(spine_schema(output.field(USER_ID).type, output.field(ITEM_ID).type).empty_table(), negative)
         path = folder / "spine.parquet"
-        keys = ", ".join(KEYS)
-        # A negative that meets a synthetic row of the same instant would contradict it: it goes, the others stay.
-        lambda_ = _lambda(settings)
-        # What a user got before being held out is no part of an experiment.
-        treated = "true" if held is None else f"NOT {held.sql(USER_ID)}"
-        marked = "".join(f", {mark} AS {name}" for name, mark in marks.items())
+        edges = _edges(connection, files, window.span)
+        with Regrouped(folder / "pieces.arrow") as pieces, pq.ParquetWriter(path, output, compression="zstd") as writer:
+            for rows in _labelled(connection, settings, real, synthetic, negative, spans):
+                times = rows.column(EVENT_TIMESTAMP).cast(pa.int64()).to_numpy()
+                pieces.put(rows, np.searchsorted(edges, times, side="right"))
+            for number in pieces.groups:
+                for rows in _ordered(connection, pieces.take(number), marks, negatives=options.negatives_per_event > 0):
+                    writer.write_table(rows.cast(output))
+        return Spine(path, _figures(connection, path))
+
+
+def _labelled(
+    connection: Any, settings: Settings, real: Path, synthetic: Path, negative: Path, spans: Sequence[Span]
+) -> Iterator[pa.Table]:
+    """All rows of some times, in any order; of synthetic ones also those that are not wanted, as negatives may not meet them either."""
+    from scalr_prod.training_set.changes import weighted_by_segment
+
+    keys, here = ", ".join(KEYS), _within(spans)
+    held, counted, lambda_ = Holdout.of(settings), "", f"{float(settings.training_set.lambdas[0])!r}::DOUBLE"
+    if weighted_by_segment(settings):
         connection.execute(
             f"CREATE TEMP TABLE counts AS SELECT {USER_ID}, count(*) AS real_events FROM {_scan(real)} GROUP BY {USER_ID}"
         )
+        counted, lambda_ = f"LEFT JOIN counts USING ({USER_ID})", _by_segment(settings)
+    # What a user got before being held out is no part of an experiment.
+    treated = "true" if held is None else f"NOT {held.sql(USER_ID)}"
+    query = f"""
+        SELECT {keys}, 1::TINYINT AS label, weight::FLOAT AS weight, false AS is_synthetic,
+            NULL::VARCHAR AS run_id, NULL::VARCHAR AS source_domain, true AS {_WANTED}
+        FROM {_scan(real)} WHERE {here}
+        UNION ALL
+        SELECT {keys}, 1::TINYINT, (weight * {lambda_})::FLOAT, true, run_id, source_domain, {lambda_} > 0 AND {treated}
+        FROM {_scan(synthetic)} {counted} WHERE {here}
+        UNION ALL
+        SELECT {keys}, label, weight, is_synthetic, run_id, source_domain, true FROM {_scan(negative)} WHERE {here}"""
+    yield from _tables(connection.sql(query), _LAID_OUT)
 
-        def ordered(span: Span) -> Any:
-            here = f"{_within(spans)} AND {_within([span])}"
-            query = f"""
-                SELECT *{marked} FROM (
-                    SELECT {keys}, 1 AS label, weight, false AS is_synthetic, NULL AS run_id, NULL AS source_domain
-                    FROM {_scan(real)} WHERE {here}
-                    UNION ALL
-                    SELECT {keys}, 1, weight * {lambda_}, true, run_id, source_domain
-                    FROM {_scan(synthetic)} LEFT JOIN counts USING ({USER_ID})
-                    WHERE {here} AND {lambda_} > 0 AND {treated}
-                    UNION ALL
-                    SELECT {keys}, label, weight, is_synthetic, run_id, source_domain
-                    FROM {_scan(negative)}
-                    WHERE {here} AND ({keys}) NOT IN (SELECT ({keys}) FROM {_scan(synthetic)} WHERE {here}))
-                ORDER BY {_ORDER}"""
-            return connection.sql(query).to_arrow_reader(_BATCH)
 
-        pieces = _pieces(connection, (real, synthetic, negative), window.span)
-        _write(chain.from_iterable(map(ordered, pieces)), output, path)
-        return Spine(path, _figures(connection, path))
+def _ordered(connection: Any, piece: pa.Table, marks: Mapping[str, str], *, negatives: bool) -> Iterator[pa.Table]:
+    """Rows of `_labelled` that are wanted, all those of some time, in their order."""
+    connection.register("piece", piece)
+    rows = f"SELECT * FROM piece WHERE {_WANTED} AND label = 1"
+    if negatives:
+        # A negative that meets a synthetic row of the same instant would contradict it: it goes, the others stay.
+        keys = ", ".join(KEYS)
+        met = f"({keys}) IN (SELECT ({keys}) FROM piece WHERE is_synthetic)"
+        rows = f"{rows} UNION ALL SELECT * FROM piece WHERE label = 0 AND NOT {met}"
+    columns = ", ".join([*KEYS, *LABEL_COLUMNS, *(f"{mark} AS {name}" for name, mark in marks.items())])
+    yield from _tables(connection.sql(f"SELECT {columns} FROM ({rows}) ORDER BY {_ORDER}"), _BATCH)
+    connection.unregister("piece")
+
+
+def _tables(relation: Any, rows: int) -> Iterator[pa.Table]:
+    """What a query gives, so many rows at once."""
+    import pyarrow as pa
+
+    for batch in relation.to_arrow_reader(rows):
+        yield pa.Table.from_batches([batch])
 
 
 def _figures(connection: Any, path: Path) -> dict[Period, Figures]:
@@ -207,7 +230,7 @@ def _figures(connection: Any, path: Path) -> dict[Period, Figures]:
         return f"coalesce(length({column}::VARCHAR) || ':' || {column}::VARCHAR, '-')"
 
     time = f"epoch_us({EVENT_TIMESTAMP})"
-    text = " || '|' || ".join([f"{time}::VARCHAR", *(told(column) for column in (*KEYS[:2], *LABEL_COLUMNS))])
+    text = f"concat_ws('|', {', '.join([time, *(told(column) for column in (*KEYS[:2], *LABEL_COLUMNS))])})"
     query = f"""
         SELECT {time} - ({time} % {DAY_US} + {DAY_US}) % {DAY_US} AS day, count(*), count(*) FILTER (label = 1 AND NOT is_synthetic),
             count(*) FILTER (is_synthetic), min({time}), max({time}), sum(md5_number_lower({text})::HUGEINT) % {2**64}
@@ -216,27 +239,19 @@ def _figures(connection: Any, path: Path) -> dict[Period, Figures]:
 
 
 def _stage_events(
-    connection: Any,
-    settings: Settings,
-    tables: Mapping[Table, DeltaTable],
-    table: Table,
-    cutoff: datetime,
-    spans: Sequence[Span],
-    *,
-    more: tuple[str, ...],
-    path: Path,
+    settings: Settings, table: Table, cutoff: datetime, spans: Sequence[Span], *, more: tuple[str, ...], path: Path
 ) -> pa.Schema:
-    """The events of a view, known by the cutoff, of some times at least, in one file."""
+    """The events of a view, known by the cutoff, of some times at least, in one file, in the order of the view."""
     import pyarrow.parquet as pq
 
-    columns = [*KEYS, *more]
     writer: Any = None
+    columns = [*KEYS, *more]
     for span in _at_most(_READS, spans):
-        edges = [span[0], *_edges(connection, tables[table], span), span[1]]
-        for start, end in pairwise(map(datetime_of, edges)):
-            found = read_window(settings, table.value, start=start, end=end, known_by=cutoff, columns=columns)
-            writer = writer or pq.ParquetWriter(path, found.schema.remove_metadata(), compression="zstd")
-            writer.write_table(found.replace_schema_metadata(None))
+        start, end = map(datetime_of, span)
+        found = read_window(settings, table.value, start=start, end=end, known_by=cutoff, columns=columns, stream=True)
+        writer = writer or pq.ParquetWriter(path, found.schema.remove_metadata(), compression="lz4")
+        for batch in found:
+            writer.write_batch(batch.replace_schema_metadata(None))
     writer.close()
     schema: pa.Schema = pq.read_schema(path)
     return schema
@@ -252,26 +267,8 @@ def _at_most(number: int, spans: Sequence[Span]) -> list[Span]:
     return spans
 
 
-def _edges(connection: Any, delta: DeltaTable, span: Span) -> list[int]:
-    """Instants that cut a span into pieces of about `_ROWS_AT_ONCE` rows: what is read at once has to fit in memory."""
-    import pyarrow.dataset as ds
-
-    if records_of(delta, files_between(delta, EVENT_TIMESTAMP, *span)) <= _ROWS_AT_ONCE:
-        return []
-    start, end = map(datetime_of, span)
-    dataset = delta.to_pyarrow_dataset()
-    inside = (ds.field(EVENT_TIMESTAMP) >= start) & (ds.field(EVENT_TIMESTAMP) < end)
-    pieces = 1 + dataset.count_rows(filter=inside) // _ROWS_AT_ONCE
-    if pieces == 1:
-        return []
-    connection.register("some_events", dataset.filter(inside))
-    found = _cut(connection, f"epoch_us({EVENT_TIMESTAMP})", "some_events", pieces, span)
-    connection.unregister("some_events")
-    return found
-
-
-def _pieces(connection: Any, paths: Sequence[Path], span: Span) -> list[Span]:
-    """A span in consecutive pieces that hold about `_ROWS_AT_ONCE` of the files' rows each.
+def _edges(connection: Any, paths: Sequence[Path], span: Span) -> NDArray[np.int64]:
+    """Instants (µs) within a span that cut it into pieces of about `_ROWS_AT_ONCE` of the files' rows; fewer where many share an instant.
 
     Rows are ordered piece by piece: DuckDB gives up on sorting rows with text in them that take more than the memory it may use.
     """
@@ -279,16 +276,11 @@ def _pieces(connection: Any, paths: Sequence[Path], span: Span) -> list[Span]:
 
     number = 1 + sum(pq.read_metadata(path).num_rows for path in paths) // _ROWS_AT_ONCE
     if number == 1:
-        return [span]
+        return np.empty(0, np.int64)
     times = " UNION ALL ".join(f"SELECT epoch_us({EVENT_TIMESTAMP}) AS instant FROM {_scan(path)}" for path in paths)
-    return list(pairwise([span[0], *_cut(connection, "instant", f"({times})", number, span), span[1]]))
-
-
-def _cut(connection: Any, instant: str, rows: str, number: int, span: Span) -> list[int]:
-    """Instants (µs) within a span that cut rows into so many pieces of about the same size; fewer where many share an instant."""
     shares = [place / number for place in range(1, number)]
-    found = connection.sql(f"SELECT approx_quantile({instant}, {shares}) FROM {rows}").fetchall()[0][0]
-    return sorted({each for each in map(int, found) if span[0] < each < span[1]})
+    found = connection.sql(f"SELECT approx_quantile(instant, {shares}) FROM ({times})").fetchall()[0][0]
+    return np.array(sorted({each for each in map(int, found) if span[0] < each < span[1]}), np.int64)
 
 
 def _within(spans: Sequence[Span]) -> str:
@@ -297,19 +289,7 @@ def _within(spans: Sequence[Span]) -> str:
     return f"({' OR '.join(f'{time} >= {start} AND {time} < {end}' for start, end in spans) or 'false'})"
 
 
-def _write(batches: Iterator[pa.RecordBatch], schema: pa.Schema, path: Path) -> int:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    rows = 0
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for batch in batches:
-            writer.write_table(pa.Table.from_batches([batch]).cast(schema))
-            rows += batch.num_rows
-    return rows
-
-
-def _lambda(settings: Settings) -> str:
+def _by_segment(settings: Settings) -> str:
     """SQL of the factor of a synthetic row's weight, by the user's real events of before the cutoff."""
     sparse_below = settings.downstream.sparse_below
     cold, sparse, dense = (f"{float(weight)!r}::DOUBLE" for weight in settings.training_set.lambdas)

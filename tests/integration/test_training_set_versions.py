@@ -136,8 +136,21 @@ def test_a_lake_that_moves_during_the_build_is_noticed(project, monkeypatch):
         build_training_set(settings)
 
 
-def test_a_log_that_is_read_piece_by_piece_is_read_whole(project, monkeypatch):
-    _, _, whole = build(project, **SHARED)
-    monkeypatch.setattr("scalr_prod.training_set.spine._ROWS_AT_ONCE", 50)
-    _, _, pieces = build(project, name="pieces", negatives_per_event=1)
-    assert pieces.to_arrow().equals(whole.to_arrow())
+@pytest.mark.parametrize("weights", [None, (0.5, 0.0, 0.25)])
+def test_rows_that_are_put_in_order_piece_by_piece_are_those_of_one_order_and_each_view_is_read_once(
+    project, monkeypatch, weights
+):
+    from scalr_prod.training_set import spine
+
+    read, put, windows, regrouped = [], [], spine.read_window, spine.Regrouped.put
+    monkeypatch.setattr(spine, "read_window", lambda _, view, **asked: read.append(view) or windows(_, view, **asked))
+    options = SHARED if weights is None else {"name": "of_segments", "negatives_per_event": 1, "segment_weights": weights}
+    whole = build(project, **options)[2].to_arrow()
+    monkeypatch.setattr(spine, "_ROWS_AT_ONCE", 50)
+    monkeypatch.setattr(spine, "_LAID_OUT", 30)
+    monkeypatch.setattr(spine.Regrouped, "put", lambda *given: put.append(given[2]) or regrouped(*given))
+    read.clear()
+    pieces = build(project, **options | {"name": f"pieces_of_{options['name']}"})[2].to_arrow()
+    assert pieces.equals(whole)
+    assert read == [Table.TARGET_EVENTS, Table.SYNTHETIC_TARGET_EVENTS]
+    assert len({group for groups in put for group in groups.tolist()}) >= len(whole) // 50

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from datetime import timedelta
 
 import numpy as np
@@ -215,6 +216,26 @@ class TestReadWindow:
         Lake.open(own).delete(Table.SOURCE_EVENTS, "true", key="all")
         assert read_window(own, "source_events").num_rows == 0
         assert point_in_time(own, spine(["a"], hours(9)), ["source_events:item_id"]).num_rows == 1
+
+    def test_a_stream_that_breaks_off_says_so_in_our_words(self, feast_project, monkeypatch):
+        from scalr_prod.feast_store.job import DeltaRetrievalJob
+
+        whole = DeltaRetrievalJob.stream
+
+        @contextmanager
+        def torn(job):
+            def batches(reader):
+                yield from reader
+                raise OSError("the store went away")
+
+            with whole(job) as reader:
+                yield pa.RecordBatchReader.from_batches(reader.schema, batches(reader))
+
+        monkeypatch.setattr(DeltaRetrievalJob, "stream", torn)
+        reader = read_window(feast_project, "source_events", stream=True)
+        assert reader.read_next_batch().num_rows == 3
+        with pytest.raises(FeatureStoreError, match="the store went away"):
+            reader.read_next_batch()
 
     def test_unknown_names(self, feast_project):
         with pytest.raises(FeatureStoreError, match="no column nothing; there are: user_id"):

@@ -38,6 +38,15 @@ def test_each_group_gives_its_rows_by_number_however_they_were_put(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_rows_without_numbers_come_back_as_they_were_put(tmp_path):
+    with Regrouped(tmp_path / "kept.arrow") as kept:
+        kept.put(rows(np.array([9, 2, 7, 1])), np.array([1, 0, 1, 0]))
+        kept.put(rows(np.array([0, 8])), np.array([1, 1]))
+        assert kept.groups == [0, 1]
+        assert kept.take(1).equals(rows(np.array([9, 7, 0, 8])))
+        assert kept.take(0).equals(rows(np.array([2, 1])))
+
+
 def test_an_error_leaves_no_file(tmp_path):
     def fail() -> None:
         with Regrouped(tmp_path / "kept.arrow", "row") as kept:
@@ -99,3 +108,17 @@ def test_shares_are_of_users_that_follow_each_other_and_hold_every_wanted_row_on
     sizes = np.bincount(share)
     assert (sizes == 0).any(), "shares that the one with very many rows has left empty"
     assert sorted(sizes)[-2] <= limit < sizes.max()
+
+
+def test_no_share_is_more_than_a_join_takes_where_no_key_is(tmp_path):
+    """Else it would be joined in two halves, each of which reads as much as the whole."""
+    item = np.repeat(np.arange(60), 35)
+    times = pa.array(np.arange(len(item))).cast(pa.timestamp("us", "UTC"))
+    path = tmp_path / "spine.parquet"
+    pq.write_table(pa.table({"user_id": item, "item_id": item, "event_timestamp": times}), path)
+    with duckdb.connect() as connection:
+        found = _shared_out(connection, path, Groups(np.array([len(item)]), np.array([0])), "item_id", 100)
+        sizes = np.bincount(np.concatenate([share for _, share in found]))
+    assert sizes.sum() == len(item)
+    assert sizes.max() <= 100
+    assert len(sizes) < 60 * 35 / 100 * 2, "fewer than the halves would be"
