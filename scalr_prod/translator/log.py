@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -32,8 +32,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Events", "Log", "data_end", "read_log", "type_weights"]
 
+_Runs: TypeAlias = "tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]"
+
 #: Target events that are joined at a time.
 _SPINE_ROWS = 200_000
+#: Moments that are looked up at a time.
+_LOOKED_UP = 65_536
 
 
 @dataclass(frozen=True)
@@ -192,13 +196,16 @@ def read_log(settings: Settings, trained_until: datetime, *, versions: Mapping[s
         )
     weighed = {"source": {}, "target": type_weights(settings)}
     users = sorted_unique(pa.chunked_array([source_users.cast(target_users.type), target_users]))
-    (source, source_known), (target, _) = (_events(tables[domain], users, weights) for domain, weights in weighed.items())
+    # A table goes with the call that makes arrays of it.
+    (source, source_known), (target, _) = (_events(tables.pop(domain), users, weights) for domain, weights in weighed.items())
+    runs = _runs(settings, source, source_known, target, trained_until)
+    del source_known
     return Log(
         users=users,
         fold=fold_of(users, settings.translator.folds),
         source=source,
         target=target,
-        history=_histories(settings, users, source, source_known, target, trained_until, versions),
+        history=_histories(settings, users, source, target, runs, trained_until, versions),
         exclude_consumed=settings.generation.exclude_consumed,
     )
 
@@ -220,9 +227,11 @@ def _events(table: pa.Table, users: pa.Array, weights: Mapping[str, float]) -> t
     ids = sorted_unique(table[ITEM_ID])
     user, item = index_in(table[USER_ID], users), index_in(table[ITEM_ID], ids)
     time, known = micros_of(table[EVENT_TIMESTAMP]), micros_of(table[CREATED_TIMESTAMP])
-    order = np.lexsort((known, stable_hash(ids)[item], time, user))
-    weight = _weighed(table["event_type"], weights)[order] if weights else None
-    return Events(user[order], item[order], time[order], ids, weight), known[order]
+    weight = _weighed(table["event_type"], weights) if weights else None
+    del table
+    hashed = np.unique(stable_hash(ids), return_inverse=True)[1].astype(np.int32)
+    order = np.lexsort((known, hashed[item], time, user))
+    return Events(user[order], item[order], time[order], ids, None if weight is None else weight[order]), known[order]
 
 
 def _weighed(types: pa.ChunkedArray, weights: Mapping[str, float]) -> NDArray[np.float32]:
@@ -240,8 +249,8 @@ def _histories(
     settings: Settings,
     users: pa.Array,
     source: Events,
-    source_known: NDArray[np.int64],
     target: Events,
+    runs: _Runs,
     until: datetime,
     versions: Mapping[str, int] | None,
 ) -> NDArray[np.int32]:
@@ -257,13 +266,13 @@ def _histories(
     import pyarrow as pa
 
     view, length = Table.SOURCE_USER_HISTORY.value, settings.histories.length
-    finder = _Finder.of(source)
-    begin, stop = np.searchsorted(source.user, target.user), finder.before(target.user, target.time)
-    settled = _settled_before(begin, stop, source_known, settings.histories.late_step_s * 1_000_000, micros(until))
-    place = stop[:, None] + np.arange(-length, 0)
-    history = np.where(place >= begin[:, None], place, -1).astype(np.int32)
+    begin, stop, settled = runs
+    history = np.empty((len(target), length), dtype=np.int32)
     for first in range(0, len(target), _SPINE_ROWS):
         rows = np.arange(first, min(first + _SPINE_ROWS, len(target)))
+        place = stop[rows, None] + np.arange(-length, 0)
+        history[rows] = np.where(place >= begin[rows, None], place, -1)
+        del place
         # One microsecond before the label: what shares its instant may be a part of the same visit.
         moments = pa.array(target.time[rows] - 1).cast(pa.timestamp("us", tz="UTC"))
         spine = pa.table({USER_ID: users.take(pa.array(target.user[rows])), EVENT_TIMESTAMP: moments})
@@ -281,16 +290,27 @@ def _histories(
         if not whole.all():
             part = np.flatnonzero(~whole)
             items, times = join("item_ids", "event_timestamps", spine=spine.take(pa.array(part))).columns
-            history[rows[part]] = finder.positions(target.user[rows[part]], items, times, length)
+            history[rows[part]] = _Finder(source).positions(target.user[rows[part]], items, times, length)
     return history
+
+
+def _runs(settings: Settings, source: Events, known: NDArray[np.int64], target: Events, until: datetime) -> _Runs:
+    """Of each target event: where its user's source events begin, where those strictly before it stop, how many of them are settled."""
+    begin, stop = np.searchsorted(source.user, target.user), _Finder(source).before(target.user, target.time)
+    return begin, stop, _settled_before(begin, stop, known, settings.histories.late_step_s * 1_000_000, micros(until))
 
 
 def _settled_before(
     begin: NDArray[np.int64], stop: NDArray[np.int64], known: NDArray[np.int64], step: int, until: int
 ) -> NDArray[np.int64]:
     """How many of the events ``begin … stop - 1`` every history must hold, as it is read with the knowledge of ``until``."""
-    entered = -(-known // step) * step if step else known
-    total = np.append(0, np.cumsum(entered <= until))
+    # In place: of a long log every array is large.
+    entered = known
+    if step:
+        entered = known // -step
+        entered *= -step
+    total = np.zeros(len(known) + 1, dtype=np.int64)
+    np.cumsum(entered <= until, out=total[1:])
     settled: NDArray[np.int64] = total[stop] - total[begin]
     return settled
 
@@ -301,24 +321,38 @@ class _Finder:
 
     Attributes:
         source: The events.
-        moments: int64. Their distinct times.
-        key: int64 [M], ascending: user and rank of the time in one number.
     """
 
     source: Events
-    moments: NDArray[np.int64]
-    key: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, source: Events) -> _Finder:
-        moments, rank = np.unique(source.time, return_inverse=True)
-        return cls(source, moments, source.user.astype(np.int64) * (len(moments) + 1) + rank)
 
     def before(self, user: NDArray[np.int32], time: NDArray[np.int64], *, and_at: bool = False) -> NDArray[np.int64]:
-        """Position after each user's last event before a time, or after those at the time as well."""
-        rank = np.searchsorted(self.moments, time, side="right" if and_at else "left")
-        place: NDArray[np.int64] = np.searchsorted(self.key, user.astype(np.int64) * (len(self.moments) + 1) + rank)
-        return place
+        """Position after each user's last event before a time, or after those at the time as well.
+
+        Args:
+            user: int32 [R], ascending.
+            time: int64 [R], microseconds.
+            and_at: See above.
+
+        Returns:
+            int64 [R].
+        """
+        found = np.empty(len(user), dtype=np.int64)
+        low = int(self.source.time.min())
+        span = int(self.source.time.max()) - low + 2
+        first = 0
+        while first < len(user):
+            # User and time in one number, for as many users as fit into it.
+            lowest = int(user[first])
+            beyond = min(lowest + (2**63 - 1) // span, 2**31 - 1)
+            stop = first + int(np.searchsorted(user[first : first + _LOOKED_UP], np.int32(beyond)))
+            begin, end = np.searchsorted(self.source.user, user[[first, stop - 1]] + np.array([0, 1], np.int32))
+            key = (self.source.user[begin:end].astype(np.int64) - lowest) * span
+            key += self.source.time[begin:end] - low
+            wanted = (user[first:stop].astype(np.int64) - lowest) * span
+            wanted += (time[first:stop] + and_at).clip(low, low + span - 1) - low
+            found[first:stop] = begin + np.searchsorted(key, wanted)
+            first = stop
+        return found
 
     def positions(
         self, user: NDArray[np.int32], items: pa.ChunkedArray, times: pa.ChunkedArray, length: int

@@ -25,6 +25,8 @@ __all__ = ["Coverage", "Pairs", "Parameters", "contexts_at"]
 Parameters: TypeAlias = "dict[str, torch.Tensor]"
 
 _DAY_US = 86_400_000_000
+#: Histories that are looked up at a time.
+_LOOKED_UP = 16_384
 
 
 @dataclass(frozen=True)
@@ -203,16 +205,21 @@ def contexts_at(
         target_index: Likewise for target ids.
         fold: The parameter set to ask, for all or each.
     """
-    history = log.history[rows]
-    there = history >= 0
-    items = np.where(there, source_index[log.source.item[history]], 0).astype(np.int32)
-    # An event's age is counted from the last one, as it is when that one is translated.
-    last = log.source.time[history[:, -1]]
-    ages = np.where(there, (last[:, None] - log.source.time[history]) / _DAY_US, 0).astype(np.float32)
+    items = np.empty((len(rows), log.history.shape[1]), dtype=np.int32)
+    ages, end = np.empty(items.shape, dtype=np.float32), np.empty(len(rows), dtype=np.int64)
+    for first in range(0, len(rows), _LOOKED_UP):
+        part = slice(first, first + _LOOKED_UP)
+        history = log.history[rows[part]]
+        there = history >= 0
+        items[part] = np.where(there, source_index[log.source.item[history]], 0)
+        # An event's age is counted from the last one, as it is when that one is translated.
+        last = log.source.time[history[:, -1]]
+        ages[part] = np.where(there, (last[:, None] - log.source.time[history]) / _DAY_US, 0)
+        end[part] = np.where(there[:, -1], last, log.target.time[rows[part]])
     made = Contexts(
         history_items=items,
         history_ages=ages,
-        history_end=np.where(there[:, -1], last, log.target.time[rows]),
+        history_end=end,
         event_time=log.target.time[rows],
         fold=np.broadcast_to(np.asarray(fold, dtype=np.int32), len(rows)).copy(),
         noise_key=rows.astype(np.int64),

@@ -22,6 +22,8 @@ import torch
 from scalr_prod.translator.estimators.popularity import DECAYED, decayed
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from scalr_prod.translator.batch import Batch
@@ -36,6 +38,8 @@ _ALL_KEPT: Final = 256
 _INTERVALS: Final = 64
 _EVENTS_IN_AN_INTERVAL: Final = 200
 _MOST_EVENTS: Final = 200_000
+#: Events that are counted at a time, beside the rest of their last item's.
+_AT_A_TIME: Final = 500_000
 #: Tastes beyond so many standard deviations count as that many.
 _WIDEST: Final = 3.0
 _DAY_US: Final = 86_400_000_000
@@ -57,24 +61,46 @@ def fit(pairs: Pairs) -> Parameters:
         ``count`` float32 [M], how many events the item had by then, and for each half-life float32 [M] its decayed count just after;
         ``instants`` int64 [G] and ``around`` float32 [G, 4], what everybody chose before.
     """
-    events = pairs.log.source
-    index = pairs.source_index[events.item]
-    counts = (events.time < pairs.popularity_until) & (index > 0)
-    order = np.lexsort((events.time[counts], index[counts]))
-    item, time = index[counts][order].astype(np.int64), events.time[counts][order]
-    number = np.arange(len(item)) - np.searchsorted(item, item) + 1
-    kept = _kept(item, time, number)
-    times, place = np.unique(time[kept], return_inverse=True)
+    item, time = _in_order(pairs)
+    kept: list[NDArray[np.int64]] = []
+    counted: dict[str, list[NDArray[np.float32]]] = {name: [] for name in DECAYED}
+    for part in _parts(item):
+        own, when = item[part], time[part]
+        some = _kept(own, when, np.arange(len(own)) - np.searchsorted(own, own) + 1)
+        kept.append(some + part.start)
+        for name, (half_life, _) in DECAYED.items():
+            counted[name].append(decayed(own, when, half_life)[some].astype(np.float32))
+    rows = np.concatenate([np.empty(0, np.int64), *kept])
+    times, place = np.unique(time[rows], return_inverse=True)
     found: dict[str, NDArray[Any]] = {
         "times": times,
         "end": np.array([pairs.popularity_until]),
-        "key": item[kept] * (len(times) + 1) + place,
-        "start": np.searchsorted(item[kept], np.arange(pairs.n_source + 2)),
+        "key": item[rows].astype(np.int64) * (len(times) + 1) + place,
+        "start": np.searchsorted(item[rows], np.arange(pairs.n_source + 2, dtype=np.int32)),
     }
-    for name, (half_life, _) in DECAYED.items():
-        found[name] = decayed(item, time, half_life)[kept].astype(np.float32)
+    found |= {name: np.concatenate([np.empty(0, np.float32), *parts]) for name, parts in counted.items()}
     parameters = {name: torch.from_numpy(array) for name, array in found.items()}
-    return parameters | _around(parameters, torch.from_numpy(item), torch.from_numpy(time))
+    return parameters | _around(parameters, item, time)
+
+
+def _in_order(pairs: Pairs) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Vocabulary index and time of the source events that are counted, in order of both: int32 [M], int64 [M]."""
+    events = pairs.log.source
+    index = pairs.source_index[events.item].astype(np.int32, copy=False)
+    counts = (events.time < pairs.popularity_until) & (index > 0)
+    item, time = index[counts], events.time[counts]
+    order = np.lexsort((time, item))
+    return item[order], time[order]
+
+
+def _parts(item: NDArray[np.int32]) -> Iterator[slice]:
+    """Cut events in order of items where an item ends, into parts of about so many that what is worked out for each takes some MB."""
+    start = 0
+    while start < len(item):
+        last = item[min(start + _AT_A_TIME, len(item)) - 1]
+        stop = int(np.searchsorted(item, last, side="right"))
+        yield slice(start, stop)
+        start = stop
 
 
 def raw(parameters: Parameters, batch: Batch, dtype: Any = torch.float32) -> torch.Tensor:
@@ -123,19 +149,21 @@ def _log_counts(parameters: Parameters, items: torch.Tensor, time: torch.Tensor,
     return torch.stack(found, -1)
 
 
-def _around(parameters: Parameters, item: torch.Tensor, time: torch.Tensor) -> Parameters:
+def _around(parameters: Parameters, item: NDArray[np.int32], time: NDArray[np.int64]) -> Parameters:
     """``instants``, from which on a mean holds, and the mean ``around`` of the events of the interval before."""
     count = max(1, min(_INTERVALS, len(time) // _EVENTS_IN_AN_INTERVAL))
-    begins = time.sort().values[torch.arange(count) * len(time) // count].unique()
-    some = torch.arange(0, len(time), -(-len(time) // _MOST_EVENTS))
-    row = torch.searchsorted(begins, time[some], right=True) - 1
-    values = _log_counts(parameters, item[some], time[some], torch.float64)
+    places = np.arange(count) * len(time) // count
+    begins = torch.from_numpy(np.unique(np.partition(time, places)[places]))
+    some = slice(None, None, -(-len(time) // _MOST_EVENTS))
+    when = torch.from_numpy(time[some].copy())
+    row = torch.searchsorted(begins, when, right=True) - 1
+    values = _log_counts(parameters, torch.from_numpy(item[some].astype(np.int64)), when, torch.float64)
     total = torch.zeros(len(begins), values.shape[1], dtype=torch.float64).index_add_(0, row, values)
     mean = (total / torch.bincount(row, minlength=len(begins)).clamp(min=1)[:, None]).float()
     return {"instants": torch.cat([begins, parameters["end"]]), "around": torch.cat([mean[:1], mean])}
 
 
-def _kept(item: NDArray[np.int64], time: NDArray[np.int64], number: NDArray[np.int64]) -> NDArray[np.int64]:
+def _kept(item: NDArray[Any], time: NDArray[np.int64], number: NDArray[np.int64]) -> NDArray[np.int64]:
     """Positions of the events that are kept: of those of one item and time the last, which counts the others; later, of one day."""
     moment = np.where(number <= _ALL_KEPT, time, time // _DAY_US)
     last = np.ones(len(item), dtype=bool)
