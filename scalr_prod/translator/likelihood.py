@@ -51,7 +51,9 @@ class Evidence:
     rows: torch.Tensor
 
     @classmethod
-    def of(cls, values: torch.Tensor, tastes: torch.Tensor, log_q: torch.Tensor, weight: torch.Tensor | None = None) -> Evidence:
+    def of(
+        cls, values: torch.Tensor, tastes: torch.Tensor, log_q: torch.Tensor, weight: torch.Tensor | None = None
+    ) -> Evidence:
         """All rows."""
         return cls(values, tastes, log_q, weight, torch.arange(len(values)))
 

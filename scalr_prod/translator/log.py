@@ -21,6 +21,7 @@ from scalr_prod.instants import micros, micros_of
 from scalr_prod.lake import Lake
 from scalr_prod.numbering import index_in, sorted_unique
 from scalr_prod.translator.population import firsts
+from scalr_prod.translator.runs import Runs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Events", "Log", "data_end", "read_log", "type_weights"]
 
-_Runs: TypeAlias = "tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]"
+_Before: TypeAlias = "tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]"
 
 #: Target events that are joined at a time.
 _SPINE_ROWS = 200_000
@@ -71,8 +72,8 @@ class Log:
         fold: int32 [U]. Each user's fold.
         source: Source events.
         target: Target events.
-        history: int32 [len(target), L]. For each target event the last source events strictly before it, as positions in
-            ``source``, -1 on the left where there are fewer.
+        history: int32 [len(target), L], or `Runs`, which are indexed alike. For each target event the last source events strictly
+            before it, as positions in ``source``, -1 on the left where there are fewer.
         exclude_consumed: Runs propose no item that the user had, see `population`.
     """
 
@@ -80,7 +81,7 @@ class Log:
     fold: NDArray[np.int32]
     source: Events
     target: Events
-    history: NDArray[np.int32]
+    history: NDArray[np.int32] | Runs
     exclude_consumed: bool = True
 
     @cached_property
@@ -198,14 +199,14 @@ def read_log(settings: Settings, trained_until: datetime, *, versions: Mapping[s
     users = sorted_unique(pa.chunked_array([source_users.cast(target_users.type), target_users]))
     # A table goes with the call that makes arrays of it.
     (source, source_known), (target, _) = (_events(tables.pop(domain), users, weights) for domain, weights in weighed.items())
-    runs = _runs(settings, source, source_known, target, trained_until)
+    before = _before(settings, source, source_known, target, trained_until)
     del source_known
     return Log(
         users=users,
         fold=fold_of(users, settings.translator.folds),
         source=source,
         target=target,
-        history=_histories(settings, users, source, target, runs, trained_until, versions),
+        history=_histories(settings, users, source, target, before, trained_until, versions),
         exclude_consumed=settings.generation.exclude_consumed,
     )
 
@@ -250,11 +251,11 @@ def _histories(
     users: pa.Array,
     source: Events,
     target: Events,
-    runs: _Runs,
+    before: _Before,
     until: datetime,
     versions: Mapping[str, int] | None,
-) -> NDArray[np.int32]:
-    """Positions of the last L source events strictly before each target event: int32 [len(target), L].
+) -> Runs:
+    """Positions of the last L source events strictly before each target event.
 
     The join says how many events came before and which was the last. Where that is all that the log has there, the events
     are those of ``source``, which stand in the same order. Where it is less, because late events have not entered histories yet
@@ -266,13 +267,11 @@ def _histories(
     import pyarrow as pa
 
     view, length = Table.SOURCE_USER_HISTORY.value, settings.histories.length
-    begin, stop, settled = runs
-    history = np.empty((len(target), length), dtype=np.int32)
+    begin, stop, settled = before
+    apart = [np.empty(0, dtype=np.int64)]
+    positions = [np.empty((0, length), dtype=np.int32)]
     for first in range(0, len(target), _SPINE_ROWS):
         rows = np.arange(first, min(first + _SPINE_ROWS, len(target)))
-        place = stop[rows, None] + np.arange(-length, 0)
-        history[rows] = np.where(place >= begin[rows, None], place, -1)
-        del place
         # One microsecond before the label: what shares its instant may be a part of the same visit.
         moments = pa.array(target.time[rows] - 1).cast(pa.timestamp("us", tz="UTC"))
         spine = pa.table({USER_ID: users.take(pa.array(target.user[rows])), EVENT_TIMESTAMP: moments})
@@ -284,17 +283,19 @@ def _histories(
         seen, times = join("event_count", "event_timestamps").columns
         count, last = seen.fill_null(0).to_numpy().astype(np.int64), _last_times(times.combine_chunks())
         whole = count == stop[rows] - begin[rows]
-        right = np.where(whole & (count > 0), source.time[history[rows, -1]] == last, count >= settled[rows])
+        right = np.where(whole & (count > 0), source.time[stop[rows] - 1] == last, count >= settled[rows])
         if not right.all() or (count > stop[rows] - begin[rows]).any():
             raise _out_of_step()
         if not whole.all():
             part = np.flatnonzero(~whole)
             items, times = join("item_ids", "event_timestamps", spine=spine.take(pa.array(part))).columns
-            history[rows[part]] = _Finder(source).positions(target.user[rows[part]], items, times, length)
-    return history
+            apart.append(rows[part])
+            positions.append(_Finder(source).positions(target.user[rows[part]], items, times, length))
+    many = np.minimum(stop - begin, length)
+    return Runs(stop.astype(np.int32), many.astype(np.int32), length, np.concatenate(apart), np.concatenate(positions))
 
 
-def _runs(settings: Settings, source: Events, known: NDArray[np.int64], target: Events, until: datetime) -> _Runs:
+def _before(settings: Settings, source: Events, known: NDArray[np.int64], target: Events, until: datetime) -> _Before:
     """Of each target event: where its user's source events begin, where those strictly before it stop, how many of them are settled."""
     begin, stop = np.searchsorted(source.user, target.user), _Finder(source).before(target.user, target.time)
     return begin, stop, _settled_before(begin, stop, known, settings.histories.late_step_s * 1_000_000, micros(until))

@@ -13,6 +13,8 @@ from scalr_prod.translator.contexts import Contexts
 from scalr_prod.translator.population import had_before
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import torch
     from numpy.typing import NDArray
 
@@ -25,8 +27,8 @@ __all__ = ["Coverage", "Pairs", "Parameters", "contexts_at"]
 Parameters: TypeAlias = "dict[str, torch.Tensor]"
 
 _DAY_US = 86_400_000_000
-#: Histories that are looked up at a time.
-_LOOKED_UP = 16_384
+#: Histories that are looked up, and events that are counted, at a time.
+_LOOKED_UP, _COUNTED = 16_384, 1_000_000
 
 
 @dataclass(frozen=True)
@@ -230,11 +232,11 @@ def contexts_at(
 
 def _vocabulary(events: Events, until: int, most: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Index of each id (-1: not in the vocabulary) and first time of each index; in order of first appearance, then id."""
-    before = events.time < until
-    item, time = events.item[before], events.time[before]
-    count = np.bincount(item, minlength=len(events.ids))
+    count = np.zeros(len(events.ids), dtype=np.int64)
     first = np.full(len(events.ids), np.iinfo(np.int64).max)
-    np.minimum.at(first, item, time)
+    for item, time in _before(events, until):
+        count += np.bincount(item, minlength=len(count))
+        np.minimum.at(first, item, time)
     kept = np.lexsort((np.arange(len(count)), -count))[:most]
     kept = kept[count[kept] > 0]
     kept = kept[np.lexsort((kept, first[kept]))]
@@ -243,14 +245,27 @@ def _vocabulary(events: Events, until: int, most: int) -> tuple[NDArray[np.int32
     return index, first[kept]
 
 
+def _before(events: Events, until: int) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
+    """Item and time of the events before an instant, some at a time."""
+    for first in range(0, max(len(events), 1), _COUNTED):
+        part = slice(first, first + _COUNTED)
+        before = events.time[part] < until
+        yield events.item[part][before], events.time[part][before]
+
+
 def _coverage(events: Events, until: int, kept: NDArray[np.bool_]) -> Coverage:
-    count = np.bincount(events.item[events.time < until], minlength=len(events.ids))
+    nothing = np.zeros(len(events.ids), dtype=np.int64)
+    count = sum((np.bincount(item, minlength=len(nothing)) for item, _ in _before(events, until)), nothing)
     return Coverage(int((count > 0).sum()), int(kept.sum()), int(count.sum()), int(count[kept].sum()))
 
 
 def _matrix(user: NDArray[Any], item: NDArray[Any], shape: tuple[int, int]) -> Any:
+    """Of users in ascending order; ``item`` is taken over."""
     from scipy import sparse
 
-    matrix = sparse.csr_matrix((np.ones(len(user), dtype=np.float32), (user, item)), shape=shape)
+    start = np.searchsorted(user, np.arange(shape[0] + 1, dtype=user.dtype))
+    # scipy's own way takes the users along, in three copies.
+    matrix = sparse.csr_matrix((np.ones(len(item), dtype=np.float32), item, start), shape=shape)
+    matrix.sum_duplicates()
     matrix.data[:] = 1
     return matrix

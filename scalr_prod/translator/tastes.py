@@ -38,8 +38,9 @@ _ALL_KEPT: Final = 256
 _INTERVALS: Final = 64
 _EVENTS_IN_AN_INTERVAL: Final = 200
 _MOST_EVENTS: Final = 200_000
-#: Events that are counted at a time, beside the rest of their last item's.
+#: Events that are counted at a time where the log is no larger than so many times that, and no item has more; else a share of it.
 _AT_A_TIME: Final = 500_000
+_PASSES: Final = 16
 #: Tastes beyond so many standard deviations count as that many.
 _WIDEST: Final = 3.0
 _DAY_US: Final = 86_400_000_000
@@ -61,46 +62,54 @@ def fit(pairs: Pairs) -> Parameters:
         ``count`` float32 [M], how many events the item had by then, and for each half-life float32 [M] its decayed count just after;
         ``instants`` int64 [G] and ``around`` float32 [G, 4], what everybody chose before.
     """
-    item, time = _in_order(pairs)
-    kept: list[NDArray[np.int64]] = []
-    counted: dict[str, list[NDArray[np.float32]]] = {name: [] for name in DECAYED}
-    for part in _parts(item):
-        own, when = item[part], time[part]
-        some = _kept(own, when, np.arange(len(own)) - np.searchsorted(own, own) + 1)
-        kept.append(some + part.start)
+    found: dict[str, list[NDArray[Any]]] = {name: [] for name in ("item", "time", *DECAYED)}
+    sampled: list[tuple[NDArray[np.int32], NDArray[np.int64]]] = []
+    index = _counted(pairs)
+    stride, passed = -(-np.count_nonzero(index) // _MOST_EVENTS) or 1, 0
+    for item, time in _by_item(index, pairs):
+        kept = _kept(item, time, np.arange(len(item)) - np.searchsorted(item, item) + 1)
+        found["item"].append(item[kept])
+        found["time"].append(time[kept])
         for name, (half_life, _) in DECAYED.items():
-            counted[name].append(decayed(own, when, half_life)[some].astype(np.float32))
-    rows = np.concatenate([np.empty(0, np.int64), *kept])
-    times, place = np.unique(time[rows], return_inverse=True)
-    found: dict[str, NDArray[Any]] = {
+            found[name].append(decayed(item, time, half_life)[kept].astype(np.float32))
+        sampled.append((item[-passed % stride :: stride], time[-passed % stride :: stride]))
+        passed += len(item)
+    item, time, *counts = (np.concatenate([np.empty(0, parts[0].dtype), *parts]) for parts in found.values())
+    times, place = np.unique(time, return_inverse=True)
+    arrays = {
         "times": times,
         "end": np.array([pairs.popularity_until]),
-        "key": item[rows].astype(np.int64) * (len(times) + 1) + place,
-        "start": np.searchsorted(item[rows], np.arange(pairs.n_source + 2, dtype=np.int32)),
+        "key": item.astype(np.int64) * (len(times) + 1) + place,
+        "start": np.searchsorted(item, np.arange(pairs.n_source + 2, dtype=np.int32)),
+        **dict(zip(DECAYED, counts, strict=True)),
     }
-    found |= {name: np.concatenate([np.empty(0, np.float32), *parts]) for name, parts in counted.items()}
-    parameters = {name: torch.from_numpy(array) for name, array in found.items()}
-    return parameters | _around(parameters, item, time)
+    parameters = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    of_all = pairs.log.source.time[index > 0]
+    some = (torch.from_numpy(np.concatenate(parts).astype(np.int64)) for parts in zip(*sampled, strict=True))
+    return parameters | _around(parameters, _begins(of_all), *some)
 
 
-def _in_order(pairs: Pairs) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Vocabulary index and time of the source events that are counted, in order of both: int32 [M], int64 [M]."""
-    events = pairs.log.source
-    index = pairs.source_index[events.item].astype(np.int32, copy=False)
-    counts = (events.time < pairs.popularity_until) & (index > 0)
-    item, time = index[counts], events.time[counts]
-    order = np.lexsort((time, item))
-    return item[order], time[order]
+def _counted(pairs: Pairs) -> NDArray[np.int32]:
+    """Vocabulary index of every source event of the log; 0 where it is not counted: int32 [len(source)]."""
+    index: NDArray[np.int32] = pairs.source_index[pairs.log.source.item].astype(np.int32, copy=False)
+    index[pairs.log.source.time >= pairs.popularity_until] = 0
+    return index
 
 
-def _parts(item: NDArray[np.int32]) -> Iterator[slice]:
-    """Cut events in order of items where an item ends, into parts of about so many that what is worked out for each takes some MB."""
-    start = 0
-    while start < len(item):
-        last = item[min(start + _AT_A_TIME, len(item)) - 1]
-        stop = int(np.searchsorted(item, last, side="right"))
-        yield slice(start, stop)
-        start = stop
+def _by_item(index: NDArray[np.int32], pairs: Pairs) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
+    """Vocabulary index and time of the counted events, in order of both, some items at a time: all of them sorted would take GBs."""
+    many = np.zeros(pairs.n_source + 1, dtype=np.int64)
+    for at in range(0, len(index), _AT_A_TIME):
+        many += np.bincount(index[at : at + _AT_A_TIME], minlength=len(many))
+    until = np.cumsum(many) - many[0]  # events of the items up to each
+    most, first = max(_AT_A_TIME, len(index) // _PASSES), 1
+    while first <= pairs.n_source:
+        stop = max(int(np.searchsorted(until, until[first - 1] + most, side="right")), first + 1)
+        rows = np.flatnonzero((index >= first) & (index < stop))
+        if len(rows):
+            order = rows[np.lexsort((pairs.log.source.time[rows], index[rows]))]
+            yield index[order], pairs.log.source.time[order]
+        first = stop
 
 
 def raw(parameters: Parameters, batch: Batch, dtype: Any = torch.float32) -> torch.Tensor:
@@ -149,21 +158,24 @@ def _log_counts(parameters: Parameters, items: torch.Tensor, time: torch.Tensor,
     return torch.stack(found, -1)
 
 
-def _around(parameters: Parameters, item: NDArray[np.int32], time: NDArray[np.int64]) -> Parameters:
-    """``instants``, from which on a mean holds, and the mean ``around`` of the events of the interval before."""
+def _begins(time: NDArray[np.int64]) -> torch.Tensor:
+    """Where the intervals begin, with as many events in each: int64 [at most 64], ascending; ``time`` is put in another order."""
     count = max(1, min(_INTERVALS, len(time) // _EVENTS_IN_AN_INTERVAL))
     places = np.arange(count) * len(time) // count
-    begins = torch.from_numpy(np.unique(np.partition(time, places)[places]))
-    some = slice(None, None, -(-len(time) // _MOST_EVENTS))
-    when = torch.from_numpy(time[some].copy())
-    row = torch.searchsorted(begins, when, right=True) - 1
-    values = _log_counts(parameters, torch.from_numpy(item[some].astype(np.int64)), when, torch.float64)
+    time.partition(places)
+    return torch.from_numpy(np.unique(time[places]))
+
+
+def _around(parameters: Parameters, begins: torch.Tensor, item: torch.Tensor, time: torch.Tensor) -> Parameters:
+    """``instants``, from which on a mean holds, and the mean ``around`` of some events of the interval before."""
+    row = torch.searchsorted(begins, time, right=True) - 1
+    values = _log_counts(parameters, item, time, torch.float64)
     total = torch.zeros(len(begins), values.shape[1], dtype=torch.float64).index_add_(0, row, values)
     mean = (total / torch.bincount(row, minlength=len(begins)).clamp(min=1)[:, None]).float()
     return {"instants": torch.cat([begins, parameters["end"]]), "around": torch.cat([mean[:1], mean])}
 
 
-def _kept(item: NDArray[Any], time: NDArray[np.int64], number: NDArray[np.int64]) -> NDArray[np.int64]:
+def _kept(item: NDArray[Any], time: NDArray[np.int64], number: NDArray[Any]) -> NDArray[np.int64]:
     """Positions of the events that are kept: of those of one item and time the last, which counts the others; later, of one day."""
     moment = np.where(number <= _ALL_KEPT, time, time // _DAY_US)
     last = np.ones(len(item), dtype=bool)

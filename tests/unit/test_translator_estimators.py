@@ -135,6 +135,15 @@ def test_the_source_basis_spans_the_leading_components(pairs):
     assert np.abs(rows[0] @ found[:, 0]) == pytest.approx(1, abs=1e-3)
 
 
+def test_linear_looks_at_some_users_at_a_time(pairs, monkeypatch):
+    basis, coefficients = linear.share(pairs)["basis"], linear.fit(pairs, linear.share(pairs))["coefficients"]
+    monkeypatch.setattr(linear, "_USERS", 17)
+    found = linear.share(pairs)["basis"]
+    # Components are defined up to their sign.
+    torch.testing.assert_close(found * (found * basis).sum(0).sign(), basis, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(linear.fit(pairs, {"basis": basis})["coefficients"], coefficients, rtol=1e-4, atol=1e-5)
+
+
 def test_factorisation_lowers_the_loss_it_stands_for(pairs):
     fitted = factorisation.fit(pairs, {})
     target, source = pairs.target_matrix().toarray(), pairs.source_matrix().toarray()
@@ -192,7 +201,7 @@ def test_compiled_cells_move_the_factors_as_tensor_operations_do(dim, monkeypatc
     factorisation._half_step(some, compiled, y)
     monkeypatch.setattr(factorisation, "kernels", lambda: None)
     factorisation._half_step(some, plain, y)
-    assert compiled.any(1).sum() > 150, "nearly all rows have a cell"  # noqa: PLR2004
+    assert compiled.any(1).sum() > 150, "nearly all rows have a cell"
     torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-6)
 
 
