@@ -1,11 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much memory this process has held at most."""
+"""How much memory this process has held at most, and giving back what it no longer needs."""
 
 from __future__ import annotations
 
+import ctypes
 import sys
 
-__all__ = ["peak_mb"]
+__all__ = ["give_back", "peak_mb"]
+
+
+def give_back() -> None:
+    """Give memory that is free to the system; milliseconds, nothing where the C library is another than glibc.
+
+    glibc keeps what was freed below a block that is in use. After a log was read and put in order that is hundreds of MB, which
+    arrays that come after it are too large for.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def peak_mb() -> int | None:

@@ -20,6 +20,7 @@ from scalr_prod.hashing import fold_of, stable_hash
 from scalr_prod.instants import micros, micros_of
 from scalr_prod.lake import Lake
 from scalr_prod.numbering import index_in, sorted_unique
+from scalr_prod.resident import give_back
 from scalr_prod.translator.population import firsts
 from scalr_prod.translator.runs import Runs
 
@@ -201,7 +202,7 @@ def read_log(settings: Settings, trained_until: datetime, *, versions: Mapping[s
     (source, source_known), (target, _) = (_events(tables.pop(domain), users, weights) for domain, weights in weighed.items())
     before = _before(settings, source, source_known, target, trained_until)
     del source_known
-    return Log(
+    log = Log(
         users=users,
         fold=fold_of(users, settings.translator.folds),
         source=source,
@@ -209,6 +210,8 @@ def read_log(settings: Settings, trained_until: datetime, *, versions: Mapping[s
         history=_histories(settings, users, source, target, before, trained_until, versions),
         exclude_consumed=settings.generation.exclude_consumed,
     )
+    give_back()
+    return log
 
 
 def _read(settings: Settings, table: Table, until: datetime, versions: Mapping[str, int] | None) -> pa.Table:
@@ -230,9 +233,14 @@ def _events(table: pa.Table, users: pa.Array, weights: Mapping[str, float]) -> t
     time, known = micros_of(table[EVENT_TIMESTAMP]), micros_of(table[CREATED_TIMESTAMP])
     weight = _weighed(table["event_type"], weights) if weights else None
     del table
+    give_back()
     hashed = np.unique(stable_hash(ids), return_inverse=True)[1].astype(np.int32)
     order = np.lexsort((known, hashed[item], time, user))
-    return Events(user[order], item[order], time[order], ids, None if weight is None else weight[order]), known[order]
+    # One after the other, so that an array goes before the next one comes.
+    user, item = user[order], item[order]
+    time = time[order]
+    known = known[order]
+    return Events(user, item, time, ids, None if weight is None else weight[order]), known
 
 
 def _weighed(types: pa.ChunkedArray, weights: Mapping[str, float]) -> NDArray[np.float32]:
