@@ -202,7 +202,7 @@ def read_log(settings: Settings, trained_until: datetime, *, versions: Mapping[s
     (source, source_known), (target, _) = (_events(tables.pop(domain), users, weights) for domain, weights in weighed.items())
     before = _before(settings, source, source_known, target, trained_until)
     del source_known
-    log = Log(
+    return Log(
         users=users,
         fold=fold_of(users, settings.translator.folds),
         source=source,
@@ -210,8 +210,6 @@ def read_log(settings: Settings, trained_until: datetime, *, versions: Mapping[s
         history=_histories(settings, users, source, target, before, trained_until, versions),
         exclude_consumed=settings.generation.exclude_consumed,
     )
-    give_back()
-    return log
 
 
 def _read(settings: Settings, table: Table, until: datetime, versions: Mapping[str, int] | None) -> pa.Table:

@@ -122,6 +122,7 @@ def _train(
     progress: bool,
 ) -> TranslatorVersion:
     log = read_log(settings, until, versions=data_versions)
+    give_back()
     folds = settings.translator.folds
     everything = micros(until)
     pairs = Pairs.of(log, everything, settings.translator)
