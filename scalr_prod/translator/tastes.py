@@ -65,6 +65,7 @@ def fit(pairs: Pairs) -> Parameters:
     found: dict[str, list[NDArray[Any]]] = {name: [] for name in ("item", "time", *DECAYED)}
     sampled: list[tuple[NDArray[np.int32], NDArray[np.int64]]] = []
     index = _counted(pairs)
+    begins = _begins(pairs.log.source.time[index > 0])
     stride, passed = -(-np.count_nonzero(index) // _MOST_EVENTS) or 1, 0
     for item, time in _by_item(index, pairs):
         kept = _kept(item, time, np.arange(len(item)) - np.searchsorted(item, item) + 1)
@@ -74,6 +75,7 @@ def fit(pairs: Pairs) -> Parameters:
             found[name].append(decayed(item, time, half_life)[kept].astype(np.float32))
         sampled.append((item[-passed % stride :: stride], time[-passed % stride :: stride]))
         passed += len(item)
+    del index
     item, time, *counts = (np.concatenate([np.empty(0, parts[0].dtype), *parts]) for parts in found.values())
     times, place = np.unique(time, return_inverse=True)
     arrays = {
@@ -84,9 +86,8 @@ def fit(pairs: Pairs) -> Parameters:
         **dict(zip(DECAYED, counts, strict=True)),
     }
     parameters = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    of_all = pairs.log.source.time[index > 0]
     some = (torch.from_numpy(np.concatenate(parts).astype(np.int64)) for parts in zip(*sampled, strict=True))
-    return parameters | _around(parameters, _begins(of_all), *some)
+    return parameters | _around(parameters, begins, *some)
 
 
 def _counted(pairs: Pairs) -> NDArray[np.int32]:

@@ -138,6 +138,7 @@ def _train(
         calibrated = fit_calibration(
             settings, log, log.one_in(folds), begin, everything, done, side_by_side, shared=earlier, informed=True
         )
+        del earlier
         give_back()
         held_out = {fold: log.fold == fold for fold in range(-1, folds)}
         tensors = fit_sets(pairs, held_out, done, side_by_side, shared=whole) | calibrated.tables
