@@ -57,14 +57,16 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
 
     del shared
     target, source = pairs.target_matrix(), pairs.source_matrix()
-    cells = sparse.hstack([CONFIDENCE * target, CONFIDENCE * SOURCE_WEIGHT * source], format="csr")
-    generator = torch.Generator().manual_seed(pairs.settings.seed)
-    items = 0.01 * torch.randn(cells.shape[1], pairs.settings.dim, generator=generator)
-    users = torch.zeros(cells.shape[0], pairs.settings.dim)
     right = None
     if pairs.log.target.weight is not None:
         right = sparse.hstack([(1 + CONFIDENCE) * target, (1 + CONFIDENCE * SOURCE_WEIGHT) * source], format="csr")
+    target.data *= CONFIDENCE
+    source.data *= CONFIDENCE * SOURCE_WEIGHT
+    cells = sparse.hstack([target, source], format="csr")
     del target, source
+    generator = torch.Generator().manual_seed(pairs.settings.seed)
+    items = 0.01 * torch.randn(cells.shape[1], pairs.settings.dim, generator=generator)
+    users = torch.zeros(cells.shape[0], pairs.settings.dim)
     by_user = _Cells(cells, right)
     by_item = _Cells(sparse.csr_matrix(cells.T), None if right is None else sparse.csr_matrix(right.T))
     for _ in range(ITERATIONS):
