@@ -1,11 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much memory this process has held at most."""
+"""How much memory this process has held at most, and giving back what it no longer needs."""
 
 from __future__ import annotations
 
+import ctypes
 import sys
 
-__all__ = ["peak_mb"]
+__all__ = ["give_back", "peak_mb"]
+
+
+def give_back() -> None:
+    """Give memory that is free to the system, Arrow's and the C library's where that is glibc; in milliseconds.
+
+    glibc keeps what was freed below a block that is in use. After a log was read and put in order that is hundreds of MB, which
+    arrays that come after it are too large for.
+    """
+    arrow = sys.modules.get("pyarrow")
+    if arrow is not None:
+        arrow.default_memory_pool().release_unused()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def peak_mb() -> int | None:

@@ -14,7 +14,7 @@ from scalr_prod.lineage import traced, traced_together
 from scalr_prod.logs import about
 from scalr_prod.metrics import measured
 from scalr_prod.progress import Heartbeat, beating, lines_every
-from scalr_prod.resident import peak_mb
+from scalr_prod.resident import give_back, peak_mb
 from scalr_prod.stages.graph import GRAPH
 from scalr_prod.stages.job import Job, PipelineReport, StageState
 from scalr_prod.stages.spent import note_spent
@@ -72,6 +72,7 @@ def walk(job: Job, stages: Iterable[Stage]) -> Job:
                     if job.run_id is not None:
                         note_spent(job.settings, job.run_id, job.spent())
                     logger.info("%s done in %.1f s", stage.name, job.seconds[stage.name])
+                    give_back()  # workers and servers of the next stage stand beside what this process holds
     return job
 
 

@@ -96,7 +96,7 @@ def calibrate(
     scale = values[:, :-_FEATURES, 1:].std((0, 2)).clamp(min=1e-12) if module.estimators else values.new_ones(0)
     values[:, :-_FEATURES] /= scale[:, None]
     counts = None if weight is None else torch.from_numpy(weight[rows])[:, None]
-    evidence = Evidence(values, tastes.standard(told, mean, spread), log_q, counts)
+    evidence = Evidence.of(values, tastes.standard(told, mean, spread), log_q, counts)
     everybody = np.ones(len(rows), bool)
     learnt_from = {TABLES[0]: everybody, TABLES[1]: _enough(held_out, everybody)}
     folds = np.full(len(rows), -1) if fold is None else fold[rows]
@@ -150,8 +150,12 @@ def _candidates(
     # Each block draws by a seed of its own, so that it depends on no other.
     seeds = torch.randint(2**62, (len(parts),), generator=generator).tolist()
 
+    # A quarter of a GB for the most events, so that each block writes to its place.
+    values = torch.empty(len(label), len(mixture.estimators) + _FEATURES, 1 + drawn)
+    log_q = torch.empty(len(label), 1 + drawn)
+
     @torch.inference_mode()
-    def draw(unit: tuple[torch.Tensor, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def draw(unit: tuple[torch.Tensor, int]) -> None:
         part, seed = unit
         batch = whole.take(part)
         scores = [mixture.score(name, batch) for name in mixture.estimators]
@@ -164,10 +168,12 @@ def _candidates(
         log_n[:, 1:][negative == chosen[:, :1]] = torch.inf
         counts = {name: x.gather(1, chosen) for name, x in counts.items()}
         features = [popularity.feature(counts, name) for name in popularity.FEATURES]
-        return torch.stack([*(x.gather(1, chosen) for x in scores), *features], 1), log_n
+        values[part] = torch.stack([*(x.gather(1, chosen) for x in scores), *features], 1)
+        log_q[part] = log_n
 
-    values, log_q = zip(*workers.map(draw, zip(parts, seeds, strict=True)), strict=True)
-    return torch.cat(values).clone(), torch.cat(log_q).clone()
+    for _ in workers.map(draw, zip(parts, seeds, strict=True)):
+        pass
+    return values, log_q
 
 
 def _proposal(scores: list[torch.Tensor], counts: dict[str, torch.Tensor], batch: Batch) -> torch.Tensor:

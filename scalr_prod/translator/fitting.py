@@ -15,6 +15,7 @@ import numpy as np
 
 from scalr_prod.errors import ScalrError, TranslatorError
 from scalr_prod.plugins import ESTIMATORS
+from scalr_prod.resident import give_back
 from scalr_prod.translator import effort, tastes
 from scalr_prod.translator.calibration import TABLES, calibrate, neutral
 from scalr_prod.translator.estimators import SCORED, popularity, scored_of
@@ -137,7 +138,9 @@ def share(slices: Sequence[Pairs], workers: Workers = ALONE, done: Callable[[flo
     def fit(unit: tuple[str, int]) -> Parameters:
         name, number = unit
         with _naming(name), telling(effort.share_work(name, slices[number]), done):
-            return (ours.get(name) or made[number][name].share)(slices[number])
+            learnt = (ours.get(name) or made[number][name].share)(slices[number])
+            give_back()
+            return learnt
 
     found = dict(zip(units, workers.map(fit, units), strict=True))
     return [Shared(pairs, made[n], {name: found[name, n] for name in names}) for n, pairs in enumerate(slices)]
@@ -175,7 +178,9 @@ def fit_sets(
     def fit(unit: tuple[int, str]) -> dict[str, torch.Tensor]:
         number, name = unit
         with _naming(name), telling(effort.fit_work(name, pairs), done):
-            return _named(f"{number}/{name}", estimators[name].fit(learn[number], common[name]))
+            learnt = _named(f"{number}/{name}", estimators[name].fit(learn[number], common[name]))
+            give_back()
+            return learnt
 
     for fitted in workers.map(fit, itertools.product(learn, estimators)):
         tensors |= fitted

@@ -8,7 +8,7 @@ likely by the weights of the other.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -37,29 +37,41 @@ class Evidence:
     """Rows, in order of time, with a choice among items: the label (first) and M that were drawn.
 
     Attributes:
-        values: [R, E + F, 1 + M]. Standardised scores, and features.
-        tastes: [R, T], standardised.
-        log_q: [R, 1 + M]. Logarithms of the expected numbers of draws.
-        weight: [R, 1]. How many choices each is; None: one.
+        values: [N, E + F, 1 + M]. Standardised scores, and features.
+        tastes: [N, T], standardised.
+        log_q: [N, 1 + M]. Logarithms of the expected numbers of draws.
+        weight: [N, 1]. How many choices each is; None: one.
+        rows: int64 [R]. Those of the N that are looked at; tables share the rest, which takes a quarter of a GB.
     """
 
     values: torch.Tensor
     tastes: torch.Tensor
     log_q: torch.Tensor
-    weight: torch.Tensor | None = None
+    weight: torch.Tensor | None
+    rows: torch.Tensor
+
+    @classmethod
+    def of(
+        cls, values: torch.Tensor, tastes: torch.Tensor, log_q: torch.Tensor, weight: torch.Tensor | None = None
+    ) -> Evidence:
+        """All rows."""
+        return cls(values, tastes, log_q, weight, torch.arange(len(values)))
 
     def __len__(self) -> int:
-        return len(self.values)
+        return len(self.rows)
 
-    def take(self, rows: torch.Tensor) -> Evidence:
-        """The named rows: int64 [r]."""
-        weight = None if self.weight is None else self.weight[rows]
-        return Evidence(self.values[rows], self.tastes[rows], self.log_q[rows], weight)
+    def take(self, places: torch.Tensor) -> Evidence:
+        """Of the rows that are looked at, those in these places: int64 [r]."""
+        return replace(self, rows=self.rows[places])
 
     def with_one(self, rows: torch.Tensor, many: int) -> torch.Tensor:
-        """The first of 1 and the tastes: [r, many]."""
+        """The first of 1 and the tastes, of some of the N rows: [r, many]."""
         tastes_ = self.tastes[rows]
         return torch.cat([tastes_.new_ones(len(rows), 1), tastes_], 1)[:, :many]
+
+    def counted(self) -> torch.Tensor:
+        """How many choices each row is: float32 [R]."""
+        return torch.ones(len(self)) if self.weight is None else self.weight[self.rows, 0]
 
 
 @dataclass(frozen=True)
@@ -101,9 +113,9 @@ def _loss(evidence: Evidence, plain: list[int], weights: torch.Tensor) -> float:
     if compiled is not None:
         told, found = _told(evidence, plain, len(weights)), np.empty(len(evidence))
         compiled.losses(*told, weights.numpy(), found)
-        return float((found if evidence.weight is None else found * evidence.weight[:, 0].numpy()).sum())
+        return float((found if evidence.weight is None else found * evidence.counted().numpy()).sum())
     total = 0.0
-    for rows in torch.arange(len(evidence)).split(_CHUNK_ROWS):
+    for rows in evidence.rows.split(_CHUNK_ROWS):
         logits = ((evidence.with_one(rows, len(weights)) @ weights)[:, None] @ evidence.values[rows][:, plain])[:, 0]
         said = (logits - evidence.log_q[rows]).log_softmax(1)[:, 0]
         total -= float((said if evidence.weight is None else said * evidence.weight[rows][:, 0]).sum())
@@ -157,8 +169,8 @@ def _maximise(evidence: Evidence, plain: list[int], tilted: list[int], tilt_pena
 
 def _told(evidence: Evidence, plain: list[int], many: int) -> tuple[NDArray[Any], ...]:
     """What compiled sums are taken over: see `fused.newton`."""
-    z = evidence.with_one(torch.arange(len(evidence)), many)
-    parts = (evidence.values, torch.tensor(plain, dtype=torch.int64), z, evidence.log_q)
+    z = evidence.with_one(evidence.rows, many)
+    parts = (evidence.values, evidence.rows, torch.tensor(plain, dtype=torch.int64), z, evidence.log_q)
     return tuple(part.contiguous().numpy() for part in parts)
 
 
@@ -168,11 +180,10 @@ def _sums(evidence: Evidence, plain: list[int], weights: torch.Tensor) -> tuple[
     gradient, curvature = torch.zeros(many, columns).double(), torch.zeros(many, many, columns, columns).double()
     compiled = kernels()
     if compiled is not None:
-        counted = torch.ones(len(evidence)) if evidence.weight is None else evidence.weight[:, 0].contiguous()
         told = _told(evidence, plain, many)
-        compiled.sums(*told, counted.numpy(), weights.contiguous().numpy(), gradient.numpy(), curvature.numpy())
+        compiled.sums(*told, evidence.counted().numpy(), weights.contiguous().numpy(), gradient.numpy(), curvature.numpy())
         return gradient, curvature
-    for rows in torch.arange(len(evidence)).split(_CHUNK_ROWS):
+    for rows in evidence.rows.split(_CHUNK_ROWS):
         x = evidence.values[rows][:, plain]
         z = evidence.with_one(rows, many)
         p = (((z @ weights)[:, None] @ x)[:, 0] - evidence.log_q[rows]).softmax(1)

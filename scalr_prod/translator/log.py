@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -20,7 +20,9 @@ from scalr_prod.hashing import fold_of, stable_hash
 from scalr_prod.instants import micros, micros_of
 from scalr_prod.lake import Lake
 from scalr_prod.numbering import index_in, sorted_unique
+from scalr_prod.resident import give_back
 from scalr_prod.translator.population import firsts
+from scalr_prod.translator.runs import Runs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,8 +34,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Events", "Log", "data_end", "read_log", "type_weights"]
 
+_Before: TypeAlias = "tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]"
+
 #: Target events that are joined at a time.
 _SPINE_ROWS = 200_000
+#: Moments that are looked up at a time.
+_LOOKED_UP = 65_536
 
 
 @dataclass(frozen=True)
@@ -67,8 +73,8 @@ class Log:
         fold: int32 [U]. Each user's fold.
         source: Source events.
         target: Target events.
-        history: int32 [len(target), L]. For each target event the last source events strictly before it, as positions in
-            ``source``, -1 on the left where there are fewer.
+        history: int32 [len(target), L], or `Runs`, which are indexed alike. For each target event the last source events strictly
+            before it, as positions in ``source``, -1 on the left where there are fewer.
         exclude_consumed: Runs propose no item that the user had, see `population`.
     """
 
@@ -76,7 +82,7 @@ class Log:
     fold: NDArray[np.int32]
     source: Events
     target: Events
-    history: NDArray[np.int32]
+    history: NDArray[np.int32] | Runs
     exclude_consumed: bool = True
 
     @cached_property
@@ -192,13 +198,16 @@ def read_log(settings: Settings, trained_until: datetime, *, versions: Mapping[s
         )
     weighed = {"source": {}, "target": type_weights(settings)}
     users = sorted_unique(pa.chunked_array([source_users.cast(target_users.type), target_users]))
-    (source, source_known), (target, _) = (_events(tables[domain], users, weights) for domain, weights in weighed.items())
+    # A table goes with the call that makes arrays of it.
+    (source, source_known), (target, _) = (_events(tables.pop(domain), users, weights) for domain, weights in weighed.items())
+    before = _before(settings, source, source_known, target, trained_until)
+    del source_known
     return Log(
         users=users,
         fold=fold_of(users, settings.translator.folds),
         source=source,
         target=target,
-        history=_histories(settings, users, source, source_known, target, trained_until, versions),
+        history=_histories(settings, users, source, target, before, trained_until, versions),
         exclude_consumed=settings.generation.exclude_consumed,
     )
 
@@ -220,9 +229,16 @@ def _events(table: pa.Table, users: pa.Array, weights: Mapping[str, float]) -> t
     ids = sorted_unique(table[ITEM_ID])
     user, item = index_in(table[USER_ID], users), index_in(table[ITEM_ID], ids)
     time, known = micros_of(table[EVENT_TIMESTAMP]), micros_of(table[CREATED_TIMESTAMP])
-    order = np.lexsort((known, stable_hash(ids)[item], time, user))
-    weight = _weighed(table["event_type"], weights)[order] if weights else None
-    return Events(user[order], item[order], time[order], ids, weight), known[order]
+    weight = _weighed(table["event_type"], weights) if weights else None
+    del table
+    give_back()
+    hashed = np.unique(stable_hash(ids), return_inverse=True)[1].astype(np.int32)
+    order = np.lexsort((known, hashed[item], time, user))
+    # One after the other, so that an array goes before the next one comes.
+    user, item = user[order], item[order]
+    time = time[order]
+    known = known[order]
+    return Events(user, item, time, ids, None if weight is None else weight[order]), known
 
 
 def _weighed(types: pa.ChunkedArray, weights: Mapping[str, float]) -> NDArray[np.float32]:
@@ -240,12 +256,12 @@ def _histories(
     settings: Settings,
     users: pa.Array,
     source: Events,
-    source_known: NDArray[np.int64],
     target: Events,
+    before: _Before,
     until: datetime,
     versions: Mapping[str, int] | None,
-) -> NDArray[np.int32]:
-    """Positions of the last L source events strictly before each target event: int32 [len(target), L].
+) -> Runs:
+    """Positions of the last L source events strictly before each target event.
 
     The join says how many events came before and which was the last. Where that is all that the log has there, the events
     are those of ``source``, which stand in the same order. Where it is less, because late events have not entered histories yet
@@ -257,11 +273,9 @@ def _histories(
     import pyarrow as pa
 
     view, length = Table.SOURCE_USER_HISTORY.value, settings.histories.length
-    finder = _Finder.of(source)
-    begin, stop = np.searchsorted(source.user, target.user), finder.before(target.user, target.time)
-    settled = _settled_before(begin, stop, source_known, settings.histories.late_step_s * 1_000_000, micros(until))
-    place = stop[:, None] + np.arange(-length, 0)
-    history = np.where(place >= begin[:, None], place, -1).astype(np.int32)
+    begin, stop, settled = before
+    apart = [np.empty(0, dtype=np.int64)]
+    positions = [np.empty((0, length), dtype=np.int32)]
     for first in range(0, len(target), _SPINE_ROWS):
         rows = np.arange(first, min(first + _SPINE_ROWS, len(target)))
         # One microsecond before the label: what shares its instant may be a part of the same visit.
@@ -275,22 +289,35 @@ def _histories(
         seen, times = join("event_count", "event_timestamps").columns
         count, last = seen.fill_null(0).to_numpy().astype(np.int64), _last_times(times.combine_chunks())
         whole = count == stop[rows] - begin[rows]
-        right = np.where(whole & (count > 0), source.time[history[rows, -1]] == last, count >= settled[rows])
+        right = np.where(whole & (count > 0), source.time[stop[rows] - 1] == last, count >= settled[rows])
         if not right.all() or (count > stop[rows] - begin[rows]).any():
             raise _out_of_step()
         if not whole.all():
             part = np.flatnonzero(~whole)
             items, times = join("item_ids", "event_timestamps", spine=spine.take(pa.array(part))).columns
-            history[rows[part]] = finder.positions(target.user[rows[part]], items, times, length)
-    return history
+            apart.append(rows[part])
+            positions.append(_Finder(source).positions(target.user[rows[part]], items, times, length))
+    many = np.minimum(stop - begin, length)
+    return Runs(stop.astype(np.int32), many.astype(np.int32), length, np.concatenate(apart), np.concatenate(positions))
+
+
+def _before(settings: Settings, source: Events, known: NDArray[np.int64], target: Events, until: datetime) -> _Before:
+    """Of each target event: where its user's source events begin, where those strictly before it stop, how many of them are settled."""
+    begin, stop = np.searchsorted(source.user, target.user), _Finder(source).before(target.user, target.time)
+    return begin, stop, _settled_before(begin, stop, known, settings.histories.late_step_s * 1_000_000, micros(until))
 
 
 def _settled_before(
     begin: NDArray[np.int64], stop: NDArray[np.int64], known: NDArray[np.int64], step: int, until: int
 ) -> NDArray[np.int64]:
     """How many of the events ``begin … stop - 1`` every history must hold, as it is read with the knowledge of ``until``."""
-    entered = -(-known // step) * step if step else known
-    total = np.append(0, np.cumsum(entered <= until))
+    # In place: of a long log every array is large.
+    entered = known
+    if step:
+        entered = known // -step
+        entered *= -step
+    total = np.zeros(len(known) + 1, dtype=np.int64)
+    np.cumsum(entered <= until, out=total[1:])
     settled: NDArray[np.int64] = total[stop] - total[begin]
     return settled
 
@@ -301,24 +328,38 @@ class _Finder:
 
     Attributes:
         source: The events.
-        moments: int64. Their distinct times.
-        key: int64 [M], ascending: user and rank of the time in one number.
     """
 
     source: Events
-    moments: NDArray[np.int64]
-    key: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, source: Events) -> _Finder:
-        moments, rank = np.unique(source.time, return_inverse=True)
-        return cls(source, moments, source.user.astype(np.int64) * (len(moments) + 1) + rank)
 
     def before(self, user: NDArray[np.int32], time: NDArray[np.int64], *, and_at: bool = False) -> NDArray[np.int64]:
-        """Position after each user's last event before a time, or after those at the time as well."""
-        rank = np.searchsorted(self.moments, time, side="right" if and_at else "left")
-        place: NDArray[np.int64] = np.searchsorted(self.key, user.astype(np.int64) * (len(self.moments) + 1) + rank)
-        return place
+        """Position after each user's last event before a time, or after those at the time as well.
+
+        Args:
+            user: int32 [R], ascending.
+            time: int64 [R], microseconds.
+            and_at: See above.
+
+        Returns:
+            int64 [R].
+        """
+        found = np.empty(len(user), dtype=np.int64)
+        low = int(self.source.time.min())
+        span = int(self.source.time.max()) - low + 2
+        first = 0
+        while first < len(user):
+            # User and time in one number, for as many users as fit into it.
+            lowest = int(user[first])
+            beyond = min(lowest + (2**63 - 1) // span, 2**31 - 1)
+            stop = first + int(np.searchsorted(user[first : first + _LOOKED_UP], np.int32(beyond)))
+            begin, end = np.searchsorted(self.source.user, user[[first, stop - 1]] + np.array([0, 1], np.int32))
+            key = (self.source.user[begin:end].astype(np.int64) - lowest) * span
+            key += self.source.time[begin:end] - low
+            wanted = (user[first:stop].astype(np.int64) - lowest) * span
+            wanted += (time[first:stop] + and_at).clip(low, low + span - 1) - low
+            found[first:stop] = begin + np.searchsorted(key, wanted)
+            first = stop
+        return found
 
     def positions(
         self, user: NDArray[np.int32], items: pa.ChunkedArray, times: pa.ChunkedArray, length: int

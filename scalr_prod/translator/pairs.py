@@ -13,6 +13,8 @@ from scalr_prod.translator.contexts import Contexts
 from scalr_prod.translator.population import had_before
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import torch
     from numpy.typing import NDArray
 
@@ -25,6 +27,8 @@ __all__ = ["Coverage", "Pairs", "Parameters", "contexts_at"]
 Parameters: TypeAlias = "dict[str, torch.Tensor]"
 
 _DAY_US = 86_400_000_000
+#: Histories that are looked up, and events that are counted, at a time.
+_LOOKED_UP, _COUNTED = 16_384, 1_000_000
 
 
 @dataclass(frozen=True)
@@ -203,16 +207,21 @@ def contexts_at(
         target_index: Likewise for target ids.
         fold: The parameter set to ask, for all or each.
     """
-    history = log.history[rows]
-    there = history >= 0
-    items = np.where(there, source_index[log.source.item[history]], 0).astype(np.int32)
-    # An event's age is counted from the last one, as it is when that one is translated.
-    last = log.source.time[history[:, -1]]
-    ages = np.where(there, (last[:, None] - log.source.time[history]) / _DAY_US, 0).astype(np.float32)
+    items = np.empty((len(rows), log.history.shape[1]), dtype=np.int32)
+    ages, end = np.empty(items.shape, dtype=np.float32), np.empty(len(rows), dtype=np.int64)
+    for first in range(0, len(rows), _LOOKED_UP):
+        part = slice(first, first + _LOOKED_UP)
+        history = log.history[rows[part]]
+        there = history >= 0
+        items[part] = np.where(there, source_index[log.source.item[history]], 0)
+        # An event's age is counted from the last one, as it is when that one is translated.
+        last = log.source.time[history[:, -1]]
+        ages[part] = np.where(there, (last[:, None] - log.source.time[history]) / _DAY_US, 0)
+        end[part] = np.where(there[:, -1], last, log.target.time[rows[part]])
     made = Contexts(
         history_items=items,
         history_ages=ages,
-        history_end=np.where(there[:, -1], last, log.target.time[rows]),
+        history_end=end,
         event_time=log.target.time[rows],
         fold=np.broadcast_to(np.asarray(fold, dtype=np.int32), len(rows)).copy(),
         noise_key=rows.astype(np.int64),
@@ -223,11 +232,11 @@ def contexts_at(
 
 def _vocabulary(events: Events, until: int, most: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Index of each id (-1: not in the vocabulary) and first time of each index; in order of first appearance, then id."""
-    before = events.time < until
-    item, time = events.item[before], events.time[before]
-    count = np.bincount(item, minlength=len(events.ids))
+    count = np.zeros(len(events.ids), dtype=np.int64)
     first = np.full(len(events.ids), np.iinfo(np.int64).max)
-    np.minimum.at(first, item, time)
+    for item, time in _before(events, until):
+        count += np.bincount(item, minlength=len(count))
+        np.minimum.at(first, item, time)
     kept = np.lexsort((np.arange(len(count)), -count))[:most]
     kept = kept[count[kept] > 0]
     kept = kept[np.lexsort((kept, first[kept]))]
@@ -236,14 +245,27 @@ def _vocabulary(events: Events, until: int, most: int) -> tuple[NDArray[np.int32
     return index, first[kept]
 
 
+def _before(events: Events, until: int) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
+    """Item and time of the events before an instant, some at a time."""
+    for first in range(0, max(len(events), 1), _COUNTED):
+        part = slice(first, first + _COUNTED)
+        before = events.time[part] < until
+        yield events.item[part][before], events.time[part][before]
+
+
 def _coverage(events: Events, until: int, kept: NDArray[np.bool_]) -> Coverage:
-    count = np.bincount(events.item[events.time < until], minlength=len(events.ids))
+    nothing = np.zeros(len(events.ids), dtype=np.int64)
+    count = sum((np.bincount(item, minlength=len(nothing)) for item, _ in _before(events, until)), nothing)
     return Coverage(int((count > 0).sum()), int(kept.sum()), int(count.sum()), int(count[kept].sum()))
 
 
 def _matrix(user: NDArray[Any], item: NDArray[Any], shape: tuple[int, int]) -> Any:
+    """Of users in ascending order; ``item`` is taken over."""
     from scipy import sparse
 
-    matrix = sparse.csr_matrix((np.ones(len(user), dtype=np.float32), (user, item)), shape=shape)
+    start = np.searchsorted(user, np.arange(shape[0] + 1, dtype=user.dtype))
+    # scipy's own way takes the users along, in three copies.
+    matrix = sparse.csr_matrix((np.ones(len(item), dtype=np.float32), item, start), shape=shape)
+    matrix.sum_duplicates()
     matrix.data[:] = 1
     return matrix

@@ -22,6 +22,8 @@ import torch
 from scalr_prod.translator.estimators.popularity import DECAYED, decayed
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from scalr_prod.translator.batch import Batch
@@ -36,6 +38,9 @@ _ALL_KEPT: Final = 256
 _INTERVALS: Final = 64
 _EVENTS_IN_AN_INTERVAL: Final = 200
 _MOST_EVENTS: Final = 200_000
+#: Events that are counted at a time where the log is no larger than so many times that, and no item has more; else a share of it.
+_AT_A_TIME: Final = 500_000
+_PASSES: Final = 16
 #: Tastes beyond so many standard deviations count as that many.
 _WIDEST: Final = 3.0
 _DAY_US: Final = 86_400_000_000
@@ -57,24 +62,55 @@ def fit(pairs: Pairs) -> Parameters:
         ``count`` float32 [M], how many events the item had by then, and for each half-life float32 [M] its decayed count just after;
         ``instants`` int64 [G] and ``around`` float32 [G, 4], what everybody chose before.
     """
-    events = pairs.log.source
-    index = pairs.source_index[events.item]
-    counts = (events.time < pairs.popularity_until) & (index > 0)
-    order = np.lexsort((events.time[counts], index[counts]))
-    item, time = index[counts][order].astype(np.int64), events.time[counts][order]
-    number = np.arange(len(item)) - np.searchsorted(item, item) + 1
-    kept = _kept(item, time, number)
-    times, place = np.unique(time[kept], return_inverse=True)
-    found: dict[str, NDArray[Any]] = {
+    found: dict[str, list[NDArray[Any]]] = {name: [] for name in ("item", "time", *DECAYED)}
+    sampled: list[tuple[NDArray[np.int32], NDArray[np.int64]]] = []
+    index = _counted(pairs)
+    begins = _begins(pairs.log.source.time[index > 0])
+    stride, passed = -(-np.count_nonzero(index) // _MOST_EVENTS) or 1, 0
+    for item, time in _by_item(index, pairs):
+        kept = _kept(item, time, np.arange(len(item)) - np.searchsorted(item, item) + 1)
+        found["item"].append(item[kept])
+        found["time"].append(time[kept])
+        for name, (half_life, _) in DECAYED.items():
+            found[name].append(decayed(item, time, half_life)[kept].astype(np.float32))
+        sampled.append((item[-passed % stride :: stride], time[-passed % stride :: stride]))
+        passed += len(item)
+    del index
+    item, time, *counts = (np.concatenate([np.empty(0, parts[0].dtype), *parts]) for parts in found.values())
+    times, place = np.unique(time, return_inverse=True)
+    arrays = {
         "times": times,
         "end": np.array([pairs.popularity_until]),
-        "key": item[kept] * (len(times) + 1) + place,
-        "start": np.searchsorted(item[kept], np.arange(pairs.n_source + 2)),
+        "key": item.astype(np.int64) * (len(times) + 1) + place,
+        "start": np.searchsorted(item, np.arange(pairs.n_source + 2, dtype=np.int32)),
+        **dict(zip(DECAYED, counts, strict=True)),
     }
-    for name, (half_life, _) in DECAYED.items():
-        found[name] = decayed(item, time, half_life)[kept].astype(np.float32)
-    parameters = {name: torch.from_numpy(array) for name, array in found.items()}
-    return parameters | _around(parameters, torch.from_numpy(item), torch.from_numpy(time))
+    parameters = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    some = (torch.from_numpy(np.concatenate(parts).astype(np.int64)) for parts in zip(*sampled, strict=True))
+    return parameters | _around(parameters, begins, *some)
+
+
+def _counted(pairs: Pairs) -> NDArray[np.int32]:
+    """Vocabulary index of every source event of the log; 0 where it is not counted: int32 [len(source)]."""
+    index: NDArray[np.int32] = pairs.source_index[pairs.log.source.item].astype(np.int32, copy=False)
+    index[pairs.log.source.time >= pairs.popularity_until] = 0
+    return index
+
+
+def _by_item(index: NDArray[np.int32], pairs: Pairs) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
+    """Vocabulary index and time of the counted events, in order of both, some items at a time: all of them sorted would take GBs."""
+    many = np.zeros(pairs.n_source + 1, dtype=np.int64)
+    for at in range(0, len(index), _AT_A_TIME):
+        many += np.bincount(index[at : at + _AT_A_TIME], minlength=len(many))
+    until = np.cumsum(many) - many[0]  # events of the items up to each
+    most, first = max(_AT_A_TIME, len(index) // _PASSES), 1
+    while first <= pairs.n_source:
+        stop = max(int(np.searchsorted(until, until[first - 1] + most, side="right")), first + 1)
+        rows = np.flatnonzero((index >= first) & (index < stop))
+        if len(rows):
+            order = rows[np.lexsort((pairs.log.source.time[rows], index[rows]))]
+            yield index[order], pairs.log.source.time[order]
+        first = stop
 
 
 def raw(parameters: Parameters, batch: Batch, dtype: Any = torch.float32) -> torch.Tensor:
@@ -123,19 +159,24 @@ def _log_counts(parameters: Parameters, items: torch.Tensor, time: torch.Tensor,
     return torch.stack(found, -1)
 
 
-def _around(parameters: Parameters, item: torch.Tensor, time: torch.Tensor) -> Parameters:
-    """``instants``, from which on a mean holds, and the mean ``around`` of the events of the interval before."""
+def _begins(time: NDArray[np.int64]) -> torch.Tensor:
+    """Where the intervals begin, with as many events in each: int64 [at most 64], ascending; ``time`` is put in another order."""
     count = max(1, min(_INTERVALS, len(time) // _EVENTS_IN_AN_INTERVAL))
-    begins = time.sort().values[torch.arange(count) * len(time) // count].unique()
-    some = torch.arange(0, len(time), -(-len(time) // _MOST_EVENTS))
-    row = torch.searchsorted(begins, time[some], right=True) - 1
-    values = _log_counts(parameters, item[some], time[some], torch.float64)
+    places = np.arange(count) * len(time) // count
+    time.partition(places)
+    return torch.from_numpy(np.unique(time[places]))
+
+
+def _around(parameters: Parameters, begins: torch.Tensor, item: torch.Tensor, time: torch.Tensor) -> Parameters:
+    """``instants``, from which on a mean holds, and the mean ``around`` of some events of the interval before."""
+    row = torch.searchsorted(begins, time, right=True) - 1
+    values = _log_counts(parameters, item, time, torch.float64)
     total = torch.zeros(len(begins), values.shape[1], dtype=torch.float64).index_add_(0, row, values)
     mean = (total / torch.bincount(row, minlength=len(begins)).clamp(min=1)[:, None]).float()
     return {"instants": torch.cat([begins, parameters["end"]]), "around": torch.cat([mean[:1], mean])}
 
 
-def _kept(item: NDArray[np.int64], time: NDArray[np.int64], number: NDArray[np.int64]) -> NDArray[np.int64]:
+def _kept(item: NDArray[Any], time: NDArray[np.int64], number: NDArray[Any]) -> NDArray[np.int64]:
     """Positions of the events that are kept: of those of one item and time the last, which counts the others; later, of one day."""
     moment = np.where(number <= _ALL_KEPT, time, time // _DAY_US)
     last = np.ones(len(item), dtype=bool)

@@ -17,6 +17,7 @@ from scalr_prod.contracts import Table
 from scalr_prod.instants import datetime_of, micros
 from scalr_prod.lake import Lake
 from scalr_prod.progress import counting
+from scalr_prod.resident import give_back
 from scalr_prod.translator import effort
 from scalr_prod.translator.estimators import SCORED, scored_of
 from scalr_prod.translator.estimators.carried import carried, estimator_of
@@ -36,7 +37,7 @@ __all__ = ["TrainReport", "train"]
 logger = logging.getLogger(__name__)
 
 #: Changes whenever the same data and settings would give other tensors, or other metrics that the gate looks at.
-RECIPE: Final = 9
+RECIPE: Final = 10
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,7 @@ def _train(
     progress: bool,
 ) -> TranslatorVersion:
     log = read_log(settings, until, versions=data_versions)
+    give_back()
     folds = settings.translator.folds
     everything = micros(until)
     pairs = Pairs.of(log, everything, settings.translator)
@@ -136,6 +138,8 @@ def _train(
         calibrated = fit_calibration(
             settings, log, log.one_in(folds), begin, everything, done, side_by_side, shared=earlier, informed=True
         )
+        del earlier
+        give_back()
         held_out = {fold: log.fold == fold for fold in range(-1, folds)}
         tensors = fit_sets(pairs, held_out, done, side_by_side, shared=whole) | calibrated.tables
     metrics = {

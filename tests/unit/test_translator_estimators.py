@@ -135,6 +135,15 @@ def test_the_source_basis_spans_the_leading_components(pairs):
     assert np.abs(rows[0] @ found[:, 0]) == pytest.approx(1, abs=1e-3)
 
 
+def test_linear_looks_at_some_users_at_a_time(pairs, monkeypatch):
+    basis, coefficients = linear.share(pairs)["basis"], linear.fit(pairs, linear.share(pairs))["coefficients"]
+    monkeypatch.setattr(linear, "_USERS", 17)
+    found = linear.share(pairs)["basis"]
+    # Components are defined up to their sign.
+    torch.testing.assert_close(found * (found * basis).sum(0).sign(), basis, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(linear.fit(pairs, {"basis": basis})["coefficients"], coefficients, rtol=1e-4, atol=1e-5)
+
+
 def test_factorisation_lowers_the_loss_it_stands_for(pairs):
     fitted = factorisation.fit(pairs, {})
     target, source = pairs.target_matrix().toarray(), pairs.source_matrix().toarray()
@@ -187,10 +196,13 @@ def test_compiled_cells_move_the_factors_as_tensor_operations_do(dim, monkeypatc
     assert factorisation.kernels() is not None, "numba is a dependency"
     cells = sparse.random(200, 90, 0.1, format="csr", dtype=np.float32, random_state=1)
     cells.data[:] = np.where(cells.data > 0.5, 40, 4)
-    blocks, y = factorisation._blocks(cells), torch.randn(90, dim, generator=torch.Generator().manual_seed(1))
-    found = factorisation._half_step(blocks, torch.zeros(200, dim), y)
+    some, y = factorisation._Cells(cells), torch.randn(90, dim, generator=torch.Generator().manual_seed(1))
+    compiled, plain = torch.zeros(2, 200, dim)
+    factorisation._half_step(some, compiled, y)
     monkeypatch.setattr(factorisation, "kernels", lambda: None)
-    torch.testing.assert_close(found, factorisation._half_step(blocks, torch.zeros(200, dim), y), rtol=1e-4, atol=1e-6)
+    factorisation._half_step(some, plain, y)
+    assert compiled.any(1).sum() > 150, "nearly all rows have a cell"
+    torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-6)
 
 
 def test_factorisation_folds_a_context_in_by_least_squares(pairs):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -73,7 +75,8 @@ def test_sequential_asks_for_the_same_state_as_it_was_trained_on(pairs):
 
 
 def test_source_windows_hold_every_source_event_of_the_slice_once(pairs):
-    items, days = source_windows(pairs)
+    windows = source_windows(pairs)
+    items, days = windows.of(torch.arange(len(windows)))
     source = pairs.log.source
     counts = source.time < pairs.until
     known = pairs.source_index[source.item[counts]]
@@ -83,6 +86,8 @@ def test_source_windows_hold_every_source_event_of_the_slice_once(pairs):
     first = int(source.user[counts][0])
     mine = pairs.source_index[source.item[counts & (source.user == first)]]
     np.testing.assert_array_equal(items[0][-min(len(mine), LENGTH) :], mine[-LENGTH:])
+    np.testing.assert_array_equal(windows.known(), (items > 0).sum(1))
+    np.testing.assert_array_equal(windows.counts()[1:], np.bincount(items.flatten(), minlength=pairs.n_source + 1)[1:])
 
 
 def test_what_comes_next_in_the_source_domain_is_learned_before_any_target_event(pairs, monkeypatch):
@@ -232,6 +237,35 @@ def test_rows_that_are_moved_when_asked_for_end_where_adamw_moves_them(compiled,
     assert (table - before).abs().amax(1).min() > 1e-3, "every row is moved, if only by its decay"
     torch.testing.assert_close(found["table"], table.detach(), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(found["slope"], slope.detach(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("steps", [2, 3, 7, 10, 121])
+def test_the_cycle_is_that_of_torch(steps):
+    optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=3e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
+    for step in range(steps):
+        group = optimizer.param_groups[0]
+        assert learning.one_cycle(step, steps, 3e-3) == (group["lr"], group["betas"][0])
+        if step < steps - 1:
+            optimizer.step()
+            schedule.step()
+
+
+def test_learning_leaves_torch_s_compiler_alone():
+    """It takes 70 MB and a second, in every process that trains, and compiles nothing here."""
+    program = """
+import sys
+import torch
+from scalr_prod.translator.estimators.learning import Learner
+learner = Learner({"slope": torch.ones(4)}, {"table": torch.ones(5, 4)}, steps=2, rate=1e-2, decay=0.1)
+for _ in range(2):
+    values, (place,) = learner.tables["table"].take(torch.tensor([1, 2]))
+    learner.step((values[place] @ learner.whole["slope"]).square().mean())
+assert (learner.learnt()["slope"] < 1).all(), "it learned"
+print(sorted(name for name in sys.modules if name in {"torch._dynamo", "torch._inductor"}))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
 
 
 def test_what_is_owed_to_a_row_stays_finite_when_its_means_have_come_to_nothing():

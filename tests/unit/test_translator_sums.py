@@ -25,7 +25,7 @@ def evidence(*, weighed: bool) -> likelihood.Evidence:
     log_q = torch.randn(ROWS, 1 + DRAWN, generator=generator)
     log_q[:, 0] = 0
     log_q[::3, 5] = torch.inf
-    return likelihood.Evidence(values, tastes, log_q, torch.rand(ROWS, 1, generator=generator) if weighed else None)
+    return likelihood.Evidence.of(values, tastes, log_q, torch.rand(ROWS, 1, generator=generator) if weighed else None)
 
 
 @pytest.mark.parametrize("dim", [3, 64])

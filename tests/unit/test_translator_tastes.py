@@ -48,6 +48,16 @@ def test_counts_are_exact_at_any_time_and_do_not_look_ahead(pairs):
         np.testing.assert_allclose(found[row], expected, atol=1e-4)
 
 
+def test_counts_do_not_depend_on_how_many_events_are_counted_at_a_time(pairs, monkeypatch):
+    monkeypatch.setattr(tastes, "_MOST_EVENTS", 100)  # of more events, some are looked at
+    expected = tastes.fit(pairs)
+    monkeypatch.setattr(tastes, "_AT_A_TIME", 50)
+    found = tastes.fit(pairs)
+    assert len(list(tastes._by_item(tastes._counted(pairs), pairs))) > 10
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=0)
+
+
 def test_tastes_are_the_means_of_the_history_beside_what_was_chosen_around_then(pairs):
     fitted = tastes.fit(pairs)
     rows = np.flatnonzero(pairs.log.target.time >= 60 * DAY)[::3]

@@ -10,9 +10,9 @@ target items' vectors. Each half step is a few conjugate-gradient steps for all 
 from __future__ import annotations
 
 import functools
-import itertools
 import threading
 import warnings
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -24,6 +24,8 @@ from scalr_prod.translator.estimators.products import products
 from scalr_prod.translator.threads import heed_stop
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from scalr_prod.translator.batch import Batch
     from scalr_prod.translator.pairs import Pairs, Parameters
 
@@ -55,19 +57,22 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
 
     del shared
     target, source = pairs.target_matrix(), pairs.source_matrix()
-    cells = sparse.hstack([CONFIDENCE * target, CONFIDENCE * SOURCE_WEIGHT * source], format="csr")
-    generator = torch.Generator().manual_seed(pairs.settings.seed)
-    items = 0.01 * torch.randn(cells.shape[1], pairs.settings.dim, generator=generator)
-    users = torch.zeros(cells.shape[0], pairs.settings.dim)
     right = None
     if pairs.log.target.weight is not None:
         right = sparse.hstack([(1 + CONFIDENCE) * target, (1 + CONFIDENCE * SOURCE_WEIGHT) * source], format="csr")
-    by_user = _blocks(cells, right)
-    by_item = _blocks(sparse.csr_matrix(cells.T), None if right is None else sparse.csr_matrix(right.T))
+    target.data *= CONFIDENCE
+    source.data *= CONFIDENCE * SOURCE_WEIGHT
+    cells = sparse.hstack([target, source], format="csr")
+    del target, source
+    generator = torch.Generator().manual_seed(pairs.settings.seed)
+    items = 0.01 * torch.randn(cells.shape[1], pairs.settings.dim, generator=generator)
+    users = torch.zeros(cells.shape[0], pairs.settings.dim)
+    by_user = _Cells(cells, right)
+    by_item = _Cells(sparse.csr_matrix(cells.T), None if right is None else sparse.csr_matrix(right.T))
     for _ in range(ITERATIONS):
         heed_stop(1 / ITERATIONS)
-        users = _half_step(by_user, users, items)
-        items = _half_step(by_item, items, users)
+        _half_step(by_user, users, items)
+        _half_step(by_item, items, users)
     vectors = items[pairs.n_target :].double()
     return {
         "source": items[pairs.n_target :].clone(),
@@ -96,10 +101,11 @@ def score(parameters: Parameters, batch: Batch, log_prior: torch.Tensor) -> torc
     return products(user(parameters, batch), vectors(parameters), log_prior.dtype)
 
 
-def _half_step(blocks: list[Any], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Move every row of x towards its least-squares solution given y."""
+def _half_step(cells: _Cells, x: torch.Tensor, y: torch.Tensor) -> None:
+    """Move every row of x, in place, towards its least-squares solution given y."""
     gram = y.T @ y + REGULARISATION * torch.eye(y.shape[1])
-    return torch.cat([_solve(x[start:stop], y, gram, *block) for start, stop, *block in blocks])
+    for start, stop, *block in cells.blocks():
+        x[start:stop] = _solve(x[start:stop], y, gram, *block)
 
 
 def _solve(
@@ -142,22 +148,26 @@ def _products(v: torch.Tensor, row: torch.Tensor, y: torch.Tensor, column: torch
     return torch.cat([v[rows].mul_(y[columns]).sum(1) for rows, columns in parts])
 
 
-def _blocks(matrix: Any, right: Any = None) -> list[Any]:
-    """(first row, row after the last, CSR tensor, each cell's row, column and ``right``), a bounded number of cells each.
+@dataclass(frozen=True)
+class _Cells:
+    """Observed cells, eight bytes each; a block of them becomes tensors when it is worked on.
 
-    Args:
-        matrix: What each cell's confidence has over 1.
+    Attributes:
+        matrix: scipy CSR. What each cell's confidence has over 1.
         right: Confidence times preference, in the same cells; None: confidence.
     """
-    bounds = [0]
-    while bounds[-1] < matrix.shape[0]:
-        most = matrix.indptr[bounds[-1]] + _CELLS
-        stop = int(np.searchsorted(matrix.indptr, most, side="right")) - 1
-        bounds.append(min(max(stop, bounds[-1] + 1), matrix.shape[0]))
-    return [
-        (start, stop, *_csr(matrix[start:stop]), None if right is None else _csr(right[start:stop])[0].values())
-        for start, stop in itertools.pairwise(bounds)
-    ]
+
+    matrix: Any
+    right: Any = None
+
+    def blocks(self) -> Iterator[tuple[Any, ...]]:
+        """(first row, row after the last, CSR tensor, each cell's row, column and ``right``), a bounded number of cells each."""
+        stop = 0
+        while stop < self.matrix.shape[0]:
+            start, most = stop, self.matrix.indptr[stop] + _CELLS
+            stop = min(max(int(np.searchsorted(self.matrix.indptr, most, side="right")) - 1, start + 1), self.matrix.shape[0])
+            right = None if self.right is None else _csr(self.right[start:stop])[0].values()
+            yield start, stop, *_csr(self.matrix[start:stop]), right
 
 
 def _csr(matrix: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

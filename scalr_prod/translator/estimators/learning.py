@@ -9,10 +9,12 @@ step costs what the batch's rows cost, whatever the size of the catalogue. The o
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
+from torch.optim.adamw import adamw
 
 from scalr_prod.translator.estimators.kernels import kernels
 
@@ -21,12 +23,30 @@ if TYPE_CHECKING:
 
     from scalr_prod.translator.pairs import Parameters
 
-__all__ = ["Learner", "Table"]
+__all__ = ["Learner", "Table", "one_cycle"]
 
 _BETA_2: Final = 0.999
 _EPSILON: Final = 1e-8
 #: After some 700 000 steps both means of a row are 0, and so is what is left to push it.
 _NOTHING: Final = 1e-300
+
+
+def one_cycle(step: int, steps: int, highest: float) -> tuple[float, float]:
+    """One step's learning rate and β1, as `torch.optim.lr_scheduler.OneCycleLR` gives them.
+
+    Args:
+        step: From 0.
+        steps: How many there are.
+        highest: The highest rate; it is reached after three tenths of the steps, and begins at 1/25 of that.
+    """
+    turn = 0.3 * steps - 1
+    if step <= turn:
+        part, rates, betas = step / turn, (highest / 25, highest), (0.95, 0.85)
+    else:
+        part, rates, betas = (step - turn) / (steps - 1 - turn), (highest, highest / 25 / 1e4), (0.85, 0.95)
+    left = math.cos(math.pi * part) + 1
+    rate, beta = (end + (begin - end) / 2 * left for begin, end in (rates, betas))
+    return rate, beta
 
 
 class Learner:
@@ -42,10 +62,10 @@ class Learner:
 
     def __init__(self, whole: Parameters, tables: Parameters, *, steps: int, rate: float, decay: float) -> None:
         self.whole: Parameters = {name: tensor.requires_grad_() for name, tensor in whole.items()}
-        self._optimizer = torch.optim.AdamW(
-            whole.values(), lr=rate, betas=(0.9, _BETA_2), eps=_EPSILON, weight_decay=decay, fused=True
-        )
-        self._schedule = torch.optim.lr_scheduler.OneCycleLR(self._optimizer, rate, total_steps=steps + 1)
+        # What torch.optim.AdamW holds; the class itself imports torch's compiler, which takes 70 MB and a second.
+        self._means, self._squares = ([torch.zeros_like(tensor) for tensor in whole.values()] for _ in range(2))
+        self._moved = [torch.tensor(0.0) for _ in whole]
+        self._steps, self._rate, self._decay = steps, rate, decay
         self._owed = _Owed(decay, steps)
         self.tables = {name: Table(tensor, self._owed) for name, tensor in tables.items()}
 
@@ -55,14 +75,39 @@ class Learner:
         Args:
             loss: A scalar, of `whole` and of rows that were taken from `tables` since the last step.
         """
-        self._optimizer.zero_grad()
+        for tensor in self.whole.values():
+            tensor.grad = None
         loss.backward()
-        group = self._optimizer.param_groups[0]
-        self._owed.add(group["lr"], group["betas"][0])
-        self._optimizer.step()
+        rate, beta_1 = one_cycle(self._owed.steps, self._steps + 1, self._rate)
+        self._owed.add(rate, beta_1)
+        self._move(rate, beta_1)
         for table in self.tables.values():
             table.move()
-        self._schedule.step()
+
+    @torch.no_grad()
+    def _move(self, rate: float, beta_1: float) -> None:
+        """One step of AdamW on what is needed whole, as far as the loss depends on it."""
+        state = zip(self.whole.values(), self._means, self._squares, self._moved, strict=True)
+        asked = [(tensor, tensor.grad, *others) for tensor, *others in state if tensor.grad is not None]
+        if not asked:
+            return
+        tensors, gradients, means, squares, moved = map(list, zip(*asked, strict=True))
+        adamw(
+            tensors,
+            gradients,
+            means,
+            squares,
+            [],
+            moved,
+            fused=True,
+            amsgrad=False,
+            beta1=beta_1,
+            beta2=_BETA_2,
+            lr=rate,
+            weight_decay=self._decay,
+            eps=_EPSILON,
+            maximize=False,
+        )
 
     def learnt(self) -> Parameters:
         """All tensors by name, tables with nothing owed to them."""

@@ -40,26 +40,24 @@ def pretrained(pairs: Pairs, parameters: Parameters, generator: torch.Generator)
         parameters: To start from: those of `attention.initial`, and ``source`` [n_source + 1, d].
         generator: Of the order, the hidden events and the negatives.
     """
-    items, days = source_windows(pairs)
-    known = (items > 0).sum(1)
-    told = known > 1
-    items, days, known = items[told], days[told], known[told]
-    count = torch.bincount(items.flatten(), minlength=len(parameters["source"])).float()
-    count[0] = 0
+    windows = source_windows(pairs)
+    known = windows.known()
+    windows, known = windows.take(known > 1), known[known > 1]
+    count = torch.from_numpy(windows.counts()).float()
     chance = 0.5 * count / count.sum().clamp(min=1) + 0.5 * (count > 0) / (count > 0).sum().clamp(min=1)
     popular = _POPULARITY * (count + 0.5).log()
     if pairs.settings.pretraining_events is not None:
-        chosen = _some(known, pairs.settings.pretraining_events, pairs.settings.seed)
-        items, days = items[chosen], days[chosen]
-    steps = EPOCHS * -(-len(items) // _BATCH)
+        windows = windows.take(_some(torch.from_numpy(known), pairs.settings.pretraining_events, pairs.settings.seed).numpy())
+    steps = EPOCHS * -(-len(windows) // _BATCH)
     tables = {"source": parameters["source"].clone(), "next": 0.1 * parameters["source"]}
     whole = {name: tensor.clone() for name, tensor in parameters.items() if name != "source"}
     learner = Learner(whole | {"bias": torch.zeros(len(count))}, tables, steps=steps, rate=LEARNING_RATE, decay=WEIGHT_DECAY)
     for _ in range(EPOCHS):
-        for chosen in torch.randperm(len(items), generator=generator).split(_BATCH):
+        for chosen in torch.randperm(len(windows), generator=generator).split(_BATCH):
             heed_stop(1 / steps)
-            begin = int((items[chosen] > 0).any(0).to(torch.uint8).argmax())
-            some, when = items[chosen, begin:], days[chosen, begin:]
+            items, days = windows.of(chosen)
+            begin = int((items > 0).any(0).to(torch.uint8).argmax())
+            some, when = items[:, begin:], days[:, begin:]
             row, place = ((some[:, :-1] > 0) & (some[:, 1:] > 0)).nonzero(as_tuple=True)
             label = some[row, place + 1]
             source, (own,) = learner.tables["source"].take(some)

@@ -26,6 +26,8 @@ from scalr_prod.translator.estimators.products import UNIT, products
 from scalr_prod.translator.threads import heed_stop
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from scalr_prod.translator.batch import Batch
     from scalr_prod.translator.pairs import Pairs, Parameters
 
@@ -50,6 +52,8 @@ _SHARPNESS: Final = 5.0
 _CLUSTER_STEPS: Final = 20
 #: Target events at a time: few enough that their items' topics stay in the processor's cache.
 _CHUNK_ROWS: Final = 128
+#: Histories that are looked up at a time.
+_LOOKED_UP: Final = 65_536
 
 
 def share(pairs: Pairs) -> Parameters:
@@ -77,8 +81,7 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
     from scalr_prod.translator.estimators import popularity
 
     rows = pairs.target_rows()
-    history = pairs.log.history[rows, -DEPTH:]
-    items = torch.from_numpy((pairs.source_index[pairs.log.source.item[history]] * (history >= 0)).astype("int64"))
+    items = torch.from_numpy(_histories(pairs, rows))
     label = torch.from_numpy(pairs.target_index[pairs.log.target.item[rows]].astype("int64"))
     weights = pairs.target_weights(rows)
     counted = torch.ones(len(rows)) if weights is None else torch.from_numpy(weights)
@@ -100,7 +103,7 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
                 counts.without(number, source, target)
             else:
                 source.copy_(shared["source"])
-            events = items[part], label[part], counted[part]
+            events = items[part].long(), label[part], counted[part]
             learnt = found.source[number], found.target[number]
             _explain(events, weight[place], (source, target), learnt, places, first=not iteration)
             found.source[number].mul_(source)
@@ -111,6 +114,15 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
         counts, found = found, counts
     counts.without(None, source, target)
     return {"source": source, "target": target, "recency": weight[place].contiguous()}
+
+
+def _histories(pairs: Pairs, rows: NDArray[np.int64]) -> NDArray[np.int32]:
+    """The last source items before target events, at their positions in the log; 0 for what is not there: int32 [R, DEPTH or fewer]."""
+    found = np.empty((len(rows), min(DEPTH, pairs.log.history.shape[1])), dtype=np.int32)
+    for first in range(0, len(rows), _LOOKED_UP):
+        history = pairs.log.history[rows[first : first + _LOOKED_UP], -DEPTH:]
+        found[first : first + _LOOKED_UP] = pairs.source_index[pairs.log.source.item[history]] * (history >= 0)
+    return found
 
 
 def user(parameters: Parameters, batch: Batch) -> torch.Tensor:

@@ -4,19 +4,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import torch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from numpy.typing import NDArray
+
     from scalr_prod.translator.pairs import Pairs
 
-__all__ = ["Window", "Windows", "source_windows"]
+__all__ = ["Cuts", "Window", "Windows", "source_windows"]
 
 #: ``[translator] batch_size`` counts target events; a window of Amazon's kind holds about this many.
-_EVENTS_PER_WINDOW = 4
+_EVENTS_PER_WINDOW: Final = 4
+#: Windows that are looked through at a time.
+_CUTS: Final = 8_192
 
 
 @dataclass(frozen=True)
@@ -43,11 +48,84 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Windows:
-    """All windows that some target event follows; the target events are in the order of their windows."""
+class Cuts:
+    """Windows of users' source events, as where they end in the log: what stands in them is looked up for a batch at a time.
 
-    items: torch.Tensor
-    days: torch.Tensor
+    Attributes:
+        pairs: The slice.
+        end: int64 [W]. Position after each window's last event.
+        count: int64 [W]. How many events it has, L at most.
+    """
+
+    pairs: Pairs
+    end: NDArray[np.int64]
+    count: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.end)
+
+    def take(self, rows: NDArray[Any]) -> Cuts:
+        """Some of them, by their numbers or as bool [W]."""
+        return Cuts(self.pairs, self.end[rows], self.count[rows])
+
+    def known(self) -> NDArray[np.int64]:
+        """How many events of each window are of items in the vocabulary: int64 [W]."""
+        found = np.empty(len(self), dtype=np.int64)
+        for first in range(0, len(self), _CUTS):
+            rows = slice(first, first + _CUTS)
+            found[rows] = (self._items(self.end[rows], self.count[rows])[0] > 0).sum(1)
+        return found
+
+    def counts(self) -> NDArray[np.int64]:
+        """How many events of all windows are of each item of the vocabulary: int64 [n_source + 1], 0 for the padding."""
+        found = np.zeros(self.pairs.n_source + 1, dtype=np.int64)
+        for first in range(0, len(self), _CUTS):
+            rows = slice(first, first + _CUTS)
+            items = self._items(self.end[rows], self.count[rows])[0]
+            found += np.bincount(items.ravel(), minlength=len(found))
+        found[0] = 0
+        return found
+
+    def of(self, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What stands in some windows.
+
+        Args:
+            chosen: int64 [w]. Their numbers.
+
+        Returns:
+            int64 [w, L] source vocabulary indices, 0 on the left; float32 [w, L] days since the window's first event.
+        """
+        rows = chosen.numpy()
+        items, place, there = self._items(self.end[rows], self.count[rows])
+        time = self.pairs.log.source.time[place]
+        begin = time[np.arange(len(rows)), there.argmax(1)]
+        days = np.where(there, (time - begin[:, None]) / 86_400_000_000, 0).astype(np.float32)
+        return torch.from_numpy(items.astype(np.int64)), torch.from_numpy(days)
+
+    def _items(
+        self, end: NDArray[np.int64], count: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.bool_]]:
+        """Vocabulary indices, positions in the log, and whether there is an event: [w, L] each."""
+        back = np.arange(self.pairs.log.history.shape[1], 0, -1)
+        place, there = end[:, None] - back, back <= count[:, None]
+        items = np.where(there, self.pairs.source_index[self.pairs.log.source.item[place]], 0)
+        return items.astype(np.int32, copy=False), place, there
+
+
+@dataclass(frozen=True)
+class Windows:
+    """All windows that some target event follows; the target events are in the order of their windows.
+
+    Attributes:
+        cuts: The W windows.
+        start: int64 [W + 1]. Where each window's target events begin.
+        place: int64 [P]. As in `Window`, and so the rest.
+        item: int64 [P].
+        time: int64 [P].
+        weight: float32 [P], or None.
+    """
+
+    cuts: Cuts
     start: torch.Tensor
     place: torch.Tensor
     item: torch.Tensor
@@ -57,34 +135,22 @@ class Windows:
     @classmethod
     def of(cls, pairs: Pairs) -> Windows:
         """Cut each user's events into windows of the history's length, from the last event backwards."""
-        import numpy as np
-
         log, length = pairs.log, pairs.log.history.shape[1]
         source = log.source
         rows = pairs.target_rows()
         rows = rows[log.history[rows, -1] >= 0]
         last = log.history[rows, -1].astype(np.int64)
         # An event is counted from its user's last one before the slice's end, so that windows end with what is most recent.
-        before = np.searchsorted(source.user, np.arange(len(log.users) + 1))
-        stop = before[:-1] + np.add.reduceat(np.append(source.time < pairs.until, False).astype(np.int64), before[:-1]) * (
-            np.diff(before) > 0
-        )
+        before, stop = _runs(pairs)
         back = stop[source.user[last]] - 1 - last
         number = source.user[last] * (np.int64(len(source)) + 1) + back // length
         window, index = np.unique(number, return_inverse=True)
         order = np.argsort(index, kind="stable")
         first = order[np.searchsorted(index[order], np.arange(len(window)))]
         end = last[first] + back[first] % length + 1
-        place = end[:, None] + np.arange(-length, 0)
-        there = place >= before[source.user[last[first]]][:, None]
-        items = np.where(there, pairs.source_index[source.item[place]], 0)
-        time = source.time[place]
-        begin = np.where(there, time, np.iinfo(np.int64).max).min(axis=1, keepdims=True)
-        days = np.where(there, (time - begin) / 86_400_000_000, 0)
         weights = pairs.target_weights(rows[order]) if len(rows) else None
         return cls(
-            items=torch.from_numpy(items.astype(np.int64)),
-            days=torch.from_numpy(days.astype(np.float32)),
+            cuts=Cuts(pairs, end, np.minimum(end - before[source.user[last[first]]], length)),
             start=torch.from_numpy(np.searchsorted(index[order], np.arange(len(window) + 1))),
             place=torch.from_numpy((length - 1 - back % length)[order]),
             item=torch.from_numpy(pairs.target_index[log.target.item[rows[order]]].astype(np.int64)),
@@ -94,40 +160,33 @@ class Windows:
 
     def batches(self, batch_size: int) -> int:
         """Batches in an epoch."""
-        return -(-len(self.items) // max(1, batch_size // _EVENTS_PER_WINDOW))
+        return -(-len(self.cuts) // max(1, batch_size // _EVENTS_PER_WINDOW))
 
     def epoch(self, batch_size: int, generator: torch.Generator) -> Iterator[Window]:
         """All windows once, in a new random order."""
         size = max(1, batch_size // _EVENTS_PER_WINDOW)
-        for chosen in torch.randperm(len(self.items), generator=generator).split(size):
+        for chosen in torch.randperm(len(self.cuts), generator=generator).split(size):
             begin, count = self.start[chosen], self.start[chosen + 1] - self.start[chosen]
             row = torch.repeat_interleave(torch.arange(len(chosen)), count)
             event = torch.repeat_interleave(begin - (count.cumsum(0) - count), count) + torch.arange(len(row))
             weight = None if self.weight is None else self.weight[event]
-            yield Window(
-                self.items[chosen], self.days[chosen], row, self.place[event], self.item[event], self.time[event], weight
-            )
+            yield Window(*self.cuts.of(chosen), row, self.place[event], self.item[event], self.time[event], weight)
 
 
-def source_windows(pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
-    """Every user's source events, cut into windows of the history's length from the last event backwards.
+def source_windows(pairs: Pairs) -> Cuts:
+    """Every user's source events, cut into windows of the history's length from the last event backwards."""
+    before, stop = _runs(pairs)
+    events, length = stop - before[:-1], pairs.log.history.shape[1]
+    windows = -(-events // length)
+    # Of each user the latest window first.
+    number = np.arange(int(windows.sum())) - np.repeat(np.cumsum(windows) - windows, windows)
+    back = number * length
+    return Cuts(pairs, np.repeat(stop, windows) - back, np.minimum(np.repeat(events, windows) - back, length))
 
-    Returns:
-        int64 [W, L] source vocabulary indices, 0 on the left; float32 [W, L] days since the window's first event.
-    """
-    import numpy as np
 
-    source, length = pairs.log.source, pairs.log.history.shape[1]
-    rows = np.flatnonzero(source.time < pairs.until)
-    user, time = source.user[rows], source.time[rows]
-    stop = np.cumsum(np.bincount(user, minlength=len(pairs.log.users)))
-    back = stop[user] - 1 - np.arange(len(rows))
-    window, index = np.unique(user * (np.int64(len(rows)) + 1) + back // length, return_inverse=True)
-    place = length - 1 - back % length
-    items = np.zeros((len(window), length), dtype=np.int64)
-    items[index, place] = pairs.source_index[source.item[rows]]
-    begin = np.full(len(window), np.iinfo(np.int64).max)
-    np.minimum.at(begin, index, time)
-    days = np.zeros((len(window), length), dtype=np.float32)
-    days[index, place] = (time - begin[index]) / 86_400_000_000
-    return torch.from_numpy(items), torch.from_numpy(days)
+def _runs(pairs: Pairs) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where each user's source events begin in the log, int64 [U + 1], and where those before the slice's end stop, int64 [U]."""
+    source = pairs.log.source
+    before = np.searchsorted(source.user, np.arange(len(pairs.log.users) + 1, dtype=np.int32))
+    counted = np.append(source.time < pairs.until, False)
+    return before, before[:-1] + np.add.reduceat(counted, before[:-1], dtype=np.int64) * (np.diff(before) > 0)

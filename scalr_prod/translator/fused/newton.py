@@ -61,6 +61,7 @@ def _weigh(weights: Any, z: Any, r: Any, own: Any) -> None:
 @compiled
 def losses(
     values: NDArray[np.float32],
+    rows: NDArray[np.int64],
     plain: NDArray[np.int64],
     z: NDArray[np.float32],
     log_q: NDArray[np.float32],
@@ -70,27 +71,30 @@ def losses(
     """-log P(label) of each row.
 
     Args:
-        values: float32 [R, columns, 1 + M]; the label first.
+        values: float32 [N, columns, 1 + M]; the label first.
+        rows: int64 [R]. Those of the N that are asked.
         plain: int64 [C]. The columns that are weighed.
         z: float32 [R, A]. 1, and the tastes that tilt.
-        log_q: float32 [R, 1 + M]. Logarithms of the expected numbers of draws.
+        log_q: float32 [N, 1 + M]. Logarithms of the expected numbers of draws.
         weights: float32 [A, C].
         out: float64 [R], written to.
     """
     most = values.shape[2]
     line, tops, own = np.empty(most, np.float32), np.empty(_LANES, np.float32), np.empty(len(plain), np.float32)
-    for r in range(len(values)):
-        _weigh(weights, z, r, own)
+    for n in range(len(rows)):
+        r = rows[n]
+        _weigh(weights, z, n, own)
         top = _logits(values, plain, own, log_q, r, line, tops)
         total = _ZERO
         for m in range(most):
             total += exp(line[m] - top)
-        out[r] = np.log(np.float64(total)) - np.float64(line[0] - top)
+        out[n] = np.log(np.float64(total)) - np.float64(line[0] - top)
 
 
 @compiled
 def sums(
     values: NDArray[np.float32],
+    rows: NDArray[np.int64],
     plain: NDArray[np.int64],
     z: NDArray[np.float32],
     log_q: NDArray[np.float32],
@@ -102,7 +106,8 @@ def sums(
     """Add the rows' part of Σ log P(label): its gradient, and minus its second derivatives.
 
     Args:
-        values: As in `losses`, and so the next three.
+        values: As in `losses`, and so the next four.
+        rows: See there.
         plain: See there.
         z: See there.
         log_q: See there.
@@ -115,8 +120,9 @@ def sums(
     line, tops, own = np.empty(most, np.float32), np.empty(_LANES, np.float32), np.empty(columns, np.float32)
     weighed, mean = np.empty(most, np.float32), np.empty(columns, np.float32)
     covariance, found = np.empty(columns * columns), np.zeros((many * many, columns * columns))
-    for r in range(len(values)):
-        _weigh(weights, z, r, own)
+    for n in range(len(rows)):
+        r = rows[n]
+        _weigh(weights, z, n, own)
         top = _logits(values, plain, own, log_q, r, line, tops)
         total = _ZERO
         for m in range(most):
@@ -158,11 +164,11 @@ def sums(
                 covariance[c * columns + d] -= np.float64(mean[c]) * mean[d]
                 covariance[d * columns + c] = covariance[c * columns + d]
         for a in range(many):
-            times = np.float64(counted[r]) * z[r, a]
+            times = np.float64(counted[n]) * z[n, a]
             for c in range(columns):
                 gradient[a, c] += times * (values[r, plain[c], 0] - mean[c])
             for b in range(a + 1):
-                factor, place = times * z[r, b], a * many + b
+                factor, place = times * z[n, b], a * many + b
                 for i in range(columns * columns):
                     found[place, i] += factor * covariance[i]
     for a in range(many):

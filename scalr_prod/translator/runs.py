@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Histories of many target events in a few bytes each: nearly all of them are runs of the source log."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Runs"]
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Positions of the last L source events before each of T target events, indexed as an array int32 [T, L] is; -1 on the left.
+
+    Attributes:
+        stop: int32 [T]. Position after each history's last event.
+        count: int32 [T]. How many events it has, L at most.
+        length: L.
+        apart: int64 [A], ascending. Histories that are no runs, since an event among theirs has not entered them yet.
+        positions: int32 [A, L]. What these are.
+    """
+
+    stop: NDArray[np.int32]
+    count: NDArray[np.int32]
+    length: int
+    apart: NDArray[np.int64]
+    positions: NDArray[np.int32]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """T and L."""
+        return len(self.stop), self.length
+
+    def __len__(self) -> int:
+        return len(self.stop)
+
+    def __getitem__(self, key: Any) -> NDArray[np.int32]:
+        """Some rows, or some columns of some rows: ``[rows]`` or ``[rows, columns]``, the columns a number or a slice."""
+        rows, columns = key if isinstance(key, tuple) else (key, slice(None))
+        back = np.arange(-self.length, 0, dtype=np.int32)[columns]
+        at = (..., None) if back.ndim else ...
+        stop, count = self.stop[rows][at], self.count[rows][at]
+        found: NDArray[np.int32] = np.where(-back <= count, stop + back, np.int32(-1))
+        if len(self.apart):
+            number = np.arange(len(self))[rows]
+            place = np.searchsorted(self.apart, number).clip(max=len(self.apart) - 1)
+            found = np.where((self.apart[place] == number)[at], self.positions[place][..., columns], found)
+        return found

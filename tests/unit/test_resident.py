@@ -1,0 +1,31 @@
+"""What a process has held, and gives back."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+from scalr_prod.resident import give_back, peak_mb
+
+def held():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096 // 2**20
+
+blocks = [bytes(2000) for _ in range(100_000)]
+last = blocks[-1]  # above all others, so that the C library keeps what is below it
+most = held()
+del blocks
+give_back()
+print(most - held(), peak_mb() >= most)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the C library is glibc")
+def test_what_is_free_goes_back_to_the_system_though_a_block_above_it_is_in_use():
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
+    given, told = done.stdout.split()
+    assert int(given) > 150
+    assert told == "True"
