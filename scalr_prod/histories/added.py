@@ -20,10 +20,14 @@ from scalr_prod.duck import parquet_sql
 from scalr_prod.errors import LakeError
 from scalr_prod.growth import fragments_of, growth, local_files, records_of
 from scalr_prod.hashing import stable_hash_sql
+from scalr_prod.heaps import edges_of, ordered, rebatched
 from scalr_prod.instants import datetime_of
 from scalr_prod.replacements import replaced_since
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
     import numpy.typing as npt
     import pyarrow as pa
     import pyarrow.dataset as ds
@@ -182,18 +186,34 @@ def _extreme(fragment: Any, schema: pa.Schema, which: str) -> int | None:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    column = fragment.to_table(schema=schema, columns=[CREATED_TIMESTAMP]).column(0).cast(pa.int64())
-    found: int | None = pc.min_max(column).as_py()[which]
-    return found
+    batches = fragment.to_batches(schema=schema, columns=[CREATED_TIMESTAMP], batch_readahead=2)
+    found = [pc.min_max(batch.column(0).cast(pa.int64())).as_py()[which] for batch in batches]
+    return {"min": min, "max": max}[which]((one for one in found if one is not None), default=None)
 
 
-def all_ordered(db: Any, table: Table, events: ds.Dataset) -> pa.RecordBatchReader:
-    """All events by key and time; ties in the order that every reader of a history expects.
+def all_ordered(db: Any, table: Table, events: DeltaTable, folder: Path) -> Iterator[pa.RecordBatch]:
+    """All events by key and time; ties in the order that every reader of a history expects. Heaps of keys are put in order one by one.
+
+    Args:
+        db: DuckDB connection.
+        table: Which table.
+        events: The events, as they are to be read.
+        folder: Where the heaps lie until the last batch is read.
 
     Gives: Batches of ``key, item`` (not for statistics), ``time, created`` (µs), ``before`` (0).
     """
-    _register(db, table, "events", events)
-    return db.sql(f"SELECT *, 0::BIGINT AS before FROM events ORDER BY {_order(table)}").to_arrow_reader(_BATCH)
+    files, key = local_files(events), ITEM_ID if table is Table.TARGET_ITEM_STATS else USER_ID
+    if files:
+        edges = edges_of(db, parquet_sql(files), key, records_of(events))
+        _view(db, table, "events", parquet_sql(files))
+    else:
+        db.register("keys", fragments_of(events))
+        edges = edges_of(db, "keys", key, records_of(events))
+        db.unregister("keys")
+        _register(db, table, "events", fragments_of(events))
+    query, path = "SELECT *, 0::BIGINT AS before FROM events", folder / f"{table.value}.arrow"
+    heaps = ordered(db, query, _arranged(table), key="key", edges=edges, path=path)
+    return rebatched((batch for heap in heaps for batch in heap), _BATCH)
 
 
 def new_ordered(db: Any, table: Table, added: Addition, *, reach: int) -> pa.RecordBatchReader:
@@ -291,6 +311,14 @@ def _view(db: Any, table: Table, name: str, relation: str, *, known: int | None 
         f"CREATE OR REPLACE TEMP VIEW {name} AS SELECT {names}, epoch_us({EVENT_TIMESTAMP}) AS time, "
         f"{created} AS created FROM {relation}"
     )
+
+
+def _arranged(table: Table) -> str:
+    """The rows of a heap in the order of `_order`, the hash of an item worked out once."""
+    if table is Table.TARGET_ITEM_STATS:
+        return f"FROM heap ORDER BY {_order(table)}"
+    hashed = f"SELECT item, {stable_hash_sql('item')} AS tie FROM (SELECT DISTINCT item FROM heap)"
+    return f"SELECT heap.* FROM heap JOIN ({hashed}) USING (item) ORDER BY key, time, tie, item, created"
 
 
 def _order(table: Table) -> str:

@@ -7,7 +7,7 @@ import logging
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,8 @@ from scalr_prod.lake import record_of
 from scalr_prod.progress import counting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from pathlib import Path
 
     import numpy.typing as npt
     from deltalake import DeltaTable
@@ -66,6 +67,13 @@ def _is_built(settings: Settings, lake: Lake, table: Table) -> bool:
     return _is_fresh(lake.open_table(table), _made_from(settings, table, lake.open_table(_EVENTS[table])))
 
 
+class _Session(NamedTuple):
+    """A session of DuckDB, and the folder of what does not fit in memory."""
+
+    db: Any
+    folder: Path
+
+
 def build_tables(
     settings: Settings, lake: Lake, opened: Mapping[Table, DeltaTable], *, progress: bool
 ) -> dict[str, TableReport]:
@@ -89,9 +97,9 @@ def build_tables(
     with ExitStack() as stack:
 
         @cache
-        def session() -> Any:  # where nothing is to be built, none is opened
+        def session() -> _Session:  # where nothing is to be built, none is opened
             folder = stack.enter_context(staging_folder(settings, "histories"))
-            return stack.enter_context(open_duckdb(settings, folder))
+            return _Session(stack.enter_context(open_duckdb(settings, folder)), folder)
 
         return {
             table.value: _build_table(settings, lake, table, events[name], session, progress=progress)
@@ -100,7 +108,7 @@ def build_tables(
 
 
 def _build_table(
-    settings: Settings, lake: Lake, table: Table, events: Events, session: Callable[[], Any], *, progress: bool
+    settings: Settings, lake: Lake, table: Table, events: Events, session: Callable[[], _Session], *, progress: bool
 ) -> TableReport:
     current = lake.open_table(table)
     lake.follow(events.table, events.now)  # after the table: what another process has built it from meanwhile is there
@@ -118,7 +126,7 @@ def _build_table(
 
 
 def _build(
-    settings: Settings, lake: Lake, table: Table, source: Events, current: DeltaTable, db: Any, *, progress: bool
+    settings: Settings, lake: Lake, table: Table, source: Events, current: DeltaTable, session: _Session, *, progress: bool
 ) -> bool:
     """Append the rows of new events, or replace the table; gives whether rows were appended. ``current`` moves on with it."""
     chosen, step, version, events = settings.histories, _step_us(settings, table), current.version(), source.now
@@ -133,9 +141,9 @@ def _build(
         work = _Work(table, schema_of_table(current), chosen, step, marks, after, limit, tell)
         if added:
             reach = chosen.trailing_days * _DAY_US if table is Table.TARGET_ITEM_STATS else chosen.length
-            ordered = new_ordered(db, table, added, reach=reach)
+            ordered: Iterable[pa.RecordBatch] = new_ordered(session.db, table, added, reach=reach)
         else:
-            ordered = all_ordered(db, table, fragments_of(events))
+            ordered = all_ordered(session.db, table, events, session.folder)
         record = Built(shape, str(events.metadata().id), events.version(), int(marks[-1]) if len(marks) else None).to_json()
         rows = pa.RecordBatchReader.from_batches(work.schema, work.rows(ordered))
         write = lake.append if added else lake.replace
@@ -200,7 +208,7 @@ class _Work:
     tell: Callable[[int], None]
     failure: ScalrError | None = None
 
-    def rows(self, ordered: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+    def rows(self, ordered: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """The table's batches."""
         done = 0
         for events in _whole_keys(ordered):
@@ -225,7 +233,7 @@ class _Work:
         )
 
 
-def _whole_keys(ordered: pa.RecordBatchReader) -> Iterator[pa.Table]:
+def _whole_keys(ordered: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
     """Cut sorted events where a key ends, about `_CHUNK` events at a time; a key with more comes alone."""
     waiting: list[pa.RecordBatch] = []
     size = 0

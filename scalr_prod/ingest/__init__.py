@@ -67,7 +67,7 @@ def ingest(
                 events[one] = stage_events(settings, one, folder, count=count)
             items[one] = stage_items(settings, one, folder)
         db = stack.enter_context(open_duckdb(settings, folder))
-        work = Work(settings, db, lake, opened, events, items, since=replace, user_map=user_map)
+        work = Work(settings, db, lake, opened, events, items, folder, since=replace, user_map=user_map)
         common = work.common_users()
         work.compare()
         work.create_tables()

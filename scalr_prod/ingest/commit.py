@@ -5,20 +5,28 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
+from datetime import timedelta
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
+from scalr_prod.duck import exact, parquet_sql
 from scalr_prod.errors import BadValue
+from scalr_prod.growth import schema_of_table
+from scalr_prod.heaps import rebatched
+from scalr_prod.ingest.laid import ORDER, batches_of, write_piece
 from scalr_prod.ingest.rows import ROWS, all_of, as_table_rows, load, scan
 from scalr_prod.lake import repeat_while_moving
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from datetime import datetime
+    from pathlib import Path
 
     import pyarrow as pa
 
     from scalr_prod.contracts import Domain, IdType
+    from scalr_prod.ingest.laid import Piece
     from scalr_prod.lake import Lake
 
 __all__ = ["Addition", "Change", "Log", "commit_key"]
@@ -36,8 +44,7 @@ class Log:
         origin: Where it came from, for errors.
         view: The DuckDB view of its rows.
         rows: Number of its rows.
-        first: Earliest event.
-        last: Latest event.
+        pieces: Its rows, laid by time.
     """
 
     domain: Domain
@@ -47,8 +54,17 @@ class Log:
     origin: str
     view: str
     rows: int
-    first: datetime
-    last: datetime
+    pieces: tuple[Piece, ...]
+
+    @property
+    def first(self) -> datetime:
+        """Earliest event (UTC)."""
+        return self.pieces[0].first
+
+    @property
+    def last(self) -> datetime:
+        """Latest event (UTC)."""
+        return self.pieces[-1].last
 
     def own(self) -> Any:
         """Which rows of the lake's tables are of this domain, as an expression of pyarrow's datasets; None: all of them."""
@@ -78,20 +94,23 @@ class Change(NamedTuple):
 
 
 class Addition:
-    """What a log adds to its events table.
+    """What a log adds to its events table. The two are compared piece by piece: rows that are the same are of the same time.
 
     Args:
         db: DuckDB connection that holds the log's view.
         lake: The lake.
         log: The staged log.
+        folder: Where the rows that are missing wait.
     """
 
-    def __init__(self, db: Any, lake: Lake, log: Log) -> None:
-        self.db, self.lake, self.log = db, lake, log
+    def __init__(self, db: Any, lake: Lake, log: Log, folder: Path) -> None:
+        self.db, self.lake, self.log, self._folder = db, lake, log, folder
         self.table = Table.events(log.domain)
         #: Rows of the log that the table holds already, and that the log holds more often, and those that it holds in the log's window.
         self.again, self.there = 0, 0
-        self._missing = ""
+        #: The rows that the table lacks, and how many.
+        self._pieces: Sequence[Piece] = ()
+        self._rows = 0
         self._compared = -1
 
     def compare(self) -> None:
@@ -102,38 +121,67 @@ class Addition:
                 columns are mapped anew; adding it would count every event twice.
         """
         if not self.lake.exists(self.table):
-            self._missing, self._compared = f"(SELECT *, 1 AS lacking FROM {self.log.view})", 0
+            self._pieces, self._rows, self._compared = self.log.pieces, self.log.rows, 0
             return
-        version = self.lake.version(self.table)
-        there = self._in_window(version)
-        columns = ", ".join(there.schema.names)
-        load(self.db, "counted", there, f"SELECT {columns}, count(*) AS times FROM loaded GROUP BY ALL")
+        opened = self.lake.open_table(self.table)
+        names = schema_of_table(opened).names
+        self.again = self.there = self._rows = changed = 0
+        lacking: list[Piece] = []
+        for piece, until in self._stretches():
+            there = scan(
+                self.lake,
+                self.table,
+                version=opened.version(),
+                where=self.log.own(),
+                since=piece.first,
+                until=until,
+                opened=opened,
+            )
+            load(self.db, "counted", there, f"SELECT {', '.join(names)}, count(*) AS times FROM loaded GROUP BY ALL")
+            changed += self._compare(piece, names)
+            missing = self._missing_of(names)
+            path = self._folder / f"{self.log.view}-lacking-{len(lacking)}.parquet"
+            if (found := write_piece(path, missing)) is not None:
+                lacking.append(found)
+        self.refuse_counted_twice(changed - self.again, f"with another {CREATED_TIMESTAMP}, weight, type or value")
+        self._pieces, self._compared = lacking, opened.version()
+
+    def _stretches(self) -> Iterator[tuple[Piece, datetime]]:
+        """The log's pieces, each with the last instant before the next one."""
+        pieces = self.log.pieces
+        for piece, after in pairwise(pieces):
+            yield piece, after.first - timedelta(microseconds=1)
+        yield pieces[-1], pieces[-1].last
+
+    def _compare(self, piece: Piece, names: Sequence[str]) -> int:
+        """Make ``lacking``, the rows of a piece that ``counted`` lacks; gives how many of them are there, if in another form."""
+        columns = ", ".join(names)
         # Grouping both sides and subtracting keeps rows that a log truly holds twice, and adds none that is there already.
-        self._missing = f"missing_{self.log.view}"
         self.db.execute(
-            f"CREATE OR REPLACE TEMP TABLE {self._missing} AS "
-            f"SELECT new.*, new.times - coalesce(counted.times, 0) AS lacking "
-            f"FROM (SELECT {columns}, count(*) AS times FROM {self.log.view} GROUP BY ALL) AS new "
-            f"LEFT JOIN counted ON {_same(there.schema.names)} WHERE lacking > 0"
+            f"CREATE OR REPLACE TEMP TABLE lacking AS SELECT new.*, new.times - coalesce(counted.times, 0) AS lacking "
+            f"FROM (SELECT {columns}, count(*) AS times FROM {parquet_sql([exact(piece.path)])} GROUP BY ALL) AS new "
+            f"LEFT JOIN counted ON {_same(names)} WHERE lacking > 0"
         )
-        self.again, self.there = self.db.sql(
-            f"SELECT (SELECT coalesce(sum(lacking), 0) FROM {self._missing} AS new SEMI JOIN counted "
-            f"ON {_same(there.schema.names)}), (SELECT coalesce(sum(times), 0) FROM counted)"
+        rows, again, there, changed = self.db.sql(
+            f"SELECT (SELECT coalesce(sum(lacking), 0) FROM lacking), "
+            f"(SELECT coalesce(sum(lacking), 0) FROM lacking AS new SEMI JOIN counted ON {_same(names)}), "
+            f"(SELECT coalesce(sum(times), 0) FROM counted), "
+            f"(SELECT coalesce(sum(lacking), 0) FROM lacking SEMI JOIN counted USING ({USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP}))"
         ).fetchall()[0]
-        self._refuse_other_values()
-        self._compared = version
+        self._rows, self.again, self.there = self._rows + int(rows), self.again + int(again), self.there + int(there)
+        return int(changed)
+
+    def _missing_of(self, names: Sequence[str]) -> pa.RecordBatchReader:
+        columns, order = ", ".join(names), ", ".join((*ORDER, *(name for name in names if name not in ORDER)))
+        reader: pa.RecordBatchReader = self.db.sql(
+            f"SELECT {columns} FROM (SELECT {columns}, unnest(range(lacking)) FROM lacking) ORDER BY {order}"
+        ).to_arrow_reader(ROWS)
+        return reader
 
     def _in_window(self, version: int, *, columns: Sequence[str] | None = None, where: Any = None) -> pa.RecordBatchReader:
         """The rows of the table, of the log's domain and from its first event to its last."""
         first, last, own = self.log.first, self.log.last, all_of(self.log.own(), where)
         return scan(self.lake, self.table, version=version, columns=columns, where=own, since=first, until=last)
-
-    def _refuse_other_values(self) -> None:
-        event = f"{USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP}"
-        changed = self.db.sql(
-            f"SELECT coalesce(sum(lacking), 0) FROM {self._missing} SEMI JOIN counted USING ({event})"
-        ).fetchall()[0][0]
-        self.refuse_counted_twice(int(changed) - int(self.again), f"with another {CREATED_TIMESTAMP}, weight, type or value")
 
     def refuse_counted_twice(self, events: int, how: str) -> None:
         """Refuse a log where more than half of it is in the lake in another form.
@@ -160,24 +208,16 @@ class Addition:
             BadValue: As for `compare`, where the table has moved on since.
         """
         schema = self.lake.schema(self.table)
-        names = ", ".join(schema.names)
 
         def add(version: int) -> Change:
             # A table made since a comparison with none is empty at version 0, so that all of the log is missing from it.
             if version != self._compared:
                 self.compare()
-            rows = self.db.sql(f"SELECT coalesce(sum(lacking), 0) FROM {self._missing}").fetchall()[0][0]
-            if not rows:
+            if not self._rows:
                 # The table may have moved on after `version` was read: what holds the whole log is the version compared with.
                 return Change(0, 0, self._compared)
-            ordered = self.db.sql(
-                f"SELECT {names} FROM (SELECT {names}, unnest(range(lacking)) FROM {self._missing}) "
-                f"ORDER BY {EVENT_TIMESTAMP}, {USER_ID}, {ITEM_ID}, {CREATED_TIMESTAMP}, weight"
-            ).to_arrow_reader(ROWS)
-            batches = as_table_rows(ordered, schema, count)
-            return Change(
-                int(rows), 0, self.lake.append(self.table, batches, key=commit_key(), expected_version=version).version
-            )
+            rows, batches = self._rows, as_table_rows(rebatched(batches_of(self._pieces), ROWS), schema, count)
+            return Change(rows, 0, self.lake.append(self.table, batches, key=commit_key(), expected_version=version).version)
 
         return repeat_while_moving(self.lake, self.table, add)
 

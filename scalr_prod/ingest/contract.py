@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from scalr_prod.domains import DomainSettings
     from scalr_prod.ingest.cells import Place
     from scalr_prod.ingest.commit import Log
+    from scalr_prod.ingest.laid import Repeated
 
-__all__ = ["LeftOut", "Repeated", "TypeWeights", "held_to_limits", "missing_from_file", "refuse_doubled", "repeated_rows"]
+__all__ = ["LeftOut", "TypeWeights", "held_to_limits", "missing_from_file", "refuse_doubled"]
 
 logger = logging.getLogger(__name__)
 
@@ -112,51 +113,25 @@ class TypeWeights:
         return types, pc.fill_null(weights, 0.0), unknown if first is not None else None
 
 
-@dataclass(frozen=True)
-class Repeated:
-    """Rows that are there more than once.
-
-    Attributes:
-        rows: How many are a repetition of another one.
-        whole: Whether the log seems to be there twice: each of its rows is repeated.
-    """
-
-    rows: int
-    whole: bool
-
-
-def held_to_limits(db: Any, log: Log, chosen: DomainSettings, left_out: LeftOut) -> tuple[int, int]:
-    """Put a log's view under the limits that need all of it: events a user and day, and repeated rows.
+def held_to_limits(db: Any, view: str, rows: int, chosen: DomainSettings, left_out: LeftOut) -> int:
+    """Put a log's view under the limit of events a user and day.
 
     Args:
         db: DuckDB connection that holds the log's view, which is replaced.
-        log: The log.
-        chosen: Its settings.
+        view: The view.
+        rows: Its rows.
+        chosen: The log's settings.
         left_out: Where rows over the limit are counted.
 
     Returns:
-        Rows that are left, and repetitions that were dropped.
+        Rows that are left.
 
     Raises:
         BadValue: Too much would be left out.
     """
-    rows = log.rows
-    if chosen.max_user_day is not None:
-        rows = _limit_user_days(db, log.view, rows, chosen.max_user_day, cap=chosen.over_user_day == "cap", left_out=left_out)
-    if chosen.duplicates != "drop":
-        return rows, 0
-    _replace_view(db, log.view, "SELECT DISTINCT * FROM {0}")
-    different = count_of(db, f"FROM {log.view}")
-    return different, rows - different
-
-
-def repeated_rows(db: Any, log: Log) -> Repeated:
-    """How many rows of a log are the same as another one in every column."""
-    different, least = db.sql(
-        f"SELECT count(*), coalesce(min(times), 0) FROM (SELECT *, count(*) AS times FROM {log.view} GROUP BY ALL)"
-    ).fetchall()[0]
-    rows = count_of(db, f"FROM {log.view}")
-    return Repeated(rows - int(different), int(least) > 1 and int(different) >= _FEWEST)
+    if chosen.max_user_day is None:
+        return rows
+    return _limit_user_days(db, view, rows, chosen.max_user_day, cap=chosen.over_user_day == "cap", left_out=left_out)
 
 
 def refuse_doubled(log: Log, chosen: DomainSettings, repeated: Repeated, *, again: int, there: int) -> None:
@@ -172,11 +147,12 @@ def refuse_doubled(log: Log, chosen: DomainSettings, repeated: Repeated, *, agai
     Raises:
         BadValue: It is.
     """
-    if not repeated.whole and (again < _FEWEST or 2 * again < there):
+    doubled = repeated.whole and repeated.different >= _FEWEST
+    if not doubled and (again < _FEWEST or 2 * again < there):
         return
     found = (
         f"each row is there more than once ({repeated.rows} repetitions)"
-        if repeated.whole
+        if doubled
         else f"{again} rows are in the lake already and stand in the log once more each"
     )
     if chosen.duplicates == "notice":

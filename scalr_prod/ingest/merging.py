@@ -15,6 +15,7 @@ from scalr_prod.replacements import REPLACED, Replacement
 if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
+    from pathlib import Path
 
     import pyarrow as pa
 
@@ -25,12 +26,12 @@ if TYPE_CHECKING:
 __all__ = ["Merging", "addition_of", "latest_of_each_id"]
 
 
-def addition_of(db: Any, lake: Lake, log: Log, chosen: DomainSettings) -> Addition:
+def addition_of(db: Any, lake: Lake, log: Log, chosen: DomainSettings, folder: Path) -> Addition:
     """What a log adds, by its events' ids where the settings map them."""
-    return Addition(db, lake, log) if chosen.columns.event_id is None else Merging(db, lake, log, chosen)
+    return Addition(db, lake, log, folder) if chosen.columns.event_id is None else Merging(db, lake, log, folder, chosen)
 
 
-def latest_of_each_id(db: Any, log: Log, chosen: DomainSettings) -> int:
+def latest_of_each_id(db: Any, view: str, chosen: DomainSettings) -> int:
     """Leave the last row of each event id in a log's view: the latest known, where that is mapped, else the one read last.
 
     Returns:
@@ -38,12 +39,12 @@ def latest_of_each_id(db: Any, log: Log, chosen: DomainSettings) -> int:
     """
     order = f"{CREATED_TIMESTAMP} DESC, position DESC" if chosen.columns.created else "position DESC"
     db.execute(
-        f"CREATE TEMP TABLE {log.view}_latest AS SELECT * EXCLUDE (position) FROM {log.view} "
+        f"CREATE TEMP TABLE {view}_latest AS SELECT * EXCLUDE (position) FROM {view} "
         f"QUALIFY row_number() OVER (PARTITION BY {EVENT_ID} ORDER BY {order}) = 1"
     )
-    db.execute(f"DROP VIEW {log.view}")
-    db.execute(f"CREATE TEMP VIEW {log.view} AS FROM {log.view}_latest")
-    return count_of(db, f"FROM {log.view}")
+    db.execute(f"DROP VIEW {view}")
+    db.execute(f"CREATE TEMP VIEW {view} AS FROM {view}_latest")
+    return count_of(db, f"FROM {view}")
 
 
 class Merging(Addition):
@@ -53,13 +54,13 @@ class Merging(Addition):
     when events differ, as a replacement does: what was made from a former event is stale.
     """
 
-    def __init__(self, db: Any, lake: Lake, log: Log, chosen: DomainSettings) -> None:
-        super().__init__(db, lake, log)
+    def __init__(self, db: Any, lake: Lake, log: Log, folder: Path, chosen: DomainSettings) -> None:
+        super().__init__(db, lake, log, folder)
+        self._missing = f"missing_{log.view}"
         self._newer = "new.created_timestamp >= there.created_timestamp" if chosen.columns.created else "true"
 
     def compare(self) -> None:
         """Find the events that the table lacks, or holds otherwise."""
-        self._missing = f"missing_{self.log.view}"
         every = f"SELECT *, false AS known, {EVENT_TIMESTAMP} AS since FROM {self.log.view}"
         if not self.lake.exists(self.table):
             self.db.execute(f"CREATE OR REPLACE TEMP TABLE {self._missing} AS {every}")

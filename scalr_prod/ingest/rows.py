@@ -13,11 +13,12 @@ from scalr_prod.growth import ALWAYS, files_between, fragments_of
 from scalr_prod.instants import micros
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from datetime import datetime
     from pathlib import Path
 
     import pyarrow as pa
+    from deltalake import DeltaTable
 
     from scalr_prod.contracts import IdType, Table
     from scalr_prod.lake import Lake
@@ -53,14 +54,16 @@ def scan(
     where: Any = None,
     since: datetime | None = None,
     until: datetime | None = None,
+    opened: DeltaTable | None = None,
 ) -> pa.RecordBatchReader:
     """A table's rows as a stream that reads ahead little, to be scanned once.
 
-    With ``since`` and ``until``, of events between the two alone, both included: files of others are not opened.
+    With ``since`` and ``until``, of events between the two alone, both included: files of others are not opened. ``opened``: the table
+    at that version, where it is open already.
     """
     import pyarrow.compute as pc
 
-    delta = lake.open_table(table, version=version)
+    delta = lake.open_table(table, version=version) if opened is None else opened
     low, high = (edge if moment is None else micros(moment) for moment, edge in zip((since, until), ALWAYS, strict=True))
     happened = pc.field(EVENT_TIMESTAMP)
     where = all_of(where, None if since is None else happened >= since, None if until is None else happened <= until)
@@ -82,8 +85,8 @@ def count_of(db: Any, query: str) -> int:
     return int(db.sql(f"SELECT count(*) FROM ({query})").fetchall()[0][0])
 
 
-def as_table_rows(reader: pa.RecordBatchReader, schema: pa.Schema, count: Callable[[int], None]) -> pa.RecordBatchReader:
-    """The reader's batches under the table's own schema, counted as they pass."""
+def as_table_rows(reader: Iterable[pa.RecordBatch], schema: pa.Schema, count: Callable[[int], None]) -> pa.RecordBatchReader:
+    """Batches under the table's own schema, counted as they pass."""
     import pyarrow as pa
 
     def typed() -> Iterator[pa.RecordBatch]:

@@ -325,7 +325,7 @@ class _Parts:
         key = tuple(str(kind) for kind in batch.schema.types)
         if key not in self._writers:
             self.files.append(self.folder / f"{self.name}-{len(self.files)}.parquet")
-            self._writers[key] = pq.ParquetWriter(self.files[-1], batch.schema, compression="zstd")
+            self._writers[key] = pq.ParquetWriter(self.files[-1], batch.schema, compression="lz4", use_dictionary=False)
         self._writers[key].write_batch(batch)
 
     def __enter__(self) -> Self:

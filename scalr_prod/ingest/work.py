@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from scalr_prod.binding import MARKED, check_domains, description_of, project_of
@@ -18,13 +17,14 @@ from scalr_prod.contracts import (
     item_key,
     schema_of,
 )
-from scalr_prod.duck import parquet_sql
+from scalr_prod.duck import exact, parquet_sql
 from scalr_prod.errors import CommitFailed, EmptyInput, NoCommonUsers
 from scalr_prod.growth import local_files, records_of, schema_of_table
 from scalr_prod.ingest.catalogue import leave_out_unused, update_catalogue
 from scalr_prod.ingest.commit import Addition, Log, commit_key
-from scalr_prod.ingest.contract import held_to_limits, missing_from_file, refuse_doubled, repeated_rows
+from scalr_prod.ingest.contract import held_to_limits, missing_from_file, refuse_doubled
 from scalr_prod.ingest.idtypes import agreed_type
+from scalr_prod.ingest.laid import Repeated, lay
 from scalr_prod.ingest.merging import addition_of, latest_of_each_id
 from scalr_prod.ingest.replacing import replacements_of
 from scalr_prod.ingest.report import DomainReport
@@ -38,12 +38,14 @@ from scalr_prod.tombstones import Tombstones
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from datetime import datetime
+    from pathlib import Path
 
     import pyarrow as pa
     from deltalake import DeltaTable
 
     from scalr_prod.contracts import Domain, IdType
     from scalr_prod.ingest.commit import Change
+    from scalr_prod.ingest.laid import Laid
     from scalr_prod.ingest.staging import StagedEvents, StagedItems
     from scalr_prod.ingest.usermap import UserMap
     from scalr_prod.lake import Lake
@@ -74,6 +76,7 @@ class Work:
         opened: Its tables that were there when the ingest began.
         events: The staged logs, by the place of their settings.
         items: The staged item files likewise, None where there is none.
+        folder: Where what does not fit in memory lies.
         since: From then on, the lake's events become those of the logs (UTC); None: what the lake lacks is added.
         user_map: Which source user is which target user; None: the ids are the same ones.
 
@@ -89,11 +92,12 @@ class Work:
         opened: Mapping[Table, DeltaTable],
         events: dict[str, StagedEvents],
         items: dict[str, StagedItems | None],
+        folder: Path,
         *,
         since: datetime | None = None,
         user_map: UserMap | None = None,
     ) -> None:
-        self.settings, self.db, self.lake, self.events, self.items = settings, db, lake, events, items
+        self.settings, self.db, self.lake, self.events, self.items, self.folder = settings, db, lake, events, items, folder
         self.opened = dict(opened)
         self.several = settings.domains.several
         self.stones = Tombstones.open(settings)
@@ -107,12 +111,13 @@ class Work:
         self.renewed: dict[str, int] = {}
         #: Rows of users and items that were forgotten. By place.
         self.forgotten: dict[str, int] = {}
+        #: Rows of the log that are the same as another one. By place.
+        self.repeated: dict[str, Repeated] = {}
         self.users.load(db)
         self.logs = {place: self._view(domain, place) for domain in _BOTH for place in self.read[domain]}
-        self.repeated = {place: repeated_rows(db, log) for place, log in self.logs.items()}
         self.since = since
         self.changes: Mapping[str, Changing] = (
-            {place: addition_of(db, lake, log, settings.domains[place]) for place, log in self.logs.items()}
+            {place: addition_of(db, lake, log, settings.domains[place], folder) for place, log in self.logs.items()}
             if since is None
             else replacements_of(settings, db, lake, self.logs, since)
         )
@@ -159,35 +164,33 @@ class Work:
         nothing = "".join(f", NULL::{'DOUBLE' if name == 'value' else 'VARCHAR'} AS {name}" for name in lacking)
         named = f" REPLACE ('{prefix}' || {EVENT_ID} AS {EVENT_ID})" if prefix and EVENT_ID not in lacking else ""
         self.db.execute(f"CREATE TEMP VIEW {view} AS SELECT *{named}{nothing} FROM ({query})")
-        rows = count_of(self.db, f"FROM {view}")
-        self.forgotten[place] = staged.rows - rows
-        if not rows:
+        read = count_of(self.db, f"FROM {view}")
+        self.forgotten[place] = staged.rows - read
+        if not read:
             raise EmptyInput(
                 "holds only rows of users or items that were forgotten",
                 where=staged.origin,
                 next_step=f"check what [domains.{place}] names",
             )
-        return self._limited(Log(domain, place, own, prefix, staged.origin, view, rows, *self._span(view)))
+        laid = self._laid(place, view, read)
+        return Log(domain, place, own, prefix, staged.origin, view, laid.rows, laid.pieces)
 
-    def _limited(self, log: Log) -> Log:
-        """The log without what its settings' limits leave out, and with one row for each event id."""
-        chosen, read = self.settings.domains[log.place], log.rows
+    def _laid(self, place: str, view: str, read: int) -> Laid:
+        """Leave out of a log's view what its settings' limits leave out, all but one row of each event id, and lay the rest by time."""
+        chosen, rows = self.settings.domains[place], read
         if chosen.columns.event_id is not None:
-            log = replace(log, rows=latest_of_each_id(self.db, log, chosen))
-        before = log.rows
-        rows, dropped = held_to_limits(self.db, log, chosen, self.events[log.place].left_out)
-        self.renewed[log.place] = read - before + dropped
-        log = replace(log, rows=rows)
-        if rows == before:
-            return log
-        first, last = self._span(log.view)
-        return replace(log, first=first, last=last)
-
-    def _span(self, view: str) -> tuple[datetime, datetime]:
-        first, last = self.db.sql(
-            f"SELECT epoch_us(min({EVENT_TIMESTAMP})), epoch_us(max({EVENT_TIMESTAMP})) FROM {view}"
-        ).fetchall()[0]
-        return datetime_of(first), datetime_of(last)
+            rows = latest_of_each_id(self.db, view, chosen)
+        renewed = read - rows
+        rows = held_to_limits(self.db, view, rows, chosen, self.events[place].left_out)
+        mapped = {name for name in EVENT_EXTRAS if getattr(chosen.columns, name) is not None}
+        laid = lay(self.db, view, rows, mapped, self.folder, drop=chosen.duplicates == "drop")
+        self.renewed[place] = renewed + rows - laid.rows
+        # Repetitions that were dropped are counted there, and are none of the log any more.
+        kept = Repeated(0, laid.rows, whole=False)
+        self.repeated[place] = kept if chosen.duplicates == "drop" else laid.repeated
+        self.db.execute(f"CREATE OR REPLACE TEMP VIEW {view} AS FROM {parquet_sql(exact(piece.path) for piece in laid.pieces)}")
+        self.db.execute(f"DROP TABLE IF EXISTS {view}_latest")
+        return laid
 
     def common_users(self) -> int | None:
         """Users of the target domain and any source domain, counted over what was read (or, of what was not, over the lake).
