@@ -57,8 +57,21 @@ class Heaps:
             for number in self._slices[heap]:
                 yield file.get_batch(number)
 
-    def remove(self) -> None:
-        """Give the disk back."""
+    def tables(self, db: Any, schema: pa.Schema) -> Iterator[str]:
+        """One heap after the other as a table of DuckDB, whose name is given; then the disk is given back.
+
+        Args:
+            db: DuckDB connection.
+            schema: Of the rows.
+        """
+        import pyarrow as pa
+
+        for heap in range(len(self)):
+            db.register("dealt", pa.RecordBatchReader.from_batches(schema, self.rows(heap)))
+            db.execute("CREATE OR REPLACE TEMP TABLE heap AS FROM dealt")
+            db.unregister("dealt")
+            yield "heap"
+            db.execute("DROP TABLE heap")
         self._path.unlink(missing_ok=True)
 
     def _deal(self, batches: Iterable[pa.RecordBatch]) -> None:
@@ -127,14 +140,8 @@ def ordered(
 
 
 def _by_heap(db: Any, heaps: Heaps, schema: pa.Schema, arranged: str) -> Iterator[pa.RecordBatchReader]:
-    import pyarrow as pa
-
-    for heap in range(len(heaps)):
-        db.register("dealt", pa.RecordBatchReader.from_batches(schema, heaps.rows(heap)))
-        db.execute("CREATE OR REPLACE TEMP TABLE heap AS FROM dealt")
-        db.unregister("dealt")
-        yield from _arranged(db, arranged)
-    heaps.remove()
+    for _ in heaps.tables(db, schema):
+        yield db.sql(arranged).to_arrow_reader(_BATCH)
 
 
 def _arranged(db: Any, arranged: str) -> Iterator[pa.RecordBatchReader]:

@@ -33,6 +33,7 @@ __all__ = [
     "consumed_of",
     "context_text",
     "contexts_of",
+    "events_of",
     "in_scoring_order",
     "read_bucket",
 ]
@@ -75,7 +76,9 @@ def read_bucket(
 
 
 def choose_users(connection: Any, settings: Settings, spec: RunSpec, among: str = "true") -> None:
-    """Make the table `CHOSEN` of the users that the run asks about: ``user_id``, ``contexts`` (as many or a few less), ``newcomer``.
+    """Make the table `CHOSEN` of the users that the run asks about.
+
+    Its columns are ``user_id``, ``contexts`` and ``events`` (as many or a few less), ``newcomer``.
 
     Args:
         connection: Of DuckDB; events of both domains are selectable in it afterwards, as they were when the run was planned.
@@ -89,7 +92,7 @@ def choose_users(connection: Any, settings: Settings, spec: RunSpec, among: str 
     _open_events(connection, settings, spec)
     contexts = "1" if _of_users(spec) else "count(*)"
     connection.execute(
-        f"""CREATE OR REPLACE TEMP TABLE users AS SELECT {USER_ID}, {contexts} AS contexts
+        f"""CREATE OR REPLACE TEMP TABLE users AS SELECT {USER_ID}, {contexts} AS contexts, count(*) AS events
             FROM {Table.SOURCE_EVENTS} WHERE {_IN_WINDOW} GROUP BY {USER_ID}""",
         _used(spec, _IN_WINDOW),
     )
@@ -105,14 +108,29 @@ def choose_users(connection: Any, settings: Settings, spec: RunSpec, among: str 
     )
 
 
-def contexts_of(connection: Any, spec: RunSpec, *columns: str) -> Any:
+def events_of(connection: Any, spec: RunSpec, column: str) -> Any:
+    """The window's source events of `CHOSEN` users, in any order, each with a column of `CHOSEN`: a DuckDB relation.
+
+    Args:
+        connection: Of DuckDB, after `choose_users`.
+        spec: The run.
+        column: Of `CHOSEN`.
+    """
+    query = f"""SELECT {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP}, {column}
+        FROM {Table.SOURCE_EVENTS} JOIN {CHOSEN} USING ({USER_ID}) WHERE {_IN_WINDOW}"""
+    return connection.sql(query, params=_used(spec, query))
+
+
+def contexts_of(connection: Any, spec: RunSpec, *columns: str, events: str | None = None) -> Any:
     """The distinct contexts of `CHOSEN` users, as `read_bucket` gives them: a DuckDB relation.
 
     Args:
         connection: Of DuckDB, after `choose_users`.
         spec: The run.
         columns: More columns, of `CHOSEN`.
+        events: A table of `events_of` some users; default: all users'.
     """
+    source = events or f"{Table.SOURCE_EVENTS} WHERE {_IN_WINDOW} AND {_OF_CHOSEN}"
     # Each source event at its own time, or each user's last one as seen from the window's last instant.
     moment, last = (
         ("$end - INTERVAL 1 MICROSECOND", f"QUALIFY row_number() OVER (PARTITION BY {USER_ID} ORDER BY {_LATEST}) = 1")
@@ -123,8 +141,7 @@ def contexts_of(connection: Any, spec: RunSpec, *columns: str) -> Any:
     query = f"""SELECT {wanted}
         FROM (SELECT *, md5_number_lower(concat($seed, ':', {context_text(ITEM_ID)})) AS noise_key
             FROM (SELECT {USER_ID}, {ITEM_ID}, {moment} AS {EVENT_TIMESTAMP}, {SOURCE_TIMESTAMP}
-                FROM (SELECT DISTINCT {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP} AS {SOURCE_TIMESTAMP}
-                    FROM {Table.SOURCE_EVENTS} WHERE {_IN_WINDOW} AND {_OF_CHOSEN}) {last}))
+                FROM (SELECT DISTINCT {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP} AS {SOURCE_TIMESTAMP} FROM {source}) {last}))
         JOIN {CHOSEN} USING ({USER_ID}) ORDER BY {USER_ID}, {EVENT_TIMESTAMP}, {ITEM_ID}"""
     return connection.sql(query, params=_used(spec, query))
 

@@ -9,19 +9,20 @@ there. A file has a row group a slice, and a manifest. A run that goes on finds 
 from __future__ import annotations
 
 import shutil
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from scalr_prod.contracts import USER_ID
 from scalr_prod.errors import GenerationError
-from scalr_prod.generation.bucket import CHOSEN, choose_users, consumed_of, contexts_of
+from scalr_prod.generation.bucket import CHOSEN, choose_users, consumed_of, contexts_of, events_of
 from scalr_prod.generation.parts import identity, part_path, read_manifest, remove_others, seal, writing
+from scalr_prod.heaps import HEAP, Heaps
 from scalr_prod.ledger import run_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     import pyarrow as pa
@@ -59,10 +60,11 @@ def lay_out(settings: Settings, spec: RunSpec, partitions: int) -> int:
     with staging_folder(settings, "contexts") as folder, open_duckdb(settings, folder) as connection:
         choose_users(connection, settings, spec)
         slices = _cut(connection, partitions)
-        rows = _write(_folder(settings, spec, "contexts"), spec, slices, contexts_of(connection, spec, _NUMBER))
+        contexts = _contexts(connection, spec, folder)
+        rows = _write(_folder(settings, spec, "contexts"), spec, slices, contexts)
         consumed = consumed_of(connection, spec, _NUMBER)
         if consumed is not None:
-            _write(_folder(settings, spec, "consumed"), spec, slices, consumed)
+            _write(_folder(settings, spec, "consumed"), spec, slices, iter([consumed.to_arrow_reader(_BATCH)]))
     return rows
 
 
@@ -129,7 +131,7 @@ def _cut(connection: Any, partitions: int) -> list[list[int]]:
     connection.execute(
         f"""CREATE OR REPLACE TEMP TABLE {CHOSEN} AS SELECT {USER_ID}, newcomer,
             CAST((sum(contexts) OVER (ORDER BY {USER_ID}) - contexts) * {partitions * each} // {max(contexts, 1)} AS BIGINT)
-            AS {_NUMBER} FROM {CHOSEN}"""
+            AS {_NUMBER}, events FROM {CHOSEN}"""
     )
     numbers = [row[0] for row in connection.execute(f"SELECT DISTINCT {_NUMBER} FROM {CHOSEN} ORDER BY ALL").fetchall()]
     found: list[list[int]] = [[] for _ in range(partitions)]
@@ -138,14 +140,32 @@ def _cut(connection: Any, partitions: int) -> list[list[int]]:
     return found
 
 
-def _write(folder: Path, spec: RunSpec, slices: list[list[int]], relation: Any) -> int:
-    """Write the rows of a relation, which come slice by slice, to a file for each task; gives how many there are.
+def _contexts(connection: Any, spec: RunSpec, folder: Path) -> Iterator[pa.RecordBatchReader]:
+    """All contexts, slice by slice. Of many events those of a few slices are put in order at a time, which fit in memory."""
+    edges, held = [], 0
+    counted = f"SELECT {_NUMBER}, sum(events)::BIGINT FROM {CHOSEN} GROUP BY ALL ORDER BY ALL"
+    for number, events in connection.execute(counted).fetchall():
+        if held and held + events > HEAP:
+            edges.append(number)
+            held = 0
+        held += events
+    if not edges:
+        yield contexts_of(connection, spec, _NUMBER).to_arrow_reader(_BATCH)
+        return
+    reader = events_of(connection, spec, _NUMBER).to_arrow_reader(_BATCH)
+    heaps = Heaps(folder / "events.arrow", _NUMBER, edges, reader)
+    for table in heaps.tables(connection, reader.schema):
+        yield contexts_of(connection, spec, _NUMBER, events=table).to_arrow_reader(_BATCH)
+
+
+def _write(folder: Path, spec: RunSpec, slices: list[list[int]], readers: Iterator[pa.RecordBatchReader]) -> int:
+    """Write rows, which come slice by slice, to a file for each task; gives how many there are.
 
     A slice without rows has a row group, too, so that the files of a task agree.
     """
-    partitions, reader = len(slices), relation.to_arrow_reader(_BATCH)
+    partitions, reader = len(slices), next(readers)
     schema = reader.schema.remove(reader.schema.get_field_index(_NUMBER))
-    found, rows = _by_slice(reader), 0
+    found, rows = _by_slice(chain(reader, chain.from_iterable(readers))), 0
     following = next(found, None)
     for part, numbers in enumerate(slices):
         path, written = part_path(folder, part), 0
@@ -162,13 +182,13 @@ def _write(folder: Path, spec: RunSpec, slices: list[list[int]], relation: Any) 
     return rows
 
 
-def _by_slice(reader: pa.RecordBatchReader) -> Iterator[tuple[int, pa.Table]]:
+def _by_slice(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[int, pa.Table]]:
     """The rows of each slice that has any, without its number; only one slice is in memory."""
     import pyarrow as pa
 
     held: list[pa.RecordBatch] = []
     at = -1
-    for batch in reader:
+    for batch in batches:
         numbers = batch.column(_NUMBER).to_numpy()
         for start, stop in pairwise([0, *(np.flatnonzero(np.diff(numbers)) + 1), len(numbers)] if len(numbers) else ()):
             if numbers[start] != at and held:

@@ -48,10 +48,11 @@ def expected(made, spec):
 
 
 @pytest.mark.parametrize("contexts", ["events", "users"])
-@pytest.mark.parametrize("count", [1, 7, 200])
-def test_all_tasks_together_read_each_context_once_and_no_user_twice(made, count, contexts, monkeypatch):
-    """Also with more tasks than users, and with a user of more contexts than a slice."""
+@pytest.mark.parametrize(("count", "heap"), [(1, 500_000), (7, 500_000), (200, 500_000), (1, 40), (7, 1), (200, 100)])
+def test_all_tasks_together_read_each_context_once_and_no_user_twice(made, count, heap, contexts, monkeypatch):
+    """Also with more tasks than users, with a user of more contexts than a slice, and with events that are put in order in parts."""
     monkeypatch.setattr(slices, "_SLICE", 10)
+    monkeypatch.setattr(slices, "HEAP", heap)
     spec = made.run(contexts=contexts, generated=False)
     asked, had = expected(made, spec)
     assert lay_out(made.settings, spec, count) == len(asked)
