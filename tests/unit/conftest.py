@@ -40,3 +40,18 @@ def feast_project(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 def own(tmp_path: Path) -> Settings:
     """One that a test may change."""
     return make_project(tmp_path)
+
+
+@pytest.fixture
+def whole_rows(monkeypatch) -> list[int]:
+    """Numbers of rows whose distributions were worked out as a whole, by the plain code."""
+    from scalr_prod.translator.mixture import Mixture
+
+    rows, distributions = [], Mixture.distributions
+
+    def count(self, summary, **how):
+        rows.append(len(summary.batch.time))
+        return distributions(self, summary, **how)
+
+    monkeypatch.setattr(Mixture, "distributions", count)
+    return rows

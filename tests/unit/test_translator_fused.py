@@ -17,7 +17,7 @@ from scalr_prod.translator.estimators import popularity
 from scalr_prod.translator.fitting import fit_sets
 from scalr_prod.translator.fused import block, passes, users
 from scalr_prod.translator.layout import OURS
-from scalr_prod.translator.mixture import PLAIN, Mixture
+from scalr_prod.translator.mixture import PLAIN
 from scalr_prod.translator.module import TranslatorModule
 from scalr_prod.translator.pairs import Pairs
 
@@ -105,19 +105,6 @@ def test_every_member_scores_alike(world):
         for one, other in zip(found, expected, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-5)
         np.testing.assert_array_equal(found[0] == 0, expected[0] == 0)
-
-
-@pytest.fixture
-def whole_rows(monkeypatch) -> list[int]:
-    """Numbers of rows whose distributions were worked out as a whole, by the plain code."""
-    rows, distributions = [], Mixture.distributions
-
-    def count(self, summary, **how):
-        rows.append(len(summary.batch.time))
-        return distributions(self, summary, **how)
-
-    monkeypatch.setattr(Mixture, "distributions", count)
-    return rows
 
 
 def test_a_prior_of_which_little_is_left_is_worked_out_as_a_whole(world, whole_rows):

@@ -14,11 +14,11 @@ import pytest
 import torch
 from translator_world import DAY, LENGTH, METADATA, SETTINGS, calibration, make_log
 
+from scalr_prod.translator import noise
 from scalr_prod.translator.contexts import NEWCOMERS, NO_ITEM, Contexts, Had
 from scalr_prod.translator.estimators import frequency
 from scalr_prod.translator.fitting import fit_sets
 from scalr_prod.translator.layout import OURS
-from scalr_prod.translator.mixture import Mixture
 from scalr_prod.translator.module import TranslatorModule
 from scalr_prod.translator.pairs import Pairs
 
@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
 pytest.importorskip("triton", reason="Triton's language is there for Linux alone")
 
-from scalr_prod.translator.gpu import passes, trial
+import triton
+import triton.language as tl
+
+from scalr_prod.translator.gpu import kernel, passes, trial
 
 
 @pytest.fixture(scope="module")
@@ -89,19 +92,6 @@ def test_every_member_scores_alike(world):
         np.testing.assert_array_equal(found[0] == 0, expected[0] == 0)
 
 
-@pytest.fixture
-def whole_rows(monkeypatch) -> list[int]:
-    """Numbers of rows whose distributions were worked out as a whole, by the plain code."""
-    rows, distributions = [], Mixture.distributions
-
-    def count(self, summary, **how):
-        rows.append(len(summary.batch.time))
-        return distributions(self, summary, **how)
-
-    monkeypatch.setattr(Mixture, "distributions", count)
-    return rows
-
-
 def test_the_pass_draws_by_itself(world, whole_rows):
     contexts = make_contexts(world, 120, seed=3, exclude=4)
     world.gpu.sample(contexts, 4)
@@ -129,6 +119,25 @@ def test_a_batch_s_cut_changes_nothing(world, monkeypatch):
     found = world.gpu.sample(contexts, 6)
     np.testing.assert_array_equal(found.items, expected.items)
     np.testing.assert_allclose(found.probabilities, expected.probabilities, rtol=1e-5)
+
+
+@triton.jit
+def _variates(numbers, low, high, out, count: tl.constexpr):
+    place = tl.arange(0, count)
+    words = [tl.load(one + tl.arange(0, 1)).to(tl.uint32, bitcast=True) for one in (low, high)]
+    found = kernel._log_variate(tl.load(numbers + place).to(tl.uint32, bitcast=True), words[0], words[1])
+    tl.store(out + tl.arange(0, 1)[:, None] * count + place[None, :], found)
+
+
+def test_variates_are_the_reference_s_within_the_stated_bound():
+    """As far as formulas go: a card's own logarithm is another one."""
+    count = 2**16
+    numbers, out = noise.item_numbers(count), torch.empty(1, count)
+    low, high = noise.key_words(np.array([12345]))
+    _variates[(1,)](numbers, low, high, out, count=count)
+    exact = noise.exponential((low, high), numbers, torch.float64).log()
+    assert float((out - exact).abs().max()) <= 2.0**-17
+    assert float(exact.min()) < -9  # small variates, which decide races, are among them
 
 
 def test_tiles_end_where_many_events_lie_between():
@@ -162,10 +171,10 @@ def test_the_kernel_compiles_for_cards(card):
     code = f"""
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from scalr_prod.translator.gpu import kernel
+from scalr_prod.translator.gpu import kernel, passes
 
 constants = dict(width=256, log_width=32, with_frequency=True, with_race=True, rows=kernel.ROWS, items=kernel.ITEMS, each=kernel.EACH)
-constants |= dict(depth=32, precision="tf32x3")
+constants |= dict(depth=passes._DEPTH, precision=passes._PRECISION)
 known = dict.fromkeys(("tile_first", "tile_rows", "eligible", "special", "low", "high", "numbers"), "*i32")
 known |= dict.fromkeys(("mass_out", "prior_mass_out"), "*fp64") | dict.fromkeys(("n_items", "blocks_each"), "i32")
 known |= dict.fromkeys(("log_weight", "frequency_weight", "slope"), "fp32")
@@ -173,7 +182,7 @@ names = kernel.one_pass.arg_names
 signature = {{name: "constexpr" if name in constants else known.get(name, "*fp32") for name in names}}
 places = {{(names.index(name),): value for name, value in constants.items()}}
 source = ASTSource(kernel.one_pass, signature=signature, constexprs=places)
-made = compile(source, target=GPUTarget("cuda", {card}, 32), options=dict(num_warps=8))
+made = compile(source, target=GPUTarget("cuda", {card}, 32), options=dict(num_warps=passes._WARPS))
 assert made.asm["cubin"]
 print(made.metadata.shared)
 """

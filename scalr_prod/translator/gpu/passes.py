@@ -19,6 +19,7 @@ from scalr_prod.translator import noise
 from scalr_prod.translator.contexts import NO_ITEM, Had
 from scalr_prod.translator.estimators import frequency, is_logarithm, is_product, popularity, scores
 from scalr_prod.translator.gpu.kernel import EACH, ITEMS, ROWS, one_pass
+from scalr_prod.translator.gpu.lists import Lists, bits, entries, has, mass_of, once
 from scalr_prod.translator.race import SPARE, Draws, near_limit
 
 if TYPE_CHECKING:
@@ -52,24 +53,6 @@ _STEPS: Final = 2.0**-16
 #: Numbers of a [rows, candidates, columns] tensor of exact products.
 _CHUNK: Final = 2**25
 _US_A_DAY: Final = 86_400_000_000.0
-_BITS: Final = 32
-
-
-@dataclass(frozen=True)
-class Lists:
-    """What contexts' own lists say of items.
-
-    Attributes:
-        items: int64 [R, S], ascending, N where there is none. Items whose logits the pass does not know.
-        mass: float64 [R, S]. What `frequency`'s table adds for them.
-        excluded: int32 [R, W]. A bit for each item that must not be proposed.
-        special: int32 [R, W]. A bit for each item that the pass leaves out.
-    """
-
-    items: torch.Tensor
-    mass: torch.Tensor
-    excluded: torch.Tensor
-    special: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -129,7 +112,7 @@ class Fused:
         number = min(race.k + SPARE, found.keys.shape[1])
         highest, places = found.keys.topk(min(number + 1, found.keys.shape[1]), dim=1)
         candidates = (places[:, :number, None] * EACH + torch.arange(EACH, device=self._device)).flatten(1)
-        plain = self._can_be(candidates, batch) & ~_has(found.lists.special, candidates)
+        plain = self._can_be(candidates, batch) & ~has(found.lists.special, candidates)
         named = candidates.clamp(max=self._n_target - 1)
         logits = self._exact(mixture, summary, race.member, named, None).masked_fill_(~plain, -torch.inf)
         items = torch.cat([named, found.lists.items.clamp(max=self._n_target - 1)], 1)
@@ -163,8 +146,8 @@ class Fused:
         asked = torch.from_numpy(candidates).to(self._device, torch.int64)
         there = (asked >= 0) & self._can_be(asked, batch)
         named = asked.clamp(min=0)
-        there &= ~_has(found.lists.excluded, named)
-        logits = self._exact(mixture, summary, member, named, _mass_of(found.lists, named))
+        there &= ~has(found.lists.excluded, named)
+        logits = self._exact(mixture, summary, member, named, mass_of(found.lists, named))
         p = _shares(logits, found.normaliser, there)
         q = _shares(self._prior(summary, named), found.prior_normaliser, there)
         return p.cpu().numpy(), q.cpu().numpy(), np.zeros(len(candidates), bool)
@@ -286,7 +269,7 @@ class Fused:
                 num_warps=_WARPS,
             )
         named = lists.items.clamp(max=self._n_target - 1)
-        there = self._can_be(lists.items, batch) & ~_has(lists.excluded, named)
+        there = self._can_be(lists.items, batch) & ~has(lists.excluded, named)
         logits = self._exact(mixture, summary, member, named, lists.mass).masked_fill_(~there, -torch.inf)
         prior_logits = self._prior(summary, named).masked_fill_(~there, -torch.inf)
         return Gathered(
@@ -315,14 +298,14 @@ class Fused:
         items = self._there(changed.astype(np.int64))
         mass = torch.zeros(items.shape, dtype=torch.float64, device=self._device)
         if mixture.calibration[member].get("frequency", 0.0):
-            of_table, mass_of_table = _entries(mixture.parameters["frequency"], batch, absent)
+            of_table, mass_of_table = entries(mixture.parameters["frequency"], batch, absent)
             items, mass = torch.cat([items, of_table], 1), torch.cat([mass, mass_of_table], 1)
-        items, mass = _once(items, mass, absent)
+        items, mass = once(items, mass, absent)
         exclude = batch.exclude.matrix() if isinstance(batch.exclude, Had) else batch.exclude
         never = np.empty((len(items), 0), np.int64) if exclude is None else exclude.astype(np.int64)
         named = self._there(np.where(never < 0, absent, never))
-        named, _ = _once(named, torch.zeros(named.shape, dtype=torch.float64, device=self._device), absent)
-        excluded, own = (_bits(some, absent) for some in (named, items))
+        named, _ = once(named, torch.zeros(named.shape, dtype=torch.float64, device=self._device), absent)
+        excluded, own = (bits(some, absent) for some in (named, items))
         return Lists(items, mass, excluded, excluded | own)
 
     def _side_by_side(self, mixture: Mixture, names: list[str]) -> torch.Tensor:
@@ -355,61 +338,6 @@ def _filled(tables: list[torch.Tensor], rows: int, device: torch.device) -> torc
     """Tables side by side, with columns of 0 to a multiple of `_DEPTH`: float32 [rows, columns]."""
     columns = sum(table.shape[1] for table in tables)
     return torch.cat([*tables, torch.zeros(rows, -columns % _DEPTH, device=device)], 1).contiguous()
-
-
-def _entries(parameters: dict[str, torch.Tensor], batch: Batch, absent: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `frequency`'s table holds for each history: items int64 and mass float64, [R, E] both."""
-    history, weight, _ = frequency.asked(parameters, batch, torch.float64)
-    start = parameters["start"]
-    if not len(parameters["item"]):
-        return history[:, :0], weight[:, :0]
-    begin, end = start[history], start[history + 1]
-    place = begin[..., None] + torch.arange(frequency.KEPT, device=history.device)
-    there = (place < end[..., None]) & (weight[..., None] > 0)
-    place = place.clamp(max=len(parameters["item"]) - 1)
-    items = torch.where(there, parameters["item"][place].long(), absent)
-    mass = torch.where(there, parameters["share"][place].double() * weight[..., None], 0.0)
-    return items.flatten(1), mass.flatten(1)
-
-
-def _once(items: torch.Tensor, mass: torch.Tensor, absent: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each row's items once each, ascending, then ``absent``, with the sum of their mass."""
-    if not items.shape[1]:
-        return items, mass
-    items, order = items.sort(1)
-    mass = mass.gather(1, order)
-    first, last = torch.ones_like(items, dtype=torch.bool), torch.ones_like(items, dtype=torch.bool)
-    first[:, 1:] = items[:, 1:] != items[:, :-1]
-    last[:, :-1] = first[:, 1:]
-    total = mass.cumsum(1)
-    place = torch.arange(items.shape[1], device=items.device)
-    begin = torch.where(first, place, 0).cummax(1).values
-    mass = total - (total - mass).gather(1, begin)
-    items, order = torch.where(last, items, absent).sort(1)
-    widest = int((items < absent).sum(1).max()) if len(items) else 0
-    return items[:, :widest].contiguous(), mass.gather(1, order)[:, :widest]
-
-
-def _bits(items: torch.Tensor, absent: int) -> torch.Tensor:
-    """A bit for each item that is listed, at most once, in int64 [R, C]: int32 [R, W]."""
-    words = torch.zeros(len(items), -(-absent // _BITS), dtype=torch.int32, device=items.device)
-    bit = torch.ones_like(items) << (items % _BITS)
-    bit = torch.where(items < absent, torch.where(bit >= 2**31, bit - 2**32, bit), 0).int()
-    return words.scatter_add_(1, items.clamp(max=absent - 1) // _BITS, bit)
-
-
-def _has(words: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-    """Whether items, int64 [R, C], have their bit: bool [R, C]."""
-    place = (items // _BITS).clamp(max=words.shape[1] - 1)
-    return ((words.gather(1, place) >> (items % _BITS)) & 1).bool()
-
-
-def _mass_of(lists: Lists, items: torch.Tensor) -> torch.Tensor:
-    """What `frequency`'s table adds for named items, int64 [R, C]: float64 [R, C]."""
-    if not lists.items.shape[1]:
-        return torch.zeros(items.shape, dtype=torch.float64, device=items.device)
-    place = torch.searchsorted(lists.items, items.contiguous()).clamp(max=lists.items.shape[1] - 1)
-    return torch.where(lists.items.gather(1, place) == items, lists.mass.gather(1, place), 0.0)
 
 
 def _shares(logits: torch.Tensor, normaliser: torch.Tensor, there: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What contexts' own lists say of items: a bit for each, and what a history's table adds to those that it names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import torch
+
+from scalr_prod.translator.estimators import frequency
+
+if TYPE_CHECKING:
+    from scalr_prod.translator.batch import Batch
+
+__all__ = ["Lists", "bits", "entries", "has", "mass_of", "once"]
+
+_BITS: Final = 32
+
+
+@dataclass(frozen=True)
+class Lists:
+    """What contexts' own lists say of items.
+
+    Attributes:
+        items: int64 [R, S], ascending, N where there is none. Items whose logits the pass does not know.
+        mass: float64 [R, S]. What `frequency`'s table adds for them.
+        excluded: int32 [R, W]. A bit for each item that must not be proposed.
+        special: int32 [R, W]. A bit for each item that the pass leaves out.
+    """
+
+    items: torch.Tensor
+    mass: torch.Tensor
+    excluded: torch.Tensor
+    special: torch.Tensor
+
+
+def entries(parameters: dict[str, torch.Tensor], batch: Batch, absent: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `frequency`'s table holds for each history: items int64 and mass float64, [R, E] both."""
+    history, weight, _ = frequency.asked(parameters, batch, torch.float64)
+    start = parameters["start"]
+    if not len(parameters["item"]):
+        return history[:, :0], weight[:, :0]
+    begin, end = start[history], start[history + 1]
+    place = begin[..., None] + torch.arange(frequency.KEPT, device=history.device)
+    there = (place < end[..., None]) & (weight[..., None] > 0)
+    place = place.clamp(max=len(parameters["item"]) - 1)
+    items = torch.where(there, parameters["item"][place].long(), absent)
+    mass = torch.where(there, parameters["share"][place].double() * weight[..., None], 0.0)
+    return items.flatten(1), mass.flatten(1)
+
+
+def once(items: torch.Tensor, mass: torch.Tensor, absent: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each row's items once each, ascending, then ``absent``, with the sum of their mass."""
+    if not items.shape[1]:
+        return items, mass
+    items, order = items.sort(1)
+    mass = mass.gather(1, order)
+    first, last = torch.ones_like(items, dtype=torch.bool), torch.ones_like(items, dtype=torch.bool)
+    first[:, 1:] = items[:, 1:] != items[:, :-1]
+    last[:, :-1] = first[:, 1:]
+    total = mass.cumsum(1)
+    place = torch.arange(items.shape[1], device=items.device)
+    begin = torch.where(first, place, 0).cummax(1).values
+    mass = total - (total - mass).gather(1, begin)
+    items, order = torch.where(last, items, absent).sort(1)
+    widest = int((items < absent).sum(1).max()) if len(items) else 0
+    return items[:, :widest].contiguous(), mass.gather(1, order)[:, :widest]
+
+
+def bits(items: torch.Tensor, absent: int) -> torch.Tensor:
+    """A bit for each item that is listed, at most once, in int64 [R, C]: int32 [R, W]."""
+    words = torch.zeros(len(items), -(-absent // _BITS), dtype=torch.int32, device=items.device)
+    bit = torch.ones_like(items) << (items % _BITS)
+    bit = torch.where(items < absent, torch.where(bit >= 2**31, bit - 2**32, bit), 0).int()
+    return words.scatter_add_(1, items.clamp(max=absent - 1) // _BITS, bit)
+
+
+def has(words: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+    """Whether items, int64 [R, C], have their bit: bool [R, C]."""
+    place = (items // _BITS).clamp(max=words.shape[1] - 1)
+    return ((words.gather(1, place) >> (items % _BITS)) & 1).bool()
+
+
+def mass_of(lists: Lists, items: torch.Tensor) -> torch.Tensor:
+    """What `frequency`'s table adds for named items, int64 [R, C]: float64 [R, C]."""
+    if not lists.items.shape[1]:
+        return torch.zeros(items.shape, dtype=torch.float64, device=items.device)
+    place = torch.searchsorted(lists.items, items.contiguous()).clamp(max=lists.items.shape[1] - 1)
+    return torch.where(lists.items.gather(1, place) == items, lists.mass.gather(1, place), 0.0)
