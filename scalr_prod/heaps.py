@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pyarrow as pa
 
-__all__ = ["HEAP", "Heaps", "edges_of", "ordered", "rebatched"]
+__all__ = ["HEAP", "Heaps", "edges_of", "ordered", "rebatched", "tables_of"]
 
 #: Rows of a heap, about.
 HEAP: Final = 500_000
@@ -57,21 +57,22 @@ class Heaps:
             for number in self._slices[heap]:
                 yield file.get_batch(number)
 
-    def tables(self, db: Any, schema: pa.Schema) -> Iterator[str]:
+    def tables(self, db: Any, schema: pa.Schema, name: str = "heap") -> Iterator[str]:
         """One heap after the other as a table of DuckDB, whose name is given; then the disk is given back.
 
         Args:
             db: DuckDB connection.
             schema: Of the rows.
+            name: Of the table.
         """
         import pyarrow as pa
 
         for heap in range(len(self)):
             db.register("dealt", pa.RecordBatchReader.from_batches(schema, self.rows(heap)))
-            db.execute("CREATE OR REPLACE TEMP TABLE heap AS FROM dealt")
+            db.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS FROM dealt")
             db.unregister("dealt")
-            yield "heap"
-            db.execute("DROP TABLE heap")
+            yield name
+            db.execute(f"DROP TABLE {name}")
         self._path.unlink(missing_ok=True)
 
     def _deal(self, batches: Iterable[pa.RecordBatch]) -> None:
@@ -114,39 +115,53 @@ def edges_of(db: Any, relation: str, key: str, rows: int) -> list[Any]:
     return sorted({found[len(found) * heap // heaps] for heap in range(1, heaps)}) if found else []
 
 
-def ordered(
-    db: Any, query: str, arranged: str, *, key: str, edges: Sequence[Any], path: Path
-) -> Iterator[pa.RecordBatchReader]:
-    """A query's rows in order, heap by heap: all of a key in one heap, and no heap's keys before those of the heap before it.
+def tables_of(db: Any, query: str, *, key: str, edges: Sequence[Any], path: Path, name: str = "heap") -> Iterator[str]:
+    """A query's rows as a table of DuckDB, heap by heap: all of a key in one heap, and no heap's keys before those of the heap before it.
 
     Args:
-        db: DuckDB connection, which gets the table ``heap``.
-        query: Gives the rows; it is done once, by this call if there are edges.
-        arranged: What is made of the rows of a heap, in SQL: of the table ``heap``, in an order that begins with the key.
+        db: DuckDB connection.
+        query: Gives the rows; it is done once, by this call.
         key: The column that decides the heap.
         edges: From `edges_of`.
         path: A new file, for what is dealt out to heaps; removed after the last one.
+        name: Of the table.
+
+    Gives: The table's name once for each heap, of which there is at least one; some may be empty.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    if not edges:
+        db.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS {query}")
+        return _whole(db, name)
+    reader = db.sql(query).to_arrow_reader(_BATCH)
+    return Heaps(path, key, edges, reader).tables(db, reader.schema, name)
+
+
+def ordered(
+    db: Any, query: str, arranged: str, *, key: str, edges: Sequence[Any], path: Path
+) -> Iterator[pa.RecordBatchReader]:
+    """The rows of `tables_of` in order.
+
+    Args:
+        db: DuckDB connection, which gets the table ``heap``.
+        query: As there, as are the arguments below ``arranged``.
+        arranged: What is made of the rows of a heap, in SQL: of the table ``heap``, in an order that begins with the key.
+        key: The column that decides the heap.
+        edges: From `edges_of`.
+        path: A new file.
 
     Gives: At least one reader, each to be read to its end before the next; some may be empty.
 
     Raises:
         OSError: The file cannot be written.
     """
-    if not edges:
-        db.execute(f"CREATE OR REPLACE TEMP TABLE heap AS {query}")
-        return _arranged(db, arranged)
-    reader = db.sql(query).to_arrow_reader(_BATCH)
-    return _by_heap(db, Heaps(path, key, edges, reader), reader.schema, arranged)
+    return (db.sql(arranged).to_arrow_reader(_BATCH) for _ in tables_of(db, query, key=key, edges=edges, path=path))
 
 
-def _by_heap(db: Any, heaps: Heaps, schema: pa.Schema, arranged: str) -> Iterator[pa.RecordBatchReader]:
-    for _ in heaps.tables(db, schema):
-        yield db.sql(arranged).to_arrow_reader(_BATCH)
-
-
-def _arranged(db: Any, arranged: str) -> Iterator[pa.RecordBatchReader]:
-    yield db.sql(arranged).to_arrow_reader(_BATCH)
-    db.execute("DROP TABLE heap")
+def _whole(db: Any, name: str) -> Iterator[str]:
+    yield name
+    db.execute(f"DROP TABLE {name}")
 
 
 def rebatched(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:

@@ -9,7 +9,7 @@ from scalr_prod.duck import exact
 from scalr_prod.quality.rule_set import unusable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     import pandas as pd
@@ -24,11 +24,16 @@ _EXAMPLES: Final = 3
 
 
 class Judged:
-    """The view ``judged`` of a connection: the rows' own columns, one boolean per rule, and ``accepted``."""
+    """The view ``judged`` of a connection: the rows' own columns, one boolean per rule, and ``accepted``.
 
-    def __init__(self, connection: Any, rules: Sequence[RowRule], shown: Sequence[str]) -> None:
+    Attributes:
+        files: Its Parquet files in their order, as DuckDB is to be given them.
+    """
+
+    def __init__(self, connection: Any, rules: Sequence[RowRule], shown: Sequence[str], files: Sequence[str]) -> None:
         self.connection = connection
         self.rules = rules
+        self.files = files
         self._shown = shown
 
     def counts(self) -> tuple[int, int]:
@@ -66,9 +71,15 @@ class Judged:
 
 
 def judge(
-    connection: Any, select: str, rules: Sequence[RowRule], *, columns: Sequence[str], shown: Sequence[str], path: Path
+    connection: Any,
+    select: str,
+    rules: Sequence[RowRule],
+    *,
+    columns: Sequence[str],
+    shown: Sequence[str],
+    paths: Iterable[Path],
 ) -> Judged:
-    """Apply every rule to every row of a query, once; the result is kept on disk.
+    """Apply every rule to every row of a query, once, or of one query after the other; the result is kept on disk.
 
     Args:
         connection: DuckDB.
@@ -76,7 +87,7 @@ def judge(
         rules: Their expressions see what the query joins.
         columns: Expressions of the rows' own columns to keep.
         shown: Columns that identify a row in examples.
-        path: Parquet file to write.
+        paths: Parquet files to write, one or more; what the query gives once each has been taken goes there.
 
     Raises:
         QualityError: A rule's expression cannot be computed; names the rule.
@@ -86,14 +97,17 @@ def judge(
     held = [f"coalesce({rule.holds}, false) AS {rule.name}" for rule in rules]
     judged = select.format(columns=", ".join([*columns, *held]))
     all_of = " AND ".join(rule.name for rule in rules)
-    quoted = str(path).replace("'", "''")
-    try:
-        connection.execute(f"COPY (SELECT *, {all_of} AS accepted FROM ({judged})) TO '{quoted}' (FORMAT parquet)")
-    except duckdb.Error as error:
-        _name_the_rule(connection, select, rules, error)
-        raise
-    connection.read_parquet(exact(path)).create_view("judged")
-    return Judged(connection, rules, shown)
+    written: list[str] = []
+    for path in paths:
+        quoted = str(path).replace("'", "''")
+        try:
+            connection.execute(f"COPY (SELECT *, {all_of} AS accepted FROM ({judged})) TO '{quoted}' (FORMAT parquet)")
+        except duckdb.Error as error:
+            _name_the_rule(connection, select, rules, error)
+            raise
+        written.append(exact(path))
+    connection.read_parquet(written).create_view("judged")
+    return Judged(connection, rules, shown, written)
 
 
 def _name_the_rule(connection: Any, select: str, rules: Sequence[RowRule], error: Exception) -> None:

@@ -113,7 +113,7 @@ def _inspect(
                 LEFT JOIN contradicted b USING (filename, file_row_number)"""
             shown = [f"r.{name}" for name in _SHOWN]
             rules = _row_rules(manifest)
-            judged = judge(connection, select, rules, columns=shown, shown=_SHOWN, path=scratch / "judged.parquet")
+            judged = judge(connection, select, rules, columns=shown, shown=_SHOWN, paths=[scratch / "judged.parquet"])
             outcomes += inspect_rows(inspector, _SUITE, subject, judged)
             asked, good = judged.counts()
             broken = asked - good

@@ -178,7 +178,7 @@ def test_every_read_of_parquet_files_by_name_is_of_those_files_alone(tmp_path):
         rules,
         columns=["item_id"],
         shown=["item_id"],
-        path=tmp_path / "v[1]" / "judged.parquet",
+        paths=[tmp_path / "v[1]" / "judged.parquet"],
     )
     assert judged.row("SELECT item_id FROM judged") == (5,)
     assert _facts(tmp_path / "v[1]" / "rows")[1:] == _facts(tmp_path / "v[1]" / "rows" / "p.parquet")[1:]
