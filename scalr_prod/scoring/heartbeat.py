@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A sign of life from within a batch: the model's process counts the groups of contexts that it has worked on, in a file.
+"""A sign of life from within a batch: each process of the model counts the groups of contexts that it has worked on, in a file.
 
 A large batch on a slow machine takes longer than a server may be silent. Who watches the server reads the count: while it grows, the
 model is at work. Both ends import this file, so it needs the standard library alone.
@@ -22,22 +22,25 @@ _BYTES: Final = 8
 
 
 class Heartbeat:
-    """The count of one version's process.
+    """The count of one of a version's processes.
 
     Args:
         model: The model's name in the server.
         version: Its version.
+        instance: What tells the process from others of the version.
         folder: Where the file is; default: as the environment says. None, and no such variable: nothing is written.
     """
 
-    def __init__(self, model: str, version: int, folder: str | Path | None = None) -> None:
+    def __init__(self, model: str, version: int, instance: str, folder: str | Path | None = None) -> None:
         folder = folder if folder is not None else os.environ.get(FOLDER_VARIABLE)
         self._count = 0
         self._file: int | None = None
         if folder is None:
             return
         try:
-            self._file = os.open(_path(Path(folder), model, version), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._file = os.open(
+                Path(folder) / (_begin(model, version) + instance), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600
+            )
         except OSError as error:
             logger.warning("no sign of life can be given: %s", error)
 
@@ -55,12 +58,15 @@ class Heartbeat:
 
 
 def read_beats(folder: Path, model: str, version: int) -> int:
-    """The count, which starts anew with each process; -1 where there is none."""
+    """The sum of the counts, each of which starts anew with its process; -1 where there is none."""
     try:
-        return int.from_bytes(_path(folder, model, version).read_bytes(), "little")
+        files = [path for path in folder.iterdir() if path.name.startswith(_begin(model, version))]
+        counts = [int.from_bytes(path.read_bytes(), "little") for path in files]
     except OSError:
         return -1
+    return sum(counts) if counts else -1
 
 
-def _path(folder: Path, model: str, version: int) -> Path:
-    return folder / f"{model}-{version}"
+def _begin(model: str, version: int) -> str:
+    """What the names of a version's files begin with."""
+    return f"{model}-{version}-"

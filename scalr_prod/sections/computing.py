@@ -78,6 +78,13 @@ class ServingSettings(Section):
         ge=1,
         description="CPU threads of a local Triton, or of the local scorer in all workers together; default: all",
     )
+    instances: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="processes that hold the model in Triton, on each GPU where there are some, and share out its threads; "
+        "default: 2 in a local Triton of two threads or more, if the model's file has no more than 256 MB, else 1",
+    )
 
     @field_validator("url")
     @classmethod

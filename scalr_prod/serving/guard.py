@@ -19,7 +19,7 @@ from scalr_prod.scoring.triton import TritonScorer
 from scalr_prod.serving.ensure import ensure_serving
 from scalr_prod.serving.loading import check_version
 from scalr_prod.serving.process import is_alive, restart_locked
-from scalr_prod.serving.repository import model_folder
+from scalr_prod.serving.repository import configured_instances, model_folder
 from scalr_prod.serving.state import ServerRecord, beats, read_record, server_lock
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ _RESTARTS: Final = 5
 
 @contextmanager
 def guarded_serving(settings: Settings, version: int) -> Iterator[None]:
-    """`ensure_serving`, and start the local server anew where it dies, hangs, mixes answers up, or loses its model's process.
+    """`ensure_serving`, and start the local server anew where it dies, hangs, mixes answers up, or loses a process of its model.
 
     A server that the settings name elsewhere, or one that is stopped by command, is left as it is.
 
@@ -71,6 +71,7 @@ class _Guard(threading.Thread):
         self._settings, self._version = settings, version
         self._over = threading.Event()
         self._alive_at, self._signs = time.monotonic(), (0, -1)
+        self._seen: dict[int, int] = {}
 
     def end(self) -> None:
         """Stop watching; a restart that is under way is finished first."""
@@ -92,8 +93,8 @@ class _Guard(threading.Thread):
     def _trouble(self, record: ServerRecord) -> str | None:
         if not is_alive(record):
             return "has ended"
-        if not self._model_process_runs(record):
-            return "has lost the process that the model runs in"
+        if self._lost_a_process(record):
+            return "has lost a process that the model runs in"
         name = self._settings.served_model
         try:  # with a real request: a server may say that it is well, and its model not answer
             TritonScorer(lambda: [record.url], self._version, model=name, deadline_s=_PROBE_S).close()
@@ -124,18 +125,20 @@ class _Guard(threading.Thread):
         silent = time.monotonic() - self._alive_at > limit
         return f"answers nobody and makes no progress for {limit:g} s" if silent else None
 
-    def _model_process_runs(self, record: ServerRecord) -> bool:
+    def _lost_a_process(self, record: ServerRecord) -> bool:
+        """Whether fewer instances run than have been seen, of those that there are to be: one more may be on its way."""
         import psutil
 
-        program = str(model_folder(self._settings) / str(self._version))
+        program, running = str(model_folder(self._settings) / str(self._version)), 0
         try:
             for process in psutil.Process(record.pid).children(recursive=True):
                 ended = process.status() in {psutil.STATUS_ZOMBIE, psutil.STATUS_STOPPED}
-                if not ended and any(program in part for part in process.cmdline()):
-                    return True
+                running += not ended and any(program in part for part in process.cmdline())
         except psutil.Error:  # it has ended just now: the next look tells
-            return True
-        return False
+            return False
+        most = max(self._seen.get(record.pid, 1), running)
+        self._seen = {record.pid: most}
+        return running < min(most, configured_instances(self._settings))
 
     def _restart(self, seen: ServerRecord) -> None:
         try:

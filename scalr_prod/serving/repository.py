@@ -24,11 +24,14 @@ if TYPE_CHECKING:
     from scalr_prod.settings import Settings
     from scalr_prod.translator.versions import TranslatorVersion
 
-__all__ = ["configured_versions", "install_version", "model_folder", "write_config"]
+__all__ = ["configured_instances", "configured_versions", "install_version", "model_folder", "write_config"]
 
 #: How every configuration of ours has begun.
 _FIRST_WORDS: Final = "# The translator. "
 _POLICY: Final = re.compile(r"^version_policy .*$", re.MULTILINE)
+_INSTANCES: Final = re.compile(r"(?<=count: )\d+")
+#: Of a file of up to so many bytes a local server holds two copies: while one answers, takes or waits, the other works.
+_TWICE: Final = 256 << 20
 
 
 def model_folder(settings: Settings) -> Path:
@@ -66,12 +69,22 @@ def install_version(settings: Settings, version: TranslatorVersion) -> Path:
 
 def configured_versions(settings: Settings) -> list[int]:
     """The versions that the configuration names, the lowest first; none where there is no configuration yet."""
-    try:
-        text = (model_folder(settings) / "config.pbtxt").read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return []
-    policy = _POLICY.search(text)
+    policy = _POLICY.search(_config(settings))
     return sorted(int(number) for number in re.findall(r"\d+", policy.group())) if policy else []
+
+
+def configured_instances(settings: Settings) -> int:
+    """How many processes are to hold each version; 0 where there is no configuration yet."""
+    count = _INSTANCES.search(_config(settings))
+    return int(count.group()) if count else 0
+
+
+def _config(settings: Settings) -> str:
+    """The configuration; empty where there is none yet."""
+    try:
+        return (model_folder(settings) / "config.pbtxt").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""
 
 
 def write_config(settings: Settings, versions: Iterable[int]) -> None:
@@ -86,9 +99,10 @@ def write_config(settings: Settings, versions: Iterable[int]) -> None:
     template = (assets.folder("triton_models") / "translator" / "config.pbtxt").read_text(encoding="utf-8")
     policy = f"version_policy {{ specific {{ versions: [ {', '.join(map(str, there))} ] }} }}"
     text, replaced = _POLICY.subn(policy, template)
-    if replaced != 1:
+    text, counted = _INSTANCES.subn(str(_instances(settings, [folder / str(version) for version in there])), text)
+    if (replaced, counted) != (1, 1):
         raise ServingError(
-            "the template names no version policy",
+            "the template names no version policy, or no number of instances",
             where="config.pbtxt",
             next_step="install the package again, or restore the file",
         )
@@ -100,6 +114,15 @@ def write_config(settings: Settings, versions: Iterable[int]) -> None:
             unfinished.write_text(text, encoding="utf-8")
     except OSError as error:
         raise _unwritable(settings, error) from error
+
+
+def _instances(settings: Settings, versions: Iterable[Path]) -> int:
+    """How many processes hold each version."""
+    serving = settings.serving
+    if serving.instances is not None:
+        return serving.instances
+    small = all((version / "translator.safetensors").stat().st_size <= _TWICE for version in versions)
+    return 2 if small and serving.url is None and serving.threads > 1 else 1
 
 
 def _claim(settings: Settings) -> None:

@@ -45,6 +45,11 @@ def home(tmp_path, trained_home):
     stop_triton(settings)
 
 
+def stubs(settings) -> list[psutil.Process]:
+    """The processes of the model."""
+    return [p for p in psutil.Process(read_record(settings).pid).children(recursive=True) if "stub" in p.name()]
+
+
 def test_a_killed_server_is_told_and_a_new_one_is_followed(home):
     """The stream goes on where the server, killed in the middle, is started anew on another port."""
     batches = [contexts(200, seed=n) for n in range(6)]
@@ -68,16 +73,41 @@ def test_a_killed_server_is_told_and_a_new_one_is_followed(home):
 def test_a_model_whose_process_died_is_told_at_once_and_loaded_anew_for_the_next_run(home):
     with ensure_serving(home, 1), open_scorer(home, 1) as scorer:
         before = scorer.sample(contexts(20), 3).items
-        stubs = [p for p in psutil.Process(read_record(home).pid).children(recursive=True) if "stub" in p.name()]
-        assert stubs
-        for stub in stubs:
-            stub.kill()
+        processes = stubs(home)
+        assert processes
+        for process in processes:
+            process.kill()
         with pytest.raises(ModelNotReady, match="has died"):
             scorer.sample(contexts(20), 3)
         pid = read_record(home).pid
         with ensure_serving(home, 1):
             assert np.array_equal(scorer.sample(contexts(20), 3).items, before)
         assert read_record(home).pid == pid
+
+
+@pytest.mark.long
+def test_two_processes_hold_a_small_model_and_the_loss_of_one_is_made_good(home, monkeypatch):
+    """With a process of its own for each of two threads, the draws are those of one process; a run goes on where one of them dies."""
+    twice = home.with_sections(serving={"threads": 2})
+    with ensure_serving(home, 1), open_scorer(home, 1) as scorer:
+        expected = [scorer.sample(contexts(100, seed=seed), 3).items for seed in range(8)]
+        assert len(stubs(home)) == 1
+        stop_triton(home)
+    monkeypatch.setattr(guard, "_EVERY_S", 0.2)
+    with guarded_serving(twice, 1), open_scorer(twice, 1, guarded=True) as scorer:
+        before = read_record(twice)
+        assert len(stubs(twice)) == 2
+        answers = scorer.sample_stream((contexts(100, seed=seed) for seed in range(8)), 3)
+        found = [next(answers).items]
+        stubs(twice)[0].kill()
+        found += [answer.items for answer in answers]
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and read_record(twice).pid == before.pid:
+            time.sleep(0.05)
+        assert read_record(twice).pid != before.pid
+        assert np.array_equal(scorer.sample(contexts(100, seed=0), 3).items, expected[0])
+        assert len(stubs(twice)) == 2
+    assert all(map(np.array_equal, found, expected))
 
 
 @pytest.mark.nightly
@@ -98,7 +128,7 @@ def test_a_model_process_that_stood_still_mixes_no_answers_up_and_the_server_is_
         clients = [pool.submit(ask, seed) for seed in range(4)]
         waiting.wait()
         record = read_record(home)
-        stub = next(p for p in psutil.Process(record.pid).children(recursive=True) if "stub" in p.name())
+        (stub,) = stubs(home)
         monkeypatch.setattr(guard, "_EVERY_S", 4.0)  # it does not see that the process is halted, only what comes of it
         try:
             with guarded_serving(home, 1):

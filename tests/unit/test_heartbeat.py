@@ -12,29 +12,38 @@ from scalr_prod.serving.state import beats, heartbeat_folder, read_record
 
 def test_the_count_grows_with_each_group_and_begins_anew_with_each_process(tmp_path):
     assert read_beats(tmp_path, "translator", 1) == -1
-    one, other = Heartbeat("translator", 1, tmp_path), Heartbeat("translator", 2, tmp_path)
+    one, other = Heartbeat("translator", 1, "0", tmp_path), Heartbeat("translator", 12, "0", tmp_path)
     seen = []
     for _ in range(300):
         one.beat()
         seen.append(read_beats(tmp_path, "translator", 1))
     other.beat()
     assert seen == list(range(1, 301))
-    assert read_beats(tmp_path, "translator", 2) == 1
-    Heartbeat("translator", 1, tmp_path).beat()
+    assert read_beats(tmp_path, "translator", 12) == 1
+    Heartbeat("translator", 1, "0", tmp_path).beat()
     assert read_beats(tmp_path, "translator", 1) == 1
+
+
+def test_each_process_of_a_version_counts_for_itself(tmp_path):
+    one, other = (Heartbeat("translator", 1, instance, tmp_path) for instance in ("0", "1"))
+    seen = []
+    for beat in (one, one, other, one, other):
+        beat.beat()
+        seen.append(read_beats(tmp_path, "translator", 1))
+    assert seen == [1, 2, 3, 4, 5]
 
 
 def test_without_a_folder_nothing_is_written_and_nothing_fails(tmp_path, monkeypatch):
     monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
-    Heartbeat("translator", 1).beat()
-    Heartbeat("translator", 1, tmp_path / "missing").beat()
+    Heartbeat("translator", 1, "0").beat()
+    Heartbeat("translator", 1, "0", tmp_path / "missing").beat()
     assert not list(tmp_path.iterdir())
 
 
 def test_the_folder_comes_from_the_environment(settings, monkeypatch):
     assert beats(settings, 3) == -1
     monkeypatch.setenv(FOLDER_VARIABLE, str(heartbeat_folder(settings)))
-    Heartbeat(settings.served_model, 3).beat()
+    Heartbeat(settings.served_model, 3, "0").beat()
     assert beats(settings, 3) == 1
 
 

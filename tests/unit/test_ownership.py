@@ -23,7 +23,7 @@ from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger
 from scalr_prod.ownership import claim_home
 from scalr_prod.quality.expectations import inspecting
-from scalr_prod.serving.repository import write_config
+from scalr_prod.serving.repository import configured_instances, write_config
 from scalr_prod.settings import load_settings
 
 SCHEMA = schema_of(Table.SOURCE_EVENTS, user="string", item="string")
@@ -253,3 +253,32 @@ def test_models_beside_ours_and_a_repository_from_before_are_no_hindrance(logs, 
     (tmp_path / "models" / "translator" / ".scalr-model").unlink()
     write_config(settings, [1])
     assert contents(tmp_path / "models" / "ranker") == before
+
+
+@pytest.mark.parametrize(
+    ("serving", "bytes_of_a_version", "count"),
+    [
+        ({"threads": 2}, 1, 2),
+        ({"threads": 64}, 1, 2),
+        ({"threads": 1}, 1, 1),
+        ({"threads": 2}, (256 << 20) + 1, 1),
+        ({"threads": 2, "url": "gpu:8001"}, 1, 1),
+        ({"threads": 2, "instances": 1}, 1, 1),
+        ({"threads": 1, "instances": 3, "url": "gpu:8001"}, (256 << 20) + 1, 3),
+    ],
+)
+def test_a_small_model_has_two_processes_where_a_local_server_has_threads_for_them(
+    logs, tmp_path, serving, bytes_of_a_version, count
+):
+    settings = load_settings(logs, serving={"repository": "models", **serving})
+    assert configured_instances(settings) == 0
+    write_config(settings, [])
+    folder = tmp_path / "models" / settings.served_model
+    for version, size in ((1, 5), (2, bytes_of_a_version)):
+        (folder / str(version)).mkdir()
+        (folder / str(version) / "model.py").touch()
+        with (folder / str(version) / "translator.safetensors").open("wb") as file:
+            file.truncate(size)
+    write_config(settings, [1, 2])
+    assert configured_instances(settings) == count
+    assert f"count: {count}" in (folder / "config.pbtxt").read_text()

@@ -31,7 +31,9 @@ class TritonPythonModel:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         if manifest["version"] != int(args["model_version"]):
             raise pb_utils.TritonModelException(f"{folder} holds version {manifest['version']}")
-        threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+        # Several instances share out the threads of the server.
+        instances = sum(group["count"] for group in json.loads(args["model_config"])["instance_group"])
+        threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1) // instances)
         torch.set_num_threads(1)
         on_gpu = args["model_instance_kind"] == "GPU" and torch.cuda.is_available()
         device = f"cuda:{args['model_instance_device_id']}" if on_gpu else "cpu"
@@ -39,7 +41,7 @@ class TritonPythonModel:
         self.module = TranslatorModule.load(folder, device=device, threads=threads, trusted=True)
         self.module.warm_up()
         # Whoever watches over the server sees that a long batch makes progress.
-        self.module.on_group = Heartbeat(args["model_name"], manifest["version"]).beat
+        self.module.on_group = Heartbeat(args["model_name"], manifest["version"], args["model_instance_name"]).beat
         self.identity = Identity(manifest["version"], digest_of(manifest["sha256"]), manifest["n_target"])
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
