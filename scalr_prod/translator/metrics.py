@@ -70,6 +70,7 @@ class Figures:
         ndcg: NDCG@20, mean over all events.
         recall: Recall@20, likewise.
         nll: Mean -log P(item), natural logarithm, over events whose item was eligible.
+        nll_se: Its standard error, taking events for independent.
         ece: See the module.
         ece_by_chance: What the same distribution would have if it were the true one, on as many events.
         top_ece: The calibration error of the most probable item alone.
@@ -81,6 +82,7 @@ class Figures:
     ndcg: float
     recall: float
     nll: float
+    nll_se: float
     ece: float
     ece_by_chance: float
     top_ece: float
@@ -94,6 +96,7 @@ class Figures:
             "ndcg@20": round(self.ndcg, 6),
             "recall@20": round(self.recall, 6),
             "nll": round(self.nll, 6),
+            "nll_se": round(self.nll_se, 6),
             "ece": round(self.ece, 6),
             "ece_by_chance": round(self.ece_by_chance, 6),
             "top_ece": round(self.top_ece, 6),
@@ -283,6 +286,7 @@ def _figures(
         ndcg=float(gains_of(torch.from_numpy(rank)).mean()) if len(rank) else 0.0,
         recall=float((rank <= DEPTH).mean()) if len(rank) else 0.0,
         nll=float(np.nanmean(loss)) if eligible else 0.0,
+        nll_se=float(np.nanstd(loss) / np.sqrt(eligible)) if eligible else 0.0,
         ece=float(ece / max(eligible, 1)),
         ece_by_chance=float(ece_by_chance / max(eligible, 1)),
         top_ece=top_ece,

@@ -68,6 +68,8 @@ def test_members_are_measured_apart(world):
 def test_the_likelihood_leaves_them_out(group):
     nll = -np.mean([np.log(group.p[row, group.labels[row]]) for row in group.usable])
     assert group.found.nll == pytest.approx(nll, rel=1e-5)
+    spread = np.std([np.log(group.p[row, group.labels[row]]) for row in group.usable])
+    assert group.found.nll_se == pytest.approx(spread / len(group.usable) ** 0.5, rel=1e-5)
 
 
 def test_the_calibration_error_is_the_mass_in_the_wrong_class(group):

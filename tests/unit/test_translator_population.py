@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -140,3 +141,17 @@ def test_a_log_without_repeats_has_the_same_parameters():
     )
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_of_many_events_some_are_measured_and_the_error_of_that_is_told(monkeypatch):
+    """What is learned does not change, and the figures of the draw lie within a few of its standard errors."""
+    every = judged(exclude_consumed=True).calibrated
+    whole = every.figures["all"]["mixture"]
+    monkeypatch.setattr("scalr_prod.translator.fitting.MOST_MEASURED", whole.events // 3)
+    some = judged(exclude_consumed=True).calibrated
+    drawn = some.figures["all"]["mixture"]
+    assert drawn.events == whole.events // 3
+    assert drawn.events == some.figures["cold"]["mixture"].events + some.figures["warm"]["mixture"].events
+    assert all(torch.equal(some.tables[name], table) for name, table in every.tables.items())
+    assert 0 < abs(drawn.nll - whole.nll) < 4 * drawn.nll_se
+    assert drawn.nll_se == pytest.approx(whole.nll_se * 3**0.5, rel=0.3)
