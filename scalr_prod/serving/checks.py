@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from scalr_prod.errors import ScalrError, ServingError
 from scalr_prod.serving.check import Check
 from scalr_prod.serving.environment import find_environment
+from scalr_prod.serving.virtualenvs import unseen_gpu
 
 if TYPE_CHECKING:
     from scalr_prod.settings import Settings
@@ -63,6 +64,7 @@ def _environment(settings: Settings | None) -> list[Check]:
     missing = [name for name, version in versions.items() if version is None]
     numpy = versions["numpy"] or "absent"
     old = numpy.startswith(("0.", "1."))
+    torch = unseen_gpu(environment.folder, versions["torch"]) or versions["torch"] or "absent"
     library = environment.library
     name = f"libpython{environment.minor}"
     return [
@@ -72,6 +74,7 @@ def _environment(settings: Settings | None) -> list[Check]:
             found=f"{environment.folder}, Python {environment.minor}" + (f"; missing: {', '.join(missing)}" if missing else ""),
             next_step=f"remove {environment.folder}, then {_LOCAL}" if missing else None,
         ),
+        Check("serving torch", ok=versions["torch"] is not None, found=torch),
         Check("serving numpy < 2", ok=old, found=numpy, next_step=None if old else f"outputs would arrive empty; {_LOCAL}"),
         Check(
             "tritonserver",

@@ -22,6 +22,7 @@ from scalr_prod.scoring.heartbeat import FOLDER_VARIABLE
 from scalr_prod.scoring.security import CONTROL, HEADER
 from scalr_prod.serving.repository import configured_versions
 from scalr_prod.serving.state import ServerRecord, heartbeat_folder, state_folder
+from scalr_prod.serving.virtualenvs import unseen_gpu
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -96,6 +97,8 @@ def launch(settings: Settings, environment: ServingEnvironment, backends: Path, 
         socket_folder=folder,
     )
     record.write(settings)
+    if unseen := unseen_gpu(environment.folder, environment.packages["torch"]):
+        logger.warning("%s", unseen)
     logger.info("started Triton as process %d at %s", process.pid, record.url)
     return record
 

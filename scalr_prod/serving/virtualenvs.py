@@ -22,7 +22,7 @@ from scalr_prod.serving.interpreters import Interpreter, find_uv, install_system
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Recipe", "Torch", "build", "has_gpu", "provide_uv"]
+__all__ = ["Recipe", "Torch", "build", "has_gpu", "provide_uv", "unseen_gpu"]
 
 #: Which build of torch to install; ``auto``: the CPU one where there is no GPU and where it can be had.
 Torch = Literal["auto", "cpu", "cuda"]
@@ -144,6 +144,19 @@ def provide_uv(python: Path) -> str | None:
 def has_gpu() -> bool:
     """Whether the driver of an NVIDIA GPU is loaded."""
     return Path("/dev/nvidiactl").exists() or Path("/proc/driver/nvidia/version").exists()
+
+
+def unseen_gpu(folder: Path, torch: str | None) -> str | None:
+    """What to tell of an environment whose torch cannot see this machine's GPU; None where there is no GPU, or it can.
+
+    Args:
+        folder: The environment.
+        torch: The version of torch in it; None: there is none.
+    """
+    if torch is None or not torch.endswith("+cpu") or not has_gpu():
+        return None
+    way = f"remove {folder}, then run: scalr serving install --torch cuda"
+    return f"torch {torch} is a build for CPUs, and does not see this machine's GPU; to use it {way}"
 
 
 def _choose_torch(tool: _Tool, recipe: Recipe, torch: Torch) -> tuple[str, ...]:

@@ -212,6 +212,19 @@ def test_a_server_that_does_not_come_up_shows_the_end_of_its_log(home, tmp_path)
     assert read_record(home) is None
 
 
+def test_a_gpu_that_the_server_cannot_use_is_told(home, monkeypatch, caplog):
+    """By the doctor, and whenever a server is started; it works on the CPU."""
+    monkeypatch.setattr("scalr_prod.serving.virtualenvs.has_gpu", lambda: True)
+    (torch,) = (check for check in serving_checks(home) if check.name == "serving torch")
+    if "+cpu" not in torch.found:
+        pytest.skip("the serving environment has torch for GPUs")
+    assert torch.ok
+    assert "does not see this machine's GPU" in torch.found
+    with caplog.at_level("WARNING"), ensure_serving(home, 1), open_scorer(home, 1) as scorer:
+        assert scorer.sample(contexts(3), 2).items.shape == (3, 2)
+    assert "does not see this machine's GPU" in caplog.text
+
+
 def test_without_an_environment_the_way_out_is_named(home, tmp_path):
     settings = project(home.base, home.base / "scalr.toml", environment=str(tmp_path / "none"))
     with pytest.raises(ServingError, match='scorer = "local"'):

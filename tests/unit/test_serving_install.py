@@ -205,3 +205,21 @@ def test_an_installation_that_fails_leaves_what_was_there(index, recipe):
     add_wheel(index, "own", "1")
     build(replace(recipe, alone=(str(index / "own-1-py3-none-any.whl"),)))
     assert installed(recipe) == {"torch", "own"}
+
+
+@pytest.mark.parametrize(
+    ("version", "gpu", "told"),
+    [
+        ("2.13.0+cpu", True, True),
+        ("2.13.0+cpu", False, False),
+        ("2.13.0", True, False),
+        ("2.13.0+cu128", True, False),
+        (None, True, False),
+    ],
+)
+def test_an_environment_that_cannot_see_the_gpu_says_so(tmp_path, monkeypatch, version, gpu, told):
+    monkeypatch.setattr(virtualenvs, "has_gpu", lambda: gpu)
+    found = virtualenvs.unseen_gpu(tmp_path, version)
+    assert (found is not None) == told
+    if told:
+        assert f"remove {tmp_path}, then run: scalr serving install --torch cuda" in found

@@ -36,6 +36,8 @@ class TritonPythonModel:
         threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1) // instances)
         torch.set_num_threads(1)
         on_gpu = args["model_instance_kind"] == "GPU" and torch.cuda.is_available()
+        if args["model_instance_kind"] == "GPU" and not on_gpu:
+            pb_utils.Logger.log_warn(f"torch {torch.__version__} sees no GPU here: the translator works on the CPU")
         device = f"cuda:{args['model_instance_device_id']}" if on_gpu else "cpu"
         # The folder holds this program as well: what estimators it carries was looked at when both were laid here.
         self.module = TranslatorModule.load(folder, device=device, threads=threads, trusted=True)
