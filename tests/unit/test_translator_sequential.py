@@ -275,3 +275,25 @@ def test_what_is_owed_to_a_row_stays_finite_when_its_means_have_come_to_nothing(
     owed.add(1e-2, 0.9)
     assert np.isfinite(owed.since(np.arange(3))).all()
     assert owed.since(np.array([0]))[0, 1] == 0
+
+
+def test_what_many_steps_owe_a_row_is_worked_out_from_the_last_of_them(monkeypatch):
+    """Whatever the number of steps: the same as where each step reckons with every one before it, to the last digits."""
+    steps = 3 * learning._PUSHED
+    few, every = learning._Owed(0.01, steps), learning._Owed(0.01, steps)
+    asked = np.arange(steps + 1)
+    for number in range(steps):
+        rate, beta_1 = learning.one_cycle(number, steps, 3e-3)
+        few.add(rate, beta_1)
+        monkeypatch.setattr(learning, "_PUSHED", steps)
+        every.add(rate, beta_1)
+        monkeypatch.undo()
+        if number % 1_500 == 0 or number == steps - 1:
+            found = few.since(asked[: number + 2])
+            monkeypatch.setattr(learning, "_PUSHED", steps)
+            expected = every.since(asked[: number + 2])
+            monkeypatch.undo()
+            np.testing.assert_allclose(found, expected, rtol=2e-7, atol=1e-38)
+    assert (found != expected).mean() < 0.01
+    assert 0 < expected[0, 0] < 1 - 1e-4
+    assert few.rates() == every.rates()

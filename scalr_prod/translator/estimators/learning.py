@@ -29,6 +29,8 @@ _BETA_2: Final = 0.999
 _EPSILON: Final = 1e-8
 #: After some 700 000 steps both means of a row are 0, and so is what is left to push it.
 _NOTHING: Final = 1e-300
+#: Steps after which nothing is left of a mean of gradients, were there no more of them: .95 to their power is 0 as a float32.
+_PUSHED: Final = 2_048
 
 
 def one_cycle(step: int, steps: int, highest: float) -> tuple[float, float]:
@@ -203,8 +205,10 @@ class _Owed:
     def __init__(self, decay: float, most: int) -> None:
         self.steps = 0
         self._decay = decay
-        #: Of each step: value's factor, pushes, the two means' factors since then.
+        #: Of each step: value's factor, pushes, the two means' factors since then; for the last `_PUSHED` steps.
         self._since = np.tile(np.array([1.0, 0.0, 1.0, 1.0]), (most + 2, 1))
+        #: Logarithm of the value's factor from the first step to each.
+        self._shrunk = np.zeros(most + 2)
         self._rates = (1.0, 0.0, 0.0, 0.0, 0.0)
 
     def add(self, rate: float, beta_1: float) -> None:
@@ -212,16 +216,24 @@ class _Owed:
         self.steps += 1
         shrink = 1 - rate * self._decay
         step, of_root = rate / (1 - beta_1**self.steps), (1 - _BETA_2**self.steps) ** -0.5
-        before = self._since[: self.steps]
+        before = self._since[max(self.steps - _PUSHED, 0) : self.steps]
         before[:, 2] *= beta_1
         before[:, 3] *= _BETA_2
         before[:, 1] = shrink * before[:, 1] + step / of_root * before[:, 2] / np.sqrt(before[:, 3] + _NOTHING)
         before[:, 0] *= shrink
+        self._shrunk[self.steps] = self._shrunk[self.steps - 1] + np.log(shrink)
         self._rates = (shrink, step, beta_1, _BETA_2, of_root)
 
     def since(self, step: NDArray[np.int64]) -> NDArray[np.float32]:
         """float32 [R, 4], see `fused.rows.caught_up`, of rows that were moved last in these steps."""
-        return self._since[step].astype(np.float32)
+        found = self._since[step]
+        until = step + _PUSHED
+        if (until < self.steps).any():
+            # Nothing is left of their mean: what came later shrank the value, and what was taken from it before.
+            until = np.minimum(until, self.steps)
+            found[:, :2] *= np.exp(self._shrunk[self.steps] - self._shrunk[until])[:, None]
+            found[:, 3] *= _BETA_2 ** (self.steps - until)
+        return found.astype(np.float32)
 
     def rates(self) -> tuple[float, float, float, float, float]:
         """Of the last step, see `fused.rows.moved`."""
