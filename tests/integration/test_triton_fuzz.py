@@ -15,6 +15,8 @@ from tritonclient.grpc import service_pb2_grpc
 from scalr_prod.errors import InvalidRequest
 from scalr_prod.scoring import open_scorer
 from scalr_prod.scoring.protocol import INPUTS, SAMPLE_OUTPUTS, encode
+from scalr_prod.serving import triton_status
+from scalr_prod.serving.repository import configured_instances
 from scalr_prod.serving.state import read_record
 from scalr_prod.translator import load_version
 from scalr_prod.translator.contexts import Contexts
@@ -110,11 +112,12 @@ def stubs(settings) -> set[int]:
 
 
 def settled(settings) -> set[int]:
-    """The models' processes, once those of versions that were unloaded before have ended."""
-    former: set[int] = set()
-    while (now := stubs(settings)) != former:
-        former = now
-        time.sleep(2)
+    """The models' processes, once those of versions that were unloaded before have ended, which a busy machine takes its time for."""
+    wanted = len(triton_status(settings).versions) * configured_instances(settings)
+    deadline = time.monotonic() + 60
+    while len(now := stubs(settings)) != wanted:
+        assert time.monotonic() < deadline, f"{len(now)} processes, and not {wanted}"
+        time.sleep(0.1)
     return now
 
 
