@@ -121,7 +121,8 @@ def _instances(settings: Settings, versions: Iterable[Path]) -> int:
     serving = settings.serving
     if serving.instances is not None:
         return serving.instances
-    small = all((version / "translator.safetensors").stat().st_size <= _TWICE for version in versions)
+    files = (file for version in versions for file in version.glob("*.safetensors"))
+    small = all(file.stat().st_size <= _TWICE for file in files)
     return 2 if small and serving.url is None and serving.threads > 1 else 1
 
 

@@ -279,6 +279,8 @@ def test_a_small_model_has_two_processes_where_a_local_server_has_threads_for_th
         (folder / str(version) / "model.py").touch()
         with (folder / str(version) / "translator.safetensors").open("wb") as file:
             file.truncate(size)
-    write_config(settings, [1, 2])
+    (folder / "3").mkdir()  # what lost its weights is for the server to tell of
+    (folder / "3" / "model.py").touch()
+    write_config(settings, [1, 2, 3])
     assert configured_instances(settings) == count
     assert f"count: {count}" in (folder / "config.pbtxt").read_text()

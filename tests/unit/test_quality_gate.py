@@ -19,7 +19,6 @@ from scalr_prod.errors import GenerationError, LedgerError, QualityError, Qualit
 from scalr_prod.ledger import Ledger, RunState, run_folder
 from scalr_prod.ledger.models import ModelVersionRow
 from scalr_prod.quality import validate_run
-from scalr_prod.quality.ranges import Ranges
 
 
 @pytest.fixture
@@ -344,69 +343,3 @@ def test_a_large_run_is_looked_at_in_slices(project, monkeypatch):
     project.write(spec, heavier(project.candidates(spec), 0, 199))
     with pytest.raises(QualityGateFailed, match=r"weight_is_in_range \(.*2 of 200 break it"):
         validate_run(project.settings, spec.run_id)
-
-
-def test_accepted_rows_are_put_in_order_piece_by_piece(project, monkeypatch):
-    spec = project.run()
-    folder = run_folder(project.settings, spec.run_id)
-    validate_run(project.settings, spec.run_id)
-    (whole,) = (folder / "accepted").glob("*.parquet")
-    rows = pq.read_table(whole)
-    keys = list(zip(*(rows[name].to_pylist() for name in ("user_id", "event_timestamp", "item_id")), strict=True))
-    assert keys == sorted(keys)
-    assert pq.read_metadata(whole).num_row_groups == 1
-    monkeypatch.setattr("scalr_prod.quality.audit._BATCH", 32)
-    monkeypatch.setattr("scalr_prod.heaps.HEAP", 50)
-    (folder / "gate.json").unlink()
-    assert validate_run(project.settings, spec.run_id).accepted == 200
-    (pieces,) = (folder / "accepted").glob("*.parquet")
-    assert pq.read_metadata(pieces).num_row_groups > 5
-    assert pq.read_table(pieces).equals(rows)
-
-
-@pytest.mark.parametrize("each_user", [False, True], ids=["each source event", "each user once"])
-def test_a_run_judged_range_by_range_gets_the_verdict_that_it_gets_at_once(project, monkeypatch, each_user):
-    """Of the same rows, among them such as break a rule that looks at other rows, at a log, or at nothing but themselves."""
-    project.configure(QUARANTINE.replace("0.2", "0.9"))
-    spec = project.run(**({"contexts": "users"} if each_user else {}))
-    rows = project.candidates(spec).to_dict("records")
-    rows += [{**rows[place], "event_id": f"{place:032x}"} for place in (0, 70, 140)]  # a user, item and time again
-    rows += [{**rows[-place], "event_id": rows[place]["event_id"]} for place in (5, 60)]  # another user's event id
-    for place, (column, value) in {
-        11: ("user_id", None),
-        22: ("user_id", None),
-        33: ("user_id", "nobody"),
-        44: ("event_id", None),
-        55: ("source_item_id", "nothing"),
-        66: ("source_event_timestamp", pd.Timestamp("1999-01-01", tz="UTC")),
-        77: ("source_event_timestamp", None),
-        88: ("item_id", "unseen"),
-        99: ("weight", np.float32(2)),
-    }.items():
-        rows[place] = {**rows[place], column: value}
-    project.write(spec, pd.DataFrame(rows), parts=4)
-    folder = run_folder(project.settings, spec.run_id)
-    found, ranges, files_of = [], [], Ranges.files
-
-    def watched(self):
-        ranges.append(0)
-        for file in files_of(self):
-            ranges[-1] += 1
-            yield file
-
-    monkeypatch.setattr(Ranges, "files", watched)
-    for heap in (500_000, 20):
-        monkeypatch.setattr("scalr_prod.heaps.HEAP", heap)
-        (folder / "gate.json").unlink(missing_ok=True)
-        validate_run(project.settings, spec.run_id)
-        report = json.loads((folder / "gate.json").read_text())["report"]
-        quarantine = project.lake.read(Table.SYNTHETIC_QUARANTINE).to_pandas()
-        quarantine = quarantine.sort_values(list(quarantine.columns), ignore_index=True)
-        found.append(({**report, "docs": ""}, quarantine.to_json(), pq.read_table(folder / "accepted")))
-    assert ranges[0] == 1
-    assert ranges[1] > 5
-    assert found[0] == found[1]
-    assert 14 <= found[0][0]["quarantined"] <= 16
-    assert {"event_id_is_unique", "user_item_time_is_unique", "user_id_is_present"} < set(
-        ",".join(quarantine["reason"]).replace(" ", "").split(",")
-    )
