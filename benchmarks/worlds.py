@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scalr_prod.hashing import fold_of
-from scalr_prod.translator.log import Events as LogEvents
+from scalr_prod.translator.events import Events as LogEvents
 from scalr_prod.translator.log import Log
 
 if TYPE_CHECKING:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.translator.contexts import Contexts
     from scalr_prod.translator.module import TranslatorModule
+    from scalr_prod.translator.pairs import ContextSource
 
 __all__ = ["TABLES", "calibrate", "neutral", "table_of"]
 
@@ -56,7 +57,7 @@ def neutral(layout: Layout = OURS) -> dict[str, torch.Tensor]:
 
 def calibrate(
     module: TranslatorModule,
-    contexts: Contexts,
+    contexts: Contexts | ContextSource,
     labels: NDArray[np.int32],
     held_out: NDArray[np.bool_],
     *,
@@ -84,13 +85,13 @@ def calibrate(
         no label is eligible.
     """
     generator = torch.Generator().manual_seed(seed)
-    rows = _usable(module, contexts, labels, generator)
+    rows = _usable(module, contexts.event_time, labels, generator)
     if not len(rows):
         return neutral(module.layout)
-    contexts, labels, held_out = contexts.take(rows), labels[rows], held_out[rows]
-    told = tastes.raw(module.parameter_set(-1).tastes, Batch.of(contexts, module.first_seen))
+    chosen, labels, held_out = contexts.take(rows), labels[rows], held_out[rows]
+    told = tastes.raw(module.parameter_set(-1).tastes, Batch.of(chosen, module.first_seen))
     mean, spread = tastes.spread(told)
-    values, log_q = _candidates(module, contexts, labels, generator, workers)
+    values, log_q = _candidates(module, chosen, labels, generator, workers)
     # By the drawn items alone: an event must not show in other folds' tables, not even in the unit of a score.
     # Popularity alone has no scores to scale, and torch warns about the spread of nothing.
     scale = values[:, :-_FEATURES, 1:].std((0, 2)).clamp(min=1e-12) if module.estimators else values.new_ones(0)
@@ -126,16 +127,16 @@ def _plain(layout: Layout) -> torch.Tensor:
 
 
 def _usable(
-    module: TranslatorModule, contexts: Contexts, labels: NDArray[np.int32], generator: torch.Generator
+    module: TranslatorModule, time: NDArray[np.int64], labels: NDArray[np.int32], generator: torch.Generator
 ) -> NDArray[np.int64]:
     """Rows whose item was there to be chosen, in order of time, at most `MOST_EVENTS` of them."""
     label = torch.from_numpy(labels.astype(np.int64))
-    eligible = torch.searchsorted(module.first_seen, torch.from_numpy(contexts.event_time))
+    eligible = torch.searchsorted(module.first_seen, torch.from_numpy(time))
     rows = torch.nonzero((label >= 0) & (label < eligible))[:, 0]
     if len(rows) > MOST_EVENTS:
         rows = rows[torch.randperm(len(rows), generator=generator)[:MOST_EVENTS].sort().values]
     usable: NDArray[np.int64] = rows.numpy()
-    return usable[np.argsort(contexts.event_time[usable], kind="stable")]
+    return usable[np.argsort(time[usable], kind="stable")]
 
 
 def _candidates(

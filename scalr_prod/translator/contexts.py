@@ -115,6 +115,10 @@ class Contexts(_Rows):
         else:
             _check("exclude", self.exclude, np.int32, (rows, None))
 
+    def known(self) -> NDArray[np.bool_]:
+        """Whether a history holds an item that was known in training: bool [B]."""
+        return np.asarray((self.history_items > PADDING).any(axis=1))
+
     def excluded(self) -> NDArray[np.int32]:
         """``exclude`` as a matrix: int32 [B, E]."""
         return self.exclude.matrix() if isinstance(self.exclude, Had) else self.exclude

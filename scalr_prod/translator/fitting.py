@@ -24,7 +24,7 @@ from scalr_prod.translator.information import Asked, Information, measure_inform
 from scalr_prod.translator.layout import Layout
 from scalr_prod.translator.metrics import Figures, measure
 from scalr_prod.translator.module import TranslatorModule
-from scalr_prod.translator.pairs import Pairs, contexts_at
+from scalr_prod.translator.pairs import ContextSource, Pairs, contexts_at
 from scalr_prod.translator.threads import ALONE, Workers, telling
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Calibrated:
 
 @dataclass(frozen=True)
 class Shared:
-    """What all parameter sets of a slice have in common: popularity, tastes, and what source events teach.
+    """What all parameter sets of a slice learn from source events alone.
 
     Attributes:
         pairs: The slice.
@@ -123,7 +123,7 @@ def _described(estimators: Mapping[str, Carried]) -> dict[str, str]:
 
 
 def share(slices: Sequence[Pairs], workers: Workers = ALONE, done: Callable[[float], None] = lambda _: None) -> list[Shared]:
-    """What all parameter sets of each slice have in common. Each estimator of each slice is a unit of work.
+    """What all parameter sets of each slice learn from source events alone. Each estimator of each slice is a unit of work.
 
     The longest of them, the sequential estimator's pretraining, has one thread; several slices' run side by side.
 
@@ -134,19 +134,17 @@ def share(slices: Sequence[Pairs], workers: Workers = ALONE, done: Callable[[flo
     """
     # Each slice has instances of its own, as whatever they remember is of one slice.
     made = [{name: estimator_of(name) for name in reversed(scored_of(pairs.settings.estimators))} for pairs in slices]
-    ours: dict[str, Callable[[Pairs], Parameters]] = {"popularity": popularity.fit, "tastes": tastes.fit}
-    names = [*made[0], *ours]
-    units = list(itertools.product(names, range(len(slices))))
+    units = list(itertools.product(made[0], range(len(slices))))
 
     def fit(unit: tuple[str, int]) -> Parameters:
         name, number = unit
         with _naming(name), telling(effort.share_work(name, slices[number]), done):
-            learnt = (ours.get(name) or made[number][name].share)(slices[number])
+            learnt: Parameters = made[number][name].share(slices[number])
             give_back()
             return learnt
 
     found = dict(zip(units, workers.map(fit, units), strict=True))
-    return [Shared(pairs, made[n], {name: found[name, n] for name in names}) for n, pairs in enumerate(slices)]
+    return [Shared(pairs, made[n], {name: found[name, n] for name in made[n]}) for n, pairs in enumerate(slices)]
 
 
 def fit_sets(
@@ -157,7 +155,7 @@ def fit_sets(
     *,
     shared: Shared | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Fit parameter sets on one slice. Each estimator of each set is a unit of work.
+    """Fit parameter sets on one slice. Popularity, tastes, and each estimator of each set are units of work.
 
     Args:
         pairs: The slice.
@@ -178,14 +176,21 @@ def fit_sets(
     learn = {number: pairs.without(users) for number, users in held_out.items()}
     tensors |= {f"{number}/popularity/prior": popularity.prior(slice_) for number, slice_ in learn.items()}
 
-    def fit(unit: tuple[int, str]) -> dict[str, torch.Tensor]:
-        number, name = unit
-        with _naming(name), telling(effort.fit_work(name, pairs), done):
-            learnt = _named(f"{number}/{name}", estimators[name].fit(learn[number], common[name]))
-            give_back()
-            return learnt
+    # Tables of what every event found: those of a long log are large, and are made only when a set goes with them.
+    tables: dict[str, Callable[[Pairs], Parameters]] = {"popularity": popularity.fit, "tastes": tastes.fit}
 
-    for fitted in workers.map(fit, itertools.product(learn, estimators)):
+    def fit(unit: tuple[int | None, str]) -> dict[str, torch.Tensor]:
+        number, name = unit
+        if number is None:
+            with telling(effort.share_work(name, pairs), done):
+                learnt = _named(f"shared/{name}", tables[name](pairs))
+        else:
+            with _naming(name), telling(effort.fit_work(name, pairs), done):
+                learnt = _named(f"{number}/{name}", estimators[name].fit(learn[number], common[name]))
+        give_back()
+        return learnt
+
+    for fitted in workers.map(fit, [*itertools.product(learn, estimators), *((None, name) for name in tables)]):
         tensors |= fitted
     # What every set has of its own was only where its fit started from.
     own = {name.partition("/")[2] for name in tensors if not name.startswith("shared/")}
@@ -206,7 +211,7 @@ def _naming(name: str) -> Iterator[None]:
     except (ScalrError, CancelledError):
         raise
     except Exception as error:
-        if name in {*SCORED, "popularity", "tastes"}:
+        if name in SCORED:
             raise
         raise TranslatorError(
             f"the estimator {name} could not be fitted: {type(error).__name__}: {error}",
@@ -217,7 +222,10 @@ def _naming(name: str) -> Iterator[None]:
 
 def _named(prefix: str, parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     # Copied, since numpy's memory begins anywhere and torch's at multiples of 64 bytes: a product may round by where a matrix begins.
-    return {f"{prefix}/{key}": tensor.clone() for key, tensor in parts.items()}
+    # One after the other, so that a large one goes when its copy is made and nobody else holds it.
+    left = dict(parts)
+    del parts
+    return {f"{prefix}/{key}": left.pop(key).clone() for key in list(left)}
 
 
 def calibration_slice(settings: Settings, log: Log, begin: int, end: int) -> Pairs:
@@ -253,7 +261,7 @@ def fit_calibration(
     pairs = shared.pairs if shared else calibration_slice(settings, log, begin, end)
     tensors = fit_sets(pairs, {-1: held_out}, done, workers, shared=shared)
     rows = rows_between(log, begin, end)
-    contexts, labels = contexts_at(log, rows, source_index=pairs.source_index, target_index=pairs.target_index)
+    contexts = ContextSource(log, rows, pairs.source_index, pairs.target_index)
     user = log.target.user[rows]
     layout = Layout.of(settings.translator.estimators)
     module = TranslatorModule(tensors | neutral(layout), metadata_of(settings, pairs, 0))
@@ -261,7 +269,7 @@ def fit_calibration(
     tables = calibrate(
         module,
         contexts,
-        labels,
+        contexts.labels,
         held_out[user],
         seed=seed,
         fold=log.fold[user],
@@ -271,19 +279,17 @@ def fit_calibration(
     figures = figures_of(settings, log, pairs, tensors | tables, rows, held_out, workers)
     information = None
     if informed:
-        some = np.isin(rows, log.in_proportion(rows, end, seed))
-        later = Asked(contexts, labels, user, held_out[user]).take(np.flatnonzero(some))
         own = np.flatnonzero(log.possible & held_out[log.target.user] & (log.target.time < end))
-        everything = _asked_of(log, pairs, log.in_proportion(own, end, seed))
+        everything, later = (_asked_of(log, pairs, log.in_proportion(some, end, seed), held_out) for some in (own, rows))
         information = measure_information(tensors, metadata_of(settings, pairs, 0), everything, later, seed=seed)
     done(effort.calibration_work(len(rows)))
     return Calibrated(tables, layout, figures, information)
 
 
-def _asked_of(log: Log, pairs: Pairs, rows: NDArray[np.int64]) -> Asked:
-    """Events of held-out users, at their positions in ``log.target``."""
-    contexts, labels = contexts_at(log, rows, source_index=pairs.source_index, target_index=pairs.target_index)
-    return Asked(contexts, labels, log.target.user[rows], np.ones(len(rows), dtype=bool))
+def _asked_of(log: Log, pairs: Pairs, rows: NDArray[np.int64], held_out: NDArray[np.bool_]) -> Asked:
+    """Events at their positions in ``log.target``."""
+    contexts, user = ContextSource(log, rows, pairs.source_index, pairs.target_index), log.target.user[rows]
+    return Asked(contexts, contexts.labels, user, held_out[user])
 
 
 def rows_between(log: Log, begin: int, end: int) -> NDArray[np.int64]:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scalr_prod.translator.contexts import Contexts
+    from scalr_prod.translator.pairs import ContextSource
 
 __all__ = ["Asked", "Information", "Nats", "measure_information", "with_histories_of_others"]
 
@@ -104,20 +105,32 @@ class Asked:
     """Target events and what came strictly before each.
 
     Attributes:
-        contexts: [R], with fold -1.
+        contexts: [R], with fold -1; those that are looked at are taken.
         labels: int32 [R]. Target indices; -1 where unknown.
         user: int32 [R]. Whose events they are.
         held_out: bool [R]. Whether that user's target events were kept from the parameters.
     """
 
-    contexts: Contexts
+    contexts: Contexts | ContextSource
     labels: NDArray[np.int32]
     user: NDArray[np.int32]
     held_out: NDArray[np.bool_]
 
-    def take(self, rows: NDArray[Any]) -> Asked:
-        """Some of the rows."""
-        return Asked(self.contexts.take(rows), self.labels[rows], self.user[rows], self.held_out[rows])
+
+@dataclass(frozen=True)
+class _Measured:
+    """Some of the events: as `Asked`, of held-out users alone."""
+
+    contexts: Contexts
+    labels: NDArray[np.int32]
+    user: NDArray[np.int32]
+
+    @classmethod
+    def of(cls, asked: Asked, rows: NDArray[np.int64]) -> _Measured:
+        return cls(asked.contexts.take(rows), asked.labels[rows], asked.user[rows])
+
+    def take(self, rows: NDArray[np.bool_]) -> _Measured:
+        return _Measured(self.contexts.take(rows), self.labels[rows], self.user[rows])
 
 
 @dataclass(frozen=True)
@@ -173,7 +186,7 @@ def _cross_fitted(
     If that half has fewer than 50 events, the weights are fitted on everybody else, as a version's own weights are.
     """
     rows = _measurable(module, asked, rng)
-    measured = asked.take(rows[np.argsort(asked.contexts.event_time[rows], kind="stable")])
+    measured = _Measured.of(asked, rows[np.argsort(asked.contexts.event_time[rows], kind="stable")])
     whose = np.unique(measured.user)
     first = rng.permutation(whose)[: len(whose) // 2]
     found = [np.zeros(len(rows)) for _ in range(5)]
@@ -181,11 +194,10 @@ def _cross_fitted(
         chosen = np.isin(measured.user, first) == half
         if not chosen.any():
             continue
-        fitted = measured.take(~chosen)
-        if len(fitted.user) < FEWEST_HELD_OUT:
-            fitted = asked.take(~np.isin(asked.user, measured.user[chosen]))
-        nobody = np.zeros(len(fitted.user), dtype=bool)
-        tables = calibrate(module, fitted.contexts, fitted.labels, nobody, seed=seed)
+        contexts, labels = asked.contexts, np.where(np.isin(asked.user, measured.user[chosen]), -1, asked.labels)
+        if np.count_nonzero(~chosen) >= FEWEST_HELD_OUT:
+            contexts, labels = measured.contexts, np.where(chosen, -1, measured.labels)
+        tables = calibrate(module, contexts, labels, np.zeros(len(labels), dtype=bool), seed=seed)
         calibrated = TranslatorModule(tensors | tables, metadata)
         mine = measured.take(chosen)
         # Others of the same half: to histories of the other half the weights have been fitted.
@@ -226,11 +238,11 @@ def _measurable(module: TranslatorModule, asked: Asked, rng: np.random.Generator
     """Rows of held-out users with a known source item, whose own item was there to be chosen; at most `MOST_EVENTS`."""
     first_seen = module.first_seen.cpu().numpy()
     there = (asked.labels >= 0) & (first_seen[asked.labels.clip(min=0)] < asked.contexts.event_time)
-    rows = np.flatnonzero(asked.held_out & there & (asked.contexts.history_items > 0).any(1))
+    rows = np.flatnonzero(asked.held_out & there & asked.contexts.known())
     return rows if len(rows) <= MOST_EVENTS else np.sort(rng.permutation(rows)[:MOST_EVENTS])
 
 
-def _say(module: TranslatorModule, asked: Asked, others: Sequence[Contexts]) -> list[NDArray[np.float64]]:
+def _say(module: TranslatorModule, asked: _Measured, others: Sequence[Contexts]) -> list[NDArray[np.float64]]:
     """The fields of `_Said` after ``user``."""
     own, other, popular, draw, at_prior = (np.zeros(len(asked.labels)) for _ in range(5))
     label = torch.from_numpy(asked.labels.astype(np.int64))[:, None]

@@ -20,7 +20,7 @@ from scalr_prod.hashing import fold_of, stable_hash
 from scalr_prod.instants import micros, micros_of
 from scalr_prod.lake import Lake
 from scalr_prod.numbering import index_in, sorted_unique
-from scalr_prod.resident import give_back
+from scalr_prod.translator.events import Events, events_of
 from scalr_prod.translator.population import firsts
 from scalr_prod.translator.runs import Runs
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["Events", "Log", "data_end", "read_log", "type_weights"]
+__all__ = ["Log", "data_end", "read_log", "type_weights"]
 
 _Before: TypeAlias = "tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]"
 
@@ -40,28 +40,6 @@ _Before: TypeAlias = "tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int
 _SPINE_ROWS = 200_000
 #: Moments that are looked up at a time.
 _LOOKED_UP = 65_536
-
-
-@dataclass(frozen=True)
-class Events:
-    """One domain's events, in order of (user, time, hash of the item).
-
-    Attributes:
-        user: int32 [M]. Position in `Log.users`.
-        item: int32 [M]. Position in ``ids``.
-        time: int64 [M]. Microseconds since the epoch.
-        ids: The item ids, sorted.
-        weight: float32 [M]. How much each counts, by its type; None: one each.
-    """
-
-    user: NDArray[np.int32]
-    item: NDArray[np.int32]
-    time: NDArray[np.int64]
-    ids: pa.Array
-    weight: NDArray[np.float32] | None = None
-
-    def __len__(self) -> int:
-        return len(self.user)
 
 
 @dataclass(frozen=True)
@@ -199,7 +177,7 @@ def read_log(settings: Settings, trained_until: datetime, *, versions: Mapping[s
     weighed = {"source": {}, "target": type_weights(settings)}
     users = sorted_unique(pa.chunked_array([source_users.cast(target_users.type), target_users]))
     # A table goes with the call that makes arrays of it.
-    (source, source_known), (target, _) = (_events(tables.pop(domain), users, weights) for domain, weights in weighed.items())
+    (source, source_known), (target, _) = (events_of(tables.pop(domain), users, weights) for domain, weights in weighed.items())
     before = _before(settings, source, source_known, target, trained_until)
     del source_known
     return Log(
@@ -222,34 +200,6 @@ def type_weights(settings: Settings) -> dict[str, float]:
     """What target events count by their type; empty: one each."""
     target = settings.domains.target
     return dict(target.types) if target.weights_for == "all" and any(weight != 1 for weight in target.types.values()) else {}
-
-
-def _events(table: pa.Table, users: pa.Array, weights: Mapping[str, float]) -> tuple[Events, NDArray[np.int64]]:
-    """The events in their order, and when each became known (µs): int64 [M]."""
-    ids = sorted_unique(table[ITEM_ID])
-    user, item = index_in(table[USER_ID], users), index_in(table[ITEM_ID], ids)
-    time, known = micros_of(table[EVENT_TIMESTAMP]), micros_of(table[CREATED_TIMESTAMP])
-    weight = _weighed(table["event_type"], weights) if weights else None
-    del table
-    give_back()
-    hashed = np.unique(stable_hash(ids), return_inverse=True)[1].astype(np.int32)
-    order = np.lexsort((known, hashed[item], time, user))
-    # One after the other, so that an array goes before the next one comes.
-    user, item = user[order], item[order]
-    time = time[order]
-    known = known[order]
-    return Events(user, item, time, ids, None if weight is None else weight[order]), known
-
-
-def _weighed(types: pa.ChunkedArray, weights: Mapping[str, float]) -> NDArray[np.float32]:
-    """What each event counts; one where the log did not say what it is: float32 [M]."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    known = pa.array(list(weights.values()), pa.float32())
-    found = known.take(pc.index_in(types.combine_chunks().cast(pa.string()), pa.array(list(weights), pa.string())))
-    weighed: NDArray[np.float32] = pc.fill_null(found, 1.0).to_numpy(zero_copy_only=False)
-    return weighed
 
 
 def _histories(

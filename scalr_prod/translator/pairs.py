@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scalr_prod.sections import TranslatorSettings
-    from scalr_prod.translator.log import Events, Log
+    from scalr_prod.translator.events import Events
+    from scalr_prod.translator.log import Log
 
-__all__ = ["Coverage", "Pairs", "Parameters", "contexts_at"]
+__all__ = ["ContextSource", "Coverage", "Pairs", "Parameters", "contexts_at"]
 
 #: An estimator's tensors, by name.
 Parameters: TypeAlias = "dict[str, torch.Tensor]"
@@ -190,6 +191,47 @@ class Pairs:
         return matrix
 
 
+@dataclass(frozen=True)
+class ContextSource:
+    """Contexts strictly before target events, made as they are taken: those of all events of a long log would fill the memory.
+
+    Attributes:
+        log: The log.
+        rows: int64 [R]. Positions in ``log.target``.
+        source_index: Vocabulary index of each of the log's source ids.
+        target_index: Likewise for target ids.
+    """
+
+    log: Log
+    rows: NDArray[np.int64]
+    source_index: NDArray[np.int32]
+    target_index: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def event_time(self) -> NDArray[np.int64]:
+        """As in `Contexts`: int64 [R]."""
+        return self.log.target.time[self.rows]
+
+    @property
+    def labels(self) -> NDArray[np.int32]:
+        """The target index of each event, -1 where the vocabulary lacks it: int32 [R]."""
+        return self.target_index[self.log.target.item[self.rows]]
+
+    def known(self) -> NDArray[np.bool_]:
+        """As in `Contexts`: bool [R]."""
+        known = np.empty(len(self), dtype=bool)
+        for part, _, items in _looked_up(self.log, self.rows, self.source_index):
+            known[part] = (items > 0).any(1)
+        return known
+
+    def take(self, rows: NDArray[Any]) -> Contexts:
+        """The contexts of some of the events, with fold -1."""
+        return contexts_at(self.log, self.rows[rows], source_index=self.source_index, target_index=self.target_index)[0]
+
+
 def contexts_at(
     log: Log,
     rows: NDArray[np.int64],
@@ -209,11 +251,8 @@ def contexts_at(
     """
     items = np.empty((len(rows), log.history.shape[1]), dtype=np.int32)
     ages, end = np.empty(items.shape, dtype=np.float32), np.empty(len(rows), dtype=np.int64)
-    for first in range(0, len(rows), _LOOKED_UP):
-        part = slice(first, first + _LOOKED_UP)
-        history = log.history[rows[part]]
-        there = history >= 0
-        items[part] = np.where(there, source_index[log.source.item[history]], 0)
+    for part, history, known in _looked_up(log, rows, source_index):
+        there, items[part] = history >= 0, known
         # An event's age is counted from the last one, as it is when that one is translated.
         last = log.source.time[history[:, -1]]
         ages[part] = np.where(there, (last[:, None] - log.source.time[history]) / _DAY_US, 0)
@@ -228,6 +267,16 @@ def contexts_at(
         exclude=had_before(log, rows, target_index),
     )
     return made, target_index[log.target.item[rows]]
+
+
+def _looked_up(
+    log: Log, rows: NDArray[np.int64], source_index: NDArray[np.int32]
+) -> Iterator[tuple[slice, NDArray[np.int32], NDArray[np.int32]]]:
+    """Histories of target events, some at a time: which they are, positions in ``log.source``, and vocabulary indices, both [R, L]."""
+    for first in range(0, len(rows), _LOOKED_UP):
+        part = slice(first, first + _LOOKED_UP)
+        history = log.history[rows[part]]
+        yield part, history, np.where(history >= 0, source_index[log.source.item[history]], 0)
 
 
 def _vocabulary(events: Events, until: int, most: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:

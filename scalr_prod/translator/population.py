@@ -16,7 +16,8 @@ from scalr_prod.translator.contexts import Had
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from scalr_prod.translator.log import Events, Log
+    from scalr_prod.translator.events import Events
+    from scalr_prod.translator.log import Log
 
 __all__ = ["firsts", "had_before"]
 

@@ -76,8 +76,10 @@ def fit(pairs: Pairs) -> Parameters:
         sampled.append((item[-passed % stride :: stride], time[-passed % stride :: stride]))
         passed += len(item)
     del index
-    item, time, *counts = (np.concatenate([np.empty(0, parts[0].dtype), *parts]) for parts in found.values())
+    # One after the other, so that its parts go when one is whole.
+    item, time, *counts = (np.concatenate([np.empty(0, found[name][0].dtype), *found.pop(name)]) for name in list(found))
     times, place = np.unique(time, return_inverse=True)
+    del time
     arrays = {
         "times": times,
         "end": np.array([pairs.popularity_until]),

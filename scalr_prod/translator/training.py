@@ -243,7 +243,7 @@ def _fingerprint(settings: Settings, until: datetime) -> tuple[str, dict[str, in
 
 def _digest(settings: Settings, lake: Lake, table: Table, version: int, until: datetime) -> list[str]:
     """Number of known rows and the sum of their hashes: the same rows in any order and any number of commits."""
-    from scalr_prod.duck import open_duckdb, staging_folder
+    from scalr_prod.duck import open_duckdb, staging_folder, view_of
 
     of_items = table is Table.TARGET_ITEMS
     row = "item_id, value" if of_items else "user_id, item_id, epoch_us(event_timestamp), epoch_us(created_timestamp)"
@@ -251,7 +251,7 @@ def _digest(settings: Settings, lake: Lake, table: Table, version: int, until: d
     known = "" if of_items else " WHERE event_timestamp < $1 AND created_timestamp <= $1"
     query = f"SELECT count(*), sum(md5_number_lower(concat_ws('|', {row}))::HUGEINT) FROM events{known}"
     with staging_folder(settings, "translator") as folder, open_duckdb(settings, folder) as duck:
-        duck.register("events", lake.dataset(table, version=version))
+        view_of(duck, "events", lake.open_table(table, version=version))
         found = duck.execute(query, None if of_items else [until]).fetchone()
     return [str(value) for value in found]
 

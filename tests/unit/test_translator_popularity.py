@@ -10,7 +10,8 @@ from translator_world import DAY, SETTINGS, make_log
 
 from scalr_prod.sections import TranslatorSettings
 from scalr_prod.translator.estimators import popularity
-from scalr_prod.translator.log import Events, Log
+from scalr_prod.translator.events import Events
+from scalr_prod.translator.log import Log
 from scalr_prod.translator.pairs import Pairs
 
 

@@ -16,8 +16,9 @@ from translator_world import METADATA, SETTINGS, calibration, make_log
 from benchmarks.worlds import World
 from scalr_prod.sections import HistorySettings, TranslatorSettings
 from scalr_prod.translator.contexts import NO_ITEM
+from scalr_prod.translator.events import Events
 from scalr_prod.translator.fitting import cut_at, figures_of, fit_calibration, fit_sets, rows_between
-from scalr_prod.translator.log import Events, Log
+from scalr_prod.translator.log import Log
 from scalr_prod.translator.module import TranslatorModule
 from scalr_prod.translator.pairs import Pairs, contexts_at
 

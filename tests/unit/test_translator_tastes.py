@@ -11,7 +11,7 @@ from translator_world import DAY, SETTINGS, make_log
 
 from scalr_prod.translator import tastes
 from scalr_prod.translator.batch import Batch
-from scalr_prod.translator.log import Events
+from scalr_prod.translator.events import Events
 from scalr_prod.translator.pairs import Pairs, contexts_at
 from scalr_prod.translator.tastes import TASTES
 

@@ -11,8 +11,9 @@ from translator_world import DAY, METADATA, SETTINGS, make_log
 
 from scalr_prod.translator.calibration import calibrate, neutral
 from scalr_prod.translator.estimators import SCORED
+from scalr_prod.translator.events import Events
 from scalr_prod.translator.fitting import fit_sets
-from scalr_prod.translator.log import Events, Log
+from scalr_prod.translator.log import Log
 from scalr_prod.translator.module import TranslatorModule
 from scalr_prod.translator.pairs import Pairs, contexts_at
 

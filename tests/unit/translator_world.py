@@ -11,8 +11,9 @@ import torch
 from scalr_prod.sections import TranslatorSettings
 from scalr_prod.translator.calibration import TABLES, neutral
 from scalr_prod.translator.estimators import SCORED
+from scalr_prod.translator.events import Events
 from scalr_prod.translator.layout import OURS
-from scalr_prod.translator.log import Events, Log
+from scalr_prod.translator.log import Log
 
 DAY = 86_400_000_000
 LENGTH = 10
