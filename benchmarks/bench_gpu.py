@@ -3,7 +3,8 @@
 The card's limits are measured: a large product in bf16 (`bf16_tflop_per_s`) and a large copy (`memory_gb_per_s`, read and written).
 `tflop_per_s` counts the product of users' and items' vectors alone, each number once, though it is taken three times for float32's
 precision. `of_product` compares with torch's product of the same shapes in float32 (`allow_tf32` off), into memory that is there.
-`of_cpu` is the same module on this machine's CPU, with all of its cores. The draws of all must be equal.
+`of_cpu` is the same module on this machine's CPU, with all of its cores. The draws of all must be equal. `learning` is what the sequential
+estimator's pretraining takes in on either, source events per second; on the CPU with one thread, as in training.
 
 Made data as in `limits`: long histories, times that are all different; for more items each item and event is there many times.
 """
@@ -28,6 +29,8 @@ from scalr_prod.histories import build_histories
 from scalr_prod.ingest import ingest
 from scalr_prod.settings import load_settings
 from scalr_prod.translator import Contexts, TranslatorModule, load_version, train
+from scalr_prod.translator.estimators import attention
+from scalr_prod.translator.estimators.pretraining import learner_of, step
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,6 +62,7 @@ def measured(folder: Path, device: str) -> dict[str, Any]:
         "bf16_tflop_per_s": round(peak, 1),
         "memory_gb_per_s": round(memory_gb_per_s(device), 1),
     }
+    found["learning"] = {"events_per_s_gpu": round(learnt(device)), "events_per_s_cpu": round(learnt("cpu"))}
     for copies, rows in COPIES.items():
         tensors, metadata = copied(folder, copies)
         found[f"{copies * TARGET_ITEMS} items"] = compared(tensors, metadata, device, rows, peak)
@@ -122,6 +126,27 @@ def rate(work: Callable[[], Any], rows: int, device: str) -> float:
         wait(device)
         found.append(rows / (time.perf_counter() - started))
     return statistics.median(found[1:])
+
+
+def learnt(device: str) -> float:
+    """Source events per second of pretraining, in batches of 64 full windows, of as many items as `TARGET_ITEMS`."""
+    generator = torch.Generator().manual_seed(0)
+    windows, length, dim = 64, 50, 64
+    parameters = {"source": torch.randn(TARGET_ITEMS + 1, dim, generator=generator), **attention.initial(dim, generator)}
+    learner = learner_of(parameters, steps=1_000, rate=1e-3, device=device)
+    items = torch.randint(1, TARGET_ITEMS + 1, (windows, length), generator=generator)
+    days = torch.rand(windows, length, generator=generator).cumsum(1)
+    chance, popular = torch.full((TARGET_ITEMS + 1,), 1 / (TARGET_ITEMS + 1)), torch.zeros(TARGET_ITEMS + 1, device=device)
+
+    def ten_steps() -> None:
+        for _ in range(10):
+            step(learner, items, days, popular=popular, chance=chance, generator=generator)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    found = rate(ten_steps, 10 * windows * length, device)
+    torch.set_num_threads(before)
+    return found
 
 
 def bf16_tflop_per_s(device: str, size: int = 8192) -> float:

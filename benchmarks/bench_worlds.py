@@ -25,7 +25,7 @@ from scalr_prod.feast_store import apply_feature_repo
 from scalr_prod.hashing import fold_of
 from scalr_prod.histories import build_histories
 from scalr_prod.ingest import ingest
-from scalr_prod.sections import HistorySettings, TranslatorSettings
+from scalr_prod.sections import ComputeSettings, HistorySettings, TranslatorSettings
 from scalr_prod.settings import load_settings
 from scalr_prod.translator.fitting import cut_at, figures_of, fit_calibration, fit_sets, rows_between
 from scalr_prod.translator.log import Log, data_end, read_log
@@ -65,7 +65,8 @@ def measured(world: World, **translator: Any) -> dict[str, Any]:
     """Nats of the members, of both oracles and of chance, for users without target history in training."""
     started = time.process_time()
     logs = world.make()
-    settings: Any = SimpleNamespace(translator=TranslatorSettings(threads=1, **translator), histories=HistorySettings())
+    options = TranslatorSettings(threads=1, **translator)
+    settings: Any = SimpleNamespace(translator=options, histories=HistorySettings(), compute=ComputeSettings())
     log = logs.log(length=settings.histories.length, folds=settings.translator.folds)
     return _measured(logs, log, settings) | {"cpu_seconds": round(time.process_time() - started, 1)}
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from scalr_prod.contracts import ITEM_ID, USER_ID
 from scalr_prod.generation.parts import sha256_of
+from scalr_prod.row_groups import batches_of
 from scalr_prod.whole import whole
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ class Ids:
             column = str(self._column_of(file, path))
             kind = self._kind_of(file, column)
             ids = self.of_column(kind)
-            for batch in file.iter_batches(_BATCH):
+            for batch in batches_of(file, _BATCH):
                 if column == self.listed:
                     kept, gone = _without(batch, ids, column)
                     writer.write_batch(kept)
@@ -198,10 +199,10 @@ class Ids:
             column = self._column_of(file, path)
             if column is None:
                 return False
-            names = [name for name in (column, self.within) if name in file.schema_arrow.names]
+            names = [name for name in (column, self.within) if name and name in file.schema_arrow.names]
             return any(
                 pc.any(pc.is_in(_flat(column), value_set=self.of_column(_flat(column).type))).as_py()
-                for batch in file.iter_batches(_BATCH, columns=names)
+                for batch in batches_of(file, _BATCH, columns=names)
                 for column in batch.columns
                 if len(_flat(column))
             )

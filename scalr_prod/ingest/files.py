@@ -15,6 +15,7 @@ from scalr_prod.errors import BadValue, UnreadableInput
 from scalr_prod.ingest.columns import pick
 from scalr_prod.ingest.formats import refuse_tables, table_at
 from scalr_prod.ingest.protocol import Batch
+from scalr_prod.row_groups import batches_of
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -233,7 +234,7 @@ def _parquet(filesystem: Any, path: str, url: str, wanted: Wanted) -> Iterator[p
 
     with filesystem.open(path, "rb") as stream, pq.ParquetFile(stream, buffer_size=_BYTES) as file:
         names = pick(file.schema_arrow.names, wanted, url)
-        for batch in file.iter_batches(batch_size=_ROWS, columns=names):
+        for batch in batches_of(file, _ROWS, columns=names):
             yield batch.select(names)
 
 

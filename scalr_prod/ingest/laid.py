@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from scalr_prod import row_groups
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_EXTRAS, EVENT_TIMESTAMP, ITEM_ID, USER_ID
 from scalr_prod.heaps import edges_of, ordered
 from scalr_prod.ingest.rows import ROWS
@@ -148,7 +149,7 @@ def batches_of(pieces: Sequence[Piece]) -> Iterator[pa.RecordBatch]:
 
     for piece in pieces:
         with pq.ParquetFile(piece.path) as file:
-            yield from file.iter_batches(ROWS)
+            yield from row_groups.batches_of(file, ROWS)
 
 
 class _Repetitions:

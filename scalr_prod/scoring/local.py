@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self
 
-from scalr_prod.errors import SettingsError
 from scalr_prod.scoring.latency import Latencies
 
 if TYPE_CHECKING:
@@ -42,10 +41,11 @@ class LocalScorer:
     ) -> None:
         import torch
 
+        from scalr_prod.translator.devices import device_of
         from scalr_prod.translator.module import TranslatorModule
 
         torch.set_num_threads(1)
-        self._module: Module = TranslatorModule.load(folder, _on(device), threads, trusted=True)
+        self._module: Module = TranslatorModule.load(folder, device_of(device), threads, trusted=True)
         self._version = version
         self._latencies = latencies or Latencies()
 
@@ -78,22 +78,3 @@ class LocalScorer:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
-
-
-def _on(device: str) -> str:
-    """The device that the setting means here.
-
-    Raises:
-        SettingsError: There is none.
-    """
-    import torch
-
-    if torch.cuda.is_available():
-        return "cpu" if device == "cpu" else "cuda"
-    if device == "cuda":
-        raise SettingsError(
-            f"torch {torch.__version__} sees no GPU in this process",
-            where="[compute] device = cuda",
-            next_step='install the CUDA build of torch and NVIDIA\'s driver, or set device = "auto"',
-        )
-    return "cpu"

@@ -19,6 +19,7 @@ from scalr_prod.duck import exact
 from scalr_prod.feast_store import read_window
 from scalr_prod.holdout import CANARY, HELD_OUT, Canary, Holdout
 from scalr_prod.instants import datetime_of, micros
+from scalr_prod.row_groups import batches_of
 from scalr_prod.training_set.parts import Figures
 from scalr_prod.training_set.periods import DAY_US, Period, day_of
 from scalr_prod.training_set.regrouped import Regrouped
@@ -94,7 +95,7 @@ class Spine:
         import pyarrow.parquet as pq
 
         with pq.ParquetFile(self.path) as file:
-            batches = file.iter_batches(batch_size=_BATCH)
+            batches = batches_of(file, _BATCH)
             rest: pa.RecordBatch | None = None
             for size in sizes:
                 kept: list[pa.RecordBatch] = []

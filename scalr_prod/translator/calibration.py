@@ -89,7 +89,7 @@ def calibrate(
     if not len(rows):
         return neutral(module.layout)
     chosen, labels, held_out = contexts.take(rows), labels[rows], held_out[rows]
-    told = tastes.raw(module.parameter_set(-1).tastes, Batch.of(chosen, module.first_seen))
+    told = tastes.raw(module.parameter_set(-1).tastes, Batch.of(chosen, module.first_seen)).cpu()
     mean, spread = tastes.spread(told)
     values, log_q = _candidates(module, chosen, labels, generator, workers)
     # By the drawn items alone: an event must not show in other folds' tables, not even in the unit of a score.
@@ -131,7 +131,7 @@ def _usable(
 ) -> NDArray[np.int64]:
     """Rows whose item was there to be chosen, in order of time, at most `MOST_EVENTS` of them."""
     label = torch.from_numpy(labels.astype(np.int64))
-    eligible = torch.searchsorted(module.first_seen, torch.from_numpy(time))
+    eligible = torch.searchsorted(module.first_seen.cpu(), torch.from_numpy(time))
     rows = torch.nonzero((label >= 0) & (label < eligible))[:, 0]
     if len(rows) > MOST_EVENTS:
         rows = rows[torch.randperm(len(rows), generator=generator)[:MOST_EVENTS].sort().values]
@@ -158,18 +158,20 @@ def _candidates(
     @torch.inference_mode()
     def draw(unit: tuple[torch.Tensor, int]) -> None:
         part, seed = unit
-        batch = whole.take(part)
+        batch = whole.take(part.to(module.device))
         scores = [mixture.score(name, batch) for name in mixture.estimators]
         counts = mixture.log_counts(batch)
-        q = _proposal(scores, counts, batch)
+        # On the CPU, so that every device draws the same but where rounding decides.
+        q = _proposal(scores, counts, batch).cpu()
         negative = torch.multinomial(q, drawn, replacement=True, generator=torch.Generator().manual_seed(seed))
         chosen = torch.cat([label[part, None], negative], 1)
         log_n = torch.log(drawn * q.gather(1, chosen))
         log_n[:, 0] = 0
         log_n[:, 1:][negative == chosen[:, :1]] = torch.inf
-        counts = {name: x.gather(1, chosen) for name, x in counts.items()}
+        asked = chosen.to(module.device)
+        counts = {name: x.gather(1, asked) for name, x in counts.items()}
         features = [popularity.feature(counts, name) for name in popularity.FEATURES]
-        values[part] = torch.stack([*(x.gather(1, chosen) for x in scores), *features], 1)
+        values[part] = torch.stack([*(x.gather(1, asked) for x in scores), *features], 1).cpu()
         log_q[part] = log_n
 
     for _ in workers.map(draw, zip(parts, seeds, strict=True)):

@@ -16,6 +16,7 @@ import numpy as np
 from scalr_prod.instants import micros
 from scalr_prod.progress import counting
 from scalr_prod.translator import effort
+from scalr_prod.translator.devices import learning_device
 from scalr_prod.translator.fitting import calibration_slice, cut_at, fit_calibration, fit_sets, metadata_of, rows_between, share
 from scalr_prod.translator.log import read_log
 from scalr_prod.translator.module import TranslatorModule
@@ -136,14 +137,15 @@ def _recipe_until(
     past = log.label_times()
     middle = cut_at(past[past < until], 1 - settings.translator.validation_fraction)
     held_out = log.one_in(settings.translator.folds)
-    pairs, before = Pairs.of(log, until, settings.translator), calibration_slice(settings, log, middle, until)
+    pairs = Pairs.of(log, until, settings.translator, device=learning_device(settings.compute.device))
+    before = calibration_slice(settings, log, middle, until)
     work = effort.training_work(before, 1, measured_on=len(rows_between(log, middle, until))) + effort.training_work(pairs, 1)
     with counting("comparison", show=progress, total=work, unit="") as done:
         earlier, whole = share([before, pairs], side_by_side, done)
         calibrated = fit_calibration(settings, log, held_out, middle, until, done, side_by_side, shared=earlier)
         nobody = np.zeros(len(log.users), dtype=bool)
         tensors = fit_sets(pairs, {-1: nobody}, done, side_by_side, shared=whole) | calibrated.tables
-    return TranslatorModule(tensors, metadata_of(settings, pairs, 0)), pairs
+    return TranslatorModule(tensors, metadata_of(settings, pairs, 0), pairs.device), pairs
 
 
 def _losses(module: TranslatorModule, contexts: Contexts, labels: NDArray[np.int32]) -> NDArray[np.float64]:

@@ -18,6 +18,7 @@ from scalr_prod.plugins import ESTIMATORS
 from scalr_prod.resident import give_back
 from scalr_prod.translator import effort, tastes
 from scalr_prod.translator.calibration import TABLES, calibrate, neutral
+from scalr_prod.translator.devices import learning_device
 from scalr_prod.translator.estimators import SCORED, popularity, scored_of
 from scalr_prod.translator.estimators.carried import carried, estimator_of
 from scalr_prod.translator.information import Asked, Information, measure_information
@@ -234,7 +235,8 @@ def calibration_slice(settings: Settings, log: Log, begin: int, end: int) -> Pai
     Raises:
         TranslatorError: Too little to learn from.
     """
-    return Pairs.of(log, begin, settings.translator, popularity_until=end)
+    device = learning_device(settings.compute.device)
+    return Pairs.of(log, begin, settings.translator, popularity_until=end, device=device)
 
 
 def fit_calibration(
@@ -264,7 +266,7 @@ def fit_calibration(
     contexts = ContextSource(log, rows, pairs.source_index, pairs.target_index)
     user = log.target.user[rows]
     layout = Layout.of(settings.translator.estimators)
-    module = TranslatorModule(tensors | neutral(layout), metadata_of(settings, pairs, 0))
+    module = TranslatorModule(tensors | neutral(layout), metadata_of(settings, pairs, 0), pairs.device)
     counted, seed = log.label_weights(end), settings.translator.seed
     tables = calibrate(
         module,
@@ -281,7 +283,8 @@ def fit_calibration(
     if informed:
         own = np.flatnonzero(log.possible & held_out[log.target.user] & (log.target.time < end))
         everything, later = (_asked_of(log, pairs, log.in_proportion(some, end, seed), held_out) for some in (own, rows))
-        information = measure_information(tensors, metadata_of(settings, pairs, 0), everything, later, seed=seed)
+        metadata = metadata_of(settings, pairs, 0)
+        information = measure_information(tensors, metadata, everything, later, seed=seed, device=pairs.device)
     done(effort.calibration_work(len(rows)))
     return Calibrated(tables, layout, figures, information)
 
@@ -326,7 +329,7 @@ def figures_of(
     folds = settings.translator.folds
     seen = {name.removeprefix("-1/"): tensor for name, tensor in tensors.items() if name.startswith("-1/")}
     twins = {f"{fold}/{name}": tensor for fold in range(folds) for name, tensor in seen.items()}
-    module = TranslatorModule(tensors | twins, metadata_of(settings, pairs, folds))
+    module = TranslatorModule(tensors | twins, metadata_of(settings, pairs, folds), pairs.device)
     seed = settings.translator.seed
     rows = log.in_proportion(rows, int(log.target.time[rows].max()) + 1, seed)
     if len(rows) > MOST_MEASURED:

@@ -29,7 +29,7 @@ from scalr_prod.translator.layout import Layout
 from scalr_prod.translator.module import TranslatorModule
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -146,7 +146,13 @@ class _Said:
 
 
 def measure_information(
-    tensors: dict[str, torch.Tensor], metadata: dict[str, str], everything: Asked, later: Asked, *, seed: int
+    tensors: dict[str, torch.Tensor],
+    metadata: dict[str, str],
+    everything: Asked,
+    later: Asked,
+    *,
+    seed: int,
+    device: str = "cpu",
 ) -> Information:
     """Measure a parameter set.
 
@@ -156,11 +162,15 @@ def measure_information(
         everything: Events of held-out users at any time.
         later: All users' events from the validation slice, which is later than what the set was fitted on.
         seed: Of the samples, the halves of the users, the others' histories and the resampling.
+        device: Where the set is asked.
     """
-    module = TranslatorModule(tensors | neutral(Layout.stored(metadata)), metadata)
-    rng = np.random.default_rng(seed)
-    always = _cross_fitted(module, tensors, metadata, everything, rng, seed)
-    after = _cross_fitted(module, tensors, metadata, later, rng, seed)
+
+    def with_tables(tables: dict[str, torch.Tensor]) -> TranslatorModule:
+        return TranslatorModule(tensors | tables, metadata, device)
+
+    rng, module = np.random.default_rng(seed), with_tables(neutral(Layout.stored(metadata)))
+    always = _cross_fitted(module, with_tables, everything, rng, seed)
+    after = _cross_fitted(module, with_tables, later, rng, seed)
     return Information(
         events=len(always.user),
         users=len(np.unique(always.user)),
@@ -175,8 +185,7 @@ def measure_information(
 
 def _cross_fitted(
     module: TranslatorModule,
-    tensors: dict[str, torch.Tensor],
-    metadata: dict[str, str],
+    with_tables: Callable[[dict[str, torch.Tensor]], TranslatorModule],
     asked: Asked,
     rng: np.random.Generator,
     seed: int,
@@ -198,7 +207,7 @@ def _cross_fitted(
         if np.count_nonzero(~chosen) >= FEWEST_HELD_OUT:
             contexts, labels = measured.contexts, np.where(chosen, -1, measured.labels)
         tables = calibrate(module, contexts, labels, np.zeros(len(labels), dtype=bool), seed=seed)
-        calibrated = TranslatorModule(tensors | tables, metadata)
+        calibrated = with_tables(tables)
         mine = measured.take(chosen)
         # Others of the same half: to histories of the other half the weights have been fitted.
         others = [with_histories_of_others(mine.contexts, mine.user, rng) for _ in range(OTHERS)]
@@ -245,16 +254,21 @@ def _measurable(module: TranslatorModule, asked: Asked, rng: np.random.Generator
 def _say(module: TranslatorModule, asked: _Measured, others: Sequence[Contexts]) -> list[NDArray[np.float64]]:
     """The fields of `_Said` after ``user``."""
     own, other, popular, draw, at_prior = (np.zeros(len(asked.labels)) for _ in range(5))
-    label = torch.from_numpy(asked.labels.astype(np.int64))[:, None]
     tiny = torch.finfo(torch.float32).tiny
+
+    def log_of(rows: NDArray[np.int64], p: torch.Tensor) -> NDArray[np.float32]:
+        label = torch.from_numpy(asked.labels[rows].astype(np.int64)).to(p.device)
+        found: NDArray[np.float32] = p.gather(1, label[:, None])[:, 0].clamp(min=tiny).log().cpu().numpy()
+        return found
+
     for rows, (p, prior) in module.distributions(asked.contexts, ("mixture", "popularity")):
-        own[rows], popular[rows] = (x.gather(1, label[rows])[:, 0].clamp(min=tiny).log().numpy() for x in (p, prior))
+        own[rows], popular[rows] = log_of(rows, p), log_of(rows, prior)
         lift = p.clamp(min=tiny).log() - prior.clamp(min=tiny).log()
-        draw[rows] = (p * lift).sum(1).numpy()
-        at_prior[rows] = (p * (lift.abs() < np.log1p(_AT_PRIOR))).sum(1).numpy()
+        draw[rows] = (p * lift).sum(1).cpu().numpy()
+        at_prior[rows] = (p * (lift.abs() < np.log1p(_AT_PRIOR))).sum(1).cpu().numpy()
     for contexts in others:
         for rows, (p,) in module.distributions(contexts):
-            other[rows] += p.gather(1, label[rows])[:, 0].clamp(min=tiny).log().numpy() / len(others)
+            other[rows] += log_of(rows, p) / len(others)
     return [own, other, popular, draw, at_prior]
 
 

@@ -68,6 +68,7 @@ class Pairs:
         popularity_until: Popularity alone may count later events, up to this instant (µs): it is a feature that is known
             at the time of each event, where the other parameters are fitted once.
         settings: ``[translator]``.
+        device: Where an estimator that can may learn; what it gives lies on the CPU.
     """
 
     log: Log
@@ -78,9 +79,12 @@ class Pairs:
     held_out: NDArray[np.bool_]
     popularity_until: int
     settings: TranslatorSettings
+    device: str = "cpu"
 
     @classmethod
-    def of(cls, log: Log, until: int, settings: TranslatorSettings, *, popularity_until: int | None = None) -> Pairs:
+    def of(
+        cls, log: Log, until: int, settings: TranslatorSettings, *, popularity_until: int | None = None, device: str = "cpu"
+    ) -> Pairs:
         """The slice before ``until``, with nobody held out.
 
         Args:
@@ -88,6 +92,7 @@ class Pairs:
             until: Microseconds since the epoch.
             settings: ``[translator]``.
             popularity_until: See the attribute; default: ``until``.
+            device: See the attribute.
 
         Returns:
             With vocabularies of the items that had events in it.
@@ -106,7 +111,7 @@ class Pairs:
             )
         nobody = np.zeros(len(log.users), dtype=bool)
         source_index += np.int32(1)
-        return cls(log, until, source_index, target_index, first_seen, nobody, popularity_until or until, settings)
+        return cls(log, until, source_index, target_index, first_seen, nobody, popularity_until or until, settings, device)
 
     def without(self, held_out: NDArray[np.bool_]) -> Pairs:
         """The same slice and vocabularies without the target events of some users.

@@ -19,6 +19,7 @@ from scalr_prod.lake import Lake
 from scalr_prod.progress import counting
 from scalr_prod.resident import give_back
 from scalr_prod.translator import effort
+from scalr_prod.translator.devices import described, learning_device
 from scalr_prod.translator.estimators import SCORED, scored_of
 from scalr_prod.translator.estimators.carried import carried, estimator_of
 from scalr_prod.translator.fitting import calibration_slice, cut_at, fit_calibration, fit_sets, metadata_of, rows_between, share
@@ -125,7 +126,7 @@ def _train(
     give_back()
     folds = settings.translator.folds
     everything = micros(until)
-    pairs = Pairs.of(log, everything, settings.translator)
+    pairs = Pairs.of(log, everything, settings.translator, device=learning_device(settings.compute.device))
     coverage = pairs.coverage()
     _say_what_is_left_out(coverage)
     # Calibrated as it will be used: as many users as a fold has are unknown to the parameters, the others are not.
@@ -165,6 +166,8 @@ def _train(
         "calibration_curve": [one.to_json() for one in calibrated.figures["cold"]["mixture"].curve],
         "vocabulary": {domain: asdict(counts) for domain, counts in coverage.items()},
         "data_versions": data_versions,
+        # Another device rounds otherwise, so that the last digits may be others.
+        **({} if pairs.device == "cpu" else {"device": described(pairs.device)}),
         **({"carried": {name: one.described() for name, one in sources.items()}} if sources else {}),
     }
     return write_version(

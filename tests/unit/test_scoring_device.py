@@ -1,4 +1,4 @@
-"""Where the local scorer works."""
+"""Where the local scorer works, and where the translator learns."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scalr_prod.errors import SettingsError
-from scalr_prod.scoring import local
+from scalr_prod.translator import devices
 
 
 @pytest.mark.parametrize(
@@ -15,12 +15,12 @@ from scalr_prod.scoring import local
 )
 def test_the_device_is_the_one_that_is_there(monkeypatch, seen, wanted, found):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: seen)
-    assert local._on(wanted) == found
+    assert devices.device_of(wanted) == found
 
 
 def test_a_gpu_that_is_not_there_is_asked_for_in_vain(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SettingsError) as caught:
-        local._on("cuda")
+        devices.device_of("cuda")
     assert caught.value.where == "[compute] device = cuda"
     assert 'device = "auto"' in caught.value.next_step

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.worlds import World
-from scalr_prod.sections import HistorySettings, TranslatorSettings
+from scalr_prod.sections import ComputeSettings, HistorySettings, TranslatorSettings
 from scalr_prod.translator.contexts import Contexts
 from scalr_prod.translator.fitting import cut_at, fit_calibration
 from scalr_prod.translator.information import Information, with_histories_of_others
@@ -54,7 +54,9 @@ def test_who_is_alone_keeps_the_own_history():
 
 def information(world: World, **options) -> Information:
     torch.set_num_threads(1)
-    settings = SimpleNamespace(translator=TranslatorSettings(threads=1, **LEAN | options), histories=HistorySettings())
+    settings = SimpleNamespace(
+        translator=TranslatorSettings(threads=1, **LEAN | options), histories=HistorySettings(), compute=ComputeSettings()
+    )
     log = world.make().log(length=20, folds=3)
     begin, end = cut_at(log.label_times(), 0.9), int(log.target.time.max()) + 1
     return fit_calibration(settings, log, log.fold == 0, begin, end, lambda _: None, informed=True).information

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from translator_world import METADATA, SETTINGS, calibration, make_log
 
 from benchmarks.worlds import World
-from scalr_prod.sections import HistorySettings, TranslatorSettings
+from scalr_prod.sections import ComputeSettings, HistorySettings, TranslatorSettings
 from scalr_prod.translator.contexts import NO_ITEM
 from scalr_prod.translator.events import Events
 from scalr_prod.translator.fitting import cut_at, figures_of, fit_calibration, fit_sets, rows_between
@@ -96,7 +96,7 @@ def judged(*, exclude_consumed: bool) -> SimpleNamespace:
     torch.set_num_threads(1)
     logs = HABITS.make()
     options = TranslatorSettings(threads=1, estimators=("popularity",))
-    settings = SimpleNamespace(translator=options, histories=HistorySettings())
+    settings = SimpleNamespace(translator=options, histories=HistorySettings(), compute=ComputeSettings())
     log, new = (logs.log(length=5, folds=3, exclude_consumed=excluded) for excluded in (exclude_consumed, True))
     begin, middle, end = (cut_at(new.label_times(), share) for share in (0.6, 0.8, 1.0))
     hidden = log.fold == 0

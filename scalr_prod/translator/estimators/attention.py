@@ -55,19 +55,19 @@ def states(
     """The states after P events of W windows.
 
     Args:
-        p: The parameters, float32; ``source`` [n_source + 1, d] holds the events' vectors.
+        p: The parameters, float32, all on one device, as the rest; ``source`` [n_source + 1, d] holds the events' vectors.
         items: int64 [W, L]. Source vocabulary indices; 0 where there is no event.
         days: float32 [W, L]. When each event happened.
         asked: int64 [P] each. Windows and places of the events.
-        generator: Of the events to hide in training; None hides none.
+        generator: Of the events to hide in training, on the CPU; None hides none.
 
     Returns:
         float32 [P, d]; 0 where there is no event.
     """
     kept = items > 0
     if generator is not None:
-        kept &= torch.rand(items.shape, generator=generator) >= DROPPED_EVENTS
-    compiled = kernels()
+        kept &= (torch.rand(items.shape, generator=generator) >= DROPPED_EVENTS).to(items.device)
+    compiled = kernels() if items.device.type == "cpu" else None
     row, place = asked
     there = items[row, place] > 0
     if compiled is None:
@@ -92,8 +92,8 @@ def plain_states(p: Parameters, items: torch.Tensor, days: torch.Tensor, kept: t
         float32 [W, L, d]; anything where there is no event.
     """
     known, length = items > 0, items.shape[1]
-    seen = known[:, None] & (kept[:, None] | torch.eye(length, dtype=torch.bool))
-    seen = seen & torch.ones(length, length, dtype=torch.bool).tril()
+    seen = known[:, None] & (kept[:, None] | torch.eye(length, dtype=torch.bool, device=items.device))
+    seen = seen & torch.ones(length, length, dtype=torch.bool, device=items.device).tril()
     x = functional.embedding(items, p["source"])
     heads = len(p["age_bias"])
     normed = functional.layer_norm(x, x.shape[-1:], p["norm_weight"])

@@ -21,6 +21,7 @@ from scalr_prod.translator.estimators.kernels import kernels
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from scalr_prod.translator.estimators.kernels import Kernels
     from scalr_prod.translator.pairs import Parameters
 
 __all__ = ["Learner", "Table", "one_cycle"]
@@ -55,8 +56,8 @@ class Learner:
     """AdamW in a one-cycle schedule (Smith & Topin 2018), for tensors that each step needs whole and for tables.
 
     Args:
-        whole: Tensors that each step needs, by name; learnt in place.
-        tables: float32 [N, d] each, by name; learnt in place.
+        whole: Tensors that each step needs, by name; learnt in place, where they lie: all on the CPU, or all on a GPU.
+        tables: float32 [N, d] each, by name; learnt in place, on the same device.
         steps: How many there will be.
         rate: The highest learning rate.
         decay: Weight decay λ.
@@ -66,7 +67,7 @@ class Learner:
         self.whole: Parameters = {name: tensor.requires_grad_() for name, tensor in whole.items()}
         # What torch.optim.AdamW holds; the class itself imports torch's compiler, which takes 70 MB and a second.
         self._means, self._squares = ([torch.zeros_like(tensor) for tensor in whole.values()] for _ in range(2))
-        self._moved = [torch.tensor(0.0) for _ in whole]
+        self._moved = [torch.zeros((), device=tensor.device) for tensor in whole.values()]
         self._steps, self._rate, self._decay = steps, rate, decay
         self._owed = _Owed(decay, steps)
         self.tables = {name: Table(tensor, self._owed) for name, tensor in tables.items()}
@@ -112,9 +113,9 @@ class Learner:
         )
 
     def learnt(self) -> Parameters:
-        """All tensors by name, tables with nothing owed to them."""
-        found = {name: tensor.detach() for name, tensor in self.whole.items()}
-        return found | {name: table.all() for name, table in self.tables.items()}
+        """All tensors by name, on the CPU, tables with nothing owed to them."""
+        found = {name: tensor.detach().cpu() for name, tensor in self.whole.items()}
+        return found | {name: table.all().cpu() for name, table in self.tables.items()}
 
 
 class Table:
@@ -127,6 +128,7 @@ class Table:
 
     def __init__(self, values: torch.Tensor, owed: _Owed) -> None:
         self._tables = (values, torch.zeros_like(values), torch.zeros_like(values))
+        self._device = values.device
         self._since = np.zeros(len(values), np.int64)
         self._owed = owed
         self._taken: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -135,15 +137,15 @@ class Table:
         """Rows for one step.
 
         Args:
-            wanted: int64 of any shapes. Numbers of rows.
+            wanted: int64 of any shapes, on the CPU. Numbers of rows.
 
         Returns:
             float32 [R, d], the rows that are wanted, once each and in order, beside row 0; and, in place of each number, where
-            among them its row stands: that of row 0 is 0.
+            among them its row stands: that of row 0 is 0. All on the table's device.
         """
         numbers = np.concatenate([np.zeros(1, np.int64), *(one.numpy().ravel() for one in wanted)])
         rows, places = np.unique(numbers, return_inverse=True)
-        found = torch.from_numpy(places[1:]).split([one.numel() for one in wanted])
+        found = torch.from_numpy(places[1:]).to(self._device).split([one.numel() for one in wanted])
         own = torch.from_numpy(rows)
         values = self._caught_up(own).requires_grad_()
         self._taken = own, values
@@ -156,7 +158,7 @@ class Table:
         (rows, values), self._taken = self._taken, None
         if values.grad is None:
             return
-        rates, compiled = self._owed.rates(), kernels()
+        rates, compiled = self._owed.rates(), self._kernels()
         self._since[rows.numpy()] = self._owed.steps
         if compiled is not None:
             tables = tuple(table.numpy() for table in self._tables)
@@ -165,6 +167,7 @@ class Table:
             )
             return
         shrink, step, of_mean, of_square, of_root = rates
+        rows = rows.to(self._device)
         value, mean, square = (table[rows] for table in self._tables)
         mean = of_mean * mean + (1 - of_mean) * values.grad
         square = of_square * square + (1 - of_square) * values.grad**2
@@ -179,19 +182,23 @@ class Table:
 
     def _caught_up(self, rows: torch.Tensor) -> torch.Tensor:
         """The values of some rows, with nothing owed to them: float32 [R, d]."""
-        owed, compiled = self._owed.since(self._since[rows.numpy()]), kernels()
+        owed, compiled = self._owed.since(self._since[rows.numpy()]), self._kernels()
         self._since[rows.numpy()] = self._owed.steps
         if compiled is not None:
             out = torch.empty(len(rows), self._tables[0].shape[1])
             tables = tuple(table.numpy() for table in self._tables)
             compiled.caught_up(tables, rows.numpy(), owed, np.float32(_EPSILON), out.numpy())
             return out
-        shrink, times, of_mean, of_square = torch.from_numpy(owed).T[:, :, None]
+        shrink, times, of_mean, of_square = torch.from_numpy(owed).to(self._device).T[:, :, None]
+        rows = rows.to(self._device)
         value, mean, square = (table[rows] for table in self._tables)
         value = shrink * value - times * (mean / (square.sqrt() + _EPSILON))
         for table, moved in zip(self._tables, (value, mean * of_mean, square * of_square), strict=True):
             table[rows] = moved
         return value
+
+    def _kernels(self) -> Kernels | None:
+        return kernels() if self._device.type == "cpu" else None
 
 
 class _Owed:

@@ -21,7 +21,7 @@ from scalr_prod.translator.threads import heed_stop
 if TYPE_CHECKING:
     from scalr_prod.translator.pairs import Pairs, Parameters
 
-__all__ = ["pretrained"]
+__all__ = ["learner_of", "pretrained", "step"]
 
 EPOCHS: Final = 3
 LEARNING_RATE: Final = 2e-3
@@ -45,37 +45,79 @@ def pretrained(pairs: Pairs, parameters: Parameters, generator: torch.Generator)
     windows, known = windows.take(known > 1), known[known > 1]
     count = torch.from_numpy(windows.counts()).float()
     chance = 0.5 * count / count.sum().clamp(min=1) + 0.5 * (count > 0) / (count > 0).sum().clamp(min=1)
-    popular = _POPULARITY * (count + 0.5).log()
+    popular = (_POPULARITY * (count + 0.5).log()).to(pairs.device)
     if pairs.settings.pretraining_events is not None:
         windows = windows.take(_some(torch.from_numpy(known), pairs.settings.pretraining_events, pairs.settings.seed).numpy())
     steps = EPOCHS * -(-len(windows) // _BATCH)
-    tables = {"source": parameters["source"].clone(), "next": 0.1 * parameters["source"]}
-    whole = {name: tensor.clone() for name, tensor in parameters.items() if name != "source"}
-    learner = Learner(whole | {"bias": torch.zeros(len(count))}, tables, steps=steps, rate=LEARNING_RATE, decay=WEIGHT_DECAY)
+    learner = learner_of(parameters, steps=steps, rate=LEARNING_RATE, device=pairs.device)
     for _ in range(EPOCHS):
         for chosen in torch.randperm(len(windows), generator=generator).split(_BATCH):
             heed_stop(1 / steps)
-            items, days = windows.of(chosen)
-            begin = int((items > 0).any(0).to(torch.uint8).argmax())
-            some, when = items[:, begin:], days[:, begin:]
-            row, place = ((some[:, :-1] > 0) & (some[:, 1:] > 0)).nonzero(as_tuple=True)
-            label = some[row, place + 1]
-            source, (own,) = learner.tables["source"].take(some)
-            state = attention.states(learner.whole | {"source": source}, own, when, (row, place), generator)
-            drawn = Negatives.drawn(chance, generator)
-            vectors, (own, others) = learner.tables["next"].take(label, drawn.items)
-            offset = popular + learner.whole["bias"]
-            loss = sampled_softmax.loss(
-                state,
-                vectors,
-                own,
-                Negatives(others, drawn.log_expected),
-                own=offset.index_select(0, label),
-                others=offset.index_select(0, drawn.items)[None],
-            )
-            learner.step(loss)
+            step(learner, *windows.of(chosen), popular=popular, chance=chance, generator=generator)
     learnt = learner.learnt()
     return {name: learnt[name] for name in parameters}
+
+
+def learner_of(parameters: Parameters, *, steps: int, rate: float, device: str) -> Learner:
+    """What learns parameters: the block, two vectors for each source item (of one that was chosen, and of one that may come next), biases.
+
+    Args:
+        parameters: See `pretrained`.
+        steps: How many there will be.
+        rate: The highest learning rate.
+        device: Where it learns.
+    """
+    here = {name: tensor.to(device, copy=True) for name, tensor in parameters.items()}
+    tables = {"source": here.pop("source")}
+    tables["next"] = 0.1 * tables["source"]
+    return Learner(
+        here | {"bias": torch.zeros(len(tables["source"]), device=device)}, tables, steps=steps, rate=rate, decay=WEIGHT_DECAY
+    )
+
+
+def step(
+    learner: Learner,
+    items: torch.Tensor,
+    days: torch.Tensor,
+    *,
+    popular: torch.Tensor,
+    chance: torch.Tensor,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """One step on a batch of windows.
+
+    Args:
+        learner: As `learner_of` gives it.
+        items: int64 [W, L], on the CPU. Source vocabulary indices; 0 on the left.
+        days: float32 [W, L], on the CPU. When each event happened.
+        popular: float32 [n_source + 1]. What training takes as given of each item; on the learner's device.
+        chance: float32 [n_source + 1]. By what chance an item is drawn; on the CPU.
+        generator: Of the hidden events and the negatives, on the CPU.
+
+    Returns:
+        The loss before it: float32, a scalar, on the learner's device.
+    """
+    device = learner.whole["bias"].device
+    begin = int((items > 0).any(0).to(torch.uint8).argmax())
+    some, when = items[:, begin:], days[:, begin:].to(device)
+    row, place = ((some[:, :-1] > 0) & (some[:, 1:] > 0)).nonzero(as_tuple=True)
+    label = some[row, place + 1]
+    source, (own,) = learner.tables["source"].take(some)
+    asked = row.to(device), place.to(device)
+    state = attention.states(learner.whole | {"source": source}, own, when, asked, generator)
+    drawn = Negatives.drawn(chance, generator)
+    vectors, (own, others) = learner.tables["next"].take(label, drawn.items)
+    offset = popular + learner.whole["bias"]
+    loss = sampled_softmax.loss(
+        state,
+        vectors,
+        own,
+        Negatives(others, drawn.log_expected.to(device)),
+        own=offset[label.to(device)],
+        others=offset[drawn.items.to(device)][None],
+    )
+    learner.step(loss)
+    return loss.detach()
 
 
 def _some(known: torch.Tensor, most: int, seed: int) -> torch.Tensor:

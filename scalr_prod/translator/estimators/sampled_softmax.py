@@ -36,7 +36,7 @@ class Negatives:
 
     @classmethod
     def drawn(cls, chance: torch.Tensor, generator: torch.Generator) -> Negatives:
-        """`DRAWN` of them, with replacement, by chance [N] (sums to 1)."""
+        """`DRAWN` of them, with replacement, by chance [N] (sums to 1); on the CPU, so that every device learns from the same."""
         items = torch.multinomial(chance, DRAWN, replacement=True, generator=generator)
         return cls(items, (DRAWN * chance[items]).log())
 
@@ -67,7 +67,7 @@ def loss(
     Returns:
         float32, a scalar.
     """
-    compiled = kernels()
+    compiled = kernels() if state.device.type == "cpu" else None
     if compiled is None:
         return plain_loss(state, vectors, label, negatives, own=own, others=others, moment=moment, weight=weight)
     positive = (state * functional.embedding(label, vectors)).sum(1) + own

@@ -54,7 +54,7 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
     settings = pairs.settings
     windows = Windows.of(pairs)
     generator = torch.Generator().manual_seed(settings.seed)
-    parameters = {name: tensor.clone() for name, tensor in shared.items()}
+    parameters = {name: tensor.to(pairs.device, copy=True) for name, tensor in shared.items()}
     parameters["target"] = _target_vectors(parameters, windows, pairs.n_target, settings.batch_size)
     offsets = _Popularity(pairs)
     steps = max(1, windows.batches(settings.batch_size)) * settings.epochs
@@ -63,22 +63,21 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
     for _ in range(settings.epochs):
         for window in windows.epoch(settings.batch_size, generator):
             heed_stop(1 / steps)
+            here = window.to(pairs.device)
             source, (items,) = learner.tables["source"].take(window.items)
-            state = attention.states(
-                learner.whole | {"source": source}, items, window.days, (window.row, window.place), generator
-            )
+            state = attention.states(learner.whole | {"source": source}, items, here.days, (here.row, here.place), generator)
             drawn = Negatives.drawn(offsets.drawn, generator)
             target, (label, others) = learner.tables["target"].take(window.item, drawn.items)
-            moment = offsets.moment(window.time)
+            moment = offsets.moment(here.time)
             loss = sampled_softmax.loss(
                 state,
                 target,
                 label,
-                Negatives(others, drawn.log_expected),
-                own=offsets.table[window.item, moment],
-                others=offsets.table[drawn.items].T.contiguous(),
+                Negatives(others, drawn.log_expected.to(pairs.device)),
+                own=offsets.table[here.item, moment],
+                others=offsets.table[drawn.items.to(pairs.device)].T.contiguous(),
                 moment=moment,
-                weight=window.weight,
+                weight=here.weight,
             )
             learner.step(loss)
     return learner.learnt()
@@ -103,33 +102,36 @@ def score(parameters: Parameters, batch: Batch, log_prior: torch.Tensor) -> torc
 @torch.no_grad()
 def _target_vectors(p: Parameters, windows: Windows, n_target: int, batch_size: int) -> torch.Tensor:
     """Ridge coefficients of the target items on the states before their events, of length d^-½ on average: float32 [n_target, d]."""
-    dim = p["source"].shape[1]
-    gram, sums, trained = torch.zeros(dim, dim).double(), torch.zeros(n_target, dim).double(), 0
-    for window in windows.epoch(batch_size, torch.Generator().manual_seed(0)):
+    dim, device = p["source"].shape[1], p["source"].device
+    gram, sums = (torch.zeros(rows, dim, dtype=torch.float64, device=device) for rows in (dim, n_target))
+    trained = 0
+    for batch in windows.epoch(batch_size, torch.Generator().manual_seed(0)):
+        window = batch.to(device)
         state = attention.states(p, window.items, window.days, (window.row, window.place)).double()
         counted = state if window.weight is None else state * window.weight[:, None]
         gram += state.T @ counted
         sums.index_add_(0, window.item, counted)
         trained += len(state)
+    gram, sums = gram.cpu(), sums.cpu()
     gram += RIDGE * (gram.trace() / max(trained, 1)).clamp(min=1e-12) * torch.eye(dim)
     found = torch.linalg.solve(gram, sums.T).T.float()
-    return (found / (found.norm(dim=1).mean().clamp(min=1e-12) * dim**0.5)).contiguous().clone()
+    return (found / (found.norm(dim=1).mean().clamp(min=1e-12) * dim**0.5)).contiguous().to(device, copy=True)
 
 
 class _Popularity:
     """Log popularity of target items as of an event, roughly: the estimator's own part is what this leaves open.
 
     Attributes:
-        table: float32 [n_target, instants].
-        drawn: float32 [n_target]. By what chance an item is drawn in training.
+        instants: int64 [instants], ascending, on the pairs' device.
+        table: float32 [n_target, instants], likewise.
+        drawn: float32 [n_target], on the CPU. By what chance an item is drawn in training.
     """
 
     def __init__(self, pairs: Pairs) -> None:
-        self.instants = popularity.instants(pairs, INSTANTS)
+        instants = popularity.instants(pairs, INSTANTS)
         lately = 0.8 if "popularity" in pairs.settings.estimators else 0.0
-        self.table = popularity.at_instants(
-            popularity.fit(pairs), self.instants, {"count": 0.5, "days_20": lately}
-        ).T.contiguous()
+        table = popularity.at_instants(popularity.fit(pairs), instants, {"count": 0.5, "days_20": lately}).T.contiguous()
+        self.instants, self.table = instants.to(pairs.device), table.to(pairs.device)
         chosen = popularity.prior(pairs).exp()
         self.drawn = 0.5 * chosen + 0.5 / len(chosen)
 

@@ -46,6 +46,10 @@ class Window:
     time: torch.Tensor
     weight: torch.Tensor | None = None
 
+    def to(self, device: str | torch.device) -> Window:
+        """The same on a device."""
+        return Window(**{name: None if x is None else x.to(device) for name, x in vars(self).items()})
+
 
 @dataclass(frozen=True)
 class Cuts:

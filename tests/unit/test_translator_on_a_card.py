@@ -1,0 +1,121 @@
+"""Learning, calibration and figures on a device that is not the CPU: see `support.card`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from support.card import CARD, Card
+from translator_world import DAY, METADATA, SETTINGS, make_log
+
+from scalr_prod.translator import devices
+from scalr_prod.translator.calibration import calibrate, neutral
+from scalr_prod.translator.estimators import attention, sequential, trial
+from scalr_prod.translator.fitting import fit_sets
+from scalr_prod.translator.information import Asked, measure_information
+from scalr_prod.translator.metrics import measure
+from scalr_prod.translator.module import TranslatorModule
+from scalr_prod.translator.pairs import ContextSource, Pairs
+
+METADATA = METADATA | {"folds": "0"}
+
+
+@pytest.fixture(scope="module")
+def pairs() -> Pairs:
+    torch.set_num_threads(1)
+    return Pairs.of(make_log(target_items=60), 70 * DAY, SETTINGS, popularity_until=100 * DAY)
+
+
+@pytest.fixture(autouse=True)
+def _forgotten():
+    devices.learning_device.cache_clear()
+    yield
+    devices.learning_device.cache_clear()
+
+
+def test_a_card_refuses_what_a_card_refuses():
+    with Card() as there:
+        here = torch.arange(6.0).to(CARD)
+        with pytest.raises(RuntimeError, match="of the card and of the CPU"):
+            here + torch.ones(6)
+        with pytest.raises(RuntimeError, match="numpy"):
+            here.numpy()
+        assert torch.tensor([1, 2], device=CARD).device.type == CARD
+        before = there.waits
+        assert (here * 2).sum().item() == 30
+        assert there.waits == before + 1
+        assert here.cpu().numpy().tolist() == list(range(6))
+
+
+def test_a_device_that_learns_what_the_cpu_learns_is_used():
+    with Card() as there:
+        trial.tried(CARD)
+    assert there.operations > 1000
+    assert there.waits == trial._STEPS, "only the losses are asked for: no step waits for the card"
+
+
+def test_a_device_that_learns_something_else_is_not(monkeypatch):
+    states = attention.plain_states
+    monkeypatch.setattr(attention, "plain_states", lambda *asked: 1.1 * states(*asked))
+    with Card(), pytest.raises(RuntimeError, match="losses on"):
+        trial.tried(CARD)
+
+
+def test_a_gpu_that_fails_is_told_of_and_left_alone(monkeypatch, caplog):
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is here, which does not fail")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert devices.learning_device("auto") == "cpu"
+    assert "training works on the CPU" in caplog.text
+
+
+def test_the_cpu_is_not_tried(monkeypatch):
+    monkeypatch.setattr(trial, "tried", lambda _: pytest.fail("nothing to try"))
+    assert devices.learning_device("cpu") == "cpu"
+
+
+def test_the_sequential_estimator_learns_on_a_card_what_it_learns_on_the_cpu(pairs):
+    shared = sequential.share(pairs)
+    expected = sequential.fit(pairs, shared)
+    with Card() as there:
+        of_card = replace(pairs, device=CARD)
+        found = sequential.fit(of_card, sequential.share(of_card))
+        assert all(tensor.device.type == "cpu" for tensor in found.values())
+    assert there.waits < 100, "what is learnt comes back, and no step waits"
+    for name, tensor in expected.items():
+        apart = (found[name] - tensor).norm() / tensor.norm().clamp(min=1e-6)
+        assert apart < 0.02, f"{name}: {apart}"
+    # Another seed leads elsewhere: the comparison is no matter of course.
+    other = sequential.share(replace(pairs, settings=SETTINGS.model_copy(update={"seed": 1})))
+    assert (other["source"] - shared["source"]).norm() > 0.1 * shared["source"].norm()
+
+
+def test_calibration_and_figures_on_a_card_are_those_of_the_cpu(pairs):
+    log = pairs.log
+    held_out = log.fold == 0
+    tensors = fit_sets(pairs, {-1: held_out}, lambda _: None)
+    rows = np.flatnonzero(log.possible & (log.target.time >= 70 * DAY))
+    contexts = ContextSource(log, rows, pairs.source_index, pairs.target_index)
+    user, metadata = log.target.user[rows], METADATA | {"n_source": str(pairs.n_source)}
+    asked = Asked(contexts, contexts.labels, user, held_out[user])
+    taken = contexts.take(np.arange(len(rows)))
+
+    def told(device: str) -> tuple[dict[str, torch.Tensor], float, float]:
+        module = TranslatorModule(tensors | neutral(), metadata, device)
+        tables = calibrate(module, contexts, contexts.labels, held_out[user], seed=0, fold=log.fold[user])
+        assert all(table.device.type == "cpu" for table in tables.values())
+        calibrated = TranslatorModule(tensors | tables, metadata, device)
+        figures = measure(calibrated, taken, contexts.labels, {"all": np.ones(len(rows), bool)})["all"]["mixture"]
+        said = measure_information(tensors, metadata, asked, asked, seed=0, device=device)
+        return tables, figures.nll, said.own_over_others.mean
+
+    expected_tables, nll, information = told("cpu")
+    with Card() as there:
+        tables, nll_there, information_there = told(CARD)
+    assert there.operations > 1000
+    assert nll_there == pytest.approx(nll, abs=1e-3)
+    assert information_there == pytest.approx(information, abs=5e-3)
+    for name, table in expected_tables.items():
+        assert torch.allclose(tables[name], table, atol=0.05), name
