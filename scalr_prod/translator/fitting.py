@@ -268,6 +268,7 @@ def fit_calibration(
     layout = Layout.of(settings.translator.estimators)
     module = TranslatorModule(tensors | neutral(layout), metadata_of(settings, pairs, 0), pairs.device)
     counted, seed = log.label_weights(end), settings.translator.seed
+    give_back()
     tables = calibrate(
         module,
         contexts,

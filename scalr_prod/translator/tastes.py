@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
+from scalr_prod.resident import give_back
 from scalr_prod.translator.estimators.popularity import DECAYED, decayed
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ _EVENTS_IN_AN_INTERVAL: Final = 200
 _MOST_EVENTS: Final = 200_000
 #: Events that are counted at a time where the log is no larger than so many times that, and no item has more; else a share of it.
 _AT_A_TIME: Final = 500_000
+#: Of the events that means are taken from, those that are looked up at a time.
+_LOOKED_UP: Final = 16_384
 _PASSES: Final = 16
 #: Tastes beyond so many standard deviations count as that many.
 _WIDEST: Final = 3.0
@@ -64,10 +67,10 @@ def fit(pairs: Pairs) -> Parameters:
     """
     found: dict[str, list[NDArray[Any]]] = {name: [] for name in ("item", "time", *DECAYED)}
     sampled: list[tuple[NDArray[np.int32], NDArray[np.int64]]] = []
-    index = _counted(pairs)
-    begins = _begins(pairs.log.source.time[index > 0])
-    stride, passed = -(-np.count_nonzero(index) // _MOST_EVENTS) or 1, 0
-    for item, time in _by_item(index, pairs):
+    many = _many(pairs)
+    begins = _begins(_times(pairs, int(many.sum())))
+    stride, passed = -(-int(many.sum()) // _MOST_EVENTS) or 1, 0
+    for item, time in _by_item(pairs, many):
         kept = _kept(item, time, np.arange(len(item)) - np.searchsorted(item, item) + 1)
         found["item"].append(item[kept])
         found["time"].append(time[kept])
@@ -75,7 +78,7 @@ def fit(pairs: Pairs) -> Parameters:
             found[name].append(decayed(item, time, half_life)[kept].astype(np.float32))
         sampled.append((item[-passed % stride :: stride], time[-passed % stride :: stride]))
         passed += len(item)
-    del index
+    give_back()
     # One after the other, so that its parts go when one is whole.
     item, time, *counts = (np.concatenate([np.empty(0, found[name][0].dtype), *found.pop(name)]) for name in list(found))
     times, place = np.unique(time, return_inverse=True)
@@ -92,26 +95,48 @@ def fit(pairs: Pairs) -> Parameters:
     return parameters | _around(parameters, begins, *some)
 
 
-def _counted(pairs: Pairs) -> NDArray[np.int32]:
-    """Vocabulary index of every source event of the log; 0 where it is not counted: int32 [len(source)]."""
-    index: NDArray[np.int32] = pairs.source_index[pairs.log.source.item].astype(np.int32, copy=False)
-    index[pairs.log.source.time >= pairs.popularity_until] = 0
-    return index
+def _counted(pairs: Pairs, first: int = 1, stop: int | None = None) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
+    """Vocabulary index and time of the events that are counted, of the items ``first`` to ``stop`` (all), in the order of the log.
+
+    Some at a time, and each time anew: an array of all of them would take as much as the log.
+    """
+    source = pairs.log.source
+    for at in range(0, len(source), _AT_A_TIME):
+        some = slice(at, at + _AT_A_TIME)
+        index, time = pairs.source_index[source.item[some]], source.time[some]
+        wanted = (index >= first) & (time < pairs.popularity_until)
+        if stop is not None:
+            wanted &= index < stop
+        yield index[wanted].astype(np.int32, copy=False), time[wanted]
 
 
-def _by_item(index: NDArray[np.int32], pairs: Pairs) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
-    """Vocabulary index and time of the counted events, in order of both, some items at a time: all of them sorted would take GBs."""
+def _many(pairs: Pairs) -> NDArray[np.int64]:
+    """How many counted events each item has: int64 [n_source + 1], 0 for the padding."""
     many = np.zeros(pairs.n_source + 1, dtype=np.int64)
-    for at in range(0, len(index), _AT_A_TIME):
-        many += np.bincount(index[at : at + _AT_A_TIME], minlength=len(many))
-    until = np.cumsum(many) - many[0]  # events of the items up to each
-    most, first = max(_AT_A_TIME, len(index) // _PASSES), 1
+    for index, _ in _counted(pairs):
+        many += np.bincount(index, minlength=len(many))
+    return many
+
+
+def _times(pairs: Pairs, many: int) -> NDArray[np.int64]:
+    """When the counted events happened: int64 [many]."""
+    times, passed = np.empty(many, dtype=np.int64), 0
+    for _, time in _counted(pairs):
+        times[passed : passed + len(time)] = time
+        passed += len(time)
+    return times
+
+
+def _by_item(pairs: Pairs, many: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
+    """Vocabulary index and time of the counted events, in order of both, some items at a time: all of them sorted would take GBs."""
+    until = np.cumsum(many)  # events of the items up to each
+    most, first = max(_AT_A_TIME, len(pairs.log.source) // _PASSES), 1
     while first <= pairs.n_source:
         stop = max(int(np.searchsorted(until, until[first - 1] + most, side="right")), first + 1)
-        rows = np.flatnonzero((index >= first) & (index < stop))
-        if len(rows):
-            order = rows[np.lexsort((pairs.log.source.time[rows], index[rows]))]
-            yield index[order], pairs.log.source.time[order]
+        if until[stop - 1] > until[first - 1]:
+            index, time = (np.concatenate(parts) for parts in zip(*_counted(pairs, first, stop), strict=True))
+            order = np.lexsort((time, index))
+            yield index[order], time[order]
         first = stop
 
 
@@ -172,8 +197,9 @@ def _begins(time: NDArray[np.int64]) -> torch.Tensor:
 def _around(parameters: Parameters, begins: torch.Tensor, item: torch.Tensor, time: torch.Tensor) -> Parameters:
     """``instants``, from which on a mean holds, and the mean ``around`` of some events of the interval before."""
     row = torch.searchsorted(begins, time, right=True) - 1
-    values = _log_counts(parameters, item, time, torch.float64)
-    total = torch.zeros(len(begins), values.shape[1], dtype=torch.float64).index_add_(0, row, values)
+    total = torch.zeros(len(begins), len(DECAYED), dtype=torch.float64)
+    for some in torch.arange(len(row)).split(_LOOKED_UP):
+        total.index_add_(0, row[some], _log_counts(parameters, item[some], time[some], torch.float64))
     mean = (total / torch.bincount(row, minlength=len(begins)).clamp(min=1)[:, None]).float()
     return {"instants": torch.cat([begins, parameters["end"]]), "around": torch.cat([mean[:1], mean])}
 

@@ -53,7 +53,7 @@ def test_counts_do_not_depend_on_how_many_events_are_counted_at_a_time(pairs, mo
     expected = tastes.fit(pairs)
     monkeypatch.setattr(tastes, "_AT_A_TIME", 50)
     found = tastes.fit(pairs)
-    assert len(list(tastes._by_item(tastes._counted(pairs), pairs))) > 10
+    assert len(list(tastes._by_item(pairs, tastes._many(pairs)))) > 10
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=0)
 
