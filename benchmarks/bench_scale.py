@@ -72,8 +72,10 @@ def ratios(smaller: dict[str, dict[str, float]], larger: dict[str, dict[str, flo
     }
 
 
-def ledger_share(stages: dict[str, dict[str, float]]) -> float:
-    """The ledger's part of the processor time of all stages."""
+def ledger_share(stages: dict[str, dict[str, float]]) -> float | None:
+    """The ledger's part of the processor time of all stages; None where one was measured by a former version."""
+    if not all("ledger_s" in each for each in stages.values()):
+        return None
     return round(sum(each["ledger_s"] for each in stages.values()) / sum(each["cpu_s"] for each in stages.values()), 4)
 
 

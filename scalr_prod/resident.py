@@ -10,11 +10,14 @@ __all__ = ["give_back", "peak_mb"]
 
 
 def give_back() -> None:
-    """Give memory that is free to the system, Arrow's and the C library's where that is glibc; in milliseconds.
+    """Give memory that is free to the system, Arrow's, torch's on a GPU, and the C library's where that is glibc; in milliseconds.
 
     glibc keeps what was freed below a block that is in use. After a log was read and put in order that is hundreds of MB, which
     arrays that come after it are too large for.
     """
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
     arrow = sys.modules.get("pyarrow")
     if arrow is not None:
         arrow.default_memory_pool().release_unused()

@@ -15,14 +15,21 @@ __all__ = ["batches_of"]
 
 
 def batches_of(file: pq.ParquetFile, rows: int, *, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """The rows in order, in batches of so many at most; no batch has rows of two row groups.
+    """The rows in order, in batches of so many at most.
 
     pyarrow keeps what it has read of every row group that it was asked for, until the last of them is read: of a long file, the file.
+    So it is asked for as many as hold a batch.
 
     Args:
         file: The open file.
         rows: Most rows of a batch.
         columns: Which columns; default: all.
     """
+    some: list[int] = []
+    held = 0
     for number in range(file.num_row_groups):
-        yield from file.iter_batches(batch_size=rows, row_groups=[number], columns=columns)
+        some.append(number)
+        held += file.metadata.row_group(number).num_rows
+        if held >= rows or number == file.num_row_groups - 1:
+            yield from file.iter_batches(batch_size=rows, row_groups=some, columns=columns)
+            some, held = [], 0

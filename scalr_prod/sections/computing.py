@@ -31,8 +31,8 @@ class ComputeSettings(Section):
     threads_per_worker: int = Field(default=1, ge=1, le=64, description="threads of a local worker")
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto",
-        description="where the translator learns, and where the local scorer works; auto: on a GPU where torch sees one. A Triton server "
-        "has one of its own",
+        description="where the sequential estimator learns, where calibration and figures are worked out, and where the local scorer "
+        "works; auto: on a GPU where torch sees one. A Triton server has one of its own",
     )
     connect_timeout_s: float = Field(default=10.0, gt=0, description="seconds to wait for the scheduler")
     memory_mb: int = Field(

@@ -91,7 +91,8 @@ def calibrate(
     chosen, labels, held_out = contexts.take(rows), labels[rows], held_out[rows]
     told = tastes.raw(module.parameter_set(-1).tastes, Batch.of(chosen, module.first_seen)).cpu()
     mean, spread = tastes.spread(told)
-    values, log_q = _candidates(module, chosen, labels, generator, workers)
+    # Each block holds whole rows: a GPU's memory is for one of them at a time.
+    values, log_q = _candidates(module, chosen, labels, generator, workers if module.device.type == "cpu" else ALONE)
     # By the drawn items alone: an event must not show in other folds' tables, not even in the unit of a score.
     # Popularity alone has no scores to scale, and torch warns about the spread of nothing.
     scale = values[:, :-_FEATURES, 1:].std((0, 2)).clamp(min=1e-12) if module.estimators else values.new_ones(0)

@@ -145,7 +145,7 @@ def _recipe_until(
         calibrated = fit_calibration(settings, log, held_out, middle, until, done, side_by_side, shared=earlier)
         nobody = np.zeros(len(log.users), dtype=bool)
         tensors = fit_sets(pairs, {-1: nobody}, done, side_by_side, shared=whole) | calibrated.tables
-    return TranslatorModule(tensors, metadata_of(settings, pairs, 0), pairs.device), pairs
+    return TranslatorModule(tensors, metadata_of(settings, pairs, 0)), pairs
 
 
 def _losses(module: TranslatorModule, contexts: Contexts, labels: NDArray[np.int32]) -> NDArray[np.float64]:

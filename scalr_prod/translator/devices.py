@@ -5,12 +5,24 @@ from __future__ import annotations
 
 import functools
 import logging
+import threading
+from typing import TYPE_CHECKING, TypeVar
 
 from scalr_prod.errors import SettingsError
 
-__all__ = ["described", "device_of", "learning_device"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+__all__ = ["described", "device_of", "learning_device", "or_on_the_cpu", "sent"]
 
 logger = logging.getLogger(__name__)
+
+Found = TypeVar("Found")
+
+#: One piece of work at a time: each brings batches from the CPU and takes memory of the card.
+_card = threading.Lock()
 
 
 def device_of(setting: str) -> str:
@@ -61,3 +73,29 @@ def learning_device(setting: str) -> str:
         )
         return "cpu"
     return device
+
+
+def or_on_the_cpu(device: str, work: Callable[[str], Found]) -> Found:
+    """Do a piece of work on a device; anew on the CPU where torch fails on a GPU, as when its memory is full.
+
+    Args:
+        device: ``cpu``, or another one, which one piece of work at a time uses.
+        work: Is told the device; gives the same, but for rounding, on any.
+    """
+    if device == "cpu":
+        return work(device)
+    try:
+        with _card:
+            return work(device)
+    except RuntimeError as error:
+        logger.warning("a part of the training goes on on the CPU, in more time: %s: %s", type(error).__name__, error)
+    return work("cpu")
+
+
+def sent(tensor: torch.Tensor, device: str | torch.device) -> torch.Tensor:
+    """A tensor of the CPU on a device; a GPU takes it while both go on."""
+    import torch
+
+    if torch.device(device).type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)

@@ -8,7 +8,7 @@ import json
 import logging
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -18,7 +18,7 @@ from scalr_prod.plugins import ESTIMATORS
 from scalr_prod.resident import give_back
 from scalr_prod.translator import effort, tastes
 from scalr_prod.translator.calibration import TABLES, calibrate, neutral
-from scalr_prod.translator.devices import learning_device
+from scalr_prod.translator.devices import learning_device, or_on_the_cpu
 from scalr_prod.translator.estimators import SCORED, popularity, scored_of
 from scalr_prod.translator.estimators.carried import carried, estimator_of
 from scalr_prod.translator.information import Asked, Information, measure_information
@@ -140,7 +140,10 @@ def share(slices: Sequence[Pairs], workers: Workers = ALONE, done: Callable[[flo
     def fit(unit: tuple[str, int]) -> Parameters:
         name, number = unit
         with _naming(name), telling(effort.share_work(name, slices[number]), done):
-            learnt: Parameters = made[number][name].share(slices[number])
+            slice_ = slices[number]
+            learnt: Parameters = or_on_the_cpu(
+                slice_.device, lambda device: made[number][name].share(replace(slice_, device=device))
+            )
             give_back()
             return learnt
 
@@ -187,12 +190,16 @@ def fit_sets(
                 learnt = _named(f"shared/{name}", tables[name](pairs))
         else:
             with _naming(name), telling(effort.fit_work(name, pairs), done):
-                learnt = _named(f"{number}/{name}", estimators[name].fit(learn[number], common[name]))
+                slice_ = learn[number]
+                fitted = or_on_the_cpu(
+                    slice_.device, lambda device: estimators[name].fit(replace(slice_, device=device), common[name])
+                )
+                learnt = _named(f"{number}/{name}", fitted)
         give_back()
         return learnt
 
-    for fitted in workers.map(fit, [*itertools.product(learn, estimators), *((None, name) for name in tables)]):
-        tensors |= fitted
+    for found in workers.map(fit, [*itertools.product(learn, estimators), *((None, name) for name in tables)]):
+        tensors |= found
     # What every set has of its own was only where its fit started from.
     own = {name.partition("/")[2] for name in tensors if not name.startswith("shared/")}
     for name, parts in common.items():
@@ -265,27 +272,32 @@ def fit_calibration(
     rows = rows_between(log, begin, end)
     contexts = ContextSource(log, rows, pairs.source_index, pairs.target_index)
     user = log.target.user[rows]
-    layout = Layout.of(settings.translator.estimators)
-    module = TranslatorModule(tensors | neutral(layout), metadata_of(settings, pairs, 0), pairs.device)
+    layout, metadata = Layout.of(settings.translator.estimators), metadata_of(settings, pairs, 0)
     counted, seed = log.label_weights(end), settings.translator.seed
-    give_back()
-    tables = calibrate(
-        module,
-        contexts,
-        contexts.labels,
-        held_out[user],
-        seed=seed,
-        fold=log.fold[user],
-        weight=None if counted is None else counted[rows],
-        workers=workers,
-    )
+
+    def tables_on(device: str) -> dict[str, torch.Tensor]:
+        module = TranslatorModule(tensors | neutral(layout), metadata, device)
+        give_back()
+        return calibrate(
+            module,
+            contexts,
+            contexts.labels,
+            held_out[user],
+            seed=seed,
+            fold=log.fold[user],
+            weight=None if counted is None else counted[rows],
+            workers=workers,
+        )
+
+    tables = or_on_the_cpu(pairs.device, tables_on)
     figures = figures_of(settings, log, pairs, tensors | tables, rows, held_out, workers)
     information = None
     if informed:
         own = np.flatnonzero(log.possible & held_out[log.target.user] & (log.target.time < end))
         everything, later = (_asked_of(log, pairs, log.in_proportion(some, end, seed), held_out) for some in (own, rows))
-        metadata = metadata_of(settings, pairs, 0)
-        information = measure_information(tensors, metadata, everything, later, seed=seed, device=pairs.device)
+        information = or_on_the_cpu(
+            pairs.device, lambda device: measure_information(tensors, metadata, everything, later, seed=seed, device=device)
+        )
     done(effort.calibration_work(len(rows)))
     return Calibrated(tables, layout, figures, information)
 
@@ -330,7 +342,6 @@ def figures_of(
     folds = settings.translator.folds
     seen = {name.removeprefix("-1/"): tensor for name, tensor in tensors.items() if name.startswith("-1/")}
     twins = {f"{fold}/{name}": tensor for fold in range(folds) for name, tensor in seen.items()}
-    module = TranslatorModule(tensors | twins, metadata_of(settings, pairs, folds), pairs.device)
     seed = settings.translator.seed
     rows = log.in_proportion(rows, int(log.target.time[rows].max()) + 1, seed)
     if len(rows) > MOST_MEASURED:
@@ -340,7 +351,12 @@ def figures_of(
     fold = np.where(cold, log.fold[user], -1).astype(np.int32)
     contexts, labels = contexts_at(log, rows, source_index=pairs.source_index, target_index=pairs.target_index, fold=fold)
     groups = {"all": np.ones(len(rows), bool), "cold": cold, "warm": ~cold}
-    return measure(module, contexts, labels, groups, members(module), workers)
+
+    def figures_on(device: str) -> dict[str, dict[str, Figures]]:
+        module = TranslatorModule(tensors | twins, metadata_of(settings, pairs, folds), device)
+        return measure(module, contexts, labels, groups, members(module), workers)
+
+    return or_on_the_cpu(pairs.device, figures_on)
 
 
 def members(module: TranslatorModule) -> list[str]:

@@ -132,7 +132,8 @@ def measure(
 
     tallies = {member: _Tally(len(labels), groups) for member in members}
     blocks = np.split(np.arange(len(labels)), range(_BLOCK_ROWS, len(labels), _BLOCK_ROWS))
-    for rows, said in itertools.chain.from_iterable(workers.map(look_at, blocks)):
+    side_by_side = workers if module.device.type == "cpu" else ALONE
+    for rows, said in itertools.chain.from_iterable(side_by_side.map(look_at, blocks)):
         for tally, of_member in zip(tallies.values(), said, strict=True):
             tally.add(rows, of_member)
     return {group: {member: tally.figures(group) for member, tally in tallies.items()} for group in groups}

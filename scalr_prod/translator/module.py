@@ -86,7 +86,8 @@ class TranslatorModule(torch.nn.Module):
         self.estimators = list(scored_of(named))
         travelled = travelled or {}
         estimators = {name: travelled[name] if name in travelled else estimator_of(name) for name in self.estimators}
-        tensors = {name: tensor.to(self.device) for name, tensor in tensors.items()}
+        moved: dict[int, torch.Tensor] = {}  # a tensor may stand under several names
+        tensors = {name: moved.setdefault(id(tensor), tensor.to(self.device)) for name, tensor in tensors.items()}
         self.first_seen = tensors["shared/first_seen"]
         self.n_target = len(self.first_seen)
         self.n_source = int(metadata["n_source"])
@@ -303,8 +304,6 @@ class TranslatorModule(torch.nn.Module):
             in_blocks: Whether a parameter set is worked on in blocks of items, so that more rows are few enough.
         """
         of_whole_rows = max(1, _CHUNK // self.n_target)
-        most_rows = 1 if self._fused is None else self._fused.most_rows
-        of_blocks = min(most_rows, max(_LEAST_ROWS, -(-len(contexts) // self._shares)))
         for fold in np.unique(contexts.fold).tolist():
             if fold not in self._sets:
                 raise TranslatorError(
@@ -314,7 +313,10 @@ class TranslatorModule(torch.nn.Module):
                 )
             rows = np.flatnonzero(contexts.fold == fold)
             rows = rows[np.argsort(contexts.event_time[rows], kind="stable")]
-            most = of_blocks if in_blocks(self._sets[fold]) else of_whole_rows
+            most = of_whole_rows
+            if in_blocks(self._sets[fold]):
+                most_rows = 1 if self._fused is None else self._fused.most_rows
+                most = min(most_rows, max(_LEAST_ROWS, -(-len(contexts) // self._shares)))
             step = -(-len(rows) // -(-len(rows) // most))
             for start in range(0, len(rows), step):
                 yield rows[start : start + step], self._sets[fold]

@@ -19,10 +19,13 @@ def path(tmp_path):
     return tmp_path / "rows.parquet"
 
 
-def test_all_rows_come_in_their_order(path):
+@pytest.mark.parametrize(
+    ("rows", "sizes"), [(15_000, [15_000, 5_000, 15_000]), (20_000, [20_000] * 3), (50_000, [50_000, 10_000, 50_000])]
+)
+def test_all_rows_come_in_their_order(path, rows, sizes):
     with pq.ParquetFile(path) as file:
-        batches = list(batches_of(file, 15_000, columns=["number"]))
-    assert [len(batch) for batch in batches[:3]] == [15_000, 5_000, 15_000]
+        batches = list(batches_of(file, rows, columns=["number"]))
+    assert [len(batch) for batch in batches[:3]] == sizes
     assert (pa.Table.from_batches(batches).column("number").to_numpy() == np.arange(ROWS)).all()
 
 

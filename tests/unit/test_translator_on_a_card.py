@@ -53,7 +53,7 @@ def test_a_device_that_learns_what_the_cpu_learns_is_used():
     with Card() as there:
         trial.tried(CARD)
     assert there.operations > 1000
-    assert there.waits == trial._STEPS, "only the losses are asked for: no step waits for the card"
+    assert there.waits == trial._STEPS, "only the losses are asked for: no step waits for a number of the card's"
 
 
 def test_a_device_that_learns_something_else_is_not(monkeypatch):
@@ -61,6 +61,42 @@ def test_a_device_that_learns_something_else_is_not(monkeypatch):
     monkeypatch.setattr(attention, "plain_states", lambda *asked: 1.1 * states(*asked))
     with Card(), pytest.raises(RuntimeError, match="losses on"):
         trial.tried(CARD)
+
+
+def test_a_device_that_gives_no_numbers_is_not(monkeypatch):
+    losses = trial._losses
+    monkeypatch.setattr(trial, "_losses", lambda device: losses(device) if device == "cpu" else [float("nan")] * trial._STEPS)
+    with pytest.raises(RuntimeError, match="losses on"):
+        trial.tried(CARD)
+
+
+def test_what_fails_on_a_card_is_done_anew_on_the_cpu(pairs, monkeypatch, caplog):
+    settings = SETTINGS.model_copy(update={"estimators": ("popularity", "sequential")})
+    expected = fit_sets(replace(pairs, settings=settings), {-1: pairs.log.fold == 0}, lambda _: None)
+    states, asked = attention.plain_states, []
+
+    def full(*args):
+        asked.append(args)
+        if len(asked) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return states(*args)
+
+    monkeypatch.setattr(attention, "plain_states", full)
+    told: list[float] = []
+    with Card():
+        found = fit_sets(replace(pairs, settings=settings, device=CARD), {-1: pairs.log.fold == 0}, told.append)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert caplog.text.count("goes on on the CPU") == 2, "pretraining, and the fit"
+    assert "CUDA out of memory" in caplog.text
+
+
+def test_what_fails_on_the_cpu_fails():
+    def broken(_device: str) -> None:
+        raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        devices.or_on_the_cpu("cpu", broken)
 
 
 def test_a_gpu_that_fails_is_told_of_and_left_alone(monkeypatch, caplog):
@@ -79,11 +115,10 @@ def test_the_cpu_is_not_tried(monkeypatch):
 def test_the_sequential_estimator_learns_on_a_card_what_it_learns_on_the_cpu(pairs):
     shared = sequential.share(pairs)
     expected = sequential.fit(pairs, shared)
-    with Card() as there:
+    with Card():
         of_card = replace(pairs, device=CARD)
         found = sequential.fit(of_card, sequential.share(of_card))
         assert all(tensor.device.type == "cpu" for tensor in found.values())
-    assert there.waits < 100, "what is learnt comes back, and no step waits"
     for name, tensor in expected.items():
         apart = (found[name] - tensor).norm() / tensor.norm().clamp(min=1e-6)
         assert apart < 0.02, f"{name}: {apart}"

@@ -7,12 +7,14 @@ a state for every event of a user), then a feed-forward layer.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
 from torch.nn import functional
 
+from scalr_prod.translator.devices import sent
 from scalr_prod.translator.estimators.kernels import kernels
 
 if TYPE_CHECKING:
@@ -66,7 +68,7 @@ def states(
     """
     kept = items > 0
     if generator is not None:
-        kept &= (torch.rand(items.shape, generator=generator) >= DROPPED_EVENTS).to(items.device)
+        kept &= sent(torch.rand(items.shape, generator=generator) >= DROPPED_EVENTS, items.device)
     compiled = kernels() if items.device.type == "cpu" else None
     row, place = asked
     there = items[row, place] > 0
@@ -181,8 +183,14 @@ def last_state(p: Parameters, items: torch.Tensor, ages: torch.Tensor) -> torch.
 
 def _bias(p: Parameters, ages: torch.Tensor) -> torch.Tensor:
     """[B, heads, ...] of ages [B, ...]."""
-    limits = torch.tensor(LIMITS_DAYS, device=ages.device)
-    return p["age_bias"][:, torch.bucketize(ages, limits)].transpose(0, 1)
+    classes = torch.bucketize(ages, _limits(ages.device))
+    # Not by an index: on a GPU its gradient adds up events of one class one by one, and most are of a few.
+    return functional.embedding(classes, p["age_bias"].T).movedim(-1, 1)
+
+
+@cache
+def _limits(device: torch.device) -> torch.Tensor:
+    return torch.tensor(LIMITS_DAYS).to(device)
 
 
 def _fed_forward(p: Parameters, mixed: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch.optim.adamw import adamw
 
+from scalr_prod.translator.devices import sent
 from scalr_prod.translator.estimators.kernels import kernels
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ class Table:
         """
         numbers = np.concatenate([np.zeros(1, np.int64), *(one.numpy().ravel() for one in wanted)])
         rows, places = np.unique(numbers, return_inverse=True)
-        found = torch.from_numpy(places[1:]).to(self._device).split([one.numel() for one in wanted])
+        found = sent(torch.from_numpy(places[1:]), self._device).split([one.numel() for one in wanted])
         own = torch.from_numpy(rows)
         values = self._caught_up(own).requires_grad_()
         self._taken = own, values
@@ -167,7 +168,7 @@ class Table:
             )
             return
         shrink, step, of_mean, of_square, of_root = rates
-        rows = rows.to(self._device)
+        rows = sent(rows, self._device)
         value, mean, square = (table[rows] for table in self._tables)
         mean = of_mean * mean + (1 - of_mean) * values.grad
         square = of_square * square + (1 - of_square) * values.grad**2
@@ -189,8 +190,8 @@ class Table:
             tables = tuple(table.numpy() for table in self._tables)
             compiled.caught_up(tables, rows.numpy(), owed, np.float32(_EPSILON), out.numpy())
             return out
-        shrink, times, of_mean, of_square = torch.from_numpy(owed).to(self._device).T[:, :, None]
-        rows = rows.to(self._device)
+        shrink, times, of_mean, of_square = sent(torch.from_numpy(owed), self._device).T[:, :, None]
+        rows = sent(rows, self._device)
         value, mean, square = (table[rows] for table in self._tables)
         value = shrink * value - times * (mean / (square.sqrt() + _EPSILON))
         for table, moved in zip(self._tables, (value, mean * of_mean, square * of_square), strict=True):

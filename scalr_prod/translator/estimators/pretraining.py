@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
+from scalr_prod.translator.devices import sent
 from scalr_prod.translator.estimators import attention, sampled_softmax
 from scalr_prod.translator.estimators.learning import Learner
 from scalr_prod.translator.estimators.sampled_softmax import Negatives
@@ -99,11 +100,11 @@ def step(
     """
     device = learner.whole["bias"].device
     begin = int((items > 0).any(0).to(torch.uint8).argmax())
-    some, when = items[:, begin:], days[:, begin:].to(device)
+    some, when = items[:, begin:], sent(days[:, begin:], device)
     row, place = ((some[:, :-1] > 0) & (some[:, 1:] > 0)).nonzero(as_tuple=True)
     label = some[row, place + 1]
     source, (own,) = learner.tables["source"].take(some)
-    asked = row.to(device), place.to(device)
+    asked = sent(row, device), sent(place, device)
     state = attention.states(learner.whole | {"source": source}, own, when, asked, generator)
     drawn = Negatives.drawn(chance, generator)
     vectors, (own, others) = learner.tables["next"].take(label, drawn.items)
@@ -112,9 +113,9 @@ def step(
         state,
         vectors,
         own,
-        Negatives(others, drawn.log_expected.to(device)),
-        own=offset[label.to(device)],
-        others=offset[drawn.items.to(device)][None],
+        Negatives(others, sent(drawn.log_expected, device)),
+        own=offset[sent(label, device)],
+        others=offset[sent(drawn.items, device)][None],
     )
     learner.step(loss)
     return loss.detach()

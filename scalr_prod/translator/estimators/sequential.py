@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
+from scalr_prod.translator.devices import sent
 from scalr_prod.translator.estimators import attention, linear, popularity, sampled_softmax
 from scalr_prod.translator.estimators.learning import Learner
 from scalr_prod.translator.estimators.pretraining import pretrained
@@ -73,9 +74,9 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
                 state,
                 target,
                 label,
-                Negatives(others, drawn.log_expected.to(pairs.device)),
+                Negatives(others, sent(drawn.log_expected, pairs.device)),
                 own=offsets.table[here.item, moment],
-                others=offsets.table[drawn.items.to(pairs.device)].T.contiguous(),
+                others=offsets.table[sent(drawn.items, pairs.device)].T.contiguous(),
                 moment=moment,
                 weight=here.weight,
             )
@@ -103,16 +104,15 @@ def score(parameters: Parameters, batch: Batch, log_prior: torch.Tensor) -> torc
 def _target_vectors(p: Parameters, windows: Windows, n_target: int, batch_size: int) -> torch.Tensor:
     """Ridge coefficients of the target items on the states before their events, of length d^-½ on average: float32 [n_target, d]."""
     dim, device = p["source"].shape[1], p["source"].device
-    gram, sums = (torch.zeros(rows, dim, dtype=torch.float64, device=device) for rows in (dim, n_target))
-    trained = 0
-    for batch in windows.epoch(batch_size, torch.Generator().manual_seed(0)):
-        window = batch.to(device)
-        state = attention.states(p, window.items, window.days, (window.row, window.place)).double()
+    gram, sums, trained = torch.zeros(dim, dim).double(), torch.zeros(n_target, dim).double(), 0
+    for window in windows.epoch(batch_size, torch.Generator().manual_seed(0)):
+        here = window.to(device)
+        # Added up on the CPU: a GPU adds in any order.
+        state = attention.states(p, here.items, here.days, (here.row, here.place)).cpu().double()
         counted = state if window.weight is None else state * window.weight[:, None]
         gram += state.T @ counted
         sums.index_add_(0, window.item, counted)
         trained += len(state)
-    gram, sums = gram.cpu(), sums.cpu()
     gram += RIDGE * (gram.trace() / max(trained, 1)).clamp(min=1e-12) * torch.eye(dim)
     found = torch.linalg.solve(gram, sums.T).T.float()
     return (found / (found.norm(dim=1).mean().clamp(min=1e-12) * dim**0.5)).contiguous().to(device, copy=True)

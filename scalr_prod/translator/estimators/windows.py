@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
+from scalr_prod.translator.devices import sent
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -48,7 +50,7 @@ class Window:
 
     def to(self, device: str | torch.device) -> Window:
         """The same on a device."""
-        return Window(**{name: None if x is None else x.to(device) for name, x in vars(self).items()})
+        return Window(**{name: None if x is None else sent(x, device) for name, x in vars(self).items()})
 
 
 @dataclass(frozen=True)
