@@ -15,9 +15,9 @@ def give_back() -> None:
     glibc keeps what was freed below a block that is in use. After a log was read and put in order that is hundreds of MB, which
     arrays that come after it are too large for.
     """
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+    cuda = getattr(sys.modules.get("torch"), "cuda", None)
+    if cuda is not None and cuda.is_initialized():
+        cuda.empty_cache()
     arrow = sys.modules.get("pyarrow")
     if arrow is not None:
         arrow.default_memory_pool().release_unused()

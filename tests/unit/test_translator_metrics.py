@@ -32,7 +32,7 @@ def world() -> SimpleNamespace:
             part = p[contexts.rows[rows]]
             yield rows, [torch.from_numpy(part.copy()), torch.from_numpy(part[:, ::-1].copy())]
 
-    module = SimpleNamespace(distributions=distributions)
+    module = SimpleNamespace(distributions=distributions, device=torch.device("cpu"))
     contexts = SimpleNamespace(take=lambda rows: SimpleNamespace(rows=rows))
     groups = {"all": np.ones(EVENTS, bool), "warm": warm}
     by_group = measure(module, contexts, labels, groups, ("mixture", "the same backwards"))
