@@ -55,18 +55,20 @@ class Regrouped:
 
         if self._writer is None:
             sink = self._files.enter_context(pa.OSFile(str(self._path), "wb"))
-            options = pa.ipc.IpcWriteOptions(compression="lz4")
+            # A pool of threads costs more than it saves where a batch is some hundred rows.
+            options = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
             self._writer = self._files.enter_context(pa.ipc.new_file(sink, rows.schema, options=options))
+        if not len(groups):
+            return
         if (np.diff(groups) < 0).any():
             order = np.argsort(groups, kind="stable")
             rows, groups = rows.take(pa.array(order)), groups[order]
-        rows = rows.combine_chunks()  # once: each group's rows are a slice of it
-        ends = [0, *(np.flatnonzero(np.diff(groups)) + 1), len(groups)]
-        for start, stop in pairwise(ends if len(groups) else ()):
-            for batch in rows.slice(start, stop - start).to_batches():
-                self._writer.write_batch(batch)
-                self._batches.setdefault(int(groups[start]), []).append(self._count)
-                self._count += 1
+        ends = [0, *(np.flatnonzero(np.diff(groups)) + 1).tolist(), len(groups)]
+        (batch,) = rows.combine_chunks().to_batches()  # each group's rows are a slice of it
+        for start, stop in pairwise(ends):
+            self._writer.write_batch(batch.slice(start, stop - start))
+            self._batches.setdefault(int(groups[start]), []).append(self._count)
+            self._count += 1
 
     @property
     def groups(self) -> list[int]:
@@ -80,7 +82,8 @@ class Regrouped:
         if self._reader is None:
             self._files.close()  # the file's end tells where each batch lies
             source = self._files.enter_context(pa.OSFile(str(self._path), "rb"))
-            self._reader = self._files.enter_context(pa.ipc.open_file(source))
+            options = pa.ipc.IpcReadOptions(use_threads=False)
+            self._reader = self._files.enter_context(pa.ipc.open_file(source, options=options))
         rows = pa.Table.from_batches([self._reader.get_batch(number) for number in self._batches[group]])
         if self._column is None:
             return rows
