@@ -24,14 +24,14 @@ _ACROSS: Final = {torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default}
 _BY_PLACE: Final = {torch.ops.aten.index.Tensor}
 
 
-class _OnCard(torch.Tensor):
+class _OnCard(torch.Tensor):  # type: ignore[misc]  # torch is untyped here
     """A tensor of the card."""
 
     held: torch.Tensor
 
     @staticmethod
     def __new__(cls, held: torch.Tensor) -> Self:
-        made = torch.Tensor._make_wrapper_subclass(
+        made: Self = torch.Tensor._make_wrapper_subclass(
             cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype, device=CARD
         )
         made.held = held
@@ -56,7 +56,7 @@ def _without_gradients(_mode: bool) -> torch.no_grad:
     return torch.no_grad()
 
 
-class Card(TorchDispatchMode):
+class Card(TorchDispatchMode):  # type: ignore[misc]  # likewise
     """While it is entered, there is a card.
 
     Attributes:
