@@ -8,7 +8,7 @@ import json
 import logging
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -140,10 +140,7 @@ def share(slices: Sequence[Pairs], workers: Workers = ALONE, done: Callable[[flo
     def fit(unit: tuple[str, int]) -> Parameters:
         name, number = unit
         with _naming(name), telling(effort.share_work(name, slices[number]), done):
-            slice_ = slices[number]
-            learnt: Parameters = or_on_the_cpu(
-                slice_.device, lambda device: made[number][name].share(replace(slice_, device=device))
-            )
+            learnt: Parameters = made[number][name].share(slices[number])
             give_back()
             return learnt
 
@@ -190,11 +187,7 @@ def fit_sets(
                 learnt = _named(f"shared/{name}", tables[name](pairs))
         else:
             with _naming(name), telling(effort.fit_work(name, pairs), done):
-                slice_ = learn[number]
-                fitted = or_on_the_cpu(
-                    slice_.device, lambda device: estimators[name].fit(replace(slice_, device=device), common[name])
-                )
-                learnt = _named(f"{number}/{name}", fitted)
+                learnt = _named(f"{number}/{name}", estimators[name].fit(learn[number], common[name]))
         give_back()
         return learnt
 

@@ -91,6 +91,19 @@ def test_what_fails_on_a_card_is_done_anew_on_the_cpu(pairs, monkeypatch, caplog
     assert "CUDA out of memory" in caplog.text
 
 
+def test_estimators_that_need_no_card_do_not_wait_for_it(pairs, monkeypatch):
+    class Taken:
+        def __enter__(self) -> None:
+            pytest.fail("the card was asked for")
+
+        def __exit__(self, *raised: object) -> None: ...
+
+    monkeypatch.setattr(devices, "_card", Taken())
+    estimators = ("popularity", "frequency", "topics", "linear", "factorisation")
+    settings = SETTINGS.model_copy(update={"estimators": estimators})
+    assert fit_sets(replace(pairs, settings=settings, device=CARD), {-1: pairs.log.fold == 0}, lambda _: None)
+
+
 def test_what_fails_on_the_cpu_fails():
     def broken(_device: str) -> None:
         raise RuntimeError("broken")

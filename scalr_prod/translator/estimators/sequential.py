@@ -10,11 +10,12 @@ of the states.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import torch
 
-from scalr_prod.translator.devices import sent
+from scalr_prod.translator.devices import or_on_the_cpu, sent
 from scalr_prod.translator.estimators import attention, linear, popularity, sampled_softmax
 from scalr_prod.translator.estimators.learning import Learner
 from scalr_prod.translator.estimators.pretraining import pretrained
@@ -41,6 +42,15 @@ INSTANTS: Final = 256
 
 def share(pairs: Pairs) -> Parameters:
     """The block and the source items' vectors (``source`` float32 [n_source + 1, d]) as source events teach them."""
+    return or_on_the_cpu(pairs.device, lambda device: _share(replace(pairs, device=device)))
+
+
+def fit(pairs: Pairs, shared: Parameters) -> Parameters:
+    """Train for ``[translator] epochs``: what `share` gave, and ``target`` float32 [n_target, d]."""
+    return or_on_the_cpu(pairs.device, lambda device: _fit(replace(pairs, device=device), shared))
+
+
+def _share(pairs: Pairs) -> Parameters:
     generator = torch.Generator().manual_seed(pairs.settings.seed)
     dim = pairs.settings.dim
     basis = torch.from_numpy(linear.source_basis(pairs, dim))
@@ -50,8 +60,7 @@ def share(pairs: Pairs) -> Parameters:
     return pretrained(pairs, {"source": source, **attention.initial(dim, generator)}, generator)
 
 
-def fit(pairs: Pairs, shared: Parameters) -> Parameters:
-    """Train for ``[translator] epochs``: what `share` gave, and ``target`` float32 [n_target, d]."""
+def _fit(pairs: Pairs, shared: Parameters) -> Parameters:
     settings = pairs.settings
     windows = Windows.of(pairs)
     generator = torch.Generator().manual_seed(settings.seed)
