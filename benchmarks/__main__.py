@@ -1,6 +1,6 @@
 """Run the benchmarks and keep their figures under `benchmarks/results/`.
 
-Usage: python -m benchmarks [point_in_time data_path scoring limits gpu generation translator run]
+Usage: python -m benchmarks [point_in_time data_path scoring limits catalogue gpu generation translator run]
        python -m benchmarks [daily scale workers lift set_aside default_weight ease abxi soak worlds world_lifts]
 
 The second line's run only when they are named: ``scale`` takes hours at its default size, ``lift`` and ``abxi`` up to an hour,
@@ -20,7 +20,7 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-NAMES = ("point_in_time", "data_path", "scoring", "limits", "gpu", "generation", "translator", "run")
+NAMES = ("point_in_time", "data_path", "scoring", "limits", "catalogue", "gpu", "generation", "translator", "run")
 RESULTS = Path(__file__).parent / "results"
 LONG = ("daily", "scale", "workers", "lift", "set_aside", "default_weight", "ease", "abxi", "soak", "worlds", "world_lifts")
 PARTS = (

@@ -113,29 +113,31 @@ def product_of(module: TranslatorModule) -> tuple[Callable[[int], None], int]:
     return product, users.shape[1]
 
 
-def copied(folder: Path, copies: int) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """A version's tensors with so many of each target item and its events, and what its file says of itself."""
+def copied(
+    folder: Path, copies: int, *, items: int = TARGET_ITEMS, all_weigh: bool = True
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """A version's tensors with so many of each of its target items and their events, and what its file says of itself."""
     with safe_open(folder / "translator.safetensors", framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata = json.loads(file.metadata()[DESCRIPTION])
     known = {name: tensors.pop(f"shared/popularity/{name}") for name in popularity.TENSORS}
     for name, tensor in tensors.items():
-        for axis in [axis for axis, size in enumerate(tensor.shape) if size == TARGET_ITEMS]:
+        for axis in [axis for axis, size in enumerate(tensor.shape) if size == items]:
             tensors[name] = tensor.repeat_interleave(copies, axis)
         if name.endswith("/frequency/item"):
             tensors[name] = tensor * copies
         elif name.endswith("/popularity/prior"):
             tensors[name] = tensors[name] - float(np.log(copies))
-    # Every estimator weighs: of made data the calibration leaves some out by chance.
-    table, names = tensors[f"{FOLD}/calibration/held_out"].clone(), json.loads(metadata["weights"])
-    table[0, [names.index(name) for name in SCORED]] = WEIGHT
-    tensors[f"{FOLD}/calibration/held_out"] = table
+    if all_weigh:  # of made data the calibration leaves some out by chance
+        table, names = tensors[f"{FOLD}/calibration/held_out"].clone(), json.loads(metadata["weights"])
+        table[0, [names.index(name) for name in SCORED]] = WEIGHT
+        tensors[f"{FOLD}/calibration/held_out"] = table
     item = known["item"].long().repeat_interleave(copies) * copies + torch.arange(copies).repeat(len(known["item"]))
     time = known["time"].repeat_interleave(copies)
     pairs: Any = SimpleNamespace(
         popularity_events=lambda: (item.numpy(), time.numpy(), None),
         popularity_until=int(known["end"]),
-        n_target=copies * TARGET_ITEMS,
+        n_target=copies * items,
     )
     return tensors | {f"shared/popularity/{name}": tensor for name, tensor in popularity.fit(pairs).items()}, metadata
 

@@ -43,8 +43,8 @@ class Explanation(Jsonable):
     Attributes:
         event: Its id, user, item with title, time, and weight.
         source: The event that it translates: domain, item with title, time.
-        probability: ``published``, as the event bears it; ``recomputed`` from the terms; ``prior``, of the item for everybody at that
-            time; ``lift``, the first over the last.
+        probability: ``published``, as the event bears it; ``recomputed`` from the terms, over the whole catalogue, and so less than
+            what a run with shortlists published; ``prior``, of the item for everybody at that time; ``lift``, recomputed over prior.
         terms: What adds up to the logit: estimators and features of popularity, the most telling first; see
             `scalr_prod.translator.explaining.Term`.
         history: Items of the history as the run knew it, the latest first, with titles and times; ``known`` by the translator.
@@ -153,7 +153,13 @@ def _of_run(settings: Settings, db: Any, spec: RunSpec, titles: _Titles) -> Iter
         versions=spec.table_versions,
     )
     wanted = spec.settings["generation"]
-    number, how = wanted["events_per_source_event"], {"temperature": wanted["temperature"]}
+    number, how = (
+        wanted["events_per_source_event"],
+        {
+            "temperature": wanted["temperature"],
+            "shortlist": wanted.get("shortlist"),
+        },
+    )
     at = 0
     # Each alone, since those that are scored together are rounded otherwise: an event has one explanation, whoever asks for it.
     alone = settings.model_copy(update={"generation": settings.generation.model_copy(update={"batch_size": 1})})

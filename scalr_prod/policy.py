@@ -177,6 +177,8 @@ def settings_digest(settings: Settings) -> str:
         settings.translator.recipe(),
         settings.generation.model_dump(mode="json", include={"contexts", "exclude_consumed"}),
     ]
+    if settings.generation.shortlist is not None:  # it came later: a verdict of before stays one of these settings
+        made_of.append(settings.generation.shortlist)
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -136,7 +136,14 @@ class Translation:
         if how.seed:
             keys = contexts.noise_key ^ np.int64(how.seed * 0x9E3779B97F4A7C15 % 2**63)
             contexts = Contexts(**{**vars(contexts), "noise_key": keys})
-        drawn = self.module.sample(contexts, how.volume, temperature=how.temperature, min_lift=how.min_lift, member=how.member)
+        drawn = self.module.sample(
+            contexts,
+            how.volume,
+            temperature=how.temperature,
+            min_lift=how.min_lift,
+            shortlist=self.scene.settings.generation.shortlist,
+            member=how.member,
+        )
         row, place = np.nonzero(drawn.items >= 0)
         probability = drawn.probabilities[row, place].astype(np.float64)
         prior = drawn.prior[row, place].astype(np.float64)

@@ -199,6 +199,9 @@ def _report(
 
     catalogue = len(load_version(settings, spec.translator_version).vocabulary().first_seen)
     translated = sum(manifests[number]["contexts"] for number in made)
+    measured, others = (
+        sum(manifest.get("left_out", {}).get(what, 0) for manifest in manifests) for what in ("contexts", "others")
+    )
     dropped = {reason: sum(manifest["dropped"][reason] for manifest in manifests) for reason in REASONS}
     return GenerationReport(
         run_id=spec.run_id,
@@ -217,6 +220,8 @@ def _report(
         },
         coverage=round(aligned.items / catalogue, 6) if catalogue else 0.0,
         bucket_distance=aligned.bucket_distance,
+        left_out=round(others / measured, 4) if measured else None,
+        measured=measured,
         seconds=round(seconds, 3),
         contexts_per_s=round(translated / seconds, 1),
         events_per_s=round(aligned.events / seconds, 1) if made else 0.0,

@@ -63,6 +63,8 @@ logger = logging.getLogger(__name__)
 
 #: Why a draw became no event, as far as one partition can tell.
 REASONS: Final = ("below_lift", "none_eligible", "duplicate")
+#: Contexts of each task whose shortlists are measured.
+_MEASURED: Final = 64
 
 
 def parts_folder(settings: Settings, run_id: str) -> Path:
@@ -122,6 +124,9 @@ def make_part(
             for rows, real in read_slices(settings, spec, partition, partitions):
                 consumed = None if real is None else encoding.Consumed.of(real, tools.vocabulary)
                 part = in_scoring_order(rows, spec, tools.folds)
+                if not tally.contexts:
+                    tally.left_out = _left_out(settings, connection, spec, tools, part, consumed)
+                    tools.latencies.take()  # nothing else was asked for yet
                 drawn, table = draw(settings, connection, spec, tools, part, consumed, translated=translated)
                 tally.add(part, drawn, table)
                 tally.count_sources(connection, part, tools.sources)
@@ -200,6 +205,32 @@ def close_tools() -> None:
         del _opened.tools
 
 
+def _left_out(
+    settings: Settings, connection: Any, spec: RunSpec, tools: Tools, rows: pa.Table, consumed: encoding.Consumed | None
+) -> dict[str, int]:
+    """Of some contexts, how many draw another item from the whole catalogue than from their shortlists; nothing without shortlists.
+
+    Draws have the same noise, so that they are the same unless the list lacks the item: what comes out is P of what lists leave out.
+    """
+    import pyarrow as pa
+
+    wanted: Mapping[str, Any] = spec.settings["generation"]
+    if wanted.get("shortlist") is None:
+        return {}
+    some = rows.take(pa.array(np.unique(np.linspace(0, len(rows) - 1, _MEASURED).round().astype(np.int64))))
+    found = {"contexts": 0, "others": 0}
+    for contexts in ask(
+        settings, spec, tools.vocabulary, some, consumed, folds=tools.folds, store=tools.store, within=connection
+    ):
+        whole, listed = (
+            tools.scorer.sample(contexts, 1, temperature=wanted["temperature"], shortlist=shortlist).items[:, 0]
+            for shortlist in (None, wanted["shortlist"])
+        )
+        found["contexts"] += int((whole >= 0).sum())
+        found["others"] += int(((whole >= 0) & (whole != listed)).sum())
+    return found
+
+
 def _answers(
     settings: Settings, connection: Any, spec: RunSpec, tools: Tools, rows: pa.Table, consumed: encoding.Consumed | None
 ) -> Iterator[Samples]:
@@ -210,6 +241,7 @@ def _answers(
         wanted["events_per_source_event"],
         temperature=wanted["temperature"],
         min_lift=wanted["min_lift"],
+        shortlist=wanted.get("shortlist"),
     )
 
 
@@ -270,6 +302,7 @@ class _Tally:
     users: int = 0
     sources: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
+    left_out: dict[str, int] = field(default_factory=dict)
 
     def add(self, part: pa.Table, drawn: Samples, table: pa.Table) -> None:
         """Count one slice."""
@@ -302,4 +335,5 @@ class _Tally:
             "users": self.users,
             "sources": dict(self.sources),
             "dropped": dict(self.dropped),
+            **({"left_out": self.left_out} if self.left_out else {}),
         }

@@ -160,6 +160,8 @@ def _row_settings(wanted: GenerationSettings) -> dict[str, Any]:
         "exclude_consumed": wanted.exclude_consumed,
         "align": wanted.align,
         "align_buckets": wanted.align_buckets,
+        # It came later: runs without it stay those that they are.
+        **({} if wanted.shortlist is None else {"shortlist": wanted.shortlist}),
     }
 
 

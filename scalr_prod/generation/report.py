@@ -20,7 +20,7 @@ class GenerationReport:
         run_id: The run.
         contexts: Distinct source events (user, item, time) of the window that were translated.
         drawn: Draws asked for: contexts times ``events_per_source_event``.
-        dropped: Draws that became no event, by reason: ``below_lift``, ``none_eligible`` (no item left to propose),
+        dropped: Draws that became no event, by reason: ``below_lift``, ``none_eligible`` (no item left to propose, of those on the list),
             ``duplicate`` (the user got the item at that time already) and ``alignment`` (downsampled).
         events: Synthetic events staged as candidates.
         users: Distinct users among them.
@@ -29,6 +29,9 @@ class GenerationReport:
         coverage: Share of the translator's target items among them.
         bucket_distance: Total variation between the value buckets of the real and of the staged events, before and after the
             alignment.
+        left_out: Share of the `measured` contexts that draw an item from the whole catalogue which their shortlist lacks, so the share
+            of P (at the run's temperature) that is left out; None without shortlists.
+        measured: Contexts that were asked both ways for it.
         seconds: Wall-clock seconds of this call.
         contexts_per_s: Contexts translated by this call, per second of it.
         events_per_s: Events staged, per second of it.
@@ -47,6 +50,8 @@ class GenerationReport:
     coverage: float
     sources: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     bucket_distance: Mapping[str, float] = field(default_factory=dict)
+    left_out: float | None = None
+    measured: int = 0
     seconds: float = 0.0
     contexts_per_s: float = 0.0
     events_per_s: float = 0.0

@@ -79,6 +79,7 @@ class ProjectCollector:
         yield "scalr_generation_contexts", (), report["contexts"]
         yield "scalr_generation_events", (), report["events"]
         yield "scalr_generation_coverage", (), report["coverage"]
+        yield "scalr_generation_left_out", (), report.get("left_out") or 0.0
         yield from (("scalr_generation_dropped", (reason,), count) for reason, count in report["dropped"].items())
         if report["events_per_s"]:
             yield "scalr_generation_events_per_second", (), report["events_per_s"]

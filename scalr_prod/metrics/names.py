@@ -37,6 +37,9 @@ METRICS: Final[dict[str, Metric]] = {
     "scalr_generation_contexts": Metric("gauge", "Contexts of the latest generated run"),
     "scalr_generation_events": Metric("gauge", "Events staged by the latest generated run"),
     "scalr_generation_dropped": Metric("gauge", "Draws of the latest generated run that became no event", ("reason",)),
+    "scalr_generation_left_out": Metric(
+        "gauge", "Share of P that the latest generated run's shortlists left out, 0 to 1; 0 without"
+    ),
     "scalr_generation_coverage": Metric("gauge", "Share of the target catalogue that the latest generated run names, 0 to 1"),
     "scalr_scoring_latency_seconds": Metric(
         "histogram", "Time to an answer of the translator, by request, while the latest generated run was made"

@@ -54,17 +54,25 @@ class LocalScorer:
         """The version that answers."""
         return self._version
 
-    def sample(self, contexts: Contexts, k: int, *, temperature: float = 1.0, min_lift: float = 0.0) -> Samples:
+    def sample(
+        self, contexts: Contexts, k: int, *, temperature: float = 1.0, min_lift: float = 0.0, shortlist: int | None = None
+    ) -> Samples:
         """Draw ``k`` items without replacement for each context; see `Scorer.sample`."""
         with self._latencies.timed():
-            return self._module.sample(contexts, k, temperature=temperature, min_lift=min_lift)
+            return self._module.sample(contexts, k, temperature=temperature, min_lift=min_lift, shortlist=shortlist)
 
     def sample_stream(
-        self, batches: Iterable[Contexts], k: int, *, temperature: float = 1.0, min_lift: float = 0.0
+        self,
+        batches: Iterable[Contexts],
+        k: int,
+        *,
+        temperature: float = 1.0,
+        min_lift: float = 0.0,
+        shortlist: int | None = None,
     ) -> Iterator[Samples]:
         """The answer to each batch, in order; see `Scorer.sample_stream`."""
         for contexts in batches:
-            yield self.sample(contexts, k, temperature=temperature, min_lift=min_lift)
+            yield self.sample(contexts, k, temperature=temperature, min_lift=min_lift, shortlist=shortlist)
 
     def score(self, contexts: Contexts, candidates: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """P(item | context) and P(item) of named candidates; see `Scorer.score`."""

@@ -39,6 +39,7 @@ INPUTS: Final[Mapping[str, type[np.generic]]] = {
     "k": np.int32,
     "temperature": np.float32,
     "min_lift": np.float32,
+    "shortlist": np.int32,
     "candidates": np.int32,
 }
 #: Output tensors and their dtypes.
@@ -57,7 +58,8 @@ OUTPUTS: Final[Mapping[str, type[np.generic]]] = {
 SAMPLE_OUTPUTS: Final = ("items", "probabilities", "prior")
 SCORE_OUTPUTS: Final = ("candidate_probabilities", "candidate_prior")
 _ONE_A_ROW: Final = ("history_end", "event_time", "fold", "noise_key")
-_DEFAULTS: Final[Mapping[str, float]] = {"k": 1, "temperature": 1.0, "min_lift": 0.0}
+#: A shortlist of 0 items: all are scored.
+_DEFAULTS: Final[Mapping[str, float]] = {"k": 1, "temperature": 1.0, "min_lift": 0.0, "shortlist": 0}
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,9 @@ class Module(Protocol):
 
     bounds: Bounds
 
-    def sample(self, contexts: Contexts, k: int, *, temperature: float = 1.0, min_lift: float = 0.0) -> Samples:
+    def sample(
+        self, contexts: Contexts, k: int, *, temperature: float = 1.0, min_lift: float = 0.0, shortlist: int | None = None
+    ) -> Samples:
         """See `scalr_prod.scoring.Scorer`."""
 
     def score(self, contexts: Contexts, candidates: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -98,6 +102,7 @@ def encode(
     k: int = 1,
     temperature: float = 1.0,
     min_lift: float = 0.0,
+    shortlist: int | None = None,
     candidates: NDArray[np.int32] | None = None,
 ) -> Tensors:
     """The input tensors of one request: *score these* where candidates are named, else *sample from all*."""
@@ -111,6 +116,7 @@ def encode(
     if candidates is not None:
         return tensors | {"candidates": candidates}
     values = {"k": k, "temperature": temperature, "min_lift": min_lift}
+    values |= {} if shortlist is None else {"shortlist": shortlist}
     return tensors | {name: np.full((rows, 1), value, INPUTS[name]) for name, value in values.items()}
 
 
@@ -203,11 +209,11 @@ def _decode(request: Mapping[str, NDArray[Any]], bounds: Bounds) -> tuple[Contex
     if candidates is not None:
         bounds.check_candidates(candidates, len(contexts))
         return contexts, ("score", width, candidates.shape[1])
-    k, temperature, min_lift = (_common(request, name) for name in _DEFAULTS)
-    check_draws(k, temperature, min_lift)
+    k, temperature, min_lift, shortlist = (_common(request, name) for name in _DEFAULTS)
+    check_draws(k, temperature, min_lift, shortlist or None)
     if k > bounds.n_target:  # each draw takes memory in the server, whether there is an item for it or not
         raise ValueError(f"k = {k}: the catalogue holds {bounds.n_target} items, and none is drawn twice")
-    return contexts, ("sample", width, int(k), temperature, min_lift)
+    return contexts, ("sample", width, int(k), temperature, min_lift, int(shortlist) or None)
 
 
 def _common(request: Mapping[str, NDArray[Any]], name: str) -> float:
@@ -224,8 +230,8 @@ def _forward(module: Module, contexts: Contexts, key: tuple[Any, ...], candidate
     if candidates is not None:
         probabilities, prior = module.score(contexts, np.concatenate(candidates))
         return {"candidate_probabilities": probabilities, "candidate_prior": prior}
-    _, _, k, temperature, min_lift = key
-    samples = module.sample(contexts, k, temperature=temperature, min_lift=min_lift)
+    _, _, k, temperature, min_lift, shortlist = key
+    samples = module.sample(contexts, k, temperature=temperature, min_lift=min_lift, shortlist=shortlist)
     return {name: getattr(samples, name) for name in SAMPLE_OUTPUTS}
 
 

@@ -24,21 +24,30 @@ class Scorer(Protocol):
     def version(self) -> int:
         """The version that answers."""
 
-    def sample(self, contexts: Contexts, k: int, *, temperature: float = 1.0, min_lift: float = 0.0) -> Samples:
-        """Draw ``k`` items without replacement from the whole catalogue for each context.
+    def sample(
+        self, contexts: Contexts, k: int, *, temperature: float = 1.0, min_lift: float = 0.0, shortlist: int | None = None
+    ) -> Samples:
+        """Draw ``k`` items without replacement for each context, from the whole catalogue or from its shortlist.
 
         Args:
             contexts: B contexts.
             k: Draws per context.
             temperature: 1 draws from P; towards 0 it becomes the top k.
             min_lift: A draw with P(item | context) < min_lift * P(item) becomes ``NO_ITEM``.
+            shortlist: Items that are scored for a context, see `TranslatorModule.sample`; None: all.
 
         Raises:
             ScoringError: No valid answer could be had.
         """
 
     def sample_stream(
-        self, batches: Iterable[Contexts], k: int, *, temperature: float = 1.0, min_lift: float = 0.0
+        self,
+        batches: Iterable[Contexts],
+        k: int,
+        *,
+        temperature: float = 1.0,
+        min_lift: float = 0.0,
+        shortlist: int | None = None,
     ) -> Iterator[Samples]:
         """The answer to each batch, in order; batches are taken from the iterable only as answers are asked for.
 

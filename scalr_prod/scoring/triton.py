@@ -119,15 +119,23 @@ class TritonScorer:
         """The version that answers."""
         return self._version
 
-    def sample(self, contexts: Contexts, k: int, *, temperature: float = 1.0, min_lift: float = 0.0) -> Samples:
+    def sample(
+        self, contexts: Contexts, k: int, *, temperature: float = 1.0, min_lift: float = 0.0, shortlist: int | None = None
+    ) -> Samples:
         """Draw ``k`` items without replacement for each context; see `Scorer.sample`."""
-        return next(self.sample_stream([contexts], k, temperature=temperature, min_lift=min_lift))
+        return next(self.sample_stream([contexts], k, temperature=temperature, min_lift=min_lift, shortlist=shortlist))
 
     def sample_stream(
-        self, batches: Iterable[Contexts], k: int, *, temperature: float = 1.0, min_lift: float = 0.0
+        self,
+        batches: Iterable[Contexts],
+        k: int,
+        *,
+        temperature: float = 1.0,
+        min_lift: float = 0.0,
+        shortlist: int | None = None,
     ) -> Iterator[Samples]:
         """The answer to each batch, in order, with several requests in flight; see `Scorer.sample_stream`."""
-        encoded = (encode(batch, k=k, temperature=temperature, min_lift=min_lift) for batch in batches)
+        encoded = (encode(batch, k=k, temperature=temperature, min_lift=min_lift, shortlist=shortlist) for batch in batches)
         for answer in self._stream(encoded, SAMPLE_OUTPUTS, k):
             yield Samples(**answer)
 

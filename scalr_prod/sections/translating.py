@@ -93,6 +93,13 @@ class GenerationSettings(Section):
     )
     temperature: float = Field(default=1.0, gt=0, le=100, description="1 samples from P; towards 0 it becomes top-k")
     min_lift: float = Field(default=1.0, ge=0, description="drop draws with P(i|context) < min_lift * P(i)")
+    shortlist: int | None = Field(
+        default=None,
+        ge=1,
+        lt=2**31,
+        description="draw among so many items that a context makes likely, instead of the whole catalogue: for catalogues past a "
+        "million, on CPUs; each run measures what that leaves out. Default: all",
+    )
     exclude_consumed: bool = Field(default=True, description="never propose an item that the user had before")
     align: bool = Field(default=False, description="downsample value buckets towards the real distribution; costs ranking")
     align_buckets: int = Field(

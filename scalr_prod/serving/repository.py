@@ -30,6 +30,8 @@ __all__ = ["configured_instances", "configured_versions", "install_version", "mo
 _FIRST_WORDS: Final = "# The translator. "
 _POLICY: Final = re.compile(r"^version_policy .*$", re.MULTILINE)
 _INSTANCES: Final = re.compile(r"(?<=count: )\d+")
+#: Whether a process makes what shortlists need when it loads a version; else the first request that asks for some waits for it.
+_SHORTLISTS: Final = re.compile(r'(?<=key: "shortlists" value: { string_value: ")no')
 #: Of a file of up to so many bytes a local server holds two copies: while one answers, takes or waits, the other works.
 _TWICE: Final = 256 << 20
 
@@ -100,9 +102,10 @@ def write_config(settings: Settings, versions: Iterable[int]) -> None:
     policy = f"version_policy {{ specific {{ versions: [ {', '.join(map(str, there))} ] }} }}"
     text, replaced = _POLICY.subn(policy, template)
     text, counted = _INSTANCES.subn(str(_instances(settings, [folder / str(version) for version in there])), text)
-    if (replaced, counted) != (1, 1):
+    text, said = _SHORTLISTS.subn("no" if settings.generation.shortlist is None else "yes", text)
+    if (replaced, counted, said) != (1, 1, 1):
         raise ServingError(
-            "the template names no version policy, or no number of instances",
+            "the template names no version policy, no number of instances, or does not say whether there are shortlists",
             where="config.pbtxt",
             next_step="install the package again, or restore the file",
         )

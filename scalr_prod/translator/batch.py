@@ -30,6 +30,7 @@ class Batch:
         time: int64 [B]. The instant that is asked about, microseconds since the epoch.
         eligible: int64 [B]. Target items 0 … eligible - 1 had been seen before the event.
         exclude: Of them, those never to propose, see `Contexts`; None: there are none.
+        left_out: bool [B, N]. Those that are not on the context's shortlist; None: all are.
     """
 
     items: torch.Tensor
@@ -38,6 +39,7 @@ class Batch:
     time: torch.Tensor
     eligible: torch.Tensor
     exclude: NDArray[np.int32] | Had | None = None
+    left_out: torch.Tensor | None = None
 
     @classmethod
     def of(cls, contexts: Contexts, first_seen: torch.Tensor) -> Batch:
@@ -71,10 +73,12 @@ class Batch:
             R rows.
         """
         exclude = None if self.exclude is None else self.exclude[rows.cpu().numpy()]
-        return Batch(self.items[rows], self.ages[rows], self.history_end[rows], self.time[rows], self.eligible[rows], exclude)
+        left_out = None if self.left_out is None else self.left_out[rows]
+        of_rows = self.items[rows], self.ages[rows], self.history_end[rows], self.time[rows], self.eligible[rows]
+        return Batch(*of_rows, exclude, left_out)
 
     def hidden(self, n_target: int) -> torch.Tensor:
-        """Which of all target items cannot be proposed, since they had not been seen yet or are excluded: bool [B, n_target].
+        """Which of all target items cannot be proposed: not seen yet, excluded, or not on the shortlist. bool [B, n_target].
 
         Args:
             n_target: How many target items there are.
@@ -84,6 +88,8 @@ class Batch:
         """
         device = self.eligible.device
         hidden = torch.arange(n_target, device=device) >= self.eligible[:, None]
+        if self.left_out is not None:
+            hidden |= self.left_out
         exclude = self.exclude.matrix() if isinstance(self.exclude, Had) else self.exclude
         if exclude is not None and exclude.shape[1]:
             item = torch.from_numpy(exclude).to(device, torch.int64)

@@ -23,7 +23,7 @@ import torch
 from scalr_prod.errors import TranslatorError, TranslatorNotFound
 from scalr_prod.translator import noise
 from scalr_prod.translator.batch import Batch
-from scalr_prod.translator.contexts import NEWCOMERS, NO_ITEM, Contexts, Samples
+from scalr_prod.translator.contexts import EVERYBODY, NEWCOMERS, NO_ITEM, Contexts, Samples
 from scalr_prod.translator.estimators import scored_of
 from scalr_prod.translator.estimators.carried import estimator_of, unpack
 from scalr_prod.translator.estimators.popularity import by_item
@@ -31,12 +31,14 @@ from scalr_prod.translator.layout import Layout
 from scalr_prod.translator.mixture import Mixture
 from scalr_prod.translator.race import Race, run
 from scalr_prod.translator.requests import Bounds, check_draws
+from scalr_prod.translator.shortlist import Shortlists
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
+    from scalr_prod.translator.fused.listed import Listed
     from scalr_prod.translator.fused.passes import Fused
     from scalr_prod.translator.gpu.passes import Fused as OnGpu
 
@@ -118,6 +120,22 @@ class TranslatorModule(torch.nn.Module):
             _say_slower(f"{type(error).__name__}: {error}")
             return None
 
+    @cached_property
+    def _lists(self) -> Shortlists:
+        return Shortlists.of(self._sets[EVERYBODY], self.n_source, self.first_seen, self.on_group)
+
+    @cached_property
+    def _listed(self) -> Listed | None:
+        """The fused execution of shortlists: on a CPU, where there is one."""
+        if self.device.type != "cpu":
+            logger.warning("on a GPU the plain code draws from shortlists, slower than compiled code from the whole catalogue")
+            return None
+        if self._fused is None:
+            return None
+        from scalr_prod.translator.fused.listed import Listed
+
+        return Listed(self._sets[EVERYBODY].popularity, self._numbers, self._lists)
+
     def parameter_set(self, fold: int) -> Mixture:
         """A fold's estimators."""
         return self._sets[fold]
@@ -170,26 +188,40 @@ class TranslatorModule(torch.nn.Module):
         except (SafetensorError, OSError, TypeError, ValueError) as error:
             raise _unreadable(folder, str(error)) from error
 
-    def warm_up(self) -> bool:
+    def warm_up(self, *, shortlists: bool = False) -> bool:
         """Compile what `sample` and `score` run, so that no request waits for it: seconds, once for each machine and package.
+
+        Args:
+            shortlists: Make the blocks that shortlists are of, too: some seconds for each million items.
 
         Returns:
             Whether compiled code answers, and not the plain code.
         """
+        if shortlists and self._listed is None:
+            self._lists  # noqa: B018 - made, and kept
         return self._fused is not None
 
     def sample(
-        self, contexts: Contexts, k: int, *, temperature: float = 1.0, min_lift: float = 0.0, member: str = "mixture"
+        self,
+        contexts: Contexts,
+        k: int,
+        *,
+        temperature: float = 1.0,
+        min_lift: float = 0.0,
+        shortlist: int | None = None,
+        member: str = "mixture",
     ) -> Samples:
         """Draw k items for each context without replacement, in proportion to P^(1 / temperature).
 
-        The draw is a pure function of (context, noise key, k, temperature): the batch it travels in changes nothing.
+        The draw is a pure function of (context, noise key, k, temperature, shortlist): the batch it travels in changes nothing.
 
         Args:
             contexts: B of them.
             k: Draws for each.
             temperature: 1 draws from P itself; towards 0 it becomes the k most probable.
             min_lift: A draw with P(i | context) < min_lift × P(i) comes back as ``NO_ITEM``, with its probability.
+            shortlist: Draw among so many items, or a few more, that the context makes likely, and at least k, see
+                `shortlist.Shortlists`; probabilities are those of the whole catalogue but for an estimate. None: among all.
             member: ``mixture``, or one estimator alone.
 
         Returns:
@@ -198,13 +230,15 @@ class TranslatorModule(torch.nn.Module):
         Raises:
             InvalidRequest: A context, or one of the numbers, is outside of the model's tables or limits.
         """
-        check_draws(k, temperature, min_lift)
+        check_draws(k, temperature, min_lift, shortlist)
         self.bounds.check(contexts)
         items = np.full((len(contexts), k), NO_ITEM, dtype=np.int32)
         probabilities, prior = np.zeros((2, len(contexts), k), dtype=np.float32)
 
         unsure = np.zeros(len(contexts), dtype=bool)
-        fused, race = self._fused, Race(k, temperature, min_lift, member)
+        lists = self._lists if shortlist is not None and shortlist < self.n_target else None
+        fused = self._fused if lists is None else self._listed
+        race = Race(k, temperature, min_lift, member, None if lists is None else max(shortlist or 1, k))
 
         def draw(rows: NDArray[np.int64], mixture: Mixture, dtype: torch.dtype = torch.float32) -> None:
             part = contexts.take(rows)
@@ -212,12 +246,13 @@ class TranslatorModule(torch.nn.Module):
             if dtype == torch.float32 and fused is not None and fused.can(mixture, member, k):
                 drawn = fused.draw(race, mixture, part, batch)
             else:
-                drawn = run(race, mixture, part, batch, self._numbers, dtype)
+                drawn = run(race, mixture, part, batch, self._numbers, dtype, lists)
             items[rows] = _padded(drawn.items, k, NO_ITEM)
             probabilities[rows], prior[rows] = _padded(drawn.probabilities, k, 0), _padded(drawn.prior, k, 0)
             unsure[rows] = drawn.unsure.cpu().numpy()
 
-        self._each(draw, self._groups(contexts, lambda mixture: fused is not None and fused.can(mixture, member, k)))
+        most_rows = 1 if fused is None else fused.most_rows
+        self._each(draw, self._groups(contexts, lambda mixture: fused is not None and fused.can(mixture, member, k), most_rows))
         # All at once: float64 takes a copy of every matrix.
         again = np.flatnonzero(unsure)
         self._each(lambda rows, mixture: draw(again[rows], mixture, torch.float64), self._groups(contexts.take(again)))
@@ -259,7 +294,8 @@ class TranslatorModule(torch.nn.Module):
             probabilities[rows] = torch.where(named, p.gather(1, chosen), 0).cpu().numpy()
             prior[rows] = torch.where(named, q.gather(1, chosen), 0).cpu().numpy()
 
-        self._each(look_up, self._groups(contexts, lambda mixture: fused is not None and fused.can(mixture, member)))
+        most_rows = 1 if fused is None else fused.most_rows
+        self._each(look_up, self._groups(contexts, lambda mixture: fused is not None and fused.can(mixture, member), most_rows))
         again = np.flatnonzero(inexact)
         self._each(lambda rows, mixture: look_up(again[rows], mixture), self._groups(contexts.take(again)))
         return probabilities, prior
@@ -295,13 +331,14 @@ class TranslatorModule(torch.nn.Module):
             self.on_group()
 
     def _groups(
-        self, contexts: Contexts, in_blocks: Callable[[Mixture], bool] = lambda _: False
+        self, contexts: Contexts, in_blocks: Callable[[Mixture], bool] = lambda _: False, most_rows: int = 1
     ) -> Iterator[tuple[NDArray[np.int64], Mixture]]:
         """Rows of one fold at a time, in order of time, not too many at once.
 
         Args:
             contexts: All of them.
             in_blocks: Whether a parameter set is worked on in blocks of items, so that more rows are few enough.
+            most_rows: So many.
         """
         of_whole_rows = max(1, _CHUNK // self.n_target)
         for fold in np.unique(contexts.fold).tolist():
@@ -315,7 +352,6 @@ class TranslatorModule(torch.nn.Module):
             rows = rows[np.argsort(contexts.event_time[rows], kind="stable")]
             most = of_whole_rows
             if in_blocks(self._sets[fold]):
-                most_rows = 1 if self._fused is None else self._fused.most_rows
                 most = min(most_rows, max(_LEAST_ROWS, -(-len(contexts) // self._shares)))
             step = -(-len(rows) // -(-len(rows) // most))
             for start in range(0, len(rows), step):

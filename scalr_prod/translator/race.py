@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from scalr_prod.translator.batch import Batch
     from scalr_prod.translator.contexts import Contexts
     from scalr_prod.translator.mixture import Mixture, Summary
+    from scalr_prod.translator.shortlist import Shortlists
 
-__all__ = ["SPARE", "Draws", "Race", "exact_order", "near_limit", "run"]
+__all__ = ["SPARE", "Draws", "Race", "exact_order", "near_limit", "of_the_whole", "run"]
 
 #: Candidates beyond the k + 1 best that are looked at again with them.
 SPARE: Final = 7
@@ -44,6 +45,8 @@ class Race:
     temperature: float
     min_lift: float
     member: str
+    #: Items that are scored for a context; None: all.
+    shortlist: int | None = None
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -68,7 +71,15 @@ class Draws:
     unsure: torch.Tensor
 
 
-def run(race: Race, mixture: Mixture, contexts: Contexts, batch: Batch, numbers: torch.Tensor, dtype: Any) -> Draws:
+def run(
+    race: Race,
+    mixture: Mixture,
+    contexts: Contexts,
+    batch: Batch,
+    numbers: torch.Tensor,
+    dtype: Any,
+    lists: Shortlists | None = None,
+) -> Draws:
     """Draw for a batch.
 
     Args:
@@ -78,9 +89,13 @@ def run(race: Race, mixture: Mixture, contexts: Contexts, batch: Batch, numbers:
         batch: The same on the device.
         numbers: int32 [N], the items' words for `noise`.
         dtype: float32, or float64, which is never unsure.
+        lists: Where the race has a shortlist.
     """
     device = numbers.device
     summary = mixture.summary(batch, race.members)
+    share: dict[str, torch.Tensor] = {}
+    if lists is not None and race.shortlist is not None:
+        summary, share = lists.shortened(mixture, summary, race.member, race.shortlist)
     found = mixture.distributions(summary, dtype=dtype)
     p, prior = found[race.member], found["popularity"]
     low, high = (word.to(device) for word in noise.key_words(contexts.noise_key))
@@ -88,13 +103,24 @@ def run(race: Race, mixture: Mixture, contexts: Contexts, batch: Batch, numbers:
     best, chosen = keys.topk(min(race.k + 1 + SPARE, keys.shape[1]), dim=1)
     unsure = torch.zeros(len(best), dtype=torch.bool, device=device)
     if dtype == torch.float32:
-        unsure |= _lost(race, best, p, batch)
+        unsure |= _lost(race, best, p, summary.batch)
         unsure |= _settle(race, mixture, summary, p, (best, chosen), (low, high), numbers)
     there, chosen = best[:, : race.k] > 0, chosen[:, : race.k]
     p, q = (torch.where(there, of_all.gather(1, chosen), 0) for of_all in (p, prior))
+    p, q = of_the_whole(race, share, p, q)
     if dtype == torch.float32:
         unsure |= near_limit(race, mixture, summary, there, chosen, p, q)
     return Draws(torch.where(there & (p >= race.min_lift * q), chosen, NO_ITEM), p, q, unsure)
+
+
+def of_the_whole(
+    race: Race, share: dict[str, torch.Tensor], p: torch.Tensor, prior: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """P and the prior, [B, K], of shortlists as shares of the whole catalogue, see `shortlist.Lists`; nothing is changed without."""
+    if not share:
+        return p, prior
+    of_member, of_prior = (share[name].to(p)[:, None] for name in (race.member, "popularity"))
+    return p * of_member, prior * of_prior
 
 
 def near_limit(

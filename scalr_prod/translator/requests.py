@@ -75,7 +75,7 @@ class Bounds:
         _within("candidates", candidates, NO_ITEM, self.n_target - 1)
 
 
-def check_draws(k: float, temperature: float, min_lift: float) -> None:
+def check_draws(k: float, temperature: float, min_lift: float, shortlist: float | None = None) -> None:
     """So many draws can be made in this way.
 
     Raises:
@@ -83,6 +83,8 @@ def check_draws(k: float, temperature: float, min_lift: float) -> None:
     """
     if not (k >= 1 and 0 < temperature < math.inf and 0 <= min_lift < math.inf):  # NaN fails every comparison
         raise _invalid(f"k = {k}, temperature = {temperature}, min_lift = {min_lift}: must be ≥ 1, > 0, ≥ 0, and finite")
+    if shortlist is not None and shortlist < 1:
+        raise _invalid(f"a shortlist of {shortlist:g} items: must be ≥ 1")
 
 
 def _within(name: str, array: NDArray[Any], least: int, most: int) -> None:

@@ -228,11 +228,13 @@ def test_a_window_with_late_events_is_published_again_for_whom_it_was(project):
     publish(project.settings, other.run_id)
     rows_late = [("u1", "s1", 70, 70), ("u1", "s1", 120, 120)]
     project.lake.append(Table.SOURCE_EVENTS, events(rows_late), key="late")
-    settings = project.configure(f'[generation]\nlookback = 365\n[experiment]\ncanary = 0.9\nkey = "{KEY}"\n')
+    now = f'[generation]\nlookback = 365\nshortlist = 50\n[experiment]\ncanary = 0.9\nkey = "{KEY}"\n'
+    settings = project.configure(now)
     found = late_windows(settings, hour(200), hour(300), hour(300)).windows
     assert [one.published_by for one in found] == [first.run_id, other.run_id]
     shares = [settings_again(settings, one)[0].experiment.canary for one in found]
     assert shares == [0.4, 0.0]
+    assert {settings_again(settings, one)[0].generation.shortlist for one in found} == {None}, "their runs scored all"
     widen(settings)
     assert [one.published_by for one in late_windows(settings, hour(200), hour(300), hour(300)).windows] == [
         first.run_id,

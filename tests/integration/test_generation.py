@@ -198,6 +198,7 @@ def test_without_alignment_everything_staged_is_a_candidate(config, here):
     settings = project(config, here, align=False)
     spec = plan_run(settings, version=1)
     report = generate(settings, spec)
+    assert (report.left_out, report.measured) == (None, 0)
     staged = pd.read_parquet(run_folder(settings, spec.run_id) / "parts").sort_values("event_id", ignore_index=True)
     pd.testing.assert_frame_equal(candidates(settings, spec.run_id), staged)
     assert report.dropped["alignment"] == 0
@@ -206,6 +207,16 @@ def test_without_alignment_everything_staged_is_a_candidate(config, here):
     keys = ["user_id", "event_timestamp", "item_id"]
     for rows in map(pd.read_parquet, files):
         pd.testing.assert_frame_equal(rows, rows.sort_values(keys, ignore_index=True))
+
+
+def test_what_shortlists_leave_out_is_measured_and_kept(config, here):
+    settings = project(config, here, align=False, shortlist=64)
+    spec = plan_run(settings, version=1)
+    report = generate(settings, spec)
+    assert 0 < report.left_out < 1
+    assert 100 < report.measured <= 320
+    again = generate(settings, spec)
+    assert (again.left_out, again.measured, again.parts_kept) == (report.left_out, report.measured, 5)
 
 
 def test_a_causal_run_over_the_next_day(config, here):

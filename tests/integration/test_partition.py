@@ -188,6 +188,26 @@ def test_how_the_work_is_cut_changes_no_row(config, made, cut, monkeypatch):
     pd.testing.assert_frame_equal(rows, made[3], rtol=0, atol=1e-5)
 
 
+def test_shortlists_and_what_they_leave_out(config, made):
+    """Of the same contexts and noise: the whole catalogue, which `made` drew from, tells what the lists lack."""
+    _, spec, manifests, rows = make(config, partitions=2, shortlist=64)
+    assert spec.run_id != made[1].run_id
+    assert all("left_out" not in manifest for manifest in made[2])
+    measured, others = (sum(manifest["left_out"][what] for manifest in manifests) for what in ("contexts", "others"))
+    assert 100 < measured <= 128
+    assert 0 < others / measured < 0.9
+    # Events that are drawn from both have nearly the same probability and weight.
+    both = rows.merge(made[3], on=["user_id", "item_id", "event_timestamp"], suffixes=("", "_of_all"))
+    assert 0.1 * len(rows) < len(both) < len(rows)
+    assert np.abs(np.log(both["probability"] / both["probability_of_all"])).mean() < 0.3
+    assert np.abs(both["weight"] - both["weight_of_all"]).mean() < 0.05
+    # Fewer events are the same than first draws: what the measure says is what these draws show.
+    same = len(both) / len(made[3])
+    assert same == pytest.approx(1 - others / measured, abs=0.25)
+    _, _, _, again = make(config, spec, partitions=3, shortlist=64)
+    pd.testing.assert_frame_equal(again, rows, rtol=0, atol=1e-5)
+
+
 def test_another_seed_draws_other_events(config, made):
     _, _, _, rows = make(config, partitions=1, seed=1)
     drawn = {tuple(row) for row in rows[["user_id", "item_id", "event_timestamp"]].to_numpy()}

@@ -81,6 +81,16 @@ def test_samples_are_those_of_the_module_in_this_process(served, local, exclude)
     assert np.abs(answer.prior - expected.prior).max() < SAME
 
 
+def test_shortlists_are_made_in_the_server_as_in_this_process(served, local):
+    asked = contexts(300, exclude=3)
+    with open_scorer(served, 2) as scorer:
+        answer, whole = scorer.sample(asked, 4, shortlist=60), scorer.sample(asked, 4)
+    expected = local.sample(asked, 4, shortlist=60)
+    assert np.array_equal(answer.items, expected.items)
+    assert np.abs(answer.probabilities - expected.probabilities).max() < SAME
+    assert not np.array_equal(answer.items, whole.items)
+
+
 def test_the_server_runs_what_was_compiled_and_draws_as_the_plain_code(served):
     asked, candidates = contexts(300, seed=5), np.random.default_rng(5).integers(-1, 100, (300, 4), dtype=np.int32)
     plain = TranslatorModule.load(load_version(served, 2).path, reference=True)

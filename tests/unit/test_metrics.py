@@ -39,9 +39,11 @@ def taken(*seconds: float) -> dict:
     return latencies.take()
 
 
-def generation(run_id: str) -> dict:
+def generation(run_id: str, **more) -> dict:
     dropped = {"below_lift": 20, "duplicate": 10}
-    report = GenerationReport(run_id, 50, 100, dropped, 70, 9, 8, coverage=0.25, seconds=2.0, events_per_s=35.0, parts_made=2)
+    report = GenerationReport(
+        run_id, 50, 100, dropped, 70, 9, 8, coverage=0.25, seconds=2.0, events_per_s=35.0, parts_made=2, **more
+    )
     return {"partitions": 2, "report": report.to_json()}
 
 
@@ -103,6 +105,7 @@ def test_every_metric_says_what_is_kept(measured):
         ("scalr_generation_contexts",): 50,
         ("scalr_generation_dropped", "below_lift"): 20,
         ("scalr_generation_coverage",): 0.25,
+        ("scalr_generation_left_out",): 0,
         ("scalr_gate_rows", "accepted"): 66,
         ("scalr_gate_rows", "quarantined"): 3,
         ("scalr_gate_rows", "refused"): 1,
@@ -126,6 +129,14 @@ def test_every_metric_says_what_is_kept(measured):
     assert found["scalr_publication_lag_seconds",] == pytest.approx(lag, abs=0.01)
     assert found["scalr_training_set_timestamp_seconds", "training_set"] == pytest.approx(time.time(), abs=300)
     assert found["scalr_scoring_latency_seconds_sum",] == pytest.approx(700.082)
+
+
+def test_what_shortlists_left_out_is_told(measured):
+    with Ledger.open(measured) as ledger:
+        run_id = next(run.run_id for run in ledger.runs() if run.state is RunState.PUBLISHED)
+    write_json(run_folder(measured, run_id) / "generation.json", generation(run_id, left_out=0.125, measured=96))
+    walk(Job(measured), [Stage("ingest", (), "", "", lambda _: None, lambda _: True)])
+    assert read(measured)["scalr_generation_left_out",] == 0.125
 
 
 def test_each_metric_there_is_is_given_with_its_project(measured):

@@ -284,3 +284,11 @@ def test_a_small_model_has_two_processes_where_a_local_server_has_threads_for_th
     write_config(settings, [1, 2, 3])
     assert configured_instances(settings) == count
     assert f"count: {count}" in (folder / "config.pbtxt").read_text()
+
+
+@pytest.mark.parametrize(("shortlist", "said"), [(None, "no"), (500, "yes")])
+def test_a_server_makes_what_shortlists_need_where_runs_draw_from_them(logs, tmp_path, shortlist, said):
+    settings = load_settings(logs, serving={"repository": "models"}, generation={"shortlist": shortlist})
+    write_config(settings, [])
+    config = (tmp_path / "models" / settings.served_model / "config.pbtxt").read_text()
+    assert f'parameters: {{ key: "shortlists" value: {{ string_value: "{said}" }} }}' in config

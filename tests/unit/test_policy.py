@@ -105,6 +105,15 @@ def test_a_policy_of_before_the_bar_was_told_is_followed(settings):
     assert follow_policy(settings)[1].followed
 
 
+def test_a_verdict_is_of_the_shortlists_that_were_drawn_from(two_domains):
+    """Without them it is what it was before they came."""
+    settings = load_settings(write_toml(two_domains))
+    listed = [
+        settings.model_copy(update={"generation": settings.generation.model_copy(update={"shortlist": n})}) for n in (50, 60)
+    ]
+    assert len({settings_digest(one) for one in (settings, *listed)}) == 3
+
+
 def test_a_verdict_is_of_the_columns_that_are_mapped(two_domains):
     """Columns that came with a later version leave it as it was, until they are mapped."""
     settings = load_settings(write_toml(two_domains))

@@ -112,6 +112,15 @@ def test_an_impossible_draw_is_refused(world, no_tensors, numbers):
     assert isinstance(at_the_door(world, arrays(world), **asked), ValueError)
 
 
+def test_a_list_of_fewer_than_one_item_is_refused_and_none_is_sent_where_all_are_scored(world, no_tensors):
+    with pytest.raises(InvalidRequest, match="a shortlist of -1 items"):
+        in_process(world, arrays(world), k=2, shortlist=-1)
+    assert "a shortlist of -1 items" in str(at_the_door(world, arrays(world), k=2, shortlist=-1))
+    contexts = Contexts(**{name: array for name, array in arrays(world).items() if name != "candidates"})
+    assert "shortlist" not in encode(contexts, k=2), "a server of before would not know it"
+    assert (encode(contexts, k=2, shortlist=9)["shortlist"] == 9).all()
+
+
 def test_candidates_of_another_shape_are_refused(world, no_tensors):
     found = arrays(world)
     for candidates in (found["candidates"][:2], found["candidates"].astype(np.int64), found["candidates"][0]):

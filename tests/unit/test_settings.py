@@ -81,6 +81,7 @@ def test_settings_are_frozen(tmp_path):
         ("[genration]\nseed = 1", "[genration]", "did you mean 'generation'?"),
         ('[generation]\nmode = "cusal"', "[generation] mode", "[generation] mode"),
         ("[generation]\nseed = -1", "[generation] seed", "[generation] seed"),
+        ("[generation]\nshortlist = 0", "[generation] shortlist", "[generation] shortlist"),
         ("[generation]\ntemperature = 0", "[generation] temperature", "temperature"),
         ("[generation]\nstart = 2024-01-01T00:00:00", "[generation] start", "start"),
         ("[generation]\nstart = 2024-02-01T00:00:00Z\nend = 2024-01-01T00:00:00Z", "is not before end", "generation"),

@@ -199,7 +199,8 @@ def _add_frequency(r: Any, frequency: Any, own_prior: Any, likely: Any, line: An
     for h in range(entry.shape[1]):
         at, end, weight = entry[r, h], entry_end[r, h], entry_weight[r, h]
         while at < end and entry_item[at] < first + n:
-            likely[entry_item[at] - first] += weight * entry_share[at]
+            if entry_item[at] >= first:  # else of a block that was passed over
+                likely[entry_item[at] - first] += weight * entry_share[at]
             at += 1
         entry[r, h] = at
     for i in range(n):

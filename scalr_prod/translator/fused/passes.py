@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -14,9 +14,11 @@ from scalr_prod.translator.contexts import NO_ITEM
 from scalr_prod.translator.estimators import frequency, is_logarithm, is_product, popularity
 from scalr_prod.translator.fused import block, users
 from scalr_prod.translator.mixture import Histories
-from scalr_prod.translator.race import SPARE, Draws, exact_order, near_limit
+from scalr_prod.translator.race import SPARE, Draws, exact_order, near_limit, of_the_whole
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from numpy.typing import NDArray
 
     from scalr_prod.translator.batch import Batch
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from scalr_prod.translator.mixture import Mixture, Summary
     from scalr_prod.translator.race import Race
 
-__all__ = ["MOST_DRAWS", "Fused"]
+__all__ = ["MOST_DRAWS", "Fused", "Visit"]
 
 #: Items of a block: a block of logits stays in the processor's cache.
 ITEMS: Final = 2048
@@ -81,22 +83,39 @@ class Found:
         return self.prior_mass < _LEFT * self.prior_gross
 
 
+class Visit(NamedTuple):
+    """A block of items and the contexts that are worked on in it.
+
+    Attributes:
+        block: First item's place, number of items, number of the block.
+        items: Which items these are, as an index.
+        rows: int64 [r]. Which contexts; None: all.
+        eligible: int64 [R]. Of each context, up to which place items can be proposed; 0 for those that are not worked on.
+    """
+
+    block: tuple[int, int, int]
+    items: slice | torch.Tensor
+    rows: torch.Tensor | None
+    eligible: NDArray[np.int64]
+
+
 class Fused:
     """The execution for one module's tensors.
 
     Args:
         of_popularity: Tensors of `popularity.fit`.
         numbers: int32 [N], the items' words for `noise`.
+        size: Items of a block; None: `ITEMS`.
     """
 
-    def __init__(self, of_popularity: dict[str, torch.Tensor], numbers: torch.Tensor) -> None:
+    def __init__(self, of_popularity: dict[str, torch.Tensor], numbers: torch.Tensor, size: int | None = None) -> None:
         self._popularity = {name: of_popularity[name].numpy() for name in popularity.TENSORS}
         self._numbers = numbers.numpy().view(np.uint32)
-        self._n_target = len(numbers)
+        self._n_target, self._size = len(numbers), size or ITEMS
         item, every = self._popularity["item"], int(self._popularity["every"][0])
-        marks, blocks = len(self._popularity["since"]), -(-self._n_target // ITEMS)
+        marks, blocks = len(self._popularity["since"]), -(-self._n_target // self._size)
         # Events by mark, block of items and time.
-        where = np.minimum(np.arange(len(item)) // every, marks - 1) * blocks + item // ITEMS
+        where = np.minimum(np.arange(len(item)) // every, marks - 1) * blocks + item // self._size
         self._order = np.argsort(where, kind="stable").astype(np.int32)
         begin = np.concatenate([[0], np.cumsum(np.bincount(where, minlength=marks * blocks))])
         self._offset = begin[np.arange(marks)[:, None] * blocks + np.arange(blocks + 1)]
@@ -119,12 +138,14 @@ class Fused:
         """What `race.run` gives in float32; the batch is in the order of ``event_time``."""
         summary = mixture.summary(batch, race.members, _COMPILED)
         best = min(race.k + 1 + SPARE, self._n_target)
-        found = self._pass(race.temperature, best, mixture, summary, race.member, contexts, _none(len(contexts)))
-        keys, chosen = torch.from_numpy(found.keys), torch.from_numpy(found.items).long()
+        visits, share = self._visits(mixture, summary, race)
+        found = self._pass(race.temperature, best, mixture, summary, race.member, contexts, _none(len(contexts)), visits)
+        keys, chosen = torch.from_numpy(found.keys), torch.from_numpy(self._items(found.items)).long()
         words = noise.key_words(contexts.noise_key)
         order, unsure = self._settle(race, mixture, summary, (keys, chosen), words)
         there, chosen = (keys > -torch.inf).gather(1, order), chosen.gather(1, order)
         p, q = (torch.where(there, x.gather(1, order), 0) for x in found.probabilities(found.logits, found.priors))
+        p, q = of_the_whole(race, share, p, q)
         unsure |= there.any(1) & torch.from_numpy(found.cancelled)
         unsure |= near_limit(race, mixture, summary, there, chosen, p, q)
         return Draws(torch.where(there & (p >= race.min_lift * q), chosen, NO_ITEM), p, q, unsure)
@@ -138,8 +159,9 @@ class Fused:
             Two float32 arrays [B, C]; bool [B], where so much is excluded that the prior is not exact.
         """
         summary = mixture.summary(batch, tuple(dict.fromkeys(("popularity", member))), _COMPILED)
-        asked = (np.ascontiguousarray(candidates), *np.full((2, *candidates.shape), -np.inf, np.float32))
-        found = self._pass(1.0, 0, mixture, summary, member, contexts, asked)
+        asked = (np.ascontiguousarray(self._places(candidates)), *np.full((2, *candidates.shape), -np.inf, np.float32))
+        visits, _ = self._visits(mixture, summary, None)
+        found = self._pass(1.0, 0, mixture, summary, member, contexts, asked, visits)
         p, q = found.probabilities(*asked[1:])
         there = torch.from_numpy(asked[1]) > -torch.inf
         p, q = (torch.where(there, x, 0) for x in (p, q))
@@ -164,8 +186,8 @@ class Fused:
             close[rows], beyond[rows] = self._near(race, keys[rows], of_each, of_any[rows, 0])
             rows = close.nonzero()[:, 0]
         if len(rows):
-            numbers = torch.from_numpy(self._numbers.view(np.int32))
-            order[rows] = exact_order(race, mixture, summary, rows, (chosen[rows], keys[rows] > -torch.inf), words, numbers)
+            there = keys[rows] > -torch.inf
+            order[rows] = exact_order(race, mixture, summary, rows, (chosen[rows], there), words, self._words())
         return order[:, : race.k], beyond
 
     def _near(
@@ -197,14 +219,14 @@ class Fused:
         member: str,
         contexts: Contexts,
         candidates: tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]],
+        visits: Iterable[Visit],
     ) -> Found:
         batch, rows = summary.batch, len(contexts)
         found = Found.nothing(rows, best)
-        eligible = batch.eligible.numpy()
         time = np.minimum(batch.time.numpy(), self._popularity["end"])
         place = np.searchsorted(self._popularity["time"], time)
         mark = np.minimum(place // self._popularity["every"], len(self._popularity["since"]) - 1)
-        exclude = np.sort(contexts.excluded(), axis=1)
+        exclude = np.sort(self._places(contexts.excluded()), axis=1)
         low, high = (word[:, 0].numpy().view(np.uint32) for word in noise.key_words(contexts.noise_key))
         weights = summary.weights[member].float().numpy()
         # A copy in any case: what cannot be written to has a type of its own, for which all would be compiled once more.
@@ -221,8 +243,8 @@ class Fused:
             for name in heavy
             if name in summary.users and is_logarithm(mixture.estimators[name])
         ]
+        excluded = np.zeros(rows, np.int64)
         arguments = (
-            (time, place, mark, eligible, exclude, np.zeros(rows, np.int64)),
             (
                 self._popularity["since"],
                 self._half_lives,
@@ -242,22 +264,54 @@ class Fused:
             (float(temperature), *candidates),
             tuple(vars(found).values()),
         )
-        logits, products = torch.empty(2, rows, ITEMS)
-        last = int(eligible.max(initial=0))
-        for number, first in enumerate(range(0, last, ITEMS)):
-            count = min(ITEMS, last - first)
-            part, own = np.s_[first : first + count], logits[:, :count]
+        logits, products, of_some = torch.empty(3, rows, self._size)
+        kept: dict[int, torch.Tensor] = {}
+        for visit in visits:
+            (_, count, _), items, some = visit.block, visit.items, visit.rows
+            everybody = some is None
+            part = logits if some is None else of_some[: len(some)]
+            own = part[:, :count]
             for own_users, vectors in dense[:1]:
-                torch.mm(own_users, vectors[part].T, out=own)
+                torch.mm(own_users if everybody else own_users[some], _of(vectors, items, kept).T, out=own)
             for own_users, vectors in dense[1:]:
-                own.addmm_(own_users, vectors[part].T)
+                own.addmm_(own_users if everybody else own_users[some], _of(vectors, items, kept).T)
             if not dense:
-                logits.zero_()
+                part.zero_()
             for weight, own_users, vectors in logarithms:
-                torch.mm(own_users, vectors[part].T, out=products[:, :count])
-                block.add_logarithms(logits.numpy(), products.numpy(), count, np.float32(weight))
-            block.run((first, count, number), logits.numpy(), *arguments)
+                others = products[: len(part)]
+                torch.mm(own_users if everybody else own_users[some], _of(vectors, items, kept).T, out=others[:, :count])
+                block.add_logarithms(part.numpy(), others.numpy(), count, np.float32(weight))
+            if not everybody:
+                logits[some, :count] = own
+            block.run(visit.block, logits.numpy(), (time, place, mark, visit.eligible, exclude, excluded), *arguments)
         return found
+
+    def _visits(self, mixture: Mixture, summary: Summary, race: Race | None) -> tuple[Iterator[Visit], dict[str, torch.Tensor]]:
+        """The blocks in which some context may choose an item, one after another; and `shortlist.Lists.share`."""
+        del mixture, race
+        return self._all(summary.batch.eligible.numpy()), {}
+
+    def _all(self, eligible: NDArray[np.int64]) -> Iterator[Visit]:
+        last = int(eligible.max(initial=0))
+        for number, first in enumerate(range(0, last, self._size)):
+            count = min(self._size, last - first)
+            yield Visit((first, count, number), slice(first, first + count), None, eligible)
+
+    def _places(self, items: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Where items stand, any shape; `NO_ITEM` nowhere."""
+        return items
+
+    def _items(self, places: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Which items stand at places, any shape."""
+        return places
+
+    def _by_place(self, of_items: NDArray[Any]) -> NDArray[Any]:
+        """What is known of each item, [N], in the order in which they stand."""
+        return of_items
+
+    def _words(self) -> torch.Tensor:
+        """The items' words, int32 [N], by item."""
+        return torch.from_numpy(self._numbers.view(np.int32))
 
     def _frequency(self, mixture: Mixture, member: str, batch: Batch) -> tuple[Any, ...]:
         """The estimator's table, and where each context's entries begin."""
@@ -271,7 +325,7 @@ class Fused:
         start = parameters["start"].numpy()
         item, share = self._sorted(parameters)
         asked = np.ascontiguousarray(history.numpy())
-        prior = mixture.popularity["prior"].exp().numpy()
+        prior = self._by_place(mixture.popularity["prior"].exp().numpy())
         of_each = np.ascontiguousarray(share_of.numpy())
         return rest[:, 0].numpy(), prior, np.float32(weight), item, share, start[asked], start[asked + 1], of_each
 
@@ -279,10 +333,20 @@ class Fused:
         """The table's entries, those of each source item in the order of their target items."""
         at = parameters["item"].data_ptr()
         if at not in self._entries:
-            start, item = parameters["start"].numpy(), parameters["item"].numpy()
+            start, item = parameters["start"].numpy(), self._places(parameters["item"].numpy())
             order = np.lexsort((item, np.repeat(np.arange(len(start) - 1), np.diff(start))))
             self._entries[at] = item[order], parameters["share"].numpy()[order]
         return self._entries[at]
+
+
+def _of(vectors: torch.Tensor, items: slice | torch.Tensor, kept: dict[int, torch.Tensor]) -> torch.Tensor:
+    """Some items' vectors: a view of neighbours, else a copy, which holds until the next one of as many columns."""
+    if isinstance(items, slice):
+        return vectors[items]
+    columns = vectors.shape[1]
+    if columns not in kept or len(kept[columns]) < len(items):  # memory that is there: new pages cost more than what is copied
+        kept[columns] = torch.empty(len(items), columns)
+    return torch.index_select(vectors, 0, items, out=kept[columns][: len(items)])
 
 
 def _shares(logits: NDArray[np.float32], peak: NDArray[np.float32], mass: NDArray[np.float64]) -> torch.Tensor:

@@ -41,9 +41,10 @@ class TritonPythonModel:
         device = f"cuda:{args['model_instance_device_id']}" if on_gpu else "cpu"
         # The folder holds this program as well: what estimators it carries was looked at when both were laid here.
         self.module = TranslatorModule.load(folder, device=device, threads=threads, trusted=True)
-        self.module.warm_up()
         # Whoever watches over the server sees that a long batch makes progress.
         self.module.on_group = Heartbeat(args["model_name"], manifest["version"], args["model_instance_name"]).beat
+        parameters = json.loads(args["model_config"]).get("parameters", {})
+        self.module.warm_up(shortlists=parameters.get("shortlists", {}).get("string_value") == "yes")
         self.identity = Identity(manifest["version"], digest_of(manifest["sha256"]), manifest["n_target"])
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The same pass over the blocks of shortlists alone: items stand in the order of `shortlist.Shortlists`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+
+from scalr_prod.translator.estimators import popularity
+from scalr_prod.translator.fused.passes import Fused, Visit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from scalr_prod.translator.mixture import Mixture, Summary
+    from scalr_prod.translator.race import Race
+    from scalr_prod.translator.shortlist import Shortlists
+
+__all__ = ["Listed"]
+
+#: Contexts that are worked on at a time: a block is on the lists of some of them.
+ROWS: Final = 1024
+
+
+class Listed(Fused):
+    """The execution for one module's tensors and lists.
+
+    Args:
+        of_popularity: Tensors of `popularity.fit`.
+        numbers: int32 [N], the items' words for `noise`.
+        lists: The blocks.
+    """
+
+    def __init__(self, of_popularity: dict[str, torch.Tensor], numbers: torch.Tensor, lists: Shortlists) -> None:
+        self._lists, self._numbers_by_item = lists, numbers
+        self._at = lists.order.numpy()
+        self._place = np.empty(len(numbers), np.int32)
+        self._place[self._at] = np.arange(len(numbers), dtype=np.int32)
+        marked = {name: of_popularity[name][:, lists.order].contiguous() for name in (f"{x}_marked" for x in popularity.COUNTS)}
+        item = torch.from_numpy(self._place)[of_popularity["item"].long()]
+        super().__init__(of_popularity | marked | {"item": item}, numbers[lists.order], lists.size)
+
+    @property
+    def most_rows(self) -> int:
+        """Contexts that are best worked on at a time."""
+        return ROWS
+
+    def _visits(self, mixture: Mixture, summary: Summary, race: Race | None) -> tuple[Iterator[Visit], dict[str, torch.Tensor]]:
+        eligible = summary.batch.eligible.numpy()
+        if race is None or race.shortlist is None:
+            return self._of(torch.ones(len(eligible), self._lists.blocks, dtype=torch.bool), eligible), {}
+        lists = self._lists.chosen(mixture, summary, race.member, race.shortlist)
+        return self._of(lists.blocks, eligible), lists.share
+
+    def _of(self, chosen: torch.Tensor, eligible: NDArray[np.int64]) -> Iterator[Visit]:
+        """The blocks that are on some list, bool [R, blocks]."""
+        for number in chosen.any(0).nonzero()[:, 0].tolist():
+            first = number * self._size
+            items = self._at[first : first + self._size]
+            rows = chosen[:, number].nonzero()[:, 0]
+            until = np.zeros(len(eligible), np.int64)
+            until[rows.numpy()] = first + np.searchsorted(items, eligible[rows.numpy()])
+            yield Visit((first, len(items), number), torch.from_numpy(items), rows, until)
+
+    def _places(self, items: NDArray[np.int32]) -> NDArray[np.int32]:
+        return np.where(items >= 0, self._place[items], items)
+
+    def _items(self, places: NDArray[np.int32]) -> NDArray[np.int32]:
+        items: NDArray[np.int32] = self._at[places].astype(np.int32)
+        return items
+
+    def _by_place(self, of_items: NDArray[Any]) -> NDArray[Any]:
+        ordered: NDArray[Any] = of_items[self._at]
+        return ordered
+
+    def _words(self) -> torch.Tensor:
+        return self._numbers_by_item

@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shortlists: of a catalogue past some millions of items, score those alone that a context is likely to choose.
+
+Items lie in blocks of alike ones: a tree halves them, again and again, along the direction in which their logits differ most over times
+and histories. What a block is worth to a context,
+
+    log Σ_i e^(popularity of i) + Σ_e c_e s_e(mean vector of the block | context),
+
+is estimated from its mean vectors and from popularity at the beginning of the week, so that it costs a product with as many rows as there
+are blocks. The blocks that are worth most, until they hold as many items as are asked for, are the shortlist; no other item is drawn.
+P and the prior of what is drawn are those of the whole catalogue but for the estimate: over the list they sum to the share that its
+blocks have of what all blocks are worth. What the lists of a run leave out is measured beside the whole catalogue
+(`generation.partition`). Estimators that are neither a product nor the logarithm of one do not say what is on the list.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass, field, replace
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from scalr_prod.translator.batch import Batch
+from scalr_prod.translator.estimators import is_logarithm, is_product, popularity
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from scalr_prod.translator.mixture import Mixture, Summary
+
+__all__ = ["Lists", "Shortlists"]
+
+#: Blocks that a catalogue is cut into, about; limits of a block's size.
+_BLOCKS: Final = 1024
+_SMALLEST, _LARGEST = 64, 2048
+#: Times and histories over which logits are compared.
+_TIMES, _HISTORIES = 16, 1024
+#: Directions that the tree looks at, the items that they are worked out of, and steps of the power method.
+_DIRECTIONS, _SAMPLE, _STEPS = 32, 20_000, 6
+_WEEK_US: Final = 7 * 86_400_000_000
+#: Worths are told apart in these steps: what is equal but for rounding stays equal, whatever the batch.
+_STEP: Final = 2.0**-30
+#: Weeks whose popularity of the blocks is kept, and how many are worked out at a time.
+_KEPT, _WEEKS = 4_096, 4
+
+
+@dataclass(frozen=True)
+class Lists:
+    """The shortlists of B contexts.
+
+    Attributes:
+        blocks: bool [B, blocks]. Which are on the list.
+        share: Member → float64 [B], the estimated share of its P that the list holds; of the member that was asked for, and popularity.
+    """
+
+    blocks: torch.Tensor
+    share: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Shortlists:
+    """Blocks of items, and which of them a context's shortlist holds.
+
+    Attributes:
+        order: int64 [N], on the CPU, as all that follows. Items by block, and ascending within one.
+        size: Items of a block; the last one may hold fewer.
+        first_seen: int64 [N], ascending, microseconds.
+        block: int32 [N]. Which block each item is in.
+        alive: Called now and then, while what a first request needs is worked out.
+    """
+
+    order: torch.Tensor
+    size: int
+    first_seen: torch.Tensor
+    block: torch.Tensor
+    alive: Callable[[], None] = lambda: None
+    _means: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
+    _masses: OrderedDict[tuple[Any, ...], torch.Tensor] = field(default_factory=OrderedDict)
+    _lock: Any = field(default_factory=Lock)
+
+    @classmethod
+    def of(
+        cls, mixture: Mixture, n_source: int, first_seen: torch.Tensor, alive: Callable[[], None] = lambda: None
+    ) -> Shortlists:
+        """Cut a catalogue into blocks; a second or two for each million items.
+
+        Args:
+            mixture: The parameter set that says which items are alike; to those of other folds much the same ones are.
+            n_source: Source items.
+            first_seen: int64 [N], ascending: when the items were first seen, microseconds.
+            alive: See the attribute.
+        """
+        n = len(first_seen)
+        size = min(max(2 ** round(math.log2(max(n / _BLOCKS, 1))), _SMALLEST), _LARGEST)
+        order, at = torch.empty(n, dtype=torch.int64), 0
+        for block in _halved(torch.arange(n), _coordinates(mixture, n_source, n, alive), size, alive):
+            order[at : at + len(block)] = block.sort().values
+            at += len(block)
+        of_each = torch.empty(n, dtype=torch.int32)
+        of_each[order] = (torch.arange(n) // size).int()
+        return cls(order, size, first_seen.cpu(), of_each, alive)
+
+    @property
+    def blocks(self) -> int:
+        """How many there are."""
+        return -(-len(self.order) // self.size)
+
+    def chosen(self, mixture: Mixture, summary: Summary, member: str, count: int) -> Lists:
+        """Each context's shortlist: a function of the context alone, whatever the batch that it travels in and the execution that asks.
+
+        Args:
+            mixture: The parameter set.
+            summary: Of B contexts.
+            member: Whose distribution.
+            count: Items on a list that had been seen by then; whole blocks are taken, until they hold as many.
+        """
+        eligible = self._eligible(summary.batch.eligible.cpu())
+        worth = self._by_popularity(mixture, member, summary.batch.time.cpu(), eligible)
+        for name, mean in self._of(mixture).items():
+            weight = mixture.calibration[member][name]
+            if weight != 0:
+                score = summary.users[name].cpu() @ mean.T
+                worth += weight * (score.clamp(min=1e-300).log() if is_logarithm(mixture.estimators[name]) else score)
+        best = (worth / _STEP).round().argsort(dim=1, descending=True, stable=True)
+        held = eligible.gather(1, best)
+        wanted = (held.cumsum(1) - held < count) & (held > 0)
+        blocks = torch.zeros(worth.shape, dtype=torch.bool).scatter_(1, best, wanted)
+        prior = (
+            worth if member == "popularity" else self._by_popularity(mixture, "popularity", summary.batch.time.cpu(), eligible)
+        )
+        return Lists(blocks, {member: _share(worth, blocks), "popularity": _share(prior, blocks)})
+
+    def shortened(self, mixture: Mixture, summary: Summary, member: str, count: int) -> tuple[Summary, dict[str, torch.Tensor]]:
+        """The same contexts, to which all items but those of their lists are excluded; and `Lists.share`."""
+        lists = self.chosen(mixture, summary, member, count)
+        left_out = ~lists.blocks[:, self.block.long()]
+        batch = replace(summary.batch, left_out=left_out.to(summary.batch.time.device))
+        return replace(summary, batch=batch), lists.share
+
+    def _eligible(self, until: torch.Tensor) -> torch.Tensor:
+        """How many of each block's items are below a number, int64 [B]: int64 [B, blocks]."""
+        distinct, row = torch.unique(until, return_inverse=True)
+        found = torch.zeros(len(distinct), self.blocks, dtype=torch.int64)
+        begin = 0
+        for number, end in enumerate(distinct.tolist()):
+            found[number] = torch.bincount(self.block[begin:end], minlength=self.blocks)
+            begin = end
+        return found.cumsum(0)[row]
+
+    def _of(self, mixture: Mixture) -> dict[str, torch.Tensor]:
+        """Mean vectors of the blocks by estimator: float64 [blocks, d]."""
+        with self._lock:
+            if id(mixture) not in self._means:
+                self._means[id(mixture)] = {name: self._mean(x) for name, x in _vectors(mixture)}
+            return self._means[id(mixture)]
+
+    def _mean(self, vectors: torch.Tensor) -> torch.Tensor:
+        return torch.stack([vectors[items].mean(0, dtype=torch.float64) for items in self.order.split(self.size)])
+
+    def _by_popularity(self, mixture: Mixture, member: str, time: torch.Tensor, eligible: torch.Tensor) -> torch.Tensor:
+        """log Σ e^(popularity) of what can be proposed, by block: float64 [B, blocks], -infinity where that is nothing.
+
+        Popularity is that of the beginning of the week. Items that were first seen after it count as ones that nobody had chosen.
+        """
+        weeks, row = torch.unique(time.div(_WEEK_US, rounding_mode="floor") * _WEEK_US, return_inverse=True)
+        known = self._by_week(mixture, member, weeks)[row]
+        new = eligible - self._eligible(torch.searchsorted(self.first_seen, weeks))[row]
+        return torch.logaddexp(known, new.double().log() + _of_nothing(mixture, member))
+
+    def _by_week(self, mixture: Mixture, member: str, weeks: torch.Tensor) -> torch.Tensor:
+        """log Σ e^(popularity) of each block's items that were seen before some instants, as of these: float64 [weeks, blocks]."""
+        prior = sum(mixture.calibration[member][name] for name in _with_prior(mixture))
+        of = id(mixture.popularity["prior" if prior else "time"]), prior, *_weights(mixture, member).tolist()
+        with self._lock:
+            missing = [moment for moment in weeks.tolist() if (*of, moment) not in self._masses]
+            for some in (missing[at : at + _WEEKS] for at in range(0, len(missing), _WEEKS)):
+                self.alive()
+                logits = _popular(mixture, member, torch.tensor(some))
+                seen = torch.searchsorted(self.first_seen, torch.tensor(some))
+                logits.masked_fill_(torch.arange(logits.shape[1]) >= seen[:, None], -torch.inf)
+                by_block = torch.full((len(some), self.blocks * self.size), -torch.inf)
+                by_block[:, : len(self.order)] = logits[:, self.order]
+                masses = by_block.unflatten(1, (self.blocks, self.size)).logsumexp(2).double()
+                self._masses.update({(*of, moment): mass for moment, mass in zip(some, masses, strict=True)})
+            found = torch.stack([self._masses[*of, moment] for moment in weeks.tolist()])
+            while len(self._masses) > _KEPT:
+                self._masses.popitem(last=False)
+        return found
+
+
+def _share(worth: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
+    """The share that some blocks have of what all are worth: float64 [B]; 1 where nothing is worth anything."""
+    parts = (worth - worth.amax(1, keepdim=True).clamp(min=torch.finfo(worth.dtype).min)).exp()
+    whole = parts.sum(1)
+    return torch.where(whole > 0, (parts * blocks).sum(1) / whole, 1.0)
+
+
+def _of_nothing(mixture: Mixture, member: str) -> float:
+    """What popularity adds to the logit of an item that nobody has chosen."""
+    counts = {name: torch.tensor(math.log(added), dtype=torch.float64) for name, (_, added) in popularity.DECAYED.items()}
+    features = torch.stack([popularity.feature(counts, name) for name in popularity.FEATURES])
+    prior = sum(mixture.calibration[member][name] for name in _with_prior(mixture))
+    return float(_weights(mixture, member).cpu() @ features) + (
+        prior * float(mixture.popularity["prior"].min()) if prior else 0.0
+    )
+
+
+def _vectors(mixture: Mixture) -> Iterator[tuple[str, torch.Tensor]]:
+    """Items' vectors of the estimators that have some, on the CPU."""
+    for name, estimator in mixture.estimators.items():
+        if is_product(estimator):
+            yield name, estimator.vectors(mixture.parameters[name]).cpu()
+
+
+def _coordinates(mixture: Mixture, n_source: int, n: int, alive: Callable[[], None]) -> torch.Tensor:
+    """Where items stand, so that two are as far apart as their logits differ over times and histories: float32 [N, r].
+
+    The times have as many target events between each two, the histories are of one source item each.
+    """
+    weights = mixture.calibration["mixture"]
+    count = min(n_source, _HISTORIES)
+    items = torch.linspace(1, n_source, count, dtype=torch.float64).round().long()[:, None]
+    device, end = mixture.popularity["time"].device, mixture.popularity["end"].expand(count)
+    batch = Batch(items.to(device), torch.zeros(count, 1, device=device), end, end, torch.full_like(end, n))
+    # Each column's part in the distance: columns of popularity, and vectors times the square root of the users' second moment.
+    time = torch.cat([mixture.popularity["time"], end[:1]])
+    moments = time[torch.arange(1, _TIMES + 1, device=device) * len(time) // _TIMES - 1]
+    popular = torch.empty(_TIMES, n)
+    for row, moment in enumerate(moments.split(1)):
+        popular[row] = _popular(mixture, "mixture", moment)[0]
+        alive()
+    parts = [(popular.T, torch.eye(_TIMES) / _TIMES**0.5)]
+    for name, vectors in _vectors(mixture):
+        if weights[name] != 0 and not is_logarithm(mixture.estimators[name]):
+            user = mixture.estimators[name].user(mixture.parameters[name], batch).cpu()
+            size, axes = torch.linalg.eigh(user.T @ user / count)
+            parts.append((vectors, (weights[name] * axes * size.clamp(min=0).sqrt()).float()))
+    some = torch.linspace(0, n - 1, min(n, _SAMPLE), dtype=torch.float64).round().long()
+    sample = torch.cat([columns[some].float() @ scale for columns, scale in parts], 1).double()
+    sample -= sample.mean(0)
+    basis = torch.linalg.eigh(sample.T @ sample)[1][:, -_DIRECTIONS:].float()
+    found, begin = torch.zeros(n, basis.shape[1]), 0
+    for columns, scale in parts:
+        found.addmm_(columns.float(), scale @ basis[begin : begin + scale.shape[1]])
+        begin += scale.shape[1]
+        alive()
+    return found
+
+
+def _popular(mixture: Mixture, member: str, moments: torch.Tensor) -> torch.Tensor:
+    """What popularity adds to the items' logits at some times, whatever the history: float32 [T, N], on the CPU."""
+    weights = _weights(mixture, member)
+    logits = popularity.weighted(mixture.popularity, moments.to(weights.device), [weights])[0]
+    for name in _with_prior(mixture):
+        logits += mixture.calibration[member][name] * mixture.popularity["prior"]
+    return logits.cpu()
+
+
+def _with_prior(mixture: Mixture) -> list[str]:
+    """Estimators whose score is a logarithm of a mixture with the prior, which is most of it for most items."""
+    return [name for name, estimator in mixture.estimators.items() if is_logarithm(estimator) and not is_product(estimator)]
+
+
+def _weights(mixture: Mixture, member: str) -> torch.Tensor:
+    """A member's weights of popularity's features, without tastes: float64 [F]."""
+    weights = [mixture.calibration[member][name] for name in popularity.FEATURES]
+    return torch.tensor(weights, dtype=torch.float64, device=mixture.popularity["time"].device)
+
+
+def _halved(items: torch.Tensor, x: torch.Tensor, most: int, alive: Callable[[], None]) -> Iterator[torch.Tensor]:
+    """Parts of so many items, the last of fewer: each halving is along the first principal component of what is halved."""
+    if len(items) <= most:
+        yield items
+        return
+    here = x[items]
+    here = here - here.mean(0)
+    direction = torch.ones(x.shape[1]) / x.shape[1] ** 0.5
+    for _ in range(_STEPS):
+        moved = here.T @ (here @ direction)
+        direction = torch.nn.functional.normalize(moved, dim=0) if moved.norm() > 0 else direction
+    order = (here @ direction).argsort(stable=True)
+    half = -(-len(items) // most) // 2 * most
+    del here
+    alive()
+    yield from _halved(items[order[:half]], x, most, alive)
+    yield from _halved(items[order[half:]], x, most, alive)

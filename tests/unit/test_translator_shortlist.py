@@ -1,0 +1,207 @@
+"""Shortlists: which items are on one, and draws among them by compiled code, plain code and exact arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from translated import equal, make_contexts
+from translator_world import DAY, METADATA, SETTINGS, calibration, make_log
+
+from scalr_prod.translator import shortlist
+from scalr_prod.translator.batch import Batch
+from scalr_prod.translator.contexts import NO_ITEM, Contexts
+from scalr_prod.translator.estimators import popularity
+from scalr_prod.translator.fitting import fit_sets
+from scalr_prod.translator.module import TranslatorModule
+from scalr_prod.translator.pairs import Pairs
+
+SIZE, ITEMS = 12, 88
+
+
+@pytest.fixture(scope="module")
+def world() -> SimpleNamespace:
+    """88 target items in blocks of 12, the last of which holds 4."""
+    torch.set_num_threads(1)
+    pairs = Pairs.of(make_log(target_items=90), 90 * DAY, SETTINGS)
+    fold = pairs.log.fold
+    tensors = fit_sets(pairs, {-1: np.zeros(len(fold), bool), 0: fold == 0, 1: fold == 1}, lambda _: None) | calibration()
+    metadata = METADATA | {"n_source": str(pairs.n_source)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shortlist, "_SMALLEST", SIZE)
+        modules = [TranslatorModule(tensors, metadata, reference=reference) for reference in (False, True)]
+        made = SimpleNamespace(pairs=pairs, tensors=tensors, metadata=metadata, fused=modules[0], reference=modules[1])
+        made.lists = modules[0]._lists
+        assert modules[0].n_target == ITEMS
+        yield made
+
+
+def whole(module: TranslatorModule, contexts: Contexts) -> np.ndarray:
+    """P of every item."""
+    found = np.empty((len(contexts), module.n_target))
+    for rows, (p,) in module.distributions(contexts):
+        found[rows] = p.numpy()
+    return found
+
+
+def on_the_list(module: TranslatorModule, contexts: Contexts, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which items each context's shortlist holds, one context at a time, and which share of P it is taken to hold."""
+    found, share = np.zeros((len(contexts), module.n_target), bool), np.zeros(len(contexts))
+    for row in range(len(contexts)):
+        one = contexts.take(np.array([row]))
+        mixture = module.parameter_set(int(one.fold[0]))
+        summary = mixture.summary(Batch.of(one, module.first_seen), ("popularity", "mixture"))
+        lists = module._lists.chosen(mixture, summary, "mixture", count)
+        found[row, module._lists.order.numpy()] = np.repeat(lists.blocks[0].numpy(), SIZE)[: module.n_target]
+        share[row] = lists.share["mixture"][0]
+    return found, share
+
+
+def test_blocks_hold_every_item_once(world):
+    order, lists = world.lists.order.numpy(), world.lists
+    assert (lists.size, lists.blocks) == (SIZE, 8)
+    np.testing.assert_array_equal(np.sort(order), np.arange(ITEMS))
+    for block in np.split(order, range(SIZE, ITEMS, SIZE)):
+        assert (np.diff(block) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("count", "k", "temperature", "min_lift"), [(5, 4, 1.0, 0.0), (13, 9, 0.3, 0.5), (40, 20, 1.0, 1.0), (70, 6, 2.0, 0.0)]
+)
+def test_compiled_code_draws_as_the_plain_code(world, count, k, temperature, min_lift):
+    contexts = make_contexts(world, 600, seed=count, exclude=5)
+    how = {"temperature": temperature, "min_lift": min_lift, "shortlist": count}
+    assert world.fused._listed is not None
+    assert world.reference._listed is None
+    found = world.fused.sample(contexts, k, **how)
+    equal(found, world.reference.sample(contexts, k, **how))
+    assert (found.items != NO_ITEM).any()
+
+
+def test_draws_are_of_the_list_and_p_sums_to_its_share(world):
+    contexts = make_contexts(world, 60, seed=3, exclude=4)
+    contexts = replace(contexts, event_time=contexts.event_time + 10 * DAY, history_end=contexts.history_end + 10 * DAY)
+    (listed, share), p = on_the_list(world.fused, contexts, 20), whole(world.reference, contexts)
+    seen = world.pairs.first_seen < contexts.event_time[:, None]
+    assert ((listed & seen).sum(1) >= np.minimum(seen.sum(1), 20)).all()
+    assert (listed.sum(1) <= 20 + SIZE + SIZE).all(), "whole blocks, and one of them may be the short one"
+    drawn = world.fused.sample(contexts, 20, shortlist=20)
+    for row in range(len(contexts)):
+        there = drawn.items[row] != NO_ITEM
+        possible = np.flatnonzero(listed[row] & (p[row] > 0))
+        assert there.sum() == min(len(possible), 20)
+        assert set(drawn.items[row][there]) <= set(possible)
+        expected = share[row] * p[row, drawn.items[row][there]] / p[row, possible].sum()
+        np.testing.assert_allclose(drawn.probabilities[row][there], expected, rtol=1e-4)
+
+
+def test_probabilities_are_nearly_those_of_the_whole_catalogue(world):
+    """What the list is taken to hold is near to what it holds, for P and the prior: so lifts stay what they are."""
+    contexts = make_contexts(world, 500, seed=8)
+    contexts = replace(contexts, event_time=contexts.event_time % (20 * DAY) + 80 * DAY)
+    contexts = replace(contexts, history_end=contexts.event_time - 1)
+    drawn = world.fused.sample(contexts, 1, shortlist=30)
+    p, prior = world.fused.score(contexts, drawn.items)
+    off = np.log(drawn.probabilities / p), np.log(drawn.prior / prior), np.log(drawn.probabilities / drawn.prior * prior / p)
+    assert max(np.abs(one).mean() for one in off) < 0.15
+    assert max(abs(one.mean()) for one in off) < 0.1
+
+
+def test_every_context_that_can_draw_draws(world):
+    """In the catalogue's first week too, when nothing was seen before it began; and a list holds k items at least."""
+    contexts = make_contexts(world, 2_000, seed=9)
+    contexts = replace(contexts, event_time=contexts.event_time % (14 * DAY) + 1)
+    contexts = replace(contexts, history_end=contexts.event_time - 1)
+    for k, count in ((1, 1), (12, 5)):
+        found, expected = world.fused.sample(contexts, k, shortlist=count), world.fused.sample(contexts, k)
+        np.testing.assert_array_equal((found.items != NO_ITEM).sum(1), (expected.items != NO_ITEM).sum(1))
+
+
+def test_a_list_of_all_blocks_is_the_whole_catalogue(world):
+    contexts = make_contexts(world, 200, seed=4, exclude=3)
+    expected = world.fused.sample(contexts, 5)
+    for count in (ITEMS, ITEMS - 1, 1000):  # the second one in its own order
+        equal(world.fused.sample(contexts, 5, shortlist=count), expected)
+
+
+def test_neither_neighbours_nor_order_change_a_draw(world):
+    contexts = make_contexts(world, 300, seed=5, exclude=3)
+    expected = world.fused.sample(contexts, 4, shortlist=24)
+    some = np.random.default_rng(0).permutation(300)[:40]
+    equal(world.fused.sample(contexts.take(some), 4, shortlist=24), expected.take(some))
+    alone = world.fused.sample(contexts.take(some[:1]), 4, shortlist=24)
+    np.testing.assert_array_equal(alone.items, expected.items[some[:1]])
+
+
+def test_a_list_is_made_for_its_context(world):
+    """It holds more of P than the list of another context, and far more than as many items at random."""
+    contexts = make_contexts(world, 400, seed=6)
+    contexts = replace(contexts, event_time=contexts.event_time % (20 * DAY) + 80 * DAY)
+    contexts = replace(contexts, history_end=contexts.event_time - 1)
+    p, (listed, _) = whole(world.reference, contexts), on_the_list(world.fused, contexts, 24)
+    held = (p * listed).sum(1).mean()
+    of_others = np.mean([(p * np.roll(listed, by, 0)).sum(1).mean() for by in (1, 50, 200)])
+    assert held > 1.08 * of_others
+    assert held > 1.5 * 24 / ITEMS
+
+
+def test_what_is_on_a_list_depends_on_no_event_of_the_week_or_later(world):
+    contexts = make_contexts(world, 50, seed=7)
+    week = 7 * DAY
+    contexts = replace(contexts, event_time=contexts.event_time % week + 8 * week)
+    contexts = replace(contexts, history_end=contexts.event_time - 1)
+    mixture, batch = world.reference.parameter_set(-1), Batch.of(contexts, world.reference.first_seen)
+    eligible = world.lists._eligible(batch.eligible)
+    before = world.lists._by_popularity(mixture, "mixture", batch.time, eligible)
+    past = replace(mixture, popularity=mixture.popularity | popularity.fit(replace(world.pairs, popularity_until=8 * week)))
+    lists = replace(world.lists, _masses=type(world.lists._masses)())
+    torch.testing.assert_close(lists._by_popularity(past, "mixture", batch.time, eligible), before)
+
+
+def test_a_block_without_an_item_that_was_seen_is_on_no_list(world):
+    contexts = make_contexts(world, 40, seed=10)
+    contexts = replace(contexts, event_time=np.full(40, world.pairs.first_seen[2] + 1), fold=np.full(40, -1, np.int32))
+    mixture, batch = world.reference.parameter_set(-1), Batch.of(contexts, world.reference.first_seen)
+    lists = world.lists.chosen(mixture, mixture.summary(batch, ("popularity", "mixture")), "mixture", 80)
+    seen = world.lists._eligible(batch.eligible) > 0
+    assert torch.equal(lists.blocks, seen)
+    assert 0 < seen.sum() < seen.numel()
+    assert (lists.share["mixture"] == 1).all()
+
+
+def test_an_estimator_that_is_no_product_is_not_asked_to_score_while_blocks_are_cut(world):
+    def score(*_):
+        pytest.fail("asked")
+
+    mixture = world.reference.parameter_set(-1)
+    other = replace(mixture, estimators=mixture.estimators | {"other": SimpleNamespace(score=score)})
+    weights = {member: of_each | {"other": 1.0} for member, of_each in mixture.calibration.items()}
+    other = replace(other, calibration=weights, parameters=mixture.parameters | {"other": {}})
+    lists = shortlist.Shortlists.of(other, world.pairs.n_source, torch.from_numpy(world.pairs.first_seen))
+    assert torch.equal(lists.order, world.lists.order)
+
+
+def test_blocks_are_cut_alike_whatever_the_estimators(world):
+    """Of a translator that weighs no product, popularity alone says which items are alike."""
+    mixture = world.reference.parameter_set(-1)
+    nothing = dict.fromkeys(mixture.estimators, 0.0)
+    alone = replace(mixture, calibration=mixture.calibration | {"mixture": mixture.calibration["mixture"] | nothing})
+    lists = shortlist.Shortlists.of(alone, world.pairs.n_source, torch.from_numpy(world.pairs.first_seen))
+    np.testing.assert_array_equal(np.sort(lists.order.numpy()), np.arange(ITEMS))
+
+
+def test_they_are_made_before_the_first_request_where_that_is_asked_for(world):
+    made = TranslatorModule(world.tensors, world.metadata)
+    beats = []
+    made.on_group = lambda: beats.append(1)
+    made.warm_up()
+    assert "_lists" not in vars(made)
+    made.warm_up(shortlists=True)
+    assert {"_lists", "_listed"} <= set(vars(made))
+    assert beats, "who watches over a server sees that it is at work"
+    plain = TranslatorModule(world.tensors, world.metadata, reference=True)
+    plain.warm_up(shortlists=True)
+    assert "_lists" in vars(plain)
