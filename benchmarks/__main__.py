@@ -1,10 +1,10 @@
 """Run the benchmarks and keep their figures under `benchmarks/results/`.
 
-Usage: python -m benchmarks [point_in_time data_path scoring limits catalogue gpu generation translator run]
-       python -m benchmarks [daily scale workers lift set_aside default_weight ease abxi soak worlds world_lifts]
+Usage: python -m benchmarks [point_in_time data_path scoring limits gpu generation translator run]
+       python -m benchmarks [daily scale catalogue workers lift set_aside default_weight ease abxi soak worlds world_lifts]
 
 The second line's run only when they are named: ``scale`` takes hours at its default size, ``lift`` and ``abxi`` up to an hour,
-``worlds``, ``set_aside`` and ``ease`` half an hour, ``soak``, ``daily``, ``workers`` and ``world_lifts`` ten minutes.
+``worlds``, ``set_aside`` and ``ease`` half an hour, ``catalogue`` a quarter, ``soak``, ``daily``, ``workers`` and ``world_lifts`` ten minutes.
 
 Each is a module `bench_NAME` with a `main() -> dict`. Ratios come from one run on one machine, medians of several rounds.
 """
@@ -20,9 +20,22 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-NAMES = ("point_in_time", "data_path", "scoring", "limits", "catalogue", "gpu", "generation", "translator", "run")
+NAMES = ("point_in_time", "data_path", "scoring", "limits", "gpu", "generation", "translator", "run")
 RESULTS = Path(__file__).parent / "results"
-LONG = ("daily", "scale", "workers", "lift", "set_aside", "default_weight", "ease", "abxi", "soak", "worlds", "world_lifts")
+LONG = (
+    "daily",
+    "scale",
+    "catalogue",
+    "workers",
+    "lift",
+    "set_aside",
+    "default_weight",
+    "ease",
+    "abxi",
+    "soak",
+    "worlds",
+    "world_lifts",
+)
 PARTS = (
     "torch",
     "numba",
