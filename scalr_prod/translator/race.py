@@ -95,7 +95,7 @@ def run(
     summary = mixture.summary(batch, race.members)
     share: dict[str, torch.Tensor] = {}
     if lists is not None and race.shortlist is not None:
-        summary, share = lists.shortened(mixture, summary, race.member, race.shortlist)
+        summary, share = lists.shortened(mixture, summary, race)
     found = mixture.distributions(summary, dtype=dtype)
     p, prior = found[race.member], found["popularity"]
     low, high = (word.to(device) for word in noise.key_words(contexts.noise_key))

@@ -4,13 +4,13 @@
 Items lie in blocks of alike ones: a tree halves them, again and again, along the direction in which their logits differ most over times
 and histories. What a block is worth to a context,
 
-    log Σ_i e^(popularity of i) + Σ_e c_e s_e(mean vector of the block | context),
+    log Σ_i e^(popularity of i / T) + Σ_e c_e s_e(mean vector of the block | context) / T,
 
-is estimated from its mean vectors and from popularity at the beginning of the week, so that it costs a product with as many rows as there
-are blocks. The blocks that are worth most, until they hold as many items as are asked for, are the shortlist; no other item is drawn.
-P and the prior of what is drawn are those of the whole catalogue but for the estimate: over the list they sum to the share that its
-blocks have of what all blocks are worth. What the lists of a run leave out is measured beside the whole catalogue
-(`generation.partition`). Estimators that are neither a product nor the logarithm of one do not say what is on the list.
+at the temperature T of the draws, is estimated from its mean vectors and from popularity at the beginning of the week, so that it costs a
+product with as many rows as there are blocks. The blocks that are worth most, until they hold as many items as are asked for, are the
+shortlist; no other item is drawn. P and the prior of what is drawn are those of the whole catalogue but for the estimate: over the list
+they sum to the share that its blocks have of what all blocks are worth (T = 1). What the lists of a run leave out is measured beside the
+whole catalogue (`generation.partition`). Estimators that are neither a product nor the logarithm of one do not say what is on the list.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from scalr_prod.translator.mixture import Mixture, Summary
+    from scalr_prod.translator.race import Race
 
 __all__ = ["Lists", "Shortlists"]
 
@@ -108,37 +109,47 @@ class Shortlists:
         """How many there are."""
         return -(-len(self.order) // self.size)
 
-    def chosen(self, mixture: Mixture, summary: Summary, member: str, count: int) -> Lists:
+    def chosen(self, mixture: Mixture, summary: Summary, race: Race) -> Lists:
         """Each context's shortlist: a function of the context alone, whatever the batch that it travels in and the execution that asks.
 
         Args:
             mixture: The parameter set.
             summary: Of B contexts.
-            member: Whose distribution.
-            count: Items on a list that had been seen by then; whole blocks are taken, until they hold as many.
+            race: Whose distribution at which temperature; ``shortlist``: items on a list that had been seen by then. Whole blocks are
+                taken, until they hold as many.
         """
         eligible = self._eligible(summary.batch.eligible.cpu())
-        worth = self._by_popularity(mixture, member, summary.batch.time.cpu(), eligible)
+
+        def worth(member: str, temperature: float) -> torch.Tensor:
+            popular = self._by_popularity(mixture, member, summary.batch.time.cpu(), eligible, temperature)
+            return popular + self._scores(mixture, summary, member) / temperature
+
+        drawn = worth(race.member, race.temperature)
+        best = (drawn / _STEP).round().argsort(dim=1, descending=True, stable=True)
+        held = eligible.gather(1, best)
+        wanted = (held.cumsum(1) - held < (race.shortlist or 0)) & (held > 0)
+        blocks = torch.zeros(drawn.shape, dtype=torch.bool).scatter_(1, best, wanted)
+        known = {race.member: drawn} if race.temperature == 1 else {}
+        return Lists(
+            blocks, {name: _share(known[name] if name in known else worth(name, 1.0), blocks) for name in race.members}
+        )
+
+    def shortened(self, mixture: Mixture, summary: Summary, race: Race) -> tuple[Summary, dict[str, torch.Tensor]]:
+        """The same contexts, to which all items but those of their lists are excluded; and `Lists.share`."""
+        lists = self.chosen(mixture, summary, race)
+        left_out = ~lists.blocks[:, self.block.long()]
+        batch = replace(summary.batch, left_out=left_out.to(summary.batch.time.device))
+        return replace(summary, batch=batch), lists.share
+
+    def _scores(self, mixture: Mixture, summary: Summary, member: str) -> torch.Tensor:
+        """Weighted scores of the blocks' mean vectors: float64 [B, blocks]."""
+        found = torch.zeros(len(summary.batch.time), self.blocks, dtype=torch.float64)
         for name, mean in self._of(mixture).items():
             weight = mixture.calibration[member][name]
             if weight != 0:
                 score = summary.users[name].cpu() @ mean.T
-                worth += weight * (score.clamp(min=1e-300).log() if is_logarithm(mixture.estimators[name]) else score)
-        best = (worth / _STEP).round().argsort(dim=1, descending=True, stable=True)
-        held = eligible.gather(1, best)
-        wanted = (held.cumsum(1) - held < count) & (held > 0)
-        blocks = torch.zeros(worth.shape, dtype=torch.bool).scatter_(1, best, wanted)
-        prior = (
-            worth if member == "popularity" else self._by_popularity(mixture, "popularity", summary.batch.time.cpu(), eligible)
-        )
-        return Lists(blocks, {member: _share(worth, blocks), "popularity": _share(prior, blocks)})
-
-    def shortened(self, mixture: Mixture, summary: Summary, member: str, count: int) -> tuple[Summary, dict[str, torch.Tensor]]:
-        """The same contexts, to which all items but those of their lists are excluded; and `Lists.share`."""
-        lists = self.chosen(mixture, summary, member, count)
-        left_out = ~lists.blocks[:, self.block.long()]
-        batch = replace(summary.batch, left_out=left_out.to(summary.batch.time.device))
-        return replace(summary, batch=batch), lists.share
+                found += weight * (score.clamp(min=1e-300).log() if is_logarithm(mixture.estimators[name]) else score)
+        return found
 
     def _eligible(self, until: torch.Tensor) -> torch.Tensor:
         """How many of each block's items are below a number, int64 [B]: int64 [B, blocks]."""
@@ -160,20 +171,22 @@ class Shortlists:
     def _mean(self, vectors: torch.Tensor) -> torch.Tensor:
         return torch.stack([vectors[items].mean(0, dtype=torch.float64) for items in self.order.split(self.size)])
 
-    def _by_popularity(self, mixture: Mixture, member: str, time: torch.Tensor, eligible: torch.Tensor) -> torch.Tensor:
-        """log Σ e^(popularity) of what can be proposed, by block: float64 [B, blocks], -infinity where that is nothing.
+    def _by_popularity(
+        self, mixture: Mixture, member: str, time: torch.Tensor, eligible: torch.Tensor, temperature: float
+    ) -> torch.Tensor:
+        """log Σ e^(popularity / T) of what can be proposed, by block: float64 [B, blocks], -infinity where that is nothing.
 
         Popularity is that of the beginning of the week. Items that were first seen after it count as ones that nobody had chosen.
         """
         weeks, row = torch.unique(time.div(_WEEK_US, rounding_mode="floor") * _WEEK_US, return_inverse=True)
-        known = self._by_week(mixture, member, weeks)[row]
+        known = self._by_week(mixture, member, weeks, temperature)[row]
         new = eligible - self._eligible(torch.searchsorted(self.first_seen, weeks))[row]
-        return torch.logaddexp(known, new.double().log() + _of_nothing(mixture, member))
+        return torch.logaddexp(known, new.double().log() + _of_nothing(mixture, member) / temperature)
 
-    def _by_week(self, mixture: Mixture, member: str, weeks: torch.Tensor) -> torch.Tensor:
-        """log Σ e^(popularity) of each block's items that were seen before some instants, as of these: float64 [weeks, blocks]."""
+    def _by_week(self, mixture: Mixture, member: str, weeks: torch.Tensor, temperature: float) -> torch.Tensor:
+        """log Σ e^(popularity / T) of each block's items that were seen before some instants, as of these: float64 [weeks, blocks]."""
         prior = sum(mixture.calibration[member][name] for name in _with_prior(mixture))
-        of = id(mixture.popularity["prior" if prior else "time"]), prior, *_weights(mixture, member).tolist()
+        of = id(mixture.popularity["prior" if prior else "time"]), prior, temperature, *_weights(mixture, member).tolist()
         with self._lock:
             missing = [moment for moment in weeks.tolist() if (*of, moment) not in self._masses]
             for some in (missing[at : at + _WEEKS] for at in range(0, len(missing), _WEEKS)):
@@ -182,7 +195,7 @@ class Shortlists:
                 seen = torch.searchsorted(self.first_seen, torch.tensor(some))
                 logits.masked_fill_(torch.arange(logits.shape[1]) >= seen[:, None], -torch.inf)
                 by_block = torch.full((len(some), self.blocks * self.size), -torch.inf)
-                by_block[:, : len(self.order)] = logits[:, self.order]
+                by_block[:, : len(self.order)] = logits[:, self.order] / temperature
                 masses = by_block.unflatten(1, (self.blocks, self.size)).logsumexp(2).double()
                 self._masses.update({(*of, moment): mass for moment, mass in zip(some, masses, strict=True)})
             found = torch.stack([self._masses[*of, moment] for moment in weeks.tolist()])

@@ -18,6 +18,7 @@ from scalr_prod.translator.estimators import popularity
 from scalr_prod.translator.fitting import fit_sets
 from scalr_prod.translator.module import TranslatorModule
 from scalr_prod.translator.pairs import Pairs
+from scalr_prod.translator.race import Race
 
 SIZE, ITEMS = 12, 88
 
@@ -54,7 +55,7 @@ def on_the_list(module: TranslatorModule, contexts: Contexts, count: int) -> tup
         one = contexts.take(np.array([row]))
         mixture = module.parameter_set(int(one.fold[0]))
         summary = mixture.summary(Batch.of(one, module.first_seen), ("popularity", "mixture"))
-        lists = module._lists.chosen(mixture, summary, "mixture", count)
+        lists = module._lists.chosen(mixture, summary, Race(1, 1.0, 0.0, "mixture", count))
         found[row, module._lists.order.numpy()] = np.repeat(lists.blocks[0].numpy(), SIZE)[: module.n_target]
         share[row] = lists.share["mixture"][0]
     return found, share
@@ -110,6 +111,19 @@ def test_probabilities_are_nearly_those_of_the_whole_catalogue(world):
     assert max(abs(one.mean()) for one in off) < 0.1
 
 
+def test_lists_are_made_for_the_temperature_of_the_draws(world):
+    """Towards 0 a list is to hold the most probable item, not most of P."""
+    contexts = make_contexts(world, 1_000, seed=11)
+    contexts = replace(contexts, event_time=contexts.event_time % (20 * DAY) + 80 * DAY)
+    contexts = replace(contexts, history_end=contexts.event_time - 1)
+    held = []
+    for temperature in (1.0, 0.2, 0.02):
+        found, expected = (world.fused.sample(contexts, 1, temperature=temperature, shortlist=n) for n in (24, None))
+        held.append((found.items == expected.items).mean())
+    assert held[0] < held[1]
+    assert held[2] > 0.75
+
+
 def test_every_context_that_can_draw_draws(world):
     """In the catalogue's first week too, when nothing was seen before it began; and a list holds k items at least."""
     contexts = make_contexts(world, 2_000, seed=9)
@@ -155,17 +169,17 @@ def test_what_is_on_a_list_depends_on_no_event_of_the_week_or_later(world):
     contexts = replace(contexts, history_end=contexts.event_time - 1)
     mixture, batch = world.reference.parameter_set(-1), Batch.of(contexts, world.reference.first_seen)
     eligible = world.lists._eligible(batch.eligible)
-    before = world.lists._by_popularity(mixture, "mixture", batch.time, eligible)
+    before = world.lists._by_popularity(mixture, "mixture", batch.time, eligible, 1.0)
     past = replace(mixture, popularity=mixture.popularity | popularity.fit(replace(world.pairs, popularity_until=8 * week)))
     lists = replace(world.lists, _masses=type(world.lists._masses)())
-    torch.testing.assert_close(lists._by_popularity(past, "mixture", batch.time, eligible), before)
+    torch.testing.assert_close(lists._by_popularity(past, "mixture", batch.time, eligible, 1.0), before)
 
 
 def test_a_block_without_an_item_that_was_seen_is_on_no_list(world):
     contexts = make_contexts(world, 40, seed=10)
     contexts = replace(contexts, event_time=np.full(40, world.pairs.first_seen[2] + 1), fold=np.full(40, -1, np.int32))
     mixture, batch = world.reference.parameter_set(-1), Batch.of(contexts, world.reference.first_seen)
-    lists = world.lists.chosen(mixture, mixture.summary(batch, ("popularity", "mixture")), "mixture", 80)
+    lists = world.lists.chosen(mixture, mixture.summary(batch, ("popularity", "mixture")), Race(1, 1.0, 0.0, "mixture", 80))
     seen = world.lists._eligible(batch.eligible) > 0
     assert torch.equal(lists.blocks, seen)
     assert 0 < seen.sum() < seen.numel()

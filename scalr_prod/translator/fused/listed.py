@@ -53,7 +53,7 @@ class Listed(Fused):
         eligible = summary.batch.eligible.numpy()
         if race is None or race.shortlist is None:
             return self._of(torch.ones(len(eligible), self._lists.blocks, dtype=torch.bool), eligible), {}
-        lists = self._lists.chosen(mixture, summary, race.member, race.shortlist)
+        lists = self._lists.chosen(mixture, summary, race)
         return self._of(lists.blocks, eligible), lists.share
 
     def _of(self, chosen: torch.Tensor, eligible: NDArray[np.int64]) -> Iterator[Visit]:
