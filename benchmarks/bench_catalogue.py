@@ -2,8 +2,8 @@
 
 A version that was trained on a log that is there (SCALR_TEST_DATA, or ../shared/data beside the checkout; else on made data), with each
 target item and its events copied until there are as many. Copies are alike, so that a block of 1 024 of a million holds some six or
-twelve different items: a catalogue of a million different ones is harder to cut, and the smallest size here is the sternest. One thread, one parameter set, a
-batch of contexts of one fold at times that are all different.
+twelve different items: a catalogue of a million different ones is harder to cut, and the smallest size here is the sternest. One
+thread, one parameter set, a batch of contexts of one fold at times that are all different.
 Each size is a process of its own. `contexts_per_s` is of processor time, `of_items` is contexts/s x items beside the smallest catalogue
 (at least 1 / 1.3), `of_tables` the process's memory while it draws beside its tables (at most 1.5 for the whole catalogue). Of a shortlist:
 how many times as fast it is; what it leaves out of P, the share of contexts whose first draw is another one; how far its probabilities are
