@@ -43,8 +43,9 @@ class Explanation(Jsonable):
     Attributes:
         event: Its id, user, item with title, time, and weight.
         source: The event that it translates: domain, item with title, time.
-        probability: ``published``, as the event bears it; ``recomputed`` from the terms, over the whole catalogue, and so less than
-            what a run with shortlists published; ``prior``, of the item for everybody at that time; ``lift``, recomputed over prior.
+        probability: ``published``, as the event bears it; ``recomputed`` from the terms, over the whole catalogue, where a run with
+            shortlists published an estimate of it; ``prior``, of the item for everybody at that time; ``lift``, recomputed over
+            prior.
         terms: What adds up to the logit: estimators and features of popularity, the most telling first; see
             `scalr_prod.translator.explaining.Term`.
         history: Items of the history as the run knew it, the latest first, with titles and times; ``known`` by the translator.

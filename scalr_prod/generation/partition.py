@@ -124,7 +124,7 @@ def make_part(
             for rows, real in read_slices(settings, spec, partition, partitions):
                 consumed = None if real is None else encoding.Consumed.of(real, tools.vocabulary)
                 part = in_scoring_order(rows, spec, tools.folds)
-                if not tally.contexts:
+                if not tally.left_out and not tally.contexts:
                     tally.left_out = _left_out(settings, connection, spec, tools, part, consumed)
                     tools.latencies.take()  # nothing else was asked for yet
                 drawn, table = draw(settings, connection, spec, tools, part, consumed, translated=translated)
@@ -215,15 +215,15 @@ def _left_out(
     import pyarrow as pa
 
     wanted: Mapping[str, Any] = spec.settings["generation"]
-    if wanted.get("shortlist") is None:
+    if wanted.get("shortlist") is None or not len(rows):
         return {}
     some = rows.take(pa.array(np.unique(np.linspace(0, len(rows) - 1, _MEASURED).round().astype(np.int64))))
-    found = {"contexts": 0, "others": 0}
+    found, number = {"contexts": 0, "others": 0}, wanted["events_per_source_event"]
     for contexts in ask(
         settings, spec, tools.vocabulary, some, consumed, folds=tools.folds, store=tools.store, within=connection
     ):
         whole, listed = (
-            tools.scorer.sample(contexts, 1, temperature=wanted["temperature"], shortlist=shortlist).items[:, 0]
+            tools.scorer.sample(contexts, number, temperature=wanted["temperature"], shortlist=shortlist).items[:, 0]
             for shortlist in (None, wanted["shortlist"])
         )
         found["contexts"] += int((whole >= 0).sum())

@@ -30,7 +30,7 @@ __all__ = ["configured_instances", "configured_versions", "install_version", "mo
 _FIRST_WORDS: Final = "# The translator. "
 _POLICY: Final = re.compile(r"^version_policy .*$", re.MULTILINE)
 _INSTANCES: Final = re.compile(r"(?<=count: )\d+")
-#: Whether a process makes what shortlists need when it loads a version; else the first request that asks for some waits for it.
+#: Whether a process makes the blocks of shortlists when it loads a version; else the first request that asks for some waits for them.
 _SHORTLISTS: Final = re.compile(r'(?<=key: "shortlists" value: { string_value: ")no')
 #: Of a file of up to so many bytes a local server holds two copies: while one answers, takes or waits, the other works.
 _TWICE: Final = 256 << 20

@@ -24,10 +24,11 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from scalr_prod.translator.batch import Batch
+from scalr_prod.translator.contexts import Had
 from scalr_prod.translator.estimators import is_logarithm, is_product, popularity
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from scalr_prod.translator.mixture import Mixture, Summary
     from scalr_prod.translator.race import Race
@@ -44,8 +45,8 @@ _DIRECTIONS, _SAMPLE, _STEPS = 32, 20_000, 6
 _WEEK_US: Final = 7 * 86_400_000_000
 #: Worths are told apart in these steps: what is equal but for rounding stays equal, whatever the batch.
 _STEP: Final = 2.0**-30
-#: Weeks whose popularity of the blocks is kept, and how many are worked out at a time.
-_KEPT, _WEEKS = 4_096, 4
+#: Bytes of what is kept of weeks: those that were asked for last.
+_KEPT: Final = 2**28
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Shortlists:
     first_seen: torch.Tensor
     block: torch.Tensor
     alive: Callable[[], None] = lambda: None
-    _means: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
+    _means: dict[int, torch.Tensor] = field(default_factory=dict)
     _masses: OrderedDict[tuple[Any, ...], torch.Tensor] = field(default_factory=OrderedDict)
     _lock: Any = field(default_factory=Lock)
 
@@ -104,6 +105,11 @@ class Shortlists:
         of_each[order] = (torch.arange(n) // size).int()
         return cls(order, size, first_seen.cpu(), of_each, alive)
 
+    def warm_up(self, mixtures: Iterable[Mixture]) -> None:
+        """Work out the blocks' mean vectors of some parameter sets."""
+        for mixture in mixtures:
+            self._of(mixture)
+
     @property
     def blocks(self) -> int:
         """How many there are."""
@@ -115,8 +121,8 @@ class Shortlists:
         Args:
             mixture: The parameter set.
             summary: Of B contexts.
-            race: Whose distribution at which temperature; ``shortlist``: items on a list that had been seen by then. Whole blocks are
-                taken, until they hold as many.
+            race: Whose distribution at which temperature; ``shortlist``: items on a list that can be proposed, at least. Whole blocks
+                are taken, until they hold as many.
         """
         eligible = self._eligible(summary.batch.eligible.cpu())
 
@@ -127,7 +133,9 @@ class Shortlists:
         drawn = worth(race.member, race.temperature)
         best = (drawn / _STEP).round().argsort(dim=1, descending=True, stable=True)
         held = eligible.gather(1, best)
-        wanted = (held.cumsum(1) - held < (race.shortlist or 0)) & (held > 0)
+        # What is excluded may lie in the same blocks, and is not counted.
+        count = (race.shortlist or 0) + _excluded(summary.batch)[:, None]
+        wanted = (held.cumsum(1) - held < count) & (held > 0)
         blocks = torch.zeros(drawn.shape, dtype=torch.bool).scatter_(1, best, wanted)
         known = {race.member: drawn} if race.temperature == 1 else {}
         return Lists(
@@ -164,12 +172,15 @@ class Shortlists:
     def _of(self, mixture: Mixture) -> dict[str, torch.Tensor]:
         """Mean vectors of the blocks by estimator: float64 [blocks, d]."""
         with self._lock:
-            if id(mixture) not in self._means:
-                self._means[id(mixture)] = {name: self._mean(x) for name, x in _vectors(mixture)}
-            return self._means[id(mixture)]
+            return {name: self._mean(x) for name, x in _vectors(mixture)}
 
     def _mean(self, vectors: torch.Tensor) -> torch.Tensor:
-        return torch.stack([vectors[items].mean(0, dtype=torch.float64) for items in self.order.split(self.size)])
+        at = vectors.data_ptr()  # parameter sets may have the same ones
+        if at not in self._means:
+            here = vectors.cpu()
+            self._means[at] = torch.stack([here[items].mean(0, dtype=torch.float64) for items in self.order.split(self.size)])
+            self.alive()
+        return self._means[at]
 
     def _by_popularity(
         self, mixture: Mixture, member: str, time: torch.Tensor, eligible: torch.Tensor, temperature: float
@@ -188,20 +199,28 @@ class Shortlists:
         prior = sum(mixture.calibration[member][name] for name in _with_prior(mixture))
         of = id(mixture.popularity["prior" if prior else "time"]), prior, temperature, *_weights(mixture, member).tolist()
         with self._lock:
-            missing = [moment for moment in weeks.tolist() if (*of, moment) not in self._masses]
-            for some in (missing[at : at + _WEEKS] for at in range(0, len(missing), _WEEKS)):
-                self.alive()
-                logits = _popular(mixture, member, torch.tensor(some))
-                seen = torch.searchsorted(self.first_seen, torch.tensor(some))
-                logits.masked_fill_(torch.arange(logits.shape[1]) >= seen[:, None], -torch.inf)
-                by_block = torch.full((len(some), self.blocks * self.size), -torch.inf)
-                by_block[:, : len(self.order)] = logits[:, self.order] / temperature
-                masses = by_block.unflatten(1, (self.blocks, self.size)).logsumexp(2).double()
-                self._masses.update({(*of, moment): mass for moment, mass in zip(some, masses, strict=True)})
+            for moment in weeks.split(1):  # one at a time: a product with more would round otherwise
+                key = (*of, int(moment))
+                if key not in self._masses:
+                    self.alive()
+                    logits = _popular(mixture, member, moment)[0]
+                    logits[int(torch.searchsorted(self.first_seen, moment)) :] = -torch.inf
+                    by_block = torch.full((self.blocks * self.size,), -torch.inf, dtype=torch.float64)
+                    by_block[: len(self.order)] = logits[self.order].double() / temperature
+                    self._masses[key] = by_block.view(self.blocks, self.size).logsumexp(1)
+                self._masses.move_to_end(key)
             found = torch.stack([self._masses[*of, moment] for moment in weeks.tolist()])
-            while len(self._masses) > _KEPT:
+            while len(self._masses) * self.blocks * found.itemsize > _KEPT:
                 self._masses.popitem(last=False)
         return found
+
+
+def _excluded(batch: Batch) -> torch.Tensor:
+    """How many items each context excludes, at most: int64 [B]."""
+    exclude = batch.exclude.matrix() if isinstance(batch.exclude, Had) else batch.exclude
+    if exclude is None:
+        return torch.zeros(len(batch.time), dtype=torch.int64)
+    return torch.from_numpy((exclude >= 0).sum(1))
 
 
 def _share(worth: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
@@ -222,10 +241,10 @@ def _of_nothing(mixture: Mixture, member: str) -> float:
 
 
 def _vectors(mixture: Mixture) -> Iterator[tuple[str, torch.Tensor]]:
-    """Items' vectors of the estimators that have some, on the CPU."""
+    """Items' vectors of the estimators that have some."""
     for name, estimator in mixture.estimators.items():
         if is_product(estimator):
-            yield name, estimator.vectors(mixture.parameters[name]).cpu()
+            yield name, estimator.vectors(mixture.parameters[name])
 
 
 def _coordinates(mixture: Mixture, n_source: int, n: int, alive: Callable[[], None]) -> torch.Tensor:
@@ -250,7 +269,7 @@ def _coordinates(mixture: Mixture, n_source: int, n: int, alive: Callable[[], No
         if weights[name] != 0 and not is_logarithm(mixture.estimators[name]):
             user = mixture.estimators[name].user(mixture.parameters[name], batch).cpu()
             size, axes = torch.linalg.eigh(user.T @ user / count)
-            parts.append((vectors, (weights[name] * axes * size.clamp(min=0).sqrt()).float()))
+            parts.append((vectors.cpu(), (weights[name] * axes * size.clamp(min=0).sqrt()).float()))
     some = torch.linspace(0, n - 1, min(n, _SAMPLE), dtype=torch.float64).round().long()
     sample = torch.cat([columns[some].float() @ scale for columns, scale in parts], 1).double()
     sample -= sample.mean(0)

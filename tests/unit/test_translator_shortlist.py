@@ -126,11 +126,12 @@ def test_lists_are_made_for_the_temperature_of_the_draws(world):
 
 def test_every_context_that_can_draw_draws(world):
     """In the catalogue's first week too, when nothing was seen before it began; and a list holds k items at least."""
-    contexts = make_contexts(world, 2_000, seed=9)
+    contexts = make_contexts(world, 2_000, seed=9, exclude=30)
     contexts = replace(contexts, event_time=contexts.event_time % (14 * DAY) + 1)
     contexts = replace(contexts, history_end=contexts.event_time - 1)
-    for k, count in ((1, 1), (12, 5)):
-        found, expected = world.fused.sample(contexts, k, shortlist=count), world.fused.sample(contexts, k)
+    later = replace(contexts, event_time=contexts.event_time + 60 * DAY, history_end=contexts.history_end + 60 * DAY)
+    for asked, k, count in ((contexts, 1, 1), (contexts, 12, 5), (later, 10, 10), (later, 5, 5)):
+        found, expected = world.fused.sample(asked, k, shortlist=count), world.fused.sample(asked, k)
         np.testing.assert_array_equal((found.items != NO_ITEM).sum(1), (expected.items != NO_ITEM).sum(1))
 
 
@@ -144,8 +145,10 @@ def test_a_list_of_all_blocks_is_the_whole_catalogue(world):
 def test_neither_neighbours_nor_order_change_a_draw(world):
     contexts = make_contexts(world, 300, seed=5, exclude=3)
     expected = world.fused.sample(contexts, 4, shortlist=24)
+    world.lists._masses.clear()  # else nothing would be worked out again
     some = np.random.default_rng(0).permutation(300)[:40]
     equal(world.fused.sample(contexts.take(some), 4, shortlist=24), expected.take(some))
+    world.lists._masses.clear()
     alone = world.fused.sample(contexts.take(some[:1]), 4, shortlist=24)
     np.testing.assert_array_equal(alone.items, expected.items[some[:1]])
 
@@ -162,7 +165,8 @@ def test_a_list_is_made_for_its_context(world):
     assert held > 1.5 * 24 / ITEMS
 
 
-def test_what_is_on_a_list_depends_on_no_event_of_the_week_or_later(world):
+def test_blocks_are_ranked_by_popularity_of_the_week_s_beginning(world):
+    """No event of the week, or later, is in it."""
     contexts = make_contexts(world, 50, seed=7)
     week = 7 * DAY
     contexts = replace(contexts, event_time=contexts.event_time % week + 8 * week)
@@ -198,13 +202,22 @@ def test_an_estimator_that_is_no_product_is_not_asked_to_score_while_blocks_are_
     assert torch.equal(lists.order, world.lists.order)
 
 
-def test_blocks_are_cut_alike_whatever_the_estimators(world):
-    """Of a translator that weighs no product, popularity alone says which items are alike."""
+def test_without_products_blocks_are_of_items_that_are_as_popular(world):
     mixture = world.reference.parameter_set(-1)
-    nothing = dict.fromkeys(mixture.estimators, 0.0)
-    alone = replace(mixture, calibration=mixture.calibration | {"mixture": mixture.calibration["mixture"] | nothing})
+    alone = mixture.calibration["mixture"] | dict.fromkeys(mixture.estimators, 0.0)
+    alone = replace(mixture, calibration=mixture.calibration | {"mixture": alone})
     lists = shortlist.Shortlists.of(alone, world.pairs.n_source, torch.from_numpy(world.pairs.first_seen))
     np.testing.assert_array_equal(np.sort(lists.order.numpy()), np.arange(ITEMS))
+    logits = torch.cat([shortlist._popular(alone, "mixture", torch.tensor([day * DAY])) for day in (30, 60, 90)])
+
+    def spread(order: torch.Tensor) -> float:
+        """Variance within blocks, of all variance."""
+        parts = logits[:, order].split(SIZE, 1)
+        return float(
+            sum(part.var(1, correction=0).sum() * part.shape[1] for part in parts) / (logits.var(1, correction=0).sum() * ITEMS)
+        )
+
+    assert spread(lists.order) < 0.6 * spread(torch.randperm(ITEMS, generator=torch.Generator().manual_seed(0)))
 
 
 def test_they_are_made_before_the_first_request_where_that_is_asked_for(world):

@@ -24,6 +24,8 @@ __all__ = ["Listed"]
 
 #: Contexts that are worked on at a time: a block is on the lists of some of them.
 ROWS: Final = 1024
+#: More blocks than these are looked at for half as many.
+_BLOCKS: Final = 2048
 
 
 class Listed(Fused):
@@ -47,7 +49,7 @@ class Listed(Fused):
     @property
     def most_rows(self) -> int:
         """Contexts that are best worked on at a time."""
-        return ROWS
+        return ROWS if self._lists.blocks <= _BLOCKS else ROWS // 2
 
     def _visits(self, mixture: Mixture, summary: Summary, race: Race | None) -> tuple[Iterator[Visit], dict[str, torch.Tensor]]:
         eligible = summary.batch.eligible.numpy()
