@@ -210,7 +210,7 @@ def test_without_alignment_everything_staged_is_a_candidate(config, here):
 
 
 def test_what_shortlists_leave_out_is_measured_and_kept(config, here):
-    settings = project(config, here, align=False, shortlist=64)
+    settings = project(config, here, align=False, shortlist=10)
     spec = plan_run(settings, version=1)
     report = generate(settings, spec)
     assert 0 < report.left_out < 1

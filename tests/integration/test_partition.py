@@ -190,7 +190,7 @@ def test_how_the_work_is_cut_changes_no_row(config, made, cut, monkeypatch):
 
 def test_shortlists_and_what_they_leave_out(config, made):
     """Of the same contexts and noise: the whole catalogue, which `made` drew from, tells what the lists lack."""
-    _, spec, manifests, rows = make(config, partitions=2, shortlist=64)
+    _, spec, manifests, rows = make(config, partitions=2, shortlist=10)
     assert spec.run_id != made[1].run_id
     assert all("left_out" not in manifest for manifest in made[2])
     measured, others = (sum(manifest["left_out"][what] for manifest in manifests) for what in ("contexts", "others"))
@@ -204,7 +204,7 @@ def test_shortlists_and_what_they_leave_out(config, made):
     # Fewer events are the same than first draws: what the measure says is what these draws show.
     same = len(both) / len(made[3])
     assert same == pytest.approx(1 - others / measured, abs=0.25)
-    _, _, _, again = make(config, spec, partitions=3, shortlist=64)
+    _, _, _, again = make(config, spec, partitions=3, shortlist=10)
     pd.testing.assert_frame_equal(again, rows, rtol=0, atol=1e-5)
 
 

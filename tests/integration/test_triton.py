@@ -84,8 +84,8 @@ def test_samples_are_those_of_the_module_in_this_process(served, local, exclude)
 def test_shortlists_are_made_in_the_server_as_in_this_process(served, local):
     asked = contexts(300, exclude=3)
     with open_scorer(served, 2) as scorer:
-        answer, whole = scorer.sample(asked, 4, shortlist=60), scorer.sample(asked, 4)
-    expected = local.sample(asked, 4, shortlist=60)
+        answer, whole = scorer.sample(asked, 4, shortlist=40), scorer.sample(asked, 4)
+    expected = local.sample(asked, 4, shortlist=40)
     assert np.array_equal(answer.items, expected.items)
     assert np.abs(answer.probabilities - expected.probabilities).max() < SAME
     assert not np.array_equal(answer.items, whole.items)
