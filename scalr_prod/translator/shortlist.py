@@ -79,7 +79,7 @@ class Shortlists:
     first_seen: torch.Tensor
     block: torch.Tensor
     alive: Callable[[], None] = lambda: None
-    _means: dict[int, torch.Tensor] = field(default_factory=dict)
+    _means: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict)
     _masses: OrderedDict[tuple[Any, ...], torch.Tensor] = field(default_factory=OrderedDict)
     _lock: Any = field(default_factory=Lock)
 
@@ -87,7 +87,7 @@ class Shortlists:
     def of(
         cls, mixture: Mixture, n_source: int, first_seen: torch.Tensor, alive: Callable[[], None] = lambda: None
     ) -> Shortlists:
-        """Cut a catalogue into blocks; a second or two for each million items.
+        """Cut a catalogue into blocks; some seconds for each million items.
 
         Args:
             mixture: The parameter set that says which items are alike; to those of other folds much the same ones are.
@@ -171,16 +171,18 @@ class Shortlists:
 
     def _of(self, mixture: Mixture) -> dict[str, torch.Tensor]:
         """Mean vectors of the blocks by estimator: float64 [blocks, d]."""
+        found = {}
         with self._lock:
-            return {name: self._mean(x) for name, x in _vectors(mixture)}
-
-    def _mean(self, vectors: torch.Tensor) -> torch.Tensor:
-        at = vectors.data_ptr()  # parameter sets may have the same ones
-        if at not in self._means:
-            here = vectors.cpu()
-            self._means[at] = torch.stack([here[items].mean(0, dtype=torch.float64) for items in self.order.split(self.size)])
-            self.alive()
-        return self._means[at]
+            for name in _products(mixture):
+                # By tensors that the module holds, and sets may share: memory of what is made of them may be another's by now.
+                key = name, *map(id, mixture.parameters[name].values())
+                if key not in self._means:
+                    here = mixture.estimators[name].vectors(mixture.parameters[name]).cpu()
+                    parts = self.order.split(self.size)
+                    self._means[key] = torch.stack([here[items].mean(0, dtype=torch.float64) for items in parts])
+                    self.alive()
+                found[name] = self._means[key]
+        return found
 
     def _by_popularity(
         self, mixture: Mixture, member: str, time: torch.Tensor, eligible: torch.Tensor, temperature: float
@@ -240,11 +242,9 @@ def _of_nothing(mixture: Mixture, member: str) -> float:
     )
 
 
-def _vectors(mixture: Mixture) -> Iterator[tuple[str, torch.Tensor]]:
-    """Items' vectors of the estimators that have some."""
-    for name, estimator in mixture.estimators.items():
-        if is_product(estimator):
-            yield name, estimator.vectors(mixture.parameters[name])
+def _products(mixture: Mixture) -> list[str]:
+    """Estimators whose items have vectors."""
+    return [name for name, estimator in mixture.estimators.items() if is_product(estimator)]
 
 
 def _coordinates(mixture: Mixture, n_source: int, n: int, alive: Callable[[], None]) -> torch.Tensor:
@@ -265,11 +265,12 @@ def _coordinates(mixture: Mixture, n_source: int, n: int, alive: Callable[[], No
         popular[row] = _popular(mixture, "mixture", moment)[0]
         alive()
     parts = [(popular.T, torch.eye(_TIMES) / _TIMES**0.5)]
-    for name, vectors in _vectors(mixture):
-        if weights[name] != 0 and not is_logarithm(mixture.estimators[name]):
-            user = mixture.estimators[name].user(mixture.parameters[name], batch).cpu()
+    for name in _products(mixture):
+        estimator, parameters = mixture.estimators[name], mixture.parameters[name]
+        if weights[name] != 0 and not is_logarithm(estimator):
+            user = estimator.user(parameters, batch).cpu()
             size, axes = torch.linalg.eigh(user.T @ user / count)
-            parts.append((vectors.cpu(), (weights[name] * axes * size.clamp(min=0).sqrt()).float()))
+            parts.append((estimator.vectors(parameters).cpu(), (weights[name] * axes * size.clamp(min=0).sqrt()).float()))
     some = torch.linspace(0, n - 1, min(n, _SAMPLE), dtype=torch.float64).round().long()
     sample = torch.cat([columns[some].float() @ scale for columns, scale in parts], 1).double()
     sample -= sample.mean(0)

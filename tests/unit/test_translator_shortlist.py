@@ -220,6 +220,21 @@ def test_without_products_blocks_are_of_items_that_are_as_popular(world):
     assert spread(lists.order) < 0.6 * spread(torch.randperm(ITEMS, generator=torch.Generator().manual_seed(0)))
 
 
+def test_means_are_of_their_own_estimator_where_vectors_are_made_anew_at_each_call(world):
+    """As those of another package may be: memory that one gave back is another's a moment later."""
+
+    def fresh(factor: float) -> SimpleNamespace:
+        return SimpleNamespace(user=None, vectors=lambda parameters: parameters["x"] * factor)
+
+    mixture = world.reference.parameter_set(-1)
+    names = [f"other_{number}" for number in range(8)]
+    made = dict(zip(names, map(fresh, range(1, 9)), strict=True))
+    own = {name: {"x": torch.ones(ITEMS, 3)} for name in names}
+    lists = replace(world.lists, _means={})
+    found = lists._of(replace(mixture, estimators=made, parameters=own))
+    assert [float(found[name][0, 0]) for name in names] == list(range(1, 9))
+
+
 def test_they_are_made_before_the_first_request_where_that_is_asked_for(world):
     made = TranslatorModule(world.tensors, world.metadata)
     beats = []
