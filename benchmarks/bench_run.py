@@ -90,7 +90,12 @@ def run_direction(data: Path, source: str, target: str, scratch: Path) -> dict:
 
 
 class PeakMemory:
-    """The largest sum of proportional set sizes over a process and its descendants, sampled four times a second."""
+    """The most memory that a process and its descendants hold together, pages that they share counted once, sampled four times a second.
+
+    Their proportional set sizes add up to too little where others share pages with them, as the server that a process is forked from
+    does, or another run beside it: it counts libraries by half. What each has to itself and the largest part that one of them shares
+    is too little as well, where they share different pages. So it is the larger of the two.
+    """
 
     def __init__(self, pid: int) -> None:
         self.bytes = 0
@@ -112,13 +117,14 @@ class PeakMemory:
             family = [self._root, *self._root.children(recursive=True)]
         except psutil.NoSuchProcess:
             return 0
-        total = 0
+        proportional, own, shared = 0, 0, 0
         for process in family:
             try:
-                total += process.memory_full_info().pss
+                held = process.memory_full_info()
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
-        return total
+            proportional, own, shared = proportional + held.pss, own + held.uss, max(shared, held.rss - held.uss)
+        return int(max(proportional, own + shared))
 
 
 if __name__ == "__main__":

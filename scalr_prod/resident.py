@@ -6,6 +6,8 @@ from __future__ import annotations
 import ctypes
 import sys
 
+from scalr_prod import mapped
+
 __all__ = ["give_back", "peak_mb"]
 
 
@@ -13,8 +15,9 @@ def give_back() -> None:
     """Give memory that is free to the system, Arrow's, torch's on a GPU, and the C library's where that is glibc; in milliseconds.
 
     glibc keeps what was freed below a block that is in use. After a log was read and put in order that is hundreds of MB, which
-    arrays that come after it are too large for.
+    arrays that come after it are too large for. What was read of arrays on disk goes as well.
     """
+    mapped.let_go()
     cuda = getattr(sys.modules.get("torch"), "cuda", None)
     if cuda is not None and cuda.is_initialized():
         cuda.empty_cache()

@@ -11,19 +11,20 @@ import numpy as np
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID
 from scalr_prod.hashing import stable_hash
 from scalr_prod.instants import micros_of
+from scalr_prod.mapped import let_go, on_disk
 from scalr_prod.numbering import index_in, sorted_unique
-from scalr_prod.resident import give_back
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
 
     import pyarrow as pa
     from numpy.typing import NDArray
 
-__all__ = ["Events", "events_of"]
+__all__ = ["Events", "events_of", "ids_of"]
 
-#: Events that are put in order at a time, about.
-_SORTED = 500_000
+#: Events that are read, or put in order, at a time, about; of a log of more than so many times as many, a share of it.
+_SORTED, _PASSES = 500_000, 64
 
 
 @dataclass(frozen=True)
@@ -48,53 +49,88 @@ class Events:
         return len(self.user)
 
 
-def events_of(table: pa.Table, users: pa.Array, weights: Mapping[str, float]) -> tuple[Events, NDArray[np.int64]]:
-    """The events of a table, in their order.
+def ids_of(reader: pa.RecordBatchReader) -> list[pa.Array]:
+    """The distinct values of each column, ascending.
+
+    Raises:
+        InputError: They are strings of more than 2 GiB in all.
+    """
+    import pyarrow as pa
+
+    found = [pa.array([], column.type) for column in reader.schema]
+    new: list[list[pa.Array]] = [[] for _ in found]
+    for some in _gathered(reader):
+        for place, column in enumerate(some.columns):
+            new[place].append(sorted_unique(column))
+            # As many at least as there are, so that each is looked at a few times.
+            if sum(len(one) for one in new[place]) >= max(_SORTED, len(found[place])):
+                found[place], new[place] = sorted_unique(pa.chunked_array([found[place], *new[place]])), []
+    return [sorted_unique(pa.chunked_array([former, *later])) for former, later in zip(found, new, strict=True)]
+
+
+def events_of(
+    batches: Iterable[pa.RecordBatch], users: pa.Array, ids: pa.Array, weights: Mapping[str, float], folder: Path | None
+) -> tuple[Events, NDArray[np.int64]]:
+    """Events that are read, in their order.
 
     Args:
-        table: ``user_id``, ``item_id``, ``event_timestamp``, ``created_timestamp`` and, where types weigh, ``event_type``. Its columns go
-            as they are read if nobody else holds them.
+        batches: ``user_id``, ``item_id``, ``event_timestamp``, ``created_timestamp`` and, where types weigh, ``event_type``.
         users: Ids of all users, sorted.
+        ids: Ids of the domain's items, sorted.
         weights: What events count by their type; empty: one each.
+        folder: Where the arrays' files lie, see `mapped`.
 
     Returns:
-        The events; when each became known (µs), int64 [M].
+        The events; when each became known (µs), int64 [M]. All of them are on disk.
     """
-    # One after the other, so that a column, or an array, goes before the next one comes.
-    columns = dict(zip(table.column_names, table.columns, strict=True))
-    del table
-    ids = sorted_unique(columns[ITEM_ID])
-    user = index_in(columns.pop(USER_ID), users)
-    item = index_in(columns.pop(ITEM_ID), ids)
-    time = micros_of(columns.pop(EVENT_TIMESTAMP))
-    known = micros_of(columns.pop(CREATED_TIMESTAMP))
-    weight = _weighed(columns["event_type"], weights) if weights else None
-    give_back()
+    dtypes = [np.int32, np.int32, np.int64, np.int64, *([np.float32] if weights else [])]
+
+    def read() -> Iterator[list[NDArray[Any]]]:
+        for some in _gathered(batches):
+            numbers = [index_in(some[USER_ID], users), index_in(some[ITEM_ID], ids)]
+            times = [micros_of(some[name]) for name in (EVENT_TIMESTAMP, CREATED_TIMESTAMP)]
+            yield [*numbers, *times, *([_weighed(some["event_type"], weights)] if weights else [])]
+
+    as_read = on_disk(read(), dtypes, folder)
     hashed = np.unique(stable_hash(ids), return_inverse=True)[1].astype(np.int32)
-    order = _in_order(user, lambda rows: (known[rows], hashed[item[rows]], time[rows]))
-    user, item = user[order], item[order]
-    time = time[order]
-    known = known[order]
-    return Events(user, item, time, ids, None if weight is None else weight[order]), known
+
+    def in_order() -> Iterator[list[NDArray[Any]]]:
+        for rows in _of_some_users(as_read[0], len(users)):
+            user, item, time, known, *weight = (array[rows] for array in as_read)
+            order = np.lexsort((known, hashed[item], time, user))
+            yield [array[order] for array in (user, item, time, known, *weight)]
+            let_go()
+
+    user, item, time, known, *weight = on_disk(in_order(), dtypes, folder)
+    return Events(user, item, time, ids, weight[0] if weights else None), known
 
 
-def _in_order(user: NDArray[np.int32], keys: Callable[[NDArray[np.int64]], tuple[NDArray[Any], ...]]) -> NDArray[np.int64]:
-    """Positions in the order of users and then of keys, the last one first: a `numpy.lexsort` that holds the keys of some users at once.
+def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """Batches of a few thousand rows as tables of many."""
+    import pyarrow as pa
 
-    Args:
-        user: int32 [M], 0 or more.
-        keys: Gives those of some positions.
-    """
-    order: NDArray[np.int64] = np.argsort(user, kind="stable")
-    ends = np.cumsum(np.bincount(user))
-    first = 0
-    while first < len(order):
-        # Whole users, one at the least.
-        stop = int(ends[min(int(np.searchsorted(ends, first + _SORTED)), len(ends) - 1)])
-        rows = order[first:stop]
-        order[first:stop] = rows[np.lexsort((*keys(rows), user[rows]))]
+    held: list[pa.RecordBatch] = []
+    for batch in batches:
+        held.append(batch)
+        if sum(len(one) for one in held) >= _SORTED:
+            yield pa.Table.from_batches(held)
+            held = []
+    if sum(len(one) for one in held):
+        yield pa.Table.from_batches(held)
+
+
+def _of_some_users(user: NDArray[np.int32], users: int) -> Iterator[NDArray[np.int64]]:
+    """Positions of the events of some users after the others, int64 [n], ascending: some `_SORTED` events, or one user's, at a time."""
+    parts = [slice(first, first + _SORTED) for first in range(0, len(user), _SORTED)]
+    ends = np.cumsum(sum((np.bincount(user[part], minlength=users) for part in parts), np.zeros(users, np.int64)))
+    # Each of them passes over all users' numbers, so that of a long log they are longer.
+    most, first = max(_SORTED, len(user) // _PASSES), 0
+    while first < users:
+        before = ends[first - 1] if first else 0
+        stop = max(int(np.searchsorted(ends, before + most, side="right")), first + 1)
+        found = [np.flatnonzero((user[part] >= first) & (user[part] < stop)) + part.start for part in parts]
+        yield np.concatenate([np.empty(0, np.int64), *found])
         first = stop
-    return order
 
 
 def _weighed(types: pa.ChunkedArray, weights: Mapping[str, float]) -> NDArray[np.float32]:

@@ -9,23 +9,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
+from scalr_prod.duck import disk_errors, staging_folder
 from scalr_prod.errors import NoCommonUsers, TranslatorError
 from scalr_prod.feast_store import point_in_time, read_window
 from scalr_prod.hashing import fold_of, stable_hash
 from scalr_prod.instants import micros, micros_of
 from scalr_prod.lake import Lake
+from scalr_prod.mapped import on_disk
 from scalr_prod.numbering import index_in, sorted_unique
-from scalr_prod.translator.events import Events, events_of
+from scalr_prod.translator.events import Events, events_of, ids_of
 from scalr_prod.translator.population import firsts
 from scalr_prod.translator.runs import Runs
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
 
     import pyarrow as pa
     from numpy.typing import NDArray
@@ -40,6 +43,11 @@ _Before: TypeAlias = "tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int
 _SPINE_ROWS = 200_000
 #: Moments that are looked up at a time.
 _LOOKED_UP = 65_536
+#: Source events that are counted at a time.
+_COUNTED = 1_000_000
+_DOMAINS: Final = ("source", "target")
+_TABLES: Final = (Table.SOURCE_EVENTS, Table.TARGET_EVENTS, Table.SOURCE_USER_HISTORY)
+_COLUMNS: Final = (USER_ID, ITEM_ID, EVENT_TIMESTAMP, CREATED_TIMESTAMP)
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,7 @@ class Log:
         history: int32 [len(target), L], or `Runs`, which are indexed alike. For each target event the last source events strictly
             before it, as positions in ``source``, -1 on the left where there are fewer.
         exclude_consumed: Runs propose no item that the user had, see `population`.
+        scratch: Where fits may have files without a name, see `mapped`; None: where the system has its temporary files.
     """
 
     users: pa.Array
@@ -62,6 +71,7 @@ class Log:
     target: Events
     history: NDArray[np.int32] | Runs
     exclude_consumed: bool = True
+    scratch: Path | None = None
 
     @cached_property
     def possible(self) -> NDArray[np.bool_]:
@@ -150,50 +160,66 @@ def read_log(settings: Settings, trained_until: datetime, *, versions: Mapping[s
     Args:
         settings: The project's settings.
         trained_until: Nothing that happened or became known from this instant on is read.
-        versions: Delta versions of tables, by name, that are read as they were.
+        versions: Delta versions of tables, by name, that are read as they were; default: the latest ones.
+
+    Returns:
+        With its events on disk.
 
     Raises:
+        LakeError: The disk is full.
         NoCommonUsers: No user has events in both domains.
         TranslatorError: A domain has no event that early, or the histories are out of step with the log.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    tables = {domain: _read(settings, Table.events(domain), trained_until, versions) for domain in ("source", "target")}
-    for domain, table in tables.items():
-        if not len(table):
-            raise TranslatorError(
-                f"no {domain} event happened and was known before {trained_until.isoformat()}",
-                where=str(Table.events(domain)),  # type: ignore[arg-type]
-                next_step="train later, or ingest older events",
+    if versions is None:  # each table is read more than once
+        lake = Lake.open(settings)
+        versions = {table.value: lake.version(table) for table in _TABLES}
+    with staging_folder(settings, "translator") as folder, disk_errors(folder.parent):
+        read = {domain: _reading(settings, Table.events(domain), trained_until, versions) for domain in _DOMAINS}
+        users, items = {}, {}
+        for domain in _DOMAINS:
+            users[domain], items[domain] = ids_of(read[domain](USER_ID, ITEM_ID))
+            if not len(users[domain]):
+                raise TranslatorError(
+                    f"no {domain} event happened and was known before {trained_until.isoformat()}",
+                    where=str(Table.events(domain)),
+                    next_step="train later, or ingest older events",
+                )
+        if not pc.any(pc.is_in(users["target"], users["source"])).as_py():
+            raise NoCommonUsers(
+                f"none of {len(users['source'])} source users and {len(users['target'])} target users is the same",
+                where="domains.source.columns.user, domains.target.columns.user",
+                next_step="map the columns that hold the same kind of user id in both logs",
             )
-    source_users, target_users = (sorted_unique(tables[domain][USER_ID]) for domain in ("source", "target"))
-    if not pc.any(pc.is_in(target_users, source_users)).as_py():
-        raise NoCommonUsers(
-            f"none of {len(source_users)} source users and {len(target_users)} target users is the same",
-            where="domains.source.columns.user, domains.target.columns.user",
-            next_step="map the columns that hold the same kind of user id in both logs",
+        weights = {"source": {}, "target": type_weights(settings)}
+        everybody = sorted_unique(pa.chunked_array([users["source"].cast(users["target"].type), users["target"]]))
+        columns = {domain: [*_COLUMNS, *(["event_type"] if weights[domain] else [])] for domain in _DOMAINS}
+        (source, source_known), (target, _) = (
+            events_of(read[domain](*columns[domain]), everybody, items[domain], weights[domain], folder) for domain in _DOMAINS
         )
-    weighed = {"source": {}, "target": type_weights(settings)}
-    users = sorted_unique(pa.chunked_array([source_users.cast(target_users.type), target_users]))
-    # A table goes with the call that makes arrays of it.
-    (source, source_known), (target, _) = (events_of(tables.pop(domain), users, weights) for domain, weights in weighed.items())
-    before = _before(settings, source, source_known, target, trained_until)
-    del source_known
-    return Log(
-        users=users,
-        fold=fold_of(users, settings.translator.folds),
-        source=source,
-        target=target,
-        history=_histories(settings, users, source, target, before, trained_until, versions),
-        exclude_consumed=settings.generation.exclude_consumed,
+        before = _before(settings, source, source_known, target, trained_until, folder)
+        del source_known
+        return Log(
+            users=everybody,
+            fold=fold_of(everybody, settings.translator.folds),
+            source=source,
+            target=target,
+            history=_histories(settings, everybody, source, target, before, trained_until, versions),
+            exclude_consumed=settings.generation.exclude_consumed,
+            # The folder goes, what lies in its files without a name stays as long as it is held.
+            scratch=folder.parent,
+        )
+
+
+def _reading(
+    settings: Settings, table: Table, until: datetime, versions: Mapping[str, int] | None
+) -> Callable[..., pa.RecordBatchReader]:
+    """Reads some columns of what had happened and was known."""
+    return lambda *columns: read_window(
+        settings, table.value, end=until, known_by=until, columns=columns, versions=versions, stream=True
     )
-
-
-def _read(settings: Settings, table: Table, until: datetime, versions: Mapping[str, int] | None) -> pa.Table:
-    columns = [USER_ID, ITEM_ID, EVENT_TIMESTAMP, CREATED_TIMESTAMP]
-    columns += ["event_type"] if table is Table.TARGET_EVENTS and type_weights(settings) else []
-    return read_window(settings, table.value, end=until, known_by=until, columns=columns, versions=versions)
 
 
 def type_weights(settings: Settings) -> dict[str, float]:
@@ -251,25 +277,29 @@ def _histories(
     return Runs(stop.astype(np.int32), many.astype(np.int32), length, np.concatenate(apart), np.concatenate(positions))
 
 
-def _before(settings: Settings, source: Events, known: NDArray[np.int64], target: Events, until: datetime) -> _Before:
+def _before(
+    settings: Settings, source: Events, known: NDArray[np.int64], target: Events, until: datetime, folder: Path
+) -> _Before:
     """Of each target event: where its user's source events begin, where those strictly before it stop, how many of them are settled."""
     begin, stop = np.searchsorted(source.user, target.user), _Finder(source).before(target.user, target.time)
-    return begin, stop, _settled_before(begin, stop, known, settings.histories.late_step_s * 1_000_000, micros(until))
+    settled = _settled(known, settings.histories.late_step_s * 1_000_000, micros(until), folder)
+    return begin, stop, settled[stop] - settled[begin]
 
 
-def _settled_before(
-    begin: NDArray[np.int64], stop: NDArray[np.int64], known: NDArray[np.int64], step: int, until: int
-) -> NDArray[np.int64]:
-    """How many of the events ``begin … stop - 1`` every history must hold, as it is read with the knowledge of ``until``."""
-    # In place: of a long log every array is large.
-    entered = known
-    if step:
-        entered = known // -step
-        entered *= -step
-    total = np.zeros(len(known) + 1, dtype=np.int64)
-    np.cumsum(entered <= until, out=total[1:])
-    settled: NDArray[np.int64] = total[stop] - total[begin]
-    return settled
+def _settled(known: NDArray[np.int64], step: int, until: int, folder: Path) -> NDArray[np.int64]:
+    """How many of the first events, none to all, every history must hold, as it is read with the knowledge of ``until``: [M + 1]."""
+
+    def counted() -> Iterator[tuple[NDArray[np.int64]]]:
+        total = np.zeros(1, dtype=np.int64)
+        yield (total,)
+        for first in range(0, len(known), _COUNTED):
+            entered = known[first : first + _COUNTED]
+            if step:
+                entered = entered // -step * -step
+            total = total[-1] + np.cumsum(entered <= until)
+            yield (total,)
+
+    return on_disk(counted(), [np.int64], folder)[0]
 
 
 @dataclass(frozen=True)

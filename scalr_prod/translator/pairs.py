@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
@@ -30,6 +30,9 @@ Parameters: TypeAlias = "dict[str, torch.Tensor]"
 _DAY_US = 86_400_000_000
 #: Histories that are looked up, and events that are counted, at a time.
 _LOOKED_UP, _COUNTED = 16_384, 1_000_000
+#: Users whose source events are looked at at a time.
+_USERS: Final = 32_768
+_ALL: Final = slice(None)
 
 
 @dataclass(frozen=True)
@@ -139,12 +142,15 @@ class Pairs:
         known = {"source": self.source_index > 0, "target": self.target_index >= 0}
         return {name: _coverage(getattr(self.log, name), self.until, kept) for name, kept in known.items()}
 
-    def source_events(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """(user, vocabulary index) of every source event that counts."""
+    def source_events(self, users: slice = _ALL) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """(user, vocabulary index) of every source event that counts, of all users or of some that follow one another."""
         events = self.log.source
-        index = self.source_index[events.item]
-        counts = (events.time < self.until) & (index > 0)
-        return events.user[counts], index[counts]
+        first, stop, _ = users.indices(len(self.log.users))
+        # Numbers of another type would make a copy of all users'.
+        begin, end = np.searchsorted(events.user, np.array([first, stop], dtype=events.user.dtype))
+        index = self.source_index[events.item[begin:end]]
+        counts = (events.time[begin:end] < self.until) & (index > 0)
+        return events.user[begin:end][counts], index[counts]
 
     def target_rows(self) -> NDArray[np.int64]:
         """Positions in ``log.target`` of the events that count: labels, of users who are not held out."""
@@ -174,10 +180,26 @@ class Pairs:
         counts &= self.log.possible if gains is None else gains > 0
         return index[counts], events.time[counts], None if gains is None else gains[counts]
 
-    def source_matrix(self) -> Any:
-        """scipy CSR float32 [U, n_source + 1]: 1 where the user had the item; column 0 is empty."""
-        user, item = self.source_events()
-        return _matrix(user, item, (len(self.log.users), self.n_source + 1))
+    def source_matrix(self, users: slice = _ALL) -> Any:
+        """scipy CSR float32 [U, n_source + 1]: 1 where the user had the item; column 0 is empty.
+
+        Args:
+            users: Those of the rows, which follow one another; default: all. Of a long log the cells of all users are large.
+        """
+        user, item = self.source_events(users)
+        first, stop, _ = users.indices(len(self.log.users))
+        return _matrix(user - np.int32(first), item, (stop - first, self.n_source + 1))
+
+    def source_users(self) -> NDArray[np.float32]:
+        """How many users had each source item: float32 [n_source + 1], 0 for the padding."""
+        sums = (np.asarray(self.source_matrix(users).sum(axis=0)).ravel() for users in self.some_users())
+        return sum(sums, np.zeros(self.n_source + 1, dtype=np.float32))
+
+    def some_users(self) -> Iterator[slice]:
+        """All users, some at a time; one range at the least."""
+        everybody = len(self.log.users)
+        for first in range(0, max(everybody, 1), _USERS):
+            yield slice(first, min(first + _USERS, everybody))
 
     def target_matrix(self) -> Any:
         """scipy CSR float32 [U, n_target]: 1, or the weight, where the user had the item; rows of held-out users are empty."""

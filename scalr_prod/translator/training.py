@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from scalr_prod.contracts import Table
+from scalr_prod.duck import disk_errors, staging_folder
 from scalr_prod.instants import datetime_of, micros
 from scalr_prod.lake import Lake
 from scalr_prod.progress import counting
@@ -38,7 +39,7 @@ __all__ = ["TrainReport", "train"]
 logger = logging.getLogger(__name__)
 
 #: Changes whenever the same data and settings would give other tensors, or other metrics that the gate looks at.
-RECIPE: Final = 11
+RECIPE: Final = 12
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def train(settings: Settings, *, trained_until: datetime | None = None, progress
     version = find_version(settings, fingerprint)
     reused = version is not None
     if version is None:
-        with workers(settings.translator.threads) as side_by_side:
+        with workers(settings.translator.threads) as side_by_side, disk_errors(settings.home):
             version = _train(settings, until, fingerprint, data_versions, side_by_side, progress=progress)
     _record(settings, version)
     return TrainReport(
@@ -246,7 +247,7 @@ def _fingerprint(settings: Settings, until: datetime) -> tuple[str, dict[str, in
 
 def _digest(settings: Settings, lake: Lake, table: Table, version: int, until: datetime) -> list[str]:
     """Number of known rows and the sum of their hashes: the same rows in any order and any number of commits."""
-    from scalr_prod.duck import open_duckdb, staging_folder, view_of
+    from scalr_prod.duck import open_duckdb, view_of
 
     of_items = table is Table.TARGET_ITEMS
     row = "item_id, value" if of_items else "user_id, item_id, epoch_us(event_timestamp), epoch_us(created_timestamp)"

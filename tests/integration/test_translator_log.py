@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pyarrow as pa
 import pytest
 
 from scalr_prod.contracts import USER_ID, Table
-from scalr_prod.errors import TranslatorError
+from scalr_prod.errors import LakeError, TranslatorError
 from scalr_prod.feast_store import apply_feature_repo
 from scalr_prod.histories import build_histories
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
 from scalr_prod.settings import load_settings
-from scalr_prod.translator import load_version, train, training
+from scalr_prod.translator import load_version, log, train, training
 from scalr_prod.translator.log import read_log
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from scalr_prod.settings import Settings
     from scalr_prod.translator.log import Log
 
 pytestmark = pytest.mark.slow
 
+#: Whatever is written to it, there is no space left.
+FULL = Path("/dev/full")
 START = datetime(2024, 1, 1, tzinfo=UTC)
 STEPPED = '[histories]\nlate_step_s = 86400\n[domains.source.columns]\ncreated = "created"\n'
 
@@ -162,6 +164,52 @@ def test_a_commit_after_the_fingerprint_was_taken_has_no_part_in_the_version(lat
     again = train(busy, trained_until=until)
     assert (again.reused, again.version) == (False, found.version + 1), "what was committed meanwhile is trained on next"
     assert again.sha256 != expected.sha256
+
+
+def test_a_commit_while_the_log_is_read_has_no_part_in_it(late_project, tmp_path, monkeypatch):
+    """Evaluations name no version of the tables; ids are read first, then the events."""
+    settings = copied(late_project, tmp_path / "logs")
+    expected = read_log(settings, day(230))
+    look_up = log.ids_of
+
+    def commit_first(reader: pa.RecordBatchReader) -> list[pa.Array]:
+        found = look_up(reader)
+        lake = Lake.open(settings)
+        for table in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS):
+            events = lake.read(table).slice(0, 40)
+            unknown = pa.array([f"new {number}" for number in range(len(events))])
+            place = events.schema.get_field_index(USER_ID)
+            lake.append(table, events.set_column(place, events.schema.field(place), unknown), key=f"{table} {len(unknown)}")
+        return found
+
+    monkeypatch.setattr(log, "ids_of", commit_first)
+    found = read_log(settings, day(230))
+    assert len(Lake.open(settings).read(Table.SOURCE_EVENTS)) > len(found.source)
+    assert found.users == expected.users
+    for name in ("user", "item", "time"):
+        for domain in ("source", "target"):
+            assert (getattr(getattr(found, domain), name) == getattr(getattr(expected, domain), name)).all()
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="a device that is always full")
+@pytest.mark.parametrize("part", ["log", "fit"])
+def test_a_full_disk_is_told_with_its_folder_and_leaves_no_version(late_project, tmp_path, monkeypatch, part):
+    settings = copied(late_project, tmp_path / "logs")
+    settings = settings.model_copy(
+        update={"translator": settings.translator.model_copy(update={"estimators": ("popularity", "factorisation")})}
+    )
+    whole = tempfile.TemporaryFile
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **options: FULL.open("w+b") if fills(options) else whole(**options))
+
+    def fills(options: dict[str, Any]) -> bool:
+        return options["dir"].name.startswith("translator-") if part == "log" else options["dir"].name == "staging"
+
+    with pytest.raises(LakeError, match=r"(?s)No space left.*free some space") as told:
+        train(settings, trained_until=day(200))
+    assert str(settings.home) in str(told.value)
+    with pytest.raises(TranslatorError, match="scalr translator train"):
+        load_version(settings)
+    assert not list((settings.home / "staging").iterdir())
 
 
 def test_a_vocabulary_that_is_cut_is_said_in_log_manifest_and_report(late_project, tmp_path, caplog):

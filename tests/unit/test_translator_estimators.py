@@ -11,6 +11,7 @@ from scipy import sparse
 from translator_world import DAY, METADATA, SETTINGS, calibration, make_log
 
 from scalr_prod.errors import TranslatorError
+from scalr_prod.mapped import Rows
 from scalr_prod.sections import TranslatorSettings
 from scalr_prod.translator import effort
 from scalr_prod.translator.batch import Batch
@@ -138,7 +139,7 @@ def test_the_source_basis_spans_the_leading_components(pairs):
 
 def test_linear_looks_at_some_users_at_a_time(pairs, monkeypatch):
     basis, coefficients = linear.share(pairs)["basis"], linear.fit(pairs, linear.share(pairs))["coefficients"]
-    monkeypatch.setattr(linear, "_USERS", 17)
+    monkeypatch.setattr("scalr_prod.translator.pairs._USERS", 17)
     found = linear.share(pairs)["basis"]
     # Components are defined up to their sign.
     torch.testing.assert_close(found * (found * basis).sum(0).sign(), basis, rtol=1e-3, atol=1e-3)
@@ -191,19 +192,59 @@ def test_products_in_parts_are_those_of_all_cells_at_once(dim):
     assert factorisation._products(v, nothing, y, nothing).shape == (0,)
 
 
+@pytest.mark.parametrize("right", [None, np.linspace(0, 41, 1800, dtype=np.float32)])
 @pytest.mark.parametrize("dim", [4, 30, 64])
-def test_compiled_cells_move_the_factors_as_tensor_operations_do(dim, monkeypatch):
+def test_compiled_cells_move_the_factors_as_tensor_operations_do(dim, right, monkeypatch):
     """On processors whose sparse product joins multiplications with additions, up to the last bits."""
     assert factorisation.kernels() is not None, "numba is a dependency"
     cells = sparse.random(200, 90, 0.1, format="csr", dtype=np.float32, random_state=1)
     cells.data[:] = np.where(cells.data > 0.5, 40, 4)
-    some, y = factorisation._Cells(cells), torch.randn(90, dim, generator=torch.Generator().manual_seed(1))
-    compiled, plain = torch.zeros(2, 200, dim)
-    factorisation._half_step(some, compiled, y)
-    monkeypatch.setattr(factorisation, "kernels", lambda: None)
-    factorisation._half_step(some, plain, y)
-    assert compiled.any(1).sum() > 150, "nearly all rows have a cell"
-    torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-6)
+    some = factorisation._Cells(cells.indptr.astype(np.int64), cells.indices, cells.data, right)
+    items = torch.randn(90, dim, generator=torch.Generator().manual_seed(1))
+    monkeypatch.setattr(factorisation, "_CELLS", 300)
+    found = []
+    given = torch.randn(200, dim, generator=torch.Generator().manual_seed(2)).numpy()
+    for compiled in (True, False):
+        if not compiled:
+            monkeypatch.setattr(factorisation, "kernels", lambda: None)
+        with Rows(200, dim, np.float32, None) as users:
+            factorisation._move_users(some, users, items)
+            own, moved = torch.from_numpy(users.read(0, 200)), items.clone()
+            users.write(0, given)
+            factorisation._move_items(some, users, moved)
+            found.append((own, moved))
+    assert found[0][0].any(1).sum() > 150, "nearly all rows have a cell"
+    assert (found[0][1] != items).any(1).all()
+    (users_of_one, items_of_one), (users_of_other, items_of_other) = found
+    torch.testing.assert_close(users_of_one, users_of_other, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(items_of_one, items_of_other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("at_a_time", [17, 262_144])
+def test_items_are_moved_some_at_a_time(pairs, at_a_time, monkeypatch):
+    """Towards the minimum of what all their cells cost, given the users: more steps end where the exact solution is."""
+    monkeypatch.setattr(factorisation, "_ITEMS", at_a_time)
+    monkeypatch.setattr(factorisation, "_CG_STEPS", 60)
+    cells, dim = factorisation._Cells.of(pairs), 8
+    given = np.random.default_rng(0).standard_normal((len(pairs.log.users), dim)).astype(np.float32)
+    items = torch.zeros(pairs.n_target + pairs.n_source + 1, dim)
+    with Rows(len(given), dim, np.float32, None) as users:
+        users.write(0, given)
+        factorisation._move_items(cells, users, items)
+    target, source = pairs.target_matrix().toarray(), pairs.source_matrix().toarray()
+    extra = factorisation.CONFIDENCE * np.concatenate([target, factorisation.SOURCE_WEIGHT * source], axis=1)
+    for item, own in enumerate(extra.T):
+        system = (given.T * (1 + own)) @ given + factorisation.REGULARISATION * np.eye(dim)
+        exact = np.linalg.solve(system, given.T @ ((1 + own) * (own > 0)))
+        np.testing.assert_allclose(items[item].numpy(), exact, atol=2e-4)
+
+
+def test_counts_of_users_are_the_same_however_many_are_looked_at_at_a_time(pairs, monkeypatch):
+    whole = frequency.fit(pairs, {})
+    monkeypatch.setattr("scalr_prod.translator.pairs._USERS", 17)
+    some = frequency.fit(pairs, {})
+    assert all(torch.equal(some[name], whole[name]) for name in whole)
+    np.testing.assert_array_equal(pairs.source_users(), np.asarray(pairs.source_matrix().sum(axis=0)).ravel())
 
 
 def test_factorisation_folds_a_context_in_by_least_squares(pairs):

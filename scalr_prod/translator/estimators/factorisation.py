@@ -4,7 +4,8 @@
 An observed cell has preference 1 and confidence 1 + α (target) or 1 + wα (source), any other cell 0 and 1. A target cell of weight v is
 a mixture of both, observed with share v. A context's
 user vector comes from its source items alone, by the same least squares over the source items; the score is its product with the
-target items' vectors. Each half step is a few conjugate-gradient steps for all rows at once (Takács et al. 2011).
+target items' vectors. Each half step is a few conjugate-gradient steps for all rows at once (Takács et al. 2011). Cells and users'
+vectors are on disk, and pass by in the order of users: what is held does not grow with the log, but for 8 bytes a user.
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
+from scalr_prod.mapped import Rows, let_go, on_disk
 from scalr_prod.translator.batch import distinct
 from scalr_prod.translator.estimators.kernels import kernels
 from scalr_prod.translator.estimators.products import products
 from scalr_prod.translator.threads import heed_stop
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
 
     from scalr_prod.translator.batch import Batch
     from scalr_prod.translator.pairs import Pairs, Parameters
@@ -42,6 +46,8 @@ _CG_STEPS: Final = 3
 _CELLS: Final = 20_000
 #: Numbers that the processor's cache holds beside the rest.
 _CACHED: Final = 262_144
+#: Items that are moved at a time.
+_ITEMS: Final = 262_144
 _warning: Final = threading.Lock()
 
 
@@ -53,26 +59,16 @@ def share(pairs: Pairs) -> Parameters:
 
 def fit(pairs: Pairs, shared: Parameters) -> Parameters:
     """``source`` float32 [n_source + 1, d], ``target`` float32 [n_target, d], ``gram`` float64 [d, d] of the source vectors with λ."""
-    from scipy import sparse
-
     del shared
-    target, source = pairs.target_matrix(), pairs.source_matrix()
-    right = None
-    if pairs.log.target.weight is not None:
-        right = sparse.hstack([(1 + CONFIDENCE) * target, (1 + CONFIDENCE * SOURCE_WEIGHT) * source], format="csr")
-    target.data *= CONFIDENCE
-    source.data *= CONFIDENCE * SOURCE_WEIGHT
-    cells = sparse.hstack([target, source], format="csr")
-    del target, source
+    cells = _Cells.of(pairs)
     generator = torch.Generator().manual_seed(pairs.settings.seed)
-    items = 0.01 * torch.randn(cells.shape[1], pairs.settings.dim, generator=generator)
-    users = torch.zeros(cells.shape[0], pairs.settings.dim)
-    by_user = _Cells(cells, right)
-    by_item = _Cells(sparse.csr_matrix(cells.T), None if right is None else sparse.csr_matrix(right.T))
-    for _ in range(ITERATIONS):
-        heed_stop(1 / ITERATIONS)
-        _half_step(by_user, users, items)
-        _half_step(by_item, items, users)
+    items = 0.01 * torch.randn(pairs.n_target + pairs.n_source + 1, pairs.settings.dim, generator=generator)
+    with Rows(len(pairs.log.users), pairs.settings.dim, np.float32, pairs.log.scratch) as users:
+        for _ in range(ITERATIONS):
+            heed_stop(1 / ITERATIONS)
+            _move_users(cells, users, items)
+            _move_items(cells, users, items)
+            let_go()
     vectors = items[pairs.n_target :].double()
     return {
         "source": items[pairs.n_target :].clone(),
@@ -101,33 +97,64 @@ def score(parameters: Parameters, batch: Batch, log_prior: torch.Tensor) -> torc
     return products(user(parameters, batch), vectors(parameters), log_prior.dtype)
 
 
-def _half_step(cells: _Cells, x: torch.Tensor, y: torch.Tensor) -> None:
-    """Move every row of x, in place, towards its least-squares solution given y."""
-    gram = y.T @ y + REGULARISATION * torch.eye(y.shape[1])
-    for start, stop, *block in cells.blocks():
-        x[start:stop] = _solve(x[start:stop], y, gram, *block)
-
-
-def _solve(
-    x: torch.Tensor,
-    y: torch.Tensor,
-    gram: torch.Tensor,
-    extra: torch.Tensor,
-    row: torch.Tensor,
-    column: torch.Tensor,
-    right: torch.Tensor | None,
-) -> torch.Tensor:
-    values = extra.values()
+def _move_users(cells: _Cells, users: Rows, items: torch.Tensor) -> None:
+    """Move every user's vector towards its least-squares solution given the items'."""
+    gram = items.T @ items + REGULARISATION * torch.eye(items.shape[1])
     compiled = kernels()
+    for start, stop, block in cells.blocks():
 
-    def times(v: torch.Tensor) -> torch.Tensor:
-        if compiled is None:
-            return v @ gram + _like(extra, values * _products(v, row, y, column)) @ y
-        of_cells = torch.empty_like(v)
-        compiled.weighted_sums(*(x.numpy() for x in (extra.crow_indices(), column, values, v, y, of_cells)))
-        return v @ gram + of_cells
+        def times(v: torch.Tensor, block: _Block = block) -> torch.Tensor:
+            if compiled is None:
+                of_cells = block.matrix(block.extra * _products(v, block.row(), items, block.column), len(items)) @ items
+            else:
+                of_cells = torch.empty_like(v)
+                compiled.weighted_sums(*_arrays(block.start, block.column, block.extra, v, items, of_cells))
+            return v @ gram + of_cells
 
-    residual = _like(extra, values + 1 if right is None else right) @ y - times(x)
+        x = torch.from_numpy(users.read(start, stop))
+        residual = block.matrix(block.right, len(items)) @ items - times(x)
+        users.write(start, _solved(x, residual, times).numpy())
+
+
+def _move_items(cells: _Cells, users: Rows, items: torch.Tensor) -> None:
+    """Move every item's vector, in place, towards its least-squares solution given the users'.
+
+    Users pass once for each product with all of their vectors, in order, so that no more of these is held than a block's.
+    """
+    gram = REGULARISATION * torch.eye(items.shape[1], dtype=torch.float64)
+    for start, stop, _ in cells.blocks():
+        x = torch.from_numpy(users.read(start, stop))
+        gram += x.T @ x
+    gram = gram.float()
+    for first in range(0, len(items), _ITEMS):
+        some = items[first : first + _ITEMS]
+
+        def times(v: torch.Tensor, first: int = first) -> torch.Tensor:
+            return v @ gram + _by_item(cells, users, v, first)
+
+        residual = _by_item(cells, users, some, first, residual=True) - some @ gram
+        items[first : first + _ITEMS] = _solved(some, residual, times)
+
+
+def _by_item(cells: _Cells, users: Rows, v: torch.Tensor, first: int, *, residual: bool = False) -> torch.Tensor:
+    """What the observed cells of the items from ``first`` on add to a product with ``v``, or to the residual: as v."""
+    found, compiled = torch.zeros_like(v), kernels()
+    for start, stop, block in cells.blocks():
+        x = torch.from_numpy(users.read(start, stop))
+        offset, values = (block.right, -block.extra) if residual else (torch.zeros_like(block.extra), block.extra)
+        if compiled is not None:
+            arrays = _arrays(block.start, block.column, offset, values, x, v)
+            compiled.sums_by_column(*arrays, first, found.numpy())
+            continue
+        these = (block.column >= first) & (block.column < first + len(v))
+        row, column = block.row()[these], block.column[these] - first
+        weight = offset[these] + values[these] * _products(x, row, v, column)
+        found.index_add_(0, column, weight[:, None] * x[row])
+    return found
+
+
+def _solved(x: torch.Tensor, residual: torch.Tensor, times: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """A few conjugate-gradient steps of all rows at once."""
     direction = residual.clone()
     size = (residual**2).sum(1, keepdim=True)
     for _ in range(_CG_STEPS):
@@ -141,6 +168,10 @@ def _solve(
     return x
 
 
+def _arrays(*tensors: torch.Tensor) -> list[Any]:
+    return [tensor.numpy() for tensor in tensors]
+
+
 def _products(v: torch.Tensor, row: torch.Tensor, y: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
     """v[row] · y[column] of each cell, in parts that stay in the cache: the same to the bit, in a third of the time."""
     size = max(1, _CACHED // v.shape[1])
@@ -149,37 +180,81 @@ def _products(v: torch.Tensor, row: torch.Tensor, y: torch.Tensor, column: torch
 
 
 @dataclass(frozen=True)
-class _Cells:
-    """Observed cells, eight bytes each; a block of them becomes tensors when it is worked on.
+class _Block:
+    """Observed cells of some users, as tensors.
 
     Attributes:
-        matrix: scipy CSR. What each cell's confidence has over 1.
-        right: Confidence times preference, in the same cells; None: confidence.
+        start: int64 [R + 1]. Where each user's cells begin.
+        column: int64 [C].
+        extra: float32 [C]. What each cell's confidence has over 1.
+        right: float32 [C]. Confidence times preference.
     """
 
-    matrix: Any
-    right: Any = None
+    start: torch.Tensor
+    column: torch.Tensor
+    extra: torch.Tensor
+    right: torch.Tensor
 
-    def blocks(self) -> Iterator[tuple[Any, ...]]:
-        """(first row, row after the last, CSR tensor, each cell's row, column and ``right``), a bounded number of cells each."""
+    def row(self) -> torch.Tensor:
+        """int64 [C]."""
+        return torch.repeat_interleave(torch.arange(len(self.start) - 1), self.start.diff())
+
+    def matrix(self, values: torch.Tensor, columns: int) -> torch.Tensor:
+        """Values of the cells as a CSR tensor."""
+        return _sparse(self.start, self.column, values, (len(self.start) - 1, columns))
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """Observed cells in the order of their users; all but ``start`` is on disk.
+
+    Attributes:
+        start: int64 [U + 1]. Where each user's cells begin.
+        column: int32 [C]. Target items, then source items.
+        extra: float32 [C]. As in `_Block`.
+        right: float32 [C], where events weigh differently; None: confidence.
+    """
+
+    start: NDArray[np.int64]
+    column: NDArray[np.int32]
+    extra: NDArray[np.float32]
+    right: NDArray[np.float32] | None = None
+
+    @classmethod
+    def of(cls, pairs: Pairs) -> _Cells:
+        """Those of a slice."""
+        from scipy import sparse
+
+        targets, weighed = pairs.target_matrix(), pairs.log.target.weight is not None
+        many = np.zeros(len(pairs.log.users) + 1, dtype=np.int64)
+
+        def parts() -> Iterator[list[NDArray[Any]]]:
+            for users in pairs.some_users():
+                target, source = targets[users], pairs.source_matrix(users)
+                extra = sparse.hstack([CONFIDENCE * target, CONFIDENCE * SOURCE_WEIGHT * source], format="csr")
+                many[users.start + 1 : users.stop + 1] = np.diff(extra.indptr)
+                right = []
+                if weighed:
+                    right = [
+                        sparse.hstack([(1 + CONFIDENCE) * target, (1 + CONFIDENCE * SOURCE_WEIGHT) * source], format="csr").data
+                    ]
+                yield [extra.indices, extra.data, *right]
+
+        dtypes = [np.int32, np.float32, *([np.float32] if weighed else [])]
+        column, extra, *right = on_disk(parts(), dtypes, pairs.log.scratch)
+        return cls(np.cumsum(many), column, extra, right[0] if right else None)
+
+    def blocks(self) -> Iterator[tuple[int, int, _Block]]:
+        """(first user, user after the last, their cells), a bounded number of cells each."""
         stop = 0
-        while stop < self.matrix.shape[0]:
-            start, most = stop, self.matrix.indptr[stop] + _CELLS
-            stop = min(max(int(np.searchsorted(self.matrix.indptr, most, side="right")) - 1, start + 1), self.matrix.shape[0])
-            right = None if self.right is None else _csr(self.right[start:stop])[0].values()
-            yield start, stop, *_csr(self.matrix[start:stop]), right
-
-
-def _csr(matrix: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    start = torch.from_numpy(matrix.indptr.astype(np.int64))
-    column = torch.from_numpy(matrix.indices.astype(np.int64))
-    values = torch.from_numpy(matrix.data.astype(np.float32))
-    row = torch.repeat_interleave(torch.arange(matrix.shape[0]), start.diff())
-    return _sparse(start, column, values, matrix.shape), row, column
-
-
-def _like(matrix: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    return _sparse(matrix.crow_indices(), matrix.col_indices(), values, matrix.shape)
+        while stop < len(self.start) - 1:
+            start, most = stop, self.start[stop] + _CELLS
+            stop = min(max(int(np.searchsorted(self.start, most, side="right")) - 1, start + 1), len(self.start) - 1)
+            cells = slice(self.start[start], self.start[stop])
+            extra = torch.from_numpy(self.extra[cells].copy())
+            right = extra + 1 if self.right is None else torch.from_numpy(self.right[cells].copy())
+            column = torch.from_numpy(self.column[cells].astype(np.int64))
+            yield start, stop, _Block(torch.from_numpy(self.start[start : stop + 1] - self.start[start]), column, extra, right)
 
 
 def _sparse(start: torch.Tensor, column: torch.Tensor, values: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:

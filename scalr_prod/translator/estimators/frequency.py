@@ -8,7 +8,9 @@ logarithm.
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -48,12 +50,16 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
     from scipy import sparse
 
     del shared
-    source, target = pairs.source_matrix(), pairs.target_matrix()
-    both = np.asarray(target.sum(axis=1)).ravel() > 0
-    source, target = source[both], target[both]
-    counts = sparse.csr_matrix(source.T @ target)
-    # A user counts as much as the heaviest event: one each where all events weigh one.
-    users = np.asarray(source.sum(axis=0)).ravel() if pairs.log.target.weight is None else source.T @ _heaviest(target)
+    all_targets = pairs.target_matrix()
+    users, sums = np.zeros(pairs.n_source + 1, dtype=np.float32), _Sums()
+    for some in pairs.some_users():
+        source, target = pairs.source_matrix(some), all_targets[some]
+        both = np.asarray(target.sum(axis=1)).ravel() > 0
+        source, target = source[both], target[both]
+        sums.add(source.T.tocsr() @ target)
+        # A user counts as much as the heaviest event: one each where all events weigh one.
+        users += np.asarray(source.sum(axis=0)).ravel() if pairs.log.target.weight is None else source.T @ _heaviest(target)
+    counts = sparse.csr_matrix(sums.total())
     start, item, share = _keep_most(counts, KEPT)
     total = users + SMOOTHING
     share = share / np.repeat(total, np.diff(start))
@@ -97,6 +103,24 @@ def largest(parameters: Parameters, log_prior: torch.Tensor) -> torch.Tensor:
     """No score of an item is larger, its sign aside, than: float32 [N]."""
     least_rest = min(1.0, float(parameters["rest"].min()))
     return (-log_prior - math.log(least_rest)) * (1 + 8 * UNIT)
+
+
+class _Sums:
+    """Sparse matrices that are added up two and two, so that an entry is passed over a few times, however many they are."""
+
+    def __init__(self) -> None:
+        self._held: list[tuple[int, Any]] = []
+
+    def add(self, matrix: Any) -> None:
+        """Add one more."""
+        rank = 0
+        while self._held and self._held[-1][0] == rank:
+            matrix, rank = self._held.pop()[1] + matrix, rank + 1
+        self._held.append((rank, matrix))
+
+    def total(self) -> Any:
+        """Their sum."""
+        return functools.reduce(operator.add, (matrix for _, matrix in reversed(self._held)))
 
 
 def _heaviest(target: Any) -> Any:

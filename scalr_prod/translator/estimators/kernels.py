@@ -26,6 +26,7 @@ class Kernels:
     """See `fused.cells`, `fused.attended`, `fused.choices`, `fused.rows`, `fused.topics`, `fused.newton` and `fused.figures`."""
 
     weighted_sums: Callable[..., Any]
+    sums_by_column: Callable[..., Any]
     attended: Callable[..., Any]
     gradients: Callable[..., Any]
     chosen: Callable[..., Any]
@@ -52,6 +53,7 @@ def kernels() -> Kernels | None:
         return None
     return Kernels(
         weighted_sums=cells.weighted_sums,
+        sums_by_column=cells.sums_by_column,
         attended=attended.attended,
         gradients=attended.gradients,
         chosen=choices.chosen,

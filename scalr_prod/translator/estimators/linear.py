@@ -31,8 +31,6 @@ RIDGE: Final = 3.0
 #: How much popular source items are damped: columns are divided by (users + 1)^DAMPING.
 DAMPING: Final = 0.25
 _POWER_ITERATIONS: Final = 4
-#: Users whose coordinates are held at a time.
-_USERS: Final = 32_768
 #: Columns of which no part this small, in units of the largest, is left beside the others' span, can be made orthonormal by their products.
 _LEAST_APART: Final = 1e-5
 
@@ -46,19 +44,23 @@ def source_basis(pairs: Pairs, components: int) -> Any:
     """Q by randomised subspace iteration (Halko et al. 2011), damping folded in: numpy float32 [n_source + 1, r]."""
     import numpy as np
 
-    x = pairs.source_matrix()
-    damping = (np.asarray(x.sum(axis=0)).ravel() + 1) ** -DAMPING
-    norm = np.maximum(np.asarray(x.sum(axis=1)).ravel(), 1) ** -0.5
-    for rows in _blocks(x):  # as products with diagonal matrices round
-        part = slice(x.indptr[rows.start], x.indptr[rows.stop])
-        weights = np.repeat(norm[rows].astype(np.float32), np.diff(x.indptr[rows.start : rows.stop + 1]))
-        x.data[part] = x.data[part] * weights * damping.astype(np.float32)[x.indices[part]]
-    components = min(components, *x.shape)
+    damping = (pairs.source_users() + 1) ** -DAMPING
+
+    def parts() -> Iterator[Any]:
+        for users in pairs.some_users():
+            x = pairs.source_matrix(users)
+            norm = np.maximum(np.asarray(x.sum(axis=1)).ravel(), 1) ** -0.5
+            x.data *= np.repeat(norm, np.diff(x.indptr))  # as products with diagonal matrices round
+            x.data *= damping[x.indices]
+            yield x
+
+    shape = len(pairs.log.users), pairs.n_source + 1
+    components = min(components, *shape)
     random = np.random.default_rng(pairs.settings.seed)
-    q = random.standard_normal((x.shape[1], min(components + 32, *x.shape)), dtype=np.float32)
+    q = random.standard_normal((shape[1], min(components + 32, *shape)), dtype=np.float32)
     for _ in range(_POWER_ITERATIONS):
-        q = orthonormal(sum(x[rows].T @ (x[rows] @ q) for rows in _blocks(x)))
-    products_ = sum(projected.T @ projected for projected in (x[rows] @ q for rows in _blocks(x)))
+        q = orthonormal(sum(x.T @ (x @ q) for x in parts()))
+    products_ = sum(projected.T @ projected for projected in (x @ q for x in parts()))
     _, vectors = np.linalg.eigh(products_.astype(np.float64))
     basis = q @ vectors[:, ::-1][:, :components].astype(np.float32)
     return (damping[:, None] * basis).astype(np.float32)
@@ -93,26 +95,21 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
     """``coefficients`` float32 [r, n_target]: C."""
     import numpy as np
 
-    basis = shared["basis"].numpy()
-    source, target = pairs.source_matrix(), pairs.target_matrix()
-    both = (np.asarray(target.sum(axis=1)).ravel() > 0) & (np.asarray(source.sum(axis=1)).ravel() > 0)
-    source, target = source[both], target[both]
-    gram, sums = np.zeros((len(basis[0]), len(basis[0]))), np.zeros((target.shape[1], len(basis[0])))
-    for rows in _blocks(source):
-        some = source[rows]
-        norm = np.asarray(some.sum(axis=1)).ravel() ** -0.5
-        z = (norm[:, None] * (some @ basis)).astype(np.float64)
+    basis, all_targets = shared["basis"].numpy(), pairs.target_matrix()
+    gram, sums = np.zeros((len(basis[0]), len(basis[0]))), np.zeros((all_targets.shape[1], len(basis[0])))
+    asked = 0
+    for users in pairs.some_users():
+        source, target = pairs.source_matrix(users), all_targets[users]
+        both = (np.asarray(target.sum(axis=1)).ravel() > 0) & (np.asarray(source.sum(axis=1)).ravel() > 0)
+        source, target = source[both], target[both]
+        norm = np.asarray(source.sum(axis=1)).ravel() ** -0.5
+        z = (norm[:, None] * (source @ basis)).astype(np.float64)
         gram += z.T @ z
-        sums += target[rows].T @ z
-    gram[np.diag_indices_from(gram)] += RIDGE * max(np.trace(gram), 1e-12) / max(source.shape[0], 1)
+        sums += target.T @ z
+        asked += len(z)
+    gram[np.diag_indices_from(gram)] += RIDGE * max(np.trace(gram), 1e-12) / max(asked, 1)
     coefficients = np.linalg.solve(gram, sums.T)
     return {"coefficients": torch.from_numpy(coefficients.astype(np.float32))}
-
-
-def _blocks(matrix: Any) -> Iterator[slice]:
-    """Rows of a CSR matrix, so many at a time that a product with a few hundred columns takes some ten MB; one block at the least."""
-    for first in range(0, max(matrix.shape[0], 1), _USERS):
-        yield slice(first, min(first + _USERS, matrix.shape[0]))
 
 
 def user(parameters: Parameters, batch: Batch) -> torch.Tensor:

@@ -64,7 +64,7 @@ def share(pairs: Pairs) -> Parameters:
     basis = torch.from_numpy(linear.source_basis(pairs, wanted + 1))[1:]
     # The first component is popularity, which tells no two items apart.
     vectors = torch.nn.functional.normalize(basis[:, 1:] if basis.shape[1] > 1 else basis, dim=1)
-    users = torch.from_numpy(pairs.source_matrix().sum(axis=0)).flatten()[1:].float()
+    users = torch.from_numpy(pairs.source_users()[1:])
     likeness = _SHARPNESS * vectors @ _centres(vectors, users, wanted, pairs.settings.seed).T
     start = torch.full((pairs.n_source + 1, wanted), 1 / wanted)
     start[1:] = likeness.softmax(1)

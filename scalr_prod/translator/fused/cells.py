@@ -16,7 +16,7 @@ from scalr_prod.translator.fused.compiled import compiled
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["weighted_sums"]
+__all__ = ["sums_by_column", "weighted_sums"]
 
 _ZERO: Final = np.float32(0)
 
@@ -51,3 +51,39 @@ def weighted_sums(
             weight = values[cell] * product
             for k in range(dim):
                 found[row, k] += weight * y[other, k]
+
+
+@compiled
+def sums_by_column(
+    start: NDArray[np.int64],
+    column: NDArray[np.int64],
+    offset: NDArray[np.float32],
+    values: NDArray[np.float32],
+    x: NDArray[np.float32],
+    v: NDArray[np.float32],
+    first: int,
+    found: NDArray[np.float32],
+) -> Any:
+    """Add (offset[c] + values[c] (x[r] · v[i])) x[r] to ``found[i]`` for the cells c of each row r, where ``column[c]`` is first + i.
+
+    Args:
+        start: int64 [R + 1]. Where the cells of each row begin.
+        column: int64 [C].
+        offset: float32 [C].
+        values: float32 [C].
+        x: float32 [R, d].
+        v: float32 [I, d]. Cells of other columns than ``first`` to first + I - 1 are passed by.
+        first: A column.
+        found: float32 [I, d], written to.
+    """
+    dim = x.shape[1]
+    for row in range(len(start) - 1):
+        for cell in range(start[row], start[row + 1]):
+            other = column[cell] - first
+            if 0 <= other < len(v):
+                product = _ZERO
+                for k in range(dim):
+                    product += x[row, k] * v[other, k]
+                weight = offset[cell] + values[cell] * product
+                for k in range(dim):
+                    found[other, k] += weight * x[row, k]

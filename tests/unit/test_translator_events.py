@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Events as they are read, some at a time, and put in order, some users at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from scalr_prod.hashing import stable_hash
+from scalr_prod.translator import events
+from scalr_prod.translator.events import events_of, ids_of
+
+MANY = 3_000
+
+
+def log() -> pa.Table:
+    """Few users and items, times that meet, one user with a third of all events."""
+    rng = np.random.default_rng(5)
+    user = np.where(rng.random(MANY) < 0.3, 3, rng.integers(0, 40, MANY))
+    return pa.table(
+        {
+            "user_id": pa.array([f"u{number}" for number in user]),
+            "item_id": pa.array([f"i{number}" for number in rng.integers(0, 30, MANY)]),
+            "event_timestamp": pa.array(rng.integers(0, 9, MANY) * 1_000_000, pa.timestamp("us", "UTC")),
+            "created_timestamp": pa.array(rng.integers(9, 12, MANY) * 1_000_000, pa.timestamp("us", "UTC")),
+            "event_type": pa.array(rng.choice(["view", "buy", None], MANY)),
+        }
+    )
+
+
+@pytest.mark.parametrize("at_a_time", [1, 100, 500_000])
+@pytest.mark.parametrize("weights", [{}, {"view": 0.5, "buy": 2.0}])
+def test_events_are_in_order_of_user_time_and_hash_of_the_item(weights, at_a_time, monkeypatch, tmp_path):
+    monkeypatch.setattr(events, "_SORTED", at_a_time)
+    monkeypatch.setattr(events, "_PASSES", MANY)
+    table = log()
+    users, ids = ids_of(table.select(["user_id", "item_id"]).to_reader(70))
+    assert users.to_pylist() == sorted(set(table["user_id"].to_pylist()))
+    assert ids.to_pylist() == sorted(set(table["item_id"].to_pylist()))
+    found, known = events_of(table.to_reader(70), users, ids, weights, tmp_path)
+    plain = table.to_pandas()
+    plain["hash"] = stable_hash(table["item_id"])
+    plain = plain.sort_values(["user_id", "event_timestamp", "hash", "created_timestamp"], kind="stable")
+    assert [users[number].as_py() for number in found.user] == plain["user_id"].tolist()
+    assert [ids[number].as_py() for number in found.item] == plain["item_id"].tolist()
+    assert found.time.tolist() == plain["event_timestamp"].astype("int64").tolist()
+    assert known.tolist() == plain["created_timestamp"].astype("int64").tolist()
+    if weights:
+        assert found.weight.tolist() == plain["event_type"].map(weights).fillna(1).tolist()
+    else:
+        assert found.weight is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_row_gives_nothing_of_the_columns_types(tmp_path):
+    nothing = log()[:0]
+    users, ids = ids_of(nothing.select(["user_id", "item_id"]).to_reader())
+    assert (len(users), len(ids), users.type) == (0, 0, pa.string())
+    found, known = events_of(nothing.to_reader(), users, ids, {}, tmp_path)
+    assert len(found) == len(known) == 0
