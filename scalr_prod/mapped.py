@@ -16,12 +16,12 @@ from typing import IO, TYPE_CHECKING, Any, Final
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-__all__ = ["Rows", "let_go", "on_disk"]
+__all__ = ["Rows", "let_go", "on_disk", "passed"]
 
 _mapped: Final[weakref.WeakSet[mmap.mmap]] = weakref.WeakSet()
 
@@ -62,6 +62,13 @@ def let_go() -> None:
     if hasattr(mmap, "MADV_DONTNEED"):
         for pages in list(_mapped):
             pages.madvise(mmap.MADV_DONTNEED)
+
+
+def passed(length: int, at_a_time: int) -> Iterator[slice]:
+    """All places of arrays as long, so many at a time, one part at the least; what was read is let go of after each part."""
+    for first in range(0, max(length, 1), at_a_time):
+        yield slice(first, min(first + at_a_time, length))
+        let_go()
 
 
 class Rows(AbstractContextManager["Rows"]):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from scalr_prod.mapped import passed
 from scalr_prod.translator.estimators import scored_of
 
 if TYPE_CHECKING:
@@ -72,11 +73,11 @@ def _scaled(pairs: Pairs, work: float) -> float:
 def _windows(pairs: Pairs) -> int:
     """Windows of the history's length that the users' source events fill, see `windows.source_windows`."""
     source, events = pairs.log.source, np.zeros(len(pairs.log.users), dtype=np.int64)
-    for first in range(0, len(source), _COUNTED):
-        part = slice(first, first + _COUNTED)
+    for part in passed(len(source), _COUNTED):
         events += np.bincount(source.user[part][source.time[part] < pairs.until], minlength=len(events))
     return int((-(-events // pairs.log.history.shape[1])).sum())
 
 
 def _source_events(pairs: Pairs) -> int:
-    return int((pairs.log.source.time < pairs.until).sum())
+    time = pairs.log.source.time
+    return sum(int((time[part] < pairs.until).sum()) for part in passed(len(time), _COUNTED))

@@ -11,11 +11,11 @@ import numpy as np
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID
 from scalr_prod.hashing import stable_hash
 from scalr_prod.instants import micros_of
-from scalr_prod.mapped import let_go, on_disk
+from scalr_prod.mapped import on_disk, passed
 from scalr_prod.numbering import index_in, sorted_unique
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import pyarrow as pa
@@ -95,11 +95,9 @@ def events_of(
     hashed = np.unique(stable_hash(ids), return_inverse=True)[1].astype(np.int32)
 
     def in_order() -> Iterator[list[NDArray[Any]]]:
-        for rows in _of_some_users(as_read[0], len(users)):
-            user, item, time, known, *weight = (array[rows] for array in as_read)
+        for user, item, time, known, *weight in _of_some_users(as_read, len(users)):
             order = np.lexsort((known, hashed[item], time, user))
             yield [array[order] for array in (user, item, time, known, *weight)]
-            let_go()
 
     user, item, time, known, *weight = on_disk(in_order(), dtypes, folder)
     return Events(user, item, time, ids, weight[0] if weights else None), known
@@ -119,17 +117,27 @@ def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
         yield pa.Table.from_batches(held)
 
 
-def _of_some_users(user: NDArray[np.int32], users: int) -> Iterator[NDArray[np.int64]]:
-    """Positions of the events of some users after the others, int64 [n], ascending: some `_SORTED` events, or one user's, at a time."""
-    parts = [slice(first, first + _SORTED) for first in range(0, len(user), _SORTED)]
-    ends = np.cumsum(sum((np.bincount(user[part], minlength=users) for part in parts), np.zeros(users, np.int64)))
+def _of_some_users(arrays: Sequence[NDArray[Any]], users: int) -> Iterator[list[NDArray[Any]]]:
+    """The rows of some users after those of others, in the order of the arrays: some `_SORTED` rows, or one user's, at a time.
+
+    Args:
+        arrays: [M] each; the first one has the users' numbers, int32.
+        users: How many there are.
+    """
+    user = arrays[0]
+    counts = (np.bincount(user[part], minlength=users) for part in passed(len(user), _SORTED))
+    ends = np.cumsum(sum(counts, np.zeros(users, np.int64)))
     # Each of them passes over all users' numbers, so that of a long log they are longer.
     most, first = max(_SORTED, len(user) // _PASSES), 0
     while first < users:
         before = ends[first - 1] if first else 0
         stop = max(int(np.searchsorted(ends, before + most, side="right")), first + 1)
-        found = [np.flatnonzero((user[part] >= first) & (user[part] < stop)) + part.start for part in parts]
-        yield np.concatenate([np.empty(0, np.int64), *found])
+        found: list[list[NDArray[Any]]] = [[] for _ in arrays]
+        for part in passed(len(user), _SORTED):
+            inside = np.flatnonzero((user[part] >= first) & (user[part] < stop))
+            for pieces, array in zip(found, arrays, strict=True):
+                pieces.append(array[part][inside])
+        yield [np.concatenate(pieces) for pieces in found]
         first = stop
 
 

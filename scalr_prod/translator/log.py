@@ -20,7 +20,7 @@ from scalr_prod.feast_store import point_in_time, read_window
 from scalr_prod.hashing import fold_of, stable_hash
 from scalr_prod.instants import micros, micros_of
 from scalr_prod.lake import Lake
-from scalr_prod.mapped import on_disk
+from scalr_prod.mapped import let_go, on_disk, passed
 from scalr_prod.numbering import index_in, sorted_unique
 from scalr_prod.translator.events import Events, events_of, ids_of
 from scalr_prod.translator.population import firsts
@@ -292,8 +292,8 @@ def _settled(known: NDArray[np.int64], step: int, until: int, folder: Path) -> N
     def counted() -> Iterator[tuple[NDArray[np.int64]]]:
         total = np.zeros(1, dtype=np.int64)
         yield (total,)
-        for first in range(0, len(known), _COUNTED):
-            entered = known[first : first + _COUNTED]
+        for part in passed(len(known), _COUNTED):
+            entered = known[part]
             if step:
                 entered = entered // -step * -step
             total = total[-1] + np.cumsum(entered <= until)
@@ -324,8 +324,10 @@ class _Finder:
             int64 [R].
         """
         found = np.empty(len(user), dtype=np.int64)
-        low = int(self.source.time.min())
-        span = int(self.source.time.max()) - low + 2
+        times = (self.source.time[part] for part in passed(len(self.source), _COUNTED))
+        bounds = np.array([(some.min(), some.max()) for some in times])
+        low = int(bounds.min())
+        span = int(bounds.max()) - low + 2
         first = 0
         while first < len(user):
             # User and time in one number, for as many users as fit into it.
@@ -339,6 +341,7 @@ class _Finder:
             wanted += (time[first:stop] + and_at).clip(low, low + span - 1) - low
             found[first:stop] = begin + np.searchsorted(key, wanted)
             first = stop
+            let_go()
         return found
 
     def positions(

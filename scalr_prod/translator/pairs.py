@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 
 from scalr_prod.errors import TranslatorError
+from scalr_prod.mapped import let_go, passed
 from scalr_prod.translator.contexts import Contexts
 from scalr_prod.translator.population import had_before
 
@@ -197,9 +198,7 @@ class Pairs:
 
     def some_users(self) -> Iterator[slice]:
         """All users, some at a time; one range at the least."""
-        everybody = len(self.log.users)
-        for first in range(0, max(everybody, 1), _USERS):
-            yield slice(first, min(first + _USERS, everybody))
+        return passed(len(self.log.users), _USERS)
 
     def target_matrix(self) -> Any:
         """scipy CSR float32 [U, n_target]: 1, or the weight, where the user had the item; rows of held-out users are empty."""
@@ -293,15 +292,16 @@ def contexts_at(
         noise_key=rows.astype(np.int64),
         exclude=had_before(log, rows, target_index),
     )
-    return made, target_index[log.target.item[rows]]
+    labels = target_index[log.target.item[rows]]
+    let_go()
+    return made, labels
 
 
 def _looked_up(
     log: Log, rows: NDArray[np.int64], source_index: NDArray[np.int32]
 ) -> Iterator[tuple[slice, NDArray[np.int32], NDArray[np.int32]]]:
     """Histories of target events, some at a time: which they are, positions in ``log.source``, and vocabulary indices, both [R, L]."""
-    for first in range(0, len(rows), _LOOKED_UP):
-        part = slice(first, first + _LOOKED_UP)
+    for part in passed(len(rows), _LOOKED_UP):
         history = log.history[rows[part]]
         yield part, history, np.where(history >= 0, source_index[log.source.item[history]], 0)
 
@@ -323,8 +323,7 @@ def _vocabulary(events: Events, until: int, most: int) -> tuple[NDArray[np.int32
 
 def _before(events: Events, until: int) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
     """Item and time of the events before an instant, some at a time."""
-    for first in range(0, max(len(events), 1), _COUNTED):
-        part = slice(first, first + _COUNTED)
+    for part in passed(len(events), _COUNTED):
         before = events.time[part] < until
         yield events.item[part][before], events.time[part][before]
 

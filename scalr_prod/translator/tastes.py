@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
+from scalr_prod.mapped import passed
 from scalr_prod.resident import give_back
 from scalr_prod.translator.estimators.popularity import DECAYED, decayed
 
@@ -101,8 +102,7 @@ def _counted(pairs: Pairs, first: int = 1, stop: int | None = None) -> Iterator[
     Some at a time, and each time anew: an array of all of them would take as much as the log.
     """
     source = pairs.log.source
-    for at in range(0, len(source), _AT_A_TIME):
-        some = slice(at, at + _AT_A_TIME)
+    for some in passed(len(source), _AT_A_TIME):
         index, time = pairs.source_index[source.item[some]], source.time[some]
         wanted = (index >= first) & (time < pairs.popularity_until)
         if stop is not None:

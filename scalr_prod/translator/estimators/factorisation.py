@@ -68,7 +68,6 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
             heed_stop(1 / ITERATIONS)
             _move_users(cells, users, items)
             _move_items(cells, users, items)
-            let_go()
     vectors = items[pairs.n_target :].double()
     return {
         "source": items[pairs.n_target :].clone(),
@@ -255,6 +254,7 @@ class _Cells:
             right = extra + 1 if self.right is None else torch.from_numpy(self.right[cells].copy())
             column = torch.from_numpy(self.column[cells].astype(np.int64))
             yield start, stop, _Block(torch.from_numpy(self.start[start : stop + 1] - self.start[start]), column, extra, right)
+            let_go()
 
 
 def _sparse(start: torch.Tensor, column: torch.Tensor, values: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:

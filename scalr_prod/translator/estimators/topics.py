@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
+from scalr_prod.mapped import passed
 from scalr_prod.translator.estimators.kernels import kernels
 from scalr_prod.translator.estimators.products import UNIT, products
 from scalr_prod.translator.threads import heed_stop
@@ -119,9 +120,9 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
 def _histories(pairs: Pairs, rows: NDArray[np.int64]) -> NDArray[np.int32]:
     """The last source items before target events, at their positions in the log; 0 for what is not there: int32 [R, DEPTH or fewer]."""
     found = np.empty((len(rows), min(DEPTH, pairs.log.history.shape[1])), dtype=np.int32)
-    for first in range(0, len(rows), _LOOKED_UP):
-        history = pairs.log.history[rows[first : first + _LOOKED_UP], -DEPTH:]
-        found[first : first + _LOOKED_UP] = pairs.source_index[pairs.log.source.item[history]] * (history >= 0)
+    for part in passed(len(rows), _LOOKED_UP):
+        history = pairs.log.history[rows[part], -DEPTH:]
+        found[part] = pairs.source_index[pairs.log.source.item[history]] * (history >= 0)
     return found
 
 

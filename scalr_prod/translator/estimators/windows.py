@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
+from scalr_prod.mapped import let_go, passed
 from scalr_prod.translator.devices import sent
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ __all__ = ["Cuts", "Window", "Windows", "source_windows"]
 _EVENTS_PER_WINDOW: Final = 4
 #: Windows that are looked through at a time.
 _CUTS: Final = 8_192
+#: Source events that are looked at at a time.
+_COUNTED: Final = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -77,16 +80,14 @@ class Cuts:
     def known(self) -> NDArray[np.int64]:
         """How many events of each window are of items in the vocabulary: int64 [W]."""
         found = np.empty(len(self), dtype=np.int64)
-        for first in range(0, len(self), _CUTS):
-            rows = slice(first, first + _CUTS)
+        for rows in passed(len(self), _CUTS):
             found[rows] = (self._items(self.end[rows], self.count[rows])[0] > 0).sum(1)
         return found
 
     def counts(self) -> NDArray[np.int64]:
         """How many events of all windows are of each item of the vocabulary: int64 [n_source + 1], 0 for the padding."""
         found = np.zeros(self.pairs.n_source + 1, dtype=np.int64)
-        for first in range(0, len(self), _CUTS):
-            rows = slice(first, first + _CUTS)
+        for rows in passed(len(self), _CUTS):
             items = self._items(self.end[rows], self.count[rows])[0]
             found += np.bincount(items.ravel(), minlength=len(found))
         found[0] = 0
@@ -106,6 +107,7 @@ class Cuts:
         time = self.pairs.log.source.time[place]
         begin = time[np.arange(len(rows)), there.argmax(1)]
         days = np.where(there, (time - begin[:, None]) / 86_400_000_000, 0).astype(np.float32)
+        let_go()
         return torch.from_numpy(items.astype(np.int64)), torch.from_numpy(days)
 
     def _items(
@@ -194,5 +196,7 @@ def _runs(pairs: Pairs) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Where each user's source events begin in the log, int64 [U + 1], and where those before the slice's end stop, int64 [U]."""
     source = pairs.log.source
     before = np.searchsorted(source.user, np.arange(len(pairs.log.users) + 1, dtype=np.int32))
-    counted = np.append(source.time < pairs.until, False)
+    counted = np.zeros(len(source) + 1, dtype=bool)
+    for part in passed(len(source), _COUNTED):
+        counted[part] = source.time[part] < pairs.until
     return before, before[:-1] + np.add.reduceat(counted, before[:-1], dtype=np.int64) * (np.diff(before) > 0)
