@@ -40,11 +40,13 @@ _ALL_KEPT: Final = 256
 _INTERVALS: Final = 64
 _EVENTS_IN_AN_INTERVAL: Final = 200
 _MOST_EVENTS: Final = 200_000
+#: Most times of events that intervals are cut by.
+_MOST_TIMES: Final = 4_000_000
 #: Events that are counted at a time where the log is no larger than so many times that, and no item has more; else a share of it.
 _AT_A_TIME: Final = 500_000
 #: Of the events that means are taken from, those that are looked up at a time.
 _LOOKED_UP: Final = 16_384
-_PASSES: Final = 16
+_PASSES: Final = 64
 #: Tastes beyond so many standard deviations count as that many.
 _WIDEST: Final = 3.0
 _DAY_US: Final = 86_400_000_000
@@ -70,15 +72,15 @@ def fit(pairs: Pairs) -> Parameters:
     sampled: list[tuple[NDArray[np.int32], NDArray[np.int64]]] = []
     many = _many(pairs)
     begins = _begins(_times(pairs, int(many.sum())))
-    stride, passed = -(-int(many.sum()) // _MOST_EVENTS) or 1, 0
+    stride, before = -(-int(many.sum()) // _MOST_EVENTS) or 1, 0
     for item, time in _by_item(pairs, many):
         kept = _kept(item, time, np.arange(len(item)) - np.searchsorted(item, item) + 1)
         found["item"].append(item[kept])
         found["time"].append(time[kept])
         for name, (half_life, _) in DECAYED.items():
             found[name].append(decayed(item, time, half_life)[kept].astype(np.float32))
-        sampled.append((item[-passed % stride :: stride], time[-passed % stride :: stride]))
-        passed += len(item)
+        sampled.append((item[-before % stride :: stride], time[-before % stride :: stride]))
+        before += len(item)
     give_back()
     # One after the other, so that its parts go when one is whole.
     item, time, *counts = (np.concatenate([np.empty(0, found[name][0].dtype), *found.pop(name)]) for name in list(found))
@@ -119,12 +121,13 @@ def _many(pairs: Pairs) -> NDArray[np.int64]:
 
 
 def _times(pairs: Pairs, many: int) -> NDArray[np.int64]:
-    """When the counted events happened: int64 [many]."""
-    times, passed = np.empty(many, dtype=np.int64), 0
+    """When the counted events happened, ``many`` in all: int64, at most `_MOST_TIMES`, every second one, third one, ... of a longer log."""
+    stride, before = -(-many // _MOST_TIMES) or 1, 0
+    times = [np.empty(0, dtype=np.int64)]
     for _, time in _counted(pairs):
-        times[passed : passed + len(time)] = time
-        passed += len(time)
-    return times
+        times.append(time[-before % stride :: stride])
+        before += len(time)
+    return np.concatenate(times)
 
 
 def _by_item(pairs: Pairs, many: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:

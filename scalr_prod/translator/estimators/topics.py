@@ -27,6 +27,8 @@ from scalr_prod.translator.estimators.products import UNIT, products
 from scalr_prod.translator.threads import heed_stop
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from scalr_prod.translator.batch import Batch
@@ -81,32 +83,24 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
     """
     from scalr_prod.translator.estimators import popularity
 
-    rows = pairs.target_rows()
-    items = torch.from_numpy(_histories(pairs, rows))
-    label = torch.from_numpy(pairs.target_index[pairs.log.target.item[rows]].astype("int64"))
-    weights = pairs.target_weights(rows)
-    counted = torch.ones(len(rows)) if weights is None else torch.from_numpy(weights)
-    owner = torch.from_numpy(pairs.log.target.user[rows].astype("int64"))
-    group = (owner * 2654435761 >> 16) % GROUPS
+    groups, depth = _groups(pairs), min(DEPTH, pairs.log.history.shape[1])
     chosen = popularity.prior(pairs).exp()
-    place = torch.bucketize(torch.arange(items.shape[1] - 1, -1, -1), torch.tensor(STEPS_BACK))
+    place = torch.bucketize(torch.arange(depth - 1, -1, -1), torch.tensor(STEPS_BACK))
     weight = 1 / (1 + torch.arange(len(STEPS_BACK) + 1.0))
-    told = (items > 0).any(1)
-    parts = [torch.nonzero(told & (group == number))[:, 0] for number in range(GROUPS)]
     counts, found = (_Counts.empty(shared["source"], chosen) for _ in range(2))
     source, target = torch.empty_like(shared["source"]), torch.empty(len(chosen), shared["source"].shape[1])
     for iteration in range(ITERATIONS):
         heed_stop(1 / ITERATIONS)
         found.clear()
-        places = torch.zeros(2, items.shape[1], dtype=torch.float64)
-        for number, part in enumerate(parts):
+        places = torch.zeros(2, depth, dtype=torch.float64)
+        for number, group in enumerate(groups):
             if iteration:
                 counts.without(number, source, target)
             else:
                 source.copy_(shared["source"])
-            events = items[part].long(), label[part], counted[part]
             learnt = found.source[number], found.target[number]
-            _explain(events, weight[place], (source, target), learnt, places, first=not iteration)
+            for events in _told(pairs, *group):
+                _explain(events, weight[place], (source, target), learnt, places, first=not iteration)
             found.source[number].mul_(source)
         if iteration:
             said, seen = (torch.zeros(len(weight)).double().index_add_(0, place, one).float() for one in places)
@@ -117,13 +111,31 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
     return {"source": source, "target": target, "recency": weight[place].contiguous()}
 
 
-def _histories(pairs: Pairs, rows: NDArray[np.int64]) -> NDArray[np.int32]:
+def _groups(pairs: Pairs) -> list[tuple[NDArray[np.int64], NDArray[np.float32] | None]]:
+    """Target events that some known source item came before, by group of users: positions in the log; how much they count."""
+    rows = pairs.target_rows()
+    rows = rows[np.concatenate([(items > 0).any(1) for _, items in _histories(pairs, rows)])]
+    group = (pairs.log.target.user[rows].astype(np.int64) * 2654435761 >> 16) % GROUPS
+    weights = pairs.target_weights(rows)
+    parts = [group == number for number in range(GROUPS)]
+    return [(rows[part], None if weights is None else weights[part]) for part in parts]
+
+
+def _told(
+    pairs: Pairs, rows: NDArray[np.int64], weights: NDArray[np.float32] | None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Target events some at a time: their last source items, int64 [R, DEPTH or fewer], what was chosen [R], and how much each counts."""
+    for part, items in _histories(pairs, rows):
+        label = torch.from_numpy(pairs.target_index[pairs.log.target.item[rows[part]]].astype(np.int64))
+        counted = torch.ones(len(label)) if weights is None else torch.from_numpy(weights[part])
+        yield torch.from_numpy(items).long(), label, counted
+
+
+def _histories(pairs: Pairs, rows: NDArray[np.int64]) -> Iterator[tuple[slice, NDArray[np.int32]]]:
     """The last source items before target events, at their positions in the log; 0 for what is not there: int32 [R, DEPTH or fewer]."""
-    found = np.empty((len(rows), min(DEPTH, pairs.log.history.shape[1])), dtype=np.int32)
     for part in passed(len(rows), _LOOKED_UP):
         history = pairs.log.history[rows[part], -DEPTH:]
-        found[part] = pairs.source_index[pairs.log.source.item[history]] * (history >= 0)
-    return found
+        yield part, pairs.source_index[pairs.log.source.item[history]] * (history >= 0)
 
 
 def user(parameters: Parameters, batch: Batch) -> torch.Tensor:
