@@ -121,13 +121,15 @@ def _many(pairs: Pairs) -> NDArray[np.int64]:
 
 
 def _times(pairs: Pairs, many: int) -> NDArray[np.int64]:
-    """When the counted events happened, ``many`` in all: int64, at most `_MOST_TIMES`, every second one, third one, ... of a longer log."""
+    """When the counted events happened, ``many`` in all: int64; of more than `_MOST_TIMES` some in equal steps, and the first one."""
     stride, before = -(-many // _MOST_TIMES) or 1, 0
-    times = [np.empty(0, dtype=np.int64)]
+    times, least = [np.empty(0, dtype=np.int64)], np.empty(0, dtype=np.int64)
     for _, time in _counted(pairs):
         times.append(time[-before % stride :: stride])
+        if stride > 1 and len(time):
+            least = np.append(least, time.min()).min(keepdims=True)
         before += len(time)
-    return np.concatenate(times)
+    return np.concatenate([*times, least])
 
 
 def _by_item(pairs: Pairs, many: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:

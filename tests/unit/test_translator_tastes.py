@@ -98,6 +98,20 @@ def test_what_is_around_is_the_mean_of_the_interval_before(pairs):
     np.testing.assert_allclose(fitted["around"][3], np.mean(values, 0), atol=1e-3)
 
 
+def test_intervals_of_a_long_log_are_cut_by_some_of_its_times(pairs, monkeypatch):
+    monkeypatch.setattr(tastes, "_EVENTS_IN_AN_INTERVAL", 40)
+    every, first = tastes.fit(pairs), pairs.log.source.time.min()
+    monkeypatch.setattr(tastes, "_MOST_TIMES", 100)
+    some = tastes.fit(pairs)
+    assert every["instants"][0] == some["instants"][0] == first
+    assert 1 < len(some["around"]) < len(every["around"]), "as many as there are times"
+    # Of 100 times a quantile is off by as much as chance says.
+    ordered = np.sort(pairs.log.source.time)
+    shares = np.searchsorted(ordered, some["instants"][1:-1].numpy()) / len(ordered)
+    np.testing.assert_allclose(shares, np.arange(1, len(shares) + 1) / (len(shares) + 1), atol=0.15)
+    assert some["around"].isfinite().all()
+
+
 def test_what_happens_from_a_time_on_changes_no_count_before(pairs):
     log, moment = pairs.log, 50 * DAY
     later = log.source.time >= moment
