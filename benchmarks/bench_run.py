@@ -92,9 +92,9 @@ def run_direction(data: Path, source: str, target: str, scratch: Path) -> dict:
 class PeakMemory:
     """The most memory that a process and its descendants hold together, pages that they share counted once, sampled four times a second.
 
-    Their proportional set sizes add up to too little where others share pages with them, as the server that a process is forked from
-    does, or another run beside it: it counts libraries by half. What each has to itself and the largest part that one of them shares
-    is too little as well, where they share different pages. So it is the larger of the two.
+    It is the larger of two lower bounds. Proportional set sizes add up to too little where others share pages with them, as the server
+    that a process is forked from does, or another run beside it: libraries count by half. What each has to itself and the largest part
+    that one of them shares is too little where they share different pages.
     """
 
     def __init__(self, pid: int) -> None:

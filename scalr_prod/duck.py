@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from scalr_prod.disk import disk_errors
 from scalr_prod.errors import LakeError
 from scalr_prod.growth import local_files
 from scalr_prod.ownership import claim_home
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "appear",
-    "disk_errors",
     "exact",
     "literal",
     "open_duckdb",
@@ -40,39 +40,6 @@ __all__ = [
 
 #: What DuckDB takes for a pattern in the name of a file.
 _PATTERN: Final = re.compile(r"[*?\[]")
-_UNWRITABLE = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOTDIR,
-    errno.EEXIST,
-    errno.EIO,
-}
-
-
-@contextmanager
-def disk_errors(where: str | Path) -> Iterator[None]:
-    """Tell in our words of a disk that is full, or that may not be written to.
-
-    Args:
-        where: The folder that is written to, for an error that names no file itself.
-
-    Raises:
-        LakeError: Instead of the operating system's own error.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _UNWRITABLE:
-            raise
-        raise LakeError(
-            f"cannot be written to: {error.strerror or error}",
-            where=str(error.filename or where),
-            next_step="free some space, or set [project] home to a folder that can be written to; then repeat the command",
-        ) from error
 
 
 @contextmanager

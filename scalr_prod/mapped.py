@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Arrays in files without a name: those that are read are mapped into memory, of which the system keeps what it has room for.
 
-A file is gone when nobody holds its array any more, however the process ends. A disk that is full is told when the file is written,
-never when the array is read.
+A file is gone when nobody holds its array any more, however the process ends. On a file system that is itself memory (tmpfs) its arrays
+take that memory. A full disk is reported when a file is written, and not when an array is read; so it is where the file system tells it
+then, as those on local disks do.
 """
 
 from __future__ import annotations
@@ -11,19 +12,22 @@ import mmap
 import tempfile
 import weakref
 from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from scalr_prod.disk import disk_errors
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
 __all__ = ["Rows", "let_go", "on_disk", "passed"]
 
-_mapped: Final[weakref.WeakSet[mmap.mmap]] = weakref.WeakSet()
+#: A plain set, which can be copied in one step: arrays come and go in several threads, at any time.
+_mapped: Final[set[weakref.ref[mmap.mmap]]] = set()
 
 
 def on_disk(parts: Iterable[Sequence[NDArray[Any]]], dtypes: Sequence[Any], folder: Path | None) -> list[NDArray[Any]]:
@@ -38,14 +42,25 @@ def on_disk(parts: Iterable[Sequence[NDArray[Any]]], dtypes: Sequence[Any], fold
         Each [sum of n].
 
     Raises:
-        OSError: The files cannot be written.
+        LakeError: The disk is full, or the folder cannot be written to.
     """
     with ExitStack() as opened:
-        files = [opened.enter_context(tempfile.TemporaryFile(dir=folder)) for _ in dtypes]
+        files = [opened.enter_context(_file_in(folder)) for _ in dtypes]
         for part in parts:
-            for file, array, dtype in zip(files, part, dtypes, strict=True):
-                file.write(np.ascontiguousarray(array, dtype).data)
-        return [_mapped_in(file, dtype) for file, dtype in zip(files, dtypes, strict=True)]
+            with _told(folder):
+                for file, array, dtype in zip(files, part, dtypes, strict=True):
+                    file.write(np.ascontiguousarray(array, dtype).data)
+        with _told(folder):
+            return [_mapped_in(file, dtype) for file, dtype in zip(files, dtypes, strict=True)]
+
+
+def _file_in(folder: Path | None) -> IO[bytes]:
+    with _told(folder):
+        return tempfile.TemporaryFile(dir=folder)
+
+
+def _told(folder: Path | None) -> AbstractContextManager[None]:
+    return disk_errors(folder or Path(tempfile.gettempdir()))
 
 
 def _mapped_in(file: IO[bytes], dtype: Any) -> NDArray[Any]:
@@ -53,26 +68,28 @@ def _mapped_in(file: IO[bytes], dtype: Any) -> NDArray[Any]:
     if not file.tell():  # nothing cannot be mapped
         return np.empty(0, dtype)
     pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    _mapped.add(pages)
+    _mapped.add(weakref.ref(pages, _mapped.discard))
     return np.frombuffer(pages, dtype)
 
 
 def let_go() -> None:
     """Let the system have the memory of what was read of all arrays here. They stay as they are; what is asked for is read again."""
     if hasattr(mmap, "MADV_DONTNEED"):
-        for pages in list(_mapped):
-            pages.madvise(mmap.MADV_DONTNEED)
+        for held in _mapped.copy():
+            pages = held()
+            if pages is not None:
+                pages.madvise(mmap.MADV_DONTNEED)
 
 
 def passed(length: int, at_a_time: int) -> Iterator[slice]:
-    """All places of arrays as long, so many at a time, one part at the least; what was read is let go of after each part."""
+    """Slices that cover ``length`` rows, ``at_a_time`` each, one at the least. After each, what was read of arrays is let go of."""
     for first in range(0, max(length, 1), at_a_time):
         yield slice(first, min(first + at_a_time, length))
         let_go()
 
 
 class Rows(AbstractContextManager["Rows"]):
-    """A matrix in a file, read and written some rows at a time; zeros where nothing was written. For one thread; leaving it ends it."""
+    """A matrix in a file, read and written some rows at a time; zeros where nothing was written. For one thread; closed on exit."""
 
     def __init__(self, rows: int, width: int, dtype: Any, folder: Path | None) -> None:
         """Make its file.
@@ -84,22 +101,30 @@ class Rows(AbstractContextManager["Rows"]):
             folder: As in `on_disk`.
 
         Raises:
-            OSError: The file cannot be made.
+            LakeError: The file cannot be made.
         """
-        self._dtype, self._width = np.dtype(dtype), width
-        self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - closed at the exit
-        self._file.truncate(rows * width * self._dtype.itemsize)
+        self._dtype, self._width, self._folder = np.dtype(dtype), width, folder
+        with _told(folder):
+            self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - closed at the exit
+            self._file.truncate(rows * width * self._dtype.itemsize)
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Rows ``start`` to ``stop`` (half-open): [stop - start, width], the caller's own."""
+        """Rows ``start`` to ``stop`` (half-open): [stop - start, width], the caller's own.
+
+        Raises:
+            IndexError: There are not as many.
+        """
         found = np.empty((stop - start, self._width), self._dtype)
         left = _bytes_of(found)
         self._file.seek(start * self._width * self._dtype.itemsize)
         while len(left):
-            left = left[self._file.readinto(left) :]
+            count = self._file.readinto(left)
+            if not count:
+                raise IndexError(f"rows {start} to {stop} go beyond the last one")
+            left = left[count:]
         return found
 
     def write(self, start: int, rows: NDArray[Any]) -> None:
@@ -110,12 +135,13 @@ class Rows(AbstractContextManager["Rows"]):
             rows: [n, width].
 
         Raises:
-            OSError: The disk is full.
+            LakeError: The disk is full.
         """
         left = _bytes_of(np.ascontiguousarray(rows, self._dtype))
-        self._file.seek(start * self._width * self._dtype.itemsize)
-        while len(left):
-            left = left[self._file.write(left) :]
+        with _told(self._folder):
+            self._file.seek(start * self._width * self._dtype.itemsize)
+            while len(left):
+                left = left[self._file.write(left) :]
 
 
 def _bytes_of(array: NDArray[Any]) -> memoryview:

@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 import numpy as np
 
 from scalr_prod.contracts import Table
+from scalr_prod.disk import disk_errors
 from scalr_prod.downstream.metrics import Ranking
 from scalr_prod.downstream.odds import Odds
 from scalr_prod.downstream.protocol import DownstreamModel
 from scalr_prod.downstream.trial import Judge, Outcome
-from scalr_prod.duck import disk_errors
 from scalr_prod.lake import Lake
 from scalr_prod.plugins import ESTIMATORS, MODELS, source_digest
 from scalr_prod.version import __version__

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from scalr_prod.duck import disk_errors, staging_folder, temporary_folder
+from scalr_prod.disk import disk_errors
+from scalr_prod.duck import staging_folder, temporary_folder
 from scalr_prod.errors import QualityError
 from scalr_prod.ownership import claim, claim_home
 from scalr_prod.quality.dataset import VIEW, find, lay

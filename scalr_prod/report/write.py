@@ -76,7 +76,7 @@ def _latest(ledger: Ledger) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    from scalr_prod.duck import disk_errors
+    from scalr_prod.disk import disk_errors
 
     if path.is_dir():
         raise ReportError("is a folder", where=str(path), next_step="name a file, such as page.html")

@@ -107,7 +107,7 @@ def at_stage(name: str | None, run_id: str | None = None) -> Iterator[None]:
         name: The stage, or the command; None: not known here.
         run_id: The run, where there is one already.
     """
-    from scalr_prod.duck import disk_errors
+    from scalr_prod.disk import disk_errors
 
     try:
         telling = beating(Heartbeat(name)) if name is not None else nullcontext()

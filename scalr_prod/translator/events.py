@@ -118,7 +118,7 @@ def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
 
 
 def _of_some_users(arrays: Sequence[NDArray[Any]], users: int) -> Iterator[list[NDArray[Any]]]:
-    """The rows of some users after those of others, in the order of the arrays: some `_SORTED` rows, or one user's, at a time.
+    """Rows by ranges of users, each in the order of the arrays: some `_SORTED` rows, or one user's, at a time.
 
     Args:
         arrays: [M] each; the first one has the users' numbers, int32.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import numpy as np
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
-from scalr_prod.duck import disk_errors, staging_folder
+from scalr_prod.duck import staging_folder
 from scalr_prod.errors import NoCommonUsers, TranslatorError
 from scalr_prod.feast_store import point_in_time, read_window
 from scalr_prod.hashing import fold_of, stable_hash
@@ -176,7 +176,7 @@ def read_log(settings: Settings, trained_until: datetime, *, versions: Mapping[s
     if versions is None:  # each table is read more than once
         lake = Lake.open(settings)
         versions = {table.value: lake.version(table) for table in _TABLES}
-    with staging_folder(settings, "translator") as folder, disk_errors(folder.parent):
+    with staging_folder(settings, "translator") as folder:
         read = {domain: _reading(settings, Table.events(domain), trained_until, versions) for domain in _DOMAINS}
         users, items = {}, {}
         for domain in _DOMAINS:

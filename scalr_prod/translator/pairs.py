@@ -144,9 +144,15 @@ class Pairs:
         return {name: _coverage(getattr(self.log, name), self.until, kept) for name, kept in known.items()}
 
     def source_events(self, users: slice = _ALL) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """(user, vocabulary index) of every source event that counts, of all users or of some that follow one another."""
+        """(user, vocabulary index) of every source event that counts, of all users or of some that follow one another.
+
+        Raises:
+            ValueError: They do not follow one another.
+        """
         events = self.log.source
-        first, stop, _ = users.indices(len(self.log.users))
+        first, stop, step = users.indices(len(self.log.users))
+        if step != 1:
+            raise ValueError(f"users {users} do not follow one another")
         # Numbers of another type would make a copy of all users'.
         begin, end = np.searchsorted(events.user, np.array([first, stop], dtype=events.user.dtype))
         index = self.source_index[events.item[begin:end]]

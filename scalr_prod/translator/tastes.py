@@ -79,7 +79,8 @@ def fit(pairs: Pairs) -> Parameters:
         found["time"].append(time[kept])
         for name, (half_life, _) in DECAYED.items():
             found[name].append(decayed(item, time, half_life)[kept].astype(np.float32))
-        sampled.append((item[-before % stride :: stride], time[-before % stride :: stride]))
+        # Copies, since a view holds all that it is of.
+        sampled.append((item[-before % stride :: stride].copy(), time[-before % stride :: stride].copy()))
         before += len(item)
     give_back()
     # One after the other, so that its parts go when one is whole.
@@ -121,11 +122,11 @@ def _many(pairs: Pairs) -> NDArray[np.int64]:
 
 
 def _times(pairs: Pairs, many: int) -> NDArray[np.int64]:
-    """When the counted events happened, ``many`` in all: int64; of more than `_MOST_TIMES` some in equal steps, and the first one."""
+    """When the counted events happened, ``many`` in all: int64; of more than `_MOST_TIMES` every k-th one, and the earliest."""
     stride, before = -(-many // _MOST_TIMES) or 1, 0
     times, least = [np.empty(0, dtype=np.int64)], np.empty(0, dtype=np.int64)
     for _, time in _counted(pairs):
-        times.append(time[-before % stride :: stride])
+        times.append(time[-before % stride :: stride].copy())
         if stride > 1 and len(time):
             least = np.append(least, time.min()).min(keepdims=True)
         before += len(time)

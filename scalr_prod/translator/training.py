@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from scalr_prod.contracts import Table
-from scalr_prod.duck import disk_errors, staging_folder
+from scalr_prod.duck import staging_folder
 from scalr_prod.instants import datetime_of, micros
 from scalr_prod.lake import Lake
 from scalr_prod.progress import counting
@@ -91,7 +91,7 @@ def train(settings: Settings, *, trained_until: datetime | None = None, progress
     version = find_version(settings, fingerprint)
     reused = version is not None
     if version is None:
-        with workers(settings.translator.threads) as side_by_side, disk_errors(settings.home):
+        with workers(settings.translator.threads) as side_by_side:
             version = _train(settings, until, fingerprint, data_versions, side_by_side, progress=progress)
     _record(settings, version)
     return TrainReport(

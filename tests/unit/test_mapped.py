@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import re
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from scalr_prod.errors import LakeError
 from scalr_prod.mapped import Rows, let_go, on_disk
 
 #: Whatever is written to it, there is no space left.
@@ -17,8 +20,9 @@ FULL = Path("/dev/full")
 
 
 def held_kb() -> int:
-    """What this process holds of files, memory that is shared among them."""
-    return int(re.search(r"RssFile:\s+(\d+)", Path("/proc/self/status").read_text()).group(1))
+    """What this process holds of files, those on tmpfs among them."""
+    status = Path("/proc/self/status").read_text()
+    return sum(int(re.search(rf"{name}:\s+(\d+)", status).group(1)) for name in ("RssFile", "RssShmem"))
 
 
 def test_parts_become_arrays_of_their_types_and_leave_no_file(tmp_path):
@@ -63,8 +67,44 @@ def test_what_was_read_is_let_go_of(tmp_path):
 @pytest.mark.skipif(not FULL.exists(), reason="a device that is always full")
 def test_a_full_disk_is_told_when_the_file_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: FULL.open("w+b"))
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(LakeError, match=r"(?s)No space left.*free some space") as told:
         on_disk([(np.arange(1 << 20),)], [np.int64], tmp_path)
+    assert str(tmp_path) in str(told.value)
+
+
+def test_what_fails_while_parts_are_made_is_not_blamed_on_the_disk(tmp_path):
+    def parts():
+        yield (np.arange(3),)
+        raise PermissionError(13, "Permission denied", "somebody's file")
+
+    with pytest.raises(PermissionError, match="somebody's file"):
+        on_disk(parts(), [np.int32], tmp_path)
+
+
+def test_arrays_come_and_go_in_some_threads_while_others_let_go(tmp_path):
+    """Of a set that others change, a pass would fail sooner or later."""
+    stop, failed = time.monotonic() + 1.5, []
+
+    def work(step):
+        try:
+            while time.monotonic() < stop:
+                step()
+        except BaseException as error:
+            failed.append(error)
+            raise
+
+    def make():
+        on_disk([(np.arange(9),)], [np.int64], tmp_path)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            for step in (make, let_go, make, let_go):
+                pool.submit(work, step)
+    finally:
+        sys.setswitchinterval(interval)
+    assert not failed
 
 
 def test_rows_are_zeros_until_they_are_written(tmp_path):
@@ -76,4 +116,6 @@ def test_rows_are_zeros_until_they_are_written(tmp_path):
         assert rows.read(1, 2).tolist() == [[1, 1, 1]]
         assert rows.read(2, 2).shape == (0, 3)
         rows.write(5, np.empty((0, 3)))
+        with pytest.raises(IndexError, match="beyond the last"):
+            rows.read(4, 6)
     assert not list(tmp_path.iterdir())

@@ -208,10 +208,11 @@ def test_compiled_cells_move_the_factors_as_tensor_operations_do(dim, right, mon
         if not compiled:
             monkeypatch.setattr(factorisation, "kernels", lambda: None)
         with Rows(200, dim, np.float32, None) as users:
-            factorisation._move_users(some, users, items)
+            products = factorisation._move_users(some, users, items)
             own, moved = torch.from_numpy(users.read(0, 200)), items.clone()
+            torch.testing.assert_close(products, own.T @ own + factorisation.REGULARISATION * torch.eye(dim))
             users.write(0, given)
-            factorisation._move_items(some, users, moved)
+            factorisation._move_items(some, users, moved, products_of(given))
             found.append((own, moved))
     assert found[0][0].any(1).sum() > 150, "nearly all rows have a cell"
     assert (found[0][1] != items).any(1).all()
@@ -220,23 +221,34 @@ def test_compiled_cells_move_the_factors_as_tensor_operations_do(dim, right, mon
     torch.testing.assert_close(items_of_one, items_of_other, rtol=1e-4, atol=1e-5)
 
 
+def products_of(vectors: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(vectors.T @ vectors) + factorisation.REGULARISATION * torch.eye(vectors.shape[1])
+
+
 @pytest.mark.parametrize("at_a_time", [17, 262_144])
-def test_items_are_moved_some_at_a_time(pairs, at_a_time, monkeypatch):
+@pytest.mark.parametrize("weighed", [False, True])
+def test_items_are_moved_some_at_a_time(pairs, at_a_time, weighed, monkeypatch):
     """Towards the minimum of what all their cells cost, given the users: more steps end where the exact solution is."""
     monkeypatch.setattr(factorisation, "_ITEMS", at_a_time)
     monkeypatch.setattr(factorisation, "_CG_STEPS", 60)
+    monkeypatch.setattr("scalr_prod.translator.pairs._USERS", 17)
+    if weighed:
+        weight = np.linspace(0.1, 1, len(pairs.log.target), dtype=np.float32)
+        pairs = replace(pairs, log=replace(pairs.log, target=replace(pairs.log.target, weight=weight)))
     cells, dim = factorisation._Cells.of(pairs), 8
     given = np.random.default_rng(0).standard_normal((len(pairs.log.users), dim)).astype(np.float32)
     items = torch.zeros(pairs.n_target + pairs.n_source + 1, dim)
     with Rows(len(given), dim, np.float32, None) as users:
         users.write(0, given)
-        factorisation._move_items(cells, users, items)
-    target, source = pairs.target_matrix().toarray(), pairs.source_matrix().toarray()
-    extra = factorisation.CONFIDENCE * np.concatenate([target, factorisation.SOURCE_WEIGHT * source], axis=1)
-    for item, own in enumerate(extra.T):
-        system = (given.T * (1 + own)) @ given + factorisation.REGULARISATION * np.eye(dim)
-        exact = np.linalg.solve(system, given.T @ ((1 + own) * (own > 0)))
+        factorisation._move_items(cells, users, items, products_of(given))
+    # A target cell of weight v is a mixture of an observed one and one that is not.
+    seen = np.concatenate([pairs.target_matrix().toarray(), pairs.source_matrix().toarray()], axis=1)
+    full = np.where(np.arange(seen.shape[1]) < pairs.n_target, 1, factorisation.SOURCE_WEIGHT) * factorisation.CONFIDENCE
+    for item, own in enumerate(seen.T):
+        system = (given.T * (1 + full[item] * own)) @ given + factorisation.REGULARISATION * np.eye(dim)
+        exact = np.linalg.solve(system, given.T @ ((1 + full[item]) * own))
         np.testing.assert_allclose(items[item].numpy(), exact, atol=2e-4)
+    assert ((seen > 0) & (seen < 1)).any() == weighed
 
 
 def test_counts_of_users_are_the_same_however_many_are_looked_at_at_a_time(pairs, monkeypatch):

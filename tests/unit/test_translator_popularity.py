@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -76,6 +78,20 @@ def test_popularity_is_blended_once_for_equal_times(pairs):
     at = popularity.at_instants(fitted, instants, weights)
     expected = features(fitted, instants)
     torch.testing.assert_close(at, sum(weight * expected[name] for name, weight in weights.items()).log_softmax(1))
+
+
+@pytest.mark.parametrize("weighed", [False, True])
+def test_popularity_does_not_depend_on_how_many_events_are_counted_at_a_time(pairs, weighed, monkeypatch):
+    """One item has more events than are counted at a time."""
+    if weighed:
+        weight = np.linspace(0.1, 1, len(pairs.log.target), dtype=np.float32)
+        pairs = replace(pairs, log=replace(pairs.log, target=replace(pairs.log.target, weight=weight)))
+    whole = popularity.fit(pairs)
+    monkeypatch.setattr(popularity, "_AT_A_TIME", 20)
+    some = popularity.fit(pairs)
+    assert whole.keys() == some.keys()
+    assert all(torch.equal(whole[name], some[name]) for name in whole)
+    assert torch.bincount(whole["item"].long()).max() > 20 > torch.bincount(whole["item"].long()).min()
 
 
 def test_popularity_stands_still_after_its_last_instant(pairs):

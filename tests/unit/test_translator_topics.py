@@ -173,6 +173,18 @@ def test_compiled_sums_are_those_of_tensor_operations(first, monkeypatch):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("weighed", [False, True])
+def test_topics_do_not_depend_on_how_many_events_are_looked_at_at_a_time(pairs, weighed, monkeypatch):
+    if weighed:
+        weight = np.linspace(0.1, 1, len(pairs.log.target), dtype=np.float32)
+        pairs = replace(pairs, log=replace(pairs.log, target=replace(pairs.log.target, weight=weight)))
+    shared = topics.share(pairs)
+    whole = topics.fit(pairs, shared)
+    monkeypatch.setattr(topics, "_LOOKED_UP", 7)
+    for name, some in topics.fit(pairs, shared).items():
+        torch.testing.assert_close(some, whole[name], rtol=1e-4, atol=1e-6)
+
+
 def test_a_compiled_fit_of_histories_longer_than_the_limit_is_that_of_tensor_operations(pairs, monkeypatch):
     monkeypatch.setattr(topics, "DEPTH", 3)
     assert (pairs.log.history[pairs.target_rows(), -4] >= 0).any()

@@ -5,7 +5,7 @@ An observed cell has preference 1 and confidence 1 + α (target) or 1 + wα (sou
 a mixture of both, observed with share v. A context's
 user vector comes from its source items alone, by the same least squares over the source items; the score is its product with the
 target items' vectors. Each half step is a few conjugate-gradient steps for all rows at once (Takács et al. 2011). Cells and users'
-vectors are on disk, and pass by in the order of users: what is held does not grow with the log, but for 8 bytes a user.
+vectors are on disk, and pass by in the order of users: from step to step 8 bytes a user are held, and vectors of the items.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ _CG_STEPS: Final = 3
 _CELLS: Final = 20_000
 #: Numbers that the processor's cache holds beside the rest.
 _CACHED: Final = 262_144
+#: Observed cells after which what was read of them is let go of.
+_LET_GO: Final = 1_000_000
 #: Items that are moved at a time.
 _ITEMS: Final = 262_144
 _warning: Final = threading.Lock()
@@ -66,8 +68,7 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
     with Rows(len(pairs.log.users), pairs.settings.dim, np.float32, pairs.log.scratch) as users:
         for _ in range(ITERATIONS):
             heed_stop(1 / ITERATIONS)
-            _move_users(cells, users, items)
-            _move_items(cells, users, items)
+            _move_items(cells, users, items, _move_users(cells, users, items))
     vectors = items[pairs.n_target :].double()
     return {
         "source": items[pairs.n_target :].clone(),
@@ -96,9 +97,14 @@ def score(parameters: Parameters, batch: Batch, log_prior: torch.Tensor) -> torc
     return products(user(parameters, batch), vectors(parameters), log_prior.dtype)
 
 
-def _move_users(cells: _Cells, users: Rows, items: torch.Tensor) -> None:
-    """Move every user's vector towards its least-squares solution given the items'."""
+def _move_users(cells: _Cells, users: Rows, items: torch.Tensor) -> torch.Tensor:
+    """Move every user's vector towards its least-squares solution given the items'.
+
+    Returns:
+        float32 [d, d]: the moved vectors' products with one another, with λ.
+    """
     gram = items.T @ items + REGULARISATION * torch.eye(items.shape[1])
+    products = REGULARISATION * torch.eye(items.shape[1], dtype=torch.float64)
     compiled = kernels()
     for start, stop, block in cells.blocks():
 
@@ -112,19 +118,23 @@ def _move_users(cells: _Cells, users: Rows, items: torch.Tensor) -> None:
 
         x = torch.from_numpy(users.read(start, stop))
         residual = block.matrix(block.right, len(items)) @ items - times(x)
-        users.write(start, _solved(x, residual, times).numpy())
+        x = _solved(x, residual, times)
+        users.write(start, x.numpy())
+        products += x.T @ x
+    return products.float()
 
 
-def _move_items(cells: _Cells, users: Rows, items: torch.Tensor) -> None:
+def _move_items(cells: _Cells, users: Rows, items: torch.Tensor, gram: torch.Tensor) -> None:
     """Move every item's vector, in place, towards its least-squares solution given the users'.
 
     Users pass once for each product with all of their vectors, in order, so that no more of these is held than a block's.
+
+    Args:
+        cells: The observed ones.
+        users: float32 [U, d].
+        items: float32 [items, d].
+        gram: As `_move_users` gives it.
     """
-    gram = REGULARISATION * torch.eye(items.shape[1], dtype=torch.float64)
-    for start, stop, _ in cells.blocks():
-        x = torch.from_numpy(users.read(start, stop))
-        gram += x.T @ x
-    gram = gram.float()
     for first in range(0, len(items), _ITEMS):
         some = items[first : first + _ITEMS]
 
@@ -245,7 +255,7 @@ class _Cells:
 
     def blocks(self) -> Iterator[tuple[int, int, _Block]]:
         """(first user, user after the last, their cells), a bounded number of cells each."""
-        stop = 0
+        stop, let_go_at = 0, 0
         while stop < len(self.start) - 1:
             start, most = stop, self.start[stop] + _CELLS
             stop = min(max(int(np.searchsorted(self.start, most, side="right")) - 1, start + 1), len(self.start) - 1)
@@ -254,7 +264,9 @@ class _Cells:
             right = extra + 1 if self.right is None else torch.from_numpy(self.right[cells].copy())
             column = torch.from_numpy(self.column[cells].astype(np.int64))
             yield start, stop, _Block(torch.from_numpy(self.start[start : stop + 1] - self.start[start]), column, extra, right)
-            let_go()
+            if self.start[stop] - let_go_at >= _LET_GO:
+                let_go_at = self.start[stop]
+                let_go()
 
 
 def _sparse(start: torch.Tensor, column: torch.Tensor, values: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors of a disk that cannot be written to, in our words."""
+
+from __future__ import annotations
+
+import errno
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from scalr_prod.errors import LakeError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+__all__ = ["disk_errors"]
+
+_UNWRITABLE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EIO,
+}
+
+
+@contextmanager
+def disk_errors(where: str | Path) -> Iterator[None]:
+    """Tell in our words of a disk that is full, or that may not be written to.
+
+    Args:
+        where: The folder that is written to, for an error that names no file itself.
+
+    Raises:
+        LakeError: Instead of the operating system's own error.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        raise LakeError(
+            f"cannot be written to: {error.strerror or error}",
+            where=str(error.filename or where),
+            next_step="free some space, or set [project] home to a folder that can be written to; then repeat the command",
+        ) from error
