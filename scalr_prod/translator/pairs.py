@@ -144,7 +144,13 @@ class Pairs:
         return {name: _coverage(getattr(self.log, name), self.until, kept) for name, kept in known.items()}
 
     def source_events(self, users: slice = _ALL) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """(user, vocabulary index) of every source event that counts, of all users or of some that follow one another.
+        """Every source event that counts.
+
+        Args:
+            users: Whose, users that follow one another; default: all.
+
+        Returns:
+            User and vocabulary index: int32 [E] each, in the order of users.
 
         Raises:
             ValueError: They do not follow one another.
@@ -188,10 +194,16 @@ class Pairs:
         return index[counts], events.time[counts], None if gains is None else gains[counts]
 
     def source_matrix(self, users: slice = _ALL) -> Any:
-        """scipy CSR float32 [U, n_source + 1]: 1 where the user had the item; column 0 is empty.
+        """Who had which source items. Of a long log the cells of all users are large.
 
         Args:
-            users: Those of the rows, which follow one another; default: all. Of a long log the cells of all users are large.
+            users: Those of the rows, which follow one another; default: all.
+
+        Returns:
+            scipy CSR float32 [U, n_source + 1]: 1 where the user had the item; column 0 is empty.
+
+        Raises:
+            ValueError: The users do not follow one another.
         """
         user, item = self.source_events(users)
         first, stop, _ = users.indices(len(self.log.users))

@@ -251,6 +251,16 @@ def test_items_are_moved_some_at_a_time(pairs, at_a_time, weighed, monkeypatch):
     assert ((seen > 0) & (seen < 1)).any() == weighed
 
 
+def test_rows_of_some_users_are_those_of_all_users_matrix(pairs):
+    whole, parts = pairs.source_matrix(), [slice(0, 17), slice(17, 18), slice(18, None)]
+    assert len(pairs.log.users) > 20
+    for users in parts:
+        np.testing.assert_array_equal(pairs.source_matrix(users).toarray(), whole[users].toarray())
+    assert pairs.source_matrix(slice(5, 5)).shape == (0, whole.shape[1])
+    with pytest.raises(ValueError, match="do not follow one another"):
+        pairs.source_matrix(slice(0, 17, 2))
+
+
 def test_counts_of_users_are_the_same_however_many_are_looked_at_at_a_time(pairs, monkeypatch):
     whole = frequency.fit(pairs, {})
     monkeypatch.setattr("scalr_prod.translator.pairs._USERS", 17)
