@@ -109,6 +109,7 @@ print(json.dumps({"rooms": rooms, "historical": historical.event_id.tolist(), "b
     assert set(found["rooms"]) == {
         "feast_store",
         "contracts",
+        "disk",
         "duck",
         "errors",
         "growth",

@@ -220,6 +220,7 @@ def test_looking_and_drawing_change_nothing(served, reported):
 @pytest.mark.parametrize(("width", "scheme"), pages(1200, "light"))
 def test_the_pages_in_a_browser(served, reported, browser, width, scheme):
     from axe_playwright_python.sync_playwright import Axe
+    from playwright.sync_api import expect
 
     address, _ = served
     _, run_id, _, _ = reported
@@ -257,7 +258,8 @@ def test_the_pages_in_a_browser(served, reported, browser, width, scheme):
         assert page.title() == f"User {HOSTILE_USER} · gadgets_to_dishes"
         look()
         page.get_by_role("link", name="Data docs").click()
-        assert page.locator("body").inner_text()
+        # Written by a script, some time after the page is there.
+        expect(page.locator("body")).to_contain_text(re.compile(r"\S"), use_inner_text=True, timeout=300_000)
         home = address.rsplit("/", 2)[0]
         assert [url for url in asked if not url.startswith((home, "data:"))] == [], "no other host is asked"
     finally:
