@@ -81,7 +81,7 @@ def let_go() -> None:
                 pages.madvise(mmap.MADV_DONTNEED)
 
 
-def passed(length: int, at_a_time: int) -> Iterator[slice]:
+def passed(length: int, at_a_time: int = 1_000_000) -> Iterator[slice]:
     """Slices that cover ``length`` rows, ``at_a_time`` each, one at the least. After each, what was read of arrays is let go of."""
     for first in range(0, max(length, 1), at_a_time):
         yield slice(first, min(first + at_a_time, length))

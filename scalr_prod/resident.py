@@ -6,8 +6,6 @@ from __future__ import annotations
 import ctypes
 import sys
 
-from scalr_prod import mapped
-
 __all__ = ["give_back", "peak_mb"]
 
 
@@ -17,7 +15,10 @@ def give_back() -> None:
     glibc keeps what was freed below a block that is in use. After a log was read and put in order that is hundreds of MB, which
     arrays that come after it are too large for. What was read of arrays on disk goes as well.
     """
-    mapped.let_go()
+    # Looked up, as the others are: a DAG, or a command that reads a ledger, imports no numpy.
+    mapped = sys.modules.get("scalr_prod.mapped")
+    if mapped is not None:
+        mapped.let_go()
     cuda = getattr(sys.modules.get("torch"), "cuda", None)
     if cuda is not None and cuda.is_initialized():
         cuda.empty_cache()

@@ -30,8 +30,6 @@ _OTHER: Final = (1.0, 10.0)
 _CALIBRATION: Final = 3700.0
 _DIM: Final = 64
 _EPOCHS: Final = 3
-#: Source events that are looked at at a time.
-_COUNTED: Final = 1_000_000
 
 
 def share_work(name: str, pairs: Pairs) -> float:
@@ -73,11 +71,11 @@ def _scaled(pairs: Pairs, work: float) -> float:
 def _windows(pairs: Pairs) -> int:
     """Windows of the history's length that the users' source events fill, see `windows.source_windows`."""
     source, events = pairs.log.source, np.zeros(len(pairs.log.users), dtype=np.int64)
-    for part in passed(len(source), _COUNTED):
+    for part in passed(len(source)):
         events += np.bincount(source.user[part][source.time[part] < pairs.until], minlength=len(events))
     return int((-(-events // pairs.log.history.shape[1])).sum())
 
 
 def _source_events(pairs: Pairs) -> int:
     time = pairs.log.source.time
-    return sum(int((time[part] < pairs.until).sum()) for part in passed(len(time), _COUNTED))
+    return sum(int((time[part] < pairs.until).sum()) for part in passed(len(time)))

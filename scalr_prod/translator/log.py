@@ -43,8 +43,6 @@ _Before: TypeAlias = "tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int
 _SPINE_ROWS = 200_000
 #: Moments that are looked up at a time.
 _LOOKED_UP = 65_536
-#: Source events that are counted at a time.
-_COUNTED = 1_000_000
 _DOMAINS: Final = ("source", "target")
 _TABLES: Final = (Table.SOURCE_EVENTS, Table.TARGET_EVENTS, Table.SOURCE_USER_HISTORY)
 _COLUMNS: Final = (USER_ID, ITEM_ID, EVENT_TIMESTAMP, CREATED_TIMESTAMP)
@@ -292,7 +290,7 @@ def _settled(known: NDArray[np.int64], step: int, until: int, folder: Path) -> N
     def counted() -> Iterator[tuple[NDArray[np.int64]]]:
         total = np.zeros(1, dtype=np.int64)
         yield (total,)
-        for part in passed(len(known), _COUNTED):
+        for part in passed(len(known)):
             entered = known[part]
             if step:
                 entered = entered // -step * -step
@@ -324,7 +322,7 @@ class _Finder:
             int64 [R].
         """
         found = np.empty(len(user), dtype=np.int64)
-        times = (self.source.time[part] for part in passed(len(self.source), _COUNTED))
+        times = (self.source.time[part] for part in passed(len(self.source)))
         bounds = np.array([(some.min(), some.max()) for some in times])
         low = int(bounds.min())
         span = int(bounds.max()) - low + 2

@@ -29,8 +29,8 @@ __all__ = ["ContextSource", "Coverage", "Pairs", "Parameters", "contexts_at"]
 Parameters: TypeAlias = "dict[str, torch.Tensor]"
 
 _DAY_US = 86_400_000_000
-#: Histories that are looked up, and events that are counted, at a time.
-_LOOKED_UP, _COUNTED = 16_384, 1_000_000
+#: Histories that are looked up at a time.
+_LOOKED_UP: Final = 16_384
 #: Users whose source events are looked at at a time.
 _USERS: Final = 32_768
 _ALL: Final = slice(None)
@@ -341,7 +341,7 @@ def _vocabulary(events: Events, until: int, most: int) -> tuple[NDArray[np.int32
 
 def _before(events: Events, until: int) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
     """Item and time of the events before an instant, some at a time."""
-    for part in passed(len(events), _COUNTED):
+    for part in passed(len(events)):
         before = events.time[part] < until
         yield events.item[part][before], events.time[part][before]
 

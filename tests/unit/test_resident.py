@@ -29,3 +29,11 @@ def test_what_is_free_goes_back_to_the_system_though_a_block_above_it_is_in_use(
     given, told = done.stdout.split()
     assert int(given) > 150
     assert told == "True"
+
+
+@pytest.mark.parametrize("module", ["dags", "project"])
+def test_what_steers_a_project_imports_no_numpy(module):
+    """Airflow parses DAGs again and again."""
+    program = f"import sys, scalr_prod.{module}; print('numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import sparse
-from translator_world import DAY, METADATA, SETTINGS, calibration, make_log
+from translator_world import DAY, METADATA, SETTINGS, calibration, make_log, with_weights
 
 from scalr_prod.errors import TranslatorError
 from scalr_prod.mapped import Rows
@@ -233,8 +233,7 @@ def test_items_are_moved_some_at_a_time(pairs, at_a_time, weighed, monkeypatch):
     monkeypatch.setattr(factorisation, "_CG_STEPS", 60)
     monkeypatch.setattr("scalr_prod.translator.pairs._USERS", 17)
     if weighed:
-        weight = np.linspace(0.1, 1, len(pairs.log.target), dtype=np.float32)
-        pairs = replace(pairs, log=replace(pairs.log, target=replace(pairs.log.target, weight=weight)))
+        pairs = with_weights(pairs)
     cells, dim = factorisation._Cells.of(pairs), 8
     given = np.random.default_rng(0).standard_normal((len(pairs.log.users), dim)).astype(np.float32)
     items = torch.zeros(pairs.n_target + pairs.n_source + 1, dim)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from translator_world import DAY, SETTINGS, make_log
+from translator_world import DAY, SETTINGS, make_log, with_weights
 
 from scalr_prod.sections import TranslatorSettings
 from scalr_prod.translator.estimators import popularity
@@ -84,8 +82,7 @@ def test_popularity_is_blended_once_for_equal_times(pairs):
 def test_popularity_does_not_depend_on_how_many_events_are_counted_at_a_time(pairs, weighed, monkeypatch):
     """One item has more events than are counted at a time."""
     if weighed:
-        weight = np.linspace(0.1, 1, len(pairs.log.target), dtype=np.float32)
-        pairs = replace(pairs, log=replace(pairs.log, target=replace(pairs.log.target, weight=weight)))
+        pairs = with_weights(pairs)
     whole = popularity.fit(pairs)
     monkeypatch.setattr(popularity, "_AT_A_TIME", 20)
     some = popularity.fit(pairs)

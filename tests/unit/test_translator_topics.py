@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from translator_world import DAY, SETTINGS, make_log
+from translator_world import DAY, SETTINGS, make_log, with_weights
 
 from scalr_prod.translator.batch import Batch
 from scalr_prod.translator.estimators import popularity, topics
@@ -176,8 +176,7 @@ def test_compiled_sums_are_those_of_tensor_operations(first, monkeypatch):
 @pytest.mark.parametrize("weighed", [False, True])
 def test_topics_do_not_depend_on_how_many_events_are_looked_at_at_a_time(pairs, weighed, monkeypatch):
     if weighed:
-        weight = np.linspace(0.1, 1, len(pairs.log.target), dtype=np.float32)
-        pairs = replace(pairs, log=replace(pairs.log, target=replace(pairs.log.target, weight=weight)))
+        pairs = with_weights(pairs)
     shared = topics.share(pairs)
     whole = topics.fit(pairs, shared)
     monkeypatch.setattr(topics, "_LOOKED_UP", 7)

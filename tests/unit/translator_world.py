@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,7 @@ from scalr_prod.translator.estimators import SCORED
 from scalr_prod.translator.events import Events
 from scalr_prod.translator.layout import OURS
 from scalr_prod.translator.log import Log
+from scalr_prod.translator.pairs import Pairs
 
 DAY = 86_400_000_000
 LENGTH = 10
@@ -45,6 +47,12 @@ def make_log(*, users: int = 120, tastes: int = 4, source_items: int = 40, targe
         before = np.flatnonzero((source.user == user) & (source.time < time))[-LENGTH:]
         history[row, LENGTH - len(before) :] = before
     return Log(pa.array(range(users)), (np.arange(users) % 2).astype(np.int32), source, target, history)
+
+
+def with_weights(pairs: Pairs) -> Pairs:
+    """The same slice, its target events counting from .1 to 1."""
+    weight = np.linspace(0.1, 1, len(pairs.log.target), dtype=np.float32)
+    return replace(pairs, log=replace(pairs.log, target=replace(pairs.log.target, weight=weight)))
 
 
 def calibration() -> dict[str, torch.Tensor]:

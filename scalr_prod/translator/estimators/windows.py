@@ -25,8 +25,6 @@ __all__ = ["Cuts", "Window", "Windows", "source_windows"]
 _EVENTS_PER_WINDOW: Final = 4
 #: Windows that are looked through at a time.
 _CUTS: Final = 8_192
-#: Source events that are looked at at a time.
-_COUNTED: Final = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -197,6 +195,6 @@ def _runs(pairs: Pairs) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     source = pairs.log.source
     before = np.searchsorted(source.user, np.arange(len(pairs.log.users) + 1, dtype=np.int32))
     counted = np.zeros(len(source) + 1, dtype=bool)
-    for part in passed(len(source), _COUNTED):
+    for part in passed(len(source)):
         counted[part] = source.time[part] < pairs.until
     return before, before[:-1] + np.add.reduceat(counted, before[:-1], dtype=np.int64) * (np.diff(before) > 0)
