@@ -63,9 +63,10 @@ class Heartbeat:
 
     def figures(self) -> dict[str, Any]:
         """Seconds, units done and in all, their share (0 to 1), units a second of this call, seconds left; None: not known."""
-        seconds = max(self.seconds, 1e-9)
+        now = time.monotonic()  # read once: the rate is that of the seconds that are told
+        seconds = max(now - self._started, 1e-9)
         begun, before = self._first or (self._started, self._before)
-        rate = (self.done - before) / max(time.monotonic() - begun, 1e-9)
+        rate = (self.done - before) / max(now - begun, 1e-9)
         share = min(self.done / self.total, 1.0) if self.total else None
         left = None if not self.total or not rate else max(self.total - self.done, 0) / rate
         return {"seconds": seconds, "done": self.done, "total": self.total, "share": share, "rate": rate, "eta_s": left}

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 
+import numpy as np
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
@@ -25,14 +26,13 @@ from scalr_prod.settings import load_settings
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def config(trained_home, tmp_path_factory, here):
+def published(trained_home, folder, here, **generation):
     """A project with a published run."""
-    folder = tmp_path_factory.mktemp("explain") / "project"
     shutil.copytree(trained_home.parent, folder)
     shutil.rmtree(folder / ".scalr" / "feature_repo", ignore_errors=True)
     path = folder / trained_home.name
-    path.write_text(path.read_text() + '[generation]\npartitions = 2\n[serving]\nscorer = "local"\n')
+    told = "".join(f"{name} = {value}\n" for name, value in generation.items())
+    path.write_text(path.read_text() + f'[generation]\npartitions = 2\n{told}[serving]\nscorer = "local"\n')
     apply_feature_repo(load_settings(path))
     settings = load_settings(path, compute={"workers": 1, "dask": here})
     spec = plan_run(settings, version=2)
@@ -40,6 +40,11 @@ def config(trained_home, tmp_path_factory, here):
     validate_run(settings, spec.run_id)
     publish(settings, spec.run_id)
     return path
+
+
+@pytest.fixture(scope="module")
+def config(trained_home, tmp_path_factory, here):
+    return published(trained_home, tmp_path_factory.mktemp("explain") / "project", here)
 
 
 @pytest.fixture
@@ -85,8 +90,6 @@ def test_the_parts_add_up_and_say_what_the_source_event_and_the_history_were(con
 
 def test_terms_and_normaliser_give_the_probability(config, view):
     """On the level below: log P is the sum of the terms less the normaliser, and the terms of another item give its own."""
-    import numpy as np
-
     from scalr_prod.translator import load_version
     from scalr_prod.translator.contexts import Contexts
     from scalr_prod.translator.explaining import taken_apart
@@ -116,6 +119,16 @@ def test_terms_and_normaliser_give_the_probability(config, view):
         assert math.exp(total) == pytest.approx(part.probability, rel=1e-9)
     weighed = sum(part.prior * term.above for part in apart for term in part.terms)
     assert weighed == pytest.approx(0, abs=1e-6), "above is above the mean by the prior"
+
+
+def test_an_event_that_was_drawn_from_a_shortlist_is_explained(trained_home, tmp_path, here):
+    settings = load_settings(published(trained_home, tmp_path / "project", here, shortlist=40))
+    rows = Lake.open(settings).read(Table.SYNTHETIC_TARGET_EVENTS).to_pandas().sort_values("event_id").head(200)
+    found = explain_events(settings, rows["event_id"].tolist())
+    assert all(row.item_id in [drawn["item"] for drawn in one.drawn] for one, row in zip(found, rows.itertuples(), strict=True))
+    told, again = (np.array([one.probability[which] for one in found]) for which in ("published", "recomputed"))
+    assert np.abs(told - again).max() > 1e-6, "a shortlist's normaliser is an estimate"
+    assert np.corrcoef(np.log(told), np.log(again))[0, 1] > 0.95
 
 
 def test_the_command_line_explains_and_names_what_is_not_there(config, view):

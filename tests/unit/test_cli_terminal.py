@@ -64,6 +64,7 @@ def at_a_terminal(*command, cwd, columns=60, zone="Asia/Tokyo"):
     return [ESCAPE.sub("", line).rstrip() for line in text.splitlines()], text, process.wait(60)
 
 
+@pytest.mark.slow
 def test_runs_are_a_table_that_fits_with_times_of_the_readers_zone(settings_with):
     spec, config = make_spec(), settings_with()
     with Ledger.open(load_settings(config)) as ledger:

@@ -57,6 +57,7 @@ def share_of_taste(model, shift=0):
     return (top % TASTES == ((COLD + shift) % TASTES)[:, None]).mean()
 
 
+@pytest.mark.slow
 def test_cold_users_are_ranked_by_a_score_that_was_right_before(real):
     ours = fitted(real.joined([drawn(0)]), as_of_before(real, drawn(0, seed=2)))
     assert share_of_taste(ours) > 0.9
@@ -113,6 +114,7 @@ def test_where_nothing_is_known_of_before_the_feature_ranker_alone_scores(real):
     assert np.array_equal(nothing_after.score(COLD), nothing_after._ranker.score(COLD))
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_scores(real):
     events, before = real.joined([drawn(0)]), as_of_before(real, drawn(0, seed=2))
     first, again, other = (fitted(events, before, seed=seed).score(COLD) for seed in (3, 3, 4))

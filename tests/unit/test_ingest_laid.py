@@ -54,6 +54,7 @@ def rows_of(settings: Settings) -> dict[Table, pa.Table]:
     return {table: lake.read(table) for table in TABLES}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("duplicates", ["keep", "drop"])
 def test_heaps_of_few_rows_change_nothing(tmp_path, monkeypatch, duplicates):
     log, reports, found, files = events(2_000), [], [], []

@@ -138,6 +138,7 @@ def test_another_thread_changes_no_handler():
     assert inside == [before]
 
 
+@pytest.mark.slow
 def test_a_command_says_how_to_go_on(project):
     code = (
         "import os, signal, sys, scalr_prod.ingest as room\n"

@@ -138,6 +138,7 @@ def test_the_folders_that_the_wheel_holds_are_found_in_a_checkout():
         assert (assets.folder(folder) / rest).is_file()
 
 
+@pytest.mark.slow
 def test_the_installed_package_packs_itself_into_a_wheel(tmp_path):
     wheel = pack_wheel(tmp_path)
     with zipfile.ZipFile(wheel) as archive:

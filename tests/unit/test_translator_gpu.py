@@ -82,6 +82,7 @@ def test_draws_and_probabilities_are_the_references(world, k, temperature, min_l
     assert (found.items != NO_ITEM).any()
 
 
+@pytest.mark.slow
 def test_every_member_scores_alike(world):
     contexts = make_contexts(world, 70, seed=1, exclude=3)
     every = np.tile(np.arange(-1, world.pairs.n_target, dtype=np.int32), (70, 1))
@@ -108,6 +109,7 @@ def test_what_the_bound_does_not_exclude_goes_to_the_plain_code(world, whole_row
     assert sum(whole_rows) > 10
 
 
+@pytest.mark.slow
 def test_a_batch_s_cut_changes_nothing(world, monkeypatch):
     """Tiles of few contexts, since many events lie between them; groups of few; all items for one program."""
     contexts = make_contexts(world, 60, seed=5, exclude=2)

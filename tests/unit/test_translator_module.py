@@ -294,6 +294,7 @@ def test_a_missing_file_is_told_from_a_damaged_one(folder, tmp_path):
         TranslatorModule.load(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lacks", ["numba", "a compiler"])
 def test_the_module_needs_torch_numpy_and_safetensors_alone(world, folder, lacks):
     """Nothing else has to be there: without numba, which the serving environment has, the plain code answers, and says so once."""

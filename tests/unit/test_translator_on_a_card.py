@@ -125,6 +125,7 @@ def test_the_cpu_is_not_tried(monkeypatch):
     assert devices.learning_device("cpu") == "cpu"
 
 
+@pytest.mark.slow
 def test_the_sequential_estimator_learns_on_a_card_what_it_learns_on_the_cpu(pairs):
     shared = sequential.share(pairs)
     expected = sequential.fit(pairs, shared)
@@ -140,6 +141,7 @@ def test_the_sequential_estimator_learns_on_a_card_what_it_learns_on_the_cpu(pai
     assert (other["source"] - shared["source"]).norm() > 0.1 * shared["source"].norm()
 
 
+@pytest.mark.slow
 def test_calibration_and_figures_on_a_card_are_those_of_the_cpu(pairs):
     log = pairs.log
     held_out = log.fold == 0

@@ -90,6 +90,7 @@ def test_source_windows_hold_every_source_event_of_the_slice_once(pairs):
     np.testing.assert_array_equal(windows.counts()[1:], np.bincount(items.flatten(), minlength=pairs.n_source + 1)[1:])
 
 
+@pytest.mark.slow
 def test_what_comes_next_in_the_source_domain_is_learned_before_any_target_event(pairs, monkeypatch):
     """A log in which source item i is always followed by i + 1: after pretraining the state of i is nearest to what follows."""
     step = np.arange(len(pairs.log.source)) - np.searchsorted(pairs.log.source.user, pairs.log.source.user)
@@ -239,6 +240,7 @@ def test_rows_that_are_moved_when_asked_for_end_where_adamw_moves_them(compiled,
     torch.testing.assert_close(found["slope"], slope.detach(), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [2, 3, 7, 10, 121])
 def test_the_cycle_is_that_of_torch(steps):
     optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=3e-3)
@@ -251,6 +253,7 @@ def test_the_cycle_is_that_of_torch(steps):
             schedule.step()
 
 
+@pytest.mark.slow
 def test_learning_leaves_torch_s_compiler_alone():
     """It takes 70 MB and a second, in every process that trains, and compiles nothing here."""
     program = """
