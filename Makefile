@@ -71,8 +71,9 @@ style: setup
 types: setup
 	.venv/bin/mypy
 
-docs: setup ## the site, in build/site; first the pages that are made from the code
+docs: setup ## the site, in build/site; first the pages and charts that are made from code and figures
 	.venv/bin/python scripts/reference.py
+	.venv/bin/python scripts/charts.py
 	.venv/bin/mkdocs build --strict
 
 bench: setup ## each stage beside its limit

@@ -52,6 +52,10 @@ def test_what_is_made_from_the_code_is_up_to_date():
     done([sys.executable, str(ROOT / "scripts" / "reference.py"), "--check"])
 
 
+def test_the_charts_show_what_was_measured():
+    done([sys.executable, str(ROOT / "scripts" / "charts.py"), "--check"])
+
+
 @pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("at_hand")
