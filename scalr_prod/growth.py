@@ -26,6 +26,8 @@ __all__ = [
     "fragments_of",
     "growth",
     "local_files",
+    "names_of",
+    "paths_of",
     "records_by_file",
     "records_of",
     "schema_of_table",
@@ -56,7 +58,7 @@ class Growth:
 
 def growth(before: DeltaTable, now: DeltaTable) -> Growth:
     """Compare two versions of one table by their logs alone."""
-    former, latter = _names(before), _names(now)
+    former, latter = names_of(before), names_of(now)
     return Growth(added=latter - former, removed=former - latter)
 
 
@@ -65,7 +67,7 @@ def state_of(table: DeltaTable) -> dict[str, Any]:
 
     A table that was restored from a backup may come to the same number again with other files.
     """
-    names = "\n".join(sorted(_names(table)))
+    names = "\n".join(sorted(names_of(table)))
     return {
         "id": str(table.metadata().id),
         "version": table.version(),
@@ -140,21 +142,19 @@ def fragments_of(table: DeltaTable, names: frozenset[str] | None = None) -> ds.D
     )
 
 
+def paths_of(table: DeltaTable) -> list[str] | None:
+    """Where a table's files are on this machine; None: the table is in an object store."""
+    if not table.table_uri.startswith("file:"):
+        return None
+    # Delta spells a path as in a URL, `my%20project`, with or without `file:` before it.
+    return [unquote(urlparse(uri).path if uri.startswith("file:") else uri) for uri in table.file_uris()]
+
+
 def local_files(table: DeltaTable) -> list[str] | None:
     """The table's files where DuckDB can read them as they are, else None."""
-    if not _is_plain(table):
+    files = paths_of(table) if _is_plain(table) else None
+    if files is None or any(GLOB & set(path) or not os.path.isabs(path) for path in files):  # noqa: PTH117 - of each file
         return None
-    files = []
-    for uri in table.file_uris():
-        path = uri
-        if not uri.startswith("/"):
-            parsed = urlparse(uri)
-            if parsed.scheme not in {"", "file"}:
-                return None
-            path = unquote(parsed.path) if parsed.scheme == "file" else uri
-        if GLOB & set(path) or not os.path.isabs(path):  # noqa: PTH117 - of each file
-            return None
-        files.append(path)
     return files
 
 
@@ -188,7 +188,8 @@ def schema_of_table(table: DeltaTable) -> pa.Schema:
     return pa.schema(table.schema().to_arrow())
 
 
-def _names(table: DeltaTable) -> frozenset[str]:
+def names_of(table: DeltaTable) -> frozenset[str]:
+    """Names of a table's files, relative to the table."""
     return frozenset(_actions(table).column("path").to_pylist())
 
 

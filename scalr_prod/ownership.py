@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["claim", "claim_home", "is_empty"]
+__all__ = ["NAMES", "claim", "claim_home", "is_empty"]
 
 _TEXT: Final = "Made by scalr_prod, which may write over the files that it made here. Remove nothing by hand.\n"
-#: Everything that is ever written below a project's home.
-_HOME: Final = (
+#: Everything that is ever written below a project's home. What else lies there is not ours.
+NAMES: Final = (
     *(
         "data_docs",
         "datasets",
@@ -36,9 +36,8 @@ _HOME: Final = (
         "forgotten",
         "gx",
         "lake",
-        "ledger.db",
     ),
-    *("models", "runs", "staging", "triton", "triton-server"),
+    *("ledger.db", "models", "reports", "runs", "stages.json", "staging", "triton", "triton-server"),
 )
 
 
@@ -79,7 +78,7 @@ def claim_home(settings: Settings) -> None:
         ForeignFiles: It holds something else under the names that the package uses. Nothing was written.
         OSError: It cannot be made or written to.
     """
-    claim(settings.home, "home", setting="[project] home", names=_HOME, former=_former_home)
+    claim(settings.home, "home", setting="[project] home", names=NAMES, former=_former_home)
     claim_for_project(settings, settings.home, "[project] home")
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from scalr_prod.forgetting.traces import FileOfRows, Ids, write_over
 from scalr_prod.generation.parts import sha256_of
 from scalr_prod.ledger import STAGED
+from scalr_prod.ownership import NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +29,9 @@ _TEXT: Final = frozenset({"", ".csv", ".err", ".html", ".json", ".jsonl", ".log"
 
 
 def forget_in_files(settings: Settings, users: Ids, *, parts: bool) -> Counter[str]:
-    """Take them out of every file of the home; gives what went, by the folder it was in.
+    """Take them out of every file that was written below the home; gives what went, by the folder it was in.
+
+    What else lies there is somebody's own.
 
     Args:
         settings: The project's settings.
@@ -54,8 +57,8 @@ def forget_in_files(settings: Settings, users: Ids, *, parts: bool) -> Counter[s
 
 
 def _files(home: Path) -> Iterator[Path]:
-    for top in sorted(home.iterdir()) if home.is_dir() else ():
-        if top.name in _NOT_HERE or top.is_symlink():
+    for top in (home / name for name in NAMES if name not in _NOT_HERE):
+        if top.is_symlink():
             continue
         for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
             if path.is_file() and not path.is_symlink() and not path.name.startswith(_OWN):

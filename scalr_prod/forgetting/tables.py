@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 from scalr_prod.contracts import EVENT_TIMESTAMP, Table
 from scalr_prod.duck import literal
+from scalr_prod.errors import LakeError
+from scalr_prod.growth import names_of
 from scalr_prod.lake import repeat_while_moving
 from scalr_prod.replacements import REPLACED, Replacement
 
@@ -136,6 +138,9 @@ def purge(lake: Lake, table: Table, *, before: datetime) -> int:
         lake: The lake.
         table: Which table.
         before: Files that are not in the table and were written later may be of a commit that is under way, and stay.
+
+    Raises:
+        LakeError: A file of the current version is not among those that are found. None was deleted.
     """
     from deltalake.fs import DeltaStorageHandler
     from pyarrow.fs import FileSelector, FileType, PyFileSystem
@@ -144,14 +149,19 @@ def purge(lake: Lake, table: Table, *, before: datetime) -> int:
     lake.describe(table, lake.description(table), key=f"forget-{uuid.uuid4().hex}")
     delta = lake.open_table(table)
     delta.create_checkpoint()
-    version, root = delta.version(), len(f"{lake.uri(table)}/")
-    needed = {uri[root:] for uri in delta.file_uris()}
+    version, needed = delta.version(), names_of(delta)
     files = PyFileSystem(DeltaStorageHandler(lake.uri(table), lake.storage_options))
     gone = 0
-    for found in files.get_file_info(FileSelector("", recursive=True)):
+    there = {found.path.lstrip("/"): found for found in files.get_file_info(FileSelector("", recursive=True))}
+    if lost := sorted(needed - there.keys()):
+        raise LakeError(
+            f"{len(lost)} of the table's {len(needed)} files are not there, {lost[0]} for one; nothing was removed from its folder",
+            where=lake.uri(table),
+            next_step="restore them from a copy, and repeat the command",
+        )
+    for name, found in there.items():
         if found.type is not FileType.File:
             continue
-        name = found.path.lstrip("/")
         if name.startswith("_delta_log/"):
             number = re.match(r"_delta_log/(\d{20})\.", name)
             old = int(number[1]) < version if number else name != "_delta_log/_last_checkpoint" and found.mtime < before

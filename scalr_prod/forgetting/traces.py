@@ -31,8 +31,12 @@ GONE: Final = "[forgotten]"
 _LISTED: Final = "id"
 #: Digits from which on an item's number is looked for in texts too.
 _NUMBER_LIKE_AN_ID: Final = 6
-#: Keys of JSON below which values of rows are shown.
+#: Keys of JSON below which texts show values of rows.
 _SHOWN: Final = re.compile(r"user|unexpected|example|value|row|cause|message|detail", re.IGNORECASE)
+#: Keys of JSON below which lists hold values of rows, and how often each was found. All other numbers but those that are an id by their
+#: name are the package's own, which reads them again: versions, counts of rows and of users, sizes.
+_VALUES: Final = re.compile(r"(partial_)?unexpected_(index_)?(list|counts)|observed_value|value_set|details")
+_COUNTED: Final = "count"
 _BATCH: Final = 65_536
 
 
@@ -94,31 +98,38 @@ class Ids:
             return text, 0
         return self._pattern.subn(GONE, text)
 
-    def in_json(self, value: Any, *, shown: bool = False) -> tuple[Any, int]:
+    def in_json(self, value: Any, *, name: str = "", shown: bool = False, listed: bool = False) -> tuple[Any, int]:
         """A JSON value without the ids, and how many there were; entries of lists that are rows of one of them go whole.
 
         Args:
             value: The value.
-            shown: Whether it is below a key that shows values of rows. All else is the package's own: states, counts, names.
+            name: Its key, or that of the list it is in.
+            shown: Whether it is below a key whose texts show values of rows.
+            listed: Whether it is below a key whose lists hold values of rows.
         """
         if isinstance(value, str):
             return self.in_text(value) if shown else (value, 0)
         if isinstance(value, int) and not isinstance(value, bool):
-            return (GONE, 1) if shown and str(value) in self._spelled else (value, 0)
+            theirs = self.texts if name in self.keys else self._spelled if listed and name != _COUNTED else ()
+            return (GONE, 1) if str(value) in theirs else (value, 0)
         found = 0
         if isinstance(value, dict):
             content: dict[str, Any] = {}
-            for name, one in value.items():
-                content[name], inside = self.in_json(one, shown=shown or bool(_SHOWN.search(name)))
+            for key, one in value.items():
+                below = {
+                    "shown": shown or bool(_SHOWN.search(key)),
+                    "listed": listed or (isinstance(one, list | dict) and bool(_VALUES.fullmatch(key))),
+                }
+                content[key], inside = self.in_json(one, name=key, **below)
                 found += inside
             return content, found
         if isinstance(value, list):
             kept = []
             for one in value:
-                if isinstance(one, dict) and any(str(one.get(name)) in self.texts for name in self.keys):
+                if isinstance(one, dict) and any(str(one.get(key)) in self.texts for key in self.keys):
                     found += 1
                     continue
-                plain, inside = self.in_json(one, shown=shown)
+                plain, inside = self.in_json(one, name=name, shown=shown, listed=listed)
                 kept.append(plain)
                 found += inside
             return kept, found

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from scalr_prod.contracts import Table
-from scalr_prod.errors import ForeignFiles, LakeError, TableNotFound
-from scalr_prod.growth import schema_of_table
+from scalr_prod.errors import ForeignFiles, LakeError, SettingsError, TableNotFound
+from scalr_prod.growth import names_of, paths_of, schema_of_table
 from scalr_prod.ownership import is_empty
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ _MADE_BY: Final[Mapping[Table, str]] = {
     Table.SYNTHETIC_TARGET_EVENTS: "scalr run",
     Table.SYNTHETIC_QUARANTINE: "scalr run",
 }
+#: What the library of Delta tables takes no path with, or takes for another path: ``%20`` for a blank.
+_NO_PATH: Final = re.compile(r"[\x00-\x1f\[\]^|\\]|%[0-9A-Fa-f]{2}")
 
 
 class Storage:
@@ -41,10 +43,19 @@ class Storage:
     Args:
         root: The folder or URL.
         storage_options: Passed to the library that opens an object store.
+
+    Raises:
+        SettingsError: No Delta table can be in a folder of this name.
     """
 
     def __init__(self, root: str, storage_options: dict[str, str] | None = None) -> None:
         self.root = root.rstrip("/")
+        if "://" not in root and (found := _NO_PATH.search(root)):
+            raise SettingsError(
+                f"Delta tables cannot be kept in a folder whose path holds {found[0]!r}",
+                where=root,
+                next_step="name another folder as [project] lake in scalr.toml",
+            )
         self.storage_options = storage_options or {}
 
     def uri(self, table: Table) -> str:
@@ -220,8 +231,7 @@ class Storage:
 
         unused = set(self.open_ours(table).vacuum(math.ceil(keep_days * 24), dry_run=True, enforce_retention_duration=False))
         for version in set(keep_versions):
-            root = len(f"{self.uri(table)}/")
-            unused -= {uri[root:] for uri in self.open_table(table, version=version).file_uris()}
+            unused -= names_of(self.open_table(table, version=version))
         files = PyFileSystem(DeltaStorageHandler(self.uri(table), self.storage_options))
         there = [name for name in sorted(unused) if files.get_file_info(name).type is FileType.File]
         if not dry_run:
@@ -260,7 +270,7 @@ class Storage:
 
 def _missing_file(table: DeltaTable) -> str | None:
     """The first file of a table on disk that is not there any more. Object stores are not asked, file by file, beforehand."""
-    return next((uri for uri in table.file_uris() if "://" not in uri and not os.path.exists(uri)), None)  # noqa: PTH110 - of each file
+    return next((path for path in paths_of(table) or () if not os.path.exists(path)), None)  # noqa: PTH110 - of each file
 
 
 def in_one_line(error: Exception) -> str:

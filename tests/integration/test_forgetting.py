@@ -13,6 +13,7 @@ import time
 import pyarrow.dataset as ds
 import pytest
 from byte_search import in_redis, traces
+from conftest import make_two_domains, write_toml
 from forgotten_world import ITEM, NUMBER, START, TEXT, by_night, cut_off, gone, make, validation, where
 from redis_server import client, running_redis
 from typer.testing import CliRunner
@@ -268,3 +269,20 @@ def test_nobody_is_forgotten_while_rows_are_set_aside(settings):
         project.enable_publication()
         project.forget([TEXT])
     gone(settings, TEXT)
+
+
+def test_short_numbers_as_ids_leave_manifests_as_they_are(tmp_path, here):
+    """Versions, sizes and counts may be the same numbers: what reads them goes on."""
+    config = write_toml(make_two_domains(tmp_path, ids="int"), '[generation]\npartitions = 2\n[serving]\nscorer = "local"\n')
+    settings = load_settings(config, compute={"workers": 1, "dask": here})
+    with Project(settings) as project:
+        first = project.run()
+        gone_ = [1, 2, 3, 5, 8, 13, 221]
+        project.forget([str(one) for one in gone_])
+        again = project.run()
+        assert again.run_id != first.run_id
+        users = set(project.training_set().to_arrow()["user_id"].to_pylist())
+    assert users
+    assert not users & set(gone_)
+    numbers = [path for path in settings.home.rglob("manifest.json") if "[forgotten]" in path.read_text()]
+    assert numbers == []

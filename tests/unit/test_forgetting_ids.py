@@ -10,6 +10,7 @@ from scalr_prod.cli import app
 from scalr_prod.contracts import Table
 from scalr_prod.errors import ForgettingError
 from scalr_prod.forgetting import forget
+from scalr_prod.forgetting.traces import Items, Users
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
 from scalr_prod.settings import load_settings
@@ -57,3 +58,56 @@ def test_a_file_of_ids_is_taken_to_the_letter(settings, tmp_path):
     )
     assert done.exit_code == 0, done.output
     assert users(settings) == {"ada", "cleo"}
+
+
+def test_numbers_of_the_package_s_own_are_no_ids():
+    document = {
+        "versions": {"source_user_history": 5, "target_user_history": {"version": 5}},
+        "rows": 5,
+        "users": {"all": 5, "cold": 3},
+        "vocabulary": {"users.parquet": {"rows": 5, "bytes": 5}},
+        "result": {"unexpected_count": 5, "element_count": 5, "observed_value": 5},
+    }
+    for ids in (Users([5]), Items([5])):
+        assert ids.in_json(document) == (document, 0)
+
+
+def test_numbers_that_show_values_of_rows_are_taken_out():
+    document = {
+        "partial_unexpected_list": [5, 7],
+        "partial_unexpected_counts": [{"value": 5, "count": 5}],
+        "examples": {"user_id": 5, "item_id": 5},
+        "observed_value": [5],
+        "rows": [{"user_id": 5, "item_id": 1}, {"user_id": 7, "item_id": 5}],
+    }
+    gone = "[forgotten]"
+    assert Users([5]).in_json(document)[0] == {
+        "partial_unexpected_list": [gone, 7],
+        "partial_unexpected_counts": [{"value": gone, "count": 5}],
+        "examples": {"user_id": gone, "item_id": 5},
+        "observed_value": [gone],
+        "rows": [{"user_id": 7, "item_id": 5}],
+    }
+    assert Items([5]).in_json(document)[0]["examples"] == {"user_id": 5, "item_id": gone}
+
+
+def test_other_people_s_files_in_the_home_stay_as_they_are(settings, tmp_path):
+    """The home may be a folder with other files in it, as the project's own."""
+    home = settings.with_sections(project={"home": ".", "name": "beside"})
+    theirs = {
+        "notes.txt": "ada called",
+        "src/main.py": "ada = 1",
+        "package.json": '{"user": "ada"}',
+        ".hidden/ada.csv": "ada,1",
+    }
+    for name, text in theirs.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    ingest(home)
+    logs = {path: path.read_bytes() for path in tmp_path.glob("*.parquet")}
+    (home.home / "reports").mkdir()
+    (home.home / "reports" / "run.html").write_text("<td>ada</td>")
+    assert forget(home, ["ada"]).removed["source_events"] == 1
+    assert {name: (tmp_path / name).read_text() for name in theirs} == theirs
+    assert logs == {path: path.read_bytes() for path in logs}
+    assert (home.home / "reports" / "run.html").read_text() == "<td>[forgotten]</td>"
