@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from scalr_prod.lake import Lake
     from scalr_prod.settings import Settings
 
-__all__ = ["MARKED", "check_domains", "description_of", "project_of"]
+__all__ = ["MARKED", "check_domains", "description_of", "open_own", "project_of"]
 
 #: The table that bears the project's name: its versions are part of no run and of no training set.
 MARKED: Final = Table.SYNTHETIC_QUARANTINE
@@ -57,6 +57,20 @@ def description_of(settings: Settings, domain: Domain) -> str:
     if domain == "source" and settings.domains.several:
         return f"{_SEVERAL}{', '.join(sorted(settings.domains.source_names))}"
     return f"{_PREFIX}{_named(settings, domain).name}"
+
+
+def open_own(settings: Settings) -> Lake:
+    """The lake of the settings, which is that of this project and these domains as far as it is anybody's.
+
+    Raises:
+        ProjectsMixed: It is another project's.
+        DomainsMixed: Its tables were made for other domains.
+    """
+    from scalr_prod.lake import Lake
+
+    lake = Lake.open(settings)
+    check_domains(settings, lake)
+    return lake
 
 
 def check_domains(settings: Settings, lake: Lake) -> dict[Table, DeltaTable]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from scalr_prod.binding import open_own
 from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table, source_key_sql
 from scalr_prod.duck import open_duckdb, staging_folder
 from scalr_prod.errors import EventNotFound, TranslatorError
@@ -80,7 +81,7 @@ def explain(settings: Settings, event_id: str) -> Explanation:
 
 def explain_events(settings: Settings, event_ids: Sequence[str]) -> list[Explanation]:
     """Explain several events, in their order; see `explain`."""
-    lake = Lake.open(settings)
+    lake = open_own(settings)
     with staging_folder(settings, "explain") as folder, open_duckdb(settings, folder) as db, Ledger.open(settings) as ledger:
         db.register("view", lake.dataset(Table.SYNTHETIC_TARGET_EVENTS))
         db.execute("CREATE TEMP TABLE wanted AS SELECT unnest($ids) AS event_id", {"ids": list(event_ids)})

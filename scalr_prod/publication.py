@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from scalr_prod.binding import open_own
 from scalr_prod.contracts import Table
 from scalr_prod.errors import CommitFailed, PublicationDisabled, PublicationError
 from scalr_prod.growth import schema_of_table
@@ -117,7 +118,7 @@ def publish_for(settings: Settings, run_id: str, canary: Canary | None, *, widen
     """
     from scalr_prod.ledger import Ledger
 
-    lake = Lake.open(settings)
+    lake = open_own(settings)
     with Ledger.open(settings) as ledger, ledger.lease(run_id, wait_s=_LEASE_WAIT_S) as lease:
         _refuse_unaudited(ledger, run_id)
         view = lake.open_table(_VIEW)
@@ -145,7 +146,7 @@ def rollback_run(settings: Settings, run_id: str) -> PublicationReport:
     """
     from scalr_prod.ledger import Ledger
 
-    lake = Lake.open(settings)
+    lake = open_own(settings)
     with Ledger.open(settings) as ledger, ledger.lease(run_id, wait_s=_LEASE_WAIT_S) as lease:
         _refuse_unaudited(ledger, run_id)
         view = lake.open_table(_VIEW)

@@ -12,17 +12,18 @@ import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from scalr_prod.binding import open_own
 from scalr_prod.canary import canaries
 from scalr_prod.contracts import Table
 from scalr_prod.errors import PublicationError
 from scalr_prod.jsonable import Jsonable
-from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger, RunState
 from scalr_prod.publication import against_others, fill_online
 
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from scalr_prod.lake import Lake
     from scalr_prod.settings import Settings
 
 __all__ = ["SwitchReport", "disable", "enable", "publication_state"]
@@ -60,7 +61,7 @@ class SwitchReport(Jsonable):
 
 def publication_state(settings: Settings) -> SwitchReport:
     """Whether the project publishes, and what the view holds, or holds back."""
-    return _report(settings, Lake.open(settings), changed=False)
+    return _report(settings, open_own(settings), changed=False)
 
 
 def disable(settings: Settings) -> SwitchReport:
@@ -72,7 +73,7 @@ def disable(settings: Settings) -> SwitchReport:
         TableNotFound: There is no view yet.
         CommitFailed: Nothing was written; safe to repeat.
     """
-    lake = Lake.open(settings)
+    lake = open_own(settings)
     view = lake.open_table(_VIEW)
 
     def attempt(version: int) -> bool:
@@ -93,7 +94,7 @@ def enable(settings: Settings) -> SwitchReport:
         LakeError: Files of the rows are gone.
         CommitFailed: Nothing was written; safe to repeat.
     """
-    lake = Lake.open(settings)
+    lake = open_own(settings)
     view = lake.open_table(_VIEW)
 
     def attempt(version: int) -> bool:

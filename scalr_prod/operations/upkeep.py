@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
+from scalr_prod.binding import open_own
 from scalr_prod.contracts import Table
 from scalr_prod.duck import staging_folder
 from scalr_prod.errors import LeaseHeld
-from scalr_prod.lake import Lake
 from scalr_prod.ledger import STAGED, Ledger, PublicationStatus, RunState, run_folder
 from scalr_prod.replaced import restoring_versions
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from scalr_prod.lake import Lake
     from scalr_prod.settings import Settings
 
 __all__ = ["Removal", "UpkeepReport", "maintain"]
@@ -191,7 +192,7 @@ def _pinned(settings: Settings, lake: Lake) -> dict[str, list[int]]:
 
 
 def _tables(settings: Settings, *, dry_run: bool) -> Iterator[Removal]:
-    lake, days = Lake.open(settings), settings.retention.files_days
+    lake, days = open_own(settings), settings.retention.files_days
     pins = _pinned(settings, lake)
     for table in Table:
         if not lake.exists(table):

@@ -7,6 +7,7 @@ import json
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from scalr_prod.binding import open_own
 from scalr_prod.contracts import Table
 from scalr_prod.errors import GenerationError, LedgerError, QualityGateFailed
 from scalr_prod.generation.partition import candidate_schema
@@ -152,7 +153,7 @@ def _audit(
 ) -> GateReport:
     quality = settings.quality
     asked = _generation_settings(settings, spec)
-    Lake.open(settings).require(Table.SYNTHETIC_TARGET_EVENTS, "source_domain")
+    open_own(settings).require(Table.SYNTHETIC_TARGET_EVENTS, "source_domain")
     schema = candidate_schema(settings)
     with inspecting(settings) as inspector:
         shape = inspect_columns(

@@ -107,8 +107,8 @@ def collect(settings: Settings, ledger: Ledger, run_id: str) -> RunFacts:
         LakeError: A table cannot be read.
         ReportError: A file of the run cannot be read.
     """
+    from scalr_prod.binding import open_own
     from scalr_prod.duck import open_duckdb, staging_folder
-    from scalr_prod.lake import Lake
     from scalr_prod.ledger import run_folder
 
     run = ledger.run(run_id)
@@ -117,7 +117,7 @@ def collect(settings: Settings, ledger: Ledger, run_id: str) -> RunFacts:
     gate = _json(folder / "gate.json").get("report", {})
     publication = ledger.last_publication(run_id)
     live = publication if publication is not None and run.state == "published" else None
-    lake = Lake.open(settings)
+    lake = open_own(settings)
     published = live.rows if live is not None else None
     held = held_in(lake, [live])[run_id] if live is not None else 0
     with staging_folder(settings, "report") as scratch, open_duckdb(settings, scratch) as connection:

@@ -38,11 +38,11 @@ def own_features(settings: Settings) -> bool:
 
 
 def ingested(settings: Settings) -> bool:
-    """Whether there are events of both domains."""
+    """Whether there are events of both domains, which are those of the settings."""
+    from scalr_prod.binding import open_own
     from scalr_prod.contracts import Table
-    from scalr_prod.lake import Lake
 
-    lake = Lake.open(settings)
+    lake = open_own(settings)
     return all(lake.exists(table) for table in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS))
 
 

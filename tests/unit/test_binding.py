@@ -8,13 +8,19 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from scalr_prod import Project
 from scalr_prod.contracts import Table
 from scalr_prod.errors import DomainsMixed, ProjectsMixed, ScalrError
+from scalr_prod.explain import explain_events
 from scalr_prod.feast_store import apply_feature_repo
 from scalr_prod.histories import build_histories
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
+from scalr_prod.publication import publish, rollback_run
 from scalr_prod.settings import load_settings
+from scalr_prod.switch import disable, enable, publication_state
+
+RUN = f"run_{0:016x}"
 
 
 @pytest.fixture
@@ -73,6 +79,31 @@ def test_one_domain_alone_is_held_to_both_names(project):
     with pytest.raises(DomainsMixed, match="swapped"):
         ingest(project("food", "kitchen"), domain="target")
     ingest(project("kitchen", "food"), domain="target")
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda settings: publish(settings, RUN),
+        lambda settings: rollback_run(settings, RUN),
+        disable,
+        enable,
+        publication_state,
+        lambda settings: explain_events(settings, ["0" * 32]),
+        lambda settings: Project(settings).status(),
+        lambda settings: Project(settings).maintain(),
+    ],
+    ids=["publish", "roll back", "disable", "enable", "state", "explain", "status", "maintain"],
+)
+def test_what_looks_at_or_changes_what_was_published_refuses_them_too(project, act):
+    """A second scalr.toml beside the first one has the same home, and with it the name that the home bears."""
+    ingest(project("kitchen", "food"))
+    beside = project("tools", "food")
+    before = contents(beside.home)
+    with pytest.raises(DomainsMixed, match="the tables were made for source 'kitchen' and target 'food'"):
+        act(beside)
+    changed = {name for name, content in contents(beside.home).items() if before.get(name) != content}
+    assert all(name.startswith("ledger.db") for name in changed)
 
 
 def test_later_stages_refuse_them_too(project):
