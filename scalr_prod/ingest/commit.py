@@ -7,7 +7,7 @@ import uuid
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
 from scalr_prod.duck import exact, parquet_sql
@@ -16,6 +16,7 @@ from scalr_prod.growth import schema_of_table
 from scalr_prod.heaps import rebatched
 from scalr_prod.ingest.laid import ORDER, batches_of, write_piece
 from scalr_prod.ingest.rows import ROWS, all_of, as_table_rows, load, scan
+from scalr_prod.instants import datetime_of
 from scalr_prod.lake import repeat_while_moving
 
 if TYPE_CHECKING:
@@ -24,12 +25,20 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pyarrow as pa
+    from deltalake import DeltaTable
 
     from scalr_prod.contracts import Domain, IdType
     from scalr_prod.ingest.laid import Piece
     from scalr_prod.lake import Lake
 
 __all__ = ["Addition", "Change", "Log", "commit_key"]
+
+#: Rows that are looked at for whether a log was read in another time zone; of fewer than these, chance says nothing.
+_LOOKED_AT: Final = 2_000
+_FEWEST: Final = 20
+_QUARTER_US: Final = 15 * 60 * 1_000_000
+#: How far apart the same time of two zones is at most.
+_WIDEST: Final = timedelta(hours=26)
 
 
 @dataclass(frozen=True)
@@ -118,7 +127,7 @@ class Addition:
 
         Raises:
             BadValue: More than half of the log is in the table with another created time or weight, as happens when their
-                columns are mapped anew; adding it would count every event twice.
+                columns are mapped anew, or at another time, as in another time zone; adding it would count every event twice.
         """
         if not self.lake.exists(self.table):
             self._pieces, self._rows, self._compared = self.log.pieces, self.log.rows, 0
@@ -144,6 +153,7 @@ class Addition:
             if (found := write_piece(path, missing)) is not None:
                 lacking.append(found)
         self.refuse_counted_twice(changed - self.again, f"with another {CREATED_TIMESTAMP}, weight, type or value")
+        self._refuse_moved(lacking, opened)
         self._pieces, self._compared = lacking, opened.version()
 
     def _stretches(self) -> Iterator[tuple[Piece, datetime]]:
@@ -196,6 +206,53 @@ class Addition:
                 next_step=f"map the columns under [domains.{self.log.place}.columns], and weigh its types, as before, or start a new "
                 "project home",
             )
+
+    def _refuse_moved(self, lacking: Sequence[Piece], opened: DeltaTable) -> None:
+        """Refuse a log most of whose events are in the table some quarters of an hour earlier or later, as in another time zone.
+
+        Raises:
+            BadValue: It is so, by a sample of the rows that the table lacks.
+        """
+        if 2 * self._rows <= self.log.rows:
+            return
+        piece = lacking[len(lacking) // 2]
+        self.db.execute(
+            f"CREATE OR REPLACE TEMP TABLE looked_at AS SELECT DISTINCT {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP} FROM (SELECT * FROM "
+            f"{parquet_sql([exact(piece.path)])} LIMIT {_LOOKED_AT})"
+        )
+        first, last, rows = self.db.sql(
+            f"SELECT epoch_us(min({EVENT_TIMESTAMP})), epoch_us(max({EVENT_TIMESTAMP})), count(*) FROM looked_at"
+        ).fetchall()[0]
+        around = scan(
+            self.lake,
+            self.table,
+            version=opened.version(),
+            columns=[USER_ID, ITEM_ID, EVENT_TIMESTAMP],
+            where=self.log.own(),
+            since=datetime_of(first) - _WIDEST,
+            until=datetime_of(last) + _WIDEST,
+            opened=opened,
+        )
+        load(self.db, "around", around)
+        moved = f"(epoch_us(looked_at.{EVENT_TIMESTAMP}) - epoch_us(around.{EVENT_TIMESTAMP}))"
+        # Two zones are one or, where the clocks of one are changed, two distances apart. Whole days are none: of dates without a time, a
+        # user's daily event is one day apart.
+        found = self.db.sql(
+            f"SELECT {moved} // {_QUARTER_US} AS quarters, count(DISTINCT looked_at.rowid) AS events FROM looked_at JOIN around "
+            f"USING ({USER_ID}, {ITEM_ID}) WHERE {moved} % {_QUARTER_US} = 0 AND quarters % 96 <> 0 AND abs(quarters) <= 4 * 26 "
+            f"GROUP BY ALL ORDER BY events DESC LIMIT 2"
+        ).fetchall()
+        events = sum(number for _, number in found)
+        if rows < _FEWEST or 2 * events < rows:
+            return
+        hours = " or ".join(f"{abs(quarters) / 4:g} h {'earlier' if quarters > 0 else 'later'}" for quarters, _ in found)
+        since = (self.log.first - _WIDEST).date().isoformat()
+        raise BadValue(
+            f"{events} of {rows} events that were looked at are in the lake already, {hours}; they would count twice",
+            where=self.log.origin,
+            next_step=f"set timezone and timestamp_format of [domains.{self.log.place}] as before; or, if the times are right now, put "
+            f"them in place of those: scalr ingest --replace {since}",
+        )
 
     def commit(self, count: Callable[[int], None]) -> Change:
         """Add what is missing; of several ingests at once, each row is added by one.
