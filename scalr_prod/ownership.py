@@ -7,12 +7,13 @@ write, or if an earlier version, which left no marker, evidently made it; else i
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from contextlib import closing
 from typing import TYPE_CHECKING, Final
 
 from scalr_prod.contracts import Table
-from scalr_prod.errors import ForeignFiles
+from scalr_prod.errors import ForeignFiles, SettingsError
 from scalr_prod.identity import claim_for_project
 
 if TYPE_CHECKING:
@@ -21,8 +22,10 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["NAMES", "claim", "claim_home", "is_empty"]
+__all__ = ["NAMES", "claim", "claim_home", "is_empty", "refuse_path"]
 
+#: What the library of Delta tables takes no path with, and, with URLs of databases, takes for something else: ``%20`` for a blank.
+_NO_PATH: Final = re.compile(r"[\x00-\x1f\[\]^|\\?]|%[0-9A-Fa-f]{2}")
 _TEXT: Final = "Made by scalr_prod, which may write over the files that it made here. Remove nothing by hand.\n"
 #: Everything that is ever written below a project's home. What else lies there is not ours.
 NAMES: Final = (
@@ -70,14 +73,30 @@ def claim(folder: Path, kind: str, *, setting: str | None, names: Iterable[str] 
     marker.write_text(_TEXT, encoding="utf-8")  # that it is there is all that counts
 
 
+def refuse_path(path: str, setting: str) -> None:
+    """Refuse a folder whose path the libraries of tables and databases do not take as it is written.
+
+    Raises:
+        SettingsError: It is one.
+    """
+    if found := _NO_PATH.search(path):
+        raise SettingsError(
+            f"tables and databases cannot be kept in a folder whose path holds {found[0]!r}",
+            where=path,
+            next_step=f"name another folder as {setting} in scalr.toml",
+        )
+
+
 def claim_home(settings: Settings) -> None:
     """Make sure that the home may be written into and is this project's, and mark it.
 
     Raises:
+        SettingsError: Its path holds what no database can be kept below. Nothing was written.
         ProjectsMixed: It is another project's. Nothing was written.
         ForeignFiles: It holds something else under the names that the package uses. Nothing was written.
         OSError: It cannot be made or written to.
     """
+    refuse_path(str(settings.home), "[project] home")
     claim(settings.home, "home", setting="[project] home", names=NAMES, former=_former_home)
     claim_for_project(settings, settings.home, "[project] home")
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from scalr_prod.contracts import Table
-from scalr_prod.errors import ForeignFiles, LakeError, SettingsError, TableNotFound
+from scalr_prod.errors import ForeignFiles, LakeError, TableNotFound
 from scalr_prod.growth import names_of, paths_of, schema_of_table
-from scalr_prod.ownership import is_empty
+from scalr_prod.ownership import is_empty, refuse_path
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -33,8 +33,6 @@ _MADE_BY: Final[Mapping[Table, str]] = {
     Table.SYNTHETIC_TARGET_EVENTS: "scalr run",
     Table.SYNTHETIC_QUARANTINE: "scalr run",
 }
-#: What the library of Delta tables takes no path with, or takes for another path: ``%20`` for a blank.
-_NO_PATH: Final = re.compile(r"[\x00-\x1f\[\]^|\\]|%[0-9A-Fa-f]{2}")
 
 
 class Storage:
@@ -45,17 +43,13 @@ class Storage:
         storage_options: Passed to the library that opens an object store.
 
     Raises:
-        SettingsError: No Delta table can be in a folder of this name.
+        SettingsError: No table can be in a folder of this name.
     """
 
     def __init__(self, root: str, storage_options: dict[str, str] | None = None) -> None:
         self.root = root.rstrip("/")
-        if "://" not in root and (found := _NO_PATH.search(root)):
-            raise SettingsError(
-                f"Delta tables cannot be kept in a folder whose path holds {found[0]!r}",
-                where=root,
-                next_step="name another folder as [project] lake in scalr.toml",
-            )
+        if "://" not in root:
+            refuse_path(root, "[project] lake")
         self.storage_options = storage_options or {}
 
     def uri(self, table: Table) -> str:

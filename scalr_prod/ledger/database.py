@@ -185,7 +185,7 @@ class Database:
             raise LedgerError(
                 f"the ledger cannot be reached: {self._plain(error)}",
                 where=self.address,
-                next_step="see that the database runs and that [ledger] url names it; then repeat: nothing is done twice",
+                next_step=f"{self._look_at}; then repeat: nothing is done twice",
             ) from error
         except SQLAlchemyError as error:
             raise LedgerError(
@@ -193,6 +193,13 @@ class Database:
                 where=self.address,
                 next_step="see that [ledger] url names a ledger, and that it is whole; restore it from a copy if it is not",
             ) from error
+
+    @property
+    def _look_at(self) -> str:
+        """What may be the matter with a database that does not answer."""
+        if self._url.get_backend_name() == "sqlite":
+            return "see that this file and its folder can be written to and that the disk has room"
+        return "see that the database runs and that [ledger] url names it"
 
     def _plain(self, error: SQLAlchemyError) -> str:
         text = str(error.orig) if isinstance(error, DBAPIError) and error.orig else str(error)

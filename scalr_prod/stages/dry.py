@@ -39,7 +39,8 @@ class DryRun:
     Attributes:
         run: The window, contexts and users; None: not known before the logs are read.
         why: Why it is not known.
-        stages: Each stage that takes time, and whether it would be done (``make``) or is done (``done``), and only looks for what is new.
+        stages: Each stage that takes time. ``make``: it would be done. ``look``: what it makes is there, and it would look for what is
+            new, rows of a log or other settings, and make that; only the stage itself can tell.
         seconds: Estimated for stages that would be done, where former runs of the project were measured.
         measured: What the estimate rests on, in words.
     """
@@ -81,7 +82,7 @@ def dry_run(settings: Settings, graph: Iterable[Stage]) -> DryRun:
     found, why = _foreseen(settings)
     if not _has_ledger(settings):
         done = {stage.name: not _of_ledger(stage.name) and settings.home.is_dir() and stage.done(settings) for stage in graph}
-        would = {name: "done" if there else "make" for name, there in done.items()}
+        would = {name: "look" if there else "make" for name, there in done.items()}
         return DryRun(found, why, would, {}, "no former run of this project: no time can be told")
     from scalr_prod.ledger import Ledger
 
@@ -91,7 +92,7 @@ def dry_run(settings: Settings, graph: Iterable[Stage]) -> DryRun:
         if found is None or not runs or not found.is_run(settings, runs[0].spec):  # another run would be planned
             done |= dict.fromkeys((name for name in done if name == "plan" or "plan" in needed(name)), False)
         rates = _rates(ledger, runs)
-    would = {stage.name: "done" if done[stage.name] else "make" for stage in graph}
+    would = {stage.name: "look" if done[stage.name] else "make" for stage in graph}
     seconds = {} if found is None else {name: round(rate * found.contexts, 1) for name, rate in rates.items()}
     seconds |= {name: took for name, took in _ended(settings).items() if name not in seconds}
     seconds = {name: took for name, took in seconds.items() if would.get(name) == "make"}

@@ -18,8 +18,8 @@ from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
 from scalr_prod.settings import load_settings
 
-NAMES = ["my project", "größe #1", "50% off", "a?b", "{a}*b", "it's & so"]
-REFUSED = ["g[1]", "a^b", "a|b", "a\\b", "x%20y", "tab\there"]
+NAMES = ["my project", "größe #1", "50% off", "{a}*b", "it's & so"]
+REFUSED = ["g[1]", "a?b", "a^b", "a|b", "a\\b", "x%20y", "tab\there"]
 
 
 def files(settings) -> set[str]:
@@ -40,12 +40,24 @@ def test_logs_are_read_built_and_forgotten_in_any_folder(name, tmp_path):
     with Project(settings) as project:
         project.maintain()
     assert lake.read(Table.SOURCE_USER_HISTORY).num_rows < before[Table.SOURCE_USER_HISTORY]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_home_whose_ledger_would_be_elsewhere_is_refused(tmp_path):
+    """A database's URL ends its path at a question mark."""
+    config = write_toml(make_two_domains(tmp_path / "project"))
+    settings = load_settings(config, project={"home": "a?b", "lake": str(tmp_path / "lake")})
+    with pytest.raises(SettingsError, match=r"holds '[?]'"):
+        ingest(settings)
+    with pytest.raises(SettingsError, match=r"holds '[?]'"):
+        Project(settings).status()
+    assert sorted(path.name for path in tmp_path.rglob("a*")) == []
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_folder_in_which_no_delta_table_can_be_is_refused_before_anything_is_written(name, tmp_path):
     config = write_toml(make_two_domains(tmp_path / name))
-    with pytest.raises(SettingsError, match="Delta tables cannot be kept in a folder whose path holds"):
+    with pytest.raises(SettingsError, match="tables and databases cannot be kept in a folder whose path holds"):
         ingest(load_settings(config))
     assert not (config.parent / ".scalr").exists()
     assert not list(tmp_path.rglob("_delta_log"))

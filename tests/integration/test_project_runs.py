@@ -91,8 +91,8 @@ def test_a_dry_run_tells_what_would_be_done_and_leaves_the_home_as_it_is(two_run
     assert (found["contexts"], found["users"], found["partitions"]) == (contexts, mine["user_id"].nunique(), 8)
     would = found["stages"]
     assert list(would) == [stage.name for stage in stages.GRAPH if not stage.light]
-    assert {would[name] for name in ("ingest", "histories", "translator", "generate")} == {"done"}
-    assert {would[name] for name in ("validate", "publish", "dataset")} == {"done" if published else "make"}
+    assert {would[name] for name in ("ingest", "histories", "translator", "generate")} == {"look"}
+    assert {would[name] for name in ("validate", "publish", "dataset")} == {"look" if published else "make"}
 
     # Another window is another run: about as long as the ledger says that contexts took.
     with Project(project.settings.with_sections(generation=window(2))) as later:
