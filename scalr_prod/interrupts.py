@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
-__all__ = ["Interrupted", "ending_in_order", "raise_what_was_lost"]
+__all__ = ["Interrupted", "ending_in_order", "held_back", "raise_what_was_lost"]
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 #: For so long, what is open may close undisturbed by another SIGTERM.
@@ -83,13 +83,18 @@ class _Handler:
         self.process = os.getpid()
         self.raised_at = -math.inf
         self.number: int | None = None
+        #: How many blocks hold a signal back, and the one that they hold.
+        self.holding, self.held = 0, 0
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self.process:  # a fork of ours, which nobody has told what to do
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
-        closing = time.monotonic() - self.raised_at < _CLOSING_S
+        if self.holding and not self.held:
+            self.held = number
+            return
+        closing = self.held or time.monotonic() - self.raised_at < _CLOSING_S
         if closing and number == signal.SIGINT:
             signal.default_int_handler(number, frame)
         if not closing:
@@ -117,6 +122,27 @@ def ending_in_order() -> Iterator[None]:
     finally:
         for number, former in ours.items():
             signal.signal(number, former if former is not None else signal.SIG_DFL)
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Within the block, the first signal is kept, and raises at its end: what is begun there is opened whole, and closes in order.
+
+    A second SIGINT breaks the block off.
+    """
+    found = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    handler = next((one for one in found if isinstance(one, _Handler)), None)
+    if handler is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler.holding += 1
+    try:
+        yield
+    finally:
+        handler.holding -= 1
+        held, handler.held = handler.held, handler.held if handler.holding else 0
+    if held and not handler.holding:
+        handler(held, None)
 
 
 def raise_what_was_lost() -> None:

@@ -7,13 +7,14 @@ import logging
 import os
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from multiprocessing import get_all_start_methods
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.duck import staging_folder
 from scalr_prod.errors import GenerationError, ScalrError, SchedulerUnreachable
+from scalr_prod.interrupts import held_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -215,8 +216,10 @@ def _local_client(settings: Settings, tasks: int) -> Iterator[Any]:
         _main_module_left_out(),
         staging_folder(settings, "dask") as folder,
         dask.config.set(quiet),
-        _closed_in_the_end(
-            LocalCluster(
+        ExitStack() as stack,
+    ):
+        with held_back():  # Dask does not close in order what has only begun to start
+            cluster = LocalCluster(
                 n_workers=min(compute.workers, max(tasks, 1)),
                 threads_per_worker=compute.threads_per_worker,
                 processes=True,
@@ -229,9 +232,8 @@ def _local_client(settings: Settings, tasks: int) -> Iterator[Any]:
                 memory_limit=0,
                 local_directory=str(folder),
             )
-        ) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
+            stack.enter_context(_closed_in_the_end(cluster))
+            client = stack.enter_context(Client(cluster, set_as_default=False))
         yield client
 
 

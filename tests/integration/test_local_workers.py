@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -42,3 +44,35 @@ def test_a_process_that_ends_while_its_workers_still_begin_is_silent(project):
     )
     done = subprocess.run([sys.executable, "-c", program, str(project)], capture_output=True, text=True, check=True)
     assert "Traceback" not in done.stderr, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("after_s", [0.5, 2.0, 4.0])
+def test_ctrl_c_while_workers_start_ends_in_order(project, after_s):
+    """Dask's own end of a cluster that has only begun to start fails with a traceback, after the command has said what to do."""
+    program = (
+        "import signal, sys\n"
+        "from scalr_prod.generation.cluster import open_cluster\n"
+        "from scalr_prod.interrupts import Interrupted, ending_in_order\n"
+        "from scalr_prod.settings import load_settings\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "try:\n"
+        "    with ending_in_order():\n"
+        "        settings = load_settings(sys.argv[1], compute={'workers': 2})\n"
+        "        print('begins', flush=True)\n"
+        "        with open_cluster(settings, tasks=2):\n"
+        "            print('open', flush=True)\n"
+        "            signal.pause()\n"
+        "except Interrupted as stopped:\n"
+        "    print(stopped, flush=True)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(project)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begins\n"
+    time.sleep(after_s)
+    process.send_signal(signal.SIGINT)
+    told, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert "stopped by SIGINT" in told
+    assert errors == ""

@@ -13,7 +13,7 @@ import time
 import pytest
 from support.warm import run
 
-from scalr_prod.interrupts import Interrupted, ending_in_order
+from scalr_prod.interrupts import Interrupted, ending_in_order, held_back
 from scalr_prod.stages import at_stage
 
 
@@ -109,6 +109,34 @@ def test_what_goes_nowhere_is_raised_again_after_a_while(monkeypatch):
 
     with pytest.raises(Interrupted), ending_in_order():
         work()
+
+
+def test_what_must_not_be_begun_by_halves_holds_a_signal_back():
+    done = []
+    with pytest.raises(Interrupted, match="SIGTERM"), ending_in_order():
+        with held_back(), held_back():
+            signal.raise_signal(signal.SIGTERM)
+            done.append("opened")
+            signal.raise_signal(signal.SIGTERM)
+            done.append("whole")
+        done.append("went on")
+    assert done == ["opened", "whole"]
+
+
+def test_a_second_ctrl_c_breaks_off_what_holds_the_first_one_back():
+    done = []
+    with pytest.raises(KeyboardInterrupt) as caught, ending_in_order(), held_back():
+        signal.raise_signal(signal.SIGINT)
+        done.append("held")
+        signal.raise_signal(signal.SIGINT)
+        done.append("went on")
+    assert done == ["held"]
+    assert not isinstance(caught.value, Interrupted)
+
+
+def test_without_a_handler_nothing_is_held_back():
+    with pytest.raises(KeyboardInterrupt), held_back():
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_a_fork_ends_as_it_would_have():
