@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -14,6 +15,7 @@ from scalr_prod.disk import disk_errors
 from scalr_prod.duck import staging_folder, temporary_folder
 from scalr_prod.errors import QualityError
 from scalr_prod.ownership import claim, claim_home
+from scalr_prod.policy import Policy, policy_path
 from scalr_prod.quality.dataset import VIEW, find, lay
 from scalr_prod.quality.expectations import build_docs, checkpoint_of, data_context, results_of
 from scalr_prod.quality.suites import expectations_of, known_type, read_suite
@@ -23,6 +25,7 @@ from scalr_prod.sections import ComputeSettings
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from scalr_prod.quality.dataset import Found
     from scalr_prod.quality.suites import Rule, Suite
     from scalr_prod.quality.verdict import Outcome
     from scalr_prod.settings import Settings
@@ -57,6 +60,7 @@ def check_dataset(
     Raises:
         InputError: The data set is not there, cannot be read, or has no row.
         SettingsError: There is no such suite, or the file is none.
+        EvaluationError: The project's policy cannot be read.
         QualityError: An expectation cannot be computed whatever the rows are, or another check holds the data docs.
         ForeignFiles: The folder holds what this package did not make.
         LakeError: The folder cannot be written to.
@@ -68,7 +72,7 @@ def check_dataset(
     with _place(settings, folder) as (home, staging):
         database = staging / "dataset.duckdb"
         rows, columns = lay(found, database, settings, **limits)
-        rules = expectations_of(chosen, columns)
+        rules = expectations_of(chosen, columns, measured=_is_measured(found, settings))
         with data_context(home) as (context, docs):
             results = _validate(context, chosen, rules, str(dataset), columns, database, limits)
     return Verdict(
@@ -83,6 +87,14 @@ def check_dataset(
         rules=results,
         docs=docs,
     )
+
+
+def _is_measured(found: Found, settings: Settings | None) -> bool:
+    """Whether λ of a training set is what an evaluation of this project chose."""
+    if settings is None or found.kind != "training set" or not policy_path(settings).is_file():
+        return False
+    manifest = json.loads((Path(found.location).parent / "manifest.json").read_text(encoding="utf-8"))
+    return bool(manifest.get("settings", {}).get("lambda") == list(Policy.read(policy_path(settings)).weights))
 
 
 @contextmanager

@@ -153,28 +153,29 @@ def read_suite(named: str, base: Path) -> Suite:
     return _suite(_parsed(text, str(path)), str(path), path.stem)
 
 
-def expectations_of(suite: Suite, columns: Mapping[str, str]) -> list[Rule]:
+def expectations_of(suite: Suite, columns: Mapping[str, str], *, measured: bool = False) -> list[Rule]:
     """The suite's expectations for a data set, one for each column where ``meta.each`` asks for it.
 
     Args:
         suite: The suite.
         columns: Column → DuckDB type.
+        measured: Whether an evaluation chose how much the synthetic rows weigh; ``meta.where_measured`` is the severity then.
 
     Raises:
         SettingsError: An entry is no expectation; names it.
     """
     rules: dict[str, Rule] = {}
     for number, entry in enumerate(suite.entries, 1):
-        for rule in _rules(entry, columns, _place(suite.file, number, entry)):
+        for rule in _rules(entry, columns, _place(suite.file, number, entry), measured=measured):
             numbered = (f"{rule.name}_{again}" for again in count(2))
             name = next(name for name in chain([rule.name], numbered) if name not in rules)
             rules[name] = replace(rule, name=name)
     return list(rules.values())
 
 
-def _rules(entry: Mapping[str, Any], columns: Mapping[str, str], where: str) -> Iterator[Rule]:
+def _rules(entry: Mapping[str, Any], columns: Mapping[str, str], where: str, *, measured: bool) -> Iterator[Rule]:
     meta = dict(entry.get("meta") or {})
-    severity = entry.get("severity") or "critical"
+    severity = (measured and meta.get("where_measured")) or entry.get("severity") or "critical"
     kwargs = dict(entry.get("kwargs") or {})
     needs = meta.get("needs") or []
     if severity not in _SEVERITIES:

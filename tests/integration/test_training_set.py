@@ -18,6 +18,7 @@ from scalr_prod.histories import build_histories
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
 from scalr_prod.policy import Policy, logs_digest, policy_path, settings_digest
+from scalr_prod.quality import check_dataset
 from scalr_prod.settings import load_settings
 from scalr_prod.training_set import TrainingSet, build_training_set
 
@@ -135,13 +136,34 @@ def test_each_segments_synthetic_rows_have_its_weight_and_those_of_weight_zero_a
     assert report.real == len(known)
 
 
+def policy_of(settings, weights):
+    """What an evaluation that chose these weights leaves."""
+    return Policy(
+        model="als", best_baseline="real", helps=any(weights), volume=5, temperature=1.0, min_lift=0.0, align=False,
+        weights=weights, sparse_below=5, settings=settings_digest(settings), logs=logs_digest(settings), report="",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_a_weight_that_an_evaluation_chose_is_no_reason_to_refuse_a_set(project, measured):
+    """However large it is: it was measured to help. One that somebody wrote down is held to the rule."""
+    settings = load_settings(project, training_set={"name": f"heavy_{measured}"})
+    if measured:
+        policy_of(settings, (900.0, 900.0, 900.0)).write(policy_path(settings))
+    else:
+        settings = load_settings(project, training_set={"name": f"heavy_{measured}", "segment_weights": [900.0, 900.0, 900.0]})
+    try:
+        verdict = check_dataset(build_training_set(settings).path, settings=settings)
+    finally:
+        policy_path(settings).unlink(missing_ok=True)
+    (rule,) = (one for one in verdict.rules if one.rule == "share_of_synthetic_weight")
+    assert rule.outcome == ("warning" if measured else "failed")
+    assert verdict.passed is measured
+
+
 def test_a_policy_that_says_no_leaves_no_synthetic_row(project, caplog):
     settings = load_settings(project, training_set={"name": "refused_by_the_policy"})
-    policy = Policy(
-        model="als", best_baseline="real", helps=False, volume=5, temperature=1.0, min_lift=0.0, align=False,
-        weights=(0.0, 0.0, 0.0), sparse_below=5, settings=settings_digest(settings), logs=logs_digest(settings), report="",
-    )  # fmt: skip
-    policy.write(policy_path(settings))
+    policy_of(settings, (0.0, 0.0, 0.0)).write(policy_path(settings))
     try:
         report = build_training_set(settings)
     finally:

@@ -113,23 +113,31 @@ def test_what_goes_nowhere_is_raised_again_after_a_while(monkeypatch):
 
 def test_what_must_not_be_begun_by_halves_holds_a_signal_back():
     done = []
-    with pytest.raises(Interrupted, match="SIGTERM"), ending_in_order():
+
+    def work():
         with held_back(), held_back():
             signal.raise_signal(signal.SIGTERM)
             done.append("opened")
             signal.raise_signal(signal.SIGTERM)
             done.append("whole")
         done.append("went on")
+
+    with pytest.raises(Interrupted, match="SIGTERM"), ending_in_order():
+        work()
     assert done == ["opened", "whole"]
 
 
 def test_a_second_ctrl_c_breaks_off_what_holds_the_first_one_back():
     done = []
-    with pytest.raises(KeyboardInterrupt) as caught, ending_in_order(), held_back():
+
+    def work():
         signal.raise_signal(signal.SIGINT)
         done.append("held")
         signal.raise_signal(signal.SIGINT)
         done.append("went on")
+
+    with pytest.raises(KeyboardInterrupt) as caught, ending_in_order(), held_back():
+        work()
     assert done == ["held"]
     assert not isinstance(caught.value, Interrupted)
 
