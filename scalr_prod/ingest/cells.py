@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Ids", "Place", "column_of", "decoded", "first_failure", "first_true", "is_text", "numbers", "texts"]
 
+logger = logging.getLogger(__name__)
+
 #: No id is longer than this; what is, is another column, or an attempt to fill memory and messages.
 _LONGEST_ID = 1024
+#: What databases and tools write into text files where there is no value.
+_NOTHING = ["NULL", "Null", "null", "NaN", "nan", "NA", "N/A", "<NA>", "None", "none", "nil", "\\N"]
 _INT64_TEXT = r"^(0|-?[1-9][0-9]{0,18})$"
 #: A whole number as a column of floats is written.
 _FLOAT_TEXT = r"^(0|-?[1-9][0-9]{0,14})\.0$"
@@ -65,6 +70,9 @@ class Ids:
         floats: Whether every text so far is a whole number with a point.
         nulls: Null or blank ids so far.
         first_null: Where the first one was.
+        first_word: The first text that databases and tools write where there is nothing (NULL, NaN, …), and where it was.
+        words: How many of those there were.
+        whole: Whether every other text is a canonical int64.
     """
 
     typed: IdType | None = None
@@ -74,6 +82,9 @@ class Ids:
     floats: bool = True
     nulls: int = 0
     first_null: Place | None = None
+    first_word: tuple[str, Place] | None = None
+    words: int = 0
+    whole: bool = True
 
     def read(self, values: pa.Array, place: Place, *, untyped: bool) -> pa.Array:
         """A batch as int64 or string, null where the id is null or blank.
@@ -116,7 +127,19 @@ class Ids:
             at = first_true(pc.invert(_canonical(ids)))
             if at is not None:
                 self.odd_text = ids[at].as_py(), Place(place.file, place.column, place.row + at)
+        self._count_words(ids, place)
         return ids
+
+    def _count_words(self, ids: pa.Array, place: Place) -> None:
+        if self.odd_text is None:
+            return
+        words = pc.is_in(ids, value_set=pa.array(_NOTHING))
+        found = pc.sum(words).as_py() or 0
+        self.whole = self.whole and first_true(pc.invert(pc.or_(words, _canonical(ids)))) is None
+        if found and self.first_word is None:
+            at = first_true(words) or 0
+            self.first_word = ids[at].as_py(), Place(place.file, place.column, place.row + at)
+        self.words += found
 
     def _integers(self, values: pa.Array, place: Place) -> pa.Array:
         self._keep_type("int64", place)
@@ -144,11 +167,25 @@ class Ids:
             self.nulls += ids.null_count
 
     def refuse_nulls(self) -> None:
-        """Call after the last batch.
+        """Call after the last batch. Of a word that stands for nothing among other texts, which may be an id, a warning is logged.
 
         Raises:
-            BadValue: There were null or blank ids; says how many and where the first one is.
+            BadValue: There were null or blank ids, or such words among whole numbers; says how many and where the first one is.
         """
+        if self.first_word is not None:
+            word, place = self.first_word
+            if self.whole:
+                raise place.bad(
+                    f"{self.words} ids are the text {word!r}, or another that stands for nothing, and all others are whole numbers; the "
+                    "first one here",
+                    at=0,
+                    next_step="remove these rows or give them an id; rows are never dropped silently",
+                )
+            logger.warning(
+                "%s, column '%s', row %d: %r is taken for an id, as are %d texts in all that often stand for nothing; remove these rows "
+                "where they do",
+                *(place.file, place.column, place.row + 1, word, self.words),
+            )
         if self.first_null is not None:
             raise self.first_null.bad(
                 f"{self.nulls} null or empty id{'s' if self.nulls > 1 else ''}, the first one here",

@@ -172,3 +172,14 @@ def test_naive_timestamps_are_taken_in_the_zone_of_the_settings(project):
     settings = project(naive, source_toml='timezone = "Europe/Paris"')
     ingest(settings)
     assert rows_of(settings)[0]["event_timestamp"] == DAY.to_pydatetime() - timedelta(hours=1)
+
+
+def test_a_word_that_often_stands_for_nothing_is_told_of_where_ids_are_words(project, tmp_path, caplog):
+    """A user may be called so."""
+    source = csv(tmp_path, "s.csv", "user_id,item_id,timestamp\nann,a,2024-01-01T00:00:00Z\nNULL,a,2024-01-01T00:00:00Z\n")
+    settings = project(source, csv(tmp_path, "t.csv", "user_id,item_id,timestamp\nann,b,2024-01-02T00:00:00Z\n"))
+    ingest(settings)
+    assert {row["user_id"] for row in rows_of(settings, Table.SOURCE_EVENTS)} == {"ann", "NULL"}
+    assert (
+        "column 'user_id', row 2: 'NULL' is taken for an id, as are 1 texts in all that often stand for nothing" in caplog.text
+    )
