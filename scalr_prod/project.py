@@ -225,6 +225,19 @@ class Project(Holding, Steered):
         """All runs, the newest first."""
         return self.ledger.runs()
 
+    def rows_in_view(self) -> dict[str, int]:
+        """How many rows of each run that was published the feature view holds now, by run id; later runs may have replaced some.
+
+        Raises:
+            DomainsMixed: The lake's tables were made for other domains.
+        """
+        from scalr_prod.binding import open_own
+        from scalr_prod.contracts import Table
+        from scalr_prod.quality.drift import held_in
+
+        lake, published = open_own(self.settings), self.ledger.publications()
+        return held_in(lake, published) if published and lake.exists(Table.SYNTHETIC_TARGET_EVENTS) else {}
+
     def resume(self, run_id: str) -> stages.PipelineReport:
         """Go on with a run from where it stopped: what is staged is kept, what is missing is made.
 

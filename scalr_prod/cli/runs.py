@@ -20,14 +20,16 @@ if TYPE_CHECKING:
 
 @runs_app.command("list")
 def runs_list(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """All runs, the newest first, with their windows and the rows that they published.
+    """All runs, the newest first, with their windows, the rows that they published, and those that are in the feature view now.
 
     Example: scalr runs list
     """
 
     def work(project: Project) -> dict[str, Any]:
         published = {attempt.run_id: attempt.rows for attempt in project.ledger.publications()}
-        runs = [found.to_json() | {"rows": published.get(found.run_id)} for found in project.runs()]
+        held = project.rows_in_view()
+        rows = {run: {"rows": number, "in_view": held.get(run, 0)} for run, number in published.items()}
+        runs = [found.to_json() | rows.get(found.run_id, {"rows": None, "in_view": None}) for found in project.runs()]
         return {"runs": runs if as_json else [_in_brief(found) for found in runs]}
 
     Door(config, as_json, "runs list").open(work)
@@ -53,7 +55,7 @@ def runs_show(run_id: RunId, config: Config = DEFAULT_CONFIG, as_json: Json = Fa
 
 @runs_app.command("resume")
 def runs_resume(run_id: RunId, config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """Go on with a run from where it stopped.
+    """Go on with a run from where it stopped. One that was published, and whose rows another has replaced, is published again.
 
     Example: scalr runs resume run_00c51a83e2b7f904
     """
@@ -233,5 +235,6 @@ def _in_brief(run: dict[str, Any]) -> dict[str, Any]:
         "mode": spec["mode"],
         "translator": spec["translator_version"],
         "rows": run["rows"],
+        "in_view": run["in_view"],
         "updated": datetime.fromisoformat(run["updated_at"]).isoformat(timespec="seconds"),
     }

@@ -182,7 +182,7 @@ class Ids:
                     next_step="remove these rows or give them an id; rows are never dropped silently",
                 )
             logger.warning(
-                "%s, column '%s', row %d: %r is taken for an id, as are %d texts in all that often stand for nothing; remove these rows "
+                "%s, column '%s', row %d: %r is taken for an id; so are %d texts that often stand for nothing: remove these rows "
                 "where they do",
                 *(place.file, place.column, place.row + 1, word, self.words),
             )

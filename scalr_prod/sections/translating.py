@@ -19,7 +19,9 @@ class HistorySettings(Section):
     """How much of the past a history holds."""
 
     length: int = Field(default=50, ge=1, le=1000, description="L: events that a history holds at most, the latest ones")
-    trailing_days: int = Field(default=30, ge=1, le=3650, description="window of an item's trailing popularity")
+    trailing_days: int = Field(
+        default=30, ge=1, le=3650, description="days up to an item's last event over which trailing_event_count counts"
+    )
     late_step_s: int = Field(
         default=0, ge=0, le=31_536_000, description="late events enter user histories at multiples of this; 0: once known"
     )

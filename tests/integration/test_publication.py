@@ -12,6 +12,7 @@ import pytest
 from deltalake import DeltaTable
 from handmade import Handmade
 
+from scalr_prod import Project
 from scalr_prod.contracts import Table
 from scalr_prod.errors import CommitFailed, PublicationError
 from scalr_prod.ledger import Ledger, PublicationStatus, RunSpec, RunState, run_folder
@@ -73,6 +74,8 @@ def test_another_run_of_the_window_replaces_it_and_can_be_replaced_in_turn(proje
     report = publish(project.settings, second.run_id)
     assert report.replaced == {first.run_id: 200}
     assert project.held() == {second.run_id: 200}
+    with Project(project.settings) as opened:
+        assert opened.rows_in_view() == {first.run_id: 0, second.run_id: 200}
     back = publish(project.settings, first.run_id)
     assert (back.outcome, back.attempt, back.replaced) == ("published", 2, {second.run_id: 200})
     assert project.held() == {first.run_id: 200}

@@ -154,6 +154,6 @@ def test_runs_are_listed_with_their_window_and_what_they_published(settings, two
     result = runner.invoke(app, ["runs", "list", "--config", str(two_domains.folder / "scalr.toml")])
     assert result.exit_code == 0, result.output
     header, line = (text.split() for text in result.stdout.splitlines()[1:3])
-    assert header == ["run_id", "state", "start", "end", "mode", "translator", "rows", "updated"]
+    assert header == ["run_id", "state", "start", "end", "mode", "translator", "rows", "in_view", "updated"]
     assert line[:4] == [spec.run_id, "planned", spec.start.isoformat(), spec.end.isoformat()]
-    assert line[6] == "-"
+    assert line[6:8] == ["-", "-"]

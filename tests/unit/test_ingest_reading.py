@@ -181,5 +181,5 @@ def test_a_word_that_often_stands_for_nothing_is_told_of_where_ids_are_words(pro
     ingest(settings)
     assert {row["user_id"] for row in rows_of(settings, Table.SOURCE_EVENTS)} == {"ann", "NULL"}
     assert (
-        "column 'user_id', row 2: 'NULL' is taken for an id, as are 1 texts in all that often stand for nothing" in caplog.text
+        "column 'user_id', row 2: 'NULL' is taken for an id; so are 1 texts that often stand for nothing" in caplog.text
     )
