@@ -38,6 +38,8 @@ __all__ = [
     "view_of",
 ]
 
+#: Names of folders that `temporary_folder` makes.
+_MADE: Final = re.compile(r".+-[a-z0-9_]{8}")
 #: What DuckDB takes for a pattern in the name of a file.
 _PATTERN: Final = re.compile(r"[*?\[]")
 
@@ -126,7 +128,7 @@ def _sweep(root: Path) -> None:
     if os.name != "posix":
         return
     for folder in root.iterdir():
-        if folder.is_dir():
+        if folder.is_dir() and _MADE.fullmatch(folder.name):
             try:
                 with _locked(folder, wait=False):
                     shutil.rmtree(folder, ignore_errors=True)

@@ -35,10 +35,22 @@ class Mark:
 def read_mark(folder: Path) -> Mark | None:
     """A folder's mark; None where it bears none that can be read."""
     try:
+        return _read(folder)
+    except OSError:
+        return None
+
+
+def _read(folder: Path) -> Mark | None:
+    """A folder's mark; None where there is none, or what is none.
+
+    Raises:
+        OSError: It cannot be read now.
+    """
+    try:
         found = json.loads((folder / _FILE).read_text(encoding="utf-8"))
         mark = Mark(id=str(found["id"]), project=str(found["project"]))
         return mark if re.fullmatch(PROJECT_NAME, mark.project) else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -46,9 +58,9 @@ def mark_folder(folder: Path, project: str) -> Mark:
     """The mark of a folder, which gets one where it bears none; of several processes that write one, the first wins.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: It cannot be read now, or written. One that is there is not written over.
     """
-    if (found := read_mark(folder)) is not None:
+    if (found := _read(folder)) is not None:
         return found
     mark = Mark(uuid.uuid4().hex, project)
     _write(folder / _FILE, mark)
@@ -72,7 +84,7 @@ def _write(path: Path, mark: Mark, *, over: bool = False) -> None:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(json.dumps(asdict(mark)) + "\n")
         scratch.chmod(0o644)
-        if over or path.exists():  # one that cannot be read is written anew
+        if over or path.exists():  # what is none is written anew
             scratch.replace(path)
             return
         try:

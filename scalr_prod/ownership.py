@@ -114,8 +114,10 @@ def _listed(folder: Path) -> list[str]:
 
 def _former_home(folder: Path) -> bool:
     """By what only this package makes: its tables, its ledger, its models, its server's state, its feature repository."""
+    lake = any((folder / "lake" / table.value / "_delta_log").is_dir() for table in Table)
     return (
-        any((folder / "lake" / table.value / "_delta_log").is_dir() for table in Table)
+        # Another project may have no more than its lake here.
+        (lake and all(is_empty(folder / name) for name in NAMES if name != "lake"))
         or _is_ledger(folder / "ledger.db")
         or any((folder / "models" / "translator").glob("*/manifest.json"))
         or any((folder / "triton-server" / name).is_file() for name in ("server.json", "server.lock"))

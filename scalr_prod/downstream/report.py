@@ -179,7 +179,8 @@ def write_report(report: EvaluationReport, folder: Path) -> None:
                 for metric, value in (("lift_pct", row["lift_pct"]), ("lift_low", low), ("lift_high", high))
             ]
     names = ("arm", "model", "slice", "metric", "value")
-    pq.write_table(pa.table(dict(zip(names, map(list, zip(*flat, strict=True)), strict=True))), folder / "arms.parquet")
+    with whole(folder / "arms.parquet") as unfinished:
+        pq.write_table(pa.table(dict(zip(names, map(list, zip(*flat, strict=True)), strict=True))), unfinished)
 
 
 def _finite(value: Any) -> Any:

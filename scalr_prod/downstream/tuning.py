@@ -258,7 +258,10 @@ class Tuner:
         return replace(choice, boost=(cold, sparse, dense))
 
     def _by_segment(self, arm: str, choice: Choice, alone: NDArray[np.float64]) -> Choice:
-        """λ for dense, sparse and cold users apart: the lightest that is as good, and that harms none who get the events."""
+        """λ for dense, sparse and cold users apart: the lightest that is as good as the best, and that harms none who get the events.
+
+        As good for all users together, and for the segment's own.
+        """
         own = [self.segments == segment for segment in range(3)]
 
         def harmed(one: Choice, segment: int) -> bool:
@@ -271,8 +274,13 @@ class Tuner:
             parts = [_weighted(choice, segment, choice.weights[segment] * part) for part in _PARTS]
             kept = [part for part in parts if not harmed(part, segment)]
             values = [self.trials.value(arm, part) for part in kept]
+            # Asked of the segment, too: a small one may lose much of what it gains before all users together tell.
+            own_values = [float(self.trials.by_user(arm, part)[own[segment]].mean()) for part in kept]
+            best = int(np.argmax(values))
             choice = next(
-                part for part, value in zip(kept, values, strict=True) if value >= max(values) - _WORTH * abs(max(values))
+                part
+                for part, value, own_value in zip(kept, values, own_values, strict=True)
+                if _as_good(value, values[best]) and _as_good(own_value, own_values[best])
             )
         # A segment that was content may not be any more, now that others have less.
         for _ in range(3):
@@ -280,6 +288,10 @@ class Tuner:
                 if harmed(choice, segment):
                     choice = _weighted(choice, segment, 0.0)
         return choice
+
+
+def _as_good(value: float, best: float) -> bool:
+    return value >= best - _WORTH * abs(best)
 
 
 def _value(knob: Knob, value: float) -> float:

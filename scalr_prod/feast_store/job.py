@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMeta
 
 from scalr_prod.errors import FeatureStoreError
 from scalr_prod.feast_store.scan import resolved
+from scalr_prod.whole import whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -158,12 +159,16 @@ def _write(
     if exists and not overwrite:
         raise SavedDatasetLocationAlreadyExists(location=path)
     if path.endswith(".parquet"):
-        if filesystem is None:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with pq.ParquetWriter(inner, reader.schema, filesystem=filesystem) as writer:
+        with ExitStack() as stack:
+            if filesystem is None:  # an object store shows a file once it is whole
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+                inner = str(stack.enter_context(whole(Path(path))))
+            writer = stack.enter_context(pq.ParquetWriter(inner, reader.schema, filesystem=filesystem))
             for batch in reader:
                 writer.write_batch(batch)
         return
+    if filesystem is None and Path(path).is_dir() and any(not one.match("part-*.parquet") for one in Path(path).iterdir()):
+        raise SavedDatasetLocationAlreadyExists(location=path)  # it holds what is none of this data set
     ds.write_dataset(
         reader, inner, format="parquet", filesystem=filesystem, existing_data_behavior="delete_matching", use_threads=False
     )

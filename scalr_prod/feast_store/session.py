@@ -27,7 +27,8 @@ def session(*, memory_mb: int, threads: int | None, spill: str | None, ordered: 
         spill: Folder under which a temporary one is made; default: the system's.
         ordered: Keep the order of the table in plain reads, at some cost in memory.
     """
-    root = Path(spill) if spill is not None else Path(tempfile.gettempdir()) / f"scalr-feast-{getpass.getuser()}"
+    # A folder of our own: others may keep something there.
+    root = Path(spill or tempfile.gettempdir()) / f"scalr-feast-{getpass.getuser()}"
     with (
         duck.temporary_folder(root, "feast-") as folder,
         duck.session(memory_mb=memory_mb, spill=folder, threads=threads, ordered=ordered) as connection,

@@ -6,8 +6,10 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
+from scalr_prod.errors import ForgettingError
 from scalr_prod.forgetting.traces import FileOfRows, Ids, write_over
 from scalr_prod.generation.parts import sha256_of
 from scalr_prod.ledger import STAGED
@@ -23,6 +25,7 @@ __all__ = ["forget_in_files"]
 
 #: Below home, and looked after elsewhere, or without a word of users: definitions, model files, markers.
 _NOT_HERE: Final = frozenset({"feature_repo", "forgotten", "lake", "models", "staging", "triton"})
+_DELTA_LOG: Final = "_delta_log"
 #: Markers and secrets.
 _OWN: Final = (".scalr-", "secret")
 _TEXT: Final = frozenset({"", ".csv", ".err", ".html", ".json", ".jsonl", ".log", ".md", ".out", ".txt"})
@@ -45,7 +48,8 @@ def forget_in_files(settings: Settings, users: Ids, *, parts: bool) -> Counter[s
     renewed: dict[str, FileOfRows] = {}
     for path in _files(settings.home):
         if path.suffix == ".parquet":
-            changed = users.in_parquet(path)
+            with _readable(path):
+                changed = users.in_parquet(path)
             if changed is not None:
                 renewed[changed.former] = changed
                 found[path.relative_to(settings.home).parts[0]] += changed.removed
@@ -56,11 +60,26 @@ def forget_in_files(settings: Settings, users: Ids, *, parts: bool) -> Counter[s
     return found
 
 
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Name a file that is damaged."""
+    try:
+        yield
+    except ValueError as error:  # pyarrow's and json's
+        raise ForgettingError(
+            f"the file is damaged: {str(error).splitlines()[0][:200]}",
+            where=str(path),
+            next_step="delete it, or bring it back from a copy, and repeat the command: what is done is kept",
+        ) from error
+
+
 def _files(home: Path) -> Iterator[Path]:
     for top in (home / name for name in NAMES if name not in _NOT_HERE):
         if top.is_symlink():
             continue
         for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
+            if _DELTA_LOG in path.parts:  # of an evaluation's lake: it went whole where it held one of them
+                continue
             if path.is_file() and not path.is_symlink() and not path.name.startswith(_OWN):
                 yield path
 
@@ -79,17 +98,23 @@ def _drop_evaluations(settings: Settings, users: Ids) -> int:
     """Isolated homes of evaluations that hold one of them, whole: they are made again when they are needed."""
     gone = 0
     for home in (settings.home / "evaluations").glob("*"):
-        if home.is_dir() and (home / "lake").is_dir() and any(users.held_by(path) for path in home.rglob("*.parquet")):
+        if home.is_dir() and (home / "lake").is_dir() and any(_holds(users, path) for path in home.rglob("*.parquet")):
             shutil.rmtree(home)
             gone += 1
     return gone
+
+
+def _holds(users: Ids, path: Path) -> bool:
+    with _readable(path):
+        return users.held_by(path)
 
 
 def _renew(settings: Settings, renewed: dict[str, FileOfRows]) -> None:
     """Let gate reports and manifests name the files that there are now."""
     documents = [*(settings.home / "runs").glob("run_*/gate.json"), *(settings.home / "datasets").glob("*/v*/manifest.json")]
     for path in documents:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        with _readable(path):
+            content = json.loads(path.read_text(encoding="utf-8"))
         if path.name == "gate.json":
             changed = _named_anew(content, renewed) | _audited(path.parent, content)
         else:

@@ -15,7 +15,7 @@ from scalr_prod.row_groups import batches_of
 from scalr_prod.whole import whole
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from pathlib import Path
 
     import pyarrow as pa
@@ -29,7 +29,7 @@ __all__ = ["FileOfRows", "Ids", "Items", "Users", "write_over"]
 GONE: Final = "[forgotten]"
 #: The column of a file that lists ids.
 _LISTED: Final = "id"
-#: Digits from which on an item's number is looked for in texts too.
+#: Digits from which on a number is looked for anywhere in a text.
 _NUMBER_LIKE_AN_ID: Final = 6
 #: Keys of JSON below which texts show values of rows.
 _SHOWN: Final = re.compile(r"user|unexpected|example|value|row|cause|message|detail", re.IGNORECASE)
@@ -82,11 +82,14 @@ class Ids:
     def __init__(self, ids: Sequence[int | str]) -> None:
         self.ids = list(dict.fromkeys(ids))
         self.texts = {str(one) for one in self.ids}
-        spelled = self._in_words()
-        # Longer ids first, and none inside of a longer word or number: u1 is not in u17.
-        listed = "|".join(re.escape(text) for text in sorted(spelled, key=len, reverse=True))
-        self._pattern = re.compile(rf"(?<![\w.-])(?:{listed})(?![\w-]|\.\w)")
-        self._spelled = spelled
+        self._spelled = self._in_words()
+        short = {text for text in self._spelled if _is_short(text)}
+        self._pattern = re.compile(rf"(?<![\w.-])(?:{_any_of(self._spelled - short)})(?![\w-]|\.\w)")
+        #: A short number is an id where a word says so, and where it is all that an element of a page holds: elsewhere it is a count, a
+        #: version, a width.
+        named, alone = rf"\b{self.kind}s?(?:[ _]?ids?)?[\"']?\W{{0,4}}", r">\s*"
+        one = f"(?:{_any_of(short)})"
+        self._pattern_of_short = re.compile(rf"({named}){one}(?![\w-]|\.\w)|({alone}){one}(?=\s*<)", re.IGNORECASE)
 
     def _in_words(self) -> set[str]:
         """The ids that are taken out of texts and of values that are no ids by their name."""
@@ -96,7 +99,9 @@ class Ids:
         """A text without the ids, and how many there were."""
         if not any(one in text for one in self._spelled):
             return text, 0
-        return self._pattern.subn(GONE, text)
+        text, found = self._pattern.subn(GONE, text)
+        text, more = self._pattern_of_short.subn(lambda match: f"{match[1] or match[2]}{GONE}", text)
+        return text, found + more
 
     def in_json(self, value: Any, *, name: str = "", shown: bool = False, listed: bool = False) -> tuple[Any, int]:
         """A JSON value without the ids, and how many there were; entries of lists that are rows of one of them go whole.
@@ -126,7 +131,7 @@ class Ids:
         if isinstance(value, list):
             kept = []
             for one in value:
-                if isinstance(one, dict) and any(str(one.get(key)) in self.texts for key in self.keys):
+                if isinstance(one, dict) and any(one.get(key) is not None and str(one[key]) in self.texts for key in self.keys):
                     found += 1
                     continue
                 plain, inside = self.in_json(one, name=name, shown=shown, listed=listed)
@@ -258,7 +263,16 @@ class Items(Ids):
 
     def _in_words(self) -> set[str]:
         # A short number is rarely an item where it stands in a text, but a count, a version or a time.
-        return {text for text in self.texts if not text.isdecimal() or len(text) >= _NUMBER_LIKE_AN_ID}
+        return {text for text in self.texts if not _is_short(text)}
+
+
+def _is_short(text: str) -> bool:
+    return text.isdecimal() and len(text) < _NUMBER_LIKE_AN_ID
+
+
+def _any_of(texts: Collection[str]) -> str:
+    """A regular expression of some texts, the longer ones first; of none, one that nothing fits."""
+    return "|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)) or "(?!)"
 
 
 def write_over(path: Path, content: bytes) -> None:

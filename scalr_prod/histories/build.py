@@ -132,9 +132,6 @@ def _build(
     chosen, step, version, events = settings.histories, _step_us(settings, table), current.version(), source.now
     shape, made_from = _shape(settings, table), _made_from(settings, table, events)
     added = addition(table, source, Built.read(record_of(current)), shape)
-    if added is None:
-        # Each replaced version stays behind for those who are reading it; a week later nobody is.
-        lake.tidy(table)
     limit = _ROWS_PER_EVENT * records_of(events) + _ROWS_ALWAYS - (records_of(current) if added else 0)
     with counting(table.value, show=progress, total=None if added else records_of(events), unit="events") as tell:
         marks, after = (added.marks, added.known_until) if added else (known_by_file(fragments_of(events)), None)

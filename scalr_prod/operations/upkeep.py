@@ -185,7 +185,8 @@ def _pinned(settings: Settings, lake: Lake) -> dict[str, list[int]]:
     with Ledger.open(settings) as ledger:
         for run in ledger.runs():
             for table, version in run.spec.table_versions.items() if run.state not in _ENDED else ():
-                pins.setdefault(table, []).append(version)
+                if lake.readable(Table(table), version):  # users may have been forgotten since
+                    pins.setdefault(table, []).append(version)
         replaced = restoring_versions(ledger, since=datetime.now(UTC) - timedelta(days=settings.retention.days))
         pins[view.value] += [version for version in replaced if lake.readable(view, version)]
     return pins

@@ -91,12 +91,15 @@ class RetentionSettings(Section):
     """What `scalr maintain` keeps, beside all that something published, served or at work refers to."""
 
     days: float = Field(
-        default=30, ge=0, description="age from which staged parts of ended runs, training sets and translators may go"
+        default=30,
+        ge=0,
+        le=36_500,
+        description="age from which staged parts of ended runs, training sets and translators may go",
     )
     training_sets: int = Field(default=10, ge=1, description="latest versions of each training set that stay at any age")
     translators: int = Field(default=10, ge=1, description="latest versions of the translator that stay at any age")
     files_days: float = Field(
-        default=7, ge=0, description="for how long a replaced version of a table can still be read; 0: not at all"
+        default=7, ge=0, le=36_500, description="for how long a replaced version of a table can still be read; 0: not at all"
     )
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import shutil
+import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -65,8 +66,8 @@ def export(training_set: TrainingSet, target: Path, form: Format) -> ExportRepor
         TrainingSetError: Something is at the target already, or an id cannot stand in an atomic file. Nothing is written then.
     """
     if target.exists():
-        raise TrainingSetError("there is something at the target already", where=str(target), next_step="name another target")
-    unfinished = target.with_name(f".{target.name}.unfinished")
+        raise _taken(target)
+    unfinished = target.with_name(f".{target.name}.{uuid.uuid4().hex}.unfinished")  # two may write to one target
     unfinished.parent.mkdir(parents=True, exist_ok=True)
     try:
         if form == "recbole":
@@ -74,6 +75,8 @@ def export(training_set: TrainingSet, target: Path, form: Format) -> ExportRepor
             rows, synthetic = _write(training_set, unfinished / f"{target.name}.inter", tabs=True)
         else:
             rows, synthetic = _write(training_set, unfinished, tabs=False)
+        if target.exists():
+            raise _taken(target)
         unfinished.rename(target)
     finally:
         if unfinished.is_dir():
@@ -130,3 +133,7 @@ def _refuse_breaks(batch: pa.RecordBatch, path: Path) -> None:
                 where=path.name,
                 next_step="export as csv, which quotes it, or rename the id in the log",
             )
+
+
+def _taken(target: Path) -> TrainingSetError:
+    return TrainingSetError("there is something at the target already", where=str(target), next_step="name another target")

@@ -120,7 +120,9 @@ def test_an_id_that_would_break_a_line_is_refused_and_nothing_is_left(tmp_path):
         opened.export(tmp_path / "out", "recbole")
     assert "csv" in caught.value.next_step
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
+    (tmp_path / ".out.csv.unfinished").write_text("somebody else's")
     opened.export(tmp_path / "out.csv")
+    assert (tmp_path / ".out.csv.unfinished").read_text() == "somebody else's"
     assert list(pd.read_csv(tmp_path / "out.csv")["item_id"]) == ["x", "two\nlines"]
 
 

@@ -168,6 +168,19 @@ def test_what_others_gain_is_no_reason_to_harm_those_who_get_the_events():
     assert figures["ndcg"] < max(tried["ndcg"] for tried in figures["tried"]), "harm to some was worth more to others"
 
 
+def test_what_a_segment_gains_is_not_given_up_for_less_than_all_users_notice():
+    """Dense users gain, cold users lose almost as much by it: to all together no weight of theirs is much better than none."""
+
+    def rule(choice, segment):
+        cold, _, dense = np.minimum(choice.weights, 1.0)
+        return np.where(segment == 0, cold - 0.068 * dense, np.where(segment == 2, 0.07 * dense, 0.0))
+
+    choice, _ = chosen(only(OURS, rule))
+    assert choice.weights[0] >= 1.0
+    assert choice.weights[2] >= 1.0
+    assert choice.weights[1] == 0
+
+
 @pytest.mark.parametrize("gain", [0.0, -0.3])
 def test_weight_is_zero_where_nothing_helps(gain, caplog):
     choice, _ = chosen(only(OURS, lambda choice, segment: np.full(USERS, gain)))

@@ -12,7 +12,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from scalr_prod.duck import appear, exact, open_duckdb, staging_folder
+from scalr_prod.duck import appear, exact, open_duckdb, staging_folder, temporary_folder
 from scalr_prod.errors import LakeError
 from scalr_prod.feast_store.session import session
 from scalr_prod.settings import Settings
@@ -96,6 +96,17 @@ def test_what_a_killed_process_left_is_swept_and_a_living_one_s_is_not(tmp_path)
     assert left.is_dir()
     with staging_folder(settings, "test"):
         assert not left.exists()
+
+
+def test_what_others_keep_in_a_folder_for_spilling_stays(tmp_path):
+    (tmp_path / "my_project").mkdir()
+    (tmp_path / "my_project" / "thesis.txt").write_text("mine")
+    (tmp_path / "data-2024").mkdir()
+    with session(memory_mb=100, threads=1, spill=str(tmp_path)) as stores:
+        stores.execute("SELECT 1")
+    with temporary_folder(tmp_path, "other-"):
+        assert (tmp_path / "my_project" / "thesis.txt").read_text() == "mine"
+    assert (tmp_path / "data-2024").is_dir()
 
 
 def test_a_staged_folder_appears_whole_on_another_file_system_too(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
 from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, FileSource, PushSource, RequestSource, ValueType
@@ -245,6 +246,36 @@ class TestRetrieval:
         job = store.get_historical_features(spine(("m1", 3)), ["power:kwh"])
         with pytest.raises(SavedDatasetLocationAlreadyExists):
             job.persist(storage)
+        job.persist(storage, allow_overwrite=True)
+        assert store.get_saved_dataset("kept").to_df()["kwh"].tolist() == [20.0]
+
+    def test_a_kept_result_stays_where_another_one_fails(self, store, tmp_path, monkeypatch):
+        """A disk that is full, say: neither half of the new rows nor none of the former ones."""
+        store.apply([METER, view_of(readings(tmp_path))])
+        file = tmp_path / "kept.parquet"
+        storage = SavedDatasetFileStorage(str(file), file_format=ParquetFormat())
+        store.get_historical_features(spine(("m1", 3)), ["power:kwh"]).persist(storage)
+        before = file.read_bytes()
+
+        def full(*_args):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(pq.ParquetWriter, "write_batch", full)
+        with pytest.raises(OSError, match="No space"):
+            store.get_historical_features(spine(("m1", 4)), ["power:kwh"]).persist(storage, allow_overwrite=True)
+        assert file.read_bytes() == before
+        assert [path.name for path in tmp_path.glob(".kept*")] == []
+
+    def test_a_kept_result_takes_no_other_files_place(self, store, tmp_path):
+        store.apply([METER, view_of(readings(tmp_path))])
+        folder = tmp_path / "kept"
+        (folder / "sub").mkdir(parents=True)
+        (folder / "sub" / "mine.txt").write_text("mine")
+        storage = SavedDatasetFileStorage(str(folder), file_format=ParquetFormat())
+        job = store.get_historical_features(spine(("m1", 3)), ["power:kwh"])
+        with pytest.raises(SavedDatasetLocationAlreadyExists):
+            job.persist(storage, allow_overwrite=True)
+        assert (folder / "sub" / "mine.txt").read_text() == "mine"
 
     @pytest.mark.parametrize("as_path", [True, False])
     def test_logged_features(self, store, tmp_path, as_path):

@@ -111,3 +111,54 @@ def test_other_people_s_files_in_the_home_stay_as_they_are(settings, tmp_path):
     assert {name: (tmp_path / name).read_text() for name in theirs} == theirs
     assert logs == {path: path.read_bytes() for path in logs}
     assert (home.home / "reports" / "run.html").read_text() == "<td>[forgotten]</td>"
+
+
+def test_an_id_called_none_is_no_missing_key():
+    document = {"files": [{"path": "a"}, {"path": "b", "user": None}], "users": [{"user": "None"}, {"user": "ada"}]}
+    assert Users(["None"]).in_json(document)[0] == {"files": document["files"], "users": [{"user": "ada"}]}
+
+
+def test_a_short_number_is_an_id_where_a_page_says_so():
+    page = (
+        '<meta content="initial-scale=5"><rect x="5"/><p>5 events, version 5</p><td>5</td><span>3 May, user 5</span>user_id = 5'
+    )
+    shown, number = Users([5]).in_text(page)
+    gone = "[forgotten]"
+    assert shown == (
+        f'<meta content="initial-scale=5"><rect x="5"/><p>5 events, version 5</p><td>{gone}</td><span>3 May, user {gone}</span>'
+        f"user_id = {gone}"
+    )
+    assert number == 3
+    assert Users([55]).in_text("user 5, user 555, user 5.5") == ("user 5, user 555, user 5.5", 0)
+
+
+@pytest.mark.parametrize("spelled", ["1_2", "+12", "\u0661\u0662", "12.0", "0x0c", ""])
+def test_an_integer_is_spelled_as_the_log_spells_it(spelled, tmp_path):
+    """Python would take most of these for 12: another user, who was not named, would be gone for good."""
+    times = pd.date_range("2024-01-01", periods=2, tz="UTC").as_unit("us")
+    for name in ("source", "target"):
+        pd.DataFrame({"user_id": [12, 7], "item_id": [1, 2], "timestamp": times}).to_parquet(tmp_path / f"{name}.parquet")
+    (tmp_path / "scalr.toml").write_text(
+        '[domains.source]\nname = "shop"\nevents = "source.parquet"\n[domains.target]\nname = "films"\nevents = "target.parquet"\n'
+    )
+    settings = load_settings(tmp_path / "scalr.toml")
+    ingest(settings)
+    with pytest.raises(ForgettingError):
+        forget(settings, [spelled])
+    assert users(settings) == {12, 7}
+
+
+def test_delta_logs_of_evaluations_stay_and_a_damaged_file_is_named(settings):
+    log = settings.home / "evaluations" / "test-0" / "lake" / "source_events" / "_delta_log" / "0.json"
+    log.parent.mkdir(parents=True)
+    log.write_text('{"add": {"stats": "ada"}}\n{"add": {}}\n')
+    damaged = settings.home / "evaluations" / "report" / "arms.parquet"
+    damaged.parent.mkdir()
+    damaged.write_bytes(b"PAR1")
+    with pytest.raises(ForgettingError, match="the file is damaged") as caught:
+        forget(settings, ["ada"])
+    assert caught.value.where == str(damaged)
+    damaged.unlink()
+    forget(settings, ["ada"])
+    assert "ada" in log.read_text()
+    assert users(settings) == {"ada ", " bob", "cleo"}

@@ -148,6 +148,33 @@ def test_homes_from_before_are_recognised(logs):
     assert marker.is_file()
 
 
+def test_another_project_s_lake_makes_no_home_of_a_folder(logs, tmp_path):
+    """Its lake is in ``shared/lake``, its home elsewhere; what else lies in ``shared`` is somebody's."""
+    ingest(load_settings(logs, project={"home": "first", "lake": "shared/lake"}))
+    before = put(tmp_path / "shared", {"staging/mine/x.txt": "x", "reports/mine.html": "<p>mine</p>"})
+    with pytest.raises(ForeignFiles, match="staging"):
+        ingest(load_settings(logs, project={"home": "shared", "lake": "second"}))
+    assert {name: (tmp_path / "shared" / name).read_text() for name in ("staging/mine/x.txt", "reports/mine.html")}
+    assert before
+
+
+def test_a_mark_that_cannot_be_read_now_is_not_written_over(tmp_path, monkeypatch):
+    from pathlib import Path
+
+    from scalr_prod.naming import mark_folder, read_mark
+
+    mark = mark_folder(tmp_path, "first")
+
+    def stale(self, *args, **kwargs):
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(Path, "read_text", stale)
+    with pytest.raises(OSError, match="Stale"):
+        mark_folder(tmp_path, "second")
+    monkeypatch.undo()
+    assert read_mark(tmp_path) == mark
+
+
 def test_an_empty_home_of_a_refused_ingest_is_taken(logs):
     settings = load_settings(logs)
     (settings.home / "staging").mkdir(parents=True)

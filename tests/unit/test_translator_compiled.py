@@ -97,7 +97,8 @@ def test_without_a_folder_that_can_be_written_each_process_compiles(base, monkey
 
 def test_folders_of_former_packages_go_after_a_month(base):
     place = cache.folder()
-    for name, days in (("former", 31), ("lately", 29)):
+    former, lately = "f" * 16, "a" * 16
+    for name, days in ((former, 31), (lately, 29)):
         (place.parent / name).mkdir()
         (place.parent / name / "run.nbc").touch()
         then = time.time() - days * 86_400
@@ -105,4 +106,14 @@ def test_folders_of_former_packages_go_after_a_month(base):
     os.utime(place, (0, 0))  # this one is asked for now
     cache.folder.cache_clear()
     assert cache.folder() == place
-    assert sorted(other.name for other in place.parent.iterdir()) == sorted([place.name, "lately"])
+    assert sorted(other.name for other in place.parent.iterdir()) == sorted([place.name, lately])
+
+
+def test_only_folders_of_other_packages_code_go(base):
+    place = cache.folder()
+    ours, theirs = place.parent / ("0" * 16), place.parent / "lake"
+    for old in (ours, theirs):
+        old.mkdir()
+        os.utime(old, (0, 0))
+    cache._drop_unused(place)
+    assert (ours.exists(), theirs.exists()) == (False, True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from datetime import UTC, datetime
 
 import pytest
@@ -176,3 +177,18 @@ def test_a_dry_run_says_the_same_and_changes_nothing(opened):
     assert {one.kind for one in planned.removed} >= {"run", "translator", "training_set"}
     assert files_of(opened.settings.home) == before
     assert opened.maintain().removed == planned.removed
+
+
+def test_a_run_that_is_pinned_to_what_a_forgetting_removed_is_no_hindrance(opened):
+    opened.ingest()
+    opened.histories()
+    version = opened.lake.version(Table.SOURCE_EVENTS)
+    shutil.rmtree(
+        run_folder(opened.settings, staged(opened, 1, RunState.GENERATING, table_versions={"source_events": version}))
+    )
+    user = opened.lake.read(Table.SOURCE_EVENTS)["user_id"][0].as_py()
+    with Project.open(opened.settings.base / "scalr.toml") as project:
+        project.forget([str(user)])
+        assert not project.lake.readable(Table.SOURCE_EVENTS, version)
+        project.maintain(dry_run=True)
+        project.maintain()

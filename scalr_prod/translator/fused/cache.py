@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import shutil
 import stat
 import sys
@@ -80,6 +81,8 @@ def _drop_unused(place: Path) -> None:
     now = time.time()
     os.utime(place)
     for other in place.parent.iterdir():
+        if not re.fullmatch(r"[0-9a-f]{16}", other.name):  # somebody else's
+            continue
         try:
             if now - other.stat().st_mtime > _UNUSED_S:
                 shutil.rmtree(other)
