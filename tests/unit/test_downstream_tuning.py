@@ -173,7 +173,7 @@ def test_what_a_segment_gains_is_not_given_up_for_less_than_all_users_notice():
 
     def rule(choice, segment):
         cold, _, dense = np.minimum(choice.weights, 1.0)
-        return np.where(segment == 0, cold - 0.068 * dense, np.where(segment == 2, 0.07 * dense, 0.0))
+        return np.where(segment == 0, cold - 0.062 * dense, np.where(segment == 2, 0.07 * dense, 0.0))
 
     choice, _ = chosen(only(OURS, rule))
     assert choice.weights[0] >= 1.0
