@@ -90,15 +90,23 @@ def leave_registry(settings: Settings, store: FeatureStore, former: str, *, shar
         return
     lake = Identity.of(settings).lake
     lakes = {lake} if shared else _lakes(store, former)
-    sources = [source for source in registry.list_data_sources(former) if _lake_of(source) in lakes]
+    # What is ours is defined under the present name by now; others may have views and services of their own over our tables.
+    ours, services, defined = (
+        {one.name for one in listed(store.project)}
+        for listed in (registry.list_feature_views, registry.list_feature_services, registry.list_data_sources)
+    )
+    sources = [one for one in registry.list_data_sources(former) if one.name in defined and _lake_of(one) in lakes]
     paths = {source.path for source in sources}
-    views = [view for view in registry.list_feature_views(former) if getattr(view.batch_source, "path", None) in paths]
-    ours = {view.name for view in views}
+    views = [
+        view
+        for view in registry.list_feature_views(former)
+        if view.name in ours and getattr(view.batch_source, "path", None) in paths
+    ]
     old = store.config.model_copy(update={"project": former})
     with_former = type(store)(config=old, repo_path=str(settings.feast_repo))
     _carry_datasets(registry, former, store.project, below=settings.home if shared else Path("/"))
     for service in registry.list_feature_services(former):
-        if {projection.name for projection in service.feature_view_projections} <= ours:
+        if service.name in services and {projection.name for projection in service.feature_view_projections} <= ours:
             registry.delete_feature_service(service.name, former)
     for view in views:
         if view.online:

@@ -179,11 +179,22 @@ def test_what_others_keep_under_the_former_name_stays(tmp_path):
     url = f"sqlite:///{tmp_path / 'shared.db'}"
     first = in_folder(tmp_path / "a", f'[feast]\nregistry = "{url}"\n')
     store = open_feature_store(first)
-    from feast import Entity
+    from feast import Entity, FeatureService, FeatureView
 
-    store.apply([Entity(name="somebody_elses")])
+    counts = store.get_feature_view("source_user_history")
+    over_ours = FeatureView(
+        name="somebodys_counts",
+        entities=[store.get_entity("user")],
+        schema=counts.schema,
+        source=counts.batch_source,
+        online=False,
+    )
+    mine = FeatureService(name="somebodys_model", features=[over_ours])
+    store.apply([Entity(name="somebody_elses"), over_ours, mine])
     apply_feature_repo(renamed(first))
     assert [source.name for source in store.registry.list_data_sources(FORMER)] == []
+    assert [view.name for view in store.registry.list_feature_views(FORMER)] == ["somebodys_counts"]
+    assert [service.name for service in store.registry.list_feature_services(FORMER)] == ["somebodys_model"]
     assert "shop" in {project.name for project in store.registry.list_projects()}
     second = tmp_path / "b"
     second.mkdir()
