@@ -135,9 +135,12 @@ def experiment(settings: Settings, *, outcomes: str | None = None, out: Path | N
         if lake.exists(Table.SYNTHETIC_TARGET_EVENTS):
             db.register("synthetic", lake.dataset(Table.SYNTHETIC_TARGET_EVENTS))
             synthetic = db.sql(f"SELECT count(*) FROM synthetic WHERE {side} = 'held_out'").fetchall()[0][0]
-        effect, first = (
-            (None, None) if outcomes is None else _effects(db, held, canary, _outcomes(settings, outcomes), outcomes)
-        )
+        effect = first = None
+        if outcomes is not None:
+            told = _outcomes(settings, outcomes)
+            db.register("target", lake.dataset(Table.TARGET_EVENTS))
+            _tell_of_strangers(db, told, outcomes)
+            effect, first = _effects(db, held, canary, told, outcomes)
         if out is not None:
             _write(db, out)
     return ExperimentReport(
@@ -228,6 +231,20 @@ def _side_sql(held: Holdout | None, canary: Canary | None) -> str:
     """DuckDB expression: ``held_out``, ``canary`` or ``treated``."""
     one, other = (found.sql(USER_ID) if found else "false" for found in (held, canary))
     return f"(CASE WHEN {one} THEN 'held_out' WHEN {other} THEN 'canary' ELSE 'treated' END)"
+
+
+def _tell_of_strangers(db: Any, rows: pa.Table, origin: str) -> None:
+    """Users whom no log knows have a side too, but nobody treats them: where they are many, the file may name users otherwise."""
+    db.register("told", rows)
+    strangers, one = db.sql(
+        f"SELECT count(*), min({USER_ID}) FROM told WHERE {USER_ID} NOT IN "
+        f"(SELECT {USER_ID}::VARCHAR FROM events UNION SELECT {USER_ID}::VARCHAR FROM target)"
+    ).fetchall()[0]
+    if strangers:
+        logger.warning(
+            "%s: %d of %d users, '%s' for one, are in no log, and were never treated; users are named as the target's log does",
+            *(origin, strangers, len(rows), one),
+        )
 
 
 def _effects(

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, urlparse
 
+from scalr_prod.errors import LakeError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -26,10 +28,12 @@ __all__ = [
     "fragments_of",
     "growth",
     "local_files",
+    "missing_file",
     "names_of",
     "paths_of",
     "records_by_file",
     "records_of",
+    "refuse_lost",
     "schema_of_table",
     "state_of",
 ]
@@ -122,9 +126,14 @@ def files_between(table: DeltaTable, column: str, low: int, high: int) -> frozen
 
 
 def fragments_of(table: DeltaTable, names: frozenset[str] | None = None) -> ds.Dataset:
-    """A table's rows, or those of some of its files only, as a pyarrow dataset."""
+    """A table's rows, or those of some of its files only, as a pyarrow dataset.
+
+    Raises:
+        LakeError: A file is lost.
+    """
     import pyarrow.dataset as ds
 
+    refuse_lost(table)
     if names is None:
         return table.to_pyarrow_dataset()
     if not _is_plain(table):
@@ -150,8 +159,32 @@ def paths_of(table: DeltaTable) -> list[str] | None:
     return [unquote(urlparse(uri).path if uri.startswith("file:") else uri) for uri in table.file_uris()]
 
 
+def missing_file(table: DeltaTable) -> str | None:
+    """The first file of a table on disk that is not there any more. Object stores are not asked, file by file, beforehand."""
+    return next((path for path in paths_of(table) or () if not os.path.exists(path)), None)  # noqa: PTH110 - of each file
+
+
+def refuse_lost(table: DeltaTable) -> None:
+    """Make sure that, on disk, each file of a table is there: a reader that meets a lost one may wait for ever.
+
+    Raises:
+        LakeError: One is not.
+    """
+    if (missing := missing_file(table)) is not None:
+        raise LakeError(
+            f"{missing} is not there, though the table's log names it",
+            where=table.table_uri,
+            next_step="bring it back from a copy; without one, move the table's folder away, and make it anew: scalr run",
+        )
+
+
 def local_files(table: DeltaTable) -> list[str] | None:
-    """The table's files where DuckDB can read them as they are, else None."""
+    """The table's files where DuckDB can read them as they are, else None.
+
+    Raises:
+        LakeError: One is lost.
+    """
+    refuse_lost(table)
     files = paths_of(table) if _is_plain(table) else None
     if files is None or any(GLOB & set(path) or not os.path.isabs(path) for path in files):  # noqa: PTH117 - of each file
         return None

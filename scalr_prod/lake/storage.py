@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 import socket
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from scalr_prod.contracts import Table
 from scalr_prod.errors import ForeignFiles, LakeError, TableNotFound
-from scalr_prod.growth import names_of, paths_of, schema_of_table
+from scalr_prod.growth import missing_file, names_of, schema_of_table
 from scalr_prod.ownership import is_empty, refuse_path
 
 if TYPE_CHECKING:
@@ -100,7 +99,7 @@ class Storage:
         Raises:
             LakeError: One is not.
         """
-        if missing := _missing_file(opened):
+        if missing := missing_file(opened):
             raise self._gone(table, opened.version(), f"{missing} was removed")
 
     def current(self, table: Table, opened: DeltaTable | None = None) -> DeltaTable:
@@ -260,11 +259,6 @@ class Storage:
             where=self.uri(table),
             next_step="a vacuum has removed it; plan the run on today's tables: scalr generate",
         )
-
-
-def _missing_file(table: DeltaTable) -> str | None:
-    """The first file of a table on disk that is not there any more. Object stores are not asked, file by file, beforehand."""
-    return next((path for path in paths_of(table) or () if not os.path.exists(path)), None)  # noqa: PTH110 - of each file
 
 
 def in_one_line(error: Exception) -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.errors import CommitFailed
-from scalr_prod.growth import schema_of_table
+from scalr_prod.growth import refuse_lost, schema_of_table
 from scalr_prod.lake.commits import Commit, commit_once, records_of, version_of
 from scalr_prod.lake.storage import Storage, in_one_line
 from scalr_prod.lake.windows import is_empty_between, is_whole_between, only_between, window_sql
@@ -148,7 +148,10 @@ class Lake(Storage):
 
     def dataset(self, table: Table, *, version: int | None = None) -> ds.Dataset:
         """The table as a pyarrow dataset: lazily read, with filters pushed down; DuckDB and Polars scan it."""
-        return self.open_table(table, version=version).to_pyarrow_dataset()
+        opened = self.open_table(table, version=version)
+        if version is None:
+            refuse_lost(opened)
+        return opened.to_pyarrow_dataset()
 
     def read(
         self,

@@ -36,7 +36,7 @@ class TrainingSetSettings(Section):
         default="ranking",
         description="what is trained on it; classification: a set has both labels or is refused, and negatives_per_event is 4 by default",
     )
-    negatives_per_event: int = Field(default=0, ge=0, le=1000, description="sampled rows of label 0 for each positive one")
+    negatives_per_event: int = Field(default=0, ge=0, le=1000, description="sampled rows of label 0 for each real positive one")
     negative_sampling: Literal["uniform", "popularity"] = Field(
         default="uniform", description="draw negatives alike over items, or by their popularity"
     )

@@ -65,8 +65,8 @@ class ExperimentSettings(Section):
         default=None,
         min_length=8,
         repr=False,
-        description="under which users are held out, and come first; another key is another choice of users. Default: one that the home "
-        "got when it was made",
+        description="under which users are held out, and come first, at least 8 characters; another key is another choice of users. "
+        "Default: one that the home got when it was made",
     )
 
     @model_validator(mode="after")

@@ -99,3 +99,17 @@ def test_nothing_is_removed_from_a_table_that_lacks_a_file(tmp_path):
     with pytest.raises(LakeError, match=r"of the table's \d+ files are not there"):
         purge(lake, Table.SOURCE_EVENTS, before=datetime.now(UTC))
     assert (settings.home / "lake" / "source_events" / "later.parquet").exists()
+
+
+@pytest.mark.parametrize("table", [Table.SOURCE_EVENTS, Table.TARGET_EVENTS])
+def test_a_file_that_is_lost_is_named_by_whoever_reads_it(table, tmp_path):
+    """A stream over it waited for ever."""
+    settings = load_settings(write_toml(make_two_domains(tmp_path)))
+    ingest(settings)
+    lost = next((settings.home / "lake" / table.value).glob("part-*"))
+    lost.unlink()
+    for read in (lambda: ingest(settings), lambda: Lake.open(settings).read(table), lambda: build_histories(settings)):
+        with pytest.raises(LakeError, match="is not there, though the table's log names it") as caught:
+            read()
+        assert lost.name in str(caught.value)
+        assert "scalr run" in caught.value.next_step

@@ -233,3 +233,12 @@ def test_a_missing_column_too_few_users_and_no_experiment_are_told(project):
 def test_nothing_is_left_in_the_staging_folder(project):
     experiment(project.settings)
     assert not list((project.settings.home / "staging").iterdir())
+
+
+def test_users_whom_no_log_knows_are_told_of(project, caplog):
+    outcomes(project)
+    experiment(project.settings, outcomes="outcomes.csv")
+    assert "in no log" not in caplog.text
+    outcomes(project, user_id=[f"zz{k}" for k in range(400)])
+    assert experiment(project.settings, outcomes="outcomes.csv").effect is not None
+    assert "400 of 400 users, 'zz0' for one, are in no log" in caplog.text
