@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = ["validate_run"]
 
+logger = logging.getLogger(__name__)
+
 _SUITE: Final = "synthetic_events"
 #: Columns of the judged rows beside those of the rules.
 _TAKEN: Final = (*COLUMNS, "accepted", "reason")
@@ -47,7 +50,7 @@ def validate_run(settings: Settings, run_id: str, *, progress: bool = False) -> 
     """Audit a generated run; what passes goes to ``<run>/accepted``, the verdict to ``<run>/gate.json`` and the ledger.
 
     Repeating it on unchanged candidates, settings and rules finds the same verdict without work: ``gate.json`` names the version of
-    each gate rule. A published run keeps its verdict.
+    each gate rule. A published run keeps its verdict; accepted files of it that are damaged or gone are made again.
 
     Args:
         settings: The project's settings; ``[quality]`` decides.
@@ -77,7 +80,7 @@ def _verdict(
     settings: Settings, run: Run, record: ModelVersion | None, publications: Sequence[Publication], *, progress: bool
 ) -> GateReport:
     folder = run_folder(settings, run.run_id)
-    stored = _read(folder / "gate.json")
+    stored, auditable = _read(folder / "gate.json"), run.state in _AUDITABLE
     if run.state in _OUT_OF_OUR_HANDS:
         if stored is None:
             raise LedgerError(
@@ -85,8 +88,11 @@ def _verdict(
                 where=str(folder / "gate.json"),
                 next_step="bring the run's folder back from a copy of the project's home",
             )
-        return GateReport.from_json(stored["report"], repeated=True)
-    if run.state not in _AUDITABLE:
+        kept = GateReport.from_json(stored["report"], repeated=True)
+        if _is_whole(folder, kept) or not (folder / "candidates").is_dir():
+            return kept
+        logger.info("accepted files of %s are damaged or gone, and are made again", run.run_id)
+    elif not auditable:
         raise LedgerError(
             f"the run is {run.state.value}: there is nothing to audit yet",
             where=str(folder),
@@ -102,15 +108,20 @@ def _verdict(
     inputs = _inputs(settings, run.spec, record, files, rule_set, reference)
     if stored is not None and stored["inputs"] == inputs:
         report = GateReport.from_json(stored["report"], repeated=True)
-        if all(
-            (folder / file["path"]).exists() and sha256_of(folder / file["path"]) == file["sha256"] for file in report.files
-        ):
+        if _is_whole(folder, report):
             return report
     with counting("audit", show=progress) as count:
         report = _audit(settings, run.spec, record, folder, files, rule_set, reference)
         count(report.rows)
-    write_json(folder / "gate.json", {"inputs": inputs, "report": report.to_json()})
+    if auditable or report.passed:  # what was published passed by the settings of then
+        write_json(folder / "gate.json", {"inputs": inputs, "report": report.to_json()})
     return report
+
+
+def _is_whole(folder: Path, report: GateReport) -> bool:
+    """Whether each accepted file is there as the verdict names it."""
+    files = [(folder / file["path"], file["sha256"]) for file in report.files]
+    return all(path.exists() and sha256_of(path) == known for path, known in files)
 
 
 def _inputs(

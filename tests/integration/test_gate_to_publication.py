@@ -40,6 +40,22 @@ def test_what_the_gate_accepts_is_what_is_published(project):
     assert project.state(spec.run_id) is RunState.PUBLISHED
 
 
+@pytest.mark.parametrize("damage", ["gone", "another"])
+def test_accepted_files_of_a_run_that_was_rolled_back_are_made_again(project, damage):
+    spec = project.run()
+    validate_run(project.settings, spec.run_id)
+    published = publish(project.settings, spec.run_id).rows
+    rollback_run(project.settings, spec.run_id)
+    file = next((run_folder(project.settings, spec.run_id) / "accepted").glob("*.parquet"))
+    before = file.read_bytes()
+    file.unlink() if damage == "gone" else file.write_bytes(before[:-1] + b"x")
+    with pytest.raises(PublicationError, match="not the one that the gate accepted"):
+        publish(project.settings, spec.run_id)
+    validate_run(project.settings, spec.run_id)
+    assert project.state(spec.run_id) is RunState.ROLLED_BACK
+    assert publish(project.settings, spec.run_id).rows == published == len(project.view())
+
+
 def test_a_rejected_run_does_not_reach_the_view(project):
     spec = project.run()
     project.write(spec, project.candidates(spec).assign(weight=2))
