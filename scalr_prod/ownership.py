@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["NAMES", "claim", "claim_home", "is_empty", "refuse_path"]
+__all__ = ["NAMES", "claim", "claim_home", "is_empty", "is_home", "refuse_path"]
 
 #: What the library of Delta tables takes no path with, and, with URLs of databases, takes for something else: ``%20`` for a blank.
 _NO_PATH: Final = re.compile(r"[\x00-\x1f\[\]^|\\?]|%[0-9A-Fa-f]{2}")
@@ -99,6 +99,11 @@ def claim_home(settings: Settings) -> None:
     refuse_path(str(settings.home), "[project] home")
     claim(settings.home, "home", setting="[project] home", names=NAMES, former=_former_home)
     claim_for_project(settings, settings.home, "[project] home")
+
+
+def is_home(folder: Path) -> bool:
+    """Whether a folder bears the mark of a project's home."""
+    return (folder / ".scalr-home").is_file()
 
 
 def is_empty(path: Path) -> bool:

@@ -17,6 +17,7 @@ from scalr_prod.binding import check_domains
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table, id_type_of, item_key, schema_of
 from scalr_prod.hashing import stable_hash
 from scalr_prod.lake import Lake
+from scalr_prod.ownership import claim_home
 from scalr_prod.sections import ExperimentSettings, FeastSettings, LedgerSettings, LineageSettings, MetricsSettings
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def isolate(settings: Settings, cutoff: datetime, hidden: pa.Array, *, name: str
     made_from = json.dumps([versions, ids, cutoff.isoformat(), digest, *([left_out] if left_out else [])])
     home = settings.home / "evaluations" / f"{name}-{hashlib.sha256(made_from.encode()).hexdigest()[:12]}"
     inner = _inner(settings, home, cutoff)
+    claim_home(inner)
     lake = Lake.open(inner)
     known = (ds.field(EVENT_TIMESTAMP) < cutoff) & (ds.field(CREATED_TIMESTAMP) <= cutoff)
     for table in _COPIED:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalr_prod import duck
+from scalr_prod.ownership import is_home
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,8 +28,9 @@ def session(*, memory_mb: int, threads: int | None, spill: str | None, ordered: 
         spill: Folder under which a temporary one is made; default: the system's.
         ordered: Keep the order of the table in plain reads, at some cost in memory.
     """
-    # A folder of our own: others may keep something there.
-    root = Path(spill or tempfile.gettempdir()) / f"scalr-feast-{getpass.getuser()}"
+    root = Path(spill or tempfile.gettempdir())
+    if not is_home(root.parent):  # others may keep something there: a folder of our own
+        root /= f"scalr-feast-{getpass.getuser()}"
     with (
         duck.temporary_folder(root, "feast-") as folder,
         duck.session(memory_mb=memory_mb, spill=folder, threads=threads, ordered=ordered) as connection,
