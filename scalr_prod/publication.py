@@ -293,7 +293,9 @@ def _refuse_stale(lake: Lake, spec: RunSpec) -> None:
     """What was taken out of the log stays out of the view: neither a late publication nor one after a rollback brings it back."""
     since = stale_since(lake, spec.table_versions, spec.as_of)
     if since is not None:
-        which = "events" if since.year == 1 else f"events from {since.isoformat()} on"  # of all times: items were forgotten, say
+        which = (
+            "events" if since.year == 1 else f"events from {since.isoformat()} on"
+        )  # of all times: items were forgotten, say
         raise PublicationError(
             f"{which}, which the run was made from, have been replaced since",
             where=lake.root,
