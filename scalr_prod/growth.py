@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlparse
 from scalr_prod.errors import LakeError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import pyarrow as pa
     import pyarrow.dataset as ds
@@ -159,23 +159,28 @@ def paths_of(table: DeltaTable) -> list[str] | None:
     return [unquote(urlparse(uri).path if uri.startswith("file:") else uri) for uri in table.file_uris()]
 
 
-def missing_file(table: DeltaTable) -> str | None:
-    """The first file of a table on disk that is not there any more. Object stores are not asked, file by file, beforehand."""
-    return next((path for path in paths_of(table) or () if not os.path.exists(path)), None)  # noqa: PTH110 - of each file
+def missing_file(paths: Sequence[str] | None) -> str | None:
+    """The first file of those of `paths_of` that is not there any more. Object stores are not asked, file by file, beforehand."""
+    return next((path for path in paths or () if not os.path.exists(path)), None)  # noqa: PTH110 - of each file
 
 
-def refuse_lost(table: DeltaTable) -> None:
+def refuse_lost(table: DeltaTable) -> list[str] | None:
     """Make sure that, on disk, each file of a table is there: a reader that meets a lost one may wait for ever.
+
+    Returns:
+        Where they are, as `paths_of`.
 
     Raises:
         LakeError: One is not.
     """
-    if (missing := missing_file(table)) is not None:
+    paths = paths_of(table)
+    if (missing := missing_file(paths)) is not None:
         raise LakeError(
             f"{missing} is not there, though the table's log names it",
             where=table.table_uri,
             next_step="bring it back from a copy; without one, move the table's folder away, and make it anew: scalr run",
         )
+    return paths
 
 
 def local_files(table: DeltaTable) -> list[str] | None:
@@ -184,8 +189,7 @@ def local_files(table: DeltaTable) -> list[str] | None:
     Raises:
         LakeError: One is lost.
     """
-    refuse_lost(table)
-    files = paths_of(table) if _is_plain(table) else None
+    files = refuse_lost(table) if _is_plain(table) else None
     if files is None or any(GLOB & set(path) or not os.path.isabs(path) for path in files):  # noqa: PTH117 - of each file
         return None
     return files

@@ -13,11 +13,10 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
-from scalr_prod.binding import check_domains
+from scalr_prod.binding import open_own
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, USER_ID, Table
 from scalr_prod.errors import FeatureStoreError
 from scalr_prod.jsonable import Jsonable
-from scalr_prod.lake import Lake
 from scalr_prod.ownership import claim
 from scalr_prod.whole import whole
 
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from scalr_prod.lake import Lake
     from scalr_prod.settings import Settings
 
 __all__ = ["ExportFormat", "FeastExport", "export_definitions"]
@@ -77,8 +77,7 @@ def export_definitions(settings: Settings, folder: Path, form: ExportFormat | No
         FeatureStoreError: No format is given, and there is no ``feature_store.yaml`` to tell it from; or nothing can be written there.
     """
     form = form or _form_of(folder)
-    lake = Lake.open(settings)
-    check_domains(settings, lake)
+    lake = open_own(settings)
     name = f"scalr_{settings.project_name}"
     versions = {table: lake.version(table) for table in _DESCRIPTIONS}
     try:

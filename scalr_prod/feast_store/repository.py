@@ -18,12 +18,11 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from scalr_prod import assets
-from scalr_prod.binding import check_domains
+from scalr_prod.binding import open_own
 from scalr_prod.contracts import ITEM_ID, USER_ID, Table, id_type_of
 from scalr_prod.errors import FeatureStoreError, ProjectsMixed, ScalrError
 from scalr_prod.feast_store.projects import APPLIED, check_registry, former_project, leave_registry
 from scalr_prod.jsonable import Jsonable
-from scalr_prod.lake import Lake
 from scalr_prod.ownership import claim
 from scalr_prod.version import __version__
 
@@ -154,8 +153,7 @@ def _registry_file(settings: Settings) -> Path | None:
 
 
 def _lake_facts(settings: Settings) -> dict[str, str]:
-    lake = Lake.open(settings)
-    check_domains(settings, lake)
+    lake = open_own(settings)
     source, target = lake.schema(Table.SOURCE_EVENTS), lake.schema(Table.TARGET_EVENTS)
     item = id_type_of(source, ITEM_ID)
     # Events of several domains know their items by domain and id, synthetic ones by the id alone; these tables come with the second side.

@@ -19,13 +19,13 @@ from scalr_prod.forgetting.report import ForgetReport
 from scalr_prod.forgetting.tables import HELD, MADE_OF_ITEMS, TABLES, forget_rows, held_of, purge, rows_of
 from scalr_prod.forgetting.traces import Ids, Items, Users
 from scalr_prod.ingest.usermap import UserMap
-from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger
 from scalr_prod.tombstones import Tombstone, Tombstones
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from scalr_prod.lake import Lake
     from scalr_prod.settings import Settings
     from scalr_prod.tombstones import Kind
 
@@ -40,10 +40,9 @@ _ROUNDS: Final = 3
 
 def forget_ids(settings: Settings, asked: Sequence[int | str], kind: Kind) -> ForgetReport:
     """See `scalr_prod.forgetting`."""
-    from scalr_prod.binding import check_domains
+    from scalr_prod.binding import open_own
 
-    lake = Lake.open(settings)
-    check_domains(settings, lake)
+    lake = open_own(settings)
     ids = _typed(settings, lake, asked, kind)
     if kind == "user":
         ids = _by_every_id(settings, ids)

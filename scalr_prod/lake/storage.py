@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from scalr_prod.contracts import Table
 from scalr_prod.errors import ForeignFiles, LakeError, TableNotFound
-from scalr_prod.growth import missing_file, names_of, schema_of_table
+from scalr_prod.growth import missing_file, names_of, paths_of, schema_of_table
 from scalr_prod.ownership import is_empty, refuse_path
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Storage:
         Raises:
             LakeError: One is not.
         """
-        if missing := missing_file(opened):
+        if missing := missing_file(paths_of(opened)):
             raise self._gone(table, opened.version(), f"{missing} was removed")
 
     def current(self, table: Table, opened: DeltaTable | None = None) -> DeltaTable:

@@ -151,11 +151,11 @@ def test_homes_from_before_are_recognised(logs):
 def test_another_project_s_lake_makes_no_home_of_a_folder(logs, tmp_path):
     """Its lake is in ``shared/lake``, its home elsewhere; what else lies in ``shared`` is somebody's."""
     ingest(load_settings(logs, project={"home": "first", "lake": "shared/lake"}))
-    before = put(tmp_path / "shared", {"staging/mine/x.txt": "x", "reports/mine.html": "<p>mine</p>"})
+    theirs = {"staging/mine/x.txt": "x", "reports/mine.html": "<p>mine</p>"}
+    put(tmp_path / "shared", theirs)
     with pytest.raises(ForeignFiles, match="staging"):
         ingest(load_settings(logs, project={"home": "shared", "lake": "second"}))
-    assert {name: (tmp_path / "shared" / name).read_text() for name in ("staging/mine/x.txt", "reports/mine.html")}
-    assert before
+    assert {name: (tmp_path / "shared" / name).read_text() for name in theirs} == theirs
 
 
 def test_a_mark_that_cannot_be_read_now_is_not_written_over(tmp_path, monkeypatch):
