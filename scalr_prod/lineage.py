@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from scalr_prod.settings import Settings
+    from scalr_prod.stages import StageScope
     from scalr_prod.written import Written
 
-__all__ = ["traced", "traced_together"]
+__all__ = ["LineageHook"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,50 +47,46 @@ _SECONDS: Final = 5.0
 _given_up: ContextVar[set[str] | None] = ContextVar("scalr_lineage_given_up", default=None)
 
 
-@contextmanager
-def traced_together() -> Iterator[set[str]]:
-    """Stages in the block, and in blocks within it, send nothing more to a server that did not take one event.
+class LineageHook:
+    """Sends OpenLineage events of each stage to the places that ``[lineage]`` names."""
 
-    Yields:
-        URLs of such servers.
-    """
-    outer = _given_up.get()
-    given_up = set() if outer is None else outer
-    token = _given_up.set(given_up)
-    try:
-        yield given_up
-    finally:
-        _given_up.reset(token)
+    @contextmanager
+    def around_run(self) -> Iterator[set[str]]:
+        """Stop sending to a server that did not take one event, for all stages in the block and in blocks within it.
 
-
-@contextmanager
-def traced(settings: Settings, stage: str, *, run_id: Callable[[], str | None], light: bool = False) -> Iterator[None]:
-    """Tell of the stage in the block: when it starts, and how it ends and what it wrote.
-
-    Args:
-        settings: The project's settings; ``[lineage]`` decides.
-        stage: The stage's name.
-        run_id: Gives the run that it works on; None: none.
-        light: It writes no table.
-    """
-    if light or (settings.lineage.file is None and settings.lineage.url is None):
-        yield
-        return
-    outcome, error = "ABORT", None
-    with traced_together() as given_up, collected() as written:
-        told = _Stage(settings, stage, run_id, given_up)
-        told.emit("START")
+        Yields:
+            URLs of such servers.
+        """
+        outer = _given_up.get()
+        given_up = set() if outer is None else outer
+        token = _given_up.set(given_up)
         try:
-            yield
-            outcome = "COMPLETE"
-        except Exception as failed:
-            outcome, error = "FAIL", str(failed)
-            raise
+            yield given_up
         finally:
-            told.emit(outcome, written, error)
+            _given_up.reset(token)
+
+    @contextmanager
+    def around_stage(self, scope: StageScope) -> Iterator[None]:
+        """Send an event when the stage starts, and one when it ends with the versions that it wrote; light stages write no table."""
+        lineage = scope.settings.lineage
+        if scope.light or (lineage.file is None and lineage.url is None):
+            yield
+            return
+        outcome, error = "ABORT", None
+        with self.around_run() as given_up, collected() as written:
+            events = _StageEvents(scope.settings, scope.name, scope.run_id, given_up)
+            events.emit("START")
+            try:
+                yield
+                outcome = "COMPLETE"
+            except Exception as failed:
+                outcome, error = "FAIL", str(failed)
+                raise
+            finally:
+                events.emit(outcome, written, error)
 
 
-class _Stage:
+class _StageEvents:
     """One stage's events, which have an id in common."""
 
     def __init__(self, settings: Settings, stage: str, run_id: Callable[[], str | None], given_up: set[str]) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one registry of plug-ins: estimators, gate rules, downstream models and log readers, ours and those of other packages.
+"""The one registry of plug-ins: estimators, gate rules, downstream models, log readers and stage hooks, ours and those of other packages.
 
 The settings name a plug-in by its name, or by its place as ``module:object``. Names come from two tables: `Group.own`, which needs no
 installed metadata (the serving environment may run this package from a plain folder), and the entry points ``scalr_prod.<group>`` of
@@ -23,7 +23,7 @@ from scalr_prod.errors import EvaluationError, QualityError, ScalrError, Transla
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["ESTIMATORS", "MODELS", "READERS", "RULES", "Group", "source_digest", "source_file"]
+__all__ = ["ESTIMATORS", "MODELS", "READERS", "RULES", "STAGE_HOOKS", "Group", "source_digest", "source_file"]
 
 _NAME: Final = re.compile(r"[A-Za-z_][\w.-]*")
 _PLACE: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -224,4 +224,11 @@ READERS: Final = Group(
         "delta": "scalr_prod.ingest.tables:Delta",
         "iceberg": "scalr_prod.ingest.tables:Iceberg",
     },
+)
+STAGE_HOOKS: Final = Group(
+    "stage_hooks",
+    "stage hook",
+    "entry points scalr_prod.stage_hooks",
+    ScalrError,
+    {"lineage": "scalr_prod.lineage:LineageHook", "metrics": "scalr_prod.metrics.deliver:MetricsHook"},
 )

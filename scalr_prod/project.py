@@ -384,12 +384,11 @@ class Project:
             PublicationError: The run was never published, or publication is switched off.
         """
         from scalr_prod.errors import PublicationError, RunNotFound
-        from scalr_prod.lineage import traced
-        from scalr_prod.metrics import measured
         from scalr_prod.publication import rollback_run
 
-        told = traced(self.settings, "rollback", run_id=lambda: run_id)
-        with measured(self.settings, "rollback", refusals=(RunNotFound, PublicationError)), told:
+        refusals = (RunNotFound, PublicationError)
+        scope = stages.StageScope(self.settings, "rollback", run_id=lambda: run_id, refusals=refusals)
+        with stages.stage_hooks(scope):
             return rollback_run(self.settings, run_id)
 
     def training_set(self, version: int | None = None) -> TrainingSet:

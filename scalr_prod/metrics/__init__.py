@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from scalr_prod.metrics.deliver import deliver, measured
+from scalr_prod.metrics.deliver import MetricsHook, deliver
 from scalr_prod.metrics.names import METRICS, Metric
 
-__all__ = ["METRICS", "Metric", "deliver", "measured"]
+__all__ = ["METRICS", "Metric", "MetricsHook", "deliver"]

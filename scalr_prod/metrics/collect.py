@@ -13,9 +13,9 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.ledger import Ledger, PublicationStatus, RunState, run_folder
-from scalr_prod.metrics.ended import ended_stages
 from scalr_prod.metrics.names import METRICS
 from scalr_prod.scoring.latency import sum_of
+from scalr_prod.stages.ended import ended_stages
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

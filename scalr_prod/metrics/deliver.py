@@ -5,23 +5,24 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
 from scalr_prod.errors import QualityGateFailed
 from scalr_prod.masking import host_of, masked, secrets_of
-from scalr_prod.metrics.ended import failed_last, note_end
+from scalr_prod.stages.ended import failed_last, note_end
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from prometheus_client import CollectorRegistry
 
-    from scalr_prod.errors import ScalrError
     from scalr_prod.settings import Settings
+    from scalr_prod.stages import StageScope
 
-__all__ = ["deliver", "measured"]
+__all__ = ["MetricsHook", "deliver"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,37 +30,36 @@ _JOB: Final = "scalr"
 _PUSH_S: Final = 5.0
 
 
-@contextmanager
-def measured(
-    settings: Settings, stage: str, *, light: bool = False, refusals: tuple[type[ScalrError], ...] = ()
-) -> Iterator[None]:
-    """Note how the stage in the block ends and how long it takes, and deliver the metrics; nothing where the settings name no place.
+class MetricsHook:
+    """Notes how each stage ends and how long it takes, and delivers the metrics to the places that ``[metrics]`` names."""
 
-    Args:
-        settings: The project's settings; ``[metrics]`` decides.
-        stage: The stage's name.
-        light: It takes no time where nothing has changed: only its failures are noted, and a success after one.
-        refusals: Errors that say that the work did not begin, since what was asked for cannot be: no failure of the stage.
-    """
-    if settings.metrics.textfile is None and settings.metrics.push is None:
-        yield
-        return
-    started, outcome = time.perf_counter(), "interrupted"
-    try:
-        yield
-        outcome = "done"
-    except refusals:
-        outcome = "refused"
-        raise
-    except QualityGateFailed:
-        outcome = "rejected"
-        raise
-    except Exception:
-        outcome = "failed"
-        raise
-    finally:
-        if outcome != "refused":
-            _ended(settings, stage, outcome, time.perf_counter() - started, light=light)
+    def around_run(self) -> AbstractContextManager[None]:
+        """Do nothing: metrics are delivered stage by stage."""
+        return nullcontext()
+
+    @contextmanager
+    def around_stage(self, scope: StageScope) -> Iterator[None]:
+        """Note the stage's outcome and deliver the metrics. Of a light stage only failures are noted, and a success after one."""
+        settings = scope.settings
+        if settings.metrics.textfile is None and settings.metrics.push is None:
+            yield
+            return
+        started, outcome = time.perf_counter(), "interrupted"
+        try:
+            yield
+            outcome = "done"
+        except scope.refusals:
+            outcome = "refused"
+            raise
+        except QualityGateFailed:
+            outcome = "rejected"
+            raise
+        except Exception:
+            outcome = "failed"
+            raise
+        finally:
+            if outcome != "refused":
+                _ended(settings, scope.name, outcome, time.perf_counter() - started, light=scope.light)
 
 
 def _ended(settings: Settings, stage: str, outcome: str, seconds: float, *, light: bool) -> None:

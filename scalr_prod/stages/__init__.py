@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from scalr_prod.stages.dry import DryRun, dry_run
 from scalr_prod.stages.graph import GRAPH
+from scalr_prod.stages.hooks import StageHook, StageScope, run_hooks, stage_hooks
 from scalr_prod.stages.job import Job, PipelineReport, Report, Stage, StageState
 from scalr_prod.stages.walking import at_stage, path, resume_run, states, step, walk
 
@@ -26,11 +27,15 @@ __all__ = [
     "PipelineReport",
     "Report",
     "Stage",
+    "StageHook",
+    "StageScope",
     "StageState",
     "at_stage",
     "dry_run",
     "path",
     "resume_run",
+    "run_hooks",
+    "stage_hooks",
     "states",
     "step",
     "walk",

@@ -144,7 +144,7 @@ def _rates(ledger: Ledger, runs: list[Run]) -> dict[str, float]:
 
 def _ended(settings: Settings) -> dict[str, float]:
     """How long stages took the last time, where ``[metrics]`` keeps it."""
-    from scalr_prod.metrics.ended import ended_stages
+    from scalr_prod.stages.ended import ended_stages
 
     return {name: round(ended["seconds"], 1) for name, ended in ended_stages(settings).items() if ended["outcome"] == "done"}
 

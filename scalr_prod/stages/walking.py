@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 
 from scalr_prod.errors import ScalrError
 from scalr_prod.interrupts import Interrupted, raise_what_was_lost
-from scalr_prod.lineage import traced, traced_together
 from scalr_prod.logs import about
-from scalr_prod.metrics import measured
 from scalr_prod.progress import Heartbeat, beating, lines_every
 from scalr_prod.resident import give_back, peak_mb
 from scalr_prod.stages.graph import GRAPH
+from scalr_prod.stages.hooks import StageScope, run_hooks, stage_hooks
 from scalr_prod.stages.job import Job, PipelineReport, StageState
 from scalr_prod.stages.spent import note_spent
 from scalr_prod.stages.stale import stale_stages
@@ -58,11 +57,11 @@ def walk(job: Job, stages: Iterable[Stage]) -> Job:
         ScalrError: Any stage's, with the stage and the run named.
     """
     lines = lines_every(job.settings.logging.heartbeat_s, bars=job.progress)
-    with about(project=job.settings.project_name), lines, traced_together():
+    with about(project=job.settings.project_name), lines, run_hooks():
         for stage in stages:
             started = time.perf_counter()
-            told = traced(job.settings, stage.name, run_id=lambda: job.run_id, light=stage.light)
-            with told, measured(job.settings, stage.name, light=stage.light), at_stage(stage.name, job.run_id):
+            scope = StageScope(job.settings, stage.name, run_id=lambda: job.run_id, light=stage.light)
+            with stage_hooks(scope), at_stage(stage.name, job.run_id):
                 report = stage.work(job)
                 if report is not None:
                     job.reports[stage.name] = report

@@ -206,7 +206,7 @@ def test_a_project_with_nothing_yet_has_metrics_too(project):
 
 
 def test_ends_noted_side_by_side_are_all_counted(measured):
-    from scalr_prod.metrics.ended import ended_stages, note_end
+    from scalr_prod.stages.ended import ended_stages, note_end
 
     threads = [threading.Thread(target=note_end, args=(measured, "ingest", "done", 1.0)) for _ in range(8)]
     for thread in threads:
