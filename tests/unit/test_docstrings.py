@@ -14,7 +14,7 @@ from scalr_prod import errors
 ROOT = Path(__file__).resolve().parents[2] / "scalr_prod"
 #: What docs/reference/python.md promises, and what docs/plugins.md gives to those who write a plug-in.
 OF_PLUGINS = {"Fitted", "ProductEstimator", "LogarithmEstimator", "Pairs", "Batch", "Knob", "heed_stop", "check_dataset"}
-PUBLIC = {*scalr_prod.__all__, "Holding", "Steered", "ReportWritten", "Vocabulary", *OF_PLUGINS}
+PUBLIC = {*scalr_prod.__all__, "Holding", "Steered", "ReportWritten", *OF_PLUGINS}
 #: Called by a library alone, as it asks for.
 HOOKS = {"Settings.settings_customise_sources"}
 
