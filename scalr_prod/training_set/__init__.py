@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training set: real and synthetic target events with point-in-time features, as a versioned folder of Parquet.
 
-`build_training_set` makes it; `TrainingSet` reads it into Arrow, pandas, Polars or a torch ``DataLoader``.
+`build_training_set` makes it; `TrainingSet` reads it into Arrow, pandas, Polars, sparse matrices or a torch
+``DataLoader``; `Vocabulary` says which row, column or number stands for which id.
 """
 
 from __future__ import annotations
@@ -14,10 +15,16 @@ if TYPE_CHECKING:
     from scalr_prod.training_set.build import build_training_set
     from scalr_prod.training_set.reader import TrainingSet
     from scalr_prod.training_set.report import TrainingSetReport
+    from scalr_prod.training_set.vocabulary import Vocabulary
 
-__all__ = ["TrainingSet", "TrainingSetReport", "build_training_set"]
+__all__ = ["TrainingSet", "TrainingSetReport", "Vocabulary", "build_training_set"]
 
 __getattr__ = exports(
     __name__,
-    {"TrainingSet": "reader", "TrainingSetReport": "report", "build_training_set": "build"},
+    {
+        "TrainingSet": "reader",
+        "TrainingSetReport": "report",
+        "Vocabulary": "vocabulary",
+        "build_training_set": "build",
+    },
 )

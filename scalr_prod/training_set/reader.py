@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A version of a training set, opened: Arrow, pandas, Polars, or torch."""
+"""A version of a training set, opened: Arrow, pandas, Polars, sparse matrices, or torch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scalr_prod.contracts import ITEM_ID, USER_ID
 from scalr_prod.errors import TrainingSetError
 from scalr_prod.training_set.manifest import MANIFEST, ROWS, read_manifest, verify, versions
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
     import pyarrow.dataset as ds
+    from scipy import sparse
 
     from scalr_prod.training_set.export import ExportReport, Format
     from scalr_prod.training_set.vocabulary import Vocabulary
@@ -142,8 +144,76 @@ class TrainingSet:
 
         return export(self, Path(target), form)
 
+    def matrix(self, vocabulary: Vocabulary | None = None) -> sparse.csr_matrix:
+        """Summed weights of real and synthetic events: what a model of implicit feedback learns from.
+
+        A cell is the sum of the column ``weight`` over the user's events of the item: real events count fully, synthetic ones by their
+        confidence times λ. Negatives (label 0) and events of weight 0 are no cells, so a set for ``classification`` gives the same
+        matrix as one for ``ranking``.
+
+        **Do not filter recommendations by this matrix**: it would take away the items of the synthetic events, which the user has
+        never had. Filter by `seen`.
+
+        The library `implicit` takes a cell's value × alpha as its confidence, and an unobserved cell has confidence 1. A light cell
+        would weigh less than an unobserved one, so pass 1 + α·w: ``confidence = matrix.copy(); confidence.data = 1 + alpha * matrix.data``.
+
+        Args:
+            vocabulary: Of another training set, so that rows and columns agree with its matrix; events of ids that it does not hold
+                are left out. Default: the set's own.
+
+        Returns:
+            ``scipy.sparse.csr_matrix``, float32 [users, items]. Rows and columns are in the order of ``vocabulary.users`` and
+            ``vocabulary.target_items``; `Vocabulary.index` gives the position of an id.
+
+        Example:
+            >>> rows = project.training_set()  # doctest: +SKIP
+            >>> model.fit(rows.matrix())  # doctest: +SKIP
+            >>> user = rows.vocabulary().index("users", ["user-17"])  # doctest: +SKIP
+            >>> items, scores = model.recommend(user, rows.seen()[user])  # doctest: +SKIP
+        """
+        found = self._events_matrix(vocabulary, seen=False)
+        found.eliminate_zeros()
+        return found
+
+    def seen(self, vocabulary: Vocabulary | None = None) -> sparse.csr_matrix:
+        """How often each user had each item, by real events alone: what to filter out of recommendations.
+
+        An event counts 1 whatever it weighs. Synthetic events and negatives do not count. Events before ``[training_set] start`` or
+        from the cutoff on are not in the set, and so not here.
+
+        Args:
+            vocabulary: Of another training set, such as the one that the model was trained on, so that rows and columns agree with
+                its matrix; events of ids that it does not hold are left out. Default: the set's own.
+
+        Returns:
+            ``scipy.sparse.csr_matrix``, float32 [users, items], rows and columns as in `matrix`.
+
+        Example:
+            >>> users = np.arange(len(rows.vocabulary().users))  # doctest: +SKIP
+            >>> items, scores = model.recommend(users, rows.seen(), N=20)  # doctest: +SKIP
+        """
+        return self._events_matrix(vocabulary, seen=True)
+
+    def _events_matrix(self, vocabulary: Vocabulary | None, *, seen: bool) -> sparse.csr_matrix:
+        """Counts of real events (``seen``), or weights of all positive ones, summed by user and item."""
+        import numpy as np
+        import pyarrow.dataset as ds
+        from scipy import sparse
+
+        numbers = vocabulary or self.vocabulary()
+        wanted = ds.field("label") == 1
+        if seen:
+            wanted &= ~ds.field("is_synthetic")
+        events = self.dataset().to_table(columns=[USER_ID, ITEM_ID, "weight"], filter=wanted)
+        user = numbers.encode("users", events.column(USER_ID)) - 1
+        item = numbers.encode("target_items", events.column(ITEM_ID)) - 1
+        value = np.ones(len(events), np.float32) if seen else events.column("weight").to_numpy()
+        known = (user >= 0) & (item >= 0)
+        shape = numbers.size("users") - 1, numbers.size("target_items") - 1
+        return sparse.csr_matrix((value[known], (user[known], item[known])), shape, dtype=np.float32)
+
     def vocabulary(self) -> Vocabulary:
-        """Numbers of its users and items, for embedding tables."""
+        """The ids of its users and items: rows and columns of its matrices, numbers for embedding tables."""
         from scalr_prod.training_set.vocabulary import Vocabulary
 
         return Vocabulary.read(self.path)

@@ -6,14 +6,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
+import numpy as np
+
 from scalr_prod.contracts import ITEM_ID, USER_ID
 from scalr_prod.duck import exact
+from scalr_prod.errors import TrainingSetError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    import numpy as np
     import pyarrow as pa
     from numpy.typing import NDArray
 
@@ -29,9 +31,15 @@ Kind = Literal["users", "target_items", "source_items"]
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Sorted ids; an id's number is its position from 1 on, and 0 means padding, null or unknown.
+    """The ids of a training set's users and items, sorted.
 
-    Take the one of the training set for validation and serving as well, so that numbers agree.
+    An id's number is its position from 1 on; 0 means padding, null or unknown. Embedding tables take numbers (`encode`), matrices
+    take positions (`index`). Use the vocabulary of the training set for validation and serving as well, so that numbers agree.
+
+    Attributes:
+        users: Ids of the users of all rows.
+        target_items: Ids of the target items of all rows and of all target histories.
+        source_items: Ids of the source items of all source histories.
     """
 
     users: pa.Array
@@ -40,7 +48,14 @@ class Vocabulary:
 
     @classmethod
     def read(cls, version: Path) -> Vocabulary:
-        """The vocabulary of a training set's version."""
+        """Read the vocabulary of a training set's version; `TrainingSet.vocabulary` does it.
+
+        Args:
+            version: Folder of the version.
+
+        Returns:
+            The vocabulary. The id of an erased user is null.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -51,15 +66,25 @@ class Vocabulary:
         return cls(ids("users"), ids("target_items"), ids("source_items"))
 
     def size(self, kind: Kind) -> int:
-        """Rows that an embedding table needs: one for each id, and one for 0."""
+        """Rows that an embedding table needs: one for each id, and one for 0.
+
+        Args:
+            kind: ``users``, ``target_items`` or ``source_items``.
+
+        Returns:
+            The number of ids, plus 1.
+        """
         return len(getattr(self, kind)) + 1
 
     def encode(self, kind: Kind, ids: Any) -> NDArray[np.int64]:
-        """Numbers of ids: int64 [N] in ``0 … size - 1``.
+        """Numbers of ids, for embedding tables.
 
         Args:
-            kind: Whose ids they are.
+            kind: ``users``, ``target_items`` or ``source_items``.
             ids: [N] ids, an Arrow array or a sequence.
+
+        Returns:
+            int64 [N] in ``0 … size - 1``; 0 for an unknown id.
         """
         import pyarrow as pa
         import pyarrow.compute as pc
@@ -69,6 +94,45 @@ class Vocabulary:
         # Null stands in the place of a user who was forgotten: the others keep their numbers.
         found = pc.index_in(array.cast(known.type), value_set=known, skip_nulls=True)
         return pc.fill_null(found.cast(pa.int64()), -1).to_numpy() + 1  # type: ignore[no-any-return]  # pyarrow is untyped
+
+    def index(self, kind: Kind, ids: Any) -> NDArray[np.int64]:
+        """Positions of ids: rows (``users``) and columns (``target_items``) of `TrainingSet.matrix` and `TrainingSet.seen`.
+
+        The way back is ``vocabulary.users.take(positions)``.
+
+        Args:
+            kind: ``users``, ``target_items`` or ``source_items``.
+            ids: [N] ids, an Arrow array or a sequence.
+
+        Returns:
+            int64 [N] in ``0 … number of ids - 1``, one less than `encode` gives.
+
+        Raises:
+            TrainingSetError: An id is not in the vocabulary, or is of another type; names it.
+
+        Example:
+            >>> row = vocabulary.index("users", ["user-17"])  # doctest: +SKIP
+            >>> vocabulary.target_items.take(seen[row].indices)  # doctest: +SKIP
+        """
+        import pyarrow as pa
+
+        try:
+            array = ids if isinstance(ids, pa.Array | pa.ChunkedArray) else pa.array(ids)
+            found = self.encode(kind, array) - 1
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+            raise TrainingSetError(
+                f"ids of {kind} are of type {getattr(self, kind).type}: {error}",
+                where=f"Vocabulary.index({kind!r})",
+                next_step="give a flat sequence of ids as the log has them",
+            ) from error
+        unknown = np.flatnonzero(found < 0)
+        if len(unknown):
+            raise TrainingSetError(
+                f"the id {array[int(unknown[0])].as_py()!r} is not in the training set ({len(unknown)} of {len(found)} ids are not)",
+                where=f"Vocabulary.index({kind!r})",
+                next_step="leave unknown ids out: encode() gives 0 for them",
+            )
+        return found
 
 
 def write_ids(rows: pa.Table, path: Path) -> None:

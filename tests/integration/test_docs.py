@@ -77,11 +77,15 @@ def test_the_tutorial_from_its_first_line_to_its_last(tmp_path):
     assert [run["state"] for run in runs] == ["published"]
     assert (tmp_path / ".scalr" / "reports" / "index.html").exists()
     # All of its Python as one program, from the logs to the matrix: nothing is done twice.
-    shape = done([sys.executable, "-c", code + "\nprint(*matrix.shape, int(rows['is_synthetic'].sum()))"], cwd=tmp_path)
-    users, items, synthetic = map(int, shape.split()[-3:])
+    code += (
+        "\nprint(*matrix.shape, int(frame['is_synthetic'].sum()), seen[user][:, items[0]].nnz, matrix[user][:, items[0]].nnz)"
+    )
+    users, items, synthetic, had, proposed = map(int, done([sys.executable, "-c", code], cwd=tmp_path).split()[-5:])
     assert users > 200
     assert items > 100
     assert synthetic > 1000
+    assert had == 0, "what the user had is not recommended"
+    assert proposed > 0, "items of synthetic events are"
     assert len(json.loads(done([SCALR, "runs", "list", "--json"], cwd=tmp_path))["runs"]) == 1
     the_page_on_training_sets(tmp_path, environment)
 

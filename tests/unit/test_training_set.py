@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from torch.utils.data import DataLoader
+from training_set_folder import write_version
 
 from scalr_prod.errors import TrainingSetError
 from scalr_prod.growth import ALWAYS
 from scalr_prod.instants import micros
 from scalr_prod.training_set import TrainingSet
 from scalr_prod.training_set.changes import Changes
-from scalr_prod.training_set.manifest import describe_files, fingerprint_of, verify
+from scalr_prod.training_set.manifest import fingerprint_of, verify
 from scalr_prod.training_set.parts import Figures, Former, Part, grouped, untouched
 from scalr_prod.training_set.periods import Period, cut, day_of, gaps
 from scalr_prod.training_set.spine import Spine
 from scalr_prod.training_set.torch_data import _share, _together
-from scalr_prod.training_set.vocabulary import write_ids, write_vocabulary
 
 STAMP = pa.timestamp("us", tz="UTC")
 DAY = 86_400_000_000
@@ -80,26 +78,7 @@ def made(tmp_path):
     """A training set with one version of 100 rows in two parts, as the builder lays it."""
 
     def make(version: int = 1, count: int = 100, group: int = 16) -> TrainingSet:
-        folder = tmp_path / "set" / f"v{version}"
-        (folder / "rows").mkdir(parents=True)
-        table = rows(count)
-        parts = [folder / "rows" / f"part-0000{number}.parquet" for number in range(2)]
-        pq.write_table(table.slice(0, count // 2), parts[0], row_group_size=group)
-        pq.write_table(table.slice(count // 2), parts[1], row_group_size=group)
-        (folder / "ids").mkdir()
-        ids = [folder / "ids" / part.name for part in parts]
-        for part, path in zip(parts, ids, strict=True):
-            write_ids(pq.read_table(part), path)
-        write_vocabulary(duckdb.connect(), ids, folder)
-        manifest = {
-            "version": version,
-            "rows": count,
-            "history_length": 5,
-            "features": table.schema.names[7:],
-            "files": describe_files(folder),
-        }
-        (folder / "manifest.json").write_text(json.dumps(manifest))
-        return TrainingSet.open(tmp_path / "set", version)
+        return write_version(tmp_path / "set", rows(count), version=version, row_group_size=group)
 
     return make
 

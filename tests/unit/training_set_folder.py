@@ -1,0 +1,40 @@
+"""A version of a training set, written by hand as the builder lays it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from scalr_prod.training_set import TrainingSet
+from scalr_prod.training_set.manifest import describe_files
+from scalr_prod.training_set.vocabulary import write_ids, write_vocabulary
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["write_version"]
+
+
+def write_version(root: Path, table: pa.Table, *, version: int = 1, row_group_size: int = 1024) -> TrainingSet:
+    """Write rows in two parts, their vocabulary and a manifest; gives the opened version."""
+    folder, half = root / f"v{version}", table.num_rows // 2
+    for below in ("rows", "ids"):
+        (folder / below).mkdir(parents=True)
+    names = [f"part-0000{number}.parquet" for number in range(2)]
+    for name, part in zip(names, (table.slice(0, half), table.slice(half)), strict=True):
+        pq.write_table(part, folder / "rows" / name, row_group_size=row_group_size)
+        write_ids(pq.read_table(folder / "rows" / name), folder / "ids" / name)
+    write_vocabulary(duckdb.connect(), [folder / "ids" / name for name in names], folder)
+    manifest = {
+        "version": version,
+        "rows": table.num_rows,
+        "history_length": 5,
+        "features": [name for name in table.schema.names if "__" in name],
+        "files": describe_files(folder),
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return TrainingSet.open(root, version)
