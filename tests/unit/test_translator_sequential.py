@@ -272,7 +272,7 @@ print(sorted(name for name in sys.modules if name in {"torch._dynamo", "torch._i
 
 
 def test_what_is_owed_to_a_row_stays_finite_when_its_means_have_come_to_nothing():
-    owed = learning._Owed(decay=0.1, most=2)
+    owed = learning._DeferredUpdates(decay=0.1, most=2)
     owed._since[0, 2:] = 0.0  # as after a million steps
     owed.add(1e-2, 0.9)
     owed.add(1e-2, 0.9)
@@ -283,7 +283,7 @@ def test_what_is_owed_to_a_row_stays_finite_when_its_means_have_come_to_nothing(
 def test_what_many_steps_owe_a_row_is_worked_out_from_the_last_of_them(monkeypatch):
     """Whatever the number of steps: the same as where each step reckons with every one before it, to the last digits."""
     steps = 3 * learning._PUSHED
-    few, every = learning._Owed(0.01, steps), learning._Owed(0.01, steps)
+    few, every = learning._DeferredUpdates(0.01, steps), learning._DeferredUpdates(0.01, steps)
     asked = np.arange(steps + 1)
     for number in range(steps):
         rate, beta_1 = learning.one_cycle(number, steps, 3e-3)
