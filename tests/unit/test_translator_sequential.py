@@ -159,7 +159,7 @@ def test_the_compiled_loss_is_that_of_plain_operations(choices, moments, weighed
     assert sampled_softmax.kernels() is not None, "numba is a dependency"
     learnt = [state, vectors, own, others]
     mine, theirs = (
-        loss(state, vectors, label, negatives, own=own, others=others, moment=moment, weight=weight)
+        loss(state, vectors, label, negatives, label_offset=own, drawn_offsets=others, offset_row=moment, weight=weight)
         for loss in (sampled_softmax.loss, sampled_softmax.plain_loss)
     )
     if not choices:  # a mean of nothing

@@ -116,8 +116,8 @@ def step(
         vectors,
         own,
         Negatives(others, sent(drawn.log_expected, device)),
-        own=offset[sent(label, device)],
-        others=offset[sent(drawn.items, device)][None],
+        label_offset=offset[sent(label, device)],
+        drawn_offsets=offset[sent(drawn.items, device)][None],
     )
     learner.step(loss)
     return loss.detach()

@@ -47,9 +47,9 @@ def loss(
     label: torch.Tensor,
     negatives: Negatives,
     *,
-    own: torch.Tensor,
-    others: torch.Tensor,
-    moment: torch.Tensor | None = None,
+    label_offset: torch.Tensor,
+    drawn_offsets: torch.Tensor,
+    offset_row: torch.Tensor | None = None,
     weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Compute the mean -log P(label), where log P is state · vector + offset up to a constant.
@@ -59,9 +59,9 @@ def loss(
         vectors: float32 [N, d].
         label: int64 [P].
         negatives: M drawn items.
-        own: float32 [P]. Offset of each label.
-        others: float32 [K, M]. Offsets of the drawn items at K times.
-        moment: int64 [P]. Row of ``others`` for each label; None: the first.
+        label_offset: float32 [P]. Offset of each label.
+        drawn_offsets: float32 [K, M]. Offsets of the drawn items at K times.
+        offset_row: int64 [P]. Row of ``drawn_offsets`` for each label; None: the first.
         weight: float32 [P]. Weight of each label, 1 on average; None: 1.
 
     Returns:
@@ -69,12 +69,21 @@ def loss(
     """
     compiled = kernels() if state.device.type == "cpu" else None
     if compiled is None:
-        return plain_loss(state, vectors, label, negatives, own=own, others=others, moment=moment, weight=weight)
-    positive = (state * functional.embedding(label, vectors)).sum(1) + own
+        return plain_loss(
+            state,
+            vectors,
+            label,
+            negatives,
+            label_offset=label_offset,
+            drawn_offsets=drawn_offsets,
+            offset_row=offset_row,
+            weight=weight,
+        )
+    positive = (state * functional.embedding(label, vectors)).sum(1) + label_offset
     drawn = functional.embedding(negatives.items, vectors)
     weights = torch.full((len(label),), 1 / max(len(label), 1)) if weight is None else weight / max(len(label), 1)
-    rows = torch.zeros(len(label), dtype=torch.int64) if moment is None else moment
-    total: torch.Tensor = _Loss.apply(state, drawn, positive, others, (label, negatives, rows, weights, compiled))
+    rows = torch.zeros(len(label), dtype=torch.int64) if offset_row is None else offset_row
+    total: torch.Tensor = _Loss.apply(state, drawn, positive, drawn_offsets, (label, negatives, rows, weights, compiled))
     return total
 
 
@@ -84,14 +93,16 @@ def plain_loss(
     label: torch.Tensor,
     negatives: Negatives,
     *,
-    own: torch.Tensor,
-    others: torch.Tensor,
-    moment: torch.Tensor | None = None,
+    label_offset: torch.Tensor,
+    drawn_offsets: torch.Tensor,
+    offset_row: torch.Tensor | None = None,
     weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Compute `loss` by tensor operations: the reference for the compiled code, and the fallback without it."""
-    positive = (state * functional.embedding(label, vectors)).sum(1, keepdim=True) + own[:, None]
-    logits = state @ functional.embedding(negatives.items, vectors).T + (others if moment is None else others[moment])
+    positive = (state * functional.embedding(label, vectors)).sum(1, keepdim=True) + label_offset[:, None]
+    logits = state @ functional.embedding(negatives.items, vectors).T + (
+        drawn_offsets if offset_row is None else drawn_offsets[offset_row]
+    )
     logits = (logits - negatives.log_expected).masked_fill(negatives.items == label[:, None], -torch.inf)
     losses = torch.cat([positive, logits], 1).logsumexp(1) - positive[:, 0]
     return (losses if weight is None else losses * weight).mean()
@@ -110,11 +121,11 @@ class _Loss(torch.autograd.Function):
         state: torch.Tensor,
         drawn: torch.Tensor,
         positive: torch.Tensor,
-        others: torch.Tensor,
+        drawn_offsets: torch.Tensor,
         constants: tuple[torch.Tensor, Negatives, torch.Tensor, torch.Tensor, Kernels],
     ) -> torch.Tensor:
         label, negatives, moment, weight, compiled = constants
-        offsets = (others - negatives.log_expected).contiguous()
+        offsets = (drawn_offsets - negatives.log_expected).contiguous()
         state_gradient, drawn_gradient = torch.empty_like(state), torch.zeros_like(drawn)
         losses, label_gradients, offset_gradient = torch.empty(len(state)), torch.empty(len(state)), torch.zeros_like(offsets)
         block = torch.empty(min(_ROWS, len(state)), len(drawn))

@@ -84,9 +84,9 @@ def _fit(pairs: Pairs, shared: Parameters) -> Parameters:
                 target,
                 label,
                 Negatives(others, sent(drawn.log_expected, pairs.device)),
-                own=offsets.table[here.item, moment],
-                others=offsets.table[sent(drawn.items, pairs.device)].T.contiguous(),
-                moment=moment,
+                label_offset=offsets.table[here.item, moment],
+                drawn_offsets=offsets.table[sent(drawn.items, pairs.device)].T.contiguous(),
+                offset_row=moment,
                 weight=here.weight,
             )
             learner.step(loss)
