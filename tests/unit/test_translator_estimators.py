@@ -234,7 +234,7 @@ def test_items_are_moved_some_at_a_time(pairs, at_a_time, weighed, monkeypatch):
     monkeypatch.setattr("scalr_prod.translator.pairs._USERS", 17)
     if weighed:
         pairs = with_weights(pairs)
-    cells, dim = factorisation._Cells.of(pairs), 8
+    cells, dim = factorisation._Cells.from_pairs(pairs), 8
     given = np.random.default_rng(0).standard_normal((len(pairs.log.users), dim)).astype(np.float32)
     items = torch.zeros(pairs.n_target + pairs.n_source + 1, dim)
     with Rows(len(given), dim, np.float32, None) as users:

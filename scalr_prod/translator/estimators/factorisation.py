@@ -54,7 +54,7 @@ _warning_lock: Final = threading.Lock()
 
 
 def share(pairs: Pairs) -> Parameters:
-    """Return nothing: every parameter depends on target events."""
+    """Return no tensors: every parameter depends on target events."""
     del pairs
     return {}
 
@@ -62,7 +62,7 @@ def share(pairs: Pairs) -> Parameters:
 def fit(pairs: Pairs, shared: Parameters) -> Parameters:
     """Fit ``source`` float32 [n_source + 1, d], ``target`` float32 [n_target, d], and ``gram`` float64 [d, d]: S'S + λI."""
     del shared
-    cells = _Cells.of(pairs)
+    cells = _Cells.from_pairs(pairs)
     generator = torch.Generator().manual_seed(pairs.settings.seed)
     items = 0.01 * torch.randn(pairs.n_target + pairs.n_source + 1, pairs.settings.dim, generator=generator)
     with Rows(len(pairs.log.users), pairs.settings.dim, np.float32, pairs.log.scratch) as users:
@@ -230,7 +230,7 @@ class _Cells:
     right: NDArray[np.float32] | None = None
 
     @classmethod
-    def of(cls, pairs: Pairs) -> _Cells:
+    def from_pairs(cls, pairs: Pairs) -> _Cells:
         """Write the cells of a training slice to disk."""
         from scipy import sparse
 

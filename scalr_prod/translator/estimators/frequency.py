@@ -34,7 +34,7 @@ DECAY: Final = 0.7
 
 
 def share(pairs: Pairs) -> Parameters:
-    """Return nothing: every parameter depends on target events."""
+    """Return no tensors: every parameter depends on target events."""
     del pairs
     return {}
 

@@ -298,7 +298,7 @@ def run(
     weights: Any,
     frequency: Any,
     noise: Any,
-    race: Any,
+    sampling: Any,
     found: Any,
 ) -> None:
     """Process one block of items for R contexts, in order of their times.
@@ -314,7 +314,7 @@ def run(
         frequency: Weight of the prior [R], P(i), the estimator's weight, items and shares of its table entries, and for each context and
             item of its history the next entry, the end and the weight [R, H].
         noise: Two words of each context's key, and the items' words.
-        race: Temperature; candidates int32 [R, C], and two arrays to which their logits and prior logits are written.
+        sampling: Temperature; candidates int32 [R, C], and two arrays to which their logits and prior logits are written.
         found: See `passes.Found`.
     """
     first, count, number = block
@@ -323,7 +323,7 @@ def run(
     item, when, count_0, count_1, count_2, count_3, order, offset = events
     of_member, of_prior = weights
     low, high, numbers = noise
-    temperature, candidates, of_candidates, prior_of_candidates = race
+    temperature, candidates, of_candidates, prior_of_candidates = sampling
     keys, items, key_logits, key_priors, peak, mass, prior_peak, prior_mass, prior_gross = found
     size = logits.shape[1]
     state, logs = np.empty((4, size), np.float32), np.empty((4, size), np.float32)

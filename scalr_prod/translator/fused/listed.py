@@ -51,11 +51,13 @@ class Listed(Fused):
         """Return the best number of contexts per call."""
         return ROWS if self._lists.blocks <= _BLOCKS else ROWS // 2
 
-    def _visits(self, mixture: Mixture, summary: Summary, race: Race | None) -> tuple[Iterator[Visit], dict[str, torch.Tensor]]:
+    def _visits(
+        self, mixture: Mixture, summary: Summary, request: Race | None
+    ) -> tuple[Iterator[Visit], dict[str, torch.Tensor]]:
         eligible = summary.batch.eligible.numpy()
-        if race is None or race.shortlist is None:
+        if request is None or request.shortlist is None:
             return self._chosen_visits(torch.ones(len(eligible), self._lists.blocks, dtype=torch.bool), eligible), {}
-        lists = self._lists.chosen(mixture, summary, race)
+        lists = self._lists.chosen(mixture, summary, request)
         return self._chosen_visits(lists.blocks, eligible), lists.share
 
     def _chosen_visits(self, chosen: torch.Tensor, eligible: NDArray[np.int64]) -> Iterator[Visit]:

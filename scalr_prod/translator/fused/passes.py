@@ -134,23 +134,23 @@ class Fused:
         weighted = [estimator for name, estimator in mixture.estimators.items() if mixture.calibration[member][name] != 0]
         return draws <= MOST_DRAWS and all(is_product(estimator) or estimator is frequency for estimator in weighted)
 
-    def draw(self, race: Race, mixture: Mixture, contexts: Contexts, batch: Batch) -> Draws:
+    def draw(self, request: Race, mixture: Mixture, contexts: Contexts, batch: Batch) -> Draws:
         """Draw as `race.run` does in float32; the batch must be in the order of ``event_time``."""
-        summary = mixture.summary(batch, race.members, _COMPILED)
-        best = min(race.k + 1 + SPARE, self._n_target)
-        visits, share = self._visits(mixture, summary, race)
+        summary = mixture.summary(batch, request.members, _COMPILED)
+        best = min(request.k + 1 + SPARE, self._n_target)
+        visits, share = self._visits(mixture, summary, request)
         found = self._pass(
-            race.temperature, best, mixture, summary, race.member, contexts, _no_candidates(len(contexts)), visits
+            request.temperature, best, mixture, summary, request.member, contexts, _no_candidates(len(contexts)), visits
         )
         keys, chosen = torch.from_numpy(found.keys), torch.from_numpy(self._items(found.items)).long()
         words = noise.key_words(contexts.noise_key)
-        order, unsure = self._settle(race, mixture, summary, (keys, chosen), words)
+        order, unsure = self._settle(request, mixture, summary, (keys, chosen), words)
         there, chosen = (keys > -torch.inf).gather(1, order), chosen.gather(1, order)
         p, q = (torch.where(there, x.gather(1, order), 0) for x in found.probabilities(found.logits, found.priors))
-        p, q = of_the_whole(race, share, p, q)
+        p, q = of_the_whole(request, share, p, q)
         unsure |= there.any(1) & torch.from_numpy(found.cancelled)
-        unsure |= near_limit(race, mixture, summary, there, chosen, p, q)
-        return Draws(torch.where(there & (p >= race.min_lift * q), chosen, NO_ITEM), p, q, unsure)
+        unsure |= near_limit(request, mixture, summary, there, chosen, p, q)
+        return Draws(torch.where(there & (p >= request.min_lift * q), chosen, NO_ITEM), p, q, unsure)
 
     def score(
         self, mixture: Mixture, contexts: Contexts, batch: Batch, candidates: NDArray[np.int32], member: str
@@ -171,7 +171,7 @@ class Fused:
 
     def _settle(
         self,
-        race: Race,
+        request: Race,
         mixture: Mixture,
         summary: Summary,
         ranking: tuple[torch.Tensor, torch.Tensor],
@@ -179,36 +179,36 @@ class Fused:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Order the first k candidates, int64 [B, k], exactly where rounding may matter; also return `Draws.unsure`."""
         keys, chosen = ranking
-        of_any = mixture.rounding(summary, race.member)
+        of_any = mixture.rounding(summary, request.member)
         order = torch.arange(keys.shape[1]).repeat(len(keys), 1)
-        close, beyond = self._near(race, keys, of_any, of_any[:, 0])
+        close, beyond = self._near(request, keys, of_any, of_any[:, 0])
         rows = (close | beyond).nonzero()[:, 0]
         if len(rows):  # first with a bound for all items, now with those of the candidates
-            of_each = mixture.rounding(summary.take(rows), race.member, chosen[rows])
-            close[rows], beyond[rows] = self._near(race, keys[rows], of_each, of_any[rows, 0])
+            of_each = mixture.rounding(summary.take(rows), request.member, chosen[rows])
+            close[rows], beyond[rows] = self._near(request, keys[rows], of_each, of_any[rows, 0])
             rows = close.nonzero()[:, 0]
         if len(rows):
             there = keys[rows] > -torch.inf
-            order[rows] = exact_order(race, mixture, summary, rows, (chosen[rows], there), words, self._words())
-        return order[:, : race.k], beyond
+            order[rows] = exact_order(request, mixture, summary, rows, (chosen[rows], there), words, self._words())
+        return order[:, : request.k], beyond
 
     def _near(
-        self, race: Race, keys: torch.Tensor, rounding: torch.Tensor, of_any: torch.Tensor
+        self, request: Race, keys: torch.Tensor, rounding: torch.Tensor, of_any: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Find where rounding may decide the order of the first k, and which items are among them: bool [B] each.
 
         Args:
-            race: The request.
+            request: The request.
             keys: float64 [B, K], descending; -infinity: no item.
             rounding: [B, K] or [B, 1]. Bound of the error of their logits.
             of_any: [B]. Bound of the error of all other items' logits.
         """
-        there, k = keys > -torch.inf, min(race.k, keys.shape[1])
-        off = 1.01 * rounding / race.temperature + _KEY_ROUNDING * (1 + keys.abs())
+        there, k = keys > -torch.inf, min(request.k, keys.shape[1])
+        off = 1.01 * rounding / request.temperature + _KEY_ROUNDING * (1 + keys.abs())
         least, most = (torch.where(there, bound, -torch.inf) for bound in (keys - off, keys + off))
         reach = most.flip(1).cummax(1).values.flip(1)  # largest upper bound of this key and all that follow
         close = (there[:, 1:] & (reach[:, 1:] >= least[:, :-1]))[:, :k].any(1)
-        others = keys[:, -1] + 1.01 * of_any / race.temperature + _KEY_ROUNDING * (1 + keys[:, -1].abs())
+        others = keys[:, -1] + 1.01 * of_any / request.temperature + _KEY_ROUNDING * (1 + keys[:, -1].abs())
         beyond = there[:, -1] & (others >= least[:, :k].amin(1)) & (keys.shape[1] < self._n_target)
         return close, beyond
 
@@ -288,9 +288,11 @@ class Fused:
             block.run(visit.block, logits.numpy(), (time, place, mark, visit.eligible, exclude, excluded), *arguments)
         return found
 
-    def _visits(self, mixture: Mixture, summary: Summary, race: Race | None) -> tuple[Iterator[Visit], dict[str, torch.Tensor]]:
+    def _visits(
+        self, mixture: Mixture, summary: Summary, request: Race | None
+    ) -> tuple[Iterator[Visit], dict[str, torch.Tensor]]:
         """Return the blocks to process, in order, and `shortlist.Lists.share`."""
-        del mixture, race
+        del mixture, request
         return self._all(summary.batch.eligible.numpy()), {}
 
     def _all(self, eligible: NDArray[np.int64]) -> Iterator[Visit]:

@@ -127,7 +127,7 @@ def one_pass(
     width: tl.constexpr,
     log_width: tl.constexpr,
     with_frequency: tl.constexpr,
-    with_race: tl.constexpr,
+    with_keys: tl.constexpr,
     rows: tl.constexpr,
     items: tl.constexpr,
     each: tl.constexpr,
@@ -168,7 +168,7 @@ def one_pass(
         width: Columns of the vectors.
         log_width: Columns of the log-score vectors.
         with_frequency: Whether `frequency` has a weight.
-        with_race: Whether to compute keys.
+        with_keys: Whether to compute keys.
         rows: `ROWS`.
         items: `ITEMS`.
         each: `EACH`.
@@ -210,7 +210,7 @@ def one_pass(
         line = tl.where(plain, line, _NOWHERE)
         peak, mass = _gather_mass(line, peak, mass)
         prior_peak, prior_mass = _gather_mass(tl.where(plain, of_prior, _NOWHERE), prior_peak, prior_mass)
-        if with_race:
+        if with_keys:
             own = tl.load(numbers + item, mask=known, other=0).to(tl.uint32, bitcast=True)
             keys = line * slope - _log_variate(own, row_low, row_high)
             highest = tl.max(tl.reshape(keys, (rows, items // each, each)), 2)

@@ -104,33 +104,33 @@ class Fused:
         supported = all(is_product(estimator) or estimator is frequency for estimator in weighted)
         return draws <= MOST_DRAWS and logarithms <= 1 and supported
 
-    def draw(self, race: Race, mixture: Mixture, contexts: Contexts, batch: Batch) -> Draws:
+    def draw(self, request: Race, mixture: Mixture, contexts: Contexts, batch: Batch) -> Draws:
         """Draw as `race.run` does; the batch must be in the order of ``event_time``."""
-        summary = mixture.summary(batch, race.members)
+        summary = mixture.summary(batch, request.members)
         words = tuple(word.to(self._device) for word in noise.key_words(contexts.noise_key))
-        found = self._pass(mixture, summary, race.member, contexts, words, 1 / race.temperature, race=True)
-        number = min(race.k + SPARE, found.keys.shape[1])
+        found = self._pass(mixture, summary, request.member, contexts, words, 1 / request.temperature, with_keys=True)
+        number = min(request.k + SPARE, found.keys.shape[1])
         highest, places = found.keys.topk(min(number + 1, found.keys.shape[1]), dim=1)
         candidates = (places[:, :number, None] * EACH + torch.arange(EACH, device=self._device)).flatten(1)
         plain = self._is_eligible(candidates, batch) & ~has(found.lists.special, candidates)
         named = candidates.clamp(max=self._n_target - 1)
-        logits = self._exact(mixture, summary, race.member, named, None).masked_fill_(~plain, -torch.inf)
+        logits = self._exact(mixture, summary, request.member, named, None).masked_fill_(~plain, -torch.inf)
         items = torch.cat([named, found.lists.items.clamp(max=self._n_target - 1)], 1)
         logits = torch.cat([logits, found.logits], 1)
         variates = noise.exponential(words, self._numbers[items], torch.float64).log_()
-        k = min(race.k, self._n_target)
-        keys, order = (logits / race.temperature - variates).topk(min(k, items.shape[1]), dim=1)
+        k = min(request.k, self._n_target)
+        keys, order = (logits / request.temperature - variates).topk(min(k, items.shape[1]), dim=1)
         there, chosen, own = keys > -torch.inf, items.gather(1, order), logits.gather(1, order)
         p = _normalise(own, found.normaliser, there)
         q = _normalise(self._prior(summary, chosen), found.prior_normaliser, there)
         unsure = torch.zeros(len(keys), dtype=torch.bool, device=self._device)
         if highest.shape[1] > number:
-            off = 1.01 * _PRECISION_LOSS * mixture.rounding(summary, race.member)[:, 0] / race.temperature
+            off = 1.01 * _PRECISION_LOSS * mixture.rounding(summary, request.member)[:, 0] / request.temperature
             size = highest[:, -1].double()
             unsure = highest[:, -1] + off + _KEY_ROUNDING * (1 + size.abs()) >= keys[:, -1]
             unsure &= highest[:, -1] > -torch.inf
-        unsure |= near_limit(race, mixture, summary, there, chosen, p, q)
-        return Draws(torch.where(there & (p >= race.min_lift * q), chosen, NO_ITEM), p, q, unsure)
+        unsure |= near_limit(request, mixture, summary, there, chosen, p, q)
+        return Draws(torch.where(there & (p >= request.min_lift * q), chosen, NO_ITEM), p, q, unsure)
 
     def score(
         self, mixture: Mixture, contexts: Contexts, batch: Batch, candidates: NDArray[np.int32], member: str
@@ -142,7 +142,7 @@ class Fused:
         """
         summary = mixture.summary(batch, tuple(dict.fromkeys(("popularity", member))))
         words = tuple(word.to(self._device) for word in noise.key_words(contexts.noise_key))
-        found = self._pass(mixture, summary, member, contexts, words, 1.0, race=False)
+        found = self._pass(mixture, summary, member, contexts, words, 1.0, with_keys=False)
         items = torch.from_numpy(candidates).to(self._device, torch.int64)
         there = (items >= 0) & self._is_eligible(items, batch)
         named = items.clamp(min=0)
@@ -200,7 +200,7 @@ class Fused:
         words: tuple[torch.Tensor, ...],
         slope: float,
         *,
-        race: bool,
+        with_keys: bool,
     ) -> Gathered:
         batch, rows = summary.batch, len(contexts)
         time = np.minimum(contexts.event_time, self._end)
@@ -224,7 +224,7 @@ class Fused:
         weights = summary.weights[member].float().expand(rows, -1).contiguous()
         width, each = -(-self._n_target // EACH), -(-self._n_target // ITEMS)
         shares = min(each, max(1, _PROGRAMS // max(1, len(tiles))))
-        keys = torch.full((rows, width if race else 0), -torch.inf, device=self._device)
+        keys = torch.full((rows, width if with_keys else 0), -torch.inf, device=self._device)
         peak, prior_peak = torch.empty(2, rows, shares, device=self._device)
         mass, prior_mass = torch.empty(2, rows, shares, dtype=torch.float64, device=self._device)
         if rows:
@@ -260,7 +260,7 @@ class Fused:
                 width=users.shape[1],
                 log_width=log_users.shape[1],
                 with_frequency=bool(weight),
-                with_race=race,
+                with_keys=with_keys,
                 rows=ROWS,
                 items=ITEMS,
                 each=EACH,

@@ -47,10 +47,10 @@ def tried(mixtures: Sequence[Mixture], numbers: torch.Tensor, first_seen: torch.
     candidates = np.zeros((len(contexts), 1), np.int32)
     for mixture in mixtures:
         member = "mixture" if fused.can(mixture, "mixture") else "popularity"
-        race = Race(4, 1.0, 0.0, member)
+        request = Race(4, 1.0, 0.0, member)
         found, expected = (
-            fused.draw(race, mixture, contexts, batch),
-            run(race, mixture, contexts, batch, numbers, torch.float64),
+            fused.draw(request, mixture, contexts, batch),
+            run(request, mixture, contexts, batch, numbers, torch.float64),
         )
         sure = ~found.unsure
         same = bool((found.items == expected.items)[sure].all())
