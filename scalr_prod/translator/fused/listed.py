@@ -29,22 +29,24 @@ _BLOCKS: Final = 2048
 
 
 class Listed(Fused):
-    """The execution for one module's tensors and shortlists.
+    """CPU executor of one module that samples from shortlists.
 
     Args:
-        of_popularity: The tensors of `popularity.fit`.
+        popularity_tensors: The tensors of `popularity.fit`.
         numbers: int32 [N], the items' words for `noise`.
         lists: The blocks of items.
     """
 
-    def __init__(self, of_popularity: dict[str, torch.Tensor], numbers: torch.Tensor, lists: Shortlists) -> None:
+    def __init__(self, popularity_tensors: dict[str, torch.Tensor], numbers: torch.Tensor, lists: Shortlists) -> None:
         self._lists, self._numbers_by_item = lists, numbers
         self._item_order = lists.order.numpy()
         self._place = np.empty(len(numbers), np.int32)
         self._place[self._item_order] = np.arange(len(numbers), dtype=np.int32)
-        marked = {name: of_popularity[name][:, lists.order].contiguous() for name in (f"{x}_marked" for x in popularity.COUNTS)}
-        item = torch.from_numpy(self._place)[of_popularity["item"].long()]
-        super().__init__(of_popularity | marked | {"item": item}, numbers[lists.order], lists.size)
+        marked = {
+            name: popularity_tensors[name][:, lists.order].contiguous() for name in (f"{x}_marked" for x in popularity.COUNTS)
+        }
+        item = torch.from_numpy(self._place)[popularity_tensors["item"].long()]
+        super().__init__(popularity_tensors | marked | {"item": item}, numbers[lists.order], lists.size)
 
     @property
     def most_rows(self) -> int:

@@ -100,16 +100,16 @@ class Visit(NamedTuple):
 
 
 class Fused:
-    """The execution for one module's tensors.
+    """CPU executor of one module: samples and scores with its tensors.
 
     Args:
-        of_popularity: The tensors of `popularity.fit`.
+        popularity_tensors: The tensors of `popularity.fit`.
         numbers: int32 [N], the items' words for `noise`.
         size: Items per block; None: `ITEMS`.
     """
 
-    def __init__(self, of_popularity: dict[str, torch.Tensor], numbers: torch.Tensor, size: int | None = None) -> None:
-        self._popularity = {name: of_popularity[name].numpy() for name in popularity.TENSORS}
+    def __init__(self, popularity_tensors: dict[str, torch.Tensor], numbers: torch.Tensor, size: int | None = None) -> None:
+        self._popularity = {name: popularity_tensors[name].numpy() for name in popularity.TENSORS}
         self._numbers = numbers.numpy().view(np.uint32)
         self._n_target, self._size = len(numbers), size or ITEMS
         item, every = self._popularity["item"], int(self._popularity["every"][0])

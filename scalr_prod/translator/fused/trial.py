@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 def tried(mixtures: Sequence[Mixture], numbers: torch.Tensor, first_seen: torch.Tensor) -> Fused:
-    """Build the execution for one module's tensors, and compile everything that its parameter sets run.
+    """Build the CPU executor of one module, and compile everything that its parameter sets run.
 
     Args:
         mixtures: The parameter sets.

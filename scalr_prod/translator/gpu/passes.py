@@ -74,19 +74,19 @@ class Gathered:
 
 
 class Fused:
-    """The execution for one module's tensors, on their device.
+    """GPU executor of one module: samples and scores with its tensors, on their device.
 
     Args:
-        of_popularity: The tensors of `popularity.fit`.
+        popularity_tensors: The tensors of `popularity.fit`.
         numbers: int32 [N], the items' words for `noise`.
     """
 
-    def __init__(self, of_popularity: dict[str, torch.Tensor], numbers: torch.Tensor) -> None:
-        self._popularity, self._numbers = of_popularity, numbers
+    def __init__(self, popularity_tensors: dict[str, torch.Tensor], numbers: torch.Tensor) -> None:
+        self._popularity, self._numbers = popularity_tensors, numbers
         self._device, self._n_target = numbers.device, len(numbers)
         # Tiles are computed on the host, without synchronising with the device.
-        self._time, self._item = (of_popularity[name].cpu().numpy() for name in ("time", "item"))
-        self._end = int(of_popularity["end"][0])
+        self._time, self._item = (popularity_tensors[name].cpu().numpy() for name in ("time", "item"))
+        self._end = int(popularity_tensors["end"][0])
         self._half_lives = np.array([days * _US_A_DAY for days, _ in popularity.DECAYED.values()])
         self._added = torch.tensor([added for _, added in popularity.DECAYED.values()], device=self._device)
         self._stacked: dict[tuple[int, ...], torch.Tensor] = {}

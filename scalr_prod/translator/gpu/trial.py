@@ -29,7 +29,7 @@ _TOLERANCE: Final = 1e-4
 
 
 def tried(mixtures: Sequence[Mixture], numbers: torch.Tensor, first_seen: torch.Tensor, n_source: int) -> Fused:
-    """Build and compile the execution for one module's tensors, and compare it with the reference on each parameter set.
+    """Build and compile the GPU executor of one module, and compare it with the reference on each parameter set.
 
     Args:
         mixtures: The parameter sets.
