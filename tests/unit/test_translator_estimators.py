@@ -184,7 +184,7 @@ def test_columns_are_made_orthonormal_dependent_ones_too(rank):
 def test_products_in_parts_are_those_of_all_cells_at_once(dim):
     """To the bit, so that a translator does not depend on how large the parts are; one part may be of a single cell."""
     generator = torch.Generator().manual_seed(1)
-    cells = 2 * (factorisation._CACHED // dim) + 1
+    cells = 2 * (factorisation._CACHED_NUMBERS // dim) + 1
     v, y = torch.randn(70, dim, generator=generator), torch.randn(90, dim, generator=generator)
     row, column = (torch.randint(0, n, (cells,), generator=generator) for n in (70, 90))
     assert torch.equal(factorisation._products(v, row, y, column), (v[row] * y[column]).sum(1))
