@@ -274,5 +274,5 @@ def test_an_estimator_that_triton_could_not_load_is_refused_before_training(make
     settings = make_project(tmp_path / "logs", LEAN.replace('"linear"]', '"linear", "together"]'))
     code, _, said = run(tmp_path / "logs" / "scalr.toml", together.parent)
     assert code == 1
-    assert re.search(r"together cannot travel .*imports pandas", said)
+    assert re.search(r"together cannot be bundled .*imports pandas", said)
     assert not (settings.home / "models").exists()

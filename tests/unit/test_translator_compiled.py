@@ -74,23 +74,23 @@ def test_a_folder_that_is_not_safe_is_not_used(base, monkeypatch, caplog):
     place = cache.folder()
     for shared in (place, place.parent):
         shared.chmod(0o770)
-        assert f"{shared} is no folder of this user alone" in no_folder(caplog)
+        assert f"{shared} is not a folder that only this user can write to" in no_folder(caplog)
         shared.chmod(0o700)
     owner = place.stat().st_uid
     with monkeypatch.context() as patch:
         patch.setattr(os, "geteuid", lambda: owner + 1)
-        assert "no folder of this user alone" in no_folder(caplog)
+        assert "not a folder that only this user can write to" in no_folder(caplog)
     place.rmdir()
     elsewhere = base / "elsewhere"
     elsewhere.mkdir(mode=0o700)
     place.symlink_to(elsewhere)
-    assert "no folder of this user alone" in no_folder(caplog)
+    assert "not a folder that only this user can write to" in no_folder(caplog)
 
 
 def test_without_a_folder_that_can_be_written_each_process_compiles(base, monkeypatch, caplog):
     (base / "file").touch()
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(base / "file"))
-    assert "compiled code is not kept" in no_folder(caplog)
+    assert "compiled code is not cached" in no_folder(caplog)
     assert add(compiled(block.add_logarithms.py_func)) == pytest.approx(6)
     assert kept(base) == []
 

@@ -184,7 +184,7 @@ def test_columns_are_made_orthonormal_dependent_ones_too(rank):
 def test_products_in_parts_are_those_of_all_cells_at_once(dim):
     """To the bit, so that a translator does not depend on how large the parts are; one part may be of a single cell."""
     generator = torch.Generator().manual_seed(1)
-    cells = 2 * (factorisation._CACHED // dim) + 1
+    cells = 2 * (factorisation._CACHED_NUMBERS // dim) + 1
     v, y = torch.randn(70, dim, generator=generator), torch.randn(90, dim, generator=generator)
     row, column = (torch.randint(0, n, (cells,), generator=generator) for n in (70, 90))
     assert torch.equal(factorisation._products(v, row, y, column), (v[row] * y[column]).sum(1))
@@ -234,7 +234,7 @@ def test_items_are_moved_some_at_a_time(pairs, at_a_time, weighed, monkeypatch):
     monkeypatch.setattr("scalr_prod.translator.pairs._USERS", 17)
     if weighed:
         pairs = with_weights(pairs)
-    cells, dim = factorisation._Cells.of(pairs), 8
+    cells, dim = factorisation._Cells.from_pairs(pairs), 8
     given = np.random.default_rng(0).standard_normal((len(pairs.log.users), dim)).astype(np.float32)
     items = torch.zeros(pairs.n_target + pairs.n_source + 1, dim)
     with Rows(len(given), dim, np.float32, None) as users:

@@ -175,7 +175,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 from scalr_prod.translator.gpu import kernel, passes
 
-constants = dict(width=256, log_width=32, with_frequency=True, with_race=True, rows=kernel.ROWS, items=kernel.ITEMS, each=kernel.EACH)
+constants = dict(width=256, log_width=32, with_frequency=True, with_keys=True, rows=kernel.ROWS, items=kernel.ITEMS, each=kernel.EACH)
 constants |= dict(depth=passes._DEPTH, precision=passes._PRECISION)
 known = dict.fromkeys(("tile_first", "tile_rows", "eligible", "special", "low", "high", "numbers"), "*i32")
 known |= dict.fromkeys(("mass_out", "prior_mass_out"), "*fp64") | dict.fromkeys(("n_items", "blocks_each"), "i32")

@@ -159,7 +159,7 @@ def test_the_compiled_loss_is_that_of_plain_operations(choices, moments, weighed
     assert sampled_softmax.kernels() is not None, "numba is a dependency"
     learnt = [state, vectors, own, others]
     mine, theirs = (
-        loss(state, vectors, label, negatives, own=own, others=others, moment=moment, weight=weight)
+        loss(state, vectors, label, negatives, label_offset=own, drawn_offsets=others, offset_row=moment, weight=weight)
         for loss in (sampled_softmax.loss, sampled_softmax.plain_loss)
     )
     if not choices:  # a mean of nothing
@@ -272,7 +272,7 @@ print(sorted(name for name in sys.modules if name in {"torch._dynamo", "torch._i
 
 
 def test_what_is_owed_to_a_row_stays_finite_when_its_means_have_come_to_nothing():
-    owed = learning._Owed(decay=0.1, most=2)
+    owed = learning._DeferredUpdates(decay=0.1, most=2)
     owed._since[0, 2:] = 0.0  # as after a million steps
     owed.add(1e-2, 0.9)
     owed.add(1e-2, 0.9)
@@ -283,7 +283,7 @@ def test_what_is_owed_to_a_row_stays_finite_when_its_means_have_come_to_nothing(
 def test_what_many_steps_owe_a_row_is_worked_out_from_the_last_of_them(monkeypatch):
     """Whatever the number of steps: the same as where each step reckons with every one before it, to the last digits."""
     steps = 3 * learning._PUSHED
-    few, every = learning._Owed(0.01, steps), learning._Owed(0.01, steps)
+    few, every = learning._DeferredUpdates(0.01, steps), learning._DeferredUpdates(0.01, steps)
     asked = np.arange(steps + 1)
     for number in range(steps):
         rate, beta_1 = learning.one_cycle(number, steps, 3e-3)

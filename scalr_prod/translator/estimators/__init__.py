@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The estimators: each is fitted (training data → tensors) and scores (tensors, contexts → a score for every target item).
+"""Estimators: fitting turns training data into tensors; scoring turns tensors and contexts into a score for every target item.
 
-Scoring needs torch alone, so that it also runs in the serving environment. Ours are modules, those of other packages mostly
-classes; both are plug-ins (`scalr_prod.plugins.ESTIMATORS`) with the parts that `protocol` names.
+Scoring needs only torch, so it also runs in the serving environment. Built-in estimators are modules; those of other packages are
+mostly classes. Both are plug-ins (`scalr_prod.plugins.ESTIMATORS`) that implement a protocol of `protocol`.
 """
 
 from __future__ import annotations
@@ -31,56 +31,56 @@ __all__ = [
     "scores",
 ]
 
-#: Ours that have a score; popularity is the prior that every one of them is smoothed towards.
+#: Names of the built-in estimators that have a score. Popularity has none: it is the prior of the mixture.
 SCORED: Final = tuple(ESTIMATORS.own)
 
 
-def scored_of(named: Iterable[str]) -> tuple[str, ...]:
-    """Those of the named estimators that have a score: ours in the order of `SCORED`, then others as they are named."""
-    named = tuple(named)
-    others = (name for name in named if name not in SCORED and name != "popularity")
-    return (*(name for name in SCORED if name in named), *others)
+def scored_of(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the names of the estimators that have a score: built-in ones in the order of `SCORED`, then others in the order given."""
+    names = tuple(names)
+    others = (name for name in names if name not in SCORED and name != "popularity")
+    return (*(name for name in SCORED if name in names), *others)
 
 
-def as_estimator(found: Any, name: str) -> Any:
-    """A plug-in as an estimator: an instance, where it is a class.
+def as_estimator(plugin: Any, name: str) -> Any:
+    """Check a plug-in against the estimator protocols, and instantiate it if it is a class.
 
     Raises:
-        TranslatorError: It lacks a part of `Estimator` and of `ProductEstimator`.
+        TranslatorError: It implements neither `Estimator` nor `ProductEstimator`.
     """
-    ESTIMATORS.require(found, name, ProductEstimator if is_product(found) else Estimator)
-    return found() if isinstance(found, type) else found
+    ESTIMATORS.require(plugin, name, ProductEstimator if is_product(plugin) else Estimator)
+    return plugin() if isinstance(plugin, type) else plugin
 
 
 def is_product(estimator: Any) -> bool:
-    """Whether the score is the product of a user's vector and the items', see `ProductEstimator`; or its logarithm."""
+    """Return whether the score is a dot product of user and item vectors (see `ProductEstimator`), or the logarithm of one."""
     return hasattr(estimator, "user") or hasattr(estimator, "vectors")
 
 
 def is_logarithm(estimator: Any) -> bool:
-    """Whether the score is the logarithm of a sum of positive terms, see `LogarithmEstimator`."""
+    """Return whether the score is the logarithm of a sum of positive terms (see `LogarithmEstimator`)."""
     return hasattr(estimator, "largest")
 
 
 def exact_scores(
     name: str, estimator: Any, parameters: dict[str, torch.Tensor], batch: Batch, log_prior: torch.Tensor
 ) -> torch.Tensor:
-    """Scores of an `Estimator` that is no more than that: float64 [B, N], of ``log_prior`` [N].
+    """Score all items by a plain `Estimator` and check the result: float64 [B, N], given ``log_prior`` [N].
 
     Raises:
-        TranslatorError: It gave something else than finite scores of that shape and dtype.
+        TranslatorError: The scores are not finite, or have another shape or dtype.
     """
     log_prior = log_prior.double()
-    found: torch.Tensor = estimator.score(parameters, batch, log_prior)
+    result: torch.Tensor = estimator.score(parameters, batch, log_prior)
     shape = (len(batch.time), len(log_prior))
-    if tuple(found.shape) != shape or found.dtype != log_prior.dtype or not found.isfinite().all():
+    if tuple(result.shape) != shape or result.dtype != log_prior.dtype or not result.isfinite().all():
         raise TranslatorError(
-            f"the estimator {name} gave {found.dtype} {list(found.shape)}, or scores that are not finite; "
-            f"wanted is {log_prior.dtype} {list(shape)}",
+            f"the estimator {name} returned {result.dtype} {list(result.shape)}, or scores that are not finite; "
+            f"expected {log_prior.dtype} {list(shape)}",
             where=ESTIMATORS.setting,
-            next_step="correct its score: see scalr_prod.translator.Estimator",
+            next_step="correct its score method: see scalr_prod.translator.Estimator",
         )
-    return found
+    return result
 
 
 def scores(
@@ -92,15 +92,15 @@ def scores(
     user: torch.Tensor | None = None,
     items: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Score of every target item by a product or a logarithm: [B, N], in the dtype of ``log_prior`` [N].
+    """Score every target item by a dot product or its logarithm: [B, N], in the dtype of ``log_prior`` [N].
 
     Args:
-        estimator: It.
+        estimator: A product or logarithm estimator.
         parameters: Its tensors.
-        batch: Of B contexts.
+        batch: B contexts.
         log_prior: float32 or float64 [N].
-        user: float64 [B, d], of a product, where it is known.
-        items: int64 [B, C]. Score these alone, [B, C].
+        user: float64 [B, d]. Precomputed user vectors of a product estimator; None: compute them.
+        items: int64 [B, C]. Score only these items: [B, C]. None: all.
     """
     result: torch.Tensor
     if is_product(estimator):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One block of attention over a user's source events: the sequential estimator's body.
+"""One attention block over a user's source events: the body of the sequential estimator.
 
-Every event attends to those up to it, with a bias that depends on the time between the two (as in T5 and HSTU, so that one pass gives
-a state for every event of a user), then a feed-forward layer.
+Each event attends to itself and earlier events, with a bias by the time between the two (as in T5 and HSTU), followed by a feed-forward
+layer. Because the bias is relative, one pass gives a state for every event of a user.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 __all__ = ["initial", "last_state", "plain_states", "states"]
 
-#: Share of the earlier events that training hides from each event.
+#: Fraction of earlier events hidden from attention in training.
 DROPPED_EVENTS: Final = 0.2
-#: Upper limits of the classes of time between two events, in days: an hour, two, four … 30 years.
+#: Upper limits of the age classes of the attention bias, in days: one hour, two, four … 30 years.
 LIMITS_DAYS: Final = tuple(2**power / 24 for power in range(19))
 
 
 def initial(dim: int, generator: torch.Generator) -> Parameters:
-    """Weights of the block, float32, to start from; its feed-forward layer adds nothing yet."""
+    """Return initial weights of the block, float32. The feed-forward layer starts at zero."""
     heads = next(count for count in (4, 2, 1) if dim % count == 0)
 
     def small(*shape: int) -> torch.Tensor:
@@ -51,50 +51,50 @@ def states(
     p: Parameters,
     items: torch.Tensor,
     days: torch.Tensor,
-    asked: tuple[torch.Tensor, torch.Tensor],
+    positions: tuple[torch.Tensor, torch.Tensor],
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
-    """The states after P events of W windows.
+    """Compute the states after P events of W windows.
 
     Args:
-        p: The parameters, float32, all on one device, as the rest; ``source`` [n_source + 1, d] holds the events' vectors.
-        items: int64 [W, L]. Source vocabulary indices; 0 where there is no event.
-        days: float32 [W, L]. When each event happened.
-        asked: int64 [P] each. Windows and places of the events.
-        generator: Of the events to hide in training, on the CPU; None hides none.
+        p: The parameters, float32, on the same device as the inputs; ``source`` [n_source + 1, d] holds the item vectors.
+        items: int64 [W, L]. Source vocabulary indices; 0 is padding.
+        days: float32 [W, L]. Time of each event, in days.
+        positions: int64 [P] each. Window and position of each event.
+        generator: Random generator on the CPU for the events to hide in training; None hides none.
 
     Returns:
-        float32 [P, d]; 0 where there is no event.
+        float32 [P, d]; 0 at padding.
     """
-    kept = items > 0
+    visible = items > 0
     if generator is not None:
-        kept &= sent(torch.rand(items.shape, generator=generator) >= DROPPED_EVENTS, items.device)
+        visible &= sent(torch.rand(items.shape, generator=generator) >= DROPPED_EVENTS, items.device)
     compiled = kernels() if items.device.type == "cpu" else None
-    row, place = asked
-    there = items[row, place] > 0
+    row, place = positions
+    is_event = items[row, place] > 0
     if compiled is None:
-        return plain_states(p, items, days, kept)[row, place] * there[:, None]
-    if there.all():
-        return _asked_states(p, items, days, kept, asked, compiled)
-    known = there.nonzero()[:, 0]
-    found = _asked_states(p, items, days, kept, (row[known], place[known]), compiled)
+        return plain_states(p, items, days, visible)[row, place] * is_event[:, None]
+    if is_event.all():
+        return _ragged_states(p, items, days, visible, positions, compiled)
+    known = is_event.nonzero()[:, 0]
+    found = _ragged_states(p, items, days, visible, (row[known], place[known]), compiled)
     return torch.zeros(len(row), found.shape[1]).index_copy(0, known, found)
 
 
-def plain_states(p: Parameters, items: torch.Tensor, days: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-    """The states after all events, by tensor operations alone: what compiled code is compared with, and what runs without it.
+def plain_states(p: Parameters, items: torch.Tensor, days: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+    """Compute the states after all events by tensor operations: the reference for the compiled code, and the fallback without it.
 
     Args:
-        p: As in `states`, and so the next two.
-        items: See there.
-        days: See there.
-        kept: bool [W, L]. Whether later events see an event.
+        p: As in `states`.
+        items: As in `states`.
+        days: As in `states`.
+        visible: bool [W, L]. Whether later events attend to an event.
 
     Returns:
-        float32 [W, L, d]; anything where there is no event.
+        float32 [W, L, d]; undefined at padding.
     """
     known, length = items > 0, items.shape[1]
-    seen = known[:, None] & (kept[:, None] | torch.eye(length, dtype=torch.bool, device=items.device))
+    seen = known[:, None] & (visible[:, None] | torch.eye(length, dtype=torch.bool, device=items.device))
     seen = seen & torch.ones(length, length, dtype=torch.bool, device=items.device).tril()
     x = functional.embedding(items, p["source"])
     heads = len(p["age_bias"])
@@ -103,20 +103,20 @@ def plain_states(p: Parameters, items: torch.Tensor, days: torch.Tensor, kept: t
     ages = (days[:, :, None] - days[:, None]).clamp(min=0)
     logits = q @ k.mT / (x.shape[-1] / heads) ** 0.5 + _bias(p, ages)
     logits = logits.masked_fill(~seen[:, None], torch.finfo(logits.dtype).min)
-    return _fed_forward(p, (logits.softmax(-1) @ v).transpose(1, 2).flatten(2))
+    return _feed_forward(p, (logits.softmax(-1) @ v).transpose(1, 2).flatten(2))
 
 
-def _asked_states(
+def _ragged_states(
     p: Parameters,
     items: torch.Tensor,
     days: torch.Tensor,
-    kept: torch.Tensor,
-    asked: tuple[torch.Tensor, torch.Tensor],
+    visible: torch.Tensor,
+    positions: tuple[torch.Tensor, torch.Tensor],
     compiled: Kernels,
 ) -> torch.Tensor:
-    """The states after events that are there, [P, d]: all events stand one after another, without padding."""
+    """Compute the states [P, d] after events that are no padding, from all windows' events concatenated without padding."""
     known = items > 0
-    row, place = asked
+    row, place = positions
     before = (known.flatten().cumsum(0) - known.flatten().long()).view(items.shape)
     first, last = before[row, 0], before[row, place]
     pairs = (last - first + 1).cumsum(0)
@@ -124,67 +124,69 @@ def _asked_states(
     size = x.shape[-1] // len(p["age_bias"])
     normed = functional.layer_norm(x, x.shape[-1:], p["norm_weight"])
     query = normed.index_select(0, last) @ (p["query"] / size**0.5)
-    when = days[known].numpy(), kept[known].numpy()
-    places = first.numpy(), last.numpy(), (pairs - (last - first + 1)).numpy()
-    told = (when, places, int(pairs[-1]) if len(pairs) else 0, compiled)
-    mixed: torch.Tensor = _Attended.apply(query, normed @ p["key"], x @ p["value"], p["age_bias"], told)
-    return _fed_forward(p, mixed)
+    events = days[known].numpy(), visible[known].numpy()
+    spans = first.numpy(), last.numpy(), (pairs - (last - first + 1)).numpy()
+    constants = (events, spans, int(pairs[-1]) if len(pairs) else 0, compiled)
+    mixed: torch.Tensor = _RaggedAttention.apply(query, normed @ p["key"], x @ p["value"], p["age_bias"], constants)
+    return _feed_forward(p, mixed)
 
 
-class _Attended(torch.autograd.Function):
-    """Values mixed by softmax of queries · keys and bias by age, by `fused.attended`."""
+class _RaggedAttention(torch.autograd.Function):
+    """Attention with an age bias over concatenated windows, see `fused.attended`."""
 
     @staticmethod
     def forward(
-        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor, told: tuple[Any, ...]
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor, constants: tuple[Any, ...]
     ) -> torch.Tensor:
-        when, places, pairs, compiled = told
-        parts = tuple(x.detach().numpy() for x in (query, key, value))
+        events, spans, pairs, compiled = constants
+        query_key_value = tuple(x.detach().numpy() for x in (query, key, value))
         out = torch.empty(query.shape)
         classes, weights = np.empty(pairs, np.uint8), np.empty(pairs * len(bias), np.float32)
         limits = np.array(LIMITS_DAYS, np.float32)
-        compiled.attended(parts, bias.detach().numpy(), when, places, limits, classes, weights, out.numpy())
-        ctx.kept = parts, places, classes, weights, bias.shape, compiled
+        compiled.attended(query_key_value, bias.detach().numpy(), events, spans, limits, classes, weights, out.numpy())
+        ctx.saved = query_key_value, spans, classes, weights, bias.shape, compiled
         return out
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:
-        parts, places, classes, weights, shape, compiled = ctx.kept
-        of_parts, of_bias = [torch.zeros(x.shape) for x in parts], torch.zeros(shape)
-        found = tuple(x.numpy() for x in of_parts)
-        compiled.gradients(gradient.contiguous().numpy(), parts, places, classes, weights, found, of_bias.numpy())
-        return *of_parts, of_bias, None
+        query_key_value, spans, classes, weights, shape, compiled = ctx.saved
+        gradients, bias_gradient = [torch.zeros(x.shape) for x in query_key_value], torch.zeros(shape)
+        arrays = tuple(x.numpy() for x in gradients)
+        compiled.gradients(
+            gradient.contiguous().numpy(), query_key_value, spans, classes, weights, arrays, bias_gradient.numpy()
+        )
+        return *gradients, bias_gradient, None
 
 
 def last_state(p: Parameters, items: torch.Tensor, ages: torch.Tensor) -> torch.Tensor:
-    """The state after the last event of B histories.
+    """Compute the state after the last event of B histories.
 
-    One event asks: its query is folded into the keys' matrix, and values are mixed before they meet theirs.
+    There is a single query: it is folded into the key matrix, and inputs are averaged before the value matrix is applied.
 
     Args:
         p: The parameters; all but ``source`` in float64.
-        items: int64 [B, L]. Source vocabulary indices; 0 where there is no event.
+        items: int64 [B, L]. Source vocabulary indices; 0 is padding.
         ages: [B, L]. Days from each event to the last.
 
     Returns:
-        float64 [B, d]; 0 where the history holds no known item.
+        float64 [B, d]; 0 if the history holds no known item.
     """
     known = items > 0
     x = p["source"][items].double()
     heads, dim = len(p["age_bias"]), x.shape[-1]
     normed = functional.layer_norm(x, (dim,), p["norm_weight"])
     query = (normed[:, -1] @ p["query"]).unflatten(-1, (heads, -1))
-    asked = torch.einsum("bhc,dhc->bhd", query, p["key"].unflatten(-1, (heads, -1)))
-    logits = asked @ normed.mT / query.shape[-1] ** 0.5 + _bias(p, ages)
+    folded = torch.einsum("bhc,dhc->bhd", query, p["key"].unflatten(-1, (heads, -1)))
+    logits = folded @ normed.mT / query.shape[-1] ** 0.5 + _bias(p, ages)
     logits = logits.masked_fill(~known[:, None], torch.finfo(logits.dtype).min)
     mixed = torch.einsum("bhd,dhc->bhc", logits.softmax(-1) @ x, p["value"].unflatten(-1, (heads, -1))).flatten(1)
-    return _fed_forward(p, mixed) * known.any(1, keepdim=True)
+    return _feed_forward(p, mixed) * known.any(1, keepdim=True)
 
 
 def _bias(p: Parameters, ages: torch.Tensor) -> torch.Tensor:
-    """[B, heads, ...] of ages [B, ...]."""
+    """Look up the attention bias [B, heads, ...] of ages [B, ...]."""
     classes = torch.bucketize(ages, _limits(ages.device))
-    # Not by an index: on a GPU its gradient adds up events of one class one by one, and most are of a few.
+    # No indexing: on a GPU its gradient would add up the many events of one class sequentially.
     return functional.embedding(classes, p["age_bias"].T).movedim(-1, 1)
 
 
@@ -193,7 +195,7 @@ def _limits(device: torch.device) -> torch.Tensor:
     return torch.tensor(LIMITS_DAYS).to(device)
 
 
-def _fed_forward(p: Parameters, mixed: torch.Tensor) -> torch.Tensor:
+def _feed_forward(p: Parameters, mixed: torch.Tensor) -> torch.Tensor:
     hidden = functional.gelu(functional.layer_norm(mixed, mixed.shape[-1:]) @ p["widen"])
     return mixed + hidden @ p["narrow"]
 

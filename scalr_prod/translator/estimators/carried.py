@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Estimators of other packages: their source file is part of every version that is trained with them.
+"""Source files of third-party estimators, bundled with every version trained with them.
 
-So a version scores the same wherever it is loaded: in this process, in a worker of another machine, in Triton's environment, which
-has torch and numpy alone; and also after the estimator was edited or uninstalled. What training runs is that very file, loaded by itself.
+So a version scores the same wherever it is loaded: in this process, on a worker, and in Triton's environment, which has only torch
+and numpy; also after the estimator was edited or uninstalled. Training runs that same file, loaded on its own.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ if TYPE_CHECKING:
 
 __all__ = ["Carried", "carried", "estimator_of", "unpack"]
 
-#: What the serving environment has, beside the standard library and the parts of this package that it can import.
-_THERE: Final = ("numpy", "safetensors", "torch")
-_OURS: Final = ("scalr_prod", "scalr_prod.errors", "scalr_prod.translator")
-#: What else has tensors or weights under a name.
-_TAKEN: Final = frozenset({"mixture", "popularity", "tastes", "calibration", "first_seen", *FEATURES})
-_NEXT: Final = "see 'Estimator' in docs/plugins.md"
+#: Packages of the serving environment, besides the standard library and the modules of this package that it can import.
+_AVAILABLE: Final = ("numpy", "safetensors", "torch")
+_IMPORTABLE: Final = ("scalr_prod", "scalr_prod.errors", "scalr_prod.translator")
+#: Names that tensors or calibration weights already use.
+_RESERVED: Final = frozenset({"mixture", "popularity", "tastes", "calibration", "first_seen", *FEATURES})
+_SEE_DOCS: Final = "see 'Estimator' in docs/plugins.md"
 _lock: Final = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Carried:
-    """An estimator of another package, as it travels.
+    """The source of a third-party estimator.
 
     Attributes:
-        name: In the settings.
-        path: Of the object in its module, such as ``Mine``; empty where the module is the object.
-        version: The estimator's own.
-        source: The module's text.
+        name: Its name in the settings.
+        path: The object's qualified name in its module, such as ``Mine``; empty if the module itself is the estimator.
+        version: The estimator's own version.
+        source: The module's source text.
     """
 
     name: str
@@ -54,138 +54,138 @@ class Carried:
 
     @property
     def sha256(self) -> str:
-        """Of the source."""
+        """Return the checksum of the source."""
         return hashlib.sha256(self.source).hexdigest()
 
     @property
     def file(self) -> str:
-        """Name of its file in a version's folder."""
+        """Return the name of its file in a version's folder."""
         return f"estimator_{self.sha256[:16]}.py"
 
     def described(self) -> dict[str, Any]:
-        """What the version's weights say of it; see `unpack`."""
+        """Return the entry of the weights file's metadata that `unpack` reads."""
         return {"file": self.file, "path": self.path, "version": self.version, "sha256": self.sha256}
 
 
 def estimator_of(name: str) -> Any:
-    """An estimator, by its name or place; of another package as its source file gives it at this moment.
+    """Load an estimator by its name or ``module:object`` path; a third-party one from its current source file.
 
     Raises:
-        TranslatorError: There is no such estimator, it lacks a part, or it cannot travel.
+        TranslatorError: There is no such estimator, it does not implement the protocol, or it cannot be bundled.
     """
     if name in SCORED:
         return as_estimator(ESTIMATORS.load(name, Fitted), name)
-    return _found(name)[1]
+    return _load_installed(name)[1]
 
 
 def carried(names: Iterable[str]) -> dict[str, Carried]:
-    """Those of the named estimators that are not ours, by name.
+    """Collect the sources of the third-party estimators among the names given.
 
     Raises:
         TranslatorError: As `estimator_of`.
     """
-    return {name: _found(name)[0] for name in scored_of(names) if name not in SCORED}
+    return {name: _load_installed(name)[0] for name in scored_of(names) if name not in SCORED}
 
 
-def unpack(folder: Path, described: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The estimators that travelled with a version, by name.
+def unpack(folder: Path, metadata: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Load the estimators bundled with a version, by name.
 
     Args:
-        folder: The version's.
-        described: Name → `Carried.described`.
+        folder: The version's folder.
+        metadata: Name → `Carried.described`.
 
     Raises:
-        ValueError: A file is not the one that was written, or does not load.
-        OSError: It cannot be read.
+        ValueError: A file's checksum differs, or the file does not load.
+        OSError: A file cannot be read.
     """
-    found = {}
-    for name, facts in described.items():
+    estimators = {}
+    for name, facts in metadata.items():
         file = folder / facts["file"]
         source = file.read_bytes()
         if hashlib.sha256(source).hexdigest() != facts["sha256"]:
-            raise ValueError(f"{facts['file']}, the source of the estimator {name}, is not the file that was written")
+            raise ValueError(f"{facts['file']}, the source of the estimator {name}: checksum mismatch")
         try:
-            found[name] = as_estimator(_part(_module(source, str(file)), facts["path"]), name)
+            estimators[name] = as_estimator(_resolve(_load_module(source, str(file)), facts["path"]), name)
         except Exception as error:  # code of another package, which may raise anything
             raise ValueError(f"{facts['file']}, the source of the estimator {name}, does not load: {error}") from error
-    return found
+    return estimators
 
 
-def _found(name: str) -> tuple[Carried, Any]:
-    """An installed estimator of another package, and the object that its source gives when it is loaded by itself."""
-    if name in _TAKEN:
+def _load_installed(name: str) -> tuple[Carried, Any]:
+    """Return the source of an installed third-party estimator, and the object that this source defines when loaded on its own."""
+    if name in _RESERVED:
         raise TranslatorError(
-            f"no estimator can have the name {name!r}: a part of the translator has it",
+            f"an estimator cannot be named {name!r}: the translator uses this name itself",
             where=f"entry points {ESTIMATORS.entry_points}",
-            next_step="name it by its place, as package.module:Class",
+            next_step="name it by its path, as package.module:Class",
         )
     installed = ESTIMATORS.load(name, Fitted)
     file = source_file(installed)
     path = installed.__qualname__ if isinstance(installed, type) else ESTIMATORS.place(name).partition(":")[2]
     if file is None or "<locals>" in path:
-        raise _cannot_travel(name, "it was not written at the top of a file")
+        raise _cannot_bundle(name, "it is not defined at the top level of a file")
     source = file.read_bytes()
-    missing = sorted(set(_imported(ast.parse(source))))
+    missing = sorted(set(_missing_imports(ast.parse(source))))
     if missing:
-        raise _cannot_travel(name, f"{file} imports {', '.join(missing)} where it is loaded")
+        raise _cannot_bundle(name, f"{file} imports {', '.join(missing)} at module level")
     try:
-        found = as_estimator(_part(_module(source, str(file)), path), name)
+        estimator = as_estimator(_resolve(_load_module(source, str(file)), path), name)
     except TranslatorError:
         raise
     except Exception as error:  # code of another package, which may raise anything
-        raise _cannot_travel(name, f"{file} does not load by itself: {type(error).__name__}: {error}") from error
-    return Carried(name, path, int(found.version), source), found
+        raise _cannot_bundle(name, f"{file} does not load on its own: {type(error).__name__}: {error}") from error
+    return Carried(name, path, int(estimator.version), source), estimator
 
 
-def _cannot_travel(name: str, reason: str) -> TranslatorError:
+def _cannot_bundle(name: str, reason: str) -> TranslatorError:
     return TranslatorError(
-        f"the estimator {name} cannot travel with a version of the translator: {reason}",
+        f"the estimator {name} cannot be bundled with a version of the translator: {reason}",
         where=ESTIMATORS.setting,
-        next_step="write it in one file that needs only torch, numpy and scalr_prod.translator to be loaded, and import "
-        f"other libraries inside share and fit; {_NEXT}",
+        next_step="write it in one file that imports only torch, numpy and scalr_prod.translator at module level, and import "
+        f"other libraries inside share and fit; {_SEE_DOCS}",
     )
 
 
-def _module(source: bytes, file: str) -> ModuleType:
-    """The module of a source file, loaded once for each content; nothing is written beside it."""
+def _load_module(source: bytes, file: str) -> ModuleType:
+    """Load a source file as a module, once for each content; no bytecode file is written."""
     name = f"scalr_prod_estimator_{hashlib.sha256(source).hexdigest()[:16]}"
     with _lock:
         if name not in sys.modules:
             module = ModuleType(name)
             module.__file__ = file
-            sys.modules[name] = module  # dataclasses look their module up
+            sys.modules[name] = module  # dataclasses look up their module there
             try:
-                exec(compile(source, file, "exec"), vars(module))  # noqa: S102 - the user's own estimator, by its checksum
+                exec(compile(source, file, "exec"), vars(module))  # noqa: S102 - the user's own estimator, identified by its checksum
             except BaseException:
                 del sys.modules[name]
                 raise
         return sys.modules[name]
 
 
-def _part(module: ModuleType, path: str) -> Any:
+def _resolve(module: ModuleType, path: str) -> Any:
     found: Any = module
     for part in filter(None, path.split(".")):
         found = getattr(found, part)
     return found
 
 
-def _imported(tree: ast.AST) -> Iterator[str]:
-    """What a module imports as it is loaded, and the serving environment lacks. What stands in ``try`` may be absent."""
+def _missing_imports(tree: ast.AST) -> Iterator[str]:
+    """Yield the module-level imports that the serving environment lacks. Imports inside ``try`` are optional, and skipped."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if not _is_there(alias.name))
+            yield from (alias.name for alias in node.names if not _is_available(alias.name))
         elif isinstance(node, ast.ImportFrom):
             name = "." * node.level + (node.module or "")
             names = [f"{name}.{alias.name}" for alias in node.names] if name == "scalr_prod" else [name]
-            yield from (one for one in names if not _is_there(one))
+            yield from (target for target in names if not _is_available(target))
         elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            yield from _imported(ast.Module(node.orelse, []))
+            yield from _missing_imports(ast.Module(node.orelse, []))
         elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.Try):
-            yield from _imported(node)
+            yield from _missing_imports(node)
 
 
-def _is_there(name: str) -> bool:
+def _is_available(name: str) -> bool:
     root = name.partition(".")[0]
     if root == "scalr_prod":
-        return name in _OURS or name.startswith("scalr_prod.translator.")
-    return root in _THERE or root in sys.stdlib_module_names
+        return name in _IMPORTABLE or name.startswith("scalr_prod.translator.")
+    return root in _AVAILABLE or root in sys.stdlib_module_names

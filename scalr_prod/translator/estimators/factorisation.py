@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Both domains factorised at once: implicit ALS (Hu, Koren, Volinsky 2008) on users x [target items | source items].
+"""Joint factorisation of both domains: implicit ALS (Hu, Koren, Volinsky 2008) on users x [target items | source items].
 
-An observed cell has preference 1 and confidence 1 + α (target) or 1 + wα (source), any other cell 0 and 1. A target cell of weight v is
-a mixture of both, observed with share v. A context's
-user vector comes from its source items alone, by the same least squares over the source items; the score is its product with the
-target items' vectors. Each half step is a few conjugate-gradient steps for all rows at once (Takács et al. 2011). Cells and users'
-vectors are on disk, and pass by in the order of users: from step to step 8 bytes a user are held, and vectors of the items.
+An observed cell has preference 1 and confidence 1 + α (target) or 1 + wα (source), any other cell preference 0 and confidence 1. A target
+cell of weight v interpolates between the two: observed with weight v, unobserved with 1 - v. A context's user vector comes from its source
+items alone, by the same least squares over the source items; the score is its dot product with the target items' vectors. Each half step
+takes a few conjugate-gradient steps for all rows at once (Takács et al. 2011). Cells and user vectors are on disk and streamed in the order
+of users: only 8 bytes per user and the item vectors stay in memory.
 """
 
 from __future__ import annotations
@@ -42,27 +42,27 @@ SOURCE_WEIGHT: Final = 0.1
 REGULARISATION: Final = 1.0
 ITERATIONS: Final = 8
 _CG_STEPS: Final = 3
-#: Observed cells that are worked on at a time: few enough that their rows' vectors stay in the processor's cache.
+#: Observed cells per block: few enough that their rows' vectors fit the processor's cache.
 _CELLS: Final = 20_000
-#: Numbers that the processor's cache holds beside the rest.
-_CACHED: Final = 262_144
-#: Observed cells after which what was read of them is let go of.
-_LET_GO: Final = 1_000_000
-#: Items that are moved at a time.
+#: Numbers per chunk of `_products`: as many as fit the processor's cache beside the rest.
+_CACHED_NUMBERS: Final = 262_144
+#: Observed cells after which the pages read so far are dropped.
+_CELLS_BEFORE_DROP: Final = 1_000_000
+#: Items updated at a time.
 _ITEMS: Final = 262_144
-_warning: Final = threading.Lock()
+_warning_lock: Final = threading.Lock()
 
 
 def share(pairs: Pairs) -> Parameters:
-    """Nothing: every parameter depends on target events."""
+    """Return no tensors: every parameter depends on target events."""
     del pairs
     return {}
 
 
 def fit(pairs: Pairs, shared: Parameters) -> Parameters:
-    """``source`` float32 [n_source + 1, d], ``target`` float32 [n_target, d], ``gram`` float64 [d, d] of the source vectors with λ."""
+    """Fit ``source`` float32 [n_source + 1, d], ``target`` float32 [n_target, d], and ``gram`` float64 [d, d]: S'S + λI."""
     del shared
-    cells = _Cells.of(pairs)
+    cells = _Cells.from_pairs(pairs)
     generator = torch.Generator().manual_seed(pairs.settings.seed)
     items = 0.01 * torch.randn(pairs.n_target + pairs.n_source + 1, pairs.settings.dim, generator=generator)
     with Rows(len(pairs.log.users), pairs.settings.dim, np.float32, pairs.log.scratch) as users:
@@ -78,7 +78,7 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
 
 
 def user(parameters: Parameters, batch: Batch) -> torch.Tensor:
-    """A user's vector, the least-squares solution for its source items: float64 [B, d]."""
+    """Solve the least squares of each history's source items for the user vector: float64 [B, d]."""
     items = distinct(batch.items)
     source = parameters["source"][items].double() * (items > 0)[:, :, None]
     extra = CONFIDENCE * SOURCE_WEIGHT
@@ -88,20 +88,20 @@ def user(parameters: Parameters, batch: Batch) -> torch.Tensor:
 
 
 def vectors(parameters: Parameters) -> torch.Tensor:
-    """Each target item's vector: float32 [N, d]."""
+    """Return each target item's vector: float32 [N, d]."""
     return parameters["target"]
 
 
 def score(parameters: Parameters, batch: Batch, log_prior: torch.Tensor) -> torch.Tensor:
-    """[B, N] in the dtype of ``log_prior``."""
+    """Score all target items: [B, N] in the dtype of ``log_prior``."""
     return products(user(parameters, batch), vectors(parameters), log_prior.dtype)
 
 
 def _move_users(cells: _Cells, users: Rows, items: torch.Tensor) -> torch.Tensor:
-    """Move every user's vector towards its least-squares solution given the items'.
+    """Move every user vector towards its least-squares solution, given the item vectors.
 
     Returns:
-        float32 [d, d]: the moved vectors' products with one another, with λ.
+        float32 [d, d]: the Gram matrix of the updated user vectors, plus λI.
     """
     gram = items.T @ items + REGULARISATION * torch.eye(items.shape[1])
     products = REGULARISATION * torch.eye(items.shape[1], dtype=torch.float64)
@@ -118,35 +118,35 @@ def _move_users(cells: _Cells, users: Rows, items: torch.Tensor) -> torch.Tensor
 
         x = torch.from_numpy(users.read(start, stop))
         residual = block.matrix(block.right, len(items)) @ items - times(x)
-        x = _solved(x, residual, times)
+        x = _conjugate_gradient(x, residual, times)
         users.write(start, x.numpy())
         products += x.T @ x
     return products.float()
 
 
 def _move_items(cells: _Cells, users: Rows, items: torch.Tensor, gram: torch.Tensor) -> None:
-    """Move every item's vector, in place, towards its least-squares solution given the users'.
+    """Move every item vector, in place, towards its least-squares solution, given the user vectors.
 
-    Users pass once for each product with all of their vectors, in order, so that no more of these is held than a block's.
+    User vectors are streamed once for each product with all of them, so that only one block of them is in memory.
 
     Args:
-        cells: The observed ones.
+        cells: The observed cells.
         users: float32 [U, d].
         items: float32 [items, d].
-        gram: As `_move_users` gives it.
+        gram: The result of `_move_users`.
     """
     for first in range(0, len(items), _ITEMS):
         some = items[first : first + _ITEMS]
 
         def times(v: torch.Tensor, first: int = first) -> torch.Tensor:
-            return v @ gram + _by_item(cells, users, v, first)
+            return v @ gram + _sum_by_item(cells, users, v, first)
 
-        residual = _by_item(cells, users, some, first, residual=True) - some @ gram
-        items[first : first + _ITEMS] = _solved(some, residual, times)
+        residual = _sum_by_item(cells, users, some, first, residual=True) - some @ gram
+        items[first : first + _ITEMS] = _conjugate_gradient(some, residual, times)
 
 
-def _by_item(cells: _Cells, users: Rows, v: torch.Tensor, first: int, *, residual: bool = False) -> torch.Tensor:
-    """What the observed cells of the items from ``first`` on add to a product with ``v``, or to the residual: as v."""
+def _sum_by_item(cells: _Cells, users: Rows, v: torch.Tensor, first: int, *, residual: bool = False) -> torch.Tensor:
+    """Sum the contribution of observed cells to a product with ``v`` or to the residual, for items from ``first`` on: shaped as ``v``."""
     found, compiled = torch.zeros_like(v), kernels()
     for start, stop, block in cells.blocks():
         x = torch.from_numpy(users.read(start, stop))
@@ -162,8 +162,8 @@ def _by_item(cells: _Cells, users: Rows, v: torch.Tensor, first: int, *, residua
     return found
 
 
-def _solved(x: torch.Tensor, residual: torch.Tensor, times: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """A few conjugate-gradient steps of all rows at once."""
+def _conjugate_gradient(x: torch.Tensor, residual: torch.Tensor, times: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """Take a few conjugate-gradient steps for all rows at once."""
     direction = residual.clone()
     size = (residual**2).sum(1, keepdim=True)
     for _ in range(_CG_STEPS):
@@ -182,20 +182,20 @@ def _arrays(*tensors: torch.Tensor) -> list[Any]:
 
 
 def _products(v: torch.Tensor, row: torch.Tensor, y: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
-    """v[row] · y[column] of each cell, in parts that stay in the cache: the same to the bit, in a third of the time."""
-    size = max(1, _CACHED // v.shape[1])
+    """Compute v[row] · y[column] of each cell, in chunks that fit the cache: bit-identical, in a third of the time."""
+    size = max(1, _CACHED_NUMBERS // v.shape[1])
     parts = zip(row.split(size), column.split(size), strict=True)
     return torch.cat([v[rows].mul_(y[columns]).sum(1) for rows, columns in parts])
 
 
 @dataclass(frozen=True)
 class _Block:
-    """Observed cells of some users, as tensors.
+    """The observed cells of a block of users, as tensors.
 
     Attributes:
         start: int64 [R + 1]. Where each user's cells begin.
         column: int64 [C].
-        extra: float32 [C]. What each cell's confidence has over 1.
+        extra: float32 [C]. Each cell's confidence - 1.
         right: float32 [C]. Confidence times preference.
     """
 
@@ -205,23 +205,23 @@ class _Block:
     right: torch.Tensor
 
     def row(self) -> torch.Tensor:
-        """int64 [C]."""
+        """Return the row of each cell: int64 [C]."""
         return torch.repeat_interleave(torch.arange(len(self.start) - 1), self.start.diff())
 
     def matrix(self, values: torch.Tensor, columns: int) -> torch.Tensor:
-        """Values of the cells as a CSR tensor."""
+        """Return the cells as a CSR tensor with these values."""
         return _sparse(self.start, self.column, values, (len(self.start) - 1, columns))
 
 
 @dataclass(frozen=True)
 class _Cells:
-    """Observed cells in the order of their users; all but ``start`` is on disk.
+    """All observed cells in the order of users; everything but ``start`` is on disk.
 
     Attributes:
         start: int64 [U + 1]. Where each user's cells begin.
         column: int32 [C]. Target items, then source items.
         extra: float32 [C]. As in `_Block`.
-        right: float32 [C], where events weigh differently; None: confidence.
+        right: float32 [C]. As in `_Block`, if events have different weights; None: the confidence.
     """
 
     start: NDArray[np.int64]
@@ -230,32 +230,32 @@ class _Cells:
     right: NDArray[np.float32] | None = None
 
     @classmethod
-    def of(cls, pairs: Pairs) -> _Cells:
-        """Those of a slice."""
+    def from_pairs(cls, pairs: Pairs) -> _Cells:
+        """Write the cells of a training slice to disk."""
         from scipy import sparse
 
-        targets, weighed = pairs.target_matrix(), pairs.log.target.weight is not None
-        many = np.zeros(len(pairs.log.users) + 1, dtype=np.int64)
+        targets, has_weights = pairs.target_matrix(), pairs.log.target.weight is not None
+        counts = np.zeros(len(pairs.log.users) + 1, dtype=np.int64)
 
         def parts() -> Iterator[list[NDArray[Any]]]:
             for users in pairs.some_users():
                 target, source = targets[users], pairs.source_matrix(users)
                 extra = sparse.hstack([CONFIDENCE * target, CONFIDENCE * SOURCE_WEIGHT * source], format="csr")
-                many[users.start + 1 : users.stop + 1] = np.diff(extra.indptr)
+                counts[users.start + 1 : users.stop + 1] = np.diff(extra.indptr)
                 right = []
-                if weighed:
+                if has_weights:
                     right = [
                         sparse.hstack([(1 + CONFIDENCE) * target, (1 + CONFIDENCE * SOURCE_WEIGHT) * source], format="csr").data
                     ]
                 yield [extra.indices, extra.data, *right]
 
-        dtypes = [np.int32, np.float32, *([np.float32] if weighed else [])]
+        dtypes = [np.int32, np.float32, *([np.float32] if has_weights else [])]
         column, extra, *right = on_disk(parts(), dtypes, pairs.log.scratch)
-        return cls(np.cumsum(many), column, extra, right[0] if right else None)
+        return cls(np.cumsum(counts), column, extra, right[0] if right else None)
 
     def blocks(self) -> Iterator[tuple[int, int, _Block]]:
-        """(first user, user after the last, their cells), a bounded number of cells each."""
-        stop, let_go_at = 0, 0
+        """Yield (first user, end user, their cells), with a bounded number of cells each."""
+        stop, dropped_at = 0, 0
         while stop < len(self.start) - 1:
             start, most = stop, self.start[stop] + _CELLS
             stop = min(max(int(np.searchsorted(self.start, most, side="right")) - 1, start + 1), len(self.start) - 1)
@@ -264,24 +264,24 @@ class _Cells:
             right = extra + 1 if self.right is None else torch.from_numpy(self.right[cells].copy())
             column = torch.from_numpy(self.column[cells].astype(np.int64))
             yield start, stop, _Block(torch.from_numpy(self.start[start : stop + 1] - self.start[start]), column, extra, right)
-            if self.start[stop] - let_go_at >= _LET_GO:
-                let_go_at = self.start[stop]
+            if self.start[stop] - dropped_at >= _CELLS_BEFORE_DROP:
+                dropped_at = self.start[stop]
                 let_go()
 
 
 def _sparse(start: torch.Tensor, column: torch.Tensor, values: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    with _warning:
-        _hear_warning()
+    with _warning_lock:
+        _silence_beta_warning()
     return torch.sparse_csr_tensor(start, column, values, size=shape, check_invariants=False)
 
 
 @functools.cache
-def _hear_warning() -> None:
-    """Let torch say, once in a process, that this format is in beta: products with dense matrices, all that is used, are tested here.
+def _silence_beta_warning() -> None:
+    """Trigger and silence torch's one-time warning that this format is in beta: products with dense matrices, all we use, are tested here.
 
-    Filters of warnings belong to the whole process, so that one thread alone may change them.
+    Warning filters are process-wide, so only one thread at a time may change them.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
-        nothing = torch.zeros(1, dtype=torch.int64)
-        torch.sparse_csr_tensor(nothing, nothing[:0], torch.zeros(0), size=(0, 1), check_invariants=False)
+        start = torch.zeros(1, dtype=torch.int64)
+        torch.sparse_csr_tensor(start, start[:0], torch.zeros(0), size=(0, 1), check_invariants=False)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The paper's estimator: how often the users of a source item also had a target item, smoothed towards popularity.
+"""Co-occurrence estimator of the SCALR paper: how often users of a source item also had a target item, smoothed towards popularity.
 
-``P(i | j) = (n(j, i) + α P(i)) / (n(j) + α)`` with n(j, i) the number of users who had both. A context is the translated item
-and the few items before it, each step back with `DECAY` times the weight: ``P(i | context) = Σ_h w_h P(i | j_h)``. The score is its
+``P(i | j) = (n(j, i) + α P(i)) / (n(j) + α)``, where n(j, i) is the number of users who had both. A context is the translated item
+and the few items before it; each step back multiplies the weight by `DECAY`: ``P(i | context) = Σ_h w_h P(i | j_h)``. The score is its
 logarithm.
 """
 
@@ -24,26 +24,26 @@ if TYPE_CHECKING:
 __all__ = ["asked", "fit", "largest", "score", "share", "version"]
 
 version: Final = 1
-#: Pseudo-users who follow popularity.
+#: α: pseudo-users who follow popularity.
 SMOOTHING: Final = 20.0
 #: Most frequent target items kept for each source item.
 KEPT: Final = 256
-#: Items of the history that are looked at, and the weight of each relative to the one after it.
+#: Items of the history that count, and the weight of each relative to the next more recent one.
 DEPTH: Final = 8
 DECAY: Final = 0.7
 
 
 def share(pairs: Pairs) -> Parameters:
-    """Nothing: every parameter depends on target events."""
+    """Return no tensors: every parameter depends on target events."""
     del pairs
     return {}
 
 
 def fit(pairs: Pairs, shared: Parameters) -> Parameters:
-    """Count users, over the training users of a parameter set.
+    """Count co-occurrences over the training users of a parameter set.
 
     Returns:
-        ``start`` int64 [n_source + 2], where the entries of each source item begin (item 0 has none); ``item`` int32 [M] and
+        ``start`` int64 [n_source + 2], where each source item's entries begin (item 0 has none); ``item`` int32 [M] and
         ``share`` float32 [M]: n(j, i) / (n(j) + α); ``rest`` float32 [n_source + 1]: α / (n(j) + α).
     """
     import numpy as np
@@ -51,14 +51,14 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
 
     del shared
     all_targets = pairs.target_matrix()
-    users, sums = np.zeros(pairs.n_source + 1, dtype=np.float32), _Sums()
+    users, sums = np.zeros(pairs.n_source + 1, dtype=np.float32), _PairwiseSum()
     for some in pairs.some_users():
         source, target = pairs.source_matrix(some), all_targets[some]
         both = np.asarray(target.sum(axis=1)).ravel() > 0
         source, target = source[both], target[both]
         sums.add(source.T.tocsr() @ target)
-        # A user counts as much as the heaviest event: one each where all events weigh one.
-        users += np.asarray(source.sum(axis=0)).ravel() if pairs.log.target.weight is None else source.T @ _heaviest(target)
+        # A user counts as much as the heaviest event, so as 1 if events have no weights.
+        users += np.asarray(source.sum(axis=0)).ravel() if pairs.log.target.weight is None else source.T @ _row_maxima(target)
     counts = sparse.csr_matrix(sums.total())
     start, item, share = _keep_most(counts, KEPT)
     total = users + SMOOTHING
@@ -72,7 +72,7 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
 
 
 def score(parameters: Parameters, batch: Batch, log_prior: torch.Tensor) -> torch.Tensor:
-    """log P(i | context): [B, N] in the dtype of ``log_prior``."""
+    """Compute log P(i | context): [B, N] in the dtype of ``log_prior``."""
     dtype = log_prior.dtype
     history, weight, rest = asked(parameters, batch, dtype)
     start = parameters["start"]
@@ -89,7 +89,7 @@ def score(parameters: Parameters, batch: Batch, log_prior: torch.Tensor) -> torc
 
 
 def asked(parameters: Parameters, batch: Batch, dtype: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The items of each history that are looked at, int64 [B, H], their weights [B, H], and the weight of popularity [B, 1]."""
+    """Return the items of each history that count, int64 [B, H], their weights [B, H], and the weight of popularity [B, 1]."""
     history = batch.items[:, -DEPTH:]
     steps = torch.arange(history.shape[1] - 1, -1, -1, dtype=dtype, device=history.device)
     weight = torch.where(history > 0, DECAY**steps, 0.0)
@@ -100,38 +100,38 @@ def asked(parameters: Parameters, batch: Batch, dtype: Any) -> tuple[torch.Tenso
 
 
 def largest(parameters: Parameters, log_prior: torch.Tensor) -> torch.Tensor:
-    """No score of an item is larger, its sign aside, than: float32 [N]."""
+    """Return an upper bound of the absolute score of each item: float32 [N]."""
     least_rest = min(1.0, float(parameters["rest"].min()))
     return (-log_prior - math.log(least_rest)) * (1 + 8 * UNIT)
 
 
-class _Sums:
-    """Sparse matrices that are added up two and two, so that an entry is passed over a few times, however many they are."""
+class _PairwiseSum:
+    """Pairwise sum of sparse matrices: each entry is copied O(log n) times for n matrices."""
 
     def __init__(self) -> None:
-        self._held: list[tuple[int, Any]] = []
+        self._partial_sums: list[tuple[int, Any]] = []
 
     def add(self, matrix: Any) -> None:
-        """Add one more."""
+        """Add a matrix."""
         rank = 0
-        while self._held and self._held[-1][0] == rank:
-            matrix, rank = self._held.pop()[1] + matrix, rank + 1
-        self._held.append((rank, matrix))
+        while self._partial_sums and self._partial_sums[-1][0] == rank:
+            matrix, rank = self._partial_sums.pop()[1] + matrix, rank + 1
+        self._partial_sums.append((rank, matrix))
 
     def total(self) -> Any:
-        """Their sum."""
-        return functools.reduce(operator.add, (matrix for _, matrix in reversed(self._held)))
+        """Return the sum."""
+        return functools.reduce(operator.add, (matrix for _, matrix in reversed(self._partial_sums)))
 
 
-def _heaviest(target: Any) -> Any:
-    """The largest entry of each row of a CSR matrix, none of which is empty: float32 [rows]."""
+def _row_maxima(target: Any) -> Any:
+    """Return the largest entry of each row of a CSR matrix without empty rows: float32 [rows]."""
     import numpy as np
 
     return np.maximum.reduceat(target.data, target.indptr[:-1])
 
 
 def _keep_most(counts: Any, kept: int) -> tuple[Any, Any, Any]:
-    """The ``kept`` largest entries of each row, ties by column: (row starts [rows + 1], columns, values)."""
+    """Return the ``kept`` largest entries of each row, ties by column: (row starts [rows + 1], columns, values)."""
     import numpy as np
 
     counts.sort_indices()

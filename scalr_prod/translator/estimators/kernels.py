@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiled parts of fits, of the calibration and of figures, where they can be had: numba may be missing, or not know the machine.
+"""Compiled kernels of training, calibration and metrics. Optional: numba may be missing or may not support the machine.
 
-Tensor operations give the same but for rounding, in more time.
+Without them, tensor operations give the same results up to rounding, more slowly.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Kernels:
-    """See `fused.cells`, `fused.attended`, `fused.choices`, `fused.rows`, `fused.topics`, `fused.newton` and `fused.figures`."""
+    """The compiled kernels: see `fused.cells`, `attended`, `choices`, `rows`, `topics`, `newton` and `figures` of that package."""
 
     weighted_sums: Callable[..., Any]
     sums_by_column: Callable[..., Any]
@@ -42,14 +42,14 @@ class Kernels:
 
 @functools.cache
 def kernels() -> Kernels | None:
-    """Those of this process, once one of them has been seen to run; None where nothing compiles."""
+    """Compile one kernel as a self-test, and return all of them; None if nothing compiles."""
     try:
         from scalr_prod.translator.fused import attended, cells, choices, figures, newton, rows, topics
 
-        none, empty = np.zeros(2, np.int64), np.zeros((1, 1), np.float32)
-        cells.weighted_sums(none, none[:0], empty[0], empty, empty, empty)
+        starts, zero = np.zeros(2, np.int64), np.zeros((1, 1), np.float32)
+        cells.weighted_sums(starts, starts[:0], zero[0], zero, zero, zero)
     except Exception as error:  # of numba
-        logger.info("estimators are fitted without compiled code, in more time: %s: %s", type(error).__name__, error)
+        logger.info("no compiled kernels, training is slower: %s: %s", type(error).__name__, error)
         return None
     return Kernels(
         weighted_sums=cells.weighted_sums,

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A linear estimator: ridge regression from a user's source items to target items, on the source domain's principal components.
+"""Linear estimator: ridge regression from a user's source items to target items, on the source domain's principal components.
 
 With X the users' source items (rows scaled to unit norm, columns damped by popularity) and Q [n_source, r] the first right singular
-vectors of X, users have coordinates ``z = x Q`` and the score is ``z C`` with ``C = (Z'Z + λI)⁻¹ Z'Y`` over the training users. Q comes
-from source events alone, so every parameter set shares it, and a set costs one r x r system.
+vectors of X, users have coordinates ``z = x Q`` and the score is ``z C`` with ``C = (Z'Z + λI)⁻¹ Z'Y`` over the training users. Q depends
+on source events alone, so all parameter sets share it, and each set solves one r x r system.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ if TYPE_CHECKING:
 __all__ = ["fit", "orthonormal", "score", "share", "source_basis", "user", "vectors", "version"]
 
 version: Final = 1
-#: Principal components for each of ``[translator] dim``.
+#: Principal components per unit of ``[translator] dim``.
 COMPONENTS_PER_DIM: Final = 4
 #: λ in units of a training user's mean squared norm.
 RIDGE: Final = 3.0
 #: How much popular source items are damped: columns are divided by (users + 1)^DAMPING.
 DAMPING: Final = 0.25
 _POWER_ITERATIONS: Final = 4
-#: Columns of which no part this small, in units of the largest, is left beside the others' span, can be made orthonormal by their products.
-_LEAST_APART: Final = 1e-5
+#: Smallest ratio of the diagonal of the Cholesky factor at which columns are independent enough for Cholesky orthonormalisation.
+_MIN_PIVOT_RATIO: Final = 1e-5
 
 
 def share(pairs: Pairs) -> Parameters:
-    """What all parameter sets share: ``basis`` float32 [n_source + 1, r], Q with the columns' damping folded in."""
+    """Fit ``basis`` float32 [n_source + 1, r]: Q with the columns' damping folded in."""
     return {"basis": torch.from_numpy(source_basis(pairs, COMPONENTS_PER_DIM * pairs.settings.dim))}
 
 
 def source_basis(pairs: Pairs, components: int) -> Any:
-    """Q by randomised subspace iteration (Halko et al. 2011), damping folded in: numpy float32 [n_source + 1, r]."""
+    """Compute Q by randomised subspace iteration (Halko et al. 2011), damping folded in: numpy float32 [n_source + 1, r]."""
     import numpy as np
 
     damping = (pairs.source_users() + 1) ** -DAMPING
@@ -50,7 +50,7 @@ def source_basis(pairs: Pairs, components: int) -> Any:
         for users in pairs.some_users():
             x = pairs.source_matrix(users)
             norm = np.maximum(np.asarray(x.sum(axis=1)).ravel(), 1) ** -0.5
-            x.data *= np.repeat(norm, np.diff(x.indptr))  # as products with diagonal matrices round
+            x.data *= np.repeat(norm, np.diff(x.indptr))  # rounds like products with diagonal matrices
             x.data *= damping[x.indices]
             yield x
 
@@ -67,10 +67,10 @@ def source_basis(pairs: Pairs, components: int) -> Any:
 
 
 def orthonormal(columns: Any) -> Any:
-    """An orthonormal basis of what columns span.
+    """Return an orthonormal basis of the span of some columns.
 
-    Cholesky's factor of their products, in float64, gives one in a tenth of the time of Householder's reflections, where the columns
-    are far from dependent; else it is those.
+    Uses a Cholesky factorisation of the Gram matrix in float64, ten times faster than Householder reflections. Falls back to those
+    if the columns are nearly dependent.
 
     Args:
         columns: numpy float32 [n, r], n >= r.
@@ -83,21 +83,21 @@ def orthonormal(columns: Any) -> Any:
     exact = columns.astype(np.float64)
     try:
         factor = np.linalg.cholesky(exact.T @ exact)
-    except np.linalg.LinAlgError:  # they are dependent
+    except np.linalg.LinAlgError:  # the columns are dependent
         factor = np.zeros((1, 1))
-    if factor.diagonal().min() <= _LEAST_APART * factor.diagonal().max():
+    if factor.diagonal().min() <= _MIN_PIVOT_RATIO * factor.diagonal().max():
         return np.linalg.qr(columns)[0]
-    # numpy's own routines, which have one thread in training.
+    # numpy's routines, which use one thread in training.
     return (exact @ np.linalg.inv(factor).T).astype(np.float32)
 
 
 def fit(pairs: Pairs, shared: Parameters) -> Parameters:
-    """``coefficients`` float32 [r, n_target]: C."""
+    """Fit ``coefficients`` float32 [r, n_target]: C."""
     import numpy as np
 
     basis, all_targets = shared["basis"].numpy(), pairs.target_matrix()
     gram, sums = np.zeros((len(basis[0]), len(basis[0]))), np.zeros((all_targets.shape[1], len(basis[0])))
-    asked = 0
+    user_count = 0
     for users in pairs.some_users():
         source, target = pairs.source_matrix(users), all_targets[users]
         both = (np.asarray(target.sum(axis=1)).ravel() > 0) & (np.asarray(source.sum(axis=1)).ravel() > 0)
@@ -106,24 +106,24 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
         z = (norm[:, None] * (source @ basis)).astype(np.float64)
         gram += z.T @ z
         sums += target.T @ z
-        asked += len(z)
-    gram[np.diag_indices_from(gram)] += RIDGE * max(np.trace(gram), 1e-12) / max(asked, 1)
+        user_count += len(z)
+    gram[np.diag_indices_from(gram)] += RIDGE * max(np.trace(gram), 1e-12) / max(user_count, 1)
     coefficients = np.linalg.solve(gram, sums.T)
     return {"coefficients": torch.from_numpy(coefficients.astype(np.float32))}
 
 
 def user(parameters: Parameters, batch: Batch) -> torch.Tensor:
-    """A user's coordinates z: float64 [B, r]."""
+    """Compute the users' coordinates z: float64 [B, r]."""
     items = distinct(batch.items)
     norm = (items > 0).sum(1, keepdim=True).clamp(min=1).double().sqrt()
     return parameters["basis"][items].sum(1, dtype=torch.float64) / norm
 
 
 def vectors(parameters: Parameters) -> torch.Tensor:
-    """Each target item's coefficients: float32 [N, r]."""
+    """Return each target item's coefficients: float32 [N, r]."""
     return parameters["coefficients"].T
 
 
 def score(parameters: Parameters, batch: Batch, log_prior: torch.Tensor) -> torch.Tensor:
-    """[B, N] in the dtype of ``log_prior``."""
+    """Score all target items: [B, N] in the dtype of ``log_prior``."""
     return products(user(parameters, batch), vectors(parameters), log_prior.dtype)

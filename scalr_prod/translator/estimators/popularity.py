@@ -1,19 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Popularity as of an event: how often an item had been chosen by then, and how often lately, to the event.
+"""Popularity as of an event: how often an item had been chosen before it, in total and recently.
 
-Everybody's events count, a held-out fold's too: what had happened before an event was known to whoever looked then. The prior
-P(i), which is fitted once, leaves them out.
+All users' events count, also those of a held-out fold: what happened before an event was known at that time. The prior P(i), which is
+fitted once, leaves them out.
 
-A feature of an item is the logarithm of its decayed count at a time: each target event before counts 0.5^(age / half-life). How much one
-event more says depends on how many there were: a second one of late makes an item several times as likely, a tenth hardly more. So
-counts make further features, their logarithm from one and from four on (constant below), and the weighted sum of a count's features is
-a line with bends.
+A feature of an item is the logarithm of its decayed count at a time: each earlier target event counts 0.5^(age / half-life). The effect of
+one more event depends on the count: a second recent event makes an item several times as likely, a tenth hardly more. So each count gives
+further features, its logarithm clamped from below at 1 and at 4 events, and the weighted sum of a count's features is piecewise linear.
 
-Counts are exact at any time and for any number of events, and never look ahead: every event keeps its item's counts just after it, and
-all items' counts are kept at marks. A query takes the mark before its time and replaces the counts of the items that were chosen since.
-There is a mark for about as many events as there are items, so that a query costs a few passes over the items, and an event 48 bytes
-at most (or 32 MB for all marks, if that is more). Events of one item at one time are kept as one. After the end of what was known,
-popularity stands still.
+Counts are exact at any time and never look ahead. Each event stores its item's counts just after it, and snapshots store the counts of all
+items. A query takes the last snapshot before its time and replaces the counts of the items chosen since. There is about one snapshot for as
+many events as there are items, so a query takes a few passes over the items, and an event takes at most 48 bytes (or 32 MB for all
+snapshots, if that is more). Events of one item at one time are merged. After the end of the training data, popularity stays constant.
 """
 
 from __future__ import annotations
@@ -51,7 +49,7 @@ __all__ = [
     "weighted_at",
 ]
 
-#: Count → (half-life in days, events added to every item's count, so that the least known one can still be proposed).
+#: Count → (half-life in days, events added to every item's count as smoothing, so that rare items can be proposed).
 DECAYED: Final[dict[str, tuple[float, float]]] = {
     "count": (math.inf, 0.5),
     "days_90": (90.0, 0.2),
@@ -59,34 +57,34 @@ DECAYED: Final[dict[str, tuple[float, float]]] = {
     "days_3": (3.0, 0.05),
 }
 COUNTS: Final = tuple(DECAYED)
-#: Where the line bends, in events with what is added; an item that can be proposed has one event in all at least.
-_BENDS: Final = {"count": (4,), "days_90": (1, 4), "days_20": (1, 4), "days_3": (1, 4)}
-_BENT: Final = {f"{name}_from_{least}": (name, math.log(least)) for name, bends in _BENDS.items() for least in bends}
-#: What is known of an item's popularity at a time; the calibration gives each a weight.
-FEATURES: Final = (*COUNTS, *_BENT)
-#: Tensors of `fit`; a version without one of them was written by another package.
+#: Clamps of the piecewise linear features, in events including the smoothing. An item that can be proposed has at least one event.
+_CLAMPS: Final = {"count": (4,), "days_90": (1, 4), "days_20": (1, 4), "days_3": (1, 4)}
+_CLAMPED: Final = {f"{name}_from_{least}": (name, math.log(least)) for name, clamps in _CLAMPS.items() for least in clamps}
+#: Popularity features of an item at a time; the calibration weighs each.
+FEATURES: Final = (*COUNTS, *_CLAMPED)
+#: Tensors of `fit`; a version that lacks one was written by another version of the package.
 TENSORS: Final = ("end", "time", "item", "next", "every", "since", *DECAYED, *(f"{name}_marked" for name in DECAYED))
-#: Marks of a small log; a larger one has a mark for each `n_target` events, so that marks take no more than events do.
+#: Snapshots of a small log. A larger one has one per `n_target` events, so that snapshots take no more memory than events.
 MARKS: Final = 64
-#: Events between the marks of a large log, if there are fewer items.
-_LEAST_BETWEEN: Final = 1_000
-#: Most numbers kept for one count at the marks of a small log, and at the instants that `instants` chooses.
-_MOST_NUMBERS: Final = 2_000_000
-#: Events that are counted at a time, about.
+#: Minimum number of events between two snapshots of a large log.
+_MIN_EVENTS_BETWEEN: Final = 1_000
+#: Maximum numbers per count in the snapshots of a small log, and at the times that `instants` chooses.
+_MAX_NUMBERS: Final = 2_000_000
+#: Approximate number of events counted at a time.
 _AT_A_TIME: Final = 500_000
-#: Moments for each row, up to which one matrix product a moment is the faster way.
-_FEW: Final = 0.25
+#: Times per row up to which one matrix product per time is faster.
+_MAX_TIMES_PER_ROW: Final = 0.25
 _DAY_US: Final = 86_400_000_000.0
 
 
-def fit(pairs: Pairs, marks: int = MARKS) -> Parameters:
-    """Count every event, and all items at every mark (about so many of them, more where there are many events for each item).
+def fit(pairs: Pairs, snapshots: int = MARKS) -> Parameters:
+    """Count every event, and take snapshots of all items' counts: about the given number, more if there are many events per item.
 
     Returns:
-        ``end`` int64 [1], when popularity stands still (microseconds); for each of M events, in order of time: ``time`` int64,
-        ``item`` int32, ``next`` int32 (position of the item's next event; M where there is none) and by name of `COUNTS` float32,
-        the item's decayed count just after it; ``every`` int64 [1], events between two marks; ``since`` int64 [G], the time of the
-        last event before each mark, and by ``<count>_marked`` float32 [G, n_target], all items' decayed counts just after that.
+        ``end`` int64 [1], end of the training data (microseconds); for each of M events in order of time, ``time`` int64,
+        ``item`` int32, ``next`` int32 (position of the item's next event; M if there is none) and, by name in `COUNTS`, float32
+        the item's decayed count just after the event; ``every`` int64 [1], events between two snapshots; ``since`` int64 [G], the time
+        of the last event before each snapshot, and ``<count>_marked`` float32 [G, n_target], all items' decayed counts just after it.
     """
     item, time, weight = pairs.popularity_events()
     by_item = np.lexsort((time, item))
@@ -105,26 +103,26 @@ def fit(pairs: Pairs, marks: int = MARKS) -> Parameters:
     for name, (half_life, _) in DECAYED.items():
         events[name] = _decayed_by_parts(item, time, half_life, weight)[kept]
     end = np.array([pairs.popularity_until])
-    number = max(min(marks, _MOST_NUMBERS // pairs.n_target), len(kept) // max(pairs.n_target, _LEAST_BETWEEN), 1)
-    found = events | {"end": end} | _marked(events, end, -(-len(kept) // number) or 1, pairs.n_target)
+    number = max(min(snapshots, _MAX_NUMBERS // pairs.n_target), len(kept) // max(pairs.n_target, _MIN_EVENTS_BETWEEN), 1)
+    found = events | {"end": end} | _snapshots(events, end, -(-len(kept) // number) or 1, pairs.n_target)
     return {name: torch.from_numpy(array) for name, array in found.items()}
 
 
-def instants(pairs: Pairs, most: int) -> torch.Tensor:
-    """Instants (at most so many) with as many events between each two, the last one at the end: int64 [G], ascending."""
+def instants(pairs: Pairs, max_instants: int) -> torch.Tensor:
+    """Choose times with equally many events between neighbours, the last at the end of the data: int64 [G], ascending."""
     _, time, _ = pairs.popularity_events()
     time = np.sort(time)
-    most = int(np.clip(_MOST_NUMBERS // pairs.n_target, 8, most))
-    inner = time[(np.arange(most - 1) * len(time)) // (most - 1)] if len(time) else time
+    count = int(np.clip(_MAX_NUMBERS // pairs.n_target, 8, max_instants))
+    inner = time[(np.arange(count - 1) * len(time)) // (count - 1)] if len(time) else time
     return torch.from_numpy(np.unique(np.append(inner, pairs.popularity_until)))
 
 
 def _decayed_by_parts(
     item: NDArray[Any], time: NDArray[np.int64], half_life: float, weight: NDArray[np.float32] | None
 ) -> NDArray[np.float32]:
-    """`decayed`, of some items at a time, since sums take several times the memory of what they add up."""
+    """Compute `decayed` for some items at a time: its temporaries take several times the memory of the events."""
     found = np.empty(len(item), dtype=np.float32)
-    begins = np.append(np.flatnonzero(np.diff(item, prepend=-1)), len(item))  # of each item's events
+    begins = np.append(np.flatnonzero(np.diff(item, prepend=-1)), len(item))  # start of each item's events
     first = 0
     while begins[first] < len(item):
         stop = max(int(np.searchsorted(begins, begins[first] + _AT_A_TIME, side="right")) - 1, first + 1)
@@ -137,15 +135,15 @@ def _decayed_by_parts(
 def decayed(
     item: NDArray[Any], time: NDArray[np.int64], half_life: float, weight: NDArray[np.float32] | None = None
 ) -> NDArray[np.float64]:
-    """Each event's decayed count of its item's events up to it, itself included, in order of item and time: float64 [M].
+    """Compute the decayed count of each event's item just after the event, in order of item and time: float64 [M].
 
     Args:
         item: [M], ascending.
-        time: int64 [M], microseconds, ascending for each item.
+        time: int64 [M], microseconds, ascending within each item.
         half_life: In days; infinity counts every event as one.
-        weight: float32 [M]. How much each counts; None: one.
+        weight: float32 [M]. Weight of each event; None: 1.
     """
-    number = np.arange(len(item)) - np.searchsorted(item, item) + 1  # of each event among its item's
+    number = np.arange(len(item)) - np.searchsorted(item, item) + 1  # of each event among those of its item
     if math.isinf(half_life) and weight is None:
         return number.astype(np.float64)
     total = np.ones(len(item)) if weight is None else weight.astype(np.float64)
@@ -159,28 +157,28 @@ def decayed(
 
 
 def prior(pairs: Pairs) -> torch.Tensor:
-    """log P(i) by all events of the training slice: float32 [n_target]."""
+    """Compute log P(i) from all events of the training slice: float32 [n_target]."""
     counts = np.log(np.asarray(pairs.target_matrix().sum(axis=0)).ravel() + DECAYED["count"][1])
     return torch.from_numpy(counts - np.logaddexp.reduce(counts)).float()
 
 
 def feature(counts: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
-    """One of `FEATURES`, from the logarithms of the counts (any shape)."""
-    if name not in _BENT:
+    """Compute one of `FEATURES` from the logarithms of the counts (any shape)."""
+    if name not in _CLAMPED:
         return counts[name]
-    of, least = _BENT[name]
+    of, least = _CLAMPED[name]
     return counts[of].clamp(min=least)
 
 
 def log_counts(
     parameters: Parameters, time: torch.Tensor, dtype: Any = torch.float32, items: torch.Tensor | None = None
 ) -> dict[str, torch.Tensor]:
-    """Logarithms of the decayed counts as of each time.
+    """Compute the logarithms of the decayed counts as of each time.
 
     Args:
-        parameters: As `fit` gives them.
+        parameters: The result of `fit`.
         time: int64 [B], microseconds.
-        dtype: Of the answer.
+        dtype: dtype of the result.
         items: int64 [B, C]. Default: all.
 
     Returns:
@@ -191,10 +189,10 @@ def log_counts(
     mark = torch.minimum(before // parameters["every"], parameters["since"].new_tensor(len(parameters["since"]) - 1))
     begin = mark * parameters["every"]
     if items is not None:
-        return _log_counts_of(parameters, time, (mark, begin, before), items, dtype)
-    event, owner = _latest(parameters["next"], begin, before)
+        return _log_counts_of_items(parameters, time, (mark, begin, before), items, dtype)
+    event, owner = _last_events(parameters["next"], begin, before)
     place = owner * parameters["count_marked"].shape[1] + parameters["item"][event]
-    # Days in float64: what rounding leaves of a decayed count is then a few units in its last place.
+    # Days in float64, so that a decayed count is off by only a few units in the last place.
     elapsed = (time - parameters["since"][mark]).clamp(min=0).double() / _DAY_US
     age = (time[owner] - parameters["time"][event]).double() / _DAY_US
     found = {}
@@ -207,19 +205,19 @@ def log_counts(
     return found
 
 
-def _log_counts_of(
+def _log_counts_of_items(
     parameters: Parameters,
     time: torch.Tensor,
     places: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     items: torch.Tensor,
     dtype: Any,
 ) -> dict[str, torch.Tensor]:
-    """`log_counts` of named items, whose last events are looked up: the cost does not depend on the number of items."""
+    """Compute `log_counts` of given items by binary search of their last events: the cost does not depend on the number of items."""
     mark, begin, before = places
     span = len(parameters["time"]) + 1
     key = parameters["by_item"] if "by_item" in parameters else by_item(parameters)
     place = torch.searchsorted(key, items * span + before[:, None]) - 1
-    # Negative where the item has no event before; the one before the mark is counted there.
+    # Negative if the item has no event before; an event before the snapshot is part of its counts.
     event = torch.cat([key, key.new_full((1,), -span)])[place] - items * span
     since_mark = event >= begin[:, None]
     event = event.clamp(min=0) * since_mark
@@ -238,23 +236,23 @@ def _log_counts_of(
 
 
 def by_item(parameters: Parameters) -> torch.Tensor:
-    """Events in the order of items and time, for `log_counts` of named items: int64 [M], item x (M + 1) + position."""
+    """Index events by item and time, for `log_counts` of given items: int64 [M], item x (M + 1) + position, ascending."""
     item = parameters["item"].long()
     return (item * (len(item) + 1) + torch.arange(len(item), device=item.device)).sort().values
 
 
-def _latest(following: torch.Tensor, begin: torch.Tensor, before: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of the items chosen in each of B ranges of events, the last event: positions [E], and which range each is of [E]."""
+def _last_events(following: torch.Tensor, begin: torch.Tensor, before: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Find the last event of each item in each of B ranges of events: positions [E], and the range of each [E]."""
     latest = [
         (following[start:stop] >= stop).nonzero()[:, 0] + start
         for start, stop in zip(begin.tolist(), before.tolist(), strict=True)
     ]
-    counts = torch.tensor([len(one) for one in latest], dtype=torch.int64, device=begin.device)
+    counts = torch.tensor([len(events) for events in latest], dtype=torch.int64, device=begin.device)
     return torch.cat([begin[:0], *latest]), torch.repeat_interleave(torch.arange(len(latest), device=begin.device), counts)
 
 
 def at_instants(parameters: Parameters, instants: torch.Tensor, weights: Mapping[str, float]) -> torch.Tensor:
-    """Weighted features as of instants, normalised over the items: float32 [G, N]."""
+    """Compute the log-softmax over items of weighted features as of some times: float32 [G, N]."""
     counts = log_counts(parameters, instants)
     return sum(weight * feature(counts, name) for name, weight in weights.items()).log_softmax(1)
 
@@ -262,76 +260,78 @@ def at_instants(parameters: Parameters, instants: torch.Tensor, weights: Mapping
 def weighted(
     parameters: Parameters, time: torch.Tensor, weights: Sequence[torch.Tensor], dtype: Any = torch.float32
 ) -> list[torch.Tensor]:
-    """Weighted sums of the features as of each time, which are worked out once for equal times.
+    """Compute weighted sums of the features as of each time; equal times are computed once.
 
     Args:
-        parameters: As `fit` gives them.
+        parameters: The result of `fit`.
         time: int64 [B], microseconds.
-        weights: Each [F], or [B, F] where every row has its own; F in the order of `FEATURES`.
-        dtype: Of the answers.
+        weights: Each [F], or [B, F] if every row has its own; F in the order of `FEATURES`.
+        dtype: dtype of the results.
 
     Returns:
         [B, N] for each set of weights.
     """
     distinct, index = torch.unique(time, return_inverse=True)
     counts = log_counts(parameters, distinct, dtype)
-    used = torch.stack([one.reshape(-1, one.shape[-1]).ne(0).any(0) for one in weights]).any(0).nonzero()[:, 0].tolist()
+    used = torch.stack([row.reshape(-1, row.shape[-1]).ne(0).any(0) for row in weights]).any(0).nonzero()[:, 0].tolist()
     if not used:
         return [torch.zeros(len(time), counts["count"].shape[1], dtype=dtype, device=time.device) for _ in weights]
     features = torch.stack([feature(counts, FEATURES[number]) for number in used], 1)
     sums = []
-    for one in weights:
-        kept = one[..., used].to(dtype)
-        if one.ndim == 1:
-            sums.append((kept @ features)[index])
+    for row in weights:
+        nonzero = row[..., used].to(dtype)
+        if row.ndim == 1:
+            sums.append((nonzero @ features)[index])
             continue
-        sums.append(_own_weights(kept, features, index))
+        sums.append(_weighted_per_row(nonzero, features, index))
     return sums
 
 
 def weighted_at(
     parameters: Parameters, time: torch.Tensor, weights: torch.Tensor, items: torch.Tensor, dtype: Any
 ) -> torch.Tensor:
-    """Weighted sums of the features of named items, int64 [B, C], with weights [F] or [B, F]: [B, C]; see `weighted`."""
+    """Compute weighted sums of the features of given items, int64 [B, C], with weights [F] or [B, F]: [B, C]; see `weighted`."""
     counts = log_counts(parameters, time, dtype, items)
     features = torch.stack([feature(counts, name) for name in FEATURES], 1)
     return (weights.to(dtype)[..., None] * features).sum(1)
 
 
 def largest(parameters: Parameters) -> torch.Tensor:
-    """No feature of an item at any time is larger, its sign aside, than: float32 [F, N]."""
+    """Return an upper bound of the absolute value of each item's features at any time: float32 [F, N]."""
     sizes = {}
     for name, (_, smoothing) in DECAYED.items():
-        # Of an item's counts, those just after its events are the largest.
+        # An item's counts are largest just after its events.
         most = torch.zeros_like(parameters[f"{name}_marked"][0])
         most.scatter_reduce_(0, parameters["item"].long(), parameters[name], "amax")
         sizes[name] = most.add_(smoothing).log_().clamp_(min=-math.log(smoothing)) * (1 + 8 * UNIT)
-    bent = [sizes[of].clamp(min=abs(least)) for of, least in _BENT.values()]
-    return torch.stack([*sizes.values(), *bent])
+    clamped = [sizes[of].clamp(min=abs(least)) for of, least in _CLAMPED.values()]
+    return torch.stack([*sizes.values(), *clamped])
 
 
-def _own_weights(weights: torch.Tensor, features: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Each row's weights [B, F] times the features [U, F, N] of its moment, ``index`` [B]: [B, N]."""
+def _weighted_per_row(weights: torch.Tensor, features: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Multiply each row's weights [B, F] by the features [U, F, N] of its time, ``index`` [B]: [B, N]."""
     total = features.new_zeros(len(index), features.shape[2])
-    if len(features) > _FEW * len(index):
+    if len(features) > _MAX_TIMES_PER_ROW * len(index):
         for number in range(features.shape[1]):
             total.addcmul_(weights[:, number, None], features[:, number][index])
         return total
-    for moment, values in enumerate(features):  # far fewer moments than rows: a product for each
-        rows = (index == moment).nonzero()[:, 0]
+    for distinct_time, values in enumerate(features):  # far fewer times than rows: one product for each
+        rows = (index == distinct_time).nonzero()[:, 0]
         total[rows] = weights[rows] @ values
     return total
 
 
 def _last_of_each(item: NDArray[Any], time: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Positions of the last of the events of one item and time; its counts hold the others."""
+    """Find the last event of each item and time; its counts include the others."""
     last = np.ones(len(item), dtype=bool)
     last[:-1] = (item[1:] != item[:-1]) | (time[1:] != time[:-1])
     return np.flatnonzero(last)
 
 
-def _marked(events: Mapping[str, NDArray[Any]], end: NDArray[np.int64], every: int, n_target: int) -> dict[str, NDArray[Any]]:
-    """``every``, ``since`` and the counts at the marks, see `fit`."""
+def _snapshots(
+    events: Mapping[str, NDArray[Any]], end: NDArray[np.int64], every: int, n_target: int
+) -> dict[str, NDArray[Any]]:
+    """Compute ``every``, ``since`` and the snapshots, see `fit`."""
     item, time = events["item"], events["time"]
     starts = np.arange(0, max(len(item), 1), every)
     since = np.append(time, end)[np.maximum(starts - 1, 0)]
@@ -339,7 +339,7 @@ def _marked(events: Mapping[str, NDArray[Any]], end: NDArray[np.int64], every: i
     last = np.full(n_target, -1)
     for row, start in enumerate(starts.tolist()[1:], 1):
         passed = np.arange(start - every, start)
-        last[item[passed]] = passed  # of several events of an item the last stays
+        last[item[passed]] = passed  # the last of an item's events wins
         known = np.flatnonzero(last >= 0)
         days = (since[row] - time[last[known]]) / _DAY_US
         for name, (half_life, _) in DECAYED.items():

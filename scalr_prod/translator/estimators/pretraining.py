@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the sequential estimator learns before it sees a target event: which source event comes next.
+"""Pretraining of the sequential estimator: predict the next source event.
 
-Everybody's source events teach it, those of users without target events too, and no parameter set has to leave any out. There are
-usually far more of them than target events, and where a user goes next in one domain says much about the other. Training takes time
-in proportion to them; ``[translator] pretraining_events`` takes some of the windows, chosen at random, instead of all.
+Uses all users' source events, also those of users without target events; no parameter set has to leave any out. There are usually far
+more source than target events, and predicting a user's next source item helps to predict target items. Training time is proportional
+to their number; ``[translator] pretraining_events`` limits it to a random sample of windows.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ __all__ = ["learner_of", "pretrained", "step"]
 EPOCHS: Final = 3
 LEARNING_RATE: Final = 2e-3
 WEIGHT_DECAY: Final = 1e-2
-#: Of a source item's logarithmic number of events, which training takes as given.
+#: Weight of a source item's log event count as a fixed offset of the logits.
 _POPULARITY: Final = 0.75
-#: Windows in a batch.
+#: Windows per batch.
 _BATCH: Final = 64
 
 
 def pretrained(pairs: Pairs, parameters: Parameters, generator: torch.Generator) -> Parameters:
-    """Parameters of the block and the source items' vectors, trained to predict the next source event.
+    """Train the block and the source item vectors to predict the next source event.
 
     Args:
-        pairs: The slice.
-        parameters: To start from: those of `attention.initial`, and ``source`` [n_source + 1, d].
-        generator: Of the order, the hidden events and the negatives.
+        pairs: The training slice.
+        parameters: Initial values: those of `attention.initial`, and ``source`` [n_source + 1, d].
+        generator: Random generator for the order, the hidden events and the negatives.
     """
     windows = source_windows(pairs)
     known = windows.known()
@@ -48,7 +48,9 @@ def pretrained(pairs: Pairs, parameters: Parameters, generator: torch.Generator)
     chance = 0.5 * count / count.sum().clamp(min=1) + 0.5 * (count > 0) / (count > 0).sum().clamp(min=1)
     popular = (_POPULARITY * (count + 0.5).log()).to(pairs.device)
     if pairs.settings.pretraining_events is not None:
-        windows = windows.take(_some(torch.from_numpy(known), pairs.settings.pretraining_events, pairs.settings.seed).numpy())
+        windows = windows.take(
+            _sample_windows(torch.from_numpy(known), pairs.settings.pretraining_events, pairs.settings.seed).numpy()
+        )
     steps = EPOCHS * -(-len(windows) // _BATCH)
     learner = learner_of(parameters, steps=steps, rate=LEARNING_RATE, device=pairs.device)
     for _ in range(EPOCHS):
@@ -60,19 +62,19 @@ def pretrained(pairs: Pairs, parameters: Parameters, generator: torch.Generator)
 
 
 def learner_of(parameters: Parameters, *, steps: int, rate: float, device: str) -> Learner:
-    """What learns parameters: the block, two vectors for each source item (of one that was chosen, and of one that may come next), biases.
+    """Create the optimizer of the block, two vectors per source item (as an input, and as a next item), and item biases.
 
     Args:
         parameters: See `pretrained`.
-        steps: How many there will be.
+        steps: The total number of steps.
         rate: The highest learning rate.
-        device: Where it learns.
+        device: The device to train on.
     """
-    here = {name: tensor.to(device, copy=True) for name, tensor in parameters.items()}
-    tables = {"source": here.pop("source")}
+    dense = {name: tensor.to(device, copy=True) for name, tensor in parameters.items()}
+    tables = {"source": dense.pop("source")}
     tables["next"] = 0.1 * tables["source"]
     return Learner(
-        here | {"bias": torch.zeros(len(tables["source"]), device=device)}, tables, steps=steps, rate=rate, decay=WEIGHT_DECAY
+        dense | {"bias": torch.zeros(len(tables["source"]), device=device)}, tables, steps=steps, rate=rate, decay=WEIGHT_DECAY
     )
 
 
@@ -85,27 +87,27 @@ def step(
     chance: torch.Tensor,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """One step on a batch of windows.
+    """Take one training step on a batch of windows.
 
     Args:
-        learner: As `learner_of` gives it.
-        items: int64 [W, L], on the CPU. Source vocabulary indices; 0 on the left.
-        days: float32 [W, L], on the CPU. When each event happened.
-        popular: float32 [n_source + 1]. What training takes as given of each item; on the learner's device.
-        chance: float32 [n_source + 1]. By what chance an item is drawn; on the CPU.
-        generator: Of the hidden events and the negatives, on the CPU.
+        learner: The optimizer of `learner_of`.
+        items: int64 [W, L], on the CPU. Source vocabulary indices; padded with 0 on the left.
+        days: float32 [W, L], on the CPU. Time of each event, in days.
+        popular: float32 [n_source + 1]. Fixed offset of each item's logit; on the optimizer's device.
+        chance: float32 [n_source + 1]. Probability of each item to be drawn as a negative; on the CPU.
+        generator: Random generator for the hidden events and the negatives, on the CPU.
 
     Returns:
-        The loss before it: float32, a scalar, on the learner's device.
+        The loss before the step: float32, a scalar, on the optimizer's device.
     """
     device = learner.whole["bias"].device
     begin = int((items > 0).any(0).to(torch.uint8).argmax())
-    some, when = items[:, begin:], sent(days[:, begin:], device)
-    row, place = ((some[:, :-1] > 0) & (some[:, 1:] > 0)).nonzero(as_tuple=True)
-    label = some[row, place + 1]
-    source, (own,) = learner.tables["source"].take(some)
-    asked = sent(row, device), sent(place, device)
-    state = attention.states(learner.whole | {"source": source}, own, when, asked, generator)
+    trimmed, when = items[:, begin:], sent(days[:, begin:], device)
+    row, place = ((trimmed[:, :-1] > 0) & (trimmed[:, 1:] > 0)).nonzero(as_tuple=True)
+    label = trimmed[row, place + 1]
+    source, (own,) = learner.tables["source"].take(trimmed)
+    positions = sent(row, device), sent(place, device)
+    state = attention.states(learner.whole | {"source": source}, own, when, positions, generator)
     drawn = Negatives.drawn(chance, generator)
     vectors, (own, others) = learner.tables["next"].take(label, drawn.items)
     offset = popular + learner.whole["bias"]
@@ -114,15 +116,15 @@ def step(
         vectors,
         own,
         Negatives(others, sent(drawn.log_expected, device)),
-        own=offset[sent(label, device)],
-        others=offset[sent(drawn.items, device)][None],
+        label_offset=offset[sent(label, device)],
+        drawn_offsets=offset[sent(drawn.items, device)][None],
     )
     learner.step(loss)
     return loss.detach()
 
 
-def _some(known: torch.Tensor, most: int, seed: int) -> torch.Tensor:
-    """Windows, chosen at random, in order, that hold so many events at most, but one at least; of the numbers of events in each."""
+def _sample_windows(known: torch.Tensor, max_events: int, seed: int) -> torch.Tensor:
+    """Sample windows with at most ``max_events`` events in total, but at least one window: ascending, given each one's event count."""
     order = torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))
-    fitting = int((known[order].cumsum(0) <= most).sum())
+    fitting = int((known[order].cumsum(0) <= max_events).sum())
     return order[: max(fitting, 1)].sort().values

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores that are products of a user's vector and the items' vectors, and how far rounding to float32 may move them.
+"""Dot products of user and item vectors, and bounds of their rounding error in float32.
 
-The user's vector is worked out in float64 and rounded once, so that all that rounding adds is what the product adds: for any order of
-summation at most d units of the d terms' absolute sum, which is at most the product of the two vectors' lengths.
+The user vector is computed in float64 and rounded once, so the only other error is that of the product itself: for any order of summation
+at most d units of the absolute sum of the d terms, which is at most the product of the two norms.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import torch
 
 __all__ = ["UNIT", "lengths", "products", "rounding"]
 
-#: Half the distance from 1 to the next float32.
+#: Unit roundoff of float32: half the distance from 1 to the next number.
 UNIT: Final = 2.0**-24
 
 
 def products(user: torch.Tensor, vectors: torch.Tensor, dtype: Any, items: torch.Tensor | None = None) -> torch.Tensor:
-    """Products of users' vectors, float64 [B, d], and items' vectors, float32 [N, d]: [B, N], or [B, C] of named items.
+    """Compute dot products of user and item vectors: [B, N], or [B, C] for given items.
 
     Args:
-        user: A vector for each row.
-        vectors: One for each item.
-        dtype: That it is worked out in.
+        user: float64 [B, d].
+        vectors: float32 [N, d].
+        dtype: dtype of the computation and the result.
         items: int64 [B, C]. Default: all.
     """
     user = user.to(dtype)
@@ -33,10 +33,10 @@ def products(user: torch.Tensor, vectors: torch.Tensor, dtype: Any, items: torch
 
 
 def lengths(vectors: torch.Tensor) -> torch.Tensor:
-    """The length of each item's vector, not less than it is: float32 [N]."""
+    """Return an upper bound of the norm of each item's vector: float32 [N]."""
     return torch.linalg.vector_norm(vectors, dim=1) * (1 + (vectors.shape[1] + 2) * UNIT)
 
 
 def rounding(dim: int) -> float:
-    """How far a product in float32 may be from one in float64, in units of the two lengths' product."""
+    """Bound the error of a float32 dot product, relative to the product of the two norms."""
     return (dim + 2) * UNIT

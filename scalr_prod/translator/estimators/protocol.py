@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an estimator is to the translator: what it learns, and the score that it gives every target item.
+"""Estimator protocols: what an estimator learns, and how it scores target items.
 
-An estimator of your own is a class with the parts of `Estimator` or of `ProductEstimator`, in one file that imports nothing but the
-standard library, torch, numpy and `scalr_prod.translator` where it is loaded; other libraries are imported inside ``share`` and ``fit``.
-That file travels with every version that is trained with it. Name it in ``[translator] estimators``. See docs/plugins.md for a whole one.
+Your own estimator is a class with the members of `Estimator` or of `ProductEstimator`, in one file. At module level that file may import
+only the standard library, torch, numpy and `scalr_prod.translator`; import other libraries inside ``share`` and ``fit``.
+The file is bundled with every version trained with it. Name the class in ``[translator] estimators``. Example: docs/plugins.md.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ __all__ = ["Estimator", "Fitted", "LogarithmEstimator", "ProductEstimator"]
 
 
 class Fitted(Protocol):
-    """What every estimator learns; made without arguments."""
+    """The part of an estimator that learns; constructed without arguments."""
 
-    #: Raise it when the same data and settings would give other tensors or scores: the translator is then trained anew.
+    #: Increase it when the same data and settings would give different tensors or scores: the translator is then retrained.
     version: int
 
     def share(self, pairs: Pairs) -> Parameters:
-        """Tensors that all parameter sets have in common: fitted on source events, for no target event may shape them.
+        """Fit the tensors that all parameter sets share, on source events only: no target event may influence them.
 
         Args:
-            pairs: All users' events before an instant. Its ``settings`` are ``[translator]``.
+            pairs: All users' events before a point in time. Its ``settings`` are ``[translator]``.
 
         Returns:
-            Tensors by name; none where everything depends on target events.
+            Tensors by name; empty if everything depends on target events.
         """
 
     def fit(self, pairs: Pairs, shared: Parameters) -> Parameters:
-        """Tensors of one parameter set, by name; the same pairs and settings give the same tensors, to the last bit.
+        """Fit one parameter set. Must be deterministic: the same pairs and settings give bit-identical tensors.
 
         Args:
-            pairs: The same events; ``target_rows`` and ``target_matrix`` leave out those that must not shape the set.
-            shared: What `share` gave; a tensor of the same name takes its place.
+            pairs: The same events; ``target_rows`` and ``target_matrix`` leave out those that must not influence the set.
+            shared: What `share` returned; a tensor of the same name replaces it.
 
         Returns:
             Tensors by name, on the CPU.
@@ -48,15 +48,15 @@ class Fitted(Protocol):
 
 
 class Estimator(Fitted, Protocol):
-    """An estimator that scores any way it likes. Its scores are worked out in float64."""
+    """An estimator with an arbitrary score, computed in float64."""
 
     def score(self, parameters: Parameters, batch: Batch, log_prior: torch.Tensor) -> torch.Tensor:
-        """A score of every target item, the more likely the higher; what the mixture's softmax adds up.
+        """Score every target item: the higher, the more likely. A weighted sum of scores goes into the mixture's softmax.
 
-        Called under `torch.inference_mode`, in several threads, on the device of the parameters. A row must not depend on the others.
+        Called under `torch.inference_mode`, from several threads, on the device of the parameters. Rows must be independent.
 
         Args:
-            parameters: What `share` and `fit` gave.
+            parameters: What `share` and `fit` returned.
             batch: B contexts.
             log_prior: float64 [N]. log P(i), the items' popularity.
 
@@ -66,24 +66,24 @@ class Estimator(Fitted, Protocol):
 
 
 class ProductEstimator(Fitted, Protocol):
-    """An estimator whose score is the product of a user's vector and the items': faster, since the race runs in float32."""
+    """An estimator whose score is the dot product of user and item vectors. Faster: sampling runs in float32."""
 
     def user(self, parameters: Parameters, batch: Batch) -> torch.Tensor:
-        """A vector of each context's history: float64 [B, d].
+        """Encode each context's history as a vector: float64 [B, d].
 
         Args:
-            parameters: What `share` and `fit` gave.
+            parameters: What `share` and `fit` returned.
             batch: B contexts.
 
         Returns:
-            float64 [B, d], on the device of the parameters; a row must not depend on the others.
+            float64 [B, d], on the device of the parameters; rows must be independent.
         """
 
     def vectors(self, parameters: Parameters) -> torch.Tensor:
-        """Each target item's vector: float32 [N, d].
+        """Return each target item's vector: float32 [N, d].
 
         Args:
-            parameters: What `share` and `fit` gave.
+            parameters: What `share` and `fit` returned.
 
         Returns:
             float32 [N, d].
@@ -91,13 +91,13 @@ class ProductEstimator(Fitted, Protocol):
 
 
 class LogarithmEstimator(Fitted, Protocol):
-    """What has `largest` too scores by the logarithm of a sum of positive terms: of `score`'s, or of a product of positive vectors."""
+    """An estimator whose score is the logarithm of a sum of positive terms, or of a dot product of positive vectors."""
 
     def largest(self, parameters: Parameters, log_prior: torch.Tensor) -> torch.Tensor:
-        """No score of an item is larger, its sign aside, than: float32 [N], of ``log_prior`` float32 [N].
+        """Return an upper bound of the absolute score of each item: float32 [N], given ``log_prior`` float32 [N].
 
         Args:
-            parameters: What `share` and `fit` gave.
+            parameters: What `share` and `fit` returned.
             log_prior: float32 [N]. log P(i), the items' popularity.
 
         Returns:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sampled softmax (Jean et al. 2015): the likelihood of a choice among many items, by a few that are drawn for all choices together."""
+"""Sampled softmax (Jean et al. 2015): the log-likelihood of a choice among many items, with negatives shared by the whole batch."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Negatives", "loss", "plain_loss"]
 
-#: Items drawn for each batch.
+#: Negatives per batch.
 DRAWN: Final = 1024
-#: Choices that are worked on at a time: their logits stay in the processor's cache.
+#: Choices per block: their logits fit the processor's cache.
 _ROWS: Final = 128
 
 
 @dataclass(frozen=True)
 class Negatives:
-    """Items that stand for the whole catalogue, each weighted by one over its expected number.
+    """Items drawn from the catalogue, each to be weighted by one over its expected number of draws.
 
     Attributes:
         items: int64 [M].
@@ -35,10 +35,10 @@ class Negatives:
     log_expected: torch.Tensor
 
     @classmethod
-    def drawn(cls, chance: torch.Tensor, generator: torch.Generator) -> Negatives:
-        """`DRAWN` of them, with replacement, by chance [N] (sums to 1); on the CPU, so that every device learns from the same."""
-        items = torch.multinomial(chance, DRAWN, replacement=True, generator=generator)
-        return cls(items, (DRAWN * chance[items]).log())
+    def drawn(cls, probabilities: torch.Tensor, generator: torch.Generator) -> Negatives:
+        """Draw `DRAWN` items with replacement, by probabilities [N]; on the CPU, so that all devices get the same ones."""
+        items = torch.multinomial(probabilities, DRAWN, replacement=True, generator=generator)
+        return cls(items, (DRAWN * probabilities[items]).log())
 
 
 def loss(
@@ -47,35 +47,44 @@ def loss(
     label: torch.Tensor,
     negatives: Negatives,
     *,
-    own: torch.Tensor,
-    others: torch.Tensor,
-    moment: torch.Tensor | None = None,
+    label_offset: torch.Tensor,
+    drawn_offsets: torch.Tensor,
+    offset_row: torch.Tensor | None = None,
     weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Mean -log P(label), where log P is state · vector + offset but for a constant.
+    """Compute the mean -log P(label), where log P is state · vector + offset up to a constant.
 
     Args:
         state: float32 [P, d].
         vectors: float32 [N, d].
         label: int64 [P].
-        negatives: M of them.
-        own: float32 [P]. Offset of each label.
-        others: float32 [K, M]. Offsets of the drawn items, at so many moments.
-        moment: int64 [P]. Row of ``others`` for each label; None: the first.
-        weight: float32 [P]. How much each label counts, 1 on average; None: one.
+        negatives: M drawn items.
+        label_offset: float32 [P]. Offset of each label.
+        drawn_offsets: float32 [K, M]. Offsets of the drawn items at K times.
+        offset_row: int64 [P]. Row of ``drawn_offsets`` for each label; None: the first.
+        weight: float32 [P]. Weight of each label, 1 on average; None: 1.
 
     Returns:
         float32, a scalar.
     """
     compiled = kernels() if state.device.type == "cpu" else None
     if compiled is None:
-        return plain_loss(state, vectors, label, negatives, own=own, others=others, moment=moment, weight=weight)
-    positive = (state * functional.embedding(label, vectors)).sum(1) + own
+        return plain_loss(
+            state,
+            vectors,
+            label,
+            negatives,
+            label_offset=label_offset,
+            drawn_offsets=drawn_offsets,
+            offset_row=offset_row,
+            weight=weight,
+        )
+    positive = (state * functional.embedding(label, vectors)).sum(1) + label_offset
     drawn = functional.embedding(negatives.items, vectors)
-    shares = torch.full((len(label),), 1 / max(len(label), 1)) if weight is None else weight / max(len(label), 1)
-    told = torch.zeros(len(label), dtype=torch.int64) if moment is None else moment
-    found: torch.Tensor = _Loss.apply(state, drawn, positive, others, (label, negatives, told, shares, compiled))
-    return found
+    weights = torch.full((len(label),), 1 / max(len(label), 1)) if weight is None else weight / max(len(label), 1)
+    rows = torch.zeros(len(label), dtype=torch.int64) if offset_row is None else offset_row
+    total: torch.Tensor = _Loss.apply(state, drawn, positive, drawn_offsets, (label, negatives, rows, weights, compiled))
+    return total
 
 
 def plain_loss(
@@ -84,24 +93,26 @@ def plain_loss(
     label: torch.Tensor,
     negatives: Negatives,
     *,
-    own: torch.Tensor,
-    others: torch.Tensor,
-    moment: torch.Tensor | None = None,
+    label_offset: torch.Tensor,
+    drawn_offsets: torch.Tensor,
+    offset_row: torch.Tensor | None = None,
     weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`loss`, by tensor operations alone: what the compiled one is compared with, and what runs where nothing compiles."""
-    positive = (state * functional.embedding(label, vectors)).sum(1, keepdim=True) + own[:, None]
-    logits = state @ functional.embedding(negatives.items, vectors).T + (others if moment is None else others[moment])
+    """Compute `loss` by tensor operations: the reference for the compiled code, and the fallback without it."""
+    positive = (state * functional.embedding(label, vectors)).sum(1, keepdim=True) + label_offset[:, None]
+    logits = state @ functional.embedding(negatives.items, vectors).T + (
+        drawn_offsets if offset_row is None else drawn_offsets[offset_row]
+    )
     logits = (logits - negatives.log_expected).masked_fill(negatives.items == label[:, None], -torch.inf)
-    of_each = torch.cat([positive, logits], 1).logsumexp(1) - positive[:, 0]
-    return (of_each if weight is None else of_each * weight).mean()
+    losses = torch.cat([positive, logits], 1).logsumexp(1) - positive[:, 0]
+    return (losses if weight is None else losses * weight).mean()
 
 
 class _Loss(torch.autograd.Function):
-    """Σ weight × -log P(label), and its gradient, by `fused.choices`.
+    """Σ weight × -log P(label) and its gradient, by `fused.choices`.
 
-    Plain operations pass a dozen times over a number for every choice and item, and keep a copy of each pass. Here a block of choices
-    goes through all of them while it lies in the cache, gradients included; no logit outlives its block.
+    Tensor operations pass over all logits a dozen times, and keep a copy for each pass. Here each block of choices goes through loss and
+    gradient while it is in the cache, and its logits are then discarded.
     """
 
     @staticmethod
@@ -110,41 +121,43 @@ class _Loss(torch.autograd.Function):
         state: torch.Tensor,
         drawn: torch.Tensor,
         positive: torch.Tensor,
-        others: torch.Tensor,
-        told: tuple[torch.Tensor, Negatives, torch.Tensor, torch.Tensor, Kernels],
+        drawn_offsets: torch.Tensor,
+        constants: tuple[torch.Tensor, Negatives, torch.Tensor, torch.Tensor, Kernels],
     ) -> torch.Tensor:
-        label, negatives, moment, weight, compiled = told
-        offsets = (others - negatives.log_expected).contiguous()
-        of_state, of_drawn = torch.empty_like(state), torch.zeros_like(drawn)
-        losses, of_own, of_others = torch.empty(len(state)), torch.empty(len(state)), torch.zeros_like(offsets)
+        label, negatives, moment, weight, compiled = constants
+        offsets = (drawn_offsets - negatives.log_expected).contiguous()
+        state_gradient, drawn_gradient = torch.empty_like(state), torch.zeros_like(drawn)
+        losses, label_gradients, offset_gradient = torch.empty(len(state)), torch.empty(len(state)), torch.zeros_like(offsets)
         block = torch.empty(min(_ROWS, len(state)), len(drawn))
         drawn_items, order = negatives.items.sort()
         begin, end = (torch.searchsorted(drawn_items, label, right=right) for right in (False, True))
         for start in range(0, len(state), _ROWS):
             rows = slice(start, start + _ROWS)
-            mine = state[rows]
-            logits = torch.mm(mine, drawn.T, out=block[: len(mine)])
-            told_of = (x[rows].numpy() for x in (begin, end, weight, losses, of_own))
-            first, last, own_weight, own_losses, by_own = told_of
+            states = state[rows]
+            logits = torch.mm(states, drawn.T, out=block[: len(states)])
+            views = (x[rows].numpy() for x in (begin, end, weight, losses, label_gradients))
+            first, last, block_weight, block_losses, label_gradient = views
             compiled.chosen(
                 logits.numpy(),
                 positive[rows].numpy(),
                 offsets.numpy(),
                 moment[rows].numpy(),
                 (order.numpy(), first, last),
-                own_weight,
-                own_losses,
-                by_own,
+                block_weight,
+                block_losses,
+                label_gradient,
             )
-            torch.mm(logits, drawn, out=of_state[rows])
-            of_drawn.addmm_(logits.T, mine)
+            torch.mm(logits, drawn, out=state_gradient[rows])
+            drawn_gradient.addmm_(logits.T, states)
             if ctx.needs_input_grad[3]:
-                of_others.index_add_(0, moment[rows], logits) if len(of_others) > 1 else of_others[0].add_(logits.sum(0))
-        ctx.save_for_backward(of_state, of_drawn, of_own, of_others)
+                offset_gradient.index_add_(0, moment[rows], logits) if len(offset_gradient) > 1 else offset_gradient[0].add_(
+                    logits.sum(0)
+                )
+        ctx.save_for_backward(state_gradient, drawn_gradient, label_gradients, offset_gradient)
         return (losses * weight).sum()
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:
-        wanted = ctx.needs_input_grad
-        found = (one * gradient if want else None for one, want in zip(ctx.saved_tensors, wanted, strict=False))
-        return (*found, None)
+        needed = ctx.needs_input_grad
+        gradients = (saved * gradient if need else None for saved, need in zip(ctx.saved_tensors, needed, strict=False))
+        return (*gradients, None)

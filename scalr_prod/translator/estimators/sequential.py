@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A causal transformer over the source history: its state after an event predicts the user's next target events.
+"""Sequential estimator: a causal transformer over the source history, whose state after an event predicts the next target events.
 
-One block of attention (see `attention`); the score is the state's product with the target items' vectors. First the block and the source
-items' vectors learn to predict the next source event (see `pretraining`), once for all parameter sets. Then all of it maximises the
-likelihood of target events given the last source event before each, on top of their popularity at that time: the state has to explain
-what popularity does not. Source vectors start from principal components of the source domain, target vectors from ridge coefficients
-of the states.
+It has one attention block (see `attention`); the score is the dot product of the state and the target items' vectors. First the block and
+the source items' vectors are pretrained to predict the next source event (see `pretraining`), once for all parameter sets. Then all
+parameters maximise the likelihood of target events given the last source event before each. Their popularity at that time is a fixed
+offset, so that the state explains what popularity does not. Source vectors are initialised with principal components of the source domain,
+target vectors with ridge coefficients of the states.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ version: Final = 1
 
 LEARNING_RATE: Final = 2e-3
 WEIGHT_DECAY: Final = 1e-2
-#: λ of the target vectors to start from, in units of a state's mean squared norm.
+#: λ of the ridge regression that initialises target vectors, in units of a state's mean squared norm.
 RIDGE: Final = 3.0
-#: Of the popularity that training takes as given.
+#: Times at which the popularity offset is computed.
 INSTANTS: Final = 256
 
 
 def share(pairs: Pairs) -> Parameters:
-    """The block and the source items' vectors (``source`` float32 [n_source + 1, d]) as source events teach them."""
+    """Pretrain the block and the source items' vectors (``source`` float32 [n_source + 1, d]) on source events."""
     return or_on_the_cpu(pairs.device, lambda device: _share(replace(pairs, device=device)))
 
 
 def fit(pairs: Pairs, shared: Parameters) -> Parameters:
-    """Train for ``[translator] epochs``: what `share` gave, and ``target`` float32 [n_target, d]."""
+    """Train for ``[translator] epochs``: the tensors of `share`, and ``target`` float32 [n_target, d]."""
     return or_on_the_cpu(pairs.device, lambda device: _fit(replace(pairs, device=device), shared))
 
 
@@ -54,7 +54,7 @@ def _share(pairs: Pairs) -> Parameters:
     generator = torch.Generator().manual_seed(pairs.settings.seed)
     dim = pairs.settings.dim
     basis = torch.from_numpy(linear.source_basis(pairs, dim))
-    # Fewer than dim components where there are few items or users.
+    # There are fewer than dim components if there are few items or users.
     source = torch.nn.functional.pad(basis, (0, dim - basis.shape[1]))
     source = (source / source[1:].std().clamp(min=1e-12)).contiguous()
     return pretrained(pairs, {"source": source, **attention.initial(dim, generator)}, generator)
@@ -84,9 +84,9 @@ def _fit(pairs: Pairs, shared: Parameters) -> Parameters:
                 target,
                 label,
                 Negatives(others, sent(drawn.log_expected, pairs.device)),
-                own=offsets.table[here.item, moment],
-                others=offsets.table[sent(drawn.items, pairs.device)].T.contiguous(),
-                moment=moment,
+                label_offset=offsets.table[here.item, moment],
+                drawn_offsets=offsets.table[sent(drawn.items, pairs.device)].T.contiguous(),
+                offset_row=moment,
                 weight=here.weight,
             )
             learner.step(loss)
@@ -94,29 +94,29 @@ def _fit(pairs: Pairs, shared: Parameters) -> Parameters:
 
 
 def user(parameters: Parameters, batch: Batch) -> torch.Tensor:
-    """The state after the last event: float64 [B, d]; 0 where the history holds no known item."""
+    """Compute the state after the last event: float64 [B, d]; 0 if the history holds no known item."""
     p = {name: tensor if name == "source" else tensor.double() for name, tensor in parameters.items() if name != "target"}
     return attention.last_state(p, batch.items, batch.ages)
 
 
 def vectors(parameters: Parameters) -> torch.Tensor:
-    """Each target item's vector: float32 [N, d]."""
+    """Return each target item's vector: float32 [N, d]."""
     return parameters["target"]
 
 
 def score(parameters: Parameters, batch: Batch, log_prior: torch.Tensor) -> torch.Tensor:
-    """[B, N] in the dtype of ``log_prior``; 0 where the history holds no known item."""
+    """Score all target items: [B, N] in the dtype of ``log_prior``; 0 if the history holds no known item."""
     return products(user(parameters, batch), vectors(parameters), log_prior.dtype)
 
 
 @torch.no_grad()
 def _target_vectors(p: Parameters, windows: Windows, n_target: int, batch_size: int) -> torch.Tensor:
-    """Ridge coefficients of the target items on the states before their events, of length d^-½ on average: float32 [n_target, d]."""
+    """Regress target items on the states before their events (ridge), scaled to a mean norm of d^-½: float32 [n_target, d]."""
     dim, device = p["source"].shape[1], p["source"].device
     gram, sums, trained = torch.zeros(dim, dim).double(), torch.zeros(n_target, dim).double(), 0
     for window in windows.epoch(batch_size, torch.Generator().manual_seed(0)):
         here = window.to(device)
-        # Added up on the CPU: a GPU adds in any order.
+        # Summed on the CPU: a GPU sums in a nondeterministic order.
         state = attention.states(p, here.items, here.days, (here.row, here.place)).cpu().double()
         counted = state if window.weight is None else state * window.weight[:, None]
         gram += state.T @ counted
@@ -128,22 +128,22 @@ def _target_vectors(p: Parameters, windows: Windows, n_target: int, batch_size: 
 
 
 class _Popularity:
-    """Log popularity of target items as of an event, roughly: the estimator's own part is what this leaves open.
+    """Approximate log popularity of target items as of an event: the fixed offset of the logits in training.
 
     Attributes:
         instants: int64 [instants], ascending, on the pairs' device.
         table: float32 [n_target, instants], likewise.
-        drawn: float32 [n_target], on the CPU. By what chance an item is drawn in training.
+        drawn: float32 [n_target], on the CPU. Probability of each item to be drawn as a negative.
     """
 
     def __init__(self, pairs: Pairs) -> None:
         instants = popularity.instants(pairs, INSTANTS)
-        lately = 0.8 if "popularity" in pairs.settings.estimators else 0.0
-        table = popularity.at_instants(popularity.fit(pairs), instants, {"count": 0.5, "days_20": lately}).T.contiguous()
+        recent_weight = 0.8 if "popularity" in pairs.settings.estimators else 0.0
+        table = popularity.at_instants(popularity.fit(pairs), instants, {"count": 0.5, "days_20": recent_weight}).T.contiguous()
         self.instants, self.table = instants.to(pairs.device), table.to(pairs.device)
         chosen = popularity.prior(pairs).exp()
         self.drawn = 0.5 * chosen + 0.5 / len(chosen)
 
     def moment(self, time: torch.Tensor) -> torch.Tensor:
-        """Column of ``table`` for each time, int64 [P]."""
+        """Return the column of ``table`` for each time: int64 [P]."""
         return (torch.searchsorted(self.instants, time, right=True) - 1).clamp(min=0)

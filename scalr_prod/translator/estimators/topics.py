@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Translation through topics: an aspect model (Hofmann 1999) whose hidden topic links a source item to a target item.
+"""Topic estimator: an aspect model (Hofmann 1999) whose latent topic links a source item to a target item.
 
-A history proposes topics and a topic proposes target items:
+A history has a distribution over topics, and a topic one over target items:
 
     P(i | history) = Σ_h w_h Σ_k P(k | j_h) P(i | k)
 
 over the last `DEPTH` source items j_h, the most recent first. The weights w_h depend on how many events ago the item was, and sum to 1.
 All three tables are fitted by expectation maximisation on the target events that follow each history. The score is the logarithm.
 
-Plain EM memorises: the topic of a rare source item becomes that of the one target event that followed it, and the recency weights then
-favour such items. So the training users are split into groups, and the expectation step for one group uses the parameters that the other
-groups give (`_Counts.without`).
+Plain EM overfits: the topic of a rare source item becomes that of the single target event that followed it, and the recency weights then
+favour such items. So the training users are split into groups, and the expectation step of each group uses parameters fitted on the other
+groups (`_Counts.without`).
 """
 
 from __future__ import annotations
@@ -37,40 +37,40 @@ if TYPE_CHECKING:
 __all__ = ["fit", "largest", "score", "share", "user", "vectors", "version"]
 
 version: Final = 1
-#: Topics for each of ``[translator] dim``.
+#: Topics per unit of ``[translator] dim``.
 TOPICS_PER_DIM: Final = 2
-#: Source events of a history that are looked at.
+#: Source events of a history that count.
 DEPTH: Final = 20
-#: Upper limits of the classes of "how many events ago".
+#: Upper limits of the recency classes, in events ago.
 STEPS_BACK: Final = (0, 1, 2, 4, 8, 16)
 ITERATIONS: Final = 7
 GROUPS: Final = 4
-#: Pseudo-events of a source item that follow all topics' shares, and that follow what its source-side neighbours say.
+#: Pseudo-events per source item that follow the overall topic distribution, and that follow the item's initial topics.
 SMOOTHING: Final = 0.5
 ANCHOR: Final = 2.0
-#: Pseudo-events of a topic that follow popularity.
+#: Pseudo-events per topic that follow popularity.
 TARGET_SMOOTHING: Final = 5.0
-#: How sharply a source item belongs to the clusters that the topics start from.
-_SHARPNESS: Final = 5.0
+#: Inverse temperature of the cluster membership that initialises the topics.
+_INVERSE_TEMPERATURE: Final = 5.0
 _CLUSTER_STEPS: Final = 20
-#: Target events at a time: few enough that their items' topics stay in the processor's cache.
+#: Target events at a time: few enough that their items' topics fit the processor's cache.
 _CHUNK_ROWS: Final = 128
-#: Histories that are looked up at a time.
+#: Histories looked up at a time.
 _LOOKED_UP: Final = 65_536
 
 
 def share(pairs: Pairs) -> Parameters:
-    """``source`` float32 [n_source + 1, K]: P(k | j) from source events alone, by clusters of items that the same users choose."""
+    """Initialise ``source`` float32 [n_source + 1, K]: P(k | j) from source events alone, by clustering items that share users."""
     from scalr_prod.translator.estimators import linear
 
-    wanted = min(TOPICS_PER_DIM * pairs.settings.dim, max(1, pairs.n_source // 2))
-    basis = torch.from_numpy(linear.source_basis(pairs, wanted + 1))[1:]
-    # The first component is popularity, which tells no two items apart.
+    topic_count = min(TOPICS_PER_DIM * pairs.settings.dim, max(1, pairs.n_source // 2))
+    basis = torch.from_numpy(linear.source_basis(pairs, topic_count + 1))[1:]
+    # The first component is popularity, which does not separate items.
     vectors = torch.nn.functional.normalize(basis[:, 1:] if basis.shape[1] > 1 else basis, dim=1)
     users = torch.from_numpy(pairs.source_users()[1:])
-    likeness = _SHARPNESS * vectors @ _centres(vectors, users, wanted, pairs.settings.seed).T
-    start = torch.full((pairs.n_source + 1, wanted), 1 / wanted)
-    start[1:] = likeness.softmax(1)
+    similarity = _INVERSE_TEMPERATURE * vectors @ _centres(vectors, users, topic_count, pairs.settings.seed).T
+    start = torch.full((pairs.n_source + 1, topic_count), 1 / topic_count)
+    start[1:] = similarity.softmax(1)
     return {"source": start}
 
 
@@ -78,8 +78,8 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
     """Fit by expectation maximisation.
 
     Returns:
-        ``source`` float32 [n_source + 1, K]: P(k | j), row 0 the topics' shares; ``target`` float32 [n_target, K]: P(i | k);
-        ``recency`` float32 [DEPTH]: weight of an item by its place in the history, the most recent last.
+        ``source`` float32 [n_source + 1, K]: P(k | j), row 0 the overall distribution P(k); ``target`` float32 [n_target, K]: P(i | k);
+        ``recency`` float32 [DEPTH]: weight of an item by its position in the history, the most recent last.
     """
     from scalr_prod.translator.estimators import popularity
 
@@ -99,12 +99,12 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
             else:
                 source.copy_(shared["source"])
             learnt = found.source[number], found.target[number]
-            for events in _told(pairs, *group):
+            for events in _iter_events(pairs, *group):
                 _explain(events, weight[place], (source, target), learnt, places, first=not iteration)
             found.source[number].mul_(source)
         if iteration:
-            said, seen = (torch.zeros(len(weight)).double().index_add_(0, place, one).float() for one in places)
-            weight = weight * (seen + 1) / (said + 1)
+            expected, explained = (torch.zeros(len(weight)).double().index_add_(0, place, sums).float() for sums in places)
+            weight = weight * (explained + 1) / (expected + 1)
             weight = weight / weight.sum()
         counts, found = found, counts
     counts.without(None, source, target)
@@ -112,7 +112,7 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
 
 
 def _groups(pairs: Pairs) -> list[tuple[NDArray[np.int64], NDArray[np.float32] | None]]:
-    """Target events that some known source item came before, by group of users: positions in the log; how much they count."""
+    """Split the target events that follow a known source item into groups of users: positions in the log, and weights."""
     rows = pairs.target_rows()
     rows = rows[np.concatenate([(items > 0).any(1) for _, items in _histories(pairs, rows)])]
     group = (pairs.log.target.user[rows].astype(np.int64) * 2654435761 >> 16) % GROUPS
@@ -121,10 +121,10 @@ def _groups(pairs: Pairs) -> list[tuple[NDArray[np.int64], NDArray[np.float32] |
     return [(rows[part], None if weights is None else weights[part]) for part in parts]
 
 
-def _told(
+def _iter_events(
     pairs: Pairs, rows: NDArray[np.int64], weights: NDArray[np.float32] | None
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Target events some at a time: their last source items, int64 [R, DEPTH or fewer], what was chosen [R], and how much each counts."""
+    """Yield batches of target events: their last source items, int64 [R, up to DEPTH], the target items [R], and weights [R]."""
     for part, items in _histories(pairs, rows):
         label = torch.from_numpy(pairs.target_index[pairs.log.target.item[rows[part]]].astype(np.int64))
         counted = torch.ones(len(label)) if weights is None else torch.from_numpy(weights[part])
@@ -132,14 +132,14 @@ def _told(
 
 
 def _histories(pairs: Pairs, rows: NDArray[np.int64]) -> Iterator[tuple[slice, NDArray[np.int32]]]:
-    """The last source items before target events, at their positions in the log; 0 for what is not there: int32 [R, DEPTH or fewer]."""
+    """Yield slices of ``rows`` with the last source items before these target events, 0 for padding: int32 [R, up to DEPTH]."""
     for part in passed(len(rows), _LOOKED_UP):
         history = pairs.log.history[rows[part], -DEPTH:]
         yield part, pairs.source_index[pairs.log.source.item[history]] * (history >= 0)
 
 
 def user(parameters: Parameters, batch: Batch) -> torch.Tensor:
-    """P(k | history): float64 [B, K]; the topics' shares where the history holds no known item."""
+    """Compute P(k | history): float64 [B, K]; P(k) if the history holds no known item."""
     source, recency = parameters["source"], parameters["recency"].double()
     items = batch.items[:, -len(recency) :]
     share_of = _shares(items, recency[len(recency) - items.shape[1] :])
@@ -148,36 +148,36 @@ def user(parameters: Parameters, batch: Batch) -> torch.Tensor:
 
 
 def vectors(parameters: Parameters) -> torch.Tensor:
-    """P(i | k) of each target item: float32 [N, K]."""
+    """Return P(i | k) of each target item: float32 [N, K]."""
     return parameters["target"]
 
 
 def score(parameters: Parameters, batch: Batch, log_prior: torch.Tensor) -> torch.Tensor:
-    """log P(i | history): [B, N] in the dtype of ``log_prior``."""
+    """Compute log P(i | history): [B, N] in the dtype of ``log_prior``."""
     return products(user(parameters, batch), vectors(parameters), log_prior.dtype).log_()
 
 
 def largest(parameters: Parameters, log_prior: torch.Tensor) -> torch.Tensor:
-    """Bound an item's score, its sign aside: no topic gives it less than the smallest P(i | k). float32 [N]."""
+    """Return an upper bound of the absolute score of each item, by its smallest P(i | k): float32 [N]."""
     del log_prior
     return -parameters["target"].amin(1).log() * (1 + 8 * UNIT)
 
 
 def _shares(items: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """The weights of the items that are there, summing to 1: [B, L] of items [B, L] and weights [L]."""
+    """Normalise the weights [L] over the items of each history, without padding: [B, L]."""
     present = weight * (items > 0)
     return present / present.sum(1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
 
 
 @dataclass(frozen=True)
 class _Counts:
-    """Expected numbers of events by group of users.
+    """Expected event counts by group of users.
 
     Attributes:
-        source: [GROUPS, n_source + 1, K]. Events that a source item explains through a topic.
-        target: [GROUPS, n_target, K]. Events of a target item that a topic explains.
-        start: [n_source + 1, K]. Topics by source events alone.
-        chosen: [n_target]. P(i), by which topics are smoothed.
+        source: [GROUPS, n_source + 1, K]. Expected events of a source item and topic.
+        target: [GROUPS, n_target, K]. Expected events of a target item and topic.
+        start: [n_source + 1, K]. Initial topics, from source events alone.
+        chosen: [n_target]. P(i), towards which topics are smoothed.
     """
 
     source: torch.Tensor
@@ -191,17 +191,19 @@ class _Counts:
         return cls(torch.zeros(GROUPS, *start.shape), torch.zeros(GROUPS, len(chosen), topics), start, chosen)
 
     def clear(self) -> None:
-        """Make all numbers 0."""
+        """Set all counts to 0."""
         self.source.zero_()
         self.target.zero_()
 
     def without(self, group: int | None, source: torch.Tensor, target: torch.Tensor) -> None:
-        """Write P(k | j) [n_source + 1, K] and P(i | k) [n_target, K] from all groups but one; from all of them for None."""
+        """Write P(k | j) [n_source + 1, K] and P(i | k) [n_target, K] from all groups but one; None: from all groups."""
         compiled = kernels()
         if compiled is not None:
-            left, told = -1 if group is None else group, (np.float32(SMOOTHING), np.float32(ANCHOR))
-            compiled.source_shares(self.source.numpy(), left, self.start.numpy(), told, source.numpy())
-            compiled.target_shares(self.target.numpy(), left, self.chosen.numpy(), np.float32(TARGET_SMOOTHING), target.numpy())
+            excluded, smoothing = -1 if group is None else group, (np.float32(SMOOTHING), np.float32(ANCHOR))
+            compiled.source_shares(self.source.numpy(), excluded, self.start.numpy(), smoothing, source.numpy())
+            compiled.target_shares(
+                self.target.numpy(), excluded, self.chosen.numpy(), np.float32(TARGET_SMOOTHING), target.numpy()
+            )
             return
         others = [number for number in range(GROUPS) if number != group]
         torch.sum(self.source[others], 0, out=source)
@@ -224,20 +226,20 @@ def _explain(
     *,
     first: bool,
 ) -> None:
-    """Add up how many events each item and topic explain; see `fused.topics.explained`."""
+    """Run the expectation step for a batch of events; see `fused.topics.explained`."""
     compiled = kernels()
     if compiled is not None:
-        told, of_tables, of_found = (tuple(one.numpy() for one in some) for some in (events, tables, found))
-        compiled.explained(told, weight.numpy(), of_tables, first, of_found, places.numpy())
+        event_arrays, table_arrays, found_arrays = (tuple(x.numpy() for x in tensors) for tensors in (events, tables, found))
+        compiled.explained(event_arrays, weight.numpy(), table_arrays, first, found_arrays, places.numpy())
         return
     source, target = tables
-    for items, label, times in zip(*(one.split(_CHUNK_ROWS) for one in events), strict=True):
+    for items, label, times in zip(*(tensor.split(_CHUNK_ROWS) for tensor in events), strict=True):
         share_of = _shares(items, weight)
-        # How many events each is.
+        # Weighted events per position.
         of_events = share_of * times[:, None]
         of_items = source[items]
         topics = (share_of[:, None] @ of_items)[:, 0]
-        # How much more a topic explains the event than the history leads to expect: [B, K].
+        # P(i | k) / P(i | history): [B, K].
         gain = torch.ones_like(topics)
         if not first:
             gain = target[label]
@@ -248,10 +250,10 @@ def _explain(
         found[1].index_add_(0, label, topics * gain * times[:, None])
 
 
-def _centres(vectors: torch.Tensor, weight: torch.Tensor, wanted: int, seed: int) -> Any:
-    """Spherical k-means (Dhillon & Modha 2001) of unit vectors [n, r], each counted by its weight: unit vectors [wanted, r]."""
+def _centres(vectors: torch.Tensor, weight: torch.Tensor, topic_count: int, seed: int) -> Any:
+    """Cluster weighted unit vectors [n, r] by spherical k-means (Dhillon & Modha 2001): unit vectors [topic_count, r]."""
     generator = torch.Generator().manual_seed(seed)
-    chosen = torch.multinomial(weight + 1e-9, min(wanted, len(vectors)), generator=generator)
+    chosen = torch.multinomial(weight + 1e-9, min(topic_count, len(vectors)), generator=generator)
     centres = vectors[chosen]
     for _ in range(_CLUSTER_STEPS):
         nearest = (vectors @ centres.T).argmax(1)

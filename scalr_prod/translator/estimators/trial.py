@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a device learns what the CPU learns: a few steps on a made log, on both."""
+"""Self-test of training on a device: a few steps on a synthetic log must give the losses of the CPU."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ __all__ = ["tried"]
 
 _ITEMS, _WINDOWS, _LENGTH, _DIM, _STEPS = 200, 32, 20, 16, 12
 _RATE: Final = 0.02
-#: How far losses may be apart, and how much of the first must be gone at the end, or nothing was learnt.
-_APART: Final = 0.01
-_LEARNT: Final = 0.1
+#: Maximum relative difference of losses, and minimum decrease of the loss: with less, nothing was learnt.
+_TOLERANCE: Final = 0.01
+_MIN_DECREASE: Final = 0.1
 
 
 def tried(device: str) -> None:
-    """Learn on a device and on the CPU, and compare the losses of all steps.
+    """Train on a device and on the CPU, and compare the losses of all steps.
 
     Raises:
-        RuntimeError: They differ.
-        Exception: Whatever torch raises.
+        RuntimeError: The losses differ, or the CPU did not learn.
+        Exception: Any error of torch.
     """
     found, expected = _losses(device), _losses("cpu")
-    if not expected[-1] <= (1 - _LEARNT) * expected[0]:
-        raise RuntimeError(f"the CPU has not learnt: losses {expected}")
-    if not all(abs(one - other) <= _APART * other for one, other in zip(found, expected, strict=True)):  # NaN is no agreement
+    if not expected[-1] <= (1 - _MIN_DECREASE) * expected[0]:
+        raise RuntimeError(f"the loss did not decrease on the CPU: losses {expected}")
+    if not all(abs(a - b) <= _TOLERANCE * b for a, b in zip(found, expected, strict=True)):  # false for NaN
         raise RuntimeError(f"losses on {device}: {found}, on the CPU: {expected}")
 
 
 def _losses(device: str) -> list[float]:
-    """Of users who go from each item to the next."""
+    """Train on users who step from each item to the next, and return all losses."""
     generator = torch.Generator().manual_seed(0)
     begin = torch.randint(1, _ITEMS // 2, (_WINDOWS, 1), generator=generator)
     items = begin + torch.arange(_LENGTH)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Users' source events cut into windows, with the target events that follow each: what the sequential estimator is trained on."""
+"""Windows of users' source events with the target events that follow: the training data of the sequential estimator."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Cuts", "Window", "Windows", "source_windows"]
 
-#: ``[translator] batch_size`` counts target events; a window of Amazon's kind holds about this many.
+#: ``[translator] batch_size`` counts target events. A window of the Amazon data sets has about this many.
 _EVENTS_PER_WINDOW: Final = 4
-#: Windows that are looked through at a time.
-_CUTS: Final = 8_192
+#: Windows read at a time.
+_WINDOWS_AT_A_TIME: Final = 8_192
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class Window:
     """A batch of W windows of L source events with P target events.
 
     Attributes:
-        items: int64 [W, L]. Source vocabulary indices; 0 on the left.
+        items: int64 [W, L]. Source vocabulary indices; padded with 0 on the left.
         days: float32 [W, L]. Days since the window's first event.
-        row: int64 [P]. The window of each target event.
-        place: int64 [P]. The place in it of the last source event strictly before.
+        row: int64 [P]. Window of each target event.
+        place: int64 [P]. Position in it of the last source event strictly before.
         item: int64 [P]. Target vocabulary index.
         time: int64 [P]. Microseconds since the epoch.
-        weight: float32 [P]. How much each target event counts, 1 on average; None: one each.
+        weight: float32 [P]. Weight of each target event, 1 on average; None: 1.
     """
 
     items: torch.Tensor
@@ -50,18 +50,18 @@ class Window:
     weight: torch.Tensor | None = None
 
     def to(self, device: str | torch.device) -> Window:
-        """The same on a device."""
+        """Return the batch on a device."""
         return Window(**{name: None if x is None else sent(x, device) for name, x in vars(self).items()})
 
 
 @dataclass(frozen=True)
 class Cuts:
-    """Windows of users' source events, as where they end in the log: what stands in them is looked up for a batch at a time.
+    """Windows of users' source events, stored as positions in the log; their contents are read in batches.
 
     Attributes:
-        pairs: The slice.
+        pairs: The training slice.
         end: int64 [W]. Position after each window's last event.
-        count: int64 [W]. How many events it has, L at most.
+        count: int64 [W]. Its number of events, at most L.
     """
 
     pairs: Pairs
@@ -72,33 +72,33 @@ class Cuts:
         return len(self.end)
 
     def take(self, rows: NDArray[Any]) -> Cuts:
-        """Some of them, by their numbers or as bool [W]."""
+        """Select windows, by number or as bool [W]."""
         return Cuts(self.pairs, self.end[rows], self.count[rows])
 
     def known(self) -> NDArray[np.int64]:
-        """How many events of each window are of items in the vocabulary: int64 [W]."""
+        """Count each window's events of items in the vocabulary: int64 [W]."""
         found = np.empty(len(self), dtype=np.int64)
-        for rows in passed(len(self), _CUTS):
+        for rows in passed(len(self), _WINDOWS_AT_A_TIME):
             found[rows] = (self._items(self.end[rows], self.count[rows])[0] > 0).sum(1)
         return found
 
     def counts(self) -> NDArray[np.int64]:
-        """How many events of all windows are of each item of the vocabulary: int64 [n_source + 1], 0 for the padding."""
+        """Count the events of each vocabulary item in all windows: int64 [n_source + 1], 0 for padding."""
         found = np.zeros(self.pairs.n_source + 1, dtype=np.int64)
-        for rows in passed(len(self), _CUTS):
+        for rows in passed(len(self), _WINDOWS_AT_A_TIME):
             items = self._items(self.end[rows], self.count[rows])[0]
             found += np.bincount(items.ravel(), minlength=len(found))
         found[0] = 0
         return found
 
     def of(self, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What stands in some windows.
+        """Read the contents of some windows.
 
         Args:
-            chosen: int64 [w]. Their numbers.
+            chosen: int64 [w]. Window numbers.
 
         Returns:
-            int64 [w, L] source vocabulary indices, 0 on the left; float32 [w, L] days since the window's first event.
+            int64 [w, L] source vocabulary indices, padded with 0 on the left; float32 [w, L] days since the window's first event.
         """
         rows = chosen.numpy()
         items, place, there = self._items(self.end[rows], self.count[rows])
@@ -111,7 +111,7 @@ class Cuts:
     def _items(
         self, end: NDArray[np.int64], count: NDArray[np.int64]
     ) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.bool_]]:
-        """Vocabulary indices, positions in the log, and whether there is an event: [w, L] each."""
+        """Return vocabulary indices, positions in the log, and whether there is an event: [w, L] each."""
         back = np.arange(self.pairs.log.history.shape[1], 0, -1)
         place, there = end[:, None] - back, back <= count[:, None]
         items = np.where(there, self.pairs.source_index[self.pairs.log.source.item[place]], 0)
@@ -120,15 +120,15 @@ class Cuts:
 
 @dataclass(frozen=True)
 class Windows:
-    """All windows that some target event follows; the target events are in the order of their windows.
+    """All windows followed by a target event; the target events are in the order of their windows.
 
     Attributes:
         cuts: The W windows.
         start: int64 [W + 1]. Where each window's target events begin.
-        place: int64 [P]. As in `Window`, and so the rest.
-        item: int64 [P].
-        time: int64 [P].
-        weight: float32 [P], or None.
+        place: int64 [P]. As in `Window`.
+        item: int64 [P]. As in `Window`.
+        time: int64 [P]. As in `Window`.
+        weight: float32 [P], or None. As in `Window`.
     """
 
     cuts: Cuts
@@ -146,8 +146,8 @@ class Windows:
         rows = pairs.target_rows()
         rows = rows[log.history[rows, -1] >= 0]
         last = log.history[rows, -1].astype(np.int64)
-        # An event is counted from its user's last one before the slice's end, so that windows end with what is most recent.
-        before, stop = _runs(pairs)
+        # Positions count back from the user's last event before the slice's end, so that the last window ends with the most recent event.
+        before, stop = _user_spans(pairs)
         back = stop[source.user[last]] - 1 - last
         number = source.user[last] * (np.int64(len(source)) + 1) + back // length
         window, index = np.unique(number, return_inverse=True)
@@ -165,11 +165,11 @@ class Windows:
         )
 
     def batches(self, batch_size: int) -> int:
-        """Batches in an epoch."""
+        """Return the number of batches per epoch."""
         return -(-len(self.cuts) // max(1, batch_size // _EVENTS_PER_WINDOW))
 
     def epoch(self, batch_size: int, generator: torch.Generator) -> Iterator[Window]:
-        """All windows once, in a new random order."""
+        """Yield all windows once, in a new random order."""
         size = max(1, batch_size // _EVENTS_PER_WINDOW)
         for chosen in torch.randperm(len(self.cuts), generator=generator).split(size):
             begin, count = self.start[chosen], self.start[chosen + 1] - self.start[chosen]
@@ -180,18 +180,18 @@ class Windows:
 
 
 def source_windows(pairs: Pairs) -> Cuts:
-    """Every user's source events, cut into windows of the history's length from the last event backwards."""
-    before, stop = _runs(pairs)
+    """Cut every user's source events into windows of the history's length, from the last event backwards."""
+    before, stop = _user_spans(pairs)
     events, length = stop - before[:-1], pairs.log.history.shape[1]
     windows = -(-events // length)
-    # Of each user the latest window first.
+    # Each user's latest window comes first.
     number = np.arange(int(windows.sum())) - np.repeat(np.cumsum(windows) - windows, windows)
     back = number * length
     return Cuts(pairs, np.repeat(stop, windows) - back, np.minimum(np.repeat(events, windows) - back, length))
 
 
-def _runs(pairs: Pairs) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where each user's source events begin in the log, int64 [U + 1], and where those before the slice's end stop, int64 [U]."""
+def _user_spans(pairs: Pairs) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return where each user's source events begin in the log, int64 [U + 1], and where those before the slice's end stop, int64 [U]."""
     source = pairs.log.source
     before = np.searchsorted(source.user, np.arange(len(pairs.log.users) + 1, dtype=np.int32))
     counted = np.zeros(len(source) + 1, dtype=bool)

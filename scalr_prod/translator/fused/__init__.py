@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The translator's fused execution on a CPU: one pass over blocks of items, compiled by numba.
+"""Compiled CPU kernels of the translator: sampling in one pass over blocks of items, and training, compiled by numba.
 
-It gives the draws of the plain torch code (`race`, `mixture`), which stays the reference and takes over where numba is missing, on a GPU,
-and for estimators that are no product. See docs/adr/0046-one-pass-in-blocks.md.
+Sampling gives the same draws as the plain torch code (`race`, `mixture`). That code is the reference, and the fallback without numba, on
+other devices, and for estimators that are no dot product. See docs/adr/0046-one-pass-in-blocks.md.
 """

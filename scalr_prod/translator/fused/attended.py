@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention in training, compiled: what the asked events make of those up to them, and the gradients of it.
+"""Causal attention for training, compiled: forward and backward pass for selected query events.
 
-Events of all windows stand one after another, with nothing between them: no work is done for padding, for what comes later than an asked
-event, or for events that nobody asks. The plain code is `attention.plain_states`.
+The events of all windows are concatenated without padding, so that no work is done for padding, for keys after a query, or for events that
+are no query. The reference is `attention.plain_states`.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ if TYPE_CHECKING:
 
 __all__ = ["attended", "gradients"]
 
-#: Loops over a window's events go in steps of so many, so that all of them are done in whole registers.
+#: Loops over a window's events are padded to a multiple of this, so that they run in full vector registers.
 _LANES: Final = 32
 _ZERO: Final = np.float32(0)
 _LEAST: Final = np.float32(np.finfo(np.float32).min)
 
 
 @helper
-def _turn(rows: Any, begin: Any, n: Any, found: Any) -> None:
-    """Columns of ``found`` are n of the rows, and then zeros."""
-    whole = (n + _LANES - 1) // _LANES * _LANES
+def _transpose(rows: Any, begin: Any, n: Any, found: Any) -> None:
+    """Transpose n rows into the columns of ``found``, padded with zeros."""
+    padded = (n + _LANES - 1) // _LANES * _LANES
     for c in range(rows.shape[1]):
         for j in range(n):
             found[c, j] = rows[begin + j, c]
-        for j in range(n, whole):
+        for j in range(n, padded):
             found[c, j] = 0
 
 
 @helper
-def _turn_back(found: Any, begin: Any, n: Any, rows: Any) -> None:
-    """Add the columns to n of the rows, and make them zeros."""
+def _add_transposed(found: Any, begin: Any, n: Any, rows: Any) -> None:
+    """Add the columns to n rows, and set the columns to zero."""
     for c in range(rows.shape[1]):
         for j in range(n):
             rows[begin + j, c] += found[c, j]
@@ -46,7 +46,7 @@ def _turn_back(found: Any, begin: Any, n: Any, rows: Any) -> None:
 
 
 @helper
-def _widest(first: Any, last: Any) -> Any:
+def _max_width(first: Any, last: Any) -> Any:
     most = 0
     for p in range(len(first)):
         most = max(most, last[p] - first[p] + 1)
@@ -54,8 +54,8 @@ def _widest(first: Any, last: Any) -> Any:
 
 
 @helper
-def _of_window(p: Any, first: Any, last: Any) -> Any:
-    """The number after that of the last asked event of p's window, and how many events there are up to the latest of them."""
+def _window_queries(p: Any, first: Any, last: Any) -> Any:
+    """Return the end of the queries of p's window, and the number of events up to the latest query."""
     stop, latest = p, last[p]
     while stop < len(first) and first[stop] == first[p]:
         latest = max(latest, last[stop])
@@ -65,151 +65,151 @@ def _of_window(p: Any, first: Any, last: Any) -> Any:
 
 @compiled
 def attended(
-    parts: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]],
+    query_key_value: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]],
     bias: NDArray[np.float32],
-    when: tuple[NDArray[np.float32], NDArray[np.bool_]],
-    asked: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
+    events: tuple[NDArray[np.float32], NDArray[np.bool_]],
+    spans: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
     limits: NDArray[np.float32],
     classes: NDArray[np.uint8],
     weights: NDArray[np.float32],
     out: NDArray[np.float32],
 ) -> Any:
-    """Mix the values of the events that each asked event sees.
+    """Compute the attention output of each query event.
 
     Args:
-        parts: Queries float32 [P, d] of the asked events, already divided by the root of a head's size; keys and values float32 [E, d].
+        query_key_value: Queries float32 [P, d], already divided by the root of the head size; keys and values float32 [E, d].
         bias: float32 [heads, A].
-        when: float32 [E], when each event happened, in days; bool [E], whether later events see it.
-        asked: int64 [P] each: the first event of the window, the asked event itself, and the number of pairs before: Σ (last - first + 1).
-            Asked events of one window follow one another.
-        limits: float32 [A - 1]. Upper limits of the classes of age, in days.
-        classes: uint8 [pairs], written to: the class of each age.
-        weights: float32 [pairs x heads], written to: of an asked event head by head; 0 for what it does not see.
-        out: float32 [P, d], written to.
+        events: float32 [E], time of each event, in days; bool [E], whether later events attend to it.
+        spans: int64 [P] each: the window's first event, the query event, and the number of pairs before: Σ (last - first + 1).
+            Queries of one window are adjacent.
+        limits: float32 [A - 1]. Upper limits of the age classes, in days.
+        classes: uint8 [pairs]. Output: the class of each age.
+        weights: float32 [pairs x heads]. Output: attention weights, head by head for each query; 0 for hidden events.
+        out: float32 [P, d]. Output.
     """
-    query, key, value = parts
-    days, kept = when
-    first, last, before = asked
-    heads, dim, widest = len(bias), query.shape[1], _widest(first, last)
+    query, key, value = query_key_value
+    days, visible = events
+    first, last, before = spans
+    heads, dim, widest = len(bias), query.shape[1], _max_width(first, last)
     size = dim // heads
     keys, values = np.empty((dim, widest), np.float32), np.empty((dim, widest), np.float32)
-    ages, klass, line = np.empty(widest, np.float32), np.empty(widest, np.int32), np.empty(widest, np.float32)
+    ages, age_class, logits = np.empty(widest, np.float32), np.empty(widest, np.int32), np.empty(widest, np.float32)
     seen = np.empty(widest, np.float32)
     stop = 0
     for p in range(len(first)):
         begin, n, at = first[p], last[p] - first[p] + 1, before[p]
         if p == stop:
-            stop, many = _of_window(p, first, last)
-            _turn(key, begin, many, keys)
-            _turn(value, begin, many, values)
-        whole = (n + _LANES - 1) // _LANES * _LANES
+            stop, many = _window_queries(p, first, last)
+            _transpose(key, begin, many, keys)
+            _transpose(value, begin, many, values)
+        padded = (n + _LANES - 1) // _LANES * _LANES
         for j in range(n):
             ages[j] = days[last[p]] - days[begin + j]
-        for j in range(n, whole):
+        for j in range(n, padded):
             ages[j] = 0
-        for j in range(whole):
-            klass[j] = 0
+        for j in range(padded):
+            age_class[j] = 0
         for limit in limits:
-            for j in range(whole):
-                klass[j] += np.int32(ages[j] > limit)
+            for j in range(padded):
+                age_class[j] += np.int32(ages[j] > limit)
         for j in range(n):
-            classes[at + j] = klass[j]
-            seen[j] = kept[begin + j]
+            classes[at + j] = age_class[j]
+            seen[j] = visible[begin + j]
         seen[n - 1] = 1
-        for j in range(n, whole):
+        for j in range(n, padded):
             seen[j] = 0
         for h in range(heads):
-            for j in range(whole):
-                line[j] = 0
+            for j in range(padded):
+                logits[j] = 0
             for c in range(h * size, (h + 1) * size):
                 factor = query[p, c]
-                for j in range(whole):
-                    line[j] += factor * keys[c, j]
+                for j in range(padded):
+                    logits[j] += factor * keys[c, j]
             top = _LEAST
             for j in range(n):
-                line[j] += bias[h, klass[j]]
-                top = max(top, line[j])
-            for j in range(whole):
-                line[j] = exp(line[j] - top) * seen[j]
+                logits[j] += bias[h, age_class[j]]
+                top = max(top, logits[j])
+            for j in range(padded):
+                logits[j] = exp(logits[j] - top) * seen[j]
             mass = _ZERO
-            for j in range(whole):
-                mass += line[j]
+            for j in range(padded):
+                mass += logits[j]
             share = np.float32(1) / mass
-            for j in range(whole):
-                line[j] *= share
+            for j in range(padded):
+                logits[j] *= share
             for j in range(n):
-                weights[at * heads + h * n + j] = line[j]
+                weights[at * heads + h * n + j] = logits[j]
             for c in range(h * size, (h + 1) * size):
                 total = _ZERO
-                for j in range(whole):
-                    total += line[j] * values[c, j]
+                for j in range(padded):
+                    total += logits[j] * values[c, j]
                 out[p, c] = total
 
 
 @compiled
 def gradients(
     gradient: NDArray[np.float32],
-    parts: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]],
-    asked: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
+    query_key_value: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]],
+    spans: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
     classes: NDArray[np.uint8],
     weights: NDArray[np.float32],
-    of_parts: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]],
-    of_bias: NDArray[np.float32],
+    outputs: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]],
+    bias_gradient: NDArray[np.float32],
 ) -> Any:
-    """Gradients by queries, keys, values and bias.
+    """Compute the gradients of queries, keys, values and bias.
 
     Args:
-        gradient: float32 [P, d], by what `attended` gave.
-        parts: As `attended` had them, and so the next three.
-        asked: See there.
-        classes: See there.
-        weights: See there.
-        of_parts: float32 [P, d], [E, d], [E, d], written to; 0 before.
-        of_bias: float32 [heads, A], written to; 0 before.
+        gradient: float32 [P, d]. Gradient of the output of `attended`.
+        query_key_value: As in `attended`.
+        spans: As in `attended`.
+        classes: As in `attended`.
+        weights: As in `attended`.
+        outputs: float32 [P, d], [E, d], [E, d]. Output: gradients of queries, keys and values; 0 before.
+        bias_gradient: float32 [heads, A]. Output; 0 before.
     """
-    query, key, value = parts
-    of_query, of_key, of_value = of_parts
-    first, last, before = asked
-    heads, dim, widest = len(of_bias), query.shape[1], _widest(first, last)
+    query, key, value = query_key_value
+    query_gradient, key_gradient, value_gradient = outputs
+    first, last, before = spans
+    heads, dim, widest = len(bias_gradient), query.shape[1], _max_width(first, last)
     size = dim // heads
     keys, values = np.empty((dim, widest), np.float32), np.empty((dim, widest), np.float32)
-    of_keys, of_values = np.zeros((dim, widest), np.float32), np.zeros((dim, widest), np.float32)
-    line, own = np.empty(widest, np.float32), np.empty(widest, np.float32)
+    key_gradients, value_gradients = np.zeros((dim, widest), np.float32), np.zeros((dim, widest), np.float32)
+    logits, own_weights = np.empty(widest, np.float32), np.empty(widest, np.float32)
     stop, many = 0, 0
     for p in range(len(first)):
         begin, n, at = first[p], last[p] - first[p] + 1, before[p]
         if p == stop:
-            stop, many = _of_window(p, first, last)
-            _turn(key, begin, many, keys)
-            _turn(value, begin, many, values)
-        whole = (n + _LANES - 1) // _LANES * _LANES
+            stop, many = _window_queries(p, first, last)
+            _transpose(key, begin, many, keys)
+            _transpose(value, begin, many, values)
+        padded = (n + _LANES - 1) // _LANES * _LANES
         for h in range(heads):
             for j in range(n):
-                own[j] = weights[at * heads + h * n + j]
-            for j in range(n, whole):
-                own[j] = 0
-            for j in range(whole):
-                line[j] = 0
+                own_weights[j] = weights[at * heads + h * n + j]
+            for j in range(n, padded):
+                own_weights[j] = 0
+            for j in range(padded):
+                logits[j] = 0
             for c in range(h * size, (h + 1) * size):
                 factor = gradient[p, c]
-                for j in range(whole):
-                    line[j] += factor * values[c, j]
-                for j in range(whole):
-                    of_values[c, j] += factor * own[j]
+                for j in range(padded):
+                    logits[j] += factor * values[c, j]
+                for j in range(padded):
+                    value_gradients[c, j] += factor * own_weights[j]
             mean = _ZERO
-            for j in range(whole):
-                mean += own[j] * line[j]
-            for j in range(whole):
-                line[j] = own[j] * (line[j] - mean)
+            for j in range(padded):
+                mean += own_weights[j] * logits[j]
+            for j in range(padded):
+                logits[j] = own_weights[j] * (logits[j] - mean)
             for j in range(n):
-                of_bias[h, classes[at + j]] += line[j]
+                bias_gradient[h, classes[at + j]] += logits[j]
             for c in range(h * size, (h + 1) * size):
                 total, factor = _ZERO, query[p, c]
-                for j in range(whole):
-                    total += line[j] * keys[c, j]
-                of_query[p, c] = total
-                for j in range(whole):
-                    of_keys[c, j] += factor * line[j]
+                for j in range(padded):
+                    total += logits[j] * keys[c, j]
+                query_gradient[p, c] = total
+                for j in range(padded):
+                    key_gradients[c, j] += factor * logits[j]
         if p + 1 == stop:
-            _turn_back(of_keys, begin, many, of_key)
-            _turn_back(of_values, begin, many, of_value)
+            _add_transposed(key_gradients, begin, many, key_gradient)
+            _add_transposed(value_gradients, begin, many, value_gradient)

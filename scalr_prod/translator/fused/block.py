@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One block of items for a group of contexts: popularity, logits, normalisers and the race, in one pass of compiled code.
+"""One pass over a block of items for a group of contexts, compiled: popularity, logits, normalisers and Gumbel top-k sampling.
 
-Everything is float32 but normalisers, whose parts are summed in float64, and the keys of candidates, which are worked out in float64 from
-logits in float32. An item is a candidate where a cheap bound of its key does not rule it out: E >= v for E = -log(1 - v), so that an
-item whose P^(1 / T) is below v times the K-th best key cannot be among the best. So two logarithms are taken for a hundred items and
-not for all.
+Everything is float32, except normalisers, which are summed in float64, and the keys of candidates, which are computed in float64 from
+float32 logits. An item is a candidate unless a cheap bound of its key rules it out: E >= v for E = -log(1 - v), so an item whose
+P^(1 / T) is below v times the K-th best key cannot be among the best. So the two logarithms of a key are computed for about a hundred items
+instead of all.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _ONE: Final = _F(1)
 _ZERO: Final = _F(0)
 _LOWEST: Final = _F(-87)
 _HIGHEST: Final = _F(80)
-#: Powers of 2 below this one are no normal float32.
-_LEAST: Final = -126
-#: Terms of the normaliser this far below the largest, as logarithms, keep their digits.
+#: Smallest exponent of a normal float32.
+_MIN_EXPONENT: Final = -126
+#: Terms of the normaliser within this distance of the largest logit keep full precision.
 _NEAR: Final = 60.0
 _TO_INT: Final = _F(128.5)
 _ROOT_HALF: Final = np.int32(0x3F3504F3)
@@ -40,17 +40,17 @@ _E0, _E1, _E2, _E3, _E4, _E5 = (_F(x) for x in (0.69314718, 0.24022651, 0.055503
 _L0, _L1, _L2, _L3, _L4, _L5, _L6, _L7 = (
     _F(x) for x in (0.33333328, -0.25000298, 0.20001468, -0.16642247, 0.14202173, -0.12972239, 0.12712307, -0.08101559)
 )
-#: Half-lives, after which decayed counts are told from a later instant on, so that float32 can hold them.
-_FAR: Final = 48.0
-#: Terms of a normaliser that are added in float32, in several sums side by side: off by a few units together.
-_SUMMED: Final = 256
-#: Items that are looked at for candidates with one bound.
+#: Half-lives after which the reference time of decayed counts is moved forward, so that they stay within the range of float32.
+_MAX_HALF_LIVES: Final = 48.0
+#: Terms of a normaliser summed in float32, in parallel partial sums: the error is a few units.
+_PARTIAL_TERMS: Final = 256
+#: Items checked for candidates at a time, with one bound.
 _STEP: Final = 64
 
 
 @inlined
 def exp(x: Any) -> Any:
-    """e^x of a float32 within [-87, 80]; what is outside counts as the limit. Off by 3 units."""
+    """Compute e^x of a float32 clamped to [-87, 80]. Error: 3 units."""
     x = min(max(x, _LOWEST), _HIGHEST)
     n = np.int32(x * _LOG2_E + _TO_INT) - np.int32(128)
     whole = _F(n)
@@ -61,7 +61,7 @@ def exp(x: Any) -> Any:
 
 @inlined
 def log(x: Any) -> Any:
-    """The natural logarithm of a positive, normal float32. Off by 3 units."""
+    """Compute the natural logarithm of a positive, normal float32. Error: 3 units."""
     bits = as_int(x)
     e = np.int32(np.int32(bits - _ROOT_HALF) >> np.int32(23))
     f = as_float(np.int32(bits - np.int32(e << np.int32(23)))) - _ONE
@@ -73,9 +73,9 @@ def log(x: Any) -> Any:
 
 @inlined
 def power(x: Any) -> Any:
-    """2^x of a float64 below 127, as a float32; 0 where that is no normal number. Off by 3 units."""
+    """Compute 2^x of a float64 below 127 as a float32; 0 if the result is not a normal number. Error: 3 units."""
     whole = math.floor(x + 0.5)
-    if whole < _LEAST:
+    if whole < _MIN_EXPONENT:
         return _ZERO
     f = _F(x - whole)
     p = ((((_E5 * f + _E4) * f + _E3) * f + _E2) * f + _E1) * f + _E0
@@ -84,7 +84,7 @@ def power(x: Any) -> Any:
 
 @inlined
 def _hash(number: Any, low: Any, high: Any) -> Any:
-    """The 31 bits of `noise.exponential`."""
+    """Compute the 31 bits of `noise.exponential`."""
     bits = np.uint32(np.uint32(number ^ low) * np.uint32(0x7FEB352D))
     bits = np.uint32(np.uint32(bits ^ np.uint32(bits >> np.uint32(15))) + high)
     bits = np.uint32(bits * np.uint32(0x846CA68B))
@@ -94,7 +94,7 @@ def _hash(number: Any, low: Any, high: Any) -> Any:
 
 @inlined
 def _log_variate(bits: Any) -> Any:
-    """log E in float64, of the bits; see `noise.exponential`."""
+    """Compute log E in float64 from the bits; see `noise.exponential`."""
     if bits < 2**30:
         return math.log(-math.log1p(-(bits + 0.5) * 2.0**-31))
     return math.log(-math.log(max(((bits ^ 0x7FFFFFFF) + 0.5) * 2.0**-31, 2.0**-24)))
@@ -102,13 +102,13 @@ def _log_variate(bits: Any) -> Any:
 
 @helper
 def _copy(values: Any, to: Any) -> None:
-    """Copy values to the beginning of an array. As an assignment of slices, its error message would take as long to compile as all else."""
+    """Copy values to the start of an array. A slice assignment would double the compile time, because of its error message."""
     for i in range(len(values)):
         to[i] = values[i]
 
 
 @helper
-def _come_to(
+def _advance_counts(
     time: Any,
     place: Any,
     state: Any,
@@ -120,16 +120,16 @@ def _come_to(
     added: Any,
     logs: Any,
 ) -> Any:
-    """Take in a block's events before a time (those of lower positions than ``place``); gives the next one's number in the order.
+    """Apply a block's events before a time (those at positions below ``place``) to the counts; return the index of the next event.
 
-    ``state`` holds decayed counts [4, items] as of ``reference``, an instant for each count; ``logs[0]`` the logarithms of the one that
-    does not decay.
+    ``state`` holds decayed counts [4, items] as of ``reference``, one time for each count; ``logs[0]`` holds the logarithms of the count
+    that does not decay.
     """
     item, when, count_0, count_1, count_2, count_3, order = events
     event, end = span
     for q in range(1, 4):
         ages = (time - reference[q]) / half_lives[q]
-        if ages > _FAR:  # powers of 2 alone: nothing is rounded
+        if ages > _MAX_HALF_LIVES:  # powers of 2 only: no rounding
             steps = math.floor(ages)
             shrink = _F(2.0 ** -min(steps, 200.0))
             for i in range(state.shape[1]):
@@ -150,7 +150,7 @@ def _come_to(
 
 @helper
 def _log_counts(time: Any, state: Any, reference: Any, half_lives: Any, added: Any, logs: Any, n: Any) -> None:
-    """Logarithms of the first n items' decayed counts as of a time, with what is added to each."""
+    """Compute the logarithms of the first n items' smoothed decayed counts as of a time."""
     for q in range(1, 4):
         decay, more = _F(2.0 ** -max((time - reference[q]) / half_lives[q], 0.0)), added[q]
         counts, line = state[q], logs[q]
@@ -178,10 +178,14 @@ def _highest(line: Any, n: Any) -> Any:
 
 @helper
 def _mass(line: Any, top: Any, powers: Any, n: Any) -> Any:
-    """Σ e^(logit - top) of the first n items, in float64 from sums of a few in float32; the terms are kept."""
+    """Compute Σ e^(logit - top) of the first n items, in float64 from float32 partial sums; store the terms in ``powers``."""
     total = 0.0
-    for start in range(0, n, _SUMMED):
-        part, of_part, powers_of_part = _ZERO, line[start : min(start + _SUMMED, n)], powers[start : min(start + _SUMMED, n)]
+    for start in range(0, n, _PARTIAL_TERMS):
+        part, of_part, powers_of_part = (
+            _ZERO,
+            line[start : min(start + _PARTIAL_TERMS, n)],
+            powers[start : min(start + _PARTIAL_TERMS, n)],
+        )
         for i in range(len(of_part)):
             x = exp(of_part[i] - top)
             powers_of_part[i] = x
@@ -192,14 +196,14 @@ def _mass(line: Any, top: Any, powers: Any, n: Any) -> Any:
 
 @helper
 def _add_frequency(r: Any, frequency: Any, own_prior: Any, likely: Any, line: Any, first: Any, n: Any) -> None:
-    """Add the frequency estimator's scores, times its weight, and move the context's entries on to the next block."""
+    """Add the frequency estimator's weighted scores, and advance the context's table entries to the next block."""
     rest, _, c, entry_item, entry_share, entry, entry_end, entry_weight = frequency
     for i in range(n):
         likely[i] = rest[r] * own_prior[i]
     for h in range(entry.shape[1]):
         at, end, weight = entry[r, h], entry_end[r, h], entry_weight[r, h]
         while at < end and entry_item[at] < first + n:
-            if entry_item[at] >= first:  # else of a block that was passed over
+            if entry_item[at] >= first:  # else in a block that was skipped
                 likely[entry_item[at] - first] += weight * entry_share[at]
             at += 1
         entry[r, h] = at
@@ -208,23 +212,23 @@ def _add_frequency(r: Any, frequency: Any, own_prior: Any, likely: Any, line: An
 
 
 @helper
-def _leave_out(r: Any, exclude: Any, excluded: Any, line: Any, likely: Any, first: Any, n: Any) -> Any:
-    """Take what is excluded out of the logits; gives the mass of it among ``likely``."""
-    less, at = 0.0, excluded[r]
+def _exclude(r: Any, exclude: Any, excluded: Any, line: Any, likely: Any, first: Any, n: Any) -> Any:
+    """Exclude items from the logits, and return their mass in ``likely``."""
+    excluded_mass, at = 0.0, excluded[r]
     while at < exclude.shape[1] and exclude[r, at] < first + n:
         i = exclude[r, at] - first
         if i >= 0 and line[i] > -np.inf:
             line[i] = -np.inf
-            less += np.float64(likely[i])
+            excluded_mass += np.float64(likely[i])
         at += 1
     excluded[r] = at
-    return less
+    return excluded_mass
 
 
 @helper
 def _bounds(some: Any, some_powers: Any, top: Any, worst: Any, temperature: Any, bounds: Any) -> None:
-    """P^(1 / T) over the K-th best key, not less than it is: float32 of some items."""
-    bar = worst * temperature  # in units of logits, less what rounding may have moved
+    """Compute an upper bound of P^(1 / T) over the K-th best key: float32, for some items."""
+    bar = worst * temperature  # in units of logits, minus a bound of the rounding error
     bar -= 2.0**-21 * (2 * abs(bar) + 22 * temperature + 1) + 1e-4 * temperature
     if temperature == 1.0 and top - bar < _NEAR:
         scale = _F(math.exp(min(top - bar, 80.0)))
@@ -237,8 +241,8 @@ def _bounds(some: Any, some_powers: Any, top: Any, worst: Any, temperature: Any,
 
 
 @helper
-def _put(r: Any, key: Any, item: Any, logit: Any, prior: Any, best: Any) -> None:
-    """Put a candidate where it belongs among the K best."""
+def _insert(r: Any, key: Any, item: Any, logit: Any, prior: Any, best: Any) -> None:
+    """Insert a candidate into the sorted list of the K best."""
     keys, items, logits, priors = best
     at = keys.shape[1] - 1
     while at > 0 and keys[r, at - 1] < key:
@@ -254,11 +258,11 @@ def _put(r: Any, key: Any, item: Any, logit: Any, prior: Any, best: Any) -> None
 
 
 @helper
-def _race(r: Any, lines: Any, words: Any, temperature: Any, top: Any, best: Any, scratch: Any, first: Any, n: Any) -> None:
-    """Let the first n items of a block run."""
+def _sample(r: Any, lines: Any, words: Any, temperature: Any, top: Any, best: Any, scratch: Any, first: Any, n: Any) -> None:
+    """Sample from the first n items of a block: update the K best keys."""
     line, powers, of_popularity = lines
     low, high, numbers = words
-    bounds, maybe, eight = scratch
+    bounds, is_candidate, candidate_words = scratch
     last = best[0].shape[1] - 1
     row_low, row_high = low[r], high[r]
     for start in range(0, n, _STEP):
@@ -269,19 +273,19 @@ def _race(r: Any, lines: Any, words: Any, temperature: Any, top: Any, best: Any,
             _bounds(some, powers[start:stop], top, worst, temperature, bounds)
             for i in range(len(some)):
                 bits = _hash(some_numbers[i], row_low, row_high)
-                maybe[i] = np.uint8(bounds[i] >= (_F(bits) + _HALF) * _UNIT)
+                is_candidate[i] = np.uint8(bounds[i] >= (_F(bits) + _HALF) * _UNIT)
         else:
-            maybe[: len(some)] = 1
-        maybe[len(some) :] = 0
-        for word in range(len(eight)):
-            if eight[word] == 0:
+            is_candidate[: len(some)] = 1
+        is_candidate[len(some) :] = 0
+        for word in range(len(candidate_words)):
+            if candidate_words[word] == 0:
                 continue
             for i in range(word * 8, word * 8 + 8):
-                if maybe[i] == 0 or some[i] == -np.inf:
+                if is_candidate[i] == 0 or some[i] == -np.inf:
                     continue
                 key = np.float64(some[i]) / temperature - _log_variate(_hash(some_numbers[i], row_low, row_high))
                 if key > best[0][r, last]:
-                    _put(r, key, first + start + i, some[i], of_popularity[start + i], best)
+                    _insert(r, key, first + start + i, some[i], of_popularity[start + i], best)
 
 
 @compiled
@@ -294,23 +298,23 @@ def run(
     weights: Any,
     frequency: Any,
     noise: Any,
-    race: Any,
+    sampling: Any,
     found: Any,
 ) -> None:
-    """Add one block of items to what was found of R contexts, in order of their times.
+    """Process one block of items for R contexts, in order of their times.
 
     Args:
         block: First item, number of items, number of the block.
-        logits: float32 [R, size]. Products so far; overwritten.
-        rows: Of each context: time, position of the first event that is not before it, mark, number of eligible items, excluded items
-            (int32 [R, E], ascending) and how many of them lie in former blocks.
-        popularity: Times of the marks, half-lives in microseconds, what is added to counts, and the four counts at the marks.
-        events: Of each event: item, time and four counts; the order by mark, block and time, and where each block's begin in it.
-        weights: Of the features: each context's, float32 [R, 11], and the prior's, [11].
-        frequency: Weight of the prior [R], P(i), the estimator's weight, its entries' items and shares, and for each context and item of
-            its history the next entry, the end and the weight [R, H].
+        logits: float32 [R, size]. Dot products; overwritten.
+        rows: For each context: time, position of the first event not before it, snapshot, number of eligible items, excluded items
+            (int32 [R, E], ascending), and how many of them are in earlier blocks.
+        popularity: Times of the snapshots, half-lives in microseconds, smoothing of the counts, and the four counts at the snapshots.
+        events: For each event: item, time and four counts; the order by snapshot, block and time, and where each block starts in it.
+        weights: Feature weights of each context, float32 [R, 11], and of the prior, [11].
+        frequency: Weight of the prior [R], P(i), the estimator's weight, items and shares of its table entries, and for each context and
+            item of its history the next entry, the end and the weight [R, H].
         noise: Two words of each context's key, and the items' words.
-        race: Temperature; candidates int32 [R, C], whose logits and prior logits are written to the two arrays behind.
+        sampling: Temperature; candidates int32 [R, C], and two arrays to which their logits and prior logits are written.
         found: See `passes.Found`.
     """
     first, count, number = block
@@ -319,17 +323,17 @@ def run(
     item, when, count_0, count_1, count_2, count_3, order, offset = events
     of_member, of_prior = weights
     low, high, numbers = noise
-    temperature, candidates, of_candidates, prior_of_candidates = race
+    temperature, candidates, of_candidates, prior_of_candidates = sampling
     keys, items, key_logits, key_priors, peak, mass, prior_peak, prior_mass, prior_gross = found
     size = logits.shape[1]
     state, logs = np.empty((4, size), np.float32), np.empty((4, size), np.float32)
     of_popularity, powers, likely = np.empty(size, np.float32), np.empty(size, np.float32), np.empty(size, np.float32)
     prior_powers, reference = np.empty(size, np.float32), np.empty(4, np.float64)
-    maybe = np.zeros(_STEP, np.uint8)
-    scratch = (np.empty(_STEP, np.float32), maybe, maybe.view(np.uint64))
+    is_candidate = np.zeros(_STEP, np.uint8)
+    scratch = (np.empty(_STEP, np.float32), is_candidate, is_candidate.view(np.uint64))
     at_mark, at_time, at_count, event = np.int64(-1), np.int64(0), np.int64(-1), np.int64(0)
     block_peak, block_mass = _F(-np.inf), 0.0
-    # Views: an index that could be negative would have to be looked at, which costs more than what is done with it.
+    # Views: an index that might be negative needs a check that costs more than the loop body.
     own_prior, own_numbers = frequency[1][first : first + count], numbers[first : first + count]
     for r in range(len(time)):
         n = min(eligible[r] - first, count)
@@ -350,7 +354,7 @@ def run(
             at_time, at_count = time[r], n
             known = (item, when, count_0, count_1, count_2, count_3, order)
             span = (event, offset[at_mark, number + 1])
-            event = _come_to(at_time, place[r], state[:, :count], reference, known, span, first, half_lives, added, logs)
+            event = _advance_counts(at_time, place[r], state[:, :count], reference, known, span, first, half_lives, added, logs)
             _log_counts(at_time, state, reference, half_lives, added, logs, n)
             of_popularity[:n] = 0
             _add_features(logs, of_prior, of_popularity, n)
@@ -360,16 +364,16 @@ def run(
         _add_features(logs, of_member[r], line, n)
         if frequency[2] != _ZERO:
             _add_frequency(r, frequency, own_prior, likely, line, first, n)
-        less = _leave_out(r, exclude, excluded, line, prior_powers, first, n)
+        excluded_mass = _exclude(r, exclude, excluded, line, prior_powers, first, n)
         for c in range(candidates.shape[1]):
             i = candidates[r, c] - first
             if 0 <= i < n:
                 of_candidates[r, c] = line[i]
                 prior_of_candidates[r, c] = of_popularity[i]
-        # The prior's normaliser is everybody's at this time, without what is excluded here.
+        # The prior's normaliser is shared by all contexts of this time; subtract what this context excludes.
         top = max(prior_peak[r], block_peak)
         old, new = math.exp(np.float64(prior_peak[r] - top)), math.exp(np.float64(block_peak - top))
-        prior_mass[r] = prior_mass[r] * old + (block_mass - less) * new
+        prior_mass[r] = prior_mass[r] * old + (block_mass - excluded_mass) * new
         prior_gross[r] = prior_gross[r] * old + block_mass * new
         prior_peak[r] = top
         line_peak = _highest(line, n)
@@ -380,12 +384,12 @@ def run(
         peak[r] = top
         if keys.shape[1] > 0:
             best, lines = (keys, items, key_logits, key_priors), (line, powers, of_popularity)
-            _race(r, lines, (low, high, own_numbers), temperature, top, best, scratch, first, n)
+            _sample(r, lines, (low, high, own_numbers), temperature, top, best, scratch, first, n)
 
 
 @compiled
 def add_logarithms(logits: Any, products: Any, count: int, weight: Any) -> None:
-    """Add ``weight`` times the logarithms of products to logits: float32 [R, size] both, the first ``count`` columns."""
+    """Add ``weight`` times the logarithms of dot products to logits: both float32 [R, size], the first ``count`` columns."""
     for r in range(len(logits)):
         line, of_products = logits[r], products[r]
         for i in range(count):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where compiled code is kept, so that each machine compiles a package once: in a folder that nobody else may write to.
+"""On-disk cache of compiled code, so that each machine compiles a package version once, in a folder only this user can write to.
 
-The folder's name is a digest of the translator's sources and of what compiles them, so that no process runs the code of another
-package. numba's own index tells processors apart. Its files are pickles: they are trusted as the package's own bytecode is.
+The folder's name is a digest of the translator's sources and of the compilers' versions, so that no process runs the code of another
+package version. numba's own index distinguishes processors. Its files are pickles, trusted like the package's own bytecode.
 """
 
 from __future__ import annotations
@@ -24,42 +24,42 @@ __all__ = ["empty", "folder"]
 
 logger = logging.getLogger(__name__)
 _TRANSLATOR: Final = Path(__file__).resolve().parents[1]
-#: What the code is compiled by and for, beside the interpreter.
+#: Packages that determine the compiled code, besides the interpreter.
 _COMPILERS: Final = ("numba", "llvmlite", "numpy")
 _UNUSED_S: Final = 30 * 86_400
 
 
 @cache
 def folder() -> Path | None:
-    """The folder, made if need be: in that of ``NUMBA_CACHE_DIR`` or ``XDG_CACHE_HOME``, else in ``~/.cache``; None: there is none.
+    """Return the cache folder, created if needed: in ``NUMBA_CACHE_DIR`` or ``XDG_CACHE_HOME``, else in ``~/.cache``; None: no cache.
 
-    It is not used where it cannot be written to, where it belongs to another user, and where others may write to it.
+    The folder is not used if it is not writable, belongs to another user, or is writable by other users.
     """
-    place = _base()
+    place = _cache_path()
     if place is None:
         return None
     try:
         place.parent.parent.mkdir(parents=True, exist_ok=True)
-        for one in (place.parent, place):
-            one.mkdir(mode=0o700, exist_ok=True)
-        refused = _refused(place)
+        for directory in (place.parent, place):
+            directory.mkdir(mode=0o700, exist_ok=True)
+        refused = _unsafe_reason(place)
     except OSError as error:
         refused = str(error)
     if refused:
-        logger.info("compiled code is not kept, so that each process compiles for seconds: %s", refused)
+        logger.info("compiled code is not cached, each process compiles for several seconds: %s", refused)
         return None
     _drop_unused(place)
     return place
 
 
 def empty() -> None:
-    """Remove what is kept."""
+    """Delete all cached code."""
     place = folder()
     for file in place.rglob("*.nb[ci]") if place is not None else ():
         file.unlink(missing_ok=True)
 
 
-def _base() -> Path | None:
+def _cache_path() -> Path | None:
     named = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME")
     try:
         base = Path(named) if named else Path.home() / ".cache"
@@ -77,23 +77,23 @@ def _key() -> str:
 
 
 def _drop_unused(place: Path) -> None:
-    """Remove other packages' folders that no process has asked for in a month."""
+    """Delete the folders of other package versions that no process has used for 30 days."""
     now = time.time()
     os.utime(place)
     for other in place.parent.iterdir():
-        if not re.fullmatch(r"[0-9a-f]{16}", other.name):  # somebody else's
+        if not re.fullmatch(r"[0-9a-f]{16}", other.name):  # not a cache folder of ours
             continue
         try:
             if now - other.stat().st_mtime > _UNUSED_S:
                 shutil.rmtree(other)
-        except OSError as error:  # another process removes it
-            logger.debug("%s stays: %s", other, error)
+        except OSError as error:  # another process deletes it
+            logger.debug("could not delete %s: %s", other, error)
 
 
-def _refused(place: Path) -> str | None:
-    """Why a folder, or ours above it, is not used."""
-    for one in (place.parent, place):
-        found = one.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
-            return f"{one} is no folder of this user alone"
-    return None if os.access(place, os.W_OK | os.X_OK) else f"{place} cannot be written to"
+def _unsafe_reason(place: Path) -> str | None:
+    """Return why a folder or its parent must not be used; None if both are safe."""
+    for directory in (place.parent, place):
+        status = directory.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+            return f"{directory} is not a folder that only this user can write to"
+    return None if os.access(place, os.W_OK | os.X_OK) else f"{place} is not writable"

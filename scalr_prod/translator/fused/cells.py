@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Observed cells of a sparse matrix, compiled: what a step of the factorisation makes of them.
+"""Sums over the observed cells of a sparse matrix, compiled: the matrix products of a factorisation step.
 
-Plain tensor operations gather two vectors for each cell, write their products, sum them, and gather one of the two again. Here a
+Tensor operations gather two vectors for each cell, write and sum their products, and gather one of the two again. Here each
 cell's vectors are read once.
 """
 
@@ -30,15 +30,15 @@ def weighted_sums(
     y: NDArray[np.float32],
     found: NDArray[np.float32],
 ) -> Any:
-    """``found[r]`` = Σ values[c] (v[r] · y[column[c]]) y[column[c]] over the cells c of row r.
+    """Set ``found[r]`` to Σ values[c] (v[r] · y[column[c]]) y[column[c]] over the cells c of row r.
 
     Args:
-        start: int64 [R + 1]. Where the cells of each row begin.
+        start: int64 [R + 1]. Start of each row's cells.
         column: int64 [C].
         values: float32 [C].
         v: float32 [R, d].
         y: float32 [columns, d].
-        found: float32 [R, d], written to.
+        found: float32 [R, d]. Output.
     """
     dim = y.shape[1]
     for row in range(len(start) - 1):
@@ -64,17 +64,17 @@ def sums_by_column(
     first: int,
     found: NDArray[np.float32],
 ) -> Any:
-    """Add (offset[c] + values[c] (x[r] · v[i])) x[r] to ``found[i]`` for the cells c of each row r, where ``column[c]`` is first + i.
+    """Add (offset[c] + values[c] (x[r] · v[i])) x[r] to ``found[i]`` for the cells c of each row r with ``column[c]`` = first + i.
 
     Args:
-        start: int64 [R + 1]. Where the cells of each row begin.
+        start: int64 [R + 1]. Start of each row's cells.
         column: int64 [C].
         offset: float32 [C].
         values: float32 [C].
         x: float32 [R, d].
-        v: float32 [I, d]. Cells of other columns than ``first`` to first + I - 1 are passed by.
-        first: A column.
-        found: float32 [I, d], written to.
+        v: float32 [I, d]. Cells outside the columns ``first`` … first + I - 1 are skipped.
+        first: First column.
+        found: float32 [I, d]. Added to.
     """
     dim = x.shape[1]
     for row in range(len(start) - 1):

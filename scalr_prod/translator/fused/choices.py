@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sampled softmax of a block of choices, compiled: losses, and what their gradients need, in one pass over the logits."""
+"""Sampled softmax of a block of choices, compiled: losses and gradients in one pass over the logits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["chosen"]
 
-#: Largest numbers that are looked for side by side.
+#: Maxima computed in parallel, in vector registers.
 _LANES: Final = 64
 _LEAST: Final = np.float32(np.finfo(np.float32).min)
 
@@ -26,25 +26,25 @@ def chosen(
     positive: NDArray[np.float32],
     offsets: NDArray[np.float32],
     moment: NDArray[np.int64],
-    same: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
+    hits: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
     weight: NDArray[np.float32],
     losses: NDArray[np.float32],
-    by_own: NDArray[np.float32],
+    label_gradient: NDArray[np.float32],
 ) -> Any:
-    """-log P of the label of B choices, and its gradients; the plain code is `sampled_softmax.plain_loss`.
+    """Compute -log P of the label of B choices, and its gradients. The reference is `sampled_softmax.plain_loss`.
 
     Args:
-        logits: float32 [B, M] of the drawn items, offsets aside; written over by the gradient by each, times the choice's weight.
-        positive: float32 [B]. The label's logit.
-        offsets: float32 [K, M]. Of the drawn items, at so many moments.
+        logits: float32 [B, M]. Logits of the drawn items without offsets. Output: the gradient by each, times the choice's weight.
+        positive: float32 [B]. Logit of the label.
+        offsets: float32 [K, M]. Offsets of the drawn items at K times.
         moment: int64 [B]. Row of the offsets for each choice.
-        same: int64 [M], [B] and [B]. The drawn items' places in order of the items, and from which to which of these a choice's label
-            was drawn: it does not count.
-        weight: float32 [B]. Of each choice in the whole loss.
-        losses: float32 [B], written to.
-        by_own: float32 [B], written to: the gradient by ``positive``, times the weight.
+        hits: int64 [M], [B] and [B]. Positions of the drawn items in the order of items, and the range of these that are draws of a
+            choice's own label. Those are ignored.
+        weight: float32 [B]. Weight of each choice in the total loss.
+        losses: float32 [B]. Output.
+        label_gradient: float32 [B]. Output: the gradient by ``positive``, times the weight.
     """
-    order, begin, end = same
+    order, begin, end = hits
     most = logits.shape[1]
     tops = np.empty(_LANES, np.float32)
     for b in range(len(logits)):
@@ -75,4 +75,4 @@ def chosen(
         scale = weight[b] / total
         for j in range(most):
             logits[b, j] *= scale
-        by_own[b] = (own - total) * scale
+        label_gradient[b] = (own - total) * scale

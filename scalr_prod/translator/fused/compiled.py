@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How functions are compiled: once for each processor, without the interpreter's lock, and kept on disk where `cache` has a folder."""
+"""Decorators that compile functions with numba: without the GIL, and cached on disk if `cache` has a folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _Function = TypeVar("_Function", bound="Callable[..., Any]")
 
 
 def compiled(function: _Function) -> _Function:
-    """A kernel. Sums may be taken in any order, as in the reference; what is infinite stays so."""
+    """Compile a kernel. Sums may be reordered, as in the reference; infinities are preserved."""
     flags = {"nogil": True, "fastmath": {"contract", "reassoc", "nsz", "nnan"}, "error_model": "numpy"}
     place, before = cache.folder(), numba.config.CACHE_DIR
     if place is None:
@@ -36,25 +36,25 @@ def compiled(function: _Function) -> _Function:
 
 
 def helper(function: _Function) -> _Function:
-    """A part of a kernel, with the kernel's freedoms."""
+    """Compile a function that kernels call, with the same floating-point flags."""
     flags = {"contract", "reassoc", "nsz", "nnan"}
     return numba.njit(fastmath=flags, error_model="numpy")(function)  # type: ignore[no-any-return]
 
 
 def inlined(function: _Function) -> _Function:
-    """A formula whose steps must stay as they are written, but for multiplications that are joined with additions."""
+    """Compile a formula whose operations must not be reordered; only fused multiply-add is allowed."""
     return numba.njit(fastmath={"contract"}, error_model="numpy")(function)  # type: ignore[no-any-return]
 
 
 @intrinsic
 def as_int(_context: Any, x: Any) -> Any:
-    """The bits of a float32."""
+    """Return the bits of a float32 as an int32."""
     return types.int32(x), lambda _, builder, signature, arguments: builder.bitcast(arguments[0], _llvm(signature))
 
 
 @intrinsic
 def as_float(_context: Any, x: Any) -> Any:
-    """The float32 of 32 bits."""
+    """Return the float32 with these 32 bits."""
     return types.float32(x), lambda _, builder, signature, arguments: builder.bitcast(arguments[0], _llvm(signature))
 
 

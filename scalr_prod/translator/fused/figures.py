@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a distribution says of an event, compiled: one pass for rank, most probable item and classes of probability.
+"""Ranking and calibration metrics of distributions, compiled: rank, most probable item and probability classes.
 
-The plain code is `metrics.plain_said`.
+The reference is `metrics.plain_said`.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ def said(
     pairs: NDArray[np.float64],
     own_class: NDArray[np.int64],
 ) -> Any:
-    """Look at B distributions. An item of probability 2^-c … 2^-(c + 1), its upper limit included, is of class c; the rest of the last.
+    """Measure B distributions. Class c holds probabilities in (2^-(c + 1), 2^-c]; the last class holds all smaller ones.
 
     Args:
         p: float32 [B, N].
-        label: int64 [B]. Whose rank is asked.
-        rank: float64 [B], written to: of the label, 1 = the most probable; ties share the mean.
-        best: int64 [B], written to: the most probable item, the first of several.
-        share: float64 [B, classes], added to: each class's probability.
-        pairs: float64 [B, classes], added to: each class's items of a probability above 0.
-        own_class: int64 [B], written to: the label's.
+        label: int64 [B].
+        rank: float64 [B]. Output: rank of the label, 1 = most probable; ties get their mean rank.
+        best: int64 [B]. Output: the most probable item, the first of several.
+        share: float64 [B, classes]. Added to: probability of each class.
+        pairs: float64 [B, classes]. Added to: number of items of each class with a probability above 0.
+        own_class: int64 [B]. Output: class of the label.
     """
     items, last = p.shape[1], np.int32(share.shape[1] - 1)
     classes = np.empty(items, np.int32)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sums over choices that the calibration's Newton steps are made of, compiled: a row's items are read once, while they lie in the cache.
+"""Loss, gradient and curvature of the multinomial logit for the calibration's Newton steps, compiled: each row is read once.
 
-The plain code is in `likelihood`.
+The reference is in `likelihood`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ __all__ = ["losses", "sums"]
 
 _ZERO: Final = np.float32(0)
 _ONE: Final = np.float32(1)
-#: Largest numbers that are looked for side by side.
+#: Maxima computed in parallel, in vector registers.
 _LANES: Final = 64
 
 
 @helper
 def _logits(values: Any, plain: Any, own: Any, log_q: Any, r: Any, line: Any, tops: Any) -> Any:
-    """Write a row's logits; gives the largest."""
+    """Write a row's logits, and return the largest."""
     most = values.shape[2]
     for m in range(most):
         line[m] = -log_q[r, m]
@@ -49,8 +49,8 @@ def _logits(values: Any, plain: Any, own: Any, log_q: Any, r: Any, line: Any, to
 
 
 @helper
-def _weigh(weights: Any, z: Any, r: Any, own: Any) -> None:
-    """A row's own weights: Σ_a z_a D[a, c]."""
+def _row_weights(weights: Any, z: Any, r: Any, own: Any) -> None:
+    """Compute a row's weights: Σ_a z_a D[a, c]."""
     for c in range(len(own)):
         own[c] = 0
     for a in range(len(weights)):
@@ -68,22 +68,22 @@ def losses(
     weights: NDArray[np.float32],
     out: NDArray[np.float64],
 ) -> Any:
-    """-log P(label) of each row.
+    """Compute -log P(label) of each row.
 
     Args:
-        values: float32 [N, columns, 1 + M]; the label first.
-        rows: int64 [R]. Those of the N that are asked.
-        plain: int64 [C]. The columns that are weighed.
-        z: float32 [R, A]. 1, and the tastes that tilt.
+        values: float32 [N, columns, 1 + M]. Features of the items, the label first.
+        rows: int64 [R]. Rows of the N to compute.
+        plain: int64 [C]. Columns with a weight.
+        z: float32 [R, A]. 1, and the tastes that modify weights.
         log_q: float32 [N, 1 + M]. Logarithms of the expected numbers of draws.
         weights: float32 [A, C].
-        out: float64 [R], written to.
+        out: float64 [R]. Output.
     """
     most = values.shape[2]
     line, tops, own = np.empty(most, np.float32), np.empty(_LANES, np.float32), np.empty(len(plain), np.float32)
     for n in range(len(rows)):
         r = rows[n]
-        _weigh(weights, z, n, own)
+        _row_weights(weights, z, n, own)
         top = _logits(values, plain, own, log_q, r, line, tops)
         total = _ZERO
         for m in range(most):
@@ -103,18 +103,18 @@ def sums(
     gradient: NDArray[np.float64],
     curvature: NDArray[np.float64],
 ) -> Any:
-    """Add the rows' part of Σ log P(label): its gradient, and minus its second derivatives.
+    """Add the gradient and the negative Hessian of the rows' Σ log P(label).
 
     Args:
-        values: As in `losses`, and so the next four.
-        rows: See there.
-        plain: See there.
-        z: See there.
-        log_q: See there.
-        counted: float32 [R]. How many choices each row is.
+        values: As in `losses`.
+        rows: As in `losses`.
+        plain: As in `losses`.
+        z: As in `losses`.
+        log_q: As in `losses`.
+        counted: float32 [R]. Weight of each row, in choices.
         weights: float32 [A, C].
-        gradient: float64 [A, C], added to.
-        curvature: float64 [A, A, C, C], added to.
+        gradient: float64 [A, C]. Added to.
+        curvature: float64 [A, A, C, C]. Added to.
     """
     many, columns, most = len(weights), len(plain), values.shape[2]
     line, tops, own = np.empty(most, np.float32), np.empty(_LANES, np.float32), np.empty(columns, np.float32)
@@ -122,7 +122,7 @@ def sums(
     covariance, found = np.empty(columns * columns), np.zeros((many * many, columns * columns))
     for n in range(len(rows)):
         r = rows[n]
-        _weigh(weights, z, n, own)
+        _row_weights(weights, z, n, own)
         top = _logits(values, plain, own, log_q, r, line, tops)
         total = _ZERO
         for m in range(most):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws and normalisers of a group of contexts by one pass over blocks of items: products by BLAS, all else by `block`."""
+"""CPU execution of sampling and scoring: one pass over blocks of items per group of contexts, with BLAS products and `block` kernels."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ if TYPE_CHECKING:
 
 __all__ = ["MOST_DRAWS", "Fused", "Visit"]
 
-#: Items of a block: a block of logits stays in the processor's cache.
+#: Items per block: a block of logits fits the processor's cache.
 ITEMS: Final = 2048
-#: Contexts that are worked on at a time: each holds a block of items.
+#: Contexts at a time: each needs a block of logits.
 ROWS: Final = 256
-#: More draws than these for each context are left to the reference, which sorts.
+#: Maximum draws per context; the reference, which sorts, handles more.
 MOST_DRAWS: Final = 256
-#: Share of the prior's mass that must be left when what is excluded is taken from it.
-_LEFT: Final = 2.0**-4
-#: What float64 adds to the rounding of a key, beside that of its logit, in units of the key.
-_STEPS: Final = 2.0**-48
-#: How histories are read here.
+#: Minimum fraction of the prior's mass that must remain after subtracting excluded items.
+_MIN_REMAINING: Final = 2.0**-4
+#: Rounding error of a key in float64, besides that of its logit, relative to the key.
+_KEY_ROUNDING: Final = 2.0**-48
+#: Compiled encoders of histories.
 _COMPILED: Final = Histories(users.told, users.USERS)
 _US_A_DAY: Final = 86_400_000_000.0
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a pass gathers of R contexts: the K best keys, what normalises, and logits of named candidates."""
+    """Result of a pass for R contexts: the K best keys, the normalisers, and the logits of given candidates."""
 
     keys: NDArray[np.float64]
     items: NDArray[np.int32]
@@ -72,25 +72,25 @@ class Found:
         )
 
     def probabilities(self, logits: NDArray[np.float32], priors: NDArray[np.float32]) -> tuple[torch.Tensor, torch.Tensor]:
-        """P and the prior P of logits [R, C], float32 within [0, 1]; 0 for what is not there, whose logits are -infinity."""
-        # What is cancelled is worked out anew: with the whole sum it stays within bounds until then.
+        """Compute P and the prior P of logits [R, C]: float32 within [0, 1]; 0 where the logit is -infinity."""
+        # Cancelled rows are recomputed later; the gross mass keeps them within [0, 1] until then.
         prior_mass = np.where(self.cancelled, self.prior_gross, self.prior_mass)
-        return _shares(logits, self.peak, self.mass), _shares(priors, self.prior_peak, prior_mass)
+        return _normalise(logits, self.peak, self.mass), _normalise(priors, self.prior_peak, prior_mass)
 
     @property
     def cancelled(self) -> NDArray[np.bool_]:
-        """Where so much of the prior's mass is excluded that the rest is not exact: bool [R]."""
-        return self.prior_mass < _LEFT * self.prior_gross
+        """Return where so much of the prior's mass is excluded that the rest is inexact: bool [R]."""
+        return self.prior_mass < _MIN_REMAINING * self.prior_gross
 
 
 class Visit(NamedTuple):
-    """A block of items and the contexts that are worked on in it.
+    """A block of items and the contexts to process in it.
 
     Attributes:
-        block: First item's place, number of items, number of the block.
-        items: Which items these are, as an index.
-        rows: int64 [r]. Which contexts; None: all.
-        eligible: int64 [R]. Of each context, up to which place items can be proposed; 0 for those that are not worked on.
+        block: Position of the first item, number of items, number of the block.
+        items: The items, as an index.
+        rows: int64 [r]. The contexts; None: all.
+        eligible: int64 [R]. For each context, the end position of eligible items; 0 for contexts to skip.
     """
 
     block: tuple[int, int, int]
@@ -100,21 +100,21 @@ class Visit(NamedTuple):
 
 
 class Fused:
-    """The execution for one module's tensors.
+    """CPU executor of one module: samples and scores with its tensors.
 
     Args:
-        of_popularity: Tensors of `popularity.fit`.
+        popularity_tensors: The tensors of `popularity.fit`.
         numbers: int32 [N], the items' words for `noise`.
-        size: Items of a block; None: `ITEMS`.
+        size: Items per block; None: `ITEMS`.
     """
 
-    def __init__(self, of_popularity: dict[str, torch.Tensor], numbers: torch.Tensor, size: int | None = None) -> None:
-        self._popularity = {name: of_popularity[name].numpy() for name in popularity.TENSORS}
+    def __init__(self, popularity_tensors: dict[str, torch.Tensor], numbers: torch.Tensor, size: int | None = None) -> None:
+        self._popularity = {name: popularity_tensors[name].numpy() for name in popularity.TENSORS}
         self._numbers = numbers.numpy().view(np.uint32)
         self._n_target, self._size = len(numbers), size or ITEMS
         item, every = self._popularity["item"], int(self._popularity["every"][0])
         marks, blocks = len(self._popularity["since"]), -(-self._n_target // self._size)
-        # Events by mark, block of items and time.
+        # Events by snapshot, block of items and time.
         where = np.minimum(np.arange(len(item)) // every, marks - 1) * blocks + item // self._size
         self._order = np.argsort(where, kind="stable").astype(np.int32)
         begin = np.concatenate([[0], np.cumsum(np.bincount(where, minlength=marks * blocks))])
@@ -125,88 +125,90 @@ class Fused:
 
     @property
     def most_rows(self) -> int:
-        """Contexts that are best worked on at a time."""
+        """Return the best number of contexts per call."""
         return ROWS
 
     @staticmethod
     def can(mixture: Mixture, member: str, draws: int = 0) -> bool:
-        """Whether the member's logits are of the form that this execution knows."""
-        heavy = [estimator for name, estimator in mixture.estimators.items() if mixture.calibration[member][name] != 0]
-        return draws <= MOST_DRAWS and all(is_product(one) or one is frequency for one in heavy)
+        """Return whether this execution supports the estimators of the member, and the number of draws."""
+        weighted = [estimator for name, estimator in mixture.estimators.items() if mixture.calibration[member][name] != 0]
+        return draws <= MOST_DRAWS and all(is_product(estimator) or estimator is frequency for estimator in weighted)
 
-    def draw(self, race: Race, mixture: Mixture, contexts: Contexts, batch: Batch) -> Draws:
-        """What `race.run` gives in float32; the batch is in the order of ``event_time``."""
-        summary = mixture.summary(batch, race.members, _COMPILED)
-        best = min(race.k + 1 + SPARE, self._n_target)
-        visits, share = self._visits(mixture, summary, race)
-        found = self._pass(race.temperature, best, mixture, summary, race.member, contexts, _none(len(contexts)), visits)
+    def draw(self, request: Race, mixture: Mixture, contexts: Contexts, batch: Batch) -> Draws:
+        """Draw as `race.run` does in float32; the batch must be in the order of ``event_time``."""
+        summary = mixture.summary(batch, request.members, _COMPILED)
+        best = min(request.k + 1 + SPARE, self._n_target)
+        visits, share = self._visits(mixture, summary, request)
+        found = self._pass(
+            request.temperature, best, mixture, summary, request.member, contexts, _no_candidates(len(contexts)), visits
+        )
         keys, chosen = torch.from_numpy(found.keys), torch.from_numpy(self._items(found.items)).long()
         words = noise.key_words(contexts.noise_key)
-        order, unsure = self._settle(race, mixture, summary, (keys, chosen), words)
+        order, unsure = self._settle(request, mixture, summary, (keys, chosen), words)
         there, chosen = (keys > -torch.inf).gather(1, order), chosen.gather(1, order)
         p, q = (torch.where(there, x.gather(1, order), 0) for x in found.probabilities(found.logits, found.priors))
-        p, q = of_the_whole(race, share, p, q)
+        p, q = of_the_whole(request, share, p, q)
         unsure |= there.any(1) & torch.from_numpy(found.cancelled)
-        unsure |= near_limit(race, mixture, summary, there, chosen, p, q)
-        return Draws(torch.where(there & (p >= race.min_lift * q), chosen, NO_ITEM), p, q, unsure)
+        unsure |= near_limit(request, mixture, summary, there, chosen, p, q)
+        return Draws(torch.where(there & (p >= request.min_lift * q), chosen, NO_ITEM), p, q, unsure)
 
     def score(
         self, mixture: Mixture, contexts: Contexts, batch: Batch, candidates: NDArray[np.int32], member: str
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
-        """P and the prior P of candidates, int32 [B, C], 0 for what cannot be proposed; the batch is in the order of ``event_time``.
+        """Compute P and the prior P of candidates, int32 [B, C]; 0 if ineligible. The batch must be in the order of ``event_time``.
 
         Returns:
-            Two float32 arrays [B, C]; bool [B], where so much is excluded that the prior is not exact.
+            Two float32 arrays [B, C]; bool [B], where so much is excluded that the prior is inexact.
         """
         summary = mixture.summary(batch, tuple(dict.fromkeys(("popularity", member))), _COMPILED)
-        asked = (np.ascontiguousarray(self._places(candidates)), *np.full((2, *candidates.shape), -np.inf, np.float32))
+        outputs = (np.ascontiguousarray(self._places(candidates)), *np.full((2, *candidates.shape), -np.inf, np.float32))
         visits, _ = self._visits(mixture, summary, None)
-        found = self._pass(1.0, 0, mixture, summary, member, contexts, asked, visits)
-        p, q = found.probabilities(*asked[1:])
-        there = torch.from_numpy(asked[1]) > -torch.inf
+        found = self._pass(1.0, 0, mixture, summary, member, contexts, outputs, visits)
+        p, q = found.probabilities(*outputs[1:])
+        there = torch.from_numpy(outputs[1]) > -torch.inf
         p, q = (torch.where(there, x, 0) for x in (p, q))
         return p.numpy(), q.numpy(), found.cancelled & there.any(1).numpy()
 
     def _settle(
         self,
-        race: Race,
+        request: Race,
         mixture: Mixture,
         summary: Summary,
         ranking: tuple[torch.Tensor, torch.Tensor],
         words: tuple[torch.Tensor, torch.Tensor],
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The order of the first k candidates, exact where rounding may have decided it, int64 [B, k]; and `Draws.unsure`."""
+        """Order the first k candidates, int64 [B, k], exactly where rounding may matter; also return `Draws.unsure`."""
         keys, chosen = ranking
-        of_any = mixture.rounding(summary, race.member)
+        of_any = mixture.rounding(summary, request.member)
         order = torch.arange(keys.shape[1]).repeat(len(keys), 1)
-        close, beyond = self._near(race, keys, of_any, of_any[:, 0])
+        close, beyond = self._near(request, keys, of_any, of_any[:, 0])
         rows = (close | beyond).nonzero()[:, 0]
-        if len(rows):  # by the bound of any item; now by those of the candidates
-            of_each = mixture.rounding(summary.take(rows), race.member, chosen[rows])
-            close[rows], beyond[rows] = self._near(race, keys[rows], of_each, of_any[rows, 0])
+        if len(rows):  # first with a bound for all items, now with those of the candidates
+            of_each = mixture.rounding(summary.take(rows), request.member, chosen[rows])
+            close[rows], beyond[rows] = self._near(request, keys[rows], of_each, of_any[rows, 0])
             rows = close.nonzero()[:, 0]
         if len(rows):
             there = keys[rows] > -torch.inf
-            order[rows] = exact_order(race, mixture, summary, rows, (chosen[rows], there), words, self._words())
-        return order[:, : race.k], beyond
+            order[rows] = exact_order(request, mixture, summary, rows, (chosen[rows], there), words, self._words())
+        return order[:, : request.k], beyond
 
     def _near(
-        self, race: Race, keys: torch.Tensor, rounding: torch.Tensor, of_any: torch.Tensor
+        self, request: Race, keys: torch.Tensor, rounding: torch.Tensor, of_any: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where rounding may have decided the order of the first k, and who is among them: bool [B] each.
+        """Find where rounding may decide the order of the first k, and which items are among them: bool [B] each.
 
         Args:
-            race: What is drawn.
-            keys: float64 [B, K], descending; -infinity: not there.
-            rounding: [B, K] or [B, 1]. How far their logits may be off.
-            of_any: [B]. How far those of all other items may be.
+            request: The request.
+            keys: float64 [B, K], descending; -infinity: no item.
+            rounding: [B, K] or [B, 1]. Bound of the error of their logits.
+            of_any: [B]. Bound of the error of all other items' logits.
         """
-        there, k = keys > -torch.inf, min(race.k, keys.shape[1])
-        off = 1.01 * rounding / race.temperature + _STEPS * (1 + keys.abs())
+        there, k = keys > -torch.inf, min(request.k, keys.shape[1])
+        off = 1.01 * rounding / request.temperature + _KEY_ROUNDING * (1 + keys.abs())
         least, most = (torch.where(there, bound, -torch.inf) for bound in (keys - off, keys + off))
-        reach = most.flip(1).cummax(1).values.flip(1)  # of this and all that follow
+        reach = most.flip(1).cummax(1).values.flip(1)  # largest upper bound of this key and all that follow
         close = (there[:, 1:] & (reach[:, 1:] >= least[:, :-1]))[:, :k].any(1)
-        others = keys[:, -1] + 1.01 * of_any / race.temperature + _STEPS * (1 + keys[:, -1].abs())
+        others = keys[:, -1] + 1.01 * of_any / request.temperature + _KEY_ROUNDING * (1 + keys[:, -1].abs())
         beyond = there[:, -1] & (others >= least[:, :k].amin(1)) & (keys.shape[1] < self._n_target)
         return close, beyond
 
@@ -229,18 +231,18 @@ class Fused:
         exclude = np.sort(self._places(contexts.excluded()), axis=1)
         low, high = (word[:, 0].numpy().view(np.uint32) for word in noise.key_words(contexts.noise_key))
         weights = summary.weights[member].float().numpy()
-        # A copy in any case: what cannot be written to has a type of its own, for which all would be compiled once more.
+        # Always copy: a read-only array has another numba type, for which everything would be compiled again.
         of_member = np.array(np.broadcast_to(weights, (rows, weights.shape[-1])), order="C")
         c = mixture.calibration[member]
-        heavy = [name for name in mixture.estimators if c[name] != 0]
+        weighted = [name for name in mixture.estimators if c[name] != 0]
         dense = [
             ((c[name] * summary.users[name]).float(), mixture.estimators[name].vectors(mixture.parameters[name]))
-            for name in heavy
+            for name in weighted
             if name in summary.users and not is_logarithm(mixture.estimators[name])
         ]
         logarithms = [
             (c[name], summary.users[name].float(), mixture.estimators[name].vectors(mixture.parameters[name]))
-            for name in heavy
+            for name in weighted
             if name in summary.users and is_logarithm(mixture.estimators[name])
         ]
         excluded = np.zeros(rows, np.int64)
@@ -265,30 +267,32 @@ class Fused:
             tuple(vars(found).values()),
         )
         logits, products, of_some = torch.empty(3, rows, self._size)
-        kept: dict[int, torch.Tensor] = {}
+        buffers: dict[int, torch.Tensor] = {}
         for visit in visits:
             (_, count, _), items, some = visit.block, visit.items, visit.rows
-            everybody = some is None
+            all_rows = some is None
             part = logits if some is None else of_some[: len(some)]
             own = part[:, :count]
             for own_users, vectors in dense[:1]:
-                torch.mm(own_users if everybody else own_users[some], _of(vectors, items, kept).T, out=own)
+                torch.mm(own_users if all_rows else own_users[some], _select(vectors, items, buffers).T, out=own)
             for own_users, vectors in dense[1:]:
-                own.addmm_(own_users if everybody else own_users[some], _of(vectors, items, kept).T)
+                own.addmm_(own_users if all_rows else own_users[some], _select(vectors, items, buffers).T)
             if not dense:
                 part.zero_()
             for weight, own_users, vectors in logarithms:
                 others = products[: len(part)]
-                torch.mm(own_users if everybody else own_users[some], _of(vectors, items, kept).T, out=others[:, :count])
+                torch.mm(own_users if all_rows else own_users[some], _select(vectors, items, buffers).T, out=others[:, :count])
                 block.add_logarithms(part.numpy(), others.numpy(), count, np.float32(weight))
-            if not everybody:
+            if not all_rows:
                 logits[some, :count] = own
             block.run(visit.block, logits.numpy(), (time, place, mark, visit.eligible, exclude, excluded), *arguments)
         return found
 
-    def _visits(self, mixture: Mixture, summary: Summary, race: Race | None) -> tuple[Iterator[Visit], dict[str, torch.Tensor]]:
-        """The blocks in which some context may choose an item, one after another; and `shortlist.Lists.share`."""
-        del mixture, race
+    def _visits(
+        self, mixture: Mixture, summary: Summary, request: Race | None
+    ) -> tuple[Iterator[Visit], dict[str, torch.Tensor]]:
+        """Return the blocks to process, in order, and `shortlist.Lists.share`."""
+        del mixture, request
         return self._all(summary.batch.eligible.numpy()), {}
 
     def _all(self, eligible: NDArray[np.int64]) -> Iterator[Visit]:
@@ -298,39 +302,39 @@ class Fused:
             yield Visit((first, count, number), slice(first, first + count), None, eligible)
 
     def _places(self, items: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Where items stand, any shape; `NO_ITEM` nowhere."""
+        """Return the positions of items, any shape; `NO_ITEM` stays."""
         return items
 
     def _items(self, places: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Which items stand at places, any shape."""
+        """Return the items at positions, any shape."""
         return places
 
     def _by_place(self, of_items: NDArray[Any]) -> NDArray[Any]:
-        """What is known of each item, [N], in the order in which they stand."""
+        """Reorder values of items, [N], by position."""
         return of_items
 
     def _words(self) -> torch.Tensor:
-        """The items' words, int32 [N], by item."""
+        """Return the items' words by item: int32 [N]."""
         return torch.from_numpy(self._numbers.view(np.int32))
 
     def _frequency(self, mixture: Mixture, member: str, batch: Batch) -> tuple[Any, ...]:
-        """The estimator's table, and where each context's entries begin."""
+        """Return the frequency estimator's table, and where each context's entries start."""
         weight = mixture.calibration[member].get("frequency", 0.0)
         if weight == 0:
-            nothing = np.zeros((len(batch.time), 0), np.int64)
+            no_items = np.zeros((len(batch.time), 0), np.int64)
             none = np.zeros(0, np.float32)
-            return none, none, np.float32(0), np.zeros(0, np.int32), none, nothing, nothing, nothing.astype(np.float32)
+            return none, none, np.float32(0), np.zeros(0, np.int32), none, no_items, no_items, no_items.astype(np.float32)
         parameters = mixture.parameters["frequency"]
         history, share_of, rest = frequency.asked(parameters, batch, torch.float32)
         start = parameters["start"].numpy()
-        item, share = self._sorted(parameters)
-        asked = np.ascontiguousarray(history.numpy())
+        item, share = self._sorted_entries(parameters)
+        items = np.ascontiguousarray(history.numpy())
         prior = self._by_place(mixture.popularity["prior"].exp().numpy())
         of_each = np.ascontiguousarray(share_of.numpy())
-        return rest[:, 0].numpy(), prior, np.float32(weight), item, share, start[asked], start[asked + 1], of_each
+        return rest[:, 0].numpy(), prior, np.float32(weight), item, share, start[items], start[items + 1], of_each
 
-    def _sorted(self, parameters: dict[str, torch.Tensor]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """The table's entries, those of each source item in the order of their target items."""
+    def _sorted_entries(self, parameters: dict[str, torch.Tensor]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Return the table's entries, sorted by position of the target item within each source item; cached."""
         at = parameters["item"].data_ptr()
         if at not in self._entries:
             start, item = parameters["start"].numpy(), self._places(parameters["item"].numpy())
@@ -339,24 +343,24 @@ class Fused:
         return self._entries[at]
 
 
-def _of(vectors: torch.Tensor, items: slice | torch.Tensor, kept: dict[int, torch.Tensor]) -> torch.Tensor:
-    """Some items' vectors: a view of neighbours, else a copy, which holds until the next one of as many columns."""
+def _select(vectors: torch.Tensor, items: slice | torch.Tensor, buffers: dict[int, torch.Tensor]) -> torch.Tensor:
+    """Select item vectors: a view for a slice, else a copy in a buffer that the next call with as many columns reuses."""
     if isinstance(items, slice):
         return vectors[items]
     columns = vectors.shape[1]
-    if columns not in kept or len(kept[columns]) < len(items):  # memory that is there: new pages cost more than what is copied
-        kept[columns] = torch.empty(len(items), columns)
-    return torch.index_select(vectors, 0, items, out=kept[columns][: len(items)])
+    if columns not in buffers or len(buffers[columns]) < len(items):  # reused: allocating new pages costs more than the copy
+        buffers[columns] = torch.empty(len(items), columns)
+    return torch.index_select(vectors, 0, items, out=buffers[columns][: len(items)])
 
 
-def _shares(logits: NDArray[np.float32], peak: NDArray[np.float32], mass: NDArray[np.float64]) -> torch.Tensor:
-    """e^(logit - peak) / mass, of logits [R, C] that are at most the peak: float32; all 0 in a row without one."""
+def _normalise(logits: NDArray[np.float32], peak: NDArray[np.float32], mass: NDArray[np.float64]) -> torch.Tensor:
+    """Compute e^(logit - peak) / mass of logits [R, C] that are at most the peak: float32; 0 in rows without mass."""
     there = mass > 0
     above = np.where(there, peak, 0).astype(np.float64)[:, None]
     shares = np.exp(np.where(there[:, None], logits, -np.inf) - above) / np.where(there, mass, 1)[:, None]
     return torch.from_numpy(shares.astype(np.float32))
 
 
-def _none(rows: int) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]]:
-    nothing = np.empty((rows, 0), np.float32)
-    return nothing.astype(np.int32), nothing, nothing
+def _no_candidates(rows: int) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]]:
+    empty = np.empty((rows, 0), np.float32)
+    return empty.astype(np.int32), empty, empty

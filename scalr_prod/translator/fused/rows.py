@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AdamW on some rows of a table, compiled; see `learning`, which has the plain code."""
+"""AdamW on some rows of a table, compiled. The reference is in `learning`."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ __all__ = ["caught_up", "moved"]
 def caught_up(
     tables: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]],
     rows: NDArray[np.int64],
-    owed: NDArray[np.float32],
-    least: np.float32,
+    deferred: NDArray[np.float32],
+    epsilon: np.float32,
     out: NDArray[np.float32],
 ) -> Any:
-    """Do for rows what steps without a gradient do, all that were left out at once.
+    """Apply to rows all skipped steps without a gradient at once.
 
     Args:
-        tables: float32 [N, d] each: the values, the means of the gradients and of their squares. Written to.
-        rows: int64 [R], none twice.
-        owed: float32 [R, 4]. Of each row: the factor of its value, how many times mean over root are taken from it, and
-            the two means' factors.
-        least: Added to the root.
-        out: float32 [R, d], written to: the values.
+        tables: float32 [N, d] each: values, first and second moments. Updated in place.
+        rows: int64 [R], distinct.
+        deferred: float32 [R, 4]. For each row: the factor of its value, the factor of the momentum update subtracted from it, and
+            the factors of the two moments.
+        epsilon: Added to the root of the second moment.
+        out: float32 [R, d]. Output: the values.
     """
     values, means, squares = tables
     for r in range(len(rows)):
         value, mean, square, found = values[rows[r]], means[rows[r]], squares[rows[r]], out[r]
-        shrink, times, of_mean, of_square = owed[r, 0], owed[r, 1], owed[r, 2], owed[r, 3]
+        shrink, times, of_mean, of_square = deferred[r, 0], deferred[r, 1], deferred[r, 2], deferred[r, 3]
         for k in range(len(value)):
-            now = shrink * value[k] - times * (mean[k] / (np.sqrt(square[k]) + least))
+            now = shrink * value[k] - times * (mean[k] / (np.sqrt(square[k]) + epsilon))
             value[k] = now
             found[k] = now
             mean[k] *= of_mean
@@ -51,16 +51,16 @@ def moved(
     rows: NDArray[np.int64],
     gradient: NDArray[np.float32],
     rates: tuple[np.float32, np.float32, np.float32, np.float32, np.float32],
-    least: np.float32,
+    epsilon: np.float32,
 ) -> Any:
-    """One step of AdamW.
+    """Take one step of AdamW.
 
     Args:
         tables: As in `caught_up`.
-        rows: int64 [R], none twice.
+        rows: int64 [R], distinct.
         gradient: float32 [R, d].
-        rates: The value's factor, the length of a step, the two means' factors, and the root's factor.
-        least: Added to the root.
+        rates: Factor of the value, step size, factors of the two moments, and bias correction of the root.
+        epsilon: Added to the root of the second moment.
     """
     values, means, squares = tables
     shrink, step, of_mean, of_square, of_root = rates
@@ -71,4 +71,4 @@ def moved(
             s = of_square * square[k] + (np.float32(1) - of_square) * by[k] * by[k]
             mean[k] = m
             square[k] = s
-            value[k] = shrink * value[k] - step * m / (np.sqrt(s) * of_root + least)
+            value[k] = shrink * value[k] - step * m / (np.sqrt(s) * of_root + epsilon)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The topics' expectation and maximisation, compiled: a history's items one after the other, without padding and without copies.
+"""Expectation maximisation of the topic model, compiled: no work for padding, and no copies.
 
-The plain code is in `estimators.topics`.
+The reference is in `estimators.topics`.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ def explained(
     found: tuple[NDArray[np.float32], NDArray[np.float32]],
     places: NDArray[np.float64],
 ) -> Any:
-    """Add up how many events each item and topic explain.
+    """Run the expectation step: add up the expected events of each item and topic.
 
     Args:
-        events: Histories' items int64 [R, L], 0 where there is none; labels int64 [R]; how many events each is, float32 [R].
-        weight: float32 [L]. Of an item by its place.
+        events: Items of histories int64 [R, L], 0 is padding; labels int64 [R]; weights of the events, float32 [R].
+        weight: float32 [L]. Weight of an item by its position.
         tables: P(k | j) float32 [n_source + 1, K]; P(i | k) float32 [n_target, K].
-        first: Target items tell nothing of topics yet.
-        found: As ``tables``, added to: events of source items over P(k | j), and of target items.
-        places: float64 [2, L], added to unless ``first``: how much each place was asked, and how much it explained.
+        first: First iteration: P(i | k) is still unknown.
+        found: Shaped as ``tables``. Added to: events of source items, divided by P(k | j), and events of target items.
+        places: float64 [2, L]. Added to unless ``first``: prior and posterior weight of each position.
     """
     items, label, counted = events
     source, target = tables
@@ -79,11 +79,11 @@ def explained(
                 for k in range(many):
                     of_source[item, k] += share * gain[k]
                 if not first:
-                    told = _ZERO
+                    posterior = _ZERO
                     for k in range(many):
-                        told += source[item, k] * gain[k]
+                        posterior += source[item, k] * gain[k]
                     places[0, place] += share
-                    places[1, place] += share * told
+                    places[1, place] += share * posterior
         for k in range(many):
             of_target[i, k] += times * topics[k] * gain[k]
 
@@ -96,14 +96,14 @@ def source_shares(
     smoothing: tuple[np.float32, np.float32],
     out: NDArray[np.float32],
 ) -> Any:
-    """P(k | j) of all groups but one: [n_source + 1, K], row 0 the topics' shares.
+    """Compute P(k | j) from all groups but one: [n_source + 1, K]; row 0 is P(k).
 
     Args:
         counts: float32 [groups, n_source + 1, K].
-        group: The one that is left out; -1: none.
-        start: float32 [n_source + 1, K]. Topics by source events alone.
-        smoothing: Pseudo-events that follow the topics' shares, and ``start``.
-        out: float32 [n_source + 1, K], written to.
+        group: The group to leave out; -1: none.
+        start: float32 [n_source + 1, K]. Initial topics, from source events alone.
+        smoothing: Pseudo-events that follow P(k), and that follow ``start``.
+        out: float32 [n_source + 1, K]. Output.
     """
     by_shares, by_start = smoothing
     rows, many = start.shape
@@ -138,14 +138,14 @@ def source_shares(
 def target_shares(
     counts: NDArray[np.float32], group: int, chosen: NDArray[np.float32], smoothing: np.float32, out: NDArray[np.float32]
 ) -> Any:
-    """P(i | k) of all groups but one: [n_target, K].
+    """Compute P(i | k) from all groups but one: [n_target, K].
 
     Args:
         counts: float32 [groups, n_target, K].
-        group: The one that is left out; -1: none.
+        group: The group to leave out; -1: none.
         chosen: float32 [n_target]. P(i).
         smoothing: Pseudo-events that follow ``chosen``.
-        out: float32 [n_target, K], written to.
+        out: float32 [n_target, K]. Output.
     """
     rows, many = out.shape
     sums, scale = np.zeros(many), np.empty(many, np.float32)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fused execution, once it has been seen to run: compiling fails where a machine or its numba is out of the ordinary."""
+"""Self-test of the compiled execution: compilation may fail on an unusual machine or numba."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ logger = logging.getLogger(__name__)
 
 
 def tried(mixtures: Sequence[Mixture], numbers: torch.Tensor, first_seen: torch.Tensor) -> Fused:
-    """The execution for one module's tensors, with all that its parameter sets run compiled.
+    """Build the CPU executor of one module, and compile everything that its parameter sets run.
 
     Args:
         mixtures: The parameter sets.
         numbers: int32 [N], the items' words for `noise`.
-        first_seen: int64 [N], ascending: when the target items were first seen, microseconds.
+        first_seen: int64 [N], ascending. Time at which each target item was first seen, microseconds.
 
     Raises:
-        Exception: Whatever numba raises where it cannot compile, with nothing kept on disk too.
+        Exception: Any error of numba, if compilation fails also with an empty cache.
     """
     fused = Fused(mixtures[0].popularity, numbers)
     try:
         _run(fused, mixtures, first_seen)
-    except Exception as error:  # a damaged file may give any
-        logger.info("compiled anew, since what was kept does not run: %r", error)
+    except Exception as error:  # a corrupt cache file may raise anything
+        logger.info("clearing the cache of compiled code, which does not run: %r", error)
         cache.empty()
         _run(fused, mixtures, first_seen)
     return fused
 
 
 def _run(fused: Fused, mixtures: Sequence[Mixture], first_seen: torch.Tensor) -> None:
-    """Draw and score for one context of an empty history, when there was one item."""
-    nobody = Contexts(
+    """Draw and score for one context with an empty history, at a time with one eligible item."""
+    context = Contexts(
         history_items=np.zeros((1, 1), np.int32),
         history_ages=np.zeros((1, 1), np.float32),
         history_end=np.zeros(1, np.int64),
@@ -58,8 +58,8 @@ def _run(fused: Fused, mixtures: Sequence[Mixture], first_seen: torch.Tensor) ->
         noise_key=np.zeros(1, np.int64),
         exclude=np.empty((1, 0), np.int32),
     )
-    batch = Batch.of(nobody, first_seen)
+    batch = Batch.of(context, first_seen)
     for mixture in mixtures:
         member = "mixture" if fused.can(mixture, "mixture") else "popularity"
-        fused.draw(Race(1, 1.0, 0.0, member), mixture, nobody, batch)
-        fused.score(mixture, nobody, batch, np.zeros((1, 1), np.int32), member)
+        fused.draw(Race(1, 1.0, 0.0, member), mixture, context, batch)
+        fused.score(mixture, context, batch, np.zeros((1, 1), np.int32), member)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What histories tell, compiled: users' vectors of our estimators and tastes, row by row, in float64 as in the reference.
+"""Compiled encoders of histories: user vectors of the built-in estimators, and tastes, in float64 as in the reference.
 
-Each kernel is the formula of its estimator's ``user`` (or of `tastes.raw`), without the copies and without work for padding.
+Each kernel computes the formula of its estimator's ``user`` (or of `tastes.raw`) row by row, without copies and without work for padding.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 
 __all__ = ["USERS", "told"]
 
-#: Numbers that a few registers hold: loops of whole ones need no rest.
+#: Loops are padded to a multiple of this, so that they run in full vector registers.
 _LANES: Final = 16
 _EPSILON: Final = 1e-5
 _DAY_US: Final = 86_400_000_000
 _HALF_LIVES: Final = np.array([days for days, _ in DECAYED.values()])
 _ADDED: Final = np.array([added for _, added in DECAYED.values()])
 _LIMITS: Final = np.array(attention.LIMITS_DAYS, np.float32)
-_EXTRA: Final = factorisation.CONFIDENCE * factorisation.SOURCE_WEIGHT
+_EXTRA_CONFIDENCE: Final = factorisation.CONFIDENCE * factorisation.SOURCE_WEIGHT
 
 
 @helper
 def _distinct(items: Any, found: Any) -> Any:
-    """Put a history's items into ``found`` once each, in ascending order; gives their number."""
+    """Write a history's distinct items to ``found``, ascending, and return their number."""
     many = 0
     for item in items:
         if item == 0:
@@ -55,8 +55,8 @@ def _distinct(items: Any, found: Any) -> Any:
 
 
 @helper
-def _not_above(ascending: Any, value: Any) -> Any:
-    """How many are not above a value, of int64 in ascending order. As numpy's function it would compile for any kind of number."""
+def _count_not_above(ascending: Any, value: Any) -> Any:
+    """Count the values not above a value, of ascending int64. Unlike `np.searchsorted`, it compiles for int64 only."""
     first, last = 0, len(ascending)
     while first < last:
         middle = (first + last) // 2
@@ -86,12 +86,12 @@ def _linear(basis: Any, items: Any, out: Any) -> None:
 
 @helper
 def _solve(system: Any, right: Any, column: Any) -> None:
-    """Solve a symmetric positive definite system in place, by Cholesky's factor of its lower triangle; the upper one is lost."""
+    """Solve a symmetric positive definite system in place by Cholesky factorisation of its lower triangle; overwrites the system."""
     n = len(right)
     for k in range(n):
         pivot = math.sqrt(system[k, k])
         system[k, k] = pivot
-        first = (k + 1) // _LANES * _LANES  # whole registers: what stands before k + 1 is left as it is, since its column is 0
+        first = (k + 1) // _LANES * _LANES  # full registers: entries before k + 1 stay unchanged, since their column is 0
         for i in range(first, k + 1):
             column[i] = 0
         for i in range(k + 1, n):
@@ -115,7 +115,7 @@ def _solve(system: Any, right: Any, column: Any) -> None:
 
 @compiled
 def _factorisation(vectors: Any, gram: Any, inverse: Any, extra: Any, items: Any, out: Any) -> None:
-    """With few items n, x = (1 + e) Vᵀ (1 + e S Vᵀ)⁻¹ 1 of the items' vectors S [n, d] and V = S gram⁻¹: a system of n rows, not of d."""
+    """Compute ALS user vectors. For n << d items S [n, d], x = (1 + e) Vᵀ (1 + e S Vᵀ)⁻¹ 1 with V = S gram⁻¹: n equations, not d."""
     d, length = len(gram), items.shape[1]
     found = np.empty(length, np.int64)
     rows, moved = np.zeros((length + 4, d)), np.empty((d, d))
@@ -182,7 +182,7 @@ def _topics(shares: Any, recency: Any, items: Any, out: Any) -> None:
 
 
 @helper
-def _normed(x: Any, out: Any) -> None:
+def _layer_norm(x: Any, out: Any) -> None:
     d = len(x)
     mean = 0.0
     for i in range(d):
@@ -203,8 +203,8 @@ def _sequential(source: Any, weights: Any, limits: Any, history: Any, out: Any) 
     length, d, heads, wide = items.shape[1], source.shape[1], len(bias), widen.shape[1]
     size = d // heads
     x, normed = np.empty((length, d)), np.empty((length, d))
-    asked, chosen, hidden, line = np.empty((heads, d)), np.empty(d), np.empty(wide), np.empty(d)
-    weight, klass = np.empty(length), np.empty(length, np.int64)
+    folded_query, chosen, hidden, line = np.empty((heads, d)), np.empty(d), np.empty(wide), np.empty(d)
+    weight, age_class = np.empty(length), np.empty(length, np.int64)
     for b in range(len(items)):
         mixed = out[b]
         begin = 0
@@ -216,10 +216,10 @@ def _sequential(source: Any, weights: Any, limits: Any, history: Any, out: Any) 
             row = source[items[b, place]]
             for i in range(d):
                 x[place, i] = row[i]
-            klass[place] = 0
+            age_class[place] = 0
             for limit in limits:
-                klass[place] += ages[b, place] > limit
-            _normed(x[place], normed[place])
+                age_class[place] += ages[b, place] > limit
+            _layer_norm(x[place], normed[place])
             for i in range(d):
                 normed[place, i] *= norm_weight[i]
         chosen[:] = 0
@@ -232,7 +232,7 @@ def _sequential(source: Any, weights: Any, limits: Any, history: Any, out: Any) 
                 total, own_key = 0.0, key[i, h * size : (h + 1) * size]
                 for j in range(size):
                     total += own_chosen[j] * own_key[j]
-                asked[h, i] = total / math.sqrt(size)
+                folded_query[h, i] = total / math.sqrt(size)
         for h in range(heads):
             most = -np.inf
             for place in range(begin, length):
@@ -240,8 +240,8 @@ def _sequential(source: Any, weights: Any, limits: Any, history: Any, out: Any) 
                     continue
                 total = 0.0
                 for i in range(d):
-                    total += asked[h, i] * normed[place, i]
-                total += bias[h, klass[place]]
+                    total += folded_query[h, i] * normed[place, i]
+                total += bias[h, age_class[place]]
                 weight[place] = total
                 most = max(most, total)
             total = 0.0
@@ -258,7 +258,7 @@ def _sequential(source: Any, weights: Any, limits: Any, history: Any, out: Any) 
                 share, own_value = line[i] / total, value[i, h * size : (h + 1) * size]
                 for j in range(size):
                     own_mixed[j] += share * own_value[j]
-        _normed(mixed, line)
+        _layer_norm(mixed, line)
         hidden[:] = 0
         for i in range(d):
             for j in range(wide):
@@ -277,7 +277,7 @@ def _tastes(tables: Any, constants: Any, history: Any, out: Any) -> None:
     items, ages, history_end = history
     base = len(times) + 1
     for b in range(len(items)):
-        many, recent, told_ = 0, 0, out[b]
+        many, recent, traits = 0, 0, out[b]
         for place in range(items.shape[1]):
             item = items[b, place]
             if item == 0:
@@ -285,19 +285,19 @@ def _tastes(tables: Any, constants: Any, history: Any, out: Any) -> None:
             many += 1
             recent += ages[b, place] < RECENT_DAYS
             days = min(max(np.float64(ages[b, place]), 0.0), OLDEST_DAYS)
-            asked = max(history_end[b], EARLIEST_US) - np.int64(days * _DAY_US)
-            row = max(_not_above(instants, asked) - 1, 0)
-            asked = min(asked, end[0] + SAME_US)
+            query_time = max(history_end[b], EARLIEST_US) - np.int64(days * _DAY_US)
+            row = max(_count_not_above(instants, query_time) - 1, 0)
+            query_time = min(query_time, end[0] + SAME_US)
             first, last = start[item], start[item + 1]
             while first < last:
                 middle = (first + last) // 2
-                if times[key[middle] - item * base] < asked - SAME_US:
+                if times[key[middle] - item * base] < query_time - SAME_US:
                     first = middle + 1
                 else:
                     last = middle
             counts = (0.0, 0.0, 0.0, 0.0)
             if first > start[item]:
-                age = (asked - times[key[first - 1] - item * base]) / np.float64(_DAY_US)
+                age = (query_time - times[key[first - 1] - item * base]) / np.float64(_DAY_US)
                 counts = (
                     np.float64(count_0[first - 1]),
                     count_1[first - 1] * 0.5 ** (age / half_lives[1]),
@@ -305,57 +305,57 @@ def _tastes(tables: Any, constants: Any, history: Any, out: Any) -> None:
                     count_3[first - 1] * 0.5 ** (age / half_lives[3]),
                 )
             for q in range(4):
-                told_[q] += math.log(counts[q] + added[q]) - around[row, q]
+                traits[q] += math.log(counts[q] + added[q]) - around[row, q]
         for q in range(4):
-            told_[q] = told_[q] / many if many else np.nan
-        told_[4] = math.log1p(many) if many else np.nan
-        told_[5] = math.log1p(recent) if many else np.nan
+            traits[q] = traits[q] / many if many else np.nan
+        traits[4] = math.log1p(many) if many else np.nan
+        traits[5] = math.log1p(recent) if many else np.nan
 
 
-def _of_linear(parameters: Parameters, batch: Batch) -> torch.Tensor:
+def _encode_linear(parameters: Parameters, batch: Batch) -> torch.Tensor:
     basis = parameters["basis"].numpy()
-    return _filled(batch, basis.shape[1], lambda out: _linear(basis, batch.items.numpy(), out))
+    return _fill(batch, basis.shape[1], lambda out: _linear(basis, batch.items.numpy(), out))
 
 
-def _of_factorisation(parameters: Parameters, batch: Batch) -> torch.Tensor:
+def _encode_factorisation(parameters: Parameters, batch: Batch) -> torch.Tensor:
     source, gram = parameters["source"].numpy(), parameters["gram"]
     inverse = torch.linalg.inv(gram).numpy()
-    return _filled(
-        batch, len(gram), lambda out: _factorisation(source, gram.numpy(), inverse, _EXTRA, batch.items.numpy(), out)
+    return _fill(
+        batch, len(gram), lambda out: _factorisation(source, gram.numpy(), inverse, _EXTRA_CONFIDENCE, batch.items.numpy(), out)
     )
 
 
-def _of_topics(parameters: Parameters, batch: Batch) -> torch.Tensor:
+def _encode_topics(parameters: Parameters, batch: Batch) -> torch.Tensor:
     source, recency = parameters["source"].numpy(), parameters["recency"].double().numpy()
     items = np.ascontiguousarray(batch.items[:, -len(recency) :].numpy())
-    return _filled(batch, source.shape[1], lambda out: _topics(source, recency, items, out))
+    return _fill(batch, source.shape[1], lambda out: _topics(source, recency, items, out))
 
 
-def _of_sequential(parameters: Parameters, batch: Batch) -> torch.Tensor:
+def _encode_sequential(parameters: Parameters, batch: Batch) -> torch.Tensor:
     names = ("norm_weight", "query", "key", "value", "age_bias", "widen", "narrow")
     weights = tuple(parameters[name].double().numpy() for name in names)
     source, history = parameters["source"].numpy(), (batch.items.numpy(), batch.ages.numpy())
-    return _filled(batch, source.shape[1], lambda out: _sequential(source, weights, _LIMITS, history, out))
+    return _fill(batch, source.shape[1], lambda out: _sequential(source, weights, _LIMITS, history, out))
 
 
-#: Our estimators whose users' vectors are worked out here.
+#: Built-in estimator → its compiled encoder.
 USERS: Final[dict[Any, Callable[[Parameters, Batch], torch.Tensor]]] = {
-    linear: _of_linear,
-    factorisation: _of_factorisation,
-    topics: _of_topics,
-    sequential: _of_sequential,
+    linear: _encode_linear,
+    factorisation: _encode_factorisation,
+    topics: _encode_topics,
+    sequential: _encode_sequential,
 }
 
 
 def told(parameters: Parameters, batch: Batch) -> torch.Tensor:
-    """What `tastes.raw` tells, float64 [B, 6]."""
+    """Compute `tastes.raw`: float64 [B, 6]."""
     names = ("times", "end", "key", "start", *DECAYED, "instants", "around")
     tables = tuple(parameters[name].numpy() for name in names)
     history = (batch.items.numpy(), batch.ages.numpy(), batch.history_end.numpy())
-    return _filled(batch, len(TASTES), lambda out: _tastes(tables, (_HALF_LIVES, _ADDED), history, out))
+    return _fill(batch, len(TASTES), lambda out: _tastes(tables, (_HALF_LIVES, _ADDED), history, out))
 
 
-def _filled(batch: Batch, width: int, fill: Callable[[Any], None]) -> torch.Tensor:
+def _fill(batch: Batch, width: int, fill: Callable[[Any], None]) -> torch.Tensor:
     out = np.zeros((len(batch.items), width))
     fill(out)
     return torch.from_numpy(out)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The translator's draws on a GPU: one pass over blocks of items, in kernels of the OpenAI Triton language.
+"""GPU kernels of the translator: sampling in one pass over blocks of items, written in the OpenAI Triton language.
 
-Only torch, numpy and ``triton``, which torch's CUDA build brings along, are imported. Triton's interpreter runs the same kernels on a CPU.
+Only torch, numpy and ``triton``, which comes with torch's CUDA build, are imported. Triton's interpreter runs the same kernels on a CPU.
 """

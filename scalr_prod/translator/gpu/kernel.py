@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pass: products, popularity as of each context's time, normalisers, and the race's best key of every few items.
+"""Triton kernel of the pass: dot products, popularity as of each context's time, normalisers, and the best sampling keys.
 
-A tile is up to `ROWS` contexts that share a state of popularity. Each program goes over the blocks of one share of the items for one
-tile; logits, features and keys stay in registers, and nothing of size [rows, items] is written. What a context's own lists change
-(excluded items, items that its history's table names, items chosen between the state and its time) has a bit in ``special`` and is
-left out here.
+A tile is up to `ROWS` contexts that share a popularity state. Each program processes the blocks of one segment of the items for one tile.
+Logits, features and keys stay in registers; nothing of size [rows, items] is written. Items that a context treats differently (excluded,
+in the frequency table of its history, or chosen between the state and its time) have a bit in ``special`` and are skipped here.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import triton.language as tl
 
 __all__ = ["EACH", "ITEMS", "ROWS", "one_pass"]
 
-#: Contexts of a tile, items of a block, and items whose best key is kept.
+#: Contexts per tile, items per block, and items per stored best key.
 ROWS: Final = 32
 ITEMS: Final = 64
 EACH: Final = 32
@@ -29,7 +28,7 @@ _M3 = tl.constexpr(0x9E3779B1)
 _LAST = tl.constexpr(0x7FFFFFFF)
 _UNIT = tl.constexpr(2.0**-31)
 _HALF = tl.constexpr(0.5)
-#: Below it a series is the better logarithm of 1 - v.
+#: Below this v, a series is more accurate for the logarithm of 1 - v.
 _SMALL = tl.constexpr(0.0625)
 _NOWHERE = tl.constexpr(float("-inf"))
 
@@ -46,7 +45,7 @@ def _product(
     depth: tl.constexpr,
     precision: tl.constexpr,
 ):
-    """Products of users [R, width] and items [N, width]: [rows, items] in float32."""
+    """Compute dot products of users [R, width] and items [N, width]: [rows, items] in float32."""
     total = tl.zeros((row.shape[0], item.shape[0]), tl.float32)
     for start in range(0, width, depth):
         column = start + tl.arange(0, depth)
@@ -58,7 +57,7 @@ def _product(
 
 @triton.jit
 def _log_variate(numbers, low, high):
-    """log E of `noise.exponential`, within 2^-17: [rows, items]."""
+    """Compute log E of `noise.exponential`, within 2^-17: [rows, items]."""
     bits = (numbers[None, :] ^ low[:, None]) * _M1
     bits = ((bits ^ (bits >> 15)) + high[:, None]) * _M2
     bits = ((bits ^ (bits >> 16)) * _M3) & _LAST
@@ -70,7 +69,7 @@ def _log_variate(numbers, low, high):
 
 @triton.jit
 def _features(counts, weights, row, there, shared: tl.constexpr):
-    """Weighted sum of popularity's features, in the order of `popularity.FEATURES`; with ``shared``, all rows have one set of weights."""
+    """Compute the weighted sum of features, in the order of `popularity.FEATURES`; if ``shared``, all rows have the same weights."""
     count, days_90, days_20, days_3 = counts
     at = weights + (tl.zeros_like(row) if shared else row) * 11
     total = tl.load(at, mask=there, other=0.0)[:, None] * count
@@ -89,7 +88,7 @@ def _features(counts, weights, row, there, shared: tl.constexpr):
 
 @triton.jit
 def _gather_mass(line, peak, mass):
-    """Take a block's logits into a running log-sum-exp: float32 peak and float64 mass of each row."""
+    """Add a block's logits to a running log-sum-exp: float32 peak and float64 mass of each row."""
     top = tl.maximum(peak, tl.max(line, 1))
     level = tl.where(top == _NOWHERE, 0.0, top)
     return top, mass * tl.exp(peak - level).to(tl.float64) + tl.sum(tl.exp(line - level[:, None]), 1).to(tl.float64)
@@ -128,53 +127,53 @@ def one_pass(
     width: tl.constexpr,
     log_width: tl.constexpr,
     with_frequency: tl.constexpr,
-    with_race: tl.constexpr,
+    with_keys: tl.constexpr,
     rows: tl.constexpr,
     items: tl.constexpr,
     each: tl.constexpr,
     depth: tl.constexpr,
     precision: tl.constexpr,
 ):
-    """One tile of contexts over one share of the items; see the module and `passes`.
+    """Process one tile of contexts over one segment of the items; see the module docstring and `passes`.
 
     Args:
         tile_first: int32 [J]. First context of each tile.
-        tile_rows: int32 [J]. How many it has.
-        users: float32 [R, width]. Users' vectors times their estimators' weights, side by side; 0 to a multiple of ``depth``.
-        vectors: float32 [N, width]. The items' vectors likewise.
-        log_users: float32 [R, log_width]. Of the estimator that is a logarithm of a product; ``log_width`` 0: there is none.
-        log_vectors: float32 [N, log_width].
+        tile_rows: int32 [J]. Its number of contexts.
+        users: float32 [R, width]. User vectors times the estimators' weights, concatenated; zero-padded to a multiple of ``depth``.
+        vectors: float32 [N, width]. Item vectors, likewise.
+        log_users: float32 [R, log_width]. User vectors of the log-score estimator; ``log_width`` 0: there is none.
+        log_vectors: float32 [N, log_width]. Its item vectors.
         log_weight: Its weight.
         rest: float32 [R]. Logarithm of the weight of popularity in `frequency`.
         log_prior: float32 [N].
-        frequency_weight: Its weight.
+        frequency_weight: Weight of `frequency`.
         base: float32 [J, 4, N]. Decayed counts in each tile's state.
-        decay: float32 [R, 4]. What is left of each count at a context's time.
-        added: float32 [4]. What is added to the counts.
-        weights: float32 [R, 11]. Of the member's features.
-        prior_weights: float32 [11].
-        eligible: int32 [R]. Items below it can be proposed.
-        special: int32 [R, W]. A bit for each item, 1: left out here.
+        decay: float32 [R, 4]. Decay of each count from the state to a context's time.
+        added: float32 [4]. Smoothing of the counts.
+        weights: float32 [R, 11]. Feature weights of the member.
+        prior_weights: float32 [11]. Feature weights of the prior.
+        eligible: int32 [R]. Items below this number are eligible.
+        special: int32 [R, W]. A bit per item, 1: skipped here.
         low: int32 [R]. First word of each context's noise.
         high: int32 [R]. Second word.
         numbers: int32 [N]. The items' words.
         slope: 1 / temperature.
-        best: float32 [R, W]. Written: the best key of each `EACH` items.
-        peak_out: float32 [R, S]. Written: the largest logit of each share of the items.
-        mass_out: float64 [R, S]. Written: the sum of e^(logit - peak).
-        prior_peak_out: float32 [R, S]. Written, of the prior.
-        prior_mass_out: float64 [R, S]. Written, of the prior.
+        best: float32 [R, W]. Output: the best key of each `EACH` items.
+        peak_out: float32 [R, S]. Output: the largest logit of each segment.
+        mass_out: float64 [R, S]. Output: the sum of e^(logit - peak).
+        prior_peak_out: float32 [R, S]. Output: likewise, of the prior.
+        prior_mass_out: float64 [R, S]. Output: likewise, of the prior.
         n_items: N.
-        blocks_each: Blocks of a share.
+        blocks_each: Blocks per segment.
         width: Columns of the vectors.
-        log_width: Likewise, of the logarithm's.
-        with_frequency: Whether `frequency` is heard.
-        with_race: Whether keys are asked for.
+        log_width: Columns of the log-score vectors.
+        with_frequency: Whether `frequency` has a weight.
+        with_keys: Whether to compute keys.
         rows: `ROWS`.
         items: `ITEMS`.
         each: `EACH`.
-        depth: Columns that are multiplied at a time.
-        precision: Of products, see ``input_precision`` of Triton's ``dot``.
+        depth: Columns multiplied at a time.
+        precision: Precision of products, see ``input_precision`` of Triton's ``dot``.
     """
     tile, share, shares = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     place = tl.arange(0, rows)
@@ -211,7 +210,7 @@ def one_pass(
         line = tl.where(plain, line, _NOWHERE)
         peak, mass = _gather_mass(line, peak, mass)
         prior_peak, prior_mass = _gather_mass(tl.where(plain, of_prior, _NOWHERE), prior_peak, prior_mass)
-        if with_race:
+        if with_keys:
             own = tl.load(numbers + item, mask=known, other=0).to(tl.uint32, bitcast=True)
             keys = line * slope - _log_variate(own, row_low, row_high)
             highest = tl.max(tl.reshape(keys, (rows, items // each, each)), 2)

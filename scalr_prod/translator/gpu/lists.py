@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What contexts' own lists say of items: a bit for each, and what a history's table adds to those that it names."""
+"""Per-context item lists: bit masks of items, and the frequency mass of the items in a history's table entries."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _BITS: Final = 32
 
 @dataclass(frozen=True)
 class Lists:
-    """What contexts' own lists say of items.
+    """Items that each context treats differently.
 
     Attributes:
-        items: int64 [R, S], ascending, N where there is none. Items whose logits the pass does not know.
-        mass: float64 [R, S]. What `frequency`'s table adds for them.
-        excluded: int32 [R, W]. A bit for each item that must not be proposed.
-        special: int32 [R, W]. A bit for each item that the pass leaves out.
+        items: int64 [R, S], ascending, padded with N. Items whose logits the pass does not compute.
+        mass: float64 [R, S]. Their mass in `frequency`'s table.
+        excluded: int32 [R, W]. A bit per item, 1: must not be proposed.
+        special: int32 [R, W]. A bit per item, 1: skipped by the pass.
     """
 
     items: torch.Tensor
@@ -36,7 +36,7 @@ class Lists:
 
 
 def entries(parameters: dict[str, torch.Tensor], batch: Batch, absent: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `frequency`'s table holds for each history: items int64 and mass float64, [R, E] both."""
+    """Look up the entries of `frequency`'s table for each history: items int64 and mass float64, both [R, E]."""
     history, weight, _ = frequency.asked(parameters, batch, torch.float64)
     start = parameters["start"]
     if not len(parameters["item"]):
@@ -51,7 +51,7 @@ def entries(parameters: dict[str, torch.Tensor], batch: Batch, absent: int) -> t
 
 
 def once(items: torch.Tensor, mass: torch.Tensor, absent: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each row's items once each, ascending, then ``absent``, with the sum of their mass."""
+    """Merge duplicate items in each row, and sum their mass: ascending, padded with ``absent``."""
     if not items.shape[1]:
         return items, mass
     items, order = items.sort(1)
@@ -69,7 +69,7 @@ def once(items: torch.Tensor, mass: torch.Tensor, absent: int) -> tuple[torch.Te
 
 
 def bits(items: torch.Tensor, absent: int) -> torch.Tensor:
-    """A bit for each item that is listed, at most once, in int64 [R, C]: int32 [R, W]."""
+    """Build bit masks of the items listed in int64 [R, C], without duplicates: int32 [R, W]."""
     words = torch.zeros(len(items), -(-absent // _BITS), dtype=torch.int32, device=items.device)
     bit = torch.ones_like(items) << (items % _BITS)
     bit = torch.where(items < absent, torch.where(bit >= 2**31, bit - 2**32, bit), 0).int()
@@ -77,13 +77,13 @@ def bits(items: torch.Tensor, absent: int) -> torch.Tensor:
 
 
 def has(words: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-    """Whether items, int64 [R, C], have their bit: bool [R, C]."""
+    """Return whether the bits of items, int64 [R, C], are set: bool [R, C]."""
     place = (items // _BITS).clamp(max=words.shape[1] - 1)
     return ((words.gather(1, place) >> (items % _BITS)) & 1).bool()
 
 
 def mass_of(lists: Lists, items: torch.Tensor) -> torch.Tensor:
-    """What `frequency`'s table adds for named items, int64 [R, C]: float64 [R, C]."""
+    """Look up the mass of items, int64 [R, C], in `frequency`'s table: float64 [R, C]; 0 if absent."""
     if not lists.items.shape[1]:
         return torch.zeros(items.shape, dtype=torch.float64, device=items.device)
     place = torch.searchsorted(lists.items, items.contiguous()).clamp(max=lists.items.shape[1] - 1)

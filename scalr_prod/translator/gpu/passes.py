@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws and probabilities of a group of contexts by one pass of `kernel` over all items, and exact arithmetic for the few that matter.
+"""GPU execution of sampling and scoring: one float32 pass of `kernel` over all items, then float64 for the few candidates.
 
-The pass works in float32. It gives what normalises, and for each context the best key of every `EACH` items; only items of the best such
-places can be among the draws. Their logits, and those of the items that a context's own lists change, are worked out in float64, so that
-the draws and their order are those of the reference. Where rounding may have hidden an item in another place, the context is unsure and
-goes to the reference.
+The pass computes the normalisers and, for each context, the best key of every `EACH` items. Only items of the best such segments can be
+drawn. Their logits, and those of the items that the context treats differently, are computed in float64, so that the draws and their order
+are those of the reference. If rounding may have hidden an item of another segment, the context is marked unsure and goes to the reference.
 """
 
 from __future__ import annotations
@@ -32,38 +31,38 @@ if TYPE_CHECKING:
 
 __all__ = ["MOST_DRAWS", "Fused"]
 
-#: More draws than these for each context are left to the reference.
+#: Maximum draws per context; the reference handles more.
 MOST_DRAWS: Final = 256
-#: Contexts that are worked on at a time, and numbers that the states of their tiles may hold for one count.
+#: Maximum contexts per call, and maximum numbers in the states of their tiles, per count.
 _MOST_ROWS: Final = 4096
 _STATES: Final = 2**22
-#: Events between a tile's state and the time of its last context, at most.
+#: Maximum events between a tile's state and the time of its last context.
 _CHANGED: Final = 512
-#: Programs that the items are shared out among, beside the tiles.
+#: Target number of programs: items are split into segments accordingly.
 _PROGRAMS: Final = 512
-#: Columns that vectors are filled up to a multiple of.
+#: Vectors are zero-padded to a multiple of this many columns.
 _DEPTH: Final = 32
-#: Warps of a program: with fewer, or more contexts in a tile, registers do not suffice.
+#: Warps per program: with fewer warps, or more contexts per tile, registers run out.
 _WARPS: Final = 8
-#: Products by three products of factors cut in two (``tf32x3``): what they lose, beside the same in float32, whatever the order.
+#: Precision of dot products, and their error relative to float32 in any order: ``tf32x3`` splits each factor in two.
 _PRECISION: Final = "tf32x3"
-_LOSS: Final = 4.0
-#: What a key is off by beside its logit: a variate's logarithm, and rounding of the sum.
-_STEPS: Final = 2.0**-16
-#: Numbers of a [rows, candidates, columns] tensor of exact products.
+_PRECISION_LOSS: Final = 4.0
+#: Error of a key besides that of its logit: logarithm of the variate, and rounding of the sum.
+_KEY_ROUNDING: Final = 2.0**-16
+#: Maximum size of a [rows, candidates, columns] tensor of float64 products.
 _CHUNK: Final = 2**25
 _US_A_DAY: Final = 86_400_000_000.0
 
 
 @dataclass(frozen=True)
 class Gathered:
-    """What a pass gives of R contexts.
+    """Result of a pass for R contexts.
 
     Attributes:
-        keys: float32 [R, W]. The best of each `EACH` items; empty without a race.
-        lists: Of the contexts.
-        logits: float64 [R, S]. Of the listed items; -infinity where they cannot be proposed.
-        normaliser: float64 [R]. Logarithm of the sum of e^logit over what can be proposed.
+        keys: float32 [R, W]. Best key of each `EACH` items; empty if no keys were requested.
+        lists: The contexts' item lists.
+        logits: float64 [R, S]. Logits of the listed items; -infinity if ineligible.
+        normaliser: float64 [R]. Logarithm of the sum of e^logit over eligible items.
         prior_normaliser: float64 [R]. Likewise, of the prior.
     """
 
@@ -75,106 +74,107 @@ class Gathered:
 
 
 class Fused:
-    """The execution for one module's tensors, on their device.
+    """GPU executor of one module: samples and scores with its tensors, on their device.
 
     Args:
-        of_popularity: Tensors of `popularity.fit`.
+        popularity_tensors: The tensors of `popularity.fit`.
         numbers: int32 [N], the items' words for `noise`.
     """
 
-    def __init__(self, of_popularity: dict[str, torch.Tensor], numbers: torch.Tensor) -> None:
-        self._popularity, self._numbers = of_popularity, numbers
+    def __init__(self, popularity_tensors: dict[str, torch.Tensor], numbers: torch.Tensor) -> None:
+        self._popularity, self._numbers = popularity_tensors, numbers
         self._device, self._n_target = numbers.device, len(numbers)
-        # What tiles are cut by is looked up on the host, so that nothing waits for the device.
-        self._time, self._item = (of_popularity[name].cpu().numpy() for name in ("time", "item"))
-        self._end = int(of_popularity["end"][0])
+        # Tiles are computed on the host, without synchronising with the device.
+        self._time, self._item = (popularity_tensors[name].cpu().numpy() for name in ("time", "item"))
+        self._end = int(popularity_tensors["end"][0])
         self._half_lives = np.array([days * _US_A_DAY for days, _ in popularity.DECAYED.values()])
         self._added = torch.tensor([added for _, added in popularity.DECAYED.values()], device=self._device)
         self._stacked: dict[tuple[int, ...], torch.Tensor] = {}
 
     @property
     def most_rows(self) -> int:
-        """Contexts that are best worked on at a time."""
+        """Return the best number of contexts per call."""
         return min(_MOST_ROWS, max(1, _STATES // self._n_target) * ROWS)
 
     @staticmethod
     def can(mixture: Mixture, member: str, draws: int = 0) -> bool:
-        """Whether the member's logits are of the form that this execution knows."""
-        heavy = [estimator for name, estimator in mixture.estimators.items() if mixture.calibration[member][name] != 0]
-        logarithms = sum(is_product(one) and is_logarithm(one) for one in heavy)
-        return draws <= MOST_DRAWS and logarithms <= 1 and all(is_product(one) or one is frequency for one in heavy)
+        """Return whether this execution supports the estimators of the member, and the number of draws."""
+        weighted = [estimator for name, estimator in mixture.estimators.items() if mixture.calibration[member][name] != 0]
+        logarithms = sum(is_product(estimator) and is_logarithm(estimator) for estimator in weighted)
+        supported = all(is_product(estimator) or estimator is frequency for estimator in weighted)
+        return draws <= MOST_DRAWS and logarithms <= 1 and supported
 
-    def draw(self, race: Race, mixture: Mixture, contexts: Contexts, batch: Batch) -> Draws:
-        """What `race.run` gives; the batch is in the order of ``event_time``."""
-        summary = mixture.summary(batch, race.members)
+    def draw(self, request: Race, mixture: Mixture, contexts: Contexts, batch: Batch) -> Draws:
+        """Draw as `race.run` does; the batch must be in the order of ``event_time``."""
+        summary = mixture.summary(batch, request.members)
         words = tuple(word.to(self._device) for word in noise.key_words(contexts.noise_key))
-        found = self._pass(mixture, summary, race.member, contexts, words, 1 / race.temperature, race=True)
-        number = min(race.k + SPARE, found.keys.shape[1])
+        found = self._pass(mixture, summary, request.member, contexts, words, 1 / request.temperature, with_keys=True)
+        number = min(request.k + SPARE, found.keys.shape[1])
         highest, places = found.keys.topk(min(number + 1, found.keys.shape[1]), dim=1)
         candidates = (places[:, :number, None] * EACH + torch.arange(EACH, device=self._device)).flatten(1)
-        plain = self._can_be(candidates, batch) & ~has(found.lists.special, candidates)
+        plain = self._is_eligible(candidates, batch) & ~has(found.lists.special, candidates)
         named = candidates.clamp(max=self._n_target - 1)
-        logits = self._exact(mixture, summary, race.member, named, None).masked_fill_(~plain, -torch.inf)
+        logits = self._exact(mixture, summary, request.member, named, None).masked_fill_(~plain, -torch.inf)
         items = torch.cat([named, found.lists.items.clamp(max=self._n_target - 1)], 1)
         logits = torch.cat([logits, found.logits], 1)
         variates = noise.exponential(words, self._numbers[items], torch.float64).log_()
-        k = min(race.k, self._n_target)
-        keys, order = (logits / race.temperature - variates).topk(min(k, items.shape[1]), dim=1)
+        k = min(request.k, self._n_target)
+        keys, order = (logits / request.temperature - variates).topk(min(k, items.shape[1]), dim=1)
         there, chosen, own = keys > -torch.inf, items.gather(1, order), logits.gather(1, order)
-        p = _shares(own, found.normaliser, there)
-        q = _shares(self._prior(summary, chosen), found.prior_normaliser, there)
+        p = _normalise(own, found.normaliser, there)
+        q = _normalise(self._prior(summary, chosen), found.prior_normaliser, there)
         unsure = torch.zeros(len(keys), dtype=torch.bool, device=self._device)
         if highest.shape[1] > number:
-            off = 1.01 * _LOSS * mixture.rounding(summary, race.member)[:, 0] / race.temperature
+            off = 1.01 * _PRECISION_LOSS * mixture.rounding(summary, request.member)[:, 0] / request.temperature
             size = highest[:, -1].double()
-            unsure = highest[:, -1] + off + _STEPS * (1 + size.abs()) >= keys[:, -1]
+            unsure = highest[:, -1] + off + _KEY_ROUNDING * (1 + size.abs()) >= keys[:, -1]
             unsure &= highest[:, -1] > -torch.inf
-        unsure |= near_limit(race, mixture, summary, there, chosen, p, q)
-        return Draws(torch.where(there & (p >= race.min_lift * q), chosen, NO_ITEM), p, q, unsure)
+        unsure |= near_limit(request, mixture, summary, there, chosen, p, q)
+        return Draws(torch.where(there & (p >= request.min_lift * q), chosen, NO_ITEM), p, q, unsure)
 
     def score(
         self, mixture: Mixture, contexts: Contexts, batch: Batch, candidates: NDArray[np.int32], member: str
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
-        """P and the prior P of candidates, int32 [B, C], 0 for what cannot be proposed; the batch is in the order of ``event_time``.
+        """Compute P and the prior P of candidates, int32 [B, C]; 0 if ineligible. The batch must be in the order of ``event_time``.
 
         Returns:
-            Two float32 arrays [B, C]; bool [B], all False: nothing is left to the reference.
+            Two float32 arrays [B, C]; bool [B], all False: no context needs the reference.
         """
         summary = mixture.summary(batch, tuple(dict.fromkeys(("popularity", member))))
         words = tuple(word.to(self._device) for word in noise.key_words(contexts.noise_key))
-        found = self._pass(mixture, summary, member, contexts, words, 1.0, race=False)
-        asked = torch.from_numpy(candidates).to(self._device, torch.int64)
-        there = (asked >= 0) & self._can_be(asked, batch)
-        named = asked.clamp(min=0)
+        found = self._pass(mixture, summary, member, contexts, words, 1.0, with_keys=False)
+        items = torch.from_numpy(candidates).to(self._device, torch.int64)
+        there = (items >= 0) & self._is_eligible(items, batch)
+        named = items.clamp(min=0)
         there &= ~has(found.lists.excluded, named)
         logits = self._exact(mixture, summary, member, named, mass_of(found.lists, named))
-        p = _shares(logits, found.normaliser, there)
-        q = _shares(self._prior(summary, named), found.prior_normaliser, there)
+        p = _normalise(logits, found.normaliser, there)
+        q = _normalise(self._prior(summary, named), found.prior_normaliser, there)
         return p.cpu().numpy(), q.cpu().numpy(), np.zeros(len(candidates), bool)
 
-    def _can_be(self, items: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Which items had been seen before the event: bool, of int64 [R, C]."""
+    def _is_eligible(self, items: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Return which items, int64 [R, C], had been seen before the event: bool [R, C]."""
         return items < batch.eligible[:, None].clamp(max=self._n_target)
 
     def _prior(self, summary: Summary, items: torch.Tensor) -> torch.Tensor:
-        """Logits of the prior, in float64."""
+        """Compute the prior's logits in float64."""
         weights = summary.weights["popularity"]
         return popularity.weighted_at(self._popularity, summary.batch.time, weights, items, torch.float64)
 
     def _exact(
         self, mixture: Mixture, summary: Summary, member: str, items: torch.Tensor, mass: torch.Tensor | None
     ) -> torch.Tensor:
-        """Logits of named items, int64 [R, C], in float64; ``mass``, float64 [R, C], is what `frequency`'s table adds."""
+        """Compute logits of items, int64 [R, C], in float64; ``mass``, float64 [R, C], is their mass in `frequency`'s table."""
         widest = max((user.shape[1] for user in summary.users.values()), default=1)
         step = max(1, _CHUNK // max(1, widest * items.shape[1]))
         parts = []
         for start in range(0, len(items), step):
             rows = torch.arange(start, min(start + step, len(items)), device=self._device)
-            own = None if mass is None else mass[rows]
-            parts.append(self._exact_of(mixture, summary.take(rows), member, items[rows], own))
+            rows_mass = None if mass is None else mass[rows]
+            parts.append(self._exact_chunk(mixture, summary.take(rows), member, items[rows], rows_mass))
         return torch.cat(parts) if parts else torch.empty(items.shape, dtype=torch.float64, device=self._device)
 
-    def _exact_of(
+    def _exact_chunk(
         self, mixture: Mixture, summary: Summary, member: str, items: torch.Tensor, mass: torch.Tensor | None
     ) -> torch.Tensor:
         batch, log_prior = summary.batch, mixture.popularity["prior"].double()
@@ -200,7 +200,7 @@ class Fused:
         words: tuple[torch.Tensor, ...],
         slope: float,
         *,
-        race: bool,
+        with_keys: bool,
     ) -> Gathered:
         batch, rows = summary.batch, len(contexts)
         time = np.minimum(contexts.event_time, self._end)
@@ -209,13 +209,13 @@ class Fused:
         of_tile = np.repeat(tiles, np.diff([*tiles, rows]))
         lists = self._lists(mixture, summary, member, before, before[of_tile])
         c = mixture.calibration[member]
-        heavy = [name for name in mixture.estimators if c[name] != 0]
-        products = [name for name in heavy if name in summary.users and not is_logarithm(mixture.estimators[name])]
-        logarithm = next((name for name in heavy if name in summary.users and is_logarithm(mixture.estimators[name])), None)
-        users = _filled([(c[name] * summary.users[name]).float() for name in products], rows, self._device)
-        vectors = self._side_by_side(mixture, products)
-        log_users = _filled([summary.users[logarithm].float()] if logarithm else [], rows, self._device)
-        log_vectors = self._side_by_side(mixture, [logarithm] if logarithm else [])
+        weighted = [name for name in mixture.estimators if c[name] != 0]
+        products = [name for name in weighted if name in summary.users and not is_logarithm(mixture.estimators[name])]
+        logarithm = next((name for name in weighted if name in summary.users and is_logarithm(mixture.estimators[name])), None)
+        users = _concatenate_padded([(c[name] * summary.users[name]).float() for name in products], rows, self._device)
+        vectors = self._item_vectors(mixture, products)
+        log_users = _concatenate_padded([summary.users[logarithm].float()] if logarithm else [], rows, self._device)
+        log_vectors = self._item_vectors(mixture, [logarithm] if logarithm else [])
         weight = c.get("frequency", 0.0)
         rest = batch.time.new_zeros((1, 1), dtype=torch.float64)
         if weight:
@@ -224,13 +224,13 @@ class Fused:
         weights = summary.weights[member].float().expand(rows, -1).contiguous()
         width, each = -(-self._n_target // EACH), -(-self._n_target // ITEMS)
         shares = min(each, max(1, _PROGRAMS // max(1, len(tiles))))
-        keys = torch.full((rows, width if race else 0), -torch.inf, device=self._device)
+        keys = torch.full((rows, width if with_keys else 0), -torch.inf, device=self._device)
         peak, prior_peak = torch.empty(2, rows, shares, device=self._device)
         mass, prior_mass = torch.empty(2, rows, shares, dtype=torch.float64, device=self._device)
         if rows:
             one_pass[len(tiles), shares](
-                self._there(tiles.astype(np.int32)),
-                self._there(np.diff([*tiles, rows]).astype(np.int32)),
+                self._to_device(tiles.astype(np.int32)),
+                self._to_device(np.diff([*tiles, rows]).astype(np.int32)),
                 users,
                 vectors,
                 log_users,
@@ -239,8 +239,8 @@ class Fused:
                 rest.log().float().flatten(),
                 mixture.popularity["prior"],
                 weight,
-                self._states(batch.time[self._there(tiles)]),
-                self._there(decay),
+                self._states(batch.time[self._to_device(tiles)]),
+                self._to_device(decay),
                 self._added,
                 weights,
                 summary.weights["popularity"].float().contiguous(),
@@ -260,7 +260,7 @@ class Fused:
                 width=users.shape[1],
                 log_width=log_users.shape[1],
                 with_frequency=bool(weight),
-                with_race=race,
+                with_keys=with_keys,
                 rows=ROWS,
                 items=ITEMS,
                 each=EACH,
@@ -269,7 +269,7 @@ class Fused:
                 num_warps=_WARPS,
             )
         named = lists.items.clamp(max=self._n_target - 1)
-        there = self._can_be(lists.items, batch) & ~has(lists.excluded, named)
+        there = self._is_eligible(lists.items, batch) & ~has(lists.excluded, named)
         logits = self._exact(mixture, summary, member, named, lists.mass).masked_fill_(~there, -torch.inf)
         prior_logits = self._prior(summary, named).masked_fill_(~there, -torch.inf)
         return Gathered(
@@ -281,7 +281,7 @@ class Fused:
         )
 
     def _states(self, time: torch.Tensor) -> torch.Tensor:
-        """All items' decayed counts as of each tile's time: float32 [J, 4, N]."""
+        """Compute all items' decayed counts as of each tile's time: float32 [J, 4, N]."""
         items = torch.arange(self._n_target, device=self._device).expand(len(time), -1)
         logs = popularity.log_counts(self._popularity, time, torch.float64, items)
         added = {name: added for name, (_, added) in popularity.DECAYED.items()}
@@ -290,12 +290,12 @@ class Fused:
     def _lists(
         self, mixture: Mixture, summary: Summary, member: str, before: NDArray[np.int64], begin: NDArray[np.int64]
     ) -> Lists:
-        """Items of `frequency`'s table, items that were chosen since the tile's state, and those that are excluded."""
+        """Collect the items of `frequency`'s table, items chosen since the tile's state, and excluded items."""
         batch, absent = summary.batch, self._n_target
         longest = int((before - begin).max(initial=0))
         place = begin[:, None] + np.arange(longest)
         changed = np.where(place < before[:, None], self._item[np.minimum(place, len(self._item) - 1)], absent)
-        items = self._there(changed.astype(np.int64))
+        items = self._to_device(changed.astype(np.int64))
         mass = torch.zeros(items.shape, dtype=torch.float64, device=self._device)
         if mixture.calibration[member].get("frequency", 0.0):
             of_table, mass_of_table = entries(mixture.parameters["frequency"], batch, absent)
@@ -303,29 +303,29 @@ class Fused:
         items, mass = once(items, mass, absent)
         exclude = batch.exclude.matrix() if isinstance(batch.exclude, Had) else batch.exclude
         never = np.empty((len(items), 0), np.int64) if exclude is None else exclude.astype(np.int64)
-        named = self._there(np.where(never < 0, absent, never))
+        named = self._to_device(np.where(never < 0, absent, never))
         named, _ = once(named, torch.zeros(named.shape, dtype=torch.float64, device=self._device), absent)
         excluded, own = (bits(some, absent) for some in (named, items))
         return Lists(items, mass, excluded, excluded | own)
 
-    def _side_by_side(self, mixture: Mixture, names: list[str]) -> torch.Tensor:
-        """The items' vectors of some estimators: float32 [N, columns], kept where they are tables of a parameter set."""
+    def _item_vectors(self, mixture: Mixture, names: list[str]) -> torch.Tensor:
+        """Concatenate the item vectors of some estimators: float32 [N, columns]; cached if they are tables of a parameter set."""
         tables = [mixture.estimators[name].vectors(mixture.parameters[name]) for name in names]
         key = tuple(table.data_ptr() for table in tables)
         if key in self._stacked:
             return self._stacked[key]
-        found = _filled(tables, self._n_target, self._device)
+        found = _concatenate_padded(tables, self._n_target, self._device)
         known = [one.data_ptr() for name in names for one in mixture.parameters[name].values()]
-        if all(pointer in known for pointer in key):  # else another estimator's: made anew each time
+        if all(pointer in known for pointer in key):  # else the estimator computes its vectors on each call
             self._stacked[key] = found
         return found
 
-    def _there(self, array: NDArray[Any]) -> torch.Tensor:
+    def _to_device(self, array: NDArray[Any]) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device, non_blocking=True)
 
 
 def _tiles(before: NDArray[np.int64]) -> NDArray[np.int64]:
-    """First context of each tile: int64 [J], of contexts in order of time with so many events before them."""
+    """Split contexts in order of time into tiles, by the number of events before each: first context of each tile, int64 [J]."""
     firsts = []
     at = 0
     while at < len(before):
@@ -334,12 +334,12 @@ def _tiles(before: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.array(firsts, dtype=np.int64)
 
 
-def _filled(tables: list[torch.Tensor], rows: int, device: torch.device) -> torch.Tensor:
-    """Tables side by side, with columns of 0 to a multiple of `_DEPTH`: float32 [rows, columns]."""
+def _concatenate_padded(tables: list[torch.Tensor], rows: int, device: torch.device) -> torch.Tensor:
+    """Concatenate tables, zero-padded to a multiple of `_DEPTH` columns: float32 [rows, columns]."""
     columns = sum(table.shape[1] for table in tables)
     return torch.cat([*tables, torch.zeros(rows, -columns % _DEPTH, device=device)], 1).contiguous()
 
 
-def _shares(logits: torch.Tensor, normaliser: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
-    """e^(logit - normaliser) of what is there: float32 [R, C]."""
+def _normalise(logits: torch.Tensor, normaliser: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
+    """Compute e^(logit - normaliser) where ``there``, else 0: float32 [R, C]."""
     return torch.where(there, (logits - normaliser[:, None]).exp(), 0.0).float()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The execution on a GPU, once it has been seen to draw what the plain code draws: drivers, compilers and cards differ."""
+"""Self-test of the GPU execution against the reference: drivers, compilers and GPUs differ."""
 
 from __future__ import annotations
 
@@ -22,47 +22,47 @@ if TYPE_CHECKING:
 
 __all__ = ["tried"]
 
-#: Contexts that both are asked about, if their whole rows are no more than so many numbers; how far probabilities may be apart.
+#: Contexts of the test, limited so that [contexts, items] holds at most `_NUMBERS`; tolerance of probabilities.
 _CONTEXTS: Final = 64
 _NUMBERS: Final = 2**24
-_APART: Final = 1e-4
+_TOLERANCE: Final = 1e-4
 
 
 def tried(mixtures: Sequence[Mixture], numbers: torch.Tensor, first_seen: torch.Tensor, n_source: int) -> Fused:
-    """The execution for one module's tensors, compiled, and compared with the plain code on each parameter set.
+    """Build and compile the GPU executor of one module, and compare it with the reference on each parameter set.
 
     Args:
         mixtures: The parameter sets.
         numbers: int32 [N], the items' words for `noise`.
-        first_seen: int64 [N], ascending: when the target items were first seen, microseconds.
-        n_source: Source items; a history names them by 1 … n_source.
+        first_seen: int64 [N], ascending. Time at which each target item was first seen, microseconds.
+        n_source: Number of source items; their indices are 1 … n_source.
 
     Raises:
-        RuntimeError: It draws something else, or its probabilities are others.
-        Exception: Whatever Triton raises where it cannot compile.
+        RuntimeError: Draws or probabilities differ.
+        Exception: Any error of Triton, if compilation fails.
     """
     fused = Fused(mixtures[0].popularity, numbers)
     contexts = _contexts(first_seen.cpu().numpy(), n_source, max(1, min(_CONTEXTS, _NUMBERS // len(numbers))))
     batch = Batch.of(contexts, first_seen)
-    asked = np.zeros((len(contexts), 1), np.int32)
+    candidates = np.zeros((len(contexts), 1), np.int32)
     for mixture in mixtures:
         member = "mixture" if fused.can(mixture, "mixture") else "popularity"
-        race = Race(4, 1.0, 0.0, member)
+        request = Race(4, 1.0, 0.0, member)
         found, expected = (
-            fused.draw(race, mixture, contexts, batch),
-            run(race, mixture, contexts, batch, numbers, torch.float64),
+            fused.draw(request, mixture, contexts, batch),
+            run(request, mixture, contexts, batch, numbers, torch.float64),
         )
         sure = ~found.unsure
         same = bool((found.items == expected.items)[sure].all())
-        apart = (found.probabilities - expected.probabilities).abs() > _APART * expected.probabilities
-        if not same or bool(apart[sure].any()):
-            raise RuntimeError("draws differ from the plain code's, or probabilities do")
-        fused.score(mixture, contexts, batch, asked, member)
+        is_apart = (found.probabilities - expected.probabilities).abs() > _TOLERANCE * expected.probabilities
+        if not same or bool(is_apart[sure].any()):
+            raise RuntimeError("draws or probabilities differ from the reference")
+        fused.score(mixture, contexts, batch, candidates, member)
     return fused
 
 
 def _contexts(first_seen: NDArray[np.int64], n_source: int, rows: int) -> Contexts:
-    """Contexts of random histories, at times from the first item's on."""
+    """Make contexts with random histories, at times after the first item was seen."""
     random = np.random.default_rng(0)
     time = np.sort(random.integers(first_seen[0] + 1, first_seen[-1] + 2, rows))
     return Contexts(

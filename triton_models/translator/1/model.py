@@ -1,6 +1,6 @@
-"""Triton's door to the translator: tensors in, tensors out. What happens in between is the package's own module.
+"""Triton Python backend of the translator: converts request tensors, and calls the package's module.
 
-The version's folder holds this file, translator.safetensors and manifest.json.
+The version's folder contains this file, translator.safetensors and manifest.json.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from scalr_prod.translator.module import TranslatorModule
 
 
 class TritonPythonModel:
-    """One instance of one version."""
+    """One model instance of one version."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load the version that this folder holds."""
+        """Load the version in this folder."""
         if int(np.__version__.split(".")[0]) > 1:
             raise pb_utils.TritonModelException(
                 f"numpy {np.__version__} is installed; this server needs numpy < 2, or its outputs arrive empty"
@@ -31,24 +31,24 @@ class TritonPythonModel:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         if manifest["version"] != int(args["model_version"]):
             raise pb_utils.TritonModelException(f"{folder} holds version {manifest['version']}")
-        # Several instances share out the threads of the server.
+        # Instances share the threads of the server.
         instances = sum(group["count"] for group in json.loads(args["model_config"])["instance_group"])
         threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1) // instances)
         torch.set_num_threads(1)
         on_gpu = args["model_instance_kind"] == "GPU" and torch.cuda.is_available()
         if args["model_instance_kind"] == "GPU" and not on_gpu:
-            pb_utils.Logger.log_warn(f"torch {torch.__version__} sees no GPU here: the translator works on the CPU")
+            pb_utils.Logger.log_warn(f"torch {torch.__version__} sees no GPU here: the translator runs on the CPU")
         device = f"cuda:{args['model_instance_device_id']}" if on_gpu else "cpu"
-        # The folder holds this program as well: what estimators it carries was looked at when both were laid here.
+        # Trusted: whoever can change the bundled estimators in this folder can also change this file. Both were checked when copied here.
         self.module = TranslatorModule.load(folder, device=device, threads=threads, trusted=True)
-        # Whoever watches over the server sees that a long batch makes progress.
+        # Lets the watchdog see that a long batch makes progress.
         self.module.on_group = Heartbeat(args["model_name"], manifest["version"], args["model_instance_name"]).beat
         parameters = json.loads(args["model_config"]).get("parameters", {})
         self.module.warm_up(shortlists=parameters.get("shortlists", {}).get("string_value") == "yes")
         self.identity = Identity(manifest["version"], digest_of(manifest["sha256"]), manifest["n_target"])
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
-        """Answer all that waits, in as few forward passes as can be."""
+        """Answer all waiting requests, in as few forward passes as possible."""
         answers = answer(self.module, self.identity, [_read(request) for request in requests])
         return [_reply(request, found) for request, found in zip(requests, answers, strict=True)]
 
@@ -61,10 +61,10 @@ def _read(request: pb_utils.InferenceRequest) -> dict[str, np.ndarray]:
 def _reply(request: pb_utils.InferenceRequest, found: dict[str, np.ndarray] | ValueError) -> pb_utils.InferenceResponse:
     if isinstance(found, ValueError):
         return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(found), pb_utils.TritonError.INVALID_ARG))
-    asked = request.requested_output_names()
+    requested = request.requested_output_names()
     tensors = [
         pb_utils.Tensor(name, np.ascontiguousarray(array, dtype=OUTPUTS[name]))
         for name, array in found.items()
-        if not asked or name in asked
+        if not requested or name in requested
     ]
     return pb_utils.InferenceResponse(output_tensors=tensors)
