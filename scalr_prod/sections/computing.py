@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where Dask runs, and where the translator is served."""
+"""Settings of Dask and of the translator's serving."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class ServingSettings(Section):
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """The addresses in ``url``, in order, without ``grpc://``; none where a local server is started."""
+        """Addresses in ``url``, in order, without ``grpc://``; empty where a local server is started."""
         return () if self.url is None else _addresses(self.url)
 
     @model_validator(mode="after")

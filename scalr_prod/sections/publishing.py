@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the gate lets through, and for whom a run is published."""
+"""Settings of the quality gate, publication and experiments."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class PublicationSettings(Section):
 
 
 class ExperimentSettings(Section):
-    """Users that get no synthetic event, so that the effect can be measured (`scalr experiment`), and users that get theirs first."""
+    """Holdout users, who get no synthetic events so that the effect can be measured (`scalr experiment`), and canary users."""
 
     holdout: float = Field(default=0.0, ge=0, le=0.5, description="share of users that are held out; 0: nobody")
     canary: float = Field(
