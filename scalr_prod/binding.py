@@ -106,7 +106,7 @@ def _check_project(settings: Settings, lake: Lake) -> None:
     bound, home, home_id = found.groups()
     if bound not in {project.name, project.formerly}:
         raise ProjectsMixed(
-            f"the lake is that of project '{bound}'; the settings name project '{project.name}'",
+            f"the lake belongs to project '{bound}'; the settings name project '{project.name}'",
             where=lake.root,
             next_step=f"name another [project] home (and lake) for '{project.name}'; if it is the same project under a new name, set "
             f'[project] formerly = "{bound}"',
@@ -126,7 +126,7 @@ def _check_several(settings: Settings, lake: Lake, described: dict[Domain, str |
     several = source is not None and source.startswith(_SEVERAL)
     bound = set(source.removeprefix(_SEVERAL).split(", ")) if source is not None and several else set()
     gone = sorted(bound - set(domains.source_names))
-    advice = "name another [project] home (and lake), into which all logs are read again"
+    advice = "name another [project] home (and lake), and ingest all logs again"
     if source is not None and several != domains.several:
         known = "several source domains" if several else f"one source domain, {_quoted(_bound(source))}"
         found = f"the tables were made for {known}; the settings name {', '.join(map(_quoted, domains.source_names))}"
@@ -139,7 +139,7 @@ def _check_several(settings: Settings, lake: Lake, described: dict[Domain, str |
         found = f"the tables were made for target {_quoted(target)}; the settings name target {_quoted(domains.target.name)}"
         if target not in domains.source_names:
             advice += (
-                f'; if the same log only bears a new name, set [domains.target] formerly = "{target}", and run: scalr ingest'
+                f'; if the same log only has a new name, set [domains.target] formerly = "{target}", and run: scalr ingest'
             )
     else:
         return
@@ -171,7 +171,7 @@ def _next_step(*, swapped: bool, renamed: dict[Domain, str | None]) -> str:
     advice = "name another [project] home (and lake) for another pair of domains"
     if renamed:
         lines = " and ".join(f'[domains.{domain}] formerly = "{name}"' for domain, name in renamed.items())
-        advice += f"; if the same logs only bear a new name, set {lines}, and run: scalr ingest"
+        advice += f"; if the same logs only have new names, set {lines}, and run: scalr ingest"
     return advice
 
 

@@ -46,5 +46,5 @@ def disk_errors(where: str | Path) -> Iterator[None]:
         raise LakeError(
             f"cannot be written to: {error.strerror or error}",
             where=str(error.filename or where),
-            next_step="free some space, or set [project] home to a folder that can be written to; then repeat the command",
+            next_step="free some space, or set [project] home to a writable folder; then run the command again",
         ) from error

@@ -198,7 +198,7 @@ class DomainSettings(Section):
     @classmethod
     def _whole_date(cls, value: str | None) -> str | None:
         if value is not None and "%Y" not in value:
-            raise ValueError(f"{value!r} names no year with century (%Y), such as in %d.%m.%Y")
+            raise ValueError(f"{value!r} has no four-digit year (%Y), as in %d.%m.%Y")
         return value
 
     @field_validator("timezone")
@@ -208,7 +208,7 @@ class DomainSettings(Section):
             try:
                 ZoneInfo(value)
             except (ZoneInfoNotFoundError, ValueError) as error:
-                raise ValueError(f"{value!r} is no IANA time zone, such as 'UTC' or 'Europe/Paris'") from error
+                raise ValueError(f"{value!r} is not an IANA time zone, such as 'UTC' or 'Europe/Paris'") from error
         return value
 
     @model_validator(mode="after")
@@ -224,9 +224,7 @@ class DomainSettings(Section):
         if self.query is not None and self.url is None:
             raise ValueError("has a 'query' but no 'url' (a SQLAlchemy URL; keep its password in the environment)")
         if (self.query is not None and self.version is not None) or (self.items is None and self.items_version is not None):
-            raise ValueError(
-                "asks for a version of what it does not name: 'version' is of 'events', 'items_version' of 'items'"
-            )
+            raise ValueError("has a version without its source: 'version' belongs to 'events', 'items_version' to 'items'")
         return self
 
 
@@ -249,7 +247,7 @@ class Domains(Section):
             return value
         for key in value:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", str(key)):
-                raise ValueError(f"'{key}' is no plain name: 1 to 64 letters, digits and '_', no digit first")
+                raise ValueError(f"'{key}' is not a valid name: 1 to 64 letters, digits and '_', no digit first")
         return {key: {"name": key} | one if isinstance(one, dict) else one for key, one in value.items()}
 
     @model_validator(mode="after")
@@ -261,10 +259,10 @@ class Domains(Section):
             if one.name != key:
                 raise ValueError(f"[domains.sources.{key}] name is '{one.name}': leave it out, its name is '{key}'")
             if key == self.target.name:
-                raise ValueError(f"[domains.sources.{key}] bears the name of the target domain: give one of them another")
+                raise ValueError(f"[domains.sources.{key}] has the name of the target domain: rename one of them")
             if one.formerly is not None and self.several:
                 raise ValueError(
-                    f"[domains.sources.{key}] formerly: one of several sources cannot be renamed, since its name is a part of "
+                    f"[domains.sources.{key}] formerly: one of several sources cannot be renamed, since its name is part of "
                     "its items' ids; name another [project] home"
                 )
         return self

@@ -235,7 +235,7 @@ def open_duckdb(settings: Settings, spill: Path) -> Iterator[Any]:
             yield connection
     except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
         raise LakeError(
-            f"DuckDB gave up: {(str(error) or type(error).__name__).splitlines()[0]}",
+            f"DuckDB failed: {(str(error) or type(error).__name__).splitlines()[0]}",
             where=str(spill),
-            next_step="free some space, or raise [compute] memory_mb; then repeat the command",
+            next_step="free some space, or raise [compute] memory_mb; then run the command again",
         ) from error

@@ -176,9 +176,9 @@ def refuse_lost(table: DeltaTable) -> list[str] | None:
     paths = paths_of(table)
     if (missing := missing_file(paths)) is not None:
         raise LakeError(
-            f"{missing} is not there, though the table's log names it",
+            f"{missing} is missing, though the table's log names it",
             where=table.table_uri,
-            next_step="bring it back from a copy; without one, move the table's folder away, and make it anew: scalr run",
+            next_step="restore it from a copy; without one, move the table's folder away and rebuild the table: scalr run",
         )
     return paths
 

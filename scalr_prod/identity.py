@@ -102,7 +102,7 @@ def claim_for_project(settings: Settings, folder: Path, setting: str) -> None:
         return
     if mark.project != settings.project.formerly:
         raise ProjectsMixed(
-            f"this folder is that of project '{mark.project}'; the settings name project '{name}'",
+            f"this folder belongs to project '{mark.project}'; the settings name project '{name}'",
             where=str(folder),
             next_step=f"name another {setting} for '{name}'; if it is the same project under a new name, set "
             f'[project] formerly = "{mark.project}"',

@@ -65,7 +65,7 @@ def claim(folder: Path, kind: str, *, setting: str | None, names: Iterable[str] 
     # Check the marker again: another process may have claimed the folder meanwhile, and it writes the marker first.
     if there and not former(folder) and not marker.is_file():
         raise ForeignFiles(
-            f"holds {', '.join(sorted(there)[:3])}, which this package did not make and would write over",
+            f"holds {', '.join(sorted(there)[:3])}, which this package did not make and would overwrite",
             where=str(folder),
             next_step=f"name another folder{f' as {setting} in scalr.toml' if setting else ''}, or move these files away",
         )

@@ -258,7 +258,9 @@ def make_settings(sections: Mapping[str, Any], *, base: str | Path | None = None
 
 def _checked(sections: dict[str, Any], where: str, *, base: Path) -> Settings:
     if (key := _zero_byte(sections)) is not None:
-        raise SettingsError("holds a zero byte, which no path and no name can", where=f"{where}, {key}", next_step="remove it")
+        raise SettingsError(
+            "contains a zero byte, which paths and names cannot", where=f"{where}, {key}", next_step="remove it"
+        )
     if "base" in sections:
         raise SettingsError("unknown key 'base'", where=where, next_step="remove it")
     check_variables(Settings)

@@ -87,9 +87,9 @@ class Tombstones:
             return cls(folder, _key_of(folder, needed=False), {}, {})
         except (OSError, ValueError, KeyError) as error:
             raise ForgettingError(
-                f"it cannot be read who was forgotten: {error}",
+                f"the list of erased users cannot be read: {error}",
                 where=str(folder / _FILE),
-                next_step="restore the file from a copy; without it, a log could bring forgotten users back",
+                next_step="restore the file from a copy; without it, a log could bring erased users back",
             ) from error
         return cls(folder, _key_of(folder, needed=bool(users or items)), users, items)
 
@@ -115,9 +115,9 @@ class Tombstones:
                 yield cls.open(settings)
         except Timeout as error:
             raise ForgettingError(
-                "another process is forgetting users",
+                "another process is erasing users",
                 where=str(folder / ".lock"),
-                next_step="wait for it to end, then repeat the command",
+                next_step="wait for it to end, then run the command again",
             ) from error
 
     def digest(self, one: int | str, kind: Kind = "user") -> str:
@@ -169,7 +169,7 @@ def refuse_overdue(settings: Settings, version: int) -> None:
     if found is None or datetime.now(UTC) < found[1]:
         return
     raise TranslatorError(
-        f"translator version {version} learned from {found[0]} users who have been forgotten since; runs could use it until "
+        f"translator version {version} learned from {found[0]} users who were erased since; runs could use it until "
         f"{found[1].isoformat(timespec='seconds')}",
         where="[forgetting] grace_days",
         next_step="train a new version: scalr translator train",
@@ -189,7 +189,7 @@ def _key_of(folder: Path, *, needed: bool) -> bytes:
     except FileNotFoundError as error:
         if not needed:
             return b""
-        raise _no_key(folder, "the key of the hashes is not there") from error
+        raise _no_key(folder, "the key of the hashes is missing") from error
     except (OSError, ValueError) as error:
         raise _no_key(folder, f"the key of the hashes cannot be read: {error}") from error
 
@@ -198,7 +198,7 @@ def _no_key(folder: Path, found: str) -> ForgettingError:
     return ForgettingError(
         found,
         where=str(folder / _SECRET),
-        next_step="restore the file from a copy; without it, it cannot be told which users of a log were forgotten",
+        next_step="restore the file from a copy; without it, erased users in a log cannot be recognised",
     )
 
 

@@ -195,9 +195,9 @@ class Storage:
             return
         if column not in schema_of_table(self.open_table(table) if opened is None else opened).names:
             raise LakeError(
-                f"a former version of this package made the table: it has no column '{column}'",
+                f"an earlier version of this package made the table: it has no column '{column}'",
                 where=self.uri(table),
-                next_step="bring it up to date, which keeps its rows: scalr ingest",
+                next_step="upgrade the table, which keeps its rows: scalr ingest",
             )
 
     def committed(self, table: Table, key: str) -> bool:
@@ -257,7 +257,7 @@ class Storage:
         return LakeError(
             f"version {version}, which the run is pinned to, is no longer there: {found}",
             where=self.uri(table),
-            next_step="a vacuum has removed it; plan the run on today's tables: scalr generate",
+            next_step="a vacuum has removed it; plan the run on the current tables: scalr generate",
         )
 
 

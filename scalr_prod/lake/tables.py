@@ -83,9 +83,9 @@ class Lake(Storage):
             if self.exists(table):  # another process created it at the same time
                 return self.open_ours(table)
             raise CommitFailed(
-                f"the table cannot be made: {in_one_line(error)}",
+                f"the table cannot be created: {in_one_line(error)}",
                 where=uri,
-                next_step="check that the lake can be written to and has room, and repeat the command",
+                next_step="check that the lake is writable and has space, then run the command again",
             ) from error
 
     def complete(self, table: Table, schema: pa.Schema, *, opened: DeltaTable | None = None) -> None:

@@ -166,12 +166,12 @@ class Leases(Runs):
             others = row.lease_owner is not None and row.lease_owner != owner and not _is_dead(row.lease_owner)
             if others and row.lease_expires_at is not None and row.lease_expires_at > now:
                 raise LeaseHeld(
-                    f"{row.lease_owner} works on this run, until {row.lease_expires_at.isoformat(timespec='seconds')} at least",
+                    f"{row.lease_owner} holds the run's lease until {row.lease_expires_at.isoformat(timespec='seconds')} at least",
                     where=self.address,
-                    next_step="wait for it to end; if it died, the lease runs out by itself",
+                    next_step="wait for it to end; if it died, its lease expires by itself",
                 ).at(run_id=run_id)
             if row.lease_owner is not None and row.lease_owner != owner:
-                cause = "its process is no more" if _is_dead(row.lease_owner) else f"it ran out at {row.lease_expires_at}"
+                cause = "its process has exited" if _is_dead(row.lease_owner) else f"it expired at {row.lease_expires_at}"
                 self._add_change(session, "lease", run_id, row.lease_owner, owner, cause=f"taken over: {cause}", run_id=run_id)
             row.lease_owner, row.lease_expires_at = owner, now + timedelta(seconds=ttl_s)
             return row.lease_expires_at

@@ -151,7 +151,7 @@ class Projects(Database):
     def _describe_project(row: ProjectRow) -> str:
         if row.name is not None:
             return f"project '{row.name}' (lake {row.lake})"
-        return f"a project that no name is known of (home {row.home or 'unknown'})"
+        return f"an unnamed project (home {row.home or 'unknown'})"
 
     def _moved_error(self, row: ProjectRow) -> ProjectsMixed:
         project = self.project
@@ -173,7 +173,7 @@ class Projects(Database):
     def _taken_error(self, row: ProjectRow) -> ProjectsMixed:
         place = f"lake {row.lake}" if row.lake == self.project.lake else f"home {row.home}"
         return ProjectsMixed(
-            f"{place} is that of project '{row.name}'; the settings name project '{self.project.name}'",
+            f"{place} belongs to project '{row.name}'; the settings name project '{self.project.name}'",
             where=self.address,
             next_step=f"name another [project] home and lake for '{self.project.name}'; if it is the same project under a new "
             f'name, set [project] formerly = "{row.name}"',

@@ -123,7 +123,7 @@ class RunSpec:
             return cls(**values)
         except (KeyError, TypeError, ValueError) as error:
             raise LedgerError(
-                f"this is no run's specification ({error})",
+                f"invalid run specification ({error})",
                 where=str(values.get("run_id", "run.json")),
                 next_step="plan the run again: scalr generate",
             ) from error
@@ -137,7 +137,9 @@ def check_run_id(run_id: str) -> str:
     """
     if not _RUN_ID.fullmatch(run_id):
         raise RunNotFound(
-            f"{run_id[:80]!r} is no run id (run_ and 16 hex digits)", where="run id", next_step="list the runs: scalr runs list"
+            f"{run_id[:80]!r} is not a run id (run_ and 16 hex digits)",
+            where="run id",
+            next_step="list the runs: scalr runs list",
         )
     return run_id
 

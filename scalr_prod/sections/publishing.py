@@ -73,6 +73,7 @@ class ExperimentSettings(Section):
     def _apart(self) -> Self:
         if self.holdout + self.canary > 1:
             raise ValueError(
-                f"holdout ({self.holdout:g}) and canary ({self.canary:g}) are more than all users together; no held-out user is in a canary"
+                f"holdout ({self.holdout:g}) and canary ({self.canary:g}) add up to more than all users; "
+                "held-out users are never in the canary"
             )
         return self

@@ -39,14 +39,14 @@ def _web(value: str) -> str:
     except ValueError:
         there = False
     if not there:
-        raise ValueError("is no URL of a server: in a user or password, write [ ] @ : / ? # as %5B %5D %40 %3A %2F %3F %23")
+        raise ValueError("is not a server URL: in a user or password, write [ ] @ : / ? # as %5B %5D %40 %3A %2F %3F %23")
     return value
 
 
 def _open(value: str) -> str:
     """Check that an address is safe to link to: no user or password."""
     if "@" in value:
-        raise ValueError("names a user or password, which everybody who opens the page would see: leave it out")
+        raise ValueError("contains a user or password, which everybody who opens the page would see: leave it out")
     return value
 
 

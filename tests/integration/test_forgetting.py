@@ -222,7 +222,7 @@ def test_a_call_that_was_cut_off_goes_on(settings, filled, monkeypatch, at):
 
 
 def test_a_run_at_work_is_not_disturbed(settings, filled):
-    with Ledger.open(settings) as ledger, ledger.lease(filled[1]), pytest.raises(LeaseHeld, match="works on this run"):
+    with Ledger.open(settings) as ledger, ledger.lease(filled[1]), pytest.raises(LeaseHeld, match="holds the run's lease"):
         forget(settings, [TEXT])
     assert traces(settings.home / "lake", TEXT)
     forget(settings, [TEXT])
@@ -254,7 +254,7 @@ def test_without_the_key_no_log_is_read(settings, tmp_path):
     assert json.loads(found.stdout)["items"] == 1
     gone(settings, ITEM)
     (settings.home / "forgotten" / "secret").unlink()
-    with Project(settings) as project, pytest.raises(ForgettingError, match="the key of the hashes is not there"):
+    with Project(settings) as project, pytest.raises(ForgettingError, match="the key of the hashes is missing"):
         project.ingest()
 
 
