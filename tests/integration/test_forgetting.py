@@ -222,7 +222,7 @@ def test_a_call_that_was_cut_off_goes_on(settings, filled, monkeypatch, at):
 
 
 def test_a_run_at_work_is_not_disturbed(settings, filled):
-    with Ledger.open(settings) as ledger, ledger.lease(filled[1]), pytest.raises(LeaseHeld, match="holds the run's lease"):
+    with Ledger.open(settings) as ledger, ledger.lease(filled[1]), pytest.raises(LeaseHeld, match="works on this run"):
         forget(settings, [TEXT])
     assert traces(settings.home / "lake", TEXT)
     forget(settings, [TEXT])

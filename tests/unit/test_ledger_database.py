@@ -50,7 +50,7 @@ def test_opening_again_keeps_what_is_there(url):
     [
         ("not a url", "invalid database URL"),
         ("mysql://root:secret@host/db", "cannot be kept in mysql"),
-        ("sqlite://", "would be forgotten"),
+        ("sqlite://", "would be lost"),
         ("nosuch://x:secret@y", "cannot be kept in nosuch"),
     ],
 )

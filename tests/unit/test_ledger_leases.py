@@ -173,4 +173,4 @@ def test_a_takeover_says_from_whom_and_why(ledger):
     ledger.acquire_lease(run_id, "second")
     (change,) = ledger.history(run_id, subject="lease")
     assert (change.from_state, change.to_state) == ("first", "second")
-    assert "ran out" in change.cause
+    assert "expired" in change.cause
