@@ -161,7 +161,7 @@ def _check_pair(settings: Settings, lake: Lake, bound: dict[Domain, str | None])
         f"the tables were made for {pair}; the settings name source '{named['source']}' and target '{named['target']}'"
         + (": the two are swapped" if swapped else ""),
         where=lake.root,
-        next_step=_next_step(swapped=swapped, renamed={} if crossed else {one: bound[one] for one in differing}),
+        next_step=_next_step(swapped=swapped, renamed={} if crossed else {domain: bound[domain] for domain in differing}),
     )
 
 

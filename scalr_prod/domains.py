@@ -248,19 +248,19 @@ class Domains(Section):
         for key in value:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", str(key)):
                 raise ValueError(f"'{key}' is not a valid name: 1 to 64 letters, digits and '_', no digit first")
-        return {key: {"name": key} | one if isinstance(one, dict) else one for key, one in value.items()}
+        return {key: {"name": key} | source if isinstance(source, dict) else source for key, source in value.items()}
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
         if (self.source is None) == (not self.sources):
             both = "has both 'source' and 'sources'" if self.sources else "names no source domain"
             raise ValueError(f"{both}: write [domains.source] for one, or [domains.sources.<name>] for each of several")
-        for key, one in self.sources.items():
-            if one.name != key:
-                raise ValueError(f"[domains.sources.{key}] name is '{one.name}': leave it out, its name is '{key}'")
+        for key, source in self.sources.items():
+            if source.name != key:
+                raise ValueError(f"[domains.sources.{key}] name is '{source.name}': leave it out, its name is '{key}'")
             if key == self.target.name:
                 raise ValueError(f"[domains.sources.{key}] has the name of the target domain: rename one of them")
-            if one.formerly is not None and self.several:
+            if source.formerly is not None and self.several:
                 raise ValueError(
                     f"[domains.sources.{key}] formerly: one of several sources cannot be renamed, since its name is part of "
                     "its items' ids; name another [project] home"
@@ -270,8 +270,8 @@ class Domains(Section):
     @model_validator(mode="after")
     def _weights_of_source_types(self) -> Self:
         for place in self.places("source"):
-            one = self[place]
-            if one.weights_for == "all" and any(weight != 1 for weight in one.types.values()):
+            source = self[place]
+            if source.weights_for == "all" and any(weight != 1 for weight in source.types.values()):
                 raise ValueError(
                     f"[domains.{place}] has types of other weights than 1, which the translator does not know in a source domain: a "
                     'history holds every event once. Set weights_for = "downstream" where they are to weigh downstream alone; to leave '
@@ -293,11 +293,11 @@ class Domains(Section):
     def project_name(self) -> str:
         """Default project name: derived from the domains' names, 1 to 63 characters of a-z, 0-9 and _."""
         names = ("_and_".join(self.source_names), self.target.name)
-        whole = "_to_".join(re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "domain" for name in names)
-        if len(whole) <= _NAME_LENGTH:
-            return whole
-        digest = hashlib.sha256(whole.encode()).hexdigest()[:8]
-        return f"{whole[: _NAME_LENGTH - len(digest) - 1].rstrip('_')}_{digest}"
+        full = "_to_".join(re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "domain" for name in names)
+        if len(full) <= _NAME_LENGTH:
+            return full
+        digest = hashlib.sha256(full.encode()).hexdigest()[:8]
+        return f"{full[: _NAME_LENGTH - len(digest) - 1].rstrip('_')}_{digest}"
 
     def places(self, domain: Domain) -> tuple[str, ...]:
         """Return the keys, below ``[domains]``, of a domain's logs."""

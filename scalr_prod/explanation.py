@@ -125,17 +125,17 @@ def _values(model: BaseModel, path: tuple[str, ...]) -> Iterator[tuple[tuple[str
         if isinstance(value, BaseModel):
             yield from _values(value, (*path, name))
         elif isinstance(value, dict) and path == ("domains",):
-            for key, one in value.items():
-                yield from _values(one, (*path, name, key))
+            for key, section in value.items():
+                yield from _values(section, (*path, name, key))
         elif not field.exclude and not (value is None and _model(field.annotation)):
             yield (*path, name), field, value
 
 
 def _model(annotation: Any) -> type[BaseModel] | None:
     """Return the section model that a field holds; None where it holds a plain value."""
-    for one in (annotation, *get_args(annotation)):
-        if isinstance(one, type) and issubclass(one, BaseModel) and get_origin(annotation) is not dict:
-            return one
+    for kind in (annotation, *get_args(annotation)):
+        if isinstance(kind, type) and issubclass(kind, BaseModel) and get_origin(annotation) is not dict:
+            return kind
     return None
 
 
@@ -144,14 +144,14 @@ def _place(path: tuple[str, ...]) -> str:
 
 
 def _type(annotation: Any) -> str:
-    origin, inner = get_origin(annotation), [one for one in get_args(annotation) if one is not type(None)]
+    origin, inner = get_origin(annotation), [kind for kind in get_args(annotation) if kind is not type(None)]
     if origin is Literal:
-        return ", ".join(f"`{_toml(one)}`" for one in inner)
+        return ", ".join(f"`{_toml(choice)}`" for choice in inner)
     if origin is tuple:
         return f"list of {_type(inner[0])}"
     if origin is dict:
         return "table of text" if inner[-1] is str else "table of numbers"
-    if inner:  # one of several, or annotated
+    if inner:  # a union or Annotated
         return _type(inner[0])
     return {
         "str": "text",
@@ -177,7 +177,7 @@ def _shown(value: Any, *, secret: bool) -> Any:
     if isinstance(value, str):
         return masked_url(value)
     if isinstance(value, tuple):
-        return [_shown(one, secret=False) for one in value]
+        return [_shown(entry, secret=False) for entry in value]
     if isinstance(value, dict):
-        return {key: _shown(one, secret=False) for key, one in value.items()}
+        return {key: _shown(entry, secret=False) for key, entry in value.items()}
     return value if isinstance(value, bool | int | float) else value.isoformat()

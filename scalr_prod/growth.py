@@ -137,9 +137,9 @@ def fragments_of(table: DeltaTable, names: frozenset[str] | None = None) -> ds.D
     if names is None:
         return table.to_pyarrow_dataset()
     if not _is_plain(table):
-        whole = table.to_pyarrow_dataset()
-        chosen = [fragment for fragment in whole.get_fragments() if fragment.path in names]
-        return ds.FileSystemDataset(chosen, whole.schema, whole.format, whole.filesystem)
+        full = table.to_pyarrow_dataset()
+        chosen = [fragment for fragment in full.get_fragments() if fragment.path in names]
+        return ds.FileSystemDataset(chosen, full.schema, full.format, full.filesystem)
     # Delta's own method describes every file of the table, even if few are needed.
     from deltalake.fs import DeltaStorageHandler
     from pyarrow.fs import PyFileSystem

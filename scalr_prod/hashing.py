@@ -40,10 +40,10 @@ def stable_hash(ids: Sequence[int | str] | npt.NDArray[Any] | pa.Array | pa.Chun
     distinct = getattr(ids, "dictionary_encode", None)
     if distinct is not None:  # pyarrow: hash each distinct id once, since a user appears once per event
         encoded = distinct()
-        one = encoded.combine_chunks() if hasattr(encoded, "chunks") else encoded
-        if one.null_count:
+        flat = encoded.combine_chunks() if hasattr(encoded, "chunks") else encoded
+        if flat.null_count:
             raise TypeError("an id is an int or a string, not NoneType")
-        hashes: npt.NDArray[np.uint64] = _hashes(one.dictionary)[one.indices.to_numpy()]
+        hashes: npt.NDArray[np.uint64] = _hashes(flat.dictionary)[flat.indices.to_numpy()]
         return hashes
     return _hashes(ids)
 

@@ -24,7 +24,7 @@ _RUN: Final = 1 << 18
 #: Sampled rows per partition: partition sizes then vary by about a tenth.
 _SAMPLED: Final = 128
 #: Most partitions, so that a uint16 can number them.
-_HEAPS: Final = 50_000
+_MOST_PARTITIONS: Final = 50_000
 _BATCH: Final = 65_536
 
 
@@ -43,18 +43,18 @@ class Heaps:
 
     def __init__(self, path: Path, key: str, edges: Sequence[int] | Sequence[str], batches: Iterable[pa.RecordBatch]) -> None:
         self._path, self._key, self._edges = path, key, edges
-        self._slices: list[list[int]] = [[] for _ in range(len(edges) + 1)]
+        self._batches: list[list[int]] = [[] for _ in range(len(edges) + 1)]
         self._spill(batches)
 
     def __len__(self) -> int:
-        return len(self._slices)
+        return len(self._batches)
 
     def rows(self, heap: int) -> Iterator[pa.RecordBatch]:
         """Yield the rows of a partition, in their original order."""
         import pyarrow as pa
 
         with pa.OSFile(str(self._path)) as source, pa.ipc.open_file(source) as file:
-            for number in self._slices[heap]:
+            for number in self._batches[heap]:
                 yield file.get_batch(number)
 
     def tables(self, db: Any, schema: pa.Schema, name: str = "heap") -> Iterator[str]:
@@ -67,8 +67,8 @@ class Heaps:
         """
         import pyarrow as pa
 
-        for heap in range(len(self)):
-            db.register("spilled", pa.RecordBatchReader.from_batches(schema, self.rows(heap)))
+        for partition in range(len(self)):
+            db.register("spilled", pa.RecordBatchReader.from_batches(schema, self.rows(partition)))
             db.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS FROM spilled")
             db.unregister("spilled")
             yield name
@@ -81,16 +81,16 @@ class Heaps:
         number = 0
         writer: Any = None
         try:
-            for run in rebatched(batches, _RUN):
+            for batch in rebatched(batches, _RUN):
                 if writer is None:
-                    writer = pa.ipc.new_file(str(self._path), run.schema, options=pa.ipc.IpcWriteOptions(compression="lz4"))
-                heap = _partition_numbers(run.column(self._key), self._edges)
-                dealt = run.take(pa.array(np.argsort(heap, kind="stable")))
+                    writer = pa.ipc.new_file(str(self._path), batch.schema, options=pa.ipc.IpcWriteOptions(compression="lz4"))
+                numbers = _partition_numbers(batch.column(self._key), self._edges)
+                grouped = batch.take(pa.array(np.argsort(numbers, kind="stable")))
                 start = 0
-                for which, size in enumerate(np.bincount(heap).tolist()):
+                for partition, size in enumerate(np.bincount(numbers).tolist()):
                     if size:
-                        writer.write_batch(dealt.slice(start, size))
-                        self._slices[which].append(number)
+                        writer.write_batch(grouped.slice(start, size))
+                        self._batches[partition].append(number)
                         start, number = start + size, number + 1
         finally:
             if writer is not None:
@@ -106,13 +106,13 @@ def edges_of(db: Any, relation: str, key: str, rows: int) -> list[Any]:
         key: The column: integers, times or texts, without nulls.
         rows: Approximate row count.
     """
-    heaps = min(-(-rows // HEAP), _HEAPS)
-    if heaps < 2:  # noqa: PLR2004 - one partition needs no bounds
+    partitions = min(-(-rows // HEAP), _MOST_PARTITIONS)
+    if partitions < 2:  # noqa: PLR2004 - one partition needs no bounds
         return []
-    percent = min(100 * heaps * _SAMPLED / rows, 100)
+    percent = min(100 * partitions * _SAMPLED / rows, 100)
     sample = db.sql(f"SELECT {key} FROM {relation} USING SAMPLE {percent} PERCENT (bernoulli, 7)").to_arrow_table()
-    found = sorted(_plain(sample.column(0).combine_chunks()).to_pylist())
-    return sorted({found[len(found) * heap // heaps] for heap in range(1, heaps)}) if found else []
+    found = sorted(_sortable(sample.column(0).combine_chunks()).to_pylist())
+    return sorted({found[len(found) * number // partitions] for number in range(1, partitions)}) if found else []
 
 
 def tables_of(db: Any, query: str, *, key: str, edges: Sequence[Any], path: Path, name: str = "heap") -> Iterator[str]:
@@ -170,37 +170,37 @@ def rebatched(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.Recor
     """Yield the same rows in batches of ``rows`` rows; the last one may be shorter."""
     import pyarrow as pa
 
-    waiting: list[pa.RecordBatch] = []
+    pending: list[pa.RecordBatch] = []
     size = 0
     for batch in batches:
         start = 0
         while size + len(batch) - start >= rows:
             end = start + rows - size
-            yield pa.concat_batches([*waiting, batch.slice(start, end - start)])
-            waiting, size, start = [], 0, end
+            yield pa.concat_batches([*pending, batch.slice(start, end - start)])
+            pending, size, start = [], 0, end
         if start < len(batch):
-            waiting.append(batch.slice(start))
+            pending.append(batch.slice(start))
             size += len(batch) - start
     if size:
-        yield pa.concat_batches(waiting)
+        yield pa.concat_batches(pending)
 
 
 def _partition_numbers(keys: pa.Array, edges: Sequence[int] | Sequence[str]) -> npt.NDArray[np.uint16]:
     """Return the partition of each key: uint16 [N], which numpy radix-sorts."""
     import pyarrow as pa
 
-    plain = _plain(keys)
-    if pa.types.is_integer(plain.type):
-        found: npt.NDArray[np.uint16] = np.searchsorted(np.asarray(edges), plain.to_numpy(), side="right").astype(np.uint16)
+    values = _sortable(keys)
+    if pa.types.is_integer(values.type):
+        found: npt.NDArray[np.uint16] = np.searchsorted(np.asarray(edges), values.to_numpy(), side="right").astype(np.uint16)
         return found
     # Python compares texts by code point, which is the order of their UTF-8 bytes and thus DuckDB's.
-    numbers = plain.dictionary_encode()
-    of_text = np.array([bisect_right(edges, text) for text in numbers.dictionary.to_pylist()], np.uint16)
-    heaps: npt.NDArray[np.uint16] = of_text[numbers.indices.to_numpy()]
-    return heaps
+    encoded = values.dictionary_encode()
+    distinct = np.array([bisect_right(edges, text) for text in encoded.dictionary.to_pylist()], np.uint16)
+    numbers: npt.NDArray[np.uint16] = distinct[encoded.indices.to_numpy()]
+    return numbers
 
 
-def _plain(keys: pa.Array) -> pa.Array:
+def _sortable(keys: pa.Array) -> pa.Array:
     """Convert times to µs; leave other keys as they are."""
     import pyarrow as pa
 

@@ -69,7 +69,7 @@ class Interrupted(KeyboardInterrupt):
 
     def __str__(self) -> str:
         during = f" during {self.stage}" if self.stage else ""
-        return f"stopped by {self.signal.name}{during}; what is done is kept. Go on with: {self.next_step}"
+        return f"stopped by {self.signal.name}{during}; finished work is kept. Continue with: {self.next_step}"
 
 
 class _Handler:

@@ -63,7 +63,7 @@ def replaced_since(lake: Lake, table: Table, version: int, *, now: DeltaTable | 
     if latest is None or latest <= version:
         return []
     records = lake.records(table, after=version)
-    found = {at: one for at, record in records if (one := Replacement.read(record)) is not None}
+    found = {at: replacement for at, record in records if (replacement := Replacement.read(record)) is not None}
     # A log that was truncated (`scalr forget`) still shows that there was a replacement, but not its time: assume all events changed.
     truncated = [] if latest in found else [Replacement(_BEGINNING, 0, 0)]
     return [*truncated, *found.values()]
@@ -78,10 +78,10 @@ def stale_since(lake: Lake, versions: Mapping[str, int], known_by: datetime) -> 
         known_by: The result read nothing that happened, or became known, later (UTC).
     """
     found = [
-        one.since
+        replacement.since
         for table in _EVENTS
         if table.value in versions
-        for one in replaced_since(lake, table, versions[table.value])
-        if one.since < known_by
+        for replacement in replaced_since(lake, table, versions[table.value])
+        if replacement.since < known_by
     ]
     return min(found, default=None)

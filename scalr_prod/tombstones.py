@@ -130,14 +130,14 @@ class Tombstones:
 
     def held(self, ids: Iterable[int | str], kind: Kind = "user") -> list[int | str]:
         """Return those of the ids that were erased."""
-        there = self.of(kind)
-        return [one for one in ids if self.digest(one, kind) in there] if there else []
+        known = self.of(kind)
+        return [identifier for identifier in ids if self.digest(identifier, kind) in known] if known else []
 
     def put(self, tombstone: Tombstone, kind: Kind = "user") -> None:
         """Add or change an entry; it is on disk when this returns."""
         self.of(kind)[tombstone.digest] = tombstone
         content = {
-            name: {digest: one.to_json() for digest, one in sorted(found.items())}
+            name: {digest: entry.to_json() for digest, entry in sorted(found.items())}
             for name, found in (("users", self.users), ("items", self.items))
         }
         _write(self.folder / _FILE, json.dumps(content, indent=1))
@@ -148,15 +148,15 @@ class Tombstones:
 
     def unfinished(self) -> int:
         """Count the erasures that were requested but interrupted."""
-        return sum(not one.done for one in (*self.users.values(), *self.items.values()))
+        return sum(not entry.done for entry in (*self.users.values(), *self.items.values()))
 
     def retrain_by(self, settings: Settings, version: int) -> tuple[int, datetime] | None:
         """Return how many erased users a translator version learned from, and until when runs may use it; None: it learned from none."""
-        known = [one.at for one in self.users.values() if version in one.versions]
-        if not known:
+        requested = [entry.at for entry in self.users.values() if version in entry.versions]
+        if not requested:
             return None
-        days = min(timedelta(days=settings.forgetting.grace_days), datetime.max.replace(tzinfo=UTC) - min(known))
-        return len(known), min(known) + days
+        grace = min(timedelta(days=settings.forgetting.grace_days), datetime.max.replace(tzinfo=UTC) - min(requested))
+        return len(requested), min(requested) + grace
 
 
 def refuse_overdue(settings: Settings, version: int) -> None:
@@ -178,8 +178,10 @@ def refuse_overdue(settings: Settings, version: int) -> None:
 
 def _read(found: dict[str, Any]) -> dict[str, Tombstone]:
     return {
-        digest: Tombstone(digest, datetime.fromisoformat(one["at"]), tuple(one["versions"]), one["done"], one["removed"])
-        for digest, one in found.items()
+        digest: Tombstone(
+            digest, datetime.fromisoformat(entry["at"]), tuple(entry["versions"]), entry["done"], entry["removed"]
+        )
+        for digest, entry in found.items()
     }
 
 

@@ -97,10 +97,10 @@ class Publications(Runs):
 
     def standing_publications(self) -> list[Publication]:
         """List the latest confirmed publication of each run that was not rolled back since, in commit order."""
-        made = [one for one in self.publications() if one.status is not PublicationStatus.PENDING]
-        latest = {one.run_id: one for one in sorted(made, key=lambda one: one.attempt)}
-        standing = [one for one in latest.values() if one.status is PublicationStatus.PUBLISHED]
-        return sorted(standing, key=lambda one: one.delta_version or 0)
+        confirmed = [entry for entry in self.publications() if entry.status is not PublicationStatus.PENDING]
+        latest = {entry.run_id: entry for entry in sorted(confirmed, key=lambda entry: entry.attempt)}
+        live = [entry for entry in latest.values() if entry.status is PublicationStatus.PUBLISHED]
+        return sorted(live, key=lambda entry: entry.delta_version or 0)
 
     def last_publication(self, run_id: str) -> Publication | None:
         """Return a run's latest attempt.

@@ -203,5 +203,5 @@ class DatasetRecord(Jsonable):
 
 def from_row(row: Any, kind: type[RecordType], **known: Any) -> RecordType:
     """Convert a row to a record: each field is the column of the same name, except those in ``known``."""
-    columns = {one.name: getattr(row, one.name) for one in fields(kind) if one.name not in known}
+    columns = {column.name: getattr(row, column.name) for column in fields(kind) if column.name not in known}
     return kind(**columns, **known)
