@@ -146,8 +146,8 @@ def ledger_time() -> Iterator[list[float]]:
 
     with (
         mock.patch.object(database.Database, "__init__", opened),
-        mock.patch.object(database.Database, "_reading", timed("_reading")),
-        mock.patch.object(database.Database, "_writing", timed("_writing")),
+        mock.patch.object(database.Database, "_read_session", timed("_read_session")),
+        mock.patch.object(database.Database, "_write_session", timed("_write_session")),
     ):
         yield spent
 

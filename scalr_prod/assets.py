@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the folders of templates and of constraints lie: beside the package in a checkout, inside it when it was installed from a wheel."""
+"""Folders of templates and constraints: beside the package in a checkout, inside it when installed from a wheel."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def folder(name: Literal["feature_repo", "triton_models", "airflow_dags", "constraints"]) -> Path:
-    """The folder with this name.
+    """Return the path of a folder that ships with the package.
 
     Raises:
         ScalrError: It is neither in the checkout nor in the installed package.
     """
-    # The wheel's copy first: beside an installed package there may lie an unrelated folder of the same name.
+    # The wheel's copy first: an unrelated folder of the same name may stand beside an installed package.
     places = (_PACKAGE / "_assets" / name, _PACKAGE.parent / name)
     for place in places:
         if place.is_dir():

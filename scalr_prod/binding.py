@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A lake's tables belong to a project, and to the pair of domains that they were made for, whatever settings point at them later.
+"""Ties a lake to one project and to the domains that its tables were made for, so that other settings cannot mix data into it.
 
-The table of quarantined events, which nothing is computed from, bears the project's name. The events table of each side bears the names of
-its domains. Both stand in the table's description in its own log, where every reader of the lake sees them. Items of one source domain bear
-their own ids there, those of several the domain's name too: the one cannot become the other.
+The description in a table's Delta log holds the binding: the quarantine table names the project, each events table names its domains. With
+one source domain, items keep their own ids; with several, ids carry the domain's name. A lake of one kind cannot turn into the other.
 """
 
 from __future__ import annotations
@@ -25,23 +24,23 @@ if TYPE_CHECKING:
 
 __all__ = ["MARKED", "check_domains", "description_of", "open_own", "project_of"]
 
-#: The table that bears the project's name: its versions are part of no run and of no training set.
+#: The table whose description names the project: no run and no training set depends on its versions.
 MARKED: Final = Table.SYNTHETIC_QUARANTINE
-#: A lake outside of its project's home also says which home works on it.
+#: A lake outside its project's home also records that home.
 _PROJECT: Final = re.compile(r"Project: ([a-z0-9_]+)(?:, home (.+) \(([0-9a-f]*)\))?")
 
 _PREFIX: Final = "Domain: "
-#: Of several source domains.
+#: With several source domains.
 _SEVERAL: Final = "Domains: "
 _OTHER: Final[dict[Domain, Domain]] = {"source": "target", "target": "source"}
 
 
 def project_of(settings: Settings, described: str = "") -> str:
-    """The description that binds a lake to the project of the settings.
+    """Return the description that binds a lake to the project of the settings.
 
     Args:
         settings: The project's settings.
-        described: What the lake says so far; where it means this project, that is it.
+        described: The lake's current description; kept as it is where it already means this project.
     """
     project, found = Identity.of(settings), _PROJECT.fullmatch(described)
     bound = f"Project: {project.name}"
@@ -53,17 +52,17 @@ def project_of(settings: Settings, described: str = "") -> str:
 
 
 def description_of(settings: Settings, domain: Domain) -> str:
-    """The description that binds a table to the domains of the settings."""
+    """Return the description that binds a table to the domains of the settings."""
     if domain == "source" and settings.domains.several:
         return f"{_SEVERAL}{', '.join(sorted(settings.domains.source_names))}"
     return f"{_PREFIX}{_named(settings, domain).name}"
 
 
 def open_own(settings: Settings) -> Lake:
-    """The lake of the settings, which is that of this project and these domains as far as it is anybody's.
+    """Open the lake of the settings after checking that it belongs to this project and these domains.
 
     Raises:
-        ProjectsMixed: It is another project's.
+        ProjectsMixed: It belongs to another project.
         DomainsMixed: Its tables were made for other domains.
     """
     from scalr_prod.lake import Lake
@@ -74,17 +73,17 @@ def open_own(settings: Settings) -> Lake:
 
 
 def check_domains(settings: Settings, lake: Lake) -> dict[Table, DeltaTable]:
-    """Make sure that the settings name the project and the domains that the lake's tables are bound to.
+    """Check that the settings name the project and the domains that the lake is bound to.
 
-    A domain may bear a new name where its former one is given as ``formerly``, and several source domains may get more company; the next
-    ingest binds the table anew.
+    A domain may have a new name if ``formerly`` gives the old one, and domains may be added to several source domains; the next ingest
+    updates the binding.
 
     Returns:
-        The events tables that there are, as they were opened for it.
+        The existing events tables, opened.
 
     Raises:
-        ProjectsMixed: They name another project. Nothing was written.
-        DomainsMixed: They name other domains, or the same two swapped, or several sources where there was one. Nothing was written.
+        ProjectsMixed: The settings name another project. Nothing was written.
+        DomainsMixed: The settings name other domains, swap the two, or name several sources where there was one. Nothing was written.
     """
     _check_project(settings, lake)
     tables = {domain: Table.events(domain) for domain in _OTHER}
@@ -107,7 +106,7 @@ def _check_project(settings: Settings, lake: Lake) -> None:
     bound, home, home_id = found.groups()
     if bound not in {project.name, project.formerly}:
         raise ProjectsMixed(
-            f"the lake is that of project '{bound}'; the settings name project '{project.name}'",
+            f"the lake belongs to project '{bound}'; the settings name project '{project.name}'",
             where=lake.root,
             next_step=f"name another [project] home (and lake) for '{project.name}'; if it is the same project under a new name, set "
             f'[project] formerly = "{bound}"',
@@ -121,13 +120,13 @@ def _check_project(settings: Settings, lake: Lake) -> None:
 
 
 def _check_several(settings: Settings, lake: Lake, described: dict[Domain, str | None]) -> None:
-    """As `check_domains`, where the settings or the tables know several source domains."""
+    """Check the domains where the settings or the tables name several source domains; see `check_domains`."""
     domains = settings.domains
     source, target = described["source"], _bound(described["target"])
     several = source is not None and source.startswith(_SEVERAL)
     bound = set(source.removeprefix(_SEVERAL).split(", ")) if source is not None and several else set()
     gone = sorted(bound - set(domains.source_names))
-    advice = "name another [project] home (and lake), into which all logs are read again"
+    advice = "name another [project] home (and lake), and ingest all logs again"
     if source is not None and several != domains.several:
         known = "several source domains" if several else f"one source domain, {_quoted(_bound(source))}"
         found = f"the tables were made for {known}; the settings name {', '.join(map(_quoted, domains.source_names))}"
@@ -140,7 +139,7 @@ def _check_several(settings: Settings, lake: Lake, described: dict[Domain, str |
         found = f"the tables were made for target {_quoted(target)}; the settings name target {_quoted(domains.target.name)}"
         if target not in domains.source_names:
             advice += (
-                f'; if the same log only bears a new name, set [domains.target] formerly = "{target}", and run: scalr ingest'
+                f'; if the same log only has a new name, set [domains.target] formerly = "{target}", and run: scalr ingest'
             )
     else:
         return
@@ -148,7 +147,7 @@ def _check_several(settings: Settings, lake: Lake, described: dict[Domain, str |
 
 
 def _check_pair(settings: Settings, lake: Lake, bound: dict[Domain, str | None]) -> None:
-    """As `check_domains`, of one source domain and the target."""
+    """Check the domains where there is one source domain; see `check_domains`."""
     named = {domain: _named(settings, domain).name for domain in _OTHER}
     differing = [domain for domain, name in bound.items() if name is not None and name != named[domain]]
     crossed = [
@@ -162,7 +161,7 @@ def _check_pair(settings: Settings, lake: Lake, bound: dict[Domain, str | None])
         f"the tables were made for {pair}; the settings name source '{named['source']}' and target '{named['target']}'"
         + (": the two are swapped" if swapped else ""),
         where=lake.root,
-        next_step=_next_step(swapped=swapped, renamed={} if crossed else {one: bound[one] for one in differing}),
+        next_step=_next_step(swapped=swapped, renamed={} if crossed else {domain: bound[domain] for domain in differing}),
     )
 
 
@@ -172,17 +171,17 @@ def _next_step(*, swapped: bool, renamed: dict[Domain, str | None]) -> str:
     advice = "name another [project] home (and lake) for another pair of domains"
     if renamed:
         lines = " and ".join(f'[domains.{domain}] formerly = "{name}"' for domain, name in renamed.items())
-        advice += f"; if the same logs only bear a new name, set {lines}, and run: scalr ingest"
+        advice += f"; if the same logs only have new names, set {lines}, and run: scalr ingest"
     return advice
 
 
 def _bound(described: str | None) -> str | None:
-    """The one domain of a description; None: there is no table, or it is bound to none yet."""
+    """Return the single domain that a description names; None: no table, or not bound yet."""
     return described.removeprefix(_PREFIX) if described is not None and described.startswith(_PREFIX) else None
 
 
 def _named(settings: Settings, domain: Domain) -> DomainSettings:
-    """The domain of a side, where there is one."""
+    """Return the settings of a side that has one domain."""
     return settings.domains[settings.domains.places(domain)[0]]
 
 

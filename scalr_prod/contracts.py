@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The columns of every table of the lake.
+"""Schemas of the lake's tables.
 
-Where there is one source domain, its items bear the ids of their log. Where there are several, ``source_events``, ``source_items`` and
-``source_user_history`` know an item by domain and id in one text, ``<domain>:<id>``, so that for no reader the same id in two domains is
-one item. A synthetic event says both apart: ``source_domain`` and ``source_item_id``.
+With one source domain, its items keep the ids of their log. With several, ``source_events``, ``source_items`` and ``source_user_history``
+identify an item by one text, ``<domain>:<id>``, so that equal ids of two domains stay two items. A synthetic event has both in separate
+columns, ``source_domain`` and ``source_item_id``.
 
-All timestamps are UTC with microsecond resolution. Two clocks run through every table: ``event_timestamp`` says when it
-happened, ``created_timestamp`` from when on it may be known. Ids keep the type they came with: int64 or string.
+All timestamps are UTC with microsecond resolution. ``event_timestamp`` is the event time, ``created_timestamp`` the knowledge time: no
+reader may use a row before it. Ids keep the type that they came with: int64 or string.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ ITEM_ID: Final = "item_id"
 EVENT_TIMESTAMP: Final = "event_timestamp"
 CREATED_TIMESTAMP: Final = "created_timestamp"
 EVENT_ID: Final = "event_id"
-#: Columns that the tables of events have where a log's settings map them; null in rows of other logs.
+#: Optional columns of events tables: present where a log's settings map them; null in rows of other logs.
 EVENT_EXTRAS: Final = (EVENT_ID, "event_type", "value")
 
 #: Columns that tell a synthetic row from a real one: never offered to a model as features.
@@ -60,7 +60,7 @@ PROVENANCE_COLUMNS: Final = (
     "canary",
 )
 
-#: Between domain and id: no name of a domain holds it.
+#: Separates domain and id; no domain's name can contain it.
 _APART: Final = ":"
 
 IdType = Literal["int64", "string"]
@@ -68,7 +68,7 @@ Domain = Literal["source", "target"]
 
 
 class Table(StrEnum):
-    """The lake's tables; those that are Feast feature views bear the same name there."""
+    """Tables of the lake; a Feast feature view has the name of its table."""
 
     SOURCE_EVENTS = "source_events"
     TARGET_EVENTS = "target_events"
@@ -82,31 +82,31 @@ class Table(StrEnum):
 
     @staticmethod
     def events(domain: Domain) -> Table:
-        """The events table of a domain."""
+        """Return the events table of a domain."""
         return Table.SOURCE_EVENTS if domain == "source" else Table.TARGET_EVENTS
 
     @staticmethod
     def items(domain: Domain) -> Table:
-        """The item catalogue of a domain."""
+        """Return the item catalogue of a domain."""
         return Table.SOURCE_ITEMS if domain == "source" else Table.TARGET_ITEMS
 
     @staticmethod
     def history(domain: Domain) -> Table:
-        """The user-history table of a domain."""
+        """Return the user-history table of a domain."""
         return Table.SOURCE_USER_HISTORY if domain == "source" else Table.TARGET_USER_HISTORY
 
 
 def schema_of(
     table: Table, *, user: IdType, item: IdType, source_item: IdType | None = None, extras: Collection[str] = ()
 ) -> pa.Schema:
-    """The Arrow schema of a table, for the given id types.
+    """Return the Arrow schema of a table for these id types.
 
     Args:
         table: Which table.
         user: Type of ``user_id``.
         item: Type of ``item_id`` in the table's own domain.
         source_item: Type of ``source_item_id`` (synthetic tables only; default: that of ``item``).
-        extras: Which of `EVENT_EXTRAS` a table of events has.
+        extras: Which of `EVENT_EXTRAS` an events table has.
     """
     import pyarrow as pa
 
@@ -175,10 +175,10 @@ def schema_of(
 
 
 def id_type_of(schema: pa.Schema, column: str) -> IdType:
-    """Whether an id column holds int64 or string.
+    """Return the type of an id column.
 
     Raises:
-        TypeError: It holds neither, which the ingest never lets in.
+        TypeError: Neither int64 nor string; ingest rejects such columns.
     """
     import pyarrow as pa
 
@@ -191,27 +191,27 @@ def id_type_of(schema: pa.Schema, column: str) -> IdType:
 
 
 def item_key(domain: str) -> str:
-    """What the ids of a domain's items begin with in the source tables, where there are several source domains."""
+    """Return the prefix of a domain's item ids in the source tables, where there are several source domains."""
     return f"{domain}{_APART}"
 
 
 def source_domain_sql(item: str, names: Sequence[str]) -> str:
-    """DuckDB expression: the domain of an item of the source tables.
+    """Return a DuckDB expression for the domain of an item of the source tables.
 
     Args:
         item: An expression of its id there.
-        names: Of all source domains.
+        names: Names of all source domains.
     """
     return f"split_part({item}, '{_APART}', 1)" if len(names) > 1 else f"'{names[0]}'"
 
 
 def source_item_sql(item: str, names: Sequence[str], kind: IdType) -> str:
-    """DuckDB expression: the id that an item of the source tables has in its own log, of type ``kind``; see `source_domain_sql`."""
+    """Return a DuckDB expression for the id that a source item has in its own log, as ``kind``; arguments as in `source_domain_sql`."""
     if len(names) == 1:
         return item
     return f"CAST(substr({item}, strpos({item}, '{_APART}') + 1) AS {'BIGINT' if kind == 'int64' else 'VARCHAR'})"
 
 
 def source_key_sql(domain: str, item: str, names: Sequence[str]) -> str:
-    """DuckDB expression: the id in the source tables of a domain's item, both of them expressions; see `source_domain_sql`."""
+    """Return a DuckDB expression for an item's id in the source tables, from expressions of its domain and of its id in the log."""
     return f"{domain} || '{_APART}' || {item}" if len(names) > 1 else item

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors of a disk that cannot be written to, in our words."""
+"""Translation of disk errors into `LakeError`."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _UNWRITABLE = {
 
 @contextmanager
 def disk_errors(where: str | Path) -> Iterator[None]:
-    """Tell in our words of a disk that is full, or that may not be written to.
+    """Within the block, raise `LakeError` where the disk is full or cannot be written to.
 
     Args:
-        where: The folder that is written to, for an error that names no file itself.
+        where: The folder that is written to; reported where the system's error names no file.
 
     Raises:
         LakeError: Instead of the operating system's own error.
@@ -46,5 +46,5 @@ def disk_errors(where: str | Path) -> Iterator[None]:
         raise LakeError(
             f"cannot be written to: {error.strerror or error}",
             where=str(error.filename or where),
-            next_step="free some space, or set [project] home to a folder that can be written to; then repeat the command",
+            next_step="free some space, or set [project] home to a writable folder; then run the command again",
         ) from error

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``[domains]`` of scalr.toml: where each domain's log is, and what its columns are called."""
+"""The ``[domains]`` section: where each domain's log is, and its column names."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 __all__ = ["Columns", "DomainSettings", "Domains", "ItemColumns", "MapColumns", "Section", "UserMapSettings"]
 
 _NAME_LENGTH: Final = 63
-#: What an event of a type weighs: float32 in the lake.
+#: Weight of an event type; float32 in the lake.
 Weight = Annotated[float, Field(gt=0, le=1e6)]
 
 
 class Section(BaseModel):
-    """A section of scalr.toml: its values never change, and keys that it does not know are errors."""
+    """Base of the sections of scalr.toml: immutable, and unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Columns(Section):
-    """Which column of the log holds what. ``created``: from when on the row may be known (default: the event's own time)."""
+    """Column names of a log. ``created`` is the knowledge time (default: the event's own time)."""
 
     user: str = Field(default="user_id", description="column of the user's id")
     item: str = Field(default="item_id", description="column of the item's id")
@@ -46,7 +46,7 @@ class Columns(Section):
 
 
 class ItemColumns(Section):
-    """Which column of the item file holds what."""
+    """Column names of an item file."""
 
     item: str = Field(default="item_id", description="column of the item's id")
     title: str | None = Field(default="title", description="column of the title")
@@ -61,14 +61,14 @@ def _reader(value: str | None) -> str | None:
 
 
 class MapColumns(Section):
-    """Which column of the map of users holds what."""
+    """Column names of the user map."""
 
     source: str | None = Field(default=None, description="column of the source's ids; default: by its name")
     target: str | None = Field(default=None, description="column of the target's ids; default: by its name")
 
 
 class UserMapSettings(Section):
-    """Where it stands which user of the source logs is which of the target log: files or a table, or a SQL query."""
+    """The map from users of the source logs to users of the target log: files, a table or a SQL query."""
 
     map: str | None = Field(
         default=None, description="pairs of a source id and a target id: path, glob, folder or URL, as events of a domain"
@@ -85,12 +85,12 @@ class UserMapSettings(Section):
 
     @property
     def given(self) -> bool:
-        """Whether there is a map."""
+        """Whether a map is configured."""
         return self.map is not None or self.query is not None
 
     @property
     def sql(self) -> tuple[str, str] | None:
-        """URL and query, where the map is one."""
+        """Database URL and query, where the map comes from SQL."""
         return None if self.query is None or self.url is None else (self.url, self.query)
 
     @field_validator("format")
@@ -179,7 +179,7 @@ class DomainSettings(Section):
 
     @property
     def sql(self) -> tuple[str, str] | None:
-        """URL and query, where the log is one."""
+        """Database URL and query, where the log comes from SQL."""
         return None if self.query is None or self.url is None else (self.url, self.query)
 
     @field_validator("name")
@@ -198,7 +198,7 @@ class DomainSettings(Section):
     @classmethod
     def _whole_date(cls, value: str | None) -> str | None:
         if value is not None and "%Y" not in value:
-            raise ValueError(f"{value!r} names no year with century (%Y), such as in %d.%m.%Y")
+            raise ValueError(f"{value!r} has no four-digit year (%Y), as in %d.%m.%Y")
         return value
 
     @field_validator("timezone")
@@ -208,7 +208,7 @@ class DomainSettings(Section):
             try:
                 ZoneInfo(value)
             except (ZoneInfoNotFoundError, ValueError) as error:
-                raise ValueError(f"{value!r} is no IANA time zone, such as 'UTC' or 'Europe/Paris'") from error
+                raise ValueError(f"{value!r} is not an IANA time zone, such as 'UTC' or 'Europe/Paris'") from error
         return value
 
     @model_validator(mode="after")
@@ -224,16 +224,14 @@ class DomainSettings(Section):
         if self.query is not None and self.url is None:
             raise ValueError("has a 'query' but no 'url' (a SQLAlchemy URL; keep its password in the environment)")
         if (self.query is not None and self.version is not None) or (self.items is None and self.items_version is not None):
-            raise ValueError(
-                "asks for a version of what it does not name: 'version' is of 'events', 'items_version' of 'items'"
-            )
+            raise ValueError("has a version without its source: 'version' belongs to 'events', 'items_version' to 'items'")
         return self
 
 
 class Domains(Section):
     """The target domain, and one source domain (``source``) or several by name (``sources``).
 
-    A *place* is where a log's settings stand below ``[domains]``: ``source``, ``sources.<name>`` or ``target``.
+    A *place* is the key of a log's settings below ``[domains]``: ``source``, ``sources.<name>`` or ``target``.
     """
 
     source: DomainSettings | None = Field(default=None, description="the source domain")
@@ -249,22 +247,22 @@ class Domains(Section):
             return value
         for key in value:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", str(key)):
-                raise ValueError(f"'{key}' is no plain name: 1 to 64 letters, digits and '_', no digit first")
-        return {key: {"name": key} | one if isinstance(one, dict) else one for key, one in value.items()}
+                raise ValueError(f"'{key}' is not a valid name: 1 to 64 letters, digits and '_', no digit first")
+        return {key: {"name": key} | source if isinstance(source, dict) else source for key, source in value.items()}
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
         if (self.source is None) == (not self.sources):
             both = "has both 'source' and 'sources'" if self.sources else "names no source domain"
             raise ValueError(f"{both}: write [domains.source] for one, or [domains.sources.<name>] for each of several")
-        for key, one in self.sources.items():
-            if one.name != key:
-                raise ValueError(f"[domains.sources.{key}] name is '{one.name}': leave it out, its name is '{key}'")
+        for key, source in self.sources.items():
+            if source.name != key:
+                raise ValueError(f"[domains.sources.{key}] name is '{source.name}': leave it out, its name is '{key}'")
             if key == self.target.name:
-                raise ValueError(f"[domains.sources.{key}] bears the name of the target domain: give one of them another")
-            if one.formerly is not None and self.several:
+                raise ValueError(f"[domains.sources.{key}] has the name of the target domain: rename one of them")
+            if source.formerly is not None and self.several:
                 raise ValueError(
-                    f"[domains.sources.{key}] formerly: one of several sources cannot be renamed, since its name is a part of "
+                    f"[domains.sources.{key}] formerly: one of several sources cannot be renamed, since its name is part of "
                     "its items' ids; name another [project] home"
                 )
         return self
@@ -272,8 +270,8 @@ class Domains(Section):
     @model_validator(mode="after")
     def _weights_of_source_types(self) -> Self:
         for place in self.places("source"):
-            one = self[place]
-            if one.weights_for == "all" and any(weight != 1 for weight in one.types.values()):
+            source = self[place]
+            if source.weights_for == "all" and any(weight != 1 for weight in source.types.values()):
                 raise ValueError(
                     f"[domains.{place}] has types of other weights than 1, which the translator does not know in a source domain: a "
                     'history holds every event once. Set weights_for = "downstream" where they are to weigh downstream alone; to leave '
@@ -283,7 +281,7 @@ class Domains(Section):
 
     @property
     def several(self) -> bool:
-        """Whether there are two source domains or more: source items are then known by domain and id (`contracts.item_key`)."""
+        """Whether there are two or more source domains; source items are then identified by domain and id (`contracts.item_key`)."""
         return len(self.sources) > 1
 
     @property
@@ -293,16 +291,16 @@ class Domains(Section):
 
     @property
     def project_name(self) -> str:
-        """The default name of a project on these domains: the same on every machine, 1 to 63 of a-z, 0-9 and _."""
+        """Default project name: derived from the domains' names, 1 to 63 characters of a-z, 0-9 and _."""
         names = ("_and_".join(self.source_names), self.target.name)
-        whole = "_to_".join(re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "domain" for name in names)
-        if len(whole) <= _NAME_LENGTH:
-            return whole
-        digest = hashlib.sha256(whole.encode()).hexdigest()[:8]
-        return f"{whole[: _NAME_LENGTH - len(digest) - 1].rstrip('_')}_{digest}"
+        full = "_to_".join(re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "domain" for name in names)
+        if len(full) <= _NAME_LENGTH:
+            return full
+        digest = hashlib.sha256(full.encode()).hexdigest()[:8]
+        return f"{full[: _NAME_LENGTH - len(digest) - 1].rstrip('_')}_{digest}"
 
     def places(self, domain: Domain) -> tuple[str, ...]:
-        """Places of a domain's logs."""
+        """Return the keys, below ``[domains]``, of a domain's logs."""
         if domain == "target" or self.source is not None:
             return (domain,)
         return tuple(f"sources.{name}" for name in self.sources)

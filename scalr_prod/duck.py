@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A DuckDB session that stays within its memory and spills below the project's home."""
+"""DuckDB sessions with a memory limit and a spill folder, and the staging folders that they write to."""
 
 from __future__ import annotations
 
@@ -38,23 +38,23 @@ __all__ = [
     "view_of",
 ]
 
-#: Names of folders that `temporary_folder` makes.
+#: Names of the folders that `temporary_folder` creates.
 _MADE: Final = re.compile(r".+-[a-z0-9_]{8}")
-#: What DuckDB takes for a pattern in the name of a file.
+#: Characters that DuckDB reads as a glob pattern in a file name.
 _PATTERN: Final = re.compile(r"[*?\[]")
 
 
 @contextmanager
 def staging_folder(settings: Settings, stage: str) -> Iterator[Path]:
-    """A new folder under ``<home>/staging``, removed afterwards, whatever happens; those of killed processes go too.
+    """Create a folder under ``<home>/staging`` for the block, and remove it afterwards; folders of killed processes are removed too.
 
     Raises:
-        LakeError: The folder cannot be made or written to: no permission, or no space.
-        ForeignFiles: Home holds what this package did not make.
+        LakeError: The folder cannot be created or written to: no permission, or no space.
+        ForeignFiles: The home holds files that this package did not make.
     """
     root = settings.home / "staging"
     with disk_errors(root):
-        # Before all else: whatever lies in a staging folder without an owner is removed.
+        # First: a staging folder without an owner is deleted below, so it has to be ours.
         claim_home(settings)
         with temporary_folder(root, f"{stage}-") as folder:
             yield folder
@@ -62,13 +62,14 @@ def staging_folder(settings: Settings, stage: str) -> Iterator[Path]:
 
 @contextmanager
 def temporary_folder(root: Path, prefix: str) -> Iterator[Path]:
-    """A new folder under a root that holds nothing else; folders there whose process is no more are removed.
+    """Create a folder under a root for the block; folders there whose process has exited are removed.
 
-    The folder's owner holds a lock on it, which the kernel lets go of when the process ends, however it ends.
+    The owner holds a lock on its folder; the kernel releases it when the process exits, even if it is killed. The root must hold nothing
+    else.
     """
     root.mkdir(parents=True, exist_ok=True)
     with ExitStack() as owned:
-        with _locked(root):  # nobody sweeps between the making of a folder and the locking of it
+        with _locked(root):  # so that cleanup cannot race with creation
             _sweep(root)
             folder = Path(tempfile.mkdtemp(prefix=prefix, dir=root))
             owned.enter_context(_locked(folder))
@@ -79,10 +80,10 @@ def temporary_folder(root: Path, prefix: str) -> Iterator[Path]:
 
 
 def appear(folder: Path, final: Path) -> None:
-    """Make a staged folder appear, whole, under its final name; on another file system by way of a copy beside it.
+    """Rename a staged folder to its final path atomically; across file systems, by way of a copy beside that path.
 
     Raises:
-        OSError: As the operating system says; the final name is not there then.
+        OSError: From the operating system; the final path does not exist then.
     """
     try:
         folder.rename(final)
@@ -92,7 +93,7 @@ def appear(folder: Path, final: Path) -> None:
     else:
         return
     with temporary_folder(final.parent / ".partial", f"{final.name}-") as beside:
-        copy = beside / "whole"
+        copy = beside / "copy"
         copy.mkdir()
         for path in sorted(folder.rglob("*")):
             if path.is_dir():
@@ -104,19 +105,19 @@ def appear(folder: Path, final: Path) -> None:
 
 @contextmanager
 def _locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold a lock on a folder itself.
+    """Hold a lock on a folder within the block.
 
     Raises:
-        OSError: Another process holds it, and it was not to be waited for; or this file system knows no such locks.
+        OSError: Without ``wait``: another process holds it, or the file system has no such locks.
     """
     try:
         import fcntl
-    except ImportError:  # Windows: nothing is locked, and nothing is swept
+    except ImportError:  # Windows: no locks, so no cleanup either
         yield
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(*([OSError] if wait else [])):  # a network file system may refuse: then nobody can sweep either
+        with suppress(*([OSError] if wait else [])):  # a network file system may refuse; then no process can clean up either
             fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     finally:
@@ -124,7 +125,7 @@ def _locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
 
 
 def _sweep(root: Path) -> None:
-    """Remove the folders whose owner is no more."""
+    """Remove the folders whose owner has exited."""
     if os.name != "posix":
         return
     for folder in root.iterdir():
@@ -132,37 +133,37 @@ def _sweep(root: Path) -> None:
             try:
                 with _locked(folder, wait=False):
                     shutil.rmtree(folder, ignore_errors=True)
-            except OSError:  # held by a living process, or not ours
+            except OSError:  # locked by a running process, or not ours
                 continue
 
 
 def exact(path: str | Path) -> str:
-    """A path as DuckDB is to be given it: DuckDB takes each for a pattern, and ``part[1].parquet`` names the file ``part1.parquet``.
+    """Return a path with its glob characters escaped: to DuckDB, ``part[1].parquet`` is a pattern that matches ``part1.parquet``.
 
-    A POSIX name that holds a backslash beside one of ``* ? [`` cannot be said: DuckDB takes the backslash for a folder's end.
+    A POSIX name with a backslash beside one of ``* ? [`` cannot be expressed: DuckDB reads the backslash as a path separator.
     """
     return _PATTERN.sub(r"[\g<0>]", str(path))
 
 
 def quote(name: str) -> str:
-    """A SQL identifier."""
+    """Return a quoted SQL identifier."""
     return '"' + name.replace('"', '""') + '"'
 
 
 def literal(value: str | int) -> str:
-    """A SQL literal of a text or a whole number."""
+    """Return a SQL literal of a text or an integer."""
     return str(value) if isinstance(value, int) else "'" + value.replace("'", "''") + "'"
 
 
 def parquet_sql(files: Iterable[str]) -> str:
-    """What DuckDB selects the rows of Parquet files from; no name may hold a pattern, see `growth.local_files`."""
+    """Return a DuckDB table function that reads Parquet files; their names must hold no glob characters (`growth.local_files`)."""
     return f"read_parquet([{', '.join(map(literal, files))}])"
 
 
 def view_of(connection: Any, name: str, table: DeltaTable) -> None:
-    """Make a Delta table, as it was opened, selectable under a name.
+    """Create a view of a Delta table at its opened version.
 
-    Its files are read in place where they are local, which costs a third of a stream through pyarrow, and tells DuckDB its length.
+    Local files are read in place: a third of the cost of a stream through pyarrow, and DuckDB knows the row count.
     """
     if files := local_files(table):
         connection.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS FROM {parquet_sql(files)}")
@@ -171,31 +172,31 @@ def view_of(connection: Any, name: str, table: DeltaTable) -> None:
 
 
 def prepare(connection: Any) -> None:
-    """Set what every connection of ours has beside its limits.
+    """Apply the settings that all connections share.
 
     Args:
-        connection: Of DuckDB.
+        connection: A DuckDB connection.
     """
-    # Not in a connection's config: the zones come with the ICU extension, which is loaded only after the connection is made.
+    # Not possible in the config: time zones come with the ICU extension, which is loaded after connecting.
     connection.execute("SET TimeZone = 'UTC'")
-    # DuckDB draws its own bar on stdout, where --json has its one object.
+    # DuckDB draws its bar on stdout, which would break the output of --json.
     connection.execute("SET enable_progress_bar = false")
-    # An ASOF join would compare every row with every other one where DuckDB expects hardly any rows, and it expects hardly any of an
-    # Arrow data set, whose length it does not know.
+    # For few expected rows DuckDB runs an ASOF join as a nested loop; it expects few rows of an Arrow data set, whose length it does not
+    # know.
     connection.execute("SET asof_loop_join_threshold = 0")
-    # A file's footer is parsed once, however often queries come back to it.
+    # Parse each file's footer once for all queries.
     connection.execute("SET parquet_metadata_cache = true")
 
 
 @contextmanager
 def session(*, memory_mb: int, spill: Path, threads: int | None = None, ordered: bool = False) -> Iterator[Any]:
-    """An in-memory DuckDB connection in UTC with explicit threads, memory limit and spill folder.
+    """Open an in-memory DuckDB connection in UTC with explicit threads, memory limit and spill folder.
 
     Args:
-        memory_mb: What DuckDB may hold before it spills.
-        spill: Folder for what does not fit.
+        memory_mb: Memory limit in MB; DuckDB spills beyond it.
+        spill: The spill folder.
         threads: Default: all cores, at most eight.
-        ordered: Keep the order of the table in plain reads, at some cost in memory.
+        ordered: Preserve insertion order in plain reads, at some cost in memory.
     """
     import duckdb
 
@@ -205,7 +206,7 @@ def session(*, memory_mb: int, spill: Path, threads: int | None = None, ordered:
             "memory_limit": f"{memory_mb}MB",
             "temp_directory": str(spill),
             "preserve_insertion_order": ordered,
-            # No extension is ever downloaded: what is needed is built in.
+            # Never download an extension: the needed ones are built in.
             "autoinstall_known_extensions": False,
         }
     )
@@ -218,14 +219,14 @@ def session(*, memory_mb: int, spill: Path, threads: int | None = None, ordered:
 
 @contextmanager
 def open_duckdb(settings: Settings, spill: Path) -> Iterator[Any]:
-    """A `session` within ``[compute] memory_mb``.
+    """Open a `session` limited to ``[compute] memory_mb``.
 
     Args:
         settings: The project's settings.
-        spill: Folder below which is what does not fit.
+        spill: Parent of the spill folder.
 
     Raises:
-        LakeError: What was asked does not fit in memory, or the spill folder's disk is full.
+        LakeError: A query does not fit in memory, or the spill folder's disk is full.
     """
     import duckdb
 
@@ -234,7 +235,7 @@ def open_duckdb(settings: Settings, spill: Path) -> Iterator[Any]:
             yield connection
     except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
         raise LakeError(
-            f"DuckDB gave up: {(str(error) or type(error).__name__).splitlines()[0]}",
+            f"DuckDB failed: {(str(error) or type(error).__name__).splitlines()[0]}",
             where=str(spill),
-            next_step="free some space, or raise [compute] memory_mb; then repeat the command",
+            next_step="free some space, or raise [compute] memory_mb; then run the command again",
         ) from error

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings that explain themselves: every key with its sentence, and what is in force with where it came from."""
+"""Reference of all settings, and the values in force with their origin."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class Key:
     """A key of scalr.toml.
 
     Attributes:
-        section: Its table: ``generation``, ``domains.<place>.columns``.
-        name: Its name there.
-        type: What its value is, in TOML's words.
-        default: As it is written in TOML; None: it has none, or one that depends on the machine or on other keys.
-        says: Its sentence.
-        secret: Its value is never shown.
+        section: Its TOML table: ``generation``, ``domains.<place>.columns``.
+        name: Its name in that table.
+        type: Type of its value, for people.
+        default: As TOML; None: no default, or one that depends on the machine or on other keys.
+        says: Its description.
+        secret: Whether its value is never shown.
     """
 
     section: str
@@ -56,9 +56,9 @@ class Effective(Jsonable):
 
     Attributes:
         key: ``[generation] mode``.
-        value: The value; of a secret, ``***``.
+        value: The value; ``***`` for a secret.
         source: ``default``, ``file``, ``override``, or ``environment`` with the variable's name.
-        says: The key's sentence.
+        says: The key's description.
     """
 
     key: str
@@ -68,7 +68,7 @@ class Effective(Jsonable):
 
 
 def every_key() -> list[Key]:
-    """All keys, in the order of the sections; those of a domain stand once, for every place."""
+    """List all keys in the order of the sections; the keys of a domain appear once for all places."""
     return [
         Key(
             _place(path[:-1]),
@@ -83,7 +83,7 @@ def every_key() -> list[Key]:
 
 
 def effective(settings: Settings) -> list[Effective]:
-    """Every value in force, in the order of the sections, with where it came from; nothing secret."""
+    """List every value in force with its origin, in the order of the sections; secrets are masked."""
     found = []
     for path, field, value in _values(settings, ()):
         secret = not field.repr and value != field.get_default(call_default_factory=True)
@@ -93,7 +93,7 @@ def effective(settings: Settings) -> list[Effective]:
 
 
 def reference() -> str:
-    """docs/settings.md: a table for each section."""
+    """Render docs/settings.md: a table for each section."""
     sections: dict[str, list[Key]] = {}
     for key in every_key():
         sections.setdefault(key.section, []).append(key)
@@ -125,17 +125,17 @@ def _values(model: BaseModel, path: tuple[str, ...]) -> Iterator[tuple[tuple[str
         if isinstance(value, BaseModel):
             yield from _values(value, (*path, name))
         elif isinstance(value, dict) and path == ("domains",):
-            for key, one in value.items():
-                yield from _values(one, (*path, name, key))
+            for key, section in value.items():
+                yield from _values(section, (*path, name, key))
         elif not field.exclude and not (value is None and _model(field.annotation)):
             yield (*path, name), field, value
 
 
 def _model(annotation: Any) -> type[BaseModel] | None:
-    """The section that a field holds, perhaps; none where it holds a value."""
-    for one in (annotation, *get_args(annotation)):
-        if isinstance(one, type) and issubclass(one, BaseModel) and get_origin(annotation) is not dict:
-            return one
+    """Return the section model that a field holds; None where it holds a plain value."""
+    for kind in (annotation, *get_args(annotation)):
+        if isinstance(kind, type) and issubclass(kind, BaseModel) and get_origin(annotation) is not dict:
+            return kind
     return None
 
 
@@ -144,14 +144,14 @@ def _place(path: tuple[str, ...]) -> str:
 
 
 def _type(annotation: Any) -> str:
-    origin, inner = get_origin(annotation), [one for one in get_args(annotation) if one is not type(None)]
+    origin, inner = get_origin(annotation), [kind for kind in get_args(annotation) if kind is not type(None)]
     if origin is Literal:
-        return ", ".join(f"`{_toml(one)}`" for one in inner)
+        return ", ".join(f"`{_toml(choice)}`" for choice in inner)
     if origin is tuple:
         return f"list of {_type(inner[0])}"
     if origin is dict:
         return "table of text" if inner[-1] is str else "table of numbers"
-    if inner:  # one of several, or annotated
+    if inner:  # a union or Annotated
         return _type(inner[0])
     return {
         "str": "text",
@@ -177,7 +177,7 @@ def _shown(value: Any, *, secret: bool) -> Any:
     if isinstance(value, str):
         return masked_url(value)
     if isinstance(value, tuple):
-        return [_shown(one, secret=False) for one in value]
+        return [_shown(entry, secret=False) for entry in value]
     if isinstance(value, dict):
-        return {key: _shown(one, secret=False) for key, one in value.items()}
+        return {key: _shown(entry, secret=False) for key, entry in value.items()}
     return value if isinstance(value, bool | int | float) else value.isoformat()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of a Delta table: which it has gained and lost between two of its versions, without reading what lay before."""
+"""Files, row counts and time bounds of a Delta table, from its log alone, and the difference between two versions."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ __all__ = [
     "state_of",
 ]
 
-#: Bounds of a time that is not known, µs since 1970.
+#: Time bounds that are not known, µs since the epoch.
 ALWAYS: Final = (-(2**62), 2**62)
-#: The log rounds times to whole milliseconds: down, and before 1970 either way is allowed for.
+#: The log rounds times down to milliseconds; before 1970 rounding in both directions is allowed for.
 _ROUNDED_US: Final = 1_000
 
-#: What a path may not hold where DuckDB is to read it.
+#: Glob characters, which a path that DuckDB reads must not hold.
 GLOB: Final = frozenset("*?[]{}")
 
 
 @dataclass(frozen=True)
 class Growth:
-    """From one version of a table to a later one.
+    """Files that differ between two versions of a table, by name relative to the table.
 
     Attributes:
-        added: Names of the files that the later version has and the former one has not, relative to the table.
-        removed: Names of those that it has no longer.
+        added: Files of the later version alone.
+        removed: Files of the earlier version alone.
     """
 
     added: frozenset[str]
@@ -61,15 +61,15 @@ class Growth:
 
 
 def growth(before: DeltaTable, now: DeltaTable) -> Growth:
-    """Compare two versions of one table by their logs alone."""
+    """Compare the files of two versions of a table, from their logs alone."""
     former, latter = names_of(before), names_of(now)
     return Growth(added=latter - former, removed=former - latter)
 
 
 def state_of(table: DeltaTable) -> dict[str, Any]:
-    """What a version of a table is told from any other by, as JSON values: its id, its number and a digest of its files' names.
+    """Return what identifies a version of a table, as JSON values: table id, version number, digest of the file names.
 
-    A table that was restored from a backup may come to the same number again with other files.
+    The number alone is not enough: a table restored from a backup may reach it again with other files.
     """
     names = "\n".join(sorted(names_of(table)))
     return {
@@ -80,9 +80,9 @@ def state_of(table: DeltaTable) -> dict[str, Any]:
 
 
 def former_version(now: DeltaTable, state: Mapping[str, Any], storage_options: dict[str, str] | None) -> DeltaTable | None:
-    """The log of a table as it was in a state; None where that can no longer be read, or the table is another one.
+    """Open a table at a recorded state; None where its log is gone or the table is another one.
 
-    Its files may have been removed since: what is in them cannot be relied on.
+    Only the log is safe to read: the files may have been removed since.
     """
     from deltalake import DeltaTable
     from deltalake.exceptions import DeltaError
@@ -97,21 +97,21 @@ def former_version(now: DeltaTable, state: Mapping[str, Any], storage_options: d
 
 
 def bounds_of(table: DeltaTable, column: str) -> dict[str, tuple[int, int]]:
-    """By name of each file, between which times a column's values lie, both included, µs since 1970, as the log tells.
+    """Return each file's minimum and maximum of a time column (both inclusive, µs since the epoch), from the log's statistics.
 
-    `ALWAYS` where it does not tell, or where a value is null.
+    `ALWAYS` where the log has no statistics, or a value is null.
     """
     import pyarrow as pa
 
     actions = _actions(table)
     names = actions.column("path").to_pylist()
     kinds = [f"{which}.{column}" for which in ("min", "max")]
-    told = [f"null_count.{column}", *kinds]
-    if not set(told) <= set(actions.schema.names) or not all(
+    needed = [f"null_count.{column}", *kinds]
+    if not set(needed) <= set(actions.schema.names) or not all(
         pa.types.is_timestamp(actions.schema.field(kind).type) and actions.schema.field(kind).type.tz for kind in kinds
     ):
         return dict.fromkeys(names, ALWAYS)
-    nulls = actions.column(told[0]).to_pylist()
+    nulls = actions.column(needed[0]).to_pylist()
     lows, highs = (actions.column(kind).cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_pylist() for kind in kinds)
     return {
         name: ALWAYS if none != 0 or low is None or high is None else (low - _ROUNDED_US * (low < 0), high + _ROUNDED_US)
@@ -120,16 +120,16 @@ def bounds_of(table: DeltaTable, column: str) -> dict[str, tuple[int, int]]:
 
 
 def files_between(table: DeltaTable, column: str, low: int, high: int) -> frozenset[str]:
-    """Names of the files that may hold a time of ``[low, high]`` (µs) in a column, as the log tells."""
+    """Return the names of the files that may hold a time in ``[low, high]`` (µs), by the log's statistics."""
     bounds = bounds_of(table, column)
     return frozenset(name for name, (first, last) in bounds.items() if first <= high and last >= low)
 
 
 def fragments_of(table: DeltaTable, names: frozenset[str] | None = None) -> ds.Dataset:
-    """A table's rows, or those of some of its files only, as a pyarrow dataset.
+    """Return a table's rows, or those of some of its files, as a pyarrow dataset.
 
     Raises:
-        LakeError: A file is lost.
+        LakeError: A file is missing.
     """
     import pyarrow.dataset as ds
 
@@ -137,14 +137,14 @@ def fragments_of(table: DeltaTable, names: frozenset[str] | None = None) -> ds.D
     if names is None:
         return table.to_pyarrow_dataset()
     if not _is_plain(table):
-        whole = table.to_pyarrow_dataset()
-        chosen = [fragment for fragment in whole.get_fragments() if fragment.path in names]
-        return ds.FileSystemDataset(chosen, whole.schema, whole.format, whole.filesystem)
-    # Delta's own way describes each file of the table, whatever is asked for.
+        full = table.to_pyarrow_dataset()
+        chosen = [fragment for fragment in full.get_fragments() if fragment.path in names]
+        return ds.FileSystemDataset(chosen, full.schema, full.format, full.filesystem)
+    # Delta's own method describes every file of the table, even if few are needed.
     from deltalake.fs import DeltaStorageHandler
     from pyarrow.fs import PyFileSystem
 
-    handler = DeltaStorageHandler.from_table(table._table, table._storage_options)  # noqa: SLF001 - as Delta's own way does
+    handler = DeltaStorageHandler.from_table(table._table, table._storage_options)  # noqa: SLF001 - as Delta's own method does
     files, form = PyFileSystem(handler), ds.ParquetFileFormat()
     return ds.FileSystemDataset(
         [form.make_fragment(name, files) for name in sorted(names)], schema_of_table(table), form, files
@@ -152,42 +152,42 @@ def fragments_of(table: DeltaTable, names: frozenset[str] | None = None) -> ds.D
 
 
 def paths_of(table: DeltaTable) -> list[str] | None:
-    """Where a table's files are on this machine; None: the table is in an object store."""
+    """Return the paths of a table's files on this machine; None: the table is in an object store."""
     if not table.table_uri.startswith("file:"):
         return None
-    # Delta spells a path as in a URL, `my%20project`, with or without `file:` before it.
+    # Delta percent-encodes paths (`my%20project`), with or without a `file:` prefix.
     return [unquote(urlparse(uri).path if uri.startswith("file:") else uri) for uri in table.file_uris()]
 
 
 def missing_file(paths: Sequence[str] | None) -> str | None:
-    """The first file of those of `paths_of` that is not there any more. Object stores are not asked, file by file, beforehand."""
+    """Return the first path that does not exist; None: all exist. Files in object stores (None) are not checked."""
     return next((path for path in paths or () if not os.path.exists(path)), None)  # noqa: PTH110 - of each file
 
 
 def refuse_lost(table: DeltaTable) -> list[str] | None:
-    """Make sure that, on disk, each file of a table is there: a reader that meets a lost one may wait for ever.
+    """Check that every local file of a table exists: a reader may hang on a missing one.
 
     Returns:
-        Where they are, as `paths_of`.
+        Their paths, as `paths_of`.
 
     Raises:
-        LakeError: One is not.
+        LakeError: A file is missing.
     """
     paths = paths_of(table)
     if (missing := missing_file(paths)) is not None:
         raise LakeError(
-            f"{missing} is not there, though the table's log names it",
+            f"{missing} is missing, though the table's log names it",
             where=table.table_uri,
-            next_step="bring it back from a copy; without one, move the table's folder away, and make it anew: scalr run",
+            next_step="restore it from a copy; without one, move the table's folder away and rebuild the table: scalr run",
         )
     return paths
 
 
 def local_files(table: DeltaTable) -> list[str] | None:
-    """The table's files where DuckDB can read them as they are, else None.
+    """Return the paths of a table's files if DuckDB can read them directly, else None.
 
     Raises:
-        LakeError: One is lost.
+        LakeError: A file is missing.
     """
     files = refuse_lost(table) if _is_plain(table) else None
     if files is None or any(GLOB & set(path) or not os.path.isabs(path) for path in files):  # noqa: PTH117 - of each file
@@ -196,13 +196,13 @@ def local_files(table: DeltaTable) -> list[str] | None:
 
 
 def _is_plain(table: DeltaTable) -> bool:
-    """Whether a row is what its file says: deletion vectors, column mapping and partition columns are not in the files themselves."""
+    """Return whether the files alone hold the rows: no deletion vectors, no column mapping, no partition columns."""
     features = set(table.protocol().reader_features or ())
     return not table.metadata().partition_columns and not features & {"deletionVectors", "columnMapping"}
 
 
 def records_of(table: DeltaTable, names: frozenset[str] | None = None) -> int:
-    """A table's rows, or those of some of its files, as its log counts them."""
+    """Count the rows of a table, or of some of its files, from the log."""
     if names is not None:
         return sum(rows for name, rows in records_by_file(table).items() if name in names)
     import pyarrow as pa
@@ -212,26 +212,26 @@ def records_of(table: DeltaTable, names: frozenset[str] | None = None) -> int:
 
 
 def records_by_file(table: DeltaTable) -> dict[str, int]:
-    """Rows of each of a table's files, by its name, as the log counts them."""
+    """Count the rows of each file, by name, from the log."""
     actions = _actions(table)
     counted = zip(actions.column("path").to_pylist(), actions.column("num_records").to_pylist(), strict=True)
     return {name: rows or 0 for name, rows in counted}
 
 
 def schema_of_table(table: DeltaTable) -> pa.Schema:
-    """A table's Arrow schema, from its log."""
+    """Return a table's Arrow schema, from its log."""
     import pyarrow as pa
 
     return pa.schema(table.schema().to_arrow())
 
 
 def names_of(table: DeltaTable) -> frozenset[str]:
-    """Names of a table's files, relative to the table."""
+    """Return the names of a table's files, relative to the table."""
     return frozenset(_actions(table).column("path").to_pylist())
 
 
 def _actions(table: DeltaTable) -> pa.Table:
-    """What the log says of each file of a table."""
+    """Return the log's entry of each file."""
     import pyarrow as pa
 
     return pa.table(table.get_add_actions(flatten=True))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One stable hash of an id, the same in Python and in DuckDB, on any machine and in any process.
+"""Stable hash of an id: the same in Python and DuckDB, on any machine and in any process.
 
-It is the low 64 bits of the md5 of the id's text: ``md5_number_lower(CAST(id AS VARCHAR))`` in DuckDB, so the int 7 and the
-string '7' hash alike. Low bits choose the bucket and high bits the fold, so the two are independent of each other.
+It is the low 64 bits of the md5 of the id's text, ``md5_number_lower(CAST(id AS VARCHAR))`` in DuckDB, so the int 7 and the string '7'
+hash alike. The bucket comes from the low bits and the fold from the high bits, so that they are independent.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 __all__ = ["bucket_of", "fold_of", "stable_hash", "stable_hash_sql", "user_bucket_sql"]
 
 _HIGH = 2**32
-#: Ids that are hashed at a time: as Python's objects they take a hundred bytes each.
-_AT_A_TIME = 65_536
+#: Ids hashed at a time: as Python objects they take a hundred bytes each.
+_BATCH = 65_536
 
 
 def stable_hash(ids: Sequence[int | str] | npt.NDArray[Any] | pa.Array | pa.ChunkedArray) -> npt.NDArray[np.uint64]:
-    """Hash of each id.
+    """Hash each id.
 
     Args:
         ids: [N] int64 or string ids: a sequence, a numpy array, or a pyarrow array.
@@ -35,46 +35,46 @@ def stable_hash(ids: Sequence[int | str] | npt.NDArray[Any] | pa.Array | pa.Chun
         uint64 [N].
 
     Raises:
-        TypeError: An id is neither an int nor a string (a null, a float, bytes): its text would not be the same everywhere.
+        TypeError: An id is neither an int nor a string (a null, a float, bytes): its text would differ between platforms.
     """
     distinct = getattr(ids, "dictionary_encode", None)
-    if distinct is not None:  # of pyarrow: users stand in it once for each of their events
+    if distinct is not None:  # pyarrow: hash each distinct id once, since a user appears once per event
         encoded = distinct()
-        one = encoded.combine_chunks() if hasattr(encoded, "chunks") else encoded
-        if one.null_count:
+        flat = encoded.combine_chunks() if hasattr(encoded, "chunks") else encoded
+        if flat.null_count:
             raise TypeError("an id is an int or a string, not NoneType")
-        hashes: npt.NDArray[np.uint64] = _hashes(one.dictionary)[one.indices.to_numpy()]
+        hashes: npt.NDArray[np.uint64] = _hashes(flat.dictionary)[flat.indices.to_numpy()]
         return hashes
     return _hashes(ids)
 
 
 def _hashes(ids: Any) -> npt.NDArray[np.uint64]:
     md5, found = hashlib.md5, np.empty(len(ids), dtype=np.uint64)
-    for first in range(0, len(ids), _AT_A_TIME):
-        some = ids[first : first + _AT_A_TIME]
-        values: Iterable[Any] = some.tolist() if hasattr(some, "tolist") else some
+    for first in range(0, len(ids), _BATCH):
+        batch = ids[first : first + _BATCH]
+        values: Iterable[Any] = batch.tolist() if hasattr(batch, "tolist") else batch
         low = b"".join(md5(_text(value), usedforsecurity=False).digest()[8:] for value in values)
-        found[first : first + _AT_A_TIME] = np.frombuffer(low, dtype="<u8")
+        found[first : first + _BATCH] = np.frombuffer(low, dtype="<u8")
     return found
 
 
 def bucket_of(ids: Sequence[int | str] | npt.NDArray[Any] | pa.Array | pa.ChunkedArray, buckets: int) -> npt.NDArray[np.int64]:
-    """Bucket of each id: int64 [N] in ``0 … buckets - 1``."""
+    """Return the bucket of each id: int64 [N] in ``0 … buckets - 1``."""
     return (stable_hash(ids) % np.uint64(buckets)).astype(np.int64)
 
 
 def fold_of(ids: Sequence[int | str] | npt.NDArray[Any] | pa.Array | pa.ChunkedArray, folds: int) -> npt.NDArray[np.int32]:
-    """Fold of each id: int32 [N] in ``0 … folds - 1``."""
+    """Return the fold of each id: int32 [N] in ``0 … folds - 1``."""
     return (stable_hash(ids) // np.uint64(_HIGH) % np.uint64(folds)).astype(np.int32)
 
 
 def stable_hash_sql(column: str) -> str:
-    """DuckDB expression (UBIGINT) that equals `stable_hash` of a column or expression."""
+    """Return a DuckDB expression (UBIGINT) that equals `stable_hash` of a column or expression."""
     return f"md5_number_lower(CAST({column} AS VARCHAR))"
 
 
 def user_bucket_sql(column: str, buckets: int) -> str:
-    """DuckDB expression (BIGINT) that equals `bucket_of`."""
+    """Return a DuckDB expression (BIGINT) that equals `bucket_of`."""
     return f"CAST({stable_hash_sql(column)} % {int(buckets)} AS BIGINT)"
 
 

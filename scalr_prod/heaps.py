@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows that are too many to be put in order at once: dealt out on disk to heaps, each of a range of a key, and ordered heap by heap."""
+"""External sort: spill rows to range partitions on disk, then sort one partition at a time."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ if TYPE_CHECKING:
 
 __all__ = ["HEAP", "Heaps", "edges_of", "ordered", "rebatched", "tables_of"]
 
-#: Rows of a heap, about.
+#: Target number of rows of a partition.
 HEAP: Final = 500_000
-#: Rows that are dealt out together.
+#: Rows that are partitioned at a time.
 _RUN: Final = 1 << 18
-#: Rows of a sample for each heap: heaps differ by a tenth.
+#: Sampled rows per partition: partition sizes then vary by about a tenth.
 _SAMPLED: Final = 128
-#: Heaps at most, which a uint16 numbers.
-_HEAPS: Final = 50_000
+#: Most partitions, so that a uint16 can number them.
+_MOST_PARTITIONS: Final = 50_000
 _BATCH: Final = 65_536
 
 
 class Heaps:
-    """Rows in a file, each in the heap of its key; only what one heap holds has to fit anywhere.
+    """Rows in one spill file, split into range partitions of a key; only one partition has to fit in memory.
 
     Args:
         path: A new file.
-        key: The column that decides: whole numbers, times or texts, none of them null.
-        edges: The first key of each heap but the first, ascending; of times, µs.
-        batches: The rows, in any order; they are read to the end.
+        key: The partition column: integers, times or texts, without nulls.
+        edges: The first key of each partition but the first, ascending; times in µs.
+        batches: The rows, in any order; all of them are read.
 
     Raises:
         OSError: The file cannot be written.
@@ -43,54 +43,54 @@ class Heaps:
 
     def __init__(self, path: Path, key: str, edges: Sequence[int] | Sequence[str], batches: Iterable[pa.RecordBatch]) -> None:
         self._path, self._key, self._edges = path, key, edges
-        self._slices: list[list[int]] = [[] for _ in range(len(edges) + 1)]
-        self._deal(batches)
+        self._batches: list[list[int]] = [[] for _ in range(len(edges) + 1)]
+        self._spill(batches)
 
     def __len__(self) -> int:
-        return len(self._slices)
+        return len(self._batches)
 
     def rows(self, heap: int) -> Iterator[pa.RecordBatch]:
-        """The rows of a heap, in the order in which they came."""
+        """Yield the rows of a partition, in their original order."""
         import pyarrow as pa
 
         with pa.OSFile(str(self._path)) as source, pa.ipc.open_file(source) as file:
-            for number in self._slices[heap]:
+            for number in self._batches[heap]:
                 yield file.get_batch(number)
 
     def tables(self, db: Any, schema: pa.Schema, name: str = "heap") -> Iterator[str]:
-        """One heap after the other as a table of DuckDB, whose name is given; then the disk is given back.
+        """Load one partition after the other as a DuckDB table, and yield its name; the spill file is removed after the last one.
 
         Args:
             db: DuckDB connection.
-            schema: Of the rows.
-            name: Of the table.
+            schema: Schema of the rows.
+            name: Name of the table.
         """
         import pyarrow as pa
 
-        for heap in range(len(self)):
-            db.register("dealt", pa.RecordBatchReader.from_batches(schema, self.rows(heap)))
-            db.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS FROM dealt")
-            db.unregister("dealt")
+        for partition in range(len(self)):
+            db.register("spilled", pa.RecordBatchReader.from_batches(schema, self.rows(partition)))
+            db.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS FROM spilled")
+            db.unregister("spilled")
             yield name
             db.execute(f"DROP TABLE {name}")
         self._path.unlink(missing_ok=True)
 
-    def _deal(self, batches: Iterable[pa.RecordBatch]) -> None:
+    def _spill(self, batches: Iterable[pa.RecordBatch]) -> None:
         import pyarrow as pa
 
         number = 0
         writer: Any = None
         try:
-            for run in rebatched(batches, _RUN):
+            for batch in rebatched(batches, _RUN):
                 if writer is None:
-                    writer = pa.ipc.new_file(str(self._path), run.schema, options=pa.ipc.IpcWriteOptions(compression="lz4"))
-                heap = _heaps_of(run.column(self._key), self._edges)
-                dealt = run.take(pa.array(np.argsort(heap, kind="stable")))
+                    writer = pa.ipc.new_file(str(self._path), batch.schema, options=pa.ipc.IpcWriteOptions(compression="lz4"))
+                numbers = _partition_numbers(batch.column(self._key), self._edges)
+                grouped = batch.take(pa.array(np.argsort(numbers, kind="stable")))
                 start = 0
-                for which, size in enumerate(np.bincount(heap).tolist()):
+                for partition, size in enumerate(np.bincount(numbers).tolist()):
                     if size:
-                        writer.write_batch(dealt.slice(start, size))
-                        self._slices[which].append(number)
+                        writer.write_batch(grouped.slice(start, size))
+                        self._batches[partition].append(number)
                         start, number = start + size, number + 1
         finally:
             if writer is not None:
@@ -98,42 +98,43 @@ class Heaps:
 
 
 def edges_of(db: Any, relation: str, key: str, rows: int) -> list[Any]:
-    """Keys that cut rows into heaps of about half a million, ascending; of times, µs. None where they are few.
+    """Estimate the keys that split rows into partitions of about `HEAP` rows, ascending (times in µs); empty for few rows.
 
     Args:
         db: DuckDB connection.
-        relation: What the keys are read from, in SQL.
-        key: The column: whole numbers, times or texts, none of them null.
-        rows: How many there are, about.
+        relation: SQL relation to sample the keys from.
+        key: The column: integers, times or texts, without nulls.
+        rows: Approximate row count.
     """
-    heaps = min(-(-rows // HEAP), _HEAPS)
-    if heaps < 2:  # noqa: PLR2004 - then there is nothing to cut
+    partitions = min(-(-rows // HEAP), _MOST_PARTITIONS)
+    if partitions < 2:  # noqa: PLR2004 - one partition needs no bounds
         return []
-    percent = min(100 * heaps * _SAMPLED / rows, 100)
+    percent = min(100 * partitions * _SAMPLED / rows, 100)
     sample = db.sql(f"SELECT {key} FROM {relation} USING SAMPLE {percent} PERCENT (bernoulli, 7)").to_arrow_table()
-    found = sorted(_plain(sample.column(0).combine_chunks()).to_pylist())
-    return sorted({found[len(found) * heap // heaps] for heap in range(1, heaps)}) if found else []
+    found = sorted(_sortable(sample.column(0).combine_chunks()).to_pylist())
+    return sorted({found[len(found) * number // partitions] for number in range(1, partitions)}) if found else []
 
 
 def tables_of(db: Any, query: str, *, key: str, edges: Sequence[Any], path: Path, name: str = "heap") -> Iterator[str]:
-    """A query's rows as a table of DuckDB, heap by heap: all of a key in one heap, and no heap's keys before those of the heap before it.
+    """Split a query's rows into range partitions, and yield them one by one, in the order of their keys, as a DuckDB table.
 
     Args:
         db: DuckDB connection.
-        query: Gives the rows; it is done once, by this call.
-        key: The column that decides the heap.
+        query: Selects the rows; this call runs it once.
+        key: The partition column; equal keys share a partition.
         edges: From `edges_of`.
-        path: A new file, for what is dealt out to heaps; removed after the last one.
-        name: Of the table.
+        path: A new file to spill to; removed after the last partition.
+        name: Name of the table.
 
-    Gives: The table's name once for each heap, of which there is at least one; some may be empty.
+    Returns:
+        The table's name once per partition; at least one, and some may be empty.
 
     Raises:
         OSError: The file cannot be written.
     """
     if not edges:
         db.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS {query}")
-        return _whole(db, name)
+        return _single_table(db, name)
     reader = db.sql(query).to_arrow_reader(_BATCH)
     return Heaps(path, key, edges, reader).tables(db, reader.schema, name)
 
@@ -141,17 +142,18 @@ def tables_of(db: Any, query: str, *, key: str, edges: Sequence[Any], path: Path
 def ordered(
     db: Any, query: str, arranged: str, *, key: str, edges: Sequence[Any], path: Path
 ) -> Iterator[pa.RecordBatchReader]:
-    """The rows of `tables_of` in order.
+    """Sort a query's rows externally: one reader per partition of `tables_of`.
 
     Args:
-        db: DuckDB connection, which gets the table ``heap``.
-        query: As there, as are the arguments below ``arranged``.
-        arranged: What is made of the rows of a heap, in SQL: of the table ``heap``, in an order that begins with the key.
-        key: The column that decides the heap.
+        db: DuckDB connection; the table ``heap`` is created in it.
+        query: Selects the rows; this call runs it once.
+        arranged: SQL that sorts one partition: selects from the table ``heap``, in an order that begins with the key.
+        key: The partition column.
         edges: From `edges_of`.
-        path: A new file.
+        path: A new file to spill to.
 
-    Gives: At least one reader, each to be read to its end before the next; some may be empty.
+    Returns:
+        At least one reader, some perhaps empty; read each to its end before the next.
 
     Raises:
         OSError: The file cannot be written.
@@ -159,47 +161,47 @@ def ordered(
     return (db.sql(arranged).to_arrow_reader(_BATCH) for _ in tables_of(db, query, key=key, edges=edges, path=path))
 
 
-def _whole(db: Any, name: str) -> Iterator[str]:
+def _single_table(db: Any, name: str) -> Iterator[str]:
     yield name
     db.execute(f"DROP TABLE {name}")
 
 
 def rebatched(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
-    """The same rows in batches of so many, the last one of what is left."""
+    """Yield the same rows in batches of ``rows`` rows; the last one may be shorter."""
     import pyarrow as pa
 
-    waiting: list[pa.RecordBatch] = []
+    pending: list[pa.RecordBatch] = []
     size = 0
     for batch in batches:
         start = 0
         while size + len(batch) - start >= rows:
             end = start + rows - size
-            yield pa.concat_batches([*waiting, batch.slice(start, end - start)])
-            waiting, size, start = [], 0, end
+            yield pa.concat_batches([*pending, batch.slice(start, end - start)])
+            pending, size, start = [], 0, end
         if start < len(batch):
-            waiting.append(batch.slice(start))
+            pending.append(batch.slice(start))
             size += len(batch) - start
     if size:
-        yield pa.concat_batches(waiting)
+        yield pa.concat_batches(pending)
 
 
-def _heaps_of(keys: pa.Array, edges: Sequence[int] | Sequence[str]) -> npt.NDArray[np.uint16]:
-    """The heap of each key: uint16 [N], which numpy sorts in one pass."""
+def _partition_numbers(keys: pa.Array, edges: Sequence[int] | Sequence[str]) -> npt.NDArray[np.uint16]:
+    """Return the partition of each key: uint16 [N], which numpy radix-sorts."""
     import pyarrow as pa
 
-    plain = _plain(keys)
-    if pa.types.is_integer(plain.type):
-        found: npt.NDArray[np.uint16] = np.searchsorted(np.asarray(edges), plain.to_numpy(), side="right").astype(np.uint16)
+    values = _sortable(keys)
+    if pa.types.is_integer(values.type):
+        found: npt.NDArray[np.uint16] = np.searchsorted(np.asarray(edges), values.to_numpy(), side="right").astype(np.uint16)
         return found
-    # Texts: in the order of their code points, which is that of their bytes, by which DuckDB goes.
-    numbers = plain.dictionary_encode()
-    of_text = np.array([bisect_right(edges, text) for text in numbers.dictionary.to_pylist()], np.uint16)
-    heaps: npt.NDArray[np.uint16] = of_text[numbers.indices.to_numpy()]
-    return heaps
+    # Python compares texts by code point, which is the order of their UTF-8 bytes and thus DuckDB's.
+    encoded = values.dictionary_encode()
+    distinct = np.array([bisect_right(edges, text) for text in encoded.dictionary.to_pylist()], np.uint16)
+    numbers: npt.NDArray[np.uint16] = distinct[encoded.indices.to_numpy()]
+    return numbers
 
 
-def _plain(keys: pa.Array) -> pa.Array:
-    """Times as µs; others as they are."""
+def _sortable(keys: pa.Array) -> pa.Array:
+    """Convert times to µs; leave other keys as they are."""
     import pyarrow as pa
 
     return keys.cast(pa.int64()) if pa.types.is_timestamp(keys.type) else keys

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which project this is: its name, and the lake and home that the name stands for in every store that several projects may share."""
+"""Identity of a project in the stores that several projects may share: its name, its lake and its home."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ __all__ = ["Identity", "claim_for_project", "plain_lake"]
 
 @dataclass(frozen=True)
 class Identity:
-    """A project as a store knows it.
+    """A project as a store records it.
 
     Attributes:
         name: The project's name.
-        lake: Folder or URL of its tables; ``./…``, below its home, where the store lies in that home too.
+        lake: Folder or URL of its tables; ``./…`` (relative to the home) where the store lies in the home too.
         home: Its home; ``.`` where the store lies in it: the two move together.
-        home_id: The home's own id, by which it is known again where it is mounted elsewhere; None: it has none yet.
-        formerly: The name that the store may know the project by.
-        moved_from: The lake or home that the store may know the project by.
+        home_id: The home's own id, which identifies it when mounted elsewhere; None: none yet.
+        formerly: An earlier name that the store may have recorded.
+        moved_from: An earlier lake or home that the store may have recorded.
     """
 
     name: str
@@ -38,11 +38,11 @@ class Identity:
 
     @classmethod
     def of(cls, settings: Settings, store: Path | None = None) -> Self:
-        """The project of the settings, as a store knows it.
+        """Return the identity of the settings' project, as a store records it.
 
         Args:
             settings: The project's settings.
-            store: The store's file; None where it is not one file on this machine.
+            store: The store's file; None where it is not a single file on this machine.
         """
         project, home, lake = settings.project, settings.home, plain_lake(settings.lake_url)
         alone = store is not None and store.resolve().is_relative_to(home)
@@ -65,35 +65,35 @@ class Identity:
 
     @property
     def alone(self) -> bool:
-        """Whether the store lies in the project's own home: all that it holds is this project's."""
+        """Whether the store lies in the project's own home, and so holds this project alone."""
         return self.home == "."
 
     def is_at(self, lake: str | None, home: str | None, home_id: str | None) -> bool:
-        """Whether a place that a store recorded is this project's: the same lake, and the same home or one that it was moved from."""
+        """Return whether a recorded location is this project's: the same lake and home, or one that it was moved from."""
         return self.came_from(lake, home) or (lake == self.lake and self.is_home(home, home_id))
 
     def came_from(self, *places: str | None) -> bool:
-        """Whether the settings say that the project was moved from one of these lakes and homes, or from a home that such a lake is in."""
+        """Return whether ``moved_from`` names one of these lakes and homes, or a folder that contains one."""
         former = self.moved_from
         return former is not None and any(place == former or (place or "").startswith(f"{former}/") for place in places)
 
     def is_home(self, home: str | None, home_id: str | None) -> bool:
-        """Whether a home that a store recorded is this one: the same path, or the same folder mounted elsewhere, which is no copy."""
+        """Return whether a recorded home is this one: the same path, or the same folder mounted elsewhere (not a copy)."""
         if home == self.home:
             return True
         return home is not None and home_id is not None and home_id == self.home_id and not Path(home).exists()
 
 
 def claim_for_project(settings: Settings, folder: Path, setting: str) -> None:
-    """Make sure that a folder is this project's. One that bears no name yet gets it; a renamed project's folder gets the new one.
+    """Bind a folder to the project: mark an unmarked one, and update the mark of a renamed project.
 
     Args:
         settings: The project's settings.
-        folder: A folder that is there.
-        setting: The key of the settings that names it, for the error.
+        folder: An existing folder.
+        setting: The settings key that names it, for the error.
 
     Raises:
-        ProjectsMixed: It is another project's. Nothing was written.
+        ProjectsMixed: It belongs to another project. Nothing was written.
         OSError: It cannot be written to.
     """
     name = settings.project_name
@@ -102,7 +102,7 @@ def claim_for_project(settings: Settings, folder: Path, setting: str) -> None:
         return
     if mark.project != settings.project.formerly:
         raise ProjectsMixed(
-            f"this folder is that of project '{mark.project}'; the settings name project '{name}'",
+            f"this folder belongs to project '{mark.project}'; the settings name project '{name}'",
             where=str(folder),
             next_step=f"name another {setting} for '{name}'; if it is the same project under a new name, set "
             f'[project] formerly = "{mark.project}"',
@@ -111,11 +111,11 @@ def claim_for_project(settings: Settings, folder: Path, setting: str) -> None:
 
 
 def plain_lake(url: str) -> str:
-    """A lake's folder or URL, spelt in one way."""
+    """Normalise a lake's folder or URL."""
     return url.removeprefix("file://").rstrip("/")
 
 
 def _place(settings: Settings, text: str) -> str:
-    """A place as stores record it."""
+    """Return a location as stores record it."""
     text = plain_lake(text)
     return text if "://" in text or text == "." or text.startswith("./") else str(settings.resolve(text))

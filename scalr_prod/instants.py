@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Instants as microseconds since the epoch, UTC, and back; exact, where floats would round."""
+"""Conversion between datetimes and microseconds since the epoch (UTC): exact, where floats would round."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def micros(moment: datetime) -> int:
-    """Microseconds since the epoch of a datetime with a time zone."""
-    past = moment - _EPOCH
-    # Part by part: the difference may be of a subclass that does not floor-divide by a timedelta, as pendulum's, which Airflow hands out.
-    return (past.days * 86_400 + past.seconds) * 1_000_000 + past.microseconds
+    """Return the microseconds since the epoch of a timezone-aware datetime."""
+    elapsed = moment - _EPOCH
+    # Not `elapsed // timedelta(…)`: pendulum's durations, which Airflow passes in, do not support it.
+    return (elapsed.days * 86_400 + elapsed.seconds) * 1_000_000 + elapsed.microseconds
 
 
 def micros_of_text(moment: str) -> int:
-    """Microseconds since the epoch of an ISO 8601 text with a time zone."""
+    """Return the microseconds since the epoch of an ISO 8601 text with a time zone."""
     return micros(datetime.fromisoformat(moment))
 
 
 def micros_of(column: Any) -> NDArray[np.int64]:
-    """Of a column of timestamps, an Arrow array (chunked or not) without nulls: int64 [N]."""
+    """Return the microseconds since the epoch of an Arrow column of timestamps without nulls: int64 [N]."""
     import pyarrow as pa
 
     flat = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
@@ -36,5 +36,5 @@ def micros_of(column: Any) -> NDArray[np.int64]:
 
 
 def datetime_of(instant: int) -> datetime:
-    """The UTC time of microseconds since the epoch."""
+    """Return the UTC datetime of microseconds since the epoch."""
     return _EPOCH + timedelta(microseconds=int(instant))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SIGTERM and Ctrl-C end a command in order: the run's lease is freed, a local Triton stopped, staged parts kept."""
+"""Graceful shutdown on SIGTERM and Ctrl-C: the run's lease is released, a local Triton stopped, staged parts kept."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 __all__ = ["Interrupted", "ending_in_order", "held_back", "raise_what_was_lost"]
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
-#: For so long, what is open may close undisturbed by another SIGTERM.
+#: Cleanup time during which another SIGTERM is ignored.
 _CLOSING_S: Final = 60.0
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked the command to end.
+    """A signal asked the command to stop.
 
-    Like its base it is no `Exception`, so that no handler of errors takes it for one.
+    Not an `Exception`, like its base, so that error handlers do not catch it.
 
     Attributes:
-        signal: Which signal.
-        stage: The stage that was at work; None: none.
-        run_id: The run, where there was one already.
+        signal: The signal.
+        stage: The stage that was running, if any.
+        run_id: The run, if there was one already.
     """
 
     def __init__(self, number: int) -> None:
@@ -41,23 +41,23 @@ class Interrupted(KeyboardInterrupt):
 
     @property
     def exit_code(self) -> int:
-        """As a shell reports it: 128 and the signal's number."""
+        """Exit code as shells report it: 128 plus the signal's number."""
         return 128 + self.signal
 
     def at(self, *, stage: str | None, run_id: str | None) -> Interrupted:
-        """Name the stage and the run; what is named already stays. Gives the exception back."""
+        """Add the stage and the run where not known yet; returns the exception itself."""
         self.stage, self.run_id = self.stage or stage, self.run_id or run_id
         return self
 
     @property
     def next_step(self) -> str:
-        """How to go on: what is done is kept either way."""
+        """How to continue; finished work is kept either way."""
         again = "the same command again"
         resumable = self.run_id is not None and self.stage in {"generate", "validate", "publish"}
         return f"{again}, or, as far as its publication, scalr runs resume {self.run_id}" if resumable else again
 
     def to_json(self) -> dict[str, str | None]:
-        """The facts that an error has, as one JSON object."""
+        """Return the same fields as an error's JSON object."""
         return {
             "error": type(self).__name__,
             "found": f"stopped by {self.signal.name}",
@@ -69,25 +69,25 @@ class Interrupted(KeyboardInterrupt):
 
     def __str__(self) -> str:
         during = f" during {self.stage}" if self.stage else ""
-        return f"stopped by {self.signal.name}{during}; what is done is kept. Go on with: {self.next_step}"
+        return f"stopped by {self.signal.name}{during}; finished work is kept. Continue with: {self.next_step}"
 
 
 class _Handler:
-    """Raises on the first signal; then lets what is open close.
+    """Signal handler that raises on the first signal, then lets cleanup finish.
 
-    What is raised in a destructor or a callback of C goes nowhere, so that after a while a signal raises again, and so does the
-    next stage (`raise_what_was_lost`).
+    An exception raised in a destructor or a C callback is swallowed. So a later signal raises again after a while, and so does the next
+    stage (`raise_what_was_lost`).
     """
 
     def __init__(self) -> None:
         self.process = os.getpid()
         self.raised_at = -math.inf
         self.number: int | None = None
-        #: How many blocks hold a signal back, and the one that they hold.
+        #: Number of blocks that defer signals, and the deferred signal.
         self.holding, self.held = 0, 0
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self.process:  # a fork of ours, which nobody has told what to do
+        if os.getpid() != self.process:  # a forked child, which inherited the handler
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
@@ -104,10 +104,10 @@ class _Handler:
 
 @contextmanager
 def ending_in_order() -> Iterator[None]:
-    """Within the block, the first SIGTERM or SIGINT raises `Interrupted` in the main thread, so that all that is open closes.
+    """Within the block, raise `Interrupted` in the main thread on the first SIGTERM or SIGINT, so that resources are closed.
 
-    While it closes, another SIGTERM changes nothing, and another SIGINT breaks off the closing. A signal that was ignored before
-    stays so. Outside of the main thread, which alone may handle signals, and within such a block, the block changes nothing.
+    During cleanup another SIGTERM is ignored, and another SIGINT aborts the cleanup. A signal that was ignored before stays ignored. A
+    nested block, or one outside of the main thread (the only one that may handle signals), does nothing.
     """
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     ours = {number: found for number, found in before.items() if found is not signal.SIG_IGN}
@@ -126,9 +126,9 @@ def ending_in_order() -> Iterator[None]:
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Within the block, the first signal is kept, and raises at its end: what is begun there is opened whole, and closes in order.
+    """Defer the first signal to the end of the block, so that a resource opened there is complete and can be closed.
 
-    A second SIGINT breaks the block off.
+    A second SIGINT aborts the block.
     """
     found = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     handler = next((one for one in found if isinstance(one, _Handler)), None)
@@ -146,7 +146,7 @@ def held_back() -> Iterator[None]:
 
 
 def raise_what_was_lost() -> None:
-    """Raise `Interrupted` once more where a signal's own went nowhere. Called where a stage begins: none does while things close."""
+    """Raise `Interrupted` again if the first one was swallowed. Called where a stage begins, which never happens during cleanup."""
     if threading.current_thread() is not threading.main_thread():
         return
     for handler in map(signal.getsignal, _SIGNALS):

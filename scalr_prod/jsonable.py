@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reports and records as JSON: a dataclass says its fields by name."""
+"""Conversion of dataclasses to JSON values."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ class Jsonable:
     """A dataclass that can be written as JSON."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values by field, in the fields' order; times as ISO 8601."""
-        return _by_field(self)
+        """Return plain JSON values by field, in the fields' order; times as ISO 8601."""
+        return _field_values(self)
 
 
-def _by_field(record: Any) -> dict[str, Any]:
-    return {field.name: _plain(getattr(record, field.name)) for field in fields(record)}
+def _field_values(record: Any) -> dict[str, Any]:
+    return {field.name: _json_value(getattr(record, field.name)) for field in fields(record)}
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     if hasattr(value, "to_json"):
         return value.to_json()
     if is_dataclass(value):
-        return _by_field(value)
+        return _field_values(value)
     if isinstance(value, Mapping):
-        return {key: _plain(one) for key, one in value.items()}
+        return {key: _json_value(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
+        return [_json_value(one) for one in value]
     if isinstance(value, datetime):
         return value.isoformat()
     return str(value) if isinstance(value, Path) else value

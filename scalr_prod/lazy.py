@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A room's names, each imported when it is first asked for (PEP 562): importing the room stays cheap."""
+"""Lazy exports of a package (PEP 562): a name's module is imported on first access, so importing the package stays cheap."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ __all__ = ["exports"]
 
 
 def exports(room: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """What a room's ``__getattr__`` is.
+    """Return a package's ``__getattr__``.
 
     Args:
-        room: The room's ``__name__``.
-        homes: The module of the room that each name is in.
+        room: The package's ``__name__``.
+        homes: Module of the package that defines each name.
     """
 
-    def of(name: str) -> Any:
+    def load(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {room!r} has no attribute {name!r}")
         return getattr(importlib.import_module(f"{room}.{homes[name]}"), name)
 
-    return of
+    return load

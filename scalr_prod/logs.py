@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Log lines, as text or as JSON: each says which project, run, stage and partition it is about, where that is known."""
+"""Logging as text or JSON, with the project, run, stage and partition of each line where they are known."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 __all__ = ["FACTS", "about", "facts", "in_context", "log_error", "logs_are_json", "start_logging"]
 
-#: What a line can be about.
+#: Context fields of a log line.
 FACTS: Final = ("project", "run_id", "stage", "partition")
 
 _facts: ContextVar[Mapping[str, Any]] = ContextVar("scalr_log_facts")
 _TEXT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s%(about)s"
-#: Their warnings are told to developers of those libraries, again and again; their errors are shown.
+#: Loggers whose warnings address the libraries' own developers, again and again; only their errors are shown.
 _NOISY: Final = ("py.warnings", "great_expectations", "feast", "alembic", "botocore", "fsspec")
 
 
 @contextmanager
 def about(**known: Any) -> Iterator[None]:
-    """Have every line within the block carry these facts, beside those of the blocks around it.
+    """Add fields to every log line within the block, besides those of enclosing blocks.
 
     Args:
         known: Any of `FACTS`; None: not known.
@@ -43,12 +43,12 @@ def about(**known: Any) -> Iterator[None]:
 
 
 def facts() -> dict[str, Any]:
-    """What is known here."""
+    """Return the log context in force here."""
     return dict(_facts.get({}))
 
 
 def in_context(work: Callable[P, R]) -> Callable[P, R]:
-    """The same function for another thread: its lines carry what is known here."""
+    """Wrap a function for another thread, so that its log lines keep the context in force here."""
     context = copy_context()
 
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -58,16 +58,16 @@ def in_context(work: Callable[P, R]) -> Callable[P, R]:
 
 
 def start_logging(form: Literal["text", "json"], level: str, *, logger: str | None = None) -> None:
-    """Write log lines to stderr, in place of the lines of an earlier call.
+    """Log to stderr; replaces the handler of an earlier call.
 
-    Nothing is installed where somebody else has installed handlers: a scheduler's task runner, or an application, whose own process
-    may have Dask's workers in it.
+    Does nothing where other code has installed handlers: a scheduler's task runner, or an application that runs Dask workers in its own
+    process.
 
     Args:
-        form: One line of text, or one JSON object, a message.
-        level: From which on the package's own lines are shown: ``debug``, ``info``, ``warning`` or ``error``. Other libraries' lines
-            are shown from ``warning`` on.
-        logger: Install at this logger, and not at the root: in a process that is somebody else's.
+        form: One line of text or one JSON object per message.
+        level: Lowest level of the package's own lines: ``debug``, ``info``, ``warning`` or ``error``. Lines of other libraries are
+            shown from ``warning`` on.
+        logger: Install on this logger instead of the root, for a process that is not ours.
     """
     root = logging.getLogger(logger)
     ours = [handler for handler in root.handlers if isinstance(handler, _Stderr)]
@@ -88,11 +88,11 @@ def start_logging(form: Literal["text", "json"], level: str, *, logger: str | No
 
 
 def log_error(text: str, facts: Mapping[str, Any]) -> None:
-    """Tell an error on stderr: as it stands, or, where lines are JSON, as one of them.
+    """Write an error to stderr: as text, or as a log line where logs are JSON.
 
     Args:
-        text: For people.
-        facts: For machines.
+        text: The text for people.
+        facts: The fields for machines.
     """
     if not logs_are_json():
         print(text, file=sys.stderr)  # noqa: T201 - the other form of the line below
@@ -103,7 +103,7 @@ def log_error(text: str, facts: Mapping[str, Any]) -> None:
 
 
 class _Stderr(logging.StreamHandler[TextIO]):
-    """Writes to what stderr is when a line is written."""
+    """Writes to the stderr of the moment: it may be replaced after the handler is made."""
 
     def __init__(self, form: Literal["text", "json"]) -> None:
         logging.Handler.__init__(self)
@@ -112,7 +112,7 @@ class _Stderr(logging.StreamHandler[TextIO]):
         self.setFormatter(_json_formatter() if form == "json" else logging.Formatter(_TEXT))
 
     @property
-    def stream(self) -> TextIO:  # type: ignore[override]  # StreamHandler keeps the one of its making
+    def stream(self) -> TextIO:  # type: ignore[override]  # StreamHandler keeps the stream it was made with
         return sys.stderr
 
 
@@ -139,7 +139,7 @@ def _add_facts(record: logging.LogRecord) -> bool:
 
 
 def logs_are_json() -> bool:
-    """Whether log lines on stderr are JSON."""
+    """Return whether log lines on stderr are JSON."""
     return any(isinstance(handler, _Stderr) and handler.form == "json" for handler in logging.getLogger().handlers)
 
 

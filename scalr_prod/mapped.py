@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arrays in files without a name: those that are read are mapped into memory, of which the system keeps what it has room for.
+"""Arrays in unnamed temporary files, mapped into memory: the system caches the pages that it has room for.
 
-A file is gone when nobody holds its array any more, however the process ends. On a file system that is itself memory (tmpfs) its arrays
-take that memory. A full disk is reported when a file is written, and not when an array is read; so it is where the file system tells it
-then, as those on local disks do.
+A file disappears with the last reference to its array, however the process ends. On tmpfs the arrays take memory. A full disk is reported
+when a file is written, not when an array is read, on file systems that report it then (local disks do).
 """
 
 from __future__ import annotations
@@ -26,17 +25,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Rows", "let_go", "on_disk", "passed"]
 
-#: A plain set, which can be copied in one step: arrays come and go in several threads, at any time.
+#: A plain set: copying it is atomic, while other threads create and release arrays.
 _mapped: Final[set[weakref.ref[mmap.mmap]]] = set()
 
 
 def on_disk(parts: Iterable[Sequence[NDArray[Any]]], dtypes: Sequence[Any], folder: Path | None) -> list[NDArray[Any]]:
-    """What comes part by part, as arrays that cannot be written to.
+    """Write batches of arrays to temporary files and map each whole array read-only.
 
     Args:
-        parts: Of each array [n]. One part is held at a time.
-        dtypes: Of the arrays.
-        folder: Where their files lie; None: where the system has its temporary files.
+        parts: Batches: per array [n]. One batch is held at a time.
+        dtypes: Dtypes of the arrays.
+        folder: Folder of the files; None: the system's temporary folder.
 
     Returns:
         Each [sum of n].
@@ -45,27 +44,27 @@ def on_disk(parts: Iterable[Sequence[NDArray[Any]]], dtypes: Sequence[Any], fold
         LakeError: The disk is full, or the folder cannot be written to.
     """
     with ExitStack() as opened:
-        files = [opened.enter_context(_file_in(folder)) for _ in dtypes]
+        files = [opened.enter_context(_temporary_file(folder)) for _ in dtypes]
         for part in parts:
-            with _told(folder):
+            with _disk_errors_in(folder):
                 for file, array, dtype in zip(files, part, dtypes, strict=True):
                     file.write(np.ascontiguousarray(array, dtype).data)
-        with _told(folder):
-            return [_mapped_in(file, dtype) for file, dtype in zip(files, dtypes, strict=True)]
+        with _disk_errors_in(folder):
+            return [_map_array(file, dtype) for file, dtype in zip(files, dtypes, strict=True)]
 
 
-def _file_in(folder: Path | None) -> IO[bytes]:
-    with _told(folder):
+def _temporary_file(folder: Path | None) -> IO[bytes]:
+    with _disk_errors_in(folder):
         return tempfile.TemporaryFile(dir=folder)
 
 
-def _told(folder: Path | None) -> AbstractContextManager[None]:
+def _disk_errors_in(folder: Path | None) -> AbstractContextManager[None]:
     return disk_errors(folder or Path(tempfile.gettempdir()))
 
 
-def _mapped_in(file: IO[bytes], dtype: Any) -> NDArray[Any]:
+def _map_array(file: IO[bytes], dtype: Any) -> NDArray[Any]:
     file.flush()
-    if not file.tell():  # nothing cannot be mapped
+    if not file.tell():  # an empty file cannot be mapped
         return np.empty(0, dtype)
     pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     _mapped.add(weakref.ref(pages, _mapped.discard))
@@ -73,7 +72,7 @@ def _mapped_in(file: IO[bytes], dtype: Any) -> NDArray[Any]:
 
 
 def let_go() -> None:
-    """Let the system have the memory of what was read of all arrays here. They stay as they are; what is asked for is read again."""
+    """Release the resident pages of all mapped arrays. The arrays stay valid: pages are read again on access."""
     if hasattr(mmap, "MADV_DONTNEED"):
         for held in _mapped.copy():
             pages = held()
@@ -82,40 +81,40 @@ def let_go() -> None:
 
 
 def passed(length: int, at_a_time: int = 1_000_000) -> Iterator[slice]:
-    """Slices that cover ``length`` rows, ``at_a_time`` each, one at the least. After each, what was read of arrays is let go of."""
+    """Yield slices of ``at_a_time`` rows that cover ``length`` rows, at least one; after each, resident pages are released."""
     for first in range(0, max(length, 1), at_a_time):
         yield slice(first, min(first + at_a_time, length))
         let_go()
 
 
 class Rows(AbstractContextManager["Rows"]):
-    """A matrix in a file, read and written some rows at a time; zeros where nothing was written. For one thread; closed on exit."""
+    """A matrix in a file, read and written by rows; zeros where nothing was written. For one thread; closed on exit."""
 
     def __init__(self, rows: int, width: int, dtype: Any, folder: Path | None) -> None:
-        """Make its file.
+        """Create the file.
 
         Args:
-            rows: How many.
-            width: Of each.
-            dtype: Of the numbers.
+            rows: Number of rows.
+            width: Number of columns.
+            dtype: Dtype of the elements.
             folder: As in `on_disk`.
 
         Raises:
-            LakeError: The file cannot be made.
+            LakeError: The file cannot be created.
         """
         self._dtype, self._width, self._folder = np.dtype(dtype), width, folder
-        with _told(folder):
-            self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - closed at the exit
+        with _disk_errors_in(folder):
+            self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - closed on exit
             self._file.truncate(rows * width * self._dtype.itemsize)
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Rows ``start`` to ``stop`` (half-open): [stop - start, width], the caller's own.
+        """Read rows ``start`` to ``stop`` (half-open) into a new array: [stop - start, width].
 
         Raises:
-            IndexError: There are not as many.
+            IndexError: The matrix has fewer rows.
         """
         found = np.empty((stop - start, self._width), self._dtype)
         left = _bytes_of(found)
@@ -131,14 +130,14 @@ class Rows(AbstractContextManager["Rows"]):
         """Replace the rows from ``start`` on.
 
         Args:
-            start: The first one's number.
+            start: Number of the first row.
             rows: [n, width].
 
         Raises:
             LakeError: The disk is full.
         """
         left = _bytes_of(np.ascontiguousarray(rows, self._dtype))
-        with _told(self._folder):
+        with _disk_errors_in(self._folder):
             self._file.seek(start * self._width * self._dtype.itemsize)
             while len(left):
                 left = left[self._file.write(left) :]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mark that a project's folder bears: the project's name, and an id of its own that stays the same wherever it is mounted."""
+"""Marker file of a project's folder: the project's name and a stable id that identifies the folder wherever it is mounted."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typing import Final
 
 __all__ = ["PROJECT_NAME", "Mark", "mark_folder", "read_mark", "rename_mark"]
 
-#: What a project's name may be: it is a part of SQL rows, Feast projects, Redis keys and folders.
+#: Valid project names: used in SQL rows, Feast projects, Redis keys and folders.
 PROJECT_NAME: Final = r"^[a-z0-9][a-z0-9_]{0,62}$"
 _FILE: Final = ".scalr-project"
 
 
 @dataclass(frozen=True)
 class Mark:
-    """What a folder's mark says.
+    """Content of a marker.
 
     Attributes:
         id: 32 hex digits.
@@ -33,7 +33,7 @@ class Mark:
 
 
 def read_mark(folder: Path) -> Mark | None:
-    """A folder's mark; None where it bears none that can be read."""
+    """Read a folder's marker; None where there is no readable one."""
     try:
         return _read(folder)
     except OSError:
@@ -41,10 +41,10 @@ def read_mark(folder: Path) -> Mark | None:
 
 
 def _read(folder: Path) -> Mark | None:
-    """A folder's mark; None where there is none, or what is none.
+    """Read a folder's marker; None where it is missing or invalid.
 
     Raises:
-        OSError: It cannot be read now.
+        OSError: It cannot be read at the moment.
     """
     try:
         found = json.loads((folder / _FILE).read_text(encoding="utf-8"))
@@ -55,10 +55,10 @@ def _read(folder: Path) -> Mark | None:
 
 
 def mark_folder(folder: Path, project: str) -> Mark:
-    """The mark of a folder, which gets one where it bears none; of several processes that write one, the first wins.
+    """Return a folder's marker, written first if missing; of several processes at once, the first wins.
 
     Raises:
-        OSError: It cannot be read now, or written. One that is there is not written over.
+        OSError: It cannot be read or written at the moment. An existing marker is never overwritten.
     """
     if (found := _read(folder)) is not None:
         return found
@@ -68,7 +68,7 @@ def mark_folder(folder: Path, project: str) -> Mark:
 
 
 def rename_mark(folder: Path, mark: Mark, project: str) -> None:
-    """Give a folder's project another name.
+    """Change the project's name in a folder's marker.
 
     Raises:
         OSError: It cannot be written.
@@ -77,21 +77,21 @@ def rename_mark(folder: Path, mark: Mark, project: str) -> None:
 
 
 def _write(path: Path, mark: Mark, *, over: bool = False) -> None:
-    """Whole or not at all."""
+    """Write a marker atomically."""
     handle, name = tempfile.mkstemp(prefix=f"{_FILE}-", dir=path.parent)
     scratch = Path(name)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(json.dumps(asdict(mark)) + "\n")
         scratch.chmod(0o644)
-        if over or path.exists():  # what is none is written anew
+        if over or path.exists():  # an invalid marker is overwritten
             scratch.replace(path)
             return
         try:
             path.hardlink_to(scratch)
         except FileExistsError:
             return
-        except OSError:  # a file system without links
+        except OSError:  # a file system without hard links
             scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ids as dense numbers, and back: the order of the ids themselves, so that equal sets are numbered alike."""
+"""Dense numbering of ids in their sort order, so that equal sets get equal numbers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["index_in", "sorted_unique"]
 
 
 def sorted_unique(ids: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """Each id once, in ascending order.
+    """Return the distinct ids in ascending order.
 
     Raises:
         InputError: The distinct ids are strings of more than 2 GiB in all, which one Arrow array cannot hold.
@@ -36,16 +36,16 @@ def sorted_unique(ids: pa.Array | pa.ChunkedArray) -> pa.Array:
 
 
 def index_in(ids: Any, known: pa.Array) -> NDArray[np.int32]:
-    """Where each id stands among the known ones: int32 [N], -1 for others.
+    """Return each id's position among the known ones: int32 [N], -1 for unknown ids.
 
     Args:
-        ids: [N], an Arrow array, in chunks or whole, or a sequence; cast to the type of ``known``.
+        ids: [N], an Arrow array (chunked or not) or a sequence; cast to the type of ``known``.
         known: Distinct ids.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    # Chunks stay as they are: strings of more than 2 GiB do not fit into one array.
+    # Keep the chunks: strings of more than 2 GiB do not fit into one array.
     values = ids if isinstance(ids, pa.Array | pa.ChunkedArray) else pa.array(ids, type=known.type)
     found = pc.fill_null(pc.index_in(values.cast(known.type), known), -1)
     return found.to_numpy(zero_copy_only=False).astype("int32", copy=False)  # type: ignore[no-any-return]  # pyarrow is untyped

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folders that the settings name, and whether what lies in them is ours to write over.
+"""Ownership of the folders that the settings name: only files that this package made are ever overwritten.
 
-A folder that this package writes into bears a marker file. One without a marker is taken if nothing lies where the package would
-write, or if an earlier version, which left no marker, evidently made it; else it is somebody else's and stays as it is.
+A folder that this package writes into holds a marker file. A folder without one is claimed if nothing lies where the package would write,
+or if it was evidently made by an earlier version that left no marker; otherwise it is foreign and left alone.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = ["NAMES", "claim", "claim_home", "is_empty", "is_home", "refuse_path"]
 
-#: What the library of Delta tables takes no path with, and, with URLs of databases, takes for something else: ``%20`` for a blank.
+#: Characters that the Delta library rejects in paths, and escapes that database URLs decode (``%20`` to a blank).
 _NO_PATH: Final = re.compile(r"[\x00-\x1f\[\]^|\\?]|%[0-9A-Fa-f]{2}")
 _TEXT: Final = "Made by scalr_prod, which may write over the files that it made here. Remove nothing by hand.\n"
-#: Everything that is ever written below a project's home. What else lies there is not ours.
+#: Everything that the package writes below a project's home; any other entry is not ours.
 NAMES: Final = (
     *(
         "data_docs",
@@ -45,39 +45,39 @@ NAMES: Final = (
 
 
 def claim(folder: Path, kind: str, *, setting: str | None, names: Iterable[str] | None, former: Callable[[Path], bool]) -> None:
-    """Make sure that the package may write into a folder, and mark it; a folder that is not there is made.
+    """Claim a folder for the package: check that its content is ours, create it if missing, and mark it.
 
     Args:
         folder: The folder.
-        kind: What it is to be, in the marker's name; a folder may be of several kinds.
-        setting: The key of the settings that names it, for the error; None: the command line did.
-        names: Files and folders that will be written below it; None: all of it will be the package's own.
-        former: Whether a version that left no marker made what lies there.
+        kind: Its purpose, part of the marker's name; a folder may have several.
+        setting: The settings key that names it, for the error; None: the command line named it.
+        names: Files and folders that will be written below it; None: the whole folder.
+        former: Tells whether the content was made by an earlier version that left no marker.
 
     Raises:
-        ForeignFiles: Something lies there that this package did not make. Nothing was written.
-        OSError: The folder cannot be made or written to.
+        ForeignFiles: It holds files that this package did not make. Nothing was written.
+        OSError: The folder cannot be created or written to.
     """
     marker = folder / f".scalr-{kind}"
     if marker.is_file():
         return
     there = [name for name in (names if names is not None else _listed(folder)) if not is_empty(folder / name)]
-    # Whoever claims the same folder at this moment writes the marker before all else: looked at again, now.
+    # Check the marker again: another process may have claimed the folder meanwhile, and it writes the marker first.
     if there and not former(folder) and not marker.is_file():
         raise ForeignFiles(
-            f"holds {', '.join(sorted(there)[:3])}, which this package did not make and would write over",
+            f"holds {', '.join(sorted(there)[:3])}, which this package did not make and would overwrite",
             where=str(folder),
             next_step=f"name another folder{f' as {setting} in scalr.toml' if setting else ''}, or move these files away",
         )
     folder.mkdir(parents=True, exist_ok=True)
-    marker.write_text(_TEXT, encoding="utf-8")  # that it is there is all that counts
+    marker.write_text(_TEXT, encoding="utf-8")  # only its existence counts
 
 
 def refuse_path(path: str, setting: str) -> None:
-    """Refuse a folder whose path the libraries of tables and databases do not take as it is written.
+    """Reject a path that the libraries for tables and databases cannot handle.
 
     Raises:
-        SettingsError: It is one.
+        SettingsError: The path holds such a character.
     """
     if found := _NO_PATH.search(path):
         raise SettingsError(
@@ -88,13 +88,13 @@ def refuse_path(path: str, setting: str) -> None:
 
 
 def claim_home(settings: Settings) -> None:
-    """Make sure that the home may be written into and is this project's, and mark it.
+    """Claim the home for the package and bind it to the project.
 
     Raises:
-        SettingsError: Its path holds what no database can be kept below. Nothing was written.
-        ProjectsMixed: It is another project's. Nothing was written.
-        ForeignFiles: It holds something else under the names that the package uses. Nothing was written.
-        OSError: It cannot be made or written to.
+        SettingsError: Its path holds characters that databases cannot handle. Nothing was written.
+        ProjectsMixed: It belongs to another project. Nothing was written.
+        ForeignFiles: It holds foreign files under names that the package uses. Nothing was written.
+        OSError: It cannot be created or written to.
     """
     refuse_path(str(settings.home), "[project] home")
     claim(settings.home, "home", setting="[project] home", names=NAMES, former=_former_home)
@@ -102,12 +102,12 @@ def claim_home(settings: Settings) -> None:
 
 
 def is_home(folder: Path) -> bool:
-    """Whether a folder bears the mark of a project's home."""
+    """Return whether a folder is marked as a project's home."""
     return (folder / ".scalr-home").is_file()
 
 
 def is_empty(path: Path) -> bool:
-    """Whether there is nothing at a path, or a folder without files."""
+    """Return whether a path does not exist or is a folder without files."""
     if path.is_symlink() or path.is_file():
         return False
     return not path.exists() or all(is_empty(below) for below in path.iterdir())
@@ -118,10 +118,10 @@ def _listed(folder: Path) -> list[str]:
 
 
 def _former_home(folder: Path) -> bool:
-    """By what only this package makes: its tables, its ledger, its models, its server's state, its feature repository."""
+    """Recognise an unmarked home by what only this package makes: tables, ledger, models, server state, feature repository."""
     lake = any((folder / "lake" / table.value / "_delta_log").is_dir() for table in Table)
     return (
-        # Another project may have no more than its lake here.
+        # A lake alone counts only where nothing else is here: another project may keep its lake in this folder.
         (lake and all(is_empty(folder / name) for name in NAMES if name != "lake"))
         or _is_ledger(folder / "ledger.db")
         or any((folder / "models" / "translator").glob("*/manifest.json"))
@@ -136,6 +136,6 @@ def _is_ledger(path: Path) -> bool:
     try:
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as db:
             tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    except sqlite3.Error:  # no SQLite database, or one that cannot be read
+    except sqlite3.Error:  # not a SQLite database, or unreadable
         return False
     return {"runs", "partitions", "publications"} <= tables

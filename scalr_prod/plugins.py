@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one registry of plug-ins: estimators, gate rules, downstream models, log readers and stage hooks, ours and those of other packages.
+"""Registry of plug-ins: built-in and third-party estimators, gate rules, downstream models, log readers and stage hooks.
 
-The settings name a plug-in by its name, or by its place as ``module:object``. Names come from two tables: `Group.own`, which needs no
-installed metadata (the serving environment may run this package from a plain folder), and the entry points ``scalr_prod.<group>`` of
-the installed distributions. Nothing is imported, and no metadata read, before a plug-in is asked for.
+The settings name a plug-in by its name or as ``module:object``. Names come from `Group.own`, which needs no installed metadata (the
+serving environment may run this package from a plain folder), and from the entry points ``scalr_prod.<group>`` of the installed
+distributions. Nothing is imported, and no metadata read, before a plug-in is used.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class Group:
     """Plug-ins of one kind.
 
     Attributes:
-        name: Its entry points are ``scalr_prod.<name>``.
-        kind: What one of them is called in messages.
-        setting: Where the settings name them.
-        error: What is raised where one cannot be used.
-        own: Ours: name → ``module:object``, or ``module`` where the module is the object.
+        name: The group; its entry points are ``scalr_prod.<name>``.
+        kind: The kind's name in messages.
+        setting: The settings key that names them.
+        error: The error to raise where one cannot be used.
+        own: Built-in ones: name → ``module:object``, or ``module`` where the module is the object.
     """
 
     name: str
@@ -49,24 +49,24 @@ class Group:
 
     @property
     def entry_points(self) -> str:
-        """The group of entry points that is read."""
+        """The entry-point group."""
         return f"scalr_prod.{self.name}"
 
     def names(self) -> list[str]:
-        """All names: ours, then those of other packages."""
+        """List all names: built-in ones first, then those of other packages."""
         return [*self.own, *sorted(set(self._others()) - set(self.own))]
 
     def problem(self, name: str) -> str | None:
-        """Why the settings cannot name this, in a sentence; None where they can. Nothing is imported."""
+        """Return why the settings cannot use this name, in a sentence; None where they can. Imports nothing."""
         if _PLACE.fullmatch(name) or name in self.own or (":" not in name and name in self._others()):
             return None
         return f"there is no {self.kind} {name!r}; there are: {', '.join(self.names())}, or name one as module:object"
 
     def place(self, name: str) -> str:
-        """Where a plug-in is, as ``module:object`` or ``module``.
+        """Return where a plug-in is defined, as ``module:object`` or ``module``.
 
         Raises:
-            ScalrError: There is none of this name, or there are two.
+            ScalrError: No plug-in, or more than one, has this name.
         """
         if ":" in name:
             return name
@@ -86,14 +86,14 @@ class Group:
         return found[0]
 
     def load(self, name: str, protocol: type) -> Any:
-        """The object of a plug-in: usually a class.
+        """Import a plug-in and return its object, usually a class.
 
         Args:
-            name: In the settings: a name, or ``module:object``.
-            protocol: Whose methods and attributes it must have.
+            name: A name or ``module:object``, as in the settings.
+            protocol: The protocol that it must implement.
 
         Raises:
-            ScalrError: There is no such plug-in, there are two, it cannot be imported, or it lacks a part of the protocol.
+            ScalrError: No plug-in, or more than one, has this name; it cannot be imported; or it lacks a member of the protocol.
         """
         module, colon, path = self.place(name).partition(":")
         try:
@@ -116,17 +116,17 @@ class Group:
         return found
 
     def require(self, found: Any, name: str, protocol: type) -> None:
-        """Check that a plug-in has all parts of a protocol.
+        """Check that a plug-in has every member of a protocol.
 
         Raises:
-            ScalrError: It lacks one; names it.
+            ScalrError: It lacks one; the message names it.
         """
-        for part, written in _parts(protocol).items():
-            there = getattr(found, part, None)
-            if there is None or (written.endswith(")") and not callable(there)):
-                kind = "method" if written.endswith(")") else "attribute"
+        for member, signature in _members(protocol).items():
+            value = getattr(found, member, None)
+            if value is None or (signature.endswith(")") and not callable(value)):
+                kind = "method" if signature.endswith(")") else "attribute"
                 raise self.error(
-                    f"the {self.kind} {name} has no {kind} {written}",
+                    f"the {self.kind} {name} has no {kind} {signature}",
                     where=self.setting,
                     next_step=f"give it all parts of {protocol.__module__}.{protocol.__name__}: see docs/plugins.md",
                 )
@@ -137,19 +137,19 @@ class Group:
 
 @functools.lru_cache(maxsize=16)
 def _registered(group: str, _path: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    """Entry points of a group: name → their places. Read once (about 10 ms, and 40 ms for the import) for each Python path."""
+    """Read the entry points of a group: name → object references. Cached per Python path (10 ms, and 40 ms for the import)."""
     from importlib.metadata import entry_points
 
     found: dict[str, tuple[str, ...]] = {}
     for point in entry_points(group=group):
-        if not _NAME.fullmatch(point.name):  # no setting can name it
+        if not _NAME.fullmatch(point.name):  # not usable in settings
             continue
         found[point.name] = (*found.get(point.name, ()), point.value.partition("[")[0].strip())
     return found
 
 
 def source_file(found: Any) -> Path | None:
-    """The file of the module in which a plug-in (a class, an instance of one, or a module) was written; None where it has none."""
+    """Return the source file of a plug-in (a class, an instance of one, or a module); None where it has none."""
     home = found if inspect.ismodule(found) or isinstance(found, type) else type(found)
     module = home if inspect.ismodule(home) else sys.modules.get(home.__module__)
     file = getattr(module, "__file__", None)
@@ -157,21 +157,21 @@ def source_file(found: Any) -> Path | None:
 
 
 def source_digest(found: Any) -> str:
-    """SHA-256 of that file, in hex; of nothing where there is none."""
+    """Return the SHA-256 of a plug-in's source file, in hex; that of no bytes where there is none."""
     file = source_file(found)
     return hashlib.sha256(file.read_bytes() if file is not None and file.is_file() else b"").hexdigest()
 
 
-def _parts(protocol: type) -> dict[str, str]:
-    """Public members of a protocol and how each is written, such as ``score(users)``."""
-    parts: dict[str, str] = {}
+def _members(protocol: type) -> dict[str, str]:
+    """Return the public members of a protocol with their signatures, such as ``score(users)``."""
+    signatures: dict[str, str] = {}
     for base in reversed(protocol.__mro__):
-        parts |= {name: name for name in inspect.get_annotations(base) if not name.startswith("_")}
+        signatures |= {name: name for name in inspect.get_annotations(base) if not name.startswith("_")}
         for name, member in vars(base).items():
             if not name.startswith("_") and inspect.isfunction(member):
-                arguments = [one for one in inspect.signature(member).parameters if one != "self"]
-                parts[name] = f"{name}({', '.join(arguments)})"
-    return parts
+                arguments = [name for name in inspect.signature(member).parameters if name != "self"]
+                signatures[name] = f"{name}({', '.join(arguments)})"
+    return signatures
 
 
 ESTIMATORS: Final = Group(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Work that counts rows, events or fits tells how far it is: a bar on a terminal, else a line of log from time to time."""
+"""Progress of long-running work: a bar on a terminal, else a log line at intervals."""
 
 from __future__ import annotations
 
@@ -21,49 +21,49 @@ logger = logging.getLogger(__name__)
 
 Pulse = TypeVar("Pulse", bound="Heartbeat")
 
-#: What takes less than this needs no line.
+#: Work shorter than this logs nothing.
 _FIRST_S: Final = 2.0
 _EVERY_S: Final = 30.0
-#: Seconds before the first line, and between two lines; 0: none.
+#: Seconds before the first line and between lines; 0: no lines.
 _every: ContextVar[tuple[float, float]] = ContextVar("scalr_heartbeat_s", default=(_FIRST_S, _EVERY_S))
 _around: ContextVar[Heartbeat | None] = ContextVar("scalr_heartbeat", default=None)
 
 
 class Heartbeat:
-    """How far one piece of work is.
+    """Progress of one task.
 
     Args:
-        label: What is being done.
-        total: Units in all, where known.
-        unit: What is counted; empty: work as expected beforehand, of which the share alone says something.
-        done: Units that were done before.
+        label: Name of the task.
+        total: Total units, where known.
+        unit: Name of the unit; empty: an estimate of the work, of which only the share is shown.
+        done: Units that were finished earlier.
     """
 
     def __init__(self, label: str, *, total: float | None = None, unit: str = "rows", done: float = 0) -> None:
         self.label, self.total, self.unit = label, total, unit
         self.done, self._before = done, done
         self._lock = threading.Lock()
-        #: Pieces of work within this one that tell themselves how far they are.
+        #: Number of nested tasks that report their own progress.
         self.within = 0
         self._started = time.monotonic()
-        #: Where the rate of expected work is reckoned from: what is imported before the first step says nothing of the next ones.
+        #: Start of the rate for estimated work: imports before the first step would distort it.
         self._first: tuple[float, float] | None = None
 
     @property
     def seconds(self) -> float:
-        """Since the beginning."""
+        """Seconds since the start."""
         return time.monotonic() - self._started
 
     def advance(self, count: float = 1) -> None:
-        """So many more units are done; called from any thread."""
+        """Add finished units; may be called from any thread."""
         with self._lock:
             self.done += count
             if self._first is None and not self.unit:
                 self._first = time.monotonic(), self.done
 
     def figures(self) -> dict[str, Any]:
-        """Seconds, units done and in all, their share (0 to 1), units a second of this call, seconds left; None: not known."""
-        now = time.monotonic()  # read once: the rate is that of the seconds that are told
+        """Return seconds, units done, total, share (0 to 1), units per second in this call, and seconds left; None: not known."""
+        now = time.monotonic()  # read once, so that the rate matches the reported seconds
         seconds = max(now - self._started, 1e-9)
         begun, before = self._first or (self._started, self._before)
         rate = (self.done - before) / max(now - begun, 1e-9)
@@ -72,18 +72,18 @@ class Heartbeat:
         return {"seconds": seconds, "done": self.done, "total": self.total, "share": share, "rate": rate, "eta_s": left}
 
     def beat(self) -> None:
-        """Write the line; not where work within this one says more."""
+        """Log a line, unless a nested task reports in more detail."""
         if self.total is None and self.within:
             return
         known = self.figures()
         counted = known if self.total or self.done else {"seconds": known["seconds"]}
         if not self.unit:
             counted = {name: counted[name] for name in ("seconds", "share", "eta_s") if name in counted}
-        told = {name: _round(value) for name, value in counted.items() if value is not None}
-        logger.info("%s", self.text(known), extra=told)
+        fields = {name: _round(value) for name, value in counted.items() if value is not None}
+        logger.info("%s", self.text(known), extra=fields)
 
     def text(self, known: dict[str, Any]) -> str:
-        """The line's text, of `figures`."""
+        """Return the text of a line, from `figures`."""
         line = f"{self.label}: at work for {known['seconds']:.0f} s"
         if not self.unit:
             line += f", {100 * known['share']:.0f} %" if self.total else ""
@@ -103,14 +103,14 @@ _SLOW: Final = 10
 def counting(
     label: str, *, show: bool, total: float | None = None, unit: str = "rows", done: int = 0
 ) -> Iterator[Callable[[float], None]]:
-    """Tell how far a piece of work is; gives a function to call with the number of units done since the last call.
+    """Report the progress of a task; yields a function to call with the number of units finished since the last call.
 
     Args:
-        label: What is being done.
-        show: Show a bar on stderr; otherwise lines of log tell it, see `beating`.
-        total: Units in all, where known.
-        unit: What is counted; empty: work as expected beforehand, of which the share alone says something.
-        done: Units that were done before.
+        label: Name of the task.
+        show: Show a bar on stderr; otherwise write log lines, see `beating`.
+        total: Total units, where known.
+        unit: Name of the unit; empty: an estimate of the work, of which only the share is shown.
+        done: Units that were finished earlier.
     """
     if not show:
         with beating(Heartbeat(label, total=total, unit=unit, done=done)) as pulse:
@@ -125,7 +125,7 @@ def counting(
     remaining = (TextColumn("left"), TimeRemainingColumn()) if total else ()
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn(counted), TimeElapsedColumn(), *remaining)
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    with bar as progress, _told_by_another(_around.get()), lines_every(0):
+    with bar as progress, _nested_in(_around.get()), lines_every(0):
         task = progress.add_task(label, total=total, completed=done, rate="")
         pulse = Heartbeat(label, total=total, unit=unit, done=done)
 
@@ -138,22 +138,22 @@ def counting(
 
 @contextmanager
 def beating(pulse: Pulse) -> Iterator[Pulse]:
-    """Write lines of log on the work in the block as often as `lines_every` says, however long one step takes."""
+    """Log the progress of the block at the interval of `lines_every`, from a thread, so that long steps are reported too."""
     (first, every), around = _every.get(), _around.get()
     if not every:
         yield pulse
         return
     stopped = threading.Event()
 
-    def beats() -> None:
+    def log_lines() -> None:
         wait = min(first, every)
         while not stopped.wait(wait):
             pulse.beat()
             wait = every
 
-    thread = threading.Thread(target=in_context(beats), name="heartbeat", daemon=True)
+    thread = threading.Thread(target=in_context(log_lines), name="heartbeat", daemon=True)
     token = _around.set(pulse)
-    with _told_by_another(around):
+    with _nested_in(around):
         thread.start()
         try:
             yield pulse
@@ -164,8 +164,8 @@ def beating(pulse: Pulse) -> Iterator[Pulse]:
 
 
 @contextmanager
-def _told_by_another(around: Heartbeat | None) -> Iterator[None]:
-    """Within the block, a bar or other lines tell how far a piece of work is."""
+def _nested_in(around: Heartbeat | None) -> Iterator[None]:
+    """Within the block, count a nested task that reports its own progress."""
     if around is None:
         yield
         return
@@ -178,11 +178,11 @@ def _told_by_another(around: Heartbeat | None) -> Iterator[None]:
 
 @contextmanager
 def lines_every(seconds: float, *, bars: bool = False) -> Iterator[None]:
-    """Within the block, lines on the same piece of work are so many seconds apart, the first after 2 s; 0: there are none.
+    """Set the interval between a task's log lines within the block; the first comes after 2 s. 0: no lines.
 
     Args:
-        seconds: How many.
-        bars: Where bars are shown, too, they tell of short work: the first line comes as late as the others.
+        seconds: The interval.
+        bars: Whether bars are shown as well; they cover short tasks, so the first line comes only after a full interval.
     """
     token = _every.set((seconds if bars else _FIRST_S, seconds))
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reports and errors for people: plain lines, or, on a terminal, tables and boxes that fit it."""
+"""Console output of reports and errors: plain lines, or tables and boxes on a terminal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["as_lines", "print_error_box", "print_report"]
 
 _ISO: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
-#: A column of plain lines is no wider: a longer cell moves the rest of its own row alone.
+#: Widest column of plain lines: a longer cell shifts only the rest of its own row.
 _WIDEST: Final = 60
 _COLORS: Final = {
     "published": "green",
@@ -37,9 +37,9 @@ _COLORS: Final = {
 
 
 def print_report(facts: Any) -> None:
-    """Print a report on stdout: plain lines where it is read by a program, else tables no wider than the terminal.
+    """Print a report on stdout: tables on a terminal, plain lines otherwise.
 
-    On a terminal times are in the reader's zone, checksums are cut to twelve digits, and states have colours.
+    On a terminal, times are in the local zone, checksums are cut to twelve digits, and states are coloured.
     """
     if not sys.stdout.isatty():
         print("\n".join(as_lines(facts)))  # noqa: T201 - what the command is for
@@ -50,7 +50,7 @@ def print_report(facts: Any) -> None:
 
 
 def print_error_box(error: ScalrError) -> None:
-    """Print an error on stderr in a box: what was found, where, what to do next."""
+    """Print an error in a box on stderr: what was found, where, and the next step."""
     from rich.console import Console
     from rich.panel import Panel
     from rich.text import Text
@@ -99,7 +99,7 @@ def _rich_table(rows: list[dict[str, Any]]) -> RenderableType:
     for name in _columns(rows):
         values = [row.get(name) for row in rows]
         number = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-        # An id is there to be copied: it stays on one line where the terminal has room for it at all.
+        # Keep ids on one line, so that they can be copied.
         table.add_column(
             name,
             justify="right" if number else "left",
@@ -126,7 +126,7 @@ def _rich_cell(value: Any) -> Text:
 
 
 def as_lines(facts: Any, indent: str = "") -> list[str]:
-    """A report as aligned, readable lines; a list of like rows as a table."""
+    """Format a report as aligned lines; a list of rows becomes a table."""
     lines: list[str] = []
     width = max((len(str(key)) for key in facts), default=0)
     for key, value in facts.items():
@@ -147,7 +147,7 @@ def _table(rows: list[dict[str, Any]], indent: str) -> list[str]:
 
 
 def _columns(rows: list[dict[str, Any]]) -> list[str]:
-    """The names in any of the rows, by their first row, but for those that hold lists or tables there."""
+    """List the columns of all rows, without those whose first value is a list or a table."""
     first = {name: value for row in reversed(rows) for name, value in row.items()}
     named = dict.fromkeys(name for row in rows for name in row)
     return [name for name in named if not isinstance(first[name], dict | list)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much memory this process has held at most, and giving back what it no longer needs."""
+"""Memory of this process: its peak, and the release of unused memory to the system."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ __all__ = ["give_back", "peak_mb"]
 
 
 def give_back() -> None:
-    """Give memory that is free to the system, Arrow's, torch's on a GPU, and the C library's where that is glibc; in milliseconds.
+    """Return free memory to the system: that of Arrow, of torch on a GPU, and of glibc. Takes milliseconds.
 
-    glibc keeps what was freed below a block that is in use. After a log was read and put in order that is hundreds of MB, which
-    arrays that come after it are too large for. What was read of arrays on disk goes as well.
+    glibc keeps freed memory below a block in use. After a log was read and sorted that is hundreds of MB, in gaps that are too small for
+    later arrays. Resident pages of mapped arrays are released too.
     """
-    # Looked up, as the others are: a DAG, or a command that reads a ledger, imports no numpy.
+    # Looked up like the others, not imported: a DAG, or a command that only reads the ledger, must not import numpy.
     mapped = sys.modules.get("scalr_prod.mapped")
     if mapped is not None:
         mapped.let_go()
@@ -31,7 +31,7 @@ def give_back() -> None:
 
 
 def peak_mb() -> int | None:
-    """The peak of this process's resident memory since it began, in MiB; None where the system does not tell (Windows)."""
+    """Return the peak resident memory of this process, in MiB; None on Windows, which does not report it."""
     try:
         import resource
     except ImportError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rows of a Parquet file, some at a time."""
+"""Batched reading of a Parquet file in bounded memory."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ __all__ = ["batches_of"]
 
 
 def batches_of(file: pq.ParquetFile, rows: int, *, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """The rows in order, in batches of so many at most.
+    """Yield the rows in order, in batches of at most ``rows`` rows.
 
-    pyarrow keeps what it has read of every row group that it was asked for, until the last of them is read: of a long file, the file.
-    So it is asked for as many as hold a batch.
+    pyarrow keeps all row groups of one request in memory until the last is read: for a long file, the whole file. So each request covers
+    only as many row groups as fill a batch.
 
     Args:
         file: The open file.
-        rows: Most rows of a batch.
-        columns: Which columns; default: all.
+        rows: Most rows per batch.
+        columns: The columns to read; default: all.
     """
-    some: list[int] = []
-    held = 0
+    groups: list[int] = []
+    pending = 0
     for number in range(file.num_row_groups):
-        some.append(number)
-        held += file.metadata.row_group(number).num_rows
-        if held >= rows or number == file.num_row_groups - 1:
-            yield from file.iter_batches(batch_size=rows, row_groups=some, columns=columns)
-            some, held = [], 0
+        groups.append(number)
+        pending += file.metadata.row_group(number).num_rows
+        if pending >= rows or number == file.num_row_groups - 1:
+            yield from file.iter_batches(batch_size=rows, row_groups=groups, columns=columns)
+            groups, pending = [], 0

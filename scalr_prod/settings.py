@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""scalr.toml and ``SCALR_*`` environment variables → one frozen ``Settings``.
+"""Settings: scalr.toml and ``SCALR_*`` environment variables, read into one frozen ``Settings``.
 
-The environment wins over the file (``SCALR_LEDGER__URL=…`` sets ``[ledger] url``), so that secrets need not be in the file.
-Unknown keys are errors. Relative paths are relative to the file. Nothing else in the package reads configuration.
+The environment takes precedence over the file (``SCALR_LEDGER__URL=…`` sets ``[ledger] url``), so that secrets need not be in the file.
+Unknown keys are errors. Relative paths are relative to the file. No other module reads configuration.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ __all__ = ["Settings", "load_settings", "make_settings"]
 
 
 class Settings(BaseSettings):
-    """All of it. Made by `load_settings`."""
+    """All settings of a project. Made by `load_settings`."""
 
     model_config = SettingsConfigDict(
         frozen=True, extra="forbid", env_prefix=PREFIX, env_nested_delimiter="__", nested_model_default_partial_update=True
@@ -65,7 +65,7 @@ class Settings(BaseSettings):
     generation: GenerationSettings = GenerationSettings()
     quality: QualitySettings = QualitySettings()
     publication: PublicationSettings = PublicationSettings()
-    # Made as it is needed: what a task gives by default is known from the keys that are named, and defaults are named otherwise.
+    # A factory: the task's defaults depend on which keys are set, and an instance as default would count as all keys set.
     training_set: TrainingSetSettings = Field(default_factory=TrainingSetSettings)
     experiment: ExperimentSettings = ExperimentSettings()
     retention: RetentionSettings = RetentionSettings()
@@ -80,13 +80,13 @@ class Settings(BaseSettings):
     lineage: LineageSettings = LineageSettings()
     ui: UiSettings = UiSettings()
 
-    #: Folder that relative paths start from (that of scalr.toml).
+    #: Base of relative paths: the folder of scalr.toml.
     base: Path = Field(default_factory=Path.cwd, exclude=True)
 
     _named: frozenset[str] = PrivateAttr(default=frozenset())
-    #: What the file and the overrides hold, for `origin`.
+    #: Content of the file and of the overrides, for `origin`.
     _read: tuple[dict[str, Any], dict[str, Any]] = PrivateAttr(default=({}, {}))
-    #: The project's name in the home's mark: a domain may be renamed, or a source added, and the project keeps its name.
+    #: The project's name in the home's marker: the project keeps it when a domain is renamed or a source added.
     _remembered: str | None = PrivateAttr(default=None)
 
     def __init__(self, **sections: Any) -> None:
@@ -97,29 +97,29 @@ class Settings(BaseSettings):
 
     @property
     def named(self) -> frozenset[str]:
-        """Keys that scalr.toml, an override or the environment gives a value, as ``section.key``; all others are defaults."""
+        """Keys set by scalr.toml, an override or the environment, as ``section.key``; all others have their defaults."""
         return self._named
 
     def read_from(self, file: Mapping[str, Any], overrides: Mapping[str, Any]) -> Self:
-        """Remember what the settings were made of, for `origin`; gives them back.
+        """Remember the sources of the settings, for `origin`.
 
         Args:
-            file: What scalr.toml says.
-            overrides: What was passed beside it.
+            file: Content of scalr.toml.
+            overrides: Overrides that were passed with it.
 
         Returns:
-            The settings themselves.
+            These settings.
         """
         self._read = (dict(file), dict(overrides))
         return self
 
     def origin(self, keys: Sequence[str]) -> str:
-        """Where a key's value comes from: ``default``, ``file``, ``override``, or ``environment`` with the variable's name.
+        """Return where a key's value comes from: ``default``, ``file``, ``override``, or ``environment`` with the variable's name.
 
-        Of a table of texts, the variables of its entries are named: ``SCALR_PROJECT__STORAGE_OPTIONS__KEY``.
+        For a table of texts, the variables of its entries are listed: ``SCALR_PROJECT__STORAGE_OPTIONS__KEY``.
 
         Args:
-            keys: From the section on: ``("domains", "source", "columns", "user")``.
+            keys: The key's path from the section on: ``("domains", "source", "columns", "user")``.
 
         Returns:
             One of these words.
@@ -138,20 +138,20 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - as above
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - as above
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment wins over what `load_settings` read from the file."""
+        """Give the environment precedence over the file's values."""
         return env_settings, init_settings
 
     def with_sections(self, **sections: Mapping[str, Any]) -> Settings:
-        """The same with some keys of some sections changed: ``generation={"mode": "causal"}``.
+        """Return a copy with some keys changed: ``generation={"mode": "causal"}``.
 
         Args:
             sections: Section → keys and values.
 
         Returns:
-            New settings; these stay as they are.
+            New settings; these are unchanged.
 
         Raises:
-            SettingsError: An unknown key, or an impossible value; names the key.
+            SettingsError: An unknown key or an invalid value; names the key.
         """
         named: dict[str, Any] = {}
         for name in self.named:
@@ -162,12 +162,12 @@ class Settings(BaseSettings):
 
     @property
     def project_name(self) -> str:
-        """By which shared stores know the project: ``[project] name``; else the name that its home bears; else the domains' names."""
+        """The project's name in shared stores: ``[project] name``, else the name in the home's marker, else from the domains' names."""
         return self.project.name or self._remembered or self.domains.project_name
 
     @property
     def served_model(self) -> str:
-        """The translator's name on its server: ``[serving] model_name``; else, on a server that projects may share, the project's."""
+        """The translator's name on its server: ``[serving] model_name``, else a default with the project's name on a shared server."""
         default = "translator" if self.serving.url is None else f"translator_{self.project_name}"
         return self.serving.model_name or default
 
@@ -200,10 +200,10 @@ class Settings(BaseSettings):
         return self.resolve(self.serving.repository) if self.serving.repository else self.home / "triton"
 
     def resolve(self, path: str) -> Path:
-        """A path of the settings, absolute.
+        """Resolve a path of the settings.
 
         Args:
-            path: Relative ones start from the folder of scalr.toml.
+            path: A path; relative ones start from the folder of scalr.toml.
 
         Returns:
             The absolute path.
@@ -216,13 +216,13 @@ def load_settings(path: str | Path | None = None, **overrides: Any) -> Settings:
 
     Args:
         path: The file; default ``scalr.toml`` in the current folder.
-        overrides: Whole sections as dictionaries, merged over the file's.
+        overrides: Sections as dictionaries, merged over the file's.
 
     Returns:
         All settings, with defaults filled in.
 
     Raises:
-        SettingsError: No such file, not TOML, an unknown key, or an impossible value; names the key.
+        SettingsError: No such file, not TOML, an unknown key or an invalid value; names the key.
     """
     path = Path(path) if path is not None else Path("scalr.toml")
     try:
@@ -238,27 +238,29 @@ def load_settings(path: str | Path | None = None, **overrides: Any) -> Settings:
             else "name a file that can be read: --config"
         )
         raise SettingsError(f"cannot be read: {error.strerror}", where=str(path), next_step=step) from error
-    except (ValueError, RecursionError) as error:  # of undecodable bytes, bad TOML, hostile numbers and depth
+    except (ValueError, RecursionError) as error:  # undecodable bytes, bad TOML, oversized numbers, too deep nesting
         raise SettingsError(f"cannot be read as TOML: {error}", where=str(path), next_step="correct the file") from error
     return _checked(_merge(raw, overrides), str(path), base=path.resolve().parent).read_from(raw, overrides)
 
 
 def make_settings(sections: Mapping[str, Any], *, base: str | Path | None = None) -> Settings:
-    """The same from a dictionary in place of a file; the environment goes before it, as before a file.
+    """Make settings from a dictionary instead of a file; the environment takes precedence here too.
 
     Args:
         sections: As in scalr.toml: ``{"domains": {"source": {…}, "target": {…}}, …}``.
         base: Folder that relative paths start from; default: the current one.
 
     Raises:
-        SettingsError: As `load_settings`.
+        SettingsError: As for `load_settings`.
     """
     return _checked(dict(sections), "the settings", base=Path(base or Path.cwd()).resolve()).read_from({}, sections)
 
 
 def _checked(sections: dict[str, Any], where: str, *, base: Path) -> Settings:
     if (key := _zero_byte(sections)) is not None:
-        raise SettingsError("holds a zero byte, which no path and no name can", where=f"{where}, {key}", next_step="remove it")
+        raise SettingsError(
+            "contains a zero byte, which paths and names cannot", where=f"{where}, {key}", next_step="remove it"
+        )
     if "base" in sections:
         raise SettingsError("unknown key 'base'", where=where, next_step="remove it")
     check_variables(Settings)
@@ -275,7 +277,7 @@ def _keys(sections: dict[str, Any]) -> set[str]:
 
 
 def _named_by_environment() -> set[str]:
-    """From ``SCALR_SECTION__KEY`` and from ``SCALR_SECTION`` with a JSON object."""
+    """Return the keys set by ``SCALR_SECTION__KEY``, or by ``SCALR_SECTION`` with a JSON object."""
     sections: dict[str, Any] = {}
     for name, text in os.environ.items():
         prefix, _, rest = name.lower().partition("_")
@@ -296,7 +298,7 @@ def _holds(sections: Any, keys: Sequence[str]) -> bool:
 
 
 def _zero_byte(section: dict[str, Any]) -> str | None:
-    """The first key whose text holds a zero byte."""
+    """Return the first key whose text holds a zero byte."""
     for key, value in section.items():
         found = _zero_byte(value) if isinstance(value, dict) else "" if "\0" in str(value) else None
         if found is not None:

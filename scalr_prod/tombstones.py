@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who was forgotten, without saying who: keyed hashes of users' ids, by which a log, a run or a copy is kept from bringing one back.
+"""Suppression list: keyed hashes of erased users and target items, so that no log, run or copy brings them back.
 
-Items of the target domain that were forgotten stand beside them in the same way. All stand in ``<home>/forgotten``. The key is drawn at
-the first use, and lies beside them in a file that only its owner can read: without it, nobody can tell by trying ids whose hash is there.
+The list is in ``<home>/forgotten``. Its random key is created at first use, in a file beside it that only the owner can read: without the
+key, the ids cannot be found by hashing candidates.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Kind", "Tombstone", "Tombstones", "refuse_overdue"]
 
-#: Whose ids: of users, or of items of the target domain.
+#: Kind of an id: a user, or an item of the target domain.
 Kind = Literal["user", "item"]
 
 _FOLDER: Final = "forgotten"
@@ -38,14 +38,14 @@ _KEY_BYTES: Final = 32
 
 @dataclass(frozen=True)
 class Tombstone:
-    """One forgotten user or item.
+    """One erased user or item.
 
     Attributes:
         digest: Keyed hash of the id.
-        at: When it was asked for (UTC).
-        versions: Translator versions that there were then, where there were events of the user to learn from.
-        done: Whether everything was removed; else it was cut off, and the same command goes on.
-        removed: How many rows, files or entries went, by where they were.
+        at: Time of the request (UTC).
+        versions: Translator versions that existed then, if there were events of the user to learn from.
+        done: Whether the erasure is complete; if not, it was interrupted, and the same command continues it.
+        removed: Number of removed rows, files or entries, by place.
     """
 
     digest: str
@@ -55,18 +55,18 @@ class Tombstone:
     removed: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """As the file keeps it."""
+        """Return the JSON value that the file holds."""
         return {"at": self.at.isoformat(), "versions": list(self.versions), "done": self.done, "removed": dict(self.removed)}
 
 
 class Tombstones:
-    """The forgotten users and items of a project.
+    """The erased users and items of a project.
 
     Args:
-        folder: Where they are kept.
-        key: Of the hashes; empty where nobody was ever forgotten.
-        users: By hash.
-        items: Likewise.
+        folder: Folder of the list.
+        key: Key of the hashes; empty where nobody was ever erased.
+        users: Users by hash.
+        items: Items by hash.
     """
 
     def __init__(self, folder: Path, key: bytes, users: dict[str, Tombstone], items: dict[str, Tombstone]) -> None:
@@ -74,32 +74,32 @@ class Tombstones:
 
     @classmethod
     def open(cls, settings: Settings) -> Self:
-        """Those of a project; none where nobody was forgotten.
+        """Read a project's list; empty where nobody was erased.
 
         Raises:
-            ForgettingError: They, or their key, cannot be read.
+            ForgettingError: The list or its key cannot be read.
         """
         folder = settings.home / _FOLDER
         try:
             found = json.loads((folder / _FILE).read_text(encoding="utf-8"))
-            users, items = _read(found["users"]), _read(found.get("items", {}))  # former versions knew no items
+            users, items = _read(found["users"]), _read(found.get("items", {}))  # earlier versions had no items
         except FileNotFoundError:
             return cls(folder, _key_of(folder, needed=False), {}, {})
         except (OSError, ValueError, KeyError) as error:
             raise ForgettingError(
-                f"it cannot be read who was forgotten: {error}",
+                f"the list of erased users cannot be read: {error}",
                 where=str(folder / _FILE),
-                next_step="restore the file from a copy; without it, a log could bring forgotten users back",
+                next_step="restore the file from a copy; without it, a log could bring erased users back",
             ) from error
         return cls(folder, _key_of(folder, needed=bool(users or items)), users, items)
 
     @classmethod
     @contextmanager
     def changing(cls, settings: Settings) -> Iterator[Self]:
-        """Those of a project, to be added to: by one process at a time; the key is made where there is none.
+        """Open a project's list for update within the block, by one process at a time; creates the key if missing.
 
         Raises:
-            ForgettingError: As for `open`; or another process is at it.
+            ForgettingError: As for `open`; or another process is updating it.
         """
         from filelock import FileLock, Timeout
 
@@ -115,61 +115,61 @@ class Tombstones:
                 yield cls.open(settings)
         except Timeout as error:
             raise ForgettingError(
-                "another process is forgetting users",
+                "another process is erasing users",
                 where=str(folder / ".lock"),
-                next_step="wait for it to end, then repeat the command",
+                next_step="wait for it to end, then run the command again",
             ) from error
 
     def digest(self, one: int | str, kind: Kind = "user") -> str:
-        """The keyed hash of an id, 64 hex digits; an id is the same as text and as a number."""
+        """Return the keyed hash of an id, 64 hex digits; 7 and '7' hash alike."""
         return hmac.digest(self._key, f"{kind}:{one}".encode(), "sha256").hex()
 
     def of(self, kind: Kind) -> dict[str, Tombstone]:
-        """The users, or the items, by hash."""
+        """Return the users or the items by hash."""
         return self.users if kind == "user" else self.items
 
     def held(self, ids: Iterable[int | str], kind: Kind = "user") -> list[int | str]:
-        """Those of some ids that were forgotten."""
-        there = self.of(kind)
-        return [one for one in ids if self.digest(one, kind) in there] if there else []
+        """Return those of the ids that were erased."""
+        known = self.of(kind)
+        return [identifier for identifier in ids if self.digest(identifier, kind) in known] if known else []
 
     def put(self, tombstone: Tombstone, kind: Kind = "user") -> None:
-        """Add or change one; it is on disk when this returns."""
+        """Add or change an entry; it is on disk when this returns."""
         self.of(kind)[tombstone.digest] = tombstone
         content = {
-            name: {digest: one.to_json() for digest, one in sorted(found.items())}
+            name: {digest: entry.to_json() for digest, entry in sorted(found.items())}
             for name, found in (("users", self.users), ("items", self.items))
         }
         _write(self.folder / _FILE, json.dumps(content, indent=1))
 
     def finish(self, digest: str, removed: dict[str, int], kind: Kind = "user") -> None:
-        """One is forgotten everywhere."""
+        """Mark an erasure as complete."""
         self.put(replace(self.of(kind)[digest], done=True, removed=removed), kind)
 
     def unfinished(self) -> int:
-        """How many were asked for, and the command was cut off."""
-        return sum(not one.done for one in (*self.users.values(), *self.items.values()))
+        """Count the erasures that were requested but interrupted."""
+        return sum(not entry.done for entry in (*self.users.values(), *self.items.values()))
 
     def retrain_by(self, settings: Settings, version: int) -> tuple[int, datetime] | None:
-        """How many forgotten users a translator version learned from, and until when runs may use it; None: from none."""
-        known = [one.at for one in self.users.values() if version in one.versions]
-        if not known:
+        """Return how many erased users a translator version learned from, and until when runs may use it; None: it learned from none."""
+        requested = [entry.at for entry in self.users.values() if version in entry.versions]
+        if not requested:
             return None
-        days = min(timedelta(days=settings.forgetting.grace_days), datetime.max.replace(tzinfo=UTC) - min(known))
-        return len(known), min(known) + days
+        grace = min(timedelta(days=settings.forgetting.grace_days), datetime.max.replace(tzinfo=UTC) - min(requested))
+        return len(requested), min(requested) + grace
 
 
 def refuse_overdue(settings: Settings, version: int) -> None:
-    """Make sure that a run may use a translator version, though it may have learned from users who were forgotten since.
+    """Check that a run may still use a translator version that may have learned from users erased since.
 
     Raises:
-        TranslatorError: The time to train a new one, ``[forgetting] grace_days``, is over.
+        TranslatorError: The grace period for training a new version (``[forgetting] grace_days``) is over.
     """
     found = Tombstones.open(settings).retrain_by(settings, version)
     if found is None or datetime.now(UTC) < found[1]:
         return
     raise TranslatorError(
-        f"translator version {version} learned from {found[0]} users who have been forgotten since; runs could use it until "
+        f"translator version {version} learned from {found[0]} users who were erased since; runs could use it until "
         f"{found[1].isoformat(timespec='seconds')}",
         where="[forgetting] grace_days",
         next_step="train a new version: scalr translator train",
@@ -178,8 +178,10 @@ def refuse_overdue(settings: Settings, version: int) -> None:
 
 def _read(found: dict[str, Any]) -> dict[str, Tombstone]:
     return {
-        digest: Tombstone(digest, datetime.fromisoformat(one["at"]), tuple(one["versions"]), one["done"], one["removed"])
-        for digest, one in found.items()
+        digest: Tombstone(
+            digest, datetime.fromisoformat(entry["at"]), tuple(entry["versions"]), entry["done"], entry["removed"]
+        )
+        for digest, entry in found.items()
     }
 
 
@@ -189,7 +191,7 @@ def _key_of(folder: Path, *, needed: bool) -> bytes:
     except FileNotFoundError as error:
         if not needed:
             return b""
-        raise _no_key(folder, "the key of the hashes is not there") from error
+        raise _no_key(folder, "the key of the hashes is missing") from error
     except (OSError, ValueError) as error:
         raise _no_key(folder, f"the key of the hashes cannot be read: {error}") from error
 
@@ -198,12 +200,12 @@ def _no_key(folder: Path, found: str) -> ForgettingError:
     return ForgettingError(
         found,
         where=str(folder / _SECRET),
-        next_step="restore the file from a copy; without it, it cannot be told which users of a log were forgotten",
+        next_step="restore the file from a copy; without it, erased users in a log cannot be recognised",
     )
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file that only its owner can read, whole or not at all."""
+    """Write a file atomically, readable by its owner alone."""
     with (
         whole(path) as unfinished,
         os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Environment variables that set settings: which of them sets a key, and what one that sets none was meant for."""
+"""Environment variables that set settings: which variable sets a key, and errors for variables that match no setting."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ PREFIX: Final = "SCALR_"
 
 
 def check_variables(settings: type[BaseSettings]) -> None:
-    """Refuse variables that are meant for a setting that there is not: pydantic-settings looks past them.
+    """Reject variables that match no setting, which pydantic-settings ignores silently.
 
-    A name without ``__`` may be another program's; it is refused where it clearly means a setting of ours.
+    A name without ``__`` may belong to another program; it is rejected only where it clearly means one of our settings.
 
     Args:
         settings: The model of all settings.
 
     Raises:
-        SettingsError: Names the variable and the closest one that there is.
+        SettingsError: A variable matches no setting; names it and the closest match.
     """
     for variable in sorted(os.environ):
         if not variable.upper().startswith(PREFIX):
@@ -45,7 +45,7 @@ def check_variables(settings: type[BaseSettings]) -> None:
 
 
 def _meant(settings: type[BaseSettings], name: str) -> list[str]:
-    """Section and key of a name like ``generation_mode``, which lacks an underscore; none where it is no such name."""
+    """Return section and key of a name like ``generation_mode``, which lacks an underscore; empty for any other name."""
     for section in known_keys(settings, []):
         key = name.removeprefix(f"{section}_")
         if key != name and key in known_keys(settings, [section]):
@@ -54,7 +54,7 @@ def _meant(settings: type[BaseSettings], name: str) -> list[str]:
 
 
 def _no_setting(settings: type[BaseSettings], variable: str, keys: list[str], depth: int) -> SettingsError:
-    """The error for a variable whose key at this depth there is not."""
+    """Return the error for a variable whose key at this depth does not exist."""
     known = known_keys(settings, keys[:depth])
     close = difflib.get_close_matches(keys[depth], known, n=1)
     meant = [*keys[:depth], *close, *keys[depth + 1 :]]
@@ -63,11 +63,11 @@ def _no_setting(settings: type[BaseSettings], variable: str, keys: list[str], de
 
 
 def known_keys(settings: type[BaseSettings], keys: list[str]) -> list[str]:
-    """The keys of a section; none where anything may stand, or a single value."""
+    """List the keys of a section; empty for free-form tables and plain values."""
     model: Any = settings
     for key in keys:
         named = _fields(model)
-        # Of a table by names, such as [domains.sources], every value is alike; of an optional section, the section.
+        # In a table by name, such as [domains.sources], all values have one type; an optional section counts as the section.
         model = named[key].annotation if key in named else get_args(model)[1] if get_origin(model) is dict else None
         if get_origin(model) is not dict:
             model = next((one for one in get_args(model) if _fields(one)), model)
@@ -79,13 +79,13 @@ def _fields(model: Any) -> dict[str, Any]:
 
 
 def set_by(keys: list[str]) -> str | None:
-    """The environment variable that sets a key, or the section around it."""
+    """Return the environment variable that sets a key or a section around it."""
     there = {name.upper(): name for name in os.environ}
     return next((there[name] for depth in range(len(keys), 0, -1) if (name := _variable(keys[:depth])) in there), None)
 
 
 def set_below(keys: list[str]) -> str | None:
-    """The environment variables that set entries of a table, such as those of storage_options."""
+    """Return the environment variables that set entries of a table, such as storage_options."""
     above = _variable([*keys, ""])
     return ", ".join(sorted(name for name in os.environ if name.upper().startswith(above))) or None
 
@@ -95,7 +95,7 @@ def _variable(keys: list[str]) -> str:
 
 
 def not_json(error: SourceError) -> SettingsError:
-    """Sections and lists come as JSON. What cannot be read may be a secret: it is not repeated."""
+    """Return the error for a section or list that is not valid JSON. Its text may be a secret and is not repeated."""
     field = re.search(r'field "(\w+)"', str(error))
     section = _variable([field[1]]) if field else PREFIX
     names = [name for name in sorted(os.environ) if name.upper() == section or name.upper().startswith(f"{section}__")]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that appear whole or not at all."""
+"""Atomic file writes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ __all__ = ["whole", "write_json"]
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A path to write to, in the file's folder, which is made; what lies there at the block's end takes the file's place.
+    """Yield a temporary path in the file's folder (created if missing), and rename it to the file at the end of the block.
 
-    Where the block fails, the file stays as it was. Of several writers at once, the last one stays.
+    If the block fails, the file stays as it was. Of several concurrent writers, the last one wins.
 
     Raises:
         OSError: The folder cannot be written to.
@@ -34,6 +34,6 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON so that a reader sees all of it or the file as it was."""
+    """Write a JSON file atomically."""
     with whole(path) as unfinished:
         unfinished.write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")

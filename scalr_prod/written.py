@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is written, told to whoever listens: every commit to the lake, and every training set."""
+"""Commit events: every commit to the lake and every new training set is reported to the listening block."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ __all__ = ["Written", "collected", "note_written"]
 
 @dataclass(frozen=True)
 class Written:
-    """A version of a table, or of a training set.
+    """A new version of a table or a training set.
 
     Attributes:
         uri: Its folder, as an absolute path or a URL.
-        version: The version that was made.
+        version: The new version.
     """
 
     uri: str
@@ -31,7 +31,7 @@ _listening: ContextVar[list[Written] | None] = ContextVar("scalr_written", defau
 
 
 def note_written(uri: str, version: int) -> None:
-    """Something was written."""
+    """Report a new version to the listening block, if any."""
     found = _listening.get()
     if found is not None:
         found.append(Written(uri, version))
@@ -39,7 +39,7 @@ def note_written(uri: str, version: int) -> None:
 
 @contextmanager
 def collected() -> Iterator[list[Written]]:
-    """The list that what is written in the block is added to; within another such block, to this one alone."""
+    """Collect the versions written within the block in a list; a nested block collects its own alone."""
     found: list[Written] = []
     token = _listening.set(found)
     try:

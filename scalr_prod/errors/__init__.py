@@ -1,51 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every error a user can meet, at one look. The text of an error stands where it is raised.
+"""All errors that a user can meet. The text of an error is where it is raised.
 
 ScalrError                      exit code 1; names where, what was found, what to do next
-├── SettingsError               scalr.toml or SCALR_*: unknown key, impossible value
-├── ProjectsMixed               a home, lake, ledger, registry or model is another project's, or knows this one by another lake
-├── ForeignFiles                a folder or table of the settings holds what this package did not make; it stays as it is
-├── InputError                  foreign data refused at the edge; nothing was written
+├── SettingsError               scalr.toml or SCALR_*: unknown key, invalid value
+├── ProjectsMixed               a home, lake, ledger, registry or model belongs to another project, or records another lake for this one
+├── ForeignFiles                a folder or table of the settings holds files that this package did not make; nothing was changed
+├── InputError                  input data was rejected; nothing was written
 │   ├── UnreadableInput         no such file, truncated, not the format it claims to be, a query that fails
-│   ├── EmptyInput              it can be read, but holds no row
-│   ├── ColumnNotFound          a mapped column is not there; lists those that are
+│   ├── EmptyInput              readable, but without rows
+│   ├── ColumnNotFound          a mapped column is missing; lists the existing ones
 │   └── BadValue                null or empty id, wrong type, naive or unparsable timestamp, bad weight
 ├── LakeError
 │   ├── DomainsMixed            the tables were made for other domains than the settings name
 │   ├── TableNotFound           a stage was skipped; names the command that makes the table
-│   ├── CommitFailed            nothing was written; safe to repeat
-│   └── CommitOutcomeUnknown    the commit may have landed; read the log before repeating
+│   ├── CommitFailed            nothing was written; safe to retry
+│   └── CommitOutcomeUnknown    the commit may have landed; read the log before retrying
 ├── LedgerError
 │   ├── RunNotFound
-│   │   └── RunOfOtherProject   the ledger holds it, for another project
-│   ├── LeaseHeld               another driver works on the run
-│   └── LeaseLost               another driver has taken the run over
+│   │   └── RunOfOtherProject   the run belongs to another project
+│   ├── LeaseHeld               another driver holds the run's lease
+│   └── LeaseLost               another driver has taken over the run
 ├── FeatureStoreError           Feast could not be opened, applied or read
 ├── TranslatorError
 │   ├── NoCommonUsers           source and target share no user: nothing to learn a translation from
 │   ├── TranslatorNotFound      no such version; none trained or none promoted yet
-│   └── TrainedPastWindow       it has seen what the window is about to ask of it
+│   └── TrainedPastWindow       it was trained on events that the run may not know yet
 ├── ServingError                the local Triton could not be started, stopped, or asked to load
 ├── ScoringError
 │   ├── ServerUnreachable       nothing answers at the address
 │   ├── ModelNotReady           the server is there, the model is not
-│   ├── ModelVersionMismatch    another version answers than the one the run pinned
+│   ├── ModelVersionMismatch    the server answers with another version than the run is pinned to
 │   ├── MalformedResponse       wrong shape, dtype or byte size, NaN, index out of range
-│   ├── InvalidRequest          an index, age, time or number outside of the model's tables
-│   ├── RequestTooLarge         refused before it was sent
+│   ├── InvalidRequest          an index, age, time or number outside the model's tables
+│   ├── RequestTooLarge         rejected before sending
 │   └── DeadlineExceeded        the deadline over all attempts has passed
 ├── GenerationError
 │   ├── EmptyWindow             no source event in the window
 │   └── SchedulerUnreachable    the Dask address does not answer
-├── PublicationError            the run is not in a state that can be published or rolled back
+├── PublicationError            the run cannot be published or rolled back in its state
 │   ├── PublicationDisabled     the project's publication is switched off
 │   └── EventNotFound           the feature view has no such event
 ├── TrainingSetError            the training set could not be built
-│   └── TrainingSetBusy         its inputs changed meanwhile, or another build is at work; safe to repeat
-├── EvaluationError             nothing to evaluate on, or a downstream model that cannot be used
-├── QualityError                the audit itself could not be done
-├── ForgettingError             users cannot be forgotten, or it cannot be told who was; what was done so far stays done
-├── ReportError                 a page cannot be drawn, written or served
+│   └── TrainingSetBusy         its inputs changed meanwhile, or another build is running; safe to retry
+├── EvaluationError             nothing to evaluate on, or an unusable downstream model
+├── QualityError                the audit itself failed
+├── ForgettingError             users cannot be erased, or the suppression list cannot be read; finished steps are kept
+├── ReportError                 a page cannot be rendered, written or served
 └── QualityGateFailed           exit code 3; names the failed expectations and the report
 """
 
@@ -104,25 +104,25 @@ __all__ = [
 
 
 class SettingsError(ScalrError):
-    """scalr.toml or the environment holds an unknown key or an impossible value."""
+    """scalr.toml or the environment holds an unknown key or an invalid value."""
 
-    cure = "Correct the key that the message names; `scalr config show` tells what is in force, and where it came from."
+    cure = "Correct the key that the message names; `scalr config show` lists the values in force and their origin."
 
 
 class ForeignFiles(ScalrError):
-    """A folder or table that the settings name holds what this package did not make; nothing was written."""
+    """A folder or table of the settings holds files that this package did not make; nothing was written."""
 
-    cure = "Name another folder or table in the settings, or move what is there away."
+    cure = "Name another folder or table in the settings, or move the foreign files away."
 
 
 class ProjectsMixed(ScalrError):
-    """Two projects meet in one store under one name, or on one lake or home; nothing was written."""
+    """Two projects use one name in a store, or one lake or home; nothing was written."""
 
-    cure = "Give one of the two another `[project] name`, or a home and lake of its own."
+    cure = "Give one of the two another `[project] name`, or its own home and lake."
 
 
 class InputError(ScalrError):
-    """Foreign data was refused at the edge; nothing was written."""
+    """Input data was rejected; nothing was written."""
 
     cure = "Correct the input, then run the same command again; nothing has to be undone."
 
@@ -130,19 +130,19 @@ class InputError(ScalrError):
 class UnreadableInput(InputError):
     """The input does not exist or cannot be decoded."""
 
-    cure = "Check the path, the format and the query, and that the file is whole."
+    cure = "Check the path, the format and the query, and that the file is complete."
 
 
 class EmptyInput(InputError):
-    """The input can be read, but holds no row."""
+    """The input can be read, but holds no rows."""
 
     cure = "Check the path or the query: a log needs at least one event."
 
 
 class ColumnNotFound(InputError):
-    """A mapped column is missing; the message lists those that are there."""
+    """A mapped column is missing; the message lists the existing ones."""
 
-    cure = "Map one of the columns that are there, under `[domains.<role>] columns`."
+    cure = "Map one of the existing columns, under `[domains.<role>] columns`."
 
 
 class BadValue(InputError):
@@ -170,13 +170,13 @@ class TableNotFound(LakeError):
 
 
 class CommitFailed(LakeError):
-    """The commit did not land: nothing changed, and it is safe to repeat."""
+    """The commit did not land: nothing changed, and it is safe to retry."""
 
     cure = "Run the same command again."
 
 
 class CommitOutcomeUnknown(LakeError):
-    """The commit may have landed; the table's log tells."""
+    """The commit may have landed; the table's log shows whether it did."""
 
     cure = "Run the same command again: a commit that landed is recognised."
 
@@ -190,31 +190,31 @@ class LedgerError(ScalrError):
 class RunNotFound(LedgerError):
     """No run with this id."""
 
-    cure = "`scalr runs list` names the runs there are."
+    cure = "`scalr runs list` lists the existing runs."
 
 
 class RunOfOtherProject(RunNotFound):
-    """The ledger holds a run with this id, of another project; the message names it."""
+    """The run with this id belongs to another project; the message names it."""
 
     cure = "Use the settings of the project that the message names."
 
 
 class LeaseHeld(LedgerError):
-    """Another driver works on the run; the message says which, and until when."""
+    """Another driver holds the run's lease; the message says which, and until when."""
 
-    cure = "Wait for the other driver to end; where it has died, its lease runs out by itself. Then the same command again."
+    cure = "Wait for the other driver to finish; if it has died, its lease expires. Then run the same command again."
 
 
 class LeaseLost(LedgerError):
-    """Another driver has taken the run over since."""
+    """Another driver has taken over the run since."""
 
-    cure = "Leave the run to the other driver; `scalr runs show RUN` tells how far it is."
+    cure = "Leave the run to the other driver; `scalr runs show RUN` shows its progress."
 
 
 class FeatureStoreError(ScalrError):
     """Feast could not be opened, applied or read."""
 
-    cure = "Check `[feast]` and that its stores answer; `scalr histories` makes registry and online store again from the lake."
+    cure = "Check `[feast]` and that its stores answer; `scalr histories` rebuilds registry and online store from the lake."
 
 
 class TranslatorError(ScalrError):
@@ -226,13 +226,13 @@ class TranslatorError(ScalrError):
 class NoCommonUsers(TranslatorError):
     """Source and target domain share no user."""
 
-    cure = "Check that both logs name the same users alike, or map their ids with `[users] map`."
+    cure = "Check that both logs use the same user ids, or map the ids with `[users] map`."
 
 
 class TranslatorNotFound(TranslatorError):
     """No translator version fits the request."""
 
-    cure = "`scalr translator train` makes a version; `scalr translator list` names those there are."
+    cure = "`scalr translator train` trains a version; `scalr translator list` lists the existing ones."
 
 
 class TrainedPastWindow(TranslatorError):
@@ -244,7 +244,7 @@ class TrainedPastWindow(TranslatorError):
 class ServingError(ScalrError):
     """The local Triton could not be started, stopped, or asked to load a model."""
 
-    cure = "`scalr doctor` checks every part; `scalr serving install` makes its environment; a `[serving] scorer` that is local needs none."
+    cure = '`scalr doctor` checks every part; `scalr serving install` makes its environment; `[serving] scorer = "local"` needs none.'
 
 
 class ScoringError(ScalrError):
@@ -260,27 +260,27 @@ class ServerUnreachable(ScoringError):
 
 
 class ModelNotReady(ScoringError):
-    """The server answers, but does not hold the model."""
+    """The server answers, but has not loaded the model."""
 
-    cure = "`scalr translator promote` loads the version; `scalr doctor` tells what the server holds."
+    cure = "`scalr translator promote` loads the version; `scalr doctor` shows what the server holds."
 
 
 class ModelVersionMismatch(ScoringError):
-    """Another model version answers than the one pinned."""
+    """The server answers with another model version than the pinned one."""
 
     cure = "`scalr translator promote --version N` serves the pinned version."
 
 
 class MalformedResponse(ScoringError):
-    """The answer's shape, dtype, byte size or values are wrong."""
+    """The response has a wrong shape, dtype, byte size or values."""
 
-    cure = "Check that nothing but this project's model answers at the address."
+    cure = "Check that only this project's model answers at the address."
 
 
 class InvalidRequest(ScoringError):
-    """The request holds an index, age, time or number that the model cannot work with; nothing was computed."""
+    """The request holds an index, age, time or number that the model cannot handle; nothing was computed."""
 
-    cure = "Ask a version that was trained from the tables that the request was made from: `scalr run`."
+    cure = "Use a version that was trained from the tables of the request: `scalr run`."
 
 
 class RequestTooLarge(ScoringError):
@@ -298,7 +298,7 @@ class DeadlineExceeded(ScoringError):
 class GenerationError(ScalrError):
     """Synthetic events could not be generated."""
 
-    cure = "Correct what the message names, then `scalr runs resume RUN`: what was made is kept."
+    cure = "Correct what the message names, then `scalr runs resume RUN`: finished parts are kept."
 
 
 class EmptyWindow(GenerationError):
@@ -310,25 +310,25 @@ class EmptyWindow(GenerationError):
 class SchedulerUnreachable(GenerationError):
     """The Dask scheduler does not answer."""
 
-    cure = "Start the Dask scheduler, correct `[compute] dask`, or leave it out to work in local processes."
+    cure = "Start the Dask scheduler, correct `[compute] dask`, or leave it out to use local processes."
 
 
 class PublicationError(ScalrError):
-    """The run is not in a state in which it can be published or rolled back."""
+    """The run cannot be published or rolled back in its state."""
 
-    cure = "`scalr runs show RUN` tells the run's state, and the message which states will do."
+    cure = "`scalr runs show RUN` shows the run's state, and the message the allowed states."
 
 
 class PublicationDisabled(PublicationError):
-    """The project's publication is switched off: the feature view reads as empty, and nothing is published to it."""
+    """The project's publication is disabled: the feature view reads as empty, and nothing is published to it."""
 
-    cure = "`scalr publication enable` switches it on again."
+    cure = "`scalr publication enable` enables it again."
 
 
 class EventNotFound(PublicationError):
     """The feature view has no event with this id."""
 
-    cure = "Take an `event_id` of `synthetic_target_events`; what was rolled back or replaced is not in it."
+    cure = "Take an `event_id` of `synthetic_target_events`; events that were rolled back or replaced are not in it."
 
 
 class TrainingSetError(ScalrError):
@@ -338,38 +338,38 @@ class TrainingSetError(ScalrError):
 
 
 class TrainingSetBusy(TrainingSetError):
-    """The inputs changed while it was built, or another build is at work. Nothing was kept; safe to repeat."""
+    """The inputs changed during the build, or another build is running. Nothing was kept; safe to retry."""
 
-    cure = "Run the same command again when the other one has ended."
+    cure = "Run the same command again when the other build has ended."
 
 
 class EvaluationError(ScalrError):
-    """There is nothing to evaluate on, or a downstream model cannot be used."""
+    """There is nothing to evaluate on, or a downstream model is unusable."""
 
     cure = "Choose an earlier cutoff or fewer of them, ingest more target events, or correct the model that the message names."
 
 
 class QualityError(ScalrError):
-    """The audit itself could not be done; it says nothing about the rows."""
+    """The audit itself failed; this says nothing about the rows."""
 
     cure = "Correct the suite or the data set that the message names, then run the same command again."
 
 
 class ForgettingError(ScalrError):
-    """Users cannot be forgotten, or it cannot be told who was forgotten; what was done so far stays done."""
+    """Users cannot be erased, or the suppression list cannot be read; finished steps are kept."""
 
-    cure = "Correct the ids or the store that the message names, then run the same command again: it goes on."
+    cure = "Correct the ids or the store that the message names, then run the same command again: it continues."
 
 
 class ReportError(ScalrError):
-    """A page cannot be drawn, written or served."""
+    """A page cannot be rendered, written or served."""
 
     cure = "Choose another output file or port, or correct what the message names."
 
 
 class QualityGateFailed(ScalrError):
-    """The gate said no; the message names the failed expectations and the report."""
+    """The quality gate rejected the run; the message names the failed expectations and the report."""
 
-    cure = "Open the report: it names each rule and rows that broke it. Mend the logs or the setting, then `scalr run`."
+    cure = "Open the report: it lists each broken rule with rows that broke it. Fix the logs or the setting, then `scalr run`."
 
     exit_code = 3

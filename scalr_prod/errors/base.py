@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every error says: what was found, where, in which stage and run, and what to do next."""
+"""Base of all errors: what was found, where, in which stage and run, and the next step."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ __all__ = ["ScalrError"]
 
 
 class ScalrError(Exception):
-    """What went wrong, where, and what to do next.
+    """Base of the package's errors: what was found, where, and what to do next.
 
     Args:
         found: What was found, in one sentence.
-        where: The file, column, row, table, key or address it was found at.
-        next_step: The command or change that gets the user further, where this error was raised.
+        where: The file, column, row, table, key or address where it was found.
+        next_step: The command or change that solves it in this case.
 
     Attributes:
-        cure: What to do about any error of the class, for docs/reference/errors.md.
+        cure: What to do about any error of this class, for docs/reference/errors.md.
     """
 
     cure = "Do what the message says under `next`."
@@ -48,11 +48,11 @@ class ScalrError(Exception):
         return _rebuild, (type(self), self.found, self.where, self.next_step, self.run_id, self.stage)
 
     def at(self, *, stage: str | None = None, run_id: str | None = None) -> ScalrError:
-        """Add the stage and run that it happened in, where not known yet; returns itself.
+        """Add the stage and run where not known yet.
 
         Args:
-            stage: Its name.
-            run_id: Of the run.
+            stage: Name of the stage.
+            run_id: Id of the run.
 
         Returns:
             The error itself.
@@ -62,7 +62,7 @@ class ScalrError(Exception):
         return self
 
     def to_json(self) -> dict[str, str | None]:
-        """The same facts as one JSON object, for ``--json``."""
+        """Return the same fields as one JSON object, for ``--json``."""
         return {
             "error": type(self).__name__,
             "found": self.found,

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lake: one Delta table per name of `contracts.Table`, on disk or at any object-store URL.
+"""The lake: one Delta table per member of `contracts.Table`, on disk or at an object-store URL.
 
-Every commit carries a *key* as a Delta app transaction, so that repeating it changes nothing. A commit that fails is told apart
-from one whose outcome is unknown. `storage` finds and opens tables, `commits` lands a commit once, `windows` are stretches of
-event time, `tables` is what can be done with a table.
+Every commit has an idempotency *key*, stored as a Delta app transaction: a retry changes nothing. A failed commit is distinguished from one
+with an unknown outcome. `storage` finds and opens tables, `commits` makes idempotent commits, `windows` handles windows of event time, and
+`tables` holds the operations on tables.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A commit lands once per key, follows the version that it was computed from or does not land, and says what it was."""
+"""Idempotent commits with optimistic concurrency: one per key, on the version it was computed from, with a record of what it did."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ __all__ = ["Commit", "commit_once", "record_of", "records_of", "repeat_while_mov
 
 logger = logging.getLogger(__name__)
 
-#: App id shared by all commits that depend on the version they were computed from.
+#: App id shared by all commits that require a table version.
 _GUARD: Final = "expected-version"
-#: The key again, where a table's history shows it.
+#: Metadata entry with the key, which the table's history shows.
 _KEY: Final = "scalr.key"
-#: What a commit says of itself.
+#: Metadata entry with the commit's record.
 _RECORD: Final = "scalr.record"
-#: How often a commit is computed anew because another writer was faster.
+#: Most attempts to recompute a commit after another writer was faster.
 _ATTEMPTS: Final = 8
 
 Outcome = TypeVar("Outcome")
@@ -38,12 +38,12 @@ Outcome = TypeVar("Outcome")
 
 @dataclass(frozen=True)
 class Commit:
-    """What a write came to.
+    """Result of a write.
 
     Attributes:
         table: The table's name.
-        version: The Delta version that the commit made.
-        written: False when the same key had been committed before, and nothing was done.
+        version: The Delta version of the commit.
+        written: False where the key had been committed before, so that nothing was written.
     """
 
     table: str
@@ -67,12 +67,12 @@ def commit_once(
     Args:
         storage: Where the table is.
         table: Which table.
-        key: Names this write.
+        key: Idempotency key of this write.
         write: Makes the commit, with these properties.
-        expected_version: The commit follows this version or does not land.
-        record: What it says of itself.
-        notes: Numbers by name, which the table's log keeps.
-        opened: The table, where it is open already; afterwards it stands at the version that was made.
+        expected_version: The commit lands on top of this version or fails.
+        record: Record stored with the commit.
+        notes: App ids and their numbers, stored in the table's log.
+        opened: The table, if already open; afterwards it is at the version of the commit.
 
     Raises:
         ForeignFiles: This package did not make the table.
@@ -81,27 +81,27 @@ def commit_once(
     """
     delta = storage.open_ours(table, storage.current(table, opened))
     if delta.transaction_version(key) is not None:
-        return Commit(table.value, _made_by(delta, key), written=False)
+        return Commit(table.value, _version_with_key(delta, key), written=False)
     try:
-        _must_be_at(delta, expected_version)
+        _check_version(delta, expected_version)
         write(delta, _properties(key, expected_version, record, notes or {}))
     except Exception as error:
-        # deltalake raises exceptions of many kinds (DeltaError, OSError, pyarrow's); the log alone tells what happened.
-        _settle(storage, table, key, error)
+        # deltalake raises exceptions of many types (DeltaError, OSError, pyarrow's); only the log shows what happened.
+        _raise_unless_landed(storage, table, key, error)
         if opened is not None:
             storage.follow(table, opened)
-        version = _made_by(storage.open_table(table), key)
+        version = _version_with_key(storage.open_table(table), key)
     else:
-        version = delta.version()  # the one that its own commit made, whatever others have added since
+        version = delta.version()  # that of our own commit, even if others have committed since
     note_written(storage.uri(table), version)
     return Commit(table.value, version, written=True)
 
 
 def repeat_while_moving(storage: Storage, table: Table, attempt: Callable[[int], Outcome]) -> Outcome:
-    """Call ``attempt`` with the table's version, again if another writer moved the table on in the meantime.
+    """Call ``attempt`` with the table's version, and again with the new one if another writer committed in the meantime.
 
     Raises:
-        CommitFailed: It did not land, and the table stands where it stood; or others were faster again and again.
+        CommitFailed: It failed though the table's version did not change; or other writers were faster every time.
     """
     for number in itertools.count(1):
         version = storage.open_table(table).version()
@@ -110,17 +110,22 @@ def repeat_while_moving(storage: Storage, table: Table, attempt: Callable[[int],
         except CommitFailed:
             if number == _ATTEMPTS or storage.open_table(table).version() == version:
                 raise
-            logger.info("%s has moved on in the meantime; computing the commit again", table.value)
+            logger.info("another writer committed to %s in the meantime; computing the commit again", table.value)
     raise AssertionError("unreachable")
 
 
-def _must_be_at(delta: DeltaTable, expected_version: int | None) -> None:
+def _check_version(delta: DeltaTable, expected_version: int | None) -> None:
     if expected_version is not None and delta.version() != expected_version:
         raise RuntimeError(f"the table is at version {delta.version()}, the rows were computed from {expected_version}")
 
 
-def _settle(storage: Storage, table: Table, key: str, error: Exception) -> None:
-    """Read the log after a failed write: landed after all, not landed, or not to be known."""
+def _raise_unless_landed(storage: Storage, table: Table, key: str, error: Exception) -> None:
+    """Find out from the log whether a failed write landed.
+
+    Raises:
+        CommitFailed: It did not land.
+        CommitOutcomeUnknown: The log cannot be read.
+    """
     try:
         landed = storage.committed(table, key)
     except Exception as unreadable:
@@ -128,43 +133,43 @@ def _settle(storage: Storage, table: Table, key: str, error: Exception) -> None:
             f"the commit may have landed, and the log cannot be read ({in_one_line(unreadable)}); "
             f"the write said: {in_one_line(error)}",
             where=storage.uri(table),
-            next_step="when the lake can be reached, repeat the command: a landed commit is recognised",
+            next_step="when the lake can be reached, run the command again: a landed commit is recognised",
         ) from error
     if not landed:
         raise CommitFailed(
             f"nothing was written: {in_one_line(error)}",
             where=storage.uri(table),
-            next_step="mend the cause and repeat the command",
+            next_step="fix the cause and run the command again",
         ) from error
 
 
 def _properties(key: str, expected_version: int | None, record: str | None, notes: Mapping[str, int]) -> CommitProperties:
     from deltalake import CommitProperties, Transaction
 
-    # Two commits that share an app id and started from one version conflict: that is what makes one of two writers lose.
+    # Two commits with the same app id from the same version conflict, so only one of two concurrent writers succeeds.
     guard = {} if expected_version is None else {_GUARD: expected_version}
-    said = {_KEY: key} if record is None else {_KEY: key, _RECORD: record}
+    metadata = {_KEY: key} if record is None else {_KEY: key, _RECORD: record}
     transactions = [Transaction(name, number) for name, number in ({key: 1} | guard | dict(notes)).items()]
-    return CommitProperties(custom_metadata=said, app_transactions=transactions)
+    return CommitProperties(custom_metadata=metadata, app_transactions=transactions)
 
 
 def version_of(delta: DeltaTable, key: str) -> int | None:
-    """The version that the commit with this key made; None where the table's history does not reach back to it."""
+    """Return the version of the commit with this key; None where the table's history does not reach back to it."""
     return next((int(entry["version"]) for entry in delta.history() if entry.get(_KEY) == key), None)
 
 
-def _made_by(delta: DeltaTable, key: str) -> int:
+def _version_with_key(delta: DeltaTable, key: str) -> int:
     known = version_of(delta, key)
     return delta.version() if known is None else known
 
 
 def record_of(table: DeltaTable) -> str | None:
-    """What the commit that made this version of a table says of itself, see `Lake.append`; None: nothing."""
+    """Return the record of the commit that made this version of a table, see `Lake.append`; None: it has none."""
     latest = next((entry for entry in table.history(1) if entry.get("version") == table.version()), {})
     return latest.get(_RECORD)
 
 
 def records_of(delta: DeltaTable) -> list[tuple[int, str]]:
-    """What the commits of a table say of themselves, the oldest first, with the versions that they made."""
-    told = [(int(entry["version"]), entry.get(_RECORD)) for entry in delta.history()]
-    return sorted((version, record) for version, record in told if record is not None)
+    """List the records of a table's commits with their versions, oldest first."""
+    entries = [(int(entry["version"]), entry.get(_RECORD)) for entry in delta.history()]
+    return sorted((version, record) for version, record in entries if record is not None)

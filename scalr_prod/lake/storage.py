@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the tables are: each of them found, opened as it is or as it was, and known as ours or not."""
+"""Location of the tables: whether they exist, opening them at any version, and whether this package made them."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ _MADE_BY: Final[Mapping[Table, str]] = {
 
 
 class Storage:
-    """One folder or URL that Delta tables are below.
+    """A folder or URL with Delta tables below it.
 
     Args:
         root: The folder or URL.
         storage_options: Passed to the library that opens an object store.
 
     Raises:
-        SettingsError: No table can be in a folder of this name.
+        SettingsError: The path holds characters that the Delta library cannot handle.
     """
 
     def __init__(self, root: str, storage_options: dict[str, str] | None = None) -> None:
@@ -52,14 +52,14 @@ class Storage:
         self.storage_options = storage_options or {}
 
     def uri(self, table: Table) -> str:
-        """Where a table is."""
+        """Return a table's path or URL."""
         return f"{self.root}/{table.value}"
 
     def exists(self, table: Table) -> bool:
-        """Whether a table is there.
+        """Return whether a table exists.
 
         Raises:
-            LakeError: The lake cannot be asked.
+            LakeError: The lake cannot be read.
         """
         from deltalake import DeltaTable
         from deltalake.exceptions import DeltaError
@@ -70,11 +70,11 @@ class Storage:
             raise self.unreadable(table, error) from error
 
     def open_table(self, table: Table, *, version: int | None = None) -> DeltaTable:
-        """The Delta table itself.
+        """Open a Delta table.
 
         Raises:
-            TableNotFound: It is not there; names the command that makes it.
-            LakeError: It is no longer there as it was at this version; or its log cannot be read.
+            TableNotFound: It does not exist; names the command that makes it.
+            LakeError: This version is no longer available, or the log cannot be read.
         """
         from deltalake import DeltaTable
         from deltalake.exceptions import DeltaError, TableNotFoundError
@@ -94,16 +94,16 @@ class Storage:
         return found
 
     def refuse_gone(self, table: Table, opened: DeltaTable) -> None:
-        """Make sure that, on disk, each file of an open table is still there.
+        """Check that every local file of an open table still exists.
 
         Raises:
-            LakeError: One is not.
+            LakeError: A file is missing.
         """
         if missing := missing_file(paths_of(opened)):
             raise self._gone(table, opened.version(), f"{missing} was removed")
 
     def current(self, table: Table, opened: DeltaTable | None = None) -> DeltaTable:
-        """The Delta table itself as it is now: brought up to date where it is open already.
+        """Return the Delta table at its latest version: refreshed if already open.
 
         Raises:
             LakeError: As for `open_table`.
@@ -114,7 +114,7 @@ class Storage:
         return opened
 
     def follow(self, table: Table, opened: DeltaTable) -> None:
-        """Bring an open table up to its latest version: much less work than opening it again, also where the log was cut since.
+        """Refresh an open table to its latest version: much cheaper than opening it again, even if the log was truncated since.
 
         Raises:
             LakeError: Its log cannot be read.
@@ -127,7 +127,7 @@ class Storage:
             raise self.unreadable(table, error) from error
 
     def readable(self, table: Table, version: int) -> bool:
-        """Whether a former version, and on disk each of its files, is still there."""
+        """Return whether an earlier version, with each of its local files, is still available."""
         try:
             self.open_table(table, version=version)
         except LakeError:
@@ -135,10 +135,10 @@ class Storage:
         return True
 
     def open_ours(self, table: Table, opened: DeltaTable | None = None) -> DeltaTable:
-        """The Delta table itself, to be written to; as it was ``opened``, where it is open already.
+        """Open a Delta table for writing after checking that this package made it; ``opened``: the table, if already open.
 
         Raises:
-            ForeignFiles: This package did not make it: those that it makes bear their name in their log.
+            ForeignFiles: This package did not make it: it names every table that it makes in the table's log.
         """
         found = self.open_table(table) if opened is None else opened
         if found.metadata().name != table.value:
@@ -146,12 +146,12 @@ class Storage:
         return found
 
     def refuse_files(self, table: Table) -> None:
-        """Make sure that nothing lies where a table is to be made.
+        """Check that no files are in the way of a new table.
 
-        On disk alone: an object store has no folders, and no file there is ever removed that no log of ours names.
+        Local folders only: in an object store, files that our logs do not name are never removed anyway.
 
         Raises:
-            ForeignFiles: Files are there.
+            ForeignFiles: The folder holds files.
         """
         folder = Path(self.uri(table))
         if "://" in self.root or not folder.is_dir():
@@ -160,16 +160,16 @@ class Storage:
             raise self._foreign(table, "holds files, but no Delta table")
 
     def check_ours(self, opened: Mapping[Table, DeltaTable] | None = None) -> dict[Table, DeltaTable]:
-        """Make sure that every table of the lake is this package's own, or not there.
+        """Check that this package made every table of the lake.
 
         Args:
-            opened: Tables that are open already.
+            opened: Tables that are already open.
 
         Returns:
-            Every table that is there, as it was opened.
+            Every existing table, opened.
 
         Raises:
-            ForeignFiles: One is not; nothing was written.
+            ForeignFiles: A table or folder is foreign; nothing was written.
         """
         found: dict[Table, DeltaTable] = {}
         for table in Table:
@@ -181,43 +181,43 @@ class Storage:
         return found
 
     def require(self, table: Table, column: str, *, opened: DeltaTable | None = None) -> None:
-        """Make sure that a table, where there is one, has a column that those of former versions lack.
+        """Check that a table, if it exists, has a column that tables of earlier versions lack.
 
         Args:
             table: Which table.
-            column: Its name.
-            opened: The table, where it is open already.
+            column: The column's name.
+            opened: The table, if already open.
 
         Raises:
-            LakeError: It lacks it.
+            LakeError: The column is missing.
         """
         if opened is None and not self.exists(table):
             return
         if column not in schema_of_table(self.open_table(table) if opened is None else opened).names:
             raise LakeError(
-                f"a former version of this package made the table: it has no column '{column}'",
+                f"an earlier version of this package made the table: it has no column '{column}'",
                 where=self.uri(table),
-                next_step="bring it up to date, which keeps its rows: scalr ingest",
+                next_step="upgrade the table, which keeps its rows: scalr ingest",
             )
 
     def committed(self, table: Table, key: str) -> bool:
-        """Whether a commit with this key has landed."""
+        """Return whether a commit with this key has landed."""
         return self.exists(table) and self.open_table(table).transaction_version(key) is not None
 
     def tidy(self, table: Table, *, keep_days: float = 7, keep_versions: Collection[int] = (), dry_run: bool = False) -> int:
-        """Delete files that no version of the last days uses.
+        """Delete files that no recent version uses.
 
-        Delta's own vacuum writes two versions of the table each time. This one writes none: what was made from a version goes on
-        being made from the latest.
+        Unlike Delta's own vacuum, which writes two table versions each time, this writes none: results made from the latest version stay
+        up to date.
 
         Args:
             table: Which table.
-            keep_days: Versions that were replaced no longer ago can still be read.
-            keep_versions: Those that can be read at any age.
+            keep_days: Versions that were replaced within so many days stay readable.
+            keep_versions: Versions that stay readable at any age.
             dry_run: Delete nothing.
 
         Returns:
-            How many files; those that are there no more, though the log still names them, are not counted.
+            Number of deleted files; files that the log still names but that no longer exist are not counted.
         """
         from deltalake.fs import DeltaStorageHandler
         from pyarrow.fs import FileType, PyFileSystem
@@ -233,7 +233,7 @@ class Storage:
         return len(there)
 
     def unreadable(self, table: Table, error: Exception) -> LakeError:
-        """The error of a log that cannot be read from here."""
+        """Return the error for a log that cannot be read on this machine."""
         here = "check that the lake can be read; restore the table's _delta_log from a copy if it is damaged"
         there = (
             "check that this machine, and each Dask worker, reaches the store and has its credentials: [project] storage_options "
@@ -257,11 +257,11 @@ class Storage:
         return LakeError(
             f"version {version}, which the run is pinned to, is no longer there: {found}",
             where=self.uri(table),
-            next_step="a vacuum has removed it; plan the run on today's tables: scalr generate",
+            next_step="a vacuum has removed it; plan the run on the current tables: scalr generate",
         )
 
 
 def in_one_line(error: Exception) -> str:
-    """What deltalake says, causes and all, without its colours and arrows."""
+    """Return deltalake's message with its causes in one line, without colours and arrows."""
     lines = (re.sub(r"\x1b\[[0-9;]*m|↳", "", line).strip() for line in str(error).splitlines())
     return ": ".join(line for line in lines if line)[:300] or type(error).__name__

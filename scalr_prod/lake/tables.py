@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Lake`: what can be done with its tables. They are made, read as of any version, written to and set aside."""
+"""`Lake`: create tables, read them at any version, write to them and hide their rows."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from scalr_prod.contracts import Table
     from scalr_prod.settings import Settings
 
-    Rows: TypeAlias = "pa.Table | pa.RecordBatchReader"
+    RowSource: TypeAlias = "pa.Table | pa.RecordBatchReader"
 
 __all__ = ["Lake"]
 
-#: A log is summed up every ten commits, so that opening a table costs the same on any day. (Delta's default is a hundred.) What was
-#: summed up stays: former versions are read by those who are pinned to them.
-_LOGGED: Final[dict[str, str | None]] = {"delta.checkpointInterval": "10", "delta.enableExpiredLogCleanup": "false"}
-#: App ids whose value is a version of the table: the one that was set aside, and the one that was brought back last.
+#: Checkpoint every ten commits (Delta's default: a hundred), so that opening a table stays cheap. Keep the log behind checkpoints: runs
+#: read the versions that they are pinned to.
+_LOG_SETTINGS: Final[dict[str, str | None]] = {"delta.checkpointInterval": "10", "delta.enableExpiredLogCleanup": "false"}
+#: App ids whose value is a version of the table: the one that was hidden, and the one that was restored last.
 _ASIDE, _BACK = "scalr.set-aside", "scalr.brought-back"
 
 
@@ -39,25 +39,25 @@ class Lake(Storage):
 
     @classmethod
     def open(cls, settings: Settings) -> Lake:
-        """The lake of a project: ``[project] lake``, or ``<home>/lake``."""
+        """Open a project's lake: ``[project] lake``, or ``<home>/lake``."""
         return cls(settings.lake_url, dict(settings.project.storage_options))
 
     def create(
         self, table: Table, schema: pa.Schema, *, description: str | None = None, opened: DeltaTable | None = None
     ) -> DeltaTable:
-        """Make an empty table where there is none.
+        """Create an empty table if it does not exist.
 
         Args:
             table: Which table.
             schema: Its columns.
-            description: Kept in its log, from its first version on.
-            opened: The table, where it is open already.
+            description: Stored in its log from the first version on.
+            opened: The table, if already open.
 
         Returns:
-            The table as it is now.
+            The table at its latest version.
 
         Raises:
-            ForeignFiles: There is a table, or a folder of files, that this package did not make.
+            ForeignFiles: A table or files that this package did not make are there.
             CommitFailed: The lake cannot be written to.
         """
         from deltalake import DeltaTable
@@ -76,27 +76,27 @@ class Lake(Storage):
                 mode="ignore",
                 name=table.value,
                 description=description,
-                configuration=_LOGGED,
+                configuration=_LOG_SETTINGS,
                 storage_options=self.storage_options,
             )
         except (DeltaError, OSError) as error:
-            if self.exists(table):  # another process made it at the same moment
+            if self.exists(table):  # another process created it at the same time
                 return self.open_ours(table)
             raise CommitFailed(
-                f"the table cannot be made: {in_one_line(error)}",
+                f"the table cannot be created: {in_one_line(error)}",
                 where=uri,
-                next_step="check that the lake can be written to and has room, and repeat the command",
+                next_step="check that the lake is writable and has space, then run the command again",
             ) from error
 
     def complete(self, table: Table, schema: pa.Schema, *, opened: DeltaTable | None = None) -> None:
-        """Give a table of a former version the columns that it lacks, null in its rows, in one commit.
+        """Add the columns that a table of an earlier version lacks, as nulls, in one commit.
 
-        The rows are written anew: what reads the files of a table without its log would not find the column in the old ones.
+        All rows are rewritten: readers that read the files without the log would not find the column in old files.
 
         Args:
             table: Which table.
             schema: Its columns.
-            opened: The table, where it is open already, as it is now.
+            opened: The table at its latest version, if already open.
 
         Raises:
             CommitFailed: Nothing changed; another writer may have been faster.
@@ -123,14 +123,14 @@ class Lake(Storage):
         self._write(table, anew, key=key, mode="overwrite", schema_mode="overwrite", expected_version=version)
 
     def description(self, table: Table, *, opened: DeltaTable | None = None) -> str:
-        """What the table's log says of it; empty where it says nothing. ``opened``: the table, where it is open already."""
+        """Return the table's description, perhaps empty; ``opened``: the table, if already open."""
         return self.open_ours(table, opened).metadata().description or ""
 
     def describe(self, table: Table, description: str, *, key: str) -> Commit:
         """Change the table's description, once per key.
 
         Raises:
-            CommitFailed: Nothing changed; another writer may have moved the table on.
+            CommitFailed: Nothing changed; another writer may have committed first.
         """
 
         def write(delta: DeltaTable, properties: CommitProperties) -> None:
@@ -139,15 +139,15 @@ class Lake(Storage):
         return commit_once(self, table, key, write)
 
     def version(self, table: Table) -> int:
-        """The table's current Delta version."""
+        """Return the table's latest Delta version."""
         return self.open_table(table).version()
 
     def schema(self, table: Table) -> pa.Schema:
-        """The table's Arrow schema, in pyarrow's types; no file of it is asked."""
+        """Return the table's Arrow schema from its log."""
         return schema_of_table(self.open_table(table))
 
     def dataset(self, table: Table, *, version: int | None = None) -> ds.Dataset:
-        """The table as a pyarrow dataset: lazily read, with filters pushed down; DuckDB and Polars scan it."""
+        """Return the table as a lazy pyarrow dataset with filter pushdown; DuckDB and Polars can scan it."""
         opened = self.open_table(table, version=version)
         if version is None:
             refuse_lost(opened)
@@ -161,50 +161,50 @@ class Lake(Storage):
         where: ds.Expression | None = None,
         version: int | None = None,
     ) -> pa.Table:
-        """Rows in memory; for tables or slices known to be small."""
+        """Read rows into memory; for tables or selections known to be small."""
         return self.dataset(table, version=version).to_table(columns=list(columns) if columns else None, filter=where)
 
     def commit_version(self, table: Table, key: str) -> int | None:
-        """The Delta version that the commit with this key made; None where the table's history does not reach back to it."""
+        """Return the version of the commit with this key; None where the table's history does not reach back to it."""
         return version_of(self.open_table(table), key)
 
     def append(
         self,
         table: Table,
-        rows: Rows,
+        rows: RowSource,
         *,
         key: str,
         expected_version: int | None = None,
         record: str | None = None,
         opened: DeltaTable | None = None,
     ) -> Commit:
-        """Add rows once per key.
+        """Append rows once per key.
 
         Args:
             table: Which table.
             rows: A table, or a reader that is streamed.
-            key: Names this write.
-            expected_version: The version that the rows were computed from. Where it is given, the rows are added to that
-                version or not at all: of several writers that started from one version, one lands.
-            record: What the commit says of itself, for `record_of`: it is there if and only if the rows are.
-            opened: The table, where it is open already; afterwards it stands at the version that was made.
+            key: Idempotency key of this write.
+            expected_version: The version that the rows were computed from. The commit lands on top of this version or fails: of several
+                writers that started from one version, only one succeeds.
+            record: Record stored with the commit, for `record_of`; it exists if and only if the rows do.
+            opened: The table, if already open; afterwards it is at the version of the commit.
 
         Raises:
-            CommitFailed: Nothing changed; with ``expected_version``, the table may have moved on.
+            CommitFailed: Nothing changed; with ``expected_version``, the table may have a newer version.
         """
         return self._write(table, rows, key=key, mode="append", expected_version=expected_version, record=record, opened=opened)
 
     def replace(
         self,
         table: Table,
-        rows: Rows,
+        rows: RowSource,
         *,
         key: str,
         expected_version: int | None = None,
         record: str | None = None,
         opened: DeltaTable | None = None,
     ) -> Commit:
-        """Replace the whole table once per key; the others as for `append`."""
+        """Replace the whole table once per key; arguments as for `append`."""
         return self._write(
             table, rows, key=key, mode="overwrite", expected_version=expected_version, record=record, opened=opened
         )
@@ -212,7 +212,7 @@ class Lake(Storage):
     def replace_window(
         self,
         table: Table,
-        rows: Rows,
+        rows: RowSource,
         *,
         start: datetime,
         end: datetime,
@@ -220,17 +220,18 @@ class Lake(Storage):
         expected_version: int | None = None,
         opened: DeltaTable | None = None,
     ) -> Commit:
-        """Replace the rows with ``start <= event_timestamp < end`` by these, in one commit, once per key.
+        """Replace the rows with ``start <= event_timestamp < end`` in one commit, once per key.
 
-        With ``expected_version``, the commit follows that version or does not land: see `append`, also for ``opened``.
+        ``expected_version`` and ``opened`` as for `append`.
 
         Raises:
-            CommitFailed: Nothing changed: a row lies outside of the window, another writer won, or the disk is full.
+            CommitFailed: Nothing changed: a row lies outside the window, another writer won, or the disk is full.
             CommitOutcomeUnknown: The table's log could not be read after the failure.
         """
         if expected_version is not None:
             opened = self.current(table, opened)
-            # Planning a replacement takes Delta longer than writing 10 000 rows. The commit follows this version or does not land.
+            # Delta takes longer to plan a replacement than to write 10 000 rows. Appending or overwriting is safe here, because the commit
+            # lands on this version or fails.
             if opened.version() == expected_version:
                 empty, whole = is_empty_between(opened, start, end), is_whole_between(opened, start, end)
                 if empty or whole:
@@ -243,7 +244,7 @@ class Lake(Storage):
     def replace_where(
         self,
         table: Table,
-        rows: Rows,
+        rows: RowSource,
         predicate: str,
         *,
         key: str,
@@ -252,9 +253,9 @@ class Lake(Storage):
         notes: Mapping[str, int] | None = None,
         opened: DeltaTable | None = None,
     ) -> Commit:
-        """Replace the rows that a SQL predicate names by these, all of which it must name too, in one commit, once per key.
+        """Replace the rows that match a SQL predicate, in one commit, once per key; the new rows must match it too.
 
-        ``notes`` are numbers by name that the table's log keeps for `note`, whatever is committed later.
+        ``notes`` are app ids with numbers that the table's log keeps for `note`, whatever is committed later.
         """
         return self._write(
             table,
@@ -269,15 +270,15 @@ class Lake(Storage):
         )
 
     def note(self, table: Table, name: str) -> int | None:
-        """The latest number of this name that a commit has left in the table's log, see `replace_where`; None: there is none."""
+        """Return the latest number of an app id in the table's log, see `replace_where`; None: there is none."""
         return self.open_table(table).transaction_version(name)
 
     def records(self, table: Table, *, after: int = -1) -> list[tuple[int, str]]:
-        """What the commits of a table say of themselves (see `append`), the oldest first, with the versions that they made.
+        """List the records of a table's commits (see `append`) with their versions, oldest first; reads every commit file.
 
         Args:
             table: Which table.
-            after: Only of later versions. Each commit's file is read.
+            after: Only versions after this one.
         """
         return [(version, record) for version, record in records_of(self.open_table(table)) if version > after]
 
@@ -290,37 +291,37 @@ class Lake(Storage):
         expected_version: int | None = None,
         opened: DeltaTable | None = None,
     ) -> Commit:
-        """Delete the rows that a SQL predicate names, in one commit, once per key.
+        """Delete the rows that match a SQL predicate, in one commit, once per key.
 
-        They are replaced by none: files that Delta's own delete rewrites hold ``string_view`` columns, which pyarrow cannot filter.
+        Implemented as a replacement by no rows: Delta's own delete writes ``string_view`` columns, which pyarrow cannot filter.
         """
         opened = self.current(table, opened)
         none = schema_of_table(opened).empty_table()
         return self.replace_where(table, none, predicate, key=key, expected_version=expected_version, opened=opened)
 
     def set_aside(self, table: Table, *, key: str, expected_version: int) -> Commit:
-        """Make the table read as empty, in one commit; `bring_back` undoes it. The version before is kept in its log.
+        """Make the table read as empty, in one commit; `bring_back` undoes it. The log keeps the version before.
 
         Raises:
-            CommitFailed: Nothing changed; the table may have moved on.
+            CommitFailed: Nothing changed; the table may have a newer version.
         """
         none, notes = self.schema(table).empty_table(), {_ASIDE: expected_version}
         return self._write(table, none, key=key, mode="overwrite", expected_version=expected_version, notes=notes)
 
     def bring_back(self, table: Table, aside: int, *, key: str, expected_version: int) -> Commit:
-        """Let the table hold the files of the version that was set aside, in one commit: the same rows, byte for byte.
+        """Restore the files of the hidden version, byte for byte, in one commit.
 
         Args:
             table: Which table.
-            aside: From `aside`.
-            key: Names this write.
-            expected_version: The commit follows this version or does not land.
+            aside: The hidden version, from `aside`.
+            key: Idempotency key of this write.
+            expected_version: The commit lands on top of this version or fails.
 
         Raises:
-            LakeError: Files of that version are no longer there.
-            CommitFailed: Nothing changed; the table may have moved on.
+            LakeError: Files of that version no longer exist.
+            CommitFailed: Nothing changed; the table may have a newer version.
         """
-        self.open_table(table, version=aside)  # says which file is gone
+        self.open_table(table, version=aside)  # raises if a file is missing
 
         def write(delta: DeltaTable, properties: CommitProperties) -> None:
             delta.restore(aside, commit_properties=properties)
@@ -328,17 +329,17 @@ class Lake(Storage):
         return commit_once(self, table, key, write, expected_version=expected_version, notes={_BACK: aside})
 
     def aside(self, table: Table, *, version: int | None = None, opened: DeltaTable | None = None) -> int | None:
-        """The version that is set aside, see `set_aside`; None: the table reads as what it holds, or is not there.
+        """Return the hidden version, see `set_aside`; None: nothing is hidden, or there is no table.
 
         Args:
             table: Which table.
-            version: As of this version; default: now.
-            opened: As of the version at which this table stands.
+            version: As of this version; default: the latest.
+            opened: As of the version of this open table.
         """
         from deltalake import DeltaTable
         from deltalake.exceptions import DeltaError, TableNotFoundError
 
-        try:  # the log alone is asked: files of a former version need not be there
+        try:  # only the log is read: files of an earlier version need not exist
             found = opened or DeltaTable(self.uri(table), version=version, storage_options=self.storage_options)
         except TableNotFoundError:
             return None
@@ -348,7 +349,7 @@ class Lake(Storage):
         return None if aside == found.transaction_version(_BACK) else aside
 
     def committed_at(self, table: Table, version: int) -> datetime | None:
-        """When a version was committed (UTC, the writer's clock); None where the table's history does not reach back to it."""
+        """Return when a version was committed (UTC, the writer's clock); None where the history does not reach back to it."""
         from datetime import UTC, datetime
 
         entries = self.open_table(table).history()
@@ -358,7 +359,7 @@ class Lake(Storage):
     def _write(
         self,
         table: Table,
-        rows: Rows,
+        rows: RowSource,
         *,
         key: str,
         mode: Any,
@@ -366,7 +367,7 @@ class Lake(Storage):
         schema_mode: Literal["overwrite"] | None = None,
         **commit: Any,
     ) -> Commit:
-        """Commit rows; what else is said of the commit goes to `commit_once`."""
+        """Commit rows; other keyword arguments go to `commit_once`."""
         from deltalake import write_deltalake
 
         def write(delta: DeltaTable, properties: CommitProperties) -> None:
@@ -377,18 +378,18 @@ class Lake(Storage):
                 predicate=predicate,
                 schema_mode=schema_mode,
                 commit_properties=properties,
-                writer_properties=_writing(),
+                writer_properties=_writer_properties(),
             )
 
         return commit_once(self, table, key, write, **commit)
 
 
-def _writing() -> WriterProperties:
-    """How Parquet is written: measured in docs/adr/0004-histories.md."""
+def _writer_properties() -> WriterProperties:
+    """Return the Parquet writer settings; measured in docs/adr/0004-histories.md."""
     from deltalake import ColumnProperties, WriterProperties
 
-    # A row group is held in memory until it is full. One user's histories repeat one another: plain values compress far better
-    # than numbers of a dictionary.
+    # A row group is held in memory until it is full. A user's histories repeat one another, so plain values compress far better than
+    # dictionary codes.
     return WriterProperties(
         compression="ZSTD",
         compression_level=1,

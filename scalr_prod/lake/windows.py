@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Windows of a table, ``start <= event_timestamp < end``: as SQL, as its log tells of them, and kept to by rows on their way."""
+"""Windows of event time, ``start <= event_timestamp < end``: as SQL, by the statistics of a table's log, and as a check on rows."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ __all__ = ["files_within", "is_empty_between", "is_whole_between", "only_between
 
 
 def window_sql(start: datetime, end: datetime | None = None) -> str:
-    """SQL of Delta: the rows with ``start <= event_timestamp < end``; None: all from the start on."""
+    """Return a Delta SQL predicate for ``start <= event_timestamp < end``; without ``end``: all from the start on."""
     since = f"{EVENT_TIMESTAMP} >= '{_literal(start)}'"
     return since if end is None else f"{since} AND {EVENT_TIMESTAMP} < '{_literal(end)}'"
 
 
 def files_within(table: DeltaTable, start: datetime, end: datetime) -> frozenset[str]:
-    """Names of the files that may hold a row of a window, as the table's log tells."""
+    """Return the names of the files that may hold a row of a window, by the log's statistics."""
     return files_between(table, EVENT_TIMESTAMP, micros(start), micros(end) - 1)
 
 
 def is_empty_between(table: DeltaTable, start: datetime, end: datetime) -> bool:
-    """Whether the table's log rules out that a window holds a row."""
+    """Return whether the log's statistics rule out that a window holds rows."""
     return not files_within(table, start, end)
 
 
 def is_whole_between(table: DeltaTable, start: datetime, end: datetime) -> bool:
-    """Whether the table's log rules out that a row lies outside of a window."""
+    """Return whether the log's statistics rule out rows outside a window."""
     low, high = micros(start), micros(end) - 1
     return all(low <= first and last <= high for first, last in bounds_of(table, EVENT_TIMESTAMP).values())
 
 
 def only_between(rows: pa.Table | pa.RecordBatchReader, start: datetime, end: datetime) -> pa.RecordBatchReader:
-    """The same rows as a stream, which fails with a ``ValueError`` at the first batch that holds a row outside of a window."""
+    """Stream the same rows; raises ``ValueError`` at the first batch with a row outside the window."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run state: what was planned, made, audited and published, by which translator, into which version of the lake.
+"""The ledger: runs, partitions, publications, leases, model versions and training sets of a project.
 
 `Ledger` is loaded on first use, so that values such as `RunSpec` can be imported without SQLAlchemy.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ledger's database: opened, brought to the current schema, and its errors told in our words."""
+"""Connection to the ledger's database: migration to the current schema, sessions, and translation of its errors."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ logger = logging.getLogger(__name__)
 
 _BUSY_TIMEOUT_S: Final = 30
 _CONNECT_TIMEOUT_S: Final = 10
-#: Any fixed number: two processes that migrate the same PostgreSQL database meet at this advisory lock.
+#: Any fixed number: the advisory lock of processes that migrate the same PostgreSQL database.
 _MIGRATION_LOCK: Final = 0x5CA1_4001
 _WRITES: Final = "scalr_writes"
 
 
 class Database:
-    """One connected database with the current schema. Each process opens its own; that is cheap once it is migrated."""
+    """A connected database with the current schema. Each process opens its own; this is cheap once it is migrated."""
 
     def __init__(self, url: str, project: Identity) -> None:
         self._url = _parse(url)
@@ -53,23 +53,23 @@ class Database:
 
     @classmethod
     def open(cls, settings: Settings) -> Self:
-        """The project's ledger (``[ledger] url``, or SQLite below home), migrated to the current schema.
+        """Open the project's ledger (``[ledger] url``, or SQLite below home), migrated to the current schema.
 
         Raises:
             LedgerError: It cannot be reached, its driver is missing, or a newer version of this package made it.
-            ProjectsMixed: Home, lake or name are another project's.
-            ForeignFiles: Home holds what this package did not make.
+            ProjectsMixed: Home, lake or name belong to another project.
+            ForeignFiles: The home holds files that this package did not make.
         """
         try:
             claim_home(settings)
         except OSError as error:
-            raise _unmakeable(settings.home, error) from error
+            raise _cannot_create(settings.home, error) from error
         file = _parse(settings.ledger_url)
         sqlite = file.get_backend_name() == "sqlite"
         return cls(settings.ledger_url, Identity.of(settings, Path(file.database or "") if sqlite else None))
 
     def close(self) -> None:
-        """Let go of every connection."""
+        """Close all connections."""
         self._engine.dispose()
 
     def __enter__(self) -> Self:
@@ -79,19 +79,19 @@ class Database:
         self.close()
 
     @contextlib.contextmanager
-    def _reading(self) -> Iterator[Session]:
-        with self._translated(), Session(self._engine, expire_on_commit=False) as session, session.begin():
+    def _read_session(self) -> Iterator[Session]:
+        with self._translate_errors(), Session(self._engine, expire_on_commit=False) as session, session.begin():
             yield session
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[Session]:
-        """One transaction: all of it lands, or nothing does."""
+    def _write_session(self) -> Iterator[Session]:
+        """Open a session in one write transaction."""
         engine = self._engine.execution_options(**{_WRITES: True})
-        with self._translated(), Session(engine, expire_on_commit=False) as session, session.begin():
+        with self._translate_errors(), Session(engine, expire_on_commit=False) as session, session.begin():
             yield session
 
     def _now(self, session: Session) -> datetime:
-        """The database's clock, which all drivers share (SQLite's is the machine's own)."""
+        """Return the database's time, which all drivers share (for SQLite, the machine's clock)."""
         if self._url.get_backend_name() == "sqlite":
             return datetime.now(UTC)
         now: datetime = session.scalar(sa.select(sa.func.clock_timestamp(type_=sa.DateTime(timezone=True))))  # type: ignore[assignment]  # never null
@@ -117,7 +117,7 @@ class Database:
         return engine
 
     def _migrate(self) -> None:
-        with self._translated():
+        with self._translate_errors():
             if self._schema_version() == HEAD:
                 return
             if self._url.get_backend_name() == "sqlite":
@@ -133,17 +133,17 @@ class Database:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{path}.lock", timeout=_BUSY_TIMEOUT_S):
-                _write_ahead(self._engine)
+                _enable_wal(self._engine)
                 with self._engine.execution_options(**{_WRITES: True}).begin() as connection:
                     self._upgrade(connection)
         except Timeout as error:
             raise LedgerError(
                 f"another process has held the migration lock for {_BUSY_TIMEOUT_S} s",
                 where=f"{path}.lock",
-                next_step="wait for the other command to end, then repeat",
+                next_step="wait for the other command to end, then run the command again",
             ) from error
         except OSError as error:
-            raise _unmakeable(path, error) from error
+            raise _cannot_create(path, error) from error
 
     def _upgrade(self, connection: sa.Connection) -> None:
         from scalr_prod.ledger.migrations import upgrade
@@ -172,42 +172,42 @@ class Database:
         return found
 
     @contextlib.contextmanager
-    def _translated(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         try:
             yield
         except IntegrityError as error:
             raise LedgerError(
-                f"the ledger refused the row: {self._plain(error)}",
+                f"the ledger refused the row: {self._plain_message(error)}",
                 where=self.address,
-                next_step="see what it holds: scalr runs list; then repeat the command",
+                next_step="see what it holds: scalr runs list; then run the command again",
             ) from error
         except OperationalError as error:
             raise LedgerError(
-                f"the ledger cannot be reached: {self._plain(error)}",
+                f"the ledger cannot be reached: {self._plain_message(error)}",
                 where=self.address,
-                next_step=f"{self._look_at}; then repeat: nothing is done twice",
+                next_step=f"{self._availability_hint}; then run the command again: nothing is done twice",
             ) from error
         except SQLAlchemyError as error:
             raise LedgerError(
-                f"the ledger failed: {self._plain(error)}",
+                f"the ledger failed: {self._plain_message(error)}",
                 where=self.address,
-                next_step="see that [ledger] url names a ledger, and that it is whole; restore it from a copy if it is not",
+                next_step="check that [ledger] url names a ledger and that it is intact; restore it from a copy if it is not",
             ) from error
 
     @property
-    def _look_at(self) -> str:
-        """What may be the matter with a database that does not answer."""
+    def _availability_hint(self) -> str:
+        """Advice for a database that does not answer."""
         if self._url.get_backend_name() == "sqlite":
-            return "see that this file and its folder can be written to and that the disk has room"
-        return "see that the database runs and that [ledger] url names it"
+            return "check that this file and its folder are writable and that the disk has space"
+        return "check that the database runs and that [ledger] url names it"
 
-    def _plain(self, error: SQLAlchemyError) -> str:
+    def _plain_message(self, error: SQLAlchemyError) -> str:
         text = str(error.orig) if isinstance(error, DBAPIError) and error.orig else str(error)
         return " ".join(masked(text, [self._url.password]).split()) or type(error).__name__
 
 
 def by_psycopg(url: sa.URL) -> sa.URL:
-    """The URL with psycopg 3, which this package installs, as PostgreSQL's driver where it names none; SQLAlchemy takes psycopg2."""
+    """Set psycopg 3, which this package installs, as driver of a PostgreSQL URL that names none; SQLAlchemy's default is psycopg2."""
     return url.set(drivername="postgresql+psycopg") if url.drivername in {"postgresql", "postgres"} else url
 
 
@@ -217,17 +217,20 @@ def _parse(url: str) -> sa.URL:
         parsed = by_psycopg(sa.make_url(url))
         backend = parsed.get_backend_name()
     except (ArgumentError, NoSuchModuleError, ValueError) as error:
-        # The text may hold a password: it is not repeated.
-        raise LedgerError("this is no database URL", where="[ledger] url", next_step=step) from error
+        # The text may hold a password: do not repeat it.
+        raise LedgerError("invalid database URL", where="[ledger] url", next_step=step) from error
     if backend not in {"sqlite", "postgresql"}:
         raise LedgerError(f"the ledger cannot be kept in {backend}", where="[ledger] url", next_step=step)
     if backend == "sqlite" and parsed.database in {None, "", ":memory:"}:
-        raise LedgerError("a ledger in memory would be forgotten when the command ends", where="[ledger] url", next_step=step)
+        raise LedgerError("an in-memory ledger would be lost when the command ends", where="[ledger] url", next_step=step)
     return parsed
 
 
-def _write_ahead(engine: sa.Engine) -> None:
-    """Readers and the one writer no longer wait for each other. The file keeps this; it cannot be set inside a transaction."""
+def _enable_wal(engine: sa.Engine) -> None:
+    """Enable write-ahead logging, so that readers and the writer do not block each other.
+
+    The file keeps the setting; it cannot be set inside a transaction.
+    """
     connection = engine.raw_connection()
     try:
         connection.cursor().execute("PRAGMA journal_mode = WAL")
@@ -238,7 +241,7 @@ def _write_ahead(engine: sa.Engine) -> None:
 def _prepare_sqlite(engine: sa.Engine) -> None:
     @sa.event.listens_for(engine, "connect")
     def on_connect(connection: Any, _record: object) -> None:
-        # Leave BEGIN to the handler below: the driver's own begins too late for a transaction that first reads.
+        # BEGIN is sent by the handler below: the driver's own comes too late for a transaction that reads first.
         connection.isolation_level = None
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA synchronous = NORMAL")
@@ -249,9 +252,9 @@ def _prepare_sqlite(engine: sa.Engine) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
-def _unmakeable(path: Path, error: OSError) -> LedgerError:
+def _cannot_create(path: Path, error: OSError) -> LedgerError:
     return LedgerError(
-        f"the ledger's file cannot be made: {error.strerror or error}",
+        f"the ledger's file cannot be created: {error.strerror or error}",
         where=str(path),
         next_step="make its folder writable, or name another with [ledger] url",
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every change of state, with its time, its cause and who made it: of runs, partitions, publications, leases, models, data sets."""
+"""Append-only log of all state changes, with time, cause and actor."""
 
 from __future__ import annotations
 
@@ -22,40 +22,40 @@ Subject = Literal["run", "partition", "publication", "lease", "model", "dataset"
 
 
 class History(Projects):
-    """The part of the ledger that is only ever added to."""
+    """The append-only change log of the ledger."""
 
     def history(self, run_id: str | None = None, *, subject: Subject | None = None) -> list[Change]:
-        """What changed, the oldest first.
+        """List the changes, oldest first.
 
         Args:
-            run_id: Of this run only: its own states, its partitions, publications and takeovers.
-            subject: Of this kind only.
+            run_id: Only of this run: its states, partitions, publications and lease takeovers.
+            subject: Only of this kind.
         """
         query = sa.select(TransitionRow).order_by(TransitionRow.id)
         if run_id is not None:
             query = query.where(TransitionRow.run_id == run_id)
         if subject is not None:
             query = query.where(TransitionRow.subject == subject)
-        return [from_row(row, Change) for row in self._listed(query)]
+        return [from_row(row, Change) for row in self._select_own(query)]
 
     def changes_to(self, subject: Subject) -> dict[str, int]:
-        """How often one of a kind went to a state, by that state; counted by the database, however long the history is."""
+        """Count the changes of a kind by target state, in the database."""
         query = sa.select(TransitionRow.to_state, sa.func.count()).where(TransitionRow.subject == subject)
-        with self._reading() as session:
-            query = query.where(TransitionRow.project_id == self._mine(session)).group_by(TransitionRow.to_state)
+        with self._read_session() as session:
+            query = query.where(TransitionRow.project_id == self._project_id(session)).group_by(TransitionRow.to_state)
             return {row[0]: row[1] for row in session.execute(query)}
 
     def record_forgotten(self, digest: str, *, cause: str) -> None:
-        """Write down that a user was forgotten, and what was removed; nothing by which the user could be told.
+        """Record that a user was erased and what was removed, without anything that identifies the user.
 
         Args:
             digest: Keyed hash of the user's id.
-            cause: What was removed, in counts.
+            cause: Counts of what was removed.
         """
-        with self._writing() as session:
-            self._note(session, "forgotten", digest, None, "forgotten", cause=cause)
+        with self._write_session() as session:
+            self._add_change(session, "forgotten", digest, None, "forgotten", cause=cause)
 
-    def _note(
+    def _add_change(
         self,
         session: Session,
         subject: Subject,
@@ -66,10 +66,10 @@ class History(Projects):
         cause: str,
         run_id: str | None = None,
     ) -> None:
-        """Add a change to the transaction that makes it."""
+        """Add a change to the log, in the transaction that makes it."""
         session.add(
             TransitionRow(
-                project_id=self._own(session),
+                project_id=self._ensure_project_id(session),
                 subject=subject,
                 key=key,
                 run_id=run_id,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A lease on a run: two drivers never work on the same one."""
+"""Leases on runs, so that two drivers never work on the same run."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ _POLL_S: Final = 0.2
 
 
 class Lease:
-    """A run that is held by this process; `check` says whether it still is.
+    """A lease held by this process; `check` verifies that it is still valid.
 
     Args:
         run_id: The run.
-        owner: Who holds it.
-        ttl_s: Seconds until the lease runs out where it is not renewed.
-        renew: Renews it in the ledger; raises `LeaseLost` where another driver has taken the run.
+        owner: The holder.
+        ttl_s: Seconds until the lease expires unless renewed.
+        renew: Renews it in the ledger; raises `LeaseLost` if another driver has taken over the run.
     """
 
     def __init__(self, run_id: str, owner: str, ttl_s: float, renew: Callable[[], object]) -> None:
@@ -57,20 +57,20 @@ class Lease:
 
     @property
     def lost(self) -> bool:
-        """Whether another driver was seen to hold the run."""
+        """Whether another driver is known to have taken over the run."""
         return self._lost is not None
 
     @property
     def expired(self) -> bool:
-        """Whether another driver may have taken the run: the last renewal is longer ago than the lease lasts."""
+        """Whether the lease has expired, so that another driver may have taken over the run."""
         return time.monotonic() >= self._held_until
 
     def check(self) -> None:
-        """Call before a step that must not be done twice. A lease that ran out is renewed here, if the run is still free.
+        """Verify the lease before a step that must not be done twice; an expired lease is renewed if the run is still free.
 
         Raises:
-            LeaseLost: Another driver has taken the run.
-            LedgerError: The lease ran out, and the ledger cannot be reached to renew it.
+            LeaseLost: Another driver has taken over the run.
+            LedgerError: The lease has expired, and the ledger cannot be reached to renew it.
         """
         if self._lost is None and self.expired:
             self.renew()
@@ -78,21 +78,21 @@ class Lease:
             raise self._lost
 
     def renew(self) -> None:
-        """Hold the run for ``ttl_s`` seconds more; a loss is remembered rather than raised.
+        """Extend the lease by ``ttl_s`` seconds; a loss is remembered, not raised.
 
         Raises:
-            LedgerError: The ledger cannot be reached; the lease lasts as long as it did before.
+            LedgerError: The ledger cannot be reached; the lease keeps its old expiry.
         """
-        asked_at = time.monotonic()
+        started = time.monotonic()
         try:
             self._renew()
         except LeaseLost as error:
             self._lost = error
         else:
-            self._held_until = asked_at + self._ttl_s
+            self._held_until = started + self._ttl_s
 
     def keep(self, stop: threading.Event) -> None:
-        """Renew until ``stop`` is set or the run is lost: at a third of the lease, and sooner again after a failure."""
+        """Renew every third of ``ttl_s`` until ``stop`` is set or the lease is lost; retry sooner after a failure."""
         pause_s = self._ttl_s / 3
         while not self.lost and not stop.wait(pause_s):
             try:
@@ -104,24 +104,24 @@ class Lease:
 
 
 class Leases(Runs):
-    """The part of the ledger that gives leases. Times are the database's, so drivers' clocks need not agree."""
+    """Leases in the ledger. Times are the database's, so that drivers' clocks need not agree."""
 
     @contextlib.contextmanager
     def lease(self, run_id: str, *, owner: str | None = None, ttl_s: float = _TTL_S, wait_s: float = 0.0) -> Iterator[Lease]:
-        """Hold a run while the block lasts, renewing in the background; a driver that dies loses it after ``ttl_s`` seconds.
+        """Hold the run's lease for the block, renewed in the background.
 
-        A driver that died on this machine loses it at once.
+        The lease of a driver that died expires after ``ttl_s`` seconds; if it died on this machine, at once.
 
         Args:
             run_id: The run.
-            owner: Who holds it; default: this process, by host, process id and a token of its own.
-            ttl_s: Seconds until it runs out where it is not renewed.
-            wait_s: Seconds to wait for another driver to let go.
+            owner: The holder; default: this process, by host, process id and a random token.
+            ttl_s: Seconds until the lease expires unless renewed.
+            wait_s: Seconds to wait for another driver to release it.
 
         Raises:
-            LedgerError: Another driver holds it; says who, and until when.
+            LedgerError: Another driver holds it; names the driver and the expiry.
         """
-        owner = owner or _me()
+        owner = owner or _this_process()
         give_up = time.monotonic() + wait_s
         while True:
             try:
@@ -143,11 +143,11 @@ class Leases(Runs):
             self.release_lease(run_id, owner)
 
     def at_work(self) -> dict[str, str]:
-        """The project's runs that a driver works on, and who does."""
+        """Return the project's active leases: holder by run."""
         query = sa.select(RunRow).where(RunRow.lease_owner.is_not(None))
-        with self._reading() as session:
+        with self._read_session() as session:
             now = self._now(session)
-            held = session.scalars(query.where(RunRow.project_id == self._mine(session)))
+            held = session.scalars(query.where(RunRow.project_id == self._project_id(session)))
             return {
                 row.run_id: row.lease_owner
                 for row in held
@@ -155,34 +155,34 @@ class Leases(Runs):
             }
 
     def acquire_lease(self, run_id: str, owner: str, *, ttl_s: float = _TTL_S) -> datetime:
-        """Take the run if it is free, expired, or the owner's already; returns until when (UTC).
+        """Acquire a lease that is free, expired, or the owner's already; returns its expiry (UTC).
 
         Raises:
             LedgerError: Another driver holds it.
         """
-        with self._writing() as session:
+        with self._write_session() as session:
             row = self._row(session, run_id, lock=True)
             now = self._now(session)
             others = row.lease_owner is not None and row.lease_owner != owner and not _is_dead(row.lease_owner)
             if others and row.lease_expires_at is not None and row.lease_expires_at > now:
                 raise LeaseHeld(
-                    f"{row.lease_owner} works on this run, until {row.lease_expires_at.isoformat(timespec='seconds')} at least",
+                    f"{row.lease_owner} holds the run's lease until {row.lease_expires_at.isoformat(timespec='seconds')} at least",
                     where=self.address,
-                    next_step="wait for it to end; if it died, the lease runs out by itself",
+                    next_step="wait for it to end; if it died, its lease expires by itself",
                 ).at(run_id=run_id)
             if row.lease_owner is not None and row.lease_owner != owner:
-                cause = "its process is no more" if _is_dead(row.lease_owner) else f"it ran out at {row.lease_expires_at}"
-                self._note(session, "lease", run_id, row.lease_owner, owner, cause=f"taken over: {cause}", run_id=run_id)
+                cause = "its process has exited" if _is_dead(row.lease_owner) else f"it expired at {row.lease_expires_at}"
+                self._add_change(session, "lease", run_id, row.lease_owner, owner, cause=f"taken over: {cause}", run_id=run_id)
             row.lease_owner, row.lease_expires_at = owner, now + timedelta(seconds=ttl_s)
             return row.lease_expires_at
 
     def renew_lease(self, run_id: str, owner: str, *, ttl_s: float = _TTL_S) -> datetime:
-        """Hold on to a run; also after the lease expired, as long as nobody else took it.
+        """Extend a lease, even an expired one if nobody else has taken over the run; returns its expiry (UTC).
 
         Raises:
-            LeaseLost: It is no longer the owner's.
+            LeaseLost: The owner no longer holds it.
         """
-        with self._writing() as session:
+        with self._write_session() as session:
             until = self._now(session) + timedelta(seconds=ttl_s)
             if not self._set_lease(session, run_id, owner, owner, until):
                 raise LeaseLost(
@@ -193,26 +193,26 @@ class Leases(Runs):
             return until
 
     def release_lease(self, run_id: str, owner: str) -> bool:
-        """Give the run back; False where it was not the owner's any more."""
-        with self._writing() as session:
+        """Release a lease; returns False where the owner no longer held it."""
+        with self._write_session() as session:
             return self._set_lease(session, run_id, owner, None, None)
 
     def _set_lease(self, session: Session, run_id: str, held_by: str, owner: str | None, until: datetime | None) -> bool:
         change = (
             sa.update(RunRow)
-            .where(RunRow.project_id == self._mine(session), RunRow.run_id == run_id, RunRow.lease_owner == held_by)
+            .where(RunRow.project_id == self._project_id(session), RunRow.run_id == run_id, RunRow.lease_owner == held_by)
             .values(lease_owner=owner, lease_expires_at=until)
         )
         result = session.execute(change)
         return bool(result.rowcount)  # type: ignore[attr-defined]  # an update's result is a CursorResult
 
 
-def _me() -> str:
-    return f"{socket.gethostname()}:{os.getpid()}:{_machine()}:{uuid.uuid4().hex[:8]}"
+def _this_process() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}:{_machine_id()}:{uuid.uuid4().hex[:8]}"
 
 
-def _machine() -> str:
-    """Names this boot of this machine and its space of process ids (a container has its own); "-" where that is not known."""
+def _machine_id() -> str:
+    """Identify the boot and PID namespace of this machine (a container has its own namespace); "-" where unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         space = Path("/proc/self/ns/pid").readlink()
@@ -222,9 +222,9 @@ def _machine() -> str:
 
 
 def _is_dead(owner: str) -> bool:
-    """Whether an owner was a process of this machine that is no more. Of others, and in doubt, it is not known: False."""
+    """Return whether an owner was a process of this machine that has exited; False for other machines and in doubt."""
     parts = owner.rsplit(":", 3)
-    if len(parts) != 4 or parts[2] == "-" or parts[2] != _machine() or not parts[1].isdigit():  # noqa: PLR2004 - the parts of `_me`
+    if len(parts) != 4 or parts[2] == "-" or parts[2] != _machine_id() or not parts[1].isdigit():  # noqa: PLR2004 - the parts of `_this_process`
         return False
     try:
         os.kill(int(parts[1]), 0)

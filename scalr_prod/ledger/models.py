@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ledger's tables, as SQLAlchemy maps them. A change here needs a migration beside it (a test compares the two)."""
+"""SQLAlchemy tables of the ledger. A change here needs a migration (a test compares the two)."""
 
 from __future__ import annotations
 
@@ -37,31 +37,31 @@ __all__ = [
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A time-zone aware instant in UTC; SQLite, which knows no zones, holds it naive."""
+    """A timezone-aware time in UTC; SQLite, which has no time zones, stores it naive."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """To what the database holds."""
+        """Convert to the stored value."""
         if value is None:
             return None
         utc = value.astimezone(UTC)
         return utc.replace(tzinfo=None) if dialect.name == "sqlite" else utc
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 - SQLAlchemy's signature
-        """To an aware datetime."""
+        """Convert to a timezone-aware datetime."""
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
 class Base(DeclarativeBase):
-    """All tables."""
+    """Base of all tables."""
 
 
 class ProjectRow(Base):
-    """A project that keeps its runs here. One without a name stands for rows from before projects had names, until it is claimed."""
+    """A project with runs here. One without a name stands for rows from before projects had names, until a project claims it."""
 
     __tablename__ = "projects"
 
@@ -78,7 +78,7 @@ def _run_key() -> ForeignKeyConstraint:
 
 
 class RunRow(Base):
-    """A run, its state, and who works on it."""
+    """A run, its state and its lease."""
 
     __tablename__ = "runs"
     __table_args__ = (Index("ix_runs_run_id", "run_id"),)
@@ -94,7 +94,7 @@ class RunRow(Base):
 
 
 class TransitionRow(Base):
-    """Append-only: every change of state, of whatever has one."""
+    """A state change (append-only)."""
 
     __tablename__ = "transitions"
     __table_args__ = (
@@ -116,7 +116,7 @@ class TransitionRow(Base):
 
 
 class PartitionRow(Base):
-    """A part of a run."""
+    """A partition of a run."""
 
     __tablename__ = "partitions"
     __table_args__ = (_run_key(),)
@@ -133,7 +133,7 @@ class PartitionRow(Base):
 
 
 class PublicationRow(Base):
-    """An attempt to publish a run: intent first, then the commit that fulfilled it."""
+    """An attempt to publish a run: first the intent, then the commit that completed it."""
 
     __tablename__ = "publications"
     __table_args__ = (
@@ -180,7 +180,7 @@ class ModelVersionRow(Base):
 
 
 class PromotionRow(Base):
-    """Append-only: which version was to be served from when on."""
+    """A promotion: the version to be served from a time on (append-only)."""
 
     __tablename__ = "model_promotions"
     __table_args__ = (Index("ix_model_promotions_name", "project_id", "name"),)

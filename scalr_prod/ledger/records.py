@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The values that the ledger hands out, and the states a run can be in."""
+"""Values that the ledger returns, and the states of a run."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ __all__ = [
     "from_row",
 ]
 
-Record = TypeVar("Record", bound="DataclassInstance")
+RecordType = TypeVar("RecordType", bound="DataclassInstance")
 
 
 class RunState(StrEnum):
-    """Where a run stands. See docs/adr/0010."""
+    """State of a run. See docs/adr/0010."""
 
     PLANNED = "planned"
     GENERATING = "generating"
@@ -47,7 +47,7 @@ class RunState(StrEnum):
     ROLLED_BACK = "rolled_back"
 
 
-#: From each state, those that may follow. Staying in a state is no transition, and always allowed.
+#: Allowed next states by state. Staying in a state is no transition and always allowed.
 #: Until it is published, a run may be generated or audited again (lost files, other quality settings).
 TRANSITIONS: Final[Mapping[RunState, frozenset[RunState]]] = {
     RunState.PLANNED: frozenset({RunState.GENERATING}),
@@ -61,7 +61,7 @@ TRANSITIONS: Final[Mapping[RunState, frozenset[RunState]]] = {
 
 
 class PublicationStatus(StrEnum):
-    """Where a publication stands: written down before the commit, confirmed after it."""
+    """State of a publication: recorded before the commit, confirmed after it."""
 
     PENDING = "pending"
     PUBLISHED = "published"
@@ -70,7 +70,7 @@ class PublicationStatus(StrEnum):
 
 @dataclass(frozen=True)
 class Run(Jsonable):
-    """One run of a project. ``created`` is False where `Ledger.begin_run` found it already there."""
+    """A run of a project. ``created`` is False where `Ledger.begin_run` found an existing one."""
 
     project: str
     run_id: str
@@ -85,7 +85,7 @@ class Run(Jsonable):
 
 @dataclass(frozen=True)
 class Transition(Jsonable):
-    """A run went from one state to another; ``from_state`` is None for its first."""
+    """A state transition of a run; ``from_state`` is None for the first."""
 
     run_id: str
     from_state: RunState | None
@@ -96,16 +96,16 @@ class Transition(Jsonable):
 
 @dataclass(frozen=True)
 class Change(Jsonable):
-    """One line of the ledger's history.
+    """One entry of the ledger's change log.
 
     Attributes:
         subject: ``run``, ``partition``, ``publication``, ``lease``, ``model`` or ``dataset``.
-        key: Which one: a run's id, with a partition or attempt after a slash; a model's or data set's name and version.
-        from_state: None for its first.
-        to_state: The state it went to; of a lease, its new owner.
-        at: When (UTC, the database's clock).
-        cause: Why, in a few words.
-        actor: Host and process that made the change; None for what an older package wrote down.
+        key: A run's id, with a partition or attempt after a slash; or name and version of a model or data set.
+        from_state: The state before; None for the first.
+        to_state: The new state; for a lease, the new owner.
+        at: Time of the change (UTC, the database's clock).
+        cause: Reason, in a few words.
+        actor: Host and process that made the change; None in entries of an older package version.
     """
 
     subject: str
@@ -119,7 +119,7 @@ class Change(Jsonable):
 
 @dataclass(frozen=True)
 class Partition(Jsonable):
-    """One part of a run: ``rows`` in the file at ``path`` with this checksum; ``manifest`` is all that its task reported."""
+    """A partition of a run: ``rows`` in the file at ``path`` with this checksum; ``manifest`` is what its task reported."""
 
     run_id: str
     partition: int
@@ -133,16 +133,16 @@ class Partition(Jsonable):
 
 @dataclass(frozen=True)
 class Publication(Jsonable):
-    """One attempt to publish a run.
+    """An attempt to publish a run.
 
     Attributes:
         key: App transaction of its commit in the lake.
         base_version: The table's Delta version before it.
         delta_version: The Delta version that holds it; None while pending.
-        rows: Rows committed.
+        rows: Number of committed rows.
         replaced: Rows that it removed from the window, by the run that they came from.
-        canary: The users whom it was for, see `scalr_prod.holdout.Canary`; None: everybody.
-        widens: The attempt, for fewer users, in whose place it came.
+        canary: The users that it was for, see `scalr_prod.holdout.Canary`; None: everybody.
+        widens: The earlier attempt, for fewer users, that it replaced.
     """
 
     run_id: str
@@ -165,7 +165,7 @@ class Publication(Jsonable):
 
 @dataclass(frozen=True)
 class ModelVersion(Jsonable):
-    """One trained model."""
+    """A trained model."""
 
     name: str
     version: int
@@ -179,7 +179,7 @@ class ModelVersion(Jsonable):
 
 @dataclass(frozen=True)
 class Promotion(Jsonable):
-    """From ``at`` on, this version was the one to be served."""
+    """A promotion: from ``at`` on, this version was to be served."""
 
     name: str
     version: int
@@ -189,7 +189,7 @@ class Promotion(Jsonable):
 
 @dataclass(frozen=True)
 class DatasetRecord(Jsonable):
-    """One version of a training set."""
+    """A version of a training set."""
 
     name: str
     version: int
@@ -201,7 +201,7 @@ class DatasetRecord(Jsonable):
     manifest: Mapping[str, Any] = field(default_factory=dict)
 
 
-def from_row(row: Any, kind: type[Record], **known: Any) -> Record:
-    """A row of the ledger as what is handed out: each field is the column of its name, but for those that are ``known``."""
-    columns = {one.name: getattr(row, one.name) for one in fields(kind) if one.name not in known}
+def from_row(row: Any, kind: type[RecordType], **known: Any) -> RecordType:
+    """Convert a row to a record: each field is the column of the same name, except those in ``known``."""
+    columns = {column.name: getattr(row, column.name) for column in fields(kind) if column.name not in known}
     return kind(**columns, **known)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs, their states, and their partitions."""
+"""Runs, their states and their partitions."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ __all__ = ["Runs"]
 
 
 class Runs(History):
-    """The part of the ledger that follows a run."""
+    """Runs and their partitions in the ledger."""
 
     def begin_run(self, spec: RunSpec, *, cause: str = "planned") -> Run:
-        """Write the run down as planned, or find it: the same spec any number of times is one run.
+        """Record a run as planned, or return the existing one: the same spec is always the same run.
 
         Raises:
-            LedgerError: The id is taken by a run with another spec.
+            LedgerError: A run with another spec has this id.
         """
         check_run_id(spec.run_id)
         content = spec.to_json()
-        with self._writing() as session:
+        with self._write_session() as session:
             created = False
-            row = session.get(RunRow, (self._own(session), spec.run_id))
+            row = session.get(RunRow, (self._ensure_project_id(session), spec.run_id))
             if row is None:
                 row, created = self._insert_run(session, spec.run_id, content, cause)
             if RunSpec.from_json(row.spec) != spec:
@@ -50,44 +50,44 @@ class Runs(History):
             return self._run(row, created=created)
 
     def run(self, run_id: str) -> Run:
-        """One run.
+        """Return a run.
 
         Raises:
             RunNotFound: There is none with this id.
-            RunOfOtherProject: It is another project's.
+            RunOfOtherProject: It belongs to another project.
         """
-        with self._reading() as session:
+        with self._read_session() as session:
             return self._run(self._row(session, run_id))
 
     def runs(self, *, state: RunState | str | None = None, limit: int | None = None) -> list[Run]:
-        """All runs of the project, the newest first."""
+        """List the runs of the project, newest first."""
         query = sa.select(RunRow).order_by(RunRow.created_at.desc(), RunRow.run_id)
         if state is not None:
             query = query.where(RunRow.state == RunState(state).value)
         if limit is not None:
             query = query.limit(limit)
-        return [self._run(row) for row in self._listed(query)]
+        return [self._run(row) for row in self._select_own(query)]
 
     def states(self) -> dict[RunState, int]:
-        """How many runs of the project are in a state, by that state; counted by the database."""
+        """Count the runs of the project by state, in the database."""
         query = sa.select(RunRow.state, sa.func.count())
-        with self._reading() as session:
-            query = query.where(RunRow.project_id == self._mine(session)).group_by(RunRow.state)
+        with self._read_session() as session:
+            query = query.where(RunRow.project_id == self._project_id(session)).group_by(RunRow.state)
             return {RunState(state): count for state, count in session.execute(query)}
 
     def set_stage(self, run_id: str, state: RunState | str, *, cause: str) -> Run:
-        """Move a run to a state and record when and why. Where it is there already, nothing changes.
+        """Move a run to a state, and record when and why; no change if it is in this state already.
 
         Raises:
             RunNotFound: There is no such run.
-            LedgerError: The state does not follow the one that the run is in.
+            LedgerError: The transition is not allowed.
         """
-        with self._writing() as session:
+        with self._write_session() as session:
             return self._move(session, run_id, RunState(state), cause)
 
     def transitions(self, run_id: str) -> list[Transition]:
-        """How a run came to its state, the oldest first."""
-        with self._reading() as session:
+        """List a run's state transitions, oldest first."""
+        with self._read_session() as session:
             self._row(session, run_id)
         return [
             Transition(
@@ -101,7 +101,7 @@ class Runs(History):
         ]
 
     def record_partition(self, run_id: str, partition: int, manifest: Mapping[str, Any]) -> None:
-        """Record what a partition's task reported; a repeated task replaces what was there. See `record_partitions`."""
+        """Record what a partition's task reported, in place of an earlier report. See `record_partitions`."""
         self.record_partitions(run_id, [(partition, manifest)])
 
     def record_partitions(
@@ -111,16 +111,16 @@ class Runs(History):
 
         Args:
             run_id: The run.
-            manifests: Partition number, and plain JSON values, among them (all optional) ``state`` (default ``done``),
+            manifests: Partition numbers with plain JSON values, among them (all optional) ``state`` (default ``done``),
                 ``rows``, ``sha256``, ``path``.
-            partitions: How many the run has now; what was recorded of a finer cut, beyond that, is forgotten.
+            partitions: Number of partitions that the run has now; records of higher partitions are deleted.
         """
-        with self._writing() as session:
+        with self._write_session() as session:
             run = self._row(session, run_id)
             now = self._now(session)
             if partitions is not None:
-                finer = (*_parts_of(run), PartitionRow.partition >= partitions)
-                session.execute(sa.delete(PartitionRow).where(*finer))
+                surplus = (*_partitions_of_run(run), PartitionRow.partition >= partitions)
+                session.execute(sa.delete(PartitionRow).where(*surplus))
             for partition, manifest in manifests:
                 content = json.loads(json.dumps(dict(manifest), default=str))
                 self._merge_partition(session, run, int(partition), content, now)
@@ -132,7 +132,7 @@ class Runs(History):
         state, sha256 = str(content.get("state", "done")), content.get("sha256")
         if found is None or (found.state, found.sha256) != (state, sha256):
             cause = f"{int(content.get('rows', 0))} rows staged" + ("" if found is None else ", made again")
-            self._note(session, "partition", f"{run_id}/{partition}", former, state, cause=cause, run_id=run_id)
+            self._add_change(session, "partition", f"{run_id}/{partition}", former, state, cause=cause, run_id=run_id)
         session.merge(
             PartitionRow(
                 project_id=run.project_id,
@@ -148,16 +148,16 @@ class Runs(History):
         )
 
     def partitions(self, run_id: str) -> list[Partition]:
-        """The run's partitions that were recorded, by number."""
-        with self._reading() as session:
+        """List the run's recorded partitions, by number."""
+        with self._read_session() as session:
             run = self._row(session, run_id)
-            query = sa.select(PartitionRow).where(*_parts_of(run)).order_by(PartitionRow.partition)
+            query = sa.select(PartitionRow).where(*_partitions_of_run(run)).order_by(PartitionRow.partition)
             return [from_row(row, Partition) for row in session.scalars(query)]
 
     def _insert_run(self, session: Session, run_id: str, content: dict[str, Any], cause: str) -> tuple[RunRow, bool]:
         now = self._now(session)
         row = RunRow(
-            project_id=self._own(session),
+            project_id=self._ensure_project_id(session),
             run_id=run_id,
             spec=content,
             state=RunState.PLANNED.value,
@@ -169,7 +169,7 @@ class Runs(History):
                 session.add(row)
         except IntegrityError:  # another driver was faster (PostgreSQL; SQLite lets in one writer at a time)
             return self._row(session, run_id), False
-        self._note(session, "run", run_id, None, RunState.PLANNED.value, cause=cause, run_id=run_id)
+        self._add_change(session, "run", run_id, None, RunState.PLANNED.value, cause=cause, run_id=run_id)
         return row, True
 
     def _move(self, session: Session, run_id: str, state: RunState, cause: str) -> Run:
@@ -183,26 +183,27 @@ class Runs(History):
                     where=self.address,
                     next_step=f"see how it came there: scalr runs show {run_id}",
                 ).at(run_id=run_id)
-            self._note(session, "run", run_id, found.value, state.value, cause=cause, run_id=run_id)
+            self._add_change(session, "run", run_id, found.value, state.value, cause=cause, run_id=run_id)
             row.state, row.updated_at = state.value, self._now(session)
         return self._run(row)
 
     def _row(self, session: Session, run_id: str, *, lock: bool = False) -> RunRow:
-        key = (self._mine(session), check_run_id(run_id))
+        key = (self._project_id(session), check_run_id(run_id))
         row = session.get(RunRow, key, with_for_update=True if lock else None)
         if row is None:
-            raise self._no_run(session, run_id).at(run_id=run_id)
+            raise self._run_not_found(session, run_id).at(run_id=run_id)
         return row
 
-    def _no_run(self, session: Session, run_id: str) -> ScalrError:
-        others = self._others_with(session, sa.select(RunRow.project_id).where(RunRow.run_id == run_id))
+    def _run_not_found(self, session: Session, run_id: str) -> ScalrError:
+        others = self._other_projects_with(session, sa.select(RunRow.project_id).where(RunRow.run_id == run_id))
         if not others:
             return RunNotFound("there is no run with this id", where=self.address, next_step="list the runs: scalr runs list")
-        owners = " and of ".join(self._called(row) for row in others)
+        owners = " and of ".join(self._describe_project(row) for row in others)
         return RunOfOtherProject(
             f"this is a run of {owners}; the settings name project '{self.project.name}'",
             where=self.address,
-            next_step=self._claim(others) or "name that project's scalr.toml with --config; list this one's: scalr runs list",
+            next_step=self._claim_hint(others)
+            or "name that project's scalr.toml with --config; list this one's: scalr runs list",
         )
 
     def _run(self, row: RunRow, *, created: bool = False) -> Run:
@@ -210,5 +211,5 @@ class Runs(History):
         return from_row(row, Run, project=self.project.name, spec=spec, state=state, created=created)
 
 
-def _parts_of(run: RunRow) -> tuple[sa.ColumnElement[bool], ...]:
+def _partitions_of_run(run: RunRow) -> tuple[sa.ColumnElement[bool], ...]:
     return PartitionRow.project_id == run.project_id, PartitionRow.run_id == run.run_id

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run is: everything that decides its rows, and an id that follows from it."""
+"""Specification of a run: everything that determines its rows, and the id derived from it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["STAGED", "RunSpec", "check_run_id", "run_folder"]
 
-#: Folders of a run that are of no use once it has ended, or the tables it was pinned to are gone. Its spec, figures and verdict stay, and
-#: the accepted rows: a run that was rolled back may be published again.
+#: Folders of a run that are useless once it has ended or the tables that it is pinned to are gone. Its spec, metrics and verdict stay, and
+#: so do the accepted rows: a run that was rolled back may be published again.
 STAGED: Final = ("asked", "parts", "candidates")
 
 _RUN_ID: Final = re.compile(r"run_[0-9a-f]{16}")
@@ -30,7 +30,7 @@ _INSTANTS: Final = ("start", "end", "as_of", "translator_trained_until")
 
 @dataclass(frozen=True)
 class RunSpec:
-    """Everything that decides the rows of a run; made with `make`, which derives the id.
+    """Everything that determines the rows of a run; created by `make`, which derives the id.
 
     Attributes:
         run_id: ``run_`` and 16 hex digits of the SHA-256 of the other fields' canonical JSON.
@@ -38,12 +38,12 @@ class RunSpec:
         start: The window's first instant (UTC).
         end: The instant after the window's last (UTC).
         as_of: Nothing that became known later is read (UTC).
-        seed: Of the draws.
-        translator_version: Version of the translator that is asked.
-        translator_sha256: Its weights' checksum.
-        translator_trained_until: The last instant it has learned from (UTC).
-        table_versions: Delta version of every table read.
-        settings: Those sections of the settings that change rows.
+        seed: Random seed of the sampling.
+        translator_version: Version of the translator.
+        translator_sha256: Checksum of its weights.
+        translator_trained_until: The last instant in its training data (UTC).
+        table_versions: Delta version of every table that is read.
+        settings: The sections of the settings that affect rows.
     """
 
     run_id: str
@@ -73,7 +73,7 @@ class RunSpec:
         table_versions: Mapping[str, int],
         settings: Mapping[str, Any],
     ) -> Self:
-        """A spec with the id that follows from it. ``settings`` holds plain JSON values; timestamps are time-zone aware.
+        """Create a spec and derive its id. ``settings`` holds plain JSON values; timestamps are time-zone aware.
 
         Raises:
             ValueError: A naive timestamp, or an empty window.
@@ -97,13 +97,13 @@ class RunSpec:
         return cls.from_json(spec.to_json() | {"run_id": f"run_{digest[:16]}"})
 
     def canonical(self) -> str:
-        """The JSON text that the id is a hash of: every field but the id, keys sorted, times in UTC."""
+        """Return the JSON text that the id is a hash of: every field but the id, sorted keys, times in UTC."""
         content = self.to_json()
         del content["run_id"]
         return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; times as ISO 8601 in UTC."""
+        """Return plain JSON values; times as ISO 8601 in UTC."""
         content = asdict(self)
         for name in _INSTANTS:
             content[name] = getattr(self, name).astimezone(UTC).isoformat()
@@ -111,10 +111,10 @@ class RunSpec:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """The spec that `to_json` gave.
+        """Parse the result of `to_json`.
 
         Raises:
-            LedgerError: A field is missing, unknown, or not of its kind.
+            LedgerError: A field is missing, unknown or of the wrong type.
         """
         values = dict(content)
         try:
@@ -123,27 +123,29 @@ class RunSpec:
             return cls(**values)
         except (KeyError, TypeError, ValueError) as error:
             raise LedgerError(
-                f"this is no run's specification ({error})",
+                f"invalid run specification ({error})",
                 where=str(values.get("run_id", "run.json")),
                 next_step="plan the run again: scalr generate",
             ) from error
 
 
 def check_run_id(run_id: str) -> str:
-    """The id itself, once it is known to be one: safe in paths and SQL predicates.
+    """Return the id if it is well-formed, and so safe in paths and SQL predicates.
 
     Raises:
-        RunNotFound: No run can have this id.
+        RunNotFound: The id is malformed.
     """
     if not _RUN_ID.fullmatch(run_id):
         raise RunNotFound(
-            f"{run_id[:80]!r} is no run id (run_ and 16 hex digits)", where="run id", next_step="list the runs: scalr runs list"
+            f"{run_id[:80]!r} is not a run id (run_ and 16 hex digits)",
+            where="run id",
+            next_step="list the runs: scalr runs list",
         )
     return run_id
 
 
 def run_folder(settings: Settings, run_id: str) -> Path:
-    """``<home>/runs/<run_id>``: parts/, candidates/, accepted/, run.json, gate.json."""
+    """Return ``<home>/runs/<run_id>``: parts/, candidates/, accepted/, run.json, gate.json."""
     return settings.home / "runs" / check_run_id(run_id)
 
 

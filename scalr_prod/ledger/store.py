@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ledger: what every run, publication, model version and data set came to."""
+"""The `Ledger`, composed of its parts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Ledger"]
 
 
 class Ledger(Leases, Publications, Artefacts):
-    """All of the project's run state, in SQLite or PostgreSQL.
+    """Runs, leases, publications, model versions and training sets of a project, in SQLite or PostgreSQL.
 
     >>> with Ledger.open(settings) as ledger:  # doctest: +SKIP
     ...     run = ledger.begin_run(spec)

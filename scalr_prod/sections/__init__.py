@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sections of scalr.toml beside ``[domains]``: what may stand in each, and what its values must be."""
+"""Sections of scalr.toml other than ``[domains]``: their keys, defaults and allowed values."""
 
 from __future__ import annotations
 

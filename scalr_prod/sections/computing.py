@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where Dask runs, and where the translator is served."""
+"""Settings of Dask and of the translator's serving."""
 
 from __future__ import annotations
 
@@ -96,16 +96,14 @@ class ServingSettings(Section):
             found = re.fullmatch(r"(?:[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]):(\d{1,5})", one)
             known = found is not None and 0 < int(found[1]) < 2**16
             if not known and not re.fullmatch(r"unix:/[^\x00-\x20]+", one):
-                raise ValueError(
-                    f"{one!r} is no host:port of a gRPC endpoint, such as 127.0.0.1:8001, and no unix:/path of one"
-                )
+                raise ValueError(f"{one!r} is neither host:port of a gRPC endpoint, such as 127.0.0.1:8001, nor unix:/path")
         if len(set(addresses)) < len(addresses):
             raise ValueError(f"{value!r} names a server twice")
         return value
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """The addresses in ``url``, in order, without ``grpc://``; none where a local server is started."""
+        """Addresses in ``url``, in order, without ``grpc://``; empty where a local server is started."""
         return () if self.url is None else _addresses(self.url)
 
     @model_validator(mode="after")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training set holds, and how models that are trained on it are judged."""
+"""Settings of training sets and of the downstream evaluation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scalr_prod.sections.values import Instant, Weight, named_once
 
 __all__ = ["DownstreamSettings", "TrainingSetSettings"]
 
-#: λ where nothing was measured: neither a policy nor the settings give one (docs/adr/0078).
+#: Default λ, used where neither a policy nor the settings give one (docs/adr/0078).
 _UNMEASURED: Final = 0.03
 
 

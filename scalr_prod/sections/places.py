@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where what is made is kept, for how long, and what follows when somebody is forgotten."""
+"""Settings of storage, retention and erasure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = [
 
 
 class ProjectSettings(Section):
-    """The project's name, and where everything that it makes is kept."""
+    """The project's name and where its data is kept."""
 
     name: str | None = Field(
         default=None,
@@ -51,7 +51,7 @@ class LedgerSettings(Section):
 
 
 class FeastExportSettings(Section):
-    """What the definitions of `scalr feast export` are called in a feature repository of your own."""
+    """Names of the definitions that `scalr feast export` writes to your own feature repository."""
 
     entity: str = Field(default="user", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="name of the entity of users")
     key: str = Field(
@@ -69,7 +69,7 @@ class FeastExportSettings(Section):
 
 
 class FeastSettings(Section):
-    """Where the Feast repository is; by default one is laid under the project's home."""
+    """Where the Feast repository is; by default one is created under the project's home."""
 
     repo: str | None = Field(default=None, description="folder of the feature repository; default: <home>/feature_repo")
     registry: str | None = Field(default=None, repr=False, description="SQLAlchemy URL; default: SQLite under home")
@@ -88,7 +88,7 @@ class FeastSettings(Section):
 
 
 class RetentionSettings(Section):
-    """What `scalr maintain` keeps, beside all that something published, served or at work refers to."""
+    """What `scalr maintain` keeps, besides everything that a published, served or running item refers to."""
 
     days: float = Field(
         default=30,
@@ -104,7 +104,7 @@ class RetentionSettings(Section):
 
 
 class ForgettingSettings(Section):
-    """What follows when users are forgotten (`scalr forget`)."""
+    """Consequences of erasing users (`scalr forget`)."""
 
     grace_days: float = Field(
         default=30,

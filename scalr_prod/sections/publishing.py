@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the gate lets through, and for whom a run is published."""
+"""Settings of the quality gate, publication and experiments."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class PublicationSettings(Section):
 
 
 class ExperimentSettings(Section):
-    """Users that get no synthetic event, so that the effect can be measured (`scalr experiment`), and users that get theirs first."""
+    """Holdout users, who get no synthetic events so that the effect can be measured (`scalr experiment`), and canary users."""
 
     holdout: float = Field(default=0.0, ge=0, le=0.5, description="share of users that are held out; 0: nobody")
     canary: float = Field(
@@ -73,6 +73,7 @@ class ExperimentSettings(Section):
     def _apart(self) -> Self:
         if self.holdout + self.canary > 1:
             raise ValueError(
-                f"holdout ({self.holdout:g}) and canary ({self.canary:g}) are more than all users together; no held-out user is in a canary"
+                f"holdout ({self.holdout:g}) and canary ({self.canary:g}) add up to more than all users; "
+                "held-out users are never in the canary"
             )
         return self

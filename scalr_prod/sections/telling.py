@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is told while work goes on, and to whom: logs, metrics, lineage, and the page."""
+"""Settings of observability: logs, metrics, lineage and the web page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["LineageSettings", "LoggingSettings", "MetricsSettings", "UiSettings"
 
 
 class LoggingSettings(Section):
-    """What is told while work goes on, on stderr."""
+    """Log lines on stderr."""
 
     format: Literal["text", "json"] = Field(default="text", description="a line of text, or a JSON object, a message")
     level: Literal["debug", "info", "warning", "error"] = Field(
@@ -26,7 +26,7 @@ class LoggingSettings(Section):
 
 
 class MetricsSettings(Section):
-    """Where figures of the project go for Prometheus, after each stage."""
+    """Where metrics for Prometheus are written after each stage."""
 
     textfile: str | None = Field(
         default=None,
@@ -39,7 +39,7 @@ class MetricsSettings(Section):
 
 
 class LineageSettings(Section):
-    """Where OpenLineage events of stages go; nowhere by default. Needs the extra ``lineage``."""
+    """Where OpenLineage events of stages are sent; disabled by default. Needs the extra ``lineage``."""
 
     file: str | None = Field(default=None, description="events are added to it, one JSON object a line")
     url: WebAddress | None = Field(default=None, repr=False, description="of a lineage server; events go to its api/v1/lineage")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kinds of values that several sections have."""
+"""Value types and checks shared by several sections."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _aware(value: datetime) -> datetime:
 
 
 def named_once(group: Group, names: tuple[str, ...], beside: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """Names of plug-ins, each of which is there and stands once."""
+    """Check that each plug-in exists and is named once; returns the names."""
     if len(set(names)) != len(names):
         raise ValueError(f"names a {group.kind} twice: name each once")
     for name in names:
@@ -32,21 +32,21 @@ def named_once(group: Group, names: tuple[str, ...], beside: tuple[str, ...] = (
 
 
 def _web(value: str) -> str:
-    """A URL that can be read; what it says may be a password, and is not repeated."""
+    """Check that a URL can be parsed; errors do not repeat it, since it may hold a password."""
     try:
         parts = urlsplit(value)
         there = parts.hostname and parts.port != 0 and parts.netloc.count("@") == value.count("@") <= 1
     except ValueError:
         there = False
     if not there:
-        raise ValueError("is no URL of a server: in a user or password, write [ ] @ : / ? # as %5B %5D %40 %3A %2F %3F %23")
+        raise ValueError("is not a server URL: in a user or password, write [ ] @ : / ? # as %5B %5D %40 %3A %2F %3F %23")
     return value
 
 
 def _open(value: str) -> str:
-    """An address to link to."""
+    """Check that an address is safe to link to: no user or password."""
     if "@" in value:
-        raise ValueError("names a user or password, which everybody who opens the page would see: leave it out")
+        raise ValueError("contains a user or password, which everybody who opens the page would see: leave it out")
     return value
 
 

@@ -254,7 +254,7 @@ def test_without_the_key_no_log_is_read(settings, tmp_path):
     assert json.loads(found.stdout)["items"] == 1
     gone(settings, ITEM)
     (settings.home / "forgotten" / "secret").unlink()
-    with Project(settings) as project, pytest.raises(ForgettingError, match="the key of the hashes is not there"):
+    with Project(settings) as project, pytest.raises(ForgettingError, match="the key of the hashes is missing"):
         project.ingest()
 
 

@@ -72,7 +72,7 @@ def test_a_run_that_another_driver_works_on_is_left_alone(project, monkeypatch):
     monkeypatch.setattr("scalr_prod.publication._LEASE_WAIT_S", 0.3)
     with Ledger.open(project.settings) as ledger:
         ledger.acquire_lease(spec.run_id, "someone else")
-    with pytest.raises(LedgerError, match="someone else works on this run"):
+    with pytest.raises(LedgerError, match="someone else holds the run's lease"):
         publish(project.settings, spec.run_id)
     assert not len(project.view())
 

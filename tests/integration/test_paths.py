@@ -109,7 +109,7 @@ def test_a_file_that_is_lost_is_named_by_whoever_reads_it(table, tmp_path):
     lost = next((settings.home / "lake" / table.value).glob("part-*"))
     lost.unlink()
     for read in (lambda: ingest(settings), lambda: Lake.open(settings).read(table), lambda: build_histories(settings)):
-        with pytest.raises(LakeError, match="is not there, though the table's log names it") as caught:
+        with pytest.raises(LakeError, match="is missing, though the table's log names it") as caught:
             read()
         assert lost.name in str(caught.value)
         assert "scalr run" in caught.value.next_step

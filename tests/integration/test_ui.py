@@ -161,7 +161,7 @@ def test_a_user_is_shown_as_the_run_knew_them(served, reported):
         ("translate", {"user": HOSTILE_USER}, 404, html.escape("<script>document.title=", quote=False)),
         ("translate", {"user": "x" * 3000}, 400, "too long"),
         ("translate", {"run": "run_0000000000000000"}, 404, "run_0000000000000000"),
-        ("translate", {"run": "<script>"}, 404, "is no run id"),
+        ("translate", {"run": "<script>"}, 404, "is not a run id"),
         ("runs/run_0000000000000000", {}, 404, "scalr runs list"),
         ("runs/" + quote("../../etc/passwd", safe=""), {}, 404, "nothing at this address"),
         ("data_docs/" + quote("../scalr.toml", safe=""), {}, 404, "nothing at this address"),

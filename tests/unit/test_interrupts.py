@@ -43,7 +43,8 @@ def test_the_first_signal_closes_what_is_open_and_names_where_it_came(number, co
     assert closed == ["all of it"]
     assert caught.value.exit_code == code
     assert str(caught.value).endswith(
-        "during generate; what is done is kept. Go on with: the same command again, or, as far as its publication, scalr runs resume run_1"
+        "during generate; finished work is kept. Continue with: the same command again, "
+        "or, as far as its publication, scalr runs resume run_1"
     )
     assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)] == before
 
@@ -185,5 +186,5 @@ def test_a_command_says_how_to_go_on(project):
     done = run([sys.executable, "-c", code])
     assert done.returncode == 143, done.stderr
     assert json.loads(done.stdout)["stage"] == "ingest"
-    assert "stopped by SIGTERM during ingest; what is done is kept. Go on with: the same command again" in done.stderr
+    assert "stopped by SIGTERM during ingest; finished work is kept. Continue with: the same command again" in done.stderr
     assert "Traceback" not in done.stderr

@@ -237,7 +237,7 @@ def test_a_table_that_another_makes_at_the_same_moment_is_there(tmp_path, monkey
         raise DeltaProtocolError("no")
 
     monkeypatch.setattr(DeltaTable, "create", failing)
-    with pytest.raises(CommitFailed, match="cannot be made"):
+    with pytest.raises(CommitFailed, match="cannot be created"):
         lake.create(Table.TARGET_EVENTS, schema)
 
 

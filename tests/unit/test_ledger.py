@@ -39,7 +39,7 @@ def test_a_spec_refuses_naive_times_and_empty_windows():
         make_spec(start=T0.replace(tzinfo=None))
     with pytest.raises(ValueError, match="empty"):
         make_spec(end=T0)
-    with pytest.raises(LedgerError, match="no run's specification"):
+    with pytest.raises(LedgerError, match="invalid run specification"):
         RunSpec.from_json({"run_id": "run_x"})
 
 

@@ -48,9 +48,9 @@ def test_opening_again_keeps_what_is_there(url):
 @pytest.mark.parametrize(
     ("url", "says"),
     [
-        ("not a url", "no database URL"),
+        ("not a url", "invalid database URL"),
         ("mysql://root:secret@host/db", "cannot be kept in mysql"),
-        ("sqlite://", "would be forgotten"),
+        ("sqlite://", "would be lost"),
         ("nosuch://x:secret@y", "cannot be kept in nosuch"),
     ],
 )

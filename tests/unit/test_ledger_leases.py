@@ -19,7 +19,7 @@ def test_a_lease_keeps_others_out_until_it_is_given_back_or_runs_out(ledger):
     run_id = ledger.begin_run(make_spec()).run_id
     with ledger.lease(run_id, owner="a") as held:
         held.check()
-        with pytest.raises(LeaseHeld, match="a works on this run") as caught, ledger.lease(run_id, owner="b"):
+        with pytest.raises(LeaseHeld, match="a holds the run's lease") as caught, ledger.lease(run_id, owner="b"):
             pass
         assert caught.value.run_id == run_id
         assert ledger.run(run_id).lease_owner == "a"
@@ -173,4 +173,4 @@ def test_a_takeover_says_from_whom_and_why(ledger):
     ledger.acquire_lease(run_id, "second")
     (change,) = ledger.history(run_id, subject="lease")
     assert (change.from_state, change.to_state) == ("first", "second")
-    assert "ran out" in change.cause
+    assert "expired" in change.cause

@@ -209,7 +209,7 @@ def test_other_mistakes_are_clear_errors(tmp_path, target):
     with pytest.raises(ColumnNotFound, match="no column 'nobody'"):
         look(tmp_path, target, "dishes.csv", columns={"user": "nobody"})
     csv(frame("user_id", "item_id", "ts", form("%Y-%m-%d")), "naive.csv")(tmp_path)
-    with pytest.raises(SettingsError, match="no IANA time zone") as caught:
+    with pytest.raises(SettingsError, match="not an IANA time zone") as caught:
         look(tmp_path, target, "naive.csv", timezone="Mars/Base")
     assert caught.value.where == "--timezone"
     asked = [Asked("source", str(target)), Asked("target", str(target))]

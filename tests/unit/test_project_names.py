@@ -72,7 +72,7 @@ def test_an_explicit_name_on_a_home_of_another_is_refused_until_it_says_what_it_
     ingest(project("a"))
     home = project("a").home
     before = contents(home)
-    with pytest.raises(ProjectsMixed, match="is that of project 'food_to_kitchen'") as caught:
+    with pytest.raises(ProjectsMixed, match="belongs to project 'food_to_kitchen'") as caught:
         ingest(project("a", project={"name": "shop"}))
     assert 'formerly = "food_to_kitchen"' in caught.value.next_step
     assert contents(home) == before
@@ -88,7 +88,7 @@ def test_a_lake_of_another_project_is_refused_though_homes_and_ledgers_are_apart
     lake = {"lake": str(tmp_path / "lake")}
     ingest(project("a", project=lake))
     before = contents(tmp_path / "lake")
-    with pytest.raises(ProjectsMixed, match="lake is that of project 'food_to_kitchen'"):
+    with pytest.raises(ProjectsMixed, match="lake belongs to project 'food_to_kitchen'"):
         ingest(project("b", project=lake | {"name": "shop"}))
     assert contents(tmp_path / "lake") == before
 

@@ -147,9 +147,9 @@ def test_two_names_on_one_lake_or_home_are_refused(url):
     with Ledger(url, one()) as ledger:
         ledger.begin_run(make_spec())
         before = rows_of(ledger)
-        with pytest.raises(ProjectsMixed, match="lake /lakes/one is that of project 'one'"):
+        with pytest.raises(ProjectsMixed, match="lake /lakes/one belongs to project 'one'"):
             Ledger(url, one("two", lake="/lakes/one"))
-        with pytest.raises(ProjectsMixed, match="home /homes/one is that of project 'one'") as caught:
+        with pytest.raises(ProjectsMixed, match="home /homes/one belongs to project 'one'") as caught:
             Ledger(url, one("two", home="/homes/one"))
         assert 'formerly = "one"' in caught.value.next_step
         assert rows_of(ledger) == before

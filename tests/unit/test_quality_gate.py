@@ -113,7 +113,7 @@ def test_the_translator_may_know_as_much_as_its_mode_says(project, mode, trained
 @pytest.mark.parametrize("change", [{"sha256": "1" * 64}, {"trained_until": datetime(2024, 1, 1, tzinfo=UTC)}, None])
 def test_a_run_whose_translator_is_not_the_recorded_one_fails(project, change):
     spec = project.run()
-    with Ledger.open(project.settings) as ledger, ledger._writing() as session:
+    with Ledger.open(project.settings) as ledger, ledger._write_session() as session:
         row = session.get(ModelVersionRow, (ledger._own(session), "translator", spec.translator_version))
         if change is None:
             session.delete(row)

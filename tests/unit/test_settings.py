@@ -114,7 +114,7 @@ def test_bad_settings_name_the_key_and_the_next_step(tmp_path, addition, where, 
         ('name = "a"', "needs either 'events'"),
         ('name = "a"\nevents = "x"\nquery = "SELECT 1"\nurl = "sqlite://"', "needs either 'events'"),
         ('name = "a"\nquery = "SELECT 1"', "has a 'query' but no 'url'"),
-        ('name = "a"\nevents = "x"\ntimezone = "Mars/Olympus"', "no IANA time zone"),
+        ('name = "a"\nevents = "x"\ntimezone = "Mars/Olympus"', "not an IANA time zone"),
         ('name = "../a"\nevents = "x"', "must be 1 to 64 letters"),
         ('events = "x"', "is required"),
     ],
@@ -205,10 +205,10 @@ def test_servers_are_named_one_by_one(tmp_path, url, urls):
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("", "'' is no host:port"),
-        ("gpu:8001,", "'' is no host:port"),
-        ("gpu:8001,other:0", "'other:0' is no host:port"),
-        ("gpu:8001 other:8001", "is no host:port"),
+        ("", "'' is neither host:port"),
+        ("gpu:8001,", "'' is neither host:port"),
+        ("gpu:8001,other:0", "'other:0' is neither host:port"),
+        ("gpu:8001 other:8001", "is neither host:port"),
         ("gpu:8001,grpc://gpu:8001", "names a server twice"),
     ],
 )

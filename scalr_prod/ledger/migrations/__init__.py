@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HEAD", "config", "upgrade"]
 
-#: The newest revision. Revisions are numbers as text, so that a newer schema is told from an older one.
+#: The newest revision. Revisions are numbers as text, so that newer and older schemas can be compared.
 HEAD: Final = "0004"
 
 
@@ -21,7 +21,7 @@ def upgrade(connection: Connection, *, alone: bool = False) -> None:
 
     Args:
         connection: To the ledger's database.
-        alone: All that it holds is known to be of one project.
+        alone: Whether the database is known to hold one project only.
     """
     from alembic import command
 
@@ -31,7 +31,7 @@ def upgrade(connection: Connection, *, alone: bool = False) -> None:
 
 
 def config(connection: Connection) -> Config:
-    """Alembic's configuration for these scripts, on an open connection; prints nothing."""
+    """Return Alembic's configuration for these scripts on an open connection; prints nothing."""
     import io
 
     from alembic.config import Config
