@@ -220,7 +220,7 @@ def test_other_mistakes_are_clear_errors(tmp_path, target):
     rows = frame("user_id", "item_id", "timestamp", seconds())
     rows["user_id"] = "u" + rows["user_id"].astype(str)
     rows.to_csv(tmp_path / "text.csv", index=False)
-    with pytest.raises(BadValue, match="is no int64"):
+    with pytest.raises(BadValue, match="is not an int64"):
         understand(
             tmp_path / "scalr.toml",
             [Asked("source", str(tmp_path / "typed.parquet")), Asked("target", str(tmp_path / "text.csv"))],
