@@ -110,7 +110,9 @@ def _build_table(
     settings: Settings, lake: Lake, table: Table, events: Events, session: Callable[[], _Session], *, progress: bool
 ) -> TableReport:
     current = lake.open_table(table)
-    lake.follow(events.table, events.now)  # refreshed after the table, so that it includes what another process has just built from
+    lake.follow(
+        events.table, events.now
+    )  # refreshed after the table, so that it includes what another process has just built from
     built, appended = not _is_fresh(current, _made_from(settings, table, events.now)), False
     if built:
         appended = _build(settings, lake, table, events, current, session(), progress=progress)
