@@ -50,7 +50,7 @@ def init(
 
     ask = not yes and not as_json and sys.stdin.isatty()
     if not ask and not (yes or as_json):
-        raise typer.BadParameter("where there is no terminal, nothing can be asked: give --yes", param_hint="--yes")
+        raise typer.BadParameter("cannot ask without a terminal: give --yes", param_hint="--yes")
     if not ask and (source is None or target is None):
         raise typer.BadParameter("name both logs", param_hint="--source, --target")
     item_files = {"source": source_items or items, "target": target_items or items}

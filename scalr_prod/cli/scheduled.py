@@ -33,7 +33,7 @@ def task(
     def work(_: Any, __: bool) -> dict[str, Any]:
         if call is None:
             raise SettingsError(
-                f"{text[:80]!r} is no call of a task",
+                f"{text[:80]!r} is not a task call",
                 where="stdin",
                 next_step='give it one JSON object, at least {"params": {"config": "scalr.toml"}}',
             )

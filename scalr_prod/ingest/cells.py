@@ -179,14 +179,14 @@ class Ids:
             word, origin = self.first_word
             if self.whole:
                 raise origin.bad(
-                    f"{self.words} ids are the text {word!r}, or another that stands for nothing, and all others are whole numbers; the "
+                    f"{self.words} ids are {word!r} or another word for a missing value, and all others are integers; the "
                     "first one here",
                     at=0,
                     next_step="remove these rows or give them an id; rows are never dropped silently",
                 )
             logger.warning(
-                "%s, column '%s', row %d: %r is taken for an id; so are %d texts that often stand for nothing: remove these rows "
-                "where they do",
+                "%s, column '%s', row %d: %r is used as an id; %d ids are words that often mean a missing value: remove these rows "
+                "if they do",
                 *(origin.file, origin.column, origin.row + 1, word, self.words),
             )
         if self.first_null is not None:

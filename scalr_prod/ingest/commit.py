@@ -201,7 +201,7 @@ class Addition:
         """
         if 2 * events > self.log.rows:
             raise BadValue(
-                f"{events} of {self.log.rows} events are in the lake already {how}; they would count twice",
+                f"{events} of {self.log.rows} events are in the lake already {how}; ingesting again would double-count",
                 where=self.log.origin,
                 next_step=f"map the columns under [domains.{self.log.place}.columns], and weigh its types, as before, or start a new "
                 "project home",
@@ -248,10 +248,10 @@ class Addition:
         hours = " or ".join(f"{abs(quarters) / 4:g} h {'earlier' if quarters > 0 else 'later'}" for quarters, _ in found)
         since = (self.log.first - _MAX_ZONE_SHIFT).date().isoformat()
         raise BadValue(
-            f"{events} of {rows} events that were looked at are in the lake already, {hours}; they would count twice",
+            f"{events} of {rows} sampled events are in the lake already, {hours}; ingesting again would double-count",
             where=self.log.origin,
-            next_step=f"set timezone and timestamp_format of [domains.{self.log.place}] as before; or, if the times are right now, put "
-            f"them in place of those: scalr ingest --replace {since}",
+            next_step=f"set timezone and timestamp_format of [domains.{self.log.place}] as before; or, if the new times are right, replace "
+            f"the old ones: scalr ingest --replace {since}",
         )
 
     def commit(self, count: Callable[[int], None]) -> Change:

@@ -105,7 +105,7 @@ class TypeWeights:
         if (first := first_true(unknown)) is not None and not self.drop:
             found = types[first].as_py()
             raise origin.bad(
-                "no event type" if found is None else f"'{found}' is no known event type",
+                "no event type" if found is None else f"'{found}' is not a known event type",
                 at=first,
                 next_step=f'add it to types of {self.key}, or leave such events out: unknown_types = "drop"',
             )
@@ -151,15 +151,15 @@ def refuse_doubled(log: Log, section: DomainSettings, repeated: Repeated, *, aga
     if not doubled and (again < _MIN_ROWS or 2 * again < there):
         return
     found = (
-        f"each row is there more than once ({repeated.rows} repetitions)"
+        f"each row occurs more than once ({repeated.rows} repetitions)"
         if doubled
-        else f"{again} rows are in the lake already and stand in the log once more each"
+        else f"{again} rows are already in the lake, and the log has one more copy of each"
     )
     if section.duplicates == "notice":
         raise BadValue(
-            f"{found}: the log seems to be there twice",
+            f"{found}: the log seems to be duplicated",
             where=log.origin,
-            next_step="look for a copy beside the log; if each event is to count once, or as often as it is there, set "
+            next_step="look for a copy beside the log; to count each event once, or as often as it occurs, set "
             f'duplicates = "drop" or "keep" of [domains.{log.place}]',
         )
     logger.warning('%s: %s; duplicates = "%s"', log.origin, found, section.duplicates)

@@ -74,13 +74,13 @@ class Instants:
             instants = self._from_epoch(values, origin)
         else:
             raise origin.bad(
-                f"holds {kind}, which is no timestamp", next_step="map a column of timestamps, dates or epoch numbers"
+                f"holds {kind}, which is not a timestamp", next_step="map a column of timestamps, dates or epoch numbers"
             )
         micros = instants.cast(pa.int64())
         at = first_true(pc.or_(pc.less(micros, _EARLIEST), pc.greater(micros, _LATEST)))
         if at is not None:
             raise origin.bad(
-                f"{values[at].as_py()} lies outside of the years 1678 to 2261",
+                f"{values[at].as_py()} lies outside the years 1678 to 2261",
                 at=at,
                 next_step="correct the value, or leave the row out",
             )
@@ -132,7 +132,7 @@ class Instants:
         at = first_true(pc.invert(pc.fill_null(pc.equal(formatted, _unpadded(text)), fill_value=False)))
         if at is not None:
             raise origin.bad(
-                f"'{text[at].as_py()[:100]}' is no timestamp of the form {self.format}",
+                f"'{text[at].as_py()[:100]}' is not a timestamp of the form {self.format}",
                 at=at,
                 next_step="correct the value, or timestamp_format under [domains] in scalr.toml",
             )
@@ -191,7 +191,7 @@ def _cast(text: pa.Array, kind: pa.DataType, origin: Place) -> pa.Array:
 
 def _unparsable(text: pa.Array, at: int, origin: Place) -> BadValue:
     return origin.bad(
-        f"'{text[at].as_py()[:100]}' is no timestamp",
+        f"'{text[at].as_py()[:100]}' is not a timestamp",
         at=at,
         next_step="give ISO 8601 (2024-05-01T12:30:00Z), dates, or epoch seconds, milliseconds or microseconds",
     )

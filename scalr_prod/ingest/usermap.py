@@ -170,7 +170,7 @@ def _columns(settings: Settings, there: Sequence[str], origin: str) -> tuple[str
         source, target = source or left[0], target or left[0]
     if source is None or target is None or source == target:
         raise ColumnNotFound(
-            f"it cannot be told which column holds the source's ids, and which the target's; there are: {', '.join(there)}",
+            f"cannot tell which column holds the source's ids and which the target's; there are: {', '.join(there)}",
             where=origin,
             next_step='name them: columns = { source = "…", target = "…" } under [users] in scalr.toml',
         )

@@ -204,7 +204,7 @@ def _refuse_moved(db: Any, lake: Lake, log: Log) -> None:
     db.execute("DROP TABLE there")
     if moved:
         raise BadValue(
-            f"{moved} events of {users} users are in the lake under other ids, as before [users] changed: they would count twice",
+            f"{moved} events of {users} users are in the lake under other ids, from before [users] changed; this would double-count",
             where=log.origin,
-            next_step=f"bring them over with a log that holds all of them: scalr ingest --replace {first[:10]}",
+            next_step=f"replace them with a log that holds all of them: scalr ingest --replace {first[:10]}",
         )

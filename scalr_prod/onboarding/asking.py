@@ -44,7 +44,7 @@ def corrected(asked: Sequence[Asked], corrections: Iterable[str]) -> list[Asked]
             found[place] = replace(found[place], columns={**found[place].columns, role: value})
         else:
             raise SettingsError(
-                f"{correction!r} is no correction",
+                f"{correction!r} is not a correction",
                 where="--column",
                 next_step="write PLACE.ROLE=COLUMN, for example source.user=customer; "
                 f"a place is {' or '.join(found)}, a role {', '.join(ROLES)} or timezone",

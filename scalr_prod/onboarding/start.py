@@ -142,9 +142,9 @@ def check_free(config: Path, *, force: bool) -> None:
     """
     if config.exists() and not force:
         raise SettingsError(
-            "is there already, and stays as it is",
+            "already exists and was not changed",
             where=str(config),
-            next_step="name another file with --config, or give --force to write over it",
+            next_step="name another file with --config, or give --force to overwrite it",
         )
 
 
