@@ -183,14 +183,14 @@ def _limit_user_days(db: Any, view: str, rows: int, most: int, *, cap: bool, lef
     left_out.counts["over_user_day"] += int(events) - (most * int(days) if cap else 0)
     left_out.check(rows - left_out.counts["over_user_day"])
     with_day = f"SELECT *, {day} AS day FROM {{0}}"
-    kept = f"SELECT * EXCLUDE (day) FROM ({with_day}) ANTI JOIN {over} USING ({USER_ID}, day)"
+    remaining_sql = f"SELECT * EXCLUDE (day) FROM ({with_day}) ANTI JOIN {over} USING ({USER_ID}, day)"
     if cap:
         order = f"{EVENT_TIMESTAMP}, {CREATED_TIMESTAMP}, {ITEM_ID}, weight DESC"
-        kept += (
+        remaining_sql += (
             f" UNION ALL SELECT * EXCLUDE (day) FROM ({with_day}) SEMI JOIN {over} USING ({USER_ID}, day) "
             f"QUALIFY row_number() OVER (PARTITION BY {USER_ID}, day ORDER BY {order}) <= {most}"
         )
-    _replace_view(db, view, kept)
+    _replace_view(db, view, remaining_sql)
     logger.warning("%s: %d users and days with more than %d events", left_out.origin, days, most)
     return rows - left_out.counts["over_user_day"]
 

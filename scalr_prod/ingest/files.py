@@ -150,12 +150,12 @@ def _expand(source: LogSource) -> list[tuple[str, Any, str]]:
     return [(_url_of(name, url), filesystem, name) for name in paths]
 
 
-def _url_of(name: str, asked: str) -> str:
+def _url_of(name: str, requested: str) -> str:
     """Return a file system's path in the form of the requested URL or plain path."""
-    scheme, apart, _ = asked.partition("://")
-    if not apart or apart in name:  # HTTP's file system calls a file by its whole URL
+    scheme, separator, _ = requested.partition("://")
+    if not separator or separator in name:  # HTTP's file system names a file by its full URL
         return name
-    return f"{scheme}{apart}{name if scheme == 'file' else name.lstrip('/')}"
+    return f"{scheme}{separator}{name if scheme == 'file' else name.lstrip('/')}"
 
 
 def _has_magic(path: str) -> bool:

@@ -80,15 +80,15 @@ class EventCells:
     """
 
     def __init__(self, settings: Settings, place: str) -> None:
-        chosen = settings.domains[place]
+        section = settings.domains[place]
         key = f"[domains.{place}] timezone"
         self.users, self.items, self.lifted = Ids(), Ids(), 0
-        self.left_out = LeftOut(chosen.events or f"the query of [domains.{place}]", f"[domains.{place}]", chosen.max_left_out)
-        self._limits = Limits.of(chosen, f"[domains.{place}]")
-        self._types = TypeWeights.of(chosen, f"[domains.{place}]")
+        self.left_out = LeftOut(section.events or f"the query of [domains.{place}]", f"[domains.{place}]", section.max_left_out)
+        self._limits = Limits.of(section, f"[domains.{place}]")
+        self._types = TypeWeights.of(section, f"[domains.{place}]")
         self._event_ids, self._rows = Ids(), 0
-        self._names = chosen.columns
-        self._happened, self._known = (Instants(chosen.timezone, key, format=chosen.timestamp_format) for _ in range(2))
+        self._names = section.columns
+        self._happened, self._known = (Instants(section.timezone, key, format=section.timestamp_format) for _ in range(2))
 
     def read(self, batch: Batch) -> pa.RecordBatch:
         """Parse a batch: user, item, both times, weight and other mapped columns. Rows that are left out are counted.
@@ -148,11 +148,11 @@ class EventCells:
 
     def _drop_left_out(self, rows: pa.RecordBatch, beyond: dict[str, pa.Array]) -> pa.RecordBatch:
         """Drop the rows that are left out; a row with several reasons counts for the first."""
-        kept = pa.repeat(pa.scalar(value=True), rows.num_rows)
+        keep = pa.repeat(pa.scalar(value=True), rows.num_rows)
         for reason, left in beyond.items():
-            self.left_out.counts[reason] += pc.sum(pc.and_(kept, left)).as_py() or 0
-            kept = pc.and_(kept, pc.invert(left))
-        return rows.filter(kept) if beyond else rows
+            self.left_out.counts[reason] += pc.sum(pc.and_(keep, left)).as_py() or 0
+            keep = pc.and_(keep, pc.invert(left))
+        return rows.filter(keep) if beyond else rows
 
 
 class ItemCells:
@@ -190,13 +190,13 @@ def open_events(settings: Settings, place: str, *, seen: set[str] | None = None)
         place: Key of its settings below ``[domains]``.
         seen: Filled with the log's columns while reading.
     """
-    chosen = settings.domains[place]
-    names = chosen.columns
+    section = settings.domains[place]
+    names = section.columns
     wanted = Wanted(mapped_columns(names), f"domains.{place}.columns", seen=set() if seen is None else seen)
-    if chosen.sql is not None:
-        return read_query(*chosen.sql, wanted), f"the query of [domains.{place}]"
-    origin, options = chosen.events or "", chosen.storage_options
-    batches = read_path(settings, origin, wanted, format=chosen.format, version=chosen.version, storage_options=options)
+    if section.sql is not None:
+        return read_query(*section.sql, wanted), f"the query of [domains.{place}]"
+    origin, options = section.events or "", section.storage_options
+    batches = read_path(settings, origin, wanted, format=section.format, version=section.version, storage_options=options)
     return batches, origin
 
 
@@ -211,14 +211,14 @@ def open_items(settings: Settings, place: str) -> Generator[Batch, None, None]:
 
     Columns that the settings map explicitly must exist; those with default names are read if they exist.
     """
-    chosen = settings.domains[place]
-    names = chosen.item_columns
+    section = settings.domains[place]
+    names = section.item_columns
     mapped = {key: getattr(names, key) for key in ("title", "category", "value")}
     explicit = tuple(name for key, name in mapped.items() if name and key in names.model_fields_set)
     others = tuple(name for name in mapped.values() if name and name not in explicit)
     wanted = Wanted((names.item, *explicit), f"domains.{place}.item_columns", others)
-    options = chosen.storage_options
-    return read_path(settings, chosen.items or "", wanted, version=chosen.items_version, storage_options=options)
+    options = section.storage_options
+    return read_path(settings, section.items or "", wanted, version=section.items_version, storage_options=options)
 
 
 def stage_events(settings: Settings, place: str, folder: Path, *, count: Callable[[int], None]) -> StagedEvents:
@@ -261,12 +261,12 @@ def stage_items(settings: Settings, place: str, folder: Path) -> StagedItems | N
     Raises:
         InputError: As for `stage_events`.
     """
-    chosen = settings.domains[place]
-    if chosen.items is None:
+    section = settings.domains[place]
+    if section.items is None:
         return None
     batches = open_items(settings, place)
     cells = ItemCells(settings, place)
-    staged = StagedItems(chosen.items, cells.items)
+    staged = StagedItems(section.items, cells.items)
     with closing(batches), _SchemaFiles(folder, f"{place}-items") as parts:
         for batch in batches:
             rows = cells.read(batch)
@@ -275,7 +275,7 @@ def stage_items(settings: Settings, place: str, folder: Path) -> StagedItems | N
     staged.files = parts.files
     staged.items.refuse_nulls()
     if not staged.rows:
-        raise EmptyInput("holds no row", where=chosen.items, next_step=f"check or leave out [domains.{place}] items")
+        raise EmptyInput("holds no row", where=section.items, next_step=f"check or leave out [domains.{place}] items")
     return staged
 
 

@@ -158,7 +158,7 @@ def _iceberg(
     table = StaticTable(("static", metadata), content, metadata, io, NoopCatalog("static"))
     snapshot = table.current_snapshot() if version is None else table.snapshot_by_id(version)
     if version is not None and snapshot is None:
-        there = ", ".join(str(one.snapshot_id) for one in table.snapshots()[-_SHOWN:])
+        there = ", ".join(str(listed.snapshot_id) for listed in table.snapshots()[-_SHOWN:])
         raise _no_version(origin, f"its latest snapshots are {there}" if there else "it has no snapshot")
     scan = table.scan(snapshot_id=snapshot.snapshot_id if snapshot else None)
     names = pick([field.name for field in scan.projection().fields], wanted, origin)
@@ -176,7 +176,7 @@ def _latest_metadata(url: str, options: dict[str, str]) -> str:
         folder = f"{path.rstrip('/')}/metadata"
         found = filesystem.ls(folder, detail=False) if filesystem.isdir(folder) else []
     numbered: dict[int, list[str]] = {}
-    for name in (PurePosixPath(one).name for one in found):
+    for name in (PurePosixPath(path).name for path in found):
         if number := _METADATA.fullmatch(name):
             numbered.setdefault(int(number[1]), []).append(name)
     latest = numbered[max(numbered)] if numbered else []

@@ -64,16 +64,16 @@ class UserMap:
             BadValue: A cell is not an id.
             EmptyInput: It has no pair.
         """
-        chosen = settings.users
-        if not chosen.given:
+        section = settings.users
+        if not section.given:
             return None
-        named = chosen.columns.source, chosen.columns.target
+        named = section.columns.source, section.columns.target
         wanted = Wanted(tuple(filter(None, named)), "users.columns", whole=not all(named), location="[users] map")
-        if chosen.sql is not None:
-            batches, origin = read_query(*chosen.sql, wanted), "the query of [users]"
+        if section.sql is not None:
+            batches, origin = read_query(*section.sql, wanted), "the query of [users]"
         else:
-            origin = chosen.map or ""
-            batches = read_path(settings, origin, wanted, format=chosen.format, storage_options=chosen.storage_options)
+            origin = section.map or ""
+            batches = read_path(settings, origin, wanted, format=section.format, storage_options=section.storage_options)
         found = cls(origin)
         with closing(batches):
             for batch in batches:
@@ -160,10 +160,10 @@ class UserMap:
 
 def _columns(settings: Settings, there: Sequence[str], origin: str) -> tuple[str, str]:
     """Return the mapping's source and target column: from the settings, else by name, else the one column that is left."""
-    chosen = settings.users.columns
+    section = settings.users.columns
     source, target = (
-        chosen.source or _named(there, _SOURCE_NAMES, settings, "source"),
-        chosen.target or _named(there, _TARGET_NAMES, settings, "target"),
+        section.source or _named(there, _SOURCE_NAMES, settings, "source"),
+        section.target or _named(there, _TARGET_NAMES, settings, "target"),
     )
     left = [name for name in there if name not in {source, target}]
     if len(left) == 1 and (source is None) != (target is None):
@@ -180,9 +180,10 @@ def _columns(settings: Settings, there: Sequence[str], origin: str) -> tuple[str
 def _named(there: Sequence[str], names: Sequence[str], settings: Settings, domain: Domain) -> str | None:
     """Return the only column whose name matches a domain's ids; None if there is none, or several."""
     domains = [settings.domains[place] for place in settings.domains.places(domain)]
-    called = {*names, *(one.columns.user for one in domains)}
-    for one in domains:
-        called |= {one.name, f"{one.name}_id", f"{one.name}_user", f"{one.name}_user_id"}
-    plain = {name.lower() for name in called}
+    known = {*names, *(domain_section.columns.user for domain_section in domains)}
+    for domain_section in domains:
+        name = domain_section.name
+        known |= {name, f"{name}_id", f"{name}_user", f"{name}_user_id"}
+    plain = {name.lower() for name in known}
     fitting = [name for name in there if name.lower() in plain]
     return fitting[0] if len(fitting) == 1 else None

@@ -84,7 +84,7 @@ class Users:
             )
         self.kind = "string"
         ids = {"source": user_map.source, "target": user_map.target}
-        self.in_log = {side: agreed_type("user", [*(one.users for one in events[side]), ids[side]]) for side in _SIDES}
+        self.in_log = {side: agreed_type("user", [*(staged.users for staged in events[side]), ids[side]]) for side in _SIDES}
 
     def load(self, db: Any) -> None:
         """Load the mapping, if any, into DuckDB, and count the source logs' mapped users.

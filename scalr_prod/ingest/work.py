@@ -288,7 +288,7 @@ class Work:
         """Return the columns of `EVENT_EXTRAS` that the settings map or the table has."""
         events, columns = Table.events(domain), [self.settings.domains[place].columns for place in self.read[domain]]
         there = schema_of_table(self.opened[events]).names if domain in self.there else ()
-        return {name for name in EVENT_EXTRAS if name in there or any(getattr(one, name) is not None for one in columns)}
+        return {name for name in EVENT_EXTRAS if name in there or any(getattr(mapped, name) is not None for mapped in columns)}
 
     def _item_of_source(self) -> IdType:
         """Return the type of ``source_item_id`` in synthetic events: that of the logs, if all source domains share it; else string."""

@@ -166,7 +166,7 @@ def understand(
         SettingsError: A domain name or a time zone is invalid.
     """
     base = config.absolute().parent
-    absolute = [located(one) for one in asked]
+    absolute = [located(log_request) for log_request in asked]
     # Settings without a log: they fix the base folder of paths and validate the time zone.
     blank = {one.place: {"name": one.place, "events": "none", "timezone": one.timezone} for one in absolute}
     empty = _settings({"domains": blank}, base, option="--timezone")
