@@ -22,7 +22,9 @@ def init(
         str | None,
         typer.Option(help="Log of the domain with many events: a path, glob, folder, URL or SQL URL."),
     ] = None,
-    target: Annotated[str | None, typer.Option(help="Log of the domain where events are wanted, likewise.")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="Log of the domain that needs events: a path, glob, folder, URL or SQL URL.")
+    ] = None,
     items: Annotated[str | None, typer.Option(help="Item file with titles, for both domains.")] = None,
     source_items: Annotated[str | None, typer.Option(help="Item file of the source only.")] = None,
     target_items: Annotated[str | None, typer.Option(help="Item file of the target only.")] = None,

@@ -80,8 +80,8 @@ def serving_install(
         Path | None, typer.Option("--config", "-c", help="A project whose [serving] environment to make; default: scalr.toml.")
     ] = None,
     folder: Annotated[Path | None, typer.Option(help="Where to make it; default: .venv-triton.")] = None,
-    torch: Annotated[Torch, typer.Option(help="Which build of torch; auto: the CPU one where there is no GPU.")] = "auto",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    torch: Annotated[Torch, typer.Option(help="Which build of torch; auto: the CPU build without a GPU.")] = "auto",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be done.")] = False,
     as_json: Json = False,
 ) -> None:
     """Create or update the environment of a local Triton.

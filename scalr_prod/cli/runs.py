@@ -89,13 +89,13 @@ def publication_enable(config: Config = DEFAULT_CONFIG, as_json: Json = False) -
     Door(config, as_json, "publication enable").open(lambda project: project.enable_publication())
 
 
-_Runs = Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Ids of runs; default: all that are in a canary.")]
+_Runs = Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Run ids; default: all runs in a canary.")]
 
 
 @publication_app.command("widen")
 def publication_widen(
     runs: _Runs = None,
-    share: Annotated[float | None, typer.Option(min=0, max=1, help="For this share of users; default: for everybody.")] = None,
+    share: Annotated[float | None, typer.Option(min=0, max=1, help="Share of users; default: all users.")] = None,
     config: Config = DEFAULT_CONFIG,
     as_json: Json = False,
 ) -> None:
@@ -147,7 +147,7 @@ def experiment_command(
 
 @app.command()
 def report(
-    run_id: Annotated[str | None, typer.Argument(help="A run's id; default: the run that was changed last.")] = None,
+    run_id: Annotated[str | None, typer.Argument(help="A run's id; default: the run that changed last.")] = None,
     config: Config = DEFAULT_CONFIG,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The page's path.")] = None,
     as_json: Json = False,
@@ -186,7 +186,7 @@ def ui(
 @app.command("maintain")
 def maintain_command(
     config: Config = DEFAULT_CONFIG,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False,
     as_json: Json = False,
 ) -> None:
     """Remove what [retention] no longer keeps: staged partitions, old training sets and translators, unused table files.
@@ -198,11 +198,11 @@ def maintain_command(
 
 @app.command("forget")
 def forget_command(
-    ids: Annotated[list[str] | None, typer.Argument(metavar="USER...", help="Ids of users, as the log has them.")] = None,
+    ids: Annotated[list[str] | None, typer.Argument(metavar="USER...", help="User ids, as in the log.")] = None,
     config: Config = DEFAULT_CONFIG,
-    items: Annotated[bool, typer.Option("--items", help="The ids are of items of the target domain, not of users.")] = False,
+    items: Annotated[bool, typer.Option("--items", help="The ids are item ids of the target domain, not user ids.")] = False,
     file: Annotated[
-        Path | None, typer.Option("--file", help="A text file with an id in each line.", exists=True, dir_okay=False)
+        Path | None, typer.Option("--file", help="A text file with one id per line.", exists=True, dir_okay=False)
     ] = None,
     as_json: Json = False,
 ) -> None:

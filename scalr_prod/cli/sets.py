@@ -123,8 +123,10 @@ def quality_init_suite(
     item: Annotated[str, typer.Option(help="Name of the column.")] = "item_id",
     timestamp: Annotated[str, typer.Option(help="Name of the column of the label's time.")] = "event_timestamp",
     label: Annotated[str, typer.Option(help="Name of the column.")] = "label",
-    weight: Annotated[str, typer.Option(help="Name of the column; skipped where it is not there.")] = "weight",
-    synthetic: Annotated[str, typer.Option(help="Name of the column that marks synthetic rows, likewise.")] = "is_synthetic",
+    weight: Annotated[str, typer.Option(help="Name of the column; skipped if it does not exist.")] = "weight",
+    synthetic: Annotated[
+        str, typer.Option(help="Name of the column that marks synthetic rows; skipped if it does not exist.")
+    ] = "is_synthetic",
     as_json: Json = False,
 ) -> None:
     """Write a commented suite of checks to edit; an existing file is not overwritten.

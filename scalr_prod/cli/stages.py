@@ -97,16 +97,19 @@ def evaluate(
     config: Config = DEFAULT_CONFIG,
     cold_fraction: Annotated[
         float | None,
-        typer.Option(help="Hide the target history of this share of users from everything.", min=0, max=0.99),
+        typer.Option(help="Hide the target history of this share of users from all models.", min=0, max=0.99),
     ] = None,
     cutoff: Annotated[datetime | None, typer.Option(help="Test from then on (UTC); default: by [downstream].")] = None,
     cutoffs: Annotated[
-        int | None, typer.Option(help="Rolling cutoffs: what comes after the first, in so many equal parts.", min=1, max=20)
+        int | None,
+        typer.Option(
+            help="Number of rolling cutoffs: the time after the first one is split into equal windows.", min=1, max=20
+        ),
     ] = None,
-    arm: Annotated[list[str] | None, typer.Option(help="Only this arm, and those compared; repeat for more.")] = None,
+    arm: Annotated[list[str] | None, typer.Option(help="Only this arm and the arms it is compared to; repeatable.")] = None,
     full: Annotated[bool, typer.Option("--full", help="Every arm, model, seed and validation window.")] = False,
     quick: Annotated[
-        bool, typer.Option("--quick", help="End with the first verdict: fewer choices are tried, and no policy is written.")
+        bool, typer.Option("--quick", help="Stop at the first verdict: fewer settings are tried, and no policy is written.")
     ] = False,
     as_json: Json = False,
 ) -> None:

@@ -37,7 +37,7 @@ def update_catalogue(db: Any, lake: Lake, log: Log, staged: StagedItems | None) 
         The number of this domain's catalogue rows, and of rows of the file that a later row replaced.
 
     Raises:
-        CommitFailed: The catalogue is as it was.
+        CommitFailed: The lake rejected the commit; the catalogue is unchanged.
     """
     table = Table.items(log.domain)
     schema = lake.schema(table)
@@ -74,7 +74,7 @@ def leave_out_unused(db: Any, lake: Lake, log: Log) -> int:
         log: The log.
 
     Raises:
-        CommitFailed: The catalogue is as it was.
+        CommitFailed: The lake rejected the commit; the catalogue is unchanged.
     """
     table, events = Table.items(log.domain), Table.events(log.domain)
     schema, own = lake.schema(table), log.own_sql()
