@@ -125,7 +125,7 @@ def quality_init_suite(
     label: Annotated[str, typer.Option(help="Name of the column.")] = "label",
     weight: Annotated[str, typer.Option(help="Name of the column; skipped if it does not exist.")] = "weight",
     synthetic: Annotated[
-        str, typer.Option(help="Name of the column that marks synthetic rows; skipped if it does not exist.")
+        str, typer.Option(help="Name of the column of synthetic rows; skipped if it does not exist.")
     ] = "is_synthetic",
     as_json: Json = False,
 ) -> None:

@@ -97,7 +97,7 @@ def evaluate(
     config: Config = DEFAULT_CONFIG,
     cold_fraction: Annotated[
         float | None,
-        typer.Option(help="Hide the target history of this share of users from all models.", min=0, max=0.99),
+        typer.Option(help="Hide the target history of this share of users from everything.", min=0, max=0.99),
     ] = None,
     cutoff: Annotated[datetime | None, typer.Option(help="Test from then on (UTC); default: by [downstream].")] = None,
     cutoffs: Annotated[
