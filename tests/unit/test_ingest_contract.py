@@ -139,7 +139,11 @@ CASES = [
         weights={"s0": 0.5, "s1": 2.0},
     ),
     Case(
-        "an unknown type is refused", [log(plain(), kind=kinds("view", "clik"))], WEIGHED, TYPES, refused="'clik' is not a known"
+        "an unknown type is refused",
+        [log(plain(), kind=kinds("view", "clik"))],
+        WEIGHED,
+        TYPES,
+        refused="'clik' is not a known",
     ),
     Case(
         "an unknown type is left out and counted",
