@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `scalr` command: one thin door before each stage, and the only room that prints.
+"""The `scalr` command line: a thin wrapper around `Project`, and the only package that prints.
 
-Exit codes: 0 done, 1 a clear `ScalrError`, 2 wrong usage, 3 the quality gate said no, 130 and 143 stopped by SIGINT or SIGTERM.
+Exit codes: 0 done, 1 a `ScalrError`, 2 wrong usage, 3 rejected by the quality gate, 130 and 143 stopped by SIGINT or SIGTERM.
 With ``--json`` one JSON object goes to stdout; logs and progress bars always go to stderr.
 """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `scalr` command and its groups; the modules beside this one fill them."""
+"""Typer applications of the `scalr` command and its groups; the other modules of the package add the commands."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any, Final
 import typer
 from typer.core import TyperGroup
 
-#: What a newcomer needs, in the order of a first day; the other commands follow.
+#: Commands listed first in the help, in the order a new user needs them.
 _FIRST: Final = ("init", "run", "report", "evaluate", "ui", "status", "doctor", "config", "explain")
 
 
 class _Ordered(TyperGroup):
-    """Lists its commands in the order in which they are needed."""
+    """List the commands of `_FIRST` first."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         there = super().list_commands(ctx)
@@ -39,11 +39,13 @@ def _group(name: str, text: str, example: str) -> typer.Typer:
 
 
 translator_app = _group("translator", "Train, evaluate and serve the translator.", "scalr translator evaluate")
-serving_app = _group("serving", "The environment that a local Triton runs in.", "scalr serving install")
+serving_app = _group("serving", "Install the environment of a local Triton.", "scalr serving install")
 triton_app = _group("triton", "Start and stop the local Triton server.", "scalr triton status")
 dataset_app = _group("dataset", "Build and export training sets.", "scalr dataset build")
-runs_app = _group("runs", "Look at runs, go on with one, take one out.", "scalr runs list")
-publication_app = _group("publication", "Switch publication off and on; publish a canary for all.", "scalr publication disable")
-feast_app = _group("feast", "Synthetic events in a feature repository of your own.", "scalr feast export ../features")
-quality_app = _group("quality", "Check training sets, of this project or anybody's.", "scalr quality check rows.parquet")
-config_app = _group("config", "The settings that are in force.", "scalr config show")
+runs_app = _group("runs", "List and show runs, resume one, roll one back.", "scalr runs list")
+publication_app = _group(
+    "publication", "Disable and enable publication; widen or withdraw a canary.", "scalr publication disable"
+)
+feast_app = _group("feast", "Export synthetic events to your own feature repository.", "scalr feast export ../features")
+quality_app = _group("quality", "Check training sets of this project or any other.", "scalr quality check rows.parquet")
+config_app = _group("config", "Show the effective settings.", "scalr config show")

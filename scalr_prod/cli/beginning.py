@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands before there is anything: write the settings, check the parts, say what is in force."""
+"""Commands for setting up a project: init, doctor and config show."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ def init(
         str | None,
         typer.Option(help="Log of the domain with many events: a path, glob, folder, URL or SQL URL."),
     ] = None,
-    target: Annotated[str | None, typer.Option(help="Log of the domain where events are wanted, likewise.")] = None,
-    items: Annotated[str | None, typer.Option(help="A file of items with their titles, of both domains.")] = None,
-    source_items: Annotated[str | None, typer.Option(help="A file of items of the source alone.")] = None,
-    target_items: Annotated[str | None, typer.Option(help="A file of items of the target alone.")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="Log of the domain that needs events: a path, glob, folder, URL or SQL URL.")
+    ] = None,
+    items: Annotated[str | None, typer.Option(help="Item file with titles, for both domains.")] = None,
+    source_items: Annotated[str | None, typer.Option(help="Item file of the source only.")] = None,
+    target_items: Annotated[str | None, typer.Option(help="Item file of the target only.")] = None,
     source_query: Annotated[str | None, typer.Option(help="SQL that gives the log; --source is then a SQL URL.")] = None,
     target_query: Annotated[str | None, typer.Option(help="SQL that gives the log; --target is then a SQL URL.")] = None,
     source_name: Annotated[str | None, typer.Option(help="Name of the domain; default: from the file's name.")] = None,
@@ -38,11 +40,11 @@ def init(
     ] = None,
     timezone: Annotated[str | None, typer.Option(help="IANA zone of times that name none; default: UTC.")] = None,
     config: Annotated[Path, typer.Option("--config", "-c", help="The file to write.")] = DEFAULT_CONFIG,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing: write what is understood.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Accept the guess without asking.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Look at two logs, say how they are understood, and write a scalr.toml with comments.
+    """Inspect two logs, show how they are read, and write a commented scalr.toml.
 
     Example: scalr init --yes --source ratings.csv --target orders.jsonl --timezone Europe/Paris
     """
@@ -50,7 +52,7 @@ def init(
 
     ask = not yes and not as_json and sys.stdin.isatty()
     if not ask and not (yes or as_json):
-        raise typer.BadParameter("where there is no terminal, nothing can be asked: give --yes", param_hint="--yes")
+        raise typer.BadParameter("cannot ask without a terminal: give --yes", param_hint="--yes")
     if not ask and (source is None or target is None):
         raise typer.BadParameter("name both logs", param_hint="--source, --target")
     item_files = {"source": source_items or items, "target": target_items or items}
@@ -63,7 +65,7 @@ def init(
             for place, location, query in (("source", source, source_query), ("target", target, target_query))
         ]
         logs = corrected(logs, column or [])
-        extra = {"items": _given(item_files), "names": _given(names)}
+        extra = {"items": _specified(item_files), "names": _specified(names)}
         if ask:
             found = until_right(
                 config, logs, **extra, show=_show_guess, ask=lambda text: typer.prompt(text, default="", show_default=False)
@@ -82,10 +84,10 @@ def init(
 @app.command()
 def doctor(
     config: Annotated[Path | None, typer.Option("--config", "-c", help="Also check this project's own places.")] = None,
-    deep: Annotated[bool, typer.Option("--deep", help="Also start a Triton server and ask it.")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Also start a Triton server and send it a request.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Check each part that the pipeline needs, and say what to do about those that are missing.
+    """Check everything that the pipeline needs, and say how to fix what is missing.
 
     Example: scalr doctor
     """
@@ -109,10 +111,10 @@ def doctor(
 @config_app.command("show")
 def config_show(
     config: Config = DEFAULT_CONFIG,
-    named: Annotated[bool, typer.Option("--named", help="Leave out what is at its default.")] = False,
+    named: Annotated[bool, typer.Option("--named", help="Show only settings that are not at their default.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Every setting in force, and where it came from: default, file, environment or override. Secrets are not shown.
+    """Show every effective setting and its source: default, file, environment or override. Secrets are hidden.
 
     Example: SCALR_GENERATION__MODE=causal scalr config show --named
     """
@@ -128,5 +130,5 @@ def config_show(
     Door(config, as_json, "config show").show(work)
 
 
-def _given(options: dict[str, str | None]) -> dict[str, str]:
+def _specified(options: dict[str, str | None]) -> dict[str, str]:
     return {name: value for name, value in options.items() if value is not None}

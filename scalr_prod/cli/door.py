@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every command shares: its options, and the way in and out."""
+"""Shared by all commands: options, and a context that loads settings, runs the command and prints its result."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DEFAULT_CONFIG = Path("scalr.toml")
 
 Config = Annotated[Path, typer.Option("--config", "-c", help="The project's settings.")]
 OptionalConfig = Annotated[
-    Path | None, typer.Option("--config", "-c", help="The project's settings; default: scalr.toml, where it is there.")
+    Path | None, typer.Option("--config", "-c", help="The project's settings; default: scalr.toml, if it exists.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Version = Annotated[int | None, typer.Option("--version", help="Translator version; default: the latest trained.")]
@@ -36,10 +36,10 @@ RunId = Annotated[str, typer.Argument(help="A run's id, as `scalr runs list` sho
 
 
 class Door:
-    """What every command shares: read the settings, do the work, print the report or the error."""
+    """Context of a command: load the settings, run the command, print its report or error."""
 
     progress = False
-    #: The options that go before ``[logging]``.
+    #: Command line options that override ``[logging]``.
     logging: ClassVar[dict[str, str]] = {}
 
     def __init__(self, config: Path | None, as_json: bool, stage: str | None = None, run_id: str | None = None) -> None:
@@ -49,7 +49,7 @@ class Door:
         self.run_id = run_id
 
     def open(self, work: Callable[[Project], Any]) -> None:
-        """Show what comes of the project."""
+        """Run a command on the project and print its result."""
         from scalr_prod.project import Project
 
         def opened(settings: Any, progress: bool) -> Any:
@@ -59,7 +59,7 @@ class Door:
         self.show(opened)
 
     def show(self, work: Callable[[Any, bool], Any]) -> Any:
-        """Show what comes of the settings, or of none; gives it back."""
+        """Run a command on the settings (None without a config), print its result and return it."""
         from contextlib import ExitStack
 
         from scalr_prod.interrupts import Interrupted, ending_in_order
@@ -67,20 +67,20 @@ class Door:
         from scalr_prod.settings import load_settings
         from scalr_prod.stages import at_stage
 
-        with ExitStack() as known:
+        with ExitStack() as stack:
             try:
-                settings = self._begun(load_settings(self.config)) if self.config is not None else None
+                settings = self._apply_options(load_settings(self.config)) if self.config is not None else None
                 if settings is not None:
-                    known.enter_context(about(project=settings.project_name))
+                    stack.enter_context(about(project=settings.project_name))
                 every = 0 if settings is None else settings.logging.heartbeat_s
-                known.enter_context(lines_every(every, bars=self.progress))
+                stack.enter_context(lines_every(every, bars=self.progress))
                 with ending_in_order(), at_stage(self.stage, self.run_id):
                     report = work(settings, self.progress)
             except ScalrError as error:
                 fail(error.at(run_id=self.run_id), as_json=self.as_json)
             except Interrupted as stopped:
                 fail(stopped.at(stage=self.stage, run_id=self.run_id), as_json=self.as_json)
-        if report is None:  # it has said all that there is to say
+        if report is None:  # the command has printed its own output
             return None
         facts = report if isinstance(report, dict) else report.to_json()
         if self.as_json:
@@ -90,8 +90,8 @@ class Door:
             print_report(shown() if shown else facts)
         return report
 
-    def _begun(self, settings: Settings) -> Settings:
-        """The settings as the options change them; log lines are theirs from here on."""
+    def _apply_options(self, settings: Settings) -> Settings:
+        """Return the settings with the logging options applied, and restart logging with them."""
         options = settings.logging.model_copy(update=self.logging)
         start_logging(options.format, options.level)
         self.progress = self.progress and options.format == "text"
@@ -99,12 +99,12 @@ class Door:
 
 
 def config_if_there(config: Path | None) -> Path | None:
-    """The settings named, or those of the current folder; None where there are none."""
+    """Return the given settings file, else the one in the current folder; None if there is none."""
     return DEFAULT_CONFIG if config is None and DEFAULT_CONFIG.is_file() else config
 
 
 def fail(error: ScalrError | Interrupted, *, as_json: bool) -> Any:
-    """Say what went wrong, and exit with its code."""
+    """Print an error and exit with its code."""
     if as_json:
         print(json.dumps(error.to_json()))
     if isinstance(error, ScalrError) and sys.stderr.isatty() and not logs_are_json():
@@ -115,7 +115,7 @@ def fail(error: ScalrError | Interrupted, *, as_json: bool) -> Any:
 
 
 def utc(moment: datetime | None) -> datetime | None:
-    """A time of the command line, which names no zone, as UTC."""
+    """Interpret a command line time without a zone as UTC."""
     from datetime import UTC
 
     return moment.replace(tzinfo=UTC) if moment is not None and moment.tzinfo is None else moment

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands of the translator, and of what serves it."""
+"""Commands of the translator and of Triton."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def translator_train(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Train a translator version; the same inputs give the version that is there already.
+    """Train a translator version; unchanged inputs return the existing version.
 
     Example: scalr translator train --trained-until 2024-06-01
     """
@@ -35,7 +35,7 @@ def translator_train(
 
 @translator_app.command("evaluate")
 def translator_evaluate(config: Config = DEFAULT_CONFIG, version: Version = None, as_json: Json = False) -> None:
-    """Ranking, likelihood and calibration of each estimator and of their mixture, on the latest slice of time.
+    """Evaluate ranking, likelihood and calibration of each estimator and of their mixture on the latest time window.
 
     Example: scalr translator evaluate
     """
@@ -44,7 +44,7 @@ def translator_evaluate(config: Config = DEFAULT_CONFIG, version: Version = None
 
 @translator_app.command("promote")
 def translator_promote(config: Config = DEFAULT_CONFIG, version: Version = None, as_json: Json = False) -> None:
-    """Serve a version: load it, check that it answers, switch; the former one stays at hand for rollback.
+    """Serve a version: load it, check that it answers, then switch to it. The previous version is kept for rollback.
 
     Example: scalr translator promote --version 3
     """
@@ -53,7 +53,7 @@ def translator_promote(config: Config = DEFAULT_CONFIG, version: Version = None,
 
 @translator_app.command("rollback")
 def translator_rollback(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """Serve the formerly promoted version again.
+    """Serve the previously promoted version again.
 
     Example: scalr translator rollback
     """
@@ -62,7 +62,7 @@ def translator_rollback(config: Config = DEFAULT_CONFIG, as_json: Json = False) 
 
 @translator_app.command("list")
 def translator_list(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """All trained versions, and which one is served.
+    """List all trained versions, and which one is served.
 
     Example: scalr translator list
     """
@@ -80,11 +80,11 @@ def serving_install(
         Path | None, typer.Option("--config", "-c", help="A project whose [serving] environment to make; default: scalr.toml.")
     ] = None,
     folder: Annotated[Path | None, typer.Option(help="Where to make it; default: .venv-triton.")] = None,
-    torch: Annotated[Torch, typer.Option(help="Which build of torch; auto: the CPU one where there is no GPU.")] = "auto",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    torch: Annotated[Torch, typer.Option(help="Which build of torch; auto: the CPU build without a GPU.")] = "auto",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be done.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Make the environment that a local Triton runs in, or bring it up to date.
+    """Create or update the environment of a local Triton.
 
     Example: scalr serving install
     """
@@ -98,7 +98,7 @@ def serving_install(
 
 @triton_app.command("start")
 def triton_start(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """Start the local Triton, or find the one that runs.
+    """Start the local Triton if it is not running.
 
     Example: scalr triton start
     """
@@ -120,7 +120,7 @@ def triton_stop(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
 
 @triton_app.command("status")
 def triton_status_command(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """Whether Triton answers, and what it serves.
+    """Show whether Triton answers, and what it serves.
 
     Example: scalr triton status
     """

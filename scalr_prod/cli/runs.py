@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands that look at what was done, and go on or undo."""
+"""Commands for runs and publications: inspect, resume, roll back, explain, maintain, forget."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @runs_app.command("list")
 def runs_list(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """All runs, the newest first, with their windows, the rows that they published, and those that are in the feature view now.
+    """List all runs, newest first, with their windows, published rows, and rows now in the feature view.
 
     Example: scalr runs list
     """
@@ -30,14 +30,14 @@ def runs_list(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
         held = project.rows_in_view()
         rows = {run: {"rows": number, "in_view": held.get(run, 0)} for run, number in published.items()}
         runs = [found.to_json() | rows.get(found.run_id, {"rows": None, "in_view": None}) for found in project.runs()]
-        return {"runs": runs if as_json else [_in_brief(found) for found in runs]}
+        return {"runs": runs if as_json else [_summary_row(found) for found in runs]}
 
     Door(config, as_json, "runs list").open(work)
 
 
 @runs_app.command("show")
 def runs_show(run_id: RunId, config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """One run: its window, its state, its parts and publications, and every change with its time and cause.
+    """Show a run: window, state, partitions, publications, and every change with its time and cause.
 
     Example: scalr runs show run_00c51a83e2b7f904
     """
@@ -55,7 +55,7 @@ def runs_show(run_id: RunId, config: Config = DEFAULT_CONFIG, as_json: Json = Fa
 
 @runs_app.command("resume")
 def runs_resume(run_id: RunId, config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """Go on with a run from where it stopped. One that was published, and whose rows another has replaced, is published again.
+    """Resume a run where it stopped. A published run whose rows were replaced by another run is published again.
 
     Example: scalr runs resume run_00c51a83e2b7f904
     """
@@ -64,7 +64,7 @@ def runs_resume(run_id: RunId, config: Config = DEFAULT_CONFIG, as_json: Json = 
 
 @runs_app.command("rollback")
 def runs_rollback(run_id: RunId, config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """Take a published run out of the feature view, and bring back the rows that it had replaced.
+    """Remove a published run from the feature view, and restore the rows that it replaced.
 
     Example: scalr runs rollback run_00c51a83e2b7f904
     """
@@ -73,7 +73,7 @@ def runs_rollback(run_id: RunId, config: Config = DEFAULT_CONFIG, as_json: Json 
 
 @publication_app.command("disable")
 def publication_disable(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """Let the feature view read as empty, in one commit; nothing is published until it is enabled again.
+    """Empty the feature view in one commit; nothing is published until publication is enabled again.
 
     Example: scalr publication disable
     """
@@ -82,24 +82,24 @@ def publication_disable(config: Config = DEFAULT_CONFIG, as_json: Json = False) 
 
 @publication_app.command("enable")
 def publication_enable(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """Let the feature view hold what it held before, byte for byte, in one commit.
+    """Restore the feature view as it was before, byte for byte, in one commit.
 
     Example: scalr publication enable
     """
     Door(config, as_json, "publication enable").open(lambda project: project.enable_publication())
 
 
-_Runs = Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Ids of runs; default: all that are in a canary.")]
+_Runs = Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Run ids; default: all runs in a canary.")]
 
 
 @publication_app.command("widen")
 def publication_widen(
     runs: _Runs = None,
-    share: Annotated[float | None, typer.Option(min=0, max=1, help="For this share of users; default: for everybody.")] = None,
+    share: Annotated[float | None, typer.Option(min=0, max=1, help="Share of users; default: all users.")] = None,
     config: Config = DEFAULT_CONFIG,
     as_json: Json = False,
 ) -> None:
-    """Publish for everybody what [experiment] canary let be published for a share of users; one commit a run.
+    """Publish for all users what [experiment] canary published for a share of them; one commit per run.
 
     Example: scalr publication widen
     """
@@ -108,7 +108,7 @@ def publication_widen(
 
 @publication_app.command("withdraw")
 def publication_withdraw(runs: _Runs = None, config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """Take out what is published for a share of users, and bring back what it had replaced; one commit a run.
+    """Withdraw what is published for a share of users, and restore what it replaced; one commit per run.
 
     Example: scalr publication withdraw
     """
@@ -121,7 +121,7 @@ def explain_command(
     config: Config = DEFAULT_CONFIG,
     as_json: Json = False,
 ) -> None:
-    """Why a synthetic event is there: its source event, the history as it was, and what each part of the translator said.
+    """Explain a synthetic event: its source event, the history at that time, and the output of each estimator.
 
     Example: scalr explain 0f343b0931126a20f133d67c2b018a3b
     """
@@ -138,7 +138,7 @@ def experiment_command(
     config: Config = DEFAULT_CONFIG,
     as_json: Json = False,
 ) -> None:
-    """Who is held out by [experiment]; with outcomes, the effect of synthetic events with a 95 % interval (CUPED with pre_value).
+    """Show who is held out by [experiment]; with outcomes, the effect of synthetic events with a 95 % interval (CUPED with pre_value).
 
     Example: scalr experiment --outcomes revenue.csv --json
     """
@@ -147,12 +147,12 @@ def experiment_command(
 
 @app.command()
 def report(
-    run_id: Annotated[str | None, typer.Argument(help="A run's id; default: the run that was changed last.")] = None,
+    run_id: Annotated[str | None, typer.Argument(help="A run's id; default: the run that changed last.")] = None,
     config: Config = DEFAULT_CONFIG,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The page's path.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a run's page: what went in and out, translations to read, the gate, and where it all comes from.
+    """Write a run's report page: inputs and outputs, example translations, the quality gate, and provenance.
 
     Example: scalr report
     """
@@ -167,7 +167,7 @@ def ui(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Serve a page on this machine: runs and their reports, what is published, and what the translator says of one user. Ctrl-C ends it.
+    """Serve a local page: runs and reports, published events, and the translation of any user. Ctrl-C stops it.
 
     Example: scalr ui --port 0
     """
@@ -186,10 +186,10 @@ def ui(
 @app.command("maintain")
 def maintain_command(
     config: Config = DEFAULT_CONFIG,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Remove what [retention] no longer keeps: staged parts, old training sets and translators, unused table files.
+    """Remove what [retention] no longer keeps: staged partitions, old training sets and translators, unused table files.
 
     Example: scalr maintain --dry-run
     """
@@ -198,15 +198,15 @@ def maintain_command(
 
 @app.command("forget")
 def forget_command(
-    ids: Annotated[list[str] | None, typer.Argument(metavar="USER...", help="Ids of users, as the log has them.")] = None,
+    ids: Annotated[list[str] | None, typer.Argument(metavar="USER...", help="User ids, as in the log.")] = None,
     config: Config = DEFAULT_CONFIG,
-    items: Annotated[bool, typer.Option("--items", help="The ids are of items of the target domain, not of users.")] = False,
+    items: Annotated[bool, typer.Option("--items", help="The ids are item ids of the target domain, not user ids.")] = False,
     file: Annotated[
-        Path | None, typer.Option("--file", help="A text file with an id in each line.", exists=True, dir_okay=False)
+        Path | None, typer.Option("--file", help="A text file with one id per line.", exists=True, dir_okay=False)
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Remove users, or items, from tables, runs, training sets, online store and reports; no log or run brings them back.
+    """Erase users or items from tables, runs, training sets, online store and reports; later logs and runs leave them out.
 
     Example: scalr forget --file users.txt
     """
@@ -219,15 +219,15 @@ def forget_command(
             ),
             as_json=as_json,
         )
-    given = [one for one in (*(ids or ()), *lines) if one.strip()]
-    if not given:
+    selected = [text for text in (*(ids or ()), *lines) if text.strip()]
+    if not selected:
         what = "item" if items else "user"
         raise typer.BadParameter(f"name at least one {what}, or a --file that does", param_hint="USER")
-    Door(config, as_json, "forget").open(lambda project: (project.forget_items if items else project.forget)(given))
+    Door(config, as_json, "forget").open(lambda project: (project.forget_items if items else project.forget)(selected))
 
 
-def _in_brief(run: dict[str, Any]) -> dict[str, Any]:
-    """A run as a line of a table."""
+def _summary_row(run: dict[str, Any]) -> dict[str, Any]:
+    """Return a run as a row of the list."""
     spec = run["spec"]
     window = {name: str(spec[name]) for name in ("start", "end")}
     facts = {name: run[name] for name in ("run_id", "state")} | window

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command that a scheduler's tasks call where the scheduler has an environment of its own."""
+"""Command for the tasks of a scheduler that runs in its own environment."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from scalr_prod.errors import SettingsError
 def task(
     name: Annotated[str, typer.Argument(help="events, window, translator, evaluate, promote, dataset, check or maintain.")],
 ) -> None:
-    """Do one task of a scheduler. Its call comes on stdin and its outcome goes to stdout, each as one JSON object.
+    """Run one task of a scheduler: read the call from stdin and write the result to stdout, each as a JSON object.
 
-    The DAGs call it where SCALR_COMMAND names this command.
+    The DAGs use it if SCALR_COMMAND names this command.
 
     Example: echo '{"params": {"config": "scalr.toml"}}' | scalr task maintain
     """
@@ -33,7 +33,7 @@ def task(
     def work(_: Any, __: bool) -> dict[str, Any]:
         if call is None:
             raise SettingsError(
-                f"{text[:80]!r} is no call of a task",
+                f"{text[:80]!r} is not a task call",
                 where="stdin",
                 next_step='give it one JSON object, at least {"params": {"config": "scalr.toml"}}',
             )

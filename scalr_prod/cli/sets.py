@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands of training sets, and of what else hands events on."""
+"""Commands for training sets, Feast exports and data quality checks."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def dataset_export(
     config: Config = DEFAULT_CONFIG,
     as_json: Json = False,
 ) -> None:
-    """Write a training set's users, items, times, labels and weights as files of other tools.
+    """Export a training set's users, items, times, labels and weights for other tools.
 
     Example: scalr dataset export rows.csv
     """
@@ -71,7 +71,7 @@ def feast_export(
     config: Config = DEFAULT_CONFIG,
     as_json: Json = False,
 ) -> None:
-    """Write Feast definitions of published events and source histories, for `feast apply` in a repository of your own.
+    """Write Feast definitions of published events and source histories, for `feast apply` in your own repository.
 
     Example: scalr feast export ../features
     """
@@ -96,7 +96,7 @@ def quality_check(
     config: OptionalConfig = None,
     as_json: Json = False,
 ) -> None:
-    """Check a data set before training: exit code 0 passed, 3 refused, 1 it could not be checked.
+    """Check a data set before training: exit code 0 passed, 3 rejected, 1 could not be checked.
 
     Example: scalr quality check rows.parquet --suite checks.yaml --json
     """
@@ -123,11 +123,13 @@ def quality_init_suite(
     item: Annotated[str, typer.Option(help="Name of the column.")] = "item_id",
     timestamp: Annotated[str, typer.Option(help="Name of the column of the label's time.")] = "event_timestamp",
     label: Annotated[str, typer.Option(help="Name of the column.")] = "label",
-    weight: Annotated[str, typer.Option(help="Name of the column; skipped where it is not there.")] = "weight",
-    synthetic: Annotated[str, typer.Option(help="Name of the column that marks synthetic rows, likewise.")] = "is_synthetic",
+    weight: Annotated[str, typer.Option(help="Name of the column; skipped if it does not exist.")] = "weight",
+    synthetic: Annotated[
+        str, typer.Option(help="Name of the column of synthetic rows; skipped if it does not exist.")
+    ] = "is_synthetic",
     as_json: Json = False,
 ) -> None:
-    """Write a suite of checks, with comments, for editing; a file that is there stays as it is.
+    """Write a commented suite of checks to edit; an existing file is not overwritten.
 
     Example: scalr quality init-suite checks.yaml --timestamp ts
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands that walk the stages."""
+"""Commands that run the pipeline or one of its stages."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 DryRun = Annotated[
     bool,
     typer.Option(
-        "--dry-run", help="Only say what would be done, for how many users and contexts, and about how long it would take."
+        "--dry-run", help="Only show what would be done, for how many users and contexts, and about how long it would take."
     ),
 ]
 
 
 @app.command()
 def run(config: Config = DEFAULT_CONFIG, dry_run: DryRun = False, as_json: Json = False) -> None:
-    """Do everything: from two logs to published synthetic events and a training set.
+    """Run the whole pipeline: from two logs to published synthetic events and a training set.
 
     Example: scalr run --dry-run
     """
@@ -47,7 +47,7 @@ def ingest(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Read all logs into the lake; reading the same input twice adds nothing.
+    """Ingest all logs into the lake; ingesting the same input again adds nothing.
 
     Example: scalr ingest --domain target
     """
@@ -58,7 +58,7 @@ def ingest(
 
 @app.command()
 def histories(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """Build users' histories and items' statistics as of every event, and bring the feature repository up to date.
+    """Build point-in-time user histories and item statistics, and update the feature repository.
 
     Example: scalr histories
     """
@@ -76,7 +76,7 @@ def generate(config: Config = DEFAULT_CONFIG, version: Version = None, dry_run: 
 
 @app.command()
 def validate(run_id: RunId, config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """Put a generated run before the quality gate.
+    """Run the quality gate on a generated run.
 
     Example: scalr validate run_00c51a83e2b7f904
     """
@@ -85,7 +85,7 @@ def validate(run_id: RunId, config: Config = DEFAULT_CONFIG, as_json: Json = Fal
 
 @app.command()
 def publish(run_id: RunId, config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """Publish a validated run to the feature view, all of it or nothing.
+    """Publish a validated run to the feature view, atomically.
 
     Example: scalr publish run_00c51a83e2b7f904
     """
@@ -101,18 +101,21 @@ def evaluate(
     ] = None,
     cutoff: Annotated[datetime | None, typer.Option(help="Test from then on (UTC); default: by [downstream].")] = None,
     cutoffs: Annotated[
-        int | None, typer.Option(help="Rolling cutoffs: what comes after the first, in so many equal parts.", min=1, max=20)
+        int | None,
+        typer.Option(
+            help="Number of rolling cutoffs: the time after the first one is split into equal windows.", min=1, max=20
+        ),
     ] = None,
-    arm: Annotated[list[str] | None, typer.Option(help="Only this arm, and those compared; repeat for more.")] = None,
+    arm: Annotated[list[str] | None, typer.Option(help="Only this arm and the arms it is compared to; repeatable.")] = None,
     full: Annotated[bool, typer.Option("--full", help="Every arm, model, seed and validation window.")] = False,
     quick: Annotated[
-        bool, typer.Option("--quick", help="End with the first verdict: fewer choices are tried, and no policy is written.")
+        bool, typer.Option("--quick", help="Stop at the first verdict: fewer settings are tried, and no policy is written.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Train models with and without synthetic events, with controls, and judge them on what came later.
+    """Train models with and without synthetic events, with controls, and evaluate them on later events.
 
-    A first verdict comes before the rest. What is worked out is kept: after it was stopped, the same command goes on.
+    Prints a first verdict early. Results are cached: after an interruption, the same command continues.
 
     Example: scalr evaluate --cold-fraction 0.5 --cutoffs 4
     """
@@ -127,7 +130,7 @@ def evaluate(
 
 @app.command()
 def status(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """Which stages are done, and the command that does each; run and onwards: of the latest run. Whether the project publishes.
+    """Show which stages are done, the command of each stage, and whether the project publishes. Stages from run on refer to the latest run.
 
     Example: scalr status
     """

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Events → what was known of each user and each item as of every event: the tables that point-in-time joins read.
+"""Point-in-time user histories and item statistics, built from events for the feature joins.
 
-A *user history* row (user, t, c) holds the user's last L events that happened by t and were known by c. An *item statistics*
-row (item, t, c) says when the item was first seen and how often, over the events that happened by t and were known by c. There
-is one row for each time t at which something happened, with c the earliest time at which an event at t was known, and one more
-for each later time at which an event of up to t became known. To read as of T with the knowledge of K: the greatest t ≤ T among
-the rows with c ≤ K, then the greatest c ≤ K.
+A *user history* row (user, t, c) holds the user's last L events that happened by t and were known by c. An *item statistics* row
+(item, t, c) holds when the item was first seen and how often, over the events that happened by t and were known by c. Each event
+time t has one row, where c is the earliest time at which an event at t was known, and one more row for each later time at which an
+event up to t became known. To read as of event time T and knowledge time K: among the rows with c ≤ K take the greatest t ≤ T, then
+the greatest c.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ __all__ = ["HistoriesReport", "TableReport", "build_histories", "histories_built
 
 @dataclass(frozen=True)
 class TableReport:
-    """What became of one table.
+    """Result of building one table.
 
     Attributes:
-        events: Events it was made from.
+        events: Number of events that it was built from.
         rows: Its rows.
         version: Its Delta version.
-        events_version: Delta version of the events it was made from.
-        built: False where it was up to date already.
-        appended: Whether only the rows of new events were written, after those that were there.
+        events_version: Delta version of those events.
+        built: False if it was already up to date.
+        appended: Whether the rows of new events were appended, instead of rebuilding the table.
     """
 
     events: int
@@ -42,24 +42,24 @@ class TableReport:
 
 @dataclass(frozen=True)
 class HistoriesReport:
-    """What was built.
+    """Result of building the histories.
 
     Attributes:
-        tables: By table.
+        tables: Results by table name.
     """
 
     tables: dict[str, TableReport]
 
     def to_json(self) -> dict[str, Any]:
-        """The report as JSON values."""
+        """Return the report as JSON values."""
         return {name: vars(report).copy() for name, report in self.tables.items()}
 
 
 def build_histories(settings: Settings, *, progress: bool = False) -> HistoriesReport:
-    """Build both domains' user histories and the target's item statistics; what is up to date is left alone.
+    """Build both domains' user histories and the target's item statistics; tables that are up to date are skipped.
 
-    Events are sorted by DuckDB within ``[compute] memory_mb`` (beyond it, it spills) and streamed, a bounded number of whole
-    users at a time, into one commit for each table.
+    DuckDB sorts the events within ``[compute] memory_mb``, spilling to disk beyond it. They are streamed in batches of complete
+    users into one commit per table.
 
     Args:
         settings: The project's settings.
@@ -67,9 +67,9 @@ def build_histories(settings: Settings, *, progress: bool = False) -> HistoriesR
 
     Raises:
         TableNotFound: Nothing has been ingested yet.
-        ProjectsMixed: Home or lake are another project's. Nothing was written.
-        DomainsMixed: The lake's tables were made for other domains.
-        CommitFailed: The lake refused a commit; the tables are as they were.
+        ProjectsMixed: Home or lake belongs to another project. Nothing was written.
+        DomainsMixed: The lake's tables were created for other domains.
+        CommitFailed: The lake rejected a commit; that table is unchanged.
     """
     from scalr_prod.binding import check_domains
     from scalr_prod.histories.build import build_tables
@@ -81,7 +81,7 @@ def build_histories(settings: Settings, *, progress: bool = False) -> HistoriesR
 
 
 def histories_built(settings: Settings) -> bool:
-    """Whether all of the tables were made from the events that there are, with these settings."""
+    """Return whether all tables were built from the current events with these settings."""
     from scalr_prod.histories.build import all_built
     from scalr_prod.lake import Lake
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which events a table does not hold yet, and how little of what lies before them its new rows need.
+"""Incremental build: the events that a table lacks, and the few old events that its new rows need.
 
-Where every new event became known after all that the table was built from, no row that is there changes: new rows are appended. What
-the table was built from stands in the commit that wrote it, so that rows and record are there together or not at all.
+If every new event became known after all events that the table was built from, no existing row changes and new rows are appended. The
+commit that writes the rows also records what they were built from, so both are written atomically.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ __all__ = ["Addition", "Built", "Events", "addition", "all_ordered", "known_by_f
 logger = logging.getLogger(__name__)
 
 _BATCH = 65_536
-#: So many old events are held in the session (of integer ids: 24 bytes each), so that each of their files is read once.
+#: Up to this many old events are cached in the session (24 bytes each for integer ids), so that their files are read once.
 _HELD = 1_000_000
-#: What is read of an old event.
-_OF_OLD = (USER_ID, ITEM_ID, EVENT_TIMESTAMP)
+#: Columns read of old events.
+_OLD_COLUMNS = (USER_ID, ITEM_ID, EVENT_TIMESTAMP)
 
 
 @dataclass(frozen=True)
 class Built:
-    """What a table was built from.
+    """Record of what a table was built from, stored in its commit.
 
     Attributes:
-        shape: Table, layout of its rows and settings.
+        shape: Table, row layout and settings.
         events: Id of the events table.
         version: Delta version of the events.
-        known_until: Latest created time among them, µs; None: there are no events.
+        known_until: Latest created time of the events, µs; None: no events.
     """
 
     shape: str
@@ -63,23 +63,23 @@ class Built:
     known_until: int | None
 
     def to_json(self) -> str:
-        """As the commit keeps it."""
+        """Return the record as the text stored in the commit."""
         return json.dumps(asdict(self))
 
     @classmethod
     def read(cls, record: str | None) -> Built | None:
-        """What a commit kept; None where it kept nothing."""
+        """Parse the record of a commit; None if it has none."""
         return None if record is None else cls(**json.loads(record))
 
 
 @dataclass(frozen=True)
 class Events:
-    """An events table, opened once at each version that is asked for.
+    """An events table, opened at most once per version.
 
     Attributes:
-        lake: Where it lies.
-        table: Which one.
-        now: As it is to be built from.
+        lake: The lake.
+        table: The table.
+        now: The version to build from.
     """
 
     lake: Lake
@@ -88,10 +88,10 @@ class Events:
     _former: dict[int, DeltaTable] = field(default_factory=dict)
 
     def at(self, version: int) -> DeltaTable:
-        """As it was.
+        """Open the table at a former version.
 
         Raises:
-            LakeError: Its log or its files were cleaned up.
+            LakeError: The log or the files of that version were removed.
         """
         if version not in self._former:
             self._former[version] = self.lake.open_table(self.table, version=version)
@@ -105,8 +105,8 @@ class Addition:
     Attributes:
         old: The events that it was built from.
         new: The events that were added.
-        known_until: All of the old ones were known by then, and none of the new ones, µs.
-        marks: int64 [M]. See `known_by_file`: those of the new files, after ``known_until``.
+        known_until: Time by which all old events were known, and no new one, µs.
+        marks: int64 [M]. ``known_until``, then the latest created time of each new file; see `latest_created_per_file`.
     """
 
     old: DeltaTable
@@ -116,50 +116,50 @@ class Addition:
 
     @cached_property
     def files(self) -> list[str] | None:
-        """Those of the old events, where DuckDB can read them as they are."""
+        """The files of the old events if DuckDB can read them directly; else None."""
         return local_files(self.old)
 
     @cached_property
     def are_held(self) -> bool:
-        """Whether the old events are few enough to be held in the session."""
+        """Whether the old events are few enough to be cached in the session."""
         return records_of(self.old) <= _HELD
 
 
 def addition(table: Table, events: Events, built: Built | None, shape: str) -> Addition | None:
-    """What was added since; None where the table has to be built anew: the log says why.
+    """Find the events added since a table was built; None, with the reason logged, if it must be rebuilt.
 
     Args:
-        table: What is built.
-        events: What it is to be built from.
-        built: What it was built from.
-        shape: What it is to be.
+        table: The table to build.
+        events: The events to build from.
+        built: What the table was built from.
+        shape: Its row layout and settings now; see `BuildRecord`.
     """
     found = _addition(events, built, shape)
     if isinstance(found, Addition):
         return found
-    logger.info("%s is built from all events: %s", table.value, found)
+    logger.info("building %s from all events: %s", table.value, found)
     return None
 
 
 def _addition(events: Events, built: Built | None, shape: str) -> Addition | str:
-    """What was added, or why it cannot be told."""
+    """Return the added events, or the reason to rebuild."""
     now, name = events.now, events.table.value
     if built is None or built.known_until is None:
         return (
-            "it is new, or of a version that did not note what it was built from"
+            "first build, or built by a version that kept no build record"
             if built is None
-            else "it was built from no events"
+            else "there were no events at its last build"
         )
     other_events = built.events != str(now.metadata().id) or built.version > now.version()
     if built.shape != shape or other_events:
-        return f"{name} is another table than before" if other_events else "the settings or the rows' layout have changed"
+        return f"{name} was recreated" if other_events else "the settings or the row layout have changed"
     try:
         before = events.at(built.version)
     except LakeError:
         return f"version {built.version} of {name}, which it was built from, cannot be read"
     grown, replaced = growth(before, now), replaced_since(events.lake, events.table, built.version, now=now)
     if grown.removed or replaced:
-        return f"events of {name} were replaced" if replaced else f"files of {name} were written anew"
+        return f"events of {name} were replaced" if replaced else f"files of {name} were rewritten"
     new = fragments_of(now, grown.added)
     first = _first_known(new)
     if first is None or first > built.known_until:
@@ -172,14 +172,14 @@ def _addition(events: Events, built: Built | None, shape: str) -> Addition | str
 
 
 def known_by_file(events: ds.Dataset) -> npt.NDArray[np.int64]:
-    """The latest created time in each file, µs, ascending: int64 [M]. The log's own statistics are of milliseconds."""
+    """Return the latest created time of each file, µs, ascending: int64 [M]. Delta's own statistics have only milliseconds."""
     latest = [_extreme(fragment, events.schema, "max") for fragment in events.get_fragments()]
-    return np.unique(np.array([one for one in latest if one is not None], np.int64))
+    return np.unique(np.array([time for time in latest if time is not None], np.int64))
 
 
 def _first_known(events: ds.Dataset) -> int | None:
     earliest = [_extreme(fragment, events.schema, "min") for fragment in events.get_fragments()]
-    return min((one for one in earliest if one is not None), default=None)
+    return min((time for time in earliest if time is not None), default=None)
 
 
 def _extreme(fragment: Any, schema: pa.Schema, which: str) -> int | None:
@@ -188,19 +188,19 @@ def _extreme(fragment: Any, schema: pa.Schema, which: str) -> int | None:
 
     batches = fragment.to_batches(schema=schema, columns=[CREATED_TIMESTAMP], batch_readahead=2)
     found = [pc.min_max(batch.column(0).cast(pa.int64())).as_py()[which] for batch in batches]
-    return {"min": min, "max": max}[which]((one for one in found if one is not None), default=None)
+    return {"min": min, "max": max}[which]((time for time in found if time is not None), default=None)
 
 
 def all_ordered(db: Any, table: Table, events: DeltaTable, folder: Path) -> Iterator[pa.RecordBatch]:
-    """All events by key and time; ties in the order that every reader of a history expects. Heaps of keys are put in order one by one.
+    """Sort all events by key and time, with ties in the order that readers of histories expect. Partitions of keys are sorted one by one.
 
     Args:
         db: DuckDB connection.
-        table: Which table.
-        events: The events, as they are to be read.
-        folder: Where the heaps lie until the last batch is read.
+        table: The table to build.
+        events: The events.
+        folder: Folder of the spilled partitions until the last batch is read.
 
-    Gives: Batches of ``key, item`` (not for statistics), ``time, created`` (µs), ``before`` (0).
+    Yields: Batches of ``key, item`` (not for statistics), ``time, created`` (µs), ``before`` (0).
     """
     files, key = local_files(events), ITEM_ID if table is Table.TARGET_ITEM_STATS else USER_ID
     if files:
@@ -217,30 +217,30 @@ def all_ordered(db: Any, table: Table, events: DeltaTable, folder: Path) -> Iter
 
 
 def new_ordered(db: Any, table: Table, added: Addition, *, reach: int) -> pa.RecordBatchReader:
-    """The events that rows of new events are made from, as `all_ordered` gives them: those of the keys that have new events.
+    """Sort the events that new rows need, as `sort_all_events` does: those of keys with new events.
 
-    Of what happened before a key's first new event there is only what a row can reach, and how many there are before that. All old events
-    count as created at ``known_until``: each new row knows them all, so that when each of them became known is not read.
+    Of the events before a key's first new event only those within reach of a row are returned, with the number of earlier ones. All old
+    events count as created at ``known_until``: every new row knows all of them, so their created times are not read.
 
     Args:
         db: DuckDB connection.
-        table: Which table.
+        table: The table to build.
         added: The new events.
-        reach: For histories, how many events at most; for statistics, how many µs back.
+        reach: For histories, the maximal number of events; for statistics, the window in µs.
 
-    Gives: Further columns ``before``, how many events were left out, and for statistics ``first``, the time of the first, µs.
+    Returns: Also columns ``before``, the number of earlier events, and for statistics ``first``, the time of the first one, µs.
     """
     statistics = table is Table.TARGET_ITEM_STATS
     columns = "key, time, created" if statistics else "key, item, time, created"
     _register(db, table, "new_scan", added.new)
     _hold(db, "new_events", "FROM new_scan")
     _hold(db, "touched", "SELECT key, min(time) AS since FROM new_events GROUP BY key")
-    # Once over all old events for what only counts, then over those that are as late as what a row can reach.
+    # One scan of all old events for the counts, then one of the events late enough to be within a row's reach.
     _old(db, table, "counted", added)
     found = (
         f"count(*) FILTER (WHERE time <= since - {reach}) AS before, min(time) AS first, min(since) - {reach} + 1 AS horizon"
         if statistics
-        # Events of one time stay together, so that a few more than a row reaches may be kept.
+        # Events of the same time stay together, so slightly more than the reach may be kept.
         else f"count(*) FILTER (WHERE time < since) AS before, list_min(max(time, {reach}) FILTER (WHERE time < since)) AS horizon"
     )
     _hold(db, "former", f"SELECT key, {found} FROM counted JOIN touched USING (key) GROUP BY key")
@@ -262,12 +262,12 @@ def new_ordered(db: Any, table: Table, added: Addition, *, reach: int) -> pa.Rec
 
 
 def _hold(db: Any, name: str, rows: str) -> None:
-    """A table of the session, in place of the one that the last call made."""
+    """Create or replace a temporary table of the session."""
     db.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS {rows}")
 
 
 def _old(db: Any, table: Table, name: str, added: Addition, *, earliest: int | None = None) -> None:
-    """A view of old events, or of those from a time on (µs), that reads no more columns and files than it must, where it can."""
+    """Create a view of old events, or of those from a time on (µs), that reads as few columns and files as possible."""
     import pyarrow.dataset as ds
 
     if added.files:
@@ -279,11 +279,11 @@ def _old(db: Any, table: Table, name: str, added: Addition, *, earliest: int | N
 
 
 def _held(db: Any, added: Addition, files: list[str]) -> str:
-    """What the events are read from: where they are few, from the session, for each table that is made from them."""
+    """Return the relation of the old events: few events are cached in the session, for all tables built from them."""
     if not added.are_held:
         return parquet_sql(files)
     held = f'"{added.old.metadata().id}@{added.old.version()}"'
-    columns = ", ".join(_OF_OLD)
+    columns = ", ".join(_OLD_COLUMNS)
     db.execute(f"CREATE TEMP TABLE IF NOT EXISTS {held} AS SELECT {columns} FROM {parquet_sql(files)}")
     return held
 
@@ -291,9 +291,9 @@ def _held(db: Any, added: Addition, files: list[str]) -> str:
 def _register(
     db: Any, table: Table, name: str, events: ds.Dataset, *, where: ds.Expression | None = None, known: int | None = None
 ) -> None:
-    """A view of the events in the columns of `all_ordered`, to be scanned once."""
+    """Create a view of the events with the columns of `sort_all_events`, which can be scanned once."""
     scanner = events.scanner(
-        columns=[*_OF_OLD, *([CREATED_TIMESTAMP] if known is None else [])],
+        columns=[*_OLD_COLUMNS, *([CREATED_TIMESTAMP] if known is None else [])],
         filter=where,
         batch_size=_BATCH,
         batch_readahead=2,
@@ -304,7 +304,7 @@ def _register(
 
 
 def _view(db: Any, table: Table, name: str, relation: str, *, known: int | None = None) -> None:
-    """Events in the columns of `all_ordered`; ``known``: all of them as created then, µs."""
+    """Create a view of events with the columns of `sort_all_events`; ``known``: created time of all of them, µs."""
     created = f"epoch_us({CREATED_TIMESTAMP})" if known is None else f"{known}::BIGINT"
     names = f"{ITEM_ID} AS key" if table is Table.TARGET_ITEM_STATS else f"{USER_ID} AS key, {ITEM_ID} AS item"
     db.execute(
@@ -314,7 +314,7 @@ def _view(db: Any, table: Table, name: str, relation: str, *, known: int | None 
 
 
 def _arranged(table: Table) -> str:
-    """The rows of a heap in the order of `_order`, the hash of an item worked out once."""
+    """Return the query that sorts a partition as `_order` does, hashing each item once."""
     if table is Table.TARGET_ITEM_STATS:
         return f"FROM heap ORDER BY {_order(table)}"
     hashed = f"SELECT item, {stable_hash_sql('item')} AS tie FROM (SELECT DISTINCT item FROM heap)"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One table from its events: sorted out of core, cut at whole keys, computed in numpy, streamed into one commit."""
+"""Build of the history tables: sort events out of core, split them at key boundaries, compute rows in numpy, and stream one commit."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ __all__ = ["all_built", "build_tables"]
 
 logger = logging.getLogger(__name__)
 
-#: Part of the key of every commit: change it when the rows' meaning changes, so that they are built anew.
+#: Part of every commit's key: increase it when the meaning of rows changes, so that tables are rebuilt.
 _LAYOUT = 2
 _DAY_US = 86_400_000_000
 _NEVER = np.iinfo(np.int64).max
-#: A log whose events all became known late and in disorder has a state for each pair of events: refuse before the disk is full.
+#: If all events became known late and out of order, rows grow with the square of events: fail before the disk is full.
 _ROWS_PER_EVENT = 20
 _ROWS_ALWAYS = 1_000_000
 _BATCH = 65_536
 _CHUNK = 400_000
-#: Elements of the lists of one written batch.
+#: List elements per written batch.
 _ELEMENTS = 1 << 20
 _EVENTS = {
     Table.SOURCE_USER_HISTORY: Table.SOURCE_EVENTS,
@@ -57,7 +57,7 @@ _EVENTS = {
 
 
 def all_built(settings: Settings, lake: Lake) -> bool:
-    """Whether all tables were made from the events that there are, with these settings."""
+    """Return whether all tables were built from the current events with these settings."""
     return all(_is_built(settings, lake, table) for table in _EVENTS)
 
 
@@ -68,7 +68,7 @@ def _is_built(settings: Settings, lake: Lake, table: Table) -> bool:
 
 
 class _Session(NamedTuple):
-    """A session of DuckDB, and the folder of what does not fit in memory."""
+    """A DuckDB session, and its spill folder."""
 
     db: Any
     folder: Path
@@ -77,27 +77,26 @@ class _Session(NamedTuple):
 def build_tables(
     settings: Settings, lake: Lake, opened: Mapping[Table, DeltaTable], *, progress: bool
 ) -> dict[str, TableReport]:
-    """Build each table that was not made from the events that there are, with these settings.
+    """Build each table that was not built from the current events with these settings.
 
-    Events are opened once and brought up to date for each table; one session of DuckDB reads them, so that tables made from the same
-    events share what it has read.
+    Events are opened once and refreshed for each table. One DuckDB session reads them, so tables of the same events share its cache.
 
     Args:
         settings: ``[histories]``, and ``[compute] memory_mb``.
         lake: The lake.
-        opened: Its events tables, as far as they are there.
+        opened: Its events tables that are already open.
         progress: Show a progress bar on stderr for each table.
 
     Raises:
         TableNotFound: Nothing has been ingested yet.
-        CommitFailed: The table is as it was; those before it may have been built.
+        CommitFailed: The table is unchanged; those before it may have been built.
     """
     there = {name: opened[name] if name in opened else lake.open_table(name) for name in dict.fromkeys(_EVENTS.values())}
     events = {name: Events(lake, name, table) for name, table in there.items()}
     with ExitStack() as stack:
 
         @cache
-        def session() -> _Session:  # where nothing is to be built, none is opened
+        def session() -> _Session:  # opened only if a table has to be built
             folder = stack.enter_context(staging_folder(settings, "histories"))
             return _Session(stack.enter_context(open_duckdb(settings, folder)), folder)
 
@@ -111,7 +110,9 @@ def _build_table(
     settings: Settings, lake: Lake, table: Table, events: Events, session: Callable[[], _Session], *, progress: bool
 ) -> TableReport:
     current = lake.open_table(table)
-    lake.follow(events.table, events.now)  # after the table: what another process has built it from meanwhile is there
+    lake.follow(
+        events.table, events.now
+    )  # refreshed after the table, so that it includes what another process has just built from
     built, appended = not _is_fresh(current, _made_from(settings, table, events.now)), False
     if built:
         appended = _build(settings, lake, table, events, current, session(), progress=progress)
@@ -128,29 +129,29 @@ def _build_table(
 def _build(
     settings: Settings, lake: Lake, table: Table, source: Events, current: DeltaTable, session: _Session, *, progress: bool
 ) -> bool:
-    """Append the rows of new events, or replace the table; gives whether rows were appended. ``current`` moves on with it."""
+    """Append the rows of new events, or replace the table; return whether rows were appended. ``current`` is updated."""
     chosen, step, version, events = settings.histories, _step_us(settings, table), current.version(), source.now
     shape, made_from = _shape(settings, table), _made_from(settings, table, events)
     added = addition(table, source, Built.read(record_of(current)), shape)
     limit = _ROWS_PER_EVENT * records_of(events) + _ROWS_ALWAYS - (records_of(current) if added else 0)
     with counting(table.value, show=progress, total=None if added else records_of(events), unit="events") as tell:
         marks, after = (added.marks, added.known_until) if added else (known_by_file(fragments_of(events)), None)
-        work = _Work(table, schema_of_table(current), chosen, step, marks, after, limit, tell)
+        stream = _RowStream(table, schema_of_table(current), chosen, step, marks, after, limit, tell)
         if added:
             reach = chosen.trailing_days * _DAY_US if table is Table.TARGET_ITEM_STATS else chosen.length
             ordered: Iterable[pa.RecordBatch] = new_ordered(session.db, table, added, reach=reach)
         else:
             ordered = all_ordered(session.db, table, events, session.folder)
         record = Built(shape, str(events.metadata().id), events.version(), int(marks[-1]) if len(marks) else None).to_json()
-        rows = pa.RecordBatchReader.from_batches(work.schema, work.rows(ordered))
+        rows = pa.RecordBatchReader.from_batches(stream.schema, stream.rows(ordered))
         write = lake.append if added else lake.replace
         try:
             write(table, rows, key=f"{made_from}@{version}", expected_version=version, record=record, opened=current)
         except CommitFailed:
-            # The stream's own error comes back through the writer as text only.
-            if work.failure is not None:
-                raise work.failure from None
-            # Another process may have built the same in the meantime.
+            # The writer returns the stream's own error only as text.
+            if stream.failure is not None:
+                raise stream.failure from None
+            # Another process may have built the same table in the meantime.
             lake.follow(table, current)
             if not _is_fresh(current, made_from):
                 raise
@@ -158,41 +159,41 @@ def _build(
 
 
 def _step_us(settings: Settings, table: Table) -> int:
-    """Late knowledge is told apart in steps of so many microseconds."""
+    """Return the resolution of late knowledge times in microseconds."""
     return max(settings.histories.late_step_s * 1_000_000, _DAY_US if table is Table.TARGET_ITEM_STATS else 0)
 
 
 def _shape(settings: Settings, table: Table) -> str:
-    """Names the settings that decide a table's rows, and the layout of the rows."""
+    """Return a text that identifies the settings that determine a table's rows, and the row layout."""
     chosen = settings.histories
     reach = chosen.trailing_days if table is Table.TARGET_ITEM_STATS else chosen.length
     return f"{table.value}-{_LAYOUT}-{reach}-{_step_us(settings, table)}"
 
 
 def _made_from(settings: Settings, table: Table, events: DeltaTable) -> str:
-    """Names the events and settings that a table is made from."""
+    """Return a text that identifies the events and settings that a table is built from."""
     return f"{_shape(settings, table)}-{events.metadata().id}-{events.version()}"
 
 
 def _is_fresh(current: DeltaTable, made_from: str) -> bool:
-    """Whether the commit that made this version was made from the same."""
+    """Return whether the table's current version was built from these events and settings."""
     return current.version() > 0 and current.transaction_version(f"{made_from}@{current.version() - 1}") is not None
 
 
 @dataclass
-class _Work:
-    """Sorted events → rows.
+class _RowStream:
+    """Sorted events → rows of a table.
 
     Attributes:
-        table: Which table.
+        table: The table.
         schema: Its Arrow schema.
         chosen: ``[histories]``.
-        step: Late events make rows at multiples of this, µs.
-        marks: But no later than at these, see `Chunk`.
-        after: Only rows known later than this, µs; None: all.
-        limit: Rows at most.
-        tell: Called with the number of events done.
-        failure: What stopped the stream, if something did.
+        step: Late events create rows at multiples of this, µs.
+        marks: Latest times for such rows; see `KeyBatch`.
+        after: Yield only rows known later than this, µs; None: all.
+        limit: Maximal number of rows.
+        tell: Called with the number of events processed.
+        failure: The error that stopped the stream, if any.
     """
 
     table: Table
@@ -206,7 +207,7 @@ class _Work:
     failure: ScalrError | None = None
 
     def rows(self, ordered: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """The table's batches."""
+        """Yield the table's batches."""
         done = 0
         for events in _whole_keys(ordered):
             chunk = _chunk(events, self.step, self.marks)
@@ -231,7 +232,7 @@ class _Work:
 
 
 def _whole_keys(ordered: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Cut sorted events where a key ends, about `_CHUNK` events at a time; a key with more comes alone."""
+    """Split sorted events at key boundaries into batches of about `_CHUNK` events; a larger key gets its own batch."""
     waiting: list[pa.RecordBatch] = []
     size = 0
     for batch in ordered:
@@ -240,7 +241,7 @@ def _whole_keys(ordered: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
         if size < _CHUNK:
             continue
         new = np.flatnonzero(_new_key(batch.column("key")))
-        # The batch's first row may go on with the key before it, so that a cut needs a key that begins later in the batch.
+        # The batch's first row may continue the previous key, so a split needs a key that starts later in the batch.
         if len(new) > 1:
             cut = int(new[-1])
             yield pa.Table.from_batches([*waiting[:-1], batch.slice(0, cut)])
@@ -292,7 +293,7 @@ def _histories(chunk: Chunk, rows: Rows, events: pa.Table, schema: pa.Schema, le
 
 def _statistics(chunk: Chunk, rows: Rows, events: pa.Table, schema: pa.Schema, trailing: int) -> Iterator[pa.RecordBatch]:
     items, before = _column(events, "key"), _column(events, "before").to_numpy()
-    # Of what was left out, a row sees all, since it is later on both clocks.
+    # A row knows all events that were left out: it is later in event time and in knowledge time.
     earliest = _column(events, "first").fill_null(_NEVER).to_numpy() if "first" in events.schema.names else None
     for low in range(0, len(rows), _BATCH):
         part = rows.slice(low, low + _BATCH)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many of the values at positions ``start … end - 1`` are at most a bound, for many questions at once.
+"""Wavelet matrix: batched counts of the values at positions ``start … end - 1`` that are at most a bound.
 
-A wavelet matrix: one bit of every value a level, with running counts of set bits. A question costs one step a level, and the
-index about 1.5 bits a value and level.
+Each level stores one bit of every value, with running counts of set bits. A query takes one step per level, and the index about 1.5
+bits per value and level.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _WORD = 64
 
 
 class Dominance:
-    """The index over one array.
+    """Wavelet matrix over one array.
 
     Args:
         values: int64 [N], each in ``0 … N``.
@@ -37,8 +37,8 @@ class Dominance:
             values = np.concatenate((values[~ones], values[ones]))
 
     def count(self, start: Ints, end: Ints, bound: Ints) -> Ints:
-        """Values ``<= bound`` in ``[start, end)``: int64 [Q] for int64 [Q] each."""
-        # Counted below bound + 1; a bound past every value would not fit the bits, and counts all.
+        """Count the values ``<= bound`` in ``[start, end)``: int64 [Q] for int64 [Q] each."""
+        # Counts values below bound + 1. A bound above every value does not fit the bits and counts all of them.
         below = bound + 1
         everything = below >= 1 << self._bits
         left, right = start.copy(), end.copy()
@@ -54,7 +54,7 @@ class Dominance:
 
 
 class _Rank:
-    """Set bits before a position."""
+    """Rank index: number of set bits before a position."""
 
     def __init__(self, bits: npt.NDArray[np.bool_]) -> None:
         words = -(-len(bits) // _WORD) + 1

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which (key, t, c) rows there are, and which events each of them sees. All in numpy, over a chunk of whole keys.
+"""Bitemporal rows (key, t, c), and the events that each of them knows, computed in numpy over a batch of complete keys.
 
-A chunk's events are sorted by (key, time, …). A *group* is the events of one key at one time. A row is a group and a knowledge
-time; knowledge times are ranks among the chunk's distinct created times.
+A batch's events are sorted by (key, time, …). A *group* is the events of one key at one time. A row is a group and a knowledge
+time; knowledge times are ranks among the batch's distinct created times.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Chunk", "Rows", "ragged"]
 
-#: Positions that are looked at together; bounds memory.
+#: Positions processed at once; bounds memory.
 _AT_ONCE = 1 << 21
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of a chunk.
+    """Rows of a batch.
 
     Attributes:
-        group: int64 [R], the group of each.
-        known: int64 [R], the knowledge time of each, as a rank.
+        group: int64 [R], the group of each row.
+        known: int64 [R], the knowledge time of each row, as a rank.
     """
 
     group: Ints
@@ -44,13 +44,13 @@ class Rows:
         return len(self.group)
 
     def slice(self, start: int, stop: int) -> Rows:
-        """Rows ``start … stop - 1``."""
+        """Return the rows ``start … stop - 1``."""
         return Rows(self.group[start:stop], self.known[start:stop])
 
 
 @dataclass(frozen=True)
 class _Lists:
-    """Lists of different lengths in one array: lengths, where each begins, and the elements."""
+    """Ragged lists in one array: their lengths, offsets and elements."""
 
     taken: Ints
     offsets: Ints
@@ -58,15 +58,15 @@ class _Lists:
 
 
 class Chunk:
-    """Events of whole keys, sorted by key and time.
+    """Events of complete keys, sorted by key and time.
 
     Args:
         new_key: bool [N], whether an event is the first of its key.
         times: int64 [N], µs.
         created: int64 [N], µs.
-        step: Late events make rows at multiples of this only, µs; 0: as soon as they were known.
-        marks: int64 [M], ascending, µs: but never later than the first of these from which on they were known. The last one is no
-            earlier than any event's created time.
+        step: Late events create rows only at multiples of this, µs; 0: as soon as they were known.
+        marks: int64 [M], ascending, µs: such a row is no later than the first of these at which the event was known. The last one
+            is at or after every created time.
     """
 
     def __init__(
@@ -82,9 +82,9 @@ class Chunk:
                 wake = np.minimum(wake, marks[np.searchsorted(marks, created, side="left")])
         self.created_times = np.unique(np.concatenate((created, wake)) if step else created)
         self.rank: Ints = np.searchsorted(self.created_times, created)
-        #: Rank of the time at which an event, where it is late, makes rows.
+        #: Rank of the time at which an event creates rows if it is late.
         self.wake: Ints = np.searchsorted(self.created_times, wake) if step else self.rank
-        # Every composite below is key * span + something smaller than span: one sorted array stands for one a key.
+        # Composites below are key * span + a value smaller than span: one sorted array serves all keys.
         self.span = len(self.created_times) + 1
         new_group = new_key.copy()
         new_group[1:] |= times[1:] != times[:-1]
@@ -94,20 +94,20 @@ class Chunk:
         self.group_key = key[self.group_start]
         self.key = key
         self.first_known = np.minimum.reduceat(self.rank, self.group_start)
-        #: Rank of the latest created time among a key's events up to and with each event.
+        #: Rank of the latest created time among a key's events up to and including each event.
         self.latest_known = np.maximum.accumulate(key * self.span + self.rank) - key * self.span
 
     def start_of(self, rows: Rows) -> Ints:
-        """Position of the first event of each row's key: int64 [R]."""
+        """Return the position of the first event of each row's key: int64 [R]."""
         start: Ints = self.key_start[self.group_key[rows.group]]
         return start
 
     def end_of(self, rows: Rows) -> Ints:
-        """Position after the last event at each row's time: int64 [R]."""
+        """Return the position after the last event at each row's time: int64 [R]."""
         return self.group_end[rows.group]
 
     def rows(self, after: int | None = None) -> Iterator[Rows]:
-        """All rows, some at a time: one for each group, then one for each time at which a late event became known.
+        """Yield all rows in batches: one row per group, then one per time at which a late event became known.
 
         Args:
             after: Only rows with a later knowledge time than this, µs.
@@ -121,8 +121,8 @@ class Chunk:
             yield from self._later_rows(late, floor)
 
     def _later_rows(self, late: npt.NDArray[np.bool_], floor: int) -> Iterator[Rows]:
-        # A created time x of a key concerns the groups from the first event known at x on, as far as a group first known before
-        # x follows. The suffix minimum of first_known bounds where that can be; what it lets through is checked below.
+        # A created time x of a key affects the groups from the first event known at x on that were first known before x. The suffix
+        # minimum of first_known bounds the candidates, which are checked below.
         of_late_key = np.zeros(len(self.key_start), bool)
         of_late_key[self.group_key[late]] = True
         at = np.flatnonzero(of_late_key[self.key] & (self.wake >= floor))
@@ -130,7 +130,7 @@ class Chunk:
         known, begin = composite % self.span, self.group_of[at[first]]
         backwards = (self.group_key * self.span + self.first_known)[::-1]
         ahead = np.minimum.accumulate(backwards)[::-1]
-        # Keys ascend, so that the minimum over all that follows in the chunk is the minimum over what follows in the key.
+        # Keys ascend, so the minimum over the rest of the batch is the minimum over the rest of the key.
         stop = np.searchsorted(ahead, composite, side="left")
         sizes = np.maximum(stop - begin, 0)
         for low, high in _spans(sizes):
@@ -139,7 +139,7 @@ class Chunk:
             keep = self.first_known[group] < ranks
             rows = Rows(group[keep], ranks[keep])
             if self.step and len(rows):
-                # The event that woke the row may have been known to the group's first row: then there is nothing new to say.
+                # The group's first row may already know the late event; then this row would repeat it.
                 start = self.start_of(rows)
                 fresh = self.count(rows, start) > self.count(Rows(rows.group, self.first_known[rows.group]), start)
                 rows = Rows(rows.group[fresh], rows.known[fresh])
@@ -147,7 +147,7 @@ class Chunk:
                 yield rows
 
     def settled(self, rows: Rows) -> npt.NDArray[np.bool_]:
-        """Whether a row knows all events of its key up to its time: bool [R]."""
+        """Return whether each row knows all events of its key up to its time: bool [R]."""
         knows_all: npt.NDArray[np.bool_] = self.latest_known[self.end_of(rows) - 1] <= rows.known
         return knows_all
 
@@ -156,7 +156,7 @@ class Chunk:
         return Dominance(self.rank)
 
     def count(self, rows: Rows, start: Ints) -> Ints:
-        """Events from position ``start`` up to each row's time that the row knows: int64 [R]."""
+        """Count the events from position ``start`` up to each row's time that the row knows: int64 [R]."""
         counts = self.end_of(rows) - start
         open_ = np.flatnonzero(~self.settled(rows))
         if len(open_):
@@ -164,14 +164,14 @@ class Chunk:
         return counts
 
     def last_known(self, rows: Rows, length: int) -> tuple[Ints, Ints, Ints]:
-        """The last events that each row sees.
+        """Find the last events that each row knows.
 
         Args:
             rows: R rows.
-            length: How many at most.
+            length: Maximal number per row.
 
         Returns:
-            Number of events seen in all [R], offsets [R + 1], and positions [offsets[R]], oldest first.
+            Number of events known in all [R], offsets [R + 1], and positions [offsets[R]], oldest first.
         """
         start, end = self.start_of(rows), self.end_of(rows)
         count = self.count(rows, start)
@@ -193,7 +193,7 @@ class Chunk:
         return count, offsets, lists.positions
 
     def _search(self, rows: Rows, at: Ints, window: int, lists: _Lists) -> Ints:
-        """Look for the last known events in the last ``window`` ones; returns the rows that need a longer look."""
+        """Search the last ``window`` events for the last known ones; return the rows that need a larger window."""
         chosen = Rows(rows.group[at], rows.known[at])
         end = self.end_of(chosen)
         begin = np.maximum(self.start_of(chosen), end - window)
@@ -209,11 +209,11 @@ class Chunk:
         return at[~enough]
 
     def first_seen(self, rows: Rows) -> Ints:
-        """Position of the earliest event that each row knows: int64 [R]."""
-        # The running minimum of created falls within a key; turned round it rises, and over all keys it is one sorted array.
-        turned = self.span - 1 - self._earliest_known
+        """Return the position of the earliest event that each row knows: int64 [R]."""
+        # The running minimum of created times decreases within a key; reversed it increases, so it is sorted over all keys.
+        reversed_ = self.span - 1 - self._earliest_known
         wanted = self.group_key[rows.group] * self.span + self.span - 1 - rows.known
-        return np.searchsorted(self.key * self.span + turned, wanted, side="left")
+        return np.searchsorted(self.key * self.span + reversed_, wanted, side="left")
 
     @cached_property
     def _earliest_known(self) -> Ints:
@@ -221,7 +221,7 @@ class Chunk:
         return fallen
 
     def start_after(self, rows: Rows, ago: int) -> Ints:
-        """Position of the first event of each row's key in ``(t - ago, t]`` (µs): int64 [R]."""
+        """Return the position of the first event of each row's key in ``(t - ago, t]`` (µs): int64 [R]."""
         distinct, rank = np.unique(self.times, return_inverse=True)
         span = len(distinct) + 1
         wanted = np.searchsorted(distinct, self.times[self.group_start[rows.group]] - ago, side="right")
@@ -229,14 +229,14 @@ class Chunk:
 
 
 def ragged(start: Ints, size: Ints) -> tuple[Ints, Ints]:
-    """``start … start + size - 1`` for each of [R], joined: the row of each, and the number itself, int64 [sum(size)]."""
+    """Concatenate the ranges ``start … start + size - 1`` of [R]: the index of the range and the value, int64 [sum(size)] each."""
     which = np.repeat(np.arange(len(start)), size)
     before = np.cumsum(size) - size
     return which, np.arange(len(which)) - (before - start)[which]
 
 
 def _spans(sizes: Ints) -> Iterator[tuple[int, int]]:
-    """Cut rows into spans whose sizes sum up to about `_AT_ONCE`."""
+    """Split rows into spans whose sizes add up to about `_AT_ONCE`."""
     total = np.cumsum(sizes)
     low = 0
     while low < len(sizes):

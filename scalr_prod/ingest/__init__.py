@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Foreign logs → events and item catalogues in the lake: everything is checked before anything is written.
+"""Ingest: external logs → event tables and item catalogues in the lake.
 
-Reading the same input again adds nothing; reading a log that has grown adds its new rows.
+All input is validated before anything is written. Ingest is idempotent: the same input adds nothing, a log that has grown adds its new
+rows.
 """
 
 from __future__ import annotations
@@ -24,23 +25,23 @@ __all__ = ["Batch", "DomainReport", "IngestReport", "LogReader", "LogSource", "i
 def ingest(
     settings: Settings, *, domain: str | None = None, replace: datetime | None = None, progress: bool = False
 ) -> IngestReport:
-    """Read all domains' logs and item files into the lake, and make every later stage's table, empty, where it is missing.
+    """Ingest the logs and item files of all domains, and create the tables of later stages where they are missing.
 
     Args:
         settings: The project's settings.
         domain: Read ``source`` (all source domains), ``target``, or one of several, ``sources.<name>``; default: all.
-        replace: Make the lake's events from then on (UTC) equal to those of the logs: rows that a log does not hold any more leave
-            the lake. Rows of a log from before are not looked at. Default: what the lake lacks is added, and nothing leaves it.
+        replace: Make the lake's events from this time on (UTC) equal to those of the logs: rows that a log no longer holds are
+            removed. Earlier rows of the logs are ignored. Default: missing rows are added, nothing is removed.
         progress: Show progress bars on stderr.
 
     Raises:
-        ProjectsMixed: Home or lake are another project's. Nothing was written.
-        DomainsMixed: The lake's tables were made for other domains. Nothing was written.
-        ForeignFiles: Home or lake holds what this package did not make. Nothing was written.
-        InputError: An input was refused; names file, column and row. Nothing was written.
+        ProjectsMixed: Home or lake belongs to another project. Nothing was written.
+        DomainsMixed: The lake's tables were created for other domains. Nothing was written.
+        ForeignFiles: Home or lake holds files that this package did not create. Nothing was written.
+        InputError: An input was rejected; names file, column and row. Nothing was written.
         NoCommonUsers: No user has events in the target domain and in a source domain. Nothing was written.
         SettingsError: There is no such domain.
-        CommitFailed: The lake refused a commit; it is safe to repeat the ingest.
+        CommitFailed: The lake rejected a commit; it is safe to repeat the ingest.
     """
     from scalr_prod.binding import check_domains
     from scalr_prod.duck import open_duckdb, staging_folder
@@ -57,26 +58,26 @@ def ingest(
     lake = Lake.open(settings)
     opened = lake.check_ours(check_domains(settings, lake))
     user_map = UserMap.read(settings)
-    if not settings.home.exists():  # before it is made: a log that is not there leaves nothing behind
-        for one in places:
-            probe(settings, one)
+    if not settings.home.exists():  # checked before the home is created, so that a missing log leaves no files behind
+        for place in places:
+            probe(settings, place)
     with ExitStack() as stack:
         folder = stack.enter_context(staging_folder(settings, "ingest"))
-        for one in places:
-            with counting(f"read {one}", show=progress) as count:
-                events[one] = stage_events(settings, one, folder, count=count)
-            items[one] = stage_items(settings, one, folder)
+        for place in places:
+            with counting(f"read {place}", show=progress) as count:
+                events[place] = stage_events(settings, place, folder, count=count)
+            items[place] = stage_items(settings, place, folder)
         db = stack.enter_context(open_duckdb(settings, folder))
         work = Work(settings, db, lake, opened, events, items, folder, since=replace, user_map=user_map)
         common = work.common_users()
         work.compare()
         work.create_tables()
-        reports = {one: work.commit(one, progress=progress) for one in places}
+        reports = {place: work.commit(place, progress=progress) for place in places}
     return IngestReport(reports, common, work.users.mapped)
 
 
 def _places(settings: Settings, domain: str | None) -> tuple[str, ...]:
-    """Places of the logs to read.
+    """Return the settings keys of the logs to read.
 
     Raises:
         SettingsError: There is no such domain.

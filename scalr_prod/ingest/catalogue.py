@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Item catalogues: one row for each item that has events, with what the item file says of it."""
+"""Item catalogues: one row for each item with events, with its title, category and value from the item file."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ _DESCRIPTION = ("title", "category", "value")
 
 
 def update_catalogue(db: Any, lake: Lake, log: Log, staged: StagedItems | None) -> tuple[int, int]:
-    """Bring a domain's part of its catalogue up to date.
+    """Update a domain's rows of its item catalogue.
 
-    An item's title, category and value come from the item file where the item is in there, else they stay what they were, else
-    they are null. Of several rows with one id the last counts. Items of the file without events are left out, so that one file
-    may hold the items of both domains.
+    Title, category and value come from the item file if it has the item; else they stay as they were, or are null for a new item. Of
+    several rows with the same id the last one wins. Items of the file without events are ignored, so one file may hold the items of
+    both domains.
 
     Args:
         db: DuckDB connection that holds the log's view.
-        lake: The lake; the catalogue's table is there.
+        lake: The lake; the catalogue's table exists.
         log: The staged log.
         staged: The staged item file, if there is one.
 
     Returns:
-        Rows of the catalogue that are this domain's, and rows of the file that a later one replaced.
+        The number of this domain's catalogue rows, and of rows of the file that a later row replaced.
 
     Raises:
-        CommitFailed: The catalogue is as it was.
+        CommitFailed: The lake rejected the commit; the catalogue is unchanged.
     """
     table = Table.items(log.domain)
     schema = lake.schema(table)
@@ -55,7 +55,7 @@ def update_catalogue(db: Any, lake: Lake, log: Log, staged: StagedItems | None) 
             f"LEFT JOIN former USING ({ITEM_ID}) LEFT JOIN file USING ({ITEM_ID})"
         )
         size = count_of(db, f"FROM latest WHERE {log.own_sql()}")
-        # No item leaves here, so that rows that differ are all that can have changed.
+        # No item is removed here, so comparing rows in one direction finds every change.
         if count_of(db, f"SELECT {columns} FROM latest EXCEPT SELECT {columns} FROM former"):
             ordered = db.sql(f"SELECT {columns} FROM latest ORDER BY {ITEM_ID}").to_arrow_reader(ROWS)
             rows = as_table_rows(ordered, schema, lambda _: None)
@@ -66,15 +66,15 @@ def update_catalogue(db: Any, lake: Lake, log: Log, staged: StagedItems | None) 
 
 
 def leave_out_unused(db: Any, lake: Lake, log: Log) -> int:
-    """Take a domain's items that have no event any more out of its catalogue; gives their number.
+    """Remove a domain's items without events from its catalogue and return how many.
 
     Args:
         db: DuckDB connection.
-        lake: The lake; what the log replaced is committed.
+        lake: The lake, after the replacement was committed.
         log: The log.
 
     Raises:
-        CommitFailed: The catalogue is as it was.
+        CommitFailed: The lake rejected the commit; the catalogue is unchanged.
     """
     table, events = Table.items(log.domain), Table.events(log.domain)
     schema, own = lake.schema(table), log.own_sql()
@@ -95,7 +95,7 @@ def leave_out_unused(db: Any, lake: Lake, log: Log) -> int:
 
 
 def _load_file(db: Any, log: Log, staged: StagedItems | None) -> int:
-    """The item file with the last row of each id, as table ``file``; gives the number of rows left out."""
+    """Create the table ``file``: the item file with the last row of each id. Return the number of rows dropped."""
     files = staged.files if staged else []
     no_rows = (
         f"SELECT NULL::{SQL_TYPES['string' if log.prefix else log.item]} AS {ITEM_ID}, NULL::VARCHAR AS title, NULL::VARCHAR AS category, "

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which foreign columns are wanted, and what to say when they are not there."""
+"""Selection of the input columns to read, and the errors for missing ones."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ __all__ = ["Wanted", "pick"]
 
 @dataclass(frozen=True)
 class Wanted:
-    """Columns to read, by their foreign names.
+    """Columns to read, by their names in the input.
 
     Attributes:
-        required: Must be there.
-        optional: Read where they are there.
-        whole: Read every column, for a look at a log that is not known yet.
-        setting: The settings' section that maps them, for the error.
-        location: What names the log, for the error.
-        seen: Columns that there are, wanted or not; `pick` adds them.
+        required: Must exist.
+        optional: Read if they exist.
+        whole: Read every column, to inspect an unknown log.
+        setting: The settings section that maps them, for the error.
+        location: The setting or option that names the log, for the error.
+        seen: All columns of the input; filled by `resolve_columns`.
     """
 
     required: tuple[str, ...]
@@ -37,11 +37,11 @@ class Wanted:
 
 
 def pick(there: Sequence[str], wanted: Wanted, origin: str) -> list[str]:
-    """The wanted columns among those that are there, each once.
+    """Return the wanted columns that exist, each once.
 
     Raises:
-        ColumnNotFound: A required one is missing; lists those that are there and the closest match.
-        BadValue: One is there twice.
+        ColumnNotFound: A required column is missing; lists the existing ones and the closest match.
+        BadValue: A wanted column exists twice.
     """
     wanted.seen.update(there)
     for name in wanted.required:
@@ -54,8 +54,8 @@ def pick(there: Sequence[str], wanted: Wanted, origin: str) -> list[str]:
                 next_step=(f"did you mean '{close[0]}'? " if close else "")
                 + f"map the column under [{wanted.setting}] in scalr.toml",
             )
-    asked = there if wanted.whole else (*wanted.required, *wanted.optional)
-    names = [name for name in dict.fromkeys(asked) if name in there]
+    selected = there if wanted.whole else (*wanted.required, *wanted.optional)
+    names = [name for name in dict.fromkeys(selected) if name in there]
     for name in names:
         if list(there).count(name) > 1:
             raise BadValue(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Staged events → the lake. A log is a multiset: only rows that are not there yet, as often as they are missing, are added."""
+"""Append staged events to the lake: a log is a multiset, and only the missing copies of each row are added."""
 
 from __future__ import annotations
 
@@ -33,27 +33,27 @@ if TYPE_CHECKING:
 
 __all__ = ["Addition", "Change", "Log", "commit_key"]
 
-#: Rows that are looked at for whether a log was read in another time zone; of fewer than these, chance says nothing.
-_LOOKED_AT: Final = 2_000
-_FEWEST: Final = 20
+#: Rows sampled to detect a log that was read in another time zone, and the smallest sample that allows a verdict.
+_SAMPLE_ROWS: Final = 2_000
+_MIN_ROWS: Final = 20
 _QUARTER_US: Final = 15 * 60 * 1_000_000
-#: How far apart the same time of two zones is at most.
-_WIDEST: Final = timedelta(hours=26)
+#: Largest difference between two time zones.
+_MAX_ZONE_SHIFT: Final = timedelta(hours=26)
 
 
 @dataclass(frozen=True)
 class Log:
-    """A staged log in the types of the lake.
+    """A staged log, with ids in the lake's types.
 
     Attributes:
-        domain: Which side it is of.
-        place: Where its settings stand below ``[domains]``.
-        item: Type of its own item ids.
-        prefix: What its items' ids begin with in the lake, where there are several source domains; else empty.
+        domain: Its side, source or target.
+        place: Key of its settings below ``[domains]``.
+        item: Type of its item ids.
+        prefix: Prefix of its item ids in the lake if there are several source domains; else empty.
         origin: Where it came from, for errors.
-        view: The DuckDB view of its rows.
+        view: Name of the DuckDB view of its rows.
         rows: Number of its rows.
-        pieces: Its rows, laid by time.
+        pieces: Its rows, in files sorted by time.
     """
 
     domain: Domain
@@ -67,31 +67,31 @@ class Log:
 
     @property
     def first(self) -> datetime:
-        """Earliest event (UTC)."""
+        """Time of the earliest event (UTC)."""
         return self.pieces[0].first
 
     @property
     def last(self) -> datetime:
-        """Latest event (UTC)."""
+        """Time of the latest event (UTC)."""
         return self.pieces[-1].last
 
     def own(self) -> Any:
-        """Which rows of the lake's tables are of this domain, as an expression of pyarrow's datasets; None: all of them."""
+        """Return the pyarrow filter of this domain's rows in the lake's tables; None: all rows."""
         import pyarrow.compute as pc
 
         return pc.starts_with(pc.field(ITEM_ID), pattern=self.prefix) if self.prefix else None
 
     def own_sql(self) -> str:
-        """The same in SQL."""
+        """Return the same filter in SQL."""
         return f"starts_with({ITEM_ID}, '{self.prefix}')" if self.prefix else "true"
 
 
 class Change(NamedTuple):
-    """What became of a log's rows in its events table.
+    """Rows that an ingest changed in an events table, and the version it wrote.
 
     Attributes:
         added: Rows that were added.
-        removed: Rows that were taken out.
+        removed: Rows that were removed.
         version: The table's version afterwards.
         updated: Rows that were changed.
     """
@@ -103,21 +103,21 @@ class Change(NamedTuple):
 
 
 class Addition:
-    """What a log adds to its events table. The two are compared piece by piece: rows that are the same are of the same time.
+    """Append the rows of a log that its events table lacks. The two are compared by time range.
 
     Args:
         db: DuckDB connection that holds the log's view.
         lake: The lake.
         log: The staged log.
-        folder: Where the rows that are missing wait.
+        folder: Folder of the files of missing rows.
     """
 
     def __init__(self, db: Any, lake: Lake, log: Log, folder: Path) -> None:
         self.db, self.lake, self.log, self._folder = db, lake, log, folder
         self.table = Table.events(log.domain)
-        #: Rows of the log that the table holds already, and that the log holds more often, and those that it holds in the log's window.
+        #: Surplus copies in the log of rows that the table holds, and the table's rows in the log's time window.
         self.again, self.there = 0, 0
-        #: The rows that the table lacks, and how many.
+        #: Files of the rows that the table lacks, and their number.
         self._pieces: Sequence[Piece] = ()
         self._rows = 0
         self._compared = -1
@@ -126,8 +126,8 @@ class Addition:
         """Find the rows that the table lacks.
 
         Raises:
-            BadValue: More than half of the log is in the table with another created time or weight, as happens when their
-                columns are mapped anew, or at another time, as in another time zone; adding it would count every event twice.
+            BadValue: More than half of the log is in the table with another created time or weight (their columns were mapped
+                differently), or shifted in time (another time zone); ingesting it would double-count.
         """
         if not self.lake.exists(self.table):
             self._pieces, self._rows, self._compared = self.log.pieces, self.log.rows, 0
@@ -136,7 +136,7 @@ class Addition:
         names = schema_of_table(opened).names
         self.again = self.there = self._rows = changed = 0
         lacking: list[Piece] = []
-        for piece, until in self._stretches():
+        for piece, until in self._time_ranges():
             there = scan(
                 self.lake,
                 self.table,
@@ -156,17 +156,17 @@ class Addition:
         self._refuse_moved(lacking, opened)
         self._pieces, self._compared = lacking, opened.version()
 
-    def _stretches(self) -> Iterator[tuple[Piece, datetime]]:
-        """The log's pieces, each with the last instant before the next one."""
+    def _time_ranges(self) -> Iterator[tuple[Piece, datetime]]:
+        """Yield the log's files, each with the last instant before the next one."""
         pieces = self.log.pieces
         for piece, after in pairwise(pieces):
             yield piece, after.first - timedelta(microseconds=1)
         yield pieces[-1], pieces[-1].last
 
     def _compare(self, piece: Piece, names: Sequence[str]) -> int:
-        """Make ``lacking``, the rows of a piece that ``counted`` lacks; gives how many of them are there, if in another form."""
+        """Create ``lacking``, the rows of a file that ``counted`` lacks; return how many of them it holds with other values."""
         columns = ", ".join(names)
-        # Grouping both sides and subtracting keeps rows that a log truly holds twice, and adds none that is there already.
+        # Subtracting grouped counts keeps genuine duplicates of the log and adds no row that the table already holds.
         self.db.execute(
             f"CREATE OR REPLACE TEMP TABLE lacking AS SELECT new.*, new.times - coalesce(counted.times, 0) AS lacking "
             f"FROM (SELECT {columns}, count(*) AS times FROM {parquet_sql([exact(piece.path)])} GROUP BY ALL) AS new "
@@ -189,39 +189,39 @@ class Addition:
         return reader
 
     def _in_window(self, version: int, *, columns: Sequence[str] | None = None, where: Any = None) -> pa.RecordBatchReader:
-        """The rows of the table, of the log's domain and from its first event to its last."""
+        """Scan the table's rows of the log's domain between the log's first and last event."""
         first, last, own = self.log.first, self.log.last, all_of(self.log.own(), where)
         return scan(self.lake, self.table, version=version, columns=columns, where=own, since=first, until=last)
 
     def refuse_counted_twice(self, events: int, how: str) -> None:
-        """Refuse a log where more than half of it is in the lake in another form.
+        """Ensure that at most half of the log is already in the lake with other values.
 
         Raises:
             BadValue: It is.
         """
         if 2 * events > self.log.rows:
             raise BadValue(
-                f"{events} of {self.log.rows} events are in the lake already {how}; they would count twice",
+                f"{events} of {self.log.rows} events are in the lake already {how}; ingesting again would double-count",
                 where=self.log.origin,
                 next_step=f"map the columns under [domains.{self.log.place}.columns], and weigh its types, as before, or start a new "
                 "project home",
             )
 
     def _refuse_moved(self, lacking: Sequence[Piece], opened: DeltaTable) -> None:
-        """Refuse a log most of whose events are in the table some quarters of an hour earlier or later, as in another time zone.
+        """Reject a log most of whose events are in the table shifted by quarter hours, as from another time zone.
 
         Raises:
-            BadValue: It is so, by a sample of the rows that the table lacks.
+            BadValue: Most of a sample of the rows that the table lacks are shifted.
         """
         if 2 * self._rows <= self.log.rows:
             return
         piece = lacking[len(lacking) // 2]
         self.db.execute(
-            f"CREATE OR REPLACE TEMP TABLE looked_at AS SELECT DISTINCT {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP} FROM (SELECT * FROM "
-            f"{parquet_sql([exact(piece.path)])} LIMIT {_LOOKED_AT})"
+            f"CREATE OR REPLACE TEMP TABLE sample AS SELECT DISTINCT {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP} FROM (SELECT * FROM "
+            f"{parquet_sql([exact(piece.path)])} LIMIT {_SAMPLE_ROWS})"
         )
         first, last, rows = self.db.sql(
-            f"SELECT epoch_us(min({EVENT_TIMESTAMP})), epoch_us(max({EVENT_TIMESTAMP})), count(*) FROM looked_at"
+            f"SELECT epoch_us(min({EVENT_TIMESTAMP})), epoch_us(max({EVENT_TIMESTAMP})), count(*) FROM sample"
         ).fetchall()[0]
         around = scan(
             self.lake,
@@ -229,49 +229,49 @@ class Addition:
             version=opened.version(),
             columns=[USER_ID, ITEM_ID, EVENT_TIMESTAMP],
             where=self.log.own(),
-            since=datetime_of(first) - _WIDEST,
-            until=datetime_of(last) + _WIDEST,
+            since=datetime_of(first) - _MAX_ZONE_SHIFT,
+            until=datetime_of(last) + _MAX_ZONE_SHIFT,
             opened=opened,
         )
         load(self.db, "around", around)
-        moved = f"(epoch_us(looked_at.{EVENT_TIMESTAMP}) - epoch_us(around.{EVENT_TIMESTAMP}))"
-        # Two zones are one or, where the clocks of one are changed, two distances apart. Whole days are none: of dates without a time, a
-        # user's daily event is one day apart.
+        moved = f"(epoch_us(sample.{EVENT_TIMESTAMP}) - epoch_us(around.{EVENT_TIMESTAMP}))"
+        # Two zones differ by one shift, or by two where one has daylight saving time. Whole days do not count: in a log of dates, a daily
+        # event of a user recurs after one day.
         found = self.db.sql(
-            f"SELECT {moved} // {_QUARTER_US} AS quarters, count(DISTINCT looked_at.rowid) AS events FROM looked_at JOIN around "
+            f"SELECT {moved} // {_QUARTER_US} AS quarters, count(DISTINCT sample.rowid) AS events FROM sample JOIN around "
             f"USING ({USER_ID}, {ITEM_ID}) WHERE {moved} % {_QUARTER_US} = 0 AND quarters % 96 <> 0 AND abs(quarters) <= 4 * 26 "
             f"GROUP BY ALL ORDER BY events DESC LIMIT 2"
         ).fetchall()
         events = sum(number for _, number in found)
-        if rows < _FEWEST or 2 * events < rows:
+        if rows < _MIN_ROWS or 2 * events < rows:
             return
         hours = " or ".join(f"{abs(quarters) / 4:g} h {'earlier' if quarters > 0 else 'later'}" for quarters, _ in found)
-        since = (self.log.first - _WIDEST).date().isoformat()
+        since = (self.log.first - _MAX_ZONE_SHIFT).date().isoformat()
         raise BadValue(
-            f"{events} of {rows} events that were looked at are in the lake already, {hours}; they would count twice",
+            f"{events} of {rows} sampled events are in the lake already, {hours}; ingesting again would double-count",
             where=self.log.origin,
-            next_step=f"set timezone and timestamp_format of [domains.{self.log.place}] as before; or, if the times are right now, put "
-            f"them in place of those: scalr ingest --replace {since}",
+            next_step=f"set timezone and timestamp_format of [domains.{self.log.place}] as before; or, if the new times are right, replace "
+            f"the old ones: scalr ingest --replace {since}",
         )
 
     def commit(self, count: Callable[[int], None]) -> Change:
-        """Add what is missing; of several ingests at once, each row is added by one.
+        """Append the missing rows; concurrent ingests add each row once.
 
         Args:
             count: Called with the number of rows of each batch written.
 
         Raises:
             CommitFailed: Nothing was added.
-            BadValue: As for `compare`, where the table has moved on since.
+            BadValue: As for `compare`, if the table has changed since.
         """
         schema = self.lake.schema(self.table)
 
         def add(version: int) -> Change:
-            # A table made since a comparison with none is empty at version 0, so that all of the log is missing from it.
+            # A table created after a comparison without one is empty at version 0: all of the log is missing from it.
             if version != self._compared:
                 self.compare()
             if not self._rows:
-                # The table may have moved on after `version` was read: what holds the whole log is the version compared with.
+                # The table may have changed after `version` was read: the compared version is known to hold the whole log.
                 return Change(0, 0, self._compared)
             rows, batches = self._rows, as_table_rows(rebatched(batches_of(self._pieces), ROWS), schema, count)
             return Change(rows, 0, self.lake.append(self.table, batches, key=commit_key(), expected_version=version).version)
@@ -280,10 +280,10 @@ class Addition:
 
 
 def commit_key() -> str:
-    """A key for one commit. What makes an ingest repeatable is that it adds only what is missing, not the key."""
+    """Return a unique key for one commit. An ingest is idempotent because it adds only missing rows, not by this key."""
     return f"ingest-{uuid.uuid4().hex}"
 
 
 def _same(names: Sequence[str]) -> str:
-    """SQL: a row of the log (``new``) and one of the lake (``counted``) are equal, also in what both leave empty."""
+    """Return the SQL condition that a row of the log (``new``) equals one of the lake (``counted``); nulls are equal."""
     return " AND ".join(f"new.{name} IS NOT DISTINCT FROM counted.{name}" for name in names)

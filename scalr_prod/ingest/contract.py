@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a log is held to beyond its single cells: event types, events a user and day, repeated rows, and how much may be left out."""
+"""Limits on a whole log: event types, events per user and day, repeated rows, and the share of rows left out."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ __all__ = ["LeftOut", "TypeWeights", "held_to_limits", "missing_from_file", "ref
 
 logger = logging.getLogger(__name__)
 
-#: Fewer different rows than this say nothing about a log that is there twice.
-_FEWEST: Final = 10
+#: Fewest distinct rows from which a doubled log is inferred.
+_MIN_ROWS: Final = 10
 _DAY_US: Final = 86_400_000_000
 
 
 @dataclass
 class LeftOut:
-    """Rows of a log that do not reach the lake, counted by reason; more than a share of them is refused.
+    """Count, by reason, the rows of a log that are left out, and enforce the largest allowed share.
 
     Attributes:
-        origin: Where the log came from, for the error.
-        key: Where its settings stand.
-        share: The largest share of a log's rows.
+        origin: Origin of the log, for the error.
+        key: Its settings section, for the error.
+        share: Largest share of a log's rows that may be left out.
         counts: Rows by reason: ``in_the_future``, ``before_earliest``, ``unknown_type``, ``over_user_day``.
     """
 
@@ -50,19 +50,19 @@ class LeftOut:
     counts: Counter[str] = field(default_factory=Counter)
 
     def check(self, kept: int) -> None:
-        """Refuse a log of which too much is left out.
+        """Ensure that not too many rows are left out.
 
         Args:
-            kept: Rows that are not.
+            kept: Rows that are not left out.
 
         Raises:
-            BadValue: It is; names the reasons.
+            BadValue: Too many are; names the reasons.
         """
         total = self.counts.total()
         if total > self.share * (kept + total):
-            said = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in sorted(self.counts.items()) if count)
+            reasons = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in sorted(self.counts.items()) if count)
             raise BadValue(
-                f"{total} of {kept + total} rows would be left out ({said}): more than max_left_out = {self.share:g}",
+                f"{total} of {kept + total} rows would be left out ({reasons}): more than max_left_out = {self.share:g}",
                 where=self.origin,
                 next_step=f"look at these rows; correct the log or the limits, or raise max_left_out of {self.key}",
             )
@@ -70,12 +70,12 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class TypeWeights:
-    """What an event weighs by its type.
+    """Weights of events by their type.
 
     Attributes:
-        weights: By type; none: each type weighs 1, and any is known.
-        drop: Leave events of other types out, instead of refusing the log.
-        key: Where the settings of the domain stand, for the error.
+        weights: Weight by type; empty: any type is allowed and weighs 1.
+        drop: Leave out events of other types instead of rejecting the log.
+        key: Settings section of the domain, for the error.
     """
 
     weights: Mapping[str, float]
@@ -83,29 +83,29 @@ class TypeWeights:
     key: str
 
     @classmethod
-    def of(cls, chosen: DomainSettings, key: str) -> Self:
-        """The weights of a domain."""
-        return cls(chosen.types, chosen.unknown_types == "drop", key)
+    def of(cls, section: DomainSettings, key: str) -> Self:
+        """Return the weights that a domain's settings define."""
+        return cls(section.types, section.unknown_types == "drop", key)
 
-    def read(self, cells: pa.Array, place: Place) -> tuple[pa.Array, pa.Array, pa.Array | None]:
-        """A batch's types, their weights, and which rows are of an unknown one, to be left out (None: no row is).
+    def read(self, cells: pa.Array, origin: Place) -> tuple[pa.Array, pa.Array, pa.Array | None]:
+        """Return a batch's types, their weights, and a mask of rows with an unknown type to leave out (None: no row).
 
         Args:
             cells: Texts.
-            place: Where the batch comes from.
+            origin: Origin of the batch.
 
         Raises:
-            BadValue: A type is not known, or missing; names its row.
+            BadValue: A type is unknown or missing; names its row.
         """
-        types = texts(cells, place)
+        types = texts(cells, origin)
         if not self.weights:
             return types, pa.repeat(pa.scalar(1.0, pa.float32()), len(types)), None
         at = pc.index_in(types, pa.array(list(self.weights), pa.string()))
         unknown = pc.is_null(at)
         if (first := first_true(unknown)) is not None and not self.drop:
             found = types[first].as_py()
-            raise place.bad(
-                "no event type" if found is None else f"'{found}' is no known event type",
+            raise origin.bad(
+                "no event type" if found is None else f"'{found}' is not a known event type",
                 at=first,
                 next_step=f'add it to types of {self.key}, or leave such events out: unknown_types = "drop"',
             )
@@ -113,60 +113,60 @@ class TypeWeights:
         return types, pc.fill_null(weights, 0.0), unknown if first is not None else None
 
 
-def held_to_limits(db: Any, view: str, rows: int, chosen: DomainSettings, left_out: LeftOut) -> int:
-    """Put a log's view under the limit of events a user and day.
+def held_to_limits(db: Any, view: str, rows: int, section: DomainSettings, left_out: LeftOut) -> int:
+    """Apply the limit of events per user and day to a log's view, and return the rows that are left.
 
     Args:
         db: DuckDB connection that holds the log's view, which is replaced.
-        view: The view.
-        rows: Its rows.
-        chosen: The log's settings.
-        left_out: Where rows over the limit are counted.
+        view: Name of the view.
+        rows: Number of its rows.
+        section: The log's settings.
+        left_out: Counts the rows over the limit.
 
     Returns:
         Rows that are left.
 
     Raises:
-        BadValue: Too much would be left out.
+        BadValue: Too many rows would be left out.
     """
-    if chosen.max_user_day is None:
+    if section.max_user_day is None:
         return rows
-    return _limit_user_days(db, view, rows, chosen.max_user_day, cap=chosen.over_user_day == "cap", left_out=left_out)
+    return _limit_user_days(db, view, rows, section.max_user_day, cap=section.over_user_day == "cap", left_out=left_out)
 
 
-def refuse_doubled(log: Log, chosen: DomainSettings, repeated: Repeated, *, again: int, there: int) -> None:
-    """Refuse a log that is there twice, as happens where an export was copied beside itself; or say so.
+def refuse_doubled(log: Log, section: DomainSettings, repeated: Repeated, *, again: int, there: int) -> None:
+    """Ensure that a log does not contain every event twice, as when an export lies beside its copy; or log a warning.
 
     Args:
         log: The log.
-        chosen: Its settings.
-        repeated: Of its rows.
-        again: Rows that the lake holds already, and that the log holds more often.
-        there: Rows of the lake in the log's window.
+        section: Its settings.
+        repeated: Counts of its repeated rows.
+        again: Surplus copies in the log of rows that the lake holds.
+        there: The lake's rows in the log's time window.
 
     Raises:
-        BadValue: It is.
+        BadValue: It does, and the settings do not say how to treat duplicates.
     """
-    doubled = repeated.whole and repeated.different >= _FEWEST
-    if not doubled and (again < _FEWEST or 2 * again < there):
+    doubled = repeated.whole and repeated.different >= _MIN_ROWS
+    if not doubled and (again < _MIN_ROWS or 2 * again < there):
         return
     found = (
-        f"each row is there more than once ({repeated.rows} repetitions)"
+        f"each row occurs more than once ({repeated.rows} repetitions)"
         if doubled
-        else f"{again} rows are in the lake already and stand in the log once more each"
+        else f"{again} rows are already in the lake, and the log has one more copy of each"
     )
-    if chosen.duplicates == "notice":
+    if section.duplicates == "notice":
         raise BadValue(
-            f"{found}: the log seems to be there twice",
+            f"{found}: the log seems to be duplicated",
             where=log.origin,
-            next_step="look for a copy beside the log; if each event is to count once, or as often as it is there, set "
+            next_step="look for a copy beside the log; to count each event once, or as often as it occurs, set "
             f'duplicates = "drop" or "keep" of [domains.{log.place}]',
         )
-    logger.warning('%s: %s; duplicates = "%s"', log.origin, found, chosen.duplicates)
+    logger.warning('%s: %s; duplicates = "%s"', log.origin, found, section.duplicates)
 
 
 def missing_from_file(db: Any, log: Log) -> int:
-    """Items of a log that its item file, the table ``file``, does not name."""
+    """Return the number of a log's items that its item file, the table ``file``, does not contain."""
     return count_of(db, f"FROM (SELECT DISTINCT {ITEM_ID} FROM {log.view}) ANTI JOIN file USING ({ITEM_ID})")
 
 
@@ -183,20 +183,20 @@ def _limit_user_days(db: Any, view: str, rows: int, most: int, *, cap: bool, lef
     left_out.counts["over_user_day"] += int(events) - (most * int(days) if cap else 0)
     left_out.check(rows - left_out.counts["over_user_day"])
     with_day = f"SELECT *, {day} AS day FROM {{0}}"
-    kept = f"SELECT * EXCLUDE (day) FROM ({with_day}) ANTI JOIN {over} USING ({USER_ID}, day)"
+    remaining_sql = f"SELECT * EXCLUDE (day) FROM ({with_day}) ANTI JOIN {over} USING ({USER_ID}, day)"
     if cap:
         order = f"{EVENT_TIMESTAMP}, {CREATED_TIMESTAMP}, {ITEM_ID}, weight DESC"
-        kept += (
+        remaining_sql += (
             f" UNION ALL SELECT * EXCLUDE (day) FROM ({with_day}) SEMI JOIN {over} USING ({USER_ID}, day) "
             f"QUALIFY row_number() OVER (PARTITION BY {USER_ID}, day ORDER BY {order}) <= {most}"
         )
-    _replace_view(db, view, kept)
+    _replace_view(db, view, remaining_sql)
     logger.warning("%s: %d users and days with more than %d events", left_out.origin, days, most)
     return rows - left_out.counts["over_user_day"]
 
 
 def _replace_view(db: Any, view: str, query: str) -> None:
-    """A view over what it was before; ``{0}`` stands for that."""
+    """Replace a view by a query over its former self, written as ``{0}``."""
     former = f"{view}_{count_of(db, 'FROM duckdb_views()')}"
     db.execute(f"ALTER VIEW {view} RENAME TO {former}")
     db.execute(f"CREATE TEMP VIEW {view} AS {query.format(former)}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parquet, CSV and JSON lines at any path, glob or fsspec URL → Arrow batches of the columns asked for, streamed."""
+"""Readers of Parquet, CSV and JSON lines at any path, glob or fsspec URL: stream the wanted columns as Arrow batches."""
 
 from __future__ import annotations
 
@@ -46,21 +46,21 @@ _BYTES = 4 << 20
 
 
 class Files:
-    """Files of any known format, each read by the suffix of its name; the formats are subclasses."""
+    """Reader of files of any known format, chosen by each file's suffix. Subclasses fix the format."""
 
     #: The format of all files; None: by each file's name.
     kind: str | None = None
 
     def read(self, source: LogSource) -> Generator[Batch, None, None]:
-        """Stream the files that a path, glob, folder or URL names, in the order of their names.
+        """Stream the files of a path, glob, folder or URL, sorted by name.
 
         ``.gz``, ``.bz2``, ``.xz`` and ``.zst`` are decompressed (text formats).
 
         Raises:
-            UnreadableInput: No such file, no match, truncated, not of its format, a Delta or Iceberg table or among the files of one,
-                or asked for a version.
-            ColumnNotFound: A required column is missing; lists those that are there.
-            BadValue: A wanted column is there twice.
+            UnreadableInput: No file matches; a file is truncated, malformed, or part of a Delta or Iceberg table; or a version was
+                given.
+            ColumnNotFound: A required column is missing; lists the existing ones.
+            BadValue: A wanted column exists twice.
         """
         if self.kind is not None:
             self._refuse_table(source)
@@ -109,10 +109,10 @@ class JsonLines(Files):
 
 @contextmanager
 def locate(location: str, storage_options: dict[str, str]) -> Iterator[tuple[str, Any, str]]:
-    """The URL, fsspec file system and path on it that an absolute path, glob or folder, or a URL, stands for.
+    """Yield the URL, fsspec file system and path of an absolute path, glob or folder, or of a URL.
 
     Raises:
-        UnreadableInput: The file system cannot be opened, or asked in the block.
+        UnreadableInput: The file system cannot be opened, or fails inside the block.
     """
     import fsspec
 
@@ -150,12 +150,12 @@ def _expand(source: LogSource) -> list[tuple[str, Any, str]]:
     return [(_url_of(name, url), filesystem, name) for name in paths]
 
 
-def _url_of(name: str, asked: str) -> str:
-    """A path on a file system as the URL, or plain path, that was asked for has it."""
-    scheme, apart, _ = asked.partition("://")
-    if not apart or apart in name:  # HTTP's file system calls a file by its whole URL
+def _url_of(name: str, requested: str) -> str:
+    """Return a file system's path in the form of the requested URL or plain path."""
+    scheme, separator, _ = requested.partition("://")
+    if not separator or separator in name:  # HTTP's file system names a file by its full URL
         return name
-    return f"{scheme}{apart}{name if scheme == 'file' else name.lstrip('/')}"
+    return f"{scheme}{separator}{name if scheme == 'file' else name.lstrip('/')}"
 
 
 def _has_magic(path: str) -> bool:
@@ -169,7 +169,7 @@ def _known(name: str) -> bool:
 
 
 def suffix_of(name: str) -> str:
-    """The ending of a file's name, in small letters, before that of its compression; empty where there is none."""
+    """Return the lower-case suffix of a file's name without that of its compression; empty if there is none."""
     suffixes = [suffix.lower() for suffix in PurePosixPath(name).suffixes]
     while suffixes and suffixes[-1] in _COMPRESSED:
         suffixes.pop()
@@ -205,20 +205,20 @@ def _readable(url: str, kind: str, *, by_name: bool) -> Iterator[None]:
 
 
 def short(error: Exception) -> str:
-    """The first line of what an error says."""
+    """Return the first line of an error's message."""
     return (str(error) or type(error).__name__).splitlines()[0][:300]
 
 
 @contextmanager
 def _binary(filesystem: Any, path: str) -> Iterator[Any]:
-    """The bytes of a text file, decompressed where the ending of its name says so."""
+    """Open a text file as bytes, decompressed according to its suffix."""
     import pyarrow as pa
 
     if not path.lower().endswith(".zst"):
         with filesystem.open(path, "rb", compression="infer") as stream:
             yield stream
         return
-    # By fsspec, and so by zstandard, a file that was cut off would end early without a word.
+    # fsspec (through zstandard) would read a truncated file without an error.
     with filesystem.open(path, "rb") as raw, pa.CompressedInputStream(raw, "zstd") as stream:
         yield stream
 
@@ -246,7 +246,7 @@ def _csv(filesystem: Any, path: str, url: str, wanted: Wanted) -> Iterator[pa.Re
     if not names:
         return
     with _binary(filesystem, path) as stream:
-        # newlines_in_values: a quoted title may hold a line break, and a break must not split a row between two blocks.
+        # newlines_in_values: a quoted title may hold a line break, which must not split a row between two blocks.
         reader = csv.open_csv(
             stream,
             read_options=csv.ReadOptions(block_size=_BYTES, use_threads=False),
@@ -259,11 +259,11 @@ def _csv(filesystem: Any, path: str, url: str, wanted: Wanted) -> Iterator[pa.Re
 
 
 def _csv_header(filesystem: Any, path: str, url: str, wanted: Wanted) -> tuple[str, list[str]]:
-    """The delimiter under which the wanted columns are there, and their names."""
+    """Return the delimiter that yields the wanted columns, and the names of the columns to read."""
     import csv
 
     with _text(filesystem, path, newline="") as stream:
-        # Empty lines are no rows, before the header either.
+        # Empty lines are skipped, also before the header.
         line = next((line for line in iter(lambda: stream.readline(1 << 20), "") if line.strip("\r\n")), "")
     if not line:
         return ",", []
@@ -281,7 +281,7 @@ def _jsonl(filesystem: Any, path: str, url: str, wanted: Wanted) -> Iterator[pa.
             if objects:
                 names = _json_names(objects, wanted, url)
                 columns = {name: [found.get(name) for found in objects] for name in names}
-                if wanted.whole:  # what no setting may ask for does not stop a first look
+                if wanted.whole:  # a column that cannot be mapped does not stop the inspection
                     columns = {name: values for name, values in columns.items() if _is_column(values)}
                 yield to_batch(list(columns), columns.values(), url, row)
             row += len(lines)
@@ -290,7 +290,7 @@ def _jsonl(filesystem: Any, path: str, url: str, wanted: Wanted) -> Iterator[pa.
 def _object(line: str, row: int, url: str) -> dict[str, Any]:
     try:
         found = json.loads(line)
-    except (ValueError, RecursionError) as error:  # the second, and a plain ValueError, of hostile depth or length
+    except (ValueError, RecursionError) as error:  # RecursionError and plain ValueError: hostile depth or length
         found = error.msg if isinstance(error, json.JSONDecodeError) else short(error)
         raise UnreadableInput(
             f"not valid JSON: {found}", where=f"{url}, row {row + 1}", next_step="give one JSON object a line"
@@ -322,10 +322,10 @@ def _is_column(values: Sequence[Any]) -> bool:
 
 
 def to_batch(names: Sequence[str], columns: Iterable[Sequence[Any]], origin: str, row: int) -> pa.RecordBatch:
-    """Python values → Arrow, each column with the type its values have.
+    """Convert columns of Python values to an Arrow batch with inferred types.
 
     Raises:
-        BadValue: The values of one column are of several types.
+        BadValue: The values of a column have several types.
     """
     import pyarrow as pa
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of users and items that were forgotten, left out of a log."""
+"""Suppression of erased users and items at ingest."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ __all__ = ["without_forgotten"]
 
 
 def without_forgotten(db: Any, stones: Tombstones, query: str, domain: Domain, *, user: str = USER_ID) -> str:
-    """A query of a staged log, without the rows of users and of target items that were forgotten.
+    """Return a staged log's query without the rows of erased users and erased target items.
 
     Args:
         db: DuckDB connection.
-        stones: Who was forgotten.
-        query: Of all rows, with ids in the types of the lake.
-        domain: Which side the log is of.
-        user: The user's id, in SQL.
+        stones: The erased users and items.
+        query: Query of all rows, with ids in the lake's types.
+        domain: The log's side.
+        user: SQL expression of the user's id.
     """
     columns: dict[Kind, str] = {"user": user} if domain == "source" else {"user": user, "item": ITEM_ID}
     for kind, column in columns.items():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a folder is a Delta or Iceberg table: one is read by its log, never as loose files, since deleted rows lie in them."""
+"""Detection of Delta and Iceberg tables. They are read through their log: their loose files still hold deleted rows."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["METADATA_SUFFIX", "TableFormat", "refuse_tables", "table_at"]
 
 TableFormat = Literal["delta", "iceberg"]
 
-#: How the names of Iceberg's metadata files end.
+#: Suffix of Iceberg's metadata files.
 METADATA_SUFFIX: Final = ".metadata.json"
 
 
 def table_at(filesystem: Any, path: str) -> TableFormat | None:
-    """The kind of table that a path names: a folder with its log, or an Iceberg metadata file; None where it is neither.
+    """Return the format of the table at a path (a table's folder, or an Iceberg metadata file); None: no table.
 
     Args:
         filesystem: An fsspec file system.
@@ -28,7 +28,7 @@ def table_at(filesystem: Any, path: str) -> TableFormat | None:
     """
     if path.endswith(METADATA_SUFFIX):
         return "iceberg"
-    if "http" in _protocols(filesystem):  # it has no folders, and a server may answer to any name
+    if "http" in _protocols(filesystem):  # HTTP has no folders, and a server may answer any path
         return None
     folder = path.rstrip("/")
     if filesystem.isdir(f"{folder}/_delta_log"):
@@ -40,20 +40,20 @@ def table_at(filesystem: Any, path: str) -> TableFormat | None:
 
 
 def refuse_tables(filesystem: Any, paths: Iterable[str], named: str) -> None:
-    """Make sure that none of these paths is a table, or lies in one.
+    """Ensure that none of these paths is a table or lies inside one.
 
     Args:
         filesystem: An fsspec file system.
-        paths: What a path, glob or folder of the settings came to.
-        named: How the settings name it, for the error.
+        paths: The files that a path, glob or folder of the settings matched.
+        named: The setting's value, for the error.
 
     Raises:
-        UnreadableInput: One does; names the table.
+        UnreadableInput: One is or does; names the table.
     """
     folders: dict[str, None] = {}
     for path in paths:
         place = PurePosixPath(path)
-        # What has a suffix is a file: on an object store each look at it would cost a request.
+        # A path with a suffix is a file; skipping it saves a request on object stores.
         places = place.parents if place.suffix else (place, *place.parents)
         folders.update(dict.fromkeys(map(str, places)))
     for folder in folders:

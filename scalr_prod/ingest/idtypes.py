@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which type the ids of one kind have, when several inputs and the lake must agree."""
+"""Type of the user or item ids, agreed between several inputs and the lake."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ __all__ = ["agreed_type"]
 
 
 def agreed_type(what: str, inputs: Sequence[Ids], *, kept: tuple[IdType, str] | None = None) -> IdType:
-    """The one type of several id columns.
+    """Return the common type of several id columns.
 
-    What the lake holds decides, then what a typed input holds; untyped text follows. Where all is untyped text, it is int64 if
-    every value is a canonical int64, else string. A column of '7.0' alone follows the others.
+    The lake's type decides, then the type of a typed input; untyped text follows. If all inputs are untyped text, the type is int64 if
+    every value is a canonical int64, else string. A column of values such as '7.0' follows the other columns.
 
     Args:
         what: ``user`` or ``item``, for the error.
-        inputs: The columns, read to their ends.
-        kept: The type that the lake holds already, and where.
+        inputs: The columns, fully read.
+        kept: The type in the lake, and the table that has it.
 
     Raises:
-        BadValue: Two of them cannot be one type; names both.
+        BadValue: Two columns have incompatible types; names both.
     """
     fixed = kept or next(((ids.typed, ids.typed_at.file) for ids in inputs if ids.typed and ids.typed_at), None)
     if fixed is None:
@@ -48,5 +48,5 @@ def agreed_type(what: str, inputs: Sequence[Ids], *, kept: tuple[IdType, str] | 
             )
         if kind == "int64" and ids.odd_text is not None and not ids.floats:
             text, place = ids.odd_text
-            raise place.bad(f"'{text}' is no int64, but {holder} holds int64 {what} ids", at=0, next_step=next_step)
+            raise place.bad(f"'{text}' is not an int64, but {holder} holds int64 {what} ids", at=0, next_step=next_step)
     return kind

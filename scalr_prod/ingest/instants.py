@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Foreign timestamps → UTC microseconds. Naive ones are refused unless the settings name their zone; nothing is guessed."""
+"""Parser of timestamp columns: input values → UTC microseconds. Naive timestamps are rejected unless the settings name their zone."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ _ISO = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}(:\d{2}(:\d{2}(\.\d+)?)?)?(Z|[+-]\d{2}(:?\d
 _ZONED = r"[T ]\d{2}.*(Z|[+-]\d{2}(:?\d{2})?)$"
 _NUMBER = r"^-?\d+(\.\d*)?([eE]\+?\d+)?$"
 
-#: Magnitudes of epoch numbers; each range begins in 1973 and ends in 5138. Below it nothing tells days from seconds.
+#: Magnitudes of epoch numbers; each range spans 1973 to 5138. Below it, days and seconds cannot be told apart.
 _UNITS = (("s", 1e8, 1_000_000.0), ("ms", 1e11, 1_000.0), ("us", 1e14, 1.0), ("ns", 1e17, 1e-3))
 _TOP = 1e20
 
-#: What pandas (and so Feast) can hold at nanosecond resolution.
+#: Range of pandas (and so Feast) at nanosecond resolution.
 _EARLIEST, _LATEST = -9_214_560_000_000_000, 9_214_560_000_000_000
 
 
 @dataclass
 class Instants:
-    """Reads a timestamp column batch by batch.
+    """Parse a timestamp column batch by batch.
 
     Attributes:
-        zone: IANA zone of naive timestamps, or None to refuse them.
+        zone: IANA zone of naive timestamps, or None to reject them.
         key: The setting that names the zone, for the error.
         unit: Unit of epoch numbers, once seen; it may not change.
-        format: Of text and whole numbers that are local times in another form than ISO 8601, as `strptime` has it.
+        format: `strptime` format of local times, given as text or integers, that are not ISO 8601.
     """
 
     zone: str | None
@@ -48,97 +48,97 @@ class Instants:
     unit: str | None = None
     format: str | None = None
 
-    def read(self, values: pa.Array, place: Place) -> pa.Array:
-        """A batch as ``timestamp[us, UTC]``; sub-microseconds are cut off.
+    def read(self, values: pa.Array, origin: Place) -> pa.Array:
+        """Parse a batch to ``timestamp[us, UTC]``; finer resolution is truncated.
 
-        Local times that occur twice or not at all (clocks put back or forward) are taken as the later instant, so that nothing
-        is known before it can have been.
+        Local times that are ambiguous or do not exist (daylight saving changes) become the later instant, so that nothing is known
+        before it happened.
 
         Raises:
-            BadValue: Null, unparsable, naive without a zone, an epoch number of unclear unit, or outside of 1678 … 2261.
+            BadValue: Null, unparsable, naive without a zone, an epoch number of unclear unit, or outside the years 1678 to 2261.
         """
         values = decoded(values)
         at = first_true(pc.is_null(values, nan_is_null=True))
         if at is not None:
-            raise place.bad("null timestamp", at=at, next_step="remove the row or give it a time")
+            raise origin.bad("null timestamp", at=at, next_step="remove the row or give it a time")
         kind = values.type
         if pa.types.is_timestamp(kind):
-            instants = _to_us(values, place) if kind.tz else self._localise(_to_us(values, place), place)
+            instants = _to_us(values, origin) if kind.tz else self._localise(_to_us(values, origin), origin)
         elif pa.types.is_date(kind):
-            instants = self._localise(values.cast(pa.timestamp("s")).cast(_NAIVE), place)
+            instants = self._localise(values.cast(pa.timestamp("s")).cast(_NAIVE), origin)
         elif self.format is not None and (is_text(kind) or pa.types.is_integer(kind)):
-            instants = self._localise(self._formatted(pc.utf8_trim_whitespace(values.cast(pa.string())), place), place)
+            instants = self._localise(self._formatted(pc.utf8_trim_whitespace(values.cast(pa.string())), origin), origin)
         elif is_text(kind):
-            instants = self._parse(pc.utf8_trim_whitespace(values.cast(pa.string())), place)
+            instants = self._parse(pc.utf8_trim_whitespace(values.cast(pa.string())), origin)
         elif pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
-            instants = self._from_epoch(values, place)
+            instants = self._from_epoch(values, origin)
         else:
-            raise place.bad(
-                f"holds {kind}, which is no timestamp", next_step="map a column of timestamps, dates or epoch numbers"
+            raise origin.bad(
+                f"holds {kind}, which is not a timestamp", next_step="map a column of timestamps, dates or epoch numbers"
             )
         micros = instants.cast(pa.int64())
         at = first_true(pc.or_(pc.less(micros, _EARLIEST), pc.greater(micros, _LATEST)))
         if at is not None:
-            raise place.bad(
-                f"{values[at].as_py()} lies outside of the years 1678 to 2261",
+            raise origin.bad(
+                f"{values[at].as_py()} lies outside the years 1678 to 2261",
                 at=at,
                 next_step="correct the value, or leave the row out",
             )
         return instants
 
-    def _localise(self, naive: pa.Array, place: Place) -> pa.Array:
+    def _localise(self, naive: pa.Array, origin: Place) -> pa.Array:
         if self.zone is None:
-            raise self._naive(f"({naive[0].as_py() if len(naive) else 'no zone'})", 0, place)
+            raise self._naive(f"({naive[0].as_py() if len(naive) else 'no zone'})", 0, origin)
         if self.zone.upper() in {"UTC", "ETC/UTC"}:
             return naive.cast(UTC)
         try:
             return pc.assume_timezone(naive, self.zone, ambiguous="latest", nonexistent="latest").cast(UTC)
         except (pa.ArrowInvalid, OSError) as error:
-            raise place.bad(
+            raise origin.bad(
                 f"cannot be localised in {self.zone}: {error}", next_step="install the system's time zone data (tzdata)"
             ) from error
 
-    def _naive(self, found: str, at: int, place: Place) -> BadValue:
+    def _naive(self, found: str, at: int, origin: Place) -> BadValue:
         next_step = f'set {self.key}, for example {self.key} = "UTC"'
-        return place.bad(f"naive timestamp {found}: its time zone is not known", at=at, next_step=next_step)
+        return origin.bad(f"naive timestamp {found}: its time zone is not known", at=at, next_step=next_step)
 
-    def _parse(self, text: pa.Array, place: Place) -> pa.Array:
+    def _parse(self, text: pa.Array, origin: Place) -> pa.Array:
         if not len(text):
             return text.cast(UTC)
         if pc.all(pc.match_substring_regex(text, _NUMBER)).as_py():
             fraction = pc.any(pc.match_substring_regex(text, r"[.eE]")).as_py()
             kind = pa.float64() if fraction else pa.int64()
-            return self._from_epoch(_cast(text, kind, place), place)
+            return self._from_epoch(_cast(text, kind, origin), origin)
         text = pc.replace_substring_regex(text, r"\s*(UTC|GMT)$", "Z")
         text = pc.replace_substring_regex(text, r"\s+([+-]\d{2}(:?\d{2})?)$", r"\1")
         text = pc.replace_substring_regex(text, r"(\.\d{6})\d+", r"\1")
         at = first_true(pc.invert(pc.match_substring_regex(text, _ISO)))
         if at is not None:
-            raise _unparsable(text, at, place)
+            raise _unparsable(text, at, origin)
         zoned = pc.match_substring_regex(text, _ZONED)
         naive_at = first_true(pc.invert(zoned))
         if naive_at is None:
-            return _cast(text, UTC, place)
+            return _cast(text, UTC, origin)
         if self.zone is None:
-            raise self._naive(f"'{text[naive_at].as_py()[:100]}'", naive_at, place)
-        aware = _cast(pc.if_else(zoned, text, None), UTC, place)
-        local = self._localise(_cast(pc.if_else(zoned, None, text), _NAIVE, place), place)
+            raise self._naive(f"'{text[naive_at].as_py()[:100]}'", naive_at, origin)
+        aware = _cast(pc.if_else(zoned, text, None), UTC, origin)
+        local = self._localise(_cast(pc.if_else(zoned, None, text), _NAIVE, origin), origin)
         return pc.coalesce(aware, local)
 
-    def _formatted(self, text: pa.Array, place: Place) -> pa.Array:
+    def _formatted(self, text: pa.Array, origin: Place) -> pa.Array:
         naive = pc.strptime(text, format=self.format, unit="s", error_is_null=True)
-        # strptime takes 31 February for 2 March: what was read must be what stands there.
-        again = _unpadded(pc.strftime(naive, format=self.format, locale="C"))
-        at = first_true(pc.invert(pc.fill_null(pc.equal(again, _unpadded(text)), fill_value=False)))
+        # strptime turns 31 February into 2 March: the parsed value must format back to the input.
+        formatted = _unpadded(pc.strftime(naive, format=self.format, locale="C"))
+        at = first_true(pc.invert(pc.fill_null(pc.equal(formatted, _unpadded(text)), fill_value=False)))
         if at is not None:
-            raise place.bad(
-                f"'{text[at].as_py()[:100]}' is no timestamp of the form {self.format}",
+            raise origin.bad(
+                f"'{text[at].as_py()[:100]}' is not a timestamp of the form {self.format}",
                 at=at,
                 next_step="correct the value, or timestamp_format under [domains] in scalr.toml",
             )
         return naive.cast(_NAIVE)
 
-    def _from_epoch(self, values: pa.Array, place: Place) -> pa.Array:
+    def _from_epoch(self, values: pa.Array, origin: Place) -> pa.Array:
         size = pc.abs(values.cast(pa.float64(), safe=False))
         fitting = [
             (unit, factor)
@@ -148,50 +148,50 @@ class Instants:
         if not fitting:
             low, high = pc.min_max(size).as_py().values()
             at = first_true(pc.or_(pc.less(size, _UNITS[0][1]), pc.greater_equal(size, _TOP)))
-            raise place.bad(
+            raise origin.bad(
                 f"epoch numbers of unclear unit (magnitudes {low:g} to {high:g})",
                 at=at,
                 next_step="give ISO timestamps, or epoch numbers in one unit from 1973 on",
             )
         unit, factor = fitting[0]
         if len(values) and self.unit not in {None, unit}:
-            raise place.bad(
+            raise origin.bad(
                 f"epoch numbers change from {self.unit} to {unit}", at=0, next_step="give all of the column in one unit"
             )
         if len(values):
             self.unit = unit
         if pa.types.is_integer(values.type):
-            whole = values.cast(pa.int64())
-            micros = pc.divide(whole, 1000) if unit == "ns" else pc.multiply(whole, int(factor))
+            integers = values.cast(pa.int64())
+            micros = pc.divide(integers, 1000) if unit == "ns" else pc.multiply(integers, int(factor))
         else:
             micros = pc.round(pc.multiply(values.cast(pa.float64(), safe=False), factor)).cast(pa.int64())
         return micros.cast(UTC)
 
 
 def _unpadded(text: pa.Array) -> pa.Array:
-    """Text in small letters, with no zero before a number."""
+    """Return text in lower case, without leading zeros of numbers."""
     return pc.replace_substring_regex(pc.utf8_lower(text), r"\b0+(\d)", r"\1")
 
 
-def _to_us(values: pa.Array, place: Place) -> pa.Array:
+def _to_us(values: pa.Array, origin: Place) -> pa.Array:
     target = pa.timestamp("us", tz=values.type.tz)
     try:
         micros = values.cast(target, safe=values.type.unit != "ns")
     except pa.ArrowInvalid as error:
-        raise place.bad(f"holds timestamps out of range ({error})", next_step="correct the values") from error
+        raise origin.bad(f"holds timestamps out of range ({error})", next_step="correct the values") from error
     return micros.cast(UTC) if values.type.tz else micros
 
 
-def _cast(text: pa.Array, kind: pa.DataType, place: Place) -> pa.Array:
+def _cast(text: pa.Array, kind: pa.DataType, origin: Place) -> pa.Array:
     try:
         return text.cast(kind)
     except pa.ArrowInvalid:
-        raise _unparsable(text, first_failure(text, kind), place) from None
+        raise _unparsable(text, first_failure(text, kind), origin) from None
 
 
-def _unparsable(text: pa.Array, at: int, place: Place) -> BadValue:
-    return place.bad(
-        f"'{text[at].as_py()[:100]}' is no timestamp",
+def _unparsable(text: pa.Array, at: int, origin: Place) -> BadValue:
+    return origin.bad(
+        f"'{text[at].as_py()[:100]}' is not a timestamp",
         at=at,
         next_step="give ISO 8601 (2024-05-01T12:30:00Z), dates, or epoch seconds, milliseconds or microseconds",
     )

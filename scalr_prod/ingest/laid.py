@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A log's rows laid by time in files of bounded size, each in order: what is equal lies side by side, and nothing is held whole."""
+"""Sort a log by time into files of bounded size: an external sort that puts equal rows side by side."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 
 __all__ = ["ORDER", "Laid", "Piece", "Repeated", "batches_of", "lay", "write_piece"]
 
-#: By what rows of events are put in order. Rows that are alike in all of this may differ in what else is mapped.
+#: Sort order of events. Rows that are equal in these columns may differ in other mapped ones.
 ORDER: Final = (EVENT_TIMESTAMP, USER_ID, ITEM_ID, CREATED_TIMESTAMP, "weight")
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows between two instants, in order.
+    """A file of sorted rows between two instants.
 
     Attributes:
-        path: The Parquet file that holds them.
-        first: Time of the first one (UTC).
-        last: Time of the last one (UTC).
+        path: The Parquet file.
+        first: Time of the first row (UTC).
+        last: Time of the last row (UTC).
     """
 
     path: Path
@@ -45,12 +45,12 @@ class Piece:
 
 @dataclass(frozen=True)
 class Repeated:
-    """Rows that are there more than once.
+    """Counts of a log's repeated rows.
 
     Attributes:
-        rows: How many are a repetition of another one.
-        different: How many are not.
-        whole: Whether each row is repeated.
+        rows: Rows that repeat another one.
+        different: Distinct rows.
+        whole: Whether every row is repeated.
     """
 
     rows: int
@@ -60,12 +60,12 @@ class Repeated:
 
 @dataclass(frozen=True)
 class Laid:
-    """A log that was laid by time.
+    """A log that was sorted by time.
 
     Attributes:
-        pieces: One after the other; no two share an instant.
-        rows: Rows that they hold.
-        repeated: Of the rows that were laid, before repetitions were dropped.
+        pieces: The files in time order; no two share an instant.
+        rows: Rows of the files.
+        repeated: Counts of repeated rows, before they were dropped.
     """
 
     pieces: tuple[Piece, ...]
@@ -74,18 +74,18 @@ class Laid:
 
 
 def lay(db: Any, view: str, rows: int, mapped: Collection[str], folder: Path, *, drop: bool) -> Laid:
-    """Lay a log by time.
+    """Sort a log by time into Parquet files.
 
     Args:
         db: DuckDB connection that holds the log's view.
-        view: The view.
-        rows: Its rows.
-        mapped: Which of `EVENT_EXTRAS` the log has; the others are null in the pieces.
-        folder: Where the pieces go.
-        drop: Whether each row is to be there once.
+        view: Name of the view.
+        rows: Number of its rows.
+        mapped: The columns of `EVENT_EXTRAS` that the log has; the others are null in the files.
+        folder: Folder of the files.
+        drop: Keep each distinct row once.
 
     Raises:
-        OSError: The folder cannot be written to.
+        OSError: The folder is not writable.
     """
     columns = [*ORDER, *(name for name in EVENT_EXTRAS if name in mapped)]
     names = ", ".join(columns)
@@ -100,19 +100,19 @@ def lay(db: Any, view: str, rows: int, mapped: Collection[str], folder: Path, *,
     pieces: list[Piece] = []
     different, every, whole = 0, 0, True
     for heap in heaps:
-        counted = _Repetitions()
-        piece = write_piece(folder / f"{view}-{len(pieces)}.parquet", counted.passed(heap, drop=drop))
+        counter = _DuplicateCounter()
+        piece = write_piece(folder / f"{view}-{len(pieces)}.parquet", counter.count(heap, drop=drop))
         if piece is not None:
             pieces.append(piece)
-        different, every, whole = different + counted.different, every + counted.rows, whole and counted.whole
+        different, every, whole = different + counter.different, every + counter.rows, whole and counter.whole
     return Laid(tuple(pieces), different if drop else every, Repeated(every - different, different, whole and every > 0))
 
 
 def write_piece(path: Path, batches: Iterable[pa.RecordBatch]) -> Piece | None:
-    """A file of rows that come in order, with a null column for each of `EVENT_EXTRAS` that they lack; None, and no file: there are none.
+    """Write sorted rows to a file, with null columns for missing `EVENT_EXTRAS`; None, and no file, if there are no rows.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -123,7 +123,7 @@ def write_piece(path: Path, batches: Iterable[pa.RecordBatch]) -> Piece | None:
         for batch in batches:
             if not len(batch):
                 continue
-            rows, times = _completed(batch), batch.column(EVENT_TIMESTAMP).cast(pa.int64())
+            rows, times = _with_extras(batch), batch.column(EVENT_TIMESTAMP).cast(pa.int64())
             if writer is None:
                 writer, first = pq.ParquetWriter(path, rows.schema, compression="lz4", use_dictionary=False), times[0].as_py()
             last = times[-1].as_py()
@@ -134,17 +134,17 @@ def write_piece(path: Path, batches: Iterable[pa.RecordBatch]) -> Piece | None:
     return None if writer is None else Piece(path, datetime_of(first), datetime_of(last))
 
 
-def _completed(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """A batch with each of `EVENT_EXTRAS`."""
+def _with_extras(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Add the missing columns of `EVENT_EXTRAS` to a batch, as nulls."""
     import pyarrow as pa
 
-    lacking = [name for name in EVENT_EXTRAS if name not in batch.schema.names]
-    nulls = [pa.nulls(len(batch), pa.float64() if name == "value" else pa.string()) for name in lacking]
-    return pa.RecordBatch.from_arrays([*batch.columns, *nulls], [*batch.schema.names, *lacking])
+    missing = [name for name in EVENT_EXTRAS if name not in batch.schema.names]
+    nulls = [pa.nulls(len(batch), pa.float64() if name == "value" else pa.string()) for name in missing]
+    return pa.RecordBatch.from_arrays([*batch.columns, *nulls], [*batch.schema.names, *missing])
 
 
 def batches_of(pieces: Sequence[Piece]) -> Iterator[pa.RecordBatch]:
-    """The rows of pieces, one after the other."""
+    """Yield the rows of sorted files in time order."""
     import pyarrow.parquet as pq
 
     for piece in pieces:
@@ -152,12 +152,12 @@ def batches_of(pieces: Sequence[Piece]) -> Iterator[pa.RecordBatch]:
             yield from row_groups.batches_of(file, ROWS)
 
 
-class _Repetitions:
-    """Rows that are the same as the row before them, counted as they pass in order.
+class _DuplicateCounter:
+    """Count the rows of a sorted stream that equal the row before them.
 
     Attributes:
-        rows: How many passed.
-        different: How many of them are the first of their kind.
+        rows: Rows seen.
+        different: Distinct rows seen.
     """
 
     def __init__(self) -> None:
@@ -165,8 +165,8 @@ class _Repetitions:
         self._before: pa.RecordBatch | None = None
         self._firsts: list[npt.NDArray[np.int64]] = []
 
-    def passed(self, batches: Iterable[pa.RecordBatch], *, drop: bool) -> Iterator[pa.RecordBatch]:
-        """The same batches, where they are to be dropped without the repetitions."""
+    def count(self, batches: Iterable[pa.RecordBatch], *, drop: bool) -> Iterator[pa.RecordBatch]:
+        """Pass batches through while counting; with ``drop``, without repeated rows."""
         import pyarrow as pa
 
         for batch in batches:
@@ -183,7 +183,7 @@ class _Repetitions:
 
     @property
     def whole(self) -> bool:
-        """Whether each row is there more than once."""
+        """Whether every row occurs more than once."""
         if not self.rows:
             return True
         firsts = np.append(np.concatenate(self._firsts), self.rows)
@@ -191,7 +191,7 @@ class _Repetitions:
 
 
 def _differ(batch: pa.RecordBatch) -> npt.NDArray[np.bool_]:
-    """Whether each row but the first differs from the one before it; nulls are alike: bool [N - 1]."""
+    """Return whether each row but the first differs from the one before it; nulls are equal: bool [N - 1]."""
     import pyarrow.compute as pc
 
     found = np.zeros(len(batch) - 1, bool)

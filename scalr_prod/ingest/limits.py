@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times that cannot be: one row of the year 2099 would move every window, cutoff and training end of a project."""
+"""Plausibility bounds of event times: one row of the year 2099 would move every window, cutoff and training end of a project."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ __all__ = ["Limits"]
 
 @dataclass(frozen=True)
 class Limits:
-    """Between which instants the events of a log lie.
+    """Bounds of the event times of a log.
 
     Attributes:
-        latest: None may be later: the start of the ingest, and some days.
-        earliest: None may be before; None: any.
-        key: Where the settings of the domain stand, for the error.
-        drop: Leave events beyond them out, instead of refusing the log.
+        latest: Latest allowed time: the start of the ingest plus ``ahead_days``.
+        earliest: Earliest allowed time; None: no bound.
+        key: Settings section of the domain, for the error.
+        drop: Leave out events out of bounds instead of rejecting the log.
     """
 
     latest: datetime
@@ -37,35 +37,35 @@ class Limits:
     drop: bool = False
 
     @classmethod
-    def of(cls, chosen: DomainSettings, key: str) -> Self:
-        """The limits of a domain, as of now."""
+    def of(cls, section: DomainSettings, key: str) -> Self:
+        """Return the bounds of a domain, as of now."""
         now = datetime.now(UTC)
-        ahead = min(timedelta(days=chosen.ahead_days), datetime.max.replace(tzinfo=UTC) - now)
-        earliest = chosen.earliest.astimezone(UTC) if chosen.earliest else None
-        return cls(now + ahead, earliest, key, chosen.bad_times == "drop")
+        ahead = min(timedelta(days=section.ahead_days), datetime.max.replace(tzinfo=UTC) - now)
+        earliest = section.earliest.astimezone(UTC) if section.earliest else None
+        return cls(now + ahead, earliest, key, section.bad_times == "drop")
 
     def beyond(self, times: pa.Array) -> dict[str, pa.Array]:
-        """Which times lie beyond them, by reason; see `check` for the times."""
+        """Return the masks of times that are out of bounds, by reason; for ``times`` see `ensure_within`."""
         found = {"in_the_future": pc.greater(times, self.latest)}
         return found if self.earliest is None else found | {"before_earliest": pc.less(times, self.earliest)}
 
-    def check(self, times: pa.Array, place: Place) -> None:
-        """Refuse a batch that holds a time beyond them.
+    def check(self, times: pa.Array, origin: Place) -> None:
+        """Ensure that all times of a batch are within the bounds.
 
         Args:
             times: ``timestamp[us, UTC]``.
-            place: Where the batch comes from.
+            origin: Origin of the batch.
 
         Raises:
-            BadValue: One is; names its row.
+            BadValue: A time is out of bounds; names its row.
         """
-        said = {"in_the_future": ("in the future", "raise ahead_days")}
+        hints = {"in_the_future": ("in the future", "raise ahead_days")}
         if self.earliest is not None:
-            said["before_earliest"] = (f"before {self.earliest.isoformat()}", "lower earliest")
+            hints["before_earliest"] = (f"before {self.earliest.isoformat()}", "lower earliest")
         for reason, rows in self.beyond(times).items():
             if (at := first_true(rows)) is not None:
-                where, change = said[reason]
-                raise place.bad(
+                where, change = hints[reason]
+                raise origin.bad(
                     f"{times[at].as_py().isoformat()} lies {where}",
                     at=at,
                     next_step='correct the value or leave the row out (bad_times = "drop" leaves such rows out); if it is meant, '

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Events that bear an id → the lake: the same id again changes the event that is there, and never counts twice."""
+"""Upsert by event id: an event whose id is in the lake updates that event instead of being counted twice."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 __all__ = ["Merging", "addition_of", "latest_of_each_id"]
 
 
-def addition_of(db: Any, lake: Lake, log: Log, chosen: DomainSettings, folder: Path) -> Addition:
-    """What a log adds, by its events' ids where the settings map them."""
-    return Addition(db, lake, log, folder) if chosen.columns.event_id is None else Merging(db, lake, log, folder, chosen)
+def addition_of(db: Any, lake: Lake, log: Log, section: DomainSettings, folder: Path) -> Addition:
+    """Return the append of a log; an upsert if the settings map event ids."""
+    return Addition(db, lake, log, folder) if section.columns.event_id is None else Merging(db, lake, log, folder, section)
 
 
-def latest_of_each_id(db: Any, view: str, chosen: DomainSettings) -> int:
-    """Leave the last row of each event id in a log's view: the latest known, where that is mapped, else the one read last.
+def latest_of_each_id(db: Any, view: str, section: DomainSettings) -> int:
+    """Keep the last row of each event id in a log's view: by created time if that is mapped, else by reading order.
 
     Returns:
         Rows that are left.
     """
-    order = f"{CREATED_TIMESTAMP} DESC, position DESC" if chosen.columns.created else "position DESC"
+    order = f"{CREATED_TIMESTAMP} DESC, position DESC" if section.columns.created else "position DESC"
     db.execute(
         f"CREATE TEMP TABLE {view}_latest AS SELECT * EXCLUDE (position) FROM {view} "
         f"QUALIFY row_number() OVER (PARTITION BY {EVENT_ID} ORDER BY {order}) = 1"
@@ -48,19 +48,19 @@ def latest_of_each_id(db: Any, view: str, chosen: DomainSettings) -> int:
 
 
 class Merging(Addition):
-    """What a log whose events have ids adds to its events table, and what it changes there.
+    """Upsert a log whose events have ids into its events table.
 
-    An event that the lake holds as it became known later than the log's stays as it is, where that time is mapped. The commit says since
-    when events differ, as a replacement does: what was made from a former event is stale.
+    If created times are mapped, an event that the lake holds with a later created time is kept. The commit records the earliest changed
+    event time, as a replacement does, so that data derived from former events is known to be stale.
     """
 
-    def __init__(self, db: Any, lake: Lake, log: Log, folder: Path, chosen: DomainSettings) -> None:
+    def __init__(self, db: Any, lake: Lake, log: Log, folder: Path, section: DomainSettings) -> None:
         super().__init__(db, lake, log, folder)
         self._missing = f"missing_{log.view}"
-        self._newer = "new.created_timestamp >= there.created_timestamp" if chosen.columns.created else "true"
+        self._newer = "new.created_timestamp >= there.created_timestamp" if section.columns.created else "true"
 
     def compare(self) -> None:
-        """Find the events that the table lacks, or holds otherwise."""
+        """Find the events that the table lacks or holds with other values."""
         every = f"SELECT *, false AS known, {EVENT_TIMESTAMP} AS since FROM {self.log.view}"
         if not self.lake.exists(self.table):
             self.db.execute(f"CREATE OR REPLACE TEMP TABLE {self._missing} AS {every}")
@@ -74,11 +74,11 @@ class Merging(Addition):
         )
         self.db.execute("DROP TABLE IF EXISTS there")
         self._refuse_known_without_ids(version, with_ids=with_ids)
-        # A table of before the ids were mapped gets the column by `create_tables`, and is compared again then.
+        # A table from before ids were mapped gets the column in `create_tables`, and is compared again then.
         self._compared = version if with_ids else -1
 
     def _lacking(self, version: int, names: list[str]) -> str:
-        """A query of the events that a version of the table lacks, or holds otherwise."""
+        """Return the query of the events that a version of the table lacks or holds with other values."""
         rows = scan(self.lake, self.table, version=version, where=self.log.own())
         load(self.db, "there", rows, f"FROM loaded SEMI JOIN {self.log.view} USING ({EVENT_ID})")
         other = " OR ".join(f"new.{name} IS DISTINCT FROM there.{name}" for name in names if name != EVENT_ID)
@@ -90,7 +90,7 @@ class Merging(Addition):
         )
 
     def _refuse_known_without_ids(self, version: int, *, with_ids: bool) -> None:
-        """Events of before the ids were mapped would count twice."""
+        """Reject a log whose events are in the lake without ids: ingesting them would double-count."""
         import pyarrow.compute as pc
 
         event = [USER_ID, ITEM_ID, EVENT_TIMESTAMP]
@@ -100,7 +100,7 @@ class Merging(Addition):
         self.refuse_counted_twice(same, "without an event_id")
 
     def commit(self, count: Callable[[int], None]) -> Change:
-        """Add what is missing and change what is known otherwise, in one commit; see `Addition.commit`."""
+        """Append missing events and update changed ones in one commit; see `AppendMissing.commit`."""
         schema = self.lake.schema(self.table)
 
         def merge(version: int) -> Change:
@@ -131,7 +131,7 @@ class Merging(Addition):
         return repeat_while_moving(self.lake, self.table, merge)
 
     def _ordered(self, names: list[str], beside: tuple[int, datetime] | None = None) -> pa.RecordBatchReader:
-        """What is missing, and beside it the log's other events that a version of the table holds from some time on."""
+        """Return the changed and missing events in order; with ``beside``, also the domain's unchanged events from a time on."""
         columns = ", ".join(names)
         rows = f"SELECT {columns} FROM {self._missing}"
         if beside is not None:
@@ -144,5 +144,5 @@ class Merging(Addition):
         return reader
 
     def _predicate(self, first: datetime) -> str:
-        """The log's own events from then on, for Delta, whose own merge leaves ``string_view`` columns, as its delete does."""
+        """Return Delta's predicate of the domain's events from a time on. Delta's own merge and delete leave ``string_view`` columns."""
         return f"{window_sql(first)} AND {self.log.own_sql()}" if self.log.prefix else window_sql(first)

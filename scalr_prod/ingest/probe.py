@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A look at a domain's input that costs little: whether an ingest could begin to read it."""
+"""Preflight checks: whether an ingest can read its inputs, at little cost."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ __all__ = ["probe", "probe_users"]
 
 
 def probe(settings: Settings, place: str) -> str:
-    """Read the first rows of a domain's log and item file; of a query, which may take long, reach the database alone.
+    """Check a domain's log and item file by their first rows; for a query, which may be slow, only the connection.
 
     Args:
         settings: The project's settings.
-        place: Where its settings stand below ``[domains]``.
+        place: Key of its settings below ``[domains]``.
 
     Returns:
-        What was found, in one sentence.
+        A sentence on the result.
 
     Raises:
-        InputError: The input is not there, cannot be read, lacks a column or is empty.
+        InputError: The input does not exist, cannot be read, lacks a column or is empty.
     """
     from scalr_prod.ingest.sql import reach
     from scalr_prod.ingest.staging import open_events, open_items
 
-    chosen = settings.domains[place]
+    section = settings.domains[place]
     found = []
-    if chosen.sql is not None:
-        found.append(f"{reach(chosen.sql[0])} can be reached")
+    if section.sql is not None:
+        found.append(f"{reach(section.sql[0])} can be reached")
     else:
         batches, origin = open_events(settings, place)
         first = _first(batches, origin, next_step=f"check what [domains.{place}] names")
         found.append(f"{first.origin} can be read, with its columns")
-    if chosen.items is not None:
-        _first(open_items(settings, place), chosen.items, next_step=f"check or leave out [domains.{place}] items")
-        found.append(f"so can {chosen.items}")
+    if section.items is not None:
+        _first(open_items(settings, place), section.items, next_step=f"check or leave out [domains.{place}] items")
+        found.append(f"so can {section.items}")
     return "; ".join(found)
 
 
@@ -56,22 +56,22 @@ def _first(batches: Generator[Batch, None, None], origin: str, *, next_step: str
 
 
 def probe_users(settings: Settings) -> str:
-    """Read the first pairs of ``[users] map``; of a query reach the database alone.
+    """Check ``[users] map`` by its first pairs; for a query only the connection.
 
     Args:
         settings: The project's settings; they name a map.
 
     Returns:
-        What was found, in one sentence.
+        A sentence on the result.
 
     Raises:
-        InputError: The map is not there, cannot be read, lacks a column, holds no id where one belongs, or is empty.
+        InputError: The map does not exist, cannot be read, lacks a column or an id, or is empty.
     """
     from scalr_prod.ingest.sql import reach
     from scalr_prod.ingest.usermap import UserMap
 
-    chosen = settings.users
-    if chosen.sql is not None:
-        return f"{reach(chosen.sql[0])} can be reached"
+    section = settings.users
+    if section.sql is not None:
+        return f"{reach(section.sql[0])} can be reached"
     found = UserMap.read(settings, whole=False)
     return f"{found.origin if found else 'no map'} can be read, with its columns"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a log reader is to the ingest: one method, which streams the rows of a log.
+"""Log reader protocol: one method that streams the rows of a log.
 
-A reader of your own is a class with ``read``; name it in ``[domains.*] format``. See docs/plugins.md for a whole one.
+A custom reader is a class with a ``read`` method, named in ``[domains.*] format``. See docs/plugins.md for a complete example.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ __all__ = ["Batch", "LogReader", "LogSource"]
 
 @dataclass(frozen=True)
 class LogSource:
-    """What is to be read.
+    """A log to read, and how.
 
     Attributes:
         location: ``events`` of the settings: an absolute path, glob or folder, or a URL as it stands there.
-        wanted: The columns to read, by their foreign names.
-        version: Of a table that has versions; None: the current one.
+        wanted: The columns to read, by their names in the log.
+        version: Version of a versioned table; None: the current one.
         storage_options: ``storage_options`` of the settings; may hold secrets.
     """
 
@@ -42,10 +42,10 @@ class Batch:
 
     Attributes:
         origin: Where they come from, for errors: the file's URL, or the database.
-        row: Number of rows of the origin before these.
-        rows: The wanted columns, under their foreign names. Ids are int64 or string, timestamps of any type that
-            `scalr_prod.ingest.instants` reads; other columns may be there and are not looked at.
-        untyped: Whether all is text because the format carries no types.
+        row: Number of rows that precede these in the origin.
+        rows: The wanted columns, under their names in the log. Ids are int64 or string, timestamps of any type that
+            `scalr_prod.ingest.timestamp_parser` reads; other columns are ignored.
+        untyped: Whether every column is text because the format carries no types.
     """
 
     origin: str
@@ -55,7 +55,7 @@ class Batch:
 
 
 class LogReader(Protocol):
-    """Reads logs of one format; made without arguments, once for every read."""
+    """Reader of logs of one format; instantiated without arguments for every read."""
 
     def read(self, source: LogSource) -> Iterator[Batch]:
         """Stream a log's rows, in batches that fit in memory; the same log gives the same rows.
@@ -67,6 +67,6 @@ class LogReader(Protocol):
             Batches of raw columns, in the order of the log.
 
         Raises:
-            UnreadableInput: It is not there, cannot be decoded, or has no such version.
+            UnreadableInput: The log does not exist, cannot be decoded, or has no such version.
             ColumnNotFound: A required column is missing.
         """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which reader reads a log: the one that the settings name, or the one that fits what is there."""
+"""Choice of the log reader: the one that the settings name, or the one that fits the location."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ def read_path(
     version: int | None = None,
     storage_options: dict[str, str] | None = None,
 ) -> Generator[Batch, None, None]:
-    """Stream what a path, glob, folder or URL names.
+    """Stream the rows at a path, glob, folder or URL.
 
     Args:
         settings: Relative paths start from its folder.
-        pattern: A table's folder, an Iceberg metadata file, or the path, glob, folder or URL of files; what a reader of your own reads.
+        pattern: A table's folder, an Iceberg metadata file, the path, glob, folder or URL of files, or what a custom reader reads.
         wanted: The columns to read.
-        format: Name or place of a log reader; default: ``delta`` or ``iceberg`` where there is such a table, else files, each by its
-            name.
+        format: Name or import path of a log reader; default: ``delta`` or ``iceberg`` for such a table, else files by their
+            suffix.
         version: The Delta version or Iceberg snapshot id; default: the current one.
-        storage_options: Passed to the library that reads: fsspec, deltalake or pyiceberg. Those of S3 may bear fsspec's names
-            (``key``, ``secret``, ``token``, ``endpoint_url``) for all three.
+        storage_options: Passed to the reading library: fsspec, deltalake or pyiceberg. S3 options may use fsspec's names (``key``,
+            ``secret``, ``token``, ``endpoint_url``) for all three.
 
     Raises:
-        UnreadableInput: No such reader, table, version or file, or it cannot be read; or a version is asked of plain files.
-        ColumnNotFound: A required column is missing; lists those that are there.
+        UnreadableInput: No such reader, table, version or file, or it cannot be read; or a version was given for plain files.
+        ColumnNotFound: A required column is missing; lists the existing ones.
     """
     location = pattern if "://" in pattern else str(settings.resolve(pattern))
     source = LogSource(location, wanted, version, storage_options or {})
@@ -58,7 +58,7 @@ def read_path(
 
 
 def _table_at(source: LogSource) -> str | None:
-    """The kind of table that is there."""
+    """Return the format of the table at a source; None: no table."""
     with locate(source.location, source.storage_options) as (_, filesystem, path):
         return table_at(filesystem, path)
 
@@ -70,10 +70,10 @@ def _reader(name: str) -> LogReader:
 
 
 def _checked(name: str, source: LogSource) -> Iterator[Batch]:
-    """What a reader of another package gives: the wanted columns alone, and errors that name the reader and the log.
+    """Run a third-party reader: yield only the wanted columns, and name reader and log in errors.
 
     Raises:
-        UnreadableInput: The reader failed, or gave something else than batches.
+        UnreadableInput: The reader failed, or yielded something other than batches.
         ColumnNotFound: A required column is missing.
     """
     reader = _reader(name)
@@ -83,7 +83,7 @@ def _checked(name: str, source: LogSource) -> Iterator[Batch]:
             yield Batch(batch.origin, batch.row, batch.rows.select(names), batch.untyped)
     except ScalrError:
         raise
-    except Exception as error:  # code of another package, which may raise anything
+    except Exception as error:  # third-party code may raise anything
         raise UnreadableInput(
             f"the log reader {name} failed: {type(error).__name__}: {short(error)}",
             where=source.location,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Staged events in place of those of a window: rows that the logs no longer hold leave the lake, in one commit for each table."""
+"""Replace a time window by staged events: rows that the logs no longer hold are removed, in one commit per table."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 def replacements_of(
     settings: Settings, db: Any, lake: Lake, logs: Mapping[str, Log], since: datetime
 ) -> dict[str, LogReplacement]:
-    """What each log replaces, by the place of its settings; logs of one table share its commit."""
+    """Return the replacement of each log, by its settings key; logs of one table share one commit."""
     found: dict[str, LogReplacement] = {}
     for domain in ("source", "target"):
         own = [log for log in logs.values() if log.domain == domain]
@@ -46,41 +46,41 @@ def replacements_of(
 
 @dataclass
 class LogReplacement:
-    """One log's part in the replacement of its table's events."""
+    """One log's share of the replacement of its table's events."""
 
     table: _TableReplacement
     place: str
 
     def compare(self) -> None:
-        """Find what comes and what goes.
+        """Find the rows to add and to remove.
 
         Raises:
-            BadValue: More of the domain's events would go than ``max_removed_share`` lets go.
+            BadValue: More of the domain's events would be removed than ``max_removed_share`` allows.
         """
         self.table.compare()
 
     def commit(self, count: Callable[[int], None]) -> Change:
-        """Replace the events, once for all logs of the table.
+        """Commit the replacement, once for all logs of the table.
 
         Args:
             count: Called with the number of rows of each batch written.
 
         Raises:
             CommitFailed: Nothing changed.
-            BadValue: As for `compare`, where the table has moved on since.
+            BadValue: As for `compare`, if the table has changed since.
         """
         return self.table.commit(count)[self.place]
 
 
 class _TableReplacement:
-    """The events of some logs from a time on, in place of those that the table has of them.
+    """Replacement of a table's events from a time on by those of its logs.
 
     Args:
         db: DuckDB connection that holds the logs' views.
         lake: The lake.
         logs: Logs of one side.
         since: The window's start (UTC).
-        limits: By place, the share of a domain's events that may go.
+        limits: Largest share of a domain's events that may be removed, by its settings key.
     """
 
     def __init__(self, db: Any, lake: Lake, logs: list[Log], since: datetime, limits: Mapping[str, float]) -> None:
@@ -107,10 +107,10 @@ class _TableReplacement:
         if version < 0:
             there = f"SELECT {columns} FROM {self.logs[0].view} WHERE false"
         else:
-            rows = scan(self.lake, self.table, version=version, columns=names, where=self._mine(), since=self.since)
+            rows = scan(self.lake, self.table, version=version, columns=names, where=self._own_rows(), since=self.since)
             self.db.register("there", rows)
             there = f"SELECT {columns} FROM there"
-        # How often each row is there, and how often it is to be.
+        # The number of copies of each row before and after.
         self.db.execute(
             f"CREATE OR REPLACE TEMP TABLE {self._name} AS SELECT {columns}, sum(old)::BIGINT AS old, sum(new)::BIGINT AS new FROM "
             f"(SELECT *, 1 AS old, 0 AS new FROM ({there}) UNION ALL SELECT *, 0, 1 FROM ({new})) GROUP BY {columns}"
@@ -120,13 +120,13 @@ class _TableReplacement:
         self._first = None if first is None else datetime_of(first)
         self._changes = {log.place: self._change(log) for log in self.logs}
         if EVENT_ID in names:
-            self._refuse_ids_of_before(version)
+            self._refuse_ids_before_window(version)
         for log in self.logs:
             self._refuse_too_much(log, version)
         self._compared = version
 
-    def _refuse_ids_of_before(self, version: int) -> None:
-        """An event whose time was corrected from before the window into it would be there twice."""
+    def _refuse_ids_before_window(self, version: int) -> None:
+        """Reject events whose id is in the lake before the window: their corrected copy would be a duplicate."""
         import pyarrow.dataset as ds
 
         earlier = ds.field(EVENT_TIMESTAMP) < ds.scalar(self.since)
@@ -139,7 +139,7 @@ class _TableReplacement:
             raise BadValue(
                 f"{found[0]} events of the log, such as {found[1]}, are in the lake with a time before {self.since.isoformat()}",
                 where=self.logs[0].origin,
-                next_step="replace from an earlier time on, so that they are corrected and not there twice",
+                next_step="replace from an earlier time on, so that they are corrected and not duplicated",
             )
 
     def _change(self, log: Log) -> tuple[int, int]:
@@ -193,13 +193,13 @@ class _TableReplacement:
         logger.info("%s: %d events removed and %d added from %s on", self.table.value, removed, added, self._first.isoformat())
         return {place: Change(*change, commit.version) for place, change in self._changes.items()}
 
-    def _mine(self) -> Any:
-        """Which rows of the table are of these logs, as an expression of pyarrow's datasets; None: all of them."""
+    def _own_rows(self) -> Any:
+        """Return the pyarrow filter of these logs' rows in the table; None: all rows."""
         own = [log.own() for log in self.logs if log.prefix]
         return functools.reduce(operator.or_, own) if own else None
 
     def _predicate(self) -> str:
-        """The same for Delta, from the window's start on."""
+        """Return Delta's predicate of the same rows, from the window's start on."""
         window = window_sql(self.since)
         own = " OR ".join(log.own_sql() for log in self.logs if log.prefix)
         return f"{window} AND ({own})" if own else window

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an ingest came to."""
+"""Reports of an ingest."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["DomainReport", "IngestReport"]
 
 @dataclass(frozen=True)
 class DomainReport(Jsonable):
-    """What was read of one domain's log, and what it added.
+    """Result of ingesting one domain's log.
 
     Attributes:
         name: The domain's name in the settings.
@@ -28,21 +28,21 @@ class DomainReport(Jsonable):
         items_read: Distinct items of the log.
         first_read: The log's earliest event (UTC).
         last_read: The log's latest event (UTC).
-        rows_added: Rows that were not in the lake yet.
-        rows_removed: Rows that a replacement took out of the lake, since the log does not hold them.
-        rows_forgotten: Rows of the log that were left out, since their users were forgotten.
-        rows: Its rows in the lake afterwards.
-        users: Their distinct users in the lake afterwards.
-        items: Their distinct items in the lake afterwards.
-        first_event: Its earliest event in the lake afterwards (UTC).
-        last_event: Its latest event in the lake afterwards (UTC).
-        rows_updated: Rows of the lake that a row with the same event id changed.
+        rows_added: Rows that were not in the lake before.
+        rows_removed: Rows that a replacement removed because the log does not hold them.
+        rows_forgotten: Rows of the log that were left out because their user or item was erased.
+        rows: The domain's rows in the lake afterwards.
+        users: Their distinct users.
+        items: Their distinct items.
+        first_event: Their earliest event (UTC).
+        last_event: Their latest event (UTC).
+        rows_updated: Rows of the lake that a row with the same event id updated.
         left_out: Rows of the log that were left out, by reason.
-        duplicates: Rows of the log that are the same as another one, or have the event id of a later one.
+        duplicates: Rows of the log that repeat another one, or have the event id of a later one.
         unused_columns: Columns of the log that the settings do not map.
-        items_not_in_file: Items of the log that the item file does not name; None where there is no item file.
-        created_lifted: Rows that claimed to be known before they happened; they count as known when they happened.
-        catalogue: Its rows of the item catalogue afterwards.
+        items_not_in_file: Items of the log that the item file lacks; None without an item file.
+        created_lifted: Rows whose created time was before their event time, and was raised to it.
+        catalogue: The domain's rows of the item catalogue afterwards.
         catalogue_duplicates: Rows of the item file that a later row with the same id replaced.
         user_id: Type of the user ids.
         item_id: Type of the item ids in its own log.
@@ -78,12 +78,12 @@ class DomainReport(Jsonable):
 
 @dataclass(frozen=True)
 class IngestReport:
-    """What was read and added.
+    """Result of an ingest.
 
     Attributes:
-        domains: Those that were read, by the place of their settings: ``source`` or ``sources.<name>``, and ``target``.
-        common_users: Users with events in the target domain and in a source domain; None where only one side is there.
-        mapped: What ``[users]`` made of the source logs' users; None where it names no map, or no source log was read.
+        domains: Reports of the ingested domains, by settings key: ``source`` or ``sources.<name>``, and ``target``.
+        common_users: Users with events in the target domain and in a source domain; None if only one side has events.
+        mapped: How ``[users] map`` mapped the source logs' users; None without a map or a source log.
     """
 
     domains: dict[str, DomainReport]
@@ -91,7 +91,7 @@ class IngestReport:
     mapped: MappedUsers | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The report as JSON values, nested as the settings are."""
+        """Return the report as JSON values, nested as the settings are."""
         found: dict[str, Any] = {}
         for place, report in self.domains.items():
             outer, _, name = place.rpartition(".")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of staged logs and of the lake's tables in DuckDB, and back under a table's own schema."""
+"""Row access for ingest: staged logs and lake tables in DuckDB, and results in a table's schema."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 __all__ = ["ROWS", "SQL_TYPES", "all_of", "as_table_rows", "count_of", "load", "scan", "staged_sql"]
 
 SQL_TYPES = {"int64": "BIGINT", "string": "VARCHAR"}
-#: Rows of a batch.
+#: Rows per batch.
 ROWS = 65_536
 
 
 def staged_sql(files: Sequence[Path], types: dict[str, IdType], *, prefix: str = "") -> str:
-    """A query of all staged rows with the id columns cast to their types, item ids with a prefix where there is one."""
+    """Return the query of all staged rows, with id columns cast to their types and item ids prefixed if a prefix is given."""
     cast = {column: f"CAST({column} AS {SQL_TYPES[kind]})" for column, kind in types.items()}
     if prefix:
         cast[ITEM_ID] = f"'{prefix}' || CAST({cast[ITEM_ID]} AS VARCHAR)"
@@ -40,9 +40,9 @@ def staged_sql(files: Sequence[Path], types: dict[str, IdType], *, prefix: str =
 
 
 def all_of(*conditions: Any) -> Any:
-    """Expressions of pyarrow's datasets as one; None stands for no condition."""
-    given = [one for one in conditions if one is not None]
-    return functools.reduce(operator.and_, given) if given else None
+    """Combine pyarrow filters with AND; None stands for no condition."""
+    filters = [condition for condition in conditions if condition is not None]
+    return functools.reduce(operator.and_, filters) if filters else None
 
 
 def scan(
@@ -56,10 +56,10 @@ def scan(
     until: datetime | None = None,
     opened: DeltaTable | None = None,
 ) -> pa.RecordBatchReader:
-    """A table's rows as a stream that reads ahead little, to be scanned once.
+    """Stream a table's rows once, with little read-ahead.
 
-    With ``since`` and ``until``, of events between the two alone, both included: files of others are not opened. ``opened``: the table
-    at that version, where it is open already.
+    ``since`` and ``until`` (both inclusive) restrict the events' times; files outside are not opened. ``opened``: the table at that
+    version, if it is open already.
     """
     import pyarrow.compute as pc
 
@@ -74,19 +74,19 @@ def scan(
 
 
 def load(db: Any, name: str, rows: pa.RecordBatchReader, query: str = "FROM loaded") -> None:
-    """Make a table of DuckDB: of all rows, or of what a query finds among them, which it calls ``loaded``."""
+    """Create a temporary DuckDB table of the rows, or of a query over them as ``loaded``."""
     db.register("loaded", rows)
     db.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS {query}")
     db.unregister("loaded")
 
 
 def count_of(db: Any, query: str) -> int:
-    """How many rows a query of DuckDB gives."""
+    """Return the number of rows of a DuckDB query."""
     return int(db.sql(f"SELECT count(*) FROM ({query})").fetchall()[0][0])
 
 
 def as_table_rows(reader: Iterable[pa.RecordBatch], schema: pa.Schema, count: Callable[[int], None]) -> pa.RecordBatchReader:
-    """Batches under the table's own schema, counted as they pass."""
+    """Cast batches to a table's schema; ``count`` is called with the rows of each."""
     import pyarrow as pa
 
     def typed() -> Iterator[pa.RecordBatch]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A SQL query on any SQLAlchemy URL → Arrow batches, through a server-side cursor where the database has one."""
+"""SQL reader: stream a query on any SQLAlchemy URL as Arrow batches, with a server-side cursor where available."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["reach", "read_query", "tables_of"]
 
 _ROWS = 20_000
-#: Packages that bring a dialect to SQLAlchemy.
+#: Packages that provide SQLAlchemy dialects.
 _PACKAGES = {
     "awsathena": "PyAthena[SQLAlchemy]",
     "bigquery": "sqlalchemy-bigquery",
@@ -44,15 +44,15 @@ _READ_ONLY = {
 
 
 def read_query(url: str, query: str, wanted: Wanted) -> Generator[Batch, None, None]:
-    """Stream a query's rows. No part of the URL but driver, host and database ever reaches a message.
+    """Stream a query's rows. Messages show only driver, host and database of the URL.
 
     Raises:
         UnreadableInput: The URL or its driver is unknown, the database cannot be reached, or the query fails.
-        ColumnNotFound: The query does not give a required column.
-        BadValue: It gives one twice, or one with values of several types.
+        ColumnNotFound: The query lacks a required column.
+        BadValue: It returns a column twice, or one with values of several types.
     """
     with _connected(url) as (connection, origin):
-        # exec_driver_sql and no_parameters: a ':' or '%' of the query is the query's own, no parameter of ours.
+        # exec_driver_sql and no_parameters: a ':' or '%' in the query is literal, not a parameter.
         streamed = connection.execution_options(stream_results=True, yield_per=_ROWS, no_parameters=True)
         result = streamed.exec_driver_sql(query)
         names = list(result.keys())
@@ -66,7 +66,7 @@ def read_query(url: str, query: str, wanted: Wanted) -> Generator[Batch, None, N
 
 
 def reach(url: str) -> str:
-    """Connect to the database and leave it again; gives its address without any secret.
+    """Connect to the database once; return its address without secrets.
 
     Raises:
         UnreadableInput: As `read_query`.
@@ -76,7 +76,7 @@ def reach(url: str) -> str:
 
 
 def tables_of(url: str) -> dict[str, list[str]]:
-    """Tables and views of a database's default schema, by name as a query writes it → their columns.
+    """Return the columns of each table and view of a database's default schema, by quoted name.
 
     Raises:
         UnreadableInput: As `read_query`.
@@ -92,7 +92,7 @@ def tables_of(url: str) -> dict[str, list[str]]:
 
 @contextmanager
 def _connected(url: str) -> Iterator[tuple[Connection, str]]:
-    """A connection that only reads, and the database's address without any secret; what fails in the block is told without one.
+    """Open a read-only connection; yield it and the database's address. Errors inside the block hide secrets.
 
     Raises:
         UnreadableInput: The URL or its driver is unknown, the database cannot be reached, or a query fails.
@@ -137,15 +137,15 @@ def _unusable(error: Exception, url: str) -> UnreadableInput:
             f"pip install {known}" if known else f"install the package that brings '{name}' to SQLAlchemy, or {next_step}"
         )
     else:
-        reason = "it is no SQLAlchemy URL"
+        reason = "it is not a SQLAlchemy URL"
     return UnreadableInput(f"the database URL cannot be used: {reason}", where="SQL url", next_step=next_step)
 
 
 def _read_only(engine: Engine, origin: str) -> None:
-    """Have the database itself refuse whatever would change it: the query is the user's, but it must only read.
+    """Make the database session read-only: the user's query must not change data.
 
     Raises:
-        UnreadableInput: A SQLite file that is not there, which connecting would make.
+        UnreadableInput: A SQLite file does not exist; connecting would create it.
     """
     import sqlalchemy as sa
 
@@ -167,7 +167,7 @@ def _public(url: URL) -> str:
 
 
 def _scrubbed(error: Exception, url: URL) -> str:
-    """The driver's first line without any secret of the URL."""
+    """Return the first line of the driver's message, without secrets of the URL."""
     message = (str(getattr(error, "orig", None) or error).splitlines() or [""])[0]
     return masked(message, [url.password, *_flat(url.query.values())])[:300]
 

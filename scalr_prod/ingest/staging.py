@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A log and its item file → Parquet under the project's home, each cell checked on the way; nothing reaches the lake."""
+"""Staging: parse and validate a log and its item file into Parquet under the project's home, before the lake is touched."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ _LARGEST_FLOAT32 = 3.4028234663852886e38
 
 @dataclass
 class StagedEvents:
-    """A domain's log as Parquet files of one schema each; ids that were untyped text are strings still.
+    """A domain's log as Parquet files of one schema each; ids from untyped text are still strings.
 
     Attributes:
-        origin: Where it came from, for errors.
-        users: What was learned of the user ids.
-        items: What was learned of the item ids.
+        origin: Its origin, for errors.
+        users: Parser of the user ids, with their type.
+        items: Parser of the item ids, with their type.
         files: The Parquet files.
-        rows: Rows in all.
-        lifted: Rows known before they happened.
+        rows: Total number of rows.
+        lifted: Rows whose created time was raised to their event time.
         left_out: Rows that were left out, by reason.
         unused: Columns of the log that the settings do not map.
     """
@@ -61,7 +61,7 @@ class StagedEvents:
 
 @dataclass
 class StagedItems:
-    """An item file as Parquet; ``row`` is the position in the input, by which the last of several rows is found."""
+    """An item file as Parquet; ``row`` is the position in the input, which decides which of several rows is the last."""
 
     origin: str
     items: Ids = field(default_factory=Ids)
@@ -70,31 +70,31 @@ class StagedItems:
 
 
 class EventCells:
-    """The cells of a domain's log, batch by batch, as the lake holds them; ids that were untyped text are strings still.
+    """Parse a domain's log batch by batch into the lake's types; ids from untyped text are still strings.
 
     Attributes:
-        users: What was learned of the user ids.
-        items: What was learned of the item ids.
-        lifted: Rows known before they happened.
+        users: Parser of the user ids, with their type.
+        items: Parser of the item ids, with their type.
+        lifted: Rows whose created time was raised to their event time.
         left_out: Rows that are left out, by reason.
     """
 
     def __init__(self, settings: Settings, place: str) -> None:
-        chosen = settings.domains[place]
+        section = settings.domains[place]
         key = f"[domains.{place}] timezone"
         self.users, self.items, self.lifted = Ids(), Ids(), 0
-        self.left_out = LeftOut(chosen.events or f"the query of [domains.{place}]", f"[domains.{place}]", chosen.max_left_out)
-        self._limits = Limits.of(chosen, f"[domains.{place}]")
-        self._types = TypeWeights.of(chosen, f"[domains.{place}]")
+        self.left_out = LeftOut(section.events or f"the query of [domains.{place}]", f"[domains.{place}]", section.max_left_out)
+        self._limits = Limits.of(section, f"[domains.{place}]")
+        self._types = TypeWeights.of(section, f"[domains.{place}]")
         self._event_ids, self._rows = Ids(), 0
-        self._names = chosen.columns
-        self._happened, self._known = (Instants(chosen.timezone, key, format=chosen.timestamp_format) for _ in range(2))
+        self._names = section.columns
+        self._happened, self._known = (Instants(section.timezone, key, format=section.timestamp_format) for _ in range(2))
 
     def read(self, batch: Batch) -> pa.RecordBatch:
-        """A batch with user, item, both times and weight, and what else is mapped; rows that are left out are counted.
+        """Parse a batch: user, item, both times, weight and other mapped columns. Rows that are left out are counted.
 
         Raises:
-            BadValue: A cell cannot be taken; names its column and row. Null ids are told of by `Ids.refuse_nulls`, at the end.
+            BadValue: A cell is invalid; names its column and row. Null ids are reported at the end, by `IdParser.ensure_no_nulls`.
         """
         names = self._names
         users = self.users.read(*column_of(batch, names.user), untyped=batch.untyped)
@@ -107,7 +107,7 @@ class EventCells:
         columns |= {"weight": _weights(batch, names.weight)} | self._extras(batch, beyond)
         if names.event_type is not None:
             columns["weight"] = pc.multiply(columns["weight"], columns.pop("type_weight"))
-        rows = self._without(pa.RecordBatch.from_arrays(list(columns.values()), list(columns)), beyond)
+        rows = self._drop_left_out(pa.RecordBatch.from_arrays(list(columns.values()), list(columns)), beyond)
         if names.created is None:
             return rows
         early = pc.less(rows.column(CREATED_TIMESTAMP), rows.column(EVENT_TIMESTAMP))
@@ -116,7 +116,7 @@ class EventCells:
         return rows.set_column(rows.schema.get_field_index(CREATED_TIMESTAMP), CREATED_TIMESTAMP, lifted)
 
     def _times(self, reader: Instants, batch: Batch, name: str, beyond: dict[str, pa.Array]) -> pa.Array:
-        """A column of times within the limits; those that are not are refused, or added to ``beyond``."""
+        """Parse a column of times; those out of bounds are rejected, or added to ``beyond``."""
         values, place = column_of(batch, name)
         times = reader.read(values, place)
         if not self._limits.drop:
@@ -127,7 +127,7 @@ class EventCells:
         return times
 
     def _extras(self, batch: Batch, beyond: dict[str, pa.Array]) -> dict[str, pa.Array]:
-        """Columns of `EVENT_EXTRAS` that are mapped, with what they need on the way."""
+        """Parse the mapped columns of `EVENT_EXTRAS`, with their helper columns."""
         names, size = self._names, batch.rows.num_rows
         found: dict[str, pa.Array] = {}
         if names.event_id is not None:
@@ -146,20 +146,20 @@ class EventCells:
         self._rows += size
         return found
 
-    def _without(self, rows: pa.RecordBatch, beyond: dict[str, pa.Array]) -> pa.RecordBatch:
-        """The rows that are not left out; one of several reasons counts for the first."""
-        kept = pa.repeat(pa.scalar(value=True), rows.num_rows)
+    def _drop_left_out(self, rows: pa.RecordBatch, beyond: dict[str, pa.Array]) -> pa.RecordBatch:
+        """Drop the rows that are left out; a row with several reasons counts for the first."""
+        keep = pa.repeat(pa.scalar(value=True), rows.num_rows)
         for reason, left in beyond.items():
-            self.left_out.counts[reason] += pc.sum(pc.and_(kept, left)).as_py() or 0
-            kept = pc.and_(kept, pc.invert(left))
-        return rows.filter(kept) if beyond else rows
+            self.left_out.counts[reason] += pc.sum(pc.and_(keep, left)).as_py() or 0
+            keep = pc.and_(keep, pc.invert(left))
+        return rows.filter(keep) if beyond else rows
 
 
 class ItemCells:
-    """The cells of a domain's item file, likewise; ``row`` is the position in the input.
+    """Parse a domain's item file batch by batch; ``row`` is the position in the input.
 
     Attributes:
-        items: What was learned of the item ids.
+        items: Parser of the item ids, with their type.
     """
 
     def __init__(self, settings: Settings, place: str) -> None:
@@ -168,10 +168,10 @@ class ItemCells:
         self.items = Ids()
 
     def read(self, batch: Batch) -> pa.RecordBatch:
-        """A batch with item, title, category, value and row.
+        """Parse a batch: item, title, category, value and row.
 
         Raises:
-            BadValue: As for `EventCells.read`.
+            BadValue: As for `EventParser.parse`.
         """
         names, size = self._names, batch.rows.num_rows
         items = self.items.read(*column_of(batch, names.item), untyped=batch.untyped)
@@ -183,62 +183,62 @@ class ItemCells:
 
 
 def open_events(settings: Settings, place: str, *, seen: set[str] | None = None) -> tuple[Generator[Batch, None, None], str]:
-    """The rows of a domain's log, batch by batch, and where they come from; nothing is read before the first is asked for.
+    """Open a domain's log: return its batches, read lazily, and its origin.
 
     Args:
         settings: The project's settings.
-        place: Where its settings stand below ``[domains]``.
-        seen: The log's columns are added to it, as they are read.
+        place: Key of its settings below ``[domains]``.
+        seen: Filled with the log's columns while reading.
     """
-    chosen = settings.domains[place]
-    names = chosen.columns
+    section = settings.domains[place]
+    names = section.columns
     wanted = Wanted(mapped_columns(names), f"domains.{place}.columns", seen=set() if seen is None else seen)
-    if chosen.sql is not None:
-        return read_query(*chosen.sql, wanted), f"the query of [domains.{place}]"
-    origin, options = chosen.events or "", chosen.storage_options
-    batches = read_path(settings, origin, wanted, format=chosen.format, version=chosen.version, storage_options=options)
+    if section.sql is not None:
+        return read_query(*section.sql, wanted), f"the query of [domains.{place}]"
+    origin, options = section.events or "", section.storage_options
+    batches = read_path(settings, origin, wanted, format=section.format, version=section.version, storage_options=options)
     return batches, origin
 
 
 def mapped_columns(names: Columns) -> tuple[str, ...]:
-    """The log's columns that the settings map."""
+    """Return the log's columns that the settings map."""
     others = (names.created, names.weight, names.event_id, names.event_type, names.value)
     return names.user, names.item, names.timestamp, *filter(None, others)
 
 
 def open_items(settings: Settings, place: str) -> Generator[Batch, None, None]:
-    """The rows of a domain's item file, as `open_events`.
+    """Open a domain's item file, as `open_events` does.
 
-    Columns that the settings map explicitly must be there; those known by their default names are read where they are there.
+    Columns that the settings map explicitly must exist; those with default names are read if they exist.
     """
-    chosen = settings.domains[place]
-    names = chosen.item_columns
+    section = settings.domains[place]
+    names = section.item_columns
     mapped = {key: getattr(names, key) for key in ("title", "category", "value")}
-    asked = tuple(name for key, name in mapped.items() if name and key in names.model_fields_set)
-    others = tuple(name for name in mapped.values() if name and name not in asked)
-    wanted = Wanted((names.item, *asked), f"domains.{place}.item_columns", others)
-    options = chosen.storage_options
-    return read_path(settings, chosen.items or "", wanted, version=chosen.items_version, storage_options=options)
+    explicit = tuple(name for key, name in mapped.items() if name and key in names.model_fields_set)
+    others = tuple(name for name in mapped.values() if name and name not in explicit)
+    wanted = Wanted((names.item, *explicit), f"domains.{place}.item_columns", others)
+    options = section.storage_options
+    return read_path(settings, section.items or "", wanted, version=section.items_version, storage_options=options)
 
 
 def stage_events(settings: Settings, place: str, folder: Path, *, count: Callable[[int], None]) -> StagedEvents:
-    """Read a domain's log once, batch by batch.
+    """Stage a domain's log, reading it once.
 
     Args:
         settings: The project's settings.
-        place: Where its settings stand below ``[domains]``.
-        folder: Where the Parquet files go.
+        place: Key of its settings below ``[domains]``.
+        folder: Folder of the Parquet files.
         count: Called with the number of rows of each batch.
 
     Raises:
-        InputError: The log cannot be read, is empty, lacks a column, or holds a cell that cannot be taken.
+        InputError: The log cannot be read, is empty, lacks a column, or holds an invalid cell.
     """
     seen: set[str] = set()
     batches, origin = open_events(settings, place, seen=seen)
     cells = EventCells(settings, place)
     staged = StagedEvents(origin, cells.left_out, cells.users, cells.items)
-    # closing: where a cell is refused, the cursor or file is closed at once, not when the generator is collected.
-    with closing(batches), _Parts(folder, f"{place}-events") as parts:
+    # closing: on an invalid cell, the cursor or file is closed at once, not when the generator is collected.
+    with closing(batches), _SchemaFiles(folder, f"{place}-events") as parts:
         for batch in batches:
             rows = cells.read(batch)
             parts.write(rows)
@@ -256,18 +256,18 @@ def stage_events(settings: Settings, place: str, folder: Path, *, count: Callabl
 
 
 def stage_items(settings: Settings, place: str, folder: Path) -> StagedItems | None:
-    """Read a domain's item file once; None where the settings name none.
+    """Stage a domain's item file, reading it once; None if the settings name none.
 
     Raises:
         InputError: As for `stage_events`.
     """
-    chosen = settings.domains[place]
-    if chosen.items is None:
+    section = settings.domains[place]
+    if section.items is None:
         return None
     batches = open_items(settings, place)
     cells = ItemCells(settings, place)
-    staged = StagedItems(chosen.items, cells.items)
-    with closing(batches), _Parts(folder, f"{place}-items") as parts:
+    staged = StagedItems(section.items, cells.items)
+    with closing(batches), _SchemaFiles(folder, f"{place}-items") as parts:
         for batch in batches:
             rows = cells.read(batch)
             parts.write(rows)
@@ -275,7 +275,7 @@ def stage_items(settings: Settings, place: str, folder: Path) -> StagedItems | N
     staged.files = parts.files
     staged.items.refuse_nulls()
     if not staged.rows:
-        raise EmptyInput("holds no row", where=chosen.items, next_step=f"check or leave out [domains.{place}] items")
+        raise EmptyInput("holds no row", where=section.items, next_step=f"check or leave out [domains.{place}] items")
     return staged
 
 
@@ -311,8 +311,8 @@ def _optional(batch: Batch, name: str | None, read: Callable[[pa.Array, Place], 
     return read(*column_of(batch, name))
 
 
-class _Parts:
-    """One open Parquet file for each schema that comes along: the schemas differ where ids do."""
+class _SchemaFiles:
+    """Writers of one Parquet file per schema; schemas differ if the id types do."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder, self.name = folder, name

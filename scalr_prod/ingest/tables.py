@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Delta and Iceberg tables, read by their logs, at their current version or at the one asked for."""
+"""Readers of Delta and Iceberg tables, at their current or a given version."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 __all__ = ["Delta", "Iceberg", "delta_rows"]
 
 _ROWS = 65_536
-#: Snapshots that an error names.
+#: Snapshots listed in an error.
 _SHOWN = 5
-#: Names of Iceberg's metadata files, as its catalogues give them: v3.metadata.json, 00003-<uuid>.metadata.json.
+#: File names of Iceberg's metadata, as its catalogues write them: v3.metadata.json, 00003-<uuid>.metadata.json.
 _METADATA = re.compile(r"v?(\d+)(?:-[0-9A-Za-z-]+)?(?:\.gz)?\.metadata\.json")
-#: S3 options: fsspec's name of each, which files take too, and what the tables' libraries call it.
+#: S3 options: fsspec's name of each, and its name in the tables' libraries.
 _S3_OPTIONS = {
     "key": {"delta": "AWS_ACCESS_KEY_ID", "iceberg": "s3.access-key-id"},
     "secret": {"delta": "AWS_SECRET_ACCESS_KEY", "iceberg": "s3.secret-access-key"},
@@ -41,7 +41,7 @@ _S3_OPTIONS = {
 
 
 class Delta:
-    """A Delta table, at its current version or at the one asked for."""
+    """Reader of a Delta table, at its current or a given version."""
 
     def read(self, source: LogSource) -> Iterator[Batch]:
         """Stream the rows of a table's folder; see `scalr_prod.ingest.LogReader`."""
@@ -51,7 +51,7 @@ class Delta:
 
 
 class Iceberg:
-    """An Iceberg table, at its current snapshot or at the one asked for."""
+    """Reader of an Iceberg table, at its current or a given snapshot."""
 
     def read(self, source: LogSource) -> Iterator[Batch]:
         """Stream the rows of a table's folder or metadata file; see `scalr_prod.ingest.LogReader`."""
@@ -89,7 +89,7 @@ def _readable(origin: str, kind: TableFormat) -> Iterator[None]:
             next_step=f"pip install 'scalr-prod[{kind}]'",
         ) from error
     except Exception as error:
-        # The two libraries, and the object stores below them, raise exceptions of many kinds.
+        # The two libraries, and the object stores below them, raise many kinds of exceptions.
         raise UnreadableInput(
             f"cannot be read as a table of format {kind}: {short(error)}",
             where=origin,
@@ -98,7 +98,7 @@ def _readable(origin: str, kind: TableFormat) -> Iterator[None]:
 
 
 def _named_for(kind: TableFormat, options: dict[str, str]) -> dict[str, str]:
-    """fsspec's names of S3 options as the table's library names them; all others as they are."""
+    """Translate fsspec's names of S3 options for the table's library; other options stay."""
     named = {_S3_OPTIONS[key][kind] if key in _S3_OPTIONS else key: value for key, value in options.items()}
     if kind == "delta" and options.get("endpoint_url", "").startswith("http://"):
         named["AWS_ALLOW_HTTP"] = "true"
@@ -132,13 +132,13 @@ def delta_rows(url: str, options: dict[str, str]) -> pa.RecordBatchReader:
 
 
 def _delta_reader(table: DeltaTable, names: list[str]) -> pa.RecordBatchReader:
-    """The rows in the order of the files; of a table with deletion vectors or mapped columns, in any order."""
+    """Stream the rows in the order of the files; in any order for a table with deletion vectors or column mapping."""
     import pyarrow as pa
     from deltalake.exceptions import DeltaProtocolError
 
     mapped = table.metadata().configuration.get("delta.columnMapping.mode", "none") != "none"
     if not mapped:
-        with suppress(DeltaProtocolError):  # its features are beyond pyarrow's datasets
+        with suppress(DeltaProtocolError):  # pyarrow's datasets do not support the table's features
             dataset = table.to_pyarrow_dataset()
             return dataset.scanner(columns=names, batch_size=_ROWS, batch_readahead=2, fragment_readahead=1).to_reader()
     return pa.RecordBatchReader.from_stream(table.scan(columns=names))
@@ -152,13 +152,13 @@ def _iceberg(
     from pyiceberg.serializers import FromInputFile
     from pyiceberg.table import StaticTable
 
-    # Not by `StaticTable.from_metadata`, which opens files with whatever class and address the table's own properties name.
+    # Not `StaticTable.from_metadata`: it opens files with the class and address that the table's own properties name.
     io = load_file_io(properties=options, location=metadata)
     content = FromInputFile.table_metadata(io.new_input(metadata))
     table = StaticTable(("static", metadata), content, metadata, io, NoopCatalog("static"))
     snapshot = table.current_snapshot() if version is None else table.snapshot_by_id(version)
     if version is not None and snapshot is None:
-        there = ", ".join(str(one.snapshot_id) for one in table.snapshots()[-_SHOWN:])
+        there = ", ".join(str(listed.snapshot_id) for listed in table.snapshots()[-_SHOWN:])
         raise _no_version(origin, f"its latest snapshots are {there}" if there else "it has no snapshot")
     scan = table.scan(snapshot_id=snapshot.snapshot_id if snapshot else None)
     names = pick([field.name for field in scan.projection().fields], wanted, origin)
@@ -167,23 +167,23 @@ def _iceberg(
 
 
 def _latest_metadata(url: str, options: dict[str, str]) -> str:
-    """The metadata file that an Iceberg table's folder stands for: the one with the highest number.
+    """Return the current metadata file of an Iceberg table's folder: the one with the highest number.
 
     Raises:
-        UnreadableInput: There is none, or two bear that number, so that only the table's catalogue can tell.
+        UnreadableInput: There is none, or two have that number, and only the table's catalogue knows which is current.
     """
     with locate(url, options) as (_, filesystem, path):
         folder = f"{path.rstrip('/')}/metadata"
         found = filesystem.ls(folder, detail=False) if filesystem.isdir(folder) else []
     numbered: dict[int, list[str]] = {}
-    for name in (PurePosixPath(one).name for one in found):
+    for name in (PurePosixPath(path).name for path in found):
         if number := _METADATA.fullmatch(name):
             numbered.setdefault(int(number[1]), []).append(name)
     latest = numbered[max(numbered)] if numbered else []
     if len(latest) != 1:
-        said = " and ".join(latest) + " both claim to be the latest" if latest else "there is no metadata file"
+        reason = " and ".join(latest) + " both claim to be the latest" if latest else "there is no metadata file"
         raise UnreadableInput(
-            f"is no Iceberg table that can be read without its catalogue: {said}",
+            f"is no Iceberg table that can be read without its catalogue: {reason}",
             where=f"{url}/metadata",
             next_step="name the metadata file that the catalogue points to (its metadata_location)",
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The map that ``[users]`` names: pairs of a source id and a target id, read and checked."""
+"""Id mapping of ``[users] map``: pairs of a source id and a target id, read and validated."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OWN", "PAIRS", "UserMap"]
 
-#: What the lake's ids of source users begin with who are in no pair of the map: theirs may be the ids of others in the target log.
+#: Prefix of the lake's ids of unmapped source users: without it they could collide with ids of other users in the target log.
 OWN: Final = "source:"
 #: The DuckDB table of the pairs: ``source`` and ``target``, as text.
 PAIRS: Final = "user_map"
@@ -36,12 +36,12 @@ _TARGET_NAMES: Final = ("target", "target_id", "target_user", "target_user_id", 
 
 @dataclass
 class UserMap:
-    """The map, read and not yet checked.
+    """Id mapping as read, before validation.
 
     Attributes:
-        origin: Where it came from, for errors.
-        source: What was learned of the source ids.
-        target: Likewise of the target ids.
+        origin: Its origin, for errors.
+        source: Parser of the source ids, with their type.
+        target: Parser of the target ids, with their type.
         pairs: Two columns of ids, ``source`` and ``target``, batch by batch.
     """
 
@@ -52,35 +52,35 @@ class UserMap:
 
     @classmethod
     def read(cls, settings: Settings, *, whole: bool = True) -> Self | None:
-        """The map that the settings name; None where they name none.
+        """Read the mapping that the settings name; None if they name none.
 
         Args:
             settings: The project's settings.
-            whole: Read all of it; False: end with its first pairs.
+            whole: Read all of it; False: stop after the first pairs.
 
         Raises:
-            UnreadableInput: It is not there, or cannot be read.
-            ColumnNotFound: It lacks a column, or it cannot be told which column is which.
-            BadValue: A cell is no id.
+            UnreadableInput: It does not exist, or cannot be read.
+            ColumnNotFound: It lacks a column, or its columns are ambiguous.
+            BadValue: A cell is not an id.
             EmptyInput: It has no pair.
         """
-        chosen = settings.users
-        if not chosen.given:
+        section = settings.users
+        if not section.given:
             return None
-        named = chosen.columns.source, chosen.columns.target
+        named = section.columns.source, section.columns.target
         wanted = Wanted(tuple(filter(None, named)), "users.columns", whole=not all(named), location="[users] map")
-        if chosen.sql is not None:
-            batches, origin = read_query(*chosen.sql, wanted), "the query of [users]"
+        if section.sql is not None:
+            batches, origin = read_query(*section.sql, wanted), "the query of [users]"
         else:
-            origin = chosen.map or ""
-            batches = read_path(settings, origin, wanted, format=chosen.format, storage_options=chosen.storage_options)
+            origin = section.map or ""
+            batches = read_path(settings, origin, wanted, format=section.format, storage_options=section.storage_options)
         found = cls(origin)
         with closing(batches):
             for batch in batches:
                 found._add(batch, *_columns(settings, batch.rows.schema.names, origin))
                 if not whole and batch.rows.num_rows:
                     break
-        if not any(len(one) for one in found.pairs):
+        if not any(len(pairs) for pairs in found.pairs):
             raise EmptyInput("holds no pair of ids", where=origin, next_step="check what [users] names")
         return found
 
@@ -89,18 +89,18 @@ class UserMap:
             reader.read(*column_of(batch, name), untyped=batch.untyped)
             for reader, name in ((self.source, source), (self.target, target))
         ]
-        self.pairs.append(pa.table([one.cast(pa.string()) for one in ids], names=["source", "target"]))
+        self.pairs.append(pa.table([column.cast(pa.string()) for column in ids], names=["source", "target"]))
 
     def load(self, db: Any, source: IdType, target: IdType) -> tuple[int, int]:
-        """Make the table of pairs, of text; gives how many there are, and how many rows lack an id.
+        """Create the table of pairs, as text; return the number of pairs, and of rows that lack an id.
 
         Args:
             db: DuckDB connection.
-            source: Type of the source ids, in which those of the map and of the logs are equal.
-            target: Likewise of the target ids.
+            source: Common type of the source ids of mapping and logs.
+            target: Common type of the target ids.
 
         Raises:
-            BadValue: A source id has several target ids; says how many have, and names some.
+            BadValue: Source ids have several target ids; says how many, with examples.
         """
         db.register("read_pairs", pa.concat_tables(self.pairs))
         text = ", ".join(
@@ -127,21 +127,21 @@ class UserMap:
         if not users:
             return
         examples = db.sql(f"SELECT source, targets FROM ambiguous ORDER BY source LIMIT {_EXAMPLES}").fetchall()
-        said = "; ".join(f"{source!r} is {', '.join(map(repr, targets[:_EXAMPLES]))}" for source, targets in examples)
+        listed = "; ".join(f"{source!r} is {', '.join(map(repr, targets[:_EXAMPLES]))}" for source, targets in examples)
         shared = f", {both} of them with target ids that stand for several source ids" if both else ""
         raise BadValue(
-            f"{users} source ids have several target ids{shared}: {said}",
+            f"{users} source ids have several target ids{shared}: {listed}",
             where=self.origin,
             next_step="give each source id one target id; several source ids may have the same one",
         )
 
     def same_people(self, users: Iterable[int | str]) -> list[str]:
-        """Ids by which the lake may hold some users, beside those given: ``source:<id>`` of what maps to one, and what such maps to.
+        """Return further ids of the same users in the lake: ``source:<id>`` of what maps to an id, and the target of such an id.
 
         Args:
             users: Ids as the lake has them.
         """
-        asked = {str(user) for user in users}
+        given = {str(user) for user in users}
         found: list[str] = []
         for table in self.pairs:
             for pair in table.to_pylist():
@@ -151,26 +151,26 @@ class UserMap:
                     text.removesuffix(".0") if ids.floats else text
                     for text, ids in ((pair["source"], self.source), (pair["target"], self.target))
                 )
-                if target in asked:
+                if target in given:
                     found.append(f"{OWN}{source}")
-                elif f"{OWN}{source}" in asked:
+                elif f"{OWN}{source}" in given:
                     found.append(target)
-        return [one for one in dict.fromkeys(found) if one not in asked]
+        return [user for user in dict.fromkeys(found) if user not in given]
 
 
 def _columns(settings: Settings, there: Sequence[str], origin: str) -> tuple[str, str]:
-    """The map's two columns: as the settings name them; else by their names; else, of two columns, the one that is left."""
-    chosen = settings.users.columns
+    """Return the mapping's source and target column: from the settings, else by name, else the one column that is left."""
+    section = settings.users.columns
     source, target = (
-        chosen.source or _named(there, _SOURCE_NAMES, settings, "source"),
-        chosen.target or _named(there, _TARGET_NAMES, settings, "target"),
+        section.source or _named(there, _SOURCE_NAMES, settings, "source"),
+        section.target or _named(there, _TARGET_NAMES, settings, "target"),
     )
     left = [name for name in there if name not in {source, target}]
     if len(left) == 1 and (source is None) != (target is None):
         source, target = source or left[0], target or left[0]
     if source is None or target is None or source == target:
         raise ColumnNotFound(
-            f"it cannot be told which column holds the source's ids, and which the target's; there are: {', '.join(there)}",
+            f"cannot tell which column holds the source's ids and which the target's; there are: {', '.join(there)}",
             where=origin,
             next_step='name them: columns = { source = "…", target = "…" } under [users] in scalr.toml',
         )
@@ -178,11 +178,12 @@ def _columns(settings: Settings, there: Sequence[str], origin: str) -> tuple[str
 
 
 def _named(there: Sequence[str], names: Sequence[str], settings: Settings, domain: Domain) -> str | None:
-    """The only column that is called like a domain's ids."""
+    """Return the only column whose name matches a domain's ids; None if there is none, or several."""
     domains = [settings.domains[place] for place in settings.domains.places(domain)]
-    called = {*names, *(one.columns.user for one in domains)}
-    for one in domains:
-        called |= {one.name, f"{one.name}_id", f"{one.name}_user", f"{one.name}_user_id"}
-    plain = {name.lower() for name in called}
+    known = {*names, *(domain_section.columns.user for domain_section in domains)}
+    for domain_section in domains:
+        name = domain_section.name
+        known |= {name, f"{name}_id", f"{name}_user", f"{name}_user_id"}
+    plain = {name.lower() for name in known}
     fitting = [name for name in there if name.lower() in plain]
     return fitting[0] if len(fitting) == 1 else None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Users' ids in an ingest: of one type everywhere, or, by the map of ``[users]``, those of the target log."""
+"""User ids of an ingest: of one common type, or mapped to the target log's ids by ``[users] map``."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ _SIDES: Final[tuple[Domain, ...]] = ("source", "target")
 
 @dataclass(frozen=True)
 class MappedUsers(Jsonable):
-    """What became of the source logs' users.
+    """Counts of the source logs' mapped users.
 
     Attributes:
-        pairs: Different pairs of the map.
-        without: Its rows that lack an id on one side, and say nothing.
-        mapped: Users of the source logs that have a target id.
-        unmapped: Those that have none; the lake holds them as ``source:<id>``.
-        merged: Target ids that stand for several source ids of the logs.
+        pairs: Distinct pairs of the mapping.
+        without: Its rows that lack an id on one side; they are ignored.
+        mapped: Users of the source logs with a target id.
+        unmapped: Users without one; the lake holds them as ``source:<id>``.
+        merged: Target ids that several source ids of the logs map to.
     """
 
     pairs: int
@@ -52,19 +52,19 @@ class MappedUsers(Jsonable):
 
 
 class Users:
-    """The users of the logs that an ingest reads.
+    """Resolver of the user ids of an ingest's logs.
 
     Args:
         events: The staged logs, by side.
-        kept: The type of the users' ids in the lake, and the table; None: it is empty.
-        user_map: Which source user is which target user; None: the ids are the same ones.
+        kept: The type of the user ids in the lake, and the table that has it; None: the lake is empty.
+        user_map: Mapping of source users to target users; None: the ids are shared.
 
     Attributes:
         kind: Type of the ids in the lake.
-        mapped: What became of the source logs' users; None where there is no map, or no source log.
+        mapped: Counts of the source logs' mapped users; None without a mapping or a source log.
 
     Raises:
-        BadValue: The ids' types do not agree with one another, or with the lake.
+        BadValue: The id types are incompatible with one another, or with the lake.
     """
 
     def __init__(
@@ -84,13 +84,13 @@ class Users:
             )
         self.kind = "string"
         ids = {"source": user_map.source, "target": user_map.target}
-        self.in_log = {side: agreed_type("user", [*(one.users for one in events[side]), ids[side]]) for side in _SIDES}
+        self.in_log = {side: agreed_type("user", [*(staged.users for staged in events[side]), ids[side]]) for side in _SIDES}
 
     def load(self, db: Any) -> None:
-        """Put the map, if there is one, in DuckDB, and count what becomes of the source logs' users.
+        """Load the mapping, if any, into DuckDB, and count the source logs' mapped users.
 
         Raises:
-            BadValue: It gives a user several ids.
+            BadValue: It maps a user to several ids.
         """
         if self._map is None:
             return
@@ -100,18 +100,18 @@ class Users:
         self.mapped = _count(db, logs, pairs, without) if logs else None
 
     def without_forgotten(self, db: Any, stones: Tombstones, query: str, domain: Domain) -> str:
-        """A staged log's query with the lake's user ids, without the rows of users who were forgotten.
+        """Return a staged log's query with the lake's user ids, without the rows of erased users and items.
 
         Args:
-            db: DuckDB connection that holds the map.
-            stones: Who was forgotten.
-            query: Of all rows, with the log's ids in its own type.
-            domain: Of the log.
+            db: DuckDB connection that holds the mapping.
+            stones: The erased users and items.
+            query: Query of all rows, with the log's own ids.
+            domain: The log's side.
         """
         if self._map is None:
             return without_forgotten(db, stones, query, domain)
         if domain == "source":
-            # Whoever was forgotten before there was a pair stays away.
+            # Suppress users who were erased under their unmapped id, before the pair was known.
             query = without_forgotten(db, stones, query, domain, user=_own_sql())
             query = (
                 f"SELECT log.* REPLACE (coalesce({PAIRS}.target, {_own_sql('log.')}) AS {USER_ID}) FROM ({query}) AS log "
@@ -122,17 +122,17 @@ class Users:
         return without_forgotten(db, stones, query, domain)
 
     def check(self, db: Any, lake: Lake, log: Log, *, adds: bool) -> None:
-        """Refuse what a map does not go with.
+        """Ensure that a log is consistent with the mapping.
 
         Args:
             db: DuckDB connection that holds the log's view.
             lake: The lake.
             log: The log, with the lake's ids.
-            adds: Whether its rows are added to those of the lake, and not put in their place.
+            adds: Whether its rows are added to those of the lake, rather than replacing them.
 
         Raises:
-            BadValue: Events of a source log are in the lake under another user; or a user of the target log is called like a source
-                user without a pair.
+            BadValue: Events of a source log are in the lake under another user; or a target user's id has the prefix of unmapped
+                source users.
         """
         if self._map is None:
             return
@@ -148,18 +148,18 @@ class Users:
 
 
 def _own_sql(prefix: str = "") -> str:
-    """The id of a source user who is not mapped, in SQL."""
+    """Return the SQL expression of an unmapped source user's id."""
     return f"'{OWN}' || CAST({prefix}{USER_ID} AS VARCHAR)"
 
 
 def _count(db: Any, queries: Sequence[str], pairs: int, without: int) -> MappedUsers:
-    """What becomes of the users of source logs.
+    """Count the mapped users of source logs.
 
     Args:
-        db: DuckDB connection that holds the map.
-        queries: Of the logs' rows, with their own ids.
-        pairs: See `MappedUsers`.
-        without: Likewise.
+        db: DuckDB connection that holds the mapping.
+        queries: Queries of the logs' rows, with their own ids.
+        pairs: See `IdMappingCounts`.
+        without: See `IdMappingCounts`.
     """
     users = " UNION ".join(f"SELECT DISTINCT CAST({USER_ID} AS VARCHAR) AS source FROM ({query})" for query in queries)
     mapped, unmapped, targets = db.sql(
@@ -175,7 +175,7 @@ def _count(db: Any, queries: Sequence[str], pairs: int, without: int) -> MappedU
 
 
 def _refuse_moved(db: Any, lake: Lake, log: Log) -> None:
-    """Refuse a source log some of whose events are in the lake under another user, as after a change of the map: they would count twice.
+    """Reject a source log with events that are in the lake under another user, as after a change of the mapping.
 
     Args:
         db: DuckDB connection that holds the log's view, with the lake's ids.
@@ -183,7 +183,7 @@ def _refuse_moved(db: Any, lake: Lake, log: Log) -> None:
         log: The log.
 
     Raises:
-        BadValue: They are; says how many, and how to bring them over.
+        BadValue: There are such events; says how many, and how to migrate them.
     """
     table = Table.events(log.domain)
     if not lake.exists(table):
@@ -204,7 +204,7 @@ def _refuse_moved(db: Any, lake: Lake, log: Log) -> None:
     db.execute("DROP TABLE there")
     if moved:
         raise BadValue(
-            f"{moved} events of {users} users are in the lake under other ids, as before [users] changed: they would count twice",
+            f"{moved} events of {users} users are in the lake under other ids, from before [users] changed; this would double-count",
             where=log.origin,
-            next_step=f"bring them over with a log that holds all of them: scalr ingest --replace {first[:10]}",
+            next_step=f"replace them with a log that holds all of them: scalr ingest --replace {first[:10]}",
         )

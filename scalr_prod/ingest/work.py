@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From staged logs to commits: what they must agree on, and what is written in which order."""
+"""Ingest pipeline: validate staged logs against one another and the lake, then commit them."""
 
 from __future__ import annotations
 
@@ -57,31 +57,31 @@ _BOTH: tuple[Domain, ...] = ("source", "target")
 
 
 class Changing(Protocol):
-    """What a log does to its events table."""
+    """Change of an events table by a log."""
 
     def compare(self) -> None:
-        """Find it, and write nothing."""
+        """Compute the change without writing."""
 
     def commit(self, count: Callable[[int], None]) -> Change:
-        """Do it."""
+        """Commit the change."""
 
 
 class Work:
-    """One ingest after all of its input has been staged.
+    """An ingest, after all of its input was staged.
 
     Args:
         settings: The project's settings.
         db: DuckDB connection.
         lake: The lake.
-        opened: Its tables that were there when the ingest began.
-        events: The staged logs, by the place of their settings.
-        items: The staged item files likewise, None where there is none.
-        folder: Where what does not fit in memory lies.
-        since: From then on, the lake's events become those of the logs (UTC); None: what the lake lacks is added.
-        user_map: Which source user is which target user; None: the ids are the same ones.
+        opened: Its tables that existed when the ingest began.
+        events: The staged logs, by settings key.
+        items: The staged item files, by settings key; None without one.
+        folder: Folder for data that does not fit in memory.
+        since: Replace the lake's events from this time on (UTC) by those of the logs; None: add missing rows.
+        user_map: Mapping of source users to target users; None: the ids are shared.
 
     Raises:
-        BadValue: The inputs' id types do not agree with one another or with the lake; or the map gives a user several ids.
+        BadValue: The id types are incompatible with one another or with the lake; or the mapping gives a user several ids.
     """
 
     def __init__(
@@ -107,11 +107,11 @@ class Work:
         self.users = Users({domain: [events[place] for place in self.read[domain]] for domain in _BOTH}, kept, user_map)
         self.user = self.users.kind
         self.item, self.own = self._agree()
-        #: Rows that stand for others: their event id is that of a later row, or they are dropped repetitions. By place.
+        #: Rows superseded by a later row with the same event id, and dropped repetitions, by settings key.
         self.renewed: dict[str, int] = {}
-        #: Rows of users and items that were forgotten. By place.
+        #: Rows of erased users and items, by settings key.
         self.forgotten: dict[str, int] = {}
-        #: Rows of the log that are the same as another one. By place.
+        #: Counts of repeated rows of the log, by settings key.
         self.repeated: dict[str, Repeated] = {}
         self.users.load(db)
         self.logs = {place: self._view(domain, place) for domain in _BOTH for place in self.read[domain]}
@@ -123,12 +123,12 @@ class Work:
         )
 
     def _agree(self) -> tuple[dict[Domain, IdType], dict[str, IdType]]:
-        """Types of the item ids in the lake, and of those in each log."""
+        """Return the types of the item ids in the lake, and in each log."""
         item: dict[Domain, IdType] = {}
         own: dict[str, IdType] = {}
         for domain in _BOTH:
             kept = self._kept(Table.events(domain), ITEM_ID) if domain in self.there else None
-            known = self._kept_of_several() if domain == "source" and self.several else kept
+            known = self._stored_type_of_several() if domain == "source" and self.several else kept
             for place in self.read[domain]:
                 catalogue = self.items[place]
                 columns = [self.events[place].items, *([catalogue.items] if catalogue else [])]
@@ -143,13 +143,13 @@ class Work:
         return id_type_of(schema_of_table(self.opened[table]), column), f"the table {table.value}"
 
     def _known(self, table: Table) -> bool:
-        """Whether a table is there; another ingest may have made it since this one began."""
+        """Return whether a table exists; another ingest may have created it since this one began."""
         if table not in self.opened and self.lake.exists(table):
             self.opened[table] = self.lake.open_ours(table)
         return table in self.opened
 
-    def _kept_of_several(self) -> tuple[IdType, str] | None:
-        """Where all of several source domains have had integers as item ids, synthetic events give them back as such."""
+    def _stored_type_of_several(self) -> tuple[IdType, str] | None:
+        """Return int64 if all of several source domains had integer item ids: synthetic events return them as integers."""
         table = Table.SYNTHETIC_TARGET_EVENTS
         kept = self._kept(table, "source_item_id") if self._known(table) else None
         return kept if kept and kept[0] == "int64" else None
@@ -160,9 +160,9 @@ class Work:
         view = f"{place.replace('.', '_')}_log"
         query = staged_sql(staged.files, {USER_ID: self.users.in_log[domain], ITEM_ID: own}, prefix=prefix)
         query = self.users.without_forgotten(self.db, self.stones, query, domain)
-        lacking = [name for name in EVENT_EXTRAS if getattr(self.settings.domains[place].columns, name) is None]
-        nothing = "".join(f", NULL::{'DOUBLE' if name == 'value' else 'VARCHAR'} AS {name}" for name in lacking)
-        named = f" REPLACE ('{prefix}' || {EVENT_ID} AS {EVENT_ID})" if prefix and EVENT_ID not in lacking else ""
+        missing = [name for name in EVENT_EXTRAS if getattr(self.settings.domains[place].columns, name) is None]
+        nothing = "".join(f", NULL::{'DOUBLE' if name == 'value' else 'VARCHAR'} AS {name}" for name in missing)
+        named = f" REPLACE ('{prefix}' || {EVENT_ID} AS {EVENT_ID})" if prefix and EVENT_ID not in missing else ""
         self.db.execute(f"CREATE TEMP VIEW {view} AS SELECT *{named}{nothing} FROM ({query})")
         read = count_of(self.db, f"FROM {view}")
         self.forgotten[place] = staged.rows - read
@@ -176,27 +176,27 @@ class Work:
         return Log(domain, place, own, prefix, staged.origin, view, laid.rows, laid.pieces)
 
     def _laid(self, place: str, view: str, read: int) -> Laid:
-        """Leave out of a log's view what its settings' limits leave out, all but one row of each event id, and lay the rest by time."""
-        chosen, rows = self.settings.domains[place], read
-        if chosen.columns.event_id is not None:
-            rows = latest_of_each_id(self.db, view, chosen)
+        """Sort a log by time, after its settings' limits and with one row per event id."""
+        section, rows = self.settings.domains[place], read
+        if section.columns.event_id is not None:
+            rows = latest_of_each_id(self.db, view, section)
         renewed = read - rows
-        rows = held_to_limits(self.db, view, rows, chosen, self.events[place].left_out)
-        mapped = {name for name in EVENT_EXTRAS if getattr(chosen.columns, name) is not None}
-        laid = lay(self.db, view, rows, mapped, self.folder, drop=chosen.duplicates == "drop")
+        rows = held_to_limits(self.db, view, rows, section, self.events[place].left_out)
+        mapped = {name for name in EVENT_EXTRAS if getattr(section.columns, name) is not None}
+        laid = lay(self.db, view, rows, mapped, self.folder, drop=section.duplicates == "drop")
         self.renewed[place] = renewed + rows - laid.rows
-        # Repetitions that were dropped are counted there, and are none of the log any more.
+        # Dropped repetitions are counted as superseded and no longer belong to the log.
         kept = Repeated(0, laid.rows, whole=False)
-        self.repeated[place] = kept if chosen.duplicates == "drop" else laid.repeated
+        self.repeated[place] = kept if section.duplicates == "drop" else laid.repeated
         self.db.execute(f"CREATE OR REPLACE TEMP VIEW {view} AS FROM {parquet_sql(exact(piece.path) for piece in laid.pieces)}")
         self.db.execute(f"DROP TABLE IF EXISTS {view}_latest")
         return laid
 
     def common_users(self) -> int | None:
-        """Users of the target domain and any source domain, counted over what was read (or, of what was not, over the lake).
+        """Count the users of both the target domain and a source domain, in the logs read, or in the lake for a side not read.
 
         Raises:
-            NoCommonUsers: There is none, nor is there one in the lake.
+            NoCommonUsers: There are none in the logs or the lake.
         """
         if any(not self.read[domain] and domain not in self.there for domain in _BOTH):
             return None
@@ -237,29 +237,29 @@ class Work:
         return repr(self.db.sql(f"SELECT min({USER_ID}) FROM {domain}_users").fetchall()[0][0])
 
     def compare(self) -> None:
-        """Find what each domain changes.
+        """Compute the changes of each domain.
 
         Raises:
-            BadValue: A log is in the lake already, but with other created times or weights, or under other users; or a replacement
-                would take out more than the settings let it.
+            BadValue: A log is already in the lake with other created times or weights, or under other users; or a replacement would
+                remove more than the settings allow.
         """
         for place, change in self.changes.items():
             change.compare()
             self.users.check(self.db, self.lake, self.logs[place], adds=self._adds(place))
             if isinstance(change, Addition):
-                chosen = self.settings.domains[place]
-                refuse_doubled(change.log, chosen, self.repeated[place], again=change.again, there=change.there)
+                section = self.settings.domains[place]
+                refuse_doubled(change.log, section, self.repeated[place], again=change.again, there=change.there)
 
     def _adds(self, place: str) -> bool:
-        """Whether a log's rows come beside those of the lake: events with ids of their own change in place."""
+        """Return whether a log's rows are added to the lake's; events with ids are updated in place."""
         return self.since is None and self.settings.domains[place].columns.event_id is None
 
     def create_tables(self) -> None:
-        """Make every table that is missing and whose id types are known, bound to the project and each side's to its domains.
+        """Create missing tables whose id types are known, and bind them to the project and their domains.
 
         Raises:
-            ProjectsMixed: Another project's ingest has made the lake its own in the meantime.
-            DomainsMixed: Another ingest has made a table for another domain in the meantime.
+            ProjectsMixed: Another project's ingest has claimed the lake in the meantime.
+            DomainsMixed: Another ingest has created a table for another domain in the meantime.
         """
         for domain, item in self.item.items():
             events = Table.events(domain)
@@ -277,27 +277,27 @@ class Work:
         check_domains(self.settings, self.lake)
 
     def _make(self, table: Table, schema: pa.Schema, described: str | None, domain: Domain | None) -> None:
-        """Make a table that bears this description, if any, where there is none; where there is one, it gets both, and what it lacks."""
+        """Create a table with this description, or complete an existing table's description and columns."""
         made = self.lake.create(table, schema, description=described, opened=self.opened.get(table))
         if described is not None and self.lake.description(table, opened=made) != described:
             self._bind(table, domain)
             self.lake.follow(table, made)
-        self.lake.complete(table, schema, opened=made)  # one of a former version knows no source domain
+        self.lake.complete(table, schema, opened=made)  # a table of an older version lacks the source domain column
 
     def _extras(self, domain: Domain) -> set[str]:
-        """The columns of `EVENT_EXTRAS` that the settings map, or that the table has."""
+        """Return the columns of `EVENT_EXTRAS` that the settings map or the table has."""
         events, columns = Table.events(domain), [self.settings.domains[place].columns for place in self.read[domain]]
         there = schema_of_table(self.opened[events]).names if domain in self.there else ()
-        return {name for name in EVENT_EXTRAS if name in there or any(getattr(one, name) is not None for one in columns)}
+        return {name for name in EVENT_EXTRAS if name in there or any(getattr(mapped, name) is not None for mapped in columns)}
 
     def _item_of_source(self) -> IdType:
-        """Type of a synthetic event's ``source_item_id``: as in the logs, where those of several domains are alike."""
+        """Return the type of ``source_item_id`` in synthetic events: that of the logs, if all source domains share it; else string."""
         if not self.several:
             return self.item["source"]
         return "int64" if {self.own.get(place) for place in self.settings.domains.places("source")} == {"int64"} else "string"
 
     def _bind(self, table: Table, domain: Domain | None) -> None:
-        """Give a table that was bound to no project or domain, or to a former name, the one that it has now."""
+        """Bind a table without a binding, or with a former name, to the current project or domain."""
 
         def bind(_version: int) -> None:
             check_domains(self.settings, self.lake)
@@ -309,10 +309,10 @@ class Work:
         repeat_while_moving(self.lake, table, bind)
 
     def commit(self, place: str, *, progress: bool) -> DomainReport:
-        """Write one domain: its catalogue first, so that no event is ever without a catalogue row.
+        """Commit one domain: its catalogue first, so that every event always has a catalogue row.
 
         Raises:
-            CommitFailed: The lake refused; what was committed before is found again when the ingest is repeated.
+            CommitFailed: The lake rejected a commit; a repeated ingest finds what was committed before.
         """
         staged, log = self.events[place], self.logs[place]
         table = Table.events(log.domain)
@@ -331,7 +331,7 @@ class Work:
             size -= leave_out_unused(self.db, self.lake, log)
         read, delta = self._extent(log.view), self.lake.open_table(table, version=change.version)
         rows = self._rows_in_lake(log, delta)
-        # All of the log is in the table now: of equal size, the two are equal. (Of a replacement, only what lies in its window is.)
+        # The table now contains the whole log, so equal sizes mean equal rows. (A replacement covers only its window.)
         kept = read if rows == log.rows and self.since is None else self._extent_in_lake(log, delta)
         return DomainReport(
             name=self.settings.domains[place].name,
@@ -367,7 +367,7 @@ class Work:
 
     def _extent_in_lake(self, log: Log, table: DeltaTable) -> _Extent:
         files, own = local_files(table), log.own()
-        if files and own is None:  # as they lie: less work for each file than through Arrow
+        if files and own is None:  # DuckDB reads local files with less overhead per file than Arrow
             return self._extent(parquet_sql(files))
         columns = [USER_ID, ITEM_ID, EVENT_TIMESTAMP]
         rows = scan(self.lake, Table.events(log.domain), version=table.version(), columns=columns, where=own)
@@ -378,7 +378,7 @@ class Work:
             self.db.unregister("lake_rows")
 
     def _extent(self, view: str) -> _Extent:
-        """Read a relation once."""
+        """Compute the extent of a relation in one scan."""
         users, items, first, last = self.db.sql(
             f"SELECT count(DISTINCT {USER_ID}), count(DISTINCT {ITEM_ID}), "
             f"epoch_us(min({EVENT_TIMESTAMP})), epoch_us(max({EVENT_TIMESTAMP})) FROM {view}"
@@ -387,7 +387,7 @@ class Work:
 
 
 class _Extent(NamedTuple):
-    """Whose events there are, on what, and from when to when (UTC)."""
+    """Distinct users and items of some events, and the time of the first and last one (UTC)."""
 
     users: int
     items: int

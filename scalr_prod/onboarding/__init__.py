@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The first five minutes: `scalr init` looks at two foreign logs and writes the scalr.toml that reads them."""
+"""Onboarding: `scalr init` inspects two logs and writes a scalr.toml that reads them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A guess, shown and corrected in one line at a time."""
+"""Interactive prompts of `scalr init`: show a guess, take corrections one line at a time."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ if TYPE_CHECKING:
 
 __all__ = ["corrected", "until_right"]
 
-_HELP: Final = "Enter: right. Else a correction, such as source.user=customer or timezone=Europe/Paris"
+_HELP: Final = "Press Enter to accept, or type a correction such as source.user=customer or timezone=Europe/Paris"
 
 
 def corrected(asked: Sequence[Asked], corrections: Iterable[str]) -> list[Asked]:
-    """What is asked, with corrections: ``PLACE.ROLE=COLUMN``, ``timezone=ZONE`` of both logs, ``PLACE.timezone=ZONE`` of one.
+    """Apply corrections to the requests: ``PLACE.ROLE=COLUMN``, ``timezone=ZONE`` for both logs, ``PLACE.timezone=ZONE`` for one.
 
     Args:
-        asked: Source and target.
+        asked: Requests for source and target.
         corrections: As the user writes them; the place is source or target, the role user, item or timestamp.
 
     Raises:
-        SettingsError: One is no correction.
+        SettingsError: A correction is malformed.
     """
-    found = {one.place: one for one in asked}
+    found = {request.place: request for request in asked}
     for correction in corrections:
         key, sign, value = (part.strip() for part in correction.partition("="))
         place, _, role = key.partition(".")
         if sign and value and key == "timezone":
-            found = {name: replace(one, timezone=value) for name, one in found.items()}
+            found = {name: replace(request, timezone=value) for name, request in found.items()}
         elif sign and value and place in found and role == "timezone":
             found[place] = replace(found[place], timezone=value)
         elif sign and value and place in found and role in ROLES:
             found[place] = replace(found[place], columns={**found[place].columns, role: value})
         else:
             raise SettingsError(
-                f"{correction!r} is no correction",
+                f"{correction!r} is not a correction",
                 where="--column",
                 next_step="write PLACE.ROLE=COLUMN, for example source.user=customer; "
                 f"a place is {' or '.join(found)}, a role {', '.join(ROLES)} or timezone",
@@ -61,19 +61,19 @@ def until_right(
     show: Callable[[Beginning | InputError | SettingsError], None],
     ask: Callable[[str], str],
 ) -> Beginning:
-    """Show what is understood, and take corrections, until there are none.
+    """Show the guess and take corrections until the user confirms it.
 
     Args:
-        config: See `understand`, as for the next three.
-        asked: Source and target.
+        config: Path of the scalr.toml; see `plan_init`.
+        asked: Requests for source and target.
         items: Place → item file.
-        names: Place → name.
-        show: Shows a guess, or why there is none.
-        ask: Asks one question, and gives the answer; empty: the guess is right.
+        names: Place → domain name.
+        show: Shows a guess, or the error that prevented one.
+        ask: Asks a question and returns the answer; empty: the guess is right.
 
     Raises:
-        InputError: There is no guess, and the user has no correction.
-        SettingsError: Likewise.
+        InputError: A log cannot be understood, and the user gives no correction.
+        SettingsError: A name, zone or correction is invalid, and the user gives no correction.
     """
     answer = ""
     while True:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A database without a query: the table in it that looks like a log."""
+"""Databases without a query: find the table that looks like a log."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 __all__ = ["located"]
 
 _SQLITE: Final = {".db", ".sqlite", ".sqlite3"}
-#: Tables and columns that an error lists.
+#: Largest number of tables and columns in an error.
 _LISTED: Final = 20
 
 
 def located(asked: Asked) -> Asked:
-    """The log with an absolute path, or, of a database, an absolute URL and the query that reads it.
+    """Resolve a log's location: make its path absolute or, for a database, its URL, and add the query that reads it.
 
-    A file of SQLite is known by its suffix. Where no query is given, it is of the only table or view of the database that has
-    columns called like a user, an item and a time.
+    SQLite files are recognised by their suffix. The default query reads the only table or view whose column names match a user, an
+    item and a time.
 
     Raises:
         UnreadableInput: The database cannot be read.
-        ColumnNotFound: No table is called so, or several are; lists them.
+        ColumnNotFound: No table matches, or several do; lists them.
     """
     location = asked.location
     if "://" not in location:
@@ -86,13 +86,13 @@ def _is_database(location: str) -> bool:
 
 
 def _from_here(url: str) -> str:
-    """The URL of a SQLite file with its path made absolute: commands may run in another folder."""
+    """Make the path in a SQLite URL absolute: commands may run in another folder."""
     import sqlalchemy as sa
 
     try:
         parsed = sa.make_url(url)
     except (sa.exc.ArgumentError, ValueError):
-        return url  # told of where it is opened
+        return url  # reported when it is opened
     path = parsed.database
     if parsed.get_backend_name() != "sqlite" or not path or path.startswith((":", "file:")):
         return url

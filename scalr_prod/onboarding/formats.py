@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dates that are not ISO 8601: which format reads every value of a sample."""
+"""Formats of timestamps that are not ISO 8601, guessed from a sample."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ _DAYS: Final = ("%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%m-%d-%Y", "%Y/
 _OTHERS: Final = ("%Y%m%d", "%Y%m%d%H%M%S", "%d %b %Y", "%b %d, %Y")
 
 
-def guess_format(values: pa.Array, place: Place, zone: str) -> tuple[str | None, list[str]]:
-    """The first format that reads every value, and the others that do too.
+def guess_format(values: pa.Array, origin: Place, zone: str) -> tuple[str | None, list[str]]:
+    """Return the first format that parses every value, and the other formats that do.
 
-    The day comes before the month where both read the sample: 03/04/2024 is in April.
+    If both orders parse the sample, the day comes before the month: 03/04/2024 is in April.
 
     Args:
         values: A column of text or whole numbers.
-        place: Where it comes from.
-        zone: The zone of its times.
+        origin: Its origin.
+        zone: Time zone of its values.
     """
     fitting = []
     for pattern in (*(day + clock for day in _DAYS for clock in _CLOCKS), *_OTHERS):
         try:
-            Instants(zone, "", format=pattern).read(values, place)
+            Instants(zone, "", format=pattern).read(values, origin)
         except BadValue:
             continue
         fitting.append(pattern)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A foreign log as it is understood: which columns, times of which kind and zone; checked by reading it as the ingest does."""
+"""Guess of a log's columns, time format and zone, checked by parsing a sample as the ingest does."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ if TYPE_CHECKING:
 
 __all__ = ["Asked", "ItemGuess", "LogGuess", "guess_items", "guess_log"]
 
-#: How much is looked at: rows, and files of a folder.
+#: Size of the sample: rows, and files of a folder.
 _ROWS: Final = 10_000
 _FILES: Final = 50
-#: Suffixes that name no format by themselves, and what such files mostly hold.
-_UNSURE: Final = {".json": "jsonl", ".txt": "csv", ".dat": "csv", ".log": "csv"}
+#: Ambiguous suffixes, and the usual format of such files.
+_LIKELY_FORMAT: Final = {".json": "jsonl", ".txt": "csv", ".dat": "csv", ".log": "csv"}
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What the user says of one log.
+    """Request for one log: what the user specified.
 
     Attributes:
         place: ``source`` or ``target``.
-        location: A path, glob, folder or URL; or a SQLAlchemy URL, where there is a query.
-        query: SQL.
-        columns: Role → column, where the guess is not to decide.
+        location: A path, glob, folder or URL; with a query, a SQLAlchemy URL.
+        query: SQL query.
+        columns: Role → column, for roles that are not guessed.
         timezone: IANA zone of naive timestamps.
-        table: The table that the query reads, where it was found in the database.
+        table: The table that the query reads, if it was found in the database.
     """
 
     place: str
@@ -58,15 +58,15 @@ class Asked:
 
 @dataclass(frozen=True)
 class LogGuess:
-    """How a log is understood.
+    """Guess of how to read a log.
 
     Attributes:
         place: ``source`` or ``target``.
         columns: Role → column.
         there: All columns of the log.
-        settings: What ``[domains.<place>]`` needs beside name, location and columns: ``format``, ``timezone``, ``timestamp_format``.
-        times: What its times are, in words.
-        notes: What was decided between several possibilities.
+        settings: Further keys of ``[domains.<place>]``: ``format``, ``timezone``, ``timestamp_format``.
+        times: Description of its times.
+        notes: Choices between several possibilities.
     """
 
     place: str
@@ -79,30 +79,30 @@ class LogGuess:
 
 @dataclass(frozen=True)
 class ItemGuess:
-    """How an item file is understood: role → column, and the columns that are there."""
+    """Guess of how to read an item file: role → column, and all of its columns."""
 
     columns: Mapping[str, str]
     there: Sequence[str]
 
 
 def guess_log(base: Settings, asked: Asked) -> LogGuess:
-    """Look at the first rows of a log.
+    """Guess how to read a log from its first rows.
 
     Args:
-        base: Any settings: their folder is where relative paths start.
-        asked: The log, and what is known of it.
+        base: Any settings; relative paths start from their folder.
+        asked: The log, and what the user specified.
 
     Raises:
-        InputError: It is not there, cannot be read, or has no row.
-        ColumnNotFound: No column fits a role; names those that are there, and the option that names one.
-        BadValue: No column of times can be read; says what was found.
+        InputError: The log does not exist, cannot be read, or has no row.
+        ColumnNotFound: No column fits a role; lists the existing ones, and the option to name one.
+        BadValue: No time column can be parsed; says what was found.
     """
     sample, chosen = _sample(base, asked)
     there = list(dict.fromkeys(sample.rows.schema.names))
     _check_header(there, asked)
     notes: list[str] = []
     columns: dict[str, str] = {}
-    # What the user says comes first, so that no guess takes it away.
+    # Columns that the user named come first, so that no guess takes them.
     for role in sorted(ROLES, key=lambda role: role not in asked.columns):
         columns[role] = _column(role, sample, there, asked, list(columns.values()), notes)
     times, settings = _times(sample, columns["timestamp"], asked, notes)
@@ -110,15 +110,15 @@ def guess_log(base: Settings, asked: Asked) -> LogGuess:
 
 
 def guess_items(base: Settings, location: str, item: str) -> ItemGuess:
-    """Look at the first rows of an item file.
+    """Guess how to read an item file from its first rows.
 
     Args:
         base: As for `guess_log`.
         location: A path, glob, folder or URL.
-        item: The log's column of items: one of that name is taken.
+        item: The log's item column; a column of the same name is preferred.
 
     Raises:
-        InputError: It is not there, cannot be read, or has no row.
+        InputError: The file does not exist, cannot be read, or has no row.
         ColumnNotFound: No column fits the item.
     """
     sample, _ = _sample(base, Asked("items", location))
@@ -142,7 +142,7 @@ def guess_items(base: Settings, location: str, item: str) -> ItemGuess:
 
 
 def _sample(base: Settings, asked: Asked) -> tuple[Batch, dict[str, str]]:
-    """The first rows, with every column, and the format where the name does not tell it."""
+    """Read a sample with every column; return it, and the format if the name does not determine it."""
     option = "--items, --source-items or --target-items" if asked.place == "items" else f"--{asked.place}"
     everything = Wanted((), f"domains.{asked.place}.columns", whole=True, location=option)
     if asked.query is not None:
@@ -151,10 +151,10 @@ def _sample(base: Settings, asked: Asked) -> tuple[Batch, dict[str, str]]:
     try:
         return _first(read_path(base, location, everything), location), {}
     except UnreadableInput:
-        unsure = _UNSURE.get(suffix_of(location))
-        if unsure is None or asked.place == "items":
+        likely = _LIKELY_FORMAT.get(suffix_of(location))
+        if likely is None or asked.place == "items":
             raise
-    return _first(read_path(base, location, everything, format=unsure), location), {"format": unsure}
+    return _first(read_path(base, location, everything, format=likely), location), {"format": likely}
 
 
 def _first(batches: Any, origin: str) -> Batch:
@@ -165,7 +165,7 @@ def _first(batches: Any, origin: str) -> Batch:
     found: list[Batch] = []
     with closing(batches):
         for batch in batches:
-            # Files of a folder may differ in their types: the sample is of those that are as the first one is.
+            # Files of a folder may differ in their types: the sample uses those with the first one's schema.
             if batch.rows.num_rows and (not found or batch.rows.schema.equals(found[0].rows.schema)):
                 found.append(batch)
             if len(found) == _FILES or sum(one.rows.num_rows for one in found) >= _ROWS:
@@ -178,7 +178,7 @@ def _first(batches: Any, origin: str) -> Batch:
 
 
 def _check_header(there: Sequence[str], asked: Asked) -> None:
-    """A file whose first line is data."""
+    """Reject a file whose first line is data."""
     if sum(name.replace(".", "", 1).replace("-", "", 1).isdigit() for name in there) > len(there) // 2:
         raise ColumnNotFound(
             f"has no line of column names: it begins with {', '.join(there)[:100]}",
@@ -201,7 +201,7 @@ def _column(role: str, sample: Batch, there: list[str], asked: Asked, taken: lis
     usable = [name for name, problem in problems.items() if problem is None]
     if not fitting:
         raise ColumnNotFound(
-            f"no column looks like the {_SAYS[role]}; there are: {', '.join(there)}",
+            f"no column looks like the {_ROLE_NAMES[role]}; there are: {', '.join(there)}",
             where=asked.location,
             next_step=f"name it: {option}",
         )
@@ -209,7 +209,7 @@ def _column(role: str, sample: Batch, there: list[str], asked: Asked, taken: lis
     if not usable and error is not None:
         looked = f" (in the first {_ROWS} rows, which are looked at)" if sample.rows.num_rows == _ROWS else ""
         raise BadValue(
-            f"'{fitting[0]}' looks like the {_SAYS[role]}, but {error.found}{looked}",
+            f"'{fitting[0]}' looks like the {_ROLE_NAMES[role]}, but {error.found}{looked}",
             where=error.where,
             next_step=f"{error.next_step}; or name another column: {option} (there are: {', '.join(there)})",
         )
@@ -218,11 +218,11 @@ def _column(role: str, sample: Batch, there: list[str], asked: Asked, taken: lis
     return usable[0]
 
 
-_SAYS: Final = {"user": "user's id", "item": "item's id", "timestamp": "time of the event"}
+_ROLE_NAMES: Final = {"user": "user's id", "item": "item's id", "timestamp": "time of the event"}
 
 
 def _problem(role: str, sample: Batch, name: str, asked: Asked) -> BadValue | None:
-    """Why the ingest could not take a column in a role."""
+    """Return the error of the ingest for a column in a role; None: it can be read."""
     values, place = column_of(sample, name)
     try:
         if role == "timestamp":
@@ -237,7 +237,7 @@ def _problem(role: str, sample: Batch, name: str, asked: Asked) -> BadValue | No
 
 
 def _read_times(values: pa.Array, place: Place, zone: str) -> tuple[Instants, str | None, list[str]]:
-    """The reader that takes a column of times, and the format where it needs one, with the formats that would do too."""
+    """Return the parser of a time column, its format if it needs one, and other formats that would also work."""
     reader = Instants(zone, "")
     try:
         reader.read(values, place)
@@ -250,7 +250,7 @@ def _read_times(values: pa.Array, place: Place, zone: str) -> tuple[Instants, st
 
 
 def _times(sample: Batch, name: str, asked: Asked, notes: list[str]) -> tuple[str, dict[str, str]]:
-    """What a log's times are, in words, and the settings that they need."""
+    """Return a description of a log's times, and the settings that they need."""
     values, place = column_of(sample, name)
     reader, pattern, others = _read_times(values, place, asked.timezone or "UTC")
     settings = {}
@@ -261,8 +261,8 @@ def _times(sample: Batch, name: str, asked: Asked, notes: list[str]) -> tuple[st
                 f"[{asked.place}] timestamp: read as {pattern}; {', '.join(others)} would do too (timestamp_format in the file)"
             )
     if reader.unit is not None:
-        said = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}[reader.unit]
-        return f"{said} since 1970 (UTC)", settings
+        unit = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}[reader.unit]
+        return f"{unit} since 1970 (UTC)", settings
     if pattern is None and _has_zone(values, place):
         return "timestamps with a zone", settings
     settings["timezone"] = asked.timezone or "UTC"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which column is what, by its name: the rules that `scalr init` states."""
+"""Rules by which `scalr init` recognises columns by their names."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
 __all__ = ["ITEM_ROLES", "ROLES", "by_name", "plain"]
 
-#: Of an event: what must be found.
+#: Required roles of an event's columns.
 ROLES: Final = ("user", "item", "timestamp")
-#: Of an item file, beside the item: what may be found.
+#: Optional roles of an item file's columns, besides the item.
 ITEM_ROLES: Final = ("title", "category", "value")
 
-#: Names as `plain` gives them, the most telling first: the first that is there is taken.
+#: Normalized names, the most specific first: the first existing one is used.
 _NAMES: Final[dict[str, list[str]]] = {
     role: names.split()
     for role, names in {
@@ -42,34 +42,34 @@ _NAMES: Final[dict[str, list[str]]] = {
         "value": "value price sales_price unit_price cost",
     }.items()
 }
-#: What a time's name may say of its unit: ``ts_ms``, ``time_s``. The numbers tell it, too.
+#: Unit suffixes of time columns: ``ts_ms``, ``time_s``. The unit itself is inferred from the numbers.
 _UNIT: Final = re.compile(r"_(s|ms|us|ns|sec|secs|millis|seconds)$")
-#: A column whose name ends like this may be an id where no name tells more.
+#: Name endings of possible ids, used if no known name matches.
 _LIKE_ID: Final = ("_id", "_key", "_code", "_no", "_nr", "_number", "_sku")
-#: Likewise a time.
+#: Name endings of possible times.
 _LIKE_TIME: Final = ("_at", "_on", "_ts", "_time", "_date", "_datetime", "_timestamp")
 
 
 def plain(name: str) -> str:
-    """A column's name in small letters with ``_`` between words, without RecBole's type (``user_id:token``)."""
+    """Normalize a column's name: snake case, without RecBole's type (``user_id:token``)."""
     name = re.sub(r":(token|token_seq|float|float_seq)$", "", name.strip())
     name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)
     name = re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_").lower()
-    # userid, movieid: an id without a seam.
-    seamless = re.fullmatch(r"([a-z]{3,})id", name)
-    return f"{seamless[1]}_id" if seamless and f"{seamless[1]}_id" in _KNOWN else name
+    # userid, movieid: no separator before id.
+    joined = re.fullmatch(r"([a-z]{3,})id", name)
+    return f"{joined[1]}_id" if joined and f"{joined[1]}_id" in _KNOWN else name
 
 
 _KNOWN: Final = frozenset(name for names in _NAMES.values() for name in names)
 
 
 def by_name(role: str, columns: Sequence[str], taken: Sequence[str] = ()) -> list[str]:
-    """The columns that may play a role, the most telling first.
+    """Return the columns that match a role, best match first.
 
     Args:
-        role: Of `ROLES` or `ITEM_ROLES`.
-        columns: Those that are there.
-        taken: Those that play another role.
+        role: One of `EVENT_ROLES` or `ITEM_ROLES`.
+        columns: All columns.
+        taken: Columns that already have a role.
     """
     free = [column for column in columns if column not in taken]
     ranks = {name: rank for rank, name in enumerate(_NAMES[role])}
@@ -77,7 +77,7 @@ def by_name(role: str, columns: Sequence[str], taken: Sequence[str] = ()) -> lis
         named = sorted((column for column in free if spelled(column) in ranks), key=lambda column: ranks[spelled(column)])
         if named:
             return named
-    # Items and times go by many names: where a single column is left that is called like one, it is that.
+    # Items and times have many names: if exactly one remaining column has a typical ending, use it.
     endings = {"item": _LIKE_ID, "timestamp": _LIKE_TIME}.get(role)
     if endings is None:
         return []
@@ -89,12 +89,12 @@ def by_name(role: str, columns: Sequence[str], taken: Sequence[str] = ()) -> lis
 
 
 def _without_unit(name: str) -> str:
-    """A time's name without its unit: ``ts_ms`` is ``ts``."""
+    """Remove the unit from a time's name: ``ts_ms`` → ``ts``."""
     return _UNIT.sub("", plain(name))
 
 
 def _as_id(name: str) -> str:
-    """A column's name with ``_id`` in place of another word for it: ``CUSTOMER_NO`` is ``customer_id``."""
+    """Replace another id suffix by ``_id``: ``CUSTOMER_NO`` → ``customer_id``."""
     name = plain(name)
     ending = next((ending for ending in _LIKE_ID if name.endswith(ending)), "")
     return f"{name.removesuffix(ending)}_id" if ending else name

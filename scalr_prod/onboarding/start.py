@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`scalr init`: from two logs to a scalr.toml that the ingest takes."""
+"""Plan of `scalr init`: from two logs to a scalr.toml that the ingest can read."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ _SHOWN: Final = 5
 
 @dataclass(frozen=True)
 class Understood:
-    """One log, as the ingest reads it by the settings that would be written.
+    """One domain, as the ingest would read it with the settings to write.
 
     Attributes:
-        asked: What was asked.
+        asked: The user's request.
         name: The domain's name.
-        log: How its columns and times are understood.
-        items: Likewise of its item file.
-        items_location: Where that is.
-        rows: The first rows, read by the product's own ingest: user, item, time (UTC, ISO 8601).
+        log: Guess of how to read its log.
+        items: Guess of how to read its item file.
+        items_location: Location of the item file.
+        rows: The first rows as the ingest reads them: user, item, time (UTC, ISO 8601).
     """
 
     asked: Asked
@@ -49,7 +49,7 @@ class Understood:
     rows: Sequence[Mapping[str, str]] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return the values as JSON."""
         return {
             "name": self.name,
             "columns": dict(self.log.columns),
@@ -63,12 +63,12 @@ class Understood:
 
 @dataclass(frozen=True)
 class Beginning:
-    """What a scalr.toml would say.
+    """The scalr.toml to write, and how it reads both logs.
 
     Attributes:
-        config: Where it goes.
+        config: Path of the file.
         domains: ``source`` and ``target``.
-        text: The file.
+        text: Content of the file.
     """
 
     config: Path
@@ -77,20 +77,20 @@ class Beginning:
 
     @property
     def notes(self) -> list[str]:
-        """What was decided between several possibilities."""
+        """Choices between several possibilities."""
         found = [note for domain in self.domains.values() for note in domain.log.notes]
         source, target = (self.domains[place].asked for place in ("source", "target"))
         same = (source.location, source.query) == (target.location, target.query)
         return [*found, "[target] log: it is the source's log, too (--target)"] if same else found
 
     def write(self, *, force: bool = False) -> None:
-        """Write the file, whole.
+        """Write the file atomically.
 
         Args:
-            force: Also in place of one that is there.
+            force: Overwrite an existing file.
 
         Raises:
-            SettingsError: It is there, or cannot be written; nothing was.
+            SettingsError: The file exists, or cannot be written; nothing was written.
         """
         draft = self.config.with_name(f".{self.config.name}.{os.getpid()}")
         try:
@@ -103,11 +103,11 @@ class Beginning:
                 f"cannot be written: {error.strerror}", where=str(self.config), next_step="name another file: --config FILE"
             ) from error
         finally:
-            with suppress(OSError):  # its folder may be none
+            with suppress(OSError):  # its parent may not be a folder
                 draft.unlink(missing_ok=True)
 
     def for_people(self) -> dict[str, Any]:
-        """The same for reading: five rows of each log as they are understood."""
+        """Return the plan for display: how each log is read, with its first five rows."""
         shown: dict[str, Any] = {}
         for place, one in self.domains.items():
             shown[place] = {
@@ -125,7 +125,7 @@ class Beginning:
         return shown | {"settings": str(self.config), "next": f"scalr run --config {self.config}"}
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return the values as JSON."""
         return {
             "config": str(self.config),
             **{place: domain.to_json() for place, domain in self.domains.items()},
@@ -135,51 +135,51 @@ class Beginning:
 
 
 def check_free(config: Path, *, force: bool) -> None:
-    """Make sure that no file would be written over.
+    """Ensure that no existing file is overwritten without ``force``.
 
     Raises:
-        SettingsError: It is there.
+        SettingsError: The file exists.
     """
     if config.exists() and not force:
         raise SettingsError(
-            "is there already, and stays as it is",
+            "already exists and was not changed",
             where=str(config),
-            next_step="name another file with --config, or give --force to write over it",
+            next_step="name another file with --config, or give --force to overwrite it",
         )
 
 
 def understand(
     config: Path, asked: Sequence[Asked], *, items: Mapping[str, str] | None = None, names: Mapping[str, str] | None = None
 ) -> Beginning:
-    """Look at both logs, and read their first rows as the ingest will.
+    """Plan a scalr.toml: guess how to read both logs, and read their first rows as the ingest will.
 
     Args:
-        config: Where scalr.toml would go; nothing is written.
-        asked: Source and target, in this order.
+        config: Path of the scalr.toml; nothing is written.
+        asked: Requests for source and target, in this order.
         items: Place → item file.
         names: Place → name of the domain; default: from the file's name.
 
     Raises:
-        InputError: A log or item file is not there, cannot be read, or holds nothing that fits; names the columns that are there,
-            and the option to give.
-        BadValue: The users' ids of the two are of types that cannot be compared.
-        SettingsError: A name is no name of a domain, or a zone is none.
+        InputError: A log or item file does not exist, cannot be read, or has no matching column; lists the existing columns, and the
+            option to give.
+        BadValue: The user ids of the two logs have incompatible types.
+        SettingsError: A domain name or a time zone is invalid.
     """
     base = config.absolute().parent
-    absolute = [located(one) for one in asked]
-    # Of no log yet: the folder that paths start from, and whether the zone is one.
+    absolute = [located(log_request) for log_request in asked]
+    # Settings without a log: they fix the base folder of paths and validate the time zone.
     blank = {one.place: {"name": one.place, "events": "none", "timezone": one.timezone} for one in absolute}
     empty = _settings({"domains": blank}, base, option="--timezone")
-    called = _names(absolute, dict(names or {}))
+    domain_names = _names(absolute, dict(names or {}))
     item_files = {place: _absolute_path(location) for place, location in (items or {}).items()}
     found: dict[str, Understood] = {}
     for one in absolute:
         log, location = guess_log(empty, one), item_files.get(one.place)
         described = guess_items(empty, location, log.columns["item"]) if location else None
-        found[one.place] = Understood(one, called[one.place], log, described, location)
+        found[one.place] = Understood(one, domain_names[one.place], log, described, location)
     text = write_toml([_domain(one, base) for one in found.values()], _one_line(config.name))
     sections = tomllib.loads(text)
-    for one in absolute:  # what the file leaves to the environment
+    for one in absolute:  # the file leaves URLs with a secret to the environment
         if one.query is not None:
             sections["domains"][one.place]["url"] = one.location
     settings = _settings(sections, base, option="--source-name, --target-name")
@@ -188,7 +188,7 @@ def understand(
 
 
 def _settings(sections: dict[str, Any], base: Path, *, option: str) -> Settings:
-    """Settings of what was asked for; what they refuse was said by an option, where no environment variable is named."""
+    """Build the settings of a request; their errors name the option, unless an environment variable is the cause."""
     from scalr_prod.settings import make_settings
 
     try:
@@ -200,10 +200,10 @@ def _settings(sections: dict[str, Any], base: Path, *, option: str) -> Settings:
 
 
 def _read(settings: Settings) -> dict[str, list[dict[str, str]]]:
-    """The first rows of both logs and item files, by the product's own reading, with every check that it makes.
+    """Read the first rows of both logs and item files with the ingest's own parsers and checks.
 
     Raises:
-        InputError: What the ingest would refuse.
+        InputError: The ingest would reject the input.
     """
     from scalr_prod.ingest.idtypes import agreed_type
     from scalr_prod.ingest.staging import EventCells, ItemCells, open_events, open_items
@@ -242,7 +242,7 @@ def _read(settings: Settings) -> dict[str, list[dict[str, str]]]:
 
 
 def _show_as(kind: IdType, rows: list[dict[str, str]], role: str) -> None:
-    """Whole numbers that were written as floats as the lake will hold them."""
+    """Show integers that were written as floats as the lake will hold them."""
     for row in rows:
         row[role] = row[role].removesuffix(".0") if kind == "int64" else row[role]
 
@@ -278,7 +278,7 @@ def _domain(one: Understood, base: Path) -> DomainText:
 
 
 def _one_line(text: str) -> str:
-    """As a comment of a TOML file may have it."""
+    """Replace control characters, which TOML comments cannot contain."""
     return re.sub(r"[\x00-\x1f\x7f]", " ", text)
 
 
@@ -290,7 +290,7 @@ def _has_password(url: str) -> bool:
 
 
 def _names(asked: Sequence[Asked], given: dict[str, str]) -> dict[str, str]:
-    """Names of the domains: as given, else from the files' or tables' names, the folders' where those are alike, else the place."""
+    """Return the domains' names: as given, else from files or tables, else from folders if those differ, else the place."""
     by_file = {one.place: _name(one.table or Path(one.location).name.split(".")[0]) for one in asked}
     by_folder = {one.place: _name(Path(one.location).parent.name) for one in asked}
     place = {one.place: one.place for one in asked}
@@ -309,6 +309,6 @@ def _absolute_path(location: str) -> str:
 
 
 def _shown(location: str, base: Path) -> str:
-    """A path from the file's folder, where it lies below that; else absolute."""
+    """Return a path relative to the settings' folder if it lies below it; else absolute."""
     path = Path(location)
     return path.relative_to(base).as_posix() if "://" not in location and path.is_relative_to(base) else location

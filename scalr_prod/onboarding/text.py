@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A scalr.toml with comments, from what was understood."""
+"""Rendering of a commented scalr.toml."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DomainText", "write_toml"]
 
-_SAYS: Final = {
+_COMMENTS: Final = {
     "format": "its name does not tell its format",
     "timezone": "of times that name no zone",
     "timestamp_format": "of times that are not ISO 8601",
@@ -22,13 +22,13 @@ _SAYS: Final = {
 
 @dataclass(frozen=True)
 class DomainText:
-    """The lines of one domain.
+    """The section of one domain.
 
     Attributes:
         place: ``source`` or ``target``.
         values: Keys of ``[domains.<place>]`` → values; ``columns`` and ``item_columns`` are mappings.
         comments: Lines above the section.
-        secret_url: The URL holds a password: it is left to the environment.
+        secret_url: Whether the URL holds a password, and is left to the environment.
     """
 
     place: str
@@ -37,7 +37,7 @@ class DomainText:
     secret_url: bool
 
     def lines(self) -> list[str]:
-        """As they stand in the file."""
+        """Return the lines of the section."""
         lines = [f"# {comment}" for comment in self.comments] + [f"[domains.{self.place}]"]
         for key, value in self.values.items():
             if key == "url" and self.secret_url:
@@ -45,17 +45,17 @@ class DomainText:
                     f"# url: holds a password, so give it by the environment: SCALR_DOMAINS__{self.place.upper()}__URL"
                 )
             else:
-                said = f"  # {_SAYS[key]}" if key in _SAYS else ""
-                lines.append(f"{key} = {_toml(value)}{said}")
+                comment = f"  # {_COMMENTS[key]}" if key in _COMMENTS else ""
+                lines.append(f"{key} = {_toml(value)}{comment}")
         return lines
 
 
 def write_toml(domains: list[DomainText], name: str) -> str:
-    """The whole file; every other key with its default is left out.
+    """Render the complete file; keys at their default are left out.
 
     Args:
         domains: Source and target.
-        name: The file's.
+        name: The file's name.
     """
     named = "" if name == "scalr.toml" else f" --config {shlex.quote(name)}"
     lines = [

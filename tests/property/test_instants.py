@@ -106,7 +106,7 @@ def test_text_of_a_format_that_the_settings_name(moments, form, zone):
 def test_what_is_not_of_the_format_is_named_with_it(text):
     reader = Instants("UTC", KEY, format="%d.%m.%Y")
     assert reader.read(pa.array(["1.2.2024", "01.02.2024"]), PLACE).to_pylist() == [datetime(2024, 2, 1, tzinfo=UTC)] * 2
-    with pytest.raises(BadValue, match=r"no timestamp of the form %d.%m.%Y|outside of the years") as caught:
+    with pytest.raises(BadValue, match=r"not a timestamp of the form %d.%m.%Y|outside the years") as caught:
         reader.read(pa.array(["01.02.2024", text]), PLACE)
     assert "row 2" in caught.value.where
     with pytest.raises(BadValue, match="naive"):

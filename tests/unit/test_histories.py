@@ -221,19 +221,19 @@ def test_the_log_says_why_a_table_is_built_from_all_events(tmp_path, caplog):
         caplog.clear()
         assert all(table.built for table in build_histories(made).tables.values())
         told = [record.getMessage() for record in caplog.records if "from all events" in record.getMessage()]
-        assert len({line.partition(" ")[0] for line in told}) == len(told), "once of each table"
+        assert len({line.split(" ")[1] for line in told}) == len(told), "once of each table"
         return {line.partition(": ")[2] for line in told}
 
     settings = project(tmp_path, [("u", "a", 1, 1), ("u", "b", 2, 2)])
-    assert said(settings) == {"it is new, or of a version that did not note what it was built from"}
+    assert said(settings) == {"first build, or built by a version that kept no build record"}
     add(settings, [("u", "c", 3, 3)], "appended")
     assert said(settings) == set()
     coarser = settings.model_copy(update={"histories": settings.histories.model_copy(update={"late_step_s": 200_000})})
-    assert said(coarser) == {"the settings or the rows' layout have changed"}
+    assert said(coarser) == {"the settings or the row layout have changed"}
     lake = Lake.open(settings)
     for table in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS):
         lake.replace(table, lake.read(table), key="written anew")
-    assert said(coarser) == {f"files of {events}_events were written anew" for events in ("source", "target")}
+    assert said(coarser) == {f"files of {events}_events were rewritten" for events in ("source", "target")}
     for number in (4, 5):
         add(settings, [("u", "x", number, number), ("v", "y", number - 1, number - 1)], f"day {number}")
         for told in said(coarser):

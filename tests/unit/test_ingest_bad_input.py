@@ -126,7 +126,7 @@ CASES = {
         "t.csv",
         HEAD + "7,1,2024-05-01T12:00:00Z\n8,NULL,2024-05-01T12:00:00Z\n9,nan,2024-05-01T12:00:00Z\n",
         BadValue,
-        ("t.csv, column 'item_id', row 2", "2 ids are the text 'NULL'", "all others are whole numbers"),
+        ("t.csv, column 'item_id', row 2", "2 ids are 'NULL'", "all others are integers"),
     ),
     "all users null": Case(
         "t.parquet", typed(pa.nulls(2), ["i"] * 2), BadValue, ("column 'user_id', row 1", "2 null or empty ids")

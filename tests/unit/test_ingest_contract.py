@@ -139,7 +139,11 @@ CASES = [
         weights={"s0": 0.5, "s1": 2.0},
     ),
     Case(
-        "an unknown type is refused", [log(plain(), kind=kinds("view", "clik"))], WEIGHED, TYPES, refused="'clik' is no known"
+        "an unknown type is refused",
+        [log(plain(), kind=kinds("view", "clik"))],
+        WEIGHED,
+        TYPES,
+        refused="'clik' is not a known",
     ),
     Case(
         "an unknown type is left out and counted",
@@ -204,11 +208,11 @@ CASES = [
     ),
     # --- repeated rows
     Case("a repeated row is kept and counted", [log([*plain(), plain()[0]])], says={"duplicates": 1}, rows=21),
-    Case("a log that is there twice is refused", [log(plain() * 2)], refused="the log seems to be there twice"),
+    Case("a log that is there twice is refused", [log(plain() * 2)], refused="the log seems to be duplicated"),
     Case(
         "a log that the lake holds is refused when it comes twice",
         [log(plain()), log([*plain() * 2, ("u0", "new", 3)])],
-        refused="20 rows are in the lake already and stand in the log once more each",
+        refused="20 rows are already in the lake, and the log has one more copy of each",
     ),
     Case("it is taken where that is meant", [log(plain() * 2)], 'duplicates = "keep"', says={"duplicates": 20}, rows=40),
     Case("or each row once", [log(plain() * 2)], 'duplicates = "drop"', says={"duplicates": 20, "rows_read": 40}, rows=20),

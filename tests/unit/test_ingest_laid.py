@@ -85,7 +85,7 @@ def test_heaps_of_few_rows_change_nothing(tmp_path, monkeypatch, duplicates):
 def test_a_log_that_is_there_twice_is_refused_whatever_the_heaps(tmp_path, monkeypatch, size):
     monkeypatch.setattr(heaps, "HEAP", size)
     log = events(500)
-    with pytest.raises(BadValue, match="each row is there more than once"):
+    with pytest.raises(BadValue, match="each row occurs more than once"):
         ingest(project(tmp_path, pa.concat_tables([log, log]), duplicates="notice"))
     # One row that is there once is enough for another verdict.
     ingest(project(tmp_path, pa.concat_tables([log, log, events(1, seed=9)]), duplicates="notice"))

@@ -180,4 +180,4 @@ def test_a_word_that_often_stands_for_nothing_is_told_of_where_ids_are_words(pro
     settings = project(source, csv(tmp_path, "t.csv", "user_id,item_id,timestamp\nann,b,2024-01-02T00:00:00Z\n"))
     ingest(settings)
     assert {row["user_id"] for row in rows_of(settings, Table.SOURCE_EVENTS)} == {"ann", "NULL"}
-    assert "column 'user_id', row 2: 'NULL' is taken for an id; so are 1 texts that often stand for nothing" in caplog.text
+    assert "column 'user_id', row 2: 'NULL' is used as an id; 1 ids are words that often mean a missing value" in caplog.text

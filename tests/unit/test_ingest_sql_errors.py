@@ -54,7 +54,7 @@ def test_a_driver_that_is_missing_is_named(url, package):
 
 def test_what_is_no_url_is_called_so():
     text = said("s3cr@t")
-    assert "no SQLAlchemy URL" in text
+    assert "not a SQLAlchemy URL" in text
     assert "s3cr" not in text
 
 

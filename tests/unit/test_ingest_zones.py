@@ -54,7 +54,7 @@ def test_another_zone_is_refused_and_replaces_where_it_is_told_to(project, first
     ingest(settings)
     there = rows_before = rows(settings)
     moved = project(whole, "Europe/Paris")
-    with pytest.raises(BadValue, match="they would count twice") as caught:
+    with pytest.raises(BadValue, match="ingesting again would double-count") as caught:
         ingest(moved)
     assert rows(settings) == there
     assert says.replace("earlier", "later") in str(caught.value)

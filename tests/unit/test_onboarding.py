@@ -78,7 +78,7 @@ def test_a_file_that_is_there_is_never_written_over(tmp_path, monkeypatch, targe
     asked = ["init", "--yes", "--source", str(target), "--target", str(target), "--json"]
     done = runner.invoke(app, asked)
     assert done.exit_code == 1
-    assert json.loads(done.stdout)["found"] == "is there already, and stays as it is"
+    assert json.loads(done.stdout)["found"] == "already exists and was not changed"
     assert Path("scalr.toml").read_text() == "# mine\n"
     assert runner.invoke(app, [*asked, "--force"]).exit_code == 0
     assert "[domains.target]" in Path("scalr.toml").read_text()
@@ -220,13 +220,13 @@ def test_other_mistakes_are_clear_errors(tmp_path, target):
     rows = frame("user_id", "item_id", "timestamp", seconds())
     rows["user_id"] = "u" + rows["user_id"].astype(str)
     rows.to_csv(tmp_path / "text.csv", index=False)
-    with pytest.raises(BadValue, match="is no int64"):
+    with pytest.raises(BadValue, match="is not an int64"):
         understand(
             tmp_path / "scalr.toml",
             [Asked("source", str(tmp_path / "typed.parquet")), Asked("target", str(tmp_path / "text.csv"))],
         )
     for correction in ("user=x", "source.colour=x", "middle.user=x", "source.user="):
-        with pytest.raises(SettingsError, match="is no correction"):
+        with pytest.raises(SettingsError, match="is not a correction"):
             corrected([Asked("source", "a"), Asked("target", "b")], [correction])
 
 
