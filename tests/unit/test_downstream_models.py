@@ -145,6 +145,16 @@ def test_sasrec_with_default_settings_is_no_worse_than_popularity_on_a_small_log
     assert ndcg(model.score(users)) > 0.97 * ndcg(np.tile(skewed.take(rest).popularity(), (len(users), 1)))
 
 
+def test_sasrec_ranks_by_popularity_for_users_without_events_however_long_it_trains(skewed):
+    """The state before a first event would rank by what users chose first, which is old."""
+    popularity = skewed.popularity()
+    first = replace(skewed, time=np.where(skewed.item % 4 == 0, 0, skewed.time + 1))
+    model = make_model("sasrec", {"epochs": 12}, threads=1)
+    model.fit(first, seed=0)
+    for row in model.score(np.array([300, 399])):
+        assert spearmanr(row, popularity).statistic > 0.99
+
+
 def test_sasrec_has_one_table_of_items(skewed):
     model = make_model("sasrec", {"epochs": 0}, threads=1)
     model.fit(skewed, seed=0)

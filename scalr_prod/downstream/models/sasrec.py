@@ -3,8 +3,8 @@
 
 Input and output share one table of item vectors. An item's bias starts at the log of its popularity, so an untrained model ranks by
 popularity. Training uses a sampled softmax with negatives shared by the batch, each corrected by the log of its expected number (logQ);
-items are drawn in proportion to the square root of their popularity. An event's weight weighs its prediction. Users without events are
-scored from the state before a first event.
+items are drawn in proportion to the square root of their popularity. An event's weight weighs its prediction. Users without
+events are scored by the popularity of observed events: the state before a first event tells what others began with, long ago.
 
 A synthetic event is predicted from the state after the user's observed events before it, and is never part of a sequence. Users who have
 synthetic events alone have no state of their own. Each of them gets a vector, added to the state, that is fitted to those events; no
@@ -82,6 +82,8 @@ class SasRec:
         self._history = Ragged.of(events.take(observed), last=self.length)
         self._extra = Ragged.of(events.take(~observed))
         popularity = torch.from_numpy(_smoothed_popularity(events))
+        # Of somebody without any event nothing is known but what others really chose.
+        self._popular = _smoothed_popularity(events.take(observed) if observed.any() else events)
         self._net = _Net(popularity, self)
         self._person = PersonTable(events.n_users, self.dim)
         chance = (popularity.sqrt() / popularity.sqrt().sum()).float()
@@ -112,6 +114,8 @@ class SasRec:
             states = self._net(_shifted(items, self.n_items))
             last = states[torch.arange(len(count)), count] + self._vectors(chosen)
             scores[rows] = (last @ self._net.item.weight[: self.n_items].T + self._net.bias).numpy()
+        unknown = (self._history.count + self._extra.count)[torch.from_numpy(users)].numpy() == 0
+        scores[unknown] = np.log(self._popular)
         return scores
 
     def _loss(self, users: torch.Tensor, chance: torch.Tensor) -> torch.Tensor:
