@@ -7,8 +7,7 @@ items are drawn in proportion to the square root of their popularity. An event's
 events are scored by the popularity of observed events: the state before a first event tells what others began with, long ago.
 
 A synthetic event is predicted from the state after the user's observed events before it, and is never part of a sequence. Users who have
-synthetic events alone have no state of their own. Each of them gets a vector, added to the state, that is fitted to those events; no
-other user has one.
+synthetic events alone have no state. Each of them has a vector in its place, fitted to those events; no other user has one.
 """
 
 from __future__ import annotations
@@ -88,7 +87,8 @@ class SasRec:
         self._person = PersonTable(events.n_users, self.dim)
         chance = (popularity.sqrt() / popularity.sqrt().sum()).float()
         count = self._history.count.numpy()
-        rows = np.flatnonzero(count + self._extra.count.numpy())
+        self._empty = count + self._extra.count.numpy() == 0
+        rows = np.flatnonzero(~self._empty)
         batches = max(1, -(-len(rows) // self.batch))
         #: Of a batch, on average: a batch's own sum would cancel λ where all of its events are synthetic.
         self._mass = float(self._history.mass + self._extra.mass) / batches
@@ -111,16 +111,15 @@ class SasRec:
             rows = order[start : start + _SCORED_AT_ONCE]
             chosen = torch.from_numpy(users[rows])
             items, _, count = self._sequences(chosen)
-            states = self._net(_shifted(items, self.n_items))
+            states = self._states(items, count)
             last = states[torch.arange(len(count)), count] + self._vectors(chosen)
             scores[rows] = (last @ self._net.item.weight[: self.n_items].T + self._net.bias).numpy()
-        unknown = (self._history.count + self._extra.count)[torch.from_numpy(users)].numpy() == 0
-        scores[unknown] = np.log(self._popular)
+        scores[self._empty[users]] = np.log(self._popular)
         return scores
 
     def _loss(self, users: torch.Tensor, chance: torch.Tensor) -> torch.Tensor:
         items, weight, count = self._sequences(users)
-        states = self._net(_shifted(items, self.n_items))
+        states = self._states(items, count)
         row, place = (torch.arange(items.shape[1])[None] < count[:, None]).nonzero(as_tuple=True)
         extra, of = self._extra.places(users)
         label = torch.cat([items[row, place], self._extra.item[extra]])
@@ -139,6 +138,11 @@ class SasRec:
         others = others.index_copy(0, hit, but.logsumexp(1))
         positive = (state[event] * self._net.item(label)).sum(1) + self._net.bias[label]
         return (weight * functional.softplus(others - positive)).sum() / max(self._mass, 1e-6)
+
+    def _states(self, items: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+        """States [B, T + 1, d] before and after each of items [B, T]; zero for users without observed events."""
+        states: torch.Tensor = self._net(_shifted(items, self.n_items))
+        return states * (count > 0)[:, None, None]
 
     def _vectors(self, users: torch.Tensor) -> torch.Tensor:
         """Vectors [B, d] of users without observed events; zero for the others."""
