@@ -10,6 +10,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
 from scalr_prod.downstream.models import make_model
 from scalr_prod.downstream.protocol import Interactions, Probabilistic
@@ -95,6 +96,112 @@ def test_weight_is_what_an_event_counts(family, tastes):
         return (top % TASTES == users[:, None] % TASTES).mean()
 
     assert own(light) > own(heavy) + 0.2
+
+
+@pytest.fixture(scope="module")
+def skewed() -> Interactions:
+    """400 users choose 4 items each of 200 by a Zipf law, one of four tastes; the last hundred have no event."""
+    rng = np.random.default_rng(0)
+    chance = 1 / np.arange(1, 201)
+    user = np.repeat(np.arange(300), 4)
+    item = np.concatenate(
+        [
+            rng.choice(
+                200, 4, replace=False, p=(mine := np.where(np.arange(200) % 4 == n % 4, chance, chance / 10)) / mine.sum()
+            )
+            for n in range(300)
+        ]
+    )
+    time = rng.integers(0, 1000, len(user))
+    return Interactions(
+        user.astype(np.int32), item.astype(np.int32), time, np.ones(len(user), np.float32), 400, 200, until=1000
+    )
+
+
+def test_an_untrained_sasrec_ranks_by_popularity(skewed):
+    model = make_model("sasrec", {"epochs": 0}, threads=1)
+    model.fit(skewed, seed=0)
+    popularity = skewed.popularity()
+    for row in model.score(np.array([0, 7, 399])):
+        assert spearmanr(row[popularity > 1], popularity[popularity > 1]).statistic > 0.9
+        assert row[popularity == 0].max() < row[popularity > 2].min()
+
+
+def test_sasrec_with_default_settings_is_no_worse_than_popularity_on_a_small_log(skewed):
+    """Users are asked for their last item; all but a tenth of it is in their taste, and half of that among ten items."""
+    order = np.lexsort((skewed.time, skewed.user))
+    last = order[np.flatnonzero(np.diff(skewed.user[order], append=-1))]
+    rest = np.setdiff1d(np.arange(len(skewed)), last)
+    model = make_model("sasrec", {}, threads=1)
+    model.fit(skewed.take(rest), seed=0)
+    users, wanted = skewed.user[last].astype(np.int64), skewed.item[last]
+    seen = skewed.take(rest).matrix()[users].toarray() > 0
+
+    def ndcg(scores):
+        scores = np.where(seen, -np.inf, scores)
+        place = (scores > np.take_along_axis(scores, wanted[:, None], 1)).sum(1)
+        return np.where(place < 20, 1 / np.log2(place + 2), 0).mean()
+
+    assert ndcg(model.score(users)) > 0.97 * ndcg(np.tile(skewed.take(rest).popularity(), (len(users), 1)))
+
+
+def test_sasrec_ranks_by_popularity_for_users_without_events_however_long_it_trains(skewed):
+    """The state before a first event would rank by what users chose first, which is old."""
+    popularity = skewed.popularity()
+    first = replace(skewed, time=np.where(skewed.item % 4 == 0, 0, skewed.time + 1))
+    model = make_model("sasrec", {"epochs": 12}, threads=1)
+    model.fit(first, seed=0)
+    for row in model.score(np.array([300, 399])):
+        assert spearmanr(row, popularity).statistic > 0.99
+
+
+def test_sasrec_has_one_table_of_items(skewed):
+    model = make_model("sasrec", {"epochs": 0}, threads=1)
+    model.fit(skewed, seed=0)
+    tables = [value for value in model._net.parameters() if value.dim() == 2 and len(value) >= skewed.n_items]
+    assert len(tables) == 1
+    assert float(tables[0].detach().std()) == pytest.approx(0.02, rel=0.1)
+
+
+def test_sasrec_has_no_vector_for_a_user_with_observed_events(tastes):
+    """Users of the same history have the same scores, with synthetic events and without."""
+    other = replace(tastes, user=((tastes.user + 1) % USERS).astype(np.int32)).take(tastes.user == 0)
+    twins = tastes.take(tastes.user > 1).joined([tastes.take(tastes.user == 0), other])
+    first, second = fitted("sasrec", twins, epochs=4).score(np.arange(2))
+    assert first == pytest.approx(second, abs=1e-5)
+    told = replace(other, item=((other.item + 1) % ITEMS).astype(np.int32), time=np.full(len(other), 999)).synthetic()
+    first, second = fitted("sasrec", twins.joined([told]), epochs=4).score(np.arange(2))
+    assert first == pytest.approx(second, abs=1e-5)
+
+
+def test_als_solves_for_confidence_one_plus_alpha_times_weight():
+    """The last half step's normal equations (Hu, Koren, Volinsky 2008, equation 5), written out in numpy."""
+    rng = np.random.default_rng(0)
+    users, items, alpha, regularization = 30, 12, 10.0, 0.5
+    user, item = (axis.astype(np.int32) for axis in np.nonzero(rng.random((users, items)) < 0.3))
+    # Light synthetic cells among real ones: at alpha 10, 0.03 is confidence 1.3, no less than that of an unobserved cell.
+    weight = rng.choice([0.03, 0.5, 1.0, 2.0], len(user)).astype(np.float32)
+    time = np.zeros(len(user), np.int64)
+    events = Interactions(user, item, time, weight, users, items, until=1)
+    # The solver takes three conjugate-gradient steps, which are exact for three factors.
+    model = make_model("als", {"factors": 3, "alpha": alpha, "regularization": regularization, "iterations": 4}, threads=1)
+    model.fit(events, seed=0)
+
+    weights = events.matrix().toarray().astype(np.float64)
+    factors = model._users.astype(np.float64)
+    for number in range(items):
+        confidence = 1 + alpha * weights[:, number]
+        left = factors.T @ (confidence[:, None] * factors) + regularization * np.eye(3)
+        right = factors.T @ (confidence * (weights[:, number] > 0))
+        assert model._items[number] == pytest.approx(np.linalg.solve(left, right), rel=1e-3, abs=1e-4)
+
+
+def test_als_takes_a_cell_of_weight_zero_as_unobserved(tastes):
+    """Decay lets old weights underflow to 0."""
+    other = replace(tastes, item=((tastes.item + 1) % ITEMS).astype(np.int32), weight=np.zeros(len(tastes), np.float32))
+    users = np.arange(USERS)
+    with_zeros = fitted("als", tastes.joined([other])).score(users)
+    assert with_zeros == pytest.approx(fitted("als", tastes).score(users), abs=1e-5)
 
 
 def test_the_ranker_is_calibrated_on_what_it_was_trained_on(tastes):

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Implicit ALS (Hu, Koren, Volinsky 2008), by the library `implicit`: confidence 1 + α × weight on an observed cell."""
+"""Implicit ALS (Hu, Koren, Volinsky 2008), by the library `implicit`.
+
+An observed cell has preference 1 and confidence 1 + α × weight; an unobserved one has preference 0 and confidence 1. The library takes a
+cell's value times its own ``alpha`` as the whole confidence, so it is given 1 + α × weight and an ``alpha`` of 1.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ class ImplicitAls:
 
     Args:
         factors: Dimension.
-        alpha: α.
+        alpha: α: how much the confidence in a cell grows with its weight.
         regularization: λ of the factors.
         iterations: Sweeps.
         threads: Of the solver.
@@ -46,9 +50,10 @@ class ImplicitAls:
         iterations: int = 15,
         threads: int = 1,
     ) -> None:
+        self.alpha = alpha
         self.options: dict[str, Any] = {
             "factors": factors,
-            "alpha": alpha,
+            "alpha": 1.0,
             "regularization": regularization,
             "iterations": iterations,
             "num_threads": threads,
@@ -75,6 +80,9 @@ class ImplicitAls:
         from threadpoolctl import threadpool_limits
 
         matrix = events.matrix()
+        # Decay can let a weight underflow to 0: such a cell is unobserved.
+        matrix.eliminate_zeros()
+        matrix.data = 1 + self.alpha * matrix.data
         # The solver has threads of its own; BLAS threads below them only fight for the same cores.
         with threadpool_limits(1, "blas"):
             model = AlternatingLeastSquares(**self.options, random_state=seed)

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """SASRec (Kang & McAuley 2018): a causal transformer over a user's own events that predicts the next one.
 
-Sampled softmax with negatives shared by the batch, each corrected by the log of its expected number (logQ); items are drawn in
-proportion to the square root of their weight. An event's weight weighs its prediction. Users without events are scored from the
-state before a first event.
+Input and output share one table of item vectors. An item's bias starts at the log of its popularity, so an untrained model ranks by
+popularity. Training uses a sampled softmax with negatives shared by the batch, each corrected by the log of its expected number (logQ);
+items are drawn in proportion to the square root of their popularity. An event's weight weighs its prediction. Users without
+events are scored by the popularity of observed events: the state before a first event tells what others began with, long ago.
 
-A synthetic event is predicted from the state after the user's observed events of before it, and never follows one in a sequence. A
-vector of the user, added to the state, carries what such events say of somebody without a history.
+A synthetic event is predicted from the state after the user's observed events before it, and is never part of a sequence. Users who have
+synthetic events alone have no state. Each of them has a vector in its place, fitted to those events; no other user has one.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 __all__ = ["SasRec"]
 
 _LEARNING_RATE: Final = 3e-3
+_INITIAL_STD: Final = 0.02
+#: Added to each item's popularity, in events of mean weight.
+_SMOOTHING: Final = 0.1
 _SCORED_AT_ONCE: Final = 512
 
 
@@ -76,12 +80,15 @@ class SasRec:
         observed = events.in_history()
         self._history = Ragged.of(events.take(observed), last=self.length)
         self._extra = Ragged.of(events.take(~observed))
-        self._net = _Net(self.n_items, self)
+        popularity = torch.from_numpy(_smoothed_popularity(events))
+        # Of somebody without any event nothing is known but what others really chose.
+        self._popular = _smoothed_popularity(events.take(observed) if observed.any() else events)
+        self._net = _Net(popularity, self)
         self._person = PersonTable(events.n_users, self.dim)
-        chance = torch.from_numpy(np.sqrt(events.popularity() + 0.1))
-        chance = (chance / chance.sum()).float()
+        chance = (popularity.sqrt() / popularity.sqrt().sum()).float()
         count = self._history.count.numpy()
-        rows = np.flatnonzero(count + self._extra.count.numpy())
+        self._empty = count + self._extra.count.numpy() == 0
+        rows = np.flatnonzero(~self._empty)
         batches = max(1, -(-len(rows) // self.batch))
         #: Of a batch, on average: a batch's own sum would cancel λ where all of its events are synthetic.
         self._mass = float(self._history.mass + self._extra.mass) / batches
@@ -104,14 +111,15 @@ class SasRec:
             rows = order[start : start + _SCORED_AT_ONCE]
             chosen = torch.from_numpy(users[rows])
             items, _, count = self._sequences(chosen)
-            states = self._net(_shifted(items, self.n_items))
-            last = states[torch.arange(len(count)), count] + self._person(chosen)
-            scores[rows] = (last @ self._net.target.weight.T + self._net.bias).numpy()
+            states = self._states(items, count)
+            last = states[torch.arange(len(count)), count] + self._vectors(chosen)
+            scores[rows] = (last @ self._net.item.weight[: self.n_items].T + self._net.bias).numpy()
+        scores[self._empty[users]] = np.log(self._popular)
         return scores
 
     def _loss(self, users: torch.Tensor, chance: torch.Tensor) -> torch.Tensor:
         items, weight, count = self._sequences(users)
-        states = self._net(_shifted(items, self.n_items))
+        states = self._states(items, count)
         row, place = (torch.arange(items.shape[1])[None] < count[:, None]).nonzero(as_tuple=True)
         extra, of = self._extra.places(users)
         label = torch.cat([items[row, place], self._extra.item[extra]])
@@ -119,17 +127,26 @@ class SasRec:
         # Events that are predicted from one state, as synthetic ones of one instant are, share what the negatives come to there.
         at = torch.cat([row * states.shape[1] + place, of * states.shape[1] + self._known_before(users, extra, of)])
         at, event = at.unique(return_inverse=True)
-        state = states.flatten(0, 1)[at] + self._person(users)[at // states.shape[1]]
+        state = states.flatten(0, 1)[at] + self._vectors(users)[at // states.shape[1]]
         negative = torch.multinomial(chance, self.drawn, replacement=True)
         bias = self._net.bias[negative] - (self.drawn * chance[negative]).log()
-        logits = torch.addmm(bias, state, self._net.target(negative).T)
+        logits = torch.addmm(bias, state, self._net.item(negative).T)
         others = logits.logsumexp(1)[event]
         drawn = torch.zeros(self.n_items, dtype=torch.bool).index_fill_(0, negative, 1)
         hit = drawn[label].nonzero()[:, 0]
         but = logits[event[hit]].masked_fill(negative[None] == label[hit, None], -torch.inf)
         others = others.index_copy(0, hit, but.logsumexp(1))
-        positive = (state[event] * self._net.target(label)).sum(1) + self._net.bias[label]
+        positive = (state[event] * self._net.item(label)).sum(1) + self._net.bias[label]
         return (weight * functional.softplus(others - positive)).sum() / max(self._mass, 1e-6)
+
+    def _states(self, items: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+        """States [B, T + 1, d] before and after each of items [B, T]; zero for users without observed events."""
+        states: torch.Tensor = self._net(_shifted(items, self.n_items))
+        return states * (count > 0)[:, None, None]
+
+    def _vectors(self, users: torch.Tensor) -> torch.Tensor:
+        """Vectors [B, d] of users without observed events; zero for the others."""
+        return self._person(users) * (self._history.count[users] == 0)[:, None]
 
     def _sequences(self, users: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Items and weights [B, T] of the last observed events, events first, zeros after them; counts [B]."""
@@ -151,16 +168,20 @@ class SasRec:
 
 
 class _Net(nn.Module):
-    """Item n_items stands for the beginning of a sequence; positions count back from a user's latest event."""
+    """Item n_items stands for the beginning of a sequence; positions count from there.
 
-    def __init__(self, n_items: int, of: SasRec) -> None:
+    Args:
+        popularity: float64 [n_items]. Above 0.
+        of: The model's options.
+    """
+
+    def __init__(self, popularity: torch.Tensor, of: SasRec) -> None:
         super().__init__()
-        self.source = nn.Embedding(n_items + 1, of.dim)
-        self.target = nn.Embedding(n_items, of.dim)
+        self.item = nn.Embedding(len(popularity) + 1, of.dim)
         self.place = nn.Embedding(of.length + 1, of.dim)
-        self.bias = nn.Parameter(torch.zeros(n_items))
-        for table in (self.source, self.target, self.place):
-            nn.init.normal_(table.weight, std=of.dim**-0.5)
+        for table in (self.item, self.place):
+            nn.init.normal_(table.weight, std=_INITIAL_STD)
+        self.bias = nn.Parameter((popularity / popularity.sum()).log().float())
         layer = nn.TransformerEncoderLayer(
             of.dim, of.heads, 2 * of.dim, of.dropout, activation="gelu", batch_first=True, norm_first=True
         )
@@ -170,10 +191,17 @@ class _Net(nn.Module):
     def forward(self, items: torch.Tensor) -> torch.Tensor:
         """States [B, T, d] after each of items [B, T]; padding stands on the right, where causality hides it."""
         length = items.shape[1]
-        x = self.drop(self.source(items) + self.place(torch.arange(length)))
+        x = self.drop(self.item(items) + self.place(torch.arange(length)))
         mask = nn.Transformer.generate_square_subsequent_mask(length)
         states: torch.Tensor = self.layers(x, mask=mask, is_causal=True)
         return states
+
+
+def _smoothed_popularity(events: Interactions) -> NDArray[np.float64]:
+    """float64 [n_items], above 0: the weights of each item's events and a tenth of a mean event."""
+    found = events.popularity()
+    mean = found.sum() / len(events) if len(events) else 0.0
+    return found + _SMOOTHING * (mean or 1.0)
 
 
 def _shifted(items: torch.Tensor, start: int) -> torch.Tensor:
