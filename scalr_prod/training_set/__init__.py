@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training set: real and synthetic target events with point-in-time features, as a versioned folder of Parquet.
+"""Training sets: real and synthetic target events with point-in-time features, as versioned Parquet folders.
 
-`build_training_set` makes it; `TrainingSet` reads it into Arrow, pandas, Polars or a torch ``DataLoader``.
+`build_training_set` builds a version; `TrainingSet` reads it into Arrow, pandas, Polars or a torch ``DataLoader``.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of a new version: those of a former one as they are, the others from their rows of the spine."""
+"""Assembly of a new version: reuse the unchanged partitions of a previous version, build the others."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Made:
-    """The parts of a version.
+    """The assembled partitions of a version.
 
     Attributes:
-        parts: All of them, in order of time.
-        kept: What the former version's manifest says of the files that were kept, by name.
-        former: Where they come from; None: nowhere.
-        shape: Of the rows: parts of versions with the same one fit together.
+        parts: All partitions, in time order.
+        kept: File name → the previous version's manifest entry, for reused files.
+        former: The version that files are reused from; None: none.
+        shape: Digest of schema and definitions; partitions of versions with an equal one are compatible.
     """
 
     parts: list[Part]
@@ -52,15 +52,15 @@ def make_parts(
 
     Args:
         settings: The project's settings.
-        window: Which labels.
+        window: The labels.
         inputs: What decides the rows, as JSON values.
-        tables: What they are read from.
-        home: Folder of the former versions.
+        tables: The input tables.
+        home: Folder of the previous versions.
         folder: Staging folder.
         progress: Show a progress bar on stderr.
 
     Raises:
-        TrainingSetError: The join gave other rows than it was asked for.
+        TrainingSetError: The join returned other rows than requested.
     """
     from scalr_prod.training_set.features import part_rows, write_parts
     from scalr_prod.training_set.spine import stage_spine
@@ -89,43 +89,43 @@ def make_parts(
             own=tables.own,
             advance=advance,
         )
-    told: dict[str, Any] = {}
+    reused: dict[str, Any] = {}
     if former is not None:
-        told = {name: former.manifest["files"][name] for part in kept.values() for name in part.files}
-        link(told, former.folder, version)
+        reused = {name: former.manifest["files"][name] for part in kept.values() for name in part.files}
+        link(reused, former.folder, version)
     parts = sorted([*kept.values(), *(Part(period, found[period], files[period]) for period in wanted)], key=_start)
-    _tell(settings, former, changes, parts, len(kept), tables)
-    return Made(parts, told, former, shape)
+    _log_reuse(settings, former, changes, parts, len(kept), tables)
+    return Made(parts, reused, former, shape)
 
 
 def _shape(inputs: Mapping[str, Any], tables: Tables) -> str:
-    """Of the rows and of how they are written: what two versions must have alike to share a file."""
+    """Hash what two versions must have in common to share a file: schema, definitions and layout."""
     import pyarrow as pa
 
     from scalr_prod.growth import schema_of_table
 
     spine = [str(schema_of_table(delta)) for delta in tables.events.values()]
-    alike = {
+    common = {
         "layout": inputs["layout"],
         "features": tables.features.digest,
         "spine": spine,
         "held out": inputs["settings"].get("experiment"),
         "pyarrow": pa.__version__,
     } | {name: inputs["settings"][name] for name in ("canary",) if name in inputs["settings"]}
-    return fingerprint_of(alike)
+    return fingerprint_of(common)
 
 
 def _start(part: Part) -> Period:
     return part.period
 
 
-def _tell(
+def _log_reuse(
     settings: Settings, former: Former | None, changes: Changes | None, parts: list[Part], kept: int, tables: Tables
 ) -> None:
     name = settings.training_set.name
     if former is None or changes is None:
-        why = tables.features.unclear or "there is no former version with rows of this shape"
-        logger.info("training set %s: all %d parts are built: %s", name, len(parts), why)
+        reason = tables.features.unclear or "no previous version has compatible rows"
+        logger.info("training set %s: building all %d partitions: %s", name, len(parts), reason)
         return
-    because = f": {changes.because}" if changes.because else ""
-    logger.info("training set %s: %d of %d parts are those of %s%s", name, kept, len(parts), former.folder.name, because)
+    reason = f": {changes.because}" if changes.because else ""
+    logger.info("training set %s: reused %d of %d partitions of %s%s", name, kept, len(parts), former.folder.name, reason)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which number stands for which user and item when a training set goes into embedding tables."""
+"""Vocabulary of a training set: embedding table rows of users and items."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SOURCE_HISTORY", "TARGET_HISTORY", "VOCABULARY", "Kind", "Vocabulary", "write_ids", "write_vocabulary"]
 
-#: Folder of a version that holds one Parquet file of sorted ids for each kind.
+#: Folder of a version with one Parquet file of sorted ids per kind.
 VOCABULARY: Final = "vocabulary"
 SOURCE_HISTORY: Final = "source_user_history__item_ids"
 TARGET_HISTORY: Final = "target_user_history__item_ids"
@@ -29,9 +29,9 @@ Kind = Literal["users", "target_items", "source_items"]
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Sorted ids; an id's number is its position from 1 on, and 0 means padding, null or unknown.
+    """Sorted ids; an id's number is its position plus 1, and 0 is padding, null or unknown.
 
-    Take the one of the training set for validation and serving as well, so that numbers agree.
+    Use the training set's vocabulary for validation and serving, too, so that numbers agree.
     """
 
     users: pa.Array
@@ -40,7 +40,7 @@ class Vocabulary:
 
     @classmethod
     def read(cls, version: Path) -> Vocabulary:
-        """The vocabulary of a training set's version."""
+        """Read the vocabulary of a training set's version."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -51,14 +51,14 @@ class Vocabulary:
         return cls(ids("users"), ids("target_items"), ids("source_items"))
 
     def size(self, kind: Kind) -> int:
-        """Rows that an embedding table needs: one for each id, and one for 0."""
+        """Return the number of embedding rows: one per id, and one for 0."""
         return len(getattr(self, kind)) + 1
 
     def encode(self, kind: Kind, ids: Any) -> NDArray[np.int64]:
-        """Numbers of ids: int64 [N] in ``0 … size - 1``.
+        """Encode ids as numbers, int64 [N] in ``0 … size - 1``.
 
         Args:
-            kind: Whose ids they are.
+            kind: Kind of the ids.
             ids: [N] ids, an Arrow array or a sequence.
         """
         import pyarrow as pa
@@ -66,25 +66,25 @@ class Vocabulary:
 
         known = getattr(self, kind)
         array = ids if isinstance(ids, pa.Array | pa.ChunkedArray) else pa.array(ids)
-        # Null stands in the place of a user who was forgotten: the others keep their numbers.
+        # An erased user leaves a null, so that the other ids keep their numbers.
         found = pc.index_in(array.cast(known.type), value_set=known, skip_nulls=True)
         return pc.fill_null(found.cast(pa.int64()), -1).to_numpy() + 1  # type: ignore[no-any-return]  # pyarrow is untyped
 
 
 def write_ids(rows: pa.Table, path: Path) -> None:
-    """Write the ids that rows of the training set hold: one row of one list for each kind, each id once."""
+    """Write the distinct ids in some rows of a training set: one row with one list per kind."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    def inside(name: str) -> list[pa.Array]:
+    def flattened(name: str) -> list[pa.Array]:
         return [chunk.flatten() for chunk in rows.column(name).chunks]
 
     items = rows.schema.field(ITEM_ID).type
     found: dict[Kind, tuple[pa.DataType, list[pa.Array]]] = {
         "users": (rows.schema.field(USER_ID).type, rows.column(USER_ID).chunks),
-        "target_items": (items, [*rows.column(ITEM_ID).chunks, *(ids.cast(items) for ids in inside(TARGET_HISTORY))]),
-        "source_items": (rows.schema.field(SOURCE_HISTORY).type.value_type, inside(SOURCE_HISTORY)),
+        "target_items": (items, [*rows.column(ITEM_ID).chunks, *(ids.cast(items) for ids in flattened(TARGET_HISTORY))]),
+        "source_items": (rows.schema.field(SOURCE_HISTORY).type.value_type, flattened(SOURCE_HISTORY)),
     }
     columns = {}
     for kind, (type_, chunks) in found.items():
@@ -94,11 +94,11 @@ def write_ids(rows: pa.Table, path: Path) -> None:
 
 
 def write_vocabulary(connection: Any, ids: Sequence[Path], folder: Path) -> None:
-    """Write every id that the parts hold, sorted, one Parquet file for each kind.
+    """Write all ids of a version, sorted, one Parquet file per kind.
 
     Args:
         connection: A DuckDB connection.
-        ids: What `write_ids` wrote of each file of rows.
+        ids: Files that `write_ids` wrote, one per file of rows.
         folder: The version's folder.
     """
     import pyarrow.parquet as pq
