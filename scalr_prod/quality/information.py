@@ -36,7 +36,7 @@ class InformationRules:
     version = 3
 
     def rules(self, run: AuditedRun) -> list[FigureRule]:
-        """Return the rules; none if ``min_information`` is 0, or if the ledger has no record of the translator: another rule rejects that."""
+        """Return the rules; none if ``min_information`` is 0, or if the ledger has no record of the translator (see `RunRules`)."""
         if run.translator is None or not run.quality.min_information:
             return []
         return [

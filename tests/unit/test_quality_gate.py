@@ -326,7 +326,7 @@ def test_a_published_run_without_its_verdict_is_not_sent_to_be_generated(project
 def test_lost_candidates_are_another_error_than_none(project):
     spec = project.run()
     shutil.rmtree(run_folder(project.settings, spec.run_id) / "candidates")
-    with pytest.raises(GenerationError, match="are gone"):
+    with pytest.raises(GenerationError, match="are missing"):
         validate_run(project.settings, spec.run_id)
     assert project.state(spec.run_id) is RunState.GENERATED
 
