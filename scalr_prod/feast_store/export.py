@@ -184,9 +184,9 @@ def _definitions(settings: Settings, lake: Lake, form: ExportFormat, versions: d
     )
     return f'''"""Synthetic events and source histories of the project {settings.project_name}: a user's row as of a time.
 
-Written by `scalr feast export`, which writes it anew: do not edit it, and set names in [feast.export] of scalr.toml.
-A synthetic event is known from its run's time on, not from its event time. So ask with
-store.get_historical_features(..., filter_by_created_timestamp=True), or a training set knows too early what was made later.
+Written by `scalr feast export`, which overwrites it: do not edit it, and set names in [feast.export] of scalr.toml.
+A synthetic event is known from its run's time on, not from its event time. So call
+store.get_historical_features(..., filter_by_created_timestamp=True), or a training set sees events before they were known.
 {_about(delta=delta)}
 """
 
@@ -238,11 +238,11 @@ def view(table, description, schema):
 
 def _about(*, delta: bool) -> str:
     if delta:
-        return """The sources are Delta tables. Rows of runs that were rolled back or replaced, or of a publication that is switched
-off, are not in them, though their Parquet files may lie in the folders for a while. Feast's file store reads those files without
-the tables' logs: do not use this file with it, but what `scalr feast export --format parquet` writes."""
-    return """The sources are copies of what the tables held when this file was written. Write it anew after each publication, rollback
-or switch, and after somebody was forgotten."""
+        return """The sources are Delta tables. They exclude rows of runs that were rolled back or replaced, or whose publication is
+switched off, though the Parquet files stay in the folders for a while. Feast's file store reads those files without the Delta logs: do
+not use this file with it, but the output of `scalr feast export --format parquet`."""
+    return """The sources are copies of the tables at the time of the export. Export again after each publication, rollback or switch,
+and after each erasure of a user."""
 
 
 def _fields(schema: pa.Schema) -> str:

@@ -102,29 +102,29 @@ class Record:
         if before and view.name not in self.filling and all(then.definition == now.definition for then in before):
             entities = changed_entities(self.store, view, [(then.version, then.end) for then in before], current)
         # Record before deleting: if this is interrupted, the next fill restores what is missing.
-        self._note(view, [*before, now], whole=entities is None)
+        self._set_states(view, [*before, now], full=entities is None)
         if entities is not None:
             found = {forget_departed(self.store, view, (then.version, then.end), current, among=entities) for then in before}
             departed = next(extent for extent in ("all", "some", "none") if extent in found)
         if departed != "all":
             return departed == "some", entities
         # Never filled by this project, the record was lost, or changes are unknown: delete everything.
-        self._note(view, [now], whole=True)
+        self._set_states(view, [now], full=True)
         return bool(empty_view(self.store, view)) or bool(before), None
 
     def finish(self, view: FeatureView) -> None:
         """Record that the view holds exactly its last state."""
-        self._note(view, self.states[view.name][-1:], whole=False)
+        self._set_states(view, self.states[view.name][-1:], full=False)
 
     def close(self) -> None:
         """Number the fill, in the store first: a store whose number differs from the record's is fully filled."""
         self._renumber()
         self._write()
 
-    def _note(self, view: FeatureView, states: list[State], *, whole: bool) -> None:
+    def _set_states(self, view: FeatureView, states: list[State], *, full: bool) -> None:
         """Record what a view may hold, and whether a full fill is under way."""
         self.states[view.name] = states
-        self.filling = self.filling | {view.name} if whole else self.filling - {view.name}
+        self.filling = self.filling | {view.name} if full else self.filling - {view.name}
         if not self.number:
             # Without a number, an emptied store would go unnoticed.
             self._renumber()

@@ -67,8 +67,8 @@ def former_project(settings: Settings) -> str | None:
             return None
         state["project"] = found[1]
         (repo / APPLIED).write_text(json.dumps(state, indent=2), encoding="utf-8")
-    former = str(state["project"])
-    return former if former != name else None
+    previous = str(state["project"])
+    return previous if previous != name else None
 
 
 def leave_registry(settings: Settings, store: FeatureStore, former: str, *, shared: bool) -> None:
@@ -102,19 +102,19 @@ def leave_registry(settings: Settings, store: FeatureStore, former: str, *, shar
         if view.name in ours and getattr(view.batch_source, "path", None) in paths
     ]
     old = store.config.model_copy(update={"project": former})
-    with_former = type(store)(config=old, repo_path=str(settings.feast_repo))
+    previous_store = type(store)(config=old, repo_path=str(settings.feast_repo))
     _move_datasets(registry, former, store.project, below=settings.home if shared else Path("/"))
     for service in registry.list_feature_services(former):
         if service.name in services and {projection.name for projection in service.feature_view_projections} <= ours:
             registry.delete_feature_service(service.name, former)
     for view in views:
         if view.online:
-            empty_view(with_former, view, drop=True)
+            empty_view(previous_store, view, drop=True)
         registry.delete_feature_view(view.name, former)
     for source in sources:
         registry.delete_data_source(source.name, former)
     if settings.feast.online_store == "redis":
-        _release_redis(with_former, lake)
+        _release_redis(previous_store, lake)
     if not _has_objects(registry, former):
         registry.delete_project(former)
     logger.info("%d feature views moved from project '%s' to '%s' in the registry", len(views), former, store.project)
@@ -140,11 +140,11 @@ def claim_redis(settings: Settings, store: FeatureStore) -> None:
     redis.set(key, project.lake)
 
 
-def _move_datasets(registry: Any, former: str, current: str, *, below: Path) -> None:
-    for dataset in registry.list_saved_datasets(former):
+def _move_datasets(registry: Any, previous: str, current: str, *, below: Path) -> None:
+    for dataset in registry.list_saved_datasets(previous):
         if Path(dataset.storage.to_data_source().path).is_relative_to(below):
             registry.apply_saved_dataset(dataset, current)
-            registry.delete_saved_dataset(dataset.name, former)
+            registry.delete_saved_dataset(dataset.name, previous)
 
 
 def _release_redis(store: FeatureStore, lake: str) -> None:

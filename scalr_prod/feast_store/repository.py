@@ -83,13 +83,13 @@ def apply_feature_repo(settings: Settings) -> RepositoryReport:
     if report := _up_to_date(settings, files, fingerprint):
         return report
     names = (*files, APPLIED)
-    claim(repo, "feature-repository", setting="[feast] repo", names=names, former=_former_repository)
+    claim(repo, "feature-repository", setting="[feast] repo", names=names, former=_is_older_repository)
     with repository_lock(settings):
         if report := _up_to_date(settings, files, fingerprint):
             return report
-        former = former_project(settings)
+        previous = former_project(settings)
         with _written_files(repo, files):
-            views, services = _apply(settings, former)
+            views, services = _apply(settings, previous)
         state = {"project": settings.project_name, "fingerprint": fingerprint, "views": views, "services": services}
         (repo / APPLIED).write_text(json.dumps(state, indent=2), encoding="utf-8")
     logger.info("applied %d feature views and %d services in %s", len(views), len(services), repo)
@@ -240,7 +240,7 @@ def _up_to_date(settings: Settings, files: dict[str, str], fingerprint: str) -> 
     return RepositoryReport(str(repo), applied=False, views=tuple(state["views"]), services=tuple(state["services"]))
 
 
-def _former_repository(folder: Path) -> bool:
+def _is_older_repository(folder: Path) -> bool:
     """Whether an older version of this package wrote the folder: its configuration starts with our words and is not the template."""
     path = folder / "feature_store.yaml"
     if not path.is_file():
@@ -267,7 +267,7 @@ def open_registry(store: FeatureStore) -> Any:
     return store.registry
 
 
-def _apply(settings: Settings, former: str | None) -> tuple[list[str], list[str]]:
+def _apply(settings: Settings, previous: str | None) -> tuple[list[str], list[str]]:
     """Apply the definitions; leave other registry objects alone, except ours under a previous name."""
     from scalr_prod.feast_store.access import open_feature_store
 
@@ -286,8 +286,8 @@ def _apply(settings: Settings, former: str | None) -> tuple[list[str], list[str]
         check_registry(settings, store, shared=shared)
         with _read_once(store.registry):
             store.apply([*sources, *objects])
-        if former is not None:
-            leave_registry(settings, store, former, shared=shared)
+        if previous is not None:
+            leave_registry(settings, store, previous, shared=shared)
     except ScalrError:
         raise
     except Exception as error:

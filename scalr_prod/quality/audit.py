@@ -206,7 +206,7 @@ def _joined(sources: Sequence[str]) -> str:
     return f"""
         WITH u AS (
             SELECT {USER_ID}, {ITEM_ID}, min({EVENT_TIMESTAMP}) AS first_consumed FROM target t
-            SEMI JOIN piece p ON t.{USER_ID} = p.{USER_ID} AND t.{ITEM_ID} = p.{ITEM_ID}
+            SEMI JOIN partition_rows p ON t.{USER_ID} = p.{USER_ID} AND t.{ITEM_ID} = p.{ITEM_ID}
             GROUP BY {USER_ID}, {ITEM_ID})
         SELECT {{columns}} FROM (
             SELECT c.*, struct_pack(found := ({USER_ID}, {source_key}, source_event_timestamp) IN (FROM source)) AS s FROM c) c

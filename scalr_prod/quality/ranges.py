@@ -65,13 +65,13 @@ class Ranges:
         ]
         for number, _ in enumerate(zip(*tables, strict=True)):
             within, ends = _within(edges, number)
-            db.execute(f"CREATE OR REPLACE TEMP TABLE piece AS FROM candidates WHERE {within}", ends)
-            shared = f"SELECT hash({_KEY}) AS digest FROM piece GROUP BY digest HAVING count(*) > 1"
-            _number_repeated(db, "repeated_keys", "piece", _KEY, f"hash({_KEY}) IN ({shared})")
+            db.execute(f"CREATE OR REPLACE TEMP TABLE partition_rows AS FROM candidates WHERE {within}", ends)
+            shared = f"SELECT hash({_KEY}) AS digest FROM partition_rows GROUP BY digest HAVING count(*) > 1"
+            _number_repeated(db, "repeated_keys", "partition_rows", _KEY, f"hash({_KEY}) IN ({shared})")
             db.execute(
                 """CREATE OR REPLACE TEMP VIEW c AS
-                SELECT piece.*, coalesce(of_id.place, 1) AS same_event_id, coalesce(of_key.place, 1) AS same_user_item_time
-                FROM piece
+                SELECT partition_rows.*, coalesce(of_id.place, 1) AS same_event_id, coalesce(of_key.place, 1) AS same_user_item_time
+                FROM partition_rows
                 LEFT JOIN repeated_ids of_id USING (filename, file_row_number)
                 LEFT JOIN repeated_keys of_key USING (filename, file_row_number)"""
             )

@@ -98,10 +98,11 @@ def joined_by_key(
             columns = features_of(settings, empty, own=own, store=store, within=connection).column_names
             for key, references in sorted(references_by_key(store, FEATURE_SERVICE).items()):
                 by_user = key == USER_ID
-                external = own if by_user else None
                 spill = stack.enter_context(Regrouped(spine.with_name(f"features by {key}.arrow"), _ROW))
                 for rows in _batches_by_key(key, connection, spine, groups, limit):
-                    found = features_of(settings, rows, asked=references, own=external, store=store, within=connection)
+                    found = features_of(
+                        settings, rows, asked=references, own=own if by_user else None, store=store, within=connection
+                    )
                     number = rows.column(_ROW)
                     spill.put(found.append_column(_ROW, number), groups.of(number.to_numpy()))
                     if by_user:

@@ -67,17 +67,17 @@ def make_parts(
 
     limit, (start, cutoff) = part_rows(settings), window.span
     shape = _shape(inputs, tables)
-    former = None if tables.features.unclear else former_with(home, shape)
-    changes = None if former is None else changes_since(settings, tables, inputs, former.manifest)
-    kept = {} if former is None or changes is None else untouched(former, changes, cutoff=cutoff, limit=limit)
+    previous = None if tables.features.unclear else former_with(home, shape)
+    changes = None if previous is None else changes_since(settings, tables, inputs, previous.manifest)
+    unchanged = {} if previous is None or changes is None else untouched(previous, changes, cutoff=cutoff, limit=limit)
     (folder / "spine").mkdir()
-    spine = stage_spine(settings, window, folder / "spine", spans=gaps(kept, start, cutoff))
-    found = grouped(spine.days, kept, cutoff=cutoff, limit=limit)
+    spine = stage_spine(settings, window, folder / "spine", spans=gaps(unchanged, start, cutoff))
+    found = grouped(spine.days, unchanged, cutoff=cutoff, limit=limit)
     for period, figures in found.items():
-        part = former.parts.get(period) if former else None
+        part = previous.parts.get(period) if previous else None
         if part and changes and part.figures == figures and figures.last <= changes.features_from:
-            kept[period] = part
-    wanted = [period for period in found if period not in kept]
+            unchanged[period] = part
+    wanted = [period for period in found if period not in unchanged]
     version = folder / "version"
     with counting("training set", show=progress, total=spine.rows) as advance:
         files = write_parts(
@@ -90,12 +90,12 @@ def make_parts(
             advance=advance,
         )
     reused: dict[str, Any] = {}
-    if former is not None:
-        reused = {name: former.manifest["files"][name] for part in kept.values() for name in part.files}
-        link(reused, former.folder, version)
-    parts = sorted([*kept.values(), *(Part(period, found[period], files[period]) for period in wanted)], key=_start)
-    _log_reuse(settings, former, changes, parts, len(kept), tables)
-    return Made(parts, reused, former, shape)
+    if previous is not None:
+        reused = {name: previous.manifest["files"][name] for part in unchanged.values() for name in part.files}
+        link(reused, previous.folder, version)
+    parts = sorted([*unchanged.values(), *(Part(period, found[period], files[period]) for period in wanted)], key=_start)
+    _log_reuse(settings, previous, changes, parts, len(unchanged), tables)
+    return Made(parts, reused, previous, shape)
 
 
 def _shape(inputs: Mapping[str, Any], tables: Tables) -> str:
@@ -120,12 +120,12 @@ def _start(part: Part) -> Period:
 
 
 def _log_reuse(
-    settings: Settings, former: Former | None, changes: Changes | None, parts: list[Part], kept: int, tables: Tables
+    settings: Settings, previous: Former | None, changes: Changes | None, parts: list[Part], reused: int, tables: Tables
 ) -> None:
     name = settings.training_set.name
-    if former is None or changes is None:
+    if previous is None or changes is None:
         reason = tables.features.unclear or "no previous version has compatible rows"
         logger.info("training set %s: building all %d partitions: %s", name, len(parts), reason)
         return
     reason = f": {changes.because}" if changes.because else ""
-    logger.info("training set %s: reused %d of %d partitions of %s%s", name, kept, len(parts), former.folder.name, reason)
+    logger.info("training set %s: reused %d of %d partitions of %s%s", name, reused, len(parts), previous.folder.name, reason)

@@ -106,8 +106,8 @@ def verify(folder: Path, manifest: Mapping[str, Any]) -> None:
     Raises:
         TrainingSetError: A file is missing, was added, or differs; the error names it.
     """
-    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*.parquet")}
-    for name in sorted(manifest["files"].keys() | there):
+    on_disk = {path.relative_to(folder).as_posix() for path in folder.rglob("*.parquet")}
+    for name in sorted(manifest["files"].keys() | on_disk):
         check_file(folder, manifest, name)
 
 

@@ -160,11 +160,11 @@ class _Draws:
         items = self.pool.items[(uniform * self.before[opened]).astype(np.int64)].astype(np.int64)
         marks = self.groups[opened] * self.width + items
         good = np.flatnonzero(~self.consumed.by(rows, items) & ~_among(marks, self.taken))
-        kept = np.zeros(len(opened), np.bool_)
-        kept[good[np.unique(marks[good], return_index=True)[1]]] = True
-        self.items[opened[kept]] = items[kept]
-        self.taken = np.sort(np.concatenate([self.taken, marks[kept]]), kind="stable")
-        return opened[~kept]
+        accepted = np.zeros(len(opened), np.bool_)
+        accepted[good[np.unique(marks[good], return_index=True)[1]]] = True
+        self.items[opened[accepted]] = items[accepted]
+        self.taken = np.sort(np.concatenate([self.taken, marks[accepted]]), kind="stable")
+        return opened[~accepted]
 
     def enumerate(self, opened: NDArray[np.int64]) -> None:
         """Fill the slots that rejection sampling left open: list the eligible items and draw with the pool's weights."""
