@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Features, point in time: Feast over the lake's Delta tables.
+"""Point-in-time features: Feast over the lake's Delta tables.
 
-`apply_feature_repo` lays the repository and registers the views; `point_in_time` and `read_window` are what the other rooms
-read through; `open_feature_store` gives Feast's own SDK. Only this room imports Feast, and only when it is asked for something.
+`apply_feature_repo` writes the repository and registers the views. The other packages read through `point_in_time` and `read_window`.
+`open_feature_store` returns Feast's own SDK. Only this package imports Feast, and only on first use.
 """
 
 from __future__ import annotations

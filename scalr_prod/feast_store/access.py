@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The doors to Feast for the other rooms: open it, join point in time, read a window; its errors and warnings in our words."""
+"""Feast client for the other packages: open the store, join point in time, read a window. Feast's errors become ours."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ logger = logging.getLogger(__name__)
 def open_feature_store(
     settings: Settings, *, known_by: datetime | None = None, versions: Mapping[str, int] | None = None
 ) -> FeatureStore:
-    """The project's Feast store; any method of Feast's SDK works on it.
+    """Open the project's Feast store; any method of Feast's SDK works on it.
 
     Args:
         settings: The project's settings.
-        known_by: Read only what was known by then; default: by each spine row's own time.
-        versions: Delta versions of tables, by name, that are to be read as they were.
+        known_by: Read only rows created by then; default: by each spine row's own time.
+        versions: Table name → Delta version to read; default: the latest.
 
     Raises:
-        FeatureStoreError: The repository has not been laid, or Feast cannot open it.
+        FeatureStoreError: The repository does not exist yet, or Feast cannot open it.
     """
     os.environ.setdefault("FEAST_USAGE", "False")
     from feast import FeatureStore
@@ -53,7 +53,7 @@ def open_feature_store(
         raise FeatureStoreError("there is no feature repository yet", where=str(yaml.parent), next_step="run: scalr histories")
     try:
         config = load_repo_config(settings.feast_repo, yaml)
-        # What the file may not hold comes from the settings.
+        # Secrets and per-call options are not in the file; they come from the settings.
         config.registry.path = registry_url(settings)
         config.offline_store.storage_options = dict(settings.project.storage_options)
         config.offline_store.known_by = known_by
@@ -62,7 +62,7 @@ def open_feature_store(
             config.online_store.connection_string = settings.feast.redis
         return FeatureStore(config=config, repo_path=str(settings.feast_repo))
     except Exception as error:
-        # A broken file, an unknown driver, an address that does not answer: Feast lets them all through.
+        # Feast does not wrap errors: invalid files, unknown drivers and unreachable addresses all arrive as they are.
         raise FeatureStoreError(
             f"Feast cannot be opened: {error}",
             where=str(yaml),
@@ -80,22 +80,22 @@ def point_in_time(
     store: FeatureStore | None = None,
     within: Any = None,
 ) -> pa.Table:
-    """Join features to each row of a spine, as they were known at its time.
+    """Join features to each spine row, as they were known at its time.
 
     A feature row is visible if its event time is not after the spine row's, and it was created by ``known_by`` (default: by the
-    spine row's time). Of the visible rows the one with the greatest event time counts, then the greatest creation time.
+    spine row's time). Among visible rows the greatest event time wins, then the greatest creation time.
 
     Args:
         settings: The project's settings.
         spine: Rows with ``event_timestamp`` and the keys (``user_id``, ``item_id``) of the features.
         features: The name of a feature service, or ``view:feature`` references.
         known_by: Fixed knowledge time.
-        versions: Delta versions of tables, by name, that are to be read as they were.
-        store: The project's store, where it is open already: it reads as of ``known_by`` and ``versions`` from now on.
-        within: An open DuckDB connection, in whose database the join is made; default: one of its own.
+        versions: Table name → Delta version to read; default: the latest.
+        store: The project's store, if it is already open; it keeps ``known_by`` and ``versions`` afterwards.
+        within: An open DuckDB connection whose database runs the join; default: a new one.
 
     Returns:
-        All spine rows in their order, with their columns, then one column ``view__feature`` for each feature, null where no
+        All spine rows in their order, with their columns, then one column ``view__feature`` per feature; null where no
         feature row is visible.
 
     Raises:
@@ -152,20 +152,20 @@ def read_window(
     versions: Mapping[str, int] | None = None,
     stream: bool = False,
 ) -> pa.Table | pa.RecordBatchReader:
-    """Rows of a feature view with ``start <= event_timestamp < end``, with no spine.
+    """Read the rows of a feature view with ``start <= event_timestamp < end``, without a spine.
 
     Args:
         settings: The project's settings.
         view: The feature view.
         start: Default: from the beginning.
         end: Default: to the end.
-        known_by: Leave out what was created after.
-        columns: Which columns; default: all of the table's.
-        versions: Delta versions of tables, by name, that are to be read as they were.
-        stream: Give a reader instead of a table: memory does not grow with the window.
+        known_by: Leave out rows created after this.
+        columns: Which columns; default: all columns of the table.
+        versions: Table name → Delta version to read; default: the latest.
+        stream: Return a reader instead of a table: memory does not grow with the window.
 
     Returns:
-        The rows, in the order and the types of the table.
+        The rows, in the table's order and types.
 
     Raises:
         FeatureStoreError: No such view or column, or its table cannot be read.
@@ -208,23 +208,25 @@ def _window_job(
     definition = store.get_feature_view(view)
     features = [feature.name for feature in definition.features]
     if view in set(Table):
-        there = Lake.open(settings).schema(Table(view)).names
+        available = Lake.open(settings).schema(Table(view)).names
     else:
         known = definition.batch_source.created_timestamp_column or None
         keys = [column.name for column in definition.entity_columns]
-        there = [*keys, EVENT_TIMESTAMP, *features, *([known] if known else [])]
-    names = list(columns) if columns is not None else there
-    unknown = sorted(set(names) - set(there))
+        available = [*keys, EVENT_TIMESTAMP, *features, *([known] if known else [])]
+    names = list(columns) if columns is not None else available
+    unknown = sorted(set(names) - set(available))
     if unknown:
         raise FeatureStoreError(
-            f"no column {', '.join(unknown)}; there are: {', '.join(there)}", where=view, next_step="name columns of the view"
+            f"no column {', '.join(unknown)}; there are: {', '.join(available)}",
+            where=view,
+            next_step="name columns of the view",
         )
-    # Feast wants at least one feature.
+    # Feast requires at least one feature.
     wanted = [name for name in names if name in features] or features[:1]
     job = store.get_historical_features(
         features=[f"{view}:{name}" for name in wanted],
         start_date=start or datetime(1, 1, 2, tzinfo=UTC),
-        # Feast's windows hold their end, ours do not.
+        # Feast's windows include their end; ours do not.
         end_date=(end - timedelta(microseconds=1)) if end else datetime(9999, 12, 30, tzinfo=UTC),
     )
     return job, names
@@ -232,7 +234,7 @@ def _window_job(
 
 @contextmanager
 def explained(settings: Settings) -> Iterator[None]:
-    """Turn what Feast raises into a `FeatureStoreError`, and keep its warnings about experimental methods quiet."""
+    """Turn Feast's exceptions into `FeatureStoreError`, and silence its warnings about experimental methods."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
@@ -241,7 +243,7 @@ def explained(settings: Settings) -> Iterator[None]:
         raise
     except Exception as error:
         raise FeatureStoreError(
-            f"Feast says: {error or type(error).__name__}",
+            f"Feast failed: {error or type(error).__name__}",
             where=str(settings.feast_repo),
             next_step="check the names of views, features and columns; run: scalr histories",
         ) from error
@@ -249,11 +251,11 @@ def explained(settings: Settings) -> Iterator[None]:
 
 @contextmanager
 def quiet(what: str) -> Iterator[None]:
-    """Feast prints as it works; standard output belongs to the command line."""
-    said = io.StringIO()
+    """Redirect what Feast prints to the debug log: standard output belongs to the command line."""
+    printed = io.StringIO()
     try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             yield
     finally:
-        if said.getvalue().strip():
-            logger.debug("feast %s: %s", what, said.getvalue().strip())
+        if printed.getvalue().strip():
+            logger.debug("feast %s: %s", what, printed.getvalue().strip())

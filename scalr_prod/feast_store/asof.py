@@ -1,20 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The point-in-time join: for each spine row, the newest feature row that had happened and was known by then.
+"""Point-in-time join: for each spine row, the newest feature row that had happened and was known by then.
 
-A feature row is visible to a spine row at time T if ``event <= T`` and ``created <= K``, where K is T itself, or a fixed
-knowledge time, or the earlier of the two. Of the visible rows the one with the greatest (event, created) counts. One ASOF
-join cannot say that: the latest row may not be known yet, and must not hide an older one that is. So the feature rows are
-first reduced to those that can ever be an answer, each from the moment at which it becomes visible,
-``seen = greatest(event, created)``:
+A feature row is visible to a spine row at time T if ``event <= T`` and ``created <= K``. K is T itself, a fixed knowledge time, or the
+earlier of the two. Among visible rows the greatest (event, created) wins. A plain ASOF join cannot express this: the latest row may not be
+known yet, and must not hide an older row that is known. So feature rows are first reduced to those that can be an answer. Each counts from
+the moment it becomes visible, ``seen = greatest(event, created)``:
 
-* only those whose event is not older than that of any row seen before, or at the same time: an older row that becomes known
-  late never replaces a newer one that is known already;
-* of those that every spine row sees, only each entity's newest;
-* of these with the same ``seen``, the one with the greatest creation time.
+* keep rows whose event is not older than that of any row with an earlier or equal ``seen``: an older row that becomes known late never
+  replaces a newer known row;
+* of the rows that every spine row sees, keep each entity's newest;
+* of rows with equal ``seen``, keep the one with the greatest creation time.
 
-After that an ASOF join on ``seen`` is exact. Where no row is late (``created <= event`` everywhere), ``seen`` is the event's time
-and no row falls away. Rows of an entity with both ``seen`` and event equal are told apart after the join, and only those that
-it has found. With a fixed K the rows created after K are left out; where T sets no limit, ``seen`` is the event's time.
+An ASOF join on ``seen`` is then exact. If no row is late (``created <= event`` everywhere), ``seen`` is the event time and no row is
+dropped. Rows of an entity with equal ``seen`` and event are resolved after the join, only among the rows it found. With a fixed K, rows
+created after K are left out; if T sets no limit, ``seen`` is the event time.
 """
 
 from __future__ import annotations
@@ -33,45 +32,45 @@ if TYPE_CHECKING:
 
 __all__ = ["ROW", "SPINE", "TIME", "ViewJoin", "clocks_sql", "fitted", "join_sql", "match", "tie_breakers", "withheld"]
 
-#: The spine's table in the connection and its row number.
+#: The spine's table in the connection, and its row number column.
 SPINE = "spine"
 ROW = "__spine_row"
-#: The spine's time in microseconds, whatever the resolution and type of its own column.
+#: The spine's time in microseconds, whatever the type of its own column.
 TIME = "__spine_time"
 
-#: A row's number in a view that was narrowed.
+#: Row id in a pruned view.
 _ROW_ID = "__row_id"
 
-#: SQL of the earliest time that the spine asks about, µs.
+#: SQL of the spine's earliest time, µs.
 _SINCE = f"(SELECT min({TIME}) FROM {SPINE})"
 
-#: So many rows of a table of several files are held in the session, 40 bytes each and narrow features: each file is then read once for
-#: what only finds rows.
+#: Buffer at most this many rows of a multi-file table in the session (40 bytes each, plus narrow features), so that the lookup reads
+#: each file once.
 _HELD = 1_000_000
 
-#: Where the table has this many times the spine's rows, rows of other entities are left out first: it costs a lookup a row.
-_FEW = 8
+#: If the table has this many times the spine's rows, filter out other entities first; the filter costs one lookup per row.
+_SELECTIVE = 8
 
-#: Features of so many bits together go through the join with the rows; wider ones are looked up by row id afterwards.
+#: Features of up to this many bits per row go through the join; wider ones are fetched by row id afterwards.
 _CARRIED_BITS = 256
 
 
 @dataclass(frozen=True)
 class ViewJoin:
-    """One feature view's part in a join; column names are those of its table.
+    """One feature view in a join; column names are those of its table.
 
     Attributes:
-        scan: Where its rows are.
-        keys: (column, SQL of the spine's key, where the spine is called ``s``) of each join key.
+        scan: Its rows.
+        keys: (column, SQL of the spine's key; the spine's alias is ``s``) of each join key.
         event: Column of the event's time.
         created: Column of the creation time, if there is one.
         features: (column, name in the result).
-        ties: Columns that decide, in this order, between rows with both clocks equal.
-        ttl_us: A row older than this at the spine's time counts as absent; 0: never.
-        by_spine: Whether a row counts only from its creation time on.
-        known_by_us: Rows created after this are left out, µs since 1970; None: none are.
-        few: The table has many rows beside the spine's: those of other entities are left out before the join.
-        held: Keys, clocks and narrow features of the rows that can matter, where the session holds them: what finds a row reads these.
+        ties: Columns that decide, in this order, between rows with equal event and creation times.
+        ttl_us: Rows older than this at the spine's time count as absent; 0: no limit.
+        by_spine: Whether a row is visible only from its creation time on.
+        known_by_us: Leave out rows created after this, µs since 1970; None: no limit.
+        filter_entities: The table has many more rows than the spine: filter out other entities before the join.
+        buffered: Keys, timestamps and narrow features of the relevant rows, if buffered in the session; the lookup then reads these.
     """
 
     scan: Scan
@@ -83,34 +82,34 @@ class ViewJoin:
     ttl_us: int = 0
     by_spine: bool = True
     known_by_us: int | None = None
-    few: bool = False
-    held: Scan | None = None
+    filter_entities: bool = False
+    buffered: Scan | None = None
 
     @property
-    def narrow(self) -> Scan:
-        """Where what finds a row looks."""
-        return self.held or self.scan
+    def lookup(self) -> Scan:
+        """The scan that rows are looked up in."""
+        return self.buffered or self.scan
 
 
 def fitted(connection: Any, view: ViewJoin, number: int) -> ViewJoin:
-    """The same view, of those rows alone that can matter to the spine.
+    """Restrict a view to the rows that can match the spine.
 
-    Their first key lies between the spine's least and greatest: a table that is sorted by that key (histories are) is then read where the
-    spine's entities lie, and not as a whole. Of a table of several files, keys, clocks and narrow features are held in the session: a file
-    costs time at each look, whatever is in it.
+    Keep rows whose first key lies between the spine's smallest and greatest: a table sorted by that key (as histories are) is then read
+    only in that range. Buffer keys, timestamps and narrow features of a multi-file table in the session, because opening a file costs time
+    at each query.
 
     Args:
         connection: DuckDB connection that holds the spine as `SPINE`.
         view: The feature view.
-        number: Names the table made here.
+        number: Suffix of the table created here.
     """
     spine_rows, table_rows = (_count(connection, relation) for relation in (SPINE, view.scan.relation))
-    view = _between(connection, replace(view, few=spine_rows * _FEW < table_rows))
-    return _hold(connection, view, number) if view.scan.files > 1 and table_rows <= _HELD else view
+    view = _between(connection, replace(view, filter_entities=spine_rows * _SELECTIVE < table_rows))
+    return _buffer(connection, view, number) if view.scan.files > 1 and table_rows <= _HELD else view
 
 
-def _hold(connection: Any, view: ViewJoin, number: int) -> ViewJoin:
-    """Read once what finds a row: a row is numbered there as in the files."""
+def _buffer(connection: Any, view: ViewJoin, number: int) -> ViewJoin:
+    """Copy the lookup columns into a temporary table, with the row ids of the files."""
     event, _ = clocks_sql(view.event, view.created)
     columns = dict.fromkeys([*(column for column, _ in view.keys), view.event, *([view.created] if view.created else [])])
     carried = [column for column, _ in zip(_columns(view), _carried(view), strict=False)]
@@ -119,20 +118,20 @@ def _hold(connection: Any, view: ViewJoin, number: int) -> ViewJoin:
         f"CREATE TEMP TABLE held_{number} AS SELECT {selected}, {view.scan.row_id} AS {_ROW_ID} FROM {view.scan.relation}"
         f" WHERE {_limits_sql(replace(view, known_by_us=None), event)}"
     )
-    return replace(view, held=replace(view.scan, relation=f"held_{number}", row_id=_ROW_ID), few=False)
+    return replace(view, buffered=replace(view.scan, relation=f"held_{number}", row_id=_ROW_ID), filter_entities=False)
 
 
 def _between(connection: Any, view: ViewJoin) -> ViewJoin:
-    """The same view, of those rows alone whose first key lies between the spine's least and greatest."""
+    """Restrict a view to rows whose first key lies between the spine's smallest and greatest."""
     if not view.keys:
         return view
     import pyarrow as pa
 
     column, spine = view.keys[0]
     if pa.types.is_string(kind := view.scan.schema.field(column).type) or pa.types.is_large_string(kind):
-        spine = f"CAST({spine} AS VARCHAR)"  # a spine's categories have an order of their own
+        spine = f"CAST({spine} AS VARCHAR)"  # categorical columns sort by category, not by value
     least, most = connection.execute(f"SELECT min({spine}), max({spine}) FROM {SPINE} s").fetchall()[0]
-    if not isinstance(least, int | str) or "\0" in f"{least}{most}":  # no keys, or such as cannot be said in SQL
+    if not isinstance(least, int | str) or "\0" in f"{least}{most}":  # no keys, or a value that SQL literals cannot hold
         return view
     low, high = literal(least), literal(most)
     relation = (
@@ -142,22 +141,22 @@ def _between(connection: Any, view: ViewJoin) -> ViewJoin:
 
 
 def match(connection: Any, view: ViewJoin, number: int) -> bool:
-    """Find each spine row's feature row: makes the table ``match_<number>``, without spine rows that find none.
+    """Find the feature row of each spine row, and create the table ``match_<number>``; spine rows without one are absent.
 
     Its columns: ``spine_row``, ``rid``, and the features themselves (``c0``, …) where they are narrow.
 
     Args:
         connection: DuckDB connection that holds the spine as `SPINE`, with columns `ROW` and `TIME`.
         view: The feature view.
-        number: Names the tables made here.
+        number: Suffix of the tables created here.
 
     Returns:
-        Whether any row became visible only after it had happened.
+        Whether any row became visible later than its event time.
     """
     late = view.created is not None and view.by_spine and _any_late(connection, view)
     rows = every = _rows_sql(view, late=late)
     keys, carried = [f"k{i}" for i in range(len(view.keys))], _carried(view)
-    # Without late rows both clocks are one, and each column more makes the join's sort slower.
+    # Without late rows event and seen are equal, and each extra column slows the join's sort.
     group = [*keys, "seen", *(["event"] if late else [])]
     partition = f"PARTITION BY {', '.join(keys)} " if keys else ""
     newest = f" QUALIFY event >= max(event) OVER ({partition}ORDER BY seen)" if late else ""
@@ -170,8 +169,8 @@ def match(connection: Any, view: ViewJoin, number: int) -> bool:
     )
     same = " AND ".join(f"r.{name} = m.{name}" for name in group)
     if _exists(connection, f"SELECT 1 FROM ({every}) r JOIN match_{number} m ON {same} WHERE r.rid <> m.rid"):
-        # Row ids depend on how the table's files lie: between rows with both clocks equal, the values decide. All of the view's
-        # count, not only those that are asked for: any choice of features comes from one row, the one in the online store.
+        # Row ids depend on the file layout, so values decide between rows with equal timestamps. All features of the view count, not
+        # only the requested ones: any selection of features then comes from one row, the one in the online store.
         values = [f"t{i}" for i in range(len(view.ties))]
         kept = ", ".join(f"{name} := {name}" for name in ["rid", *carried])
         best = (
@@ -186,10 +185,10 @@ def match(connection: Any, view: ViewJoin, number: int) -> bool:
 
 
 def withheld(connection: Any, view: ViewJoin, number: int) -> int:
-    """How many spine rows have no value only because of knowledge time: something had happened, but was created later.
+    """Count the spine rows without a value whose event had happened but was created later.
 
     Args:
-        connection: DuckDB connection in which `match` has been run for the view.
+        connection: DuckDB connection in which `match` has run for the view.
         view: The feature view.
         number: As for `match`.
     """
@@ -200,14 +199,14 @@ def withheld(connection: Any, view: ViewJoin, number: int) -> int:
     event, _ = clocks_sql(view.event, view.created)
     unmatched = f"SELECT s.* FROM {SPINE} s ANTI JOIN match_{number} m ON m.spine_row = s.{ROW}"
     keys = "".join(f"{quote(column)} AS k{i}, " for i, (column, _) in enumerate(view.keys))
-    # Most rows are those of entities that found theirs: they are left out before the join sorts.
-    asked = [f"{quote(column)} IN (SELECT {spine} FROM ({unmatched}) s)" for column, spine in view.keys]
-    rows = f"SELECT {keys}{event} AS event FROM {view.narrow.relation} WHERE {' AND '.join(asked) or 'true'}"
+    # Most rows belong to entities with a match; filter them out before the join sorts.
+    conditions = [f"{quote(column)} IN (SELECT {spine} FROM ({unmatched}) s)" for column, spine in view.keys]
+    rows = f"SELECT {keys}{event} AS event FROM {view.lookup.relation} WHERE {' AND '.join(conditions) or 'true'}"
     return _count(connection, f"({unmatched}) s ASOF JOIN ({rows}) f ON {_asof_sql(view, 'event')}")
 
 
 def tie_breakers(schema: pa.Schema, columns: Sequence[str]) -> tuple[str, ...]:
-    """Those columns that are there and have an order: they decide between rows with both clocks equal."""
+    """Return the orderable columns of the schema, which decide between rows with equal timestamps."""
     import pyarrow as pa
 
     def ordered(kind: pa.DataType) -> bool:
@@ -218,20 +217,20 @@ def tie_breakers(schema: pa.Schema, columns: Sequence[str]) -> tuple[str, ...]:
 
 
 def clocks_sql(event: str, created: str | None) -> tuple[str, str]:
-    """SQL of a row's event time and creation time, both µs since 1970. Without a creation time a row was created when it happened."""
+    """Return SQL of a row's event and creation time, both µs since 1970; the creation time defaults to the event time."""
     happened = _micros_sql(event)
     return happened, f"coalesce({_micros_sql(created)}, {happened})" if created else "0::BIGINT"
 
 
 def _asof_sql(view: ViewJoin, clock: str) -> str:
-    """The condition of an ASOF join of the spine ``s`` with rows ``f``, and the filter by age."""
+    """Return the ASOF join condition of spine ``s`` and rows ``f``, with the TTL filter."""
     equal = [f"{spine} = f.k{i}" for i, (_, spine) in enumerate(view.keys)]
     fresh = f" WHERE f.event >= s.{TIME} - {view.ttl_us}" if view.ttl_us else ""
     return f"{' AND '.join([*equal, f's.{TIME} >= f.{clock}'])}{fresh}"
 
 
 def join_sql(spine_columns: Sequence[str], views: Sequence[ViewJoin]) -> str:
-    """The whole result, in spine order, once `match` has been run for each view (numbered from 0)."""
+    """Return the query of the full result in spine order; `match` must have run for each view (numbered from 0)."""
     selected = [f"s.{quote(column)}" for column in spine_columns]
     joins = []
     for number, view in enumerate(views):
@@ -250,14 +249,14 @@ def join_sql(spine_columns: Sequence[str], views: Sequence[ViewJoin]) -> str:
 
 
 def _any_late(connection: Any, view: ViewJoin) -> bool:
-    """Whether a row that can matter to a spine row was created after it had happened."""
+    """Whether a relevant row was created after its event time."""
     event, created = clocks_sql(view.event, view.created)
-    return _exists(connection, f"SELECT 1 FROM {view.narrow.relation} WHERE {created} > {event} AND {_limits_sql(view, event)}")
+    return _exists(connection, f"SELECT 1 FROM {view.lookup.relation} WHERE {created} > {event} AND {_limits_sql(view, event)}")
 
 
 def _rows_sql(view: ViewJoin, *, late: bool, ties: bool = False) -> str:
-    """The rows that can matter to any spine row: keys, event, created, seen (all µs), row id, narrow features; and what breaks ties."""
-    scan, (event, created) = view.scan if ties else view.narrow, clocks_sql(view.event, view.created)
+    """Select the relevant rows: keys, event, created, seen (all µs), row id, narrow features; optionally the tie breakers."""
+    scan, (event, created) = view.scan if ties else view.lookup, clocks_sql(view.event, view.created)
     seen = f"greatest({event}, {created})" if late else event
     selected = [
         *(f"{quote(column)} AS k{i}" for i, (column, _) in enumerate(view.keys)),
@@ -269,17 +268,17 @@ def _rows_sql(view: ViewJoin, *, late: bool, ties: bool = False) -> str:
 
 
 def _mostly_before(connection: Any, view: ViewJoin) -> bool:
-    """Whether most rows had happened before anything that the spine asks about, as where a day is joined with years."""
+    """Whether most rows happened before the spine's earliest time, as when a day is joined with years."""
     event, _ = clocks_sql(view.event, view.created)
-    asked = f"SELECT count(*), count(*) FILTER (WHERE {event} <= {_SINCE}) FROM {view.narrow.relation}"
-    rows, before = connection.execute(asked).fetchall()[0]
+    query = f"SELECT count(*), count(*) FILTER (WHERE {event} <= {_SINCE}) FROM {view.lookup.relation}"
+    rows, before = connection.execute(query).fetchall()[0]
     return bool(2 * before > rows)
 
 
 def _last_before_sql(rows: str, keys: Sequence[str]) -> str:
-    """The same rows, but of those that every spine row sees only each entity's newest, which alone can be an answer.
+    """Reduce the rows that every spine row sees to each entity's newest; only that one can match.
 
-    They are found by their event's time, and are neither sorted nor carried any further.
+    An aggregate finds them by event time, so that the older rows are neither sorted nor joined.
     """
     listed, by_key = ("".join(f"{key}, " for key in keys), f" GROUP BY {', '.join(keys)}") if keys else ("", "")
     same = " AND ".join([*(f"r.{key} = l.{key}" for key in keys), "r.event = l.event"])
@@ -291,10 +290,10 @@ def _last_before_sql(rows: str, keys: Sequence[str]) -> str:
 
 
 def _limits_sql(view: ViewJoin, clock: str) -> str:
-    """Which rows can matter to any spine row, by when they had happened or could be seen."""
+    """Return the SQL filter of the rows that can match any spine row."""
     event, created = clocks_sql(view.event, view.created)
     limits = [f"{clock} <= (SELECT max({TIME}) FROM {SPINE})"]
-    if view.few:
+    if view.filter_entities:
         limits += [f"{quote(column)} IN (SELECT {spine} FROM {SPINE} s)" for column, spine in view.keys]
     if view.ttl_us:
         limits.append(f"{event} >= (SELECT min({TIME}) FROM {SPINE}) - {view.ttl_us}")
@@ -304,7 +303,7 @@ def _limits_sql(view: ViewJoin, clock: str) -> str:
 
 
 def _carried(view: ViewJoin) -> list[str]:
-    """The names of the features in ``match_<number>``: all of them, if they are narrow; else none, and they are looked up by row id."""
+    """Return the names of the features in ``match_<number>``: all if they are narrow, else none (they are fetched by row id)."""
     import pyarrow as pa
 
     kinds = [view.scan.schema.field(column).type for column in _columns(view)]
@@ -314,7 +313,7 @@ def _carried(view: ViewJoin) -> list[str]:
 
 
 def _micros_sql(column: str) -> str:
-    # The cast is for tables of others, with naive times or nanoseconds; for the lake's own it does nothing.
+    # The cast handles external tables with naive times or nanoseconds; it is a no-op for the lake's tables.
     return f"epoch_us(CAST({quote(column)} AS TIMESTAMPTZ))"
 
 

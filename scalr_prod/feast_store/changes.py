@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Of which entities the latest row may be another one than at the last fill of the online store."""
+"""Entities whose latest row may have changed since the last materialization."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from feast import FeatureStore, FeatureView
 
-    State = tuple[int | None, datetime]
+    TableState = tuple[int | None, datetime]
 
 __all__ = ["changed_entities"]
 
 logger = logging.getLogger(__name__)
 
 
-def changed_entities(store: FeatureStore, view: FeatureView, before: Sequence[State], now: State) -> pa.Table | None:
-    """The entities that have a row in a file which one state has and another has not, or a row between the ends of two states.
+def changed_entities(store: FeatureStore, view: FeatureView, before: Sequence[TableState], now: TableState) -> pa.Table | None:
+    """Find the entities with a row in a file that was added or removed between two states, or with a row between their end times.
 
     Args:
         store: Feast's store.
         view: The view.
-        before: Delta version and end of each state that the online store may hold.
-        now: Delta version and end of what it is to hold.
+        before: Delta version and end time of each state that the online store may hold.
+        now: Delta version and end time that it should hold.
 
     Returns:
-        Their keys under the names of the table's columns, each once, none of them null. None where they cannot be told: the view
-        has no entity or is no Delta table, or a former version is gone.
+        Their distinct, non-null keys under the table's column names. None if they cannot be determined: the view has no entity or
+        is no Delta table, or a previous version can no longer be read.
     """
     from deltalake import DeltaTable
 
@@ -49,31 +49,31 @@ def changed_entities(store: FeatureStore, view: FeatureView, before: Sequence[St
     path, options = source_path(store.config, view.batch_source), store.config.offline_store.storage_options or None
 
     def queries(connection: Any) -> Iterator[str]:
-        latter = DeltaTable(path, version=now[0], storage_options=options)
+        current = DeltaTable(path, version=now[0], storage_options=options)
         for number, (version, end) in enumerate(before):
-            former = DeltaTable(path, version=version, storage_options=options)
-            grown = growth(former, latter)
-            for alias, table, names in (("added", latter, grown.added), ("removed", former, grown.removed)):
+            previous = DeltaTable(path, version=version, storage_options=options)
+            grown = growth(previous, current)
+            for alias, table, names in (("added", current, grown.added), ("removed", previous, grown.removed)):
                 if names:
                     yield _keys(keys, scan_delta(connection, table, f"{alias}_{number}", keys, names=names).relation)
             if end != now[1]:
                 low, high = sorted(microseconds(moment) or 0 for moment in (end, now[1]))
-                # One clock at a time: the log then tells most of the files apart.
+                # One timestamp at a time, so that file statistics can skip most files.
                 for clock in columns.clocks:
-                    names = files_between(latter, clock, low + 1, high)
-                    some = scan_delta(connection, latter, f"between_{number}_{clock}", [*keys, clock], names=names)
+                    names = files_between(current, clock, low + 1, high)
+                    some = scan_delta(connection, current, f"between_{number}_{clock}", [*keys, clock], names=names)
                     moment = f"CAST({quote(clock)} AS TIMESTAMPTZ)"
                     between = f"{moment} > make_timestamptz({low}) AND {moment} <= make_timestamptz({high})"
                     yield f"{_keys(keys, some.relation)} AND {between}"
 
     with duckdb_session(store.config) as connection:
         try:
-            # Run here: a version whose files were vacuumed opens, and fails when it is read.
+            # Run the queries here: a vacuumed version opens, and fails only when it is read.
             found = list(queries(connection)) or [f"{_keys(keys, _empty(connection, path, options, keys))}"]
             return connection.sql(" UNION ".join(found)).to_arrow_table()
         except Exception as error:
-            # deltalake and DuckDB raise exceptions of many kinds. What has gone can no longer be told.
-            logger.warning("%s: a former version cannot be read (%s); the online view is filled anew", view.name, error)
+            # deltalake and DuckDB raise many exception types; any of them means a full fill.
+            logger.warning("%s: a previous version cannot be read (%s); refilling the whole view", view.name, error)
             return None
 
 

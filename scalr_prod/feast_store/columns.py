@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The columns of a source's table, by the names that Feast uses for them, and which of its clocks is the knowledge time."""
+"""Mapping of Feast's names to table columns, and the choice of the knowledge time."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 
 __all__ = ["KNOWLEDGE_TIME", "SourceColumns", "limited_by_creation", "source_columns"]
 
-#: Tag of a feature view or a source. ``created`` (the default): a row is known from its creation time on. ``event``: the creation
-#: time says when the row was loaded; the row is known from its event time on, and the creation time only breaks ties.
+#: Tag of a feature view or a source. ``created`` (the default): a row is known from its creation time on. ``event``: a row is known from
+#: its event time on; the creation time is only a load time, and breaks ties.
 KNOWLEDGE_TIME = "knowledge_time"
 _CHOICES = ("created", "event")
 
 
 @dataclass(frozen=True)
 class SourceColumns:
-    """Names in Feast → columns of the table.
+    """Columns of a source's table by their names in Feast.
 
     Attributes:
-        column_of: Renamed columns by their names in Feast: the source's ``field_mapping``, reversed.
+        column_of: Name in Feast → column, for renamed columns: the source's ``field_mapping``, reversed.
         event: Column of the event time.
-        created: Column of the creation time, if there is one.
+        created: Column of the creation time, or None.
     """
 
     column_of: Mapping[str, str]
@@ -38,23 +38,23 @@ class SourceColumns:
 
     @property
     def clocks(self) -> list[str]:
-        """The columns of both times, or of the event's where there is one alone."""
+        """The event time column and, if there is one, the creation time column."""
         return [self.event, *([self.created] if self.created else [])]
 
     def of(self, name: str) -> str:
-        """The column that Feast calls ``name``."""
+        """Return the column that Feast calls ``name``."""
         return self.column_of.get(name, name)
 
     def in_table(self, rows: pa.Table) -> pa.Table:
-        """Rows under the table's own names; Feast hands rows over under its names."""
+        """Rename Feast's columns to those of the table."""
         return rows.rename_columns([self.of(name) for name in rows.column_names])
 
 
 def source_columns(source: DataSource) -> SourceColumns:
-    """The columns of a source.
+    """Return the columns of a source.
 
-    Feast names the two timestamps as it names features: by the mapped name where ``field_mapping`` renames the column. A name
-    that nothing is mapped to is the column itself.
+    Feast uses mapped names for the two timestamps too, if ``field_mapping`` renames them. A name without a mapping is the column
+    itself.
     """
     column_of = {new: old for old, new in (source.field_mapping or {}).items()}
     created = source.created_timestamp_column or None
@@ -66,14 +66,14 @@ def source_columns(source: DataSource) -> SourceColumns:
 
 
 def limited_by_creation(where: str, *tags: Mapping[str, str] | None) -> bool:
-    """Whether a row counts only from its creation time on; of several sets of tags the first that says so decides.
+    """Whether a row is visible only from its creation time on; the first set of tags that has the tag decides.
 
     Args:
-        where: Name of the view or the source, for the error.
-        tags: Tags, the most specific first.
+        where: Name of the view or the source, for errors.
+        tags: Tags, most specific first.
 
     Raises:
-        FeatureStoreError: The tag has another value than ``created`` or ``event``.
+        FeatureStoreError: The tag is neither ``created`` nor ``event``.
     """
     chosen = next((found[KNOWLEDGE_TIME] for found in tags if found and KNOWLEDGE_TIME in found), "created")
     if chosen not in _CHOICES:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training sets in Feast's registry, beside the features that they were joined from."""
+"""Saved datasets: training sets in Feast's registry."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _SERVICE: Final = "downstream_training_v1"
 
 @dataclass(frozen=True)
 class SavedDatasetReport(Jsonable):
-    """A dataset in Feast's registry.
+    """A saved dataset in Feast's registry.
 
     Attributes:
-        name: ``FeatureStore.get_saved_dataset(name)`` finds it.
+        name: Name for ``FeatureStore.get_saved_dataset(name)``.
         path: Its Parquet files.
-        columns: What a reader gets.
+        columns: Columns that a reader gets.
     """
 
     name: str
@@ -50,17 +50,17 @@ def save_dataset(
     path: Path,
     span: tuple[datetime, datetime] | None = None,
 ) -> SavedDatasetReport:
-    """Register Parquet files as a Feast saved dataset; registering the same again changes nothing.
+    """Register Parquet files as a Feast saved dataset. Idempotent.
 
     Args:
         settings: The project's settings.
         name: Its name in the registry.
-        path: A Parquet file or a folder of them, with ``event_timestamp``, other columns of any name, and features
-            called ``view__feature``.
-        span: Its first and last ``event_timestamp``; default: all of them are read.
+        path: A Parquet file or a folder of them, with ``event_timestamp``, features named ``view__feature``, and any other
+            columns.
+        span: Its first and last ``event_timestamp``; default: computed from the files.
 
     Raises:
-        FeatureStoreError: There is no such Parquet, it has no ``event_timestamp`` or no row, or the registry cannot be reached.
+        FeatureStoreError: The files are missing, have no ``event_timestamp`` or no row, or the registry cannot be reached.
     """
     schema, first, last = _facts(path, span)
     with explained(settings), repository_lock(settings), quiet("save_dataset"):
@@ -75,7 +75,7 @@ def save_dataset(
         dataset = SavedDataset(
             name=name,
             features=[column.replace("__", ":", 1) for column in features],
-            # Feast reads back what is named here and the features: labels and weights have to be among them.
+            # Feast reads back only these columns and the features, so labels and weights must be among them.
             join_keys=others,
             storage=SavedDatasetFileStorage(path=str(path), file_format=ParquetFormat()),
             full_feature_names=True,
@@ -87,29 +87,29 @@ def save_dataset(
 
 
 def saved_dataset_location(settings: Settings, name: str) -> str:
-    """Where the files of a saved dataset lie: the path or URL of Parquet or of a Delta table.
+    """Return the path or URL of a saved dataset: Parquet files or a Delta table.
 
     Args:
-        settings: The project's settings; the dataset may be of this package or of anybody who saves to the same registry.
+        settings: The project's settings; any dataset of the project's registry is found, whoever saved it.
         name: Its name in the registry.
 
     Raises:
-        FeatureStoreError: There is no such dataset (names those that there are), or it is kept in something else than files.
+        FeatureStoreError: There is no such dataset (the error lists the others), or its storage is not files.
     """
     from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
 
     with explained(settings), quiet("saved datasets"):
         store = open_feature_store(settings)
-        saved = {one.name: one for one in store.registry.list_saved_datasets(store.project)}
+        saved = {dataset.name: dataset for dataset in store.registry.list_saved_datasets(store.project)}
     if name not in saved:
-        there = ", ".join(sorted(saved)) or "none"
+        available = ", ".join(sorted(saved)) or "none"
         raise FeatureStoreError(
-            f"no saved dataset {name}; there are: {there}", where=str(settings.feast_repo), next_step="name one of them"
+            f"no saved dataset {name}; there are: {available}", where=str(settings.feast_repo), next_step="name one of them"
         )
     storage = saved[name].storage
     if not isinstance(storage, SavedDatasetFileStorage):
         raise FeatureStoreError(
-            f"the saved dataset {name} is kept in {type(storage).__name__}, not in files",
+            f"the saved dataset {name} is stored in {type(storage).__name__}, not in files",
             where=str(settings.feast_repo),
             next_step="save it with SavedDatasetFileStorage",
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Deleting from the online store what a view's table no longer gives: Feast itself can only write over it, or drop a whole view."""
+"""Deletes in the online store of rows that a view's table no longer has. Feast itself can only overwrite rows or drop a view."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ def forget_departed(
     *,
     among: pa.Table,
 ) -> Literal["none", "some", "all"]:
-    """Delete the entities that had a row in one state of the view's table and have none in the other, where they can be told.
+    """Delete the entities that had a row in one state of the view's table and have none in the other.
 
     Args:
         store: Feast's store.
         view: The view; it has entities.
-        before: Delta version and end of what may be in the online store.
-        now: Delta version and end of what is to be there.
-        among: Keys of the entities that can be meant, see `changed_entities`.
+        before: Delta version and end time of what may be in the online store.
+        now: Delta version and end time of what should be there.
+        among: Keys of the candidate entities, see `changed_entities`.
 
     Returns:
-        What was deleted. ``all``: nothing yet, the caller has to empty the view, for a former version cannot be read; or there are some,
-        and the store is SQLite, where Feast cannot delete one row.
+        What was deleted. ``all``: nothing yet; the caller has to empty the view. That is so if a previous version cannot be read, or if
+        there are entities to delete and the store is SQLite, where Feast cannot delete single rows.
     """
     from deltalake import DeltaTable
 
@@ -73,17 +73,16 @@ def forget_departed(
                     end_us=microseconds(end),
                     known_by_us=limit_us,
                 )
-                # Run here: a version whose files were vacuumed opens, and fails when it is read.
+                # Run the query here: a vacuumed version opens, and fails only when it is read.
                 connection.execute(f"CREATE TEMP TABLE entities_{name} AS SELECT DISTINCT * FROM ({query}) {only}")
             except Exception as error:
-                # What has gone can no longer be told.
-                logger.warning("%s: version %s cannot be read (%s); the online view is filled anew", view.name, version, error)
+                logger.warning("%s: version %s cannot be read (%s); refilling the whole view", view.name, version, error)
                 return "all"
-        gone = connection.sql("FROM entities_before EXCEPT FROM entities_now").to_arrow_table()
-    if not gone.num_rows:
+        missing = connection.sql("FROM entities_before EXCEPT FROM entities_now").to_arrow_table()
+    if not missing.num_rows:
         return "none"
     if store.config.online_store.type == "redis":
-        _delete_from_redis(store, view, _redis_keys(store, view, gone.to_pylist(), keys))
+        _delete_from_redis(store, view, _redis_keys(store, view, missing.to_pylist(), keys))
         return "some"
     return "all"
 
@@ -91,17 +90,17 @@ def forget_departed(
 def _removed(path: str, options: dict[str, str] | None, before: int | None, now: int | None) -> bool:
     from deltalake import DeltaTable
 
-    former, latter = (DeltaTable(path, version=version, storage_options=options) for version in (before, now))
-    return bool(growth(former, latter).removed)
+    previous, current = (DeltaTable(path, version=version, storage_options=options) for version in (before, now))
+    return bool(growth(previous, current).removed)
 
 
 def empty_view(store: FeatureStore, view: FeatureView, *, drop: bool = False) -> int | None:
-    """Delete all rows of a view from the online store. Gives how many there were; None where the store does not say.
+    """Delete all rows of a view from the online store; return their number, or None if the store does not report it.
 
     Args:
         store: Feast's store.
         view: The view.
-        drop: It has no place there any more.
+        drop: Drop the view's table too.
     """
     if store.config.online_store.type == "redis":
         return _delete_from_redis(store, view, all_redis_keys(store, view))
@@ -119,7 +118,7 @@ def empty_view(store: FeatureStore, view: FeatureView, *, drop: bool = False) ->
 
 
 def _redis_keys(store: FeatureStore, view: FeatureView, rows: list[dict[str, Any]], columns: list[str]) -> Iterator[bytes]:
-    """The Redis keys of entities, in the project of this store."""
+    """Yield the Redis keys of entities, in the project of this store."""
     from feast.infra.online_stores.helpers import _redis_key
     from feast.protos.feast.types.EntityKey_pb2 import EntityKey
     from feast.type_map import python_values_to_proto_values
@@ -136,10 +135,10 @@ def _redis_keys(store: FeatureStore, view: FeatureView, rows: list[dict[str, Any
 
 
 def all_redis_keys(store: FeatureStore, view: FeatureView) -> Iterator[bytes]:
-    """The Redis keys of this project whose entities have the view's join keys.
+    """Yield the Redis keys of this project whose entities have the view's join keys.
 
-    A key is the serialised entity and the project's name after it. Feast's own deletion looks for the end alone, and finds the
-    keys of a project ``my_shop`` when it means ``shop``; here what stands before the name has to be one whole entity.
+    A key is the serialized entity followed by the project's name. Feast's own deletion matches the suffix only, so that ``shop``
+    also matches the keys of a project ``my_shop``. Here the part before the name must be exactly one entity.
     """
     from feast.infra.key_encoding_utils import serialize_entity_key_prefix
 
@@ -161,15 +160,15 @@ def _is_entity(serialised: bytes, names: int) -> bool:
 
 
 def _delete_from_redis(store: FeatureStore, view: FeatureView, keys: Iterable[bytes]) -> int:
-    """Delete the view's fields of these keys; a key without fields goes by itself. Gives how many rows there were."""
+    """Delete the view's fields of these keys and return how many rows there were; Redis drops keys without fields."""
     from feast.infra.online_stores.helpers import _mmh3
 
     fields = [_mmh3(f"{view.name}:{feature.name}") for feature in view.features]
     found = 0
     remaining = iter(keys)
-    while some := list(islice(remaining, _BATCH)):
+    while batch := list(islice(remaining, _BATCH)):
         with redis_of(store).pipeline(transaction=False) as pipe:
-            for key in some:
+            for key in batch:
                 pipe.hdel(key, f"_ts:{view.name}")
                 pipe.hdel(key, *fields)
             found += sum(pipe.execute()[::2])
@@ -177,12 +176,12 @@ def _delete_from_redis(store: FeatureStore, view: FeatureView, keys: Iterable[by
 
 
 def sqlite_of(store: FeatureStore) -> str:
-    """The file of a SQLite online store."""
+    """Return the path of a SQLite online store."""
     online = store._get_provider().online_store  # noqa: SLF001 - Feast has no public way to its file
     return str(online._get_db_path(store.config))  # noqa: SLF001
 
 
 def redis_of(store: FeatureStore) -> Any:
-    """The connection of a Redis online store."""
+    """Return the client of a Redis online store."""
     online = store._get_provider().online_store  # noqa: SLF001 - Feast has no public way to its connection
     return online._get_client(store.config.online_store)  # noqa: SLF001

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Definitions for a feature repository of somebody else's: published synthetic events and source histories, read by Feast's own stores.
+"""Export of feature definitions: published synthetic events and source histories for another feature repository.
 
-Nothing in what is written needs this package. Stores that know Delta's log read the lake's tables as they are. Feast's file store reads
-a folder's Parquet files without the log, replaced and rolled-back rows too, and its DuckDB store has to download an extension for Delta:
-for these, the rows that the tables hold now are copied.
+The exported definitions do not need this package. Stores that support Delta read the lake's tables in place. Feast's file store reads a
+folder's Parquet files without the Delta log, replaced and rolled-back rows included, and its DuckDB store has to download an extension
+for Delta: for these two, the current rows are copied to Parquet.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ _DESCRIPTIONS: Final = {
     Table.SYNTHETIC_TARGET_EVENTS: "Published synthetic target events, translated from source events.",
     Table.SOURCE_USER_HISTORY: "A user's last source events, as of each of them.",
 }
-#: Feast's file stores, by the names that settings give them; a repository that names none has the first one.
+#: Names of Feast's file-based stores in feature_store.yaml; None: the default store.
 _FILE_STORES: Final = {None, "file", "dask", "duckdb"}
 
 
 @dataclass(frozen=True)
 class FeastExport(Jsonable):
-    """What was written.
+    """Result of an export.
 
     Attributes:
         path: The Python file.
         format: ``delta``: the sources are the lake's tables, which follow every publication; ``parquet``: copies of their rows.
         views: Names of the feature views.
-        rows: Rows of each view, as of now.
-        versions: Delta version of each view's table, as of now.
+        rows: Current number of rows of each view.
+        versions: Current Delta version of each view's table.
     """
 
     path: str
@@ -62,19 +62,19 @@ class FeastExport(Jsonable):
 
 
 def export_definitions(settings: Settings, folder: Path, form: ExportFormat | None = None) -> FeastExport:
-    """Write ``scalr_<project>.py`` into a folder of a feature repository: an entity, and a view of each table.
+    """Write ``scalr_<project>.py`` into a folder of a feature repository: one entity, and one view per table.
 
     Args:
         settings: The project's settings; ``[feast.export]`` has the names.
-        folder: A folder of the repository; made where it is not there.
-        form: ``delta`` or ``parquet`` (into ``scalr_<project>`` beside the file). Default: ``parquet`` where the repository's offline store
+        folder: A folder of the repository; created if missing.
+        form: ``delta`` or ``parquet`` (into ``scalr_<project>`` beside the file). Default: ``parquet`` if the repository's offline store
             is Feast's file or DuckDB store, else ``delta``.
 
     Raises:
         TableNotFound: Nothing was published yet.
-        DomainsMixed: The lake's tables were made for other domains.
-        ForeignFiles: A file or folder of that name lies there that this command did not make.
-        FeatureStoreError: No format is given, and there is no ``feature_store.yaml`` to tell it from; or nothing can be written there.
+        DomainsMixed: The lake's tables were created for other domains.
+        ForeignFiles: The folder has a file or folder of that name that this command did not create.
+        FeatureStoreError: No format is given and there is no ``feature_store.yaml`` to derive it from; or the folder is not writable.
     """
     form = form or _form_of(folder)
     lake = open_own(settings)
@@ -91,7 +91,7 @@ def export_definitions(settings: Settings, folder: Path, form: ExportFormat | No
         raise FeatureStoreError(
             f"cannot be written to: {error.strerror or error}",
             where=str(folder),
-            next_step="mend the cause and repeat the command: what lies there is written anew",
+            next_step="fix the problem above and run the command again; it overwrites a partial export",
         ) from error
     names = {table: f"{_prefix(settings)}{table.value}" for table in _DESCRIPTIONS}
     logger.info("wrote definitions of %s to %s", ", ".join(names.values()), folder / f"{name}.py")
@@ -105,7 +105,7 @@ def export_definitions(settings: Settings, folder: Path, form: ExportFormat | No
 
 
 def _form_of(folder: Path) -> ExportFormat:
-    """What the offline store of the repository reads aright."""
+    """Choose the format that the repository's offline store reads correctly."""
     import yaml
 
     resolved = folder.resolve()
@@ -114,17 +114,17 @@ def _form_of(folder: Path) -> ExportFormat:
     )
     if path is None:
         raise FeatureStoreError(
-            "no feature_store.yaml lies here or above, so that its offline store is not known",
+            "there is no feature_store.yaml here or in a parent folder, so the offline store is unknown",
             where=str(folder),
             next_step="name a folder of the feature repository, or give --format parquet (Feast's file and DuckDB stores) or delta",
         )
     try:
-        told = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         raise FeatureStoreError(
-            "cannot be read as YAML", where=str(path), next_step="mend it, or give --format parquet or delta"
+            "cannot be read as YAML", where=str(path), next_step="fix it, or give --format parquet or delta"
         ) from error
-    store = told.get("offline_store") if isinstance(told, dict) else None
+    store = content.get("offline_store") if isinstance(content, dict) else None
     kind = store.get("type") if isinstance(store, dict) else store
     return "parquet" if kind in _FILE_STORES else "delta"
 
@@ -134,7 +134,7 @@ def _count(lake: Lake, table: Table, version: int) -> int:
 
 
 def _copy(lake: Lake, table: Table, version: int, folder: Path) -> int:
-    """The rows of a version as one Parquet file, which replaces the former one whole; gives how many there are."""
+    """Write the rows of a version as one Parquet file, atomically; return their number."""
     from pyarrow import parquet
 
     rows = lake.dataset(table, version=version)
@@ -161,7 +161,7 @@ def _prefix(settings: Settings) -> str:
 
 
 def _definitions(settings: Settings, lake: Lake, form: ExportFormat, versions: dict[Table, int]) -> str:
-    """The Python file."""
+    """Render the Python file."""
     named = settings.feast.export
     schemas = {table: lake.dataset(table, version=version).schema for table, version in versions.items()}
     user = _type(schemas[Table.SYNTHETIC_TARGET_EVENTS].field(USER_ID).type)
@@ -184,9 +184,9 @@ def _definitions(settings: Settings, lake: Lake, form: ExportFormat, versions: d
     )
     return f'''"""Synthetic events and source histories of the project {settings.project_name}: a user's row as of a time.
 
-Written by `scalr feast export`, which writes it anew: do not edit it, and set names in [feast.export] of scalr.toml.
-A synthetic event is known from its run's time on, not from its event time. So ask with
-store.get_historical_features(..., filter_by_created_timestamp=True), or a training set knows too early what was made later.
+Written by `scalr feast export`, which overwrites it: do not edit it, and set names in [feast.export] of scalr.toml.
+A synthetic event is known from its run's time on, not from its event time. So call
+store.get_historical_features(..., filter_by_created_timestamp=True), or a training set sees events before they were known.
 {_about(delta=delta)}
 """
 
@@ -238,11 +238,11 @@ def view(table, description, schema):
 
 def _about(*, delta: bool) -> str:
     if delta:
-        return """The sources are Delta tables. Rows of runs that were rolled back or replaced, or of a publication that is switched
-off, are not in them, though their Parquet files may lie in the folders for a while. Feast's file store reads those files without
-the tables' logs: do not use this file with it, but what `scalr feast export --format parquet` writes."""
-    return """The sources are copies of what the tables held when this file was written. Write it anew after each publication, rollback
-or switch, and after somebody was forgotten."""
+        return """The sources are Delta tables. They exclude rows of runs that were rolled back or replaced, or whose publication is
+switched off, though the Parquet files stay in the folders for a while. Feast's file store reads those files without the Delta logs: do
+not use this file with it, but the output of `scalr feast export --format parquet`."""
+    return """The sources are copies of the tables at the time of the export. Export again after each publication, rollback or switch,
+and after each erasure of a user."""
 
 
 def _fields(schema: pa.Schema) -> str:
@@ -253,7 +253,7 @@ def _fields(schema: pa.Schema) -> str:
 
 
 def _type(kind: pa.DataType) -> str:
-    """The name of a column's type in Feast."""
+    """Return Feast's name of a column type."""
     import pyarrow as pa
 
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each view of the online store was filled from, and whether the store still is the one that was filled.
+"""Record of what each view of the online store was materialized from.
 
-The record is a file beside the repository. A fill that was cut off may have written rows: until one has ended, all states since the last
-one that did are kept. A fill of a whole view that was cut off left it empty or partial: until one has ended, every fill of it is whole. The
-store itself bears the number of the last fill: one that was emptied, or brought back from an older copy, bears another, and is filled anew.
+The record is a file beside the repository. An interrupted fill may have written rows, so all states since the last completed fill are kept.
+An interrupted full fill leaves a view empty or partial, so the view is fully filled until one completes. The store itself holds the number
+of the last fill: a store that was emptied or restored from a backup has another number, and is fully filled.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Record", "State", "definition_of", "forget_number"]
 
-#: Beside what Feast keeps there.
+#: Stored next to Feast's own keys.
 _REDIS_KEY: Final = "scalr:filled:{}"
 
 
 @dataclass(frozen=True)
 class State(Jsonable):
-    """What a view was filled from.
+    """State of a view's table that the view was filled from.
 
     Attributes:
-        version: Version of its table; None: it is no Delta table.
-        end: Up to this event time.
+        version: Delta version of its table; None: it is no Delta table.
+        end: Latest event time.
         definition: See `definition_of`.
     """
 
@@ -52,7 +52,7 @@ class State(Jsonable):
 
 
 def definition_of(view: FeatureView) -> str:
-    """A hash of what decides which columns are written of an entity, and of when the view was registered."""
+    """Hash the parts of a view that decide which columns are written, and its registration time."""
     source = view.batch_source
     content = [
         str(view.created_timestamp),
@@ -64,7 +64,7 @@ def definition_of(view: FeatureView) -> str:
 
 
 def was_filled(settings: Settings) -> bool:
-    """Whether the project's online store was ever filled from here."""
+    """Whether this project has ever filled its online store."""
     return _path(settings).is_file()
 
 
@@ -73,11 +73,11 @@ def _path(settings: Settings) -> Path:
 
 
 class Record:
-    """The record of one project's online store.
+    """Materialization record of one project's online store.
 
     Attributes:
-        states: By view, what it may have been filled from.
-        filling: Views whose fill under way, or cut off, is whole: nothing is known of what they hold.
+        states: View → states that it may have been filled from.
+        filling: Views with an unfinished full fill: their content is unknown.
     """
 
     def __init__(self, settings: Settings, store: FeatureStore) -> None:
@@ -92,42 +92,41 @@ class Record:
         self._read()
 
     def begin(self, view: FeatureView, now: State) -> tuple[bool, pa.Table | None]:
-        """Delete what the view's table no longer gives.
+        """Delete the rows that the view's table no longer has.
 
         Returns:
-            Whether anything was deleted; and the keys of the entities whose rows may be others than those that are there, None:
-            all.
+            Whether anything was deleted, and the keys of the entities whose rows may have changed; None: all.
         """
-        before, latter = self.states.get(view.name, []), (now.version, now.end)
+        before, current = self.states.get(view.name, []), (now.version, now.end)
         entities, departed = None, "all"
         if before and view.name not in self.filling and all(then.definition == now.definition for then in before):
-            entities = changed_entities(self.store, view, [(then.version, then.end) for then in before], latter)
-        # Before anything is deleted: whatever cuts this off, the next fill writes what is missing then.
-        self._note(view, [*before, now], whole=entities is None)
+            entities = changed_entities(self.store, view, [(then.version, then.end) for then in before], current)
+        # Record before deleting: if this is interrupted, the next fill restores what is missing.
+        self._set_states(view, [*before, now], full=entities is None)
         if entities is not None:
-            found = {forget_departed(self.store, view, (then.version, then.end), latter, among=entities) for then in before}
-            departed = next(one for one in ("all", "some", "none") if one in found)
+            found = {forget_departed(self.store, view, (then.version, then.end), current, among=entities) for then in before}
+            departed = next(extent for extent in ("all", "some", "none") if extent in found)
         if departed != "all":
             return departed == "some", entities
-        # Never filled from here, or the record was lost, or nothing can be told apart: whatever is there goes.
-        self._note(view, [now], whole=True)
+        # Never filled by this project, the record was lost, or changes are unknown: delete everything.
+        self._set_states(view, [now], full=True)
         return bool(empty_view(self.store, view)) or bool(before), None
 
     def finish(self, view: FeatureView) -> None:
-        """The view holds what its last state gives, and nothing else."""
-        self._note(view, self.states[view.name][-1:], whole=False)
+        """Record that the view holds exactly its last state."""
+        self._set_states(view, self.states[view.name][-1:], full=False)
 
     def close(self) -> None:
-        """Number the fill, in the store first: a store whose number the record does not know is filled anew."""
+        """Number the fill, in the store first: a store whose number differs from the record's is fully filled."""
         self._renumber()
         self._write()
 
-    def _note(self, view: FeatureView, states: list[State], *, whole: bool) -> None:
-        """Write down what a view may hold, and whether its fill is whole."""
+    def _set_states(self, view: FeatureView, states: list[State], *, full: bool) -> None:
+        """Record what a view may hold, and whether a full fill is under way."""
         self.states[view.name] = states
-        self.filling = self.filling | {view.name} if whole else self.filling - {view.name}
+        self.filling = self.filling | {view.name} if full else self.filling - {view.name}
         if not self.number:
-            # An unnumbered store cannot be told from one that was emptied.
+            # Without a number, an emptied store would go unnoticed.
             self._renumber()
         self._write()
 
@@ -141,7 +140,7 @@ class Record:
             if found["store"] != self.address or not found["number"] or found["number"] != _number(self.store):
                 return
             states = {
-                view: [State(one["version"], datetime.fromisoformat(one["end"]), one["definition"]) for one in states]
+                view: [State(state["version"], datetime.fromisoformat(state["end"]), state["definition"]) for state in states]
                 for view, states in found["views"].items()
             }
             self.number, self.states, self.filling = found["number"], states, set(found["filling"])
@@ -156,12 +155,12 @@ class Record:
 
 
 def forget_number(store: FeatureStore) -> None:
-    """Take the number of a project's last fill out of Redis."""
+    """Delete the number of a project's last fill from Redis."""
     redis_of(store).delete(_REDIS_KEY.format(store.project))
 
 
 def _number(store: FeatureStore, new: int | None = None) -> int:
-    """The number that an online store bears, 0 where it bears none; a new one is written first."""
+    """Return the fill number of an online store, 0 if it has none; write a new one first if given."""
     if store.config.online_store.type == "redis":
         redis, key = redis_of(store), _REDIS_KEY.format(store.project)
         if new is not None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Entities that are forgotten, users or items, out of the online store: their keys are their ids, serialised."""
+"""Erasure of users or items from the online store; its keys are serialized ids."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ __all__ = ["forget_entities"]
 
 
 def forget_entities(settings: Settings, join_key: str, users: Sequence[int | str]) -> int:
-    """Delete the rows of entities from the project's online store, of every view; gives how many keys there were.
+    """Delete entities from every view of the project's online store; return how many keys were deleted.
 
     Args:
         settings: The project's settings.
-        join_key: What their ids are called: ``user_id`` or ``item_id``.
-        users: Their ids, in the type that the lake has them in.
+        join_key: ``user_id`` or ``item_id``.
+        users: Their ids, in the lake's type.
 
     Raises:
         FeatureStoreError: The store cannot be reached.
     """
     if not (settings.feast_repo / "feature_store.yaml").is_file():
         return 0
-    # A repository that was moved with its home names the former place until it is applied.
+    # After a move of the project's home, the repository has the old paths until it is applied.
     apply_feature_repo(settings)
     with explained(settings), repository_lock(settings), quiet("forget"):
         store = open_feature_store(settings)
@@ -55,20 +55,20 @@ def _redis_keys(store: FeatureStore, view: FeatureView, join_key: str, users: Se
             _redis_key(store.project, key, entity_key_serialization_version=version) for key in _entities(view, join_key, users)
         )
         return
-    theirs, tail = set(map(str, users)), len(store.project.encode())
+    wanted, tail = set(map(str, users)), len(store.project.encode())
     for key in all_redis_keys(store, view):
-        if _id_of(key[:-tail], join_key, store) in theirs:
+        if _id_of(key[:-tail], join_key, store) in wanted:
             yield key
 
 
 def _forget_in_sqlite(store: FeatureStore, views: list[FeatureView], join_key: str, users: Sequence[int | str]) -> int:
     from feast.infra.key_encoding_utils import serialize_entity_key
 
-    version, theirs, found = store.config.entity_key_serialization_version, set(map(str, users)), 0
+    version, wanted, found = store.config.entity_key_serialization_version, set(map(str, users)), 0
     with closing(sqlite3.connect(sqlite_of(store), timeout=60, isolation_level=None)) as db:
         tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         for view in views:
-            # Feast adds a number for views that have several versions.
+            # Feast appends a version suffix for views with several versions.
             own = [
                 name
                 for name in tables
@@ -82,10 +82,10 @@ def _forget_in_sqlite(store: FeatureStore, views: list[FeatureView], join_key: s
                     ]
                 else:
                     every = db.execute(f'SELECT DISTINCT entity_key FROM "{table}"')
-                    keys = [key for (key,) in every if _id_of(key, join_key, store) in theirs]
+                    keys = [key for (key,) in every if _id_of(key, join_key, store) in wanted]
                 for key in keys:
                     found += bool(db.execute(f'DELETE FROM "{table}" WHERE entity_key = ?', (key,)).rowcount)
-        # Deleted rows stay in free pages, and in the log beside the file, until both are written anew.
+        # Deleted rows stay in free pages and in the write-ahead log until both are rewritten.
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         db.execute("VACUUM")
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -102,7 +102,7 @@ def _entities(view: FeatureView, join_key: str, users: Sequence[int | str]) -> I
 
 
 def _id_of(serialised: bytes, join_key: str, store: FeatureStore) -> str | None:
-    """One of the ids of a serialised entity of several keys."""
+    """Return the id under one join key of a serialized entity."""
     from feast.infra.key_encoding_utils import deserialize_entity_key
 
     key = deserialize_entity_key(serialised, entity_key_serialization_version=store.config.entity_key_serialization_version)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a retrieval hands back: nothing is read before it is asked for, and it can be asked for as a stream."""
+"""Feast retrieval job over DuckDB: lazy, and readable as a stream."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _BATCH_ROWS = 65_536
 
 
 class DeltaRetrievalJob(RetrievalJob):
-    """A query that runs when its result is asked for, each time anew.
+    """A query that runs each time its result is requested.
 
     Args:
-        run: Opens a DuckDB connection and gives the result as a lazy relation in it.
-        full_feature_names: Whether features are called ``view__feature``.
+        run: Context manager that opens a DuckDB connection and yields the result as a lazy relation.
+        full_feature_names: Whether features are named ``view__feature``.
         metadata: Features, keys and time range of a historical retrieval.
         on_demand_feature_views: Transformations that Feast applies to the result.
-        repo_path: What relative paths of saved datasets start from.
+        repo_path: Base of the relative paths of saved datasets.
         storage_options: Access to an object store.
     """
 
@@ -62,7 +62,7 @@ class DeltaRetrievalJob(RetrievalJob):
 
     @property
     def full_feature_names(self) -> bool:
-        """Whether features are called ``view__feature``."""
+        """Whether features are named ``view__feature``."""
         return self._full_feature_names
 
     @property
@@ -77,10 +77,10 @@ class DeltaRetrievalJob(RetrievalJob):
 
     @contextmanager
     def stream(self, batch_rows: int = _BATCH_ROWS) -> Iterator[pa.RecordBatchReader]:
-        """The result batch by batch, without on-demand features; memory does not grow with it.
+        """Stream the result in batches, without on-demand features; memory does not grow with the result.
 
         Args:
-            batch_rows: Rows a batch.
+            batch_rows: Rows per batch.
         """
         with self._run() as relation:
             reader = relation.to_arrow_reader(batch_rows)
@@ -104,8 +104,8 @@ class DeltaRetrievalJob(RetrievalJob):
         """Write the result to Parquet (a file or a folder) or Delta, batch by batch.
 
         Raises:
-            SavedDatasetLocationAlreadyExists: Something is there already, and may not be overwritten.
-            FeatureStoreError: The storage is of another kind than file storage.
+            SavedDatasetLocationAlreadyExists: The location exists, and may not be overwritten.
+            FeatureStoreError: The storage is not file storage.
         """
         if not isinstance(storage, SavedDatasetFileStorage):
             raise FeatureStoreError(
@@ -123,7 +123,7 @@ class DeltaRetrievalJob(RetrievalJob):
 
 
 def normalised(schema: pa.Schema) -> pa.Schema:
-    """The schema in the types of the lake: DuckDB calls a list's child ``l``, pyarrow ``item``."""
+    """Convert a schema to the lake's types: DuckDB names a list's child ``l``, pyarrow ``item``."""
     return pa.schema([field.with_type(_plain(field.type)) for field in schema])
 
 
@@ -160,15 +160,15 @@ def _write(
         raise SavedDatasetLocationAlreadyExists(location=path)
     if path.endswith(".parquet"):
         with ExitStack() as stack:
-            if filesystem is None:  # an object store shows a file once it is whole
+            if filesystem is None:  # object stores publish a file only when it is complete
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
                 inner = str(stack.enter_context(whole(Path(path))))
             writer = stack.enter_context(pq.ParquetWriter(inner, reader.schema, filesystem=filesystem))
             for batch in reader:
                 writer.write_batch(batch)
         return
-    if filesystem is None and Path(path).is_dir() and any(not one.match("part-*.parquet") for one in Path(path).iterdir()):
-        raise SavedDatasetLocationAlreadyExists(location=path)  # it holds what is none of this data set
+    if filesystem is None and Path(path).is_dir() and any(not file.match("part-*.parquet") for file in Path(path).iterdir()):
+        raise SavedDatasetLocationAlreadyExists(location=path)  # it holds files of something else
     ds.write_dataset(
         reader, inner, format="parquet", filesystem=filesystem, existing_data_behavior="delete_matching", use_threads=False
     )

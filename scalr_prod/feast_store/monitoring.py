@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Feast's data-quality monitoring: statistics of features, computed by DuckDB where the rows are, and the SQLite file that keeps them."""
+"""Feast's data-quality monitoring: feature statistics computed by DuckDB and stored in SQLite."""
 
 from __future__ import annotations
 
@@ -45,20 +45,20 @@ def metrics_of(
     bins: int,
     top: int,
 ) -> list[dict[str, Any]]:
-    """Statistics of features over the rows with ``start <= event time <= end``, in Feast's form.
+    """Compute feature statistics over the rows with ``start <= event time <= end``, in Feast's format.
 
     Args:
         config: Feast's settings.
         source: The data source.
-        features: (name, ``numeric`` or ``categorical``) of each feature; other kinds are left out, as in Feast.
-        event: The timestamp's name in Feast.
+        features: (name, ``numeric`` or ``categorical``) of each feature; other kinds are skipped, as in Feast.
+        event: The event timestamp's name in Feast.
         start: Default: from the beginning.
         end: Default: to the end.
-        bins: Bins of a numeric histogram.
-        top: Values of a categorical one.
+        bins: Number of bins of a numeric histogram.
+        top: Number of values of a categorical histogram.
 
     Returns:
-        One dictionary a feature. Mean, quantiles and histogram are over finite values; quantiles are interpolated linearly.
+        One dictionary per feature. Mean, quantiles and histogram cover finite values; quantiles are interpolated linearly.
     """
     columns = source_columns(source)
     numeric = [name for name, kind in features if kind == "numeric"]
@@ -85,13 +85,13 @@ def metrics_of(
 
 
 def newest_event(config: RepoConfig, source: DataSource, event: str) -> datetime | None:
-    """The latest event time in a source; None without rows."""
+    """Return the latest event time of a source; None without rows."""
     column = source_columns(source).of(event)
     with duckdb_session(config) as connection:
         scan = reads.open_source(connection, config, source, "source_0", [column])
         query = f"SELECT max({clocks_sql(column, None)[0]}) FROM {scan.relation}"
-        ((found,),) = connection.execute(query).fetchall()
-    return None if found is None else datetime_of(found)
+        ((latest,),) = connection.execute(query).fetchall()
+    return None if latest is None else datetime_of(latest)
 
 
 def _metric(name: str, kind: str, rows: int, nulls: int) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def _numeric(connection: Any, rows: str, names: Sequence[str], bins: int) -> dic
 
 
 def _add_histograms(connection: Any, rows: str, metrics: dict[str, dict[str, Any]], bins: int) -> None:
-    """numpy's histogram of each feature, in one pass over batches of rows."""
+    """Add numpy's histogram of each feature, in one pass over the rows."""
     limits = {name: (found["min_val"], found["max_val"]) for name, found in metrics.items() if found["min_val"] is not None}
     if not limits:
         return
@@ -148,7 +148,7 @@ def _categorical(connection: Any, rows: str, name: str, top: int) -> dict[str, A
 
 
 def ensure_tables(config: RepoConfig) -> None:
-    """Make the tables of metrics and jobs where they are not there yet."""
+    """Create the tables of metrics and jobs if they do not exist."""
     with _database(config) as database:
         for kind in _KINDS:
             table, columns, key = monitoring_table_meta(kind)
@@ -158,7 +158,7 @@ def ensure_tables(config: RepoConfig) -> None:
 
 
 def save_metrics(config: RepoConfig, kind: str, metrics: Sequence[dict[str, Any]]) -> None:
-    """Keep metrics; one with the key of another replaces it."""
+    """Store metrics; a metric with an existing key replaces it."""
     ensure_tables(config)
     table, columns, _ = monitoring_table_meta(kind)
     marks = ", ".join("?" for _ in columns)
@@ -176,7 +176,7 @@ def query_metrics(
     start: date | None = None,
     end: date | None = None,
 ) -> list[dict[str, Any]]:
-    """A project's metrics of a kind, by ascending date; ``start`` and ``end`` belong to the range."""
+    """Return a project's metrics of a kind by ascending date; ``start`` and ``end`` are inclusive."""
     ensure_tables(config)
     table, columns, _ = monitoring_table_meta(kind)
     wanted = {"project_id": project or None, **(filters or {})}
@@ -192,7 +192,7 @@ def query_metrics(
 
 
 def clear_baseline(config: RepoConfig, project: str, **filters: str | None) -> None:
-    """Let the matching feature metrics be a baseline no longer."""
+    """Unset the baseline flag of the matching feature metrics."""
     ensure_tables(config)
     table, columns, _ = monitoring_table_meta("feature")
     wanted = {"project_id": project, **{column: value for column, value in filters.items() if value is not None}}
@@ -206,7 +206,7 @@ def clear_baseline(config: RepoConfig, project: str, **filters: str | None) -> N
 def _database(config: RepoConfig) -> Iterator[sqlite3.Connection]:
     if config.repo_path is None:
         raise FeatureStoreError(
-            "metrics are kept in the feature repository, and the settings name none",
+            "metrics are stored in the feature repository, but the settings name none",
             where="repo_path",
             next_step="open the store by FeatureStore(repo_path=…), or set repo_path of its RepoConfig",
         )

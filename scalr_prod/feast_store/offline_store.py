@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Feast's offline store over Delta tables: ``offline_store.type`` of a feature_store.yaml names the class below.
+"""Feast offline store over Delta tables; ``offline_store.type`` in feature_store.yaml names the class below.
 
-Data sources are Feast's own ``FileSource`` (Delta or Parquet), so that the stock SDK and command line need nothing of this
-package but this class. What it keeps that the stock stores do not: every spine row, in spine order; the knowledge time of every
-row; and memory that is bounded whatever the size of the tables.
+Data sources are Feast's own ``FileSource`` (Delta or Parquet), so the stock SDK and command line need only this class of the package.
+Unlike the stock stores it keeps every spine row in spine order, respects each row's knowledge time, and bounds memory whatever the size of
+the tables.
 """
 
 from __future__ import annotations
@@ -50,29 +50,28 @@ class DeltaOfflineStoreConfig(FeastConfigBaseModel):
     type: StrictStr = "scalr_prod.feast_store.offline_store.DeltaOfflineStore"
     #: Access to an object store, as the deltalake package takes it. It also reads AWS_*, AZURE_* and GOOGLE_* by itself.
     storage_options: dict[str, str] = Field(default_factory=dict, repr=False)
-    #: What DuckDB may hold before it spills.
+    #: Memory limit of DuckDB before it spills.
     memory_mb: int = Field(default=1024, ge=64)
-    #: Default: all cores, at most eight.
+    #: Default: all cores, up to eight.
     threads: int | None = Field(default=None, ge=1)
-    #: Folder for what does not fit; default: the system's temporary folder.
+    #: Spill folder; default: the system's temporary folder.
     spill: str | None = None
-    #: Root of the project's lake, whose own tables may be written to.
+    #: Root of the project's lake; its tables are writable.
     lake: str | None = None
-    #: Whole addresses of other Delta tables that may be written to.
+    #: Full paths or URLs of other writable Delta tables.
     writable: list[str] = Field(default_factory=list)
-    #: Read only what was known by this time (created <= known_by). Default: by each spine row's own time.
+    #: Read only rows known by this time (created <= known_by). Default: by each spine row's own time.
     known_by: datetime | None = None
-    #: Delta version of each table that is to be read as it was: a table of the lake by its name, any by its whole path. The others
-    #: are read as they are.
+    #: Table → Delta version to read; the key is a lake table's name or any table's full path. Default: the latest version.
     versions: dict[str, int] = Field(default_factory=dict)
-    #: By a table's whole path, keys of the entities whose latest rows are pulled; of the others, none. Tables that are not named: all.
+    #: Table's full path → keys of the entities whose latest rows are pulled. Tables that are not listed: all entities.
     entities: dict[str, Any] = Field(default_factory=dict, repr=False, exclude=True)
-    #: An open DuckDB connection, in whose database retrievals are made, see `session.beside`. Default: each has its own.
+    #: An open DuckDB connection whose database runs the retrievals, see `session.beside`. Default: one connection each.
     within: Any = Field(default=None, repr=False, exclude=True)
 
 
 class DeltaOfflineStore(OfflineStore):
-    """Reads and writes feature views that lie in Delta tables (and reads those in Parquet)."""
+    """Read and write feature views in Delta tables, and read those in Parquet."""
 
     supports_filter_by_created_timestamp = True
 
@@ -87,7 +86,7 @@ class DeltaOfflineStore(OfflineStore):
         full_feature_names: bool = False,
         **kwargs: Any,
     ) -> DeltaRetrievalJob:
-        """Join features to a spine, point in time; without a spine, read the rows of a window.
+        """Join features to a spine point in time; without a spine, read the rows of a window.
 
         Args:
             config: Feast's settings.
@@ -97,13 +96,13 @@ class DeltaOfflineStore(OfflineStore):
                 None: the rows with ``start_date <= event time <= end_date``.
             registry: Feast's registry.
             project: Feast's project.
-            full_feature_names: Call features ``view__feature``.
-            kwargs: ``start_date`` and ``end_date`` without a spine. ``filter_by_created_timestamp``: a row counts only from its
-                creation time on, which is so anyway unless ``known_by`` is set or the view says otherwise (`KNOWLEDGE_TIME`);
-                without a spine, what was created after ``end_date`` is left out.
+            full_feature_names: Name features ``view__feature``.
+            kwargs: ``start_date`` and ``end_date`` without a spine. ``filter_by_created_timestamp``: a row is visible only from its
+                creation time on; that is the default unless ``known_by`` is set or a tag of the view says otherwise
+                (`KNOWLEDGE_TIME`). Without a spine, it leaves out rows created after ``end_date``.
 
         Returns:
-            A job that reads nothing of the views before its result is asked for.
+            A job that reads the views when its result is requested.
 
         Raises:
             FeatureStoreError: The spine lacks a key or a time, its types do not fit, or a table cannot be read.
@@ -142,7 +141,7 @@ class DeltaOfflineStore(OfflineStore):
         start_date: datetime | None,
         end_date: datetime | None,
     ) -> DeltaRetrievalJob:
-        """Each entity's latest row with ``start_date <= event time <= end_date``, for the online store."""
+        """Read each entity's latest row with ``start_date <= event time <= end_date``, for the online store."""
         columns = retrievals.columns_of(join_key_columns, feature_name_columns, timestamp_field, created_timestamp_column)
 
         def query(connection: Any, scan: Scan, selected: list[tuple[str, str]]) -> str:
@@ -175,7 +174,7 @@ class DeltaOfflineStore(OfflineStore):
         start_date: datetime | None = None,
         end_date: datetime | None = None,
     ) -> DeltaRetrievalJob:
-        """All rows with ``start_date <= event time <= end_date``."""
+        """Read all rows with ``start_date <= event time <= end_date``."""
         columns = retrievals.columns_of(join_key_columns, feature_name_columns, timestamp_field, created_timestamp_column)
 
         def query(_connection: Any, scan: Scan, selected: list[tuple[str, str]]) -> str:
@@ -195,10 +194,10 @@ class DeltaOfflineStore(OfflineStore):
     def offline_write_batch(
         config: RepoConfig, feature_view: FeatureView, table: pa.Table, progress: Callable[[int], Any] | None
     ) -> None:
-        """Append rows to a feature view's table; rows that are there already are not added again.
+        """Append rows to a feature view's table, except rows it already has.
 
         Raises:
-            FeatureStoreError: The rows do not fit the table, or the table is neither the lake's nor named by the settings.
+            FeatureStoreError: The rows do not match the table, or the table is not writable by the settings.
         """
         source, columns = feature_view.batch_source, source_columns(feature_view.batch_source)
         path = reads.source_path(config, source)
@@ -219,10 +218,10 @@ class DeltaOfflineStore(OfflineStore):
         logging_config: LoggingConfig,
         registry: BaseRegistry,  # noqa: ARG004 - Feast's signature
     ) -> None:
-        """Add a feature server's log to its folder, as one more Parquet file.
+        """Append a feature server's log to its folder, as one more Parquet file.
 
         Raises:
-            FeatureStoreError: The destination is no folder of files.
+            FeatureStoreError: The destination is not a folder of files.
         """
         import pyarrow.dataset as ds
 
@@ -255,7 +254,7 @@ class DeltaOfflineStore(OfflineStore):
         histogram_bins: int = 20,
         top_n: int = 10,
     ) -> list[dict[str, Any]]:
-        """Counts, quantiles and histograms of features over the rows of a time range."""
+        """Compute counts, quantiles and histograms of features over a time range."""
         limits = {"start": start_date, "end": end_date}
         return monitoring.metrics_of(
             config, data_source, feature_columns, event=timestamp_field, bins=histogram_bins, top=top_n, **limits
@@ -263,17 +262,17 @@ class DeltaOfflineStore(OfflineStore):
 
     @staticmethod
     def get_monitoring_max_timestamp(config: RepoConfig, data_source: DataSource, timestamp_field: str) -> datetime | None:
-        """The latest event time in a source; None without rows."""
+        """Return the latest event time of a source; None without rows."""
         return monitoring.newest_event(config, data_source, timestamp_field)
 
     @staticmethod
     def ensure_monitoring_tables(config: RepoConfig) -> None:
-        """Make the tables of metrics where they are not there yet."""
+        """Create the tables of metrics if they do not exist."""
         monitoring.ensure_tables(config)
 
     @staticmethod
     def save_monitoring_metrics(config: RepoConfig, metric_type: str, metrics: list[dict[str, Any]]) -> None:
-        """Keep metrics; one with the key of another replaces it."""
+        """Store metrics; a metric with an existing key replaces it."""
         monitoring.save_metrics(config, metric_type, metrics)
 
     @staticmethod
@@ -285,7 +284,7 @@ class DeltaOfflineStore(OfflineStore):
         start_date: date | None = None,
         end_date: date | None = None,
     ) -> list[dict[str, Any]]:
-        """A project's metrics, by ascending date."""
+        """Return a project's metrics by ascending date."""
         return monitoring.query_metrics(config, project, metric_type, filters=filters, start=start_date, end=end_date)
 
     @staticmethod
@@ -296,14 +295,14 @@ class DeltaOfflineStore(OfflineStore):
         feature_name: str | None = None,
         data_source_type: str | None = None,
     ) -> None:
-        """Let the matching metrics be a baseline no longer."""
+        """Unset the baseline flag of the matching metrics."""
         filters = {"feature_view_name": feature_view_name, "feature_name": feature_name, "data_source_type": data_source_type}
         monitoring.clear_baseline(config, project, **filters)
 
     def get_table_column_names_and_types_from_data_source(
         self, config: RepoConfig, data_source: DataSource
     ) -> Iterable[tuple[str, str]]:
-        """Names and Arrow types of a source's columns."""
+        """Return names and Arrow types of a source's columns."""
         if not isinstance(data_source.file_format, DeltaFormat):
             return data_source.get_table_column_names_and_types(config)  # type: ignore[no-any-return]
         table = delta_table(reads.source_path(config, data_source), config.offline_store.storage_options)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The online store: each entity's latest row, as a point-in-time join would give it, and no row that the lake no longer holds."""
+"""Materialization of the online store: each entity's latest row, and no row that the lake no longer has."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True)
 class MaterializationReport(Jsonable):
-    """What was written to the online store.
+    """Result of a materialization.
 
     Attributes:
         views: The feature views.
-        emptied: Those from which rows were deleted first, since the rows had gone from their tables.
+        emptied: Views from which rows were deleted first, because their tables no longer have them.
         end: Rows up to this time.
-        online_store: Its kind.
-        written: By view, of how many entities the row was written; None: of all.
+        online_store: The store's type.
+        written: View → number of entities written; None: all.
     """
 
     views: tuple[str, ...]
@@ -51,16 +51,15 @@ class MaterializationReport(Jsonable):
 def materialize(
     settings: Settings, *, end: datetime | None = None, views: Sequence[str] | None = None
 ) -> MaterializationReport:
-    """Write each entity's latest row to the online store, of every view that has a place there.
+    """Write each entity's latest row to the online store, for every view that is served online.
 
-    Afterwards the store serves what a point-in-time join gives at ``end``. Written are the entities whose rows may be others than at
-    the last fill: those with a row in a file that came or went since, or between the two ends. Feast only ever writes over what is
-    there: an entity whose rows have gone (a run was rolled back, a window replaced) would be served for ever. So the entities that
-    a view had and has no longer are deleted first.
+    Afterwards the store serves what a point-in-time join gives at ``end``. Only entities whose rows may have changed since the last fill
+    are written: those with a row in a file that was added or removed since, or between the two end times. Feast only overwrites: an entity
+    whose rows are gone (rollback, replaced window) would be served forever. So such entities are deleted first.
 
     Args:
         settings: The project's settings.
-        end: Rows that had happened and were created by then; default: now.
+        end: Use rows that happened and were created by then; default: now.
         views: Only these views.
 
     Raises:
@@ -86,7 +85,7 @@ def materialize(
             claim_redis(settings, store)
         record = Record(settings, store)
         states = {view.name: State(_version(store, view), end, definition_of(view)) for view in chosen}
-        # The fill reads these versions, whatever is committed meanwhile: the record tells exactly what is there.
+        # Pin the versions, so that the record matches what the fill reads even if a table changes meanwhile.
         store.config.offline_store.versions = {
             source_path(store.config, view.batch_source): version
             for view in chosen
@@ -104,7 +103,7 @@ def materialize(
 
 
 def _fill(store: FeatureStore, view: FeatureView, end: datetime, entities: pa.Table | None) -> None:
-    """Write the latest rows of these entities; None: of all."""
+    """Write the latest rows of these entities; None: all entities."""
     from scalr_prod.feast_store.reads import source_path
 
     chosen = {} if entities is None else {source_path(store.config, view.batch_source): entities}
@@ -115,7 +114,7 @@ def _fill(store: FeatureStore, view: FeatureView, end: datetime, entities: pa.Ta
 
 
 def _version(store: FeatureStore, view: FeatureView) -> int | None:
-    """Delta version of a view's table; None for other files."""
+    """Return the Delta version of a view's table; None for other files."""
     from feast.data_format import DeltaFormat
 
     from scalr_prod.feast_store.reads import source_path

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Features of the user's own: services and views of a Feast repository that is not ours, joined by our rules.
+"""External features: services and views of the user's own Feast repository.
 
-The repository's registry and definitions are read as they are. What computes is this package's offline store, whatever its
-feature_store.yaml names: so a value counts only from when it had happened and was known, no row of the spine is lost or moved, and
-memory is bounded.
+The repository's registry and definitions are used unchanged. Features are computed by this package's offline store, whatever its
+feature_store.yaml names: a value counts only once it had happened and was known, every spine row stays in place, and memory is bounded.
 """
 
 from __future__ import annotations
@@ -38,15 +37,15 @@ _LISTED: Final = 30
 
 @dataclass(frozen=True)
 class OwnFeatures:
-    """What ``[training_set] features`` names.
+    """The features that ``[training_set] features`` names.
 
     Attributes:
-        store: The user's feature store, computed by ours.
-        asked: Services, and lists of ``view:feature``; each is one join.
-        projections: What they take of which views.
+        store: The user's feature store, with this package's offline store.
+        asked: Services and lists of ``view:feature``; one join each.
+        projections: The views and features that these use.
         keys: Join keys of the views → ``user_id`` or ``item_id``.
-        sources: What the features are computed from.
-        state: Digest of the definitions and of what the sources hold now.
+        sources: Tables that the features are computed from.
+        state: Digest of the definitions and of the sources' current content.
     """
 
     store: FeatureStore
@@ -57,41 +56,43 @@ class OwnFeatures:
     state: str
 
     def join(self, settings: Settings, spine: pa.Table) -> pa.Table:
-        """The features of each row of a spine, in its order.
+        """Join the features to a spine, in its order.
 
         Args:
             settings: The project's settings.
-            spine: ``user_id``, ``item_id`` and ``event_timestamp``: of each row, values that had happened, and were known, by then.
+            spine: ``user_id``, ``item_id`` and ``event_timestamp``; values count if they had happened and were known by then.
 
         Returns:
-            One column ``view__feature`` for each feature, null where there is no value.
+            One column ``view__feature`` per feature, null where there is no value.
 
         Raises:
-            FeatureStoreError: A key is of another type than the ids, or a table cannot be read or lacks a column.
+            FeatureStoreError: A key has another type than the ids, or a table cannot be read or lacks a column.
         """
         import pyarrow as pa
 
         columns = {key: spine.column(own) for key, own in self.keys.items()} | {EVENT_TIMESTAMP: spine.column(EVENT_TIMESTAMP)}
-        asked, joined = pa.table(columns), []
+        entities, joined = pa.table(columns), []
         with explained(settings):
-            for one in self.asked:
-                found = self.store.get_historical_features(entity_df=asked, features=one, full_feature_names=True).to_arrow()
-                if found.num_rows != asked.num_rows or not all(
-                    found.column(name).cast(asked.schema.field(name).type).equals(asked.column(name)) for name in columns
+            for features in self.asked:
+                found = self.store.get_historical_features(
+                    entity_df=entities, features=features, full_feature_names=True
+                ).to_arrow()
+                if found.num_rows != entities.num_rows or not all(
+                    found.column(name).cast(entities.schema.field(name).type).equals(entities.column(name)) for name in columns
                 ):
                     raise FeatureStoreError(
-                        f"the point-in-time join gave {found.num_rows} rows for {asked.num_rows}, or gave them in another order",
+                        f"the point-in-time join gave {found.num_rows} rows for {entities.num_rows}, or gave them in another order",
                         where=_SETTING,
-                        next_step="leave these features out, and report it: no definition of a view should bring this about",
+                        next_step="leave these features out and report this as a bug: no view definition should cause it",
                     )
                 joined.append(found.drop_columns(list(columns)))
-        return pa.table({name: one.column(name) for one in joined for name in one.column_names})
+        return pa.table({name: table.column(name) for table in joined for name in table.column_names})
 
 
 def check_own_features(settings: Settings) -> None:
-    """Make sure, before any work, that the features of ``[training_set] features`` are there.
+    """Check early that the features of ``[training_set] features`` exist.
 
-    In the project's own repository they can only be looked for once it is laid.
+    Features of the project's own repository can be checked only once the repository exists.
 
     Raises:
         FeatureStoreError: See `open_own_features`.
@@ -101,11 +102,11 @@ def check_own_features(settings: Settings) -> None:
 
 
 def open_own_features(settings: Settings) -> OwnFeatures | None:
-    """The features that ``[training_set] features`` names; None where it names none.
+    """Open the features that ``[training_set] features`` names; None if it names none.
 
     Raises:
-        FeatureStoreError: There is no such repository, service, view or feature; a view has another key than user and item, or is
-            called like one of ours; a feature is called like a row's provenance; or a source is no file, or not there.
+        FeatureStoreError: There is no such repository, service, view or feature; a view has another key than user and item, or the
+            name of a built-in view; a feature has the name of a provenance column; or a source is not a file, or is missing.
     """
     options = settings.training_set
     if not options.features:
@@ -117,28 +118,29 @@ def open_own_features(settings: Settings) -> OwnFeatures | None:
         services = {service.name: service for service in store.list_feature_services()}
         where = f"{_SETTING} of {repo or settings.feast_repo}"
         references: list[str] = []
-        asked: list[FeatureService | list[str]] = []
+        requests: list[FeatureService | list[str]] = []
         projections: list[FeatureViewProjection] = []
         for name in options.features:
             if name in services and ":" not in name:
-                asked.append(services[name])
+                requests.append(services[name])
                 projections += services[name].feature_view_projections
             else:
                 projection = _projection(name, views, services, where)
                 references += [f"{projection.name}:{feature.name}" for feature in projection.features]
                 projections.append(projection)
-        asked += [references] if references else []
+        requests += [references] if references else []
         _check(projections, views, where)
         keys = _keys(settings, projections, views)
         sources = sources_of(store, projections, settings.project.storage_options)
-        files = {one.name: _files(store, views[one.name]) for one in projections}
-        defined = [_definition(one, views[one.name]) for one in projections]
-        told = json.dumps({"keys": keys, "defined": defined, "files": files}, sort_keys=True)
-        return OwnFeatures(store, tuple(asked), tuple(projections), keys, sources, hashlib.sha256(told.encode()).hexdigest())
+        files = {projection.name: _files(store, views[projection.name]) for projection in projections}
+        defined = [_definition(projection, views[projection.name]) for projection in projections]
+        text = json.dumps({"keys": keys, "defined": defined, "files": files}, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        return OwnFeatures(store, tuple(requests), tuple(projections), keys, sources, digest)
 
 
 def _opened(settings: Settings, repo: Path) -> FeatureStore:
-    """The user's repository, with this package's offline store in place of its own."""
+    """Open the user's repository with this package's offline store in place of its own."""
     import yaml
     from feast import FeatureStore
     from feast.repo_config import RepoConfig
@@ -162,14 +164,14 @@ def _opened(settings: Settings, repo: Path) -> FeatureStore:
             next_step="correct [training_set] features_repo",
         ) from error
     except Exception as error:
-        # Feast lets everything through: YAML, pydantic, drivers, addresses that do not answer.
+        # Feast does not wrap errors of YAML, pydantic, drivers or unreachable addresses.
         raise FeatureStoreError(
             f"Feast cannot open the repository: {error}", where=str(file), next_step="see that `feast apply` works there"
         ) from error
 
 
 def _projection(name: str, views: dict[str, FeatureView], services: Iterable[str], where: str) -> FeatureViewProjection:
-    """The features of a view that ``view`` or ``view:feature`` names."""
+    """Return the projection that ``view`` or ``view:feature`` names."""
     from copy import copy
 
     view_name, _, feature = name.partition(":")
@@ -182,10 +184,10 @@ def _projection(name: str, views: dict[str, FeatureView], services: Iterable[str
             next_step="correct the name, or run `feast apply` in the repository",
         )
     projection = copy(view.projection)
-    projection.features = [one for one in view.features if not feature or one.name == feature]
+    projection.features = [field for field in view.features if not feature or field.name == feature]
     if not projection.features:
         raise FeatureStoreError(
-            f"the view {view_name} has no feature '{feature}'; it has: {_listed(one.name for one in view.features)}",
+            f"the view {view_name} has no feature '{feature}'; it has: {_listed(field.name for field in view.features)}",
             where=where,
             next_step="correct the name",
         )
@@ -198,30 +200,30 @@ def _check(projections: list[FeatureViewProjection], views: dict[str, FeatureVie
         called = projection.name_to_use()
         if projection.name not in views:
             raise FeatureStoreError(
-                f"the view {projection.name} is none that is read from a table (on-demand and stream views are not)",
+                f"the view {projection.name} is not read from a table (on-demand and stream views are not supported)",
                 where=where,
                 next_step="name views and services of feature views alone",
             )
         if called in set(Table):
             raise FeatureStoreError(
-                f"the view {called} is called like one whose features every training set has",
+                f"the view {called} has the name of a built-in view, whose features every training set has",
                 where=where,
                 next_step="leave it out, or give it another name (with_name in the service)",
             )
         names = {f"{called}__{feature.name}" for feature in projection.features}
-        if told := [feature.name for feature in projection.features if feature.name in PROVENANCE_COLUMNS]:
+        if leaked := [feature.name for feature in projection.features if feature.name in PROVENANCE_COLUMNS]:
             raise FeatureStoreError(
-                f"the feature {called}:{told[0]} is called like a column that tells a synthetic row from a real one",
+                f"the feature {called}:{leaked[0]} has the name of a column that tells a synthetic row from a real one",
                 where=where,
-                next_step="leave it out, or give it another name: no model may learn from where a row comes",
+                next_step="leave it out, or give it another name: no model may learn from a row's provenance",
             )
-        if both := sorted(names & columns):
-            raise FeatureStoreError(f"{both[0]} is named twice", where=where, next_step="name each feature once")
+        if repeated := sorted(names & columns):
+            raise FeatureStoreError(f"{repeated[0]} is named twice", where=where, next_step="name each feature once")
         columns |= names
 
 
 def _keys(settings: Settings, projections: list[FeatureViewProjection], views: dict[str, FeatureView]) -> dict[str, str]:
-    """Which of our columns each join key is: as the settings say, else by the name that it has here or in the target's log."""
+    """Map each join key to ``user_id`` or ``item_id``: by the settings, else by its name here or in the target's log."""
     from feast.feature_view import DUMMY_ENTITY_ID
 
     log = settings.domains.target.columns
@@ -237,14 +239,14 @@ def _keys(settings: Settings, projections: list[FeatureViewProjection], views: d
                 raise FeatureStoreError(
                     f"the view {projection.name} is joined on '{key}', which is neither the user nor the item",
                     where=_SETTING,
-                    next_step=f'say which it is: feature_keys = {{ {key} = "user" }} under [training_set]; other keys cannot be joined',
+                    next_step=f'map it: feature_keys = {{ {key} = "user" }} under [training_set]; other keys cannot be joined',
                 )
             found[key] = known[key]
     return found
 
 
 def _definition(projection: FeatureViewProjection, view: FeatureView) -> list[Any]:
-    """Whatever of a view's definition decides its values."""
+    """Return the parts of a view's definition that decide its values."""
     source, columns = view.batch_source, source_columns(view.batch_source)
     return [
         projection.name_to_use(),
@@ -257,10 +259,10 @@ def _definition(projection: FeatureViewProjection, view: FeatureView) -> list[An
 
 
 def _files(store: FeatureStore, view: FeatureView) -> Any:
-    """What a source holds now: the version of a Delta table; of Parquet files, their names, sizes and times.
+    """Return the state of a source: the version of a Delta table, or names, sizes and times of Parquet files.
 
     Raises:
-        FeatureStoreError: It is no file, or not there.
+        FeatureStoreError: The source is not a file, or is missing.
     """
     import fsspec
     from feast.data_format import DeltaFormat
@@ -277,7 +279,7 @@ def _files(store: FeatureStore, view: FeatureView) -> Any:
     found = filesystem.find(inner, detail=True) if filesystem.exists(inner) else {}
     if not found:
         raise FeatureStoreError(
-            "the feature view's source is not there",
+            "the feature view's source is missing",
             where=path,
             next_step=f"correct the source of {view.name}, then `feast apply`",
         )

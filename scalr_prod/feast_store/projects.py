@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Projects that share a registry or a Redis: each keeps to its own name there, and a name stands for one lake.
+"""Isolation of projects that share a registry or a Redis: one project name stands for one lake.
 
-Feast keys the registry's objects, and the rows of an online store, by the project's name alone: two projects of one name would read each
-other's rows.
+Feast keys registry objects and online rows by the project's name alone, so two projects of one name would read each other's rows.
 """
 
 from __future__ import annotations
@@ -28,21 +27,21 @@ __all__ = ["APPLIED", "check_registry", "claim_redis", "former_project", "leave_
 
 logger = logging.getLogger(__name__)
 
-#: File in the repository that says what was applied last.
+#: File in the repository that records what was applied last.
 APPLIED: Final = ".applied.json"
 _REDIS_KEY: Final = "scalr:project:{}"
 
 
 def check_registry(settings: Settings, store: FeatureStore, *, shared: bool) -> None:
-    """Make sure that what the registry knows under the project's name is of the project's lake.
+    """Ensure that the registry's objects under the project's name belong to the project's lake.
 
     Args:
         settings: The project's settings.
         store: Feast's store.
-        shared: Whether projects may share the registry; one in the project's home has moved with it, wherever that was.
+        shared: Whether projects may share the registry; a registry in the project's home moves with it and is not checked.
 
     Raises:
-        ProjectsMixed: It is of another lake. Nothing was written.
+        ProjectsMixed: They belong to another lake. Nothing was written.
     """
     if not shared:
         return
@@ -53,13 +52,13 @@ def check_registry(settings: Settings, store: FeatureStore, *, shared: bool) -> 
 
 
 def former_project(settings: Settings) -> str | None:
-    """The name that this repository was applied under last, if it is another than the project's.
+    """Return the name that this repository was last applied under, if it differs from the project's.
 
-    It is written down before the repository is laid anew, so that a change of name which was cut off is taken up again.
+    The name is saved before the repository is rewritten, so that an interrupted rename is resumed.
     """
     repo, name = settings.feast_repo, settings.project_name
     state = _state(repo)
-    if "project" not in state:  # applied by a version that did not write it down
+    if "project" not in state:  # applied by a version that did not save the name
         try:
             found = re.search(r"^project: (\w+)$", (repo / "feature_store.yaml").read_text(encoding="utf-8"), re.MULTILINE)
         except OSError:
@@ -68,20 +67,20 @@ def former_project(settings: Settings) -> str | None:
             return None
         state["project"] = found[1]
         (repo / APPLIED).write_text(json.dumps(state, indent=2), encoding="utf-8")
-    former = str(state["project"])
-    return former if former != name else None
+    previous = str(state["project"])
+    return previous if previous != name else None
 
 
 def leave_registry(settings: Settings, store: FeatureStore, former: str, *, shared: bool) -> None:
-    """Take this project's objects out of the registry, and its rows out of the online store, where they stand under a former name.
+    """Remove this project's registry objects and online rows under its previous name.
 
-    Training sets move to the present name. What others keep under the former name stays.
+    Saved datasets move to the current name. Objects of other projects under the previous name stay.
 
     Args:
         settings: The project's settings.
-        store: Feast's store, where the definitions were applied under the present name.
-        former: The former name.
-        shared: See `check_registry`; of one in the home, all that bears our names is ours.
+        store: Feast's store; the definitions were applied under the current name.
+        former: The previous name.
+        shared: See `check_registry`; in a registry in the home, every object with our names is ours.
     """
     from scalr_prod.feast_store.departed import empty_view
 
@@ -90,12 +89,12 @@ def leave_registry(settings: Settings, store: FeatureStore, former: str, *, shar
         return
     lake = Identity.of(settings).lake
     lakes = {lake} if shared else _lakes(store, former)
-    # What is ours is defined under the present name by now; others may have views and services of their own over our tables.
+    # Our objects are defined under the current name by now; others may define their own views and services over our tables.
     ours, services, defined = (
-        {one.name for one in listed(store.project)}
-        for listed in (registry.list_feature_views, registry.list_feature_services, registry.list_data_sources)
+        {found.name for found in list_objects(store.project)}
+        for list_objects in (registry.list_feature_views, registry.list_feature_services, registry.list_data_sources)
     )
-    sources = [one for one in registry.list_data_sources(former) if one.name in defined and _lake_of(one) in lakes]
+    sources = [source for source in registry.list_data_sources(former) if source.name in defined and _lake_of(source) in lakes]
     paths = {source.path for source in sources}
     views = [
         view
@@ -103,29 +102,29 @@ def leave_registry(settings: Settings, store: FeatureStore, former: str, *, shar
         if view.name in ours and getattr(view.batch_source, "path", None) in paths
     ]
     old = store.config.model_copy(update={"project": former})
-    with_former = type(store)(config=old, repo_path=str(settings.feast_repo))
-    _carry_datasets(registry, former, store.project, below=settings.home if shared else Path("/"))
+    previous_store = type(store)(config=old, repo_path=str(settings.feast_repo))
+    _move_datasets(registry, former, store.project, below=settings.home if shared else Path("/"))
     for service in registry.list_feature_services(former):
         if service.name in services and {projection.name for projection in service.feature_view_projections} <= ours:
             registry.delete_feature_service(service.name, former)
     for view in views:
         if view.online:
-            empty_view(with_former, view, drop=True)
+            empty_view(previous_store, view, drop=True)
         registry.delete_feature_view(view.name, former)
     for source in sources:
         registry.delete_data_source(source.name, former)
     if settings.feast.online_store == "redis":
-        _release_redis(with_former, lake)
-    if not _left(registry, former):
+        _release_redis(previous_store, lake)
+    if not _has_objects(registry, former):
         registry.delete_project(former)
     logger.info("%d feature views moved from project '%s' to '%s' in the registry", len(views), former, store.project)
 
 
 def claim_redis(settings: Settings, store: FeatureStore) -> None:
-    """Make sure that the rows under the project's name in Redis are of the project's lake.
+    """Ensure that the rows under the project's name in Redis belong to the project's lake.
 
     Raises:
-        ProjectsMixed: They are of another lake. Nothing was written.
+        ProjectsMixed: They belong to another lake. Nothing was written.
     """
     from scalr_prod.feast_store.departed import redis_of
 
@@ -141,15 +140,15 @@ def claim_redis(settings: Settings, store: FeatureStore) -> None:
     redis.set(key, project.lake)
 
 
-def _carry_datasets(registry: Any, former: str, now: str, *, below: Path) -> None:
-    for dataset in registry.list_saved_datasets(former):
+def _move_datasets(registry: Any, previous: str, current: str, *, below: Path) -> None:
+    for dataset in registry.list_saved_datasets(previous):
         if Path(dataset.storage.to_data_source().path).is_relative_to(below):
-            registry.apply_saved_dataset(dataset, now)
-            registry.delete_saved_dataset(dataset.name, former)
+            registry.apply_saved_dataset(dataset, current)
+            registry.delete_saved_dataset(dataset.name, previous)
 
 
 def _release_redis(store: FeatureStore, lake: str) -> None:
-    """Take out what says whose the rows of a store's project are, and of which fill, if they were this lake's."""
+    """Delete the owner and the fill number of a store's project from Redis, if they are this lake's."""
     from scalr_prod.feast_store.departed import redis_of
     from scalr_prod.feast_store.filled import forget_number
 
@@ -177,18 +176,18 @@ def _state(repo: Path) -> dict[str, Any]:
 
 
 def _lakes(store: FeatureStore, project: str) -> set[str]:
-    """The lakes that a project's sources of our names lie in."""
+    """Return the lakes of a project's sources that have our table names."""
     return {lake for source in store.registry.list_data_sources(project) if (lake := _lake_of(source)) is not None}
 
 
 def _lake_of(source: Any) -> str | None:
-    """The lake that holds a source of ours; None of another's."""
+    """Return the lake of one of our sources; None for other sources."""
     lake, _, table = str(getattr(source, "path", "")).rpartition("/")
-    return plain_lake(lake) if source.name == table and table in {one.value for one in Table} else None
+    return plain_lake(lake) if source.name == table and table in {ours.value for ours in Table} else None
 
 
-def _left(registry: Any, project: str) -> bool:
-    """Whether anything but entities, which belong to views, is left of a project."""
+def _has_objects(registry: Any, project: str) -> bool:
+    """Whether a project still has objects, except entities, which belong to views."""
     kinds: Iterable[Any] = (
         registry.list_all_feature_views,
         registry.list_feature_services,

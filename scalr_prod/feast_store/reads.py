@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From Feast's feature views and sources to what DuckDB reads: which table, which columns, which rows."""
+"""DuckDB queries over Feast's views and sources: which table, columns and rows to read."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ __all__ = [
 def wanted_features(
     feature_views: Sequence[FeatureView], feature_refs: list[str], project: str, registry: BaseRegistry
 ) -> dict[FeatureView, list[str]]:
-    """The features asked for of each view, in the order of the references."""
+    """Return the requested features of each view, in the order of the references."""
     odfvs = _get_requested_on_demand_feature_views(feature_refs, project, registry)
     by_view, _ = _get_requested_feature_views_to_features_dict(feature_refs, list(feature_views), odfvs)
     return {view: list(dict.fromkeys(names)) for view, names in by_view.items()}
 
 
 def join_keys(view: FeatureView) -> dict[str, str]:
-    """A view's join keys → the columns of the result that they are joined on."""
+    """Return a view's join keys → the spine columns that they are joined on."""
     names = [column.name for column in view.entity_columns if column.name != DUMMY_ENTITY_ID]
     return {name: view.projection.join_key_map.get(name, name) for name in names}
 
@@ -73,18 +73,18 @@ def view_join(
     strict: bool = False,
     until_us: int | None = None,
 ) -> ViewJoin:
-    """A feature view's part in a point-in-time join with a spine of this schema.
+    """Describe how to join a feature view to a spine, point in time.
 
     Args:
         connection: The DuckDB connection.
         config: Feast's settings.
         view: The view.
-        names: Features that are asked for.
+        names: The requested features.
         spine: The spine's schema.
-        number: Names what is made in the connection.
-        full: Call features ``view__feature``.
-        strict: A row counts only from its creation time on, whatever else is set.
-        until_us: Leave out what was created after this, µs since 1970.
+        number: Suffix of the objects created in the connection.
+        full: Name features ``view__feature``.
+        strict: A row is visible only from its creation time on, whatever the tags and settings say.
+        until_us: Leave out rows created after this, µs since 1970.
 
     Raises:
         FeatureStoreError: The table cannot be read or lacks a column, or the spine lacks a key.
@@ -113,7 +113,7 @@ def view_join(
 
 
 def known_by_us(config: RepoConfig, source: DataSource, view: FeatureView | None = None) -> int | None:
-    """The fixed knowledge time of the settings in µs; None where there is none, or where creation times limit nothing."""
+    """Return the fixed knowledge time of the settings in µs; None if unset, or if creation times do not limit visibility."""
     known_by = microseconds(config.offline_store.known_by)
     if known_by is None or not limited_by_creation(
         view.name if view else source.name, view.tags if view else None, source.tags
@@ -123,12 +123,12 @@ def known_by_us(config: RepoConfig, source: DataSource, view: FeatureView | None
 
 
 def earliest(*moments: int | None) -> int | None:
-    """The earliest of those that are set."""
+    """Return the earliest of the given times; None if all are None."""
     return min((moment for moment in moments if moment is not None), default=None)
 
 
 def window_columns(view: FeatureView, names: Sequence[str], *, full: bool, created: bool) -> list[tuple[str, str]]:
-    """(column, name in the result) of a read without a spine: keys, event time, features, and the knowledge time."""
+    """Return (column, name in the result) of a read without a spine: keys, event time, features, creation time."""
     columns = source_columns(view.batch_source)
     prefix = f"{view.projection.name_to_use()}__" if full else ""
     known = view.batch_source.created_timestamp_column
@@ -141,13 +141,13 @@ def window_columns(view: FeatureView, names: Sequence[str], *, full: bool, creat
 
 
 def check_names(spine: Iterable[str], views: Sequence[ViewJoin]) -> None:
-    """Refuse a result with two columns of one name.
+    """Ensure that no feature has the name of a spine column.
 
     Raises:
-        FeatureStoreError: A feature is called like a column of the spine.
+        FeatureStoreError: A feature has the name of a spine column.
     """
-    there = set(spine)
-    clash = sorted({name for view in views for _, name in view.features if name in there})
+    spine_columns = set(spine)
+    clash = sorted({name for view in views for _, name in view.features if name in spine_columns})
     if clash:
         raise FeatureStoreError(
             f"the spine already has columns named like features: {', '.join(clash)}",
@@ -166,13 +166,12 @@ def open_source(
     also: Sequence[str] = (),
     between: tuple[str, int | None, int | None] | None = None,
 ) -> Scan:
-    """Make a data source selectable, and check that it has the columns; those in ``also`` may be missing.
+    """Make a data source selectable, and check that it has the columns; those in ``also`` are optional.
 
-    ``between``: a column of times and the range (µs) outside of which no row is asked for. Files of a Delta table that lie
-    outside of it are not opened.
+    ``between`` is a time column and the range (µs) of wanted rows. Files of a Delta table outside of it are not opened.
 
     Raises:
-        FeatureStoreError: It is no file source, is not there, or lacks a column.
+        FeatureStoreError: The source is not a file source, is missing, or lacks a column.
     """
     path = source_path(config, source)
     options = config.offline_store.storage_options
@@ -196,7 +195,7 @@ def open_source(
 
 
 def _pinned(config: RepoConfig, path: str) -> int | None:
-    """The version at which a table is to be read: by its whole path, or, for the lake's own, by its name."""
+    """Return the pinned version of a table, by its full path or, for lake tables, by name."""
     options = config.offline_store
     root, _, name = path.rstrip("/").rpartition("/")
     own = options.lake is None or root == options.lake.rstrip("/")
@@ -205,10 +204,10 @@ def _pinned(config: RepoConfig, path: str) -> int | None:
 
 
 def source_path(config: RepoConfig, source: DataSource | None) -> str:
-    """Where a file source lies; relative paths start from the repository.
+    """Return the path or URL of a file source; relative paths start from the repository.
 
     Raises:
-        FeatureStoreError: It is not a file source.
+        FeatureStoreError: The source is not a file source.
     """
     if not isinstance(source, FileSource):
         raise FeatureStoreError(
@@ -229,7 +228,7 @@ def window_sql(
     end_us: int | None,
     known_by_us: int | None,
 ) -> str:
-    """The rows with ``start <= event <= end`` (and ``created <= known_by``), in the order of the table."""
+    """Select the rows with ``start <= event <= end`` and ``created <= known_by``, in table order."""
     selected = ", ".join(f"{quote(column)} AS {quote(name)}" for column, name in columns)
     where = _limits(event, created, start_us, end_us, known_by_us)
     return f"SELECT {selected} FROM {scan.relation}{where}"
@@ -250,10 +249,9 @@ def latest_sql(
     entities: pa.Table | None = None,
     recent_us: int | None = None,
 ) -> str:
-    """Of each entity the row with the greatest (event, created) in the window; the features decide between equal ones, as in a join.
+    """Select each entity's row with the greatest (event, created) in the window; features break ties, as in a join.
 
-    With ``entities``, only of those with these keys. They are looked for from ``recent_us`` on first: where each has a row there, no older
-    one is read.
+    With ``entities``, only for these keys. Rows from ``recent_us`` on are searched first; if every entity has one, older rows are not read.
     """
     where = _limits(event, created, start_us, end_us, known_by_us)
     if entities is not None:
@@ -273,7 +271,7 @@ def latest_sql(
         return f"SELECT {', '.join([*selected, f'({clocks}) AS clocks', f'{scan.row_id} AS rid'])} FROM {scan.relation}{where}{late}"
 
     def find(since: int | None) -> tuple[int, int | None]:
-        """Make the table ``latest``; gives how many rows it has, and the earliest event among them (None: not known of each)."""
+        """Create the table ``latest``; return its row count and earliest event (None: an event time is null)."""
         connection.execute(
             f"CREATE OR REPLACE TEMP TABLE latest AS SELECT {listed}max(clocks) AS clocks, arg_max(rid, (clocks, rid)) AS rid "
             f"FROM ({rows(since)}){by_key}"
@@ -297,16 +295,16 @@ def latest_sql(
 
 
 def recent_us(scan: Scan, column: str, rows: int) -> int | None:
-    """Since when the newest files of a Delta table hold so many rows, by a column of times, as its log tells, µs.
+    """Return the start of the newest files of a Delta table that together have at least ``rows`` rows, µs, by the log's statistics.
 
-    None: it is no Delta table, it has fewer rows, or its log does not tell.
+    None: it is no Delta table, it has fewer rows, or the log lacks statistics.
     """
     if scan.table is None:
         return None
-    bounds, records, held = bounds_of(scan.table, column), records_by_file(scan.table), 0
+    bounds, records, total = bounds_of(scan.table, column), records_by_file(scan.table), 0
     for name in sorted(bounds, key=lambda name: bounds[name][1], reverse=True):
-        held += records[name]
-        if held >= rows:
+        total += records[name]
+        if total >= rows:
             return None if bounds[name] == ALWAYS else bounds[name][0]
     return None
 
@@ -328,12 +326,12 @@ def _limits(event: str, created: str | None, start_us: int | None, end_us: int |
 
 
 def _happened(event: str) -> str:
-    # The cast is for tables of others, with naive times or nanoseconds; for the lake's own it does nothing.
+    # The cast handles external tables with naive times or nanoseconds; it is a no-op for the lake's tables.
     return f"CAST({quote(event)} AS TIMESTAMPTZ)"
 
 
 def microseconds(moment: datetime | None) -> int | None:
-    """µs since 1970; a naive moment counts as UTC, as in Feast."""
+    """Convert to µs since 1970; a naive datetime counts as UTC, as in Feast."""
     if moment is None:
         return None
     return micros(moment if moment.tzinfo else moment.replace(tzinfo=UTC))

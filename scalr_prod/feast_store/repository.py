@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Feast repository of a project: laid from a template, and applied to the registry once per change."""
+"""The project's Feast repository: rendered from a template and applied to the registry when it changes."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ __all__ = ["RepositoryReport", "apply_feature_repo", "open_registry", "registry_
 logger = logging.getLogger(__name__)
 
 _LOCK_TIMEOUT_S = 300
-#: Seconds between attempts to open a registry, on average.
+#: Mean seconds between attempts to open a registry.
 _PAUSES_S = (0.1, 0.3, 1.0, 3.0)
-#: How every feature_store.yaml of ours has begun.
+#: First words of every feature_store.yaml that this package writes.
 _FIRST_WORDS = "# Laid by `scalr` from scalr.toml"
 _SECRET = re.compile(r"(secret|password|passwd|token|sas|_key$|account_key|access_key)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class RepositoryReport(Jsonable):
-    """What came of `apply_feature_repo`.
+    """Result of `apply_feature_repo`.
 
     Attributes:
         path: The repository's folder; `feast -c PATH …` works on it.
-        applied: False where everything was up to date.
+        applied: False if everything was up to date.
         views: Names of the feature views.
         services: Names of the feature services.
     """
@@ -63,33 +63,33 @@ class RepositoryReport(Jsonable):
 
 
 def apply_feature_repo(settings: Settings) -> RepositoryReport:
-    """Lay the repository of this project and apply its definitions to the registry.
+    """Write the project's feature repository and apply its definitions to the registry.
 
-    Where nothing changed since, this costs some milliseconds and does not import Feast. One process at a time does it: Feast's
-    SQL registry locks under concurrent applies.
+    If nothing has changed, this takes milliseconds and does not import Feast. One process at a time applies, because Feast's SQL registry
+    locks under concurrent applies.
 
     Raises:
         TableNotFound: The logs have not been ingested yet.
-        ProjectsMixed: The lake or the registry is another project's.
-        DomainsMixed: The lake's tables were made for other domains.
-        ForeignFiles: Another feature repository lies in the folder.
+        ProjectsMixed: The lake or the registry belongs to another project.
+        DomainsMixed: The lake's tables were created for other domains.
+        ForeignFiles: The folder holds another feature repository.
         FeatureStoreError: Feast refused the definitions, or the registry cannot be reached.
     """
     lake = _lake_facts(settings)
     files = _files(settings, lake)
     fingerprint = _fingerprint(settings, files)
     repo = settings.feast_repo
-    # Looked at without the lock first: whoever fills the online store holds it for long.
+    # Check without the lock first: a materialization holds it for long.
     if report := _up_to_date(settings, files, fingerprint):
         return report
     names = (*files, APPLIED)
-    claim(repo, "feature-repository", setting="[feast] repo", names=names, former=_former_repository)
+    claim(repo, "feature-repository", setting="[feast] repo", names=names, former=_is_older_repository)
     with repository_lock(settings):
         if report := _up_to_date(settings, files, fingerprint):
             return report
-        former = former_project(settings)
-        with _laid(repo, files):
-            views, services = _apply(settings, former)
+        previous = former_project(settings)
+        with _written_files(repo, files):
+            views, services = _apply(settings, previous)
         state = {"project": settings.project_name, "fingerprint": fingerprint, "views": views, "services": services}
         (repo / APPLIED).write_text(json.dumps(state, indent=2), encoding="utf-8")
     logger.info("applied %d feature views and %d services in %s", len(views), len(services), repo)
@@ -98,10 +98,10 @@ def apply_feature_repo(settings: Settings) -> RepositoryReport:
 
 @contextmanager
 def repository_lock(settings: Settings) -> Iterator[None]:
-    """Alone among this project's processes: whoever writes to Feast's registry holds it.
+    """Hold the project's lock for writes to Feast's registry.
 
     Raises:
-        FeatureStoreError: Another process has held it for too long.
+        FeatureStoreError: Another process has held the lock for too long.
     """
     from filelock import FileLock, Timeout
 
@@ -114,7 +114,7 @@ def repository_lock(settings: Settings) -> Iterator[None]:
         raise FeatureStoreError(
             f"another process has been writing to the feature registry for over {_LOCK_TIMEOUT_S} s",
             where=str(repo),
-            next_step="wait for it to end, then repeat the command",
+            next_step="wait for it to finish, then run the command again",
         ) from error
     try:
         yield
@@ -123,13 +123,13 @@ def repository_lock(settings: Settings) -> Iterator[None]:
 
 
 def registry_url(settings: Settings) -> str:
-    """SQLAlchemy URL of Feast's registry."""
+    """Return the SQLAlchemy URL of Feast's registry."""
     return settings.feast.registry or f"sqlite:///{settings.home / 'feast_registry.db'}"
 
 
 @contextmanager
-def _laid(repo: Path, files: dict[str, str]) -> Iterator[None]:
-    """The files in their place; a repository that would read another project's objects is not left there."""
+def _written_files(repo: Path, files: dict[str, str]) -> Iterator[None]:
+    """Write the files; restore the previous ones if the registry belongs to another project."""
     before = {name: (repo / name).read_bytes() if (repo / name).is_file() else None for name in files}
     for name, text in files.items():
         (repo / name).write_text(text, encoding="utf-8")
@@ -145,7 +145,7 @@ def _laid(repo: Path, files: dict[str, str]) -> Iterator[None]:
 
 
 def _registry_file(settings: Settings) -> Path | None:
-    """Where the registry is a file: its path."""
+    """Return the path of a SQLite registry, else None."""
     from sqlalchemy.engine import make_url
 
     registry = make_url(registry_url(settings))
@@ -156,7 +156,8 @@ def _lake_facts(settings: Settings) -> dict[str, str]:
     lake = open_own(settings)
     source, target = lake.schema(Table.SOURCE_EVENTS), lake.schema(Table.TARGET_EVENTS)
     item = id_type_of(source, ITEM_ID)
-    # Events of several domains know their items by domain and id, synthetic ones by the id alone; these tables come with the second side.
+    # With several source domains, item ids of events include the domain and those of synthetic events do not. These tables are created
+    # when both sides are ingested.
     synthetic = lake.schema(Table.SYNTHETIC_TARGET_EVENTS) if settings.domains.several else None
     return {
         "root": lake.root,
@@ -180,14 +181,14 @@ def _files(settings: Settings, lake: dict[str, str]) -> dict[str, str]:
         else {
             "type": "redis",
             "connection_string": "${SCALR_FEAST__REDIS}" if "password=" in redis else redis,
-            # Write an entity's row also where its time is not newer than what is there: a late event, a window published again.
+            # Overwrite a row even if its time is not newer: late events, republished windows.
             "skip_dedup": True,
         }
     )
     return {
         "feature_store.yaml": yaml.substitute(
             project=settings.project_name,
-            # A worker keeps its store: a database that was started anew meanwhile is connected to again.
+            # Workers keep their store open: reconnect after a database restart.
             sqlalchemy=json.dumps(
                 {"echo": False, "pool_pre_ping": True} | ({"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {})
             ),
@@ -219,28 +220,28 @@ def _has_password(url: str) -> bool:
 
 
 def _fingerprint(settings: Settings, files: dict[str, str]) -> str:
-    # The registry's address counts as well: an empty one has to be filled, whatever was applied to another before.
+    # Include the registry's address: a new, empty registry needs an apply.
     parts = [__version__, hashlib.sha256(registry_url(settings).encode()).hexdigest(), *(f"{k}\0{v}" for k, v in files.items())]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def _up_to_date(settings: Settings, files: dict[str, str], fingerprint: str) -> RepositoryReport | None:
-    """What was applied last, if nothing has changed since and the registry is still there."""
+    """Return the last applied state if nothing has changed and the registry still exists."""
     repo = settings.feast_repo
     try:
         state = json.loads((repo / APPLIED).read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return None
     file = _registry_file(settings)
-    gone = file is not None and not file.is_file()
-    as_now = state.get("project") == settings.project_name and state.get("fingerprint") == fingerprint
-    if gone or not as_now or not all(_same(repo / name, text) for name, text in files.items()):
+    is_missing = file is not None and not file.is_file()
+    is_same = state.get("project") == settings.project_name and state.get("fingerprint") == fingerprint
+    if is_missing or not is_same or not all(_same(repo / name, text) for name, text in files.items()):
         return None
     return RepositoryReport(str(repo), applied=False, views=tuple(state["views"]), services=tuple(state["services"]))
 
 
-def _former_repository(folder: Path) -> bool:
-    """Its configuration begins as those that we lay do, and is not the template of them."""
+def _is_older_repository(folder: Path) -> bool:
+    """Whether an older version of this package wrote the folder: its configuration starts with our words and is not the template."""
     path = folder / "feature_store.yaml"
     if not path.is_file():
         return False
@@ -253,22 +254,21 @@ def _same(path: Path, text: str) -> bool:
 
 
 def open_registry(store: FeatureStore) -> Any:
-    """The store's registry, with its tables.
+    """Open the store's registry and create its tables.
 
-    Feast makes the tables of a fresh one without a lock: of several projects that do it at once, all but one fail, table by table.
-    They try again.
+    Feast creates the tables of a new registry without a lock, so concurrent projects fail on them. Retry.
     """
     from sqlalchemy.exc import IntegrityError, ProgrammingError
 
     for pause in _PAUSES_S:
         with suppress(IntegrityError, ProgrammingError):
             return store.registry
-        time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - so that they come one after the other
+        time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, so that they do not retry together
     return store.registry
 
 
-def _apply(settings: Settings, former: str | None) -> tuple[list[str], list[str]]:
-    """Hand the definitions to Feast; what is in the registry beside them is left alone, but for ours under a former name."""
+def _apply(settings: Settings, previous: str | None) -> tuple[list[str], list[str]]:
+    """Apply the definitions; leave other registry objects alone, except ours under a previous name."""
     from scalr_prod.feast_store.access import open_feature_store
 
     store = open_feature_store(settings)
@@ -286,12 +286,12 @@ def _apply(settings: Settings, former: str | None) -> tuple[list[str], list[str]
         check_registry(settings, store, shared=shared)
         with _read_once(store.registry):
             store.apply([*sources, *objects])
-        if former is not None:
-            leave_registry(settings, store, former, shared=shared)
+        if previous is not None:
+            leave_registry(settings, store, previous, shared=shared)
     except ScalrError:
         raise
     except Exception as error:
-        # Feast and its registry's driver raise exceptions of many kinds.
+        # Feast and its registry's driver raise many exception types.
         raise FeatureStoreError(
             f"the definitions could not be applied: {error}",
             where=str(settings.feast_repo),
@@ -303,8 +303,8 @@ def _apply(settings: Settings, former: str | None) -> tuple[list[str], list[str]
 
 @contextmanager
 def _read_once(registry: Any) -> Iterator[None]:
-    """Have Feast read the registry, with the objects of every project in it, once at the end, and not after each object applied."""
-    mode, registry.cache_mode = registry.cache_mode, "held"  # any but the two that Feast knows
+    """Refresh Feast's registry cache once at the end, not after each applied object; a refresh reads every project's objects."""
+    mode, registry.cache_mode = registry.cache_mode, "held"  # any value except Feast's two modes
     try:
         yield
     finally:
@@ -313,10 +313,12 @@ def _read_once(registry: Any) -> Iterator[None]:
 
 
 def _load_definitions(path: Path) -> Any:
-    # Not imported by name: two projects in one process would otherwise share the first one's definitions.
+    # Do not import by name: two projects in one process would share the first one's definitions.
     spec = importlib.util.spec_from_file_location(f"scalr_feature_repo_{abs(hash(os.fspath(path)))}", path)
     if spec is None or spec.loader is None:
-        raise FeatureStoreError("cannot be loaded", where=str(path), next_step="remove it: it is laid again")
+        raise FeatureStoreError(
+            "cannot be loaded", where=str(path), next_step="remove the file; the next command writes it again"
+        )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

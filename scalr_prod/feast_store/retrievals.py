@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the offline store's methods run: nothing is opened before a result is asked for, and everything is closed after."""
+"""Lazy retrievals of the offline store: tables are opened when a result is requested, and closed afterwards."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ __all__ = ["columns_of", "duckdb_session", "joined", "pull", "spine_of_query", "
 
 logger = logging.getLogger(__name__)
 
-#: Opens a DuckDB connection and gives the result as a lazy relation in it.
+#: Opens a DuckDB connection and yields the result as a lazy relation.
 Run: TypeAlias = Callable[[], AbstractContextManager[Any]]
 
 
 def duckdb_session(config: RepoConfig, *, ordered: bool = False) -> AbstractContextManager[Any]:
-    """A DuckDB connection within the limits of feature_store.yaml; where one is open already, another to its database."""
+    """Open a DuckDB connection within the limits of feature_store.yaml, or a cursor of the one that is already open."""
     options = config.offline_store
     if options.within is not None and not ordered:
         return beside(options.within)
@@ -48,7 +48,7 @@ def duckdb_session(config: RepoConfig, *, ordered: bool = False) -> AbstractCont
 
 
 def joined(config: RepoConfig, wanted: dict[FeatureView, list[str]], spine: Spine, *, strict: bool, full: bool) -> Run:
-    """Features joined to a spine, point in time; ``strict``: no row counts before its creation time, whatever else is set."""
+    """Plan a point-in-time join of features to a spine; ``strict``: rows are visible only from their creation time on."""
 
     @contextmanager
     def run() -> Iterator[Any]:
@@ -79,8 +79,8 @@ def _join(
         late = match(connection, parts, number)
         if late and (rows := withheld(connection, parts, number)):
             logger.warning(
-                "%s: %d spine rows get no value, since what had happened by their time was created only later; if %s holds load"
-                " times, tag the view or its source with %s = 'event'",
+                "%s: %d spine rows get no value, because their feature rows were created only later; if %s is a load time,"
+                " tag the view or its source with %s = 'event'",
                 view.name,
                 rows,
                 parts.created,
@@ -98,18 +98,18 @@ def window(
     known_by_end: bool,
     full: bool,
 ) -> tuple[Run, list[str]]:
-    """Without a spine: the rows of one view in a window, or several views joined at each time at which one of them has a row.
+    """Plan a read without a spine: the rows of one view, or several views joined at each time that any of them has a row.
 
     Args:
         config: Feast's settings.
         wanted: Views and features.
         first: Earliest event time.
         last: Latest event time.
-        known_by_end: Leave out what was created after ``last``.
-        full: Call features ``view__feature``.
+        known_by_end: Leave out rows created after ``last``.
+        full: Name features ``view__feature``.
 
     Returns:
-        What runs it, and the columns of the join keys.
+        The query runner, and the join key columns.
 
     Raises:
         FeatureStoreError: The views have different keys.
@@ -158,16 +158,16 @@ def window(
 
 
 def spine_of_query(config: RepoConfig, query: str, registry: BaseRegistry, project: str) -> Spine:
-    """A spine from a SQL query over the project's feature views.
+    """Run a SQL query over the project's feature views and return its result as a spine.
 
     Raises:
-        FeatureStoreError: The query fails, or gives no spine.
+        FeatureStoreError: The query fails, or its result is no spine.
     """
     import duckdb
 
     with duckdb_session(config, ordered=True) as connection:
         for view in registry.list_feature_views(project):
-            # Each named view is opened only if the query can mean it: opening one reads its Delta log.
+            # Open only views whose name occurs in the query: opening reads the Delta log.
             if view.name in query:
                 scan = reads.open_source(connection, config, view.batch_source, f"source_{view.name}", [])
                 connection.execute(f"CREATE TEMP VIEW {quote(view.name)} AS SELECT * FROM {scan.relation}")
@@ -181,7 +181,7 @@ def spine_of_query(config: RepoConfig, query: str, registry: BaseRegistry, proje
 
 
 def columns_of(keys: list[str], features: list[str], event: str, created: str | None) -> list[str]:
-    """All columns that a pull reads, each once."""
+    """Return the distinct columns that a pull reads."""
     return list(dict.fromkeys([*keys, *features, event, *([created] if created else [])]))
 
 
@@ -193,14 +193,14 @@ def pull(
     *,
     dummy: bool,
 ) -> DeltaRetrievalJob:
-    """A plain read of a source.
+    """Plan a plain read of a source.
 
     Args:
         config: Feast's settings.
         source: The source.
         columns: Its columns.
-        query: Gives the SQL for a connection, a scan in it and (column, name) pairs.
-        dummy: Add the key that Feast gives to views without entities.
+        query: Returns the SQL for a connection, a scan in it and (column, name) pairs.
+        dummy: Add the key that Feast uses for views without entities.
     """
 
     @contextmanager

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Delta table or Parquet files, as something DuckDB can select from.
+"""DuckDB scans of Delta tables and Parquet files.
 
-Local Delta tables are read as the Parquet files that their log names: DuckDB then knows a row by file and position, and the
-join can carry that number instead of the row. DuckDB's own Delta extension is not used: it is downloaded at run time.
+Local Delta tables are read as the Parquet files that their log lists. DuckDB then identifies a row by file and position, and the join can
+carry that number instead of the row. DuckDB's Delta extension is not used, because it is downloaded at run time.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 
 __all__ = ["Scan", "delta_table", "resolved", "scan_delta", "scan_parquet"]
 
-#: Bits for the position within a file; the file's number stands above them.
+#: Bits of the position within a file; the file's number is in the bits above.
 _POSITION_BITS = 40
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What to select from, what is in it, and what numbers its rows.
+    """A relation to select from, with its schema and row ids.
 
     Attributes:
         relation: SQL for a FROM clause.
         schema: Arrow schema of all of its columns.
-        row_id: SQL expression (BIGINT) that is different for each row.
-        table: The Delta table; None: it is none.
-        files: How many files it is read from at each look; 0: it was copied.
+        row_id: SQL expression (BIGINT), unique per row.
+        table: The Delta table; None: it is not one.
+        files: Number of files that each query reads; 0: the rows were copied.
     """
 
     relation: str
@@ -47,17 +47,17 @@ class Scan:
 
 
 def resolved(path: str, repo_path: Path | str | None) -> str:
-    """A source's path: URLs as they are, relative paths from the repository."""
+    """Resolve a source's path: URLs are unchanged, relative paths start from the repository."""
     if "://" in path or repo_path is None:
         return path
     return str(Path(repo_path) / path)
 
 
 def delta_table(path: str, storage_options: dict[str, str], version: int | None = None) -> DeltaTable:
-    """Open a Delta table, as it is or as it was.
+    """Open a Delta table, at its latest or a given version.
 
     Raises:
-        FeatureStoreError: There is none at this path, or no such version of it, or it cannot be read.
+        FeatureStoreError: There is no table at this path, no such version, or it cannot be read.
     """
     from deltalake import DeltaTable
     from deltalake.exceptions import TableNotFoundError
@@ -69,7 +69,7 @@ def delta_table(path: str, storage_options: dict[str, str], version: int | None 
             "the feature view's table does not exist yet", where=path, next_step="run: scalr ingest, then: scalr histories"
         ) from error
     except Exception as error:
-        # deltalake raises exceptions of many kinds (DeltaError, OSError, Rust panics as Exception).
+        # deltalake raises many exception types (DeltaError, OSError, Rust panics as Exception).
         raise FeatureStoreError(
             f"the feature view's table cannot be read{'' if version is None else f' at version {version}'}: {error}",
             where=path,
@@ -90,9 +90,9 @@ def scan_delta(
     Args:
         connection: The DuckDB connection.
         table: The table.
-        alias: A name that nothing else in the connection bears.
-        columns: Those that will be asked for; what cannot be read in place is copied, and only these are.
-        names: Only these of its files, see `growth`.
+        alias: A name that is unique in the connection.
+        columns: The columns to copy if the table cannot be read in place; default: all.
+        names: Read only these files, see `growth`.
     """
     schema = schema_of_table(table)
     files = local_files(table)
@@ -103,11 +103,11 @@ def scan_delta(
         return Scan(quote(alias), schema, "0::BIGINT")
     if files is not None:
         return Scan(parquet_sql(files), schema, _file_row_id(), table, len(files))
-    return replace(_copied(connection, fragments_of(table, names), alias, columns), table=table)
+    return replace(_copy(connection, fragments_of(table, names), alias, columns), table=table)
 
 
 def scan_parquet(connection: Any, path: str, alias: str, columns: Sequence[str] | None = None) -> Scan:
-    """Make a Parquet file or a folder of them selectable; a path with a scheme is read through pyarrow.
+    """Make a Parquet file or folder selectable in DuckDB; URLs are read through pyarrow.
 
     Raises:
         FeatureStoreError: There is no Parquet at this path.
@@ -133,15 +133,15 @@ def scan_parquet(connection: Any, path: str, alias: str, columns: Sequence[str] 
     if "://" not in path and not any(GLOB & set(file) for file in files):
         relation = f"read_parquet([{', '.join(literal(file) for file in files)}], hive_partitioning = false)"
         return Scan(relation, dataset.schema, _file_row_id(), files=len(files))
-    return _copied(connection, dataset, alias, columns)
+    return _copy(connection, dataset, alias, columns)
 
 
 def _file_row_id() -> str:
     return f"((file_index::BIGINT << {_POSITION_BITS}) + file_row_number)"
 
 
-def _copied(connection: Any, dataset: Any, alias: str, columns: Sequence[str] | None) -> Scan:
-    """Copy what is needed into a temporary table of DuckDB, which spills; its rows have numbers."""
+def _copy(connection: Any, dataset: Any, alias: str, columns: Sequence[str] | None) -> Scan:
+    """Copy the columns into a temporary DuckDB table, which can spill and has row ids."""
     names = [name for name in dataset.schema.names if columns is None or name in set(columns)]
     connection.register(f"{alias}_dataset", dataset)
     selected = ", ".join(quote(name) for name in names)

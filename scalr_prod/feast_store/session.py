@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A DuckDB connection for one retrieval: bounded memory, its own spill folder, nothing left behind."""
+"""DuckDB connections for retrievals: bounded memory and a temporary spill folder."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ __all__ = ["beside", "session"]
 
 @contextmanager
 def session(*, memory_mb: int, threads: int | None, spill: str | None, ordered: bool = False) -> Iterator[Any]:
-    """An in-memory DuckDB connection in UTC.
+    """Open an in-memory DuckDB connection in UTC.
 
     Args:
-        memory_mb: See `duck.session`, as for the next one.
-        threads: Default: all cores, at most eight.
-        spill: Folder under which a temporary one is made; default: the system's.
-        ordered: Keep the order of the table in plain reads, at some cost in memory.
+        memory_mb: Memory limit, see `duck.session`.
+        threads: Default: all cores, up to eight.
+        spill: Parent of the temporary spill folder; default: the system's temporary folder.
+        ordered: Keep table order in plain reads, at some cost in memory.
     """
     root = Path(spill or tempfile.gettempdir())
-    if not is_home(root.parent):  # others may keep something there: a folder of our own
+    if not is_home(root.parent):  # a shared folder: use a subfolder of our own
         root /= f"scalr-feast-{getpass.getuser()}"
     with (
         duck.temporary_folder(root, "feast-") as folder,
@@ -40,12 +40,12 @@ def session(*, memory_mb: int, threads: int | None, spill: str | None, ordered: 
 
 @contextmanager
 def beside(opened: Any) -> Iterator[Any]:
-    """A connection to the database of one that is open: what is made or registered in it is gone when it is closed.
+    """Open a second connection to an open database; its temporary objects are dropped when it is closed.
 
-    What DuckDB loads and parses once, its time zones and the footers of files, is there already.
+    It reuses what DuckDB has already loaded, such as time zones and Parquet footers.
 
     Args:
-        opened: The open connection, whose memory, threads and spill folder it shares.
+        opened: The open connection; memory, threads and spill folder are shared.
     """
     with closing(opened.cursor()) as connection:
         duck.prepare(connection)

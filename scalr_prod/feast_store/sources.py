@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the features of a service are computed from: tables, clocks, and a digest of the definitions."""
+"""Source tables of a feature service, their timestamp columns, and a digest of the definitions."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ __all__ = ["FeatureSource", "ServiceSources", "references_by_key", "service_sour
 
 @dataclass(frozen=True)
 class FeatureSource:
-    """One view's table.
+    """The table of one feature view.
 
     Attributes:
         view: The feature view.
-        table: Its Delta table, as it is now.
+        table: Its Delta table at the current version.
         event: Column of the event time.
-        created: Column of the creation time; None where there is none, or where it limits nothing.
+        created: Column of the creation time; None if there is none, or if it does not limit visibility.
     """
 
     view: str
@@ -45,12 +45,12 @@ class FeatureSource:
 
 @dataclass(frozen=True)
 class ServiceSources:
-    """What a service is made of.
+    """Sources of a feature service.
 
     Attributes:
-        digest: SHA-256 of the definitions and of the tables' schemas: the same rows give the same features where it is the same.
-        sources: One for each view.
-        unclear: Why the features' dependencies cannot be told from tables' logs; None: they can.
+        digest: SHA-256 of the definitions and table schemas; with an equal digest, equal rows give equal features.
+        sources: One per view.
+        unclear: Why changes of the features cannot be traced in Delta logs; None: they can.
     """
 
     digest: str
@@ -58,14 +58,14 @@ class ServiceSources:
     unclear: str | None = None
 
     def beside(self, own: ServiceSources) -> ServiceSources:
-        """With the sources of the user's own features."""
+        """Add the sources of external features."""
         both = hashlib.sha256(f"{self.digest} {own.digest}".encode()).hexdigest()
         named = tuple(replace(source, view=f"own {source.view}") for source in own.sources)
         return ServiceSources(both, (*self.sources, *named), self.unclear or own.unclear)
 
 
 def service_sources(settings: Settings, service: str) -> ServiceSources:
-    """The sources of a feature service.
+    """Return the sources of a feature service.
 
     Raises:
         FeatureStoreError: There is no such service, or a table cannot be read.
@@ -77,10 +77,10 @@ def service_sources(settings: Settings, service: str) -> ServiceSources:
 
 
 def references_by_key(store: FeatureStore, service: str) -> dict[str, str | list[str]]:
-    """``user_id`` and ``item_id`` → what of a service is looked up by it first: ``view:feature`` references, each in one of both.
+    """Split a service by first join key: ``user_id`` or ``item_id`` → ``view:feature`` references.
 
-    The whole service, by its name, under ``user_id`` where references would not mean the same (a view has another name or other keys
-    in it, or is no plain one), or where nothing is looked up by the user.
+    The whole service is under ``user_id``, by its name, if references would not be equivalent (a view has another name or other keys in the
+    service, or is not a plain view), or if no view is keyed by the user.
     """
     from scalr_prod.feast_store.reads import join_keys
 
@@ -97,12 +97,12 @@ def references_by_key(store: FeatureStore, service: str) -> dict[str, str | list
 
 
 def sources_of(store: FeatureStore, projections: Iterable[FeatureViewProjection], options: dict[str, str]) -> ServiceSources:
-    """The sources of some features of a store's views.
+    """Collect the sources of feature view projections.
 
     Args:
         store: Feast's store.
-        projections: Which features of which views.
-        options: Access to the tables, as the deltalake package takes it.
+        projections: The views and their features.
+        options: Storage options of the deltalake package.
 
     Raises:
         FeatureStoreError: A table cannot be read.
@@ -112,10 +112,10 @@ def sources_of(store: FeatureStore, projections: Iterable[FeatureViewProjection]
 
     from scalr_prod.feast_store.reads import source_path
 
-    told, sources, unclear = [], [], None
-    ordinary = {view.name: view for view in store.list_feature_views()}
+    definitions, sources, unclear = [], [], None
+    plain_views = {view.name: view for view in store.list_feature_views()}
     for projection in projections:
-        view = ordinary.get(projection.name)
+        view = plain_views.get(projection.name)
         source = view.batch_source if view else None
         if view is None or not isinstance(source, FileSource) or not isinstance(source.file_format, DeltaFormat):
             unclear = unclear or f"the view {projection.name} is not read from a Delta table"
@@ -124,7 +124,7 @@ def sources_of(store: FeatureStore, projections: Iterable[FeatureViewProjection]
         columns = source_columns(source)
         limited = limited_by_creation(view.name, view.tags, source.tags)
         sources.append(FeatureSource(view.name, table, columns.event, columns.created if limited else None))
-        told.append(
+        definitions.append(
             {
                 "view": projection.name_to_use(),
                 "features": [[feature.name, str(feature.dtype)] for feature in projection.features],
@@ -135,5 +135,5 @@ def sources_of(store: FeatureStore, projections: Iterable[FeatureViewProjection]
                 "schema": str(schema_of_table(table)),
             }
         )
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(definitions, sort_keys=True).encode()).hexdigest()
     return ServiceSources(digest, tuple(sources), unclear)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rows to which features are joined: a data frame, an Arrow table, or a SQL query over the project's tables."""
+"""Spines: the rows to which features are joined, from a data frame or an Arrow table."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ EVENT_TIMESTAMP = "event_timestamp"
 
 @dataclass(frozen=True)
 class Spine:
-    """The spine in Arrow.
+    """A spine in Arrow.
 
     Attributes:
-        table: All of its rows and columns, as they came.
-        time: Its column of times.
+        table: All rows and columns, unchanged.
+        time: The timestamp column.
         first: Earliest time; None without rows.
         last: Latest time; None without rows.
     """
@@ -42,10 +42,10 @@ class Spine:
 
 
 def to_spine(rows: pd.DataFrame | pa.Table) -> Spine:
-    """Check a spine and find its column of times: ``event_timestamp``, or else its only column of timestamps.
+    """Validate spine rows and find their timestamp column: ``event_timestamp``, else the only timestamp column.
 
     Raises:
-        FeatureStoreError: It has no such column, or is neither a data frame nor an Arrow table.
+        FeatureStoreError: There is no such column, or the rows are neither a data frame nor an Arrow table.
     """
     import pandas as pd
 
@@ -62,7 +62,7 @@ def to_spine(rows: pd.DataFrame | pa.Table) -> Spine:
         raise FeatureStoreError(
             f"a spine is a pandas DataFrame, an Arrow table or a SQL query, not {type(rows).__name__}",
             where="entity_df",
-            next_step="give it as one of these",
+            next_step="pass one of these",
         )
     time = _time_column(table.schema)
     if pa.types.is_null(table.schema.field(time).type):
@@ -76,14 +76,14 @@ def to_spine(rows: pd.DataFrame | pa.Table) -> Spine:
 
 
 def load_spine(connection: Any, spine: Spine) -> None:
-    """Make the spine selectable as `SPINE`, each row with its number and its time in µs."""
+    """Register the spine as `SPINE`, with row numbers and times in µs."""
     numbers = pa.array(np.arange(spine.table.num_rows, dtype=np.int64))
     rows = spine.table.append_column(ROW, numbers).append_column(TIME, _micros(spine.table[spine.time]))
     connection.register(SPINE, rows)
 
 
 def _micros(times: pa.ChunkedArray) -> pa.Array:
-    """µs since 1970, int64 [N]; finer times are rounded down, so that nothing from after them becomes visible."""
+    """Convert to µs since 1970, int64 [N]; round down, so that no later row becomes visible."""
     array = times.combine_chunks()
     if isinstance(array, pa.ChunkedArray):
         array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], times.type)
@@ -94,16 +94,16 @@ def _micros(times: pa.ChunkedArray) -> pa.Array:
 
 
 def key_sql(schema: pa.Schema, column: str, source: pa.DataType, view: str) -> str:
-    """SQL for a join key of the spine, in the type of the view's key.
+    """Return SQL for a join key of the spine, in the type of the view's key.
 
     Args:
-        schema: The spine's.
+        schema: The spine's schema.
         column: The spine's column.
         source: Type of the view's key.
         view: The view's name, for errors.
 
     Raises:
-        FeatureStoreError: The column is missing, or text meets numbers.
+        FeatureStoreError: The column is missing, or one key is text and the other a number.
     """
     index = schema.get_field_index(column)
     if index < 0:
@@ -120,12 +120,12 @@ def key_sql(schema: pa.Schema, column: str, source: pa.DataType, view: str) -> s
     if _kind(found) == _kind(source):
         return f"s.{quote(column)}"
     if pa.types.is_floating(found) and pa.types.is_integer(source):
-        # pandas holds whole numbers with gaps as floats.
+        # pandas stores integers with missing values as floats.
         return f"TRY_CAST(s.{quote(column)} AS BIGINT)"
     raise FeatureStoreError(
         f"the spine's {column!r} holds {found}, but the key of {view} holds {source}",
         where=column,
-        next_step="give the ids in the type that they were ingested with",
+        next_step="pass the ids in the type they were ingested with",
     )
 
 
@@ -146,7 +146,7 @@ def _time_column(schema: pa.Schema) -> str:
     raise FeatureStoreError(
         f"the spine has no column {EVENT_TIMESTAMP!r}; it has: {', '.join(schema.names)}",
         where="entity_df",
-        next_step=f"name its column of times {EVENT_TIMESTAMP!r}",
+        next_step=f"name its timestamp column {EVENT_TIMESTAMP!r}",
     )
 
 

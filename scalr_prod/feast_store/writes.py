@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Appending rows to a feature view's table, so that a resend adds nothing."""
+"""Idempotent appends to a feature view's table."""
 
 from __future__ import annotations
 
@@ -30,33 +30,33 @@ _ATTEMPTS = 5
 
 
 def append_new_rows(connection: Any, path: str, options: DeltaOfflineStoreConfig, rows: pa.Table, *, event: str) -> int:
-    """Append those rows that the table does not hold yet; two rows are the same if all of their columns are.
+    """Append the rows that the table does not have yet; rows are equal if all columns are.
 
     Args:
         connection: A DuckDB connection.
-        path: The Delta table: one of the lake's, or one that ``writable`` names.
+        path: The Delta table: one of the lake's, or one listed in ``writable``.
         options: The ``offline_store`` section of feature_store.yaml.
         rows: The rows, with exactly the table's columns.
-        event: Column of the event's time: only that stretch of the table is compared.
+        event: Column of the event time; only the rows' time range of the table is compared.
 
     Returns:
-        How many rows were added.
+        Number of rows added.
 
     Raises:
-        FeatureStoreError: The table may not be written to, or the rows do not fit it.
+        FeatureStoreError: The table is not writable, or the rows do not match it.
         CommitFailed: Nothing was written.
     """
-    open_table, append = _opened(path, options)
+    open_table, append = _writer(path, options)
     for attempt in range(_ATTEMPTS):
         delta = open_table()
-        fitted = _fitted(rows, delta, path)
-        new = _missing(connection, delta, fitted, event, f"written_{attempt}")
+        cast = _cast_to_table(rows, delta, path)
+        new = _missing(connection, delta, cast, event, f"written_{attempt}")
         if not new.num_rows:
             return 0
         try:
             append(new, _content_key(new, delta.version()), delta.version())
         except CommitFailed:
-            # Another writer may have been first: compare with what it wrote, and try again.
+            # Another writer may have committed first: compare again and retry.
             if attempt + 1 == _ATTEMPTS or open_table().version() == delta.version():
                 raise
             continue
@@ -64,10 +64,10 @@ def append_new_rows(connection: Any, path: str, options: DeltaOfflineStoreConfig
     return 0
 
 
-def _opened(
+def _writer(
     path: str, options: DeltaOfflineStoreConfig
 ) -> tuple[Callable[[], DeltaTable], Callable[[pa.Table, str, int], object]]:
-    """What opens a table that may be written to, and what appends rows to one version of it under a key."""
+    """Return functions that open a writable table and append rows to one version of it under an idempotency key."""
     address = _address(path)
     if options.lake is not None:
         lake = Lake(options.lake, options.storage_options)
@@ -83,14 +83,14 @@ def _opened(
             lambda rows, key, version: _append_elsewhere(path, options.storage_options, rows, key, version),
         )
     raise FeatureStoreError(
-        "only the lake's own tables can be written to, and those that the settings name",
+        "the table is not writable: only the lake's tables are, and those that the settings name",
         where=path,
-        next_step="add its whole address to [feast] writable in scalr.toml, then run: scalr histories",
+        next_step="add its full path or URL to [feast] writable in scalr.toml, then run: scalr histories",
     )
 
 
 def _address(path: str) -> str:
-    """One spelling for one place: ``file://`` or not, relative, through links, or with a slash at the end."""
+    """Normalize a path or URL: ``file://``, relative paths, symbolic links and trailing slashes."""
     parts = urlsplit(path)
     if parts.scheme in {"", "file"} or "://" not in path:
         return str(Path(unquote(parts.path) if parts.scheme == "file" else path).resolve())
@@ -98,7 +98,7 @@ def _address(path: str) -> str:
 
 
 def _append_elsewhere(path: str, storage_options: dict[str, str], rows: pa.Table, key: str, version: int) -> None:
-    """Append to a table that is not the lake's, on this version or not at all."""
+    """Append to a table outside the lake, only on top of this version."""
     from deltalake import CommitProperties, Transaction, write_deltalake
 
     delta = delta_table(path, storage_options)
@@ -108,25 +108,25 @@ def _append_elsewhere(path: str, storage_options: dict[str, str], rows: pa.Table
             where=path,
             next_step="write the rows again",
         )
-    # As in the lake: two commits that share an app id and started from one version conflict, and one of them lands.
+    # As in the lake: of two commits with one app id that start from the same version, only one succeeds.
     guard = [Transaction(key, 1), Transaction("scalr-expected-version", version)]
     try:
         write_deltalake(delta, rows, mode="append", commit_properties=CommitProperties(app_transactions=guard))
     except Exception as error:
-        # deltalake raises exceptions of many kinds; the log alone tells what happened.
+        # deltalake raises many exception types; only the log shows whether the commit succeeded.
         if delta_table(path, storage_options).transaction_version(key) is None:
             raise CommitFailed(
                 f"nothing was written: {error}", where=path, next_step="fix the problem above and write the rows again"
             ) from error
 
 
-def _fitted(rows: pa.Table, delta: DeltaTable, path: str) -> pa.Table:
-    """The rows in the table's columns and types."""
+def _cast_to_table(rows: pa.Table, delta: DeltaTable, path: str) -> pa.Table:
+    """Cast the rows to the table's columns and types."""
     schema = normalised(pa.schema(delta.schema().to_arrow()))
     if set(rows.column_names) != set(schema.names):
         missing, extra = set(schema.names) - set(rows.column_names), set(rows.column_names) - set(schema.names)
         raise FeatureStoreError(
-            f"the columns do not match the table's: missing {sorted(missing)}, not known {sorted(extra)}",
+            f"the columns do not match the table's: missing {sorted(missing)}, unknown {sorted(extra)}",
             where=path,
             next_step=f"write the columns: {', '.join(schema.names)}",
         )
@@ -139,7 +139,7 @@ def _fitted(rows: pa.Table, delta: DeltaTable, path: str) -> pa.Table:
         return rows.select(schema.names).cast(schema)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, ValueError) as error:
         raise FeatureStoreError(
-            f"the rows do not fit the table: {error}", where=path, next_step="give each column the type of the table's"
+            f"the rows do not match the table: {error}", where=path, next_step="give each column the type of the table's"
         ) from error
 
 
@@ -148,16 +148,16 @@ def _missing(connection: Any, delta: DeltaTable, rows: pa.Table, event: str, ali
     connection.register(f"{alias}_rows", rows)
     names = ", ".join(quote(name) for name in rows.column_names)
     first, last = (f"(SELECT {bound}({quote(event)}) FROM {alias}_rows)" for bound in ("min", "max"))
-    stretch = f"{quote(event)} BETWEEN {first} AND {last}"
-    # EXCEPT compares whole rows, counts nulls as equal, and drops doubles among the new rows as well.
-    found = connection.sql(f"SELECT {names} FROM {alias}_rows EXCEPT SELECT {names} FROM {scan.relation} WHERE {stretch}")
+    in_range = f"{quote(event)} BETWEEN {first} AND {last}"
+    # EXCEPT compares full rows, treats nulls as equal, and removes duplicates among the new rows too.
+    found = connection.sql(f"SELECT {names} FROM {alias}_rows EXCEPT SELECT {names} FROM {scan.relation} WHERE {in_range}")
     new: pa.Table = found.to_arrow_table()
     connection.unregister(f"{alias}_rows")
     return new.cast(rows.schema)
 
 
 def _content_key(rows: pa.Table, version: int) -> str:
-    """Names this write: the same rows added to the same state of the table."""
+    """Return the idempotency key of adding these rows to this version."""
     ordered = rows.sort_by([(field.name, "ascending") for field in rows.schema if not pa.types.is_nested(field.type)])
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, ordered.schema) as writer:

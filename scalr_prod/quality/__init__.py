@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gate between what was generated and what may be read, and checks of anybody's training set: Great Expectations over each."""
+"""Quality gate of generated events, and checks of any training set, both with Great Expectations."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the gate decided, on disk: accepted rows beside the run, refused ones in the quarantine table."""
+"""Outputs of the gate: accepted rows in the run's folder, rejected rows in the quarantine table."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["write_accepted", "write_quarantine"]
 
 
 def write_accepted(folder: Path, rows: pa.RecordBatchReader | None, schema: pa.Schema) -> list[dict[str, Any]]:
-    """Put the accepted rows to ``<run>/accepted``, in place of what was there; without rows, only remove that.
+    """Write the accepted rows to ``<run>/accepted``, replacing its content; without rows, only remove it.
 
     Returns:
         The files: ``path`` relative to the run's folder, ``rows``, ``sha256``.
@@ -34,9 +34,9 @@ def write_accepted(folder: Path, rows: pa.RecordBatchReader | None, schema: pa.S
     if rows is None:
         shutil.rmtree(accepted, ignore_errors=True)
         return []
-    made = folder / f".accepted-{uuid.uuid4().hex}"
+    unfinished = folder / f".accepted-{uuid.uuid4().hex}"
     try:
-        path = part_path(made, 0)
+        path = part_path(unfinished, 0)
         written = 0
         with writing(path, schema) as write:
             for batch in rows:
@@ -44,27 +44,27 @@ def write_accepted(folder: Path, rows: pa.RecordBatchReader | None, schema: pa.S
                 written += batch.num_rows
         sha256 = sha256_of(path)
         shutil.rmtree(accepted, ignore_errors=True)
-        made.replace(accepted)
+        unfinished.replace(accepted)
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
     return [{"path": f"accepted/{path.name}", "rows": written, "sha256": sha256}]
 
 
 def write_quarantine(settings: Settings, spec: RunSpec, rows: pa.RecordBatchReader | None) -> None:
-    """Replace what the quarantine holds of this run; without rows, only remove that."""
+    """Replace this run's rows in the quarantine table; without rows, only remove them."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     lake = Lake.open(settings)
     table = Table.SYNTHETIC_QUARANTINE
-    mine = f"run_id = '{spec.run_id}'"
-    # Replacing the same rows again changes nothing, so each attempt may have its own key.
+    predicate = f"run_id = '{spec.run_id}'"
+    # Replacing the same rows again is idempotent, so each attempt may have its own key.
     key = f"quarantine:{spec.run_id}:{uuid.uuid4().hex}"
     if rows is None:
         if lake.exists(table) and lake.dataset(table).count_rows(filter=pc.field("run_id") == spec.run_id):
-            lake.delete(table, mine, key=key)
+            lake.delete(table, predicate, key=key)
         return
     schema = lake.schema(table)
     batches = (pa.Table.from_batches([batch]).select(schema.names).cast(schema).to_batches() for batch in rows)
     reader = pa.RecordBatchReader.from_batches(schema, (part for parts in batches for part in parts))
-    lake.replace_where(table, reader, mine, key=key)
+    lake.replace_where(table, reader, predicate, key=key)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every rule over every candidate, in DuckDB: out of core, vectorised, against the lake as the run was allowed to see it."""
+"""Audit of a run: every rule over every candidate row, out of core in DuckDB, against the lake as of the run."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Audit", "auditing"]
 
-#: Tables of the lake by what the audit calls them.
+#: View name in the audit → lake table.
 _READ: Final = {
     "all_source_events": Table.SOURCE_EVENTS,
     "all_target_events": Table.TARGET_EVENTS,
     "target_items": Table.TARGET_ITEMS,
 }
 _SHOWN: Final = ("event_id", USER_ID, ITEM_ID, EVENT_TIMESTAMP)
-#: Accepted rows that are written at once.
+#: Accepted rows per written batch.
 _BATCH: Final = 100_000
-#: What tells the contexts of events apart.
+#: Columns that identify the context of an event.
 _CONTEXT: Final = f"{USER_ID}, source_domain, source_item_id, source_event_timestamp"
 
 
@@ -44,7 +44,7 @@ _CONTEXT: Final = f"{USER_ID}, source_domain, source_item_id, source_event_times
 def auditing(
     settings: Settings, spec: RunSpec, files: Sequence[Path], rules: Sequence[RowRule], *, popularity_buckets: int
 ) -> Iterator[Audit]:
-    """Judge every row of the candidates' files; what does not fit in memory is spilled below home."""
+    """Apply the rules to every row of the candidate files; spill to the project's home."""
     with staging_folder(settings, "gate") as folder, open_duckdb(settings, folder) as connection:
         lake = Lake.open(settings)
 
@@ -59,7 +59,7 @@ def auditing(
             found = connection.read_parquet([exact(path) for path in files], filename=True, file_row_number=True)
             found.create_view("candidates")
         else:
-            connection.register("candidates", _nothing(lake.schema(Table.SYNTHETIC_TARGET_EVENTS)))
+            connection.register("candidates", _empty_candidates(lake.schema(Table.SYNTHETIC_TARGET_EVENTS)))
         connection.execute(
             f"""CREATE TEMP TABLE items AS SELECT {ITEM_ID}, true AS found, min(first_seen) AS first_seen FROM (
                 SELECT {ITEM_ID}, min({EVENT_TIMESTAMP}) AS first_seen FROM target_events GROUP BY {ITEM_ID}
@@ -74,7 +74,7 @@ def auditing(
 
 
 class Audit:
-    """The judged rows of a run, and what they come to."""
+    """The rule verdicts on a run's rows, and the figures computed from them."""
 
     def __init__(self, judged: Judged, ranges: Ranges, spec: RunSpec, popularity_buckets: int, sources: Sequence[str]) -> None:
         self.judged = judged
@@ -85,28 +85,28 @@ class Audit:
         self._sources = sources
 
     def accepted(self) -> pa.RecordBatchReader:
-        """The rows that keep every rule, by user and time, so that the same rows make the same file."""
+        """Read the rows that pass every rule, ordered by user and time, so that equal rows give an equal file."""
         import pyarrow as pa
 
         columns, order = ", ".join(COLUMNS), f"{USER_ID}, {EVENT_TIMESTAMP}, {ITEM_ID}"
         schema = self._connection.sql(f"SELECT {columns} FROM judged LIMIT 0").to_arrow_table().schema
 
         def batches() -> Iterator[pa.RecordBatch]:
-            for file in self.judged.files:  # each of a range of users, the ranges in their order
+            for file in self.judged.files:  # one file per user partition, in user order
                 query = f"SELECT {columns} FROM read_parquet({literal(file)}) WHERE accepted ORDER BY {order}"
                 yield from self._connection.sql(query).to_arrow_reader(_BATCH)
 
         return pa.RecordBatchReader.from_batches(schema, rebatched(batches(), _BATCH))
 
     def refused(self) -> pa.RecordBatchReader:
-        """The other rows with the names of the rules that they break in ``reason``; ``run_id`` is the audited run's."""
+        """Read the other rows, with the names of the broken rules in ``reason``; ``run_id`` is that of the audited run."""
         columns = ", ".join(f"'{self._spec.run_id}' AS run_id" if name == "run_id" else name for name in COLUMNS)
         broken = ", ".join(f"CASE WHEN NOT {rule.name} THEN '{rule.name}' END" for rule in self.judged.rules)
         query = f"SELECT {columns}, concat_ws(', ', {broken}) AS reason FROM judged WHERE NOT accepted"
         return self._connection.sql(query).to_arrow_reader(100_000)
 
     def figures(self) -> dict[str, float | int | None]:
-        """What the accepted rows come to as a whole; see `rules.run_rules`."""
+        """Compute the figures that the run rules bound; see `rules.RunRules`."""
         rows, good = self.judged.counts()
         most, translated = self._per_context()
         contexts = source_events = self._ranges.source_events.total()
@@ -128,10 +128,10 @@ class Audit:
         }
 
     def asked(self, bounds: Sequence[FigureRule], measured: Collection[str]) -> dict[str, float | None]:
-        """The figures that rules bring a query for.
+        """Compute the figures that rules define by a query.
 
         Raises:
-            QualityError: A figure has no query, a query fails or gives no number, or a figure is among those measured already.
+            QualityError: A figure has no query, a query fails or returns no number, or a figure is measured already.
         """
         import duckdb
 
@@ -141,41 +141,41 @@ class Audit:
                 continue
             if rule.query is None or rule.figure in measured or rule.figure in found:
                 raise unusable(
-                    rule.name, f"the figure {rule.figure!r} " + ("is there already" if rule.query else "is not measured")
+                    rule.name, f"the figure {rule.figure!r} " + ("is already measured" if rule.query else "is not measured")
                 )
             try:
                 ((value,),) = self._connection.execute(rule.query).fetchall()
                 found[rule.figure] = None if value is None else float(value)
             except (duckdb.Error, TypeError, ValueError) as error:
-                raise unusable(rule.name, f"its query gives no number: {error}") from error
+                raise unusable(rule.name, f"its query returns no number: {error}") from error
         return found
 
     def by_source(self) -> dict[str, dict[str, int]]:
-        """By source domain: its ``source_events`` of the window, and the ``candidates`` and ``accepted`` rows made from them."""
-        asked = self._ranges.source_events
-        found = {name: {"source_events": asked[name], "candidates": 0, "accepted": 0} for name in self._sources}
+        """Count per source domain: ``source_events`` of the window, and ``candidates`` and ``accepted`` rows made from them."""
+        source_events = self._ranges.source_events
+        counts = {name: {"source_events": source_events[name], "candidates": 0, "accepted": 0} for name in self._sources}
         query = "SELECT source_domain, count(*), count(*) FILTER (accepted) FROM judged GROUP BY source_domain"
         for name, candidates, accepted in self._connection.sql(query).fetchall():
-            if name in found:
-                found[name] |= {"candidates": candidates, "accepted": accepted}
-        return found
+            if name in counts:
+                counts[name] |= {"candidates": candidates, "accepted": accepted}
+        return counts
 
     def _per_context(self) -> tuple[int, int]:
-        """The most accepted rows of one context, and how many contexts have any."""
+        """Return the largest number of accepted rows of one context, and the number of contexts with any."""
         most = contexts = 0
         for file in self.judged.files:
-            of_range, more = self.judged.row(
+            largest, count = self.judged.row(
                 f"""SELECT coalesce(max(events), 0), count(*) FROM (
                     SELECT count(*) AS events FROM read_parquet({literal(file)}) WHERE accepted GROUP BY {_CONTEXT})"""
             )
-            most, contexts = max(most, of_range), contexts + more
+            most, contexts = max(most, largest), contexts + count
         return most, contexts
 
     def _bucket_distance(self) -> float:
-        """Total variation between the shares of accepted and of real events in buckets of equal real volume by popularity.
+        """Compute the total variation distance between accepted and real events over popularity buckets of equal real volume.
 
-        Items of one popularity share a bucket, as in the alignment of `scalr_prod.generation`, of which this is no part. Summed up
-        in order, so that the same events give the same figure to the last bit.
+        Items of equal popularity share a bucket, as in popularity matching of `scalr_prod.generation`, but this code is independent of it.
+        The sum is ordered, so that equal events give a bit-identical figure.
         """
         (distance,) = self.judged.row(
             f"""WITH popularity AS (SELECT {ITEM_ID}, count(*) AS events FROM target_events GROUP BY {ITEM_ID}),
@@ -193,7 +193,7 @@ class Audit:
         return float(distance)
 
 
-def _nothing(schema: pa.Schema) -> pa.Table:
+def _empty_candidates(schema: pa.Schema) -> pa.Table:
     import pyarrow as pa
 
     more = [pa.field("filename", pa.string()), pa.field("file_row_number", pa.int64())]
@@ -201,12 +201,12 @@ def _nothing(schema: pa.Schema) -> pa.Table:
 
 
 def _joined(sources: Sequence[str]) -> str:
-    """The candidates ``c`` with their source event ``s``, joined to their item ``i`` and the user's own consumption of it ``u``."""
+    """Return the query of candidates ``c`` with source event ``s``, item ``i`` and the user's own consumption of the item ``u``."""
     source_key = source_key_sql("source_domain", "source_item_id", sources)
     return f"""
         WITH u AS (
             SELECT {USER_ID}, {ITEM_ID}, min({EVENT_TIMESTAMP}) AS first_consumed FROM target t
-            SEMI JOIN piece p ON t.{USER_ID} = p.{USER_ID} AND t.{ITEM_ID} = p.{ITEM_ID}
+            SEMI JOIN partition_rows p ON t.{USER_ID} = p.{USER_ID} AND t.{ITEM_ID} = p.{ITEM_ID}
             GROUP BY {USER_ID}, {ITEM_ID})
         SELECT {{columns}} FROM (
             SELECT c.*, struct_pack(found := ({USER_ID}, {source_key}, source_event_timestamp) IN (FROM source)) AS s FROM c) c

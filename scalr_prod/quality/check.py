@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data-quality checks before training, of anybody's training set: a suite, real Great Expectations, one verdict."""
+"""Data-quality checks of any training set before training, by a Great Expectations suite."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ if TYPE_CHECKING:
 
 __all__ = ["check_dataset"]
 
-#: Where data docs go without a project.
+#: Folder of data docs without a project.
 _FOLDER: Final = "scalr_quality"
 _EXAMPLES: Final = 3
-#: What DuckDB says of a query that no rows can satisfy. Types that cannot be compared are the data set's own.
+#: DuckDB errors that are the suite's fault. Incomparable types are the data set's.
 _FAULTS_OF_A_SUITE: Final = ("Parser Error", "Catalog Error", "Referenced column", "NotImplemented")
 
 
 def check_dataset(
     dataset: str | Path, *, suite: str = "training", settings: Settings | None = None, folder: str | Path | None = None
 ) -> Verdict:
-    """Check a data set by a suite; its rows are read by DuckDB, within ``[compute] memory_mb``.
+    """Check a data set against a suite; DuckDB reads the rows within ``[compute] memory_mb``.
 
     >>> from scalr_prod.quality import check_dataset  # doctest: +SKIP
     >>> check_dataset("rows.parquet", suite="checks.yaml").require()
@@ -51,19 +51,19 @@ def check_dataset(
         dataset: A Parquet file, folder or glob, a Delta table's folder, an fsspec URL of one of these, the folder of a version of
             a training set, or the name of a data set saved in Feast.
         suite: A suite's file, or its name: see `scalr_prod.quality.suites.read_suite`.
-        settings: The project's settings: its Feast registry, ``storage_options``, and home for data docs; None: no project.
-        folder: Where results and data docs go; default: the project's home, without one ``scalr_quality`` in the current folder.
+        settings: The project's settings, for its Feast registry, ``storage_options``, and home of data docs; None: no project.
+        folder: Where results and data docs go; default: the project's home, or ``scalr_quality`` in the current folder.
 
     Returns:
-        The verdict, passed or not; `Verdict.require` raises where it is not.
+        The verdict, passed or not; `Verdict.require` raises if it failed.
 
     Raises:
-        InputError: The data set is not there, cannot be read, or has no row.
-        SettingsError: There is no such suite, or the file is none.
+        InputError: The data set is missing, cannot be read, or has no row.
+        SettingsError: There is no such suite, or the file is invalid.
         EvaluationError: The project's policy cannot be read.
-        QualityError: An expectation cannot be computed whatever the rows are, or another check holds the data docs.
-        ForeignFiles: The folder holds what this package did not make.
-        LakeError: The folder cannot be written to.
+        QualityError: An expectation cannot be computed for any rows, or another check holds the data docs.
+        ForeignFiles: The folder holds files that this package did not create.
+        LakeError: The folder is not writable.
     """
     chosen = read_suite(suite, settings.base if settings else Path.cwd())
     found = find(str(dataset), settings)
@@ -90,7 +90,7 @@ def check_dataset(
 
 
 def _is_measured(found: Found, settings: Settings | None) -> bool:
-    """Whether λ of a training set is what an evaluation of this project chose."""
+    """Whether the training set's λ is the one that the project's evaluation chose."""
     if settings is None or found.kind != "training set" or not policy_path(settings).is_file():
         return False
     manifest = json.loads((Path(found.location).parent / "manifest.json").read_text(encoding="utf-8"))
@@ -99,7 +99,7 @@ def _is_measured(found: Found, settings: Settings | None) -> bool:
 
 @contextmanager
 def _place(settings: Settings | None, folder: str | Path | None) -> Iterator[tuple[Path, Path]]:
-    """Where results are kept, and a staging folder; both claimed."""
+    """Yield the folder of results and a staging folder, both claimed."""
     if settings is not None and folder is None:
         claim_home(settings)
         with staging_folder(settings, "quality") as staging:
@@ -121,16 +121,16 @@ def _validate(
     database: Path,
     limits: dict[str, int],
 ) -> list[RuleResult]:
-    """Every rule's result, in the suite's order; results and data docs are written."""
+    """Run every rule in the suite's order, and write results and data docs."""
     from scalr_prod.quality.dialect import url_of
 
-    # It tells of every check of a type that it has no module for DuckDB's, and takes SQLAlchemy's, as it should.
+    # For each type check it logs that it falls back from a DuckDB module to SQLAlchemy's types, which is intended.
     logging.getLogger("great_expectations.expectations.type_comparison").setLevel(logging.ERROR)
     name = _file_name(suite.name)
-    asked = [_expectation(rule, suite.file) for rule in rules if not rule.missing]
+    expectations = [_expectation(rule, suite.file) for rule in rules if not rule.missing]
     source = context.data_sources.add_sql(VIEW, connection_string=url_of(database, **limits), create_temp_table=False)
     data = source.add_table_asset(VIEW, table_name=VIEW).add_batch_definition_whole_table("all")
-    checkpoint = checkpoint_of(context, name, asked, data, examples=_EXAMPLES)
+    checkpoint = checkpoint_of(context, name, expectations, data, examples=_EXAMPLES)
     engine = source.get_engine()
     try:
         identifier, found = results_of(checkpoint, _file_name(subject))
@@ -155,9 +155,9 @@ def _expectation(rule: Rule, file: str) -> Any:
             description=rule.says,
             meta={"rule": rule.name},
         ).to_domain_obj()
-    except Exception as error:  # pydantic's, and whatever an expectation's own checks raise
+    except Exception as error:  # pydantic's errors, and any from an expectation's own checks
         raise QualityError(
-            f"Great Expectations does not take the expectation: {error}",
+            f"Great Expectations rejected the expectation: {error}",
             where=where,
             next_step=f"correct its kwargs: see the documentation of {rule.type}",
         ) from error
@@ -182,7 +182,7 @@ def _outcome(rule: Rule, entry: Any, columns: dict[str, str], file: str, engine:
             )
         return RuleResult(rule.name, rule.says, outcome, reason=f"cannot be computed: {problem}")
     result = entry.result
-    examples = tuple(str(one) for one in (result.get("partial_unexpected_list") or [])[:_EXAMPLES])
+    examples = tuple(str(value) for value in (result.get("partial_unexpected_list") or [])[:_EXAMPLES])
     if rule.type == "unexpected_rows_expectation":
         shown = () if entry.success else _first_rows(engine, rule.kwargs["unexpected_rows_query"])
         return RuleResult(rule.name, rule.says, outcome, observed=result.get("observed_value"), examples=shown)
@@ -193,23 +193,23 @@ def _outcome(rule: Rule, entry: Any, columns: dict[str, str], file: str, engine:
 
 
 def _first_rows(engine: Any, query: str) -> tuple[str, ...]:
-    """The first rows that a query finds: Great Expectations keeps them only where it keeps every row."""
+    """Return the first rows that a query finds; Great Expectations keeps them only if it keeps every row."""
     with engine.connect() as connection:
         rows = connection.exec_driver_sql(f"SELECT * FROM ({query.format(batch=VIEW)}) LIMIT {_EXAMPLES}").mappings().fetchall()
     return tuple(str({name: _plain(value) for name, value in row.items()}) for row in rows)
 
 
 def _problem(info: Any) -> str | None:
-    """The first exception's message; Great Expectations tells of one, or of one for each metric."""
-    for one in [info, *(value for value in info.values() if isinstance(value, dict))]:
-        if one.get("raised_exception"):
-            said = str(one.get("exception_message") or "failed")
-            return next((line.strip() for line in said.splitlines() if line.strip()), "failed")[:400]
+    """Return the first exception's message; Great Expectations reports one, or one per metric."""
+    for entry in [info, *(value for value in info.values() if isinstance(value, dict))]:
+        if entry.get("raised_exception"):
+            message = str(entry.get("exception_message") or "failed")
+            return next((line.strip() for line in message.splitlines() if line.strip()), "failed")[:400]
     return None
 
 
 def _file_name(text: str) -> str:
-    """The end of a path or URL as a name that data docs can lie under."""
+    """Convert the end of a path or URL to a file name for data docs."""
     return re.sub(r"[^\w.=-]+", "_", text)[-80:].strip("_") or VIEW
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Anybody's data set as a DuckDB view: Parquet, a Delta table, a data set saved in Feast, a training set of ours."""
+"""Data sets as DuckDB views: Parquet, a Delta table, a Feast saved dataset, or a training set."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 __all__ = ["VIEW", "Found", "duckdb_options", "find", "lay"]
 
-#: What the data set is called in DuckDB, and in data docs.
+#: Name of the data set in DuckDB and in data docs.
 VIEW: Final = "dataset"
 _NEXT: Final = "name a Parquet file or folder, a Delta table's folder, or a data set that is saved in Feast"
 
 
 @dataclass(frozen=True)
 class Found:
-    """Where a data set's rows lie.
+    """Location of a data set's rows.
 
     Attributes:
         kind: ``parquet``, ``delta``, ``feast`` or ``training set``.
         location: Absolute path, glob or URL.
-        is_delta: Whether it is a Delta table there; else Parquet files.
+        is_delta: Whether it is a Delta table; else Parquet files.
     """
 
     kind: str
@@ -37,14 +37,14 @@ class Found:
 
 
 def find(dataset: str, settings: Settings | None) -> Found:
-    """Where a data set lies that is named by its path, URL, glob, or its name in Feast's registry.
+    """Locate a data set by path, URL, glob, or name in Feast's registry.
 
     Args:
-        dataset: As the user says it; a path from the current folder, or from the project's.
-        settings: The project's settings; None: there is no project.
+        dataset: As the user wrote it; a path is relative to the current folder or to the project's.
+        settings: The project's settings; None: no project.
 
     Raises:
-        UnreadableInput: Nothing is there.
+        UnreadableInput: There is no such data set.
         FeatureStoreError: Feast's registry cannot be read.
     """
     if "://" in dataset:
@@ -55,7 +55,7 @@ def find(dataset: str, settings: Settings | None) -> Found:
             return Found("training set", str((path / "rows").resolve()))
         if path.exists():
             return _table("parquet", str(path.absolute()), settings)
-        if any(sign in dataset for sign in "*?"):  # only what the user wrote is a pattern, not the folder that it starts from
+        if any(sign in dataset for sign in "*?"):  # only the user's text is a pattern, not the current folder's name
             return Found("parquet", str(Path(glob.escape(str(Path.cwd())), named)))
     if settings is None:
         raise UnreadableInput("there is no such file or folder", where=dataset, next_step=f"{_NEXT} (with --config)")
@@ -71,17 +71,17 @@ def find(dataset: str, settings: Settings | None) -> Found:
 
 
 def lay(found: Found, database: Path, settings: Settings | None, *, memory_mb: int, threads: int) -> tuple[int, dict[str, str]]:
-    """Make the view over the rows; of tables and remote files, a copy in the database.
+    """Create the view over the rows; Delta tables and remote files are copied into the database.
 
     Args:
         found: The data set.
-        database: A DuckDB file to make.
-        settings: See `find`; its ``storage_options`` open what is remote.
-        memory_mb: What DuckDB may hold; beyond it, it spills beside the file.
-        threads: How many it may use.
+        database: A DuckDB file to create.
+        settings: See `find`; its ``storage_options`` are used for remote data.
+        memory_mb: DuckDB's memory limit; it spills next to the file.
+        threads: DuckDB's number of threads.
 
     Returns:
-        Rows, and column → DuckDB type.
+        Row count, and column → DuckDB type.
 
     Raises:
         UnreadableInput: It cannot be read.
@@ -100,7 +100,7 @@ def lay(found: Found, database: Path, settings: Settings | None, *, memory_mb: i
     except ScalrError:
         raise
     except Exception as error:
-        # DuckDB, pyarrow, deltalake, fsspec and the object stores below them raise exceptions of many kinds.
+        # DuckDB, pyarrow, deltalake, fsspec and object stores raise many exception types.
         first = (str(error) or type(error).__name__).splitlines()[0]
         raise UnreadableInput(
             f"cannot be read: {first}", where=found.location, next_step="check the files, and [project] storage_options"
@@ -111,7 +111,7 @@ def lay(found: Found, database: Path, settings: Settings | None, *, memory_mb: i
 
 
 def duckdb_options(database: Path, *, memory_mb: int, threads: int) -> dict[str, str]:
-    """DuckDB's options for such a file; see `lay`."""
+    """Return DuckDB's options for such a file; see `lay`."""
     return {
         "memory_limit": f"{memory_mb}MB",
         "threads": str(threads),
@@ -143,7 +143,7 @@ def _make(connection: Any, found: Found, options: dict[str, str]) -> None:
 
 
 def _files(location: str) -> str:
-    """The files of a path or glob as a DuckDB list, each by its exact name; files whose names begin with . or _ are no data."""
+    """Return the files of a path or glob as a DuckDB list, with escaped names; skip names that start with . or _."""
     path = Path(location)
     if path.is_dir():
         files = [file for pattern in ("*.parquet", "*.pq") for file in path.rglob(pattern)]
@@ -167,6 +167,6 @@ def _table(kind: str, location: str, settings: Settings | None) -> Found:
         table = table_at(filesystem, path)
     if table == "iceberg":
         raise UnreadableInput(
-            "is an Iceberg table, which is not checked", where=location, next_step="write the rows to be checked as Parquet"
+            "is an Iceberg table, which cannot be checked", where=location, next_step="write the rows to check as Parquet"
         )
     return Found("delta" if table == "delta" and kind == "parquet" else kind, location, table == "delta")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How Great Expectations asks DuckDB: duckdb-engine's SQLAlchemy dialect, for a database that is only read.
+"""SQLAlchemy dialect for Great Expectations: duckdb-engine's, for a read-only database.
 
-A result stays with DuckDB's connection until it is fetched, and Great Expectations fetches after SQLAlchemy has let the connection
-go, with a rollback that throws the result away. Nothing is written here, so that there is nothing to roll back or commit.
+DuckDB keeps a result in its connection until it is fetched. Great Expectations fetches after SQLAlchemy has released the connection with a
+rollback, which would discard the result. The database is read-only, so transactions are not needed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["ReadOnlyDialect", "url_of"]
 
 _NAME: Final = "scalr_duckdb"
-#: DuckDB's types by SQLAlchemy's names, which a suite uses; the longest name that fits counts.
+#: DuckDB type prefix → SQLAlchemy type, by whose names a suite refers to types; the longest matching prefix wins.
 _TYPES: Final[dict[str, Any]] = {
     "VARCHAR": sa.VARCHAR,
     "UUID": sa.VARCHAR,
@@ -47,12 +47,12 @@ _TYPES: Final[dict[str, Any]] = {
 
 
 class ReadOnlyDialect(duckdb_engine.Dialect):
-    """DuckDB for SQLAlchemy, without transactions, and with columns that are described by DuckDB itself."""
+    """DuckDB for SQLAlchemy without transactions; DuckDB itself describes the columns."""
 
     supports_statement_cache = False
 
     def connect(self, *arguments: Any, **options: Any) -> Any:
-        """A connection in UTC that draws nothing on stdout."""
+        """Connect in UTC, without a progress bar on stdout."""
         connection = super().connect(*arguments, **options)
         connection.execute("SET TimeZone = 'UTC'")
         connection.execute("SET enable_progress_bar = false")
@@ -62,31 +62,31 @@ class ReadOnlyDialect(duckdb_engine.Dialect):
         """Do nothing."""
 
     def do_rollback(self, connection: Any) -> None:
-        """Do nothing: the result is still to be fetched."""
+        """Do nothing: the result has yet to be fetched."""
 
     def do_commit(self, connection: Any) -> None:
         """Do nothing."""
 
     def get_columns(self, connection: Any, table_name: str, schema: str | None = None, **_: Any) -> list[Any]:
-        """Names and types of a table's columns; DuckDB is not asked through PostgreSQL's catalogue, which it has in part."""
+        """Return names and types of a table's columns with DESCRIBE: DuckDB has PostgreSQL's catalogue only in part."""
         del schema
         quoted = self.identifier_preparer.quote_identifier(str(table_name))
         rows = connection.exec_driver_sql(f"DESCRIBE {quoted}").fetchall()
         return [{"name": row[0], "type": _type(row[1]), "nullable": True, "default": None} for row in rows]
 
     def get_pk_constraint(self, connection: Any, table_name: str, schema: str | None = None, **_: Any) -> Any:
-        """No table has a primary key."""
+        """Return no primary key: the tables have none."""
         del connection, table_name, schema
         return {"constrained_columns": [], "name": None}
 
 
 def url_of(database: Path, *, memory_mb: int, threads: int) -> str:
-    """SQLAlchemy's URL of a DuckDB file.
+    """Return the SQLAlchemy URL of a DuckDB file.
 
     Args:
         database: The file.
-        memory_mb: What DuckDB may hold; beyond it, it spills beside the file.
-        threads: How many it may use.
+        memory_mb: DuckDB's memory limit; it spills next to the file.
+        threads: DuckDB's number of threads.
     """
     registry.register(_NAME, __name__, ReadOnlyDialect.__name__)
     query = {"access_mode": "READ_ONLY"} | duckdb_options(database, memory_mb=memory_mb, threads=threads)
@@ -96,8 +96,8 @@ def url_of(database: Path, *, memory_mb: int, threads: int) -> str:
 def _type(name: str) -> Any:
     if name.endswith("]"):
         return sa.ARRAY(_type(name[: name.rindex("[")]))
-    fitting = [kind for kind in _TYPES if name.startswith(kind)]
-    found = _TYPES[max(fitting, key=len)] if fitting else None
+    matching = [prefix for prefix in _TYPES if name.startswith(prefix)]
+    found = _TYPES[max(matching, key=len)] if matching else None
     if found is sa.TIMESTAMP:
         return sa.TIMESTAMP(timezone="TIME ZONE" in name)
     return found() if found is not None else sa.types.NullType()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Great Expectations, opened below home: results and data docs on disk, nothing sent anywhere."""
+"""Great Expectations sessions: results and data docs on disk, telemetry off."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Check", "Finding", "Inspector", "build_docs", "checkpoint_of", "data_context", "inspecting", "results_of"]
 
-#: Results are kept on disk; the suites live in this package, and are laid into memory when they are used.
+#: Results are stored on disk; suites come from this package and are stored in memory.
 _STORES: Final = {
     "expectations_store": ("ExpectationsStore", None),
     "validation_results_store": ("ValidationResultsStore", "validations"),
@@ -31,13 +31,13 @@ _STORES: Final = {
     "checkpoint_store": ("CheckpointStore", None),
 }
 _LOCK_TIMEOUT_S: Final = 300
-#: Results that the data docs' index lists, the latest: each is read again for every page. The older ones' pages stay where they are.
+#: Number of latest results that the data docs' index lists: each is read again for every page. Pages of older results stay.
 _LISTED: Final = 30
 
 
 @dataclass(frozen=True)
 class Check:
-    """One expectation: its name, a sentence, GX's class and arguments."""
+    """One expectation: rule name, description, and GX's class and arguments."""
 
     rule: str
     says: str
@@ -47,13 +47,13 @@ class Check:
 
     @classmethod
     def all_true(cls, rule: str, says: str, *, severity: Literal["critical", "warning"] = "critical") -> Check:
-        """Every value of the boolean column ``rule`` is True."""
+        """Expect every value of the boolean column ``rule`` to be True."""
         return cls(rule, says, "ExpectColumnValuesToBeInSet", {"column": rule, "value_set": [True]}, severity)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What GX found for one check."""
+    """GX's result of one check."""
 
     rule: str
     success: bool
@@ -62,7 +62,7 @@ class Finding:
 
 
 class Inspector:
-    """An open data context. Held by one process at a time: `inspecting` locks the folder."""
+    """An open data context; `inspecting` locks its folder for one process."""
 
     def __init__(self, context: Any, docs: str) -> None:
         self._context = context
@@ -71,13 +71,13 @@ class Inspector:
         self.docs = docs
 
     def inspect(self, suite: str, subject: str, frame: pd.DataFrame, checks: Sequence[Check]) -> list[Finding]:
-        """Validate one frame once and store the result.
+        """Validate one frame and store the result.
 
         Args:
-            suite: Name of the suite that these checks make.
-            subject: What the frame holds (a run's id); names the result in the data docs.
+            suite: Name of the suite of these checks.
+            subject: Name of the result in the data docs, such as a run's id.
             frame: [N] rows.
-            checks: What to expect; the same at every call for the suite.
+            checks: The expectations; the same at every call for the suite.
 
         Returns:
             One finding per check, in order.
@@ -91,7 +91,7 @@ class Inspector:
         return [_finding(check.rule, found[check.rule], len(frame)) for check in checks]
 
     def build_docs(self) -> None:
-        """Bring the data docs up to date with what was inspected: one build, since most of its time is fixed."""
+        """Add all results to the data docs, in one build because most of its cost is fixed."""
         build_docs(self._context, self._checkpoints, self._results)
 
 
@@ -100,8 +100,8 @@ def inspecting(settings: Settings) -> Iterator[Inspector]:
     """Open the project's data context: results in ``<home>/gx``, data docs in ``<home>/data_docs``.
 
     Raises:
-        ForeignFiles: Home holds what this package did not make.
-        QualityError: Another audit has held the data context for too long.
+        ForeignFiles: The home holds files that this package did not create.
+        QualityError: Another audit has held the data context's lock for too long.
     """
     claim_home(settings)
     with data_context(settings.home) as (context, docs):
@@ -112,21 +112,21 @@ def inspecting(settings: Settings) -> Iterator[Inspector]:
 
 @contextmanager
 def data_context(folder: Path) -> Iterator[tuple[Any, str]]:
-    """Great Expectations' context below a folder, held by one process at a time, and the index of its data docs.
+    """Open Great Expectations' context in a folder, locked for one process; yield it and the index page of its data docs.
 
     Args:
-        folder: Results are kept in ``gx`` below it, data docs in ``data_docs``; the caller has claimed it.
+        folder: Holds results in ``gx`` and data docs in ``data_docs``; the caller has claimed it.
 
     Raises:
-        QualityError: Another audit has held the data context for too long.
+        QualityError: Another audit has held the data context's lock for too long.
     """
-    # Read when the library is imported: it would send usage events otherwise.
+    # Set before the import, or the library sends usage events.
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
     from filelock import FileLock, Timeout
 
-    # It tells two hundred times what it does not register, where a scheduler listens from INFO on.
+    # It logs 200 INFO lines about what it does not register, which schedulers would show.
     logging.getLogger("great_expectations").setLevel(logging.WARNING)
-    with warnings.catch_warnings():  # the library's own imports, which only it can renew
+    with warnings.catch_warnings():  # deprecated imports inside the library
         warnings.simplefilter("ignore", DeprecationWarning)
         import great_expectations as gx
         from great_expectations.data_context.types.base import DataContextConfig
@@ -147,7 +147,7 @@ def data_context(folder: Path) -> Iterator[tuple[Any, str]]:
                 "show_how_to_buttons": False,
                 "store_backend": _backend(docs, ""),
                 "site_index_builder": {"class_name": "DefaultSiteIndexBuilder", "validation_results_limit": _LISTED},
-                # Else the index's limit holds for what is built, too.
+                # Otherwise the index's limit also applies to what is built.
                 "site_section_builders": {"validations": {"validation_results_limit": None}},
             }
         },
@@ -161,7 +161,7 @@ def data_context(folder: Path) -> Iterator[tuple[Any, str]]:
         raise QualityError(
             f"another audit has been writing to the data docs for over {_LOCK_TIMEOUT_S} s",
             where=str(root / ".lock"),
-            next_step="wait for it to end, then run the command again",
+            next_step="wait for it to finish, then run the command again",
         ) from error
     try:
         yield gx.get_context(mode="ephemeral", project_config=config), str(docs / "index.html")
@@ -170,7 +170,7 @@ def data_context(folder: Path) -> Iterator[tuple[Any, str]]:
 
 
 def checkpoint_of(context: Any, name: str, expectations: Iterable[Any], batch: Any, *, examples: int = 0) -> Any:
-    """A checkpoint that looks at a batch by a suite of expectations and keeps the result, with so many examples of what broke each."""
+    """Create a checkpoint that validates a batch and stores the result, with up to ``examples`` failing values per expectation."""
     import great_expectations as gx
 
     suite = context.suites.add(gx.ExpectationSuite(name=name, expectations=list(expectations)))
@@ -180,7 +180,7 @@ def checkpoint_of(context: Any, name: str, expectations: Iterable[Any], batch: A
 
 
 def results_of(checkpoint: Any, subject: str, parameters: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-    """Run a checkpoint: the identifier of its result, and what each expectation came to, by the rule that its ``meta`` names."""
+    """Run a checkpoint; return the identifier of its result and each expectation's result by the rule in its ``meta``."""
     import great_expectations as gx
 
     outcome = checkpoint.run(batch_parameters=parameters, run_id=gx.RunIdentifier(run_name=subject))
@@ -189,7 +189,7 @@ def results_of(checkpoint: Any, subject: str, parameters: dict[str, Any] | None 
 
 
 def build_docs(context: Any, suites: Iterable[str], results: Iterable[Any]) -> None:
-    """Bring the data docs up to date with suites, by their names, and results, by their identifiers."""
+    """Build the data docs of suites, by name, and results, by identifier."""
     from great_expectations.data_context.types.resource_identifiers import ExpectationSuiteIdentifier
 
     context.build_data_docs(resource_identifiers=[*map(ExpectationSuiteIdentifier, suites), *results])
@@ -215,7 +215,7 @@ def _finding(rule: str, entry: Any, rows: int) -> Finding:
     exception = entry.exception_info or {}
     if exception.get("raised_exception") or "unexpected_count" not in entry.result:
         return Finding(rule, bool(entry.success), rows, 0 if entry.success else rows)
-    # GX leaves nulls out of its count; a null verdict cannot occur, and a null figure is a failure.
+    # GX does not count nulls. Row verdicts are never null; a null figure is a failure.
     missing = int(entry.result.get("missing_count") or 0)
     failed = int(entry.result["unexpected_count"]) + missing
     return Finding(rule, bool(entry.success) and not missing, rows, failed)

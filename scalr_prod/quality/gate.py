@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gate over a run: audit every candidate, let Great Expectations decide, keep what passed."""
+"""Quality gate of a run: audit every candidate row, validate with Great Expectations, keep the rows that passed."""
 
 from __future__ import annotations
 
@@ -41,28 +41,28 @@ logger = logging.getLogger(__name__)
 
 _SUITE: Final = "synthetic_events"
 #: Columns of the judged rows beside those of the rules.
-_TAKEN: Final = (*COLUMNS, "accepted", "reason")
+_RESERVED: Final = (*COLUMNS, "accepted", "reason")
 _AUDITABLE: Final = frozenset({RunState.GENERATED, RunState.VALIDATED, RunState.REJECTED})
-_OUT_OF_OUR_HANDS: Final = frozenset({RunState.PUBLISHED, RunState.ROLLED_BACK})
+_FINAL: Final = frozenset({RunState.PUBLISHED, RunState.ROLLED_BACK})
 
 
 def validate_run(settings: Settings, run_id: str, *, progress: bool = False) -> GateReport:
-    """Audit a generated run; what passes goes to ``<run>/accepted``, the verdict to ``<run>/gate.json`` and the ledger.
+    """Audit a generated run; write accepted rows to ``<run>/accepted``, the verdict to ``<run>/gate.json`` and the ledger.
 
-    Repeating it on unchanged candidates, settings and rules finds the same verdict without work: ``gate.json`` names the version of
-    each gate rule. A published run keeps its verdict; accepted files of it that are damaged or gone are made again.
+    With unchanged candidates, settings and rules, the stored verdict is returned: ``gate.json`` has the version of each gate rule.
+    A published run keeps its verdict; its accepted files are rebuilt if they are damaged or missing.
 
     Args:
-        settings: The project's settings; ``[quality]`` decides.
+        settings: The project's settings, ``[quality]`` above all.
         run_id: A generated run.
         progress: Show progress on stderr.
 
     Raises:
-        QualityGateFailed: The gate said no; the run is rejected. Names the expectations, the counts and the data docs.
-        QualityError: Another audit of the project has not ended in time, or a gate rule of the settings cannot be used.
+        QualityGateFailed: The gate rejected the run. Names the expectations, the counts and the data docs.
+        QualityError: Another audit of the project did not finish in time, or a gate rule of the settings is unusable.
         RunNotFound: No such run.
-        LedgerError: The run is not generated yet, or it was published and its verdict is gone, or another driver works on it.
-        GenerationError: The run's candidates are gone.
+        LedgerError: The run is not generated yet, or it was published and its verdict is missing, or another driver holds its lease.
+        GenerationError: The run's candidates are missing.
     """
     with Ledger.open(settings) as ledger, ledger.lease(run_id):
         run = ledger.run(run_id)
@@ -81,17 +81,17 @@ def _verdict(
 ) -> GateReport:
     folder = run_folder(settings, run.run_id)
     stored, auditable = _read(folder / "gate.json"), run.state in _AUDITABLE
-    if run.state in _OUT_OF_OUR_HANDS:
+    if run.state in _FINAL:
         if stored is None:
             raise LedgerError(
-                f"the run is {run.state.value} and is not audited again; its verdict is gone",
+                f"the run is {run.state.value} and is not audited again, but its verdict is missing",
                 where=str(folder / "gate.json"),
-                next_step="bring the run's folder back from a copy of the project's home",
+                next_step="restore the run's folder from a backup of the project's home",
             )
         kept = GateReport.from_json(stored["report"], repeated=True)
-        if _is_whole(folder, kept) or not (folder / "candidates").is_dir():
+        if _is_intact(folder, kept) or not (folder / "candidates").is_dir():
             return kept
-        logger.info("accepted files of %s are damaged or gone, and are made again", run.run_id)
+        logger.info("accepted files of %s are damaged or missing; rebuilding them", run.run_id)
     elif not auditable:
         raise LedgerError(
             f"the run is {run.state.value}: there is nothing to audit yet",
@@ -100,7 +100,7 @@ def _verdict(
         )
     if not (folder / "candidates").is_dir():
         raise GenerationError(
-            "the run's candidates are gone", where=str(folder / "candidates"), next_step=f"scalr runs resume {run.run_id}"
+            "the run's candidates are missing", where=str(folder / "candidates"), next_step=f"scalr runs resume {run.run_id}"
         )
     files = sorted((folder / "candidates").glob("*.parquet"))
     rule_set = RuleSet(settings.quality)
@@ -108,18 +108,18 @@ def _verdict(
     inputs = _inputs(settings, run.spec, record, files, rule_set, reference)
     if stored is not None and stored["inputs"] == inputs:
         report = GateReport.from_json(stored["report"], repeated=True)
-        if _is_whole(folder, report):
+        if _is_intact(folder, report):
             return report
     with counting("audit", show=progress) as count:
         report = _audit(settings, run.spec, record, folder, files, rule_set, reference)
         count(report.rows)
-    if auditable or report.passed:  # what was published passed by the settings of then
+    if auditable or report.passed:  # a published run passed with the settings at that time
         write_json(folder / "gate.json", {"inputs": inputs, "report": report.to_json()})
     return report
 
 
-def _is_whole(folder: Path, report: GateReport) -> bool:
-    """Whether each accepted file is there as the verdict names it."""
+def _is_intact(folder: Path, report: GateReport) -> bool:
+    """Whether each accepted file exists with the verdict's checksum."""
     files = [(folder / file["path"], file["sha256"]) for file in report.files]
     return all(path.exists() and sha256_of(path) == known for path, known in files)
 
@@ -132,7 +132,7 @@ def _inputs(
     rule_set: RuleSet,
     reference: Publication | None,
 ) -> dict[str, Any]:
-    """All that the verdict follows from."""
+    """Return everything that the verdict depends on."""
     return {
         "rules": rule_set.versions(),
         "run": json.loads(spec.canonical()),
@@ -146,11 +146,11 @@ def _inputs(
 
 
 def _differing(spec: RunSpec, record: ModelVersion | None) -> int:
-    """In how many facts the run's account of its translator differs from what the ledger recorded when it was trained."""
+    """Count the translator facts in which the run's spec differs from the ledger's record of the training."""
     claimed = (spec.translator_sha256, spec.translator_trained_until)
     if record is None:
         return len(claimed)
-    return sum(mine != theirs for mine, theirs in zip(claimed, (record.sha256, record.trained_until), strict=True))
+    return sum(claim != recorded for claim, recorded in zip(claimed, (record.sha256, record.trained_until), strict=True))
 
 
 def _audit(
@@ -163,7 +163,7 @@ def _audit(
     reference: Publication | None,
 ) -> GateReport:
     quality = settings.quality
-    asked = _generation_settings(settings, spec)
+    generation = _generation_settings(settings, spec)
     open_own(settings).require(Table.SYNTHETIC_TARGET_EVENTS, "source_domain")
     schema = candidate_schema(settings)
     with inspecting(settings) as inspector:
@@ -191,13 +191,13 @@ def _audit(
             spec,
             quality,
             settings.domains.source_names,
-            exclude_consumed=asked["exclude_consumed"],
-            events_per_source_event=asked["events_per_source_event"],
+            exclude_consumed=generation["exclude_consumed"],
+            events_per_source_event=generation["events_per_source_event"],
             translator=record,
             reference=None if reference is None else reference.run_id,
         )
-        rules, bounds = rule_set.rules(run, _TAKEN)
-        with auditing(settings, spec, files, rules, popularity_buckets=asked["align_buckets"]) as audit:
+        rules, bounds = rule_set.rules(run, _RESERVED)
+        with auditing(settings, spec, files, rules, popularity_buckets=generation["align_buckets"]) as audit:
             severity: Literal["warning", "critical"] = "warning" if quality.policy == "quarantine" else "critical"
             by_row = inspect_rows(inspector, _SUITE, spec.run_id, audit.judged, severity=severity)
             figures: dict[str, Any] = audit.figures() | {"translator_facts_differing": _differing(spec, record)}
@@ -231,7 +231,7 @@ def _audit(
 
 
 def _generation_settings(settings: Settings, spec: RunSpec) -> dict[str, Any]:
-    """What the run was asked to do: its own record of it, not today's settings."""
+    """Return the generation settings of the run: those of its spec, not the current ones."""
     return settings.generation.model_dump() | dict(spec.settings.get("generation", {}))
 
 
@@ -256,9 +256,9 @@ def _summary(report: GateReport) -> str:
 
 
 def _refusal(report: GateReport, run_id: str) -> QualityGateFailed:
-    next_step = "read the report, then mend the data or [quality] and [generation] in scalr.toml"
+    next_step = "read the report, then fix the data or [quality] and [generation] in scalr.toml"
     if report.policy == "strict":
-        next_step += '; [quality] policy = "quarantine" puts bad rows aside'
+        next_step += '; [quality] policy = "quarantine" sets bad rows aside'
     if not report.rows:
         found = "the run holds no candidate event: nothing could be translated with these settings"
         next_step = "lower [generation] min_lift, or widen its window; then run: scalr generate"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bound on what the run's translator was measured to know, see `scalr_prod.translator.information`."""
+"""Gate rules on the information gain measured when the translator was trained, see `scalr_prod.translator.information`."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 __all__ = ["FEWEST_USERS", "InformationRules", "information_figures", "next_step_of"]
 
-#: An interval that resamples fewer users than this is no interval.
+#: A bootstrap over fewer users gives no usable interval.
 FEWEST_USERS: Final = 20
 
 
 def information_figures(record: ModelVersion | None) -> dict[str, Any]:
-    """What the ledger recorded when the run's translator was trained; zeros where nothing was measured."""
+    """Return the information figures that the ledger recorded for the translator; zeros if nothing was measured."""
     found = _recorded(record)
     figures: dict[str, Any] = {"information_users": int(found.get("users", 0))}
     for name in ("own_over_others", "over_popularity", "others_over_popularity"):
@@ -31,12 +31,12 @@ def information_figures(record: ModelVersion | None) -> dict[str, Any]:
 
 
 class InformationRules:
-    """What source histories must have been measured to say."""
+    """Rules on the measured information gain of source histories."""
 
     version = 3
 
     def rules(self, run: AuditedRun) -> list[FigureRule]:
-        """The rules; none if ``min_information`` is 0, or if the ledger has no record of the translator, which another rule refuses."""
+        """Return the rules; none if ``min_information`` is 0, or if the ledger has no record of the translator (see `RunRules`)."""
         if run.translator is None or not run.quality.min_information:
             return []
         return [
@@ -57,7 +57,7 @@ class InformationRules:
 
 
 def next_step_of(report: GateReport, otherwise: str) -> str:
-    """What to do where rules of this module were broken, alone or beside others."""
+    """Suggest what to do if rules of this module were broken, alone or among others."""
     broken = [rule.rule.startswith("information_") for rule in report.failures]
     if not any(broken):
         return otherwise

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The three kinds of suite: a file's columns, rule by row, and figures of the whole."""
+"""The three Great Expectations suites: columns of the files, rules per row, and figures of the whole."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ __all__ = ["inspect_columns", "inspect_figures", "inspect_rows"]
 def inspect_columns(
     inspector: Inspector, suite: str, subject: str, files: Sequence[Path], wanted: Mapping[str, str], *, says: str
 ) -> list[RuleOutcome]:
-    """Names, order and types of every file's columns: where they are not as wanted, no row can be looked at."""
+    """Validate names, order and types of every file's columns; rows can be validated only if these match."""
     import pandas as pd
     import pyarrow.parquet as pq
 
     expected = [f"{name}: {kind}" for name, kind in wanted.items()]
     rows = [
-        {"file": path.name, "column": found or "none", "expected": hoped or "none"}
+        {"file": path.name, "column": actual or "none", "expected": wanted_column or "none"}
         for path in files
-        for found, hoped in zip_longest([f"{field.name}: {field.type}" for field in pq.read_schema(path)], expected)
+        for actual, wanted_column in zip_longest([f"{field.name}: {field.type}" for field in pq.read_schema(path)], expected)
     ]
     arguments = {"column_A": "column", "column_B": "expected"}
     checks = [Check("columns_are_the_contracts", says, "ExpectColumnPairValuesToBeEqual", arguments)]
@@ -44,7 +44,7 @@ def inspect_columns(
 def inspect_rows(
     inspector: Inspector, suite: str, subject: str, judged: Judged, *, severity: Literal["critical", "warning"] = "critical"
 ) -> list[RuleOutcome]:
-    """Every rule over every row, slice by slice."""
+    """Validate every rule over every row, batch by batch."""
     rules = judged.rules
     checks = [Check.all_true(rule.name, rule.says, severity=severity) for rule in rules]
     failed, checked = dict.fromkeys((rule.name for rule in rules), 0), 0
@@ -69,7 +69,7 @@ def inspect_rows(
 def inspect_figures(
     inspector: Inspector, suite: str, subject: str, figures: Mapping[str, Any], rules: Sequence[FigureRule]
 ) -> list[RuleOutcome]:
-    """Every bound on the figures, which are one row."""
+    """Validate every bound on the figures, as one row."""
     import pandas as pd
 
     checks = [

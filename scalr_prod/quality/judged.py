@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows with one boolean column per rule, computed in DuckDB, out of core."""
+"""Row verdicts: one boolean column per rule, computed out of core in DuckDB."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Judged", "judge"]
 
-#: Rows of the frame that is given to Great Expectations at once, which takes six times one byte a rule and row.
+#: Rows per frame for Great Expectations, which needs about six bytes per rule and row.
 SLICE_ROWS: Final = 500_000
 _EXAMPLES: Final = 3
 
@@ -27,7 +27,7 @@ class Judged:
     """The view ``judged`` of a connection: the rows' own columns, one boolean per rule, and ``accepted``.
 
     Attributes:
-        files: Its Parquet files in their order, as DuckDB is to be given them.
+        files: Its Parquet files in order, escaped for DuckDB.
     """
 
     def __init__(self, connection: Any, rules: Sequence[RowRule], shown: Sequence[str], files: Sequence[str]) -> None:
@@ -37,12 +37,12 @@ class Judged:
         self._shown = shown
 
     def counts(self) -> tuple[int, int]:
-        """Rows in all, and those that keep every rule."""
+        """Count all rows, and those that pass every rule."""
         rows, good = self.row("SELECT count(*), count(*) FILTER (accepted) FROM judged")
         return int(rows), int(good)
 
     def frames(self) -> Iterator[pd.DataFrame]:
-        """Slices of at most `SLICE_ROWS` rows: boolean columns, True where the rule is kept; one empty slice for no row."""
+        """Yield frames of about `SLICE_ROWS` rows: boolean columns, True if the rule holds; one empty frame without rows."""
         import pyarrow as pa
 
         columns = ", ".join(rule.name for rule in self.rules)
@@ -51,21 +51,21 @@ class Judged:
         empty = True
         for batch in reader:
             waiting.append(batch)
-            if sum(kept.num_rows for kept in waiting) >= SLICE_ROWS:
+            if sum(pending.num_rows for pending in waiting) >= SLICE_ROWS:
                 yield pa.Table.from_batches(waiting).to_pandas()
                 waiting, empty = [], False
         if empty or waiting:
             yield pa.Table.from_batches(waiting, reader.schema).to_pandas()
 
     def examples(self, rule: RowRule) -> list[dict[str, Any]]:
-        """The first rows that break a rule."""
+        """Return the first rows that break a rule."""
         shown = ", ".join(self._shown)
         query = f"SELECT {shown} FROM judged WHERE NOT {rule.name} ORDER BY {shown} LIMIT {_EXAMPLES}"
         rows = self.connection.sql(query).to_arrow_table().to_pylist()
         return [{key: value if isinstance(value, int) else str(value) for key, value in row.items()} for row in rows]
 
     def row(self, query: str) -> tuple[Any, ...]:
-        """The only row of a query."""
+        """Return the only row of a query."""
         row: tuple[Any, ...] = self.connection.execute(query).fetchall()[0]
         return row
 
@@ -79,23 +79,23 @@ def judge(
     shown: Sequence[str],
     paths: Iterable[Path],
 ) -> Judged:
-    """Apply every rule to every row of a query, once, or of one query after the other; the result is kept on disk.
+    """Apply every rule to every row of a query, once per output file, and store the verdicts on disk.
 
     Args:
         connection: DuckDB.
-        select: ``WITH … FROM …``, up to and from the select list: holds ``{columns}`` where that goes.
-        rules: Their expressions see what the query joins.
+        select: The query, with ``{columns}`` in place of its select list.
+        rules: Rules over the columns of the query.
         columns: Expressions of the rows' own columns to keep.
         shown: Columns that identify a row in examples.
-        paths: Parquet files to write, one or more; what the query gives once each has been taken goes there.
+        paths: One or more Parquet files to write. The query runs again for each path taken from the iterable, which may prepare its tables.
 
     Raises:
-        QualityError: A rule's expression cannot be computed; names the rule.
+        QualityError: A rule's expression cannot be computed; the error names the rule.
     """
     import duckdb
 
-    held = [f"coalesce({rule.holds}, false) AS {rule.name}" for rule in rules]
-    judged = select.format(columns=", ".join([*columns, *held]))
+    verdicts = [f"coalesce({rule.holds}, false) AS {rule.name}" for rule in rules]
+    judged = select.format(columns=", ".join([*columns, *verdicts]))
     all_of = " AND ".join(rule.name for rule in rules)
     written: list[str] = []
     for path in paths:
@@ -103,20 +103,20 @@ def judge(
         try:
             connection.execute(f"COPY (SELECT *, {all_of} AS accepted FROM ({judged})) TO '{quoted}' (FORMAT parquet)")
         except duckdb.Error as error:
-            _name_the_rule(connection, select, rules, error)
+            _raise_for_rule(connection, select, rules, error)
             raise
         written.append(exact(path))
     connection.read_parquet(written).create_view("judged")
     return Judged(connection, rules, shown, written)
 
 
-def _name_the_rule(connection: Any, select: str, rules: Sequence[RowRule], error: Exception) -> None:
-    """Compute each rule alone, and raise a `QualityError` for the first that fails by itself."""
+def _raise_for_rule(connection: Any, select: str, rules: Sequence[RowRule], error: Exception) -> None:
+    """Compute each rule alone, and raise a `QualityError` for the first that fails."""
     import duckdb
 
     for rule in rules:
         alone = select.format(columns=f"coalesce({rule.holds}, false) AS held")
         try:
             connection.execute(f"SELECT count(*) FILTER (held) FROM ({alone})").fetchall()
-        except duckdb.Error as own:
-            raise unusable(rule.name, f"its condition cannot be computed: {own}") from error
+        except duckdb.Error as cause:
+            raise unusable(rule.name, f"its condition cannot be computed: {cause}") from error

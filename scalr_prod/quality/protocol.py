@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a gate rule is to the gate: a version, and the rules that it puts to a run.
+"""Protocol of gate rules: a version, and the rules for a run.
 
-A gate rule of your own is a class with these two; name it in ``[quality] rules``. See docs/plugins.md for a whole one.
+A plug-in gate rule is a class with these two members, named in ``[quality] rules``. docs/plugins.md has a complete example.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class RowRule:
 
     Attributes:
         name: Names the rule in reports, and its column in the judged rows: lower-case letters, digits and ``_``.
-        says: What it asks for, in a sentence.
-        holds: DuckDB expression over a row; null counts as broken. In a run it sees the candidate ``c``, its source event ``s``
+        says: The requirement, in a sentence.
+        holds: DuckDB expression over a row; null counts as broken. In a run it can use the candidate ``c``, its source event ``s``
             (``found``), its item ``i`` (``found``, ``first_seen``) and the user's own consumption of the item ``u``
-            (``first_consumed``), all as known by the run's ``as_of``; and the views ``source_events``, ``target_events`` and
+            (``first_consumed``), all as known by the run's ``as_of``, and the views ``source_events``, ``target_events`` and
             ``target_items``.
     """
 
@@ -38,16 +38,16 @@ class RowRule:
 
 @dataclass(frozen=True)
 class FigureRule:
-    """A bound on one figure of a run as a whole: ``low <= figure <= high`` where given; a null figure breaks it.
+    """A bound on one figure of a whole run: ``low <= figure <= high``; a null figure breaks it.
 
     Attributes:
         name: Names the rule in reports.
-        says: What it asks for, in a sentence.
-        figure: Name of the figure, among those of the gate's report.
-        low: The least it may be.
-        high: The most it may be.
-        query: DuckDB query that gives a figure of your own, one number, from the views ``judged`` (the candidates with ``accepted`` and a
-            column for each row rule), ``source_events``, ``target_events`` and ``target_items``. None: the gate measures it already.
+        says: The requirement, in a sentence.
+        figure: Name of the figure in the gate's report.
+        low: Lower bound, inclusive; None: no bound.
+        high: Upper bound, inclusive; None: no bound.
+        query: DuckDB query that returns a new figure, one number, from the views ``judged`` (the candidates with ``accepted`` and a
+            column for each row rule), ``source_events``, ``target_events`` and ``target_items``. None: the gate already measures it.
     """
 
     name: str
@@ -60,16 +60,16 @@ class FigureRule:
 
 @dataclass(frozen=True)
 class AuditedRun:
-    """What rules may depend on.
+    """Facts of a run that rules may depend on.
 
     Attributes:
         spec: The run.
         quality: ``[quality]``.
         sources: Names of the source domains.
-        exclude_consumed: Whether the run was asked to leave out what a user had.
-        events_per_source_event: The most that it was asked for.
-        translator: What the ledger recorded when its translator was trained; None where it has no record.
-        reference: Id of the run published before that the figures ``drift_…`` compare it with; None: there are no such figures.
+        exclude_consumed: Whether the run excludes items that a user has already consumed.
+        events_per_source_event: The run's limit of events per source event.
+        translator: The ledger's record of its translator's training; None if there is none.
+        reference: Id of the previously published run that the figures ``drift_…`` compare with; None: there are no such figures.
     """
 
     spec: RunSpec
@@ -82,17 +82,17 @@ class AuditedRun:
 
 
 class GateRule(Protocol):
-    """One or several rules that belong together; made without arguments."""
+    """One or more related rules; instantiated without arguments."""
 
-    #: Raise it when a rule or a figure comes to something else: runs that were judged by another version are judged again.
+    #: Increase it when a rule or figure changes: runs judged by another version are judged again.
     version: int
 
     def rules(self, run: AuditedRun) -> Sequence[RowRule | FigureRule]:
-        """The rules for a run, under names that no other gate rule gives.
+        """Return the rules for a run, under names that no other gate rule uses.
 
         Args:
-            run: Its window, mode, tables and settings.
+            run: The run, with its window, mode, tables and settings.
 
         Returns:
-            Conditions on rows, and bounds of figures.
+            Conditions on rows, and bounds on figures.
         """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Candidates beside their users' events of both domains, one range of users after the other: no more than that is in memory.
+"""Partitions of the audit by user: candidates with their users' events of both domains, one partition in memory at a time.
 
-What is asked of a row, or of a user's rows, is asked of one range alone. Only the ids of events are compared among all rows.
+Rules about a row, or about a user's rows, need one partition only. Event ids alone are compared across all rows.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ if TYPE_CHECKING:
 __all__ = ["Ranges"]
 
 _KEY: Final = f"{USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP}"
-#: Bits of a digest: whole numbers that are not negative.
+#: Bits of a digest, so that it is a non-negative BIGINT.
 _BITS: Final = 63
 
 
 class Ranges:
-    """The tables by which one range of users after the other is judged.
+    """Tables of one user partition at a time.
 
-    ``c``: its candidates, with ``same_event_id`` and ``same_user_item_time``: 1 for the first of the rows that share one. ``source``: the
-    users' source events of the window, and of as long as candidates were made from any. ``target``: their target events.
+    ``c``: the candidates, with ``same_event_id`` and ``same_user_item_time``: rank among rows with an equal key, 1 for the first.
+    ``source``: the users' source events of the window, and of the time range that candidates refer to. ``target``: their target events.
 
     Args:
-        connection: DuckDB, with ``candidates``, ``source_events`` and ``target_events``, as they were known by the run's ``as_of``.
+        connection: DuckDB, with ``candidates``, ``source_events`` and ``target_events`` as known by the run's ``as_of``.
         spec: The run.
         sources: The project's source domains.
-        folder: Where the judged rows go, and what is dealt out to ranges meanwhile.
+        folder: Folder of the judged rows and of spilled partitions.
 
     Attributes:
-        source_events: By domain, the window's source events of users that are not held out, each once; whole after the last range.
-        users: How many users have any; counted where the run asked about each user once.
+        source_events: Domain → number of distinct source events of the window, without held-out users; complete after the last partition.
+        users: Number of users with such events; counted only if the run has one context per user.
     """
 
     def __init__(self, connection: Any, spec: RunSpec, sources: Sequence[str], folder: Path) -> None:
@@ -51,7 +51,7 @@ class Ranges:
         self._window = f"{EVENT_TIMESTAMP} >= {instant_sql(spec.start)} AND {EVENT_TIMESTAMP} < {instant_sql(spec.end)}"
 
     def files(self) -> Iterator[Path]:
-        """A file for the judged rows of each range; taking the next one makes its tables."""
+        """Yield the output file of each partition, after creating the partition's tables."""
         db = self._connection
         self._find_repeated_ids()
         queries = {
@@ -65,13 +65,13 @@ class Ranges:
         ]
         for number, _ in enumerate(zip(*tables, strict=True)):
             within, ends = _within(edges, number)
-            db.execute(f"CREATE OR REPLACE TEMP TABLE piece AS FROM candidates WHERE {within}", ends)
-            shared = f"SELECT hash({_KEY}) AS digest FROM piece GROUP BY digest HAVING count(*) > 1"
-            _number_repeated(db, "repeated_keys", "piece", _KEY, f"hash({_KEY}) IN ({shared})")
+            db.execute(f"CREATE OR REPLACE TEMP TABLE partition_rows AS FROM candidates WHERE {within}", ends)
+            shared = f"SELECT hash({_KEY}) AS digest FROM partition_rows GROUP BY digest HAVING count(*) > 1"
+            _number_repeated(db, "repeated_keys", "partition_rows", _KEY, f"hash({_KEY}) IN ({shared})")
             db.execute(
                 """CREATE OR REPLACE TEMP VIEW c AS
-                SELECT piece.*, coalesce(of_id.place, 1) AS same_event_id, coalesce(of_key.place, 1) AS same_user_item_time
-                FROM piece
+                SELECT partition_rows.*, coalesce(of_id.place, 1) AS same_event_id, coalesce(of_key.place, 1) AS same_user_item_time
+                FROM partition_rows
                 LEFT JOIN repeated_ids of_id USING (filename, file_row_number)
                 LEFT JOIN repeated_keys of_key USING (filename, file_row_number)"""
             )
@@ -79,7 +79,7 @@ class Ranges:
             yield self._folder / f"judged-{number:05d}.parquet"
 
     def _in_time(self) -> str:
-        """SQL: whether a source event is of the window, or of as long as candidates were made from any."""
+        """Return SQL: whether a source event is in the window, or in the time range that candidates refer to."""
         start, end = map(instant_sql, (self._spec.start, self._spec.end))
         ((first, last),) = self._connection.execute(
             f"""SELECT least({start}, min(source_event_timestamp))::VARCHAR, greatest({end}, max(source_event_timestamp))::VARCHAR
@@ -88,17 +88,17 @@ class Ranges:
         return f"{EVENT_TIMESTAMP} >= TIMESTAMPTZ '{first}' AND {EVENT_TIMESTAMP} <= TIMESTAMPTZ '{last}'"
 
     def _edges(self, queries: Sequence[str]) -> list[Any]:
-        """Users that cut the rows of all queries together into ranges of about `HEAP` rows."""
+        """Return the users that split the rows of all queries into partitions of about `HEAP` rows."""
         every = " UNION ALL ".join(f"SELECT {USER_ID} FROM ({query})" for query in queries)
         ((rows,),) = self._connection.execute(f"SELECT count(*) FROM ({every})").fetchall()
         return edges_of(self._connection, f"({every})", USER_ID, rows)
 
     def _find_repeated_ids(self) -> None:
-        """Make ``repeated_ids`` of all candidates; digests of a range of them after the other are counted."""
+        """Create ``repeated_ids`` over all candidates; count digests one range at a time."""
         db = self._connection
         ((rows,),) = db.execute("SELECT count(*) FROM candidates").fetchall()
-        heaps = -(-rows // (8 * HEAP)) or 1  # eight bytes each
-        edges = [(heap << _BITS) // heaps for heap in range(1, heaps)]
+        count = -(-rows // (8 * HEAP)) or 1  # a digest has eight bytes
+        edges = [(number << _BITS) // count for number in range(1, count)]
         digest = f"(hash(event_id) >> {64 - _BITS})::BIGINT"
         db.execute("CREATE TEMP TABLE shared_ids (digest BIGINT)")
         query, path = f"SELECT {digest} AS digest FROM candidates", self._folder / "digests.arrow"
@@ -107,8 +107,8 @@ class Ranges:
         _number_repeated(db, "repeated_ids", "candidates", "event_id", f"{digest} IN (FROM shared_ids)")
 
     def _count(self) -> None:
-        held = not_held_out_sql(self._spec.settings, USER_ID)
-        counted = f"SELECT DISTINCT {_KEY} FROM source WHERE {self._window} AND {held}"
+        not_held_out = not_held_out_sql(self._spec.settings, USER_ID)
+        counted = f"SELECT DISTINCT {_KEY} FROM source WHERE {self._window} AND {not_held_out}"
         domain = source_domain_sql(ITEM_ID, self._sources)
         query = f"SELECT {domain}, count(*) FROM ({counted}) GROUP BY ALL"
         self.source_events.update(dict(self._connection.execute(query).fetchall()))
@@ -118,25 +118,27 @@ class Ranges:
 
 
 def _within(edges: Sequence[Any], number: int) -> tuple[str, dict[str, Any]]:
-    """SQL: whether a candidate is of a range, and its parameters. What has no user is of the first, so that each is of one."""
+    """Return SQL for the candidates of a partition, and its parameters; rows without a user are in the first partition."""
     least, less = edges[number - 1] if number else None, edges[number] if number < len(edges) else None
     ends = {"least": least, "less": less}
-    found = [f"{USER_ID} {sign} ${name}" for name, sign in (("least", ">="), ("less", "<")) if ends[name] is not None]
-    kept = " AND ".join(found) or "true"
-    return kept if number else f"({kept} OR {USER_ID} IS NULL)", {name: end for name, end in ends.items() if end is not None}
+    conditions = [f"{USER_ID} {sign} ${name}" for name, sign in (("least", ">="), ("less", "<")) if ends[name] is not None]
+    condition = " AND ".join(conditions) or "true"
+    return condition if number else f"({condition} OR {USER_ID} IS NULL)", {
+        name: end for name, end in ends.items() if end is not None
+    }
 
 
 def _number_repeated(connection: Any, name: str, rows: str, key: str, shared: str) -> None:
-    """Make the table ``name``: the place of each row that shares a key with a better one, by ``filename, file_row_number``.
+    """Create the table ``name``: the rank of each row that is not the first with its key, by ``filename, file_row_number``.
 
-    Of rows that share a key, the one with the highest probability comes first.
+    Among rows with an equal key, the highest probability comes first.
 
     Args:
-        connection: Of DuckDB.
-        name: Of the table.
-        rows: Where the rows are.
-        key: Its columns.
-        shared: SQL: whether the key's digest is that of another row too. Only such rows are put in order.
+        connection: DuckDB connection.
+        name: Name of the table.
+        rows: Relation of the rows.
+        key: Columns of the key.
+        shared: SQL: whether another row has the key's digest. Only such rows are sorted.
     """
     connection.execute(
         f"""CREATE OR REPLACE TEMP TABLE {name} AS

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the gate found, as a value and as gate.json."""
+"""The gate's report, stored as gate.json."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ __all__ = ["GateReport", "RuleOutcome", "refusal", "short"]
 
 @dataclass(frozen=True)
 class RuleOutcome:
-    """What one expectation came to.
+    """Outcome of one expectation.
 
     Attributes:
         rule: Its name.
-        says: What it asks for, in a sentence.
+        says: The requirement, in a sentence.
         scope: ``schema``, ``row`` or ``run``.
-        success: Whether all of it held.
-        checked: Rows (or figures) looked at.
-        failed: How many of them broke it.
-        observed: For figures: what was found.
-        examples: The first rows that broke it, for rows.
+        success: Whether it held throughout.
+        checked: Number of rows (or figures) checked.
+        failed: Number of them that broke it.
+        observed: The value, for figures.
+        examples: The first rows that broke it, for row rules.
     """
 
     rule: str
@@ -45,17 +45,17 @@ class GateReport(Jsonable):
 
     Attributes:
         subject: The run's id, or the training set's folder.
-        passed: Whether what was accepted may be read by others.
+        passed: Whether the accepted rows may be published or used.
         policy: ``strict`` or ``quarantine``.
-        rows: Rows looked at.
+        rows: Rows checked.
         accepted: Rows that passed.
-        quarantined: Rows put aside.
+        quarantined: Rows set aside.
         rules: Every expectation's outcome.
-        figures: What was measured of the whole.
+        figures: Figures of the whole.
         files: The accepted files, each with ``path`` (relative to the run's folder), ``rows`` and ``sha256``.
         docs: Index of the data docs.
-        rule_set: Gate rule → its version; empty for a training set, and for a run that a former package judged.
-        repeated: Whether this verdict was found rather than made: nothing had changed since.
+        rule_set: Gate rule → its version; empty for a training set, and for a run that an old version of the package judged.
+        repeated: Whether this is a stored verdict, because nothing has changed since.
     """
 
     subject: str
@@ -78,13 +78,13 @@ class GateReport(Jsonable):
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], *, repeated: bool = False) -> Self:
-        """The report that `to_json` gave."""
+        """Read the output of `to_json`."""
         rules = [RuleOutcome(**rule) for rule in content["rules"]]
         return cls(**{**content, "rules": rules, "repeated": repeated})
 
 
 def refusal(report: GateReport) -> str:
-    """The failed expectations in one sentence each, with what was found."""
+    """Describe each failed expectation with its result in one sentence."""
     return "; ".join(
         f"{rule.rule} ({rule.says}): "
         + (f"found {short(rule.observed)}" if rule.scope == "run" else f"{rule.failed} of {rule.checked} break it")
@@ -93,5 +93,5 @@ def refusal(report: GateReport) -> str:
 
 
 def short(value: object) -> str:
-    """A figure with six digits, and anything else as it is."""
+    """Format a float with six digits, and any other value with ``str``."""
     return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rule set that a run is judged by: our gate rules, which always hold, and those that the settings name beside them."""
+"""The rule set of a run: built-in gate rules, and those named in the settings."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
 
 class RuleSet:
-    """Gate rules by name, ours first.
+    """Gate rules by name, built-in rules first.
 
     Args:
-        quality: ``[quality]``; its ``rules`` come beside ours.
+        quality: ``[quality]``; its ``rules`` are added to the built-in ones.
 
     Raises:
-        QualityError: One of them cannot be loaded, or is no `GateRule`.
+        QualityError: A rule cannot be loaded, or is not a `GateRule`.
     """
 
     def __init__(self, quality: QualitySettings) -> None:
@@ -38,21 +38,21 @@ class RuleSet:
             self._found[name] = found() if isinstance(found, type) else found
 
     def versions(self) -> dict[str, str]:
-        """Gate rule → its version; of another package's with a digest of its module, since an edit may come without a new number."""
+        """Return gate rule → version; a plug-in's version includes a digest of its module, which may change without a new number."""
         return {
             name: str(rule.version) if name in RULES.own else f"{rule.version}+{source_digest(rule)[:12]}"
             for name, rule in self._found.items()
         }
 
     def rules(self, run: AuditedRun, taken: Collection[str]) -> tuple[list[RowRule], list[FigureRule]]:
-        """All rules for a run: of its rows, and of the whole.
+        """Return all row rules and figure rules for a run.
 
         Args:
             run: The run.
-            taken: Names that no rule may have: the columns of the judged rows.
+            taken: Names that no rule may use: the columns of the judged rows.
 
         Raises:
-            QualityError: A gate rule of another package failed, or gave a rule under a name that is taken or can be no column.
+            QualityError: A plug-in gate rule failed, or returned a rule whose name is taken or is not a valid column.
         """
         found: dict[str, RowRule | FigureRule] = {}
         for name in self._found:
@@ -75,14 +75,14 @@ class RuleSet:
     def _of(self, name: str, run: AuditedRun) -> list[Any]:
         try:
             return list(self._found[name].rules(run))
-        except Exception as error:  # code of another package, which may raise anything
+        except Exception as error:  # plug-in code may raise anything
             if name in RULES.own:
                 raise
             raise unusable(name, f"it failed: {type(error).__name__}: {error}") from error
 
 
 def unusable(name: str, problem: str) -> QualityError:
-    """The error for a rule that cannot be computed."""
+    """Return the error for a rule that cannot be computed."""
     return QualityError(
         f"the gate rule {name}: {problem}", where=RULES.setting, next_step="correct the rule: see scalr_prod.quality.GateRule"
     )

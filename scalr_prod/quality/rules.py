@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our rules that a run's events must keep, each with its name, a sentence, and how it is computed.
+"""Built-in gate rules for a run's events.
 
-A row rule is a SQL condition over the candidates ``c``, joined to what the lake knew by the run's ``as_of`` (see `audit`).
+A row rule is a SQL condition over the candidates ``c``, joined to the lake as known by the run's ``as_of`` (see `audit`).
 A run rule is a bound on a figure of the accepted rows.
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COLUMNS", "RowRules", "RunRules", "instant_sql", "one_context_per_user"]
 
-#: Of a synthetic event, in order.
+#: Columns of a synthetic event, in order.
 COLUMNS = (
     "event_id",
     USER_ID,
@@ -39,12 +39,12 @@ COLUMNS = (
 
 
 class RowRules:
-    """What every row of a run must keep."""
+    """Rules for every row of a run."""
 
     version = 3
 
     def rules(self, run: AuditedRun) -> list[RowRule]:
-        """The rules for every row; see `scalr_prod.quality.GateRule`."""
+        """Return the rules for every row; see `scalr_prod.quality.GateRule`."""
         spec = run.spec
         rules = [RowRule(f"{column}_is_present", f"{column} is not null", f"c.{column} IS NOT NULL") for column in COLUMNS]
         rules += [
@@ -104,13 +104,13 @@ class RowRules:
 
 
 def one_context_per_user(spec: RunSpec) -> bool:
-    """Whether the run asked about each user once, at the window's end, instead of about every source event."""
+    """Whether the run translates each user once, at the window's end, instead of every source event."""
     return bool(spec.settings["generation"].get("contexts") == "users")
 
 
 def _at_the_source_event(spec: RunSpec) -> RowRule:
     name = "event_is_at_the_source_event"
-    if one_context_per_user(spec):  # translated as of the window's end: never before its source
+    if one_context_per_user(spec):  # translated as of the window's end, so never before its source event
         return RowRule(
             name, f"{EVENT_TIMESTAMP} is not before source_event_timestamp", f"c.{EVENT_TIMESTAMP} >= c.source_event_timestamp"
         )
@@ -118,15 +118,15 @@ def _at_the_source_event(spec: RunSpec) -> RowRule:
 
 
 class RunRules:
-    """What a run as a whole must keep."""
+    """Rules for a run as a whole."""
 
     version = 3
 
     def rules(self, run: AuditedRun) -> list[FigureRule]:
-        """The rules for a run as a whole; see `scalr_prod.quality.GateRule`."""
+        """Return the rules for a run as a whole; see `scalr_prod.quality.GateRule`."""
         spec, quality, events_per_source_event = run.spec, run.quality, run.events_per_source_event
         limit = "start" if spec.mode == "causal" else "as_of"
-        asked = "users that were asked about" if one_context_per_user(spec) else "source events"
+        contexts = "users" if one_context_per_user(spec) else "source events"
         rules = [
             FigureRule("run_holds_events", "at least one row is accepted", "accepted", low=1),
             FigureRule(
@@ -149,7 +149,7 @@ class RunRules:
             ),
             FigureRule(
                 "source_coverage",
-                f"at least {quality.min_source_coverage:.2%} of the window's {asked} became an event",
+                f"at least {quality.min_source_coverage:.2%} of the window's {contexts} became an event",
                 "source_coverage",
                 low=quality.min_source_coverage,
             ),
@@ -178,5 +178,5 @@ def _text(name: str) -> str:
 
 
 def instant_sql(moment: datetime) -> str:
-    """A moment as a DuckDB literal."""
+    """Return a datetime as a DuckDB literal."""
     return f"TIMESTAMPTZ '{moment.isoformat()}'"

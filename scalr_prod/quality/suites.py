@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Suites that a user edits: Great Expectations' own, as YAML or JSON, with a few words of ours in ``meta``."""
+"""User-editable suites: Great Expectations suites in YAML or JSON, with a few extra keys in ``meta``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COLUMNS", "Rule", "Suite", "expectations_of", "read_suite", "write_suite"]
 
-#: What the suite that is built in calls its columns.
+#: Default column names of the built-in suite.
 COLUMNS: Final = {
     "user": "user_id",
     "item": "item_id",
@@ -30,7 +30,7 @@ COLUMNS: Final = {
     "synthetic": "is_synthetic",
 }
 _BUILT_IN: Final = {"training": Path(__file__).with_name("training.yaml")}
-#: Where a suite that is asked for by its name alone is looked for first.
+#: Folder that is searched first for a suite given by name.
 _FOLDER: Final = "quality"
 _SUFFIXES: Final = (".yaml", ".yml", ".json")
 _SEVERITIES: Final = ("critical", "warning", "info")
@@ -40,7 +40,7 @@ _NUMBERS: Final = (
     *("UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT"),
     *("FLOAT", "DOUBLE", "DECIMAL"),
 )
-#: meta.each.kind → whether a DuckDB type is meant.
+#: meta.each.kind → whether it includes a DuckDB type.
 _KINDS: Final[Mapping[str, Callable[[str], bool]]] = {
     "any": lambda _: True,
     "time": lambda name: name.startswith(_TIMES) and not name.endswith("]"),
@@ -48,18 +48,18 @@ _KINDS: Final[Mapping[str, Callable[[str], bool]]] = {
     "number": lambda name: name.startswith(_NUMBERS) and not name.endswith("]"),
     "text": lambda name: name == "VARCHAR",
 }
-#: What a name of a column may be made of that is written into a suite's text.
+#: Column names that can be written into a suite's text.
 _PLAIN: Final = re.compile(r"[A-Za-z_][\w.-]*")
 
 
 @dataclass(frozen=True)
 class Suite:
-    """A suite as it was read.
+    """A suite as read from its file.
 
     Attributes:
-        name: Names it in data docs.
-        file: Where it was read from.
-        entries: Its expectations, as they stand there.
+        name: Its name in data docs.
+        file: The file, or ``built in``.
+        entries: Its expectations, unchanged.
     """
 
     name: str
@@ -72,13 +72,13 @@ class Rule:
     """An expectation for the columns of one data set.
 
     Attributes:
-        name: Its name in the verdict, of its own in the suite.
-        says: What it asks for.
-        type: Great Expectations' name of it.
+        name: Its name in the verdict, unique in the suite.
+        says: The requirement, in a sentence.
+        type: Great Expectations' type name.
         kwargs: Its arguments.
         severity: ``critical``, ``warning`` or ``info``.
-        columns: Those that its arguments name.
-        missing: The columns that it needs and that are not there; it is skipped then.
+        columns: Columns named by its arguments.
+        missing: Needed columns that the data set lacks; if any, the rule is skipped.
     """
 
     name: str
@@ -91,33 +91,33 @@ class Rule:
 
 
 def write_suite(path: Path, columns: Mapping[str, str] | None = None) -> str:
-    """Write the suite that is built in, with comments, for editing.
+    """Write the built-in suite, with comments, for editing.
 
     Args:
-        path: A file that is not there yet.
+        path: A file that does not exist yet.
         columns: Other names of the columns ``user``, ``item``, ``timestamp``, ``label``, ``weight`` and ``synthetic``.
 
     Returns:
         The path.
 
     Raises:
-        QualityError: The file is there, or cannot be written, or a name is not plain; nothing was written.
+        QualityError: The file exists, or is not writable, or a column name needs escaping; nothing was written.
     """
     import yaml
 
     for role, column in (columns or {}).items():
-        if not _PLAIN.fullmatch(column) or yaml.safe_load(column) != column:  # it reads yes, off or null as no text
+        if not _PLAIN.fullmatch(column) or yaml.safe_load(column) != column:  # YAML does not read yes, off or null as text
             raise QualityError(
                 f"the name {column!r} cannot be written into a suite as it is",
                 where=f"--{role}",
-                next_step="write the suite without it, then put the name into the file by hand",
+                next_step="write the suite without it, then edit the name in the file",
             )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("x", encoding="utf-8") as file:
-            file.write(_filled("training", columns or {}))
+            file.write(_render("training", columns or {}))
     except FileExistsError as error:
-        raise QualityError("is there already", where=str(path), next_step="edit it, or name another file") from error
+        raise QualityError("already exists", where=str(path), next_step="edit it, or name another file") from error
     except OSError as error:
         raise QualityError(
             f"cannot be written: {error.strerror}", where=str(path), next_step="name a file in a folder that you may write to"
@@ -126,22 +126,22 @@ def write_suite(path: Path, columns: Mapping[str, str] | None = None) -> str:
 
 
 def read_suite(named: str, base: Path) -> Suite:
-    """A suite by its path or name.
+    """Read a suite by path or name.
 
     Args:
-        named: A YAML or JSON file; or a name: of ``quality/<name>.yaml`` (``.yml``, ``.json``) below ``base``, else of one that is
-            built in (``training``).
-        base: Folder that relative paths start from.
+        named: A YAML or JSON file; or a name, for ``quality/<name>.yaml`` (``.yml``, ``.json``) below ``base``, else for a built-in
+            suite (``training``).
+        base: Base of relative paths.
 
     Raises:
-        SettingsError: There is no such suite, or the file is none; names the expectation and the key.
+        SettingsError: There is no such suite, or the file is invalid; the error names the expectation and the key.
     """
     path = base / Path(named).expanduser()
     if not path.is_file() and Path(named).suffix not in _SUFFIXES:
-        kept = [base / _FOLDER / f"{named}{suffix}" for suffix in _SUFFIXES]
-        path = next((file for file in kept if file.is_file()), path)
+        candidates = [base / _FOLDER / f"{named}{suffix}" for suffix in _SUFFIXES]
+        path = next((file for file in candidates if file.is_file()), path)
         if not path.is_file() and named in _BUILT_IN:
-            return _suite(_parsed(_filled(named, {}), named), "built in", named)
+            return _suite(_parsed(_render(named, {}), named), "built in", named)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -154,15 +154,15 @@ def read_suite(named: str, base: Path) -> Suite:
 
 
 def expectations_of(suite: Suite, columns: Mapping[str, str], *, measured: bool = False) -> list[Rule]:
-    """The suite's expectations for a data set, one for each column where ``meta.each`` asks for it.
+    """Resolve the suite's expectations for a data set; ``meta.each`` gives one per matching column.
 
     Args:
         suite: The suite.
         columns: Column → DuckDB type.
-        measured: Whether an evaluation chose how much the synthetic rows weigh; ``meta.where_measured`` is the severity then.
+        measured: Whether an evaluation chose the weight of synthetic rows; ``meta.where_measured`` is then the severity.
 
     Raises:
-        SettingsError: An entry is no expectation; names it.
+        SettingsError: An entry is not an expectation; the error names it.
     """
     rules: dict[str, Rule] = {}
     for number, entry in enumerate(suite.entries, 1):
@@ -182,7 +182,7 @@ def _rules(entry: Mapping[str, Any], columns: Mapping[str, str], where: str, *, 
         raise _bad(where, f"severity is {severity!r}", f"one of {', '.join(_SEVERITIES)}")
     named = [kwargs.get(key) for key in ("column", "column_A", "column_B")] + list(kwargs.get("column_list") or [])
     rule = Rule(
-        str(meta.get("rule") or _named(entry["type"], named)),
+        str(meta.get("rule") or _default_name(entry["type"], named)),
         str(entry.get("description") or entry["type"].replace("_", " ")),
         entry["type"],
         kwargs,
@@ -194,43 +194,43 @@ def _rules(entry: Mapping[str, Any], columns: Mapping[str, str], where: str, *, 
     if each is None:
         yield rule
         return
-    fitting = _fitting(each, columns)
-    if rule.missing or not fitting:
+    matching = _matching(each, columns)
+    if rule.missing or not matching:
         missing = rule.missing or tuple(map(str, each["columns"]))
         plain = rule.says.replace("{column}", "a feature")
         yield Rule(rule.name, plain, rule.type, rule.kwargs, rule.severity, (), missing)
-    for column in [] if rule.missing else fitting:
+    for column in [] if rule.missing else matching:
         if column not in needs:
             yield Rule(
                 f"{column}_{rule.name}",
                 rule.says.replace("{column}", column),
                 rule.type,
-                _filled_in(kwargs, column),
+                _substitute(kwargs, column),
                 rule.severity,
                 (*rule.columns, column),
             )
 
 
-def _fitting(each: Mapping[str, Any], columns: Mapping[str, str]) -> list[str]:
-    fits = _KINDS[each.get("kind", "any")]
+def _matching(each: Mapping[str, Any], columns: Mapping[str, str]) -> list[str]:
+    has_kind = _KINDS[each.get("kind", "any")]
     return [
         name
         for name, type_ in columns.items()
-        if any(fnmatchcase(name, pattern) for pattern in each["columns"]) and fits(type_)
+        if any(fnmatchcase(name, pattern) for pattern in each["columns"]) and has_kind(type_)
     ]
 
 
-def _filled_in(value: Any, column: str) -> Any:
-    """The arguments with the column's name for ``{column}``; inside of a query, quoted."""
+def _substitute(value: Any, column: str) -> Any:
+    """Substitute the column's name for ``{column}`` in the arguments; quoted inside a query."""
     if isinstance(value, str):
         quoted = '"' + column.replace('"', '""').replace("{", "{{").replace("}", "}}") + '"'
         return column if value == "{column}" else value.replace("{column}", quoted)
     if isinstance(value, dict):
-        return {key: _filled_in(inner, column) for key, inner in value.items()}
-    return [_filled_in(inner, column) for inner in value] if isinstance(value, list) else value
+        return {key: _substitute(inner, column) for key, inner in value.items()}
+    return [_substitute(inner, column) for inner in value] if isinstance(value, list) else value
 
 
-def _filled(name: str, columns: Mapping[str, str]) -> str:
+def _render(name: str, columns: Mapping[str, str]) -> str:
     text = _BUILT_IN[name].read_text(encoding="utf-8")
     for role, column in (COLUMNS | dict(columns)).items():
         text = text.replace(f'"<{role}>"', '"' + column.replace('"', '""') + '"').replace(f"<{role}>", column)
@@ -249,14 +249,14 @@ def _parsed(text: str, where: str) -> Any:
 def _suite(content: Any, file: str, name: str) -> Suite:
     entries = content.get("expectations") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:
-        raise _bad(file, "holds no list of expectations", "expectations: [{type: …, kwargs: {…}}]")
+        raise _bad(file, "has no list of expectations", "expectations: [{type: …, kwargs: {…}}]")
     entries = deepcopy(entries)
     for number, entry in enumerate(entries, 1):
         if not isinstance(entry, dict) or not isinstance(entry.get("type"), str):
             raise _bad(f"{file}, expectation {number}", "has no type", "type: expect_column_to_exist")
         _check(entry, _place(file, number, entry))
         kwargs = entry.get("kwargs") or {}
-        if "unexpected_rows_query" in kwargs:  # as Great Expectations takes it
+        if "unexpected_rows_query" in kwargs:  # Great Expectations embeds it in a query
             kwargs["unexpected_rows_query"] = kwargs["unexpected_rows_query"].rstrip("; \t\r\n\v\f")
     return Suite(str(content.get("name") or name), file, entries)
 
@@ -267,14 +267,14 @@ def _place(file: str, number: int, entry: Mapping[str, Any]) -> str:
 
 
 def _check(entry: Mapping[str, Any], where: str) -> None:
-    """Refuse what this module itself could not read; Great Expectations checks the other arguments.
+    """Check the keys that this module reads; Great Expectations checks the other arguments.
 
     Raises:
-        SettingsError: Names the key.
+        SettingsError: A key is invalid; the error names it.
     """
     for key in ("kwargs", "meta"):
         if not isinstance(entry.get(key) or {}, dict):
-            raise _bad(where, f"{key} is no mapping", f"{key}: {{…}}")
+            raise _bad(where, f"{key} is not a mapping", f"{key}: {{…}}")
     kwargs, meta = entry.get("kwargs") or {}, entry.get("meta") or {}
     for key in ("column", "column_A", "column_B", "unexpected_rows_query"):
         if key in kwargs and not isinstance(kwargs[key], str):
@@ -285,7 +285,7 @@ def _check(entry: Mapping[str, Any], where: str) -> None:
     if each is None:
         return
     if not isinstance(each, dict) or not {"columns"} <= each.keys() <= {"columns", "kind"}:
-        raise _bad(where, "meta.each lacks its columns, or holds something else", "{columns: ['*__*'], kind: time}")
+        raise _bad(where, "meta.each lacks columns, or has an unknown key", "{columns: ['*__*'], kind: time}")
     _check_names("meta.each.columns", each["columns"] or None, where)
     kind = each.get("kind", "any")
     if not isinstance(kind, str) or kind not in _KINDS:
@@ -293,17 +293,17 @@ def _check(entry: Mapping[str, Any], where: str) -> None:
 
 
 def known_type(name: str, known: Sequence[str], where: str) -> None:
-    """Refuse a name that Great Expectations does not know.
+    """Check that Great Expectations has an expectation type.
 
     Raises:
-        SettingsError: Names the closest one.
+        SettingsError: It has not; the error suggests the closest name.
     """
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1)
         raise _bad(where, f"there is no expectation {name!r}", f"{close[0]}" if close else "expect_column_to_exist")
 
 
-def _named(kind: str, columns: Sequence[Any]) -> str:
+def _default_name(kind: str, columns: Sequence[Any]) -> str:
     return "_".join([kind.removeprefix("expect_"), *(str(name) for name in columns if name and name != "{column}")])
 
 

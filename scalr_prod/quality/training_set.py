@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gate over a training set's files: labels, clocks, histories, and no provenance among the features."""
+"""Quality gate of a training set: labels, timestamps, histories, and no provenance among the features."""
 
 from __future__ import annotations
 
@@ -30,35 +30,35 @@ _SUITE: Final = "training_set"
 _HISTORIES: Final = ("source_user_history", "target_user_history")
 _KEYS: Final = (USER_ID, ITEM_ID, EVENT_TIMESTAMP)
 _SHOWN: Final = (*_KEYS, "label")
-#: Rows whose hashes are counted at once, some 50 bytes each.
+#: Rows whose hashes are counted at once, about 50 bytes each.
 _COUNTED_ROWS: Final = 500_000
-_OF_THE_WINDOW: Final = ("label_is_before_the_cutoff", "label_is_in_the_window")
+_WINDOW_RULES: Final = ("label_is_before_the_cutoff", "label_is_in_the_window")
 
 
 def validate_training_set(
     settings: Settings, folder: Path, manifest: Mapping[str, Any], *, judged: Collection[str] = ()
 ) -> GateReport:
-    """Audit every row of a training set before it appears.
+    """Audit every row of a training set before it is published.
 
-    What asks for other rows of the set asks for those of one label time. So files that were judged before, with all rows of their
-    times, need not be judged again: of them only the times are read, and what they count, once.
+    Rules that compare rows compare rows of one label time only. So files that a previous version's gate passed, with all rows of their
+    times, are not judged again: only their times and counts are read.
 
     Args:
         settings: The project's settings.
-        folder: Holds the set's Parquet files, at any depth.
+        folder: Folder of the set's Parquet files, at any depth.
         manifest: Has ``name``, ``cutoff`` and (optional) ``start`` (ISO 8601), ``columns`` (name → Arrow type), ``features``,
             ``rows`` and ``synthetic``.
-        judged: Names of files that a former version's gate passed with the same columns by the same rules, see `row_rules_digest`.
+        judged: Names of files that a previous version's gate passed, with the same columns and rules; see `row_rules_digest`.
 
     Raises:
-        QualityGateFailed: A rule is broken; names the expectations, the counts and the data docs.
+        QualityGateFailed: A rule is broken; the error names the expectations, the counts and the data docs.
     """
     files = sorted(folder.rglob("*.parquet"))
     subject = f"{manifest.get('name', 'training_set')}"
     with inspecting(settings) as inspector:
-        says = "columns, order and types are those that the manifest names"
-        anew = [path for path in files if path.name not in judged]
-        outcomes = inspect_columns(inspector, _SUITE, subject, anew or files[:1], manifest["columns"], says=says)
+        says = "columns, order and types are those of the manifest"
+        unjudged = [path for path in files if path.name not in judged]
+        outcomes = inspect_columns(inspector, _SUITE, subject, unjudged or files[:1], manifest["columns"], says=says)
         rows = good = 0
         figures: dict[str, Any] = {}
         if outcomes[0].success and files:
@@ -79,14 +79,14 @@ def validate_training_set(
         raise QualityGateFailed(
             refusal(report) or "the training set holds no row",
             where=report.docs,
-            next_step="read the report; nothing was kept. Build again once the cause is mended: scalr dataset build",
+            next_step="read the report and fix the cause, then run: scalr dataset build. Nothing was kept",
         )
     return report
 
 
 def row_rules_digest(manifest: Mapping[str, Any]) -> str:
-    """SHA-256 of the columns and of the rules by row, without those that the window's ends set: these are asked of every row each time."""
-    rules = [(rule.name, rule.holds) for rule in _row_rules(manifest) if rule.name not in _OF_THE_WINDOW]
+    """Hash the columns and the row rules, except rules that depend on the window: those are checked on every row each time."""
+    rules = [(rule.name, rule.holds) for rule in _row_rules(manifest) if rule.name not in _WINDOW_RULES]
     return hashlib.sha256(json.dumps([manifest["columns"], rules]).encode()).hexdigest()
 
 
@@ -98,14 +98,14 @@ def _inspect(
     manifest: Mapping[str, Any],
     judged_before: Collection[str],
 ) -> tuple[list[RuleOutcome], dict[str, Any], tuple[int, int]]:
-    anew, kept = ([path for path in files if (path.name in judged_before) is before] for before in (False, True))
+    unjudged, kept = ([path for path in files if (path.name in judged_before) is before] for before in (False, True))
     outcomes: list[RuleOutcome] = []
     broken = 0
     with staging_folder(settings, "gate") as scratch, open_duckdb(settings, scratch) as connection:
-        read = {name: [exact(path) for path in paths] for name, paths in (("rows", anew), ("kept", kept)) if paths}
+        read = {name: [exact(path) for path in paths] for name, paths in (("rows", unjudged), ("kept", kept)) if paths}
         for name, paths in read.items():
             connection.read_parquet(paths, filename=True, file_row_number=True).create_view(name)
-        if anew:
+        if unjudged:
             _find_repeated(connection)
             select = """
                 SELECT {columns} FROM (
@@ -115,18 +115,18 @@ def _inspect(
             rules = _row_rules(manifest)
             judged = judge(connection, select, rules, columns=shown, shown=_SHOWN, paths=[scratch / "judged.parquet"])
             outcomes += inspect_rows(inspector, _SUITE, subject, judged)
-            asked, good = judged.counts()
-            broken = asked - good
+            checked, good = judged.counts()
+            broken = checked - good
         start, cutoff = (_at(moment) if moment else "NULL" for moment in (manifest.get("start"), manifest["cutoff"]))
-        met = f"{EVENT_TIMESTAMP} IN (SELECT {EVENT_TIMESTAMP} FROM rows)" if anew and kept else "false"
-        shares = {"rows": "false", "kept": met}
-        whole = " UNION ALL ".join(
-            f"SELECT {EVENT_TIMESTAMP}, is_synthetic, {shares[name]} AS shared FROM {name}" for name in read
+        shares_time = f"{EVENT_TIMESTAMP} IN (SELECT {EVENT_TIMESTAMP} FROM rows)" if unjudged and kept else "false"
+        shared_sql = {"rows": "false", "kept": shares_time}
+        all_rows = " UNION ALL ".join(
+            f"SELECT {EVENT_TIMESTAMP}, is_synthetic, {shared_sql[name]} AS shared FROM {name}" for name in read
         )
         rows, synthetic, outside, shared = connection.execute(f"""
             SELECT count(*), count(*) FILTER (is_synthetic),
                 count(*) FILTER ({EVENT_TIMESTAMP} >= {cutoff} OR {EVENT_TIMESTAMP} < {start}), count(*) FILTER (shared)
-            FROM ({whole})""").fetchall()[0]
+            FROM ({all_rows})""").fetchall()[0]
     offered = [name for name in manifest["features"] if name.rsplit("__", 1)[-1] in PROVENANCE_COLUMNS]
     figures = {
         "rows": int(rows),
@@ -141,17 +141,17 @@ def _inspect(
 
 
 def _find_repeated(connection: Any) -> None:
-    """Make the tables ``copies`` and ``contradicted``, which mostly stay empty.
+    """Create the tables ``copies`` and ``contradicted``, which are mostly empty.
 
-    The first holds the place of each synthetic row after the first of its user, item and time; the second, rows of whose user, item and
-    time there is one with the other label. Hashes of the keys are counted, and only rows that share one are put in order, a stretch of
-    time after the other: rows with one key have one time.
+    ``copies`` has the rank of each synthetic row after the first of its user, item and time. ``contradicted`` has the rows whose user, item
+    and time occur with the other label, too. Hashes of the keys are counted per time range, and only rows with a shared hash are sorted;
+    rows with an equal key have an equal time.
     """
     keys = ", ".join(_KEYS)
     known = " AND ".join(f"{key} IS NOT NULL" for key in _KEYS)
     connection.execute("CREATE TEMP TABLE copies (filename VARCHAR, file_row_number BIGINT, copy BIGINT)")
     connection.execute("CREATE TEMP TABLE contradicted (filename VARCHAR, file_row_number BIGINT, found BOOLEAN)")
-    for within in _stretches(connection):
+    for within in _time_ranges(connection):
         connection.execute(
             f"""CREATE OR REPLACE TEMP TABLE repeated AS
             WITH shared AS (SELECT hash({keys}) AS digest FROM rows WHERE {within} GROUP BY digest HAVING count(*) > 1)
@@ -169,8 +169,8 @@ def _find_repeated(connection: Any) -> None:
         )
 
 
-def _stretches(connection: Any) -> list[str]:
-    """SQL conditions that cut the rows by time, each of which holds for about `_COUNTED_ROWS`; of rows without a time, too."""
+def _time_ranges(connection: Any) -> list[str]:
+    """Return SQL conditions that split the rows by time into ranges of about `_COUNTED_ROWS`; one is for rows without a time."""
     (rows,) = connection.execute("SELECT count(*) FROM rows").fetchall()[0]
     number = 1 + rows // _COUNTED_ROWS
     if number == 1:
@@ -195,15 +195,15 @@ def _row_rules(manifest: Mapping[str, Any]) -> list[RowRule]:
         ),
         RowRule(
             "provenance_is_on_synthetic_rows_only",
-            "run_id is there on synthetic rows, and on no other",
+            "run_id is set on synthetic rows only",
             "r.is_synthetic IS NOT NULL AND (r.run_id IS NOT NULL) = r.is_synthetic",
         ),
         RowRule("synthetic_rows_are_positive", "a synthetic row has label 1", "NOT r.is_synthetic OR r.label = 1"),
         RowRule("synthetic_rows_are_unique", "no other synthetic row has this user, item and time", "r.copy = 1"),
         RowRule("label_is_not_contradicted", "no row of this user, item and time has the other label", "b.found IS NULL"),
     ]
-    if "source_domain" in columns:  # null on synthetic rows that a former version published
-        says = "source_domain is there on no real row"
+    if "source_domain" in columns:  # null on synthetic rows that an old version published
+        says = "source_domain is null on real rows"
         rules.append(RowRule("source_domain_is_on_no_real_row", says, "r.is_synthetic OR r.source_domain IS NULL"))
     if manifest.get("start"):
         start = manifest["start"]
@@ -222,7 +222,7 @@ def _row_rules(manifest: Mapping[str, Any]) -> list[RowRule]:
         rules.append(
             RowRule(
                 "item_stats_are_before_the_label",
-                "target_item_stats knows the item from strictly before the label, or not at all",
+                "target_item_stats first saw the item strictly before the label, or not at all",
                 f"coalesce(r.target_item_stats__first_seen < {instant}, true)",
             )
         )
@@ -241,7 +241,7 @@ def _figure_rules(manifest: Mapping[str, Any]) -> list[FigureRule]:
         ),
         FigureRule(
             "parts_share_no_time",
-            "no label of a part that was judged before has the time of one that was not",
+            "no label of a kept partition has the time of a label in a new one",
             "labels_shared",
             high=0,
         ),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the checks of a data set came to."""
+"""Verdict of the checks of a data set."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ Outcome = Literal["passed", "failed", "warning", "skipped"]
 
 @dataclass(frozen=True)
 class RuleResult:
-    """What one expectation of a suite came to.
+    """Result of one expectation of a suite.
 
     Attributes:
         rule: Its name.
-        says: What it asks for.
-        outcome: ``failed`` refuses the data set; ``warning`` is a failure of a lesser severity; ``skipped`` for want of a column.
-        checked: Rows looked at.
-        failed: Rows that break it; None: it is about the data set as a whole.
-        observed: What was found, where it is about the whole.
+        says: The requirement, in a sentence.
+        outcome: ``failed`` rejects the data set; ``warning`` is a failure of lower severity; ``skipped``: a column is missing.
+        checked: Number of rows checked.
+        failed: Number of rows that break it; None: it is about the whole data set.
+        observed: The observed value, if it is about the whole data set.
         examples: The first values or rows that break it, as text.
         reason: Why it could not be computed, or was skipped.
     """
@@ -45,7 +45,7 @@ class RuleResult:
     def __str__(self) -> str:
         if self.reason or self.failed is not None:
             found = self.reason or f"{self.failed} of {self.checked} rows break it"
-        else:  # of a query, the number of rows that it finds, and the first one: a share out of bounds stands in it
+        else:  # for a query: the number of rows found, and the first one, which shows a share that is out of bounds
             found = ": ".join((f"found {short(self.observed)}", *self.examples[:1]))
         return f"{self.rule} ({self.says}): {found}"
 
@@ -55,15 +55,15 @@ class Verdict(Jsonable):
     """Whether a data set may be trained on.
 
     Attributes:
-        dataset: As it was asked for.
+        dataset: The data set, as the caller named it.
         kind: ``parquet``, ``delta``, ``feast`` or ``training set``.
-        location: Where its rows lie.
+        location: Path or URL of its rows.
         suite: The suite's name.
-        suite_file: Where it was read from.
+        suite_file: The suite's file, or ``built in``.
         passed: No expectation of severity ``critical`` failed.
-        rows: N, of the data set.
+        rows: Number of rows.
         columns: Names of its columns.
-        rules: One result for each expectation.
+        rules: One result per expectation.
         docs: Index of the data docs.
     """
 
@@ -79,7 +79,7 @@ class Verdict(Jsonable):
     docs: str
 
     def for_people(self) -> dict[str, Any]:
-        """The same in brief: what failed comes last."""
+        """Summarize the verdict; failures come last."""
         shown = [rule for rule in self.rules if rule.outcome != "passed"]
         order = ("skipped", "warning", "failed")
         facts: dict[str, Any] = {
@@ -94,15 +94,15 @@ class Verdict(Jsonable):
         return facts | {"verdict": "passed" if self.passed else "REFUSED"}
 
     def require(self) -> Self:
-        """The same, if it passed.
+        """Return the verdict if it passed.
 
         Raises:
-            QualityGateFailed: It did not; names what failed, and the data docs.
+            QualityGateFailed: It failed; the error names the failures and the data docs.
         """
         if not self.passed:
             failed = [rule for rule in self.rules if rule.outcome == "failed"]
             raise QualityGateFailed(
-                f"{self.dataset} is refused by the suite {self.suite}: {'; '.join(map(str, failed))}",
+                f"{self.dataset} failed the suite {self.suite}: {'; '.join(map(str, failed))}",
                 where=self.docs,
                 next_step=f"read the report, then correct the data set, or the suite {self.suite_file}",
             )

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training set: real and synthetic target events with point-in-time features, as a versioned folder of Parquet.
+"""Training sets: real and synthetic target events with point-in-time features, as versioned Parquet folders.
 
-`build_training_set` makes it; `TrainingSet` reads it into Arrow, pandas, Polars, sparse matrices or a torch
-``DataLoader``; `Vocabulary` says which row, column or number stands for which id.
+`build_training_set` builds a version; `TrainingSet` reads it into Arrow, pandas, Polars, sparse matrices or a torch
+``DataLoader``; `Vocabulary` maps ids to rows, columns and embedding numbers.
 """
 
 from __future__ import annotations

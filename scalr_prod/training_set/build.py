@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Spine → features → gate → a new version beside the old ones."""
+"""Build of a training set version: spine, features, quality gate, atomic publication."""
 
 from __future__ import annotations
 
@@ -56,31 +56,31 @@ _TABLES: Final = (
     Table.TARGET_USER_HISTORY,
     Table.TARGET_ITEM_STATS,
 )
-#: Raised when the same inputs would give other rows than before.
+#: Increase this when equal inputs would give other rows than before.
 _LAYOUT: Final = 4
 _LOCK_TIMEOUT_S: Final = 3600
-#: Settings that say nothing where there are no features of the user's own.
-_OWN: Final = ("features", "features_repo", "feature_keys")
-#: Settings that decide no row (the task asks for negatives, and for both labels), or that `_inputs` resolves: the window, and λ.
-_NOT_OF_ROWS: Final = ("name", "cutoff", "start", "suite", "task", "synthetic_weight", "segment_weights")
+#: Settings that have no effect without external features.
+_EXTERNAL: Final = ("features", "features_repo", "feature_keys")
+#: Settings that do not affect rows (``task`` only requires negatives), or that `_inputs` resolves: the window, and λ.
+_NOT_HASHED: Final = ("name", "cutoff", "start", "suite", "task", "synthetic_weight", "segment_weights")
 
 
 def build_training_set(settings: Settings, *, progress: bool = False) -> TrainingSetReport:
-    """Build the training set of ``[training_set]``, or find the version that the same inputs gave before.
+    """Build the training set of ``[training_set]``, or return the version that equal inputs gave before.
 
-    Positives are the real and the synthetic target events of ``[start, cutoff)`` that were known by the cutoff; negatives come
-    on request. Features are those of the Feast service ``downstream_training_v1``, and the user's own (``features``), strictly before
-    each label on both clocks.
+    Positives are the real and synthetic target events of ``[start, cutoff)`` that were known by the cutoff; negatives are optional.
+    Features are those of the Feast service ``downstream_training_v1`` and external ones (``features``). A value counts if both its event
+    time and its creation time are strictly before the label.
 
     Args:
         settings: The project's settings.
         progress: Show a progress bar on stderr.
 
     Raises:
-        TrainingSetError: The window is empty, or holds no real event; or the task is classification, and there are no negatives.
-        TrainingSetBusy: The lake changed while it was read, or another build is at work; repeat.
-        QualityGateFailed: The gate said no; nothing was kept.
-        FeatureStoreError: A feature of the user's own is not there, or cannot be joined; nothing was done.
+        TrainingSetError: The window is empty, or has no real event; or the task is classification and there are no negatives.
+        TrainingSetBusy: The lake changed during the build, or another build holds the lock; run it again.
+        QualityGateFailed: The quality gate rejected the training set; nothing was kept.
+        FeatureStoreError: An external feature is missing, or cannot be joined; nothing was done.
     """
     from filelock import FileLock, Timeout
 
@@ -93,7 +93,7 @@ def build_training_set(settings: Settings, *, progress: bool = False) -> Trainin
         raise TrainingSetBusy(
             f"another build has held the lock for {_LOCK_TIMEOUT_S} s",
             where=str(home / ".lock"),
-            next_step="wait for the other command to end, then repeat",
+            next_step="wait for the other command to finish, then run the command again",
         ) from error
 
 
@@ -105,7 +105,7 @@ def _build(settings: Settings, home: Path, *, progress: bool) -> TrainingSetRepo
     settings, followed = follow_policy(settings)
     options = settings.training_set
     if followed is None and options.synthetic_weight is None and options.segment_weights is None:
-        logger.info("λ is %g, for want of a measured one: `scalr evaluate` measures it", options.lambdas[0])
+        logger.info("λ = %g (default; run `scalr evaluate` to measure it)", options.lambdas[0])
     own, lake = open_own_features(settings), Lake.open(settings)
     opened = {table: lake.open_table(table) for table in _TABLES}
     inputs, window = _inputs(settings, lake, opened, own)
@@ -125,7 +125,7 @@ def _build(settings: Settings, home: Path, *, progress: bool) -> TrainingSetRepo
         key: manifest[key] for key in ("rows", "real", "synthetic", "negatives", "missing_negatives", "synthetic_unknown")
     }
     if not counts["synthetic"]:
-        logger.warning("training set %s v%d holds no synthetic event", settings.training_set.name, version)
+        logger.warning("training set %s v%d has no synthetic event", settings.training_set.name, version)
     return TrainingSetReport(
         name=settings.training_set.name,
         version=version,
@@ -142,7 +142,7 @@ def _build(settings: Settings, home: Path, *, progress: bool) -> TrainingSetRepo
 def _inputs(
     settings: Settings, lake: Lake, opened: Mapping[Table, DeltaTable], own: OwnFeatures | None
 ) -> tuple[dict[str, Any], Window]:
-    """Everything that decides the rows, as JSON values, and the window; of the lake's tables as they were ``opened``."""
+    """Return everything that decides the rows, as JSON values, and the label window; tables are taken as ``opened``."""
     options = settings.training_set
     cutoff = (options.cutoff or _all_known(settings)).astimezone(UTC)
     start = options.start.astimezone(UTC) if options.start else None
@@ -155,26 +155,26 @@ def _inputs(
     synthetic = Table.SYNTHETIC_TARGET_EVENTS
     lake.require(synthetic, "source_domain", opened=opened[synthetic])
     states = {table.value: state_of(opened[table]) for table in _TABLES}
-    held, canary = Holdout.of(settings), Canary.of(settings)
+    holdout, canary = Holdout.of(settings), Canary.of(settings)
     inputs = {
         "layout": _LAYOUT,
         "name": options.name,
         "cutoff": cutoff.isoformat(),
         "start": start.isoformat() if start else None,
-        "settings": options.model_dump(mode="json", exclude={*_NOT_OF_ROWS, *(_OWN if own is None else ())})
+        "settings": options.model_dump(mode="json", exclude={*_NOT_HASHED, *(_EXTERNAL if own is None else ())})
         | {"lambda": list(options.lambdas)}
         | ({"sparse_below": settings.downstream.sparse_below} if weighted_by_segment(settings) else {})
-        | (held.to_run() if held else {})
+        | (holdout.to_run() if holdout else {})
         | ({CANARY: canary.to_json()} if canary else {}),
         "versions": {name: state["version"] for name, state in states.items()},
-        # A table that was restored from a backup may come to the same version again with other rows.
+        # A table restored from a backup may reach the same version with other rows.
         "contents": {name: state["files"] for name, state in states.items()},
     } | ({"own_features": own.state} if own is not None else {})
     return inputs, Window(start, cutoff)
 
 
 def _all_known(settings: Settings) -> datetime:
-    """The first instant at which every event of the lake, real or synthetic, has happened and is known."""
+    """Return the first instant at which every event of the lake, real or synthetic, has happened and is known."""
     import pyarrow.compute as pc
 
     from scalr_prod.lake import Lake
@@ -182,7 +182,7 @@ def _all_known(settings: Settings) -> datetime:
     from scalr_prod.translator import data_end
 
     end: datetime = data_end(settings)
-    # Synthetic events are known from their run's as_of on, which may be later than any event.
+    # Synthetic events are known from their run's as_of, which may be later than any event.
     for batch in Lake.open(settings).dataset(Table.SYNTHETIC_TARGET_EVENTS).to_batches(columns=[CREATED_TIMESTAMP], **ONWARD):
         latest = pc.max(batch.column(0)).as_py()
         end = max(end, latest) if latest is not None else end
@@ -201,7 +201,7 @@ def _stage(
     *,
     progress: bool,
 ) -> dict[str, Any]:
-    """Make the whole version in the staging folder, put it before the gate, and describe it."""
+    """Build the version in the staging folder, run the quality gate on it, and return its manifest."""
     from scalr_prod.duck import open_duckdb
     from scalr_prod.quality import row_rules_digest, validate_training_set
     from scalr_prod.training_set.changes import Tables
@@ -214,7 +214,7 @@ def _stage(
     features = service_sources(settings, FEATURE_SERVICE)
     if own is not None:
         features = features.beside(own.sources)
-        own.join(settings, _spine(lake))  # a key of another type, a lost column: before any work
+        own.join(settings, _spine(lake))  # fail early: wrong key type, missing column
     tables = Tables({table: opened[table] for table in EVENTS}, features, own)
     states = tables.states()
     made = make_parts(settings, window, inputs, tables, home, folder, progress=progress)
@@ -223,15 +223,15 @@ def _stage(
     with open_duckdb(settings, folder) as connection:
         write_vocabulary(connection, sorted((version / IDS).glob("*.parquet")), version)
     latest = {table: lake.open_table(table) for table in opened}
-    moved = [table.value for table, delta in latest.items() if delta.version() != inputs["versions"][table.value]]
-    moved += [name for name in tables.moved(lake.storage_options, latest.values()) if name not in moved]
+    changed = [table.value for table, delta in latest.items() if delta.version() != inputs["versions"][table.value]]
+    changed += [name for name in tables.moved(lake.storage_options, latest.values()) if name not in changed]
     if own is not None and (now := open_own_features(settings)) is not None and now.state != own.state:
-        moved.append("the sources of [training_set] features")
-    if moved:
+        changed.append("the sources of [training_set] features")
+    if changed:
         raise TrainingSetBusy(
-            f"tables changed while the training set was built: {', '.join(moved)}",
+            f"tables changed while the training set was built: {', '.join(changed)}",
             where=settings.lake_url,
-            next_step="repeat the command",
+            next_step="run the command again",
         )
     manifest = _describe(settings, window, inputs, version, made, tables) | {"tables": states}
     _check_labels(settings, window, manifest)
@@ -242,7 +242,7 @@ def _stage(
 
 
 def _spine(lake: Lake) -> pa.Table:
-    """What features are asked for, without a row."""
+    """Return an empty spine, to check that external features can be joined."""
     import pyarrow as pa
 
     events = lake.schema(Table.TARGET_EVENTS)
@@ -263,7 +263,7 @@ def _describe(
         raise TrainingSetError(
             f"the feature service offers provenance as features: {', '.join(provenance)}",
             where=FEATURE_SERVICE,
-            next_step="take them out of the service in feature_repo",
+            next_step="remove them from the service in feature_repo",
         )
     counts = {
         count: sum(getattr(part.figures, count) for part in made.parts) for count in ("rows", "real", "synthetic", "negatives")
@@ -296,28 +296,28 @@ def _no_real_events(settings: Settings, window: Window) -> TrainingSetError:
     found = pc.min_max(Lake.open(settings).read(Table.TARGET_EVENTS, columns=[EVENT_TIMESTAMP], where=known).column(0)).as_py()
     since = f" from {window.start.isoformat()} on" if window.start else ""
     first, last = found["min"], found["max"]
-    told = f"; known by then are events from {first.isoformat()} to {last.isoformat()}" if first else ""
+    known_span = f"; known by then are events from {first.isoformat()} to {last.isoformat()}" if first else ""
     return TrainingSetError(
-        f"there is no real target event{since} before the cutoff {window.cutoff.isoformat()} that was known by it{told}",
+        f"there is no real target event{since} before the cutoff {window.cutoff.isoformat()} that was known by it{known_span}",
         where=f"{settings.lake_url}/{Table.TARGET_EVENTS.value}",
         next_step="choose an earlier [training_set] start" if first else "choose a later [training_set] cutoff",
     )
 
 
 def _check_labels(settings: Settings, window: Window, manifest: dict[str, Any]) -> None:
-    """Refuse a set of one label for a classifier, which would learn nothing from it."""
+    """Ensure that a training set for classification has both labels."""
     if settings.training_set.task == "classification" and not manifest["negatives"]:
         since = f"from {window.start.isoformat()} on and " if window.start else ""
         raise TrainingSetError(
-            f"the training set for classification would hold one label: no row of label 0 could be drawn for the {manifest['real']} real "
-            f"events {since}before {window.cutoff.isoformat()}, whose users had had every item that was seen before",
+            f"the training set for classification would have one label: no negative could be drawn for the {manifest['real']} real "
+            f"events {since}before {window.cutoff.isoformat()}, because their users had consumed every item seen before",
             where="[training_set]",
-            next_step='choose a longer time by start and cutoff, or task = "ranking" for a model that needs positives alone',
+            next_step='choose a longer window by start and cutoff, or task = "ranking" for a model that needs positives only',
         )
 
 
 def _unknown(synthetic: DeltaTable, window: Window) -> int:
-    """Synthetic events of the window that are published, but were not known by the cutoff."""
+    """Count published synthetic events of the window that were not known by the cutoff."""
     import pyarrow.dataset as ds
 
     from scalr_prod.contracts import EVENT_TIMESTAMP
@@ -330,7 +330,7 @@ def _unknown(synthetic: DeltaTable, window: Window) -> int:
 
 
 def _version_with(home: Path, fingerprint: str) -> int | None:
-    """The version that the same inputs gave before, where its files are whole."""
+    """Return the version that equal inputs gave before, if its files are intact."""
     for version, folder in reversed(versions(home).items()):
         if not may_hold(folder, fingerprint):
             continue
@@ -350,18 +350,18 @@ def _next_version(settings: Settings, home: Path) -> int:
 
     with Ledger.open(settings) as ledger:
         recorded = [record.version for record in ledger.datasets(settings.training_set.name)]
-    taken = [int(path.name[1:]) for path in home.glob("v*") if path.name[1:].isdigit()]
-    return max([0, *recorded, *taken]) + 1
+    on_disk = [int(path.name[1:]) for path in home.glob("v*") if path.name[1:].isdigit()]
+    return max([0, *recorded, *on_disk]) + 1
 
 
 def _put(staged: Path, final: Path, manifest: dict[str, Any]) -> None:
-    """Write the manifest and make the version appear, whole, under its name."""
+    """Write the manifest and move the version to its name, atomically."""
     from scalr_prod.duck import appear
 
     path = staged / MANIFEST
     path.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     for file in (path, *staged.rglob("*.parquet")):
-        if file.stat().st_nlink > 1:  # a former version's, which is on the disk
+        if file.stat().st_nlink > 1:  # hard link to a previous version's file, which is synced already
             continue
         with file.open("rb+") as opened:
             os.fsync(opened.fileno())
@@ -369,7 +369,7 @@ def _put(staged: Path, final: Path, manifest: dict[str, Any]) -> None:
 
 
 def _register(settings: Settings, folder: Path, manifest: dict[str, Any]) -> None:
-    """List the version in Feast, then in the ledger, which so knows only what is in both."""
+    """Register the version in Feast, then in the ledger, so that the ledger lists only versions that are in both."""
     from scalr_prod.feast_store import save_dataset
     from scalr_prod.ledger import Ledger
 

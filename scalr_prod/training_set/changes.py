@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Of which labels the row or the features may be others than in a former version, as the tables' logs tell.
+"""Staleness of a previous version: labels whose rows or features may have changed, determined from Delta logs.
 
-No row of a table is read. A label at T sees what happened and was known before T, so that rows which were known from F on change
-the features of no label at F or before it.
+No table rows are read. A label at T sees what happened and was known before T, so rows known from F on do not change the features of
+labels at or before F.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 
 __all__ = ["EVENTS", "Changes", "Tables", "changes_since", "weighted_by_segment"]
 
-#: What the spine is read from.
+#: Tables that the spine is read from.
 EVENTS = (Table.TARGET_EVENTS, Table.SYNTHETIC_TARGET_EVENTS)
 
 
 @dataclass(frozen=True)
 class Tables:
-    """The tables that a version is made from, at the versions that they had when the build began.
+    """Input tables of a build, pinned at its start.
 
     Attributes:
-        events: The log of real events, and the synthetic ones.
-        features: What the features are read from, the user's own among them.
-        own: The user's own features.
+        events: The tables of real and synthetic events.
+        features: Tables of the features, external ones included.
+        own: External features.
     """
 
     events: Mapping[Table, DeltaTable]
@@ -44,18 +44,18 @@ class Tables:
     own: OwnFeatures | None = None
 
     def states(self) -> dict[str, Any]:
-        """As the manifest keeps them."""
+        """Return the tables' states, as stored in the manifest."""
         return {
             "events": {table.value: state_of(delta) for table, delta in self.events.items()},
             "features": {source.view: state_of(source.table) for source in self.features.sources},
         }
 
     def moved(self, options: dict[str, str], now: Iterable[DeltaTable]) -> list[str]:
-        """Names of the views whose tables have another version by now.
+        """Return the names of views whose tables have a new version.
 
         Args:
-            options: Access to the tables.
-            now: Tables that were just opened; the others are opened here.
+            options: Storage options of the tables.
+            now: Tables that were just reopened; the others are opened here.
         """
         from deltalake import DeltaTable
 
@@ -69,12 +69,12 @@ class Tables:
 
 @dataclass(frozen=True)
 class Changes:
-    """From a former version to the one that is built.
+    """Changes of the inputs since a previous version.
 
     Attributes:
-        spine: ``[low, high]`` label times, µs: only between them may the spine have other rows.
-        features_from: Labels up to this instant, µs, have the features that they had.
-        because: What is meant by most of it, for the log; empty where nothing is out of the ordinary.
+        spine: ``[low, high]`` ranges of label times, µs, in which the spine may have changed.
+        features_from: Features of labels up to this instant, µs, are unchanged.
+        because: Main reason of an unusual change, for the log; else empty.
     """
 
     spine: tuple[tuple[int, int], ...]
@@ -82,26 +82,26 @@ class Changes:
     because: str = ""
 
     def spare(self, period: Period, last: int) -> bool:
-        """Whether rows and features of a period are what they were; ``last`` is its last label, µs."""
+        """Whether rows and features of a period are unchanged; ``last`` is its last label, µs."""
         return last <= self.features_from and not any(period.meets(low, high) for low, high in self.spine)
 
 
 def changes_since(settings: Settings, tables: Tables, inputs: Mapping[str, Any], former: Mapping[str, Any]) -> Changes:
-    """Compare the state of the tables and the settings with those of a former version.
+    """Compare the tables and settings with those of a previous version.
 
     Args:
         settings: The project's settings.
-        tables: What is there now.
-        inputs: What decides the rows now: ``cutoff``, ``start``, ``settings``.
-        former: The former version's manifest.
+        tables: The current tables.
+        inputs: The current inputs: ``cutoff``, ``start``, ``settings``.
+        former: The previous version's manifest.
     """
     options, because = settings.project.storage_options, ""
     features_from = ALWAYS[1]
     for source in tables.features.sources:
-        since, anew = _features_from(source, former["tables"]["features"], options)
+        since, is_rewritten = _features_from(source, former["tables"]["features"], options)
         features_from = min(features_from, since)
-        if anew:
-            because = because or f"{source.view} was written anew"
+        if is_rewritten:
+            because = because or f"{source.view} was rewritten"
     if former["settings"] != inputs["settings"]:
         return Changes((ALWAYS,), features_from, because or "[training_set] has changed")
     ends = sorted(micros_of_text(version["cutoff"]) for version in (inputs, former))
@@ -111,21 +111,21 @@ def changes_since(settings: Settings, tables: Tables, inputs: Mapping[str, Any],
     for table, delta in tables.events.items():
         found = list(_events(delta, former["tables"]["events"][table.value], options, ends))
         if table is Table.TARGET_EVENTS and found and weighted_by_segment(settings):
-            return Changes((ALWAYS,), features_from, because or "λ follows each user's number of real events")
+            return Changes((ALWAYS,), features_from, because or "λ depends on each user's number of real events")
         if table is Table.TARGET_EVENTS and settings.training_set.negatives_per_event:
-            # What a user had, and which items were there to draw, is asked of all real events before the label.
+            # Consumed and eligible items depend on all real events before the label.
             found = [(low, ALWAYS[1]) for low, _ in found]
         spine += found
     return Changes(tuple(spine), features_from, because)
 
 
 def weighted_by_segment(settings: Settings) -> bool:
-    """Whether a synthetic row's weight depends on how many real events its user has."""
+    """Whether a synthetic row's weight depends on the number of its user's real events."""
     return len(set(settings.training_set.lambdas)) > 1
 
 
 def _events(now: DeltaTable, state: Mapping[str, Any], options: dict[str, str], ends: list[int]) -> Iterator[tuple[int, int]]:
-    """Between which times there may be other known events: those of files that came or went, or that are not known as a whole."""
+    """Yield time ranges in which the known events may differ: those of added, removed, or only partly known files."""
     if state_of(now) == state and ends[0] == ends[1]:
         return
     before = former_version(now, state, options)
@@ -142,9 +142,9 @@ def _events(now: DeltaTable, state: Mapping[str, Any], options: dict[str, str], 
 
 
 def _features_from(source: FeatureSource, states: Mapping[str, Any], options: dict[str, str]) -> tuple[int, bool]:
-    """From when on a label may see other rows, and whether rows went away, or cannot be told.
+    """Return from when labels may see other rows, and whether rows were removed or changes are unknown.
 
-    It is the earliest instant at which a row of a file that came or went may be seen.
+    It is the earliest instant at which a row of an added or removed file may become visible.
     """
     state = states.get(source.view)
     if state == state_of(source.table):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A training set in the files of other tools: RecBole's atomic files, and CSV for anything else."""
+"""Export of a training set to other tools: RecBole's atomic files, or CSV."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["ExportReport", "Format", "export"]
 
 Format = Literal["csv", "recbole"]
-#: Columns of a file, with RecBole's type of each. Times are seconds since 1970 (UTC).
+#: Columns with their RecBole types. Times are seconds since 1970 (UTC).
 _COLUMNS: Final = {
     "user_id": "token",
     "item_id": "token",
@@ -31,20 +31,20 @@ _COLUMNS: Final = {
     "weight": "float",
     "is_synthetic": "float",
 }
-#: What would end a field or a line of an atomic file, or begin a quoted field, which it does not know.
+#: Characters that an atomic file cannot hold: separators and quotes.
 _BREAKS: Final = '[\t\r\n"]'
 
 
 @dataclass(frozen=True)
 class ExportReport(Jsonable):
-    """What was written.
+    """Result of an export.
 
     Attributes:
         path: The file (csv), or the folder of the data set (recbole).
         format: ``csv`` or ``recbole``.
-        version: Of the training set.
-        rows: Rows of the file, one for each row of the training set.
-        synthetic: Those that are synthetic.
+        version: Version of the training set.
+        rows: Number of rows.
+        synthetic: Number of synthetic rows.
     """
 
     path: str
@@ -55,19 +55,21 @@ class ExportReport(Jsonable):
 
 
 def export(training_set: TrainingSet, target: Path, form: Format) -> ExportReport:
-    """Write every row, in order: user, item, time, label, weight, and whether the row is synthetic. A batch is in memory at a time.
+    """Export every row in order: user, item, time, label, weight, and whether it is synthetic. Memory holds one batch.
 
     Args:
         training_set: An opened version.
-        target: ``csv``: the file; ``recbole``: the data set's folder, whose name the file in it bears.
+        target: ``csv``: the file; ``recbole``: the data set's folder; the file in it has the same name.
         form: ``csv`` (with a header, quoted where needed) or ``recbole`` (``NAME/NAME.inter``).
 
     Raises:
-        TrainingSetError: Something is at the target already, or an id cannot stand in an atomic file. Nothing is written then.
+        TrainingSetError: The target exists, or an atomic file cannot hold an id; nothing is written.
     """
     if target.exists():
         raise _taken(target)
-    unfinished = target.with_name(f".{target.name}.{uuid.uuid4().hex}.unfinished")  # two may write to one target
+    unfinished = target.with_name(
+        f".{target.name}.{uuid.uuid4().hex}.unfinished"
+    )  # unique: two processes may write to one target
     unfinished.parent.mkdir(parents=True, exist_ok=True)
     try:
         if form == "recbole":
@@ -87,7 +89,7 @@ def export(training_set: TrainingSet, target: Path, form: Format) -> ExportRepor
 
 
 def _write(training_set: TrainingSet, path: Path, *, tabs: bool) -> tuple[int, int]:
-    """The file; gives its rows, and how many of them are synthetic."""
+    """Write the file; return its number of rows, and of synthetic rows."""
     import pyarrow as pa
     import pyarrow.compute as pc
     from pyarrow import csv
@@ -136,4 +138,4 @@ def _refuse_breaks(batch: pa.RecordBatch, path: Path) -> None:
 
 
 def _taken(target: Path) -> TrainingSetError:
-    return TrainingSetError("there is something at the target already", where=str(target), next_step="name another target")
+    return TrainingSetError("the target already exists", where=str(target), next_step="name another target")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The spine's features, joined through the Feast service, part by part."""
+"""Feature join of the spine through the Feast service, and the writing of partitions."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 __all__ = ["part_rows", "write_parts"]
 
-#: List elements that one part's histories may hold; bounds the memory of a join, whatever the length of histories.
+#: Maximum number of history elements per file; bounds the memory of a join for any history length.
 _ELEMENTS: Final = 5_000_000
-#: What a torch stream reads, shuffles and shares out at once.
+#: Rows that a torch stream reads, shuffles and assigns at once.
 _ROW_GROUP: Final = 8_192
 
 
 def part_rows(settings: Settings) -> int:
-    """Most rows of one file: 100 000 at histories of 50 events, more for shorter ones and fewer for longer ones."""
+    """Return the maximum rows per file: 100 000 for histories of 50 events, more for shorter ones, fewer for longer ones."""
     return min(200_000, max(10_000, _ELEMENTS // settings.histories.length))
 
 
@@ -43,89 +43,90 @@ def write_parts(
     settings: Settings, spine: Spine, periods: Mapping[Period, int], wanted: Collection[Period], folder: Path,
     *, own: OwnFeatures | None = None, advance: Callable[[int], None],
 ) -> dict[Period, tuple[str, ...]]:  # fmt: skip
-    """Join every feature of the service, and those of the user's own, as of the last microsecond before each label, and write the result.
+    """Join the service's features and external ones as of the last microsecond before each label, and write the rows.
 
-    Short periods are joined and written together, long ones piece by piece. What is more than one join takes is joined in the order of
-    users and of items, and written in the order of time.
+    Short periods are joined together, long ones are split. A spine that exceeds one join is joined by user and by item, and written in time
+    order.
 
     Args:
         settings: The project's settings.
         spine: The labelled rows.
-        periods: Rows of each of its periods, in order.
-        wanted: Those of them that are written.
-        folder: Of the version: ``rows/part-2026-01-31-00000.parquet`` goes there, and the same name below ``ids``.
-        own: The user's own features.
-        advance: Called with the number of rows as they are done.
+        periods: Period → rows, in order.
+        wanted: The periods to write.
+        folder: Folder of the version, for ``rows/part-2026-01-31-00000.parquet`` and the same name below ``ids``.
+        own: External features.
+        advance: Called with the number of finished rows.
 
     Returns:
-        The names of each period's files, relative to the folder.
+        Period → names of its files, relative to the folder.
 
     Raises:
-        TrainingSetError: The join gave other rows than it was asked for.
+        TrainingSetError: The join returned other rows than requested.
     """
     import pyarrow as pa
 
     limit = part_rows(settings)
-    pieces = _pieces(periods, wanted, limit)
-    sizes, numbers = (np.array([getattr(piece, name) for piece in pieces], np.int64) for name in ("rows", "group"))
+    planned = _plan_files(periods, wanted, limit)
+    sizes, numbers = (np.array([getattr(file, name) for file in planned], np.int64) for name in ("rows", "group"))
     advance(int(sizes[numbers < 0].sum()))
     files: dict[Period, tuple[str, ...]] = {}
     with ExitStack() as stack:
-        found: Callable[[int], pa.Table] | None = None
+        features_of_group: Callable[[int], pa.Table] | None = None
         if (numbers > 0).any():
             groups = Groups(np.cumsum(sizes), numbers)
-            found = stack.enter_context(joined_by_key(settings, spine.path, groups, limit=limit, own=own, advance=advance))
-        read = zip(pieces, spine.pieces(sizes.tolist()), strict=True)
-        for group, some in groupby((one for one in read if one[0].group >= 0), lambda one: one[0].group):
-            names, chunks = zip(*((piece.file, chunk) for piece, chunk in some), strict=True)
+            join = joined_by_key(settings, spine.path, groups, limit=limit, own=own, advance=advance)
+            features_of_group = stack.enter_context(join)
+        read = zip(planned, spine.pieces(sizes.tolist()), strict=True)
+        for group, members in groupby((pair for pair in read if pair[0].group >= 0), lambda pair: pair[0].group):
+            names, chunks = zip(*((file.name, chunk) for file, chunk in members), strict=True)
             rows = pa.concat_tables(chunks)
-            if found is None:
+            if features_of_group is None:
                 features = features_of(settings, rows, own=own)
                 advance(len(rows))
             else:
-                features = found(group)
+                features = features_of_group(group)
             for field, column in zip(features.schema, features.columns, strict=True):
                 rows = rows.append_column(field, column)
             rows, since = rows.replace_schema_metadata(None), 0
             for name, chunk in zip(names, chunks, strict=True):
                 _write(rows.slice(since, len(chunk)).combine_chunks(), folder, name)
                 since += len(chunk)
-    for piece in pieces:
-        if piece.group >= 0:
-            files[piece.period] = (*files.get(piece.period, ()), f"{ROWS}/{piece.file}", f"{IDS}/{piece.file}")
+    for file in planned:
+        if file.group >= 0:
+            files[file.period] = (*files.get(file.period, ()), f"{ROWS}/{file.name}", f"{IDS}/{file.name}")
     return files
 
 
 @dataclass(frozen=True)
-class _Piece:
+class _PlannedFile:
     """The rows of one file.
 
     Attributes:
-        period: Which they belong to.
-        file: Its name.
-        rows: How many.
-        group: Those of one number are joined or fetched, and written, together; -1: it is not written.
+        period: Their period.
+        name: The file's name.
+        rows: Number of rows.
+        group: Files of one group are joined or fetched, and written, together; -1: not written.
     """
 
     period: Period
-    file: str
+    name: str
     rows: int
     group: int
 
 
-def _pieces(periods: Mapping[Period, int], wanted: Collection[Period], limit: int) -> list[_Piece]:
-    """Cut periods into files of at most so many rows, and take files together up to as many."""
-    found: list[_Piece] = []
-    group = held = 0
+def _plan_files(periods: Mapping[Period, int], wanted: Collection[Period], limit: int) -> list[_PlannedFile]:
+    """Split periods into files of at most ``limit`` rows, and group files up to the same limit."""
+    found: list[_PlannedFile] = []
+    group = rows_in_group = 0
     for period, rows in periods.items():
         for number, since in enumerate(range(0, rows, limit)):
             size = min(limit, rows - since)
             if period in wanted:
-                if held and held + size > limit:
-                    group, held = group + 1, 0
-                held += size
+                if rows_in_group and rows_in_group + size > limit:
+                    group, rows_in_group = group + 1, 0
+                rows_in_group += size
             name = f"part-{period.name}-{number:05d}.parquet"
-            found.append(_Piece(period, name, size, group if period in wanted else -1))
+            found.append(_PlannedFile(period, name, size, group if period in wanted else -1))
     return found
 
 

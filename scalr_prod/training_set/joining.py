@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The features of labelled rows, as they were strictly before each label."""
+"""Point-in-time features of labelled rows, strictly before each label."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ def features_of(
     store: Any = None,
     within: Any = None,
 ) -> pa.Table:
-    """The features of each row as of the last microsecond before its label, in the order of the rows.
+    """Join the features of each row as of the last microsecond before its label, in row order.
 
     Args:
         settings: The project's settings.
         rows: ``user_id``, ``item_id`` and ``event_timestamp``, the label's time.
         asked: A service, or ``view:feature`` references.
-        own: The user's own features, which come after these.
-        store: The project's store, where it is open already.
-        within: An open DuckDB connection, in whose database the join is made; default: one of its own.
+        own: External features; their columns come last.
+        store: The project's store, if it is already open.
+        within: An open DuckDB connection whose database runs the join; default: a new one.
 
     Raises:
-        TrainingSetError: The join gave other rows than it was asked for.
+        TrainingSetError: The join returned other rows than requested.
         FeatureStoreError: A table cannot be read.
     """
     import pyarrow as pa
@@ -51,7 +51,7 @@ def features_of(
     from scalr_prod.feast_store import point_in_time
 
     stamp = rows.schema.field(EVENT_TIMESTAMP).type
-    # Strictly before the label, on both clocks: the store shows what happened and was known up to the spine's instant.
+    # Strictly before the label in event and creation time: the store shows what happened and was known up to the spine's time.
     before = pc.subtract(rows.column(EVENT_TIMESTAMP).cast(pa.int64()), 1).cast(stamp)
     spine = pa.table([rows.column(USER_ID), rows.column(ITEM_ID), before], names=list(KEYS))
     found = point_in_time(settings, spine, asked, store=store, within=within)
@@ -62,19 +62,19 @@ def features_of(
         raise TrainingSetError(
             f"the point-in-time join gave {found.num_rows} rows for {spine.num_rows}, or gave them in another order",
             where=FEATURE_SERVICE,
-            next_step="see that feature_store.yaml names the offline store of scalr_prod",
+            next_step="check that feature_store.yaml names the offline store of scalr_prod",
         )
     features = [(field, found.column(field.name)) for field in found.schema if field.name not in KEYS]
     if own is not None:
-        theirs = own.join(settings, spine)
-        features += [(field, theirs.column(field.name)) for field in theirs.schema]
+        joined = own.join(settings, spine)
+        features += [(field, joined.column(field.name)) for field in joined.schema]
     schema = pa.schema([_plain(field) for field, _ in features])
     columns = [column.cast(field.type) for field, (_, column) in zip(schema, features, strict=True)]
     return pa.table(columns, schema=schema)
 
 
 def _plain(field: pa.Field) -> pa.Field:
-    """The field with types that every reader of Parquet knows: no 'large' ones, and timestamps in UTC microseconds."""
+    """Convert a field to types that every Parquet reader supports: no 'large' types, timestamps in UTC microseconds."""
     import pyarrow as pa
 
     def plain(kind: pa.DataType) -> pa.DataType:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of a new version: those of a former one as they are, the others from their rows of the spine."""
+"""Assembly of a new version: reuse the unchanged partitions of a previous version, build the others."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Made:
-    """The parts of a version.
+    """The assembled partitions of a version.
 
     Attributes:
-        parts: All of them, in order of time.
-        kept: What the former version's manifest says of the files that were kept, by name.
-        former: Where they come from; None: nowhere.
-        shape: Of the rows: parts of versions with the same one fit together.
+        parts: All partitions, in time order.
+        kept: File name → the previous version's manifest entry, for reused files.
+        former: The version that files are reused from; None: none.
+        shape: Digest of schema and definitions; partitions of versions with an equal one are compatible.
     """
 
     parts: list[Part]
@@ -52,32 +52,32 @@ def make_parts(
 
     Args:
         settings: The project's settings.
-        window: Which labels.
+        window: The labels.
         inputs: What decides the rows, as JSON values.
-        tables: What they are read from.
-        home: Folder of the former versions.
+        tables: The input tables.
+        home: Folder of the previous versions.
         folder: Staging folder.
         progress: Show a progress bar on stderr.
 
     Raises:
-        TrainingSetError: The join gave other rows than it was asked for.
+        TrainingSetError: The join returned other rows than requested.
     """
     from scalr_prod.training_set.features import part_rows, write_parts
     from scalr_prod.training_set.spine import stage_spine
 
     limit, (start, cutoff) = part_rows(settings), window.span
     shape = _shape(inputs, tables)
-    former = None if tables.features.unclear else former_with(home, shape)
-    changes = None if former is None else changes_since(settings, tables, inputs, former.manifest)
-    kept = {} if former is None or changes is None else untouched(former, changes, cutoff=cutoff, limit=limit)
+    previous = None if tables.features.unclear else former_with(home, shape)
+    changes = None if previous is None else changes_since(settings, tables, inputs, previous.manifest)
+    unchanged = {} if previous is None or changes is None else untouched(previous, changes, cutoff=cutoff, limit=limit)
     (folder / "spine").mkdir()
-    spine = stage_spine(settings, window, folder / "spine", spans=gaps(kept, start, cutoff))
-    found = grouped(spine.days, kept, cutoff=cutoff, limit=limit)
+    spine = stage_spine(settings, window, folder / "spine", spans=gaps(unchanged, start, cutoff))
+    found = grouped(spine.days, unchanged, cutoff=cutoff, limit=limit)
     for period, figures in found.items():
-        part = former.parts.get(period) if former else None
+        part = previous.parts.get(period) if previous else None
         if part and changes and part.figures == figures and figures.last <= changes.features_from:
-            kept[period] = part
-    wanted = [period for period in found if period not in kept]
+            unchanged[period] = part
+    wanted = [period for period in found if period not in unchanged]
     version = folder / "version"
     with counting("training set", show=progress, total=spine.rows) as advance:
         files = write_parts(
@@ -89,43 +89,43 @@ def make_parts(
             own=tables.own,
             advance=advance,
         )
-    told: dict[str, Any] = {}
-    if former is not None:
-        told = {name: former.manifest["files"][name] for part in kept.values() for name in part.files}
-        link(told, former.folder, version)
-    parts = sorted([*kept.values(), *(Part(period, found[period], files[period]) for period in wanted)], key=_start)
-    _tell(settings, former, changes, parts, len(kept), tables)
-    return Made(parts, told, former, shape)
+    reused: dict[str, Any] = {}
+    if previous is not None:
+        reused = {name: previous.manifest["files"][name] for part in unchanged.values() for name in part.files}
+        link(reused, previous.folder, version)
+    parts = sorted([*unchanged.values(), *(Part(period, found[period], files[period]) for period in wanted)], key=_start)
+    _log_reuse(settings, previous, changes, parts, len(unchanged), tables)
+    return Made(parts, reused, previous, shape)
 
 
 def _shape(inputs: Mapping[str, Any], tables: Tables) -> str:
-    """Of the rows and of how they are written: what two versions must have alike to share a file."""
+    """Hash what two versions must have in common to share a file: schema, definitions and layout."""
     import pyarrow as pa
 
     from scalr_prod.growth import schema_of_table
 
     spine = [str(schema_of_table(delta)) for delta in tables.events.values()]
-    alike = {
+    common = {
         "layout": inputs["layout"],
         "features": tables.features.digest,
         "spine": spine,
         "held out": inputs["settings"].get("experiment"),
         "pyarrow": pa.__version__,
     } | {name: inputs["settings"][name] for name in ("canary",) if name in inputs["settings"]}
-    return fingerprint_of(alike)
+    return fingerprint_of(common)
 
 
 def _start(part: Part) -> Period:
     return part.period
 
 
-def _tell(
-    settings: Settings, former: Former | None, changes: Changes | None, parts: list[Part], kept: int, tables: Tables
+def _log_reuse(
+    settings: Settings, previous: Former | None, changes: Changes | None, parts: list[Part], reused: int, tables: Tables
 ) -> None:
     name = settings.training_set.name
-    if former is None or changes is None:
-        why = tables.features.unclear or "there is no former version with rows of this shape"
-        logger.info("training set %s: all %d parts are built: %s", name, len(parts), why)
+    if previous is None or changes is None:
+        reason = tables.features.unclear or "no previous version has compatible rows"
+        logger.info("training set %s: building all %d partitions: %s", name, len(parts), reason)
         return
-    because = f": {changes.because}" if changes.because else ""
-    logger.info("training set %s: %d of %d parts are those of %s%s", name, kept, len(parts), former.folder.name, because)
+    reason = f": {changes.because}" if changes.because else ""
+    logger.info("training set %s: reused %d of %d partitions of %s%s", name, reused, len(parts), previous.folder.name, reason)

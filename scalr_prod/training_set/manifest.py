@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a version of a training set is made of, and whether its files are still the ones that were written."""
+"""Manifest of a training set version, and verification of its files."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ __all__ = [
 ]
 
 MANIFEST: Final = "manifest.json"
-#: Folder of a version that holds Parquet files and nothing else, so that any engine can be pointed at it.
+#: Folder of a version with only Parquet files, so that any engine can read it.
 ROWS: Final = "rows"
-#: Folder of a version that holds, for each file of rows, the ids in it.
+#: Folder of a version with the ids of each file of rows.
 IDS: Final = "ids"
 
 _VERSION: Final = re.compile(r"v([1-9]\d*)")
@@ -39,13 +39,13 @@ _BUILD: Final = "scalr dataset build"
 
 
 def fingerprint_of(content: Mapping[str, Any]) -> str:
-    """SHA-256 of the canonical JSON of everything that decides the rows."""
+    """Return the SHA-256 of the canonical JSON of everything that decides the rows."""
     text = json.dumps(dict(content), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def describe_files(folder: Path, known: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, dict[str, Any]]:
-    """Rows, bytes and SHA-256 of every Parquet file below a folder, by relative path; those that are known are not read."""
+    """Return rows, bytes and SHA-256 of every Parquet file below a folder, by relative path; known files are not read."""
     import pyarrow.parquet as pq
 
     known, files = known or {}, {}
@@ -60,15 +60,15 @@ def describe_files(folder: Path, known: Mapping[str, Mapping[str, Any]] | None =
 
 
 def may_hold(folder: Path, fingerprint: str) -> bool:
-    """Whether a version's manifest may be the one with a fingerprint: those that do not name it need not be read as JSON."""
+    """Whether a version's manifest contains a fingerprint's text; a cheap test before parsing the JSON."""
     try:
         return fingerprint.encode() in (folder / MANIFEST).read_bytes()
     except OSError:
-        return True  # `read_manifest` tells what is wrong with it
+        return True  # `read_manifest` raises the error
 
 
 def versions(folder: Path) -> dict[int, Path]:
-    """The complete versions below a training set's folder, by number."""
+    """Return the complete versions below a training set's folder, by number."""
     found = {}
     for path in folder.glob("v*"):
         match = _VERSION.fullmatch(path.name)
@@ -78,15 +78,15 @@ def versions(folder: Path) -> dict[int, Path]:
 
 
 def latest_version(folder: Path) -> int | None:
-    """The highest version; None where there is none."""
+    """Return the highest version; None if there is none."""
     return max(versions(folder), default=None)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a version.
+    """Read the manifest of a version.
 
     Raises:
-        TrainingSetError: It is not there, or not JSON.
+        TrainingSetError: The manifest is missing, or not JSON.
     """
     path = folder / MANIFEST
     try:
@@ -95,38 +95,38 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise TrainingSetError("there is no training set here", where=str(folder), next_step=f"build it: {_BUILD}") from error
     except (OSError, ValueError) as error:
         raise TrainingSetError(
-            f"the manifest cannot be read: {error}", where=str(path), next_step=f"build anew: {_BUILD}"
+            f"the manifest cannot be read: {error}", where=str(path), next_step=f"build a new version: {_BUILD}"
         ) from error
     return content
 
 
 def verify(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """See that the files are those that the manifest names, byte for byte.
+    """Verify every file's size and checksum against the manifest.
 
     Raises:
-        TrainingSetError: One is missing, was added, or differs; names it.
+        TrainingSetError: A file is missing, was added, or differs; the error names it.
     """
-    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*.parquet")}
-    for name in sorted(manifest["files"].keys() | there):
+    on_disk = {path.relative_to(folder).as_posix() for path in folder.rglob("*.parquet")}
+    for name in sorted(manifest["files"].keys() | on_disk):
         check_file(folder, manifest, name)
 
 
 def check_file(folder: Path, manifest: Mapping[str, Any], name: str) -> None:
-    """See that one file is the one that the manifest names, byte for byte.
+    """Verify one file's size and checksum against the manifest.
 
     Raises:
-        TrainingSetError: It is missing, not named, or another one.
+        TrainingSetError: The file is missing, not in the manifest, or differs.
     """
     path, named = folder / name, manifest["files"].get(name)
     if not path.is_file():
         problem = "the file is missing"
     elif named is None:
-        problem = "the manifest does not name this file"
+        problem = "the manifest does not list this file"
     elif path.stat().st_size != named["bytes"] or _sha256(path) != named["sha256"]:
-        problem = "the file is not the one that the manifest names: its SHA-256 differs"
+        problem = "the file is not the one in the manifest: its SHA-256 differs"
     else:
         return
-    raise TrainingSetError(problem, where=str(path), next_step=f"remove {folder} and build anew: {_BUILD}")
+    raise TrainingSetError(problem, where=str(path), next_step=f"remove {folder} and build again: {_BUILD}")
 
 
 def _sha256(path: Path) -> str:

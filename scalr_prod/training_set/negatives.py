@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Negatives: items that a user could have chosen at a real event's time, and had not.
+"""Negative sampling: items that a user could have chosen at a real event's time but had not consumed.
 
-Eligible for an event at t is an item first seen strictly before t that the user has not consumed by t. Each draw is a pure
-function of the seed, the event and the number of the draw, so that the same events give the same negatives in any order, batch
-or bucket. Synthetic events play no part: a set with them and one without share their real and negative rows.
+An item is eligible for an event at t if it was first seen strictly before t and the user has not consumed it by t. Each draw is a pure
+function of the seed, the event and the draw's number, so equal events give equal negatives in any order, batch or bucket. Synthetic events
+are not used: a training set with them and one without have the same real and negative rows.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Events", "Pool", "draw_negatives", "stage_negatives"]
 
-#: Draws by rejection before what is left over is enumerated.
+#: Rounds of rejection sampling before the remaining slots are enumerated.
 _ROUNDS: Final = 24
 _ROWS_AT_ONCE: Final = 2_000_000
 
 
 @dataclass(frozen=True)
 class Pool:
-    """What is drawn from: the entries whose time is before t, each alike.
+    """Items to draw from: entries before t, with equal probability.
 
     Attributes:
-        items: int32 [E] item codes. Uniform: every item once, at its first event; popularity: once for every event.
+        items: int32 [E] item codes. Uniform: each item once, at its first event; popularity: once per event.
         times: int64 [E] microseconds, ascending.
     """
 
@@ -47,14 +47,14 @@ class Pool:
 
 @dataclass(frozen=True)
 class Events:
-    """Real events of some users, all that are known, ordered by (user, time, item, occurrence).
+    """All known real events of some users, ordered by (user, time, item, occurrence).
 
     Attributes:
         users: int64 [P] user codes.
         items: int32 [P] item codes.
         times: int64 [P] microseconds.
         keys: uint64 [P] stable hash of (user, item, time, occurrence).
-        labelled: bool [P] whether negatives are asked for.
+        labelled: bool [P] whether to draw negatives for the event.
     """
 
     users: NDArray[np.int64]
@@ -65,14 +65,14 @@ class Events:
 
 
 def stage_negatives(connection: Any, settings: Settings, real: Path, path: Path, *, spans: Sequence[tuple[int, int]]) -> None:
-    """Write the negatives of all real events of some times.
+    """Write the negatives of all real events in some time spans.
 
     Args:
         connection: A DuckDB connection.
         settings: ``[training_set]`` negatives_per_event, negative_sampling, seed.
-        real: Parquet file of every real event that is known.
-        path: Parquet file to write, with the columns of the spine.
-        spans: Half-open times, µs, ascending. Events of others are consumed, but get no negatives.
+        real: Parquet file of all known real events.
+        path: Parquet file to write, with the spine's columns.
+        spans: Half-open time spans, µs, ascending. Events outside count as consumed, but get no negatives.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -94,12 +94,12 @@ def stage_negatives(connection: Any, settings: Settings, real: Path, path: Path,
     schema = spine_schema(pq.read_schema(real).field(USER_ID).type, pq.read_schema(real).field(ITEM_ID).type)
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for bucket in range(buckets):
-            user_ids, some = _events_of(connection, bucket, buckets, spans)
-            rows, items = draw_negatives(some, pool, options.negatives_per_event, seed=options.seed)
+            user_ids, bucket_events = _events_of(connection, bucket, buckets, spans)
+            rows, items = draw_negatives(bucket_events, pool, options.negatives_per_event, seed=options.seed)
             columns = [
                 user_ids.take(pa.array(rows)),
                 item_ids.take(pa.array(items)),
-                pa.array(some.times[rows]).cast(schema.field(EVENT_TIMESTAMP).type),
+                pa.array(bucket_events.times[rows]).cast(schema.field(EVENT_TIMESTAMP).type),
                 pa.array(np.zeros(len(rows), np.int8)),
                 pa.array(np.ones(len(rows), np.float32)),
                 pa.array(np.zeros(len(rows), np.bool_)),
@@ -109,17 +109,17 @@ def stage_negatives(connection: Any, settings: Settings, real: Path, path: Path,
 
 
 def draw_negatives(events: Events, pool: Pool, count: int, *, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Draw up to ``count`` negatives for every labelled event, distinct among all events of one user at one time.
+    """Draw up to ``count`` negatives per labelled event, distinct among all events of one user at one time.
 
     Args:
         events: All known real events of the users.
-        pool: What is drawn from.
-        count: Negatives for each labelled event.
-        seed: Of the draws.
+        pool: The items to draw from.
+        count: Negatives per labelled event.
+        seed: Seed of the draws.
 
     Returns:
-        (int64 [M] positions in ``events``, int32 [M] item codes), ordered by position, then by draw. M falls short of
-        ``count`` for each only where no eligible item is left.
+        (int64 [M] positions in ``events``, int32 [M] item codes), ordered by position, then by draw. An event gets fewer than
+        ``count`` only if no eligible item is left.
     """
     draws = _Draws(events, pool, count, seed)
     opened = np.flatnonzero(draws.before > 0)
@@ -133,12 +133,12 @@ def draw_negatives(events: Events, pool: Pool, count: int, *, seed: int) -> tupl
 
 
 class _Draws:
-    """One slot for every negative that is asked for, filled round by round.
+    """One slot per requested negative, filled round by round.
 
     Attributes:
         rows: int64 [M] position of the event.
         items: int64 [M] item code; -1 while open.
-        before: int64 [M] how many entries of the pool are from before the event.
+        before: int64 [M] number of pool entries before the event.
     """
 
     def __init__(self, events: Events, pool: Pool, count: int, seed: int) -> None:
@@ -150,24 +150,24 @@ class _Draws:
         self.items = np.full(len(self.rows), -1, np.int64)
         self.consumed = _Consumed(events)
         self.width = int(pool.items.max(initial=-1)) + 1
-        #: group x item of all that is drawn, sorted, so that a user has no item twice at one time.
+        #: Sorted group × item codes of all draws, so that a user has no item twice at one time.
         self.taken = np.empty(0, np.int64)
 
     def reject(self, opened: NDArray[np.int64], number: int) -> NDArray[np.int64]:
-        """Draw for the open slots, keep what is eligible and new, and give back the slots that are still open."""
+        """Draw for the open slots, keep eligible and new items, and return the slots that are still open."""
         rows = self.rows[opened]
         uniform = _uniform(self.events.keys[rows], self.slots[opened], number, self.seed)
         items = self.pool.items[(uniform * self.before[opened]).astype(np.int64)].astype(np.int64)
         marks = self.groups[opened] * self.width + items
         good = np.flatnonzero(~self.consumed.by(rows, items) & ~_among(marks, self.taken))
-        kept = np.zeros(len(opened), np.bool_)
-        kept[good[np.unique(marks[good], return_index=True)[1]]] = True
-        self.items[opened[kept]] = items[kept]
-        self.taken = np.sort(np.concatenate([self.taken, marks[kept]]), kind="stable")
-        return opened[~kept]
+        accepted = np.zeros(len(opened), np.bool_)
+        accepted[good[np.unique(marks[good], return_index=True)[1]]] = True
+        self.items[opened[accepted]] = items[accepted]
+        self.taken = np.sort(np.concatenate([self.taken, marks[accepted]]), kind="stable")
+        return opened[~accepted]
 
     def enumerate(self, opened: NDArray[np.int64]) -> None:
-        """List what is eligible for a user at a time, where rejection found too little, and draw from that as the pool does."""
+        """Fill the slots that rejection sampling left open: list the eligible items and draw with the pool's weights."""
         order = np.argsort(self.groups, kind="stable")
         ordered = self.groups[order]
         for group in np.unique(self.groups[opened]):
@@ -185,7 +185,7 @@ class _Draws:
 
 
 class _Consumed:
-    """When each user first consumed each item."""
+    """Times at which users first consumed items."""
 
     def __init__(self, events: Events) -> None:
         self.events = events
@@ -204,8 +204,8 @@ class _Consumed:
 
 
 def _among(values: NDArray[np.int64], ordered: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which values occur among sorted ones: bool [N]."""
-    # Not np.isin: numpy 2.4 hashes, and took 1 s a call on 300 k keys such as these.
+    """Return whether each value occurs in a sorted array: bool [N]."""
+    # Not np.isin: numpy 2.4 hashes, which took 1 s per call on 300 k such keys.
     if not len(ordered):
         return np.zeros(len(values), np.bool_)
     found: NDArray[np.bool_] = ordered[np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)] == values
@@ -213,13 +213,13 @@ def _among(values: NDArray[np.int64], ordered: NDArray[np.int64]) -> NDArray[np.
 
 
 def _groups(events: Events) -> NDArray[np.int64]:
-    """int64 [P]: equal for the events of one user at one time (events are ordered by both)."""
+    """Number the groups of events with one user and time, int64 [P]; events are ordered by both."""
     changed = (np.diff(events.users, prepend=-1) != 0) | (np.diff(events.times, prepend=-1) != 0)
     return np.cumsum(changed)
 
 
 def _uniform(keys: NDArray[np.uint64], slots: NDArray[np.uint64], number: int, seed: int) -> NDArray[np.float64]:
-    """Uniform numbers of [0, 1): splitmix64 over the event's key, the draw and the seed (Steele et al., 2014)."""
+    """Return uniform numbers in [0, 1): splitmix64 over the event's key, the draw and the seed (Steele et al., 2014)."""
     salt = np.uint64((seed * 0x9E3779B97F4A7C15 + number * 0xD1B54A32D192ED03) % 2**64)
     with np.errstate(over="ignore"):
         mixed = _mix(_mix(keys ^ salt) + slots * np.uint64(0x9E3779B97F4A7C15))
@@ -245,7 +245,7 @@ def _pool(connection: Any, *, popularity: bool) -> Pool:
 
 
 def _events_of(connection: Any, bucket: int, buckets: int, spans: Sequence[tuple[int, int]]) -> tuple[Any, Events]:
-    """User ids (Arrow) and events of the users of a bucket."""
+    """Return the user ids (Arrow) and events of a bucket of users."""
     occurrence = f"row_number() OVER (PARTITION BY {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP})"
     found = connection.sql(f"""
         SELECT *, md5_number_lower(concat_ws('|', time, occurrence, {ITEM_ID}, {USER_ID})) AS key
@@ -271,8 +271,8 @@ def _events_of(connection: Any, bucket: int, buckets: int, spans: Sequence[tuple
 
 
 def _inside(times: NDArray[np.int64], spans: Sequence[tuple[int, int]]) -> NDArray[np.bool_]:
-    """Which times lie in one of the spans: bool [N]."""
+    """Return whether each time lies in one of the spans: bool [N]."""
     starts, ends = (np.array([span[side] for span in spans], np.int64) for side in (0, 1))
-    # As many spans have begun as have not ended yet, plus those that have ended: one more where the time lies in one.
+    # Inside a span, one more span has started than ended.
     inside: NDArray[np.bool_] = np.searchsorted(starts, times, side="right") > np.searchsorted(ends, times, side="right")
     return inside

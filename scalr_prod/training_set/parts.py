@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of a training set, and which of a former version's stay as they are."""
+"""Partitions of a training set, and which partitions of a previous version can be reused."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ __all__ = ["Figures", "Former", "Part", "former_with", "grouped", "link", "untou
 
 logger = logging.getLogger(__name__)
 
-#: Of a file system that knows no hard links, or that may hold no more of one file.
+#: Errors of file systems without hard links, or at their limit of links.
 _NO_LINKS: Final = {errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS}
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What the rows of a period's spine come to; two periods with equal figures have the same rows.
+    """Statistics of a period's spine rows; periods with equal statistics have the same rows.
 
     Attributes:
         rows: All rows.
@@ -39,7 +39,7 @@ class Figures:
         synthetic: Synthetic positives.
         first: The first label, µs.
         last: The last label, µs.
-        digest: Sum over the rows of 64 bits of each one's MD5, modulo 2^64.
+        digest: Sum of 64 bits of each row's MD5, modulo 2^64.
     """
 
     rows: int
@@ -51,7 +51,7 @@ class Figures:
 
     @property
     def negatives(self) -> int:
-        """Sampled negatives."""
+        """Number of sampled negatives."""
         return self.rows - self.real - self.synthetic
 
     def __add__(self, other: Figures) -> Figures:
@@ -67,11 +67,11 @@ class Figures:
 
 @dataclass(frozen=True)
 class Part:
-    """One period of a version.
+    """One partition of a version: the rows of one period.
 
     Attributes:
         period: Its label times.
-        figures: What its spine comes to.
+        figures: Statistics of its spine rows.
         files: Its files, relative to the version's folder.
     """
 
@@ -80,13 +80,13 @@ class Part:
     files: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """As the manifest keeps it."""
+        """Return the manifest entry."""
         bounds = {"start": datetime_of(self.period.start).isoformat(), "end": datetime_of(self.period.end).isoformat()}
         return bounds | self.figures.__dict__ | {"digest": f"{self.figures.digest:016x}", "files": list(self.files)}
 
     @classmethod
     def read(cls, kept: Mapping[str, Any]) -> Self:
-        """From the manifest."""
+        """Read a manifest entry."""
         numbers = {name: int(kept[name]) for name in ("rows", "real", "synthetic", "first", "last")}
         return cls(
             Period(micros_of_text(kept["start"]), micros_of_text(kept["end"])),
@@ -97,12 +97,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Former:
-    """The version of which parts may be kept.
+    """A previous version whose partitions may be reused.
 
     Attributes:
         folder: Its folder.
         manifest: Its manifest.
-        parts: Its parts whose files are still those that were written.
+        parts: Its partitions with intact files.
     """
 
     folder: Path
@@ -111,33 +111,33 @@ class Former:
 
 
 def former_with(home: Path, shape: str) -> Former | None:
-    """The latest version whose rows have the same columns, from the same definitions; None where there is none."""
+    """Find the latest version with the same columns and definitions; None if there is none."""
     for folder in reversed(versions(home).values()):
         manifest = read_manifest(folder)
         if manifest.get("shape") == shape:
-            parts = [Part.read(kept) for kept in manifest["parts"]]
-            return Former(folder, manifest, {part.period: part for part in parts if _is_whole(folder, manifest, part)})
+            parts = [Part.read(entry) for entry in manifest["parts"]]
+            return Former(folder, manifest, {part.period: part for part in parts if _is_intact(folder, manifest, part)})
     return None
 
 
-def _is_whole(folder: Path, manifest: Mapping[str, Any], part: Part) -> bool:
+def _is_intact(folder: Path, manifest: Mapping[str, Any], part: Part) -> bool:
     try:
         for name in part.files:
             check_file(folder, manifest, name)
     except TrainingSetError as error:
-        logger.warning("%s: %s; it is built anew", error.where, error.found)
+        logger.warning("%s: %s; rebuilding the partition", error.where, error.found)
         return False
     return True
 
 
 def untouched(former: Former, changes: Changes, *, cutoff: int, limit: int) -> dict[Period, Part]:
-    """The parts that stay without a look at any row: nothing of theirs has changed, and the cut still makes them.
+    """Select the partitions that can be reused without reading rows: unchanged, and still made by `cut`.
 
     Args:
-        former: The former version.
-        changes: What has changed since.
-        cutoff: All labels are from before, µs.
-        limit: Rows of a period that is larger than a day.
+        former: The previous version.
+        changes: Changes since that version.
+        cutoff: All labels are before this, µs.
+        limit: Maximum rows of a period longer than a day.
     """
     horizon = horizon_of(cutoff)
     kept = {
@@ -150,13 +150,13 @@ def untouched(former: Former, changes: Changes, *, cutoff: int, limit: int) -> d
     for period, part in kept.items():
         for larger in may_grow_into(period, horizon):
             inside[larger] = inside.get(larger, 0) + part.figures.rows
-    # They have become old enough to be one, unless what has changed makes it too large.
-    joined = [larger for larger, rows in inside.items() if rows <= limit and larger not in kept]
-    return {period: part for period, part in kept.items() if not any(larger.holds(period) for larger in joined)}
+    # These periods are now old enough to be merged, unless changed rows make the merged period too large.
+    merged = [larger for larger, rows in inside.items() if rows <= limit and larger not in kept]
+    return {period: part for period, part in kept.items() if not any(larger.holds(period) for larger in merged)}
 
 
 def grouped(days: Mapping[Period, Figures], kept: Mapping[Period, Part], *, cutoff: int, limit: int) -> dict[Period, Figures]:
-    """Cut the days of the staged spine into periods beside the parts that are kept: the figures of each, in order."""
+    """Group the days of the staged spine into periods next to the kept partitions; return each period's statistics, in order."""
     rows = {period: part.figures.rows for period, part in kept.items()} | {day: found.rows for day, found in days.items()}
     periods = [period for period in cut(rows, cutoff=cutoff, limit=limit) if period not in kept]
     found: dict[Period, Figures] = {}
@@ -171,7 +171,7 @@ def grouped(days: Mapping[Period, Figures], kept: Mapping[Period, Part], *, cuto
 
 
 def link(files: Iterable[str], former: Path, folder: Path) -> None:
-    """Put files of a former version into a new one: one file with two names, or a copy where the file system knows no such thing."""
+    """Hard-link files of a previous version into a new one, or copy them if the file system has no hard links."""
     for name in files:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         try:

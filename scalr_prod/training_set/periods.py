@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a training set is cut by label time: UTC days of late, whole months and years further back where they are small.
+"""Periods of a training set by label time: recent UTC days, and older months and years if they are small.
 
-The cut is a function of the rows and the cutoff alone. What is new comes into days, and no part is larger than what is joined at
-once, unless a single day is. So a day that brings rows for a few periods leaves the files of all others as they are.
+The periods depend only on the rows and the cutoff. New rows come into days, and no period exceeds one join, unless a single day does.
+So new rows in a few periods leave the files of all others unchanged.
 """
 
 from __future__ import annotations
@@ -25,48 +25,48 @@ DAY_US = 86_400_000_000
 
 @dataclass(frozen=True, order=True)
 class Period:
-    """Label times of ``[start, end)``, µs since 1970: a day, a month or a year of UTC."""
+    """Label times ``[start, end)``, µs since 1970: a UTC day, month or year."""
 
     start: int
     end: int
 
     @property
     def name(self) -> str:
-        """Its first day: no two periods of one cut have the same."""
+        """Its first day, unique among the periods of one version."""
         return datetime_of(self.start).strftime("%Y-%m-%d").rjust(10, "0")
 
     def holds(self, other: Period) -> bool:
-        """Whether the other one lies in it."""
+        """Whether the other period lies within this one."""
         return self.start <= other.start and other.end <= self.end
 
     def meets(self, low: int, high: int) -> bool:
-        """Whether it has an instant in common with ``[low, high]``."""
+        """Whether it overlaps ``[low, high]``."""
         return self.start <= high and low < self.end
 
 
 def day_of(instant: int) -> Period:
-    """The UTC day of an instant (µs)."""
+    """Return the UTC day of an instant (µs)."""
     start = instant // DAY_US * DAY_US
     return Period(start, start + DAY_US)
 
 
 def may_grow_into(day: Period, horizon: int) -> list[Period]:
-    """The larger periods that a period may become a part of, the smallest first: those that end by the horizon."""
+    """Return the larger periods that end by the horizon and contain this one, the smallest first."""
     return [larger for larger in (level(day.start) for level in _LARGER) if larger.end <= horizon and larger.holds(day)]
 
 
 def horizon_of(cutoff: int) -> int:
-    """Up to when labels are old: the first instant of the month before the one of the last instant before the cutoff."""
+    """Return the time before which periods may be merged: the start of the month before the last label's month."""
     return _month_of(_month_of(cutoff - 1).start - 1).start
 
 
 def cut(rows: Mapping[Period, int], *, cutoff: int, limit: int) -> list[Period]:
-    """Join periods into larger ones where they are old, and the larger one has no more rows than the limit.
+    """Merge old periods into larger ones, as long as the larger one has at most ``limit`` rows.
 
     Args:
-        rows: Rows of each period, those of none left out; days, or larger ones of a former cut that this one would make as well.
-        cutoff: All labels are from before, µs.
-        limit: Rows.
+        rows: Period → rows, without empty periods; days, or larger periods of a previous version that would result again.
+        cutoff: All labels are before this, µs.
+        limit: Maximum rows of a merged period.
     """
     horizon = horizon_of(cutoff)
     periods = dict(rows)
@@ -86,7 +86,7 @@ def cut(rows: Mapping[Period, int], *, cutoff: int, limit: int) -> list[Period]:
 
 
 def gaps(periods: Iterable[Period], start: int, end: int) -> list[tuple[int, int]]:
-    """What of ``[start, end)`` lies in none of the periods, half-open, ascending."""
+    """Return the spans of ``[start, end)`` outside all periods, half-open, ascending."""
     found, since = [], start
     for period in sorted(periods):
         if period.start > since:

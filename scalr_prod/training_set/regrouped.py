@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows that come in one order and are had back in another: kept on disk by the group that each goes to."""
+"""On-disk regrouping of rows: written in one order, read back by group."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ __all__ = ["Regrouped"]
 
 
 class Regrouped:
-    """One Arrow file, a record batch for each group of each table that is put; neither holds more than one table in memory.
+    """An Arrow file with one record batch per group of each appended table; memory holds one table at a time.
 
     Args:
-        path: The file, which is removed at the end.
-        column: int64 column of the tables that numbers their rows, each once in all; None: the rows of a group are had back as they came.
+        path: The file; removed on exit.
+        column: int64 column with unique row numbers, to sort a group by; None: a group's rows keep the order of arrival.
     """
 
     def __init__(self, path: Path, column: str | None = None) -> None:
@@ -45,17 +45,17 @@ class Regrouped:
             self._path.unlink(missing_ok=True)
 
     def put(self, rows: pa.Table, groups: NDArray[np.int64]) -> None:
-        """Keep rows.
+        """Append rows.
 
         Args:
-            rows: Of the same columns each time.
+            rows: Rows with the same columns at every call.
             groups: int64 [N]. The group of each row.
         """
         import pyarrow as pa
 
         if self._writer is None:
             sink = self._files.enter_context(pa.OSFile(str(self._path), "wb"))
-            # A pool of threads costs more than it saves where a batch is some hundred rows.
+            # A thread pool costs more than it saves for batches of a few hundred rows.
             options = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
             self._writer = self._files.enter_context(pa.ipc.new_file(sink, rows.schema, options=options))
         if not len(groups):
@@ -72,15 +72,15 @@ class Regrouped:
 
     @property
     def groups(self) -> list[int]:
-        """Those that have any rows, ascending."""
+        """Groups with rows, ascending."""
         return sorted(self._batches)
 
     def take(self, group: int) -> pa.Table:
-        """The rows of a group, by their numbers if they have any. Nothing can be put any more."""
+        """Read the rows of a group, sorted by row number if there is one. Nothing can be appended afterwards."""
         import pyarrow as pa
 
         if self._reader is None:
-            self._files.close()  # the file's end tells where each batch lies
+            self._files.close()  # closing writes the footer with the batch offsets
             source = self._files.enter_context(pa.OSFile(str(self._path), "rb"))
             options = pa.ipc.IpcReadOptions(use_threads=False)
             self._reader = self._files.enter_context(pa.ipc.open_file(source, options=options))

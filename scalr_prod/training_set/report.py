@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a build came to."""
+"""Report of a training set build."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ __all__ = ["TrainingSetReport"]
 
 @dataclass(frozen=True)
 class TrainingSetReport(Jsonable):
-    """What a build came to.
+    """Result of a build.
 
     Attributes:
         name: The training set's name.
         version: Its version.
         path: Folder of the version: ``rows/*.parquet`` and ``manifest.json``.
-        created: False when nothing had changed and the version was there already.
-        cutoff: No label from then on, and nothing that became known after it (UTC).
+        created: False if nothing had changed and the version existed already.
+        cutoff: Labels are before this, and use only what was known by it (UTC).
         start: First instant of a label (UTC); None: from the first event on.
         rows: All rows.
         real: Real positives.
         synthetic: Synthetic positives.
         negatives: Sampled negatives.
-        missing_negatives: Negatives asked for that are not there: no eligible item was left, or the draw met a synthetic row.
-        synthetic_unknown: Published synthetic events of the window that were not known by the cutoff, and are left out.
+        missing_negatives: Requested negatives that are missing: no eligible item was left, or the draw hit a synthetic row.
+        synthetic_unknown: Published synthetic events of the window that were not known by the cutoff and are left out.
         fingerprint: SHA-256 of everything that decided the rows.
-        policy: What became of the policy that an evaluation left (see `scalr_prod.policy`); None: there is none.
+        policy: How an evaluation's policy was applied (see `scalr_prod.policy`); None: there is no policy.
     """
 
     name: str

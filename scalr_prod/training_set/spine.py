@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The spine: which labelled rows a training set has, before any feature is joined.
+"""The spine: the labelled rows of a training set, before features are joined.
 
-The union of real target events, synthetic target events (both label 1) and, on request, negatives (label 0): all of them from
-before the cutoff and known by it.
+It is the union of real and synthetic target events (label 1) and optional negatives (label 0), all before the cutoff and known by it.
 """
 
 from __future__ import annotations
@@ -41,26 +40,26 @@ __all__ = ["KEYS", "LABEL_COLUMNS", "Spine", "Window", "spine_schema", "stage_sp
 KEYS: Final = (USER_ID, ITEM_ID, EVENT_TIMESTAMP)
 LABEL_COLUMNS: Final = ("label", "weight", "is_synthetic", "run_id", "source_domain")
 
-#: Before every event: what an open start means to a store. (Feast's own paths use nanoseconds, which begin in 1677.)
+#: Start of an open window, before every event. Feast uses nanoseconds internally, which start in 1677.
 _BEGINNING: Final = datetime(1700, 1, 1, tzinfo=UTC)
-#: Rows that are put in order at once, and rows that are laid out at once: what bounds the memory.
+#: Rows sorted at once, and rows regrouped at once; bounds the memory.
 _ROWS_AT_ONCE: Final = 500_000
-_LAID_OUT: Final = 262_144
+_REGROUPED_ROWS: Final = 262_144
 _BATCH: Final = 65_536
 _WANTED: Final = "wanted"
-#: Windows of a view that are read: each costs as much as some ten thousand rows.
+#: Maximum number of window reads per view: each costs as much as about ten thousand rows.
 _READS: Final = 4
-#: Rows with equal keys are ordered to the last column, so that the same rows give the same files.
+#: Order by every column, so that equal rows give equal files.
 _ORDER: Final = f"{EVENT_TIMESTAMP}, {USER_ID}, {ITEM_ID}, is_synthetic, label DESC, run_id, source_domain, weight"
 
 
 @dataclass(frozen=True)
 class Window:
-    """Labels of ``[start, cutoff)``, known by the cutoff.
+    """Labels in ``[start, cutoff)``, known by the cutoff.
 
     Attributes:
         start: First instant of a label (UTC); None: from the first event on.
-        cutoff: No label from then on, and nothing that became known after it (UTC).
+        cutoff: Labels are before this, and use only what was known by it (UTC).
     """
 
     start: datetime | None
@@ -68,7 +67,7 @@ class Window:
 
     @property
     def span(self) -> Span:
-        """Its labels' times, µs."""
+        """Start and cutoff, µs."""
         return micros(self.start or _BEGINNING), micros(self.cutoff)
 
 
@@ -78,7 +77,7 @@ class Spine:
 
     Attributes:
         path: One Parquet file, ordered by label time, then by every other column.
-        days: What the rows of each UTC day come to, for those that have any; in order.
+        days: UTC day → statistics of its rows, for days with rows; in order.
     """
 
     path: Path
@@ -86,11 +85,11 @@ class Spine:
 
     @property
     def rows(self) -> int:
-        """All rows."""
+        """Number of rows."""
         return sum(day.rows for day in self.days.values())
 
     def pieces(self, sizes: Iterable[int]) -> Iterator[pa.Table]:
-        """The rows in order, in tables of these many."""
+        """Yield the rows in order, in tables of the given sizes."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -98,19 +97,19 @@ class Spine:
             batches = batches_of(file, _BATCH)
             rest: pa.RecordBatch | None = None
             for size in sizes:
-                kept: list[pa.RecordBatch] = []
-                held = 0
-                while held < size:
+                parts: list[pa.RecordBatch] = []
+                count = 0
+                while count < size:
                     batch = rest if rest is not None else next(batches)
-                    taken, rest = batch.slice(0, size - held), batch.slice(size - held)
+                    head, rest = batch.slice(0, size - count), batch.slice(size - count)
                     rest = rest if rest.num_rows else None
-                    kept.append(taken)
-                    held += taken.num_rows
-                yield pa.Table.from_batches(kept)
+                    parts.append(head)
+                    count += head.num_rows
+                yield pa.Table.from_batches(parts)
 
 
 def spine_schema(user: pa.DataType, item: pa.DataType, *, marks: Sequence[str] = ()) -> pa.Schema:
-    """Columns of the spine, which are also the first columns of the training set; ``marks`` of users where there is an experiment."""
+    """Return the spine's columns, the first columns of a training set; ``marks`` are flags of users in an experiment."""
     import pyarrow as pa
 
     schema = pa.schema(
@@ -134,10 +133,10 @@ def stage_spine(settings: Settings, window: Window, folder: Path, *, spans: Sequ
     """Read the events through Feast, draw the negatives, and write all rows in their canonical order.
 
     Args:
-        settings: ``[training_set]`` tells negatives, λ and seed.
-        window: Which labels.
+        settings: ``[training_set]``: negatives, λ and seed.
+        window: The labels.
         folder: An empty folder to write to.
-        spans: Only the labels of these half-open times (µs, ascending) are staged. Their rows are those that they have among all.
+        spans: Half-open time spans (µs, ascending) of the labels to stage. Their rows are the same as if all labels were staged.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -148,7 +147,7 @@ def stage_spine(settings: Settings, window: Window, folder: Path, *, spans: Sequ
 
     options = settings.training_set
     real, synthetic, negative = files = tuple(folder / f"{name}.parquet" for name in ("real", "synthetic", "negatives"))
-    # What a user had before, and how much, is asked of events outside of the spans as well.
+    # Consumed items and event counts depend on events outside of the spans, too.
     read = (
         [(micros(_BEGINNING), micros(window.cutoff))] if options.negatives_per_event or weighted_by_segment(settings) else spans
     )
@@ -156,8 +155,8 @@ def stage_spine(settings: Settings, window: Window, folder: Path, *, spans: Sequ
         schema = _stage_events(settings, Table.TARGET_EVENTS, window.cutoff, read, more=("weight",), path=real)
         more = ("weight", "run_id", "source_domain")
         _stage_events(settings, Table.SYNTHETIC_TARGET_EVENTS, window.cutoff, spans, more=more, path=synthetic)
-        held = (HELD_OUT, Holdout.of(settings)), (CANARY, Canary.of(settings))
-        marks = {name: one.sql(USER_ID) for name, one in held if one is not None}
+        experiments = (HELD_OUT, Holdout.of(settings)), (CANARY, Canary.of(settings))
+        marks = {name: experiment.sql(USER_ID) for name, experiment in experiments if experiment is not None}
         output = spine_schema(schema.field(USER_ID).type, schema.field(ITEM_ID).type, marks=tuple(marks))
         if options.negatives_per_event:
             stage_negatives(connection, settings, real, negative, spans=spans)
@@ -165,89 +164,89 @@ def stage_spine(settings: Settings, window: Window, folder: Path, *, spans: Sequ
             pq.write_table(spine_schema(output.field(USER_ID).type, output.field(ITEM_ID).type).empty_table(), negative)
         path = folder / "spine.parquet"
         edges = _edges(connection, files, window.span)
-        with Regrouped(folder / "pieces.arrow") as pieces, pq.ParquetWriter(path, output, compression="zstd") as writer:
+        with Regrouped(folder / "ranges.arrow") as ranges, pq.ParquetWriter(path, output, compression="zstd") as writer:
             for rows in _labelled(connection, settings, real, synthetic, negative, spans):
                 times = rows.column(EVENT_TIMESTAMP).cast(pa.int64()).to_numpy()
-                pieces.put(rows, np.searchsorted(edges, times, side="right"))
-            for number in pieces.groups:
-                for rows in _ordered(connection, pieces.take(number), marks, negatives=options.negatives_per_event > 0):
+                ranges.put(rows, np.searchsorted(edges, times, side="right"))
+            for number in ranges.groups:
+                for rows in _ordered(connection, ranges.take(number), marks, negatives=options.negatives_per_event > 0):
                     writer.write_table(rows.cast(output))
-        return Spine(path, _figures(connection, path))
+        return Spine(path, _day_statistics(connection, path))
 
 
 def _labelled(
     connection: Any, settings: Settings, real: Path, synthetic: Path, negative: Path, spans: Sequence[Span]
 ) -> Iterator[pa.Table]:
-    """All rows of some times, in any order; of synthetic ones also those that are not wanted, as negatives may not meet them either."""
+    """Yield all rows of the spans in any order, with unwanted synthetic rows, too, because negatives must not coincide with them."""
     from scalr_prod.training_set.changes import weighted_by_segment
 
     keys, here = ", ".join(KEYS), _within(spans)
-    held, counted, lambda_ = Holdout.of(settings), "", f"{float(settings.training_set.lambdas[0])!r}::DOUBLE"
+    holdout, counts_join, lambda_ = Holdout.of(settings), "", f"{float(settings.training_set.lambdas[0])!r}::DOUBLE"
     if weighted_by_segment(settings):
         connection.execute(
             f"CREATE TEMP TABLE counts AS SELECT {USER_ID}, count(*) AS real_events FROM {_scan(real)} GROUP BY {USER_ID}"
         )
-        counted, lambda_ = f"LEFT JOIN counts USING ({USER_ID})", _by_segment(settings)
-    # What a user got before being held out is no part of an experiment.
-    treated = "true" if held is None else f"NOT {held.sql(USER_ID)}"
+        counts_join, lambda_ = f"LEFT JOIN counts USING ({USER_ID})", _by_segment(settings)
+    # Exclude synthetic events that a user got before being held out.
+    treated = "true" if holdout is None else f"NOT {holdout.sql(USER_ID)}"
     query = f"""
         SELECT {keys}, 1::TINYINT AS label, weight::FLOAT AS weight, false AS is_synthetic,
             NULL::VARCHAR AS run_id, NULL::VARCHAR AS source_domain, true AS {_WANTED}
         FROM {_scan(real)} WHERE {here}
         UNION ALL
         SELECT {keys}, 1::TINYINT, (weight * {lambda_})::FLOAT, true, run_id, source_domain, {lambda_} > 0 AND {treated}
-        FROM {_scan(synthetic)} {counted} WHERE {here}
+        FROM {_scan(synthetic)} {counts_join} WHERE {here}
         UNION ALL
         SELECT {keys}, label, weight, is_synthetic, run_id, source_domain, true FROM {_scan(negative)} WHERE {here}"""
-    yield from _tables(connection.sql(query), _LAID_OUT)
+    yield from _iter_tables(connection.sql(query), _REGROUPED_ROWS)
 
 
-def _ordered(connection: Any, piece: pa.Table, marks: Mapping[str, str], *, negatives: bool) -> Iterator[pa.Table]:
-    """Rows of `_labelled` that are wanted, all those of some time, in their order."""
-    connection.register("piece", piece)
-    rows = f"SELECT * FROM piece WHERE {_WANTED} AND label = 1"
+def _ordered(connection: Any, rows_in_range: pa.Table, marks: Mapping[str, str], *, negatives: bool) -> Iterator[pa.Table]:
+    """Yield the wanted rows of one time range of `_labelled`, sorted."""
+    connection.register("time_range", rows_in_range)
+    rows = f"SELECT * FROM time_range WHERE {_WANTED} AND label = 1"
     if negatives:
-        # A negative that meets a synthetic row of the same instant would contradict it: it goes, the others stay.
+        # Drop negatives that coincide with a synthetic row: they would contradict it.
         keys = ", ".join(KEYS)
-        met = f"({keys}) IN (SELECT ({keys}) FROM piece WHERE is_synthetic)"
-        rows = f"{rows} UNION ALL SELECT * FROM piece WHERE label = 0 AND NOT {met}"
+        contradicts = f"({keys}) IN (SELECT ({keys}) FROM time_range WHERE is_synthetic)"
+        rows = f"{rows} UNION ALL SELECT * FROM time_range WHERE label = 0 AND NOT {contradicts}"
     columns = ", ".join([*KEYS, *LABEL_COLUMNS, *(f"{mark} AS {name}" for name, mark in marks.items())])
-    yield from _tables(connection.sql(f"SELECT {columns} FROM ({rows}) ORDER BY {_ORDER}"), _BATCH)
-    connection.unregister("piece")
+    yield from _iter_tables(connection.sql(f"SELECT {columns} FROM ({rows}) ORDER BY {_ORDER}"), _BATCH)
+    connection.unregister("time_range")
 
 
-def _tables(relation: Any, rows: int) -> Iterator[pa.Table]:
-    """What a query gives, so many rows at once."""
+def _iter_tables(relation: Any, rows: int) -> Iterator[pa.Table]:
+    """Yield the result of a query in tables of up to ``rows`` rows."""
     import pyarrow as pa
 
     for batch in relation.to_arrow_reader(rows):
         yield pa.Table.from_batches([batch])
 
 
-def _figures(connection: Any, path: Path) -> dict[Period, Figures]:
-    """What the rows of each day come to."""
+def _day_statistics(connection: Any, path: Path) -> dict[Period, Figures]:
+    """Compute the statistics of each day's rows."""
 
-    def told(column: str) -> str:  # its length goes before it, so that no two rows give one text
+    def encoded(column: str) -> str:  # with a length prefix, so that distinct rows give distinct texts
         return f"coalesce(length({column}::VARCHAR) || ':' || {column}::VARCHAR, '-')"
 
     time = f"epoch_us({EVENT_TIMESTAMP})"
-    text = f"concat_ws('|', {', '.join([time, *(told(column) for column in (*KEYS[:2], *LABEL_COLUMNS))])})"
+    text = f"concat_ws('|', {', '.join([time, *(encoded(column) for column in (*KEYS[:2], *LABEL_COLUMNS))])})"
     query = f"""
         SELECT {time} - ({time} % {DAY_US} + {DAY_US}) % {DAY_US} AS day, count(*), count(*) FILTER (label = 1 AND NOT is_synthetic),
             count(*) FILTER (is_synthetic), min({time}), max({time}), sum(md5_number_lower({text})::HUGEINT) % {2**64}
         FROM {_scan(path)} GROUP BY day ORDER BY day"""
-    return {day_of(day): Figures(*map(int, figures)) for day, *figures in connection.sql(query).fetchall()}
+    return {day_of(day): Figures(*map(int, statistics)) for day, *statistics in connection.sql(query).fetchall()}
 
 
 def _stage_events(
     settings: Settings, table: Table, cutoff: datetime, spans: Sequence[Span], *, more: tuple[str, ...], path: Path
 ) -> pa.Schema:
-    """The events of a view, known by the cutoff, of some times at least, in one file, in the order of the view."""
+    """Write the view's events of at least these spans, known by the cutoff, to one file in view order; return its schema."""
     import pyarrow.parquet as pq
 
     writer: Any = None
     columns = [*KEYS, *more]
-    for span in _at_most(_READS, spans):
+    for span in _merge_spans(_READS, spans):
         start, end = map(datetime_of, span)
         found = read_window(settings, table.value, start=start, end=end, known_by=cutoff, columns=columns, stream=True)
         writer = writer or pq.ParquetWriter(path, found.schema.remove_metadata(), compression="lz4")
@@ -258,8 +257,8 @@ def _stage_events(
     return schema
 
 
-def _at_most(number: int, spans: Sequence[Span]) -> list[Span]:
-    """Spans that hold these and are no more than so many: what lies between is read with them, the least of it."""
+def _merge_spans(number: int, spans: Sequence[Span]) -> list[Span]:
+    """Merge spans across the smallest gaps until there are at most ``number``."""
     spans = list(spans) or [(micros(_BEGINNING), micros(_BEGINNING) + 1)]
     while len(spans) > number:
         between = [after[0] - before[1] for before, after in pairwise(spans)]
@@ -269,9 +268,9 @@ def _at_most(number: int, spans: Sequence[Span]) -> list[Span]:
 
 
 def _edges(connection: Any, paths: Sequence[Path], span: Span) -> NDArray[np.int64]:
-    """Instants (µs) within a span that cut it into pieces of about `_ROWS_AT_ONCE` of the files' rows; fewer where many share an instant.
+    """Return instants (µs) that split a span into ranges of about `_ROWS_AT_ONCE` of the files' rows; fewer if many rows share an instant.
 
-    Rows are ordered piece by piece: DuckDB gives up on sorting rows with text in them that take more than the memory it may use.
+    Rows are sorted range by range, because DuckDB fails to sort rows with text that exceed its memory limit.
     """
     import pyarrow.parquet as pq
 
@@ -281,17 +280,17 @@ def _edges(connection: Any, paths: Sequence[Path], span: Span) -> NDArray[np.int
     times = " UNION ALL ".join(f"SELECT epoch_us({EVENT_TIMESTAMP}) AS instant FROM {_scan(path)}" for path in paths)
     shares = [place / number for place in range(1, number)]
     found = connection.sql(f"SELECT approx_quantile(instant, {shares}) FROM ({times})").fetchall()[0][0]
-    return np.array(sorted({each for each in map(int, found) if span[0] < each < span[1]}), np.int64)
+    return np.array(sorted({edge for edge in map(int, found) if span[0] < edge < span[1]}), np.int64)
 
 
 def _within(spans: Sequence[Span]) -> str:
-    """SQL: whether the label's time lies in one of the spans."""
+    """Return SQL: whether the label's time lies in one of the spans."""
     time = f"epoch_us({EVENT_TIMESTAMP})"
     return f"({' OR '.join(f'{time} >= {start} AND {time} < {end}' for start, end in spans) or 'false'})"
 
 
 def _by_segment(settings: Settings) -> str:
-    """SQL of the factor of a synthetic row's weight, by the user's real events of before the cutoff."""
+    """Return SQL of the weight factor of a synthetic row, by the number of its user's real events before the cutoff."""
     sparse_below = settings.downstream.sparse_below
     cold, sparse, dense = (f"{float(weight)!r}::DOUBLE" for weight in settings.training_set.lambdas)
     return f"(CASE WHEN real_events IS NULL THEN {cold} WHEN real_events < {sparse_below} THEN {sparse} ELSE {dense} END)"

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A training set as torch data sets: rows in memory for any sampler, or a stream for sets that do not fit.
+"""Torch data sets of a training set: rows in memory for any sampler, or a stream for larger sets.
 
-A row is a dictionary of tensors: ``user``, ``item`` (int64, numbers of the vocabulary), ``label``, ``weight`` (float32),
-``event_time`` (int64, microseconds), ``source_history``, ``target_history`` (int64 [L], the latest last, 0 on the left where
-there is none), ``source_ages``, ``target_ages`` (float32 [L], days before the label; 0 where there is none) and ``numeric``
-(float32 [5], see `NUMERIC`). Nothing in it tells a synthetic row from a real one, except for the weight.
+A row is a dictionary of tensors: ``user``, ``item`` (int64, vocabulary numbers), ``label``, ``weight`` (float32), ``event_time`` (int64,
+microseconds), ``source_history``, ``target_history`` (int64 [L], latest last, left-padded with 0), ``source_ages``, ``target_ages``
+(float32 [L], days before the label; 0 for padding) and ``numeric`` (float32 [5], see `NUMERIC`). Only the weight can distinguish a
+synthetic row from a real one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COLUMNS", "NUMERIC", "RowDataset", "StreamDataset", "encode"]
 
-#: The numbers of ``numeric``, in order: counts as they are, the item's age in days; 0 where nothing was known.
+#: Columns of ``numeric``, in order: raw counts, and the item's age in days; 0 if unknown.
 NUMERIC: Final = (
     "source_user_history__event_count",
     "target_user_history__event_count",
@@ -51,17 +51,17 @@ COLUMNS: Final = (
     *NUMERIC,
 )
 _DAY_US: Final = 86_400_000_000
-#: Rows that a stream shuffles among each other, in whole row groups.
+#: Size of a stream's shuffle buffer in rows, rounded up to row groups.
 _SHUFFLED_ROWS: Final = 65_536
 
 
 def encode(rows: pa.Table, vocabulary: Vocabulary, length: int) -> Batch:
-    """Rows as arrays [N, …], see the module's docstring.
+    """Encode rows as arrays [N, …], see the module's docstring.
 
     Args:
         rows: N rows with at least `COLUMNS`.
         vocabulary: Numbers of the ids.
-        length: L, the latest events of a history that are kept.
+        length: L, the number of latest events kept of a history.
     """
     label_time = _micros(rows.column(EVENT_TIMESTAMP))
     batch: Batch = {
@@ -84,7 +84,7 @@ def encode(rows: pa.Table, vocabulary: Vocabulary, length: int) -> Batch:
 
 
 class RowDataset(Dataset):
-    """All rows, encoded in memory; takes any sampler, and ``DataLoader(rows, batch_size=…, shuffle=True)``."""
+    """All rows, encoded in memory; works with any sampler and ``DataLoader(rows, batch_size=…, shuffle=True)``."""
 
     def __init__(self, batch: Batch) -> None:
         self._tensors = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in batch.items()}
@@ -96,24 +96,24 @@ class RowDataset(Dataset):
         return {name: values[index] for name, values in self._tensors.items()}
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, torch.Tensor]]:
-        """The rows of a batch, gathered at once."""
+        """Return the rows of a batch, gathered in one operation."""
         chosen = torch.as_tensor(indices)
         gathered = {name: values[chosen] for name, values in self._tensors.items()}
         return [{name: values[row] for name, values in gathered.items()} for row in range(len(chosen))]
 
 
 class StreamDataset(IterableDataset):
-    """Row groups read one after the other, shared out among the workers of a ``DataLoader`` and the ranks of a process group.
+    """Row groups read in sequence, divided among the workers of a ``DataLoader`` and the ranks of a process group.
 
-    Each row comes exactly once an epoch. Memory holds a few row groups for each worker.
+    Each row occurs exactly once per epoch. Memory holds a few row groups per worker.
 
     Args:
         files: Parquet files of the training set.
         vocabulary: Numbers of the ids.
         length: L of histories.
         batch_size: Yield batches of this many rows (then use ``DataLoader(stream, batch_size=None)``); None: single rows.
-        shuffle: Mix row groups, and rows among a few of them.
-        seed: Of the shuffle; with the epoch it decides the order.
+        shuffle: Shuffle row groups, and rows within a few of them.
+        seed: Seed of the shuffle; seed and epoch decide the order.
     """
 
     def __init__(
@@ -136,11 +136,11 @@ class StreamDataset(IterableDataset):
             self._groups += [(path, group, metadata.row_group(group).num_rows) for group in range(metadata.num_row_groups)]
         self._vocabulary, self._length = vocabulary, length
         self._batch_size, self._shuffle, self._seed = batch_size, shuffle, seed
-        # Shared memory: workers that persist over epochs see it as well.
+        # Shared memory, so that persistent workers see a new epoch.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
-        """Shuffle differently from now on, as of the next iteration."""
+        """Change the shuffle from the next iteration on."""
         self._epoch.fill_(epoch)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
@@ -153,9 +153,9 @@ class StreamDataset(IterableDataset):
         for batch in self._read(_share(groups, shard, shards), np.random.default_rng([self._seed, int(self._epoch), shard])):
             joined = batch if rest is None else {name: np.concatenate([rest[name], batch[name]]) for name in batch}
             size = self._batch_size or 1
-            whole = len(joined["user"]) // size * size
-            yield from self._cut(joined, 0, whole)
-            rest = {name: values[whole:] for name, values in joined.items()}
+            full = len(joined["user"]) // size * size
+            yield from self._cut(joined, 0, full)
+            rest = {name: values[full:] for name, values in joined.items()}
         if rest is not None and len(rest["user"]):
             yield from self._cut(rest, 0, len(rest["user"]))
 
@@ -185,22 +185,22 @@ class StreamDataset(IterableDataset):
 
 
 def _share(groups: Sequence[Group], shard: int, shards: int) -> list[Group]:
-    """Those of a worker: each goes to whoever has the fewest rows so far, since a day's group may be much smaller than another's."""
-    held, mine = [0] * shards, []
+    """Return a worker's row groups: assign each to the worker with the fewest rows so far, because group sizes vary."""
+    assigned, mine = [0] * shards, []
     for group in groups:
-        least = held.index(min(held))
-        held[least] += group[2]
+        least = assigned.index(min(assigned))
+        assigned[least] += group[2]
         if least == shard:
             mine.append(group)
     return mine
 
 
 def _together(groups: Sequence[Group], rows: int) -> Iterator[list[Group]]:
-    """Row groups in order, so many at once that they hold these rows."""
+    """Yield lists of consecutive row groups with at least ``rows`` rows each."""
     waiting: list[Group] = []
     for group in groups:
         waiting.append(group)
-        if sum(held[2] for held in waiting) >= rows:
+        if sum(size for _, _, size in waiting) >= rows:
             yield waiting
             waiting = []
     if waiting:
@@ -208,7 +208,7 @@ def _together(groups: Sequence[Group], rows: int) -> Iterator[list[Group]]:
 
 
 def _shard() -> tuple[int, int]:
-    """This worker's number among all workers of all ranks, and how many they are."""
+    """Return this worker's number among all workers of all ranks, and their total."""
     worker = get_worker_info()
     number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
     rank, ranks = 0, 1
@@ -218,7 +218,7 @@ def _shard() -> tuple[int, int]:
 
 
 def _leaves(file: Any) -> list[str]:
-    """Top-level columns, as Parquet's reader wants them: those of `COLUMNS`."""
+    """Return the file's top-level columns that are in `COLUMNS`."""
     return [name for name in file.schema_arrow.names if name in COLUMNS]
 
 
@@ -229,7 +229,7 @@ def _flatten(lists: pa.ChunkedArray) -> pa.Array:
 
 
 def _last(lists: pa.ChunkedArray, length: int) -> tuple[tuple[NDArray[np.int64], NDArray[np.int64]], NDArray[np.int64]]:
-    """Where the last ``length`` elements of each list go in a left-padded matrix, and where they are in the flattened lists."""
+    """Return positions of each list's last ``length`` elements in a left-padded matrix, and in the flattened lists."""
     import pyarrow.compute as pc
 
     sizes = pc.fill_null(pc.list_value_length(lists), 0).to_numpy().astype(np.int64)
@@ -244,7 +244,7 @@ def _last(lists: pa.ChunkedArray, length: int) -> tuple[tuple[NDArray[np.int64],
 def _micros(stamps: pa.Array | pa.ChunkedArray) -> NDArray[np.int64]:
     import pyarrow as pa
 
-    # A copy: torch does not take read-only memory, which Arrow's is.
+    # Copy: torch rejects read-only memory such as Arrow's.
     return np.array(stamps.cast(pa.int64()).to_numpy(), np.int64)
 
 

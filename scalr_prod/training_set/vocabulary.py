@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which number stands for which user and item when a training set goes into embedding tables."""
+"""Vocabulary of a training set: embedding table rows of users and items."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SOURCE_HISTORY", "TARGET_HISTORY", "VOCABULARY", "Kind", "Vocabulary", "write_ids", "write_vocabulary"]
 
-#: Folder of a version that holds one Parquet file of sorted ids for each kind.
+#: Folder of a version with one Parquet file of sorted ids per kind.
 VOCABULARY: Final = "vocabulary"
 SOURCE_HISTORY: Final = "source_user_history__item_ids"
 TARGET_HISTORY: Final = "target_user_history__item_ids"
@@ -91,7 +91,7 @@ class Vocabulary:
 
         known = getattr(self, kind)
         array = ids if isinstance(ids, pa.Array | pa.ChunkedArray) else pa.array(ids)
-        # Null stands in the place of a user who was forgotten: the others keep their numbers.
+        # An erased user leaves a null, so that the other ids keep their numbers.
         found = pc.index_in(array.cast(known.type), value_set=known, skip_nulls=True)
         return pc.fill_null(found.cast(pa.int64()), -1).to_numpy() + 1  # type: ignore[no-any-return]  # pyarrow is untyped
 
@@ -136,19 +136,19 @@ class Vocabulary:
 
 
 def write_ids(rows: pa.Table, path: Path) -> None:
-    """Write the ids that rows of the training set hold: one row of one list for each kind, each id once."""
+    """Write the distinct ids in some rows of a training set: one row with one list per kind."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    def inside(name: str) -> list[pa.Array]:
+    def flattened(name: str) -> list[pa.Array]:
         return [chunk.flatten() for chunk in rows.column(name).chunks]
 
     items = rows.schema.field(ITEM_ID).type
     found: dict[Kind, tuple[pa.DataType, list[pa.Array]]] = {
         "users": (rows.schema.field(USER_ID).type, rows.column(USER_ID).chunks),
-        "target_items": (items, [*rows.column(ITEM_ID).chunks, *(ids.cast(items) for ids in inside(TARGET_HISTORY))]),
-        "source_items": (rows.schema.field(SOURCE_HISTORY).type.value_type, inside(SOURCE_HISTORY)),
+        "target_items": (items, [*rows.column(ITEM_ID).chunks, *(ids.cast(items) for ids in flattened(TARGET_HISTORY))]),
+        "source_items": (rows.schema.field(SOURCE_HISTORY).type.value_type, flattened(SOURCE_HISTORY)),
     }
     columns = {}
     for kind, (type_, chunks) in found.items():
@@ -158,11 +158,11 @@ def write_ids(rows: pa.Table, path: Path) -> None:
 
 
 def write_vocabulary(connection: Any, ids: Sequence[Path], folder: Path) -> None:
-    """Write every id that the parts hold, sorted, one Parquet file for each kind.
+    """Write all ids of a version, sorted, one Parquet file per kind.
 
     Args:
         connection: A DuckDB connection.
-        ids: What `write_ids` wrote of each file of rows.
+        ids: Files that `write_ids` wrote, one per file of rows.
         folder: The version's folder.
     """
     import pyarrow.parquet as pq

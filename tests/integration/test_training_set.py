@@ -180,7 +180,7 @@ def test_by_default_everything_published_is_known_and_counts_little_until_it_is_
     made, rows = lake(settings, Table.SYNTHETIC_TARGET_EVENTS), opened.to_pandas()
     assert report.synthetic == len(made)
     assert rows.loc[rows["is_synthetic"], "weight"].sum() == pytest.approx(0.03 * made["weight"].sum(), rel=1e-5)
-    assert "λ is 0.03, for want of a measured one" in caplog.text
+    assert "λ = 0.03 (default; run `scalr evaluate`" in caplog.text
     assert report.real == len(lake(settings, Table.TARGET_EVENTS))
     events = [lake(settings, table) for table in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS)]
     assert report.cutoff > max(log[column].max() for log in events for column in ("event_timestamp", "created_timestamp"))
@@ -219,13 +219,13 @@ def test_a_set_for_classification_has_both_labels_or_is_refused(project):
     assert (same.version, same.created) == (report.version, False)
     first = lake(settings, Table.TARGET_EVENTS)["created_timestamp"].min()  # nothing was seen before the first events
     early = {"name": "one_label", "cutoff": (first + pd.Timedelta(seconds=1)).to_pydatetime()}
-    with pytest.raises(TrainingSetError, match="would hold one label") as refused:
+    with pytest.raises(TrainingSetError, match="would have one label") as refused:
         build(project, task="classification", **early)
     assert 'task = "ranking"' in refused.value.next_step
     assert not list((settings.home / "datasets" / "one_label").glob("v*"))
     _, ranking, _ = build(project, negatives_per_event=4, **early)
     assert (ranking.negatives, ranking.created) == (0, True)
-    with pytest.raises(TrainingSetError, match="would hold one label"):  # a version that is there already does not serve either
+    with pytest.raises(TrainingSetError, match="would have one label"):  # a version that is there already does not serve either
         build(project, task="classification", **early)
 
 

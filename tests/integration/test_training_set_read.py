@@ -97,7 +97,7 @@ def test_exported_files_hold_every_row_in_order(project, tmp_path):
     rows = pd.read_csv(tmp_path / "films" / "films.inter", sep="\t", dtype=str)
     assert list(rows) == [f"{name}:{'token' if name.endswith('_id') else 'float'}" for name in expected]
     pd.testing.assert_frame_equal(rows.set_axis(expected.columns, axis=1).astype(types), expected, rtol=1e-6)
-    with pytest.raises(TrainingSetError, match="something at the target already"):
+    with pytest.raises(TrainingSetError, match="the target already exists"):
         opened.export(tmp_path / "rows.csv")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["films", "rows.csv"]
 

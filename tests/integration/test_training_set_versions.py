@@ -147,7 +147,7 @@ def test_rows_that_are_put_in_order_piece_by_piece_are_those_of_one_order_and_ea
     options = SHARED if weights is None else {"name": "of_segments", "negatives_per_event": 1, "segment_weights": weights}
     whole = build(project, **options)[2].to_arrow()
     monkeypatch.setattr(spine, "_ROWS_AT_ONCE", 50)
-    monkeypatch.setattr(spine, "_LAID_OUT", 30)
+    monkeypatch.setattr(spine, "_REGROUPED_ROWS", 30)
     monkeypatch.setattr(spine.Regrouped, "put", lambda *given: put.append(given[2]) or regrouped(*given))
     read.clear()
     pieces = build(project, **options | {"name": f"pieces_of_{options['name']}"})[2].to_arrow()

@@ -193,12 +193,12 @@ def damage_and_other_histories(world: World, caplog, *, kept: int) -> None:
     world.at += DAY
     caplog.clear()
     assert world.build() > kept
-    assert "SHA-256 differs; it is built anew" in caplog.text
+    assert "SHA-256 differs; rebuilding the partition" in caplog.text
     world.histories = {"length": 2, "trailing_days": 2}
     build_histories(world.settings())
     caplog.clear()
     assert world.build() == 0
-    assert "was written anew" in caplog.text
+    assert "was rewritten" in caplog.text
     manifest = json.loads((damaged / "manifest.json").read_text(encoding="utf-8"))
     assert sum(part["rows"] for part in manifest["parts"]) == manifest["rows"]
 
@@ -242,7 +242,7 @@ def test_so_has_each_of_eighteen_through_changes_of_settings_and_policy(world, c
     world.pass_by(DAY, 20, late=3 * DAY)
     caplog.clear()
     world.build()
-    assert "λ follows each user's number of real events" in caplog.text
+    assert "λ depends on each user's number of real events" in caplog.text
     policy_path(settings).unlink()
 
     world.options = {"negatives_per_event": 2, "seed": 3}

@@ -72,7 +72,7 @@ class TestWrites:
         rows = pa.table(synthetic(["a"], [1], hours(5), "w")).to_pandas()
         with pytest.raises(FeatureStoreError, match="must not be null"):
             store.write_to_offline_store("synthetic_target_events", rows.assign(item_id=pd.array([None], "Int64")))
-        with pytest.raises(FeatureStoreError, match="do not fit the table"):
+        with pytest.raises(FeatureStoreError, match="do not match the table"):
             store.write_to_offline_store("synthetic_target_events", rows.assign(item_id="seven"))
         with pytest.raises(ValueError, match="missing_expected_columns"):
             store.write_to_offline_store("synthetic_target_events", rows.drop(columns="item_id"))

@@ -170,7 +170,7 @@ def test_without_features_of_ones_own_a_version_is_what_it_was(own, theirs):
         (["profile:colour"], {}, "the view profile has no feature 'colour'; it has: plan"),
         (["about", "about:length"], {}, "about__length is named twice"),
         (["weather"], {}, "the view weather is joined on 'place', which is neither the user nor the item"),
-        (["risky"], {}, "the feature risky:probability is called like a column that tells a synthetic row from a real one"),
+        (["risky"], {}, "the feature risky:probability has the name of a column that tells a synthetic row from a real one"),
         (["profile"], {"feature_keys": {}}, "the view profile is joined on 'customer'"),
         (["profile"], {"features_repo": "elsewhere"}, "there is no feature repository"),
     ],
@@ -191,7 +191,7 @@ def test_what_is_missing_is_an_error_before_any_work(own, theirs, features, more
 
 def test_a_source_that_is_not_there_and_keys_of_another_type_are_errors_before_any_work(own, theirs):
     (theirs / "plans.parquet").unlink()
-    with pytest.raises(FeatureStoreError, match="source is not there"):
+    with pytest.raises(FeatureStoreError, match="source is missing"):
         walk(Job(with_features(own, "profile")), step("features"))
     write_plans(theirs, PLANS)
     settings = with_features(own, "about", feature_keys={"item_id": "user"})
@@ -212,7 +212,7 @@ def test_features_of_views_that_were_applied_to_the_projects_own_repository(own,
     )
     rows, _ = built(with_features(own, "profile", features_repo=None))
     assert rows["b", pd.Timestamp(hours(3)[0])].profile__plan == "at the second event"
-    with pytest.raises(FeatureStoreError, match="is called like one whose features"):
+    with pytest.raises(FeatureStoreError, match="has the name of a built-in view"):
         build_training_set(with_features(own, "target_item_stats", features_repo=None))
 
 

@@ -274,7 +274,7 @@ def test_a_suite_that_is_written_is_edited_and_found_by_its_name(tmp_path):
     assert failed(verdict) == ["column_max_to_be_between_stats__count"]
     assert verdict.rules[-1].observed == 59
     assert verdict.suite == "mine"
-    with pytest.raises(QualityError, match="is there already"):
+    with pytest.raises(QualityError, match="already exists"):
         write_suite(tmp_path / "quality" / "training.yaml")
 
 
@@ -339,7 +339,7 @@ BAD_SUITES = {
         "expectations: [{type: expect_column_to_exist, meta: {each: {columns: ['*'], kind: [time]}}}]",
         SettingsError,
     ),
-    "does not take the expectation": ("expectations: [{type: expect_column_to_exist, kwargs: {row: 3}}]", QualityError),
+    "rejected the expectation": ("expectations: [{type: expect_column_to_exist, kwargs: {row: 3}}]", QualityError),
     "cannot be computed": (
         'expectations: [{type: unexpected_rows_expectation, kwargs: {unexpected_rows_query: "SELECT colour FROM {batch}"}}]',
         QualityError,

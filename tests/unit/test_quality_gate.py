@@ -155,7 +155,7 @@ def test_coverage_is_of_the_contexts_asked_where_each_user_is_asked_once(tmp_pat
     assert (report.figures["source_events"], report.figures["contexts"], report.figures["translated_contexts"]) == (600, 4, 4)
     assert report.figures["source_coverage"] == 1.0
     (rule,) = [rule for rule in report.rules if rule.rule == "source_coverage"]
-    assert "window's users that were asked about" in rule.says
+    assert "window's users became an event" in rule.says
 
     project.configure("[quality]\nmin_source_coverage = 0.6")
     project.write(spec, frame[frame["user_id"].isin(["u0", "u1"])])
@@ -317,7 +317,7 @@ def test_a_published_run_without_its_verdict_is_not_sent_to_be_generated(project
     path = run_folder(project.settings, spec.run_id) / "gate.json"
     assert validate_run(project.settings, spec.run_id).repeated
     path.unlink()
-    with pytest.raises(LedgerError, match="its verdict is gone") as caught:
+    with pytest.raises(LedgerError, match="its verdict is missing") as caught:
         validate_run(project.settings, spec.run_id)
     assert caught.value.where == str(path)
     assert "generate" not in caught.value.next_step
@@ -326,7 +326,7 @@ def test_a_published_run_without_its_verdict_is_not_sent_to_be_generated(project
 def test_lost_candidates_are_another_error_than_none(project):
     spec = project.run()
     shutil.rmtree(run_folder(project.settings, spec.run_id) / "candidates")
-    with pytest.raises(GenerationError, match="are gone"):
+    with pytest.raises(GenerationError, match="are missing"):
         validate_run(project.settings, spec.run_id)
     assert project.state(spec.run_id) is RunState.GENERATED
 

@@ -120,7 +120,7 @@ def test_a_changed_missing_or_added_file_is_found(made):
 
     first.write_bytes(kept)
     (opened.path / "rows" / "part-00002.parquet").write_bytes(kept)
-    with pytest.raises(TrainingSetError, match="does not name"):
+    with pytest.raises(TrainingSetError, match="does not list"):
         TrainingSet.open(opened.path, check=True)
 
 

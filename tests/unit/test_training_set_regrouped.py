@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from scalr_prod.training_set.by_key import Groups, _shared_out
-from scalr_prod.training_set.features import _pieces
+from scalr_prod.training_set.by_key import Groups, _bucketed
+from scalr_prod.training_set.features import _plan_files
 from scalr_prod.training_set.periods import day_of
 from scalr_prod.training_set.regrouped import Regrouped
 
@@ -62,12 +62,12 @@ def test_an_error_leaves_no_file(tmp_path):
 def test_files_go_together_up_to_the_limit_past_what_is_not_written():
     days = [day_of(number * DAY) for number in range(6)]
     periods = dict(zip(days, (4, 3, 25, 4, 2, 9), strict=True))
-    pieces = _pieces(periods, [day for day in days if day != days[1]], 10)
-    assert [(piece.rows, piece.group) for piece in pieces] == [
+    files = _plan_files(periods, [day for day in days if day != days[1]], 10)
+    assert [(file.rows, file.group) for file in files] == [
         (4, 0), (3, -1), (10, 1), (10, 2), (5, 3), (4, 3), (2, 4), (9, 5)
     ]  # fmt: skip
-    assert pieces[3].file == "part-1970-01-03-00001.parquet"
-    assert [piece.group for piece in _pieces(periods, days[:2], 10)] == [0, 0, *[-1] * 6]
+    assert files[3].name == "part-1970-01-03-00001.parquet"
+    assert [file.group for file in _plan_files(periods, days[:2], 10)] == [0, 0, *[-1] * 6]
 
 
 def test_a_row_belongs_to_the_group_of_its_piece():
@@ -94,7 +94,7 @@ def test_shares_are_of_users_that_follow_each_other_and_hold_every_wanted_row_on
     groups = Groups(np.array([500, 1_200, 3_000]), np.array([0, -1, 1]))
     connection = duckdb.connect(config={"threads": 2, "preserve_insertion_order": False})
     connection.execute("SET TimeZone = 'UTC'")
-    found = list(_shared_out(connection, path, groups, "user_id", limit))
+    found = list(_bucketed(connection, path, groups, "user_id", limit))
     rows, share = pa.concat_tables(table for table, _ in found), np.concatenate([share for _, share in found])
 
     wanted = np.r_[0:500, 1_200:3_000]
@@ -117,7 +117,7 @@ def test_no_share_is_more_than_a_join_takes_where_no_key_is(tmp_path):
     path = tmp_path / "spine.parquet"
     pq.write_table(pa.table({"user_id": item, "item_id": item, "event_timestamp": times}), path)
     with duckdb.connect() as connection:
-        found = _shared_out(connection, path, Groups(np.array([len(item)]), np.array([0])), "item_id", 100)
+        found = _bucketed(connection, path, Groups(np.array([len(item)]), np.array([0])), "item_id", 100)
         sizes = np.bincount(np.concatenate([share for _, share in found]))
     assert sizes.sum() == len(item)
     assert sizes.max() <= 100
