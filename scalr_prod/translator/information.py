@@ -7,8 +7,8 @@ Two measurements on users whose target events did not shape the parameters, with
   who chose at about the same time? If the two logs have nothing to do with each other, both are alike and the difference is 0 up to
   chance, whatever else the mixture knows of popularity or time. So events of the whole training period may be used, including those
   that the parameters have seen other users choose: knowledge of the time helps both sides alike.
-- *over popularity*: how much more likely is the item by the mixture than by the popularity of the moment? This is measured on the validation
-  slice only, which is later than everything the parameters saw, since a mixture that knows the future beats popularity without
+- *over popularity*: how much more likely is the item by the mixture than by the popularity of the moment? This is measured only on the
+  validation slice, which is later than everything the parameters saw, since a mixture that knows the future beats popularity without
   any history. The same is reported with others' histories.
 
 Users whose target events shaped the parameters are left out: a mixture can recognise them by their source history and repeat what they
@@ -49,8 +49,8 @@ _AT_PRIOR: Final = 0.05
 
 
 @dataclass(frozen=True)
-"""A mean over events with a 99 % interval: percentiles .5 and 99.5 of that mean over resamples of the users."""
-    """A mean over events, and a 99 % interval: the percentiles .5 and 99.5 of that mean over resamples of the users."""
+class Nats:
+    """A mean over events with a 99 % interval: percentiles .5 and 99.5 of that mean over resamples of the users."""
 
     mean: float
     low: float
