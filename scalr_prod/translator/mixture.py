@@ -7,7 +7,7 @@ estimator alone:
     P(i | context) = softmax_i( Σ_e c_e s_e(i | context) + Σ_f (b_f + Σ_z d_fz z(context)) f(i, t) )
 
 over the eligible items, with c ≥ 0, b and d fitted by log-likelihood on a slice of time (`calibration`). The component ``popularity``,
-which has no score, is the prior P(i | t): what all users choose at that time. The mixture is what this user would choose: the same features,
+which has no score, is the prior P(i | t): what all users choose at that time. The mixture is what this user would choose: the same features
 weighted by the user's traits z (`tastes`; only the mixture uses them), and the estimators' scores of the history.
 """
 

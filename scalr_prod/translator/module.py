@@ -151,7 +151,7 @@ class TranslatorModule(torch.nn.Module):
             device: Device of the parameters: ``cpu``, ``cuda``, ``cuda:1``.
             threads: Row groups that `sample` and `score` process side by side, on a CPU. Torch itself should then have one thread:
                 threads that share each small operation spend more time waiting than working.
-            trusted: Run the sources of estimators that the version carries. Set it for a folder that `load_version` found, which has compared
+            trusted: Run the sources of estimators that the version carries. Set it for folders from `load_version`, which has compared
                 their checksum with the ledger's. Other folders may hold any code.
             reference: Run only the plain torch code.
 
