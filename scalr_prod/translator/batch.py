@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Contexts as tensors on the module's device."""
+"""A batch of contexts as tensors on the module's device."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ __all__ = ["Batch", "distinct"]
 
 @dataclass(frozen=True)
 class Batch:
-    """What estimators see of a batch of contexts.
+    """A batch of contexts as estimators see it.
 
     Attributes:
-        items: int64 [B, L]. Source vocabulary indices, 0 = padding or unknown, the translated event last.
-        ages: float32 [B, L]. Days from each event to the translated one.
-        history_end: int64 [B]. When the translated event happened, microseconds since the epoch.
-        time: int64 [B]. The instant that is asked about, microseconds since the epoch.
+        items: int64 [B, L]. Source vocabulary indices, 0 = padding or unknown, the event to translate last.
+        ages: float32 [B, L]. Days from each event to the event to translate.
+        history_end: int64 [B]. Time of the event to translate, microseconds since the epoch.
+        time: int64 [B]. Time as of which items are scored, microseconds since the epoch.
         eligible: int64 [B]. Target items 0 … eligible - 1 had been seen before the event.
-        exclude: Of them, those never to propose, see `Contexts`; None: there are none.
-        left_out: bool [B, N]. Those that are not on the context's shortlist; None: all are.
+        exclude: Items that must not be proposed, see `Contexts`; None: no item is excluded.
+        left_out: bool [B, N]. Items that are not on the context's shortlist; None: no shortlist is used.
     """
 
     items: torch.Tensor
@@ -43,10 +43,10 @@ class Batch:
 
     @classmethod
     def of(cls, contexts: Contexts, first_seen: torch.Tensor) -> Batch:
-        """The tensors of a batch, on the device of ``first_seen`` (int64 [N], ascending).
+        """Build a batch on the device of ``first_seen``.
 
         Args:
-            contexts: B of them.
+            contexts: B contexts.
             first_seen: int64 [N], ascending: microseconds since the epoch at which each target item was first seen.
 
         Returns:
@@ -64,7 +64,7 @@ class Batch:
         )
 
     def take(self, rows: torch.Tensor) -> Batch:
-        """The named rows.
+        """Select rows.
 
         Args:
             rows: int64 [R]. Positions.
@@ -78,13 +78,13 @@ class Batch:
         return Batch(*of_rows, exclude, left_out)
 
     def hidden(self, n_target: int) -> torch.Tensor:
-        """Which of all target items cannot be proposed: not seen yet, excluded, or not on the shortlist. bool [B, n_target].
+        """Mark the target items that cannot be proposed: not seen yet, excluded, or not on the shortlist.
 
         Args:
-            n_target: How many target items there are.
+            n_target: Number of target items.
 
         Returns:
-            True where an item cannot be proposed.
+            bool [B, n_target]. True where an item cannot be proposed.
         """
         device = self.eligible.device
         hidden = torch.arange(n_target, device=device) >= self.eligible[:, None]
@@ -99,7 +99,7 @@ class Batch:
 
 
 def distinct(items: torch.Tensor) -> torch.Tensor:
-    """Each row's items once each, in ascending order, the rest 0: int64 [B, L]."""
+    """Return each row's distinct items in ascending order, padded with 0: int64 [B, L]."""
     ordered = items.sort(1).values
     again = torch.zeros_like(ordered, dtype=torch.bool)
     again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]

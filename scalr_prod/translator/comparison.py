@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is a new version fit to take the served one's place? Both are asked about events that neither has learned from.
+"""Challenger test: compare a new version with the served one on events that neither has learned from.
 
-Those lie between the served version's ``trained_until`` and the candidate's. The candidate itself has learned from them, so its
-recipe is fitted again on what came before, as the served version was: what differs is what was changed in the settings, the
-code, or the past of the log. That the candidate knows more recent events as well cannot be measured yet, and decides a tie.
+These events lie between the served version's ``trained_until`` and the candidate's. The candidate has learned from them, so its
+recipe is fitted again on the earlier events, as the served version was. The comparison therefore measures changes of the settings, the
+code, or the past of the log. It cannot measure that the candidate knows more recent events as well; that decides a tie.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ if TYPE_CHECKING:
 
 __all__ = ["Comparison", "compare"]
 
-#: With fewer events than this, nothing can be said.
+#: Minimum number of events for a comparison.
 FEWEST: Final = 30
-#: A difference within so many standard errors of its mean is a tie.
-_ERRORS: Final = 2.0
+#: A difference of at most this many standard errors is a tie.
+_TIE_STANDARD_ERRORS: Final = 2.0
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two versions on the same events.
+    """Losses of two versions on the same events.
 
     Attributes:
         candidate: The new version.
         served: The version that is served.
-        since: First instant of the slice (ISO 8601, UTC): until then both have learned.
-        until: The instant after its last.
+        since: Start of the slice (ISO 8601, UTC): both versions have learned up to here.
+        until: End of the slice, exclusive.
         events: Events whose item was eligible for both.
         candidate_nll: Mean -log P(item) of the candidate's recipe (natural logarithm).
-        served_nll: Likewise of the served version.
-        error: Standard error of the difference, from the events' paired differences.
+        served_nll: The same of the served version.
+        error: Standard error of the mean paired difference.
     """
 
     candidate: int
@@ -65,27 +65,27 @@ class Comparison:
 
     @property
     def fit_to_serve(self) -> bool:
-        """The candidate is better, or no worse than chance explains."""
+        """Whether the candidate is better, or worse by no more than chance explains."""
         if self.candidate_nll is None or self.served_nll is None or self.error is None:
             return False
-        return self.candidate_nll <= self.served_nll + _ERRORS * self.error
+        return self.candidate_nll <= self.served_nll + _TIE_STANDARD_ERRORS * self.error
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return asdict(self) | {"fit_to_serve": self.fit_to_serve}
 
 
 def compare(settings: Settings, candidate: int, served: int, *, progress: bool = False) -> Comparison:
-    """Negative log-likelihood of two versions on the target events between their ``trained_until``.
+    """Compare the negative log-likelihood of two versions on the target events between their ``trained_until``.
 
     Args:
-        settings: The project's settings, by which the candidate was trained.
+        settings: The project's settings, with which the candidate was trained.
         candidate: The new version.
         served: The version that is served.
         progress: Show a progress bar on stderr.
 
     Returns:
-        Without likelihoods where the slice holds fewer than 30 events: the candidate knows next to nothing more.
+        The comparison; without likelihoods where the slice holds fewer than 30 events.
 
     Raises:
         TranslatorNotFound: There is no such version.
@@ -102,7 +102,7 @@ def compare(settings: Settings, candidate: int, served: int, *, progress: bool =
     if len(rows) < FEWEST:
         return unknown
     vocabulary = old.vocabulary()
-    with workers(settings.translator.threads) as side_by_side:
+    with workers(settings.translator.threads) as pool:
         served_loss = _losses(
             TranslatorModule.load(old.path, trusted=True),
             *contexts_at(
@@ -112,7 +112,7 @@ def compare(settings: Settings, candidate: int, served: int, *, progress: bool =
                 target_index=vocabulary.target_index(log.target.ids),
             ),
         )
-        module, pairs = _recipe_until(settings, log, begin, side_by_side, progress=progress)
+        module, pairs = _refit_recipe(settings, log, begin, pool, progress=progress)
         loss = _losses(module, *contexts_at(log, rows, source_index=pairs.source_index, target_index=pairs.target_index))
     both = np.isfinite(loss) & np.isfinite(served_loss)
     if both.sum() < FEWEST:
@@ -130,10 +130,8 @@ def compare(settings: Settings, candidate: int, served: int, *, progress: bool =
     )
 
 
-def _recipe_until(
-    settings: Settings, log: Log, until: int, side_by_side: Workers, *, progress: bool
-) -> tuple[TranslatorModule, Pairs]:
-    """What training would have given at that instant, as far as it is asked about users that it knows."""
+def _refit_recipe(settings: Settings, log: Log, until: int, pool: Workers, *, progress: bool) -> tuple[TranslatorModule, Pairs]:
+    """Fit what training would have given at that time, as far as users with target events are concerned."""
     past = log.label_times()
     middle = cut_at(past[past < until], 1 - settings.translator.validation_fraction)
     held_out = log.one_in(settings.translator.folds)
@@ -141,15 +139,15 @@ def _recipe_until(
     before = calibration_slice(settings, log, middle, until)
     work = effort.training_work(before, 1, measured_on=len(rows_between(log, middle, until))) + effort.training_work(pairs, 1)
     with counting("comparison", show=progress, total=work, unit="") as done:
-        earlier, whole = share([before, pairs], side_by_side, done)
-        calibrated = fit_calibration(settings, log, held_out, middle, until, done, side_by_side, shared=earlier)
+        earlier, full = share([before, pairs], pool, done)
+        calibrated = fit_calibration(settings, log, held_out, middle, until, done, pool, shared=earlier)
         nobody = np.zeros(len(log.users), dtype=bool)
-        tensors = fit_sets(pairs, {-1: nobody}, done, side_by_side, shared=whole) | calibrated.tables
+        tensors = fit_sets(pairs, {-1: nobody}, done, pool, shared=full) | calibrated.tables
     return TranslatorModule(tensors, metadata_of(settings, pairs, 0)), pairs
 
 
 def _losses(module: TranslatorModule, contexts: Contexts, labels: NDArray[np.int32]) -> NDArray[np.float64]:
-    """-log P(item) of each event: float64 [R], NaN where the item is unknown to the module or was not there yet."""
+    """Return -log P(item) of each event: float64 [R], NaN where the module does not know the item or it was not seen yet."""
     p, _ = module.score(contexts, labels[:, None])
     with np.errstate(divide="ignore"):
         loss = -np.log(p[:, 0].astype(np.float64))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a scorer is asked, and what it answers: arrays that travel unchanged from Dask through gRPC into the module.
+"""Requests to a scorer and its answers: arrays that travel unchanged from Dask through gRPC into the module.
 
-A *context* is one source event to translate, with the history that leads up to it. Only numpy is imported: this file also
+A *context* is one source event to translate, with the history that leads up to it. Only numpy is imported, since this file also
 runs in the serving environment.
 """
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 __all__ = ["EVERYBODY", "NEWCOMERS", "NO_ITEM", "PADDING", "Contexts", "Had", "Samples"]
 
-#: Source vocabulary index of "nothing here, or an item that was not known in training".
+#: Source vocabulary index of padding, and of items that training did not know.
 PADDING: Final = 0
 #: Target vocabulary index of "no item".
 NO_ITEM: Final = -1
-#: ``Contexts.fold`` of parameters that were trained on every user, weighed as for users whose target events they have seen.
+#: ``Contexts.fold`` of the parameters trained on every user, with the weights for users whose target events they have seen.
 EVERYBODY: Final = -1
-#: The same parameters for users without target events: they were trained on none of theirs, and are weighed so.
+#: The same parameters with the weights for users without target events, none of which they were trained on.
 NEWCOMERS: Final = -2
 
 _RowIndex: TypeAlias = "slice | NDArray[Any]"
@@ -38,23 +38,23 @@ class _Rows:
         return len(getattr(self, fields(self)[0].name))  # type: ignore[arg-type]  # every subclass is a dataclass
 
     def slice(self, start: int, stop: int) -> Self:
-        """Rows ``start`` to ``stop`` (half-open), as views."""
+        """Return rows ``start`` to ``stop`` (half-open) as views."""
         return self.take(np.s_[start:stop])
 
     def take(self, rows: _RowIndex) -> Self:
-        """The named rows, in that order."""
+        """Return the given rows, in that order."""
         names = [field.name for field in fields(self)]  # type: ignore[arg-type]  # as above
         return type(self)(**{name: getattr(self, name)[rows] for name in names})
 
 
 @dataclass(frozen=True)
 class Had:
-    """What each of B contexts must not propose, as runs of one array: a user's items are kept once, whatever the number of contexts.
+    """Items that each of B contexts must not propose, as ranges of one array: a user's items are stored once for all contexts.
 
     Attributes:
         items: int32 [N]. Target indices; ``NO_ITEM`` for an item that the translator does not know.
-        begin: int64 [B]. Where each context's items begin in ``items``.
-        count: int64 [B]. How many they are.
+        begin: int64 [B]. Position of each context's first item in ``items``.
+        count: int64 [B]. Number of each context's items.
     """
 
     items: NDArray[np.int32]
@@ -68,7 +68,7 @@ class Had:
         return Had(self.items, self.begin[rows], self.count[rows])
 
     def matrix(self) -> NDArray[np.int32]:
-        """int32 [B, E]: each context's items, ``NO_ITEM`` on the right; E is the widest one's number."""
+        """Return each context's items, padded on the right with ``NO_ITEM`` to the widest: int32 [B, E]."""
         exclude = np.full((len(self), int(self.count.max(initial=0))), NO_ITEM, dtype=np.int32)
         row = np.repeat(np.arange(len(self)), self.count)
         place = np.arange(len(row)) - np.repeat(np.cumsum(self.count) - self.count, self.count)
@@ -81,14 +81,14 @@ class Contexts(_Rows):
     """A batch of B source events to translate; L is the length of histories, E the width of the exclusion list (may be 0).
 
     Attributes:
-        history_items: int32 [B, L]. Source vocabulary indices from 1, ``PADDING`` on the left; the translated event is last.
-        history_ages: float32 [B, L]. Days from each event to the translated one; 0 for that one and for padding.
-        history_end: int64 [B]. When the translated event happened, microseconds since the epoch; ``event_time`` or before.
+        history_items: int32 [B, L]. Source vocabulary indices from 1, ``PADDING`` on the left; the event to translate is last.
+        history_ages: float32 [B, L]. Days from each event to the event to translate; 0 for that event and for padding.
+        history_end: int64 [B]. Time of the event to translate, microseconds since the epoch; ``event_time`` or earlier.
         event_time: int64 [B]. Microseconds since the epoch; a target item is eligible iff it was first seen strictly before.
-        fold: int32 [B]. Parameters that never saw the target events of this fold's users; or `EVERYBODY`, or `NEWCOMERS`.
+        fold: int32 [B]. Selects the parameters that never saw the target events of this fold's users; or `EVERYBODY`, or `NEWCOMERS`.
         noise_key: int64 [B]. Sampling noise is a pure function of this key and the target item's index.
-        exclude: Target indices never to propose: int32 [B, E], ``NO_ITEM`` as padding; or `Had`, for more rows than a matrix
-            should hold.
+        exclude: Target indices never to propose: int32 [B, E], ``NO_ITEM`` as padding; or `Had`, where a matrix would be too
+            large.
 
     Raises:
         ValueError: A wrong shape or dtype.
@@ -116,16 +116,16 @@ class Contexts(_Rows):
             _check("exclude", self.exclude, np.int32, (rows, None))
 
     def known(self) -> NDArray[np.bool_]:
-        """Whether a history holds an item that was known in training: bool [B]."""
+        """Return whether each history holds an item known in training: bool [B]."""
         return np.asarray((self.history_items > PADDING).any(axis=1))
 
     def excluded(self) -> NDArray[np.int32]:
-        """``exclude`` as a matrix: int32 [B, E]."""
+        """Return ``exclude`` as a matrix: int32 [B, E]."""
         return self.exclude.matrix() if isinstance(self.exclude, Had) else self.exclude
 
     @classmethod
     def concat(cls, parts: Sequence[Contexts]) -> Contexts:
-        """All rows of all parts, in order; histories are padded on the left, exclusions on the right, to the widest part."""
+        """Concatenate the rows; histories are padded on the left, exclusions on the right, to the widest batch."""
         length = max(part.history_items.shape[1] for part in parts)
         excluded = [part.excluded() for part in parts]
         width = max(matrix.shape[1] for matrix in excluded)
@@ -148,7 +148,7 @@ class Samples(_Rows):
         items: int32 [B, K]. Target indices; ``NO_ITEM`` where the draw fell below ``min_lift`` (its probability is kept) or
             where no eligible item was left (probability 0).
         probabilities: float32 [B, K]. Calibrated P(item | context) over the items that may be proposed, before the temperature.
-        prior: float32 [B, K]. The popularity estimator's P(item) over the same items.
+        prior: float32 [B, K]. Popularity's P(item) over the same items.
 
     Raises:
         ValueError: A wrong shape or dtype.
@@ -165,7 +165,7 @@ class Samples(_Rows):
 
     @classmethod
     def concat(cls, parts: Sequence[Samples]) -> Samples:
-        """All rows of all parts, in order; every part must hold the same number of draws."""
+        """Concatenate the rows; all batches must have the same number of draws."""
         return cls(
             items=np.concatenate([part.items for part in parts]),
             probabilities=np.concatenate([part.probabilities for part in parts]),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which device the translator works on: what the setting means on this machine."""
+"""Choice of the device that the translator runs on, and fallback to the CPU."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ __all__ = ["described", "device_of", "learning_device", "or_on_the_cpu", "sent"]
 
 logger = logging.getLogger(__name__)
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
-#: One piece of work at a time: each brings batches from the CPU and takes memory of the card.
-_card = threading.Lock()
+#: One task at a time on the GPU, since each copies batches from the CPU and allocates device memory.
+_gpu_lock = threading.Lock()
 
 
 def device_of(setting: str) -> str:
-    """``cpu`` or ``cuda``, by ``[compute] device``.
+    """Return ``cpu`` or ``cuda`` for the setting ``[compute] device``.
 
     Raises:
-        SettingsError: A GPU is asked for, and there is none.
+        SettingsError: The setting requires a GPU and there is none.
     """
     import torch
 
@@ -45,7 +45,7 @@ def device_of(setting: str) -> str:
 
 
 def described(device: str) -> str:
-    """A GPU by the name of its card: ``cuda (NVIDIA H100 80GB HBM3)``."""
+    """Return a GPU with the name of its card: ``cuda (NVIDIA H100 80GB HBM3)``."""
     import torch
 
     return f"{device} ({torch.cuda.get_device_name(device)})"
@@ -53,10 +53,10 @@ def described(device: str) -> str:
 
 @functools.cache
 def learning_device(setting: str) -> str:
-    """As `device_of`, but a GPU is named only where it has been seen to learn what the CPU learns.
+    """Return the device for training: as `device_of`, but a GPU only after it passed a self-test against the CPU.
 
     Raises:
-        SettingsError: As there.
+        SettingsError: The setting requires a GPU and there is none.
     """
     device = device_of(setting)
     if device == "cpu":
@@ -65,9 +65,9 @@ def learning_device(setting: str) -> str:
 
     try:
         tried(device)
-    except Exception as error:  # of a driver or a card, or one that torch was not built for
+    except Exception as error:  # a driver, a card, or a GPU that torch was not built for may raise anything
         logger.warning(
-            "training works on the CPU, in more time, since the GPU did not do in a trial what the CPU does: %s: %s",
+            "training on the CPU, which is slower: the GPU did not reproduce the CPU's results in a self-test: %s: %s",
             type(error).__name__,
             error,
         )
@@ -75,25 +75,25 @@ def learning_device(setting: str) -> str:
     return device
 
 
-def or_on_the_cpu(device: str, work: Callable[[str], Found]) -> Found:
-    """Do a piece of work on a device; anew on the CPU where torch fails on a GPU, as when its memory is full.
+def or_on_the_cpu(device: str, work: Callable[[str], Result]) -> Result:
+    """Run a task on a device, and again on the CPU where torch fails on a GPU, for example because its memory is full.
 
     Args:
-        device: ``cpu``, or another one, which one piece of work at a time uses.
-        work: Is told the device; gives the same, but for rounding, on any.
+        device: ``cpu``, or a GPU, which one task at a time uses.
+        work: Task that takes the device; its result is the same on any device, up to rounding.
     """
     if device == "cpu":
         return work(device)
     try:
-        with _card:
+        with _gpu_lock:
             return work(device)
     except RuntimeError as error:
-        logger.warning("a part of the training goes on on the CPU, in more time: %s: %s", type(error).__name__, error)
+        logger.warning("a part of the training continues on the CPU, which is slower: %s: %s", type(error).__name__, error)
     return work("cpu")
 
 
 def sent(tensor: torch.Tensor, device: str | torch.device) -> torch.Tensor:
-    """A tensor of the CPU on a device; a GPU takes it while both go on."""
+    """Copy a CPU tensor to a device; the copy to a GPU is asynchronous, from pinned memory."""
     import torch
 
     if torch.device(device).type != "cuda":

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much work each unit of training is expected to be: what the share that is done, and the time left, are reckoned by.
+"""Estimates of the work of each unit of training, for the progress bar and the time left.
 
-Only how units compare matters. How fast they go is seen while they do.
+Only the ratios between units matter. The actual speed is measured while they run.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
 
 __all__ = ["calibration_work", "fit_work", "share_work", "training_work"]
 
-#: Microseconds of one core for each source event and each target event of a slice, with 64 factors, as measured on Yelp's logs.
+#: Microseconds on one core for each source event and each target event of a slice, with 64 factors, as measured on Yelp's logs.
 _SHARE: Final = {"popularity": (0.0, 0.6), "tastes": (1.0, 0.0), "topics": (2.7, 0.0), "linear": (5.6, 0.0)}
 _FIT: Final = {"frequency": (0.0, 5.0), "topics": (0.0, 8.0), "linear": (0.3, 0.0), "factorisation": (2.4, 2.4)}
-#: The same for each place in a window of source events, in all epochs: pretraining, and a fit to the target events that follow.
+#: Microseconds for each position in a window of source events, in all epochs: pretraining, and the fit to target events.
 _PRETRAINING: Final = 20.0
 _SEQUENTIAL: Final = 10.0
-#: Of an estimator of another package.
+#: The same as `_FIT` for an estimator of another package.
 _OTHER: Final = (1.0, 10.0)
-#: Weights, figures and information, for each target event that they are measured on.
+#: Microseconds for each target event to fit weights and to measure metrics and information gain on it.
 _CALIBRATION: Final = 3700.0
 _DIM: Final = 64
 _EPOCHS: Final = 3
 
 
 def share_work(name: str, pairs: Pairs) -> float:
-    """Microseconds for what an estimator, ``popularity`` or ``tastes`` shares among all sets of a slice."""
+    """Estimate the microseconds for what all sets of a slice share of an estimator, ``popularity`` or ``tastes``."""
     if name == "sequential":
         most, events = pairs.settings.pretraining_events, _source_events(pairs)
         part = 1.0 if most is None else min(1.0, most / max(events, 1))
@@ -43,7 +43,7 @@ def share_work(name: str, pairs: Pairs) -> float:
 
 
 def fit_work(name: str, pairs: Pairs) -> float:
-    """Microseconds for an estimator of one parameter set."""
+    """Estimate the microseconds to fit an estimator of one parameter set."""
     labels = len(pairs.target_rows())
     if name == "sequential":
         windows = min(_windows(pairs), labels)
@@ -53,12 +53,18 @@ def fit_work(name: str, pairs: Pairs) -> float:
 
 
 def calibration_work(events: int) -> float:
-    """Microseconds to calibrate one set on so many target events, and to measure it on them."""
+    """Estimate the microseconds to calibrate one set on this many target events and to measure it on them."""
     return _CALIBRATION * events
 
 
 def training_work(pairs: Pairs, sets: int, *, measured_on: int = 0) -> float:
-    """Microseconds for what a slice's parameter sets share, for so many of them, and to measure one on so many target events."""
+    """Estimate the microseconds to fit a slice's shared parameters and ``sets`` parameter sets, and to measure one of them.
+
+    Args:
+        pairs: The slice.
+        sets: Number of parameter sets.
+        measured_on: Target events that one set is calibrated and measured on.
+    """
     names = scored_of(pairs.settings.estimators)
     shared = sum(share_work(name, pairs) for name in (*names, "popularity", "tastes"))
     return shared + sets * sum(fit_work(name, pairs) for name in names) + calibration_work(measured_on)
@@ -69,7 +75,7 @@ def _scaled(pairs: Pairs, work: float) -> float:
 
 
 def _windows(pairs: Pairs) -> int:
-    """Windows of the history's length that the users' source events fill, see `windows.source_windows`."""
+    """Count the windows of the history's length that the users' source events fill, see `windows.source_windows`."""
     source, events = pairs.log.source, np.zeros(len(pairs.log.users), dtype=np.int64)
     for part in passed(len(source)):
         events += np.bincount(source.user[part][source.time[part] < pairs.until], minlength=len(events))

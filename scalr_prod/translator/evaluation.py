@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A backtest of a version's recipe: fit, calibrate on the slice after, refit, and measure on the slice after that."""
+"""Backtest of a version's recipe: fit, calibrate on the next slice, fit again, and measure on the slice after that."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ __all__ = ["EvaluationReport", "evaluate"]
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """Figures of the mixture and of each estimator alone.
+    """Metrics of the mixture and of each estimator alone.
 
     Attributes:
         version: The version whose recipe and data were used.
         slices: Slice (``validation``: where the weights were fitted; ``test``: later) → ``from``, ``to`` and, for each group of
-            users (``all``; ``cold``: no target event before the slice; ``warm``) → member → figures (see `metrics`).
+            users (``all``; ``cold``: no target event before the slice; ``warm``) → component → metrics (see `metrics`).
         weights: Weights of the mixture by name, for users with and without target events in training.
         seconds: Wall-clock time.
     """
@@ -48,7 +48,7 @@ class EvaluationReport:
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return dict(vars(self))
 
 
@@ -56,12 +56,12 @@ def evaluate(settings: Settings, version: int | None = None, *, progress: bool =
     """Measure the recipe of a version on the latest events that it knows.
 
     With f the ``validation_fraction``: parameters are fitted on the target events before the last 2 f of them, the calibration on the
-    next f; with that calibration frozen the parameters are fitted again up to the last f, where they are measured. Half of
+    next f. With that calibration frozen, the parameters are fitted again up to the last f, where they are measured. Half of
     the users, by hash, have no target event in training ("cold").
 
     Args:
         settings: The project's settings.
-        version: Which version's ``trained_until``; default: the latest.
+        version: The version whose ``trained_until`` is used; default: the latest.
         progress: Show a progress bar on stderr.
 
     Raises:
@@ -87,18 +87,18 @@ def evaluate(settings: Settings, version: int | None = None, *, progress: bool =
     earlier_slice, later_slice = calibration_slice(settings, log, begin, middle), calibration_slice(settings, log, middle, end)
     measured = [len(rows_between(log, *ends)) for ends in ((begin, middle), (middle, end))]
     work = sum(
-        effort.training_work(one, 1, measured_on=events)
-        for one, events in zip((earlier_slice, later_slice), measured, strict=True)
+        effort.training_work(slice_, 1, measured_on=events)
+        for slice_, events in zip((earlier_slice, later_slice), measured, strict=True)
     )
     with (
-        workers(settings.translator.threads) as side_by_side,
+        workers(settings.translator.threads) as pool,
         counting("evaluation", show=progress, total=work, unit="") as done,
     ):
-        earlier, later = share([earlier_slice, later_slice], side_by_side, done)
-        calibrated = fit_calibration(settings, log, cold, begin, middle, done, side_by_side, shared=earlier)
+        earlier, later = share([earlier_slice, later_slice], pool, done)
+        calibrated = fit_calibration(settings, log, cold, begin, middle, done, pool, shared=earlier)
         pairs = later.pairs
-        tensors = fit_sets(pairs, {-1: cold}, done, side_by_side, shared=later) | calibrated.tables
-        test = figures_of(settings, log, pairs, tensors, rows_between(log, middle, end), cold, side_by_side)
+        tensors = fit_sets(pairs, {-1: cold}, done, pool, shared=later) | calibrated.tables
+        test = figures_of(settings, log, pairs, tensors, rows_between(log, middle, end), cold, pool)
         done(effort.calibration_work(measured[1]))
     slices = {"validation": (begin, middle, calibrated.figures), "test": (middle, end, test)}
     return EvaluationReport(

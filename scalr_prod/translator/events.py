@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One domain's events as integer arrays, in order of user and time."""
+"""Events of one domain as integer arrays, ordered by user and time."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 
 __all__ = ["Events", "events_of", "ids_of"]
 
-#: Events that are read, or put in order, at a time, about; of a log of more than so many times as many, a share of it.
-_SORTED, _PASSES = 500_000, 64
+#: Approximate number of events read or sorted at a time; in a log of more than `_MAX_PASSES` times as many, a fixed share of it.
+_ROWS_AT_ONCE, _MAX_PASSES = 500_000, 64
 
 
 @dataclass(frozen=True)
 class Events:
-    """One domain's events, in order of (user, time, hash of the item).
+    """One domain's events, ordered by (user, time, hash of the item).
 
     Attributes:
         user: int32 [M]. Position in `Log.users`.
         item: int32 [M]. Position in ``ids``.
         time: int64 [M]. Microseconds since the epoch.
         ids: The item ids, sorted.
-        weight: float32 [M]. How much each counts, by its type; None: one each.
+        weight: float32 [M]. Weight of each event by its type; None: 1 each.
     """
 
     user: NDArray[np.int32]
@@ -50,20 +50,20 @@ class Events:
 
 
 def ids_of(reader: pa.RecordBatchReader) -> list[pa.Array]:
-    """The distinct values of each column, ascending.
+    """Return the distinct values of each column, ascending.
 
     Raises:
-        InputError: They are strings of more than 2 GiB in all.
+        InputError: The strings take more than 2 GiB in total.
     """
     import pyarrow as pa
 
     found = [pa.array([], column.type) for column in reader.schema]
     new: list[list[pa.Array]] = [[] for _ in found]
-    for some in _gathered(reader):
-        for place, column in enumerate(some.columns):
+    for table in _as_tables(reader):
+        for place, column in enumerate(table.columns):
             new[place].append(sorted_unique(column))
-            # As many at least as there are, so that each is looked at a few times.
-            if sum(len(one) for one in new[place]) >= max(_SORTED, len(found[place])):
+            # Merge only when the new values are at least as many as those found, so that each value is merged a few times only.
+            if sum(len(one) for one in new[place]) >= max(_ROWS_AT_ONCE, len(found[place])):
                 found[place], new[place] = sorted_unique(pa.chunked_array([found[place], *new[place]])), []
     return [sorted_unique(pa.chunked_array([former, *later])) for former, later in zip(found, new, strict=True)]
 
@@ -71,31 +71,31 @@ def ids_of(reader: pa.RecordBatchReader) -> list[pa.Array]:
 def events_of(
     batches: Iterable[pa.RecordBatch], users: pa.Array, ids: pa.Array, weights: Mapping[str, float], folder: Path | None
 ) -> tuple[Events, NDArray[np.int64]]:
-    """Events that are read, in their order.
+    """Load events into arrays on disk, ordered by user, time and hash of the item.
 
     Args:
-        batches: ``user_id``, ``item_id``, ``event_timestamp``, ``created_timestamp`` and, where types weigh, ``event_type``.
+        batches: ``user_id``, ``item_id``, ``event_timestamp``, ``created_timestamp``, and ``event_type`` for ``weights``.
         users: Ids of all users, sorted.
         ids: Ids of the domain's items, sorted.
-        weights: What events count by their type; empty: one each.
-        folder: Where the arrays' files lie, see `mapped`.
+        weights: Weight of each event type; empty: 1 each.
+        folder: Folder of the arrays' files, see `mapped`.
 
     Returns:
-        The events; when each became known (µs), int64 [M]. All of them are on disk.
+        The events, and when each became known: int64 [M], microseconds. All arrays are on disk.
     """
     dtypes = [np.int32, np.int32, np.int64, np.int64, *([np.float32] if weights else [])]
 
     def read() -> Iterator[list[NDArray[Any]]]:
-        for some in _gathered(batches):
-            numbers = [index_in(some[USER_ID], users), index_in(some[ITEM_ID], ids)]
-            times = [micros_of(some[name]) for name in (EVENT_TIMESTAMP, CREATED_TIMESTAMP)]
-            yield [*numbers, *times, *([_weighed(some["event_type"], weights)] if weights else [])]
+        for table in _as_tables(batches):
+            numbers = [index_in(table[USER_ID], users), index_in(table[ITEM_ID], ids)]
+            times = [micros_of(table[name]) for name in (EVENT_TIMESTAMP, CREATED_TIMESTAMP)]
+            yield [*numbers, *times, *([_type_weights(table["event_type"], weights)] if weights else [])]
 
     as_read = on_disk(read(), dtypes, folder)
     hashed = np.unique(stable_hash(ids), return_inverse=True)[1].astype(np.int32)
 
     def in_order() -> Iterator[list[NDArray[Any]]]:
-        for user, item, time, known, *weight in _of_some_users(as_read, len(users)):
+        for user, item, time, known, *weight in _by_users(as_read, len(users)):
             order = np.lexsort((known, hashed[item], time, user))
             yield [array[order] for array in (user, item, time, known, *weight)]
 
@@ -103,46 +103,46 @@ def events_of(
     return Events(user, item, time, ids, weight[0] if weights else None), known
 
 
-def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Batches of a few thousand rows as tables of many."""
+def _as_tables(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """Join batches of a few thousand rows into larger tables."""
     import pyarrow as pa
 
-    held: list[pa.RecordBatch] = []
+    pending: list[pa.RecordBatch] = []
     for batch in batches:
-        held.append(batch)
-        if sum(len(one) for one in held) >= _SORTED:
-            yield pa.Table.from_batches(held)
-            held = []
-    if sum(len(one) for one in held):
-        yield pa.Table.from_batches(held)
+        pending.append(batch)
+        if sum(len(one) for one in pending) >= _ROWS_AT_ONCE:
+            yield pa.Table.from_batches(pending)
+            pending = []
+    if sum(len(one) for one in pending):
+        yield pa.Table.from_batches(pending)
 
 
-def _of_some_users(arrays: Sequence[NDArray[Any]], users: int) -> Iterator[list[NDArray[Any]]]:
-    """Rows by ranges of users, each in the order of the arrays: some `_SORTED` rows, or one user's, at a time.
+def _by_users(arrays: Sequence[NDArray[Any]], users: int) -> Iterator[list[NDArray[Any]]]:
+    """Yield the rows of consecutive users, about `_ROWS_AT_ONCE` rows or one user's at a time, each in the order of the arrays.
 
     Args:
-        arrays: [M] each; the first one has the users' numbers, int32.
-        users: How many there are.
+        arrays: [M] each; the first one holds the users' positions, int32.
+        users: Number of users.
     """
     user = arrays[0]
-    counts = (np.bincount(user[part], minlength=users) for part in passed(len(user), _SORTED))
+    counts = (np.bincount(user[part], minlength=users) for part in passed(len(user), _ROWS_AT_ONCE))
     ends = np.cumsum(sum(counts, np.zeros(users, np.int64)))
-    # Each of them passes over all users' numbers, so that of a long log they are longer.
-    most, first = max(_SORTED, len(user) // _PASSES), 0
+    # Every batch scans all users' positions, so that a long log is read in fewer, larger batches.
+    most, first = max(_ROWS_AT_ONCE, len(user) // _MAX_PASSES), 0
     while first < users:
         before = ends[first - 1] if first else 0
         stop = max(int(np.searchsorted(ends, before + most, side="right")), first + 1)
         found: list[list[NDArray[Any]]] = [[] for _ in arrays]
-        for part in passed(len(user), _SORTED):
+        for part in passed(len(user), _ROWS_AT_ONCE):
             inside = np.flatnonzero((user[part] >= first) & (user[part] < stop))
-            for pieces, array in zip(found, arrays, strict=True):
-                pieces.append(array[part][inside])
-        yield [np.concatenate(pieces) for pieces in found]
+            for chunks, array in zip(found, arrays, strict=True):
+                chunks.append(array[part][inside])
+        yield [np.concatenate(chunks) for chunks in found]
         first = stop
 
 
-def _weighed(types: pa.ChunkedArray, weights: Mapping[str, float]) -> NDArray[np.float32]:
-    """What each event counts; one where the log did not say what it is: float32 [M]."""
+def _type_weights(types: pa.ChunkedArray, weights: Mapping[str, float]) -> NDArray[np.float32]:
+    """Return the weight of each event, 1 where the type is unknown: float32 [M]."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

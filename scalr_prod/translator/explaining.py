@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A probability taken apart: what each estimator and each feature of popularity adds to an item's logit."""
+"""Attribution of a probability: what each estimator and each feature of popularity adds to an item's logit."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
 
 __all__ = ["Apart", "Term", "taken_apart"]
 
-_MEMBER: Final = "mixture"
-#: Contexts that are worked on at once.
-_ROWS: Final = 64
+_COMPONENT: Final = "mixture"
+#: Contexts that are processed at once.
+_ROWS_AT_ONCE: Final = 64
 
 
 @dataclass(frozen=True)
 class Term:
-    """One addend of an item's logit.
+    """One term of an item's logit.
 
     Attributes:
-        name: Of the estimator, or of the feature of popularity.
+        name: Name of the estimator, or of the feature of popularity.
         kind: ``estimator`` or ``popularity``.
         logit: Its weight times its score, in nats.
-        above: The same less its mean over all items that could be proposed, weighed by their prior: what it says for this item and not
-            for any. Of one term, 0.7 doubles the odds.
+        above: The same minus its mean over all items that could be proposed, weighted by their prior: what the term says for this item
+            in particular. A value of 0.7 doubles the odds.
     """
 
     name: str
@@ -48,13 +48,13 @@ class Term:
 
 @dataclass(frozen=True)
 class Apart:
-    """A probability and what it is made of: ``log P = Σ logit - log_normaliser``.
+    """A probability and its terms: ``log P = Σ logit - log_normaliser``.
 
     Attributes:
         probability: P(item | context), in float64; 0 where the item cannot be proposed.
-        prior: P(item), what everybody chooses at that time, over the same items.
-        log_normaliser: Of the logits of all items that could be proposed.
-        terms: Those that weigh something.
+        prior: P(item) by popularity at that time, over the same items.
+        log_normaliser: Log of the sum of e^logit over all items that could be proposed.
+        terms: Terms with a weight other than 0.
     """
 
     probability: float
@@ -65,27 +65,27 @@ class Apart:
 
 @torch.inference_mode()
 def taken_apart(module: TranslatorModule, contexts: Contexts, items: NDArray[np.int32]) -> list[Apart]:
-    """Take P(item | context) apart, for each of some contexts.
+    """Attribute P(item | context) to its terms, for each context.
 
     Args:
         module: A translator version.
-        contexts: B of them.
+        contexts: B contexts.
         items: int32 [B]. Target indices.
     """
     found: dict[int, Apart] = {}
     for fold in np.unique(contexts.fold).tolist():
         rows = np.flatnonzero(contexts.fold == fold)
         mixture = module.parameter_set(fold)
-        for start in range(0, len(rows), _ROWS):
-            some = rows[start : start + _ROWS]
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            some = rows[start : start + _ROWS_AT_ONCE]
             batch = Batch.of(contexts.take(some), module.first_seen)
             chosen = torch.from_numpy(items[some]).to(module.device, torch.int64)
-            apart = _of_batch(mixture, mixture.summary(batch, ("popularity", _MEMBER)), chosen)
+            apart = _attribute_batch(mixture, mixture.summary(batch, ("popularity", _COMPONENT)), chosen)
             found |= dict(zip(some.tolist(), apart, strict=True))
     return [found[row] for row in range(len(items))]
 
 
-def _of_batch(mixture: Mixture, summary: Summary, items: torch.Tensor) -> Iterator[Apart]:
+def _attribute_batch(mixture: Mixture, summary: Summary, items: torch.Tensor) -> Iterator[Apart]:
     batch = summary.batch
     hidden = batch.hidden(len(mixture.popularity["prior"]))
     counts = popularity.log_counts(mixture.popularity, batch.time, torch.float64)
@@ -111,10 +111,10 @@ def _of_batch(mixture: Mixture, summary: Summary, items: torch.Tensor) -> Iterat
 
 
 def _terms(mixture: Mixture, summary: Summary, counts: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, str, torch.Tensor]]:
-    """Each addend of the mixture's logits, float64 [B, N]."""
+    """Yield name, kind and value of each term of the mixture's logits, float64 [B, N]."""
     log_prior = mixture.popularity["prior"].double()
     for name, estimator in mixture.estimators.items():
-        weight = mixture.calibration[_MEMBER][name]
+        weight = mixture.calibration[_COMPONENT][name]
         if weight == 0:
             continue
         if name in summary.scores:
@@ -123,12 +123,12 @@ def _terms(mixture: Mixture, summary: Summary, counts: Mapping[str, torch.Tensor
             user = summary.users.get(name)
             score = scores(estimator, mixture.parameters[name], summary.batch, log_prior, user=user)
         yield name, "estimator", weight * score
-    for name, term in _features(summary, counts, _MEMBER):
+    for name, term in _features(summary, counts, _COMPONENT):
         yield name, "popularity", term
 
 
 def _features(summary: Summary, counts: Mapping[str, torch.Tensor], member: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """A member's weighted features of popularity, float64 [B, N]."""
+    """Yield a component's weighted features of popularity, float64 [B, N]."""
     weights = summary.weights[member].reshape(-1, len(popularity.FEATURES))
     for number, name in enumerate(popularity.FEATURES):
         if weights[:, number].any():

@@ -55,19 +55,19 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-#: Events that figures are of, at most: an NLL's standard error is then some .01 nats at most.
+#: Maximum number of events that metrics are measured on: the standard error of an NLL is then about .01 nats at most.
 MOST_MEASURED: Final = 50_000
 
 
 @dataclass(frozen=True)
 class Calibrated:
-    """Tables by name, ready to travel with any parameter sets of the same recipe, and what is known of the slice they came from.
+    """Calibration tables by name, usable with any parameter sets of the same recipe, and the metrics of the slice they were fitted on.
 
     Attributes:
-        tables: By name.
-        layout: Of the tables.
-        figures: Every member's, see `figures_of`.
-        information: What source histories say of the slice's events; None where it was not asked for.
+        tables: Tables by name.
+        layout: Layout of the tables.
+        figures: Metrics of every component, see `figures_of`.
+        information: What source histories say of the slice's events; None where it was not measured.
     """
 
     tables: dict[str, torch.Tensor]
@@ -76,7 +76,7 @@ class Calibrated:
     information: Information | None = None
 
     def weights(self) -> dict[str, dict[str, float]]:
-        """The mixture's weights by name, for users with and without target events in training (``all``, ``held_out``)."""
+        """Return the mixture's weights by name, for users with and without target events in training (``all``, ``held_out``)."""
         return {
             name.rpartition("/")[2]: dict(
                 zip(self.layout.weights, (round(x, 5) for x in self.tables[name][0].tolist()), strict=True)
@@ -91,7 +91,7 @@ class Shared:
 
     Attributes:
         pairs: The slice.
-        estimators: By name, those that gave the parameters; the longest work first, so that the shorter fits fill the gaps beside it.
+        estimators: Estimators by name, those with the longest work first, so that shorter fits fill the gaps beside them.
         parameters: Estimator → its tensors.
     """
 
@@ -101,51 +101,51 @@ class Shared:
 
 
 def cut_at(time: NDArray[np.int64], share: float) -> int:
-    """The instant (µs) before which a share of the events lies."""
+    """Return the time (µs) before which a share of the events lies."""
     ordered = np.sort(time)
     return int(ordered[min(int(share * len(ordered)), len(ordered) - 1)])
 
 
 def metadata_of(settings: Settings, pairs: Pairs, folds: int) -> dict[str, str]:
-    """What the weights' file says of itself."""
+    """Return the metadata of the weights' file."""
     return {
         "folds": str(folds),
         "history_length": str(settings.histories.length),
         "estimators": json.dumps(list(settings.translator.estimators)),
         "n_source": str(pairs.n_source),
         **Layout.of(settings.translator.estimators).described(),
-        **_described(carried(settings.translator.estimators)),
+        **_describe_bundled(carried(settings.translator.estimators)),
     }
 
 
-def _described(estimators: Mapping[str, Carried]) -> dict[str, str]:
-    """Nothing where all estimators are ours, so that their versions are the same bytes as they always were."""
+def _describe_bundled(estimators: Mapping[str, Carried]) -> dict[str, str]:
+    """Describe estimators of other packages; empty where there are none, so that such versions keep the same bytes."""
     return {"carried": json.dumps({name: one.described() for name, one in estimators.items()})} if estimators else {}
 
 
 def share(slices: Sequence[Pairs], workers: Workers = ALONE, done: Callable[[float], None] = lambda _: None) -> list[Shared]:
-    """What all parameter sets of each slice learn from source events alone. Each estimator of each slice is a unit of work.
+    """Fit what all parameter sets of each slice learn from source events alone. Each estimator of each slice is a unit of work.
 
-    The longest of them, the sequential estimator's pretraining, has one thread; several slices' run side by side.
+    The longest unit, the sequential estimator's pretraining, has one thread; those of several slices run side by side.
 
     Args:
         slices: The slices.
-        workers: Where the units run.
-        done: Called with the work that was done since its last call, see `effort`; in any thread.
+        workers: Pool that runs the units.
+        done: Called in any thread with the work done since its last call, see `effort`.
     """
-    # Each slice has instances of its own, as whatever they remember is of one slice.
-    made = [{name: estimator_of(name) for name in reversed(scored_of(pairs.settings.estimators))} for pairs in slices]
-    units = list(itertools.product(made[0], range(len(slices))))
+    # Each slice has its own instances, since an instance may cache data of its slice.
+    instances = [{name: estimator_of(name) for name in reversed(scored_of(pairs.settings.estimators))} for pairs in slices]
+    units = list(itertools.product(instances[0], range(len(slices))))
 
     def fit(unit: tuple[str, int]) -> Parameters:
         name, number = unit
-        with _naming(name), telling(effort.share_work(name, slices[number]), done):
-            learnt: Parameters = made[number][name].share(slices[number])
+        with _name_in_errors(name), telling(effort.share_work(name, slices[number]), done):
+            parameters: Parameters = instances[number][name].share(slices[number])
             give_back()
-            return learnt
+            return parameters
 
     found = dict(zip(units, workers.map(fit, units), strict=True))
-    return [Shared(pairs, made[n], {name: found[name, n] for name in made[n]}) for n, pairs in enumerate(slices)]
+    return [Shared(pairs, instances[n], {name: found[name, n] for name in instances[n]}) for n, pairs in enumerate(slices)]
 
 
 def fit_sets(
@@ -160,14 +160,14 @@ def fit_sets(
 
     Args:
         pairs: The slice.
-        held_out: Set number → bool [U], users whose target events must not shape it; popularity as of an event, which is no
-            parameter of a set, counts everybody's that came before.
-        done: Called with the work that was done since its last call, see `effort`; in any thread.
-        workers: Where the units run.
-        shared: What `share` gave for the slice; default: it is worked out here.
+        held_out: Set number → bool [U], users whose target events must not shape it. Popularity as of an event is no parameter of a
+            set: it counts all users' earlier events.
+        done: Called in any thread with the work done since its last call, see `effort`.
+        workers: Pool that runs the units.
+        shared: Result of `share` for the slice; default: it is fitted here.
 
     Returns:
-        Tensors named as `Mixture.of` expects them, calibration aside.
+        Tensors named as `Mixture.of` expects them, without calibration.
     """
     import torch
 
@@ -177,35 +177,35 @@ def fit_sets(
     learn = {number: pairs.without(users) for number, users in held_out.items()}
     tensors |= {f"{number}/popularity/prior": popularity.prior(slice_) for number, slice_ in learn.items()}
 
-    # Tables of what every event found: those of a long log are large, and are made only when a set goes with them.
+    # These tables are large for a long log, so they are instances only for the final parameter sets.
     tables: dict[str, Callable[[Pairs], Parameters]] = {"popularity": popularity.fit, "tastes": tastes.fit}
 
     def fit(unit: tuple[int | None, str]) -> dict[str, torch.Tensor]:
         number, name = unit
         if number is None:
             with telling(effort.share_work(name, pairs), done):
-                learnt = _named(f"shared/{name}", tables[name](pairs))
+                parameters = _prefixed(f"shared/{name}", tables[name](pairs))
         else:
-            with _naming(name), telling(effort.fit_work(name, pairs), done):
-                learnt = _named(f"{number}/{name}", estimators[name].fit(learn[number], common[name]))
+            with _name_in_errors(name), telling(effort.fit_work(name, pairs), done):
+                parameters = _prefixed(f"{number}/{name}", estimators[name].fit(learn[number], common[name]))
         give_back()
-        return learnt
+        return parameters
 
     for found in workers.map(fit, [*itertools.product(learn, estimators), *((None, name) for name in tables)]):
         tensors |= found
-    # What every set has of its own was only where its fit started from.
+    # What every set has of its own served only as a starting point in the shared parameters.
     own = {name.partition("/")[2] for name in tensors if not name.startswith("shared/")}
     for name, parts in common.items():
-        tensors |= {key: x for key, x in _named(f"shared/{name}", parts).items() if key.removeprefix("shared/") not in own}
+        tensors |= {key: x for key, x in _prefixed(f"shared/{name}", parts).items() if key.removeprefix("shared/") not in own}
     return tensors
 
 
 @contextmanager
-def _naming(name: str) -> Iterator[None]:
-    """Name an estimator of another package in whatever its fit raises, and see that it gives tensors.
+def _name_in_errors(name: str) -> Iterator[None]:
+    """Name an estimator of another package in the errors of its fit.
 
     Raises:
-        TranslatorError: It failed.
+        TranslatorError: The estimator failed.
     """
     try:
         yield
@@ -221,16 +221,16 @@ def _naming(name: str) -> Iterator[None]:
         ) from error
 
 
-def _named(prefix: str, parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    # Copied, since numpy's memory begins anywhere and torch's at multiples of 64 bytes: a product may round by where a matrix begins.
-    # One after the other, so that a large one goes when its copy is made and nobody else holds it.
+def _prefixed(prefix: str, parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    # Copied, since numpy's memory begins anywhere and torch's at multiples of 64 bytes: a product's rounding may depend on the alignment.
+    # One at a time, so that a large array is freed as soon as its copy is instances.
     left = dict(parts)
     del parts
     return {f"{prefix}/{key}": left.pop(key).clone() for key in list(left)}
 
 
 def calibration_slice(settings: Settings, log: Log, begin: int, end: int) -> Pairs:
-    """What `fit_calibration` fits its one set on.
+    """Build the slice that `fit_calibration` fits its parameter set on.
 
     Raises:
         TranslatorError: Too little to learn from.
@@ -253,9 +253,9 @@ def fit_calibration(
 ) -> Calibrated:
     """Fit one set before ``begin`` without the held-out users' target events, and its calibration on ``[begin, end)``.
 
-    The held-out users are of all folds: what they teach can weigh every fold's set, each without the fold's own users.
-    With ``informed``, measure as well what the held-out users' source histories say. ``shared`` is what `share` gave for the
-    `calibration_slice`; by default it is worked out here.
+    The held-out users come from all folds: their events can weight every fold's set, each without the fold's own users.
+    With ``informed``, also measure what the held-out users' source histories say. ``shared`` is the result of `share` for the
+    `calibration_slice`; by default it is fitted here.
 
     Raises:
         TranslatorError: One of the two slices is empty.
@@ -287,7 +287,9 @@ def fit_calibration(
     information = None
     if informed:
         own = np.flatnonzero(log.possible & held_out[log.target.user] & (log.target.time < end))
-        everything, later = (_asked_of(log, pairs, log.in_proportion(some, end, seed), held_out) for some in (own, rows))
+        everything, later = (
+            _labelled_contexts(log, pairs, log.in_proportion(some, end, seed), held_out) for some in (own, rows)
+        )
         information = or_on_the_cpu(
             pairs.device, lambda device: measure_information(tensors, metadata, everything, later, seed=seed, device=device)
         )
@@ -295,14 +297,14 @@ def fit_calibration(
     return Calibrated(tables, layout, figures, information)
 
 
-def _asked_of(log: Log, pairs: Pairs, rows: NDArray[np.int64], held_out: NDArray[np.bool_]) -> Asked:
-    """Events at their positions in ``log.target``."""
+def _labelled_contexts(log: Log, pairs: Pairs, rows: NDArray[np.int64], held_out: NDArray[np.bool_]) -> Asked:
+    """Collect the events at positions in ``log.target``."""
     contexts, user = ContextSource(log, rows, pairs.source_index, pairs.target_index), log.target.user[rows]
     return Asked(contexts, contexts.labels, user, held_out[user])
 
 
 def rows_between(log: Log, begin: int, end: int) -> NDArray[np.int64]:
-    """Positions of the labels with ``begin <= time < end``.
+    """Return the positions of the labels with ``begin <= time < end``.
 
     Raises:
         TranslatorError: There are none.
@@ -326,11 +328,11 @@ def figures_of(
     held_out: NDArray[np.bool_],
     workers: Workers = ALONE,
 ) -> dict[str, dict[str, Figures]]:
-    """Every member's figures: group of users (``all``, ``cold`` = held out, ``warm``) → member → figures.
+    """Measure every component: group of users (``all``, ``cold`` = held out, ``warm``) → component → metrics.
 
-    Where events weigh differently, they are asked of in proportion. Of more than `MOST_MEASURED` events, so many are drawn.
+    Events with different weights are sampled in proportion to them. At most `MOST_MEASURED` events are used.
 
-    Held-out users are asked of as in a run: with parameters that never saw them, weighed by their fold's own table.
+    Held-out users are scored as in a run: with parameters that never saw them, and their fold's own table.
     """
     folds = settings.translator.folds
     seen = {name.removeprefix("-1/"): tensor for name, tensor in tensors.items() if name.startswith("-1/")}
@@ -353,5 +355,5 @@ def figures_of(
 
 
 def members(module: TranslatorModule) -> list[str]:
-    """The mixture and those it is made of."""
+    """Return the names of the mixture and of its components."""
     return [member for member in module.layout.members if member in {"mixture", "popularity", *module.estimators}]

@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure how much a user's source history says of that user's target events: whether there is anything to translate.
+"""Information gain: how much a user's source history says of that user's target events.
 
-Two questions, asked of users whose target events did not shape the parameters, with weights fitted on other users:
+Two measurements on users whose target events did not shape the parameters, with weights fitted on other users:
 
-- *own over others'*: how much more likely, in nats an event, is the user's own history to name the item than the histories of other users
-  who chose at about the same time? This is what histories say. If the two logs have nothing to do with each other, own and others'
-  histories are alike, and the difference is 0 but for chance, whatever else the mixture knows of popularity or time. So events from
-  the whole training period may be used, also those that the parameters have seen other users choose: what the parameters know
-  of the time helps both sides alike.
-- *over popularity*: how much more likely is the item by the mixture than by the popularity of the moment? Asked on the validation slice
-  only, which is later than everything the parameters saw, since a mixture that knows the future beats popularity without
-  any history. The same with others' histories stands beside it.
+- *own over others'*: by how many nats an event is the item more likely given the user's own history than given the histories of other users
+  who chose at about the same time? If the two logs have nothing to do with each other, both are alike and the difference is 0 up to
+  chance, whatever else the mixture knows of popularity or time. So events of the whole training period may be used, including those
+  that the parameters have seen other users choose: knowledge of the time helps both sides alike.
+- *over popularity*: how much more likely is the item by the mixture than by the popularity of the moment? This is measured only on the
+  validation slice, which is later than everything the parameters saw, since a mixture that knows the future beats popularity without
+  any history. The same is reported with others' histories.
 
 Users whose target events shaped the parameters are left out: a mixture can recognise them by their source history and repeat what they
-chose before. A taste that shows in both domains (for what is popular, or new) counts as information: it belongs to the user.
+chose before. A trait that shows in both domains (for what is popular, or new) counts as information: it belongs to the user.
 """
 
 from __future__ import annotations
@@ -38,11 +37,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Asked", "Information", "Nats", "measure_information", "with_histories_of_others"]
 
-#: Most events measured, histories of others that each is asked with, and resamples of their users.
+#: Maximum number of events, number of other users' histories for each, and resamples of the users.
 MOST_EVENTS: Final = 4_000
 OTHERS: Final = 2
 RESAMPLES: Final = 2_000
-#: Another user's history is taken from one of so many events before or after, in order of time.
+#: Another user's history comes from one of this many events before or after, in order of time.
 _NEIGHBOURS: Final = 50
 _TRIES: Final = 60
 #: A probability within this share of the prior's is at the prior.
@@ -51,7 +50,7 @@ _AT_PRIOR: Final = 0.05
 
 @dataclass(frozen=True)
 class Nats:
-    """A mean over events, and a 99 % interval: the percentiles .5 and 99.5 of that mean over resamples of the users."""
+    """A mean over events with a 99 % interval: percentiles .5 and 99.5 of that mean over resamples of the users."""
 
     mean: float
     low: float
@@ -64,7 +63,7 @@ class Nats:
 
 @dataclass(frozen=True)
 class Information:
-    """What source histories say of target events.
+    """Information gain of source histories on target events.
 
     Attributes:
         events: Events on which own and others' histories were compared.
@@ -74,7 +73,7 @@ class Information:
         over_popularity: See the module.
         others_over_popularity: The same with other users' histories.
         draw: Expected log(P / prior) of one draw for those contexts.
-        at_prior: Expected share of draws whose probability is within 5 % of the prior's.
+        at_prior: Expected share of draws whose probability is within 5 % of the prior.
     """
 
     events: int
@@ -102,13 +101,13 @@ class Information:
 
 @dataclass(frozen=True)
 class Asked:
-    """Target events and what came strictly before each.
+    """Target events, each with the context strictly before it.
 
     Attributes:
-        contexts: [R], with fold -1; those that are looked at are taken.
+        contexts: [R], with fold -1; rows are built when they are taken.
         labels: int32 [R]. Target indices; -1 where unknown.
-        user: int32 [R]. Whose events they are.
-        held_out: bool [R]. Whether that user's target events were kept from the parameters.
+        user: int32 [R]. User of each event.
+        held_out: bool [R]. Whether the parameters were fitted without that user's target events.
     """
 
     contexts: Contexts | ContextSource
@@ -118,24 +117,24 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class _Measured:
-    """Some of the events: as `Asked`, of held-out users alone."""
+class _HeldOutEvents:
+    """A sample of the events, of held-out users only."""
 
     contexts: Contexts
     labels: NDArray[np.int32]
     user: NDArray[np.int32]
 
     @classmethod
-    def of(cls, asked: Asked, rows: NDArray[np.int64]) -> _Measured:
+    def of(cls, asked: Asked, rows: NDArray[np.int64]) -> _HeldOutEvents:
         return cls(asked.contexts.take(rows), asked.labels[rows], asked.user[rows])
 
-    def take(self, rows: NDArray[np.bool_]) -> _Measured:
-        return _Measured(self.contexts.take(rows), self.labels[rows], self.user[rows])
+    def take(self, rows: NDArray[np.bool_]) -> _HeldOutEvents:
+        return _HeldOutEvents(self.contexts.take(rows), self.labels[rows], self.user[rows])
 
 
 @dataclass(frozen=True)
-class _Said:
-    """What the members said of R events of some users: float64 [R] each, ``user`` int32 [R]."""
+class _EventScores:
+    """Log-probabilities of R events, and the draws' expected log lift and share at the prior: float64 [R]; ``user`` int32 [R]."""
 
     user: NDArray[np.int32]
     own: NDArray[np.float64]
@@ -154,15 +153,15 @@ def measure_information(
     seed: int,
     device: str = "cpu",
 ) -> Information:
-    """Measure a parameter set.
+    """Measure the information gain with a parameter set.
 
     Args:
         tensors: A parameter set, numbered -1, without calibration and without the held-out users' target events.
-        metadata: Of it.
+        metadata: Metadata of the parameter set.
         everything: Events of held-out users at any time.
         later: All users' events from the validation slice, which is later than what the set was fitted on.
-        seed: Of the samples, the halves of the users, the others' histories and the resampling.
-        device: Where the set is asked.
+        seed: Seed of the samples, the halves of the users, the others' histories and the resampling.
+        device: Device that scores.
     """
 
     def with_tables(tables: dict[str, torch.Tensor]) -> TranslatorModule:
@@ -174,10 +173,10 @@ def measure_information(
     return Information(
         events=len(always.user),
         users=len(np.unique(always.user)),
-        own_over_others=_nats(always.own - always.others, always.user, rng),
+        own_over_others=_bootstrap_mean(always.own - always.others, always.user, rng),
         later_events=len(after.user),
-        over_popularity=_nats(after.own - after.popularity, after.user, rng),
-        others_over_popularity=_nats(after.others - after.popularity, after.user, rng),
+        over_popularity=_bootstrap_mean(after.own - after.popularity, after.user, rng),
+        others_over_popularity=_bootstrap_mean(after.others - after.popularity, after.user, rng),
         draw=float(after.draw.mean()) if len(after.user) else 0.0,
         at_prior=float(after.at_prior.mean()) if len(after.user) else 1.0,
     )
@@ -189,13 +188,13 @@ def _cross_fitted(
     asked: Asked,
     rng: np.random.Generator,
     seed: int,
-) -> _Said:
-    """Each half of the held-out users, with weights fitted on the other half.
+) -> _EventScores:
+    """Measure each half of the held-out users with weights fitted on the other half.
 
-    If that half has fewer than 50 events, the weights are fitted on everybody else, as a version's own weights are.
+    If the other half has fewer than 50 events, the weights are fitted on all other users, as a version's own weights are.
     """
     rows = _measurable(module, asked, rng)
-    measured = _Measured.of(asked, rows[np.argsort(asked.contexts.event_time[rows], kind="stable")])
+    measured = _HeldOutEvents.of(asked, rows[np.argsort(asked.contexts.event_time[rows], kind="stable")])
     whose = np.unique(measured.user)
     first = rng.permutation(whose)[: len(whose) // 2]
     found = [np.zeros(len(rows)) for _ in range(5)]
@@ -209,24 +208,24 @@ def _cross_fitted(
         tables = calibrate(module, contexts, labels, np.zeros(len(labels), dtype=bool), seed=seed)
         calibrated = with_tables(tables)
         mine = measured.take(chosen)
-        # Others of the same half: to histories of the other half the weights have been fitted.
+        # Others of the same half, since the weights have been fitted to histories of the other half.
         others = [with_histories_of_others(mine.contexts, mine.user, rng) for _ in range(OTHERS)]
-        said = _say(calibrated, mine, others)
-        for kept, new in zip(found, said, strict=True):
+        scores = _score_events(calibrated, mine, others)
+        for kept, new in zip(found, scores, strict=True):
             kept[chosen] = new
-    return _Said(measured.user, *found)
+    return _EventScores(measured.user, *found)
 
 
 def with_histories_of_others(contexts: Contexts, user: NDArray[np.int32], rng: np.random.Generator) -> Contexts:
-    """Each context with the history of another user's context, one of the fifty before or after it if that is possible.
+    """Replace each history by that of another user's context, if possible one of the fifty before or after it.
 
     Args:
         contexts: [R], in order of event time.
-        user: int32 [R]. Whose they are.
-        rng: Chooses.
+        user: int32 [R]. User of each context.
+        rng: Random generator.
 
     Returns:
-        The contexts; if there is no other user, with their own histories.
+        The contexts; with their own histories if there is no other user.
     """
     many = len(contexts.event_time)
     own = np.arange(many)
@@ -244,15 +243,15 @@ def with_histories_of_others(contexts: Contexts, user: NDArray[np.int32], rng: n
 
 
 def _measurable(module: TranslatorModule, asked: Asked, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Rows of held-out users with a known source item, whose own item was there to be chosen; at most `MOST_EVENTS`."""
+    """Return at most `MOST_EVENTS` rows of held-out users with a known source item whose label could be proposed."""
     first_seen = module.first_seen.cpu().numpy()
     there = (asked.labels >= 0) & (first_seen[asked.labels.clip(min=0)] < asked.contexts.event_time)
     rows = np.flatnonzero(asked.held_out & there & asked.contexts.known())
     return rows if len(rows) <= MOST_EVENTS else np.sort(rng.permutation(rows)[:MOST_EVENTS])
 
 
-def _say(module: TranslatorModule, asked: _Measured, others: Sequence[Contexts]) -> list[NDArray[np.float64]]:
-    """The fields of `_Said` after ``user``."""
+def _score_events(module: TranslatorModule, asked: _HeldOutEvents, others: Sequence[Contexts]) -> list[NDArray[np.float64]]:
+    """Return the fields of `_EventScores` after ``user``."""
     own, other, popular, draw, at_prior = (np.zeros(len(asked.labels)) for _ in range(5))
     tiny = torch.finfo(torch.float32).tiny
 
@@ -272,7 +271,7 @@ def _say(module: TranslatorModule, asked: _Measured, others: Sequence[Contexts])
     return [own, other, popular, draw, at_prior]
 
 
-def _nats(difference: NDArray[np.float64], user: NDArray[np.int32], rng: np.random.Generator) -> Nats:
+def _bootstrap_mean(difference: NDArray[np.float64], user: NDArray[np.int32], rng: np.random.Generator) -> Nats:
     users, place = np.unique(user, return_inverse=True)
     if not len(users):
         return Nats(0.0, 0.0, 0.0)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calibration tables: which member weighs what, stored by name in both directions.
+"""Layout of calibration tables: the names of their rows and columns.
 
-Rows are members (the mixture, or one estimator alone), columns are weights (of estimators, of popularity's features, of features
-and tastes). A version stores both lists of names, so that it still loads where there are more estimators than when it was trained.
+Rows are components (the mixture, or one estimator alone), columns are weights (of estimators, of popularity's features, of features
+and traits). A version stores both lists of names, so that it still loads when estimators were added later.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 __all__ = ["OURS", "Layout", "tilts"]
 
-#: Rows of a version that does not name them. Versions of these rows never do, so that they are the same bytes as they always were.
+#: Rows of a version that does not store them. Versions with these rows never do, so that their bytes stay the same.
 _UNNAMED_ROWS: Final = ("mixture", "popularity", "frequency", "topics", "linear", "factorisation", "sequential")
 
 
 def tilts(taste: str) -> tuple[str, ...]:
-    """Columns of one taste: d of each feature."""
+    """Return the columns of one trait: weight d of each feature."""
     return tuple(f"{feature}_by_{taste}" for feature in popularity.FEATURES)
 
 
@@ -45,31 +45,31 @@ class Layout:
 
     @classmethod
     def of(cls, estimators: Sequence[str]) -> Self:
-        """Of a translator of these estimators: ours have a row and a column always, others where they are named."""
+        """Return the layout for these estimators: built-in ones always have a row and a column, others where they are named."""
         scored = scored_of((*SCORED, *estimators))
         tilted = (name for taste in TASTES for name in tilts(taste))
         return cls(("mixture", "popularity", *scored), (*scored, *popularity.FEATURES, *tilted))
 
     @classmethod
     def stored(cls, metadata: Mapping[str, str]) -> Self:
-        """Of a version, by what its weights' file says of itself."""
+        """Return the layout that a weights' file stores in its metadata."""
         members = json.loads(metadata["members"]) if "members" in metadata else _UNNAMED_ROWS
         return cls(tuple(members), tuple(json.loads(metadata["weights"])))
 
     def described(self) -> dict[str, str]:
-        """What the weights' file says of it; see `stored`."""
+        """Return the metadata to store in the weights' file; see `stored`."""
         rows = {} if self.members == _UNNAMED_ROWS else {"members": json.dumps(self.members)}
         return rows | {"weights": json.dumps(self.weights)}
 
     def by_name(self, table: torch.Tensor, known: Layout) -> dict[str, dict[str, float]]:
-        """A table, float32 [members, weights], as member → weight name → weight; what it has no row or column for weighs nothing.
+        """Return a table, float32 [components, weights], as component → weight name → weight; missing rows and columns weigh 0.
 
         Args:
-            table: Of this layout.
-            known: Names to give.
+            table: A table of this layout.
+            known: Layout whose names are returned.
 
         Raises:
-            ValueError: A column is not known: another package wrote it; or the table is of another shape.
+            ValueError: A column is unknown, because another package wrote it; or the table has another shape.
         """
         unknown = set(self.weights) - set(known.weights)
         if unknown:
@@ -82,5 +82,5 @@ class Layout:
         return {member: found.get(member, nothing) for member in known.members}
 
 
-#: Of our own estimators.
+#: Layout of the built-in estimators.
 OURS: Final = Layout.of(())

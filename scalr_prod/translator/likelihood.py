@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights that make choices among items most likely: penalised multinomial logits, by Newton's method.
+"""Penalised multinomial logits, fitted by Newton's method.
 
-A weight that must be positive and would not be is left out. How far tastes may tilt is what makes each half of the rows, in time, most
-likely by the weights of the other.
+A weight that must be positive and would not be is left out. The penalty of the traits' weights is chosen by two-fold cross-validation
+over the halves of the rows, in time.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ if TYPE_CHECKING:
 
 __all__ = ["Columns", "Evidence", "fitted"]
 
-#: Newton steps, and the length of one that is small enough to stop.
+#: Maximum number of Newton steps, and the step length below which they stop.
 MOST_STEPS: Final = 20
 _SMALL_STEP: Final = 3e-3
-#: Pulls a weight towards 0 by so many events' worth, so that a slice of a few events gives no wild weights.
+#: Strength of the ridge penalty, in events, so that a slice of a few events gives no extreme weights.
 PENALTY: Final = 2.0
-#: The same for weights that a taste tilts by: which of these is chosen; infinity tilts nothing.
+#: Candidate penalties of the weights that a trait tilts by; infinity leaves the traits out.
 TILT_PENALTIES: Final = (8.0, 64.0, math.inf)
-#: Rows that are worked on at a time.
+#: Rows that are processed at a time.
 _CHUNK_ROWS: Final = 128
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Rows, in order of time, with a choice among items: the label (first) and M that were drawn.
+    """Choices among items, rows in order of time: the label (first) and M sampled items.
 
     Attributes:
         values: [N, E + F, 1 + M]. Standardised scores, and features.
         tastes: [N, T], standardised.
         log_q: [N, 1 + M]. Logarithms of the expected numbers of draws.
-        weight: [N, 1]. How many choices each is; None: one.
-        rows: int64 [R]. Those of the N that are looked at; tables share the rest, which takes a quarter of a GB.
+        weight: [N, 1]. Number of choices that each row stands for; None: 1 each.
+        rows: int64 [R]. The rows in use; tables share the tensors of all N, which take a quarter of a GB.
     """
 
     values: torch.Tensor
@@ -54,34 +54,34 @@ class Evidence:
     def of(
         cls, values: torch.Tensor, tastes: torch.Tensor, log_q: torch.Tensor, weight: torch.Tensor | None = None
     ) -> Evidence:
-        """All rows."""
+        """Use all rows."""
         return cls(values, tastes, log_q, weight, torch.arange(len(values)))
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def take(self, places: torch.Tensor) -> Evidence:
-        """Of the rows that are looked at, those in these places: int64 [r]."""
+        """Select rows in use by position: int64 [r]."""
         return replace(self, rows=self.rows[places])
 
     def with_one(self, rows: torch.Tensor, many: int) -> torch.Tensor:
-        """The first of 1 and the tastes, of some of the N rows: [r, many]."""
+        """Return a column of 1 and the traits of some of the N rows, cut to ``many`` columns: [r, many]."""
         tastes_ = self.tastes[rows]
         return torch.cat([tastes_.new_ones(len(rows), 1), tastes_], 1)[:, :many]
 
     def counted(self) -> torch.Tensor:
-        """How many choices each row is: float32 [R]."""
+        """Return the number of choices of each row in use: float32 [R]."""
         return torch.ones(len(self)) if self.weight is None else self.weight[self.rows, 0]
 
 
 @dataclass(frozen=True)
 class Columns:
-    """What a member weighs.
+    """Columns that a component weighs.
 
     Attributes:
         plain: Columns of the evidence.
-        tilted: Those of them that tastes tilt.
-        positive: Whether the weight of each of ``plain`` must be.
+        tilted: Those of them that traits tilt.
+        positive: Whether each of ``plain`` needs a weight of at least 0.
     """
 
     plain: list[int]
@@ -90,12 +90,12 @@ class Columns:
 
 
 def fitted(evidence: Evidence, columns: Columns) -> torch.Tensor:
-    """Weights that maximise Σ log P(label): [1 + T, columns], or [1, columns] where nothing is tilted."""
+    """Return the weights that maximise Σ log P(label): [1 + T, columns], or [1, columns] where nothing is tilted."""
     return _fit(evidence, columns, _tilt_penalty(evidence, columns))
 
 
 def _tilt_penalty(evidence: Evidence, columns: Columns) -> float:
-    """The one of `TILT_PENALTIES` by which either half of the rows is most likely with the weights of the other."""
+    """Choose the one of `TILT_PENALTIES` with the smallest loss of either half of the rows under the weights of the other."""
     if not columns.tilted:
         return math.inf
     earlier, later = torch.arange(len(evidence)).chunk(2) if len(evidence) > 1 else [torch.arange(0)] * 2
@@ -108,11 +108,11 @@ def _tilt_penalty(evidence: Evidence, columns: Columns) -> float:
 
 
 def _loss(evidence: Evidence, plain: list[int], weights: torch.Tensor) -> float:
-    """-Σ log P(label)."""
+    """Return -Σ log P(label)."""
     compiled = kernels()
     if compiled is not None:
-        told, found = _told(evidence, plain, len(weights)), np.empty(len(evidence))
-        compiled.losses(*told, weights.numpy(), found)
+        arguments, found = _kernel_arguments(evidence, plain, len(weights)), np.empty(len(evidence))
+        compiled.losses(*arguments, weights.numpy(), found)
         return float((found if evidence.weight is None else found * evidence.counted().numpy()).sum())
     total = 0.0
     for rows in evidence.rows.split(_CHUNK_ROWS):
@@ -123,7 +123,7 @@ def _loss(evidence: Evidence, plain: list[int], weights: torch.Tensor) -> float:
 
 
 def _fit(evidence: Evidence, columns: Columns, tilt_penalty: float) -> torch.Tensor:
-    """Weights that maximise Σ log P(label): [1 + T, columns], or [1, columns] where nothing is tilted.
+    """Fit the weights that maximise Σ log P(label): [1 + T, columns], or [1, columns] where nothing is tilted.
 
     Weights that must be positive and would not be are left out, one fit after the other.
     """
@@ -142,9 +142,9 @@ def _fit(evidence: Evidence, columns: Columns, tilt_penalty: float) -> torch.Ten
 
 
 def _maximise(evidence: Evidence, plain: list[int], tilted: list[int], tilt_penalty: float) -> torch.Tensor:
-    """The weights, by Newton's method: what they maximise is concave.
+    """Maximise the penalised likelihood, which is concave, by Newton's method.
 
-    A row of the evidence weighs column c by Σ_a D[a, c] z_a, with z_0 = 1 and its tastes behind; D is 0 where no taste tilts. So the
+    A row of the data weighs column c by Σ_a D[a, c] z_a, with z_0 = 1 followed by its traits; D is 0 where no trait tilts. So the
     curvature is the sum over the rows of z zᵀ (Kronecker) the columns' covariance.
     """
     many = 1 + evidence.tastes.shape[1] if tilted else 1
@@ -167,21 +167,21 @@ def _maximise(evidence: Evidence, plain: list[int], tilted: list[int], tilt_pena
     return weights.float()
 
 
-def _told(evidence: Evidence, plain: list[int], many: int) -> tuple[NDArray[Any], ...]:
-    """What compiled sums are taken over: see `fused.newton`."""
+def _kernel_arguments(evidence: Evidence, plain: list[int], many: int) -> tuple[NDArray[Any], ...]:
+    """Return the arrays that the compiled sums take: see `fused.newton`."""
     z = evidence.with_one(evidence.rows, many)
     parts = (evidence.values, evidence.rows, torch.tensor(plain, dtype=torch.int64), z, evidence.log_q)
     return tuple(part.contiguous().numpy() for part in parts)
 
 
 def _sums(evidence: Evidence, plain: list[int], weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Σ over the rows, at weights [A, C], of gradients and of minus second derivatives: float64 [A, C], [A, A, C, C]."""
+    """Sum gradients and negated second derivatives over the rows, at weights [A, C]: float64 [A, C], [A, A, C, C]."""
     many, columns = weights.shape
     gradient, curvature = torch.zeros(many, columns).double(), torch.zeros(many, many, columns, columns).double()
     compiled = kernels()
     if compiled is not None:
-        told = _told(evidence, plain, many)
-        compiled.sums(*told, evidence.counted().numpy(), weights.contiguous().numpy(), gradient.numpy(), curvature.numpy())
+        arguments = _kernel_arguments(evidence, plain, many)
+        compiled.sums(*arguments, evidence.counted().numpy(), weights.contiguous().numpy(), gradient.numpy(), curvature.numpy())
         return gradient, curvature
     for rows in evidence.rows.split(_CHUNK_ROWS):
         x = evidence.values[rows][:, plain]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a translator may learn from: both domains' events known by its ``trained_until``, read through Feast, as integer arrays.
+"""Event log of the translator: both domains' events known by its ``trained_until``, read through Feast, as integer arrays.
 
 Each target event is paired with its user's source history strictly before it by a point-in-time join.
 """
@@ -39,9 +39,9 @@ __all__ = ["Log", "data_end", "read_log", "type_weights"]
 
 _Before: TypeAlias = "tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]"
 
-#: Target events that are joined at a time.
+#: Target events joined at a time.
 _SPINE_ROWS = 200_000
-#: Moments that are looked up at a time.
+#: Times looked up at a time.
 _LOOKED_UP = 65_536
 _DOMAINS: Final = ("source", "target")
 _TABLES: Final = (Table.SOURCE_EVENTS, Table.TARGET_EVENTS, Table.SOURCE_USER_HISTORY)
@@ -50,7 +50,7 @@ _COLUMNS: Final = (USER_ID, ITEM_ID, EVENT_TIMESTAMP, CREATED_TIMESTAMP)
 
 @dataclass(frozen=True)
 class Log:
-    """Both domains.
+    """Events of both domains.
 
     Attributes:
         users: Ids of all users of either domain, sorted.
@@ -59,8 +59,8 @@ class Log:
         target: Target events.
         history: int32 [len(target), L], or `Runs`, which are indexed alike. For each target event the last source events strictly
             before it, as positions in ``source``, -1 on the left where there are fewer.
-        exclude_consumed: Runs propose no item that the user had, see `population`.
-        scratch: Where fits may have files without a name, see `mapped`; None: where the system has its temporary files.
+        exclude_consumed: Runs never propose an item that the user already consumed, see `population`.
+        scratch: Folder for anonymous temporary files of fits, see `mapped`; None: the system's temporary folder.
     """
 
     users: pa.Array
@@ -73,33 +73,33 @@ class Log:
 
     @cached_property
     def possible(self) -> NDArray[np.bool_]:
-        """Which target events a run could have generated, so that they are labels: bool [len(target)]."""
+        """Mark the target events that a run could have generated, which are the labels: bool [len(target)]."""
         return firsts(self.target) if self.exclude_consumed else np.ones(len(self.target), dtype=bool)
 
     @cached_property
     def gains(self) -> NDArray[np.float32] | None:
-        """How much each target event adds to what counts: float32 [len(target)]; None: each of `possible` adds one, others nothing.
+        """How much each target event adds to its item's count: float32 [len(target)]; None: `possible` events add 1, others 0.
 
-        A user's events on one item count as the heaviest of them. So a purchase after a view adds the difference, when it happens.
+        A user's events on one item count as the heaviest of them, so a purchase after a view adds the difference when it happens.
         """
         weight = self.target.weight
         if weight is None or not self.exclude_consumed:
             return weight
         _, pair = np.unique(self._pairs(), return_inverse=True)
         order = np.argsort(pair, kind="stable")
-        # Pairs are kept apart by more than any weight.
+        # Offsets larger than any weight keep the pairs apart.
         apart = pair[order] * (float(weight.max(initial=0)) + 1)
         heaviest = np.maximum.accumulate(weight[order] + apart) - apart
         before = np.append(0.0, heaviest[:-1]) * np.append(False, pair[order][1:] == pair[order][:-1])
         gained = np.empty(len(weight), dtype=np.float32)
         gained[order] = np.maximum(heaviest - before, 0)
-        # What rounding leaves of a difference is no event.
+        # A difference of rounding size is no event.
         return np.where(gained > 1e-6 * max(float(weight.max(initial=0)), 1e-30), gained, 0).astype(np.float32)
 
     def label_weights(self, until: int) -> NDArray[np.float32] | None:
-        """How much each target event counts as a label, by what had happened before an instant (µs): float32 [len(target)].
+        """Weight of each target event as a label, from what had happened before a time (µs): float32 [len(target)].
 
-        None: one each.
+        None: 1 each.
         """
         weight = self.target.weight
         if weight is None or not self.exclude_consumed:
@@ -115,7 +115,7 @@ class Log:
         return pairs
 
     def in_proportion(self, rows: NDArray[np.int64], until: int, seed: int) -> NDArray[np.int64]:
-        """Some of the labels, each as likely to be there as it weighs; all of them where each counts once."""
+        """Sample labels in proportion to their weight; return all of them where each has weight 1."""
         weight = self.label_weights(until)
         if weight is None or not len(rows):
             return rows
@@ -123,18 +123,18 @@ class Log:
         return rows[chance < weight[rows]]
 
     def label_times(self) -> NDArray[np.int64]:
-        """When the labels happened: int64 [labels], microseconds."""
+        """Return the times of the labels: int64 [labels], microseconds."""
         return self.target.time[self.possible]
 
     def one_in(self, many: int) -> NDArray[np.bool_]:
-        """One of so many users, of every fold: bool [U]."""
-        # Bits that neither buckets nor folds look at first.
+        """Sample one in so many users by hash, independently of the folds: bool [U]."""
+        # Bits that the hashes of buckets and folds use last.
         chosen: NDArray[np.bool_] = (stable_hash(self.users) >> np.uint64(20)) % np.uint64(many) == 0
         return chosen
 
 
 def data_end(settings: Settings) -> datetime:
-    """The first instant by which everything in both domains has happened and is known (UTC).
+    """Return the first time by which every event of both domains has happened and is known (UTC).
 
     Raises:
         TableNotFound: Nothing was ingested yet.
@@ -153,7 +153,7 @@ def data_end(settings: Settings) -> datetime:
 
 
 def read_log(settings: Settings, trained_until: datetime, *, versions: Mapping[str, int] | None = None) -> Log:
-    """Read what had happened before ``trained_until`` and was known by then.
+    """Read the events that had happened before ``trained_until`` and were known by then.
 
     Args:
         settings: The project's settings.
@@ -161,7 +161,7 @@ def read_log(settings: Settings, trained_until: datetime, *, versions: Mapping[s
         versions: Delta versions of tables, by name, that are read as they were; default: the latest ones.
 
     Returns:
-        With its events on disk.
+        The log, with its events on disk.
 
     Raises:
         LakeError: The disk is full.
@@ -175,7 +175,7 @@ def read_log(settings: Settings, trained_until: datetime, *, versions: Mapping[s
         lake = Lake.open(settings)
         versions = {table.value: lake.version(table) for table in _TABLES}
     with staging_folder(settings, "translator") as folder:
-        read = {domain: _reading(settings, Table.events(domain), trained_until, versions) for domain in _DOMAINS}
+        read = {domain: _column_reader(settings, Table.events(domain), trained_until, versions) for domain in _DOMAINS}
         users, items = {}, {}
         for domain in _DOMAINS:
             users[domain], items[domain] = ids_of(read[domain](USER_ID, ITEM_ID))
@@ -206,22 +206,22 @@ def read_log(settings: Settings, trained_until: datetime, *, versions: Mapping[s
             target=target,
             history=_histories(settings, everybody, source, target, before, trained_until, versions),
             exclude_consumed=settings.generation.exclude_consumed,
-            # The folder goes, what lies in its files without a name stays as long as it is held.
+            # The folder is removed; anonymous files in its parent last as long as they are open.
             scratch=folder.parent,
         )
 
 
-def _reading(
+def _column_reader(
     settings: Settings, table: Table, until: datetime, versions: Mapping[str, int] | None
 ) -> Callable[..., pa.RecordBatchReader]:
-    """Reads some columns of what had happened and was known."""
+    """Return a function that reads columns of the events that had happened and were known."""
     return lambda *columns: read_window(
         settings, table.value, end=until, known_by=until, columns=columns, versions=versions, stream=True
     )
 
 
 def type_weights(settings: Settings) -> dict[str, float]:
-    """What target events count by their type; empty: one each."""
+    """Return the weight of each target event type; empty: 1 each."""
     target = settings.domains.target
     return dict(target.types) if target.weights_for == "all" and any(weight != 1 for weight in target.types.values()) else {}
 
@@ -235,11 +235,11 @@ def _histories(
     until: datetime,
     versions: Mapping[str, int] | None,
 ) -> Runs:
-    """Positions of the last L source events strictly before each target event.
+    """Find the positions of the last L source events strictly before each target event.
 
-    The join says how many events came before and which was the last. Where that is all that the log has there, the events
-    are those of ``source``, which stand in the same order. Where it is less, because late events have not entered histories yet
-    (``[histories] late_step_s``), the history itself says which they are.
+    The join gives the number of earlier events and the time of the last. Where the log holds as many, they are consecutive events of
+    ``source``, in the same order. Where the join gives fewer, because late events have not entered the histories yet
+    (``[histories] late_step_s``), the history itself lists its events.
 
     Raises:
         TranslatorError: The histories and the log are out of step.
@@ -252,7 +252,7 @@ def _histories(
     positions = [np.empty((0, length), dtype=np.int32)]
     for first in range(0, len(target), _SPINE_ROWS):
         rows = np.arange(first, min(first + _SPINE_ROWS, len(target)))
-        # One microsecond before the label: what shares its instant may be a part of the same visit.
+        # One microsecond before the label: an event at the same time may belong to the same visit.
         moments = pa.array(target.time[rows] - 1).cast(pa.timestamp("us", tz="UTC"))
         spine = pa.table({USER_ID: users.take(pa.array(target.user[rows])), EVENT_TIMESTAMP: moments})
 
@@ -265,12 +265,12 @@ def _histories(
         whole = count == stop[rows] - begin[rows]
         right = np.where(whole & (count > 0), source.time[stop[rows] - 1] == last, count >= settled[rows])
         if not right.all() or (count > stop[rows] - begin[rows]).any():
-            raise _out_of_step()
+            raise _histories_outdated()
         if not whole.all():
             part = np.flatnonzero(~whole)
             items, times = join("item_ids", "event_timestamps", spine=spine.take(pa.array(part))).columns
             apart.append(rows[part])
-            positions.append(_Finder(source).positions(target.user[rows[part]], items, times, length))
+            positions.append(_EventFinder(source).positions(target.user[rows[part]], items, times, length))
     many = np.minimum(stop - begin, length)
     return Runs(stop.astype(np.int32), many.astype(np.int32), length, np.concatenate(apart), np.concatenate(positions))
 
@@ -278,14 +278,14 @@ def _histories(
 def _before(
     settings: Settings, source: Events, known: NDArray[np.int64], target: Events, until: datetime, folder: Path
 ) -> _Before:
-    """Of each target event: where its user's source events begin, where those strictly before it stop, how many of them are settled."""
-    begin, stop = np.searchsorted(source.user, target.user), _Finder(source).before(target.user, target.time)
+    """For each target event: where its user's source events begin, where those before it end, and how many of them are settled."""
+    begin, stop = np.searchsorted(source.user, target.user), _EventFinder(source).before(target.user, target.time)
     settled = _settled(known, settings.histories.late_step_s * 1_000_000, micros(until), folder)
     return begin, stop, settled[stop] - settled[begin]
 
 
 def _settled(known: NDArray[np.int64], step: int, until: int, folder: Path) -> NDArray[np.int64]:
-    """How many of the first events, none to all, every history must hold, as it is read with the knowledge of ``until``: [M + 1]."""
+    """Count, for each prefix of the events, those that every history known at ``until`` must hold: int64 [M + 1]."""
 
     def counted() -> Iterator[tuple[NDArray[np.int64]]]:
         total = np.zeros(1, dtype=np.int64)
@@ -301,8 +301,8 @@ def _settled(known: NDArray[np.int64], step: int, until: int, folder: Path) -> N
 
 
 @dataclass(frozen=True)
-class _Finder:
-    """Finds source events by user and time.
+class _EventFinder:
+    """Index of source events by user and time.
 
     Attributes:
         source: The events.
@@ -311,12 +311,12 @@ class _Finder:
     source: Events
 
     def before(self, user: NDArray[np.int32], time: NDArray[np.int64], *, and_at: bool = False) -> NDArray[np.int64]:
-        """Position after each user's last event before a time, or after those at the time as well.
+        """Return the position after each user's last event before a time, or up to and including that time.
 
         Args:
             user: int32 [R], ascending.
             time: int64 [R], microseconds.
-            and_at: See above.
+            and_at: Include events at the time.
 
         Returns:
             int64 [R].
@@ -328,7 +328,7 @@ class _Finder:
         span = int(bounds.max()) - low + 2
         first = 0
         while first < len(user):
-            # User and time in one number, for as many users as fit into it.
+            # User and time in one integer, for as many users as fit into it.
             lowest = int(user[first])
             beyond = min(lowest + (2**63 - 1) // span, 2**31 - 1)
             stop = first + int(np.searchsorted(user[first : first + _LOOKED_UP], np.int32(beyond)))
@@ -345,10 +345,10 @@ class _Finder:
     def positions(
         self, user: NDArray[np.int32], items: pa.ChunkedArray, times: pa.ChunkedArray, length: int
     ) -> NDArray[np.int32]:
-        """Positions of the events that histories list: int32 [R, L], -1 on the left.
+        """Return the positions of the events that histories list: int32 [R, L], -1 on the left.
 
         Raises:
-            TranslatorError: The log does not hold one of them.
+            TranslatorError: An event is missing in the log.
         """
         import pyarrow.compute as pc
 
@@ -364,11 +364,11 @@ class _Finder:
         found = np.full((len(user), length), -1, dtype=np.int32)
         found[row[which[same]], column[which[same]]] = place[same]
         if (found >= 0).sum() < len(row):
-            raise _out_of_step()
+            raise _histories_outdated()
         return found
 
 
-def _out_of_step() -> TranslatorError:
+def _histories_outdated() -> TranslatorError:
     return TranslatorError(
         "the histories were built from other events than the log now holds",
         where=Table.SOURCE_USER_HISTORY.value,
@@ -377,7 +377,7 @@ def _out_of_step() -> TranslatorError:
 
 
 def _last_times(lists: pa.ListArray) -> NDArray[np.int64]:
-    """The last element of each list, as microseconds; 0 for empty and null lists."""
+    """Return the last element of each list, in microseconds; 0 for empty and null lists."""
     import pyarrow.compute as pc
 
     length = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)

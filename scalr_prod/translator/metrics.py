@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How good a distribution over the whole catalogue is: NDCG@20, Recall@20, NLL and calibration error of one target event each.
+"""Metrics of a distribution over the whole catalogue: NDCG@20, Recall@20, NLL and calibration error, each for one target event.
 
-An event has one relevant item, so NDCG@20 is 1 / log2(rank + 1) where the rank is within 20; items that tie share the mean of their ranks.
-Every item that could be generated is ranked: those seen before the event, less what is excluded for it. An event whose item was not
-known in training counts as a miss in the ranking and is left out of NLL and ECE (a probability of 0 would say nothing but that).
+An event has one relevant item, so NDCG@20 is 1 / log2(rank + 1) where the rank is at most 20; tied items share the mean of their ranks.
+All items that could be generated are ranked: those seen before the event, minus the excluded ones. An event whose item training did not
+know counts as a miss in the ranking and is left out of NLL and ECE.
 
-ECE: all (event, item) pairs are put into 24 classes of predicted probability, equal in log p; it is the sum over the classes of
-|predicted events - events| over the number of events: the share of probability mass in the wrong class. Even the true distribution has
-some, by the chance of what came (`ece_by_chance`: the mean of |x| for normal x, the variance of a class the sum of m (1 - m) over
-the events, m an event's mass in the class). The error is stricter than the usual one of the most probable item alone (top-label ECE: how
-probable it was said to be against how often it came, 15 classes of equal width; Guo et al., 2017), which stands beside it.
+ECE: all (event, item) pairs are put into 24 bins of predicted probability, equally wide in log p. It is the sum over the bins of
+|predicted events - events| divided by the number of events: the share of probability mass in the wrong bin. Even the true distribution
+has some by chance (`ece_by_chance`: the mean of |x| for normal x, where the variance of a bin is the sum of m (1 - m) over the events and
+m is an event's mass in the bin). It is stricter than the usual top-label ECE of the most probable item alone (its predicted probability
+against its frequency, 15 bins of equal width; Guo et al., 2017), which is reported as well.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ if TYPE_CHECKING:
 __all__ = ["Class", "Figures", "gains_of", "measure", "ranks_of"]
 
 DEPTH: Final = 20
-_CLASSES: Final = 24
-_TOP_CLASSES: Final = 15
-#: Events of one unit of work.
+_BINS: Final = 24
+_TOP_BINS: Final = 15
+#: Events in one unit of work.
 _BLOCK_ROWS: Final = 512
-#: Each class is half of the one before it, as `fused.figures` has them.
-_LOWEST: Final = -float(_CLASSES)  # log2 of probability: what is below falls into the lowest class
+#: Each bin's upper limit is half of the previous one's, as in `fused.figures`.
+_LOWEST: Final = -float(_BINS)  # log2 of probability; lower values fall into the lowest bin
 
 
 @dataclass(frozen=True)
 class Class:
-    """One of the 24 classes of predicted probability: a point of the calibration curve.
+    """One of the 24 bins of predicted probability: a point of the calibration curve.
 
     Attributes:
-        pairs: (event, item) pairs in it: of events whose item was eligible, with the items that were.
-        expected: How many events they add up to by their probabilities.
-        events: How many of them came.
+        pairs: Number of (event, item) pairs: events whose item was eligible, with all eligible items.
+        expected: Sum of their probabilities: the expected number of events.
+        events: Number of events that occurred.
     """
 
     pairs: int
@@ -57,14 +57,14 @@ class Class:
     events: int
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values, with ``predicted`` and ``observed``, the mean probability and the frequency of a pair."""
+        """Return plain JSON values, with ``predicted`` and ``observed``, the mean probability and the frequency of a pair."""
         predicted, observed = self.expected / self.pairs, self.events / self.pairs
         return {**vars(self), "expected": round(self.expected, 6), "predicted": predicted, "observed": observed}
 
 
 @dataclass(frozen=True)
 class Figures:
-    """One member's figures on some events.
+    """Metrics of one component on some events.
 
     Attributes:
         ndcg: NDCG@20, mean over all events.
@@ -72,11 +72,11 @@ class Figures:
         nll: Mean -log P(item), natural logarithm, over events whose item was eligible.
         nll_se: Its standard error, taking events for independent.
         ece: See the module.
-        ece_by_chance: What the same distribution would have if it were the true one, on as many events.
+        ece_by_chance: Expected ECE of the same distribution on as many events if it were the true one.
         top_ece: The calibration error of the most probable item alone.
-        events: Events.
-        eligible: Those whose item was eligible.
-        curve: The classes that hold a pair, the most probable first; not among the JSON values.
+        events: Number of events.
+        eligible: Number of events whose item was eligible.
+        curve: Bins that hold a pair, the most probable first; not part of the JSON.
     """
 
     ndcg: float
@@ -91,7 +91,7 @@ class Figures:
     curve: tuple[Class, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return {
             "ndcg@20": round(self.ndcg, 6),
             "recall@20": round(self.recall, 6),
@@ -113,45 +113,45 @@ def measure(
     members: Sequence[str] = ("mixture",),
     workers: Workers = ALONE,
 ) -> dict[str, dict[str, Figures]]:
-    """Figures of members on groups of the events: group → member → figures.
+    """Measure components on groups of the events: group → component → metrics.
 
     Args:
         module: The translator.
         contexts: [R], strictly before the events.
         labels: int32 [R]. Target indices; -1 for items that training did not know.
         groups: Name → bool [R].
-        members: ``mixture``, or estimators alone.
-        workers: Where units of work run: blocks of rows.
+        members: ``mixture``, or names of estimators.
+        workers: Pool that runs the units of work: blocks of rows.
     """
 
-    def look_at(block: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], list[_Said]]]:
+    def look_at(block: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], list[_LabelScores]]]:
         return [
-            (block[rows], [_said(labels[block[rows]], p) for p in distributions])
+            (block[rows], [_score_labels(labels[block[rows]], p) for p in distributions])
             for rows, distributions in module.distributions(contexts.take(block), members)
         ]
 
-    tallies = {member: _Tally(len(labels), groups) for member in members}
+    sums = {member: _MetricSums(len(labels), groups) for member in members}
     blocks = np.split(np.arange(len(labels)), range(_BLOCK_ROWS, len(labels), _BLOCK_ROWS))
     side_by_side = workers if module.device.type == "cpu" else ALONE
     for rows, said in itertools.chain.from_iterable(side_by_side.map(look_at, blocks)):
-        for tally, of_member in zip(tallies.values(), said, strict=True):
+        for tally, of_member in zip(sums.values(), said, strict=True):
             tally.add(rows, of_member)
-    return {group: {member: tally.figures(group) for member, tally in tallies.items()} for group in groups}
+    return {group: {member: tally.figures(group) for member, tally in sums.items()} for group in groups}
 
 
 @dataclass(frozen=True)
-class _Said:
-    """What one member said of r events.
+class _LabelScores:
+    """Scores of one component on r events.
 
     Attributes:
-        rank: float [r]. Of the event's item; infinite where it was not eligible.
-        loss: float [r]. -log P(item); NaN likewise.
-        top: float [r]. The probability of the most probable item.
-        came: bool [r]. Whether it was that one.
+        rank: float [r]. Rank of the event's item; infinite where it was not eligible.
+        loss: float [r]. -log P(item); NaN where it was not eligible.
+        top: float [r]. Probability of the most probable item.
+        came: bool [r]. Whether the event's item is the most probable one.
         eligible: bool [r].
-        share: float64 [r, classes]. Probability mass in each class.
-        pairs: float64 [r, classes]. Eligible items in each class.
-        own_class: int64 [r]. The class of the event's item.
+        share: float64 [r, bins]. Probability mass in each bin.
+        pairs: float64 [r, bins]. Eligible items in each bin.
+        own_class: int64 [r]. Bin of the event's item.
     """
 
     rank: NDArray[Any]
@@ -164,8 +164,8 @@ class _Said:
     own_class: NDArray[np.int64]
 
 
-def _said(labels: NDArray[np.int32], p: torch.Tensor) -> _Said:
-    """Of events with these labels: distributions [r, N]."""
+def _score_labels(labels: NDArray[np.int32], p: torch.Tensor) -> _LabelScores:
+    """Score distributions [r, N] on events with labels [r], compiled where possible."""
     from scalr_prod.translator.estimators.kernels import kernels
 
     compiled = kernels() if p.device.type == "cpu" else None
@@ -174,7 +174,7 @@ def _said(labels: NDArray[np.int32], p: torch.Tensor) -> _Said:
     known = labels.astype(np.int64).clip(min=0)
     table = p.contiguous().numpy()
     rank, best, own_class = np.empty(len(p)), np.empty_like(known), np.empty_like(known)
-    share, pairs = np.zeros((2, len(p), _CLASSES))
+    share, pairs = np.zeros((2, len(p), _BINS))
     compiled.said(table, known, rank, best, share, pairs, own_class)
     every = np.arange(len(p))
     own = table[every, known]
@@ -182,11 +182,11 @@ def _said(labels: NDArray[np.int32], p: torch.Tensor) -> _Said:
     loss = np.full(len(p), np.nan)
     loss[there] = -np.log(own[there])
     rank[~there] = np.inf
-    return _Said(rank, loss, table[every, best], (best == known) & there, there, share, pairs, own_class)
+    return _LabelScores(rank, loss, table[every, best], (best == known) & there, there, share, pairs, own_class)
 
 
-def plain_said(labels: NDArray[np.int32], p: torch.Tensor) -> _Said:
-    """What distributions [r, N] said of events with labels [r], by tensor operations alone: on a GPU, and where nothing compiles."""
+def plain_said(labels: NDArray[np.int32], p: torch.Tensor) -> _LabelScores:
+    """Score distributions [r, N] on events with labels [r] by torch alone: on a GPU, and where numba cannot compile."""
     import torch
 
     label = torch.from_numpy(labels.astype(np.int64)).to(p.device)
@@ -194,8 +194,8 @@ def plain_said(labels: NDArray[np.int32], p: torch.Tensor) -> _Said:
     own = p.gather(1, known)
     there = (label >= 0) & (own[:, 0] > 0)
     best, which = p.max(1)
-    classes = ((p.log2() / _LOWEST).clamp(0, 1 - 1e-6) * _CLASSES).long()
-    share = p.new_zeros(len(p), _CLASSES, dtype=torch.float64).scatter_add_(1, classes, p.double())
+    classes = ((p.log2() / _LOWEST).clamp(0, 1 - 1e-6) * _BINS).long()
+    share = p.new_zeros(len(p), _BINS, dtype=torch.float64).scatter_add_(1, classes, p.double())
     pairs = torch.zeros_like(share).scatter_add_(1, classes, (p > 0).double())
     found = (
         torch.where(there, ranks_of(p, known[:, 0]), torch.inf),
@@ -207,21 +207,21 @@ def plain_said(labels: NDArray[np.int32], p: torch.Tensor) -> _Said:
         pairs,
         classes.gather(1, known)[:, 0],
     )
-    return _Said(*(tensor.cpu().numpy() for tensor in found))
+    return _LabelScores(*(tensor.cpu().numpy() for tensor in found))
 
 
-class _Tally:
-    """What one member said of so many events, by groups of them."""
+class _MetricSums:
+    """Accumulated scores of one component, by groups of the events."""
 
     def __init__(self, events: int, groups: Mapping[str, NDArray[np.bool_]]) -> None:
         self._groups = groups
         self._rank = np.full(events, np.inf)
         self._loss = np.full(events, np.nan)
         self._top, self._came = np.zeros(events), np.zeros(events, bool)
-        self._mass, self._hits, self._variance, self._pairs = ({name: np.zeros(_CLASSES) for name in groups} for _ in range(4))
+        self._mass, self._hits, self._variance, self._pairs = ({name: np.zeros(_BINS) for name in groups} for _ in range(4))
 
-    def add(self, rows: NDArray[np.int64], said: _Said) -> None:
-        """What it said of the events in these rows."""
+    def add(self, rows: NDArray[np.int64], said: _LabelScores) -> None:
+        """Add the scores of the events in these rows."""
         self._rank[rows], self._loss[rows], self._top[rows], self._came[rows] = said.rank, said.loss, said.top, said.came
         for name, chosen in self._groups.items():
             counted = chosen[rows] & said.eligible
@@ -229,10 +229,10 @@ class _Tally:
             self._mass[name] += share.sum(0)
             self._pairs[name] += said.pairs[counted].sum(0)
             self._variance[name] += (share * (1 - share)).clip(min=0).sum(0)
-            self._hits[name] += np.bincount(said.own_class[counted], minlength=_CLASSES)
+            self._hits[name] += np.bincount(said.own_class[counted], minlength=_BINS)
 
     def figures(self, group: str) -> Figures:
-        """Of a group of the events."""
+        """Return the metrics of a group of the events."""
         chosen = self._groups[group]
         return _figures(
             self._rank[chosen],
@@ -249,13 +249,13 @@ class _Tally:
 
 
 def ranks_of(p: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """Each row's rank of its label, 1 = the most probable; ties share the mean: p [R, N], label int64 [R] → float [R]."""
+    """Return the rank of each row's label, 1 = most probable; ties share the mean: p [R, N], label int64 [R] → float [R]."""
     own = p.gather(1, label[:, None])
     return 1 + (p > own).sum(1) + ((p == own).sum(1) - 1) / 2
 
 
 def gains_of(rank: torch.Tensor) -> torch.Tensor:
-    """NDCG@20 of events with these ranks: float64 [R]."""
+    """Return NDCG@20 of events with these ranks: float64 [R]."""
     import torch
 
     return torch.where(rank <= DEPTH, 1 / (rank.double() + 1).log2(), 0.0)
@@ -265,8 +265,8 @@ def _top_ece(top: NDArray[np.float64], came: NDArray[np.bool_], rank: NDArray[np
     eligible = np.isfinite(rank)
     if not eligible.any():
         return 0.0
-    classes = np.minimum((top[eligible] * _TOP_CLASSES).astype(np.int64), _TOP_CLASSES - 1)
-    said, seen = (np.bincount(classes, weights, minlength=_TOP_CLASSES) for weights in (top[eligible], came[eligible]))
+    classes = np.minimum((top[eligible] * _TOP_BINS).astype(np.int64), _TOP_BINS - 1)
+    said, seen = (np.bincount(classes, weights, minlength=_TOP_BINS) for weights in (top[eligible], came[eligible]))
     return float(np.abs(said - seen).sum() / eligible.sum())
 
 
@@ -279,7 +279,7 @@ def _figures(
     top_ece: float,
     curve: tuple[Class, ...],
 ) -> Figures:
-    """The two errors are sums over the classes, in events."""
+    """Compute the metrics; both calibration errors are given as sums over the bins, in events."""
     import torch
 
     eligible = int(np.isfinite(rank).sum())

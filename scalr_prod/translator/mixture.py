@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One parameter set's estimators, and how they become one calibrated distribution.
+"""Mixture of one parameter set's estimators as one calibrated distribution.
 
-Every estimator e has a score s_e(i | context); popularity has features f(i, t) of an item at a time. A *member* is the mixture or one
+Every estimator e has a score s_e(i | context); popularity has features f(i, t) of an item at a time. A *component* is the mixture or one
 estimator alone:
 
     P(i | context) = softmax_i( Σ_e c_e s_e(i | context) + Σ_f (b_f + Σ_z d_fz z(context)) f(i, t) )
 
-over the eligible items, with c ≥ 0, b and d fitted by log-likelihood on a slice of time (`calibration`). The member ``popularity``, which
-has no score, is the prior P(i | t): what everybody chooses just now. The mixture is what this user would choose: the same features,
-weighed by the user's tastes z (`tastes`; no other member has them), and what the estimators make of the history.
+over the eligible items, with c ≥ 0, b and d fitted by log-likelihood on a slice of time (`calibration`). The component ``popularity``,
+which has no score, is the prior P(i | t): what all users choose at that time. The mixture is what this user would choose: the same features
+weighted by the user's traits z (`tastes`; only the mixture uses them), and the estimators' scores of the history.
 """
 
 from __future__ import annotations
@@ -39,27 +39,27 @@ _FEATURES: Final = popularity.FEATURES
 
 @dataclass(frozen=True)
 class Histories:
-    """How histories are read.
+    """Functions that encode histories.
 
     Attributes:
-        told: What `tastes.raw` gives in float64.
-        users: Estimator → what its ``user`` gives, where it is not asked itself.
+        told: Computes `tastes.raw` in float64.
+        users: Estimator → function used in place of its ``user``.
     """
 
     told: Callable[[Parameters, Batch], torch.Tensor]
     users: Mapping[Any, Callable[[Parameters, Batch], torch.Tensor]]
 
 
-#: By the plain code.
+#: The plain torch code.
 PLAIN: Final = Histories(partial(tastes.raw, dtype=torch.float64), {})
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a parameter set makes of a batch's histories, once for all uses, in float64: rounding adds nothing to it.
+    """A batch's histories as encoded by a parameter set, once for all uses, in float64 so that rounding adds nothing.
 
     Attributes:
-        batch: Of B contexts.
+        batch: The B contexts.
         weights: Member → weights of popularity's features, [F] or [B, F].
         users: Estimator whose score is a product → users' vectors [B, d].
         scores: Estimator that is neither a product nor a logarithm → scores of all items [B, N].
@@ -71,7 +71,7 @@ class Summary:
     scores: dict[str, torch.Tensor]
 
     def take(self, rows: torch.Tensor) -> Summary:
-        """The named rows."""
+        """Select rows."""
         weights = {member: one if one.ndim == 1 else one[rows] for member, one in self.weights.items()}
         users, scores_ = ({name: x[rows] for name, x in of_each.items()} for of_each in (self.users, self.scores))
         return Summary(self.batch.take(rows), weights, users, scores_)
@@ -79,13 +79,13 @@ class Summary:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What nothing in a parameter set is larger than, for `Mixture.rounding`.
+    """Upper bounds of the sizes of a parameter set's features and scores, for `Mixture.rounding`.
 
     Attributes:
         features: float32 [F, N]. Popularity's features.
         scores: Estimator that is a product or a logarithm → its scores, or the lengths of its items' vectors: float32 [N].
-        any_feature: float32 [F]. The largest of any item.
-        any_score: Likewise, of each estimator.
+        any_feature: float32 [F]. Maximum over the items.
+        any_score: Estimator → maximum over the items.
     """
 
     features: torch.Tensor
@@ -100,7 +100,7 @@ class Sizes:
         parameters: dict[str, dict[str, torch.Tensor]],
         of_popularity: dict[str, torch.Tensor],
     ) -> Sizes:
-        """Those of a parameter set."""
+        """Compute the bounds of a parameter set."""
         sizes = {}
         for name, estimator in estimators.items():
             if is_logarithm(estimator):
@@ -116,12 +116,12 @@ class Mixture:
     """A parameter set.
 
     Attributes:
-        estimators: Those with a score, by name, in order.
+        estimators: Estimators with a score, by name, in order.
         parameters: Their tensors.
         popularity: The prior's tensors.
-        tastes: Those that tastes are told with.
-        calibration: Member → weight name → weight.
-        sizes: What bounds rounding.
+        tastes: Tensors that the traits are computed from.
+        calibration: Component → weight name → weight.
+        sizes: Bounds used for rounding errors.
     """
 
     estimators: dict[str, Any]
@@ -133,17 +133,17 @@ class Mixture:
 
     @classmethod
     def of(cls, tensors: dict[str, torch.Tensor], fold: int, estimators: Mapping[str, Any], layout: Layout) -> Mixture:
-        """The set of a fold, out of a version's tensors (``<set>/<estimator>/<name>``; set ``shared`` is part of every one).
+        """Build a fold's set from a version's tensors (``<set>/<estimator>/<name>``; set ``shared`` is part of every one).
 
         Args:
             tensors: By name.
             fold: Number of the set.
-            estimators: Those with a score, by name.
-            layout: Of its calibration tables.
+            estimators: Estimators with a score, by name.
+            layout: Layout of its calibration tables.
 
         Raises:
             KeyError: A tensor is missing: another package wrote the version.
-            ValueError: Its calibration weighs what is not known here: likewise.
+            ValueError: A calibration weight is unknown: another package wrote the version.
         """
         missing = [name for name in popularity.TENSORS if f"shared/popularity/{name}" not in tensors]
         if missing:
@@ -164,7 +164,7 @@ class Mixture:
         )
 
     def summary(self, batch: Batch, members: Sequence[str], how: Histories = PLAIN) -> Summary:
-        """What members need to know of the histories of a batch."""
+        """Encode the histories of a batch for some components."""
         users, exact = {}, {}
         for name, estimator in self.estimators.items():
             if all(self.calibration[member][name] == 0 for member in members):
@@ -177,14 +177,14 @@ class Mixture:
         return Summary(batch, weights, users, exact)
 
     def distributions(self, summary: Summary, *, dtype: Any = torch.float32) -> dict[str, torch.Tensor]:
-        """P(i | context) of the summary's members: member → [B, N], 0 for items that cannot be proposed."""
+        """Return P(i | context) of the encoded components: component → [B, N], 0 for items that cannot be proposed."""
         logits = self.logits_of_all(summary, dtype)
         hidden = summary.batch.hidden(len(self.popularity["prior"]))
         nothing = hidden.all(1)
         return {member: _normalised(of_member, hidden, nothing) for member, of_member in logits.items()}
 
     def logits_of_all(self, summary: Summary, dtype: Any = torch.float32) -> dict[str, torch.Tensor]:
-        """Logits of all items, eligible or not; features and scores are worked out once for all members: member → [B, N]."""
+        """Return logits of all items, eligible or not, sharing features and scores among components: component → [B, N]."""
         batch, log_prior = summary.batch, self.popularity["prior"].to(dtype)
         weights = [of_member.to(dtype) for of_member in summary.weights.values()]
         sums = popularity.weighted(self.popularity, batch.time, weights, dtype)
@@ -198,7 +198,7 @@ class Mixture:
         return logits
 
     def logits(self, summary: Summary, member: str, items: torch.Tensor) -> torch.Tensor:
-        """Logits of named items, int64 [B, C], in float64: [B, C]. Eligible or not."""
+        """Return logits of the given items, int64 [B, C], in float64, eligible or not: [B, C]."""
         batch, log_prior = summary.batch, self.popularity["prior"].double()
         total = popularity.weighted_at(self.popularity, batch.time, summary.weights[member], items, torch.float64)
         for name in self.estimators:
@@ -208,15 +208,15 @@ class Mixture:
         return total
 
     def rounding(self, summary: Summary, member: str, items: torch.Tensor | None = None) -> torch.Tensor:
-        """How far a member's logits in float32 may be from those in float64, whatever the order of summation.
+        """Bound how far a component's logits in float32 may be from those in float64, whatever the order of summation.
 
-        A feature is a logarithm (off by four units of its size) of a count (off by six units); weights and users' vectors are
-        rounded once, and so are scores that are worked out in float64; each of the terms may be rounded at every addition that follows.
+        A feature is the logarithm (error: four units of its size) of a count (error: six units). Weights and users' vectors are
+        rounded once, and so are scores computed in float64. Each term may be rounded at every addition that follows.
 
         Args:
-            summary: Of B contexts.
-            member: One of its members.
-            items: int64 [B, C]. Default: a bound for whatever item, [B, 1].
+            summary: B encoded contexts.
+            member: One of its components.
+            items: int64 [B, C]. Default: a bound for any item, [B, 1].
 
         Returns:
             float64 [B, C].
@@ -250,7 +250,7 @@ class Mixture:
         return off.expand(len(summary.batch.time), -1)
 
     def _scores(self, summary: Summary, name: str, log_prior: torch.Tensor, items: torch.Tensor | None = None) -> torch.Tensor:
-        """An estimator's scores of all items, or of named ones, in the dtype of ``log_prior``."""
+        """Return an estimator's scores of all items, or of the given ones, in the dtype of ``log_prior``."""
         if name in summary.scores:
             found = summary.scores[name].to(log_prior.dtype)
             return found if items is None else found.gather(1, items)
@@ -267,11 +267,11 @@ class Mixture:
         return exact_scores(name, self.estimators[name], self.parameters[name], batch, self.popularity["prior"])
 
     def tastes_of(self, batch: Batch, how: Histories = PLAIN) -> torch.Tensor:
-        """The users' tastes, in standard deviations: float64 [B, T]."""
+        """Return the users' traits in standard deviations: float64 [B, T]."""
         return tastes.standard(how.told(self.tastes, batch), self.tastes["mean"], self.tastes["spread"])
 
     def _feature_weights(self, member: str, batch: Batch, how: Histories) -> torch.Tensor:
-        """b, or b + Σ_z d_z z(context) where tastes tilt it: float64 [F] or [B, F]."""
+        """Return b, or b + Σ_z d_z z(context) where traits tilt it: float64 [F] or [B, F]."""
 
         def row(names: Sequence[str]) -> torch.Tensor:
             weights = [self.calibration[member][name] for name in names]
@@ -281,19 +281,19 @@ class Mixture:
         return row(_FEATURES) + self.tastes_of(batch, how) @ tilt if tilt.any() else row(_FEATURES)
 
     def score(self, name: str, batch: Batch) -> torch.Tensor:
-        """One estimator's scores: float32 [B, N]."""
+        """Return one estimator's scores: float32 [B, N]."""
         estimator, prior = self.estimators[name], self.popularity["prior"]
         if is_product(estimator) or is_logarithm(estimator):
             return scores(estimator, self.parameters[name], batch, prior)
         return self._exact_scores(name, batch).to(prior.dtype)
 
     def log_counts(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Logarithms of the items' decayed counts as of each event: name of `popularity.COUNTS` → [B, N]."""
+        """Return logarithms of the items' decayed counts as of each event: name of `popularity.COUNTS` → [B, N]."""
         return popularity.log_counts(self.popularity, batch.time)
 
 
 def _normalised(logits: torch.Tensor, hidden: torch.Tensor, nothing: torch.Tensor) -> torch.Tensor:
-    """Softmax over the items that are not hidden; rows where nothing is left come out 0."""
+    """Apply softmax over the items that are not hidden; rows without an item are 0."""
     logits.masked_fill_(hidden, -torch.inf)
     p = logits.sub_(logits.amax(1, keepdim=True)).exp_()
     p.div_(p.sum(1, keepdim=True, dtype=torch.float64).to(p.dtype))  # so exact that many items' rounding does not add up

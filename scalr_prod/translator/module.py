@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The translator as one torch module: the same in training, in-process and inside Triton.
+"""The translator as one torch module, used alike in training, in-process and inside Triton.
 
-For every context it gives ``P(i | context)`` over the target items that had been seen before the event and are not excluded for it,
-samples from it without replacement, and scores named candidates. Sets of parameters: ``-1`` was trained on every user, and is ``-2`` as
-well, with the weights for users without target events; ``0, 1, …`` were trained on all but the target events of that fold's users.
-Only torch, numpy, safetensors and, where it is there, numba are imported.
+For every context it computes ``P(i | context)`` over the target items that had been seen before the event and are not excluded for it,
+samples from it without replacement, and scores given candidates. Parameter sets: ``-1`` was trained on every user; ``-2`` is the same set
+with the weights for users without target events; ``0, 1, …`` were trained on all but the target events of that fold's users.
+Only torch, numpy, safetensors and, if installed, numba are imported.
 """
 
 from __future__ import annotations
@@ -45,24 +45,24 @@ if TYPE_CHECKING:
 __all__ = ["DESCRIPTION", "TranslatorModule"]
 
 logger = logging.getLogger(__name__)
-#: Key of what a weights' file says of itself, as JSON.
+#: Key of the weights' file's metadata, which is stored as JSON.
 DESCRIPTION: Final = "translator"
-#: Elements of a [rows, items] tensor that are worked on at a time: they stay near the processor's cache.
+#: Elements of a [rows, items] tensor processed at a time, so that they stay near the processor's cache.
 _CHUNK: Final = 2**19
-#: Of a request that several threads share, not fewer than these: products of few rows are slow.
+#: Minimum rows for each thread of a shared request: products of few rows are slow.
 _LEAST_ROWS: Final = 64
 
 
 class TranslatorModule(torch.nn.Module):
-    """All parameter sets of one translator version; made with `load`.
+    """All parameter sets of one translator version; loaded with `load`.
 
     Args:
-        tensors: By name.
-        metadata: What the weights' file says of itself.
-        device: Where the parameters live.
-        threads: Groups of rows that are worked on side by side.
-        travelled: Estimators that came with the version, by name; all others are the installed ones.
-        reference: Run the plain torch code alone, which the fused execution is compared with.
+        tensors: Tensors by name.
+        metadata: Metadata of the weights' file.
+        device: Device of the parameters.
+        threads: Number of row groups that are processed side by side.
+        travelled: Estimators bundled with the version, by name; all others are the installed ones.
+        reference: Run only the plain torch code, which the fused execution is compared with.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class TranslatorModule(torch.nn.Module):
         self.device = torch.device(device)
         self._shares = threads if self.device.type == "cpu" else 1
         self._threads = ThreadPoolExecutor(threads, "translator") if self._shares > 1 else None
-        #: Called after each group of rows of `sample` and `score`, so that others can see that a long batch makes progress.
+        #: Called after each group of rows of `sample` and `score`, to report progress of a long batch.
         self.on_group: Callable[[], None] = lambda: None
         self.folds = int(metadata["folds"])
         self.history_length = int(metadata["history_length"])
@@ -103,7 +103,7 @@ class TranslatorModule(torch.nn.Module):
 
     @cached_property
     def _fused(self) -> Fused | OnGpu | None:
-        """The fused execution, where there is one: on a CPU with a numba that compiles, on a GPU with a Triton that does."""
+        """The fused execution, where available: on a CPU with a working numba, on a GPU with a working Triton."""
         if self._reference:
             return None
         sets = tuple(self._sets.values())
@@ -117,7 +117,7 @@ class TranslatorModule(torch.nn.Module):
 
                 return on_gpu.tried(sets, self._numbers, self.first_seen, self.n_source)
         except Exception as error:  # of numba or Triton, which may be missing, or not know the machine
-            _say_slower(f"{type(error).__name__}: {error}")
+            _warn_not_compiled(f"{type(error).__name__}: {error}")
             return None
 
     @cached_property
@@ -126,7 +126,7 @@ class TranslatorModule(torch.nn.Module):
 
     @cached_property
     def _listed(self) -> Listed | None:
-        """The fused execution of shortlists: on a CPU, where there is one."""
+        """The fused execution of shortlists, where available: on a CPU."""
         if self.device.type != "cpu":
             logger.warning("on a GPU the plain code draws from shortlists, slower than compiled code from the whole catalogue")
             return None
@@ -137,27 +137,27 @@ class TranslatorModule(torch.nn.Module):
         return Listed(self._sets[EVERYBODY].popularity, self._numbers, self._lists)
 
     def parameter_set(self, fold: int) -> Mixture:
-        """A fold's estimators."""
+        """Return a fold's mixture."""
         return self._sets[fold]
 
     @classmethod
     def load(
         cls, folder: str | Path, device: str = "cpu", threads: int = 1, *, trusted: bool = False, reference: bool = False
     ) -> TranslatorModule:
-        """Read a version's folder.
+        """Load a version from its folder.
 
         Args:
             folder: Holds ``translator.safetensors`` and ``manifest.json``, and the source files of estimators of other packages.
-            device: Where the parameters live: ``cpu``, ``cuda``, ``cuda:1``.
-            threads: Groups of rows that `sample` and `score` work on side by side, on a CPU. Torch should have one thread
-                itself then: threads that share out each small operation wait for one another more than they work.
-            trusted: Run the sources of estimators that the version carries. Of a folder that `load_version` found: it has compared
-                their checksum with what the ledger recorded. Others may hold anything.
-            reference: Run the plain torch code alone.
+            device: Device of the parameters: ``cpu``, ``cuda``, ``cuda:1``.
+            threads: Row groups that `sample` and `score` process side by side, on a CPU. Torch itself should then have one thread:
+                threads that share each small operation spend more time waiting than working.
+            trusted: Run the sources of estimators that the version carries. Set it for folders from `load_version`, which has compared
+                their checksum with the ledger's. Other folders may hold any code.
+            reference: Run only the plain torch code.
 
         Raises:
-            TranslatorNotFound: There is no such folder, or it is not a translator's.
-            TranslatorError: A file is not the one that was written (its checksum differs), or cannot be read; or the version carries an
+            TranslatorNotFound: The folder does not exist, or holds no translator.
+            TranslatorError: A file was changed (its checksum differs) or cannot be read; or the version carries an
                 estimator's source, and is not trusted or does not load.
         """
         from safetensors import SafetensorError, safe_open
@@ -189,13 +189,13 @@ class TranslatorModule(torch.nn.Module):
             raise _unreadable(folder, str(error)) from error
 
     def warm_up(self, *, shortlists: bool = False) -> bool:
-        """Compile what `sample` and `score` run, so that no request waits for it: seconds, once for each machine and package.
+        """Compile what `sample` and `score` run, so that no request waits for it: takes seconds, once for each machine and package.
 
         Args:
-            shortlists: Make the blocks that shortlists are of, too, and their mean vectors: ten seconds for each million items.
+            shortlists: Also build the shortlists' blocks and their mean vectors: ten seconds for each million items.
 
         Returns:
-            Whether compiled code answers, and not the plain code.
+            Whether the compiled code is used, not the plain code.
         """
         if shortlists:
             self._lists.warm_up(self._sets.values())
@@ -214,15 +214,15 @@ class TranslatorModule(torch.nn.Module):
     ) -> Samples:
         """Draw k items for each context without replacement, in proportion to P^(1 / temperature).
 
-        The draw is a pure function of (context, noise key, k, temperature, shortlist): the batch it travels in changes nothing.
+        The draw is a pure function of (context, noise key, k, temperature, shortlist): it does not depend on the batch.
 
         Args:
             contexts: B of them.
             k: Draws for each.
             temperature: 1 draws from P itself; towards 0 it becomes the k most probable.
-            min_lift: A draw with P(i | context) < min_lift × P(i) comes back as ``NO_ITEM``, with its probability.
-            shortlist: Draw among so many items, or a few more, that the context makes likely, and at least k, see
-                `shortlist.Shortlists`; probabilities are those of the whole catalogue but for an estimate. None: among all.
+            min_lift: A draw with P(i | context) < min_lift × P(i) is returned as ``NO_ITEM``, with its probability.
+            shortlist: Draw among about this many likely items, at least k, see `shortlist.Shortlists`; probabilities are then estimates
+                of those over the whole catalogue. None: draw among all items.
             member: ``mixture``, or one estimator alone.
 
         Returns:
@@ -262,11 +262,11 @@ class TranslatorModule(torch.nn.Module):
     def score(
         self, contexts: Contexts, candidates: NDArray[np.int32], *, member: str = "mixture"
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """P(i | context) and the prior P(i) of named candidates.
+        """Return P(i | context) and the prior P(i) of given candidates.
 
         Args:
             contexts: B of them.
-            candidates: int32 [B, C], target indices; ``NO_ITEM``, excluded items and those not yet there get 0.
+            candidates: int32 [B, C], target indices; ``NO_ITEM``, excluded and not yet seen items get 0.
             member: ``mixture``, or one estimator alone.
 
         Returns:
@@ -305,7 +305,7 @@ class TranslatorModule(torch.nn.Module):
     def distributions(
         self, contexts: Contexts, members: Sequence[str] = ("mixture",)
     ) -> Iterator[tuple[NDArray[np.int64], list[torch.Tensor]]]:
-        """Whole distributions, a few rows at a time.
+        """Yield whole distributions, a few rows at a time.
 
         Args:
             contexts: Of any number.
@@ -322,7 +322,7 @@ class TranslatorModule(torch.nn.Module):
     def _each(
         self, work: Callable[[NDArray[np.int64], Mixture], None], groups: Iterable[tuple[NDArray[np.int64], Mixture]]
     ) -> None:
-        """Work on every group, several at a time where there are threads for it."""
+        """Process every group, several at a time where there are threads for it."""
 
         @torch.inference_mode()  # holds for the thread that it is called in
         def one(group: tuple[NDArray[np.int64], Mixture]) -> None:
@@ -334,12 +334,12 @@ class TranslatorModule(torch.nn.Module):
     def _groups(
         self, contexts: Contexts, in_blocks: Callable[[Mixture], bool] = lambda _: False, most_rows: int = 1
     ) -> Iterator[tuple[NDArray[np.int64], Mixture]]:
-        """Rows of one fold at a time, in order of time, not too many at once.
+        """Yield rows of one fold at a time, in order of time, in groups of limited size.
 
         Args:
-            contexts: All of them.
-            in_blocks: Whether a parameter set is worked on in blocks of items, so that more rows are few enough.
-            most_rows: So many.
+            contexts: All contexts.
+            in_blocks: Whether a parameter set is processed in blocks of items, so that a group may have more rows.
+            most_rows: Maximum rows of such a group.
         """
         of_whole_rows = max(1, _CHUNK // self.n_target)
         for fold in np.unique(contexts.fold).tolist():
@@ -360,16 +360,16 @@ class TranslatorModule(torch.nn.Module):
 
 
 @cache
-def _say_slower(reason: str) -> None:
-    """Warn, once in a process."""
+def _warn_not_compiled(reason: str) -> None:
+    """Log a warning, once in a process."""
     logger.warning("nothing can be compiled here, so that contexts are translated several times slower (%s)", reason)
 
 
 def _travelled(folder: Path, metadata: dict[str, str], manifest: dict[str, Any], *, trusted: bool) -> dict[str, Any]:
-    """Estimators whose sources a version carries, by name.
+    """Load the estimators whose sources a version carries, by name.
 
     Raises:
-        ValueError: Its two files do not name the same ones, or they must not run.
+        ValueError: Manifest and weights name different ones, or they must not run.
     """
     described = json.loads(metadata.get("carried", "{}"))
     if described != manifest.get("carried", {}):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Noise that depends on nothing but (key, item): the same on any machine, in any batch, with any number of threads.
+"""Counter-based random numbers: noise that depends only on (key, item), whatever the machine, the batch and the number of threads.
 
-Drawing without replacement in proportion to p^(1/T) is an exponential race: with E ~ Exp(1) independent for each item, the k
-largest of ``p^(1/T) / E`` are such a draw (Gumbel top-k in other words: log E is a negated Gumbel variate). E comes from a
-64-bit key and a 32-bit item number through a multiply-xor-shift hash on int32 tensors, which wrap around alike on CPU and GPU.
+Drawing without replacement in proportion to p^(1/T) is an exponential race, or Gumbel top-k: with E ~ Exp(1) independent for each item,
+the items with the k largest ``p^(1/T) / E`` are such a draw (log E is a negated Gumbel variate). E comes from a 64-bit key and a
+32-bit item word through a multiply-xor-shift hash on int32 tensors, which wrap around alike on CPU and GPU.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _M3: Final = _signed(0x9E3779B1)
 
 
 def _splitmix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finaliser of splitmix64: neighbouring inputs come out unlike each other."""
+    """Apply the finaliser of splitmix64, which scatters neighbouring inputs."""
     with np.errstate(over="ignore"):
         words = words + np.uint64(0x9E3779B97F4A7C15)
         words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -43,13 +43,13 @@ def _splitmix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def item_numbers(count: int) -> torch.Tensor:
-    """A fixed pseudo-random word for each item index: int32 [count]."""
+    """Return a fixed pseudo-random word for each item index: int32 [count]."""
     words = _splitmix(np.arange(count, dtype=np.uint64))
     return torch.from_numpy((words >> np.uint64(32)).astype(np.uint32).view(np.int32).copy())
 
 
 def key_words(keys: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two words of each key: int32 [B, 1] each."""
+    """Return two hash words of each key: int32 [B, 1] each."""
     words = _splitmix(np.ascontiguousarray(keys).view(np.uint64))
     low = (words & np.uint64(0xFFFFFFFF)).astype(np.uint32).view(np.int32).copy()
     high = (words >> np.uint64(32)).astype(np.uint32).view(np.int32).copy()
@@ -57,12 +57,12 @@ def key_words(keys: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def exponential(words: tuple[torch.Tensor, torch.Tensor], items: torch.Tensor, dtype: Any = torch.float32) -> torch.Tensor:
-    """Standard exponential variates.
+    """Return standard exponential variates.
 
     Args:
         words: From `key_words`, int32 [B, 1] each.
         items: From `item_numbers`, int32 [N] (or [B, C] for chosen items).
-        dtype: Of the result; it is the same in all, up to a few units in the last place.
+        dtype: Dtype of the result; values agree between dtypes up to a few units in the last place.
 
     Returns:
         [B, N], greater than 0.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One training slice of a log: its vocabularies, its users, its matrices, and contexts at its target events."""
+"""Training slice of a log: its vocabularies, users and matrices, and the contexts of its target events."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ __all__ = ["ContextSource", "Coverage", "Pairs", "Parameters", "contexts_at"]
 Parameters: TypeAlias = "dict[str, torch.Tensor]"
 
 _DAY_US = 86_400_000_000
-#: Histories that are looked up at a time.
+#: Histories looked up at a time.
 _LOOKED_UP: Final = 16_384
-#: Users whose source events are looked at at a time.
-_USERS: Final = 32_768
+#: Users whose source events are read at a time.
+_USERS_AT_ONCE: Final = 32_768
 _ALL: Final = slice(None)
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """How much of a domain its vocabulary holds.
+    """Share of a domain's items and events that its vocabulary covers.
 
     Attributes:
-        items: Items that had an event.
-        kept: Those in the vocabulary: the ones with the most events.
-        events: Events.
-        events_kept: Those of items in the vocabulary.
+        items: Items with an event.
+        kept: Items in the vocabulary: those with the most events.
+        events: All events.
+        events_kept: Events of items in the vocabulary.
     """
 
     items: int
@@ -54,25 +54,25 @@ class Coverage:
 
     @property
     def whole(self) -> bool:
-        """Nothing was left out."""
+        """Whether the vocabulary holds every item."""
         return self.kept == self.items
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """What one parameter set is fitted on.
+    """Training data of one parameter set.
 
     Attributes:
         log: The whole log.
         until: Only events before this instant (µs) count.
         source_index: int32 [source ids]. Vocabulary index, 1 … n_source; 0 for items that are not in it.
-        target_index: int32 [target ids]. Vocabulary index, 0 … n_target - 1 in order of first appearance; -1 likewise.
+        target_index: int32 [target ids]. Vocabulary index, 0 … n_target - 1 in order of first appearance; -1 for items not in it.
         first_seen: int64 [n_target]. Microseconds; ascending.
-        held_out: bool [U]. Users whose target events do not count.
-        popularity_until: Popularity alone may count later events, up to this instant (µs): it is a feature that is known
-            at the time of each event, where the other parameters are fitted once.
+        held_out: bool [U]. Users whose target events are left out.
+        popularity_until: Popularity alone may use later events, up to this time (µs): it is a feature that is known
+            at the time of each event, whereas the other parameters are fitted once.
         settings: ``[translator]``.
-        device: Where an estimator that can may learn; what it gives lies on the CPU.
+        device: Device that an estimator may train on; its tensors are returned on the CPU.
     """
 
     log: Log
@@ -89,7 +89,7 @@ class Pairs:
     def of(
         cls, log: Log, until: int, settings: TranslatorSettings, *, popularity_until: int | None = None, device: str = "cpu"
     ) -> Pairs:
-        """The slice before ``until``, with nobody held out.
+        """Build the slice before ``until``, with no user held out.
 
         Args:
             log: Everything that training may read.
@@ -99,7 +99,7 @@ class Pairs:
             device: See the attribute.
 
         Returns:
-            With vocabularies of the items that had events in it.
+            The slice, with vocabularies of the items that had events in it.
 
         Raises:
             TranslatorError: It has too few target items or no event to learn from.
@@ -118,10 +118,10 @@ class Pairs:
         return cls(log, until, source_index, target_index, first_seen, nobody, popularity_until or until, settings, device)
 
     def without(self, held_out: NDArray[np.bool_]) -> Pairs:
-        """The same slice and vocabularies without the target events of some users.
+        """Return the same slice and vocabularies without the target events of some users.
 
         Args:
-            held_out: bool [U]. Whose target events do not count.
+            held_out: bool [U]. Users whose target events are left out.
 
         Returns:
             A slice that shares the log and the vocabularies.
@@ -130,24 +130,24 @@ class Pairs:
 
     @property
     def n_source(self) -> int:
-        """Source items, not counting the padding."""
+        """Number of source items, without the padding."""
         return int(self.source_index.max(initial=0))
 
     @property
     def n_target(self) -> int:
-        """Target items."""
+        """Number of target items."""
         return len(self.first_seen)
 
     def coverage(self) -> dict[str, Coverage]:
-        """Of both domains by name (``source``, ``target``): what ``[translator] max_source_items`` and ``max_target_items`` left."""
+        """Return the coverage of both domains (``source``, ``target``) under the limits ``[translator] max_…_items``."""
         known = {"source": self.source_index > 0, "target": self.target_index >= 0}
         return {name: _coverage(getattr(self.log, name), self.until, kept) for name, kept in known.items()}
 
     def source_events(self, users: slice = _ALL) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Every source event that counts.
+        """Return the source events of the slice.
 
         Args:
-            users: Whose, users that follow one another; default: all.
+            users: A range of consecutive users; default: all.
 
         Returns:
             User and vocabulary index: int32 [E] each, in the order of users.
@@ -166,7 +166,7 @@ class Pairs:
         return events.user[begin:end][counts], index[counts]
 
     def target_rows(self) -> NDArray[np.int64]:
-        """Positions in ``log.target`` of the events that count: labels, of users who are not held out."""
+        """Return the positions in ``log.target`` of the slice's labels: eligible events of users who are not held out."""
         events = self.log.target
         counts = (events.time < self.until) & (self.target_index[events.item] >= 0) & ~self.held_out[events.user]
         counts &= self.log.possible
@@ -174,7 +174,7 @@ class Pairs:
         return np.flatnonzero(counts if weights is None else counts & (weights > 0))
 
     def target_weights(self, rows: NDArray[np.int64]) -> NDArray[np.float32] | None:
-        """How much each of `target_rows` counts: float32 [rows]; None: one each.
+        """Return the weight of each of `target_rows`.
 
         Args:
             rows: int64 [R]. Positions in ``log.target``.
@@ -186,7 +186,7 @@ class Pairs:
         return None if weights is None else weights[rows]
 
     def popularity_events(self) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.float32] | None]:
-        """(vocabulary index, time, how much it adds) of every target event that popularity counts: labels too. None: one each."""
+        """Return (vocabulary index, time, weight) of every target event that popularity counts, labels included; weight None: 1 each."""
         events, gains = self.log.target, self.log.gains
         index = self.target_index[events.item]
         counts = (events.time < self.popularity_until) & (index >= 0) & ~self.held_out[events.user]
@@ -194,10 +194,10 @@ class Pairs:
         return index[counts], events.time[counts], None if gains is None else gains[counts]
 
     def source_matrix(self, users: slice = _ALL) -> Any:
-        """Who had which source items. Of a long log the cells of all users are large.
+        """Return which users had which source items. The matrix of all users is large for a long log.
 
         Args:
-            users: Those of the rows, which follow one another; default: all.
+            users: The rows' users, a range of consecutive ones; default: all.
 
         Returns:
             scipy CSR float32 [U, n_source + 1]: 1 where the user had the item; column 0 is empty.
@@ -210,16 +210,16 @@ class Pairs:
         return _matrix(user - np.int32(first), item, (stop - first, self.n_source + 1))
 
     def source_users(self) -> NDArray[np.float32]:
-        """How many users had each source item: float32 [n_source + 1], 0 for the padding."""
+        """Count the users who had each source item: float32 [n_source + 1], 0 for the padding."""
         sums = (np.asarray(self.source_matrix(users).sum(axis=0)).ravel() for users in self.some_users())
         return sum(sums, np.zeros(self.n_source + 1, dtype=np.float32))
 
     def some_users(self) -> Iterator[slice]:
-        """All users, some at a time; one range at the least."""
-        return passed(len(self.log.users), _USERS)
+        """Yield all users in consecutive ranges, at least one."""
+        return passed(len(self.log.users), _USERS_AT_ONCE)
 
     def target_matrix(self) -> Any:
-        """scipy CSR float32 [U, n_target]: 1, or the weight, where the user had the item; rows of held-out users are empty."""
+        """Return scipy CSR float32 [U, n_target]: 1, or the weight, where the user had the item; held-out users' rows are empty."""
         rows = self.target_rows()
         events, shape = self.log.target, (len(self.log.users), self.n_target)
         matrix = _matrix(events.user[rows], self.target_index[events.item[rows]], shape)
@@ -237,10 +237,10 @@ class Pairs:
 
 @dataclass(frozen=True)
 class ContextSource:
-    """Contexts strictly before target events, made as they are taken: those of all events of a long log would fill the memory.
+    """Contexts strictly before target events, built when they are taken: those of all events of a long log do not fit into memory.
 
     Attributes:
-        log: The log.
+        log: The event log.
         rows: int64 [R]. Positions in ``log.target``.
         source_index: Vocabulary index of each of the log's source ids.
         target_index: Likewise for target ids.
@@ -256,23 +256,23 @@ class ContextSource:
 
     @property
     def event_time(self) -> NDArray[np.int64]:
-        """As in `Contexts`: int64 [R]."""
+        """Return `Contexts.event_time` of the events: int64 [R]."""
         return self.log.target.time[self.rows]
 
     @property
     def labels(self) -> NDArray[np.int32]:
-        """The target index of each event, -1 where the vocabulary lacks it: int32 [R]."""
+        """Return the target index of each event, -1 where the vocabulary lacks it: int32 [R]."""
         return self.target_index[self.log.target.item[self.rows]]
 
     def known(self) -> NDArray[np.bool_]:
-        """As in `Contexts`: bool [R]."""
+        """Return whether each history holds an item known in training: bool [R]."""
         known = np.empty(len(self), dtype=bool)
-        for part, _, items in _looked_up(self.log, self.rows, self.source_index):
+        for part, _, items in _history_batches(self.log, self.rows, self.source_index):
             known[part] = (items > 0).any(1)
         return known
 
     def take(self, rows: NDArray[Any]) -> Contexts:
-        """The contexts of some of the events, with fold -1."""
+        """Build the contexts of some of the events, with fold -1."""
         return contexts_at(self.log, self.rows[rows], source_index=self.source_index, target_index=self.target_index)[0]
 
 
@@ -284,18 +284,18 @@ def contexts_at(
     target_index: NDArray[np.int32],
     fold: NDArray[np.int32] | int = -1,
 ) -> tuple[Contexts, NDArray[np.int32]]:
-    """Contexts strictly before target events, and the target index of each (-1 where the vocabulary lacks it).
+    """Return contexts strictly before target events, and the target index of each (-1 where the vocabulary lacks it).
 
     Args:
         log: The log.
         rows: [R] positions in ``log.target``.
         source_index: Vocabulary index of each of the log's source ids.
         target_index: Likewise for target ids.
-        fold: The parameter set to ask, for all or each.
+        fold: Parameter set that scores them, one for all or one each.
     """
     items = np.empty((len(rows), log.history.shape[1]), dtype=np.int32)
     ages, end = np.empty(items.shape, dtype=np.float32), np.empty(len(rows), dtype=np.int64)
-    for part, history, known in _looked_up(log, rows, source_index):
+    for part, history, known in _history_batches(log, rows, source_index):
         there, items[part] = history >= 0, known
         # An event's age is counted from the last one, as it is when that one is translated.
         last = log.source.time[history[:, -1]]
@@ -315,17 +315,17 @@ def contexts_at(
     return made, labels
 
 
-def _looked_up(
+def _history_batches(
     log: Log, rows: NDArray[np.int64], source_index: NDArray[np.int32]
 ) -> Iterator[tuple[slice, NDArray[np.int32], NDArray[np.int32]]]:
-    """Histories of target events, some at a time: which they are, positions in ``log.source``, and vocabulary indices, both [R, L]."""
+    """Yield histories of target events in batches: a slice, positions in ``log.source`` and vocabulary indices, both [R, L]."""
     for part in passed(len(rows), _LOOKED_UP):
         history = log.history[rows[part]]
         yield part, history, np.where(history >= 0, source_index[log.source.item[history]], 0)
 
 
 def _vocabulary(events: Events, until: int, most: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Index of each id (-1: not in the vocabulary) and first time of each index; in order of first appearance, then id."""
+    """Return each id's index (-1: not in the vocabulary) and each index's first time; in order of first appearance, then id."""
     count = np.zeros(len(events.ids), dtype=np.int64)
     first = np.full(len(events.ids), np.iinfo(np.int64).max)
     for item, time in _before(events, until):
@@ -340,7 +340,7 @@ def _vocabulary(events: Events, until: int, most: int) -> tuple[NDArray[np.int32
 
 
 def _before(events: Events, until: int) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
-    """Item and time of the events before an instant, some at a time."""
+    """Yield item and time of the events before a time, in batches."""
     for part in passed(len(events)):
         before = events.time[part] < until
         yield events.item[part][before], events.time[part][before]
@@ -353,11 +353,11 @@ def _coverage(events: Events, until: int, kept: NDArray[np.bool_]) -> Coverage:
 
 
 def _matrix(user: NDArray[Any], item: NDArray[Any], shape: tuple[int, int]) -> Any:
-    """Of users in ascending order; ``item`` is taken over."""
+    """Build a CSR matrix from users in ascending order; takes ownership of ``item``."""
     from scipy import sparse
 
     start = np.searchsorted(user, np.arange(shape[0] + 1, dtype=user.dtype))
-    # scipy's own way takes the users along, in three copies.
+    # scipy's own constructor copies the users three times.
     matrix = sparse.csr_matrix((np.ones(len(item), dtype=np.float32), item, start), shape=shape)
     matrix.sum_duplicates()
     matrix.data[:] = 1

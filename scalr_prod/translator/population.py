@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which target events a run can generate: what the translator is fitted, calibrated and judged on.
+"""Label filter: the target events that a run can generate, which the translator is fitted, calibrated and measured on.
 
-Where consumed items are excluded (``[generation] exclude_consumed``), no event is generated that repeats an earlier one of the same user
-and item. So repeats are no labels, and what a user had before an event cannot be chosen at it.
+Where consumed items are excluded (``[generation] exclude_consumed``), a run generates no event that repeats an earlier one of the same user
+and item. So repeats are not labels, and items that a user had before an event cannot be chosen at it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["firsts", "had_before"]
 
 
 def firsts(events: Events) -> NDArray[np.bool_]:
-    """Which events are the first of their user and item: bool [M]. Of several at one time, one is."""
+    """Mark the events that are the first of their user and item, one of those at the same time: bool [M]."""
     _, places = np.unique(events.user.astype(np.int64) * len(events.ids) + events.item, return_index=True)
     first = np.zeros(len(events), dtype=bool)
     first[places] = True
@@ -31,7 +31,7 @@ def firsts(events: Events) -> NDArray[np.bool_]:
 
 
 def had_before(log: Log, rows: NDArray[np.int64], target_index: NDArray[np.int32]) -> Had | NDArray[np.int32]:
-    """What must not be proposed at target events.
+    """Return the items that must not be proposed at target events.
 
     Args:
         log: The log.
@@ -39,7 +39,7 @@ def had_before(log: Log, rows: NDArray[np.int64], target_index: NDArray[np.int32
         target_index: Vocabulary index of each of the log's target ids.
 
     Returns:
-        The items that each event's user had strictly before it; nothing (int32 [R, 0]) where they may be proposed again.
+        The items that each event's user had strictly before it; none (int32 [R, 0]) where items may be proposed again.
     """
     if not log.exclude_consumed:
         return np.empty((len(rows), 0), dtype=np.int32)
@@ -48,7 +48,7 @@ def had_before(log: Log, rows: NDArray[np.int64], target_index: NDArray[np.int32
     before = np.append(0, np.cumsum(possible))
     moment = np.ones(len(user), dtype=bool)
     moment[1:] = (user[1:] != user[:-1]) | (time[1:] != time[:-1])
-    # Where the events of each event's user and time begin.
+    # Position of the first event with the same user and time.
     same = np.maximum.accumulate(np.where(moment, np.arange(len(user)), 0))[rows]
     begin = before[np.searchsorted(user, user[rows])]
     return Had(target_index[log.target.item[possible]], begin, before[same] - begin)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The exponential race that draws items, decided as exact arithmetic would decide it.
+"""Gumbel top-k sampling with float64 tie resolution.
 
-Every eligible item runs with the key P^(1 / T) / E, E from `noise`; the k largest keys are the draws, in their order. The race is run in
-float32 over the whole catalogue, and `Mixture.rounding` bounds how far rounding may have moved a key. Where two neighbours among the
-best are nearer than that, the keys of the best alone are worked out again in float64; where that cannot settle it (the bound reaches
-beyond them, or a probability and its limit are too near), the row is unsure and has to be drawn in float64 as a whole.
+Every eligible item has the key P^(1 / T) / E, with E from `noise`; the items with the k largest keys are the draws, in that order. Keys
+are computed in float32 over the whole catalogue, and `Mixture.rounding` bounds their error. Where two neighbours among the best are closer
+than that, the keys of the best are computed again in float64. Where that cannot decide (the bound reaches beyond the best, or a
+probability and its limit are too close), the row is unsure and must be drawn in float64 as a whole.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ if TYPE_CHECKING:
 
 __all__ = ["SPARE", "Draws", "Race", "exact_order", "near_limit", "of_the_whole", "run"]
 
-#: Candidates beyond the k + 1 best that are looked at again with them.
+#: Candidates beyond the k + 1 best that are compared again in float64.
 SPARE: Final = 7
-#: What the steps from a logit to its key add to rounding, beside a unit of the logarithm of P: exponential, variate, powers, quotients.
+#: Rounding error of the steps from a logit to its key, without that of the logarithm of P: exponential, variate, powers, quotients.
 _STEPS: Final = 32 * UNIT
-#: The same with that of a P that counts, 2^-100 at the least.
+#: The same including the logarithm of P, for P of at least 2^-100.
 _ALL_STEPS: Final = 102 * UNIT
-#: A probability below 2^-100 loses digits in float32, or is 0; over the smallest variate its key is below 2^-67.
+#: Below 2^-100 a probability loses digits in float32, or is 0; even with the smallest variate its key is below 2^-67.
 _TINY: Final = 2.0**-100
 _TINY_KEY: Final = 2.0**-67
 
 
 @dataclass(frozen=True)
 class Race:
-    """What is drawn, see `TranslatorModule.sample`."""
+    """Parameters of a draw, see `TranslatorModule.sample`."""
 
     k: int
     temperature: float
     min_lift: float
     member: str
-    #: Items that are scored for a context; None: all.
+    #: Number of items that are scored for a context; None: all.
     shortlist: int | None = None
 
     @property
     def members(self) -> tuple[str, ...]:
-        """Whose distributions it needs."""
+        """Components whose distributions are needed."""
         return tuple(dict.fromkeys(("popularity", self.member)))
 
 
@@ -59,10 +59,10 @@ class Draws:
     """K draws (fewer columns where there are fewer items) for each of B contexts.
 
     Attributes:
-        items: int64 [B, K]. `NO_ITEM` where nothing was left, or the draw fell below ``min_lift``.
+        items: int64 [B, K]. `NO_ITEM` where no item was left, or the draw fell below ``min_lift``.
         probabilities: [B, K].
         prior: [B, K].
-        unsure: bool [B]. Where rounding may have decided something.
+        unsure: bool [B]. Rows whose result rounding may have changed.
     """
 
     items: torch.Tensor
@@ -80,16 +80,16 @@ def run(
     dtype: Any,
     lists: Shortlists | None = None,
 ) -> Draws:
-    """Draw for a batch.
+    """Draw k items for each context of a batch.
 
     Args:
-        race: What to draw.
+        race: Parameters of the draw.
         mixture: The parameter set.
         contexts: B of them.
-        batch: The same on the device.
+        batch: The same contexts as tensors.
         numbers: int32 [N], the items' words for `noise`.
-        dtype: float32, or float64, which is never unsure.
-        lists: Where the race has a shortlist.
+        dtype: float32, or float64, with which no row is unsure.
+        lists: Shortlists, where the draw uses them.
     """
     device = numbers.device
     summary = mixture.summary(batch, race.members)
@@ -103,7 +103,7 @@ def run(
     best, chosen = keys.topk(min(race.k + 1 + SPARE, keys.shape[1]), dim=1)
     unsure = torch.zeros(len(best), dtype=torch.bool, device=device)
     if dtype == torch.float32:
-        unsure |= _lost(race, best, p, summary.batch)
+        unsure |= _underflowed(race, best, p, summary.batch)
         unsure |= _settle(race, mixture, summary, p, (best, chosen), (low, high), numbers)
     there, chosen = best[:, : race.k] > 0, chosen[:, : race.k]
     p, q = (torch.where(there, of_all.gather(1, chosen), 0) for of_all in (p, prior))
@@ -116,7 +116,7 @@ def run(
 def of_the_whole(
     race: Race, share: dict[str, torch.Tensor], p: torch.Tensor, prior: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """P and the prior, [B, K], of shortlists as shares of the whole catalogue, see `shortlist.Lists`; nothing is changed without."""
+    """Scale P and the prior, [B, K], from shortlists to the whole catalogue, see `shortlist.Lists`; a no-op without shortlists."""
     if not share:
         return p, prior
     of_member, of_prior = (share[name].to(p)[:, None] for name in (race.member, "popularity"))
@@ -132,11 +132,11 @@ def near_limit(
     p: torch.Tensor,
     q: torch.Tensor,
 ) -> torch.Tensor:
-    """Rows in which rounding may have decided whether P, of what is there [B, K], reaches ``min_lift`` times the prior: bool [B]."""
+    """Mark rows where rounding may decide whether P of a valid draw [B, K] reaches ``min_lift`` times the prior: bool [B]."""
     if race.min_lift == 0 or race.member == "popularity":
         return torch.zeros(len(there), dtype=torch.bool, device=there.device)
     excess = (p - race.min_lift * q).abs()
-    # A normaliser is off by no more than what it sums.
+    # A normaliser's relative error is at most that of its terms.
     widest = sum(2 * mixture.rounding(summary, member) for member in race.members)
     near = (there & (excess <= (widest + 4 * _ALL_STEPS) * p)).any(1)
     rows = near.nonzero()[:, 0]
@@ -148,14 +148,14 @@ def near_limit(
 
 
 def _keys(p: torch.Tensor, variates: torch.Tensor, temperature: float) -> torch.Tensor:
-    """The order of P^(1 / T) / E, in the form whose powers neither overflow nor vanish; ``variates`` may be overwritten."""
+    """Return keys in the order of P^(1 / T) / E, in a form that neither overflows nor vanishes; may overwrite ``variates``."""
     if temperature > 1:
         return p.pow(1 / temperature) / variates
     return p / (variates if temperature == 1 else variates.pow_(temperature))
 
 
-def _lost(race: Race, best: torch.Tensor, p: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Rows in which a probability that float32 cannot hold may have mattered: bool [B]."""
+def _underflowed(race: Race, best: torch.Tensor, p: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Mark rows where a probability too small for float32 may have mattered: bool [B]."""
     floor = _TINY_KEY if race.temperature <= 1 else torch.inf
     lost = best[:, : race.k][:, -1] <= floor
     rows = lost.nonzero()[:, 0]
@@ -172,10 +172,10 @@ def _settle(
     words: tuple[torch.Tensor, torch.Tensor],
     numbers: torch.Tensor,
 ) -> torch.Tensor:
-    """Put the best in the order of their keys in float64, in place, where rounding may have decided it.
+    """Sort the best by their keys in float64, in place, where rounding may have changed the order.
 
     Returns:
-        bool [B]. Rows in which it may have decided who is among the best.
+        bool [B]. Rows where rounding may have changed which items are among the best.
     """
     best, chosen = ranking
     depth = p.gather(1, chosen).clamp(min=_TINY).log().neg()
@@ -201,15 +201,15 @@ def exact_order(
     words: tuple[torch.Tensor, torch.Tensor],
     numbers: torch.Tensor,
 ) -> torch.Tensor:
-    """The order of candidates' keys in float64, what is not there last: int64 [R, C].
+    """Return the order of candidates' keys in float64, absent ones last: int64 [R, C].
 
     Args:
-        race: What is drawn.
+        race: Parameters of the draw.
         mixture: The parameter set.
         summary: Of B contexts.
-        rows: int64 [R]. Which of them.
-        candidates: int64 [R, C] items, and bool [R, C], which of these are there.
-        words: Of the contexts' keys, see `noise.key_words`.
+        rows: int64 [R]. Rows to sort.
+        candidates: int64 [R, C] items, and bool [R, C], whether each is present.
+        words: Words of the contexts' keys, see `noise.key_words`.
         numbers: The items' words.
     """
     items, there = candidates

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What may be asked of a translator: every index, age, time and number, checked before a tensor is made of it.
+"""Validation of requests to a translator: every index, age, time and number is checked before a tensor is made of it.
 
-An index beyond a table is an IndexError on a CPU; on a GPU it ends the process, for everybody who waits for an answer. The same
-checks hold in-process and inside Triton; only numpy is imported.
+An index beyond a table raises IndexError on a CPU; on a GPU it ends the process, and every waiting request with it. The same
+checks run in-process and inside Triton; only numpy is imported.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LATEST_US", "Bounds", "check_draws"]
 
-#: Times lie within this many microseconds of the epoch (146 000 years): what is beyond is a NaT or an infinity in disguise, and
-#: differences of such times overflow.
+#: Times lie within this many microseconds of the epoch (146 000 years): larger values come from a NaT or an infinity, and
+#: their differences overflow.
 LATEST_US: Final = 2**62
 _NEXT: Final = "correct the request: indices are those of this version's vocabulary (its two Parquet files)"
 
@@ -44,10 +44,10 @@ class Bounds:
     folds: int
 
     def check(self, contexts: Contexts) -> None:
-        """Every value of the contexts can be worked with.
+        """Check every value of the contexts.
 
         Raises:
-            InvalidRequest: One cannot; names the array, the value and its limits.
+            InvalidRequest: A value is out of range; names the array, the value and its limits.
         """
         if not contexts.history_items.shape[1]:
             raise _invalid("history_items holds no event: the translated one is the last of a history")
@@ -65,7 +65,7 @@ class Bounds:
             raise _invalid("history_ages holds a negative value: the translated event is the last of a history")
 
     def check_candidates(self, candidates: NDArray[Any], rows: int) -> None:
-        """The candidates are int32 [rows, C], and each is a target item or none.
+        """Check that the candidates are int32 [rows, C], each a target item or `NO_ITEM`.
 
         Raises:
             InvalidRequest: They are not.
@@ -76,10 +76,10 @@ class Bounds:
 
 
 def check_draws(k: float, temperature: float, min_lift: float, shortlist: float | None = None) -> None:
-    """So many draws can be made in this way.
+    """Check the parameters of a draw.
 
     Raises:
-        InvalidRequest: They cannot.
+        InvalidRequest: A parameter is out of range.
     """
     if not (k >= 1 and 0 < temperature < math.inf and 0 <= min_lift < math.inf):  # NaN fails every comparison
         raise _invalid(f"k = {k}, temperature = {temperature}, min_lift = {min_lift}: must be ≥ 1, > 0, ≥ 0, and finite")

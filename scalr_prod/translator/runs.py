@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Histories of many target events in a few bytes each: nearly all of them are runs of the source log."""
+"""Compact index of the source histories of target events: nearly all are consecutive events of the source log."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Runs:
         stop: int32 [T]. Position after each history's last event.
         count: int32 [T]. How many events it has, L at most.
         length: L.
-        apart: int64 [A], ascending. Histories that are no runs, since an event among theirs has not entered them yet.
-        positions: int32 [A, L]. What these are.
+        apart: int64 [A], ascending. Rows whose history is not consecutive, since an event in between has not entered it yet.
+        positions: int32 [A, L]. Positions of these rows.
     """
 
     stop: NDArray[np.int32]
@@ -41,7 +41,7 @@ class Runs:
         return len(self.stop)
 
     def __getitem__(self, key: Any) -> NDArray[np.int32]:
-        """Some rows, or some columns of some rows: ``[rows]`` or ``[rows, columns]``, the columns a number or a slice."""
+        """Return some rows, or some columns of them: ``[rows]`` or ``[rows, columns]``, columns being a number or a slice."""
         rows, columns = key if isinstance(key, tuple) else (key, slice(None))
         back = np.arange(-self.length, 0, dtype=np.int32)[columns]
         at = (..., None) if back.ndim else ...

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shortlists: of a catalogue past some millions of items, score those alone that a context is likely to choose.
+"""Shortlists: in a catalogue of millions of items, score only those that a context is likely to choose.
 
 Items lie in blocks of alike ones: a tree halves them, again and again, along the direction in which their logits differ most over times
 and histories. What a block is worth to a context,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a source history tells of its user's taste, whatever its items are: for the popular, for the new, and how much there is of it.
+"""Item-independent features of a source history: the user's taste for popular and new items, and the history's length.
 
 Who buys in one domain what everybody buys there, or what has just come up, does so in the other. So every taste tilts every weight of
 the target items' popularity (`calibration`). Four tastes are means over the history's known items of how popular each was when its user

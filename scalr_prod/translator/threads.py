@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several threads, and the same numbers with any number of them.
+"""Worker pool whose results do not depend on the number of threads.
 
 A sum that threads share out is added up in another order than by one thread, and rounds differently. So nothing within a *unit* of
 work (the fit of one estimator, a block of rows) is shared out: torch and BLAS have one thread, whole units run side by side,
@@ -63,7 +63,7 @@ ALONE: Final = Workers()
 
 
 def heed_stop(part: float = 0.0) -> None:
-    """Called by long units now and then: another unit has failed, or the user has pressed Ctrl-C.
+    """Check for cancellation and report progress; long units call it now and then.
 
     Args:
         part: How much of the unit (0 to 1) the step is that comes now; the time that is left is reckoned by it.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train a translator version: fit on what came first, calibrate on what came next, then fit every parameter set on all of it."""
+"""Train a translator version: fit on earlier events, calibrate on later ones, then fit every parameter set on all events."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ RECIPE: Final = 12
 
 @dataclass(frozen=True)
 class TrainReport:
-    """What training came to.
+    """Result of a training.
 
     Attributes:
         version: Number of the version.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A translator version: the folder ``<home>/models/translator/<N>/``, written once and never changed.
+"""Registry of translator versions: a version is the folder ``<home>/models/translator/<N>/``, written once and never changed.
 
 ``translator.safetensors`` holds every tensor, ``manifest.json`` what it is, two Parquet files the vocabularies, and ``estimator_*.py`` the
 source of each estimator that is not ours.
@@ -194,7 +194,7 @@ def write_version(
     vocabulary: Vocabulary,
     sources: Mapping[str, bytes],
 ) -> TranslatorVersion:
-    """Write the next version, whole or not at all. The caller records it in the ledger.
+    """Write the next version atomically. The caller records it in the ledger.
 
     Args:
         settings: The project's settings.

@@ -139,7 +139,7 @@ def test_the_source_basis_spans_the_leading_components(pairs):
 
 def test_linear_looks_at_some_users_at_a_time(pairs, monkeypatch):
     basis, coefficients = linear.share(pairs)["basis"], linear.fit(pairs, linear.share(pairs))["coefficients"]
-    monkeypatch.setattr("scalr_prod.translator.pairs._USERS", 17)
+    monkeypatch.setattr("scalr_prod.translator.pairs._USERS_AT_ONCE", 17)
     found = linear.share(pairs)["basis"]
     # Components are defined up to their sign.
     torch.testing.assert_close(found * (found * basis).sum(0).sign(), basis, rtol=1e-3, atol=1e-3)
@@ -231,7 +231,7 @@ def test_items_are_moved_some_at_a_time(pairs, at_a_time, weighed, monkeypatch):
     """Towards the minimum of what all their cells cost, given the users: more steps end where the exact solution is."""
     monkeypatch.setattr(factorisation, "_ITEMS", at_a_time)
     monkeypatch.setattr(factorisation, "_CG_STEPS", 60)
-    monkeypatch.setattr("scalr_prod.translator.pairs._USERS", 17)
+    monkeypatch.setattr("scalr_prod.translator.pairs._USERS_AT_ONCE", 17)
     if weighed:
         pairs = with_weights(pairs)
     cells, dim = factorisation._Cells.from_pairs(pairs), 8
@@ -262,7 +262,7 @@ def test_rows_of_some_users_are_those_of_all_users_matrix(pairs):
 
 def test_counts_of_users_are_the_same_however_many_are_looked_at_at_a_time(pairs, monkeypatch):
     whole = frequency.fit(pairs, {})
-    monkeypatch.setattr("scalr_prod.translator.pairs._USERS", 17)
+    monkeypatch.setattr("scalr_prod.translator.pairs._USERS_AT_ONCE", 17)
     some = frequency.fit(pairs, {})
     assert all(torch.equal(some[name], whole[name]) for name in whole)
     np.testing.assert_array_equal(pairs.source_users(), np.asarray(pairs.source_matrix().sum(axis=0)).ravel())

@@ -32,8 +32,8 @@ def log() -> pa.Table:
 @pytest.mark.parametrize("at_a_time", [1, 100, 500_000])
 @pytest.mark.parametrize("weights", [{}, {"view": 0.5, "buy": 2.0}])
 def test_events_are_in_order_of_user_time_and_hash_of_the_item(weights, at_a_time, monkeypatch, tmp_path):
-    monkeypatch.setattr(events, "_SORTED", at_a_time)
-    monkeypatch.setattr(events, "_PASSES", MANY)
+    monkeypatch.setattr(events, "_ROWS_AT_ONCE", at_a_time)
+    monkeypatch.setattr(events, "_MAX_PASSES", MANY)
     table = log()
     users, ids = ids_of(table.select(["user_id", "item_id"]).to_reader(70))
     assert users.to_pylist() == sorted(set(table["user_id"].to_pylist()))

@@ -353,7 +353,7 @@ def test_where_nothing_can_be_compiled_the_plain_code_answers(world, monkeypatch
 
     monkeypatch.setattr(trial.Fused, "draw", fail)
     monkeypatch.setattr(trial.cache, "empty", lambda: tries.append("emptied"))
-    module_file._say_slower.cache_clear()
+    module_file._warn_not_compiled.cache_clear()
     contexts, expected = make_contexts(world, 20), world.modules["reference"].sample(make_contexts(world, 20), 3)
     for _ in range(2):
         found = TranslatorModule(world.tensors, world.metadata).sample(contexts, 3)
@@ -362,4 +362,4 @@ def test_where_nothing_can_be_compiled_the_plain_code_answers(world, monkeypatch
     assert [one == "emptied" for one in tries] == [False, True, False] * 2
     (warning,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert "RuntimeError: no such processor" in warning.getMessage()
-    module_file._say_slower.cache_clear()
+    module_file._warn_not_compiled.cache_clear()

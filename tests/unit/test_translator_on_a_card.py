@@ -87,7 +87,7 @@ def test_what_fails_on_a_card_is_done_anew_on_the_cpu(pairs, monkeypatch, caplog
         found = fit_sets(replace(pairs, settings=settings, device=CARD), {-1: pairs.log.fold == 0}, told.append)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
-    assert caplog.text.count("goes on on the CPU") == 2, "pretraining, and the fit"
+    assert caplog.text.count("continues on the CPU") == 2, "pretraining, and the fit"
     assert "CUDA out of memory" in caplog.text
 
 
@@ -98,7 +98,7 @@ def test_estimators_that_need_no_card_do_not_wait_for_it(pairs, monkeypatch):
 
         def __exit__(self, *raised: object) -> None: ...
 
-    monkeypatch.setattr(devices, "_card", Taken())
+    monkeypatch.setattr(devices, "_gpu_lock", Taken())
     estimators = ("popularity", "frequency", "topics", "linear", "factorisation")
     settings = SETTINGS.model_copy(update={"estimators": estimators})
     assert fit_sets(replace(pairs, settings=settings, device=CARD), {-1: pairs.log.fold == 0}, lambda _: None)
@@ -117,7 +117,7 @@ def test_a_gpu_that_fails_is_told_of_and_left_alone(monkeypatch, caplog):
         pytest.skip("a GPU is here, which does not fail")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert devices.learning_device("auto") == "cpu"
-    assert "training works on the CPU" in caplog.text
+    assert "training on the CPU" in caplog.text
 
 
 def test_the_cpu_is_not_tried(monkeypatch):

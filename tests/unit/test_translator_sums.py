@@ -82,7 +82,7 @@ def test_what_a_distribution_says_is_what_tensor_operations_say():
     labels = torch.randint(0, 300, (50,), generator=generator).numpy().astype(np.int32)
     labels[0], labels[2], labels[3], labels[4] = 3, -1, 210, int(p[4].argmax())
     assert kernels.kernels() is not None, "numba is a dependency"
-    mine, theirs = metrics._said(labels, p), metrics.plain_said(labels, p)
+    mine, theirs = metrics._score_labels(labels, p), metrics.plain_said(labels, p)
     for field in fields(mine):
         np.testing.assert_allclose(
             getattr(mine, field.name), getattr(theirs, field.name), rtol=1e-6, atol=1e-12, err_msg=field.name
