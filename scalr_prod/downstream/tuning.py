@@ -166,7 +166,7 @@ class Tuner:
         }
 
     def _rival(self) -> Choice:
-        """Tune joint training: all model settings again, as those of one domain may not suit two, and the source weight before and after."""
+        """Tune joint training: the source weight, all model settings again (two domains may need others), and the source weight again."""
         return self._searched(RIVAL, self.real(), [SOURCE_WEIGHT, *knobs_of(self.family), SOURCE_WEIGHT, BOOST])
 
     def _synthetic(self, arm: str) -> Choice:
