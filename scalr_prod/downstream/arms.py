@@ -244,9 +244,9 @@ class Maker:
         from scalr_prod.downstream.translation import Translation
 
         if source not in self._leaving_out:
-            scene = self.scene.without(source)
+            split = self.scene.without(source)
             try:
-                self._leaving_out[source] = Maker(scene, Translation.of(scene))
+                self._leaving_out[source] = Maker(split, Translation.of(split))
             except (EmptyWindow, TranslatorError) as error:
                 logger.warning("no translator without '%s'; the arm trains on real events alone: %s", source, error)
                 self._leaving_out[source] = None

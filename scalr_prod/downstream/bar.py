@@ -54,7 +54,7 @@ class Bar:
 
 
 STRICT: Final = Bar(_BEYOND_CHANCE, "the best of some thirty choices is measured on the users that it was chosen on")
-#: Odds of three to one that ours is ahead.
+#: p < 0.5 two-sided: odds of three to one that real+scalr is ahead.
 KNOWN: Final = Bar(0.5, "on other events, own source histories were more informative than others'")
 
 

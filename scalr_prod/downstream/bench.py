@@ -160,20 +160,20 @@ class Bench:
 
     def judge(self, scene: Scene) -> None:
         """Evaluate every family and arm at one cutoff; write a partial report after each family."""
-        here = self.at(scene)
+        cutoff_run = self.at(scene)
         for family in self.choices:
             for arm in self.pulse.steps(self._arms(family), self._fits_of_judging):
-                self.judge_arm(here, family, arm)
+                self.judge_arm(cutoff_run, family, arm)
             others = [run for run in self.runs if run["cutoff"] != scene.cutoff.isoformat()]
-            self.runs = others + here.published.facts
+            self.runs = others + cutoff_run.published.facts
             write_report(self.report(complete=False), self.folder)
 
     def at(self, scene: Scene) -> Here:
         """Prepare one cutoff; its translator is trained when an arm first needs it."""
         kept = Kept.of(scene)
         begun = partial(self.pulse.at, f"training the translator up to {scene.cutoff.date().isoformat()}")
-        maker = Maker(scene, begun=begun, few=few_of(scene) if self.quick else ALL)
-        return Here(Judge(scene, self.settings.downstream.k), maker, Published(maker, kept), kept)
+        data_builder = Maker(scene, begun=begun, few=few_of(scene) if self.quick else ALL)
+        return Here(Judge(scene, self.settings.downstream.k), data_builder, Published(data_builder, kept), kept)
 
     def judge_arm(self, here: Here, family: str, arm: str) -> None:
         """Evaluate one arm at one cutoff with all seeds."""
@@ -226,7 +226,7 @@ class Bench:
             models.append(verdict_of(panels[family], family, found, self.best[family], seed=seed))
         widest = max(panels.values(), key=lambda panel: len(panel.owner))
         return EvaluationReport(
-            cutoffs=[scene.cutoff.isoformat() for scene in self.scenes],
+            cutoffs=[split.cutoff.isoformat() for split in self.scenes],
             cold_fraction=self.cold,
             users={"all": len(widest.owner)} | {name: int((widest.segment == n).sum()) for n, name in enumerate(SEGMENTS)},
             arms=rows,
@@ -246,7 +246,7 @@ class Bench:
         )
 
     def _fitted(self, here: Here, family: str, arm: str, choice: Choice, seed: int, *, ships: bool) -> Outcome:
-        judge, scale = here.judge, self.scales[family][arm]
+        evaluator, scale = here.judge, self.scales[family][arm]
         half_life = self.lately["half_life"]
 
         def fit() -> Outcome:
@@ -255,13 +255,13 @@ class Bench:
             if knows_before(family):
                 events = here.maker.with_before(events, arm, choice, seed)
             self.pulse.label = f"{family} {arm} at {here.date}"
-            model = judge.fit(family, choice.options, events, seed=seed)
+            model = evaluator.fit(family, choice.options, events, seed=seed)
             self.pulse.fitted(self.pulse.label)
-            return judge.judge(model, boost=choice.boost, half_life=half_life, scale=scale)
+            return evaluator.judge(model, boost=choice.boost, half_life=half_life, scale=scale)
 
         sampling = (ships, here.maker.few.to_json()) if arm not in {BASE, RIVAL} else ()
         inputs = (family, family_code(family), arm, choice.to_json(), seed, sampling, half_life, scale and scale.to_json())
-        return here.kept.once(("judged", *inputs), fit, outcomes_of(judge))
+        return here.kept.once(("judged", *inputs), fit, outcomes_of(evaluator))
 
     def _recommended(self, here: Here, choice: Choice) -> Outcome:
         return here.judge.judge(here.maker.recommender(choice.draw, here.judge.lately(self.lately["half_life"])))

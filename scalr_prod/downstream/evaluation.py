@@ -85,24 +85,24 @@ def evaluate(
     """
     plan = _Plan.of(settings, arms, full=full)
     cold = settings.downstream.cold_fraction if cold_fraction is None else cold_fraction
-    with heartbeat(bar=progress) as pulse:
-        pulse.at("reading the logs")
+    with heartbeat(bar=progress) as reporter:
+        reporter.at("reading the logs")
         _ingested(settings)
         count = 1 if quick else cutoffs or settings.downstream.cutoffs
         moments = _cutoffs(settings, cutoff, count)
         ends = [*moments[1:], None]
-        scenes = [
+        splits = [
             Scene.of(plan.settings, moment, end=end, cold_fraction=cold, name="test")
             for moment, end in zip(moments, ends, strict=True)
         ]
-        latest = _stage(scenes[0], 0, None, pulse)
-        first = first_verdict(Bench(plan.first(), _ALWAYS, scenes[:1], cold, pulse, quick=True), with_few(latest))
+        latest = _stage(splits[0], 0, None, reporter)
+        first = first_verdict(Bench(plan.first(), _ALWAYS, splits[:1], cold, reporter, quick=True), with_few(latest))
         if quick:
             return first
-        bench = Bench(plan.settings, plan.arms, scenes, cold, pulse)
-        bench.choose(_stages(latest, scenes[0], pulse))
-        for scene in scenes:
-            bench.judge(scene)
+        bench = Bench(plan.settings, plan.arms, splits, cold, reporter)
+        bench.choose(_stages(latest, splits[0], reporter))
+        for split in splits:
+            bench.judge(split)
         return bench.finish()
 
 
@@ -140,8 +140,8 @@ def _stage(scene: Scene, number: int, end: datetime | None, pulse: Heartbeat) ->
         EvaluationError: It has too few users.
     """
     earlier = scene.earlier(number, end=end)
-    maker = Maker(earlier, begun=lambda: pulse.at(f"training the translator of validation window {number + 1}"))
-    return Stage(Judge(earlier, scene.settings.downstream.k), maker, Kept.of(earlier))
+    data_builder = Maker(earlier, begun=lambda: pulse.at(f"training the translator of validation window {number + 1}"))
+    return Stage(Judge(earlier, scene.settings.downstream.k), data_builder, Kept.of(earlier))
 
 
 def _stages(latest: Stage, scene: Scene, pulse: Heartbeat) -> list[Stage]:
@@ -152,16 +152,16 @@ def _stages(latest: Stage, scene: Scene, pulse: Heartbeat) -> list[Stage]:
         scene: The split whose training period they lie in.
         pulse: Progress reporting.
     """
-    stages = [latest]
+    windows = [latest]
     for number in range(1, scene.settings.downstream.windows):
         try:
-            stage = _stage(scene, number, stages[-1].judge.scene.cutoff, pulse)
-            signal_of(stage)  # trains the translator, which fails if there is too little data
+            window = _stage(scene, number, windows[-1].judge.scene.cutoff, pulse)
+            signal_of(window)  # trains the translator, which fails if there is too little data
         except (EvaluationError, TranslatorError) as error:
             logger.warning("validation rests on %d of %d windows: %s", number, scene.settings.downstream.windows, error)
             break
-        stages.append(stage)
-    return stages
+        windows.append(window)
+    return windows
 
 
 def _checked(arms: Sequence[str], estimators: Sequence[str], sources: Sequence[str] = ()) -> list[str]:

@@ -67,6 +67,6 @@ def with_few(stage: Stage) -> Stage:
     """Return the window with a data builder that respects the budget; the window itself if no bound applies."""
     from scalr_prod.downstream.arms import Maker
 
-    scene = stage.judge.scene
-    few = few_of(scene)
-    return stage if few == ALL else replace(stage, maker=Maker(scene, begun=stage.maker.begun, few=few))
+    split = stage.judge.scene
+    few = few_of(split)
+    return stage if few == ALL else replace(stage, maker=Maker(split, begun=stage.maker.begun, few=few))

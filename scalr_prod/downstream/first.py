@@ -36,9 +36,9 @@ def first_verdict(bench: Bench, stage: Stage) -> EvaluationReport:
     Raises:
         TranslatorError: Too little to learn from.
     """
-    (family,), (scene,) = bench.settings.downstream.models, bench.scenes
+    (family,), (split,) = bench.settings.downstream.models, bench.scenes
     bench.begin([stage])
-    run = bench.at(scene)
+    run = bench.at(split)
     bench.judge_arm(run, family, "popular_lately")
     for arm in (BASE, OURS):
         if arm == OURS:

@@ -78,5 +78,5 @@ def heartbeat(*, bar: bool) -> Iterator[Heartbeat]:
         bar: Show a progress bar on stderr.
     """
     with ExitStack() as stack:
-        pulse = _Bar(stack) if bar else Heartbeat()
-        yield stack.enter_context(progress.beating(pulse))
+        reporter = _Bar(stack) if bar else Heartbeat()
+        yield stack.enter_context(progress.beating(reporter))

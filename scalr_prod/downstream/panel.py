@@ -45,15 +45,15 @@ class Panel:
         last = scenes[-1].numbering.items
         numbers = []
         extra = len(last)
-        for scene in scenes:
-            number = index_in(scene.numbering.items, last).astype(np.int64)
+        for split in scenes:
+            number = index_in(split.numbering.items, last).astype(np.int64)
             missing = number < 0
             number[missing] = extra + np.arange(missing.sum())
             extra += int(missing.sum())
             numbers.append(number)
         return cls(
-            owner=np.concatenate([scene.users for scene in scenes]),
-            segment=np.concatenate([scene.segments()[scene.users] for scene in scenes]),
+            owner=np.concatenate([split.users for split in scenes]),
+            segment=np.concatenate([split.segments()[split.users] for split in scenes]),
             item_number=tuple(numbers),
             n_items=extra,
         )

@@ -82,11 +82,11 @@ class Trials:
         self._count(arm, choice)
         return [
             [
-                stage.kept.once(
-                    self._key("outcome", arm, choice), partial(self._judged, number, arm, choice), outcomes_of(stage.judge)
+                window.kept.once(
+                    self._key("outcome", arm, choice), partial(self._judged, number, arm, choice), outcomes_of(window.judge)
                 )
             ]
-            for number, stage in enumerate(self._stages)
+            for number, window in enumerate(self._stages)
         ]
 
     def ndcg(self, arm: str, choice: Choice) -> NDArray[np.float64]:
@@ -95,8 +95,8 @@ class Trials:
         if key not in self._ndcg:
             self._count(arm, choice)
             ranked = [
-                stage.kept.once(self._key("ndcg", arm, choice), partial(self._ranked, number, arm, choice), ARRAY)
-                for number, stage in enumerate(self._stages)
+                window.kept.once(self._key("ndcg", arm, choice), partial(self._ranked, number, arm, choice), ARRAY)
+                for number, window in enumerate(self._stages)
             ]
             self._ndcg[key] = np.concatenate(ranked)
             self.rankings[arm] += len(self._stages)
@@ -145,10 +145,10 @@ class Trials:
     def _predicted(self, arm: str, choice: Choice) -> list[tuple[LabelledRows, NDArray[np.float64]]]:
         """Return each window's labelled rows with an arm's uncalibrated probabilities; empty for models without probabilities."""
         found = []
-        for number, stage in enumerate(self._stages):
+        for number, window in enumerate(self._stages):
             model = self._fitted(number, arm, choice)
             if isinstance(model, Probabilistic):
-                rows = stage.judge.rows(model.negatives)
+                rows = window.judge.rows(model.negatives)
                 found.append((rows, rows.predicted(model)))
         return found
 
@@ -157,8 +157,8 @@ class Trials:
 
     def _key(self, what: str, arm: str, choice: Choice, *, together: bool = False) -> tuple[Any, ...]:
         """Return the cache key of a result; results over all windows also depend on each window's fingerprint."""
-        fingerprints = [stage.kept.fingerprint for stage in self._stages] if together else []
-        budgets = [stage.maker.few.to_json() for stage in self._stages] if arm not in {BASE, RIVAL} else []
+        fingerprints = [window.kept.fingerprint for window in self._stages] if together else []
+        budgets = [window.maker.few.to_json() for window in self._stages] if arm not in {BASE, RIVAL} else []
         return (what, self._family, self._code, arm, choice.to_json(), self._half_life, fingerprints, budgets)
 
     def _count(self, arm: str, choice: Choice) -> None:
@@ -171,10 +171,10 @@ class Trials:
     def _fitted(self, number: int, arm: str, choice: Choice) -> DownstreamModel:
         key = (arm, choice.fitted_by(), number)
         if key not in self._models:
-            stage = self._stages[number]
-            events = stage.maker.events(arm, choice, 0)
+            window = self._stages[number]
+            events = window.maker.events(arm, choice, 0)
             if knows_before(self._family):
-                events = stage.maker.with_before(events, arm, choice, 0)
-            self._models[key] = stage.judge.fit(self._family, choice.options, events, seed=0)
+                events = window.maker.with_before(events, arm, choice, 0)
+            self._models[key] = window.judge.fit(self._family, choice.options, events, seed=0)
             self._done(f"{self._family} {arm}", 1)
         return self._models[key]

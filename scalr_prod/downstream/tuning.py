@@ -60,7 +60,9 @@ def tune_lately(stages: Sequence[Stage]) -> dict[str, Any]:
     found: dict[float, NDArray[np.float64]] = {}
 
     def value(half_life: float) -> float:
-        found[half_life] = np.concatenate([stage.judge.judge(stage.judge.lately(half_life)).ranking.ndcg for stage in stages])
+        found[half_life] = np.concatenate(
+            [window.judge.judge(window.judge.lately(half_life)).ranking.ndcg for window in stages]
+        )
         return float(found[half_life].mean())
 
     knob = Knob("half_life", HALF_LIVES)
@@ -99,7 +101,7 @@ class Tuner:
         self.few = few
         self.family, self.stages, self.settings, self.lately = family, stages, settings, lately
         self.trials = Trials(family, stages, lately["half_life"], done)
-        self.segments = np.concatenate([stage.judge.segments for stage in stages])
+        self.segments = np.concatenate([window.judge.segments for window in stages])
         self.edges: dict[str, list[str]] = {}
         #: Best choices of arms whose λ was set to 0 for lack of evidence, and their gain over real events alone.
         self.refused: dict[str, tuple[Choice, Comparison]] = {}
@@ -213,12 +215,12 @@ class Tuner:
             alone = self.trials.by_user(BASE, self.real())
             return paired_bootstrap(scores, alone, seed=seed), paired_bootstrap(scores, strongest, seed=seed)
         in_time = self.stages[::-1]
-        panel = Panel.of([stage.judge.scene for stage in in_time])
+        panel = Panel.of([window.judge.scene for window in in_time])
         bootstrap = TwoWayBootstrap(panel.owner, panel.n_items, seed=seed)
         ours, real = (panel.hits(self.trials.outcomes(*one)[::-1]) for one in ((arm, choice), (BASE, self.real())))
         best = real
         if self.strongest()[0] == "popular_lately":
-            best = panel.hits([[stage.judge.judge(stage.judge.lately(self.lately["half_life"]))] for stage in in_time])
+            best = panel.hits([[window.judge.judge(window.judge.lately(self.lately["half_life"]))] for window in in_time])
         return bootstrap.compare(ours, real), bootstrap.compare(ours, best)
 
     def _searched(self, arm: str, choice: Choice, knobs: Sequence[Knob]) -> Choice:
