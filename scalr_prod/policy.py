@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an evaluation decided, for runs to follow: how events are drawn, and how much they weigh for whom.
+"""Evaluation policy: the sampling settings and the event weights by user segment that later runs apply.
 
-`scalr evaluate` writes it; `scalr run`, `scalr generate` and `scalr dataset build` follow it as long as it was measured under the settings
-that they run with. A setting that scalr.toml or the environment names wins over it.
+`scalr evaluate` writes it. `scalr run`, `scalr generate` and `scalr dataset build` apply it if it was measured under the settings that
+they run with. A value set in scalr.toml or in the environment takes precedence.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ __all__ = ["SEGMENTS", "Followed", "Policy", "follow_policy", "logs_digest", "po
 
 logger = logging.getLogger(__name__)
 
-#: Of users, by their real target events: none, few, more. Their places are the numbers that they have everywhere.
+#: User segments by number of real target events: none, few, more. The index in this tuple is the segment number used everywhere.
 SEGMENTS: Final = ("cold", "sparse", "dense")
 
 
 @dataclass(frozen=True)
 class Policy:
-    """A verdict in settings.
+    """The result of an evaluation, expressed as settings.
 
     Attributes:
-        model: The family that it was chosen with.
-        best_baseline: What ours was compared with.
-        helps: False: all weights are 0, and a training set holds no synthetic row.
-        volume: Events for each context.
-        temperature: Of the draw.
-        min_lift: The confidence filter.
-        align: Alignment of value buckets.
+        model: Model family that it was chosen with.
+        best_baseline: Baseline that real+scalr was compared with.
+        helps: False if all weights are 0; training sets then hold no synthetic rows.
+        volume: Events per context.
+        temperature: Sampling temperature.
+        min_lift: Threshold of the confidence filter.
+        align: Whether popularity buckets are aligned.
         weights: λ of cold, sparse and dense users.
-        sparse_below: Real target events under which a user counts as sparse.
+        sparse_below: Number of real target events below which a user counts as sparse.
         settings: Digest of the settings that it was measured under.
         logs: Digest of the logs that it was measured on.
-        report: The evaluation's report.
-        bar: ``p_below``: the p-value below which a gain on validation counted, ``why``, and ``p_value`` of ours. None where nothing was
-            ahead, and in a policy of an earlier version.
+        report: Folder of the evaluation report.
+        bar: ``p_below``: the p-value that a gain on validation had to stay below, ``why``, and ``p_value`` of real+scalr. None if no
+            arm was ahead, and in policies of earlier versions.
     """
 
     model: str
@@ -69,15 +69,15 @@ class Policy:
     bar: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; λ by segment."""
+        """Return plain JSON values, with λ by segment."""
         return asdict(self) | {"weights": dict(zip(SEGMENTS, self.weights, strict=True))}
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """From a file.
+        """Read a policy from a file.
 
         Raises:
-            EvaluationError: It is no policy.
+            EvaluationError: The file is not a valid policy.
         """
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
@@ -85,11 +85,11 @@ class Policy:
             return cls(**found | {"weights": (cold, sparse, dense)})
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise EvaluationError(
-                f"is no policy: {error}", where=str(path), next_step="run scalr evaluate again, or delete the file"
+                f"not a valid policy: {error}", where=str(path), next_step="run scalr evaluate again, or delete the file"
             ) from error
 
     def write(self, *paths: Path) -> None:
-        """To files, each whole or not at all."""
+        """Write the policy to each path atomically."""
         for path in paths:
             with whole(path) as unfinished:
                 unfinished.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
@@ -97,14 +97,14 @@ class Policy:
 
 @dataclass(frozen=True)
 class Followed(Jsonable):
-    """What became of a policy.
+    """Whether a policy was applied, and what it changed.
 
     Attributes:
-        path: The file.
-        followed: False where it was measured under other settings.
-        reason: In one sentence.
-        applied: Settings that it gave a value, as ``section.key``.
-        overruled: Settings that scalr.toml names, and that it so did not touch.
+        path: The policy file.
+        followed: False if it was measured under other settings.
+        reason: One sentence.
+        applied: Settings that it set, as ``section.key``.
+        overruled: Settings that it left alone because scalr.toml or the environment sets them.
     """
 
     path: str
@@ -115,15 +115,15 @@ class Followed(Jsonable):
 
 
 def policy_path(settings: Settings) -> Path:
-    """Where the policy in force is."""
+    """Return the path of the current policy."""
     return settings.home / "evaluations" / "policy.json"
 
 
 def follow_policy(settings: Settings) -> tuple[Settings, Followed | None]:
-    """The settings with the home's policy in them, and what became of it; unchanged where there is none.
+    """Apply the project's policy to the settings, and say what it changed; without a policy return the settings unchanged.
 
     Raises:
-        EvaluationError: The file is no policy.
+        EvaluationError: The file is not a valid policy.
     """
     path = policy_path(settings)
     if not path.exists():
@@ -133,7 +133,7 @@ def follow_policy(settings: Settings) -> tuple[Settings, Followed | None]:
         reason = "it was measured under other domains, translator or contexts: run scalr evaluate again"
         logger.warning("the policy at %s is not followed: %s", path, reason)
         return settings, Followed(str(path), followed=False, reason=reason, applied={}, overruled=[])
-    wanted: dict[str, dict[str, Any]] = {
+    proposed: dict[str, dict[str, Any]] = {
         "generation": {
             "events_per_source_event": policy.volume,
             "temperature": policy.temperature,
@@ -146,20 +146,20 @@ def follow_policy(settings: Settings) -> tuple[Settings, Followed | None]:
     named = set(settings.named)
     if "training_set.synthetic_weight" in named:
         named.add("training_set.segment_weights")
-    free = {
+    unset = {
         section: {key: value for key, value in values.items() if f"{section}.{key}" not in named}
-        for section, values in wanted.items()
+        for section, values in proposed.items()
     }
-    changed = {section: getattr(settings, section).model_copy(update=values) for section, values in free.items()}
-    applied = {f"{section}.{key}": value for section, values in free.items() for key, value in values.items()}
-    overruled = [name for section, values in wanted.items() for key in values if (name := f"{section}.{key}") in named]
+    changed = {section: getattr(settings, section).model_copy(update=values) for section, values in unset.items()}
+    applied = {f"{section}.{key}": value for section, values in unset.items() for key, value in values.items()}
+    overruled = [name for section, values in proposed.items() for key in values if (name := f"{section}.{key}") in named]
     reason = "as measured" if policy.logs == logs_digest(settings) else "the logs have changed since it was measured"
     logger.info(
         "policy of %s followed (%s): %s%s",
         path,
         reason,
         ", ".join(f"{key} = {value}" for key, value in applied.items()) or "nothing",
-        f"; named in the settings, and so kept: {', '.join(overruled)}" if overruled else "",
+        f"; already set, not changed: {', '.join(overruled)}" if overruled else "",
     )
     return settings.model_copy(update=changed), Followed(
         str(path), followed=True, reason=reason, applied=applied, overruled=overruled
@@ -167,30 +167,30 @@ def follow_policy(settings: Settings) -> tuple[Settings, Followed | None]:
 
 
 def settings_digest(settings: Settings) -> str:
-    """Of the settings that a verdict depends on and that a policy does not set."""
+    """Return the digest of the settings that an evaluation depends on and that a policy does not set."""
     domains: dict[str, Any] = {"source": _DOMAIN, "target": _DOMAIN}
     if settings.domains.sources:
         domains = {"sources": dict.fromkeys(settings.domains.sources, _DOMAIN), "target": _DOMAIN}
-    made_of = [
+    parts = [
         _without_unmapped(settings.domains.model_dump(mode="json", include=domains)),
         settings.histories.model_dump(mode="json"),
         settings.translator.recipe(),
         settings.generation.model_dump(mode="json", include={"contexts", "exclude_consumed"}),
     ]
-    if settings.generation.shortlist is not None:  # it came later: a verdict of before stays one of these settings
-        made_of.append(settings.generation.shortlist)
-    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
+    if settings.generation.shortlist is not None:  # added later: digests of older policies stay valid
+        parts.append(settings.generation.shortlist)
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _without_unmapped(found: Any) -> Any:
-    """Without the columns that came with a later version and are not mapped: a verdict of before stays one of these settings."""
+    """Drop unmapped columns that a later version added, so that digests of older policies stay valid."""
     if not isinstance(found, dict):
         return found
     return {key: _without_unmapped(value) for key, value in found.items() if value is not None or key not in EVENT_EXTRAS}
 
 
 def logs_digest(settings: Settings) -> str:
-    """Of the lake's versions of both logs."""
+    """Return the digest of the lake's versions of both logs."""
     lake = Lake.open(settings)
     versions = [lake.version(table) if lake.exists(table) else None for table in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS)]
     return hashlib.sha256(json.dumps(versions).encode()).hexdigest()[:16]

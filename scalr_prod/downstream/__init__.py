@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does it help? Reference recommenders, arms and controls, and their comparison on a global timeline."""
+"""Downstream evaluation: reference recommenders, arms and controls, compared on a global timeline."""
 
 from __future__ import annotations
 

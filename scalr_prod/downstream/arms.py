@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The arms of an evaluation: what each trains on.
+"""Arms of an evaluation: the training events of each.
 
-Real events alone; with translated ones; translated ones alone; the controls that a lift must survive; the rival, which needs no
-synthetic event: one model trained on both domains' events at once. Two arms train no model: what is popular lately, one list for
-everybody, and the translator itself as a recommender.
+The main arms train on real events alone, on real and synthetic events, and on synthetic events alone. Controls are alternatives that
+real+scalr must beat for a lift to count. Joint training is the stronger baseline: one model trained on both domains' real events. Two arms
+train no model: recent popularity, one list for all users, and the translator itself as a recommender.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from scalr_prod.downstream.scene import Numbering, Scene
     from scalr_prod.downstream.translation import Draw, Translation
 
-    #: Real and synthetic events, as a training set holds them.
-    Published: TypeAlias = "tuple[Interactions, Interactions]"
+    #: Real and synthetic events of a training set.
+    TrainingSetEvents: TypeAlias = "tuple[Interactions, Interactions]"
 
 __all__ = [
     "ABLATIONS", "BASE", "CONTROLS", "LISTS", "MAIN", "NEEDS", "OURS", "QUICK", "RIVAL", "TUNED", "Choice", "Maker", "leaving_out",
@@ -42,23 +42,23 @@ logger = logging.getLogger(__name__)
 BASE: Final = "real"
 OURS: Final = "real+scalr"
 MAIN: Final = (BASE, OURS, "synthetic_only")
-#: Arms that train no model of the family; each user's items come from elsewhere.
+#: Arms that rank without a model of the family.
 LISTS: Final = ("popular_lately", "translator")
 CONTROLS: Final = ("popularity", "trend", "shuffled", "duplicated", "frequency")
 RIVAL: Final = "model_level_transfer"
-#: Ours with one thing changed.
+#: Variants of real+scalr with one change each.
 ABLATIONS: Final = (
     "sampled", "top_k", "top_1",
     "dose_0.25", "dose_0.5", "dose_2", "align_off", "align_on", "filter_off", "filter_on",
     "only_topics", "only_linear", "only_factorisation", "only_sequential",
 )  # fmt: skip
-#: Arms with synthetic events that get a volume, a temperature, a boost and λ of their own, at the same budget.
+#: Arms with synthetic events whose volume, temperature, boost and λ are tuned separately, with the same budget.
 TUNED: Final = (OURS, "synthetic_only", *CONTROLS)
-#: The fewest that decide: the baselines, ours, the two controls that a lift has to survive, and the rival.
+#: Smallest set that decides: the baselines, real+scalr, two controls, and joint training.
 QUICK: Final = (BASE, OURS, *LISTS, "trend", "shuffled", RIVAL)
-#: Near enough to 0 that the draw is the k most probable.
+#: A temperature low enough that sampling returns the k most probable items.
 TOP: Final = 0.02
-#: Arms whose events are drawn otherwise than ours: in what.
+#: Sampling options in which an arm differs from real+scalr.
 _OTHERWISE: Final[dict[str, dict[str, Any]]] = {
     "trend": {"member": "popularity"},
     "frequency": {"member": "frequency"},
@@ -71,29 +71,29 @@ _OTHERWISE: Final[dict[str, dict[str, Any]]] = {
     "filter_on": {"min_lift": 1.0},
     **{arm: {"member": arm.removeprefix("only_")} for arm in ABLATIONS if arm.startswith("only_")},
 }
-#: Arms that need an estimator of their own in the translator.
+#: Estimator that an arm requires in the translator.
 NEEDS: Final[dict[str, str]] = {arm: how["member"] for arm, how in _OTHERWISE.items() if "member" in how}
-#: Begins the name of an arm that is ours without one of several source domains.
+#: Prefix of arms that leave out one of several source domains.
 _WITHOUT: Final = "without_"
-#: Items for each context that the translator is asked for as a recommender; the least, before what a user had falls away.
+#: Minimum number of items per context when the translator is used as a recommender, before consumed items are removed.
 _RECOMMENDED: Final = 50
 
 
 def leaving_out(sources: Sequence[str]) -> tuple[str, ...]:
-    """Arms that leave each of several source domains out: the translator is trained anew without it."""
+    """Return one arm per source domain that trains the translator without it; none if there is only one source."""
     return tuple(f"{_WITHOUT}{name}" for name in sources) if len(sources) > 1 else ()
 
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """What validation chose for one arm of one family.
+    """Tuned hyperparameters of one arm of one family.
 
     Attributes:
-        options: Of the model; ``half_life`` (days) decays observed events before it is fitted.
-        draw: Volume, temperature, filter, alignment.
+        options: Model options; ``half_life`` (days) decays observed events before the fit.
+        draw: Sampling options: volume, temperature, filter, alignment.
         weights: λ for cold, sparse and dense users.
-        source_weight: Of source events in the rival.
-        boost: b of score = model + b × log decayed popularity (see `Boosted`), for cold, sparse and dense users.
+        source_weight: Weight of source events in joint training.
+        boost: b of score = model + b × log decayed popularity, for cold, sparse and dense users.
     """
 
     options: dict[str, Any]
@@ -103,22 +103,22 @@ class Choice:
     boost: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def fitted_by(self) -> tuple[Any, ...]:
-        """Everything that a fit depends on: all but the boost."""
+        """Return everything that a fit depends on: all values but the boost."""
         return (tuple(sorted(self.options.items())), self.draw, self.weights, self.source_weight)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return dict(vars(self)) | {"draw": self.draw.to_json()}
 
 
 class Maker:
-    """Training events of any arm on one scene.
+    """Builds the training events of any arm on one split.
 
     Args:
-        scene: The scene.
-        translation: Its translator; default: trained, or found, when an arm first asks for it.
-        begun: Called before that.
-        few: What the translator does not learn from, and is not asked about.
+        scene: The split.
+        translation: Its translator; default: trained or loaded when an arm first needs it.
+        begun: Called before the translator is trained or loaded.
+        few: Data budget of the translator.
     """
 
     def __init__(
@@ -137,10 +137,10 @@ class Maker:
 
     @property
     def translation(self) -> Translation:
-        """The scene's translator.
+        """The split's translator.
 
         Raises:
-            TranslatorError: Too little to learn from.
+            TranslatorError: Too little training data.
         """
         from scalr_prod.downstream.translation import Translation
 
@@ -149,14 +149,15 @@ class Maker:
             self._translation = Translation.of(self.few.learned_from(self.scene), most=self.few.contexts)
         return self._translation
 
-    def events(self, arm: str, choice: Choice, seed: int, published: Published | None = None) -> Interactions:
-        """What an arm trains on.
+    def events(self, arm: str, choice: Choice, seed: int, published: TrainingSetEvents | None = None) -> Interactions:
+        """Return the training events of an arm.
 
         Args:
-            arm: One of this module's names.
-            choice: Of the family.
-            seed: Of shuffles; draws are the same for every seed, as those that are published are.
-            published: Real and synthetic events of the training set, for ``real+scalr`` and ``synthetic_only``; default: draws.
+            arm: Name of the arm.
+            choice: Hyperparameters of the arm.
+            seed: Seed of shuffles; sampled events are the same for every seed, like published ones.
+            published: Real and synthetic events of a published training set, for ``real+scalr`` and ``synthetic_only``; default: sampled
+                in process.
         """
         real = self.scene.real
         if arm == BASE:
@@ -170,15 +171,15 @@ class Maker:
         return base.joined([self.weigh(synthetic, choice.weights)])
 
     def with_before(self, events: Interactions, arm: str, choice: Choice, seed: int) -> Interactions:
-        """An arm's training events with those of the earlier scene (`Interactions.before`), whose synthetic events are draws.
+        """Add the arm's events of an earlier split (`Interactions.before`); its synthetic events are sampled in process.
 
-        Where too little happened before the earlier cutoff, or after it, a warning says so, and every arm's events come back as they are.
+        If there is too little data before or after the earlier cutoff, log a warning and return every arm's events unchanged.
 
         Args:
-            events: What `events` gave.
-            arm: Likewise.
-            choice: Likewise.
-            seed: Likewise.
+            events: Training events of the arm.
+            arm: Name of the arm.
+            choice: Hyperparameters of the arm.
+            seed: Seed of shuffles.
         """
         earlier = self._earlier
         if earlier is None:
@@ -188,17 +189,17 @@ class Maker:
 
     @cached_property
     def _earlier(self) -> Maker | None:
-        """That of the earlier scene, with its translator; None for every arm alike where either cannot be."""
+        """Builder of the earlier split with its translator; None, for all arms, if either cannot be created."""
         try:
             found = Maker(self.scene.earlier(), begun=self.begun, few=self.few)
             _ = found.translation
         except (EvaluationError, EmptyWindow, TranslatorError) as error:
-            logger.warning("nothing is known of an instant before %s: %s", self.scene.cutoff.date(), error)
+            logger.warning("no earlier split before %s: %s", self.scene.cutoff.date(), error)
             return None
         return found
 
-    def synthetic(self, arm: str, choice: Choice, seed: int, published: Published | None = None) -> Interactions:
-        """An arm's synthetic events, before λ; of those arms that have some."""
+    def synthetic(self, arm: str, choice: Choice, seed: int, published: TrainingSetEvents | None = None) -> Interactions:
+        """Return the synthetic events of an arm that has some, before λ is applied."""
         base, rng = choice.draw, np.random.default_rng([seed, 17])
         if arm in {OURS, "synthetic_only"}:
             return published[1] if published else self.draw(base)
@@ -209,57 +210,57 @@ class Maker:
             return self.draw(replace(base, **_OTHERWISE[arm]))
         if arm == "dose_2":
             return self.draw(replace(base, volume=2 * base.volume))
-        changed: dict[str, Callable[[Interactions, np.random.Generator], Interactions]] = {
+        controls: dict[str, Callable[[Interactions, np.random.Generator], Interactions]] = {
             "popularity": self._popularity,
             "shuffled": self._shuffled,
             "duplicated": self._duplicated,
             "dose_0.25": partial(_thinned, share=0.25),
             "dose_0.5": partial(_thinned, share=0.5),
         }
-        return changed[arm](self.draw(base), rng)
+        return controls[arm](self.draw(base), rng)
 
     def recommender(self, how: Draw, lately: PopularLately) -> Recommended:
-        """The translator as a recommender: each user's most probable items, then what is popular lately.
+        """Use the translator as a recommender: each user's most probable items, then recent popularity.
 
         Args:
-            how: Filter and member; the draw is the most probable items, whatever temperature training needs.
-            lately: Fitted; ranks what the translator does not name.
+            how: Sampling options; temperature, filter and alignment are replaced so that the most probable items are returned.
+            lately: Fitted model that ranks the remaining items.
         """
         deep = replace(how, volume=max(_RECOMMENDED, how.volume), temperature=TOP, min_lift=0.0, align=False)
         return Recommended(self.translation.recommended(deep), lately)
 
     def draw(self, how: Draw) -> Interactions:
-        """Draws, each kind once."""
+        """Return sampled events, sampled once per combination of options."""
         if how not in self._drawn:
             self._drawn[how] = self.translation.draw(how)
         return self._drawn[how]
 
     def weigh(self, events: Interactions, weights: tuple[float, float, float]) -> Interactions:
-        """Confidence times λ of the user's segment."""
+        """Multiply weights by λ of the user's segment."""
         return events.weighted(np.asarray(weights, dtype=np.float32)[self._segments[events.user]])
 
     def _without(self, source: str) -> Maker | None:
-        """The same of a translator that never saw one of several source domains; None: the others have nothing to learn from."""
+        """Return the builder of a translator trained without one source domain; None if the others have too little data."""
         from scalr_prod.downstream.translation import Translation
 
         if source not in self._leaving_out:
-            scene = self.scene.without(source)
+            split = self.scene.without(source)
             try:
-                self._leaving_out[source] = Maker(scene, Translation.of(scene))
+                self._leaving_out[source] = Maker(split, Translation.of(split))
             except (EmptyWindow, TranslatorError) as error:
-                logger.warning("without '%s' there is no translation, and the arm is real events alone: %s", source, error)
+                logger.warning("no translator without '%s'; the arm trains on real events alone: %s", source, error)
                 self._leaving_out[source] = None
         return self._leaving_out[source]
 
     def _popularity(self, like: Interactions, rng: np.random.Generator) -> Interactions:
-        """The same users, times and weights, with items drawn by their number of real events."""
+        """Replace items by draws in proportion to their number of real events; users, times and weights stay."""
         share = self.scene.real.popularity()
         return replace(like, item=rng.choice(len(share), len(like), p=share / share.sum()).astype(np.int32))
 
     def _shuffled(self, like: Interactions, rng: np.random.Generator) -> Interactions:
-        """Each user gets the events that another user's history was translated into, one with about as many real events.
+        """Assign each user's events to another user of the same segment.
 
-        As in ours, none is of an item that its new user has had.
+        As in real+scalr, events of items that the new user already has are dropped.
         """
         owners = np.unique(like.user)
         other = np.arange(like.n_users, dtype=np.int32)
@@ -270,24 +271,24 @@ class Maker:
         return moved.take(np.asarray(self.scene.seen()[moved.user, moved.item]).ravel() == 0)
 
     def _duplicated(self, like: Interactions, rng: np.random.Generator) -> Interactions:
-        """Real events again: as many, and as heavy in all."""
+        """Repeat real events: as many as the synthetic ones, with the same mean weight."""
         again = self.scene.real.take(rng.integers(0, len(self.scene.real), len(like))).synthetic()
         return replace(again, weight=np.full(len(like), like.weight.mean() if len(like) else 0, dtype=np.float32))
 
 
 class Recommended:
-    """Ranks by the weight of a user's events, then by a list.
+    """Ranks items by the weight of a user's events, and the others by recent popularity.
 
     Args:
-        events: What is recommended, weighted by probability.
-        lately: Fitted.
+        events: Recommended events, weighted by probability.
+        lately: Fitted recent-popularity model.
     """
 
     def __init__(self, events: Interactions, lately: PopularLately) -> None:
         self._matrix, self._lately = events.matrix(), lately
 
     def score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
-        """[B, n_items]."""
+        """Return scores [B, n_items]."""
         probability = np.asarray(self._matrix[users].todense(), dtype=np.float32)
         place = self._lately.score(users)  # 0, -1, -2 …
         found: NDArray[np.float32] = np.where(probability > 0, 1 + probability, place).astype(np.float32)
@@ -295,7 +296,7 @@ class Recommended:
 
 
 def both_domains(scene: Scene, source_weight: float) -> Interactions:
-    """Target and source events as one training set: source items are numbered after the target's."""
+    """Return target and source events as one training set; source items are numbered after the target items."""
     real, source = scene.real, scene.source
     items = real.n_items + source.n_items
     shifted = replace(source, item=source.item + np.int32(real.n_items), n_items=items).weighted(source_weight)
@@ -303,18 +304,18 @@ def both_domains(scene: Scene, source_weight: float) -> Interactions:
 
 
 def renumbered(events: Interactions, own: Numbering, other: Numbering) -> Interactions:
-    """The same events under the numbers of a scene that knows all their users and items, and more.
+    """Convert events to the user and item numbers of another split, which contains all their users and items.
 
     Args:
-        events: Of one domain, or of both where `Interactions.catalogue` is set.
-        own: What they are numbered by.
-        other: Of the other scene.
+        events: Events of one domain, or of both if `Interactions.catalogue` is set.
+        own: Current numbers.
+        other: Numbers of the other split.
     """
     users, items = index_in(own.users, other.users), index_in(own.items, other.items)
-    things = index_in(own.source_items, other.source_items)
+    source_items = index_in(own.source_items, other.source_items)
     count = len(other.items)
     if events.catalogue is not None:
-        items, count = np.concatenate([items, things + np.int32(count)]), count + len(other.source_items)
+        items, count = np.concatenate([items, source_items + np.int32(count)]), count + len(other.source_items)
     source = events.source
     return replace(
         events,
@@ -328,7 +329,7 @@ def renumbered(events: Interactions, own: Numbering, other: Numbering) -> Intera
         else replace(
             source,
             user=users[source.user],
-            item=things[source.item],
+            item=source_items[source.item],
             n_users=len(other.users),
             n_items=len(other.source_items),
         ),
@@ -336,5 +337,5 @@ def renumbered(events: Interactions, own: Numbering, other: Numbering) -> Intera
 
 
 def _thinned(events: Interactions, rng: np.random.Generator, *, share: float) -> Interactions:
-    kept: NDArray[np.bool_] = rng.random(len(events)) < share
-    return events.take(kept)
+    selected: NDArray[np.bool_] = rng.random(len(events)) < share
+    return events.take(selected)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How clearly an arm has to be ahead on validation for its λ to stay above 0.
+"""Acceptance threshold: the significance an arm needs on validation to keep λ > 0.
 
-The bar is lower for ours where its translator was measured to know something of users (docs/adr/0075): that was asked of other events than
-those which validation ranks, so that the one is evidence beside the other. It is no evidence for a control.
+The threshold is lower for real+scalr if the translator was measured to carry a user signal (docs/adr/0075). That measurement uses other
+events than validation ranks, so it is additional evidence. It says nothing about a control.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ _BEYOND_CHANCE: Final = 0.02
 
 @dataclass(frozen=True)
 class Bar:
-    """What is asked of an arm.
+    """A significance threshold and its reason.
 
     Attributes:
-        p_below: Two-sided p-value below which a gain over real events alone counts.
-        why: In a phrase.
+        p_below: A gain over real events alone counts if its two-sided p-value is below this.
+        why: Reason, as a phrase.
     """
 
     p_below: float
     why: str
 
     def judged(self, over_real: Comparison, over_strongest: Comparison) -> dict[str, Any]:
-        """Whether an arm passes, and by what.
+        """Assess whether an arm is accepted.
 
         Args:
-            over_real: The arm against real events alone.
-            over_strongest: The arm against the strongest baseline, which it must not be behind beyond chance.
+            over_real: Comparison of the arm with real events alone.
+            over_strongest: Comparison with the strongest baseline; the arm must not be significantly worse.
 
         Returns:
             Plain JSON values: ``passed``, ``p_below``, ``why``, the arm's ``p_value``, ``lift_pct`` and ``ci95`` over real events alone,
@@ -53,17 +53,17 @@ class Bar:
         return {"passed": ahead and not behind} | vars(self) | gain | {"behind_strongest": behind}
 
 
-STRICT: Final = Bar(_BEYOND_CHANCE, "the best of some thirty choices is judged on the users that chose it")
-#: Odds of three to one that ours is ahead.
-KNOWN: Final = Bar(0.5, "on other events, own source histories were measured to say more than others' do")
+STRICT: Final = Bar(_BEYOND_CHANCE, "the best of some thirty choices is measured on the users that it was chosen on")
+#: p < 0.5 two-sided: odds of three to one that real+scalr is ahead.
+KNOWN: Final = Bar(0.5, "on other events, own source histories were more informative than others'")
 
 
 def bar_of(stage: Stage) -> Bar:
-    """The bar for the events of a stage's translator, by what it was measured to know."""
+    """Return the threshold for a window's translator, depending on its measured user signal."""
     return KNOWN if knows_users(signal_of(stage)) else STRICT
 
 
 def bar_sentence(judged: Mapping[str, Any]) -> str:
-    """What `Bar.judged` found, for people."""
+    """Describe the result of an assessment in a phrase."""
     behind = ", but it is behind the strongest baseline" if judged["behind_strongest"] else ""
-    return f"p {judged['p_value']:.2g}, below {judged['p_below']:g} is asked: {judged['why']}{behind}"
+    return f"p {judged['p_value']:.2g}, below {judged['p_below']:g} is required: {judged['why']}{behind}"

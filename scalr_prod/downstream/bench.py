@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The evaluation as it goes: choices of every arm, then every arm at every cutoff, with a report after each family."""
+"""Evaluation runner: tunes every arm, evaluates it at every cutoff, and writes a report after each family."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ _NOTHING: Final = (0.0, 0.0, 0.0)
 
 @dataclass(frozen=True)
 class Here:
-    """One cutoff at which arms are judged.
+    """What is needed to evaluate arms at one cutoff.
 
     Attributes:
-        judge: Of its scene.
-        maker: Likewise.
-        published: Likewise.
-        kept: What was worked out there before.
+        judge: Evaluator of the cutoff's split.
+        maker: Builder of the arms' training events.
+        published: Published training sets.
+        kept: Cached results of the split.
     """
 
     judge: Judge
@@ -59,11 +59,11 @@ class Here:
 
     @property
     def date(self) -> str:
-        """The cutoff's."""
+        """Date of the cutoff, ISO 8601."""
         return self.judge.scene.cutoff.date().isoformat()
 
 
-#: Models that an arm's choices take, about: what ALS and two-tower took on Yelp's log. Only the time left is told by them.
+#: Approximate number of fits to tune an arm, as ALS and two-tower took on the Yelp log. Used only to estimate the remaining time.
 _FITS_OF_CHOICE: Final = {BASE: 14, OURS: 31, RIVAL: 19}
 _FITS_OF_A_CONTROL: Final = 36
 
@@ -76,12 +76,12 @@ class Bench:
     """One evaluation.
 
     Args:
-        settings: The project's, with the models and seeds to use.
-        arms: What is compared.
-        scenes: One for each cutoff, in order of time.
+        settings: The project's settings, with the models and seeds to use.
+        arms: Arms to compare.
+        scenes: One split per cutoff, in order of time.
         cold: Share of users whose target history is hidden.
-        pulse: Is told what goes on.
-        quick: Fewer choices are tried, ours is drawn in process, and no policy follows.
+        pulse: Progress reporting.
+        quick: Try fewer choices, sample real+scalr in process, and write no policy.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Bench:
         self._started = time.perf_counter()
 
     def choose(self, stages: Sequence[Stage]) -> None:
-        """Every arm's choices, on validation scenes."""
+        """Tune every arm on the validation windows."""
         families = [self._arms(family) for family in self.settings.downstream.models]
         chosen, judged = (
             sum(fits(arm) for arms in families for arm in arms) for fits in (_fits_of_choice, self._fits_of_judging)
@@ -123,7 +123,7 @@ class Bench:
                 self.choose_arm(family, arm)
 
     def begin(self, stages: Sequence[Stage]) -> None:
-        """The half-life of the list, which every other choice needs."""
+        """Tune the half-life of recent popularity, which all other choices depend on, and create the tuners."""
         self.pulse.at("choosing the half-life of popular_lately")
         self.lately = tune_lately(stages)
         self._tuners = {
@@ -132,7 +132,7 @@ class Bench:
         }
 
     def choose_arm(self, family: str, arm: str) -> None:
-        """One arm's choices; real events alone come first."""
+        """Tune one arm; real events alone must come first."""
         tuner = self._tuners[family]
         if arm == BASE:
             self.choices[family], self.figures[family], self.scales[family] = {}, {}, {}
@@ -143,40 +143,40 @@ class Bench:
             choice, figures = tuner.of(arm)
             self.choices[family][arm], self.figures[family][arm] = choice, figures
             logger.info("%s %s on validation: NDCG %.4f, %d fits", family, arm, figures["ndcg"], figures["fits"])
-        # A family without probabilities is fitted for nothing here: the first arm tells.
-        wanted = arm == BASE or self.scales[family][BASE] is not None
-        self.scales[family][arm] = tuner.trials.scale(arm, self._choice(family, arm)) if wanted else None
+        # A family without probabilities needs no calibration; the first arm shows whether it has them.
+        calibrates = arm == BASE or self.scales[family][BASE] is not None
+        self.scales[family][arm] = tuner.trials.scale(arm, self._choice(family, arm)) if calibrates else None
         tuner.trials.forget(arm)
         if arm == BASE:
             self.best[family] = tuner.best_baselines()
             logger.info("%s: the best baselines on validation are %s", family, self.best[family])
 
     def _arms(self, family: str) -> list[str]:
-        """What a family is compared on: one that knows the source domain as it is has no rival."""
+        """Return a family's arms; one that already uses source events has no joint-training arm."""
         return [arm for arm in self.arms if arm != RIVAL or not knows_source(family)]
 
     def _fits_of_judging(self, arm: str) -> int:
         return 1 if arm in LISTS else self.settings.downstream.seeds
 
     def judge(self, scene: Scene) -> None:
-        """Every family and arm at one cutoff; what there is so far is reported after each family."""
-        here = self.at(scene)
+        """Evaluate every family and arm at one cutoff; write a partial report after each family."""
+        cutoff_run = self.at(scene)
         for family in self.choices:
             for arm in self.pulse.steps(self._arms(family), self._fits_of_judging):
-                self.judge_arm(here, family, arm)
+                self.judge_arm(cutoff_run, family, arm)
             others = [run for run in self.runs if run["cutoff"] != scene.cutoff.isoformat()]
-            self.runs = others + here.published.facts
+            self.runs = others + cutoff_run.published.facts
             write_report(self.report(complete=False), self.folder)
 
     def at(self, scene: Scene) -> Here:
-        """A cutoff; its translator is trained when an arm needs it."""
+        """Prepare one cutoff; its translator is trained when an arm first needs it."""
         kept = Kept.of(scene)
         begun = partial(self.pulse.at, f"training the translator up to {scene.cutoff.date().isoformat()}")
-        maker = Maker(scene, begun=begun, few=few_of(scene) if self.quick else ALL)
-        return Here(Judge(scene, self.settings.downstream.k), maker, Published(maker, kept), kept)
+        data_builder = Maker(scene, begun=begun, few=few_of(scene) if self.quick else ALL)
+        return Here(Judge(scene, self.settings.downstream.k), data_builder, Published(data_builder, kept), kept)
 
     def judge_arm(self, here: Here, family: str, arm: str) -> None:
-        """One arm at one cutoff."""
+        """Evaluate one arm at one cutoff with all seeds."""
         half_life = self.lately["half_life"]
         self.pulse.label = f"{family} {arm} at {here.date}"
         if arm == "popular_lately":
@@ -188,7 +188,7 @@ class Bench:
         else:
             choice = self._choice(family, arm)
             if arm == OURS and any(choice.weights) and not self.quick and here.published.refused(choice.draw):
-                choice = replace(self._choice(family, BASE), draw=choice.draw)  # nothing ships
+                choice = replace(self._choice(family, BASE), draw=choice.draw)  # nothing is published
             ships = not self.quick and here.published.ships(arm, choice)
             alone = self.quick and not any(choice.weights)  # no translator is trained for events of weight 0
             outcomes = [
@@ -201,7 +201,7 @@ class Bench:
         self._tell(family, arm, here, outcomes)
 
     def finish(self) -> EvaluationReport:
-        """The report, on disk, and the policy that follows from it, unless it is a quick one."""
+        """Write and return the final report, and write the policy unless in quick mode."""
         if self.quick:
             report = self.report(complete=False)
             write_report(report, self.folder)
@@ -215,18 +215,18 @@ class Bench:
         return report
 
     def report(self, *, complete: bool, policy: str | None = None) -> EvaluationReport:
-        """What there is so far: families at the cutoffs that they have behind them."""
+        """Build a report of all outcomes so far."""
         seed = self.settings.downstream.seed
         panels = {family: Panel.of(self.scenes[: len(found[BASE])]) for family, found in self.outcomes.items()}
         rows, models = [], []
         for family, found in self.outcomes.items():
             for row in summarise(panels[family], family, found, seed=seed):
-                made = self.synthetic.get((family, row["name"]))
-                rows.append(row if made is None else row | {"synthetic": made})
+                counts = self.synthetic.get((family, row["name"]))
+                rows.append(row if counts is None else row | {"synthetic": counts})
             models.append(verdict_of(panels[family], family, found, self.best[family], seed=seed))
         widest = max(panels.values(), key=lambda panel: len(panel.owner))
         return EvaluationReport(
-            cutoffs=[scene.cutoff.isoformat() for scene in self.scenes],
+            cutoffs=[split.cutoff.isoformat() for split in self.scenes],
             cold_fraction=self.cold,
             users={"all": len(widest.owner)} | {name: int((widest.segment == n).sum()) for n, name in enumerate(SEGMENTS)},
             arms=rows,
@@ -246,7 +246,7 @@ class Bench:
         )
 
     def _fitted(self, here: Here, family: str, arm: str, choice: Choice, seed: int, *, ships: bool) -> Outcome:
-        judge, scale = here.judge, self.scales[family][arm]
+        evaluator, scale = here.judge, self.scales[family][arm]
         half_life = self.lately["half_life"]
 
         def fit() -> Outcome:
@@ -255,24 +255,24 @@ class Bench:
             if knows_before(family):
                 events = here.maker.with_before(events, arm, choice, seed)
             self.pulse.label = f"{family} {arm} at {here.date}"
-            model = judge.fit(family, choice.options, events, seed=seed)
+            model = evaluator.fit(family, choice.options, events, seed=seed)
             self.pulse.fitted(self.pulse.label)
-            return judge.judge(model, boost=choice.boost, half_life=half_life, scale=scale)
+            return evaluator.judge(model, boost=choice.boost, half_life=half_life, scale=scale)
 
-        drawn = (ships, here.maker.few.to_json()) if arm not in {BASE, RIVAL} else ()
-        asked = (family, family_code(family), arm, choice.to_json(), seed, drawn, half_life, scale and scale.to_json())
-        return here.kept.once(("judged", *asked), fit, outcomes_of(judge))
+        sampling = (ships, here.maker.few.to_json()) if arm not in {BASE, RIVAL} else ()
+        inputs = (family, family_code(family), arm, choice.to_json(), seed, sampling, half_life, scale and scale.to_json())
+        return here.kept.once(("judged", *inputs), fit, outcomes_of(evaluator))
 
     def _recommended(self, here: Here, choice: Choice) -> Outcome:
         return here.judge.judge(here.maker.recommender(choice.draw, here.judge.lately(self.lately["half_life"])))
 
     def _choice(self, family: str, arm: str) -> Choice:
-        """What validation chose; what is no control changes one thing of ours."""
+        """Return the arm's tuned choice; untuned arms use that of real+scalr."""
         choices = self.choices[family]
         return choices[arm] if arm in choices else choices[OURS]
 
     def _count(self, here: Here, family: str, arm: str, choice: Choice, *, ships: bool) -> None:
-        """How many synthetic events an arm has, before λ (first cutoff and seed), and which share of the catalogue they name."""
+        """Record an arm's number of synthetic events before λ (first cutoff and seed) and the share of the catalogue they cover."""
 
         def count() -> dict[str, float]:
             events = here.maker.synthetic(arm, choice, 0, here.published.events(choice.draw) if ships else None)
@@ -290,7 +290,7 @@ class Bench:
         logger.info("%s %s at %s: NDCG@%d %.4f%s", family, arm, here.date, here.judge.k, ndcg.mean(), of_cold)
 
     def _headline(self) -> str:
-        """The family whose ours is best on validation."""
+        """Return the family with the best real+scalr on validation."""
         return max(self.figures, key=lambda family: self.figures[family][OURS]["ndcg"])
 
     def _policy(self) -> Policy:
@@ -321,7 +321,7 @@ class Bench:
 
 
 def _bar_json(found: dict[str, Any] | None) -> dict[str, Any] | None:
-    """What a policy holds of it: a lift may be undefined."""
+    """Return the fields that a policy stores; lifts are left out since they may be undefined."""
     return found and {name: found[name] for name in ("p_below", "why", "p_value")}
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How like the real events the synthetic ones are, and whether they give away events that they were not made from.
+"""Fidelity and privacy metrics of synthetic events.
 
-Fidelity: Kolmogorov-Smirnov distances (0 alike, 1 apart) of item popularity, time and events a user, total variation of popularity
-deciles, and the AUC of a detector that tells synthetic from real events (.5: it cannot). Privacy: how often a synthetic event is
-a held-out real one, against the same events handed to other users at random (chance).
+Fidelity: Kolmogorov-Smirnov distances (0 alike, 1 apart) of item popularity, time and events per user, total variation over popularity
+deciles, and the AUC of a detector that separates synthetic from real events (0.5: it cannot). Privacy: how often a synthetic event
+equals a held-out real one, compared with the same events assigned to random other users (chance).
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _RIDGE: Final = 1e-3
 
 
 def diagnose(scene: Scene, synthetic: Interactions) -> dict[str, float]:
-    """Figures of one published set.
+    """Return fidelity and privacy metrics of one set of synthetic events; empty if there are none.
 
     Args:
-        scene: Its real events, and those that were held out.
-        synthetic: The events.
+        scene: Supplies the real events and the held-out ones.
+        synthetic: Synthetic events.
     """
     real = scene.real
     if not len(synthetic):
@@ -53,12 +53,12 @@ def diagnose(scene: Scene, synthetic: Interactions) -> dict[str, float]:
 
 
 def _copies(scene: Scene, user: NDArray[np.int32], item: NDArray[np.int32]) -> float:
-    """Share of the pairs that are real events which nothing had seen."""
+    """Return the share of pairs that are held-out real events."""
     return float(np.asarray(scene.held_out[user, item]).ravel().astype(bool).mean())
 
 
 def _handed_round(user: NDArray[np.int32], rng: np.random.Generator) -> NDArray[np.int32]:
-    """Every user's events given to another one, whole."""
+    """Return user numbers in which each user's events belong to another, random user."""
     owners = np.unique(user)
     return rng.permutation(owners)[np.searchsorted(owners, user)]
 
@@ -75,7 +75,7 @@ def _ks(left: NDArray[np.float64] | NDArray[np.int64], right: NDArray[np.float64
 
 
 def _tv(popularity: NDArray[np.float64], real: NDArray[np.int32], synthetic: NDArray[np.int32]) -> float:
-    """Between the shares of popularity deciles (of real events)."""
+    """Return the total variation between shares of popularity deciles (deciles of real events)."""
     edges = np.unique(np.quantile(popularity[real], np.linspace(0, 1, _BUCKETS + 1)[1:-1]))
     shares = [
         np.bincount(np.searchsorted(edges, popularity[items], side="right"), minlength=len(edges) + 1) / len(items)
@@ -92,7 +92,7 @@ def _detector(
     *,
     with_time: bool = True,
 ) -> float:
-    """AUC of ridge regression on item popularity, the user's events of the same kind, time, and their squares, on a held-out half."""
+    """Return the held-out AUC of a ridge regression on item popularity, the user's event count, time, and their squares."""
     columns = []
     for events in (real, synthetic):
         own = np.bincount(events.user, minlength=events.n_users)[events.user]
@@ -101,8 +101,8 @@ def _detector(
             parts.append((events.until - events.time) / 86_400e6)
         columns.append(np.stack(parts, axis=1))
     size = min(map(len, columns))
-    kept = [part[rng.permutation(len(part))[:size]] for part in columns]
-    x = np.concatenate(kept)
+    balanced = [part[rng.permutation(len(part))[:size]] for part in columns]
+    x = np.concatenate(balanced)
     x = (x - x.mean(0)) / x.std(0).clip(1e-9)
     x = np.concatenate([np.ones((len(x), 1)), x, x**2], axis=1)
     y = np.repeat([0.0, 1.0], size)

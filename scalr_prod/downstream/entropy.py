@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Normalised entropy and calibration of arms whose models give probabilities, for all test users and by segment, with intervals.
+"""Normalized entropy and calibration of arms whose models give probabilities, overall and by segment, with intervals.
 
-NE is log loss over the entropy of the base rate (He et al., ADKDD 2014). All arms are judged on the same rows, so the relative
-difference in NE is that in log loss, and users and items are resampled as for the rankings.
+NE is log loss over the entropy of the base rate (He et al., ADKDD 2014). All arms share the rows, so the relative difference in NE
+equals that in log loss. Users and items are resampled as for the rankings.
 """
 
 from __future__ import annotations
@@ -24,25 +24,27 @@ if TYPE_CHECKING:
     from scalr_prod.downstream.trial import Outcome
 
     #: For each cutoff, the outcomes of every seed.
-    Found = Sequence[Sequence[Outcome]]
+    OutcomesByCutoff = Sequence[Sequence[Outcome]]
 
 __all__ = ["entropies"]
 
 
-def entropies(panel: Panel, outcomes: Mapping[str, Found], bootstrap: TwoWayBootstrap) -> dict[str, dict[str, dict[str, Any]]]:
-    """NE, calibration ratio, ECE, and NE relative to real events alone, for each arm with probabilities.
+def entropies(
+    panel: Panel, outcomes: Mapping[str, OutcomesByCutoff], bootstrap: TwoWayBootstrap
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return NE, calibration ratio, ECE, and NE relative to real events alone, for each arm with probabilities.
 
     Args:
-        panel: The test cases.
-        outcomes: Arm → its outcomes.
-        bootstrap: Of the panel's cases and items.
+        panel: Test cases.
+        outcomes: Outcomes by arm.
+        bootstrap: Bootstrap over the panel's cases and items.
 
     Returns:
-        Arm → ``all`` and each segment → ``rows``, ``ne``, ``calibration``, ``ece``; except for real events alone: ``ne_vs_real_pct``, its
-        ``ne_ci95`` and ``ne_p_value``, where less than 0 is better. For what is neither those nor ours also
-        ``scalr_ne_vs_this_pct`` and ``scalr_ne_ci95``: NE of ours relative to the arm's.
+        Arm → ``all`` and each segment → ``rows``, ``ne``, ``calibration``, ``ece``. Every arm but real events alone also has
+        ``ne_vs_real_pct`` (negative is better), ``ne_ci95`` and ``ne_p_value``. Every arm but real events alone and real+scalr also has
+        ``scalr_ne_vs_this_pct`` and ``scalr_ne_ci95``: NE of real+scalr relative to the arm's.
     """
-    losses = {arm: found for arm, one in outcomes.items() if (found := panel.losses(one)) is not None}
+    losses = {arm: loss for arm, found in outcomes.items() if (loss := panel.losses(found)) is not None}
     if BASE not in losses:
         return {}
     parts = {"all": np.ones(len(panel.segment), dtype=bool)} | panel.parts()
@@ -61,18 +63,18 @@ def entropies(panel: Panel, outcomes: Mapping[str, Found], bootstrap: TwoWayBoot
     return table
 
 
-def _figures(found: Found, cases: NDArray[np.bool_]) -> dict[str, Any]:
-    """Of the rows of some cases, at all cutoffs together; means over seeds."""
+def _figures(found: OutcomesByCutoff, cases: NDArray[np.bool_]) -> dict[str, Any]:
+    """Return row count and metrics of the given cases' rows over all cutoffs; means over seeds."""
     by_seed, rows = [], 0
     for seed in range(len(found[0])):
         probability, label, begin = [], [], 0
         for seeds in found:
             odds, size = seeds[seed].odds, len(seeds[seed].ranking.ndcg)
             if odds is not None:
-                kept = cases[begin + odds.rows.case]
-                probability.append(odds.probability[kept])
-                label.append(odds.rows.label[kept])
+                counted = cases[begin + odds.rows.case]
+                probability.append(odds.probability[counted])
+                label.append(odds.rows.label[counted])
             begin += size
         by_seed.append(calibration(np.concatenate(probability), np.concatenate(label)))
         rows = sum(map(len, label))
-    return {"rows": rows} | {name: float(np.mean([one[name] for one in by_seed])) for name in by_seed[0]}
+    return {"rows": rows} | {name: float(np.mean([metrics[name] for metrics in by_seed])) for name in by_seed[0]}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`scalr evaluate`: does training on synthetic events help, over what knows the time already, and is it the translation that does it?"""
+"""Entry point of `scalr evaluate`: plan the arms, cutoffs and validation windows, then run the evaluation."""
 
 from __future__ import annotations
 
@@ -38,10 +38,11 @@ __all__ = ["ARMS", "evaluate"]
 
 logger = logging.getLogger(__name__)
 
-#: Of any project; where there are several source domains, `leaving_out` each of them comes to these.
+#: Arms of every project. Projects with several source domains also have one arm that leaves each of them out.
 ARMS: Final = (*MAIN, *LISTS, *CONTROLS, RIVAL, *ABLATIONS)
-#: Always there: what is compared.
+#: Arms that are always evaluated, since all others are compared with them.
 _ALWAYS: Final = (BASE, OURS, "popular_lately")
+#: Share of the target events before the default cutoff.
 TEST_SHARE: Final = 0.8
 _QUICK_SEEDS: Final = 2
 
@@ -57,55 +58,57 @@ def evaluate(
     quick: bool = False,
     progress: bool = False,
 ) -> EvaluationReport:
-    """Train models with and without synthetic events up to a cutoff and judge them on what came after.
+    """Train models with and without synthetic events up to a cutoff and evaluate them on later events.
 
-    A first verdict comes before the rest (see `first`). What is worked out is kept in the isolated homes (see `kept`): the same call goes
-    on from where an earlier one was stopped, and comes to the same report but for `EvaluationReport.seconds`.
+    A quick verdict comes first. Results are cached in the isolated homes: an interrupted call resumes when it is repeated, and gives the
+    same report except for `EvaluationReport.seconds`.
 
-    Everything that learns reads an isolated home (see `isolation`). Each arm's choices are made on windows of the training period of the
-    first cutoff, each in a home of its own: its last fifth, the last fifth of what comes before … Cutoffs after the first are tested
-    with the same choices. The verdict goes into the home as a policy that runs follow (see `scalr_prod.policy`).
+    Everything that learns reads an isolated home. Each arm is tuned on validation windows within the training period of the first
+    cutoff, each in a home of its own: its last fifth of events, the last fifth of the rest, and so on. Later cutoffs are tested with the
+    same choices. The result is written to the project as a policy, which runs apply.
 
     Args:
-        settings: The project's settings; what was not ingested yet is.
-        cold_fraction: Share of users whose target history is hidden from everything; default: ``[downstream] cold_fraction``.
+        settings: The project's settings; missing logs are ingested first.
+        cold_fraction: Share of users whose target history is hidden from all training; default: ``[downstream] cold_fraction``.
         cutoff: The first cutoff; default: ``[downstream] cutoff``, or the 80th percentile of target time.
-        cutoffs: Rolling cutoffs: what comes after the first, in as many parts of equal size; default: ``[downstream] cutoffs``.
-        arms: Which of `ARMS`, and of those that leave one of several source domains out, beside those that are compared; default:
-            those that decide and those that leave one out, or with ``full`` all.
-        full: All arms, models, seeds and windows. Otherwise the first model, two seeds and one window, unless the settings name others.
-        quick: End with the first verdict: the first model, the first cutoff, three arms; no policy is written.
-        progress: Show a progress bar on stderr; without one, lines of log say what is going on.
+        cutoffs: Number of rolling cutoffs, which split the events after the first into parts of equal size; default:
+            ``[downstream] cutoffs``.
+        arms: Arms to evaluate in addition to those that are always evaluated; default: the main baselines and controls, and the arms
+            that leave one source domain out; with ``full`` all arms.
+        full: All arms, models, seeds and windows. Otherwise the first model, at most two seeds and one window, unless the settings set
+            these values.
+        quick: Stop after the quick verdict: the first model, the first cutoff, three arms; no policy is written.
+        progress: Show a progress bar on stderr; otherwise progress is logged.
 
     Raises:
-        EvaluationError: Too few test users, an unknown arm, or a model that cannot be used.
+        EvaluationError: Too few test users, an unknown arm, or an unusable model.
     """
     plan = _Plan.of(settings, arms, full=full)
     cold = settings.downstream.cold_fraction if cold_fraction is None else cold_fraction
-    with heartbeat(bar=progress) as pulse:
-        pulse.at("reading the logs")
+    with heartbeat(bar=progress) as reporter:
+        reporter.at("reading the logs")
         _ingested(settings)
         count = 1 if quick else cutoffs or settings.downstream.cutoffs
         moments = _cutoffs(settings, cutoff, count)
         ends = [*moments[1:], None]
-        scenes = [
+        splits = [
             Scene.of(plan.settings, moment, end=end, cold_fraction=cold, name="test")
             for moment, end in zip(moments, ends, strict=True)
         ]
-        latest = _stage(scenes[0], 0, None, pulse)
-        first = first_verdict(Bench(plan.first(), _ALWAYS, scenes[:1], cold, pulse, quick=True), with_few(latest))
+        latest = _stage(splits[0], 0, None, reporter)
+        first = first_verdict(Bench(plan.first(), _ALWAYS, splits[:1], cold, reporter, quick=True), with_few(latest))
         if quick:
             return first
-        bench = Bench(plan.settings, plan.arms, scenes, cold, pulse)
-        bench.choose(_stages(latest, scenes[0], pulse))
-        for scene in scenes:
-            bench.judge(scene)
+        bench = Bench(plan.settings, plan.arms, splits, cold, reporter)
+        bench.choose(_stages(latest, splits[0], reporter))
+        for split in splits:
+            bench.judge(split)
         return bench.finish()
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is evaluated: the arms, and settings with the models, seeds and windows."""
+    """The arms to evaluate, and settings with the models, seeds and windows."""
 
     settings: Settings
     arms: list[str]
@@ -124,53 +127,53 @@ class _Plan:
         return cls(quick, _checked(arms, settings.translator.estimators, sources))
 
     def first(self) -> Settings:
-        """What the first verdict needs."""
+        """Return the settings of the quick verdict."""
         wanted = self.settings.downstream
         few = {"models": wanted.models[:1], "seeds": min(wanted.seeds, _QUICK_SEEDS)}
         return self.settings.model_copy(update={"downstream": wanted.model_copy(update=few)})
 
 
 def _stage(scene: Scene, number: int, end: datetime | None, pulse: Heartbeat) -> Stage:
-    """A validation scene within a scene's training period (see `Scene.earlier`).
+    """Create a validation window within a split's training period.
 
     Raises:
-        EvaluationError: Too few users in it.
+        EvaluationError: It has too few users.
     """
     earlier = scene.earlier(number, end=end)
-    maker = Maker(earlier, begun=lambda: pulse.at(f"training the translator of validation window {number + 1}"))
-    return Stage(Judge(earlier, scene.settings.downstream.k), maker, Kept.of(earlier))
+    data_builder = Maker(earlier, begun=lambda: pulse.at(f"training the translator of validation window {number + 1}"))
+    return Stage(Judge(earlier, scene.settings.downstream.k), data_builder, Kept.of(earlier))
 
 
 def _stages(latest: Stage, scene: Scene, pulse: Heartbeat) -> list[Stage]:
-    """Validation scenes within a scene's training period, the latest first; fewer than asked for where the log is too short.
+    """Create the validation windows, latest first; fewer than configured if the log is too short.
 
     Args:
-        latest: The latest.
-        scene: The scene.
-        pulse: Is told what goes on.
+        latest: The latest window.
+        scene: The split whose training period they lie in.
+        pulse: Progress reporting.
     """
-    stages = [latest]
+    windows = [latest]
     for number in range(1, scene.settings.downstream.windows):
         try:
-            stage = _stage(scene, number, stages[-1].judge.scene.cutoff, pulse)
-            signal_of(stage)  # there is enough to learn from
+            window = _stage(scene, number, windows[-1].judge.scene.cutoff, pulse)
+            signal_of(window)  # trains the translator, which fails if there is too little data
         except (EvaluationError, TranslatorError) as error:
             logger.warning("validation rests on %d of %d windows: %s", number, scene.settings.downstream.windows, error)
             break
-        stages.append(stage)
-    return stages
+        windows.append(window)
+    return windows
 
 
 def _checked(arms: Sequence[str], estimators: Sequence[str], sources: Sequence[str] = ()) -> list[str]:
-    """The arms in their order, without those whose estimator the translator lacks."""
+    """Return the arms in canonical order, without those whose estimator the translator lacks."""
     known = (*ARMS, *leaving_out(sources))
     unknown = sorted(set(arms) - set(known))
     if unknown:
         raise EvaluationError(
             f"there is no arm {', '.join(unknown)}; there are: {', '.join(known)}", where="arms", next_step="name some of those"
         )
-    there = [arm for arm in known if NEEDS.get(arm) in {None, *estimators}]
-    return [arm for arm in there if arm in {*_ALWAYS, *arms}]
+    available = [arm for arm in known if NEEDS.get(arm) in {None, *estimators}]
+    return [arm for arm in available if arm in {*_ALWAYS, *arms}]
 
 
 def _ingested(settings: Settings) -> None:
@@ -182,10 +185,10 @@ def _ingested(settings: Settings) -> None:
 
 
 def _cutoffs(settings: Settings, first: datetime | None, count: int) -> list[datetime]:
-    """The first cutoff, and those that cut the target events after it into parts of equal size.
+    """Return the first cutoff, and the later ones that split the following target events into parts of equal size.
 
     Raises:
-        EvaluationError: Too few instants for so many cutoffs.
+        EvaluationError: Too few distinct timestamps for so many cutoffs.
     """
     table = Lake.open(settings).read(Table.TARGET_EVENTS, columns=["event_timestamp"])
     times = micros_of(table["event_timestamp"])
@@ -196,8 +199,8 @@ def _cutoffs(settings: Settings, first: datetime | None, count: int) -> list[dat
     moments = [begin, *more]
     if len(set(moments)) < count:
         raise EvaluationError(
-            f"{count} cutoffs from {begin.isoformat()} on do not lie apart: there are {len(after)} target events",
+            f"{count} cutoffs from {begin.isoformat()} on are not distinct: there are {len(after)} target events after it",
             where="[downstream] cutoffs",
-            next_step="ask for fewer cutoffs, or for an earlier first one",
+            next_step="use fewer cutoffs, or an earlier first one",
         )
     return moments

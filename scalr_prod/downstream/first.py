@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The first verdict: does it help, and over what, as soon as that can honestly be said.
+"""Quick verdict: the earliest sound estimate of whether synthetic events help, and over which baseline.
 
-One cutoff, one family, two seeds. What is cheap comes first: the list of what is popular lately, real events alone, then what source
-histories say, then ours with fewer choices tried than in the whole evaluation. All choices are made on the latest validation window; the
-test slice is looked at once for each arm, and decides nothing.
+It uses one cutoff, one family and two seeds. Cheap parts come first: recent popularity, real events alone, then the information of source
+histories, then real+scalr with fewer choices tried than in the full evaluation. All choices are made on the latest validation window.
+The test slice is used once per arm, and no choice depends on it.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ logger = logging.getLogger(__name__)
 
 
 def first_verdict(bench: Bench, stage: Stage) -> EvaluationReport:
-    """Tell what is known as it comes, then the verdict; on disk as well.
+    """Evaluate three arms, log each result as it comes, and write and return the report.
 
     Args:
-        bench: A quick one, with one family and one cutoff.
+        bench: A runner in quick mode, with one family and one cutoff.
         stage: The latest validation window.
 
     Raises:
         TranslatorError: Too little to learn from.
     """
-    (family,), (scene,) = bench.settings.downstream.models, bench.scenes
+    (family,), (split,) = bench.settings.downstream.models, bench.scenes
     bench.begin([stage])
-    here = bench.at(scene)
-    bench.judge_arm(here, family, "popular_lately")
+    run = bench.at(split)
+    bench.judge_arm(run, family, "popular_lately")
     for arm in (BASE, OURS):
         if arm == OURS:
             bench.signal = signal_of(stage)
             logger.info("signal beyond the trend: %s", signal_sentence(bench.signal))
         bench.choose_arm(family, arm)
-        bench.judge_arm(here, family, arm)
+        bench.judge_arm(run, family, arm)
     report = bench.finish()
-    made_of = f"with fewer choices tried than in the whole evaluation{here.maker.few.told()}"
-    logger.info("first verdict, %s: %s", made_of, _sentence(report, family))
+    scope = f"with fewer choices tried than in the whole evaluation{run.maker.few.told()}"
+    logger.info("first verdict, %s: %s", scope, _sentence(report, family))
     return report
 
 

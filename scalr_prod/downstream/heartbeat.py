@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tell how far an evaluation is, to whoever reads a log or looks at a terminal."""
+"""Progress reporting of an evaluation: a progress bar, or periodic log lines."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Step = TypeVar("Step")
 
 
 class Heartbeat(progress.Heartbeat):
-    """What is being done, and how many of the models that are expected to be fitted are behind.
+    """Current task, and number of models fitted out of the expected number.
 
-    A step (an arm of a family, chosen or judged) is expected to take some number of fits; whatever it takes, it ends there.
+    A step (tuning or evaluating one arm of a family) has an expected number of fits. When it ends it counts as that many, whatever it took.
     """
 
     def __init__(self) -> None:
@@ -31,21 +31,21 @@ class Heartbeat(progress.Heartbeat):
         self._end_of_step = 0
 
     def at(self, doing: str) -> None:
-        """Something else is begun."""
+        """Start another task and log it."""
         self.label = doing
         logger.info("%s: %d s, %d models fitted", doing, self.seconds, self.fits)
 
     def fitted(self, doing: str, count: int = 1) -> None:
-        """Models were fitted."""
+        """Record fitted models."""
         self.label, self.fits = doing, self.fits + count
         self.done = max(self.done, min(self.done + count, self._end_of_step))
 
     def steps(self, things: Iterable[Step], fits: Callable[[Step], int]) -> Iterator[Step]:
-        """The same; each of them is done with when the next one is asked for.
+        """Yield steps; a step counts as done when the next one is requested.
 
         Args:
-            things: What is gone through.
-            fits: How many models each of them is expected to take.
+            things: The steps.
+            fits: Expected number of fits of a step.
         """
         for thing in things:
             self._end_of_step += fits(thing)
@@ -53,30 +53,30 @@ class Heartbeat(progress.Heartbeat):
             self.done = self._end_of_step
 
     def text(self, known: dict[str, Any]) -> str:
-        """The line's text."""
+        """Return the text of a log line."""
         return f"still at {super().text(known)}, {self.fits} models fitted"
 
 
 class _Bar(Heartbeat):
-    """The same beside a bar that counts fits."""
+    """Progress that also advances a bar which counts fits."""
 
     def __init__(self, stack: ExitStack) -> None:
         super().__init__()
         self._advance = stack.enter_context(progress.counting("evaluate", show=True, unit="fits"))
 
     def fitted(self, doing: str, count: int = 1) -> None:
-        """Models were fitted."""
+        """Record fitted models."""
         super().fitted(doing, count)
         self._advance(count)
 
 
 @contextmanager
 def heartbeat(*, bar: bool) -> Iterator[Heartbeat]:
-    """A progress bar where there is a terminal, else a line of log from time to time, however long one step takes.
+    """Report progress by a bar, or else by periodic log lines, also during long steps.
 
     Args:
-        bar: stderr is a terminal that shows a bar.
+        bar: Show a progress bar on stderr.
     """
     with ExitStack() as stack:
-        pulse = _Bar(stack) if bar else Heartbeat()
-        yield stack.enter_context(progress.beating(pulse))
+        reporter = _Bar(stack) if bar else Heartbeat()
+        yield stack.enter_context(progress.beating(reporter))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An evaluation's own home: a lake that holds only what was known by the cutoff, without the hidden users' target events.
+"""Isolated evaluation home: a lake with only the data known by the cutoff, without the hidden users' target events.
 
-What is not in it cannot leak: translator, filters, gate and downstream models read this home and no other.
+This prevents leakage by construction: translator, filters, gate and downstream models read this home and no other.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _SHARES: Final = 10_000
 
 @dataclass(frozen=True)
 class Isolated:
-    """An evaluation home.
+    """An isolated home and its cutoff.
 
     Attributes:
-        settings: Of the home: its own lake, ledger, feature store and models; a backfill up to the cutoff, scored in process.
-        cutoff: Nothing from then on, and nothing known only later, is in it (UTC).
+        settings: Settings with a lake, ledger, feature store and models of its own; runs are backfills up to the cutoff, scored in process.
+        cutoff: The home holds no events from this time on, and none that became known after it (UTC).
     """
 
     settings: Settings
@@ -49,25 +49,25 @@ class Isolated:
 
 
 def hidden_users(users: pa.Array, fraction: float, *, salt: str) -> NDArray[np.bool_]:
-    """Which users' target history is hidden: bool [U], a share of them chosen by a hash that nothing else uses."""
+    """Choose by salted hash the users whose target history is hidden: bool [U]."""
     salted = [f"{salt}|{user}" for user in users.to_pylist()]
     chosen: NDArray[np.bool_] = stable_hash(salted) % np.uint64(_SHARES) < np.uint64(round(fraction * _SHARES))
     return chosen
 
 
 def isolate(settings: Settings, cutoff: datetime, hidden: pa.Array, *, name: str, left_out: str | None = None) -> Isolated:
-    """Make the home, or find the one that was made from the same tables, cutoff, users and source domains.
+    """Create the isolated home, or reuse the one that was made from the same tables, cutoff, users and source domains.
 
     Args:
-        settings: The project's settings; its lake is read only.
-        cutoff: Events from then on, or known only after it, stay out (UTC).
-        hidden: Users whose target events stay out.
-        name: Begins the folder's name under ``<home>/evaluations``.
-        left_out: One of several source domains that stays out.
+        settings: The project's settings; its lake is only read.
+        cutoff: Events from this time on, or known only after it, are excluded (UTC).
+        hidden: Users whose target events are excluded.
+        name: Prefix of the folder's name under ``<home>/evaluations``.
+        left_out: Source domain to exclude, if there are several.
 
     Raises:
         TableNotFound: Nothing was ingested yet.
-        DomainsMixed: The lake's tables were made for other domains.
+        DomainsMixed: The lake's tables belong to other domains.
     """
     import pyarrow.compute as pc
     import pyarrow.dataset as ds
@@ -76,7 +76,7 @@ def isolate(settings: Settings, cutoff: datetime, hidden: pa.Array, *, name: str
     check_domains(settings, source)
     opened = {table.value: source.open_table(table) for table in _COPIED}
     versions = {name: table.version() for name, table in opened.items()}
-    ids = [table.metadata().id for table in opened.values()]  # a lake that was made anew counts its versions from 0 again
+    ids = [table.metadata().id for table in opened.values()]  # versions of a recreated lake start at 0 again
     digest = hashlib.sha256(repr(hidden.to_pylist()).encode()).hexdigest()
     made_from = json.dumps([versions, ids, cutoff.isoformat(), digest, *([left_out] if left_out else [])])
     home = settings.home / "evaluations" / f"{name}-{hashlib.sha256(made_from.encode()).hexdigest()[:12]}"
@@ -103,7 +103,7 @@ def _stream(rows: ds.Dataset, where: Any) -> pa.RecordBatchReader:
 
 
 def _later_tables(lake: Lake, source: Lake) -> None:
-    """Every table that those copied from another lake lead to, empty."""
+    """Create the empty tables that are derived from the copied ones."""
     user = id_type_of(lake.schema(Table.TARGET_EVENTS), USER_ID)
     items = {domain: id_type_of(lake.schema(Table.events(domain)), ITEM_ID) for domain in ("source", "target")}
     source_item = id_type_of(source.schema(Table.SYNTHETIC_TARGET_EVENTS), "source_item_id")
@@ -113,7 +113,7 @@ def _later_tables(lake: Lake, source: Lake) -> None:
     for table in (Table.SYNTHETIC_TARGET_EVENTS, Table.SYNTHETIC_QUARANTINE):
         schema = schema_of(table, user=user, item=items["target"], source_item=source_item)
         lake.create(table, schema)
-        lake.complete(table, schema)  # in a home of a former version
+        lake.complete(table, schema)  # add columns that a home made by an older version lacks
 
 
 def _inner(settings: Settings, home: Any, cutoff: datetime) -> Settings:
@@ -129,7 +129,7 @@ def _inner(settings: Settings, home: Any, cutoff: datetime) -> Settings:
             "serving": settings.serving.model_copy(update={"scorer": "local", "url": None, "repository": None}),
             "feast": FeastSettings(),
             "ledger": LedgerSettings(),
-            "experiment": ExperimentSettings(),  # nobody is held out of what is judged offline
+            "experiment": ExperimentSettings(),  # no holdout in an offline evaluation
             "metrics": MetricsSettings(),
             "lineage": LineageSettings(),
         }

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics of a model on the users of a test slice, over the full catalogue.
+"""Ranking metrics over the full catalogue, exposure metrics and calibration metrics.
 
-NDCG, recall and MRR are means over users; a user's items are those met in the test slice that the model had not seen with
-the user before. NE is log loss over the entropy of the base rate (He et al., ADKDD 2014).
+NDCG, recall and MRR are means over users. A user's relevant items are those of the test slice that are not in the user's training
+history. NE is log loss over the entropy of the base rate (He et al., ADKDD 2014).
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ _BINS: Final = 20
 
 @dataclass(frozen=True)
 class Ranking:
-    """What one fitted model ranks for V test users.
+    """One fitted model's rankings of V test users, with metrics by user.
 
     Attributes:
         top: int32 [V, k]. Each user's first k items, best first.
-        gain: float64 [V, k]. What each place adds to the user's NDCG; 0 where the item was not met.
+        gain: float64 [V, k]. What each rank adds to the user's NDCG; 0 where the item is not relevant.
         ndcg: float64 [V].
         recall: float64 [V].
         mrr: float64 [V]. Reciprocal rank of the first relevant item within k.
-        head: float64 [V]. NDCG when head items alone count as relevant; NaN for users without one.
-        tail: float64 [V]. Likewise for tail items.
+        head: float64 [V]. NDCG with only head items as relevant; NaN for users without one.
+        tail: float64 [V]. The same with tail items.
     """
 
     top: NDArray[np.int32]
@@ -49,15 +49,15 @@ class Ranking:
 def rank_users(
     model: Scorer, users: NDArray[np.int64], *, relevant: Any, seen: Any, is_head: NDArray[np.bool_], k: int
 ) -> Ranking:
-    """Rank the whole catalogue for each user, without what the user was seen with.
+    """Rank the full catalogue for each user, excluding items of the user's training history.
 
     Args:
         model: A fitted model; columns of its scores beyond the catalogue are ignored.
         users: int64 [V].
-        relevant: scipy CSR [U, N]; non-zero where a user met an item in the test slice.
-        seen: scipy CSR [U, N]; non-zero where the training data has the user with the item.
+        relevant: scipy CSR [U, N]; non-zero where a user interacted with an item in the test slice.
+        seen: scipy CSR [U, N]; non-zero where the training data holds an event of the user and the item.
         is_head: bool [N]. The most popular items that make up half of the training events.
-        k: Depth.
+        k: Length of the rankings.
     """
     n_items = relevant.shape[1]
     discount = 1 / np.log2(np.arange(2, k + 2))
@@ -87,7 +87,7 @@ def rank_users(
 
 
 def exposure(top: NDArray[np.int32], n_items: int, is_head: NDArray[np.bool_]) -> dict[str, float]:
-    """How recommendations [V, k] spread over the catalogue: coverage, Gini index of exposure, share that goes to tail items."""
+    """Return how recommendations [V, k] spread over the catalogue: coverage, Gini index of exposure, share of tail items."""
     shown = np.sort(np.bincount(top.ravel(), minlength=n_items).astype(np.float64))
     total = shown.sum()
     gini = 2 * (np.arange(1, n_items + 1) * shown).sum() / (n_items * total) - (n_items + 1) / n_items if total else 0.0
@@ -99,18 +99,18 @@ def exposure(top: NDArray[np.int32], n_items: int, is_head: NDArray[np.bool_]) -
 
 
 def calibration(probability: NDArray[np.float32], label: NDArray[np.bool_]) -> dict[str, float]:
-    """NE, calibration ratio (predicted over observed positives) and ECE over 20 classes of as many pairs each."""
+    """Return NE, calibration ratio (predicted over observed positives), and ECE over 20 bins with equal numbers of pairs."""
     p = probability.astype(np.float64).clip(1e-7, 1 - 1e-7)
     base = label.mean()
     loss = -np.where(label, np.log(p), np.log1p(-p)).mean()
     entropy = -(base * np.log(base) + (1 - base) * np.log1p(-base))
-    classes = np.array_split(np.argsort(p, kind="stable"), _BINS)
-    ece = sum(abs(p[part].sum() - label[part].sum()) for part in classes) / len(p)
+    bins = np.array_split(np.argsort(p, kind="stable"), _BINS)
+    ece = sum(abs(p[part].sum() - label[part].sum()) for part in bins) / len(p)
     return {"ne": float(loss / entropy), "calibration": float(p.sum() / label.sum()), "ece": float(ece)}
 
 
 def _best(scores: NDArray[np.float32], k: int) -> NDArray[np.int32]:
-    """The k highest of each row, best first; ties go to the lower number."""
+    """Return the k highest of each row, best first; ties go to the lower item number."""
     part = (
         np.sort(np.argpartition(-scores, k - 1, axis=1)[:, :k], axis=1)
         if k < scores.shape[1]

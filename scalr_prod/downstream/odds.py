@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Probabilities on test rows: positives beside sampled negatives, calibrated on real validation rows, and what they lose.
+"""Calibrated probabilities of models on test rows, and their log loss.
 
-The rows are those of the test users: every item that a user met, and for each so many items drawn uniformly that the user had not
-and did not meet. They are the same for every arm. A model's probabilities go through a logit map of two parameters (Platt 1999) for
-each segment of users, fitted on the rows of the validation windows by a model of the same arm and choice. So an arm cannot gain by
-being scaled better, and real events alone cannot lose by it.
+A test row is a pair of a test user and an item: every item that the user interacted with in the test period, and for each of them a
+number of uniformly drawn items that the user never interacted with. All arms share the rows. Probabilities pass through Platt scaling
+(Platt 1999) with one slope and offset per user segment, fitted on the validation windows' rows by a model of the same arm and choice.
+So differences in scale neither help nor harm an arm.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ __all__ = ["LabelledRows", "LogitMap", "Odds"]
 
 _LEAST: Final = 1e-7
 _STEPS: Final = 50
-#: Pulls slope to 1 and offset to 0, as so many rows would; it matters where a segment has hardly any.
+#: Regularises slope to 1 and offset to 0; it matters only in segments with few rows.
 _RIDGE: Final = 1.0
 
 
 @dataclass(frozen=True)
 class LabelledRows:
-    """Labelled pairs of a scene.
+    """Labelled pairs of users and items of one evaluation split.
 
     Attributes:
-        case: int64 [P]. Place of the user among the scene's test users.
+        case: int64 [P]. Position of the user among the test users.
         user: int64 [P].
         item: int64 [P].
-        label: bool [P]. Whether the user met the item.
+        label: bool [P]. Whether the user interacted with the item.
         segment: int8 [P]. 0 cold, 1 sparse, 2 dense.
     """
 
@@ -52,7 +52,7 @@ class LabelledRows:
 
     @classmethod
     def of(cls, scene: Scene, negatives: int) -> Self:
-        """Every test pair, and for each so many drawn items that the user met neither in the visible history nor hidden from it."""
+        """Return every test pair, and for each ``negatives`` drawn items; those in the user's visible or hidden history are dropped."""
         user, item = scene.relevant.nonzero()
         others = np.random.default_rng(0).integers(0, scene.real.n_items, len(user) * negatives)
         owner = np.repeat(user, negatives)
@@ -68,18 +68,18 @@ class LabelledRows:
         )
 
     def predicted(self, model: Probabilistic) -> NDArray[np.float64]:
-        """float64 [P]: a model's probabilities, away from 0 and 1."""
+        """Return a model's probabilities, clipped away from 0 and 1: float64 [P]."""
         found: NDArray[np.float64] = np.asarray(model.probability(self.user, self.item), np.float64).clip(_LEAST, 1 - _LEAST)
         return found
 
 
 @dataclass(frozen=True)
 class LogitMap:
-    """logit p → slope × logit p + offset, for each segment.
+    """Platt scaling per user segment: logit p → slope × logit p + offset.
 
     Attributes:
-        slope: For cold, sparse and dense users.
-        offset: Likewise.
+        slope: Slopes for cold, sparse and dense users.
+        offset: Offsets, in the same order.
     """
 
     slope: tuple[float, ...]
@@ -87,36 +87,36 @@ class LogitMap:
 
     @classmethod
     def fit(cls, rows: Sequence[LabelledRows], predicted: Sequence[NDArray[np.float64]]) -> Self:
-        """By maximum likelihood on the rows of some scenes; a segment without rows keeps its probabilities.
+        """Fit by maximum likelihood on the rows of several splits; a segment without rows keeps its probabilities.
 
         Args:
-            rows: Of each scene.
-            predicted: float64 [P] of each scene, strictly between 0 and 1.
+            rows: Labelled rows, by split.
+            predicted: Probabilities of those rows, float64 [P] by split, strictly between 0 and 1.
         """
         logit = _logit(np.concatenate(predicted))
-        label = np.concatenate([one.label for one in rows])
-        segment = np.concatenate([one.segment for one in rows])
+        label = np.concatenate([part.label for part in rows])
+        segment = np.concatenate([part.segment for part in rows])
         fitted = [_platt(logit[segment == number], label[segment == number]) for number in range(len(SEGMENTS))]
         slope, offset = zip(*fitted, strict=True)
         return cls(slope, offset)
 
     def __call__(self, predicted: NDArray[np.float64], segment: NDArray[np.int8]) -> NDArray[np.float64]:
-        """float64 [P]: calibrated probabilities, strictly between 0 and 1."""
+        """Return calibrated probabilities, strictly between 0 and 1: float64 [P]."""
         logit = np.asarray(self.slope)[segment] * _logit(predicted) + np.asarray(self.offset)[segment]
         found: NDArray[np.float64] = _sigmoid(logit).clip(_LEAST, 1 - _LEAST)
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return {"slope": list(self.slope), "offset": list(self.offset)}
 
 
 @dataclass(frozen=True)
 class Odds:
-    """One fitted model's calibrated probabilities on a scene's test rows.
+    """One fitted model's calibrated probabilities on the test rows.
 
     Attributes:
-        rows: The rows.
+        rows: Labelled test rows.
         probability: float64 [P].
     """
 
@@ -125,24 +125,24 @@ class Odds:
 
     @property
     def loss(self) -> NDArray[np.float64]:
-        """float64 [P]: -log of the probability of what happened, nats."""
+        """Log loss of each row in nats: float64 [P]."""
         found: NDArray[np.float64] = -np.log(np.where(self.rows.label, self.probability, 1 - self.probability))
         return found
 
     def information(self) -> NDArray[np.float64]:
-        """float64 [V]: nats over the base rate by test user, of whom each counts by the number of rows.
+        """Return nats gained over the base rate by test user, weighted by the user's number of rows: float64 [V].
 
-        The mean is (1 - NE) times the entropy of the base rate: what a row's probability tells on average.
+        The mean is (1 - NE) times the entropy of the base rate.
         """
         base = self.rows.label.mean()
         entropy = -(base * np.log(base) + (1 - base) * np.log1p(-base))
-        told = np.bincount(self.rows.case, weights=entropy - self.loss)
-        found: NDArray[np.float64] = told * len(told) / len(self.rows.case)
+        gained = np.bincount(self.rows.case, weights=entropy - self.loss)
+        found: NDArray[np.float64] = gained * len(gained) / len(self.rows.case)
         return found
 
 
 def _platt(logit: NDArray[np.float64], label: NDArray[np.bool_]) -> tuple[float, float]:
-    """Slope and offset of a logistic regression on one column, by Newton's method; (1, 0) where there is nothing to fit."""
+    """Return slope and offset of a logistic regression on one column, by Newton's method; (1, 0) if all labels are alike."""
     if not label.any() or label.all():
         return 1.0, 0.0
     design = np.stack([logit, np.ones_like(logit)], axis=1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The test cases of all cutoffs side by side: a user at a cutoff is a case, and users and items are numbered alike throughout."""
+"""Test cases of all cutoffs in one panel with common user and item numbers; a test case is a user at a cutoff."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ __all__ = ["Panel"]
 
 @dataclass(frozen=True)
 class Panel:
-    """Test cases, cutoff after cutoff.
+    """Test cases, ordered by cutoff.
 
     Attributes:
-        owner: int64 [R]. The user of each case.
+        owner: int64 [R]. User number of each case.
         segment: int8 [R]. 0 cold, 1 sparse, 2 dense, at the case's cutoff.
-        item_number: For each cutoff int64 [N]: the last cutoff's number of each item; those that it lacks follow after them.
-        n_items: Items that are numbered.
+        item_number: For each cutoff int64 [N]: panel number of each item. Items of the last cutoff keep their numbers; others follow.
+        n_items: Number of numbered items.
     """
 
     owner: NDArray[np.int64]
@@ -41,39 +41,39 @@ class Panel:
 
     @classmethod
     def of(cls, scenes: Sequence[Scene]) -> Panel:
-        """Of scenes of one project, in order of time."""
+        """Build the panel from splits of one project, in order of time."""
         last = scenes[-1].numbering.items
         numbers = []
         extra = len(last)
-        for scene in scenes:
-            number = index_in(scene.numbering.items, last).astype(np.int64)
+        for split in scenes:
+            number = index_in(split.numbering.items, last).astype(np.int64)
             missing = number < 0
             number[missing] = extra + np.arange(missing.sum())
             extra += int(missing.sum())
             numbers.append(number)
         return cls(
-            owner=np.concatenate([scene.users for scene in scenes]),
-            segment=np.concatenate([scene.segments()[scene.users] for scene in scenes]),
+            owner=np.concatenate([split.users for split in scenes]),
+            segment=np.concatenate([split.segments()[split.users] for split in scenes]),
             item_number=tuple(numbers),
             n_items=extra,
         )
 
     def parts(self) -> dict[str, NDArray[np.bool_]]:
-        """The cases of each segment that has some, by its name: bool [R]."""
-        found = {name: self.segment == number for number, name in enumerate(SEGMENTS)}
-        return {name: cases for name, cases in found.items() if cases.any()}
+        """Return a mask bool [R] of each segment's cases by name; empty segments are left out."""
+        masks = {name: self.segment == number for number, name in enumerate(SEGMENTS)}
+        return {name: cases for name, cases in masks.items() if cases.any()}
 
     def metric(self, found: Sequence[Sequence[Outcome]], name: str) -> NDArray[np.float64]:
-        """Mean over seeds of a ranking's metric: float64 [R].
+        """Return a ranking metric of each case, averaged over seeds: float64 [R].
 
         Args:
             found: For each cutoff, the outcomes of every seed.
-            name: Of an attribute of `Ranking`.
+            name: Name of the metric, an attribute of `Ranking`.
         """
         return np.concatenate([np.mean([getattr(one.ranking, name) for one in seeds], axis=0) for seeds in found])
 
     def hits(self, found: Sequence[Sequence[Outcome]]) -> Hits:
-        """What each place of every seed's ranking gained, so that the gains of a case sum to its mean NDCG."""
+        """Return what each rank of every seed contributes; a case's contributions sum to its mean NDCG."""
         row, item, gain = [], [], []
         begin = 0
         for number, seeds in zip(self.item_number, found, strict=True):
@@ -86,7 +86,7 @@ class Panel:
         return Hits(row=np.concatenate(row), item=np.concatenate(item), gain=np.concatenate(gain))
 
     def losses(self, found: Sequence[Sequence[Outcome]]) -> Hits | None:
-        """Log loss (nats) of every labelled row, mean over seeds; None for a model without probabilities."""
+        """Return the log loss (nats) of every labelled row, averaged over seeds; None for models without probabilities."""
         row, item, loss = [], [], []
         begin = 0
         for number, seeds in zip(self.item_number, found, strict=True):

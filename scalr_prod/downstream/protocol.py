@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a downstream model is to the evaluation: three methods, or two.
+"""Interface of downstream models, and the weighted interactions that they train on.
 
-A model of your own is a class with ``fit`` and ``score``; one that also gives probabilities is judged on them too. See
-docs/evaluation.md for a whole one in under twenty lines.
+A custom model is a class with ``fit`` and ``score``. With a ``probability`` method it is evaluated on probabilities as well. See
+docs/evaluation.md for a complete example in under twenty lines.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ _DAY: Final = 86_400_000_000
 
 @dataclass(frozen=True)
 class Interactions:
-    """Weighted training events of users and items that are numbered from 0.
+    """Weighted training events; users and items are numbered from 0.
 
     Attributes:
         user: int32 [M].
         item: int32 [M].
         time: int64 [M]. Microseconds since the epoch.
         weight: float32 [M]. 1 for a real event; λ times its confidence for a synthetic one.
-        n_users: Users that may be asked about; some may have no event.
-        n_items: Items to rank.
-        until: The instant that training ends and scores are asked for, microseconds.
-        observed: bool [M]. False for a synthetic event: it is a term of the loss and never part of a user's history. None: all
-            events are observed.
-        source: Observed events of the source domain up to `until`, users numbered alike, for a model that knows both domains; None
-            where there are none.
-        catalogue: Items from this number on are no target items: they are learned from, and neither ranked nor judged. None: all are.
-        before: What the same arm trained on as of an earlier instant, users and items numbered alike, for a model that says so in
-            ``knows_before``: it learns from this model's events after that instant how far scores of then can be trusted. Users whose
-            target events were hidden there are cold in it.
+        n_users: Number of users to score; some may have no event.
+        n_items: Number of items.
+        until: End of training and time of scoring, microseconds since the epoch.
+        observed: bool [M]. False for a synthetic event: it enters the loss but never a user's history. None: all events are observed.
+        source: Observed events of the source domain up to `until`, with the same user numbers, for models that use both domains; None
+            if there are none.
+        catalogue: Number of target items. Higher item numbers are source items: they are learned from, but neither ranked nor
+            evaluated. None: all items are target items.
+        before: The same arm's training events as of an earlier instant, with the same user and item numbers, for models that set
+            ``knows_before``. Such a model fits scores on them, and learns from the events after that instant how far to trust those
+            scores. Users whose target events were hidden there are cold in it.
 
     Raises:
-        ValueError: Columns of unlike length, or a number out of range.
+        ValueError: Columns differ in length, or a number is out of range.
     """
 
     user: NDArray[np.int32]
@@ -63,30 +63,30 @@ class Interactions:
     def __post_init__(self) -> None:
         lengths = {len(self.user), len(self.item), len(self.time), len(self.weight), len(self.in_history())}
         if len(lengths) != 1:
-            raise ValueError("user, item, time, weight and observed are of unlike length")
+            raise ValueError("user, item, time, weight and observed differ in length")
         for name, numbers, limit in (("user", self.user, self.n_users), ("item", self.item, self.n_items)):
             if len(numbers) and (numbers.min() < 0 or numbers.max() >= limit):
-                raise ValueError(f"{name} holds a number outside of 0 … {limit - 1}")
+                raise ValueError(f"{name} holds a number outside 0 … {limit - 1}")
 
     def __len__(self) -> int:
         return len(self.user)
 
     def in_history(self) -> NDArray[np.bool_]:
-        """bool [M]: which events may stand in a user's history when a model scores."""
+        """Return which events belong to users' histories when a model scores: bool [M]."""
         return np.ones(len(self.user), dtype=bool) if self.observed is None else self.observed
 
     def synthetic(self) -> Self:
-        """The same events as terms of the loss alone."""
+        """Return the same events marked as synthetic: terms of the loss alone."""
         return replace(self, observed=np.zeros(len(self), dtype=bool))
 
     def take(self, rows: NDArray[Any]) -> Self:
-        """The named rows (numbers or a mask).
+        """Select rows.
 
         Args:
             rows: Positions (int [R]) or a mask (bool [M]).
 
         Returns:
-            Those rows; users and items keep their numbers.
+            The selected rows; users and items keep their numbers.
         """
         return replace(
             self,
@@ -98,38 +98,38 @@ class Interactions:
         )
 
     def decayed(self, half_life_days: float) -> Self:
-        """Each observed event's weight halved for every ``half_life_days`` before `until`; synthetic weights stay as they are.
+        """Decay observed weights by half for every ``half_life_days`` before `until`; synthetic weights stay unchanged.
 
         Args:
-            half_life_days: Days after which an event counts half; more than 0.
+            half_life_days: Half-life in days; more than 0.
 
         Returns:
-            The same rows with other weights.
+            The same rows with decayed weights.
         """
         age = (self.until - self.time) / _DAY
         factor = np.where(self.in_history(), np.exp2(-age / half_life_days), 1.0)
         return replace(self, weight=(self.weight * factor).astype(np.float32))
 
     def weighted(self, factor: NDArray[np.float32] | float) -> Self:
-        """Every weight times a factor; rows that come to 0 are left out.
+        """Multiply weights by a factor and drop rows of weight 0.
 
         Args:
-            factor: By which every weight is multiplied, 0 or more.
+            factor: 0 or more; one number, or one per row.
 
         Returns:
-            The rows that still weigh something.
+            The rows of positive weight.
         """
         weight = (self.weight * factor).astype(np.float32)
         return replace(self, weight=weight).take(weight > 0)
 
     def joined(self, others: Sequence[Interactions]) -> Self:
-        """These events and the others', in that order; users and items are numbered alike.
+        """Concatenate these events and others that share user and item numbers.
 
         Args:
             others: Events of the same users and items.
 
         Returns:
-            All rows of both.
+            All rows, these first.
         """
         parts: list[Interactions] = [self, *others]
         return replace(
@@ -144,42 +144,42 @@ class Interactions:
         )
 
     def matrix(self) -> Any:
-        """scipy CSR float32 [n_users, n_items]: the sum of the weights of each (user, item)."""
+        """Return the summed weight of each (user, item): scipy CSR float32 [n_users, n_items]."""
         from scipy import sparse
 
         cells = (self.weight, (self.user, self.item))
         return sparse.csr_matrix(cells, shape=(self.n_users, self.n_items), dtype=np.float32)
 
     def popularity(self) -> NDArray[np.float64]:
-        """float64 [n_items]: the sum of the weights of each item."""
+        """Return the summed weight of each item: float64 [n_items]."""
         return np.bincount(self.item, weights=self.weight, minlength=self.n_items).astype(np.float64)
 
 
 class Scorer(Protocol):
-    """What can rank."""
+    """Anything that scores items for users."""
 
     def score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Scores of all items for users [B], the higher the better: [B, n_items]. Users without events get some score too."""
+        """Return scores of all items for users [B], higher is better: [B, n_items]. Users without events get scores too."""
 
 
 class DownstreamModel(Scorer, Protocol):
-    """A model under test."""
+    """A recommender that can be trained and evaluated."""
 
     def fit(self, events: Interactions, *, seed: int) -> None:
-        """Learn from weighted events; the same events and seed give the same model.
+        """Train on weighted events; the same events and seed give the same model.
 
         Args:
             events: Users, items, times and weights.
-            seed: Of everything random.
+            seed: Seed of all randomness.
         """
 
 
 @runtime_checkable
 class Probabilistic(Protocol):
-    """A model that also says how likely a pair is, beside as many negatives as it was trained with."""
+    """A model that also gives the probability of a pair, at the ratio of negatives it was trained with."""
 
-    #: Negatives for each positive, drawn uniformly, that its probabilities are calibrated for.
+    #: Uniformly drawn negatives per positive that its probabilities are calibrated for.
     negatives: int
 
     def probability(self, users: NDArray[np.int64], items: NDArray[np.int64]) -> NDArray[np.float32]:
-        """P(positive) of pairs [P]."""
+        """Return P(positive) of pairs [P]."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What really ships: training sets with the events that went through generation, gate and publishing."""
+"""Published training sets: synthetic events that passed generation, quality gate and publication."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ logger = logging.getLogger(__name__)
 
 
 class Published:
-    """Training sets with published synthetic events, one for each kind of draw that a family chose.
+    """Training sets with published synthetic events, one per combination of sampling options.
 
-    Where the gate refuses a draw, nothing ships, and the arm is what remains: real events alone.
+    If the gate rejects the events, nothing is published, and the arm trains on real events alone.
 
     Args:
-        maker: Of the scene; its translator is the one that is published by.
-        kept: What was published before is not published again, unless a model is to be fitted on it.
+        maker: Builder of the arms' training events; its translator generates the published events.
+        kept: Result cache; a cached publication is repeated only when a model has to be fitted on its events.
     """
 
     def __init__(self, maker: Maker, kept: Kept) -> None:
@@ -41,34 +41,36 @@ class Published:
 
     @property
     def facts(self) -> list[dict[str, Any]]:
-        """What was published, in the order in which it was asked for."""
+        """Report of each publication, in order of first use."""
         return list(self._facts.values())
 
     def ships(self, arm: str, choice: Choice) -> bool:
-        """Whether an arm trains on what is published; not where it trains on draws, or where λ is 0."""
+        """Return whether an arm trains on published events: not if it trains on in-process samples, or if λ is 0."""
         return arm in {OURS, "synthetic_only"} and any(choice.weights) and not self.refused(choice.draw)
 
     def refused(self, draw: Draw) -> bool:
-        """Whether the gate refuses such events; published first, if they were not yet."""
+        """Return whether the gate rejects these events; publishes them first if needed."""
         if draw not in self._facts:
-            key = ("published", draw.to_json(), str(self.scene.settings.home))  # the facts name files in it
+            key = ("published", draw.to_json(), str(self.scene.settings.home))  # the report names files in that home
             self._facts[draw] = self._kept.once(key, lambda: self._publish(draw), FACTS)
         return not self._facts[draw]["events"]
 
     def events(self, draw: Draw) -> tuple[Interactions, Interactions]:
-        """Real and synthetic events of the training set."""
+        """Return the training set's real and synthetic events; publishes them first if needed."""
         if draw not in self._made:
             self._publish(draw)
         return self._made[draw]
 
     def _publish(self, draw: Draw) -> dict[str, Any]:
         facts: dict[str, Any] = {"cutoff": self.scene.cutoff.isoformat(), "draw": draw.to_json()}
-        _ = self._maker.translation  # the run below finds it
+        _ = self._maker.translation  # trains the translator that the run below uses
         try:
             real, synthetic, found = publish_draw(self.scene, draw)
             facts |= {"events": len(synthetic), "diagnostics": diagnose(self.scene, synthetic)} | found
         except QualityGateFailed as error:
-            logger.warning("the quality gate refused %s: nothing ships, and %s is real events alone. %s", draw, OURS, error)
+            logger.warning(
+                "the quality gate rejected %s: nothing is published, and %s trains on real events alone. %s", draw, OURS, error
+            )
             real, synthetic = self.scene.real, self.scene.real.synthetic().weighted(0.0)
             facts |= {"events": 0, "diagnostics": {}, "refused": str(error)}
         self._made[draw] = (real, synthetic)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an evaluation came to: by arm and family, with intervals over users and items, as JSON and as a Parquet table."""
+"""Evaluation report: results by arm and model family with confidence intervals, as JSON and as a Parquet table."""
 
 from __future__ import annotations
 
@@ -26,31 +26,30 @@ if TYPE_CHECKING:
     from scalr_prod.downstream.trial import Outcome
 
     #: For each cutoff, the outcomes of every seed.
-    Found = Sequence[Sequence[Outcome]]
+    OutcomesByCutoff = Sequence[Sequence[Outcome]]
 
 __all__ = ["EvaluationReport", "summarise", "verdict_of", "write_report"]
 
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """All arms.
+    """Results of an evaluation.
 
     Attributes:
-        cutoffs: ISO 8601, UTC, in order.
+        cutoffs: ISO 8601, UTC, in order of time.
         cold_fraction: Share of users whose target history was hidden.
         users: Test cases (a user at a cutoff), by segment.
-        arms: One row an arm and family; see `summarise`. ``probabilities``: NE and calibration; see `entropies`.
-            ``synthetic``: how many synthetic events it has, before λ, and the share of
-            the catalogue that they name.
-        signal: What source histories say beyond popularity (see `signal_of`); None where it could not be measured.
-        verdict: ``quick``: it is a first verdict, for which fewer choices were tried. The best baseline, and by model the lift of ours
-            over the better of `popular_lately` and real events alone (chosen on validation), with two-way intervals.
-        choices: Family → what validation chose for ours, the figures it rests on, and the same of every other arm (``arms``).
-        budget: Family → arm → models fitted and rankings made for its choice.
-        runs: What was published for ``real+scalr``: the draw, the gate's report, fidelity and privacy (see `diagnostics`).
+        arms: One row per arm and family. ``probabilities``: NE and calibration. ``synthetic``: number of synthetic events before λ,
+            and the share of the catalogue that they cover.
+        signal: Information of source histories beyond popularity; None if it could not be measured.
+        verdict: ``quick``: whether this is a quick verdict, with fewer choices tried. Then the best baseline, and by model the lift of
+            real+scalr over the better of `popular_lately` and real events alone (chosen on validation), with two-way intervals.
+        choices: Family → what validation chose for real+scalr, its validation metrics, and the same for every other arm (``arms``).
+        budget: Family → arm → models fitted and rankings made to tune it.
+        runs: What was published for ``real+scalr``: sampling options, gate report, fidelity and privacy.
         path: Folder of ``report.json`` and ``arms.parquet``.
-        policy: The policy that runs follow from now on; None where none was written.
-        complete: False while arms are still to come, and of a first verdict.
+        policy: Path of the policy that later runs apply; None if none was written.
+        complete: False while arms are missing, and in a quick verdict.
         seconds: Wall-clock time.
     """
 
@@ -69,12 +68,12 @@ class EvaluationReport:
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; null for what is infinite (no decay) or undefined (a lift over 0)."""
+        """Return plain JSON values; null for infinite values (no decay) and undefined ones (a lift over 0)."""
         found: dict[str, Any] = _finite({"cutoff": self.cutoffs[0]} | dict(vars(self)))
         return found
 
     def for_people(self) -> dict[str, Any]:
-        """What fits on a screen: one line an arm, and λ by family."""
+        """Return a short summary for a terminal: one line per arm, and λ by family."""
         return {
             "cutoffs": self.cutoffs,
             "cold_fraction": self.cold_fraction,
@@ -82,7 +81,7 @@ class EvaluationReport:
             "signal beyond the trend": signal_sentence(self.signal),
             "arms": [_line(row) for row in self.arms],
             "first verdict, fewer choices tried" if self.verdict["quick"] else "verdict": [
-                _sentence(one) for one in self.verdict["models"]
+                _sentence(model) for model in self.verdict["models"]
             ],
             "budget": {family: _spent(arms) for family, arms in self.budget.items()},
             "lambda": {family: choice["lambda"] for family, choice in self.choices.items()},
@@ -93,14 +92,14 @@ class EvaluationReport:
         }
 
 
-def summarise(panel: Panel, family: str, outcomes: Mapping[str, Found], *, seed: int) -> list[dict[str, Any]]:
-    """One row an arm: metrics (means over cases and seeds), lift over real events alone, and what ours gains over the arm.
+def summarise(panel: Panel, family: str, outcomes: Mapping[str, OutcomesByCutoff], *, seed: int) -> list[dict[str, Any]]:
+    """Return one row per arm: mean metrics over cases and seeds, lift over real events alone, and lift of real+scalr over the arm.
 
     Args:
-        panel: The test cases.
-        family: The model.
-        outcomes: Arm → its outcomes.
-        seed: Of the resampling.
+        panel: Test cases.
+        family: Model family.
+        outcomes: Outcomes by arm.
+        seed: Seed of the resampling.
     """
     bootstrap = TwoWayBootstrap(panel.owner, panel.n_items, seed=seed)
     hits = {arm: panel.hits(found) for arm, found in outcomes.items()}
@@ -108,7 +107,7 @@ def summarise(panel: Panel, family: str, outcomes: Mapping[str, Found], *, seed:
     adjusted = dict(zip(lifts, holm([found.p_value for found in lifts.values()]), strict=True))
     ahead = {arm: bootstrap.compare(hits[OURS], own) for arm, own in hits.items() if OURS in hits and arm not in {OURS, BASE}}
     against = dict(zip(ahead, holm([found.p_value for found in ahead.values()]), strict=True))
-    odds = entropies(panel, outcomes, bootstrap)
+    probabilities = entropies(panel, outcomes, bootstrap)
     rows = []
     for arm, found in outcomes.items():
         row: dict[str, Any] = {"name": arm, "model": family, "seeds": len(found[0]), "metrics": _metrics(panel, found)}
@@ -120,21 +119,23 @@ def summarise(panel: Panel, family: str, outcomes: Mapping[str, Found], *, seed:
         for name, cases in panel.parts().items():
             if arm != BASE:
                 row["slices"][name] |= bootstrap.compare(hits[arm], hits[BASE], cases).to_json()
-        if arm in odds:
-            row["probabilities"] = odds[arm]
+        if arm in probabilities:
+            row["probabilities"] = probabilities[arm]
         rows.append(row)
     return rows
 
 
-def verdict_of(panel: Panel, family: str, found: Mapping[str, Found], best: Mapping[str, str], *, seed: int) -> dict[str, Any]:
-    """The lift of one family's ours over the best baseline: of all test cases and by segment; and over the rival, where it was fitted.
+def verdict_of(
+    panel: Panel, family: str, found: Mapping[str, OutcomesByCutoff], best: Mapping[str, str], *, seed: int
+) -> dict[str, Any]:
+    """Return the lift of real+scalr over the best baseline, overall and by segment, and over joint training if that was fitted.
 
     Args:
-        panel: The test cases.
-        family: The model.
-        found: Arm → outcomes.
+        panel: Test cases.
+        family: Model family.
+        found: Outcomes by arm.
         best: ``all`` and each segment → the better of `popular_lately` and real events alone, on validation.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
     """
     bootstrap = TwoWayBootstrap(panel.owner, panel.n_items, seed=seed)
     hits = {arm: panel.hits(found[arm]) for arm in {OURS, RIVAL, *best.values()} if arm in found}
@@ -156,7 +157,7 @@ def _over_best(found: Comparison, baseline: str) -> dict[str, Any]:
 
 
 def write_report(report: EvaluationReport, folder: Path) -> None:
-    """``report.json`` and ``arms.parquet``, a row for each arm, family, slice and metric (slice ``synthetic``: of the arm's events)."""
+    """Write ``report.json``, and ``arms.parquet`` with a row per arm, family, slice and metric (slice ``synthetic``: the arm's events)."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -185,9 +186,9 @@ def write_report(report: EvaluationReport, folder: Path) -> None:
 
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
+        return {key: _finite(child) for key, child in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
+        return [_finite(child) for child in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -206,7 +207,7 @@ def _line(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _probabilities(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """NE of all users, and by segment NE relative to real events alone."""
+    """Return NE over all users, and NE relative to real events alone by segment."""
     if not found:
         return {}
     relative = {
@@ -241,16 +242,16 @@ def _helps(choice: Mapping[str, Any]) -> str:
 
 
 def _spent(arms: Mapping[str, Any]) -> str:
-    return ", ".join(f"{arm} {spent['fits']} fits and {spent['rankings']} rankings" for arm, spent in arms.items())
+    return ", ".join(f"{arm} {counts['fits']} fits and {counts['rankings']} rankings" for arm, counts in arms.items())
 
 
-def _metrics(panel: Panel, found: Found) -> dict[str, float]:
+def _metrics(panel: Panel, found: OutcomesByCutoff) -> dict[str, float]:
     metrics = {name: float(panel.metric(found, name).mean()) for name in ("ndcg", "recall", "mrr")}
-    every = [outcome for seeds in found for outcome in seeds]
-    return metrics | {name: float(np.mean([one.exposure[name] for one in every])) for name in every[0].exposure}
+    outcomes = [outcome for seeds in found for outcome in seeds]
+    return metrics | {name: float(np.mean([one.exposure[name] for one in outcomes])) for name in outcomes[0].exposure}
 
 
-def _slices(panel: Panel, found: Found) -> dict[str, dict[str, Any]]:
+def _slices(panel: Panel, found: OutcomesByCutoff) -> dict[str, dict[str, Any]]:
     ndcg = panel.metric(found, "ndcg")
     values = {name: ndcg[cases] for name, cases in panel.parts().items()}
     for name in ("head", "tail"):

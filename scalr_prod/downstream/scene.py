@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One evaluation's stage: an isolated home up to a cutoff, and what its users did afterwards.
+"""Temporal evaluation split: an isolated home with data up to a cutoff, and the users' later events to test on.
 
-The isolated home alone reaches translator and models. What came after the cutoff is read here, to judge with, and nowhere else.
+Translator and models read the isolated home only. Events after the cutoff are read in this module, for evaluation, and nowhere else.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ if TYPE_CHECKING:
 
 __all__ = ["Numbering", "Scene"]
 
-#: Test users that a comparison needs at the least.
+#: Minimum number of test users.
 FEWEST_USERS = 20
-#: Of a training period's target events, those before an earlier scene's cutoff.
+#: Share of a training period's target events that lie before the cutoff of the next earlier split.
 EARLIER_SHARE: Final = 0.8
 
 
 @dataclass(frozen=True)
 class Numbering:
-    """Ids and the numbers that models know them by.
+    """Mapping from ids to the numbers that models use: the position in each sorted array.
 
     Attributes:
         users: All users of either domain, sorted.
         items: Target items with an event known by the cutoff, sorted.
-        source_items: Likewise.
+        source_items: Source items with an event known by the cutoff, sorted.
     """
 
     users: pa.Array
@@ -51,7 +51,7 @@ class Numbering:
     source_items: pa.Array
 
     def interactions(self, table: pa.Table, until: datetime, *, weight: NDArray[np.float32] | None = None) -> Interactions:
-        """Target events (``user_id, item_id, event_timestamp``, ``weight`` unless given); those of unknown items fall away."""
+        """Convert target events (``user_id, item_id, event_timestamp``, and ``weight`` unless passed); drop unknown users and items."""
         user, item = index_in(table[USER_ID], self.users), index_in(table[ITEM_ID], self.items)
         weight = table["weight"].to_numpy().astype(np.float32) if weight is None else weight
         known = (user >= 0) & (item >= 0)
@@ -68,19 +68,19 @@ class Numbering:
 
 @dataclass(frozen=True)
 class Scene:
-    """What models may learn from, and what they are judged by.
+    """Training data and test data of one cutoff.
 
     Attributes:
-        isolated: The home.
-        numbering: Of users and items.
-        real: The visible target events before the cutoff.
-        source: Source events before the cutoff; items are numbered as `Numbering.source_items`.
+        isolated: The isolated home.
+        numbering: Numbers of users and items.
+        real: Visible target events before the cutoff.
+        source: Source events before the cutoff; item numbers are positions in `Numbering.source_items`.
         hidden: bool [U]. Users whose target history was hidden.
         users: int64 [V]. Test users: those with at least one test item.
-        relevant: scipy CSR [U, N]. Target items met from the cutoff on that the visible history does not hold.
-        held_out: scipy CSR [U, N]. Those, and what the hidden users' histories hold: real events that nothing may have seen.
+        relevant: scipy CSR [U, N]. Target items that users interacted with from the cutoff on and that are not in their visible history.
+        held_out: scipy CSR [U, N]. Those items and the hidden users' histories: real events that were withheld from all training.
         cold_fraction: Share of users whose target history was hidden.
-        name: Begins the home's name, and decides who is hidden.
+        name: Prefix of the home's name, and salt of the choice of hidden users.
     """
 
     isolated: Isolated
@@ -96,17 +96,17 @@ class Scene:
 
     @classmethod
     def of(cls, settings: Settings, cutoff: datetime, *, end: datetime | None, cold_fraction: float, name: str) -> Scene:
-        """Set the stage.
+        """Create the isolated home and read the test data.
 
         Args:
             settings: A project whose lake holds both domains.
-            cutoff: Training ends, testing begins (UTC).
-            end: Testing ends; None: with the data.
-            cold_fraction: Share of the users with a target event before the cutoff whose target history is hidden.
-            name: Begins the name of the home.
+            cutoff: End of training and start of testing (UTC).
+            end: End of testing; None: all data.
+            cold_fraction: Share of users whose target history is hidden.
+            name: Prefix of the home's name.
 
         Raises:
-            EvaluationError: Too few users can be tested.
+            EvaluationError: Too few test users.
         """
         import pyarrow as pa
         import pyarrow.compute as pc
@@ -130,7 +130,7 @@ class Scene:
         test = np.flatnonzero(np.diff(relevant.indptr) > 0)
         if len(test) < FEWEST_USERS:
             raise EvaluationError(
-                f"only {len(test)} users met a known target item from {cutoff.isoformat()} on; {FEWEST_USERS} are needed",
+                f"only {len(test)} users interacted with a known target item from {cutoff.isoformat()} on; {FEWEST_USERS} are needed",
                 where="[downstream] cutoff",
                 next_step="choose an earlier cutoff, or ingest more target events",
             )
@@ -148,25 +148,25 @@ class Scene:
         )
 
     def earlier(self, number: int = 0, *, end: datetime | None = None) -> Scene:
-        """A scene within this one's training period: number 0 is judged by its last fifth of events, 1 by the last fifth of the rest.
+        """Create a split within this one's training period: number 0 tests on its last fifth of events, 1 on the last fifth of the rest.
 
-        Of the users whose target history is visible here, the same share have it hidden there.
+        The same share of users have their target history hidden, on top of those hidden here.
 
         Args:
-            number: How often the last fifth is cut off, less one.
-            end: Testing ends; None: with the training period.
+            number: How many fifths lie between its test period and this split's cutoff.
+            end: End of testing; None: end of the training period.
 
         Raises:
-            EvaluationError: Too few users in it.
+            EvaluationError: Too few test users.
         """
         begin = datetime_of(cut_at(self.real.time, EARLIER_SHARE ** (number + 1)))
-        name = "validation" if self.name == "test" else f"{self.name}-earlier"  # another name, or it hides whom this one hides
+        name = "validation" if self.name == "test" else f"{self.name}-earlier"  # another name hides other users
         if number:
             name = f"{name}-{number + 1}"
         return Scene.of(self.settings, begin, end=end, cold_fraction=self.cold_fraction, name=name)
 
     def without(self, source: str) -> Scene:
-        """The same stage without the events of one of several source domains."""
+        """Create the same split without one of several source domains."""
         import pyarrow.compute as pc
 
         nobody = self.numbering.users.slice(0, 0)
@@ -176,29 +176,29 @@ class Scene:
 
     @property
     def settings(self) -> Settings:
-        """Of the isolated home."""
+        """Settings of the isolated home."""
         return self.isolated.settings
 
     @property
     def cutoff(self) -> datetime:
-        """Training ends here (UTC)."""
+        """End of training (UTC)."""
         return self.isolated.cutoff
 
     def seen(self) -> Any:
-        """scipy CSR [U, N]: what the visible history holds; never recommended again."""
+        """Return the visible history, which is excluded from rankings: scipy CSR [U, N]."""
         return self.real.matrix()
 
     def events_per_user(self) -> NDArray[np.int64]:
-        """int64 [U]: visible target events."""
+        """Return the number of visible target events of each user: int64 [U]."""
         return np.bincount(self.real.user, minlength=self.real.n_users)
 
     def segments(self) -> NDArray[np.int8]:
-        """int8 [U]: 0 cold (no visible target event), 1 sparse, 2 dense."""
+        """Return each user's segment: 0 cold (no visible target event), 1 sparse, 2 dense; int8 [U]."""
         count = self.events_per_user()
         return ((count > 0).astype(np.int8) + (count >= self.settings.downstream.sparse_below)).astype(np.int8)
 
     def is_head(self) -> NDArray[np.bool_]:
-        """bool [N]: the most popular items that make up half of the visible events."""
+        """Return a mask of the most popular items, which make up half of the visible events: bool [N]."""
         popularity = self.real.popularity()
         order = np.argsort(-popularity, kind="stable")
         head = np.zeros(len(popularity), dtype=bool)
@@ -207,7 +207,7 @@ class Scene:
 
 
 def _unseen(events: Interactions, real: Interactions) -> Any:
-    """scipy CSR [U, N]: 1 for the pairs of some events that the real ones do not hold."""
+    """Return 1 for pairs of the events that are not among the real ones: scipy CSR [U, N]."""
     pairs, seen = events.matrix(), real.matrix()
     pairs.data[:] = 1
     seen.data[:] = 1

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Search one setting after the other, and never stop at the edge of what was named.
+"""Grid search of one hyperparameter that extends the grid when the best value is on its edge.
 
-Where the best value is the first or the last of a grid, the grid is widened in that direction until the best lies inside, a natural
-limit is reached, or `_MOST` more values were tried; then the setting is reported as being on the edge.
+The grid is extended in that direction until the best value lies inside, a natural limit is reached, or three more values were tried. In
+the last case the hyperparameter is reported as being on the edge.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ _MOST: Final = 3
 
 @dataclass(frozen=True)
 class Knob:
-    """A setting that is tried.
+    """A hyperparameter and the values to try.
 
     Attributes:
-        name: Of the setting.
-        values: Tried first.
-        step: Factor between the values that a grid is widened by.
-        low: Natural limit: a best value there is no edge.
-        high: Likewise.
-        whole: Values are whole numbers.
+        name: Name of the setting.
+        values: Values to try first.
+        step: Factor between values when the grid is extended.
+        low: Natural lower limit; a best value there does not count as on the edge.
+        high: Natural upper limit.
+        whole: Whether values are integers.
     """
 
     name: str
@@ -40,14 +40,14 @@ class Knob:
     whole: bool = False
 
     def beyond(self, value: float, *, up: bool) -> float | None:
-        """The next value outwards; None at a natural limit.
+        """Return the next value outside the grid; None at a natural limit.
 
         Args:
-            value: One of the knob's.
+            value: The outermost value so far.
             up: Whether to go upwards.
 
         Returns:
-            `step` times as much, or as little, within ``low`` and ``high``; None where it would be the same value.
+            The value times or divided by `step`, within ``low`` and ``high``; None if that is the same value.
         """
         if value >= self.high if up else value <= self.low:
             return None
@@ -56,31 +56,31 @@ class Knob:
         return None if moved == value else moved
 
 
-#: Tried for every model: observed events may lose weight with age (days; inf: they do not).
+#: Tried for every model: half-life in days of the weights of observed events; inf: no decay.
 HALF_LIFE: Final = Knob("half_life", (math.inf, 365.0, 90.0), low=1.0)
 
 
 def search(knob: Knob, value: Callable[[float], float]) -> tuple[float, bool]:
-    """The value with the highest figure, and whether it is still the outermost of those tried.
+    """Return the best value, and whether it is still the outermost of those tried.
 
     Args:
-        knob: What is tried.
-        value: Figure of one value, the higher the better; ties go to the first tried.
+        knob: The hyperparameter.
+        value: Score of one value, higher is better; ties go to the value tried first.
     """
-    found = {one: value(one) for one in knob.values}
+    scores = {candidate: value(candidate) for candidate in knob.values}
     for _ in range(_MOST):
-        best = max(found, key=found.__getitem__)
-        outward = _outward(knob, best, found)
+        best = max(scores, key=scores.__getitem__)
+        outward = _outward(knob, best, scores)
         if outward is None:
             return best, False
-        found[outward] = value(outward)
-    best = max(found, key=found.__getitem__)
-    return best, _outward(knob, best, found) is not None
+        scores[outward] = value(outward)
+    best = max(scores, key=scores.__getitem__)
+    return best, _outward(knob, best, scores) is not None
 
 
-def _outward(knob: Knob, best: float, found: dict[float, float]) -> float | None:
-    """The value to try next: the neighbour of an outermost best value; None where it is inside or at a limit."""
-    for edge, up in ((max(found), True), (min(found), False)):
+def _outward(knob: Knob, best: float, scores: dict[float, float]) -> float | None:
+    """Return the next value beyond the best one if that is outermost; None if it lies inside or at a limit."""
+    for edge, up in ((max(scores), True), (min(scores), False)):
         moved = knob.beyond(edge, up=up) if best == edge else None
         if moved is not None:
             return moved

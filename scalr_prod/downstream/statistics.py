@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Paired bootstraps, over users and over users and items at once, and Holm's correction over arms.
+"""Paired bootstraps over users, or over users and items together, and Holm's correction over arms.
 
-Hits are not independent: many users' hits are on the same few items, so that an interval from resampled users alone is too short.
-Resampling users and items (Owen 2007, "the pigeonhole bootstrap") weighs a hit with how often its user and its item were drawn.
+Hits are not independent: many users hit the same few items, so intervals from resampled users alone are too narrow. The pigeonhole
+bootstrap (Owen 2007) resamples users and items, and weights a hit by how often its user and its item were drawn.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _AT_ONCE: Final = 4_000_000
 
 @dataclass(frozen=True)
 class Comparison:
-    """One arm against another on the same users.
+    """Comparison of two arms on the same users.
 
     Attributes:
         lift_pct: 100 × (mean of the arm / mean of the baseline - 1).
-        ci95: Percentile interval of that, from resamples.
+        ci95: Percentile bootstrap interval of the lift.
         difference: Mean of the arm - mean of the baseline.
-        difference_ci95: Likewise.
-        p_value: Two-sided, of no difference.
+        difference_ci95: Percentile bootstrap interval of the difference.
+        p_value: Two-sided p-value of no difference.
     """
 
     lift_pct: float
@@ -42,22 +42,22 @@ class Comparison:
     p_value: float
 
     def gain(self) -> dict[str, Any]:
-        """The lift and its interval as plain JSON values."""
+        """Return the lift and its interval as plain JSON values."""
         return {"lift_pct": self.lift_pct, "ci95": list(self.ci95)}
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return dict(vars(self)) | {"ci95": list(self.ci95), "difference_ci95": list(self.difference_ci95)}
 
 
 @dataclass(frozen=True)
 class Hits:
-    """What an arm gained, hit by hit.
+    """Contributions of (test case, item) pairs to a metric.
 
     Attributes:
-        row: int64 [H]. Place of the test case (a user at a cutoff).
-        item: int64 [H]. Number of the item.
-        gain: float64 [H]. What the hit adds to the case's metric; means over seeds are hits of every seed, divided.
+        row: int64 [H]. Position of the test case (a user at a cutoff).
+        item: int64 [H]. Item number.
+        gain: float64 [H]. What the pair adds to the case's metric; for means over seeds, each seed's gain divided by their number.
     """
 
     row: NDArray[np.int64]
@@ -65,21 +65,21 @@ class Hits:
     gain: NDArray[np.float64]
 
     def within(self, rows: NDArray[np.bool_]) -> Hits:
-        """Those of some test cases, which keep their places."""
-        kept = rows[self.row]
-        return Hits(self.row[kept], self.item[kept], self.gain[kept])
+        """Select the contributions of some test cases; case positions stay."""
+        selected = rows[self.row]
+        return Hits(self.row[selected], self.item[selected], self.gain[selected])
 
 
 class TwoWayBootstrap:
-    """Resamples of users and of items, drawn once, in which any two arms can be compared.
+    """Bootstrap over users and items whose resamples are drawn once, so that all comparisons share them.
 
-    A user who is tested at several cutoffs is drawn as one, and so is an item.
+    A user or an item that occurs at several cutoffs is resampled as one.
 
     Args:
-        owner: int64 [R]. The user of each test case, by number.
-        n_items: Items to draw from.
-        seed: Of the resampling.
-        resamples: Number of them.
+        owner: int64 [R]. User number of each test case.
+        n_items: Number of items.
+        seed: Seed of the resampling.
+        resamples: Number of resamples.
     """
 
     def __init__(self, owner: NDArray[np.int64], n_items: int, *, seed: int = 0, resamples: int = RESAMPLES) -> None:
@@ -91,9 +91,9 @@ class TwoWayBootstrap:
         """Compare two arms' mean metric over the test cases.
 
         Args:
-            arm: Of one arm.
-            baseline: Of the other, on the same cases.
-            counted: bool [R]. Cases that count; None: all.
+            arm: Contributions of one arm.
+            baseline: Contributions of the other arm on the same cases.
+            counted: bool [R]. Cases to count; None: all.
         """
         counted = np.ones(len(self._user), dtype=bool) if counted is None else counted
         cases = np.bincount(self._user, weights=counted, minlength=self._people.shape[1])
@@ -105,7 +105,7 @@ class TwoWayBootstrap:
         return _comparison(means, ours, theirs)
 
     def _sums(self, hits: Hits) -> NDArray[np.float64]:
-        """Sum of the gains in each resample, each weighed by how often its user and its item were drawn: [B]."""
+        """Return the sum of gains in each resample, weighted by the draws of user and item: [B]."""
         from scipy import sparse
 
         people, items = self._people.shape[1], self._items.shape[1]
@@ -120,7 +120,7 @@ class TwoWayBootstrap:
 
 
 def _draws(rng: np.random.Generator, count: int, resamples: int) -> NDArray[np.uint16]:
-    """How often each of ``count`` was drawn, in ``count`` draws: [resamples, count]."""
+    """Return how often each of ``count`` elements was drawn in ``count`` draws: [resamples, count]."""
     drawn = np.empty((resamples, count), dtype=np.uint16)
     for row in drawn:
         row[:] = np.bincount(rng.integers(0, count, count), minlength=count)
@@ -135,8 +135,8 @@ def paired_bootstrap(
     Args:
         arm: float64 [V].
         baseline: float64 [V], of the same users.
-        seed: Of the resampling; the same for all arms, so that they meet the same resamples.
-        resamples: Number of them.
+        seed: Seed of the resampling; with the same seed all arms share the resamples.
+        resamples: Number of resamples.
     """
     rng = np.random.default_rng(seed)
     users = len(arm)
@@ -150,7 +150,7 @@ def paired_bootstrap(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values, in the order given (Holm 1979)."""
+    """Return Holm-adjusted p-values in input order (Holm 1979)."""
     order = np.argsort(p_values, kind="stable")
     adjusted = np.empty(len(order))
     adjusted[order] = np.maximum.accumulate(np.arange(len(order), 0, -1) * np.asarray(p_values)[order]).clip(max=1)
@@ -158,7 +158,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _comparison(means: NDArray[np.float64], arm: float, baseline: float) -> Comparison:
-    """From resampled means [B, 2] of both, and the means themselves."""
+    """Compare two means given their resampled means [B, 2]."""
     difference = means[:, 0] - means[:, 1]
     ratio = np.where(means[:, 1] > 0, 100 * (means[:, 0] / means[:, 1].clip(1e-300) - 1), np.nan)
     below = min((difference <= 0).mean(), (difference >= 0).mean())

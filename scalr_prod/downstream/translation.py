@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Synthetic events of an isolated home: drawn in process for the many arms, and published the way a user would get them.
+"""Synthetic events of an isolated home: sampled in process for most arms, or published by a complete run.
 
-Both ways ask the same contexts of the same translator: the run is planned by `scalr_prod.generation`, its contexts are read by it.
+Both paths query the same translator with the same contexts, which `scalr_prod.generation` plans and reads.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ __all__ = ["Draw", "Translation", "publish_draw"]
 
 @dataclass(frozen=True)
 class Draw:
-    """How synthetic events are drawn.
+    """Sampling options of synthetic events.
 
     Attributes:
-        volume: Events for each context, at most.
-        temperature: 1 samples from P; towards 0: top-k.
-        min_lift: The confidence filter; 0 is off.
-        align: Bucket-wise downsampling.
-        member: ``mixture``, or one estimator alone.
-        seed: Of the draws.
+        volume: Maximum events per context.
+        temperature: 1 samples from P; towards 0 it becomes top-k.
+        min_lift: Threshold of the confidence filter; 0 is off.
+        align: Whether events are downsampled to match popularity buckets.
+        member: ``mixture``, or the name of one estimator.
+        seed: Seed of the sampling.
     """
 
     volume: int
@@ -48,23 +48,23 @@ class Draw:
     seed: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return dict(vars(self))
 
 
 @dataclass(frozen=True)
 class Translation:
-    """A trained translator and the contexts of a scene.
+    """A trained translator with the contexts of one evaluation split.
 
     Attributes:
-        scene: The scene.
-        contexts: One for each context of the run.
-        user: int32 [C]. Whose they are, by number.
-        item_number: int32 [n_target]. The scene's number of each of the translator's items.
-        value_bucket: int64 [N]. Of each item of the scene, as alignment cuts them.
+        scene: The split.
+        contexts: Contexts of the run.
+        user: int32 [C]. User number of each context.
+        item_number: int32 [n_target]. The split's number of each of the translator's items.
+        value_bucket: int64 [N]. Popularity bucket of each item, as used by alignment.
         module: The translator.
-        information: What source histories say beyond popularity, as measured at its training (see `translator.information`); None
-            where its version has no such measure.
+        information: Information of source histories beyond popularity, measured when the translator was trained; None if its version
+            lacks that measurement.
     """
 
     scene: Scene
@@ -77,11 +77,11 @@ class Translation:
 
     @classmethod
     def of(cls, scene: Scene, *, most: int | None = None) -> Translation:
-        """Build histories, train the translator, and read the contexts of the run up to the cutoff.
+        """Build histories, train the translator, and read the contexts up to the cutoff.
 
         Args:
-            scene: The scene.
-            most: Contexts that are read, at most, chosen at random and alike in every call; default: all.
+            scene: The split.
+            most: Maximum number of contexts, sampled at random with a fixed seed; default: all.
 
         Raises:
             TranslatorError: Too little to learn from.
@@ -118,18 +118,18 @@ class Translation:
         )
 
     def draw(self, how: Draw) -> Interactions:
-        """Synthetic events, weighted by their confidence P / (P + prior), the best of each (user, item) kept."""
+        """Sample synthetic events weighted by confidence P / (P + prior); of each (user, item) only the most probable event is kept."""
         events, probability, prior = self._best_of_pairs(how)
         events = replace(events, weight=confidence(probability, prior))
         return events.take(self._aligned(events.item, how.seed)) if how.align else events
 
     def recommended(self, how: Draw) -> Interactions:
-        """The same events, before alignment, weighted by their probability: what the translator itself would recommend."""
+        """Sample the same events before alignment, weighted by probability: what the translator itself would recommend."""
         events, probability, _ = self._best_of_pairs(how)
         return replace(events, weight=probability.astype(np.float32))
 
     def _best_of_pairs(self, how: Draw) -> tuple[Interactions, NDArray[np.float64], NDArray[np.float64]]:
-        """Drawn events of weight 1, the most probable of each (user, item), their P and prior."""
+        """Sample events of weight 1, the most probable of each (user, item); return them with their P and prior."""
         from scalr_prod.translator.contexts import Contexts
 
         contexts = self.contexts
@@ -151,20 +151,20 @@ class Translation:
         order = np.lexsort((-probability, item, self.user[row]))
         pair = self.user[row].astype(np.int64) * len(self.scene.numbering.items) + item
         _, first = np.unique(pair[order], return_index=True)
-        kept = order[first]
+        best = order[first]
         events = Interactions(
-            user=self.user[row][kept],
-            item=item[kept],
-            time=contexts.event_time[row][kept],
-            weight=np.ones(len(kept), dtype=np.float32),
+            user=self.user[row][best],
+            item=item[best],
+            time=contexts.event_time[row][best],
+            weight=np.ones(len(best), dtype=np.float32),
             n_users=self.scene.real.n_users,
             n_items=self.scene.real.n_items,
             until=self.scene.real.until,
         )
-        return events.synthetic(), probability[kept], prior[kept]
+        return events.synthetic(), probability[best], prior[best]
 
     def _aligned(self, item: NDArray[np.int32], seed: int) -> NDArray[np.bool_]:
-        """Which events stay: those that bring the items' value buckets nearest to the real ones, chosen at random."""
+        """Return a mask of events to keep: a random subset whose bucket shares come closest to the real ones."""
         from scalr_prod.generation.alignment import bucket_targets, keep_counts
 
         buckets = self.scene.settings.generation.align_buckets
@@ -173,20 +173,20 @@ class Translation:
         keep = keep_counts(np.bincount(bucket, minlength=buckets), bucket_targets(counts, self.value_bucket, buckets))
         order = np.lexsort((np.random.default_rng(seed).random(len(item)), bucket))
         begin = np.searchsorted(bucket[order], np.arange(buckets))
-        stays = np.zeros(len(item), dtype=bool)
-        stays[order[np.arange(len(item)) - begin[bucket[order]] < keep[bucket[order]]]] = True
-        return stays
+        keep_mask = np.zeros(len(item), dtype=bool)
+        keep_mask[order[np.arange(len(item)) - begin[bucket[order]] < keep[bucket[order]]]] = True
+        return keep_mask
 
 
 def publish_draw(scene: Scene, how: Draw) -> tuple[Interactions, Interactions, dict[str, Any]]:
-    """Generate, audit, publish and build the training set: the real and the synthetic events in it, and the gate's figures.
+    """Generate, validate and publish events and build the training set; return its real and synthetic events and the run's reports.
 
     Args:
-        scene: Its home holds a trained translator.
-        how: Volume, temperature, filter and alignment; the member is the mixture.
+        scene: A split whose home holds a trained translator.
+        how: Volume, temperature, filter and alignment; the mixture is always used.
 
     Raises:
-        QualityGateFailed: The gate refused the events.
+        QualityGateFailed: The quality gate rejected the events.
     """
     import pyarrow.compute as pc
 
@@ -195,7 +195,7 @@ def publish_draw(scene: Scene, how: Draw) -> tuple[Interactions, Interactions, d
 
     job = walk(Job(with_draw(scene.settings, how)), path("plan"))
     made = job.reports["dataset"].to_json()
-    del made["fingerprint"]  # it is of the names of files in the scene's lake, which are drawn at random
+    del made["fingerprint"]  # depends on random file names in the split's lake
     rows = TrainingSet.open(made["path"]).to_arrow([USER_ID, ITEM_ID, "event_timestamp", "weight", "is_synthetic"])
     is_synthetic = rows["is_synthetic"]
     masks = (pc.invert(is_synthetic), is_synthetic)
@@ -204,9 +204,9 @@ def publish_draw(scene: Scene, how: Draw) -> tuple[Interactions, Interactions, d
 
 
 def with_draw(settings: Settings, how: Draw) -> Settings:
-    """The settings of a run that draws so, and of a training set of positives without λ, which the evaluation adds.
+    """Return settings of a run with these sampling options, and of a training set of positives without λ, which the evaluation applies.
 
-    Whether there is anything to translate is for the evaluation to say, not for the gate.
+    The gate's information check is off: the evaluation itself decides whether there is a signal.
     """
     generation = settings.generation.model_copy(
         update={

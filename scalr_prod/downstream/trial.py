@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fit one family on one arm's events and judge it on a scene."""
+"""Evaluator: fits a model on one arm's events and evaluates it on the test users of a split."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ __all__ = ["Judge", "Outcome"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """One fitted model on the test users.
+    """Results of one fitted model on the test users.
 
     Attributes:
-        ranking: By user.
-        exposure: Coverage, Gini, tail share.
+        ranking: Rankings and their metrics by user.
+        exposure: Coverage, Gini index, share of tail items.
         odds: Calibrated probabilities of the test rows; None for a model without probabilities.
-        negatives: Drawn for each positive of those rows; 0 where there are none.
+        negatives: Negatives per positive in those rows; 0 if there are none.
     """
 
     ranking: Ranking
@@ -39,11 +39,11 @@ class Outcome:
 
 
 class Judge:
-    """Everything that judges models on one scene; worked out once.
+    """Evaluates models on one split; shared data is computed once.
 
     Args:
-        scene: The scene.
-        k: Depth of the rankings.
+        scene: The split.
+        k: Length of the rankings.
     """
 
     def __init__(self, scene: Scene, k: int) -> None:
@@ -55,14 +55,14 @@ class Judge:
         self._lately: dict[float, PopularLately] = {}
 
     def lately(self, half_life: float) -> PopularLately:
-        """The list of what is popular lately, fitted once for each half-life (days)."""
+        """Return the recent-popularity model, fitted once per half-life (days)."""
         if half_life not in self._lately:
             self._lately[half_life] = PopularLately(half_life)
             self._lately[half_life].fit(self.scene.real, seed=0)
         return self._lately[half_life]
 
     def fit(self, family: str, options: dict[str, Any], events: Interactions, *, seed: int) -> DownstreamModel:
-        """A fitted model, which knows the source domain; the option ``half_life`` (days) decays observed events first."""
+        """Fit a model, with access to source events; the option ``half_life`` (days) decays observed weights first."""
         model = make_model(
             family,
             {name: value for name, value in options.items() if name != "half_life"},
@@ -85,13 +85,13 @@ class Judge:
         half_life: float = np.inf,
         scale: LogitMap | None = None,
     ) -> Outcome:
-        """Rank the test users' items.
+        """Evaluate a model's rankings for the test users, and its probabilities if a calibration is given.
 
         Args:
-            model: Fitted.
-            boost: b of score = model + b × log decayed popularity, for cold, sparse and dense users; 0 leaves scores as they are.
-            half_life: Of that popularity, days.
-            scale: Calibrates its probabilities, which know no boost; None: they are not asked for.
+            model: Fitted model.
+            boost: b of score = model + b × log decayed popularity, for cold, sparse and dense users; 0 leaves scores unchanged.
+            half_life: Half-life of that popularity in days.
+            scale: Calibration of the probabilities, which ignore the boost; None: probabilities are not evaluated.
         """
         boosted = model
         if any(boost):
@@ -106,7 +106,7 @@ class Judge:
         return Outcome(ranking, spread, Odds(rows, scale(rows.predicted(model), rows.segment)), model.negatives)
 
     def rows(self, negatives: int) -> LabelledRows:
-        """What probabilities are judged on: every test pair beside so many negatives; the same for every model."""
+        """Return the rows that probabilities are evaluated on: every test pair with ``negatives`` negatives, the same for every model."""
         if negatives not in self._rows:
             self._rows[negatives] = LabelledRows.of(self.scene, negatives)
         return self._rows[negatives]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fits of one family on the validation scenes, each made once, with their count.
+"""Validation results of one family: each choice is fitted once on every window, and fits are counted.
 
-A family is chosen by NDCG, or by what its probabilities tell of the labelled rows where its class says ``chosen_by = "information"``.
+The selection metric is NDCG, or the information gain of the probabilities if the model class sets ``chosen_by = "information"``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = ["Stage", "Trials"]
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """A validation scene's judge and maker, and what was worked out on it before."""
+    """A validation window: its evaluator, its data builder, and its cached results."""
 
     judge: Judge
     maker: Maker
@@ -42,18 +42,18 @@ class Stage:
 
 
 class Trials:
-    """What arms and choices reach, by validation user. What was worked out by an earlier command is found, not fitted again.
+    """Scores of arms and choices by validation user. Results cached by an earlier command are reused, not fitted again.
 
     Attributes:
-        fits: Models by arm that its choice takes, whether they were fitted now or before.
-        rankings: Fitted models ranked by arm, likewise; a boost needs no fit of its own.
-        tried: Every choice with its mean figure, in order.
-        measure: ``ndcg``, or ``information``: nats a row over the base rate, calibrated; what choices are made by.
+        fits: Number of models needed by arm, whether fitted now or cached.
+        rankings: Number of rankings by arm, counted the same way; a boost needs no fit of its own.
+        tried: Every choice with its mean score, in order.
+        measure: Selection metric: ``ndcg``, or ``information`` (nats per row over the base rate, calibrated).
 
     Args:
-        family: The model.
-        stages: The validation scenes.
-        half_life: Days, of the popularity that a boost adds.
+        family: Model family.
+        stages: Validation windows.
+        half_life: Half-life in days of the popularity that a boost adds.
         done: Called with a description and 1 after every fit.
     """
 
@@ -70,33 +70,33 @@ class Trials:
         self._information: dict[Any, NDArray[np.float64]] = {}
 
     def value(self, arm: str, choice: Choice) -> float:
-        """Mean of `by_user`."""
+        """Return the mean score over the users of all windows."""
         return float(self.by_user(arm, choice).mean())
 
     def by_user(self, arm: str, choice: Choice) -> NDArray[np.float64]:
-        """What counts, by user of all scenes [V]: NDCG, or information, which no boost changes."""
+        """Return the selection metric of each user of all windows [V]; a boost changes NDCG but not information."""
         return self.ndcg(arm, choice) if self.measure == "ndcg" else self._told(arm, choice)
 
     def outcomes(self, arm: str, choice: Choice) -> list[list[Outcome]]:
-        """The ranking of each scene's users, as `Panel` takes them."""
+        """Return the outcome of each window, nested as `Panel` expects."""
         self._count(arm, choice)
         return [
             [
-                stage.kept.once(
-                    self._key("outcome", arm, choice), partial(self._judged, number, arm, choice), outcomes_of(stage.judge)
+                window.kept.once(
+                    self._key("outcome", arm, choice), partial(self._judged, number, arm, choice), outcomes_of(window.judge)
                 )
             ]
-            for number, stage in enumerate(self._stages)
+            for number, window in enumerate(self._stages)
         ]
 
     def ndcg(self, arm: str, choice: Choice) -> NDArray[np.float64]:
-        """NDCG [V] of the users of all scenes."""
+        """Return NDCG of each user of all windows: [V]."""
         key = (arm, choice.fitted_by(), choice.boost)
         if key not in self._ndcg:
             self._count(arm, choice)
             ranked = [
-                stage.kept.once(self._key("ndcg", arm, choice), partial(self._ranked, number, arm, choice), ARRAY)
-                for number, stage in enumerate(self._stages)
+                window.kept.once(self._key("ndcg", arm, choice), partial(self._ranked, number, arm, choice), ARRAY)
+                for number, window in enumerate(self._stages)
             ]
             self._ndcg[key] = np.concatenate(ranked)
             self.rankings[arm] += len(self._stages)
@@ -104,7 +104,7 @@ class Trials:
         return self._ndcg[key]
 
     def scale(self, arm: str, choice: Choice) -> LogitMap | None:
-        """What calibrates the probabilities of an arm's models, from the real events of all scenes; None where there are none."""
+        """Fit the calibration of an arm's probabilities on real events of all windows; None for models without probabilities."""
 
         def fit() -> dict[str, Any] | None:
             predicted = self._predicted(arm, choice)
@@ -115,14 +115,14 @@ class Trials:
         return None if found is None else LogitMap(tuple(found["slope"]), tuple(found["offset"]))
 
     def forget(self, arm: str) -> None:
-        """Drop an arm's fitted models; its figures stay."""
+        """Drop an arm's fitted models to free memory; its scores stay."""
         self._models = {key: model for key, model in self._models.items() if key[0] != arm}
         self._counted = {key for key in self._counted if key[0] != arm}
 
     def _told(self, arm: str, choice: Choice) -> NDArray[np.float64]:
-        """Information [V]; see `Odds.information`."""
+        """Return the information gain of each user: [V]."""
 
-        def tell() -> NDArray[np.float64]:
+        def compute() -> NDArray[np.float64]:
             predicted = self._predicted(arm, choice)
             scale = LogitMap.fit(*zip(*predicted, strict=True))
             return np.concatenate([Odds(rows, scale(p, rows.segment)).information() for rows, p in predicted])
@@ -131,7 +131,7 @@ class Trials:
         if key not in self._information:
             self._count(arm, choice)
             kept = self._stages[0].kept
-            self._information[key] = kept.once(self._key("information", arm, choice, together=True), tell, ARRAY)
+            self._information[key] = kept.once(self._key("information", arm, choice, together=True), compute, ARRAY)
             self._note(arm, choice, information=float(self._information[key].mean()))
         return self._information[key]
 
@@ -143,12 +143,12 @@ class Trials:
         return self._judged(number, arm, choice).ranking.ndcg
 
     def _predicted(self, arm: str, choice: Choice) -> list[tuple[LabelledRows, NDArray[np.float64]]]:
-        """The labelled rows of every scene, and an arm's probabilities before calibration; empty where its models have none."""
+        """Return each window's labelled rows with an arm's uncalibrated probabilities; empty for models without probabilities."""
         found = []
-        for number, stage in enumerate(self._stages):
+        for number, window in enumerate(self._stages):
             model = self._fitted(number, arm, choice)
             if isinstance(model, Probabilistic):
-                rows = stage.judge.rows(model.negatives)
+                rows = window.judge.rows(model.negatives)
                 found.append((rows, rows.predicted(model)))
         return found
 
@@ -156,13 +156,13 @@ class Trials:
         self.tried.append({"arm": arm} | choice.to_json() | figure)
 
     def _key(self, what: str, arm: str, choice: Choice, *, together: bool = False) -> tuple[Any, ...]:
-        """What a kept result depends on beside its scene; of all scenes together: on each of them."""
-        scenes = [stage.kept.fingerprint for stage in self._stages] if together else []
-        asked = [stage.maker.few.to_json() for stage in self._stages] if arm not in {BASE, RIVAL} else []
-        return (what, self._family, self._code, arm, choice.to_json(), self._half_life, scenes, asked)
+        """Return the cache key of a result; results over all windows also depend on each window's fingerprint."""
+        fingerprints = [window.kept.fingerprint for window in self._stages] if together else []
+        budgets = [window.maker.few.to_json() for window in self._stages] if arm not in {BASE, RIVAL} else []
+        return (what, self._family, self._code, arm, choice.to_json(), self._half_life, fingerprints, budgets)
 
     def _count(self, arm: str, choice: Choice) -> None:
-        """Count the fits of a choice, once until the arm is forgotten, wherever its results come from."""
+        """Count the fits of a choice once, also if its results are cached, until the arm's models are dropped."""
         key = (arm, choice.fitted_by())
         if key not in self._counted:
             self._counted.add(key)
@@ -171,10 +171,10 @@ class Trials:
     def _fitted(self, number: int, arm: str, choice: Choice) -> DownstreamModel:
         key = (arm, choice.fitted_by(), number)
         if key not in self._models:
-            stage = self._stages[number]
-            events = stage.maker.events(arm, choice, 0)
+            window = self._stages[number]
+            events = window.maker.events(arm, choice, 0)
             if knows_before(self._family):
-                events = stage.maker.with_before(events, arm, choice, 0)
-            self._models[key] = stage.judge.fit(self._family, choice.options, events, seed=0)
+                events = window.maker.with_before(events, arm, choice, 0)
+            self._models[key] = window.judge.fit(self._family, choice.options, events, seed=0)
             self._done(f"{self._family} {arm}", 1)
         return self._models[key]

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Choices made on validation scenes: each arm's own, at the same budget.
+"""Hyperparameter tuning of each arm on validation windows, with the same budget for all arms.
 
-The list of what is popular lately gets its half-life, the family its model for real events alone, the rival its source weight, and
-every arm with synthetic events (ours and each control alike) its λ, model, temperature, volume, boost and λ by segment. One setting is
-searched after the other; a grid whose best value is its edge is widened (see `search`).
+Tuned are the half-life of recent popularity, the model settings for real events alone, the source weight of joint training, and for every
+arm with synthetic events (real+scalr and controls alike) λ, model settings, temperature, volume, boost and λ by segment. Hyperparameters
+are searched one after the other, and a grid whose best value is on its edge is extended.
 
-Scenes lie one before the other in time, and what counts is the users of all of them: how sharp a draw should be differs from season
-to season by more than one scene's interval tells (docs/adr/0013).
+Windows follow one another in time, and the users of all windows count: the best temperature varies between seasons by more than one
+window's confidence interval shows (docs/adr/0013).
 
-λ goes to 0 for a segment that ranks worse with the events than with real events alone, and altogether where the arm is not ahead of real
-events alone on validation, or is behind the strongest baseline (see `bar`).
+λ is set to 0 for a segment that ranks worse with synthetic events than with real events alone. It is 0 for all segments if the arm is not
+ahead of real events alone on validation, or is behind the strongest baseline.
 """
 
 from __future__ import annotations
@@ -46,21 +46,23 @@ __all__ = ["Tuner", "tune_lately"]
 logger = logging.getLogger(__name__)
 
 SOURCE_WEIGHT: Final = Knob("source_weight", (0.1, 0.3, 1.0))
-#: Off, or below popularity out.
+#: The confidence filter is off, or drops events less likely than popularity alone makes them.
 FILTER: Final = Knob("min_lift", (0.0, 1.0), high=1.0)
 BOOST: Final = Knob("boost", (0.0, 0.1, 0.3, 1.0, 3.0), high=300.0)
-#: λ of one segment relative to the one chosen for all, the lightest first.
+#: λ of one segment relative to the λ chosen for all, in ascending order.
 _PARTS: Final = (0.0, 1 / 3, 1.0, 3.0)
-#: Choices whose validation metrics differ by less than this share count as equal.
+#: Choices whose validation metrics differ relatively by less than this count as equal.
 _WORTH: Final = 0.005
 
 
 def tune_lately(stages: Sequence[Stage]) -> dict[str, Any]:
-    """The ``half_life`` (days) of `popular_lately`, and the validation figures it rests on."""
+    """Tune the ``half_life`` (days) of `popular_lately`, and return it with the validation results."""
     found: dict[float, NDArray[np.float64]] = {}
 
     def value(half_life: float) -> float:
-        found[half_life] = np.concatenate([stage.judge.judge(stage.judge.lately(half_life)).ranking.ndcg for stage in stages])
+        found[half_life] = np.concatenate(
+            [window.judge.judge(window.judge.lately(half_life)).ranking.ndcg for window in stages]
+        )
         return float(found[half_life].mean())
 
     knob = Knob("half_life", HALF_LIVES)
@@ -75,15 +77,15 @@ def tune_lately(stages: Sequence[Stage]) -> dict[str, Any]:
 
 
 class Tuner:
-    """Choices of one family.
+    """Tunes the arms of one model family.
 
     Args:
-        family: Its name.
-        stages: The validation scenes, the latest first.
-        settings: ``[downstream]`` names what is tried; ``[generation]`` filter and alignment.
-        lately: What `tune_lately` found.
+        family: Name of the family.
+        stages: Validation windows, latest first.
+        settings: ``[downstream]`` gives the values to try; ``[generation]`` gives filter and alignment.
+        lately: Result of `tune_lately`.
         done: Called with a description and 1 after every fit.
-        few: Of arms with synthetic events, search only λ, the model's settings and the boost, for a first verdict.
+        few: For arms with synthetic events, search only λ, the model settings and the boost, as in a quick verdict.
     """
 
     def __init__(
@@ -99,16 +101,16 @@ class Tuner:
         self.few = few
         self.family, self.stages, self.settings, self.lately = family, stages, settings, lately
         self.trials = Trials(family, stages, lately["half_life"], done)
-        self.segments = np.concatenate([stage.judge.segments for stage in stages])
+        self.segments = np.concatenate([window.judge.segments for window in stages])
         self.edges: dict[str, list[str]] = {}
-        #: The best choices of arms whose λ is 0 for want of evidence, and what they gained over real events alone.
+        #: Best choices of arms whose λ was set to 0 for lack of evidence, and their gain over real events alone.
         self.refused: dict[str, tuple[Choice, Comparison]] = {}
-        #: What was asked of arms with some λ, and how they did.
+        #: Acceptance result of each arm with λ > 0.
         self.bars: dict[str, dict[str, Any]] = {}
         self._real: Choice | None = None
 
     def of(self, arm: str) -> tuple[Choice, dict[str, Any]]:
-        """An arm's choice, and the validation figures that it rests on."""
+        """Tune an arm, and return its choice with the validation results."""
         if arm == BASE:
             choice = self.real()
         elif arm == RIVAL:
@@ -124,7 +126,7 @@ class Tuner:
             "fits": self.trials.fits[arm],
             "rankings": self.trials.rankings[arm],
             "on_edge": self.edges.get(arm, []),
-            "tried": [one for one in self.trials.tried if one["arm"] == arm],
+            "tried": [trial for trial in self.trials.tried if trial["arm"] == arm],
         }
         if arm not in {BASE, RIVAL}:
             ours, alone = self.trials.by_user(arm, choice), self.trials.by_user(BASE, self.real())
@@ -138,25 +140,25 @@ class Tuner:
         return choice, figures
 
     def real(self) -> Choice:
-        """The family's best for real events alone: settings of the model, decay of events, boost."""
+        """Return the best choice for real events alone: model settings, decay of events, boost."""
         if self._real is None:
             wanted, generation = self.settings.downstream, self.settings.generation
             draw = Draw(wanted.volumes[0], wanted.temperatures[0], generation.min_lift, generation.align)
             knobs = knobs_of(self.family)
             choice = Choice({knob.name: _value(knob, knob.values[0]) for knob in knobs}, draw, (0.0, 0.0, 0.0), 1.0)
-            # Twice, since what suits a model depends on what its boost leaves to it; the other arms start from what is found.
+            # Twice, since the best model settings depend on the boost. The other arms start from this result.
             choice = self._searched(BASE, choice, [*knobs, BOOST, *knobs])
             self._real = choice
         return self._real
 
     def strongest(self) -> tuple[str, NDArray[np.float64]]:
-        """The best baseline by NDCG that needs no synthetic event: its name, and its figures [V] on validation; a list has NDCG alone."""
+        """Return the best baseline without synthetic events by NDCG, and its validation scores [V]; `popular_lately` has only NDCG."""
         name = self.best_baselines()["all"]
         listed = name == "popular_lately" and self.trials.measure == "ndcg"
         return name, self.lately["by_user"] if listed else self.trials.by_user(BASE, self.real())
 
     def best_baselines(self) -> dict[str, str]:
-        """The better of `popular_lately` and ``real`` on validation: of all users (``all``), and of each segment that has users."""
+        """Return the better of `popular_lately` and ``real`` on validation, for all users (``all``) and for each non-empty segment."""
         real, listed = self.trials.ndcg(BASE, self.real()), self.lately["by_user"]
         groups = {"all": np.ones(len(real), dtype=bool)} | {name: self.segments == n for n, name in enumerate(SEGMENTS)}
         return {
@@ -166,7 +168,7 @@ class Tuner:
         }
 
     def _rival(self) -> Choice:
-        """All settings of the model again, since those for one domain need not suit two, and the source weight before and after."""
+        """Tune joint training: the source weight, all model settings again (two domains may need others), and the source weight again."""
         return self._searched(RIVAL, self.real(), [SOURCE_WEIGHT, *knobs_of(self.family), SOURCE_WEIGHT, BOOST])
 
     def _synthetic(self, arm: str) -> Choice:
@@ -184,7 +186,7 @@ class Tuner:
         start = replace(real, draw=draw, weights=(wanted.weights[0],) * 3)
         if self.few:
             knobs = [knob for knob in knobs[:-2] if knob.name not in {"temperature", "volume", FILTER.name}] + [BOOST]
-        if arm == "synthetic_only":  # λ weighs synthetic events against real ones, and there are none
+        if arm == "synthetic_only":  # without real events λ has no effect
             return self._searched(arm, start, [knob for knob in knobs if knob.name != "weight"])
         choice = self._searched(arm, start, knobs)
         choice = self._by_segment(arm, choice, self.trials.by_user(BASE, real))
@@ -192,8 +194,8 @@ class Tuner:
             logger.warning("%s: the events of %s do not help on the validation windows; λ is 0", self.family, arm)
             return replace(real, draw=choice.draw)
         over_real, over_strongest = self._compared(arm, choice)
-        asked = bar_of(self.stages[0]) if arm == OURS else STRICT
-        bar = self.bars[arm] = asked.judged(over_real, over_strongest)
+        threshold = bar_of(self.stages[0]) if arm == OURS else STRICT
+        bar = self.bars[arm] = threshold.judged(over_real, over_strongest)
         if not bar["passed"]:
             self.refused[arm] = choice, over_real
             gain = "%+.1f %% (95 %%: %+.1f … %+.1f; %s)"
@@ -203,26 +205,26 @@ class Tuner:
         return choice
 
     def _compared(self, arm: str, choice: Choice) -> tuple[Comparison, Comparison]:
-        """An arm against real events alone, and against the strongest baseline.
+        """Compare an arm with real events alone, and with the strongest baseline.
 
-        Users and items are resampled where rankings decide: hits are on few items, and so is what a validation slice can tell.
+        For rankings, users and items are resampled: hits concentrate on few items, which limits the evidence of a validation slice.
         """
         seed = self.settings.downstream.seed
         if self.trials.measure != "ndcg":
-            told, (_, strongest) = self.trials.by_user(arm, choice), self.strongest()
+            scores, (_, strongest) = self.trials.by_user(arm, choice), self.strongest()
             alone = self.trials.by_user(BASE, self.real())
-            return paired_bootstrap(told, alone, seed=seed), paired_bootstrap(told, strongest, seed=seed)
+            return paired_bootstrap(scores, alone, seed=seed), paired_bootstrap(scores, strongest, seed=seed)
         in_time = self.stages[::-1]
-        panel = Panel.of([stage.judge.scene for stage in in_time])
+        panel = Panel.of([window.judge.scene for window in in_time])
         bootstrap = TwoWayBootstrap(panel.owner, panel.n_items, seed=seed)
         ours, real = (panel.hits(self.trials.outcomes(*one)[::-1]) for one in ((arm, choice), (BASE, self.real())))
         best = real
         if self.strongest()[0] == "popular_lately":
-            best = panel.hits([[stage.judge.judge(stage.judge.lately(self.lately["half_life"]))] for stage in in_time])
+            best = panel.hits([[window.judge.judge(window.judge.lately(self.lately["half_life"]))] for window in in_time])
         return bootstrap.compare(ours, real), bootstrap.compare(ours, best)
 
     def _searched(self, arm: str, choice: Choice, knobs: Sequence[Knob]) -> Choice:
-        """One setting after the other; each search starts from what the ones before it found."""
+        """Search one hyperparameter after the other; each search starts from the best values found so far."""
         edges: dict[str, bool] = {}
         for knob in knobs:
             if len(knob.values) == 1 and knob.name in {"temperature", "volume"}:
@@ -241,12 +243,12 @@ class Tuner:
         return self.trials.value(arm, self._best_boost(arm, changed) if knob.name == "weight" else changed)
 
     def _best_boost(self, arm: str, choice: Choice) -> Choice:
-        """The choice under the best of a few boosts, which need no fit: under that of real events alone, often large, λ hardly shows."""
+        """Return the choice with the best of a few boosts, which need no fit; the often large boost of real events alone would hide λ."""
         boosts = dict.fromkeys((choice.boost, (0.0,) * 3, (1.0,) * 3, self.real().boost))
         return max((replace(choice, boost=boost) for boost in boosts), key=partial(self.trials.value, arm))
 
     def _boost_by_segment(self, arm: str, choice: Choice) -> Choice:
-        """The choice with each segment's best boost of those tried for all: what is popular lately tells most of whoever is new."""
+        """Return the choice with the best boost of each segment, among those tried for all: recent popularity helps new users most."""
         boosts = dict.fromkeys((*choice.boost, *BOOST.values))
         by_user = {boost: self.trials.by_user(arm, _with(choice, BOOST, boost)) for boost in boosts}
         found = list(choice.boost)
@@ -258,9 +260,9 @@ class Tuner:
         return replace(choice, boost=(cold, sparse, dense))
 
     def _by_segment(self, arm: str, choice: Choice, alone: NDArray[np.float64]) -> Choice:
-        """λ for dense, sparse and cold users apart: the lightest that is as good as the best, and that harms none who get the events.
+        """Tune λ by segment: the smallest that is as good as the best, and that does not make the segment worse than real events alone.
 
-        As good for all users together, and for the segment's own.
+        As good is required both of all users together and of the segment's users.
         """
         own = [self.segments == segment for segment in range(3)]
 
@@ -271,18 +273,18 @@ class Tuner:
         for segment in (2, 1, 0):
             if not own[segment].any():
                 continue
-            parts = [_weighted(choice, segment, choice.weights[segment] * part) for part in _PARTS]
-            kept = [part for part in parts if not harmed(part, segment)]
-            values = [self.trials.value(arm, part) for part in kept]
-            # Asked of the segment, too: a small one may lose much of what it gains before all users together tell.
-            own_values = [float(self.trials.by_user(arm, part)[own[segment]].mean()) for part in kept]
+            candidates = [_weighted(choice, segment, choice.weights[segment] * factor) for factor in _PARTS]
+            harmless = [candidate for candidate in candidates if not harmed(candidate, segment)]
+            values = [self.trials.value(arm, candidate) for candidate in harmless]
+            # Also required of the segment: a small one can lose most of its gain before the mean over all users shows it.
+            own_values = [float(self.trials.by_user(arm, candidate)[own[segment]].mean()) for candidate in harmless]
             best = int(np.argmax(values))
             choice = next(
-                part
-                for part, value, own_value in zip(kept, values, own_values, strict=True)
+                candidate
+                for candidate, value, own_value in zip(harmless, values, own_values, strict=True)
                 if _as_good(value, values[best]) and _as_good(own_value, own_values[best])
             )
-        # A segment that was content may not be any more, now that others have less.
+        # Lowering λ of other segments can make a segment worse that was not before.
         for _ in range(3):
             for segment in range(3):
                 if harmed(choice, segment):

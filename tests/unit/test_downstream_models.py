@@ -240,7 +240,7 @@ def test_an_unknown_model_is_an_error(name):
 
 
 def test_interactions_refuse_what_does_not_fit(tastes):
-    with pytest.raises(ValueError, match="unlike length"):
+    with pytest.raises(ValueError, match="differ in length"):
         replace(tastes, time=tastes.time[1:])
     with pytest.raises(ValueError, match="item holds a number"):
         replace(tastes, n_items=3)

@@ -86,7 +86,7 @@ def test_changed_logs_are_said_and_the_policy_still_holds(settings):
 def test_a_broken_policy_is_a_clear_error(settings, text):
     policy_path(settings).parent.mkdir(parents=True)
     policy_path(settings).write_text(text)
-    with pytest.raises(EvaluationError, match="is no policy") as caught:
+    with pytest.raises(EvaluationError, match="not a valid policy") as caught:
         follow_policy(settings)
     assert "scalr evaluate" in str(caught.value)
 

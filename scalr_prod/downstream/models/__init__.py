@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reference recommenders, unlike one another: a factorisation, a sequential model, and two rankers with probabilities.
+"""Reference recommenders: a matrix factorisation, a sequential model, and three rankers that give probabilities.
 
-The two-tower ranker learns vectors of users and items, the feature ranker boosts trees over what is known of both, and the stacked ranker
-adds the score of a factorisation to that. They are plug-ins
-(`scalr_prod.plugins.MODELS`) like a model of your own, see `scalr_prod.downstream.DownstreamModel`.
+The two-tower ranker learns user and item vectors, the feature ranker boosts trees over features of both, and the stacked ranker adds a
+factorisation's score to those. They are registered as plug-ins (`scalr_prod.plugins.MODELS`), as custom models are; see
+`scalr_prod.downstream.DownstreamModel`.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ if TYPE_CHECKING:
 
 __all__ = ["FAMILIES", "knobs_of", "knows_before", "knows_source", "make_model", "measure_of"]
 
-#: Ours.
+#: Built-in families.
 FAMILIES: Final = tuple(MODELS.own)
 
 
 def knobs_of(family: str) -> tuple[Knob, ...]:
-    """What is tried of a family: its class's ``knobs``, or how fast its events lose weight.
+    """Return the hyperparameters of a family: its class's ``knobs``, or else the half-life of event weights.
 
     Raises:
-        EvaluationError: As `make_model`.
+        EvaluationError: As in `make_model`.
     """
     return tuple(getattr(_class_of(family), "knobs", (HALF_LIFE,)))
 
 
 def make_model(name: str, options: dict[str, Any], *, threads: int) -> DownstreamModel:
-    """A fresh model.
+    """Create an unfitted model.
 
     Args:
-        name: One of `FAMILIES`, of another package's entry points, or a class as ``package.module:Class``.
-        options: Given to its class.
-        threads: Given to its class, where it takes ``threads``.
+        name: A built-in family, an entry point of another package, or a class as ``package.module:Class``.
+        options: Constructor arguments.
+        threads: Passed to the constructor if it takes ``threads``.
 
     Raises:
         EvaluationError: There is no such model, or it lacks ``fit`` or ``score``.
@@ -50,24 +50,24 @@ def make_model(name: str, options: dict[str, Any], *, threads: int) -> Downstrea
 
 
 def measure_of(name: str) -> str:
-    """What a family's choices are made by: ``information`` where its class says so in ``chosen_by``, or ``ndcg``.
+    """Return the selection metric of a family: its class's ``chosen_by``, or else ``ndcg``.
 
     Raises:
-        EvaluationError: As `make_model`.
+        EvaluationError: As in `make_model`.
     """
     return str(getattr(_class_of(name), "chosen_by", "ndcg"))
 
 
 def knows_source(name: str) -> bool:
-    """Whether a family has features of the source domain as it is: its class says so in ``knows_source``. It has no rival to be."""
+    """Return whether a family uses source events by itself (``knows_source`` of its class); joint training would add nothing to it."""
     return bool(getattr(_class_of(name), "knows_source", False))
 
 
 def knows_before(name: str) -> bool:
-    """Whether a family learns from what an earlier model scored: its class says so in ``knows_before`` (see `Interactions.before`).
+    """Return whether a family uses `Interactions.before` (``knows_before`` of its class).
 
     Raises:
-        EvaluationError: As `make_model`.
+        EvaluationError: As in `make_model`.
     """
     return bool(getattr(_class_of(name), "knows_before", False))
 
@@ -79,5 +79,5 @@ def _class_of(name: str) -> Any:
 def _takes(found: Any, argument: str) -> bool:
     try:
         return argument in inspect.signature(found).parameters
-    except (TypeError, ValueError):  # a class of C, which does not say
+    except (TypeError, ValueError):  # a C extension class without a signature
         return False

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows to train and to rank on: events and sampled negatives, under the features of the last instant up to their time.
+"""Labelled feature rows: events and sampled negatives with features as of the start of their period.
 
-Training time is cut into periods of as many events each. A row's features are those of its period's begin (see `Snapshot`), as the
-features of what is scored are those of the end of training: so nothing at or after a row's time is in them, and rows are as far from
-their features in training as in use.
+Training time is divided into periods with equal numbers of events. A row has the features of its period's start, as rows to score have the
+features of the end of training. So features contain nothing at or after a row's time, and have a similar age in training and in scoring.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Log", "Rows", "digest_of", "in_order", "once"]
 
-Kept = TypeVar("Kept")
+Cached = TypeVar("Cached")
 
-#: The first of them has too little before it to learn from.
+#: Number of periods; rows of the first are not used, since nothing precedes it.
 _PERIODS: Final = 10
-#: Of a user's items, by each of popularity and the affinities, that are ranked; the others follow in order of popularity.
+#: Items to rank by the model, from each of popularity and the affinities; all others follow in order of popularity.
 _SHORTLIST: Final = 150
 _USERS_AT_ONCE: Final = 512
-#: Logs whose features are kept: those of one evaluation's windows, since all arms share them.
+#: Number of logs whose features are cached: all arms share those of an evaluation's windows.
 _KEPT: Final = 3
 
 
@@ -42,7 +41,7 @@ class Rows:
     Attributes:
         features: float32 [R, F].
         label: bool [R].
-        event: int64 [R]. The event that each row is, or is a negative of, by number.
+        event: int64 [R]. Number of the event that the row is, or is a negative of.
         user: int64 [R].
         item: int64 [R].
     """
@@ -58,22 +57,22 @@ class Rows:
         self.features, self.label, self.event, self.user, self.item = features, label, event, user, item
 
     def take(self, kept: NDArray[np.bool_]) -> Rows:
-        """Those rows."""
+        """Select rows by a mask."""
         return Rows(self.features[kept], self.label[kept], self.event[kept], self.user[kept], self.item[kept])
 
     def weighed(
         self, weight: NDArray[np.float32], negative: float
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.float32]]:
-        """Features, labels and weights, given those of the events, and what a negative weighs relative to its event."""
+        """Return features, labels and weights; a negative has its event's weight times ``negative``."""
         own = weight[self.event]
         return self.features, self.label, np.where(self.label, own, own * np.float32(negative))
 
 
 class Log:
-    """The observed events of both domains, and the features that follow from them; worked out once for all arms.
+    """Observed events of both domains with their features, computed once for all arms.
 
     Args:
-        events: Observed target events; ``source`` those of the other domain.
+        events: Observed target events; ``source`` has those of the source domain.
     """
 
     _known: ClassVar[OrderedDict[bytes, Log]] = OrderedDict()
@@ -82,7 +81,7 @@ class Log:
         self.events = events
         shares = np.arange(1, _PERIODS) / _PERIODS
         cuts = np.quantile(events.time, shares if len(events) else [], method="higher")
-        #: Instants that features are as of, ascending; the last is the end of training.
+        #: Times of the feature snapshots, ascending; the last is the end of training.
         self.instants = np.unique(np.append(cuts.astype(np.int64), events.until))
         self._pairs = np.unique(events.user.astype(np.int64) * events.n_items + events.item)
         self._now: Snapshot | None = None
@@ -92,41 +91,41 @@ class Log:
 
     @classmethod
     def of(cls, events: Interactions) -> Log:
-        """That of the observed ones among some events; the last few are kept."""
+        """Return the log of the observed events; the most recently used logs are cached."""
         observed = events.take(events.in_history())
         observed = observed.take(in_order(observed))
         key = digest_of(observed) + (b"" if observed.source is None else digest_of(observed.source))
         return once(cls._known, key, lambda: cls(observed), most=_KEPT)
 
     def now(self) -> Snapshot:
-        """As of the end of training."""
+        """Return the snapshot of the end of training."""
         if self._now is None:
             self._now = Snapshot(self.events, self.events.until)
         return self._now
 
     def real(self, drawn: int) -> Rows:
-        """Rows of the observed events, which are numbered in `in_order`."""
+        """Return rows of the observed events, numbered by time, user and item."""
         if drawn not in self._real:
             self._real[drawn] = self.rows(self.events, drawn, salt=0)
         return self._real[drawn]
 
     def synthetic(self, events: Interactions) -> Rows:
-        """Rows of synthetic events beside one negative each; the last are kept, since a search tries many weights for them."""
+        """Return rows of synthetic events with one negative each; cached, since tuning tries many weights for the same events."""
         key = digest_of(events)
         if self._synthetic is None or self._synthetic[0] != key:
             self._synthetic = (key, self.rows(events, 1, salt=1))
         return self._synthetic[1]
 
     def rows(self, events: Interactions, drawn: int, *, salt: int) -> Rows:
-        """Rows of events, each followed by negatives, under the features of the last instant up to their time.
+        """Build rows of events and sampled negatives, with features of the last snapshot up to their time.
 
-        Left out are events before the first instant, and those of an item that nobody had met by then or that the user had met already:
-        the catalogue that is ranked holds known items alone, without what a user had.
+        Events before the first snapshot are dropped, and events of an item that was unknown at the snapshot or that the user already had.
+        This matches scoring, which ranks known items that are new to the user.
 
         Args:
-            events: Observed or not.
-            drawn: Negatives for each; those that the user chose at some time fall away.
-            salt: Of the draws.
+            events: Observed or synthetic events.
+            drawn: Negatives per event; items that the user chose at any time are dropped.
+            salt: Seed of the negatives.
         """
         rng = np.random.default_rng([salt, drawn])
         period = np.searchsorted(self.instants, events.time, side="right") - 1
@@ -138,8 +137,8 @@ class Log:
             last = number == len(self.instants) - 1
             snapshot = self.now() if last else Snapshot(self.events, int(self.instants[number]))
             user, item = events.user[mine].astype(np.int64), events.item[mine].astype(np.int64)
-            met = np.asarray(snapshot.has(user)[np.arange(len(user)), item]).ravel() > 0
-            fresh = snapshot.known[item] & ~met
+            seen = np.asarray(snapshot.has(user)[np.arange(len(user)), item]).ravel() > 0
+            fresh = snapshot.known[item] & ~seen
             mine, user, item = mine[fresh], user[fresh], item[fresh]
             pool = np.flatnonzero(snapshot.known)
             if not len(mine):
@@ -147,17 +146,17 @@ class Log:
             others = pool[rng.integers(0, len(pool), len(mine) * drawn)]
             owners = np.repeat(user, drawn)
             apart = ~np.isin(owners * self.events.n_items + others, self._pairs, kind="sort")
-            people, things = np.concatenate([user, owners[apart]]), np.concatenate([item, others[apart]])
+            all_users, all_items = np.concatenate([user, owners[apart]]), np.concatenate([item, others[apart]])
             label = np.concatenate([np.ones(len(mine), bool), np.zeros(int(apart.sum()), bool)])
             event = np.concatenate([mine, np.repeat(mine, drawn)[apart]])
-            parts.append((snapshot.features(people, things), label, event, people, things))
+            parts.append((snapshot.features(all_users, all_items), label, event, all_users, all_items))
         if not parts:
             none = np.empty(0, np.int64)
             return Rows(np.empty((0, len(FEATURES)), np.float32), np.empty(0, bool), none, none, none)
         return Rows(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
     def shortlist(self, users: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-        """Rows (places in ``users``), items and features of what is ranked for users: the best by popularity and each affinity."""
+        """Return row numbers (positions in ``users``), items and features to rank: the top items by popularity and by each affinity."""
         key = users.tobytes()
         if key not in self._shortlists:
             now = self.now()
@@ -173,15 +172,15 @@ class Log:
         return self._shortlists[key]
 
     def places(self) -> NDArray[np.float32]:
-        """float32 [N]: above 0 and at most 1, the less the more popular."""
+        """Return relative popularity ranks in (0, 1], smaller for more popular items: float32 [N]."""
         order = np.argsort(-self.now().shares[-2], kind="stable")
         found = np.empty(len(order), np.float32)
         found[order] = np.arange(1, len(order) + 1) / len(order)
         return found
 
 
-def once(kept: OrderedDict[bytes, Kept], key: bytes, make: Callable[[], Kept], *, most: int) -> Kept:
-    """What is kept under a key, made first where it is not there; the ``most`` that were asked for last are kept."""
+def once(kept: OrderedDict[bytes, Cached], key: bytes, make: Callable[[], Cached], *, most: int) -> Cached:
+    """Return the cached value of a key, computing it if needed; the ``most`` recently used values stay cached."""
     if key not in kept:
         kept[key] = make()
     kept.move_to_end(key)
@@ -191,12 +190,12 @@ def once(kept: OrderedDict[bytes, Kept], key: bytes, make: Callable[[], Kept], *
 
 
 def in_order(events: Interactions) -> NDArray[np.int64]:
-    """By time, user and item: the same for the same events however they come."""
+    """Return the order by time, user and item, which does not depend on the order of the input."""
     return np.lexsort((events.item, events.user, events.time))
 
 
 def digest_of(events: Interactions) -> bytes:
-    """Of who met what when, and of nothing else."""
+    """Return a digest of users, items and times, not of weights."""
     found = hashlib.blake2b(repr((events.n_users, events.n_items, events.until)).encode())
     for column in (events.user, events.item, events.time):
         found.update(column.tobytes())

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was known of users and items at an instant, as features of pairs.
+"""Features of user-item pairs as of a point in time.
 
-Popularity of the item at several half-lives, counts and recency of the user in both domains, and affinities: whom a user shares
-events with, and what those others chose. Every figure counts observed events strictly before the instant. A synthetic event is
-in none of them.
+Features are the item's popularity at several half-lives, the user's event counts and recency in both domains, and affinities: the item's
+popularity among users with similar histories. All features count only observed events strictly before that time, never synthetic ones.
 """
 
 from __future__ import annotations
@@ -37,21 +36,21 @@ FEATURES: Final = (
     "source_recency",
     *(f"{name}{kind}" for name in _AFFINITIES for kind in ("", "_lift")),
 )
-#: Of a mean item's popularity; keeps logarithms finite.
+#: Added to popularities relative to the mean item; keeps logarithms finite.
 _PRIOR: Final = 0.01
 _USERS_AT_ONCE: Final = 256
 
 
 class Snapshot:
-    """Features as of an instant.
+    """Features as of one point in time.
 
     Args:
-        events: Target events, those from ``at`` on among them or not; ``events.source`` those of the source domain.
-        at: Microseconds since the epoch. Events count that are observed and strictly before it.
+        events: Target events; ``events.source`` has those of the source domain. Later events are ignored.
+        at: Microseconds since the epoch. Only observed events strictly before it count.
 
     Attributes:
-        known: bool [N]. Items with an event before the instant.
-        shares: float32 [halves, N]. Popularity of each item at each half-life, as a multiple of a mean item's; logarithms.
+        known: bool [N]. Items with an event before that time.
+        shares: float32 [half-lives, N]. Log of each item's decayed popularity relative to the mean item.
     """
 
     def __init__(self, events: Interactions, at: int) -> None:
@@ -75,7 +74,7 @@ class Snapshot:
         self._users = np.stack(users, axis=1)
 
     def features(self, users: NDArray[np.int64], items: NDArray[np.int64]) -> NDArray[np.float32]:
-        """float32 [P, F]: `FEATURES` of pairs; NaN for a recency without an event.
+        """Return `FEATURES` of pairs, with NaN for recencies without an event: float32 [P, F].
 
         Args:
             users: int64 [P].
@@ -95,10 +94,10 @@ class Snapshot:
         return found
 
     def affinities(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
-        """float32 [A, B, N]: popularity of each item among those whom a user shares events with, as `shares`.
+        """Return each item's log popularity among similar users: float32 [A, B, N].
 
-        Others count by the cosine between their events and the user's, rare items counting more (IDF); by its square, only those
-        near by count (``close_``). Where a user shares nothing with anybody, all items are alike.
+        Other users are weighted by the IDF cosine similarity of their events to the user's; ``close_`` affinities use its square, which
+        favours close neighbours. For a user without neighbours all items are equal.
         """
         found = np.zeros((len(_AFFINITIES), len(users), self.n_items), np.float32)
         place = len(_AFFINITIES) - sum(len(powers) for _, powers in self._similar)
@@ -114,12 +113,12 @@ class Snapshot:
         return np.log(np.where(mean > 0, found / np.where(mean > 0, mean, 1), 1) + np.float32(_PRIOR)).astype(np.float32)
 
     def has(self, users: NDArray[np.int64]) -> Any:
-        """scipy CSR [B, N]: 1 where a user chose an item before the instant."""
+        """Return 1 where a user chose an item before that time: scipy CSR [B, N]."""
         return self._chosen[users]
 
 
 def in_groups(place: NDArray[np.int64], count: int, size: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Rows by the place of their user, ``size`` of ``count`` users at a time: the first place of a group, and its rows."""
+    """Yield batches of ``size`` of the ``count`` users: the position of a batch's first user, and the rows of its users."""
     order = np.argsort(place, kind="stable")
     ends = np.searchsorted(place[order], np.arange(0, count + size, size))
     for start, (begin, end) in zip(range(0, count, size), itertools.pairwise(ends), strict=True):
@@ -127,7 +126,7 @@ def in_groups(place: NDArray[np.int64], count: int, size: int) -> Iterator[tuple
 
 
 def _sets(events: Interactions) -> Any:
-    """scipy CSR float32 [U, N]: 1 for each pair that occurs."""
+    """Return 1 for each pair that occurs: scipy CSR float32 [U, N]."""
     from scipy import sparse
 
     found = sparse.csr_matrix((np.ones(len(events), np.float32), (events.user, events.item)), (events.n_users, events.n_items))
@@ -136,7 +135,7 @@ def _sets(events: Interactions) -> Any:
 
 
 def _similarities(sets: Any) -> Any:
-    """scipy CSR float32 [U, N]: rows of unit length whose products are cosines under IDF."""
+    """Return IDF-weighted rows of unit length, whose products are cosine similarities: scipy CSR float32 [U, N]."""
     from scipy import sparse
 
     holders = np.bincount(sets.indices, minlength=sets.shape[1])
@@ -147,13 +146,13 @@ def _similarities(sets: Any) -> Any:
 
 
 def _of_users(events: Interactions, age: NDArray[np.float64]) -> list[NDArray[np.float32]]:
-    """Logarithms of how many events each user has, and of the days since the last; NaN without one: float32 [U] each."""
+    """Return log event count, and log days since the last event (NaN without one), of each user: float32 [U] each."""
     count = np.bincount(events.user, minlength=events.n_users)
     return [np.log1p(count).astype(np.float32), _ages(events.user, age, events.n_users)[1]]
 
 
 def _ages(owner: NDArray[np.int32], age: NDArray[np.float64], count: int) -> list[NDArray[np.float32]]:
-    """Logarithms of the days since each one's first and last event; NaN without one: float32 [count] each."""
+    """Return log days since each owner's first and last event, NaN without one: float32 [count] each."""
     first, last = np.full(count, -np.inf), np.full(count, np.inf)
     np.maximum.at(first, owner, age)
     np.minimum.at(last, owner, age)

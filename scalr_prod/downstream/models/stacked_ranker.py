@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A feature ranker that also knows a collaborative score: implicit ALS, stacked into boosted trees, as a probability.
+"""Stacked ranker: boosted trees over the feature ranker's logit and an implicit ALS score, as a probability.
 
-What is run where a candidate's collaborative score is one more feature of a ranker. Both parts are fitted twice: on all events, to
-score, and on those before an earlier instant, whose scores stand beside what users did after it. From these rows the last trees learn
-how far each part can be trusted, for whom; nothing that a row's scores were fitted on is at or after its time.
+It follows the common design in which a collaborative score is a feature of a ranker. Both parts are fitted twice: on all events, for
+scoring, and on those before an earlier time. The stacking trees learn from the earlier fit's scores, labelled by later events, how far to
+trust each part for which users. So no row's scores come from events at or after its time.
 
-Synthetic events are terms of the factorisation's loss. The ranker's rows and features are of real events alone.
+Synthetic events enter only the factorisation's loss. The ranker's rows and features come from real events alone.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ if TYPE_CHECKING:
 __all__ = ["StackedRanker"]
 
 _USERS_AT_ONCE: Final = 512
-#: Rankers and rows that are kept, since all arms share them.
+#: Number of cached rankers and row sets, which all arms share.
 _KEPT: Final = 12
 
 
 class StackedRanker:
-    """The model.
+    """The stacked ranker.
 
     Args:
-        smallest: Of the feature ranker (see `FeatureRanker`).
-        factors: Of the factorisation, as its other options (see `ImplicitAls`).
-        alpha: Likewise.
-        regularization: Likewise.
-        trees: Rounds of boosting on top of the feature ranker's logits; 0 is the feature ranker alone.
-        leaves: Of such a tree.
-        rate: Learning rate of these.
-        least: Of a leaf of theirs: sum of weight × p (1 - p), at least.
-        negatives: For each positive; its probabilities are calibrated for as many.
-        threads: Of both libraries.
+        smallest: Option of the feature ranker (see `FeatureRanker`).
+        factors: Option of the factorisation (see `ImplicitAls`).
+        alpha: Option of the factorisation.
+        regularization: Option of the factorisation.
+        trees: Boosting rounds on top of the feature ranker's logits; 0 is the feature ranker alone.
+        leaves: Leaves per stacking tree.
+        rate: Learning rate of the stacking trees.
+        least: Minimum sum of weight × p (1 - p) in a leaf of a stacking tree.
+        negatives: Negatives per positive; probabilities are calibrated for this ratio.
+        threads: Threads of both libraries.
     """
 
-    #: Tried on validation for real events alone, one after the other.
+    #: Hyperparameters tuned on validation for real events alone, one after the other.
     knobs: Final = (
         Knob("smallest", (100.0, 300.0), low=1.0),
         Knob("least", (100.0, 300.0), low=1.0),
@@ -60,9 +60,9 @@ class StackedRanker:
         Knob("trees", (100, 0), step=2.0, high=400, whole=True),
     )
 
-    #: Its probabilities are what it is for.
+    #: Tuned by its probabilities rather than its rankings.
     chosen_by: Final = "information"
-    #: It learns from `Interactions.before`.
+    #: Uses `Interactions.before`.
     knows_before: Final = True
 
     _rankers: ClassVar[OrderedDict[bytes, FeatureRanker]] = OrderedDict()
@@ -93,11 +93,11 @@ class StackedRanker:
         self._options = boosting_options(leaves=leaves, rate=rate, smallest=least, threads=threads)
 
     def fit(self, events: Interactions, *, seed: int) -> None:
-        """Train; where nothing is known of an earlier instant, or nothing happened after it, the feature ranker alone scores.
+        """Train the model; without earlier events, or without labels after them, the feature ranker alone scores.
 
         Args:
-            events: With `Interactions.before`.
-            seed: Of everything random.
+            events: Training events with `Interactions.before`.
+            seed: Seed of all randomness.
         """
         lightgbm = lightgbm_library()
         real = _real(events)
@@ -120,18 +120,18 @@ class StackedRanker:
         self._trees = lightgbm.train(self._options | {"seed": seed}, data, self.trees)
 
     def score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
-        """[B, n_items]: logits of each user's shortlist; below them the other items, by popularity."""
+        """Return logits of each user's shortlist, with all other items below by popularity: [B, n_items]."""
         row, item, features, logit = self._ranker.shortlist(users)
         return self._ranker.placed(len(users), row, item, self._logits(users, row, item, features, logit))
 
     def probability(self, users: NDArray[np.int64], items: NDArray[np.int64]) -> NDArray[np.float32]:
-        """P(positive) of pairs [P], beside ``negatives`` uniform negatives for each positive."""
+        """Return P(positive) of pairs [P], at ``negatives`` uniform negatives per positive."""
         from scipy import special
 
-        people, place = np.unique(users, return_inverse=True)
+        unique_users, place = np.unique(users, return_inverse=True)
         features = self._ranker.features(users, items)
         logit = self._ranker.logits(features)
-        found: NDArray[np.float32] = special.expit(self._logits(people, place, items, features, logit))
+        found: NDArray[np.float32] = special.expit(self._logits(unique_users, place, items, features, logit))
         return found
 
     def _logits(
@@ -142,7 +142,7 @@ class StackedRanker:
         features: NDArray[np.float32],
         logit: NDArray[np.float32],
     ) -> NDArray[np.float32]:
-        """float32 [P]: of pairs of ``users[place]`` and ``item``, given the feature ranker's."""
+        """Return logits of pairs ``(users[place], item)``, given the feature ranker's logits: float32 [P]."""
         if self._trees is None:
             return logit
         stacked = _stacked(features, logit, self._of_pairs(self._als, users, place, item))
@@ -151,7 +151,7 @@ class StackedRanker:
     def _of_pairs(
         self, als: ImplicitAls, users: NDArray[np.int64], place: NDArray[np.int64], item: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        """float32 [P]: the factorisation's score, by how many standard deviations it is above the mean of the user's items."""
+        """Return the factorisation's scores of pairs, standardised over each user's items: float32 [P]."""
         found = np.empty(len(place), np.float32)
         for start, rows in in_groups(place, len(users), _USERS_AT_ONCE):
             scores = als.score(users[start : start + _USERS_AT_ONCE])[:, : self._catalogue]
@@ -166,7 +166,7 @@ class StackedRanker:
         return als
 
     def _fitted_ranker(self, real: Interactions, seed: int) -> FeatureRanker:
-        """The feature ranker on real events, which are those of every arm."""
+        """Return the feature ranker fitted on real events, cached since all arms share it."""
 
         def fit() -> FeatureRanker:
             ranker = FeatureRanker(**self._ranker_options)
@@ -176,7 +176,7 @@ class StackedRanker:
         return once(self._rankers, _key(self._ranker_options, seed, real), fit, most=_KEPT)
 
     def _labelled(self, real: Interactions, before: Interactions) -> Rows:
-        """What users did after the earlier instant, each beside so many others that they did not, under the features of that instant."""
+        """Return events after the earlier time with sampled negatives, and features as of that time."""
         after = real.take(real.time >= before.until)
         after = after.take(in_order(after))
 
@@ -189,10 +189,10 @@ class StackedRanker:
 
 
 def _real(events: Interactions) -> Interactions:
-    """The observed events of target items, without what else there is."""
+    """Return the observed events of target items only."""
     count = events.n_items if events.catalogue is None else events.catalogue
-    kept = events.take(events.in_history() & (events.item < count))
-    return replace(kept, n_items=count, catalogue=None, before=None)
+    observed = events.take(events.in_history() & (events.item < count))
+    return replace(observed, n_items=count, catalogue=None, before=None)
 
 
 def _stacked(features: NDArray[np.float32], logit: NDArray[np.float32], score: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -200,7 +200,7 @@ def _stacked(features: NDArray[np.float32], logit: NDArray[np.float32], score: N
 
 
 def _key(*parts: Any) -> bytes:
-    """Of options, and of events with their weights and their source."""
+    """Return a cache key of options and of events with their weights and source events."""
     found = hashlib.blake2b()
     for part in parts:
         if not isinstance(part, Interactions):
