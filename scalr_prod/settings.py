@@ -62,10 +62,10 @@ class Settings(BaseSettings):
     users: UserMapSettings = UserMapSettings()
     histories: HistorySettings = HistorySettings()
     translator: TranslatorSettings = Field(default_factory=TranslatorSettings)
-    generation: GenerationSettings = GenerationSettings()
+    # Made as it is needed: defaults that depend on other keys of a section are known from the keys that are named.
+    generation: GenerationSettings = Field(default_factory=GenerationSettings)
     quality: QualitySettings = QualitySettings()
     publication: PublicationSettings = PublicationSettings()
-    # Made as it is needed: what a task gives by default is known from the keys that are named, and defaults are named otherwise.
     training_set: TrainingSetSettings = Field(default_factory=TrainingSetSettings)
     experiment: ExperimentSettings = ExperimentSettings()
     retention: RetentionSettings = RetentionSettings()

@@ -190,7 +190,7 @@ def _funnel(generation: Mapping[str, Any], gate: Mapping[str, Any], published: i
     dropped = {reason: count for reason, count in generation["dropped"].items() if count}
     words = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in dropped.items())
     steps = [
-        {"step": "contexts", "rows": generation["contexts"], "note": "distinct source events that were translated"},
+        {"step": "contexts", "rows": generation["contexts"], "note": "source events or users that were translated"},
         {"step": "draws", "rows": generation["drawn"], "note": "asked of the translator"},
         {"step": "staged", "rows": generation["events"], "note": f"dropped: {words}" if words else "nothing was dropped"},
     ]

@@ -59,6 +59,8 @@ _TABLES: Final = (
 #: Raised when the same inputs would give other rows than before.
 _LAYOUT: Final = 4
 _LOCK_TIMEOUT_S: Final = 3600
+#: Synthetic events for each real one; more slow training down, and were no better where it was measured (docs/adr/0090).
+_MANY: Final = 10
 #: Settings that say nothing where there are no features of the user's own.
 _OWN: Final = ("features", "features_repo", "feature_keys")
 #: Settings that decide no row (the task asks for negatives, and for both labels), or that `_inputs` resolves: the window, and λ.
@@ -124,8 +126,7 @@ def _build(settings: Settings, home: Path, *, progress: bool) -> TrainingSetRepo
     counts = {
         key: manifest[key] for key in ("rows", "real", "synthetic", "negatives", "missing_negatives", "synthetic_unknown")
     }
-    if not counts["synthetic"]:
-        logger.warning("training set %s v%d holds no synthetic event", settings.training_set.name, version)
+    _warn_of_volume(settings, version, counts["real"], counts["synthetic"])
     return TrainingSetReport(
         name=settings.training_set.name,
         version=version,
@@ -137,6 +138,23 @@ def _build(settings: Settings, home: Path, *, progress: bool) -> TrainingSetRepo
         policy=followed.to_json() if followed else None,
         **counts,
     )
+
+
+def _warn_of_volume(settings: Settings, version: int, real: int, synthetic: int) -> None:
+    name = settings.training_set.name
+    if not synthetic:
+        logger.warning("training set %s v%d holds no synthetic event", name, version)
+    elif synthetic > _MANY * real:
+        logger.warning(
+            "training set %s v%d holds %d synthetic events and %d real ones, more than %d times as many: %s (now %d)",
+            name,
+            version,
+            synthetic,
+            real,
+            _MANY,
+            "lower [generation] events_per_source_event",
+            settings.generation.events_per_source_event,
+        )
 
 
 def _inputs(
