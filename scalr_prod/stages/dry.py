@@ -86,7 +86,7 @@ def dry_run(settings: Settings, graph: Iterable[Stage], *, whole: bool = False) 
     if whole and (not_generated := why_not_generated(settings)):
         found = _dry_run(settings, [stage for stage in graph if stage.name not in OF_RUN], plan=False)
         left_out = {stage.name: "leave out" for stage in graph if stage.name in OF_RUN and not stage.light}
-        would = {stage.name: (found.stages | left_out)[stage.name] for stage in graph if not stage.light}
+        would = {stage.name: (dict(found.stages) | left_out)[stage.name] for stage in graph if not stage.light}
         return replace(found, run=None, why=not_generated, stages=would, not_generated=not_generated)
     return _dry_run(settings, graph)
 
