@@ -140,6 +140,7 @@ def settings_of(folder: Path, events: int) -> Settings:
         pq.write_table(pa.table(log), folder / f"{name}.parquet")
     (folder / "scalr.toml").write_text(
         '[domains.source]\nname = "source"\nevents = "source.parquet"\n[domains.target]\nname = "target"\nevents = "target.parquet"\n'
+        '[generation]\ncontexts = "events"\n'
     )
     return load_settings(folder / "scalr.toml")
 

@@ -1,6 +1,6 @@
 """How much a synthetic row should count where nobody has measured it: λ of runs without a policy.
 
-Events as `scalr run` draws them by default, a context for each source event and one draw each, on the pairs of `bench_set_aside` and of
+Events with ``contexts = "events"``, the default until ADR 0090, two draws each, on the pairs of `bench_set_aside` and of
 Amazon. ALS with one set of options, at each λ; the popularity boost of each is the best of five, for real events alone as well. Half of
 the users are target-cold. Judged on the last fifth of the training period before the 80th percentile of target time, so that no test
 slice is looked at. One thread.

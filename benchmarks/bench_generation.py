@@ -99,6 +99,7 @@ def write_settings(folder: Path, data: str, source: str, target: str) -> Path:
             f'[domains.{role}]\nname = "{name}"\nevents = "{DATA / data / name}.parquet"\n{known}'
             for role, name in (("source", source), ("target", target))
         )
+        + '[generation]\ncontexts = "events"\n'
     )
     return config
 
@@ -147,6 +148,7 @@ def make_logs(folder: Path, *, users: int = 9000, items: int = 10_000, seed: int
     config.write_text(
         '[domains.source]\nname = "kitchen"\nevents = "kitchen.parquet"\n'
         '[domains.target]\nname = "food"\nevents = "food.parquet"\n'
+        '[generation]\ncontexts = "events"\n'
     )
     return config
 

@@ -1,5 +1,7 @@
 """`scalr run` on two real domains, both directions: seconds, and the peak memory of all its processes together.
 
+Each source event is a context, which is the most work for these logs.
+
 Needs the food and kitchen logs (SCALR_TEST_DATA, or ../shared/data beside the checkout); says so where they are absent.
 Limits: 600 s and 4 GiB a direction, on two cores.
 """
@@ -68,7 +70,7 @@ def beside_each_other(module: str) -> dict:
 
 def run_direction(data: Path, source: str, target: str, scratch: Path) -> dict:
     """One direction in a fresh home: seconds by stage, peak memory, and what was published."""
-    config = write_settings(data, source, target, scratch)
+    config = write_settings(data, source, target, scratch, '[generation]\ncontexts = "events"\n')
     command = [str(Path(sys.executable).with_name("scalr")), "--quiet", "run", "--config", str(config), "--json"]
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

@@ -182,7 +182,7 @@ def write_logs(folder: Path, events: int) -> None:
         pq.write_table(pa.table(log), folder / f"{name}.parquet")
     (folder / "scalr.toml").write_text(
         "".join(f'[domains.{name}]\nname = "{name}"\nevents = "{name}.parquet"\n' for name in ("source", "target"))
-        + f"[generation]\nstart = {START.isoformat()}\nend = {(START + timedelta(days=DAYS)).isoformat()}\n"
+        + f'[generation]\ncontexts = "events"\nstart = {START.isoformat()}\nend = {(START + timedelta(days=DAYS)).isoformat()}\n'
         + '[serving]\nscorer = "local"\n[compute]\nworkers = 1\n[translator]\nthreads = 1\n[quality]\nmin_information = 0\n'
     )
 

@@ -128,7 +128,7 @@ def _driver(config: str, version: int, address: str, stop) -> None:
     """One run after the other; what it staged is removed, as it would be once it is published."""
     runs = events = 0
     while not stop.is_set():
-        wanted = {"seed": runs, "partitions": 4, "start": WINDOW, "batch_size": 256}
+        wanted = {"contexts": "events", "seed": runs, "partitions": 4, "start": WINDOW, "batch_size": 256}
         settings = load_settings(config, **THREADS, compute={"dask": address}, generation=wanted)
         spec = plan_run(settings, version=version)
         events += generate(settings, spec).events

@@ -86,7 +86,14 @@ def run(folder: Path, workers: int, contexts: float = 1.0) -> dict[str, float]:
     settings = load_settings(
         folder / "scalr.toml",
         compute={"workers": workers},
-        generation={"start": START, "end": end, "as_of": known, "partitions": workers * TASKS_A_WORKER, "align": False},
+        generation={
+            "contexts": "events",
+            "start": START,
+            "end": end,
+            "as_of": known,
+            "partitions": workers * TASKS_A_WORKER,
+            "align": False,
+        },
     )
     spec = plan_run(settings)
     peak, driver, others, started = PeakMemory(os.getpid()), own_cpu(), below_cpu(), time.perf_counter()

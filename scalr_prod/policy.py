@@ -25,7 +25,16 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["SEGMENTS", "Followed", "Policy", "follow_policy", "logs_digest", "policy_path", "settings_digest"]
+__all__ = [
+    "SEGMENTS",
+    "Followed",
+    "Policy",
+    "follow_policy",
+    "logs_digest",
+    "policy_path",
+    "settings_digest",
+    "why_not_generated",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -120,18 +129,51 @@ def policy_path(settings: Settings) -> Path:
 
 
 def follow_policy(settings: Settings) -> tuple[Settings, Followed | None]:
-    """Apply the project's policy to the settings, and say what it changed; without a policy return the settings unchanged.
+    """Apply the project's policy to the settings, log it, and return what it changed; without a policy return the settings unchanged.
 
     Raises:
         EvaluationError: The file is not a valid policy.
     """
+    found, followed = _with_policy(settings)
+    if followed is not None and not followed.followed:
+        logger.warning("the policy at %s is not followed: %s", followed.path, followed.reason)
+    elif followed is not None:
+        logger.info(
+            "policy of %s followed (%s): %s%s",
+            followed.path,
+            followed.reason,
+            ", ".join(f"{key} = {value}" for key, value in followed.applied.items()) or "nothing",
+            f"; already set, not changed: {', '.join(followed.overruled)}" if followed.overruled else "",
+        )
+    return found, followed
+
+
+def why_not_generated(settings: Settings) -> str | None:
+    """Return why a run generates no event: λ is 0 for all users, so that no training set would hold one. None: some λ is above 0.
+
+    Raises:
+        EvaluationError: The policy file is not a valid policy.
+    """
+    found, _ = _with_policy(settings)
+    options = found.training_set
+    if any(options.lambdas):
+        return None
+    if options.synthetic_weight == 0:
+        where = "[training_set] synthetic_weight"
+    elif "training_set.segment_weights" in settings.named:
+        where = "[training_set] segment_weights"
+    else:
+        where = f"the policy at {policy_path(settings)}"
+    return f"λ is 0 for all users by {where}: no event is generated or published, and a training set holds real events alone"
+
+
+def _with_policy(settings: Settings) -> tuple[Settings, Followed | None]:
     path = policy_path(settings)
     if not path.exists():
         return settings, None
     policy = Policy.read(path)
     if policy.settings != settings_digest(settings):
         reason = "it was measured under other domains, translator or contexts: run scalr evaluate again"
-        logger.warning("the policy at %s is not followed: %s", path, reason)
         return settings, Followed(str(path), followed=False, reason=reason, applied={}, overruled=[])
     proposed: dict[str, dict[str, Any]] = {
         "generation": {
@@ -154,13 +196,6 @@ def follow_policy(settings: Settings) -> tuple[Settings, Followed | None]:
     applied = {f"{section}.{key}": value for section, values in unset.items() for key, value in values.items()}
     overruled = [name for section, values in proposed.items() for key in values if (name := f"{section}.{key}") in named]
     reason = "as measured" if policy.logs == logs_digest(settings) else "the logs have changed since it was measured"
-    logger.info(
-        "policy of %s followed (%s): %s%s",
-        path,
-        reason,
-        ", ".join(f"{key} = {value}" for key, value in applied.items()) or "nothing",
-        f"; already set, not changed: {', '.join(overruled)}" if overruled else "",
-    )
     return settings.model_copy(update=changed), Followed(
         str(path), followed=True, reason=reason, applied=applied, overruled=overruled
     )

@@ -168,10 +168,12 @@ class Project:
     def run(self) -> stages.PipelineReport:
         """Everything, from two logs to a published feature view and a training set beside it.
 
+        Where λ is 0 for all users (by the policy or the settings), no event is generated or published.
+
         Raises:
             ScalrError: Any stage's, with the stage and the run named.
         """
-        return stages.PipelineReport.of(self._walk(stages.path()))
+        return stages.PipelineReport.of(self._walk(stages.path(), whole=True))
 
     def dry_run(self, stage: str | None = None) -> stages.DryRun:
         """What `run` would do, and about how long it would take by the rates of former runs; nothing is written.
@@ -183,7 +185,8 @@ class Project:
             The run's window, users and contexts where they are known; of each stage whether it would be done, and its seconds where former
             runs tell.
         """
-        return stages.dry_run(self.settings, stages.path() if stage is None else stages.step(stage))
+        graph = stages.path() if stage is None else stages.step(stage)
+        return stages.dry_run(self.settings, graph, whole=stage is None)
 
     def ingest(self, domain: str | None = None, *, replace: datetime | None = None) -> IngestReport:
         """Read the logs into the lake; reading the same input twice adds nothing.

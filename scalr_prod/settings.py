@@ -62,10 +62,10 @@ class Settings(BaseSettings):
     users: UserMapSettings = UserMapSettings()
     histories: HistorySettings = HistorySettings()
     translator: TranslatorSettings = Field(default_factory=TranslatorSettings)
-    generation: GenerationSettings = GenerationSettings()
+    # Factories: some defaults depend on which keys are set, and an instance as default would count as all keys set.
+    generation: GenerationSettings = Field(default_factory=GenerationSettings)
     quality: QualitySettings = QualitySettings()
     publication: PublicationSettings = PublicationSettings()
-    # A factory: the task's defaults depend on which keys are set, and an instance as default would count as all keys set.
     training_set: TrainingSetSettings = Field(default_factory=TrainingSetSettings)
     experiment: ExperimentSettings = ExperimentSettings()
     retention: RetentionSettings = RetentionSettings()

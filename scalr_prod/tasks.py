@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 import subprocess
 from datetime import datetime
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from scalr_prod.settings import Settings
 
 __all__ = ["COMMAND", "TASKS", "perform", "perform_elsewhere"]
+
+logger = logging.getLogger(__name__)
 
 #: Names the `scalr` command of another environment, which does the tasks then.
 COMMAND: Final = "SCALR_COMMAND"
@@ -123,10 +126,25 @@ def _told(run: Any) -> dict[str, str]:
     return {"run_id": run.run_id, **{name: getattr(run, name).isoformat() for name in ("start", "end", "as_of")}}
 
 
+def _not_generated(settings: Settings) -> dict[str, Any] | None:
+    """The window, where no event is generated for it since λ is 0; it is announced, so that a training set of real events is built."""
+    from scalr_prod.policy import why_not_generated
+
+    why, window = why_not_generated(settings), settings.generation
+    if why is None:
+        return None
+    logger.info("%s", why)
+    return {"run_id": None} | {name: getattr(window, name).isoformat() for name in ("start", "end", "as_of")}
+
+
 def _events(call: Mapping[str, Any]) -> dict[str, Any]:
     """A stage of the day's run; the last one tells of the windows that were published."""
-    stage = call["stage"]
-    job = _do_stages(call, _window_settings(call, *window_of(call)), stage)
+    from scalr_prod.stages import OF_RUN
+
+    stage, settings = call["stage"], _window_settings(call, *window_of(call))
+    if stage in OF_RUN and call.get("run_id") is None and (window := _not_generated(settings)):
+        return {"run_id": None, **({"announced": [window]} if stage == "late" else {})}
+    job = _do_stages(call, settings, stage)
     report = job.reports.get(stage)
     done = {"run_id": job.run_id, **(report.to_json() if report else {})}
     if stage == "late":
@@ -136,8 +154,10 @@ def _events(call: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _window(call: Mapping[str, Any]) -> dict[str, Any]:
-    """A window of a backfill, as far as its publication."""
+    """A window of a backfill, as far as its publication. Nothing is done where λ is 0."""
     settings = _window_settings(call, *map(datetime.fromisoformat, call["window"]))
+    if window := _not_generated(settings):
+        return window
     return _told(_do_stages(call, settings, "generate", "validate", "publish").run())
 
 

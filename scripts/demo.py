@@ -43,7 +43,6 @@ items = "target_items.parquet"
 
 [generation]
 start = {start}
-events_per_source_event = 1
 """
 
 
@@ -107,7 +106,7 @@ def _show(folder: Path, report: dict[str, Any], seconds: float) -> None:
     database = duckdb.connect(config={"threads": 2})
     database.register("synthetic", DeltaTable(str(home / "lake" / "synthetic_target_events")).to_pyarrow_dataset())
     rows = database.execute(
-        f"""SELECT s.user_id, s.event_timestamp, a.title, b.title, s.probability
+        f"""SELECT s.user_id, s.source_event_timestamp, a.title, b.title, s.probability
             FROM synthetic s JOIN '{folder / "source_items"}.parquet' a ON a.item_id = s.source_item_id
             JOIN '{folder / "target_items"}.parquet' b ON b.item_id = s.item_id
             ORDER BY md5(s.event_id) LIMIT {SAMPLES}"""

@@ -134,7 +134,11 @@ def make_two_domains(
 
 
 def write_toml(domains: TwoDomains, extra: str = "", *, items: bool = True) -> Path:
-    """A scalr.toml beside the logs, small enough for tests: two folds, short training."""
+    """A scalr.toml beside the logs, small enough for tests: two folds, short training; each source event is a context, unless said."""
+    section, events = "[generation]\n", 'contexts = "events"\n'
+    if "contexts = " not in extra:
+        extra = extra.replace(section, section + events)
+    generation = "" if section in extra else section + events
     source_items = 'items = "si.parquet"' if items else ""
     target_items = 'items = "ti.parquet"' if items else ""
     path = domains.folder / "scalr.toml"
@@ -147,7 +151,7 @@ events = "s.parquet"
 name = "dishes"
 events = "t.parquet"
 {target_items}
-[translator]
+{generation}[translator]
 folds = 2
 dim = 16
 epochs = 2

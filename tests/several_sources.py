@@ -25,6 +25,7 @@ scorer = "local"
 [compute]
 workers = 1
 [generation]
+contexts = "events"
 partitions = 2
 [translator]
 folds = 2

@@ -121,7 +121,7 @@ def settings_again(settings: Settings, window: LateWindow) -> tuple[Settings, in
         standing = {one.run_id: one for one in ledger.standing_publications()}
     canary = Canary.of_publication(standing[spec.run_id].canary if spec.run_id in standing else None)
     users = settings.experiment.model_copy(update={"canary": canary.share if canary else 0.0})
-    of_then = {"mode": spec.mode, "seed": spec.seed, "shortlist": None, **spec.settings["generation"]}
+    of_then = {"mode": spec.mode, "seed": spec.seed, "contexts": "events", "shortlist": None, **spec.settings["generation"]}
     times = {"start": window.start, "end": window.end, "as_of": window.as_of}
     generation = settings.generation.model_copy(update=of_then | times)
     again = settings.model_copy(update={"generation": generation, "experiment": users})

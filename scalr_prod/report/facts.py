@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
 from scalr_prod.errors import FeatureStoreError, LakeError, ReportError, TranslatorError
 from scalr_prod.explain import explain_rows
+from scalr_prod.policy import why_not_generated
 from scalr_prod.quality.drift import held_in
 from scalr_prod.report.samples import Sample, translations
 from scalr_prod.stages.spent import spent_of
@@ -77,6 +78,7 @@ class RunFacts:
         spent: By stage, ``seconds`` and ``memory_mb``; empty for a run of a former version.
         translator: The translator version's own measurements; empty where the version is gone.
         policy: What the last evaluation decided; None where there was none.
+        not_generated: Why runs generate no event as the settings and the policy are now; None: they do.
         history: The ledger's lines on this run.
     """
 
@@ -96,6 +98,7 @@ class RunFacts:
     spent: Mapping[str, Mapping[str, Any]]
     translator: Mapping[str, Any]
     policy: Mapping[str, Any] | None
+    not_generated: str | None
     history: Sequence[Mapping[str, Any]]
 
 
@@ -142,6 +145,7 @@ def collect(settings: Settings, ledger: Ledger, run_id: str) -> RunFacts:
         spent=spent_of(settings, run_id),
         translator=_json(settings.home / "models" / "translator" / str(run.spec.translator_version) / "manifest.json"),
         policy=_policy(settings),
+        not_generated=why_not_generated(settings),
         history=[change.to_json() for change in ledger.history(run_id)],
     )
 
@@ -190,7 +194,7 @@ def _funnel(generation: Mapping[str, Any], gate: Mapping[str, Any], published: i
     dropped = {reason: count for reason, count in generation["dropped"].items() if count}
     words = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in dropped.items())
     steps = [
-        {"step": "contexts", "rows": generation["contexts"], "note": "distinct source events that were translated"},
+        {"step": "contexts", "rows": generation["contexts"], "note": "source events or users that were translated"},
         {"step": "draws", "rows": generation["drawn"], "note": "asked of the translator"},
         {"step": "staged", "rows": generation["events"], "note": f"dropped: {words}" if words else "nothing was dropped"},
     ]

@@ -88,10 +88,13 @@ class GenerationSettings(Section):
         default=None, description="nothing that became known later is read; default: the window's end"
     )
     contexts: Literal["events", "users"] = Field(
-        default="events", description="translate every source event at its time, or every user once at the window's end"
+        default="users", description="translate every user once at the window's end, or every source event at its time"
     )
     events_per_source_event: int = Field(
-        default=2, ge=1, le=100, description="synthetic events that are drawn for each source event, at most"
+        default=20,
+        ge=1,
+        le=100,
+        description='synthetic events that are drawn for each context (a user, or a source event), at most; 2 with contexts = "events"',
     )
     temperature: float = Field(default=1.0, gt=0, le=100, description="1 samples from P; towards 0 it becomes top-k")
     min_lift: float = Field(default=1.0, ge=0, description="drop draws with P(i|context) < min_lift * P(i)")
@@ -123,6 +126,13 @@ class GenerationSettings(Section):
         default="at_window_end",
         description="what a window that is published again may know: what it knew then, or all that this run knows",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_contexts(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("contexts") == "events":
+            return {"events_per_source_event": 2} | data
+        return data
 
     @model_validator(mode="after")
     def _window(self) -> Self:

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.contracts import Table
 from scalr_prod.errors import EmptyWindow
+from scalr_prod.stages.job import OF_RUN
 from scalr_prod.stages.walking import needed, states
 
 if TYPE_CHECKING:
@@ -40,9 +41,10 @@ class DryRun:
         run: The window, contexts and users; None: not known before the logs are read.
         why: Why it is not known.
         stages: Each stage that takes time. ``make``: it would be done. ``look``: what it makes is there, and it would look for what is
-            new, rows of a log or other settings, and make that; only the stage itself can tell.
+            new, rows of a log or other settings, and make that; only the stage itself can tell. ``leave out``: λ is 0 for all users.
         seconds: Estimated for stages that would be done, where former runs of the project were measured.
         measured: What the estimate rests on, in words.
+        not_generated: Why no event would be generated; None: events would be.
     """
 
     run: Foreseen | None
@@ -50,12 +52,14 @@ class DryRun:
     stages: Mapping[str, str]
     seconds: Mapping[str, float]
     measured: str
+    not_generated: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
         run = {"window": self.why} if self.run is None else self.run.to_json()
         missing = [name for name, would in self.stages.items() if would == "make" and name not in self.seconds]
         return {
+            **({"not_generated": self.not_generated} if self.not_generated else {}),
             **run,
             "stages": dict(self.stages),
             "seconds": dict(self.seconds),
@@ -65,21 +69,31 @@ class DryRun:
         }
 
 
-def dry_run(settings: Settings, graph: Iterable[Stage]) -> DryRun:
+def dry_run(settings: Settings, graph: Iterable[Stage], *, whole: bool = False) -> DryRun:
     """Look at what a walk would find.
 
     Args:
         settings: The project's settings.
         graph: The stages.
+        whole: They are those of a whole run, which generates no event where λ is 0 for all users.
 
     Raises:
         ScalrError: The lake or the ledger is there, and cannot be read.
     """
-    from scalr_prod.policy import follow_policy
+    from scalr_prod.policy import follow_policy, why_not_generated
 
     settings, _ = follow_policy(settings)
+    if whole and (not_generated := why_not_generated(settings)):
+        found = _dry_run(settings, [stage for stage in graph if stage.name not in OF_RUN], plan=False)
+        left_out = {stage.name: "leave out" for stage in graph if stage.name in OF_RUN and not stage.light}
+        would = {stage.name: (dict(found.stages) | left_out)[stage.name] for stage in graph if not stage.light}
+        return replace(found, run=None, why=not_generated, stages=would, not_generated=not_generated)
+    return _dry_run(settings, graph)
+
+
+def _dry_run(settings: Settings, graph: Iterable[Stage], *, plan: bool = True) -> DryRun:
     graph = [stage for stage in graph if not stage.light]
-    found, why = _foreseen(settings)
+    found, why = _foreseen(settings) if plan else (None, None)
     if not _has_ledger(settings):
         done = {stage.name: not _of_ledger(stage.name) and settings.home.is_dir() and stage.done(settings) for stage in graph}
         would = {name: "look" if there else "make" for name, there in done.items()}
@@ -89,7 +103,7 @@ def dry_run(settings: Settings, graph: Iterable[Stage]) -> DryRun:
     done = {state.stage: state.done for state in states(settings)}
     with Ledger.open(settings) as ledger:
         runs = ledger.runs(limit=_LOOKED_AT)
-        if found is None or not runs or not found.is_run(settings, runs[0].spec):  # another run would be planned
+        if plan and (found is None or not runs or not found.is_run(settings, runs[0].spec)):  # another run would be planned
             done |= dict.fromkeys((name for name in done if name == "plan" or "plan" in needed(name)), False)
         rates = _rates(ledger, runs)
     would = {stage.name: "look" if done[stage.name] else "make" for stage in graph}

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from scalr_prod.errors import ScalrError
 from scalr_prod.jsonable import Jsonable
@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from scalr_prod.ledger import RunSpec
     from scalr_prod.settings import Settings
 
-__all__ = ["Job", "PipelineReport", "Report", "Stage", "StageState"]
+__all__ = ["OF_RUN", "Job", "PipelineReport", "Report", "Stage", "StageState"]
+
+
+#: Stages whose work is of a run. A whole run leaves them out where λ is 0 for all users.
+OF_RUN: Final = ("plan", "generate", "validate", "publish", "late")
 
 
 class Report(Protocol):
@@ -38,6 +42,8 @@ class Job:
         trained_until: The translator reads nothing from then on (UTC); None: by ``[generation] mode``.
         version: The translator version to generate with; ``translator`` sets it. None: the latest trained.
         cause: Why a run is planned, for the ledger's history.
+        whole: It is a whole run, which generates no event where λ is 0 for all users; whoever asks for a stage alone gets it.
+        not_generated: Why no event is generated; the stage ``policy`` of a whole run sets it. None: events are generated.
         spec: The run; ``plan`` sets it.
         seconds: Wall-clock seconds by stage.
         memory_mb: By stage, the peak of this process's memory by its end, in MiB; None where it is not known.
@@ -51,6 +57,8 @@ class Job:
     trained_until: datetime | None = None
     version: int | None = None
     cause: str = "planned"
+    whole: bool = False
+    not_generated: str | None = None
     spec: RunSpec | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     memory_mb: dict[str, int | None] = field(default_factory=dict)
@@ -121,6 +129,7 @@ class StageState(Jsonable):
         makes: What that is.
         command: The command that does it.
         stale: Why what is there is out of date, though it was made; None: it is not.
+        not_generated: Why `scalr run` leaves the stage out; None: it does not.
     """
 
     stage: str
@@ -128,6 +137,7 @@ class StageState(Jsonable):
     makes: str
     command: str
     stale: str | None = None
+    not_generated: str | None = None
 
 
 @dataclass(frozen=True)
@@ -135,18 +145,20 @@ class PipelineReport(Jsonable):
     """What one whole run came to.
 
     Attributes:
-        run_id: The run.
+        run_id: The run; None where no event was generated.
         seconds: Wall-clock seconds by stage.
         stages: Each stage's own report.
+        not_generated: Why no event was generated; None: events were.
     """
 
-    run_id: str
+    run_id: str | None
     seconds: dict[str, float]
     stages: dict[str, dict[str, Any]] = field(repr=False)
+    not_generated: str | None = None
 
     @classmethod
     def of(cls, job: Job) -> PipelineReport:
-        """Of a job whose run is done.
+        """Of a job whose run is done, or that generates no event.
 
         Args:
             job: With the reports of its stages.
@@ -154,11 +166,13 @@ class PipelineReport(Jsonable):
         Returns:
             The run's id, and what each stage came to.
         """
-        return cls(job.run().run_id, dict(job.seconds), {name: report.to_json() for name, report in job.reports.items()})
+        reports = {name: report.to_json() for name, report in job.reports.items()}
+        run_id = None if job.not_generated else job.run().run_id
+        return cls(run_id, dict(job.seconds), reports, job.not_generated)
 
     def for_people(self) -> dict[str, Any]:
         """What fits on a screen: a line for each step. All of it is in `to_json`, and in the page of ``scalr report``."""
-        facts: dict[str, Any] = {"run_id": self.run_id}
+        facts: dict[str, Any] = {"no events": self.not_generated} if self.not_generated else {"run_id": self.run_id}
         for side, log in self.stages.get("ingest", {}).items():
             if side == "common_users":
                 facts["users of both"] = log
@@ -179,5 +193,7 @@ class PipelineReport(Jsonable):
             facts["its folder"] = made["path"]
         return facts | {
             "seconds": round(sum(self.seconds.values()), 1),
-            "next": "scalr report, and scalr evaluate: does it help?",
+            "next": "scalr evaluate, once there are more events"
+            if self.not_generated
+            else "scalr report, and scalr evaluate: does it help?",
         }

@@ -7,12 +7,13 @@ import logging
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from scalr_prod.contracts import Table
 from scalr_prod.errors import TranslatorNotFound
 from scalr_prod.jsonable import Jsonable
 from scalr_prod.replacements import REPLACED, stale_since
+from scalr_prod.stages.job import OF_RUN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["CorrectedWindow", "stale_publications", "stale_stages", "stale_version"]
 
 logger = logging.getLogger(__name__)
-
-#: Stages whose work is of a run.
-_OF_RUN: Final = ("plan", "generate", "validate", "publish", "late")
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ def stale_stages(settings: Settings) -> dict[str, str]:
         if (since := _stale_version_since(settings, lake)) is not None:
             found["translator"] = _reason(since)
     if runs and (since := _stale_run_since(lake, runs[0].spec)) is not None:
-        found |= dict.fromkeys(_OF_RUN, _reason(since))
+        found |= dict.fromkeys(OF_RUN, _reason(since))
     elif others := stale_publications(settings):
         found["late"] = f"{len(others)} published windows were made from events that have been replaced since"
     if sets and (since := _stale_set_since(lake, sets[-1])) is not None:

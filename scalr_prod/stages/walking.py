@@ -5,17 +5,17 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING
 
-from scalr_prod.errors import ScalrError
+from scalr_prod.errors import EvaluationError, ScalrError
 from scalr_prod.interrupts import Interrupted, raise_what_was_lost
 from scalr_prod.logs import about
 from scalr_prod.progress import Heartbeat, beating, lines_every
 from scalr_prod.resident import give_back, peak_mb
 from scalr_prod.stages.graph import GRAPH
 from scalr_prod.stages.hooks import StageScope, run_hooks, stage_hooks
-from scalr_prod.stages.job import Job, PipelineReport, StageState
+from scalr_prod.stages.job import OF_RUN, Job, PipelineReport, StageState
 from scalr_prod.stages.spent import note_spent
 from scalr_prod.stages.stale import stale_stages
 
@@ -51,7 +51,7 @@ def step(*names: str) -> tuple[Stage, ...]:
 
 
 def walk(job: Job, stages: Iterable[Stage]) -> Job:
-    """Do stages, one after the other; gives the job back.
+    """Do stages, one after the other; gives the job back. Those of a run are left out where the job generates no event.
 
     Raises:
         ScalrError: Any stage's, with the stage and the run named.
@@ -59,6 +59,8 @@ def walk(job: Job, stages: Iterable[Stage]) -> Job:
     lines = lines_every(job.settings.logging.heartbeat_s, bars=job.progress)
     with about(project=job.settings.project_name), lines, run_hooks():
         for stage in stages:
+            if job.not_generated and stage.name in OF_RUN:
+                continue
             started = time.perf_counter()
             scope = StageScope(job.settings, stage.name, run_id=lambda: job.run_id, light=stage.light)
             with stage_hooks(scope), at_stage(stage.name, job.run_id):
@@ -86,11 +88,22 @@ def resume_run(settings: Settings, run_id: str, *, progress: bool = False) -> Pi
 
 
 def states(settings: Settings) -> list[StageState]:
-    """Which stages are done, in their order, and why what is there is stale, where it is."""
-    stale = stale_stages(settings)
+    """Which stages are done, in their order; why what is there is stale, where it is; and why `scalr run` leaves a stage out."""
+    from scalr_prod.policy import why_not_generated
+
+    stale, left_out = stale_stages(settings), {}
+    with suppress(EvaluationError):  # `scalr run` reports a broken policy
+        if why := why_not_generated(settings):
+            left_out = dict.fromkeys(OF_RUN, why)
+    stale = {name: reason for name, reason in stale.items() if name not in left_out}
     return [
         StageState(
-            stage.name, stage.done(settings) and stage.name not in stale, stage.makes, stage.command, stale.get(stage.name)
+            stage.name,
+            stage.done(settings) and stage.name not in stale,
+            stage.makes,
+            stage.command,
+            stale.get(stage.name),
+            left_out.get(stage.name),
         )
         for stage in GRAPH
     ]

@@ -54,10 +54,14 @@ def feast(job: Job) -> None:
 
 
 def policy(job: Job) -> Report | None:
-    """Put the home's policy in the settings."""
-    from scalr_prod.policy import follow_policy
+    """Put the home's policy in the settings; a whole run looks whether any event would weigh something."""
+    from scalr_prod.policy import follow_policy, why_not_generated
 
     job.settings, followed = follow_policy(job.settings)
+    if job.whole:
+        job.not_generated = why_not_generated(job.settings)
+        if job.not_generated:
+            logger.info("%s", job.not_generated)
     return followed
 
 

@@ -59,6 +59,8 @@ _TABLES: Final = (
 #: Increase this when equal inputs would give other rows than before.
 _LAYOUT: Final = 4
 _LOCK_TIMEOUT_S: Final = 3600
+#: Warn above this many synthetic events for each real one: more slow training down, and were no better where measured (docs/adr/0090).
+_MAX_SYNTHETIC_RATIO: Final = 10
 #: Settings that have no effect without external features.
 _EXTERNAL: Final = ("features", "features_repo", "feature_keys")
 #: Settings that do not affect rows (``task`` only requires negatives), or that `_inputs` resolves: the window, and λ.
@@ -124,8 +126,7 @@ def _build(settings: Settings, home: Path, *, progress: bool) -> TrainingSetRepo
     counts = {
         key: manifest[key] for key in ("rows", "real", "synthetic", "negatives", "missing_negatives", "synthetic_unknown")
     }
-    if not counts["synthetic"]:
-        logger.warning("training set %s v%d has no synthetic event", settings.training_set.name, version)
+    _warn_of_volume(settings, version, counts["real"], counts["synthetic"])
     return TrainingSetReport(
         name=settings.training_set.name,
         version=version,
@@ -137,6 +138,23 @@ def _build(settings: Settings, home: Path, *, progress: bool) -> TrainingSetRepo
         policy=followed.to_json() if followed else None,
         **counts,
     )
+
+
+def _warn_of_volume(settings: Settings, version: int, real: int, synthetic: int) -> None:
+    name = settings.training_set.name
+    if not synthetic:
+        logger.warning("training set %s v%d holds no synthetic event", name, version)
+    elif synthetic > _MAX_SYNTHETIC_RATIO * real:
+        logger.warning(
+            "training set %s v%d holds %d synthetic events and %d real ones, more than %d times as many: %s (now %d)",
+            name,
+            version,
+            synthetic,
+            real,
+            _MAX_SYNTHETIC_RATIO,
+            "lower [generation] events_per_source_event",
+            settings.generation.events_per_source_event,
+        )
 
 
 def _inputs(

@@ -38,6 +38,7 @@ def settings_file(data: Path, source: str, target: str, folder: Path, one_in: in
         f'[domains.source]\nname = "{source}"\nevents = "{folder / source}.parquet"\n{items}\n'
         f'[domains.target]\nname = "{target}"\nevents = "{folder / target}.parquet"\n{items}\n'
         "[translator]\nepochs = 1\n"  # what leaks does not hang on how long is trained
+        '[generation]\ncontexts = "events"\n'  # what is checked is each source event's own moment
         "[quality]\nmin_information = 0\n"  # nor on whether so few users show that there is something to translate
     )
     assert len(path.read_text().splitlines()) < 20

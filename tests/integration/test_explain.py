@@ -32,7 +32,8 @@ def published(trained_home, folder, here, **generation):
     shutil.rmtree(folder / ".scalr" / "feature_repo", ignore_errors=True)
     path = folder / trained_home.name
     told = "".join(f"{name} = {value}\n" for name, value in generation.items())
-    path.write_text(path.read_text() + f'[generation]\npartitions = 2\n{told}[serving]\nscorer = "local"\n')
+    text = path.read_text().replace("[generation]\n", f"[generation]\npartitions = 2\n{told}")
+    path.write_text(text + '[serving]\nscorer = "local"\n')
     apply_feature_repo(load_settings(path))
     settings = load_settings(path, compute={"workers": 1, "dask": here})
     spec = plan_run(settings, version=2)

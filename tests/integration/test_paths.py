@@ -69,7 +69,9 @@ def test_a_run_a_training_set_and_upkeep_in_a_folder_with_blanks(trained_home, t
     shutil.copytree(trained_home.parent, folder)
     shutil.rmtree(folder / ".scalr" / "feature_repo", ignore_errors=True)
     config = folder / trained_home.name
-    config.write_text(config.read_text() + '[generation]\npartitions = 2\n[serving]\nscorer = "local"\n')
+    config.write_text(
+        config.read_text().replace("[generation]\n", "[generation]\npartitions = 2\n") + '[serving]\nscorer = "local"\n'
+    )
     settings = load_settings(config, compute={"workers": 1, "dask": here})
     apply_feature_repo(settings)
     with Project(settings) as project:

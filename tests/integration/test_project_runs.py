@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -11,6 +12,7 @@ from support.small import LOCAL, lean
 from scalr_prod import Project, stages
 from scalr_prod.contracts import Table
 from scalr_prod.ledger import RunState, run_folder
+from scalr_prod.tasks import perform
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("at_hand")]
 
@@ -111,3 +113,35 @@ def test_a_dry_run_tells_what_would_be_done_and_leaves_the_home_as_it_is(two_run
 
 def files_of(folder):
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_where_synthetic_events_weigh_nothing_none_is_generated(make_project, tmp_path, caplog):
+    """By `Project.run` and by the scheduler's tasks; who asks for events gets them, and what was published stays."""
+    caplog.set_level("INFO", logger="scalr_prod")
+    config = lean(make_project(tmp_path / "logs", LOCAL, users=60).base / "scalr.toml")
+    with Project.open(config, training_set={"synthetic_weight": 0}) as project:
+        report = project.run()
+        assert (report.run_id, list(report.stages)) == (None, ["ingest", "histories", "translator", "dataset"])
+        assert report.stages["dataset"]["real"] > report.stages["dataset"]["synthetic"] == 0
+        assert "λ is 0 for all users by [training_set] synthetic_weight" in report.to_json()["not_generated"]
+        assert caplog.messages.count(report.not_generated) == 1
+        assert project.runs() == []
+
+        asked = project.generate().run_id
+        assert project.resume(asked).stages["publish"]["outcome"] == "published"
+        published = rows_of(project, asked)
+        assert len(published) > 0
+        assert project.run().run_id is None
+        pd.testing.assert_frame_equal(rows_of(project, asked), published)
+        page = project.report(asked).path
+    first, _, _ = Path(page).read_text(encoding="utf-8").partition("<dl>")
+    assert first.index("New runs generate nothing.") < first.rindex('<p class="verdict')
+
+    config.write_text(config.read_text() + "[training_set]\nsynthetic_weight = 0\n")
+    window_told = {name: value.isoformat() for name, value in window(0).items() if name != "mode"}
+    call = {"params": {"config": str(config), "mode": "causal", **window_told}, "run_id": None}
+    done = {stage: perform("events", call | {"stage": stage}) for stage in ("generate", "validate", "publish", "late")}
+    announced = {"run_id": None} | window_told
+    assert done.pop("late") == {"run_id": None, "announced": [announced]}
+    assert list(done.values()) == [{"run_id": None}] * 3
+    assert perform("window", call | {"window": [window_told["start"], window_told["end"]]}) == announced

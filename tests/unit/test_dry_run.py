@@ -44,3 +44,24 @@ def test_what_is_there_is_told_from_what_is_missing(project, settings):
     assert found["not_measured"] == ["translator", "generate", "validate", "publish", "late", "dataset"]
     assert told(project, "generate")["stages"] == {"generate": "make"}
     assert files_of(settings.home) == before
+
+
+def test_where_synthetic_events_weigh_nothing_a_run_would_generate_none(settings_with):
+    project = settings_with("[training_set]\nsynthetic_weight = 0\n")
+    with Project.open(project) as opened:
+        opened.ingest()
+        opened.histories()
+    found = told(project, "run")
+    assert "λ is 0 for all users by [training_set] synthetic_weight" in found["not_generated"]
+    assert found["window"] == found["not_generated"]
+    assert found["stages"] == {
+        **dict.fromkeys(("ingest", "histories"), "look"),
+        "translator": "make",
+        **dict.fromkeys(("generate", "validate", "publish", "late"), "leave out"),
+        "dataset": "make",
+    }
+    with Project.open(project) as opened:
+        left_out = {state.stage: state.not_generated for state in opened.status() if state.not_generated}
+    assert left_out == dict.fromkeys(("plan", "generate", "validate", "publish", "late"), found["not_generated"])
+    assert told(project, "run")["stages"] == found["stages"], "a ledger is there now"
+    assert told(project, "generate")["stages"] == {"generate": "make"}

@@ -10,7 +10,7 @@ import pytest
 from conftest import write_toml
 
 from scalr_prod.errors import EvaluationError
-from scalr_prod.policy import Policy, follow_policy, logs_digest, policy_path, settings_digest
+from scalr_prod.policy import Policy, follow_policy, logs_digest, policy_path, settings_digest, why_not_generated
 from scalr_prod.settings import load_settings
 
 
@@ -63,6 +63,16 @@ def test_what_the_settings_name_wins(two_domains, monkeypatch):
     assert found.generation.events_per_source_event == 20
     assert (found.training_set.lambdas, found.training_set.segment_weights) == ((0.4, 0.4, 0.4), None)
     assert set(followed.overruled) == {"generation.temperature", "generation.min_lift", "training_set.segment_weights"}
+
+
+def test_a_policy_of_no_weight_says_that_nothing_is_generated(two_domains):
+    settings = load_settings(write_toml(two_domains))
+    policy_of(settings, helps=False, weights=(0.0, 0.0, 0.0)).write(policy_path(settings))
+    assert str(policy_path(settings)) in why_not_generated(settings)
+    assert why_not_generated(follow_policy(settings)[0]) == why_not_generated(settings)
+    weighed = load_settings(write_toml(two_domains, "[training_set]\nsynthetic_weight = 0.4\n"))
+    other = load_settings(write_toml(two_domains, '[generation]\ncontexts = "users"\n'))
+    assert why_not_generated(weighed) is why_not_generated(other) is None, "it is overruled, or not followed"
 
 
 def test_a_policy_of_other_settings_is_not_followed(two_domains, caplog):

@@ -55,6 +55,31 @@ def test_the_task_of_a_training_set_decides_whether_there_are_negatives(tmp_path
 
 
 @pytest.mark.parametrize(
+    ("lines", "contexts", "volume"),
+    [
+        ("", "users", 20),
+        ('contexts = "users"', "users", 20),
+        ('contexts = "events"', "events", 2),
+        ("events_per_source_event = 3", "users", 3),
+        ('contexts = "events"\nevents_per_source_event = 7', "events", 7),
+    ],
+)
+def test_how_many_events_are_drawn_depends_on_what_a_context_is(tmp_path, lines, contexts, volume):
+    generation = load_settings(write(tmp_path, DOMAINS + f"[generation]\n{lines}\n")).generation
+    assert (generation.contexts, generation.events_per_source_event) == (contexts, volume)
+
+
+def test_the_environment_decides_what_a_context_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("SCALR_GENERATION__CONTEXTS", "events")
+    settings = load_settings(write(tmp_path, DOMAINS))
+    assert settings.generation.events_per_source_event == 2
+    assert settings.with_sections(generation={"seed": 1}).generation.events_per_source_event == 2
+    monkeypatch.delenv("SCALR_GENERATION__CONTEXTS")
+    changed = load_settings(write(tmp_path, DOMAINS)).with_sections(generation={"contexts": "events"})
+    assert changed.generation.events_per_source_event == 2
+
+
+@pytest.mark.parametrize(
     ("named", "lambdas"),
     [
         ("", (0.03, 0.03, 0.03)),

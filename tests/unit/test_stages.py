@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from scalr_prod.errors import ScalrError
-from scalr_prod.stages import GRAPH, Job, PipelineReport, Stage, path, step, walk, work
+from scalr_prod.settings import load_settings
+from scalr_prod.stages import GRAPH, OF_RUN, Job, PipelineReport, Stage, path, step, walk, work
 
 
 def names(stages):
@@ -110,3 +111,40 @@ def test_a_report_for_people_leaves_out_what_was_not_done():
 def test_a_job_without_a_run_says_what_is_missing():
     with pytest.raises(ScalrError, match="no run is planned"):
         PipelineReport.of(Job(None))
+
+
+def test_the_stages_of_a_run_are_those_from_its_plan_to_late_events():
+    assert names(path("plan", "late")) == list(OF_RUN)
+
+
+def test_a_job_that_generates_no_event_does_the_other_stages(settings):
+    job = Job(settings, not_generated="λ is 0")
+    done = walk(job, [stage(name, lambda _: Made()) for name in ("policy", *OF_RUN, "dataset")])
+    assert list(done.reports) == ["policy", "dataset"]
+    report = PipelineReport.of(done)
+    assert (report.run_id, report.not_generated) == (None, "λ is 0")
+    shown = PipelineReport(None, {}, {}, "λ is 0").for_people()
+    assert next(iter(shown.items())) == ("no events", "λ is 0")
+
+
+@pytest.mark.parametrize(
+    ("lines", "why"),
+    [
+        ("synthetic_weight = 0", "[training_set] synthetic_weight"),
+        ("segment_weights = [0, 0, 0]\nsynthetic_weight = 2", "[training_set] segment_weights"),
+        ("segment_weights = [0, 0, 0.1]", None),
+        ("", None),
+    ],
+)
+def test_a_whole_run_generates_nothing_where_nothing_would_weigh(settings_with, caplog, lines, why):
+    caplog.set_level("INFO", logger="scalr_prod")
+    settings = load_settings(settings_with(f"[training_set]\n{lines}\n"))
+    whole, alone = Job(settings, whole=True), Job(settings)
+    for job in (whole, alone):
+        work.policy(job)
+    assert alone.not_generated is None
+    if why is None:
+        assert whole.not_generated is None
+    else:
+        assert f"λ is 0 for all users by {why}: no event is generated or published" in whole.not_generated
+        assert caplog.messages == [whole.not_generated]

@@ -1,0 +1,169 @@
+"""What a default `scalr run` brings a recommender, scored with `implicit` alone: nothing of `scalr_prod.downstream` is used.
+
+Events from the 80th percentile of target time on are the test, and half of the users' target events are hidden; neither is in the files
+that the project reads. ALS is fitted on the training set's rows with their weights, on real rows alone and on all rows, and the best of
+six settings on the test counts, the same six for each arm. Beside them the list of what is popular lately, with its best half-life.
+NDCG@20 over the whole catalogue, of all test users and of those without a target event in the files. One thread.
+
+SCALR_BENCH_PAIRS names the pairs, with commas between them (default: food_from_kitchen).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import csr_matrix
+
+from benchmarks.bench_run import DATA
+
+#: Folder, source and target.
+PAIRS = {
+    "food_from_kitchen": ("amazon_food_kitchen", "kitchen", "food"),
+    "kitchen_from_food": ("amazon_food_kitchen", "food", "kitchen"),
+    "yelp": ("yelp_restaurants_other", "source", "target"),
+}
+MODES = ("users", "events")
+FACTORS, ALPHAS = (32, 64, 128), (1.0, 10.0)
+HALF_LIVES = (7.0, 30.0, 90.0, 365.0, 3650.0)
+K, HIDDEN, SEED, DAY = 20, 0.5, 0, pd.Timedelta(days=1)
+SETTINGS = """[domains.source]
+name = "source"
+events = "source.parquet"
+timezone = "UTC"
+[domains.target]
+name = "target"
+events = "target.parquet"
+timezone = "UTC"
+[translator]
+threads = 1
+[generation]
+contexts = "{contexts}"
+[serving]
+scorer = "local"
+threads = 1
+[compute]
+workers = 1
+"""
+
+
+def main() -> dict[str, Any]:
+    """By pair and kind of context."""
+    figures: dict[str, Any] = {}
+    for name in os.environ.get("SCALR_BENCH_PAIRS", "food_from_kitchen").split(","):
+        folder, source, target = PAIRS[name]
+        if not (DATA / folder / f"{target}.parquet").exists():
+            figures[name] = {"skipped": f"the log is not in {DATA / folder}; set SCALR_TEST_DATA"}
+            continue
+        columns = ["user_id", "item_id", "timestamp"]
+        figures[name] = judge_pair(
+            *(pd.read_parquet(DATA / folder / f"{one}.parquet", columns=columns) for one in (source, target))
+        )
+    return figures
+
+
+def judge_pair(source: pd.DataFrame, target: pd.DataFrame) -> dict[str, Any]:
+    """Figures of one pair of logs."""
+    cutoff = target["timestamp"].quantile(0.8)
+    users = np.sort(target["user_id"].unique())
+    hidden = np.random.default_rng(SEED).choice(users, int(HIDDEN * len(users)), replace=False)
+    source = source[source["timestamp"] < cutoff]
+    known = target[(target["timestamp"] < cutoff) & ~target["user_id"].isin(hidden)]
+    scene = Scene(known, target[target["timestamp"] >= cutoff], source)
+    found: dict[str, Any] = {
+        "source_events": len(source),
+        "target_events": len(known),
+        "test_users": len(scene.users),
+        "cold_test_users": int(scene.cold.sum()),
+        "popular_lately": best({f"{days:g}": scene.ndcg(scene.popular(days)) for days in HALF_LIVES}),
+    }
+    for contexts in MODES:
+        with tempfile.TemporaryDirectory() as folder:
+            found[contexts] = shipped(scene, Path(folder), source, known, contexts)
+        print(f"{contexts}: {found[contexts]}", flush=True)
+    return found
+
+
+def shipped(scene: Scene, folder: Path, source: pd.DataFrame, known: pd.DataFrame, contexts: str) -> dict[str, Any]:
+    """Run the project, and fit ALS on what its training set holds."""
+    from scalr_prod import Project
+
+    source.to_parquet(folder / "source.parquet")
+    known.to_parquet(folder / "target.parquet")
+    (folder / "scalr.toml").write_text(SETTINGS.format(contexts=contexts))
+    with Project.open(folder / "scalr.toml") as project:
+        report = project.run()
+        rows = project.training_set().to_arrow(["user_id", "item_id", "weight", "is_synthetic"]).to_pandas()
+    real = rows[~rows["is_synthetic"]]
+    return {
+        "real_rows": len(real),
+        "synthetic_rows": len(rows) - len(real),
+        "synthetic_weight": round(float(rows.loc[rows["is_synthetic"], "weight"].sum() / real["weight"].sum()), 4),
+        "run_seconds": round(sum(report.seconds.values()), 1),
+        "als_real": scene.als(real),
+        "als_all": scene.als(rows),
+    }
+
+
+class Scene:
+    """Test users, the items that they had later, and scores of the catalogue."""
+
+    def __init__(self, known: pd.DataFrame, later: pd.DataFrame, source: pd.DataFrame) -> None:
+        self.known, self.until = known, known["timestamp"].max()
+        self.items = pd.Index(np.sort(known["item_id"].unique()))
+        self.had = known.groupby("user_id")["item_id"].agg(set).to_dict()
+        later = later[later["item_id"].isin(self.items)]
+        there = set(self.had) | set(source["user_id"])
+        wanted = later[later["user_id"].isin(there)].groupby("user_id")["item_id"].agg(set)
+        new = {user: items - self.had.get(user, set()) for user, items in wanted.items()}
+        self.new = {user: self.items.get_indexer(list(items)) for user, items in sorted(new.items()) if items}
+        self.users = pd.Index(list(self.new))
+        self.cold = np.array([user not in self.had for user in self.users])
+
+    def popular(self, half_life: float) -> np.ndarray:
+        """One list for everybody: [users, items]."""
+        age = (self.until - self.known["timestamp"]) / DAY
+        score = np.bincount(self.items.get_indexer(self.known["item_id"]), 0.5 ** (age / half_life), len(self.items))
+        return np.broadcast_to(score, (len(self.users), len(self.items)))
+
+    def als(self, rows: pd.DataFrame) -> dict[str, Any]:
+        """The best of all settings."""
+        from implicit.als import AlternatingLeastSquares
+
+        everyone = pd.Index(rows["user_id"].unique()).union(self.users)
+        cell = (everyone.get_indexer(rows["user_id"]), self.items.get_indexer(rows["item_id"]))
+        matrix = csr_matrix((rows["weight"].to_numpy(np.float32), cell), shape=(len(everyone), len(self.items)))
+        found = {}
+        for factors, alpha in itertools.product(FACTORS, ALPHAS):
+            model = AlternatingLeastSquares(factors=factors, alpha=alpha, random_state=SEED, num_threads=1)
+            model.fit(matrix, show_progress=False)
+            scores = np.asarray(model.user_factors)[everyone.get_indexer(self.users)] @ np.asarray(model.item_factors).T
+            found[f"factors {factors}, alpha {alpha:g}"] = self.ndcg(scores)
+        return best(found)
+
+    def ndcg(self, scores: np.ndarray) -> tuple[float, float]:
+        """NDCG@20 of all test users and of cold ones; what a user had before is not recommended."""
+        discount = 1 / np.log2(np.arange(2, K + 2))
+        reached = np.zeros(len(self.users))
+        for row, (user, items) in enumerate(self.new.items()):
+            own = np.array(scores[row], dtype=np.float64)
+            own[self.items.get_indexer(list(self.had.get(user, ())))] = -np.inf
+            top = np.argsort(-own, kind="stable")[:K]
+            reached[row] = (np.isin(top, items) * discount).sum() / discount[: len(items)].sum()
+        return float(reached.mean()), float(reached[self.cold].mean())
+
+
+def best(found: dict[str, tuple[float, float]]) -> dict[str, Any]:
+    """The settings with the highest NDCG of all users."""
+    name = max(found, key=lambda one: found[one][0])
+    return {"ndcg": round(found[name][0], 4), "ndcg_cold": round(found[name][1], 4), "settings": name}
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(), indent=2))
