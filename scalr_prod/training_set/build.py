@@ -143,10 +143,10 @@ def _build(settings: Settings, home: Path, *, progress: bool) -> TrainingSetRepo
 def _warn_of_volume(settings: Settings, version: int, real: int, synthetic: int) -> None:
     name = settings.training_set.name
     if not synthetic:
-        logger.warning("training set %s v%d holds no synthetic event", name, version)
+        logger.warning("training set %s v%d has no synthetic event", name, version)
     elif synthetic > _MAX_SYNTHETIC_RATIO * real:
         logger.warning(
-            "training set %s v%d holds %d synthetic events and %d real ones, more than %d times as many: %s (now %d)",
+            "training set %s v%d has %d synthetic events beside %d real ones, more than %d times as many: %s (now %d)",
             name,
             version,
             synthetic,
