@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs that are published for a share of users: which they are, and what makes them published for all, or for nobody."""
+"""Canary publications: runs published for a share of users, and how to widen or withdraw them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CanaryReport(Jsonable):
-    """What became of runs that were published for a share of users.
+    """Report what was done to canary publications.
 
     Attributes:
         runs: What was done, run by run.
@@ -40,7 +40,7 @@ class CanaryReport(Jsonable):
 
 
 def canaries(settings: Settings) -> list[dict[str, Any]]:
-    """Runs that are published for a share of users: ``run_id``, ``share``, ``rows``, ``start`` and ``end``, in the order of publication."""
+    """Return ``run_id``, ``share``, ``rows``, ``start`` and ``end`` of each canary publication, in order of publication."""
     with Ledger.open(settings) as ledger:
         standing = _standing(ledger)
     return [
@@ -56,7 +56,7 @@ def canaries(settings: Settings) -> list[dict[str, Any]]:
 
 
 def widen(settings: Settings, runs: Sequence[str] = (), *, share: float | None = None) -> CanaryReport:
-    """Publish for everybody what is published for a share of users: what would be there without a canary. One commit a run.
+    """Publish canary runs for all users, as if there had been no canary. One commit per run.
 
     Args:
         settings: The project's settings.
@@ -79,7 +79,7 @@ def widen(settings: Settings, runs: Sequence[str] = (), *, share: float | None =
 
 
 def withdraw(settings: Settings, runs: Sequence[str] = ()) -> CanaryReport:
-    """Take out what is published for a share of users, and bring back what it had replaced. One commit a run.
+    """Remove canary publications and restore what they had replaced. One commit per run.
 
     Args:
         settings: The project's settings.
@@ -108,7 +108,7 @@ def _chosen(settings: Settings, runs: Sequence[str]) -> list[Publication]:
 
 
 def _standing(ledger: Ledger) -> list[Publication]:
-    """Publications for a share of users of which later ones have left something, in the order in which the runs came."""
+    """Return the canary publications that later ones have not replaced entirely, in order of publication."""
     standing = ledger.standing_publications()
     came = {one.run_id: _came(ledger, one) for one in standing}
     found = []
@@ -123,7 +123,7 @@ def _standing(ledger: Ledger) -> list[Publication]:
 
 
 def _came(ledger: Ledger, publication: Publication) -> int:
-    """The version that a publication made, or the first one that it only widens."""
+    """Return the version that a publication made, or the first one that it only widens."""
     attempts = {one.attempt: one for one in ledger.publications(publication.run_id)} if publication.widens else {}
     while publication.widens is not None:
         publication = attempts[publication.widens]

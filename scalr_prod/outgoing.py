@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run's accepted rows on their way to the feature view: the files that were audited, of nobody who was forgotten."""
+"""A run's accepted rows: the audited files, without erased users and items."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["accepted_files", "accepted_rows", "count_of", "refuse_forgotten"]
 
 
 def accepted_files(settings: Settings, run_id: str) -> tuple[list[Path], int]:
-    """The files that the gate accepted, each with the checksum that it wrote down, and how many rows it accepted.
+    """Return the files that the gate accepted, after verifying their checksums, and the number of accepted rows.
 
     Raises:
         PublicationError: There is no verdict, it is no, or a file is missing or another one.
@@ -53,7 +53,7 @@ def accepted_files(settings: Settings, run_id: str) -> tuple[list[Path], int]:
 
 
 def accepted_rows(files: Sequence[Path], schema: pa.Schema, canary: Canary | None) -> Iterator[pa.RecordBatch]:
-    """The rows of accepted files, of the users of a canary; None: of everybody. Memory does not grow with the files."""
+    """Yield the rows of accepted files, of a canary's users or of all (None). Memory does not grow with the files."""
     import pyarrow.dataset as ds
 
     # Else a file is read whole before its first row is there.
@@ -65,7 +65,7 @@ def accepted_rows(files: Sequence[Path], schema: pa.Schema, canary: Canary | Non
 
 
 def count_of(files: Sequence[Path], canary: Canary) -> int:
-    """How many rows of accepted files are of the users of a canary."""
+    """Count the rows of accepted files that belong to a canary's users."""
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
@@ -74,7 +74,7 @@ def count_of(files: Sequence[Path], canary: Canary) -> int:
 
 
 def refuse_forgotten(settings: Settings, run_id: str, files: Sequence[Path]) -> None:
-    """Forgetting takes users and items out of accepted files; those of a copy that was brought back may hold them again."""
+    """Refuse files with rows of erased users or items, which a restored copy may contain again."""
     stones = Tombstones.open(settings)
     kinds: dict[Kind, tuple[str, str]] = {"user": (USER_ID, "users who"), "item": (ITEM_ID, "items that")}
     for kind, (column, those) in kinds.items():

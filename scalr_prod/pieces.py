@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pieces of the feature view: a stretch of time, of everybody or of some users, at a version of the table."""
+"""Regions of the feature view: a time window, of all or some users, at a version of the table."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ONWARD: Final[dict[str, int | bool]] = {
 
 @dataclass(frozen=True)
 class Piece:
-    """Instants ``[start, end)`` of some users.
+    """Time window ``[start, end)`` of all or some users.
 
     Attributes:
         start: The first instant (UTC).
@@ -51,14 +51,14 @@ class Piece:
     beyond: frozenset[Canary] = frozenset()
 
     def common(self, other: Piece) -> Piece | None:
-        """What two pieces share; None: nothing."""
+        """Return the intersection of two regions; None if it is empty."""
         start, end = max(self.start, other.start), min(self.end, other.end)
         within, beyond = self.within | other.within, self.beyond | other.beyond
         empty = start >= end or any(one <= former for one in within for former in beyond)
         return None if empty else Piece(start, end, within, beyond)
 
     def without(self, taken: Piece) -> list[Piece]:
-        """What is left when another piece is taken out: pieces that share nothing."""
+        """Return the rest of the region without another one, as disjoint regions."""
         sides = [(self.start, min(self.end, taken.start)), (max(self.start, taken.end), self.end)]
         rest = [replace(self, start=start, end=end) for start, end in sides if start < end]
         left = self.common(Piece(taken.start, taken.end))
@@ -74,7 +74,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of the view.
+    """Rows of the view: a region at a version, of all or some runs.
 
     Attributes:
         version: Of the table.
@@ -88,13 +88,13 @@ class Part:
 
 
 def piece_of(publication: Publication) -> Piece:
-    """What a publication took hold of."""
+    """Return the region that a publication replaced."""
     canary = Canary.of_publication(publication.canary)
     return Piece(publication.start, publication.end, frozenset() if canary is None else frozenset({canary}))
 
 
 def stream(lake: Lake, parts: Sequence[Part], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """The rows of some parts, one after the other, with the columns of a schema: those that the table has now.
+    """Yield the rows of regions, one after the other, with the columns that the table has now.
 
     Tables are opened by this call and not by the first batch: while a stream is written, the library that writes it cannot open a table.
     """
@@ -118,7 +118,7 @@ def stream(lake: Lake, parts: Sequence[Part], schema: pa.Schema) -> Iterator[pa.
 
 
 def rows_by_run(lake: Lake, piece: Piece, *, version: int | None = None, opened: DeltaTable | None = None) -> dict[str, int]:
-    """How many rows of each run the view holds in a piece. Memory does not grow with it.
+    """Count the rows of each run in a region of the view. Memory does not grow with the region.
 
     Args:
         lake: Where the view is.

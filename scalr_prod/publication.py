@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An audited run → the feature view, exactly once: one atomic commit replaces the run's window.
+"""Exactly-once publication of a run: one atomic commit replaces the run's window in the feature view.
 
 The ledger holds the intent before the commit and the outcome after it. A crash between the two is told by the commit's key:
 the lake's log holds it or does not.
@@ -52,7 +52,7 @@ _LEASE_WAIT_S: Final = 90.0
 
 @dataclass(frozen=True)
 class PublicationReport(Jsonable):
-    """What a publication or a rollback came to.
+    """Report the result of a publication or a rollback.
 
     Attributes:
         run_id: The run.
@@ -86,7 +86,7 @@ class PublicationReport(Jsonable):
 
 
 def publish(settings: Settings, run_id: str) -> PublicationReport:
-    """Put a validated run's accepted rows into the feature view, in place of whatever its window held.
+    """Publish a validated run: its accepted rows replace the rows of its window in the feature view.
 
     With ``[experiment] canary``, of that share of users alone: what others have in the window stays. Publishing a published run changes
     nothing; one that was rolled back, or replaced since, is put back, and one that is published for fewer users than the settings say is
@@ -108,7 +108,7 @@ def publish(settings: Settings, run_id: str) -> PublicationReport:
 
 
 def publish_for(settings: Settings, run_id: str, canary: Canary | None, *, widens: bool = False) -> PublicationReport:
-    """`publish`, for the users of a canary; None: for everybody.
+    """Publish a run as `publish` does, for the users of a canary; None: for all users.
 
     Args:
         settings: The project's settings.
@@ -134,7 +134,7 @@ def publish_for(settings: Settings, run_id: str, canary: Canary | None, *, widen
 
 
 def rollback_run(settings: Settings, run_id: str) -> PublicationReport:
-    """Take a run's rows out of the feature view, and bring back what they had replaced, in one commit.
+    """Remove a run's rows from the feature view and restore the rows they had replaced, in one commit.
 
     Rows of runs that have been rolled back themselves do not come back.
 
@@ -188,7 +188,7 @@ def _refuse_unaudited(ledger: Ledger, run_id: str) -> None:
 
 
 def _confirmed(lake: Lake, ledger: Ledger, view: DeltaTable, run_id: str) -> tuple[Publication | None, str]:
-    """The run's standing publication, None where there is none; an attempt that landed without its confirmation is confirmed first."""
+    """Return the run's live publication, or None, after confirming an attempt that was committed but not recorded."""
     made = ledger.publications(run_id)
     outcome = "already_published"
     if made and made[-1].status is PublicationStatus.PENDING:
@@ -208,7 +208,7 @@ def _confirmed(lake: Lake, ledger: Ledger, view: DeltaTable, run_id: str) -> tup
 
 
 def _covers(standing: Publication, canary: Canary | None) -> bool:
-    """Whether a publication is for all of these users already."""
+    """Return whether a publication covers all of these users already."""
     former = Canary.of_publication(standing.canary)
     if former is None or canary is None:
         return former is None
@@ -222,7 +222,7 @@ def _covers(standing: Publication, canary: Canary | None) -> bool:
 
 
 def _replaced(lake: Lake, ledger: Ledger, view: DeltaTable, publication: Publication) -> bool:
-    """Whether other runs have taken rows of a publication's window. One that died before the ledger knew shows in the view."""
+    """Return whether other runs replaced rows of the window; a commit not yet in the ledger shows in the view."""
     if view.version() == publication.delta_version:
         return False
     rows = rows_by_run(lake, piece_of(publication), opened=view)
@@ -281,7 +281,7 @@ def _commit_run(
 def _reader(
     lake: Lake, view: DeltaTable, files: Sequence[Path], canary: Canary | None, stay: Sequence[Part]
 ) -> pa.RecordBatchReader:
-    """The rows to commit: a run's, and those of others that stay beside them."""
+    """Return the rows to commit: the run's, and those of other users that stay."""
     import pyarrow as pa
 
     schema = schema_of_table(view)
@@ -290,7 +290,7 @@ def _reader(
 
 
 def _refuse_stale(lake: Lake, spec: RunSpec) -> None:
-    """What was taken out of the log stays out of the view: neither a late publication nor one after a rollback brings it back."""
+    """Refuse a run whose events were replaced in the log: neither a late publication nor a repeated one restores them."""
     since = stale_since(lake, spec.table_versions, spec.as_of)
     if since is not None:
         which = (
@@ -354,7 +354,7 @@ def _take_out(lake: Lake, view: DeltaTable, ledger: Ledger, lease: Lease, last: 
 
 
 def against_others(lake: Lake, view: DeltaTable, attempt: Callable[[int], Outcome]) -> Outcome:
-    """Try a commit that follows the view's current version, at which ``view`` then stands, again when another writer was faster."""
+    """Retry a commit on the view's current version, to which ``view`` is moved, after a conflict with another writer."""
     tried = 0
     while True:
         tried += 1
@@ -390,7 +390,7 @@ def _report(
 
 
 def fill_online(settings: Settings) -> bool:
-    """Bring the online store up to date, where ``[publication] online`` asks for it; a repeated call makes good what was cut off.
+    """Update the online store if ``[publication] online`` is set; a repeated call finishes an interrupted update.
 
     Returns:
         Whether it was asked for.

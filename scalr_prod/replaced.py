@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a publication had replaced: the rows that a rollback brings back.
+"""Rollback plan: which rows a rollback of a publication restores.
 
 The feature view is what its publications give, one after the other, each in its own window. A rollback makes it what it would be
 without one of them: the rows of the version before, and, where those were of a run that has been rolled back since, of the version
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Former:
-    """Rows to bring back.
+    """Rows to restore.
 
     Attributes:
         lake: Where they are.
@@ -47,7 +47,7 @@ class Former:
     predicate: str
 
     def rows(self, schema: pa.Schema) -> pa.RecordBatchReader:
-        """The rows as a stream, with the columns that the view has now."""
+        """Return the rows as a stream, with the columns that the view has now."""
         import pyarrow as pa
 
         return pa.RecordBatchReader.from_batches(schema, stream(self.lake, self.parts, schema))
@@ -56,7 +56,7 @@ class Former:
 def restored_by(
     lake: Lake, ledger: Ledger, last: Publication, *, version: int, without: Collection[str] = ()
 ) -> tuple[Former | None, list[str]]:
-    """What comes back when a publication's rows are taken out of the view.
+    """Plan which rows to restore when a publication's rows are removed from the view.
 
     Args:
         lake: Where they are.
@@ -92,19 +92,19 @@ def restored_by(
 
 
 def restoring_versions(ledger: Ledger, *, since: datetime) -> list[int]:
-    """Versions of the view that rollbacks of the publications since then would bring rows back from."""
+    """Return the versions of the view that rollbacks of publications since then would restore rows from."""
     publications = ledger.publications()
     return [one.base_version for one in publications if (one.replaced or one.canary) and one.created_at >= since]
 
 
 def _rolled_back(made: Sequence[Publication]) -> set[str]:
-    """Runs whose latest publication was rolled back."""
+    """Return the runs whose latest publication was rolled back."""
     latest = {one.run_id: one.status for one in sorted(made, key=lambda one: one.attempt)}
     return {run for run, status in latest.items() if status is PublicationStatus.ROLLED_BACK}
 
 
 def _owned(one: Publication, made: Sequence[Publication], version: int) -> list[Piece]:
-    """The pieces of what a publication took hold of that no later one holds, as of a version of the view."""
+    """Return the regions of a publication that no later one had replaced at a version of the view."""
     pieces = [piece_of(one)]
     for later in made:
         if (later.delta_version or 0) > (one.delta_version or 0) and _in_force(later, version):
@@ -113,7 +113,7 @@ def _owned(one: Publication, made: Sequence[Publication], version: int) -> list[
 
 
 def _before(piece: Piece, one: Publication, made: Sequence[Publication], out: set[str]) -> Iterator[Part]:
-    """A piece of the view as it was before a publication, without the runs that are ``out``."""
+    """Yield the rows of a region before a publication, without the runs in ``out``."""
     below = [former for former in made if _in_force(former, one.base_version)]
     rest = [piece]
     for former in sorted(below, key=lambda former: former.delta_version or 0, reverse=True):
@@ -130,7 +130,7 @@ def _before(piece: Piece, one: Publication, made: Sequence[Publication], out: se
 def _beside(
     lake: Lake, last: Publication, own: Sequence[Piece], windows: Sequence[tuple[datetime, datetime]], version: int
 ) -> list[Part]:
-    """Rows of other users in the windows of a publication's pieces: they stay."""
+    """Return the rows of other users in the windows of a publication's regions: they stay."""
     beside = [Piece(*window) for window in windows]
     for piece in own:
         beside = [rest for whole in beside for rest in whole.without(piece)]
@@ -139,5 +139,5 @@ def _beside(
 
 
 def _in_force(one: Publication, version: int) -> bool:
-    """Whether a publication had been made, and not been rolled back, at a version of the view."""
+    """Return whether a publication was committed, and not rolled back, at a version of the view."""
     return (one.delta_version or 0) <= version and (one.rollback_version is None or one.rollback_version > version)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Publication on and off: the feature view reads as empty at once, and comes back as it was.
+"""Publication toggle: make the feature view read as empty at once, and restore it unchanged.
 
 Both are one commit of the view's table, and the table's own log knows which of them was the last: a reader that opens the table by any
 means, in Spark or DuckDB too, finds no row while publication is off.
@@ -35,7 +35,7 @@ _VIEW: Final = Table.SYNTHETIC_TARGET_EVENTS
 
 @dataclass(frozen=True)
 class SwitchReport(Jsonable):
-    """Whether the project publishes.
+    """Describe whether publication is enabled.
 
     Attributes:
         publication: ``enabled`` or ``disabled``.
@@ -60,12 +60,12 @@ class SwitchReport(Jsonable):
 
 
 def publication_state(settings: Settings) -> SwitchReport:
-    """Whether the project publishes, and what the view holds, or holds back."""
+    """Return whether publication is enabled, and how many rows the view holds or hides."""
     return _report(settings, open_own(settings), changed=False)
 
 
 def disable(settings: Settings) -> SwitchReport:
-    """Let the feature view read as empty, in one commit. Nothing is published, and no run rolled back, until `enable`.
+    """Make the feature view read as empty, in one commit. Publications and rollbacks are refused until `enable`.
 
     The online store is emptied of the view's entities at once where ``[publication] online`` is set, else by its next fill.
 
@@ -86,7 +86,7 @@ def disable(settings: Settings) -> SwitchReport:
 
 
 def enable(settings: Settings) -> SwitchReport:
-    """Let the feature view hold what it held before `disable`: the same files, in one commit.
+    """Restore the feature view as it was before `disable`: the same files, in one commit.
 
     Raises:
         TableNotFound: There is no view yet.

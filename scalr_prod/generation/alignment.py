@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Downsample the synthetic events so that their items' values are distributed as the real events' are.
+"""Downsampling of synthetic events so that their item values are distributed as those of the real events.
 
 An item's *value* is its popularity: the number of real target events on it known by the run's ``as_of``. Buckets of equal mass
 of real events cut the values; in each bucket as many synthetic events are kept as brings the buckets' shares nearest to the
@@ -47,7 +47,7 @@ _CELL_SQL: Final = "CAST('0x' || substr(event_id, 1, 3) AS INTEGER)"
 
 @dataclass(frozen=True)
 class Aligned:
-    """What the alignment came to.
+    """Hold the result of the alignment.
 
     Attributes:
         manifests: Of the candidate files, by partition.
@@ -69,7 +69,7 @@ class Aligned:
 
 
 def value_buckets(counts: NDArray[np.int64], buckets: int) -> NDArray[np.int64]:
-    """Bucket of each item, so that every bucket holds about the same number of real events.
+    """Return each item's bucket, with about the same number of real events in every bucket.
 
     Items of one popularity share a bucket, so an item of many events makes its bucket wide, and others may stay empty.
 
@@ -89,7 +89,7 @@ def value_buckets(counts: NDArray[np.int64], buckets: int) -> NDArray[np.int64]:
 
 
 def bucket_targets(counts: NDArray[np.int64], bucket: NDArray[np.int64], buckets: int) -> NDArray[np.float64]:
-    """Share of real events in each bucket: float64 [buckets], summing to 1 where there are any."""
+    """Return the share of real events in each bucket: float64 [buckets], summing to 1 unless there are none."""
     mass = np.bincount(bucket, weights=counts, minlength=buckets)
     return mass / max(mass.sum(), 1)  # type: ignore[no-any-return]
 
@@ -97,7 +97,7 @@ def bucket_targets(counts: NDArray[np.int64], bucket: NDArray[np.int64], buckets
 def keep_counts(
     counts: NDArray[np.int64], shares: NDArray[np.float64], *, at_least: float = KEEP_AT_LEAST
 ) -> NDArray[np.int64]:
-    """How many events to keep in each bucket.
+    """Return how many events to keep in each bucket.
 
     ``min(count, c * share)`` for the largest c at which the shares are met exactly; where that would keep less than
     ``at_least`` of all, the smallest c that keeps as much. For a given number kept no other choice is nearer in total
@@ -127,7 +127,7 @@ def keep_counts(
 
 
 def _scale_that_keeps(counts: NDArray[np.int64], shares: NDArray[np.float64], floor: int) -> float:
-    """The smallest c with ``sum(min(count, c * share)) >= floor``, or that at which every bucket is full."""
+    """Return the smallest c with ``sum(min(count, c * share)) >= floor``, or the c at which every bucket is full."""
     full = np.sort(counts[shares > 0] / shares[shares > 0])  # the c at which each bucket is used up
     held = np.minimum(counts[None, :], full[:, None] * shares[None, :]).sum(1)
     step = int(np.searchsorted(held, floor))
@@ -141,7 +141,7 @@ def _scale_that_keeps(counts: NDArray[np.int64], shares: NDArray[np.float64], fl
 def align_parts(
     settings: Settings, spec: RunSpec, *, parts: Path, candidates: Path, partitions: int, schema: pa.Schema
 ) -> Aligned:
-    """Both passes: count the staged rows by bucket, then write those that stay.
+    """Count the staged rows by bucket, then write the rows to keep.
 
     Args:
         settings: The project's settings.
@@ -190,7 +190,7 @@ def align_parts(
 
 
 def _register_buckets(connection: Any, settings: Settings, spec: RunSpec, buckets: int) -> NDArray[np.float64]:
-    """Make the view ``value_buckets`` (item_id, bucket); returns the real events' shares."""
+    """Create the view ``value_buckets`` (item_id, bucket) and return the real events' shares."""
     import pyarrow as pa
 
     from scalr_prod.lake import Lake
@@ -209,7 +209,7 @@ def _register_buckets(connection: Any, settings: Settings, spec: RunSpec, bucket
 
 
 def _count(connection: Any, staged: list[Path], buckets: int) -> NDArray[np.int64]:
-    """int64 [buckets, cells]: staged rows by bucket and by the cell of their id."""
+    """Return int64 [buckets, cells]: staged rows by bucket and by hash cell of their id."""
     found = np.zeros((buckets, _CELLS), dtype=np.int64)
     for path in staged:
         table = connection.sql(
@@ -228,7 +228,7 @@ def _register_limits(connection: Any, limits: list[int]) -> None:
 
 
 def _copy(source: Path, path: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    """A part that keeps all of its rows: they lie in it in the order that `_write` would put them in."""
+    """Copy a part that keeps all of its rows; they are already in the order in which `_write` would put them."""
     import pyarrow.parquet as pq
 
     with whole(path) as unfinished:
@@ -256,6 +256,6 @@ def _write(connection: Any, schema: pa.Schema, source: Path, path: Path, facts: 
 
 
 def _distance(counts: NDArray[np.int64], shares: NDArray[np.float64]) -> float:
-    """Total variation between the buckets of some events and the real ones' shares: 0 to 1."""
+    """Return the total variation distance between two distributions over buckets: 0 to 1."""
     total = counts.sum()
     return round(float(np.abs(counts / total - shares).sum() / 2), 6) if total else 0.0

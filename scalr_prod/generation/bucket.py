@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run asks of the translator: contexts of users in the window, as they were known by its ``as_of``."""
+"""Queries for a run's contexts: users of the window, as known by its ``as_of``."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _REQUEST_SHARE: Final = 0.5
 def read_bucket(
     connection: Any, settings: Settings, spec: RunSpec, bucket: int, buckets: int
 ) -> tuple[pa.Table, pa.Table | None]:
-    """The distinct contexts of some users of the run, and what these users consumed in the target domain.
+    """Return the distinct contexts of some of the run's users, and what these users consumed in the target domain.
 
     Args:
         connection: Of DuckDB.
@@ -76,7 +76,7 @@ def read_bucket(
 
 
 def choose_users(connection: Any, settings: Settings, spec: RunSpec, among: str = "true") -> None:
-    """Make the table `CHOSEN` of the users that the run asks about.
+    """Create the table `CHOSEN` of the users whose contexts the run translates.
 
     Its columns are ``user_id``, ``contexts`` and ``events`` (as many or a few less), ``newcomer``.
 
@@ -109,7 +109,7 @@ def choose_users(connection: Any, settings: Settings, spec: RunSpec, among: str 
 
 
 def events_of(connection: Any, spec: RunSpec, column: str) -> Any:
-    """The window's source events of `CHOSEN` users, in any order, each with a column of `CHOSEN`: a DuckDB relation.
+    """Return the window's source events of `CHOSEN` users, unordered, each with a column of `CHOSEN`: a DuckDB relation.
 
     Args:
         connection: Of DuckDB, after `choose_users`.
@@ -122,7 +122,7 @@ def events_of(connection: Any, spec: RunSpec, column: str) -> Any:
 
 
 def contexts_of(connection: Any, spec: RunSpec, *columns: str, events: str | None = None) -> Any:
-    """The distinct contexts of `CHOSEN` users, as `read_bucket` gives them: a DuckDB relation.
+    """Return the distinct contexts of `CHOSEN` users, as `read_bucket` returns them: a DuckDB relation.
 
     Args:
         connection: Of DuckDB, after `choose_users`.
@@ -147,7 +147,7 @@ def contexts_of(connection: Any, spec: RunSpec, *columns: str, events: str | Non
 
 
 def consumed_of(connection: Any, spec: RunSpec, *columns: str) -> Any:
-    """What `CHOSEN` users consumed, as `read_bucket` gives it: a DuckDB relation, or None; arguments as for `contexts_of`."""
+    """Return what `CHOSEN` users consumed, as `read_bucket` does, or None: a DuckDB relation; arguments as in `contexts_of`."""
     if not spec.settings["generation"]["exclude_consumed"]:
         return None
     wanted = ", ".join((USER_ID, ITEM_ID, EVENT_TIMESTAMP, *columns))
@@ -163,13 +163,13 @@ def _of_users(spec: RunSpec) -> bool:
 
 
 def _used(spec: RunSpec, query: str) -> dict[str, Any]:
-    """Of the run, what a query names: DuckDB refuses parameters that it does not."""
+    """Return the run's values that a query refers to; DuckDB rejects unused parameters."""
     known = {"seed": spec.seed, "start": spec.start, "end": spec.end, "as_of": spec.as_of}
     return {name: value for name, value in known.items() if f"${name}" in query}
 
 
 def _open_events(connection: Any, settings: Settings, spec: RunSpec) -> None:
-    """Make the events of both domains selectable, as they were when the run was planned."""
+    """Register the events of both domains as views, at the versions the run was planned on."""
     from scalr_prod.duck import view_of
     from scalr_prod.lake import Lake
 
@@ -179,7 +179,7 @@ def _open_events(connection: Any, settings: Settings, spec: RunSpec) -> None:
 
 
 def in_scoring_order(rows: pa.Table, spec: RunSpec, folds: int) -> pa.Table:
-    """Rows of `read_bucket` by parameter set, then time: neighbours in a request share the popularity of their time."""
+    """Sort rows of `read_bucket` by parameter set, then time, so that the rows of a request share item popularity."""
     return rows.take(np.lexsort((micros_of(rows[EVENT_TIMESTAMP]), _fold(rows, spec, folds))))
 
 
@@ -194,7 +194,7 @@ def ask(
     store: Any = None,
     within: Any = None,
 ) -> Iterator[Contexts]:
-    """What the scorer is asked about rows of `read_bucket`, in batches: histories as of each event, read through Feast.
+    """Yield the scorer's input for rows of `read_bucket` in batches, with histories as of each event from Feast.
 
     Items that were forgotten since the translator was trained are never to be proposed. ``store`` and ``within``: Feast's store and a
     DuckDB connection, where they are open already, see `point_in_time`.
@@ -226,7 +226,7 @@ def ask(
 
 
 def _forgotten(settings: Settings, vocabulary: Vocabulary) -> NDArray[np.int32]:
-    """Target indices of items that were forgotten: int32 [F]."""
+    """Return the target indices of erased items: int32 [F]."""
     from scalr_prod.tombstones import Tombstones
 
     stones = Tombstones.open(settings)
@@ -235,13 +235,13 @@ def _forgotten(settings: Settings, vocabulary: Vocabulary) -> NDArray[np.int32]:
 
 
 def _fold(rows: pa.Table, spec: RunSpec, folds: int) -> NDArray[np.int32]:
-    """The parameter set of each row: int32 [B]. Where nothing was learned from a user there is nothing to leave out."""
+    """Return the parameter set of each row: int32 [B]. A user whom nothing was learned from has no fold to leave out."""
     own = EVERYBODY if spec.mode == "causal" else fold_of(rows[USER_ID].combine_chunks(), folds)
     return np.where(rows["newcomer"].to_numpy(), NEWCOMERS, own).astype(np.int32)
 
 
 def context_text(source_item: str) -> str:
-    """SQL: a context as text that no other context has; lengths keep ids that hold the separator apart."""
+    """Return SQL for a context's unique text; lengths separate ids that contain the separator."""
     return (
         f"epoch_us({EVENT_TIMESTAMP}), ':', length(CAST({USER_ID} AS VARCHAR)), ':', {USER_ID}, "
         f"':', length(CAST({source_item} AS VARCHAR)), ':', {source_item}"

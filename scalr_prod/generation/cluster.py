@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dask: a local cluster of processes, or any scheduler's address; a bounded number of tasks in flight."""
+"""Dask cluster: local worker processes or a scheduler's address, with a bounded number of tasks in flight."""
 
 from __future__ import annotations
 
@@ -47,23 +47,23 @@ _FEASTS_FOLDER: Final = ("PROMETHEUS_MULTIPROCESS_DIR", "PROMETHEUS_MULTIPROC_DI
 
 
 class Cluster:
-    """A Dask client that keeps few tasks in flight."""
+    """Run tasks through a Dask client with few tasks in flight."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
 
     @property
     def threads(self) -> int:
-        """Worker threads that there are now; at least 1."""
+        """Return the current number of worker threads; at least 1."""
         workers = self._client.scheduler_info(n_workers=-1)["workers"]
         return max(1, sum(int(worker["nthreads"]) for worker in workers.values()))
 
     def listen(self, topic: str, handler: Callable[[Any], None]) -> None:
-        """Call the handler with everything that workers tell on a topic (`telling_driver`)."""
+        """Call the handler with every message that workers send on a topic (`telling_driver`)."""
         self._client.subscribe_topic(topic, lambda event: handler(event[1]))
 
     def map(self, task: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
-        """Results as they come. A lost worker's tasks are repeated elsewhere; a task's own error ends it all, unchanged.
+        """Yield results as they complete. Tasks of a lost worker are repeated; a task's own error is raised unchanged.
 
         Args:
             task: A pure function that can be pickled.
@@ -133,7 +133,7 @@ class Cluster:
 
 @contextmanager
 def open_cluster(settings: Settings, *, tasks: int) -> Iterator[Cluster]:
-    """The cluster of ``[compute] dask``: ``local`` starts worker processes for as long as the block lasts.
+    """Open the cluster of ``[compute] dask``; ``local`` starts worker processes for the duration of the block.
 
     Args:
         settings: The project's settings.
@@ -151,7 +151,7 @@ def open_cluster(settings: Settings, *, tasks: int) -> Iterator[Cluster]:
 
 
 def warm_up(settings: Settings) -> None:
-    """Have the process that local workers are forked from begin its imports, in the background; where it runs, it is kept.
+    """Start, in the background, the process that local workers are forked from; one that runs already is kept.
 
     It ends with this process, however that ends.
     """
@@ -174,7 +174,7 @@ def warm_up(settings: Settings) -> None:
 
 @contextmanager
 def telling_driver(topic: str) -> Iterator[Callable[[int], None]]:
-    """From within a task: a function that counts, and tells whoever listens what was counted, twice a second and at the end.
+    """Yield a function that adds to a task's count and sends the count to subscribers twice a second and at the end.
 
     Each message passes through the scheduler, which shares the cores with the translator.
     """
@@ -239,7 +239,7 @@ def _local_client(settings: Settings, tasks: int) -> Iterator[Any]:
 
 @contextmanager
 def _closed_in_the_end(cluster: Any) -> Iterator[Any]:
-    """Close the cluster; an error of the closing is logged, and neither fails what is done nor hides an error under way.
+    """Close the cluster at the end; log an error of closing, so that it neither fails the work nor hides its error.
 
     A worker that dies while its nanny starts it anew cannot be joined, and closing says so. Such a worker ends with its pipe.
     """
@@ -254,7 +254,7 @@ def _closed_in_the_end(cluster: Any) -> Iterator[Any]:
 
 @contextmanager
 def _main_module_left_out() -> Iterator[None]:
-    """Keep worker processes from importing the caller's main module, of which tasks need nothing.
+    """Keep worker processes from importing the caller's main module, which tasks do not need.
 
     It may be a script without a ``__main__`` guard, which would start everything anew, or a scheduler's task runner, which
     cannot be imported once it runs a task (Airflow's refuses).
@@ -297,7 +297,7 @@ def _remote_client(settings: Settings) -> Iterator[Any]:
 
 @contextmanager
 def _silenced() -> Iterator[None]:
-    """Keep Dask's own log lines of this process back; importing it sets them to INFO."""
+    """Suppress Dask's log lines in this process; importing it sets them to INFO."""
     theirs = logging.getLogger("distributed")
     before = theirs.level
     theirs.setLevel(logging.CRITICAL)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows to arrays: source events with their histories and what their users had consumed → `Contexts`.
+"""Encoding of source events, their histories and consumed items as `Contexts`.
 
 Everything is done on whole columns; no Python loop runs over rows.
 """
@@ -37,7 +37,7 @@ _DAY_US: Final = 86_400_000_000
 def count_contexts(
     connection: Any, settings: Mapping[str, Any], *, start: datetime, end: datetime, as_of: datetime
 ) -> tuple[int, int]:
-    """How many contexts a run translates, and of how many users.
+    """Return how many contexts a run translates, and of how many users.
 
     Args:
         connection: A DuckDB connection in which ``events`` are the source events.
@@ -59,7 +59,7 @@ def count_contexts(
 def encode_histories(
     joined: pa.Table, vocabulary: Vocabulary, length: int, *, own_time: NDArray[np.int64] | None = None
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Histories as index arrays, padded on the left, each with its own translated event last.
+    """Encode histories as left-padded index arrays, each with its own translated event last.
 
     The event stands among its ties in some order, or was cut from a full history by them: it is moved to the end, or put there.
 
@@ -98,7 +98,7 @@ def encode_histories(
 
 @dataclass(frozen=True)
 class Consumed:
-    """Which target items each user had consumed, and since when: what a context must not propose.
+    """Look up which target items each user had consumed by a time; a context must not propose these.
 
     Attributes:
         users: Distinct users [U].
@@ -114,7 +114,7 @@ class Consumed:
 
     @classmethod
     def of(cls, rows: pa.Table, vocabulary: Vocabulary) -> Consumed:
-        """From (user, item, first time), sorted by user and time; items that the translator does not know fall away."""
+        """Build it from (user, item, first time) sorted by user and time, dropping items unknown to the translator."""
         index = vocabulary.target_index(_flat(rows[ITEM_ID]))
         known = index >= 0
         rows = rows.filter(_as_arrow(known))
@@ -125,7 +125,7 @@ class Consumed:
         return cls(users, starts.astype(np.int64), micros_of(rows[EVENT_TIMESTAMP]), index[known].astype(np.int32))
 
     def before(self, users: pa.Array, times: NDArray[np.int64]) -> Had:
-        """For each context, the items that its user had consumed strictly before its time."""
+        """Return, for each context, the items that its user had consumed strictly before its time."""
         import pyarrow.compute as pc
 
         code = pc.fill_null(pc.index_in(users, value_set=self.users), -1).to_numpy(zero_copy_only=False).astype(np.int64)
@@ -153,7 +153,7 @@ def batches(
     size: int,
     most_bytes: int,
 ) -> Iterator[Contexts]:
-    """Contexts in their order, ``size`` at a time, fewer where long exclusion lists would make a request too large.
+    """Yield contexts in order, ``size`` at a time, or fewer where long exclusion lists would make a request too large.
 
     Args:
         histories: Indices and ages, [B, L] each.
@@ -197,7 +197,7 @@ def _flat(column: pa.ChunkedArray | pa.Array) -> pa.Array:
 
 
 def _flatten(column: pa.ChunkedArray) -> tuple[pa.Array, NDArray[np.int64]]:
-    """All elements of a list column, and each row's number of them (0 for a null)."""
+    """Return all elements of a list column, and the number of elements per row (0 for a null)."""
     import pyarrow.compute as pc
 
     lists = _flat(column)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run would translate, without a run: its window, how many contexts of how many users. Nothing is written."""
+"""Preview of a run without planning it: its window, contexts and users. Writes nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["Foreseen", "foresee_run"]
 
 @dataclass(frozen=True)
 class Foreseen:
-    """A run that might be.
+    """Describe the run that would be planned.
 
     Attributes:
         start: The window's first instant (UTC).
@@ -43,7 +43,7 @@ class Foreseen:
     partitions: int
 
     def is_run(self, settings: Settings, spec: RunSpec) -> bool:
-        """Whether a run of the ledger is this one, if the same translator is asked."""
+        """Return whether a ledger run equals this one, provided that it uses the same translator."""
         lake, same = Lake.open(settings), (self.start, self.end, self.as_of) == (spec.start, spec.end, spec.as_of)
         versions = {table.value: lake.version(table) for table in TABLES_READ}
         chosen = settings.generation
@@ -51,12 +51,12 @@ class Foreseen:
         return same and facts == (spec.mode, spec.seed, dict(spec.table_versions), dict(spec.settings))
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values; times as ISO 8601 in UTC."""
+        """Return JSON values, with times as ISO 8601 in UTC."""
         return vars(self) | {name: getattr(self, name).isoformat() for name in ("start", "end", "as_of")}
 
 
 def foresee_run(settings: Settings) -> Foreseen:
-    """The run of the settings' window, on the events that the lake has now.
+    """Preview the run of the settings' window on the lake's current events.
 
     Raises:
         EmptyWindow: No source event of the window was known by ``as_of``.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Imported first in the process that local workers are forked from: Ctrl-C is the driver's, which ends them in order.
+"""Signal set-up for the process that local workers are forked from: Ctrl-C goes to the driver, which stops them.
 
 A terminal sends SIGINT to the whole process group. What is ignored here is ignored in every process that is forked from it.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Source events that arrived after their window was published, and the windows that are to be published again for them."""
+"""Source events that arrived after their window was published, and the windows to republish for them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["LateReport", "LateWindow", "late_windows", "settings_again"]
 
 @dataclass(frozen=True)
 class LateWindow:
-    """A published window with source events that its run did not know.
+    """Describe a published window with source events that its run did not know.
 
     Attributes:
         start: Its first instant (UTC).
@@ -49,15 +49,15 @@ class LateWindow:
 
 
 class Corrected(Protocol):
-    """What became of a window whose events were replaced."""
+    """Outcome of republishing a window whose events were replaced."""
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return JSON values."""
 
 
 @dataclass(frozen=True)
 class LateReport:
-    """What became of late source events.
+    """Report what was done about late source events.
 
     Attributes:
         windows: Those within the look-back that late events lie in, the earliest first.
@@ -71,11 +71,11 @@ class LateReport:
 
     @property
     def published(self) -> list[LateWindow]:
-        """The windows that were published again."""
+        """Return the windows that were republished."""
         return [window for window in self.windows if window.run_id is not None]
 
     def to_json(self) -> dict[str, Any]:
-        """The report as JSON values; times as ISO 8601 in UTC."""
+        """Return the report as JSON values, with times as ISO 8601 in UTC."""
         windows = [
             {key: value.isoformat() if isinstance(value, datetime) else value for key, value in asdict(window).items()}
             for window in self.windows
@@ -84,7 +84,7 @@ class LateReport:
 
 
 def late_windows(settings: Settings, start: datetime, end: datetime, as_of: datetime) -> LateReport:
-    """The published windows before a run's that late source events lie in.
+    """Return the published windows before a run's window that have late source events.
 
     Args:
         settings: ``[generation] lookback`` and ``late_as_of``.
@@ -111,7 +111,7 @@ def late_windows(settings: Settings, start: datetime, end: datetime, as_of: date
 
 
 def settings_again(settings: Settings, window: LateWindow) -> tuple[Settings, int | None]:
-    """The settings, and the translator version, that a window is published again with: those of its run, for the users of its publication.
+    """Return the settings and translator version to republish a window with: those of its run, for the same users.
 
     Returns:
         The settings; and the version, None where it is no longer there and the latest that fits takes its place.
@@ -130,7 +130,7 @@ def settings_again(settings: Settings, window: LateWindow) -> tuple[Settings, in
 
 
 def _standing(settings: Settings, *, before: datetime) -> list[RunSpec]:
-    """The runs whose rows are in the feature view, whole, in the order in which they were published."""
+    """Return the runs whose rows are all in the feature view, in order of publication."""
     with Ledger.open(settings) as ledger:
         published = [one for one in ledger.standing_publications() if one.end <= before]
         gone = PublicationStatus.ROLLED_BACK  # what such a publication had replaced is back
@@ -139,7 +139,7 @@ def _standing(settings: Settings, *, before: datetime) -> list[RunSpec]:
 
 
 def _too_late(lake: Lake, standing: list[RunSpec], *, edge: datetime) -> int:
-    """Source events before ``edge`` that arrived since the run that was published last."""
+    """Count source events before ``edge`` that arrived since the latest published run."""
     if not standing:
         return 0
     before = _events(lake, None, edge, version=_version(standing[-1]))
@@ -153,7 +153,7 @@ def _version(spec: RunSpec) -> int:
 def _events(
     lake: Lake, start: datetime | None, end: datetime, *, version: int | None = None, known_by: datetime | None = None
 ) -> int | None:
-    """Source events of a window, at a version of the log; None: that version is no longer there."""
+    """Count a window's source events at a version of the log; None if that version no longer exists."""
     import pyarrow.dataset as ds
 
     where = ds.field(EVENT_TIMESTAMP) < end

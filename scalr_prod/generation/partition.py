@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One partition's task: its slices of the window's contexts → a part on disk. Pure: the same run gives the same rows.
+"""One partition's task: translate its shards of contexts into a part on disk. Deterministic for a given run.
 
 What is read is pinned: tables at the run's versions, rows known by its ``as_of``. What is written depends neither on the number
 of partitions, workers or batches, nor on where the translator runs.
@@ -68,18 +68,18 @@ _MEASURED: Final = 64
 
 
 def parts_folder(settings: Settings, run_id: str) -> Path:
-    """``<home>/runs/<run_id>/parts``."""
+    """Return ``<home>/runs/<run_id>/parts``."""
     return run_folder(settings, run_id) / "parts"
 
 
 def kept_part(settings: Settings, spec: RunSpec, partition: int, partitions: int) -> dict[str, Any] | None:
-    """The manifest of a part that is there already and whole, else None."""
+    """Return the manifest of a part that exists and is complete, else None."""
     path = part_path(parts_folder(settings, spec.run_id), partition)
     return read_manifest(path, **identity(spec, partition, partitions))
 
 
 def candidate_schema(settings: Settings) -> pa.Schema:
-    """The schema of ``synthetic_target_events`` for this project's ids."""
+    """Return the schema of ``synthetic_target_events`` for this project's id types."""
     from scalr_prod.lake import Lake
 
     found = Lake.open(settings).schema(Table.SYNTHETIC_TARGET_EVENTS)
@@ -95,7 +95,7 @@ def make_part(
     *,
     translated: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Translate one task's slices of contexts, which `slices.lay_out` wrote, into a part.
+    """Translate one task's shards of contexts, which `slices.lay_out` wrote, into a part.
 
     Args:
         settings: The project's settings.
@@ -146,7 +146,7 @@ def draw(
     *,
     translated: Callable[[int], None] = lambda _: None,
 ) -> tuple[Samples, pa.Table]:
-    """What the run draws for contexts (rows of `read_bucket`): as the scorer answers, and as rows of the feature view.
+    """Sample the run's events for contexts (rows of `read_bucket`): the scorer's answers, and rows of the feature view.
 
     Raises:
         ScalrError: Of the feature store or the scorer.
@@ -161,7 +161,7 @@ def draw(
 
 @dataclass(frozen=True)
 class Tools:
-    """What a worker opens once and keeps for all its tasks of a run."""
+    """Resources that a worker opens once and reuses for all tasks of a run."""
 
     scorer: Scorer
     vocabulary: Vocabulary
@@ -176,7 +176,7 @@ _opened = threading.local()
 
 
 def open_tools(settings: Settings, spec: RunSpec, *, place: int = 0) -> Tools:
-    """Open the scorer, the vocabulary and Feast's store, or find those of this thread: they never travel between processes."""
+    """Return this thread's scorer, vocabulary and feature store, opened on first use; they are never pickled."""
     from scalr_prod.feast_store import open_feature_store
     from scalr_prod.scoring import open_scorer
     from scalr_prod.scoring.latency import Latencies
@@ -198,7 +198,7 @@ def open_tools(settings: Settings, spec: RunSpec, *, place: int = 0) -> Tools:
 
 
 def close_tools() -> None:
-    """Close what this thread opened."""
+    """Close the resources of this thread."""
     if getattr(_opened, "key", None) is not None:
         _opened.key = None
         _opened.tools.scorer.close()
@@ -208,7 +208,7 @@ def close_tools() -> None:
 def _left_out(
     settings: Settings, connection: Any, spec: RunSpec, tools: Tools, rows: pa.Table, consumed: encoding.Consumed | None
 ) -> dict[str, int]:
-    """Of some contexts, how many draw another item from the whole catalogue than from their shortlists; nothing without shortlists.
+    """Count, on a sample of contexts, how often the shortlist changes the drawn item; empty without shortlists.
 
     Draws have the same noise, so that they are the same unless the list lacks the item: what comes out is P of what lists leave out.
     """
@@ -234,7 +234,7 @@ def _left_out(
 def _answers(
     settings: Settings, connection: Any, spec: RunSpec, tools: Tools, rows: pa.Table, consumed: encoding.Consumed | None
 ) -> Iterator[Samples]:
-    """Draws for each context, in order, with several requests in flight."""
+    """Yield the draws for each context, in order, with several requests in flight."""
     wanted: Mapping[str, Any] = spec.settings["generation"]
     return tools.scorer.sample_stream(
         ask(settings, spec, tools.vocabulary, rows, consumed, folds=tools.folds, store=tools.store, within=connection),
@@ -246,7 +246,7 @@ def _answers(
 
 
 def _events(connection: Any, spec: RunSpec, tools: Tools, rows: pa.Table, drawn: Samples) -> pa.Table:
-    """Draws as rows of the feature view: one a user, item and time, in canonical order."""
+    """Return draws as rows of the feature view: one per user, item and time, in canonical order."""
     import pyarrow as pa
 
     row, place = np.nonzero(drawn.items >= 0)
@@ -294,7 +294,7 @@ def _events(connection: Any, spec: RunSpec, tools: Tools, rows: pa.Table, drawn:
 
 @dataclass
 class _Tally:
-    """What became of a partition's draws, slice by slice."""
+    """Count what became of a partition's draws, shard by shard."""
 
     contexts: int = 0
     drawn: int = 0
@@ -305,7 +305,7 @@ class _Tally:
     left_out: dict[str, int] = field(default_factory=dict)
 
     def add(self, part: pa.Table, drawn: Samples, table: pa.Table) -> None:
-        """Count one slice."""
+        """Add one shard."""
         import pyarrow.compute as pc
 
         absent = drawn.items < 0
@@ -319,7 +319,7 @@ class _Tally:
         self.dropped["duplicate"] += drawn.items.size - int(absent.sum()) - len(table)
 
     def count_sources(self, connection: Any, part: pa.Table, names: tuple[str, ...]) -> None:
-        """Count one slice's contexts by source domain."""
+        """Add one shard's contexts by source domain."""
         connection.register("part", part)
         found = connection.sql(f"SELECT {source_domain_sql(ITEM_ID, names)}, count(*) FROM part GROUP BY ALL").fetchall()
         connection.unregister("part")
@@ -327,7 +327,7 @@ class _Tally:
             self.sources[name] = self.sources.get(name, 0) + count
 
     def facts(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return JSON values for the manifest."""
         return {
             "contexts": self.contexts,
             "drawn": self.drawn,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a generation came to."""
+"""Report of a generation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["GenerationReport"]
 
 @dataclass(frozen=True)
 class GenerationReport:
-    """What became of a window's source events.
+    """Report what became of a window's source events.
 
     Attributes:
         run_id: The run.
@@ -60,10 +60,10 @@ class GenerationReport:
     worker_mb: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return JSON values."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """The report that `to_json` gave."""
+        """Restore a report from the output of `to_json`."""
         return cls(**content)

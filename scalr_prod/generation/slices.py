@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run asks, laid out once for all of its tasks: contexts by user, cut into slices, in ``<home>/runs/<run_id>/asked``.
+"""A run's input, written once for all of its tasks as shards in ``<home>/runs/<run_id>/asked``.
 
 The driver reads the logs in one pass. Each task reads its own slices, so that all tasks together read each context once, however
 many tasks there are; and a slice is of users that follow each other, so that what is read of other tables for it lies together
@@ -39,7 +39,7 @@ _NUMBER: Final = "slice"
 
 
 def lay_out(settings: Settings, spec: RunSpec, partitions: int) -> int:
-    """Write what each task of a run is to read, or find it written.
+    """Write the input of each task of a run, unless it is there already.
 
     Args:
         settings: The project's settings.
@@ -71,7 +71,7 @@ def lay_out(settings: Settings, spec: RunSpec, partitions: int) -> int:
 def read_slices(
     settings: Settings, spec: RunSpec, partition: int, partitions: int
 ) -> Iterator[tuple[pa.Table, pa.Table | None]]:
-    """One task's slices: contexts, and what their users consumed in the target domain, as `read_bucket` gives both.
+    """Yield one task's shards: contexts, and what their users consumed in the target domain, as `read_bucket` returns them.
 
     Raises:
         GenerationError: What the driver laid out is not there.
@@ -97,7 +97,7 @@ def read_slices(
 
 
 def remove_slices(settings: Settings, spec: RunSpec) -> None:
-    """Remove what `lay_out` wrote, if anything."""
+    """Remove the files that `lay_out` wrote, if any."""
     shutil.rmtree(_folder(settings, spec), ignore_errors=True)
 
 
@@ -110,7 +110,7 @@ def _names(spec: RunSpec) -> tuple[str, ...]:
 
 
 def _laid_out(settings: Settings, spec: RunSpec, partitions: int) -> int | None:
-    """How many contexts are laid out, where all is there and whole."""
+    """Return how many contexts were written, or None if a file is missing or incomplete."""
     rows = 0
     for number in range(partitions):
         for name in _names(spec):
@@ -122,7 +122,7 @@ def _laid_out(settings: Settings, spec: RunSpec, partitions: int) -> int | None:
 
 
 def _cut(connection: Any, partitions: int) -> list[list[int]]:
-    """Give each chosen user a slice, so that all have about as many contexts; gives the numbers of each task's slices.
+    """Assign each chosen user to one of about equally large shards, and return the shard numbers of each task.
 
     No user is cut in two: after one with very many, numbers are missing.
     """
@@ -141,7 +141,7 @@ def _cut(connection: Any, partitions: int) -> list[list[int]]:
 
 
 def _contexts(connection: Any, spec: RunSpec, folder: Path) -> Iterator[pa.RecordBatchReader]:
-    """All contexts, slice by slice. Of many events those of a few slices are put in order at a time, which fit in memory."""
+    """Yield all contexts, shard by shard, sorting at most a few shards at a time so that they fit in memory."""
     edges, held = [], 0
     counted = f"SELECT {_NUMBER}, sum(events)::BIGINT FROM {CHOSEN} GROUP BY ALL ORDER BY ALL"
     for number, events in connection.execute(counted).fetchall():
@@ -159,7 +159,7 @@ def _contexts(connection: Any, spec: RunSpec, folder: Path) -> Iterator[pa.Recor
 
 
 def _write(folder: Path, spec: RunSpec, slices: list[list[int]], readers: Iterator[pa.RecordBatchReader]) -> int:
-    """Write rows, which come slice by slice, to a file for each task; gives how many there are.
+    """Write rows that come shard by shard to one file per task, and return their number.
 
     A slice without rows has a row group, too, so that the files of a task agree.
     """
@@ -183,7 +183,7 @@ def _write(folder: Path, spec: RunSpec, slices: list[list[int]], readers: Iterat
 
 
 def _by_slice(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[int, pa.Table]]:
-    """The rows of each slice that has any, without its number; only one slice is in memory."""
+    """Yield the rows of each non-empty shard, without its number; only one shard is in memory."""
     import pyarrow as pa
 
     held: list[pa.RecordBatch] = []

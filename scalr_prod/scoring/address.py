@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the servers are, and the secret of a local one: the settings' address, or what was written down when it was started."""
+"""Server addresses and the local server's secret, from the settings or from files of the running server."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ __all__ = ["secret_file", "server_file", "server_urls"]
 
 
 def server_file(settings: Settings) -> Path:
-    """The file in which the local server's address, process and ports are written down."""
+    """Return the file that holds the local server's address, process and ports."""
     return settings.home / "triton" / "server.json"
 
 
 def secret_file(settings: Settings) -> Path:
-    """The file (mode 0600) that holds the secret which opens the local server's control protocols; each start makes a new one."""
+    """Return the file (mode 0600) with the secret for the local server's control protocols; each start writes a new one."""
     return settings.home / "triton-server" / "secret"
 
 
 def server_urls(settings: Settings) -> tuple[str, ...]:
-    """Addresses of the gRPC endpoints, one or more: host:port, or unix:path of a local one.
+    """Return the addresses of the gRPC endpoints: host:port, or unix:path for a local one.
 
     Raises:
         ServerUnreachable: The settings name none, and no local server was started.

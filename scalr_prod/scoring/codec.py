@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests to protobuf messages, and answers back to arrays: nothing of an answer is believed before it was checked."""
+"""Encoding of requests as protobuf messages, and decoding of answers with validation."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _NEXT: Final = "the server runs another program than this one: compare numpy (< 
 
 
 def row_bytes(tensors: Mapping[str, NDArray[Any]]) -> int:
-    """Bytes that one row of these input tensors takes on the wire."""
+    """Return the bytes that one row of these input tensors takes on the wire."""
     return sum(array[:1].nbytes for array in tensors.values())
 
 
 def build_request(
     model: str, version: int, tensors: Mapping[str, NDArray[Any]], outputs: Sequence[str], *, timeout_s: float
 ) -> Message:
-    """The message; it can be sent any number of times.
+    """Build the request message; it can be sent any number of times.
 
     Args:
         model: The model's name in the server.
@@ -56,7 +56,7 @@ def build_request(
 
 
 def read_tensors(response: Message, shapes: Mapping[str, tuple[int, int]], *, where: str) -> dict[str, NDArray[Any]]:
-    """The named output tensors.
+    """Return the named output tensors.
 
     Args:
         response: The answer.
@@ -87,7 +87,7 @@ def read_tensors(response: Message, shapes: Mapping[str, tuple[int, int]], *, wh
 
 
 def check_version(versions: NDArray[np.int64], expected: int, *, where: str) -> None:
-    """Every row was answered by the expected version.
+    """Check that the expected version answered every row.
 
     Raises:
         ModelVersionMismatch: One was not.
@@ -97,7 +97,7 @@ def check_version(versions: NDArray[np.int64], expected: int, *, where: str) -> 
 
 
 def check_digest(digests: NDArray[np.int64], expected: int | None, version: int, *, where: str) -> None:
-    """Every row was answered by the expected model; None: by any.
+    """Check that the expected model answered every row; None accepts any.
 
     Raises:
         ModelVersionMismatch: Another model of that number answered: another project's, or one that was trained anew.
@@ -111,7 +111,7 @@ def check_digest(digests: NDArray[np.int64], expected: int | None, version: int,
 
 
 def check_request(keys: NDArray[np.int64], expected: NDArray[np.int64], *, where: str) -> None:
-    """The answer is that to the request with these keys.
+    """Check that the answer belongs to the request with these keys.
 
     Raises:
         MalformedResponse: It was meant for another. A Triton whose model process stood still for a second does so (ADR 0014).
@@ -121,7 +121,7 @@ def check_request(keys: NDArray[np.int64], expected: NDArray[np.int64], *, where
 
 
 def version_mismatch(found: int, expected: int, where: str) -> ModelVersionMismatch:
-    """The error: version ``found`` answers where ``expected`` was asked."""
+    """Return the error for version ``found`` answering where ``expected`` was requested."""
     return ModelVersionMismatch(
         f"version {found} answers, the run is pinned to version {expected}",
         where=where,
@@ -130,7 +130,7 @@ def version_mismatch(found: int, expected: int, where: str) -> ModelVersionMisma
 
 
 def check_items(items: NDArray[np.int32], catalogue_size: int, *, where: str) -> None:
-    """Every item is an index into the catalogue, or none.
+    """Check that every item is an index into the catalogue, or none.
 
     Raises:
         MalformedResponse: One is not.
@@ -141,7 +141,7 @@ def check_items(items: NDArray[np.int32], catalogue_size: int, *, where: str) ->
 
 
 def check_shares(name: str, shares: NDArray[np.float32], *, where: str) -> None:
-    """Every value is a probability.
+    """Check that every value is a probability.
 
     Raises:
         MalformedResponse: One is not, or is not a number.

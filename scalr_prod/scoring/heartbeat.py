@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A sign of life from within a batch: each process of the model counts the groups of contexts that it has worked on, in a file.
+"""Heartbeats from within a batch: each model process counts the groups of contexts it has processed, in a file.
 
 A large batch on a slow machine takes longer than a server may be silent. Who watches the server reads the count: while it grows, the
 model is at work. Both ends import this file, so it needs the standard library alone.
@@ -22,7 +22,7 @@ _BYTES: Final = 8
 
 
 class Heartbeat:
-    """The count of one of a version's processes.
+    """Count the progress of one process of a version.
 
     Args:
         model: The model's name in the server.
@@ -45,7 +45,7 @@ class Heartbeat:
             logger.warning("no sign of life can be given: %s", error)
 
     def beat(self) -> None:
-        """One more group was worked on."""
+        """Count one more group."""
         if self._file is None:
             return
         self._count += 1
@@ -58,7 +58,7 @@ class Heartbeat:
 
 
 def read_beats(folder: Path, model: str, version: int) -> int:
-    """The sum of the counts, each of which starts anew with its process; -1 where there is none."""
+    """Return the sum of a version's counts, or -1 if there are none; a count restarts with its process."""
     try:
         files = [path for path in folder.iterdir() if path.name.startswith(_begin(model, version))]
         counts = [int.from_bytes(path.read_bytes(), "little") for path in files]
@@ -68,5 +68,5 @@ def read_beats(folder: Path, model: str, version: int) -> int:
 
 
 def _begin(model: str, version: int) -> str:
-    """What the names of a version's files begin with."""
+    """Return the common prefix of a version's file names."""
     return f"{model}-{version}-"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scorer that the settings ask for."""
+"""Factory of the scorer that the settings select."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def open_scorer(
 
 
 def known_digest(settings: Settings, version: int) -> int | None:
-    """`digest_of` a version, where its manifest lies on this machine."""
+    """Return `digest_of` a version if its manifest is on this machine."""
     try:
         return digest_of(load_version(settings, version).sha256)
     except TranslatorNotFound:  # a worker on another host has only the server

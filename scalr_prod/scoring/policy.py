@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long to wait, when to ask again, and how much to send at once."""
+"""Deadlines, retries and request sizes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _GROWTH: Final = 4.0
 
 @dataclass(frozen=True)
 class Deadline:
-    """The moment by which a request must be answered, over all of its attempts.
+    """Time limit of a request over all of its attempts.
 
     Attributes:
         seconds: How long the request may take in all.
@@ -37,32 +37,32 @@ class Deadline:
 
     @classmethod
     def after(cls, seconds: float, clock: Callable[[], float] = time.monotonic) -> Self:
-        """The deadline that lies ``seconds`` from now."""
+        """Return the deadline ``seconds`` from now."""
         return cls(seconds, clock() + seconds, clock)
 
     @property
     def remaining(self) -> float:
-        """Seconds left; never negative."""
+        """Return the seconds left; never negative."""
         return max(0.0, self.ends_at - self.clock())
 
     @property
     def passed(self) -> bool:
-        """Whether no time is left."""
+        """Return whether no time is left."""
         return self.remaining <= 0.0
 
     @property
     def elapsed(self) -> float:
-        """Seconds gone, less those it was extended by."""
+        """Return the seconds gone, less the extensions."""
         return max(0.0, self.seconds - (self.ends_at - self.clock()))
 
     def extended(self, seconds: float) -> Self:
-        """The same, later by time for which the caller itself was busy elsewhere."""
+        """Return a later deadline, to allow for time that the caller itself was busy."""
         return replace(self, ends_at=self.ends_at + seconds)
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """Waits between attempts: twice as long each time, up to a limit, and drawn at random below it.
+    """Exponential backoff with jitter between attempts.
 
     Many workers lose a server at the same moment; without the draw they would all come back at the same moment too.
 
@@ -75,7 +75,7 @@ class RetryPolicy:
     limit_s: float = 3.0
 
     def waits(self, draw: Callable[[], float] = random.random) -> Iterator[float]:
-        """Seconds to wait before each further attempt, without end: the deadline is what ends them.
+        """Yield the seconds to wait before each further attempt, without end: the deadline stops the retries.
 
         Args:
             draw: Uniform on [0, 1).
@@ -88,7 +88,7 @@ class RetryPolicy:
 
 @dataclass(frozen=True)
 class Limits:
-    """How much one request may hold.
+    """Size limits of one request.
 
     Attributes:
         request_bytes: Bytes of all input tensors.
@@ -99,7 +99,7 @@ class Limits:
     rows: int
 
     def rows_per_request(self, row_bytes: int) -> int:
-        """How many contexts of this size go into one request.
+        """Return how many contexts of this size fit into one request.
 
         Raises:
             RequestTooLarge: Not even one does.
@@ -116,7 +116,7 @@ class Limits:
 
 @dataclass
 class Pace:
-    """How fast the server answers, as the last answers told: so requests stay small enough for their deadline.
+    """Estimate the server's speed from recent answers, to keep requests small enough for their deadline.
 
     What others ask of the same server is part of the time that a request takes: the more workers, the smaller their requests.
 
@@ -129,11 +129,11 @@ class Pace:
     row_s: float = 0.0
 
     def measured(self, rows: int, seconds: float) -> None:
-        """So many contexts were answered in so many seconds."""
+        """Record that ``rows`` contexts took ``seconds``."""
         self.row_s = max(seconds / max(rows, 1), self.row_s / _GROWTH)
 
     def rows_per_request(self, most: int) -> int:
-        """How many contexts can be answered well within the deadline: 1 to ``most``."""
+        """Return how many contexts can be answered well within the deadline: 1 to ``most``."""
         if self.row_s * most <= self.deadline_s * _SHARE:
             return most
         return max(1, int(self.deadline_s * _SHARE / self.row_s))

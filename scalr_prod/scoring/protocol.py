@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The request and the answer as tensors: their names, types and shapes, and how the server answers many requests at once.
+"""Wire protocol: names, types and shapes of tensors, and the server's batching of requests.
 
 Both ends import this file, so only numpy and what needs no more than it are imported here.
 """
@@ -64,7 +64,7 @@ _DEFAULTS: Final[Mapping[str, float]] = {"k": 1, "temperature": 1.0, "min_lift":
 
 @dataclass(frozen=True)
 class Identity:
-    """Which model answers.
+    """Identify the model that answers.
 
     Attributes:
         version: Its version.
@@ -92,7 +92,7 @@ class Module(Protocol):
 
 
 def digest_of(sha256: str) -> int:
-    """The first 63 bits of a hexadecimal checksum, as they fit into an int64."""
+    """Return the first 63 bits of a hexadecimal checksum, which fit into an int64."""
     return int(sha256[:16], 16) >> 1
 
 
@@ -105,7 +105,7 @@ def encode(
     shortlist: int | None = None,
     candidates: NDArray[np.int32] | None = None,
 ) -> Tensors:
-    """The input tensors of one request: *score these* where candidates are named, else *sample from all*."""
+    """Return the input tensors of one request: score the candidates if there are any, else sample from all items."""
     rows = len(contexts)
     tensors: Tensors = {"history_items": contexts.history_items, "history_ages": contexts.history_ages}
     tensors |= {name: getattr(contexts, name)[:, None] for name in _ONE_A_ROW}
@@ -121,7 +121,7 @@ def encode(
 
 
 def request_key(tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
-    """What tells this request from every other: its rows' noise keys, each with a digest of all input tensors. Shape [B, 1]."""
+    """Return the request's identity: its rows' noise keys, each with a digest of all input tensors. Shape [B, 1]."""
     digest = hashlib.blake2b(digest_size=8)
     for name in INPUTS:
         if name in tensors:
@@ -131,7 +131,7 @@ def request_key(tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
 
 
 def answer(module: Module, identity: Identity, requests: Sequence[Mapping[str, NDArray[Any]]]) -> list[Tensors | ValueError]:
-    """Answer requests that wait together with as few forward passes as can be, each as if it had come alone.
+    """Answer queued requests with as few forward passes as possible, each as if it had come alone.
 
     Requests of one kind, with the same parameters and widths, are joined into one batch; exclusion lists are padded to the
     widest.
@@ -187,14 +187,14 @@ def _answer_group(
 
 
 def _reason(error: Exception) -> str:
-    """One line for the client."""
+    """Return one line for the client."""
     if isinstance(error, ScalrError):
         return f"{error.where}: {error.found}" if error.where else error.found
     return str(error)
 
 
 def _decode(request: Mapping[str, NDArray[Any]], bounds: Bounds) -> tuple[Contexts, tuple[Any, ...]]:
-    """The contexts, and what a batch must have in common to be answered in one pass."""
+    """Return the contexts, and the parameters that requests must share to be answered in one pass."""
     contexts = Contexts(
         history_items=request["history_items"],
         history_ages=request["history_ages"],

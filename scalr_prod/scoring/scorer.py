@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every scorer can do."""
+"""Protocol of all scorers."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ __all__ = ["Scorer"]
 
 
 class Scorer(Protocol):
-    """One version of the translator, to be asked. Close it, or use it as a context manager."""
+    """Client of one version of the translator. Close it, or use it as a context manager."""
 
     @property
     def version(self) -> int:
-        """The version that answers."""
+        """Return the version that answers."""
 
     def sample(
         self, contexts: Contexts, k: int, *, temperature: float = 1.0, min_lift: float = 0.0, shortlist: int | None = None
@@ -49,14 +49,14 @@ class Scorer(Protocol):
         min_lift: float = 0.0,
         shortlist: int | None = None,
     ) -> Iterator[Samples]:
-        """The answer to each batch, in order; batches are taken from the iterable only as answers are asked for.
+        """Yield the answer to each batch, in order; batches are read from the iterable only as answers are consumed.
 
         Raises:
             ScoringError: No valid answer could be had.
         """
 
     def score(self, contexts: Contexts, candidates: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """P(item | context) and P(item) of named candidates.
+        """Return P(item | context) and P(item) of given candidates.
 
         Args:
             contexts: B contexts.
@@ -70,7 +70,7 @@ class Scorer(Protocol):
         """
 
     def close(self) -> None:
-        """Give back what it holds. It cannot be asked afterwards."""
+        """Release all resources. The scorer cannot be used afterwards."""
 
     def __enter__(self) -> Self: ...
 

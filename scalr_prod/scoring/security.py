@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a server asks for before it answers: TLS, a client certificate, a header that opens restricted protocols."""
+"""Connection security: TLS, client certificate, and the header for restricted protocols."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HEADER: Final = "scalr"
 
 @dataclass(frozen=True)
 class Security:
-    """How to speak to the server; the default is a plain connection.
+    """Credentials of a connection; the default is plain text.
 
     Attributes:
         tls: Whether to encrypt, and to check the server's certificate.
@@ -40,7 +40,7 @@ class Security:
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """As ``[serving]`` says.
+        """Return the credentials of ``[serving]``.
 
         Raises:
             SettingsError: A certificate or key cannot be read.
@@ -57,7 +57,7 @@ class Security:
 
     @classmethod
     def control(cls, settings: Settings) -> Self:
-        """To load, unload, list or count: as ``[serving]`` says, or with the secret of the local server, if one was started.
+        """Return the credentials for control calls: of ``[serving]``, or the secret of a local server that was started.
 
         Raises:
             SettingsError: A certificate or key cannot be read.
@@ -71,7 +71,7 @@ class Security:
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What gRPC sends with a request."""
+        """Return the gRPC metadata of a request."""
         # Triton looks for its restricted protocols' header under this prefix.
         return ((f"triton-grpc-protocol-{self.header[0]}", self.header[1]),) if self.header else ()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The translator behind a Triton server."""
+"""Scorer that uses the translator on a Triton server."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _PATIENCE_S: Final = 10.0
 
 @dataclass(frozen=True)
 class _Piece:
-    """One request: a batch, or a part of one; ``last`` marks the end of its batch."""
+    """One request: a batch or a slice of one; ``last`` marks the end of its batch."""
 
     tensors: Mapping[str, NDArray[Any]]
     shapes: Mapping[str, tuple[int, int]]
@@ -47,7 +47,7 @@ class _Piece:
 
 @dataclass
 class _Pending:
-    """One request on its way, with all that is needed to send it again."""
+    """A pending request, with all that is needed to send it again."""
 
     piece: _Piece
     message: Message
@@ -57,7 +57,7 @@ class _Pending:
 
 
 class TritonScorer:
-    """Asks one version of the translator, one server at a time; see `scalr_prod.scoring.Scorer`.
+    """Call one version of the translator, on one server at a time; see `scalr_prod.scoring.Scorer`.
 
     Args:
         addresses: Gives the addresses of the servers. It is asked again after a failure: the next server is gone on with, and a local
@@ -116,7 +116,7 @@ class TritonScorer:
 
     @property
     def version(self) -> int:
-        """The version that answers."""
+        """Return the version that answers."""
         return self._version
 
     def sample(
@@ -134,13 +134,13 @@ class TritonScorer:
         min_lift: float = 0.0,
         shortlist: int | None = None,
     ) -> Iterator[Samples]:
-        """The answer to each batch, in order, with several requests in flight; see `Scorer.sample_stream`."""
+        """Yield the answer to each batch, in order, with several requests in flight; see `Scorer.sample_stream`."""
         encoded = (encode(batch, k=k, temperature=temperature, min_lift=min_lift, shortlist=shortlist) for batch in batches)
         for answer in self._stream(encoded, SAMPLE_OUTPUTS, k):
             yield Samples(**answer)
 
     def score(self, contexts: Contexts, candidates: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """P(item | context) and P(item) of named candidates; see `Scorer.score`."""
+        """Return P(item | context) and P(item) of given candidates; see `Scorer.score`."""
         if candidates.dtype != np.int32 or candidates.ndim != 2 or len(candidates) != len(contexts):  # noqa: PLR2004
             raise ScoringError(
                 f"candidates are {candidates.dtype} {candidates.shape}, expected int32 ({len(contexts)}, C)",
@@ -155,7 +155,7 @@ class TritonScorer:
         return probabilities, prior
 
     def close(self) -> None:
-        """Close the channels; what is in flight is dropped."""
+        """Close the channels and drop pending requests."""
         for channel in self._channels.values():
             channel.close()
 
@@ -171,7 +171,7 @@ class TritonScorer:
     def _stream(
         self, encoded: Iterable[Mapping[str, NDArray[Any]]], outputs: Sequence[str], width: int
     ) -> Iterator[dict[str, NDArray[Any]]]:
-        """Each batch's checked output tensors, in order; a batch larger than a request travels as several."""
+        """Yield each batch's validated output tensors, in order; a batch larger than a request is split."""
         pieces = (piece for tensors in encoded for piece in self._cut(tensors, outputs, width))
         waiting: deque[_Pending] = deque()
         parts: list[dict[str, NDArray[Any]]] = []
@@ -219,7 +219,7 @@ class TritonScorer:
         return _Pending(piece, message, deadline, self._channel, reply)
 
     def _wait(self, pending: _Pending) -> dict[str, NDArray[Any]]:
-        """The checked answer, after as many attempts as the deadline allows."""
+        """Return the validated answer, after as many attempts as the deadline allows."""
         if pending.reply is None:
             return {name: np.empty(shape, OUTPUTS[name]) for name, shape in pending.piece.shapes.items()}
         answer = self._answer(pending, first=pending.reply.result)
@@ -229,7 +229,7 @@ class TritonScorer:
     def _answer(
         self, pending: _Pending, *, first: Callable[[], Message] | None = None, await_model: bool = True
     ) -> dict[str, NDArray[Any]]:
-        """The checked answer; see `_persist`."""
+        """Return the validated answer; see `_persist`."""
         pauses = self._retries.waits()
         while True:
             asked, response = self._persist(
@@ -251,7 +251,7 @@ class TritonScorer:
                 self._follow(asked)
 
     def _checked(self, piece: _Piece, response: Message, *, where: str) -> dict[str, NDArray[Any]]:
-        """The tensors of an answer that came from this address, once nothing speaks against them."""
+        """Return the tensors of an answer from this address, after validating them."""
         tensors = codec.read_tensors(response, piece.shapes, where=where)
         codec.check_version(tensors.pop("model_version"), self._version, where=where)
         codec.check_digest(tensors["model_digest"], self._digest, self._version, where=where)
@@ -271,7 +271,7 @@ class TritonScorer:
         first: tuple[Transport, Callable[[], Message]] | None = None,
         await_model: bool = True,
     ) -> tuple[Transport, Message]:
-        """Try until there is an answer, a failure that will not pass, or no time left.
+        """Retry until there is an answer, a permanent failure, or no time left.
 
         Args:
             attempt: Makes one attempt at a channel, which may take the given seconds.
@@ -305,11 +305,11 @@ class TritonScorer:
             self._follow(asked)
 
     def _patience(self, deadline: Deadline) -> float:
-        """Seconds that one attempt may take: where there is another server, a server that hangs leaves time to ask it."""
+        """Return the time limit of one attempt, which leaves time for another server if this one hangs."""
         return min(deadline.remaining, deadline.seconds / 2) if self._others else deadline.remaining
 
     def _follow(self, failed: Transport) -> None:
-        """Go to the next server, or to where the local one is now: one that was started anew has another address."""
+        """Switch to the next server, or to the local one's current address, which changes with a restart."""
         if failed is not self._channel:  # another request has found out before
             return
         try:
@@ -335,14 +335,14 @@ class TritonScorer:
         return failure.explain(url, f"{self._model} version {self._version}")
 
     def _ask_rows(self, deadline: Deadline) -> int:
-        """The most rows that the server takes in one request."""
+        """Return the most rows that the server takes in one request."""
         _, config = self._persist(
             lambda channel, left: channel.model_config(self._model, str(self._version), left), deadline, await_model=False
         )
         return max(1, int(config.max_batch_size))
 
     def _ask_identity(self, deadline: Deadline) -> Identity:
-        """Who answers: asked with a real request, so that a model that loads but cannot answer is found out now."""
+        """Return which model answers, using a real request to detect a model that loads but cannot answer."""
         contexts = Contexts(
             history_items=np.zeros((1, 1), np.int32),
             history_ages=np.zeros((1, 1), np.float32),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One thing that `scalr doctor` looked at."""
+"""Result of one check of `scalr doctor`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Check"]
 
 @dataclass(frozen=True)
 class Check(Jsonable):
-    """One thing that was looked at.
+    """Describe the outcome of one check.
 
     Attributes:
         name: What was looked at.

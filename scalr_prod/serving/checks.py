@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `scalr doctor` tells of the serving side."""
+"""Checks of `scalr doctor` for serving."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ events = "none.parquet"
 
 
 def serving_checks(settings: Settings | None, *, deep: bool = False) -> list[Check]:
-    """The serving environment and its parts; with settings, also the server that they name.
+    """Check the serving environment; with settings, also the server that they name.
 
     Args:
         settings: The project's settings; None: the machine alone.

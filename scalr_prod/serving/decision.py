@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a new version takes the served one's place."""
+"""Promotion of a new version if it is no worse than the served one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["PromotionDecision", "promote_if_better"]
 
 @dataclass(frozen=True)
 class PromotionDecision(Jsonable):
-    """Whether a new translator took the served one's place, and why.
+    """Describe whether and why a new translator was promoted.
 
     Attributes:
         version: The new version.
@@ -35,7 +35,7 @@ class PromotionDecision(Jsonable):
 
 
 def promote_if_better(settings: Settings, version: int, *, progress: bool = False) -> PromotionDecision:
-    """Serve a new version if none is served, or if it is no worse than the served one on events that neither learned from.
+    """Promote a new version if none is served, or if it is no worse than the served one on events unseen by both.
 
     Args:
         settings: The project's settings.

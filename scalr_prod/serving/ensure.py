@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server for as long as it is needed."""
+"""Serving session: a server that answers for the duration of a block."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 def ensure_serving(settings: Settings, version: int) -> AbstractContextManager[None]:
-    """Have the version answer for as long as the block takes.
+    """Make the version available for the duration of the block.
 
     The local scorer needs nothing. Where the settings name servers, each is checked, and asked to load the version if it does
     not hold it. Else the local server is found or started; one that was not started by command is stopped by its last user.
@@ -46,7 +46,7 @@ def ensure_serving(settings: Settings, version: int) -> AbstractContextManager[N
 
 @contextmanager
 def serving(settings: Settings, version: int, *, beside: AbstractSet[int] | None = None) -> Iterator[None]:
-    """`ensure_serving`, with a say in what else a running server holds.
+    """Make the version available, with control over the other versions that a running server holds.
 
     Args:
         settings: The project's settings.
@@ -70,7 +70,7 @@ def serving(settings: Settings, version: int, *, beside: AbstractSet[int] | None
 
 
 def stop_unused(settings: Settings) -> None:
-    """Stop a local server that nobody uses, unless it was started by command; a killed run may have left one."""
+    """Stop a local server that nobody uses, unless a command started it; a killed run may have left one."""
     if settings.serving.scorer == "local" or settings.serving.url is not None or read_record(settings) is None:
         return
     with server_lock(settings):

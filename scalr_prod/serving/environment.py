@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The serving environment: where it is, and whether a Triton server can be started from it.
+"""Location and inspection of the serving environment.
 
 The server is the one inside the wheel nvidia-pytriton. Its python backend starts a stub that embeds the interpreter, so it
 needs that interpreter's shared library; and it needs numpy < 2: under numpy 2 every output arrives empty.
@@ -71,7 +71,7 @@ print(json.dumps({
 
 @dataclass(frozen=True)
 class ServingEnvironment:
-    """What was found in it.
+    """Describe an inspected serving environment.
 
     Attributes:
         folder: The virtual environment.
@@ -89,7 +89,7 @@ class ServingEnvironment:
 
     @property
     def server(self) -> Path | None:
-        """The server's program, where it is there and fits this Python."""
+        """Return the server binary, or None if it is missing or does not fit this Python."""
         if self.wheel is None or not self.stub.is_file():
             return None
         server = self.wheel / "bin" / "tritonserver"
@@ -97,11 +97,11 @@ class ServingEnvironment:
 
     @property
     def stub(self) -> Path:
-        """The program that embeds this Python."""
+        """Return the stub binary that embeds this Python."""
         return (self.wheel or self.folder) / "python_backend_stubs" / self.minor / "triton_python_backend_stub"
 
     def problem(self) -> str | None:
-        """What keeps a server from starting here, in one sentence; None where nothing does."""
+        """Return what prevents a server from starting, in one sentence; None if nothing does."""
         missing = [name for name, version in self.packages.items() if version is None]
         if missing:
             return f"not installed there: {', '.join(missing)}"
@@ -117,7 +117,7 @@ class ServingEnvironment:
         return None
 
     def variables(self, threads: int) -> dict[str, str]:
-        """Environment variables for the server: those it needs, and none of the secrets that this process may have."""
+        """Return the server's environment variables: only those it needs, so that no secret of this process leaks."""
         kept = {key: value for key, value in os.environ.items() if key in _KEPT}
         wheel = self.wheel or self.folder
         libraries = [wheel.parent.parent / "nvidia_pytriton.libs", self.library, os.environ.get("LD_LIBRARY_PATH")]
@@ -133,7 +133,7 @@ class ServingEnvironment:
 
 
 def environment_places(settings: Settings | None) -> list[Path]:
-    """Where a serving environment is looked for, the first place first.
+    """Return the folders to search for a serving environment, in order.
 
     Where the settings name one, there alone; else ``.venv-triton`` beside the running virtual environment, in the checkout, in
     the working directory, or beside scalr.toml.
@@ -149,7 +149,7 @@ def environment_places(settings: Settings | None) -> list[Path]:
 
 
 def find_environment(settings: Settings | None) -> ServingEnvironment:
-    """Find it in one of `environment_places`.
+    """Find the serving environment in `environment_places`.
 
     Raises:
         ServingError: There is none.
@@ -164,7 +164,7 @@ def find_environment(settings: Settings | None) -> ServingEnvironment:
 
 
 def require_environment(settings: Settings) -> None:
-    """See that a local server could be started, before any work that needs one later. Other scorers need nothing.
+    """Check that a local server can start, before the work that needs it later. Other scorers need no environment.
 
     Raises:
         ServingError: There is no serving environment, or no server can be started from it.
@@ -174,7 +174,7 @@ def require_environment(settings: Settings) -> None:
 
 
 def lay_backends(environment: ServingEnvironment, folder: Path) -> Path:
-    """Lay the folder that Triton finds its python backend in: the wheel's files beside the stub of the right Python.
+    """Prepare Triton's python backend folder: the wheel's files and the stub of the right Python.
 
     Raises:
         ServingError: A server cannot be started from this environment.
@@ -192,7 +192,7 @@ def lay_backends(environment: ServingEnvironment, folder: Path) -> Path:
 
 
 def examine_environment(folder: Path) -> ServingEnvironment:
-    """Look at one environment.
+    """Inspect one environment.
 
     Raises:
         ServingError: Its Python does not run.
@@ -210,7 +210,7 @@ def examine_environment(folder: Path) -> ServingEnvironment:
 
 
 def find_library(minor: str, places: Sequence[str]) -> Path | None:
-    """Folder of the shared library of a Python, which the server's python backend embeds.
+    """Return the folder of a Python's shared library, which the server's python backend embeds.
 
     Args:
         minor: The Python's version, such as ``3.12``.
@@ -222,7 +222,7 @@ def find_library(minor: str, places: Sequence[str]) -> Path | None:
 
 
 def _usable(environment: ServingEnvironment) -> Path:
-    """The wheel's folder of an environment that a server can be started from."""
+    """Return the wheel's folder of an environment that a server can be started from."""
     problem = environment.problem()
     if problem is not None or environment.wheel is None:
         raise ServingError(f"no Triton can be started: {problem}", where=str(environment.folder), next_step=_NEXT)
@@ -230,7 +230,7 @@ def _usable(environment: ServingEnvironment) -> Path:
 
 
 def _system_library(name: str) -> Path | None:
-    """The folder in which the system's loader finds it."""
+    """Return the folder in which the system's loader finds a library."""
     for program in ("/sbin/ldconfig", "/usr/sbin/ldconfig"):
         try:
             cache = subprocess.run(  # noqa: S603 - a fixed program

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A local server that is watched over while a run uses it: one that dies or hangs is started anew.
+"""Watchdog of a local server during a run: restarts it if it dies or hangs.
 
 The workers need not know. They ask again until their deadline, and go to where the server is then.
 """
@@ -42,7 +42,7 @@ _RESTARTS: Final = 5
 
 @contextmanager
 def guarded_serving(settings: Settings, version: int) -> Iterator[None]:
-    """`ensure_serving`, and start the local server anew where it dies, hangs, mixes answers up, or loses a process of its model.
+    """Serve the version, and restart the local server if it dies, hangs, mixes up answers or loses a model process.
 
     A server that the settings name elsewhere, or one that is stopped by command, is left as it is.
 
@@ -74,7 +74,7 @@ class _Guard(threading.Thread):
         self._seen: dict[int, int] = {}
 
     def end(self) -> None:
-        """Stop watching; a restart that is under way is finished first."""
+        """Stop watching, after finishing a restart under way."""
         self._over.set()
         self.join()
 
@@ -108,7 +108,7 @@ class _Guard(threading.Thread):
         return None
 
     def _silence(self, record: ServerRecord) -> str | None:
-        """Of a server that did not answer in time: it hangs if it answers nobody, and makes no progress within its batch.
+        """Return why a silent server counts as hung: it answers nobody and makes no progress within its batch.
 
         Other requests may have come before ours, and be large.
         """
@@ -126,7 +126,7 @@ class _Guard(threading.Thread):
         return f"answers nobody and makes no progress for {limit:g} s" if silent else None
 
     def _lost_a_process(self, record: ServerRecord) -> bool:
-        """Whether fewer instances run than have been seen, of those that there are to be: one more may be on its way."""
+        """Return whether fewer instances run than were seen before, up to the configured number; more may be starting."""
         import psutil
 
         program, running = str(model_folder(self._settings) / str(self._version)), 0

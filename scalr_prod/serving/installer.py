@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`scalr serving install`: the environment that a local Triton runs in, from the constraints that ship with the package.
+"""`scalr serving install`: environment of a local Triton, from the constraints that ship with the package.
 
 Imports the standard library only: `make setup` uses it before anything is installed.
 """
@@ -40,7 +40,7 @@ _IMPORTED: Final = (
 
 @dataclass(frozen=True)
 class InstallPlan(Jsonable):
-    """What `install_serving` would do.
+    """Describe what `install_serving` would do.
 
     Attributes:
         folder: The environment.
@@ -61,14 +61,14 @@ class InstallPlan(Jsonable):
     package: Path | None
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as JSON values."""
+        """Return the plan as JSON values."""
         values = super().to_json()
         return values | {"package": values["package"] or f"scalr-prod {__version__}, as it is installed here"}
 
 
 @dataclass(frozen=True)
 class InstallReport(Jsonable):
-    """What was installed.
+    """Describe what was installed.
 
     Attributes:
         folder: The environment.
@@ -88,7 +88,7 @@ class InstallReport(Jsonable):
 
 
 def plan_serving(settings: Settings | None = None, *, folder: Path | None = None, system_packages: bool = False) -> InstallPlan:
-    """Decide where the serving environment goes and what it is made from; nothing is changed.
+    """Plan the location and sources of the serving environment, without changing anything.
 
     Args:
         settings: The project's settings, where there are some: they may name the environment.
@@ -112,7 +112,7 @@ def plan_serving(settings: Settings | None = None, *, folder: Path | None = None
 def install_serving(
     settings: Settings | None = None, *, folder: Path | None = None, torch: Torch = "auto", system_packages: bool = False
 ) -> InstallReport:
-    """Make the serving environment, or bring it up to date, and see that the server in it runs.
+    """Create or update the serving environment, and check that its server runs.
 
     Args:
         settings: The project's settings, where there are some: they may name the environment.
@@ -149,7 +149,7 @@ def install_serving(
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether a serving environment is there already.
+    """Return whether the folder holds a serving environment.
 
     Raises:
         ServingError: Something else is there, which must not be written to.
@@ -169,7 +169,7 @@ def _is_ours(folder: Path) -> bool:
 
 
 def _broken_server(environment: ServingEnvironment) -> str | None:
-    """Why the server's program does not even tell its options; None where it does."""
+    """Return why the server binary cannot print its options; None if it can."""
     try:
         done = subprocess.run(  # noqa: S603 - the server that was just installed
             [str(environment.server), "--help"],
@@ -187,7 +187,7 @@ def _broken_server(environment: ServingEnvironment) -> str | None:
 
 
 def _compiled(environment: ServingEnvironment) -> str | None:
-    """Import what the model's process does, so that Python keeps it compiled; why that cannot be done, or None.
+    """Import what the model's process imports, so that Python caches the bytecode; return the error, or None.
 
     The server may not write there: without this, each of its starts compiles a thousand files anew, which more than doubles the time of
     importing them. Compiling all files of the environment would take far longer, for what nothing imports.

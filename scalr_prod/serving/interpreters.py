@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which Python the serving environment is made from: one that the server can embed, and that numpy < 2 has wheels for.
+"""Choice of Python for the serving environment: one that the server can embed and numpy < 2 has wheels for.
 
 Imports the standard library only: `make setup` uses it before anything is installed.
 """
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Interpreter:
-    """A Python that runs.
+    """A working Python interpreter.
 
     Attributes:
         path: Its program.
@@ -54,7 +54,7 @@ class Interpreter:
 
     @classmethod
     def at(cls, path: str) -> Interpreter | None:
-        """The interpreter at a path; None where it does not run."""
+        """Inspect the interpreter at a path; None if it does not run."""
         try:
             output = subprocess.run(  # noqa: S603 - an interpreter of this machine
                 [path, "-I", "-c", _QUESTION], capture_output=True, check=True, timeout=60, text=True
@@ -66,7 +66,7 @@ class Interpreter:
 
 
 def require_platform() -> None:
-    """Refuse a machine that no Triton server can be installed on.
+    """Check that a Triton server can be installed on this machine.
 
     Raises:
         ServingError: Another platform than Linux x86-64, or a C library that is too old.
@@ -87,7 +87,7 @@ def require_platform() -> None:
 
 
 def choose_interpreter(*, system_packages: bool = False) -> Interpreter:
-    """The running Python where it can serve, else another one of this machine, else one that uv brings.
+    """Return the running Python if it can serve, else another one of this machine, else one that uv installs.
 
     Args:
         system_packages: Whether a missing shared library may be installed by apt, later.
@@ -123,13 +123,13 @@ def choose_interpreter(*, system_packages: bool = False) -> Interpreter:
 
 
 def find_uv() -> str | None:
-    """uv's program, beside the running Python or on the PATH."""
+    """Return uv's path: beside the running Python or on the PATH."""
     beside = Path(sys.executable).with_name("uv")
     return str(beside) if beside.is_file() else shutil.which("uv")
 
 
 def install_system_package(package: str) -> bool:
-    """Install a package by apt; False where this is not root, there is no apt, or apt fails."""
+    """Install a package with apt; return False without root, without apt, or if apt fails."""
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         return False
     logger.info("installing %s …", package)

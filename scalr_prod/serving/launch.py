@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command that starts a local Triton: who can reach it, and what it is told.
+"""Start command of a local Triton, with its socket, secret and access restrictions.
 
 Triton's control protocols run code: whoever may load a model may send its program along. So a local server has no HTTP, its gRPC
 endpoint is a Unix socket in a folder that only this user may enter, and the control protocols ask for a secret besides. The secret
@@ -44,7 +44,7 @@ children: dict[int, subprocess.Popen[bytes]] = {}
 
 
 def launch(settings: Settings, environment: ServingEnvironment, backends: Path, *, lasting: bool) -> ServerRecord:
-    """Start a server with a new socket and a new secret, and write both down; it may need seconds until it answers.
+    """Start a server with a new socket and a new secret, and record both; it may take seconds until it answers.
 
     Args:
         settings: The project's settings.
@@ -104,7 +104,7 @@ def launch(settings: Settings, environment: ServingEnvironment, backends: Path, 
 
 
 def _socket_folder() -> str:
-    """A new folder that only this user may enter; short, whatever the home is called."""
+    """Create a folder that only this user can enter; its path is short however long the home's is."""
     folder = tempfile.mkdtemp(prefix="scalr-triton-")
     if len(os.fsencode(f"{folder}/grpc:{_PORT}")) > _LONGEST_PATH:
         os.rmdir(folder)  # noqa: PTH106 - as it was made
@@ -117,7 +117,7 @@ def _socket_folder() -> str:
 
 
 def _new_secret(settings: Settings) -> str:
-    """Make a secret and write it where only this user can read it."""
+    """Create a secret and write it where only this user can read it."""
     secret = secrets.token_hex(32)
     path = secret_file(settings)
     staged = path.with_suffix(f".{os.getpid()}")

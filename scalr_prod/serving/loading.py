@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Have the running servers load versions, and see with real requests that one answers at each."""
+"""Model control: load versions on the running servers and verify them with real requests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 def loaded_versions(settings: Settings) -> list[int]:
-    """The versions that every server holds, the lowest first.
+    """Return the versions that every server holds, in ascending order.
 
     Raises:
         ServerUnreachable: One does not answer.
@@ -35,7 +35,7 @@ def loaded_versions(settings: Settings) -> list[int]:
 
 
 def versions_by_server(settings: Settings) -> dict[str, list[int]]:
-    """The versions that each server holds, the lowest first, by its address.
+    """Return the versions that each server holds, in ascending order, by the server's address.
 
     Raises:
         ServerUnreachable: One does not answer.
@@ -51,7 +51,7 @@ def versions_by_server(settings: Settings) -> dict[str, list[int]]:
 
 
 def load_versions(settings: Settings, versions: Iterable[int], *, needed: int) -> None:
-    """Have each server hold these versions and no others, and check that the needed one answers.
+    """Make each server hold exactly these versions, and check that the needed one answers.
 
     If it does not, each gets back what it held before.
 
@@ -79,7 +79,7 @@ def load_versions(settings: Settings, versions: Iterable[int], *, needed: int) -
 
 
 def check_version(settings: Settings, version: int) -> None:
-    """Ask the version something, at each server.
+    """Check that the version answers a request at each server.
 
     Raises:
         ScoringError: It does not answer as it should.
@@ -118,14 +118,14 @@ def _load_at(settings: Settings, url: str) -> None:
 
 
 def _asking(settings: Settings, url: str) -> Settings:
-    """The settings with one of several servers alone."""
+    """Return the settings reduced to one of several servers."""
     if len(settings.serving.urls) <= 1:
         return settings
     return settings.model_copy(update={"serving": settings.serving.model_copy(update={"url": url})})
 
 
 def _try_load(settings: Settings) -> None:
-    """Load again what was there; the error that led here is the one to tell."""
+    """Reload the previous versions, ignoring errors: the original error is the one to raise."""
     try:
         _load(settings)
     except (ServingError, ModelNotReady) as error:

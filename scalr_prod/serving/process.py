@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The local Triton server: a process of its own, on loopback, that outlives the command which started it."""
+"""Local Triton server: a separate process on loopback that outlives the command which started it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _PORT_TRIES: Final = 3
 
 @dataclass(frozen=True)
 class ServerStatus(Jsonable):
-    """The server at one moment.
+    """Describe the server's state.
 
     Attributes:
         running: Whether it answers.
@@ -74,7 +74,7 @@ class ServerStatus(Jsonable):
 
 
 def start_triton(settings: Settings) -> ServerStatus:
-    """Start the local server and wait until it answers, or find the one that runs. It runs until `stop_triton`.
+    """Start the local server, or find the running one, and wait until it answers. It runs until `stop_triton`.
 
     It holds the promoted version, and the one before it for a rollback.
 
@@ -88,7 +88,7 @@ def start_triton(settings: Settings) -> ServerStatus:
 
 
 def stop_triton(settings: Settings) -> bool:
-    """Stop the local server; whoever uses it now will get errors.
+    """Stop the local server; requests in progress fail.
 
     Returns:
         Whether there was one.
@@ -102,7 +102,7 @@ def stop_triton(settings: Settings) -> bool:
 
 
 def triton_status(settings: Settings) -> ServerStatus:
-    """Whether the server answers, and what it holds."""
+    """Return whether the server answers, and which versions it holds."""
     record = read_record(settings) if settings.serving.url is None else None
     if settings.serving.url is None and record is None:
         return ServerStatus(running=False, url=None, detail="no local server was started")
@@ -117,7 +117,7 @@ def triton_status(settings: Settings) -> ServerStatus:
 
 
 def _asked(settings: Settings, url: str, record: ServerRecord | None) -> ServerStatus:
-    """One server's own answer."""
+    """Return the status of one server."""
     local = {} if record is None else {key: getattr(record, key) for key in ("pid", "metrics_url", "log")}
     try:
         with Channel(url, Security.control(settings)) as channel:
@@ -129,7 +129,7 @@ def _asked(settings: Settings, url: str, record: ServerRecord | None) -> ServerS
 
 
 def start_locked(settings: Settings, versions: Iterable[int], *, lasting: bool) -> ServerStatus:
-    """`start_triton` for a caller that holds the server's lock.
+    """Start the server as `start_triton` does; the caller must hold the server lock.
 
     Args:
         settings: The project's settings.
@@ -174,7 +174,7 @@ def start_locked(settings: Settings, versions: Iterable[int], *, lasting: bool) 
 
 
 def restart_locked(settings: Settings, versions: Iterable[int]) -> ServerStatus:
-    """Kill a server that no longer does its work, and start another in its place, for a caller that holds the server's lock.
+    """Kill a failed server and start another one; the caller must hold the server lock.
 
     Args:
         settings: The project's settings.
@@ -188,7 +188,7 @@ def restart_locked(settings: Settings, versions: Iterable[int]) -> ServerStatus:
 
 
 def stop_locked(settings: Settings) -> bool:
-    """See `stop_triton`; for a caller that holds the server's lock."""
+    """Stop the server as `stop_triton` does; the caller must hold the server lock."""
     record = read_record(settings)
     if record is None:
         return False
@@ -208,7 +208,7 @@ def stop_locked(settings: Settings) -> bool:
 
 
 def log_tail(record: ServerRecord, lines: int = 8) -> str:
-    """The last lines of the server's log, errors first where there are any."""
+    """Return the last lines of the server's log, or the errors in them if there are any."""
     try:
         text = Path(record.log).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -218,7 +218,7 @@ def log_tail(record: ServerRecord, lines: int = 8) -> str:
 
 
 def _wait_ready(settings: Settings, record: ServerRecord) -> None:
-    """Until the server answers by its own name."""
+    """Wait until the server answers with its own name."""
     limit = settings.serving.startup_timeout_s
     ends_at = time.monotonic() + limit
     with Channel(record.url) as channel:
@@ -251,7 +251,7 @@ def _wait_ready(settings: Settings, record: ServerRecord) -> None:
 
 
 def is_alive(record: ServerRecord) -> bool:
-    """Whether the server's process runs; also where it is a child of this one, and ended without being waited for."""
+    """Return whether the server's process runs; an exited child that was not waited for does not count."""
     child = children.get(record.pid)
     if child is None:
         return record.alive
@@ -285,7 +285,7 @@ def _signal(record: ServerRecord, number: signal.Signals) -> None:
 
 
 def _sweep(record: ServerRecord) -> None:
-    """What a killed server leaves behind: its stubs, its socket, and shared memory under its own prefix."""
+    """Remove what a killed server leaves behind: stubs, socket and its shared memory."""
     import psutil
 
     killed = []

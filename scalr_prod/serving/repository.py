@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model repository: one folder a version, and a configuration that names those to be loaded.
+"""Model repository: one folder per version, and a configuration that lists the versions to load.
 
 It is an ordinary Triton repository: NVIDIA's own container loads it as it lies there.
 """
@@ -37,12 +37,12 @@ _TWICE: Final = 256 << 20
 
 
 def model_folder(settings: Settings) -> Path:
-    """The model's folder in the repository."""
+    """Return the model's folder in the repository."""
     return settings.model_repository / settings.served_model
 
 
 def install_version(settings: Settings, version: TranslatorVersion) -> Path:
-    """Put a version into the repository, whole or not at all; one that lies there already is left as it is.
+    """Install a version in the repository atomically; one that is there already stays as it is.
 
     Raises:
         ServingError: The repository cannot be written.
@@ -70,19 +70,19 @@ def install_version(settings: Settings, version: TranslatorVersion) -> Path:
 
 
 def configured_versions(settings: Settings) -> list[int]:
-    """The versions that the configuration names, the lowest first; none where there is no configuration yet."""
+    """Return the configured versions, in ascending order; none if there is no configuration yet."""
     policy = _POLICY.search(_config(settings))
     return sorted(int(number) for number in re.findall(r"\d+", policy.group())) if policy else []
 
 
 def configured_instances(settings: Settings) -> int:
-    """How many processes are to hold each version; 0 where there is no configuration yet."""
+    """Return the configured number of processes per version; 0 if there is no configuration yet."""
     count = _INSTANCES.search(_config(settings))
     return int(count.group()) if count else 0
 
 
 def _config(settings: Settings) -> str:
-    """The configuration; empty where there is none yet."""
+    """Return the configuration; empty if there is none yet."""
     try:
         return (model_folder(settings) / "config.pbtxt").read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -90,7 +90,7 @@ def _config(settings: Settings) -> str:
 
 
 def write_config(settings: Settings, versions: Iterable[int]) -> None:
-    """Name the versions to be loaded, among those that lie in the repository.
+    """Configure the versions to load, among those in the repository.
 
     Raises:
         ServingError: The repository cannot be written.
@@ -120,7 +120,7 @@ def write_config(settings: Settings, versions: Iterable[int]) -> None:
 
 
 def _instances(settings: Settings, versions: Iterable[Path]) -> int:
-    """How many processes hold each version."""
+    """Return the number of processes per version."""
     serving = settings.serving
     if serving.instances is not None:
         return serving.instances
@@ -130,7 +130,7 @@ def _instances(settings: Settings, versions: Iterable[Path]) -> int:
 
 
 def _claim(settings: Settings) -> None:
-    """Make sure that the model's folder is ours, and this project's.
+    """Check that the model's folder belongs to this project, and mark it.
 
     Raises:
         ProjectsMixed: Another project's model lies there under this name.
@@ -146,7 +146,7 @@ def _claim(settings: Settings) -> None:
 
 
 def _former_model(folder: Path) -> bool:
-    """A configuration begins as ours does; or a version was laid, but no configuration yet."""
+    """Return whether the folder is an unmarked model folder of an older version, by its configuration or first version."""
     config = folder / "config.pbtxt"
     if not config.is_file():
         return any((version.parent / "model.py").is_file() for version in folder.glob("[0-9]*/manifest.json"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is written down of the local server, and who uses it: so that it can be found, shared, and stopped by its last user."""
+"""State files of the local server: how to find it, who uses it, and when its last user has left."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _CLOCK_STEP_S: Final = 2
 
 @dataclass(frozen=True)
 class ServerRecord:
-    """The local server as it was started.
+    """Record of the local server at its start.
 
     Attributes:
         url: Address of gRPC, a Unix socket: unix:path.
@@ -68,7 +68,7 @@ class ServerRecord:
 
     @property
     def alive(self) -> bool:
-        """Whether this very process runs."""
+        """Return whether this exact process runs."""
         import psutil
 
         try:
@@ -83,13 +83,13 @@ class ServerRecord:
         return not ended and same_moment and (not command or f"--id={self.name}" in command)
 
     def write(self, settings: Settings) -> None:
-        """Write it down, whole or not at all."""
+        """Write the record atomically."""
         with whole(server_file(settings)) as unfinished:
             unfinished.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
 
 def read_record(settings: Settings) -> ServerRecord | None:
-    """The local server that was started last, whether it still runs or not; None where nothing legible is written down."""
+    """Return the record of the local server started last, running or not; None if there is no readable record."""
     try:
         found = json.loads(server_file(settings).read_text(encoding="utf-8"))
         return ServerRecord(**{field.name: found[field.name] for field in fields(ServerRecord) if field.name in found})
@@ -98,7 +98,7 @@ def read_record(settings: Settings) -> ServerRecord | None:
 
 
 def state_folder(settings: Settings) -> Path:
-    """Folder of the server's log, locks and backends; the model repository holds models alone."""
+    """Return the folder of the server's log, locks and backends; the model repository holds only models."""
     claim_home(settings)
     folder = settings.home / "triton-server"
     folder.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ def state_folder(settings: Settings) -> Path:
 
 
 def close_memory(record: ServerRecord) -> None:
-    """Let nobody else read the shared memory through which requests reach the models: Triton makes it readable by all.
+    """Restrict access to the shared memory of requests, which Triton makes readable by all users.
 
     To be called after each load, before requests come.
     """
@@ -116,20 +116,20 @@ def close_memory(record: ServerRecord) -> None:
 
 
 def heartbeat_folder(settings: Settings) -> Path:
-    """Folder of the signs of life that the models' processes give."""
+    """Return the folder of the model processes' heartbeats."""
     folder = state_folder(settings) / "heartbeats"
     folder.mkdir(exist_ok=True)
     return folder
 
 
 def beats(settings: Settings, version: int) -> int:
-    """How many groups of contexts the process of a version has worked on: while it changes, the version is at work."""
+    """Return how many groups of contexts a version has processed; while the count changes, the version is working."""
     return read_beats(heartbeat_folder(settings), settings.served_model, version)
 
 
 @contextmanager
 def server_lock(settings: Settings) -> Iterator[None]:
-    """One process at a time starts, stops or loads.
+    """Hold the lock under which one process at a time starts, stops or loads.
 
     Raises:
         ServingError: Another one has held it for too long.
@@ -154,7 +154,7 @@ def server_lock(settings: Settings) -> Iterator[None]:
 
 @contextmanager
 def using(settings: Settings) -> Iterator[None]:
-    """Be known as a user of the server. The kernel forgets a user that dies."""
+    """Register as a user of the server for the duration of the block. The kernel drops a user that dies."""
     import fcntl
 
     with (state_folder(settings) / "users.lock").open("a") as file:
@@ -163,7 +163,7 @@ def using(settings: Settings) -> Iterator[None]:
 
 
 def used_by_others(settings: Settings) -> bool:
-    """Whether anybody is `using` the server; to be asked outside of one's own use."""
+    """Return whether another process is `using` the server; call it outside the caller's own use."""
     import fcntl
 
     with (state_folder(settings) / "users.lock").open("a") as file:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Switch the served version: write it, load it, ask it something, and only then switch."""
+"""Promotion and rollback of served versions: install, load, probe, and only then switch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["PromotionReport", "promote", "rollback"]
 
 @dataclass(frozen=True)
 class PromotionReport(Jsonable):
-    """What is served from now on.
+    """Describe which version is served.
 
     Attributes:
         version: The version to be served.
@@ -39,7 +39,7 @@ class PromotionReport(Jsonable):
 
 
 def promote(settings: Settings, version: int | None = None) -> PromotionReport:
-    """Serve a version from now on: load it, ask it something, switch in the ledger. Nothing changes where it does not answer.
+    """Promote a version: load it, probe it, then switch in the ledger. A version that does not answer changes nothing.
 
     The version that was served before stays loaded, for a rollback, and so do those that runs at work are pinned to.
 
@@ -56,7 +56,7 @@ def promote(settings: Settings, version: int | None = None) -> PromotionReport:
 
 
 def rollback(settings: Settings) -> PromotionReport:
-    """Serve the version that was served before the present one; called again, the one before that.
+    """Return to the version served before; a repeated call goes back one more.
 
     Raises:
         ServingError: There was none before; or it could not be loaded.

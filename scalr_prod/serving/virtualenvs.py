@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Virtual environments from pinned constraints: the serving one for `scalr serving install`, both for `make setup`.
+"""Virtual environments from pinned constraints, for `scalr serving install` and `make setup`.
 
 Imports the standard library only: `make setup` uses it before anything is installed.
 """
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Recipe:
-    """What an environment is made of.
+    """Specification of a virtual environment.
 
     Attributes:
         folder: The virtual environment.
@@ -61,7 +61,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class _Tool:
-    """uv or pip, told which environment to install into."""
+    """uv or pip, configured for one environment."""
 
     name: Literal["uv", "pip"]
     command: tuple[str, ...]
@@ -74,7 +74,7 @@ class _Tool:
         )
 
     def install(self, *arguments: str) -> None:
-        """Install, or say why not.
+        """Install, or raise with the reason.
 
         Raises:
             ServingError: It failed; the end of what the tool said.
@@ -88,7 +88,7 @@ class _Tool:
             )
 
     def resolve(self, *arguments: str) -> set[str] | None:
-        """Names of the packages that would be installed, without installing any; None where they cannot be resolved."""
+        """Return the packages that would be installed, without installing any; None if they cannot be resolved."""
         report = () if self.name == "uv" else ("--quiet", "--report", "-")
         done = self.run("--dry-run", *report, *arguments)
         if done.returncode:
@@ -100,7 +100,7 @@ class _Tool:
 
 
 def build(recipe: Recipe, *, torch: Torch = "auto", system_packages: bool = False) -> str:
-    """Make the environment, or bring it up to date. One that is begun here and fails is removed again.
+    """Create or update the environment. If creation fails, remove it again.
 
     Args:
         recipe: What to make.
@@ -133,7 +133,7 @@ def build(recipe: Recipe, *, torch: Torch = "auto", system_packages: bool = Fals
 
 
 def provide_uv(python: Path) -> str | None:
-    """uv, installed by pip into the environment of a Python that has pip; None where the index has none."""
+    """Install uv with pip into the environment of a Python; None if there is no pip or the index has no uv."""
     program = python.with_name("uv")
     if not program.is_file():
         command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "uv"]
@@ -142,12 +142,12 @@ def provide_uv(python: Path) -> str | None:
 
 
 def has_gpu() -> bool:
-    """Whether the driver of an NVIDIA GPU is loaded."""
+    """Return whether the driver of an NVIDIA GPU is loaded."""
     return Path("/dev/nvidiactl").exists() or Path("/proc/driver/nvidia/version").exists()
 
 
 def unseen_gpu(folder: Path, torch: str | None) -> str | None:
-    """What to tell of an environment whose torch cannot see this machine's GPU; None where there is no GPU, or it can.
+    """Describe why an environment's torch cannot see this machine's GPU; None if there is no GPU, or it can.
 
     Args:
         folder: The environment.
@@ -160,7 +160,7 @@ def unseen_gpu(folder: Path, torch: str | None) -> str | None:
 
 
 def _choose_torch(tool: _Tool, recipe: Recipe, torch: Torch) -> tuple[str, ...]:
-    """More arguments for the tool, so that a machine without a GPU gets no CUDA libraries where that can be had."""
+    """Return further install arguments, so that a machine without a GPU gets no CUDA libraries where possible."""
     if torch == "cuda" or (torch == "auto" and has_gpu()):
         return ()
     asked = ("--constraint", str(recipe.constraints), "torch")
@@ -189,7 +189,7 @@ def _brings_cuda(names: set[str] | None) -> bool:
 
 
 def _tool(python: Path) -> _Tool:
-    """uv where it is at hand or can be had, since it is faster and knows where builds of torch are; else pip."""
+    """Return uv if it is available or installable, since it is faster and selects torch builds; else pip."""
     uv = find_uv() or provide_uv(python)
     if uv is not None:
         variables = _uv_variables(python)
@@ -199,7 +199,7 @@ def _tool(python: Path) -> _Tool:
 
 
 def _uv_variables(python: Path) -> dict[str, str]:
-    """What pip's configuration and environment say of the package index, as uv's environment variables."""
+    """Return pip's package index configuration as uv's environment variables."""
     done = subprocess.run(  # noqa: S603 - pip
         [str(python), "-m", "pip", "config", "list"], check=False, capture_output=True, text=True
     )
@@ -216,7 +216,7 @@ def _uv_variables(python: Path) -> dict[str, str]:
 
 
 def _make_venv(folder: Path, python: str, *, system_packages: bool) -> None:
-    """A virtual environment with pip. Debian's Python comes without ``ensurepip``."""
+    """Create a virtual environment with pip. Debian's Python comes without ``ensurepip``."""
     probe = subprocess.run([python, "-c", "import ensurepip, venv"], check=False, capture_output=True)  # noqa: S603 - Python
     if probe.returncode:
         interpreter = Interpreter.at(python)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one graph of stages: what each of them needs and makes, whether it is done, and its work.
+"""The graph of stages: dependencies, outputs, completion checks and work of each stage.
 
 The command line, the DAGs, an evaluation's isolated runs, `runs resume` and `Project` all walk it::
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A node of the graph, and one walk over it."""
+"""Types of the pipeline: stages, a pipeline execution's context and its reports."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ __all__ = ["Job", "PipelineReport", "Report", "Stage", "StageState"]
 
 
 class Report(Protocol):
-    """What every stage returns."""
+    """Report of a stage."""
 
     def to_json(self) -> dict[str, Any]:
-        """The report as JSON values."""
+        """Return the report as JSON values."""
 
 
 @dataclass
 class Job:
-    """One walk over the graph: what it was asked for, and what its stages have made so far.
+    """Context of one pipeline execution: its options, and what its stages have made so far.
 
     Attributes:
         settings: The project's settings; the stage ``policy`` puts the home's policy in them.
@@ -58,7 +58,7 @@ class Job:
 
     @classmethod
     def of_run(cls, settings: Settings, run_id: str, *, progress: bool = False) -> Job:
-        """A job that goes on with a run of the ledger.
+        """Return a context that continues a run of the ledger.
 
         Raises:
             RunNotFound: No such run.
@@ -70,15 +70,15 @@ class Job:
 
     @property
     def run_id(self) -> str | None:
-        """The run, once there is one."""
+        """Return the run's id; None before the run is planned."""
         return self.spec.run_id if self.spec else None
 
     def spent(self) -> dict[str, dict[str, float | None]]:
-        """``seconds`` and ``memory_mb`` of every stage so far."""
+        """Return ``seconds`` and ``memory_mb`` of every stage so far."""
         return {name: {"seconds": seconds, "memory_mb": self.memory_mb.get(name)} for name, seconds in self.seconds.items()}
 
     def run(self) -> RunSpec:
-        """The run.
+        """Return the run's specification.
 
         Raises:
             ScalrError: There is none yet.
@@ -113,7 +113,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class StageState(Jsonable):
-    """Whether a stage is done.
+    """Describe whether a stage is done.
 
     Attributes:
         stage: Its name.
@@ -132,7 +132,7 @@ class StageState(Jsonable):
 
 @dataclass(frozen=True)
 class PipelineReport(Jsonable):
-    """What one whole run came to.
+    """Report of a complete run.
 
     Attributes:
         run_id: The run.
@@ -146,7 +146,7 @@ class PipelineReport(Jsonable):
 
     @classmethod
     def of(cls, job: Job) -> PipelineReport:
-        """Of a job whose run is done.
+        """Build the report of a finished execution.
 
         Args:
             job: With the reports of its stages.
@@ -157,7 +157,7 @@ class PipelineReport(Jsonable):
         return cls(job.run().run_id, dict(job.seconds), {name: report.to_json() for name, report in job.reports.items()})
 
     def for_people(self) -> dict[str, Any]:
-        """What fits on a screen: a line for each step. All of it is in `to_json`, and in the page of ``scalr report``."""
+        """Return a summary of one line per step. `to_json` and the page of ``scalr report`` have all details."""
         facts: dict[str, Any] = {"run_id": self.run_id}
         for side, log in self.stages.get("ingest", {}).items():
             if side == "common_users":
